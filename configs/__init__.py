@@ -1,0 +1,1 @@
+"""Data that ships with the package: model variants (`models/*.yaml`) and training recipes (`recipes/*.yaml`)."""

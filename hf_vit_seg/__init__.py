@@ -1,0 +1,13 @@
+"""Vision transformers for segmentation inside the Hugging Face ecosystem.
+
+Importing this package registers every installed architecture with transformers' Auto classes and pipelines.
+"""
+
+from importlib.metadata import version
+
+from .plugins import Architecture, architectures, plugins
+
+__version__ = version("hf_vit_seg")
+__all__ = ["Architecture", "__version__", "architectures", "plugins"]
+
+plugins()

@@ -1,0 +1,86 @@
+"""Configuration of SegFormer (arXiv 2105.15203): a Mix Transformer encoder and an all-MLP decode head."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+STAGE_FIELDS = (
+    "depths",
+    "hidden_sizes",
+    "num_attention_heads",
+    "sr_ratios",
+    "patch_sizes",
+    "strides",
+    "mlp_ratios",
+)
+
+
+@strict
+class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Everything that a SegFormer checkpoint of any source needs to give its source's numbers.
+
+    The fields with one entry per stage are `depths`, `hidden_sizes`, `num_attention_heads`, `sr_ratios` (the
+    reduction R of the paper: keys and values are taken at 1/R of the side), `patch_sizes` (K), `strides` (S;
+    the padding is K // 2) and `mlp_ratios` (E; the released code has 4 everywhere, the paper's table does not).
+
+    Every epsilon is a field because the references differ. NVlabs: `layer_norm_eps` (two norms of a block, one
+    after each stage) 1e-6, `patch_norm_eps` and `reduction_norm_eps` 1e-5. mmsegmentation: 1e-6 throughout.
+    transformers: 1e-5 throughout, whatever its own config says.
+
+    `decoder_flavour` is "nvlabs" (a linear projection per level) or "mmseg" (convolution, BatchNorm and ReLU
+    per level); the two are different functions and their weights cannot be mapped onto each other.
+    """
+
+    model_type = "segformer_seg"
+
+    num_channels: int = 3
+    depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    hidden_sizes: list[int] | tuple[int, ...] = (32, 64, 160, 256)
+    num_attention_heads: list[int] | tuple[int, ...] = (1, 2, 5, 8)
+    sr_ratios: list[int] | tuple[int, ...] = (8, 4, 2, 1)
+    patch_sizes: list[int] | tuple[int, ...] = (7, 3, 3, 3)
+    strides: list[int] | tuple[int, ...] = (4, 2, 2, 2)
+    mlp_ratios: list[int | float] | tuple[int | float, ...] = (4, 4, 4, 4)
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.1
+    classifier_dropout_prob: float | int = 0.1
+    layer_norm_eps: float = 1e-6
+    patch_norm_eps: float = 1e-5
+    reduction_norm_eps: float = 1e-5
+    decoder_hidden_size: int = 256
+    decoder_flavour: Literal["nvlabs", "mmseg"] = "nvlabs"
+    decoder_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    semantic_loss_ignore_index: int = 255
+
+    def __post_init__(self, **kwargs):
+        self.stage_names = [f"stage{i}" for i in range(1, len(self.depths) + 1)]
+        kwargs.pop("stage_names", None)
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of stages: what `output_hidden_states` returns one map of."""
+        return len(self.depths)
+
+    def validate_stages(self):
+        """Refuse per-stage fields of different lengths and widths that the heads do not divide."""
+        lengths = {name: len(getattr(self, name)) for name in STAGE_FIELDS}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"SegFormerConfig needs one entry per stage in each of these fields, got {lengths}")
+        for width, heads in zip(self.hidden_sizes, self.num_attention_heads, strict=True):
+            if width % heads:
+                raise ValueError(
+                    f"SegFormerConfig.hidden_sizes {tuple(self.hidden_sizes)} must be divisible by "
+                    f"num_attention_heads {tuple(self.num_attention_heads)}: {width} % {heads} != 0"
+                )
+
+
+__all__ = ["SegFormerConfig"]

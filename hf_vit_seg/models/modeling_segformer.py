@@ -1,0 +1,411 @@
+"""SegFormer (arXiv 2105.15203): a Mix Transformer encoder without position embeddings, and an all-MLP decode head.
+
+Equation numbers are the paper's. Shapes: B images, C channels, H W grid of the stage, N = H*W tokens,
+M tokens after the reduction by R, K classes.
+
+Feature maps are kept as (B, H, W, C) inside a stage, so that a token sequence (B, N, C) and a channels-last
+image (B, C, H, W) are both views of the same memory and nothing is ever transposed.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutput,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_segformer import SegFormerConfig
+from .losses import semantic_segmentation_loss
+from .pointwise import PointwiseLinear
+from .row_strips import row_strips, strips_pay
+from .segmentation_heads import AllMLPHead
+
+# Largest temporary of the Mix-FFN on a CPU, its border rows not counted: from 4 MiB on, the allocator maps new pages.
+STRIP_BYTES = int(3 * 2**20)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,  # (B, heads, N, C/heads)
+    key: torch.Tensor,  # (B, heads, M, C/heads)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Equation 1, written out: the only implementation that can return the attention weights (B, heads, N, M)."""
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def convolve(convolution: nn.Conv2d, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Apply a convolution to (B, H, W, C) memory without copying it: (B, H', W', C')."""
+    return convolution(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
+
+
+class DropPath(nn.Module):
+    """Stochastic depth per image (arXiv 1603.09382); the identity outside training."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0.0 or not self.training:
+            return hidden_states
+        keep = 1 - self.rate
+        shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
+        return hidden_states * (hidden_states.new_empty(shape).bernoulli_(keep) / keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.4f}"
+
+
+class OverlapPatchEmbeddings(nn.Module):
+    """Section 3.1, overlapped patch merging: a convolution with kernel K, stride S and padding K // 2."""
+
+    def __init__(self, config: SegFormerConfig, stage: int):
+        super().__init__()
+        kernel = config.patch_sizes[stage]
+        self.projection = nn.Conv2d(
+            config.num_channels if stage == 0 else config.hidden_sizes[stage - 1],
+            config.hidden_sizes[stage],
+            kernel_size=kernel,
+            stride=config.strides[stage],
+            padding=kernel // 2,
+        )
+        self.norm = nn.LayerNorm(config.hidden_sizes[stage], eps=config.patch_norm_eps)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        feature_map = self.projection(feature_map.contiguous(memory_format=torch.channels_last))
+        return self.norm(feature_map.permute(0, 2, 3, 1).contiguous())  # (B, H, W, C)
+
+
+class SegFormerAttention(nn.Module):
+    """Equations 1 and 2: every token asks, and the keys and values come from a grid R times smaller per side."""
+
+    def __init__(self, config: SegFormerConfig, stage: int):
+        super().__init__()
+        width, ratio = config.hidden_sizes[stage], config.sr_ratios[stage]
+        self.config = config
+        self.head_dim = width // config.num_attention_heads[stage]
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj = PointwiseLinear(width, width)
+        self.k_proj = PointwiseLinear(width, width)
+        self.v_proj = PointwiseLinear(width, width)
+        self.o_proj = PointwiseLinear(width, width)
+        self.reduction = nn.Conv2d(width, width, kernel_size=ratio, stride=ratio) if ratio > 1 else None
+        self.reduction_norm = nn.LayerNorm(width, eps=config.reduction_norm_eps) if ratio > 1 else None
+
+    def split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) -> (B, heads, N, C/heads)."""
+        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def reduce(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Equation 2: (B, H, W, C) -> (B, M, C)."""
+        if self.reduction is None or self.reduction_norm is None:
+            return hidden_states.flatten(1, 2)
+        return self.reduction_norm(convolve(self.reduction, hidden_states).flatten(1, 2))
+
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        reduced = self.reduce(hidden_states)  # (B, M, C)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        context, weights = attention(
+            self,
+            self.split_heads(self.q_proj(hidden_states.flatten(1, 2))),
+            self.split_heads(self.k_proj(reduced)),
+            self.split_heads(self.v_proj(reduced)),
+            None,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(context.reshape(hidden_states.shape)), weights  # (B, H, W, C)
+
+
+class MixFFN(nn.Module):
+    """Equation 3: linear, depthwise 3x3 convolution (its zero padding is all the model knows of position), linear."""
+
+    def __init__(self, config: SegFormerConfig, stage: int):
+        super().__init__()
+        width = config.hidden_sizes[stage]
+        hidden = int(width * config.mlp_ratios[stage])
+        self.fc1 = PointwiseLinear(width, hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1, groups=hidden)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = PointwiseLinear(hidden, width)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if strips_pay(hidden_states):
+            return torch.stack([self.forward_in_strips(image) for image in hidden_states])
+        return self.transform(hidden_states, 0, hidden_states.shape[1])
+
+    def transform(self, hidden_states: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        """Rows `first` to `last` (exclusive) of equation 3 on (B, H, W, C): the others only lend their border."""
+        expanded = convolve(self.dwconv, self.fc1(hidden_states))[:, first:last]  # (B, H, W, E*C)
+        return self.dropout(self.fc2(self.dropout(self.activation(expanded))))
+
+    def forward_in_strips(self, image: torch.Tensor) -> torch.Tensor:
+        """The same for one image (H, W, C), a strip of rows and its two neighbours at a time."""
+        height, width, _ = image.shape
+        row_bytes = width * self.fc1.out_features * image.element_size()
+        strips = row_strips(height, row_bytes, STRIP_BYTES)
+        if len(strips) == 1:
+            return self.transform(image[None], 0, height)[0]
+        transformed = torch.empty_like(image)
+        for first, last in strips:
+            top, bottom = max(first - 1, 0), min(last + 1, height)
+            transformed[first:last] = self.transform(image[None, top:bottom], first - top, last - top)[0]
+        return transformed
+
+
+class SegFormerLayer(GradientCheckpointingLayer):
+    """Efficient self-attention and Mix-FFN, each behind a norm and a residual connection (figure 2)."""
+
+    def __init__(self, config: SegFormerConfig, stage: int, drop_path_rate: float):
+        super().__init__()
+        width = config.hidden_sizes[stage]
+        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attention = SegFormerAttention(config, stage)
+        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = MixFFN(config, stage)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attended, _ = self.attention(self.norm1(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attended))
+        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
+
+
+class SegFormerStage(nn.Module):
+    """One level of the encoder: (B, C, H, W) in, (B, C', H', W') out, both channels-last in memory."""
+
+    def __init__(self, config: SegFormerConfig, stage: int, drop_path_rates: list[float]):
+        super().__init__()
+        self.patch_embeddings = OverlapPatchEmbeddings(config, stage)
+        self.layers = nn.ModuleList([SegFormerLayer(config, stage, rate) for rate in drop_path_rates])
+        self.norm = nn.LayerNorm(config.hidden_sizes[stage], eps=config.layer_norm_eps)
+
+    def forward(self, feature_map: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        hidden_states = self.patch_embeddings(feature_map)  # (B, H, W, C)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return self.norm(hidden_states).permute(0, 3, 1, 2)
+
+
+class SegFormerPreTrainedModel(PreTrainedModel):
+    """What all SegFormer models share: attention choice, recording of outputs, initialisation."""
+
+    config: SegFormerConfig
+    base_model_prefix = "segformer"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SegFormerLayer", "OverlapPatchEmbeddings", "AllMLPHead"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(SegFormerStage, capture_initial_hidden_state=False),
+        "attentions": SegFormerAttention,
+    }
+    _input_embed_layer = "patch_embeddings"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """NVlabs' scheme: normal with the fan-out for convolutions, truncated normal for linear layers."""
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            init.normal_(module.weight, mean=0.0, std=(2.0 / fan_out) ** 0.5)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+            init.ones_(module.weight)
+        else:
+            return super()._init_weights(module)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+        if isinstance(module, nn.BatchNorm2d):
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+
+
+def build_stages(config: SegFormerConfig) -> nn.ModuleList:
+    """The encoder's stages; the stochastic depth rises linearly over all layers of all stages."""
+    total = sum(config.depths)
+    rates = iter([config.drop_path_rate * i / max(total - 1, 1) for i in range(total)])
+    return nn.ModuleList(
+        [
+            SegFormerStage(config, stage, [next(rates) for _ in range(depth)])
+            for stage, depth in enumerate(config.depths)
+        ]
+    )
+
+
+def check_image(config: SegFormerConfig, pixel_values: torch.Tensor) -> None:
+    """Refuse images of another channel count, and images that the first reduction cannot take a single key from."""
+    _, channels, height, width = pixel_values.shape
+    if channels != config.num_channels:
+        raise ValueError(
+            f"This model takes images of {config.num_channels} channels (config.num_channels), got "
+            f"pixel_values of shape {tuple(pixel_values.shape)}"
+        )
+    least, stride = 1, 1
+    for step, ratio in zip(config.strides, config.sr_ratios, strict=True):
+        stride *= step
+        least = max(least, (ratio - 1) * stride + 1)
+    if height < least or width < least:
+        raise ValueError(
+            f"SegFormer needs images of at least {least}x{least} pixels, got {height}x{width}: resize or pad "
+            "them, as the image processor does"
+        )
+
+
+class SegFormerModel(SegFormerPreTrainedModel):
+    """The bare encoder: the last stage's normalised feature map (B, C4, H/32, W/32)."""
+
+    def __init__(self, config: SegFormerConfig):
+        super().__init__(config)
+        self.stages = build_stages(config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
+        """Encode images.
+
+        `pixel_values` are normalised images (B, C, H, W) of at least 29x29 pixels, sides of any length.
+        `hidden_states`, when asked for, are the feature maps of the stages at 1/4, 1/8, 1/16 and 1/32.
+        """
+        check_image(self.config, pixel_values)
+        feature_map = pixel_values
+        for stage in self.stages:
+            feature_map = stage(feature_map, **kwargs)
+        return BaseModelOutput(last_hidden_state=feature_map)
+
+
+class SegFormerForImageClassification(SegFormerPreTrainedModel):
+    """The encoder with a linear classifier on the mean of the last feature map, as it was trained on ImageNet."""
+
+    def __init__(self, config: SegFormerConfig):
+        super().__init__(config)
+        self.segformer = SegFormerModel(config)
+        self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
+        self.loss_type = "ForImageClassification"  # else a subclass's loss is chosen by its name
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """Classify images (B, C, H, W): logits (B, K). `labels` (B,) are class indices."""
+        outputs = self.segformer(pixel_values, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state.mean(dim=(2, 3)))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
+    """The encoder with the all-MLP decode head of section 3.2."""
+
+    accepts_loss_kwargs = False  # else Trainer would divide by a count of labels that includes ignored pixels
+
+    def __init__(self, config: SegFormerConfig):
+        super().__init__(config)
+        self.segformer = SegFormerModel(config)
+        self.decode_head = AllMLPHead(
+            in_channels=config.hidden_sizes,
+            width=config.decoder_hidden_size,
+            num_labels=config.num_labels,
+            flavour=config.decoder_flavour,
+            norm_eps=config.decoder_norm_eps,
+            dropout=config.classifier_dropout_prob,
+        )
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SemanticSegmenterOutput:
+        """Segment images (B, C, H, W): logits (B, K, ceil(H/4), ceil(W/4)).
+
+        `labels` are class maps (B, h, w) of any size, int64, with `config.semantic_loss_ignore_index` where a
+        pixel does not count. The loss is the mean over the pixels that count (0 when none does), at the labels'
+        resolution; with one label it is binary.
+        """
+        outputs = self.segformer(pixel_values, **kwargs)
+        logits = self.decode_head(outputs.hidden_states)
+        loss = None
+        if labels is not None:
+            loss = semantic_segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class SegFormerBackbone(BackboneMixin, SegFormerPreTrainedModel):
+    """The encoder as a feature pyramid for other heads: `config.out_features` chooses among stage1 .. stage4."""
+
+    def __init__(self, config: SegFormerConfig):
+        super().__init__(config)
+        self.stages = build_stages(config)
+        self.num_features = list(config.hidden_sizes)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    @filter_output_hidden_states
+    @capture_outputs
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """Encode images (B, C, H, W) into the chosen feature maps, finest first."""
+        check_image(self.config, pixel_values)
+        feature_map, feature_maps = pixel_values, []
+        for name, stage in zip(self.stage_names, self.stages, strict=True):
+            feature_map = stage(feature_map, **kwargs)
+            if name in self.out_features:
+                feature_maps.append(feature_map)
+        return BackboneOutput(feature_maps=tuple(feature_maps))
+
+
+__all__ = [
+    "SegFormerBackbone",
+    "SegFormerForImageClassification",
+    "SegFormerForSemanticSegmentation",
+    "SegFormerModel",
+    "SegFormerPreTrainedModel",
+]

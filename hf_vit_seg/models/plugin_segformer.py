@@ -1,0 +1,39 @@
+"""The record by which SegFormer enters the package."""
+
+from importlib.resources import files
+
+from hf_vit_seg.plugins import Architecture
+
+from .configuration_segformer import SegFormerConfig
+from .image_processing_segmentation import (
+    SemanticSegmentationImageProcessor,
+    SemanticSegmentationImageProcessorPil,
+)
+from .modeling_segformer import (
+    SegFormerBackbone,
+    SegFormerForImageClassification,
+    SegFormerForSemanticSegmentation,
+    SegFormerModel,
+)
+
+ARCHITECTURE = Architecture(
+    name="segformer",
+    config=SegFormerConfig,
+    models={
+        "AutoModel": SegFormerModel,
+        "AutoModelForImageClassification": SegFormerForImageClassification,
+        "AutoModelForSemanticSegmentation": SegFormerForSemanticSegmentation,
+        "AutoBackbone": SegFormerBackbone,
+    },
+    image_processor={
+        "torchvision": SemanticSegmentationImageProcessor,
+        "pil": SemanticSegmentationImageProcessorPil,
+    },
+    variants=files("hf_vit_seg.configs") / "models" / "segformer.yaml",
+    conversions=(
+        "hf_vit_seg.conversion.segformer_nvlabs:SOURCE",
+        "hf_vit_seg.conversion.segformer_mmseg:SOURCE",
+        "hf_vit_seg.conversion.segformer_transformers:SOURCE",
+        "hf_vit_seg.conversion.segformer_smp:SOURCE",
+    ),
+)
