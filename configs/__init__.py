@@ -1,1 +1,1 @@
-"""Data that ships with the package: model variants (`models/*.yaml`) and training recipes (`recipes/*.yaml`)."""
+"""Data that ships with the package: variants (`models/*.yaml`), recipes (`recipes/*.yaml`), labels (`labels/*.json`)."""

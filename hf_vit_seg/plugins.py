@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources.abc import Traversable
+from typing import Any
 
 import transformers
+import yaml
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -40,6 +42,18 @@ class Architecture:
     image_processor: Mapping[str, type]
     variants: Traversable
     conversions: tuple[str, ...] = ()
+
+    def variant_rows(self) -> dict[str, dict[str, Any]]:
+        """The published sizes by name: config fields, and `parameters`, the golden count of the largest model."""
+        return yaml.safe_load(self.variants.read_text(encoding="utf-8")) or {}
+
+    def variant_config(self, variant: str, **fields: Any) -> PreTrainedConfig:
+        """The config of a published size, with other `fields` (such as `num_labels`) set on top."""
+        rows = self.variant_rows()
+        if variant not in rows:
+            raise ValueError(f"{self.name} has no variant '{variant}'; it has {', '.join(rows)}")
+        row = {field: value for field, value in rows[variant].items() if field != "parameters"}
+        return self.config(**(row | fields))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
 from .configuration_segformer import SegFormerConfig
 from .losses import semantic_segmentation_loss
@@ -33,7 +33,7 @@ from .row_strips import row_strips, strips_pay
 from .segmentation_heads import AllMLPHead
 
 # Largest temporary of the Mix-FFN on a CPU, its border rows not counted: from 4 MiB on, the allocator maps new pages.
-STRIP_BYTES = int(3 * 2**20)
+STRIP_BYTES = 3 * 2**20
 
 
 def eager_attention_forward(
@@ -294,6 +294,7 @@ class SegFormerModel(SegFormerPreTrainedModel):
         super().__init__(config)
         self.stages = build_stages(config)
         self.post_init()
+        maybe_install_capturing_hooks(self)  # now, because torch.compile cannot do it at the first call
 
     @merge_with_config_defaults
     @capture_outputs

@@ -84,7 +84,7 @@ class AllMLPHead(nn.Module):
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Feature maps (B, C_i, H_i, W_i), finest first, to logits (B, K, H, W), channels-last in memory."""
-        if not self.is_plain():
+        if not self.is_plain() or self.fuse.weight.is_meta:  # accelerate fetches offloaded weights layer by layer
             return self.forward_plain(feature_maps)
         if not self.training and strips_pay(feature_maps[0]) and feature_maps[0].dtype in FOLDED_DTYPES:
             return self.forward_folded([feature_map.permute(0, 2, 3, 1) for feature_map in feature_maps])

@@ -1,0 +1,236 @@
+"""Readers: any checkpoint file or directory becomes named tensors, without ever running code from it.
+
+A format is known by its first bytes, never by its file name.
+"""
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .errors import ConversionError, first_few
+
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+EXPECTED = "a PyTorch (.pth, .pt, .bin), safetensors or NumPy (.npz) checkpoint is expected"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a reader found: tensors by name, the `meta` of a training framework, and the json files beside."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    processor: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint: a file, the index of a sharded one, or a directory that holds either."""
+    if not path.exists():
+        raise ConversionError(f"'{path}' does not exist; give the path of a checkpoint file or directory")
+    file = weight_file(path) if path.is_dir() else path
+    tensors, meta = read_shards(file) if file.name.endswith(".index.json") else unwrapped(file)
+    if not tensors:
+        raise ConversionError(f"'{file}' holds no tensors; {EXPECTED}")
+    return Checkpoint(
+        path=path,
+        tensors=without_prefix(tensors, "module."),
+        meta=meta,
+        config=read_json(file.parent / "config.json"),
+        processor=read_json(file.parent / "preprocessor_config.json"),
+    )
+
+
+def weight_file(folder: Path) -> Path:
+    """A directory's weights: an index, a file of the usual name, or the only checkpoint there."""
+    for name in INDEX_FILES + WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(f for f in folder.iterdir() if f.suffix in (".pth", ".pt", ".bin", ".npz", ".safetensors"))
+    if len(others) != 1:
+        found = f"{len(others)} of other names ({first_few(f.name for f in others)})" if others else "none"
+        raise ConversionError(
+            f"directory '{folder}' has no {' or '.join(WEIGHT_FILES)}, and {found}; give the path of the file itself"
+        )
+    return others[0]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A json object, empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConversionError(f"'{path}' is not valid JSON ({error}); mend it or remove it") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"'{path}' holds a JSON {type(content).__name__}, an object is expected")
+    return content
+
+
+def read_shards(index: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """All tensors that an index distributes over files."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict):
+        raise ConversionError(f"'{index}' has no 'weight_map'; the index of a sharded checkpoint is expected")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(places.values())):
+        if Path(shard).name != shard:  # an index is a stranger's: it shall not lead out of its directory
+            raise ConversionError(f"'{index}' names the shard '{shard}'; shards must lie beside their index")
+        tensors |= unwrapped(index.parent / shard)[0]
+    missing = sorted(places.keys() - tensors.keys())
+    if missing:
+        raise ConversionError(f"the shards of '{index}' lack {first_few(missing)}; get all of its files again")
+    return tensors, {}
+
+
+def unwrapped(file: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The tensors of one file, taken out of a training framework's wrapping, and the framework's `meta`."""
+    content = read_file(file)
+    meta = content.get("meta")
+    for wrapper in WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    others = [
+        f"{name} ({type(value).__name__})"
+        for name, value in content.items()
+        if not (isinstance(name, str) and torch.is_tensor(value))
+    ]
+    if others:
+        raise ConversionError(
+            f"'{file}' holds entries that are not named tensors: {first_few(others)}; a flat dictionary of "
+            f"tensors is expected, bare or under {' or '.join(WRAPPERS)}"
+        )
+    return owned(content), meta if isinstance(meta, Mapping) else {}
+
+
+def owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor with memory of its own: a file may hold views of one another, which cannot be saved again."""
+    result: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        alone = tensor.untyped_storage().nbytes() == tensor.nbytes and place not in seen
+        seen.add(place)
+        tensor = tensor.detach()
+        result[name] = tensor.contiguous() if alone else tensor.clone(memory_format=torch.contiguous_format)
+    return result
+
+
+def without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take off a prefix that all names have (DataParallel's `module.`)."""
+    if not all(name.startswith(prefix) for name in tensors):
+        return tensors
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def read_file(file: Path) -> Mapping[str, Any]:
+    """The content of one file, by the format that its first bytes show."""
+    if not file.is_file():
+        raise ConversionError(f"'{file}' is not a file; {EXPECTED}")
+    with file.open("rb") as stream:
+        head = stream.read(16)
+    if not head:
+        raise ConversionError(f"'{file}' is empty (0 bytes); download or copy it again")
+    for recognised, reader in FORMATS:
+        if recognised(head):
+            content = reader(file)
+            break
+    else:
+        raise ConversionError(f"'{file}' is not a checkpoint (it begins with {head[:8]!r}); {EXPECTED}")
+    if not isinstance(content, Mapping):
+        raise ConversionError(f"'{file}' holds a {type(content).__name__}; a dictionary of tensors is expected")
+    return content
+
+
+def damaged(file: Path, error: Exception) -> ConversionError:
+    """The sentence for a file that begins well and cannot be read to its end."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ConversionError(
+        f"'{file}' ({file.stat().st_size} bytes) is truncated or damaged ({reason}); download or copy it again"
+    )
+
+
+def read_safetensors(file: Path) -> Mapping[str, Any]:
+    """A safetensors file."""
+    try:
+        return load_file(file)
+    except Exception as error:  # damaged bytes can raise anything
+        raise damaged(file, error) from error
+
+
+def read_zip(file: Path) -> Mapping[str, Any]:
+    """A zip archive: NumPy's or PyTorch's, as its members show."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.namelist()
+    except Exception as error:  # damaged bytes can raise anything
+        raise damaged(file, error) from error
+    if any(name.endswith("data.pkl") for name in members):
+        return read_torch(file)
+    if members and all(name.endswith(".npy") for name in members):
+        return read_npz(file)
+    raise ConversionError(f"'{file}' is a zip archive of other files ({first_few(members, 3)}); {EXPECTED}")
+
+
+def read_torch(file: Path) -> Mapping[str, Any]:
+    """A file of torch.save; whatever would need code to be run is refused."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        names = re.findall(r"GLOBAL ([\w.]+)", str(error))
+        if not names:
+            raise damaged(file, error) from error
+        raise ConversionError(
+            f"'{file}' holds Python objects ({first_few(dict.fromkeys(names))}) where only tensors and plain "
+            "containers are read, because rebuilding objects runs code of the file; save its state dict "
+            "alone, in the environment that wrote it, and convert that"
+        ) from error
+    except Exception as error:  # damaged bytes can raise anything
+        raise damaged(file, error) from error
+
+
+def read_npz(file: Path) -> Mapping[str, Any]:
+    """NumPy's archive of arrays; an array of Python objects is refused."""
+    tensors: dict[str, Tensor] = {}
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                tensors[name] = from_numpy(arrays[name])
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise damaged(file, error) from error
+        raise ConversionError(
+            f"'{file}' holds an array of Python objects, which is not read because rebuilding them runs "
+            "code of the file; save plain numeric arrays"
+        ) from error
+    except Exception as error:  # damaged bytes can raise anything
+        raise damaged(file, error) from error
+    return tensors
+
+
+def from_numpy(array: np.ndarray) -> Tensor:
+    """An array as a tensor; bfloat16, which NumPy stores as two bytes without a type, is recovered."""
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+
+
+FORMATS = (
+    (lambda head: head[:4] == b"PK\x03\x04", read_zip),
+    (lambda head: head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05", read_torch),
+    (lambda head: len(head) > 8 and head[8:9] == b"{", read_safetensors),
+)

@@ -1,0 +1,70 @@
+"""A source: everything about one checkpoint format of one architecture, as data."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from .labels import LabelSet
+from .layouts import Sizes
+from .rules import Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outgoing:
+    """What an export hands to a writer: tensors by the reference's names, and all that describes them."""
+
+    tensors: Mapping[str, Tensor]
+    config: PreTrainedConfig
+    labels: LabelSet | None
+    processor: Mapping[str, Any]
+
+
+Writer = Callable[[Outgoing, Path], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """One layout of a format's files.
+
+    A file has this form if all names in `marks` are in it. `model` is the Auto class of what it becomes,
+    `settings` are the config values that follow from the form; on the way back they are what it can hold.
+    Forms without a writer are read and never written; `directory` says that the writer makes a directory.
+    """
+
+    model: str
+    marks: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    write: Writer | None = None
+    directory: bool = False
+
+
+def no_sizes(config: PreTrainedConfig) -> Sizes:
+    """For sources whose layouts need no lengths from the config."""
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A checkpoint format of one architecture.
+
+    The first form whose marks are all present is taken. `infer` reads config fields out of the translated
+    tensors (KeyError: a tensor that it needs is missing). `numerics` are config fields with the values that
+    the reference has in its code; `settings` names the fields that a config.json beside the file may give;
+    `unseen` those that shapes cannot show. `sizes` gives the axis lengths that layouts need on the way back.
+    `remarks` are for the report.
+    """
+
+    name: str
+    title: str
+    forms: tuple[Form, ...]
+    infer: Callable[[Mapping[str, Tensor]], dict[str, Any]]
+    numerics: Mapping[str, Any] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    sizes: Callable[[PreTrainedConfig], Sizes] = no_sizes
+    remarks: tuple[str, ...] = ()

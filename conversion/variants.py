@@ -1,0 +1,40 @@
+"""Variants: which row of an architecture's table of published sizes a config is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from transformers import PreTrainedConfig
+
+from hf_vit_seg.plugins import Architecture
+
+CUSTOM = "custom"
+NOT_A_FIELD = "parameters"
+
+
+def rows(architecture: Architecture) -> dict[str, dict[str, Any]]:
+    """The published sizes, by name."""
+    content = yaml.safe_load(architecture.variants.read_text(encoding="utf-8")) or {}
+    return {
+        name: {field: value for field, value in row.items() if field != NOT_A_FIELD} for name, row in content.items()
+    }
+
+
+def plain(value: Any) -> Any:
+    """Lists and tuples compare alike."""
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def find(
+    architecture: Architecture, config: PreTrainedConfig, inferred: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The variant's name, or "custom", and the single-valued fields that differ from its row.
+
+    The fields with a value per stage must agree. A single value may differ (a decoder width, which references
+    choose freely); one that the checkpoint says nothing of, because it has no such part, is not compared.
+    """
+    for name, row in rows(architecture).items():
+        differing = {field: value for field, value in row.items() if plain(getattr(config, field)) != plain(value)}
+        if not any(isinstance(value, list) for value in differing.values()):
+            return name, {field: value for field, value in differing.items() if field in inferred}
+    return CUSTOM, {}

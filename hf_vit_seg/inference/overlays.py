@@ -1,0 +1,139 @@
+"""Pictures of label maps for human eyes: the photo under translucent colours, and a legend beside or below it.
+
+Shapes: H W pixels, K classes. Lengths are pixels.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+LegendRow = tuple[str, tuple[int, int, int], float]  # name, colour, share of 0 .. 1
+
+SMALLEST_SIDE = 384  # smaller photos are enlarged by a whole factor, so that a legend suits them
+LONGEST_NAME = 28
+MOST_ROWS = 40
+PAPER, INK, FAINT = (255, 255, 255), (25, 25, 25), (120, 120, 120)
+
+
+def draw_overlay(
+    image: Image.Image,
+    label_map: np.ndarray,
+    palette: np.ndarray,
+    rows: Sequence[LegendRow],
+    opacity: float = 0.5,
+    longest_side: int | None = 1600,
+) -> Image.Image:
+    """Lay the classes' colours over a photo, with a thin full line where two classes meet.
+
+    `label_map` (H, W) indexes `palette` (K, 3). The picture is reduced to `longest_side`, None keeps its size. With
+    `rows` a legend is added to the right, or below in columns when it is longer than the photo is high, and tiny
+    photos are enlarged.
+    """
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity is between 0 (photo only) and 1 (colours only), got {opacity}")
+    sides = shown_size(image.size, longest_side, enlarge=bool(rows))
+    picture = resized_picture(image, sides)
+    labels = nearest_labels(label_map, sides)
+    colours = Image.fromarray(palette[labels])
+    picture = Image.blend(picture, colours, opacity)
+    if opacity > 0:
+        picture.paste(colours, mask=Image.fromarray(borders(labels)))
+    return with_legend(picture, rows) if rows else picture
+
+
+def shown_size(size: tuple[int, int], longest_side: int | None, enlarge: bool) -> tuple[int, int]:
+    """(width, height) of the photo in the picture."""
+    longest = max(size)
+    if longest_side is not None and longest > longest_side:
+        width, height = (max(1, round(side * longest_side / longest)) for side in size)
+        return width, height
+    factor = -(-SMALLEST_SIDE // longest) if enlarge and longest < SMALLEST_SIDE else 1
+    return size[0] * factor, size[1] * factor
+
+
+def resized_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The photo at another size: smooth when it shrinks, square pixels when it grows."""
+    if image.size == size:
+        return image
+    smaller = size[0] < image.width or size[1] < image.height
+    if not smaller:
+        return image.resize(size, Image.Resampling.NEAREST)
+    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+
+
+def nearest_labels(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The label map (H, W) sampled at a picture's pixels."""
+    height, width = label_map.shape
+    if (width, height) == size:
+        return label_map
+    columns, rows = ((2 * np.arange(n) + 1) * old // (2 * n) for n, old in zip(size, (width, height), strict=True))
+    return label_map[rows[:, None], columns]
+
+
+def borders(labels: np.ndarray) -> np.ndarray:
+    """A mask (H, W) uint8 of 0 or 255: pixels whose right or lower neighbour is of another class."""
+    mask = np.zeros(labels.shape, dtype=bool)
+    mask[:, :-1] = labels[:, :-1] != labels[:, 1:]
+    mask[:-1] |= labels[:-1] != labels[1:]
+    return mask.astype(np.uint8) * 255
+
+
+def with_legend(picture: Image.Image, rows: Sequence[LegendRow]) -> Image.Image:
+    """Add a legend: to the right if it is no longer than the photo is high, else below in columns."""
+    font = ImageFont.load_default(max(14, max(picture.size) // 48))
+    em = round(font.size)
+    lines = legend_lines(rows)
+    line = round(em * 1.6)
+    name = round(max(font.getlength(text) for text, _, _ in lines))
+    column = round(em * 1.6) + name + em + round(font.getlength("100.0 %")) + em
+    beside = len(lines) * line + em <= picture.height
+    columns = 1 if beside else max(1, picture.width // column)
+    deep = -(-len(lines) // columns)
+    panel = (columns * column + em, deep * line + em)
+    size = (
+        (picture.width + panel[0], picture.height)
+        if beside
+        else (max(picture.width, panel[0]), picture.height + panel[1])
+    )
+    canvas = Image.new("RGB", size, PAPER)
+    canvas.paste(picture, (0, 0))
+    x, y = (picture.width, 0) if beside else (0, picture.height)
+    draw = ImageDraw.Draw(canvas)
+    for i, entry in enumerate(lines):
+        corner = (x + em + i // deep * column, y + em // 2 + i % deep * line)
+        draw_line(draw, corner, entry, em, column - em, font)
+    return canvas
+
+
+def legend_lines(rows: Sequence[LegendRow]) -> list[tuple[str, tuple[int, int, int] | None, float]]:
+    """The legend's lines: long names are cut, and the rarest classes share the last line when there are many."""
+    lines: list[tuple[str, tuple[int, int, int] | None, float]] = [
+        (name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…", colour, share)
+        for name, colour, share in rows
+    ]
+    if len(lines) > MOST_ROWS:
+        rest = lines[MOST_ROWS - 1 :]
+        lines[MOST_ROWS - 1 :] = [(f"{len(rest)} more", None, sum(share for _, _, share in rest))]
+    return lines
+
+
+def draw_line(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    entry: tuple[str, tuple[int, int, int] | None, float],
+    em: int,
+    width: int,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    """Draw one line of the legend: swatch, name, and the share at the column's right end."""
+    (x, y), (text, colour, share) = corner, entry
+    if colour is not None:
+        draw.rectangle((x, y + em * 0.2, x + em, y + em * 1.2), fill=colour, outline=INK)
+    draw.text((x + round(em * 1.6), y + em * 0.7), text, fill=INK, font=font, anchor="lm")
+    draw.text((x + width, y + em * 0.7), percent(share), fill=FAINT, font=font, anchor="rm")
+
+
+def percent(share: float) -> str:
+    """A share of 0 .. 1 in words of one decimal; what occurs at all is never called zero."""
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{share * 100:.1f} %"

@@ -1,0 +1,272 @@
+"""Exact label maps and score maps at any size, without ever holding the resized logits.
+
+Shapes: B images, K classes, h w the logits' grid, H W the map, n cells, m candidate classes of a cell, P pixels of a
+cell along one axis.
+
+The label of a pixel is the arg-max over K of logits that are resized bilinearly. A resized value is a convex mix of
+the four logits at the corners of its cell. Hence, within a cell:
+
+- where one class is the largest at all four corners, it is the largest everywhere: nothing is to be computed;
+- a class that lies below some mix of classes (here the mean of the corners' winners) at all four corners lies below
+  it everywhere and cannot win: only the few others, the candidates, are resized.
+
+On photos 5 to 15 % of the cells are left by the first rule ("torn"), with 2 candidates on average by the second.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+CHUNK_BYTES = 64 * 2**20
+CANDIDATE_GROUPS = (4, 16)  # torn cells are resolved together with others of about as many candidates
+CROWDED = 0.25  # share of candidates among all classes from which resizing them all is faster
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How the pixels of one axis fall into the h + 1 cells between its h samples; the outer two cells are flat.
+
+    Cell i lies between the samples `lower[i]` and `upper[i]` and has the pixels `start[i]` .. `start[i + 1]`:
+    listed in `pixels` (h + 1, P), with their `weights` (h + 1, P) on the upper sample. Where a cell has fewer than
+    P pixels its first one is repeated.
+    """
+
+    lower: torch.Tensor
+    upper: torch.Tensor
+    start: torch.Tensor
+    pixels: torch.Tensor
+    weights: torch.Tensor
+    cell: torch.Tensor  # the cell of each pixel
+
+    def cells(self, first: int, stop: int) -> "Axis":
+        """The cells first .. stop alone, with their samples and pixels counted from their own first."""
+        part, lowest, origin = slice(first, stop), self.lower[first], self.start[first]
+        return replace(
+            self,
+            lower=self.lower[part] - lowest,
+            upper=self.upper[part] - lowest,
+            start=self.start[first : stop + 1] - origin,
+            pixels=self.pixels[part] - origin,
+            weights=self.weights[part],
+            cell=self.cell[origin : self.start[stop]] - first,
+        )
+
+
+def split_axis(samples: int, pixels: int, dtype: torch.dtype, device: torch.device) -> Axis:
+    """The cells of an axis, with the very rounding of `torch.nn.functional.interpolate`."""
+    scale = torch.tensor(samples, dtype=dtype) / pixels
+    position = scale * (torch.arange(pixels, dtype=dtype) + 0.5) - 0.5
+    cell = position.floor().long().clamp(-1, samples - 1) + 1
+    start = torch.cat([torch.zeros(1, dtype=torch.long), torch.bincount(cell, minlength=samples + 1).cumsum(0)])
+    slots = torch.arange(int(start.diff().max()))
+    listed = start[:-1, None] + torch.where(slots < start.diff()[:, None], slots, 0)
+    listed = listed.clamp(max=pixels - 1)  # cells without pixels, which nobody asks for
+    weights = (position[listed].clamp(min=0) - torch.arange(-1, samples)[:, None].clamp(min=0)).clamp(0, 1)
+    sample = torch.arange(-1, samples)
+    fields = (sample.clamp(min=0), (sample + 1).clamp(max=samples - 1), start, listed, weights, cell)
+    return Axis(*(field.to(device) for field in fields))
+
+
+def label_map(
+    logits: torch.Tensor,
+    size: tuple[int, int] | None = None,
+    *,
+    dtype: torch.dtype = torch.int64,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> torch.Tensor:
+    """The most likely class of every pixel at another size: logits (B, K, h, w) -> labels (B, H, W).
+
+    Equal to `interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)` but for ties within the
+    rounding of float32 (of float64 for such logits); of exactly tied classes the first wins. Logits in half
+    precision are resized in float32. A single class is 1 where its probability exceeds one half, else 0. NaN counts
+    as the lowest number, infinities as the largest finite ones.
+
+    `size` is (height, width), by default the logits' own; `dtype` an integer type that holds K - 1. Working memory
+    stays near `chunk_bytes`, or a few bytes per pixel of the map where that is more.
+    """
+    size = checked_size(logits, size)
+    classes = max(logits.shape[1], 2)
+    if classes - 1 > torch.iinfo(dtype).max:
+        raise ValueError(f"{classes} classes do not fit into labels of {dtype}")
+    labels = torch.empty((len(logits), *size), dtype=dtype, device=logits.device)
+    with torch.no_grad():
+        for image, out in zip(logits, labels, strict=True):
+            small = len(image) == 1 or 2 * out.numel() < image[0].numel()
+            if small or not write_labels(image, out, chunk_bytes):
+                write_labels_class_by_class(image, out)
+    return labels
+
+
+def score_map(
+    logits: torch.Tensor, size: tuple[int, int] | None = None, *, chunk_bytes: int = CHUNK_BYTES
+) -> torch.Tensor:
+    """The probability of every pixel's most likely class: logits (B, K, h, w) -> scores (B, H, W) of 0 .. 1.
+
+    The largest softmax of the resized logits, in float32 or float64. With a single class it is the sigmoid itself,
+    the probability of label 1. Working memory is as for `label_map`.
+    """
+    size = checked_size(logits, size)
+    kind = torch.promote_types(logits.dtype, torch.float32)
+    scores = torch.empty((len(logits), *size), dtype=kind, device=logits.device)
+    group = max(1, chunk_bytes // (2 * scores[0].nbytes))
+    with torch.no_grad():
+        for image, out in zip(logits, scores, strict=True):
+            if len(image) == 1:
+                out.copy_(resized(image, size)[0].sigmoid())
+                continue
+            best = torch.full_like(out, -torch.inf)
+            total = out.zero_()  # sum of exp(logit - best) over the classes so far
+            for classes in image.split(group):
+                planes = resized(classes, size)
+                higher = torch.maximum(best, planes.amax(0))
+                total.mul_((best - higher).exp_()).add_((planes - higher).exp_().sum(0))
+                best = higher
+            total.reciprocal_()
+    return scores
+
+
+def checked_size(logits: torch.Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
+    """The map's (height, width), after refusing what is no batch of logit maps."""
+    if logits.ndim != 4 or not logits.is_floating_point() or 0 in logits.shape[1:]:
+        raise ValueError(
+            "Label maps need floating-point logits of shape (images, classes, height, width), got "
+            f"{logits.dtype} of shape {tuple(logits.shape)}"
+        )
+    height, width = logits.shape[-2:] if size is None else map(int, size)
+    if height < 1 or width < 1:
+        raise ValueError(f"A label map has at least one pixel, asked was for size {(height, width)}")
+    return height, width
+
+
+def finite(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 or float64, with numbers in place of NaN and infinity."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if torch.isfinite(logits.sum()):
+        return logits
+    bound = torch.finfo(logits.dtype).max / 8  # leaves room for the sum of four corners
+    return logits.nan_to_num(nan=-bound).clamp(-bound, bound)
+
+
+def resized(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear resize: (K, h, w) -> (K, H, W) in float32 or float64."""
+    planes = finite(logits).contiguous()[None]
+    return torch.nn.functional.interpolate(planes, size=size, mode="bilinear", align_corners=False)[0]
+
+
+def write_labels_class_by_class(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Fill `labels` (H, W) from logits (K, h, w) by a running maximum: for few pixels, one class, or pure noise."""
+    size = (labels.shape[0], labels.shape[1])
+    if len(logits) == 1:
+        labels.copy_(resized(logits, size)[0] > 0)
+        return
+    best = resized(logits[:1], size)[0]
+    labels.zero_()
+    for index in range(1, len(logits)):
+        plane = resized(logits[index : index + 1], size)[0]
+        labels.masked_fill_(plane > best, index)
+        torch.maximum(best, plane, out=best)
+
+
+def write_labels(logits: torch.Tensor, labels: torch.Tensor, chunk_bytes: int) -> bool:
+    """Fill `labels` (H, W) from logits (K, h, w) in bands of cells; False when the candidates are too many."""
+    classes, height, width = logits.shape
+    kind = torch.promote_types(logits.dtype, torch.float32)
+    rows = split_axis(height, labels.shape[0], kind, logits.device)
+    columns = split_axis(width, labels.shape[1], kind, logits.device)
+    band = max(1, chunk_bytes // (8 * width * classes * kind.itemsize))
+    for first in range(0, height + 1, band):
+        stop = min(first + band, height + 1)
+        samples = logits[:, max(first - 1, 0) : min(stop, height)]
+        values = finite(samples.permute(1, 2, 0)).contiguous()  # (r, w, K): the logits of a sample together
+        out = labels[rows.start[first] : rows.start[stop]]
+        if not write_band(values, out, rows.cells(first, stop), columns, chunk_bytes):
+            return False
+    return True
+
+
+def write_band(values: torch.Tensor, labels: torch.Tensor, rows: Axis, columns: Axis, chunk_bytes: int) -> bool:
+    """`write_labels` for some rows of cells, with their samples as values (r, w, K)."""
+    winners = values.argmax(2).to(labels.dtype)  # (r, w)
+    upper, lower = winners[rows.lower], winners[rows.upper]
+    corners = torch.stack(
+        [upper[:, columns.lower], upper[:, columns.upper], lower[:, columns.lower], lower[:, columns.upper]]
+    )
+    labels.copy_(corners[0][rows.cell][:, columns.cell])
+    torn = (corners != corners[0]).any(0)
+    torn &= (rows.start.diff() > 0)[:, None] & (columns.start.diff() > 0)
+    row, column = torn.nonzero(as_tuple=True)
+    step = max(1, chunk_bytes // (8 * values.shape[2] * values.itemsize))
+    for part in torch.arange(len(row), device=row.device).split(step):
+        i, j = row[part], column[part]
+        if not write_torn(values, corners[:, i, j].long(), labels, rows, columns, i, j):
+            return False
+    return True
+
+
+def write_torn(
+    values: torch.Tensor,
+    winners: torch.Tensor,
+    labels: torch.Tensor,
+    rows: Axis,
+    columns: Axis,
+    row: torch.Tensor,
+    column: torch.Tensor,
+) -> bool:
+    """Write the pixels of the n cells at (row, column), which have different `winners` (4, n) at their corners."""
+    above, below = rows.lower[row], rows.upper[row]
+    left, right = columns.lower[column], columns.upper[column]
+    corners = torch.stack([values[above, left], values[above, right], values[below, left], values[below, right]])
+    w = corners.gather(2, winners.T.expand(4, -1, -1))  # (4, n, 4): the winners' logits at each corner
+    mean = ((w[..., 0] + w[..., 1]) + (w[..., 2] + w[..., 3])) * 0.25  # in pairs: never rounded above the largest
+    candidates = (corners >= mean[..., None]).any(0)  # (n, K)
+    counts = candidates.sum(1)
+    classes = candidates.shape[1]
+    if classes > CANDIDATE_GROUPS[0] and counts.sum() > CROWDED * candidates.numel():
+        return False
+    at_least = 0
+    for at_most in (*CANDIDATE_GROUPS, classes):
+        cells = ((counts > at_least) & (counts <= at_most)).nonzero()[:, 0]
+        at_least = max(at_least, at_most)
+        if not len(cells):
+            continue
+        table = listed(candidates[cells])  # (n, m)
+        picked = corners[:, cells].gather(2, table.expand(4, -1, -1))  # (4, n, m)
+        resolve(picked, table, labels, rows, columns, row[cells], column[cells])
+    return True
+
+
+def listed(chosen: torch.Tensor) -> torch.Tensor:
+    """The indices of each row's true entries, ascending: (n, K) -> (n, m); short rows repeat their first."""
+    row, index = chosen.nonzero(as_tuple=True)
+    counts = chosen.sum(1)
+    first = counts.cumsum(0) - counts
+    table = index[first][:, None].repeat(1, int(counts.max()))
+    table[row, torch.arange(len(row), device=row.device) - first[row]] = index
+    return table
+
+
+def resolve(
+    corners: torch.Tensor,
+    classes: torch.Tensor,
+    labels: torch.Tensor,
+    rows: Axis,
+    columns: Axis,
+    row: torch.Tensor,
+    column: torch.Tensor,
+) -> None:
+    """Resize the candidates' logits `corners` (4, n, m) within their cells and write the largest one's class."""
+    down, across = rows.weights[row][:, :, None], columns.weights[column][:, None, :]  # (n, P, 1), (n, 1, P)
+    best, label = None, None
+    for logit, index in zip(corners.unbind(2), classes.unbind(1), strict=True):
+        a, b, c, d = logit[..., None, None]  # (n, 1, 1) each
+        value = (1 - down) * ((1 - across) * a + across * b) + down * ((1 - across) * c + across * d)
+        index = index.to(labels.dtype)[:, None, None]
+        if best is None or label is None:
+            best, label = value, index.expand(value.shape)
+            continue
+        label = torch.where(value > best, index, label)
+        best = torch.maximum(best, value)
+    labels[rows.pixels[row][:, :, None], columns.pixels[column][:, None, :]] = label
+
+
+__all__ = ["label_map", "score_map"]

@@ -1,0 +1,428 @@
+"""The body of tests that every architecture passes. It is parametrised over the registry: see `cases.py`."""
+
+import copy
+import inspect
+import logging
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from cases import CASES, Case
+from PIL import Image
+from random_weights import randomise
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+    pipeline,
+)
+
+from hf_vit_seg import architectures
+
+LABELS = 5
+BUILT = [(name, auto) for name, architecture in architectures().items() for auto in architecture.models]
+SEGMENTERS = [name for name, auto in BUILT if auto == "AutoModelForSemanticSegmentation"]
+
+
+def build(name: str, auto: str = "AutoModelForSemanticSegmentation", **settings) -> PreTrainedModel:
+    """The tiny variant under an Auto class, every weight random, in evaluation."""
+    attention = settings.pop("attn_implementation", "sdpa")
+    config = architectures()[name].variant_config("tiny", **({"num_labels": LABELS} | settings))
+    return randomise(getattr(transformers, auto).from_config(config, attn_implementation=attention)).eval()
+
+
+def images(name: str, batch: int = 2, size: tuple[int, int] | None = None, channels: int = 3) -> torch.Tensor:
+    height, width = size or CASES[name].sizes[0]
+    return torch.randn(batch, channels, height, width)
+
+
+def main_output(output) -> torch.Tensor:
+    """The tensor that a model of any head is asked for."""
+    if getattr(output, "logits", None) is not None:
+        return output.logits
+    return output.feature_maps[-1] if "feature_maps" in output else output.last_hidden_state
+
+
+def labels_for(model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    kind = type(model).__name__
+    batch, _, height, width = pixel_values.shape
+    if "ForSemanticSegmentation" in kind:
+        return {"labels": torch.randint(0, LABELS, (batch, height, width))}
+    return {"labels": torch.randint(0, LABELS, (batch,))} if "ForImageClassification" in kind else {}
+
+
+def loss_of(model: PreTrainedModel, pixel_values: torch.Tensor, **labels) -> torch.Tensor:
+    output = model(pixel_values, **labels)
+    if labels:
+        return output.loss
+    maps = output.feature_maps if "feature_maps" in output else [output.last_hidden_state]
+    return sum(feature_map.square().mean() for feature_map in maps)
+
+
+def test_every_architecture_has_a_case():
+    assert set(architectures()) <= set(CASES)
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_golden_parameter_counts(name):
+    architecture = architectures()[name]
+    for variant, row in architecture.variant_rows().items():
+        with torch.device("meta"):
+            config = architecture.variant_config(variant, num_labels=150)
+            model = AutoModelForSemanticSegmentation.from_config(config)
+        assert sum(p.numel() for p in model.parameters()) == row["parameters"], variant
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_an_unknown_variant_names_the_known_ones(name):
+    with pytest.raises(ValueError, match="tiny"):
+        architectures()[name].variant_config("b99")
+
+
+@pytest.mark.parametrize(("name", "auto"), BUILT)
+def test_registered_with_the_auto_classes(name, auto, tmp_path):
+    model = build(name, auto)
+    assert type(model) is architectures()[name].models[auto]
+    model.save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is architectures()[name].config
+
+
+@pytest.mark.parametrize(("name", "auto"), BUILT)
+def test_any_size_any_batch(name, auto):
+    model = build(name, auto)
+    for size in CASES[name].sizes:
+        pixel_values = images(name, size=size)
+        with torch.no_grad():
+            both = main_output(model(pixel_values))
+            first = main_output(model(pixel_values[:1]))
+        assert both.isfinite().all()
+        torch.testing.assert_close(both[:1], first, rtol=1e-4, atol=1e-5)
+        if auto == "AutoModelForSemanticSegmentation":
+            stride = CASES[name].stride
+            assert both.shape == (2, LABELS, -(-size[0] // stride), -(-size[1] // stride))
+
+
+@pytest.mark.parametrize(("name", "auto"), BUILT)
+def test_gradients_reach_every_parameter(name, auto):
+    settings = {"drop_path_rate": 0.0} if "drop_path_rate" in CASES[name].alternatives else {}
+    if auto == "AutoBackbone":
+        stages = architectures()[name].variant_config("tiny").stage_names
+        settings["out_features"] = list(stages)
+    model = build(name, auto, **settings).train()
+    pixel_values = images(name)
+    loss_of(model, pixel_values, **labels_for(model, pixel_values)).backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    # A bias before a softmax over keys moves all scores of a query alike: its gradient is zero but for rounding.
+    assert [n for n in without if not n.endswith("k_proj.bias")] == []
+
+
+@pytest.mark.parametrize(("name", "auto"), BUILT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_save_and_load(name, auto, dtype, tmp_path):
+    model = build(name, auto).to(dtype)
+    model.save_pretrained(tmp_path)
+    loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert loaded.dtype == dtype
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[key]), key
+    pixel_values = images(name).to(dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(main_output(model(pixel_values)), main_output(loaded(pixel_values)))
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_an_encoder_loads_under_any_head(name, tmp_path):
+    classifier = build(name, "AutoModelForImageClassification")
+    classifier.save_pretrained(tmp_path)
+    segmenter = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, num_labels=3)
+    encoder = AutoModel.from_pretrained(tmp_path)
+    for key, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, segmenter.base_model.state_dict()[key])
+        assert torch.equal(tensor, classifier.base_model.state_dict()[key])
+
+
+@pytest.mark.parametrize(("name", "auto"), BUILT)
+def test_attention_implementations_agree(name, auto):
+    model = build(name, auto).double()
+    pixel_values = images(name).double()
+    with torch.no_grad():
+        expected = main_output(model(pixel_values))
+        for implementation in ("eager", "sdpa"):
+            model.set_attn_implementation(implementation)
+            torch.testing.assert_close(main_output(model(pixel_values)), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_flex_attention_agrees_and_flash_is_asked_for_clearly(name):
+    model = build(name, "AutoModel")
+    pixel_values = images(name)
+    with torch.no_grad():
+        expected = main_output(model(pixel_values))
+        model.set_attn_implementation("flex_attention")
+        torch.testing.assert_close(main_output(model(pixel_values)), expected, rtol=1e-3, atol=1e-4)
+    assert model._supports_flash_attn
+    if not torch.cuda.is_available():
+        with pytest.raises((ImportError, ValueError), match=r"[Ff]lash"):
+            build(name, "AutoModel", attn_implementation="flash_attention_2")
+
+
+@pytest.mark.parametrize(("name", "auto"), BUILT)
+def test_hidden_states_and_attentions_are_recorded(name, auto):
+    model = build(name, auto, attn_implementation="eager")
+    pixel_values = images(name)
+    with torch.no_grad():
+        plain = model(pixel_values)
+        full = model(pixel_values, output_hidden_states=True, output_attentions=True)
+        as_tuple = model(pixel_values, return_dict=False)
+    assert "hidden_states" not in plain and "attentions" not in plain
+    assert len(full.hidden_states) == model.config.num_hidden_layers
+    assert all(torch.isclose(a.sum(-1), torch.ones(())).all() for a in full.attentions)
+    torch.testing.assert_close(main_output(full), main_output(plain))
+    assert isinstance(as_tuple, tuple)
+
+
+@pytest.mark.parametrize(("name", "auto"), BUILT)
+def test_low_precision_stays_near(name, auto):
+    model = build(name, auto)
+    pixel_values = images(name)
+    with torch.no_grad():
+        expected = main_output(model(pixel_values))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = main_output(model(pixel_values))
+        low = main_output(copy.deepcopy(model).to(torch.bfloat16)(pixel_values.to(torch.bfloat16)))
+    scale = expected.std()
+    assert (cast.float() - expected).abs().mean() < 0.05 * scale
+    assert (low.float() - expected).abs().mean() < 0.05 * scale
+
+
+@pytest.mark.parametrize(("name", "auto"), BUILT)
+def test_compiles_without_a_graph_break(name, auto):
+    torch._dynamo.reset()
+    model = build(name, auto)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    pixel_values = images(name)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            main_output(compiled(pixel_values)), main_output(model(pixel_values)), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_inductor_gives_the_same_and_sees_new_weights(name):
+    torch._dynamo.reset()
+    model = build(name)
+    compiled = torch.compile(model, fullgraph=True)
+    pixel_values = images(name)
+    with torch.no_grad():
+        for seed in (0, 1):
+            randomise(model, seed)
+            torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_exports_with_any_batch_and_size(name):
+    model = build(name)
+    dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    with torch.no_grad():
+        program = torch.export.export(model, (images(name, size=(64, 96)),), dynamic_shapes={"pixel_values": dynamic})
+        for batch, size in ((1, (64, 64)), (3, (96, 160))):
+            pixel_values = images(name, batch, size)
+            exported = program.module()(pixel_values)
+            torch.testing.assert_close(exported.logits, model(pixel_values).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "auto"), BUILT)
+def test_activation_checkpointing_changes_no_gradient(name, auto):
+    model = build(name, auto).train()
+    pixel_values = images(name)
+    labels = labels_for(model, pixel_values)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable()
+            assert model.is_activation_checkpointing
+        model.zero_grad()
+        torch.manual_seed(1)
+        loss_of(model, pixel_values, **labels).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for before, after in zip(*gradients, strict=True):
+        torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_device_map_loads(name, tmp_path):
+    model = build(name)
+    model.save_pretrained(tmp_path)
+    pixel_values = images(name)
+    for device_map in ("auto", "cpu", {"": "cpu"}):
+        loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, device_map=device_map)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_offloading_hooks_reach_every_weight(name):
+    accelerate = pytest.importorskip("accelerate")
+    model = build(name)
+    pixel_values = images(name)
+    with torch.no_grad():
+        expected = model(pixel_values).logits
+        offloaded = accelerate.cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
+        torch.testing.assert_close(offloaded(pixel_values).logits, expected)
+
+
+def own_fields(config: type[PreTrainedConfig]) -> set[str]:
+    """The fields that a config class adds to those of transformers' base class."""
+    inherited = {field.name for field in fields(PreTrainedConfig)}
+    return {field.name for field in fields(config)} - inherited - {"_out_features", "_out_indices", "stage_names"}
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_the_case_names_every_config_field(name):
+    assert own_fields(architectures()[name].config) == set(CASES[name].alternatives)
+
+
+def response(name: str, case: Case, field: str | None) -> tuple:
+    """All that a config field can change: parameters, fresh weights, outputs in evaluation and training, loss."""
+    settings = dict(case.extra) | ({} if field is None else {field: case.alternatives[field]})
+    config = architectures()[name].variant_config("tiny", num_labels=LABELS, **settings)
+    torch.manual_seed(0)
+    model = AutoModelForSemanticSegmentation.from_config(config)
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    fresh = torch.cat([tensor.flatten().double() for tensor in model.state_dict().values()])
+    randomise(model)
+    generator = torch.Generator().manual_seed(0)
+    pixel_values = torch.randn(2, config.num_channels, *case.sizes[0], generator=generator)
+    labels = torch.randint(0, LABELS, (2, *case.sizes[0]), generator=generator)
+    with torch.no_grad():
+        evaluated = model.eval()(pixel_values, labels=labels)
+        torch.manual_seed(0)
+        trained = model.train()(pixel_values)
+    return shapes, fresh, evaluated.logits, trained.logits, evaluated.loss
+
+
+@pytest.mark.parametrize(("name", "field"), [(n, f) for n in architectures() for f in CASES[n].alternatives])
+def test_every_config_field_is_read(name, field):
+    case = CASES[name]
+    shapes, fresh, evaluated, trained, loss = response(name, case, None)
+    shapes_, fresh_, evaluated_, trained_, loss_ = response(name, case, field)
+    if field in case.training_only:
+        assert torch.equal(evaluated, evaluated_) and not torch.equal(trained, trained_)
+    elif field in case.loss_only:
+        assert torch.equal(evaluated, evaluated_) and not torch.equal(loss, loss_)
+    elif field in case.initial_only:
+        assert torch.equal(evaluated, evaluated_) and not torch.equal(fresh, fresh_)
+    else:
+        assert shapes != shapes_ or not torch.equal(evaluated, evaluated_)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_other_band_counts(name):
+    model = build(name, num_channels=5)
+    with torch.no_grad():
+        assert model(images(name, channels=5)).logits.isfinite().all()
+    with pytest.raises(ValueError, match="5 channels"):
+        model(images(name, channels=3))
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_the_loss_counts_valid_pixels_alone(name):
+    model = build(name)
+    pixel_values = images(name)
+    labels = labels_for(model, pixel_values)["labels"]
+    labels[:, : labels.shape[1] // 2] = 255
+    output = model(pixel_values, labels=labels)
+    resized = torch.nn.functional.interpolate(output.logits, labels.shape[-2:], mode="bilinear")
+    torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(resized, labels, ignore_index=255))
+    nothing = model(pixel_values, labels=torch.full_like(labels, 255)).loss
+    nothing.backward()
+    assert nothing == 0
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_one_label_is_binary(name):
+    model = build(name, num_labels=1)
+    pixel_values = images(name)
+    labels = torch.randint(0, 2, (2, *pixel_values.shape[-2:]))
+    labels[:, 0] = 255
+    output = model(pixel_values, labels=labels)
+    resized = torch.nn.functional.interpolate(output.logits, labels.shape[-2:], mode="bilinear")[:, 0]
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        resized[labels != 255], labels[labels != 255].float()
+    )
+    torch.testing.assert_close(output.loss, expected)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_trainer_scales_accumulated_gradients_rightly(name):
+    """transformers' own SegFormer makes the loss grow with the accumulation steps (`accepts_loss_kwargs`)."""
+    model = build(name)
+    parameters = inspect.signature(type(model).forward).parameters
+    assert model.accepts_loss_kwargs is False
+    assert {"pixel_values", "labels"} <= set(parameters)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_a_subclass_of_any_name_keeps_its_loss(name):
+    for auto in ("AutoModelForSemanticSegmentation", "AutoModelForImageClassification"):
+        parent = architectures()[name].models[auto]
+        model = type("Mine", (parent,), {})(architectures()[name].variant_config("tiny", num_labels=LABELS))
+        pixel_values = images(name)
+        kind = {"labels": torch.zeros(2, *pixel_values.shape[-2:], dtype=torch.long)}
+        kind = kind if "Segmentation" in auto else {"labels": torch.zeros(2, dtype=torch.long)}
+        assert model(pixel_values, **kind).loss.isfinite()
+
+
+PIPELINES = {
+    "image-segmentation": "AutoModelForSemanticSegmentation",
+    "image-classification": "AutoModelForImageClassification",
+    "image-feature-extraction": "AutoModel",
+}
+
+
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name in SEGMENTERS for task in PIPELINES])
+def test_pipelines_run_and_log_no_error(name, task, tmp_path, caplog):
+    build(name, PIPELINES[task]).save_pretrained(tmp_path)
+    processor = architectures()[name].image_processor["torchvision"]
+    processor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+    transformers.logging.enable_propagation()
+    with caplog.at_level(logging.WARNING):
+        results = pipeline(task, model=str(tmp_path))(photo)
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert results
+    if task == "image-segmentation":
+        assert all(result["mask"].size == photo.size for result in results)
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_auto_backbone(name):
+    config = architectures()[name].variant_config("tiny")
+    config.out_features = list(config.stage_names[-2:])
+    backbone = AutoBackbone.from_config(config)
+    with torch.no_grad():
+        output = backbone(images(name))
+    assert [m.shape[1] for m in output.feature_maps] == backbone.channels
+
+
+@pytest.mark.parametrize("name", architectures())
+@pytest.mark.parametrize("backend", ["torchvision", "pil"])
+def test_auto_image_processor_has_both_backends(name, backend, tmp_path):
+    build(name).save_pretrained(tmp_path)
+    architectures()[name].image_processor[backend]().save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+    assert type(processor) is architectures()[name].image_processor[backend]
+
+
+def test_auto_classes_agree_with_the_named_imports():
+    assert AutoModelForImageClassification is transformers.AutoModelForImageClassification

@@ -1,0 +1,72 @@
+"""The registry and the report: sources come from the installed architectures, a broken one does no harm."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+import rich.console
+from hf_vit_seg.conversion import registry, variants
+from hf_vit_seg.conversion.convert import convert
+from transformers import AutoConfig
+
+from hf_vit_seg import architectures
+
+ORACLE_FILE = Path(__file__).parent / "oracles" / "nvlabs_segformer" / "segformer.tiny.7cls.pth"
+
+
+def test_every_declared_source_loads() -> None:
+    found = [registry.qualified(*pair) for pair in registry.sources()]
+    declared = [place for architecture in architectures().values() for place in architecture.conversions]
+    assert len(found) == len(set(found)) == len(declared)
+    assert {"segformer/nvlabs", "segformer/mmseg", "segformer/transformers", "segformer/smp"} <= set(found)
+
+
+def test_a_broken_source_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
+    places = (
+        "no.such.module:SOURCE",
+        "hf_vit_seg.conversion.rules:rename",
+        "hf_vit_seg.conversion.segformer_smp:SOURCE",
+    )
+    architecture = dataclasses.replace(architectures()["segformer"], conversions=places)
+    assert [source.name for source in registry.sources_of(architecture)] == ["smp"]
+    assert "no.such.module:SOURCE" in caplog.text
+    assert "expected a hf_vit_seg.conversion.source.Source, found function" in caplog.text
+
+
+@pytest.mark.parametrize("source", ["nvlabs", "segformer/nvlabs"])
+def test_a_source_can_be_named(tmp_path: Path, source: str) -> None:
+    assert convert(ORACLE_FILE, tmp_path / "out", source=source).source.startswith("segformer/nvlabs")
+
+
+def test_variants_find_themselves() -> None:
+    for architecture in architectures().values():
+        for name, row in variants.rows(architecture).items():
+            assert variants.find(architecture, architecture.config(**row), row) == (name, {})
+
+
+def test_a_decoder_width_is_no_variant() -> None:
+    architecture = architectures()["segformer"]
+    row = variants.rows(architecture)["b2"]
+    config = architecture.config(**{**row, "decoder_hidden_size": 256})
+    assert variants.find(architecture, config, row) == ("b2", {"decoder_hidden_size": 768})
+    assert variants.find(architecture, config, {}) == ("b2", {})
+
+
+def test_overrides_win(tmp_path: Path) -> None:
+    overrides = {"layer_norm_eps": 1e-3, "num_attention_heads": [2, 2, 2, 2], "strides": [4, 2, 2, 2]}
+    report = convert(ORACLE_FILE, tmp_path / "out", overrides=overrides)
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    assert config.layer_norm_eps == 1e-3
+    assert list(config.num_attention_heads) == [2, 2, 2, 2]
+    assert not any("shapes do not show" in note for note in report.notes)
+
+
+def test_report_renders(tmp_path: Path) -> None:
+    report = convert(ORACLE_FILE, tmp_path / "out")
+    console = rich.console.Console(width=200, record=True, file=io.StringIO())
+    console.print(report)
+    text = console.export_text()
+    assert "238,815" in text
+    assert "decode_head.conv_seg.weight" in text
+    assert len(report.lines()) == len(report.rows())

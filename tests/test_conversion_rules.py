@@ -1,0 +1,217 @@
+"""Name templates, layouts and rules: all can be undone, nothing is lost or written twice."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hf_vit_seg.conversion import segformer_mmseg, segformer_nvlabs, segformer_smp, segformer_transformers
+from hf_vit_seg.conversion.errors import ConversionError
+from hf_vit_seg.conversion.layouts import (
+    KERNEL_FIRST,
+    POINTWISE,
+    SAME,
+    TRANSPOSED,
+    Chain,
+    Join,
+    Layout,
+    Rearrange,
+    Split,
+)
+from hf_vit_seg.conversion.names import compiled, words_of
+from hf_vit_seg.conversion.rules import Rule, drop, inverted, join, origin, rename, split, translate
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+LENGTHS = {"o": 5, "i": 3, "h": 2, "w": 4, "D": 6, "d": 7, "H": 2, "n": 3}
+LAYOUTS: list[tuple[Layout, list[Sequence[int]]]] = [
+    (SAME, [(2, 3)]),
+    (Split(3), [(6, 5)]),
+    (Split(2, axis=1), [(5, 8)]),
+    (Join(3), [(2, 5)] * 3),
+    (Join(2, axis=2), [(2, 3, 1)] * 2),
+    (POINTWISE, [(5, 3, 1, 1)]),
+    (TRANSPOSED, [(3, 5)]),
+    (KERNEL_FIRST, [(2, 4, 3, 5)]),
+    (Rearrange("D H d -> (H d) D"), [(6, 2, 7)]),
+    (Rearrange("H d D -> D (H d)"), [(2, 7, 6)]),
+    (Rearrange("1 1 1 n -> n"), [(1, 1, 1, 3)]),
+    (Rearrange("H d -> (H d)"), [(2, 7)]),
+    (Rearrange("n i o -> n o i"), [(3, 3, 5)]),
+    (Chain((Split(3), POINTWISE)), [(15, 3, 1, 1)]),
+    (Chain((Rearrange("D n H d -> (n H d) D"), Split(3))), [(6, 3, 2, 7)]),
+]
+
+
+def counted(shapes: list[Sequence[int]]) -> tuple[Tensor, ...]:
+    """Tensors of which no two elements are equal."""
+    starts = torch.tensor([0, *[math.prod(shape) for shape in shapes]]).cumsum(0).tolist()
+    return tuple(torch.arange(a, b).reshape(tuple(s)) for a, b, s in zip(starts, starts[1:], shapes, strict=False))
+
+
+@pytest.mark.parametrize(("layout", "shapes"), LAYOUTS, ids=[str(layout) for layout, _ in LAYOUTS])
+def test_layouts_are_invertible(layout: Layout, shapes: list[Sequence[int]]) -> None:
+    tensors = counted(shapes)
+    there = layout.apply(tensors, LENGTHS)
+    assert all(tensor.is_contiguous() for tensor in there)
+    back = layout.inverted.apply(there, LENGTHS)
+    assert len(back) == len(tensors)
+    for found, expected in zip(back, tensors, strict=True):
+        assert torch.equal(found, expected)
+    again = layout.inverted.inverted.apply(tensors, LENGTHS)
+    assert all(torch.equal(a, b) for a, b in zip(again, there, strict=True))
+
+
+@given(st.permutations(["o", "i", "h", "w"]), st.integers(0, 4), st.integers(0, 4))
+def test_any_rearrangement_is_invertible(order: list[str], first: int, last: int) -> None:
+    cut = sorted((first, last))
+    merged = [*order[: cut[0]], "(" + " ".join(order[slice(*cut)]) + ")", *order[cut[1] :]]
+    target = " ".join(part for part in merged if part != "()")
+    layout = Rearrange(f"o i h w -> {target}")
+    (tensor,) = counted([[LENGTHS[name] for name in "oihw"]])
+    (there,) = layout.apply((tensor,), {})
+    expected = tensor.permute(["oihw".index(name) for name in order])
+    assert torch.equal(there.flatten(), expected.flatten())
+    (back,) = layout.inverted.apply((there,), LENGTHS)
+    assert torch.equal(back, tensor)
+
+
+def test_layouts_do_what_they_say() -> None:
+    kernel = torch.randn(6, 2, 7)
+    (dense,) = Rearrange("D H d -> (H d) D").apply((kernel,), {})
+    assert torch.equal(dense, kernel.reshape(6, 14).T)
+    image = torch.randn(2, 4, 3, 5)
+    assert torch.equal(KERNEL_FIRST.apply((image,), {})[0], image.permute(3, 2, 0, 1))
+    query, key = Split(2).apply((torch.arange(6),), {})
+    assert (query.tolist(), key.tolist()) == ([0, 1, 2], [3, 4, 5])
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [(POINTWISE, (5, 3, 3, 3)), (POINTWISE, (5, 3)), (Split(3), (5, 2)), (Split(2), ()), (Join(2), (2, 2))],
+)
+def test_layouts_refuse_other_shapes(layout: Layout, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"shape|axis"):
+        layout.apply((torch.zeros(shape),), {})
+
+
+def test_taking_an_axis_apart_needs_its_lengths() -> None:
+    with pytest.raises(ValueError, match="not known"):
+        TEMPLATE_LAYOUT.apply((torch.zeros(14, 6),), {})
+    with pytest.raises(ValueError, match="length 14"):
+        TEMPLATE_LAYOUT.apply((torch.zeros(14, 6),), {"H": 3})
+    assert TEMPLATE_LAYOUT.apply((torch.zeros(14, 6),), {"H": 2})[0].shape == (6, 2, 7)
+
+
+TEMPLATE_LAYOUT = Rearrange("(H d) D -> D H d")
+
+
+@given(st.integers(0, 3), st.integers(0, 200), st.sampled_from(["weight", "bias"]))
+def test_names_are_invertible(stage: int, layer: int, part: str) -> None:
+    words = words_of(("{p:weight|bias}",))
+    template = compiled("a.b{stage+1}.{layer}.c{3-stage}.{p}", words)
+    name = f"a.b{stage + 1}.{layer}.c{3 - stage}.{part}"
+    bindings = {"stage": stage, "layer": layer, "p": part}
+    assert template.match(name) == bindings
+    assert template.render(bindings) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "b0.0.weight",
+        "b1.01.weight",
+        "b1.0.gamma",
+        "b1.0.weight.x",
+        "xb1.0.weight",
+        "b1.-1.bias",
+        "b1.0.biasweight",
+    ],
+)
+def test_names_that_do_not_fit(name: str) -> None:
+    assert compiled("b{stage+1}.{layer}.{p:weight|bias}", words_of(("{p:weight|bias}",))).match(name) is None
+
+
+def test_one_number_written_twice_must_agree() -> None:
+    assert compiled("{i}.{i}", ()).match("1.2") is None
+    assert compiled("{i}.{i}", ()).match("2.2") == {"i": 2}
+
+
+def test_a_broken_template_is_an_error() -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        compiled("b{stage*2}", ())
+
+
+RULES = (
+    rename("a.{i}.{p:weight|bias}", "x.{i}.{p}"),
+    split("kv.{i}", ("k.{i}", "v.{i}")),
+    join(("l.{i}", "r.{i}"), "lr.{i}"),
+    rename("maybe", "perhaps", optional=True),
+    drop("unused.{i}", "nobody asks for it"),
+)
+STATE = {
+    "a.0.weight": torch.randn(2, 2),
+    "a.0.bias": torch.randn(2),
+    "kv.1": torch.randn(4, 3),
+    "r.2": torch.randn(1, 3),
+    "l.2": torch.randn(2, 3)[:1],
+    "unused.0": torch.randn(1),
+}
+
+
+def test_a_table_and_back() -> None:
+    there = translate(RULES, STATE)
+    assert there.tensors.keys() == {"x.0.weight", "x.0.bias", "k.1", "v.1", "lr.2"}
+    assert torch.equal(there.tensors["lr.2"], torch.cat([STATE["l.2"], STATE["r.2"]]))
+    assert there.dropped == {"unused.0": "nobody asks for it"}
+    back = translate(inverted(RULES), there.tensors)
+    assert back.tensors.keys() | {"unused.0"} == STATE.keys()
+    assert all(torch.equal(tensor, STATE[name]) for name, tensor in back.tensors.items())
+    assert origin(RULES, "v.3") == "kv.3"
+    assert origin(RULES, "lr.3") == "l.3, r.3"
+
+
+FAULTS = [
+    ({**STATE, "stranger": torch.zeros(1)}, RULES, "does not know: 'stranger'"),
+    ({k: v for k, v in STATE.items() if k != "r.2"}, RULES, "lacks 'r.2'"),
+    ({k: v for k, v in STATE.items() if k != "kv.1"}, RULES, "lacks 'kv.{i}'"),
+    ({**STATE, "kv.1": torch.zeros(3, 3)}, RULES, "cannot be cut into 2"),
+    (STATE, (*RULES, rename("kv.{j}", "other.{j}")), "2 rules for 'kv.1'"),
+    ({"a": torch.zeros(1), "b": torch.zeros(1)}, (rename("a", "c"), rename("b", "c")), "writes 'c' twice"),
+]
+
+
+@pytest.mark.parametrize(("state", "rules", "sentence"), FAULTS, ids=[fault[2] for fault in FAULTS])
+def test_a_table_leaves_nothing_open(state: dict[str, Tensor], rules: Sequence[Rule], sentence: str) -> None:
+    with pytest.raises(ConversionError) as error:
+        translate(rules, state)
+    assert sentence in str(error.value)
+
+
+TABLES = [
+    (source.SOURCE.name, number, form.rules)
+    for source in (segformer_nvlabs, segformer_mmseg, segformer_smp, segformer_transformers)
+    for number, form in enumerate(source.SOURCE.forms)
+]
+
+
+@pytest.mark.parametrize(("source", "number", "rules"), TABLES, ids=[f"{t[0]}-{t[1]}" for t in TABLES])
+def test_tables_have_no_two_rules_for_a_name(source: str, number: int, rules: tuple[Rule, ...]) -> None:
+    """Every name that a rule of a shipped table can write, with small numbers, is read by that rule alone."""
+    for table in (rules, inverted(rules)):
+        for rule in table:
+            for template in rule.source_templates:
+                for name in examples(template.placeholders, template):
+                    fitting = [r for r in table for t in r.source_templates if t.match(name) is not None]
+                    assert fitting == [rule], name
+
+
+def examples(placeholders: Sequence, template) -> list[str]:
+    """Names of a template: the words in turn, the numbers 1 to 3."""
+    found = []
+    for turn in range(5):
+        values = {p.name: p.words.split("|")[turn % (p.words.count("|") + 1)] if p.words else 1 + turn % 3
+                  for p in placeholders}  # fmt: skip
+        found.append(template.render(values))
+    return found

@@ -1,0 +1,67 @@
+"""What is done for speed on a CPU changes no result: oneDNN's convolutions for linear layers, strips of rows."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_weights import randomise
+
+from hf_vit_seg.models.configuration_segformer import SegFormerConfig
+from hf_vit_seg.models.modeling_segformer import MixFFN
+from hf_vit_seg.models.pointwise import PointwiseLinear, convolution_pays
+from hf_vit_seg.models.row_strips import row_strips, strips_pay
+
+
+@pytest.mark.parametrize("shape", [(700, 32), (3, 250, 32), (2, 16, 25, 32), (32,), (0, 32)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_pointwise_linear_is_linear(shape, bias):
+    layer = randomise(PointwiseLinear(32, 48, bias=bias))
+    reference = torch.nn.Linear(32, 48, bias=bias)
+    reference.load_state_dict(layer.state_dict())
+    tokens = torch.randn(shape)
+    outputs = []
+    for module in (layer, reference):
+        inputs = tokens.clone().requires_grad_()
+        output = module(inputs)
+        output.square().sum().backward()
+        outputs.append((output, inputs.grad, *(p.grad for p in module.parameters())))
+    for ours, theirs in zip(*outputs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+def test_the_convolution_is_for_plain_float_tensors_in_eager_mode():
+    tokens, weight = torch.randn(1000, 64), torch.nn.Parameter(torch.randn(8, 64))
+    assert convolution_pays(tokens, weight)
+    assert not convolution_pays(tokens[:4], weight)
+    assert not convolution_pays(tokens.double(), weight.double())
+    with torch.autocast("cpu"):
+        assert not convolution_pays(tokens, weight)
+
+
+def test_strips_are_for_inference_alone():
+    tensor = torch.zeros(1)
+    assert not strips_pay(tensor)
+    with torch.no_grad():
+        assert strips_pay(tensor)
+    with torch.inference_mode():
+        assert strips_pay(tensor)
+
+
+@given(st.integers(1, 500), st.integers(1, 10**6), st.integers(0, 10**8))
+def test_strips_cover_all_rows_once_and_keep_to_the_budget(height, row_bytes, budget):
+    strips = row_strips(height, row_bytes, budget)
+    assert [row for first, last in strips for row in range(first, last)] == list(range(height))
+    assert all((last - first) * row_bytes <= max(budget, row_bytes) for first, last in strips)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 3), st.sampled_from([1, 700, 5000, 10**9]))
+def test_mix_ffn_in_strips_is_mix_ffn(height, width, batch, strip_bytes):
+    layer = randomise(
+        MixFFN(SegFormerConfig(hidden_sizes=(8, 16, 24, 32), num_attention_heads=(1, 2, 3, 4)), 0)
+    ).double()
+    hidden_states = torch.randn(batch, height, width, 8, dtype=torch.float64)
+    expected = layer(hidden_states).detach()
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr("hf_vit_seg.models.modeling_segformer.STRIP_BYTES", strip_bytes)
+        torch.testing.assert_close(layer(hidden_states), expected, rtol=1e-10, atol=1e-10)

@@ -1,0 +1,218 @@
+"""The fast decode head is the plain one, in every mode, at every size, and never remembers old weights."""
+
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_weights import randomise
+from torch import nn
+
+from hf_vit_seg.models.segmentation_heads import AllMLPHead, upsampling_matrix
+
+CHANNELS = (6, 8, 10, 12)
+FLAVOURS = ("nvlabs", "mmseg")
+
+
+def build(flavour: str, width: int = 16) -> AllMLPHead:
+    return randomise(AllMLPHead(CHANNELS, width, 7, flavour)).double().eval()
+
+
+def pyramid(height: int, width: int, batch: int = 2) -> list[torch.Tensor]:
+    return [
+        torch.randn(batch, channels, -(-height // 2**i), -(-width // 2**i), dtype=torch.float64)
+        for i, channels in enumerate(CHANNELS)
+    ]
+
+
+def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(FLAVOURS), st.integers(1, 40), st.integers(1, 40))
+def test_all_ways_are_the_plain_head(flavour, height, width):
+    head, maps = build(flavour), pyramid(height, width)
+    expected = head.forward_plain(maps).detach()
+    assert_same(head(maps).detach(), expected)
+    with torch.no_grad():
+        assert_same(head(maps), expected)
+    with torch.inference_mode():
+        assert_same(head(maps), expected)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_strips_of_any_height_are_the_plain_head(flavour, monkeypatch):
+    head, maps = build(flavour), pyramid(37, 23)
+    expected = head.forward_plain(maps).detach()
+    for strip_bytes in (1, 5_000, 20_000, 10**9):
+        monkeypatch.setattr("hf_vit_seg.models.segmentation_heads.STRIP_BYTES", strip_bytes)
+        with torch.no_grad():
+            assert_same(head(maps), expected)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_gradients_and_batch_statistics_are_those_of_the_plain_head(flavour):
+    head, maps = build(flavour).train(), pyramid(9, 14)
+    head.dropout.p = 0.0
+    results = []
+    for forward in (head.forward_plain, head):
+        copied = copy.deepcopy(head)
+        forward = copied.forward_plain if forward == head.forward_plain else copied
+        inputs = [feature_map.clone().requires_grad_() for feature_map in maps]
+        logits = forward(inputs)
+        logits.sin().sum().backward()
+        results.append(
+            [logits.detach(), *(t.grad for t in inputs), *(p.grad for p in copied.parameters()), *copied.buffers()]
+        )
+    for plain, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-8, atol=1e-8)
+
+
+def change_by_loading(head: AllMLPHead) -> AllMLPHead:
+    head.load_state_dict(randomise(copy.deepcopy(head), seed=1).state_dict())
+    return head
+
+
+def change_by_assignment(head: AllMLPHead) -> AllMLPHead:
+    head.load_state_dict(randomise(copy.deepcopy(head), seed=1).state_dict(), assign=True)
+    return head
+
+
+def change_through_data(head: AllMLPHead) -> AllMLPHead:
+    for parameter in head.parameters():
+        parameter.data.mul_(1.5)
+    return head
+
+
+def change_one_number(head: AllMLPHead) -> AllMLPHead:
+    head.projections[2].weight.data[3, 4] += 1e-3
+    return head
+
+
+def change_statistics(head: AllMLPHead) -> AllMLPHead:
+    head.fuse_norm.running_var.mul_(2)
+    return head
+
+
+def change_by_training(head: AllMLPHead) -> AllMLPHead:
+    optimizer = torch.optim.SGD(head.train().parameters(), lr=0.1)
+    with torch.enable_grad():
+        head(pyramid(8, 8)).square().mean().backward()
+    optimizer.step()
+    return head.eval()
+
+
+def change_dtype_and_back(head: AllMLPHead) -> AllMLPHead:
+    return head.bfloat16().double()
+
+
+def change_by_pickle(head: AllMLPHead) -> AllMLPHead:
+    file = io.BytesIO()
+    torch.save(head, file)
+    file.seek(0)
+    return change_through_data(torch.load(file, weights_only=False))
+
+
+def change_a_copy(head: AllMLPHead) -> AllMLPHead:
+    return change_through_data(copy.deepcopy(head))
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_by_loading,
+        change_by_assignment,
+        change_through_data,
+        change_one_number,
+        change_statistics,
+        change_by_training,
+        change_dtype_and_back,
+        change_by_pickle,
+        change_a_copy,
+    ],
+    ids=lambda change: change.__name__,
+)
+@torch.no_grad()
+def test_no_fold_is_ever_stale(flavour, change):
+    head, maps = build(flavour), pyramid(8, 12)
+    head(maps)
+    changed = change(head)
+    assert_same(changed(maps), changed.forward_plain(maps))
+
+
+@torch.no_grad()
+def test_the_fold_is_kept_while_nothing_changes():
+    head, maps = build("nvlabs"), pyramid(8, 12)
+    head(maps)
+    first = head._folded
+    head(maps)
+    assert head._folded is first
+    assert set(head.state_dict()) == set(build("nvlabs").state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_compiled_and_traced_heads_see_new_weights(flavour):
+    torch._dynamo.reset()
+    head, maps = build(flavour), pyramid(8, 12)
+    head(maps)
+    compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
+    assert_same(compiled(maps), head.forward_plain(maps))
+    change_through_data(head)
+    assert_same(compiled(maps), head.forward_plain(maps))
+    traced = torch.jit.trace(head, (maps,), check_trace=False)
+    assert_same(traced(maps), head.forward_plain(maps))
+
+
+class Doubled(nn.Module):
+    """Stands for an adapter that wraps a layer."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.layer(x)
+
+
+@torch.no_grad()
+def test_replaced_layers_are_called():
+    head, maps = build("nvlabs"), pyramid(8, 12)
+    before = head(maps)
+    head.projections[1] = Doubled(head.projections[1])
+    assert_same(head(maps), head.forward_plain(maps))
+    assert not torch.allclose(head(maps), before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", [nn.GroupNorm(4, 16), nn.InstanceNorm2d(16), nn.Identity()])
+def test_other_norms_may_take_the_place_of_batch_norm(norm):
+    head, maps = build("nvlabs"), pyramid(8, 12)
+    head.fuse_norm = norm.double()
+    assert_same(head(maps), head.forward_plain(maps))
+
+
+def test_logits_are_channels_last():
+    head, maps = build("nvlabs"), pyramid(8, 12)
+    maps = [feature_map.contiguous(memory_format=torch.channels_last) for feature_map in maps]
+    assert head(maps).is_contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert head(maps).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_unknown_flavour_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"nvlabs.*mmseg.*'mine'"):
+        AllMLPHead(CHANNELS, 16, 7, "mine")
+
+
+@given(st.integers(1, 50), st.integers(1, 200))
+@settings(deadline=None)
+def test_the_upsampling_matrix_is_torchs_interpolation(coarse, fine):
+    rows = torch.randn(1, 3, coarse, 1, dtype=torch.float64)
+    expected = nn.functional.interpolate(rows, (fine, 1), mode="bilinear", align_corners=False)
+    matrix = upsampling_matrix(coarse, fine, torch.float64)
+    torch.testing.assert_close(torch.einsum("fc,bdcw->bdfw", matrix, rows), expected, rtol=1e-9, atol=1e-9)
