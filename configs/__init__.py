@@ -1,1 +1,1 @@
-"""Data that ships with the package: variants (`models/*.yaml`), recipes (`recipes/*.yaml`), labels (`labels/*.json`)."""
+"""Data of the package: variants (`models/*.yaml`), recipes (`recipes/*.yaml`), labels (`labels/*.json`)."""

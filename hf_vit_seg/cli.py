@@ -74,3 +74,91 @@ def predict(
     except ValueError as error:
         refuse(error)
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def convert(
+    source_file: Annotated[Path, typer.Argument(help="A reference checkpoint; with --to, a model directory.")],
+    out: Annotated[Path, typer.Argument(help="Model directory to make; with --to, the file (or directory) to make.")],
+    source: Annotated[str | None, typer.Option(help="Format of the checkpoint, if its keys shall not tell.")] = None,
+    to: Annotated[str | None, typer.Option(help="The way back: write a model directory in this format.")] = None,
+    labels: Annotated[str | None, typer.Option(help="ade20k, cityscapes, imagenet-1k, or a JSON file.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="FIELD=VALUE of the config, over what was found; repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is at OUT.")] = False,
+) -> None:
+    """Convert a reference checkpoint into a model directory that AutoModel loads, or back.
+
+    Everything that decides the numbers comes along: epsilons, labels, palette, preprocessing. Pickled code is never
+    run. Nothing is written unless all tensors found their place.
+    """
+    from rich.console import Console
+
+    from hf_vit_seg.conversion.convert import ConversionError
+    from hf_vit_seg.conversion.convert import convert as convert_checkpoint
+    from hf_vit_seg.conversion.convert import export as export_checkpoint
+
+    if to is not None and (source or labels or settings):
+        refuse("--to writes a model as it is: --source, --labels and --set belong to the other direction")
+    try:
+        if to is not None:
+            report = export_checkpoint(source_file, out, to=to, force=force)
+        else:
+            overrides = fields_of(settings or [])
+            report = convert_checkpoint(
+                source_file, out, source=source, labels=labels, overrides=overrides, force=force
+            )
+    except ConversionError as error:
+        refuse(error)
+    Console().print(report)
+
+
+def fields_of(settings: list[str]) -> dict[str, object]:
+    """FIELD=VALUE, the value in YAML: `--set sr_ratios=[8,4,2,1]`."""
+    import yaml
+
+    fields = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name.isidentifier():
+            refuse(f"--set takes FIELD=VALUE, such as --set decoder_hidden_size=768; got '{setting}'")
+        try:
+            fields[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            refuse(f"--set {name}: '{value}' is no YAML value")
+    return fields
+
+
+@app.command()
+def models() -> None:
+    """List the architectures and their variants."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hf_vit_seg import architectures
+
+    table = Table("architecture", "model_type", "variant", "parameters", box=None)
+    for name, architecture in architectures().items():
+        for variant, row in architecture.variant_rows().items():
+            table.add_row(name, architecture.config.model_type, variant, f"{row.get('parameters', 0):,}")
+    Console().print(table)
+
+
+@app.command()
+def plugins() -> None:
+    """List the installed plugins: what each brings, where it comes from, and which failed. Exit code 1 if any did."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hf_vit_seg import plugins as installed
+
+    table = Table("plugin", "from", "entry point", "state", box=None)
+    for plugin in installed():
+        table.add_row(plugin.name, plugin.origin, plugin.target, plugin.error or "ok")
+    Console().print(table)
+    raise typer.Exit(any(plugin.error for plugin in installed()))
+
+
+if __name__ == "__main__":
+    app()

@@ -21,7 +21,9 @@ GROUP = "hf_vit_seg.architectures"
 
 # The image-segmentation pipeline checks a copy of this table of names, which registration does not reach, and
 # logs a false error for every registered model that is not in it (transformers 5.23, image_segmentation.py).
-PIPELINE_NAMES = {"AutoModelForSemanticSegmentation": modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES}
+PIPELINE_NAMES: dict[str, Any] = {
+    "AutoModelForSemanticSegmentation": modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+}
 
 logger = logging.getLogger(__name__)
 

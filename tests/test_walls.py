@@ -4,10 +4,10 @@ import ast
 import sys
 from pathlib import Path
 
-import pytest
-
 import hf_vit_seg.configs
 import hf_vit_seg.conversion
+import pytest
+
 import hf_vit_seg.models
 
 MODELS = Path(hf_vit_seg.models.__file__).parent

@@ -32,6 +32,7 @@ def run(model: str, device: str | None, dtype: str, jobs: Sequence[Job], wishes:
     seconds = time.perf_counter() - start
     done = len(jobs) - failed
     console.print(
-        f"{done} of {len(jobs)} images segmented in {seconds:.1f} s on {segmenter.device}, results in {escape(str(out))}"
+        f"{done} of {len(jobs)} images segmented in {seconds:.1f} s on {segmenter.device}, "
+        f"results in {escape(str(out))}"
     )
     return failed

@@ -81,8 +81,8 @@ def borders(labels: np.ndarray) -> np.ndarray:
 
 def with_legend(picture: Image.Image, rows: Sequence[LegendRow]) -> Image.Image:
     """Add a legend: to the right if it is no longer than the photo is high, else below in columns."""
-    font = ImageFont.load_default(max(14, max(picture.size) // 48))
-    em = round(font.size)
+    em = max(14, max(picture.size) // 48)
+    font = ImageFont.load_default(em)
     lines = legend_lines(rows)
     line = round(em * 1.6)
     name = round(max(font.getlength(text) for text, _, _ in lines))

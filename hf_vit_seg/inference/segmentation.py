@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +11,8 @@ from PIL import Image
 from .overlays import draw_overlay
 
 
-class ClassCount(NamedTuple):
+@dataclass(frozen=True)
+class ClassCount:
     """How much of an image is of one class."""
 
     index: int

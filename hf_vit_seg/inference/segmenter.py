@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from hf_vit_seg.models.image_processing_segmentation import rgb_picture
+from hf_vit_seg.models.image_processing_inputs import rgb_picture
 from hf_vit_seg.models.label_maps import label_map, score_map
 
 from .palettes import class_palette
@@ -62,7 +62,7 @@ class Segmenter:
         segmentation head, or no image processor.
         """
         where = chosen_device(device)
-        kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        kind: Any = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
             raise ModelError(f"{dtype} is no floating-point type of torch: use float32, bfloat16 or float16")
         return cls(load_model(str(name), kind), load_processor(str(name)), where)

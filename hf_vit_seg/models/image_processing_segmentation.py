@@ -7,6 +7,9 @@ the whole path of the segmentation maps, and the label maps. Pixels of a segment
 of the input (crop or padding beyond its border) are 255, which losses and metrics ignore.
 """
 
+# pyright: reportIncompatibleMethodOverride=false
+# (transformers' two backends override their common base with other types themselves)
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,18 +17,15 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
-from transformers.image_processing_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import get_size_with_aspect_ratio
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    ChannelDimension,
-    PILImageResampling,
-    SizeDict,
-)
+from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .image_processing_inputs import as_tensor, channels_first, class_map, rgb_channels, rgb_picture
 from .label_maps import label_map
 
 IGNORED = 255
@@ -45,62 +45,8 @@ class SemanticSegmentationKwargs(ImagesKwargs, total=False):
     palette: list[list[int]] | None
 
 
-def rgb_picture(image: Image.Image) -> Image.Image:
-    """Any PIL image as RGB: transparency is laid on white, 16-bit grey is divided by 257."""
-    if image.mode.startswith("I"):
-        pixels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def as_tensor(image: Any) -> torch.Tensor:
-    """A PIL image, array or tensor as a tensor of uint8 or float32, its axes as they come."""
-    if isinstance(image, Image.Image):
-        image = np.array(image)
-    if not isinstance(image, torch.Tensor):
-        image = torch.from_numpy(np.ascontiguousarray(image))
-    if image.dtype in (torch.uint8, torch.bool):
-        return image.to(torch.uint8)
-    return image.to(torch.float32)
-
-
-def channels_first(image: torch.Tensor, channels: Sequence[int], layout: str | ChannelDimension | None) -> torch.Tensor:
-    """(H, W), (C, H, W) or (H, W, C) as (C, H, W).
-
-    Without a `layout` the axis whose length is in `channels` is taken, the first before the last.
-    """
-    if image.ndim == 2:
-        return image[None]
-    if layout is None:
-        for candidate in channels:
-            if candidate in (image.shape[0], image.shape[-1]):
-                first = image.shape[0] == candidate
-                return image if first else image.permute(2, 0, 1)
-        raise ValueError(
-            f"An image of shape {tuple(image.shape)} has no axis of {' or '.join(map(str, channels))} channels, "
-            "which is what image_mean asks for: pass input_data_format or a processor with one mean per channel"
-        )
-    return image.permute(2, 0, 1) if ChannelDimension(layout) == ChannelDimension.LAST else image
-
-
-def rgb_channels(image: torch.Tensor) -> torch.Tensor:
-    """(1, H, W) or (4, H, W) as (3, H, W): grey is repeated, transparency laid on white; others stay."""
-    if image.shape[0] == 1:
-        return image.expand(3, -1, -1)
-    if image.shape[0] != 4:
-        return image
-    white = 255.0 if image.dtype == torch.uint8 else 1.0
-    alpha = image[3:] / white
-    blended = image[:3] * alpha + white * (1 - alpha)
-    return blended.round().to(torch.uint8) if image.dtype == torch.uint8 else blended
-
-
-def resized_sides(height: int, width: int, size: SizeDict, divisor: int | None) -> SizeDict:
-    """The sides that an image is resized to: `size`'s rule, then up to a multiple of `divisor`."""
+def resized_sides(height: int, width: int, size: SizeDict, divisor: int | None) -> tuple[int, int]:
+    """The (height, width) that an image is resized to: `size`'s rule, then up to a multiple of `divisor`."""
     if size.height and size.width:
         sides = (size.height, size.width)
     elif size.shortest_edge:
@@ -119,7 +65,7 @@ def resized_sides(height: int, width: int, size: SizeDict, divisor: int | None) 
             f"The image would be resized to {height}x{width} pixels: bound its longer side with "
             "size={'shortest_edge': ..., 'longest_edge': ...}"
         )
-    return SizeDict(height=height, width=width)
+    return height, width
 
 
 def nearest_exact(labels: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -150,29 +96,14 @@ def reduced(labels: torch.Tensor) -> torch.Tensor:
     return torch.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
 
 
-def class_map(image: Any) -> torch.Tensor:
-    """A segmentation map in any container as (H, W) int64; palettes are not looked at."""
-    if isinstance(image, Image.Image):
-        image = np.array(image)
-    labels = torch.as_tensor(np.asarray(image) if not isinstance(image, torch.Tensor) else image)
-    if labels.ndim == 3 and labels.shape[0] == 1:
-        labels = labels[0]
-    if labels.ndim != 2:
-        raise ValueError(
-            f"A segmentation map has one class index per pixel, shape (height, width); got {tuple(labels.shape)}. "
-            "Masks painted in colours must be turned into class indices first"
-        )
-    return labels.to(torch.int64)
-
-
-class SegmentationProcessing:
+class SegmentationProcessing(BaseImageProcessor):
     """What the two backends share; stands before the backend among a processor's bases."""
 
     valid_kwargs = SemanticSegmentationKwargs
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
-    size = {"height": 512, "width": 512}  # noqa: RUF012 (transformers copies class attributes)
+    size = {"height": 512, "width": 512}
     size_divisor = None
     default_to_square = True
     crop_size = None
@@ -191,9 +122,9 @@ class SegmentationProcessing:
         Images may be PIL images of any mode, arrays or tensors (channels first or last), one or a list. With
         three means (or `do_convert_rgb`) grey, palette, CMYK, transparent and 16-bit images become RGB.
         """
-        return super().preprocess(images, segmentation_maps, **kwargs)  # type: ignore[misc]
+        return super().preprocess(images, segmentation_maps, **kwargs)
 
-    def process_image(
+    def as_pixels(
         self,
         image: Any,
         image_mean: float | Sequence[float] | None,
@@ -214,10 +145,12 @@ class SegmentationProcessing:
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
         if isinstance(images, list | tuple):
             grey = [isinstance(image, np.ndarray | torch.Tensor) and image.ndim == 2 for image in images]
-            images = [image[None] if flat and expected_ndims == 3 else image for image, flat in zip(images, grey)]
+            images = [
+                image[None] if flat and expected_ndims == 3 else image for image, flat in zip(images, grey, strict=True)
+            ]
         elif isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 2:
             images = images[None]
-        return super()._prepare_images_structure(images, expected_ndims=expected_ndims)  # type: ignore[misc]
+        return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
 
     def _preprocess_image_like_inputs(
         self,
@@ -230,13 +163,13 @@ class SegmentationProcessing:
         **kwargs: Any,
     ) -> BatchFeature:
         pictures = [
-            self.process_image(image, kwargs["image_mean"], do_convert_rgb, input_data_format)
+            self.as_pixels(image, kwargs["image_mean"], do_convert_rgb, input_data_format)
             for image in self._prepare_images_structure(images)
         ]
         if device is not None:
             pictures = [picture.to(device) for picture in pictures]
         sides = [picture.shape[-2:] for picture in pictures]
-        features = self._preprocess(pictures, return_tensors=return_tensors, **kwargs)  # type: ignore[attr-defined]
+        features = self._preprocess(pictures, return_tensors=return_tensors, **kwargs)
         if segmentation_maps is not None:
             maps = [class_map(m) for m in self._prepare_images_structure(segmentation_maps, expected_ndims=2)]
             if [m.shape for m in maps] != sides:
@@ -265,13 +198,12 @@ class SegmentationProcessing:
         if do_reduce_labels:
             maps = [reduced(labels) for labels in maps]
         if do_resize:
-            sides = [resized_sides(*labels.shape, size, size_divisor) for labels in maps]
-            maps = [nearest_exact(m, s.height, s.width) for m, s in zip(maps, sides, strict=True)]
+            maps = [nearest_exact(m, *resized_sides(m.shape[0], m.shape[1], size, size_divisor)) for m in maps]
         if do_center_crop:
             maps = [central_window(labels, crop_size, IGNORED) for labels in maps]
         if do_pad:
-            height = pad_size.height if pad_size else max(labels.shape[0] for labels in maps)
-            width = pad_size.width if pad_size else max(labels.shape[1] for labels in maps)
+            height = (pad_size and pad_size.height) or max(labels.shape[0] for labels in maps)
+            width = (pad_size and pad_size.width) or max(labels.shape[1] for labels in maps)
             maps = [framed(labels, height, width, IGNORED) for labels in maps]
         return maps
 
@@ -291,8 +223,8 @@ class SegmentationProcessing:
         logits = outputs.logits
         if target_sizes is not None and len(target_sizes) != len(logits):
             raise ValueError(f"target_sizes has {len(target_sizes)} entries for a batch of {len(logits)} images")
-        own = tuple(logits.shape[-2:])
-        sizes = [own] * len(logits) if target_sizes is None else [tuple(map(int, size)) for size in target_sizes]
+        own = (logits.shape[-2], logits.shape[-1])
+        sizes = [own] * len(logits) if target_sizes is None else [(int(h), int(w)) for h, w in target_sizes]
         maps = [label_map(image[None], size)[0] for image, size in zip(logits, sizes, strict=True)]
         if not return_segmentation_scores:
             return maps
@@ -315,20 +247,15 @@ class SemanticSegmentationImageProcessor(SegmentationProcessing, TorchvisionBack
     """Images are resized by torchvision, with antialiasing, on any device."""
 
     def _preprocess(
-        self,
-        images: list[torch.Tensor],
-        do_resize: bool,
-        size: SizeDict,
-        size_divisor: int | None,
-        resample: Any,
-        **kwargs: Any,
+        self, images: list[torch.Tensor], do_resize: bool, size: SizeDict, size_divisor: int | None, **kwargs: Any
     ) -> BatchFeature:
         if do_resize:
+            sides = [resized_sides(image.shape[1], image.shape[2], size, size_divisor) for image in images]
             images = [
-                self.resize(image, resized_sides(*image.shape[-2:], size, size_divisor), resample=resample)
-                for image in images
+                self.resize(image, SizeDict(height=height, width=width), resample=kwargs["resample"])
+                for image, (height, width) in zip(images, sides, strict=True)
             ]
-        return super()._preprocess(images, do_resize=False, size=size, resample=resample, **kwargs)
+        return super()._preprocess(images, do_resize=False, size=size, **kwargs)
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
         """The middle of an image, with zeros beyond its border."""
@@ -339,31 +266,24 @@ class SemanticSegmentationImageProcessorPil(SegmentationProcessing, PilBackend):
     """Images are resized by PIL, band by band: any number of bands, no torchvision needed."""
 
     def _preprocess(
-        self,
-        images: list[torch.Tensor],
-        do_resize: bool,
-        size: SizeDict,
-        size_divisor: int | None,
-        resample: Any,
-        **kwargs: Any,
+        self, images: list[torch.Tensor], do_resize: bool, size: SizeDict, size_divisor: int | None, **kwargs: Any
     ) -> BatchFeature:
         arrays = [image.cpu().numpy() for image in images]
         if do_resize:
-            arrays = [
-                self.resize(array, resized_sides(*array.shape[-2:], size, size_divisor), resample=resample)
-                for array in arrays
-            ]
-        return super()._preprocess(arrays, do_resize=False, size=size, resample=resample, **kwargs)
-
-    def resize(self, image: np.ndarray, size: SizeDict, resample: Any = None, **kwargs: Any) -> np.ndarray:
-        """Resize the bands of (C, H, W)."""
-        resample = PILImageResampling.BILINEAR if resample is None else resample
-        sides = (size.width, size.height)
-        return np.stack([np.asarray(Image.fromarray(band).resize(sides, resample)) for band in image])
+            sides = [resized_sides(image.shape[1], image.shape[2], size, size_divisor) for image in images]
+            arrays = [resized_bands(image, side, kwargs["resample"]) for image, side in zip(arrays, sides, strict=True)]
+        return super()._preprocess(arrays, do_resize=False, size=size, **kwargs)
 
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
         """The middle of an image, with zeros beyond its border."""
         return central_window(torch.from_numpy(image.copy()), size, 0).numpy()
+
+
+def resized_bands(image: np.ndarray, size: tuple[int, int], resample: int | None) -> np.ndarray:
+    """Resize (C, h, w) to (C, H, W) with PIL, whatever C is."""
+    filter_ = PILImageResampling.BILINEAR if resample is None else PILImageResampling(resample)
+    height, width = size
+    return np.stack([np.asarray(Image.fromarray(band).resize((width, height), filter_)) for band in image])
 
 
 __all__ = ["SemanticSegmentationImageProcessor", "SemanticSegmentationImageProcessorPil"]

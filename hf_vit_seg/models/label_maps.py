@@ -13,58 +13,15 @@ the four logits at the corners of its cell. Hence, within a cell:
 On photos 5 to 15 % of the cells are left by the first rule ("torn"), with 2 candidates on average by the second.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 
 import torch
 
-CHUNK_BYTES = 64 * 2**20
+from .bilinear_cells import Axis, positions, split_axis
+
+CHUNK_BYTES = 32 * 2**20
 CANDIDATE_GROUPS = (4, 16)  # torn cells are resolved together with others of about as many candidates
 CROWDED = 0.25  # share of candidates among all classes from which resizing them all is faster
-
-
-@dataclass(frozen=True)
-class Axis:
-    """How the pixels of one axis fall into the h + 1 cells between its h samples; the outer two cells are flat.
-
-    Cell i lies between the samples `lower[i]` and `upper[i]` and has the pixels `start[i]` .. `start[i + 1]`:
-    listed in `pixels` (h + 1, P), with their `weights` (h + 1, P) on the upper sample. Where a cell has fewer than
-    P pixels its first one is repeated.
-    """
-
-    lower: torch.Tensor
-    upper: torch.Tensor
-    start: torch.Tensor
-    pixels: torch.Tensor
-    weights: torch.Tensor
-    cell: torch.Tensor  # the cell of each pixel
-
-    def cells(self, first: int, stop: int) -> "Axis":
-        """The cells first .. stop alone, with their samples and pixels counted from their own first."""
-        part, lowest, origin = slice(first, stop), self.lower[first], self.start[first]
-        return replace(
-            self,
-            lower=self.lower[part] - lowest,
-            upper=self.upper[part] - lowest,
-            start=self.start[first : stop + 1] - origin,
-            pixels=self.pixels[part] - origin,
-            weights=self.weights[part],
-            cell=self.cell[origin : self.start[stop]] - first,
-        )
-
-
-def split_axis(samples: int, pixels: int, dtype: torch.dtype, device: torch.device) -> Axis:
-    """The cells of an axis, with the very rounding of `torch.nn.functional.interpolate`."""
-    scale = torch.tensor(samples, dtype=dtype) / pixels
-    position = scale * (torch.arange(pixels, dtype=dtype) + 0.5) - 0.5
-    cell = position.floor().long().clamp(-1, samples - 1) + 1
-    start = torch.cat([torch.zeros(1, dtype=torch.long), torch.bincount(cell, minlength=samples + 1).cumsum(0)])
-    slots = torch.arange(int(start.diff().max()))
-    listed = start[:-1, None] + torch.where(slots < start.diff()[:, None], slots, 0)
-    listed = listed.clamp(max=pixels - 1)  # cells without pixels, which nobody asks for
-    weights = (position[listed].clamp(min=0) - torch.arange(-1, samples)[:, None].clamp(min=0)).clamp(0, 1)
-    sample = torch.arange(-1, samples)
-    fields = (sample.clamp(min=0), (sample + 1).clamp(max=samples - 1), start, listed, weights, cell)
-    return Axis(*(field.to(device) for field in fields))
 
 
 def label_map(
@@ -93,7 +50,8 @@ def label_map(
         for image, out in zip(logits, labels, strict=True):
             small = len(image) == 1 or 2 * out.numel() < image[0].numel()
             if small or not write_labels(image, out, chunk_bytes):
-                write_labels_class_by_class(image, out)
+                for rows, planes in resized_bands(image, size, chunk_bytes):
+                    out[rows] = planes[0] > 0 if len(image) == 1 else planes.max(0).indices
     return labels
 
 
@@ -108,20 +66,13 @@ def score_map(
     size = checked_size(logits, size)
     kind = torch.promote_types(logits.dtype, torch.float32)
     scores = torch.empty((len(logits), *size), dtype=kind, device=logits.device)
-    group = max(1, chunk_bytes // (2 * scores[0].nbytes))
     with torch.no_grad():
         for image, out in zip(logits, scores, strict=True):
-            if len(image) == 1:
-                out.copy_(resized(image, size)[0].sigmoid())
-                continue
-            best = torch.full_like(out, -torch.inf)
-            total = out.zero_()  # sum of exp(logit - best) over the classes so far
-            for classes in image.split(group):
-                planes = resized(classes, size)
-                higher = torch.maximum(best, planes.amax(0))
-                total.mul_((best - higher).exp_()).add_((planes - higher).exp_().sum(0))
-                best = higher
-            total.reciprocal_()
+            for rows, planes in resized_bands(image, size, chunk_bytes):
+                if len(image) == 1:
+                    out[rows] = planes[0].sigmoid()
+                else:
+                    out[rows] = planes.sub_(planes.amax(0)).exp_().sum(0).reciprocal_()
     return scores
 
 
@@ -147,24 +98,29 @@ def finite(logits: torch.Tensor) -> torch.Tensor:
     return logits.nan_to_num(nan=-bound).clamp(-bound, bound)
 
 
-def resized(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear resize: (K, h, w) -> (K, H, W) in float32 or float64."""
-    planes = finite(logits).contiguous()[None]
-    return torch.nn.functional.interpolate(planes, size=size, mode="bilinear", align_corners=False)[0]
-
-
-def write_labels_class_by_class(logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Fill `labels` (H, W) from logits (K, h, w) by a running maximum: for few pixels, one class, or pure noise."""
-    size = (labels.shape[0], labels.shape[1])
-    if len(logits) == 1:
-        labels.copy_(resized(logits, size)[0] > 0)
-        return
-    best = resized(logits[:1], size)[0]
-    labels.zero_()
-    for index in range(1, len(logits)):
-        plane = resized(logits[index : index + 1], size)[0]
-        labels.masked_fill_(plane > best, index)
-        torch.maximum(best, plane, out=best)
+def resized_bands(
+    logits: torch.Tensor, size: tuple[int, int], chunk_bytes: int
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Resize logits (K, h, w) a few rows at a time: the rows, and all their logits (K, rows, W)."""
+    kind = torch.promote_types(logits.dtype, torch.float32)
+    height, width = size
+    place = positions(logits.shape[1], height, kind).clamp(min=0)
+    lower = place.long().clamp(max=logits.shape[1] - 1)
+    weight = (place - lower).clamp(0, 1)[:, None].to(logits.device)
+    lower = lower.to(logits.device)
+    upper = (lower + 1).clamp(max=logits.shape[1] - 1)
+    step = max(1, chunk_bytes // (4 * len(logits) * max(width, logits.shape[2]) * kind.itemsize))
+    for first in range(0, height, step):
+        rows = slice(first, min(first + step, height))
+        above, below = finite(logits[:, lower[rows]]), finite(logits[:, upper[rows]])
+        band = (1 - weight[rows]) * above + weight[rows] * below  # (K, rows, w)
+        shape = (band.shape[1], width)
+        yield (
+            rows,
+            torch.nn.functional.interpolate(band.contiguous()[None], size=shape, mode="bilinear", align_corners=False)[
+                0
+            ],
+        )
 
 
 def write_labels(logits: torch.Tensor, labels: torch.Tensor, chunk_bytes: int) -> bool:
@@ -256,15 +212,15 @@ def resolve(
 ) -> None:
     """Resize the candidates' logits `corners` (4, n, m) within their cells and write the largest one's class."""
     down, across = rows.weights[row][:, :, None], columns.weights[column][:, None, :]  # (n, P, 1), (n, 1, P)
-    best, label = None, None
-    for logit, index in zip(corners.unbind(2), classes.unbind(1), strict=True):
-        a, b, c, d = logit[..., None, None]  # (n, 1, 1) each
+    indices = classes.to(labels.dtype)[:, :, None, None]
+    best = label = torch.empty(0)
+    for candidate in range(classes.shape[1]):
+        a, b, c, d = corners[:, :, candidate, None, None]  # (n, 1, 1) each
         value = (1 - down) * ((1 - across) * a + across * b) + down * ((1 - across) * c + across * d)
-        index = index.to(labels.dtype)[:, None, None]
-        if best is None or label is None:
-            best, label = value, index.expand(value.shape)
+        if candidate == 0:
+            best, label = value, indices[:, 0].expand(value.shape)
             continue
-        label = torch.where(value > best, index, label)
+        label = torch.where(value > best, indices[:, candidate], label)
         best = torch.maximum(best, value)
     labels[rows.pixels[row][:, :, None], columns.pixels[column][:, None, :]] = label
 

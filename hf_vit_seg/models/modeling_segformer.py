@@ -222,7 +222,7 @@ class SegFormerPreTrainedModel(PreTrainedModel):
     config: SegFormerConfig
     base_model_prefix = "segformer"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["SegFormerLayer", "OverlapPatchEmbeddings", "AllMLPHead"]
     _supports_sdpa = True
@@ -251,9 +251,8 @@ class SegFormerPreTrainedModel(PreTrainedModel):
         if module.bias is not None:
             init.zeros_(module.bias)
         if isinstance(module, nn.BatchNorm2d):
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            for name, statistic in module.named_buffers(recurse=False):
+                init.constant_(statistic, 1.0 if name == "running_var" else 0.0)
 
 
 def build_stages(config: SegFormerConfig) -> nn.ModuleList:
@@ -317,7 +316,7 @@ class SegFormerForImageClassification(SegFormerPreTrainedModel):
     def __init__(self, config: SegFormerConfig):
         super().__init__(config)
         self.segformer = SegFormerModel(config)
-        self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
+        self.classifier = nn.Linear(config.hidden_sizes[-1], len(config.id2label))
         self.loss_type = "ForImageClassification"  # else a subclass's loss is chosen by its name
         self.post_init()
 
@@ -348,7 +347,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
         self.decode_head = AllMLPHead(
             in_channels=config.hidden_sizes,
             width=config.decoder_hidden_size,
-            num_labels=config.num_labels,
+            num_labels=len(config.id2label),
             flavour=config.decoder_flavour,
             norm_eps=config.decoder_norm_eps,
             dropout=config.classifier_dropout_prob,

@@ -5,7 +5,7 @@ Shapes: B images, C_i channels of level i, H_i W_i its grid (level 0 is the fine
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -115,6 +115,10 @@ class AllMLPHead(nn.Module):
         ordered = upsampled if self.flavour == "mmseg" else upsampled[::-1]
         return self.classifier(self.dropout(self.fuse_norm(self.fuse(torch.cat(ordered, dim=1))).relu()))
 
+    def projection(self, level: int) -> nn.Linear:
+        """The linear projection of a level."""
+        return cast(nn.Linear, self.projections[level])
+
     def fuse_columns(self) -> list[torch.Tensor]:
         """The fusing convolution's (D, D) columns for each level, finest first."""
         columns = list(self.fuse.weight[:, :, 0, 0].chunk(len(self.projections), dim=1))
@@ -122,7 +126,7 @@ class AllMLPHead(nn.Module):
 
     def project(self, level: int, feature_map: torch.Tensor) -> torch.Tensor:
         """One level (B, C_i, H_i, W_i) through its projection and its part of the fusion: (B, D, H_i, W_i)."""
-        projection, columns = self.projections[level], self.fuse_columns()[level]
+        projection, columns = self.projection(level), self.fuse_columns()[level]
         tokens = feature_map.permute(0, 2, 3, 1)  # (B, H_i, W_i, C_i)
         if self.projection_norms is None:
             # Bias and BatchNorm see the same sum over levels whether the bias is fused here or there.
@@ -147,14 +151,16 @@ class AllMLPHead(nn.Module):
         scale, shift = norm_as_scale_and_shift(self.fuse_norm)
         columns = [scale[:, None] * part.double() for part in self.fuse_columns()]
         dtype = self.fuse.weight.dtype
+        projections = [self.projection(level) for level in range(len(columns))]
         if self.projection_norms is None:
-            bias = shift + sum(part @ p.bias.double() for part, p in zip(columns, self.projections, strict=True))
-            weights = [part @ p.weight.double() for part, p in zip(columns, self.projections, strict=True)]
-            return FoldedHead(sources, None, [weight.to(dtype) for weight in weights], bias.to(dtype))
+            weights = [part @ layer.weight.double() for part, layer in zip(columns, projections, strict=True)]
+            for part, layer in zip(columns, projections, strict=True):
+                shift = shift + part @ layer.bias.double()
+            return FoldedHead(sources, None, [weight.to(dtype) for weight in weights], shift.to(dtype))
         hidden = []
-        for projection, norm in zip(self.projections, self.projection_norms, strict=True):
-            level_scale, level_shift = norm_as_scale_and_shift(norm)
-            hidden.append(((level_scale[:, None] * projection.weight.double()).to(dtype), level_shift.to(dtype)))
+        for layer, norm in zip(projections, self.projection_norms, strict=True):
+            level_scale, level_shift = norm_as_scale_and_shift(cast(nn.BatchNorm2d, norm))
+            hidden.append(((level_scale[:, None] * layer.weight.double()).to(dtype), level_shift.to(dtype)))
         return FoldedHead(sources, hidden, [part.to(dtype) for part in columns], shift.to(dtype))
 
     def forward_folded(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
@@ -178,8 +184,9 @@ class AllMLPHead(nn.Module):
 
 def norm_as_scale_and_shift(norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
     """BatchNorm in evaluation is x * scale + shift; both (D,) in double precision."""
-    scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
-    return scale, norm.bias.double() - norm.running_mean.double() * scale
+    mean, variance = cast(torch.Tensor, norm.running_mean), cast(torch.Tensor, norm.running_var)
+    scale = norm.weight.double() * (variance.double() + norm.eps).rsqrt()
+    return scale, norm.bias.double() - mean.double() * scale
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,119 @@
+"""Timing, memory and bounds. All contenders take turns within one run, so that a busy moment hits them alike."""
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+Contender = Callable[[], torch.Tensor]
+
+
+def interleaved(contenders: Mapping[str, Contender], rounds: int, device: str = "cpu") -> dict[str, float]:
+    """Best time in ms of each contender over `rounds` rounds in which each runs once, after two to warm up.
+
+    The pause lets the other runtimes' idle threads, which spin for a while, go to sleep.
+    """
+    best = dict.fromkeys(contenders, float("inf"))
+    for round_ in range(-2, rounds):
+        for name, contender in contenders.items():
+            time.sleep(0.02)
+            synchronise(device)
+            start = time.perf_counter()
+            contender()
+            synchronise(device)
+            if round_ >= 0:
+                best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
+    return best
+
+
+def synchronise(device: str) -> None:
+    """Wait for a GPU to finish what was asked of it."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def peak_memory(build: Callable[[], Contender], device: str) -> float:
+    """MiB that one call takes beyond what is held before it: of the GPU, or of a fresh process on a CPU."""
+    if device.startswith("cuda"):
+        contender = build()
+        contender()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        contender()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    context = multiprocessing.get_context("spawn")  # a fork would inherit locked thread pools
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_peak_of_process, args=(build, sender, torch.get_num_threads()))
+    process.start()
+    process.join()
+    if not receiver.poll():
+        raise RuntimeError(f"the process that measured memory ended with exit code {process.exitcode}")
+    return receiver.recv()
+
+
+def _peak_of_process(build: Callable[[], Contender], sender, threads: int) -> None:
+    torch.set_num_threads(threads)
+    contender = build()
+    reset_peak()
+    before = peak_rss()
+    contender()
+    sender.send((peak_rss() - before) / 2**20)
+
+
+def reset_peak() -> None:
+    """Forget the highest memory use so far (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_rss() -> int:
+    """Highest resident memory in bytes since the last reset."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@torch.inference_mode()
+def product_rate(device: str, dtype: torch.dtype) -> float:
+    """The machine's best rate of matrix products in GMAC/s: the better of torch's matmul and 1x1 convolution."""
+    side = 2048 if device == "cpu" else 8192
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    column = left.view(1, 1, side, side).permute(0, 3, 1, 2)
+    best = interleaved(
+        {
+            "matmul": lambda: left @ right,
+            "convolution": lambda: torch.nn.functional.conv2d(column, right[:, :, None, None]),
+        },
+        rounds=10,
+        device=device,
+    )
+    return side**3 / (1e6 * min(best.values()))
+
+
+def multiplications(model: torch.nn.Module, *inputs: torch.Tensor) -> float:
+    """GMAC of one forward as the model is written, before anything is folded, counted by torch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:  # under autograd: fused inference paths are not what is counted
+        model(*inputs)
+    return counter.get_total_flops() / 2e9
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]], file: Path | None = None) -> None:
+    """A table on the console, and at the end of a Markdown file if one is given."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=140).print(table)
+    if file is not None:
+        lines = [f"\n### {title}\n", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        with file.open("a") as out:
+            out.write("\n".join(lines) + "\n")

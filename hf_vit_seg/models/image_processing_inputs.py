@@ -1,0 +1,84 @@
+"""Images and segmentation maps of any container, mode and layout as tensors.
+
+Shapes: C channels, H W pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_utils import ChannelDimension
+
+
+def rgb_picture(image: Image.Image) -> Image.Image:
+    """Any PIL image as RGB: transparency is laid on white, 16-bit grey is divided by 257."""
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def as_tensor(image: Any) -> torch.Tensor:
+    """A PIL image, array or tensor as a tensor of uint8 or float32, its axes as they come."""
+    if isinstance(image, Image.Image):
+        image = np.array(image)
+    if not isinstance(image, torch.Tensor):
+        image = torch.from_numpy(np.require(image, requirements=["C", "W"]))
+    if image.dtype in (torch.uint8, torch.bool):
+        return image.to(torch.uint8)
+    return image.to(torch.float32)
+
+
+def channels_first(image: torch.Tensor, channels: Sequence[int], layout: str | ChannelDimension | None) -> torch.Tensor:
+    """(H, W), (C, H, W) or (H, W, C) as (C, H, W).
+
+    Without a `layout` the axis whose length is in `channels` is taken, the first before the last.
+    """
+    if image.ndim == 2:
+        return image[None]
+    if layout is None:
+        for candidate in channels:
+            if candidate in (image.shape[0], image.shape[-1]):
+                first = image.shape[0] == candidate
+                return image if first else image.permute(2, 0, 1)
+        raise ValueError(
+            f"An image of shape {tuple(image.shape)} has no axis of {' or '.join(map(str, channels))} channels, "
+            "which is what image_mean asks for: pass input_data_format or a processor with one mean per channel"
+        )
+    return image.permute(2, 0, 1) if ChannelDimension(layout) == ChannelDimension.LAST else image
+
+
+def rgb_channels(image: torch.Tensor) -> torch.Tensor:
+    """(1, H, W) or (4, H, W) as (3, H, W): grey is repeated, transparency laid on white; others stay."""
+    if image.shape[0] == 1:
+        return image.expand(3, -1, -1)
+    if image.shape[0] != 4:
+        return image
+    white = 255.0 if image.dtype == torch.uint8 else 1.0
+    alpha = image[3:] / white
+    blended = image[:3] * alpha + white * (1 - alpha)
+    return blended.round().to(torch.uint8) if image.dtype == torch.uint8 else blended
+
+
+def class_map(image: Any) -> torch.Tensor:
+    """A segmentation map in any container as (H, W) int64; palettes are not looked at."""
+    if isinstance(image, Image.Image):
+        image = np.array(image)
+    labels = torch.as_tensor(np.asarray(image) if not isinstance(image, torch.Tensor) else image)
+    if labels.ndim == 3 and labels.shape[0] == 1:
+        labels = labels[0]
+    if labels.ndim != 2:
+        raise ValueError(
+            f"A segmentation map has one class index per pixel, shape (height, width); got {tuple(labels.shape)}. "
+            "Masks painted in colours must be turned into class indices first"
+        )
+    return labels.to(torch.int64)
+
+
+__all__ = ["as_tensor", "channels_first", "class_map", "rgb_channels", "rgb_picture"]
