@@ -5,6 +5,7 @@ Shapes: B images, C channels, H W pixels, h w the logits' grid, K classes.
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from hf_vit_seg.models.image_processing_inputs import rgb_picture
 from hf_vit_seg.models.label_maps import label_map, score_map
 
+from .image_files import read_image
 from .palettes import class_palette
 from .segmentation import Segmentation
 
@@ -68,8 +70,13 @@ class Segmenter:
         return cls(load_model(str(name), kind), load_processor(str(name)), where)
 
     def prepare(self, image: Any) -> Prepared:
-        """Resize and normalise one image: PIL in any mode, or an array or tensor (C, H, W) or (H, W, C)."""
+        """Resize and normalise one image: a file, PIL in any mode, an array or tensor (C, H, W) or (H, W, C).
+
+        ImageFileError when a file cannot be read.
+        """
         start = time.perf_counter()
+        if isinstance(image, str | Path):
+            image = read_image(Path(image))
         if isinstance(image, Image.Image):
             channels = getattr(self.model.config, "num_channels", 3)
             picture = rgb_picture(image)

@@ -7,6 +7,8 @@ Feature maps are kept as (B, H, W, C) inside a stage, so that a token sequence (
 image (B, C, H, W) are both views of the same memory and nothing is ever transposed.
 """
 
+from typing import cast
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -130,7 +132,9 @@ class SegFormerAttention(nn.Module):
         self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         reduced = self.reduce(hidden_states)  # (B, M, C)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation or "eager", eager_attention_forward
+        )
         context, weights = attention(
             self,
             self.split_heads(self.q_proj(hidden_states.flatten(1, 2))),
@@ -316,7 +320,7 @@ class SegFormerForImageClassification(SegFormerPreTrainedModel):
     def __init__(self, config: SegFormerConfig):
         super().__init__(config)
         self.segformer = SegFormerModel(config)
-        self.classifier = nn.Linear(config.hidden_sizes[-1], len(config.id2label))
+        self.classifier = nn.Linear(config.hidden_sizes[-1], cast(int, config.num_labels))
         self.loss_type = "ForImageClassification"  # else a subclass's loss is chosen by its name
         self.post_init()
 
@@ -347,7 +351,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
         self.decode_head = AllMLPHead(
             in_channels=config.hidden_sizes,
             width=config.decoder_hidden_size,
-            num_labels=len(config.id2label),
+            num_labels=cast(int, config.num_labels),
             flavour=config.decoder_flavour,
             norm_eps=config.decoder_norm_eps,
             dropout=config.classifier_dropout_prob,
