@@ -12,12 +12,13 @@ from .errors import ConversionError
 from .labels import LabelSet
 from .registry import Recognised
 from .rules import origin
+from .variants import plain
 
 
-def inferred(found: Recognised, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the shapes tell, `num_labels` among it if there is a head."""
+def inferred(found: Recognised, state: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the shapes tell, `num_labels` among it if there is a head: the translated ones, and the `original`."""
     try:
-        return found.source.infer(state)
+        return found.source.infer(state) | found.source.observe(original)
     except KeyError as error:
         name = origin(found.form.rules, str(error.args[0]))
         raise ConversionError(f"the checkpoint lacks '{name}'; it is incomplete: get the whole file") from error
@@ -40,7 +41,8 @@ def check_fields(config: type[PreTrainedConfig], overrides: Mapping[str, Any]) -
 
 def from_beside(found: Recognised, beside: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a config.json beside the checkpoint gives."""
-    return {name: beside[name] for name in found.source.settings if name in beside}
+    there = {name: found.source.beside_names.get(name, name) for name in found.source.settings}
+    return {name: beside[there[name]] for name in found.source.settings if there[name] in beside}
 
 
 def build(
@@ -50,11 +52,12 @@ def build(
     overrides: Mapping[str, Any],
     labels: LabelSet | None,
 ) -> PreTrainedConfig:
-    """The config. Of config.json, shapes, the reference's code and overrides, the later wins."""
+    """The config. Of defaults, shapes, config.json, the reference's code and overrides, the later wins."""
     config_class = found.architecture.config
     check_fields(config_class, overrides)
-    fields = from_beside(found, beside) | {k: v for k, v in shapes.items() if k != "num_labels"}
-    fields |= {**found.source.numerics, **found.form.settings, **overrides}
+    told = {name: value for name, value in shapes.items() if name != "num_labels"}
+    fields = {**found.source.defaults, **told, **from_beside(found, beside)}
+    fields |= {**found.source.numerics, **found.form.numerics, **found.form.settings, **overrides}
     if labels is not None:
         fields["id2label"] = dict(enumerate(labels.names))
         fields["label2id"] = {name: k for k, name in enumerate(labels.names)}
@@ -75,5 +78,5 @@ def assumptions(
     open_fields = [name for name in found.source.unseen if name not in given]
     if not open_fields:
         return []
-    values = ", ".join(f"{name} {list(getattr(config, name))}" for name in open_fields)
+    values = ", ".join(f"{name} {plain(getattr(config, name))}" for name in open_fields)
     return [f"shapes do not show {values}: assumed, as in the published sizes; overrides can say otherwise"]

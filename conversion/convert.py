@@ -11,6 +11,7 @@ from . import config_building, preprocessing, variants
 from .errors import ConversionError
 from .export import export
 from .labels import LabelSet, described, resolve
+from .preprocessing import IMAGENET
 from .readers import Checkpoint, read
 from .registry import Recognised, qualified, recognise
 from .report import Report
@@ -44,13 +45,17 @@ def convert(
     checkpoint = read(source_file)
     found = recognise(checkpoint, source)
     translation = translate(found.form.rules, checkpoint.tensors)
-    shapes = config_building.inferred(found, translation.tensors)
-    label_set = resolved(checkpoint, shapes.get("num_labels"), labels)
+    shapes = config_building.inferred(found, translation.tensors, checkpoint.tensors)
+    label_set = resolved(found, checkpoint, shapes.get("num_labels"), labels)
     config = config_building.build(found, shapes, checkpoint.config, overrides, label_set)
     model_class = found.architecture.models[found.form.model]
     model = loaded(model_class, config, translation.tensors, partial(origin, found.form.rules))
     settings = preprocessing.settings(
-        found.form.model, label_set, checkpoint.processor, labels_asked=labels is not None
+        found.form.model,
+        label_set,
+        checkpoint.processor,
+        labels_asked=labels is not None,
+        reference=found.source.preprocessing(config),
     )
     with staged(out_dir) as folder:
         model.save_pretrained(folder)
@@ -66,15 +71,22 @@ def convert(
         dropped=tuple(translation.dropped.items()),
         parameters=model.num_parameters(),
         labels=described(label_set),
-        notes=(*notes, *assumed_preprocessing(checkpoint, settings), *found.source.remarks),
+        notes=(*notes, *assumed_preprocessing(checkpoint, settings), *found.form.remarks, *found.source.remarks),
     )
 
 
-def resolved(checkpoint: Checkpoint, count: int | None, asked: str | Path | None) -> LabelSet | None:
+def resolved(found: Recognised, checkpoint: Checkpoint, count: int | None, asked: str | Path | None) -> LabelSet | None:
     """The label set of a model with a head."""
     if count is None:
         return None
-    return resolve(count, asked=asked, meta=checkpoint.meta, config=checkpoint.config, processor=checkpoint.processor)
+    return resolve(
+        count,
+        asked=asked,
+        meta=checkpoint.meta,
+        config=checkpoint.config,
+        processor=checkpoint.processor,
+        usual=found.form.labels,
+    )
 
 
 def judged(
@@ -97,4 +109,8 @@ def assumed_preprocessing(checkpoint: Checkpoint, settings: Mapping[str, Any]) -
     """A sentence if no preprocessor_config.json lay beside the checkpoint."""
     if preprocessing.beside(checkpoint.processor):
         return []
-    return [f"preprocessing is assumed: size {settings['size']}, ImageNet's mean and deviation"]
+    mean, deviation = settings["image_mean"], settings["image_std"]
+    values = (
+        "ImageNet's mean and deviation" if mean == IMAGENET["image_mean"] else f"mean {mean}, deviation {deviation}"
+    )
+    return [f"preprocessing is assumed: size {settings['size']}, {values}"]

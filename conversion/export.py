@@ -18,6 +18,7 @@ from .rules import inverted, translate
 from .source import Form, Outgoing, Source, Writer
 from .staging import check_apart, check_directory, check_file, staged
 from .strict_loading import loaded
+from .variants import plain
 
 
 def export(model_dir: Path, out_file: Path, *, to: str, force: bool = False) -> Report:
@@ -54,7 +55,7 @@ def export(model_dir: Path, out_file: Path, *, to: str, force: bool = False) -> 
         dropped=(),
         parameters=model.num_parameters(),
         labels=described(labels),
-        notes=tuple(lost_numerics(source, config)),
+        notes=tuple(lost_numerics(source, form, config)),
     )
 
 
@@ -99,7 +100,7 @@ def target_form(
     for form in source.forms:
         if form.model != auto_class or form.write is None:
             continue
-        differing = {name: value for name, value in form.settings.items() if getattr(config, name) != value}
+        differing = {name: v for name, v in form.settings.items() if plain(getattr(config, name)) != plain(v)}
         if not differing:
             return form, form.write
         refused = ", ".join(
@@ -120,11 +121,11 @@ def outgoing_labels(checkpoint: Checkpoint, auto_class: str) -> LabelSet | None:
     return found
 
 
-def lost_numerics(source: Source, config: PreTrainedConfig) -> list[str]:
+def lost_numerics(source: Source, form: Form, config: PreTrainedConfig) -> list[str]:
     """Numerical choices of the model that the reference's code makes otherwise."""
     differing = [
         f"{name} {getattr(config, name)} (there {value})"
-        for name, value in source.numerics.items()
+        for name, value in {**source.numerics, **form.numerics}.items()
         if getattr(config, name) != value
     ]
     if not differing:

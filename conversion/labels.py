@@ -12,7 +12,7 @@ from .errors import ConversionError, first_few
 
 Palette = tuple[tuple[int, int, int], ...]
 FOLDER = files("hf_vit_seg.configs") / "labels"
-BY_COUNT = {150: "ade20k", 19: "cityscapes", 1000: "imagenet-1k"}
+USUAL = ("ade20k", "cityscapes", "imagenet-1k")
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,11 @@ def from_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Labe
     return replace(from_json(content, "config.json"), found="from id2label in config.json")
 
 
-def from_count(count: int) -> LabelSet:
-    """The best guess from the number of classes, marked as a guess."""
-    if count in BY_COUNT:
-        name = BY_COUNT[count]
-        return replace(known()[name], found=f"{name}, assumed because there are {count} classes")
+def from_count(count: int, usual: Sequence[str] = USUAL) -> LabelSet:
+    """The best guess from the number of classes among the sets that come into question, marked as a guess."""
+    for name in usual:
+        if len(known()[name].names) == count:
+            return replace(known()[name], found=f"{name}, assumed because there are {count} classes")
     names = tuple(f"LABEL_{k}" for k in range(count))
     return LabelSet(names, found=f"none found: {count} classes are called LABEL_0 .. LABEL_{count - 1}")
 
@@ -159,9 +159,10 @@ def resolve(
     meta: Mapping[str, Any],
     config: Mapping[str, Any],
     processor: Mapping[str, Any],
+    usual: Sequence[str] = USUAL,
 ) -> LabelSet:
     """The label set of a model of `count` classes: asked for, in the file, beside the file, or assumed."""
-    found = named(asked) if asked else from_meta(meta) or from_config(config, processor) or from_count(count)
+    found = named(asked) if asked else from_meta(meta) or from_config(config, processor) or from_count(count, usual)
     found = completed(found)
     if len(found.names) != count:
         raise ConversionError(

@@ -136,6 +136,25 @@ def axes(side: str) -> list[list[str]]:
 
 
 @dataclass(frozen=True)
+class Vector:
+    """One axis that is longer than one, whether or not others of length one are written; back go `rank` axes."""
+
+    rank: int
+
+    @property
+    def inverted(self) -> Rearrange:
+        """All axes but the last have length one."""
+        return Rearrange("n -> " + "1 " * (self.rank - 1) + "n")
+
+    def apply(self, tensors: Tensors, sizes: Sizes) -> Tensors:
+        """(1, ..., 1, n) or (n,) becomes (n,)."""
+        for tensor in tensors:
+            if tensor.ndim == 0 or tensor.numel() != tensor.shape[-1]:
+                raise ValueError(f"shape {list(tensor.shape)} is not that of a vector")
+        return tuple(tensor.reshape(-1) for tensor in tensors)
+
+
+@dataclass(frozen=True)
 class Chain:
     """One layout after the other."""
 

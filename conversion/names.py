@@ -28,7 +28,7 @@ class Placeholder:
     @property
     def regex(self) -> str:
         """What may stand in its place."""
-        return f"({self.words})" if self.words else INDEX
+        return f"({'|'.join(map(re.escape, self.words.split('|')))})" if self.words else INDEX
 
     def read(self, text: str) -> int | str:
         """The value that was written as `text`."""

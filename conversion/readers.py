@@ -22,6 +22,7 @@ from .errors import ConversionError, first_few
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 WRAPPERS = ("state_dict", "model", "model_state_dict")
+FLAX_STATES = ("opt/target/", "params/")
 EXPECTED = "a PyTorch (.pth, .pt, .bin), safetensors or NumPy (.npz) checkpoint is expected"
 
 
@@ -46,7 +47,7 @@ def read(path: Path) -> Checkpoint:
         raise ConversionError(f"'{file}' holds no tensors; {EXPECTED}")
     return Checkpoint(
         path=path,
-        tensors=without_prefix(tensors, "module."),
+        tensors=parameters(without_prefix(tensors, "module.")),
         meta=meta,
         config=read_json(file.parent / "config.json"),
         processor=read_json(file.parent / "preprocessor_config.json"),
@@ -135,6 +136,15 @@ def without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]
     if not all(name.startswith(prefix) for name in tensors):
         return tensors
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def parameters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model's own out of the state of a training with flax, which has the optimizer's beside them."""
+    for prefix in FLAX_STATES:
+        inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        if inside:
+            return inside
+    return tensors
 
 
 def read_file(file: Path) -> Mapping[str, Any]:

@@ -91,6 +91,8 @@ def recognise(checkpoint: Checkpoint, name: str | None) -> Recognised:
             f"{first_few(qualified(f.architecture, f.source) for f in found)}; it must be of one: separate "
             "them, or name the source"
         )
+    if refused := found[0].form.refusal:
+        raise ConversionError(f"'{checkpoint.path}' is not converted: {refused}")
     return found[0]
 
 

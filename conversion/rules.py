@@ -16,13 +16,17 @@ from .names import Bindings, Template, compiled, words_of
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors of some names become tensors of others; without targets they are dropped, for a `reason`."""
+    """Tensors of some names become tensors of others; without targets they are dropped, for a `reason`.
+
+    An `alias` is another spelling of what a further rule of the table says: it is read and never written.
+    """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     layout: Layout = SAME
     optional: bool = False
     reason: str = ""
+    alias: bool = False
 
     @property
     def source_templates(self) -> tuple[Template, ...]:
@@ -62,9 +66,19 @@ def drop(source: str, reason: str, *, optional: bool = False) -> Rule:
     return Rule((source,), (), optional=optional, reason=reason)
 
 
+def optional(rule: Rule) -> Rule:
+    """A rule that need not match anything."""
+    return replace(rule, optional=True)
+
+
+def alias(rule: Rule) -> Rule:
+    """Another spelling, which some files have instead of the usual one. It is not written on the way back."""
+    return replace(rule, optional=True, alias=True)
+
+
 def inverted(rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """The table read backwards, without its drops."""
-    return tuple(rule.inverted for rule in rules if rule.targets)
+    """The table read backwards, without its drops and aliases."""
+    return tuple(rule.inverted for rule in rules if rule.targets and not rule.alias)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from .labels import LabelSet
+from .labels import USUAL, LabelSet
 from .layouts import Sizes
 from .rules import Rule
 
@@ -32,15 +32,22 @@ class Form:
 
     A file has this form if all names in `marks` are in it. `model` is the Auto class of what it becomes,
     `settings` are the config values that follow from the form; on the way back they are what it can hold.
-    Forms without a writer are read and never written; `directory` says that the writer makes a directory.
+    `numerics` are added to the source's, `remarks` to its remarks; `labels` are the label sets that such files
+    usually have. Forms without a writer are read and never
+    written; `directory` says that the writer makes a directory. A form with a `refusal` is recognised so that
+    a reader is told why it cannot be converted.
     """
 
     model: str
     marks: tuple[str, ...]
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    numerics: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = USUAL
+    remarks: tuple[str, ...] = ()
     write: Writer | None = None
     directory: bool = False
+    refusal: str = ""
 
 
 def no_sizes(config: PreTrainedConfig) -> Sizes:
@@ -48,23 +55,39 @@ def no_sizes(config: PreTrainedConfig) -> Sizes:
     return {}
 
 
+def nothing(_: Any) -> dict[str, Any]:
+    """For sources that have nothing to say on a question."""
+    return {}
+
+
+def refusal(marks: tuple[str, ...], sentence: str) -> Form:
+    """A form that is known and not read."""
+    return Form(model="", marks=marks, refusal=sentence)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A checkpoint format of one architecture.
 
     The first form whose marks are all present is taken. `infer` reads config fields out of the translated
-    tensors (KeyError: a tensor that it needs is missing). `numerics` are config fields with the values that
-    the reference has in its code; `settings` names the fields that a config.json beside the file may give;
-    `unseen` those that shapes cannot show. `sizes` gives the axis lengths that layouts need on the way back.
-    `remarks` are for the report.
+    tensors (KeyError: a tensor that it needs is missing), `observe` out of the source's own, whose axes say what
+    a layout loses. `numerics` are config fields with the values that the reference has in its code; `settings`
+    names the fields that a config.json beside the file may give, under another name if `beside_names` has one,
+    `defaults` their values where it does not;
+    `unseen` those that shapes cannot show. `preprocessing` gives, for a config, what the reference does to images.
+    `sizes` gives the axis lengths that layouts need on the way back. `remarks` are for the report.
     """
 
     name: str
     title: str
     forms: tuple[Form, ...]
     infer: Callable[[Mapping[str, Tensor]], dict[str, Any]]
+    observe: Callable[[Mapping[str, Tensor]], dict[str, Any]] = nothing
     numerics: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
+    beside_names: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     unseen: tuple[str, ...] = ()
+    preprocessing: Callable[[Any], dict[str, Any]] = nothing
     sizes: Callable[[PreTrainedConfig], Sizes] = no_sizes
     remarks: tuple[str, ...] = ()

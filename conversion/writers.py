@@ -2,9 +2,10 @@
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -29,16 +30,35 @@ def write_with_meta(outgoing: Outgoing, path: Path) -> None:
     torch.save({"meta": meta, "state_dict": OrderedDict(outgoing.tensors)}, path)
 
 
-def transformers_writer(config: str, model: str, processor: str, fields: Sequence[str]) -> Writer:
-    """A writer of the directory that a class of transformers loads; `fields` have one name here and there."""
+def write_as_model(outgoing: Outgoing, path: Path) -> None:
+    """The container of Facebook's and Segmenter's files: the weights as `model`."""
+    torch.save({"model": OrderedDict(outgoing.tensors)}, path)
+
+
+def write_npz(outgoing: Outgoing, path: Path) -> None:
+    """NumPy's archive of arrays; bfloat16 is stored as two bytes without a type, as JAX does."""
+    with path.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **{name: to_numpy(t) for name, t in outgoing.tensors.items()})
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor as an array."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view("V2")
+    return tensor.numpy()
+
+
+def transformers_writer(config: str, model: str, processor: str, fields: Sequence[str] | Mapping[str, str]) -> Writer:
+    """A writer of the directory that a class of transformers loads; `fields` by our names, mapped to those there."""
+    there = fields if isinstance(fields, Mapping) else {name: name for name in fields}
 
     def write(outgoing: Outgoing, path: Path) -> None:
         path.mkdir()
         save_file(dict(outgoing.tensors), path / "model.safetensors", metadata={"format": "pt"})
-        values = {name: getattr(outgoing.config, name) for name in fields}
+        values = {theirs: getattr(outgoing.config, ours) for ours, theirs in there.items()}
         labels = {"id2label": outgoing.config.id2label, "label2id": outgoing.config.label2id}
-        there = getattr(transformers, config)(**values, **labels, architectures=[model], dtype=outgoing.config.dtype)
-        there.save_pretrained(path)
+        built = getattr(transformers, config)(**values, **labels, architectures=[model], dtype=outgoing.config.dtype)
+        built.save_pretrained(path)
         if outgoing.processor:
             described = {**outgoing.processor, "image_processor_type": processor}
             (path / "preprocessor_config.json").write_text(json.dumps(described, indent=2) + "\n")

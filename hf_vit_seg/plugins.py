@@ -18,6 +18,8 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from transformers.models.auto import modeling_auto
 
 GROUP = "hf_vit_seg.architectures"
+# What a row of `variants` says beside config fields: a golden parameter count, and of which model it is.
+NOT_FIELDS = ("parameters", "counted")
 
 # The image-segmentation pipeline checks a copy of this table of names, which registration does not reach, and
 # logs a false error for every registered model that is not in it (transformers 5.23, image_segmentation.py).
@@ -46,7 +48,11 @@ class Architecture:
     conversions: tuple[str, ...] = ()
 
     def variant_rows(self) -> dict[str, dict[str, Any]]:
-        """The published sizes by name: config fields, and `parameters`, the golden count of the largest model."""
+        """The published sizes by name: config fields, and `parameters`, a golden count.
+
+        `counted` names the model that it counts, {model: auto class, num_labels}; without it that is the
+        segmentation model with 150 classes.
+        """
         return yaml.safe_load(self.variants.read_text(encoding="utf-8")) or {}
 
     def variant_config(self, variant: str, **fields: Any) -> PreTrainedConfig:
@@ -54,7 +60,7 @@ class Architecture:
         rows = self.variant_rows()
         if variant not in rows:
             raise ValueError(f"{self.name} has no variant '{variant}'; it has {', '.join(rows)}")
-        row = {field: value for field, value in rows[variant].items() if field != "parameters"}
+        row = {field: value for field, value in rows[variant].items() if field not in NOT_FIELDS}
         return self.config(**(row | fields))
 
 

@@ -1,32 +1,38 @@
 """What the shared test body must be told of each architecture: a row each, nothing else is written twice."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """`sizes` are images (height, width) that the tiny variant must take; `stride` is that of its logits.
+    """`sizes` are images (height, width) that the tiny variant must take; `grid` gives the side of its segmentation
+    logits for a side of the image.
 
     `alternatives` gives every config field another value, so that the body can see the model read it.
+    `beside` gives a field the settings under which it is read at all, `under` the auto class that reads it, where
+    that is not the segmentation model.
+    `unreached` names, by auto class, the ends of parameters that the architecture itself gives no gradient.
     `training_only` fields show in training alone, `loss_only` in the loss, `initial_only` in fresh weights.
     """
 
     sizes: tuple[tuple[int, int], ...]
-    stride: int
+    grid: Callable[[int], int]
     alternatives: Mapping[str, Any]
     training_only: frozenset[str] = frozenset()
     loss_only: frozenset[str] = frozenset()
     initial_only: frozenset[str] = frozenset()
     backbone_only: frozenset[str] = frozenset()
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    under: Mapping[str, str] = field(default_factory=dict)
+    unreached: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 CASES: dict[str, Case] = {
     "segformer": Case(
         sizes=((64, 64), (64, 96), (61, 45), (32, 131), (29, 29)),
-        stride=4,
+        grid=lambda side: -(-side // 4),
         alternatives={
             "num_channels": 5,
             "depths": (2, 1, 1, 1),
@@ -56,4 +62,132 @@ CASES: dict[str, Case] = {
         loss_only=frozenset({"semantic_loss_ignore_index"}),
         initial_only=frozenset({"initializer_range"}),
     ),
+    "cvt": Case(
+        sizes=((64, 64), (64, 96), (61, 45), (32, 131), (3, 3)),
+        grid=lambda side: (side + 1) // 4,
+        alternatives={
+            "num_channels": 5,
+            "depths": (2, 2, 2),
+            "hidden_sizes": (8, 32, 48),
+            "num_attention_heads": (2, 2, 3),
+            "patch_sizes": (5, 3, 3),
+            "strides": (2, 2, 2),
+            "paddings": (3, 1, 1),
+            "mlp_ratios": (2, 4, 4),
+            "qkv_bias": (True, False, True),
+            "use_cls_token": (True, False, True),
+            "projection_methods": ("dw_bn", "avg", "dw_bn"),
+            "kernel_qkv": (3, 1, 3),
+            "stride_kv": (2, 1, 2),
+            "padding_kv": (1, 0, 1),
+            "hidden_act": "relu",
+            "hidden_dropout_prob": 0.5,
+            "attention_probs_dropout_prob": (0.0, 0.5, 0.0),
+            "drop_path_rate": 0.9,
+            "classifier_dropout_prob": 0.9,
+            "layer_norm_eps": 0.5,
+            "batch_norm_eps": 0.5,
+            "decoder_hidden_size": 16,
+            "decoder_flavour": "mmseg",
+            "decoder_norm_eps": 0.5,
+            "initializer_range": 0.2,
+            "semantic_loss_ignore_index": 1,
+        },
+        # In the last layer only the class token's query counts for the classifier, and it passes the convolution by.
+        unreached={
+            "AutoModelForImageClassification": (
+                "stages.2.layers.1.attention.q_conv.convolution.weight",
+                "stages.2.layers.1.attention.q_conv.norm.weight",
+                "stages.2.layers.1.attention.q_conv.norm.bias",
+            )
+        },
+        training_only=frozenset(
+            {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout_prob"}
+        ),
+        loss_only=frozenset({"semantic_loss_ignore_index"}),
+        initial_only=frozenset({"initializer_range"}),
+    ),
 }
+
+HYBRID = {"stem": "resnetv2", "stem_depths": (1,), "stem_width_factor": 0.5, "patch_size": 4}
+MASKS = {"segmentation_head": "mask_transformer"}
+VIT = Case(
+    sizes=((64, 64), (64, 96), (61, 45), (32, 131), (1, 7)),
+    grid=lambda side: -(-side // 8),
+    alternatives={
+        "num_channels": 5,
+        "image_size": 32,
+        "patch_size": (8, 16),
+        "patch_padding": 1,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "hidden_act": "quick_gelu",
+        "qkv_bias": False,
+        "use_cls_token": False,
+        "use_distillation_token": True,
+        "num_register_tokens": 2,
+        "position_embeddings_cover_prefix": False,
+        "position_resize_mode": "bilinear",
+        "position_resize_align_corners": True,
+        "position_resize_antialias": False,
+        "layer_scale_init_value": 0.1,
+        "hidden_dropout_prob": 0.5,
+        "attention_probs_dropout_prob": 0.5,
+        "drop_path_rate": 0.9,
+        "layer_norm_eps": 0.5,
+        "use_final_norm": False,
+        "pooling": "mean",
+        "pool_norm": True,
+        "pre_logits_size": 7,
+        "initializer_range": 0.2,
+        "stem": "resnetv2",
+        "stem_depths": (),
+        "stem_width_factor": 1,
+        "stem_padding": "symmetric",
+        "stem_weight_standardization_mode": "sqrt_var_plus_eps",
+        "stem_weight_standardization_eps": 0.5,
+        "stem_group_norm_eps": 0.5,
+        "segmentation_head": "all_mlp",
+        "segmentation_head_depth": 1,
+        "segmentation_head_width": 64,
+        "segmentation_norm_eps": 0.5,
+        "segmentation_levels": (1, 1, 2, 3),
+        "pose_head": "simple",
+        "pose_head_width": 16,
+        "pose_flip_test": True,
+        "pose_flip_pairs": ((3, 4),),
+        "pose_target_sigma": 1,
+        "classifier_dropout_prob": 0.9,
+        "semantic_loss_ignore_index": 1,
+    },
+    beside={
+        "position_resize_mode": {"image_size": 128},
+        "position_resize_align_corners": {"image_size": 128},
+        "position_resize_antialias": {"image_size": 128},
+        "stem_depths": HYBRID,
+        "stem_width_factor": HYBRID,
+        "stem_padding": HYBRID,
+        "stem_weight_standardization_mode": HYBRID | {"stem_weight_standardization_eps": 0.1},
+        "stem_weight_standardization_eps": HYBRID,
+        "stem_group_norm_eps": HYBRID,
+        "segmentation_head_depth": MASKS,
+        "segmentation_head_width": MASKS,
+        "segmentation_norm_eps": MASKS,
+        "segmentation_levels": {"segmentation_head": "all_mlp"},
+        "pose_flip_test": {"pose_flip_pairs": ((1, 2),)},
+        "pose_flip_pairs": {"pose_flip_test": True, "pose_flip_pairs": ((1, 2),)},
+    },
+    under={name: "AutoModelForImageClassification" for name in ("pooling", "pool_norm", "pre_logits_size")}
+    | {
+        name: "AutoModelForPoseEstimation"
+        for name in ("pose_head", "pose_head_width", "pose_flip_test", "pose_flip_pairs", "pose_target_sigma")
+    },
+    training_only=frozenset(
+        {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout_prob"}
+    ),
+    loss_only=frozenset({"semantic_loss_ignore_index", "pose_target_sigma"}),
+    initial_only=frozenset({"initializer_range"}),
+)
+CASES["vit"] = VIT

@@ -130,7 +130,7 @@ STATES: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     ),
     "an odd kv": (lambda: reshaped("backbone.block1.0.attn.kv.weight", 31, 16), "cannot be cut into 2"),
     "another rank": (lambda: reshaped("backbone.patch_embed1.proj.weight"), "shapes that no segformer has"),
-    "a vit": (lambda: VIT, "no known source has the keys"),
+    "a fragment of a vit": (lambda: VIT, "no known source has the keys"),
     "two sources": (
         lambda: {**nvlabs_state(), **mmseg_state()},
         "keys of 2 sources, 'segformer/nvlabs', 'segformer/mmseg'",

@@ -32,6 +32,7 @@ def test_sets_are_sound() -> None:
     assert {name: len(s.names) for name, s in sets.items()} == {
         "ade20k": 150,
         "cityscapes": 19,
+        "coco-keypoints": 17,
         "imagenet-1k": 1000,
     }
     for label_set in sets.values():

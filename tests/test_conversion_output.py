@@ -82,7 +82,7 @@ def test_export_refuses(tmp_path: Path) -> None:
         ("ours", "file", "mmseg", "exists"),
         ("ours", "others", "mmseg", "is a directory"),
         ("others", "file", "transformers", "is a file"),
-        ("mmseg.pth", "out", "mmseg", "a model of this package (segformer_seg) is expected"),
+        ("mmseg.pth", "out", "mmseg", "a model of this package (cvt_seg, segformer_seg, vit_seg) is expected"),
     ]
     before = sorted(tmp_path.rglob("*"))
     for model, out, to, sentence in cases:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hf_vit_seg.conversion import segformer_mmseg, segformer_nvlabs, segformer_smp, segformer_transformers
+from hf_vit_seg.conversion import registry
 from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.layouts import (
     KERNEL_FIRST,
@@ -17,9 +17,10 @@ from hf_vit_seg.conversion.layouts import (
     Layout,
     Rearrange,
     Split,
+    Vector,
 )
 from hf_vit_seg.conversion.names import compiled, words_of
-from hf_vit_seg.conversion.rules import Rule, drop, inverted, join, origin, rename, split, translate
+from hf_vit_seg.conversion.rules import Rule, alias, drop, inverted, join, optional, origin, rename, split, translate
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -37,6 +38,7 @@ LAYOUTS: list[tuple[Layout, list[Sequence[int]]]] = [
     (Rearrange("D H d -> (H d) D"), [(6, 2, 7)]),
     (Rearrange("H d D -> D (H d)"), [(2, 7, 6)]),
     (Rearrange("1 1 1 n -> n"), [(1, 1, 1, 3)]),
+    (Vector(4), [(1, 1, 1, 3)]),
     (Rearrange("H d -> (H d)"), [(2, 7)]),
     (Rearrange("n i o -> n o i"), [(3, 3, 5)]),
     (Chain((Split(3), POINTWISE)), [(15, 3, 1, 1)]),
@@ -89,7 +91,15 @@ def test_layouts_do_what_they_say() -> None:
 
 @pytest.mark.parametrize(
     ("layout", "shape"),
-    [(POINTWISE, (5, 3, 3, 3)), (POINTWISE, (5, 3)), (Split(3), (5, 2)), (Split(2), ()), (Join(2), (2, 2))],
+    [
+        (Vector(4), (1, 1, 2, 3)),
+        (Vector(2), ()),
+        (POINTWISE, (5, 3, 3, 3)),
+        (POINTWISE, (5, 3)),
+        (Split(3), (5, 2)),
+        (Split(2), ()),
+        (Join(2), (2, 2)),
+    ],
 )
 def test_layouts_refuse_other_shapes(layout: Layout, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"shape|axis"):
@@ -172,6 +182,25 @@ def test_a_table_and_back() -> None:
     assert origin(RULES, "lr.3") == "l.3, r.3"
 
 
+def test_a_vector_may_be_written_in_two_ways() -> None:
+    vector = torch.arange(3)
+    for shape in ((3,), (1, 1, 1, 3)):
+        (found,) = Vector(4).apply((vector.reshape(shape),), {})
+        assert torch.equal(found, vector)
+        assert Vector(4).inverted.apply((found,), {})[0].shape == (1, 1, 1, 3)
+
+
+def test_an_alias_is_read_and_not_written() -> None:
+    rules = (optional(rename("usual.{i}", "x.{i}")), alias(rename("other.{i}", "x.{i}")))
+    for spelling in ("usual", "other"):
+        there = translate(rules, {f"{spelling}.0": torch.ones(1)})
+        assert there.tensors.keys() == {"x.0"}
+        assert translate(inverted(rules), there.tensors).tensors.keys() == {"usual.0"}
+    assert origin(rules, "x.0") == "usual.0"
+    with pytest.raises(ConversionError, match="twice"):
+        translate(rules, {"usual.0": torch.ones(1), "other.0": torch.ones(1)})
+
+
 FAULTS = [
     ({**STATE, "stranger": torch.zeros(1)}, RULES, "does not know: 'stranger'"),
     ({k: v for k, v in STATE.items() if k != "r.2"}, RULES, "lacks 'r.2'"),
@@ -190,9 +219,9 @@ def test_a_table_leaves_nothing_open(state: dict[str, Tensor], rules: Sequence[R
 
 
 TABLES = [
-    (source.SOURCE.name, number, form.rules)
-    for source in (segformer_nvlabs, segformer_mmseg, segformer_smp, segformer_transformers)
-    for number, form in enumerate(source.SOURCE.forms)
+    (registry.qualified(architecture, source), number, form.rules)
+    for architecture, source in registry.sources()
+    for number, form in enumerate(source.forms)
 ]
 
 

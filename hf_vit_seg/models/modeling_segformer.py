@@ -28,7 +28,9 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
+from .attention import eager_attention_forward
 from .configuration_segformer import SegFormerConfig
+from .drop_path import DropPath
 from .losses import semantic_segmentation_loss
 from .pointwise import PointwiseLinear
 from .row_strips import row_strips, strips_pay
@@ -38,46 +40,9 @@ from .segmentation_heads import AllMLPHead
 STRIP_BYTES = 3 * 2**20
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,  # (B, heads, N, C/heads)
-    key: torch.Tensor,  # (B, heads, M, C/heads)
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Equation 1, written out: the only implementation that can return the attention weights (B, heads, N, M)."""
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
 def convolve(convolution: nn.Conv2d, hidden_states: torch.Tensor) -> torch.Tensor:
     """Apply a convolution to (B, H, W, C) memory without copying it: (B, H', W', C')."""
     return convolution(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
-
-
-class DropPath(nn.Module):
-    """Stochastic depth per image (arXiv 1603.09382); the identity outside training."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.rate == 0.0 or not self.training:
-            return hidden_states
-        keep = 1 - self.rate
-        shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
-        return hidden_states * (hidden_states.new_empty(shape).bernoulli_(keep) / keep)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.4f}"
 
 
 class OverlapPatchEmbeddings(nn.Module):

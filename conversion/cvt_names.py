@@ -1,0 +1,6 @@
+"""The names that both CvT sources are translated to."""
+
+WEIGHTS = "{p:weight|bias}"
+BATCH_NORM = "{p:weight|bias|running_mean|running_var|num_batches_tracked}"
+STAGE = "stages.{stage}."
+LAYER = STAGE + "layers.{layer}."

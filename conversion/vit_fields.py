@@ -1,0 +1,161 @@
+"""What the sources of Vision Transformers share: config fields read from shapes, those that shapes cannot show."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+UNSEEN = ("num_attention_heads",)
+HEADS = {1280: 16, 1408: 16, 1536: 24, 1664: 16}  # ViT-H, and the giants of later papers; all others have width 64
+HEAD_WIDTH = 64
+
+ERF_NUMERICS = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
+PYTORCH_STEM = {
+    "stem_weight_standardization_eps": 1e-8,
+    "stem_weight_standardization_mode": "sqrt_var_plus_eps",
+    "stem_group_norm_eps": 1e-5,
+}
+HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+BILINEAR, BICUBIC = 2, 3
+
+
+def both(size: Any) -> tuple[int, int]:
+    """(height, width) of one length or a pair."""
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return height, width
+
+
+def sides(image_size: Any) -> dict[str, int]:
+    """(height, width) by names."""
+    return dict(zip(("height", "width"), both(image_size), strict=True))
+
+
+def squashed(config: Any, resample: int = BILINEAR) -> dict[str, Any]:
+    """The whole image, resized to the size of training whatever its own ratio is."""
+    return {"size": sides(config.image_size), "do_center_crop": False, "crop_size": None, "resample": resample}
+
+
+def numbers(state: Mapping[str, Tensor], before: str, first: str) -> int:
+    """How many things are numbered after a prefix; a gap in their numbers is a missing tensor, `first` of them."""
+    pattern = re.compile(re.escape(before) + r"(\d+)\.")
+    found = {int(match[1]) for name in state if (match := pattern.match(name))}
+    for number in range(len(found)):
+        if number not in found:
+            raise KeyError(f"{before}{number}.{first}")
+    return len(found)
+
+
+def square(cells: int) -> tuple[int, int] | None:
+    """The grid of square images; None if the cells do not make one."""
+    side = math.isqrt(cells)
+    return (side, side) if side and side * side == cells else None
+
+
+def infer(state: Mapping[str, Tensor], grid: Callable[[int], tuple[int, int] | None] = square) -> dict[str, Any]:
+    """The config fields that our own tensors' shapes determine, and the usual number of heads.
+
+    `grid` gives (rows, columns) for a number of positions; where it has none, overrides must say the image size.
+    """
+    prefix = "vit." if any(name.startswith("vit.") for name in state) else ""
+    fields = encoder_fields(state, prefix) | stem_fields(state, prefix + "embeddings.patch_embeddings.stem.")
+    fields |= token_fields(state, prefix + "embeddings.")
+    fields |= position_fields(fields, state[prefix + "embeddings.position_embeddings"].shape[1], grid)
+    return fields | head_fields(state)
+
+
+def encoder_fields(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+    """The transformer itself."""
+    kernel = state[prefix + "embeddings.patch_embeddings.projection.weight"].shape  # (D, C, P, P)
+    width, layer = kernel[0], prefix + "layers.0."
+    return {
+        "hidden_size": width,
+        "num_channels": kernel[1],
+        "patch_size": kernel[2] if kernel[2] == kernel[3] else [kernel[2], kernel[3]],
+        "num_hidden_layers": numbers(state, prefix + "layers.", "norm1.weight"),
+        "num_attention_heads": HEADS.get(width, max(width // HEAD_WIDTH, 1)),
+        "intermediate_size": state[layer + "mlp.fc1.weight"].shape[0],
+        "qkv_bias": layer + "attention.q_proj.bias" in state,
+        "layer_scale_init_value": 1e-5 if layer + "layer_scale1.gamma" in state else None,
+        "use_final_norm": prefix + "norm.weight" in state,
+    }
+
+
+def stem_fields(state: Mapping[str, Tensor], stem: str) -> dict[str, Any]:
+    """The ResNet in front of a hybrid."""
+    root = state.get(stem + "conv.weight")
+    if root is None:
+        return {}
+    stages = numbers(state, stem + "stages.", "layers.0.conv1.weight")
+    return {
+        "num_channels": root.shape[1],
+        "stem_width_factor": root.shape[0] / 64,
+        "stem_depths": [numbers(state, f"{stem}stages.{stage}.layers.", "conv1.weight") for stage in range(stages)],
+    }
+
+
+def token_fields(state: Mapping[str, Tensor], embeddings: str) -> dict[str, Any]:
+    """The tokens that are no patches."""
+    registers = state.get(embeddings + "register_tokens")
+    return {
+        "use_cls_token": embeddings + "cls_token" in state,
+        "pooling": "token" if embeddings + "cls_token" in state else "mean",
+        "use_distillation_token": embeddings + "distillation_token" in state,
+        "num_register_tokens": 0 if registers is None else registers.shape[1],
+    }
+
+
+def position_fields(
+    fields: Mapping[str, Any], positions: int, grid: Callable[[int], tuple[int, int] | None]
+) -> dict[str, Any]:
+    """The size of training, and whether the class token and the distillation token have positions."""
+    slots = 1 + fields["use_distillation_token"]
+    covered = grid(positions - slots) if positions > slots else None
+    rows_columns = covered or grid(positions)
+    cover = covered is not None or (rows_columns is None and fields["use_cls_token"])
+    found: dict[str, Any] = {"position_embeddings_cover_prefix": cover}
+    if rows_columns is not None:
+        height, width = (
+            cells * side * stem_stride(fields)
+            for cells, side in zip(rows_columns, both(fields["patch_size"]), strict=True)
+        )
+        found["image_size"] = height if height == width else [height, width]
+    return found
+
+
+def stem_stride(fields: Mapping[str, Any]) -> int:
+    """Pixels per side of what patches are cut from."""
+    return 4 * 2 ** max(len(fields["stem_depths"]) - 1, 0) if "stem_depths" in fields else 1
+
+
+def head_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Classifier or decode head, if there is one."""
+    if "decode_head.class_embeddings" in state:
+        classes, width = state["decode_head.class_embeddings"].shape[1:]
+        return {
+            "segmentation_head": "mask_transformer",
+            "segmentation_head_depth": numbers(state, "decode_head.layers.", "norm1.weight"),
+            "segmentation_head_width": width,
+            "num_labels": classes,
+        }
+    if "decode_head.classifier.weight" in state:
+        return {"segmentation_head": "linear", "num_labels": state["decode_head.classifier.weight"].shape[0]}
+    if "pose_head.final.weight" in state:
+        return pose_fields(state)
+    if "classifier.weight" not in state:
+        return {}
+    pre_logits = state.get("pre_logits.weight")
+    return {
+        "num_labels": state["classifier.weight"].shape[0],
+        "pool_norm": "pool_norm.weight" in state,
+        **({"pooling": "mean"} if "pool_norm.weight" in state else {}),
+        "pre_logits_size": None if pre_logits is None else pre_logits.shape[0],
+    }
+
+
+def pose_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Keypoints, and the width of the deconvolutions if there are any."""
+    found = {"num_labels": state["pose_head.final.weight"].shape[0]}
+    deconvolution = state.get("pose_head.deconvolutions.0.weight")
+    return found if deconvolution is None else found | {"pose_head_width": deconvolution.shape[1]}

@@ -1,0 +1,119 @@
+"""Configuration of CvT (arXiv 2103.15808): stages of transformer layers whose projections are convolutions."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+STAGE_FIELDS = (
+    "depths",
+    "hidden_sizes",
+    "num_attention_heads",
+    "patch_sizes",
+    "strides",
+    "paddings",
+    "mlp_ratios",
+    "qkv_bias",
+    "use_cls_token",
+    "projection_methods",
+    "kernel_qkv",
+    "stride_kv",
+    "padding_kv",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "drop_path_rate",
+)
+RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+
+
+@strict
+class CvTConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Everything that a CvT checkpoint of either source needs to give its source's numbers.
+
+    The fields in `STAGE_FIELDS` have one entry per stage. `patch_sizes`, `strides` and `paddings` are those of the
+    convolution that embeds a stage's tokens. `kernel_qkv`, `stride_kv` and `padding_kv` are those of the projections
+    inside the attention; queries always keep the grid (stride 1, half the kernel as padding), because the residual
+    connection needs them to. `projection_methods` are "dw_bn" (a depthwise convolution and BatchNorm, the paper's),
+    "avg" (keys and values are averaged instead) and "linear" (neither). `use_cls_token` gives a stage a class token
+    of its own; the classifier reads the last stage's, or the mean of the tokens if it has none.
+
+    A dropout or drop path rate can be one number, for every stage. The drop path rate of a stage is that of its last
+    layer and rises linearly from 0 in its first, as in the released code.
+
+    `hidden_act` is "quick_gelu" in the released code and "gelu" in transformers, whose CvT gives other logits.
+    """
+
+    model_type = "cvt_seg"
+
+    num_channels: int = 3
+    depths: list[int] | tuple[int, ...] = (1, 2, 10)
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 192, 384)
+    num_attention_heads: list[int] | tuple[int, ...] = (1, 3, 6)
+    patch_sizes: list[int] | tuple[int, ...] = (7, 3, 3)
+    strides: list[int] | tuple[int, ...] = (4, 2, 2)
+    paddings: list[int] | tuple[int, ...] = (2, 1, 1)
+    mlp_ratios: list[int | float] | tuple[int | float, ...] = (4, 4, 4)
+    qkv_bias: list[bool] | tuple[bool, ...] = (True, True, True)
+    use_cls_token: list[bool] | tuple[bool, ...] = (False, False, True)
+    projection_methods: list[Literal["dw_bn", "avg", "linear"]] | tuple[Literal["dw_bn", "avg", "linear"], ...] = (
+        "dw_bn",
+        "dw_bn",
+        "dw_bn",
+    )
+    kernel_qkv: list[int] | tuple[int, ...] = (3, 3, 3)
+    stride_kv: list[int] | tuple[int, ...] = (2, 2, 2)
+    padding_kv: list[int] | tuple[int, ...] = (1, 1, 1)
+    hidden_act: str = "quick_gelu"
+    hidden_dropout_prob: float | int | list[float | int] | tuple[float | int, ...] = (0.0, 0.0, 0.0)
+    attention_probs_dropout_prob: float | int | list[float | int] | tuple[float | int, ...] = (0.0, 0.0, 0.0)
+    drop_path_rate: float | int | list[float | int] | tuple[float | int, ...] = (0.0, 0.0, 0.1)
+    classifier_dropout_prob: float | int = 0.1
+    layer_norm_eps: float = 1e-5
+    batch_norm_eps: float = 1e-5
+    decoder_hidden_size: int = 256
+    decoder_flavour: Literal["nvlabs", "mmseg"] = "nvlabs"
+    decoder_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    semantic_loss_ignore_index: int = 255
+
+    def __post_init__(self, **kwargs):
+        for name in RATES:
+            rate = getattr(self, name)
+            if isinstance(rate, float | int):
+                setattr(self, name, [rate] * len(self.depths))
+        for name in ("mlp_ratios", *RATES):
+            setattr(self, name, [float(number) for number in getattr(self, name)])
+        self.stage_names = [f"stage{i}" for i in range(1, len(self.depths) + 1)]
+        kwargs.pop("stage_names", None)
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of stages: what `output_hidden_states` returns one map of."""
+        return len(self.depths)
+
+    @property
+    def padding_q(self) -> tuple[int, ...]:
+        """Padding of the queries' convolutions: what keeps the grid."""
+        return tuple(kernel // 2 for kernel in self.kernel_qkv)
+
+    def validate_stages(self):
+        """Refuse per-stage fields of different lengths, widths that heads do not divide, and even kernels."""
+        lengths = {name: len(getattr(self, name)) for name in STAGE_FIELDS}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"CvTConfig needs one entry per stage in each of these fields, got {lengths}")
+        for width, heads in zip(self.hidden_sizes, self.num_attention_heads, strict=True):
+            if width % heads:
+                raise ValueError(
+                    f"CvTConfig.hidden_sizes {tuple(self.hidden_sizes)} must be divisible by "
+                    f"num_attention_heads {tuple(self.num_attention_heads)}: {width} % {heads} != 0"
+                )
+        if any(kernel % 2 == 0 for kernel in self.kernel_qkv):
+            raise ValueError(f"CvTConfig.kernel_qkv must be odd, to keep the queries' grid, got {self.kernel_qkv}")
+
+
+__all__ = ["CvTConfig"]

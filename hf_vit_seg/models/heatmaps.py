@@ -1,0 +1,140 @@
+"""Heatmaps of keypoints: how they are made of keypoints, compared, mirrored, and read again, as in ViTPose.
+
+Sources: unbiased data processing (UDP, arXiv 1911.07524) for what a pixel of a heatmap stands for, DARK
+(arXiv 1910.06278) for reading one between its pixels, and mmpose 0.x for the numbers in both.
+
+Shapes: B images, K keypoints, H W pixels of the image, h w of its heatmaps. Keypoints are (x, y) as in COCO, in pixels
+of the image that the model sees, whose first pixel's centre is (0, 0). By UDP the corners' centres are one another's:
+pixel i of a heatmap's row stands for i * (W - 1) / (w - 1) in the image.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import conv2d, pad
+
+# Logarithms of a heatmap outside of this range are noise (mmpose).
+SMALLEST, LARGEST = 1e-3, 50.0
+REACH = 3  # a target's Gaussian ends at this many sigmas, in rows and in columns
+
+
+def pixel_pitch(image_size: tuple[int, int], heatmap_size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+    """Pixels of the image per pixel of its heatmap, (x, y); both sizes are (height, width)."""
+    (height, width), (rows, columns) = image_size, heatmap_size
+    return like.new_tensor([(width - 1) / max(columns - 1, 1), (height - 1) / max(rows - 1, 1)])
+
+
+def heatmaps_from_keypoints(
+    keypoints: torch.Tensor,
+    visible: torch.Tensor,
+    image_size: tuple[int, int],
+    heatmap_size: tuple[int, int],
+    sigma: float = 2.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Targets (B, K, h, w), Gaussians of height 1, and their weights (B, K), 0 for keypoints that do not count.
+
+    `keypoints` (B, K, 2) are (x, y) in the image; those whose `visible` (B, K) is 0, and those whose Gaussian lies
+    outside, have an empty target and no weight. `sigma` is in pixels of the heatmap (ViTPose: 2).
+    """
+    rows, columns = heatmap_size
+    centres = keypoints / pixel_pitch(image_size, heatmap_size, keypoints)
+    nearest = (centres + 0.5).floor()
+    reach = REACH * sigma
+    factors, inside = [], visible > 0
+    for axis, length in ((0, columns), (1, rows)):
+        places = torch.arange(length, device=keypoints.device, dtype=keypoints.dtype)
+        gaussian = (-((places - centres[..., axis, None]) ** 2) / (2 * sigma**2)).exp()
+        window = (places - nearest[..., axis, None]).abs() <= reach
+        factors.append(gaussian * window)
+        inside = inside & window.any(dim=-1)
+    targets = factors[1][..., :, None] * factors[0][..., None, :]
+    return targets * inside[..., None, None], inside.to(targets.dtype)
+
+
+def heatmap_loss(heatmaps: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean squared error over the pixels of all keypoints, those without weight counted as right (mmpose)."""
+    return ((heatmaps - targets) * weights[..., None, None]).square().mean()
+
+
+def check_pairs(pairs: Sequence[Sequence[int]], keypoints: int) -> None:
+    """Refuse pairs of keypoints that a model does not have."""
+    wrong = [tuple(pair) for pair in pairs if len(pair) != 2 or not all(0 <= index < keypoints for index in pair)]
+    if wrong:
+        raise ValueError(
+            f"pose_flip_pairs names {wrong}, but the model has the keypoints 0 .. {keypoints - 1}: give the pairs of "
+            "left and right of your keypoints (the default is COCO's)"
+        )
+
+
+def mirrored_back(heatmaps: torch.Tensor, pairs: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Heatmaps (B, K, h, w) of the mirrored image as heatmaps of the image: left and right change places."""
+    order = list(range(heatmaps.shape[1]))
+    for left, right in pairs:
+        order[left], order[right] = right, left
+    return heatmaps[:, order].flip(-1)
+
+
+def gaussian_kernel(size: int, like: torch.Tensor) -> torch.Tensor:
+    """OpenCV's kernel of a given odd size, whose sigma follows from the size: (size,), sum 1."""
+    sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
+    places = torch.arange(size, device=like.device, dtype=like.dtype) - size // 2
+    kernel = (-(places**2) / (2 * sigma**2)).exp()
+    return kernel / kernel.sum()
+
+
+def blurred(heatmaps: torch.Tensor, size: int) -> torch.Tensor:
+    """Heatmaps (B, K, h, w) under a Gaussian of `size` pixels per side, mirrored at the border."""
+    kernel, radius = gaussian_kernel(size, heatmaps), size // 2
+    mode = "reflect" if radius < min(heatmaps.shape[-2:]) else "replicate"
+    single = pad(heatmaps.flatten(0, 1)[:, None], (radius,) * 4, mode=mode)  # (B * K, 1, h + 2r, w + 2r)
+    single = conv2d(conv2d(single, kernel[None, None, :, None]), kernel[None, None, None, :])
+    return single.view(heatmaps.shape)
+
+
+def newton_step(logs: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """From a pixel of the logarithmic heatmaps (B, K, h, w) to the top of the Gaussian through it: (B, K, 2), (x, y).
+
+    A Gaussian's logarithm is a parabola, of which one step of Newton's method finds the top (DARK, equation 7).
+    """
+    edged = pad(logs, (1, 1, 1, 1), mode="replicate")
+    width = edged.shape[-1]
+    centre = (rows + 1) * width + columns + 1  # (B, K)
+    flat = edged.flatten(2)
+
+    def at(down: int, right: int) -> torch.Tensor:
+        return flat.gather(2, (centre + down * width + right)[..., None])[..., 0]
+
+    here, right, left, below, above = at(0, 0), at(0, 1), at(0, -1), at(1, 0), at(-1, 0)
+    dx, dy = (right - left) / 2, (below - above) / 2
+    tiny = torch.finfo(torch.float32).eps
+    dxx, dyy = right - 2 * here + left + tiny, below - 2 * here + above + tiny
+    dxy = (at(1, 1) - right - below + 2 * here - left - above + at(-1, -1)) / 2
+    determinant = dxx * dyy - dxy * dxy
+    return torch.stack([dxy * dy - dyy * dx, dxy * dx - dxx * dy], dim=-1) / determinant[..., None]
+
+
+@torch.no_grad()
+def keypoints_from_heatmaps(
+    heatmaps: torch.Tensor, image_size: tuple[int, int], blur: int = 11
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keypoints (B, K, 2), (x, y) in pixels of the image of `image_size` (height, width), and their scores (B, K).
+
+    The highest pixel gives the score, and the place after a step to the top of a Gaussian (DARK) that is read from
+    the heatmap blurred by a Gaussian of `blur` pixels per side (ViTPose: 11).
+    """
+    heatmaps = heatmaps.to(torch.promote_types(heatmaps.dtype, torch.float32))
+    size = (heatmaps.shape[-2], heatmaps.shape[-1])
+    scores, places = heatmaps.flatten(2).max(dim=-1)
+    rows, columns = places // size[1], places % size[1]
+    logs = blurred(heatmaps, blur).clamp(SMALLEST, LARGEST).log()
+    peaks = torch.stack([columns, rows], dim=-1) + newton_step(logs, rows, columns)
+    return peaks * pixel_pitch(image_size, size, peaks), scores
+
+
+__all__ = [
+    "check_pairs",
+    "heatmap_loss",
+    "heatmaps_from_keypoints",
+    "keypoints_from_heatmaps",
+    "mirrored_back",
+]

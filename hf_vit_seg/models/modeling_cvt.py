@@ -1,0 +1,466 @@
+"""CvT (arXiv 2103.15808): a vision transformer with convolutions in its token embeddings and its projections.
+
+Equation numbers are the paper's. Shapes: B images, C channels, H W grid of the stage, N = H*W tokens, P class tokens
+(0 or 1), T = P + N, M keys and values (P of them class tokens), K classes.
+
+A stage works on tokens (B, T, C); its grid is a view (B, C, H, W), channels-last, of the last N of them, so that
+nothing is ever transposed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import conv2d
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutput,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
+
+from .attention import eager_attention_forward
+from .configuration_cvt import CvTConfig
+from .drop_path import DropPath
+from .losses import semantic_segmentation_loss
+from .pointwise import PointwiseLinear
+from .row_strips import row_strips, strips_pay
+from .segmentation_heads import AllMLPHead
+
+# Largest temporary of the MLP on a CPU: from 4 MiB on, the allocator maps new pages (see row_strips).
+STRIP_BYTES = 3 * 2**20
+FOLDED_DTYPES = (torch.float32, torch.float64)
+
+Grid = tuple[int, int]
+
+
+@dataclass
+class CvTModelOutput(BaseModelOutput):
+    """The last stage's feature map (B, C, H, W) as `last_hidden_state`, and its class token (B, 1, C) if it has one."""
+
+    cls_token: torch.FloatTensor | None = None
+
+
+def as_map(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The last H*W of the tokens (B, T, C) as a channels-last feature map (B, C, H, W), without a copy."""
+    return tokens[:, -grid[0] * grid[1] :].unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def as_tokens(feature_map: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W), channels-last, to (B, N, C)."""
+    return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+class CvTPatchEmbeddings(nn.Module):
+    """Section 3.1, convolutional token embedding: an overlapping convolution and a norm."""
+
+    def __init__(self, config: CvTConfig, stage: int):
+        super().__init__()
+        self.projection = nn.Conv2d(
+            config.num_channels if stage == 0 else config.hidden_sizes[stage - 1],
+            config.hidden_sizes[stage],
+            kernel_size=config.patch_sizes[stage],
+            stride=config.strides[stage],
+            padding=config.paddings[stage],
+        )
+        self.norm = nn.LayerNorm(config.hidden_sizes[stage], eps=config.layer_norm_eps)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        feature_map = self.projection(feature_map.contiguous(memory_format=torch.channels_last))
+        return self.norm(feature_map.permute(0, 2, 3, 1).contiguous())  # (B, H, W, C)
+
+
+class DepthwiseProjection(nn.Module):
+    """Equation 2 up to its linear part: a depthwise convolution without bias, and BatchNorm.
+
+    In evaluation BatchNorm is a factor and a summand per channel. On a CPU without autograd they are worked into the
+    kernel, anew at every call: that is nine numbers per channel and takes 10 microseconds, so nothing is kept that
+    could become stale.
+    """
+
+    def __init__(self, width: int, kernel: int, stride: int, padding: int, norm_eps: float):
+        super().__init__()
+        self.convolution = nn.Conv2d(width, width, kernel, stride, padding, groups=width, bias=False)
+        self.norm = nn.BatchNorm2d(width, eps=norm_eps)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        if not self.training and strips_pay(feature_map) and self.is_plain(feature_map.dtype):
+            return self.forward_folded(feature_map)
+        return self.norm(self.convolution(feature_map))
+
+    def is_plain(self, dtype: torch.dtype) -> bool:
+        """Whether the layers are those built here, on their device and without hooks, in `dtype`."""
+        kinds = type(self.convolution), type(self.norm)
+        return (
+            kinds == (nn.Conv2d, nn.BatchNorm2d)
+            and dtype in FOLDED_DTYPES
+            and dtype == self.convolution.weight.dtype == self.norm.weight.dtype
+            and not self.norm.training
+            and not self.convolution.weight.is_meta
+            and not any(m._forward_hooks or m._forward_pre_hooks for m in (self.convolution, self.norm))
+        )
+
+    def forward_folded(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """The same as one convolution with bias."""
+        convolution, norm = self.convolution, self.norm
+        scale = (norm.running_var + norm.eps).rsqrt_().mul_(norm.weight)  # (C,)
+        shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+        weight = convolution.weight * scale[:, None, None, None]
+        return conv2d(feature_map, weight, shift, convolution.stride, convolution.padding, 1, convolution.groups)
+
+
+def query_projection(config: CvTConfig, stage: int) -> nn.Module | None:
+    """What stands before the queries' linear layer; None if nothing does."""
+    kernel = config.kernel_qkv[stage]
+    if config.projection_methods[stage] != "dw_bn":
+        return None
+    return DepthwiseProjection(config.hidden_sizes[stage], kernel, 1, kernel // 2, config.batch_norm_eps)
+
+
+def key_projection(config: CvTConfig, stage: int) -> nn.Module | None:
+    """What stands before the keys' and the values' linear layers; None if nothing does."""
+    shape = config.kernel_qkv[stage], config.stride_kv[stage], config.padding_kv[stage]
+    builders = {
+        "dw_bn": lambda: DepthwiseProjection(config.hidden_sizes[stage], *shape, config.batch_norm_eps),
+        "avg": lambda: nn.AvgPool2d(*shape, ceil_mode=True),
+        "linear": lambda: None,
+    }
+    return builders[config.projection_methods[stage]]()
+
+
+class CvTAttention(nn.Module):
+    """Section 3.2: attention whose queries, keys and values are convolved, keys and values to a smaller grid.
+
+    Scores are scaled by the whole width C and not by that of a head, as in the released code. Class tokens pass the
+    convolutions by.
+    """
+
+    def __init__(self, config: CvTConfig, stage: int):
+        super().__init__()
+        width, bias = config.hidden_sizes[stage], config.qkv_bias[stage]
+        self.config = config
+        self.head_dim = width // config.num_attention_heads[stage]
+        self.scaling = width**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob[stage]
+        self.is_causal = False
+        self.q_conv = query_projection(config, stage)
+        self.k_conv = key_projection(config, stage)
+        self.v_conv = key_projection(config, stage)
+        self.q_proj = PointwiseLinear(width, width, bias=bias)
+        self.k_proj = PointwiseLinear(width, width, bias=bias)
+        self.v_proj = PointwiseLinear(width, width, bias=bias)
+        self.o_proj = PointwiseLinear(width, width)
+
+    def project(self, tokens: torch.Tensor, grid: Grid, convolution: nn.Module | None, linear: nn.Module):
+        """Equation 2: (B, T, C) -> (B, heads, M, C/heads)."""
+        if convolution is not None:
+            convolved = as_tokens(convolution(as_map(tokens, grid)))
+            prefix = tokens[:, : -grid[0] * grid[1]]  # (B, P, C)
+            tokens = torch.cat((prefix, convolved), dim=1) if prefix.shape[1] else convolved
+        return linear(tokens).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def forward(
+        self, tokens: torch.Tensor, grid: Grid, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        context, weights = attention(
+            self,
+            self.project(tokens, grid, self.q_conv, self.q_proj),
+            self.project(tokens, grid, self.k_conv, self.k_proj),
+            self.project(tokens, grid, self.v_conv, self.v_proj),
+            None,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(context.reshape(tokens.shape)), weights  # (B, T, C)
+
+
+class CvTMLP(nn.Module):
+    """Two linear layers per token, a strip of tokens at a time where that is faster."""
+
+    def __init__(self, config: CvTConfig, stage: int):
+        super().__init__()
+        width = config.hidden_sizes[stage]
+        hidden = int(width * config.mlp_ratios[stage])
+        self.fc1 = PointwiseLinear(width, hidden)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = PointwiseLinear(hidden, width)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob[stage])
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        if strips_pay(tokens):
+            return self.forward_in_strips(tokens.flatten(0, 1)).view(tokens.shape)
+        return self.transform(tokens)
+
+    def transform(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(.., C) to (.., C)."""
+        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(tokens)))))
+
+    def forward_in_strips(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The same for (B*T, C)."""
+        strips = row_strips(len(tokens), self.fc1.out_features * tokens.element_size(), STRIP_BYTES)
+        if len(strips) == 1:
+            return self.transform(tokens)
+        transformed = torch.empty_like(tokens)
+        for first, last in strips:
+            transformed[first:last] = self.transform(tokens[first:last])
+        return transformed
+
+
+class CvTLayer(GradientCheckpointingLayer):
+    """Attention and MLP, each behind a norm and a residual connection (figure 2b)."""
+
+    def __init__(self, config: CvTConfig, stage: int, drop_path_rate: float):
+        super().__init__()
+        width = config.hidden_sizes[stage]
+        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attention = CvTAttention(config, stage)
+        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = CvTMLP(config, stage)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob[stage])
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, tokens: torch.Tensor, grid: Grid, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attended, _ = self.attention(self.norm1(tokens), grid, **kwargs)
+        tokens = tokens + self.drop_path(self.dropout(attended))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+
+
+class CvTStage(nn.Module):
+    """One level of the encoder: (B, C, H, W) in, (B, C', H', W') and the class token (B, P, C') out."""
+
+    def __init__(self, config: CvTConfig, stage: int):
+        super().__init__()
+        depth, width = config.depths[stage], config.hidden_sizes[stage]
+        rates = [config.drop_path_rate[stage] * i / max(depth - 1, 1) for i in range(depth)]
+        self.patch_embeddings = CvTPatchEmbeddings(config, stage)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.use_cls_token[stage] else None
+        self.dropout = nn.Dropout(config.hidden_dropout_prob[stage])
+        self.layers = nn.ModuleList([CvTLayer(config, stage, rate) for rate in rates])
+
+    def forward(
+        self, feature_map: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        embedded = self.patch_embeddings(feature_map)  # (B, H, W, C)
+        batch, height, width, _ = embedded.shape
+        tokens = embedded.flatten(1, 2)
+        if self.cls_token is not None:
+            tokens = torch.cat((self.cls_token.expand(batch, -1, -1), tokens), dim=1)
+        tokens = self.dropout(tokens)
+        for layer in self.layers:
+            tokens = layer(tokens, (height, width), **kwargs)
+        return as_map(tokens, (height, width)), tokens[:, : -height * width]
+
+
+class CvTPreTrainedModel(PreTrainedModel):
+    """What all CvT models share: attention choice, recording of outputs, initialisation."""
+
+    config: CvTConfig
+    base_model_prefix = "cvt"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CvTLayer", "CvTPatchEmbeddings", "AllMLPHead"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(CvTStage, capture_initial_hidden_state=False),
+        "attentions": CvTAttention,
+    }
+    _input_embed_layer = "patch_embeddings"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The released code's scheme: truncated normal for linear layers, PyTorch's uniform for convolutions."""
+        if isinstance(module, CvTStage):
+            if module.cls_token is not None:
+                init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+            return
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+
+
+def build_stages(config: CvTConfig) -> nn.ModuleList:
+    """The encoder's stages."""
+    return nn.ModuleList([CvTStage(config, stage) for stage in range(len(config.depths))])
+
+
+def level_norms(config: CvTConfig, levels: list[int]) -> nn.ModuleList:
+    """A norm for each of the stages that a head takes: stages end without one."""
+    return nn.ModuleList([nn.LayerNorm(config.hidden_sizes[i], eps=config.layer_norm_eps) for i in levels])
+
+
+def normalised(norm: nn.Module, feature_map: torch.Tensor) -> torch.Tensor:
+    """A feature map (B, C, H, W) normalised over its channels."""
+    return norm(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def check_image(config: CvTConfig, pixel_values: torch.Tensor) -> None:
+    """Refuse images of another channel count, and images that are smaller than the first stage's kernels."""
+    _, channels, height, width = pixel_values.shape
+    if channels != config.num_channels:
+        raise ValueError(
+            f"This model takes images of {config.num_channels} channels (config.num_channels), got "
+            f"pixel_values of shape {tuple(pixel_values.shape)}"
+        )
+    least = 1
+    for kernel, stride, padding in zip(
+        config.patch_sizes[::-1], config.strides[::-1], config.paddings[::-1], strict=True
+    ):
+        least = max((least - 1) * stride + kernel - 2 * padding, 1)
+    if height < least or width < least:
+        raise ValueError(
+            f"CvT needs images of at least {least}x{least} pixels, got {height}x{width}: resize or pad them, as the "
+            "image processor does"
+        )
+
+
+class CvTModel(CvTPreTrainedModel):
+    """The bare encoder: the last stage's feature map (B, C3, H/16, W/16) and its class token, without a norm."""
+
+    def __init__(self, config: CvTConfig):
+        super().__init__(config)
+        self.stages = build_stages(config)
+        self.post_init()
+        maybe_install_capturing_hooks(self)  # now, because torch.compile cannot do it at the first call
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> CvTModelOutput:
+        """Encode images.
+
+        `pixel_values` are normalised images (B, C, H, W) of at least 3x3 pixels, sides of any length; the first grid
+        has floor((H + 1) / 4) rows. `hidden_states`, when asked for, are the feature maps of the stages at 1/4, 1/8
+        and 1/16.
+        """
+        check_image(self.config, pixel_values)
+        feature_map, cls_token = pixel_values, None
+        for stage in self.stages:
+            feature_map, cls_token = stage(feature_map, **kwargs)
+        return CvTModelOutput(
+            last_hidden_state=feature_map, cls_token=cls_token if self.config.use_cls_token[-1] else None
+        )
+
+
+class CvTForImageClassification(CvTPreTrainedModel):
+    """The encoder with a norm and a linear classifier on the class token, or on the mean of the tokens without one."""
+
+    def __init__(self, config: CvTConfig):
+        super().__init__(config)
+        self.cvt = CvTModel(config)
+        self.norm = nn.LayerNorm(config.hidden_sizes[-1], eps=config.layer_norm_eps)
+        self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
+        self.loss_type = "ForImageClassification"  # else a subclass's loss is chosen by its name
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """Classify images (B, C, H, W): logits (B, K). `labels` (B,) are class indices."""
+        outputs = self.cvt(pixel_values, **kwargs)
+        tokens = as_tokens(outputs.last_hidden_state) if outputs.cls_token is None else outputs.cls_token
+        logits = self.classifier(self.norm(tokens).mean(dim=1))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class CvTForSemanticSegmentation(CvTPreTrainedModel):
+    """The encoder with SegFormer's all-MLP decode head on its three levels, each behind a norm."""
+
+    accepts_loss_kwargs = False  # else Trainer would divide by a count of labels that includes ignored pixels
+
+    def __init__(self, config: CvTConfig):
+        super().__init__(config)
+        self.cvt = CvTModel(config)
+        self.level_norms = level_norms(config, list(range(len(config.depths))))
+        self.decode_head = AllMLPHead(
+            in_channels=config.hidden_sizes,
+            width=config.decoder_hidden_size,
+            num_labels=config.num_labels,
+            flavour=config.decoder_flavour,
+            norm_eps=config.decoder_norm_eps,
+            dropout=config.classifier_dropout_prob,
+        )
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SemanticSegmenterOutput:
+        """Segment images (B, C, H, W): logits (B, K, floor((H + 1) / 4), floor((W + 1) / 4)).
+
+        `labels` are class maps (B, h, w) of any size, int64, with `config.semantic_loss_ignore_index` where a
+        pixel does not count. The loss is the mean over the pixels that count (0 when none does), at the labels'
+        resolution; with one label it is binary.
+        """
+        outputs = self.cvt(pixel_values, **kwargs)
+        levels = [normalised(norm, m) for norm, m in zip(self.level_norms, outputs.hidden_states, strict=True)]
+        logits = self.decode_head(levels)
+        loss = None
+        if labels is not None:
+            loss = semantic_segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class CvTBackbone(BackboneMixin, CvTPreTrainedModel):
+    """The encoder as a feature pyramid for other heads: `config.out_features` chooses among stage1 .. stage3."""
+
+    def __init__(self, config: CvTConfig):
+        super().__init__(config)
+        self.stages = build_stages(config)
+        self.num_features = list(config.hidden_sizes)
+        self.level_norms = level_norms(config, [self.stage_names.index(name) for name in self.out_features])
+        self.post_init()
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    @filter_output_hidden_states
+    @capture_outputs
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """Encode images (B, C, H, W) into the chosen feature maps, each normalised, finest first."""
+        check_image(self.config, pixel_values)
+        feature_map, feature_maps = pixel_values, []
+        for name, stage in zip(self.stage_names, self.stages, strict=True):
+            feature_map, _ = stage(feature_map, **kwargs)
+            if name in self.out_features:
+                feature_maps.append(normalised(self.level_norms[len(feature_maps)], feature_map))
+        return BackboneOutput(feature_maps=tuple(feature_maps))
+
+
+__all__ = [
+    "CvTBackbone",
+    "CvTForImageClassification",
+    "CvTForSemanticSegmentation",
+    "CvTModel",
+    "CvTModelOutput",
+    "CvTPreTrainedModel",
+]

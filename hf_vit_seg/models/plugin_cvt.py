@@ -1,0 +1,32 @@
+"""The record by which CvT enters the package."""
+
+from importlib.resources import files
+
+from hf_vit_seg.plugins import Architecture
+
+from .configuration_cvt import CvTConfig
+from .image_processing_segmentation import (
+    SemanticSegmentationImageProcessor,
+    SemanticSegmentationImageProcessorPil,
+)
+from .modeling_cvt import CvTBackbone, CvTForImageClassification, CvTForSemanticSegmentation, CvTModel
+
+ARCHITECTURE = Architecture(
+    name="cvt",
+    config=CvTConfig,
+    models={
+        "AutoModel": CvTModel,
+        "AutoModelForImageClassification": CvTForImageClassification,
+        "AutoModelForSemanticSegmentation": CvTForSemanticSegmentation,
+        "AutoBackbone": CvTBackbone,
+    },
+    image_processor={
+        "torchvision": SemanticSegmentationImageProcessor,
+        "pil": SemanticSegmentationImageProcessorPil,
+    },
+    variants=files("hf_vit_seg.configs") / "models" / "cvt.yaml",
+    conversions=(
+        "hf_vit_seg.conversion.cvt_microsoft:SOURCE",
+        "hf_vit_seg.conversion.cvt_transformers:SOURCE",
+    ),
+)

@@ -1,0 +1,44 @@
+"""The record by which the Vision Transformer enters the package."""
+
+from importlib.resources import files
+
+from hf_vit_seg.plugins import Architecture
+
+from .configuration_vit import VisionTransformerConfig
+from .image_processing_segmentation import (
+    SemanticSegmentationImageProcessor,
+    SemanticSegmentationImageProcessorPil,
+)
+from .modeling_vit import (
+    VisionTransformerBackbone,
+    VisionTransformerForImageClassification,
+    VisionTransformerForSemanticSegmentation,
+    VisionTransformerModel,
+)
+from .modeling_vit_pose import VisionTransformerForPoseEstimation
+
+ARCHITECTURE = Architecture(
+    name="vit",
+    config=VisionTransformerConfig,
+    models={
+        "AutoModel": VisionTransformerModel,
+        "AutoModelForImageClassification": VisionTransformerForImageClassification,
+        "AutoModelForSemanticSegmentation": VisionTransformerForSemanticSegmentation,
+        "AutoModelForPoseEstimation": VisionTransformerForPoseEstimation,
+        "AutoBackbone": VisionTransformerBackbone,
+    },
+    image_processor={
+        "torchvision": SemanticSegmentationImageProcessor,
+        "pil": SemanticSegmentationImageProcessorPil,
+    },
+    variants=files("hf_vit_seg.configs") / "models" / "vit.yaml",
+    conversions=(
+        "hf_vit_seg.conversion.vit_google:SOURCE",
+        "hf_vit_seg.conversion.vit_timm:SOURCE",
+        "hf_vit_seg.conversion.vit_torchvision:SOURCE",
+        "hf_vit_seg.conversion.vit_jeonsworld:SOURCE",
+        "hf_vit_seg.conversion.vit_transformers:SOURCE",
+        "hf_vit_seg.conversion.vit_pose:SOURCE",
+        "hf_vit_seg.conversion.vit_segmenter:SOURCE",
+    ),
+)

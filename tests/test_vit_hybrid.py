@@ -1,0 +1,176 @@
+"""The hybrid's stem: TensorFlow's padding, standardised kernels that are computed once and never stale."""
+
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_weights import randomise
+from torch.nn.functional import conv2d, pad
+
+from hf_vit_seg.models.resnetv2 import ResNetV2Stem, StandardizedConv2d, StemNumerics, same_padding
+
+FLAX = StemNumerics("same", "std_plus_eps", 1e-5, 1e-6)
+TIMM = StemNumerics("same", "sqrt_var_plus_eps", 1e-8, 1e-5)
+
+
+def stem(numerics: StemNumerics = FLAX, dtype: torch.dtype = torch.float64) -> ResNetV2Stem:
+    return randomise(ResNetV2Stem(3, (1, 2), 0.5, numerics)).to(dtype).eval()
+
+
+def uncached(module: ResNetV2Stem, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The same stem with autograd, which remembers nothing."""
+    with torch.enable_grad():
+        return module(pixel_values).detach()
+
+
+@given(st.integers(1, 300), st.sampled_from([1, 3, 7]), st.sampled_from([1, 2]))
+@settings(deadline=None)
+def test_same_padding_is_tensorflows(size, kernel, stride):
+    """tensorflow/core/framework/common_shape_fns.cc: the output has ceil(size / stride), the rest goes after."""
+    before, after = same_padding(size, kernel, stride)
+    assert 0 <= after - before <= 1
+    assert (size + before + after - kernel) // stride + 1 == -(-size // stride)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", ["std_plus_eps", "sqrt_var_plus_eps"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size"), [(7, 2, 20), (3, 2, 8), (3, 2, 9), (3, 1, 8), (1, 2, 8), (1, 1, 5)]
+)
+def test_a_convolution_is_the_references_formula(mode, kernel, stride, size):
+    convolution = randomise(StandardizedConv2d(4, 6, kernel, stride, StemNumerics("same", mode, 1e-3, 1e-6))).double()
+    weight = convolution.weight
+    mean = weight.mean((1, 2, 3), keepdim=True)
+    variance = (weight - mean).square().mean((1, 2, 3), keepdim=True)
+    deviation = variance.sqrt() + 1e-3 if mode == "std_plus_eps" else (variance + 1e-3).sqrt()
+    feature_map = torch.randn(2, 4, size, size, dtype=torch.float64)
+    padding = same_padding(size, kernel, stride)
+    expected = conv2d(pad(feature_map, padding * 2), (weight - mean) / deviation, stride=stride)
+    torch.testing.assert_close(convolution(feature_map), expected, rtol=1e-10, atol=1e-10)
+
+
+def change_by_loading(module):
+    module.load_state_dict(randomise(copy.deepcopy(module), seed=1).state_dict())
+    return module
+
+
+def change_by_assignment(module):
+    module.load_state_dict(randomise(copy.deepcopy(module), seed=1).state_dict(), assign=True)
+    return module
+
+
+def change_through_data(module):
+    for parameter in module.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return module
+
+
+def change_one_number(module):
+    module.stages[1].layers[1].conv2.weight.data[3, 4, 1, 2] += 1
+    return module
+
+
+def change_by_training(module):
+    optimizer = torch.optim.SGD(module.train().parameters(), lr=0.1)
+    with torch.enable_grad():
+        module(torch.randn(1, 3, 16, 16, dtype=next(module.parameters()).dtype)).square().mean().backward()
+    optimizer.step()
+    return module.eval()
+
+
+def change_dtype_and_back(module):
+    return module.bfloat16().to(torch.float32)
+
+
+def change_by_pickle(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return change_through_data(torch.load(file, weights_only=False))
+
+
+def change_a_copy(module):
+    return change_through_data(copy.deepcopy(module))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_by_loading,
+        change_by_assignment,
+        change_through_data,
+        change_one_number,
+        change_by_training,
+        change_dtype_and_back,
+        change_by_pickle,
+        change_a_copy,
+    ],
+    ids=lambda change: change.__name__,
+)
+@torch.no_grad()
+def test_no_kernel_is_ever_stale(change, dtype):
+    module, pixel_values = stem(dtype=dtype), torch.randn(1, 3, 32, 48, dtype=dtype)
+    before = module(pixel_values)
+    changed = change(module)
+    changed_pixels = pixel_values.to(next(changed.parameters()).dtype)
+    after = changed(changed_pixels)
+    tolerance = 1e-10 if after.dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(after, uncached(changed, changed_pixels), rtol=tolerance, atol=tolerance)
+    assert not torch.equal(after, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_kernels_are_kept_while_nothing_changes(dtype):
+    module, pixel_values = stem(dtype=dtype), torch.randn(1, 3, 32, 48, dtype=dtype)
+    module(pixel_values)
+    first = module.stages[0].layers[0].conv2.kernels.result
+    module(pixel_values)
+    assert first is not None and module.stages[0].layers[0].conv2.kernels.result is first
+    assert set(module.state_dict()) == set(stem().state_dict())
+    assert copy.deepcopy(module).conv.kernels.result is None
+
+
+@torch.no_grad()
+def test_packed_kernels_take_maps_of_any_size_and_order():
+    module = stem(dtype=torch.float32)
+    for shape in ((1, 3, 32, 48), (3, 3, 64, 64), (1, 3, 32, 48), (2, 3, 48, 40), (1, 3, 33, 47)):
+        pixel_values = torch.randn(*shape)
+        expected = uncached(module, pixel_values)
+        torch.testing.assert_close(module(pixel_values), expected, rtol=1e-4, atol=1e-4)
+        with torch.inference_mode():
+            torch.testing.assert_close(module(pixel_values), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_gradients_flow_after_inference():
+    module, pixel_values = stem(), torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    with torch.inference_mode():
+        module(pixel_values)
+    with torch.enable_grad():
+        module(pixel_values).sin().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in module.parameters())
+
+
+@torch.no_grad()
+def test_autocast_and_compiled_stems_see_new_weights():
+    torch._dynamo.reset()
+    module, pixel_values = stem(dtype=torch.float32), torch.randn(1, 3, 32, 32)
+    module(pixel_values)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for seed in (0, 1):
+        randomise(module, seed)
+        expected = uncached(module, pixel_values)
+        torch.testing.assert_close(compiled(pixel_values), expected, rtol=1e-4, atol=1e-4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert (module(pixel_values).float() - expected).abs().mean() < 0.05 * expected.std()
+
+
+def test_the_numerics_are_told_apart():
+    pixel_values = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    outputs = [stem(numerics)(pixel_values) for numerics in (FLAX, TIMM, FLAX._replace(padding="symmetric"))]
+    assert len({float(output.detach().sum()) for output in outputs}) == 3
