@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from .rules import Rule, drop, optional, rename
-from .source import Form, Outgoing, Source, Writer, refusal
+from .source import Form, Outgoing, Source, Writer
 from .vit_fields import PYTORCH_STEM, UNSEEN, infer
 from .vit_names import EMBEDDINGS, LAYER, STEM, UNIT, WEIGHTS
 from .writers import transformers_writer
@@ -153,10 +153,6 @@ TEACHER = (
     rename("cls_classifier." + WEIGHTS, "classifier.{p}"),
     rename("distillation_classifier." + WEIGHTS, "distillation_classifier.{p}"),
 )
-SINGLE = (
-    "it classifies by the class token alone in spite of its distillation token; the classifiers of DeiT here, as in "
-    "DeiTForImageClassificationWithTeacher, are two: add the second one, or convert the encoder alone"
-)
 POOLER = drop(
     "pooler.dense." + WEIGHTS, "the pooler, which is random in most files and belongs to no head", optional=True
 )
@@ -172,15 +168,22 @@ def forms(table: TABLE, first: str, write: Callable[[str, str], Writer | None]) 
             CLASSIFICATION,
             ("deit." + first, "cls_classifier.weight"),
             deit,
-            HEADED | DISTILLED,
+            HEADED | DISTILLED | {"use_distillation_classifier": True},
             "DeiT",
             "ForImageClassificationWithTeacher",
+        ),
+        (
+            CLASSIFICATION,
+            ("deit." + first, "classifier.weight"),
+            (*table("deit.", "vit."), *CLASSIFY),
+            HEADED | DISTILLED | {"use_distillation_classifier": False},
+            "DeiT",
+            "ForImageClassification",
         ),
         ("AutoModel", (first, "embeddings.distillation_token"), bare, HEADLESS | DISTILLED, "DeiT", "Model"),
         ("AutoModel", (first,), bare, HEADLESS | PLAIN, "ViT", "Model"),
     )
     return (
-        refusal(("deit." + first, "classifier.weight"), SINGLE),
         *(
             Form(model=model, marks=marks, rules=rules, settings=settings, write=write(name, head), directory=True)
             for model, marks, rules, settings, name, head in rows

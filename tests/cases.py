@@ -29,6 +29,8 @@ class Case:
     unreached: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+CLASSIFIERS = ("pooling", "pool_norm", "pre_logits_size", "use_distillation_classifier")
+
 CASES: dict[str, Case] = {
     "segformer": Case(
         sizes=((64, 64), (64, 96), (61, 45), (32, 131), (29, 29)),
@@ -127,6 +129,7 @@ VIT = Case(
         "qkv_bias": False,
         "use_cls_token": False,
         "use_distillation_token": True,
+        "use_distillation_classifier": False,
         "num_register_tokens": 2,
         "position_embeddings_cover_prefix": False,
         "position_resize_mode": "bilinear",
@@ -176,10 +179,11 @@ VIT = Case(
         "segmentation_head_width": MASKS,
         "segmentation_norm_eps": MASKS,
         "segmentation_levels": {"segmentation_head": "all_mlp"},
+        "use_distillation_classifier": {"use_distillation_token": True},
         "pose_flip_test": {"pose_flip_pairs": ((1, 2),)},
         "pose_flip_pairs": {"pose_flip_test": True, "pose_flip_pairs": ((1, 2),)},
     },
-    under={name: "AutoModelForImageClassification" for name in ("pooling", "pool_norm", "pre_logits_size")}
+    under={name: "AutoModelForImageClassification" for name in CLASSIFIERS}
     | {
         name: "AutoModelForPoseEstimation"
         for name in ("pose_head", "pose_head_width", "pose_flip_test", "pose_flip_pairs", "pose_target_sigma")

@@ -33,7 +33,13 @@ SIZES: dict[str, Any] = {
     "num_labels": 7,
 }
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-MODELS = ("ViTForImageClassification", "ViTModel", "DeiTForImageClassificationWithTeacher", "DeiTModel")
+MODELS = (
+    "ViTForImageClassification",
+    "ViTModel",
+    "DeiTForImageClassification",
+    "DeiTForImageClassificationWithTeacher",
+    "DeiTModel",
+)
 SPELLINGS = ("save_pretrained", "memory")
 
 
@@ -137,11 +143,6 @@ def test_encoder_of_masked_training(tmp_path: Path, name: str, spelling: str) ->
     assert {dropped for dropped, _ in report.dropped} == {k for k in state if "decoder." in k or "mask_token" in k}
     found = loaded(AutoModel, tmp_path / "out").state_dict()
     assert len(found) == len(state) - len(report.dropped)
-
-
-def test_deit_of_one_classifier_is_refused(tmp_path: Path) -> None:
-    theirs("DeiTForImageClassification").save_pretrained(tmp_path / "there")
-    assert_refused(tmp_path, "by the class token alone", tmp_path / "there")
 
 
 HYBRID_NAMES = (

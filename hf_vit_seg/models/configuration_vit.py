@@ -35,6 +35,9 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
     False: only patches have positions (DeiT III, class-token-free models). Register tokens never have any; they
     stand between the other prefix tokens and the patches (DINOv2).
 
+    With a distillation token the classifiers are two, one on each token, and averaged (DeiT, section 4);
+    `use_distillation_classifier` False leaves the one on the class token (transformers' DeiTForImageClassification).
+
     `pooling` is what the classifier reads: the class token or the mean of the patches; `pool_norm` a LayerNorm
     behind it (timm's `fc_norm`, with `use_final_norm` False); `pre_logits_size` the width of a tanh layer before
     the classifier (ViT's first ImageNet-21k files).
@@ -69,6 +72,7 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
     qkv_bias: bool = True
     use_cls_token: bool = True
     use_distillation_token: bool = False
+    use_distillation_classifier: bool = True
     num_register_tokens: int = 0
     position_embeddings_cover_prefix: bool = True
     position_resize_mode: Literal["bicubic", "bilinear"] = "bicubic"

@@ -196,7 +196,8 @@ class VisionTransformerForImageClassification(VisionTransformerPreTrainedModel):
         self.pool_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pool_norm else nn.Identity()
         self.pre_logits = None if config.pre_logits_size is None else nn.Linear(width, config.pre_logits_size)
         self.classifier = nn.Linear(config.pre_logits_size or width, config.num_labels)
-        self.distillation_classifier = nn.Linear(width, config.num_labels) if config.use_distillation_token else None
+        distilled = config.use_distillation_token and config.use_distillation_classifier
+        self.distillation_classifier = nn.Linear(width, config.num_labels) if distilled else None
         self.loss_type = "ForImageClassification"  # else a subclass's loss is chosen by its name
         self.post_init()
 
