@@ -23,6 +23,9 @@ class FloatType(StrEnum):
 @app.callback()
 def main() -> None:
     """Vision transformers for segmentation, end to end inside the Hugging Face ecosystem."""
+    from transformers import logging
+
+    logging.disable_progress_bar()  # those of loading and saving weights; commands show their own
 
 
 def refuse(message: object) -> NoReturn:
@@ -153,7 +156,9 @@ def plugins() -> None:
 
     from hf_vit_seg import plugins as installed
 
-    table = Table("plugin", "from", "entry point", "state", box=None)
+    table = Table(box=None)
+    for title in ("plugin", "from", "entry point", "state"):
+        table.add_column(title, overflow="fold")
     for plugin in installed():
         table.add_row(plugin.name, plugin.origin, plugin.target, plugin.error or "ok")
     Console().print(table)

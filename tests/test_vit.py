@@ -126,7 +126,7 @@ def test_another_image_size_at_load_resizes_the_positions(auto, tmp_path):
         assert loaded.state_dict()[name].shape == (1, 1 + 5 * 8, 32)
         torch.testing.assert_close(loaded(pixel_values)[0], expected)
     again = tmp_path / "again"
-    loaded.save_pretrained(again)
+    loads[-1]().save_pretrained(again)
     torch.testing.assert_close(auto.from_pretrained(again)(pixel_values)[0], expected)
 
 

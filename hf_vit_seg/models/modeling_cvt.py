@@ -7,7 +7,9 @@ A stage works on tokens (B, T, C); its grid is a view (B, C, H, W), channels-las
 nothing is ever transposed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -59,6 +61,11 @@ def as_map(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
 def as_tokens(feature_map: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W), channels-last, to (B, N, C)."""
     return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def stage_rate(rates: float | Sequence[float], stage: int) -> float:
+    """A stage's entry of a rate, of which the config has made one number per stage."""
+    return cast(Sequence[float], rates)[stage]
 
 
 class CvTPatchEmbeddings(nn.Module):
@@ -113,6 +120,7 @@ class DepthwiseProjection(nn.Module):
     def forward_folded(self, feature_map: torch.Tensor) -> torch.Tensor:
         """The same as one convolution with bias."""
         convolution, norm = self.convolution, self.norm
+        assert norm.running_var is not None and norm.running_mean is not None  # as built here
         scale = (norm.running_var + norm.eps).rsqrt_().mul_(norm.weight)  # (C,)
         shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
         weight = convolution.weight * scale[:, None, None, None]
@@ -151,7 +159,7 @@ class CvTAttention(nn.Module):
         self.config = config
         self.head_dim = width // config.num_attention_heads[stage]
         self.scaling = width**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob[stage]
+        self.attention_dropout = stage_rate(config.attention_probs_dropout_prob, stage)
         self.is_causal = False
         self.q_conv = query_projection(config, stage)
         self.k_conv = key_projection(config, stage)
@@ -172,7 +180,9 @@ class CvTAttention(nn.Module):
     def forward(
         self, tokens: torch.Tensor, grid: Grid, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation or "eager", eager_attention_forward
+        )
         context, weights = attention(
             self,
             self.project(tokens, grid, self.q_conv, self.q_proj),
@@ -196,7 +206,7 @@ class CvTMLP(nn.Module):
         self.fc1 = PointwiseLinear(width, hidden)
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = PointwiseLinear(hidden, width)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob[stage])
+        self.dropout = nn.Dropout(stage_rate(config.hidden_dropout_prob, stage))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         if strips_pay(tokens):
@@ -228,7 +238,7 @@ class CvTLayer(GradientCheckpointingLayer):
         self.attention = CvTAttention(config, stage)
         self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.mlp = CvTMLP(config, stage)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob[stage])
+        self.dropout = nn.Dropout(stage_rate(config.hidden_dropout_prob, stage))
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, tokens: torch.Tensor, grid: Grid, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
@@ -243,10 +253,10 @@ class CvTStage(nn.Module):
     def __init__(self, config: CvTConfig, stage: int):
         super().__init__()
         depth, width = config.depths[stage], config.hidden_sizes[stage]
-        rates = [config.drop_path_rate[stage] * i / max(depth - 1, 1) for i in range(depth)]
+        rates = [stage_rate(config.drop_path_rate, stage) * i / max(depth - 1, 1) for i in range(depth)]
         self.patch_embeddings = CvTPatchEmbeddings(config, stage)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.use_cls_token[stage] else None
-        self.dropout = nn.Dropout(config.hidden_dropout_prob[stage])
+        self.dropout = nn.Dropout(stage_rate(config.hidden_dropout_prob, stage))
         self.layers = nn.ModuleList([CvTLayer(config, stage, rate) for rate in rates])
 
     def forward(
@@ -269,7 +279,7 @@ class CvTPreTrainedModel(PreTrainedModel):
     config: CvTConfig
     base_model_prefix = "cvt"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["CvTLayer", "CvTPatchEmbeddings", "AllMLPHead"]
     _supports_sdpa = True
@@ -366,7 +376,7 @@ class CvTForImageClassification(CvTPreTrainedModel):
         super().__init__(config)
         self.cvt = CvTModel(config)
         self.norm = nn.LayerNorm(config.hidden_sizes[-1], eps=config.layer_norm_eps)
-        self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
+        self.classifier = nn.Linear(config.hidden_sizes[-1], cast(int, config.num_labels))
         self.loss_type = "ForImageClassification"  # else a subclass's loss is chosen by its name
         self.post_init()
 
@@ -399,7 +409,7 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
         self.decode_head = AllMLPHead(
             in_channels=config.hidden_sizes,
             width=config.decoder_hidden_size,
-            num_labels=config.num_labels,
+            num_labels=cast(int, config.num_labels),
             flavour=config.decoder_flavour,
             norm_eps=config.decoder_norm_eps,
             dropout=config.classifier_dropout_prob,

@@ -6,6 +6,7 @@ P prefix tokens (class, distillation, registers, in this order), T = P + N, D wi
 
 import copy
 import os
+from typing import cast
 
 import torch
 from torch import nn
@@ -73,7 +74,7 @@ def patch_map(config: VisionTransformerConfig, tokens: torch.Tensor, pixel_value
     return tokens[:, config.num_prefix_tokens :].unflatten(1, grid).permute(0, 3, 1, 2)
 
 
-def stored_image_size(config: VisionTransformerConfig, path: str | os.PathLike, **kwargs) -> int | tuple[int, ...]:
+def stored_image_size(config: PreTrainedConfig, path: str | os.PathLike, **kwargs) -> int | list[int] | tuple[int, ...]:
     """The image size that a checkpoint's own config.json gives; without one, that of `config`."""
     try:
         stored, _ = type(config).get_config_dict(path, **kwargs)
@@ -88,7 +89,7 @@ class VisionTransformerPreTrainedModel(PreTrainedModel):
     config: VisionTransformerConfig
     base_model_prefix = "vit"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["VisionTransformerEmbeddings", "VisionTransformerLayer", "AllMLPHead"]
     _supports_sdpa = True
@@ -191,13 +192,13 @@ class VisionTransformerForImageClassification(VisionTransformerPreTrainedModel):
             raise ValueError("VisionTransformerConfig.pooling 'token' needs use_cls_token; without, take 'mean'")
         if config.use_distillation_token and (config.pooling == "mean" or config.pre_logits_size is not None):
             raise ValueError("A distillation token goes with pooling 'token' and without pre_logits_size")
-        width = config.hidden_size
+        width, num_labels = config.hidden_size, cast(int, config.num_labels)
         self.vit = VisionTransformerModel(config)
         self.pool_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pool_norm else nn.Identity()
         self.pre_logits = None if config.pre_logits_size is None else nn.Linear(width, config.pre_logits_size)
-        self.classifier = nn.Linear(config.pre_logits_size or width, config.num_labels)
+        self.classifier = nn.Linear(config.pre_logits_size or width, num_labels)
         distilled = config.use_distillation_token and config.use_distillation_classifier
-        self.distillation_classifier = nn.Linear(width, config.num_labels) if distilled else None
+        self.distillation_classifier = nn.Linear(width, num_labels) if distilled else None
         self.loss_type = "ForImageClassification"  # else a subclass's loss is chosen by its name
         self.post_init()
 
@@ -233,7 +234,7 @@ class VisionTransformerForImageClassification(VisionTransformerPreTrainedModel):
 
 def linear_head(config: VisionTransformerConfig) -> nn.Module:
     """A classifier per token."""
-    return LinearHead(config.hidden_size, config.num_labels, config.classifier_dropout_prob)
+    return LinearHead(config.hidden_size, cast(int, config.num_labels), config.classifier_dropout_prob)
 
 
 def mask_transformer_head(config: VisionTransformerConfig) -> nn.Module:
@@ -247,7 +248,8 @@ def mask_transformer_head(config: VisionTransformerConfig) -> nn.Module:
         dropout=config.classifier_dropout_prob,
         attention_dropout=config.classifier_dropout_prob,
     )
-    return MaskTransformerHead(config, config.hidden_size, config.num_labels, config.segmentation_head_depth, geometry)
+    num_labels = cast(int, config.num_labels)
+    return MaskTransformerHead(config, config.hidden_size, num_labels, config.segmentation_head_depth, geometry)
 
 
 def pyramid_head(config: VisionTransformerConfig) -> nn.Module:
@@ -255,7 +257,7 @@ def pyramid_head(config: VisionTransformerConfig) -> nn.Module:
     return PyramidHead(
         config.hidden_size,
         config.segmentation_head_width or DEFAULT_PYRAMID_WIDTH,
-        config.num_labels,
+        cast(int, config.num_labels),
         config.segmentation_norm_eps,
         config.classifier_dropout_prob,
     )
@@ -278,8 +280,10 @@ class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel)
     def decode(self, outputs: BaseModelOutput, pixel_values: torch.Tensor) -> torch.Tensor:
         """Logits of the image with its padding."""
         config, last = self.config, outputs.last_hidden_state
+        assert last is not None
         if config.segmentation_head != "all_mlp":
             return self.decode_head(patch_map(config, last, pixel_values))
+        assert outputs.hidden_states is not None
         tokens = [*outputs.hidden_states[:-1], last]  # the last one normed
         return self.decode_head([patch_map(config, tokens[i - 1], pixel_values) for i in config.pyramid_layers])
 

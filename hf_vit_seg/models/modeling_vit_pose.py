@@ -4,6 +4,7 @@ Shapes: B images, H W pixels, K keypoints, h w of the heatmaps, a quarter of the
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -26,20 +27,20 @@ FRESH_STD = 0.001  # of the released head: heatmaps begin near zero, as almost a
 class PoseEstimationOutput(ModelOutput):
     """Heatmaps (B, K, h, w), and with labels their loss."""
 
-    loss: torch.FloatTensor | None = None
-    heatmaps: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    heatmaps: torch.Tensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 def classic_head(config: VisionTransformerConfig) -> nn.Module:
     """Two deconvolutions."""
-    return ClassicPoseHead(config.hidden_size, config.pose_head_width, config.num_labels)
+    return ClassicPoseHead(config.hidden_size, config.pose_head_width, cast(int, config.num_labels))
 
 
 def simple_head(config: VisionTransformerConfig) -> nn.Module:
     """Bilinear upsampling."""
-    return SimplePoseHead(config.hidden_size, config.num_labels)
+    return SimplePoseHead(config.hidden_size, cast(int, config.num_labels))
 
 
 POSE_HEADS = {"classic": classic_head, "simple": simple_head}
@@ -61,19 +62,20 @@ class VisionTransformerForPoseEstimation(VisionTransformerPreTrainedModel):
         """As the encoder's, but for the head."""
         super()._init_weights(module)
         if isinstance(module, nn.ConvTranspose2d) or module is self.pose_head.final:
-            init.normal_(module.weight, std=FRESH_STD)
+            init.normal_(cast(torch.Tensor, module.weight), std=FRESH_STD)
 
     def heatmaps_of(self, outputs: BaseModelOutput, pixel_values: torch.Tensor) -> torch.Tensor:
         """The heatmaps of the image without its padding to whole tokens."""
         height, width = pixel_values.shape[-2:]
         (rows, columns), (high, wide) = self.config.grid_of(height, width), self.config.token_stride
+        assert outputs.last_hidden_state is not None
         heatmaps = self.pose_head(patch_map(self.config, outputs.last_hidden_state, pixel_values))
         return crop_extent(heatmaps, (height, width), (rows * high, columns * wide))
 
     def average_with_mirrored(self, heatmaps: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """Flip test: the mean of an image's heatmaps and those of its mirror image, mirrored back."""
         pairs = self.config.pose_flip_pairs
-        check_pairs(pairs, self.config.num_labels)
+        check_pairs(pairs, cast(int, self.config.num_labels))
         mirrored = pixel_values.flip(-1)
         return (heatmaps + mirrored_back(self.heatmaps_of(self.vit(mirrored), mirrored), pairs)) / 2
 
@@ -97,10 +99,12 @@ class VisionTransformerForPoseEstimation(VisionTransformerPreTrainedModel):
         heatmaps = self.heatmaps_of(outputs, pixel_values)
         loss = None
         if labels is not None:
-            sizes = tuple(pixel_values.shape[-2:]), tuple(heatmaps.shape[-2:])
+            image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
+            heatmap_size = (heatmaps.shape[-2], heatmaps.shape[-1])
             labels = labels.to(torch.promote_types(heatmaps.dtype, torch.float32))
             sigma = self.config.pose_target_sigma
-            targets, weights = heatmaps_from_keypoints(labels[..., :2], labels[..., 2], *sizes, sigma)
+            points, visible = labels[..., :2], labels[..., 2]
+            targets, weights = heatmaps_from_keypoints(points, visible, image_size, heatmap_size, sigma)
             loss = heatmap_loss(heatmaps, targets, weights)
         if not self.training and (self.config.pose_flip_test if flip_test is None else flip_test):
             heatmaps = self.average_with_mirrored(heatmaps, pixel_values)

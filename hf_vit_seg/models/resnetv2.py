@@ -67,7 +67,8 @@ class StandardizedConv2d(nn.Conv2d):
         """`standardized()` in the order of oneDNN's choice for maps of this shape; else it reorders at every call."""
         kernels, unit = self.standardized().to_mkldnn(), [1, 1]
         padding, stride = list(self.padding), list(self.stride)
-        return torch._C._nn.mkldnn_reorder_conv2d_weight(kernels, padding, stride, unit, 1, shape)
+        reorder = torch._C._nn.mkldnn_reorder_conv2d_weight  # pyright: ignore[reportAttributeAccessIssue]
+        return reorder(kernels, padding, stride, unit, 1, shape)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""
@@ -97,7 +98,7 @@ def packing_pays(feature_map: torch.Tensor, weight: torch.Tensor) -> bool:
         and type(feature_map) is torch.Tensor
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
-        and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
+        and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")  # pyright: ignore[reportAttributeAccessIssue]
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         and not torch.is_autocast_enabled("cpu")
     )

@@ -73,7 +73,9 @@ class VisionTransformerAttention(nn.Module):
         self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, T, C) to the same, and the weights (B, heads, T, T) if the implementation returns any."""
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation or "eager", eager_attention_forward
+        )
         context, weights = attention(
             self,
             self.split_heads(self.q_proj(hidden_states)),
