@@ -6,13 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_weights import randomise
 
+from hf_vit_seg.models import pointwise
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
 from hf_vit_seg.models.modeling_segformer import MixFFN
-from hf_vit_seg.models.pointwise import PointwiseLinear, convolution_pays
+from hf_vit_seg.models.pointwise import PointwiseLinear
 from hf_vit_seg.models.row_strips import row_strips, strips_pay
 
 
-@pytest.mark.parametrize("shape", [(700, 32), (3, 250, 32), (2, 16, 25, 32), (32,), (0, 32)])
+@pytest.mark.parametrize("shape", [(9000, 32), (3, 2500, 32), (2, 16, 250, 32), (32,), (0, 32), (40, 32)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_pointwise_linear_is_linear(shape, bias):
     layer = randomise(PointwiseLinear(32, 48, bias=bias))
@@ -25,17 +26,32 @@ def test_pointwise_linear_is_linear(shape, bias):
         output = module(inputs)
         output.square().sum().backward()
         outputs.append((output, inputs.grad, *(p.grad for p in module.parameters())))
+        with torch.no_grad():
+            torch.testing.assert_close(module(tokens), output, rtol=1e-4, atol=1e-4)
+            turned = torch.randn(5, 300, 7, 32).transpose(1, 2)
+            torch.testing.assert_close(module(turned), module(turned.contiguous()), rtol=1e-4, atol=1e-4)
     for ours, theirs in zip(*outputs, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-2)
 
 
-def test_the_convolution_is_for_plain_float_tensors_in_eager_mode():
+@pytest.mark.parametrize("function", ["FUSED_LINEAR", "linear_by_convolution"])
+def test_each_way_through_onednn_is_linear(function):
+    way = getattr(pointwise, function)
+    if way is None:
+        pytest.skip("this build of torch has no fused linear layer")
+    extra = ("none", [], "") if function == "FUSED_LINEAR" else ()
+    tokens, weight = torch.randn(4, 300, 64), torch.randn(96, 64)
+    for bias in (torch.randn(96), None):
+        expected = torch.nn.functional.linear(tokens, weight, bias)
+        torch.testing.assert_close(way(tokens, weight, bias, *extra), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_onednn_serves_plain_float_tensors_in_eager_mode():
     tokens, weight = torch.randn(1000, 64), torch.nn.Parameter(torch.randn(8, 64))
-    assert convolution_pays(tokens, weight)
-    assert not convolution_pays(tokens[:4], weight)
-    assert not convolution_pays(tokens.double(), weight.double())
+    assert pointwise.onednn_serves(tokens, weight)
+    assert not pointwise.onednn_serves(tokens.double(), weight.double())
     with torch.autocast("cpu"):
-        assert not convolution_pays(tokens, weight)
+        assert not pointwise.onednn_serves(tokens, weight)
 
 
 def test_strips_are_for_inference_alone():
