@@ -97,10 +97,15 @@ def product_rate(device: str, dtype: torch.dtype) -> float:
 
 def multiplications(model: torch.nn.Module, *inputs: torch.Tensor) -> float:
     """GMAC of one forward as the model is written, before anything is folded, counted by torch."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-    with FlopCounterMode(display=False) as counter:  # under autograd: fused inference paths are not what is counted
-        model(*inputs)
+    def convolution(tokens, weight, *_, out_shape, **__) -> int:
+        return conv_flop_count(tokens, weight, out_shape)
+
+    # Our linear layers call oneDNN by a name that the counter does not know.
+    known = {torch.ops.aten.mkldnn_convolution: convolution}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+        model(*inputs)  # under autograd: fused inference paths are not what is counted
     return counter.get_total_flops() / 2e9
 
 

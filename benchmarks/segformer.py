@@ -6,7 +6,6 @@ ONNX Runtime and OpenVINO run transformers' model as torch exports it, each tune
 contender must give our logits before it is timed.
 """
 
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,22 +18,23 @@ from torch import nn
 from hf_vit_seg import architectures
 from hf_vit_seg.models.label_maps import label_map
 
-from .measuring import Contender, interleaved, multiplications, peak_memory, print_table, product_rate
+from .contest import (
+    OURS,
+    Dtype,
+    Logits,
+    Out,
+    Rounds,
+    Threads,
+    contest,
+    describe,
+    randomised,
+    saved,
+    set_up,
+    torch_contender,
+)
+from .measuring import Contender, interleaved, print_table, product_rate
 
 CLASSES = 150
-OURS = "hf_vit_seg"
-PEERS = ("transformers", "smp", "ONNX Runtime", "OpenVINO")
-
-
-class Logits(nn.Module):
-    """A model whose forward is a tensor, as exporters like it."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.model(pixel_values).logits
 
 
 class QuarterSize(nn.Module):
@@ -48,22 +48,11 @@ class QuarterSize(nn.Module):
         return self.head(self.decoder(self.encoder(pixel_values)))
 
 
-def randomised_statistics(model: Any) -> Any:
-    """Give BatchNorms something to fold: fresh ones are the identity."""
-    with torch.no_grad():
-        for name, tensor in model.named_buffers():
-            if name.endswith("running_mean"):
-                tensor.normal_(0, 0.3)
-            elif name.endswith("running_var"):
-                tensor.uniform_(0.5, 2)
-    return model
-
-
 def save_all(variant: str, folder: Path) -> None:
     """The same random weights in three spellings, and transformers' model as ONNX."""
     architecture = architectures()["segformer"]
     ours = architecture.models["AutoModelForSemanticSegmentation"]
-    model = randomised_statistics(
+    model = randomised(
         # transformers' class has 1e-5 in all its norms, whatever its config says
         ours(architecture.variant_config(variant, num_labels=CLASSES, layer_norm_eps=1e-5))
     )
@@ -93,19 +82,6 @@ def load_smp(folder: Path, variant: str) -> nn.Module:
     state = torch.load(folder / "smp.pth", weights_only=True)
     model.load_state_dict(state.get("state_dict", state))
     return QuarterSize(model)
-
-
-def torch_contender(load, pixel_values: torch.Tensor, channels_last: bool = False) -> Contender:
-    model = load().eval().to(pixel_values.device, pixel_values.dtype)
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-
-    def run() -> torch.Tensor:
-        with torch.inference_mode():
-            return model(pixel_values)
-
-    return run
 
 
 def export_to_onnx(folder: Path, size: tuple[int, int]) -> Path:
@@ -150,49 +126,6 @@ def builders(variant: str, folder: Path, pixel_values: torch.Tensor):
     return built
 
 
-def check(contenders: dict[str, Contender], dtype: torch.dtype) -> dict[str, float]:
-    """Largest difference of each contender's logits from ours, in units of their spread; too much is an error."""
-    reference = contenders[OURS]().float()
-    differences = {}
-    for name, contender in contenders.items():
-        differences[name] = float((contender().float() - reference).abs().max() / reference.std())
-        if differences[name] > (1e-3 if dtype == torch.float32 else 0.5):
-            raise RuntimeError(
-                f"{name} does not compute our function: logits differ by {differences[name]:.3g} spreads"
-            )
-    return differences
-
-
-def table_of_models(variant: str, pixel_values: torch.Tensor, rounds: int, rate: float, file: Path | None) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        save_all(variant, folder)
-        built = builders(variant, folder, pixel_values)
-        memory = {who: peak_memory(build, pixel_values.device.type) for who, build in built.items()}
-        contenders = {who: build() for who, build in built.items()}
-        differences = check(contenders, pixel_values.dtype)
-        best = interleaved(contenders, rounds, pixel_values.device.type)
-        work = multiplications(load_ours(folder).to(pixel_values.device, pixel_values.dtype), pixel_values)
-    bound = 1e3 * work / rate
-    rows = [
-        [
-            who,
-            f"{ms:.1f}",
-            f"{ms / best[OURS]:.2f}",
-            f"{ms / bound:.2f}",
-            f"{memory[who]:.0f}",
-            f"{differences[who]:.1e}",
-        ]
-        for who, ms in best.items()
-    ]
-    rows.append(
-        [f"bound: {work:.2f} GMAC at {rate:.0f} GMAC/s", f"{bound:.1f}", f"{bound / best[OURS]:.2f}", "1.00", "", ""]
-    )
-    batch, _, height, width = pixel_values.shape
-    title = f"SegFormer-{variant.upper()}, {batch}x{height}x{width}, {CLASSES} classes, {describe(pixel_values)}"
-    print_table(title, ["", "ms", "to ours", "to bound", "peak MiB", "difference"], rows, file)
-
-
 def table_of_label_maps(pixel_values: torch.Tensor, rounds: int, file: Path | None) -> None:
     """Our label maps against resizing all logits, on logits as smooth as a network's."""
     rows = []
@@ -225,31 +158,23 @@ def table_of_label_maps(pixel_values: torch.Tensor, rounds: int, file: Path | No
     print_table(title, ["logits to map", "label_map ms", "interpolate + argmax ms", "ratio", "equal"], rows, file)
 
 
-def describe(pixel_values: torch.Tensor) -> str:
-    dtype = str(pixel_values.dtype).removeprefix("torch.")
-    if pixel_values.is_cuda:
-        return f"{dtype}, {torch.cuda.get_device_name()}"
-    return f"{dtype}, {torch.get_num_threads()} CPU threads"
-
-
 def main(
     variants: Annotated[str, typer.Option(help="rows of configs/models/segformer.yaml, by commas")] = "b0,b2",
     size: Annotated[int, typer.Option(help="side of the square images")] = 512,
     batch: Annotated[int, typer.Option(help="images at a time; ONNX Runtime and OpenVINO take part at 1")] = 1,
-    rounds: Annotated[int, typer.Option(help="turns of each contender")] = 12,
+    rounds: Rounds = 12,
     device: str = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's choice if not given")] = None,
-    out: Annotated[Path | None, typer.Option(help="Markdown file to append the tables to")] = None,
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    out: Out = None,
 ) -> None:
     """Print the tables."""
-    if threads:
-        torch.set_num_threads(threads)
-    torch.manual_seed(0)
+    set_up(threads)
     pixel_values = torch.randn(batch, 3, size, size, device=device, dtype=getattr(torch, dtype))
     rate = product_rate(device, pixel_values.dtype)
-    for variant in variants.split(","):
-        table_of_models(variant, pixel_values, rounds, rate, out)
+    for variant, folder in saved(variants, save_all):
+        title = f"SegFormer-{variant.upper()}, {{images}}, {CLASSES} classes, {{machine}}"
+        contest(title, builders(variant, folder, pixel_values), load_ours(folder), pixel_values, rounds, rate, out)
     table_of_label_maps(pixel_values, rounds, out)
 
 
