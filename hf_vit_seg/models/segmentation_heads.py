@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from .pointwise import PointwiseLinear, pointwise
 from .row_strips import row_strips, strips_pay
+from .value_cache import ValueCache
 
 # Largest temporary of the strips: from 4 MiB on, the allocator maps new pages (see row_strips).
 STRIP_BYTES = 5 * 2**19
@@ -23,17 +24,9 @@ BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 class FoldedHead(NamedTuple):
     """An all-MLP head with its BatchNorms folded and its linear maps multiplied out, for one set of parameters."""
 
-    sources: list[torch.Tensor]  # copies of the parameters and statistics that it was made from
     hidden: list[tuple[torch.Tensor, torch.Tensor]] | None  # mmseg: a ReLU layer per level, (D, C_i) and (D,)
     weights: list[torch.Tensor]  # per level (D, C_i), mmseg (D, D)
     bias: torch.Tensor  # (D,)
-
-    def is_made_from(self, sources: list[torch.Tensor]) -> bool:
-        """Whether the head's tensors are still, value for value, what this was folded from."""
-        return all(
-            old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
-            for old, new in zip(self.sources, sources, strict=True)
-        )
 
     def project(self, level: int, feature_map: torch.Tensor) -> torch.Tensor:
         """One level's share (.., H_i, W_i, D) of the sum before the last ReLU; level 0 brings the bias."""
@@ -80,7 +73,7 @@ class AllMLPHead(nn.Module):
         self.fuse_norm = nn.BatchNorm2d(width, eps=norm_eps)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, num_labels, kernel_size=1)
-        self._folded: FoldedHead | None = None
+        self.folds: ValueCache[FoldedHead] = ValueCache()
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Feature maps (B, C_i, H_i, W_i), finest first, to logits (B, K, H, W), channels-last in memory."""
@@ -136,17 +129,11 @@ class AllMLPHead(nn.Module):
         return pointwise(hidden.permute(0, 2, 3, 1), columns).permute(0, 3, 1, 2)
 
     def folded(self) -> FoldedHead:
-        """The folded head, made anew whenever any tensor behind it has another value, dtype or device.
-
-        The comparison is by value, because nothing else is safe: writing through `.data`, as many moving averages
-        do, leaves no trace in a tensor's version, identity or address. It costs a tenth of folding.
-        """
+        """The folded head, made anew whenever a tensor behind it has another value."""
         sources = [t for name, t in self.state_dict().items() if not name.endswith("num_batches_tracked")]
-        if self._folded is None or not self._folded.is_made_from(sources):
-            self._folded = self.fold([tensor.clone() for tensor in sources])
-        return self._folded
+        return self.folds.get(None, sources, self.fold)
 
-    def fold(self, sources: list[torch.Tensor]) -> FoldedHead:
+    def fold(self) -> FoldedHead:
         """Multiply projections, fusion and BatchNorms out in double precision."""
         scale, shift = norm_as_scale_and_shift(self.fuse_norm)
         columns = [scale[:, None] * part.double() for part in self.fuse_columns()]
@@ -156,12 +143,12 @@ class AllMLPHead(nn.Module):
             weights = [part @ layer.weight.double() for part, layer in zip(columns, projections, strict=True)]
             for part, layer in zip(columns, projections, strict=True):
                 shift = shift + part @ layer.bias.double()
-            return FoldedHead(sources, None, [weight.to(dtype) for weight in weights], shift.to(dtype))
+            return FoldedHead(None, [weight.to(dtype) for weight in weights], shift.to(dtype))
         hidden = []
         for layer, norm in zip(projections, self.projection_norms, strict=True):
             level_scale, level_shift = norm_as_scale_and_shift(cast(nn.BatchNorm2d, norm))
             hidden.append(((level_scale[:, None] * layer.weight.double()).to(dtype), level_shift.to(dtype)))
-        return FoldedHead(sources, hidden, [part.to(dtype) for part in columns], shift.to(dtype))
+        return FoldedHead(hidden, [part.to(dtype) for part in columns], shift.to(dtype))
 
     def forward_folded(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         """The head on (B, H_i, W_i, C_i) without autograd: a strip of output rows at a time."""
