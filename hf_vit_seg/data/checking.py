@@ -1,0 +1,116 @@
+"""Looking at every file of every split before the first step, so that no file stops a run in its middle.
+
+`check` reads everything and reports; `refuse_bad_data` is the same for a run that is about to start.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .check_report import CheckReport, SplitFacts
+from .datasets import RawDataset, RunSettings, Split, open_split
+from .sample_facts import FactsFile, SampleFacts, facts_key, facts_of, source_stamp
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+MOST_THREADS = 16
+SHOWN = 3  # problems in the sentence that refuses
+
+
+class BadDataError(ValueError):
+    """Data that a run would stumble over: what is wrong, in one sentence."""
+
+
+def check(
+    recipe: RunSettings, splits: Sequence[Split] = SPLITS, cache: Path | None = None, progress: bool = False
+) -> CheckReport:
+    """Read every sample of a recipe's splits, those that it has.
+
+    `cache` is a JSON file that remembers what was found in files that do not change. SourceError, ClassTableError or
+    RecordError for data that cannot be opened at all.
+    """
+    return check_datasets(recipe, {split: open_split(recipe, split) for split in splits}, cache, progress)
+
+
+def check_datasets(
+    recipe: RunSettings, datasets: Mapping[Split, RawDataset | None], cache: Path | None = None, progress: bool = False
+) -> CheckReport:
+    """Read every sample of opened splits; None stands for a split that there is not."""
+    memory = FactsFile(cache)
+    found = {}
+    try:
+        for split, dataset in datasets.items():
+            if dataset is not None:
+                settings = getattr(recipe.data, split) or recipe.data.train  # a share of the training source
+                found[split] = SplitFacts(split, dataset, scan(split, dataset, settings, memory, progress))
+    except BaseException:  # also when interrupted: the next look begins where this one ended
+        memory.write(whole=False)
+        raise
+    memory.write()
+    return CheckReport(recipe.task, found)
+
+
+def refuse_bad_data(
+    recipe: RunSettings, datasets: Mapping[Split, RawDataset | None], cache: Path | None = None, progress: bool = False
+) -> CheckReport:
+    """Read every sample of opened splits; BadDataError where one would stop or spoil the run."""
+    report = check_datasets(recipe, datasets, cache, progress)
+    if problems := report.problems:
+        more = f"; and {len(problems) - SHOWN} more, which hf-vit-seg check-data shows" if len(problems) > SHOWN else ""
+        raise BadDataError(f"the data cannot be used as they are: {'; '.join(problems[:SHOWN])}{more}")
+    return report
+
+
+def scan(
+    split: str, dataset: RawDataset, settings: Mapping[str, Any], memory: FactsFile, progress: bool
+) -> tuple[SampleFacts, ...]:
+    """Facts of all samples of a split, in order."""
+    stamp = source_stamp(settings, dataset)
+
+    def look(index: int) -> SampleFacts:
+        key = facts_key(stamp, dataset, index)
+        facts = memory.recall(key)
+        if facts is None:
+            facts = facts_of(dataset, index)
+            memory.keep(key, facts)
+        return facts
+
+    return tuple(tracked(in_threads(look, range(len(dataset))), len(dataset), f"checking {split}", progress))
+
+
+def in_threads(work: Callable[[int], SampleFacts], indexes: Sequence[int]) -> Iterator[SampleFacts]:
+    """Results in order; decoders run side by side, as they leave Python's lock."""
+    with single_threaded_torch():
+        pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
+        try:
+            yield from pool.map(work, indexes)
+        finally:  # also when interrupted: what has not begun is not waited for
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def single_threaded_torch() -> Iterator[None]:
+    """Let torch compute in the calling threads alone: a team of threads for each of them would be far too many."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def tracked(results: Iterable[SampleFacts], total: int, title: str, shown: bool) -> Iterator[SampleFacts]:
+    """Results under a progress bar on a terminal, which disappears at the end."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+        yield from bar.track(results, total=total)
+
+
+__all__ = ["SPLITS", "BadDataError", "check", "check_datasets", "refuse_bad_data"]

@@ -1,0 +1,155 @@
+"""Finding and reading image files, whatever is in them."""
+
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from glob import glob
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 200_000_000
+NOT_PICTURES = frozenset({".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf"})
+
+# PIL keeps its own limit in a global, which `max_pixels` replaces while a file is opened.
+PIL_LIMIT = threading.Lock()
+
+
+class ImageFileError(ValueError):
+    """An image file that cannot be used, and why, in one sentence."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image to be read, and its place below the folder that was asked for (a bare name for a single file)."""
+
+    path: Path
+    place: Path
+
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """An image file that lies in memory, and what it is called in messages."""
+
+    name: str
+    data: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def opened(file: Path | ImageBytes) -> Path | BytesIO:
+    """What readers of files open."""
+    return BytesIO(file.data) if isinstance(file, ImageBytes) else file
+
+
+def first_bytes(file: Path | ImageBytes, count: int = 16) -> bytes:
+    """How a file begins, which tells its format. ImageFileError when there is no such file, or nothing in it."""
+    with failures_in_words(file):
+        if isinstance(file, ImageBytes):
+            start = file.data[:count]
+        else:
+            with file.open("rb") as stream:
+                start = stream.read(count)
+        if not start:
+            raise ImageFileError(f"{file}: the file is empty")
+        return start
+
+
+def picture_suffixes() -> frozenset[str]:
+    """Lower-case file suffixes that are looked for in folders."""
+    return frozenset(Image.registered_extensions()) - NOT_PICTURES
+
+
+def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFile]:
+    """The images that files, folders and glob patterns stand for, each once, folders recursively in order of name.
+
+    From folders come the files with an image's suffix, without hidden ones and without what lies below `skip` (the
+    results). A file that is named itself is taken whatever its suffix. FileNotFoundError when an input gives nothing.
+    """
+    found: dict[Path, ImageFile] = {}
+    for given in inputs:
+        matches = [given] if os.path.lexists(given) else sorted(glob(given, recursive=True))
+        files = [image for match in matches for image in expand(Path(match), skip)]
+        if not files:
+            reason = "holds no images" if Path(given).is_dir() else "is no file, folder or pattern that matches one"
+            raise FileNotFoundError(f"{given} {reason}")
+        for image in files:
+            found.setdefault(image.path.resolve(), image)
+    return list(found.values())
+
+
+def expand(path: Path, skip: Path | None) -> Iterator[ImageFile]:
+    """A file itself, or the images below a folder."""
+    if not path.is_dir():
+        yield ImageFile(path, Path(path.name))
+        return
+    for place in files_below(path, picture_suffixes(), skip):
+        yield ImageFile(path / place, place)
+
+
+def files_below(folder: Path, suffixes: frozenset[str], skip: Path | None = None) -> Iterator[Path]:
+    """Files with one of these lower-case suffixes, relative to the folder; no hidden ones, nothing below `skip`."""
+    for parent, folders, names in os.walk(folder):
+        here = Path(parent)
+        kept = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in kept if skip is None or (here / name).resolve() != skip.resolve())
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
+                yield (here / name).relative_to(folder)
+
+
+@contextmanager
+def pil_limit_lifted() -> Iterator[None]:
+    """Let PIL open an image of any size: nothing is decoded yet."""
+    with PIL_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
+def failures_in_words(file: Path | ImageBytes) -> Iterator[None]:
+    """Turn whatever readers and decoders raise into an ImageFileError that names the file."""
+    try:
+        yield
+    except ImageFileError:
+        raise
+    except FileNotFoundError:
+        raise ImageFileError(f"{file}: there is no such file") from None
+    except Image.UnidentifiedImageError:
+        raise ImageFileError(f"{file}: this is no image of a format that PIL knows") from None
+    except Exception as error:  # decoders of broken files raise OSError, SyntaxError, ValueError, struct.error ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageFileError(f"{file}: the image cannot be decoded ({reason})") from None
+
+
+def check_pixels(file: object, height: int, width: int, max_pixels: int) -> None:
+    """Refuse an image of more than `max_pixels` pixels before it is decoded."""
+    if width * height > max_pixels:
+        raise ImageFileError(
+            f"{file}: {width}x{height} pixels are {width * height / 1e6:.0f} million, more than the limit of "
+            f"{max_pixels / 1e6:g} million: save it as a tiled TIFF, which is read in parts, or raise --max-pixels"
+        )
+
+
+def read_image(file: Path | ImageBytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image: its first frame, upright (EXIF), in its own mode.
+
+    ImageFileError for what is no image, is broken, or has more than `max_pixels` pixels, which is found out before
+    anything is decoded.
+    """
+    first_bytes(file)
+    with failures_in_words(file):
+        with pil_limit_lifted():  # held for the header only, so that threads decode side by side
+            image = Image.open(opened(file))
+        with image:
+            check_pixels(file, image.height, image.width, max_pixels)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image

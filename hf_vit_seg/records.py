@@ -1,0 +1,129 @@
+"""Strict records: what a YAML file may say, and one clear sentence about what it may not.
+
+A record is a frozen pydantic model that knows all its keys. A table maps names to records, so that a file chooses
+among losses, transforms or data formats by name, and a plugin adds a row by entry point.
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+
+class RecordError(ValueError):
+    """A setting that cannot be used: where it stands, what was found, and what was expected."""
+
+
+class Record(BaseModel):
+    """Settings: every key is known, nothing changes after reading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(kind: type[R], settings: Any, place: str = "") -> R:
+    """Settings as a record; RecordError names the first wrong one by its dotted place."""
+    if not isinstance(settings, Mapping):
+        raise RecordError(f"{place or 'the file'} has settings by name (a mapping), found {shortened(settings)}")
+    try:
+        return kind.model_validate(dict(settings))
+    except ValidationError as error:
+        # A key that is not known comes before one that is missing: the first is most often the second, misspelt.
+        errors = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        raise RecordError(sentence(kind, errors[0], place)) from None
+
+
+def sentence(kind: type[BaseModel], error: ErrorDetails, place: str) -> str:
+    """pydantic's first error in words."""
+    dotted = ".".join(filter(None, [place, *map(str, error["loc"])]))
+    if error["type"] == "extra_forbidden":
+        return unknown(dotted, str(error["loc"][-1]), known_fields(kind, error["loc"]))
+    if error["type"] == "missing":
+        return f"{dotted} is missing: {kind.__name__} cannot do without it"
+    reason = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if error["type"] == "value_error":
+        return f"{dotted}: {reason}" if dotted else reason
+    return f"{dotted} should be {reason}, found {shortened(error['input'])}"
+
+
+def known_fields(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """The keys of the record in which a key was not known."""
+    record: Any = kind
+    for name in place[:-1]:
+        field = getattr(record, "model_fields", {}).get(name)
+        nested = [a for a in candidates(field.annotation) if hasattr(a, "model_fields")] if field else []
+        record = nested[0] if nested else record
+    return list(getattr(record, "model_fields", {}))
+
+
+def candidates(annotation: Any) -> list[Any]:
+    """A type and all types that it is made of."""
+    return [annotation, *(found for part in getattr(annotation, "__args__", ()) for found in candidates(part))]
+
+
+def unknown(place: str, name: str, known: list[str]) -> str:
+    """A name that is not known, and the nearest that is."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}"
+    return f"{place} is no known setting; {hint}"
+
+
+def shortened(value: Any, length: int = 80) -> str:
+    """A value as it is shown in a message."""
+    text = repr(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+class Table(Generic[R]):
+    """Records by name: built-in rows, and those of the entry point group, loaded when first needed."""
+
+    def __init__(self, title: str, rows: Mapping[str, type[R]], group: str | None = None):
+        """`title` is what a row is called in messages, such as "loss"."""
+        self.title, self.own, self.group = title, dict(rows), group
+
+    @cached_property
+    def rows(self) -> dict[str, Any]:
+        """All rows; a plugin never replaces a built-in one, and one that does not load is an error when asked for."""
+        return {**{e.name: e.load for e in entry_points(group=self.group or "")}, **self.own}
+
+    def row(self, name: str, place: str) -> type[R]:
+        """The record called `name`."""
+        if name not in self.rows:
+            near = get_close_matches(str(name), self.rows, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(self.rows))}"
+            raise RecordError(f"{place}: there is no {self.title} called '{name}'; {hint}")
+        found: Any = self.rows[name]
+        if isinstance(found, type):
+            return found
+        try:
+            return found()
+        except Exception as error:  # a stranger's import may raise anything
+            raise RecordError(f"{place}: the plugin of {self.title} '{name}' fails to load: {error}") from error
+
+    def read(self, name: str, settings: Any, place: str) -> R:
+        """A row's record with these settings (None for its defaults)."""
+        return read_record(self.row(name, place), settings or {}, place)
+
+    def read_kind(self, settings: Any, place: str) -> R:
+        """Settings whose key `kind` names the row: `{kind: folders, images: ...}`."""
+        if not isinstance(settings, Mapping) or "kind" not in settings:
+            raise RecordError(
+                f"{place} has a 'kind', one of {', '.join(sorted(self.rows))}; found {shortened(settings)}"
+            )
+        rest = {key: value for key, value in settings.items() if key != "kind"}
+        return self.read(settings["kind"], rest, place)
+
+    def read_entry(self, entry: Any, place: str) -> R:
+        """A list's entry: a name alone, or a name with its settings: `random_crop` or `{random_crop: {size: 512}}`."""
+        if isinstance(entry, str):
+            return self.read(entry, {}, place)
+        if not isinstance(entry, Mapping) or len(entry) != 1:
+            raise RecordError(f"{place} is one name, or one name with settings; found {shortened(entry)}")
+        ((name, settings),) = entry.items()
+        return self.read(name, settings, f"{place}.{name}")

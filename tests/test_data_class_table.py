@@ -1,0 +1,187 @@
+"""The label map: raw values to classes, once."""
+
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_vit_seg.data.class_table import ClassTable, ClassTableError, UnknownValueError
+from hf_vit_seg.data.raw_values import UNCOUNTED
+from hf_vit_seg.models.image_processing_segmentation import reduced
+from hf_vit_seg.records import read_record
+from hf_vit_seg.training.recipe import DataRecipe
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def table(classes: list | None = None, names: list[str] | None = None, **settings) -> ClassTable:
+    return ClassTable.from_recipe(read_record(DataRecipe, {"train": {}, "classes": classes, **settings}), names)
+
+
+def numbers(*values: int) -> torch.Tensor:
+    return torch.tensor([values])
+
+
+def painted(*colours: tuple[int, int, int]) -> torch.Tensor:
+    return torch.tensor(colours, dtype=torch.uint8).T[:, None, :].contiguous()
+
+
+def test_without_values_a_class_has_its_place():
+    assert table(["sky", "road"]).apply(numbers(0, 1, 255)).tolist() == [[0, 1, 255]]
+    assert table(["sky", "road"]).names == ("sky", "road")
+
+
+def test_values_may_be_merged_and_ignored():
+    classes = [{"name": "land", "values": [3, 4, 70000]}, {"name": "water", "values": [0, -7]}]
+    mapped = table(classes, ignore=[11, -9999]).apply(numbers(3, 4, 0, 11, -9999, 70000, -7, UNCOUNTED))
+    assert mapped.tolist() == [[0, 0, 1, 255, 255, 0, 1, 255]]
+    assert mapped.dtype == torch.int64
+
+
+@st.composite
+def maps(draw):
+    """Disjoint raw values of classes and of what is ignored, and others."""
+    coloured = draw(st.booleans())
+    one = st.tuples(*[st.integers(0, 255)] * 3) if coloured else st.integers(-300, 2 ** draw(st.integers(2, 20)))
+    raws = draw(st.lists(one.filter(lambda raw: raw != UNCOUNTED), unique=True, min_size=3, max_size=12))
+    owner = draw(st.lists(st.integers(-2, 3), min_size=len(raws), max_size=len(raws)))
+    return coloured, dict(zip(raws, owner, strict=True))
+
+
+@given(maps(), st.data())
+def test_every_pixel_is_what_its_own_value_says(values, data):
+    coloured, owners = values
+    kinds = sorted({owner for owner in owners.values() if owner >= 0})
+    if not kinds:
+        return
+    classes = [{"name": f"c{k}", "values": [raw for raw, owner in owners.items() if owner == k]} for k in kinds]
+    ignored = [raw for raw, owner in owners.items() if owner == -1]
+    made = table(classes, ignore=ignored, unknown="ignore")
+    raws = data.draw(st.lists(st.sampled_from(sorted(owners)), min_size=1, max_size=30))
+    mask = painted(*raws) if coloured else numbers(*raws)
+    assert made.apply(mask).tolist() == [[kinds.index(owners[raw]) if owners[raw] >= 0 else 255 for raw in raws]]
+    assert made.histogram(mask) == {raw: raws.count(raw) for raw in sorted(set(raws))}
+    unknown = {raw: raws.count(raw) for raw in raws if owners[raw] == -2}
+    assert made.unknown(mask) == unknown
+    strict = table(classes, ignore=ignored)
+    if unknown:
+        with pytest.raises(UnknownValueError) as error:
+            strict.apply(mask)
+        assert error.value.counts == unknown
+    else:
+        assert torch.equal(strict.apply(mask), made.apply(mask))
+
+
+@given(st.lists(st.integers(0, 150), min_size=1), st.booleans())
+def test_reduce_zero_label_is_what_the_image_processor_does(values, ignored):
+    mask = numbers(*values, *([255] if ignored else []))
+    made = table([f"class {i}" for i in range(150)], preset="reduce_zero_label")
+    assert torch.equal(made.apply(mask), reduced(mask))
+
+
+def test_the_ignore_index_is_never_a_class():
+    for count, index in ((255, 255), (256, 65535), (300, 65535)):
+        made = table([f"class {i}" for i in range(count)])
+        assert made.ignore_index == index
+        assert made.apply(numbers(count - 1, UNCOUNTED)).tolist() == [[count - 1, index]]
+
+
+def test_255_is_a_class_where_the_recipe_says_so():
+    classes = ["background", {"name": "nucleus", "values": [255]}]
+    assert table(classes).apply(numbers(0, 255)).tolist() == [[0, 1]]
+    assert table(classes, ignore=[255]) == table(classes)  # as a resolved recipe says it
+
+
+def test_unknown_values_are_told_with_their_pixels():
+    with pytest.raises(
+        UnknownValueError, match=r"unknown values 7 \(2 pixels\), 9 \(1 pixels\); classes have 0, 1"
+    ) as e:
+        table(["a", "b"]).apply(numbers(9, 7, 7, 0, 255))
+    assert e.value.counts == {7: 2, 9: 1}
+    with pytest.raises(UnknownValueError, match=r"\(0, 0, 255\) \(1 pixels\)"):
+        table([{"name": "a", "values": [RED]}]).apply(painted(RED, BLUE))
+    with pytest.raises(UnknownValueError, match="and 3 more"):
+        table(["a"]).apply(numbers(*range(9)))
+    assert str(pickle.loads(pickle.dumps(e.value))) == str(e.value)
+
+
+def test_colours_are_the_palette():
+    classes = [{"name": "a", "values": [RED, GREEN]}, {"name": "b", "values": [BLUE], "color": [1, 2, 3]}]
+    made = table(classes, ignore=[[0, 0, 0]])
+    assert made.palette == (RED, (1, 2, 3))
+    assert made.apply(painted(GREEN, BLUE, RED, (0, 0, 0))).tolist() == [[0, 1, 0, 255]]
+    assert table(["a", "b"]).palette is None
+
+
+def test_grey_painted_in_colours_has_values():
+    assert table(["a", "b"]).apply(painted((0, 0, 0), (1, 1, 1), (255, 255, 255))).tolist() == [[0, 1, 255]]
+
+
+@pytest.mark.parametrize(
+    ("classes", "mask", "reason"),
+    [
+        (["a", "b"], painted(RED), r"painted in colours \(\(255, 0, 0\)\).*give the classes colours"),
+        ([{"name": "a", "values": [RED]}], numbers(0, 5), r"whole numbers \(0, 5\).*give the classes whole numbers"),
+    ],
+)
+def test_masks_of_the_other_kind_are_refused(classes, mask, reason):
+    for use in (table(classes).apply, table(classes).histogram, table(classes).unknown):
+        with pytest.raises(ClassTableError, match=reason):
+            use(mask)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"classes": None}, r"data\.classes is missing"),
+        ({"classes": ["a", "a"]}, "'a' twice"),
+        ({"classes": ["a", {"name": "b", "values": [0]}]}, "value 0 is both 'a' and 'b'"),
+        ({"classes": ["a", {"name": "b", "values": [[0, 0, 0]]}]}, "some classes have colours"),
+        ({"classes": ["a", "b"], "ignore": [1]}, r"1 is both 'b' and in data\.ignore"),
+        ({"classes": ["a", "b"], "ignore": [[0, 0, 0]]}, "are whole numbers"),
+        ({"classes": [{"name": "a", "values": [RED]}], "ignore": [0]}, "are colours"),
+        ({"classes": ["a", {"name": "b", "color": RED}]}, "'a' has no color"),
+        ({"classes": [{"name": "a", "values": [[0, 0, 256]]}]}, "no colour"),
+        ({"classes": [{"name": "a", "values": [4]}], "preset": "reduce_zero_label"}, "preset reduce_zero_label"),
+    ],
+)
+def test_contradictions_are_told(settings, reason):
+    with pytest.raises(ClassTableError, match=reason):
+        table(**settings)
+
+
+def test_sources_that_name_classes_are_matched_by_name():
+    made = table(["dog", "cat"])
+    assert [made.matched(["cat", "dog"]).class_of(raw) for raw in (0, 1)] == [1, 0]
+    assert made.matched(["cat", "dog"]).apply(numbers(0, 1, UNCOUNTED)).tolist() == [[1, 0, 255]]
+    assert made.matched(None) is made
+    with pytest.raises(ClassTableError, match=r"class 'cow', which is not among the classes \(dog, cat\)"):
+        made.matched(["cat", "cow"])
+    lenient = table(["dog", "cat"], unknown="ignore").matched(["cat", "cow"])
+    assert lenient.apply(numbers(0, 1)).tolist() == [[1, 255]]
+
+
+def test_values_are_places_in_a_source_that_names_classes():
+    made = table(["dog", {"name": "felines", "values": [1, 2]}]).matched(["dog", "cat", "lion"])
+    assert made.apply(numbers(0, 1, 2)).tolist() == [[0, 1, 1]]
+
+
+def test_names_come_from_the_source_where_the_recipe_has_none():
+    assert table(None, ["b", "a"]).names == ("b", "a")
+    assert table(["a", "b"], ["b", "a"]).names == ("a", "b")
+
+
+def test_labels_of_images_have_to_be_classes():
+    made = table(["a", {"name": "b", "values": [5]}])
+    assert (made.class_of(0), made.class_of(5)) == (0, 1)
+    for raw in (1, 255, -1):
+        with pytest.raises(UnknownValueError, match=f"label {raw} is no class's: classes have 0, 5"):
+            made.class_of(raw)
+
+
+def test_tables_go_to_loader_processes():
+    made = table(["a", "b"])
+    made.apply(numbers(0))
+    assert torch.equal(pickle.loads(pickle.dumps(made)).apply(numbers(1, 0)), numbers(1, 0))

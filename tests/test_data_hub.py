@@ -1,0 +1,173 @@
+"""Sources that the library `datasets` reads: saved ones, parquet, image folders and ids of the Hub."""
+
+import datasets
+import numpy as np
+import pytest
+from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from hf_vit_seg.data.image_files import ImageFileError
+from hf_vit_seg.data.sources import SourceError, open_source
+
+COUNT = 4
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def photos(count: int = COUNT) -> list[Image.Image]:
+    return [Image.new("RGB", (7, 5), (number, 0, 0)) for number in range(count)]
+
+
+def palette_masks(count: int = COUNT) -> list[Image.Image]:
+    masks = []
+    for number in range(count):
+        mask = Image.new("P", (7, 5), number)
+        mask.putpalette([255 - i // 3 for i in range(768)])
+        masks.append(mask)
+    return masks
+
+
+def rows(**columns) -> Dataset:
+    kinds = {"image": ImageFeature(), "mask": ImageFeature(), "label": ClassLabel(names=["b", "a"])}
+    values = {"image": photos(), "mask": palette_masks(), "label": [0, 1, 1, 0], **columns}
+    values = {name: value for name, value in values.items() if value is not None}
+    return Dataset.from_dict(values, Features({name: kinds.get(name, Value("string")) for name in values}))
+
+
+def opened(name: object, split: str = "train", task: str = "segmentation", bands: int = 3, **settings):
+    return open_source({"kind": "huggingface", "name": str(name), "split": split, **settings}, task, bands)
+
+
+def check(source, first: int = 0, count: int = COUNT) -> None:
+    assert len(source) == count
+    assert len({source.name(index) for index in range(count)}) == count
+    for index in range(count):
+        sample = source.read(index)
+        assert sample.name == source.name(index)
+        assert sample.image.shape == (3, 5, 7) and sample.image[0].unique().tolist() == [first + index]
+        assert sample.target.shape == (5, 7) and sample.target.unique().tolist() == [first + index]
+        assert source.files(index) == ()
+
+
+def test_what_save_to_disk_wrote(tmp_path):
+    rows().save_to_disk(tmp_path / "one")
+    DatasetDict({"train": rows(), "test": rows().select([2, 3])}).save_to_disk(tmp_path / "splits")
+    check(opened(tmp_path / "one"))
+    check(opened(tmp_path / "splits"))
+    check(opened(tmp_path / "splits", "test"), 2, 2)
+    check(opened(tmp_path / "splits", mask_column="mask"))
+    with pytest.raises(SourceError, match="no split 'validation'; it has train, test"):
+        opened(tmp_path / "splits", "validation")
+
+
+def test_parquet_files(tmp_path):
+    (tmp_path / "data").mkdir()
+    rows().to_parquet(tmp_path / "data/train-0.parquet")
+    check(opened(tmp_path))
+    check(opened(tmp_path, "train[2:]"), 2, 2)
+    with pytest.raises(SourceError, match=r"cannot be opened: Unknown split .*test"):
+        opened(tmp_path, "test")
+
+
+def test_image_folders(tmp_path):
+    for number, photo in enumerate(photos()):
+        folder = tmp_path / "train" / ["dog", "cat", "dog", "bird"][number]
+        folder.mkdir(parents=True, exist_ok=True)
+        photo.save(folder / f"{number}.png")
+    source = opened(tmp_path, task="classification")
+    assert source.class_names == ("bird", "cat", "dog")
+    found = {int(source.read(i).image[0].max()): source.class_names[source.read(i).target] for i in range(4)}
+    assert found == {0: "dog", 1: "cat", 2: "dog", 3: "bird"}
+
+
+def test_image_folders_with_masks(tmp_path):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    lines = []
+    for number, (photo, mask) in enumerate(zip(photos(), palette_masks(), strict=True)):
+        photo.save(folder / f"{number}.png")
+        mask.save(folder / f"{number}_mask.png")
+        lines.append(f'{{"file_name": "{number}.png", "mask_file_name": "{number}_mask.png"}}\n')
+    (folder / "metadata.jsonl").write_text("".join(lines))
+    check(opened(tmp_path))
+
+
+def test_labels(tmp_path):
+    rows(species=["cat", "dog", "cat", "ant"]).save_to_disk(tmp_path / "one")
+    source = opened(tmp_path / "one", task="classification")
+    assert source.class_names == ("b", "a")
+    assert [source.read(i).target for i in range(COUNT)] == [0, 1, 1, 0]
+    words = opened(tmp_path / "one", task="classification", label_column="species")
+    assert words.class_names == ("ant", "cat", "dog")
+    assert [words.read(i).target for i in range(COUNT)] == [1, 2, 1, 0]
+    with pytest.raises(SourceError, match="the column 'mask' has no labels but Image"):
+        opened(tmp_path / "one", task="classification", label_column="mask")
+
+
+def test_numbers_are_labels_without_names(tmp_path):
+    Dataset.from_dict(
+        {"image": photos(), "label": [3, 0, 2, 1]}, Features({"image": ImageFeature(), "label": Value("int64")})
+    ).save_to_disk(tmp_path / "one")
+    source = opened(tmp_path / "one", task="classification")
+    assert source.class_names is None
+    assert [source.read(i).target for i in range(COUNT)] == [3, 0, 2, 1]
+
+
+def test_columns_of_arrays_are_images_of_many_bands(tmp_path):
+    arrays = np.random.default_rng(0).integers(0, 256, (2, 6, 4, 5), dtype=np.uint8)
+    kinds = Features({"image": Array3D((6, 4, 5), "uint8"), "mask": Array3D((1, 4, 5), "int32")})
+    Dataset.from_dict({"image": list(arrays), "mask": [a[:1].astype(np.int32) for a in arrays]}, kinds).save_to_disk(
+        tmp_path / "one"
+    )
+    source = opened(tmp_path / "one", bands=6, mask_column="mask")
+    for index in range(2):
+        assert np.array_equal(source.read(index).image.numpy(), arrays[index])
+        assert np.array_equal(source.read(index).target.numpy(), arrays[index][0])
+    with pytest.raises(ImageFileError, match=r"row 0: an array of shape \(6, 4, 5\) .* 3 or 1 channels"):
+        opened(tmp_path / "one", mask_column="mask").read(0)
+
+
+def test_columns_that_are_not_there(tmp_path):
+    rows(mask=None).save_to_disk(tmp_path / "without")
+    with pytest.raises(SourceError, match=r"mask_column is to name .* are none, all columns image, label"):
+        opened(tmp_path / "without")
+    for settings in ({"mask_column": "masks"}, {"image_column": "photo", "mask_column": "image"}):
+        with pytest.raises(SourceError, match=r"no column '(masks|photo)'; it has image, label"):
+            opened(tmp_path / "without", **settings)
+
+
+def test_empty_and_broken_cells_are_told_by_row(tmp_path):
+    good, broken = palette_masks(2), {"bytes": b"nothing", "path": None}
+    rows(image=[*photos(3), None], mask=[*good, broken, good[0]]).save_to_disk(tmp_path / "one")
+    source = opened(tmp_path / "one")
+    with pytest.raises(ImageFileError, match=r"one row 2, column 'mask': this is no image"):
+        source.read(2)
+    with pytest.raises(ImageFileError, match="row 3: the column 'image' is empty"):
+        source.read(3)
+
+
+def test_ids_of_the_hub_go_to_the_library_with_their_revision(monkeypatch):
+    calls = []
+
+    def load_dataset(*arguments, **options):
+        calls.append((arguments, options))
+        return rows()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    check(opened("owner/scenes", "train", config="full", revision="abc123"))
+    assert calls == [(("owner/scenes", "full"), {"split": "train", "revision": "abc123"})]
+
+
+def test_failures_of_the_library_are_told_in_its_words(monkeypatch, tmp_path):
+    def load_dataset(*arguments, **options):
+        raise ConnectionError("Couldn't reach\n the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(SourceError, match=r"^data: the dataset owner/scenes cannot be opened: Couldn't reach the Hub$"):
+        opened("owner/scenes")
+    with pytest.raises(SourceError, match="/nowhere: there is no such folder"):
+        opened(tmp_path / "nowhere")

@@ -1,0 +1,107 @@
+"""Changes of an image's values, against torchvision's where it has them."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as F
+
+from hf_vit_seg.data.photometric import LUMA, STEPS, mapped_bands
+from hf_vit_seg.data.transforms import TransformContext, read_pipeline
+from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
+
+REFERENCES = {
+    "brightness": F.adjust_brightness,
+    "contrast": F.adjust_contrast,
+    "saturation": F.adjust_saturation,
+}
+
+
+def context(bands: int = 3, task: str = "segmentation") -> TransformContext:
+    processor = SemanticSegmentationImageProcessor(
+        size={"height": 32, "width": 32}, image_mean=[0.5] * bands, image_std=[0.25] * bands
+    )
+    return TransformContext.from_processor(processor, task)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@given(strength=st.floats(0, 2), seed=st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_one_step_is_torchvisions(name, strength, seed):
+    torch.manual_seed(seed)
+    image = torch.randint(0, 256, (3, 11, 13), dtype=torch.uint8)
+    ours, theirs = mapped_bands(image, {name: strength}), REFERENCES[name](image, strength)
+    assert (ours.int() - theirs.int()).abs().max() <= 2  # torchvision rounds the grey image as well
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", STEPS)
+def test_neutral_strengths_change_nothing(name, bands):
+    _, neutral, for_colours = STEPS[name]
+    if for_colours and bands != 3:
+        pytest.skip("a step of red, green and blue")
+    for image in (torch.randint(0, 256, (bands, 9, 9), dtype=torch.uint8), torch.randn(bands, 9, 9) * 1000):
+        assert torch.allclose(mapped_bands(image, {name: neutral}).float(), image.float(), rtol=1e-5, atol=1e-3)
+
+
+@given(st.floats(-0.5, 0.5))
+def test_hue_turns_colours_and_leaves_luma_and_grey(turn):
+    colours = torch.rand(3, 4, 4) * 100 + 50
+    turned = mapped_bands(colours, {"hue": turn})
+    luma = [torch.einsum("c,chw->hw", LUMA, image) for image in (colours, turned)]
+    assert torch.allclose(*luma, rtol=1e-4)
+    assert torch.allclose(mapped_bands(turned, {"hue": -turn}), colours, rtol=1e-3)
+    grey = torch.rand(1, 4, 4).expand(3, -1, -1)
+    assert torch.allclose(mapped_bands(grey, {"hue": turn}), grey, atol=1e-4)
+
+
+def test_a_third_of_a_circle_makes_red_greenish():
+    red = torch.tensor([200.0, 50.0, 50.0]).view(3, 1, 1)
+    assert mapped_bands(red, {"hue": 1 / 3}).flatten().argmax() in (1, 2)
+    assert mapped_bands(red, {"hue": 1 / 3}).flatten().argmax() != mapped_bands(red, {"hue": -1 / 3}).flatten().argmax()
+
+
+@given(st.floats(0.1, 2), st.floats(0.1, 2), st.floats(0, 2), st.floats(-0.5, 0.5))
+@settings(deadline=None)
+def test_steps_together_are_the_steps_one_after_another(brightness, contrast, saturation, hue):
+    image = torch.rand(3, 6, 6, dtype=torch.float32) * 200
+    strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+    stepwise = image
+    for name, strength in strengths.items():
+        stepwise = mapped_bands(stepwise, {name: strength})
+    assert torch.allclose(mapped_bands(image, strengths), stepwise, rtol=1e-3, atol=1e-2)
+
+
+def test_contrast_of_many_bands_is_about_each_bands_own_mean():
+    image = torch.rand(5, 8, 8) * torch.tensor([1, 10, 100, 1e3, 1e4]).view(5, 1, 1)
+    changed = mapped_bands(image, {"contrast": 0.3})
+    assert torch.allclose(changed.mean(dim=(1, 2)), image.mean(dim=(1, 2)), rtol=1e-4)
+    assert torch.allclose(changed.std(dim=(1, 2)), 0.3 * image.std(dim=(1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("bands", [1, 3, 5])
+def test_jitter_changes_images_by_its_probability_and_never_masks(bands):
+    image, mask = torch.randint(0, 256, (bands, 16, 16), dtype=torch.uint8), torch.randint(0, 9, (16, 16))
+
+    def changed(probability: float) -> float:
+        pipeline = read_pipeline([{"photometric": {"probability": probability}}], context(bands))
+        results = [pipeline(image, mask) for _ in range(60)]
+        assert all(torch.equal(labels, mask) and moved.dtype == torch.uint8 for moved, labels in results)
+        return sum(not torch.equal(moved, image) for moved, _ in results) / len(results)
+
+    assert changed(0) == 0 and changed(1) == 1 and 0.3 < changed(0.5) < 1
+
+
+@pytest.mark.parametrize("fill", [7.0, "mean", "noise"])
+@pytest.mark.parametrize("byte", [True, False])
+def test_erased_rectangles_have_values_of_the_images_own_range(fill, byte):
+    pipeline = read_pipeline(
+        [{"random_erasing": {"probability": 1, "area": [0.2, 0.3], "fill": fill}}], context(5, "classification")
+    )
+    image = torch.full((5, 64, 64), 255, dtype=torch.uint8 if byte else torch.float32)
+    erased = pipeline(image, 0)[0]
+    gone = (erased != image).any(dim=0)
+    assert erased.dtype == image.dtype and 0.1 < gone.float().mean() < 0.4
+    values = erased[:, gone].float()
+    assert abs(float(values.mean()) - (7 if fill == 7.0 else 127.5)) < 2
+    assert (float(values.std()) > 40) == (fill == "noise")
