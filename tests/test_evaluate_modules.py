@@ -1,0 +1,194 @@
+"""The modules of evaluate: loaded by path without a network, equal to evaluate's own results, and without Arrow."""
+
+import os
+import subprocess
+import sys
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from test_confusion_matrix import evaluate_scores
+from test_keypoint_similarity import random_persons
+
+from hf_vit_seg.metrics import MODULES, MetricError, module_path
+from hf_vit_seg.metrics.keypoint_similarity import oks_average_precision
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory):
+    """evaluate copies modules into a cache, from which Python imports them; no Arrow file may appear there."""
+    cache = tmp_path_factory.mktemp("evaluate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(cache / "modules"))
+        patch.setattr(evaluate.config, "HF_METRICS_CACHE", cache / "metrics")
+        yield
+    assert not list(cache.rglob("*.arrow*"))
+
+
+def load(name, **settings):
+    return evaluate.load(module_path(name), **settings)
+
+
+def random_maps(classes=9, count=4):
+    generator = np.random.default_rng(0)
+    references = [generator.integers(0, classes, generator.integers(5, 40, 2)) for _ in range(count)]
+    predictions = [np.where(generator.random(m.shape) < 0.6, m, 1) for m in references]
+    references[0][:3] = 255
+    return predictions, references
+
+
+def same_scores(found, expected):
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, err_msg=name)
+
+
+def test_example_of_evaluate():
+    """The arrays and the result that evaluate's documentation of mean_iou shows."""
+    predictions = [
+        np.array([[1, 2], [3, 4], [5, 255]]),
+        np.array([[2, 7], [9, 2], [3, 6]]),
+        np.array([[2, 2, 3], [8, 2, 4], [3, 255, 2]]),
+    ]
+    references = [
+        np.array([[0, 3], [5, 4], [6, 255]]),
+        np.array([[1, 7], [9, 2], [3, 6]]),
+        np.array([[1, 2, 2], [8, 2, 1], [3, 255, 1]]),
+    ]
+    scores = load("mean_iou").compute(
+        predictions=predictions, references=references, num_labels=10, ignore_index=255, reduce_labels=False
+    )
+    assert scores["mean_iou"] == pytest.approx(0.4775)
+    assert scores["mean_accuracy"] == pytest.approx(0.5916666666666666)
+    assert scores["overall_accuracy"] == pytest.approx(0.5263157894736842)
+    np.testing.assert_allclose(scores["per_category_iou"], [0, 0, 0.375, 0.4, 0.5, 0, 0.5, 1, 1, 1])
+
+
+def test_mean_iou_streams_in_any_way():
+    predictions, references = random_maps()
+    expected = evaluate_scores(predictions, references, 9, 255)
+    metric = load("mean_iou")
+    metric.add(prediction=predictions[0], reference=references[0])
+    metric.add_batch(predictions=predictions[1:3], references=[r.tolist() for r in references[1:3]])
+    metric.add_batch(predictions=torch.tensor(predictions[3])[None], references=torch.tensor(references[3])[None])
+    assert len(metric) == 4
+    same_scores(metric.compute(num_labels=9, ignore_index=255), expected)
+    assert len(metric) == 0 and not metric.counts.any()
+    same_scores(metric.compute(predictions=predictions, references=references, num_labels=9), expected)
+
+
+def test_reduced_and_mapped_labels():
+    predictions, references = random_maps()
+    reduced = [np.where((r == 0) | (r == 255), 255, r - 1) for r in references]
+    predictions = [np.clip(p, 0, 7) for p in predictions]
+    given = {"predictions": predictions, "references": references}
+    scores = load("mean_iou").compute(**given, num_labels=8, ignore_index=255, reduce_labels=True)
+    same_scores(scores, evaluate_scores(predictions, reduced, 8, 255))
+    swapped = [np.select([r == 1, r == 2], [2, 1], r) for r in references]  # all at once, not one after the other
+    scores = load("mean_iou").compute(**given, num_labels=9, ignore_index=255, label_map={1: 2, 2: 1})
+    same_scores(scores, evaluate_scores(predictions, swapped, 9, 255))
+
+
+def test_absent_classes_can_be_given_a_number():
+    scores = load("mean_iou").compute(
+        predictions=[[[0, 1]]], references=[[[0, 1]]], num_labels=3, ignore_index=255, nan_to_num=0
+    )
+    assert scores["mean_iou"] == 1 and scores["per_category_iou"].tolist() == [1, 1, 0]
+
+
+def test_two_processes_sum_their_counts():
+    predictions, references = random_maps()
+    metrics = [load("mean_iou"), load("mean_iou")]
+    for metric, half in zip(metrics, (slice(0, 1), slice(1, 4)), strict=True):
+        metric.add_batch(predictions=predictions[half], references=references[half])
+    metrics[0].counts = metrics[0].counts + metrics[1].counts
+    same_scores(metrics[0].compute(num_labels=9), evaluate_scores(predictions, references, 9, 255))
+    with pytest.raises(MetricError, match="sum its `counts`"):
+        load("mean_iou", num_process=2, process_id=0)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([[[7]]], [[[0]]], "predictions hold 7"),
+        ([[[0]]], [[[9]]], "references hold 9"),
+        ([[[0]]], [[[300]]], "found references 300.*values="),
+        ([[[0]], [[0]]], [[[0]]], "2 predictions for 1 references"),
+        (None, [[[0]]], "predictions are missing"),
+    ],
+)
+def test_wrong_maps_are_refused(predictions, references, message):
+    with pytest.raises(MetricError, match=message):
+        load("mean_iou").compute(predictions=predictions, references=references, num_labels=5)
+
+
+def test_many_values_are_settled_when_loading():
+    metric = load("mean_iou", values=400, ignore_index=65535)
+    maps = torch.tensor([[[399, 0, 5]]])
+    metric.add_batch(predictions=maps, references=torch.tensor([[[399, 65535, 0]]]))
+    assert metric.compute(num_labels=400)["overall_accuracy"] == 0.5
+
+
+def test_modules_have_their_names_and_combine():
+    assert [load(name).name for name in MODULES] == list(MODULES)
+    both = evaluate.combine([load("top_k_accuracy"), load("calibration_error")])
+    both.add(prediction=[0.9, 0.1], reference=0)
+    both.add_batch(predictions=[[0.3, 0.7]], references=[0])
+    assert both.compute()["accuracy"] == 0.5
+
+
+def test_nothing_added():
+    with pytest.raises(MetricError, match="nothing to measure"):
+        load("mean_iou").compute(num_labels=2)
+    with pytest.raises(MetricError, match="known are calibration_error, mean_iou"):
+        module_path("mean_iuo")
+
+
+def test_top_k_accuracy():
+    metric = load("top_k_accuracy", k=(1, 2))
+    metric.add(prediction=[0.1, 0.7, 0.2], reference=1)
+    metric.add_batch(predictions=torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.1, 0.5]]), references=[2, 0])
+    assert metric.counts.tolist() == [1, 2, 3]
+    assert metric.compute() == {"accuracy": 1 / 3, "top_2_accuracy": 2 / 3}
+
+
+def test_calibration_error():
+    predictions = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.55, 0.45]]
+    scores = load("calibration_error", adaptive=True).compute(predictions=predictions, references=[0, 1, 1, 0])
+    assert scores["maximum_calibration_error"] == pytest.approx(0.7)
+    assert scores["calibration_error"] == pytest.approx((0.1 + 0.2 + 0.7 + 0.45) / 4)
+    assert scores["adaptive_calibration_error"] == pytest.approx((0.1 + 0.2 + 0.7 + 0.45) / 4)
+
+
+def test_oks_ap_in_coco_format():
+    predicted, labelled = random_persons(0)
+    predictions = [
+        {"image_id": i, "keypoints": np.c_[k, np.ones(len(k))].flatten().tolist(), "score": s}
+        for i, k, s in zip(predicted.images, predicted.keypoints, predicted.scores, strict=True)
+    ]
+    references = [
+        {"image_id": i, "keypoints": k.flatten().tolist(), "area": a, "bbox": b.tolist(), "iscrowd": int(c)}
+        for i, k, a, b, c in zip(
+            labelled.images, labelled.keypoints, labelled.areas, labelled.boxes, labelled.crowds, strict=True
+        )
+    ]
+    metric = load("oks_ap")
+    metric.add_batch(predictions=predictions[:5], references=[])
+    same_scores(
+        metric.compute(predictions=predictions[5:], references=references), oks_average_precision(predicted, labelled)
+    )
+    with pytest.raises(MetricError, match="lacks 'area'"):
+        metric.compute(predictions=predictions, references=[{"image_id": 1, "keypoints": [0] * 51, "bbox": [0] * 4}])
+    with pytest.raises(MetricError, match="17 keypoints"):
+        metric.compute(predictions=[{"image_id": 1, "keypoints": [0] * 8, "score": 1}], references=references)
+
+
+def test_modules_load_in_a_fresh_process_without_network(tmp_path):
+    lines = ["import evaluate", "from hf_vit_seg.metrics import MODULES, module_path"]
+    lines.append("print([evaluate.load(module_path(name)).name for name in MODULES])")
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("'") == 2 * len(MODULES)

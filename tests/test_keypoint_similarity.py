@@ -1,0 +1,150 @@
+"""OKS and its average precision, against pycocotools."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from hf_vit_seg.metrics import MetricError
+from hf_vit_seg.metrics.keypoint_similarity import (
+    COCO_SIGMAS,
+    LabelledPersons,
+    PredictedPersons,
+    keypoint_similarity,
+    oks_average_precision,
+)
+
+KEYPOINTS = len(COCO_SIGMAS)
+COCO_ORDER = ("", "_50", "_75", "_medium", "_large")
+
+
+def random_persons(seed, images=6, exact=False):
+    """Labelled persons of all kinds (crowds, without keypoints, small to large), and predictions near and far."""
+    rng = np.random.default_rng(seed)
+    truths, persons = [], []
+    for image in rng.permutation(images) + 7:
+        labelled = []
+        for _ in range(rng.integers(0, 5)):
+            side = rng.choice([20, 50, 80, 130, 200]) * rng.uniform(0.8, 1.2)
+            box = np.array([*rng.uniform(0, 400, 2), side, side * rng.uniform(0.8, 2)])
+            keypoints = np.concatenate(
+                [box[:2] + rng.random((KEYPOINTS, 2)) * box[2:], rng.integers(0, 3, (KEYPOINTS, 1))], axis=1
+            )
+            if rng.random() < 0.2:
+                keypoints[:, 2] = 0
+            labelled.append((image, np.round(keypoints, 1), box[2] * box[3] * 0.6, box, rng.random() < 0.15))
+        truths += labelled
+        for _ in range(rng.integers(0, 30)):
+            centre = labelled[rng.integers(len(labelled))] if labelled and rng.random() < 0.8 else None
+            if centre is None:
+                keypoints = rng.uniform(0, 500, (KEYPOINTS, 2))
+            else:
+                noise = 0 if exact else rng.choice([0.02, 0.05, 0.1, 0.3]) * centre[3][2]
+                keypoints = centre[1][:, :2] + rng.normal(size=(KEYPOINTS, 2)) * noise
+            persons.append((image, keypoints, rng.integers(0, 12) / 12))  # scores with ties
+    images_, keypoints, areas, boxes, crowds = zip(*truths, strict=True)
+    labelled = LabelledPersons(*map(np.array, (images_, keypoints, areas, boxes, crowds)))
+    return PredictedPersons(*map(np.array, zip(*persons, strict=True))), labelled
+
+
+def coco_scores(predicted, labelled):
+    """pycocotools' ten numbers by our names."""
+    ids = sorted({*labelled.images.tolist(), *predicted.images.tolist()})
+    annotations = [
+        {
+            "id": i + 1,
+            "image_id": int(labelled.images[i]),
+            "category_id": 1,
+            "keypoints": labelled.keypoints[i].flatten().tolist(),
+            "num_keypoints": int((labelled.keypoints[i, :, 2] > 0).sum()),
+            "area": float(labelled.areas[i]),
+            "bbox": labelled.boxes[i].tolist(),
+            "iscrowd": int(labelled.crowds[i]),
+        }
+        for i in range(len(labelled.images))
+    ]
+    results = [
+        {
+            "image_id": int(image),
+            "category_id": 1,
+            "keypoints": np.concatenate([points, np.ones((KEYPOINTS, 1))], axis=1).flatten().tolist(),
+            "score": float(score),
+        }
+        for image, points, score in zip(predicted.images, predicted.keypoints, predicted.scores, strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {"images": [{"id": i} for i in ids], "annotations": annotations, "categories": [{"id": 1}]}
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(results), "keypoints")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    names = [f"{name}{part}" for name in ("oks_ap", "oks_ar") for part in COCO_ORDER]
+    return {name: np.nan if stat == -1 else stat for name, stat in zip(names, evaluation.stats.tolist(), strict=True)}
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_average_precision_is_that_of_pycocotools(seed, exact):
+    persons = random_persons(seed, exact=exact)
+    ours, theirs = oks_average_precision(*persons), coco_scores(*persons)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, atol=1e-12, err_msg=name)
+    assert 0 < ours["oks_ap"] < 1  # the data exercises the measure
+
+
+def test_twenty_best_persons_count():
+    predicted, labelled = random_persons(3)
+    own = predicted.images == labelled.images[0]
+    crowd = PredictedPersons(
+        *(np.concatenate([a, np.repeat(a[own][:1], 40, axis=0)]) for a in (predicted.images, predicted.keypoints)),
+        np.concatenate([predicted.scores * 0.1, np.ones(40)]),
+    )
+    np.testing.assert_allclose(oks_average_precision(crowd, labelled)["oks_ar"], coco_scores(crowd, labelled)["oks_ar"])
+    assert oks_average_precision(crowd, labelled)["oks_ar"] < oks_average_precision(predicted, labelled)["oks_ar"]
+
+
+def test_order_of_persons_does_not_matter():
+    predicted, labelled = random_persons(5)
+    predicted = PredictedPersons(
+        predicted.images, predicted.keypoints, np.random.default_rng(0).random(len(predicted.images))
+    )
+    order = np.random.default_rng(1).permutation(len(predicted.images))
+    moved = PredictedPersons(*(a[order] for a in (predicted.images, predicted.keypoints, predicted.scores)))
+    assert oks_average_precision(moved, labelled) == pytest.approx(
+        oks_average_precision(predicted, labelled), nan_ok=True
+    )
+
+
+def test_similarity_of_a_person_with_itself_is_one_and_falls_with_distance():
+    _, labelled = random_persons(1)
+    kept = (labelled.keypoints[..., 2] > 0).any(axis=1)
+    rest = (labelled.keypoints[kept], labelled.areas[kept], labelled.boxes[kept], COCO_SIGMAS)
+    points = labelled.keypoints[kept][..., :2]
+    similarity = [np.diag(keypoint_similarity(points + shift, *rest)) for shift in (0, 2, 5)]
+    np.testing.assert_allclose(similarity[0], 1)
+    assert (similarity[1] < similarity[0]).all() and (similarity[2] < similarity[1]).all()
+
+
+def test_nobody_labelled_is_not_zero_but_unknown():
+    predicted, labelled = random_persons(2)
+    nobody = LabelledPersons(
+        *(a[:0] for a in (labelled.images, labelled.keypoints, labelled.areas, labelled.boxes, labelled.crowds))
+    )
+    assert all(np.isnan(value) for value in oks_average_precision(predicted, nobody).values())
+    unseen = PredictedPersons(predicted.images[:0], predicted.keypoints[:0], predicted.scores[:0])
+    assert oks_average_precision(unseen, labelled)["oks_ap"] == 0
+
+
+def test_arrays_that_do_not_belong_together_are_refused():
+    predicted, labelled = random_persons(2)
+    with pytest.raises(MetricError, match="predicted keypoints should have the shape"):
+        oks_average_precision(predicted, labelled, sigmas=COCO_SIGMAS[:5])
+    short = PredictedPersons(predicted.images, predicted.keypoints, predicted.scores[:-1])
+    with pytest.raises(MetricError, match="scores should have"):
+        oks_average_precision(short, labelled)
