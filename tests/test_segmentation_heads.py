@@ -16,8 +16,8 @@ CHANNELS = (6, 8, 10, 12)
 FLAVOURS = ("nvlabs", "mmseg")
 
 
-def build(flavour: str, width: int = 16) -> AllMLPHead:
-    return randomise(AllMLPHead(CHANNELS, width, 7, flavour)).double().eval()
+def build(flavour: str, width: int = 16, norm: str = "batch") -> AllMLPHead:
+    return randomise(AllMLPHead(CHANNELS, width, 7, flavour, norm=norm)).double().eval()
 
 
 def pyramid(height: int, width: int, batch: int = 2) -> list[torch.Tensor]:
@@ -32,9 +32,9 @@ def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(FLAVOURS), st.integers(1, 40), st.integers(1, 40))
-def test_all_ways_are_the_plain_head(flavour, height, width):
-    head, maps = build(flavour), pyramid(height, width)
+@given(st.sampled_from(FLAVOURS), st.sampled_from(["batch", "group"]), st.integers(1, 40), st.integers(1, 40))
+def test_all_ways_are_the_plain_head(flavour, norm, height, width):
+    head, maps = build(flavour, norm=norm), pyramid(height, width)
     expected = head.forward_plain(maps).detach()
     assert_same(head(maps).detach(), expected)
     with torch.no_grad():
@@ -54,8 +54,9 @@ def test_strips_of_any_height_are_the_plain_head(flavour, monkeypatch):
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_gradients_and_batch_statistics_are_those_of_the_plain_head(flavour):
-    head, maps = build(flavour).train(), pyramid(9, 14)
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_gradients_and_batch_statistics_are_those_of_the_plain_head(flavour, norm):
+    head, maps = build(flavour, norm=norm).train(), pyramid(9, 14)
     head.dropout.p = 0.0
     results = []
     for forward in (head.forward_plain, head):
@@ -208,6 +209,22 @@ def test_logits_are_channels_last():
 def test_an_unknown_flavour_names_the_known_ones():
     with pytest.raises(ValueError, match=r"nvlabs.*mmseg.*'mine'"):
         AllMLPHead(CHANNELS, 16, 7, "mine")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_group_norm_makes_an_image_independent_of_its_batch(flavour):
+    head, maps = build(flavour, norm="group").train(), pyramid(8, 12)
+    head.dropout.p = 0.0
+    assert_same(head(maps)[:1], head([feature_map[:1] for feature_map in maps]))
+    batch = build(flavour).train()
+    batch.dropout.p = 0.0
+    assert not torch.allclose(batch(maps)[:1], batch([feature_map[:1] for feature_map in maps]))
+
+
+def test_an_unknown_norm_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"batch, group.*'layer'"):
+        AllMLPHead(CHANNELS, 16, 7, norm="layer")
 
 
 @given(st.integers(1, 50), st.integers(1, 200))

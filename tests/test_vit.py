@@ -213,7 +213,7 @@ def test_logits_of_a_padded_image_span_the_image_alone(size):
     """Logits that are the pixel coordinates at the centres of the padded grid are so at those of the cropped one."""
     rows, columns = (-(-side // 8) for side in size)
     centres = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).double() * 8 + 4
-    cropped = crop_extent(centres[None], size, (rows * 8, columns * 8))[0]
+    cropped = crop_extent(centres[None], size, (8, 8))[0]
     for axis, side in enumerate(size):
         count = cropped.shape[1 + axis]
         assert count == -(-side // 8)

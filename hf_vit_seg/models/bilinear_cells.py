@@ -44,6 +44,13 @@ def positions(samples: int, pixels: int, dtype: torch.dtype) -> torch.Tensor:
     return scale * (torch.arange(pixels, dtype=dtype) + 0.5) - 0.5
 
 
+def neighbours(samples: int, pixels: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The two samples between which each pixel of an axis lies, and its weight on the second: (H,) each."""
+    position = positions(samples, pixels, dtype).clamp(min=0)
+    lower = position.long().clamp(max=samples - 1)
+    return lower, (lower + 1).clamp(max=samples - 1), (position - lower).clamp(0, 1)
+
+
 def split_axis(samples: int, pixels: int, dtype: torch.dtype, device: torch.device) -> Axis:
     """The cells of an axis."""
     position = positions(samples, pixels, dtype)
@@ -58,4 +65,4 @@ def split_axis(samples: int, pixels: int, dtype: torch.dtype, device: torch.devi
     return Axis(*(field.to(device) for field in fields))
 
 
-__all__ = ["Axis", "positions", "split_axis"]
+__all__ = ["Axis", "neighbours", "positions", "split_axis"]

@@ -41,6 +41,9 @@ class CvTConfig(BackboneConfigMixin, PreTrainedConfig):
     A dropout or drop path rate can be one number, for every stage. The drop path rate of a stage is that of its last
     layer and rises linearly from 0 in its first, as in the released code.
 
+    `decoder_norm` "group" puts GroupNorm in the place of the decoder's BatchNorm, for training with few images; the
+    encoder keeps its BatchNorms.
+
     `hidden_act` is "quick_gelu" in the released code and "gelu" in transformers, whose CvT gives other logits.
     """
 
@@ -73,6 +76,7 @@ class CvTConfig(BackboneConfigMixin, PreTrainedConfig):
     batch_norm_eps: float = 1e-5
     decoder_hidden_size: int = 256
     decoder_flavour: Literal["nvlabs", "mmseg"] = "nvlabs"
+    decoder_norm: Literal["batch", "group"] = "batch"
     decoder_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     semantic_loss_ignore_index: int = 255

@@ -31,6 +31,7 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
 
     `decoder_flavour` is "nvlabs" (a linear projection per level) or "mmseg" (convolution, BatchNorm and ReLU
     per level); the two are different functions and their weights cannot be mapped onto each other.
+    `decoder_norm` "group" puts GroupNorm in the place of the decoder's BatchNorm, for training with few images.
     """
 
     model_type = "segformer_seg"
@@ -53,6 +54,7 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     reduction_norm_eps: float = 1e-5
     decoder_hidden_size: int = 256
     decoder_flavour: Literal["nvlabs", "mmseg"] = "nvlabs"
+    decoder_norm: Literal["batch", "group"] = "batch"
     decoder_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     semantic_loss_ignore_index: int = 255

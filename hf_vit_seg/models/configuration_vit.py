@@ -48,10 +48,17 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
     std + eps ("std_plus_eps", vit_jax with 1e-5) or sqrt(var + eps) ("sqrt_var_plus_eps", timm with 1e-8).
     `stem_padding` is TensorFlow's "same", or "symmetric".
 
+    `token_merging` is the share of the patches that are merged away, the most alike first, before the last layer, in
+    equal steps between the layers (ToMe, arXiv 2210.09461); at the end every patch gets the token that it went into.
+    It makes a trained model faster and a little less exact (benchmarks/token_merging.md), and may be set at any time.
+    The layers' hidden states and attentions are then of fewer tokens, so the pyramid of "all_mlp" does not go with it
+    and the backbone does not merge.
+
     `segmentation_head` is "linear", "mask_transformer" (Segmenter, arXiv 2105.05633; `segmentation_head_depth`
     layers) or "all_mlp" (a feature pyramid of four layers, and SegFormer's head over it; the layers are
     `segmentation_levels`, counted from 1; evenly spaced without). `segmentation_head_width` is the width of the
-    last two: without, the encoder's for the mask transformer and 256 for the all-MLP head.
+    last two: without, the encoder's for the mask transformer and 256 for the all-MLP head. `decoder_norm` "group" puts
+    GroupNorm in the place of the BatchNorms of the all-MLP and the classic pose head, for training with few images.
 
     `pose_head` is ViTPose's "classic" (two deconvolutions of `pose_head_width` channels) or "simple"; the labels are
     the keypoints. `pose_flip_test` averages heatmaps with those of the mirrored image, in which the keypoints of
@@ -99,6 +106,7 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
     segmentation_head_depth: int = 2
     segmentation_head_width: int | None = None
     segmentation_norm_eps: float = 1e-5
+    decoder_norm: Literal["batch", "group"] = "batch"
     segmentation_levels: list[int] | tuple[int, ...] | None = None
     pose_head: Literal["classic", "simple"] = "classic"
     pose_head_width: int = 256
@@ -106,6 +114,7 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
     pose_flip_pairs: list[list[int]] | tuple[tuple[int, int], ...] = COCO_FLIP_PAIRS
     pose_target_sigma: float | int = 2.0
     classifier_dropout_prob: float | int = 0.0
+    token_merging: float | int = 0.0
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
@@ -170,6 +179,19 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"VisionTransformerConfig.hidden_size {self.hidden_size} must be divisible by "
                 f"num_attention_heads {self.num_attention_heads}"
+            )
+
+    def validate_merging(self):
+        """Refuse shares outside [0, 1), and merging under a head that reads every layer's map."""
+        if not 0 <= self.token_merging < 1:
+            raise ValueError(
+                f"VisionTransformerConfig.token_merging is a share of the patches, from 0 to below 1, got "
+                f"{self.token_merging}"
+            )
+        if self.token_merging and self.segmentation_head == "all_mlp":
+            raise ValueError(
+                "VisionTransformerConfig.token_merging leaves the layers different tokens, and segmentation_head "
+                "'all_mlp' needs the map of several: set token_merging to 0 or take another head"
             )
 
     def validate_levels(self):

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .bilinear_cells import Axis, positions, split_axis
+from .bilinear_cells import Axis, neighbours, split_axis
 
 CHUNK_BYTES = 32 * 2**20
 CANDIDATE_GROUPS = (4, 16)  # torn cells are resolved together with others of about as many candidates
@@ -104,11 +104,8 @@ def resized_bands(
     """Resize logits (K, h, w) a few rows at a time: the rows, and all their logits (K, rows, W)."""
     kind = torch.promote_types(logits.dtype, torch.float32)
     height, width = size
-    place = positions(logits.shape[1], height, kind).clamp(min=0)
-    lower = place.long().clamp(max=logits.shape[1] - 1)
-    weight = (place - lower).clamp(0, 1)[:, None].to(logits.device)
-    lower = lower.to(logits.device)
-    upper = (lower + 1).clamp(max=logits.shape[1] - 1)
+    lower, upper, weight = (part.to(logits.device) for part in neighbours(logits.shape[1], height, kind))
+    weight = weight[:, None]
     step = max(1, chunk_bytes // (4 * len(logits) * max(width, logits.shape[2]) * kind.itemsize))
     for first in range(0, height, step):
         rows = slice(first, min(first + step, height))

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import nn
 from torch.nn.functional import conv2d
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -116,6 +117,12 @@ class DepthwiseProjection(nn.Module):
             and not self.convolution.weight.is_meta
             and not any(m._forward_hooks or m._forward_pre_hooks for m in (self.convolution, self.norm))
         )
+
+    def deployed(self) -> nn.Module:
+        """The same as one layer, for exported programs; as it is where something was put in a layer's place."""
+        if not self.is_plain(self.convolution.weight.dtype):
+            return self
+        return fuse_conv_bn_eval(self.convolution, self.norm)
 
     def forward_folded(self, feature_map: torch.Tensor) -> torch.Tensor:
         """The same as one convolution with bias."""
@@ -413,6 +420,7 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
             flavour=config.decoder_flavour,
             norm_eps=config.decoder_norm_eps,
             dropout=config.classifier_dropout_prob,
+            norm=config.decoder_norm,
         )
         self.post_init()
 

@@ -38,6 +38,7 @@ from .segmentation_heads import AllMLPHead
 
 # Largest temporary of the Mix-FFN on a CPU, its border rows not counted: from 4 MiB on, the allocator maps new pages.
 STRIP_BYTES = 3 * 2**20
+CLASSIFIER_STD = 0.01  # of a fresh decode head, as in mmsegmentation and the released code
 
 
 def convolve(convolution: nn.Conv2d, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -320,8 +321,16 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
             flavour=config.decoder_flavour,
             norm_eps=config.decoder_norm_eps,
             dropout=config.classifier_dropout_prob,
+            norm=config.decoder_norm,
         )
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As the encoder's, but for the classifier, whose few outputs would make the fan-out's logits huge."""
+        super()._init_weights(module)
+        if module is self.decode_head.classifier:
+            init.normal_(self.decode_head.classifier.weight, std=CLASSIFIER_STD)
 
     @can_return_tuple
     @filter_output_hidden_states

@@ -27,6 +27,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 from .configuration_vit import VisionTransformerConfig, pair
 from .losses import semantic_segmentation_loss
 from .resnetv2 import ClosingNorm, StandardizedConv2d
+from .token_merging import encode_merging
 from .transformer_layer import LayerGeometry, LayerScale, VisionTransformerAttention, VisionTransformerLayer
 from .vit_embeddings import VisionTransformerEmbeddings
 from .vit_segmentation_heads import LinearHead, MaskTransformerHead, PyramidHead, crop_extent
@@ -177,10 +178,16 @@ class VisionTransformerModel(VisionTransformerPreTrainedModel):
         `hidden_states`, when asked for, are the tokens behind each layer, before the final norm.
         """
         check_channels(self.config, pixel_values)
-        hidden_states = self.embeddings(pixel_values)
+        return BaseModelOutput(last_hidden_state=self.norm(self.encode(self.embeddings(pixel_values), **kwargs)))
+
+    def encode(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """Tokens (B, T, D) through all layers, fewer and fewer of them where the config has them merged."""
+        config = self.config
+        if config.token_merging:
+            return encode_merging(self.layers, hidden_states, config.num_prefix_tokens, config.token_merging, **kwargs)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
+        return hidden_states
 
 
 class VisionTransformerForImageClassification(VisionTransformerPreTrainedModel):
@@ -260,6 +267,7 @@ def pyramid_head(config: VisionTransformerConfig) -> nn.Module:
         cast(int, config.num_labels),
         config.segmentation_norm_eps,
         config.classifier_dropout_prob,
+        config.decoder_norm,
     )
 
 
@@ -293,8 +301,7 @@ class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel)
         """The whole forward pass; the pyramid needs `output_hidden_states`."""
         outputs = self.vit(pixel_values, **kwargs)
         height, width = pixel_values.shape[-2:]
-        (rows, columns), (high, wide) = self.config.grid_of(height, width), self.config.token_stride
-        logits = crop_extent(self.decode(outputs, pixel_values), (height, width), (rows * high, columns * wide))
+        logits = crop_extent(self.decode(outputs, pixel_values), (height, width), self.config.token_stride)
         loss = None
         if labels is not None:
             loss = semantic_segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)

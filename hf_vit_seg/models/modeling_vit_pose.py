@@ -35,7 +35,9 @@ class PoseEstimationOutput(ModelOutput):
 
 def classic_head(config: VisionTransformerConfig) -> nn.Module:
     """Two deconvolutions."""
-    return ClassicPoseHead(config.hidden_size, config.pose_head_width, cast(int, config.num_labels))
+    return ClassicPoseHead(
+        config.hidden_size, config.pose_head_width, cast(int, config.num_labels), config.decoder_norm
+    )
 
 
 def simple_head(config: VisionTransformerConfig) -> nn.Module:
@@ -67,10 +69,9 @@ class VisionTransformerForPoseEstimation(VisionTransformerPreTrainedModel):
     def heatmaps_of(self, outputs: BaseModelOutput, pixel_values: torch.Tensor) -> torch.Tensor:
         """The heatmaps of the image without its padding to whole tokens."""
         height, width = pixel_values.shape[-2:]
-        (rows, columns), (high, wide) = self.config.grid_of(height, width), self.config.token_stride
         assert outputs.last_hidden_state is not None
         heatmaps = self.pose_head(patch_map(self.config, outputs.last_hidden_state, pixel_values))
-        return crop_extent(heatmaps, (height, width), (rows * high, columns * wide))
+        return crop_extent(heatmaps, (height, width), self.config.token_stride)
 
     def average_with_mirrored(self, heatmaps: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """Flip test: the mean of an image's heatmaps and those of its mirror image, mirrored back."""

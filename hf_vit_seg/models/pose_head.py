@@ -7,19 +7,21 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
+from .head_norms import head_norm
+
 UPSAMPLING = 4
 
 
 class ClassicPoseHead(nn.Module):
-    """Equation 3: two deconvolutions with BatchNorm and ReLU, each doubling the grid, and a 1x1 convolution."""
+    """Equation 3: two deconvolutions with norm and ReLU, each doubling the grid, and a 1x1 convolution."""
 
-    def __init__(self, in_channels: int, width: int, num_keypoints: int):
+    def __init__(self, in_channels: int, width: int, num_keypoints: int, norm: str = "batch"):
         super().__init__()
         channels = (in_channels, width)
         self.deconvolutions = nn.ModuleList(
             [nn.ConvTranspose2d(c, width, kernel_size=4, stride=2, padding=1, bias=False) for c in channels]
         )
-        self.norms = nn.ModuleList([nn.BatchNorm2d(width) for _ in channels])
+        self.norms = nn.ModuleList([head_norm(norm, width) for _ in channels])
         self.final = nn.Conv2d(width, num_keypoints, kernel_size=1)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ class StemNumerics(NamedTuple):
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """Pixels that 'SAME' adds before and after a side, such that the output has ceil(size / stride)."""
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    total = max((size + stride - 1) // stride * stride - stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
@@ -39,6 +39,17 @@ def pad_same(feature_map: torch.Tensor, kernel: int, stride: int, value: float =
     top, bottom = same_padding(feature_map.shape[-2], kernel, stride)
     left, right = same_padding(feature_map.shape[-1], kernel, stride)
     return pad(feature_map, (left, right, top, bottom), value=value)
+
+
+class SamePadding(nn.Module):
+    """'SAME' padding as a layer."""
+
+    def __init__(self, kernel: int, stride: int):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return pad_same(feature_map, self.kernel, self.stride)
 
 
 class StandardizedConv2d(nn.Conv2d):
@@ -69,6 +80,14 @@ class StandardizedConv2d(nn.Conv2d):
         padding, stride = list(self.padding), list(self.stride)
         reorder = torch._C._nn.mkldnn_reorder_conv2d_weight  # pyright: ignore[reportAttributeAccessIssue]
         return reorder(kernels, padding, stride, unit, 1, shape)
+
+    def deployed(self) -> nn.Module:
+        """A plain convolution that holds the standardised kernels, for exported programs."""
+        (kernel, _), (stride, _) = self.kernel_size, self.stride
+        padding = 0 if self.pads_itself else kernel // 2
+        plain = nn.Conv2d(self.in_channels, self.out_channels, kernel, stride, padding, bias=False)
+        plain.weight = nn.Parameter(self.standardized().detach(), requires_grad=False)
+        return nn.Sequential(SamePadding(kernel, stride), plain) if self.pads_itself else plain
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""

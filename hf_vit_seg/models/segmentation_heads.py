@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
+from .deployed_head import DeployedAllMLPHead
+from .head_norms import head_norm
 from .pointwise import PointwiseLinear, pointwise
 from .row_strips import row_strips, strips_pay
 from .value_cache import ValueCache
@@ -46,7 +48,8 @@ class AllMLPHead(nn.Module):
     SegFormer-B0 and 3.45 of 42.1 for B2 to B5. Parameters and their names are those of the plain head.
 
     `flavour` "nvlabs": linear projections with bias; the fusing convolution takes the levels coarsest first.
-    `flavour` "mmseg": projections without bias followed by BatchNorm and ReLU, levels finest first.
+    `flavour` "mmseg": projections without bias followed by a norm and ReLU, levels finest first.
+    `norm` is "batch", as published, or "group", which does not fold: the strips are for BatchNorm alone.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class AllMLPHead(nn.Module):
         flavour: str = "nvlabs",
         norm_eps: float = 1e-5,
         dropout: float = 0.1,
+        norm: str = "batch",
     ):
         super().__init__()
         if flavour not in ("nvlabs", "mmseg"):
@@ -67,10 +71,10 @@ class AllMLPHead(nn.Module):
             [PointwiseLinear(channels, width, bias=not convolutional) for channels in in_channels]
         )
         self.projection_norms = (
-            nn.ModuleList([nn.BatchNorm2d(width, eps=norm_eps) for _ in in_channels]) if convolutional else None
+            nn.ModuleList([head_norm(norm, width, norm_eps) for _ in in_channels]) if convolutional else None
         )
         self.fuse = nn.Conv2d(width * len(in_channels), width, kernel_size=1, bias=False)
-        self.fuse_norm = nn.BatchNorm2d(width, eps=norm_eps)
+        self.fuse_norm = head_norm(norm, width, norm_eps)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, num_labels, kernel_size=1)
         self.folds: ValueCache[FoldedHead] = ValueCache()
@@ -79,7 +83,8 @@ class AllMLPHead(nn.Module):
         """Feature maps (B, C_i, H_i, W_i), finest first, to logits (B, K, H, W), channels-last in memory."""
         if not self.is_plain() or self.fuse.weight.is_meta:  # accelerate fetches offloaded weights layer by layer
             return self.forward_plain(feature_maps)
-        if not self.training and strips_pay(feature_maps[0]) and feature_maps[0].dtype in FOLDED_DTYPES:
+        dtype = feature_maps[0].dtype
+        if not self.training and self.folds_norms() and strips_pay(feature_maps[0]) and dtype in FOLDED_DTYPES:
             return self.forward_folded([feature_map.permute(0, 2, 3, 1) for feature_map in feature_maps])
         size = feature_maps[0].shape[-2:]
         fused = self.project(0, feature_maps[0])
@@ -89,12 +94,14 @@ class AllMLPHead(nn.Module):
         return self.classifier(self.dropout(self.fuse_norm(fused).relu()))
 
     def is_plain(self) -> bool:
-        """Whether every layer is still the one built here: adapters and quantisers put their own in its place."""
-        return (
-            type(self.fuse) is type(self.classifier) is nn.Conv2d
-            and all(type(projection) is PointwiseLinear for projection in self.projections)
-            and all(type(norm) in BATCH_NORMS for norm in [self.fuse_norm, *(self.projection_norms or [])])
+        """Whether every linear layer is still the one built here: adapters and quantisers put theirs in its place."""
+        return type(self.fuse) is type(self.classifier) is nn.Conv2d and all(
+            type(projection) is PointwiseLinear for projection in self.projections
         )
+
+    def folds_norms(self) -> bool:
+        """Whether every norm is a factor and a summand per channel in evaluation."""
+        return all(type(norm) in BATCH_NORMS for norm in [self.fuse_norm, *(self.projection_norms or [])])
 
     def forward_plain(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """The head as the paper draws it, calling every layer: for replaced layers, and the measure of the rest."""
@@ -122,7 +129,7 @@ class AllMLPHead(nn.Module):
         projection, columns = self.projection(level), self.fuse_columns()[level]
         tokens = feature_map.permute(0, 2, 3, 1)  # (B, H_i, W_i, C_i)
         if self.projection_norms is None:
-            # Bias and BatchNorm see the same sum over levels whether the bias is fused here or there.
+            # The norm sees the same sum over levels whether the bias is fused here or there.
             weight, bias = columns @ projection.weight, columns @ projection.bias
             return pointwise(tokens, weight, bias).permute(0, 3, 1, 2)
         hidden = self.projection_norms[level](pointwise(tokens, projection.weight).permute(0, 3, 1, 2)).relu()
@@ -135,7 +142,7 @@ class AllMLPHead(nn.Module):
 
     def fold(self) -> FoldedHead:
         """Multiply projections, fusion and BatchNorms out in double precision."""
-        scale, shift = norm_as_scale_and_shift(self.fuse_norm)
+        scale, shift = norm_as_scale_and_shift(cast(nn.BatchNorm2d, self.fuse_norm))
         columns = [scale[:, None] * part.double() for part in self.fuse_columns()]
         dtype = self.fuse.weight.dtype
         projections = [self.projection(level) for level in range(len(columns))]
@@ -149,6 +156,15 @@ class AllMLPHead(nn.Module):
             level_scale, level_shift = norm_as_scale_and_shift(cast(nn.BatchNorm2d, norm))
             hidden.append(((level_scale[:, None] * layer.weight.double()).to(dtype), level_shift.to(dtype)))
         return FoldedHead(hidden, [part.to(dtype) for part in columns], shift.to(dtype))
+
+    def deployed(self) -> nn.Module:
+        """The head for exported programs: folded, or as it is where something does not fold."""
+        if not (self.is_plain() and self.folds_norms()):
+            return self
+        folded = self.fold()
+        levels = [(weight, None if level else folded.bias) for level, weight in enumerate(folded.weights)]
+        classifier = self.classifier.weight[:, :, 0, 0], self.classifier.bias
+        return DeployedAllMLPHead(folded.hidden, levels, classifier)
 
     def forward_folded(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         """The head on (B, H_i, W_i, C_i) without autograd: a strip of output rows at a time."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .configuration_vit import VisionTransformerConfig, pair
+from .open_sizes import sizes_are_open
 from .position_embeddings import resize_positions
 from .resnetv2 import ResNetV2Stem, StemNumerics
 from .value_cache import ValueCache, remembering_pays
@@ -38,7 +39,7 @@ class PatchEmbeddings(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) to (B, D, h, w); sides are padded to whole tokens with zeros, right and bottom."""
         bottom, right = (-side % step for side, step in zip(pixel_values.shape[-2:], self.token_stride, strict=True))
-        if bottom or right:
+        if sizes_are_open() or bottom or right:
             pixel_values = nn.functional.pad(pixel_values, (0, right, 0, bottom))
         return self.projection(pixel_values if self.stem is None else self.stem(pixel_values))
 
@@ -76,7 +77,7 @@ class VisionTransformerEmbeddings(nn.Module):
 
     def positions(self, grid: tuple[int, int]) -> torch.Tensor:
         """The position embeddings (1, slots + h*w, D) of a grid; resized ones are remembered where that is safe."""
-        if torch.compiler.is_exporting():  # no branch on the size: the exported program shall take others
+        if sizes_are_open():
             return self.resize(grid)
         if grid == self.config.grid_size:
             return self.position_embeddings

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn.functional import grid_sample, normalize
 from transformers import PreTrainedConfig
 
+from .head_norms import head_norm
+from .open_sizes import sizes_are_open
 from .pointwise import PointwiseLinear
 from .segmentation_heads import AllMLPHead
 from .transformer_layer import LayerGeometry, VisionTransformerLayer
@@ -77,7 +79,9 @@ class PyramidHead(nn.Module):
     the layers of a plain ViT differ in scale.
     """
 
-    def __init__(self, in_channels: int, width: int, num_labels: int, norm_eps: float, dropout: float):
+    def __init__(
+        self, in_channels: int, width: int, num_labels: int, norm_eps: float, dropout: float, norm: str = "batch"
+    ):
         super().__init__()
         channels = in_channels
 
@@ -87,13 +91,13 @@ class PyramidHead(nn.Module):
         self.level_norms = nn.ModuleList([nn.LayerNorm(channels, eps=norm_eps) for _ in range(4)])
         self.levels = nn.ModuleList(
             [
-                nn.Sequential(double(), nn.BatchNorm2d(channels), nn.GELU(), double()),
+                nn.Sequential(double(), head_norm(norm, channels), nn.GELU(), double()),
                 double(),
                 nn.Identity(),
                 nn.MaxPool2d(2, ceil_mode=True),
             ]
         )
-        self.all_mlp = AllMLPHead([channels] * 4, width, num_labels, dropout=dropout)
+        self.all_mlp = AllMLPHead([channels] * 4, width, num_labels, dropout=dropout, norm=norm)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Four maps (B, C, h, w), the first for the finest level, to logits (B, K, 4*h, 4*w)."""
@@ -103,18 +107,21 @@ class PyramidHead(nn.Module):
         return self.all_mlp(levels)
 
 
-def crop_extent(logits: torch.Tensor, size: tuple[int, int], padded: tuple[int, int]) -> torch.Tensor:
-    """Logits (B, K, a, b) of an image that was padded, as logits of the image alone.
+def crop_extent(logits: torch.Tensor, size: tuple[int, int], token: tuple[int, int]) -> torch.Tensor:
+    """Logits (B, K, a, b) of an image that was padded to whole tokens, as logits of the image alone.
 
-    `size` is the image's (height, width), `padded` that of the picture that the logits cover. What reads logits takes
+    `size` is the image's (height, width), `token` that of the pixels of a token; there are one or more whole cells of
+    logits per token. What reads logits takes
     them to span the image from border to border; those of a padded image span the padding too. So they are sampled
     (bilinearly) at the centres of a grid that spans the image, of as many cells as cover it at the logits' stride.
     """
-    if size == padded:
+    if not sizes_are_open() and all(length % step == 0 for length, step in zip(size, token, strict=True)):
         return logits
     lines = []
-    for cells, length, whole in zip(logits.shape[-2:], size, padded, strict=True):
-        count = -(-length * cells // whole)
+    for cells, length, step in zip(logits.shape[-2:], size, token, strict=True):
+        tokens = (length + step - 1) // step  # quotients of positive numbers: ONNX rounds them towards zero
+        whole, per_token = tokens * step, cells // tokens
+        count = (length * per_token + step - 1) // step
         centres = (torch.arange(count, device=logits.device, dtype=torch.float32) + 0.5) / count  # 0 .. 1 of the image
         lines.append(centres * (2 * length / whole) - 1)  # -1 .. 1 of the padded picture
     rows, columns = torch.meshgrid(*lines, indexing="ij")

@@ -1,0 +1,163 @@
+"""Losses against the plain way, in time and memory: forward and backward, from the logits of the decode head.
+
+    python -m benchmarks.losses [--images 8] [--rounds 5] [--device cuda --dtype bfloat16]
+
+The plain way resizes all logits and calls torch's cross-entropy, or segmentation_models_pytorch's loss. Both must give
+the same gradient before they are timed; where the definitions differ by a factor (see tests/test_losses.py), up to it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import typer
+from torch import nn
+
+from hf_vit_seg.training.losses import LossSum
+
+from .contest import Dtype, Out, Rounds, Threads, describe, set_up
+from .measuring import Contender, interleaved, peak_memory, print_table
+
+IGNORE = 255
+CLASSES_PER_IMAGE = 9
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss, and what it is computed of: K classes, square logits and labels of these sides."""
+
+    loss: str
+    classes: int
+    grid: int = 128
+    size: int = 512
+
+
+CASES = (
+    Case("cross_entropy", 150),
+    Case("cross_entropy", 150, grid=32),
+    Case("cross_entropy", 19, grid=256, size=1024),
+    Case("cross_entropy", 11),
+    Case("cross_entropy", 1),
+    Case("focal", 150),
+    Case("dice", 150),
+    Case("dice", 19),
+    Case("lovasz", 19),
+)
+
+
+def drawn(case: Case, images: int, device: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits as decode heads leave them, and labels with a few classes per image in blocks, some ignored."""
+    torch.manual_seed(0)
+    logits = 2 * torch.randn(images, case.classes, case.grid, case.grid, device=device, dtype=dtype)
+    labels = max(case.classes, 2)
+    known = torch.stack([torch.randperm(labels)[torch.arange(CLASSES_PER_IMAGE) % labels] for _ in range(images)])
+    blocks = known.gather(1, torch.randint(0, CLASSES_PER_IMAGE, (images, 256))).view(images, 1, 16, 16)
+    maps = nn.functional.interpolate(blocks.float(), (case.size, case.size), mode="nearest")[:, 0].long()
+    maps[:, : case.size // 10] = IGNORE
+    return logits.contiguous(memory_format=torch.channels_last).requires_grad_(), maps.to(device)
+
+
+def ours(case: Case) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The recipe's loss."""
+    return LossSum.from_recipe({case.loss: None}, "segmentation", case.classes, IGNORE)
+
+
+def plain(case: Case) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The same of whole resized logits."""
+    criterion = {"cross_entropy": cross_entropy, "focal": focal, "dice": dice, "lovasz": lovasz}[case.loss]
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        resized = nn.functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
+        return criterion(resized.to(torch.promote_types(logits.dtype, torch.float32)), labels)
+
+    return loss
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """torch's, or its binary one."""
+    if logits.shape[1] > 1:
+        return nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
+    counts = labels != IGNORE
+    targets = labels.where(counts, 0).to(logits.dtype)
+    losses = nn.functional.binary_cross_entropy_with_logits(logits[:, 0], targets, reduction="none")
+    return (losses * counts).sum() / counts.sum()
+
+
+def focal(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """smp's focal loss of the softmax, without its pitfall of unmasked labels."""
+    losses = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    return ((1 - (-losses).exp()) ** 2 * losses).sum() / (labels != IGNORE).sum()
+
+
+def dice(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """smp's, image by image as ours, which differs by the share of classes that an image has."""
+    import segmentation_models_pytorch as smp
+
+    criterion = smp.losses.DiceLoss("multiclass", smooth=0.5, ignore_index=IGNORE)
+    return torch.stack([criterion(logits[i, None], labels[i, None]) for i in range(len(logits))]).mean()
+
+
+def lovasz(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """smp's."""
+    import segmentation_models_pytorch as smp
+
+    return smp.losses.LovaszLoss("multiclass", per_image=True, ignore_index=IGNORE)(logits, labels)
+
+
+def built(way: Callable[[Case], Any], case: Case, images: int, device: str, dtype: torch.dtype) -> Contender:
+    """Both passes: gives the gradient of the logits."""
+    logits, labels = drawn(case, images, device, dtype)
+    loss = way(case)
+    return lambda: torch.autograd.grad(loss(logits, labels), logits)[0]
+
+
+def difference(gradient: torch.Tensor, expected: torch.Tensor) -> float:
+    """How far two gradients are apart, up to a factor: 0 is parallel."""
+    directions = [nn.functional.normalize(tensor.double().flatten(), dim=0) for tensor in (gradient, expected)]
+    return float((directions[0] - directions[1]).norm())
+
+
+def row(case: Case, images: int, rounds: int, device: str, dtype: torch.dtype) -> list[str]:
+    """One line of the table."""
+    ways = {"ours": partial(built, ours), "plain": partial(built, plain)}
+    builders = {who: partial(way, case, images, device, dtype) for who, way in ways.items()}
+    memory = {who: peak_memory(builder, device) for who, builder in builders.items()}
+    contenders = {who: builder() for who, builder in builders.items()}
+    apart = difference(contenders["ours"](), contenders["plain"]())
+    if apart > (1e-3 if dtype == torch.float32 else 2e-2):
+        raise RuntimeError(f"{case}: the gradients are {apart:.1g} apart")
+    best = interleaved(contenders, rounds, device)
+    return [
+        f"{case.loss}, {case.classes} classes, {case.grid} to {case.size}",
+        f"{best['ours']:.0f}",
+        f"{best['plain']:.0f}",
+        f"{best['plain'] / best['ours']:.1f}",
+        f"{memory['ours']:.0f}",
+        f"{memory['plain']:.0f}",
+        f"{memory['plain'] / memory['ours']:.1f}",
+        f"{apart:.0e}",
+    ]
+
+
+def main(
+    images: int = 8,
+    rounds: Rounds = 3,
+    device: str = "cpu",
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    only: str = "",
+    out: Out = None,
+) -> None:
+    """Print the table; `--only dice` for some of its rows."""
+    set_up(threads)
+    kind = getattr(torch, dtype)
+    rows = [row(case, images, rounds, device, kind) for case in CASES if only in case.loss]
+    title = f"Losses of {images} images, forward and backward, {describe(torch.empty(0, device=device, dtype=kind))}"
+    columns = ["", "ms", "plain ms", "ratio", "peak MiB", "plain MiB", "ratio", "gradients apart"]
+    print_table(title, columns, rows, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)

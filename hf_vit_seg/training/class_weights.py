@@ -1,0 +1,52 @@
+"""Weights of classes by how often they occur. Shapes: K classes (labels 0 and 1 where a model has one output)."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+
+from hf_vit_seg.records import RecordError
+
+Rule = Literal["balanced", "inverse_root", "median_frequency"]
+
+# From the shares f of pixels (or images) of the classes that occur.
+RULES: dict[Rule, Callable[[torch.Tensor], torch.Tensor]] = {
+    "balanced": lambda f: 1 / (len(f) * f),  # as scikit-learn's "balanced"
+    "inverse_root": lambda f: f.rsqrt() / f.rsqrt().mean(),
+    "median_frequency": lambda f: f.quantile(0.5) / f,  # Eigen and Fergus, arXiv 1411.4734, over all images as one
+}
+
+
+def class_weights(
+    chosen: Rule | tuple[float, ...] | None, num_labels: int, frequencies: Sequence[float] | None
+) -> torch.Tensor | None:
+    """The weights (K,) that a recipe chooses, by rule or one by one; None where all weigh the same.
+
+    `frequencies` are pixels or images of each class, or shares of them. A class that never occurs weighs 1.
+    RecordError where weights or frequencies are not one per class, or a rule has no frequencies.
+    """
+    if chosen is None:
+        return None
+    if not isinstance(chosen, str):
+        return one_per_class(chosen, num_labels, "class_weights")
+    if frequencies is None:
+        raise RecordError(
+            f"class_weights '{chosen}' are computed from how often classes occur, which is not known here; "
+            "give a list of weights instead, such as those that check-data suggests"
+        )
+    counts = one_per_class(frequencies, num_labels, "class frequencies").double()
+    occurs = counts > 0
+    weights = torch.ones_like(counts)
+    if occurs.any():
+        weights[occurs] = RULES[chosen](counts[occurs] / counts.sum())
+    return weights.float()
+
+
+def one_per_class(values: Sequence[float], num_labels: int, name: str) -> torch.Tensor:
+    """Values as a tensor (K,); RecordError unless there is one per class."""
+    if len(values) != num_labels:
+        raise RecordError(f"{name} are one per class, {num_labels}, found {len(values)}")
+    return torch.as_tensor(values, dtype=torch.float64).float()
+
+
+__all__ = ["Rule", "class_weights"]
