@@ -6,15 +6,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .image_files import MAX_PIXELS, ImageFile, ImageFileError, read_image
-from .segmentation import Segmentation
-from .segmenter import Prepared, Segmenter, milliseconds_since
+import numpy as np
+
+from hf_vit_seg.data.image_files import MAX_PIXELS, ImageFile, ImageFileError
+
+from .preparation import Prepared, milliseconds_since, read_file
+from .segmentation import ClassCount, Segmentation
+from .segmenter import Segmenter
 
 LABELS, OVERLAY, SCORES, REPORT = ".png", ".overlay.png", ".scores.png", ".json"
+ENTROPY, TOP, GEOJSON, COCO = ".entropy.png", ".top.npz", ".geojson", ".coco.json"
+TIFF, FILM, FRAMES = ".labels.tif", ".overlay.mp4", ".frames"  # of images in parts, and of films
+SUFFIXES = (REPORT, LABELS, OVERLAY, SCORES, ENTROPY, TOP, GEOJSON, COCO, TIFF, FILM, FRAMES)
 AHEAD = 2  # images that are read, and results that are written, beside the model's work
 
 
@@ -37,7 +44,7 @@ class Job:
     @property
     def existing(self) -> Path | None:
         """A file that a result would replace."""
-        return next((path for path in map(self.result, (REPORT, LABELS, OVERLAY, SCORES)) if path.exists()), None)
+        return next((path for path in map(self.result, SUFFIXES) if path.exists()), None)
 
 
 @dataclass(frozen=True)
@@ -50,13 +57,38 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What is written for each image, and up to which size images are read."""
+    """What is written for each image, and up to which size images are read whole.
+
+    `tile` is the side of the tiles of larger ones, and given, of all that can be read in parts; `frames` adds label
+    maps to films, and `frame_rate` makes films of folders.
+    """
 
     model: str = ""
     overlay: bool = True
     opacity: float = 0.5
     scores: bool = False
+    entropy: bool = False
+    top_k: int = 0
+    geojson: bool = False
+    coco: bool = False
     max_pixels: int = MAX_PIXELS
+    tile: int | None = None
+    frames: bool = False
+    frame_rate: float | None = None
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the results that are written, the report aside."""
+        wished = {
+            LABELS: True,
+            OVERLAY: self.overlay,
+            SCORES: self.scores,
+            ENTROPY: self.entropy,
+            TOP: self.top_k > 0,
+            GEOJSON: self.geojson,
+            COCO: self.coco,
+        }
+        return tuple(suffix for suffix, wanted in wished.items() if wanted)
 
 
 def plan(images: Sequence[ImageFile], out: Path) -> list[Job]:
@@ -70,7 +102,7 @@ def plan(images: Sequence[ImageFile], out: Path) -> list[Job]:
     for image in images:
         for place in places(image):
             job = Job(image, out / place)
-            claims = {str(job.result(s).resolve()).casefold() for s in (LABELS, OVERLAY, SCORES, REPORT)}
+            claims = {str(job.result(s).resolve()).casefold() for s in SUFFIXES}
             if not claims & taken:
                 taken |= claims
                 jobs.append(job)
@@ -102,7 +134,7 @@ def predict(segmenter: Segmenter, jobs: Sequence[Job], wishes: Wishes) -> Iterat
                 reading.append(reader.submit(read, segmenter, following, wishes))
             try:
                 prepared, milliseconds = reading.popleft().result()
-                result = segmenter.segment(prepared, wishes.scores)
+                result = segmenter.segment(prepared, wishes.scores, entropy=wishes.entropy, top_k=wishes.top_k)
             except Exception as error:
                 writing.append(writer.submit(Outcome, job, sentence(job, error)))
             else:
@@ -117,32 +149,55 @@ def sentence(job: Job, error: Exception) -> str:
     """What went wrong with a job."""
     if isinstance(error, ImageFileError):
         return str(error)
-    text = " ".join(str(error).split())
-    return f"{job.image.path}: {text[:300] or type(error).__name__}"
+    text = " ".join(str(error).split())[:400] or type(error).__name__
+    return text if text.startswith(f"{job.image.path}:") else f"{job.image.path}: {text}"
 
 
 def read(segmenter: Segmenter, job: Job, wishes: Wishes) -> tuple[Prepared, float]:
     """A job's image, ready for the model, and the milliseconds that reading the file took."""
     start = time.perf_counter()
-    image = read_image(job.image.path, wishes.max_pixels)
+    image, shown = read_file(job.image.path, segmenter.channels, wishes.max_pixels)
     milliseconds = milliseconds_since(start)
-    return segmenter.prepare(image), milliseconds
+    prepared = segmenter.prepare(image)
+    return replace(prepared, picture=prepared.picture or shown), milliseconds
 
 
 def write(segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, wishes: Wishes) -> Outcome:
     """Write all results of a job, or none of them."""
-    savers: dict[str, Callable[[Path], Any]] = {LABELS: result.label_image().save}
-    if wishes.overlay:
-        savers[OVERLAY] = result.overlay(wishes.opacity).save
-    if wishes.scores:
-        savers[SCORES] = result.score_image().save
-    text = json.dumps(report(segmenter, job, result, milliseconds, wishes), indent=2, ensure_ascii=False) + "\n"
+    savers = {suffix: saver(suffix, job, result, wishes) for suffix in wishes.suffixes}
+    text = json_text(report(segmenter, job, result, milliseconds, wishes), indent=2)
     savers[REPORT] = lambda path: path.write_text(text, encoding="utf-8")
     try:
         write_together({job.result(suffix): save for suffix, save in savers.items()})
     except Exception as error:
         return Outcome(job, sentence(job, error))
     return Outcome(job)
+
+
+def saver(suffix: str, job: Job, result: Segmentation, wishes: Wishes) -> Callable[[Path], Any]:
+    """What writes one kind of result to a path."""
+    table: dict[str, Callable[[Path], Any]] = {
+        LABELS: lambda path: result.label_image().save(path),
+        OVERLAY: lambda path: result.overlay(wishes.opacity).save(path),
+        SCORES: lambda path: result.score_image().save(path),
+        ENTROPY: lambda path: result.entropy_image().save(path),
+        TOP: lambda path: save_top_classes(result, path),
+        GEOJSON: lambda path: path.write_text(json_text(result.geojson()), encoding="utf-8"),
+        COCO: lambda path: path.write_text(json_text(result.coco(job.image.path.name)), encoding="utf-8"),
+    }
+    return table[suffix]
+
+
+def save_top_classes(result: Segmentation, path: Path) -> None:
+    """The most likely classes of each pixel and their probabilities: `classes` and `scores` (float16), (k, H, W)."""
+    if result.top_classes is None or result.top_scores is None:
+        raise ValueError("Top classes were not computed: call the segmenter with top_k=3")
+    np.savez_compressed(path, classes=result.top_classes, scores=result.top_scores.astype(np.float16))
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """JSON as it is written to files."""
+    return json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
 
 
 def write_together(files: dict[Path, Callable[[Path], Any]]) -> None:
@@ -160,9 +215,10 @@ def write_together(files: dict[Path, Callable[[Path], Any]]) -> None:
 
 
 def report(segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, wishes: Wishes) -> dict[str, Any]:
-    """What is known of an image and its label map, for JSON: shares are of 0 .. 1, times in milliseconds."""
+    """What is known of an image and its label map, for JSON: shares, scores and entropy of 0 .. 1, milliseconds."""
     height, width = result.label_map.shape
     timings = {"read": milliseconds, **result.timings}
+    means = {"score": result.scores, "entropy": result.entropy}
     return {
         "image": str(job.image.path),
         "height": height,
@@ -172,8 +228,14 @@ def report(segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: f
         "device": str(segmenter.device),
         "dtype": str(segmenter.model.dtype).removeprefix("torch."),
         "timings_ms": {step: round(duration, 2) for step, duration in timings.items()},
-        "classes": [
-            {"id": c.index, "name": c.name, "color": c.colour, "pixels": c.pixels, "share": round(c.share, 6)}
-            for c in result.counts()
-        ],
+        **{f"mean_{name}": round(float(found.mean()), 6) for name, found in means.items() if found is not None},
+        "classes": class_rows(result.counts()),
     }
+
+
+def class_rows(counts: Sequence[ClassCount]) -> list[dict[str, Any]]:
+    """Classes with their pixels, for JSON."""
+    return [
+        {"id": c.index, "name": c.name, "color": c.colour, "pixels": c.pixels, "share": round(c.share, 6)}
+        for c in counts
+    ]

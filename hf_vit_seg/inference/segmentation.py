@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from .annotations import coco, geojson
 from .overlays import draw_overlay
 
 
@@ -22,6 +24,15 @@ class ClassCount:
     share: float  # of all pixels, 0 .. 1
 
 
+def class_counts(pixels: np.ndarray, names: tuple[str, ...], palette: np.ndarray) -> list[ClassCount]:
+    """The classes that occur, the most frequent first, from the pixels (K,) of each; shares are of their sum."""
+    order = sorted(np.flatnonzero(pixels).tolist(), key=lambda index: (-pixels[index], index))
+    total = float(pixels.sum())
+    return [
+        ClassCount(i, names[i], tuple(palette[i].tolist()), int(pixels[i]), float(pixels[i]) / total) for i in order
+    ]
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """A label map at the image's own size, with what is needed to show it.
@@ -29,25 +40,26 @@ class Segmentation:
     `label_map` is (H, W), uint8 for up to 256 classes, else uint16; `scores`, where they were asked for, (H, W)
     float32 of 0 .. 1, the probability of each pixel's class (with a model of one class: of that class). `timings` are
     milliseconds per step. `image` is None where the input was no picture, such as an array of five bands.
+
+    Also where asked for: `entropy` (H, W) float32 of 0 (certain) .. 1 (all classes alike), that of each pixel's
+    probabilities over log K; `top_classes` (k, H, W) as `label_map`, the k most likely classes in order, and
+    `top_scores` (k, H, W) float32, their probabilities.
     """
 
     image: Image.Image | None
     label_map: np.ndarray
-    scores: np.ndarray | None
     names: tuple[str, ...]
     palette: np.ndarray
     protocol: str
     timings: Mapping[str, float]
+    scores: np.ndarray | None = None
+    entropy: np.ndarray | None = None
+    top_classes: np.ndarray | None = None
+    top_scores: np.ndarray | None = None
 
     def counts(self) -> list[ClassCount]:
         """The classes that occur, the most frequent first."""
-        pixels = self.pixels_per_class
-        order = sorted(np.flatnonzero(pixels), key=lambda index: (-pixels[index], index))
-        total = self.label_map.size
-        return [
-            ClassCount(int(i), self.names[i], tuple(self.palette[i].tolist()), int(pixels[i]), float(pixels[i]) / total)
-            for i in order
-        ]
+        return class_counts(self.pixels_per_class, self.names, self.palette)
 
     @cached_property
     def pixels_per_class(self) -> np.ndarray:
@@ -67,7 +79,21 @@ class Segmentation:
         """The scores as 8-bit grey: 255 is certainty."""
         if self.scores is None:
             raise ValueError("Scores were not computed: call the segmenter with scores=True")
-        return Image.fromarray((self.scores * 255 + 0.5).astype(np.uint8))
+        return grey_image(self.scores)
+
+    def entropy_image(self) -> Image.Image:
+        """The entropy as 8-bit grey: 0 is certainty, 255 total doubt."""
+        if self.entropy is None:
+            raise ValueError("Entropy was not computed: call the segmenter with entropy=True")
+        return grey_image(self.entropy)
+
+    def geojson(self) -> dict[str, Any]:
+        """Every region as a polygon with its class, pixels and, where there are scores, their mean."""
+        return geojson(self.label_map, self.names, self.palette, self.scores)
+
+    def coco(self, file_name: str = "") -> dict[str, Any]:
+        """A COCO dataset of this image, called `file_name` in it, with the run lengths of every class that occurs."""
+        return coco(self.label_map, self.names, file_name, self.scores)
 
     def overlay(self, opacity: float = 0.5, legend: bool = True, longest_side: int | None = 1600) -> Image.Image:
         """The image under its classes' colours; see `overlays.draw_overlay`."""
@@ -75,3 +101,8 @@ class Segmentation:
             raise ValueError("There is no picture to lay colours over: the input was no RGB or grey image")
         rows = [(count.name, count.colour, count.share) for count in self.counts()] if legend else []
         return draw_overlay(self.image, self.label_map, self.palette, rows, opacity, longest_side)
+
+
+def grey_image(shares: np.ndarray) -> Image.Image:
+    """A map of 0 .. 1 as 8-bit grey."""
+    return Image.fromarray((shares * 255 + 0.5).astype(np.uint8))

@@ -1,54 +1,53 @@
 """From an image to its label map, with any semantic segmentation model that transformers' Auto classes know.
 
-Shapes: B images, C channels, H W pixels, h w the logits' grid, K classes.
+Shapes: B images of equal size, C channels, H W pixels, h w the logits' grid, K classes.
 """
 
+import copy
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from hf_vit_seg.models.image_processing_inputs import rgb_picture
-from hf_vit_seg.models.label_maps import label_map, score_map
+from hf_vit_seg.data.image_files import MAX_PIXELS
+from hf_vit_seg.models.label_maps import CHUNK_BYTES
 
-from .image_files import read_image
+from .canvases import Canvas, LogitGrid, Model, mirrored
+from .loading import chosen_device, float_type, load_model, load_processor
 from .palettes import class_palette
+from .pixel_maps import PixelMaps, Wanted, read_maps
+from .preparation import Prepared, TimedModel, milliseconds_since, prepare
+from .protocols import Protocol
+from .runtimes import RuntimeModel, is_program
 from .segmentation import Segmentation
+from .windows import SlidingLogits
 
-
-class ModelError(ValueError):
-    """A model that cannot be used, and why, in one sentence."""
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """An image ready for the model: its picture, if it is one, its (height, width), and pixel values (1, C, H, W)."""
-
-    picture: Image.Image | None
-    size: tuple[int, int]
-    pixel_values: torch.Tensor
-    milliseconds: float
+ACCELERATOR_CHUNKS = 8  # how much larger a chunk of rows is there, where each kernel costs the same
+WINDOWS_TOGETHER = 8  # how many windows an accelerator sees at a time, unless told
 
 
 class Segmenter:
-    """A model with its image processor: call it with an image, get a `Segmentation`.
+    """A model with its image processor and a protocol: call it with an image, get a `Segmentation`.
 
-    The whole image goes through the model once, resized as the processor says, and the label map is exact at the
-    image's own size. Crops and padding that the processor may ask for are left out: they would lose pixels.
+    By default the whole image goes through the model once, resized as the processor says, and the label map is exact
+    at the image's own size. Crops and padding that the processor may ask for are left out: they would lose pixels.
     """
 
-    protocol = "whole image"
-
-    def __init__(self, model: Any, processor: Any, device: str | torch.device | None = None):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        device: str | torch.device | None = None,
+        protocol: Protocol | None = None,
+    ):
         """`device` is a GPU by default where there is one."""
         self.device = chosen_device(device)
         self.model = model.eval().to(self.device)
         self.processor = processor
+        self.protocol = protocol or Protocol()
         labels = model.config.id2label
         names = [labels.get(index, f"class {index}") for index in range(model.config.num_labels)]
         self.names = tuple(names) if len(names) > 1 else ("background", *names)
@@ -56,136 +55,159 @@ class Segmenter:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, device: str | torch.device | None = None, dtype: str | torch.dtype = torch.float32
+        cls,
+        name: str,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = torch.float32,
+        protocol: Protocol | None = None,
     ) -> "Segmenter":
-        """Load a local directory or a Hub model; code of the Hub is never run.
+        """Load a local directory, a Hub model, or an exported file such as model.onnx; code of the Hub is never run.
 
-        `dtype` is one of torch's floating-point types or its name. ModelError when there is no such model, it has no
+        `dtype` is one of torch's floating-point types or its name; an exported file has its own, and runs on the CPU.
+        ModelError when there is no such model, it has no
         segmentation head, or no image processor.
         """
-        where = chosen_device(device)
-        kind: Any = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-        if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-            raise ModelError(f"{dtype} is no floating-point type of torch: use float32, bfloat16 or float16")
-        return cls(load_model(str(name), kind), load_processor(str(name)), where)
+        if is_program(str(name)):
+            return cls(RuntimeModel(Path(name)), load_processor(str(Path(name).parent)), device or "cpu", protocol)
+        where, kind = chosen_device(device), float_type(dtype)
+        return cls(load_model(str(name), kind), load_processor(str(name)), where, protocol)
 
-    def prepare(self, image: Any) -> Prepared:
+    def with_protocol(self, protocol: Protocol) -> "Segmenter":
+        """The same model with another protocol."""
+        other = copy.copy(self)
+        other.protocol = protocol
+        return other
+
+    @property
+    def channels(self) -> int:
+        """How many bands the model takes."""
+        return getattr(self.model.config, "num_channels", 3)
+
+    def prepare(self, image: Any, max_pixels: int = MAX_PIXELS) -> Prepared:
         """Resize and normalise one image: a file, PIL in any mode, an array or tensor (C, H, W) or (H, W, C).
 
-        ImageFileError when a file cannot be read.
+        ImageFileError when a file cannot be read, or has more than `max_pixels` pixels.
         """
-        start = time.perf_counter()
-        if isinstance(image, str | Path):
-            image = read_image(Path(image))
-        if isinstance(image, Image.Image):
-            channels = getattr(self.model.config, "num_channels", 3)
-            picture = rgb_picture(image)
-            source = picture if channels == 3 else image
-            size = (image.height, image.width)
-        else:
-            picture, source = None, image
-            size = array_size(image, getattr(self.model.config, "num_channels", 3))
-            if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (*size, 3):
-                picture = Image.fromarray(image)
-        pixels = self.processor(images=source, return_tensors="pt", do_center_crop=False, do_pad=False)
-        return Prepared(picture, size, pixels["pixel_values"], milliseconds_since(start))
+        return prepare(image, self.protocol, self.processor, self.channels, max_pixels)
 
     @torch.inference_mode()
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixel values (B, C, H, W) -> logits (B, K, h, w) on the model's device."""
         return self.model(pixel_values=pixel_values.to(self.device, self.model.dtype)).logits
 
+    def canvases(self, views: Sequence[torch.Tensor], model: Model) -> list[Canvas]:
+        """The logits of all views (B, C, H, W), each also in the mirror where the protocol flips."""
+        flips = (False, True) if self.protocol.flip else (False,)
+        return [self.canvas(view, model, flip) for view in views for flip in flips]
+
+    def canvas(self, view: torch.Tensor, model: Model, flip: bool) -> Canvas:
+        """The logits of a view (B, C, H, W), seen whole or in windows, as it is or in the mirror."""
+        grid = self.protocol.grid((view.shape[-2], view.shape[-1]), flip)
+        model = mirrored(model) if flip else model
+        if grid is None:
+            return LogitGrid(model(view))
+        batch = self.protocol.window_batch or (1 if self.device.type == "cpu" else WINDOWS_TOGETHER)
+        windows = max(1, batch // len(view))
+        return SlidingLogits(model, lambda rows, columns: view[..., rows, columns], grid, windows)
+
     @torch.inference_mode()
-    def segment(self, prepared: Prepared, scores: bool = False) -> Segmentation:
-        """Segment a prepared image."""
+    def maps(
+        self,
+        prepared: Sequence[Prepared],
+        wanted: Wanted | None = None,
+        size: tuple[int, int] | None = None,
+        dtype: torch.dtype = torch.int64,
+        model: Model | None = None,
+    ) -> PixelMaps:
+        """The maps of several images of equal size, at that size or another, on the model's device."""
+        if not alike(prepared):
+            sizes = ", ".join(sorted({f"{image.size[0]}x{image.size[1]}" for image in prepared}))
+            raise ValueError(
+                f"Images go through the model together when they have one size, these have {sizes or 'none'}"
+            )
+        views = [torch.cat(views) for views in zip(*(image.views for image in prepared), strict=True)]
+        chunk = CHUNK_BYTES * (1 if self.device.type == "cpu" else ACCELERATOR_CHUNKS) // len(prepared)
+        canvases = self.canvases(views, model or self.logits)
+        classes = self.model.config.num_labels
+        return read_maps(canvases, size or prepared[0].size, classes, wanted, dtype=dtype, chunk_bytes=chunk)
+
+    def label_map(self, image: Any, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """The class of every pixel of an image, or of one that is prepared: (H, W) int64 on the model's device.
+
+        `size` is (height, width), by default the image's own.
+        """
+        prepared = image if isinstance(image, Prepared) else self.prepare(image)
+        return self.label_maps([prepared], size)[0]
+
+    def label_maps(self, prepared: Sequence[Prepared], size: tuple[int, int] | None = None) -> torch.Tensor:
+        """As `label_map`, of several prepared images of equal size that go through the model together: (B, H, W)."""
+        return self.maps(prepared, size=size).labels
+
+    def segment(
+        self, prepared: Prepared, scores: bool = False, *, entropy: bool = False, top_k: int = 0
+    ) -> Segmentation:
+        """Segment a prepared image; see `Segmentation` for what can be asked for."""
+        return self.segment_all([prepared], scores, entropy=entropy, top_k=top_k)[0]
+
+    def segment_all(
+        self, prepared: Sequence[Prepared], scores: bool = False, *, entropy: bool = False, top_k: int = 0
+    ) -> list[Segmentation]:
+        """Segment prepared images, together if they are of equal size; times are then those of an image on average."""
+        wanted = Wanted(scores, entropy, top_k)
+        if not alike(prepared):
+            return [found for image in prepared for found in self.segmented([image], wanted)]
+        return self.segmented(prepared, wanted)
+
+    def segmented(self, prepared: Sequence[Prepared], wanted: Wanted) -> list[Segmentation]:
+        """Segment prepared images of equal size together."""
         start = time.perf_counter()
-        logits = self.logits(prepared.pixel_values)
-        timings = {"prepare": prepared.milliseconds, "model": milliseconds_since(start)}
-        start = time.perf_counter()
+        model = TimedModel(self.logits)
         kind = torch.uint8 if len(self.names) <= 256 else torch.int32
-        labels = label_map(logits, prepared.size, dtype=kind)[0].cpu().numpy()
-        timings["label_map"] = milliseconds_since(start)
-        chances = None
-        if scores:
-            start = time.perf_counter()
-            chances = score_map(logits, prepared.size)[0].float().cpu().numpy()
-            timings["scores"] = milliseconds_since(start)
-        return Segmentation(
-            image=prepared.picture,
-            label_map=labels if kind == torch.uint8 else labels.astype(np.uint16),
-            scores=chances,
-            names=self.names,
-            palette=self.palette,
-            protocol=self.describe(prepared),
-            timings=timings,
-        )
+        maps = arrays(self.maps(prepared, wanted, dtype=kind, model=model))
+        total = milliseconds_since(start)
+        timings = {
+            "model": model.milliseconds / len(prepared),
+            "label_map": (total - model.milliseconds) / len(prepared),
+        }
+        return [
+            Segmentation(
+                image=image.picture,
+                label_map=maps["labels"][i],
+                names=self.names,
+                palette=self.palette,
+                protocol=self.describe(image),
+                timings={"prepare": image.milliseconds, **timings},
+                **{name: found[i] for name, found in maps.items() if name != "labels"},
+            )
+            for i, image in enumerate(prepared)
+        ]
 
-    def describe(self, prepared: Prepared) -> str:
-        """How an image was segmented, for reports."""
-        height, width = prepared.pixel_values.shape[-2:]
-        return f"{self.protocol} at {height}x{width} (height x width)"
+    def describe(self, prepared: Prepared | None = None) -> str:
+        """How an image is segmented, for reports: in general, or with the size to which this one was resized."""
+        shown = None if prepared is None else (prepared.pixel_values.shape[-2], prepared.pixel_values.shape[-1])
+        return self.protocol.describe(shown)
 
-    def __call__(self, image: Any, scores: bool = False) -> Segmentation:
-        """Segment one image; `scores` adds the probability of each pixel's class."""
-        return self.segment(self.prepare(image), scores)
-
-
-def milliseconds_since(start: float) -> float:
-    """Time passed on the performance counter."""
-    return (time.perf_counter() - start) * 1e3
+    def __call__(self, image: Any, scores: bool = False, *, entropy: bool = False, top_k: int = 0) -> Segmentation:
+        """Segment one image; `scores` adds the probability of each pixel's class, see `Segmentation` for the others."""
+        return self.segment(self.prepare(image), scores, entropy=entropy, top_k=top_k)
 
 
-def chosen_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, by default a GPU where there is one."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"Device {device} cannot be used: {reason}") from None
-    return chosen
+def alike(prepared: Sequence[Prepared]) -> bool:
+    """Whether images can go through the model together."""
+    return len({(image.size, *(view.shape[1:] for view in image.views)) for image in prepared}) == 1
 
 
-def array_size(image: Any, channels: int) -> tuple[int, int]:
-    """(height, width) of an array (H, W), (C, H, W) or (H, W, C); of two possible axes the first has the channels."""
-    shape = tuple(image.shape)
-    if len(shape) == 2:
-        return shape
-    if len(shape) != 3:
-        raise ValueError(f"A segmenter takes one image at a time, got an array of shape {shape}")
-    return shape[1:] if shape[0] in (channels, 1) and shape[0] <= shape[2] else shape[:2]
+def arrays(maps: PixelMaps) -> dict[str, np.ndarray]:
+    """Maps as arrays: labels in the smallest unsigned type, everything else in float32."""
+    found = {name: tensor for name, tensor in vars(maps).items() if tensor is not None}
+    return {name: array_of(tensor) for name, tensor in found.items()}
 
 
-def load_model(name: str, dtype: torch.dtype) -> Any:
-    """A semantic segmentation model whose weights are all there."""
-    try:
-        model, info = AutoModelForSemanticSegmentation.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{name} cannot be loaded as a segmentation model: {first_sentence(error)}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        saved = ", ".join(model.config.architectures or ["unknown class"])
-        raise ModelError(
-            f"{name} has no trained segmentation head: {len(missing)} weights such as {missing[0]} are missing "
-            f"(it was saved as {saved})"
-        )
-    return model
+def array_of(tensor: torch.Tensor) -> np.ndarray:
+    """One map as an array."""
+    if tensor.is_floating_point():
+        return tensor.float().cpu().numpy()
+    return tensor.cpu().numpy().astype(np.uint8 if tensor.dtype == torch.uint8 else np.uint16, copy=False)
 
 
-def load_processor(name: str) -> Any:
-    """The image processor that lies beside a model."""
-    try:
-        return AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{name} has no image processor (preprocessor_config.json), which says how images are resized and "
-            f"normalised: {first_sentence(error)}"
-        ) from error
-
-
-def first_sentence(error: Exception) -> str:
-    """What transformers' long messages begin with."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". ")[0][:300]
+__all__ = ["Segmenter"]

@@ -1,0 +1,170 @@
+"""SegFormer in ONNX Runtime and OpenVINO: our export against torch's export of transformers' model, the same weights.
+
+    python -m benchmarks.runtimes [--variants b0,b2] [--folder cache]
+
+Ours takes images of any size and number, as `hf-vit-seg export` writes it; theirs is recorded for the one size that is
+timed. "With masks" ends in a label map at the image's size: ours by `label_map`, or within the graph
+(`--label-map input`), theirs by resizing all logits and arg-max, as transformers' processor does.
+"""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from hf_vit_seg.conversion.convert import export as export_checkpoint
+
+from hf_vit_seg import architectures
+from hf_vit_seg.export.exporters import OnnxExporter, quiet
+from hf_vit_seg.export.graphs import Geometry, LabelGraph, LogitGraph, deployed
+from hf_vit_seg.models.label_maps import label_map
+
+from .contest import Logits, Out, Rounds, Threads, randomised, set_up
+from .measuring import Contender, interleaved, print_table
+from .segformer import onnx_runtime_contender, openvino_contender
+
+RUNTIMES: dict[str, Callable[[Path, torch.Tensor], Contender]] = {
+    "ONNX Runtime": onnx_runtime_contender,
+    "OpenVINO": openvino_contender,
+}
+MOST_DIFFERENCE = 1e-3  # of any logit, in standard deviations
+LARGE = (1024, 2048)
+
+
+def made(path: Path, make: Callable[[Path], Any]) -> Path:
+    """A file, made unless an earlier run has left it."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make(path)
+    return path
+
+
+def save_ours(path: Path, variant: str, classes: int) -> None:
+    """Random weights in our spelling."""
+    architecture = architectures()["segformer"]
+    # transformers' class has 1e-5 in all its norms, whatever its config says
+    config = architecture.variant_config(variant, num_labels=classes, layer_norm_eps=1e-5)
+    randomised(architecture.models["AutoModelForSemanticSegmentation"](config)).save_pretrained(path)
+    architecture.image_processor["torchvision"]().save_pretrained(path)
+
+
+def write_ours(path: Path, weights: Path, labels: bool) -> None:
+    """Our program, of open size."""
+    model = architectures()["segformer"].models["AutoModelForSemanticSegmentation"].from_pretrained(weights)
+    graph = LabelGraph(deployed(model)) if labels else LogitGraph(deployed(model))
+    OnnxExporter().write(graph.eval(), Geometry(), torch.float32, path)
+
+
+def write_theirs(path: Path, weights: Path, size: tuple[int, int]) -> None:
+    """transformers' model at one size, by torch's exporter."""
+    from transformers import SegformerForSemanticSegmentation
+
+    folder = made(weights.with_name(weights.name + "_transformers"), partial(to_transformers, weights))
+    model = Logits(SegformerForSemanticSegmentation.from_pretrained(folder)).eval()
+    with quiet():
+        torch.onnx.export(
+            model, (torch.randn(1, 3, *size),), path, dynamo=True, opset_version=18, verbose=False, external_data=False
+        )
+
+
+def to_transformers(weights: Path, folder: Path) -> None:
+    """Our weights in transformers' spelling."""
+    export_checkpoint(weights, folder, to="transformers")
+
+
+def programs(folder: Path, variant: str, classes: int, size: tuple[int, int]) -> tuple[Path, Path, Path]:
+    """The files of one contest: ours, theirs, and ours with a label map."""
+    place = folder / f"{variant}_{classes}"
+    weights = made(place / "weights", lambda path: save_ours(path, variant, classes))
+    ours = made(place / "ours.onnx", lambda path: write_ours(path, weights, labels=False))
+    theirs = made(place / f"theirs_{size[0]}x{size[1]}.onnx", lambda path: write_theirs(path, weights, size))
+    return ours, theirs, made(place / "labels.onnx", lambda path: write_ours(path, weights, labels=True))
+
+
+def duel(contenders: dict[str, Contender], rounds: int, agree: Callable[[torch.Tensor, torch.Tensor], float]):
+    """Times in ms, and how far the others are from the first; more than is allowed is an error."""
+    first = next(iter(contenders.values()))()
+    differences = {name: agree(first, contender()) for name, contender in contenders.items()}
+    return interleaved(contenders, rounds), differences
+
+
+def logit_difference(ours: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest difference in standard deviations. RuntimeError where it is no rounding."""
+    difference = float((ours - other).abs().max() / ours.std())
+    if difference > MOST_DIFFERENCE:
+        raise RuntimeError(f"the programs do not compute one function: logits differ by {difference:.3g} deviations")
+    return difference
+
+
+def differing_labels(ours: torch.Tensor, other: torch.Tensor) -> float:
+    """Share of pixels with another label. RuntimeError where these are more than ties."""
+    share = float((ours.long() != other.long()).double().mean())
+    if share > MOST_DIFFERENCE:
+        raise RuntimeError(f"the programs do not compute one function: {share:.2%} of the labels differ")
+    return share
+
+
+def labels_behind(contender: Contender, size: tuple[int, int]) -> torch.Tensor:
+    """Labels from logits by our exact label map."""
+    return label_map(contender(), size, dtype=torch.uint8)
+
+
+def labels_by_resizing(contender: Contender, size: tuple[int, int]) -> torch.Tensor:
+    """Labels from logits as transformers' processor makes them."""
+    return torch.nn.functional.interpolate(contender(), size, mode="bilinear", align_corners=False).argmax(1)
+
+
+def rows_of(title: str, times: dict[str, float], differences: dict[str, float]) -> list[list[str]]:
+    ours = next(iter(times.values()))
+    return [[title, who, f"{ms:.1f}", f"{ms / ours:.2f}", f"{differences[who]:.1e}"] for who, ms in times.items()]
+
+
+def main(
+    variants: Annotated[str, typer.Option(help="of the contest of logits, by commas")] = "b0,b2",
+    size: Annotated[int, typer.Option(help="side of its images")] = 512,
+    classes: Annotated[str, typer.Option(help="of the contest with masks at 1024x2048 (b0), by commas")] = "19,150",
+    runtimes: Annotated[str, typer.Option(help="by commas")] = ",".join(RUNTIMES),
+    folder: Annotated[Path | None, typer.Option(help="keep the exported programs here")] = None,
+    prepare: Annotated[bool, typer.Option("--prepare", help="export only, time nothing")] = False,
+    rounds: Rounds = 8,
+    threads: Threads = None,
+    out: Out = None,
+) -> None:
+    """Print the tables."""
+    set_up(threads)
+    columns = ["contest", "program", "ms", "to ours", "difference"]
+    with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
+        rows = []
+        for variant in filter(None, variants.split(",")):
+            ours, theirs, _ = programs(Path(place), variant, 150, (size, size))
+            pixel_values = torch.randn(1, 3, size, size)
+            for name in [] if prepare else runtimes.split(","):
+                run = RUNTIMES[name]
+                contenders = {"hf_vit_seg": run(ours, pixel_values), "transformers": run(theirs, pixel_values)}
+                rows += rows_of(f"{variant} {name}", *duel(contenders, rounds, logit_difference))
+        if rows:
+            print_table(
+                f"Logits, 1x{size}x{size}, 150 classes, float32, {torch.get_num_threads()} threads", columns, rows, out
+            )
+        rows = []
+        for count in map(int, filter(None, classes.split(","))):
+            ours, theirs, labelled = programs(Path(place), "b0", count, LARGE)
+            pixel_values = torch.nn.functional.interpolate(torch.randn(1, 3, 32, 64), LARGE, mode="bicubic")
+            for name in [] if prepare else runtimes.split(","):
+                run = RUNTIMES[name]
+                contenders = {
+                    "hf_vit_seg": partial(labels_behind, run(ours, pixel_values), LARGE),
+                    "hf_vit_seg, map in the graph": run(labelled, pixel_values),
+                    "transformers": partial(labels_by_resizing, run(theirs, pixel_values), LARGE),
+                }
+                rows += rows_of(f"{count} classes, {name}", *duel(contenders, max(rounds // 3, 1), differing_labels))
+        if rows:
+            print_table("With masks, B0, 1x1024x2048, float32", columns, rows, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)

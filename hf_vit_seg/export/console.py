@@ -1,0 +1,75 @@
+"""The command `export` in a console: what it prints, and how it exits."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.records import RecordError
+
+from .exported_model import Wish, export_model
+from .exporters import EXPORTERS
+from .parity import Parity, ParityError
+
+
+def run(
+    model: str,
+    out: Path,
+    to: str,
+    wish: Wish,
+    options: dict[str, Any],
+    *,
+    overwrite: bool = False,
+    score: Callable[[Segmenter], float] | None = None,
+) -> int:
+    """Export, print the proof, and return the exit code: 1 for a program that disagrees."""
+    console = Console(soft_wrap=True, highlight=False)
+    exporter = EXPORTERS.read(to, options, "--to")
+    segmenter = Segmenter.from_pretrained(model, "cpu")
+    try:
+        parity = export_model(segmenter, out, to, exporter, wish, overwrite=overwrite, score=score)
+    except ParityError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"hf-vit-seg: {error}")
+        return 1
+    console.print(parity_view(parity))
+    for when, value in parity.scores.items():
+        console.print(f"mean IoU {when} 8 bits: {value:.4f}")
+    console.print(f"written to {out / exporter.file}")
+    return 0
+
+
+def parity_view(parity: Parity) -> Table:
+    """The proof as a table; many images of one kind become one line."""
+    table = Table(box=None, title=f"{parity.format}, {parity.dtype}, against the model", title_justify="left")
+    for column in ("images", "batch", "size", "largest difference", "equal labels", "no ties"):
+        table.add_column(column, justify="left" if column == "images" else "right")
+    cases = parity.cases
+    if parity.dtype == "int8":
+        mean = sum(case.agreement for case in cases) / len(cases)
+        least = min(cases, key=lambda case: case.agreement)
+        cases = (replace(cases[0], images=f"mean of {len(cases)}", agreement=mean), replace(least, images="worst"))
+    for case in cases:
+        difference = "" if case.difference is None else f"{case.difference:.1e} sd"
+        size = f"{case.height}x{case.width}"
+        table.add_row(case.images, str(case.batch), size, difference, f"{case.agreement:.4%}", str(case.wrong))
+    return table
+
+
+def label_size(text: str | None) -> str | tuple[int, int] | None:
+    """What --label-map says: None, "input", or a size such as 1024x2048."""
+    return text if text in (None, "input") else sides(text, "--label-map")
+
+
+def sides(text: str, option: str) -> tuple[int, int]:
+    """(height, width) from 512 or 512x1024. RecordError for other text."""
+    numbers = text.split("x")
+    if not all(number.isdecimal() and int(number) for number in numbers) or len(numbers) > 2:
+        raise RecordError(f"{option} takes a size such as 512 or 512x1024 (height x width), found '{text}'")
+    return int(numbers[0]), int(numbers[-1])
+
+
+__all__ = ["label_size", "run", "sides"]

@@ -1,0 +1,165 @@
+"""From a model to a checked file for another runtime, with all that `predict` needs beside it."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_vit_seg.inference.loading import ModelError
+from hf_vit_seg.inference.runtimes import RuntimeModel
+from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.records import RecordError
+
+from .calibration import Calibration
+from .exporters import Exporter
+from .graphs import MOST_CLASSES, Geometry, LabelGraph, LogitGraph, deployed
+from .parity import TOLERANCES, Parity, agreement_on, compared, pictures, sizes_to_check
+
+REPORT = "parity.json"
+USUAL_SIDE = 512  # where a processor names no size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What an exported program shall be.
+
+    It takes images of any size and batch unless `size` (height, width) or `batch` are given. `labels` makes it end in
+    a label map, at its input's size ("input") or at (height, width). `calibration` are images for 8 bits, of which at
+    most `calibration_images` are taken.
+    """
+
+    size: tuple[int, int] | None = None
+    batch: int | None = None
+    labels: str | tuple[int, int] | None = None
+    dtype: str = "float32"
+    calibration: Sequence[Path] = ()
+    calibration_images: int = 100
+
+
+def export_model(
+    segmenter: Segmenter,
+    out: Path,
+    name: str,
+    exporter: Exporter,
+    wish: Wish,
+    *,
+    overwrite: bool = False,
+    score: Callable[[Segmenter], float] | None = None,
+) -> Parity:
+    """Export the model of a segmenter to the directory `out` in the format `name`, and prove it.
+
+    `score`, such as a mean IoU, is measured on the model and on the program, in 8 bits. Nothing is left in `out`
+    unless the proof succeeds: then the file of the format, config.json, preprocessor_config.json and the proof,
+    parity.json. RecordError for a wish that the format or the model cannot fulfil, ParityError for a program that
+    disagrees.
+    """
+    check(segmenter, out, name, exporter, wish, overwrite)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
+        path = Path(folder) / exporter.file
+        geometry = Geometry(segmenter.channels, wish.size, wish.batch)
+        dtype = getattr(torch, wish.dtype)
+        plain = deployed(segmenter.model).to(dtype)
+        size = wish.labels if isinstance(wish.labels, tuple) else None
+        graph = LabelGraph(plain, size) if wish.labels else LogitGraph(plain)
+        exporter.write(graph.eval(), geometry, dtype, path)
+        del plain, graph
+        parity = proof(segmenter, path, name, geometry, wish)
+        if not parity.passed:
+            raise parity.failure(exporter.file)
+        if wish.calibration:
+            parity = quantised(segmenter, path, name, exporter, wish, score)
+        write_beside(segmenter, path.parent, out, parity, exporter.file)
+        put_into_place(path, out)
+    return parity
+
+
+def check(segmenter: Segmenter, out: Path, name: str, exporter: Exporter, wish: Wish, overwrite: bool) -> None:
+    """RecordError unless the wish can be fulfilled."""
+    exporter.check()
+    if wish.dtype not in exporter.dtypes:
+        raise RecordError(f"{name} is written in {' or '.join(exporter.dtypes)}, asked was for {wish.dtype}")
+    if wish.calibration and not exporter.quantises:
+        raise RecordError(f"{name} is not written in 8 bits here; onnx and openvino are")
+    if wish.calibration and (wish.labels or wish.dtype != "float32"):
+        raise RecordError("8-bit programs are made from float32 and give logits: leave label map and dtype out")
+    if not exporter.runs_alone and (wish.size is None or wish.batch is None):
+        raise RecordError(f"{name} needs to know what comes in: give size, such as 512x512, and batch")
+    if wish.labels and segmenter.model.config.num_labels > MOST_CLASSES:
+        raise RecordError(f"a label map of bytes has {MOST_CLASSES} classes at most, this model has more: take logits")
+    if (out / exporter.file).exists() and not overwrite:
+        raise RecordError(f"{out / exporter.file} exists: pass --overwrite to replace it")
+    if isinstance(segmenter.model, RuntimeModel):
+        raise ModelError(f"{segmenter.model.path} is exported already: give the model directory it was made from")
+
+
+def proof(segmenter: Segmenter, path: Path, name: str, geometry: Geometry, wish: Wish) -> Parity:
+    """The program against the model, on pictures of several sizes."""
+    run = RuntimeModel(path, segmenter.model.config).program
+    tolerance = TOLERANCES[wish.dtype]
+    label_size = wish.labels if isinstance(wish.labels, tuple) else None
+    cases = []
+    for seed, (batch, height, width) in enumerate(sizes_to_check(geometry, usual_size(segmenter))):
+        pixel_values = pictures(batch, geometry.channels, height, width, seed)
+        program = lambda images: run.run(images.to(run.dtype))  # noqa: E731
+        cases.append(compared("pictures", pixel_values, segmenter.logits, program, tolerance, label_size))
+    return Parity(name, wish.dtype, tolerance, tuple(cases))
+
+
+def usual_size(segmenter: Segmenter) -> tuple[int, int]:
+    """(height, width) to which the image processor resizes, about."""
+    size: Any = dict(getattr(segmenter.processor, "size", None) or {})
+    edge = size.get("shortest_edge") or USUAL_SIDE
+    return int(size.get("height") or edge), int(size.get("width") or edge)
+
+
+def quantised(
+    segmenter: Segmenter,
+    path: Path,
+    name: str,
+    exporter: Exporter,
+    wish: Wish,
+    score: Callable[[Segmenter], float] | None,
+) -> Parity:
+    """The program in 8 bits, and what that costs: labels that stay the same, and the scores of both."""
+    calibration = Calibration.from_files(wish.calibration, segmenter, wish.calibration_images)
+    exporter.quantise(path, calibration)
+    eight = RuntimeModel(path, segmenter.model.config)
+    images = [torch.from_numpy(image) for image in calibration.images]
+    cases = agreement_on(images, segmenter.logits, eight.program.run)
+    scores = {}
+    if score is not None:
+        after = Segmenter(eight, segmenter.processor, "cpu", segmenter.protocol)
+        scores = {"before": score(segmenter), "after": score(after)}
+    parity = Parity(name, "int8", None, cases, scores)
+    if not parity.passed:
+        raise parity.failure(exporter.file)
+    return parity
+
+
+def write_beside(segmenter: Segmenter, folder: Path, out: Path, parity: Parity, file: str) -> None:
+    """Write config, preprocessing and the proof into `folder`; those of other exports in `out` stay in the proof."""
+    segmenter.model.config.save_pretrained(folder)
+    segmenter.processor.save_pretrained(folder)
+    stored = out / REPORT
+    reports = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
+    reports[file] = parity.as_json()
+    (folder / REPORT).write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
+
+
+def put_into_place(path: Path, out: Path) -> None:
+    """Move everything from the folder of `path` to `out`, the program itself last."""
+    others = sorted(entry for entry in path.parent.iterdir() if entry != path)
+    for entry in (*others, path):
+        target = out / entry.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        entry.replace(target)
+
+
+__all__ = ["REPORT", "Wish", "export_model"]

@@ -1,0 +1,31 @@
+"""ONNX graphs as readers see them: open axes have names, and nothing tells of the machine they were made on."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+def name_axes(model: Any, axes: Mapping[int, str]) -> Any:
+    """Give the input's open axes their names, wherever their symbols stand."""
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    names = {dims[axis].dim_param: name for axis, name in axes.items()}
+    symbols = re.compile("|".join(rf"\b{re.escape(symbol)}\b" for symbol in names if symbol) or "(?!)")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = symbols.sub(lambda found: names[found[0]], dim.dim_param)
+    return model
+
+
+def without_origins(model: Any) -> Any:
+    """Drop the stack traces and notes that torch keeps at every node."""
+    for part in (model, model.graph, *model.graph.input, *model.graph.output, *model.graph.value_info):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for node in (*model.graph.node, *model.graph.initializer):
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    return model
+
+
+__all__ = ["name_axes", "without_origins"]

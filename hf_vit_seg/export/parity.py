@@ -1,0 +1,161 @@
+"""The proof of an export: the program beside the model it was made from, at several sizes and batches.
+
+Shapes: B images, C channels, H W pixels, h w the logits' grid, K classes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.nn.functional import interpolate
+
+from hf_vit_seg.models.label_maps import label_map
+
+from .graphs import Geometry
+
+Run = Callable[[torch.Tensor], torch.Tensor]
+
+# Largest difference of a logit, in units of the logits' standard deviation.
+TOLERANCES = {"float32": 1e-3, "float16": 5e-2}
+LEAST_AGREEMENT = 0.9  # of an 8-bit program's label maps on the images that it was calibrated on
+
+
+class ParityError(ValueError):
+    """A program that does not compute what its model computes."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    `difference` is the largest of any logit, in standard deviations of the logits (None for label maps); `agreement`
+    the share of pixels with the same label; `wrong` counts those whose labels differ though the model's best two
+    logits lie further apart than the tolerance, so that it is no tie.
+    """
+
+    images: str
+    batch: int
+    height: int
+    width: int
+    difference: float | None
+    agreement: float
+    wrong: int
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Parity:
+    """All comparisons of a program, and what was asked of them; `scores` are measured before and after on data."""
+
+    format: str
+    dtype: str
+    tolerance: float | None
+    cases: tuple[Case, ...]
+    scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every case did."""
+        return all(case.passed for case in self.cases)
+
+    def as_json(self) -> dict[str, Any]:
+        """What is stored."""
+        return asdict(self) | {"passed": self.passed}
+
+    def asked(self) -> str:
+        """What a program must keep to."""
+        if self.tolerance is None:
+            return f"tolerated is an agreement of {LEAST_AGREEMENT:.0%} on average"
+        return f"tolerated are {self.tolerance:g} standard deviations"
+
+    def failure(self, name: str) -> ParityError:
+        """The first failure in words."""
+        case = next(case for case in self.cases if not case.passed)
+        by = "" if case.difference is None else f"logits by {case.difference:.2g} standard deviations, "
+        return ParityError(
+            f"{name} does not compute what the model computes and was not kept: on {case.images} of "
+            f"{case.batch}x{case.height}x{case.width} they differ in {by}{1 - case.agreement:.3%} of the labels "
+            f"({case.wrong} of them no ties); {self.asked()}"
+        )
+
+
+def sizes_to_check(geometry: Geometry, usual: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
+    """(batch, height, width) of the comparisons: the usual size, and where sizes are open a smaller and an odd one."""
+    batches = (geometry.batch,) if geometry.batch else (1, 3)
+    if geometry.size:
+        yield from ((batch, *geometry.size) for batch in batches)
+        return
+    height, width = usual
+    odd = height * 3 // 4 | 1, width * 9 // 8 | 1
+    yield batches[0], height, width
+    yield batches[-1], *odd
+    yield batches[0], odd[1], odd[0]
+    yield batches[-1], max(64, height // 2), max(96, width // 2)
+
+
+def pictures(batch: int, channels: int, height: int, width: int, seed: int) -> torch.Tensor:
+    """Random images (B, C, H, W) as smooth as photos, normalised."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(batch, channels, -(-height // 16), -(-width // 16), generator=generator)
+    smooth = interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
+    return smooth + 0.2 * torch.randn(batch, channels, height, width, generator=generator)
+
+
+@torch.inference_mode()
+def compared(
+    images: str,
+    pixel_values: torch.Tensor,
+    model: Run,
+    program: Run,
+    tolerance: float,
+    label_size: tuple[int, int] | None = None,
+) -> Case:
+    """One comparison: the program against the model's logits, or the label map that follows from them."""
+    expected, found = model(pixel_values).float(), program(pixel_values)
+    spread = float(expected.std()) or 1.0
+    batch, _, height, width = pixel_values.shape
+    difference = None
+    if found.is_floating_point():
+        check_shape(found, tuple(expected.shape), images)
+        difference = float((found.float() - expected).abs().max()) / spread
+        labels, expected_labels = label_map(found.float()), label_map(expected)
+    else:
+        size = label_size or (height, width)
+        check_shape(found, (batch, *size), images)
+        expected = interpolate(expected, size, mode="bilinear", align_corners=False)
+        labels, expected_labels = found.long(), label_map(expected)
+    differs = labels != expected_labels
+    wrong = int((differs & (margin(expected) > 2 * tolerance * spread)).sum())
+    agreement = 1 - float(differs.double().mean())
+    near = difference is None or difference <= tolerance  # false for NaN as well
+    return Case(images, batch, height, width, difference, agreement, wrong, bool(near) and wrong == 0)
+
+
+def margin(logits: torch.Tensor) -> torch.Tensor:
+    """How far the best logit of (B, K, h, w) lies above the next, or a single one from zero: (B, h, w)."""
+    if logits.shape[1] == 1:
+        return logits[:, 0].abs()
+    best = logits.topk(2, dim=1).values
+    return best[:, 0] - best[:, 1]
+
+
+def check_shape(found: torch.Tensor, expected: tuple[int, ...], images: str) -> None:
+    """ParityError where the program's output has another shape than the model's."""
+    if tuple(found.shape) != expected:
+        raise ParityError(
+            f"The program gives {tuple(found.shape)} on {images}, where the model gives {expected}: it was not kept"
+        )
+
+
+def agreement_on(images: Sequence[torch.Tensor], model: Run, program: Run) -> tuple[Case, ...]:
+    """An 8-bit program against its model on real images: no logit is compared, only what becomes of the labels."""
+    cases = []
+    for i, pixel_values in enumerate(images):
+        case = compared(f"calibration image {i + 1}", pixel_values, model, program, float("inf"))
+        cases.append(case)
+    mean = sum(case.agreement for case in cases) / max(len(cases), 1)
+    return tuple(replace(case, passed=mean >= LEAST_AGREEMENT) for case in cases)
+
+
+__all__ = ["TOLERANCES", "Case", "Parity", "ParityError", "agreement_on", "compared", "pictures", "sizes_to_check"]

@@ -1,0 +1,67 @@
+"""Loading a segmentation model with its image processor, onto a device; what fails is told in a sentence."""
+
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+
+class ModelError(ValueError):
+    """A model that cannot be used, and why, in one sentence."""
+
+
+def float_type(name: str | torch.dtype) -> torch.dtype:
+    """One of torch's floating-point types, by its name."""
+    kind: Any = getattr(torch, name, None) if isinstance(name, str) else name
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ModelError(f"{name} is no floating-point type of torch: use float32, bfloat16 or float16")
+    return kind
+
+
+def chosen_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, by default a GPU where there is one."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"Device {device} cannot be used: {reason}") from None
+    return chosen
+
+
+def load_model(name: str, dtype: torch.dtype) -> Any:
+    """A semantic segmentation model whose weights are all there."""
+    try:
+        model, info = AutoModelForSemanticSegmentation.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{name} cannot be loaded as a segmentation model: {first_sentence(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        saved = ", ".join(model.config.architectures or ["unknown class"])
+        raise ModelError(
+            f"{name} has no trained segmentation head: {len(missing)} weights such as {missing[0]} are missing "
+            f"(it was saved as {saved})"
+        )
+    return model
+
+
+def load_processor(name: str) -> Any:
+    """The image processor that lies beside a model."""
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{name} has no image processor (preprocessor_config.json), which says how images are resized and "
+            f"normalised: {first_sentence(error)}"
+        ) from error
+
+
+def first_sentence(error: Exception) -> str:
+    """What transformers' long messages begin with."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0][:300]
+
+
+__all__ = ["ModelError", "chosen_device", "float_type", "load_model", "load_processor"]

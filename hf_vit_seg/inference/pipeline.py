@@ -1,0 +1,106 @@
+"""transformers' `pipeline("semantic-segmentation", model=...)`: the Segmenter behind transformers' usual interface.
+
+transformers' own "image-segmentation" gives a mask per class, resizes all logits to the image, knows no protocol, and
+fails on models of one class. Both tasks load the same models.
+"""
+
+import os
+from typing import Any
+
+from transformers import AutoModelForSemanticSegmentation, Pipeline
+from transformers.image_utils import load_image
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from hf_vit_seg.records import read_record
+
+from .preparation import Prepared
+from .protocols import Protocol
+from .segmentation import Segmentation
+from .segmenter import Segmenter
+
+TASK = "semantic-segmentation"
+
+
+class SemanticSegmentationPipeline(Pipeline):
+    """Images to label maps at their own size.
+
+    Called with an image (a path, URL, base64 text, PIL, array or tensor) or a list of them; `protocol` (a preset's
+    name, or `Protocol`'s fields), `scores`, `entropy` and `top_k` may be given to `pipeline` or to the call. The result
+    of an image is a dict: `label_map` (H, W), `scores`, `entropy`, `top_classes` and `top_scores` where they were asked
+    for (see `Segmentation`), `classes` (those that occur, the most frequent first: `id`, `label`, `color`, `pixels`,
+    `share`), and `protocol`, which tells how the image was shown to the model.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.segmenter = Segmenter(self.model, self.image_processor, self.device)
+
+    def _sanitize_parameters(
+        self,
+        protocol: Any = None,
+        scores: bool | None = None,
+        entropy: bool | None = None,
+        top_k: int | None = None,
+        **unknown: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if unknown:
+            raise TypeError(f"{TASK} knows protocol, scores, entropy and top_k; got {', '.join(unknown)}")
+        preparing = {} if protocol is None else {"protocol": protocol_of(protocol)}
+        wanted = {"scores": scores, "entropy": entropy, "top_k": top_k}
+        return preparing, {name: value for name, value in wanted.items() if value is not None}, {}
+
+    def preprocess(self, image: Any, protocol: Protocol | None = None) -> dict[str, Any]:
+        """One image, ready for the model."""
+        segmenter = self.segmenter if protocol is None else self.segmenter.with_protocol(protocol)
+        source = load_image(image) if isinstance(image, str) and not os.path.isfile(image) else image
+        return {"prepared": segmenter.prepare(source), "protocol": segmenter.protocol}
+
+    def _forward(self, inputs: dict[str, Any], **wanted: Any) -> dict[str, Any]:
+        """Segment the image, or with a batch size the images, those of equal size together."""
+        prepared, protocol = inputs["prepared"], inputs["protocol"]
+        if isinstance(prepared, Prepared):
+            return {"segmentation": self.segmenter.with_protocol(protocol).segment(prepared, **wanted)}
+        return {"segmentation": self.segmenter.with_protocol(protocol[0]).segment_all(prepared, **wanted)}
+
+    def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        """What is told of an image."""
+        found: Segmentation = outputs["segmentation"]
+        maps = {name: getattr(found, name) for name in ("scores", "entropy", "top_classes", "top_scores")}
+        classes = [
+            {
+                "id": count.index,
+                "label": count.name,
+                "color": count.colour,
+                "pixels": count.pixels,
+                "share": count.share,
+            }
+            for count in found.counts()
+        ]
+        given = {name: values for name, values in maps.items() if values is not None}
+        return {"label_map": found.label_map, **given, "classes": classes, "protocol": found.protocol}
+
+
+def protocol_of(given: Any) -> Protocol:
+    """A protocol from a preset's name or its fields."""
+    if isinstance(given, Protocol):
+        return given
+    return read_record(Protocol, {"preset": given} if isinstance(given, str) else given, "protocol")
+
+
+def register() -> None:
+    """Make `pipeline("semantic-segmentation")` known to transformers, once."""
+    if TASK in PIPELINE_REGISTRY.supported_tasks:
+        return
+    PIPELINE_REGISTRY.register_pipeline(
+        TASK, SemanticSegmentationPipeline, pt_model=AutoModelForSemanticSegmentation, type="image"
+    )
+    # With this mark save_pretrained would copy this file beside the model, and ask its reader to trust it.
+    del SemanticSegmentationPipeline._registered_impl  # pyright: ignore[reportAttributeAccessIssue]
+
+
+__all__ = ["SemanticSegmentationPipeline", "register"]

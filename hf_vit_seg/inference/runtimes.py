@@ -1,0 +1,130 @@
+"""Exported models behind the face of a transformers model, so that a `Segmenter` takes them like any other.
+
+An exported model is a file in a directory with config.json and preprocessor_config.json. Shapes: B images, C channels,
+H W pixels, h w the logits' grid, K classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from .loading import ModelError, first_sentence
+
+Run = Callable[[torch.Tensor], torch.Tensor]  # pixel values -> what the program gives
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that is ready to run: pixel values (B, C, H, W) of `dtype` in, one tensor out."""
+
+    run: Run
+    dtype: torch.dtype
+
+
+def onnx_program(path: Path) -> Program:
+    """A program for ONNX Runtime."""
+    runtime = optional("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    entry = session.get_inputs()[0]
+    dtype = torch.float16 if entry.type == "tensor(float16)" else torch.float32
+    return Program(lambda images: torch.from_numpy(session.run(None, {entry.name: images.numpy()})[0]), dtype)
+
+
+def openvino_program(path: Path) -> Program:
+    """A program for OpenVINO, computed in float32: its own choice is bfloat16 where the processor has it."""
+    openvino = optional("openvino")
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    # The result is copied: its memory belongs to the request, which the next call overwrites.
+    return Program(lambda images: torch.from_numpy(compiled(images.numpy())[0].copy()), torch.float32)
+
+
+def torchscript_program(path: Path) -> Program:
+    """A traced program."""
+    module = torch.jit.load(str(path)).eval()
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    return Program(module, dtype)
+
+
+def executorch_program(path: Path) -> Program:
+    """A program for ExecuTorch."""
+    runtime = optional("executorch.runtime").Runtime.get()
+    method = runtime.load_program(path).load_method("forward")
+    return Program(lambda images: method.execute([images.contiguous()])[0].clone(), torch.float32)
+
+
+PROGRAMS: dict[str, Callable[[Path], Program]] = {
+    ".onnx": onnx_program,
+    ".xml": openvino_program,
+    ".ts": torchscript_program,
+    ".pte": executorch_program,
+}
+
+
+def optional(module: str) -> Any:
+    """A module of the extra "export". ModelError where it is not installed."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ModelError(
+            f'{package} is not installed, which this file needs: pip install "hf_vit_seg[export]" {package}'
+        ) from error
+
+
+def is_program(name: str) -> bool:
+    """Whether a model's name is that of an exported file."""
+    return Path(name).suffix in PROGRAMS and not Path(name).is_dir()
+
+
+class RuntimeModel:
+    """A program with its config: called with pixel values it gives logits, on the CPU.
+
+    Programs that end in a label map have no logits; `program.run` runs those.
+    """
+
+    def __init__(self, path: Path, config: PreTrainedConfig | None = None):
+        """`config` is by default read from the directory of the file. ModelError when something does not load."""
+        self.path = path
+        if not path.is_file():
+            raise ModelError(f"{path} is no file: give an exported model, such as model.onnx, or a model directory")
+        try:
+            self.config = config or AutoConfig.from_pretrained(path.parent)
+            self.program = PROGRAMS[path.suffix](path)
+        except ModelError:
+            raise
+        except Exception as error:  # each runtime has exceptions of its own
+            raise ModelError(f"{path} cannot be loaded as an exported model: {first_sentence(error)}") from error
+        self.dtype = self.program.dtype
+
+    def eval(self) -> "RuntimeModel":
+        """Exported programs know nothing but evaluation."""
+        return self
+
+    def to(self, device: torch.device) -> "RuntimeModel":
+        """ModelError for anything but a CPU."""
+        if device.type != "cpu":
+            raise ModelError(f"{self.path.name} runs on the CPU here: choose device cpu instead of {device}")
+        return self
+
+    def __call__(self, pixel_values: torch.Tensor) -> SemanticSegmenterOutput:
+        """Pixel values (B, C, H, W) -> logits (B, K, h, w), in float32."""
+        found = self.program.run(pixel_values.to(self.dtype))
+        if not found.is_floating_point():
+            raise ModelError(
+                f"{self.path.name} gives label maps, not the logits that a prediction at an image's own size is made "
+                "of: export it again without --label-map"
+            )
+        return SemanticSegmenterOutput(logits=found.float())  # pyright: ignore[reportArgumentType]
+
+
+__all__ = ["PROGRAMS", "Program", "RuntimeModel", "is_program"]

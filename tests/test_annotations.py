@@ -1,0 +1,141 @@
+"""Regions, GeoJSON and COCO run lengths against brute force, GDAL and pycocotools."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from hf_vit_seg.inference.annotations import coco, geojson
+from hf_vit_seg.inference.outlines import Region, regions
+from hf_vit_seg.inference.palettes import generated_palette
+
+NAMES = ("sky", "road", "car", "tree")
+MAPS = st.integers(1, 4).flatmap(
+    lambda classes: hnp.arrays(
+        np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, classes - 1)
+    )
+)
+
+
+def drawn(region: Region, shape: tuple[int, int]) -> np.ndarray:
+    """The pixels to whose left an odd number of the region's upright sides lies."""
+    inside = np.zeros(shape, bool)
+    for ring in region.rings:
+        for (x, y), (next_x, next_y) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+            assert (x == next_x) != (y == next_y)
+            inside[min(y, next_y) : max(y, next_y), x:] ^= True
+    return inside
+
+
+def signed_area(ring: np.ndarray) -> float:
+    (x, y), (next_x, next_y) = ring.T, np.roll(ring, -1, axis=0).T
+    return float((x * next_y - next_x * y).sum() / 2)
+
+
+@settings(max_examples=300, deadline=None)
+@given(MAPS)
+def test_regions_drawn_again_give_the_map(labels):
+    count = np.zeros(labels.shape, int)
+    for region in regions(labels):
+        inside = drawn(region, labels.shape)
+        assert (labels[inside] == region.label).all()
+        assert inside.sum() == region.pixels > 0
+        count += inside
+        assert signed_area(region.rings[0]) > 0
+        assert all(signed_area(hole) < 0 for hole in region.rings[1:])
+        for ring in region.rings:  # as polygons must be: no ring touches itself
+            assert len({tuple(corner) for corner in ring.tolist()}) == len(ring)
+    assert (count == 1).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(MAPS)
+def test_regions_are_those_of_gdal(labels):
+    features = pytest.importorskip("rasterio.features")
+
+    def told(label, rings):
+        return int(label), sorted(sorted({(int(x), int(y)) for x, y in ring}) for ring in rings)
+
+    wanted = [told(label, shape["coordinates"]) for shape, label in features.shapes(labels, connectivity=4)]
+    assert sorted(told(region.label, region.rings) for region in regions(labels)) == sorted(wanted)
+
+
+def test_a_region_that_meets_itself_at_a_corner_has_a_hole():
+    labels = np.array([[1, 1, 1, 1], [1, 1, 0, 1], [1, 0, 1, 1], [0, 0, 1, 1]], np.uint8)
+    ones = [region for region in regions(labels) if region.label == 1]
+    assert [(region.pixels, len(region.rings)) for region in ones] == [(12, 2)]
+    assert ones[0].rings[1].tolist() in [
+        np.roll([[2, 1], [2, 2], [3, 2], [3, 1]], k, axis=0).tolist() for k in range(4)
+    ]
+
+
+def test_a_hole_in_a_hole():
+    labels = np.zeros((9, 9), np.uint8)
+    labels[1:8, 1:8], labels[2:7, 2:7], labels[4, 4] = 1, 0, 1
+    found = [(region.label, region.pixels, len(region.rings)) for region in regions(labels)]
+    assert sorted(found) == [(0, 24, 2), (0, 32, 2), (1, 1, 1), (1, 24, 2)]
+
+
+def test_nothing_has_no_regions():
+    assert regions(np.zeros((0, 4), np.uint8)) == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(MAPS, st.integers(0, 99))
+def test_geojson_tells_every_region(labels, seed):
+    scores = np.random.default_rng(seed).random(labels.shape).astype(np.float32)
+    told = json.loads(json.dumps(geojson(labels, NAMES, generated_palette(4), scores)))
+    assert told["type"] == "FeatureCollection"
+    found = regions(labels)
+    assert len(told["features"]) == len(found)
+    for feature, region in zip(told["features"], found, strict=True):
+        assert feature["type"] == "Feature" and feature["geometry"]["type"] == "Polygon"
+        rings = feature["geometry"]["coordinates"]
+        assert all(ring[0] == ring[-1] for ring in rings)
+        assert [ring[:-1] for ring in rings] == [ring.tolist() for ring in region.rings]
+        properties = feature["properties"]
+        assert (properties["class"], properties["name"]) == (region.label, NAMES[region.label])
+        assert properties["pixels"] == region.pixels
+        assert properties["score"] == pytest.approx(scores[drawn(region, labels.shape)].mean(), abs=1e-5)
+    assert "score" not in geojson(labels, NAMES, generated_palette(4))["features"][0]["properties"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(MAPS)
+def test_run_lengths_are_those_of_pycocotools(labels):
+    mask = pytest.importorskip("pycocotools.mask")
+    told = json.loads(json.dumps(coco(labels, NAMES, "a.png")))
+    assert told["images"] == [{"id": 1, "file_name": "a.png", "height": labels.shape[0], "width": labels.shape[1]}]
+    assert [row["category_id"] for row in told["annotations"]] == np.unique(labels).tolist()
+    for row in told["annotations"]:
+        wanted = mask.encode(np.asfortranarray(labels == row["category_id"], dtype=np.uint8))
+        assert row["segmentation"] == {"size": wanted["size"], "counts": wanted["counts"].decode()}
+        assert row["area"] == mask.area(wanted)
+        assert row["bbox"] == mask.toBbox(wanted).tolist()
+
+
+def test_long_runs_are_packed_as_pycocotools_does():
+    mask = pytest.importorskip("pycocotools.mask")
+    labels = np.zeros((3000, 40), np.uint8)
+    labels[5:2990, 7:9] = labels[100, 20:] = 1
+    for row in coco(labels, NAMES)["annotations"]:
+        wanted = mask.encode(np.asfortranarray(labels == row["category_id"], dtype=np.uint8))
+        assert row["segmentation"]["counts"] == wanted["counts"].decode()
+
+
+def test_pycocotools_opens_the_file(tmp_path):
+    module = pytest.importorskip("pycocotools.coco")
+    labels = np.array([[0, 1, 1], [2, 1, 1]], np.uint8)
+    scores = np.array([[0.5, 1, 0.5], [0.25, 0.5, 0.5]], np.float32)
+    (tmp_path / "a.coco.json").write_text(json.dumps(coco(labels, NAMES, "a.png", scores)))
+    opened = module.COCO(tmp_path / "a.coco.json")
+    rows = opened.loadAnns(opened.getAnnIds())
+    assert [(opened.loadCats(row["category_id"])[0]["name"], row["score"]) for row in rows] == [
+        ("sky", 0.5),
+        ("road", 0.625),
+        ("car", 0.25),
+    ]
+    assert all((opened.annToMask(row) == (labels == row["category_id"])).all() for row in rows)

@@ -1,0 +1,232 @@
+"""Exported programs: they compute what the model computes at any size, or are not kept."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from random_weights import randomise
+from typer.testing import CliRunner
+
+from hf_vit_seg import architectures
+from hf_vit_seg.cli import app
+from hf_vit_seg.export import EXPORTERS, ParityError, Wish, export_model
+from hf_vit_seg.export.exporters import TorchScriptExporter
+from hf_vit_seg.export.graphs import CLASSES_TOGETHER, Geometry, LogitGraph, deployed, labels_at
+from hf_vit_seg.export.onnx_names import name_axes
+from hf_vit_seg.export.parity import compared
+from hf_vit_seg.inference import ModelError, Segmenter
+from hf_vit_seg.inference.runtimes import PROGRAMS, RuntimeModel
+from hf_vit_seg.models.label_maps import label_map
+from hf_vit_seg.records import RecordError
+
+LABELS = 21  # more than are resized together
+NAMES = [name for name, a in architectures().items() if "AutoModelForSemanticSegmentation" in a.models]
+SETTINGS = [
+    *((name, {}) for name in NAMES),
+    ("segformer", {"decoder_flavour": "mmseg"}),
+    ("segformer", {"decoder_norm": "group"}),
+    ("vit", {"segmentation_head": "all_mlp"}),
+    ("vit", {"segmentation_head": "mask_transformer"}),
+]
+
+
+def segmenter(name: str, **settings) -> Segmenter:
+    architecture = architectures()[name]
+    config = architecture.variant_config("tiny", num_labels=LABELS, **settings)
+    model = randomise(transformers.AutoModelForSemanticSegmentation.from_config(config))
+    processor = architecture.image_processor["torchvision"](size={"height": 64, "width": 64})
+    return Segmenter(model, processor, "cpu")
+
+
+def photos(folder, count: int = 2) -> list:
+    generator = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(count):
+        coarse = generator.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((80, 60)).save(folder / f"{i}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize(("name", "settings"), SETTINGS)
+def test_deployed_models_compute_the_same_and_leave_the_model_alone(name, settings):
+    model = segmenter(name, **settings).model
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    plain = deployed(model)
+    with torch.no_grad():
+        for size in ((64, 64), (61, 45)):
+            pixel_values = torch.randn(2, 3, *size)
+            torch.testing.assert_close(plain(pixel_values).logits, model(pixel_values).logits, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    if settings.get("decoder_norm") != "group":
+        head = getattr(plain.decode_head, "all_mlp", plain.decode_head)
+        assert not [m for m in head.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torchscript_takes_any_size(name, tmp_path):
+    original = segmenter(name)
+    parity = export_model(original, tmp_path, "torchscript", EXPORTERS.read("torchscript", {}, ""), Wish())
+    assert len({(case.height, case.width) for case in parity.cases}) > 2 and {c.batch for c in parity.cases} == {1, 3}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "model.ts",
+        "config.json",
+        "preprocessor_config.json",
+        "parity.json",
+    }
+    assert json.loads((tmp_path / "parity.json").read_text())["model.ts"]["passed"] is True
+    loaded = Segmenter.from_pretrained(str(tmp_path / "model.ts"))
+    image = photos(tmp_path / "photos")[0]
+    assert loaded.names == original.names
+    torch.testing.assert_close(loaded.label_map(image), original.label_map(image))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format_", ["onnx", "openvino"])
+@pytest.mark.parametrize(("name", "settings"), SETTINGS)
+def test_runtimes_take_any_size(name, settings, format_, tmp_path):
+    pytest.importorskip("onnxruntime" if format_ == "onnx" else format_)
+    original = segmenter(name, **settings)
+    parity = export_model(original, tmp_path, format_, EXPORTERS.read(format_, {}, ""), Wish())
+    assert parity.passed and max(case.difference for case in parity.cases) < 1e-4
+
+
+def test_an_onnx_graph_is_clean_and_predicts_as_the_model_does(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    original = segmenter("segformer")
+    original.model.save_pretrained(tmp_path / "model")
+    original.processor.save_pretrained(tmp_path / "model")
+    photos(tmp_path / "photos")
+    out, runner = tmp_path / "out", CliRunner()
+    result = runner.invoke(app, ["export", str(tmp_path / "model"), str(out), "--to", "onnx"])
+    assert result.exit_code == 0, result.output
+    graph = onnx.load(out / "model.onnx").graph
+    axes = [d.dim_param or d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
+    assert axes == ["batch", 3, "height", "width"]
+    operators = {node.op_type for node in graph.node}
+    assert not operators & {"Loop", "If", "Scan", "BatchNormalization", "Split"}
+    assert not [t.name for t in graph.initializer if t.data_type == onnx.TensorProto.DOUBLE]
+    assert not [node.name for node in graph.node if node.metadata_props or node.doc_string]
+    for model, results in ((tmp_path / "model", "a"), (out / "model.onnx", "b")):
+        command = ["predict", str(model), str(tmp_path / "photos"), "--out", str(tmp_path / results)]
+        assert runner.invoke(app, command).exit_code == 0
+    for mask in (tmp_path / "a").glob("?.png"):
+        same = np.array(Image.open(mask)) == np.array(Image.open(tmp_path / "b" / mask.name))
+        assert same.mean() > 0.999
+    again = runner.invoke(app, ["export", str(tmp_path / "model"), str(out), "--to", "onnx"])
+    assert again.exit_code == 2 and "--overwrite" in again.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("labels", ["input", (100, 90)])
+def test_label_maps_within_the_graph(labels, tmp_path):
+    pytest.importorskip("onnxruntime")
+    original = segmenter("segformer")
+    export_model(original, tmp_path, "onnx", EXPORTERS.read("onnx", {}, ""), Wish(labels=labels))
+    program = RuntimeModel(tmp_path / "model.onnx")
+    found = program.program.run(torch.zeros(2, 3, 64, 80))
+    assert found.dtype == torch.uint8 and found.shape == (2, *((64, 80) if labels == "input" else labels))
+    with pytest.raises(ModelError, match="--label-map"):
+        program(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.slow
+def test_half_precision_and_eight_bits(tmp_path):
+    pytest.importorskip("onnxruntime")
+    original, row = segmenter("segformer"), EXPORTERS.read("onnx", {}, "")
+    parity = export_model(original, tmp_path / "half", "onnx", row, Wish(dtype="float16"))
+    assert parity.passed and RuntimeModel(tmp_path / "half" / "model.onnx").dtype == torch.float16
+    wish = Wish(calibration=photos(tmp_path / "photos", 4))
+    try:
+        parity = export_model(original, tmp_path / "eight", "onnx", row, wish, score=lambda s: len(s.names))
+    except ParityError:  # random weights may well not survive 8 bits; then nothing may be left
+        assert not (tmp_path / "eight" / "model.onnx").exists()
+    else:
+        assert parity.scores == {"before": LABELS, "after": LABELS}
+        sizes = [(tmp_path / kind / "model.onnx").stat().st_size for kind in ("half", "eight")]
+        assert sizes[1] < 1.5 * sizes[0]
+
+
+class Crooked(TorchScriptExporter):
+    """Exports another function than the model's."""
+
+    def write(self, graph, geometry, dtype, path):
+        with torch.no_grad():
+            graph.model.decode_head.classifier.bias.add_(torch.linspace(0, 3, LABELS))
+        super().write(graph, geometry, dtype, path)
+
+
+def test_a_program_that_disagrees_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ParityError, match=r"model\.ts does not compute"):
+        export_model(segmenter("segformer"), tmp_path, "torchscript", Crooked(), Wish())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("classes", [1, 2, CLASSES_TOGETHER, 2 * CLASSES_TOGETHER + 3])
+def test_labels_in_parts_are_the_exact_label_map(classes):
+    logits = torch.randn(2, classes, 9, 7, dtype=torch.float64)
+    assert torch.equal(labels_at(logits, (40, 61)).long(), label_map(logits, (40, 61)))
+    assert torch.equal(labels_at(torch.zeros(1, classes, 3, 3), (5, 5)), torch.zeros(1, 5, 5, dtype=torch.uint8))
+
+
+def test_the_comparison_tells_ties_from_errors():
+    expected = torch.randn(1, 3, 8, 8)
+    near, far = expected + 1e-6, expected.flip(1)
+    assert compared("x", torch.zeros(1, 3, 8, 8), lambda _: expected, lambda _: near, 1e-3).passed
+    case = compared("x", torch.zeros(1, 3, 8, 8), lambda _: expected, lambda _: far, 1e-3)
+    assert not case.passed and case.wrong > 0 and case.agreement < 1
+    broken = compared("x", torch.zeros(1, 3, 8, 8), lambda _: expected, lambda _: expected * float("nan"), 1e-3)
+    assert not broken.passed
+
+
+@pytest.mark.parametrize(
+    ("format_", "wish", "message"),
+    [
+        ("torchscript", Wish(dtype="float16"), "float32"),
+        ("torchscript", Wish(calibration=["a.png"]), "8 bits"),
+        ("onnx", Wish(calibration=["a.png"], labels="input"), "leave label map"),
+    ],
+)
+def test_wishes_that_cannot_be_fulfilled(format_, wish, message, tmp_path):
+    with pytest.raises(RecordError, match=message):
+        export_model(segmenter("segformer"), tmp_path / "out", format_, EXPORTERS.read(format_, {}, ""), wish)
+    assert not (tmp_path / "out").exists()
+
+
+def test_formats_are_a_table_with_a_hint():
+    with pytest.raises(RecordError, match="onnx"):
+        EXPORTERS.read("onx", {}, "--to")
+    assert {EXPORTERS.row(name, "").file for name in ("onnx", "openvino", "torchscript", "executorch")} == {
+        f"model{suffix}" for suffix in PROGRAMS
+    }
+
+
+def test_files_that_are_no_programs_are_told(tmp_path):
+    segmenter("segformer").model.config.save_pretrained(tmp_path)
+    segmenter("segformer").processor.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="is no file"):
+        Segmenter.from_pretrained(str(tmp_path / "model.ts"))
+    (tmp_path / "model.ts").write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        Segmenter.from_pretrained(str(tmp_path / "model.ts"))
+
+
+def test_axes_get_their_names():
+    helper = pytest.importorskip("onnx").helper
+    value = helper.make_tensor_value_info("x", 1, ["s1", 3, "s12", "s2"])
+    result = helper.make_tensor_value_info("y", 1, ["s1", 5, "s12//4", "2*s2"])
+    model = name_axes(helper.make_model(helper.make_graph([], "g", [value], [result])), Geometry().open_axes)
+    assert [d.dim_param for d in model.graph.output[0].type.tensor_type.shape.dim] == [
+        "batch",
+        "",
+        "height//4",
+        "2*width",
+    ]
+
+
+def test_a_graph_is_recorded_in_evaluation():
+    graph = LogitGraph(deployed(segmenter("segformer").model.train()))
+    assert not graph.model.training
