@@ -5,9 +5,14 @@ Exit codes: 0 all went well, 1 some of the work failed, 2 the command cannot be 
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from hf_vit_seg.training.__main__ import train
+
+if TYPE_CHECKING:
+    from hf_vit_seg.inference.prediction import Job
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode=None)
 
@@ -18,6 +23,21 @@ class FloatType(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Split(StrEnum):
+    """Parts of a recipe's data."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+class PolygonFormat(StrEnum):
+    """Formats of annotation tools."""
+
+    geojson = "geojson"
+    coco = "coco"
 
 
 @app.callback()
@@ -41,27 +61,92 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the results; sub-folders are kept.")],
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: a GPU if any.")] = None,
     dtype: Annotated[FloatType, typer.Option(help="What the model computes in.")] = FloatType.float32,
+    protocol: Annotated[str | None, typer.Option(help="A preset, such as ade20k or cityscapes_multi_scale.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="processor, own, or as 512 (shortest edge), 512,2048 (both), 512x1024 (h x w).")
+    ] = None,
+    divisor: Annotated[int | None, typer.Option(help="Round sides up to a multiple of it, such as 32.")] = None,
+    window: Annotated[str | None, typer.Option(help="Slide windows of 512 or 512x1024 pixels (h x w).")] = None,
+    stride: Annotated[str | None, typer.Option(help="Of the windows; default: two thirds of one.")] = None,
+    blend: Annotated[str | None, typer.Option(help="Of the windows: flat or gaussian.")] = None,
+    window_batch: Annotated[int | None, typer.Option(help="Windows that the model sees at a time, at most.")] = None,
+    scales: Annotated[str | None, typer.Option(help="Average over these, such as 0.5,1,2.")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirror image.")] = False,
     overlay: Annotated[bool, typer.Option(help="Write NAME.overlay.png, the photo under colours.")] = True,
     opacity: Annotated[float, typer.Option(min=0, max=1, help="Of the overlay's colours.")] = 0.5,
     scores: Annotated[bool, typer.Option("--scores", help="Write NAME.scores.png, 255 is certainty.")] = False,
+    entropy: Annotated[bool, typer.Option("--entropy", help="Write NAME.entropy.png, 255 is doubt.")] = False,
+    top_k: Annotated[int, typer.Option(min=0, help="Write NAME.top.npz: so many classes and their scores.")] = 0,
+    polygons: Annotated[list[PolygonFormat] | None, typer.Option(help="Write NAME.geojson, NAME.coco.json.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave done images out.")] = False,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Larger images are refused.")] = 200_000_000,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Larger images are read in tiles.")] = 200_000_000,
+    tile: Annotated[int | None, typer.Option(min=64, help="Side of the tiles (2048); reads all in tiles.")] = None,
+    frames: Annotated[bool, typer.Option("--frames", help="Write NAME.frames/, a label map per frame.")] = False,
+    frame_rate: Annotated[float | None, typer.Option(min=0.01, help="Make a film of each folder of frames.")] = None,
 ) -> None:
     """Segment images: NAME.png (label map), NAME.overlay.png and NAME.json (pixels per class) for each.
 
-    Transparent images are laid on white, animated ones give their first frame, EXIF rotation is honoured.
+    Transparent images are laid on white, animated ones give their first frame, EXIF rotation is honoured. Images are
+    shown to the model whole, resized as its image processor says, unless --protocol and the options after it say
+    otherwise; what was done stands in NAME.json.
+
+    TIFF and .npy images above --max-pixels are read, segmented and written in tiles, in windows at their own size, with
+    NAME.labels.tif beside NAME.png; a run that was ended goes on when it is started again. Films (MP4 and others) give
+    NAME.overlay.mp4 and NAME.json.
     """
-    from hf_vit_seg.inference.console import run
-    from hf_vit_seg.inference.image_files import find_images
-    from hf_vit_seg.inference.prediction import Wishes, plan
+    from hf_vit_seg.inference.console import protocol_from_text, run
+    from hf_vit_seg.inference.prediction import Wishes
+
+    jobs = planned_jobs(images, out, overwrite, skip_existing, films=frame_rate is not None)
+    formats = set(polygons or ())
+    wishes = Wishes(
+        model=model,
+        overlay=overlay,
+        opacity=opacity,
+        scores=scores,
+        entropy=entropy,
+        top_k=top_k,
+        geojson=PolygonFormat.geojson in formats,
+        coco=PolygonFormat.coco in formats,
+        max_pixels=max_pixels,
+        tile=tile,
+        frames=frames,
+        frame_rate=frame_rate,
+    )
+    try:
+        chosen = protocol_from_text(
+            preset=protocol,
+            size=size,
+            divisor=divisor,
+            window=window,
+            stride=stride,
+            blend=blend,
+            window_batch=window_batch,
+            scales=scales,
+            flip=flip or None,
+        )
+        failed = run(model, device, dtype.value, jobs, wishes, out, chosen)
+    except ValueError as error:
+        refuse(error)
+    raise typer.Exit(1 if failed else 0)
+
+
+def planned_jobs(
+    images: list[str], out: Path, overwrite: bool, skip_existing: bool, films: bool = False
+) -> "list[Job]":
+    """What `predict` has to do: one job for each image or film; with `films` a folder is one."""
+    from hf_vit_seg.data.image_files import ImageFile, find_images
+    from hf_vit_seg.inference.prediction import plan
 
     if out.exists() and not out.is_dir():
         refuse(f"--out {out} is a file, not a folder")
     if overwrite and skip_existing:
         refuse("--overwrite and --skip-existing exclude each other")
     try:
-        jobs = plan(find_images(images, skip=out), out)
+        folders = [Path(name) for name in images if films and Path(name).is_dir()]
+        found = find_images([name for name in images if Path(name) not in folders], skip=out)
+        jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *found], out)
     except FileNotFoundError as error:
         refuse(error)
     existing = [path for job in jobs if (path := job.existing)]
@@ -70,13 +155,78 @@ def predict(
             f"{len(existing)} of {len(jobs)} images have results already, such as {existing[0]}: pass --overwrite or "
             "--skip-existing"
         )
-    jobs = [job for job in jobs if not (skip_existing and job.done)]
-    wishes = Wishes(model=model, overlay=overlay, opacity=opacity, scores=scores, max_pixels=max_pixels)
+    return [job for job in jobs if not (skip_existing and job.done)]
+
+
+app.command()(train)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Local directory or Hub id of a model.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="NAME=VALUE over the recipe's, such as evaluation.protocol.flip=true.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="What to measure on; default: MODEL/recipe.yaml.")] = None,
+    split: Annotated[Split, typer.Option(help="Of the recipe's data.")] = Split.validation,
+    out: Annotated[Path | None, typer.Option(help="For metrics.json, plots and samples; default: in MODEL.")] = None,
+) -> None:
+    """Measure a model on a split of a recipe's data, and print the scores of each class.
+
+    The same on several processes: accelerate launch -m hf_vit_seg.cli evaluate MODEL ...
+    """
+    from hf_vit_seg.training.console import evaluate_command
+
+    raise typer.Exit(evaluate_command(model, settings or [], recipe, split.value, out))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Local directory or Hub id of a segmentation model.")],
+    out: Annotated[Path, typer.Argument(help="Directory for the program and what belongs to it.")],
+    to: Annotated[str, typer.Option(help="onnx, openvino, torchscript, executorch, or a plugin's format.")],
+    size: Annotated[str | None, typer.Option(help="Fix the input: 512 or 512x1024 (h x w); default: any.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Fix the number of images; default: any.")] = None,
+    label_map: Annotated[
+        str | None, typer.Option(help="End in bytes of labels, at the size of the input ('input') or at 1024x2048.")
+    ] = None,
+    dtype: Annotated[FloatType, typer.Option(help="float32, or float16 where the format has it.")] = FloatType.float32,
+    int8: Annotated[Path | None, typer.Option(help="Compute in 8 bits; a folder of images to calibrate on.")] = None,
+    int8_images: Annotated[int, typer.Option(min=1, help="Of the folder, at most.")] = 100,
+    recipe: Annotated[str | None, typer.Option(help="Print the mean IoU before and after 8 bits on its data.")] = None,
+    split: Annotated[Split, typer.Option(help="Of the recipe's data.")] = Split.validation,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="OPTION=VALUE of the format, such as opset=18; repeatable.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a program that exists.")] = False,
+) -> None:
+    """Export a model for another runtime, and prove that it computes the same (exit code 1, and no file, if not).
+
+    By default images of any size and number. Preprocessing, labels and the proof (parity.json) lie beside the program,
+    and `hf-vit-seg predict OUT/model.onnx ...` works as with the model itself.
+    """
+    from hf_vit_seg.data.image_files import find_images
+    from hf_vit_seg.export.console import label_size, run, sides
+    from hf_vit_seg.export.exported_model import Wish
+    from hf_vit_seg.training.recipe_files import load_recipe
+    from hf_vit_seg.training.segmenter_score import mean_iou_on
+
+    if recipe is not None and int8 is None:
+        refuse("--recipe measures what 8 bits cost: give --int8 FOLDER as well")
     try:
-        failed = run(model, device, dtype.value, jobs, wishes, out)
-    except ValueError as error:
+        wish = Wish(
+            size=None if size is None else sides(size, "--size"),
+            batch=batch,
+            labels=label_size(label_map),
+            dtype=dtype.value,
+            calibration=[] if int8 is None else [image.path for image in find_images([str(int8)])],
+            calibration_images=int8_images,
+        )
+        score = None if recipe is None else mean_iou_on(load_recipe(recipe, []), split.value)
+        code = run(model, out, to, wish, fields_of(settings or []), overwrite=overwrite, score=score)
+    except (ValueError, FileNotFoundError) as error:
         refuse(error)
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -131,6 +281,27 @@ def fields_of(settings: list[str]) -> dict[str, object]:
         except yaml.YAMLError:
             refuse(f"--set {name}: '{value}' is no YAML value")
     return fields
+
+
+@app.command("check-data")
+def check_data(
+    recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a shipped one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings over the recipe's: NAME=VALUE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report; default: data-check/NAME.")] = None,
+    splits: Annotated[str, typer.Option(help="Which to look at, by commas.")] = "train,validation,test",
+) -> None:
+    """Look at every file of a recipe's data: what cannot be used, which values and classes there are, and pictures.
+
+    Writes report.json and, for each split, a contact sheet such as train.png. Exit code 1 if training would refuse the
+    data.
+    """
+    from hf_vit_seg.training.data_check import check_data as look
+
+    try:
+        well = look(recipe, overrides or (), out, splits.split(","))
+    except ValueError as error:
+        refuse(error)
+    raise typer.Exit(0 if well else 1)
 
 
 @app.command()

@@ -153,7 +153,7 @@ def boundary_by_erosion(predictions, references, classes, ignored, reach):
         for labels in (predictions, references):
             own = (labels == k) & ~left_out
             inner = binary_erosion(own | left_out, np.ones((3, 3)), iterations=reach, border_value=0)
-            bands.append(own & ~inner)
+            bands.append(own & np.logical_not(inner))
         counts[:, k] = (bands[0] & bands[1]).sum(), bands[0].sum(), bands[1].sum()
     return counts
 

@@ -34,7 +34,7 @@ def reader(tmp_path_factory) -> Path:
     shutil.copytree(REPOSITORY / "examples", folder / "examples")
     for name, stand_in in STAND_INS.items():
         shutil.copy(REPOSITORY / stand_in, folder / name)
-    photos = sorted((REPOSITORY / "examples/nuclei/images").glob("*.png"))
+    photos = sorted((REPOSITORY / "examples/nuclei/data/test/images").glob("*.webp"))
     for place in ("photos", "more"):
         (folder / place).mkdir()
     shutil.copy(photos[0], folder / "photos")

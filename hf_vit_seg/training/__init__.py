@@ -1,0 +1,1 @@
+"""Fine-tuning on accelerate: a recipe in, a trained and measured model out."""

@@ -1,0 +1,107 @@
+"""The commands `train` and `evaluate` in a console: what they print, and how they exit.
+
+Exit codes: 0 done, 2 it cannot be carried out as given (one sentence says why), 130 stopped by a signal.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from .memory import OutOfMemory
+from .metrics_report import FILE, read_report, report_view
+from .model_evaluation import evaluate_model, recipe_beside
+from .recipe import Recipe
+from .recipe_files import load_recipe
+from .run import Ending, train
+from .run_directory import RunDirectory, run_directory
+
+REFUSED, STOPPED = 2, 130
+
+
+def train_command(recipe: str, settings: Sequence[str], out: Path | None, resume: bool, overwrite: bool) -> int:
+    """Train, and tell where everything is."""
+
+    def work() -> int:
+        loaded = load_recipe(recipe, settings)
+        directory = run_directory(loaded, out)
+        try:
+            ending = train(loaded, directory, resume=resume, overwrite=overwrite)
+        except KeyboardInterrupt:
+            tell(f"ended at once; go on from the last checkpoint, if there is one, with\n  {go_on(directory)}")
+            return STOPPED
+        if ending is Ending.interrupted:
+            tell(f"stopped after a whole step and saved it; go on with\n  {go_on(directory)}")
+            return STOPPED
+        tell_results(directory, ending, loaded)
+        return 0
+
+    return in_sentences(work)
+
+
+def evaluate_command(model: str, settings: Sequence[str], recipe: str | None, split: str, out: Path | None) -> int:
+    """Measure, and print the scores."""
+
+    def work() -> int:
+        loaded = load_recipe(recipe or recipe_beside(model), settings)
+        name = f"evaluation_{split}"
+        folder = out or (Path(model) / name if Path(model).is_dir() else Path(name))
+        report = evaluate_model(model, loaded, split, folder)
+        if is_main():
+            Console().print(report_view(report))
+        tell(f"written to {folder}")
+        return 0
+
+    return in_sentences(work)
+
+
+def in_sentences(work: Callable[[], int]) -> int:
+    """Do the work; an error of what was given ends in a sentence and an exit code."""
+    transformers_logging.disable_progress_bar()
+    try:
+        return work()
+    except ValueError as error:
+        if is_main() or isinstance(error, OutOfMemory):  # other errors are the same on all processes
+            print(f"hf-vit-seg: {sentence_of(error)}", file=sys.stderr)
+        return REFUSED
+
+
+def sentence_of(error: Exception) -> str:
+    """An error's sentence, also where it comes from a loader process, which puts its traceback before it."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return text
+    return text.strip().rpartition("\n")[2].partition(": ")[2] or text
+
+
+def tell_results(directory: RunDirectory, ending: Ending, recipe: Recipe) -> None:
+    """The scores of the model on the test split, or else the validation split, and where everything is."""
+    if not is_main():
+        return
+    reports = [path / FILE for path in (directory.test, directory.model) if (path / FILE).exists()]
+    if reports:
+        Console().print(report_view(read_report(reports[0])))
+    tell(f"{ending.value}: the model is in {directory.model}, plots are in {directory.path / 'plots'}")
+    if recipe.task == "segmentation":
+        tell(f"next: hf-vit-seg predict {directory.model} IMAGES --out FOLDER")
+
+
+def go_on(directory: RunDirectory) -> str:
+    """The command that resumes a run."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    launcher = "hf-vit-seg train" if processes == 1 else "accelerate launch ... -m hf_vit_seg.training"
+    return f"{launcher} {directory.recipe} --out {directory.path} --resume"
+
+
+def tell(text: str) -> None:
+    """Print on the main process."""
+    if is_main():
+        print(text)
+
+
+def is_main() -> bool:
+    """Whether this is the first process of all machines."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,180 @@
+"""What `hf-vit-seg check-data` does: look at every file of a recipe, tell what was found, and write pictures of it.
+
+report.json            all that was found
+train.png ...          a contact sheet of each split
+facts.json             what is known of each file, so that a second look is quick
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hf_vit_seg.data.check_report import UNITS, CheckReport, Occurrence, SplitFacts
+from hf_vit_seg.data.checking import SPLITS, check
+from hf_vit_seg.data.datasets import Split
+from hf_vit_seg.data.wording import listed
+from hf_vit_seg.inference.overlays import percent
+from hf_vit_seg.inference.prediction import write_together
+from hf_vit_seg.records import RecordError
+
+from .class_weights import RULES, class_weights
+from .contact_sheet import contact_sheet
+from .json_values import json_line
+from .recipe import Recipe
+from .recipe_files import load_recipe
+
+REPORT, FACTS = "report.json", "facts.json"
+SUGGESTED = ("inverse_root", "median_frequency")
+MOST_LINES = 20  # problems, warnings and unknown values on the console; the report has all
+
+
+def check_data(
+    source: str | Path, overrides: Sequence[str] = (), out: Path | None = None, splits: Sequence[str] = SPLITS
+) -> bool:
+    """Check the data of a recipe, print what was found, and write it to `out` (data-check/NAME); whether all is well.
+
+    ValueError in one sentence for a recipe or data that cannot be opened at all.
+    """
+    recipe = load_recipe(source, overrides)
+    folder = out or Path("data-check") / recipe.name
+    report = check(recipe, known_splits(splits), folder / FACTS, progress=True)
+    if not report.splits:
+        raise RecordError(f"{source} has no data for {' and '.join(splits)}")
+    console = Console()
+    print_report(report, console)
+    write_check(recipe, report, folder)
+    console.print(f"report and contact sheets: {escape(str(folder))}", soft_wrap=True, highlight=False)
+    return not report.problems
+
+
+def known_splits(names: Sequence[str]) -> list[Split]:
+    """Splits by name."""
+    if strange := [name for name in names if name not in SPLITS]:
+        raise RecordError(f"there is no split '{strange[0]}'; splits are {', '.join(SPLITS)}")
+    return [split for split in SPLITS if split in names]
+
+
+def write_check(recipe: Recipe, report: CheckReport, folder: Path) -> None:
+    """Write the report and a contact sheet for each split that has a sample to show."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json_line(report_content(recipe, report))
+    files: dict[Path, Any] = {folder / REPORT: lambda path: Path(path).write_text(text, encoding="utf-8")}
+    for split, part in report.splits.items():
+        if len(part.faults) < len(part.facts):
+            files[folder / f"{split}.png"] = contact_sheet(part).save
+    write_together(files)
+
+
+def suggested_weights(report: CheckReport) -> dict[str, list[float]]:
+    """Class weights (K,) by rule, from the training split; none for keypoints."""
+    part = report.splits.get("train")
+    if part is None or report.task == "pose":
+        return {}
+    counts = report.class_counts()
+    weights = {rule: class_weights(rule, len(counts), counts) for rule in RULES if rule in SUGGESTED}
+    return {rule: [round(value, 4) for value in found.tolist()] for rule, found in weights.items() if found is not None}
+
+
+def report_content(recipe: Recipe, report: CheckReport) -> dict[str, Any]:
+    """All that was found, for a JSON file."""
+    return {
+        "recipe": recipe.name,
+        "task": report.task,
+        "unit": UNITS[report.task],
+        "problems": report.problems,
+        "warnings": report.warnings,
+        "suggested_class_weights": suggested_weights(report),
+        "splits": {str(split): split_content(part) for split, part in report.splits.items()},
+    }
+
+
+def split_content(part: SplitFacts) -> dict[str, Any]:
+    """What was found in one split."""
+    names = part.table.names
+    return {
+        "samples": len(part.facts),
+        "faults": part.faults,
+        "bands_and_dtypes": dict(part.kinds),
+        "sizes": {"x".join(map(str, size)): count for size, count in part.sizes.most_common()},
+        "classes": [
+            {"name": name, "count": found.count, "samples": len(found.samples)}
+            for name, found in zip(names, part.classes, strict=True)
+        ],
+        "not_counted": part.ignored,
+        "raw_values": [
+            {"value": raw, "meaning": part.meaning(raw), "count": found.count, "samples": len(found.samples)}
+            for raw, found in part.values.items()
+        ],
+        "unknown_values": [
+            {"value": raw, "count": found.count, "samples": [part.dataset.where(index) for index in found.samples]}
+            for raw, found in part.unknown.items()
+        ],
+    }
+
+
+def print_report(report: CheckReport, console: Console) -> None:
+    """Print what was found."""
+    say = partial(console.print, soft_wrap=True, highlight=False)
+    for part in report.splits.values():
+        say(escape(summary(part)))
+    weights = "; suggested class weights by two rules" if suggested_weights(report) else ""
+    say(f"\nshare of the {UNITS[report.task]}, and number of samples with it{weights}", style="dim")
+    console.print(class_view(report))
+    for title, style, sentences in (("problem", "red", report.problems), ("warning", "yellow", report.warnings)):
+        for sentence in sentences[:MOST_LINES]:
+            say(f"[{style}]{title}[/] {escape(sentence)}")
+        if len(sentences) > MOST_LINES:
+            say(f"[{style}]{len(sentences) - MOST_LINES} more {title}s[/] are in the report")
+    if not report.problems:
+        say("[green]no problems[/]: every file can be used")
+
+
+def summary(part: SplitFacts) -> str:
+    """A split in one line."""
+    areas = sorted(part.sizes, key=lambda size: size[0] * size[1])
+    sizes = " to ".join(dict.fromkeys("x".join(map(str, size)) for size in (areas[0], areas[-1]))) if areas else "-"
+    kinds = listed(part.kinds, 5) or "none that can be read"
+    return f"{part.split}: {len(part.facts)} samples of {sizes} pixels (height x width), {kinds}"
+
+
+def class_view(report: CheckReport) -> Table:
+    """The classes with their raw values, shares and weights; and what is no class."""
+    parts, weights = list(report.splits.values()), suggested_weights(report)
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("class", no_wrap=True)
+    table.add_column("values", overflow="fold")
+    for part in parts:
+        table.add_column(part.split, justify="right", no_wrap=True)
+        table.add_column("in", justify="right", no_wrap=True)
+    for rule in weights:
+        table.add_column(rule.replace("_", "\n"), justify="right", no_wrap=True)
+    for index, name in enumerate(parts[0].table.names):
+        values = listed([raw for raw, target in parts[0].targets.items() if target == index], 4)
+        cells = occurrence_cells((part, part.classes[index]) for part in parts)
+        table.add_row(escape(name), values, *cells, *(f"{column[index]:.3g}" for column in weights.values()))
+    if any(part.ignored for part in parts):
+        cells = [cell for part in parts for cell in (share(part, part.ignored), "")]
+        table.add_row("not counted", "", *cells, style="dim")
+    for raw in list(dict.fromkeys(raw for part in parts for raw in part.unknown))[:MOST_LINES]:
+        cells = occurrence_cells((part, part.unknown.get(raw, Occurrence())) for part in parts)
+        table.add_row("unknown", str(raw), *cells, style="red")
+    return table
+
+
+def occurrence_cells(found: Iterable[tuple[SplitFacts, Occurrence]]) -> list[str]:
+    """A row's share of each split, and its number of samples."""
+    return [cell for part, o in found for cell in (share(part, o.count), str(len(o.samples)))]
+
+
+def share(part: SplitFacts, count: int) -> str:
+    """A count as a share of all that was counted in a split."""
+    total = sum(found.count for found in part.values.values())
+    return percent(count / total) if total else "-"
+
+
+__all__ = ["check_data"]

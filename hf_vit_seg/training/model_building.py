@@ -1,0 +1,158 @@
+"""The model and the image processor of a run, from scratch or pretrained, for its classes and bands."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import logging
+
+from hf_vit_seg.plugins import Architecture, architectures
+from hf_vit_seg.records import RecordError, unknown
+
+from .config_axes import band_configs, set_bands, set_classes
+from .normalisation import norm_fields, norm_notes
+from .pretrained_model import Checkpoint, fitted_model
+from .processor_building import Measured, build_processor, processor_notes
+from .recipe import ModelRecipe, Recipe
+
+AUTO_CLASSES = {
+    "segmentation": "AutoModelForSemanticSegmentation",
+    "classification": "AutoModelForImageClassification",
+    "pose": "AutoModelForPoseEstimation",
+}
+BACKBONE_FIELDS = ("out_features", "out_indices")
+IGNORE_FIELD = "semantic_loss_ignore_index"
+SETTLED = {  # config fields that follow from elsewhere
+    "id2label": "data.classes",
+    "label2id": "data.classes",
+    "num_labels": "data.classes",
+    "num_channels": "the images' bands",
+    IGNORE_FIELD: "the label map",
+}
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """What is trained, the processor that is saved with it, and a sentence on every tensor that began anew."""
+
+    model: PreTrainedModel
+    processor: BaseImageProcessor
+    notes: list[str]
+
+
+def build_model(
+    recipe: Recipe,
+    names: Sequence[str],
+    ignore_index: int = 255,
+    bands: int = 3,
+    palette: Sequence[Sequence[int]] | None = None,
+    measured: tuple[Sequence[float], Sequence[float], float] | None = None,
+) -> BuiltModel:
+    """The recipe's model for these classes (keypoints), in float32, and its image processor.
+
+    Fresh weights depend on the recipe's seed alone. `measured` are a mean and a standard deviation per band and the
+    factor that stands before them, for a recipe whose processor asks for them. RecordError for what does not fit.
+    """
+    with torch.random.fork_rng(devices=[]), transformers_silent():
+        torch.manual_seed(recipe.seed)
+        build = new_model if recipe.model.from_pretrained is None else pretrained_model
+        model, notes = build(recipe, names, ignore_index, bands)
+        statistics = None if measured is None else Measured(*measured)
+        processor = build_processor(recipe, model.config, bands, palette, statistics)
+    return BuiltModel(model, processor, [*notes, *norm_notes(recipe.model.norm, model), *processor_notes(recipe)])
+
+
+@contextmanager
+def transformers_silent() -> Iterator[None]:
+    """Without progress bars and transformers' tables of loaded tensors: the notes tell all of that in words."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def new_model(recipe: Recipe, names: Sequence[str], ignore_index: int, bands: int) -> tuple[PreTrainedModel, list[str]]:
+    """A variant of an architecture, initialised."""
+    architecture, auto_class = wanted_architecture(recipe), AUTO_CLASSES[recipe.task]
+    assert recipe.model.variant is not None  # the record sees to it
+    try:
+        config = architecture.variant_config(recipe.model.variant)
+    except ValueError as error:
+        raise RecordError(f"model.variant: {error}") from None
+    config = settled_config(config, recipe.model, names, ignore_index, bands)
+    model = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
+    return model, [f"{architecture.name} {recipe.model.variant} from scratch"]
+
+
+def wanted_architecture(recipe: Recipe) -> Architecture:
+    """The plugin that the recipe names, if it has a model for the task."""
+    known, name = architectures(), recipe.model.architecture or ""
+    if name not in known:
+        near = get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}"
+        raise RecordError(f"model.architecture: there is no architecture called '{name}'; {hint}")
+    if AUTO_CLASSES[recipe.task] not in known[name].models:
+        able = [each.name for each in known.values() if AUTO_CLASSES[recipe.task] in each.models]
+        raise RecordError(f"model.architecture: {name} has no model for {recipe.task}; {', '.join(able)} has")
+    return known[name]
+
+
+def pretrained_model(
+    recipe: Recipe, names: Sequence[str], ignore_index: int, bands: int
+) -> tuple[PreTrainedModel, list[str]]:
+    """A directory's or Hub id's model, fitted."""
+    path = recipe.model.from_pretrained or ""
+    try:
+        stored = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise RecordError(f"model.from_pretrained: {path} cannot be loaded: {str(error).splitlines()[0]}") from None
+    target = settled_config(stored, recipe.model, names, ignore_index, bands)
+    checkpoint = Checkpoint(path, AUTO_CLASSES[recipe.task])
+    return fitted_model(checkpoint, stored, target, recipe.model.copy_classes)
+
+
+def settled_config(
+    config: PreTrainedConfig, recipe: ModelRecipe, names: Sequence[str], ignore_index: int, bands: int
+) -> PreTrainedConfig:
+    """A new config with the recipe's fields and what the data settles: classes, ignored label and bands."""
+    known = {field.name for field in fields(type(config))}
+    for name in recipe.fields:
+        if name in SETTLED:
+            raise RecordError(f"model.fields.{name} follows from {SETTLED[name]}, and is not given here")
+        if name not in known:
+            raise RecordError(unknown(f"model.fields.{name}", name, sorted(known)))
+    try:
+        settled = type(config).from_dict(
+            {**stored_fields(config), **recipe.fields, **norm_fields(recipe.norm, type(config))}
+        )
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise RecordError(f"model.fields: {reason}") from None
+    set_classes(settled, names)
+    if not band_configs(settled) and bands != 3:
+        raise RecordError(f"{type(config).__name__} has no num_channels: its images have 3 bands, these have {bands}")
+    set_bands(settled, bands)
+    if hasattr(settled, IGNORE_FIELD):
+        setattr(settled, IGNORE_FIELD, ignore_index)
+    return settled
+
+
+def stored_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """A config's fields, but for the stages of a backbone where these are the default, which follows its depth."""
+    found = config.to_dict()
+    stages = found.get("stage_names")
+    if stages and found.get("out_features") == stages[-1:]:
+        return {name: value for name, value in found.items() if name not in ("stage_names", *BACKBONE_FIELDS)}
+    return found

@@ -1,0 +1,81 @@
+"""Measuring a saved model: a directory or Hub id, on a split of a recipe."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+
+from hf_vit_seg.data.datasets import RawDataset, open_split
+from hf_vit_seg.inference.loading import ModelError, first_sentence, load_processor
+from hf_vit_seg.records import RecordError
+
+from .evaluation import Subject, report_of
+from .evaluation_pictures import write_sample_pictures
+from .metrics_report import FILE, MetricsReport, write_report
+from .model_building import AUTO_CLASSES
+from .plots import draw_plots
+from .recipe import Recipe, Task
+from .run_directory import RECIPE
+from .sample_pictures import FOLDER as SAMPLES
+from .task_evaluations import evaluate
+
+
+def evaluate_model(model: str, recipe: Recipe, split: str, out: Path) -> MetricsReport:
+    """Measure `model` and write metrics.json, plots and samples to `out`; called by all processes.
+
+    ModelError for a model that cannot be used, RecordError for a recipe that does not fit it.
+    """
+    precision = recipe.loop.precision
+    accelerator = Accelerator(mixed_precision=None if precision == "default" else precision)
+    dataset = open_split(recipe, split)  # pyright: ignore[reportArgumentType]
+    if dataset is None:
+        raise RecordError(f"data.{split} is not in the recipe: there is nothing to measure on")
+    loaded, processor = load_task_model(model, recipe.task), load_processor(model)
+    check_classes(loaded, dataset, model)
+    prepared = accelerator.prepare_model(loaded, evaluation_mode=True)
+    subject = Subject(prepared, processor, recipe, accelerator)
+    report = report_of(evaluate(subject, dataset), recipe, dataset.class_table.names, split)
+    if accelerator.is_main_process:
+        write_report(report, out / FILE)
+        write_sample_pictures(subject, dataset, out / SAMPLES)
+        draw_plots(out, report)
+    accelerator.wait_for_everyone()
+    return report
+
+
+def load_task_model(name: str, task: Task) -> Any:
+    """A model for the task, in float32, all of whose weights are there."""
+    try:
+        model, info = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{name} cannot be loaded as a model for {task}: {first_sentence(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{name} is no trained model for {task}: {len(missing)} weights such as {missing[0]} are missing"
+        )
+    return model
+
+
+def check_classes(model: Any, dataset: RawDataset, name: str) -> None:
+    """RecordError unless the model's classes are those of the data."""
+    labels = [model.config.id2label.get(index) for index in range(model.config.num_labels)]
+    wanted = list(dataset.class_table.names)
+    if labels != wanted:
+        differing = [f"{i} {a} / {b}" for i, (a, b) in enumerate(zip(labels, wanted, strict=False)) if a != b]
+        first = f", the first that differ are {', '.join(differing[:3])}" if differing else ""
+        raise RecordError(
+            f"{name} has {len(labels)} classes and the recipe's data {len(wanted)}{first}: measure with a recipe whose "
+            "data.classes are the model's, in their order"
+        )
+
+
+def recipe_beside(model: str) -> Path:
+    """The recipe.yaml of a model directory that a run has written. RecordError where there is none."""
+    path = Path(model) / RECIPE
+    if not path.is_file():
+        raise RecordError(f"{model} has no {RECIPE} in it: name a recipe with --recipe, which says what to measure on")
+    return path

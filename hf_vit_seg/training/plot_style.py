@@ -1,0 +1,60 @@
+"""How plots look: one kind of figure, quiet axes, few colours. Matplotlib is used without pyplot: no state is shared.
+
+Colours are Okabe and Ito's, which people with any colour vision tell apart (jfly.uni-koeln.de/color).
+"""
+
+from typing import Any
+
+BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
+INK, FAINT, GRID, TRACK, PAPER = "#1f2328", "#6e7781", "#e4e7eb", "#f1f3f5", "#ffffff"
+TITLE, TEXT, SMALL = 12.0, 9.0, 7.5  # font sizes in points
+DPI = 150
+MARGIN, GAP = 0.12, 0.05  # around axes in inches, between them as a share of their size
+
+Figure = Any  # matplotlib's, which is imported when the first plot is drawn
+Axes = Any
+
+
+def new_figure(width: float, height: float, title: str = "", scale: float = 1.0, free: bool = False) -> Figure:
+    """An empty figure of a size in inches, drawn by Agg, which needs no display.
+
+    The title is enlarged by `scale`. Axes are arranged so that no words overlap, unless they are placed `free` by hand.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as PlotFigure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = None if free else ConstrainedLayoutEngine(w_pad=MARGIN, h_pad=MARGIN, wspace=GAP)
+    figure = PlotFigure(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout=layout)
+    FigureCanvasAgg(figure)
+    if title:
+        # Arranged axes make room for a title only where its height is left to matplotlib.
+        height_given = {"y": 1 - MARGIN / height} if free else {}
+        place = {"x": MARGIN / width, "ha": "left", "va": "top", **height_given}
+        figure.suptitle(plain(title), fontsize=TITLE * scale, color=INK, **place)
+    return figure
+
+
+def quiet(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "y") -> Axes:
+    """Axes without a frame: a title at the left, thin grid lines along `grid` (x, y or both), names of the axes."""
+    axes.set_title(plain(title), loc="left", fontsize=TITLE - 1, color=INK, pad=8)
+    axes.set_xlabel(x, fontsize=TEXT, color=FAINT)
+    axes.set_ylabel(y, fontsize=TEXT, color=FAINT)
+    axes.tick_params(labelsize=TEXT, colors=FAINT, length=0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(GRID)
+    axes.set_axisbelow(True)
+    axes.grid(visible=True, axis=grid, color=GRID, linewidth=0.8)
+    axes.margins(x=0.01)
+    return axes
+
+
+def plain(text: str) -> str:
+    """Text in which matplotlib finds no formula: class names may have dollar signs."""
+    return text.replace("$", r"\$")
+
+
+def shortened(name: str, length: int) -> str:
+    """A name of at most `length` letters."""
+    return plain(name if len(name) <= length else name[: length - 1].rstrip() + "…")

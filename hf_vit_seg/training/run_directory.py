@@ -1,0 +1,102 @@
+"""The directory of a run: what lies where, and whose it is.
+
+recipe.yaml     the resolved recipe
+log.jsonl       see `run_log`
+best/, last/    complete model directories: weights, image processor, recipe.yaml, metrics.json
+checkpoints/    step-000100/ ...: what a resumed run needs
+plots/, samples/, trackers/
+test/           metrics.json, plots and samples of the best model on the test split, where there is one
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .adapters import save_model
+from .metrics_report import FILE as METRICS
+from .metrics_report import MetricsReport, write_report
+from .model_building import transformers_silent
+from .recipe import Recipe
+from .recipe_files import recipe_text
+from .run_log import FILE as LOG
+from .whole_directories import empty_temporary, put_in_place, temporary_name, tidy
+
+RECIPE = "recipe.yaml"
+FACTS = "data_facts.json"  # what was found in the data, so that a resumed run need not look again
+OURS = (RECIPE, LOG, "best", "last", "checkpoints", "plots", "samples", "trackers", "test")
+
+
+class RunDirectoryError(ValueError):
+    """A directory that a run cannot have."""
+
+
+class RunDirectory:
+    """The directory at `path`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.best, self.last, self.checkpoints = path / "best", path / "last", path / "checkpoints"
+        self.samples, self.recipe, self.facts = path / "samples", path / RECIPE, path / FACTS
+        self.test = path / "test"
+
+    @property
+    def model(self) -> Path:
+        """The model that a run is for: the best one, or the last where nothing was measured on the way."""
+        return self.best if self.best.exists() else self.last
+
+    @property
+    def traces(self) -> list[Path]:
+        """What a run has left here."""
+        return [self.path / name for name in OURS if (self.path / name).exists()]
+
+    def check(self, resume: bool, overwrite: bool) -> None:
+        """RunDirectoryError when something is here that must not be replaced; changes nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RunDirectoryError(f"{self.path} is a file: a run writes a directory, see --out")
+        if resume and overwrite:
+            raise RunDirectoryError("--resume and --overwrite exclude each other")
+        if self.traces and not resume and not overwrite:
+            raise RunDirectoryError(
+                f"{self.path} has a run in it already: go on with --resume, replace it with --overwrite, or choose "
+                "another --out"
+            )
+        if not self.traces and self.path.exists() and any(path != self.facts for path in self.path.iterdir()):
+            raise RunDirectoryError(f"{self.path} is not empty and holds no run: choose another --out")
+
+    def make_ready(self, resume: bool) -> None:
+        """Tidy up for a run that goes on, clear for a new one; only what runs write is removed."""
+        for path in [] if resume else self.traces:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        tidy(self.path)
+        tidy(self.checkpoints)
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """The resolved recipe, for people and for a resumed run."""
+        temporary = temporary_name(self.recipe)
+        temporary.write_text(recipe_text(recipe), encoding="utf-8")
+        temporary.replace(self.recipe)
+
+
+def run_directory(recipe: Recipe, out: Path | None = None) -> RunDirectory:
+    """Where a run writes: `out`, or what the recipe says, or runs/NAME."""
+    return RunDirectory(out or Path(recipe.output or Path("runs") / recipe.name))
+
+
+def write_model_directory(
+    target: Path, model: Any, processor: BaseImageProcessor, recipe: Recipe, report: MetricsReport | None
+) -> None:
+    """A directory that `from_pretrained` loads, whole or not at all, in place of the one that is there."""
+    temporary = empty_temporary(target)
+    with transformers_silent():
+        save_model(model, temporary, merge=recipe.model.lora is None or recipe.model.lora.merge)
+    processor.save_pretrained(temporary)
+    (temporary / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
+    if report is not None:
+        write_report(report, temporary / METRICS)
+    put_in_place(target)
+
+
+__all__ = ["RunDirectory", "RunDirectoryError", "run_directory", "write_model_directory"]

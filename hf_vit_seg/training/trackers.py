@@ -1,0 +1,63 @@
+"""Accelerate's trackers (tensorboard, trackio, wandb ...): which there are, and how a run is told to them."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hf_vit_seg.records import RecordError
+
+EXTRA = "hf_vit_seg[track]"  # brings the trackers below
+OF_EXTRA = frozenset({"tensorboard", "trackio"})
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """RecordError for a tracker that accelerate does not know, or whose package is not installed."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.utils import LoggerType
+
+    known = sorted(map(str, LOGGER_TYPE_TO_CLASS))
+    own = {str(kind) for kind in LoggerType} - {"all"}
+    missing = own - {str(kind) for kind in get_available_trackers()}  # a registered class is installed as it is
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+            raise RecordError(f"trackers: accelerate has no tracker called '{name}'; {hint}")
+        if name in missing:
+            package = f"'{EXTRA}'" if name in OF_EXTRA else name
+            raise RecordError(
+                f"trackers: the package of '{name}' is not installed: pip install {package}, or take it out of trackers"
+            )
+
+
+def start_trackers(
+    accelerator: Any,
+    names: Sequence[str],
+    directory: Path,
+    project: str,
+    settings: Mapping[str, Any] | None,
+    after: int | None,
+) -> None:
+    """Open the trackers on the main process, `after` the step that a resumed run has done already.
+
+    What they write themselves goes to `directory`. `settings` may be nested; they are shown by dotted names.
+    """
+    from accelerate.tracking import filter_trackers
+
+    accelerator.project_configuration.logging_dir = str(directory)
+    accelerator.log_with = filter_trackers(list(names), str(directory))
+    # TensorBoard draws the steps between a checkpoint and a kill twice unless it is told to forget the first time.
+    options = {} if after is None else {"tensorboard": {"purge_step": after + 1}}
+    accelerator.init_trackers(project, config=dotted(settings or {}) or None, init_kwargs=options)
+
+
+def dotted(settings: Mapping[str, Any], place: str = "") -> dict[str, str | float | int | bool]:
+    """Nested settings on one level, as trackers take them; what is no number or word becomes text."""
+    flat: dict[str, str | float | int | bool] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= dotted(value, f"{place}{name}.")
+        else:
+            flat[f"{place}{name}"] = value if isinstance(value, str | float | int | bool) else str(value)
+    return flat

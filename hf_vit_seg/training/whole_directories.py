@@ -1,0 +1,75 @@
+"""Directories that are whole or absent, whenever a process is killed or a machine stops.
+
+A directory is filled under a temporary name beside its own, forced to disk, and renamed. One that replaces another
+lets it stand until the new one is whole; what a killed process leaves behind is tidied up by the next.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+TEMPORARY, PREVIOUS = ".tmp-", ".old-"
+
+
+def temporary_name(target: Path) -> Path:
+    """Where a directory is filled."""
+    return target.with_name(TEMPORARY + target.name)
+
+
+def empty_temporary(target: Path) -> Path:
+    """The temporary directory of `target`, new and empty."""
+    temporary = temporary_name(target)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def put_in_place(target: Path) -> None:
+    """Give the filled temporary directory its name, in place of what has it now."""
+    temporary, previous = temporary_name(target), target.with_name(PREVIOUS + target.name)
+    force_to_disk(temporary)
+    if target.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        target.rename(previous)
+    temporary.rename(target)
+    sync(target.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def remove_whole(target: Path) -> None:
+    """Remove a directory so that no part of it can be taken for the whole."""
+    doomed = target.with_name(TEMPORARY + target.name)
+    shutil.rmtree(doomed, ignore_errors=True)
+    target.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Remove from `folder` what a killed process left unfinished, and bring back what it was about to replace."""
+    for path in sorted(folder.glob(f"{PREVIOUS}*")):
+        whole = path.with_name(path.name.removeprefix(PREVIOUS))
+        if whole.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.rename(whole)
+    for path in sorted(folder.glob(f"{TEMPORARY}*")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def force_to_disk(folder: Path) -> None:
+    """Wait until all files of a directory are on the disk, and then their names."""
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            sync(Path(parent) / name)
+        sync(Path(parent))
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or, where the system can, a directory."""
+    if path.is_dir() and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,53 @@
+"""The model as it is measured and saved: whole on every process, with averaged weights where there is an average."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import broadcast
+
+from hf_vit_seg.records import RecordError
+
+from .averaging import WeightAverage
+from .model_parts import unwrapped
+from .recipe import Recipe
+
+SCATTERING = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # weights may lie scattered over the processes
+
+
+def refuse_scattered_average(recipe: Recipe, accelerator: Accelerator) -> None:
+    """RecordError for an average of weights that no process has whole."""
+    if recipe.loop.ema is not None and accelerator.distributed_type in SCATTERING:
+        raise RecordError(
+            f"loop.ema: weights are not averaged under {accelerator.distributed_type.value}, where no process has them "
+            "whole; leave it out, or train with DDP"
+        )
+
+
+@contextmanager
+def whole_model(accelerator: Accelerator, model: Any, average: WeightAverage | None, copy: Any | None) -> Iterator[Any]:
+    """The model without accelerate's wrapper; called by all processes. Nothing may be trained inside the block.
+
+    `copy` is the model as it was before accelerate prepared it, needed where weights are scattered: it is given them.
+    """
+    if accelerator.distributed_type in SCATTERING:
+        yield gathered(accelerator, model, copy)
+    elif average is None:
+        yield unwrapped(model)
+    else:
+        with average.applied(unwrapped(model)) as averaged:
+            yield averaged
+
+
+@torch.no_grad()
+def gathered(accelerator: Accelerator, model: Any, copy: Any) -> Any:
+    """The copy, with the weights that are scattered over the processes."""
+    state = accelerator.get_state_dict(model)  # whole on the main process only
+    copy.to(accelerator.device)
+    for name, tensor in copy.state_dict().items():
+        if accelerator.is_main_process:
+            tensor.copy_(state[name])
+        broadcast(tensor, from_process=0)
+    return copy

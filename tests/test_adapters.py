@@ -1,0 +1,174 @@
+"""Low-rank adapters train, are saved multiplied in or beside, and load as what was trained."""
+
+import json
+
+import pytest
+import torch
+from random_weights import randomise
+from torch import nn
+from training_models import FIELDS, IMAGES, NEW, OLD, SEGMENTERS, logits, recipe, save, train_steps
+from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+
+from hf_vit_seg import architectures
+from hf_vit_seg.models.pointwise import PointwiseLinear
+from hf_vit_seg.records import RecordError
+from hf_vit_seg.training.adapters import merged, save_model
+from hf_vit_seg.training.averaging import WeightAverage
+from hf_vit_seg.training.model_building import build_model
+from hf_vit_seg.training.model_parts import encoder_layers, plain_name
+from hf_vit_seg.training.model_preparation import prepare_for_training
+from hf_vit_seg.training.parameter_groups import parameter_groups
+from hf_vit_seg.training.recipe import EmaRecipe, OptimizerRecipe
+
+peft = pytest.importorskip("peft")
+
+
+def built(folder, name, **lora):
+    """A pretrained tiny model, and the same with adapters, fitted to other classes."""
+    save(folder, name, **FIELDS.get(name, {}))
+    wanted = recipe({"from_pretrained": str(folder), "lora": {"rank": 4, **lora}})
+    return build_model(wanted, NEW).model, wanted.model
+
+
+def adapted(folder, name, steps=3, **lora):
+    model, wanted = built(folder, name, **lora)
+    return train_steps(prepare_for_training(model, wanted), steps).eval()
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_fresh_adapters_change_nothing(name, tmp_path):
+    model, wanted = built(tmp_path, name)
+    expected = logits(model)
+    torch.testing.assert_close(logits(prepare_for_training(model, wanted)), expected)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_all_linear_layers_of_the_encoders_layers_are_adapted_and_no_others(name, tmp_path):
+    model, wanted = built(tmp_path, name)
+    linears = {
+        f"{layer}.{path}"
+        for layer in encoder_layers(model)
+        for path, module in model.get_submodule(layer).named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    plain = prepare_for_training(model, wanted).get_base_model()
+    found = {path for path, module in plain.named_modules() if isinstance(module, peft.tuners.lora.Linear)}
+    assert found == linears
+    assert type(plain.get_submodule(min(found)).base_layer) is PointwiseLinear
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_the_encoder_is_frozen_and_the_head_is_not(name, tmp_path):
+    model, wanted = built(tmp_path, name)
+    prefix = f"{model.base_model_prefix}."
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    prepared = train_steps(prepare_for_training(model, wanted))
+    for path, parameter in prepared.named_parameters():
+        assert parameter.requires_grad == (not plain_name(path).startswith(prefix) or ".lora_" in path), path
+    state = {plain_name(key): tensor for key, tensor in prepared.state_dict().items() if ".lora_" not in key}
+    changed = {key for key, tensor in state.items() if not torch.equal(tensor, before[key])}
+    assert not [key for key in changed if key.startswith(prefix)]
+    assert [key for key in changed if key.endswith("running_mean")]
+
+
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_what_is_saved_loads_as_what_was_trained(name, merge, tmp_path):
+    model = adapted(tmp_path / "base", name)
+    expected = logits(model)
+    save_model(model, tmp_path / "saved", merge=merge)
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=0)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-5)
+    statistics = {key: tensor for key, tensor in loaded.state_dict().items() if "running_" in key}
+    trained = model.get_base_model().state_dict()
+    assert statistics and all(torch.equal(tensor, trained[key]) for key, tensor in statistics.items())
+    assert loaded.config.id2label == dict(enumerate(NEW))
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_a_merged_model_is_a_plain_one(name, tmp_path):
+    model = adapted(tmp_path, name)
+    plain = merged(model)
+    fields = FIELDS.get(name, {}) | {"num_labels": len(NEW)}
+    expected = AutoModelForSemanticSegmentation.from_config(architectures()[name].variant_config("tiny", **fields))
+    assert type(plain) is type(expected) and list(plain.state_dict()) == list(expected.state_dict())
+    assert [type(module) for module in plain.modules()] == [type(module) for module in expected.modules()]
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    randomise(plain)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_adapters_beside_the_model_are_pefts_own_files(tmp_path):
+    save_model(adapted(tmp_path / "base", "vit"), tmp_path / "saved", merge=False)
+    settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert (settings["peft_type"], settings["r"]) == ("LORA", 4)
+    assert (tmp_path / "saved" / "config.json").exists() and not (tmp_path / "saved" / "README.md").exists()
+
+
+def test_a_model_without_adapters_is_saved_as_it_is(tmp_path):
+    model = save(tmp_path / "base")
+    assert merged(model) is model
+    save_model(model, tmp_path / "saved", merge=False)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(logits(loaded), logits(model))
+
+
+def test_classifiers_have_adapters_too(tmp_path):
+    save(tmp_path / "base", "vit", OLD, "AutoModelForImageClassification", use_distillation_token=True)
+    wanted = recipe({"from_pretrained": str(tmp_path / "base"), "lora": {}}, task="classification")
+    model = prepare_for_training(build_model(wanted, NEW).model, wanted.model)
+    trained = {plain_name(path) for path, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {"classifier.weight", "distillation_classifier.bias"} < trained
+    save_model(model, tmp_path / "saved", merge=False)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(logits(loaded), logits(model))
+
+
+def test_groups_know_the_parts_of_a_model_with_adapters(tmp_path):
+    model, wanted = built(tmp_path, "vit")
+    prepared = prepare_for_training(model, wanted)
+    groups = parameter_groups(prepared, OptimizerRecipe(learning_rate=1.0, layer_decay=0.5, head_multiplier=3))
+    rates = {group["name"]: group["lr"] for group in groups}
+    layers = {f"layer {depth}": 0.5 ** (5 - depth) for depth in range(1, 5)}
+    assert rates == {**layers, "head": 3, "head, no decay": 3}
+
+
+def test_averaged_adapters_are_what_is_merged(tmp_path):
+    model, wanted = built(tmp_path, "segformer")
+    prepared = prepare_for_training(model, wanted)
+    average = WeightAverage(prepared, EmaRecipe(decay=0.5, warmup=False))
+    for step in (1, 2, 3):
+        train_steps(prepared, 1)
+        average.update(step)
+    with average.applied(prepared):
+        expected = logits(prepared)
+        plain = merged(prepared)
+    assert not torch.allclose(logits(prepared), expected)
+    torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_live_with_recomputed_activations(tmp_path):
+    gradients = []
+    for checkpointing in (False, True):
+        save(tmp_path, "vit")
+        wanted = recipe({"from_pretrained": str(tmp_path), "lora": {}, "gradient_checkpointing": checkpointing})
+        torch.manual_seed(0)
+        model = prepare_for_training(build_model(wanted, NEW).model, wanted.model)
+        model(IMAGES, labels=torch.zeros(2, 64, 64, dtype=torch.long)).loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_target_modules_may_be_named(tmp_path):
+    model, wanted = built(tmp_path, "vit", target_modules=["q_proj"])
+    prepared = prepare_for_training(model, wanted)
+    found = [path for path, module in prepared.named_modules() if isinstance(module, peft.tuners.lora.Linear)]
+    assert len(found) == 4 and all(path.endswith("q_proj") for path in found)
+
+
+def test_target_modules_that_do_not_exist_are_refused(tmp_path):
+    model, wanted = built(tmp_path, "vit", target_modules=["query"])
+    with pytest.raises(RecordError, match=r"model\.lora\.target_modules: .*query"):
+        prepare_for_training(model, wanted)

@@ -1,0 +1,207 @@
+"""Recipes: strict in every place, the same after writing and reading, with settings from the command line on top."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_runs import settings, write_data, write_recipe
+
+from hf_vit_seg.training.recipe import Recipe
+from hf_vit_seg.training.recipe_files import (
+    RecipeFileError,
+    anchored,
+    differences,
+    load_recipe,
+    recipe_text,
+    shipped_recipes,
+)
+from hf_vit_seg.training.yaml_dialect import parse, text_of
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return write_recipe(tmp_path, settings(tmp_path))
+
+
+# YAML
+
+plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8"))
+values = st.recursive(
+    plain, lambda inner: st.lists(inner) | st.dictionaries(st.text("abcnoy1-. "), inner), max_leaves=9
+)
+
+
+@given(values)
+def test_what_is_written_is_read_back(value):
+    assert parse(text_of(value)) == value
+
+
+@given(st.sampled_from(["no", "yes", "on", "1:30", "010", "2018-01-01", "1_000", "=", "<<", "1e3x"]))
+def test_plain_words_stay_words(text):
+    assert parse(f"key: {text}") == {"key": text}
+
+
+def test_numbers_are_numbers():
+    assert parse("[1e-4, 1E5, -2.5, .5, 1., 0x1f, +3, .inf, true, ~]") == [
+        1e-4, 1e5, -2.5, 0.5, 1.0, 31, 3, float("inf"), True, None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nb:\n  c: 1\n  c: 2", "line 4: 'c' stands twice"),
+        ("a: [1", "line 1"),
+        ("a: !!python/object/apply:os.getcwd []", "line 1"),
+        ("? [1]\n: 2", r"line 1: .* is no name"),
+        ("a: \0", "special characters"),
+    ],
+)
+def test_what_is_no_recipe_s_yaml_is_refused_with_its_line(text, said):
+    with pytest.raises(ValueError, match=said):
+        parse(text)
+
+
+# Reading
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_read_and_written_to_the_same(name, tmp_path):
+    recipe = load_recipe(name)
+    (tmp_path / "recipe.yaml").write_text(recipe_text(recipe))
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize("path", shipped_recipes().values(), ids=lambda path: path.stem)
+def test_shipped_recipes_tell_command_cost_and_expected_number(path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(header)
+    assert f"train {path.stem}" in text or f"hf_vit_seg.training {path.stem}" in text
+    assert "cost:" in text and "expected:" in text
+
+
+def test_rows_are_filled_with_their_defaults(recipe):
+    loaded = load_recipe(recipe)
+    assert loaded.transforms[1] == {"random_flip": {"horizontal": 0.5, "vertical": 0.0}}
+    assert loaded.data.train["unpaired"] == "error"
+    assert loaded.evaluation.protocol["scales"] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stepz=3", r"stepz is no known setting"),
+        ("loop.stepz=3", r"loop\.stepz is no known setting; did you mean 'steps'\?"),
+        ("loop.steps=many", r"loop\.steps should be"),
+        ("loop.epochs=3", r"either steps or epochs"),
+        ("data.trainn.kind=folders", r"data\.trainn is no known setting; did you mean 'train'\?"),
+        ("data.train.kind=folder", r"no data source called 'folder'; did you mean 'folders'\?"),
+        ("data.train.image=x", r"data\.train\.image is no known setting; did you mean 'images'\?"),
+        ("transforms.1.random_flip.horizontl=1", r"transforms\.1\.random_flip\.horizontl .*'horizontal'\?"),
+        ("transforms.0={random_corp: {}}", r"no transform called 'random_corp'; did you mean 'random_crop'\?"),
+        ("batch_transforms=[mixupp]", r"no batch transform called 'mixupp'; did you mean 'mixup'\?"),
+        ("loss.cross_entropy.weigt=2", r"loss\.cross_entropy\.weigt is no known setting; did you mean 'weight'\?"),
+        ("loss.cross_entrop.weight=2", r"no loss called 'cross_entrop'; did you mean 'cross_entropy'\?"),
+        ("evaluation.protocol.windw=512", r"evaluation\.protocol\.windw .*'window'\?"),
+        ("optimizer.groups=[{match: x, weight_dekay: 0}]", r"optimizer\.groups\.0\.weight_dekay .*'weight_decay'\?"),
+        ("seed=-1", r"seed should be"),
+        ("optimizer.learning_rate=.nan", r"optimizer\.learning_rate"),
+    ],
+)
+def test_unknown_and_unfit_settings_are_refused_by_their_place(recipe, override, said):
+    with pytest.raises(RecipeFileError, match=said):
+        load_recipe(recipe, [override])
+
+
+def test_a_recipe_that_is_not_there(tmp_path):
+    with pytest.raises(RecipeFileError, match=r"neither as a file nor as a shipped recipe; did you mean 'nuclei'\?"):
+        load_recipe("nucleii")
+    with pytest.raises(RecipeFileError, match=r"is a folder"):
+        load_recipe(tmp_path)
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(RecipeFileError, match=r"list\.yaml: a recipe has settings by name"):
+        load_recipe(tmp_path / "list.yaml")
+
+
+# Settings from the command line
+
+
+def test_overrides_reach_everywhere(recipe):
+    loaded = load_recipe(
+        recipe,
+        [
+            "optimizer.learning_rate=1e-4",
+            "loop.steps=null",
+            "loop.epochs=2.5",
+            "loop.ema.decay=0.99",
+            "transforms.0.random_crop.size=[40,44]",
+            "transforms.1.random_flip.vertical=0.25",
+            "loss.dice.weight=0.5",
+            "model.fields.depths=[1,1,1,1]",
+            "data.classes.2=pole",
+            "loop.precision=no",
+            "data.validation=null",
+        ],
+    )
+    assert loaded.optimizer.learning_rate == 1e-4
+    assert (loaded.loop.steps, loaded.loop.epochs) == (None, 2.5)
+    assert loaded.loop.ema is not None and loaded.loop.ema.decay == 0.99
+    assert loaded.transforms[0]["random_crop"]["size"] == [40, 44]
+    assert loaded.transforms[1]["random_flip"]["vertical"] == 0.25
+    assert loaded.loss["dice"]["weight"] == 0.5
+    assert loaded.model.fields["depths"] == [1, 1, 1, 1]
+    assert loaded.data.classes == ("ground", "disc", "pole")
+    assert loaded.loop.precision == "no"
+    assert loaded.data.validation is None
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("loop.steps", r"write NAME=VALUE"),
+        ("=3", r"write NAME=VALUE"),
+        ("loop.steps=[3", r"no value in YAML"),
+        ("transforms.7.random_crop.size=8", r"a list, whose entries are 0 to 1"),
+        ("transforms.1.random_crop.size=8", r"transforms\.1 is 'random_flip'"),
+        ("seed.more=1", r"seed\.more is no known setting|seed\.more cannot be set|seed should be"),
+        ("loop.steps.more=1", r"loop\.steps\.more cannot be set: loop\.steps is 8"),
+    ],
+)
+def test_overrides_that_cannot_be(recipe, override, said):
+    with pytest.raises(RecipeFileError, match=said):
+        load_recipe(recipe, [override])
+
+
+# Paths
+
+
+def test_paths_lead_from_the_current_directory_or_else_from_the_recipe(tmp_path, monkeypatch):
+    write_data(tmp_path / "here")
+    (tmp_path / "here" / "train" / "train").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    changes = settings(tmp_path / "here")
+    for split in ("train", "validation"):
+        changes["data"][split] |= {"images": f"{split}/images", "masks": f"{split}/masks/{{stem}}.png"}
+    recipe = write_recipe(tmp_path / "here", changes)
+    monkeypatch.chdir(tmp_path / "here")
+    assert load_recipe(recipe).data.train["images"] == "train/images"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded = load_recipe(os.path.relpath(recipe))
+    assert loaded.data.train["images"] == str(tmp_path / "here" / "train" / "images")
+    assert loaded.data.train["masks"] == str(tmp_path / "here" / "train" / "masks" / "{stem}.png")
+    assert anchored("nowhere/x", tmp_path) == "nowhere/x"
+
+
+# What may change in a run that goes on
+
+
+def test_differences_name_what_decides_the_numbers(recipe):
+    one = load_recipe(recipe)
+    free = ["loop.steps=9", "output=x", "trackers=[tensorboard]", "name=y", "data.workers=1", "loop.log_every=7"]
+    assert differences(one, load_recipe(recipe, free)) == {}
+    other = load_recipe(recipe, ["transforms.0.random_crop.size=[40,32]", "loop.ema.decay=0.5"])
+    found = differences(one, other)
+    assert found["transforms.0.random_crop.size.0"] == (32, 40)
+    assert set(found) == {"transforms.0.random_crop.size.0", "loop.ema.decay", "loop.ema.warmup"}
+    assert differences(one, Recipe.model_validate(one.model_dump(mode="json"))) == {}

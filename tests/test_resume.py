@@ -1,0 +1,244 @@
+"""A run that was killed and goes on ends as one that was not, bit for bit; and what cannot go on says why."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.utils import load
+from safetensors.torch import load_file
+from tiny_runs import finish, log, run, settings, start, weights, write_data, write_recipe
+
+from hf_vit_seg.training.checkpoints import CheckpointError, checkpoints, read_manifest
+from hf_vit_seg.training.run import Ending
+
+# Dies as by `kill -9` in the middle of a step, after what the step's number says.
+KILLED = """
+import os, signal, sys
+from hf_vit_seg.training import run
+from hf_vit_seg.training.console import train_command
+from pathlib import Path
+recipe, out, last = sys.argv[1:]
+take_step = run.Run.take_step
+def dying(self, window, request):
+    if self.step == int(last):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return take_step(self, window, request)
+run.Run.take_step = dying
+train_command(recipe, [], Path(out), False, False)
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """Ten pictures, three per step: step 5 of 8 is in the middle of the second epoch. Everything random is in it."""
+    folder = tmp_path_factory.mktemp("resume")
+    loop = {
+        "steps": 8,
+        "batch_size": 3,
+        "log_every": 2,
+        "evaluate_every": 4,
+        "checkpoint_every": 5,
+        "ema": {"decay": 0.9},
+        "early_stop": {"patience": 5},
+        "clip_norm": 1.0,
+    }
+    changes = settings(write_data(folder), loop=loop)
+    changes["model"]["fields"] = {"drop_path_rate": 0.2, "classifier_dropout_prob": 0.2}
+    changes["transforms"].append({"photometric": {}})
+    return write_recipe(folder, changes)
+
+
+@pytest.fixture(scope="module")
+def two_steps(recipe) -> Path:
+    """A run of two steps."""
+    run(recipe, recipe.parent / "run", "loop.steps=2")
+    return recipe.parent / "run"
+
+
+@pytest.fixture
+def checkpoint(two_steps, tmp_path) -> Path:
+    """The checkpoint of step 2, in a run's directory."""
+    shutil.copytree(two_steps, tmp_path / "run")
+    return tmp_path / "run" / "checkpoints" / "step-000002"
+
+
+def same(one, other) -> bool:
+    """Whether two states are equal, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool((one == other).all()) if hasattr(one, "all") else one == other
+
+
+def assert_same_run(one: Path, other: Path, processes: int = 1) -> None:
+    """All states of the last checkpoint, the logs, and the models."""
+    last, other_last = (checkpoints(path / "checkpoints")[-1] for path in (one, other))
+    names = sorted(path.name for path in last.iterdir())
+    assert names == sorted(path.name for path in other_last.iterdir())
+    assert {"model.safetensors", "average.safetensors", "optimizer.bin", "scheduler.bin"} < set(names)
+    assert [name for name in names if name.startswith("random_states")] == [
+        f"random_states_{process}.pkl" for process in range(processes)
+    ]
+    for name in names:
+        if name.endswith(".safetensors"):
+            assert same(load_file(last / name), load_file(other_last / name)), name
+        elif name != "manifest.json":
+            assert same(load(last / name), load(other_last / name)), name
+    assert read_manifest(last).model_copy(update={"seconds": 0.0}) == read_manifest(other_last).model_copy(
+        update={"seconds": 0.0}
+    )
+    for model in ("best", "last"):
+        assert same(weights(one / model), weights(other / model)), model
+    for key in ("loss", "learning_rate", "grad_norm", "evaluation"):
+        assert log(one, key) == log(other, key) != [], key
+
+
+def test_killed_and_resumed_is_as_never_stopped(recipe, tmp_path):
+    assert run(recipe, tmp_path / "whole") is Ending.finished
+    (tmp_path / "killed.py").write_text(KILLED)
+    killed = start([str(recipe), str(tmp_path / "parts"), "7"], script=str(tmp_path / "killed.py"))
+    finish(killed, -signal.SIGKILL)
+    assert [path.name for path in checkpoints(tmp_path / "parts" / "checkpoints")] == ["step-000005"]
+    assert [step for step, _ in log(tmp_path / "parts")] == [2, 4, 6]
+    assert run(recipe, tmp_path / "parts", resume=True) is Ending.finished
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_with_two_processes(recipe, tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finish(start([str(recipe), "--out", str(whole)], processes=2))
+    finish(start([str(recipe), str(parts), "7"], processes=2, script=str(tmp_path / "killed.py")), expected=1)
+    assert [path.name for path in checkpoints(parts / "checkpoints")] == ["step-000005"]
+    finish(start([str(recipe), "--out", str(parts), "--resume"], processes=2))
+    assert_same_run(whole, parts, processes=2)
+
+
+def test_ctrl_c_saves_a_whole_step_and_says_how_to_go_on(recipe, tmp_path):
+    out = tmp_path / "run"
+    long = ["loop.steps=100000", "loop.evaluate_every=100000", "data.workers=1"]
+    process = start([str(recipe), *long, "--out", str(out)])
+    while not (out / "log.jsonl").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    for number in (signal.SIGINT, signal.SIGTERM):  # to loader processes as well, and again by a launcher
+        os.killpg(process.pid, number)
+    output = finish(process, expected=130)
+    assert f"hf-vit-seg train {out}/recipe.yaml --out {out} --resume" in output
+    last = read_manifest(checkpoints(out / "checkpoints")[-1])
+    assert last.samples == 3 * last.step
+    assert not list((out / "checkpoints").glob(".*"))
+    steps = f"loop.steps={last.step + 1}"
+    assert run(out / "recipe.yaml", out, steps, "loop.evaluate_every=100000", resume=True) is Ending.finished
+    assert read_manifest(checkpoints(out / "checkpoints")[-1]).step == last.step + 1
+
+
+def test_an_evaluation_that_was_due_when_stopped_is_made_up_for(recipe, tmp_path, monkeypatch):
+    from hf_vit_seg.training import run as module
+
+    run(recipe, tmp_path / "whole")
+    take_step = module.Run.take_step
+
+    def stopping(self, window, request):
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(self, window, request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Run, "take_step", stopping)
+        assert run(recipe, tmp_path / "parts") is Ending.interrupted
+    manifest = read_manifest(checkpoints(tmp_path / "parts" / "checkpoints")[-1])
+    assert (manifest.step, manifest.looked_after) == (4, False)
+    assert not log(tmp_path / "parts", "evaluation")
+    run(recipe, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_may_be_made_longer(recipe, checkpoint):
+    out = checkpoint.parent.parent
+    assert run(recipe, out, "loop.steps=3", "loop.log_every=1", "loop.keep_checkpoints=1", resume=True)
+    assert [path.name for path in checkpoints(out / "checkpoints")] == ["step-000003"]
+    assert [step for step, _ in log(out)] == [2, 3]
+
+
+def test_resuming_a_finished_run_leaves_it_as_it_is(recipe, checkpoint):
+    out = checkpoint.parent.parent
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.suffix in (".safetensors", ".jsonl", ".yaml")}
+    report = json.loads((out / "last" / "metrics.json").read_text())
+    assert run(recipe, out, "loop.steps=2", resume=True) is Ending.finished
+    assert {path: path.read_bytes() for path in before} == before
+    assert json.loads((out / "last" / "metrics.json").read_text()) == report
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("optimizer.learning_rate=2e-3", r"optimizer\.learning_rate = 0\.001, and the recipe says 0\.002"),
+        ("loop.batch_size=4", r"loop\.batch_size = 3, and the recipe says 4"),
+        ("transforms.0.random_crop.size=[40,40]", r"transforms\.0\.random_crop\.size\.0 = 32"),
+        ("model.freeze=[encoder]", r"model\.freeze"),
+        ("seed=1", r"seed = 0"),
+    ],
+)
+def test_a_checkpoint_of_another_recipe_is_refused(recipe, checkpoint, override, named):
+    with pytest.raises(CheckpointError, match=named):
+        run(recipe, checkpoint.parent.parent, "loop.steps=2", override, resume=True)
+
+
+def test_other_settings_than_the_state_s_may_change(recipe, checkpoint):
+    free = ["loop.log_every=3", "loop.keep_checkpoints=1", "data.workers=1", "evaluation.samples=0", "name=other"]
+    assert run(recipe, checkpoint.parent.parent, "loop.steps=2", *free, resume=True) is Ending.finished
+
+
+def test_a_checkpoint_of_other_processes_is_refused(recipe, checkpoint):
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"processes": 4}))
+    with pytest.raises(CheckpointError, match=r"written by 4 processes and this run has 1"):
+        run(recipe, checkpoint.parent.parent, "loop.steps=2", resume=True)
+
+
+def test_what_is_half_written_is_no_checkpoint(recipe, checkpoint):
+    half = checkpoint.with_name("step-000099")
+    half.mkdir()
+    left = checkpoint.with_name(".tmp-step-000003")
+    left.mkdir()
+    assert checkpoints(checkpoint.parent) == [checkpoint]
+    run(recipe, checkpoint.parent.parent, "loop.steps=2", resume=True)
+    assert not left.exists()
+
+
+class Evil:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("name", ["optimizer.bin", "scheduler.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"])
+def test_a_checkpoint_s_pickles_run_no_code(recipe, checkpoint, tmp_path, name):
+    evil = {"state": Evil(tmp_path / "was_here")}
+    if name == "random_states_0.pkl":
+        with (checkpoint / name).open("wb") as file:
+            pickle.dump(evil, file)
+    else:
+        torch.save(evil, checkpoint / name)
+    with pytest.raises(CheckpointError, match=r"step-000002"):
+        run(recipe, checkpoint.parent.parent, "loop.steps=2", resume=True)
+    assert not (tmp_path / "was_here").exists()
+
+
+def test_nothing_to_resume_is_a_new_run(recipe, tmp_path):
+    assert run(recipe, tmp_path / "run", "loop.steps=1", resume=True) is Ending.finished

@@ -1,0 +1,180 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
+from hf_vit_seg.training.picture_layout import captioned, fitting, grid, legend_below
+from hf_vit_seg.training.pose_pictures import COCO_BONES, LEFT, RIGHT, persons, pose_picture, with_skeletons
+from hf_vit_seg.training.sample_pictures import (
+    IGNORED,
+    LONGEST_SIDE,
+    MISSED,
+    THUMBNAIL,
+    WRONG,
+    ClassifiedImage,
+    class_rows,
+    classification_picture,
+    error_panel,
+    error_rows,
+    panel_size,
+    segmentation_picture,
+    write_pictures,
+)
+
+PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], dtype=np.uint8)
+NAMES = ("ground", "house", "tree")
+WHITE = (255, 255, 255)
+
+
+def near(colour, other, reach=60):
+    return np.abs(np.asarray(colour, dtype=int) - other).max() <= reach
+
+
+@given(bands=st.sampled_from([1, 3, 5]), floats=st.booleans(), height=st.integers(1, 700), width=st.integers(1, 700))
+@settings(max_examples=10, deadline=None)
+def test_any_image_gets_four_panels_and_a_legend(bands, floats, height, width):
+    image = torch.randint(0, 255, (bands, height, width), dtype=torch.uint8)
+    labels = torch.randint(0, 3, (height, width))
+    picture = segmentation_picture(image / 100 if floats else image, labels, labels, NAMES, PALETTE)
+    across, down = panel_size((width, height))
+    assert picture.mode == "RGB" and picture.width >= 4 * across and picture.height > down
+
+
+@given(width=st.integers(1, 3000), height=st.integers(1, 3000))
+def test_panels_have_a_size_for_eyes(width, height):
+    size = panel_size((width, height))
+    assert LONGEST_SIDE / 2 < max(size) <= LONGEST_SIDE and min(size) >= 1
+    if max(width, height) <= LONGEST_SIDE:
+        assert size[0] % width == 0 and size[0] // width == size[1] // height
+
+
+def test_labels_may_have_another_size_than_the_image():
+    labels = np.zeros((40, 60), dtype=int)
+    small = segmentation_picture(Image.new("RGB", (30, 20)), labels, labels, NAMES, PALETTE)
+    large = segmentation_picture(Image.new("L", (600, 400)), labels, labels, NAMES, PALETTE)
+    assert small.size == large.size
+
+
+def test_errors_are_red_and_what_does_not_count_is_grey():
+    photo = Image.new("RGB", (3, 1), (200, 120, 10))
+    panel = np.asarray(error_panel(photo, np.array([[1, 2, 3]]), np.array([[1, 1, 0]]), 3))[0]
+    assert len(set(panel[0])) == 1 and panel[0, 0] > 150  # right: the photo in pale grey
+    assert near(panel[1], WRONG)
+    assert near(panel[2], IGNORED)
+
+
+def test_of_two_classes_misses_are_blue():
+    photo = Image.new("RGB", (4, 1), WHITE)
+    panel = np.asarray(error_panel(photo, np.array([[0, 0, 1, 1]]), np.array([[0, 1, 0, 1]]), 2))[0]
+    assert near(panel[1], WRONG) and near(panel[2], MISSED)
+    assert (panel[[0, 3]] == 255).all()
+
+
+def test_the_legend_has_each_class_with_its_iou_the_largest_first():
+    matrix = ConfusionMatrix(4)
+    truth = torch.tensor([0, 1, 1, 1, 255])
+    matrix.update(torch.tensor([0, 1, 1, 2, 0]), truth)
+    palette = np.concatenate([PALETTE, PALETTE[:1]])
+    iou, labelled = matrix.scores()["per_category_iou"], matrix.counts.sum(dim=1).numpy()
+    rows = class_rows(iou, labelled, (*NAMES, "absent"), palette)
+    assert [(name, colour) for name, colour, _ in rows] == [
+        ("house", (255, 0, 0)), ("ground", (0, 0, 0)), ("tree", (0, 255, 0))
+    ]  # fmt: skip
+    assert [iou for _, _, iou in rows] == [pytest.approx(2 / 3), 1.0, 0.0]
+    assert error_rows(matrix, truth.numpy() != 255, NAMES) == [("not counted", IGNORED, pytest.approx(0.2))]
+
+
+def test_the_legend_of_two_classes_has_shares_of_both_kinds_of_error():
+    matrix = ConfusionMatrix(2)
+    matrix.update(torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 1, 0]))
+    assert error_rows(matrix, np.ones((2, 2), dtype=bool), ("ground", "nucleus")) == [
+        ("missed nucleus", MISSED, 0.5),
+        ("false nucleus", WRONG, 0.25),
+    ]
+
+
+def test_an_image_of_which_nothing_counts_is_drawn():
+    labels = np.full((8, 8), 255)
+    segmentation_picture(torch.zeros(3, 8, 8, dtype=torch.uint8), labels, np.zeros((8, 8), int), NAMES, PALETTE)
+
+
+def test_wrong_classes_are_written_in_red():
+    image = torch.full((1, 8, 8), 255, dtype=torch.uint8)
+    for found, colour in ((1, (213, 40, 40)), (0, (0, 128, 96))):
+        sheet = np.asarray(classification_picture([ClassifiedImage(image, 0, found, 0.5)], ["W" * 90, "M" * 90]))
+        saturation = sheet.max(axis=2).astype(int) - sheet.min(axis=2)
+        strongest = sheet[np.unravel_index(saturation.argmax(), saturation.shape)]
+        assert near(strongest, colour, 30)
+        assert sheet.shape[1] < THUMBNAIL * 1.2  # long names are cut
+
+
+def test_classified_images_of_any_shape_make_a_grid():
+    images = [torch.zeros(1, height, 5, dtype=torch.uint8) for height in (1, 5, 900)]
+    sheet = classification_picture([ClassifiedImage(image, 0, 0, 1.0) for image in images], ["zero"], columns=2)
+    single = classification_picture([ClassifiedImage(images[0], 0, 0, 1.0)], ["zero"], columns=2)
+    assert sheet.width > 1.9 * single.width and sheet.height > 1.9 * single.height
+
+
+def test_names_of_files_are_safe_and_distinct(tmp_path):
+    names = ["a/b.jpg", "a b.png", "../../etc/passwd", "", "scan.v2.tif", "é.png", "A_B.tif", "x" * 400]
+    paths = write_pictures(tmp_path / "samples", {name: Image.new("RGB", (2, 2)) for name in names})
+    assert len(set(paths)) == len(names)
+    assert sorted(paths) == sorted((tmp_path / "samples").iterdir())
+    assert len({path.name.casefold() for path in paths}) == len(names)
+    assert paths[0].name == "a_b.png" and paths[1].name == "a_b_2.png" and paths[4].name == "scan.v2.png"
+
+
+def test_a_keypoint_is_drawn_where_it_is():
+    keypoints = np.zeros((17, 3))
+    keypoints[5], keypoints[6] = (10, 20, 2), (50, 30, 1)  # left and right shoulder
+    photo = Image.new("RGB", (100, 80), WHITE)
+    drawn = np.asarray(with_skeletons(photo, keypoints[None], keypoints[None, :, 2] > 0, (1.0, 1.0), None))
+    assert tuple(drawn[20, 10]) == LEFT and tuple(drawn[30, 50]) == RIGHT
+    assert not near(drawn[25, 30], WHITE)  # the bone between them
+    assert (drawn[:8, :8] == 255).all()  # keypoints without a label lie at (0, 0)
+    assert (np.asarray(photo) == 255).all()
+
+
+def test_scales_place_the_centres_of_pixels():
+    keypoints = np.array([[[10.0, 20.0, 1.0]]])
+    drawn = with_skeletons(Image.new("RGB", (300, 300)), keypoints, keypoints[..., 2] > 0, (3.0, 3.0), ())
+    found = np.argwhere(np.asarray(drawn)[..., 1] > 0)
+    np.testing.assert_allclose(found.mean(axis=0), [61, 31], atol=0.5)  # (20 + 0.5) * 3 - 0.5
+
+
+def test_poses_stand_side_by_side():
+    keypoints = torch.rand(2, 17, 3) * 50
+    picture = pose_picture(torch.zeros(3, 60, 40, dtype=torch.uint8), keypoints, keypoints[0], note="OKS 0.5")
+    assert picture.width > 2 * 40
+    pose_picture(Image.new("L", (60, 40)), np.zeros((4, 3)), np.ones((4, 3)), bones=[(0, 3)])
+    with pytest.raises(ValueError, match=r"persons are \(P, K, 3\).*got \(1, 4, 2\)"):
+        persons(np.zeros((4, 2)))
+
+
+def test_bones_join_all_of_cocos_keypoints():
+    assert {end for bone in COCO_BONES for end in bone} == set(range(17))
+
+
+def test_captions_fit_and_keep_the_picture():
+    picture = Image.new("RGB", (50, 20), (10, 20, 30))
+    sheet = captioned(picture, "a caption that is far too long", "short")
+    assert sheet.width == 50 and sheet.crop((0, sheet.height - 20, 50, sheet.height)).tobytes() == picture.tobytes()
+
+
+def test_a_grid_and_a_legend_of_nothing():
+    with pytest.raises(ValueError, match="one picture or more"):
+        grid([], 3)
+    picture = Image.new("RGB", (50, 20))
+    assert legend_below(picture, []) is picture
+
+
+def test_text_is_cut_to_its_room():
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(16)
+    assert fitting("abc", 1000, font) == "abc"
+    cut = fitting("a very long text", 60, font)
+    assert cut.endswith("…") and font.getlength(cut) <= 60

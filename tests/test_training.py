@@ -1,0 +1,390 @@
+"""Whole runs of a few steps: what they write, what their gradients are, and what they say when something is wrong."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import finish, forget_accelerate, log, run, settings, start, weights, write_data, write_recipe
+from transformers import AutoImageProcessor, AutoModelForPoseEstimation, AutoModelForSemanticSegmentation
+
+from hf_vit_seg.data.checking import BadDataError
+from hf_vit_seg.records import RecordError
+from hf_vit_seg.training import run as run_module
+from hf_vit_seg.training.checkpoints import checkpoints
+from hf_vit_seg.training.console import STOPPED, evaluate_command, sentence_of, train_command
+from hf_vit_seg.training.memory import OutOfMemory
+from hf_vit_seg.training.model_evaluation import evaluate_model
+from hf_vit_seg.training.recipe_files import load_recipe
+from hf_vit_seg.training.run import Ending, TrainingError
+from hf_vit_seg.training.run_directory import RunDirectoryError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def recipe(data, tmp_path) -> Path:
+    return write_recipe(tmp_path, settings(data))
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest difference of two models' weights."""
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+# What a run leaves behind
+
+
+def test_a_run_leaves_models_that_load_and_measure_as_it_said(recipe, tmp_path):
+    out = tmp_path / "run"
+    assert run(recipe, out, "loop.ema.decay=0.5", "evaluation.boundary_iou=true") is Ending.finished
+    assert sorted(path.name for path in out.iterdir()) == [
+        "best", "checkpoints", "data_facts.json", "last", "log.jsonl", "plots", "recipe.yaml", "samples",
+    ]  # fmt: skip
+    assert list((out / "plots").glob("*.png")) and list((out / "samples").glob("*.png"))
+    assert [step for step, _ in log(out)] == list(range(1, 9))
+    assert [step for step, _ in log(out, "evaluation")] == [4, 8]
+    for name in ("best", "last"):
+        model = AutoModelForSemanticSegmentation.from_pretrained(out / name)
+        assert list(model.config.id2label.values()) == ["ground", "disc", "bar"]
+        AutoImageProcessor.from_pretrained(out / name)
+        said = json.loads((out / name / "metrics.json").read_text())
+        forget_accelerate()
+        found = evaluate_model(str(out / name), load_recipe(out / name / "recipe.yaml"), "validation", tmp_path / name)
+        assert found.scores["mean_iou"] == said["scores"]["mean_iou"] > 0
+        assert np.array_equal(found.confusion, said["confusion_matrix"])
+    assert load_recipe(out / "recipe.yaml").loop.steps == 8
+
+
+def test_the_best_model_is_measured_on_the_test_split_at_the_end(data, tmp_path, capsys):
+    changes = settings(data)
+    changes["data"]["test"] = changes["data"]["train"]
+    recipe, out = write_recipe(tmp_path, changes), tmp_path / "run"
+    forget_accelerate()
+    assert train_command(str(recipe), ["loop.steps=1"], out, resume=False, overwrite=False) == 0
+    assert "10 images of the test split" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((out / "test" / "metrics.json").read_text())["images"] == 10
+
+
+def test_the_average_is_what_is_saved(recipe, tmp_path):
+    run(recipe, tmp_path / "run", "loop.ema.decay=0.5", "loop.steps=3")
+    checkpoint = checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    average = {name.removeprefix("module."): value for name, value in load_average(checkpoint).items()}
+    saved, trained = weights(tmp_path / "run" / "last"), weights(checkpoint)
+    assert all(torch.equal(saved[name], average[name]) for name in saved)
+    assert not all(torch.equal(saved[name], trained[name]) for name in saved)
+
+
+def load_average(checkpoint: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(checkpoint / "average.safetensors")
+
+
+def test_training_makes_the_loss_smaller(recipe, tmp_path):
+    run(recipe, tmp_path / "run", "loop.steps=40", "loop.batch_size=4", "optimizer.learning_rate=5e-3")
+    losses = [loss for _, loss in log(tmp_path / "run")]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) / 2
+
+
+def test_without_validation_there_is_a_last_model_only(data, tmp_path):
+    changes = settings(data, loop={"steps": 1, "batch_size": 2})
+    del changes["data"]["validation"]
+    run(write_recipe(tmp_path, changes), tmp_path / "run")
+    assert (tmp_path / "run" / "last" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "best").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_nuclei_are_learned(tmp_path, monkeypatch):
+    """README's first command: the number that it promises, of the 60 held-out images."""
+    monkeypatch.chdir(Path(__file__).resolve().parent.parent)
+    forget_accelerate()
+    assert train_command("nuclei", [], tmp_path / "run", resume=False, overwrite=False) == 0
+    report = json.loads((tmp_path / "run" / "test" / "metrics.json").read_text())
+    assert report["images"] == 60
+    assert report["scores"]["mean_iou"] >= 0.88
+
+
+# Steps
+
+
+def test_steps_of_epochs_are_rounded_up(recipe, tmp_path):
+    run(recipe, tmp_path / "run", "loop.steps=null", "loop.epochs=0.7", "loop.batch_size=3")
+    assert [step for step, _ in log(tmp_path / "run")] == [1, 2, 3]  # 7 of 10 samples are 2 steps and a third
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(recipe, tmp_path):
+    """The pictures have unequally many ignored pixels, some none that count in their crop."""
+    small = ["loop.steps=3", "loss.dice.weight=0.5", "loss.cross_entropy.label_smoothing=0.1", "optimizer.name=sgd"]
+    run(recipe, tmp_path / "whole", *small, "loop.batch_size=8")
+    run(recipe, tmp_path / "parts", *small, "loop.batch_size=2", "loop.accumulation=4")
+    assert difference(tmp_path / "whole" / "last", tmp_path / "parts" / "last") < 1e-6
+    pairs = zip(log(tmp_path / "whole"), log(tmp_path / "parts"), strict=True)
+    assert all(one == pytest.approx(other, rel=1e-6) for one, other in pairs)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_doubled_batch(recipe, tmp_path):
+    same = ["loop.steps=10", "loop.evaluate_every=5", "optimizer.name=sgd", "optimizer.learning_rate=1e-2"]
+    same += ["loop.clip_norm=1.0", "evaluation.boundary_iou=true"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(recipe, one, *same, "loop.batch_size=4")
+    finish(start([str(recipe), *same, "loop.batch_size=2", "--out", str(two)], processes=2))
+    for key in ("loss", "grad_norm", "learning_rate"):
+        pairs = zip(log(one, key), log(two, key), strict=True)
+        assert all(ours == pytest.approx(theirs, rel=1e-5 if key == "grad_norm" else 1e-6) for ours, theirs in pairs)
+    assert [(step, found["mean_iou"]) for step, found in log(one, "evaluation")] == [
+        (step, pytest.approx(found["mean_iou"], rel=1e-4)) for step, found in log(two, "evaluation")
+    ]
+    matrices = [json.loads((out / "last" / "metrics.json").read_text())["confusion_matrix"] for out in (one, two)]
+    assert np.sum(matrices[0]) == np.sum(matrices[1])  # three pictures on two processes: each counts once
+
+
+def test_workers_change_nothing(recipe, tmp_path):
+    for workers in (0, 2):
+        run(recipe, tmp_path / str(workers), "loop.steps=2", f"data.workers={workers}")
+    assert difference(tmp_path / "0" / "last", tmp_path / "2" / "last") == 0
+
+
+def test_bfloat16(recipe, tmp_path):
+    run(recipe, tmp_path / "run", "loop.steps=2", "loop.precision=bf16")
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").loop.precision == "bf16"
+    assert all(weight.dtype == torch.float32 for weight in weights(tmp_path / "run" / "last").values())
+
+
+def test_early_stop(recipe, tmp_path):
+    patient = ["loop.evaluate_every=1", "loop.early_stop.patience=2", "loop.early_stop.least=1"]
+    assert run(recipe, tmp_path / "run", *patient) is Ending.early_stop
+    assert [step for step, _ in log(tmp_path / "run", "evaluation")] == [1, 2, 3]  # the first is the mark
+    assert (tmp_path / "run" / "last").exists()
+    assert run(recipe, tmp_path / "run", *patient, resume=True) is Ending.early_stop
+
+
+def test_measured_statistics_and_class_weights(recipe, tmp_path):
+    measured = ["processor.image_mean=measured", "processor.image_std=measured", "loop.steps=1"]
+    run(recipe, tmp_path / "run", *measured, "loss.cross_entropy.class_weights=balanced")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "last")
+    folder = load_recipe(recipe).data.train["images"]
+    pixels = np.concatenate([np.asarray(Image.open(p)).reshape(-1, 3) for p in sorted(Path(folder).glob("*.png"))])
+    assert processor.image_mean == pytest.approx((pixels / 255).mean(0))
+    assert processor.image_std == pytest.approx((pixels / 255).std(0))
+
+
+# What goes wrong
+
+
+class Faulty:
+    """An objective whose loss is not finite from a step on."""
+
+    def __init__(self, objective, first: int, last: float = math.inf):
+        self.objective, self.first, self.last, self.calls = objective, first, last, 0
+
+    def __getattr__(self, name):
+        return getattr(self.objective, name)
+
+    def totals(self, model, batch):
+        self.calls += 1
+        totals = self.objective.totals(model, batch)
+        return totals * (math.nan if self.first <= self.calls <= self.last else 1)
+
+
+def with_fault(monkeypatch, first: int, last: float = math.inf) -> None:
+    prepare = run_module.prepare
+
+    def faulty(*arguments):
+        parts = prepare(*arguments)
+        object.__setattr__(parts, "objective", Faulty(parts.objective, first, last))
+        return parts
+
+    monkeypatch.setattr(run_module, "prepare", faulty)
+
+
+def test_a_step_whose_loss_is_not_finite_is_left_out(recipe, tmp_path, monkeypatch):
+    with_fault(monkeypatch, 2, 3)
+    assert run(recipe, tmp_path / "run", "loop.steps=4") is Ending.finished
+    losses = [loss for _, loss in log(tmp_path / "run")]
+    assert losses[1:3] == [None, None] and all(losses[i] > 0 for i in (0, 3))
+    assert all(weight.isfinite().all() for weight in weights(tmp_path / "run" / "last").values())
+
+
+def test_too_many_of_them_end_the_run_with_step_and_samples(recipe, tmp_path, monkeypatch):
+    with_fault(monkeypatch, 2)
+    with pytest.raises(TrainingError, match=r"nan in 5 steps in a row, .* step 6 \(with \d\d\.png, \d\d\.png"):
+        run(recipe, tmp_path / "run", "loop.evaluate_every=3")
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000003"]
+
+
+def test_out_of_memory_names_the_settings_to_lower(recipe, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(run_module, "accumulate", full)
+    with pytest.raises(OutOfMemory, match=r"loop\.batch_size=1 loop\.accumulation=2, or .*gradient_checkpointing"):
+        run(recipe, tmp_path / "run")
+
+
+def test_the_batch_size_is_found(recipe, tmp_path):
+    run(recipe, tmp_path / "run", "loop.steps=1", "loop.batch_size=auto")
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").loop.batch_size == 8  # a power of two within ten pictures
+
+
+def test_bad_data_are_refused_before_anything_is_written(data, tmp_path):
+    changes = settings(data)
+    changes["data"]["classes"] = ["ground", "disc"]
+    with pytest.raises(BadDataError, match=r"\b2\b"):
+        run(write_recipe(tmp_path, changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_a_run_never_replaces_what_it_was_not_told_to(recipe, tmp_path):
+    run(recipe, tmp_path / "run", "loop.steps=1")
+    with pytest.raises(RunDirectoryError, match=r"--resume.*--overwrite"):
+        run(recipe, tmp_path / "run", "loop.steps=1")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    run(recipe, tmp_path / "run", "loop.steps=1", "seed=1", overwrite=True)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").seed == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "photo.jpg").touch()
+    with pytest.raises(RunDirectoryError, match=r"holds no run"):
+        run(recipe, tmp_path / "other", overwrite=True)
+
+
+def test_an_evaluation_without_a_split_is_refused(data, tmp_path):
+    changes = settings(data)
+    del changes["data"]["validation"]
+    with pytest.raises(RecordError, match=r"data\.validation_share"):
+        run(write_recipe(tmp_path, changes), tmp_path / "run")
+
+
+def test_an_unknown_measure_is_refused(recipe, tmp_path):
+    with pytest.raises(RecordError, match=r"no 'mean_iuo' here; known are .*mean_iou"):
+        run(recipe, tmp_path / "run", "loop.steps=1", "evaluation.measure=mean_iuo")
+
+
+# The console
+
+
+def test_commands_tell_results_and_refusals(recipe, tmp_path, capsys):
+    out = tmp_path / "run"
+    forget_accelerate()
+    assert train_command(str(recipe), ["loop.steps=2"], out, resume=False, overwrite=False) == 0
+    told = capsys.readouterr().out
+    assert "mIoU" in told and "disc" in told and f"hf-vit-seg predict {out / 'best'}" in told
+    assert "3 images of the validation split" in told
+    forget_accelerate()
+    assert evaluate_command(str(out / "best"), [], None, "train", None) == 0
+    assert "10 images of the train split" in " ".join(capsys.readouterr().out.split())
+    assert (out / "best" / "evaluation_train" / "metrics.json").exists()
+    assert train_command(str(recipe), ["loop.stepz=2"], out, resume=False, overwrite=False) == 2
+    assert "did you mean 'steps'?" in capsys.readouterr().err
+    assert evaluate_command(str(out / "best"), [], None, "test", None) == 2
+    assert "data.test is not in the recipe" in capsys.readouterr().err
+    assert evaluate_command(str(out / "plots"), [], None, "test", None) == 2
+    assert "--recipe" in capsys.readouterr().err
+
+
+def test_a_second_ctrl_c_ends_at_once(recipe, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "accumulate", interrupted)
+    forget_accelerate()
+    assert train_command(str(recipe), [], tmp_path / "run", resume=False, overwrite=False) == STOPPED
+    assert "--resume" in capsys.readouterr().out
+
+
+def test_errors_of_loader_processes_are_one_sentence_too():
+    error = ValueError(
+        "Caught ImageFileError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "x.py", line 1, in f\nhf_vit_seg.data.image_files.ImageFileError: a.png: cannot be read: cut short\n'
+    )
+    assert sentence_of(error) == "a.png: cannot be read: cut short"
+
+
+# Other tasks and ways
+
+
+def test_adapters_are_merged_in_what_is_saved(recipe, data, tmp_path):
+    run(recipe, tmp_path / "first", "loop.steps=1")
+    start_from = settings(data, model={"from_pretrained": str(tmp_path / "first" / "last"), "lora": {"rank": 2}})
+    run(write_recipe(tmp_path, start_from), tmp_path / "run", "loop.steps=3", "optimizer.learning_rate=1e-2")
+    assert weights(tmp_path / "first" / "last").keys() == weights(tmp_path / "run" / "last").keys()
+    said = json.loads((tmp_path / "run" / "last" / "metrics.json").read_text())["scores"]["mean_iou"]
+    forget_accelerate()
+    model = str(tmp_path / "run" / "last")
+    found = evaluate_model(model, load_recipe(tmp_path / "run" / "recipe.yaml"), "validation", tmp_path / "out")
+    assert found.scores["mean_iou"] == pytest.approx(said, abs=1e-4)
+
+
+def test_classification(tmp_path):
+    recipe = {
+        "task": "classification",
+        "model": {
+            "architecture": "vit",
+            "variant": "tiny",
+            "fields": {"image_size": [8, 8], "patch_size": [2, 2]},
+        },
+        "processor": {"size": {"height": 8, "width": 8}},
+        "data": {
+            "train": {"kind": "sklearn_digits", "split": "train"},
+            "validation": {"kind": "sklearn_digits", "split": "test"},
+            "workers": 0,
+        },
+        "batch_transforms": ["mixup"],
+        "loop": {"steps": 3, "batch_size": 16, "log_every": 1},
+        "evaluation": {"batch_size": 64, "samples": 4},
+    }
+    run(write_recipe(tmp_path, recipe), tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
+    assert {"accuracy", "top_5_accuracy", "calibration_error"} <= report["scores"].keys()
+    assert report["images"] == 360 == np.sum(report["confusion_matrix"])
+    assert report["scores"]["accuracy"] <= report["scores"]["top_5_accuracy"]
+
+
+def test_pose(tmp_path):
+    write_people(tmp_path, images=4)
+    source = {"kind": "coco_keypoints", "annotations": str(tmp_path / "people.json"), "images": str(tmp_path)}
+    recipe = {
+        "task": "pose",
+        "model": {"architecture": "vit", "variant": "tiny"},
+        "processor": {"size": {"height": 64, "width": 48}},
+        "data": {"train": source, "validation": source, "workers": 0},
+        "transforms": ["person_affine"],
+        "loop": {"steps": 2, "batch_size": 3, "log_every": 1},
+        "evaluation": {"batch_size": 2, "samples": 1},
+    }
+    run(write_recipe(tmp_path, recipe), tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
+    assert 0 <= report["scores"]["oks_ap"] <= 1
+    assert report["images"] == 8
+    assert AutoModelForPoseEstimation.from_pretrained(tmp_path / "run" / "best").config.num_labels == 17
+
+
+def write_people(folder: Path, images: int) -> None:
+    """Noise, with two persons of 17 keypoints in each picture."""
+    random = np.random.default_rng(0)
+    annotations = []
+    for number in range(images):
+        Image.fromarray(random.integers(0, 255, (80, 100, 3), np.uint8)).save(folder / f"{number}.png")
+        for place in (5, 50):
+            points = np.column_stack([random.integers(place, place + 40, 17), random.integers(10, 70, 17), [2] * 17])
+            row = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0, "area": 2400.0}
+            annotations.append(row | {"bbox": [place, 10, 40, 60], "keypoints": points.flatten().tolist()})
+    names = [f"point {number}" for number in range(17)]
+    coco = {
+        "images": [{"id": n, "file_name": f"{n}.png", "height": 80, "width": 100} for n in range(images)],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "person", "keypoints": names, "skeleton": []}],
+    }
+    (folder / "people.json").write_text(json.dumps(coco))

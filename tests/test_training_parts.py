@@ -1,0 +1,266 @@
+"""The small parts of training: accumulation window, memory advice, early stopping, whole directories, signals."""
+
+import os
+import signal
+import threading
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import GradientAccumulationPlugin
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hf_vit_seg.records import RecordError
+from hf_vit_seg.training.evaluation import Subject, own_batches, read_ahead
+from hf_vit_seg.training.interruption import StopRequest
+from hf_vit_seg.training.memory import OutOfMemory, is_out_of_memory
+from hf_vit_seg.training.recipe import EarlyStopRecipe
+from hf_vit_seg.training.standing import Standing
+from hf_vit_seg.training.trial_steps import largest_batch_size, measured_batch_size, unreached_parameters
+from hf_vit_seg.training.whole_directories import empty_temporary, put_in_place, remove_whole, tidy
+from hf_vit_seg.training.whole_weights import refuse_scattered_average, whole_model
+from hf_vit_seg.training.windows import accumulate, windows
+
+IGNORED = 255
+
+
+class PixelLoss:
+    """Cross-entropy and mean squared logit, whose units differ: pixels that count, and images that have some."""
+
+    def units(self, batch):
+        valid = (batch["labels"] != IGNORED).flatten(1)
+        return torch.stack([valid.sum(), valid.any(1).sum()])
+
+    def totals(self, model, batch):
+        logits, labels = model(batch["pixel_values"]), batch["labels"]
+        entropy = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        images = (labels != IGNORED).flatten(1).any(1)
+        return torch.stack([entropy, (logits.square().mean((1, 2, 3)) * images).sum()])
+
+    def combine(self, totals, units):
+        return (totals / units.clamp(1) * torch.tensor([1.0, 0.3], dtype=totals.dtype)).sum()
+
+
+def a_batch(size: int, ignored: float) -> dict[str, torch.Tensor]:
+    labels = torch.randint(0, 3, (size, 6, 6))
+    return {
+        "pixel_values": torch.randn(size, 2, 6, 6, dtype=torch.float64),
+        "labels": labels.masked_fill(torch.rand(labels.shape) < ignored, IGNORED),
+    }
+
+
+def gradient(model: nn.Module, window) -> tuple[torch.Tensor, torch.Tensor]:
+    accelerator = Accelerator(
+        cpu=True,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=len(window), sync_with_dataloader=False),
+    )
+    model.zero_grad()
+    loss = accumulate(accelerator, model, PixelLoss(), window)
+    assert accelerator.sync_gradients  # the window's last batch is the one that steps
+    return loss, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@given(shares=st.lists(st.floats(0, 1), min_size=4, max_size=4))
+@settings(max_examples=20, deadline=None)
+def test_a_window_of_small_batches_has_the_gradient_of_one_large_batch(shares):
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.GroupNorm(2, 8), nn.GELU(), nn.ConvTranspose2d(8, 3, 3)).double()
+    batches = [a_batch(2, share) for share in shares]
+    whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    loss, gradients = gradient(model, [whole])
+    loss_of_parts, gradients_of_parts = gradient(model, batches)
+    assert torch.allclose(loss_of_parts, loss, rtol=1e-12)
+    assert torch.allclose(gradients_of_parts, gradients, rtol=1e-9, atol=1e-12)
+    if not all(share == 1 for share in shares):
+        assert gradients.abs().sum() > 0
+
+
+def test_windows_have_the_accumulation_s_number_of_batches():
+    batches = [{"number": number} for number in range(7)]
+    assert list(windows(batches, 3)) == [batches[:3], batches[3:6]]
+
+
+# Processes
+
+
+@given(length=st.integers(0, 30), processes=st.integers(1, 5), size=st.integers(1, 4))
+def test_every_sample_is_measured_once_by_one_process(length, processes, size):
+    found = []
+    for index in range(processes):
+        accelerator = SimpleNamespace(process_index=index, num_processes=processes)
+        recipe = SimpleNamespace(evaluation=SimpleNamespace(batch_size=size))
+        subject = Subject(None, None, recipe, accelerator)
+        for batch in own_batches(subject, length, lambda i: i, lambda i: i // 10):
+            assert len(batch) <= size and len({i // 10 for i in batch}) == 1
+            found += batch
+    assert sorted(found) == list(range(length))
+
+
+def test_a_failure_to_read_ahead_ends_the_reading():
+    def read(index):
+        if index == 3:
+            raise ValueError("cut short")
+        return index
+
+    items = read_ahead(read, range(10_000))
+    assert [next(items) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="cut short"):
+        next(items)
+
+
+def test_scattered_weights_come_together_in_a_copy():
+    """As under FSDP, whose model has another class and shares of the weights; here the shares are all of them."""
+    model, copy = nn.Linear(3, 2), nn.Linear(3, 2)
+    scattering = SimpleNamespace(
+        distributed_type=DistributedType.FSDP,
+        is_main_process=True,
+        device=torch.device("cpu"),
+        get_state_dict=lambda model: model.state_dict(),
+    )
+    Accelerator(cpu=True)
+    with whole_model(scattering, model, None, copy) as whole:
+        assert whole is copy and torch.equal(whole.weight, model.weight) and torch.equal(whole.bias, model.bias)
+    recipe = SimpleNamespace(loop=SimpleNamespace(ema=object()))
+    with pytest.raises(RecordError, match=r"loop\.ema: .* FSDP"):
+        refuse_scattered_average(recipe, scattering)
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_errors_about_memory_are_recognised(error):
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_torch_s_own_error_on_a_cpu_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert is_out_of_memory(caught.value)
+
+
+@given(limit=st.integers(1, 3000), most=st.integers(1, 3000))
+def test_the_largest_power_of_two_that_fits_is_found(limit, most):
+    found = largest_batch_size(lambda size: size <= limit, most)
+    assert found <= min(limit, most) < 2 * found
+    assert found & (found - 1) == 0
+
+
+def test_not_even_one_image_is_an_error_with_advice():
+    with pytest.raises(OutOfMemory, match=r"smaller crops"):
+        largest_batch_size(lambda size: False, 8)
+
+
+class Greedy(nn.Module):
+    """Takes no more than three images at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Dropout())
+
+    def forward(self, pixel_values):
+        if len(pixel_values) > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return self.layer(pixel_values)
+
+
+def test_measuring_the_batch_size_leaves_model_and_random_numbers_alone():
+    model, sample = Greedy().double(), a_batch(1, 0.2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    size = measured_batch_size(model, PixelLoss(), sample, torch.device("cpu"), nullcontext, 16)
+    assert size == 2
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_parameters_that_get_no_gradient_are_found():
+    model = nn.Sequential(nn.Conv2d(2, 3, 1)).double()
+    model.spare = nn.Linear(2, 2)
+    model.forward = model[0].forward
+    model[0].bias.requires_grad_(False)
+    assert unreached_parameters(model, PixelLoss(), a_batch(1, 0.2)) == ["spare.weight", "spare.bias"]
+    assert all(p.grad is None for p in model.parameters())
+
+
+# Early stopping
+
+
+def test_early_stopping_counts_evaluations_without_enough_improvement():
+    rule, standing, ends = EarlyStopRecipe(patience=2, least=0.1), Standing(), []
+    for step, value in enumerate([0.5, 0.55, float("nan"), 0.58, 0.65]):
+        standing = standing.after("mean_iou", value, step, rule)
+        ends.append(standing.has_ended(rule))
+    assert (standing.best, standing.best_step) == (0.65, 4)
+    assert ends == [False, False, True, True, False]
+
+
+def test_of_an_error_the_smaller_is_the_better():
+    standing = Standing().after("loss", 0.5, 1).after("loss", 0.7, 2)
+    assert (standing.best, standing.best_step, standing.fruitless) == (0.5, 1, 1)
+
+
+# Whole directories
+
+
+def fill(target, text: str) -> None:
+    temporary = empty_temporary(target)
+    (temporary / "sub").mkdir()
+    (temporary / "sub" / "file").write_text(text)
+
+
+def test_a_directory_replaces_another_as_a_whole(tmp_path):
+    target = tmp_path / "best"
+    for text in ("first", "second"):
+        fill(target, text)
+        put_in_place(target)
+        assert (target / "sub" / "file").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    remove_whole(target)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_tidied_up(tmp_path):
+    for name in ("best", "last"):
+        fill(tmp_path / name, name)
+        put_in_place(tmp_path / name)
+    fill(tmp_path / "step-000100", "half")  # killed before it was whole
+    (tmp_path / "best").rename(tmp_path / ".old-best")  # killed between the two renamings
+    fill(tmp_path / ".old-last", "killed before the old one was removed")
+    (tmp_path / ".tmp-.old-last").rename(tmp_path / ".old-last")
+    tidy(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last"]
+    assert (tmp_path / "best" / "sub" / "file").read_text() == "best"
+    assert (tmp_path / "last" / "sub" / "file").read_text() == "last"
+
+
+# Signals
+
+
+def test_the_first_signal_asks_and_a_second_one_later_ends(monkeypatch):
+    monkeypatch.setattr("hf_vit_seg.training.interruption.ECHO_SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as request:
+        assert request.signal is None
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # a launcher passing the first one on
+        assert request.signal == signal.SIGINT
+        time.sleep(0.3)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert threading.current_thread() is threading.main_thread()

@@ -1,0 +1,174 @@
+"""Norms, frozen parts, recomputed activations and the compiler change how a model is trained, not what it is."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from torch import distributed, nn
+from training_models import IMAGES, LABELS, NEW, SEGMENTERS, built, logits, model_recipe, recipe, save, train_steps
+from transformers import AutoModelForSemanticSegmentation
+
+from hf_vit_seg.records import RecordError
+from hf_vit_seg.training.freezing import freeze, hold_frozen_norms
+from hf_vit_seg.training.model_building import build_model
+from hf_vit_seg.training.model_preparation import prepare_for_training
+from hf_vit_seg.training.normalisation import synchronised
+
+
+def norms(model, kind=nn.BatchNorm2d):
+    return [module for module in model.modules() if isinstance(module, kind)]
+
+
+def without_chance(model):
+    for module in model.modules():
+        for rate in ("p", "rate"):
+            if isinstance(getattr(module, rate, None), float):
+                setattr(module, rate, 0.0)
+    return model
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_a_model_with_group_norm_loads_again(name, tmp_path):
+    model = built(name, norm="group")
+    assert norms(model.decode_head, nn.GroupNorm) and not norms(model.decode_head)
+    model.save_pretrained(tmp_path)
+    loaded, account = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert not account["missing_keys"] and not account["unexpected_keys"]
+    torch.testing.assert_close(logits(loaded), logits(model))
+
+
+def test_the_norms_that_stay_are_counted():
+    found = build_model(recipe({"architecture": "cvt", "norm": "group"}), NEW)
+    assert found.notes[1:] == [f"{len(norms(found.model.base_model))} BatchNorms of the encoder stay"]
+    assert len(build_model(recipe({"norm": "group"}), NEW).notes) == 1
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_with_group_norm_an_image_is_alone_in_its_batch(name):
+    alone = []
+    for norm in ("group", "batch"):
+        model = without_chance(built(name, norm=norm)).train()
+        for encoder_norm in norms(model.base_model):
+            encoder_norm.eval()
+        with torch.no_grad():
+            both, first = model(IMAGES).logits, model(IMAGES[:1]).logits
+        alone.append(torch.allclose(both[:1], first, rtol=1e-4, atol=1e-4))
+    assert alone == [True, False]
+
+
+def test_group_norm_takes_the_weights_of_a_model_with_batch_norm(tmp_path):
+    old = save(tmp_path)
+    found = build_model(recipe({"from_pretrained": str(tmp_path), "norm": "group"}), NEW)
+    assert torch.equal(found.model.decode_head.fuse_norm.weight, old.decode_head.fuse_norm.weight)
+    assert "without a place in this model: decode_head.fuse_norm.running_mean" in "\n".join(found.notes)
+
+
+def test_group_norm_is_refused_where_it_could_not_be_saved(tmp_path):
+    config = transformers.SegformerConfig(hidden_sizes=[8, 16, 24, 32], depths=[1] * 4, decoder_hidden_size=16)
+    transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
+    with pytest.raises(RecordError, match="SegformerConfig has no field 'decoder_norm'"):
+        build_model(recipe({"from_pretrained": str(tmp_path), "norm": "group"}), NEW)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_synchronised_norms_are_saved_as_batch_norms(name, tmp_path):
+    model = built(name)
+    expected = logits(copy.deepcopy(model))
+    prepared = prepare_for_training(model, model_recipe(norm="sync"))
+    assert norms(prepared, nn.SyncBatchNorm) and not norms(prepared)
+    torch.testing.assert_close(logits(prepared), expected)
+    prepared.save_pretrained(tmp_path)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    assert norms(loaded) and not norms(loaded, nn.SyncBatchNorm)
+    torch.testing.assert_close(logits(loaded), expected)
+
+
+def test_synchronised_norms_are_refused_for_several_processes_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(RecordError, match=r"GPUs alone.*'group'"):
+        synchronised(built("segformer"))
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_what_is_frozen_stays_to_the_last_bit_with_its_statistics(name):
+    model = built(name)
+    before = copy.deepcopy(model.state_dict())
+    prefix = f"{model.base_model_prefix}."
+    prepared = prepare_for_training(model, model_recipe(freeze=(f"^{prefix}",)))
+    train_steps(prepared)
+    changed = {key for key, tensor in prepared.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert changed and not [key for key in changed if key.startswith(prefix)]
+    assert [key for key in changed if key.endswith("classifier.weight")]
+    assert [key for key in changed if key.endswith("running_mean")]
+
+
+def test_a_copy_of_a_frozen_model_holds_its_own_norms():
+    model = prepare_for_training(built("cvt"), model_recipe(freeze=("^cvt",)))
+    copied = copy.deepcopy(model)
+    copied.train()
+    assert norms(copied.cvt) and not any(norm.training for norm in norms(copied.cvt))
+    model.eval()
+    copied.decode_head.fuse_norm.train()
+    assert copied.decode_head.fuse_norm.training and not model.decode_head.fuse_norm.training
+
+
+def test_norms_that_are_trained_are_not_held():
+    model = built("cvt")
+    assert hold_frozen_norms(model) == 0
+    freeze(model, (r"stages\.0\.",))
+    # Of the first stage's layer: of its queries, keys and values.
+    assert hold_frozen_norms(model) == 3
+
+
+@pytest.mark.parametrize(
+    ("patterns", "reason"),
+    [
+        (("^encoder",), r"'\^encoder' finds no parameter; there are \['decode_head"),
+        (("",), "nothing is left"),
+        (("(",), "no regul"),
+    ],
+)
+def test_freezing_nothing_or_everything_is_refused(patterns, reason):
+    with pytest.raises(RecordError, match=reason):
+        prepare_for_training(built("segformer"), model_recipe(freeze=patterns))
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_recomputed_activations_give_the_same_gradients_and_statistics(name):
+    results = []
+    for checkpointing in (False, True):
+        model = without_chance(built(name))
+        prepared = prepare_for_training(model, model_recipe(gradient_checkpointing=checkpointing))
+        prepared(IMAGES, labels=LABELS).loss.backward()
+        gradients = {name: parameter.grad for name, parameter in prepared.named_parameters()}
+        statistics = {n: t for n, t in prepared.named_buffers() if t.is_floating_point()}
+        results.append(gradients | statistics)
+        layers = [m for m in prepared.modules() if getattr(m, "gradient_checkpointing", False)]
+        assert bool(layers) == checkpointing
+    plain, recomputed = results
+    for key, tensor in plain.items():
+        torch.testing.assert_close(recomputed[key], tensor, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_models_that_cannot_recompute_are_refused():
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    model = transformers.ResNetForImageClassification(config)
+    with pytest.raises(RecordError, match="ResNetForImageClassification does not support it"):
+        prepare_for_training(model, model_recipe(gradient_checkpointing=True))
+
+
+def test_compiling_changes_no_name():
+    model = built("segformer")
+    names = list(model.state_dict())
+    prepared = prepare_for_training(model, model_recipe(compile=True))
+    assert prepared is model and prepared._compiled_call_impl is not None
+    assert list(prepared.state_dict()) == names
+    assert copy.deepcopy(prepared)._compiled_call_impl is None
+
+
+def test_adapters_from_scratch_are_refused():
+    with pytest.raises(RecordError, match="adapters need a pretrained model"):
+        prepare_for_training(built("segformer"), model_recipe(lora={}))

@@ -1,0 +1,122 @@
+"""Runs that take seconds: small pictures of shapes on a ground, and a tiny SegFormer without dropout."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+from safetensors.torch import load_file
+
+from hf_vit_seg.training.recipe_files import load_recipe
+from hf_vit_seg.training.run import Ending, train
+from hf_vit_seg.training.run_directory import RunDirectory
+from hf_vit_seg.training.yaml_dialect import text_of
+
+SIZE, IMAGES = 48, 10
+COLOURS = np.array([[40, 60, 90], [220, 80, 60], [90, 200, 120]])
+
+
+def write_pictures(folder: Path, count: int = IMAGES, seed: int = 0) -> Path:
+    """`images/` and `masks/` of discs (1) and bars (2) on a noisy ground (0), with unequally many ignored pixels."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(count):
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        x, y = random.integers(8, SIZE - 8, 2)
+        mask[(rows - y) ** 2 + (columns - x) ** 2 < 36] = 1
+        mask[:, (x + 16) % SIZE : (x + 16) % SIZE + 4] = 2
+        image = COLOURS[mask] + random.integers(-20, 20, (SIZE, SIZE, 3))
+        mask[: number * 2] = 255
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / "images" / f"{number:02}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{number:02}.png")
+    return folder
+
+
+def settings(data: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe of `data`/{train,validation} for 8 steps of two pictures; no dropout, GroupNorm, some random numbers."""
+    split = {name: {"kind": "folders", "images": str(data / name / "images"), "masks": str(data / name / "masks")}
+             for name in ("train", "validation")}  # fmt: skip
+    recipe: dict[str, Any] = {
+        "model": {
+            "architecture": "segformer",
+            "variant": "tiny",
+            "norm": "group",
+            "fields": {"drop_path_rate": 0.0, "classifier_dropout_prob": 0.0},
+        },
+        "processor": {"do_resize": False},
+        "data": {**split, "classes": ["ground", "disc", "bar"], "workers": 0},
+        "transforms": [{"random_crop": {"size": [32, 32]}}, "random_flip"],
+        "optimizer": {"learning_rate": 1e-3},
+        "loop": {"steps": 8, "batch_size": 2, "log_every": 1, "evaluate_every": 4},
+        "evaluation": {"samples": 1},
+    }
+    return recipe | changes
+
+
+def write_data(folder: Path) -> Path:
+    """Both splits."""
+    write_pictures(folder / "train")
+    write_pictures(folder / "validation", 3, seed=1)
+    return folder
+
+
+def write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text_of(recipe))
+    return path
+
+
+def run(recipe: Path, out: Path, *overrides: str, **options: bool) -> Ending:
+    """In this process, as the first run in it."""
+    forget_accelerate()
+    torch.manual_seed(int.from_bytes(os.urandom(4)))  # a run depends on its recipe's seed alone
+    return train(load_recipe(recipe, overrides), RunDirectory(out), **options)
+
+
+def forget_accelerate() -> None:
+    """accelerate keeps the state of a process for its whole life."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def start(command: list[str], processes: int = 1, script: str | None = None) -> subprocess.Popen[str]:
+    """`train` with these arguments, or a Python `script` that gets them, on so many CPU processes."""
+    what = ["-m", "hf_vit_seg.training"] if script is None else [script]
+    launcher = (
+        [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    )
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [sys.executable, *launcher, *what, *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a group of its own, to which a terminal's Ctrl-C would go
+    )
+
+
+def finish(process: subprocess.Popen[str], expected: int = 0) -> str:
+    """What a process printed, when it has ended as expected."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == expected, output
+    return output
+
+
+def log(out: Path, key: str = "loss") -> list[tuple[int, float]]:
+    """A value over the steps of a run."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line[key]) for line in lines if key in line]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    """The weights of a model directory or checkpoint."""
+    return load_file(directory / "model.safetensors")

@@ -1,0 +1,71 @@
+"""Recipes, tiny models and steps for the tests of training."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from random_weights import randomise
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_vit_seg import architectures
+from hf_vit_seg.records import read_record
+from hf_vit_seg.training.config_axes import set_classes
+from hf_vit_seg.training.model_building import build_model
+from hf_vit_seg.training.recipe import ModelRecipe, Recipe
+
+OLD = ("sky", "Road", "car", "tree")
+NEW = ("road", "boat", "SKY")
+SEGMENTERS = [n for n, a in architectures().items() if "AutoModelForSemanticSegmentation" in a.models]
+# A head with BatchNorm in every architecture.
+FIELDS = {"vit": {"segmentation_head": "all_mlp"}}
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+LABELS = torch.randint(0, 3, (2, 64, 64), generator=torch.Generator().manual_seed(2))
+
+
+def model_recipe(**settings: Any) -> ModelRecipe:
+    """A model's recipe; without an origin a tiny SegFormer from scratch."""
+    origin = {} if "from_pretrained" in settings else {"architecture": "segformer", "variant": "tiny"}
+    return read_record(ModelRecipe, origin | settings)
+
+
+def recipe(model: dict[str, Any] | None = None, **settings: Any) -> Recipe:
+    """A run's recipe: what a test does not name is the least that it needs."""
+    least = {"data": {"train": {"kind": "folders"}}, "loop": {"steps": 10}}
+    return read_record(Recipe, least | {"model": model_recipe(**(model or {}))} | settings)
+
+
+def save(
+    folder: Path, name: str = "segformer", names=OLD, auto_class: str = "AutoModelForSemanticSegmentation", **fields
+) -> PreTrainedModel:
+    """A random tiny model, and the same in a folder."""
+    config = architectures()[name].variant_config("tiny", **fields)
+    set_classes(config, names)
+    model = randomise(getattr(transformers, auto_class).from_config(config)).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def built(name: str, **settings: Any) -> PreTrainedModel:
+    """A random tiny segmentation model from scratch, with BatchNorm in its head."""
+    wanted = {"architecture": name, "variant": "tiny", "fields": FIELDS.get(name, {})} | settings
+    return randomise(build_model(recipe(wanted), NEW).model)
+
+
+def train_steps(model: nn.Module, steps: int = 2) -> nn.Module:
+    """Some steps on the same images."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.05)
+    for _ in range(steps):
+        model.train()
+        model(IMAGES, labels=LABELS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+@torch.no_grad()
+def logits(model: nn.Module, images: torch.Tensor = IMAGES) -> torch.Tensor:
+    """What a model says in evaluation."""
+    return model.eval()(images).logits
