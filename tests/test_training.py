@@ -12,6 +12,7 @@ from tiny_runs import finish, forget_accelerate, log, run, settings, start, weig
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation, AutoModelForSemanticSegmentation
 
 from hf_vit_seg.data.checking import BadDataError
+from hf_vit_seg.inference import Segmenter
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training import run as run_module
 from hf_vit_seg.training.checkpoints import checkpoints
@@ -116,6 +117,27 @@ def test_the_nuclei_are_learned(tmp_path, monkeypatch):
 
 
 # Steps
+
+
+def test_two_classes_with_a_single_output(data, tmp_path):
+    both = {"classes": ["ground", {"name": "shape", "values": [1, 2]}]}
+    base = settings(data)
+    base |= {"data": base["data"] | both, "model": base["model"] | {"single_output": True}}
+    recipe = write_recipe(tmp_path, base)
+    assert (
+        run(recipe, tmp_path / "run", "loss.dice.weight=0.5", "loss.binary_cross_entropy.weight=1") is Ending.finished
+    )
+    out = tmp_path / "run"
+    model = AutoModelForSemanticSegmentation.from_pretrained(out / "best")
+    assert model.config.id2label == {0: "shape"} and model.decode_head.classifier.out_channels == 1
+    said = json.loads((out / "best" / "metrics.json").read_text())
+    assert [row["name"] for row in said["classes"]] == ["ground", "shape"]
+    assert Segmenter.from_pretrained(out / "best").names == ("background", "shape")
+
+
+def test_a_single_output_is_of_two_classes(recipe, tmp_path):
+    with pytest.raises(RecordError, match=r"two classes, .* this is segmentation into 3"):
+        run(recipe, tmp_path / "run", "model.single_output=true")
 
 
 def test_steps_of_epochs_are_rounded_up(recipe, tmp_path):

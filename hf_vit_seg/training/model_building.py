@@ -47,6 +47,18 @@ class BuiltModel:
     notes: list[str]
 
 
+def output_names(recipe: Recipe, names: Sequence[str]) -> tuple[str, ...]:
+    """The names of a model's outputs: all classes, or of two the second with `model.single_output`."""
+    if not recipe.model.single_output:
+        return tuple(names)
+    if recipe.task != "segmentation" or len(names) != 2:
+        raise RecordError(
+            f"model.single_output is for segmentation into two classes, the second of which is the output; this is "
+            f"{recipe.task} into {len(names)}"
+        )
+    return (names[1],)
+
+
 def build_model(
     recipe: Recipe,
     names: Sequence[str],
@@ -63,7 +75,7 @@ def build_model(
     with torch.random.fork_rng(devices=[]), transformers_silent():
         torch.manual_seed(recipe.seed)
         build = new_model if recipe.model.from_pretrained is None else pretrained_model
-        model, notes = build(recipe, names, ignore_index, bands)
+        model, notes = build(recipe, output_names(recipe, names), ignore_index, bands)
         statistics = None if measured is None else Measured(*measured)
         processor = build_processor(recipe, model.config, bands, palette, statistics)
     return BuiltModel(model, processor, [*notes, *norm_notes(recipe.model.norm, model), *processor_notes(recipe)])

@@ -64,6 +64,8 @@ def check_classes(model: Any, dataset: RawDataset, name: str) -> None:
     """RecordError unless the model's classes are those of the data."""
     labels = [model.config.id2label.get(index) for index in range(model.config.num_labels)]
     wanted = list(dataset.class_table.names)
+    if len(labels) == 1 and len(wanted) == 2:  # a single output is the second class
+        wanted = wanted[1:]
     if labels != wanted:
         differing = [f"{i} {a} / {b}" for i, (a, b) in enumerate(zip(labels, wanted, strict=False)) if a != b]
         first = f", the first that differ are {', '.join(differing[:3])}" if differing else ""

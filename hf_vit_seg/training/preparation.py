@@ -26,7 +26,7 @@ from hf_vit_seg.records import RecordError
 from .averaging import WeightAverage
 from .checkpoints import Manifest
 from .interruption import leave_signals_to_parent
-from .model_building import BuiltModel, build_model
+from .model_building import BuiltModel, build_model, output_names
 from .model_preparation import prepare_for_training
 from .objectives import OBJECTIVES
 from .parameter_groups import build_optimizer
@@ -135,7 +135,8 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     built = build(recipe, accelerator, data)
     model = prepare_for_training(built.model, recipe.model)
     ignored = data.train.class_table.ignore_index
-    objective = OBJECTIVES[recipe.task](recipe, len(data.names), ignored, counts)
+    outputs = len(output_names(recipe, data.names))
+    objective = OBJECTIVES[recipe.task](recipe, outputs, ignored, counts if outputs > 1 else None)
     dataset, collator = training_set(recipe, data, built)
     sample = collator([dataset[Draw(0, 0, 0)]])
     notes = [*warnings, *built.notes, *without_unreached(accelerator, model, objective, sample)]

@@ -30,6 +30,7 @@ class ModelRecipe(Record):
     from_pretrained: str | None = None  # a directory or Hub id
     fields: dict[str, Any] = {}  # config fields, over the variant's or the pretrained model's
     copy_classes: bool = True  # classifier rows whose class name (case aside) is known already are kept
+    single_output: bool = False  # of two classes the second alone has an output, 1 above a probability of one half
     norm: Literal["batch", "sync", "group"] = "batch"  # of BatchNorm layers: as they are, SyncBatchNorm, GroupNorm
     freeze: tuple[str, ...] = ()  # regular expressions (searched) of parameters that are not trained
     gradient_checkpointing: bool = False
