@@ -372,6 +372,11 @@ def test_classification(tmp_path):
     assert {"accuracy", "top_5_accuracy", "calibration_error"} <= report["scores"].keys()
     assert report["images"] == 360 == np.sum(report["confusion_matrix"])
     assert report["scores"]["accuracy"] <= report["scores"]["top_5_accuracy"]
+    forget_accelerate()
+    again = load_recipe(tmp_path / "run" / "recipe.yaml")
+    found = evaluate_model(str(tmp_path / "run" / "best"), again, "validation", tmp_path / "again")
+    assert found.scores["accuracy"] == report["scores"]["accuracy"]
+    assert (tmp_path / "again" / "plots" / "reliability.png").exists()
 
 
 def test_pose(tmp_path):

@@ -72,9 +72,11 @@ def draw_bars(axes: Axes, names: list[str], values: np.ndarray, rows: int, mean:
 
 def reliability_figure(report: MetricsReport) -> Figure | None:
     """How often predictions of some confidence are right, and how many there are; None without counts of that."""
-    if report.reliability is None or not np.sum(report.reliability[0]):
+    if report.reliability is None:
         return None
     number, confidence, hits = np.asarray(report.reliability, dtype=float)
+    if not number.sum():
+        return None
     edges = np.linspace(0, 1, len(number) + 1)
     width, centres, filled = 1 / len(number), (edges[:-1] + edges[1:]) / 2, number > 0
     accuracy, certainty = hits[filled] / number[filled], confidence[filled] / number[filled]
