@@ -104,18 +104,6 @@ def test_without_validation_there_is_a_last_model_only(data, tmp_path):
     assert not (tmp_path / "run" / "best").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_the_nuclei_are_learned(tmp_path, monkeypatch):
-    """README's first command: the number that it promises, of the 60 held-out images."""
-    monkeypatch.chdir(Path(__file__).resolve().parent.parent)
-    forget_accelerate()
-    assert train_command("nuclei", [], tmp_path / "run", resume=False, overwrite=False) == 0
-    report = json.loads((tmp_path / "run" / "test" / "metrics.json").read_text())
-    assert report["images"] == 60
-    assert report["scores"]["mean_iou"] >= 0.88
-
-
 # Steps
 
 
