@@ -60,6 +60,7 @@ def run(command: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_first_command_trains_what_it_promises(reader):
     for command in commands(first=True):
         run(command, reader)
