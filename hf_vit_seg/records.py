@@ -4,7 +4,7 @@ A record is a frozen pydantic model that knows all its keys. A table maps names 
 among losses, transforms or data formats by name, and a plugin adds a row by entry point.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -69,9 +69,14 @@ def candidates(annotation: Any) -> list[Any]:
 
 def unknown(place: str, name: str, known: list[str]) -> str:
     """A name that is not known, and the nearest that is."""
+    return f"{place} is no known setting; {nearest(name, sorted(known))}"
+
+
+def nearest(name: str, known: Iterable[str], what: str = "known") -> str:
+    """The end of a message about a name that is not known: the nearest one that is, or all of them."""
+    known = list(known)
     near = get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}"
-    return f"{place} is no known setting; {hint}"
+    return f"did you mean '{near[0]}'?" if near else f"{what} are {', '.join(known)}"
 
 
 def shortened(value: Any, length: int = 80) -> str:
@@ -95,8 +100,7 @@ class Table(Generic[R]):
     def row(self, name: str, place: str) -> type[R]:
         """The record called `name`."""
         if name not in self.rows:
-            near = get_close_matches(str(name), self.rows, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(self.rows))}"
+            hint = nearest(str(name), sorted(self.rows))
             raise RecordError(f"{place}: there is no {self.title} called '{name}'; {hint}")
         found: Any = self.rows[name]
         if isinstance(found, type):

@@ -93,7 +93,9 @@ def start(command: list[str], processes: int = 1, script: str | None = None) -> 
     launcher = (
         [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     )
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    if processes > 1:  # one process computes with as many threads as this one: sums of other parts round differently
+        environment["OMP_NUM_THREADS"] = "1"
     return subprocess.Popen(
         [sys.executable, *launcher, *what, *command],
         env=environment,

@@ -64,18 +64,20 @@ def existing_folder(path: Path, what: str) -> Path:
     """A folder that is there."""
     if path.is_dir():
         return path
-    reason = "this is a file" if path.exists() else "there is no such folder"
-    hint = "" if path.is_absolute() else f" (relative paths start from {Path.cwd()})"
-    raise SourceError(f"{what}: {path}: {reason}{hint}")
+    raise SourceError(absence(path, what, "this is a file" if path.exists() else "there is no such folder"))
 
 
 def existing_file(path: Path, what: str) -> Path:
     """A file that is there."""
     if path.is_file():
         return path
-    reason = "this is a folder" if path.is_dir() else "there is no such file"
+    raise SourceError(absence(path, what, "this is a folder" if path.is_dir() else "there is no such file"))
+
+
+def absence(path: Path, what: str, reason: str) -> str:
+    """Why a path cannot be used."""
     hint = "" if path.is_absolute() else f" (relative paths start from {Path.cwd()})"
-    raise SourceError(f"{what}: {path}: {reason}{hint}")
+    return f"{what}: {path}: {reason}{hint}"
 
 
 def check_present(files: Sequence[Path], where: str) -> None:

@@ -224,13 +224,4 @@ def picture_rule(page: Any, bands: int, path: Path) -> Callable[[np.ndarray], to
     return lambda numbers: picture_pixels(picture(numbers), bands, path)
 
 
-MODES = {
-    (MIN_IS_WHITE, 1): "L",
-    (BLACK, 1): "L",
-    (BLACK, 2): "LA",
-    (RGB, 3): "RGB",
-    (RGB, 4): "RGBA",
-    (CMYK, 4): "CMYK",
-}
-
 __all__ = ["RegionImage", "open_regions", "region_size"]

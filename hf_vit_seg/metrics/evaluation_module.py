@@ -28,6 +28,7 @@ class StreamedMetric(evaluate.Metric):
     INPUTS: ClassVar[str]  # what predictions, references and the settings of `compute` are
     CITATION: ClassVar[str]
     FEATURES: ClassVar[dict[str, Any]]  # of one sample, for evaluate's info alone
+    measure: Any  # what counts, made by `restart`; persons, which have to be gathered, have none
 
     def __init__(self, *args: Any, num_process: int = 1, **kwargs: Any):
         if num_process != 1:
@@ -35,6 +36,15 @@ class StreamedMetric(evaluate.Metric):
         super().__init__(*args, **kwargs)
         self.samples = 0
         self.restart()
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """What the measure has counted; to be summed over processes and set again."""
+        return self.measure.counts
+
+    @counts.setter
+    def counts(self, counts: torch.Tensor) -> None:
+        self.measure.counts = counts
 
     def restart(self) -> None:
         """Forget what was counted."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from hf_vit_seg.plugins import Architecture, architectures
-from hf_vit_seg.records import RecordError, unknown
+from hf_vit_seg.records import RecordError, nearest, unknown
 
 from .config_axes import band_configs, set_bands, set_classes
 from .normalisation import norm_fields, norm_notes
@@ -112,8 +111,7 @@ def wanted_architecture(recipe: Recipe) -> Architecture:
     """The plugin that the recipe names, if it has a model for the task."""
     known, name = architectures(), recipe.model.architecture or ""
     if name not in known:
-        near = get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}"
+        hint = nearest(name, sorted(known))
         raise RecordError(f"model.architecture: there is no architecture called '{name}'; {hint}")
     if AUTO_CLASSES[recipe.task] not in known[name].models:
         able = [each.name for each in known.values() if AUTO_CLASSES[recipe.task] in each.models]

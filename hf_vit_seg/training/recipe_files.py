@@ -6,7 +6,6 @@ filled with the record's defaults, so that a saved recipe means the same when a 
 
 import os
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +15,7 @@ from hf_vit_seg.data.batch_mixing import BATCH_TRANSFORMS
 from hf_vit_seg.data.sources import SOURCES
 from hf_vit_seg.data.transforms import TRANSFORMS
 from hf_vit_seg.inference.protocols import Protocol
-from hf_vit_seg.records import Record, RecordError, Table, read_record, shortened
+from hf_vit_seg.records import Record, RecordError, Table, nearest, read_record, shortened
 
 from .losses import LOSSES
 from .parameter_groups import GroupRow
@@ -74,8 +73,7 @@ def recipe_path(source: str | Path) -> Path:
         return shipped[str(source)]
     if path.is_dir():
         raise RecipeFileError(f"{source} is a folder: give the recipe's file, such as {path / 'recipe.yaml'}")
-    near = get_close_matches(str(source), shipped, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"shipped recipes are {', '.join(shipped)}"
+    hint = nearest(str(source), shipped, "shipped recipes")
     raise RecipeFileError(f"there is no recipe {source}, neither as a file nor as a shipped recipe; {hint}")
 
 

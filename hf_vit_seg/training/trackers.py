@@ -1,11 +1,10 @@
 """Accelerate's trackers (tensorboard, trackio, wandb ...): which there are, and how a run is told to them."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from hf_vit_seg.records import RecordError
+from hf_vit_seg.records import RecordError, nearest
 
 EXTRA = "hf_vit_seg[track]"  # brings the trackers below
 OF_EXTRA = frozenset({"tensorboard", "trackio"})
@@ -21,9 +20,7 @@ def check_trackers(names: Sequence[str]) -> None:
     missing = own - {str(kind) for kind in get_available_trackers()}  # a registered class is installed as it is
     for name in names:
         if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
-            raise RecordError(f"trackers: accelerate has no tracker called '{name}'; {hint}")
+            raise RecordError(f"trackers: accelerate has no tracker called '{name}'; {nearest(name, known)}")
         if name in missing:
             package = f"'{EXTRA}'" if name in OF_EXTRA else name
             raise RecordError(

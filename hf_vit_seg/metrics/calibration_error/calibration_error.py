@@ -41,15 +41,6 @@ class CalibrationError(evaluation_module.StreamedMetric):
         self.bins, self.adaptive, self.ignored = bins, adaptive, ignore_index
         super().__init__(*args, **kwargs)
 
-    @property
-    def counts(self) -> torch.Tensor:
-        """For each bin: samples, sum of confidence, hits."""
-        return self.measure.counts
-
-    @counts.setter
-    def counts(self, counts: torch.Tensor) -> None:
-        self.measure.counts = counts
-
     def restart(self) -> None:
         """Forget what was counted."""
         self.measure = calibration.CalibrationError(self.bins, self.ignored)

@@ -41,25 +41,16 @@ class MeanIou(evaluation_module.StreamedMetric):
         self.values, self.ignored = values, ignore_index
         super().__init__(*args, **kwargs)
 
-    @property
-    def counts(self) -> torch.Tensor:
-        """How often each value of references (rows) met each of predictions (columns)."""
-        return self.matrix.counts
-
-    @counts.setter
-    def counts(self, counts: torch.Tensor) -> None:
-        self.matrix.counts = counts
-
     def restart(self) -> None:
         """Forget what was counted."""
-        self.matrix = ConfusionMatrix(self.values, self.ignored)
+        self.measure = ConfusionMatrix(self.values, self.ignored)
 
     def count(self, predictions: Any, references: Any) -> None:
         """Count label maps: all at once where they came as one tensor."""
         whole = isinstance(predictions, torch.Tensor) and isinstance(references, torch.Tensor)
         for pair in [(predictions, references)] if whole else evaluation_module.pairs(predictions, references):
             try:
-                self.matrix.update(*pair)
+                self.measure.update(*pair)
             except MetricError as error:
                 raise MetricError(f"{error} (evaluate.load(..., values=, ignore_index=) sets what maps hold)") from None
 

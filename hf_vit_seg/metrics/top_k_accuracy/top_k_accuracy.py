@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
-import torch
 
 from hf_vit_seg.metrics import accuracy, evaluation_module
 
@@ -33,15 +32,6 @@ class TopKAccuracy(evaluation_module.StreamedMetric):
     def __init__(self, *args: Any, k: Sequence[int] = (1, 5), ignore_index: int | None = None, **kwargs: Any):
         self.k, self.ignored = k, ignore_index
         super().__init__(*args, **kwargs)
-
-    @property
-    def counts(self) -> torch.Tensor:
-        """Samples right for each k, then all samples."""
-        return self.measure.counts
-
-    @counts.setter
-    def counts(self, counts: torch.Tensor) -> None:
-        self.measure.counts = counts
 
     def restart(self) -> None:
         """Forget what was counted."""
