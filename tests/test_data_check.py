@@ -134,7 +134,7 @@ def test_absent_classes_and_empty_samples_are_warned_of(good):
     write_pair(good / "train", "void", np.full((8, 8), 255))
     report = check(recipe(good, classes=[*CLASSES, "bus"]))
     assert not report.problems
-    assert "classes that never occur: bus (1 of 4)" in report.warnings[0]
+    assert "1 of 4 classes occur in none of 7 samples: bus" in report.warnings[0]
     assert "nothing counts" in report.warnings[1] and "void.png" in report.warnings[1]
 
 
@@ -205,6 +205,19 @@ def test_what_is_known_is_not_read_again(good, tmp_path, monkeypatch):
     check(recipe(good), cache=cache)
     assert len(readings.take()) == 6
     assert os.listdir(cache.parent) == ["facts.json"]
+
+
+def test_a_run_may_look_at_a_part_alone(good):
+    """Evenly from first to last; the command looks at all of it whatever the recipe says."""
+    write_pair(good / "train", "train_1", np.full((8, 8), 77))
+    with pytest.raises(BadDataError, match="train_1"):
+        refuse_bad_data(recipe(good), {"train": open_split(recipe(good), "train")})
+    part = recipe(good, check=3)
+    report = refuse_bad_data(part, {"train": open_split(part, "train"), "validation": None})
+    dataset = report.splits["train"].dataset
+    assert [dataset.name(i) for i in range(len(dataset))] == [f"train_{i}.png" for i in (0, 2, 4)]
+    assert check(part).problems
+    assert len(refuse_bad_data(recipe(good, check=7, ignore=[77, 255]), {"train": dataset}).splits["train"].facts) == 3
 
 
 def test_an_interrupted_look_keeps_what_it_has_seen(good, tmp_path, monkeypatch):
@@ -314,7 +327,7 @@ def test_people_are_checked_and_drawn(tmp_path):
     source = {"kind": "coco_keypoints", "annotations": str(tmp_path / "people.json"), "images": str(tmp_path)}
     report = check(recipe(tmp_path, task="pose", train=source, classes=None))
     assert report.class_counts() == [1, 1, 0] and not report.problems
-    assert "classes that never occur: foot" in report.warnings[0]
+    assert "samples: foot" in report.warnings[0]
     assert len(colours(contact_sheet(report.splits["train"]))) > 3
     assert report_content(recipe(tmp_path, task="pose"), report)["suggested_class_weights"] == {}
 

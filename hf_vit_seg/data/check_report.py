@@ -154,7 +154,8 @@ class SplitFacts:
         """What may be meant, but seldom is."""
         absent = [name for name, o in zip(self.table.names, self.classes, strict=True) if not o.count]
         if absent:
-            yield f"{self.split}: classes that never occur: {listed(absent, 5)} ({len(absent)} of {len(self.classes)})"
+            few = f"{len(absent)} of {len(self.classes)} classes occur in none of {len(self.facts)} samples"
+            yield f"{self.split}: {few}: {listed(absent, 5)}"
         if self.table.unknown_values == "ignore" and self.unknown:
             amount = self.amount(sum(found.count for found in self.unknown.values()))
             yield f"{self.split}: unknown values that are ignored: {listed(self.unknown, 5)} ({amount})"

@@ -1,6 +1,7 @@
 """Looking at every file of every split before the first step, so that no file stops a run in its middle.
 
-`check` reads everything and reports; `refuse_bad_data` is the same for a run that is about to start.
+`check` reads everything and reports; `refuse_bad_data` is the same for a run that is about to start, and may be told
+to read a part of large data.
 """
 
 import os
@@ -59,8 +60,10 @@ def check_datasets(
 def refuse_bad_data(
     recipe: RunSettings, datasets: Mapping[Split, RawDataset | None], cache: Path | None = None, progress: bool = False
 ) -> CheckReport:
-    """Read every sample of opened splits; BadDataError where one would stop or spoil the run."""
-    report = check_datasets(recipe, datasets, cache, progress)
+    """Read samples of opened splits, all unless `data.check` says less; BadDataError where one would spoil the run."""
+    most = recipe.data.check
+    parts = {name: split.part(most) if split and most else split for name, split in datasets.items()}
+    report = check_datasets(recipe, parts, cache, progress)
     if problems := report.problems:
         more = f"; and {len(problems) - SHOWN} more, which hf-vit-seg check-data shows" if len(problems) > SHOWN else ""
         raise BadDataError(f"the data cannot be used as they are: {'; '.join(problems[:SHOWN])}{more}")

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch.nn.functional import grid_sample
 from torchvision import tv_tensors
+from transformers.image_processing_utils import BaseImageProcessor
 
 from .samples import Person
 from .transform_context import Share, Sides, TransformContext, TransformOptions
@@ -158,10 +159,15 @@ class PersonAffine(TransformOptions):
         return RandomPersonCrop(self, size, context.keypoint_flip_pairs)
 
 
+def person_size(processor: BaseImageProcessor) -> tuple[int, int]:
+    """(height, width) of the crops that a pose model is measured with."""
+    return TransformContext.from_processor(processor, "pose").size_of(None, "a pose model")
+
+
 def person_input(image: torch.Tensor, person: Person, size: tuple[int, int]) -> tuple[torch.Tensor, PersonCrop]:
     """What a pose model is measured with: the crop (C, h, w), and the map whose `back` brings keypoints home."""
     crop = PersonCrop.around(person.box, size)
     return crop.cut(image), crop
 
 
-__all__ = ["PADDING", "PersonAffine", "PersonCrop", "person_input"]
+__all__ = ["PADDING", "PersonAffine", "PersonCrop", "person_input", "person_size"]

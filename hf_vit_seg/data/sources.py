@@ -28,6 +28,7 @@ SOURCES: Table[SourceRecord] = Table(
         "coco_keypoints": CocoKeypointsSource,
         "sklearn_digits": DigitsSource,
     },
+    kind=SourceRecord,
     group="hf_vit_seg.data_sources",
 )
 

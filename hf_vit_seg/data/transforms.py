@@ -64,6 +64,7 @@ TRANSFORMS: Table[TransformOptions] = Table(
         "resize": Resize,
         "trivial_augment": TrivialAugment,
     },
+    kind=TransformOptions,
     group="hf_vit_seg.transforms",
 )
 

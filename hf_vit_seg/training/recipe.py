@@ -70,6 +70,7 @@ class DataRecipe(Record):
     ignore: tuple[int | tuple[int, int, int], ...] = (255,)  # raw values that do not count
     preset: Literal["reduce_zero_label"] | None = None  # 0 is ignored, every other raw value loses one
     unknown: Literal["error", "ignore"] = "error"  # raw values that are neither
+    check: int | None = Field(default=None, ge=1)  # so many samples of a split are read before step 1; None: all
     workers: int = Field(default=2, ge=0)
     cache: bool = False  # keep decoded images in memory
 
