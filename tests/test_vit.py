@@ -10,6 +10,7 @@ from random_weights import randomise
 from torch.nn.functional import interpolate
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
+from hf_vit_seg.models import position_embeddings
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
 from hf_vit_seg.models.modeling_vit import (
     VisionTransformerBackbone,
@@ -47,7 +48,12 @@ def segmenter(**fields) -> VisionTransformerForSemanticSegmentation:
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("antialias", [False, True])
-def test_resizing_keeps_prefix_slots_and_is_the_identity_on_its_own_grid(mode, align_corners, antialias):
+@pytest.mark.parametrize("recorded", [False, True])
+def test_resizing_keeps_prefix_slots_and_is_the_identity_on_its_own_grid(
+    mode, align_corners, antialias, recorded, monkeypatch
+):
+    """Also where the program is recorded, which resizes by matrices."""
+    monkeypatch.setattr(position_embeddings, "sizes_are_open", lambda: recorded)
     positions = torch.randn(1, 2 + 12, 6)
     same = resize_positions(positions, (3, 4), (3, 4), mode, align_corners, antialias)
     torch.testing.assert_close(same, positions)
