@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn.functional import interpolate
 
 from hf_vit_seg.inference.segmenter import Segmenter
 
@@ -20,10 +22,13 @@ class Calibration:
     images: Sequence[np.ndarray]
 
     @classmethod
-    def from_files(cls, files: Sequence[Path], segmenter: Segmenter, most: int) -> "Calibration":
-        """At most so many of the files, evenly spread."""
+    def from_files(
+        cls, files: Sequence[Path], segmenter: Segmenter, most: int, size: tuple[int, int] | None = None
+    ) -> "Calibration":
+        """At most so many of the files, evenly spread, and at one (height, width) where the program has no other."""
         chosen = [files[i * len(files) // most] for i in range(most)] if len(files) > most else files
-        return cls([segmenter.prepare(file).pixel_values.float().numpy() for file in chosen])
+        images = (segmenter.prepare(file).pixel_values.float() for file in chosen)
+        return cls([(resized(image, size) if size else image).numpy() for image in images])
 
     def reader(self) -> Any:
         """The images as onnxruntime.quantization reads them."""
@@ -43,4 +48,9 @@ class Calibration:
         return Reader(self.images)
 
 
-__all__ = ["Calibration"]
+def resized(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Pixel values (1, C, H, W) at another (height, width)."""
+    return interpolate(image, size, mode="bilinear", antialias=True)
+
+
+__all__ = ["Calibration", "resized"]

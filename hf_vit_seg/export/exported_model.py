@@ -15,7 +15,7 @@ from hf_vit_seg.inference.runtimes import RuntimeModel
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.records import RecordError
 
-from .calibration import Calibration
+from .calibration import Calibration, resized
 from .exporters import Exporter
 from .graphs import MOST_CLASSES, Geometry, LabelGraph, LogitGraph, deployed
 from .parity import TOLERANCES, Parity, agreement_on, compared, pictures, sizes_to_check
@@ -86,6 +86,8 @@ def check(segmenter: Segmenter, out: Path, name: str, exporter: Exporter, wish: 
         raise RecordError(f"{name} is written in {' or '.join(exporter.dtypes)}, asked was for {wish.dtype}")
     if wish.calibration and not exporter.quantises:
         raise RecordError(f"{name} is not written in 8 bits here; onnx and openvino are")
+    if wish.calibration and wish.size is None and not exporter.quantises_open_sizes:
+        raise RecordError(f"{name} computes in 8 bits for one size alone: give size, such as 512x512")
     if wish.calibration and (wish.labels or wish.dtype != "float32"):
         raise RecordError("8-bit programs are made from float32 and give logits: leave label map and dtype out")
     if not exporter.runs_alone and (wish.size is None or wish.batch is None):
@@ -127,10 +129,13 @@ def quantised(
     score: Callable[[Segmenter], float] | None,
 ) -> Parity:
     """The program in 8 bits, and what that costs: labels that stay the same, and the scores of both."""
-    calibration = Calibration.from_files(wish.calibration, segmenter, wish.calibration_images)
+    calibration = Calibration.from_files(wish.calibration, segmenter, wish.calibration_images, wish.size)
     exporter.quantise(path, calibration)
     eight = RuntimeModel(path, segmenter.model.config)
     images = [torch.from_numpy(image) for image in calibration.images]
+    if wish.size is None:  # ranges are measured at some sizes, the program has to work at others
+        height, width = images[0].shape[-2:]
+        images.append(resized(images[0], (height * 3 // 4, width * 4 // 3)))
     cases = agreement_on(images, segmenter.logits, eight.program.run)
     scores = {}
     if score is not None:

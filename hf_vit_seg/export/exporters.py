@@ -31,6 +31,7 @@ class Exporter(Record):
     packages: ClassVar[tuple[str, ...]] = ()
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     quantises: ClassVar[bool] = False
+    quantises_open_sizes: ClassVar[bool] = True
     runs_alone: ClassVar[bool] = True  # whether one size and batch may stay open
 
     def check(self) -> None:
@@ -108,6 +109,7 @@ class OpenVinoExporter(Exporter):
     packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "onnxscript")
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
     quantises: ClassVar[bool] = True
+    quantises_open_sizes: ClassVar[bool] = False  # the result gets a wrong shape at sizes that were not calibrated
 
     opset: int = Field(default=20, ge=18)
 
@@ -124,15 +126,19 @@ class OpenVinoExporter(Exporter):
     def quantise(self, path: Path, calibration: Calibration) -> None:
         """Post-training quantisation by nncf."""
         openvino, nncf = needed("openvino"), needed("nncf")
-        images = nncf.Dataset(calibration.images)
-        model = openvino.Core().read_model(str(path))
+        whole = path.with_name(f"float.{path.name}")
+        parts = [(path.with_suffix(suffix), whole.with_suffix(suffix)) for suffix in (".xml", ".bin")]
+        for part, moved in parts:  # weights are read from their file while the other one is written
+            part.rename(moved)
         quantised = nncf.quantize(
-            model,
-            images,
+            openvino.Core().read_model(str(whole)),
+            nncf.Dataset(calibration.images),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(calibration.images),
         )
         openvino.save_model(quantised, str(path), compress_to_fp16=False)
+        for _, moved in parts:
+            moved.unlink()
 
 
 class TorchScriptExporter(Exporter):
@@ -173,6 +179,7 @@ EXPORTERS: Table[Exporter] = Table(
         "torchscript": TorchScriptExporter,
         "executorch": ExecuTorchExporter,
     },
+    kind=Exporter,
     group="hf_vit_seg.exporters",
 )
 
