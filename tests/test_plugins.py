@@ -2,19 +2,38 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import pytest
+from plugin_environment import outcomes, write_distribution
+from tiny_runs import settings, write_data, write_recipe
 
-from hf_vit_seg import architectures, plugins
-from hf_vit_seg import plugins as _public  # noqa: F401
-from hf_vit_seg.plugins import GROUP, load
+from hf_vit_seg import architectures, plugin_listing, plugins
+from hf_vit_seg.entry_points import PREFIX, Plugin, load, load_all, subclass_of
+from hf_vit_seg.plugin_listing import GROUPS, TABLES, misplaced, models_view, tried
+from hf_vit_seg.records import Record, RecordError, Table
 
 BROKEN = {
     "no_such_module": ("hf_vit_seg_absent.module:ARCHITECTURE", "ModuleNotFoundError"),
     "no_such_name": ("hf_vit_seg.plugins:ABSENT", "AttributeError"),
-    "not_a_record": ("hf_vit_seg.plugins:GROUP", "expected a hf_vit_seg.plugins.Architecture, found str"),
+    "of_another_kind": ("hf_vit_seg.plugins:GROUP", "expected a subclass of hf_vit_seg.records.Record, found str"),
+    "of_another_class": ("hf_vit_seg.plugins:Architecture", "found class Architecture"),
 }
+STRANGE = {
+    "raises": "raise RuntimeError('half a package')\n",
+    "leaves": "import sys\nsys.exit('goodbye')\n",
+    "works": "from hf_vit_seg.records import Record\nclass Kind(Record):\n    size: int = 3\n",
+}
+
+
+class Own(Record):
+    pass
+
+
+def strangers(folder, group="hf_vit_seg.strange", **entries):
+    targets = {name: f"{module}:Kind" for name, module in entries.items()}
+    return write_distribution(folder, "strangers", {group: targets}, STRANGE)
 
 
 def test_the_built_in_architectures_come_by_entry_point():
@@ -26,12 +45,105 @@ def test_the_built_in_architectures_come_by_entry_point():
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_plugin_says_why_and_is_skipped(name, caplog):
+def test_a_broken_plugin_says_why(name):
     target, reason = BROKEN[name]
-    plugin = load(EntryPoint(name=name, value=target, group=GROUP))
-    assert plugin.architecture is None
+    plugin = load(EntryPoint(name=name, value=target, group="hf_vit_seg.losses"), subclass_of(Record))
+    assert plugin.value is None
     assert reason in (plugin.error or "")
-    assert name in caplog.text and reason in caplog.text
+
+
+def test_a_table_has_the_rows_that_work_and_says_what_is_wrong_with_the_others(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(strangers(tmp_path, fine="works", broken="raises", gone="leaves", own="works"))
+    table = Table("strange thing", {"own": Own}, Record, "hf_vit_seg.strange")
+    assert table.read("fine", {"size": 5}, "here").size == 5
+    assert type(table.read("own", {}, "here")) is Own
+    sentence = "here: strange thing 'broken' of strangers 1.0 cannot be used: RuntimeError: half a package"
+    with pytest.raises(RecordError, match=sentence):
+        table.read("broken", {}, "here")
+    with pytest.raises(RecordError, match="SystemExit: goodbye"):
+        table.read("gone", {}, "here")
+    errors = {plugin.name: plugin.error for plugin in table.plugins()}
+    assert errors["fine"] is None
+    assert errors["own"] == "the name is taken by hf_vit_seg: it must be another"
+    assert errors["broken"] and errors["gone"]
+
+
+def test_a_name_belongs_to_one_package(tmp_path, monkeypatch):
+    entries = {"hf_vit_seg.strange": {"same": "works:Kind"}}
+    for name in ("first", "second"):
+        monkeypatch.syspath_prepend(write_distribution(tmp_path / name, name, entries, STRANGE))
+    one, other = load_all("hf_vit_seg.strange", subclass_of(Record))
+    assert (one.error is None) != (other.error is None)
+    assert "the name is taken by" in f"{one.error}{other.error}"
+
+
+def test_a_group_that_is_none_is_found(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(strangers(tmp_path, group="hf_vit_seg.loss", fine="works"))
+    assert [(p.name, p.error) for p in misplaced()] == [
+        ("fine", "there is no such group; did you mean 'hf_vit_seg.losses'?")
+    ]
+
+
+def test_an_architecture_whose_files_are_broken_says_which(tmp_path, monkeypatch):
+    (tmp_path / "broken.yaml").write_text("tiny: {hidden_sizes: a lot}")
+    broken = replace(architectures()["cvt"], variants=tmp_path / "broken.yaml", conversions=("absent:SOURCE",))
+    plugin = tried(Plugin("hf_vit_seg.architectures", "broken", "broken:ARCHITECTURE", "strangers 1.0", broken))
+    assert "variants: " in (plugin.error or "") and "hidden_sizes" in (plugin.error or "")
+    assert "conversion absent:SOURCE: ModuleNotFoundError: No module named 'absent'" in (plugin.error or "")
+    (tmp_path / "broken.yaml").write_text("tiny: [")
+    monkeypatch.setattr(plugin_listing, "architectures", lambda: {"broken": broken, **architectures()})
+    view, sentences = models_view()
+    assert len(sentences) == 1 and sentences[0].startswith("the variants of 'broken' cannot be read: ")
+    assert view.row_count == sum(len(each.variant_rows()) for each in architectures().values())
+
+
+def test_every_table_that_can_be_extended_is_listed():
+    from hf_vit_seg.data import batch_mixing, sources, transforms
+    from hf_vit_seg.export import exporters
+    from hf_vit_seg.training import losses
+
+    modules = (batch_mixing, sources, transforms, exporters, losses)
+    found = [value for module in modules for value in vars(module).values() if isinstance(value, Table)]
+    assert {id(table) for table in found} == {id(table) for table in TABLES}
+
+
+# What a recipe says that needs the broken plugin of a group, by what the message then has in it.
+ASKING = {
+    "bad_architectures": {"model": {"architecture": "bad_architectures", "variant": "tiny"}},
+    "bad_heads": {
+        "model": {"architecture": "backbone", "variant": "tiny", "fields": {"segmentation_head": "bad_heads"}}
+    },
+    "bad_losses": {"loss": {"bad_losses": None}},
+    "bad_data_sources": {"data": {"train": {"kind": "bad_data_sources"}, "classes": ["ground"]}},
+    "bad_transforms": {"transforms": ["bad_transforms"]},
+    "bad_batch_transforms": {"batch_transforms": ["bad_batch_transforms"]},
+}
+
+
+def test_a_broken_plugin_of_each_group_is_reported_and_leaves_the_others_working(tmp_path):
+    targets = {group: {f"bad_{group.removeprefix(PREFIX)}": "raises:Kind"} for group in GROUPS}
+    path = write_distribution(tmp_path / "site", "strangers", targets, STRANGE)
+    data = write_data(tmp_path / "data")
+    short = settings(data, loop={"steps": 1, "batch_size": 2}, evaluation={"samples": 0})
+    commands = [["plugins"], ["models"]]
+    for name, changes in {"good": {}, **ASKING}.items():
+        (tmp_path / name).mkdir()
+        commands.append(["train", write_recipe(tmp_path / name, short | changes), "--out", tmp_path / name / "run"])
+    (tmp_path / "model.bad_runtimes").touch()
+    commands += [
+        ["export", tmp_path / "good" / "run" / "best", tmp_path / "program", "--to", "bad_exporters"],
+        ["predict", tmp_path / "model.bad_runtimes", data / "train" / "images", "--out", tmp_path / "maps"],
+    ]
+    listed, models, good, *refused = outcomes(commands, tmp_path / "home", path=path)
+    assert listed.code == 1
+    for (name,) in targets.values():
+        assert f"{name} of strangers 1.0 cannot be used: RuntimeError: half a package" in listed.errors
+    assert listed.output.count("failed") == len(GROUPS) and " ok" in listed.output
+    assert models.code == 0 and "segformer" in models.output
+    assert good.code == 0, good.errors
+    for name, outcome in zip([*ASKING, "bad_exporters", "bad_runtimes"], refused, strict=True):
+        assert outcome.code == 2, (name, outcome)
+        assert name in outcome.errors and len(outcome.errors.strip().splitlines()) == 1, outcome.errors
 
 
 def test_importing_is_free_of_what_only_some_commands_need():

@@ -45,7 +45,12 @@ class Cutmix(BatchOptions):
         return v2.CutMix(alpha=self.alpha, num_classes=num_classes)
 
 
-BATCH_TRANSFORMS: Table[BatchOptions] = Table("batch transform", {"cutmix": Cutmix, "mixup": Mixup}, BatchOptions, "hf_vit_seg.batch_transforms")
+BATCH_TRANSFORMS: Table[BatchOptions] = Table(
+    "batch transform",
+    {"cutmix": Cutmix, "mixup": Mixup},
+    kind=BatchOptions,
+    group="hf_vit_seg.batch_transforms",
+)
 
 
 class BatchMixer:

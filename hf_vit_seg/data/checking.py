@@ -62,7 +62,9 @@ def refuse_bad_data(
 ) -> CheckReport:
     """Read samples of opened splits, all unless `data.check` says less; BadDataError where one would spoil the run."""
     most = recipe.data.check
-    parts = {name: split.part(most) if split and most else split for name, split in datasets.items()}
+    parts: dict[Split, RawDataset | None] = {
+        name: split.part(most) if split and most else split for name, split in datasets.items()
+    }
     report = check_datasets(recipe, parts, cache, progress)
     if problems := report.problems:
         more = f"; and {len(problems) - SHOWN} more, which hf-vit-seg check-data shows" if len(problems) > SHOWN else ""

@@ -57,6 +57,10 @@ class HuggingFaceSource(SourceRecord):
             self.name, undecoded(data, (self.image_column, target)), self.image_column, target, names, bands
         )
 
+    def hub_id(self) -> str | None:
+        """The dataset on the Hub, unless it lies in a folder."""
+        return None if Path(self.name).expanduser().exists() else self.name
+
     def load(self) -> Any:
         """The split as a `datasets.Dataset`."""
         import datasets

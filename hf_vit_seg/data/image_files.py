@@ -22,6 +22,14 @@ class ImageFileError(ValueError):
     """An image file that cannot be used, and why, in one sentence."""
 
 
+class ImageSizeError(ImageFileError):
+    """An image of too many pixels: `fact` says so, without the advice for those who called a command."""
+
+    def __init__(self, fact: str):
+        super().__init__(f"{fact}: save it as a tiled TIFF, which is read in parts, or raise --max-pixels")
+        self.fact = fact
+
+
 @dataclass(frozen=True)
 class ImageFile:
     """An image to be read, and its place below the folder that was asked for (a bare name for a single file)."""
@@ -132,9 +140,9 @@ def failures_in_words(file: Path | ImageBytes) -> Iterator[None]:
 def check_pixels(file: object, height: int, width: int, max_pixels: int) -> None:
     """Refuse an image of more than `max_pixels` pixels before it is decoded."""
     if width * height > max_pixels:
-        raise ImageFileError(
+        raise ImageSizeError(
             f"{file}: {width}x{height} pixels are {width * height / 1e6:.0f} million, more than the limit of "
-            f"{max_pixels / 1e6:g} million: save it as a tiled TIFF, which is read in parts, or raise --max-pixels"
+            f"{max_pixels / 1e6:g} million"
         )
 
 

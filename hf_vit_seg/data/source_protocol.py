@@ -59,6 +59,10 @@ class SourceRecord(Record):
         """Find the samples for a task; images will have `bands` bands. SourceError in one sentence."""
         raise NotImplementedError
 
+    def hub_id(self) -> str | None:
+        """The dataset on the Hub, if it is one."""
+        return None
+
 
 def existing_folder(path: Path, what: str) -> Path:
     """A folder that is there."""

@@ -1,6 +1,8 @@
 """Exported models behind the face of a transformers model, so that a `Segmenter` takes them like any other.
 
-An exported model is a file in a directory with config.json and preprocessor_config.json. Shapes: B images, C channels,
+An exported model is a file in a directory with config.json and preprocessor_config.json. A package that adds a format
+adds what runs it by the entry point group `hf_vit_seg.runtimes`: a file's suffix without its dot, and a function from
+the path to a `Program`. Shapes: B images, C channels,
 H W pixels, h w the logits' grid, K classes.
 """
 
@@ -14,7 +16,11 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from hf_vit_seg.entry_points import PREFIX, first_of_each_name, load
+
 from .loading import ModelError, first_sentence
+
+GROUP = PREFIX + "runtimes"
 
 Run = Callable[[torch.Tensor], torch.Tensor]  # pixel values -> what the program gives
 
@@ -83,7 +89,28 @@ def optional(module: str) -> Any:
 
 def is_program(name: str) -> bool:
     """Whether a model's name is that of an exported file."""
-    return Path(name).suffix in PROGRAMS and not Path(name).is_dir()
+    suffix = Path(name).suffix
+    known = suffix in PROGRAMS or (suffix and suffix[1:] in first_of_each_name(GROUP))
+    return bool(known) and not Path(name).is_dir()
+
+
+def check_runtime(value: Any) -> None:
+    """TypeError for what cannot load a program."""
+    if not callable(value):
+        raise TypeError(f"expected a function from a path to a Program, found {type(value).__name__}")
+
+
+def program_of(path: Path) -> Program:
+    """The program in a file, by its suffix. ModelError where nothing that is installed runs such files."""
+    if path.suffix in PROGRAMS:
+        return PROGRAMS[path.suffix](path)
+    entry = first_of_each_name(GROUP).get(path.suffix.removeprefix("."))
+    if entry is None:
+        raise ModelError(f"{path} is of no format that is known here: {', '.join(sorted(PROGRAMS))}, or a plugin's")
+    runtime = load(entry, check_runtime)
+    if runtime.error:
+        raise ModelError(f"the runtime of {runtime.origin} for '{path.suffix}' cannot be used: {runtime.error}")
+    return runtime.value(path)
 
 
 class RuntimeModel:
@@ -99,7 +126,7 @@ class RuntimeModel:
             raise ModelError(f"{path} is no file: give an exported model, such as model.onnx, or a model directory")
         try:
             self.config = config or AutoConfig.from_pretrained(path.parent)
-            self.program = PROGRAMS[path.suffix](path)
+            self.program = program_of(path)
         except ModelError:
             raise
         except Exception as error:  # each runtime has exceptions of its own
@@ -127,4 +154,4 @@ class RuntimeModel:
         return SemanticSegmenterOutput(logits=found.float())  # pyright: ignore[reportArgumentType]
 
 
-__all__ = ["PROGRAMS", "Program", "RuntimeModel", "is_program"]
+__all__ = ["PROGRAMS", "Program", "RuntimeModel", "check_runtime", "is_program"]

@@ -32,6 +32,7 @@ LOSSES: Table[Loss] = Table(
         "ohem": Ohem,
         "tversky": Tversky,
     },
+    kind=Loss,
     group="hf_vit_seg.losses",
 )
 DEFAULT = {"cross_entropy": None}  # where a recipe names no loss

@@ -1,0 +1,39 @@
+"""A loss for recipes: `loss: {poly: {epsilon: 2.0}}`.
+
+Shapes: B images, K classes, h w the grid of the logits, H W that of the labels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+
+from hf_vit_seg.models.upsampled_cross_entropy import upsampled_cross_entropy
+from hf_vit_seg.training.loss_terms import Loss, LossTerm
+
+
+class Poly(Loss):
+    """Poly-1 loss (arXiv 2204.12511, equation 5): cross-entropy whose first Taylor coefficient is `epsilon` larger."""
+
+    epsilon: float = Field(default=1.0, ge=-1)
+
+    def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
+        """See `PolyTerm`."""
+        return PolyTerm(ignore_index, self.epsilon)
+
+
+class PolyTerm(LossTerm):
+    """Cross-entropy plus epsilon * (1 - the label's probability), in units of pixels."""
+
+    def __init__(self, ignore_index: int, epsilon: float):
+        """As the record says."""
+        super().__init__(ignore_index)
+        self.epsilon = epsilon
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the pixels' losses: logits (B, K, h, w), labels (B, H, W). Ignored pixels give 0."""
+        losses = upsampled_cross_entropy(logits, labels, self.ignore_index)  # (B, H, W)
+        return (losses - self.epsilon * torch.expm1(-losses)).sum()
+
+
+__all__ = ["Poly"]

@@ -1,0 +1,33 @@
+"""A segmentation head for any encoder with feature maps. The Hub copies this file: it imports torch alone.
+
+Shapes: B images, C_i channels of level i, H_i W_i its grid (level 0 is the finest, H W), D width, K classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+
+
+class TopDownHead(nn.Module):
+    """A feature pyramid (arXiv 1612.03144, figure 3) of which the finest level is kept and classified."""
+
+    def __init__(self, in_channels: Sequence[int], num_labels: int, width: int = 64, dropout: float = 0.1):
+        super().__init__()
+        self.lateral = nn.ModuleList([nn.Conv2d(channels, width, kernel_size=1) for channels in in_channels])
+        self.smooth = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(width, num_labels, kernel_size=1)
+
+    def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Feature maps (B, C_i, H_i, W_i), finest first, to logits (B, K, H, W)."""
+        levels = [lateral(feature_map) for lateral, feature_map in zip(self.lateral, feature_maps, strict=True)]
+        merged = levels.pop()
+        for level in reversed(levels):
+            merged = level + interpolate(merged, size=level.shape[-2:], mode="bilinear", align_corners=False)
+        return self.classifier(self.dropout(self.norm(self.smooth(merged)).relu()))
+
+
+__all__ = ["TopDownHead"]

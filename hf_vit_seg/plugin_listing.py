@@ -1,0 +1,99 @@
+"""All that installed packages bring, for the commands `plugins` and `models`.
+
+Every entry point of every group is loaded here, one by one, and an architecture's variants and conversions are tried,
+so that what would fail later fails here, with its reason.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from importlib.metadata import entry_points
+
+from rich.table import Table as View
+
+from .data.batch_mixing import BATCH_TRANSFORMS
+from .data.sources import SOURCES
+from .data.transforms import TRANSFORMS
+from .entry_points import PREFIX, Plugin, entries, load_all, origin
+from .export.exporters import EXPORTERS
+from .inference import runtimes
+from .plugins import GROUP, HEADS_GROUP, Architecture, architectures, heads, plugins
+from .records import nearest
+from .training.losses import LOSSES
+
+TABLES = (LOSSES, SOURCES, TRANSFORMS, BATCH_TRANSFORMS, EXPORTERS)
+GROUPS = (GROUP, HEADS_GROUP, *(table.group for table in TABLES), runtimes.GROUP)
+
+
+def every_plugin() -> tuple[Plugin, ...]:
+    """Every entry point of every group, loaded: what it gave, or why it gave nothing."""
+    of_tables = [plugin for table in TABLES for plugin in table.plugins()]
+    suffixes = [suffix.removeprefix(".") for suffix in runtimes.PROGRAMS]
+    programs = load_all(runtimes.GROUP, runtimes.check_runtime, suffixes)
+    return (*map(tried, plugins()), *heads(), *of_tables, *programs, *misplaced())
+
+
+def tried(plugin: Plugin) -> Plugin:
+    """An architecture's plugin; with an error if its variants or conversions cannot be used."""
+    if plugin.error:
+        return plugin
+    found = "; ".join(failures(plugin.value))
+    return replace(plugin, error=found) if found else plugin
+
+
+def failures(architecture: Architecture) -> Iterator[str]:
+    """What of an architecture cannot be used, in words."""
+    from hf_vit_seg.conversion import registry
+
+    try:
+        for variant in architecture.variant_rows():
+            architecture.variant_config(variant)
+    except Exception as error:  # of YAML, of files, of strict configs
+        yield f"variants: {first_line(error)}"
+    for place in architecture.conversions:
+        try:
+            registry.load(place)
+        except Exception as error:  # a stranger's import may raise anything
+            yield f"conversion {place}: {type(error).__name__}: {first_line(error)}"
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of an error's message."""
+    return next(iter(str(error).splitlines()), "")
+
+
+def misplaced() -> list[Plugin]:
+    """Entry points of groups that begin like ours and are none."""
+    strange = sorted(group for group in entry_points().groups if group.startswith(PREFIX) and group not in GROUPS)
+    return [
+        Plugin(group, entry.name, entry.value, origin(entry), error=f"there is no such group; {nearest(group, GROUPS)}")
+        for group in strange
+        for entry in entries(group)
+    ]
+
+
+def plugins_view(found: Iterable[Plugin]) -> View:
+    """A line per plugin."""
+    view = View(box=None)
+    for title in ("group", "plugin", "from", "entry point", "state"):
+        view.add_column(title, overflow="fold")
+    for plugin in found:
+        group = plugin.group.removeprefix(PREFIX)
+        view.add_row(group, plugin.name, plugin.origin, plugin.target, "failed" if plugin.error else "ok")
+    return view
+
+
+def models_view() -> tuple[View, list[str]]:
+    """A line per variant of every architecture, and a sentence on each architecture whose variants cannot be read."""
+    view, sentences = View("architecture", "model_type", "variant", "parameters", box=None), []
+    for name, architecture in architectures().items():
+        try:
+            counts = {variant: row.get("parameters", 0) for variant, row in architecture.variant_rows().items()}
+        except Exception as error:  # a stranger's file may be anything
+            sentences.append(f"the variants of '{name}' cannot be read: {first_line(error)}")
+            continue
+        for variant, count in counts.items():
+            view.add_row(name, architecture.config.model_type, variant, f"{count:,}")
+    return view, sentences
+
+
+__all__ = ["GROUPS", "every_plugin", "models_view", "plugins_view"]
