@@ -1,9 +1,16 @@
-"""Loading a segmentation model with its image processor, onto a device; what fails is told in a sentence."""
+"""Loading a model with its image processor, onto a device; what fails is told in a sentence."""
 
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+import transformers
+from transformers import AutoImageProcessor
+
+AUTO_CLASSES = {
+    "segmentation": "AutoModelForSemanticSegmentation",
+    "classification": "AutoModelForImageClassification",
+    "pose": "AutoModelForPoseEstimation",
+}
 
 
 class ModelError(ValueError):
@@ -31,17 +38,18 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def load_model(name: str, dtype: torch.dtype) -> Any:
-    """A semantic segmentation model whose weights are all there."""
+def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segmentation") -> Any:
+    """A model for one of the tasks of `AUTO_CLASSES` whose weights are all there."""
+    auto_class = getattr(transformers, AUTO_CLASSES[task])
     try:
-        model, info = AutoModelForSemanticSegmentation.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{name} cannot be loaded as a segmentation model: {first_sentence(error)}") from error
+        raise ModelError(f"{name} cannot be loaded as a {task} model: {first_sentence(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         saved = ", ".join(model.config.architectures or ["unknown class"])
         raise ModelError(
-            f"{name} has no trained segmentation head: {len(missing)} weights such as {missing[0]} are missing "
+            f"{name} has no trained {task} head: {len(missing)} weights such as {missing[0]} are missing "
             f"(it was saved as {saved})"
         )
     return model
@@ -64,4 +72,4 @@ def first_sentence(error: Exception) -> str:
     return text.split(". ")[0][:300]
 
 
-__all__ = ["ModelError", "chosen_device", "float_type", "load_model", "load_processor"]
+__all__ = ["AUTO_CLASSES", "ModelError", "chosen_device", "float_type", "load_model", "load_processor"]

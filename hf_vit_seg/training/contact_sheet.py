@@ -16,9 +16,9 @@ from hf_vit_seg.data.pictures import picture
 from hf_vit_seg.data.samples import Person, RawSample
 from hf_vit_seg.inference.overlays import FAINT, PAPER, LegendRow, draw_overlay, nearest_labels, resized_picture
 from hf_vit_seg.inference.palettes import class_palette
+from hf_vit_seg.inference.skeletons import with_skeletons
 
 from .picture_layout import Colour, captioned, grid, legend_below
-from .pose_pictures import with_skeletons
 from .sample_pictures import IGNORED
 
 MOST = 24  # samples

@@ -6,23 +6,20 @@ Shapes: C bands, H W pixels, K classes or keypoints.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 
-from hf_vit_seg.data.collation import normalised
 from hf_vit_seg.data.datasets import RawDataset
-from hf_vit_seg.data.person_crops import person_input
 from hf_vit_seg.data.samples import Person
+from hf_vit_seg.inference.classifier import Classifier
+from hf_vit_seg.inference.pose_estimator import PoseEstimator
 from hf_vit_seg.inference.protocols import Protocol
 from hf_vit_seg.inference.segmenter import Segmenter
-from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 from hf_vit_seg.records import read_record
 
 from .evaluation import Subject, in_evaluation
 from .pose_pictures import pose_picture
 from .recipe import Task
 from .sample_pictures import ClassifiedImage, classification_picture, segmentation_picture, write_pictures
-from .task_evaluations import class_input, person_size
 
 Pictures = dict[str, Image.Image]
 
@@ -57,24 +54,20 @@ def segmentation_pictures(subject: Subject, dataset: RawDataset, chosen: Sequenc
 
 def classification_pictures(subject: Subject, dataset: RawDataset, chosen: Sequence[int]) -> Pictures:
     """All samples in one picture, each under its class and the predicted one."""
-    images = []
+    classifier, images = Classifier(subject.model, subject.processor, subject.device), []
     for sample in map(dataset.read, chosen):
         assert isinstance(sample.target, int)
-        pixels = class_input(subject.processor, sample.image).to(subject.device)
-        probability, found = subject.model(pixel_values=pixels).logits[0].float().softmax(dim=-1).max(dim=-1)
+        probability, found = classifier.probabilities(sample.image).max(dim=-1)
         images.append(ClassifiedImage(sample.image, sample.target, int(found), float(probability)))
     return {"predictions": classification_picture(images, dataset.class_table.names)}
 
 
 def pose_pictures(subject: Subject, dataset: RawDataset, chosen: Sequence[int]) -> Pictures:
     """Labelled and predicted keypoints of each person."""
-    size, pictures = person_size(subject.processor), {}
+    estimator, pictures = PoseEstimator(subject.model, subject.processor, subject.device), {}
     for sample in map(dataset.read, chosen):
         assert isinstance(sample.target, Person)
-        image, crop = person_input(sample.image, sample.target, size)
-        pixels = normalised(subject.processor, [image]).to(subject.device)
-        points, scores = keypoints_from_heatmaps(subject.model(pixel_values=pixels).heatmaps, size)
-        found = torch.cat([crop.back(points[0].cpu()), scores[0, :, None].cpu()], dim=1)  # (K, 3)
+        found = estimator(sample.image, sample.target.box)
         pictures[sample.name] = pose_picture(sample.image, sample.target.keypoints, found)
     return pictures
 

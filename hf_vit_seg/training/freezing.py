@@ -1,4 +1,4 @@
-"""Parameters that are not trained, and BatchNorms that do not move because theirs are not."""
+"""Parameters that are not trained, and what stays in evaluation because its are not: BatchNorms, whole encoders."""
 
 import re
 from functools import partial
@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hf_vit_seg.records import RecordError, shortened
 
-from .model_parts import plain_name
+from .model_parts import encoder_prefix, plain_model, plain_name
 from .normalisation import remain_in_evaluation
 
 
@@ -47,7 +47,25 @@ def hold_frozen_norms(model: nn.Module) -> int:
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         if isinstance(module, _NormBase) and own and not any(parameter.requires_grad for parameter in own):
-            module.train = partial(remain_in_evaluation, module)
-            module.eval()
+            hold(module)
             held += 1
     return held
+
+
+def hold_frozen_encoder(model: nn.Module) -> bool:
+    """Keep an encoder that is frozen as a whole in evaluation, as `hold_frozen_norms` does; whether it is.
+
+    Else dropout and stochastic depth, which serve to train it, would only blur what the head learns from.
+    """
+    name = encoder_prefix(model).removesuffix(".")
+    encoder = plain_model(model).get_submodule(name)
+    if not name or any(parameter.requires_grad for parameter in encoder.parameters()):
+        return False
+    hold(encoder)
+    return True
+
+
+def hold(module: nn.Module) -> None:
+    """Put a module and what is in it into evaluation for good."""
+    module.eval()
+    module.train = partial(remain_in_evaluation, module)

@@ -17,7 +17,7 @@ from hf_vit_seg.records import RecordError, nearest, unknown
 
 from .config_axes import band_configs, set_bands, set_classes
 from .normalisation import norm_fields, norm_notes
-from .pretrained_model import Checkpoint, fitted_model
+from .pretrained_model import BareBackbone, Checkpoint, fitted_model, wearers
 from .processor_building import Measured, build_processor, processor_notes
 from .recipe import ModelRecipe, Recipe
 
@@ -122,15 +122,30 @@ def wanted_architecture(recipe: Recipe) -> Architecture:
 def pretrained_model(
     recipe: Recipe, names: Sequence[str], ignore_index: int, bands: int
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A directory's or Hub id's model, fitted."""
+    """A directory's or Hub id's model, fitted; with an architecture, that one's head on a bare backbone."""
     path = recipe.model.from_pretrained or ""
     try:
-        stored = AutoConfig.from_pretrained(path)
+        stored, checkpoint = AutoConfig.from_pretrained(path), Checkpoint(path, AUTO_CLASSES[recipe.task])
+        if recipe.model.architecture is not None and type(stored) is not wanted_architecture(recipe).config:
+            stored, checkpoint = bare_backbone(recipe, path)
+    except RecordError:
+        raise
     except (OSError, ValueError) as error:
         raise RecordError(f"model.from_pretrained: {path} cannot be loaded: {str(error).splitlines()[0]}") from None
     target = settled_config(stored, recipe.model, names, ignore_index, bands)
-    checkpoint = Checkpoint(path, AUTO_CLASSES[recipe.task])
     return fitted_model(checkpoint, stored, target, recipe.model.copy_classes)
+
+
+def bare_backbone(recipe: Recipe, path: str) -> tuple[PreTrainedConfig, BareBackbone]:
+    """A backbone's config with the recipe's architecture around it, and the checkpoint."""
+    architecture, auto_class = wanted_architecture(recipe), AUTO_CLASSES[recipe.task]
+    if architecture.name not in wearers(auto_class):
+        raise RecordError(
+            f"model.architecture: {architecture.name} puts no head on other checkpoints; leave it out, or take "
+            f"{' or '.join(wearers(auto_class))} for a bare backbone"
+        )
+    wearer: Any = architecture.models[auto_class]
+    return wearer.config_around(path), BareBackbone(path, auto_class, wearer)
 
 
 def settled_config(
@@ -144,9 +159,8 @@ def settled_config(
         if name not in known:
             raise RecordError(unknown(f"model.fields.{name}", name, sorted(known)))
     try:
-        settled = type(config).from_dict(
-            {**stored_fields(config), **recipe.fields, **norm_fields(recipe.norm, type(config))}
-        )
+        given = {name: merged_field(config, name, value) for name, value in recipe.fields.items()}
+        settled = type(config).from_dict({**stored_fields(config), **given, **norm_fields(recipe.norm, type(config))})
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise RecordError(f"model.fields: {reason}") from None
@@ -157,6 +171,17 @@ def settled_config(
     if hasattr(settled, IGNORE_FIELD):
         setattr(settled, IGNORE_FIELD, ignore_index)
     return settled
+
+
+def merged_field(config: PreTrainedConfig, name: str, value: Any) -> Any:
+    """A field's new value; fields of a nested config stand over those that it has, unless it is another model's."""
+    inner = getattr(config, name)
+    if not (isinstance(inner, PreTrainedConfig) and isinstance(value, dict)) or "model_type" in value:
+        return value
+    known = {field.name for field in fields(type(inner))}
+    for nested in value.keys() - known:
+        raise RecordError(unknown(f"model.fields.{name}.{nested}", nested, sorted(known)))
+    return {**inner.to_dict(), **value}
 
 
 def stored_fields(config: PreTrainedConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from hf_vit_seg.records import RecordError
 
 from .adapters import with_adapters
-from .freezing import freeze, hold_frozen_norms
+from .freezing import freeze, hold_frozen_encoder, hold_frozen_norms
 from .model_parts import encoder_layers
 from .normalisation import synchronised
 from .recipe import ModelRecipe
@@ -28,6 +28,7 @@ def prepare_for_training(model: PreTrainedModel, recipe: ModelRecipe) -> nn.Modu
     prepared = model if recipe.lora is None else with_adapters(model, recipe.lora)
     freeze(prepared, recipe.freeze)
     hold_frozen_norms(prepared)
+    hold_frozen_encoder(prepared)
     if recipe.compile:
         prepared.compile()  # in place: names of parameters, saving and copying stay as they are
     return prepared.train()

@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_vit_seg.plugins import architectures
 from hf_vit_seg.records import RecordError
 
 from .classifier_fitting import fit_in_words, fitted, matching_rows
@@ -41,7 +42,8 @@ class Checkpoint:
                 raise
             raise RecordError(
                 f"model.from_pretrained: transformers has no {self.auto_class} for '{config.model_type}', which "
-                f"{self.path} is; `hf-vit-seg convert` may turn it into a model of this package"
+                f"{self.path} is; `hf-vit-seg convert` may turn it into a model of this package, and a bare backbone "
+                f"wears a head with model.architecture {' or '.join(wearers(self.auto_class)) or '(none installed)'}"
             ) from None
 
     def tensors(self, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
@@ -49,6 +51,27 @@ class Checkpoint:
         model, account = self.load(config)
         absent = {*account["missing_keys"], *(name for name, *_ in account["mismatched_keys"])}
         return {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
+
+
+@dataclass(frozen=True)
+class BareBackbone(Checkpoint):
+    """A checkpoint without a head, which the class `wearer` puts one on."""
+
+    wearer: Any
+
+    def load(self, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """The same for the backbone and a fresh head."""
+        try:
+            return self.wearer.from_backbone(
+                self.path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+        except (OSError, ValueError) as error:
+            raise RecordError(f"model.from_pretrained: {error}") from None
+
+
+def wearers(auto_class: str) -> list[str]:
+    """The architectures whose model of this Auto class puts a head on bare backbones."""
+    return [a.name for a in architectures().values() if hasattr(a.models.get(auto_class), "from_backbone")]
 
 
 def fitted_model(

@@ -7,6 +7,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils.hub import cached_file
 
+from hf_vit_seg.models.image_processing_transfer import reading_alike
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.records import RecordError, unknown
 
@@ -40,6 +41,8 @@ def build_processor(
     """
     fields = asked_fields(recipe.processor, measured)
     processor = pretrained_processor(recipe.model.from_pretrained) or new_processor(config)
+    if recipe.model.architecture is not None:
+        processor = of_architecture(processor, recipe.model.architecture)
     known = set(type(processor).valid_kwargs.__annotations__)
     for name in fields.keys() - known:
         raise RecordError(unknown(f"processor.{name}", name, sorted(known)))
@@ -48,6 +51,12 @@ def build_processor(
     processor = type(processor)(**(saved_fields(processor) | fields))
     check_bands(processor, bands)
     return processor
+
+
+def of_architecture(processor: BaseImageProcessor, name: str) -> BaseImageProcessor:
+    """The processor itself, or one of the architecture's class that reads like a bare backbone's."""
+    classes = architectures()[name].image_processor
+    return processor if type(processor) in classes.values() else reading_alike(processor, classes["torchvision"])
 
 
 def asked_fields(fields: Mapping[str, Any], measured: Measured | None) -> dict[str, Any]:

@@ -23,12 +23,15 @@ class LoraRecipe(Record):
 
 
 class ModelRecipe(Record):
-    """Which model is trained: a variant from scratch, or a pretrained one whose head is fitted to the classes."""
+    """Which model is trained: a variant from scratch, or a pretrained one whose head is fitted to the classes.
+
+    An architecture that puts heads on bare backbones (`backbone`) stands beside `from_pretrained`, without a variant.
+    """
 
     architecture: str | None = None  # a plugin's name, see `hf-vit-seg models`
     variant: str | None = None
     from_pretrained: str | None = None  # a directory or Hub id
-    fields: dict[str, Any] = {}  # config fields, over the variant's or the pretrained model's
+    fields: dict[str, Any] = {}  # config fields, over the variant's or the pretrained model's; nested ones are merged
     copy_classes: bool = True  # classifier rows whose class name (case aside) is known already are kept
     single_output: bool = False  # of two classes the second alone has an output, 1 above a probability of one half
     norm: Literal["batch", "sync", "group"] = "batch"  # of BatchNorm layers: as they are, SyncBatchNorm, GroupNorm
@@ -39,9 +42,9 @@ class ModelRecipe(Record):
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelRecipe":
-        if (self.from_pretrained is None) == (self.architecture is None):
+        if (self.from_pretrained is None) == (self.variant is None):
             raise ValueError("give either architecture and variant (from scratch) or from_pretrained")
-        if (self.architecture is None) != (self.variant is None):
+        if self.architecture is None and self.variant is not None:
             raise ValueError("architecture and variant go together")
         return self
 

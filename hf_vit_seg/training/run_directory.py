@@ -14,6 +14,9 @@ from typing import Any
 
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_vit_seg.data.sources import SOURCES
+from hf_vit_seg.provenance import Provenance, provenance_of, write_card
+
 from .adapters import save_model
 from .metrics_report import FILE as METRICS
 from .metrics_report import MetricsReport, write_report
@@ -85,6 +88,14 @@ def run_directory(recipe: Recipe, out: Path | None = None) -> RunDirectory:
     return RunDirectory(out or Path(recipe.output or Path("runs") / recipe.name))
 
 
+def lineage(recipe: Recipe) -> Provenance:
+    """Where the weights of a run come from: the licence and base of what it began with, and its own data."""
+    start = recipe.model.from_pretrained
+    train = SOURCES.read_kind(recipe.data.train, "data.train")
+    known = Provenance() if start is None else provenance_of(start)
+    return known.model_copy(update={"datasets": tuple(filter(None, [train.hub_id()]))})
+
+
 def write_model_directory(
     target: Path, model: Any, processor: BaseImageProcessor, recipe: Recipe, report: MetricsReport | None
 ) -> None:
@@ -94,6 +105,7 @@ def write_model_directory(
         save_model(model, temporary, merge=recipe.model.lora is None or recipe.model.lora.merge)
     processor.save_pretrained(temporary)
     (temporary / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
+    write_card(temporary, lineage(recipe), recipe.name)
     if report is not None:
         write_report(report, temporary / METRICS)
     put_in_place(target)

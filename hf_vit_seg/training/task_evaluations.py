@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.nn.functional import interpolate
-from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.collation import normalised
 from hf_vit_seg.data.datasets import RawDataset
-from hf_vit_seg.data.person_crops import PersonCrop, person_input
+from hf_vit_seg.data.person_crops import PersonCrop, person_input, person_size
 from hf_vit_seg.data.samples import Person
-from hf_vit_seg.data.transform_context import TransformContext
+from hf_vit_seg.inference.classifier import class_input
 from hf_vit_seg.inference.protocols import Protocol
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.metrics.accuracy import TopKAccuracy
@@ -108,11 +107,6 @@ def evaluate_classification(subject: Subject, dataset: RawDataset) -> Evaluation
     )
 
 
-def class_input(processor: BaseImageProcessor, image: torch.Tensor) -> torch.Tensor:
-    """What a classifier is measured with: an image (C, H, W) resized, cropped and normalised, (1, C, h, w)."""
-    return processor(image, return_tensors="pt", input_data_format="channels_first")["pixel_values"]
-
-
 def evaluate_pose(subject: Subject, dataset: RawDataset) -> Evaluation:
     """Keypoints of persons in their labelled boxes, by object keypoint similarity.
 
@@ -128,11 +122,6 @@ def evaluate_pose(subject: Subject, dataset: RawDataset) -> Evaluation:
     everyone = gather_object(found) if subject.accelerator.num_processes > 1 else found
     scores = oks_average_precision(predicted_persons(everyone), labelled_persons(everyone))
     return Evaluation(scores, len(dataset), f"persons in their labelled boxes, {size[0]}x{size[1]} (height x width)")
-
-
-def person_size(processor: BaseImageProcessor) -> tuple[int, int]:
-    """(height, width) of the crops that a pose model is measured with."""
-    return TransformContext.from_processor(processor, "pose").size_of(None, "the evaluation of pose")
 
 
 Found = tuple[Person, np.ndarray, float]  # a person, predicted keypoints (K, 2) in the image, and their mean score

@@ -1,0 +1,32 @@
+"""ZeroGPU of Hugging Face Spaces, where there is one: a GPU for the time of a call.
+
+The package `spaces` is there on Spaces only. On ZeroGPU a call runs in a process of its own, which has the models that
+were loaded before.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+SECONDS = 60  # that a call may take on ZeroGPU
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # for all events with a model
+
+
+def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
+    """The same work with a GPU of ZeroGPU around it; elsewhere the work itself."""
+    return import_module("spaces").GPU(duration=SECONDS)(work) if on_spaces() else work
+
+
+def zero_gpu() -> bool:
+    """Whether this is a Space on ZeroGPU, where models have to be loaded before the first call."""
+    return on_spaces() and bool(import_module("spaces.config").Config.zero_gpu)
+
+
+def on_spaces() -> bool:
+    """Whether the package `spaces` is installed; a folder of that name, such as this repository's, is none."""
+    found = find_spec("spaces")
+    return found is not None and found.origin is not None
+
+
+__all__ = ["ONE_AT_A_TIME", "on_gpu", "zero_gpu"]

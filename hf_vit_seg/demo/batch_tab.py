@@ -1,0 +1,92 @@
+"""The tab that segments many files, also those that a browser cannot show."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gradio as gr
+
+from hf_vit_seg.data.image_files import ImageFile
+from hf_vit_seg.inference.overlays import percent
+from hf_vit_seg.inference.prediction import OVERLAY, Job, Wishes, plan, write
+from hf_vit_seg.inference.segmenter import Segmenter
+
+from .accelerator import ONE_AT_A_TIME, on_gpu
+from .catalogue import Catalogue
+from .file_segmentation import USUAL_WINDOW, WHOLE, protocol_of, segment_file
+from .segmentation_tab import Choices
+from .uploads import MOST_FILES, fresh_folder, in_words, told
+
+MOST_CLASSES = 4  # that are named for a file
+
+
+class BatchTab:
+    """Files in, a gallery and an archive out; a file that fails ends no other's work."""
+
+    def __init__(self, catalogue: Catalogue):
+        self.catalogue = catalogue
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                files = gr.File(file_count="multiple", label=f"Images (at most {MOST_FILES}), also TIFF and .npy")
+                choices = Choices.shown(catalogue.titles("segmentation"))
+                start = gr.Button("Segment all", variant="primary")
+            with gr.Column(scale=3, min_width=480):
+                gallery = gr.Gallery(label="Overlays", columns=3, object_fit="contain", height="60vh")
+                table = gr.Dataframe(headers=["file", "found"], label="Files", interactive=False, wrap=True)
+                archive = gr.File(label="All label maps, overlays and reports", interactive=False)
+        start.click(
+            on_gpu(self.segment_files),
+            [files, *choices.components],
+            [gallery, table, archive],
+            api_name="segment_files",
+            **ONE_AT_A_TIME,
+        )
+
+    def segment_files(
+        self,
+        files: list[str] | None,
+        model: str,
+        view: str = WHOLE,
+        window: float = USUAL_WINDOW,
+        flip: bool = False,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  (gradio knows it by this default)
+    ) -> tuple[list[Any], list[list[str]], str]:
+        """Segment images: overlays, what was found in each file, and a ZIP with label maps, overlays and reports."""
+        with told():
+            if not files or len(files) > MOST_FILES:
+                raise ValueError(f"choose 1 to {MOST_FILES} files, these are {len(files or ())}")
+            segmenter = self.catalogue.load(model).with_protocol(protocol_of(view, window, flip))
+        folder = fresh_folder()
+        with TemporaryDirectory() as results:
+            jobs = plan([ImageFile(path, Path(path.name)) for path in map(Path, files)], Path(results))
+            rows = []
+            for number, job in enumerate(jobs):
+                progress((number, len(jobs)), desc=job.image.path.name)
+                rows.append([job.image.path.name, outcome(segmenter, job, model)])
+            pictures = [job for job in jobs if job.done]
+            overlays = [shutil.copy(job.result(OVERLAY), folder) for job in pictures]
+            archive = shutil.make_archive(str(folder / "segmentations"), "zip", results)
+        captions = [job.image.path.name for job in pictures]
+        return list(zip(overlays, captions, strict=True)), rows, archive
+
+
+def outcome(segmenter: Segmenter, job: Job, title: str) -> str:
+    """Segment a file and write its results; what it shows, or why it failed."""
+    path, name = job.image.path, Path(job.image.path.name)
+    try:
+        found = segment_file(segmenter, path, title)
+    except ValueError as error:
+        return f"failed: {in_words(error, path)}"
+    visible = replace(job, image=ImageFile(name, name))
+    failure = write(segmenter, visible, found.result, found.report["timings_ms"]["read"], Wishes(model=title)).error
+    if failure is not None:
+        return f"failed: {failure}"
+    counts = found.result.counts()
+    named = [f"{count.name} {percent(count.share)}" for count in counts[:MOST_CLASSES]]
+    more = len(counts) - len(named)
+    return ", ".join([*named, *([f"{more} more"] if more else [])])
+
+
+__all__ = ["BatchTab"]

@@ -1,0 +1,47 @@
+"""The tab that says what an image shows, for classification models."""
+
+from pathlib import Path
+
+import gradio as gr
+
+from hf_vit_seg.data.pixels import read_pixels
+
+from .accelerator import ONE_AT_A_TIME, on_gpu
+from .catalogue import Catalogue
+from .uploads import MOST_PIXELS, photo_input, told
+
+TOP = 5  # classes that are named
+
+
+class ClassificationTab:
+    """An image in, its most likely classes out."""
+
+    def __init__(self, catalogue: Catalogue):
+        self.catalogue = catalogue
+        titles = catalogue.titles("classification")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                photo = photo_input("Image", height=360)
+                model = gr.Dropdown(titles, value=titles[0], label="Model", interactive=True)
+            with gr.Column(scale=2, min_width=360):
+                label = gr.Label(label="Classes", num_top_classes=TOP)
+        gr.on(
+            [photo.change, model.change],
+            on_gpu(self.classify),
+            [photo, model],
+            [label],
+            api_name="classify",
+            trigger_mode="always_last",
+            **ONE_AT_A_TIME,
+        )
+
+    def classify(self, image: str | None, model: str) -> dict[str, float] | None:
+        """Classify an image: the five most likely classes and their probabilities."""
+        if image is None:
+            return None
+        with told(Path(image)):
+            classifier = self.catalogue.load(model)
+            return dict(classifier(read_pixels(Path(image), classifier.channels, MOST_PIXELS), TOP))
+
+
+__all__ = ["ClassificationTab"]

@@ -1,0 +1,74 @@
+"""Segmenting one uploaded file as its visitor asks for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_vit_seg.data.image_files import ImageFile
+from hf_vit_seg.inference.prediction import Job, Wishes, read, report
+from hf_vit_seg.inference.protocols import Protocol
+from hf_vit_seg.inference.segmentation import Segmentation
+from hf_vit_seg.inference.segmenter import Segmenter
+
+from .uploads import MOST_PIXELS
+
+WHOLE, SLIDING = "whole image", "sliding window"
+VIEWS = (WHOLE, SLIDING)
+SMALLEST_WINDOW, USUAL_WINDOW, LARGEST_WINDOW = 128, 512, 1024
+MOST_AT_ONCE = 2_000_000  # pixels that a model sees at once; beyond, it sees windows
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the model called `title` found in the file of this `name`, and the report of it, for JSON."""
+
+    name: str
+    title: str
+    result: Segmentation
+    report: dict[str, Any]
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its suffix."""
+        return Path(self.name).stem
+
+    @property
+    def caption(self) -> str:
+        """Model, protocol and time, in a line."""
+        return f"{self.title}: {self.result.protocol}; {self.result.timings['model']:.0f} ms"
+
+
+def protocol_of(view: str, window: float, flip: bool) -> Protocol:
+    """The protocol for a visitor's choices; `window` is the side of the windows in pixels."""
+    return windows(int(window), flip) if view == SLIDING else Protocol(flip=flip)
+
+
+def windows(side: int, flip: bool) -> Protocol:
+    """Square windows with weights that fall off to their borders, so that none of these shows."""
+    return Protocol(window=(side, side), blend="gaussian", flip=flip)
+
+
+def segment_file(segmenter: Segmenter, path: Path, title: str) -> Found:
+    """Segment an image file. ImageFileError for one that is no image, is broken or too large."""
+    name = Path(path.name)  # its place on the server is nobody's business
+    wishes = Wishes(model=title, max_pixels=MOST_PIXELS)
+    prepared, milliseconds = read(segmenter, Job(ImageFile(path, name), path), wishes)
+    height, width = prepared.pixel_values.shape[-2:]
+    if segmenter.protocol.window is None and height * width > MOST_AT_ONCE:
+        segmenter = segmenter.with_protocol(windows(LARGEST_WINDOW, segmenter.protocol.flip))
+    result = segmenter.segment(prepared)
+    known = report(segmenter, Job(ImageFile(name, name), name), result, milliseconds, wishes)
+    return Found(path.name, title, result, known)
+
+
+__all__ = [
+    "LARGEST_WINDOW",
+    "SLIDING",
+    "SMALLEST_WINDOW",
+    "USUAL_WINDOW",
+    "VIEWS",
+    "WHOLE",
+    "Found",
+    "protocol_of",
+    "segment_file",
+]

@@ -1,0 +1,85 @@
+"""The tab that finds a person's keypoints, for pose models."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import torch
+from PIL import Image
+
+from hf_vit_seg.data.pictures import picture
+from hf_vit_seg.data.pixels import read_pixels
+from hf_vit_seg.inference.overlays import resized_picture, shown_size
+from hf_vit_seg.inference.pose_estimator import Box
+from hf_vit_seg.inference.skeletons import LEAST_SCORE, with_skeletons
+
+from .accelerator import ONE_AT_A_TIME, on_gpu
+from .catalogue import Catalogue
+from .segmentation_view import LONGEST_SIDE
+from .uploads import MOST_PIXELS, photo_input, told
+
+KEYPOINTS = ("keypoint", "x", "y", "score")
+
+
+class PoseTab:
+    """An image of a person in, the skeleton and a table of keypoints out."""
+
+    def __init__(self, catalogue: Catalogue):
+        self.catalogue = catalogue
+        titles = catalogue.titles("pose")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                photo = photo_input("Image of one person", height=360)
+                box = gr.Textbox(
+                    label="Box of the person", placeholder="x, y, width, height in pixels; empty: the whole image"
+                )
+                model = gr.Dropdown(titles, value=titles[0], label="Model", interactive=True)
+            with gr.Column(scale=2, min_width=480):
+                skeleton = gr.Image(label="Skeleton", interactive=False, format="png")
+                table = gr.Dataframe(headers=list(KEYPOINTS), label="Keypoints", interactive=False)
+        gr.on(
+            [photo.change, box.submit, model.change],
+            on_gpu(self.estimate),
+            [photo, model, box],
+            [skeleton, table],
+            api_name="estimate_pose",
+            trigger_mode="always_last",
+            **ONE_AT_A_TIME,
+        )
+
+    def estimate(self, image: str | None, model: str, box: str = "") -> tuple[Any, Any]:
+        """Find a person's keypoints: a picture of the skeleton, and each keypoint's place in pixels and its score."""
+        if image is None:
+            return None, None
+        with told(Path(image)):
+            estimator = self.catalogue.load(model)
+            pixels = read_pixels(Path(image), estimator.channels, MOST_PIXELS)
+            found = estimator(pixels, box_of(box))
+        rows = [
+            [name, *(round(value, 3) for value in row)]
+            for name, row in zip(estimator.names, found.tolist(), strict=True)
+        ]
+        return drawn(picture(pixels), found), rows
+
+
+def box_of(text: str) -> Box | None:
+    """A box as it was typed. ValueError for anything but four numbers."""
+    if not text.strip():
+        return None
+    try:
+        x, y, width, height = (float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise ValueError(f"a box is x, y, width, height in pixels, such as 20, 10, 200, 400; found '{text}'") from None
+    return x, y, width, height
+
+
+def drawn(photo: Image.Image, keypoints: torch.Tensor) -> Image.Image:
+    """A photo with the skeleton of keypoints (K, 3): x, y, score."""
+    size = shown_size(photo.size, LONGEST_SIDE, enlarge=True)
+    person = np.asarray(keypoints, dtype=float)[None]
+    scale = (size[0] / photo.width, size[1] / photo.height)
+    return with_skeletons(resized_picture(photo, size), person, person[..., 2] >= LEAST_SCORE, scale, None, faint=True)
+
+
+__all__ = ["PoseTab"]

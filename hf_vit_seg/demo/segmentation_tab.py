@@ -1,0 +1,128 @@
+"""The tab that segments one image, and the choices that it shares with the tab for many."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from hf_vit_seg.inference.prediction import json_text
+
+from .accelerator import ONE_AT_A_TIME, on_gpu
+from .catalogue import Catalogue
+from .file_segmentation import (
+    LARGEST_WINDOW,
+    SLIDING,
+    SMALLEST_WINDOW,
+    USUAL_WINDOW,
+    VIEWS,
+    WHOLE,
+    Found,
+    protocol_of,
+    segment_file,
+)
+from .segmentation_view import segmentation_view, view_of
+from .uploads import fresh_folder, photo_input, told
+
+AREAS = ("class", "pixels", "share in %")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The components by which a visitor chooses a model and how it sees images."""
+
+    model: gr.Dropdown
+    view: gr.Radio
+    window: gr.Slider
+    flip: gr.Checkbox
+
+    @classmethod
+    def shown(cls, titles: list[str]) -> "Choices":
+        """Put them on the page."""
+        model = gr.Dropdown(titles, value=titles[0], label="Model", interactive=True)
+        view = gr.Radio(list(VIEWS), value=WHOLE, label="The model sees")
+        window = gr.Slider(
+            SMALLEST_WINDOW, LARGEST_WINDOW, USUAL_WINDOW, step=64, label="Window, pixels", visible=False
+        )
+        flip = gr.Checkbox(False, label="Average with the mirror image")
+        view.change(
+            lambda view: gr.update(visible=view == SLIDING), view, window, queue=False, api_visibility="private"
+        )
+        return cls(model, view, window, flip)
+
+    @property
+    def components(self) -> list[Any]:
+        """In the order of `segmenter_of`'s arguments."""
+        return [self.model, self.view, self.window, self.flip]
+
+
+class SegmentationTab:
+    """One image in, its classes out: a picture, a table, and files."""
+
+    def __init__(self, catalogue: Catalogue, examples: list[str]):
+        self.catalogue = catalogue
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                photo = photo_input("Image", height=260)
+                choices = Choices.shown(catalogue.titles("segmentation"))
+                if examples:
+                    gr.Examples(examples, photo, label="Examples", cache_examples=False)
+            with gr.Column(scale=3, min_width=480):
+                view = segmentation_view()
+                with gr.Row():
+                    labels = gr.DownloadButton("Label map (PNG)", size="md")
+                    text = gr.DownloadButton("Report (JSON)", size="md")
+                table = gr.Dataframe(
+                    headers=list(AREAS), datatype=["str", "number", "number"], label="Areas", interactive=False
+                )
+        gr.on(
+            [photo.change, choices.model.change, choices.view.change, choices.window.release, choices.flip.change],
+            on_gpu(self.show),
+            [photo, *choices.components],
+            [view, table, labels, text],
+            api_visibility="private",
+            trigger_mode="always_last",
+            show_progress_on=[view],
+            **ONE_AT_A_TIME,
+        )
+        # For programs alone, which have no use for the view.
+        gr.on(
+            [],
+            on_gpu(self.segment),
+            [photo, *choices.components],
+            [table, labels, text],
+            api_name="segment",
+            **ONE_AT_A_TIME,
+        )
+
+    def found(self, image: str, model: str, view: str, window: float, flip: bool) -> Found:
+        """What a model finds in an image."""
+        with told(Path(image)):
+            segmenter = self.catalogue.load(model).with_protocol(protocol_of(view, window, flip))
+            return segment_file(segmenter, Path(image), model)
+
+    def show(self, image: str | None, *choices: Any) -> tuple[Any, ...]:
+        """What the page shows of an image: the view, the table and the files; nothing without an image."""
+        if image is None:
+            return None, None, None, None
+        found = self.found(image, *choices)
+        return view_of(found.result, Path(image).stem, found.caption), *answer(found)
+
+    def segment(
+        self, image: str, model: str, view: str = WHOLE, window: float = USUAL_WINDOW, flip: bool = False
+    ) -> tuple[Any, ...]:
+        """Segment an image: the area of each class, the label map as a PNG with its palette, and a JSON report."""
+        return answer(self.found(image, model, view, window, flip))
+
+
+def answer(found: Found) -> tuple[list[list[Any]], str, str]:
+    """The rows of the table, the most frequent class first, and the files that can be downloaded."""
+    rows = [[count.name, count.pixels, round(100 * count.share, 3)] for count in found.result.counts()]
+    folder = fresh_folder()
+    labels, text = folder / f"{found.stem}.labels.png", folder / f"{found.stem}.json"
+    found.result.label_image().save(labels, compress_level=1)
+    text.write_text(json_text(found.report, indent=2), encoding="utf-8")
+    return rows, str(labels), str(text)
+
+
+__all__ = ["Choices", "SegmentationTab"]

@@ -1,0 +1,73 @@
+"""The picture of a segmentation in a browser: photo, colours, legend with bars, and the class under the pointer.
+
+The browser gets a small photo, and a map of the same size whose values are rows of the legend; it draws the rest itself
+(view/view.js). gradio's own AnnotatedImage writes a picture of full size for every class, which took ten times as long.
+
+Shapes: H W pixels, h w of the shown picture, K classes.
+"""
+
+import base64
+from importlib.resources import files
+from io import BytesIO
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from hf_vit_seg.inference.overlays import nearest_labels, percent, resized_picture, shown_size
+from hf_vit_seg.inference.segmentation import Segmentation
+
+LONGEST_SIDE = 1280  # of the shown picture
+MOST_ROWS = 255  # of the legend; the rarest classes share the last
+GREY = (128, 128, 128)
+VIEW = files("hf_vit_seg.demo") / "view"
+
+
+def segmentation_view() -> gr.HTML:
+    """A component that shows what `view_of` returns.
+
+    It is no class of its own: gradio writes a file beside each module that derives from its components.
+    """
+    html, css, script = ((VIEW / f"view.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js"))
+    return gr.HTML(html_template=html, css_template=css, js_on_load=script, apply_default_css=False)
+
+
+def view_of(result: Segmentation, name: str, caption: str) -> dict[str, Any]:
+    """What the browser draws: `photo` and `rows` as data URLs of pictures (h, w), `classes` row by row, and texts."""
+    if result.image is None:
+        raise ValueError("There is no picture to lay colours over: the input was no RGB or grey image")
+    size = shown_size(result.image.size, LONGEST_SIDE, enlarge=True)
+    rows, classes = legend_rows(result)
+    small = rows[nearest_labels(result.label_map, size)]
+    return {
+        "name": name,
+        "caption": caption,
+        "classes": classes,
+        "photo": data_url(resized_picture(result.image.convert("RGB"), size), "JPEG", quality=88),
+        "rows": data_url(Image.fromarray(small), "PNG", compress_level=1),
+    }
+
+
+def legend_rows(result: Segmentation) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Each class's row in the legend, (K,) uint8, and the rows, the most frequent class first."""
+    counts = result.counts()
+    rows = np.full(len(result.names), MOST_ROWS - 1, np.uint8)
+    single = counts if len(counts) <= MOST_ROWS else counts[: MOST_ROWS - 1]
+    rows[[count.index for count in single]] = np.arange(len(single))
+    entries = [(count.name, count.colour, count.share) for count in single]
+    if len(single) < len(counts):
+        rest = counts[len(single) :]
+        entries.append((f"{len(rest)} more", GREY, sum(count.share for count in rest)))
+    classes = [{"name": n, "colour": list(c), "share": round(s, 6), "text": percent(s)} for n, c, s in entries]
+    return rows, classes
+
+
+def data_url(image: Image.Image, kind: str, **options: Any) -> str:
+    """A picture as text that a browser shows."""
+    stream = BytesIO()
+    image.save(stream, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
+
+
+__all__ = ["segmentation_view", "view_of"]

@@ -1,0 +1,53 @@
+"""What visitors upload: within limits, and refused in words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+from typing import Literal
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from hf_vit_seg.data.image_files import ImageSizeError
+
+MEGABYTES = 30  # of a file
+MOST_PIXELS = 25_000_000  # of an image
+MOST_FILES = 20  # of a batch
+
+
+def photo_input(label: str, height: int) -> gr.Image:
+    """An image from a file, the clipboard or a camera, which functions get as the path of the file as it was sent.
+
+    gradio would decode it, and fail without a word where it is broken; reading it is our own work.
+    """
+    sources: list[Literal["upload", "webcam", "clipboard"]] = ["upload", "webcam", "clipboard"]
+    photo = gr.Image(label=label, height=height, type="filepath", image_mode=None, sources=sources)
+    decoded = photo.preprocess
+    photo.preprocess = lambda payload: payload.path if payload and payload.path else decoded(payload)
+    return photo
+
+
+def in_words(error: ValueError, path: Path | None = None) -> str:
+    """What is wrong with a file or a setting, without paths of the server and advice for the command line."""
+    text = error.fact if isinstance(error, ImageSizeError) else str(error)
+    return text if path is None else text.replace(str(path), path.name)
+
+
+@contextmanager
+def told(path: Path | None = None) -> Iterator[None]:
+    """Show a visitor what is wrong with a file or a setting."""
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(in_words(error, path), print_exception=False, duration=None) from error
+
+
+def fresh_folder() -> Path:
+    """A new folder among gradio's files, which it deletes when they are old."""
+    folder = Path(get_upload_folder()) / token_hex(16)
+    folder.mkdir(parents=True)
+    return folder
+
+
+__all__ = ["MEGABYTES", "MOST_FILES", "MOST_PIXELS", "fresh_folder", "in_words", "photo_input", "told"]

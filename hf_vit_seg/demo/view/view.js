@@ -1,0 +1,158 @@
+// The photo under its classes' colours, drawn in the browser: what is sent is the photo and a map whose grey values
+// are rows of the legend, so that opacity, pointing and hiding cost the server nothing.
+const part = (name) => element.querySelector("." + name);
+const canvas = part("picture"), tip = part("tip"), legend = part("legend"), opacity = part("opacity");
+const brush = canvas.getContext("2d");
+const layer = document.createElement("canvas");
+let scene = null; // {photo, rows, border, classes, width, height}
+let focus = -1; // the row that is singled out
+let bare = false; // the photo alone
+const hidden = new Set();
+let newest = 0;
+
+async function loadImage(address) {
+  const image = new Image();
+  image.src = address;
+  await image.decode();
+  return image;
+}
+
+function rowsOf(image) {
+  const { width, height } = image;
+  layer.width = width;
+  layer.height = height;
+  const reader = layer.getContext("2d", { willReadFrequently: true });
+  reader.drawImage(image, 0, 0);
+  const pixels = reader.getImageData(0, 0, width, height).data;
+  const rows = new Uint8Array(width * height);
+  for (let i = 0; i < rows.length; i++) rows[i] = pixels[4 * i];
+  return rows;
+}
+
+function bordersOf(rows, width) {
+  const border = new Uint8Array(rows.length);
+  for (let i = 1; i < rows.length; i++) {
+    if (i % width && rows[i] !== rows[i - 1]) border[i] = border[i - 1] = 1;
+    if (i >= width && rows[i] !== rows[i - width]) border[i] = border[i - width] = 1;
+  }
+  return border;
+}
+
+function colours() {
+  const { rows, border, classes, width, height } = scene;
+  const pixels = new ImageData(width, height);
+  const words = new Uint32Array(pixels.data.buffer); // alpha, blue, green, red from the highest byte down
+  const full = Math.round(2.55 * opacity.value);
+  const looks = classes.map(({ colour: [red, green, blue] }, row) => {
+    const strength = row === focus ? Math.max(full, 150) : hidden.has(row) ? 0 : focus < 0 ? full : full * 0.2;
+    const colour = (blue << 16) | (green << 8) | red;
+    const line = strength && (focus < 0 || row === focus) ? 255 : strength;
+    return [(strength << 24) | colour, (line << 24) | colour];
+  });
+  for (let i = 0; i < rows.length; i++) words[i] = looks[rows[i]][border[i]];
+  return pixels;
+}
+
+function paint() {
+  if (!scene) return;
+  brush.drawImage(scene.photo, 0, 0);
+  if (bare) return;
+  layer.getContext("2d").putImageData(colours(), 0, 0);
+  brush.drawImage(layer, 0, 0);
+}
+
+function legendRow({ name, colour, share, text }, row) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.setAttribute("role", "listitem");
+  button.append(...["i", "span", "em", "u"].map((tag) => document.createElement(tag)));
+  const [swatch, title, percent] = button.children;
+  button.style.setProperty("--colour", "rgb(" + colour.join(",") + ")");
+  button.style.setProperty("--share", 100 * share + "%");
+  swatch.style.background = "var(--colour)";
+  title.textContent = button.title = name;
+  percent.textContent = text;
+  button.onpointerenter = button.onfocus = () => point(row);
+  button.onpointerleave = button.onblur = () => point(-1);
+  button.onclick = () => {
+    hidden.has(row) ? hidden.delete(row) : hidden.add(row);
+    button.classList.toggle("off", hidden.has(row));
+    point(-1);
+  };
+  button.classList.toggle("off", hidden.has(row));
+  return button;
+}
+
+function point(row) {
+  focus = row;
+  paint();
+}
+
+function hover(event) {
+  if (!scene) return;
+  const box = canvas.getBoundingClientRect();
+  const x = Math.floor(((event.clientX - box.left) / box.width) * scene.width);
+  const y = Math.floor(((event.clientY - box.top) / box.height) * scene.height);
+  if (x < 0 || y < 0 || x >= scene.width || y >= scene.height) return leave();
+  const row = scene.rows[y * scene.width + x];
+  const { name, colour, text } = scene.classes[row];
+  tip.children[0].style.background = "rgb(" + colour.join(",") + ")";
+  tip.children[1].textContent = name;
+  tip.children[2].textContent = text;
+  tip.hidden = false;
+  const left = event.clientX - box.left, top = event.clientY - box.top;
+  tip.style.left = Math.min(left + 14, box.width - tip.offsetWidth) + "px";
+  tip.style.top = (top > tip.offsetHeight + 14 ? top - tip.offsetHeight - 10 : top + 18) + "px";
+  for (const [i, button] of [...legend.children].entries()) button.classList.toggle("here", i === row);
+}
+
+function leave() {
+  tip.hidden = true;
+  for (const button of legend.children) button.classList.remove("here");
+}
+
+async function show() {
+  const turn = ++newest, value = props.value;
+  const there = Boolean(value && value.photo);
+  const images = there ? await Promise.all([loadImage(value.photo), loadImage(value.rows)]) : null;
+  if (turn !== newest) return; // a later result has come in meanwhile
+  part("view").hidden = !there;
+  part("empty").hidden = there;
+  scene = null;
+  if (!there) return;
+  const [photo, map] = images, { width, height } = map;
+  const rows = rowsOf(map);
+  scene = { photo, rows, border: bordersOf(rows, width), classes: value.classes, width, height };
+  focus = -1;
+  hidden.clear();
+  value.classes.forEach(({ name }, row) => name === "background" && hidden.add(row)); // the photo is seen there
+  canvas.width = width;
+  canvas.height = height;
+  canvas.style.width = "min(100%, " + (72 * width) / height + "vh)";
+  part("caption").textContent = value.caption;
+  legend.replaceChildren(...value.classes.map(legendRow));
+  paint();
+}
+
+function uncover(on) {
+  bare = on;
+  paint();
+}
+
+opacity.oninput = paint;
+canvas.onpointermove = canvas.onpointerdown = hover;
+canvas.onpointerleave = leave;
+part("compare").onpointerdown = () => uncover(true);
+part("compare").onpointerup = part("compare").onpointerleave = () => uncover(false);
+part("compare").onkeydown = (event) => [" ", "Enter"].includes(event.key) && uncover(true);
+part("compare").onkeyup = part("compare").onblur = () => uncover(false);
+part("save").onclick = () =>
+  canvas.toBlob((blob) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = (props.value.name || "picture") + ".overlay.png";
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+watch("value", show);
+show();

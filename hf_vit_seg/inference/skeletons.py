@@ -1,0 +1,60 @@
+"""Persons drawn as skeletons over a photo.
+
+Shapes: K keypoints, P persons. Keypoints are (x, y) in pixels of the image.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+LEAST_SCORE = 0.2  # predicted keypoints below are small and have no bones, as in ViTPose's pictures
+LEFT, RIGHT, MIDDLE = (213, 94, 0), (0, 114, 178), (0, 158, 115)
+# COCO's bones between its 17 keypoints, of which the odd ones are the left side's and the even ones the right side's.
+COCO_BONES = (
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
+    (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+)  # fmt: skip
+COCO_KEYPOINTS = 17
+
+
+def with_skeletons(
+    photo: Image.Image,
+    people: np.ndarray,
+    sure: np.ndarray,
+    scale: tuple[float, float],
+    bones: Sequence[tuple[int, int]] | None,
+    faint: bool = False,
+) -> Image.Image:
+    """A copy of the photo with `people` (P, K, 3), whose places are multiplied by `scale` (x, y).
+
+    Keypoints and bones are drawn where `sure` (P, K); with `faint` the others as small rings.
+    """
+    canvas = photo.copy()
+    draw = ImageDraw.Draw(canvas)
+    radius = max(2, max(photo.size) // 160)
+    coco = people.shape[1] == COCO_KEYPOINTS and bones is None
+    pairs = COCO_BONES if coco else tuple(bones or ())
+    for person, certain in zip(people, sure, strict=True):
+        places = [tuple(place) for place in ((person[:, :2] + 0.5) * scale - 0.5).tolist()]
+        for pair in pairs:
+            if certain[list(pair)].all():
+                draw.line([places[end] for end in pair], fill=side_colour(pair, coco), width=radius)
+        for k, (x, y) in enumerate(places):
+            ring = (x - radius, y - radius, x + radius, y + radius)
+            if certain[k]:
+                draw.ellipse(ring, fill=side_colour((k, k), coco), outline=(255, 255, 255))
+            elif faint:
+                draw.ellipse(ring, outline=side_colour((k, k), coco))
+    return canvas
+
+
+def side_colour(pair: tuple[int, int], coco: bool) -> tuple[int, int, int]:
+    """The colour of a bone, or of a keypoint (k, k): that of its side, or the middle's where it has no single one."""
+    sides = {end % 2 for end in pair if end}  # keypoint 0 is the nose
+    if not coco or 0 in pair or len(sides) != 1:
+        return MIDDLE
+    return LEFT if sides == {1} else RIGHT
+
+
+__all__ = ["COCO_BONES", "LEAST_SCORE", "with_skeletons"]

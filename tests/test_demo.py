@@ -1,0 +1,319 @@
+"""The demo: called as a program calls it, given what is broken, and looked at in a browser."""
+
+import base64
+import json
+import runpy
+import shutil
+import sys
+import tomllib
+import zipfile
+from importlib.machinery import ModuleSpec
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from huggingface_hub import SpaceCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packaging.requirements import Requirement
+from PIL import Image
+from transformers import AutoModelForImageClassification, AutoModelForPoseEstimation, AutoModelForSemanticSegmentation
+from typer.testing import CliRunner
+
+from hf_vit_seg import architectures
+from hf_vit_seg.cli import app as command
+from hf_vit_seg.data.pixels import read_pixels
+from hf_vit_seg.inference import ModelError, Segmentation, Segmenter
+from hf_vit_seg.inference.classifier import Classifier
+from hf_vit_seg.inference.overlays import nearest_labels
+from hf_vit_seg.inference.palettes import generated_palette
+from hf_vit_seg.inference.pose_estimator import PoseEstimator
+
+gradio = pytest.importorskip("gradio")
+gradio_client = pytest.importorskip("gradio_client")
+
+import hf_vit_seg.demo  # noqa: E402
+from hf_vit_seg.demo import accelerator, file_segmentation  # noqa: E402
+from hf_vit_seg.demo.catalogue import (  # noqa: E402
+    ENVIRONMENT,
+    EXAMPLES,
+    NUCLEI,
+    Catalogue,
+    default_models,
+    entry_of,
+    example_images,
+)
+from hf_vit_seg.demo.file_segmentation import (  # noqa: E402
+    LARGEST_WINDOW,
+    SLIDING,
+    SMALLEST_WINDOW,
+    WHOLE,
+    protocol_of,
+    segment_file,
+)
+from hf_vit_seg.demo.segmentation_view import LONGEST_SIDE, MOST_ROWS, view_of  # noqa: E402
+from hf_vit_seg.demo.uploads import MOST_FILES  # noqa: E402
+
+MODEL = REPOSITORY / "examples/nuclei/model"
+SPACE = REPOSITORY / "spaces/segmentation"
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+PHOTO = Path(example_images()[0])
+CLASSES = 17
+HEADS = {
+    "classification": AutoModelForImageClassification,
+    "pose": AutoModelForPoseEstimation,
+    "segmentation": AutoModelForSemanticSegmentation,
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    """The directory of a small untrained model for each task."""
+    folder = tmp_path_factory.mktemp("small")
+    vit = architectures()["vit"]
+    torch.manual_seed(0)
+    for task, auto_class in HEADS.items():
+        config = vit.variant_config("tiny", num_labels=CLASSES)
+        auto_class.from_config(config).save_pretrained(folder / task)
+        vit.image_processor["torchvision"](size={"height": 64, "width": 48}).save_pretrained(folder / task)
+    return {task: str(folder / task) for task in HEADS}
+
+
+def title(model: str) -> str:
+    return "/".join(Path(model).parts[-2:])
+
+
+@pytest.fixture(scope="module")
+def address(models):
+    """A demo of the built-in model and of one for each task."""
+    _, address, _ = hf_vit_seg.demo.launch(NUCLEI, *models.values(), prevent_thread_lock=True, quiet=True)
+    yield address
+    gradio.close_all()
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    return gradio_client.Client(address, verbose=False)
+
+
+def call(client, path: Path, *arguments, name: str = "/segment"):
+    return client.predict(gradio_client.handle_file(str(path)), *arguments, api_name=name)
+
+
+def refusal(client, path: Path, *arguments, name: str = "/segment") -> str:
+    with pytest.raises(gradio_client.exceptions.AppError) as caught:
+        call(client, path, *arguments, name=name)
+    text = str(caught.value)
+    assert "/tmp" not in text and "gradio" not in text
+    return text
+
+
+def test_all_that_the_page_does_can_be_called_by_name(client):
+    known = client.view_api(return_format="dict", print_info=False)
+    assert set(known["named_endpoints"]) == {"/segment", "/segment_files", "/classify", "/estimate_pose"}
+    assert not known["unnamed_endpoints"]
+    names = [parameter["parameter_name"] for parameter in known["named_endpoints"]["/segment"]["parameters"]]
+    assert names == ["image", "model", "view", "window", "flip"]
+
+
+@pytest.mark.parametrize(("view", "window", "flip"), [(WHOLE, 512, False), (SLIDING, 128, True)])
+def test_a_program_gets_what_the_segmenter_gives(client, view, window, flip):
+    areas, labels, text = call(client, PHOTO, NUCLEI, view, window, flip)
+    expected = Segmenter.from_pretrained(str(MODEL), protocol=protocol_of(view, window, flip))(PHOTO)
+    assert np.array_equal(np.asarray(Image.open(labels)), expected.label_map)
+    assert [row[:2] for row in areas["data"]] == [[count.name, count.pixels] for count in expected.counts()]
+    report = json.loads(Path(text).read_text())
+    assert report["image"] == PHOTO.name
+    assert report["protocol"] == expected.protocol
+    assert {row["name"]: row["pixels"] for row in report["classes"]} == dict(row[:2] for row in areas["data"])
+
+
+def test_another_model_gives_other_classes(client, models):
+    areas, labels, _ = call(client, PHOTO, title(models["segmentation"]))
+    expected = Segmenter.from_pretrained(models["segmentation"])(PHOTO)
+    assert np.array_equal(np.asarray(Image.open(labels)), expected.label_map)
+    assert {row[0] for row in areas["data"]} == {count.name for count in expected.counts()}
+
+
+def test_what_is_no_image_is_refused_in_words(client, tmp_path):
+    whole = PHOTO.read_bytes()
+    broken = {"empty.png": b"", "text.png": b"no image at all", "cut.webp": whole[: len(whole) // 2]}
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+        assert refusal(client, tmp_path / name, NUCLEI).startswith(f"{name}: ")
+    Image.new("1", (7000, 5000)).save(tmp_path / "large.png")
+    text = refusal(client, tmp_path / "large.png", NUCLEI)
+    assert "7000x5000" in text and "25 million" in text and "--max-pixels" not in text
+
+
+def test_windows_have_limits(client):
+    for side, limit in ((8, SMALLEST_WINDOW), (2000, LARGEST_WINDOW)):
+        text = refusal(client, PHOTO, NUCLEI, SLIDING, side)
+        assert str(side) in text and str(limit) in text
+
+
+def test_many_files_give_an_archive_and_a_broken_one_ends_nothing(client, tmp_path):
+    shutil.copy(PHOTO, tmp_path / "photo.webp")
+    np.save(tmp_path / "grey.npy", np.zeros((20, 30), np.uint8))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    files = [gradio_client.handle_file(str(path)) for path in sorted(tmp_path.iterdir())]
+    gallery, table, archive = client.predict(files, NUCLEI, api_name="/segment_files")
+    found = dict(table["data"])
+    assert list(found) == ["broken.png", "grey.npy", "photo.webp"]
+    assert found["broken.png"].startswith("failed: broken.png: ")
+    assert "nucleus" in found["photo.webp"]
+    shown = {picture["caption"] for picture in gallery}
+    with zipfile.ZipFile(archive) as packed:
+        assert {"photo.png", "photo.overlay.png", "photo.json"} <= set(packed.namelist())
+        assert json.loads(packed.read("photo.json"))["image"] == "photo.webp"
+        assert {Path(name).stem for name in packed.namelist() if name.endswith(".json")} == {
+            Path(name).stem for name in shown
+        }
+    with pytest.raises(gradio_client.exceptions.AppError, match=f"1 to {MOST_FILES} files, these are {MOST_FILES + 1}"):
+        client.predict(files[-1:] * (MOST_FILES + 1), NUCLEI, api_name="/segment_files")
+
+
+def test_a_classifier_names_the_most_likely_classes(client, models):
+    answer = call(client, PHOTO, title(models["classification"]), name="/classify")
+    expected = Classifier.from_pretrained(models["classification"])(read_pixels(PHOTO), 5)
+    assert [row["label"] for row in answer["confidences"]] == [name for name, _ in expected]
+    assert [row["confidence"] for row in answer["confidences"]] == pytest.approx([share for _, share in expected])
+
+
+def test_a_pose_model_finds_keypoints_in_a_box(client, models):
+    model = title(models["pose"])
+    picture, table = call(client, PHOTO, model, "20, 10, 100, 200", name="/estimate_pose")
+    expected = PoseEstimator.from_pretrained(models["pose"])(read_pixels(PHOTO), (20, 10, 100, 200))
+    assert np.allclose([row[1:] for row in table["data"]], expected.numpy(), atol=1e-3)
+    assert max(Image.open(picture).size) >= 384
+    whole = call(client, PHOTO, model, "", name="/estimate_pose")[1]
+    assert whole["data"] != table["data"]
+    assert "x, y, width, height" in refusal(client, PHOTO, model, "somewhere", name="/estimate_pose")
+    assert "width and a height" in refusal(client, PHOTO, model, "1, 2, 0, 0", name="/estimate_pose")
+
+
+def decoded(address: str) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))))
+
+
+def segmentation(label_map: np.ndarray, classes: int) -> Segmentation:
+    photo = Image.new("RGB", label_map.shape[::-1], (10, 200, 30))
+    names = tuple(f"class {index}" for index in range(classes))
+    return Segmentation(photo, label_map, names, generated_palette(classes), "whole image", {"model": 1.0})
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(2, 400), st.integers(0, 99))
+def test_the_view_has_every_pixel_in_its_class(height, width, classes, seed):
+    labels = np.random.default_rng(seed).integers(0, classes, (height, width)).astype(np.uint16)
+    result = segmentation(labels, classes)
+    view = view_of(result, "name", "caption")
+    rows = decoded(view["rows"])
+    assert decoded(view["photo"]).shape == (*rows.shape, 3)
+    names = [row["name"] for row in view["classes"]]
+    assert len(names) <= MOST_ROWS and rows.max() < len(names)
+    assert sum(row["share"] for row in view["classes"]) == pytest.approx(1, abs=1e-3)
+    sampled = nearest_labels(labels, rows.shape[::-1])
+    single = len(names) - (len(result.counts()) > MOST_ROWS)
+    mine = rows < single
+    assert mine.all() or len(result.counts()) > MOST_ROWS
+    assert (np.array(names)[rows[mine]] == np.array(result.names)[sampled[mine]]).all()
+
+
+def test_the_view_of_a_large_image_is_small():
+    labels = np.arange(1500 * 2000).reshape(1500, 2000) % 40
+    view = view_of(segmentation(labels.astype(np.uint8), 40), "name", "caption")
+    assert decoded(view["rows"]).shape == (LONGEST_SIDE * 3 // 4, LONGEST_SIDE)
+    assert len(view["classes"]) == 40
+
+
+def test_large_images_are_seen_in_windows_where_models_see_them_at_their_own_size(monkeypatch):
+    monkeypatch.setattr(file_segmentation, "LARGEST_WINDOW", 128)
+    segmenter = Segmenter.from_pretrained(str(MODEL))
+    assert segment_file(segmenter, PHOTO, NUCLEI).result.protocol.startswith("whole image")
+    monkeypatch.setattr(file_segmentation, "MOST_AT_ONCE", 256 * 320 - 1)
+    result = segment_file(segmenter, PHOTO, NUCLEI).result
+    assert result.protocol.startswith("windows of 128x128") and result.label_map.shape == (256, 320)
+
+
+def test_models_are_told_apart_and_failures_are_told(models, tmp_path):
+    assert {task: entry_of(model).task for task, model in models.items()} == {task: task for task in HEADS}
+    known = Catalogue([NUCLEI, str(tmp_path / "absent"), *models.values()])
+    assert known.titles("segmentation") == [NUCLEI, title(models["segmentation"])]
+    assert len(known.failures) == 1 and "absent" in known.failures[0]
+    with pytest.raises(ModelError, match="absent"):
+        Catalogue([str(tmp_path / "absent")])
+    headless = tmp_path / "headless"
+    shutil.copytree(MODEL, headless)
+    config = json.loads((headless / "config.json").read_text())
+    (headless / "config.json").write_text(json.dumps(config | {"architectures": ["SegFormerModel"]}))
+    with pytest.raises(ModelError, match="SegFormerModel: the demo shows models for segmentation"):
+        entry_of(str(headless))
+
+
+def test_the_last_models_stay_in_memory(models):
+    known = Catalogue([NUCLEI, models["pose"]])
+    assert known.load(NUCLEI) is known.load(NUCLEI)
+    everything = Catalogue([NUCLEI, *models.values()], keep_all=True)
+    assert everything.load.cache_info().currsize == 4
+
+
+def test_the_environment_names_models(monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT, "me/one, me/two\nme/three")
+    assert default_models() == ["me/one", "me/two", "me/three", NUCLEI]
+    monkeypatch.delenv(ENVIRONMENT)
+    assert default_models() == [NUCLEI]
+
+
+def test_the_built_in_model_is_installed_with_its_examples():
+    assert PROJECT["tool"]["setuptools"]["package-dir"]["hf_vit_seg.nuclei"] == "examples/nuclei"
+    shipped = PROJECT["tool"]["setuptools"]["package-data"]["hf_vit_seg.nuclei"]
+    assert {Path(name).stem for name in shipped if name.endswith(".webp")} == set(EXAMPLES)
+    assert all(Path(path).exists() for path in example_images())
+    assert Path(entry_of(NUCLEI).place).resolve() == MODEL.resolve()
+
+
+def test_without_gradio_a_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, "hf_vit_seg.demo.app")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    done = CliRunner().invoke(command, ["demo"])
+    assert done.exit_code == 2
+    assert done.stderr.strip() == "hf-vit-seg: the demo needs gradio: pip install 'hf_vit_seg[demo]'"
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path):
+    done = CliRunner().invoke(command, ["demo", str(tmp_path / "absent")])
+    assert done.exit_code == 2 and "absent" in done.stderr
+
+
+def test_zero_gpu_is_used_where_it_is(monkeypatch):
+    assert not accelerator.zero_gpu() and accelerator.on_gpu(len) is len  # this repository has a folder `spaces`
+    spaces, config = ModuleType("spaces"), ModuleType("spaces.config")
+    spaces.__spec__ = ModuleSpec("spaces", None, origin="spaces/__init__.py")
+    spaces.GPU = lambda duration: lambda work: lambda *arguments: ("on a GPU", duration, work(*arguments))
+    config.Config = SimpleNamespace(zero_gpu=True)
+    monkeypatch.setitem(sys.modules, "spaces", spaces)
+    monkeypatch.setitem(sys.modules, "spaces.config", config)
+    assert accelerator.zero_gpu()
+    assert accelerator.on_gpu(len)("abc") == ("on a GPU", accelerator.SECONDS, 3)
+
+
+def test_the_space_starts_the_demo_as_it_is(monkeypatch):
+    started = []
+    monkeypatch.setattr(hf_vit_seg.demo, "launch", lambda *models, **options: started.append((models, options)))
+    runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
+    assert started == [((), {})]
+    card = SpaceCard.load(SPACE / "README.md").data
+    assert (card.sdk, card.app_file) == ("gradio", "app.py")
+    demo = [Requirement(line) for line in PROJECT["project"]["optional-dependencies"]["demo"]]
+    assert card.sdk_version in next(line for line in demo if line.name == "gradio").specifier
+    wanted = {Requirement(line).name for line in (SPACE / "requirements.txt").read_text().splitlines()}
+    assert wanted == {"hf_vit_seg"}
+
+
+def test_gradio_writes_nothing_into_the_package():
+    assert not list(Path(hf_vit_seg.demo.__file__).parent.glob("*.pyi"))

@@ -1,0 +1,138 @@
+"""The demo in a headless Chromium: what a visitor does and sees. Skipped where there is none, or no playwright."""
+
+import base64
+import shutil
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from PIL import Image
+from transformers import AutoModelForSemanticSegmentation
+
+from hf_vit_seg import architectures
+from hf_vit_seg.inference import Segmenter
+from hf_vit_seg.inference.overlays import percent
+
+gradio = pytest.importorskip("gradio")
+playwright = pytest.importorskip("playwright.sync_api")
+
+from hf_vit_seg.demo import launch  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PHOTO = REPOSITORY / "examples/nuclei/data/test/images/0c2550a23b8a0f29.webp"
+PATIENCE = 60_000  # milliseconds, on machines that do other things too
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """A demo of the built-in model and of an untrained one with other classes."""
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    segformer = architectures()["segformer"]
+    torch.manual_seed(0)
+    model = AutoModelForSemanticSegmentation.from_config(segformer.variant_config("nano", num_labels=30))
+    model.save_pretrained(folder)
+    segformer.image_processor["torchvision"](size={"height": 64, "width": 64}).save_pretrained(folder)
+    _, address, _ = launch("nuclei", str(folder), prevent_thread_lock=True, quiet=True)
+    yield address
+    gradio.close_all()
+
+
+@pytest.fixture(scope="module")
+def page(address):
+    """The page in a browser; in the end it has complained about nothing."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(PATIENCE)
+        complaints: list[str] = []
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(address)
+        yield page
+        browser.close()
+    assert not complaints
+
+
+def choose(page, path: Path) -> None:
+    page.locator("input[type=file]").first.set_input_files(path)
+
+
+def legend(page) -> list[str]:
+    return page.locator(".legend button span").all_inner_texts()
+
+
+def pixels(page) -> np.ndarray:
+    """What is drawn, (H, W, 3)."""
+    address = page.locator("canvas.picture").evaluate("canvas => canvas.toDataURL()")
+    return np.asarray(Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB"))
+
+
+def test_a_visitor_sees_what_was_found(page):
+    choose(page, PHOTO)
+    page.locator(".legend button").first.wait_for()
+    expected = Segmenter.from_pretrained(str(REPOSITORY / "examples/nuclei/model"))(PHOTO)
+    assert legend(page) == [count.name for count in expected.counts()]
+    assert page.locator(".legend button em").all_inner_texts() == [percent(c.share) for c in expected.counts()]
+    for count in expected.counts():
+        page.wait_for_function("pixels => document.body.innerText.includes(pixels)", arg=str(count.pixels))
+    drawn, photo = pixels(page), np.asarray(Image.open(PHOTO).convert("RGB"))
+    factor = drawn.shape[0] // photo.shape[0]
+    changed = np.abs(drawn[::factor, ::factor].astype(int) - photo).max(axis=2) > 40
+    nuclei = expected.label_map == 1
+    assert changed[nuclei].mean() > 0.9 and changed[~nuclei].mean() < 0.1
+    canvas = page.locator("canvas.picture").bounding_box()
+    for label in (0, 1):
+        rows, columns = np.nonzero(expected.label_map == label)
+        row, column = rows[len(rows) // 2] + 0.5, columns[len(rows) // 2] + 0.5
+        scale = canvas["width"] / photo.shape[1]
+        page.mouse.move(canvas["x"] + column * scale, canvas["y"] + row * scale)
+        assert page.locator(".tip b").inner_text() == expected.names[label]
+
+
+def test_opacity_and_the_legend_change_the_picture(page):
+    def strength() -> float:
+        page.locator("h1").hover()  # away from the legend
+        return float(np.abs(pixels(page).astype(int) - bare).mean())
+
+    page.locator(".compare").dispatch_event("pointerdown")
+    bare = pixels(page).astype(int)
+    page.locator(".compare").dispatch_event("pointerup")
+    half = strength()
+    page.locator(".opacity").fill("100")
+    assert strength() > 1.5 * half
+    page.locator(".legend button", has_text="nucleus").click()
+    assert strength() == 0
+    page.locator(".legend button", has_text="nucleus").click()
+    assert strength() > half
+
+
+def test_pictures_and_label_maps_can_be_saved(page):
+    with page.expect_download() as saved:
+        page.locator(".save").click()
+    assert saved.value.suggested_filename == f"{PHOTO.stem}.overlay.png"
+    assert Image.open(saved.value.path()).size == pixels(page).shape[1::-1]
+    with page.expect_download() as saved:
+        page.get_by_text("Label map (PNG)").click()
+    assert Image.open(saved.value.path()).size == Image.open(PHOTO).size
+
+
+def test_another_model_shows_its_own_classes(page):
+    page.get_by_label("Model").first.click()
+    page.get_by_role("option", name="untrained").click()
+    page.wait_for_function("document.querySelector('.caption').innerText.includes('untrained')")
+    assert "nucleus" not in legend(page) and legend(page)
+
+
+def test_a_broken_image_is_refused_in_words(page, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image at all")
+    page.get_by_label("Remove Image").click()
+    page.locator(".empty").wait_for()
+    choose(page, tmp_path / "broken.png")
+    page.get_by_text("broken.png: this is no image of a format that PIL knows").wait_for()
