@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from hf_vit_seg.provenance import Provenance, provenance_from, write_card
+
 from . import config_building, preprocessing, variants
 from .errors import ConversionError
 from .export import export
@@ -57,9 +59,11 @@ def convert(
         labels_asked=labels is not None,
         reference=found.source.preprocessing(config),
     )
+    provenance = origin_of(found, checkpoint)
     with staged(out_dir) as folder:
         model.save_pretrained(folder)
         found.architecture.image_processor["torchvision"](**settings).save_pretrained(folder)
+        write_card(folder, provenance, folder.name)
     variant, notes = judged(found, checkpoint, config, shapes, overrides)
     return Report(
         path=out_dir,
@@ -71,8 +75,17 @@ def convert(
         dropped=tuple(translation.dropped.items()),
         parameters=model.num_parameters(),
         labels=described(label_set),
+        licence=provenance.licence(),
         notes=(*notes, *assumed_preprocessing(checkpoint, settings), *found.form.remarks, *found.source.remarks),
     )
+
+
+def origin_of(found: Recognised, checkpoint: Checkpoint) -> Provenance:
+    """Where the weights came from; a licence in the card beside them goes before that of the source."""
+    beside = provenance_from(checkpoint.card)
+    known = beside if beside.license else found.source.weights
+    own = {"source": found.source.title, "base_model": beside.base_model, "datasets": beside.datasets}
+    return known.model_copy(update=own)
 
 
 def resolved(found: Recognised, checkpoint: Checkpoint, count: int | None, asked: str | Path | None) -> LabelSet | None:

@@ -65,7 +65,7 @@ def opened(checkpoint: Checkpoint) -> tuple[Architecture, PreTrainedConfig]:
     for architecture in architectures().values():
         if architecture.config.model_type == model_type:
             return architecture, architecture.config.from_dict(dict(checkpoint.config))
-    known = ", ".join(architecture.config.model_type for architecture in architectures().values())
+    known = ", ".join(each.config.model_type for each in architectures().values() if each.conversions)
     raise ConversionError(
         f"'{checkpoint.path}' has model_type {model_type!r} in its config.json; a model of this package "
         f"({known}) is expected: convert it first"

@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hf_vit_seg.provenance import card_metadata
+
 from .errors import ConversionError, first_few
 
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -28,13 +30,14 @@ EXPECTED = "a PyTorch (.pth, .pt, .bin), safetensors or NumPy (.npz) checkpoint 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a reader found: tensors by name, the `meta` of a training framework, and the json files beside."""
+    """What a reader found: tensors by name, the `meta` of a training framework, the json files and the card beside."""
 
     path: Path
     tensors: dict[str, Tensor]
     meta: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     processor: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read(path: Path) -> Checkpoint:
@@ -51,7 +54,16 @@ def read(path: Path) -> Checkpoint:
         meta=meta,
         config=read_json(file.parent / "config.json"),
         processor=read_json(file.parent / "preprocessor_config.json"),
+        card=read_card(file.parent),
     )
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The metadata of a model card, empty if there is none."""
+    try:
+        return card_metadata(folder)
+    except ValueError as error:
+        raise ConversionError(f"{error}; mend it or remove it") from None
 
 
 def weight_file(folder: Path) -> Path:

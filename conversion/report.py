@@ -21,6 +21,7 @@ class Report:
     dropped: tuple[tuple[str, str], ...]
     parameters: int
     labels: str
+    licence: str = ""
     notes: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
@@ -35,6 +36,7 @@ class Report:
             *(("dropped", text) for text in dropped),
             ("parameters", f"{self.parameters:,}"),
             ("labels", self.labels),
+            *([("licence", self.licence)] if self.licence else []),
             *(("note", note) for note in self.notes),
             ("written", str(self.path)),
         ]

@@ -6,6 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_vit_seg.provenance import Provenance
+
+# The authors' weights, and with them all that others converted, or trained from their pretrained encoders.
+NVIDIA = Provenance(
+    license="other",
+    license_name="nvidia-source-code-license-for-segformer",
+    license_link="https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
+)
 LAYER = re.compile(r"(?:segformer\.)?stages\.(\d+)\.layers\.(\d+)\.")
 
 # Padding follows from the patch size (K // 2); heads and strides do not follow from any shape.

@@ -2,7 +2,7 @@
 
 from .layouts import POINTWISE
 from .rules import Rule, rename, split
-from .segformer_fields import UNSEEN, infer
+from .segformer_fields import NVIDIA, UNSEEN, infer
 from .segformer_names import BATCH_NORM, HEAD, LAYER, STAGE, WEIGHTS
 from .source import Form, Source
 from .writers import write_bare, write_with_meta
@@ -72,4 +72,5 @@ SOURCE = Source(
         "decoder_norm_eps": 1e-5,
     },
     unseen=UNSEEN,
+    weights=NVIDIA,
 )

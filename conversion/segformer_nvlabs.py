@@ -1,7 +1,7 @@
 """SegFormer of its authors (NVlabs): segmentors, and Mix Transformers with and without ImageNet head."""
 
 from .rules import drop, rename
-from .segformer_fields import RELEASED_NUMERICS, UNSEEN, infer
+from .segformer_fields import NVIDIA, RELEASED_NUMERICS, UNSEEN, infer
 from .segformer_names import BATCH_NORM, HEAD, WEIGHTS, released_encoder
 from .source import Form, Source
 from .writers import write_bare, write_with_meta
@@ -46,4 +46,5 @@ SOURCE = Source(
     infer=infer,
     numerics=RELEASED_NUMERICS,
     unseen=UNSEEN,
+    weights=NVIDIA,
 )

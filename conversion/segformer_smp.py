@@ -1,7 +1,7 @@
 """Segformer of segmentation_models_pytorch: the released encoder; the head counts levels from the top."""
 
 from .rules import rename
-from .segformer_fields import RELEASED_NUMERICS, UNSEEN, infer
+from .segformer_fields import NVIDIA, RELEASED_NUMERICS, UNSEEN, infer
 from .segformer_names import BATCH_NORM, HEAD, WEIGHTS, released_encoder
 from .source import Form, Source
 from .writers import write_bare
@@ -32,4 +32,5 @@ SOURCE = Source(
         "segmentation_models_pytorch enlarges its logits with align_corners=True, this package without: the "
         "logits at a quarter of the size are equal, those at full size are not",
     ),
+    weights=NVIDIA,
 )

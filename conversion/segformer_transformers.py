@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from .rules import Rule, rename
-from .segformer_fields import SETTINGS, UNSEEN, infer
+from .segformer_fields import NVIDIA, SETTINGS, UNSEEN, infer
 from .segformer_names import BATCH_NORM, HEAD, LAYER, STAGE, WEIGHTS
 from .source import Form, Source, Writer
 from .writers import transformers_writer
@@ -126,4 +126,5 @@ SOURCE = Source(
     },
     settings=SETTINGS,
     unseen=UNSEEN,
+    weights=NVIDIA,
 )

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from hf_vit_seg.provenance import Provenance
+
 from .labels import USUAL, LabelSet
 from .layouts import Sizes
 from .rules import Rule
@@ -75,7 +77,8 @@ class Source:
     names the fields that a config.json beside the file may give, under another name if `beside_names` has one,
     `defaults` their values where it does not;
     `unseen` those that shapes cannot show. `preprocessing` gives, for a config, what the reference does to images.
-    `sizes` gives the axis lengths that layouts need on the way back. `remarks` are for the report.
+    `sizes` gives the axis lengths that layouts need on the way back. `remarks` are for the report. `weights` tells the
+    licence of the published checkpoints, where all have the same.
     """
 
     name: str
@@ -91,3 +94,4 @@ class Source:
     preprocessing: Callable[[Any], dict[str, Any]] = nothing
     sizes: Callable[[PreTrainedConfig], Sizes] = no_sizes
     remarks: tuple[str, ...] = ()
+    weights: Provenance = field(default_factory=Provenance)

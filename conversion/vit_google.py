@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_vit_seg.provenance import Provenance
+
 from .layouts import KERNEL_FIRST, TRANSPOSED, Rearrange, Vector
 from .rules import Rule, alias, optional, rename
 from .source import Form, Source, refusal
@@ -191,4 +193,5 @@ SOURCE = Source(
     numerics=NUMERICS,
     preprocessing=preprocessing,
     sizes=lambda config: {"H": config.num_attention_heads},
+    weights=Provenance(license="apache-2.0"),
 )

@@ -7,6 +7,8 @@ import math
 from functools import partial
 from typing import Any
 
+from hf_vit_seg.provenance import Provenance
+
 from .rules import Rule, drop, rename
 from .source import Form, Source, refusal
 from .vit_fields import BILINEAR, ERF_NUMERICS, UNSEEN, infer, sides
@@ -100,4 +102,5 @@ SOURCE = Source(
         "published figures are with flip test (pose_flip_test); pose_flip_pairs are COCO's, other data sets need their "
         "own as overrides, and their names as labels",
     ),
+    weights=Provenance(license="apache-2.0"),
 )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from hf_vit_seg.provenance import Provenance
+
 from .layouts import Rearrange
 from .preprocessing import SEGMENTATION
 from .rules import Rule, drop, rename
@@ -73,4 +75,5 @@ SOURCE = Source(
     unseen=UNSEEN,
     preprocessing=preprocessing,
     remarks=("its encoder's head is not written on export",),
+    weights=Provenance(license="mit"),
 )

@@ -283,6 +283,67 @@ def fields_of(settings: list[str]) -> dict[str, object]:
     return fields
 
 
+@app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(help="A model's directory, or a run's for its best model.")],
+    repo: Annotated[str, typer.Argument(help="Repository on the Hub, such as me/my-model; made if it is not there.")],
+    private: Annotated[bool | None, typer.Option("--private/--public", help="Of a new repository.")] = None,
+    branch: Annotated[str | None, typer.Option(help="Commit to this branch; made if it is not there.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+) -> None:
+    """Publish a model on the Hub: weights, image processor, code for readers without this package, card and scores.
+
+    One commit: what was there before stays as it is until all is uploaded, and the same command goes on where it was
+    cut. Log in with hf auth login.
+    """
+    from hf_vit_seg.hub.console import push_command
+    from hf_vit_seg.hub.repository import Target
+
+    try:
+        push_command(directory, Target(repo, private=private, branch=branch, create_pr=create_pr, message=message))
+    except ValueError as error:
+        refuse(error)
+
+
+@app.command("push-space")
+def push_space(
+    model: Annotated[str, typer.Argument(help="What it shows: a model's or run's directory, or a Hub id.")],
+    repo: Annotated[str, typer.Argument(help="The Space, such as me/my-demo; made if it is not there.")],
+    private: Annotated[bool | None, typer.Option("--private/--public", help="Of a new Space.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+) -> None:
+    """Publish the demo of a model as a Space, with this package in it and the versions that are installed here."""
+    from hf_vit_seg.hub.console import push_space_command
+    from hf_vit_seg.hub.repository import Target
+
+    try:
+        push_space_command(model, Target(repo, private=private, create_pr=create_pr, message=message))
+    except ValueError as error:
+        refuse(error)
+
+
+@app.command()
+def demo(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Directories, exported files or Hub ids; default: the built-in nuclei.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Default: the first free one from 7860 on.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Also give a public address for a week, by gradio.")] = False,
+) -> None:
+    """Show models in a browser: segmentation, classification and pose, each in a tab of its own.
+
+    Without MODELS also those that the environment variable HF_VIT_SEG_MODELS names.
+    """
+    from hf_vit_seg.demo import launch
+
+    try:
+        launch(*(models or ()), port=port, share=share)
+    except (ValueError, OSError) as error:  # an OSError: the port is taken
+        refuse(error)
+
+
 @app.command("check-data")
 def check_data(
     recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a shipped one.")],
@@ -306,34 +367,31 @@ def check_data(
 
 @app.command()
 def models() -> None:
-    """List the architectures and their variants."""
+    """List the architectures and their variants. Exit code 1 if those of any cannot be read."""
     from rich.console import Console
-    from rich.table import Table
 
-    from hf_vit_seg import architectures
+    from hf_vit_seg.plugin_listing import models_view
 
-    table = Table("architecture", "model_type", "variant", "parameters", box=None)
-    for name, architecture in architectures().items():
-        for variant, row in architecture.variant_rows().items():
-            table.add_row(name, architecture.config.model_type, variant, f"{row.get('parameters', 0):,}")
-    Console().print(table)
+    view, sentences = models_view()
+    Console().print(view)
+    for sentence in sentences:
+        typer.echo(f"hf-vit-seg: {sentence}", err=True)
+    raise typer.Exit(1 if sentences else 0)
 
 
 @app.command()
 def plugins() -> None:
     """List the installed plugins: what each brings, where it comes from, and which failed. Exit code 1 if any did."""
     from rich.console import Console
-    from rich.table import Table
 
-    from hf_vit_seg import plugins as installed
+    from hf_vit_seg.plugin_listing import every_plugin, plugins_view
 
-    table = Table(box=None)
-    for title in ("plugin", "from", "entry point", "state"):
-        table.add_column(title, overflow="fold")
-    for plugin in installed():
-        table.add_row(plugin.name, plugin.origin, plugin.target, plugin.error or "ok")
-    Console().print(table)
-    raise typer.Exit(any(plugin.error for plugin in installed()))
+    found = every_plugin()
+    Console().print(plugins_view(found))
+    failed = [plugin for plugin in found if plugin.error]
+    for plugin in failed:
+        typer.echo(f"hf-vit-seg: {plugin.name} of {plugin.origin} cannot be used: {plugin.error}", err=True)
+    raise typer.Exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import Hub, serving
+from huggingface_hub import constants, hf_api
 
 import hf_vit_seg  # noqa: F401  (registers the architectures)
 
@@ -22,3 +24,28 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the founders' folder {folder} is not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def hub_server():
+    with serving() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(hub_server: Hub, tmp_path, monkeypatch) -> Hub:
+    """A Hub that this process speaks to, with nothing in it."""
+    hub_server.repos.clear()
+    hub_server.large.clear()
+    hub_server.uploads.clear()
+    hub_server.fault = lambda method, path: None
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setattr(constants, "ENDPOINT", hub_server.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub_server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(hf_api.api, "endpoint", hub_server.url)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # made once, for the endpoint of that moment
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return hub_server

@@ -1,0 +1,173 @@
+"""The card of a model: metadata for the Hub, and a text that says what it is, how to use it and what was measured.
+
+The text is `model_card.md`, a Jinja template; here it gets its facts. A card whose text is somebody's own is kept, and
+its metadata are completed.
+"""
+
+from collections.abc import Iterator
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from huggingface_hub import ModelCard, ModelCardData
+
+from hf_vit_seg.provenance import CARD, MARK, card_metadata
+from hf_vit_seg.remote_code import packages_needed
+from hf_vit_seg.training.metrics_report import COLUMNS, UNITS, MetricsReport, about, decimal, title_of
+from hf_vit_seg.training.recipe_files import recipe_text
+
+from .evaluation_results import eval_results
+from .heads import HEADS
+from .model_directory import ModelDirectory
+
+TEMPLATE = files("hf_vit_seg.hub") / "model_card.md"
+PROVIDED = {"PIL": "pillow"}  # packages that are installed under another name than they are imported by
+
+
+def model_card(model: ModelDirectory, repo_id: str, picture: str | None = None) -> ModelCard:
+    """The card for a repository; `picture` is a path in it."""
+    data = card_data(model, repo_id)
+    own = model.path / CARD
+    if own.is_file() and MARK not in own.read_text(encoding="utf-8"):
+        card = ModelCard.load(own)
+        return ModelCard(f"---\n{data.to_yaml()}\n---\n{card.text}")
+    return ModelCard.from_template(data, template_str=TEMPLATE.read_text("utf-8"), **facts(model, repo_id, picture))
+
+
+def card_data(model: ModelDirectory, repo_id: str) -> ModelCardData:
+    """The metadata: what people wrote in the directory's card, and what follows from the model where they did not."""
+    head, scores = HEADS[model.auto_class], [name for report in model.reports for name in report.numbers()]
+    written = card_metadata(model.path)
+    derived = {
+        "library_name": "transformers",
+        "pipeline_tag": head.tag,
+        "metrics": list(dict.fromkeys(scores)) or None,
+        "model_name": repo_id.rpartition("/")[2],
+        "eval_results": eval_results(model) or None,
+    }
+    tags = ["vision", head.tag, model.config.model_type, *(["hf_vit_seg"] if model.package else [])]
+    tags += ["custom_code"] if model.code else []
+    metadata = derived | model.provenance.metadata() | written
+    metadata["tags"] = list(dict.fromkeys([*(written.get("tags") or []), *tags]))
+    if derived["eval_results"]:
+        metadata.pop("model-index", None)  # of an earlier push
+    return ModelCardData(**metadata)
+
+
+def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str, Any]:
+    """What the template asks for."""
+    head, known = HEADS[model.auto_class], model.provenance
+    labels = [] if model.auto_class in ("AutoModel", "AutoBackbone") else list(label_rows(model))
+    return {
+        "mark": MARK,
+        "name": repo_id.rpartition("/")[2],
+        "repo_id": repo_id,
+        "kind": (model.config.architectures or ["A model"])[0],
+        "head": head,
+        "parameters": model.parameters,
+        "source": known.source,
+        "base_model": known.base_model,
+        "licence": known.licence(),
+        "picture": picture,
+        "package": model.package,
+        "code": bool(model.code),
+        "requirements": requirements(model),
+        "usage": lambda trust: usage(model, repo_id, trust),
+        "processor": model.processor is not None,
+        "preparation": preparation(model),
+        "reports": [report_facts(report) for report in model.reports],
+        "labels": labels,
+        "coloured": bool(labels) and len(labels[0]) == 3,
+        "recipe": None if model.recipe is None else recipe_text(model.recipe).rstrip(),
+        "training": training(model),
+    }
+
+
+def requirements(model: ModelDirectory) -> list[str]:
+    """The packages that the code needs, as pip calls them."""
+    named = {PROVIDED.get(name, name) for name in packages_needed(model.code)}
+    return sorted(named | ({"torchvision"} if model.processor is not None else set()))  # transformers' processors do
+
+
+def usage(model: ModelDirectory, repo_id: str, trust: str) -> str:
+    """Python that loads the model and shows it an image; `trust` is a further argument of from_pretrained."""
+    auto, place = model.auto_class, f'"{repo_id}"{trust}'
+    if model.processor is None:
+        return f"from transformers import {auto}\n\nmodel = {auto}.from_pretrained({place})"
+    return "\n".join(
+        [
+            "import torch",
+            "from PIL import Image",
+            f"from transformers import AutoImageProcessor, {auto}",
+            "",
+            f"processor = AutoImageProcessor.from_pretrained({place})",
+            f"model = {auto}.from_pretrained({place}).eval()",
+            'image = Image.open("image.jpg")',
+            "with torch.no_grad():",
+            '    outputs = model(**processor(image, return_tensors="pt"))',
+            HEADS[auto].use,
+        ]
+    )
+
+
+def label_rows(model: ModelDirectory) -> Iterator[list[str]]:
+    """Number, name and, where it is known, colour of each class."""
+    palette = getattr(model.processor, "palette", None)
+    for index, name in (model.config.id2label or {}).items():
+        colour = [] if palette is None else ["#{:02x}{:02x}{:02x}".format(*palette[int(index)])]
+        yield [str(index), in_cell(name), *colour]
+
+
+def preparation(model: ModelDirectory) -> str:
+    """What the image processor does, in words."""
+    settings = {} if model.processor is None else model.processor.to_dict()
+    steps = []
+    if settings.get("do_resize"):
+        sides = ", ".join(f"{name} {value}" for name, value in dict(settings["size"]).items() if value)
+        steps.append(f"resized to {sides}")
+    if settings.get("do_center_crop"):
+        steps.append(f"cut to the middle {dict(settings['crop_size'])}")
+    if settings.get("do_rescale"):
+        steps.append(f"multiplied by {settings['rescale_factor']:.6g}")
+    if settings.get("do_normalize"):
+        steps.append(f"normalised with mean {settings['image_mean']} and deviation {settings['image_std']}")
+    return ", ".join(steps) or "left as they are"
+
+
+def report_facts(report: MetricsReport) -> dict[str, Any]:
+    """A report as tables of text."""
+    columns, labelled = report.class_columns(), report.labelled()
+    titles = [COLUMNS.get(name, name.replace("_", " ")) for name in columns]
+    rows = []
+    for i, name in enumerate(report.names if columns else ()):
+        cells = [decimal(values[i]) for values in columns.values()]
+        rows.append([in_cell(name), *cells, *([] if labelled is None else [f"{labelled[i]:,}"])])
+    return {
+        "split": report.split,
+        "about": about(report)[:1].upper() + about(report)[1:] + ".",
+        "scores": [(title_of(name), decimal(value)) for name, value in report.numbers().items()],
+        "columns": titles + ([] if labelled is None else [UNITS[report.task]]),
+        "rows": rows if columns and not all(np.isnan(values).all() for values in columns.values()) else [],
+    }
+
+
+def training(model: ModelDirectory) -> str:
+    """A recipe in a sentence."""
+    if model.recipe is None:
+        return ""
+    recipe, loop = model.recipe, model.recipe.loop
+    start = recipe.model.from_pretrained or f"{recipe.model.architecture} {recipe.model.variant} from scratch"
+    length = f"{loop.steps} steps" if loop.steps else f"{loop.epochs:g} epochs"
+    return (
+        f"Trained as {start}, {length} of {loop.batch_size} x {loop.accumulation} images per process, with "
+        f"{recipe.optimizer.name}, learning rate {recipe.optimizer.learning_rate:g} ({recipe.schedule.name}), seed "
+        f"{recipe.seed}"
+    )
+
+
+def in_cell(text: str) -> str:
+    """Text that does not end its cell of a table."""
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+__all__ = ["card_data", "model_card"]

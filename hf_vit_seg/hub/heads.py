@@ -1,0 +1,64 @@
+"""What the Hub and a reader of a card are told of each Auto class: a pipeline tag, and how its model is used."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """One kind of model.
+
+    `tag` is the Hub's pipeline tag, `pipeline` whether transformers has a pipeline of that name for its models, `use`
+    the lines of Python that follow `outputs = model(...)` in the card.
+    """
+
+    tag: str
+    title: str
+    use: str
+    pipeline: bool = True
+
+
+# The most particular first: a card is for the first whose class the config names.
+HEADS: Mapping[str, Head] = {
+    "AutoModelForSemanticSegmentation": Head(
+        tag="image-segmentation",
+        title="semantic segmentation",
+        use="label_map = processor.post_process_semantic_segmentation(outputs, [image.size[::-1]])[0]  # (H, W)",
+    ),
+    "AutoModelForImageClassification": Head(
+        tag="image-classification",
+        title="image classification",
+        use="label = model.config.id2label[int(outputs.logits[0].argmax())]",
+    ),
+    "AutoModelForPoseEstimation": Head(
+        tag="keypoint-detection",
+        title="pose estimation",
+        use="heatmaps = outputs.heatmaps[0]  # of the keypoints in model.config.id2label",
+        pipeline=False,
+    ),
+    "AutoBackbone": Head(
+        tag="image-feature-extraction",
+        title="feature maps",
+        use="feature_maps = outputs.feature_maps  # one (1, C, h, w) for each of model.out_features",
+        pipeline=False,
+    ),
+    "AutoModel": Head(
+        tag="image-feature-extraction",
+        title="image features",
+        use="features = outputs.last_hidden_state",
+    ),
+}
+
+
+def model_classes(config: PreTrainedConfig) -> dict[str, type]:
+    """The model of each Auto class in HEADS that transformers knows for a config, plugins' included."""
+    mappings: dict[str, Any] = {auto: getattr(transformers, auto)._model_mapping for auto in HEADS}
+    found = {auto: mapping[type(config)] for auto, mapping in mappings.items() if type(config) in mapping}
+    return {auto: kind for auto, kind in found.items() if isinstance(kind, type)}
+
+
+__all__ = ["HEADS", "Head", "model_classes"]

@@ -1,0 +1,183 @@
+"""What lies in a directory that is to be pushed: a model as `save_pretrained`, `convert` or a run wrote it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hf_vit_seg.entry_points import PACKAGE, Plugin
+from hf_vit_seg.inference.loading import first_sentence
+from hf_vit_seg.plugins import plugins
+from hf_vit_seg.provenance import Provenance, card_metadata, provenance_from
+from hf_vit_seg.remote_code import code_of, file_of
+from hf_vit_seg.training.metrics_report import FILE as METRICS
+from hf_vit_seg.training.metrics_report import MetricsReport, read_report
+from hf_vit_seg.training.recipe import Recipe
+from hf_vit_seg.training.recipe_files import load_recipe
+from hf_vit_seg.training.run_directory import RECIPE, RunDirectory
+from hf_vit_seg.training.run_log import FILE as LOG
+from hf_vit_seg.training.sample_pictures import FOLDER as SAMPLES
+
+from .heads import model_classes
+from .repository import PushError
+
+ADAPTER, PROCESSOR = "adapter_config.json", "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A directory with a model in it; `run` is the directory of the run that made it, if it lies in one."""
+
+    path: Path
+    run: Path | None
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The model's config. PushError when no installed architecture has it."""
+        try:
+            return AutoConfig.from_pretrained(self.path)
+        except (OSError, ValueError, KeyError) as error:
+            raise PushError(
+                f"{self.path}: config.json is of no installed architecture, see hf-vit-seg models: "
+                f"{first_sentence(error)}"
+            ) from error
+
+    @cached_property
+    def auto_class(self) -> str:
+        """The Auto class that loads the model."""
+        names = self.config.architectures or []
+        known = model_classes(self.config)
+        for auto_class, kind in known.items():
+            if kind.__name__ in names:
+                return auto_class
+        raise PushError(
+            f"{self.path}: config.json names the class {' or '.join(names) or 'of nothing'}, expected one of "
+            f"{', '.join(kind.__name__ for kind in known.values())}"
+        )
+
+    @cached_property
+    def processor(self) -> BaseImageProcessor | None:
+        """The image processor, where there is one."""
+        return AutoImageProcessor.from_pretrained(self.path) if (self.path / PROCESSOR).is_file() else None
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """What the card that lies here says of where the weights came from."""
+        return provenance_from(card_metadata(self.path))
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """The recipe of the run that made the model."""
+        return load_recipe(self.path / RECIPE) if (self.path / RECIPE).is_file() else None
+
+    @cached_property
+    def reports(self) -> list[MetricsReport]:
+        """What was measured: beside the model, and by its run on the test split."""
+        beside = [self.path, *([] if self.run is None else [RunDirectory(self.run).test])]
+        return [read_report(folder / METRICS) for folder in beside if (folder / METRICS).is_file()]
+
+    @cached_property
+    def pictures(self) -> list[Path]:
+        """Samples of what the model finds: beside it, of its run's test split, or of the run."""
+        run = [] if self.run is None else [RunDirectory(self.run).test / SAMPLES, self.run / SAMPLES]
+        for folder in [self.path / SAMPLES, *run]:
+            if found := sorted(folder.glob("*.png")):
+                return found
+        return []
+
+    @cached_property
+    def weights(self) -> list[Path]:
+        """The files of the weights."""
+        return sorted(self.path.glob("model*.safetensors"))
+
+    @cached_property
+    def parameters(self) -> int:
+        """The numbers in the weights, buffers included."""
+        return sum(count for file in self.weights for count in sizes(file))
+
+    @cached_property
+    def code(self) -> list[Path]:
+        """The files that a reader without the package needs."""
+        processor = [] if self.processor is None else [type(self.processor)]
+        return code_of([type(self.config), model_classes(self.config)[self.auto_class], *processor], self.path)
+
+    @property
+    def auto_map(self) -> dict[str, str]:
+        """Auto classes to classes in the code: those of the model, and others that the same files define."""
+        kinds = {"AutoConfig": type(self.config), **model_classes(self.config)}
+        return {auto: reference(kind) for auto, kind in kinds.items() if self.is_copied(kind)}
+
+    @property
+    def processor_map(self) -> dict[str, dict[str, str]]:
+        """The same for the image processor, whose classes are named by their backends.
+
+        Where transformers (5.23) finds a single class, its pipelines ask for the code of a video processor as well.
+        """
+        kind = type(self.processor)
+        known = {} if self.plugin is None else self.plugin.value.image_processor
+        kinds = known if kind in known.values() else {"torchvision": kind}
+        copied = {backend: reference(each) for backend, each in kinds.items() if self.is_copied(each)}
+        return {"AutoImageProcessor": copied} if copied else {}
+
+    def is_copied(self, kind: type) -> bool:
+        """Whether the file of a class is among the code."""
+        return file_of(kind).name in {path.name for path in self.code}
+
+    @cached_property
+    def plugin(self) -> Plugin | None:
+        """The plugin that brings the architecture; None if transformers itself does."""
+        loaded = (plugin for plugin in plugins() if plugin.value is not None)
+        return next((plugin for plugin in loaded if plugin.value.config is type(self.config)), None)
+
+    @property
+    def package(self) -> str | None:
+        """The package and version that brings the architecture or, where transformers does, the code; None for none."""
+        if self.plugin is not None:
+            return self.plugin.origin
+        return f"{PACKAGE} {version(PACKAGE)}" if self.code else None
+
+
+def reference(kind: type) -> str:
+    """A class as an auto map names it."""
+    return f"{file_of(kind).stem}.{kind.__name__}"
+
+
+def sizes(file: Path) -> Iterator[int]:
+    """The lengths of the tensors in a file of safetensors."""
+    with safe_open(file, "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118  (no mapping)
+            length = 1
+            for side in tensors.get_slice(name).get_shape():
+                length *= side
+            yield length
+
+
+def model_directory(path: Path) -> ModelDirectory:
+    """The model in a directory, or of a run's directory its best one. PushError when there is none to push."""
+    path = path.resolve()
+    if not path.is_dir():
+        raise PushError(f"{path}: there is no such directory")
+    if (path / LOG).is_file() and not (path / "config.json").is_file():
+        path = RunDirectory(path).model
+    run = path.parent if (path.parent / LOG).is_file() else None
+    model = ModelDirectory(path, run)
+    if (path / ADAPTER).is_file():
+        raise PushError(f"{path} holds LoRA adapters beside their base: merge them with model.lora.merge=true")
+    if not (path / "config.json").is_file() or not model.weights:
+        raise PushError(f"{path} holds no model: config.json and model.safetensors are needed, as training writes them")
+    return model
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+__all__ = ["PROCESSOR", "ModelDirectory", "json_object", "model_directory"]

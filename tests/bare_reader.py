@@ -1,0 +1,70 @@
+"""What a reader of pushed models does who has only transformers and torch. A script: see `bare_environment.py`.
+
+Cases come as JSON: `model` (Hub id or directory), `auto`, `image`, `wanted` (a file of numpy); `revision`; `pipeline`;
+`again`, a repository to push to once more.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+
+def outputs(model, inputs):
+    with torch.no_grad():
+        found = model.eval()(**inputs)
+    for name in ("logits", "heatmaps", "last_hidden_state"):
+        if name in found:
+            return found[name].numpy()
+    return found.feature_maps[-1].numpy()
+
+
+def check(place, case, **options):
+    """Load processor and model from a place by the code there, and compare what they make of the image."""
+    options |= {"trust_remote_code": True}
+    processor = transformers.AutoImageProcessor.from_pretrained(place, **options)
+    if case["auto"] == "AutoBackbone" and case.get("directory"):  # AutoBackbone of transformers 5.23 asks the Hub
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        reference = json.loads(Path(place, "config.json").read_text())["auto_map"]["AutoBackbone"]
+        model = get_class_from_dynamic_module(reference, place).from_pretrained(place)
+    else:
+        model = getattr(transformers, case["auto"]).from_pretrained(place, **options)
+    assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+    assert type(processor).__module__.startswith("transformers_modules."), type(processor).__module__
+    found = outputs(model, processor(Image.open(case["image"]), return_tensors="pt"))
+    np.testing.assert_allclose(found, np.load(case["wanted"]), rtol=1e-3, atol=1e-4)
+    return model, processor
+
+
+def do(case):
+    options = {"revision": case["revision"]} if "revision" in case else {}
+    model, processor = check(case["model"], case, **options)
+    if "pipeline" in case:
+        results = transformers.pipeline(case["pipeline"], model=case["model"], trust_remote_code=True)(case["image"])
+        assert len(results) > 0
+    if "again" in case:
+        model.push_to_hub(case["again"])
+        processor.push_to_hub(case["again"])
+        check(case["again"], case)
+
+
+transformers.utils.logging.disable_progress_bar()
+for each in json.load(sys.stdin):
+    try:
+        do(each)
+    except Exception as error:
+        raise RuntimeError(f"{each['model']} by {each['auto']}: {type(error).__name__}: {error}") from error
+strangers = {name.partition(".")[0] for name in sys.modules} & {"hf_vit_seg", "accelerate", "pydantic", "datasets"}
+assert not strangers, strangers
+try:
+    import hf_vit_seg
+except ModuleNotFoundError:
+    sys.exit()
+sys.exit(f"the package is there: {hf_vit_seg.__file__}")

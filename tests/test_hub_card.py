@@ -1,0 +1,163 @@
+"""The card: valid metadata, what was measured in both forms, snippets that run, and the licence from source to push."""
+
+import re
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import yaml
+from hf_vit_seg.conversion.convert import convert
+from hf_vit_seg.conversion.registry import sources
+from hub_models import contents, saved
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from hf_vit_seg import architectures
+from hf_vit_seg.cli import app
+from hf_vit_seg.hub import Target, push
+from hf_vit_seg.provenance import CARD, MARK, Provenance, card_metadata, provenance_from, write_card
+from hf_vit_seg.training.metrics_report import read_report
+from hf_vit_seg.training.recipe_files import load_recipe
+from hf_vit_seg.training.run_directory import lineage
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NUCLEI = REPOSITORY / "examples" / "nuclei" / "model"
+NVLABS = REPOSITORY / "tests" / "oracles" / "nvlabs_segformer" / "segformer.tiny.7cls.pth"
+NVIDIA = {
+    "license": "other",
+    "license_name": "nvidia-source-code-license-for-segformer",
+    "license_link": "https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
+}
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """The directory of a run, as training leaves it: a best model, samples, and scores on the test split."""
+    out = tmp_path / "run"
+    shutil.copytree(NUCLEI, out / "best")
+    (out / "log.jsonl").write_text("{}\n")
+    (out / "test").mkdir()
+    (out / "test" / "metrics.json").write_text((NUCLEI / "metrics.json").read_text().replace("validation", "test"))
+    (out / "samples").mkdir()
+    Image.new("RGB", (8, 8)).save(out / "samples" / "a.png")
+    write_card(out / "best", Provenance(license="cc0-1.0", datasets=("me/nuclei-data",)), "nuclei")
+    return out
+
+
+def test_a_run_s_card(hub, run):
+    push(run, Target("me/nuclei"))
+    files = contents(hub, "me/nuclei")
+    text, report = files["README.md"].decode(), read_report(NUCLEI / "metrics.json")
+    data = ModelCard(text).data.to_dict()
+    assert data["license"] == "cc0-1.0" and data["datasets"] == ["me/nuclei-data"]
+    assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "image-segmentation")
+    results = ModelCard(text).data.eval_results
+    assert {result.dataset_split for result in results} == {"validation", "test"}
+    for result in results:
+        assert result.metric_value == report.scores[result.metric_type]
+        assert result.dataset_type == "me/nuclei-data" and "resized" in result.metric_args["protocol"]
+    (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/me__nuclei-data.yaml"]))
+    assert (entry.dataset_id, entry.value) == ("me/nuclei-data", report.scores["mean_iou"])
+    assert "mean_iou; test split" in (entry.notes or "")
+    assert files["picture.png"] == (run / "samples" / "a.png").read_bytes() and "](picture.png)" in text
+    row = f"| nucleus | {report.class_columns()['iou'][1]:.4f} |"
+    for said in (row, "| 1 | nucleus | #ff7800 |", "learning rate 0.002", "loop:", report.protocol, "945,203"):
+        assert said in text, said
+
+
+def test_no_leaderboard_for_local_data(hub, tmp_path):
+    push(shutil.copytree(NUCLEI, tmp_path / "model"), Target("me/nuclei"))
+    files = contents(hub, "me/nuclei")
+    assert not [path for path in files if path.startswith(".eval_results")]
+    assert ModelCard(files["README.md"].decode()).data.eval_results[0].dataset_name == "nuclei"
+
+
+@pytest.mark.parametrize("auto", architectures()["vit"].models)
+def test_the_snippets_run(hub, auto, tmp_path, monkeypatch):
+    push(saved(tmp_path / "model", "vit", auto), Target("me/model"))
+    Image.new("RGB", (70, 50), "green").save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"```python\n(.*?)```", contents(hub)["README.md"].decode(), re.DOTALL)
+    assert len(snippets) == (3 if "pipeline" in snippets[-1] else 2)
+    names: dict = {}
+    for snippet in snippets:
+        names.clear()
+        exec(snippet, names)  # what a reader does
+    assert names.get("results") or names["outputs"]
+
+
+def test_a_text_of_one_s_own_is_kept(hub, run):
+    card = run / "best" / CARD
+    own = "---\nlicense: mit\ntags: [mine]\n---\n# Mine\n\nA story.\n"
+    card.write_text(own)
+    push(run, Target("me/nuclei"))
+    pushed = ModelCard(contents(hub, "me/nuclei")["README.md"].decode())
+    assert pushed.text.strip() == "# Mine\n\nA story." and pushed.data.license == "mit"
+    assert {"mine", "vision"} <= set(pushed.data.tags) and pushed.data.eval_results
+    card.write_text(str(pushed))
+    push(run, Target("me/again"))
+    assert contents(hub, "me/again")["README.md"].decode().count("model-index") == 1
+    card.write_text(f"{own}\n{MARK}\n")
+    push(run, Target("me/third"))
+    assert "A story" not in contents(hub, "me/third")["README.md"].decode()
+
+
+def test_the_licence_goes_from_the_source_to_the_hub(hub, tmp_path):
+    done = CliRunner().invoke(app, ["convert", str(NVLABS), str(tmp_path / "converted")])
+    assert done.exit_code == 0 and "nvidia-source-code-license" in done.output
+    assert NVIDIA.items() <= card_metadata(tmp_path / "converted").items()
+    push(tmp_path / "converted", Target("me/converted"))
+    card = ModelCard(contents(hub, "me/converted")["README.md"].decode())
+    assert NVIDIA.items() <= card.data.to_dict().items()
+    assert NVIDIA["license_link"] in card.text and "NVlabs/SegFormer" in card.text
+    # Fine-tuned, once from the directory and once from the Hub
+    hub_data = {"kind": "huggingface", "name": "me/data", "split": "train"}
+    for start, base in ((str(tmp_path / "converted"), ()), ("me/converted", ("me/converted",))):
+        recipe = load_recipe("nuclei")
+        model = recipe.model.model_copy(update={"from_pretrained": start, "architecture": None, "variant": None})
+        data = recipe.data.model_copy(update={"train": hub_data})
+        known = lineage(recipe.model_copy(update={"model": model, "data": data}))
+        assert NVIDIA.items() <= known.metadata().items()
+        assert known.base_model == base and known.datasets == ("me/data",)
+    assert lineage(load_recipe("nuclei")) == Provenance()
+
+
+def test_a_card_beside_the_checkpoint_tells_its_own_licence(tmp_path):
+    (tmp_path / "in").mkdir()
+    checkpoint = Path(shutil.copy(NVLABS, tmp_path / "in" / "model.pth"))
+    (tmp_path / "in" / CARD).write_text("---\nlicense: mit\nbase_model: me/base\ndatasets: [me/data]\n---\n# Mine\n")
+    convert(checkpoint, tmp_path / "out")
+    found = provenance_from(card_metadata(tmp_path / "out"))
+    assert (found.license, found.license_name, found.base_model) == ("mit", None, ("me/base",))
+    assert found.datasets == ("me/data",) and "NVlabs" in (found.source or "")
+
+
+def test_weights_that_descend_from_nvidia_s_say_so():
+    licences = {(a.name, source.name): source.weights.license_name for a, source in sources()}
+    segformers = {key: name for key, name in licences.items() if key[0] == "segformer"}
+    assert segformers and set(segformers.values()) == {NVIDIA["license_name"]}
+    assert {name for key, name in licences.items() if key not in segformers} == {None}
+
+
+texts = st.text("abcdefg:#-'\"{}[] ", min_size=1).filter(str.strip)
+
+
+@given(
+    st.builds(
+        Provenance,
+        license=st.none() | texts,
+        license_link=st.none() | texts,
+        source=st.none() | texts,
+        license_name=st.none() | st.text("abc-.9", min_size=1),
+        datasets=st.lists(texts).map(tuple),
+    )
+)
+def test_what_a_card_says_is_read_again(tmp_path_factory, provenance):
+    folder = tmp_path_factory.mktemp("card")
+    write_card(folder, provenance, "title")
+    assert provenance_from(card_metadata(folder)) == provenance
+    assert MARK in huggingface_hub.ModelCard.load(folder / CARD).text

@@ -1,0 +1,206 @@
+"""What is pushed loads: with the package, without it, by pipeline, pushed again, pinned, offline. And cut pushes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+import transformers
+from bare_environment import bare_packages, read_bare
+from hub_models import contents, saved
+from hub_server import Refusal
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from hf_vit_seg import architectures, plugins
+from hf_vit_seg.cli import app
+from hf_vit_seg.hub import PushError, Target, push
+from hf_vit_seg.hub.heads import HEADS
+
+PLUGIN = Path(__file__).resolve().parent.parent / "examples" / "plugin" / "src"
+CASES = [(name, auto) for name, architecture in architectures().items() for auto in architecture.models]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "image.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def found_by(place: str | Path, auto: str, image: Path, **options) -> np.ndarray:
+    """What a model of the package makes of the image."""
+    processor = transformers.AutoImageProcessor.from_pretrained(place, **options)
+    model = getattr(transformers, auto).from_pretrained(place, **options).eval()
+    with torch.no_grad():
+        outputs = model(**processor(Image.open(image), return_tensors="pt"))
+    for kind in ("logits", "heatmaps", "last_hidden_state"):
+        if kind in outputs:
+            return outputs[kind].numpy()
+    return outputs.feature_maps[-1].numpy()
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """The architecture of the example plugin, found as if its package was installed."""
+    site = tmp_path / "site"
+    information = site / "conv_token-0.1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: conv-token\nVersion: 0.1.0\n")
+    target = "conv_token.plugin_conv_token:ARCHITECTURE"
+    (information / "entry_points.txt").write_text(f"[hf_vit_seg.architectures]\nconv_token = {target}\n")
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    plugins.cache_clear()
+    yield "conv_token"
+    monkeypatch.undo()
+    plugins.cache_clear()
+
+
+def test_what_is_pushed_loads_everywhere(hub, plugin, image, tmp_path):
+    """(a) to (e), for every architecture and head, a plugin's too, in one process without the package."""
+    cases, offline = [], []
+    models = [*CASES, *((plugin, auto) for auto in architectures()[plugin].models)]
+    for name, auto in models:
+        folder, repo = tmp_path / f"{name}-{auto}", f"me/{name}-{auto}"
+        push(saved(folder, name, auto), Target(repo))
+        wanted = found_by(repo, auto, image)
+        if auto != "AutoBackbone":  # whose directories transformers 5.23 does not load
+            np.testing.assert_allclose(found_by(folder, auto, image), wanted, rtol=1e-3, atol=1e-4)
+        np.save(folder.with_suffix(".npy"), wanted)
+        case = {"model": repo, "auto": auto, "image": str(image), "wanted": str(folder.with_suffix(".npy"))}
+        tag = {"pipeline": HEADS[auto].tag} if HEADS[auto].pipeline else {}
+        cases.append(case | tag | {"again": f"{repo}-again"})
+        snapshot = huggingface_hub.snapshot_download(repo, local_dir=folder.with_suffix(".snapshot"))
+        offline.append(case | {"model": snapshot, "directory": True} | tag)
+    pinned = pushed_twice(tmp_path / "pinned", cases[0], image)
+    (tmp_path / "packages").mkdir()
+    packages = bare_packages(tmp_path / "packages")
+    own = {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}
+    read_bare(packages, [*cases, pinned], HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), **own)
+    asked = []
+    hub.fault = lambda method, path: asked.append(path)
+    read_bare(packages, offline, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "elsewhere"), HF_ENDPOINT=hub.url)
+    assert not asked
+
+
+def pushed_twice(folder: Path, case: dict, image: Path) -> dict:
+    """A case that is pinned to a revision which is not the last."""
+    name, auto = CASES[0]
+    first = push(saved(folder, name, auto), Target("me/pinned")).commit.oid
+    np.save(folder.with_suffix(".npy"), found_by("me/pinned", auto, image, revision=first))
+    push(saved(folder, name, auto, seed=1), Target("me/pinned"))
+    assert not np.allclose(found_by("me/pinned", auto, image), np.load(folder.with_suffix(".npy")), atol=1e-3)
+    return case | {"model": "me/pinned", "revision": first, "wanted": str(folder.with_suffix(".npy"))}
+
+
+@pytest.mark.parametrize("where", ["/lfs/", "/commit/", "/preupload/", "/validate-yaml"])
+def test_a_cut_push_leaves_the_revision_before_and_goes_on(hub, tmp_path, where):
+    push(saved(tmp_path / "first"), Target("me/model"))
+    before, ref, uploads = contents(hub), hub.repo("me/model").refs["main"], len(hub.uploads)
+
+    def cut(method: str, path: str) -> None:
+        if where in path:
+            raise Refusal(403, "", "the line is cut")
+
+    hub.fault = cut
+    with pytest.raises(PushError, match=r"me/model is as it was before: .*goes on where this one was cut"):
+        push(saved(tmp_path / "second", seed=1), Target("me/model"))
+    assert contents(hub) == before and hub.repo("me/model").refs["main"] == ref
+    hub.fault = lambda method, path: None
+    push(tmp_path / "second", Target("me/model"))
+    assert len(hub.uploads) == uploads + 1, "the weights were sent more than once"
+    assert contents(hub)["model.safetensors"] == (tmp_path / "second" / "model.safetensors").read_bytes()
+
+
+def test_where_a_push_goes(hub, tmp_path):
+    folder = saved(tmp_path / "model")
+    push(folder, Target("me/model", private=True, message="the first"))
+    repo = hub.repo("me/model")
+    assert repo.private and repo.titles == ["the first"]
+    first = repo.refs["main"]
+    saved(folder, seed=1)
+    done = push(folder, Target("me/model", create_pr=True))
+    assert repo.refs["main"] == first and done.commit.pr_url.endswith("/discussions/1")
+    assert contents(hub, revision="refs/pr/1")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    push(folder, Target("me/model", branch="tried"))
+    assert repo.refs["main"] == first and "config.json" in contents(hub, revision="tried")
+    with pytest.raises(PushError, match="a branch, or ask for a pull request"):
+        Target("me/model", branch="tried", create_pr=True)
+    with pytest.raises(PushError, match="no name of a repository"):
+        Target("no such: name")
+
+
+def test_weights_in_other_files_replace_those_before(hub, tmp_path):
+    folder = saved(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    halves = {f"model-0000{n}-of-00002.safetensors": dict(list(weights.items())[n - 1 :: 2]) for n in (1, 2)}
+    sharded = Path(shutil.copytree(folder, tmp_path / "sharded"))
+    (sharded / "model.safetensors").unlink()
+    for name, half in halves.items():
+        save_file(half, sharded / name, {"format": "pt"})
+    places = {tensor: name for name, half in halves.items() for tensor in half}
+    index = {"metadata": {"total_size": 0}, "weight_map": places}
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    push(sharded, Target("me/model"))
+    assert set(halves) <= contents(hub).keys()
+    push(folder, Target("me/model"))
+    assert [path for path in contents(hub) if path.startswith("model") and "safetensors" in path] == [
+        "model.safetensors"
+    ]
+    push(sharded, Target("me/model"))
+    assert "model.safetensors" not in contents(hub)
+    loaded = transformers.AutoModelForSemanticSegmentation.from_pretrained("me/model")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_models_and_processors_push_themselves_with_their_code(hub, tmp_path):
+    folder = saved(tmp_path / "model")
+    transformers.AutoModelForSemanticSegmentation.from_pretrained(folder).push_to_hub("me/model")
+    transformers.AutoImageProcessor.from_pretrained(folder).push_to_hub("me/model")
+    mine = contents(hub)
+    push(folder, Target("me/pushed"))
+    assert {name for name in contents(hub, "me/pushed") if name.endswith(".py")} == {
+        n for n in mine if n.endswith(".py")
+    }
+    auto_map = json.loads(mine["config.json"])["auto_map"]
+    assert auto_map["AutoModelForSemanticSegmentation"] == "modeling_segformer.SegFormerForSemanticSegmentation"
+
+
+def test_the_command(hub, tmp_path):
+    (saved(tmp_path / "model") / "notes.txt").write_text("mine")
+    run = CliRunner().invoke
+    done = run(app, ["push", str(tmp_path / "model"), "me/model", "--private", "--message", "as said"])
+    assert done.exit_code == 0, done.output
+    assert f"{hub.url}/me/model/commit/" in done.output and "left out: notes.txt" in done.output
+    assert "no licence is known" in done.output and "notes.txt" not in contents(hub)
+    assert hub.repo("me/model").private and hub.repo("me/model").titles == ["as said"]
+    refused = run(app, ["push", str(tmp_path), "me/model"])
+    assert refused.exit_code == 2 and "holds no model" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "config.json and model.safetensors are needed"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "model.lora.merge=true"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "none"}'), "no installed architecture"),
+        (lambda folder: edit(folder, architectures=["Other"]), "names the class Other, expected one of SegFormer"),
+        (lambda folder: (folder / "README.md").write_text("---\n- :a: b: c\n---\n"), "README.md"),
+        (shutil.rmtree, "there is no such directory"),
+    ],
+)
+def test_what_cannot_be_pushed(hub, tmp_path, spoil, reason):
+    spoil(saved(tmp_path / "model"))
+    with pytest.raises(ValueError, match=reason):
+        push(tmp_path / "model", Target("me/model"))
+    assert not hub.repos
+
+
+def edit(folder: Path, **fields) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
