@@ -2,8 +2,8 @@
 
     python -m benchmarks.runtimes [--variants b0,b2] [--folder cache]
 
-Ours takes images of any size and number, as `hf-vit-seg export` writes it; theirs is recorded for the one size that is
-timed. "With masks" ends in a label map at the image's size: ours by `label_map`, or within the graph
+Both are recorded for the one size that is timed (`hf-vit-seg export --size`); "any size" is ours as it is written by
+default. "With masks" ends in a label map at the image's size: ours by `label_map`, or within the graph
 (`--label-map input`), theirs by resizing all logits and arg-max, as transformers' processor does.
 """
 
@@ -31,6 +31,8 @@ RUNTIMES: dict[str, Callable[[Path, torch.Tensor], Contender]] = {
     "ONNX Runtime": onnx_runtime_contender,
     "OpenVINO": openvino_contender,
 }
+OURS, OPEN, IN_GRAPH = "hf_vit_seg", "hf_vit_seg, any size", "hf_vit_seg, map in the graph"
+THEIRS = "transformers"
 MOST_DIFFERENCE = 1e-3  # of any logit, in standard deviations
 LARGE = (1024, 2048)
 
@@ -52,11 +54,11 @@ def save_ours(path: Path, variant: str, classes: int) -> None:
     architecture.image_processor["torchvision"]().save_pretrained(path)
 
 
-def write_ours(path: Path, weights: Path, labels: bool) -> None:
-    """Our program, of open size."""
+def write_ours(path: Path, weights: Path, size: tuple[int, int] | None, labels: bool = False) -> None:
+    """Our program, for one image of a size, or for any."""
     model = architectures()["segformer"].models["AutoModelForSemanticSegmentation"].from_pretrained(weights)
     graph = LabelGraph(deployed(model)) if labels else LogitGraph(deployed(model))
-    OnnxExporter().write(graph.eval(), Geometry(), torch.float32, path)
+    OnnxExporter().write(graph.eval(), Geometry(3, size, size and 1), torch.float32, path)
 
 
 def write_theirs(path: Path, weights: Path, size: tuple[int, int]) -> None:
@@ -76,13 +78,17 @@ def to_transformers(weights: Path, folder: Path) -> None:
     export_checkpoint(weights, folder, to="transformers")
 
 
-def programs(folder: Path, variant: str, classes: int, size: tuple[int, int]) -> tuple[Path, Path, Path]:
-    """The files of one contest: ours, theirs, and ours with a label map."""
+def programs(folder: Path, variant: str, classes: int, size: tuple[int, int]) -> dict[str, Path]:
+    """The files of one contest by what they are."""
     place = folder / f"{variant}_{classes}"
     weights = made(place / "weights", lambda path: save_ours(path, variant, classes))
-    ours = made(place / "ours.onnx", lambda path: write_ours(path, weights, labels=False))
-    theirs = made(place / f"theirs_{size[0]}x{size[1]}.onnx", lambda path: write_theirs(path, weights, size))
-    return ours, theirs, made(place / "labels.onnx", lambda path: write_ours(path, weights, labels=True))
+    name = f"{size[0]}x{size[1]}.onnx"
+    return {
+        OURS: made(place / f"ours_{name}", lambda path: write_ours(path, weights, size)),
+        OPEN: made(place / "ours.onnx", lambda path: write_ours(path, weights, None)),
+        IN_GRAPH: made(place / f"labels_{name}", lambda path: write_ours(path, weights, size, labels=True)),
+        THEIRS: made(place / f"theirs_{name}", lambda path: write_theirs(path, weights, size)),
+    }
 
 
 def duel(contenders: dict[str, Contender], rounds: int, agree: Callable[[torch.Tensor, torch.Tensor], float]):
@@ -136,34 +142,37 @@ def main(
 ) -> None:
     """Print the tables."""
     set_up(threads)
-    columns = ["contest", "program", "ms", "to ours", "difference"]
+    columns, wanted = ["contest", "program", "ms", "to ours", "difference"], [] if prepare else runtimes.split(",")
+    counts = [int(count) for count in classes.split(",") if count]
     with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
-        rows = []
-        for variant in filter(None, variants.split(",")):
-            ours, theirs, _ = programs(Path(place), variant, 150, (size, size))
-            pixel_values = torch.randn(1, 3, size, size)
-            for name in [] if prepare else runtimes.split(","):
-                run = RUNTIMES[name]
-                contenders = {"hf_vit_seg": run(ours, pixel_values), "transformers": run(theirs, pixel_values)}
-                rows += rows_of(f"{variant} {name}", *duel(contenders, rounds, logit_difference))
+        files = {v: programs(Path(place), v, 150, (size, size)) for v in variants.split(",") if v}
+        large = {count: programs(Path(place), "b0", count, LARGE) for count in counts}
+        rows = [row for v in files for name in wanted for row in logit_rows(v, name, files[v], size, rounds)]
         if rows:
-            print_table(
-                f"Logits, 1x{size}x{size}, 150 classes, float32, {torch.get_num_threads()} threads", columns, rows, out
-            )
-        rows = []
-        for count in map(int, filter(None, classes.split(","))):
-            ours, theirs, labelled = programs(Path(place), "b0", count, LARGE)
-            pixel_values = torch.nn.functional.interpolate(torch.randn(1, 3, 32, 64), LARGE, mode="bicubic")
-            for name in [] if prepare else runtimes.split(","):
-                run = RUNTIMES[name]
-                contenders = {
-                    "hf_vit_seg": partial(labels_behind, run(ours, pixel_values), LARGE),
-                    "hf_vit_seg, map in the graph": run(labelled, pixel_values),
-                    "transformers": partial(labels_by_resizing, run(theirs, pixel_values), LARGE),
-                }
-                rows += rows_of(f"{count} classes, {name}", *duel(contenders, max(rounds // 3, 1), differing_labels))
+            title = f"Logits, 1x{size}x{size}, 150 classes, float32, {torch.get_num_threads()} threads"
+            print_table(title, columns, rows, out)
+        rows = [row for count in large for name in wanted for row in label_rows(count, name, large[count], rounds)]
         if rows:
             print_table("With masks, B0, 1x1024x2048, float32", columns, rows, out)
+
+
+def logit_rows(variant: str, runtime: str, files: dict[str, Path], size: int, rounds: int) -> list[list[str]]:
+    """The contest of logits in one runtime."""
+    pixel_values = torch.randn(1, 3, size, size)
+    contenders = {who: RUNTIMES[runtime](files[who], pixel_values) for who in (OURS, OPEN, THEIRS)}
+    return rows_of(f"{variant} {runtime}", *duel(contenders, rounds, logit_difference))
+
+
+def label_rows(classes: int, runtime: str, files: dict[str, Path], rounds: int) -> list[list[str]]:
+    """The contest with masks in one runtime."""
+    pixel_values = torch.nn.functional.interpolate(torch.randn(1, 3, 32, 64), LARGE, mode="bicubic")
+    run = {who: RUNTIMES[runtime](files[who], pixel_values) for who in (OURS, IN_GRAPH, THEIRS)}
+    contenders = {
+        OURS: partial(labels_behind, run[OURS], LARGE),
+        IN_GRAPH: run[IN_GRAPH],
+        THEIRS: partial(labels_by_resizing, run[THEIRS], LARGE),
+    }
+    return rows_of(f"{classes} classes, {runtime}", *duel(contenders, max(rounds // 3, 1), differing_labels))
 
 
 if __name__ == "__main__":

@@ -71,12 +71,8 @@ def test_torchscript_takes_any_size(name, tmp_path):
     original = segmenter(name)
     parity = export_model(original, tmp_path, "torchscript", EXPORTERS.read("torchscript", {}, ""), Wish())
     assert len({(case.height, case.width) for case in parity.cases}) > 2 and {c.batch for c in parity.cases} == {1, 3}
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "model.ts",
-        "config.json",
-        "preprocessor_config.json",
-        "parity.json",
-    }
+    files = {p.name for p in tmp_path.iterdir() if p.suffix != ".py"}  # that is code for readers without the package
+    assert files == {"model.ts", "config.json", "preprocessor_config.json", "parity.json"}
     assert json.loads((tmp_path / "parity.json").read_text())["model.ts"]["passed"] is True
     loaded = Segmenter.from_pretrained(str(tmp_path / "model.ts"))
     image = photos(tmp_path / "photos")[0]
@@ -135,7 +131,7 @@ def test_label_maps_within_the_graph(labels, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("format_", "size", "needs"), [("onnx", None, "onnxruntime"), ("openvino", (160, 192), "nncf")])
+@pytest.mark.parametrize(("format_", "size", "needs"), [("onnx", None, "onnx"), ("openvino", (160, 192), "nncf")])
 def test_half_precision_and_eight_bits(format_, size, needs, tmp_path):
     """Of a model that has learnt something: random weights need not survive 8 bits."""
     pytest.importorskip(needs)
