@@ -1,16 +1,17 @@
 """Vision transformers for segmentation inside the Hugging Face ecosystem.
 
-Importing this package registers every installed architecture with transformers' Auto classes and pipelines, and the
-pipeline task "semantic-segmentation".
+Importing this package registers every installed architecture with transformers' Auto classes and pipelines, every
+installed segmentation head, and the pipeline task "semantic-segmentation".
 """
 
 from importlib.metadata import version
 
 from .inference.pipeline import register
-from .plugins import Architecture, architectures, plugins
+from .plugins import Architecture, architectures, heads, plugins
 
 __version__ = version("hf_vit_seg")
 __all__ = ["Architecture", "__version__", "architectures", "plugins"]
 
+heads()
 plugins()
 register()

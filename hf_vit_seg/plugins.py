@@ -1,23 +1,30 @@
 """Architectures are plugins: frozen records behind the entry point group `hf_vit_seg.architectures`.
 
 The built-in ones are declared in this package's own pyproject.toml exactly as a stranger's would be; there is no
-second way in. A plugin that fails to load is reported by name and never takes the others down.
+second way in. A plugin that fails to load is reported by name and never takes the others down. What else a package may
+bring (heads, losses, data sources, transforms, formats) comes the same way: `plugin_listing` has all groups.
 """
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from importlib.resources.abc import Traversable
 from typing import Any
 
 import transformers
 import yaml
+from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-GROUP = "hf_vit_seg.architectures"
+from .entry_points import PREFIX, Plugin, load_all, subclass_of
+from .models.modeling_backbone_seg import HEADS
+from .models.plugged_heads import PLUGGED_HEADS
+from .remote_code import register_code
+
+GROUP = PREFIX + "architectures"
+HEADS_GROUP = PREFIX + "heads"
 # What a row of `variants` says beside config fields: a golden parameter count, and of which model it is.
 NOT_FIELDS = ("parameters", "counted")
 
@@ -64,43 +71,42 @@ class Architecture:
         return self.config(**(row | fields))
 
 
-@dataclass(frozen=True)
-class Plugin:
-    """An entry point found in the environment: what it gave, or why it gave nothing."""
+@cache
+def plugins() -> tuple[Plugin, ...]:
+    """Every installed architecture, loaded and registered once per process, or why it is not."""
+    names: set[str] = set()
 
-    name: str
-    target: str
-    origin: str
-    architecture: Architecture | None
-    error: str | None = None
+    def accept(value: Any) -> None:
+        if not isinstance(value, Architecture):
+            raise TypeError(f"expected a hf_vit_seg.plugins.Architecture, found {type(value).__name__}")
+        if value.name in names:
+            raise ValueError(f"there is an architecture called '{value.name}' already")
+        register(value)
+        names.add(value.name)
 
-
-def load(entry: EntryPoint) -> Plugin:
-    """Load one entry point; whatever it raises is kept as the plugin's error."""
-    origin = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
-    try:
-        architecture = entry.load()
-        if not isinstance(architecture, Architecture):
-            raise TypeError(f"expected a hf_vit_seg.plugins.Architecture, found {type(architecture).__name__}")
-        register(architecture)
-    except Exception as error:  # a stranger's import may raise anything, and must not take the others down
-        reason = f"{type(error).__name__}: {error}"
-        logger.warning("hf_vit_seg plugin '%s' (%s, %s) is skipped: %s", entry.name, entry.value, origin, reason)
-        return Plugin(entry.name, entry.value, origin, None, reason)
-    return Plugin(entry.name, entry.value, origin, architecture)
+    return reported(load_all(GROUP, accept))
 
 
 @cache
-def plugins() -> tuple[Plugin, ...]:
-    """Every installed plugin, loaded and registered once per process, in the order of their names."""
-    found = sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
-    unique = {(entry.name, entry.value): entry for entry in found}  # an editable install can be listed twice
-    return tuple(load(entry) for entry in unique.values())
+def heads() -> tuple[Plugin, ...]:
+    """Every installed segmentation head, loaded and put where models find it by name, or why it is not."""
+    found = reported(load_all(HEADS_GROUP, subclass_of(nn.Module), HEADS))
+    PLUGGED_HEADS.update({plugin.name: plugin.value for plugin in found if plugin.value is not None})
+    return found
+
+
+def reported(found: tuple[Plugin, ...]) -> tuple[Plugin, ...]:
+    """Plugins as they are, a warning given for each that failed."""
+    for plugin in found:
+        if plugin.error:
+            where = f"{plugin.target}, {plugin.origin}"
+            logger.warning("hf_vit_seg plugin '%s' (%s) is skipped: %s", plugin.name, where, plugin.error)
+    return found
 
 
 def architectures() -> dict[str, Architecture]:
     """The architectures that loaded, by name."""
-    return {p.architecture.name: p.architecture for p in plugins() if p.architecture is not None}
+    return {plugin.value.name: plugin.value for plugin in plugins() if plugin.value is not None}
 
 
 def register(architecture: Architecture) -> None:
@@ -114,3 +120,4 @@ def register(architecture: Architecture) -> None:
     AutoImageProcessor.register(
         architecture.config, image_processor_classes=dict(architecture.image_processor), exist_ok=True
     )
+    register_code(architecture.config, architecture.models, architecture.image_processor.values())

@@ -7,11 +7,13 @@ among losses, transforms or data formats by name, and a plugin adds a row by ent
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cached_property
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
+
+from .entry_points import Plugin, first_of_each_name, load, load_all, subclass_of
 
 
 class RecordError(ValueError):
@@ -88,27 +90,31 @@ def shortened(value: Any, length: int = 80) -> str:
 class Table(Generic[R]):
     """Records by name: built-in rows, and those of the entry point group, loaded when first needed."""
 
-    def __init__(self, title: str, rows: Mapping[str, type[R]], group: str | None = None):
-        """`title` is what a row is called in messages, such as "loss"."""
-        self.title, self.own, self.group = title, dict(rows), group
+    def __init__(self, title: str, rows: Mapping[str, type[R]], kind: type[R], group: str = ""):
+        """`title` is what a row is called in messages, such as "loss"; every row is a subclass of `kind`."""
+        self.title, self.own, self.kind, self.group = title, dict(rows), kind, group
 
     @cached_property
-    def rows(self) -> dict[str, Any]:
+    def rows(self) -> dict[str, type[R] | EntryPoint]:
         """All rows; a plugin never replaces a built-in one, and one that does not load is an error when asked for."""
-        return {**{e.name: e.load for e in entry_points(group=self.group or "")}, **self.own}
+        return {**(first_of_each_name(self.group) if self.group else {}), **self.own}
+
+    def plugins(self) -> tuple[Plugin, ...]:
+        """Every plugin's row, loaded: what it gave, or why it gave nothing."""
+        return load_all(self.group, subclass_of(self.kind), self.own)
 
     def row(self, name: str, place: str) -> type[R]:
         """The record called `name`."""
         if name not in self.rows:
             hint = nearest(str(name), sorted(self.rows))
             raise RecordError(f"{place}: there is no {self.title} called '{name}'; {hint}")
-        found: Any = self.rows[name]
+        found = self.rows[name]
         if isinstance(found, type):
             return found
-        try:
-            return found()
-        except Exception as error:  # a stranger's import may raise anything
-            raise RecordError(f"{place}: the plugin of {self.title} '{name}' fails to load: {error}") from error
+        plugin = load(found, subclass_of(self.kind))
+        if plugin.error:
+            raise RecordError(f"{place}: {self.title} '{name}' of {plugin.origin} cannot be used: {plugin.error}")
+        return plugin.value
 
     def read(self, name: str, settings: Any, place: str) -> R:
         """A row's record with these settings (None for its defaults)."""

@@ -14,6 +14,7 @@ class Case:
     `beside` gives a field the settings under which it is read at all, `under` the auto class that reads it, where
     that is not the segmentation model.
     `unreached` names, by auto class, the ends of parameters that the architecture itself gives no gradient.
+    `hidden_states` is how many a model records, where that is not one per layer.
     `training_only` fields show in training alone, `loss_only` in the loss, `initial_only` in fresh weights.
     """
 
@@ -27,6 +28,7 @@ class Case:
     beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     under: Mapping[str, str] = field(default_factory=dict)
     unreached: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    hidden_states: int | None = None
 
 
 CLASSIFIERS = ("pooling", "pool_norm", "pre_logits_size", "use_distillation_classifier")
@@ -200,3 +202,36 @@ VIT = Case(
     initial_only=frozenset({"initializer_range"}),
 )
 CASES["vit"] = VIT
+
+DINOV2 = {"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 8}
+BACKBONE = Case(
+    sizes=((64, 64), (64, 96), (61, 45), (32, 131), (1, 7)),
+    grid=lambda side: -(-side // 2),
+    alternatives={
+        "backbone_config": DINOV2 | {"mlp_ratio": 1},
+        "segmentation_head": "linear",
+        "segmentation_levels": (1, 2, 3, 4),
+        "segmentation_head_depth": 1,
+        "segmentation_head_width": 64,
+        "segmentation_norm_eps": 0.5,
+        "hidden_act": "relu",
+        "decoder_norm": "group",
+        "classifier_dropout_prob": 0.9,
+        "initializer_range": 0.2,
+        "semantic_loss_ignore_index": 1,
+    },
+    beside={
+        "segmentation_head_depth": MASKS,
+        "segmentation_head_width": MASKS,
+        "segmentation_norm_eps": MASKS,
+        "segmentation_levels": {"segmentation_levels": (0, 1, 2, 3)},
+        "hidden_act": MASKS,
+    },
+    # The mask token is DINOv2's for pretraining; a key's bias moves all scores of a query alike.
+    unreached={"AutoModelForSemanticSegmentation": ("mask_token", "key.bias")},
+    training_only=frozenset({"classifier_dropout_prob"}),
+    loss_only=frozenset({"semantic_loss_ignore_index"}),
+    initial_only=frozenset({"initializer_range"}),
+    hidden_states=5,
+)
+CASES["backbone"] = BACKBONE

@@ -40,7 +40,7 @@ def test_a_source_can_be_named(tmp_path: Path, source: str) -> None:
 
 
 def test_variants_find_themselves() -> None:
-    for architecture in architectures().values():
+    for architecture in (a for a in architectures().values() if a.conversions):
         for name, row in variants.rows(architecture).items():
             assert variants.find(architecture, architecture.config(**row), row) == (name, {})
 

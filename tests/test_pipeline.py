@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from transformers import pipeline
 
+import hf_vit_seg
 from hf_vit_seg.inference import Segmenter
 from hf_vit_seg.inference.pipeline import TASK, SemanticSegmentationPipeline
 from hf_vit_seg.inference.protocols import Protocol
@@ -70,11 +71,10 @@ def test_lists_batches_and_protocols(model, batch_size):
 
 def test_it_is_saved_as_model_and_processor_alone(model, tmp_path):
     task(model).save_pretrained(str(tmp_path))
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-    }
+    files = {path.name for path in tmp_path.iterdir() if path.suffix != ".py"}
+    assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    code = {path.name for path in (Path(hf_vit_seg.__file__).parent / "models").iterdir()}
+    assert {path.name for path in tmp_path.glob("*.py")} < code
     assert "custom_pipelines" not in (tmp_path / "config.json").read_text()
     assert task(str(tmp_path))(photo())["label_map"].shape == (40, 60)
 

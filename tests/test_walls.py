@@ -23,7 +23,7 @@ ARROWS = {
     "inference": {"models", "data"},
     "training": {"models", "data", "metrics", "inference"},
     "export": {"models", "data", "inference"},
-    "hub": {"models", "data", "inference", "training"},
+    "hub": {"models", "data", "inference", "training", "demo"},
     "demo": {"models", "data", "inference"},
     "conversion": {"models"},
 }

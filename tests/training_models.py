@@ -53,6 +53,11 @@ def built(name: str, **settings: Any) -> PreTrainedModel:
     return randomise(build_model(recipe(wanted), NEW).model)
 
 
+def classifier(model: PreTrainedModel) -> nn.Module:
+    """The layer of a segmentation head that has a row for every class."""
+    return getattr(model.decode_head, "all_mlp", model.decode_head).classifier
+
+
 def train_steps(model: nn.Module, steps: int = 2) -> nn.Module:
     """Some steps on the same images."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

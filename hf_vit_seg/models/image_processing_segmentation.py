@@ -116,6 +116,20 @@ class SegmentationProcessing(BaseImageProcessor):
     rescale_factor = 1 / 255
     palette = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as they are saved; a map to code saved with them names both backends.
+
+        transformers writes the name of one class. With that its pipelines (5.23) ask whether to trust the code of a
+        video processor, which they take to be there.
+        """
+        settings = super().to_dict()
+        if "AutoImageProcessor" in settings.get("auto_map", {}):
+            module = type(self).__module__.rpartition(".")[2]
+            name = type(self).__name__.removesuffix("Pil")
+            backends = {"torchvision": f"{module}.{name}", "pil": f"{module}.{name}Pil"}
+            settings["auto_map"] = {**settings["auto_map"], "AutoImageProcessor": backends}
+        return settings
+
     def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
         """Turn images into `pixel_values` (B, C, H, W) and segmentation maps into `labels` (B, H, W) int64.
 

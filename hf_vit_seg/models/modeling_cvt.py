@@ -35,7 +35,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 from .attention import eager_attention_forward
 from .configuration_cvt import CvTConfig
 from .drop_path import DropPath
-from .losses import semantic_segmentation_loss
+from .image_bands import check_channels
+from .losses import segmenter_output
 from .pointwise import PointwiseLinear
 from .row_strips import row_strips, strips_pay
 from .segmentation_heads import AllMLPHead
@@ -331,12 +332,8 @@ def normalised(norm: nn.Module, feature_map: torch.Tensor) -> torch.Tensor:
 
 def check_image(config: CvTConfig, pixel_values: torch.Tensor) -> None:
     """Refuse images of another channel count, and images that are smaller than the first stage's kernels."""
-    _, channels, height, width = pixel_values.shape
-    if channels != config.num_channels:
-        raise ValueError(
-            f"This model takes images of {config.num_channels} channels (config.num_channels), got "
-            f"pixel_values of shape {tuple(pixel_values.shape)}"
-        )
+    check_channels(config, pixel_values)
+    height, width = pixel_values.shape[-2:]
     least = 1
     for kernel, stride, padding in zip(
         config.patch_sizes[::-1], config.strides[::-1], config.paddings[::-1], strict=True
@@ -441,12 +438,7 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
         outputs = self.cvt(pixel_values, **kwargs)
         levels = [normalised(norm, m) for norm, m in zip(self.level_norms, outputs.hidden_states, strict=True)]
         logits = self.decode_head(levels)
-        loss = None
-        if labels is not None:
-            loss = semantic_segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
-        return SemanticSegmenterOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return segmenter_output(self.config, outputs, logits, labels)
 
 
 class CvTBackbone(BackboneMixin, CvTPreTrainedModel):

@@ -31,7 +31,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 from .attention import eager_attention_forward
 from .configuration_segformer import SegFormerConfig
 from .drop_path import DropPath
-from .losses import semantic_segmentation_loss
+from .image_bands import check_channels
+from .losses import segmenter_output
 from .pointwise import PointwiseLinear
 from .row_strips import row_strips, strips_pay
 from .segmentation_heads import AllMLPHead
@@ -239,12 +240,8 @@ def build_stages(config: SegFormerConfig) -> nn.ModuleList:
 
 def check_image(config: SegFormerConfig, pixel_values: torch.Tensor) -> None:
     """Refuse images of another channel count, and images that the first reduction cannot take a single key from."""
-    _, channels, height, width = pixel_values.shape
-    if channels != config.num_channels:
-        raise ValueError(
-            f"This model takes images of {config.num_channels} channels (config.num_channels), got "
-            f"pixel_values of shape {tuple(pixel_values.shape)}"
-        )
+    check_channels(config, pixel_values)
+    height, width = pixel_values.shape[-2:]
     least, stride = 1, 1
     for step, ratio in zip(config.strides, config.sr_ratios, strict=True):
         stride *= step
@@ -348,12 +345,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
         """
         outputs = self.segformer(pixel_values, **kwargs)
         logits = self.decode_head(outputs.hidden_states)
-        loss = None
-        if labels is not None:
-            loss = semantic_segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
-        return SemanticSegmenterOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return segmenter_output(self.config, outputs, logits, labels)
 
 
 class SegFormerBackbone(BackboneMixin, SegFormerPreTrainedModel):

@@ -24,15 +24,15 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
+from .chosen_heads import linear_head, mask_transformer_head, pyramid_head
 from .configuration_vit import VisionTransformerConfig, pair
-from .losses import semantic_segmentation_loss
+from .image_bands import check_channels
+from .losses import segmenter_output
 from .resnetv2 import ClosingNorm, StandardizedConv2d
 from .token_merging import encode_merging
 from .transformer_layer import LayerGeometry, LayerScale, VisionTransformerAttention, VisionTransformerLayer
 from .vit_embeddings import VisionTransformerEmbeddings
-from .vit_segmentation_heads import LinearHead, MaskTransformerHead, PyramidHead, crop_extent
-
-DEFAULT_PYRAMID_WIDTH = 256
+from .vit_segmentation_heads import crop_extent, initialise_head
 
 
 def encoder_layers(config: VisionTransformerConfig) -> nn.ModuleList:
@@ -55,15 +55,6 @@ def encoder_layers(config: VisionTransformerConfig) -> nn.ModuleList:
 def final_norm(config: VisionTransformerConfig) -> nn.Module:
     """Equation 4's norm, over all tokens."""
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.use_final_norm else nn.Identity()
-
-
-def check_channels(config: VisionTransformerConfig, pixel_values: torch.Tensor) -> None:
-    """Refuse images of another channel count."""
-    if pixel_values.shape[1] != config.num_channels:
-        raise ValueError(
-            f"This model takes images of {config.num_channels} channels (config.num_channels), got "
-            f"pixel_values of shape {tuple(pixel_values.shape)}"
-        )
 
 
 def patch_map(config: VisionTransformerConfig, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -113,8 +104,6 @@ class VisionTransformerPreTrainedModel(PreTrainedModel):
                 if tokens is not None:
                     init.trunc_normal_(tokens, std=std)
             init.trunc_normal_(module.position_embeddings, std=std)
-        elif isinstance(module, MaskTransformerHead):
-            init.trunc_normal_(module.class_embeddings, std=std)
         elif isinstance(module, LayerScale):
             init.constant_(module.gamma, module.initial)
         elif isinstance(module, StandardizedConv2d):
@@ -122,11 +111,7 @@ class VisionTransformerPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ClosingNorm):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            init.trunc_normal_(module.weight, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        else:
+        elif not initialise_head(module, std):
             super()._init_weights(module)
 
     @classmethod
@@ -239,39 +224,22 @@ class VisionTransformerForImageClassification(VisionTransformerPreTrainedModel):
         )
 
 
-def linear_head(config: VisionTransformerConfig) -> nn.Module:
+def token_classifier(config: VisionTransformerConfig) -> nn.Module:
     """A classifier per token."""
-    return LinearHead(config.hidden_size, cast(int, config.num_labels), config.classifier_dropout_prob)
+    return linear_head(config, config.hidden_size)
 
 
-def mask_transformer_head(config: VisionTransformerConfig) -> nn.Module:
-    """Segmenter's decoder; its heads are as wide as the encoder's, its MLPs four times its width."""
-    width = config.segmentation_head_width or config.hidden_size
-    geometry = LayerGeometry(
-        width=width,
-        heads=max(width * config.num_attention_heads // config.hidden_size, 1),
-        mlp_width=4 * width,
-        norm_eps=config.segmentation_norm_eps,
-        dropout=config.classifier_dropout_prob,
-        attention_dropout=config.classifier_dropout_prob,
-    )
-    num_labels = cast(int, config.num_labels)
-    return MaskTransformerHead(config, config.hidden_size, num_labels, config.segmentation_head_depth, geometry)
+def segmenter_decoder(config: VisionTransformerConfig) -> nn.Module:
+    """Segmenter's decoder; its attention heads are as wide as the encoder's."""
+    return mask_transformer_head(config, config.hidden_size, config.hidden_size // config.num_attention_heads)
 
 
-def pyramid_head(config: VisionTransformerConfig) -> nn.Module:
-    """Four levels and an all-MLP head."""
-    return PyramidHead(
-        config.hidden_size,
-        config.segmentation_head_width or DEFAULT_PYRAMID_WIDTH,
-        cast(int, config.num_labels),
-        config.segmentation_norm_eps,
-        config.classifier_dropout_prob,
-        config.decoder_norm,
-    )
+def layer_pyramid(config: VisionTransformerConfig) -> nn.Module:
+    """A pyramid of four layers, and an all-MLP head."""
+    return pyramid_head(config, config.hidden_size)
 
 
-SEGMENTATION_HEADS = {"linear": linear_head, "mask_transformer": mask_transformer_head, "all_mlp": pyramid_head}
+SEGMENTATION_HEADS = {"linear": token_classifier, "mask_transformer": segmenter_decoder, "all_mlp": layer_pyramid}
 
 
 class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel):
@@ -302,12 +270,7 @@ class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel)
         outputs = self.vit(pixel_values, **kwargs)
         height, width = pixel_values.shape[-2:]
         logits = crop_extent(self.decode(outputs, pixel_values), (height, width), self.config.token_stride)
-        loss = None
-        if labels is not None:
-            loss = semantic_segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
-        return SemanticSegmenterOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return segmenter_output(self.config, outputs, logits, labels)
 
     segment_with_levels = filter_output_hidden_states(segment)
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .configuration_vit import VisionTransformerConfig, pair
+from .image_padding import padded_to_whole
 from .open_sizes import sizes_are_open
 from .position_embeddings import resize_positions
 from .resnetv2 import ResNetV2Stem, StemNumerics
@@ -38,9 +39,7 @@ class PatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) to (B, D, h, w); sides are padded to whole tokens with zeros, right and bottom."""
-        bottom, right = (-side % step for side, step in zip(pixel_values.shape[-2:], self.token_stride, strict=True))
-        if sizes_are_open() or bottom or right:
-            pixel_values = nn.functional.pad(pixel_values, (0, right, 0, bottom))
+        pixel_values = padded_to_whole(pixel_values, self.token_stride)
         return self.projection(pixel_values if self.stem is None else self.stem(pixel_values))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import grid_sample, normalize
 from transformers import PreTrainedConfig
+from transformers import initialization as init
 
 from .head_norms import head_norm
 from .open_sizes import sizes_are_open
@@ -107,6 +108,19 @@ class PyramidHead(nn.Module):
         return self.all_mlp(levels)
 
 
+def initialise_head(module: nn.Module, std: float) -> bool:
+    """Truncated normal for class tokens, linear maps and kernels, zeros for biases; whether the module has any."""
+    if isinstance(module, MaskTransformerHead):
+        init.trunc_normal_(module.class_embeddings, std=std)
+    elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        init.trunc_normal_(module.weight, std=std)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    else:
+        return False
+    return True
+
+
 def crop_extent(logits: torch.Tensor, size: tuple[int, int], token: tuple[int, int]) -> torch.Tensor:
     """Logits (B, K, a, b) of an image that was padded to whole tokens, as logits of the image alone.
 
@@ -129,4 +143,4 @@ def crop_extent(logits: torch.Tensor, size: tuple[int, int], token: tuple[int, i
     return grid_sample(logits, points, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-__all__ = ["LinearHead", "MaskTransformerHead", "PyramidHead", "crop_extent"]
+__all__ = ["LinearHead", "MaskTransformerHead", "PyramidHead", "crop_extent", "initialise_head"]

@@ -1,0 +1,57 @@
+"""Bare backbones out of checkpoints, from a directory or the Hub.
+
+`AutoBackbone.from_pretrained` would not do: it takes no directories and asks the Hub for each of them, and it resets
+the statistics of the BatchNorms that it has loaded from timm (transformers 5.23).
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, TimmBackboneConfig
+from transformers.initialization import no_init_weights
+from transformers.utils.hub import cached_file
+
+TIMM_WEIGHTS = "model.safetensors"
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+
+
+def hub_options(loading: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the options of `from_pretrained`, those that say where the files are."""
+    return {name: loading[name] for name in HUB_OPTIONS if name in loading}
+
+
+def stored_config(path: str | os.PathLike, **hub: Any) -> PreTrainedConfig:
+    """The config of a checkpoint as that of a backbone: timm's own checkpoints become a TimmBackbone's.
+
+    ValueError for a model that AutoBackbone has no class for.
+    """
+    config = AutoConfig.from_pretrained(path, **hub)
+    if config.model_type == "timm_wrapper":  # to import its class is to import timm
+        return TimmBackboneConfig(backbone=config.architecture)
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+        raise ValueError(
+            f"{path} is a '{config.model_type}', of which transformers has no backbone (AutoBackbone): no head can be "
+            "put on it"
+        )
+    return config
+
+
+def loaded_backbone(
+    path: str | os.PathLike, config: PreTrainedConfig, **loading: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The backbone with the checkpoint's weights, and transformers' account of the tensors that are not its."""
+    backbone_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    if not isinstance(config, TimmBackboneConfig):
+        return backbone_class.from_pretrained(path, config=config, output_loading_info=True, **loading)
+    hub = hub_options(loading)
+    if isinstance(AutoConfig.from_pretrained(path, **hub), TimmBackboneConfig):  # saved by transformers
+        load = PreTrainedModel.from_pretrained.__func__  # TimmBackbone's own asks timm for a model of that name
+        return load(backbone_class, path, config=config, output_loading_info=True, **loading)
+    file = cached_file(path, TIMM_WEIGHTS, **hub)
+    with no_init_weights():  # else post_init resets the BatchNorms
+        backbone = backbone_class(config, pretrained=True, pretrained_cfg_overlay={"file": file})
+    return backbone, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+
+
+__all__ = ["hub_options", "loaded_backbone", "stored_config"]

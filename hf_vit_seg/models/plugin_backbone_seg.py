@@ -1,0 +1,23 @@
+"""The record by which heads on any backbone of transformers enter the package."""
+
+from importlib.resources import files
+
+from hf_vit_seg.plugins import Architecture
+
+from .configuration_backbone_seg import BackboneSegmentationConfig
+from .image_processing_segmentation import (
+    SemanticSegmentationImageProcessor,
+    SemanticSegmentationImageProcessorPil,
+)
+from .modeling_backbone_seg import BackboneForSemanticSegmentation
+
+ARCHITECTURE = Architecture(
+    name="backbone",
+    config=BackboneSegmentationConfig,
+    models={"AutoModelForSemanticSegmentation": BackboneForSemanticSegmentation},
+    image_processor={
+        "torchvision": SemanticSegmentationImageProcessor,
+        "pil": SemanticSegmentationImageProcessorPil,
+    },
+    variants=files("hf_vit_seg.configs") / "models" / "backbone.yaml",
+)

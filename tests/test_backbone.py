@@ -1,0 +1,288 @@
+"""Heads on backbones of transformers: weights are the checkpoint's, strides decide the head, recipes take them."""
+
+import shutil
+
+import pytest
+import tiny_runs
+import torch
+import transformers
+from random_weights import randomise
+from training_models import IMAGES, NEW, logits, model_recipe, recipe, train_steps
+from transformers import (
+    AutoConfig,
+    AutoModelForSemanticSegmentation,
+    BeitConfig,
+    BitImageProcessor,
+    ConvNextConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ConvNextConfig,
+    DINOv3ViTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ResNetConfig,
+    SwinConfig,
+    TimmBackboneConfig,
+)
+
+from hf_vit_seg import architectures
+from hf_vit_seg.models.configuration_backbone_seg import BackboneSegmentationConfig
+from hf_vit_seg.models.configuration_segformer import SegFormerConfig
+from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
+from hf_vit_seg.models.modeling_backbone_seg import BackboneForSemanticSegmentation
+from hf_vit_seg.records import RecordError
+from hf_vit_seg.training.model_building import build_model
+from hf_vit_seg.training.model_preparation import prepare_for_training
+
+PLAIN = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8}
+PLAIN |= {"image_size": 64}
+STAGES = {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 2, 1]}
+SWIN = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 2, "image_size": 64}
+# The bare model that a checkpoint is made of, and its config.
+BARE: dict[str, tuple[str, PreTrainedConfig]] = {
+    "dinov2": ("Dinov2Model", Dinov2Config(**PLAIN)),
+    "dinov2_with_registers": ("Dinov2WithRegistersModel", Dinov2WithRegistersConfig(**PLAIN)),
+    "dinov3_vit": ("DINOv3ViTModel", DINOv3ViTConfig(**PLAIN, num_register_tokens=2)),
+    "dinov3_convnext": ("DINOv3ConvNextModel", DINOv3ConvNextConfig(**STAGES)),
+    "beit": ("BeitModel", BeitConfig(**PLAIN, use_relative_position_bias=True)),
+    "swin": ("SwinModel", SwinConfig(**SWIN)),
+    "convnext": ("ConvNextModel", ConvNextConfig(**STAGES)),
+    "resnet": ("ResNetModel", ResNetConfig(embedding_size=16, hidden_sizes=[16, 24, 32, 48], depths=[1] * 4)),
+    "segformer_seg": ("AutoModel", SegFormerConfig(hidden_sizes=(16, 32, 40, 64), depths=(1, 1, 1, 1))),
+    "vit_seg": ("AutoModel", VisionTransformerConfig(**PLAIN)),
+}
+PLAIN_KINDS = ("dinov2", "dinov2_with_registers", "dinov3_vit", "beit", "vit_seg")
+
+
+def bare(folder, kind: str = "dinov2") -> PreTrainedModel:
+    """A random bare model in a folder."""
+    class_name, config = BARE[kind]
+    build = getattr(transformers, class_name)
+    model = build.from_config(config) if class_name == "AutoModel" else build(config)
+    randomise(model).eval().save_pretrained(folder)
+    return model
+
+
+def worn(folder, head: str | None = None, **settings) -> BackboneForSemanticSegmentation:
+    return BackboneForSemanticSegmentation.from_backbone(folder, head, **settings)
+
+
+def is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", BARE)
+def test_features_are_the_bare_models_before_and_after_saving(kind, tmp_path):
+    plain = bare(tmp_path / "bare", kind)
+    model = worn(tmp_path / "bare", id2label={0: "a", 1: "b", 2: "c"})
+    assert model.head_name == ("feature_pyramid" if kind in PLAIN_KINDS else "all_mlp")
+    model.save_pretrained(tmp_path / "worn")
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "worn")
+    with torch.no_grad():
+        whole = plain(IMAGES, output_hidden_states=True)
+        expected = whole.get("reshaped_hidden_states", whole.hidden_states)  # Swin's as maps
+        found = model(IMAGES, output_hidden_states=True)
+        torch.testing.assert_close(loaded(IMAGES).logits, found.logits)
+    # The last state may be normed in one and not in the other; Swin's stages give theirs before the next one's merging.
+    apart = {"swin": 3}.get(kind, 1)
+    states = [state for state in found.hidden_states if any(is_close(state, other) for other in expected)]
+    assert len(found.hidden_states) >= 4 and len(states) >= len(found.hidden_states) - apart
+    assert found.logits.shape[1] == 3
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("kind", BARE)
+def test_any_size_and_logits_that_span_the_image(kind, tmp_path):
+    bare(tmp_path, kind)
+    model = worn(tmp_path)
+    pixel_values = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        whole = model(pixel_values).logits
+        for size in ((61, 45), (33, 70), (1, 7)):
+            assert model(torch.randn(2, 3, *size)).logits.isfinite().all()
+        # A border of zeros is what padding adds: without it the logits are those of its image, sampled.
+        pixel_values[..., 90:] = 0
+        padded, cropped = model(pixel_values).logits, model(pixel_values[..., :90]).logits
+    step = 96 // whole.shape[-1]
+    assert cropped.shape[-1] == -(-90 // step)
+    centres = (torch.arange(cropped.shape[-1]) + 0.5) * 90 / cropped.shape[-1] / step - 0.5
+    left = centres.floor().clamp(0, whole.shape[-1] - 1).long()
+    right, share = (left + 1).clamp(max=whole.shape[-1] - 1), (centres - left).clamp(0, 1)
+    expected = padded[..., left] * (1 - share) + padded[..., right] * share
+    torch.testing.assert_close(cropped, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "levels", "reason"),
+    [
+        ("dinov2", "all_mlp", None, r"maps of several strides.*'dinov2' backbone gives 4 of stride 8, 8, 8, 8"),
+        ("swin", "feature_pyramid", None, r"4 maps of one stride.*'swin' backbone gives 4 of stride 4, 8, 16, 32"),
+        ("swin", "linear", (1, 2), r"a single map.*gives 2 of stride 4, 8 \(stages stage1, stage2\)"),
+        ("dinov2", "feature_pyramid", (2, 4), r"gives 2 .*or other segmentation_levels"),
+    ],
+)
+def test_a_head_that_cannot_read_the_maps_is_refused(kind, head, levels, reason, tmp_path):
+    bare(tmp_path, kind)
+    with pytest.raises(ValueError, match=reason):
+        worn(tmp_path, head, segmentation_levels=levels)
+
+
+@pytest.mark.parametrize(("head", "stages"), [("linear", ["stage4"]), ("mask_transformer", ["stage4"])])
+@pytest.mark.parametrize("kind", ["dinov2", "swin"])
+def test_heads_of_one_map_read_the_last(kind, head, stages, tmp_path):
+    bare(tmp_path, kind)
+    model = worn(tmp_path, head, num_labels=7, segmentation_head_width=48)
+    assert model.config.backbone.out_features == stages
+    assert logits(model).shape[:2] == (2, 7)
+
+
+def test_what_is_no_backbone_is_refused(tmp_path):
+    transformers.SegformerModel(transformers.SegformerConfig()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is a 'segformer', of which transformers has no backbone"):
+        worn(tmp_path)
+    for wrong in ({"model_type": "nothing"}, {}):
+        with pytest.raises(ValueError, match="needs a model_type that transformers knows"):
+            BackboneSegmentationConfig(backbone_config=wrong)
+    with pytest.raises(ValueError, match="no feature maps"):
+        BackboneSegmentationConfig(backbone_config=transformers.SegformerConfig())
+
+
+def test_the_callers_config_stays_as_it_was():
+    config = Dinov2Config(**PLAIN)
+    before = config.to_dict()
+    model = BackboneForSemanticSegmentation(BackboneSegmentationConfig(backbone_config=config, num_channels=5))
+    assert config.to_dict() == before and model.config.num_channels == model.config.backbone.num_channels == 5
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "swin"])
+def test_the_backbone_attends_as_it_is_told(kind, tmp_path):
+    bare(tmp_path, kind)
+    model = worn(tmp_path, attn_implementation="eager")
+    assert model.config._attn_implementation == model.backbone.config._attn_implementation == "eager"
+    with torch.no_grad():
+        outputs = model(IMAGES, output_attentions=True)
+        assert all(torch.isclose(weights.sum(-1), torch.ones(())).all() for weights in outputs.attentions)
+        model.set_attn_implementation("sdpa")
+        torch.testing.assert_close(model(IMAGES).logits, outputs.logits, rtol=1e-4, atol=1e-4)
+    assert model.backbone.config._attn_implementation == "sdpa"
+
+
+def test_what_a_backbone_cannot_do_is_said(tmp_path):
+    bare(tmp_path, "convnext")
+    model = worn(tmp_path)
+    with torch.no_grad():
+        assert not model(IMAGES, output_attentions=True).attentions
+    with pytest.raises(RecordError, match="does not support it"):
+        prepare_for_training(model, model_recipe(gradient_checkpointing=True))
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "swin", "resnet"])
+def test_a_frozen_backbone_stays_in_evaluation_and_to_the_last_bit(kind, tmp_path):
+    bare(tmp_path, kind)
+    changes = {"backbone_config": {"drop_path_rate": 0.9}} if kind != "resnet" else {}
+    found = build_model(recipe({"architecture": "backbone", "from_pretrained": str(tmp_path), "fields": changes}), NEW)
+    model = prepare_for_training(found.model, model_recipe(freeze=(r"^backbone\.",)))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    assert model.training and model.decode_head.training
+    assert not any(module.training for module in model.backbone.modules())
+    train_steps(model)
+    changed = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert changed and all(key.startswith("decode_head.") for key in changed)
+    maps = [model.backbone(IMAGES).feature_maps[-1] for _ in range(2)]
+    assert torch.equal(*maps)
+
+
+def test_a_recipe_puts_a_head_on_a_bare_backbone(tmp_path):
+    plain = bare(tmp_path)
+    BitImageProcessor(image_mean=[0.1, 0.2, 0.3], size={"shortest_edge": 80}, crop_size=64).save_pretrained(tmp_path)
+    fields = {"segmentation_head": "linear", "backbone_config": {"hidden_dropout_prob": 0.25}}
+    found = build_model(recipe({"architecture": "backbone", "from_pretrained": str(tmp_path), "fields": fields}), NEW)
+    config, processor = found.model.config, found.processor
+    assert (config.id2label, config.segmentation_head) == (dict(enumerate(NEW)), "linear")
+    assert config.backbone.hidden_dropout_prob == 0.25 and config.backbone.hidden_size == 32
+    anew = "decode_head.classifier.bias, decode_head.classifier.weight"
+    assert found.notes == [f"Not in the checkpoint, initialised anew: {anew}"]
+    weights = plain.state_dict()
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in found.model.backbone.state_dict().items())
+    assert type(processor) is architectures()["backbone"].image_processor["torchvision"]
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3] and processor.size.shortest_edge == 80
+    assert not processor.do_center_crop
+
+
+def test_a_run_goes_on_from_a_model_that_wears_its_head(tmp_path):
+    bare(tmp_path / "bare")
+    worn(tmp_path / "bare", id2label=dict(enumerate(NEW))).save_pretrained(tmp_path / "worn")
+    for origin in ({}, {"architecture": "backbone"}):
+        found = build_model(recipe({"from_pretrained": str(tmp_path / "worn")} | origin), NEW)
+        assert not [note for note in found.notes if "initialised anew" in note]
+
+
+def test_other_bands_adapt_the_backbones_first_convolution(tmp_path):
+    plain = bare(tmp_path)
+    origin = {"architecture": "backbone", "from_pretrained": str(tmp_path)}
+    found = build_model(recipe(origin, processor={"image_mean": [0.5] * 4, "image_std": [0.5] * 4}), NEW, bands=4)
+    kernel = found.model.backbone.embeddings.patch_embeddings.projection.weight
+    trained = plain.embeddings.patch_embeddings.projection.weight
+    torch.testing.assert_close(kernel, trained[:, [0, 1, 2, 0]] * 3 / 4)
+    assert any("adapted to 4 bands" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({}, r"no AutoModelForSemanticSegmentation for 'dinov2'.*model.architecture backbone"),
+        ({"architecture": "vit"}, r"vit puts no head on other checkpoints.*backbone"),
+        ({"architecture": "backbone", "variant": "tiny"}, r"either architecture and variant \(from scratch\) or"),
+        ({"architecture": "backbone", "fields": {"segmentation_head": "all_mlp"}}, r"maps of several strides"),
+        ({"architecture": "backbone", "fields": {"backbone_config": {"dropout": 1}}}, r"backbone_config\.dropout"),
+    ],
+)
+def test_recipes_that_do_not_fit_are_refused(model, reason, tmp_path):
+    bare(tmp_path)
+    with pytest.raises(RecordError, match=reason):
+        build_model(recipe({"from_pretrained": str(tmp_path)} | model), NEW)
+
+
+def test_a_run_leaves_a_directory_that_needs_nothing_else(tmp_path):
+    plain = bare(tmp_path / "bare").state_dict()
+    origin = {"architecture": "backbone", "from_pretrained": str(tmp_path / "bare"), "freeze": [r"^backbone\."]}
+    wanted = tiny_runs.settings(tiny_runs.write_data(tmp_path), model=origin)
+    tiny_runs.run(tiny_runs.write_recipe(tmp_path, wanted), tmp_path / "run")
+    shutil.rmtree(tmp_path / "bare")
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run" / "last")
+    assert all(torch.equal(tensor, plain[key]) for key, tensor in loaded.backbone.state_dict().items())
+    losses = [loss for _, loss in tiny_runs.log(tmp_path / "run")]
+    assert losses[-1] < losses[0]
+    assert logits(loaded).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+@pytest.mark.parametrize("saved_by", ["timm", "transformers"])
+def test_timms_weights_and_statistics_come_along(name, saved_by, tmp_path):
+    timm = pytest.importorskip("timm")
+    plain = randomise(timm.create_model(name, num_classes=3)).eval()
+    timm.models.save_for_hf(plain, tmp_path / "bare", safe_serialization=True)
+    model = worn(tmp_path / "bare")
+    if saved_by == "transformers":
+        model.backbone.save_pretrained(tmp_path / "again")
+        model = worn(tmp_path / "again")
+    model.save_pretrained(tmp_path / "worn")
+    stored = AutoConfig.from_pretrained(tmp_path / "worn").backbone
+    assert (stored.backbone, stored.out_features) == (name, model.config.backbone.out_features)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "worn")
+    with torch.no_grad():
+        expected = plain.forward_intermediates(IMAGES, indices=4, intermediates_only=True)
+        maps = [m.backbone(IMAGES).feature_maps for m in (model, loaded)]
+        for one, other, again in zip(*maps, expected, strict=True):
+            torch.testing.assert_close(one, again)
+            torch.testing.assert_close(other, again)
+        torch.testing.assert_close(loaded(IMAGES).logits, model(IMAGES).logits)
+    assert model.head_name == "all_mlp" and not model.supports_gradient_checkpointing
+
+
+def test_timms_backbones_are_built_from_a_config_alone():
+    pytest.importorskip("timm")
+    config = BackboneSegmentationConfig(backbone_config=TimmBackboneConfig(backbone="resnet18"), num_channels=2)
+    model = BackboneForSemanticSegmentation(config)
+    assert model.token == (32, 32) and logits(model, torch.randn(1, 2, 61, 45)).shape[-2:] == (16, 12)
