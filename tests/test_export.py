@@ -147,6 +147,20 @@ def test_half_precision_and_eight_bits(format_, size, needs, tmp_path):
     assert sizes[1] < 1.5 * sizes[0]
 
 
+@pytest.mark.slow
+def test_openvino_is_compiled_for_sizes_that_come_again(tmp_path):
+    pytest.importorskip("openvino")
+    original = segmenter("segformer")
+    export_model(original, tmp_path, "openvino", EXPORTERS.read("openvino", {}, ""), Wish())
+    program = RuntimeModel(tmp_path / "model.xml").program.run
+    shapes = [(1, 3, 64, 64), (2, 3, 61, 45), (1, 3, 64, 64), (1, 3, 64, 64), (2, 3, 61, 45), (1, 3, 40, 80)]
+    with torch.no_grad():
+        for shape in shapes:
+            images = torch.randn(shape)
+            torch.testing.assert_close(program(images), original.model(images).logits, rtol=1e-4, atol=1e-4)
+    assert program.compiled_for.cache_info().misses == 2 and program.compiled_for.cache_info().hits == 1
+
+
 class Crooked(TorchScriptExporter):
     """Exports another function than the model's."""
 
