@@ -53,3 +53,12 @@ def hub(hub_server: Hub, tmp_path, monkeypatch) -> Hub:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return hub_server
+
+
+@pytest.fixture
+def reader(hub: Hub, tmp_path, monkeypatch):
+    """A reader of snippets in a folder with files, to whom the tests' Hub is the Hub."""
+    from snippets import Reader, write_files
+
+    monkeypatch.chdir(write_files(tmp_path / "reader"))
+    return Reader({"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")})

@@ -1,0 +1,130 @@
+"""What the documentation says is done, snippet by snippet; ids of the Hub are served by a Hub of the tests."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+
+import pytest
+import typer.main
+from conftest import REPOSITORY
+from huggingface_hub import HfApi
+from plugin_environment import outcomes
+from snippets import ACTIONS, MADE_WHEN_BUILT, PROGRAM, SHORT, Snippet, snippets
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+from hf_vit_seg.cli import app
+
+DOCS = REPOSITORY / "docs"
+PAGES = {path.relative_to(DOCS).as_posix(): path for path in sorted(DOCS.rglob("*.md"))}
+PLUGIN_PAGE = "guides/plugin.md"
+TEXTS = {name: path.read_text() for name, path in PAGES.items()} | {
+    name: (REPOSITORY / name).read_text()
+    for name in ("README.md", "CONTRIBUTING.md", "examples/nuclei/README.md", "examples/plugin/README.md")
+}
+INLINE = re.compile(rf"(?<!`)`({PROGRAM} [^`]+ [^`]+)`(?!`)")
+NOTEBOOK = DOCS / "notebooks" / "fine_tune.ipynb"
+
+
+def all_snippets() -> list[Snippet]:
+    return [snippet for text in TEXTS.values() for snippet in snippets(text)]
+
+
+@pytest.fixture
+def dinov2(hub, tmp_path) -> None:
+    """A tiny model under the id of a known one."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 14, "image_size": 70}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "dinov2")
+    BitImageProcessor().save_pretrained(tmp_path / "dinov2")
+    HfApi().create_repo("facebook/dinov2-small")
+    HfApi().upload_folder(repo_id="facebook/dinov2-small", folder_path=tmp_path / "dinov2")
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.keys() - {PLUGIN_PAGE}))
+@pytest.mark.usefixtures("dinov2")
+def test_snippets_run(page, reader):
+    for snippet in snippets(TEXTS[page]):
+        if snippet.language not in MADE_WHEN_BUILT:
+            reader.read(snippet)
+
+
+@pytest.mark.slow
+def test_plugin_guide(tmp_path, monkeypatch):
+    """Its commands, one after another, in an environment that has the plugin."""
+    shutil.copytree(REPOSITORY / "examples" / "plugin", tmp_path / "examples" / "plugin")
+    install = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", "site"]
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-m", *install, "examples/plugin"], check=True, capture_output=True)
+    wanted = [words for each in snippets(TEXTS[PLUGIN_PAGE]) if each.is_run for words in each.commands]
+    commands = [[*words[1:], *(SHORT if words[1] == "train" else ())] for words in wanted if words[0] == PROGRAM]
+    for words, outcome in zip(commands, outcomes(commands, tmp_path / "home", path=tmp_path / "site"), strict=True):
+        assert outcome.code == 0, f"{words}: {outcome.output} {outcome.errors}"
+
+
+def test_fences_are_known():
+    assert {snippet.language for snippet in all_snippets() if snippet.is_run and snippet.title is None} <= (
+        ACTIONS.keys() | MADE_WHEN_BUILT
+    )
+
+
+def test_commands_take_their_options():
+    """Also those of commands that are not run, or stand in a sentence."""
+    known = typer.main.get_command(app).commands
+    inline = [shlex.split(code) for text in TEXTS.values() for code in INLINE.findall(text)]
+    commands = [words for each in all_snippets() for words in each.commands] + inline
+    called = [words[1:] for words in commands if words[0] == PROGRAM and words[1] in known and "..." not in words]
+    for name, *arguments in called:
+        known[name].make_context(name, arguments)
+    assert {name for name, *_ in called} == known.keys()
+
+
+def test_extras_exist():
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for text in TEXTS.values():
+        for named in re.findall(r"pip install [^\n`]*?(?:\.|hf_vit_seg)\[([\w,]+)\]", text):
+            assert set(named.split(",")) <= extras.keys(), named
+
+
+def test_links_lead_somewhere():
+    for name, text in TEXTS.items():
+        folder = (PAGES.get(name) or REPOSITORY / name).parent
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+            assert target.startswith("https://") or (folder / target).exists(), f"{name}: {target}"
+
+
+def test_shown_sources_exist():
+    spec = spec_from_file_location("code_blocks", DOCS / "code_blocks.py")
+    assert spec is not None and spec.loader is not None
+    blocks = module_from_spec(spec)
+    spec.loader.exec_module(blocks)
+    for snippet in all_snippets():
+        if snippet.language in MADE_WHEN_BUILT:
+            assert len(blocks.BLOCKS[snippet.language](snippet.text.strip())) > 50
+    with pytest.raises(ValueError, match="no absent there"):
+        blocks.source_block("tests/snippets.py Reader.absent")
+
+
+def test_the_site_builds(tmp_path):
+    if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
+        pytest.skip("mkdocs is not installed: pip install '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    for name in PAGES:
+        page = (tmp_path / name).with_suffix(".html").read_text()
+        assert not re.search(r"```(source|help)", page)
+
+
+def test_the_notebook_runs(reader):
+    """Every cell, with other numbers behind the cell of parameters, as papermill would put them."""
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        text = "".join(cell["source"])
+        if "parameters" in cell["metadata"].get("tags", ()):
+            text += "\nsteps = 2\n"
+        reader.run_python(Snippet("", "python", None, text))
+    assert sum("parameters" in cell["metadata"].get("tags", ()) for cell in cells) == 1
