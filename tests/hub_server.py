@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from threading import RLock, Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -168,13 +169,28 @@ def info(repo: Repo, name: str, revision: str) -> dict[str, Any]:
     }
 
 
-def tree(repo: Repo, revision: str, body: bytes) -> Any:
-    return [entry(path, content) for path, content in repo.files(revision).items()]
+def everything(repo: Repo, revision: str) -> list[dict[str, Any]]:
+    """All files and folders."""
+    files = repo.files(revision)
+    folders = {str(parent) for path in files for parent in PurePosixPath(path).parents} - {"."}
+    return [
+        *({"type": "directory", "path": path, "oid": blob_id(path.encode()), "size": 0} for path in sorted(folders)),
+        *(entry(path, content) for path, content in files.items()),
+    ]
+
+
+def tree(repo: Repo, rest: str, recursive: bool) -> Any:
+    """What is below a folder, or directly in it."""
+    found = re.fullmatch(r"(refs/pr/\d+|[^/]+)/?(.*)", rest)
+    assert found is not None
+    top = PurePosixPath(found[2])
+    below = [each for each in everything(repo, found[1]) if top in PurePosixPath(each["path"]).parents]
+    return below if recursive else [each for each in below if PurePosixPath(each["path"]).parent == top]
 
 
 def paths_info(repo: Repo, revision: str, body: bytes) -> Any:
     asked = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
-    return [described for described in tree(repo, revision, body) if described["path"] in asked]
+    return [described for described in everything(repo, revision) if described["path"] in asked]
 
 
 def branch(repo: Repo, name: str, body: bytes) -> Any:
@@ -200,7 +216,6 @@ def variables(repo: Repo, rest: str, body: bytes) -> Any:
 
 VERBS: dict[str, Callable[[Repo, str, bytes], Any]] = {
     "preupload": lambda repo, revision, body: preupload(repo, revision, json.loads(body)),
-    "tree": tree,
     "paths-info": paths_info,
     "branch": branch,
     "refs": refs,
@@ -263,8 +278,8 @@ class Handler(BaseHTTPRequestHandler):
             return lfs_batch(hub, json.loads(body))
         if found := re.fullmatch(rf"/api/(model|space|dataset)s/{name}(?:/([a-z-]+)(?:/(.+))?)?", path):
             return self.api(self.readable(found[2], found[1]), found[2], found[3] or "", found[4] or "", query, body)
-        if found := re.fullmatch(rf"/(spaces/)?{name}/resolve/(refs/pr/\d+|[^/]+)/(.+)", path):
-            return self.file(self.readable(found[2], "space" if found[1] else "model"), found[3], found[4])
+        if found := re.fullmatch(rf"/(?:(space|dataset)s/)?{name}/resolve/(refs/pr/\d+|[^/]+)/(.+)", path):
+            return self.file(self.readable(found[2], found[1] or "model"), found[3], found[4])
         raise Refusal(404, "", f"no such route: {path}")
 
     def readable(self, name: str, kind: str) -> Repo:
@@ -278,6 +293,8 @@ class Handler(BaseHTTPRequestHandler):
             return commit(self.hub, repo, name, rest, body, query.get("create_pr") == ["1"])
         if verb in ("", "revision"):
             return info(repo, name, rest or "main")
+        if verb == "tree":
+            return tree(repo, rest, recursive=query.get("recursive") in (["true"], ["True"]))
         if verb not in VERBS:
             raise Refusal(404, "", f"no such route: {verb}")
         return VERBS[verb](repo, rest, body)

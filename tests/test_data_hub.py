@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
+from huggingface_hub import HfApi
 from PIL import Image
 
 from hf_vit_seg.data.image_files import ImageFileError
@@ -160,6 +161,27 @@ def test_ids_of_the_hub_go_to_the_library_with_their_revision(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     check(opened("owner/scenes", "train", config="full", revision="abc123"))
     assert calls == [(("owner/scenes", "full"), {"split": "train", "revision": "abc123"})]
+
+
+def test_ids_are_fetched_from_the_hub_and_pinned_by_revision(hub, tmp_path, monkeypatch):
+    """By the library itself, from the tests' Hub."""
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    HfApi().create_repo("owner/scenes", repo_type="dataset")
+    revisions = []
+    for kept in (rows(label=None), rows(label=None).select([3, 2])):
+        kept.to_parquet(tmp_path / "rows.parquet")
+        done = HfApi().upload_file(
+            path_or_fileobj=tmp_path / "rows.parquet",
+            path_in_repo="data/train-00000-of-00001.parquet",
+            repo_id="owner/scenes",
+            repo_type="dataset",
+        )
+        revisions.append(done.oid)
+    check(opened("owner/scenes", revision=revisions[0]))
+    newest = opened("owner/scenes")
+    assert [int(newest.read(i).target.unique()) for i in range(len(newest))] == [3, 2]
+    with pytest.raises(SourceError, match="owner/other"):
+        opened("owner/other")
 
 
 def test_failures_of_the_library_are_told_in_its_words(monkeypatch, tmp_path):
