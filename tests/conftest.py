@@ -10,6 +10,7 @@ import pytest
 import torch
 from hub_server import Hub, serving
 from huggingface_hub import constants, hf_api
+from tiny_runs import forget_accelerate
 
 import hf_vit_seg  # noqa: F401  (registers the architectures)
 
@@ -19,6 +20,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_accelerator():
+    """accelerate keeps what the first test of a process asked of it."""
+    forget_accelerate()
 
 
 @pytest.fixture(scope="session")
