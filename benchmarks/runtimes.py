@@ -8,18 +8,18 @@ default. "With masks" ends in a label map at the image's size: ours by `label_ma
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
 from hf_vit_seg.conversion.convert import export as export_checkpoint
 
 from hf_vit_seg import architectures
-from hf_vit_seg.export.exporters import OnnxExporter, quiet
+from hf_vit_seg.export.exporters import Exporter, OnnxExporter, OpenVinoExporter, quiet
 from hf_vit_seg.export.graphs import Geometry, LabelGraph, LogitGraph, deployed
 from hf_vit_seg.models.label_maps import label_map
 
@@ -27,9 +27,17 @@ from .contest import Logits, Out, Rounds, Threads, randomised, set_up
 from .measuring import Contender, interleaved, print_table
 from .segformer import onnx_runtime_contender, openvino_contender
 
-RUNTIMES: dict[str, Callable[[Path, torch.Tensor], Contender]] = {
-    "ONNX Runtime": onnx_runtime_contender,
-    "OpenVINO": openvino_contender,
+
+class Runtime(NamedTuple):
+    """A runtime of ONNX files, and the exporter whose form of a model it likes."""
+
+    contender: Callable[[Path, torch.Tensor], Contender]
+    exporter: type[Exporter]
+
+
+RUNTIMES = {
+    "ONNX Runtime": Runtime(onnx_runtime_contender, OnnxExporter),
+    "OpenVINO": Runtime(openvino_contender, OpenVinoExporter),
 }
 OURS, OPEN, IN_GRAPH = "hf_vit_seg", "hf_vit_seg, any size", "hf_vit_seg, map in the graph"
 THEIRS = "transformers"
@@ -54,10 +62,13 @@ def save_ours(path: Path, variant: str, classes: int) -> None:
     architecture.image_processor["torchvision"]().save_pretrained(path)
 
 
-def write_ours(path: Path, weights: Path, size: tuple[int, int] | None, labels: bool = False) -> None:
+def write_ours(
+    path: Path, weights: Path, forms: Sequence[str], size: tuple[int, int] | None, labels: bool = False
+) -> None:
     """Our program, for one image of a size, or for any."""
     model = architectures()["segformer"].models["AutoModelForSemanticSegmentation"].from_pretrained(weights)
-    graph = LabelGraph(deployed(model)) if labels else LogitGraph(deployed(model))
+    plain = deployed(model, forms)
+    graph = LabelGraph(plain) if labels else LogitGraph(plain)
     OnnxExporter().write(graph.eval(), Geometry(3, size, size and 1), torch.float32, path)
 
 
@@ -78,15 +89,16 @@ def to_transformers(weights: Path, folder: Path) -> None:
     export_checkpoint(weights, folder, to="transformers")
 
 
-def programs(folder: Path, variant: str, classes: int, size: tuple[int, int]) -> dict[str, Path]:
+def programs(folder: Path, variant: str, classes: int, size: tuple[int, int], runtime: str) -> dict[str, Path]:
     """The files of one contest by what they are."""
-    place = folder / f"{variant}_{classes}"
+    place, exporter = folder / f"{variant}_{classes}", RUNTIMES[runtime].exporter
     weights = made(place / "weights", lambda path: save_ours(path, variant, classes))
-    name = f"{size[0]}x{size[1]}.onnx"
+    write = partial(write_ours, weights=weights, forms=exporter.forms)
+    own, name = place / runtime, f"{size[0]}x{size[1]}.onnx"
     return {
-        OURS: made(place / f"ours_{name}", lambda path: write_ours(path, weights, size)),
-        OPEN: made(place / "ours.onnx", lambda path: write_ours(path, weights, None)),
-        IN_GRAPH: made(place / f"labels_{name}", lambda path: write_ours(path, weights, size, labels=True)),
+        OURS: made(own / f"ours_{name}", partial(write, size=size)),
+        OPEN: made(own / "ours.onnx", partial(write, size=None)),
+        IN_GRAPH: made(own / f"labels_{name}", partial(write, size=size, labels=True)),
         THEIRS: made(place / f"theirs_{name}", lambda path: write_theirs(path, weights, size)),
     }
 
@@ -142,31 +154,33 @@ def main(
 ) -> None:
     """Print the tables."""
     set_up(threads)
-    columns, wanted = ["contest", "program", "ms", "to ours", "difference"], [] if prepare else runtimes.split(",")
+    columns, names = ["contest", "program", "ms", "to ours", "difference"], runtimes.split(",")
     counts = [int(count) for count in classes.split(",") if count]
     with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
-        files = {v: programs(Path(place), v, 150, (size, size)) for v in variants.split(",") if v}
-        large = {count: programs(Path(place), "b0", count, LARGE) for count in counts}
-        rows = [row for v in files for name in wanted for row in logit_rows(v, name, files[v], size, rounds)]
-        if rows:
+        small = {
+            (v, r): programs(Path(place), v, 150, (size, size), r) for v in variants.split(",") if v for r in names
+        }
+        large = {(count, r): programs(Path(place), "b0", count, LARGE, r) for count in counts for r in names}
+        if prepare:
+            return
+        if rows := [row for key, files in small.items() for row in logit_rows(*key, files, size, rounds)]:
             title = f"Logits, 1x{size}x{size}, 150 classes, float32, {torch.get_num_threads()} threads"
             print_table(title, columns, rows, out)
-        rows = [row for count in large for name in wanted for row in label_rows(count, name, large[count], rounds)]
-        if rows:
+        if rows := [row for key, files in large.items() for row in label_rows(*key, files, rounds)]:
             print_table("With masks, B0, 1x1024x2048, float32", columns, rows, out)
 
 
 def logit_rows(variant: str, runtime: str, files: dict[str, Path], size: int, rounds: int) -> list[list[str]]:
     """The contest of logits in one runtime."""
     pixel_values = torch.randn(1, 3, size, size)
-    contenders = {who: RUNTIMES[runtime](files[who], pixel_values) for who in (OURS, OPEN, THEIRS)}
+    contenders = {who: RUNTIMES[runtime].contender(files[who], pixel_values) for who in (OURS, OPEN, THEIRS)}
     return rows_of(f"{variant} {runtime}", *duel(contenders, rounds, logit_difference))
 
 
 def label_rows(classes: int, runtime: str, files: dict[str, Path], rounds: int) -> list[list[str]]:
     """The contest with masks in one runtime."""
     pixel_values = torch.nn.functional.interpolate(torch.randn(1, 3, 32, 64), LARGE, mode="bicubic")
-    run = {who: RUNTIMES[runtime](files[who], pixel_values) for who in (OURS, IN_GRAPH, THEIRS)}
+    run = {who: RUNTIMES[runtime].contender(files[who], pixel_values) for who in (OURS, IN_GRAPH, THEIRS)}
     contenders = {
         OURS: partial(labels_behind, run[OURS], LARGE),
         IN_GRAPH: run[IN_GRAPH],

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,11 +52,12 @@ def photos(folder, count: int = 2) -> list:
     return sorted(folder.iterdir())
 
 
+@pytest.mark.parametrize("format_", ["onnx", "openvino"])
 @pytest.mark.parametrize(("name", "settings"), SETTINGS)
-def test_deployed_models_compute_the_same_and_leave_the_model_alone(name, settings):
+def test_deployed_models_compute_the_same_and_leave_the_model_alone(name, settings, format_):
     model = segmenter(name, **settings).model
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    plain = deployed(model)
+    plain = deployed(model, EXPORTERS.row(format_, "").forms)
     with torch.no_grad():
         for size in ((64, 64), (61, 45)):
             pixel_values = torch.randn(2, 3, *size)
@@ -152,7 +154,7 @@ def test_openvino_is_compiled_for_sizes_that_come_again(tmp_path):
     pytest.importorskip("openvino")
     original = segmenter("segformer")
     export_model(original, tmp_path, "openvino", EXPORTERS.read("openvino", {}, ""), Wish())
-    program = RuntimeModel(tmp_path / "model.xml").program.run
+    program: Any = RuntimeModel(tmp_path / "model.xml").program.run
     shapes = [(1, 3, 64, 64), (2, 3, 61, 45), (1, 3, 64, 64), (1, 3, 64, 64), (2, 3, 61, 45), (1, 3, 40, 80)]
     with torch.no_grad():
         for shape in shapes:

@@ -64,7 +64,7 @@ def export_model(
         path = Path(folder) / exporter.file
         geometry = Geometry(segmenter.channels, wish.size, wish.batch)
         dtype = getattr(torch, wish.dtype)
-        plain = deployed(segmenter.model).to(dtype)
+        plain = deployed(segmenter.model, exporter.forms).to(dtype)
         size = wish.labels if isinstance(wish.labels, tuple) else None
         graph = LabelGraph(plain, size) if wish.labels else LogitGraph(plain)
         exporter.write(graph.eval(), geometry, dtype, path)

@@ -18,7 +18,7 @@ from torch import nn
 from hf_vit_seg.records import Record, RecordError, Table
 
 from .calibration import Calibration
-from .graphs import Geometry, recorded
+from .graphs import BY_CHANNELS, FORMS, Geometry, recorded
 from .onnx_names import name_axes, without_origins
 
 LARGEST_FILE = 1_800_000_000  # bytes of weights; an ONNX file ends at 2 GiB, larger weights go into a second one
@@ -30,6 +30,7 @@ class Exporter(Record):
     file: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    forms: ClassVar[tuple[str, ...]] = FORMS  # that modules take before they are recorded, see graphs.deployed
     quantises: ClassVar[bool] = False
     quantises_open_sizes: ClassVar[bool] = True
     runs_alone: ClassVar[bool] = True  # whether one size and batch may stay open
@@ -54,6 +55,7 @@ class OnnxExporter(Exporter):
     file: ClassVar[str] = "model.onnx"
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
+    forms: ClassVar[tuple[str, ...]] = (*FORMS, BY_CHANNELS)
     quantises: ClassVar[bool] = True
 
     opset: int = Field(default=20, ge=18)

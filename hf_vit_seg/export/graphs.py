@@ -4,6 +4,7 @@ Shapes: B images, C channels, H W pixels, h w the logits' grid, K classes, k of 
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.functional import interpolate
 
 CLASSES_TOGETHER = 16  # how many classes of a label map are resized at a time
+FORMS, BY_CHANNELS = ("deployed",), "deployed_by_channels"  # methods of modules, see `deployed`
 MOST_CLASSES = 255  # of a uint8 label map: 255 stays free, for pixels that do not count
 EXAMPLE_SIDES = (101, 139)  # odd: a program recorded with them has no place for a size that happens to fit
 
@@ -89,16 +91,18 @@ def labels_at(logits: torch.Tensor, size: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def deployed(model: Any) -> Any:
+def deployed(model: Any, forms: Sequence[str] = FORMS) -> Any:
     """A copy of a model in evaluation whose modules have the form for exported programs, where they name one.
 
-    A module names it by a method `deployed`, which returns another module: with norms folded into the layers before
-    them, and all that follows from the weights alone worked out.
+    A module names it by a method, which returns another module. `deployed` is for all runtimes: with norms folded into
+    the layers before them, and all that follows from the weights alone worked out. `deployed_by_channels` is for those
+    that keep blocks of channels together.
     """
     copied = copy.deepcopy(model).eval()
     for name, module in list(copied.named_modules()):
-        if name and hasattr(module, "deployed"):
-            copied.set_submodule(name, module.deployed())
+        for form in forms:
+            if name and hasattr(module, form):
+                copied.set_submodule(name, getattr(module, form)())
     return copied.requires_grad_(False)
 
 
@@ -109,4 +113,14 @@ def recorded(graph: nn.Module, geometry: Geometry, dtype: torch.dtype) -> Export
     return torch.export.export(graph, (geometry.example(dtype),), dynamic_shapes={"pixel_values": axes or None})
 
 
-__all__ = ["CLASSES_TOGETHER", "MOST_CLASSES", "Geometry", "LabelGraph", "LogitGraph", "deployed", "recorded"]
+__all__ = [
+    "BY_CHANNELS",
+    "CLASSES_TOGETHER",
+    "FORMS",
+    "MOST_CLASSES",
+    "Geometry",
+    "LabelGraph",
+    "LogitGraph",
+    "deployed",
+    "recorded",
+]

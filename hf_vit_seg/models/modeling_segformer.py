@@ -30,6 +30,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 
 from .attention import eager_attention_forward
 from .configuration_segformer import SegFormerConfig
+from .deployed_ffn import DeployedMixFFN
 from .drop_path import DropPath
 from .image_bands import check_channels
 from .losses import segmenter_output
@@ -132,6 +133,10 @@ class MixFFN(nn.Module):
         if strips_pay(hidden_states):
             return torch.stack([self.forward_in_strips(image) for image in hidden_states])
         return self.transform(hidden_states, 0, hidden_states.shape[1])
+
+    def deployed_by_channels(self) -> nn.Module:
+        """The layer for exported programs whose runtime keeps channels together."""
+        return DeployedMixFFN(self.fc1, self.dwconv, self.activation, self.fc2)
 
     def transform(self, hidden_states: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """Rows `first` to `last` (exclusive) of equation 3 on (B, H, W, C): the others only lend their border."""
