@@ -20,6 +20,7 @@ from hf_vit_seg.export.graphs import CLASSES_TOGETHER, Geometry, LogitGraph, dep
 from hf_vit_seg.export.onnx_names import name_axes
 from hf_vit_seg.export.parity import compared
 from hf_vit_seg.inference import ModelError, Segmenter
+from hf_vit_seg.inference.protocols import Protocol
 from hf_vit_seg.inference.runtimes import PROGRAMS, RuntimeModel
 from hf_vit_seg.models.label_maps import label_map
 from hf_vit_seg.records import RecordError
@@ -161,6 +162,23 @@ def test_openvino_is_compiled_for_sizes_that_come_again(tmp_path):
             images = torch.randn(shape)
             torch.testing.assert_close(program(images), original.model(images).logits, rtol=1e-4, atol=1e-4)
     assert program.compiled_for.cache_info().misses == 2 and program.compiled_for.cache_info().hits == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format_", ["onnx", "openvino", "executorch"])
+def test_a_program_of_one_size_is_shown_images_of_that_size(format_, tmp_path):
+    pytest.importorskip("onnxruntime" if format_ == "onnx" else format_)
+    original, photo = segmenter("segformer"), photos(tmp_path / "photos", 1)[0]
+    row = EXPORTERS.read(format_, {}, "")
+    export_model(original, tmp_path / "out", format_, row, Wish(size=(48, 64), batch=1))
+    program = Segmenter.from_pretrained(str(tmp_path / "out" / row.file))
+    same = original.with_protocol(Protocol(size="48x64"))
+    torch.testing.assert_close(program.label_map(photo), same.label_map(photo))
+    assert "48x64" in program.protocol.describe()
+    windows = program.with_protocol(Protocol(window=(48, 64)))
+    assert windows.label_map(photo).shape == (60, 80)
+    with pytest.raises(ModelError, match="takes images of 48x64 alone and would be shown one of 60x80"):
+        program.with_protocol(Protocol(size="own")).label_map(photo)
 
 
 class Crooked(TorchScriptExporter):

@@ -7,7 +7,7 @@ the path to a `Program`.
 Shapes: B images, C channels, H W pixels, h w the logits' grid, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -31,10 +31,14 @@ Run = Callable[[torch.Tensor], torch.Tensor]  # pixel values -> what the program
 
 @dataclass(frozen=True)
 class Program:
-    """A program that is ready to run: pixel values (B, C, H, W) of `dtype` in, one tensor out."""
+    """A program that is ready to run: pixel values (B, C, H, W) of `dtype` in, one tensor out.
+
+    `sides` is the (height, width) of images where it takes but one.
+    """
 
     run: Run
     dtype: torch.dtype
+    sides: tuple[int, int] | None = None
 
 
 def onnx_program(path: Path) -> Program:
@@ -46,7 +50,8 @@ def onnx_program(path: Path) -> Program:
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     entry = session.get_inputs()[0]
     dtype = torch.float16 if entry.type == "tensor(float16)" else torch.float32
-    return Program(lambda images: torch.from_numpy(session.run(None, {entry.name: images.numpy()})[0]), dtype)
+    run = lambda images: torch.from_numpy(session.run(None, {entry.name: images.numpy()})[0])  # noqa: E731
+    return Program(run, dtype, fixed_sides(entry.shape))
 
 
 class OpenVinoProgram:
@@ -85,7 +90,9 @@ class OpenVinoProgram:
 
 def openvino_program(path: Path) -> Program:
     """A program for OpenVINO."""
-    return Program(OpenVinoProgram(path), torch.float32)
+    program = OpenVinoProgram(path)
+    shape = [side.get_length() if side.is_static else None for side in program.model.input(0).partial_shape]
+    return Program(program, torch.float32, fixed_sides(shape))
 
 
 def torchscript_program(path: Path) -> Program:
@@ -99,7 +106,14 @@ def executorch_program(path: Path) -> Program:
     """A program for ExecuTorch."""
     runtime = optional("executorch.runtime").Runtime.get()
     method = runtime.load_program(path).load_method("forward")
-    return Program(lambda images: method.execute([images.contiguous()])[0].clone(), torch.float32)
+    run = lambda images: method.execute([images.contiguous()])[0].clone()  # noqa: E731
+    return Program(run, torch.float32, fixed_sides(method.metadata.input_tensor_meta(0).sizes()))
+
+
+def fixed_sides(shape: Sequence[Any]) -> tuple[int, int] | None:
+    """The (height, width) of a program's input (B, C, H, W), if both are numbers."""
+    height, width = shape[-2:]
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 PROGRAMS: dict[str, Callable[[Path], Program]] = {
@@ -179,6 +193,12 @@ class RuntimeModel:
 
     def __call__(self, pixel_values: torch.Tensor) -> SemanticSegmenterOutput:
         """Pixel values (B, C, H, W) -> logits (B, K, h, w), in float32."""
+        sides, (height, width) = self.program.sides, pixel_values.shape[-2:]
+        if sides not in (None, (height, width)):
+            raise ModelError(
+                f"{self.path.name} takes images of {sides[0]}x{sides[1]} alone and would be shown one of "
+                f"{height}x{width}: leave the size to it, or export it again without --size"
+            )
         found = self.program.run(pixel_values.to(self.dtype))
         if not found.is_floating_point():
             raise ModelError(

@@ -20,7 +20,7 @@ from .loading import chosen_device, float_type, load_model, load_processor
 from .palettes import class_palette
 from .pixel_maps import PixelMaps, Wanted, read_maps
 from .preparation import Prepared, TimedModel, milliseconds_since, prepare
-from .protocols import Protocol
+from .protocols import Protocol, Sides
 from .runtimes import RuntimeModel, is_program
 from .segmentation import Segmentation
 from .windows import SlidingLogits
@@ -47,7 +47,7 @@ class Segmenter:
         self.device = chosen_device(device)
         self.model = model.eval().to(self.device)
         self.processor = processor
-        self.protocol = protocol or Protocol()
+        self.protocol = self.fitting(protocol or Protocol())
         labels = model.config.id2label
         names = [labels.get(index, f"class {index}") for index in range(model.config.num_labels)]
         self.names = tuple(names) if len(names) > 1 else ("background", *names)
@@ -75,8 +75,15 @@ class Segmenter:
     def with_protocol(self, protocol: Protocol) -> "Segmenter":
         """The same model with another protocol."""
         other = copy.copy(self)
-        other.protocol = protocol
+        other.protocol = self.fitting(protocol)
         return other
+
+    def fitting(self, protocol: Protocol) -> Protocol:
+        """A protocol with the only size that an exported program takes, where whole images may have any."""
+        sides = self.model.program.sides if isinstance(self.model, RuntimeModel) else None
+        if sides is None or protocol.size is not None or protocol.window is not None:
+            return protocol
+        return protocol.model_copy(update={"size": Sides(height=sides[0], width=sides[1])})
 
     @property
     def channels(self) -> int:
