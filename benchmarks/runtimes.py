@@ -41,6 +41,7 @@ RUNTIMES = {
 }
 OURS, OPEN, IN_GRAPH = "hf_vit_seg", "hf_vit_seg, any size", "hf_vit_seg, map in the graph"
 THEIRS = "transformers"
+OF_LOGITS, OF_LABELS = (OURS, OPEN, THEIRS), (OURS, IN_GRAPH, THEIRS)
 MOST_DIFFERENCE = 1e-3  # of any logit, in standard deviations
 LARGE = (1024, 2048)
 
@@ -89,18 +90,21 @@ def to_transformers(weights: Path, folder: Path) -> None:
     export_checkpoint(weights, folder, to="transformers")
 
 
-def programs(folder: Path, variant: str, classes: int, size: tuple[int, int], runtime: str) -> dict[str, Path]:
-    """The files of one contest by what they are."""
+def programs(
+    folder: Path, variant: str, classes: int, size: tuple[int, int], runtime: str, wanted: Sequence[str]
+) -> dict[str, Path]:
+    """The files of one contest by what they are, those that take part in it."""
     place, exporter = folder / f"{variant}_{classes}", RUNTIMES[runtime].exporter
     weights = made(place / "weights", lambda path: save_ours(path, variant, classes))
     write = partial(write_ours, weights=weights, forms=exporter.forms)
     own, name = place / runtime, f"{size[0]}x{size[1]}.onnx"
-    return {
-        OURS: made(own / f"ours_{name}", partial(write, size=size)),
-        OPEN: made(own / "ours.onnx", partial(write, size=None)),
-        IN_GRAPH: made(own / f"labels_{name}", partial(write, size=size, labels=True)),
-        THEIRS: made(place / f"theirs_{name}", lambda path: write_theirs(path, weights, size)),
+    files = {
+        OURS: (own / f"ours_{name}", partial(write, size=size)),
+        OPEN: (own / "ours.onnx", partial(write, size=None)),
+        IN_GRAPH: (own / f"labels_{name}", partial(write, size=size, labels=True)),
+        THEIRS: (place / f"theirs_{name}", lambda path: write_theirs(path, weights, size)),
     }
+    return {who: made(*files[who]) for who in wanted}
 
 
 def duel(contenders: dict[str, Contender], rounds: int, agree: Callable[[torch.Tensor, torch.Tensor], float]):
@@ -158,9 +162,12 @@ def main(
     counts = [int(count) for count in classes.split(",") if count]
     with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
         small = {
-            (v, r): programs(Path(place), v, 150, (size, size), r) for v in variants.split(",") if v for r in names
+            (v, r): programs(Path(place), v, 150, (size, size), r, OF_LOGITS)
+            for v in variants.split(",")
+            if v
+            for r in names
         }
-        large = {(count, r): programs(Path(place), "b0", count, LARGE, r) for count in counts for r in names}
+        large = {(count, r): programs(Path(place), "b0", count, LARGE, r, OF_LABELS) for count in counts for r in names}
         if prepare:
             return
         if rows := [row for key, files in small.items() for row in logit_rows(*key, files, size, rounds)]:
@@ -173,14 +180,14 @@ def main(
 def logit_rows(variant: str, runtime: str, files: dict[str, Path], size: int, rounds: int) -> list[list[str]]:
     """The contest of logits in one runtime."""
     pixel_values = torch.randn(1, 3, size, size)
-    contenders = {who: RUNTIMES[runtime].contender(files[who], pixel_values) for who in (OURS, OPEN, THEIRS)}
+    contenders = {who: RUNTIMES[runtime].contender(files[who], pixel_values) for who in OF_LOGITS}
     return rows_of(f"{variant} {runtime}", *duel(contenders, rounds, logit_difference))
 
 
 def label_rows(classes: int, runtime: str, files: dict[str, Path], rounds: int) -> list[list[str]]:
     """The contest with masks in one runtime."""
     pixel_values = torch.nn.functional.interpolate(torch.randn(1, 3, 32, 64), LARGE, mode="bicubic")
-    run = {who: RUNTIMES[runtime].contender(files[who], pixel_values) for who in (OURS, IN_GRAPH, THEIRS)}
+    run = {who: RUNTIMES[runtime].contender(files[who], pixel_values) for who in OF_LABELS}
     contenders = {
         OURS: partial(labels_behind, run[OURS], LARGE),
         IN_GRAPH: run[IN_GRAPH],

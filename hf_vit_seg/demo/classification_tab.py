@@ -8,7 +8,7 @@ from hf_vit_seg.data.pixels import read_pixels
 
 from .accelerator import ONE_AT_A_TIME, on_gpu
 from .catalogue import Catalogue
-from .uploads import MOST_PIXELS, photo_input, told
+from .uploads import MOST_PIXELS, model_choice, photo_input, told
 
 TOP = 5  # classes that are named
 
@@ -18,11 +18,10 @@ class ClassificationTab:
 
     def __init__(self, catalogue: Catalogue):
         self.catalogue = catalogue
-        titles = catalogue.titles("classification")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 photo = photo_input("Image", height=360)
-                model = gr.Dropdown(titles, value=titles[0], label="Model", interactive=True)
+                model = model_choice(catalogue.titles("classification"))
             with gr.Column(scale=2, min_width=360):
                 label = gr.Label(label="Classes", num_top_classes=TOP)
         gr.on(

@@ -17,7 +17,7 @@ from hf_vit_seg.inference.skeletons import LEAST_SCORE, with_skeletons
 from .accelerator import ONE_AT_A_TIME, on_gpu
 from .catalogue import Catalogue
 from .segmentation_view import LONGEST_SIDE
-from .uploads import MOST_PIXELS, photo_input, told
+from .uploads import MOST_PIXELS, model_choice, photo_input, told
 
 KEYPOINTS = ("keypoint", "x", "y", "score")
 
@@ -27,14 +27,13 @@ class PoseTab:
 
     def __init__(self, catalogue: Catalogue):
         self.catalogue = catalogue
-        titles = catalogue.titles("pose")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 photo = photo_input("Image of one person", height=360)
                 box = gr.Textbox(
                     label="Box of the person", placeholder="x, y, width, height in pixels; empty: the whole image"
                 )
-                model = gr.Dropdown(titles, value=titles[0], label="Model", interactive=True)
+                model = model_choice(catalogue.titles("pose"))
             with gr.Column(scale=2, min_width=480):
                 skeleton = gr.Image(label="Skeleton", interactive=False, format="png")
                 table = gr.Dataframe(headers=list(KEYPOINTS), label="Keypoints", interactive=False)

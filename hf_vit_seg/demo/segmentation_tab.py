@@ -22,7 +22,7 @@ from .file_segmentation import (
     segment_file,
 )
 from .segmentation_view import segmentation_view, view_of
-from .uploads import fresh_folder, photo_input, told
+from .uploads import fresh_folder, model_choice, photo_input, told
 
 AREAS = ("class", "pixels", "share in %")
 
@@ -39,7 +39,7 @@ class Choices:
     @classmethod
     def shown(cls, titles: list[str]) -> "Choices":
         """Put them on the page."""
-        model = gr.Dropdown(titles, value=titles[0], label="Model", interactive=True)
+        model = model_choice(titles)
         view = gr.Radio(list(VIEWS), value=WHOLE, label="The model sees")
         window = gr.Slider(
             SMALLEST_WINDOW, LARGEST_WINDOW, USUAL_WINDOW, step=64, label="Window, pixels", visible=False

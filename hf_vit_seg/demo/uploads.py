@@ -1,4 +1,4 @@
-"""What visitors upload: within limits, and refused in words."""
+"""What visitors choose and upload: within limits, and refused in words."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +28,11 @@ def photo_input(label: str, height: int) -> gr.Image:
     return photo
 
 
+def model_choice(titles: list[str]) -> gr.Dropdown:
+    """The models of a tab, the first one chosen."""
+    return gr.Dropdown(titles, value=titles[0], label="Model", interactive=True)
+
+
 def in_words(error: ValueError, path: Path | None = None) -> str:
     """What is wrong with a file or a setting, without paths of the server and advice for the command line."""
     text = error.fact if isinstance(error, ImageSizeError) else str(error)
@@ -50,4 +55,4 @@ def fresh_folder() -> Path:
     return folder
 
 
-__all__ = ["MEGABYTES", "MOST_FILES", "MOST_PIXELS", "fresh_folder", "in_words", "photo_input", "told"]
+__all__ = ["MEGABYTES", "MOST_FILES", "MOST_PIXELS", "fresh_folder", "in_words", "model_choice", "photo_input", "told"]

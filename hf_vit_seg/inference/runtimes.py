@@ -64,6 +64,7 @@ class OpenVinoProgram:
         self.core = optional("openvino").Core()
         self.model = self.core.read_model(str(path))
         self.compiled = self.compile(self.model)
+        self.is_open = self.model.input(0).partial_shape.is_dynamic
         self.seen: set[tuple[int, ...]] = set()
         self.compiled_for = lru_cache(SHAPES_KEPT)(self.compile_for)
 
@@ -71,7 +72,7 @@ class OpenVinoProgram:
         """What the program gives for pixel values (B, C, H, W)."""
         shape = tuple(images.shape)
         program = self.compiled_for(shape) if shape in self.seen else self.compiled
-        if self.model.input(0).partial_shape.is_dynamic:
+        if self.is_open:
             self.seen.add(shape)
         # The result is copied: its memory belongs to the request, which the next call overwrites.
         return torch.from_numpy(program(images.numpy())[0].copy())
