@@ -1,6 +1,8 @@
 """Exported programs: they compute what the model computes at any size, or are not kept."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,31 @@ def test_openvino_is_compiled_for_sizes_that_come_again(tmp_path):
             images = torch.randn(shape)
             torch.testing.assert_close(program(images), original.model(images).logits, rtol=1e-4, atol=1e-4)
     assert program.compiled_for.cache_info().misses == 2 and program.compiled_for.cache_info().hits == 1
+
+
+# In a process of its own, which dies by the signal where two devices of OpenVINO have come and gone.
+SIGNALLED = """
+import gc, signal, sys
+from pathlib import Path
+from hf_vit_seg.inference.runtimes import openvino_program
+heard = []
+signal.signal(signal.SIGINT, lambda *signal: heard.append(signal))
+programs = [openvino_program(Path(sys.argv[1])) for _ in range(2)]
+while programs:
+    del programs[0]
+    gc.collect()
+signal.raise_signal(signal.SIGINT)
+assert heard
+"""
+
+
+@pytest.mark.slow
+def test_signals_are_heard_after_openvino(tmp_path):
+    pytest.importorskip("openvino")
+    export_model(segmenter("segformer"), tmp_path, "openvino", EXPORTERS.read("openvino", {}, ""), Wish())
+    command = [sys.executable, "-c", SIGNALLED, str(tmp_path / "model.xml")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from hf_vit_seg.inference.runtimes import openvino_core
 from hf_vit_seg.records import Record, RecordError, Table
 
 from .calibration import Calibration
@@ -127,13 +128,13 @@ class OpenVinoExporter(Exporter):
 
     def quantise(self, path: Path, calibration: Calibration) -> None:
         """Post-training quantisation by nncf."""
-        openvino, nncf = needed("openvino"), needed("nncf")
+        openvino, nncf, core = needed("openvino"), needed("nncf"), openvino_core()
         whole = path.with_name(f"float.{path.name}")
         parts = [(path.with_suffix(suffix), whole.with_suffix(suffix)) for suffix in (".xml", ".bin")]
         for part, moved in parts:  # weights are read from their file while the other one is written
             part.rename(moved)
         quantised = nncf.quantize(
-            openvino.Core().read_model(str(whole)),
+            core.read_model(str(whole)),
             nncf.Dataset(calibration.images),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(calibration.images),

@@ -9,7 +9,7 @@ Shapes: B images, C channels, H W pixels, h w the logits' grid, K classes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,16 @@ def onnx_program(path: Path) -> Program:
     return Program(run, dtype, fixed_sides(entry.shape))
 
 
+@cache
+def openvino_core() -> Any:
+    """OpenVINO, opened once and kept until the process ends.
+
+    Its CPU device gives the thread another stack for signal handlers. Of two devices that end in the order in which
+    they began, the second puts back the first one's stack, whose memory is gone: the next signal kills the process.
+    """
+    return optional("openvino").Core()
+
+
 class OpenVinoProgram:
     """A program of OpenVINO, computed in float32: its own choice is bfloat16 where the processor has it.
 
@@ -61,8 +71,7 @@ class OpenVinoProgram:
     """
 
     def __init__(self, path: Path):
-        self.core = optional("openvino").Core()
-        self.model = self.core.read_model(str(path))
+        self.model = openvino_core().read_model(str(path))
         self.compiled = self.compile(self.model)
         self.is_open = self.model.input(0).partial_shape.is_dynamic
         self.seen: set[tuple[int, ...]] = set()
@@ -80,7 +89,7 @@ class OpenVinoProgram:
     def compile(self, model: Any) -> Any:
         """A model that is ready to run."""
         settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-        return self.core.compile_model(model, "CPU", settings)
+        return openvino_core().compile_model(model, "CPU", settings)
 
     def compile_for(self, shape: tuple[int, ...]) -> Any:
         """The model for one shape."""
