@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,11 +14,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from hf_vit_seg.inference.runtimes import openvino_core
+from hf_vit_seg.inference.loading import ModelError
+from hf_vit_seg.inference.runtimes import openvino_core, optional
 from hf_vit_seg.records import Record, RecordError, Table
 
 from .calibration import Calibration
-from .graphs import BY_CHANNELS, FORMS, Geometry, recorded
+from .graphs import BY_CHANNELS, CENTRED, FORMS, Geometry, recorded
 from .onnx_names import name_axes, without_origins
 
 LARGEST_FILE = 1_800_000_000  # bytes of weights; an ONNX file ends at 2 GiB, larger weights go into a second one
@@ -111,6 +111,7 @@ class OpenVinoExporter(Exporter):
     file: ClassVar[str] = "model.xml"
     packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "onnxscript")
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
+    forms: ClassVar[tuple[str, ...]] = (*FORMS, CENTRED)
     quantises: ClassVar[bool] = True
     quantises_open_sizes: ClassVar[bool] = False  # the result gets a wrong shape at sizes that were not calibrated
 
@@ -190,12 +191,9 @@ EXPORTERS: Table[Exporter] = Table(
 def needed(module: str) -> Any:
     """A module of an optional package. RecordError where it is not installed."""
     try:
-        return import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise RecordError(
-            f'{package} is not installed (or lacks something: {error}): pip install "hf_vit_seg[export]" {package}'
-        ) from error
+        return optional(module)
+    except ModelError as error:
+        raise RecordError(str(error)) from error
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.functional import interpolate
 
 CLASSES_TOGETHER = 16  # how many classes of a label map are resized at a time
-FORMS, BY_CHANNELS = ("deployed",), "deployed_by_channels"  # methods of modules, see `deployed`
+# Methods of modules, see `deployed`.
+FORMS, BY_CHANNELS, CENTRED = ("deployed",), "deployed_by_channels", "deployed_centred"
 MOST_CLASSES = 255  # of a uint8 label map: 255 stays free, for pixels that do not count
 EXAMPLE_SIDES = (101, 139)  # odd: a program recorded with them has no place for a size that happens to fit
 
@@ -96,7 +97,7 @@ def deployed(model: Any, forms: Sequence[str] = FORMS) -> Any:
 
     A module names it by a method, which returns another module. `deployed` is for all runtimes: with norms folded into
     the layers before them, and all that follows from the weights alone worked out. `deployed_by_channels` is for those
-    that keep blocks of channels together.
+    that keep blocks of channels together, `deployed_centred` for those to whom a layer norm is many steps.
     """
     copied = copy.deepcopy(model).eval()
     for name, module in list(copied.named_modules()):
@@ -115,6 +116,7 @@ def recorded(graph: nn.Module, geometry: Geometry, dtype: torch.dtype) -> Export
 
 __all__ = [
     "BY_CHANNELS",
+    "CENTRED",
     "CLASSES_TOGETHER",
     "FORMS",
     "MOST_CLASSES",

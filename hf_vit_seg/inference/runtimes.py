@@ -141,7 +141,7 @@ def optional(module: str) -> Any:
     except ImportError as error:
         package = module.partition(".")[0]
         raise ModelError(
-            f'{package} is not installed, which this file needs: pip install "hf_vit_seg[export]" {package}'
+            f'{package} is not installed (or lacks something: {error}): pip install "hf_vit_seg[export]" {package}'
         ) from error
 
 

@@ -42,10 +42,13 @@ class DeployedAllMLPHead(nn.Module):
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Feature maps (B, C_i, H_i, W_i), finest first, to logits (B, K, H, W)."""
-        fused, size = self.share(0, feature_maps[0]), feature_maps[0].shape[-2:]
-        for level in range(1, len(feature_maps)):
-            share = self.share(level, feature_maps[level])
-            fused = fused + interpolate(share, size=size, mode="bilinear", align_corners=False)
+        size = feature_maps[0].shape[-2:]
+        coarse = [
+            interpolate(self.share(level, feature_maps[level]), size=size, mode="bilinear", align_corners=False)
+            for level in range(len(feature_maps) - 1, 0, -1)
+        ]
+        # Runtimes put the last sum and the ReLU into the convolution of the finest level.
+        fused = self.share(0, feature_maps[0]) + sum(coarse[1:], coarse[0])
         return self.classifier(fused.relu())
 
 

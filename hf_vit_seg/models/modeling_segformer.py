@@ -7,6 +7,7 @@ Feature maps are kept as (B, H, W, C) inside a stage, so that a token sequence (
 image (B, C, H, W) are both views of the same memory and nothing is ever transposed.
 """
 
+import copy
 from typing import cast
 
 import torch
@@ -31,6 +32,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 from .attention import eager_attention_forward
 from .configuration_segformer import SegFormerConfig
 from .deployed_ffn import DeployedMixFFN
+from .deployed_stage import centred_stage
 from .drop_path import DropPath
 from .image_bands import check_channels
 from .losses import segmenter_output
@@ -184,6 +186,10 @@ class SegFormerStage(nn.Module):
         self.patch_embeddings = OverlapPatchEmbeddings(config, stage)
         self.layers = nn.ModuleList([SegFormerLayer(config, stage, rate) for rate in drop_path_rates])
         self.norm = nn.LayerNorm(config.hidden_sizes[stage], eps=config.layer_norm_eps)
+
+    def deployed_centred(self) -> nn.Module:
+        """The stage for exported programs whose runtime computes the mean of a layer norm in a step of its own."""
+        return centred_stage(copy.deepcopy(self))
 
     def forward(self, feature_map: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         hidden_states = self.patch_embeddings(feature_map)  # (B, H, W, C)
