@@ -1,6 +1,10 @@
 """Fixtures that all tests share."""
 
+import os
 from pathlib import Path
+
+if os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") != "1":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # teams of threads that want one another's cores wait for them
 
 import pytest
 import torch
