@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import huggingface_hub
@@ -20,6 +21,7 @@ from hf_vit_seg import architectures, plugins
 from hf_vit_seg.cli import app
 from hf_vit_seg.hub import PushError, Target, push
 from hf_vit_seg.hub.heads import HEADS
+from hf_vit_seg.models.plugged_heads import PLUGGED_HEADS
 
 PLUGIN = Path(__file__).resolve().parent.parent / "examples" / "plugin" / "src"
 CASES = [(name, auto) for name, architecture in architectures().items() for auto in architecture.models]
@@ -169,6 +171,20 @@ def test_models_and_processors_push_themselves_with_their_code(hub, tmp_path):
     }
     auto_map = json.loads(mine["config.json"])["auto_map"]
     assert auto_map["AutoModelForSemanticSegmentation"] == "modeling_segformer.SegFormerForSemanticSegmentation"
+
+
+def test_a_head_of_another_package_is_pushed_with_its_code(hub, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    monkeypatch.setitem(PLUGGED_HEADS, "top_down", import_module("conv_token.top_down_head").TopDownHead)
+    config = architectures()["backbone"].variant_config("tiny-swin", segmentation_head="top_down", num_labels=3)
+    model = transformers.AutoModelForSemanticSegmentation.from_config(config)
+    model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="me/saved")
+    model.push_to_hub("me/pushed")
+    for repo in ("me/saved", "me/pushed"):
+        assert "top_down_head.py" in contents(hub, repo)
+        assert b"TopDownHead" in contents(hub, repo)["plugged_heads.py"]
+        loaded = transformers.AutoModelForSemanticSegmentation.from_pretrained(repo)
+        assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_the_command(hub, tmp_path):
