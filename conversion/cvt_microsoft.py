@@ -5,8 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_vit_seg.provenance import Provenance
-
 from .cvt_fields import NORM_EPS, UNSEEN, infer
 from .cvt_names import BATCH_NORM, LAYER, STAGE, WEIGHTS
 from .rules import Rule, drop, rename
@@ -86,5 +84,4 @@ SOURCE = Source(
         "the files do not say at which size they were trained: preprocessing is that of 224x224 (of 256, bicubic); "
         "those of 384x384 squash the whole image to that size: set size to it and do_center_crop to false",
     ),
-    weights=Provenance(license="mit"),
 )
