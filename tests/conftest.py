@@ -6,6 +6,7 @@ from pathlib import Path
 if os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") != "1":
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # teams of threads that want one another's cores wait for them
 
+import hypothesis
 import pytest
 import torch
 from hub_server import Hub, serving
@@ -13,6 +14,15 @@ from huggingface_hub import constants, hf_api
 from tiny_runs import forget_accelerate
 
 import hf_vit_seg  # noqa: F401  (registers the architectures)
+
+# How long an example takes says nothing of the code, on machines that do other things too.
+hypothesis.settings.register_profile(
+    "untimed",
+    parent=hypothesis.settings(),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -35,7 +35,7 @@ def signed_area(ring: np.ndarray) -> float:
     return float((x * next_y - next_x * y).sum() / 2)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(MAPS)
 def test_regions_drawn_again_give_the_map(labels):
     count = np.zeros(labels.shape, int)
@@ -51,7 +51,7 @@ def test_regions_drawn_again_give_the_map(labels):
     assert (count == 1).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(MAPS)
 def test_regions_are_those_of_gdal(labels):
     features = pytest.importorskip("rasterio.features")
@@ -83,7 +83,7 @@ def test_nothing_has_no_regions():
     assert regions(np.zeros((0, 4), np.uint8)) == []
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(MAPS, st.integers(0, 99))
 def test_geojson_tells_every_region(labels, seed):
     scores = np.random.default_rng(seed).random(labels.shape).astype(np.float32)
@@ -103,7 +103,7 @@ def test_geojson_tells_every_region(labels, seed):
     assert "score" not in geojson(labels, NAMES, generated_palette(4))["features"][0]["properties"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(MAPS)
 def test_run_lengths_are_those_of_pycocotools(labels):
     mask = pytest.importorskip("pycocotools.mask")

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import top_k_accuracy_score
 
@@ -15,7 +15,6 @@ from hf_vit_seg.metrics.calibration import CalibrationError, adaptive_calibratio
 
 
 @given(st.integers(3, 30), st.integers(1, 60), st.integers(0, 2**31))
-@settings(deadline=None)
 def test_top_k_accuracy_is_that_of_scikit_learn(classes, images, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(images, classes, generator=generator)

@@ -46,7 +46,7 @@ def samples(pixels: list[torch.Tensor], targets=None) -> list[dict]:
     factor=st.sampled_from([1 / 255, 1.0, 1 / 65535]),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pixels_are_those_that_the_saved_processor_gives_to_the_bit(kind, bands, sides, byte, factor, seed):
     torch.manual_seed(seed)
     height, width = sides
@@ -159,7 +159,6 @@ def test_batch_transforms_that_cannot_be_used_are_refused(task, entries, message
 
 
 @given(st.integers(1, 5), st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4), FLOATS)
-@settings(deadline=None)
 def test_statistics_are_those_of_all_pixels_at_once(bands, sides, far):
     pixels = [torch.randn(bands, height, width) + far for height, width in sides]
     found = measure(RawSample(str(place), image, None) for place, image in enumerate(pixels))
@@ -207,7 +206,6 @@ def test_eight_bit_pictures_are_shown_as_they_are():
 
 
 @given(st.integers(1, 5), FLOATS, st.floats(1e-2, 1e4))
-@settings(deadline=None)
 def test_values_of_any_range_are_stretched_from_black_to_white(bands, offset, spread):
     ramp = torch.linspace(0, 1, 400, dtype=torch.float64).view(20, 20) * spread + offset
     image = ramp.expand(bands, -1, -1).clone()

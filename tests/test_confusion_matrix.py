@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion
 
@@ -55,7 +55,6 @@ def label_maps(draw):
 
 
 @given(label_maps())
-@settings(deadline=None)
 def test_counts_are_those_by_hand(maps):
     predictions, references, classes, ignored = maps
     matrix = ConfusionMatrix(classes, ignored)

@@ -70,7 +70,7 @@ def test_strips_cover_all_rows_once_and_keep_to_the_budget(height, row_bytes, bu
     assert all((last - first) * row_bytes <= max(budget, row_bytes) for first, last in strips)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 3), st.sampled_from([1, 700, 5000, 10**9]))
 def test_mix_ffn_in_strips_is_mix_ffn(height, width, batch, strip_bytes):
     layer = randomise(

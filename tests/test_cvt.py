@@ -190,7 +190,7 @@ def test_layers_that_are_watched_or_replaced_are_called():
         torch.testing.assert_close(replaced(feature_map), replaced.convolution(feature_map))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 40), st.integers(1, 3), st.sampled_from([1, 700, 5000, 10**9]))
 def test_the_mlp_in_strips_is_the_mlp(tokens, batch, strip_bytes):
     mlp = randomise(CvTMLP(config(), 0)).double()

@@ -103,7 +103,7 @@ def test_16_bit_grey_keeps_its_values_as_one_band():
     planar=st.booleans(),
     zipped=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_tiffs_of_any_bands_keep_their_values(bands, height, width, dtype, planar, zipped):
     array = noise(bands, height, width, dtype=dtype)
     file = tiff_file(
@@ -233,7 +233,6 @@ def test_images_beyond_the_limit_are_not_decoded(file):
 @given(
     kind=st.sampled_from([*product(["PNG", "TIFF"], ["1", "L", "P", "I;16"]), ("TIFF", "I")]), seed=st.integers(0, 99)
 )
-@settings(deadline=None)
 def test_masks_keep_their_values(kind, seed):
     kind, mode = kind
     random = np.random.default_rng(seed)

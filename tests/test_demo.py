@@ -206,7 +206,7 @@ def segmentation(label_map: np.ndarray, classes: int) -> Segmentation:
     return Segmentation(photo, label_map, names, generated_palette(classes), "whole image", {"model": 1.0})
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(2, 400), st.integers(0, 99))
 def test_the_view_has_every_pixel_in_its_class(height, width, classes, seed):
     labels = np.random.default_rng(seed).integers(0, classes, (height, width)).astype(np.uint16)

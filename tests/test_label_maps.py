@@ -35,7 +35,7 @@ def drawn(kind: str, shape: tuple[int, int, int, int], seed: int) -> torch.Tenso
     return torch.randint(-2, 3, shape, generator=generator).float()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     kind=st.sampled_from(KINDS),
     dtype=st.sampled_from(DTYPES),
@@ -63,7 +63,7 @@ def test_every_pixel_has_the_class_of_the_largest_resized_logit(
     assert torch.equal(labels[clear], exact.argmax(1)[clear])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.just(1), st.integers(1, 20), SIDES, SIDES),
     size=st.tuples(SIDES, SIDES),

@@ -80,7 +80,7 @@ def test_where_nothing_counts_there_is_neither_loss_nor_gradient(name, classes):
     assert_same(loss(logits, half), loss(logits[1:], half[1:]), logits)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(SEVERAL), st.sampled_from([1, 2, 6, 17]), st.integers(0, 99), st.sampled_from([0.0, 0.5, 0.99]))
 def test_sums_and_units_add_up_over_batches(name, classes, seed, ignored):
     """What makes accumulation and several processes exact."""
@@ -275,7 +275,7 @@ def test_classes_that_an_image_lacks_count_if_asked(name):
     torch.testing.assert_close(every(quiet, labels), some(quiet, labels) * ratio, rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([1, 3, 6, 20]),
     st.tuples(st.integers(1, 9), st.integers(1, 9)),

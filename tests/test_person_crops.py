@@ -57,7 +57,7 @@ def test_points_come_back_to_where_they_were(box, scale, rotation, mirrored, see
 
 
 @given(boxes, st.floats(-180, 180), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_stands_at_a_point_stands_there_in_the_crop(box, rotation, mirrored):
     """An image whose bands are its columns and rows, read in the crop at the points it is mapped to."""
     rows, columns = torch.meshgrid(torch.arange(100.0), torch.arange(90.0), indexing="ij")
@@ -82,7 +82,7 @@ def test_the_whole_image_is_its_own_crop(byte):
 
 
 @given(boxes, st.floats(-90, 90))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_mirrored_crop_is_the_crop_mirrored(box, rotation):
     image = smooth(90, 80)
     plain, mirrored = (PersonCrop.around(box, SIZE, rotation=rotation, mirrored=m) for m in (False, True))

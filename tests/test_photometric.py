@@ -26,7 +26,7 @@ def context(bands: int = 3, task: str = "segmentation") -> TransformContext:
 
 @pytest.mark.parametrize("name", REFERENCES)
 @given(strength=st.floats(0, 2), seed=st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_one_step_is_torchvisions(name, strength, seed):
     torch.manual_seed(seed)
     image = torch.randint(0, 256, (3, 11, 13), dtype=torch.uint8)
@@ -62,7 +62,6 @@ def test_a_third_of_a_circle_makes_red_greenish():
 
 
 @given(st.floats(0.1, 2), st.floats(0.1, 2), st.floats(0, 2), st.floats(-0.5, 0.5))
-@settings(deadline=None)
 def test_steps_together_are_the_steps_one_after_another(brightness, contrast, saturation, hue):
     image = torch.rand(3, 6, 6, dtype=torch.float32) * 200
     strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}

@@ -83,7 +83,7 @@ def test_heatmaps_are_four_times_as_fine_as_the_tokens():
 inside = st.tuples(st.floats(20, 171), st.floats(20, 235))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(inside, min_size=1, max_size=4))
 def test_reading_undoes_making_below_the_pixel(points):
     """Within a tenth of a pixel of the image, of which there are four to one of the heatmap."""

@@ -104,7 +104,7 @@ def assert_told(maps, chances: torch.Tensor, one_class: bool, tolerance: float =
 SIDES = st.integers(20, 70)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     size=st.tuples(SIDES, SIDES),
     window=st.tuples(st.integers(8, 40), st.integers(8, 80)),
@@ -137,7 +137,7 @@ def test_windows_flips_and_scales_are_those_of_brute_force(
     assert torch.equal(told.label_map(prepared), told.maps([prepared]).labels[0])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     size=st.tuples(SIDES, SIDES),
     window=st.tuples(st.integers(6, 20), st.integers(6, 20)),

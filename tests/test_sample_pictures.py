@@ -35,7 +35,7 @@ def near(colour, other, reach=60):
 
 
 @given(bands=st.sampled_from([1, 3, 5]), floats=st.booleans(), height=st.integers(1, 700), width=st.integers(1, 700))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_any_image_gets_four_panels_and_a_legend(bands, floats, height, width):
     image = torch.randint(0, 255, (bands, height, width), dtype=torch.uint8)
     labels = torch.randint(0, 3, (height, width))

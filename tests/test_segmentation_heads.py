@@ -31,7 +31,7 @@ def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(FLAVOURS), st.sampled_from(["batch", "group"]), st.integers(1, 40), st.integers(1, 40))
 def test_all_ways_are_the_plain_head(flavour, norm, height, width):
     head, maps = build(flavour, norm=norm), pyramid(height, width)
@@ -228,7 +228,6 @@ def test_an_unknown_norm_names_the_known_ones():
 
 
 @given(st.integers(1, 50), st.integers(1, 200))
-@settings(deadline=None)
 def test_the_upsampling_matrix_is_torchs_interpolation(coarse, fine):
     rows = torch.randn(1, 3, coarse, 1, dtype=torch.float64)
     expected = nn.functional.interpolate(rows, (fine, 1), mode="bilinear", align_corners=False)

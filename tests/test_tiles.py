@@ -85,7 +85,7 @@ def test_tiles_give_the_labels_of_the_whole_image(tmp_path, blend, flip):
         np.testing.assert_array_equal(found, whole)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     size=st.tuples(st.integers(30, 150), st.integers(30, 150)),
     side=st.integers(20, 160),

@@ -20,7 +20,7 @@ def segmenter(**fields) -> torch.nn.Module:
     return randomise(vit.models[SEGMENTATION](config)).eval()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(0, 30), st.integers(0, 999))
 def test_tokens_are_the_means_of_the_patches_that_went_into_them(images, length, fewer, seed):
     patches = torch.randn(images, length, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -35,7 +35,7 @@ def test_tokens_are_the_means_of_the_patches_that_went_into_them(images, length,
             torch.testing.assert_close(mine.mean(0), merged.tokens[image, place])
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 3), st.integers(2, 12), st.integers(0, 999))
 def test_equal_patches_merge_first_and_lose_nothing(images, count, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from random_weights import randomise
 from training_models import NEW, OLD, SEGMENTERS, classifier, recipe, save
@@ -167,7 +167,6 @@ def test_a_grey_image_is_seen_as_its_repetition_was(name, tmp_path):
     assert model.config.num_channels == 1
 
 
-@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 9))
 def test_an_adapted_stem_answers_equal_bands_as_before_where_bands_are_a_multiple(trained, times):
     weight = torch.randn(4, trained, 3, 3, dtype=torch.float64)

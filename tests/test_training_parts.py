@@ -66,7 +66,7 @@ def gradient(model: nn.Module, window) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @given(shares=st.lists(st.floats(0, 1), min_size=4, max_size=4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_window_of_small_batches_has_the_gradient_of_one_large_batch(shares):
     model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.GroupNorm(2, 8), nn.GELU(), nn.ConvTranspose2d(8, 3, 3)).double()
     batches = [a_batch(2, share) for share in shares]

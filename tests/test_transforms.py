@@ -60,7 +60,7 @@ def inner(mask: torch.Tensor, reach: int) -> torch.Tensor:
 @given(
     seed=st.integers(0, 2**31), size=st.sampled_from(SIZES), sides=st.tuples(st.integers(30, 99), st.integers(30, 99))
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_mask_and_image_move_together(entry, seed, size, sides):
     """An image painted by its mask's classes is so afterwards, but for blends at the borders of classes."""
     torch.manual_seed(seed)
@@ -107,7 +107,6 @@ def test_resize_gives_what_the_processor_gives(size, fields):
 
 
 @given(st.integers(20, 99), st.integers(20, 99), st.floats(0.3, 3), st.sampled_from(SIZES))
-@settings(deadline=None)
 def test_random_resize_keeps_the_ratio_and_covers_the_processors_size(height, width, scale, size):
     known = context(size=size)
     pipeline = read_pipeline([{"random_resize": {"scale": [scale, scale]}}], known)
@@ -253,7 +252,7 @@ def test_persons_are_cut_out_with_their_keypoints():
 
 
 @given(st.integers(0, 2**31), st.tuples(st.integers(10, 90), st.integers(10, 90)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_window_is_judged_by_the_pixels_that_it_shows(seed, sides):
     torch.manual_seed(seed)
     mask = patches(*sides, classes=2)

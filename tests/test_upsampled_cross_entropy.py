@@ -46,7 +46,7 @@ def assert_same(logits, losses, expected, tolerance):
         torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=tolerance)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     images=st.integers(1, 3),
     classes=st.sampled_from([1, 2, 5, 11, 16, 37]),
@@ -81,7 +81,7 @@ def test_gradients_of_real_sizes(size, tolerance):
     assert (gradient - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 5), st.integers(1, 40), st.tuples(sides, sides), st.tuples(sides, sides), st.integers(1, 50_000))
 def test_strips_cover_every_pixel_once(images, classes, grid, size, strip_bytes):
     upsampling = StripUpsampling(torch.randn(images, classes, *grid), size, strip_bytes)

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from random_weights import randomise
 from torch.nn.functional import conv2d, pad
@@ -27,7 +27,6 @@ def uncached(module: ResNetV2Stem, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 @given(st.integers(1, 300), st.sampled_from([1, 3, 7]), st.sampled_from([1, 2]))
-@settings(deadline=None)
 def test_same_padding_is_tensorflows(size, kernel, stride):
     """tensorflow/core/framework/common_shape_fns.cc: the output has ceil(size / stride), the rest goes after."""
     before, after = same_padding(size, kernel, stride)
