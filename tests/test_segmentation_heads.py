@@ -44,6 +44,14 @@ def test_all_ways_are_the_plain_head(flavour, norm, height, width):
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_the_deployed_head_is_the_plain_head(flavour, levels):
+    head, maps = randomise(AllMLPHead(CHANNELS[:levels], 16, 7, flavour)).double().eval(), pyramid(13, 10)[:levels]
+    with torch.no_grad():
+        assert_same(head.deployed()(maps), head.forward_plain(maps))
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
 def test_strips_of_any_height_are_the_plain_head(flavour, monkeypatch):
     head, maps = build(flavour), pyramid(37, 23)
     expected = head.forward_plain(maps).detach()

@@ -47,8 +47,9 @@ class DeployedAllMLPHead(nn.Module):
             interpolate(self.share(level, feature_maps[level]), size=size, mode="bilinear", align_corners=False)
             for level in range(len(feature_maps) - 1, 0, -1)
         ]
-        # Runtimes put the last sum and the ReLU into the convolution of the finest level.
-        fused = self.share(0, feature_maps[0]) + sum(coarse[1:], coarse[0])
+        fused = self.share(0, feature_maps[0])
+        if coarse:  # runtimes put the last sum and the ReLU into the convolution of the finest level
+            fused = fused + sum(coarse[1:], coarse[0])
         return self.classifier(fused.relu())
 
 
