@@ -16,7 +16,7 @@ from hf_vit_seg.conversion.convert import export
 from torch import nn
 
 from hf_vit_seg import architectures
-from hf_vit_seg.inference.runtimes import openvino_core
+from hf_vit_seg.inference.runtimes import openvino_compiled
 from hf_vit_seg.models.label_maps import label_map
 
 from .contest import (
@@ -106,8 +106,7 @@ def onnx_runtime_contender(file: Path, pixel_values: torch.Tensor) -> Contender:
 
 
 def openvino_contender(file: Path, pixel_values: torch.Tensor) -> Contender:
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino_core().compile_model(str(file), "CPU", settings)
+    compiled = openvino_compiled(str(file))
     return lambda: torch.from_numpy(compiled(pixel_values.numpy())[0].copy())
 
 

@@ -24,6 +24,7 @@ import yaml
 LARGE = (".safetensors", ".png", ".bin")  # what goes by LFS
 LICENSE_NAME = re.compile(r"[a-z0-9.-]+")
 NOTHING = "0" * 40
+REVISION = r"(refs/pr/\d+|[^/]+)"  # within a path
 
 
 class Refusal(Exception):
@@ -181,7 +182,7 @@ def everything(repo: Repo, revision: str) -> list[dict[str, Any]]:
 
 def tree(repo: Repo, rest: str, recursive: bool) -> Any:
     """What is below a folder, or directly in it."""
-    found = re.fullmatch(r"(refs/pr/\d+|[^/]+)/?(.*)", rest)
+    found = re.fullmatch(rf"{REVISION}/?(.*)", rest)
     assert found is not None
     top = PurePosixPath(found[2])
     below = [each for each in everything(repo, found[1]) if top in PurePosixPath(each["path"]).parents]
@@ -278,7 +279,7 @@ class Handler(BaseHTTPRequestHandler):
             return lfs_batch(hub, json.loads(body))
         if found := re.fullmatch(rf"/api/(model|space|dataset)s/{name}(?:/([a-z-]+)(?:/(.+))?)?", path):
             return self.api(self.readable(found[2], found[1]), found[2], found[3] or "", found[4] or "", query, body)
-        if found := re.fullmatch(rf"/(?:(space|dataset)s/)?{name}/resolve/(refs/pr/\d+|[^/]+)/(.+)", path):
+        if found := re.fullmatch(rf"/(?:(space|dataset)s/)?{name}/resolve/{REVISION}/(.+)", path):
             return self.file(self.readable(found[2], found[1] or "model"), found[3], found[4])
         raise Refusal(404, "", f"no such route: {path}")
 

@@ -69,7 +69,6 @@ def test_the_best_model_is_measured_on_the_test_split_at_the_end(data, tmp_path,
     changes = settings(data)
     changes["data"]["test"] = changes["data"]["train"]
     recipe, out = write_recipe(tmp_path, changes), tmp_path / "run"
-    forget_accelerate()
     assert train_command(str(recipe), ["loop.steps=1"], out, resume=False, overwrite=False) == 0
     assert "10 images of the test split" in " ".join(capsys.readouterr().out.split())
     assert json.loads((out / "test" / "metrics.json").read_text())["images"] == 10
@@ -287,7 +286,6 @@ def test_an_unknown_measure_is_refused(recipe, tmp_path):
 
 def test_commands_tell_results_and_refusals(recipe, tmp_path, capsys):
     out = tmp_path / "run"
-    forget_accelerate()
     assert train_command(str(recipe), ["loop.steps=2"], out, resume=False, overwrite=False) == 0
     told = capsys.readouterr().out
     assert "mIoU" in told and "disc" in told and f"hf-vit-seg predict {out / 'best'}" in told
@@ -309,7 +307,6 @@ def test_a_second_ctrl_c_ends_at_once(recipe, tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_module, "accumulate", interrupted)
-    forget_accelerate()
     assert train_command(str(recipe), [], tmp_path / "run", resume=False, overwrite=False) == STOPPED
     assert "--resume" in capsys.readouterr().out
 

@@ -64,6 +64,12 @@ def openvino_core() -> Any:
     return optional("openvino").Core()
 
 
+def openvino_compiled(model: Any) -> Any:
+    """A model of OpenVINO, or the path of its file, ready to run in float32 with as many threads as torch has."""
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    return openvino_core().compile_model(model, "CPU", settings)
+
+
 class OpenVinoProgram:
     """A program of OpenVINO, computed in float32: its own choice is bfloat16 where the processor has it.
 
@@ -72,7 +78,7 @@ class OpenVinoProgram:
 
     def __init__(self, path: Path):
         self.model = openvino_core().read_model(str(path))
-        self.compiled = self.compile(self.model)
+        self.compiled = openvino_compiled(self.model)
         self.is_open = self.model.input(0).partial_shape.is_dynamic
         self.seen: set[tuple[int, ...]] = set()
         self.compiled_for = lru_cache(SHAPES_KEPT)(self.compile_for)
@@ -86,16 +92,11 @@ class OpenVinoProgram:
         # The result is copied: its memory belongs to the request, which the next call overwrites.
         return torch.from_numpy(program(images.numpy())[0].copy())
 
-    def compile(self, model: Any) -> Any:
-        """A model that is ready to run."""
-        settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-        return openvino_core().compile_model(model, "CPU", settings)
-
     def compile_for(self, shape: tuple[int, ...]) -> Any:
         """The model for one shape."""
         fixed = self.model.clone()
         fixed.reshape(list(shape))
-        return self.compile(fixed)
+        return openvino_compiled(fixed)
 
 
 def openvino_program(path: Path) -> Program:
@@ -218,4 +219,13 @@ class RuntimeModel:
         return SemanticSegmenterOutput(logits=found.float())  # pyright: ignore[reportArgumentType]
 
 
-__all__ = ["PROGRAMS", "Program", "RuntimeModel", "check_runtime", "is_program"]
+__all__ = [
+    "PROGRAMS",
+    "Program",
+    "RuntimeModel",
+    "check_runtime",
+    "is_program",
+    "openvino_compiled",
+    "openvino_core",
+    "optional",
+]
