@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_runs import settings, write_data, write_recipe
 
@@ -33,6 +33,8 @@ values = st.recursive(
 
 
 @given(values)
+@example("\x85")
+@example(["a\u2028 b", {"n ": "\r\n"}])
 def test_what_is_written_is_read_back(value):
     assert parse(text_of(value)) == value
 

@@ -14,6 +14,7 @@ NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 INT = re.compile(r"^(?:[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+)$")
 FLOAT = re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$")
+OTHER_BREAK = re.compile(r"[\r\x85\u2028\u2029]")
 PLAIN = (
     ("tag:yaml.org,2002:null", NULL, ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", BOOL, list("tTfF")),
@@ -54,10 +55,16 @@ class Dumper(yaml.SafeDumper):
         plain = not any(isinstance(value, dict | list | tuple) for value in sequence)
         return super().represent_sequence(tag, sequence, flow_style=plain)
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """A text, in double quotes if it breaks lines otherwise than by \\n, which YAML reads as \\n or a space."""
+        style = '"' if OTHER_BREAK.search(data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
 
 for _tag, _pattern, _first in PLAIN:
     Loader.add_implicit_resolver(_tag, _pattern, _first)
     Dumper.add_implicit_resolver(_tag, _pattern, _first)
+Dumper.add_representer(str, Dumper.represent_str)
 
 
 def parse(text: str) -> Any:
