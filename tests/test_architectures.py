@@ -249,20 +249,23 @@ def test_exports_with_any_batch_and_size(name):
 
 @pytest.mark.parametrize(("name", "auto"), BUILT)
 def test_activation_checkpointing_changes_no_gradient(name, auto):
-    model = build(name, auto).train()
+    plain = build(name, auto).train()
     pixel_values = images(name)
-    labels = labels_for(model, pixel_values)
-    gradients = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.activation_checkpointing_enable()
-            assert model.is_activation_checkpointing
-        model.zero_grad()
-        torch.manual_seed(1)
-        loss_of(model, pixel_values, **labels).backward()
-        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    for before, after in zip(*gradients, strict=True):
-        torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-6)
+    labels = labels_for(plain, pixel_values)
+    for kwargs in ({"use_reentrant": False}, {"use_reentrant": True}):
+        model = copy.deepcopy(plain)
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+        assert model.is_activation_checkpointing
+        model = copy.deepcopy(model)  # as averages do
+        for copied in (reference := copy.deepcopy(plain), model):
+            torch.manual_seed(1)
+            loss_of(copied, pixel_values, **labels).backward()
+        for (key, before), after in zip(reference.named_parameters(), model.parameters(), strict=True):
+            assert (before.grad is None) == (after.grad is None), key
+            if before.grad is not None:
+                torch.testing.assert_close(before.grad, after.grad, rtol=1e-4, atol=1e-6)
+        for (key, before), after in zip(reference.named_buffers(), model.buffers(), strict=True):
+            torch.testing.assert_close(before, after, msg=key)
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)

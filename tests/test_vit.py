@@ -19,7 +19,7 @@ from hf_vit_seg.models.modeling_vit import (
     VisionTransformerModel,
 )
 from hf_vit_seg.models.position_embeddings import resize_positions
-from hf_vit_seg.models.vit_segmentation_heads import crop_extent
+from hf_vit_seg.models.vit_segmentation_heads import sample_extent
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -95,11 +95,11 @@ def test_remembered_positions_are_never_stale(change):
 def test_resized_positions_are_kept_while_nothing_changes():
     model = randomise(VisionTransformerModel(config())).eval()
     model(torch.randn(1, 3, 48, 24))
-    first = model.embeddings.resized.result
+    first = model.embeddings.resized.kept.result
     model(torch.randn(2, 3, 48, 24))
-    assert model.embeddings.resized.result is first
+    assert model.embeddings.resized.kept.result is first
     model(torch.randn(2, 3, 24, 48))
-    assert model.embeddings.resized.result is not first
+    assert model.embeddings.resized.kept.result is not first
 
 
 def test_resized_positions_are_trained():
@@ -219,13 +219,22 @@ def test_logits_of_a_padded_image_span_the_image_alone(size):
     """Logits that are the pixel coordinates at the centres of the padded grid are so at those of the cropped one."""
     rows, columns = (-(-side // 8) for side in size)
     centres = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).double() * 8 + 4
-    cropped = crop_extent(centres[None], size, (8, 8))[0]
+    cropped = sample_extent(centres[None], size, (8, 8))[0]
     for axis, side in enumerate(size):
         count = cropped.shape[1 + axis]
         assert count == -(-side // 8)
         expected = ((torch.arange(count).double() + 0.5) * side / count).clamp(4, centres[axis].max())
         actual = cropped[axis].select(1 - axis, 0)
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_low_precision_are_sampled_at_the_same_places(dtype):
+    logits = torch.randn(1, 3, 252, 63).to(dtype)  # in bfloat16, places on 252 rows would be off by a row
+    sampled = sample_extent(logits, (1000, 999), (16, 16))
+    assert sampled.dtype == dtype
+    torch.testing.assert_close(sampled, sample_extent(logits.float(), (1000, 999), (16, 16)).to(dtype))
 
 
 @torch.no_grad()

@@ -26,8 +26,9 @@ from .image_bands import check_channels
 from .image_padding import padded_to_whole
 from .losses import segmenter_output
 from .plugged_heads import PLUGGED_HEADS
+from .recomputation import count_batches_once
 from .segmentation_heads import AllMLPHead
-from .vit_segmentation_heads import crop_extent, initialise_head
+from .vit_segmentation_heads import initialise_head, sample_extent
 
 CONFIG_FIELDS = {field.name for field in fields(BackboneSegmentationConfig)} - {"dtype"} | {"num_labels"}
 HEAD_CHANNELS = 64  # of each attention head of the mask transformer
@@ -146,6 +147,10 @@ class BackboneForSemanticSegmentation(WearsPluggedHead):
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.post_init()
 
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        count_batches_once(self)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """The head's; the backbone initialises itself."""
@@ -217,7 +222,7 @@ class BackboneForSemanticSegmentation(WearsPluggedHead):
         outputs = self.backbone.forward_with_filtered_kwargs(padded, return_dict=True, **kwargs)
         maps = outputs.feature_maps
         logits = self.decode_head(maps[0] if self.head_name in SINGLE_MAP_HEADS else maps)
-        logits = crop_extent(logits, (height, width), self.token)
+        logits = sample_extent(logits, (height, width), self.token)
         return segmenter_output(self.config, outputs, logits, labels)
 
 

@@ -9,7 +9,7 @@ nothing is ever transposed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -35,9 +35,11 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 from .attention import eager_attention_forward
 from .configuration_cvt import CvTConfig
 from .drop_path import DropPath
+from .fast_paths import channels_last, unhooked
 from .image_bands import check_channels
 from .losses import segmenter_output
 from .pointwise import PointwiseLinear
+from .recomputation import count_batches_once
 from .row_strips import row_strips, strips_pay
 from .segmentation_heads import AllMLPHead
 
@@ -85,7 +87,7 @@ class CvTPatchEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_sizes[stage], eps=config.layer_norm_eps)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        feature_map = self.projection(feature_map.contiguous(memory_format=torch.channels_last))
+        feature_map = self.projection(channels_last(feature_map))
         return self.norm(feature_map.permute(0, 2, 3, 1).contiguous())  # (B, H, W, C)
 
 
@@ -116,7 +118,7 @@ class DepthwiseProjection(nn.Module):
             and dtype == self.convolution.weight.dtype == self.norm.weight.dtype
             and not self.norm.training
             and not self.convolution.weight.is_meta
-            and not any(m._forward_hooks or m._forward_pre_hooks for m in (self.convolution, self.norm))
+            and unhooked(self)
         )
 
     def deployed(self) -> nn.Module:
@@ -217,7 +219,7 @@ class CvTMLP(nn.Module):
         self.dropout = nn.Dropout(stage_rate(config.hidden_dropout_prob, stage))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        if strips_pay(tokens):
+        if strips_pay(tokens) and unhooked(self):
             return self.forward_in_strips(tokens.flatten(0, 1)).view(tokens.shape)
         return self.transform(tokens)
 
@@ -300,6 +302,10 @@ class CvTPreTrainedModel(PreTrainedModel):
         "attentions": CvTAttention,
     }
     _input_embed_layer = "patch_embeddings"
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        count_batches_once(self)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -34,6 +34,7 @@ from .configuration_segformer import SegFormerConfig
 from .deployed_ffn import DeployedMixFFN
 from .deployed_stage import centred_stage
 from .drop_path import DropPath
+from .fast_paths import channels_last, unhooked
 from .image_bands import check_channels
 from .losses import segmenter_output
 from .pointwise import PointwiseLinear
@@ -66,7 +67,7 @@ class OverlapPatchEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_sizes[stage], eps=config.patch_norm_eps)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        feature_map = self.projection(feature_map.contiguous(memory_format=torch.channels_last))
+        feature_map = self.projection(channels_last(feature_map))
         return self.norm(feature_map.permute(0, 2, 3, 1).contiguous())  # (B, H, W, C)
 
 
@@ -132,7 +133,7 @@ class MixFFN(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if strips_pay(hidden_states):
+        if strips_pay(hidden_states) and unhooked(self):
             return torch.stack([self.forward_in_strips(image) for image in hidden_states])
         return self.transform(hidden_states, 0, hidden_states.shape[1])
 

@@ -32,7 +32,7 @@ from .resnetv2 import ClosingNorm, StandardizedConv2d
 from .token_merging import encode_merging
 from .transformer_layer import LayerGeometry, LayerScale, VisionTransformerAttention, VisionTransformerLayer
 from .vit_embeddings import VisionTransformerEmbeddings
-from .vit_segmentation_heads import crop_extent, initialise_head
+from .vit_segmentation_heads import initialise_head, sample_extent
 
 
 def encoder_layers(config: VisionTransformerConfig) -> nn.ModuleList:
@@ -269,7 +269,7 @@ class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel)
         """The whole forward pass; the pyramid needs `output_hidden_states`."""
         outputs = self.vit(pixel_values, **kwargs)
         height, width = pixel_values.shape[-2:]
-        logits = crop_extent(self.decode(outputs, pixel_values), (height, width), self.config.token_stride)
+        logits = sample_extent(self.decode(outputs, pixel_values), (height, width), self.config.token_stride)
         return segmenter_output(self.config, outputs, logits, labels)
 
     segment_with_levels = filter_output_hidden_states(segment)

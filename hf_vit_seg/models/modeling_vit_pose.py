@@ -18,7 +18,7 @@ from .configuration_vit import VisionTransformerConfig
 from .heatmaps import check_pairs, heatmap_loss, heatmaps_from_keypoints, mirrored_back
 from .modeling_vit import VisionTransformerModel, VisionTransformerPreTrainedModel, patch_map
 from .pose_head import ClassicPoseHead, SimplePoseHead
-from .vit_segmentation_heads import crop_extent
+from .vit_segmentation_heads import sample_extent
 
 FRESH_STD = 0.001  # of the released head: heatmaps begin near zero, as almost all of their targets are
 
@@ -71,7 +71,7 @@ class VisionTransformerForPoseEstimation(VisionTransformerPreTrainedModel):
         height, width = pixel_values.shape[-2:]
         assert outputs.last_hidden_state is not None
         heatmaps = self.pose_head(patch_map(self.config, outputs.last_hidden_state, pixel_values))
-        return crop_extent(heatmaps, (height, width), self.config.token_stride)
+        return sample_extent(heatmaps, (height, width), self.config.token_stride)
 
     def average_with_mirrored(self, heatmaps: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """Flip test: the mean of an image's heatmaps and those of its mirror image, mirrored back."""

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from .fast_paths import runs_eagerly
+
 # With fewer multiplications, what oneDNN needs to set up costs more than it gains.
 FEWEST_FOR_FUSED_LINEAR = 2**21
 FEWEST_FOR_CONVOLUTION = 2**23
@@ -39,16 +41,14 @@ def linear_by_convolution(tokens: torch.Tensor, weight: torch.Tensor, bias: torc
 
 
 def onednn_serves(tokens: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether these are plain float32 tensors on a CPU, in eager mode.
+    """Whether these are plain float32 tensors on a CPU, with nobody looking on, who would look for a linear layer.
 
-    Compilers and exporters see the linear layer that it is. Subclasses of tensors (quantised, distributed) know
-    linear layers, not this.
+    Subclasses of tensors (quantised, distributed) know linear layers, not this.
     """
     return (
         tokens.device.type == "cpu"
         and tokens.dtype == weight.dtype == torch.float32
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and runs_eagerly()
         and type(weight) in (nn.Parameter, torch.Tensor)
         and type(tokens) is torch.Tensor
         and torch.backends.mkldnn.is_available()

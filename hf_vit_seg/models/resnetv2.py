@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, max_pool2d, pad
 
+from .fast_paths import channels_last
 from .value_cache import ValueCache, remembering_pays
 
 ROOT_WIDTH = 64
@@ -72,7 +73,7 @@ class StandardizedConv2d(nn.Conv2d):
         variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
         deviation = variance.sqrt() + self.eps if self.mode == "std_plus_eps" else (variance + self.eps).sqrt()
         standardized = ((weight - mean) / deviation).to(self.weight.dtype)
-        return standardized.contiguous(memory_format=torch.channels_last)
+        return channels_last(standardized)
 
     def packed(self, shape: torch.Size) -> torch.Tensor:
         """`standardized()` in the order of oneDNN's choice for maps of this shape; else it reorders at every call."""
@@ -188,7 +189,7 @@ class ResNetV2Stem(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) to the last stage's map, at 1/4 with one stage or none."""
-        feature_map = self.conv(pixel_values.contiguous(memory_format=torch.channels_last))
+        feature_map = self.conv(channels_last(pixel_values))
         feature_map = self.norm(feature_map).relu()
         if self.pads_itself:  # with anything that no maximum of a ReLU's output can take
             feature_map = max_pool2d(pad_same(feature_map, 3, 2), 3, 2)

@@ -9,15 +9,12 @@ from itertools import pairwise
 
 import torch
 
+from .fast_paths import runs_eagerly
+
 
 def strips_pay(tensor: torch.Tensor) -> bool:
-    """Whether a loop over strips helps: on a CPU, without autograd, outside of compilers, exporters and tracers."""
-    return (
-        tensor.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-    )
+    """Whether a loop over strips helps: on a CPU, without autograd, with nobody looking on."""
+    return tensor.device.type == "cpu" and not torch.is_grad_enabled() and runs_eagerly()
 
 
 def row_strips(height: int, row_bytes: int, budget: int) -> list[tuple[int, int]]:

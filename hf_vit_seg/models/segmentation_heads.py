@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from .deployed_head import DeployedAllMLPHead
+from .fast_paths import unhooked
 from .head_norms import head_norm
 from .pointwise import PointwiseLinear, pointwise
 from .row_strips import row_strips, strips_pay
@@ -94,10 +95,9 @@ class AllMLPHead(nn.Module):
         return self.classifier(self.dropout(self.fuse_norm(fused).relu()))
 
     def is_plain(self) -> bool:
-        """Whether every linear layer is still the one built here: adapters and quantisers put theirs in its place."""
-        return type(self.fuse) is type(self.classifier) is nn.Conv2d and all(
-            type(projection) is PointwiseLinear for projection in self.projections
-        )
+        """Whether every linear layer is still the one built here, without hooks: adapters and quantisers replace it."""
+        kinds = {type(projection) for projection in self.projections}
+        return type(self.fuse) is type(self.classifier) is nn.Conv2d and kinds == {PointwiseLinear} and unhooked(self)
 
     def folds_norms(self) -> bool:
         """Whether every norm is a factor and a summand per channel in evaluation."""

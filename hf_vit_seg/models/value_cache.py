@@ -5,43 +5,47 @@ no trace in a tensor's version, identity or address.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
+
+from .fast_paths import runs_eagerly
 
 T = TypeVar("T")
 
 
 def remembering_pays(tensor: torch.Tensor) -> bool:
-    """Whether a result may be kept: without autograd, with values to compare, outside of compilers and tracers."""
-    return (
-        not torch.is_grad_enabled()
-        and not tensor.is_meta
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-    )
+    """Whether a result may be kept: without autograd, with values to compare, with nobody looking on."""
+    return not torch.is_grad_enabled() and not tensor.is_meta and runs_eagerly()
+
+
+class Kept(NamedTuple, Generic[T]):
+    """A result, and what it was made from."""
+
+    key: object
+    sources: list[torch.Tensor]
+    result: T
 
 
 class ValueCache(Generic[T]):
     """The last result, the key that it was asked by, and copies of the tensors that it was made from.
 
-    Copies and pickles of a cache are empty.
+    Threads may share a cache: all three are replaced as one. Copies and pickles of a cache are empty.
     """
 
     def __init__(self):
-        self.key: object = None
-        self.sources: list[torch.Tensor] = []
-        self.result: T | None = None
+        self.kept: Kept[T] | None = None
 
     def __reduce__(self):
         return ValueCache, ()
 
     def get(self, key: object, sources: Sequence[torch.Tensor], make: Callable[[], T]) -> T:
         """`make()`, or what it returned when key and sources were, value for value, what they are now."""
-        if self.result is None or self.key != key or not same_values(self.sources, sources):
-            self.result = make()
-            self.key, self.sources = key, [tensor.detach().clone() for tensor in sources]
-        return self.result
+        kept = self.kept
+        if kept is None or kept.key != key or not same_values(kept.sources, sources):
+            copies = [tensor.detach().clone() for tensor in sources]
+            self.kept = kept = Kept(key, copies, make())
+        return kept.result
 
 
 def same_values(olds: Sequence[torch.Tensor], news: Sequence[torch.Tensor]) -> bool:

@@ -15,6 +15,7 @@ from .head_norms import head_norm
 from .open_sizes import sizes_are_open
 from .pointwise import PointwiseLinear
 from .segmentation_heads import AllMLPHead
+from .strip_upsampling import working_dtype
 from .transformer_layer import LayerGeometry, VisionTransformerLayer
 
 
@@ -121,13 +122,13 @@ def initialise_head(module: nn.Module, std: float) -> bool:
     return True
 
 
-def crop_extent(logits: torch.Tensor, size: tuple[int, int], token: tuple[int, int]) -> torch.Tensor:
+def sample_extent(logits: torch.Tensor, size: tuple[int, int], token: tuple[int, int]) -> torch.Tensor:
     """Logits (B, K, a, b) of an image that was padded to whole tokens, as logits of the image alone.
 
     `size` is the image's (height, width), `token` that of the pixels of a token; there are one or more whole cells of
-    logits per token. What reads logits takes
-    them to span the image from border to border; those of a padded image span the padding too. So they are sampled
-    (bilinearly) at the centres of a grid that spans the image, of as many cells as cover it at the logits' stride.
+    logits per token. What reads logits takes them to span the image from border to border; those of a padded image
+    span the padding too. So they are sampled (bilinearly) at the centres of a grid that spans the image, of as many
+    cells as cover it at the logits' stride.
     """
     if not sizes_are_open() and all(length % step == 0 for length, step in zip(size, token, strict=True)):
         return logits
@@ -139,8 +140,10 @@ def crop_extent(logits: torch.Tensor, size: tuple[int, int], token: tuple[int, i
         centres = (torch.arange(count, device=logits.device, dtype=torch.float32) + 0.5) / count  # 0 .. 1 of the image
         lines.append(centres * (2 * length / whole) - 1)  # -1 .. 1 of the padded picture
     rows, columns = torch.meshgrid(*lines, indexing="ij")
-    points = torch.stack([columns, rows], dim=-1).to(logits.dtype).expand(logits.shape[0], -1, -1, -1)
-    return grid_sample(logits, points, mode="bilinear", padding_mode="border", align_corners=False)
+    wide = logits.to(working_dtype(logits))  # places in bfloat16 would be off by whole cells
+    points = torch.stack([columns, rows], dim=-1).to(wide.dtype).expand(logits.shape[0], -1, -1, -1)
+    sampled = grid_sample(wide, points, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled.to(logits.dtype)
 
 
-__all__ = ["LinearHead", "MaskTransformerHead", "PyramidHead", "crop_extent", "initialise_head"]
+__all__ = ["LinearHead", "MaskTransformerHead", "PyramidHead", "initialise_head", "sample_extent"]

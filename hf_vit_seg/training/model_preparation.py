@@ -1,14 +1,13 @@
 """From a built model to one that is trained: norms over processes, adapters, frozen parts, checkpointing, compiler."""
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from transformers import PreTrainedModel
 
+from hf_vit_seg.models.recomputation import count_batches_once
 from hf_vit_seg.records import RecordError
 
 from .adapters import with_adapters
 from .freezing import freeze, hold_frozen_encoder, hold_frozen_norms
-from .model_parts import encoder_layers
 from .normalisation import synchronised
 from .recipe import ModelRecipe
 
@@ -39,9 +38,4 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         raise RecordError(f"model.gradient_checkpointing: {type(model).__name__} does not support it")
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    modules = dict(model.named_modules())
-    for layer in encoder_layers(model):
-        for norm in modules[layer].modules():
-            if isinstance(norm, _NormBase) and norm.momentum is not None:
-                # The second time it takes the same batch into its running statistics: two such steps make one.
-                norm.momentum = 1 - (1 - norm.momentum) ** 0.5
+    count_batches_once(model)

@@ -1,0 +1,121 @@
+"""Who looks on from outside sees what torch's plain operators do: hooks, counters, transforms, other threads."""
+
+from threading import Thread
+
+import pytest
+import torch
+from random_weights import randomise
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.utils import prune
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
+
+from hf_vit_seg import architectures
+
+# Large enough for every fast path that they have.
+VARIANTS = [("segformer", "b0"), ("vit", "ti-16"), ("vit", "r-ti-16"), ("cvt", "cvt-13")]
+
+
+@pytest.fixture(params=VARIANTS, ids=[variant for _, variant in VARIANTS])
+def model(request) -> PreTrainedModel:
+    name, variant = request.param
+    config = architectures()[name].variant_config(variant, num_labels=3)
+    return AutoModelForSemanticSegmentation.from_config(config, attn_implementation="eager").eval()
+
+
+def pictures(batch: int = 1) -> torch.Tensor:
+    return torch.randn(batch, 3, 128, 128)
+
+
+def test_operators_are_counted_alike_with_and_without_autograd(model):
+    pixel_values = pictures()
+    with FlopCounterMode(display=False) as training:
+        model(pixel_values)
+    with torch.no_grad(), FlopCounterMode(display=False) as inference:
+        model(pixel_values)
+    assert inference.get_total_flops() == training.get_total_flops() > 0
+
+
+def test_derivatives_in_forward_mode(model):
+    pixel_values, direction = pictures(), torch.randn(1, 3, 128, 128)
+
+    def logits(pixel_values):
+        return model(pixel_values).logits
+
+    slopes = [jvp(logits, (pixel_values,), (direction,))[1].detach()]
+    with torch.no_grad():
+        slopes.append(jvp(logits, (pixel_values,), (direction,))[1])
+        model.double()
+        ahead, behind = (logits(pixel_values.double() + step * direction.double()) for step in (1e-5, -1e-5))
+    expected = ((ahead - behind) / 2e-5).float()
+    assert expected.norm() > 1e-3
+    for slope in slopes:
+        assert (slope - expected).norm() < 0.02 * expected.norm()
+
+
+def test_gradients_of_each_sample_at_once(model):
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    pixel_values = pictures(2)
+
+    def loss(parameters, image):
+        return functional_call(model, (parameters, buffers), (image[None],)).logits.square().mean()
+
+    at_once = vmap(grad(loss), in_dims=(None, 0))(parameters, pixel_values)
+    for sample, image in enumerate(pixel_values):
+        model.zero_grad()
+        model(image[None]).logits.square().mean().backward()
+        for name, parameter in parameters.items():
+            if parameter.grad is not None:
+                near = float(parameter.grad.abs().max()) * 1e-3 + 1e-7
+                torch.testing.assert_close(at_once[name][sample], parameter.grad, rtol=1e-3, atol=near, msg=name)
+
+
+def test_a_hook_on_any_layer_is_called_once(model):
+    pixel_values = pictures()
+    layers = {name: layer for name, layer in model.named_modules() if not list(layer.children())}
+    called = {}
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda _, __, output, name=name: called.setdefault(name, []).append(output.shape))
+    expected = model(pixel_values).logits
+    with_autograd = dict(called)
+    called.clear()
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixel_values).logits, expected, rtol=1e-3, atol=1e-4)
+    assert called == with_autograd
+    assert "decode_head.classifier" in called
+
+
+@torch.no_grad()
+def test_threads_may_share_a_model(model):
+    sizes = [(64, 128), (128, 64), (96, 96)]
+    images = [torch.randn(1, 3, *size) for size in sizes]
+    expected = [model(image).logits for image in images]
+    wrong = []
+
+    def ask(image, answer):
+        with torch.no_grad():
+            for _ in range(40):
+                try:
+                    torch.testing.assert_close(model(image).logits, answer, rtol=1e-3, atol=1e-4)
+                except Exception as error:
+                    wrong.append(error)
+
+    threads = [Thread(target=ask, args=pair) for pair in zip(images, expected, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_pruned_head_trains():
+    config = architectures()["segformer"].variant_config("tiny", num_labels=3)
+    model = randomise(AutoModelForSemanticSegmentation.from_config(config)).train()
+    for layer in (model.decode_head.fuse, model.decode_head.projections[0]):
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(2, 3, 64, 64), labels=torch.zeros(2, 64, 64, dtype=torch.long)).loss.backward()
+        optimizer.step()
+    assert (model.decode_head.fuse.weight == 0).float().mean() == pytest.approx(0.5, abs=0.01)
