@@ -113,6 +113,38 @@ def test_every_tile_lies_where_it_should():
     assert (seen == 1).all()
 
 
+def pages(path: Path, array: np.ndarray) -> None:
+    with tifffile.TiffWriter(path) as writer:
+        for page in array.transpose(2, 0, 1):
+            writer.write(page, photometric="minisblack", contiguous=False)
+
+
+FORMATS = {
+    "8 bit.png": lambda path: Image.fromarray(pixels()).save(path),
+    "grey.png": lambda path: Image.fromarray(pixels(bands=1)[..., 0]).save(path),
+    "16 bit.tif": lambda path: tiff(path, pixels(dtype="uint16") * 257, photometric="rgb"),
+    "float.tif": lambda path: tiff(path, pixels(dtype="float32") / 255, photometric="rgb"),
+    "grey float.tif": lambda path: tiff(path, pixels(bands=1, dtype="float32")[..., 0] * 257),
+    "pages.tif": lambda path: pages(path, pixels()),
+    "planar.tif": lambda path: tiff(path, pixels().transpose(2, 0, 1), photometric="rgb", planarconfig="separate"),
+    "8 bit.npy": lambda path: np.save(path, pixels()),
+    "float.npy": lambda path: np.save(path, pixels(dtype="float32").transpose(2, 0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_training_and_prediction_see_the_same_pixels(tmp_path, name):
+    FORMATS[name](path := tmp_path / name)
+    told = segmenter(WINDOWS)
+    trained_on = read_pixels(path, 3)
+    prepared = told.prepare(path)
+    torch.testing.assert_close(prepared.pixel_values, told.prepare(trained_on).pixel_values, rtol=0, atol=0)
+    assert prepared.picture.size == SIZE[::-1]
+    whole = told(path).label_map
+    if path.suffix != ".png":
+        np.testing.assert_array_equal(tiled_labels(told, path, tmp_path / "out", tile=101), whole)
+
+
 KINDS = {
     "tiles": {"photometric": "rgb"},
     "strips": {"photometric": "rgb", "tile": None, "rowsperstrip": 7},

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.data.image_files import MAX_PIXELS, read_image
+from hf_vit_seg.data.image_files import MAX_PIXELS
 from hf_vit_seg.data.pictures import picture
-from hf_vit_seg.data.pixels import read_pixels
+from hf_vit_seg.data.pixels import picture_pixels, read_pixels
 from hf_vit_seg.models.image_processing_inputs import rgb_picture
 
 from .canvases import Model
@@ -50,7 +50,7 @@ def prepare(
         image, shown = read_file(Path(image), channels, max_pixels)
     if isinstance(image, Image.Image):
         shown = rgb_picture(image)
-        image = shown if channels == 3 else image
+        image = picture_pixels(image, channels, "the image")
     elif isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         shown = Image.fromarray(image) if array_size(image, channels) == image.shape[:2] else None
     size = array_size(image, channels) if shown is None else (shown.height, shown.width)
@@ -58,10 +58,8 @@ def prepare(
     return Prepared(shown, size, views, milliseconds_since(start))
 
 
-def read_file(path: Path, channels: int, max_pixels: int) -> tuple[Any, Image.Image | None]:
-    """An image file as a picture, or, for models of other than one or three bands, as pixels and what eyes see."""
-    if channels in (1, 3):
-        return read_image(path, max_pixels), None
+def read_file(path: Path, channels: int, max_pixels: int) -> tuple[torch.Tensor, Image.Image]:
+    """An image file as the pixels (C, H, W) that training reads, and what eyes see."""
     pixels = read_pixels(path, channels, max_pixels)
     return pixels, picture(pixels)
 
