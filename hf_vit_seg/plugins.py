@@ -6,7 +6,7 @@ bring (heads, losses, data sources, transforms, formats) comes the same way: `pl
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources.abc import Traversable
@@ -19,12 +19,13 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from transformers.models.auto import modeling_auto
 
 from .entry_points import PREFIX, Plugin, load_all, subclass_of
-from .models.modeling_backbone_seg import HEADS
 from .models.plugged_heads import PLUGGED_HEADS
 from .remote_code import register_code
 
 GROUP = PREFIX + "architectures"
 HEADS_GROUP = PREFIX + "heads"
+HEADS = frozenset({"linear", "mask_transformer", "feature_pyramid", "all_mlp"})  # the names of our own
+BACKENDS = frozenset({"torchvision", "pil"})
 # What a row of `variants` says beside config fields: a golden parameter count, and of which model it is.
 NOT_FIELDS = ("parameters", "counted")
 
@@ -74,17 +75,32 @@ class Architecture:
 @cache
 def plugins() -> tuple[Plugin, ...]:
     """Every installed architecture, loaded and registered once per process, or why it is not."""
-    names: set[str] = set()
+    known: list[Architecture] = []
 
     def accept(value: Any) -> None:
         if not isinstance(value, Architecture):
             raise TypeError(f"expected a hf_vit_seg.plugins.Architecture, found {type(value).__name__}")
-        if value.name in names:
-            raise ValueError(f"there is an architecture called '{value.name}' already")
+        check_architecture(value, known)
         register(value)
-        names.add(value.name)
+        known.append(value)
 
     return reported(load_all(GROUP, accept))
+
+
+def check_architecture(architecture: Architecture, known: Sequence[Architecture]) -> None:
+    """Refuse, with ValueError, what could not be registered, or would take the place of something known."""
+    if architecture.name in [other.name for other in known]:
+        raise ValueError(f"there is an architecture called '{architecture.name}' already")
+    model_type = architecture.config.model_type
+    if model_type in [other.config.model_type for other in known]:
+        raise ValueError(f"there is an architecture with the model_type '{model_type}' already")
+    if unknown := [auto for auto in architecture.models if not isinstance(getattr(transformers, auto, None), type)]:
+        raise ValueError(f"`models` has {', '.join(unknown)}, and transformers no Auto class of that name")
+    if set(architecture.image_processor) != BACKENDS:
+        found = ", ".join(architecture.image_processor) or "nothing"
+        raise ValueError(
+            f"`image_processor` has {found} where classes for {' and '.join(sorted(BACKENDS))} are expected"
+        )
 
 
 @cache

@@ -118,6 +118,7 @@ CASES: dict[str, Case] = {
 HYBRID = {"stem": "resnetv2", "stem_depths": (1,), "stem_width_factor": 0.5, "patch_size": 4}
 MASKS = {"segmentation_head": "mask_transformer"}
 VIT = Case(
+    hidden_states=5,
     sizes=((64, 64), (64, 96), (61, 45), (32, 131), (1, 7)),
     grid=lambda side: -(-side // 8),
     alternatives={

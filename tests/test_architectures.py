@@ -1,7 +1,6 @@
 """The body of tests that every architecture passes. It is parametrised over the registry: see `cases.py`."""
 
 import copy
-import inspect
 import logging
 from dataclasses import fields
 
@@ -21,6 +20,8 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     PreTrainedConfig,
     PreTrainedModel,
+    Trainer,
+    TrainingArguments,
     pipeline,
 )
 
@@ -191,6 +192,8 @@ def test_hidden_states_and_attentions_are_recorded(name, auto):
         as_tuple = model(pixel_values, return_dict=False)
     assert "hidden_states" not in plain and "attentions" not in plain
     assert len(full.hidden_states) == (CASES[name].hidden_states or model.config.num_hidden_layers)
+    config = getattr(model.config, "backbone", model.config)
+    assert len(full.attentions) == (sum(getattr(config, "depths", ())) or config.num_hidden_layers)
     assert all(torch.isclose(a.sum(-1), torch.ones(())).all() for a in full.attentions)
     torch.testing.assert_close(main_output(full), main_output(plain))
     assert isinstance(as_tuple, tuple)
@@ -290,6 +293,24 @@ def test_offloading_hooks_reach_every_weight(name):
         torch.testing.assert_close(offloaded(pixel_values).logits, expected)
 
 
+@pytest.mark.parametrize(("name", "auto"), BUILT)
+def test_what_must_not_be_split_is_found(name, auto):
+    """transformers splits a model over devices by the names of classes, and says nothing of those that it lacks."""
+    accelerate = pytest.importorskip("accelerate")
+    model = build(name, auto)
+    whole = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+    assert whole
+    split = accelerate.infer_auto_device_map(
+        model,
+        max_memory={"cpu": "30KB", "disk": "1GB"},
+        no_split_module_classes=model._no_split_modules,
+        clean_result=False,
+    )
+    inside = {id(part) for module in whole for part in list(module.modules())[1:]}
+    parts = {place: dict(model.named_modules()).get(place) for place in split}
+    assert not [place for place, part in parts.items() if id(part) in inside]
+
+
 def own_fields(config: type[PreTrainedConfig]) -> set[str]:
     """The fields that a config class adds to those of transformers' base class."""
     inherited = {field.name for field in fields(PreTrainedConfig)}
@@ -376,12 +397,38 @@ def test_one_label_is_binary(name):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_trainer_scales_accumulated_gradients_rightly(name):
+def test_trainer_gives_accumulated_batches_the_gradients_of_a_whole_one(name, tmp_path):
     """transformers' own SegFormer makes the loss grow with the accumulation steps (`accepts_loss_kwargs`)."""
-    model = build(name)
-    parameters = inspect.signature(type(model).forward).parameters
-    assert model.accepts_loss_kwargs is False
-    assert {"pixel_values", "labels"} <= set(parameters)
+    known = own_fields(architectures()[name].config)
+    steady = {field: 0.0 for field in known if field.endswith(("dropout_prob", "drop_path_rate"))}
+    first = build(name, decoder_norm="group", **steady)
+    samples = [
+        {"pixel_values": image, "labels": torch.randint(0, LABELS, image.shape[1:])} for image in images(name, 4)
+    ]
+    trained = []
+    for batch in (4, 1):
+        model = copy.deepcopy(first)
+        for norm in model.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):  # whose batches differ
+                norm.train = lambda mode=True: None
+        arguments = TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=4 // batch,
+            max_steps=2,
+            optim="sgd",
+            learning_rate=0.1,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        Trainer(model, arguments, train_dataset=samples).train()
+        trained.append(model.state_dict())
+    whole, accumulated = trained
+    assert any(not torch.equal(whole[key], tensor) for key, tensor in first.state_dict().items())
+    for key, tensor in whole.items():
+        torch.testing.assert_close(accumulated[key], tensor, rtol=1e-3, atol=1e-5, msg=key)
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
@@ -416,6 +463,22 @@ def test_pipelines_run_and_log_no_error(name, task, tmp_path, caplog):
     assert results
     if task == "image-segmentation":
         assert all(result["mask"].size == photo.size for result in results)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@torch.no_grad()
+def test_fewer_stages_of_a_backbone_give_the_same_maps(name, tmp_path):
+    segmenter = build(name)
+    segmenter.save_pretrained(tmp_path)
+    names, kind = segmenter.config.stage_names, architectures()[name].models["AutoBackbone"]
+    pixel_values = images(name)
+    whole = kind.from_pretrained(tmp_path, out_features=names)
+    maps = dict(zip(names, whole(pixel_values).feature_maps, strict=True))
+    for chosen in ([names[-1]], names[-2:], [names[0], names[-1]]):
+        backbone, account = kind.from_pretrained(tmp_path, out_features=chosen, output_loading_info=True)
+        assert not account["missing_keys"] and not account["mismatched_keys"]
+        for stage, feature_map in zip(chosen, backbone(pixel_values).feature_maps, strict=True):
+            torch.testing.assert_close(feature_map, maps[stage])
 
 
 @pytest.mark.parametrize("name", BACKBONES)

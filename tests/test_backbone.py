@@ -116,10 +116,27 @@ def test_any_size_and_logits_that_span_the_image(kind, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "head", "levels", "reason"),
     [
-        ("dinov2", "all_mlp", None, r"maps of several strides.*'dinov2' backbone gives 4 of stride 8, 8, 8, 8"),
-        ("swin", "feature_pyramid", None, r"4 maps of one stride.*'swin' backbone gives 4 of stride 4, 8, 16, 32"),
-        ("swin", "linear", (1, 2), r"a single map.*gives 2 of stride 4, 8 \(stages stage1, stage2\)"),
-        ("dinov2", "feature_pyramid", (2, 4), r"gives 2 .*or other segmentation_levels"),
+        (
+            "dinov2",
+            "all_mlp",
+            None,
+            r"maps of several strides.*'dinov2' backbone gives 4 of stride 8, 8, 8, 8 .*: "
+            "take 'linear' or 'mask_transformer' or 'feature_pyramid' or other segmentation_levels",
+        ),
+        (
+            "swin",
+            "feature_pyramid",
+            None,
+            r"4 maps of one stride.*'swin' backbone gives 4 of stride 4, 8, 16, 32 .*: "
+            "take 'linear' or 'mask_transformer' or 'all_mlp' or other segmentation_levels",
+        ),
+        (
+            "swin",
+            "linear",
+            (1, 2),
+            r"a single map.*gives 2 of stride 4, 8 \(stages stage1, stage2\): take 'all_mlp' or other segm",
+        ),
+        ("dinov2", "feature_pyramid", (2, 4), r"gives 2 .*: take other segmentation_levels"),
     ],
 )
 def test_a_head_that_cannot_read_the_maps_is_refused(kind, head, levels, reason, tmp_path):
@@ -162,6 +179,7 @@ def test_the_backbone_attends_as_it_is_told(kind, tmp_path):
     assert model.config._attn_implementation == model.backbone.config._attn_implementation == "eager"
     with torch.no_grad():
         outputs = model(IMAGES, output_attentions=True)
+        assert outputs.attentions
         assert all(torch.isclose(weights.sum(-1), torch.ones(())).all() for weights in outputs.attentions)
         model.set_attn_implementation("sdpa")
         torch.testing.assert_close(model(IMAGES).logits, outputs.logits, rtol=1e-4, atol=1e-4)

@@ -8,10 +8,13 @@ from importlib.metadata import EntryPoint
 import pytest
 from plugin_environment import outcomes, write_distribution
 from tiny_runs import settings, write_data, write_recipe
+from transformers import PreTrainedConfig
 
 from hf_vit_seg import architectures, plugin_listing, plugins
 from hf_vit_seg.entry_points import PREFIX, Plugin, load, load_all, subclass_of
+from hf_vit_seg.models import modeling_backbone_seg
 from hf_vit_seg.plugin_listing import GROUPS, TABLES, misplaced, models_view, tried
+from hf_vit_seg.plugins import HEADS, check_architecture
 from hf_vit_seg.records import Record, RecordError, Table
 
 BROKEN = {
@@ -82,6 +85,32 @@ def test_a_group_that_is_none_is_found(tmp_path, monkeypatch):
     assert [(p.name, p.error) for p in misplaced()] == [
         ("fine", "there is no such group; did you mean 'hf_vit_seg.losses'?")
     ]
+
+
+class Stranger(PreTrainedConfig):
+    model_type = "stranger"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"name": "cvt"}, "an architecture called 'cvt' already"),
+        ({"config": architectures()["cvt"].config}, "the model_type 'cvt_seg' already"),
+        ({"models": {"AutoModelForNothing": None}}, "has AutoModelForNothing, and transformers no Auto class"),
+        ({"image_processor": {"pil": object}}, "has pil where classes for pil and torchvision are expected"),
+        ({"image_processor": {}}, "has nothing where"),
+    ],
+)
+def test_an_architecture_takes_no_place_of_another(changes, reason):
+    known = list(architectures().values())
+    good = replace(architectures()["cvt"], name="stranger", config=Stranger)
+    check_architecture(good, known)
+    with pytest.raises(ValueError, match=reason):
+        check_architecture(replace(good, **changes), known)
+
+
+def test_the_names_of_heads_are_those_of_the_models():
+    assert modeling_backbone_seg.HEADS.keys() == HEADS
 
 
 def test_an_architecture_whose_files_are_broken_says_which(tmp_path, monkeypatch):

@@ -135,9 +135,20 @@ def test_ignored_pixels_do_not_matter():
 @pytest.mark.parametrize("wrong", [-1, 1])
 def test_a_label_that_is_no_class_is_an_error(classes, wrong):
     logits, labels = drawn(1, classes, (4, 4), (8, 8))
-    labels[0, 3, 3] = max(classes, 2) if wrong == 1 else -max(classes, 2) - 1
+    labels[0, 3, 3] = max(classes, 2) if wrong == 1 else -1
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         upsampled_cross_entropy(logits, labels, IGNORE)
+
+
+@pytest.mark.parametrize("classes", [1, 3, 20])
+def test_labels_of_another_shape_or_type(classes):
+    logits, labels = drawn(2, classes, (4, 4), (8, 8))
+    for wrong in (labels[:1], labels[0], labels[:, None], labels.float()):
+        with pytest.raises(ValueError, match="one for each of the 2 images; got"):
+            upsampled_cross_entropy(logits, wrong, IGNORE)
+    expected = upsampled_cross_entropy(logits, labels, IGNORE)
+    for narrow in (torch.uint8, torch.int32):
+        torch.testing.assert_close(upsampled_cross_entropy(logits, labels.to(narrow), IGNORE), expected)
 
 
 def test_one_output_is_binary():

@@ -136,6 +136,15 @@ def test_another_image_size_at_load_resizes_the_positions(auto, tmp_path):
     torch.testing.assert_close(auto.from_pretrained(again)(pixel_values)[0], expected)
 
 
+def test_offloaded_positions_are_not_resized(tmp_path):
+    segmenter().save_pretrained(tmp_path / "model")
+    split = {"vit": "disk", "decode_head": "cpu"}
+    with pytest.raises(ValueError, match="position embeddings are offloaded"):
+        AutoModelForSemanticSegmentation.from_pretrained(
+            tmp_path / "model", image_size=64, device_map=split, offload_folder=tmp_path / "disk"
+        )
+
+
 def test_loading_at_another_size_reports_nothing_missing(tmp_path):
     segmenter().save_pretrained(tmp_path)
     _, report = AutoModelForSemanticSegmentation.from_pretrained(
@@ -282,7 +291,7 @@ def test_heads_save_load_compile_and_record(head, tmp_path):
     plain = model(pixel_values)
     assert "hidden_states" not in plain
     full = model(pixel_values, output_hidden_states=True)
-    assert len(full.hidden_states) == 3  # the encoder's alone
+    assert len(full.hidden_states) == 4  # the encoder's alone
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(pixel_values).logits, plain.logits)
@@ -323,7 +332,7 @@ def test_the_pyramid_reads_the_layers_that_the_config_names():
     model = segmenter(segmentation_head="all_mlp", segmentation_levels=(1, 1, 2, 3))
     pixel_values = torch.randn(1, 3, 32, 32)
     outputs = model.vit(pixel_values, output_hidden_states=True)
-    maps = [*outputs.hidden_states[:2], outputs.last_hidden_state]
+    maps = [*outputs.hidden_states[1:3], outputs.last_hidden_state]
     maps = [t[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2) for t in maps]
     expected = model.decode_head([maps[0], maps[0], maps[1], maps[2]])
     torch.testing.assert_close(model(pixel_values).logits, expected)
@@ -335,12 +344,13 @@ def test_the_pyramid_reads_the_layers_that_the_config_names():
 @torch.no_grad()
 def test_the_backbone_gives_the_layers_of_the_encoder():
     encoder = randomise(VisionTransformerModel(config())).eval()
-    backbone = VisionTransformerBackbone(config(out_indices=(0, 2))).eval()
+    backbone = VisionTransformerBackbone(config(out_indices=(0, 1, 3))).eval()
     backbone.load_state_dict(encoder.state_dict(), strict=True)
     pixel_values = torch.randn(2, 3, 40, 24)
     outputs = encoder(pixel_values, output_hidden_states=True)
-    first, last = backbone(pixel_values).feature_maps
-    torch.testing.assert_close(first.flatten(2).transpose(1, 2), outputs.hidden_states[0][:, 1:])
+    stem, first, last = backbone(pixel_values).feature_maps
+    torch.testing.assert_close(stem.flatten(2).transpose(1, 2), encoder.embeddings(pixel_values)[:, 1:])
+    torch.testing.assert_close(first.flatten(2).transpose(1, 2), outputs.hidden_states[1][:, 1:])
     torch.testing.assert_close(last.flatten(2).transpose(1, 2), outputs.last_hidden_state[:, 1:])
     assert first.shape == (2, 32, 5, 3)
 

@@ -118,7 +118,7 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
-        self.stage_names = [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        self.stage_names = ["stem", *(f"stage{i}" for i in range(1, self.num_hidden_layers + 1))]
         kwargs.pop("stage_names", None)
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)

@@ -110,12 +110,17 @@ def chosen_head(config: BackboneSegmentationConfig, strides: Sequence[Stride]) -
     reads, fits = head_choice(name)[1:]
     if fits(strides):
         return name
-    able = [f"'{other}'" for other, choice in HEADS.items() if choice.reads != reads]
+    chosen = config.segmentation_levels is not None
+    able = [
+        f"'{other}'"
+        for other, choice in HEADS.items()
+        if choice.fits(strides) or (not chosen and other in SINGLE_MAP_HEADS)
+    ]
     found = ", ".join(f"{rows}" if rows == columns else f"{rows}x{columns}" for rows, columns in strides)
     raise ValueError(
         f"segmentation_head '{name}' reads {reads}, but the '{config.backbone.model_type}' backbone gives "
         f"{len(strides)} of stride {found} (stages {', '.join(map(str, config.backbone.out_features))}): take "
-        f"{' or '.join(able)}, or other segmentation_levels"
+        f"{' or '.join([*able, 'other segmentation_levels'])}"
     )
 
 

@@ -326,9 +326,10 @@ def build_stages(config: CvTConfig) -> nn.ModuleList:
     return nn.ModuleList([CvTStage(config, stage) for stage in range(len(config.depths))])
 
 
-def level_norms(config: CvTConfig, levels: list[int]) -> nn.ModuleList:
-    """A norm for each of the stages that a head takes: stages end without one."""
-    return nn.ModuleList([nn.LayerNorm(config.hidden_sizes[i], eps=config.layer_norm_eps) for i in levels])
+def level_norms(config: CvTConfig, stages: Sequence[str]) -> nn.ModuleDict:
+    """A norm for each of the stages that a head takes, by its name: stages end without one."""
+    widths = dict(zip(config.stage_names, config.hidden_sizes, strict=True))
+    return nn.ModuleDict({name: nn.LayerNorm(widths[name], eps=config.layer_norm_eps) for name in stages})
 
 
 def normalised(norm: nn.Module, feature_map: torch.Tensor) -> torch.Tensor:
@@ -415,7 +416,7 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
     def __init__(self, config: CvTConfig):
         super().__init__(config)
         self.cvt = CvTModel(config)
-        self.level_norms = level_norms(config, list(range(len(config.depths))))
+        self.level_norms = level_norms(config, config.stage_names)
         self.decode_head = AllMLPHead(
             in_channels=config.hidden_sizes,
             width=config.decoder_hidden_size,
@@ -442,7 +443,7 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
         resolution; with one label it is binary.
         """
         outputs = self.cvt(pixel_values, **kwargs)
-        levels = [normalised(norm, m) for norm, m in zip(self.level_norms, outputs.hidden_states, strict=True)]
+        levels = [normalised(norm, m) for norm, m in zip(self.level_norms.values(), outputs.hidden_states, strict=True)]
         logits = self.decode_head(levels)
         return segmenter_output(self.config, outputs, logits, labels)
 
@@ -454,7 +455,7 @@ class CvTBackbone(BackboneMixin, CvTPreTrainedModel):
         super().__init__(config)
         self.stages = build_stages(config)
         self.num_features = list(config.hidden_sizes)
-        self.level_norms = level_norms(config, [self.stage_names.index(name) for name in self.out_features])
+        self.level_norms = level_norms(config, self.out_features)
         self.post_init()
 
     @merge_with_config_defaults
@@ -468,7 +469,7 @@ class CvTBackbone(BackboneMixin, CvTPreTrainedModel):
         for name, stage in zip(self.stage_names, self.stages, strict=True):
             feature_map, _ = stage(feature_map, **kwargs)
             if name in self.out_features:
-                feature_maps.append(normalised(self.level_norms[len(feature_maps)], feature_map))
+                feature_maps.append(normalised(self.level_norms[name], feature_map))
         return BackboneOutput(feature_maps=tuple(feature_maps))
 
 

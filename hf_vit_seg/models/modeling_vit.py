@@ -22,7 +22,7 @@ from transformers.modeling_outputs import (
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
+from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
 from .chosen_heads import linear_head, mask_transformer_head, pyramid_head
 from .configuration_vit import VisionTransformerConfig, pair
@@ -90,7 +90,7 @@ class VisionTransformerPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {
-        "hidden_states": OutputRecorder(VisionTransformerLayer, capture_initial_hidden_state=False),
+        "hidden_states": VisionTransformerLayer,
         "attentions": VisionTransformerAttention,
     }
     _input_embed_layer = "patch_embeddings"
@@ -132,12 +132,17 @@ class VisionTransformerPreTrainedModel(PreTrainedModel):
         """Store the position embeddings for images of another size, (height, width), and say so in the config.
 
         It is not needed for taking such images, which every model does; it makes their grid the one that is trained
-        and saved.
+        and saved. ValueError where accelerate keeps the position embeddings elsewhere until they are used.
         """
         embeddings = next(m for m in self.modules() if isinstance(m, VisionTransformerEmbeddings))
         grid = self.config.grid_of(*pair(image_size))
         if grid != self.config.grid_size:
             old = embeddings.position_embeddings
+            if old.is_meta and hasattr(embeddings, "_hf_hook"):
+                raise ValueError(
+                    "The position embeddings are offloaded, where they cannot be resized: resize them in a model that "
+                    "was loaded without offloading, save it, and load that"
+                )
             with torch.no_grad():
                 embeddings.position_embeddings = nn.Parameter(embeddings.resize(grid), old.requires_grad)
         self.config.image_size = image_size
@@ -160,7 +165,7 @@ class VisionTransformerModel(VisionTransformerPreTrainedModel):
         """Encode images.
 
         `pixel_values` are normalised images (B, C, H, W), sides of any length: they are padded to whole tokens.
-        `hidden_states`, when asked for, are the tokens behind each layer, before the final norm.
+        `hidden_states`, when asked for, are the embeddings and the tokens behind each layer, before the final norm.
         """
         check_channels(self.config, pixel_values)
         return BaseModelOutput(last_hidden_state=self.norm(self.encode(self.embeddings(pixel_values), **kwargs)))
@@ -261,7 +266,7 @@ class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel)
             return self.decode_head(patch_map(config, last, pixel_values))
         assert outputs.hidden_states is not None
         tokens = [*outputs.hidden_states[:-1], last]  # the last one normed
-        return self.decode_head([patch_map(config, tokens[i - 1], pixel_values) for i in config.pyramid_layers])
+        return self.decode_head([patch_map(config, tokens[i], pixel_values) for i in config.pyramid_layers])
 
     def segment(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
@@ -297,14 +302,14 @@ class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel)
 
 
 class VisionTransformerBackbone(BackboneMixin, VisionTransformerPreTrainedModel):
-    """The encoder as feature maps of the layers that `config.out_features` chooses among stage1 .. stageL."""
+    """The encoder as feature maps that `config.out_features` chooses: stem (the embeddings), stage1 .. stageL."""
 
     def __init__(self, config: VisionTransformerConfig):
         super().__init__(config)
         self.embeddings = VisionTransformerEmbeddings(config)
         self.layers = encoder_layers(config)
         self.norm = final_norm(config)
-        self.num_features = [config.hidden_size] * config.num_hidden_layers
+        self.num_features = [config.hidden_size] * len(config.stage_names)
         self.post_init()
 
     @merge_with_config_defaults
@@ -318,8 +323,8 @@ class VisionTransformerBackbone(BackboneMixin, VisionTransformerPreTrainedModel)
         """
         check_channels(self.config, pixel_values)
         hidden_states, feature_maps = self.embeddings(pixel_values), []
-        for name, layer in zip(self.stage_names, self.layers, strict=True):
-            hidden_states = layer(hidden_states, **kwargs)
+        for name, layer in zip(self.stage_names, [None, *self.layers], strict=True):
+            hidden_states = hidden_states if layer is None else layer(hidden_states, **kwargs)
             if name in self.out_features:
                 tokens = self.norm(hidden_states) if name == self.stage_names[-1] else hidden_states
                 feature_maps.append(patch_map(self.config, tokens, pixel_values))

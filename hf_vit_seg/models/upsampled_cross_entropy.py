@@ -37,8 +37,15 @@ def upsampled_cross_entropy(
     The same as `cross_entropy(interpolate(logits, labels.shape[1:], mode="bilinear"), labels, reduction="none")` with
     those options, for logits (B, K, h, w), labels (B, H, W), int64, and class weights (K,). A single class is binary:
     its logit is that of label 1 against label 0, weights are (2,). It can be differentiated once. `strip_bytes` is
-    the size of a strip of logits, by default what suits the device. A label that is no class is torch's IndexError.
+    the size of a strip of logits, by default what suits the device. ValueError for labels of another shape or type;
+    a label that is no class is torch's error.
     """
+    if labels.ndim != 3 or labels.shape[0] != logits.shape[0] or labels.is_floating_point():
+        raise ValueError(
+            f"labels are class maps (B, H, W) of whole numbers, one for each of the {logits.shape[0]} images; got "
+            f"shape {tuple(labels.shape)}, {labels.dtype}"
+        )
+    labels = labels.long()
     if logits.shape[1] == 1:
         return binary_cross_entropy(logits, labels, ignore_index, class_weights, label_smoothing)
     if not strips_serve(logits):
@@ -84,7 +91,8 @@ def binary_cross_entropy(
     weights = logits.new_ones(2) if class_weights is None else class_weights.to(logits)
     # What a pixel of each label (rows) pays for the improbability of class 0 and of class 1.
     costs = ((1 - label_smoothing) * torch.eye(2).to(logits) + label_smoothing / 2) * weights
-    targets, amounts = (costs[:, 1] / costs.sum(1))[labels], costs.sum(1)[labels] if class_weights is not None else None
+    targets = (costs[:, 1] / costs.sum(1)).gather(0, labels.flatten()).view_as(labels)  # an index counts from the end
+    amounts = None if class_weights is None else costs.sum(1)[labels]
     losses = nn.functional.binary_cross_entropy_with_logits(logits, targets, amounts, reduction="none")
     return losses.where(counts, 0)
 
