@@ -19,8 +19,9 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from transformers.models.auto import modeling_auto
 
 from .entry_points import PREFIX, Plugin, load_all, subclass_of
+from .models.carried_code import clash
 from .models.plugged_heads import PLUGGED_HEADS
-from .remote_code import register_code
+from .remote_code import file_of, obstacle, register_code
 
 GROUP = PREFIX + "architectures"
 HEADS_GROUP = PREFIX + "heads"
@@ -106,9 +107,16 @@ def check_architecture(architecture: Architecture, known: Sequence[Architecture]
 @cache
 def heads() -> tuple[Plugin, ...]:
     """Every installed segmentation head, loaded and put where models find it by name, or why it is not."""
-    found = reported(load_all(HEADS_GROUP, subclass_of(nn.Module), HEADS))
+    found = reported(load_all(HEADS_GROUP, accept_head, HEADS))
     PLUGGED_HEADS.update({plugin.name: plugin.value for plugin in found if plugin.value is not None})
     return found
+
+
+def accept_head(value: Any) -> None:
+    """Refuse what is no module, with TypeError, and with ValueError a head that models could not be saved with."""
+    subclass_of(nn.Module)(value)
+    if reason := obstacle(file_of(value)) or clash(value):
+        raise ValueError(f"its code cannot be saved beside a model: {reason}")
 
 
 def reported(found: tuple[Plugin, ...]) -> tuple[Plugin, ...]:

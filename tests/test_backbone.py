@@ -299,6 +299,31 @@ def test_timms_weights_and_statistics_come_along(name, saved_by, tmp_path):
     assert model.head_name == "all_mlp" and not model.supports_gradient_checkpointing
 
 
+@pytest.mark.parametrize(
+    ("name", "head"), [("vit_tiny_patch16_224", "feature_pyramid"), ("swin_tiny_patch4_window7_224", "all_mlp")]
+)
+def test_timms_transformers_take_images_of_any_size(name, head, tmp_path):
+    timm = pytest.importorskip("timm")
+    plain = timm.create_model(name, dynamic_img_size=True).eval()
+    timm.models.save_for_hf(plain, tmp_path / "bare", safe_serialization=True)
+    model = worn(tmp_path / "bare")
+    assert model.head_name == head
+    model.backbone.save_pretrained(tmp_path / "again")
+    model.save_pretrained(tmp_path / "worn")
+    again, loaded = worn(tmp_path / "again"), AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "worn")
+    pixel_values = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = plain.forward_intermediates(pixel_values, indices=4, intermediates_only=True)
+        for one in (model, again, loaded):
+            maps = one.backbone(pixel_values).feature_maps
+            for ours, theirs in zip(maps, expected, strict=True):
+                ours = ours.permute(0, 3, 1, 2) if one.turns_maps else ours
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        for size in ((224, 224), (61, 45)):
+            grid = tuple(-(-side // 4) for side in size)
+            assert loaded(torch.randn(1, 3, *size)).logits.shape[-2:] == grid
+
+
 def test_timms_backbones_are_built_from_a_config_alone():
     pytest.importorskip("timm")
     config = BackboneSegmentationConfig(backbone_config=TimmBackboneConfig(backbone="resnet18"), num_channels=2)

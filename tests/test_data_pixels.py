@@ -76,7 +76,7 @@ def test_three_bands_are_what_predict_sees(kind, mode):
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(expected))
 
 
-@pytest.mark.parametrize(("kind", "mode"), [pair for pair in KINDS if pair[1] != "I;16"])
+@pytest.mark.parametrize(("kind", "mode"), [*KINDS, ("TIFF", "F"), ("TIFF", "I")])
 def test_one_band_is_what_a_processor_with_one_mean_sees(kind, mode):
     file = as_bytes(picture(mode), kind)
     processor = SemanticSegmentationImageProcessor(
@@ -155,6 +155,9 @@ def test_16_bit_rgb_tiffs_keep_their_values():
 
 def test_float_grey_is_repeated_unscaled():
     array = noise(5, 7, dtype=np.float32)
+    plain = SemanticSegmentationImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
+    seen = plain(Image.fromarray(array), return_tensors="pt")["pixel_values"][0]
+    assert np.array_equal(seen.numpy(), np.stack([array] * 3))
     for file in (tiff_file(array), as_bytes(Image.fromarray(array), "TIFF"), numpy_file(array)):
         assert np.array_equal(read_pixels(file).numpy(), np.stack([array] * 3))
 

@@ -93,7 +93,7 @@ def done(folder, python):
         "export": ["export", model, program, "--to", "pt2"],
         "predict": ["predict", program / "model.pt2", folder / "photo.png", "--out", folder / "maps"],
     }
-    directories = [model, folder / "converted", folder / "swin"]
+    directories = [model, folder / "converted", *(folder / name for name in ("swin", "cvt", "segformer", "vit"))]
     ran = outcomes(list(commands.values()), folder / "home", directories, python)
     return dict(zip(commands, ran, strict=True)), directories
 

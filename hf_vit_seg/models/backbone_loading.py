@@ -5,14 +5,25 @@ the statistics of the BatchNorms that it has loaded from timm (transformers 5.23
 """
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
 
-from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, TimmBackboneConfig
+from transformers import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    AutoBackbone,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmBackboneConfig,
+)
 from transformers.initialization import no_init_weights
 from transformers.utils.hub import cached_file
 
 TIMM_WEIGHTS = "model.safetensors"
+CHANNELS_LAST = "NHWC"
+T = TypeVar("T")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
@@ -37,6 +48,25 @@ def stored_config(path: str | os.PathLike, **hub: Any) -> PreTrainedConfig:
     return config
 
 
+def new_backbone(config: PreTrainedConfig) -> Any:
+    """A backbone with fresh weights."""
+    return of_any_size(config, partial(AutoBackbone.from_config, config))
+
+
+def of_any_size(config: PreTrainedConfig, build: Callable[..., T]) -> T:
+    """What `build` builds; of timm's models for images of any size, where that is an option (CNNs need none)."""
+    if isinstance(config, TimmBackboneConfig):
+        with suppress(TypeError):
+            return build(dynamic_img_size=True)
+    return build()
+
+
+def gives_channels_last(backbone: Any) -> bool:
+    """Whether the maps of a backbone are (B, H, W, C), as those of some of timm's are."""
+    layout = getattr(getattr(backbone, "_backbone", None), "output_fmt", None)
+    return getattr(layout, "value", layout) == CHANNELS_LAST
+
+
 def loaded_backbone(
     path: str | os.PathLike, config: PreTrainedConfig, **loading: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -47,11 +77,14 @@ def loaded_backbone(
     hub = hub_options(loading)
     if isinstance(AutoConfig.from_pretrained(path, **hub), TimmBackboneConfig):  # saved by transformers
         load = PreTrainedModel.from_pretrained.__func__  # TimmBackbone's own asks timm for a model of that name
-        return load(backbone_class, path, config=config, output_loading_info=True, **loading)
+        return of_any_size(
+            config, partial(load, backbone_class, path, config=config, output_loading_info=True, **loading)
+        )
     file = cached_file(path, TIMM_WEIGHTS, **hub)
+    build = partial(backbone_class, config, pretrained=True, pretrained_cfg_overlay={"file": file})
     with no_init_weights():  # else post_init resets the BatchNorms
-        backbone = backbone_class(config, pretrained=True, pretrained_cfg_overlay={"file": file})
+        backbone = of_any_size(config, build)
     return backbone, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
 
 
-__all__ = ["hub_options", "loaded_backbone", "stored_config"]
+__all__ = ["gives_channels_last", "hub_options", "loaded_backbone", "new_backbone", "stored_config"]

@@ -5,11 +5,18 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, TimmBackboneConfig
+from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, PreTrainedConfig, TimmBackboneConfig
 from transformers.configuration_utils import SubConfigSpec
+
+from .own_backbones import OWN_BACKBONES
 
 LEVELS = 4
 SINGLE_MAP_HEADS = ("linear", "mask_transformer")
+
+for _config, _backbone in OWN_BACKBONES:
+    if _config.model_type not in CONFIG_MAPPING:
+        AutoConfig.register(_config.model_type, _config)
+        AutoBackbone.register(_config, _backbone)
 
 
 def default_levels(config: PreTrainedConfig, count: int) -> list[int]:
@@ -35,7 +42,7 @@ class BackboneSegmentationConfig(PreTrainedConfig):
     layers with heads of 64 channels and `hidden_act`), which read one map; "feature_pyramid" (four layers of a plain
     ViT made a pyramid, under SegFormer's head) for maps of one stride; "all_mlp" (SegFormer's head, arXiv 2105.15203)
     for maps of several. Without, the last or the one before is taken, as the strides are. Other names are those of
-    heads that plugins bring, see `head_code`.
+    heads that plugins bring, see `carried_code`.
     `segmentation_levels` are the backbone's stages that the head reads, as indices (transformers' `out_indices`);
     without, they are the last stage for the heads of one map, and else four of them evenly spaced. What the backbone's
     config says of `out_features` does not count.

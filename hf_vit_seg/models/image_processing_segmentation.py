@@ -149,8 +149,9 @@ class SegmentationProcessing(BaseImageProcessor):
         bands = len(image_mean) if isinstance(image_mean, Sequence) else None
         convert = bands == 3 if do_convert_rgb is None else do_convert_rgb
         if isinstance(image, Image.Image):
-            image = rgb_picture(image) if convert or bands == 1 else image
-            image = image.convert("L") if bands == 1 and not convert else image
+            keeps_values = image.mode == "F" or image.mode.startswith("I") and not convert
+            if not keeps_values and (convert or bands == 1):
+                image = rgb_picture(image) if convert else rgb_picture(image).convert("L")
             input_data_format = ChannelDimension.LAST
         accepted = ([bands] if bands else []) + ([3, 1, 4] if convert or not bands else [])
         pixels = channels_first(as_tensor(image), accepted, input_data_format)

@@ -11,17 +11,17 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .backbone_loading import hub_options, loaded_backbone, stored_config
+from .backbone_loading import gives_channels_last, hub_options, loaded_backbone, new_backbone, stored_config
+from .carried_code import CarriesCode, plugged_head
 from .chosen_heads import DEFAULT_WIDTH, linear_head, mask_transformer_head, pyramid_head
 from .configuration_backbone_seg import LEVELS, SINGLE_MAP_HEADS, BackboneSegmentationConfig
 from .feature_strides import Stride, feature_strides
-from .head_code import WearsPluggedHead, plugged_head
 from .image_bands import check_channels
 from .image_padding import padded_to_whole
 from .losses import segmenter_output
@@ -124,7 +124,7 @@ def chosen_head(config: BackboneSegmentationConfig, strides: Sequence[Stride]) -
     )
 
 
-class BackboneForSemanticSegmentation(WearsPluggedHead):
+class BackboneForSemanticSegmentation(CarriesCode):
     """A backbone and the head that `config.segmentation_head` names, or that fits its strides."""
 
     config: BackboneSegmentationConfig
@@ -143,9 +143,10 @@ class BackboneForSemanticSegmentation(WearsPluggedHead):
     def __init__(self, config: BackboneSegmentationConfig, backbone: PreTrainedModel | None = None):
         """Build the model around a new backbone, or around one that is built and loaded already."""
         super().__init__(config)
-        self.backbone: Any = AutoBackbone.from_config(config.backbone) if backbone is None else backbone
+        self.backbone: Any = new_backbone(config.backbone) if backbone is None else backbone
         config.backbone_config = self.backbone.config  # timm has settled its stages in it
         strides = feature_strides(self.backbone)
+        self.turns_maps = gives_channels_last(self.backbone)
         self.token = lcm(*(rows for rows, _ in strides)), lcm(*(columns for _, columns in strides))
         self.head_name = chosen_head(config, strides)
         self.decode_head = head_choice(self.head_name).build(config, self.backbone.channels)
@@ -226,6 +227,8 @@ class BackboneForSemanticSegmentation(WearsPluggedHead):
         padded = padded_to_whole(pixel_values, self.token)
         outputs = self.backbone.forward_with_filtered_kwargs(padded, return_dict=True, **kwargs)
         maps = outputs.feature_maps
+        if self.turns_maps:
+            maps = [feature_map.permute(0, 3, 1, 2) for feature_map in maps]
         logits = self.decode_head(maps[0] if self.head_name in SINGLE_MAP_HEADS else maps)
         logits = sample_extent(logits, (height, width), self.token)
         return segmenter_output(self.config, outputs, logits, labels)

@@ -1,4 +1,4 @@
-"""Segmentation heads of other packages, by name: modules that are built and called as `head_code` says.
+"""Segmentation heads of other packages, by name: modules that are built and called as `carried_code` says.
 
 The table is filled from outside, with the entry points `hf_vit_seg.heads`. Code that is saved beside a model knows no
 entry points, so there this file is written anew, with the head that the model wears.
