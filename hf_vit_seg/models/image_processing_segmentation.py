@@ -149,7 +149,7 @@ class SegmentationProcessing(BaseImageProcessor):
         bands = len(image_mean) if isinstance(image_mean, Sequence) else None
         convert = bands == 3 if do_convert_rgb is None else do_convert_rgb
         if isinstance(image, Image.Image):
-            keeps_values = image.mode == "F" or image.mode.startswith("I") and not convert
+            keeps_values = image.mode == "F" or (image.mode.startswith("I") and not convert)
             if not keeps_values and (convert or bands == 1):
                 image = rgb_picture(image) if convert else rgb_picture(image).convert("L")
             input_data_format = ChannelDimension.LAST
