@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from hf_vit_seg.models.bilinear_cells import positions
+from hf_vit_seg.models.bilinear_cells import neighbours
 from hf_vit_seg.models.label_maps import finite
 
 Model = Callable[[torch.Tensor], torch.Tensor]  # pixel values (B, C, H, W) -> logits (B, K, h, w)
@@ -77,14 +77,11 @@ def resized_rows(canvas: Canvas, size: tuple[int, int], first: int, stop: int) -
 
 def mixed_rows(canvas: Canvas, height: int, first: int, stop: int) -> torch.Tensor:
     """The rows first .. stop - 1 of a canvas that is resized to `height`: (B, n, w, K)."""
-    place = positions(canvas.size[0], height, torch.float64)[first:stop].clamp(min=0)
-    above = place.long().clamp(max=canvas.size[0] - 1)
-    below = (above + 1).clamp(max=canvas.size[0] - 1)
+    above, below, weight = (part[first:stop] for part in neighbours(canvas.size[0], height, torch.float64))
     origin = int(above[0])
     rows = canvas.rows(origin, int(below[-1]) + 1)
-    weight = (place - above).clamp(0, 1)[:, None, None].to(rows)
     above, below = (above - origin).to(rows.device), (below - origin).to(rows.device)
-    return torch.lerp(rows[:, above], rows[:, below], weight)
+    return torch.lerp(rows[:, above], rows[:, below], weight[:, None, None].to(rows))
 
 
 __all__ = ["Canvas", "LogitGrid", "Model", "compact", "mirrored", "resized_rows"]

@@ -65,4 +65,4 @@ def split_axis(samples: int, pixels: int, dtype: torch.dtype, device: torch.devi
     return Axis(*(field.to(device) for field in fields))
 
 
-__all__ = ["Axis", "neighbours", "positions", "split_axis"]
+__all__ = ["Axis", "neighbours", "split_axis"]

@@ -50,7 +50,7 @@ def label_map(
         for image, out in zip(logits, labels, strict=True):
             small = len(image) == 1 or 2 * out.numel() < image[0].numel()
             if small or not write_labels(image, out, chunk_bytes):
-                for rows, planes in resized_bands(image, size, chunk_bytes):
+                for rows, planes in logit_bands(image, size, chunk_bytes):
                     out[rows] = planes[0] > 0 if len(image) == 1 else planes.max(0).indices
     return labels
 
@@ -68,7 +68,7 @@ def score_map(
     scores = torch.empty((len(logits), *size), dtype=kind, device=logits.device)
     with torch.no_grad():
         for image, out in zip(logits, scores, strict=True):
-            for rows, planes in resized_bands(image, size, chunk_bytes):
+            for rows, planes in logit_bands(image, size, chunk_bytes):
                 if len(image) == 1:
                     out[rows] = planes[0].sigmoid()
                 else:
@@ -98,7 +98,7 @@ def finite(logits: torch.Tensor) -> torch.Tensor:
     return logits.nan_to_num(nan=-bound).clamp(-bound, bound)
 
 
-def resized_bands(
+def logit_bands(
     logits: torch.Tensor, size: tuple[int, int], chunk_bytes: int
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Resize logits (K, h, w) a few rows at a time: the rows, and all their logits (K, rows, W)."""
