@@ -1,12 +1,13 @@
 """The config of a converted model: a config.json beside, shapes, the reference's code, overrides."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig
+
+from hf_vit_seg.records import nearest
 
 from .errors import ConversionError
 from .labels import LabelSet
@@ -34,8 +35,7 @@ def check_fields(config: type[PreTrainedConfig], overrides: Mapping[str, Any]) -
     fields = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
     for name in overrides:
         if name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"its fields are {', '.join(fields)}"
+            hint = nearest(name, fields, "its fields")
             raise ConversionError(f"{config.__name__} has no field '{name}' to override; {hint}")
 
 
