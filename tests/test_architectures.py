@@ -298,12 +298,13 @@ def test_what_must_not_be_split_is_found(name, auto):
     """transformers splits a model over devices by the names of classes, and says nothing of those that it lacks."""
     accelerate = pytest.importorskip("accelerate")
     model = build(name, auto)
-    whole = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+    kept_whole = model._no_split_modules or ()
+    whole = [module for module in model.modules() if type(module).__name__ in kept_whole]
     assert whole
     split = accelerate.infer_auto_device_map(
         model,
         max_memory={"cpu": "30KB", "disk": "1GB"},
-        no_split_module_classes=model._no_split_modules,
+        no_split_module_classes=list(kept_whole),
         clean_result=False,
     )
     inside = {id(part) for module in whole for part in list(module.modules())[1:]}

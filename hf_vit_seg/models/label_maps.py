@@ -98,9 +98,7 @@ def finite(logits: torch.Tensor) -> torch.Tensor:
     return logits.nan_to_num(nan=-bound).clamp(-bound, bound)
 
 
-def logit_bands(
-    logits: torch.Tensor, size: tuple[int, int], chunk_bytes: int
-) -> Iterator[tuple[slice, torch.Tensor]]:
+def logit_bands(logits: torch.Tensor, size: tuple[int, int], chunk_bytes: int) -> Iterator[tuple[slice, torch.Tensor]]:
     """Resize logits (K, h, w) a few rows at a time: the rows, and all their logits (K, rows, W)."""
     kind = torch.promote_types(logits.dtype, torch.float32)
     height, width = size

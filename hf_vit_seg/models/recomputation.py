@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+FUNCTION = "_gradient_checkpointing_func"  # by which transformers gives a layer its checkpointing function
+
 
 class CountedOnce:
     """A checkpointing function, such as `torch.utils.checkpoint.checkpoint`, under which a layer's norms count once."""
@@ -52,9 +54,9 @@ def statistics_kept(layer: nn.Module) -> Iterator[None]:
 def count_batches_once(model: nn.Module) -> None:
     """Have the checkpointed layers of a model, after checkpointing was switched on, count each batch once."""
     for layer in model.modules():
-        checkpoint = getattr(layer, "_gradient_checkpointing_func", None)
+        checkpoint = getattr(layer, FUNCTION, None)
         if checkpoint is not None and not isinstance(checkpoint, CountedOnce):
-            layer._gradient_checkpointing_func = CountedOnce(checkpoint, layer)
+            setattr(layer, FUNCTION, CountedOnce(checkpoint, layer))
 
 
 __all__ = ["count_batches_once"]
