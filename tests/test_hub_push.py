@@ -12,7 +12,7 @@ import torch
 import transformers
 from bare_environment import bare_packages, read_bare
 from hub_models import contents, saved
-from hub_server import Refusal
+from hub_server import Refusal, Repo
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -23,7 +23,8 @@ from hf_vit_seg.hub import PushError, Target, push
 from hf_vit_seg.hub.heads import HEADS
 from hf_vit_seg.models.plugged_heads import PLUGGED_HEADS
 
-PLUGIN = Path(__file__).resolve().parent.parent / "examples" / "plugin" / "src"
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+NUCLEI, PLUGIN = EXAMPLES / "nuclei" / "model", EXAMPLES / "plugin" / "src"
 CASES = [(name, auto) for name, architecture in architectures().items() for auto in architecture.models]
 
 
@@ -158,6 +159,19 @@ def test_weights_in_other_files_replace_those_before(hub, tmp_path):
     assert "model.safetensors" not in contents(hub)
     loaded = transformers.AutoModelForSemanticSegmentation.from_pretrained("me/model")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_nothing_of_another_model_stays_but_what_is_the_user_s_own(hub, tmp_path):
+    repo = hub.repos["model/me/model"] = Repo("model")
+    own = ["handler.py", "LICENSE", "notes/model.safetensors", ".eval_results/mine.yaml", "metrics/metrics.json"]
+    stale = [".eval_results/me__cells.yaml", "model.safetensors.index.fp16.json", "picture.png"]
+    repo.commits["0" * 40] = dict.fromkeys([*own, *stale], b"")
+    push(Path(shutil.copytree(NUCLEI, tmp_path / "nuclei")), Target("me/model"))
+    assert {"recipe.yaml", "metrics.json", "preprocessor_config.json", "modeling_segformer.py"} <= set(contents(hub))
+    bare = saved(tmp_path / "bare", "vit")
+    (bare / "preprocessor_config.json").unlink()
+    done = push(bare, Target("me/model"))
+    assert set(contents(hub)) == {*done.files, *own} and "modeling_segformer.py" not in done.files
 
 
 def test_models_and_processors_push_themselves_with_their_code(hub, tmp_path):

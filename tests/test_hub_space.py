@@ -68,6 +68,18 @@ def test_a_space_runs_on_what_lies_in_it(pushed):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_a_space_pushed_again_has_one_installation_in_it(hub):
+    repo = "me/demo"
+    push_space(str(NUCLEI), Target(repo))
+    files = hub.repo(repo, "space").files()
+    own = dict.fromkeys(("notes.md", "photos/a.jpg", "hf_vit_seg_notes/a.md"), b"mine")
+    files |= own | {"hf_vit_seg-0.0.1.dist-info/METADATA": b"Name: hf_vit_seg", "hf_vit_seg/gone.py": b""}
+    before = set(files)
+    push_space(str(NUCLEI), Target(repo))
+    gone = before - hub.repo(repo, "space").files().keys()
+    assert gone == {"hf_vit_seg-0.0.1.dist-info/METADATA", "hf_vit_seg/gone.py"}
+
+
 def test_a_model_of_the_hub(hub):
     push_space("me/model", Target("me/demo"))
     repo = hub.repo("me/demo", "space")

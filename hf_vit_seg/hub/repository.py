@@ -4,10 +4,9 @@ One commit, so that a push that is cut leaves the revision before it as it was (
 was uploaded until then is known to the Hub by its hash: the same command again goes on where it was cut.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +43,10 @@ class Target:
             raise PushError("a pull request is made against main: give a branch, or ask for a pull request")
 
 
-def commit(target: Target, content: Content, replaced: Sequence[str] = (), **kind: Any) -> CommitInfo:
+def commit(target: Target, content: Content, is_replaced: Callable[[str], bool], **kind: Any) -> CommitInfo:
     """Make the repository (its `kind` as `create_repo` takes it) where there is none, and one commit in it.
 
-    Files of the repository that match `replaced` and are not in `content` are removed by the same commit.
+    Paths of the repository for which `is_replaced`, and that are not in `content`, are removed by the same commit.
     """
     api, repo_type = HfApi(library_name="hf_vit_seg"), kind.get("repo_type")
     with hub_errors(target.repo_id):
@@ -55,7 +54,7 @@ def commit(target: Target, content: Content, replaced: Sequence[str] = (), **kin
         if target.branch is not None:
             api.create_branch(target.repo_id, branch=target.branch, repo_type=repo_type, exist_ok=True)
         present = api.list_repo_files(target.repo_id, revision=target.branch, repo_type=repo_type)
-        stale = [path for path in present if any(fnmatch(path, each) for each in replaced) and path not in content]
+        stale = [path for path in present if is_replaced(path) and path not in content]
         return api.create_commit(
             target.repo_id,
             [*(CommitOperationAdd(*item) for item in content.items()), *map(CommitOperationDelete, stale)],

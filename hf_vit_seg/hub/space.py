@@ -5,6 +5,7 @@ what was tested here, whether or not the package is published anywhere; the pack
 """
 
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import Path
@@ -43,10 +44,15 @@ def push_space(model: str, target: Target) -> CommitInfo:
         content[f"{MODEL}/{CARD}"] = str(short_card(directory.provenance, directory.path.name)).encode()
     content[CARD] = front_page(folder(f"{PACKAGE}.space") / CARD, target.repo_id, [] if directory else [model])
     content[PINS] = "".join(f"{line}\n" for line in pins([package])).encode()
-    done = commit(target, content, replaced=(f"{PACKAGE}/*", f"{MODEL}/*"), repo_type="space", space_sdk="gradio")
+    done = commit(target, content, is_replaced, repo_type="space", space_sdk="gradio")
     if not target.create_pr:  # whose files the running Space does not have yet
         name_model(target.repo_id, offered)
     return done
+
+
+def is_replaced(path: str) -> bool:
+    """Whether a path in a Space is of the package, its installation's metadata or the model that are carried along."""
+    return any(fnmatch(path, each) for each in (f"{PACKAGE}/*", f"{PACKAGE}-*.dist-info/*", f"{MODEL}/*"))
 
 
 def name_model(repo_id: str, model: str) -> None:
