@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -20,8 +21,10 @@ from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
 from hf_vit_seg.hub import Target, push
 from hf_vit_seg.provenance import CARD, MARK, Provenance, card_metadata, provenance_from, write_card
-from hf_vit_seg.training.metrics_report import read_report
-from hf_vit_seg.training.recipe_files import load_recipe
+from hf_vit_seg.training.evaluation import Evaluation, report_of
+from hf_vit_seg.training.metrics_report import FILE as METRICS
+from hf_vit_seg.training.metrics_report import read_report, write_report
+from hf_vit_seg.training.recipe_files import load_recipe, recipe_text
 from hf_vit_seg.training.run_directory import lineage
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -41,7 +44,9 @@ def run(tmp_path) -> Path:
     shutil.copytree(NUCLEI, out / "best")
     (out / "log.jsonl").write_text("{}\n")
     (out / "test").mkdir()
-    (out / "test" / "metrics.json").write_text((NUCLEI / "metrics.json").read_text().replace("validation", "test"))
+    report = replace(read_report(NUCLEI / METRICS), dataset="me/nuclei-data", dataset_split="validation")
+    write_report(report, out / "best" / METRICS)
+    write_report(replace(report, split="test", dataset_split="test"), out / "test" / METRICS)
     (out / "samples").mkdir()
     Image.new("RGB", (8, 8)).save(out / "samples" / "a.png")
     write_card(out / "best", Provenance(license="cc0-1.0", datasets=("me/nuclei-data",)), "nuclei")
@@ -74,6 +79,42 @@ def test_no_leaderboard_for_local_data(hub, tmp_path):
     files = contents(hub, "me/nuclei")
     assert not [path for path in files if path.startswith(".eval_results")]
     assert ModelCard(files["README.md"].decode()).data.eval_results[0].dataset_name == "nuclei"
+
+
+FOLDERS = load_recipe("nuclei").data.train
+
+
+def on_the_hub(split: str, name: str = "me/data") -> dict:
+    return {"kind": "huggingface", "name": name, "split": split}
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "credited", "ranked"),
+    [
+        (on_the_hub("train"), on_the_hub("validation"), "me/data", True),
+        (on_the_hub("train"), on_the_hub("train", "me/other"), "me/other", True),
+        (FOLDERS, on_the_hub("test"), "me/data", True),
+        (on_the_hub("train"), FOLDERS, "nuclei", False),
+        (on_the_hub("train"), None, "nuclei", False),
+        (on_the_hub("train[:80%]"), on_the_hub("train[80%:]"), "me/data", False),
+        (on_the_hub("train+validation"), on_the_hub("validation"), "me/data", False),
+    ],
+)
+def test_scores_are_credited_to_the_data_that_were_measured(hub, tmp_path, train, validation, credited, ranked):
+    model, recipe = Path(shutil.copytree(NUCLEI, tmp_path / "model")), load_recipe("nuclei")
+    share = 0.2 if validation is None else None
+    data = recipe.data.model_copy(update={"train": train, "validation": validation, "validation_share": share})
+    recipe = recipe.model_copy(update={"data": data})
+    (model / "recipe.yaml").write_text(recipe_text(recipe))
+    write_card(model, lineage(recipe), "nuclei")
+    found = Evaluation({"mean_iou": 0.5}, samples=6, protocol="")
+    write_report(report_of(found, recipe, ("background", "nucleus"), "validation"), model / METRICS)
+    push(model, Target("me/model"))
+    files = contents(hub)
+    (result,) = ModelCard(files["README.md"].decode()).data.eval_results
+    assert result.dataset_type == credited
+    leaderboards = [path for path in files if path.startswith(".eval_results")]
+    assert leaderboards == ([f".eval_results/{credited.replace('/', '__')}.yaml"] if ranked else [])
 
 
 @pytest.mark.parametrize("auto", architectures()["vit"].models)
