@@ -11,6 +11,7 @@ import yaml
 from hf_vit_seg.conversion.convert import convert
 from hf_vit_seg.conversion.registry import sources
 from hub_models import contents, saved
+from hub_server import Refusal, Repo
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
 from hf_vit_seg.hub import Target, push
-from hf_vit_seg.provenance import CARD, MARK, Provenance, card_metadata, provenance_from, write_card
+from hf_vit_seg.provenance import CARD, MARK, Provenance, card_metadata, provenance_from, provenance_of, write_card
 from hf_vit_seg.training.evaluation import Evaluation, report_of
 from hf_vit_seg.training.metrics_report import FILE as METRICS
 from hf_vit_seg.training.metrics_report import read_report, write_report
@@ -165,6 +166,24 @@ def test_the_licence_goes_from_the_source_to_the_hub(hub, tmp_path):
         assert NVIDIA.items() <= known.metadata().items()
         assert known.base_model == base and known.datasets == ("me/data",)
     assert lineage(load_recipe("nuclei")) == Provenance()
+
+
+def test_a_licence_that_cannot_be_read_is_told_and_asked_for_again(hub, tmp_path, caplog):
+    convert(NVLABS, tmp_path / "converted")
+    push(tmp_path / "converted", Target("me/converted"))
+    hub.repos["model/me/bare"] = Repo("model")
+    assert provenance_of("me/bare").license is None and not caplog.records
+
+    def cut(method: str, path: str) -> None:
+        raise Refusal(503, "", "out for lunch")
+
+    hub.fault = cut
+    assert provenance_of("me/converted") == Provenance(base_model=("me/converted",))
+    assert "the card of me/converted cannot be read, so its licence is not handed on" in caplog.text
+    hub.fault = lambda method, path: None
+    assert provenance_of("me/converted").license_name == NVIDIA["license_name"]
+    hub.fault = cut  # what was read once is read again without the Hub
+    assert provenance_of("me/converted").license_name == NVIDIA["license_name"]
 
 
 def test_a_card_beside_the_checkpoint_tells_its_own_licence(tmp_path):
