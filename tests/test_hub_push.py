@@ -5,6 +5,7 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 
+import hub_server
 import huggingface_hub
 import numpy as np
 import pytest
@@ -101,13 +102,13 @@ def pushed_twice(folder: Path, case: dict, image: Path) -> dict:
     return case | {"model": "me/pinned", "revision": first, "wanted": str(folder.with_suffix(".npy"))}
 
 
-@pytest.mark.parametrize("where", ["/lfs/", "/commit/", "/preupload/", "/validate-yaml"])
+@pytest.mark.parametrize("where", ["PUT /lfs/", "/objects/batch", "/commit/", "/preupload/", "/validate-yaml"])
 def test_a_cut_push_leaves_the_revision_before_and_goes_on(hub, tmp_path, where):
     push(saved(tmp_path / "first"), Target("me/model"))
     before, ref, uploads = contents(hub), hub.repo("me/model").refs["main"], len(hub.uploads)
 
     def cut(method: str, path: str) -> None:
-        if where in path:
+        if where in f"{method} {path}":
             raise Refusal(403, "", "the line is cut")
 
     hub.fault = cut
@@ -118,6 +119,37 @@ def test_a_cut_push_leaves_the_revision_before_and_goes_on(hub, tmp_path, where)
     push(tmp_path / "second", Target("me/model"))
     assert len(hub.uploads) == uploads + 1, "the weights were sent more than once"
     assert contents(hub)["model.safetensors"] == (tmp_path / "second" / "model.safetensors").read_bytes()
+
+
+def test_an_answer_that_is_lost_is_not_called_a_failure(hub, tmp_path, monkeypatch):
+    def lost(*asked) -> None:
+        made(*asked)
+        raise Refusal(504, "", "the gateway is tired")
+
+    made = hub_server.commit
+    monkeypatch.setattr(hub_server, "commit", lost)
+    with pytest.raises(PushError, match=r"me/model may have the new files, .* look there .*504"):
+        push(saved(tmp_path / "model"), Target("me/model"))
+    assert "model.safetensors" in contents(hub)
+
+
+def test_a_name_alone_is_in_one_s_own_namespace(hub, tmp_path):
+    done = CliRunner().invoke(app, ["push", str(saved(tmp_path / "model")), "mine"])
+    assert done.exit_code == 0 and "/tester/mine/commit/" in done.output, done.output
+    assert b'from_pretrained("tester/mine")' in contents(hub, "tester/mine")["README.md"]
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_nothing_is_published_against_what_is_asked_for(hub, tmp_path, private):
+    folder = saved(tmp_path / "model")
+    push(folder, Target("me/model", private=private))
+    before, found = contents(hub), "private" if private else "public"
+    with pytest.raises(PushError, match=f"me/model is there already, and {found}"):
+        push(saved(folder, seed=1), Target("me/model", private=not private))
+    assert contents(hub) == before
+    for said in (None, private):
+        push(folder, Target("me/model", private=said))
+    assert contents(hub) != before and hub.repo("me/model").private == private
 
 
 def test_where_a_push_goes(hub, tmp_path):

@@ -18,7 +18,7 @@ from hf_vit_seg.remote_code import code_files, file_of, is_of_transformers, obst
 from .card import model_card
 from .evaluation_results import FOLDER, eval_results_files
 from .model_directory import PROCESSOR, ModelDirectory, json_object, model_directory
-from .repository import PushError, Target, commit
+from .repository import PushError, Target, commit, settled
 
 CONFIG, PICTURE = "config.json", "picture.png"
 # What of a directory is pushed as it is. Anything else is left where it is, and named.
@@ -40,7 +40,7 @@ class Pushed:
 
 def push(directory: str | Path, target: Target) -> Pushed:
     """Publish the model of a directory, or of a run's directory the best one. PushError when that is not possible."""
-    model = model_directory(Path(directory))
+    model, target = model_directory(Path(directory)), settled(target)
     content = contents(model, target.repo_id)
     done = commit(target, content, is_replaced)
     left_out = tuple(path.name for path in sorted(model.path.iterdir()) if path.name not in content)

@@ -21,7 +21,7 @@ from hf_vit_seg.provenance import CARD, short_card
 from .model_directory import model_directory
 from .pins import SDK, installed, pins, python_version
 from .push import contents
-from .repository import PushError, Target, commit
+from .repository import PushError, Target, commit, settled
 
 PINS = "requirements.txt"
 PLACEHOLDER = "USER/SPACE"  # in its README
@@ -38,6 +38,7 @@ def push_space(model: str, target: Target) -> CommitInfo:
     """
     directory = model_directory(Path(model)) if Path(model).exists() else None
     content, offered, package = space_files(), model, PACKAGE
+    target = settled(target, "space")
     if directory is not None:
         offered, package = MODEL, (directory.package or PACKAGE).partition(" ")[0]
         content |= {f"{MODEL}/{path}": file for path, file in contents(directory, target.repo_id).items()}
