@@ -311,7 +311,9 @@ def push(
 
 @app.command("push-space")
 def push_space(
-    model: Annotated[str, typer.Argument(help="What it shows: a model's or run's directory, or a Hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="What it shows: a model's or run's directory, a Hub id, or nuclei (built in).")
+    ],
     repo: Annotated[str, typer.Argument(help="The Space, such as me/my-demo; made if it is not there.")],
     private: Annotated[
         bool | None, typer.Option("--private/--public", help="What a new Space becomes, and one that is there must be.")

@@ -45,7 +45,7 @@ def card_data(model: ModelDirectory, repo_id: str) -> ModelCardData:
         "model_name": repo_id.rpartition("/")[2],
         "eval_results": eval_results(model) or None,
     }
-    tags = ["vision", head.tag, model.config.model_type, *(["hf_vit_seg"] if model.package else [])]
+    tags = ["vision", head.tag, model.config.model_type, *(["hf_vit_seg"] if model.packages else [])]
     tags += ["custom_code"] if model.code else []
     metadata = derived | model.provenance.metadata() | written
     metadata["tags"] = list(dict.fromkeys([*(written.get("tags") or []), *tags]))
@@ -69,7 +69,7 @@ def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str,
         "base_model": known.base_model,
         "licence": known.licence(),
         "picture": picture,
-        "package": model.package,
+        "packages": model.packages,
         "code": bool(model.code),
         "requirements": requirements(model),
         "usage": lambda trust: usage(model, repo_id, trust),
@@ -86,7 +86,8 @@ def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str,
 def requirements(model: ModelDirectory) -> list[str]:
     """The packages that the code needs, as pip calls them."""
     named = {PROVIDED.get(name, name) for name in packages_needed(model.code)}
-    return sorted(named | ({"torchvision"} if model.processor is not None else set()))  # transformers' processors do
+    named |= {"torchvision"} if model.processor is not None else set()  # transformers' processors do
+    return sorted(named.union(model.backends))
 
 
 def usage(model: ModelDirectory, repo_id: str, trust: str) -> str:

@@ -14,7 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.entry_points import PACKAGE, Plugin
 from hf_vit_seg.inference.loading import first_sentence
-from hf_vit_seg.plugins import plugins
+from hf_vit_seg.plugins import heads, plugins
 from hf_vit_seg.provenance import Provenance, card_metadata, provenance_from
 from hf_vit_seg.remote_code import code_of, file_of
 from hf_vit_seg.training.metrics_report import FILE as METRICS
@@ -29,6 +29,7 @@ from .heads import model_classes
 from .repository import PushError
 
 ADAPTER, PROCESSOR = "adapter_config.json", "preprocessor_config.json"
+BACKENDS = {"timm_backbone": "timm", "timm_wrapper": "timm"}  # by the `model_type` that asks for them
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,31 @@ class ModelDirectory:
         loaded = (plugin for plugin in plugins() if plugin.value is not None)
         return next((plugin for plugin in loaded if plugin.value.config is type(self.config)), None)
 
+    @cached_property
+    def head_plugin(self) -> Plugin | None:
+        """The plugin that brings the segmentation head, if one does."""
+        name = getattr(self.config, "segmentation_head", None)
+        return next((plugin for plugin in heads() if plugin.value is not None and plugin.name == name), None)
+
     @property
-    def package(self) -> str | None:
-        """The package and version that brings the architecture or, where transformers does, the code; None for none."""
-        if self.plugin is not None:
-            return self.plugin.origin
-        return f"{PACKAGE} {version(PACKAGE)}" if self.code else None
+    def packages(self) -> list[str]:
+        """The packages and versions that bring the architecture, or the code where transformers does, and the head."""
+        own = f"{PACKAGE} {version(PACKAGE)}" if self.code else None
+        found = [self.plugin.origin if self.plugin else own, self.head_plugin and self.head_plugin.origin]
+        return list(dict.fromkeys(filter(None, found)))
+
+    @property
+    def backends(self) -> list[str]:
+        """What transformers does not install, and wants for the model."""
+        configs = (self.config, getattr(self.config, "backbone_config", None))
+        return [
+            name for kind, name in BACKENDS.items() if any(getattr(each, "model_type", "") == kind for each in configs)
+        ]
+
+    @property
+    def distributions(self) -> list[str]:
+        """All that must be installed where the model shall run, beside transformers."""
+        return [package.partition(" ")[0] for package in self.packages] + self.backends
 
 
 def reference(kind: type) -> str:
