@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 import hub_server
 import huggingface_hub
@@ -23,6 +23,7 @@ from hf_vit_seg.cli import app
 from hf_vit_seg.hub import PushError, Target, push
 from hf_vit_seg.hub.heads import HEADS
 from hf_vit_seg.models.plugged_heads import PLUGGED_HEADS
+from hf_vit_seg.plugins import heads
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NUCLEI, PLUGIN = EXAMPLES / "nuclei" / "model", EXAMPLES / "plugin" / "src"
@@ -50,19 +51,25 @@ def found_by(place: str | Path, auto: str, image: Path, **options) -> np.ndarray
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """The architecture of the example plugin, found as if its package was installed."""
+    """The architecture and the head of the example plugin, found as if its package was installed."""
     site = tmp_path / "site"
     information = site / "conv_token-0.1.0.dist-info"
     information.mkdir(parents=True)
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: conv-token\nVersion: 0.1.0\n")
-    target = "conv_token.plugin_conv_token:ARCHITECTURE"
-    (information / "entry_points.txt").write_text(f"[hf_vit_seg.architectures]\nconv_token = {target}\n")
+    (information / "entry_points.txt").write_text(
+        "[hf_vit_seg.architectures]\nconv_token = conv_token.plugin_conv_token:ARCHITECTURE\n"
+        "[hf_vit_seg.heads]\ntop_down = conv_token.top_down_head:TopDownHead\n"
+    )
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.syspath_prepend(str(PLUGIN))
-    plugins.cache_clear()
-    yield "conv_token"
+    with patch.dict(PLUGGED_HEADS):
+        for found in (plugins, heads):
+            found.cache_clear()
+            found()
+        yield "conv_token"
     monkeypatch.undo()
     plugins.cache_clear()
+    heads.cache_clear()
 
 
 def test_what_is_pushed_loads_everywhere(hub, plugin, image, tmp_path):
@@ -219,18 +226,22 @@ def test_models_and_processors_push_themselves_with_their_code(hub, tmp_path):
     assert auto_map["AutoModelForSemanticSegmentation"] == "modeling_segformer.SegFormerForSemanticSegmentation"
 
 
-def test_a_head_of_another_package_is_pushed_with_its_code(hub, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(PLUGIN))
-    monkeypatch.setitem(PLUGGED_HEADS, "top_down", import_module("conv_token.top_down_head").TopDownHead)
+@pytest.mark.usefixtures("plugin")
+def test_a_head_of_another_package_is_pushed_with_its_code(hub, tmp_path):
     config = architectures()["backbone"].variant_config("tiny-swin", segmentation_head="top_down", num_labels=3)
     model = transformers.AutoModelForSemanticSegmentation.from_config(config)
     model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="me/saved")
     model.push_to_hub("me/pushed")
-    for repo in ("me/saved", "me/pushed"):
+    push(tmp_path / "saved", Target("me/with-card"))
+    assert b"(hf_vit_seg 0.1.0 and conv-token 0.1.0)" in contents(hub, "me/with-card")["README.md"]
+    for repo in ("me/saved", "me/pushed", "me/with-card"):
         assert "top_down_head.py" in contents(hub, repo)
         assert b"TopDownHead" in contents(hub, repo)["plugged_heads.py"]
         loaded = transformers.AutoModelForSemanticSegmentation.from_pretrained(repo)
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    del PLUGGED_HEADS["top_down"]
+    with pytest.raises(ValueError, match=r"no segmentation_head 'top_down'.* the card .* names the package to install"):
+        transformers.AutoModelForSemanticSegmentation.from_pretrained("me/with-card")
 
 
 def test_the_command(hub, tmp_path):
