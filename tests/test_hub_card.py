@@ -7,6 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import transformers
 import yaml
 from hf_vit_seg.conversion.convert import convert
 from hf_vit_seg.conversion.registry import sources
@@ -21,6 +22,8 @@ from typer.testing import CliRunner
 from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
 from hf_vit_seg.hub import Target, push
+from hf_vit_seg.hub.model_directory import model_directory
+from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.provenance import CARD, MARK, Provenance, card_metadata, provenance_from, provenance_of, write_card
 from hf_vit_seg.training.evaluation import Evaluation, report_of
 from hf_vit_seg.training.metrics_report import FILE as METRICS
@@ -71,7 +74,7 @@ def test_a_run_s_card(hub, run):
     assert "mean_iou; test split" in (entry.notes or "")
     assert files["picture.png"] == (run / "samples" / "a.png").read_bytes() and "](picture.png)" in text
     row = f"| nucleus | {report.class_columns()['iou'][1]:.4f} |"
-    for said in (row, "| 1 | nucleus | #ff7800 |", "learning rate 0.002", "loop:", report.protocol, "945,203"):
+    for said in (row, "| 1 | nucleus | #ff7800 |", "learning rate 0.002", "loop:", report.protocol, "944,946"):
         assert said in text, said
 
 
@@ -116,6 +119,36 @@ def test_scores_are_credited_to_the_data_that_were_measured(hub, tmp_path, train
     assert result.dataset_type == credited
     leaderboards = [path for path in files if path.startswith(".eval_results")]
     assert leaderboards == ([f".eval_results/{credited.replace('/', '__')}.yaml"] if ranked else [])
+
+
+@pytest.mark.parametrize("name", ["segformer", "cvt", "vit"])
+def test_parameters_are_counted_as_torch_does(tmp_path, name):
+    folder = saved(tmp_path / "model", name)
+    model = transformers.AutoModelForSemanticSegmentation.from_pretrained(folder)
+    assert model_directory(folder).parameters == model.num_parameters()
+
+
+def test_a_model_of_one_class(hub, tmp_path):
+    """Its label map has 0 for the background; transformers' pipeline fails on it."""
+    folder = saved(tmp_path / "model", num_labels=1, id2label={0: "nucleus"})
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    processor.palette = [[0, 0, 0], [255, 120, 0]]
+    processor.save_pretrained(folder)
+    push(folder, Target("me/model"))
+    text = contents(hub)["README.md"].decode()
+    assert "| 0 | background | #000000 |\n| 1 | nucleus | #ff7800 |" in text
+    assert "pipeline(" not in text and "2 classes" in text
+
+
+def test_a_palette_that_is_too_short(hub, tmp_path):
+    folder = saved(tmp_path / "model")
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    processor.palette = [[1, 2, 3]]
+    processor.save_pretrained(folder)
+    push(folder, Target("me/model"))
+    colours = re.findall(r"^\| (\d) \| .* \| (#\w{6}) \|$", contents(hub)["README.md"].decode(), re.MULTILINE)
+    drawn = Segmenter.from_pretrained(str(folder)).palette
+    assert colours == [(str(index), "#" + bytes(colour).hex()) for index, colour in enumerate(drawn)]
 
 
 @pytest.mark.parametrize("auto", architectures()["vit"].models)

@@ -180,16 +180,10 @@ def test_where_a_push_goes(hub, tmp_path):
 def test_weights_in_other_files_replace_those_before(hub, tmp_path):
     folder = saved(tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
-    halves = {f"model-0000{n}-of-00002.safetensors": dict(list(weights.items())[n - 1 :: 2]) for n in (1, 2)}
     sharded = Path(shutil.copytree(folder, tmp_path / "sharded"))
-    (sharded / "model.safetensors").unlink()
-    for name, half in halves.items():
-        save_file(half, sharded / name, {"format": "pt"})
-    places = {tensor: name for name, half in halves.items() for tensor in half}
-    index = {"metadata": {"total_size": 0}, "weight_map": places}
-    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    halves = shards(sharded)
     push(sharded, Target("me/model"))
-    assert set(halves) <= contents(hub).keys()
+    assert {half.name for half in halves} <= contents(hub).keys()
     push(folder, Target("me/model"))
     assert [path for path in contents(hub) if path.startswith("model") and "safetensors" in path] == [
         "model.safetensors"
@@ -260,9 +254,15 @@ def test_the_command(hub, tmp_path):
     ("spoil", "reason"),
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "config.json and model.safetensors are needed"),
+        (lambda folder: cut_short(folder / "model.safetensors"), "the weights are cut short or no safetensors"),
+        (lambda folder: shards(folder)[1].unlink(), "there is no model-00002-of-00002.safetensors"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "model.fp16.safetensors"), "no model.safetens"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "model.lora.merge=true"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "none"}'), "no installed architecture"),
-        (lambda folder: edit(folder, architectures=["Other"]), "names the class Other, expected one of SegFormer"),
+        (
+            lambda folder: edit(folder, "config.json", architectures=["Other"]),
+            "names the class Other, expected one of SegFormer",
+        ),
         (lambda folder: (folder / "README.md").write_text("---\n- :a: b: c\n---\n"), "README.md"),
         (shutil.rmtree, "there is no such directory"),
     ],
@@ -274,6 +274,22 @@ def test_what_cannot_be_pushed(hub, tmp_path, spoil, reason):
     assert not hub.repos
 
 
-def edit(folder: Path, **fields) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | fields))
+def edit(folder: Path, file: str, **fields) -> None:
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | fields))
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def shards(folder: Path) -> list[Path]:
+    """The same weights in two files and an index."""
+    weights = load_file(folder / "model.safetensors")
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    halves = {name: dict(list(weights.items())[n::2]) for n, name in enumerate(names)}
+    for name, half in halves.items():
+        save_file(half, folder / name, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: name for name, half in halves.items() for key in half}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+    return [folder / name for name in names]

@@ -1,6 +1,7 @@
 """What lies in a directory that is to be pushed: a model as `save_pretrained`, `convert` or a run wrote it."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -29,6 +30,8 @@ from .heads import model_classes
 from .repository import PushError
 
 ADAPTER, PROCESSOR = "adapter_config.json", "preprocessor_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms
 BACKENDS = {"timm_backbone": "timm", "timm_wrapper": "timm"}  # by the `model_type` that asks for them
 
 
@@ -95,13 +98,23 @@ class ModelDirectory:
 
     @cached_property
     def weights(self) -> list[Path]:
-        """The files of the weights."""
-        return sorted(self.path.glob("model*.safetensors"))
+        """The files of the weights that from_pretrained reads: one, or those that an index names."""
+        if (self.path / WEIGHTS).is_file() or not (self.path / INDEX).is_file():
+            return [self.path / WEIGHTS]
+        return [self.path / name for name in sorted(set(json_object(self.path / INDEX).get("weight_map", {}).values()))]
 
     @cached_property
+    def tensors(self) -> dict[str, int]:
+        """How many numbers each tensor in the weights has. PushError for a file that is not whole."""
+        try:
+            return {name: length for file in self.weights for name, length in lengths(file)}
+        except SafetensorError as error:
+            raise PushError(f"{self.path}: the weights are cut short or no safetensors: {error}") from error
+
+    @property
     def parameters(self) -> int:
-        """The numbers in the weights, buffers included."""
-        return sum(count for file in self.weights for count in sizes(file))
+        """The numbers in the weights that were trained: statistics of batch norms are none."""
+        return sum(length for name, length in self.tensors.items() if name.rpartition(".")[2] not in STATISTICS)
 
     @cached_property
     def code(self) -> list[Path]:
@@ -169,14 +182,11 @@ def reference(kind: type) -> str:
     return f"{file_of(kind).stem}.{kind.__name__}"
 
 
-def sizes(file: Path) -> Iterator[int]:
-    """The lengths of the tensors in a file of safetensors."""
+def lengths(file: Path) -> Iterator[tuple[str, int]]:
+    """The tensors in a file of safetensors, and how many numbers each has."""
     with safe_open(file, "pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118  (no mapping)
-            length = 1
-            for side in tensors.get_slice(name).get_shape():
-                length *= side
-            yield length
+            yield name, math.prod(tensors.get_slice(name).get_shape())
 
 
 def model_directory(path: Path) -> ModelDirectory:
@@ -190,8 +200,12 @@ def model_directory(path: Path) -> ModelDirectory:
     model = ModelDirectory(path, run)
     if (path / ADAPTER).is_file():
         raise PushError(f"{path} holds LoRA adapters beside their base: merge them with model.lora.merge=true")
-    if not (path / "config.json").is_file() or not model.weights:
-        raise PushError(f"{path} holds no model: config.json and model.safetensors are needed, as training writes them")
+    missing = [file.name for file in (path / "config.json", *model.weights) if not file.is_file()]
+    if missing or not model.tensors:
+        raise PushError(
+            f"{path} holds no model, there is no {', '.join(missing) or 'tensor in it'}: config.json and {WEIGHTS} are "
+            "needed, or all files that its index names, as training writes them"
+        )
     return model
 
 
