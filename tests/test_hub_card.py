@@ -85,6 +85,27 @@ def test_no_leaderboard_for_local_data(hub, tmp_path):
     assert ModelCard(files["README.md"].decode()).data.eval_results[0].dataset_name == "nuclei"
 
 
+def test_what_evaluate_found_is_told(hub, run):
+    report = read_report(run / "best" / METRICS)
+    later = run / "best" / "evaluation_test"
+    (later / "samples").mkdir(parents=True)
+    write_report(replace(report, split="test", dataset_split="test", scores={"mean_iou": 0.75}), later / METRICS)
+    write_report(replace(report, split="train", protocol="flipped"), run / "best" / "evaluation_train" / METRICS)
+    done = push(run, Target("me/nuclei"))
+    assert not done.left_out
+    text = contents(hub, "me/nuclei")["README.md"].decode()
+    assert re.findall(r"## Results on the (\w+) split", text) == ["validation", "test", "train"] and "0.7500" in text
+    assert b"value: 0.75\n" in contents(hub, "me/nuclei")[".eval_results/me__nuclei-data.yaml"]
+
+
+def test_another_model_of_the_run_has_scores_of_its_own(hub, run):
+    """The test split was measured with the best model, which the samples are of, too."""
+    shutil.copytree(run / "best", run / "last")
+    push(run / "last", Target("me/nuclei"))
+    files = contents(hub, "me/nuclei")
+    assert b"on the test split" not in files["README.md"] and "picture.png" not in files
+
+
 FOLDERS = load_recipe("nuclei").data.train
 
 

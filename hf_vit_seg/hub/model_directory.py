@@ -18,8 +18,8 @@ from hf_vit_seg.inference.loading import first_sentence
 from hf_vit_seg.plugins import heads, plugins
 from hf_vit_seg.provenance import Provenance, card_metadata, provenance_from
 from hf_vit_seg.remote_code import code_of, file_of
+from hf_vit_seg.training.metrics_report import EVALUATION, MetricsReport, read_report
 from hf_vit_seg.training.metrics_report import FILE as METRICS
-from hf_vit_seg.training.metrics_report import MetricsReport, read_report
 from hf_vit_seg.training.recipe import Recipe
 from hf_vit_seg.training.recipe_files import load_recipe
 from hf_vit_seg.training.run_directory import RECIPE, RunDirectory
@@ -37,7 +37,7 @@ BACKENDS = {"timm_backbone": "timm", "timm_wrapper": "timm"}  # by the `model_ty
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """A directory with a model in it; `run` is the directory of the run that made it, if it lies in one."""
+    """A directory with a model in it; `run` is the directory of the run whose model it is, if it lies in one."""
 
     path: Path
     run: Path | None
@@ -82,17 +82,23 @@ class ModelDirectory:
         return load_recipe(self.path / RECIPE) if (self.path / RECIPE).is_file() else None
 
     @cached_property
+    def evaluations(self) -> list[Path]:
+        """Folders with what was measured: by training, by its run on the test split, and by `evaluate`."""
+        run = [] if self.run is None else [RunDirectory(self.run).test]
+        folders = [self.path, *run, *sorted(self.path.glob(f"{EVALUATION}*"))]
+        return [folder for folder in folders if (folder / METRICS).is_file()]
+
+    @cached_property
     def reports(self) -> list[MetricsReport]:
-        """What was measured: beside the model, and by its run on the test split."""
-        beside = [self.path, *([] if self.run is None else [RunDirectory(self.run).test])]
-        return [read_report(folder / METRICS) for folder in beside if (folder / METRICS).is_file()]
+        """What was measured; of the same data in the same way, what was measured last."""
+        found = [read_report(folder / METRICS) for folder in self.evaluations]
+        return list({(each.split, each.dataset, each.dataset_split, each.protocol): each for each in found}.values())
 
     @cached_property
     def pictures(self) -> list[Path]:
-        """Samples of what the model finds: beside it, of its run's test split, or of the run."""
-        run = [] if self.run is None else [RunDirectory(self.run).test / SAMPLES, self.run / SAMPLES]
-        for folder in [self.path / SAMPLES, *run]:
-            if found := sorted(folder.glob("*.png")):
+        """Samples of what the model finds: of its evaluations, or of its run."""
+        for folder in [*self.evaluations, *([] if self.run is None else [self.run])]:
+            if found := sorted((folder / SAMPLES).glob("*.png")):
                 return found
         return []
 
@@ -196,7 +202,7 @@ def model_directory(path: Path) -> ModelDirectory:
         raise PushError(f"{path}: there is no such directory")
     if (path / LOG).is_file() and not (path / "config.json").is_file():
         path = RunDirectory(path).model
-    run = path.parent if (path.parent / LOG).is_file() else None
+    run = path.parent if (path.parent / LOG).is_file() and RunDirectory(path.parent).model == path else None
     model = ModelDirectory(path, run)
     if (path / ADAPTER).is_file():
         raise PushError(f"{path} holds LoRA adapters beside their base: merge them with model.lora.merge=true")

@@ -43,7 +43,8 @@ def push(directory: str | Path, target: Target) -> Pushed:
     model, target = model_directory(Path(directory)), settled(target)
     content = contents(model, target.repo_id)
     done = commit(target, content, is_replaced)
-    left_out = tuple(path.name for path in sorted(model.path.iterdir()) if path.name not in content)
+    told = {path.name for path in model.evaluations}
+    left_out = tuple(path.name for path in sorted(model.path.iterdir()) if path.name not in {*content, *told})
     return Pushed(done, model, tuple(content), left_out)
 
 

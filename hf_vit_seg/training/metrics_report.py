@@ -25,6 +25,7 @@ from .json_values import json_line, json_value
 from .recipe import Task
 
 FILE = "metrics.json"
+EVALUATION = "evaluation_"  # and the split: the folder in a model's directory for what is measured later
 PER_CLASS = "per_category_"  # evaluate's prefix of scores that are one number for each class
 UNITS: dict[Task, str] = {"segmentation": "pixels", "classification": "images", "pose": "persons"}
 # How scores are called in the console, in its order; what is not listed follows under its own name.
