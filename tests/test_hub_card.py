@@ -142,6 +142,13 @@ def test_scores_are_credited_to_the_data_that_were_measured(hub, tmp_path, train
     assert leaderboards == ([f".eval_results/{credited.replace('/', '__')}.yaml"] if ranked else [])
 
 
+def test_a_single_tag_is_a_tag(hub, run):
+    (run / "best" / CARD).write_text("---\ntags: medical\n---\n# Mine\n")
+    push(run, Target("me/nuclei"))
+    tags = ModelCard(contents(hub, "me/nuclei")["README.md"].decode()).data.tags
+    assert tags[0] == "medical" and "m" not in tags
+
+
 @pytest.mark.parametrize("name", ["segformer", "cvt", "vit"])
 def test_parameters_are_counted_as_torch_does(tmp_path, name):
     folder = saved(tmp_path / "model", name)

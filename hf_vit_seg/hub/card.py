@@ -49,7 +49,8 @@ def card_data(model: ModelDirectory, repo_id: str) -> ModelCardData:
     tags = ["vision", head.tag, model.config.model_type, *(["hf_vit_seg"] if model.packages else [])]
     tags += ["custom_code"] if model.code else []
     metadata = derived | model.provenance.metadata() | written
-    metadata["tags"] = list(dict.fromkeys([*(written.get("tags") or []), *tags]))
+    own = written.get("tags") or []
+    metadata["tags"] = list(dict.fromkeys([*([own] if isinstance(own, str) else own), *tags]))
     if derived["eval_results"]:
         metadata.pop("model-index", None)  # of an earlier push
     return ModelCardData(**metadata)
