@@ -116,7 +116,8 @@ def usage(model: ModelDirectory, repo_id: str, trust: str) -> str:
 
 def label_rows(model: ModelDirectory) -> Iterator[list[str]]:
     """Number in a label map, name and, where the processor has colours, that of pictures, of each class."""
-    own, labels = getattr(model.processor, "palette", None), dict(model.config.id2label or {})
+    own = getattr(model.processor, "palette", None)
+    labels = {int(index): name for index, name in (model.config.id2label or {}).items()}
     if is_binary(model):
         labels = {0: "background", 1: labels[0]}
     palette = class_palette(own, max(labels, default=0) + 1)

@@ -101,7 +101,7 @@ def report_of(
     )
 
 
-def hub_data(recipe: Recipe, split: str) -> dict[str, str | None]:
+def hub_data(recipe: Recipe, split: str) -> dict[str, Any]:
     """Fields of a report: the dataset of the Hub that a split of the recipe is; none where it is cut from another."""
     settings = getattr(recipe.data, split)
     if settings is None:
