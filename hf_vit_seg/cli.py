@@ -287,7 +287,10 @@ def fields_of(settings: list[str]) -> dict[str, object]:
 def push(
     directory: Annotated[Path, typer.Argument(help="A model's directory, or a run's for its best model.")],
     repo: Annotated[str, typer.Argument(help="Repository on the Hub, such as me/my-model; made if it is not there.")],
-    private: Annotated[bool | None, typer.Option("--private/--public", help="Of a new repository.")] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="What a new repository becomes, and one that is there must be."),
+    ] = None,
     branch: Annotated[str | None, typer.Option(help="Commit to this branch; made if it is not there.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
@@ -308,9 +311,13 @@ def push(
 
 @app.command("push-space")
 def push_space(
-    model: Annotated[str, typer.Argument(help="What it shows: a model's or run's directory, or a Hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="What it shows: a model's or run's directory, a Hub id, or nuclei (built in).")
+    ],
     repo: Annotated[str, typer.Argument(help="The Space, such as me/my-demo; made if it is not there.")],
-    private: Annotated[bool | None, typer.Option("--private/--public", help="Of a new Space.")] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="What a new Space becomes, and one that is there must be.")
+    ] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
 ) -> None:

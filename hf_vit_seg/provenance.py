@@ -7,13 +7,12 @@ the model it began with, and `hf-vit-seg push` publishes it; people may edit it 
 import logging
 import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.repocard import metadata_load
 from pydantic import Field
 
@@ -82,16 +81,15 @@ def provenance_of(model: str | Path) -> Provenance:
     return hub_provenance(str(model)).model_copy(update={"base_model": (str(model),)})
 
 
-@cache
 def hub_provenance(repo_id: str) -> Provenance:
     """What the card on the Hub tells; where it cannot be read, a warning and nothing."""
     try:
         return provenance_from(metadata_load(hf_hub_download(repo_id, CARD)) or {})
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:
         return Provenance()
-    except (OSError, ValueError) as error:  # the Hub's own errors are OSErrors
+    except (OSError, ValueError, yaml.YAMLError) as error:  # the Hub's own errors are OSErrors
         reason = " ".join(str(error).split())[:200]
-        logger.warning("the card of %s cannot be read, its licence is not handed on: %s", repo_id, reason)
+        logger.warning("the card of %s cannot be read, so its licence is not handed on: %s", repo_id, reason)
         return Provenance()
 
 

@@ -2,14 +2,17 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import transformers
 import yaml
 from hf_vit_seg.conversion.convert import convert
 from hf_vit_seg.conversion.registry import sources
 from hub_models import contents, saved
+from hub_server import Refusal, Repo
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,9 +22,13 @@ from typer.testing import CliRunner
 from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
 from hf_vit_seg.hub import Target, push
-from hf_vit_seg.provenance import CARD, MARK, Provenance, card_metadata, provenance_from, write_card
-from hf_vit_seg.training.metrics_report import read_report
-from hf_vit_seg.training.recipe_files import load_recipe
+from hf_vit_seg.hub.model_directory import model_directory
+from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.provenance import CARD, MARK, Provenance, card_metadata, provenance_from, provenance_of, write_card
+from hf_vit_seg.training.evaluation import Evaluation, report_of
+from hf_vit_seg.training.metrics_report import FILE as METRICS
+from hf_vit_seg.training.metrics_report import read_report, write_report
+from hf_vit_seg.training.recipe_files import load_recipe, recipe_text
 from hf_vit_seg.training.run_directory import lineage
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -41,7 +48,9 @@ def run(tmp_path) -> Path:
     shutil.copytree(NUCLEI, out / "best")
     (out / "log.jsonl").write_text("{}\n")
     (out / "test").mkdir()
-    (out / "test" / "metrics.json").write_text((NUCLEI / "metrics.json").read_text().replace("validation", "test"))
+    report = replace(read_report(NUCLEI / METRICS), dataset="me/nuclei-data", dataset_split="validation")
+    write_report(report, out / "best" / METRICS)
+    write_report(replace(report, split="test", dataset_split="test"), out / "test" / METRICS)
     (out / "samples").mkdir()
     Image.new("RGB", (8, 8)).save(out / "samples" / "a.png")
     write_card(out / "best", Provenance(license="cc0-1.0", datasets=("me/nuclei-data",)), "nuclei")
@@ -65,7 +74,7 @@ def test_a_run_s_card(hub, run):
     assert "mean_iou; test split" in (entry.notes or "")
     assert files["picture.png"] == (run / "samples" / "a.png").read_bytes() and "](picture.png)" in text
     row = f"| nucleus | {report.class_columns()['iou'][1]:.4f} |"
-    for said in (row, "| 1 | nucleus | #ff7800 |", "learning rate 0.002", "loop:", report.protocol, "945,203"):
+    for said in (row, "| 1 | nucleus | #ff7800 |", "learning rate 0.002", "loop:", report.protocol, "944,946"):
         assert said in text, said
 
 
@@ -74,6 +83,100 @@ def test_no_leaderboard_for_local_data(hub, tmp_path):
     files = contents(hub, "me/nuclei")
     assert not [path for path in files if path.startswith(".eval_results")]
     assert ModelCard(files["README.md"].decode()).data.eval_results[0].dataset_name == "nuclei"
+
+
+def test_what_evaluate_found_is_told(hub, run):
+    report = read_report(run / "best" / METRICS)
+    later = run / "best" / "evaluation_test"
+    (later / "samples").mkdir(parents=True)
+    write_report(replace(report, split="test", dataset_split="test", scores={"mean_iou": 0.75}), later / METRICS)
+    write_report(replace(report, split="train", protocol="flipped"), run / "best" / "evaluation_train" / METRICS)
+    done = push(run, Target("me/nuclei"))
+    assert not done.left_out
+    text = contents(hub, "me/nuclei")["README.md"].decode()
+    assert re.findall(r"## Results on the (\w+) split", text) == ["validation", "test", "train"] and "0.7500" in text
+    assert b"value: 0.75\n" in contents(hub, "me/nuclei")[".eval_results/me__nuclei-data.yaml"]
+
+
+def test_another_model_of_the_run_has_scores_of_its_own(hub, run):
+    """The test split was measured with the best model, which the samples are of, too."""
+    shutil.copytree(run / "best", run / "last")
+    push(run / "last", Target("me/nuclei"))
+    files = contents(hub, "me/nuclei")
+    assert b"on the test split" not in files["README.md"] and "picture.png" not in files
+
+
+FOLDERS = load_recipe("nuclei").data.train
+
+
+def on_the_hub(split: str, name: str = "me/data") -> dict:
+    return {"kind": "huggingface", "name": name, "split": split}
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "credited", "ranked"),
+    [
+        (on_the_hub("train"), on_the_hub("validation"), "me/data", True),
+        (on_the_hub("train"), on_the_hub("train", "me/other"), "me/other", True),
+        (FOLDERS, on_the_hub("test"), "me/data", True),
+        (on_the_hub("train"), FOLDERS, "nuclei", False),
+        (on_the_hub("train"), None, "nuclei", False),
+        (on_the_hub("train[:80%]"), on_the_hub("train[80%:]"), "me/data", False),
+        (on_the_hub("train+validation"), on_the_hub("validation"), "me/data", False),
+    ],
+)
+def test_scores_are_credited_to_the_data_that_were_measured(hub, tmp_path, train, validation, credited, ranked):
+    model, recipe = Path(shutil.copytree(NUCLEI, tmp_path / "model")), load_recipe("nuclei")
+    share = 0.2 if validation is None else None
+    data = recipe.data.model_copy(update={"train": train, "validation": validation, "validation_share": share})
+    recipe = recipe.model_copy(update={"data": data})
+    (model / "recipe.yaml").write_text(recipe_text(recipe))
+    write_card(model, lineage(recipe), "nuclei")
+    found = Evaluation({"mean_iou": 0.5}, samples=6, protocol="")
+    write_report(report_of(found, recipe, ("background", "nucleus"), "validation"), model / METRICS)
+    push(model, Target("me/model"))
+    files = contents(hub)
+    (result,) = ModelCard(files["README.md"].decode()).data.eval_results
+    assert result.dataset_type == credited
+    leaderboards = [path for path in files if path.startswith(".eval_results")]
+    assert leaderboards == ([f".eval_results/{credited.replace('/', '__')}.yaml"] if ranked else [])
+
+
+def test_a_single_tag_is_a_tag(hub, run):
+    (run / "best" / CARD).write_text("---\ntags: medical\n---\n# Mine\n")
+    push(run, Target("me/nuclei"))
+    tags = ModelCard(contents(hub, "me/nuclei")["README.md"].decode()).data.tags
+    assert tags[0] == "medical" and "m" not in tags
+
+
+@pytest.mark.parametrize("name", ["segformer", "cvt", "vit"])
+def test_parameters_are_counted_as_torch_does(tmp_path, name):
+    folder = saved(tmp_path / "model", name)
+    model = transformers.AutoModelForSemanticSegmentation.from_pretrained(folder)
+    assert model_directory(folder).parameters == model.num_parameters()
+
+
+def test_a_model_of_one_class(hub, tmp_path):
+    """Its label map has 0 for the background; transformers' pipeline fails on it."""
+    folder = saved(tmp_path / "model", num_labels=1, id2label={0: "nucleus"})
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    processor.palette = [[0, 0, 0], [255, 120, 0]]
+    processor.save_pretrained(folder)
+    push(folder, Target("me/model"))
+    text = contents(hub)["README.md"].decode()
+    assert "| 0 | background | #000000 |\n| 1 | nucleus | #ff7800 |" in text
+    assert "pipeline(" not in text and "2 classes" in text
+
+
+def test_a_palette_that_is_too_short(hub, tmp_path):
+    folder = saved(tmp_path / "model")
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    processor.palette = [[1, 2, 3]]
+    processor.save_pretrained(folder)
+    push(folder, Target("me/model"))
+    colours = re.findall(r"^\| (\d) \| .* \| (#\w{6}) \|$", contents(hub)["README.md"].decode(), re.MULTILINE)
+    drawn = Segmenter.from_pretrained(str(folder)).palette
+    assert colours == [(str(index), "#" + bytes(colour).hex()) for index, colour in enumerate(drawn)]
 
 
 @pytest.mark.parametrize("auto", architectures()["vit"].models)
@@ -124,6 +227,24 @@ def test_the_licence_goes_from_the_source_to_the_hub(hub, tmp_path):
         assert NVIDIA.items() <= known.metadata().items()
         assert known.base_model == base and known.datasets == ("me/data",)
     assert lineage(load_recipe("nuclei")) == Provenance()
+
+
+def test_a_licence_that_cannot_be_read_is_told_and_asked_for_again(hub, tmp_path, caplog):
+    convert(NVLABS, tmp_path / "converted")
+    push(tmp_path / "converted", Target("me/converted"))
+    hub.repos["model/me/bare"] = Repo("model")
+    assert provenance_of("me/bare").license is None and not caplog.records
+
+    def cut(method: str, path: str) -> None:
+        raise Refusal(503, "", "out for lunch")
+
+    hub.fault = cut
+    assert provenance_of("me/converted") == Provenance(base_model=("me/converted",))
+    assert "the card of me/converted cannot be read, so its licence is not handed on" in caplog.text
+    hub.fault = lambda method, path: None
+    assert provenance_of("me/converted").license_name == NVIDIA["license_name"]
+    hub.fault = cut  # what was read once is read again without the Hub
+    assert provenance_of("me/converted").license_name == NVIDIA["license_name"]
 
 
 def test_a_card_beside_the_checkpoint_tells_its_own_licence(tmp_path):

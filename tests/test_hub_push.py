@@ -2,9 +2,10 @@
 
 import json
 import shutil
-from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
+import hub_server
 import huggingface_hub
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 import transformers
 from bare_environment import bare_packages, read_bare
 from hub_models import contents, saved
-from hub_server import Refusal
+from hub_server import Refusal, Repo
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -22,8 +23,10 @@ from hf_vit_seg.cli import app
 from hf_vit_seg.hub import PushError, Target, push
 from hf_vit_seg.hub.heads import HEADS
 from hf_vit_seg.models.plugged_heads import PLUGGED_HEADS
+from hf_vit_seg.plugins import heads
 
-PLUGIN = Path(__file__).resolve().parent.parent / "examples" / "plugin" / "src"
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+NUCLEI, PLUGIN = EXAMPLES / "nuclei" / "model", EXAMPLES / "plugin" / "src"
 CASES = [(name, auto) for name, architecture in architectures().items() for auto in architecture.models]
 
 
@@ -48,19 +51,25 @@ def found_by(place: str | Path, auto: str, image: Path, **options) -> np.ndarray
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """The architecture of the example plugin, found as if its package was installed."""
+    """The architecture and the head of the example plugin, found as if its package was installed."""
     site = tmp_path / "site"
     information = site / "conv_token-0.1.0.dist-info"
     information.mkdir(parents=True)
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: conv-token\nVersion: 0.1.0\n")
-    target = "conv_token.plugin_conv_token:ARCHITECTURE"
-    (information / "entry_points.txt").write_text(f"[hf_vit_seg.architectures]\nconv_token = {target}\n")
+    (information / "entry_points.txt").write_text(
+        "[hf_vit_seg.architectures]\nconv_token = conv_token.plugin_conv_token:ARCHITECTURE\n"
+        "[hf_vit_seg.heads]\ntop_down = conv_token.top_down_head:TopDownHead\n"
+    )
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.syspath_prepend(str(PLUGIN))
-    plugins.cache_clear()
-    yield "conv_token"
+    with patch.dict(PLUGGED_HEADS):
+        for found in (plugins, heads):
+            found.cache_clear()
+            found()
+        yield "conv_token"
     monkeypatch.undo()
     plugins.cache_clear()
+    heads.cache_clear()
 
 
 def test_what_is_pushed_loads_everywhere(hub, plugin, image, tmp_path):
@@ -100,13 +109,13 @@ def pushed_twice(folder: Path, case: dict, image: Path) -> dict:
     return case | {"model": "me/pinned", "revision": first, "wanted": str(folder.with_suffix(".npy"))}
 
 
-@pytest.mark.parametrize("where", ["/lfs/", "/commit/", "/preupload/", "/validate-yaml"])
+@pytest.mark.parametrize("where", ["PUT /lfs/", "/objects/batch", "/commit/", "/preupload/", "/validate-yaml"])
 def test_a_cut_push_leaves_the_revision_before_and_goes_on(hub, tmp_path, where):
     push(saved(tmp_path / "first"), Target("me/model"))
     before, ref, uploads = contents(hub), hub.repo("me/model").refs["main"], len(hub.uploads)
 
     def cut(method: str, path: str) -> None:
-        if where in path:
+        if where in f"{method} {path}":
             raise Refusal(403, "", "the line is cut")
 
     hub.fault = cut
@@ -117,6 +126,37 @@ def test_a_cut_push_leaves_the_revision_before_and_goes_on(hub, tmp_path, where)
     push(tmp_path / "second", Target("me/model"))
     assert len(hub.uploads) == uploads + 1, "the weights were sent more than once"
     assert contents(hub)["model.safetensors"] == (tmp_path / "second" / "model.safetensors").read_bytes()
+
+
+def test_an_answer_that_is_lost_is_not_called_a_failure(hub, tmp_path, monkeypatch):
+    def lost(*asked) -> None:
+        made(*asked)
+        raise Refusal(504, "", "the gateway is tired")
+
+    made = hub_server.commit
+    monkeypatch.setattr(hub_server, "commit", lost)
+    with pytest.raises(PushError, match=r"me/model may have the new files, .* look there .*504"):
+        push(saved(tmp_path / "model"), Target("me/model"))
+    assert "model.safetensors" in contents(hub)
+
+
+def test_a_name_alone_is_in_one_s_own_namespace(hub, tmp_path):
+    done = CliRunner().invoke(app, ["push", str(saved(tmp_path / "model")), "mine"])
+    assert done.exit_code == 0 and "/tester/mine/commit/" in done.output, done.output
+    assert b'from_pretrained("tester/mine")' in contents(hub, "tester/mine")["README.md"]
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_nothing_is_published_against_what_is_asked_for(hub, tmp_path, private):
+    folder = saved(tmp_path / "model")
+    push(folder, Target("me/model", private=private))
+    before, found = contents(hub), "private" if private else "public"
+    with pytest.raises(PushError, match=f"me/model is there already, and {found}"):
+        push(saved(folder, seed=1), Target("me/model", private=not private))
+    assert contents(hub) == before
+    for said in (None, private):
+        push(folder, Target("me/model", private=said))
+    assert contents(hub) != before and hub.repo("me/model").private == private
 
 
 def test_where_a_push_goes(hub, tmp_path):
@@ -140,16 +180,10 @@ def test_where_a_push_goes(hub, tmp_path):
 def test_weights_in_other_files_replace_those_before(hub, tmp_path):
     folder = saved(tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
-    halves = {f"model-0000{n}-of-00002.safetensors": dict(list(weights.items())[n - 1 :: 2]) for n in (1, 2)}
     sharded = Path(shutil.copytree(folder, tmp_path / "sharded"))
-    (sharded / "model.safetensors").unlink()
-    for name, half in halves.items():
-        save_file(half, sharded / name, {"format": "pt"})
-    places = {tensor: name for name, half in halves.items() for tensor in half}
-    index = {"metadata": {"total_size": 0}, "weight_map": places}
-    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    halves = shards(sharded)
     push(sharded, Target("me/model"))
-    assert set(halves) <= contents(hub).keys()
+    assert {half.name for half in halves} <= contents(hub).keys()
     push(folder, Target("me/model"))
     assert [path for path in contents(hub) if path.startswith("model") and "safetensors" in path] == [
         "model.safetensors"
@@ -158,6 +192,19 @@ def test_weights_in_other_files_replace_those_before(hub, tmp_path):
     assert "model.safetensors" not in contents(hub)
     loaded = transformers.AutoModelForSemanticSegmentation.from_pretrained("me/model")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_nothing_of_another_model_stays_but_what_is_the_user_s_own(hub, tmp_path):
+    repo = hub.repos["model/me/model"] = Repo("model")
+    own = ["handler.py", "LICENSE", "notes/model.safetensors", ".eval_results/mine.yaml", "metrics/metrics.json"]
+    stale = [".eval_results/me__cells.yaml", "model.safetensors.index.fp16.json", "picture.png"]
+    repo.commits["0" * 40] = dict.fromkeys([*own, *stale], b"")
+    push(Path(shutil.copytree(NUCLEI, tmp_path / "nuclei")), Target("me/model"))
+    assert {"recipe.yaml", "metrics.json", "preprocessor_config.json", "modeling_segformer.py"} <= set(contents(hub))
+    bare = saved(tmp_path / "bare", "vit")
+    (bare / "preprocessor_config.json").unlink()
+    done = push(bare, Target("me/model"))
+    assert set(contents(hub)) == {*done.files, *own} and "modeling_segformer.py" not in done.files
 
 
 def test_models_and_processors_push_themselves_with_their_code(hub, tmp_path):
@@ -173,18 +220,22 @@ def test_models_and_processors_push_themselves_with_their_code(hub, tmp_path):
     assert auto_map["AutoModelForSemanticSegmentation"] == "modeling_segformer.SegFormerForSemanticSegmentation"
 
 
-def test_a_head_of_another_package_is_pushed_with_its_code(hub, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(PLUGIN))
-    monkeypatch.setitem(PLUGGED_HEADS, "top_down", import_module("conv_token.top_down_head").TopDownHead)
+@pytest.mark.usefixtures("plugin")
+def test_a_head_of_another_package_is_pushed_with_its_code(hub, tmp_path):
     config = architectures()["backbone"].variant_config("tiny-swin", segmentation_head="top_down", num_labels=3)
     model = transformers.AutoModelForSemanticSegmentation.from_config(config)
     model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="me/saved")
     model.push_to_hub("me/pushed")
-    for repo in ("me/saved", "me/pushed"):
+    push(tmp_path / "saved", Target("me/with-card"))
+    assert b"(hf_vit_seg 0.1.0 and conv-token 0.1.0)" in contents(hub, "me/with-card")["README.md"]
+    for repo in ("me/saved", "me/pushed", "me/with-card"):
         assert "top_down_head.py" in contents(hub, repo)
         assert b"TopDownHead" in contents(hub, repo)["plugged_heads.py"]
         loaded = transformers.AutoModelForSemanticSegmentation.from_pretrained(repo)
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    del PLUGGED_HEADS["top_down"]
+    with pytest.raises(ValueError, match=r"no segmentation_head 'top_down'.* the card .* names the package to install"):
+        transformers.AutoModelForSemanticSegmentation.from_pretrained("me/with-card")
 
 
 def test_the_command(hub, tmp_path):
@@ -203,9 +254,15 @@ def test_the_command(hub, tmp_path):
     ("spoil", "reason"),
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "config.json and model.safetensors are needed"),
+        (lambda folder: cut_short(folder / "model.safetensors"), "the weights are cut short or no safetensors"),
+        (lambda folder: shards(folder)[1].unlink(), "there is no model-00002-of-00002.safetensors"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "model.fp16.safetensors"), "no model.safetens"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "model.lora.merge=true"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "none"}'), "no installed architecture"),
-        (lambda folder: edit(folder, architectures=["Other"]), "names the class Other, expected one of SegFormer"),
+        (
+            lambda folder: edit(folder, "config.json", architectures=["Other"]),
+            "names the class Other, expected one of SegFormer",
+        ),
         (lambda folder: (folder / "README.md").write_text("---\n- :a: b: c\n---\n"), "README.md"),
         (shutil.rmtree, "there is no such directory"),
     ],
@@ -217,6 +274,22 @@ def test_what_cannot_be_pushed(hub, tmp_path, spoil, reason):
     assert not hub.repos
 
 
-def edit(folder: Path, **fields) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | fields))
+def edit(folder: Path, file: str, **fields) -> None:
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | fields))
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def shards(folder: Path) -> list[Path]:
+    """The same weights in two files and an index."""
+    weights = load_file(folder / "model.safetensors")
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    halves = {name: dict(list(weights.items())[n::2]) for n, name in enumerate(names)}
+    for name, half in halves.items():
+        save_file(half, folder / name, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: name for name, half in halves.items() for key in half}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+    return [folder / name for name in names]

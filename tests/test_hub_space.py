@@ -1,6 +1,7 @@
 """`push-space`: what lies in the Space, the versions that it pins, and that it runs on what lies there."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -8,16 +9,25 @@ from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
-from hub_server import Refusal
+import transformers
+from hub_models import saved
+from hub_server import Refusal, Repo
 from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
+from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
-from hf_vit_seg.hub import PushError, Target, push_space, space
+from hf_vit_seg.hub import PushError, Target, push, push_space, space
+from hf_vit_seg.provenance import Provenance, write_card
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NUCLEI = REPOSITORY / "examples" / "nuclei" / "model"
+NVIDIA = {
+    "license": "other",
+    "license_name": "nvidia-source-code-license-for-segformer",
+    "license_link": "https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
+}
 LOOK = """
 import sys
 from pathlib import Path
@@ -68,6 +78,62 @@ def test_a_space_runs_on_what_lies_in_it(pushed):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_a_space_pushed_again_has_one_installation_in_it(hub):
+    repo = "me/demo"
+    push_space(str(NUCLEI), Target(repo))
+    files = hub.repo(repo, "space").files()
+    own = dict.fromkeys(("notes.md", "photos/a.jpg", "hf_vit_seg_notes/a.md"), b"mine")
+    files |= own | {"hf_vit_seg-0.0.1.dist-info/METADATA": b"Name: hf_vit_seg", "hf_vit_seg/gone.py": b""}
+    before = set(files)
+    push_space(str(NUCLEI), Target(repo))
+    gone = before - hub.repo(repo, "space").files().keys()
+    assert gone == {"hf_vit_seg-0.0.1.dist-info/METADATA", "hf_vit_seg/gone.py"}
+
+
+@pytest.fixture
+def model_on_the_hub(hub) -> None:
+    hub.repos["model/me/model"] = Repo("model")
+
+
+@pytest.mark.parametrize("known", [{"license": "mit"}, NVIDIA, {}])
+def test_the_licence_of_the_weights_that_it_carries(hub, tmp_path, known):
+    model = saved(tmp_path / "model")
+    write_card(model, Provenance(**known), "model")
+    push_space(str(model), Target("me/demo"))
+    card = SpaceCard(hub.repo("me/demo", "space").files()["README.md"].decode())
+    assert {name: value for name, value in card.data.to_dict().items() if name.startswith("license")} == known
+    assert f"weights in `model/`: {Provenance(**known).licence()}" in card.text
+
+
+def test_what_the_model_itself_needs_is_pinned(hub, tmp_path):
+    config = architectures()["backbone"].config(
+        backbone_config={"model_type": "timm_backbone", "backbone": "resnet10t", "use_pretrained_backbone": False},
+        segmentation_head="all_mlp",
+    )
+    transformers.AutoModelForSemanticSegmentation.from_config(config).save_pretrained(tmp_path / "model")
+    push_space(str(tmp_path / "model"), Target("me/demo"))
+    files = hub.repo("me/demo", "space").files()
+    assert f"timm=={version('timm')}" in files["requirements.txt"].decode().split()
+    push(tmp_path / "model", Target("me/model"))
+    assert re.search(r"needs .*\btimm\b", hub.repo("me/model").files()["README.md"].decode())
+
+
+@pytest.mark.parametrize("name", ["/some/nope", "me/nope"])
+def test_a_model_that_is_nowhere(hub, name):
+    with pytest.raises(PushError, match=f"^{name} is no directory here, and no model on the Hub"):
+        push_space(name, Target("me/demo"))
+    assert not hub.repos
+
+
+def test_the_built_in_model(hub):
+    push_space("nuclei", Target("me/demo"))
+    repo = hub.repo("me/demo", "space")
+    assert repo.details["HF_VIT_SEG_MODELS"] == "nuclei"
+    data = SpaceCard(repo.files()["README.md"].decode()).data
+    assert data.models is None and data.license == "apache-2.0"
+
+
+@pytest.mark.usefixtures("model_on_the_hub")
 def test_a_model_of_the_hub(hub):
     push_space("me/model", Target("me/demo"))
     repo = hub.repo("me/demo", "space")
@@ -76,6 +142,7 @@ def test_a_model_of_the_hub(hub):
     assert not [path for path in repo.files() if path.startswith("model/")]
 
 
+@pytest.mark.usefixtures("model_on_the_hub")
 def test_a_variable_that_cannot_be_set_is_told(hub):
     def refused(method: str, path: str) -> None:
         if path.endswith("/variables"):

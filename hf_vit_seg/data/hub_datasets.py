@@ -61,6 +61,10 @@ class HuggingFaceSource(SourceRecord):
         """The dataset on the Hub, unless it lies in a folder."""
         return None if Path(self.name).expanduser().exists() else self.name
 
+    def hub_split(self) -> str | None:
+        """The split, as `datasets` knows it."""
+        return None if self.hub_id() is None else self.split
+
     def load(self) -> Any:
         """The split as a `datasets.Dataset`."""
         import datasets

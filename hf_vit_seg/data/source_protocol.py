@@ -63,6 +63,10 @@ class SourceRecord(Record):
         """The dataset on the Hub, if it is one."""
         return None
 
+    def hub_split(self) -> str | None:
+        """The split of that dataset."""
+        return None
+
 
 def existing_folder(path: Path, what: str) -> Path:
     """A folder that is there."""

@@ -102,4 +102,4 @@ def example_images() -> list[str]:
     return [str(folder / f"{name}.webp") for name in EXAMPLES]
 
 
-__all__ = ["ENVIRONMENT", "Catalogue", "default_models", "example_images"]
+__all__ = ["ENVIRONMENT", "NUCLEI", "Catalogue", "default_models", "example_images"]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
+from hf_vit_seg.inference.palettes import class_palette
 from hf_vit_seg.provenance import CARD, MARK, card_metadata
 from hf_vit_seg.remote_code import packages_needed
 from hf_vit_seg.training.metrics_report import COLUMNS, UNITS, MetricsReport, about, decimal, title_of
@@ -45,10 +46,11 @@ def card_data(model: ModelDirectory, repo_id: str) -> ModelCardData:
         "model_name": repo_id.rpartition("/")[2],
         "eval_results": eval_results(model) or None,
     }
-    tags = ["vision", head.tag, model.config.model_type, *(["hf_vit_seg"] if model.package else [])]
+    tags = ["vision", head.tag, model.config.model_type, *(["hf_vit_seg"] if model.packages else [])]
     tags += ["custom_code"] if model.code else []
     metadata = derived | model.provenance.metadata() | written
-    metadata["tags"] = list(dict.fromkeys([*(written.get("tags") or []), *tags]))
+    own = written.get("tags") or []
+    metadata["tags"] = list(dict.fromkeys([*([own] if isinstance(own, str) else own), *tags]))
     if derived["eval_results"]:
         metadata.pop("model-index", None)  # of an earlier push
     return ModelCardData(**metadata)
@@ -69,11 +71,12 @@ def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str,
         "base_model": known.base_model,
         "licence": known.licence(),
         "picture": picture,
-        "package": model.package,
+        "packages": model.packages,
         "code": bool(model.code),
         "requirements": requirements(model),
         "usage": lambda trust: usage(model, repo_id, trust),
         "processor": model.processor is not None,
+        "pipeline": model.processor is not None and head.pipeline and not is_binary(model),  # transformers' fails on it
         "preparation": preparation(model),
         "reports": [report_facts(report) for report in model.reports],
         "labels": labels,
@@ -86,7 +89,8 @@ def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str,
 def requirements(model: ModelDirectory) -> list[str]:
     """The packages that the code needs, as pip calls them."""
     named = {PROVIDED.get(name, name) for name in packages_needed(model.code)}
-    return sorted(named | ({"torchvision"} if model.processor is not None else set()))  # transformers' processors do
+    named |= {"torchvision"} if model.processor is not None else set()  # transformers' processors do
+    return sorted(named.union(model.backends))
 
 
 def usage(model: ModelDirectory, repo_id: str, trust: str) -> str:
@@ -111,11 +115,20 @@ def usage(model: ModelDirectory, repo_id: str, trust: str) -> str:
 
 
 def label_rows(model: ModelDirectory) -> Iterator[list[str]]:
-    """Number, name and, where it is known, colour of each class."""
-    palette = getattr(model.processor, "palette", None)
-    for index, name in (model.config.id2label or {}).items():
-        colour = [] if palette is None else ["#{:02x}{:02x}{:02x}".format(*palette[int(index)])]
+    """Number in a label map, name and, where the processor has colours, that of pictures, of each class."""
+    own = getattr(model.processor, "palette", None)
+    labels = {int(index): name for index, name in (model.config.id2label or {}).items()}
+    if is_binary(model):
+        labels = {0: "background", 1: labels[0]}
+    palette = class_palette(own, max(labels, default=0) + 1)
+    for index, name in labels.items():
+        colour = ["#{:02x}{:02x}{:02x}".format(*palette[index])] if own else []
         yield [str(index), in_cell(name), *colour]
+
+
+def is_binary(model: ModelDirectory) -> bool:
+    """Whether a segmentation model has one output, which parts a class from its background."""
+    return HEADS[model.auto_class].tag == "image-segmentation" and model.config.num_labels == 1
 
 
 def preparation(model: ModelDirectory) -> str:

@@ -1,15 +1,18 @@
 """What was measured, in the two forms that the Hub reads.
 
 `model-index` in the card takes any data. `.eval_results/*.yaml`, which leaderboards read, is for datasets of the Hub:
-https://huggingface.co/docs/hub/eval-results.
+https://huggingface.co/docs/hub/eval-results. Every report says itself what was measured on.
 """
 
 import math
+import re
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
+from hf_vit_seg.data.sources import SOURCES
 from hf_vit_seg.training.metrics_report import MetricsReport, title_of
+from hf_vit_seg.training.recipe import Recipe
 
 from .heads import HEADS
 from .model_directory import ModelDirectory
@@ -21,13 +24,12 @@ TASK = "default"  # of a dataset that names none
 def eval_results(model: ModelDirectory) -> list[EvalResult]:
     """The scores of all splits, for the card's `model-index`."""
     name = "local data" if model.recipe is None else model.recipe.name
-    dataset = (*model.provenance.datasets, name)[0]
     return [
         EvalResult(
             task_type=HEADS[model.auto_class].tag,
-            dataset_type=dataset,
-            dataset_name=name,
-            dataset_split=report.split,
+            dataset_type=report.dataset or name,
+            dataset_name=report.dataset or name,
+            dataset_split=report.dataset_split or report.split,
             metric_type=metric,
             metric_name=title_of(metric),
             metric_value=value,
@@ -40,23 +42,30 @@ def eval_results(model: ModelDirectory) -> list[EvalResult]:
 
 
 def eval_results_files(model: ModelDirectory) -> dict[str, bytes]:
-    """A file for each dataset of the Hub with the chief score of the last report; none for local data."""
-    if not model.reports:
-        return {}
-    report = model.reports[-1]
-    numbers = {name: value for name, value in report.numbers().items() if math.isfinite(value)}
-    chief = report.measure if report.measure in numbers else next(iter(numbers), None)
-    if chief is None:
-        return {}
-    return {
-        f"{FOLDER}/{dataset.replace('/', '__')}.yaml": entry_text(dataset, report, chief, numbers[chief])
-        for dataset in model.provenance.datasets
-    }
+    """A file for each dataset of the Hub with the chief score of the last report on it."""
+    found = {}
+    for report in model.reports:
+        numbers = {name: value for name, value in report.numbers().items() if math.isfinite(value)}
+        chief = report.measure if report.measure in numbers else next(iter(numbers), None)
+        if chief is not None and report.dataset is not None and is_held_out(report, model.recipe):
+            path = f"{FOLDER}/{report.dataset.replace('/', '__')}.yaml"
+            found[path] = entry_text(report.dataset, report, chief, numbers[chief])
+    return found
+
+
+def is_held_out(report: MetricsReport, recipe: Recipe | None) -> bool:
+    """Whether a report is on a whole split of its dataset, and on none of which the model has seen a part."""
+    split = report.dataset_split or ""
+    if report.split == "train" or not re.fullmatch(r"\w+", split):  # `train[80%:]` is a part
+        return False
+    seen = None if recipe is None else SOURCES.read_kind(recipe.data.train, "data.train")
+    return seen is None or seen.hub_id() != report.dataset or split not in re.findall(r"\w+", seen.hub_split() or "")
 
 
 def entry_text(dataset: str, report: MetricsReport, measure: str, value: float) -> bytes:
     """The YAML of one score."""
-    notes = "; ".join(filter(None, [measure, f"{report.split} split, {report.images} images", report.protocol]))
+    split = f"{report.dataset_split} split, {report.images} images"
+    notes = "; ".join(filter(None, [measure, split, report.protocol]))
     entry = EvalResultEntry(dataset_id=dataset, task_id=TASK, value=value, notes=notes)
     return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True).encode()
 

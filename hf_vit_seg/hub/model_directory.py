@@ -1,6 +1,7 @@
 """What lies in a directory that is to be pushed: a model as `save_pretrained`, `convert` or a run wrote it."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,17 +9,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.entry_points import PACKAGE, Plugin
 from hf_vit_seg.inference.loading import first_sentence
-from hf_vit_seg.plugins import plugins
+from hf_vit_seg.plugins import heads, plugins
 from hf_vit_seg.provenance import Provenance, card_metadata, provenance_from
 from hf_vit_seg.remote_code import code_of, file_of
+from hf_vit_seg.training.metrics_report import EVALUATION, MetricsReport, read_report
 from hf_vit_seg.training.metrics_report import FILE as METRICS
-from hf_vit_seg.training.metrics_report import MetricsReport, read_report
 from hf_vit_seg.training.recipe import Recipe
 from hf_vit_seg.training.recipe_files import load_recipe
 from hf_vit_seg.training.run_directory import RECIPE, RunDirectory
@@ -29,11 +30,14 @@ from .heads import model_classes
 from .repository import PushError
 
 ADAPTER, PROCESSOR = "adapter_config.json", "preprocessor_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms
+BACKENDS = {"timm_backbone": "timm", "timm_wrapper": "timm"}  # by the `model_type` that asks for them
 
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """A directory with a model in it; `run` is the directory of the run that made it, if it lies in one."""
+    """A directory with a model in it; `run` is the directory of the run whose model it is, if it lies in one."""
 
     path: Path
     run: Path | None
@@ -78,29 +82,45 @@ class ModelDirectory:
         return load_recipe(self.path / RECIPE) if (self.path / RECIPE).is_file() else None
 
     @cached_property
+    def evaluations(self) -> list[Path]:
+        """Folders with what was measured: by training, by its run on the test split, and by `evaluate`."""
+        run = [] if self.run is None else [RunDirectory(self.run).test]
+        folders = [self.path, *run, *sorted(self.path.glob(f"{EVALUATION}*"))]
+        return [folder for folder in folders if (folder / METRICS).is_file()]
+
+    @cached_property
     def reports(self) -> list[MetricsReport]:
-        """What was measured: beside the model, and by its run on the test split."""
-        beside = [self.path, *([] if self.run is None else [RunDirectory(self.run).test])]
-        return [read_report(folder / METRICS) for folder in beside if (folder / METRICS).is_file()]
+        """What was measured; of the same data in the same way, what was measured last."""
+        found = [read_report(folder / METRICS) for folder in self.evaluations]
+        return list({(each.split, each.dataset, each.dataset_split, each.protocol): each for each in found}.values())
 
     @cached_property
     def pictures(self) -> list[Path]:
-        """Samples of what the model finds: beside it, of its run's test split, or of the run."""
-        run = [] if self.run is None else [RunDirectory(self.run).test / SAMPLES, self.run / SAMPLES]
-        for folder in [self.path / SAMPLES, *run]:
-            if found := sorted(folder.glob("*.png")):
+        """Samples of what the model finds: of its evaluations, or of its run."""
+        for folder in [*self.evaluations, *([] if self.run is None else [self.run])]:
+            if found := sorted((folder / SAMPLES).glob("*.png")):
                 return found
         return []
 
     @cached_property
     def weights(self) -> list[Path]:
-        """The files of the weights."""
-        return sorted(self.path.glob("model*.safetensors"))
+        """The files of the weights that from_pretrained reads: one, or those that an index names."""
+        if (self.path / WEIGHTS).is_file() or not (self.path / INDEX).is_file():
+            return [self.path / WEIGHTS]
+        return [self.path / name for name in sorted(set(json_object(self.path / INDEX).get("weight_map", {}).values()))]
 
     @cached_property
+    def tensors(self) -> dict[str, int]:
+        """How many numbers each tensor in the weights has. PushError for a file that is not whole."""
+        try:
+            return {name: length for file in self.weights for name, length in lengths(file)}
+        except SafetensorError as error:
+            raise PushError(f"{self.path}: the weights are cut short or no safetensors: {error}") from error
+
+    @property
     def parameters(self) -> int:
-        """The numbers in the weights, buffers included."""
-        return sum(count for file in self.weights for count in sizes(file))
+        """The numbers in the weights that were trained: statistics of batch norms are none."""
+        return sum(length for name, length in self.tensors.items() if name.rpartition(".")[2] not in STATISTICS)
 
     @cached_property
     def code(self) -> list[Path]:
@@ -136,12 +156,31 @@ class ModelDirectory:
         loaded = (plugin for plugin in plugins() if plugin.value is not None)
         return next((plugin for plugin in loaded if plugin.value.config is type(self.config)), None)
 
+    @cached_property
+    def head_plugin(self) -> Plugin | None:
+        """The plugin that brings the segmentation head, if one does."""
+        name = getattr(self.config, "segmentation_head", None)
+        return next((plugin for plugin in heads() if plugin.value is not None and plugin.name == name), None)
+
     @property
-    def package(self) -> str | None:
-        """The package and version that brings the architecture or, where transformers does, the code; None for none."""
-        if self.plugin is not None:
-            return self.plugin.origin
-        return f"{PACKAGE} {version(PACKAGE)}" if self.code else None
+    def packages(self) -> list[str]:
+        """The packages and versions that bring the architecture, or the code where transformers does, and the head."""
+        own = f"{PACKAGE} {version(PACKAGE)}" if self.code else None
+        found = [self.plugin.origin if self.plugin else own, self.head_plugin and self.head_plugin.origin]
+        return list(dict.fromkeys(filter(None, found)))
+
+    @property
+    def backends(self) -> list[str]:
+        """What transformers does not install, and wants for the model."""
+        configs = (self.config, getattr(self.config, "backbone_config", None))
+        return [
+            name for kind, name in BACKENDS.items() if any(getattr(each, "model_type", "") == kind for each in configs)
+        ]
+
+    @property
+    def distributions(self) -> list[str]:
+        """All that must be installed where the model shall run, beside transformers."""
+        return [package.partition(" ")[0] for package in self.packages] + self.backends
 
 
 def reference(kind: type) -> str:
@@ -149,14 +188,11 @@ def reference(kind: type) -> str:
     return f"{file_of(kind).stem}.{kind.__name__}"
 
 
-def sizes(file: Path) -> Iterator[int]:
-    """The lengths of the tensors in a file of safetensors."""
+def lengths(file: Path) -> Iterator[tuple[str, int]]:
+    """The tensors in a file of safetensors, and how many numbers each has."""
     with safe_open(file, "pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118  (no mapping)
-            length = 1
-            for side in tensors.get_slice(name).get_shape():
-                length *= side
-            yield length
+            yield name, math.prod(tensors.get_slice(name).get_shape())
 
 
 def model_directory(path: Path) -> ModelDirectory:
@@ -166,12 +202,16 @@ def model_directory(path: Path) -> ModelDirectory:
         raise PushError(f"{path}: there is no such directory")
     if (path / LOG).is_file() and not (path / "config.json").is_file():
         path = RunDirectory(path).model
-    run = path.parent if (path.parent / LOG).is_file() else None
+    run = path.parent if (path.parent / LOG).is_file() and RunDirectory(path.parent).model == path else None
     model = ModelDirectory(path, run)
     if (path / ADAPTER).is_file():
         raise PushError(f"{path} holds LoRA adapters beside their base: merge them with model.lora.merge=true")
-    if not (path / "config.json").is_file() or not model.weights:
-        raise PushError(f"{path} holds no model: config.json and model.safetensors are needed, as training writes them")
+    missing = [file.name for file in (path / "config.json", *model.weights) if not file.is_file()]
+    if missing or not model.tensors:
+        raise PushError(
+            f"{path} holds no model, there is no {', '.join(missing) or 'tensor in it'}: config.json and {WEIGHTS} are "
+            "needed, or all files that its index names, as training writes them"
+        )
     return model
 
 

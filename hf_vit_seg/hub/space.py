@@ -5,22 +5,25 @@ what was tested here, whether or not the package is published anywhere; the pack
 """
 
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, SpaceCard
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
-from hf_vit_seg.demo.catalogue import ENVIRONMENT
+from hf_vit_seg.demo.catalogue import ENVIRONMENT, NUCLEI
 from hf_vit_seg.entry_points import PACKAGE
-from hf_vit_seg.provenance import CARD, short_card
+from hf_vit_seg.inference.loading import first_sentence
+from hf_vit_seg.provenance import CARD, Provenance, short_card
 
-from .model_directory import model_directory
+from .model_directory import ModelDirectory, model_directory
 from .pins import SDK, installed, pins, python_version
 from .push import contents
-from .repository import PushError, Target, commit
+from .repository import PushError, Target, commit, settled
 
 PINS = "requirements.txt"
 PLACEHOLDER = "USER/SPACE"  # in its README
@@ -31,22 +34,48 @@ METADATA = ("METADATA", "PKG-INFO"), ("entry_points.txt",)  # of an installation
 
 
 def push_space(model: str, target: Target) -> CommitInfo:
-    """Publish a Space that shows a model: a local directory, which is carried along, or a Hub id.
+    """Publish a Space that shows a model: a local directory, which is carried along, a Hub id, or the built-in nuclei.
 
     PushError, in one sentence, when that is not possible.
     """
     directory = model_directory(Path(model)) if Path(model).exists() else None
-    content, offered, package = space_files(), model, PACKAGE
-    if directory is not None:
-        offered, package = MODEL, (directory.package or PACKAGE).partition(" ")[0]
-        content |= {f"{MODEL}/{path}": file for path, file in contents(directory, target.repo_id).items()}
-        content[f"{MODEL}/{CARD}"] = str(short_card(directory.provenance, directory.path.name)).encode()
-    content[CARD] = front_page(folder(f"{PACKAGE}.space") / CARD, target.repo_id, [] if directory else [model])
-    content[PINS] = "".join(f"{line}\n" for line in pins([package])).encode()
-    done = commit(target, content, replaced=(f"{PACKAGE}/*", f"{MODEL}/*"), repo_type="space", space_sdk="gradio")
+    linked = [] if directory or model == NUCLEI else [on_the_hub(model)]
+    target = settled(target, "space")
+    content = space_files() | carried(directory, target.repo_id)
+    known = None if directory is None else directory.provenance
+    content[CARD] = front_page(folder(f"{PACKAGE}.space") / CARD, target.repo_id, linked, known)
+    content[PINS] = "".join(f"{line}\n" for line in pins(directory.distributions if directory else ())).encode()
+    done = commit(target, content, is_replaced, repo_type="space", space_sdk="gradio")
     if not target.create_pr:  # whose files the running Space does not have yet
-        name_model(target.repo_id, offered)
+        name_model(target.repo_id, model if directory is None else MODEL)
     return done
+
+
+def on_the_hub(model: str) -> str:
+    """A Hub id for which there is a model. PushError for anything else."""
+    try:
+        validate_repo_id(model)
+        HfApi(library_name=PACKAGE).model_info(model)
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise PushError(f"{model} is no directory here, and no model on the Hub that you can see") from error
+    except (HTTPError, OSError) as error:
+        raise PushError(
+            f"{model} is no directory here, and whether it is on the Hub is not known: {first_sentence(error)}"
+        ) from error
+    return model
+
+
+def carried(directory: ModelDirectory | None, repo_id: str) -> dict[str, Path | bytes]:
+    """The files of a model that lies in the Space."""
+    if directory is None:
+        return {}
+    found = contents(directory, repo_id) | {CARD: str(short_card(directory.provenance, directory.path.name)).encode()}
+    return {f"{MODEL}/{path}": file for path, file in found.items()}
+
+
+def is_replaced(path: str) -> bool:
+    """Whether a path in a Space is of the package, its installation's metadata or the model that are carried along."""
+    return any(fnmatch(path, each) for each in (f"{PACKAGE}/*", f"{PACKAGE}-*.dist-info/*", f"{MODEL}/*"))
 
 
 def name_model(repo_id: str, model: str) -> None:
@@ -89,13 +118,16 @@ def tree(root: Path, name: str) -> Iterator[tuple[str, Path]]:
             yield f"{name}/{place.as_posix()}", path
 
 
-def front_page(readme: Path, repo_id: str, models: list[str]) -> bytes:
-    """The Space's README: it is told its name, the versions installed here, and its models on the Hub."""
+def front_page(readme: Path, repo_id: str, models: list[str], carried: Provenance | None) -> bytes:
+    """The Space's README: its name, the versions installed here, its models on the Hub, the carried one's licence."""
     card, sdk = SpaceCard(readme.read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)), installed(SDK)
     if sdk is None:
         raise PushError(f"the Space gets the {SDK} that is installed, and there is none: pip install '{PACKAGE}[demo]'")
     data: Any = card.data
     data.sdk_version, data.python_version, data.models = sdk, python_version(), models or None
+    if carried is not None:
+        data.license, data.license_name, data.license_link = carried.license, carried.license_name, carried.license_link
+        card.text += f"\n\nThe code is under Apache-2.0. Licence of the weights in `{MODEL}/`: {carried.licence()}\n"
     return str(card).encode()
 
 

@@ -100,7 +100,10 @@ def head_choice(name: str) -> HeadChoice:
         return HEADS[name]
     if name not in PLUGGED_HEADS:
         known = ", ".join([*HEADS, *PLUGGED_HEADS])
-        raise ValueError(f"there is no segmentation_head '{name}', here or in an installed plugin; known are {known}")
+        raise ValueError(
+            f"there is no segmentation_head '{name}', here or in an installed plugin; known are {known}; the card of a "
+            "model that wears it (README.md) names the package to install"
+        )
     return HeadChoice(plugged_head, "any maps", lambda _: True)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from .memory import OutOfMemory
-from .metrics_report import FILE, read_report, report_view
+from .metrics_report import EVALUATION, FILE, read_report, report_view
 from .model_evaluation import evaluate_model, recipe_beside
 from .recipe import Recipe
 from .recipe_files import load_recipe
@@ -47,7 +47,7 @@ def evaluate_command(model: str, settings: Sequence[str], recipe: str | None, sp
 
     def work() -> int:
         loaded = load_recipe(recipe or recipe_beside(model), settings)
-        name = f"evaluation_{split}"
+        name = f"{EVALUATION}{split}"
         folder = out or (Path(model) / name if Path(model).is_dir() else Path(name))
         report = evaluate_model(model, loaded, split, folder)
         if is_main():

@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_vit_seg.data.sources import SOURCES
 from hf_vit_seg.records import RecordError
 
 from .metrics_report import MetricsReport
@@ -92,11 +93,21 @@ def report_of(
         images=found.samples,
         seconds_per_image=found.seconds / max(found.samples, 1),
         split=split,
+        **hub_data(recipe, split),
         step=step,
         measure=measure_name(recipe),
         confusion=found.confusion,
         reliability=found.calibration,
     )
+
+
+def hub_data(recipe: Recipe, split: str) -> dict[str, Any]:
+    """Fields of a report: the dataset of the Hub that a split of the recipe is; none where it is cut from another."""
+    settings = getattr(recipe.data, split)
+    if settings is None:
+        return {}
+    source = SOURCES.read_kind(settings, f"data.{split}")
+    return {"dataset": source.hub_id(), "dataset_split": source.hub_split()}
 
 
 def measure_name(recipe: Recipe) -> str:

@@ -25,6 +25,7 @@ from .json_values import json_line, json_value
 from .recipe import Task
 
 FILE = "metrics.json"
+EVALUATION = "evaluation_"  # and the split: the folder in a model's directory for what is measured later
 PER_CLASS = "per_category_"  # evaluate's prefix of scores that are one number for each class
 UNITS: dict[Task, str] = {"segmentation": "pixels", "classification": "images", "pose": "persons"}
 # How scores are called in the console, in its order; what is not listed follows under its own name.
@@ -63,7 +64,8 @@ class MetricsReport:
 
     `scores` are numbers, and (K,) arrays under names that begin with `per_category_`; NaN where there is none.
     `confusion` (K, K) int64 is [reference, prediction], and `reliability` (3, M) counts predictions, their summed
-    confidence and their hits in M equally wide bins of confidence (`CalibrationError.counts`).
+    confidence and their hits in M equally wide bins of confidence (`CalibrationError.counts`). `dataset` is the Hub id
+    of what was measured on and `dataset_split` the split there; None for other data, and for a share of training's.
     """
 
     task: Task
@@ -73,6 +75,8 @@ class MetricsReport:
     images: int = 0
     seconds_per_image: float = float("nan")
     split: str = "validation"
+    dataset: str | None = None
+    dataset_split: str | None = None
     step: int | None = None
     measure: str | None = None  # the score that decides which model is best
     confusion: Any = None
@@ -134,6 +138,8 @@ def report_text(report: MetricsReport) -> str:
     parts: dict[str, Any] = {
         "task": report.task,
         "split": report.split,
+        "dataset": report.dataset,
+        "dataset_split": report.dataset_split,
         "step": report.step,
         "images": report.images,
         "seconds_per_image": report.seconds_per_image,
@@ -172,6 +178,8 @@ def read_report(path: Path) -> MetricsReport:
         known = {key: parts.pop(key) for key in ("task", "split", "step", "images", "protocol", "measure")}
         return MetricsReport(
             **known,
+            dataset=parts.pop("dataset", None),
+            dataset_split=parts.pop("dataset_split", None),
             scores=scores,
             names=tuple(row["name"] for row in classes),
             seconds_per_image=number(parts.pop("seconds_per_image")),

@@ -8,6 +8,7 @@ import math
 import time
 from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from .plots import draw_plots
 from .preparation import Ingredients, build_accelerator, prepare, resolved
 from .progress import Progress
 from .recipe import Recipe
-from .run_directory import RunDirectory, write_model_directory
+from .run_directory import RunDirectory, lineage, write_model_directory
 from .run_log import RunLog
 from .standing import Standing
 from .task_evaluations import evaluate
@@ -68,6 +69,7 @@ class Run:
         self.seconds = start.seconds if start else 0.0
         self.mark, self.timed, self.not_finite = time.perf_counter(), (0, 0.0), 0
         self.report: MetricsReport | None = None
+        self.provenance = lineage(self.recipe)  # asked for before hours of work, not after them
         self.log = RunLog(
             directory.path,
             parts.accelerator,
@@ -203,10 +205,15 @@ class Run:
             self.report = replace(report, details={"training_seconds": round(self.seconds, 1)})
             self.log.evaluation(self.step, found.scores)
             if best and self.accelerator.is_main_process:
-                write_model_directory(self.directory.best, model, self.parts.processor, self.recipe, self.report)
+                self.write_model(self.directory.best, model)
                 write_sample_pictures(subject, validation, self.directory.samples)
         self.accelerator.wait_for_everyone()
         self.progress.evaluated(name, value, best)
+
+    def write_model(self, target: Path, model: Any) -> None:
+        """A model with all that belongs to it."""
+        processor, report = self.parts.processor, self.report
+        write_model_directory(target, model, processor, self.recipe, self.provenance, report)
 
     def whole(self):
         """The model as it is measured and saved."""
@@ -232,7 +239,7 @@ class Run:
         """The model of the last step, and the plots."""
         with random_state_kept(self.accelerator.device), self.whole() as model:
             if self.accelerator.is_main_process:
-                write_model_directory(self.directory.last, model, self.parts.processor, self.recipe, self.report)
+                self.write_model(self.directory.last, model)
                 draw_plots(self.directory.path)
         self.accelerator.wait_for_everyone()
 

@@ -97,7 +97,12 @@ def lineage(recipe: Recipe) -> Provenance:
 
 
 def write_model_directory(
-    target: Path, model: Any, processor: BaseImageProcessor, recipe: Recipe, report: MetricsReport | None
+    target: Path,
+    model: Any,
+    processor: BaseImageProcessor,
+    recipe: Recipe,
+    provenance: Provenance,
+    report: MetricsReport | None,
 ) -> None:
     """A directory that `from_pretrained` loads, whole or not at all, in place of the one that is there."""
     temporary = empty_temporary(target)
@@ -105,10 +110,10 @@ def write_model_directory(
         save_model(model, temporary, merge=recipe.model.lora is None or recipe.model.lora.merge)
     processor.save_pretrained(temporary)
     (temporary / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
-    write_card(temporary, lineage(recipe), recipe.name)
+    write_card(temporary, provenance, recipe.name)
     if report is not None:
         write_report(report, temporary / METRICS)
     put_in_place(target)
 
 
-__all__ = ["RunDirectory", "RunDirectoryError", "run_directory", "write_model_directory"]
+__all__ = ["RunDirectory", "RunDirectoryError", "lineage", "run_directory", "write_model_directory"]
