@@ -84,13 +84,22 @@ def models(tmp_path_factory) -> dict[str, str]:
 
 
 def title(model: str) -> str:
-    return "/".join(Path(model).parts[-2:])
+    return "/".join(Path(model).parts[-2:]) if "/" in model else model
 
 
 @pytest.fixture(scope="module")
-def address(models):
-    """A demo of the built-in model and of one for each task."""
-    _, address, _ = hf_vit_seg.demo.launch(NUCLEI, *models.values(), prevent_thread_lock=True, quiet=True)
+def cut(models, tmp_path_factory) -> str:
+    """A model whose weights were cut in the middle, as a download may be."""
+    folder = shutil.copytree(models["segmentation"], tmp_path_factory.mktemp("broken") / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def address(models, cut):
+    """A demo of the built-in model, of one for each task, and of a broken one."""
+    _, address, _ = hf_vit_seg.demo.launch(NUCLEI, *models.values(), cut, prevent_thread_lock=True, quiet=True)
     yield address
     gradio.close_all()
 
@@ -148,6 +157,27 @@ def test_what_is_no_image_is_refused_in_words(client, tmp_path):
     Image.new("1", (7000, 5000)).save(tmp_path / "large.png")
     text = refusal(client, tmp_path / "large.png", NUCLEI)
     assert "7000x5000" in text and "25 million" in text and "--max-pixels" not in text
+
+
+def test_a_model_that_was_cut_is_told_in_words(client, cut):
+    assert refusal(client, PHOTO, title(cut)).startswith(f"{title(cut)} cannot be loaded as a segmentation model: ")
+    files = [gradio_client.handle_file(str(PHOTO))]
+    with pytest.raises(gradio_client.exceptions.AppError, match="cannot be loaded as a segmentation model"):
+        client.predict(files, title(cut), api_name="/segment_files")
+
+
+def test_what_nobody_foresaw_is_told_in_a_sentence_and_logged(client, models, monkeypatch, caplog):
+    def fails(*_):
+        raise RuntimeError("out of /tmp/memory")
+
+    for owner, method in ((Segmenter, "segment"), (Classifier, "__call__"), (PoseEstimator, "__call__")):
+        monkeypatch.setattr(owner, method, fails)
+    for name, model in {"/segment": NUCLEI, "/classify": models["classification"]}.items():
+        assert "the server failed at this (RuntimeError)" in refusal(client, PHOTO, title(model), name=name)
+    assert "RuntimeError" in refusal(client, PHOTO, title(models["pose"]), "", name="/estimate_pose")
+    table = client.predict([gradio_client.handle_file(str(PHOTO))], NUCLEI, api_name="/segment_files")[1]
+    assert table["data"][0][1].startswith("failed: the server failed at this (RuntimeError)")
+    assert [record.exc_info[1].args for record in caplog.records] == [("out of /tmp/memory",)] * 4
 
 
 def test_windows_have_limits(client):

@@ -30,14 +30,16 @@ PATIENCE = 60_000  # milliseconds, on machines that do other things too
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A demo of the built-in model and of an untrained one with other classes."""
+    """A demo of the built-in model, of an untrained one with other classes, and of one whose weights were cut."""
     folder = tmp_path_factory.mktemp("models") / "untrained"
     segformer = architectures()["segformer"]
     torch.manual_seed(0)
     model = AutoModelForSemanticSegmentation.from_config(segformer.variant_config("nano", num_labels=30))
     model.save_pretrained(folder)
     segformer.image_processor["torchvision"](size={"height": 64, "width": 64}).save_pretrained(folder)
-    _, address, _ = launch("nuclei", str(folder), prevent_thread_lock=True, quiet=True)
+    cut = shutil.copytree(folder, folder.with_name("cut"))
+    (cut / "model.safetensors").write_bytes(b"cut")
+    _, address, _ = launch("nuclei", str(folder), str(cut), prevent_thread_lock=True, quiet=True)
     yield address
     gradio.close_all()
 
@@ -123,11 +125,25 @@ def test_pictures_and_label_maps_can_be_saved(page):
     assert Image.open(saved.value.path()).size == Image.open(PHOTO).size
 
 
-def test_another_model_shows_its_own_classes(page):
+def choose_model(page, name: str) -> None:
     page.get_by_label("Model").first.click()
-    page.get_by_role("option", name="untrained").click()
+    page.get_by_role("option", name=name).click()
+
+
+def test_another_model_shows_its_own_classes(page):
+    choose_model(page, "untrained")
     page.wait_for_function("document.querySelector('.caption').innerText.includes('untrained')")
     assert "nucleus" not in legend(page) and legend(page)
+
+
+def test_a_broken_model_leaves_nothing_of_the_former_one(page):
+    choose_model(page, "cut")
+    page.get_by_text("cannot be loaded as a segmentation model").wait_for()
+    page.locator(".empty").wait_for()
+    assert not page.locator("canvas.picture").is_visible()
+    assert not page.get_by_text("Report (JSON)").locator("xpath=ancestor-or-self::a").count()
+    choose_model(page, "untrained")
+    page.locator("canvas.picture").wait_for()
 
 
 def test_a_broken_image_is_refused_in_words(page, tmp_path):

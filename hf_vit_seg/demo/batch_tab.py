@@ -17,7 +17,7 @@ from .accelerator import ONE_AT_A_TIME, on_gpu
 from .catalogue import Catalogue
 from .file_segmentation import USUAL_WINDOW, WHOLE, protocol_of, segment_file
 from .segmentation_tab import Choices
-from .uploads import MOST_FILES, fresh_folder, in_words, told
+from .uploads import MOST_FILES, cleared_on_failure, fresh_folder, in_words, told
 
 MOST_CLASSES = 4  # that are named for a file
 
@@ -36,13 +36,15 @@ class BatchTab:
                 gallery = gr.Gallery(label="Overlays", columns=3, object_fit="contain", height="60vh")
                 table = gr.Dataframe(headers=["file", "found"], label="Files", interactive=False, wrap=True)
                 archive = gr.File(label="All label maps, overlays and reports", interactive=False)
-        start.click(
+        results = [gallery, table, archive]
+        segmenting = start.click(
             on_gpu(self.segment_files),
             [files, *choices.components],
-            [gallery, table, archive],
+            results,
             api_name="segment_files",
             **ONE_AT_A_TIME,
         )
+        cleared_on_failure(segmenting, results)
 
     def segment_files(
         self,
@@ -77,7 +79,7 @@ def outcome(segmenter: Segmenter, job: Job, title: str) -> str:
     path, name = job.image.path, Path(job.image.path.name)
     try:
         found = segment_file(segmenter, path, title)
-    except ValueError as error:
+    except Exception as error:
         return f"failed: {in_words(error, path)}"
     visible = replace(job, image=ImageFile(name, name))
     failure = write(segmenter, visible, found.result, found.report["timings_ms"]["read"], Wishes(model=title)).error

@@ -66,7 +66,10 @@ class Catalogue:
     def loaded(self, title: str) -> Any:
         """A model, ready to be called with an image. ModelError when it cannot be loaded after all."""
         entry = self.entries[title]
-        return LOADERS[entry.task](entry.place)
+        try:
+            return LOADERS[entry.task](entry.place)
+        except ModelError as error:
+            raise ModelError(str(error).replace(entry.place, title)) from error
 
 
 def entry_of(name: str) -> Entry:

@@ -8,7 +8,7 @@ from hf_vit_seg.data.pixels import read_pixels
 
 from .accelerator import ONE_AT_A_TIME, on_gpu
 from .catalogue import Catalogue
-from .uploads import MOST_PIXELS, model_choice, photo_input, told
+from .uploads import MOST_PIXELS, cleared_on_failure, model_choice, photo_input, told
 
 TOP = 5  # classes that are named
 
@@ -24,7 +24,7 @@ class ClassificationTab:
                 model = model_choice(catalogue.titles("classification"))
             with gr.Column(scale=2, min_width=360):
                 label = gr.Label(label="Classes", num_top_classes=TOP)
-        gr.on(
+        classifying = gr.on(
             [photo.change, model.change],
             on_gpu(self.classify),
             [photo, model],
@@ -33,6 +33,7 @@ class ClassificationTab:
             trigger_mode="always_last",
             **ONE_AT_A_TIME,
         )
+        cleared_on_failure(classifying, [label])
 
     def classify(self, image: str | None, model: str) -> dict[str, float] | None:
         """Classify an image: the five most likely classes and their probabilities."""

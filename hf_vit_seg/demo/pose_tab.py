@@ -17,7 +17,7 @@ from hf_vit_seg.inference.skeletons import LEAST_SCORE, with_skeletons
 from .accelerator import ONE_AT_A_TIME, on_gpu
 from .catalogue import Catalogue
 from .segmentation_view import LONGEST_SIDE
-from .uploads import MOST_PIXELS, model_choice, photo_input, told
+from .uploads import MOST_PIXELS, cleared_on_failure, model_choice, photo_input, told
 
 KEYPOINTS = ("keypoint", "x", "y", "score")
 
@@ -37,7 +37,7 @@ class PoseTab:
             with gr.Column(scale=2, min_width=480):
                 skeleton = gr.Image(label="Skeleton", interactive=False, format="png")
                 table = gr.Dataframe(headers=list(KEYPOINTS), label="Keypoints", interactive=False)
-        gr.on(
+        estimating = gr.on(
             [photo.change, box.submit, model.change],
             on_gpu(self.estimate),
             [photo, model, box],
@@ -46,6 +46,7 @@ class PoseTab:
             trigger_mode="always_last",
             **ONE_AT_A_TIME,
         )
+        cleared_on_failure(estimating, [skeleton, table])
 
     def estimate(self, image: str | None, model: str, box: str = "") -> tuple[Any, Any]:
         """Find a person's keypoints: a picture of the skeleton, and each keypoint's place in pixels and its score."""
@@ -55,11 +56,12 @@ class PoseTab:
             estimator = self.catalogue.load(model)
             pixels = read_pixels(Path(image), estimator.channels, MOST_PIXELS)
             found = estimator(pixels, box_of(box))
-        rows = [
-            [name, *(round(value, 3) for value in row)]
-            for name, row in zip(estimator.names, found.tolist(), strict=True)
-        ]
-        return drawn(picture(pixels), found), rows
+            return drawn(picture(pixels), found), rows_of(estimator.names, found)
+
+
+def rows_of(names: list[str], keypoints: torch.Tensor) -> list[list[Any]]:
+    """The table of keypoints (K, 3)."""
+    return [[name, *(round(value, 3) for value in row)] for name, row in zip(names, keypoints.tolist(), strict=True)]
 
 
 def box_of(text: str) -> Box | None:

@@ -22,7 +22,7 @@ from .file_segmentation import (
     segment_file,
 )
 from .segmentation_view import segmentation_view, view_of
-from .uploads import fresh_folder, model_choice, photo_input, told
+from .uploads import cleared_on_failure, fresh_folder, model_choice, photo_input, told
 
 AREAS = ("class", "pixels", "share in %")
 
@@ -75,16 +75,18 @@ class SegmentationTab:
                 table = gr.Dataframe(
                     headers=list(AREAS), datatype=["str", "number", "number"], label="Areas", interactive=False
                 )
-        gr.on(
+        shown = [view, table, labels, text]
+        showing = gr.on(
             [photo.change, choices.model.change, choices.view.change, choices.window.release, choices.flip.change],
             on_gpu(self.show),
             [photo, *choices.components],
-            [view, table, labels, text],
+            shown,
             api_visibility="private",
             trigger_mode="always_last",
             show_progress_on=[view],
             **ONE_AT_A_TIME,
         )
+        cleared_on_failure(showing, shown)
         # For programs alone, which have no use for the view.
         gr.on(
             [],
@@ -97,22 +99,23 @@ class SegmentationTab:
 
     def found(self, image: str, model: str, view: str, window: float, flip: bool) -> Found:
         """What a model finds in an image."""
-        with told(Path(image)):
-            segmenter = self.catalogue.load(model).with_protocol(protocol_of(view, window, flip))
-            return segment_file(segmenter, Path(image), model)
+        segmenter = self.catalogue.load(model).with_protocol(protocol_of(view, window, flip))
+        return segment_file(segmenter, Path(image), model)
 
     def show(self, image: str | None, *choices: Any) -> tuple[Any, ...]:
         """What the page shows of an image: the view, the table and the files; nothing without an image."""
         if image is None:
             return None, None, None, None
-        found = self.found(image, *choices)
-        return view_of(found.result, Path(image).stem, found.caption), *answer(found)
+        with told(Path(image)):
+            found = self.found(image, *choices)
+            return view_of(found.result, Path(image).stem, found.caption), *answer(found)
 
     def segment(
         self, image: str, model: str, view: str = WHOLE, window: float = USUAL_WINDOW, flip: bool = False
     ) -> tuple[Any, ...]:
         """Segment an image: the area of each class, the label map as a PNG with its palette, and a JSON report."""
-        return answer(self.found(image, model, view, window, flip))
+        with told(Path(image)):
+            return answer(self.found(image, model, view, window, flip))
 
 
 def answer(found: Found) -> tuple[list[list[Any]], str, str]:
