@@ -46,6 +46,7 @@ from hf_vit_seg.demo.catalogue import (  # noqa: E402
     default_models,
     entry_of,
     example_images,
+    titles_of,
 )
 from hf_vit_seg.demo.file_segmentation import (  # noqa: E402
     LARGEST_WINDOW,
@@ -283,6 +284,40 @@ def test_models_are_told_apart_and_failures_are_told(models, tmp_path):
     (headless / "config.json").write_text(json.dumps(config | {"architectures": ["SegFormerModel"]}))
     with pytest.raises(ModelError, match="SegFormerModel: the demo shows models for segmentation"):
         entry_of(str(headless))
+
+
+def test_models_that_end_alike_have_longer_titles(models, tmp_path, monkeypatch):
+    places = [tmp_path / run / "out" / "best" for run in ("r1", "r2", "r2/r1")]
+    for place in places:
+        shutil.copytree(models["segmentation"], place)
+    monkeypatch.chdir(tmp_path)
+    offered = Catalogue(["r1/out/best", "r2/out/best", "r2/r1/out/best", str(places[0]), models["pose"], NUCLEI])
+    titles = [f"{tmp_path.name}/r1/out/best", "r2/out/best", "r2/r1/out/best"]
+    assert list(offered.entries) == [*titles, title(models["pose"]), NUCLEI]
+    assert [Path(offered.entries[title].place).resolve() for title in titles] == places
+
+
+@given(st.sets(st.lists(st.sampled_from("ab"), min_size=1, max_size=5).map(tuple), min_size=1, max_size=12))
+def test_titles_are_ends_of_names_and_no_two_are_the_same(names):
+    names = sorted(names)
+    titles = titles_of(names)
+    assert len(set(titles)) == len(names)
+    assert all("/".join(name).endswith(title) for name, title in zip(names, titles, strict=True))
+
+
+def test_a_model_that_lies_in_a_space_is_called_by_it(models, tmp_path, monkeypatch):
+    shutil.copytree(models["segmentation"], tmp_path / "app" / "model")
+    monkeypatch.chdir(tmp_path / "app")
+    assert list(Catalogue(["model"]).entries) == ["app/model"]
+    monkeypatch.setenv("SPACE_ID", "me/demo")
+    assert list(Catalogue(["model", models["pose"]]).entries) == ["demo/model", title(models["pose"])]
+
+
+def test_where_all_models_are_loaded_at_once_one_that_fails_ends_no_other(models, cut):
+    offered = Catalogue([cut, NUCLEI], keep_all=True)
+    assert list(offered.entries) == [NUCLEI] and len(offered.failures) == 1
+    with pytest.raises(ModelError, match="cut cannot be loaded"):
+        Catalogue([cut], keep_all=True)
 
 
 def test_the_last_models_stay_in_memory(models):

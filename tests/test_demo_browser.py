@@ -146,6 +146,13 @@ def test_a_broken_model_leaves_nothing_of_the_former_one(page):
     page.locator("canvas.picture").wait_for()
 
 
+def test_an_example_is_shown_to_the_model_that_it_is_for(page):
+    page.locator("button.gallery-item").first.click()
+    page.wait_for_function("document.querySelector('.caption').innerText.startsWith('nuclei: ')")
+    assert page.get_by_label("Model").first.input_value() == "nuclei"
+    assert set(legend(page)) <= {"background", "nucleus"}
+
+
 def test_a_broken_image_is_refused_in_words(page, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image at all")
     page.get_by_label("Remove Image").click()

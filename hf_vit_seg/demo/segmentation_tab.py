@@ -1,5 +1,6 @@
 """The tab that segments one image, and the choices that it shares with the tab for many."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import gradio as gr
 from hf_vit_seg.inference.prediction import json_text
 
 from .accelerator import ONE_AT_A_TIME, on_gpu
-from .catalogue import Catalogue
+from .catalogue import NUCLEI, Catalogue
 from .file_segmentation import (
     LARGEST_WINDOW,
     SLIDING,
@@ -66,7 +67,10 @@ class SegmentationTab:
                 photo = photo_input("Image", height=260)
                 choices = Choices.shown(catalogue.titles("segmentation"))
                 if examples:
-                    gr.Examples(examples, photo, label="Examples", cache_examples=False)
+                    # gr.Examples would make gradio build the photo's component anew, without what photo_input gave it.
+                    samples = [[example] for example in examples]
+                    offered = gr.Dataset(components=[photo], samples=samples, label=f"Examples for {NUCLEI}")
+                    offered.click(example_of, offered, [photo, choices.model], queue=False, api_visibility="private")
             with gr.Column(scale=3, min_width=480):
                 view = segmentation_view()
                 with gr.Row():
@@ -116,6 +120,11 @@ class SegmentationTab:
         """Segment an image: the area of each class, the label map as a PNG with its palette, and a JSON report."""
         with told(Path(image)):
             return answer(self.found(image, model, view, window, flip))
+
+
+def example_of(sample: list[str]) -> tuple[str, str]:
+    """An example among gradio's files, and the model that it is for."""
+    return shutil.copy(sample[0], fresh_folder()), NUCLEI
 
 
 def answer(found: Found) -> tuple[list[list[Any]], str, str]:
