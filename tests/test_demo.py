@@ -2,14 +2,17 @@
 
 import base64
 import json
+import os
 import runpy
 import shutil
+import subprocess
 import sys
 import tomllib
 import zipfile
 from importlib.machinery import ModuleSpec
 from io import BytesIO
 from pathlib import Path
+from socket import socket
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -58,6 +61,7 @@ from hf_vit_seg.demo.file_segmentation import (  # noqa: E402
 )
 from hf_vit_seg.demo.segmentation_view import LONGEST_SIDE, MOST_ROWS, view_of  # noqa: E402
 from hf_vit_seg.demo.uploads import MOST_FILES  # noqa: E402
+from hf_vit_seg.hub.space import space_files  # noqa: E402
 
 MODEL = REPOSITORY / "examples/nuclei/model"
 SPACE = REPOSITORY / "spaces/segmentation"
@@ -347,7 +351,8 @@ def test_without_gradio_a_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     done = CliRunner().invoke(command, ["demo"])
     assert done.exit_code == 2
-    assert done.stderr.strip() == "hf-vit-seg: the demo needs gradio: pip install 'hf_vit_seg[demo]'"
+    needed = next(line for line in PROJECT["project"]["optional-dependencies"]["demo"] if line.startswith("gradio"))
+    assert done.stderr.strip() == f"hf-vit-seg: the demo needs gradio: pip install '{needed}'"
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path):
@@ -376,8 +381,27 @@ def test_the_space_starts_the_demo_as_it_is(monkeypatch):
     assert (card.sdk, card.app_file) == ("gradio", "app.py")
     demo = [Requirement(line) for line in PROJECT["project"]["optional-dependencies"]["demo"]]
     assert card.sdk_version in next(line for line in demo if line.name == "gradio").specifier
-    wanted = {Requirement(line).name for line in (SPACE / "requirements.txt").read_text().splitlines()}
-    assert wanted == {"hf_vit_seg"}
+    lines = (SPACE / "requirements.txt").read_text().splitlines()
+    assert [Requirement(line).name for line in lines if not line.startswith("#")] == ["hf_vit_seg"]
+
+
+def test_what_push_space_publishes_starts_as_it_is(tmp_path):
+    for place, content in space_files().items():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"GRADIO_SERVER_PORT": port, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-u", "app.py"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as running:
+        try:
+            address = next(line.split()[-1] for line in running.stdout if "http" in line)
+            visitor = gradio_client.Client(address, verbose=False)
+            assert {row[0] for row in call(visitor, PHOTO, NUCLEI)[0]["data"]} == {"background", "nucleus"}
+        finally:
+            running.terminate()
 
 
 def test_gradio_writes_nothing_into_the_package():

@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, SpaceCard
 from huggingface_hub.errors import HTTPError
 
+from hf_vit_seg.demo import GRADIO
 from hf_vit_seg.demo.catalogue import ENVIRONMENT
 from hf_vit_seg.entry_points import PACKAGE
 from hf_vit_seg.provenance import CARD, short_card
@@ -93,7 +94,7 @@ def front_page(readme: Path, repo_id: str, models: list[str]) -> bytes:
     """The Space's README: it is told its name, the versions installed here, and its models on the Hub."""
     card, sdk = SpaceCard(readme.read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)), installed(SDK)
     if sdk is None:
-        raise PushError(f"the Space gets the {SDK} that is installed, and there is none: pip install '{PACKAGE}[demo]'")
+        raise PushError(f"the Space gets the {SDK} that is installed, and there is none: pip install '{GRADIO}'")
     data: Any = card.data
     data.sdk_version, data.python_version, data.models = sdk, python_version(), models or None
     return str(card).encode()
