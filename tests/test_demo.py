@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import pickle
 import runpy
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from socket import socket
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,30 +37,40 @@ from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.overlays import nearest_labels
 from hf_vit_seg.inference.palettes import generated_palette
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
+from hf_vit_seg.inference.protocols import Protocol
 
 gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 
 import hf_vit_seg.demo  # noqa: E402
 from hf_vit_seg.demo import accelerator, file_segmentation  # noqa: E402
+from hf_vit_seg.demo.batch_tab import BatchTab  # noqa: E402
 from hf_vit_seg.demo.catalogue import (  # noqa: E402
     ENVIRONMENT,
     EXAMPLES,
     NUCLEI,
+    SECONDS,
+    SECONDS_PER_MILLION,
     Catalogue,
     default_models,
     entry_of,
     example_images,
+    seconds,
     titles_of,
 )
+from hf_vit_seg.demo.classification_tab import ClassificationTab  # noqa: E402
 from hf_vit_seg.demo.file_segmentation import (  # noqa: E402
     LARGEST_WINDOW,
     SLIDING,
     SMALLEST_WINDOW,
+    USUAL_WINDOW,
     WHOLE,
+    pixels_seen,
     protocol_of,
     segment_file,
 )
+from hf_vit_seg.demo.pose_tab import PoseTab  # noqa: E402
+from hf_vit_seg.demo.segmentation_tab import SegmentationTab  # noqa: E402
 from hf_vit_seg.demo.segmentation_view import LONGEST_SIDE, MOST_ROWS, view_of  # noqa: E402
 from hf_vit_seg.demo.uploads import MOST_FILES  # noqa: E402
 from hf_vit_seg.hub.space import space_files  # noqa: E402
@@ -268,10 +280,10 @@ def test_the_view_of_a_large_image_is_small():
 
 def test_large_images_are_seen_in_windows_where_models_see_them_at_their_own_size(monkeypatch):
     monkeypatch.setattr(file_segmentation, "LARGEST_WINDOW", 128)
-    segmenter = Segmenter.from_pretrained(str(MODEL))
-    assert segment_file(segmenter, PHOTO, NUCLEI).result.protocol.startswith("whole image")
+    known = Catalogue([NUCLEI])
+    assert segment_file(known, NUCLEI, Protocol(), PHOTO).result.protocol.startswith("whole image")
     monkeypatch.setattr(file_segmentation, "MOST_AT_ONCE", 256 * 320 - 1)
-    result = segment_file(segmenter, PHOTO, NUCLEI).result
+    result = segment_file(known, NUCLEI, Protocol(), PHOTO).result
     assert result.protocol.startswith("windows of 128x128") and result.label_map.shape == (256, 320)
 
 
@@ -360,16 +372,107 @@ def test_a_model_that_is_not_there_is_refused(tmp_path):
     assert done.exit_code == 2 and "absent" in done.stderr
 
 
-def test_zero_gpu_is_used_where_it_is(monkeypatch):
-    assert not accelerator.zero_gpu() and accelerator.on_gpu(len) is len  # this repository has a folder `spaces`
+@pytest.fixture
+def loans(monkeypatch) -> list[int]:
+    """The seconds for which GPUs are asked for, on a ZeroGPU that does as the package `spaces` (0.51) does."""
+    asked: list[int] = []
+
+    def gpu(duration):
+        def decorated(work):
+            def lent(*arguments, **options):
+                asked.append(duration(*arguments, **options))
+                try:
+                    arguments, options = pickle.loads(pickle.dumps((arguments, options)))
+                    return pickle.loads(pickle.dumps(work(*arguments, **options)))
+                except gradio.Error:
+                    raise
+                except Exception as error:
+                    raise gradio.Error(type(error).__name__) from error
+
+            return lent
+
+        return decorated
+
     spaces, config = ModuleType("spaces"), ModuleType("spaces.config")
     spaces.__spec__ = ModuleSpec("spaces", None, origin="spaces/__init__.py")
-    spaces.GPU = lambda duration: lambda work: lambda *arguments: ("on a GPU", duration, work(*arguments))
+    spaces.GPU = gpu
     config.Config = SimpleNamespace(zero_gpu=True)
     monkeypatch.setitem(sys.modules, "spaces", spaces)
     monkeypatch.setitem(sys.modules, "spaces.config", config)
+    return asked
+
+
+@pytest.fixture
+def lent_tabs(loans, models) -> dict[str, Any]:
+    """The tabs of a demo on ZeroGPU."""
     assert accelerator.zero_gpu()
-    assert accelerator.on_gpu(len)("abc") == ("on a GPU", accelerator.SECONDS, 3)
+    known = Catalogue([NUCLEI, *models.values()], keep_all=True)
+    with gradio.Blocks():
+        return {
+            "segmentation": SegmentationTab(known, []),
+            "files": BatchTab(known),
+            "classification": ClassificationTab(known),
+            "pose": PoseTab(known),
+        }
+
+
+def test_without_zero_gpu_work_stays_as_it_is():
+    assert not accelerator.zero_gpu()  # this repository has a folder `spaces`
+    assert accelerator.on_gpu(len, len) is len
+
+
+def test_a_gpu_is_asked_for_when_a_model_computes(lent_tabs, loans, models):
+    _, _, labels, _ = lent_tabs["segmentation"].show(str(PHOTO), NUCLEI, WHOLE, USUAL_WINDOW, False)
+    expected = Segmenter.from_pretrained(str(MODEL))(PHOTO)
+    assert np.array_equal(np.asarray(Image.open(labels)), expected.label_map)
+    assert lent_tabs["classification"].classify(str(PHOTO), title(models["classification"]))
+    assert lent_tabs["pose"].estimate(str(PHOTO), title(models["pose"]), "")[1]
+    assert len(loans) == 3 and max(loans) <= SECONDS + 1
+    rows = lent_tabs["files"].segment_files([str(PHOTO)] * 3, NUCLEI)[1]
+    assert all("nucleus" in found for _, found in rows) and len(loans) == 6
+
+
+def test_no_gpu_is_asked_for_what_no_model_sees(lent_tabs, loans, models, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    Image.new("1", (7000, 5000)).save(tmp_path / "large.png")
+    assert lent_tabs["segmentation"].show(None, NUCLEI, WHOLE, USUAL_WINDOW, False)[0] is None
+    lent_tabs["classification"].classify(None, title(models["classification"]))
+    lent_tabs["pose"].estimate(None, title(models["pose"]), "")
+    for name in ("broken.png", "large.png"):
+        path = str(tmp_path / name)
+        with pytest.raises(gradio.Error, match=name):
+            lent_tabs["segmentation"].show(path, NUCLEI, WHOLE, USUAL_WINDOW, False)
+        with pytest.raises(gradio.Error, match=name):
+            lent_tabs["classification"].classify(path, title(models["classification"]))
+        with pytest.raises(gradio.Error, match=name):
+            lent_tabs["pose"].estimate(path, title(models["pose"]), "")
+        assert lent_tabs["files"].segment_files([path], NUCLEI)[1][0][1].startswith(f"failed: {name}")
+    assert not loans
+
+
+def test_a_model_that_refuses_on_a_gpu_is_heard(lent_tabs, loans, tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "tiny.png")
+    with pytest.raises(gradio.Error, match="9x9"):
+        lent_tabs["segmentation"].segment(str(tmp_path / "tiny.png"), NUCLEI)
+    assert len(loans) == 1
+
+
+@pytest.mark.parametrize("protocol", [Protocol(), Protocol(flip=True), protocol_of(SLIDING, 128, True)])
+def test_the_pixels_that_a_model_sees_are_counted(protocol, monkeypatch):
+    segmenter, seen, logits = Segmenter.from_pretrained(str(MODEL), protocol=protocol), [], Segmenter.logits
+    prepared = segmenter.prepare(Image.new("RGB", (640, 480)))
+
+    def counted(own, images):
+        seen.append(images[:, 0].numel())
+        return logits(own, images)
+
+    monkeypatch.setattr(Segmenter, "logits", counted)
+    segmenter.segment(prepared)
+    assert pixels_seen(protocol, prepared) == sum(seen)
+
+
+def test_a_gpu_is_asked_for_longer_where_a_model_sees_more():
+    assert seconds(NUCLEI, pixels=20_000_000) == seconds(NUCLEI) + 20 * SECONDS_PER_MILLION
 
 
 def test_the_space_starts_the_demo_as_it_is(monkeypatch):

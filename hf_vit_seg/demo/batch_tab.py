@@ -11,9 +11,9 @@ import gradio as gr
 from hf_vit_seg.data.image_files import ImageFile
 from hf_vit_seg.inference.overlays import percent
 from hf_vit_seg.inference.prediction import OVERLAY, Job, Wishes, plan, write
-from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.inference.protocols import Protocol
 
-from .accelerator import ONE_AT_A_TIME, on_gpu
+from .accelerator import ONE_AT_A_TIME
 from .catalogue import Catalogue
 from .file_segmentation import USUAL_WINDOW, WHOLE, protocol_of, segment_file
 from .segmentation_tab import Choices
@@ -38,7 +38,7 @@ class BatchTab:
                 archive = gr.File(label="All label maps, overlays and reports", interactive=False)
         results = [gallery, table, archive]
         segmenting = start.click(
-            on_gpu(self.segment_files),
+            self.segment_files,
             [files, *choices.components],
             results,
             api_name="segment_files",
@@ -59,14 +59,15 @@ class BatchTab:
         with told():
             if not files or len(files) > MOST_FILES:
                 raise ValueError(f"choose 1 to {MOST_FILES} files, these are {len(files or ())}")
-            segmenter = self.catalogue.load(model).with_protocol(protocol_of(view, window, flip))
+            self.catalogue.load(model)
+            protocol = protocol_of(view, window, flip)
         folder = fresh_folder()
         with TemporaryDirectory() as results:
             jobs = plan([ImageFile(path, Path(path.name)) for path in map(Path, files)], Path(results))
             rows = []
             for number, job in enumerate(jobs):
                 progress((number, len(jobs)), desc=job.image.path.name)
-                rows.append([job.image.path.name, outcome(segmenter, job, model)])
+                rows.append([job.image.path.name, outcome(self.catalogue, model, protocol, job)])
             pictures = [job for job in jobs if job.done]
             overlays = [shutil.copy(job.result(OVERLAY), folder) for job in pictures]
             archive = shutil.make_archive(str(folder / "segmentations"), "zip", results)
@@ -74,15 +75,16 @@ class BatchTab:
         return list(zip(overlays, captions, strict=True)), rows, archive
 
 
-def outcome(segmenter: Segmenter, job: Job, title: str) -> str:
+def outcome(catalogue: Catalogue, title: str, protocol: Protocol, job: Job) -> str:
     """Segment a file and write its results; what it shows, or why it failed."""
     path, name = job.image.path, Path(job.image.path.name)
     try:
-        found = segment_file(segmenter, path, title)
+        found = segment_file(catalogue, title, protocol, path)
     except Exception as error:
         return f"failed: {in_words(error, path)}"
     visible = replace(job, image=ImageFile(name, name))
-    failure = write(segmenter, visible, found.result, found.report["timings_ms"]["read"], Wishes(model=title)).error
+    milliseconds = found.report["timings_ms"]["read"]
+    failure = write(catalogue.load(title), visible, found.result, milliseconds, Wishes(model=title)).error
     if failure is not None:
         return f"failed: {failure}"
     counts = found.result.counts()

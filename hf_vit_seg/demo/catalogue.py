@@ -1,5 +1,6 @@
-"""The models of a demo: found out by their configs, loaded when they are asked for."""
+"""The models of a demo: found out by their configs, loaded when they are asked for, and called."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,14 @@ from transformers import AutoConfig
 from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.loading import AUTO_CLASSES, ModelError, first_sentence
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
+from hf_vit_seg.inference.preparation import Prepared
+from hf_vit_seg.inference.protocols import Protocol
 from hf_vit_seg.inference.runtimes import is_program
+from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
+
+from .accelerator import on_gpu
+from .uploads import told
 
 ENVIRONMENT = "HF_VIT_SEG_MODELS"
 NUCLEI = "nuclei"  # the name of the model that is built in
@@ -27,6 +34,8 @@ LOADERS: Mapping[str, Callable[[str], Any]] = {
     "classification": Classifier.from_pretrained,
     "pose": PoseEstimator.from_pretrained,
 }
+# Of ZeroGPU, for any call and for a million pixels that a model sees: more than large models take.
+SECONDS, SECONDS_PER_MILLION = 10, 1
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,8 @@ class Entry:
 class Catalogue:
     """The models that a demo offers. ModelError when none can be used; `failures` has a sentence for each that cannot.
 
-    The last three that were used stay in memory, or all of them with `keep_all`, which loads them at once.
+    The last three that were used stay in memory, or all of them with `keep_all`, which loads them at once. `call` is
+    `called`, on a GPU of ZeroGPU where there is one.
     """
 
     def __init__(self, names: Sequence[str], keep_all: bool = False):
@@ -55,6 +65,7 @@ class Catalogue:
                 self.failures.append(str(error))
         self.entries = dict(zip(titles_of(list(found)), found.values(), strict=True))
         self.load = lru_cache(None if keep_all else KEPT)(self.loaded)
+        self.call = on_gpu(self.called, seconds)
         if keep_all:
             self.load_all()
         if not self.entries:
@@ -80,6 +91,25 @@ class Catalogue:
             return LOADERS[entry.task](entry.place)
         except ModelError as error:
             raise ModelError(str(error).replace(entry.place, title)) from error
+
+    def called(self, title: str, *inputs: Any, pixels: int = 0) -> Any:
+        """What a model finds in its inputs; a segmentation model has a protocol and a prepared image.
+
+        `pixels` is how many it sees where that depends on them.
+        """
+        with told():
+            model = self.load(title)
+            return segmented(model, *inputs) if isinstance(model, Segmenter) else model(*inputs)
+
+
+def segmented(segmenter: Segmenter, protocol: Protocol, prepared: Prepared) -> Segmentation:
+    """Segment a prepared image by a protocol."""
+    return segmenter.with_protocol(protocol).segment(prepared)
+
+
+def seconds(title: str, *inputs: Any, pixels: int = 0) -> int:
+    """How long a GPU of ZeroGPU is asked for, for the same arguments as `Catalogue.called`."""
+    return SECONDS + math.ceil(pixels / 1e6 * SECONDS_PER_MILLION)
 
 
 def entry_of(name: str) -> Entry:

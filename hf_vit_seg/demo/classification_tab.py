@@ -6,7 +6,7 @@ import gradio as gr
 
 from hf_vit_seg.data.pixels import read_pixels
 
-from .accelerator import ONE_AT_A_TIME, on_gpu
+from .accelerator import ONE_AT_A_TIME
 from .catalogue import Catalogue
 from .uploads import MOST_PIXELS, cleared_on_failure, model_choice, photo_input, told
 
@@ -26,7 +26,7 @@ class ClassificationTab:
                 label = gr.Label(label="Classes", num_top_classes=TOP)
         classifying = gr.on(
             [photo.change, model.change],
-            on_gpu(self.classify),
+            self.classify,
             [photo, model],
             [label],
             api_name="classify",
@@ -40,8 +40,8 @@ class ClassificationTab:
         if image is None:
             return None
         with told(Path(image)):
-            classifier = self.catalogue.load(model)
-            return dict(classifier(read_pixels(Path(image), classifier.channels, MOST_PIXELS), TOP))
+            pixels = read_pixels(Path(image), self.catalogue.load(model).channels, MOST_PIXELS)
+            return dict(self.catalogue.call(model, pixels, TOP))
 
 
 __all__ = ["ClassificationTab"]

@@ -6,10 +6,11 @@ from typing import Any
 
 from hf_vit_seg.data.image_files import ImageFile
 from hf_vit_seg.inference.prediction import Job, Wishes, read, report
+from hf_vit_seg.inference.preparation import Prepared
 from hf_vit_seg.inference.protocols import Protocol
 from hf_vit_seg.inference.segmentation import Segmentation
-from hf_vit_seg.inference.segmenter import Segmenter
 
+from .catalogue import Catalogue
 from .uploads import MOST_PIXELS
 
 WHOLE, SLIDING = "whole image", "sliding window"
@@ -48,15 +49,25 @@ def windows(side: int, flip: bool) -> Protocol:
     return Protocol(window=(side, side), blend="gaussian", flip=flip)
 
 
-def segment_file(segmenter: Segmenter, path: Path, title: str) -> Found:
+def pixels_seen(protocol: Protocol, prepared: Prepared) -> int:
+    """How many pixels the model sees of an image: in windows that overlap, and in the mirror, most of them again."""
+    height, width = prepared.pixel_values.shape[-2:]
+    grid = protocol.grid((height, width))
+    once = height * width if grid is None else len(grid) * grid.window[0] * grid.window[1]
+    return protocol.views * once
+
+
+def segment_file(catalogue: Catalogue, title: str, protocol: Protocol, path: Path) -> Found:
     """Segment an image file. ImageFileError for one that is no image, is broken or too large."""
+    segmenter = catalogue.load(title).with_protocol(protocol)
     name = Path(path.name)  # its place on the server is nobody's business
     wishes = Wishes(model=title, max_pixels=MOST_PIXELS)
     prepared, milliseconds = read(segmenter, Job(ImageFile(path, name), path), wishes)
     height, width = prepared.pixel_values.shape[-2:]
     if segmenter.protocol.window is None and height * width > MOST_AT_ONCE:
         segmenter = segmenter.with_protocol(windows(LARGEST_WINDOW, segmenter.protocol.flip))
-    result = segmenter.segment(prepared)
+    protocol = segmenter.protocol
+    result = catalogue.call(title, protocol, prepared, pixels=pixels_seen(protocol, prepared))
     known = report(segmenter, Job(ImageFile(name, name), name), result, milliseconds, wishes)
     return Found(path.name, title, result, known)
 
@@ -69,6 +80,7 @@ __all__ = [
     "VIEWS",
     "WHOLE",
     "Found",
+    "pixels_seen",
     "protocol_of",
     "segment_file",
 ]

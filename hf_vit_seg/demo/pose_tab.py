@@ -14,7 +14,7 @@ from hf_vit_seg.inference.overlays import resized_picture, shown_size
 from hf_vit_seg.inference.pose_estimator import Box
 from hf_vit_seg.inference.skeletons import LEAST_SCORE, with_skeletons
 
-from .accelerator import ONE_AT_A_TIME, on_gpu
+from .accelerator import ONE_AT_A_TIME
 from .catalogue import Catalogue
 from .segmentation_view import LONGEST_SIDE
 from .uploads import MOST_PIXELS, cleared_on_failure, model_choice, photo_input, told
@@ -39,7 +39,7 @@ class PoseTab:
                 table = gr.Dataframe(headers=list(KEYPOINTS), label="Keypoints", interactive=False)
         estimating = gr.on(
             [photo.change, box.submit, model.change],
-            on_gpu(self.estimate),
+            self.estimate,
             [photo, model, box],
             [skeleton, table],
             api_name="estimate_pose",
@@ -55,7 +55,7 @@ class PoseTab:
         with told(Path(image)):
             estimator = self.catalogue.load(model)
             pixels = read_pixels(Path(image), estimator.channels, MOST_PIXELS)
-            found = estimator(pixels, box_of(box))
+            found = self.catalogue.call(model, pixels, box_of(box))
             return drawn(picture(pixels), found), rows_of(estimator.names, found)
 
 

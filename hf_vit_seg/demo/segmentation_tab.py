@@ -9,7 +9,7 @@ import gradio as gr
 
 from hf_vit_seg.inference.prediction import json_text
 
-from .accelerator import ONE_AT_A_TIME, on_gpu
+from .accelerator import ONE_AT_A_TIME
 from .catalogue import NUCLEI, Catalogue
 from .file_segmentation import (
     LARGEST_WINDOW,
@@ -82,7 +82,7 @@ class SegmentationTab:
         shown = [view, table, labels, text]
         showing = gr.on(
             [photo.change, choices.model.change, choices.view.change, choices.window.release, choices.flip.change],
-            on_gpu(self.show),
+            self.show,
             [photo, *choices.components],
             shown,
             api_visibility="private",
@@ -94,7 +94,7 @@ class SegmentationTab:
         # For programs alone, which have no use for the view.
         gr.on(
             [],
-            on_gpu(self.segment),
+            self.segment,
             [photo, *choices.components],
             [table, labels, text],
             api_name="segment",
@@ -103,8 +103,7 @@ class SegmentationTab:
 
     def found(self, image: str, model: str, view: str, window: float, flip: bool) -> Found:
         """What a model finds in an image."""
-        segmenter = self.catalogue.load(model).with_protocol(protocol_of(view, window, flip))
-        return segment_file(segmenter, Path(image), model)
+        return segment_file(self.catalogue, model, protocol_of(view, window, flip), Path(image))
 
     def show(self, image: str | None, *choices: Any) -> tuple[Any, ...]:
         """What the page shows of an image: the view, the table and the files; nothing without an image."""
