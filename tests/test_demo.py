@@ -165,6 +165,11 @@ def test_another_model_gives_other_classes(client, models):
     assert {row[0] for row in areas["data"]} == {count.name for count in expected.counts()}
 
 
+def test_no_image_is_told(client):
+    with pytest.raises(gradio_client.exceptions.AppError, match="no image was given"):
+        client.predict(None, NUCLEI, api_name="/segment")
+
+
 def test_what_is_no_image_is_refused_in_words(client, tmp_path):
     whole = PHOTO.read_bytes()
     broken = {"empty.png": b"", "text.png": b"no image at all", "cut.webp": whole[: len(whole) // 2]}
@@ -240,7 +245,11 @@ def test_a_pose_model_finds_keypoints_in_a_box(client, models):
     whole = call(client, PHOTO, model, "", name="/estimate_pose")[1]
     assert whole["data"] != table["data"]
     assert "x, y, width, height" in refusal(client, PHOTO, model, "somewhere", name="/estimate_pose")
-    assert "width and a height" in refusal(client, PHOTO, model, "1, 2, 0, 0", name="/estimate_pose")
+    for box in ("1, 2, 0, 0", "nan, 1, 2, 3", "inf, 0, 1, 1", "0, 0, inf, 9", "-500, -500, 10, 10", "320, 0, 5, 5"):
+        text = refusal(client, PHOTO, model, box, name="/estimate_pose")
+        assert "320 wide and 256 high" in text and f"'{box}'" in text
+    assert call(client, PHOTO, model, "319, -5, 9, 9", name="/estimate_pose")[1]["data"]
+    assert call(client, PHOTO, model, name="/estimate_pose")[1]["data"] == whole["data"]
 
 
 def decoded(address: str) -> np.ndarray:
@@ -365,6 +374,11 @@ def test_without_gradio_a_sentence_says_what_to_install(monkeypatch):
     assert done.exit_code == 2
     needed = next(line for line in PROJECT["project"]["optional-dependencies"]["demo"] if line.startswith("gradio"))
     assert done.stderr.strip() == f"hf-vit-seg: the demo needs gradio: pip install '{needed}'"
+
+
+def test_a_port_that_is_none_is_refused():
+    done = CliRunner().invoke(command, ["demo", "--port", "99999"])
+    assert done.exit_code == 2 and "65535" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path):

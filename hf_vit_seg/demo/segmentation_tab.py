@@ -114,9 +114,11 @@ class SegmentationTab:
             return view_of(found.result, Path(image).stem, found.caption), *answer(found)
 
     def segment(
-        self, image: str, model: str, view: str = WHOLE, window: float = USUAL_WINDOW, flip: bool = False
+        self, image: str | None, model: str, view: str = WHOLE, window: float = USUAL_WINDOW, flip: bool = False
     ) -> tuple[Any, ...]:
         """Segment an image: the area of each class, the label map as a PNG with its palette, and a JSON report."""
+        if image is None:
+            raise gr.Error("no image was given", print_exception=False)
         with told(Path(image)):
             return answer(self.found(image, model, view, window, flip))
 
