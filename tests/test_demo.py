@@ -14,6 +14,7 @@ from importlib.machinery import ModuleSpec
 from io import BytesIO
 from pathlib import Path
 from socket import socket
+from time import sleep
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -43,7 +44,7 @@ gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 
 import hf_vit_seg.demo  # noqa: E402
-from hf_vit_seg.demo import accelerator, file_segmentation  # noqa: E402
+from hf_vit_seg.demo import accelerator, batch_tab, file_segmentation  # noqa: E402
 from hf_vit_seg.demo.batch_tab import BatchTab  # noqa: E402
 from hf_vit_seg.demo.catalogue import (  # noqa: E402
     ENVIRONMENT,
@@ -61,6 +62,7 @@ from hf_vit_seg.demo.catalogue import (  # noqa: E402
 from hf_vit_seg.demo.classification_tab import ClassificationTab  # noqa: E402
 from hf_vit_seg.demo.file_segmentation import (  # noqa: E402
     LARGEST_WINDOW,
+    MOST_SEEN,
     SLIDING,
     SMALLEST_WINDOW,
     USUAL_WINDOW,
@@ -72,7 +74,7 @@ from hf_vit_seg.demo.file_segmentation import (  # noqa: E402
 from hf_vit_seg.demo.pose_tab import PoseTab  # noqa: E402
 from hf_vit_seg.demo.segmentation_tab import SegmentationTab  # noqa: E402
 from hf_vit_seg.demo.segmentation_view import LONGEST_SIDE, MOST_ROWS, view_of  # noqa: E402
-from hf_vit_seg.demo.uploads import MOST_FILES  # noqa: E402
+from hf_vit_seg.demo.uploads import MOST_FILES, MOST_PIXELS  # noqa: E402
 from hf_vit_seg.hub.space import space_files  # noqa: E402
 
 MODEL = REPOSITORY / "examples/nuclei/model"
@@ -227,6 +229,48 @@ def test_many_files_give_an_archive_and_a_broken_one_ends_nothing(client, tmp_pa
         }
     with pytest.raises(gradio_client.exceptions.AppError, match=f"1 to {MOST_FILES} files, these are {MOST_FILES + 1}"):
         client.predict(files[-1:] * (MOST_FILES + 1), NUCLEI, api_name="/segment_files")
+
+
+def test_a_call_has_a_limit_of_what_a_model_sees(client, monkeypatch):
+    once = 256 * 320
+    monkeypatch.setattr(file_segmentation, "MOST_SEEN", 2 * once)
+    monkeypatch.setattr(batch_tab, "MOST_SEEN", 2 * once)
+    monkeypatch.setattr(file_segmentation.segment_file, "__defaults__", (2 * once - 1,))
+    assert call(client, PHOTO, NUCLEI)
+    text = refusal(client, PHOTO, NUCLEI, WHOLE, USUAL_WINDOW, True)
+    assert text.strip("'").startswith(f"{PHOTO.name}: the model would see 0.2 million pixels") and "mirror" in text
+    files = [gradio_client.handle_file(str(PHOTO))] * 3
+    rows = client.predict(files, NUCLEI, api_name="/segment_files")[1]["data"]
+    assert ["left of" in found for _, found in rows] == [False, False, True]
+    rows = client.predict(files[:2], NUCLEI, WHOLE, USUAL_WINDOW, True, api_name="/segment_files")[1]["data"]
+    assert ["left of" in found for _, found in rows] == [False, True]
+
+
+def test_the_largest_image_is_seen_in_windows_of_any_size():
+    class Square:
+        pixel_values = torch.empty(1, 1, 5000, 5000, device="meta")
+
+    assert Square.pixel_values.numel() == MOST_PIXELS
+    for side in range(SMALLEST_WINDOW, LARGEST_WINDOW + 1, 64):
+        assert pixels_seen(protocol_of(SLIDING, side, False), Square()) <= MOST_SEEN
+
+
+def test_a_batch_that_is_stopped_goes_no_further(client, monkeypatch):
+    seen, segment = [], Segmenter.segment
+
+    def slowly(own, prepared):
+        seen.append(prepared)
+        sleep(0.5)
+        return segment(own, prepared)
+
+    monkeypatch.setattr(Segmenter, "segment", slowly)
+    files = [gradio_client.handle_file(str(PHOTO))] * MOST_FILES
+    batch = client.submit(files, NUCLEI, api_name="/segment_files")
+    next(iter(batch))
+    batch.cancel()
+    reached = len(seen)
+    assert call(client, PHOTO, NUCLEI)
+    assert len(seen) == reached + 1 < MOST_FILES
 
 
 def test_a_classifier_names_the_most_likely_classes(client, models):
@@ -442,7 +486,7 @@ def test_a_gpu_is_asked_for_when_a_model_computes(lent_tabs, loans, models):
     assert lent_tabs["classification"].classify(str(PHOTO), title(models["classification"]))
     assert lent_tabs["pose"].estimate(str(PHOTO), title(models["pose"]), "")[1]
     assert len(loans) == 3 and max(loans) <= SECONDS + 1
-    rows = lent_tabs["files"].segment_files([str(PHOTO)] * 3, NUCLEI)[1]
+    *_, (_, rows, _) = lent_tabs["files"].segment_files([str(PHOTO)] * 3, NUCLEI)
     assert all("nucleus" in found for _, found in rows) and len(loans) == 6
 
 
@@ -460,7 +504,8 @@ def test_no_gpu_is_asked_for_what_no_model_sees(lent_tabs, loans, models, tmp_pa
             lent_tabs["classification"].classify(path, title(models["classification"]))
         with pytest.raises(gradio.Error, match=name):
             lent_tabs["pose"].estimate(path, title(models["pose"]), "")
-        assert lent_tabs["files"].segment_files([path], NUCLEI)[1][0][1].startswith(f"failed: {name}")
+        *_, (_, rows, _) = lent_tabs["files"].segment_files([path], NUCLEI)
+        assert rows[0][1].startswith(f"failed: {name}")
     assert not loans
 
 

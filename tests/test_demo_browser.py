@@ -4,6 +4,7 @@ import base64
 import shutil
 from io import BytesIO
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ gradio = pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 
 from hf_vit_seg.demo import launch  # noqa: E402
+from hf_vit_seg.demo.uploads import MOST_FILES  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -159,3 +161,23 @@ def test_a_broken_image_is_refused_in_words(page, tmp_path):
     page.locator(".empty").wait_for()
     choose(page, tmp_path / "broken.png")
     page.get_by_text("broken.png: this is no image of a format that PIL knows").wait_for()
+
+
+def test_many_files_can_be_stopped(page, monkeypatch):
+    seen, segment = [], Segmenter.segment
+
+    def slowly(own, prepared):
+        seen.append(prepared)
+        sleep(0.5)
+        return segment(own, prepared)
+
+    monkeypatch.setattr(Segmenter, "segment", slowly)
+    page.get_by_role("tab", name="Many files").click()
+    page.locator("input[type=file][multiple]").set_input_files(sorted(PHOTO.parent.glob("*.webp"))[:MOST_FILES])
+    page.get_by_role("button", name="Segment all").click()
+    page.locator(".thumbnail-item").first.wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.locator(".thumbnail-item").first.wait_for()
+    reached = len(seen)
+    page.wait_for_timeout(2000)
+    assert len(seen) <= reached + 1 < MOST_FILES

@@ -17,16 +17,21 @@ WHOLE, SLIDING = "whole image", "sliding window"
 VIEWS = (WHOLE, SLIDING)
 SMALLEST_WINDOW, USUAL_WINDOW, LARGEST_WINDOW = 128, 512, 1024
 MOST_AT_ONCE = 2_000_000  # pixels that a model sees at once; beyond, it sees windows
+MOST_SEEN = 3 * MOST_PIXELS  # pixels that a model sees for a call: of the largest image in windows, 2.4 times its own
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the model called `title` found in the file of this `name`, and the report of it, for JSON."""
+    """What the model called `title` found in the file of this `name`, and the report of it, for JSON.
+
+    `seen` is how many pixels the model was shown.
+    """
 
     name: str
     title: str
     result: Segmentation
     report: dict[str, Any]
+    seen: int
 
     @property
     def stem(self) -> str:
@@ -57,8 +62,11 @@ def pixels_seen(protocol: Protocol, prepared: Prepared) -> int:
     return protocol.views * once
 
 
-def segment_file(catalogue: Catalogue, title: str, protocol: Protocol, path: Path) -> Found:
-    """Segment an image file. ImageFileError for one that is no image, is broken or too large."""
+def segment_file(catalogue: Catalogue, title: str, protocol: Protocol, path: Path, left: int = MOST_SEEN) -> Found:
+    """Segment an image file. ImageFileError for one that is no image, is broken or too large.
+
+    ValueError for one of which the model would see more than the `left` pixels.
+    """
     segmenter = catalogue.load(title).with_protocol(protocol)
     name = Path(path.name)  # its place on the server is nobody's business
     wishes = Wishes(model=title, max_pixels=MOST_PIXELS)
@@ -66,14 +74,21 @@ def segment_file(catalogue: Catalogue, title: str, protocol: Protocol, path: Pat
     height, width = prepared.pixel_values.shape[-2:]
     if segmenter.protocol.window is None and height * width > MOST_AT_ONCE:
         segmenter = segmenter.with_protocol(windows(LARGEST_WINDOW, segmenter.protocol.flip))
-    protocol = segmenter.protocol
-    result = catalogue.call(title, protocol, prepared, pixels=pixels_seen(protocol, prepared))
+    seen = pixels_seen(segmenter.protocol, prepared)
+    if seen > left:
+        raise ValueError(
+            f"{name}: the model would see {seen / 1e6:.1f} million pixels, with overlaps of windows and mirror images, "
+            f"and {left / 1e6:.1f} million are left of the {MOST_SEEN / 1e6:g} million for a call: give fewer or "
+            "smaller images, or leave the mirror images out"
+        )
+    result = catalogue.call(title, segmenter.protocol, prepared, pixels=seen)
     known = report(segmenter, Job(ImageFile(name, name), name), result, milliseconds, wishes)
-    return Found(path.name, title, result, known)
+    return Found(path.name, title, result, known, seen)
 
 
 __all__ = [
     "LARGEST_WINDOW",
+    "MOST_SEEN",
     "SLIDING",
     "SMALLEST_WINDOW",
     "USUAL_WINDOW",
