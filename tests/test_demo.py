@@ -574,6 +574,7 @@ def test_what_push_space_publishes_starts_as_it_is(tmp_path):
         [sys.executable, "-u", "app.py"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
     ) as running:
         try:
+            assert running.stdout is not None
             address = next(line.split()[-1] for line in running.stdout if "http" in line)
             visitor = gradio_client.Client(address, verbose=False)
             assert {row[0] for row in call(visitor, PHOTO, NUCLEI)[0]["data"]} == {"background", "nucleus"}

@@ -125,7 +125,7 @@ class SegmentationTab:
 
 def example_of(sample: list[str]) -> tuple[str, str]:
     """An example among gradio's files, and the model that it is for."""
-    return shutil.copy(sample[0], fresh_folder()), NUCLEI
+    return str(shutil.copy(sample[0], fresh_folder())), NUCLEI
 
 
 def answer(found: Found) -> tuple[list[list[Any]], str, str]:
