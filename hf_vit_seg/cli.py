@@ -336,7 +336,7 @@ def demo(
     models: Annotated[
         list[str] | None, typer.Argument(help="Directories, exported files or Hub ids; default: the built-in nuclei.")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Default: the first free one from 7860 on.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: the first free from 7860 on.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Also give a public address for a week, by gradio.")] = False,
 ) -> None:
     """Show models in a browser: segmentation, classification and pose, each in a tab of its own.

@@ -4,6 +4,7 @@ import base64
 import shutil
 from io import BytesIO
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ gradio = pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 
 from hf_vit_seg.demo import launch  # noqa: E402
+from hf_vit_seg.demo.uploads import MOST_FILES  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -30,14 +32,16 @@ PATIENCE = 60_000  # milliseconds, on machines that do other things too
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A demo of the built-in model and of an untrained one with other classes."""
+    """A demo of the built-in model, of an untrained one with other classes, and of one whose weights were cut."""
     folder = tmp_path_factory.mktemp("models") / "untrained"
     segformer = architectures()["segformer"]
     torch.manual_seed(0)
     model = AutoModelForSemanticSegmentation.from_config(segformer.variant_config("nano", num_labels=30))
     model.save_pretrained(folder)
     segformer.image_processor["torchvision"](size={"height": 64, "width": 64}).save_pretrained(folder)
-    _, address, _ = launch("nuclei", str(folder), prevent_thread_lock=True, quiet=True)
+    cut = shutil.copytree(folder, folder.with_name("cut"))
+    (cut / "model.safetensors").write_bytes(b"cut")
+    _, address, _ = launch("nuclei", str(folder), str(cut), prevent_thread_lock=True, quiet=True)
     yield address
     gradio.close_all()
 
@@ -123,11 +127,32 @@ def test_pictures_and_label_maps_can_be_saved(page):
     assert Image.open(saved.value.path()).size == Image.open(PHOTO).size
 
 
-def test_another_model_shows_its_own_classes(page):
+def choose_model(page, name: str) -> None:
     page.get_by_label("Model").first.click()
-    page.get_by_role("option", name="untrained").click()
+    page.get_by_role("option", name=name).click()
+
+
+def test_another_model_shows_its_own_classes(page):
+    choose_model(page, "untrained")
     page.wait_for_function("document.querySelector('.caption').innerText.includes('untrained')")
     assert "nucleus" not in legend(page) and legend(page)
+
+
+def test_a_broken_model_leaves_nothing_of_the_former_one(page):
+    choose_model(page, "cut")
+    page.get_by_text("cannot be loaded as a segmentation model").wait_for()
+    page.locator(".empty").wait_for()
+    assert not page.locator("canvas.picture").is_visible()
+    assert not page.get_by_text("Report (JSON)").locator("xpath=ancestor-or-self::a").count()
+    choose_model(page, "untrained")
+    page.locator("canvas.picture").wait_for()
+
+
+def test_an_example_is_shown_to_the_model_that_it_is_for(page):
+    page.locator("button.gallery-item").first.click()
+    page.wait_for_function("document.querySelector('.caption').innerText.startsWith('nuclei: ')")
+    assert page.get_by_label("Model").first.input_value() == "nuclei"
+    assert set(legend(page)) <= {"background", "nucleus"}
 
 
 def test_a_broken_image_is_refused_in_words(page, tmp_path):
@@ -136,3 +161,23 @@ def test_a_broken_image_is_refused_in_words(page, tmp_path):
     page.locator(".empty").wait_for()
     choose(page, tmp_path / "broken.png")
     page.get_by_text("broken.png: this is no image of a format that PIL knows").wait_for()
+
+
+def test_many_files_can_be_stopped(page, monkeypatch):
+    seen, segment = [], Segmenter.segment
+
+    def slowly(own, prepared):
+        seen.append(prepared)
+        sleep(0.5)
+        return segment(own, prepared)
+
+    monkeypatch.setattr(Segmenter, "segment", slowly)
+    page.get_by_role("tab", name="Many files").click()
+    page.locator("input[type=file][multiple]").set_input_files(sorted(PHOTO.parent.glob("*.webp"))[:MOST_FILES])
+    page.get_by_role("button", name="Segment all").click()
+    page.locator(".thumbnail-item").first.wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.locator(".thumbnail-item").first.wait_for()
+    reached = len(seen)
+    page.wait_for_timeout(2000)
+    assert len(seen) <= reached + 1 < MOST_FILES

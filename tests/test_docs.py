@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -15,6 +16,7 @@ from conftest import REPOSITORY
 from huggingface_hub import HfApi
 from plugin_environment import outcomes
 from snippets import ACTIONS, MADE_WHEN_BUILT, PROGRAM, SHORT, Snippet, snippets
+from tiny_runs import write_pictures
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from hf_vit_seg.cli import app
@@ -85,8 +87,15 @@ def test_commands_take_their_options():
 def test_extras_exist():
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for text in TEXTS.values():
-        for named in re.findall(r"pip install [^\n`]*?(?:\.|hf_vit_seg)\[([\w,]+)\]", text):
+        for named in re.findall(r"pip install [^\n`]*?\.\[([\w,]+)\]", text):
             assert set(named.split(",")) <= extras.keys(), named
+
+
+def test_what_is_told_to_be_installed_is_there():
+    """The package itself lies in the repository, and on no index as yet."""
+    code = {path: path.read_text() for path in sorted((REPOSITORY / "hf_vit_seg").rglob("*.py"))}
+    for name, text in {**TEXTS, **code}.items():
+        assert not re.search(r"pip install [^\n`]*hf_vit_seg", text), name
 
 
 def test_links_lead_somewhere():
@@ -119,12 +128,28 @@ def test_the_site_builds(tmp_path):
         assert not re.search(r"```(source|help)", page)
 
 
-def test_the_notebook_runs(reader):
-    """Every cell, with other numbers behind the cell of parameters, as papermill would put them."""
+def run_notebook(reader, parameters: str) -> None:
+    """Every cell, with other parameters behind the cell of those, as papermill would put them."""
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     for cell in cells:
         text = "".join(cell["source"])
         if "parameters" in cell["metadata"].get("tags", ()):
-            text += "\nsteps = 2\n"
+            text += f"\n{parameters}\n"
         reader.run_python(Snippet("", "python", None, text))
     assert sum("parameters" in cell["metadata"].get("tags", ()) for cell in cells) == 1
+
+
+def test_the_notebook_runs(reader, monkeypatch):
+    root = Path.cwd()
+    (root / "docs" / "notebooks").mkdir(parents=True)
+    monkeypatch.chdir(root / "docs" / "notebooks")
+    run_notebook(reader, "steps = 2")
+    assert Path.cwd() == root
+
+
+def test_the_notebook_runs_in_a_folder_with_images_of_its_reader(reader, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    write_pictures(own)
+    monkeypatch.chdir(own)
+    run_notebook(reader, "steps, images, masks, classes = 2, 'images', 'masks', ['ground', 'disc', 'bar']")
+    assert Path.cwd() == own and (own / "runs/notebook/best/config.json").is_file()

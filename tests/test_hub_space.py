@@ -156,7 +156,7 @@ def test_a_variable_that_cannot_be_set_is_told(hub):
 
 def test_without_gradio(hub, monkeypatch):
     monkeypatch.setattr(space, "installed", lambda name: None)
-    with pytest.raises(PushError, match=r"pip install 'hf_vit_seg\[demo\]'"):
+    with pytest.raises(PushError, match="pip install 'gradio>="):
         push_space(str(NUCLEI), Target("me/demo"))
     assert not hub.repos
 

@@ -268,6 +268,10 @@ def test_models_that_cannot_be_used_are_told_in_a_sentence(model, tmp_path):
     assert "no image processor" in told(tmp_path / "bare")
     SegFormerForImageClassification(config()).save_pretrained(tmp_path / "classifier")
     assert "no trained segmentation head" in told(tmp_path / "classifier")
+    SegFormerForSemanticSegmentation(config()).save_pretrained(tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "cut cannot be loaded as a segmentation model" in told(tmp_path / "cut")
     assert "Device quantum" in told(model, "--device", "quantum")
     assert "exclude each other" in told(model, "--overwrite", "--skip-existing")
     with pytest.raises(ModelError, match="floating-point"):

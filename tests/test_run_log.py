@@ -107,10 +107,10 @@ def test_an_unknown_tracker_is_named_with_the_nearest():
         check_trackers(["tensorbord"])
 
 
-@pytest.mark.parametrize(("name", "advice"), [("trackio", r"'hf_vit_seg\[track\]'"), ("clearml", "clearml")])
-def test_a_missing_tracker_is_told_how_to_install(monkeypatch, name, advice):
+@pytest.mark.parametrize("name", ["trackio", "clearml"])
+def test_a_missing_tracker_is_told_how_to_install(monkeypatch, name):
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
-    with pytest.raises(RecordError, match=f"the package of '{name}' is not installed: pip install {advice}"):
+    with pytest.raises(RecordError, match=f"'{name}' is not installed: pip install {name}"):
         check_trackers([name])
 
 

@@ -42,7 +42,7 @@ class CocoMasksSource(SourceRecord):
         try:
             import pycocotools.mask  # noqa: F401
         except ImportError:
-            raise SourceError("coco_masks needs pycocotools: pip install 'hf_vit_seg[coco]'") from None
+            raise SourceError("coco_masks needs pycocotools: pip install pycocotools") from None
         coco = read_coco(self.annotations, self.images)
         if self.categories is None:
             chosen = sorted(coco.categories, key=lambda category: category["id"])

@@ -4,6 +4,8 @@ from typing import Any
 
 from hf_vit_seg.inference.loading import ModelError
 
+GRADIO = "gradio>=6.31,<7"  # as in pyproject.toml
+
 
 def launch(*models: str, port: int | None = None, share: bool = False, **options: Any) -> Any:
     """Start the demo and, unless `prevent_thread_lock` is among `options`, run until it is ended.
@@ -17,7 +19,7 @@ def launch(*models: str, port: int | None = None, share: bool = False, **options
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise ModelError("the demo needs gradio: pip install 'hf_vit_seg[demo]'") from None
+        raise ModelError(f"the demo needs gradio: pip install '{GRADIO}'") from None
     return start(models, port=port, share=share, **options)
 
 

@@ -1,7 +1,8 @@
 """ZeroGPU of Hugging Face Spaces, where there is one: a GPU for the time of a call.
 
 The package `spaces` is there on Spaces only. On ZeroGPU a call runs in a process of its own, which has the models that
-were loaded before.
+were loaded before. A visitor has few minutes of it a day, and each call asks for some of them: only what a model
+computes belongs there.
 """
 
 from collections.abc import Callable
@@ -9,13 +10,15 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-SECONDS = 60  # that a call may take on ZeroGPU
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # for all events with a model
 
 
-def on_gpu(work: Callable[..., Any]) -> Callable[..., Any]:
-    """The same work with a GPU of ZeroGPU around it; elsewhere the work itself."""
-    return import_module("spaces").GPU(duration=SECONDS)(work) if on_spaces() else work
+def on_gpu(work: Callable[..., Any], seconds: Callable[..., int]) -> Callable[..., Any]:
+    """The same work with a GPU of ZeroGPU around it, for `seconds` of the same arguments; elsewhere the work itself.
+
+    Arguments and results are pickled there, and of errors only gradio's own keep their words.
+    """
+    return import_module("spaces").GPU(duration=seconds)(work) if on_spaces() else work
 
 
 def zero_gpu() -> bool:

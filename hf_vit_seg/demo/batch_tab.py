@@ -1,6 +1,7 @@
 """The tab that segments many files, also those that a browser cannot show."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,13 +12,14 @@ import gradio as gr
 from hf_vit_seg.data.image_files import ImageFile
 from hf_vit_seg.inference.overlays import percent
 from hf_vit_seg.inference.prediction import OVERLAY, Job, Wishes, plan, write
-from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.inference.protocols import Protocol
+from hf_vit_seg.inference.segmentation import Segmentation
 
-from .accelerator import ONE_AT_A_TIME, on_gpu
+from .accelerator import ONE_AT_A_TIME
 from .catalogue import Catalogue
-from .file_segmentation import USUAL_WINDOW, WHOLE, protocol_of, segment_file
+from .file_segmentation import MOST_SEEN, USUAL_WINDOW, WHOLE, protocol_of, segment_file
 from .segmentation_tab import Choices
-from .uploads import MOST_FILES, fresh_folder, in_words, told
+from .uploads import MOST_FILES, cleared_on_failure, fresh_folder, in_words, told
 
 MOST_CLASSES = 4  # that are named for a file
 
@@ -31,18 +33,19 @@ class BatchTab:
             with gr.Column(scale=1, min_width=280):
                 files = gr.File(file_count="multiple", label=f"Images (at most {MOST_FILES}), also TIFF and .npy")
                 choices = Choices.shown(catalogue.titles("segmentation"))
-                start = gr.Button("Segment all", variant="primary")
+                with gr.Row():
+                    start = gr.Button("Segment all", variant="primary", min_width=100)
+                    stop = gr.Button("Stop", min_width=100)
             with gr.Column(scale=3, min_width=480):
                 gallery = gr.Gallery(label="Overlays", columns=3, object_fit="contain", height="60vh")
                 table = gr.Dataframe(headers=["file", "found"], label="Files", interactive=False, wrap=True)
                 archive = gr.File(label="All label maps, overlays and reports", interactive=False)
-        start.click(
-            on_gpu(self.segment_files),
-            [files, *choices.components],
-            [gallery, table, archive],
-            api_name="segment_files",
-            **ONE_AT_A_TIME,
+        results = [gallery, table, archive]
+        segmenting = start.click(
+            self.segment_files, [files, *choices.components], results, api_name="segment_files", **ONE_AT_A_TIME
         )
+        cleared_on_failure(segmenting, results)
+        stop.click(None, cancels=[segmenting], api_visibility="private")
 
     def segment_files(
         self,
@@ -52,38 +55,45 @@ class BatchTab:
         window: float = USUAL_WINDOW,
         flip: bool = False,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  (gradio knows it by this default)
-    ) -> tuple[list[Any], list[list[str]], str]:
+    ) -> Iterator[tuple[list[Any], list[list[str]], str | None]]:
         """Segment images: overlays, what was found in each file, and a ZIP with label maps, overlays and reports."""
-        with told():
+        with told(), TemporaryDirectory() as results:
             if not files or len(files) > MOST_FILES:
                 raise ValueError(f"choose 1 to {MOST_FILES} files, these are {len(files or ())}")
-            segmenter = self.catalogue.load(model).with_protocol(protocol_of(view, window, flip))
-        folder = fresh_folder()
-        with TemporaryDirectory() as results:
+            self.catalogue.load(model)
+            protocol, folder, left = protocol_of(view, window, flip), fresh_folder(), MOST_SEEN
             jobs = plan([ImageFile(path, Path(path.name)) for path in map(Path, files)], Path(results))
-            rows = []
+            overlays, rows = [], []
             for number, job in enumerate(jobs):
-                progress((number, len(jobs)), desc=job.image.path.name)
-                rows.append([job.image.path.name, outcome(segmenter, job, model)])
-            pictures = [job for job in jobs if job.done]
-            overlays = [shutil.copy(job.result(OVERLAY), folder) for job in pictures]
-            archive = shutil.make_archive(str(folder / "segmentations"), "zip", results)
-        captions = [job.image.path.name for job in pictures]
-        return list(zip(overlays, captions, strict=True)), rows, archive
+                name = job.image.path.name
+                progress((number, len(jobs)), desc=name)
+                text, seen = outcome(self.catalogue, model, protocol, job, left)
+                left -= seen
+                rows.append([name, text])
+                if job.done:
+                    overlays.append((shutil.copy(job.result(OVERLAY), folder), name))
+                yield overlays, rows, None  # here it ends when it is stopped
+            yield overlays, rows, shutil.make_archive(str(folder / "segmentations"), "zip", results)
 
 
-def outcome(segmenter: Segmenter, job: Job, title: str) -> str:
-    """Segment a file and write its results; what it shows, or why it failed."""
+def outcome(catalogue: Catalogue, title: str, protocol: Protocol, job: Job, left: int) -> tuple[str, int]:
+    """Segment a file and write its results: what it shows, or why it failed, and how many pixels the model saw."""
     path, name = job.image.path, Path(job.image.path.name)
     try:
-        found = segment_file(segmenter, path, title)
-    except ValueError as error:
-        return f"failed: {in_words(error, path)}"
+        found = segment_file(catalogue, title, protocol, path, left)
+    except Exception as error:
+        return f"failed: {in_words(error, path)}", 0
     visible = replace(job, image=ImageFile(name, name))
-    failure = write(segmenter, visible, found.result, found.report["timings_ms"]["read"], Wishes(model=title)).error
+    milliseconds = found.report["timings_ms"]["read"]
+    failure = write(catalogue.load(title), visible, found.result, milliseconds, Wishes(model=title)).error
     if failure is not None:
-        return f"failed: {failure}"
-    counts = found.result.counts()
+        return f"failed: {failure}", found.seen
+    return summary(found.result), found.seen
+
+
+def summary(result: Segmentation) -> str:
+    """The most frequent classes, in a line."""
+    counts = result.counts()
     named = [f"{count.name} {percent(count.share)}" for count in counts[:MOST_CLASSES]]
     more = len(counts) - len(named)
     return ", ".join([*named, *([f"{more} more"] if more else [])])

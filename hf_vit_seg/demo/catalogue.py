@@ -1,5 +1,6 @@
-"""The models of a demo: found out by their configs, loaded when they are asked for."""
+"""The models of a demo: found out by their configs, loaded when they are asked for, and called."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,14 @@ from transformers import AutoConfig
 from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.loading import AUTO_CLASSES, ModelError, first_sentence
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
+from hf_vit_seg.inference.preparation import Prepared
+from hf_vit_seg.inference.protocols import Protocol
 from hf_vit_seg.inference.runtimes import is_program
+from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
+
+from .accelerator import on_gpu
+from .uploads import told
 
 ENVIRONMENT = "HF_VIT_SEG_MODELS"
 NUCLEI = "nuclei"  # the name of the model that is built in
@@ -27,55 +34,113 @@ LOADERS: Mapping[str, Callable[[str], Any]] = {
     "classification": Classifier.from_pretrained,
     "pose": PoseEstimator.from_pretrained,
 }
+# Of ZeroGPU, for any call and for a million pixels that a model sees: more than large models take.
+SECONDS, SECONDS_PER_MILLION = 10, 1
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model: where it is, what people call it, and its task."""
+    """A model: where it is, its name in parts, from the general to the particular, and its task."""
 
     place: str
-    title: str
+    name: tuple[str, ...]
     task: str
 
 
 class Catalogue:
     """The models that a demo offers. ModelError when none can be used; `failures` has a sentence for each that cannot.
 
-    The last three that were used stay in memory, or all of them with `keep_all`, which loads them at once.
+    The last three that were used stay in memory, or all of them with `keep_all`, which loads them at once. `call` is
+    `called`, on a GPU of ZeroGPU where there is one.
     """
 
     def __init__(self, names: Sequence[str], keep_all: bool = False):
-        self.entries: dict[str, Entry] = {}
         self.failures: list[str] = []
-        for name in dict.fromkeys(names):
+        found: dict[tuple[str, ...], Entry] = {}
+        for name in names:
             try:
                 entry = entry_of(name)
-                self.entries[entry.title] = entry
+                found[entry.name] = entry
             except ModelError as error:
                 self.failures.append(str(error))
+        self.entries = dict(zip(titles_of(list(found)), found.values(), strict=True))
+        self.load = lru_cache(None if keep_all else KEPT)(self.loaded)
+        self.call = on_gpu(self.called, seconds)
+        if keep_all:
+            self.load_all()
         if not self.entries:
             raise ModelError("; ".join(self.failures) or "no model is given")
-        self.load = lru_cache(None if keep_all else KEPT)(self.loaded)
-        for title in self.entries if keep_all else ():
-            self.load(title)
+
+    def load_all(self) -> None:
+        """Load every model, and go on without those that cannot be."""
+        for title in list(self.entries):
+            try:
+                self.load(title)
+            except ModelError as error:
+                self.failures.append(str(error))
+                del self.entries[title]
 
     def titles(self, task: str) -> list[str]:
         """What the models of a task are called."""
-        return [entry.title for entry in self.entries.values() if entry.task == task]
+        return [title for title, entry in self.entries.items() if entry.task == task]
 
     def loaded(self, title: str) -> Any:
         """A model, ready to be called with an image. ModelError when it cannot be loaded after all."""
         entry = self.entries[title]
-        return LOADERS[entry.task](entry.place)
+        try:
+            return LOADERS[entry.task](entry.place)
+        except ModelError as error:
+            raise ModelError(str(error).replace(entry.place, title)) from error
+
+    def called(self, title: str, *inputs: Any, pixels: int = 0) -> Any:
+        """What a model finds in its inputs; a segmentation model has a protocol and a prepared image.
+
+        `pixels` is how many it sees where that depends on them.
+        """
+        with told():
+            model = self.load(title)
+            return segmented(model, *inputs) if isinstance(model, Segmenter) else model(*inputs)
+
+
+def segmented(segmenter: Segmenter, protocol: Protocol, prepared: Prepared) -> Segmentation:
+    """Segment a prepared image by a protocol."""
+    return segmenter.with_protocol(protocol).segment(prepared)
+
+
+def seconds(title: str, *inputs: Any, pixels: int = 0) -> int:
+    """How long a GPU of ZeroGPU is asked for, for the same arguments as `Catalogue.called`."""
+    return SECONDS + math.ceil(pixels / 1e6 * SECONDS_PER_MILLION)
 
 
 def entry_of(name: str) -> Entry:
     """A model by its name. ModelError when there is none, or its task is not among those of a demo."""
     if name == NUCLEI:
-        return Entry(str(files("hf_vit_seg.nuclei") / "model"), NUCLEI, "segmentation")
-    path = Path(name)
-    title = "/".join(path.resolve().parts[-2:]) if path.exists() else name
-    return Entry(name, title, "segmentation" if is_program(name) else task_of(name))
+        return Entry(str(files("hf_vit_seg.nuclei") / "model"), (NUCLEI,), "segmentation")
+    return Entry(name, parts_of(name), "segmentation" if is_program(name) else task_of(name))
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """A Hub id or the path of a file or directory, in parts.
+
+    In a Space its id stands for the folder that it runs in, which is called `app` in all of them.
+    """
+    path, here, space = Path(name), Path.cwd(), os.environ.get("SPACE_ID")
+    if not path.exists():
+        return tuple(name.split("/"))
+    path = path.resolve()
+    if space and path.is_relative_to(here):
+        return (*space.split("/"), *path.relative_to(here).parts)
+    return path.parts[1:]
+
+
+def titles_of(names: Sequence[tuple[str, ...]]) -> list[str]:
+    """What models are called: the last two parts of their names, and more where others end alike."""
+
+    def alone(name: tuple[str, ...], length: int) -> bool:
+        return sum(other[-length:] == name[-length:] for other in names) == 1
+
+    lengths = [next((n for n in range(2, len(name)) if alone(name, n)), len(name)) for name in names]
+    return ["/".join(name[-length:]) for name, length in zip(names, lengths, strict=True)]
 
 
 def task_of(name: str) -> str:

@@ -6,9 +6,9 @@ import gradio as gr
 
 from hf_vit_seg.data.pixels import read_pixels
 
-from .accelerator import ONE_AT_A_TIME, on_gpu
+from .accelerator import ONE_AT_A_TIME
 from .catalogue import Catalogue
-from .uploads import MOST_PIXELS, model_choice, photo_input, told
+from .uploads import MOST_PIXELS, cleared_on_failure, model_choice, photo_input, told
 
 TOP = 5  # classes that are named
 
@@ -24,23 +24,24 @@ class ClassificationTab:
                 model = model_choice(catalogue.titles("classification"))
             with gr.Column(scale=2, min_width=360):
                 label = gr.Label(label="Classes", num_top_classes=TOP)
-        gr.on(
+        classifying = gr.on(
             [photo.change, model.change],
-            on_gpu(self.classify),
+            self.classify,
             [photo, model],
             [label],
             api_name="classify",
             trigger_mode="always_last",
             **ONE_AT_A_TIME,
         )
+        cleared_on_failure(classifying, [label])
 
     def classify(self, image: str | None, model: str) -> dict[str, float] | None:
         """Classify an image: the five most likely classes and their probabilities."""
         if image is None:
             return None
         with told(Path(image)):
-            classifier = self.catalogue.load(model)
-            return dict(classifier(read_pixels(Path(image), classifier.channels, MOST_PIXELS), TOP))
+            pixels = read_pixels(Path(image), self.catalogue.load(model).channels, MOST_PIXELS)
+            return dict(self.catalogue.call(model, pixels, TOP))
 
 
 __all__ = ["ClassificationTab"]

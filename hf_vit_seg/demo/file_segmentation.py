@@ -6,26 +6,32 @@ from typing import Any
 
 from hf_vit_seg.data.image_files import ImageFile
 from hf_vit_seg.inference.prediction import Job, Wishes, read, report
+from hf_vit_seg.inference.preparation import Prepared
 from hf_vit_seg.inference.protocols import Protocol
 from hf_vit_seg.inference.segmentation import Segmentation
-from hf_vit_seg.inference.segmenter import Segmenter
 
+from .catalogue import Catalogue
 from .uploads import MOST_PIXELS
 
 WHOLE, SLIDING = "whole image", "sliding window"
 VIEWS = (WHOLE, SLIDING)
 SMALLEST_WINDOW, USUAL_WINDOW, LARGEST_WINDOW = 128, 512, 1024
 MOST_AT_ONCE = 2_000_000  # pixels that a model sees at once; beyond, it sees windows
+MOST_SEEN = 3 * MOST_PIXELS  # pixels that a model sees for a call: of the largest image in windows, 2.4 times its own
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the model called `title` found in the file of this `name`, and the report of it, for JSON."""
+    """What the model called `title` found in the file of this `name`, and the report of it, for JSON.
+
+    `seen` is how many pixels the model was shown.
+    """
 
     name: str
     title: str
     result: Segmentation
     report: dict[str, Any]
+    seen: int
 
     @property
     def stem(self) -> str:
@@ -48,27 +54,48 @@ def windows(side: int, flip: bool) -> Protocol:
     return Protocol(window=(side, side), blend="gaussian", flip=flip)
 
 
-def segment_file(segmenter: Segmenter, path: Path, title: str) -> Found:
-    """Segment an image file. ImageFileError for one that is no image, is broken or too large."""
+def pixels_seen(protocol: Protocol, prepared: Prepared) -> int:
+    """How many pixels the model sees of an image: in windows that overlap, and in the mirror, most of them again."""
+    height, width = prepared.pixel_values.shape[-2:]
+    grid = protocol.grid((height, width))
+    once = height * width if grid is None else len(grid) * grid.window[0] * grid.window[1]
+    return protocol.views * once
+
+
+def segment_file(catalogue: Catalogue, title: str, protocol: Protocol, path: Path, left: int = MOST_SEEN) -> Found:
+    """Segment an image file. ImageFileError for one that is no image, is broken or too large.
+
+    ValueError for one of which the model would see more than the `left` pixels.
+    """
+    segmenter = catalogue.load(title).with_protocol(protocol)
     name = Path(path.name)  # its place on the server is nobody's business
     wishes = Wishes(model=title, max_pixels=MOST_PIXELS)
     prepared, milliseconds = read(segmenter, Job(ImageFile(path, name), path), wishes)
     height, width = prepared.pixel_values.shape[-2:]
     if segmenter.protocol.window is None and height * width > MOST_AT_ONCE:
         segmenter = segmenter.with_protocol(windows(LARGEST_WINDOW, segmenter.protocol.flip))
-    result = segmenter.segment(prepared)
+    seen = pixels_seen(segmenter.protocol, prepared)
+    if seen > left:
+        raise ValueError(
+            f"{name}: the model would see {seen / 1e6:.1f} million pixels, with overlaps of windows and mirror images, "
+            f"and {left / 1e6:.1f} million are left of the {MOST_SEEN / 1e6:g} million for a call: give fewer or "
+            "smaller images, or leave the mirror images out"
+        )
+    result = catalogue.call(title, segmenter.protocol, prepared, pixels=seen)
     known = report(segmenter, Job(ImageFile(name, name), name), result, milliseconds, wishes)
-    return Found(path.name, title, result, known)
+    return Found(path.name, title, result, known, seen)
 
 
 __all__ = [
     "LARGEST_WINDOW",
+    "MOST_SEEN",
     "SLIDING",
     "SMALLEST_WINDOW",
     "USUAL_WINDOW",
     "VIEWS",
     "WHOLE",
     "Found",
+    "pixels_seen",
     "protocol_of",
     "segment_file",
 ]

@@ -1,5 +1,6 @@
 """The tab that finds a person's keypoints, for pose models."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from hf_vit_seg.inference.overlays import resized_picture, shown_size
 from hf_vit_seg.inference.pose_estimator import Box
 from hf_vit_seg.inference.skeletons import LEAST_SCORE, with_skeletons
 
-from .accelerator import ONE_AT_A_TIME, on_gpu
+from .accelerator import ONE_AT_A_TIME
 from .catalogue import Catalogue
 from .segmentation_view import LONGEST_SIDE
-from .uploads import MOST_PIXELS, model_choice, photo_input, told
+from .uploads import MOST_PIXELS, cleared_on_failure, model_choice, photo_input, told
 
 KEYPOINTS = ("keypoint", "x", "y", "score")
 
@@ -31,21 +32,22 @@ class PoseTab:
             with gr.Column(scale=1, min_width=280):
                 photo = photo_input("Image of one person", height=360)
                 box = gr.Textbox(
-                    label="Box of the person", placeholder="x, y, width, height in pixels; empty: the whole image"
+                    "", label="Box of the person", placeholder="x, y, width, height in pixels; empty: the whole image"
                 )
                 model = model_choice(catalogue.titles("pose"))
             with gr.Column(scale=2, min_width=480):
                 skeleton = gr.Image(label="Skeleton", interactive=False, format="png")
                 table = gr.Dataframe(headers=list(KEYPOINTS), label="Keypoints", interactive=False)
-        gr.on(
+        estimating = gr.on(
             [photo.change, box.submit, model.change],
-            on_gpu(self.estimate),
+            self.estimate,
             [photo, model, box],
             [skeleton, table],
             api_name="estimate_pose",
             trigger_mode="always_last",
             **ONE_AT_A_TIME,
         )
+        cleared_on_failure(estimating, [skeleton, table])
 
     def estimate(self, image: str | None, model: str, box: str = "") -> tuple[Any, Any]:
         """Find a person's keypoints: a picture of the skeleton, and each keypoint's place in pixels and its score."""
@@ -54,23 +56,31 @@ class PoseTab:
         with told(Path(image)):
             estimator = self.catalogue.load(model)
             pixels = read_pixels(Path(image), estimator.channels, MOST_PIXELS)
-            found = estimator(pixels, box_of(box))
-        rows = [
-            [name, *(round(value, 3) for value in row)]
-            for name, row in zip(estimator.names, found.tolist(), strict=True)
-        ]
-        return drawn(picture(pixels), found), rows
+            found = self.catalogue.call(model, pixels, box_of(box, pixels.shape[1], pixels.shape[2]))
+            return drawn(picture(pixels), found), rows_of(estimator.names, found)
 
 
-def box_of(text: str) -> Box | None:
-    """A box as it was typed. ValueError for anything but four numbers."""
+def rows_of(names: list[str], keypoints: torch.Tensor) -> list[list[Any]]:
+    """The table of keypoints (K, 3)."""
+    return [[name, *(round(value, 3) for value in row)] for name, row in zip(names, keypoints.tolist(), strict=True)]
+
+
+def box_of(text: str, height: int, width: int) -> Box | None:
+    """A box as it was typed. ValueError for what is none, or lies outside an image of `height` and `width` pixels."""
     if not text.strip():
         return None
     try:
-        x, y, width, height = (float(part) for part in text.replace(",", " ").split())
+        x, y, across, down = (float(part) for part in text.replace(",", " ").split())
     except ValueError:
         raise ValueError(f"a box is x, y, width, height in pixels, such as 20, 10, 200, 400; found '{text}'") from None
-    return x, y, width, height
+    box = x, y, across, down
+    overlaps = max(x, 0) < min(x + across, width) and max(y, 0) < min(y + down, height)
+    if not overlaps or not all(map(math.isfinite, box)):
+        raise ValueError(
+            f"a box has a width and a height and lies over the image, which is {width} wide and {height} high; found "
+            f"'{text}'"
+        )
+    return box
 
 
 def drawn(photo: Image.Image, keypoints: torch.Tensor) -> Image.Image:

@@ -1,5 +1,6 @@
 """The tab that segments one image, and the choices that it shares with the tab for many."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ import gradio as gr
 
 from hf_vit_seg.inference.prediction import json_text
 
-from .accelerator import ONE_AT_A_TIME, on_gpu
-from .catalogue import Catalogue
+from .accelerator import ONE_AT_A_TIME
+from .catalogue import NUCLEI, Catalogue
 from .file_segmentation import (
     LARGEST_WINDOW,
     SLIDING,
@@ -22,7 +23,7 @@ from .file_segmentation import (
     segment_file,
 )
 from .segmentation_view import segmentation_view, view_of
-from .uploads import fresh_folder, model_choice, photo_input, told
+from .uploads import cleared_on_failure, fresh_folder, model_choice, photo_input, told
 
 AREAS = ("class", "pixels", "share in %")
 
@@ -66,7 +67,10 @@ class SegmentationTab:
                 photo = photo_input("Image", height=260)
                 choices = Choices.shown(catalogue.titles("segmentation"))
                 if examples:
-                    gr.Examples(examples, photo, label="Examples", cache_examples=False)
+                    # gr.Examples would make gradio build the photo's component anew, without what photo_input gave it.
+                    samples = [[example] for example in examples]
+                    offered = gr.Dataset(components=[photo], samples=samples, label=f"Examples for {NUCLEI}")
+                    offered.click(example_of, offered, [photo, choices.model], queue=False, api_visibility="private")
             with gr.Column(scale=3, min_width=480):
                 view = segmentation_view()
                 with gr.Row():
@@ -75,20 +79,22 @@ class SegmentationTab:
                 table = gr.Dataframe(
                     headers=list(AREAS), datatype=["str", "number", "number"], label="Areas", interactive=False
                 )
-        gr.on(
+        shown = [view, table, labels, text]
+        showing = gr.on(
             [photo.change, choices.model.change, choices.view.change, choices.window.release, choices.flip.change],
-            on_gpu(self.show),
+            self.show,
             [photo, *choices.components],
-            [view, table, labels, text],
+            shown,
             api_visibility="private",
             trigger_mode="always_last",
             show_progress_on=[view],
             **ONE_AT_A_TIME,
         )
+        cleared_on_failure(showing, shown)
         # For programs alone, which have no use for the view.
         gr.on(
             [],
-            on_gpu(self.segment),
+            self.segment,
             [photo, *choices.components],
             [table, labels, text],
             api_name="segment",
@@ -97,22 +103,29 @@ class SegmentationTab:
 
     def found(self, image: str, model: str, view: str, window: float, flip: bool) -> Found:
         """What a model finds in an image."""
-        with told(Path(image)):
-            segmenter = self.catalogue.load(model).with_protocol(protocol_of(view, window, flip))
-            return segment_file(segmenter, Path(image), model)
+        return segment_file(self.catalogue, model, protocol_of(view, window, flip), Path(image))
 
     def show(self, image: str | None, *choices: Any) -> tuple[Any, ...]:
         """What the page shows of an image: the view, the table and the files; nothing without an image."""
         if image is None:
             return None, None, None, None
-        found = self.found(image, *choices)
-        return view_of(found.result, Path(image).stem, found.caption), *answer(found)
+        with told(Path(image)):
+            found = self.found(image, *choices)
+            return view_of(found.result, Path(image).stem, found.caption), *answer(found)
 
     def segment(
-        self, image: str, model: str, view: str = WHOLE, window: float = USUAL_WINDOW, flip: bool = False
+        self, image: str | None, model: str, view: str = WHOLE, window: float = USUAL_WINDOW, flip: bool = False
     ) -> tuple[Any, ...]:
         """Segment an image: the area of each class, the label map as a PNG with its palette, and a JSON report."""
-        return answer(self.found(image, model, view, window, flip))
+        if image is None:
+            raise gr.Error("no image was given", print_exception=False)
+        with told(Path(image)):
+            return answer(self.found(image, model, view, window, flip))
+
+
+def example_of(sample: list[str]) -> tuple[str, str]:
+    """An example among gradio's files, and the model that it is for."""
+    return str(shutil.copy(sample[0], fresh_folder())), NUCLEI
 
 
 def answer(found: Found) -> tuple[list[list[Any]], str, str]:

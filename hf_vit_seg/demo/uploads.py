@@ -1,10 +1,11 @@
 """What visitors choose and upload: within limits, and refused in words."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
-from typing import Literal
+from typing import Any, Literal
 
 import gradio as gr
 from gradio.utils import get_upload_folder
@@ -14,6 +15,8 @@ from hf_vit_seg.data.image_files import ImageSizeError
 MEGABYTES = 30  # of a file
 MOST_PIXELS = 25_000_000  # of an image
 MOST_FILES = 20  # of a batch
+
+logger = logging.getLogger(__name__)
 
 
 def photo_input(label: str, height: int) -> gr.Image:
@@ -33,19 +36,34 @@ def model_choice(titles: list[str]) -> gr.Dropdown:
     return gr.Dropdown(titles, value=titles[0], label="Model", interactive=True)
 
 
-def in_words(error: ValueError, path: Path | None = None) -> str:
-    """What is wrong with a file or a setting, without paths of the server and advice for the command line."""
+def in_words(error: Exception, path: Path | None = None) -> str:
+    """What is wrong with a file or a setting, without paths of the server and advice for the command line.
+
+    Of an error that nobody foresaw, the log has the traceback.
+    """
+    if isinstance(error, gr.Error):
+        return error.message
+    if not isinstance(error, ValueError):
+        logger.error("a call of the demo failed", exc_info=error)
+        return f"the server failed at this ({type(error).__name__}), its log says where: try another image or model"
     text = error.fact if isinstance(error, ImageSizeError) else str(error)
     return text if path is None else text.replace(str(path), path.name)
 
 
 @contextmanager
 def told(path: Path | None = None) -> Iterator[None]:
-    """Show a visitor what is wrong with a file or a setting."""
+    """Show a visitor in a sentence what went wrong."""
     try:
         yield
-    except ValueError as error:
+    except gr.Error:
+        raise
+    except Exception as error:
         raise gr.Error(in_words(error, path), print_exception=False, duration=None) from error
+
+
+def cleared_on_failure(event: Any, outputs: list[Any]) -> None:
+    """Empty what an event fills when it fails: the former result is of another image or model."""
+    event.failure(lambda: [None] * len(outputs), None, outputs, queue=False, api_visibility="private")
 
 
 def fresh_folder() -> Path:
@@ -55,4 +73,14 @@ def fresh_folder() -> Path:
     return folder
 
 
-__all__ = ["MEGABYTES", "MOST_FILES", "MOST_PIXELS", "fresh_folder", "in_words", "model_choice", "photo_input", "told"]
+__all__ = [
+    "MEGABYTES",
+    "MOST_FILES",
+    "MOST_PIXELS",
+    "cleared_on_failure",
+    "fresh_folder",
+    "in_words",
+    "model_choice",
+    "photo_input",
+    "told",
+]

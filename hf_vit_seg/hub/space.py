@@ -15,6 +15,7 @@ from huggingface_hub import CommitInfo, HfApi, SpaceCard
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from hf_vit_seg.demo import GRADIO
 from hf_vit_seg.demo.catalogue import ENVIRONMENT, NUCLEI
 from hf_vit_seg.entry_points import PACKAGE
 from hf_vit_seg.inference.loading import first_sentence
@@ -122,7 +123,7 @@ def front_page(readme: Path, repo_id: str, models: list[str], carried: Provenanc
     """The Space's README: its name, the versions installed here, its models on the Hub, the carried one's licence."""
     card, sdk = SpaceCard(readme.read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)), installed(SDK)
     if sdk is None:
-        raise PushError(f"the Space gets the {SDK} that is installed, and there is none: pip install '{PACKAGE}[demo]'")
+        raise PushError(f"the Space gets the {SDK} that is installed, and there is none: pip install '{GRADIO}'")
     data: Any = card.data
     data.sdk_version, data.python_version, data.models = sdk, python_version(), models or None
     if carried is not None:

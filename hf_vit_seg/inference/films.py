@@ -123,7 +123,7 @@ def av_library(path: Path) -> Any:
     try:
         import av
     except ImportError:
-        raise VideoError(f'{path}: films need PyAV: pip install "hf_vit_seg[video]"') from None
+        raise VideoError(f"{path}: films need PyAV: pip install av") from None
     return av
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor
 
 AUTO_CLASSES = {
@@ -43,7 +44,7 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segme
     auto_class = getattr(transformers, AUTO_CLASSES[task])
     try:
         model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError) as error:
         raise ModelError(f"{name} cannot be loaded as a {task} model: {first_sentence(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:

@@ -141,9 +141,7 @@ def optional(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise ModelError(
-            f'{package} is not installed (or lacks something: {error}): pip install "hf_vit_seg[export]" {package}'
-        ) from error
+        raise ModelError(f"{package} is not installed (or lacks something: {error}): pip install {package}") from error
 
 
 def is_program(name: str) -> bool:

@@ -41,7 +41,7 @@ def with_adapters(model: PreTrainedModel, recipe: LoraRecipe) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise RecordError("model.lora needs peft: pip install 'hf_vit_seg[lora]'") from None
+        raise RecordError("model.lora needs peft: pip install peft") from None
     prefix = encoder_prefix(model)
     targets = encoder_linears(model) if recipe.target_modules is None else list(recipe.target_modules)
     config = LoraConfig(

@@ -6,9 +6,6 @@ from typing import Any
 
 from hf_vit_seg.records import RecordError, nearest
 
-EXTRA = "hf_vit_seg[track]"  # brings the trackers below
-OF_EXTRA = frozenset({"tensorboard", "trackio"})
-
 
 def check_trackers(names: Sequence[str]) -> None:
     """RecordError for a tracker that accelerate does not know, or whose package is not installed."""
@@ -22,10 +19,7 @@ def check_trackers(names: Sequence[str]) -> None:
         if name not in known:
             raise RecordError(f"trackers: accelerate has no tracker called '{name}'; {nearest(name, known)}")
         if name in missing:
-            package = f"'{EXTRA}'" if name in OF_EXTRA else name
-            raise RecordError(
-                f"trackers: the package of '{name}' is not installed: pip install {package}, or take it out of trackers"
-            )
+            raise RecordError(f"trackers: '{name}' is not installed: pip install {name}, or take it out of trackers")
 
 
 def start_trackers(
