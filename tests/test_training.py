@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_runs import finish, forget_accelerate, log, run, settings, start, weig
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation, AutoModelForSemanticSegmentation
 
 from hf_vit_seg.data.checking import BadDataError
+from hf_vit_seg.data.image_files import ImageFileError
 from hf_vit_seg.inference import Segmenter
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training import run as run_module
@@ -317,6 +319,14 @@ def test_errors_of_loader_processes_are_one_sentence_too():
         '  File "x.py", line 1, in f\nhf_vit_seg.data.image_files.ImageFileError: a.png: cannot be read: cut short\n'
     )
     assert sentence_of(error) == "a.png: cannot be read: cut short"
+
+
+def test_a_run_that_fails_leaves_no_loader_processes(tmp_path):
+    changes = settings(write_data(tmp_path / "data"))
+    (tmp_path / "data" / "train" / "images" / "03.png").write_bytes(b"no image")
+    with pytest.raises(ImageFileError, match=r"03\.png"):
+        run(write_recipe(tmp_path, changes), tmp_path / "run", "data.check=2", "data.workers=2")
+    assert not multiprocessing.active_children()
 
 
 # Other tasks and ways

@@ -23,7 +23,7 @@ from .checkpoints import (
 )
 from .evaluation import Subject, random_state_kept, report_of
 from .evaluation_pictures import write_sample_pictures
-from .interruption import StopRequest
+from .interruption import StopRequest, workers_ended
 from .memory import memory_advice
 from .metrics_report import MetricsReport
 from .model_evaluation import evaluate_model
@@ -82,7 +82,7 @@ class Run:
 
     def train(self) -> Ending:
         """Do the steps that are left; the last thing done is a checkpoint, and the last model unless interrupted."""
-        with StopRequest() as request, self.progress:
+        with StopRequest() as request, self.progress, workers_ended():
             for note in self.parts.notes:
                 self.progress.say(note)
             first = self.step
