@@ -207,6 +207,15 @@ def test_what_is_known_is_not_read_again(good, tmp_path, monkeypatch):
     assert os.listdir(cache.parent) == ["facts.json"]
 
 
+def test_what_is_known_is_of_so_many_bands(tmp_path):
+    write_pair(tmp_path / "train", "0", np.zeros((8, 8)))
+    (tmp_path / "train/images/0.png").unlink()
+    np.save(tmp_path / "train/images/0.npy", np.zeros((4, 8, 8), np.uint8))
+    for bands in (3, 4, 3):
+        problems = check(recipe(tmp_path, bands=bands), cache=tmp_path / "facts.json").problems
+        assert len(problems) == (bands == 3), problems
+
+
 def test_a_run_may_look_at_a_part_alone(good):
     """Evenly from first to last; the command looks at all of it whatever the recipe says."""
     write_pair(good / "train", "train_1", np.full((8, 8), 77))
