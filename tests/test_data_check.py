@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
 from hf_vit_seg.data.checking import BadDataError, check, refuse_bad_data, single_threaded_torch
+from hf_vit_seg.data.class_table import UnknownValueError
 from hf_vit_seg.data.datasets import RawDataset, open_split
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.contact_sheet import chosen_samples, contact_sheet
@@ -276,14 +277,22 @@ def test_samples_without_files_are_checked_too():
     } == set(range(10))
 
 
-def test_labels_that_are_no_class(tmp_path):
-    for i, label in enumerate((0, 1, 9)):
+@pytest.mark.parametrize(
+    ("label", "settings"), [(9, {}), (-1, {}), (255, {}), (7, {"ignore": [7]}), (9, {"unknown": "ignore"})]
+)
+def test_labels_that_are_no_class(tmp_path, label, settings):
+    """Training needs a class for every image, also where the label map ignores the value."""
+    for i, each in enumerate((0, 1, label)):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
         with (tmp_path / "list.csv").open("a") as file:
-            file.write(("image,label\n" if not i else "") + f"{i}.png,{label}\n")
-    settings = {"train": {"kind": "list", "file": str(tmp_path / "list.csv")}}
-    report = check(recipe(tmp_path, task="classification", **settings))
-    assert "9 (1 image in" in report.problems[0] and str(tmp_path / "2.png") in report.problems[0]
+            file.write(("image,label\n" if not i else "") + f"{i}.png,{each}\n")
+    source = {"kind": "list", "file": str(tmp_path / "list.csv")}
+    report = check(recipe(tmp_path, task="classification", train=source, **settings))
+    (problem,) = report.problems
+    assert f"{label} (1 image in {tmp_path / '2.png'})" in problem and "classes have 0 .. 2" in problem
+    assert not any("ignored" in warning for warning in report.warnings)
+    with pytest.raises(UnknownValueError, match=f"label {label} is no class's"):
+        report.splits["train"].dataset.read(2)
     assert contact_sheet(report.splits["train"]).height > 100
 
 

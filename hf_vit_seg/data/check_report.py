@@ -17,6 +17,10 @@ from .wording import listed
 
 SHOWN = 3  # unknown values in a sentence
 UNITS = {"segmentation": "pixels", "classification": "images", "pose": "labelled keypoints"}
+REFUSED = {
+    "segmentation": "values that are no class's and not in data.ignore",
+    "classification": "labels that are no class's, and every image needs one",
+}
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,16 @@ class SplitFacts:
         return dict(sorted(strange, key=lambda item: -item[1].count))
 
     @cached_property
+    def refused(self) -> list[Raw]:
+        """Raw values that must not occur: unknown ones that the recipe does not ignore; labels of images without class.
+
+        Of a mask some pixels may be ignored; of an image that is ignored nothing is left.
+        """
+        if self.dataset.task == "classification":
+            return [raw for raw in self.values if self.targets.get(raw, -1) not in range(len(self.table.names))]
+        return list(self.unknown) if self.table.unknown_values == "error" else []
+
+    @cached_property
     def empty(self) -> tuple[int, ...]:
         """Samples in which nothing counts."""
         filled = {index for occurrence in self.classes for index in occurrence.samples}
@@ -140,10 +154,10 @@ class SplitFacts:
     def problems(self) -> Iterator[str]:
         """What keeps the split from being used."""
         yield from self.faults
-        if self.table.unknown_values == "error" and self.unknown:
+        if self.refused:
             yield (
-                f"{self.split}: there are values that are no class's and not in data.ignore: "
-                f"{listed((self.told(raw) for raw in self.unknown), SHOWN)}; classes have {self.table.known_values()}"
+                f"{self.split}: there are {REFUSED[self.dataset.task]}: "
+                f"{listed((self.told(raw) for raw in self.refused), SHOWN)}; classes have {self.table.known_values()}"
             )
         if not self.facts:
             yield f"{self.split}: there are no samples"
@@ -156,7 +170,7 @@ class SplitFacts:
         if absent:
             few = f"{len(absent)} of {len(self.classes)} classes occur in none of {len(self.facts)} samples"
             yield f"{self.split}: {few}: {listed(absent, 5)}"
-        if self.table.unknown_values == "ignore" and self.unknown:
+        if self.unknown and not self.refused:
             amount = self.amount(sum(found.count for found in self.unknown.values()))
             yield f"{self.split}: unknown values that are ignored: {listed(self.unknown, 5)} ({amount})"
         if self.empty and len(self.empty) < len(self.facts):
