@@ -263,7 +263,18 @@ def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, over
     try:
         ending = run.train()
         if ending is not Ending.interrupted and recipe.data.test is not None:
-            evaluate_model(str(directory.model), parts.recipe, "test", directory.test)
+            measure_on_test(directory, parts.recipe)
         return ending
     finally:
         accelerator.end_training()
+
+
+def measure_on_test(directory: RunDirectory, recipe: Recipe) -> None:
+    """Measure the best model on the test split. TrainingError, which says where the model is, when that fails."""
+    try:
+        evaluate_model(str(directory.model), recipe, "test", directory.test)
+    except ValueError as error:
+        raise TrainingError(
+            f"the model is trained and in {directory.model}, but was not measured on the test split: {error}; do so "
+            f"with hf-vit-seg evaluate {directory.model} --split test"
+        ) from error
