@@ -151,7 +151,18 @@ def test_images_of_several_depths_are_a_problem(good):
     np.save(good / "train/images/deep.npy", tall)
     Image.fromarray(np.zeros((10, 10), np.uint8)).save(good / "train/masks/deep.png")
     (problem,) = check(recipe(good)).problems
-    assert "differ in depth" in problem and "1 of 3 x float32" in problem
+    assert "differ in depth" in problem and "6 of 3 x uint8, 1 of 3 x float32 (deep.npy)" in problem
+
+
+@pytest.mark.parametrize(("values", "deep"), [(np.uint8, False), (np.float32, True), (np.uint16, True)])
+def test_deep_images_without_a_normalisation_are_warned_of(tmp_path, values, deep):
+    write_pair(tmp_path / "train", "0", np.arange(64).reshape(8, 8) % 3)
+    (tmp_path / "train/images/0.png").unlink()
+    np.save(tmp_path / "train/images/0.npy", np.arange(4 * 64).reshape(4, 8, 8).astype(values))
+    settings = recipe(tmp_path, bands=4)
+    assert any("more than 8 bits" in warning for warning in check(settings).warnings) is deep
+    for processor in ({"image_mean": "measured", "image_std": "measured"}, {"rescale_factor": 1 / 65535}):
+        assert not check(settings.model_copy(update={"processor": processor})).warnings
 
 
 def test_masks_painted_in_colours(tmp_path):

@@ -121,7 +121,7 @@ class SplitFacts:
     @property
     def kinds(self) -> Counter[str]:
         """Samples by number of bands and type of their numbers."""
-        return Counter(f"{facts.shape[0]} x {facts.dtype}" for facts in self.facts if facts.fault is None)
+        return Counter(facts.kind for facts in self.facts if facts.fault is None)
 
     @property
     def sizes(self) -> Counter[tuple[int, ...]]:
@@ -182,25 +182,43 @@ class SplitFacts:
 
 @dataclass(frozen=True, eq=False)
 class CheckReport:
-    """All splits that were looked at."""
+    """All splits that were looked at; `scaled` says that the recipe tells how their numbers are normalised."""
 
     task: str
     splits: Mapping[Any, SplitFacts]
+    scaled: bool = False
+
+    @property
+    def kinds(self) -> list[tuple[str, list[str]]]:
+        """Names of the images of all splits by number of bands and type of their numbers, the most frequent first."""
+        names: dict[str, list[str]] = defaultdict(list)
+        for part in self.splits.values():
+            for facts in part.facts:
+                if facts.fault is None:
+                    names[facts.kind].append(facts.name)
+        return sorted(names.items(), key=lambda item: -len(item[1]))
 
     @property
     def problems(self) -> list[str]:
         """What keeps the data from being used, a sentence for each."""
         found = [problem for part in self.splits.values() for problem in part.problems()]
-        kinds = sum((part.kinds for part in self.splits.values()), Counter())
-        if len(kinds) > 1:
-            parts = listed((f"{count} of {kind}" for kind, count in kinds.most_common()), 5)
-            found.append(f"images differ in depth, so that no normalisation fits them all: {parts}")
+        if len(self.kinds) > 1:
+            (usual, most), *rest = self.kinds
+            others = listed((f"{len(names)} of {kind} ({listed(names)})" for kind, names in rest), 5)
+            found.append(
+                f"images differ in depth, so that no normalisation fits them all: {len(most)} of {usual}, {others}"
+            )
         return found
 
     @property
     def warnings(self) -> list[str]:
         """What may be meant, but seldom is, a sentence for each."""
         found = [warning for part in self.splits.values() for warning in part.warnings()]
+        if not self.scaled and any(facts.dtype == "float32" for part in self.splits.values() for facts in part.facts):
+            found.append(
+                "images have more than 8 bits, and a new model's processor takes them for 0 .. 255: set "
+                "processor: {image_mean: measured, image_std: measured}, or rescale_factor and means of your own"
+            )
         names = list(self.splits)
         for i, first in enumerate(names):
             for second in names[i + 1 :]:

@@ -22,6 +22,7 @@ from .sample_facts import FactsFile, SampleFacts, facts_key, facts_of, source_st
 SPLITS: tuple[Split, ...] = get_args(Split)
 MOST_THREADS = 16
 SHOWN = 3  # problems in the sentence that refuses
+NORMALISING = frozenset({"image_mean", "rescale_factor"})  # fields of a processor that images of any depth need
 
 
 class BadDataError(ValueError):
@@ -55,7 +56,7 @@ def check_datasets(
         memory.write(whole=False)
         raise
     memory.write()
-    return CheckReport(recipe.task, found)
+    return CheckReport(recipe.task, found, scaled=not NORMALISING.isdisjoint(recipe.processor))
 
 
 def refuse_bad_data(

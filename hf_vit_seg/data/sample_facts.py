@@ -38,6 +38,11 @@ class SampleFacts:
     values: tuple[tuple[Raw, int], ...] = ()
     digest: str = ""
 
+    @property
+    def kind(self) -> str:
+        """Bands and type of the image's numbers, such as `3 x uint8`."""
+        return f"{self.shape[0]} x {self.dtype}"
+
 
 def facts_of(dataset: RawDataset, index: int) -> SampleFacts:
     """Read a sample."""
