@@ -68,8 +68,13 @@ def first_bytes(file: Path | ImageBytes, count: int = 16) -> bytes:
 
 
 def picture_suffixes() -> frozenset[str]:
-    """Lower-case file suffixes that are looked for in folders."""
+    """Lower-case suffixes of the formats that PIL reads."""
     return frozenset(Image.registered_extensions()) - NOT_PICTURES
+
+
+def readable_suffixes() -> frozenset[str]:
+    """Lower-case suffixes of the files that are taken for images and masks in folders."""
+    return picture_suffixes() | {".npy"}
 
 
 def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFile]:
@@ -95,7 +100,7 @@ def expand(path: Path, skip: Path | None) -> Iterator[ImageFile]:
     if not path.is_dir():
         yield ImageFile(path, Path(path.name))
         return
-    for place in files_below(path, picture_suffixes(), skip):
+    for place in files_below(path, readable_suffixes(), skip):
         yield ImageFile(path / place, place)
 
 
