@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import FiniteFloat, PositiveInt, TypeAdapter, ValidationError
 
-from hf_vit_seg.records import shortened
+from hf_vit_seg.records import expectation, shortened
 
 from .image_files import ImageFileError
 from .pixels import read_pixels
@@ -128,8 +128,8 @@ def checked(content: Mapping[str, Any], path: Path) -> CocoLists:
         first = error.errors()[0]
     if first["type"] == "missing":
         raise SourceError(f"{path} has an entry without '{first['loc'][-1]}', which COCO's format asks for")
-    place, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Input should be ")
-    raise SourceError(f"{path}: {place} should be {reason}, found {shortened(first['input'])}")
+    place = ".".join(map(str, first["loc"]))
+    raise SourceError(f"{path}: {place} should be {expectation(first)}, found {shortened(first['input'])}")
 
 
 __all__ = ["CocoAnnotation", "CocoFile", "CocoImage", "read_coco"]
