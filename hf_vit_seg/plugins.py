@@ -65,11 +65,11 @@ class Architecture:
         return yaml.safe_load(self.variants.read_text(encoding="utf-8")) or {}
 
     def variant_config(self, variant: str, **fields: Any) -> PreTrainedConfig:
-        """The config of a published size, with other `fields` (such as `num_labels`) set on top."""
-        rows = self.variant_rows()
-        if variant not in rows:
-            raise ValueError(f"{self.name} has no variant '{variant}'; it has {', '.join(rows)}")
-        row = {field: value for field, value in rows[variant].items() if field not in NOT_FIELDS}
+        """The config of a published size (its name's case aside), with other `fields` such as `num_labels` on top."""
+        rows = {name.lower(): row for name, row in self.variant_rows().items()}
+        if variant.lower() not in rows:
+            raise ValueError(f"{self.name} has no variant '{variant}'; it has {', '.join(self.variant_rows())}")
+        row = {field: value for field, value in rows[variant.lower()].items() if field not in NOT_FIELDS}
         return self.config(**(row | fields))
 
 

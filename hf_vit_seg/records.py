@@ -4,7 +4,7 @@ A record is a frozen pydantic model that knows all its keys. A table maps names 
 among losses, transforms or data formats by name, and a plugin adds a row by entry point.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.metadata import EntryPoint
@@ -14,6 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from .entry_points import Plugin, first_of_each_name, load, load_all, subclass_of
+
+# What pydantic says in Python's words, in those of YAML.
+MAPPING = "settings by name (a mapping)"
+EXPECTED = {"list_type": "a list", "tuple_type": "a list", "dict_type": MAPPING, "model_type": MAPPING}
 
 
 class RecordError(ValueError):
@@ -32,26 +36,46 @@ R = TypeVar("R", bound=Record)
 def read_record(kind: type[R], settings: Any, place: str = "") -> R:
     """Settings as a record; RecordError names the first wrong one by its dotted place."""
     if not isinstance(settings, Mapping):
-        raise RecordError(f"{place or 'the file'} has settings by name (a mapping), found {shortened(settings)}")
+        raise RecordError(f"{place or 'the file'} has {MAPPING}, found {shortened(settings)}")
     try:
         return kind.model_validate(dict(settings))
     except ValidationError as error:
-        # A key that is not known comes before one that is missing: the first is most often the second, misspelt.
-        errors = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        raise RecordError(sentence(kind, errors[0], place)) from None
+        raise RecordError(sentence(kind, error.errors(), settings, place)) from None
 
 
-def sentence(kind: type[BaseModel], error: ErrorDetails, place: str) -> str:
-    """pydantic's first error in words."""
-    dotted = ".".join(filter(None, [place, *map(str, error["loc"])]))
+def sentence(kind: type[BaseModel], errors: Sequence[ErrorDetails], settings: Any, place: str) -> str:
+    """The first of pydantic's errors in words; those of one place are what its type's alternatives say of it."""
+    # A key that is not known comes before one that is missing: the first is most often the second, misspelt.
+    error = min(errors, key=lambda each: each["type"] != "extra_forbidden")
+    path = settings_path(error, settings)
+    dotted = ".".join(filter(None, [place, *map(str, path)]))
     if error["type"] == "extra_forbidden":
-        return unknown(dotted, str(error["loc"][-1]), known_fields(kind, error["loc"]))
+        return unknown(dotted, str(path[-1]), known_fields(kind, path))
     if error["type"] == "missing":
         return f"{dotted} is missing: {kind.__name__} cannot do without it"
-    reason = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if error["type"] == "value_error":
+        reason = error["msg"].removeprefix("Value error, ")
         return f"{dotted}: {reason}" if dotted else reason
-    return f"{dotted} should be {reason}, found {shortened(error['input'])}"
+    wanted = dict.fromkeys(expectation(each) for each in errors if settings_path(each, settings) == path)
+    return f"{dotted} should be {' or '.join(wanted)}, found {shortened(error['input'])}"
+
+
+def settings_path(error: ErrorDetails, settings: Any) -> tuple[int | str, ...]:
+    """Keys and indexes that lead to an error's setting, without the names of types that pydantic puts between them."""
+    path: list[int | str] = []
+    for name in error["loc"]:
+        try:
+            settings = settings[name]
+        except (LookupError, TypeError):
+            if error["type"] != "missing" or name is not error["loc"][-1]:
+                continue
+        path.append(name)
+    return tuple(path)
+
+
+def expectation(error: ErrorDetails) -> str:
+    """What stands behind "should be" of a value that does not fit."""
+    return EXPECTED.get(error["type"]) or error["msg"].removeprefix("Input should be ").partition(", unable")[0]
 
 
 def known_fields(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:

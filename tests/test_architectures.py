@@ -89,6 +89,12 @@ def test_golden_parameter_counts(name):
 
 
 @pytest.mark.parametrize("name", architectures())
+def test_a_variant_may_be_written_as_papers_do(name):
+    architecture = architectures()[name]
+    assert architecture.variant_config("Tiny").to_dict() == architecture.variant_config("tiny").to_dict()
+
+
+@pytest.mark.parametrize("name", architectures())
 def test_an_unknown_variant_names_the_known_ones(name):
     with pytest.raises(ValueError, match="tiny"):
         architectures()[name].variant_config("b99")

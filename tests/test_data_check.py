@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
 from hf_vit_seg.data.checking import BadDataError, check, refuse_bad_data, single_threaded_torch
+from hf_vit_seg.data.class_table import UnknownValueError
 from hf_vit_seg.data.datasets import RawDataset, open_split
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.contact_sheet import chosen_samples, contact_sheet
@@ -150,7 +151,18 @@ def test_images_of_several_depths_are_a_problem(good):
     np.save(good / "train/images/deep.npy", tall)
     Image.fromarray(np.zeros((10, 10), np.uint8)).save(good / "train/masks/deep.png")
     (problem,) = check(recipe(good)).problems
-    assert "differ in depth" in problem and "1 of 3 x float32" in problem
+    assert "differ in depth" in problem and "6 of 3 x uint8, 1 of 3 x float32 (deep.npy)" in problem
+
+
+@pytest.mark.parametrize(("values", "deep"), [(np.uint8, False), (np.float32, True), (np.uint16, True)])
+def test_deep_images_without_a_normalisation_are_warned_of(tmp_path, values, deep):
+    write_pair(tmp_path / "train", "0", np.arange(64).reshape(8, 8) % 3)
+    (tmp_path / "train/images/0.png").unlink()
+    np.save(tmp_path / "train/images/0.npy", np.arange(4 * 64).reshape(4, 8, 8).astype(values))
+    settings = recipe(tmp_path, bands=4)
+    assert any("more than 8 bits" in warning for warning in check(settings).warnings) is deep
+    for processor in ({"image_mean": "measured", "image_std": "measured"}, {"rescale_factor": 1 / 65535}):
+        assert not check(settings.model_copy(update={"processor": processor})).warnings
 
 
 def test_masks_painted_in_colours(tmp_path):
@@ -205,6 +217,15 @@ def test_what_is_known_is_not_read_again(good, tmp_path, monkeypatch):
     check(recipe(good), cache=cache)
     assert len(readings.take()) == 6
     assert os.listdir(cache.parent) == ["facts.json"]
+
+
+def test_what_is_known_is_of_so_many_bands(tmp_path):
+    write_pair(tmp_path / "train", "0", np.zeros((8, 8)))
+    (tmp_path / "train/images/0.png").unlink()
+    np.save(tmp_path / "train/images/0.npy", np.zeros((4, 8, 8), np.uint8))
+    for bands in (3, 4, 3):
+        problems = check(recipe(tmp_path, bands=bands), cache=tmp_path / "facts.json").problems
+        assert len(problems) == (bands == 3), problems
 
 
 def test_a_run_may_look_at_a_part_alone(good):
@@ -267,14 +288,22 @@ def test_samples_without_files_are_checked_too():
     } == set(range(10))
 
 
-def test_labels_that_are_no_class(tmp_path):
-    for i, label in enumerate((0, 1, 9)):
+@pytest.mark.parametrize(
+    ("label", "settings"), [(9, {}), (-1, {}), (255, {}), (7, {"ignore": [7]}), (9, {"unknown": "ignore"})]
+)
+def test_labels_that_are_no_class(tmp_path, label, settings):
+    """Training needs a class for every image, also where the label map ignores the value."""
+    for i, each in enumerate((0, 1, label)):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
         with (tmp_path / "list.csv").open("a") as file:
-            file.write(("image,label\n" if not i else "") + f"{i}.png,{label}\n")
-    settings = {"train": {"kind": "list", "file": str(tmp_path / "list.csv")}}
-    report = check(recipe(tmp_path, task="classification", **settings))
-    assert "9 (1 image in" in report.problems[0] and str(tmp_path / "2.png") in report.problems[0]
+            file.write(("image,label\n" if not i else "") + f"{i}.png,{each}\n")
+    source = {"kind": "list", "file": str(tmp_path / "list.csv")}
+    report = check(recipe(tmp_path, task="classification", train=source, **settings))
+    (problem,) = report.problems
+    assert f"{label} (1 image in {tmp_path / '2.png'})" in problem and "classes have 0 .. 2" in problem
+    assert not any("ignored" in warning for warning in report.warnings)
+    with pytest.raises(UnknownValueError, match=f"label {label} is no class's"):
+        report.splits["train"].dataset.read(2)
     assert contact_sheet(report.splits["train"]).height > 100
 
 

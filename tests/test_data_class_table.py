@@ -33,6 +33,13 @@ def test_without_values_a_class_has_its_place():
     assert table(["sky", "road"]).names == ("sky", "road")
 
 
+def test_a_class_of_no_values_never_occurs():
+    mapped = table(["sky", {"name": "road", "values": []}, "car"], unknown="ignore")
+    assert mapped.apply(numbers(0, 1, 2)).tolist() == [[0, 255, 2]]
+    with pytest.raises(ClassTableError, match="leave out their own"):
+        table([{"name": "road", "values": []}], preset="reduce_zero_label")
+
+
 def test_values_may_be_merged_and_ignored():
     classes = [{"name": "land", "values": [3, 4, 70000]}, {"name": "water", "values": [0, -7]}]
     mapped = table(classes, ignore=[11, -9999]).apply(numbers(3, 4, 0, 11, -9999, 70000, -7, UNCOUNTED))

@@ -1,6 +1,7 @@
 """COCO's annotations as masks and as people."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,17 @@ def test_smaller_instances_lie_on_top_and_crowds_do_not_count(tmp_path):
     assert source.read(0).target.unique().tolist() == [0]
 
 
+@pytest.mark.parametrize("area", [None, 0, 1])
+def test_what_lies_on_top_does_not_depend_on_the_file_s_areas(tmp_path, area):
+    small, large = rectangle(2, 2, 4, 4), rectangle(0, 0, 6, 6)
+    annotations = [annotation(1, 3, small, 4), annotation(2, 7, large, area)]
+    mask = masks(tmp_path, annotations).read(1).target
+    assert mask.flatten().bincount().tolist() == [HEIGHT * WIDTH - 36, 4, 32]
+    for each in annotations:
+        del each["area"]
+    assert torch.equal(masks(tmp_path, annotations).read(1).target, mask)
+
+
 @pytest.mark.parametrize("compressed", [True, False])
 def test_all_ways_to_write_an_outline_give_the_same_mask(tmp_path, compressed):
     place = (1, 2, 6, 9)
@@ -123,6 +135,9 @@ def test_categories_are_chosen_in_the_given_order_and_background_may_be_left_out
             "annotations of images that are not listed there: 5",
         ),
         ([{"id": 5, "category_id": 7}], {}, "entry without 'image_id'"),
+        ([annotation(5, 9, rectangle(0, 0, 2, 2), 4)], {}, "annotations of categories that are not listed there: 5"),
+        ([annotation(5, "dog", [], 4)], {}, r"annotations\.0\.category_id should be a valid integer.*, found 'dog'"),
+        ([annotation(5, 7, [], 4, bbox=[0, math.nan, 1, 1])], {}, r"annotations\.0\.bbox\.1 should be a finite number"),
     ],
 )
 def test_annotations_that_make_no_masks(tmp_path, annotations, settings, reason):
@@ -209,6 +224,10 @@ def test_people_that_cannot_be_used(tmp_path):
         people(tmp_path, [person(1, [0] * 6)])
     with pytest.raises(SourceError, match="annotation 1 has 3 numbers for keypoints where 2 keypoints have 6"):
         people(tmp_path, [person(1, [1, 1, 2])])
+    with pytest.raises(SourceError, match=r"annotation 1 has .* or no bbox of 4 numbers"):
+        people(tmp_path, [person(1, [3, 4, 2, 5, 6, 1], bbox=None)])
+    with pytest.raises(SourceError, match=r"keypoints\.0 should be a finite number, found nan"):
+        people(tmp_path, [person(1, [math.nan, 4, 2, 5, 6, 1])])
     with pytest.raises(SourceError, match="names no keypoints"):
         open_source({"kind": "coco_keypoints", "category": "cat", **written(tmp_path, [])}, "pose")
 

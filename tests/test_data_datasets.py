@@ -198,6 +198,12 @@ def test_classes_of_a_recipe_give_the_order(tmp_path):
     assert [dataset.read(i).target for i in range(3)] == [1, 2, 0]
 
 
+def test_one_class_alone_cannot_be_segmented(tmp_path):
+    nucleus = {"name": "nucleus", "values": [1]}
+    with pytest.raises(ClassTableError, match=r"'nucleus' is the only class.*\[background, nucleus\].*single_output"):
+        open_split(recipe(train=pairs(tmp_path), classes=[nucleus], ignore=[0]), "train")
+
+
 def test_digits_are_a_data_set_without_files():
     made = recipe("classification", train={"kind": "sklearn_digits", "split": "train"}, bands=1, cache=True)
     dataset = open_split(made, "train")

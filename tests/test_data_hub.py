@@ -109,6 +109,15 @@ def test_labels(tmp_path):
         opened(tmp_path / "one", task="classification", label_column="mask")
 
 
+def test_rows_without_a_word_are_told(tmp_path):
+    rows(species=["cat", None, "cat", "ant"]).save_to_disk(tmp_path / "one")
+    source = opened(tmp_path / "one", task="classification", label_column="species")
+    assert source.class_names == ("ant", "cat")
+    assert [source.read(i).target for i in (0, 2, 3)] == [1, 1, 0]
+    with pytest.raises(ImageFileError, match="row 1: the column 'species' is empty in this row"):
+        source.read(1)
+
+
 def test_numbers_are_labels_without_names(tmp_path):
     Dataset.from_dict(
         {"image": photos(), "label": [3, 0, 2, 1]}, Features({"image": ImageFeature(), "label": Value("int64")})

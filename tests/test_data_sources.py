@@ -51,6 +51,17 @@ def test_folders_are_paired_by_stem_with_their_sub_folders(tmp_path):
     check(folders(tmp_path), [("a.png", 1, 11), ("b.png", 0, 10), ("town/a.png", 2, 12), ("x.y.png", 3, 13)])
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    for number, stem in enumerate(["near/a", "far/a"]):
+        for part, value in (("images", number), ("masks", 10 + number)):
+            save(tmp_path / ("" if stem[0] == "n" else "elsewhere") / part / f"{stem}.png", value)
+    for part in ("images", "masks"):
+        (tmp_path / part / "linked").symlink_to(tmp_path / "elsewhere" / part)
+        (tmp_path / "elsewhere" / part / "far" / "back").symlink_to(tmp_path / part)
+        (tmp_path / part / "near" / "self").symlink_to(".")
+    check(folders(tmp_path), [("linked/far/a.png", 1, 11), ("near/a.png", 0, 10)])
+
+
 @pytest.mark.parametrize(
     ("images", "masks", "paths"),
     [

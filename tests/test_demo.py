@@ -230,7 +230,6 @@ def test_many_files_give_an_archive_and_a_broken_one_ends_nothing(client, tmp_pa
         client.predict(files[-1:] * (MOST_FILES + 1), NUCLEI, api_name="/segment_files")
 
 
-@pytest.mark.xfail(reason="models of one and three bands read no .npy yet", strict=False)
 def test_an_array_is_segmented_as_its_picture(client, tmp_path):
     grey = Image.open(PHOTO).convert("L").crop((100, 100, 164, 164))
     grey.save(tmp_path / "grey.png")

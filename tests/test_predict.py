@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
+from hf_vit_seg.data.folders import FoldersSource
 from hf_vit_seg.data.image_files import ImageFileError, find_images, read_image
 from hf_vit_seg.inference import ModelError, Segmenter
 from hf_vit_seg.inference.overlays import draw_overlay
@@ -213,6 +214,20 @@ def test_no_two_images_share_a_result_and_no_input_is_overwritten(tmp_path):
     assert [job.target.relative_to(tmp_path / "out") for job in plan(find_images([str(tmp_path)]), tmp_path / "out")][
         -1
     ] == Path("y/z/a")
+
+
+def test_a_folder_s_images_are_those_of_training(tmp_path):
+    """A folder that can be trained on can be predicted: pictures and arrays."""
+    for name in ("a.png", "b.npy"):
+        for part in ("images", "masks"):
+            (tmp_path / part).mkdir(exist_ok=True)
+            if name.endswith("png"):
+                photo(2, 2).save(tmp_path / part / name)
+            else:
+                np.save(tmp_path / part / name, np.zeros((3, 2, 2), np.uint8))
+    source = FoldersSource(images=str(tmp_path / "images"), masks=str(tmp_path / "masks")).open("segmentation")
+    found = find_images([str(tmp_path / "images")])
+    assert [str(image.place) for image in found] == [source.name(i) for i in range(len(source))] == ["a.png", "b.npy"]
 
 
 def test_patterns_and_what_matches_nothing(model, tmp_path):

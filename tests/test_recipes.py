@@ -108,6 +108,19 @@ def test_rows_are_filled_with_their_defaults(recipe):
         ("evaluation.protocol.windw=512", r"evaluation\.protocol\.windw .*'window'\?"),
         ("optimizer.groups=[{match: x, weight_dekay: 0}]", r"optimizer\.groups\.0\.weight_dekay .*'weight_decay'\?"),
         ("seed=-1", r"seed should be"),
+        ("data.classes={0: road, 1: car}", r"data\.classes should be a list or a valid string, found {0: 'road'"),
+        ("data.classes=[{name: a, value: [0]},b]", r"data\.classes\.0\.value is no known .*did you mean 'values'\?"),
+        ("data.classes=[{values: [0]},b]", r"data\.classes\.0\.name is missing"),
+        (
+            "data.classes=[{name: a, values: [x]}]",
+            r"0\.values\.0 should be a valid integer or a list, found 'x'",
+        ),
+        ("data.classes=[3]", r"data\.classes\.0 should be settings by name \(a mapping\) or a valid string, found 3"),
+        (
+            "schedule.warmup_steps=few",
+            r"steps should be a valid integer or a valid number, found 'few'",
+        ),
+        ("data.train={1: x}", r"data\.train\.1 should be a valid string"),
         ("optimizer.learning_rate=.nan", r"optimizer\.learning_rate"),
     ],
 )

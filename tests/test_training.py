@@ -2,16 +2,30 @@
 
 import json
 import math
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import finish, forget_accelerate, log, run, settings, start, weights, write_data, write_recipe
+from tiny_runs import (
+    finish,
+    forget_accelerate,
+    log,
+    run,
+    settings,
+    start,
+    weights,
+    write_data,
+    write_pictures,
+    write_recipe,
+)
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation, AutoModelForSemanticSegmentation
 
 from hf_vit_seg.data.checking import BadDataError
+from hf_vit_seg.data.image_files import ImageFileError
+from hf_vit_seg.data.sources import SourceError
 from hf_vit_seg.inference import Segmenter
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training import run as run_module
@@ -255,6 +269,32 @@ def test_bad_data_are_refused_before_anything_is_written(data, tmp_path):
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
+def test_the_test_split_is_looked_at_before_anything_is_written(data, tmp_path):
+    changes = settings(data)
+    changes["data"]["test"] = changes["data"]["train"] | {"masks": "nowhere"}
+    with pytest.raises(SourceError, match=r"data\.test: masks: nowhere: there is no such folder"):
+        run(write_recipe(tmp_path, changes), tmp_path / "run")
+    write_pictures(tmp_path / "test", 2)
+    Image.new("L", (5, 5)).save(tmp_path / "test" / "masks" / "01.png")
+    folders = {part: str(tmp_path / "test" / part) for part in ("images", "masks")}
+    changes["data"]["test"] |= folders
+    with pytest.raises(BadDataError, match=r"01\.png: the mask has 5x5 pixels"):
+        run(write_recipe(tmp_path, changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_a_measurement_that_fails_at_the_end_says_where_the_model_is(data, tmp_path, monkeypatch):
+    def failing(*arguments):
+        raise ValueError("the disk is full")
+
+    monkeypatch.setattr(run_module, "evaluate_model", failing)
+    changes = settings(data)
+    changes["data"]["test"] = changes["data"]["validation"]
+    with pytest.raises(TrainingError, match=r"model is trained and in .*run/best, .*: the disk is full; .* evaluate"):
+        run(write_recipe(tmp_path, changes), tmp_path / "run", "loop.steps=1")
+    assert (tmp_path / "run" / "best" / "model.safetensors").exists()
+
+
 def test_a_run_never_replaces_what_it_was_not_told_to(recipe, tmp_path):
     run(recipe, tmp_path / "run", "loop.steps=1")
     with pytest.raises(RunDirectoryError, match=r"--resume.*--overwrite"):
@@ -317,6 +357,14 @@ def test_errors_of_loader_processes_are_one_sentence_too():
         '  File "x.py", line 1, in f\nhf_vit_seg.data.image_files.ImageFileError: a.png: cannot be read: cut short\n'
     )
     assert sentence_of(error) == "a.png: cannot be read: cut short"
+
+
+def test_a_run_that_fails_leaves_no_loader_processes(tmp_path):
+    changes = settings(write_data(tmp_path / "data"))
+    (tmp_path / "data" / "train" / "images" / "03.png").write_bytes(b"no image")
+    with pytest.raises(ImageFileError, match=r"03\.png"):
+        run(write_recipe(tmp_path, changes), tmp_path / "run", "data.check=2", "data.workers=2")
+    assert not multiprocessing.active_children()
 
 
 # Other tasks and ways

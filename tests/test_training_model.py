@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from hf_vit_seg import architectures
+from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.classifier_fitting import matching_rows
 from hf_vit_seg.training.config_axes import band_axes, class_axes, set_classes
@@ -287,8 +288,19 @@ def test_a_checkpoint_without_such_a_model_is_refused_in_words(tmp_path):
 
 def test_measured_statistics_become_the_processors():
     wanted = recipe(processor={"image_mean": "measured", "image_std": "measured"})
-    found = build_model(wanted, NEW, bands=2, measured=([3.0, 4.0], [1.0, 2.0], 1.0)).processor
+    found = build_model(wanted, NEW, bands=2, measured=Statistics((3.0, 4.0), (1.0, 2.0), 1.0)).processor
     assert (list(found.image_mean), list(found.image_std), found.rescale_factor) == ([3.0, 4.0], [1.0, 2.0], 1.0)
+
+
+def test_measured_statistics_come_with_their_scale(tmp_path):
+    """Whatever the processor beside a model does with the numbers of its images."""
+    save(tmp_path)
+    other = architectures()["segformer"].image_processor["torchvision"](do_rescale=False, do_normalize=False)
+    other.save_pretrained(tmp_path)
+    wanted = recipe({"from_pretrained": str(tmp_path)}, processor={"image_mean": "measured", "image_std": [1.0] * 3})
+    found = build_model(wanted, NEW, measured=Statistics((0.3,) * 3, (0.2,) * 3, 1 / 255)).processor
+    assert found.do_rescale and found.do_normalize and found.rescale_factor == 1 / 255
+    assert (list(found.image_mean), list(found.image_std)) == ([0.3] * 3, [1.0] * 3)
 
 
 @pytest.mark.parametrize(
@@ -297,12 +309,13 @@ def test_measured_statistics_become_the_processors():
         ({"image_men": [0.5]}, 3, "did you mean 'image_mean'"),
         ({}, 5, r"image_mean has 3 numbers, but images have 5 bands.*'measured'"),
         ({"size": "measured"}, 3, r"only image_mean and image_std.*\['size'\]"),
+        ({"image_mean": "measured", "do_rescale": False}, 3, r"do_rescale is True where .* 'measured', found False"),
         ({"do_reduce_labels": True}, 3, "reduce_zero_label"),
     ],
 )
 def test_processor_fields_that_do_not_fit_are_refused(fields, bands, reason):
     with pytest.raises(RecordError, match=reason):
-        build_model(recipe(processor=fields), NEW, bands=bands, measured=([0.0], [1.0], 1.0))
+        build_model(recipe(processor=fields), NEW, bands=bands, measured=Statistics((0.0,), (1.0,), 1.0))
 
 
 def test_the_processor_beside_a_model_is_kept(tmp_path):

@@ -17,6 +17,10 @@ from .wording import listed
 
 SHOWN = 3  # unknown values in a sentence
 UNITS = {"segmentation": "pixels", "classification": "images", "pose": "labelled keypoints"}
+REFUSED = {
+    "segmentation": "values that are no class's and not in data.ignore",
+    "classification": "labels that are no class's, and every image needs one",
+}
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,16 @@ class SplitFacts:
         return dict(sorted(strange, key=lambda item: -item[1].count))
 
     @cached_property
+    def refused(self) -> list[Raw]:
+        """Raw values that must not occur: unknown ones that the recipe does not ignore; labels of images without class.
+
+        Of a mask some pixels may be ignored; of an image that is ignored nothing is left.
+        """
+        if self.dataset.task == "classification":
+            return [raw for raw in self.values if self.targets.get(raw, -1) not in range(len(self.table.names))]
+        return list(self.unknown) if self.table.unknown_values == "error" else []
+
+    @cached_property
     def empty(self) -> tuple[int, ...]:
         """Samples in which nothing counts."""
         filled = {index for occurrence in self.classes for index in occurrence.samples}
@@ -107,7 +121,7 @@ class SplitFacts:
     @property
     def kinds(self) -> Counter[str]:
         """Samples by number of bands and type of their numbers."""
-        return Counter(f"{facts.shape[0]} x {facts.dtype}" for facts in self.facts if facts.fault is None)
+        return Counter(facts.kind for facts in self.facts if facts.fault is None)
 
     @property
     def sizes(self) -> Counter[tuple[int, ...]]:
@@ -140,10 +154,10 @@ class SplitFacts:
     def problems(self) -> Iterator[str]:
         """What keeps the split from being used."""
         yield from self.faults
-        if self.table.unknown_values == "error" and self.unknown:
+        if self.refused:
             yield (
-                f"{self.split}: there are values that are no class's and not in data.ignore: "
-                f"{listed((self.told(raw) for raw in self.unknown), SHOWN)}; classes have {self.table.known_values()}"
+                f"{self.split}: there are {REFUSED[self.dataset.task]}: "
+                f"{listed((self.told(raw) for raw in self.refused), SHOWN)}; classes have {self.table.known_values()}"
             )
         if not self.facts:
             yield f"{self.split}: there are no samples"
@@ -156,7 +170,7 @@ class SplitFacts:
         if absent:
             few = f"{len(absent)} of {len(self.classes)} classes occur in none of {len(self.facts)} samples"
             yield f"{self.split}: {few}: {listed(absent, 5)}"
-        if self.table.unknown_values == "ignore" and self.unknown:
+        if self.unknown and not self.refused:
             amount = self.amount(sum(found.count for found in self.unknown.values()))
             yield f"{self.split}: unknown values that are ignored: {listed(self.unknown, 5)} ({amount})"
         if self.empty and len(self.empty) < len(self.facts):
@@ -168,25 +182,43 @@ class SplitFacts:
 
 @dataclass(frozen=True, eq=False)
 class CheckReport:
-    """All splits that were looked at."""
+    """All splits that were looked at; `scaled` says that the recipe tells how their numbers are normalised."""
 
     task: str
     splits: Mapping[Any, SplitFacts]
+    scaled: bool = False
+
+    @property
+    def kinds(self) -> list[tuple[str, list[str]]]:
+        """Names of the images of all splits by number of bands and type of their numbers, the most frequent first."""
+        names: dict[str, list[str]] = defaultdict(list)
+        for part in self.splits.values():
+            for facts in part.facts:
+                if facts.fault is None:
+                    names[facts.kind].append(facts.name)
+        return sorted(names.items(), key=lambda item: -len(item[1]))
 
     @property
     def problems(self) -> list[str]:
         """What keeps the data from being used, a sentence for each."""
         found = [problem for part in self.splits.values() for problem in part.problems()]
-        kinds = sum((part.kinds for part in self.splits.values()), Counter())
-        if len(kinds) > 1:
-            parts = listed((f"{count} of {kind}" for kind, count in kinds.most_common()), 5)
-            found.append(f"images differ in depth, so that no normalisation fits them all: {parts}")
+        if len(self.kinds) > 1:
+            (usual, most), *rest = self.kinds
+            others = listed((f"{len(names)} of {kind} ({listed(names)})" for kind, names in rest), 5)
+            found.append(
+                f"images differ in depth, so that no normalisation fits them all: {len(most)} of {usual}, {others}"
+            )
         return found
 
     @property
     def warnings(self) -> list[str]:
         """What may be meant, but seldom is, a sentence for each."""
         found = [warning for part in self.splits.values() for warning in part.warnings()]
+        if not self.scaled and any(facts.dtype == "float32" for part in self.splits.values() for facts in part.facts):
+            found.append(
+                "images have more than 8 bits, and a new model's processor takes them for 0 .. 255: set "
+                "processor: {image_mean: measured, image_std: measured}, or rescale_factor and means of your own"
+            )
         names = list(self.splits)
         for i, first in enumerate(names):
             for second in names[i + 1 :]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -22,6 +22,7 @@ from .sample_facts import FactsFile, SampleFacts, facts_key, facts_of, source_st
 SPLITS: tuple[Split, ...] = get_args(Split)
 MOST_THREADS = 16
 SHOWN = 3  # problems in the sentence that refuses
+NORMALISING = frozenset({"image_mean", "rescale_factor"})  # fields of a processor that images of any depth need
 
 
 class BadDataError(ValueError):
@@ -49,12 +50,13 @@ def check_datasets(
         for split, dataset in datasets.items():
             if dataset is not None:
                 settings = getattr(recipe.data, split) or recipe.data.train  # a share of the training source
-                found[split] = SplitFacts(split, dataset, scan(split, dataset, settings, memory, progress))
+                stamp = source_stamp(settings, recipe.data.bands, dataset)
+                found[split] = SplitFacts(split, dataset, scan(split, dataset, stamp, memory, progress))
     except BaseException:  # also when interrupted: the next look begins where this one ended
         memory.write(whole=False)
         raise
     memory.write()
-    return CheckReport(recipe.task, found)
+    return CheckReport(recipe.task, found, scaled=not NORMALISING.isdisjoint(recipe.processor))
 
 
 def refuse_bad_data(
@@ -72,11 +74,8 @@ def refuse_bad_data(
     return report
 
 
-def scan(
-    split: str, dataset: RawDataset, settings: Mapping[str, Any], memory: FactsFile, progress: bool
-) -> tuple[SampleFacts, ...]:
-    """Facts of all samples of a split, in order."""
-    stamp = source_stamp(settings, dataset)
+def scan(split: str, dataset: RawDataset, stamp: str, memory: FactsFile, progress: bool) -> tuple[SampleFacts, ...]:
+    """Facts of all samples of a split, in order; `stamp` is that of its source."""
 
     def look(index: int) -> SampleFacts:
         key = facts_key(stamp, dataset, index)

@@ -13,7 +13,7 @@ DEFAULT_IGNORED = (255,)  # not in the way of classes that have this value thems
 
 
 class ClassEntry(Protocol):
-    """A class of a recipe: without `values` its place in the list is its raw value."""
+    """A class of a recipe: without `values` its place in the list is its raw value; with none it never occurs."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -54,7 +54,7 @@ def class_entries(data: ClassSettings, source_names: Sequence[str] | None) -> li
             "data.classes is missing: the source does not tell which classes there are; give their names in the order "
             "of the masks' values, as in classes: [background, nucleus]"
         )
-    if data.preset is not None and any(not isinstance(entry, str) and entry.values for entry in given):
+    if data.preset is not None and any(not isinstance(entry, str) and entry.values is not None for entry in given):
         raise ClassTableError(f"the preset {data.preset} says which values the classes have: leave out their own")
     return [NamedClass(entry) if isinstance(entry, str) else entry for entry in given]
 

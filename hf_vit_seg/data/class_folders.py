@@ -3,8 +3,7 @@
 from typing import ClassVar
 
 from .file_source import FileSource
-from .image_files import files_below
-from .pixels import readable_suffixes
+from .image_files import files_below, readable_suffixes
 from .source_protocol import Place, SourceError, SourceRecord, existing_folder
 from .wording import listed
 

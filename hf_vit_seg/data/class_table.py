@@ -55,7 +55,7 @@ class ClassTable:
         if repeated := [name for name, count in Counter(names).items() if count > 1]:
             raise ClassTableError(f"data.classes has '{repeated[0]}' twice: give the values of both to one class")
         first = 1 if data.preset == REDUCE_ZERO_LABEL else 0
-        values = [tuple(entry.values or (place,)) for place, entry in enumerate(entries, first)]
+        values = [(place,) if e.values is None else tuple(e.values) for place, e in enumerate(entries, first)]
         ignore_index = 255 if len(names) <= 255 else 65535
         targets = class_targets(names, values) | dict.fromkeys(ignored_targets(data, names, values), ignore_index)
         return cls(
@@ -64,7 +64,7 @@ class ClassTable:
             palette=class_colours(entries),
             ignore_index=ignore_index,
             unknown_values=data.unknown,
-            by_place=not first and not any(entry.values for entry in entries),
+            by_place=not first and all(entry.values is None for entry in entries),
         )
 
     def matched(self, source_names: Sequence[str] | None) -> "ClassTable":

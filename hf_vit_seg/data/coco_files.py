@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import FiniteFloat, PositiveInt, TypeAdapter, ValidationError
+
+from hf_vit_seg.records import expectation, shortened
+
 from .image_files import ImageFileError
 from .pixels import read_pixels
 from .source_protocol import SourceError, check_present, existing_file, existing_folder
@@ -14,37 +18,72 @@ from .wording import listed
 PARTS = ("images", "annotations", "categories")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class CocoImage:
     """An image of an annotation file; the size is that of the annotations' pixels."""
 
     id: int
-    file: str
-    height: int
-    width: int
+    file_name: str
+    height: PositiveInt
+    width: PositiveInt
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class CocoAnnotation:
+    """An object: `bbox` is x, y, width and height, `keypoints` x, y and visibility of each, all in pixels."""
+
+    id: int
+    image_id: int
+    category_id: int
+    iscrowd: bool | None = None
+    segmentation: Any = None
+    bbox: list[FiniteFloat] | None = None
+    area: FiniteFloat | None = None
+    keypoints: list[FiniteFloat] | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class CocoCategory:
+    """A class, and the names of its keypoints, if it has any."""
+
+    id: int
+    name: str
+    keypoints: list[str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CocoLists:
+    """What is read of an annotation file."""
+
+    images: list[CocoImage]
+    annotations: list[CocoAnnotation]
+    categories: list[CocoCategory]
+
+
+LISTS = TypeAdapter(CocoLists)
 
 
 @dataclass(frozen=True, eq=False)
 class CocoFile:
-    """An annotation file: its images by id, in the order of their files, and the rest as it stands there."""
+    """An annotation file: its images by id, in the order of their files, and the rest in the file's order."""
 
     path: Path
     folder: Path
     images: Mapping[int, CocoImage]
-    annotations: Sequence[Mapping[str, Any]]
-    categories: Sequence[Mapping[str, Any]]
+    annotations: Sequence[CocoAnnotation]
+    categories: Sequence[CocoCategory]
 
-    def category(self, name: str) -> Mapping[str, Any]:
+    def category(self, name: str) -> CocoCategory:
         """A category by name."""
         for category in self.categories:
-            if category["name"] == name:
+            if category.name == name:
                 return category
-        known = listed([category["name"] for category in self.categories], 10)
+        known = listed([category.name for category in self.categories], 10)
         raise SourceError(f"{self.path} has no category '{name}'; it has {known}")
 
     def file(self, image: CocoImage) -> Path:
         """Where an image lies."""
-        return self.folder / image.file
+        return self.folder / image.file_name
 
     def read(self, image: CocoImage, bands: int) -> Any:
         """An image (C, H, W), which has to have the size of its annotations."""
@@ -68,19 +107,29 @@ def read_coco(annotations: Path, images: Path) -> CocoFile:
         raise SourceError(f"{path} is no JSON file ({error})") from None
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in PARTS):
         raise SourceError(f"{path} is no annotation file in COCO's format, which has the lists {', '.join(PARTS)}")
+    lists = checked(content, path)
+    check_present([folder / image.file_name for image in lists.images], str(path))
+    by_id = {image.id: image for image in sorted(lists.images, key=lambda image: image.file_name)}
+    categories = {category.id for category in lists.categories}
+    for part, strange in (
+        ("images", [a.id for a in lists.annotations if a.image_id not in by_id]),
+        ("categories", [a.id for a in lists.annotations if a.category_id not in categories]),
+    ):
+        if strange:
+            raise SourceError(f"{path}: annotations of {part} that are not listed there: {listed(strange)}")
+    return CocoFile(path, folder, by_id, lists.annotations, lists.categories)
+
+
+def checked(content: Mapping[str, Any], path: Path) -> CocoLists:
+    """The lists of an annotation file. SourceError names the first entry that is not as COCO's format has it."""
     try:
-        found = [CocoImage(i["id"], i["file_name"], i["height"], i["width"]) for i in content["images"]]
-        for part, keys in (("annotations", ("id", "image_id", "category_id")), ("categories", ("id", "name"))):
-            for entry in content[part]:
-                _ = [entry[key] for key in keys]
-    except (KeyError, TypeError) as error:
-        raise SourceError(f"{path} has an entry without {error}, which COCO's format asks for") from None
-    check_present([folder / image.file for image in found], str(path))
-    by_id = {image.id: image for image in sorted(found, key=lambda image: image.file)}
-    strange = [a["id"] for a in content["annotations"] if a["image_id"] not in by_id]
-    if strange:
-        raise SourceError(f"{path}: annotations of images that are not listed there: {listed(strange)}")
-    return CocoFile(path, folder, by_id, content["annotations"], content["categories"])
+        return LISTS.validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+    if first["type"] == "missing":
+        raise SourceError(f"{path} has an entry without '{first['loc'][-1]}', which COCO's format asks for")
+    place = ".".join(map(str, first["loc"]))
+    raise SourceError(f"{path}: {place} should be {expectation(first)}, found {shortened(first['input'])}")
 
 
-__all__ = ["CocoFile", "CocoImage", "read_coco"]
+__all__ = ["CocoAnnotation", "CocoFile", "CocoImage", "read_coco"]

@@ -3,16 +3,16 @@
 Shapes: K keypoints.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from .coco_files import CocoFile, CocoImage, read_coco
+from .coco_files import CocoAnnotation, CocoFile, CocoImage, read_coco
 from .samples import Person, RawSample
 from .source_protocol import Place, SourceError, SourceRecord
 
@@ -40,13 +40,13 @@ class CocoKeypointsSource(SourceRecord):
         """Read the annotations. SourceError when nobody has keypoints."""
         coco = read_coco(self.annotations, self.images)
         category = coco.category(self.category)
-        names = category.get("keypoints")
+        names = category.keypoints
         if not names:
             raise SourceError(f"{coco.path}: the category '{self.category}' names no keypoints")
-        ordered: dict[int, list[Mapping[str, Any]]] = {image: [] for image in coco.images}
+        ordered: dict[int, list[CocoAnnotation]] = {image: [] for image in coco.images}
         for annotation in coco.annotations:
-            if annotation["category_id"] == category["id"] and not annotation.get("iscrowd"):
-                ordered[annotation["image_id"]].append(annotation)
+            if annotation.category_id == category.id and not annotation.iscrowd:
+                ordered[annotation.image_id].append(annotation)
         people = People.of(coco, [a for group in ordered.values() for a in group], len(names), self.keypoints)
         if not len(people.ids):
             raise SourceError(f"{coco.path}: no '{self.category}' has {self.keypoints} or more labelled keypoints")
@@ -64,21 +64,21 @@ class People:
     keypoints: np.ndarray
 
     @classmethod
-    def of(cls, coco: CocoFile, annotations: Sequence[Mapping[str, Any]], count: int, least: int) -> "People":
+    def of(cls, coco: CocoFile, annotations: Sequence[CocoAnnotation], count: int, least: int) -> "People":
         """The annotations that have at least `least` labelled of their `count` keypoints, and a box."""
         rows = []
         for annotation in annotations:
-            flat = annotation.get("keypoints") or [0] * 3 * count
-            if len(flat) != 3 * count or len(annotation.get("bbox", ())) != 4:
+            flat, bbox = annotation.keypoints or [0] * 3 * count, annotation.bbox or []
+            if len(flat) != 3 * count or len(bbox) != 4:
                 raise SourceError(
-                    f"{coco.path}: annotation {annotation['id']} has {len(flat)} numbers for keypoints where {count} "
+                    f"{coco.path}: annotation {annotation.id} has {len(flat)} numbers for keypoints where {count} "
                     f"keypoints have {3 * count}, or no bbox of 4 numbers"
                 )
             points = np.array(flat, np.float32).reshape(count, 3)
-            box = cut_box(annotation["bbox"], coco.images[annotation["image_id"]])
+            box = cut_box(bbox, coco.images[annotation.image_id])
             if (points[:, 2] > 0).sum() >= least and box[2] > 0 and box[3] > 0:
-                area = float(annotation.get("area") or box[2] * box[3])
-                rows.append((annotation["id"], annotation["image_id"], box, area, points))
+                area = annotation.area or box[2] * box[3]
+                rows.append((annotation.id, annotation.image_id, box, area, points))
         ids, images, boxes, areas, keypoints = zip(*rows, strict=True) if rows else ((),) * 5
         return cls(np.array(ids), np.array(images), np.array(boxes), np.array(areas), np.array(keypoints))
 
@@ -124,7 +124,7 @@ class CocoKeypoints:
 
     def name(self, index: int) -> str:
         """The image's file name and the annotation's id."""
-        return f"{self.image(index).file}#{self.people.ids[index]}"
+        return f"{self.image(index).file_name}#{self.people.ids[index]}"
 
     def files(self, index: int) -> tuple[Path, ...]:
         """The image; the keypoints are all in one file."""

@@ -3,7 +3,8 @@
 Shapes: H W pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from .coco_files import CocoFile, CocoImage, read_coco
+from .coco_files import CocoAnnotation, CocoFile, CocoImage, read_coco
 from .raw_values import UNCOUNTED
 from .samples import RawSample
 from .source_protocol import Place, SourceError, SourceRecord
@@ -21,8 +22,9 @@ from .wording import listed
 class CocoMasksSource(SourceRecord):
     """COCO annotations (polygons and run lengths) drawn as masks of classes, with pycocotools.
 
-    Larger instances are drawn first, so that smaller ones lie on top (of equal ones the later in the file). Crowd
-    regions are drawn last and do not count. Raw values are 0 for the background and then the categories in their order.
+    Instances of more pixels are drawn first, so that smaller ones lie on top (of equal ones the later in the file).
+    Crowd regions are drawn last and do not count. Raw values are 0 for the background and then the categories in their
+    order.
 
     annotations: the JSON file.
     images: the folder that its file names are relative to.
@@ -45,26 +47,25 @@ class CocoMasksSource(SourceRecord):
             raise SourceError("coco_masks needs pycocotools: pip install pycocotools") from None
         coco = read_coco(self.annotations, self.images)
         if self.categories is None:
-            chosen = sorted(coco.categories, key=lambda category: category["id"])
+            chosen = sorted(coco.categories, key=lambda category: category.id)
         else:
             chosen = [coco.category(name) for name in self.categories]
-        values = {category["id"]: place for place, category in enumerate(chosen, 1 if self.background else 0)}
-        drawn = [a for a in coco.annotations if a["category_id"] in values]
-        if bare := [a["id"] for a in drawn if not a.get("segmentation")]:
+        values = {category.id: place for place, category in enumerate(chosen, 1 if self.background else 0)}
+        drawn = [a for a in coco.annotations if a.category_id in values]
+        if bare := [a.id for a in drawn if not a.segmentation]:
             raise SourceError(
                 f"{coco.path}: {len(bare)} of {len(drawn)} annotations have no segmentation, such as {listed(bare)}: "
                 "boxes alone make no masks"
             )
-        names = (*([self.background] if self.background else []), *(category["name"] for category in chosen))
-        return CocoMasks(coco, tuple(coco.images.values()), drawing_lists(drawn), values, names, bands)
+        names = (*([self.background] if self.background else []), *(category.name for category in chosen))
+        return CocoMasks(coco, tuple(coco.images.values()), by_image(drawn), values, names, bands)
 
 
-def drawing_lists(annotations: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
-    """The annotations of each image in the order in which they are drawn."""
-    order = sorted(annotations, key=lambda a: (bool(a.get("iscrowd")), -float(a.get("area", 0))))
-    lists: dict[int, list[Mapping[str, Any]]] = {}
-    for annotation in order:
-        lists.setdefault(annotation["image_id"], []).append(annotation)
+def by_image(annotations: Sequence[CocoAnnotation]) -> dict[int, list[CocoAnnotation]]:
+    """The annotations of each image."""
+    lists: dict[int, list[CocoAnnotation]] = {}
+    for annotation in annotations:
+        lists.setdefault(annotation.image_id, []).append(annotation)
     return lists
 
 
@@ -74,7 +75,7 @@ class CocoMasks:
 
     coco: CocoFile
     images: Sequence[CocoImage]
-    drawn: Mapping[int, Sequence[Mapping[str, Any]]]
+    drawn: Mapping[int, Sequence[CocoAnnotation]]
     values: Mapping[int, int]
     class_names: tuple[str, ...]
     bands: int = 3
@@ -86,43 +87,53 @@ class CocoMasks:
     def read(self, index: int) -> RawSample:
         """Decode an image and draw its mask. ImageFileError when the file cannot be used."""
         image = self.images[index]
-        return RawSample(image.file, self.coco.read(image, self.bands), self.mask(image))
+        return RawSample(image.file_name, self.coco.read(image, self.bands), self.mask(image))
 
     def mask(self, image: CocoImage) -> torch.Tensor:
         """The raw mask (H, W) int64 of an image."""
-        uncovered = UNCOUNTED if 0 in self.values.values() else 0
-        mask = np.full((image.height, image.width), uncovered, np.int64)
-        for annotation in self.drawn.get(image.id, ()):
-            value = UNCOUNTED if annotation.get("iscrowd") else self.values[annotation["category_id"]]
-            mask[self.outline(image, annotation)] = value
-        return torch.from_numpy(mask)
-
-    def outline(self, image: CocoImage, annotation: Mapping[str, Any]) -> np.ndarray:
-        """The pixels (H, W) of an annotation."""
         from pycocotools import mask as drawing
 
-        shape = annotation["segmentation"]
-        try:
+        uncovered = UNCOUNTED if 0 in self.values.values() else 0
+        mask = np.full((image.height, image.width), uncovered, np.int64)
+        outlines = [(a, *self.outline(image, a)) for a in self.drawn.get(image.id, ())]
+        for annotation, shape, _ in sorted(outlines, key=lambda found: (bool(found[0].iscrowd), -found[2])):
+            with self.faults_named(annotation):
+                pixels = drawing.decode(shape).astype(bool)
+            mask[pixels] = UNCOUNTED if annotation.iscrowd else self.values[annotation.category_id]
+        return torch.from_numpy(mask)
+
+    def outline(self, image: CocoImage, annotation: CocoAnnotation) -> tuple[Any, int]:
+        """An annotation as pycocotools' run lengths, and how many pixels it has."""
+        from pycocotools import mask as drawing
+
+        shape = annotation.segmentation
+        with self.faults_named(annotation):
             if isinstance(shape, list):
                 shape = drawing.merge(drawing.frPyObjects(shape, image.height, image.width))
             elif isinstance(shape["counts"], list):
                 shape = drawing.frPyObjects(shape, image.height, image.width)
-            pixels = drawing.decode(shape).astype(bool)
-        except Exception as error:  # pycocotools raises whatever Cython gives
+            size, area = tuple(shape["size"]), int(drawing.area(shape))
+        if size != (image.height, image.width):
             raise SourceError(
-                f"{self.coco.path}: the segmentation of annotation {annotation['id']} is neither polygons nor run "
-                f"lengths ({error})"
-            ) from None
-        if pixels.shape != (image.height, image.width):
-            raise SourceError(
-                f"{self.coco.path}: the run lengths of annotation {annotation['id']} are for {pixels.shape} pixels, "
+                f"{self.coco.path}: the run lengths of annotation {annotation.id} are for {size} pixels, "
                 f"its image has {(image.height, image.width)}"
             )
-        return pixels
+        return shape, area
+
+    @contextmanager
+    def faults_named(self, annotation: CocoAnnotation) -> Iterator[None]:
+        """Turn whatever pycocotools raises into a SourceError that names the annotation."""
+        try:
+            yield
+        except Exception as error:  # whatever Cython gives
+            raise SourceError(
+                f"{self.coco.path}: the segmentation of annotation {annotation.id} is neither polygons nor run "
+                f"lengths ({error})"
+            ) from None
 
     def name(self, index: int) -> str:
         """The image's file name in the annotations."""
-        return self.images[index].file
+        return self.images[index].file_name
 
     def files(self, index: int) -> tuple[Path, ...]:
         """The image; the masks are all in one file."""

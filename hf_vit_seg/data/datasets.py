@@ -44,6 +44,8 @@ class RunSettings(Protocol):
     @property
     def seed(self) -> int: ...
     @property
+    def processor(self) -> Mapping[str, Any]: ...
+    @property
     def data(self) -> Any: ...
 
 
@@ -75,7 +77,14 @@ def class_table_of(recipe: RunSettings, source: Source | None = None) -> ClassTa
     """The classes of a recipe, which for pose are the keypoints; `source` is that of training, opened where need be."""
     if recipe.data.classes is None and source is None:
         source = open_source(recipe.data.train, recipe.task, recipe.data.bands, "data.train")
-    return ClassTable.from_recipe(recipe.data, source.class_names if source else None)
+    table = ClassTable.from_recipe(recipe.data, source.class_names if source else None)
+    if recipe.task == "segmentation" and len(table.names) == 1:
+        raise ClassTableError(
+            f"'{table.names[0]}' is the only class, and there is nothing to tell it from: name what the other pixels "
+            f"are before it, as in classes: [background, {table.names[0]}]; with model.single_output: true only "
+            f"'{table.names[0]}' is an output of the model"
+        )
+    return table
 
 
 def shares(source: Source, share: float, seed: int) -> tuple[list[int], list[int]]:

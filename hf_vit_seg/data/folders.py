@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from .file_source import FileSource
-from .image_files import files_below
-from .pixels import readable_suffixes
+from .image_files import files_below, readable_suffixes
 from .source_protocol import SourceError, SourceRecord, existing_folder
 from .wording import listed
 

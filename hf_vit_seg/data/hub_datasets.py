@@ -125,7 +125,7 @@ def label_names(data: Any, column: str) -> tuple[str, ...] | None:
     feature = data.features[column]
     if getattr(feature, "names", None):
         return tuple(feature.names)
-    return tuple(sorted(data.unique(column))) if target_kind(feature) == "str" else None
+    return tuple(sorted(set(data.unique(column)) - {None})) if target_kind(feature) == "str" else None
 
 
 @dataclass(frozen=True, eq=False)

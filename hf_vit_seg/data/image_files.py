@@ -68,8 +68,13 @@ def first_bytes(file: Path | ImageBytes, count: int = 16) -> bytes:
 
 
 def picture_suffixes() -> frozenset[str]:
-    """Lower-case file suffixes that are looked for in folders."""
+    """Lower-case suffixes of the formats that PIL reads."""
     return frozenset(Image.registered_extensions()) - NOT_PICTURES
+
+
+def readable_suffixes() -> frozenset[str]:
+    """Lower-case suffixes of the files that are taken for images and masks in folders."""
+    return picture_suffixes() | {".npy"}
 
 
 def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFile]:
@@ -95,16 +100,22 @@ def expand(path: Path, skip: Path | None) -> Iterator[ImageFile]:
     if not path.is_dir():
         yield ImageFile(path, Path(path.name))
         return
-    for place in files_below(path, picture_suffixes(), skip):
+    for place in files_below(path, readable_suffixes(), skip):
         yield ImageFile(path / place, place)
 
 
 def files_below(folder: Path, suffixes: frozenset[str], skip: Path | None = None) -> Iterator[Path]:
-    """Files with one of these lower-case suffixes, relative to the folder; no hidden ones, nothing below `skip`."""
-    for parent, folders, names in os.walk(folder):
-        here = Path(parent)
-        kept = [name for name in folders if not name.startswith(".")]
-        folders[:] = sorted(name for name in kept if skip is None or (here / name).resolve() != skip.resolve())
+    """Files with one of these lower-case suffixes, relative to the folder; no hidden ones, nothing below `skip`.
+
+    Links to folders are followed, but for those to a folder that they lie in.
+    """
+    above = {os.fspath(folder): {folder.resolve()}}  # real folders that each one yet to come lies in, itself too
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        here, chain = Path(parent), above.pop(parent)
+        inside = {name: (here / name).resolve() for name in sorted(folders) if not name.startswith(".")}
+        refused = chain | ({skip.resolve()} if skip else set())
+        folders[:] = [name for name, real in inside.items() if real not in refused]
+        above |= {os.path.join(parent, name): {*chain, inside[name]} for name in folders}
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
                 yield (here / name).relative_to(folder)

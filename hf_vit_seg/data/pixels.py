@@ -26,7 +26,6 @@ from .image_files import (
     failures_in_words,
     first_bytes,
     opened,
-    picture_suffixes,
     read_image,
 )
 
@@ -40,11 +39,6 @@ MASK_CHANNELS = {"RGB": 3, "RGBA": 3, "RGBX": 3, "LA": 1, "PA": 1}  # of PIL's m
 # Numbers per pixel by what a TIFF says they mean, where PIL makes a picture of them: white is 0, black is 0, RGB,
 # palette, CMYK, YCbCr; the greater count is with transparency.
 PICTURE_TIFFS = {0: (1,), 1: (1, 2), 2: (3, 4), 3: (1,), 5: (4,), 6: (3,)}
-
-
-def readable_suffixes() -> frozenset[str]:
-    """Lower-case suffixes of the files that are taken for images and masks in folders."""
-    return picture_suffixes() | {".npy"}
 
 
 def read_pixels(file: File, bands: int = 3, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
@@ -224,4 +218,4 @@ def whole_numbers(values: np.ndarray, file: object) -> np.ndarray:
     return whole
 
 
-__all__ = ["array_pixels", "picture_pixels", "read_mask", "read_pixels", "readable_suffixes"]
+__all__ = ["array_pixels", "picture_pixels", "read_mask", "read_pixels"]

@@ -20,7 +20,7 @@ from .datasets import RawDataset
 from .raw_values import Raw
 from .samples import Person, RawSample
 
-VERSION = 1  # of what is remembered
+VERSION = 2  # of what is remembered
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class SampleFacts:
     dtype: str = ""
     values: tuple[tuple[Raw, int], ...] = ()
     digest: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Bands and type of the image's numbers, such as `3 x uint8`."""
+        return f"{self.shape[0]} x {self.dtype}"
 
 
 def facts_of(dataset: RawDataset, index: int) -> SampleFacts:
@@ -114,11 +119,11 @@ def read_facts(row: Mapping[str, Any]) -> SampleFacts:
     return SampleFacts(**{**row, "shape": tuple(row["shape"]), "values": values})
 
 
-def source_stamp(settings: Mapping[str, Any], dataset: RawDataset) -> str:
-    """What the facts of a source's samples depend on, apart from the samples' files: settings, lists, class names."""
+def source_stamp(settings: Mapping[str, Any], bands: int, dataset: RawDataset) -> str:
+    """What the facts of a source's samples depend on beside their files: settings, bands, lists, class names."""
     listed = [stat for value in settings.values() if isinstance(value, str) and (stat := file_stamp(Path(value)))]
     coloured = any(isinstance(raw, tuple) for raw, _ in dataset.class_table.targets)
-    stamp = [VERSION, dict(settings), listed, dataset.source.class_names, dataset.task, coloured]
+    stamp = [VERSION, dict(settings), bands, listed, dataset.source.class_names, dataset.task, coloured]
     return json.dumps(stamp, sort_keys=True, default=str)
 
 

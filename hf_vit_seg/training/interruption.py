@@ -3,6 +3,9 @@
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from traceback import clear_frames
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -40,3 +43,16 @@ def leave_signals_to_parent(worker: int) -> None:
     """For loader workers: they end with the process that they load for, which may still need them for its last step."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def workers_ended() -> Iterator[None]:
+    """Let an error hold none of the loader's iterators, with which their workers end.
+
+    A process that has workers when it ends waits for them, and these ignore the signal that it sends.
+    """
+    try:
+        yield
+    except BaseException as error:
+        clear_frames(error.__traceback__)
+        raise

@@ -12,13 +12,14 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
+from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.plugins import Architecture, architectures
 from hf_vit_seg.records import RecordError, nearest, unknown
 
 from .config_axes import band_configs, set_bands, set_classes
 from .normalisation import norm_fields, norm_notes
 from .pretrained_model import BareBackbone, Checkpoint, fitted_model, wearers
-from .processor_building import Measured, build_processor, processor_notes
+from .processor_building import build_processor, processor_notes
 from .recipe import ModelRecipe, Recipe
 
 AUTO_CLASSES = {
@@ -64,19 +65,18 @@ def build_model(
     ignore_index: int = 255,
     bands: int = 3,
     palette: Sequence[Sequence[int]] | None = None,
-    measured: tuple[Sequence[float], Sequence[float], float] | None = None,
+    measured: Statistics | None = None,
 ) -> BuiltModel:
     """The recipe's model for these classes (keypoints), in float32, and its image processor.
 
-    Fresh weights depend on the recipe's seed alone. `measured` are a mean and a standard deviation per band and the
-    factor that stands before them, for a recipe whose processor asks for them. RecordError for what does not fit.
+    Fresh weights depend on the recipe's seed alone. `measured` are those of the training images, for a recipe whose
+    processor asks for them. RecordError for what does not fit.
     """
     with torch.random.fork_rng(devices=[]), transformers_silent():
         torch.manual_seed(recipe.seed)
         build = new_model if recipe.model.from_pretrained is None else pretrained_model
         model, notes = build(recipe, output_names(recipe, names), ignore_index, bands)
-        statistics = None if measured is None else Measured(*measured)
-        processor = build_processor(recipe, model.config, bands, palette, statistics)
+        processor = build_processor(recipe, model.config, bands, palette, measured)
     return BuiltModel(model, processor, [*notes, *norm_notes(recipe.model.norm, model), *processor_notes(recipe)])
 
 

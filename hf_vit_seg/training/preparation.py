@@ -47,6 +47,7 @@ class Data:
 
     train: RawDataset
     validation: RawDataset | None
+    test: RawDataset | None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -167,7 +168,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
 
 
 def open_data(recipe: Recipe) -> Data:
-    """The splits for training; RecordError where an evaluation is asked for that has no data."""
+    """The splits of a run; RecordError where an evaluation is asked for that has no data."""
     train, validation = open_split(recipe, "train"), open_split(recipe, "validation")
     assert train is not None  # the record sees to it
     if validation is None and (recipe.loop.evaluate_every or recipe.loop.early_stop):
@@ -175,14 +176,12 @@ def open_data(recipe: Recipe) -> Data:
             "loop.evaluate_every and loop.early_stop need a split to measure on: give data.validation or "
             "data.validation_share"
         )
-    return Data(train, validation)
+    return Data(train, validation, open_split(recipe, "test"))
 
 
 def look_at(recipe: Recipe, data: Data, facts: Path) -> tuple[list[int], list[str]]:
     """Samples of each class in the training split (pixels, images), and warnings; BadDataError for bad data."""
-    splits: dict[Split, RawDataset] = {"train": data.train}
-    if data.validation is not None:
-        splits["validation"] = data.validation
+    splits: dict[Split, RawDataset | None] = {"train": data.train, "validation": data.validation, "test": data.test}
     report = refuse_bad_data(recipe, splits, facts, progress=True)
     return report.class_counts("train"), report.warnings
 

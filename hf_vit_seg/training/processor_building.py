@@ -1,12 +1,13 @@
 """The image processor that is saved with a model: validation, prediction and Space read images through it alone."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import AutoImageProcessor, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils.hub import cached_file
 
+from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.models.image_processing_transfer import reading_alike
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.records import RecordError, unknown
@@ -15,14 +16,7 @@ from .recipe import Recipe
 
 MEASURED = "measured"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-
-
-class Measured(NamedTuple):
-    """Statistics of the training images: a mean and a deviation per band, behind `rescale_factor`."""
-
-    image_mean: Sequence[float]
-    image_std: Sequence[float]
-    rescale_factor: float
+MEASURABLE = {"image_mean", "image_std"}
 
 
 def build_processor(
@@ -30,7 +24,7 @@ def build_processor(
     config: PreTrainedConfig,
     bands: int,
     palette: Sequence[Sequence[int]] | None = None,
-    measured: Measured | None = None,
+    measured: Statistics | None = None,
 ) -> BaseImageProcessor:
     """The pretrained model's processor, or a new one of the architecture's class, with the recipe's fields on top.
 
@@ -59,7 +53,7 @@ def of_architecture(processor: BaseImageProcessor, name: str) -> BaseImageProces
     return processor if type(processor) in classes.values() else reading_alike(processor, classes["torchvision"])
 
 
-def asked_fields(fields: Mapping[str, Any], measured: Measured | None) -> dict[str, Any]:
+def asked_fields(fields: Mapping[str, Any], measured: Statistics | None) -> dict[str, Any]:
     """The recipe's fields, with numbers in the place of "measured"."""
     if fields.get("do_reduce_labels"):
         raise RecordError(
@@ -68,10 +62,18 @@ def asked_fields(fields: Mapping[str, Any], measured: Measured | None) -> dict[s
     asked = {name for name, value in fields.items() if isinstance(value, str) and value == MEASURED}
     if not asked:
         return dict(fields)
-    if not asked <= {"image_mean", "image_std"} or measured is None:
+    if not asked <= MEASURABLE or measured is None:
         raise RecordError(f"processor: only image_mean and image_std can be '{MEASURED}', found it for {sorted(asked)}")
-    found = {name: [float(number) for number in getattr(measured, name)] for name in asked}
-    return {**fields, **found, "rescale_factor": measured.rescale_factor}
+    found = {
+        name: value for name, value in measured.processor_fields().items() if name in asked or name not in MEASURABLE
+    }
+    for name in found.keys() & fields.keys() - asked:
+        if fields[name] != found[name]:
+            raise RecordError(
+                f"processor.{name} is {found[name]} where the mean or deviation is '{MEASURED}', found {fields[name]}: "
+                "leave it out"
+            )
+    return {**fields, **found}
 
 
 def pretrained_processor(path: str | None) -> BaseImageProcessor | None:

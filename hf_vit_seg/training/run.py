@@ -24,7 +24,7 @@ from .checkpoints import (
 )
 from .evaluation import Subject, random_state_kept, report_of
 from .evaluation_pictures import write_sample_pictures
-from .interruption import StopRequest
+from .interruption import StopRequest, workers_ended
 from .memory import memory_advice
 from .metrics_report import MetricsReport
 from .model_evaluation import evaluate_model
@@ -84,7 +84,7 @@ class Run:
 
     def train(self) -> Ending:
         """Do the steps that are left; the last thing done is a checkpoint, and the last model unless interrupted."""
-        with StopRequest() as request, self.progress:
+        with StopRequest() as request, self.progress, workers_ended():
             for note in self.parts.notes:
                 self.progress.say(note)
             first = self.step
@@ -270,7 +270,18 @@ def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, over
     try:
         ending = run.train()
         if ending is not Ending.interrupted and recipe.data.test is not None:
-            evaluate_model(str(directory.model), parts.recipe, "test", directory.test)
+            measure_on_test(directory, parts.recipe)
         return ending
     finally:
         accelerator.end_training()
+
+
+def measure_on_test(directory: RunDirectory, recipe: Recipe) -> None:
+    """Measure the best model on the test split. TrainingError, which says where the model is, when that fails."""
+    try:
+        evaluate_model(str(directory.model), recipe, "test", directory.test)
+    except ValueError as error:
+        raise TrainingError(
+            f"the model is trained and in {directory.model}, but was not measured on the test split: {error}; do so "
+            f"with hf-vit-seg evaluate {directory.model} --split test"
+        ) from error
