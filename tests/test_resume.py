@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from tiny_runs import finish, log, run, settings, start, weights, write_data, write_recipe
 
 from hf_vit_seg.training.checkpoints import CheckpointError, checkpoints, read_manifest
+from hf_vit_seg.training.recipe_overrides import overridden
 from hf_vit_seg.training.run import Ending
+from hf_vit_seg.training.yaml_dialect import parse
 
 # Dies as by `kill -9` in the middle of a step, after what the step's number says.
 KILLED = """
@@ -115,7 +117,9 @@ def test_killed_and_resumed_is_as_never_stopped(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_resumed_with_two_processes(recipe, tmp_path):
+    """With BatchNorm, of which each process has running statistics of its own."""
     (tmp_path / "killed.py").write_text(KILLED)
+    recipe = write_recipe(tmp_path, overridden(parse(recipe.read_text()), ["model", "norm"], "batch"))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     finish(start([str(recipe), "--out", str(whole)], processes=2))
     finish(start([str(recipe), str(parts), "7"], processes=2, script=str(tmp_path / "killed.py")), expected=1)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_runs import finish, forget_accelerate, log, run, settings, start, weights, write_data, write_recipe
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation, AutoModelForSemanticSegmentation
 
@@ -32,6 +33,23 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def recipe(data, tmp_path) -> Path:
     return write_recipe(tmp_path, settings(data))
+
+
+# Keeps the weights that each process measures.
+NOTING = """
+import sys
+from pathlib import Path
+from safetensors.torch import save_file
+from hf_vit_seg.training import run
+from hf_vit_seg.training.console import train_command
+recipe, out, *settings = sys.argv[1:]
+evaluate = run.evaluate
+def noting(subject, dataset):
+    save_file(subject.model.state_dict(), Path(out) / f"measured_{subject.accelerator.process_index}.safetensors")
+    return evaluate(subject, dataset)
+run.evaluate = noting
+sys.exit(train_command(recipe, settings, Path(out), False, False))
+"""
 
 
 def difference(one: Path, other: Path) -> float:
@@ -84,8 +102,6 @@ def test_the_average_is_what_is_saved(recipe, tmp_path):
 
 
 def load_average(checkpoint: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
     return load_file(checkpoint / "average.safetensors")
 
 
@@ -157,6 +173,20 @@ def test_two_processes_are_one_with_the_doubled_batch(recipe, tmp_path):
     ]
     matrices = [json.loads((out / "last" / "metrics.json").read_text())["confusion_matrix"] for out in (one, two)]
     assert np.sum(matrices[0]) == np.sum(matrices[1])  # three pictures on two processes: each counts once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("average", ["null", "{decay: 0.5}"])
+def test_two_processes_measure_the_model_that_is_saved(recipe, tmp_path, average):
+    """With BatchNorm, of which each process has running statistics of its own."""
+    (tmp_path / "noting.py").write_text(NOTING)
+    command = [str(recipe), str(tmp_path / "run"), "model.norm=batch", "loop.steps=2", f"loop.ema={average}"]
+    finish(start(command, processes=2, script=str(tmp_path / "noting.py")))
+    saved = weights(tmp_path / "run" / "last")
+    for process in range(2):
+        measured = load_file(tmp_path / "run" / f"measured_{process}.safetensors")
+        assert measured.keys() == saved.keys()
+        assert all(torch.equal(measured[name], saved[name]) for name in saved)
 
 
 def test_workers_change_nothing(recipe, tmp_path):

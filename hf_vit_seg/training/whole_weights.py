@@ -1,7 +1,7 @@
 """The model as it is measured and saved: whole on every process, with averaged weights where there is an average."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -30,15 +30,17 @@ def refuse_scattered_average(recipe: Recipe, accelerator: Accelerator) -> None:
 def whole_model(accelerator: Accelerator, model: Any, average: WeightAverage | None, copy: Any | None) -> Iterator[Any]:
     """The model without accelerate's wrapper; called by all processes. Nothing may be trained inside the block.
 
+    All get the main process's running statistics of BatchNorm, which each has of its own batches until then.
     `copy` is the model as it was before accelerate prepared it, needed where weights are scattered: it is given them.
     """
     if accelerator.distributed_type in SCATTERING:
         yield gathered(accelerator, model, copy)
-    elif average is None:
-        yield unwrapped(model)
-    else:
-        with average.applied(unwrapped(model)) as averaged:
-            yield averaged
+        return
+    plain = unwrapped(model)
+    with nullcontext(plain) if average is None else average.applied(plain) as whole:
+        for buffer in whole.buffers():
+            broadcast(buffer, from_process=0)
+        yield whole
 
 
 @torch.no_grad()
