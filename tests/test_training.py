@@ -52,6 +52,29 @@ sys.exit(train_command(recipe, settings, Path(out), False, False))
 """
 
 
+# FSDP2, as accelerate's own questions answered by default say; which has it for devices alone, so that CPUs are some.
+SCATTERING = """
+import os, sys
+from pathlib import Path
+from accelerate import DistributedType
+from accelerate.state import PartialState
+os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+begin = PartialState.__init__
+def begin_on_devices(self, *arguments, **settings):
+    begin(self, *arguments, **settings)
+    if self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = DistributedType.MULTI_GPU
+PartialState.__init__ = begin_on_devices
+from accelerate import Accelerator
+from hf_vit_seg.training.console import train_command
+recipe, out, *settings = sys.argv[1:]
+code = train_command(recipe, settings, Path(out), True, False)
+assert Accelerator().distributed_type == DistributedType.FSDP
+sys.exit(code)
+"""
+
+
 def difference(one: Path, other: Path) -> float:
     """The largest difference of two models' weights."""
     ours, theirs = weights(one), weights(other)
@@ -187,6 +210,20 @@ def test_two_processes_measure_the_model_that_is_saved(recipe, tmp_path, average
         measured = load_file(tmp_path / "run" / f"measured_{process}.safetensors")
         assert measured.keys() == saved.keys()
         assert all(torch.equal(measured[name], saved[name]) for name in saved)
+
+
+@pytest.mark.slow
+def test_scattered_weights_train_as_whole_ones(recipe, tmp_path):
+    """FSDP2 and DDP, with BatchNorm; the scattered run goes on from its checkpoint."""
+    (tmp_path / "scattering.py").write_text(SCATTERING)
+    same = ["model.norm=batch", "loop.steps=4", "schedule.name=constant", "optimizer.name=sgd"]
+    scattered, whole = tmp_path / "scattered", tmp_path / "whole"
+    finish(start([str(recipe), *same, "--out", str(whole)], processes=2))
+    for steps in (2, 4):
+        command = [str(recipe), str(scattered), *same, f"loop.steps={steps}"]
+        finish(start(command, processes=2, script=str(tmp_path / "scattering.py")))
+    assert log(scattered) == [(step, pytest.approx(loss, rel=1e-5)) for step, loss in log(whole)]
+    assert difference(scattered / "last", whole / "last") < 1e-5
 
 
 def test_workers_change_nothing(recipe, tmp_path):

@@ -11,7 +11,12 @@ from warnings import filterwarnings
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, set_seed
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+    disable_fsdp_ram_efficient_loading,
+    set_seed,
+)
 from torch.utils.data import DataLoader
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -89,6 +94,7 @@ def build_accelerator(recipe: Recipe, directory: Path) -> Accelerator:
     precision = recipe.loop.precision
     # Of depthwise kernels, whose second dimension is 1: strides that differ in name only.
     filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    disable_fsdp_ram_efficient_loading()  # which cannot take BatchNorm's buffers: every process builds the model
     return Accelerator(
         mixed_precision=None if precision == "default" else precision,
         # The stream ends with the last window: accelerate need not look for the end of an epoch.

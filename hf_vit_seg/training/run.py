@@ -35,7 +35,7 @@ from .run_directory import RunDirectory, write_model_directory
 from .run_log import RunLog
 from .standing import Standing
 from .task_evaluations import evaluate
-from .whole_weights import whole_model
+from .whole_weights import share_buffers, whole_model
 from .windows import Batch, accumulate, windows
 
 MOST_NOT_FINITE = 5  # steps in a row
@@ -226,6 +226,7 @@ class Run:
             versions=installed_versions(),
         )
         keep = self.recipe.loop.keep_checkpoints
+        share_buffers(self.parts.model)  # scattered weights are saved with those of any process
         save_checkpoint(self.accelerator, self.directory.checkpoints, manifest, self.parts.average, keep)
 
     def save_last(self) -> None:

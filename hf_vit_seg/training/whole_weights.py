@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast
+from torch import nn
 
 from hf_vit_seg.records import RecordError
 
@@ -30,7 +31,6 @@ def refuse_scattered_average(recipe: Recipe, accelerator: Accelerator) -> None:
 def whole_model(accelerator: Accelerator, model: Any, average: WeightAverage | None, copy: Any | None) -> Iterator[Any]:
     """The model without accelerate's wrapper; called by all processes. Nothing may be trained inside the block.
 
-    All get the main process's running statistics of BatchNorm, which each has of its own batches until then.
     `copy` is the model as it was before accelerate prepared it, needed where weights are scattered: it is given them.
     """
     if accelerator.distributed_type in SCATTERING:
@@ -38,9 +38,14 @@ def whole_model(accelerator: Accelerator, model: Any, average: WeightAverage | N
         return
     plain = unwrapped(model)
     with nullcontext(plain) if average is None else average.applied(plain) as whole:
-        for buffer in whole.buffers():
-            broadcast(buffer, from_process=0)
+        share_buffers(whole)
         yield whole
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the main one's running statistics of BatchNorm, where each has those of its own batches."""
+    for buffer in model.buffers():
+        broadcast(buffer, from_process=0)
 
 
 @torch.no_grad()
