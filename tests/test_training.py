@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForPoseEstimation, AutoMod
 from hf_vit_seg.data.checking import BadDataError
 from hf_vit_seg.inference import Segmenter
 from hf_vit_seg.records import RecordError
+from hf_vit_seg.training import preparation
 from hf_vit_seg.training import run as run_module
 from hf_vit_seg.training.checkpoints import checkpoints
 from hf_vit_seg.training.console import STOPPED, evaluate_command, sentence_of, train_command
@@ -312,6 +313,25 @@ def test_out_of_memory_names_the_settings_to_lower(recipe, tmp_path, monkeypatch
 def test_the_batch_size_is_found(recipe, tmp_path):
     run(recipe, tmp_path / "run", "loop.steps=1", "loop.batch_size=auto")
     assert load_recipe(tmp_path / "run" / "recipe.yaml").loop.batch_size == 8  # a power of two within ten pictures
+
+
+def test_norms_are_synchronised_behind_the_trial_steps(recipe, tmp_path, monkeypatch):
+    """Which each process takes by itself, on a CPU too: SyncBatchNorm refuses that, or waits for the others."""
+    tried = []
+
+    def try_out(model, *arguments):
+        tried.append(has_norm(model, torch.nn.SyncBatchNorm))
+        return 2
+
+    monkeypatch.setattr(preparation, "measured_batch_size", try_out)
+    loaded = load_recipe(recipe, ["model.norm=sync", "loop.batch_size=auto"])
+    accelerator = preparation.build_accelerator(loaded, tmp_path)
+    parts = preparation.prepare(loaded, accelerator, tmp_path / "facts.json", None)
+    assert tried == [False] and has_norm(parts.model, torch.nn.SyncBatchNorm)
+
+
+def has_norm(model: torch.nn.Module, kind: type) -> bool:
+    return any(isinstance(module, kind) for module in model.modules())
 
 
 def test_bad_data_are_refused_before_anything_is_written(data, tmp_path):

@@ -33,6 +33,7 @@ from .checkpoints import Manifest
 from .interruption import leave_signals_to_parent
 from .model_building import BuiltModel, build_model, output_names
 from .model_preparation import prepare_for_training
+from .normalisation import synchronised
 from .objectives import OBJECTIVES
 from .parameter_groups import build_optimizer
 from .processor_building import MEASURED
@@ -148,6 +149,8 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     notes = [*warnings, *built.notes, *without_unreached(accelerator, model, objective, sample)]
     size = start.batch_size if start else chosen_batch_size(recipe, accelerator, model, objective, sample, len(dataset))
     recipe = resolved(recipe, accelerator, size)
+    if recipe.model.norm == "sync":
+        model = synchronised(model)
     steps = step_count(recipe, accelerator, len(dataset))
     scattered = copy.deepcopy(model) if accelerator.distributed_type in SCATTERING else None
     optimizer = build_optimizer(model, recipe.optimizer)
