@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tiny_runs import finish, log, run, settings, start, weights, write_data, write_recipe
 
 from hf_vit_seg.training.checkpoints import CheckpointError, checkpoints, read_manifest
+from hf_vit_seg.training.memory import OutOfMemory
 from hf_vit_seg.training.recipe_overrides import overridden
 from hf_vit_seg.training.run import Ending
 from hf_vit_seg.training.yaml_dialect import parse
@@ -166,6 +167,25 @@ def test_an_evaluation_that_was_due_when_stopped_is_made_up_for(recipe, tmp_path
     assert not log(tmp_path / "parts", "evaluation")
     run(recipe, tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_an_evaluation_that_fails_loses_no_step(recipe, tmp_path, monkeypatch):
+    from hf_vit_seg.training import run as module
+
+    every = "loop.checkpoint_every=null"  # at evaluations
+    run(recipe, tmp_path / "whole", every)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_sample_pictures", full)
+        with pytest.raises(OutOfMemory):
+            run(recipe, tmp_path / "parts", every)
+    manifest = read_manifest(checkpoints(tmp_path / "parts" / "checkpoints")[-1])
+    assert (manifest.step, manifest.looked_after) == (4, False)
+    run(recipe, tmp_path / "parts", every, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def full(*arguments):
+    raise OutOfMemory("memory ran out")
 
 
 def test_a_run_may_be_made_longer(recipe, checkpoint):

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hf_vit_seg.training import preparation
 from hf_vit_seg.training import run as run_module
 from hf_vit_seg.training.checkpoints import checkpoints
 from hf_vit_seg.training.console import STOPPED, evaluate_command, sentence_of, train_command
+from hf_vit_seg.training.measures import MEASURES
 from hf_vit_seg.training.memory import OutOfMemory
 from hf_vit_seg.training.model_evaluation import evaluate_model
 from hf_vit_seg.training.recipe_files import load_recipe
@@ -103,6 +105,9 @@ def test_a_run_leaves_models_that_load_and_measure_as_it_said(recipe, tmp_path):
         forget_accelerate()
         found = evaluate_model(str(out / name), load_recipe(out / name / "recipe.yaml"), "validation", tmp_path / name)
         assert found.scores["mean_iou"] == said["scores"]["mean_iou"] > 0
+        assert (
+            tuple(name for name, value in found.scores.items() if isinstance(value, float)) == MEASURES["segmentation"]
+        )
         assert np.array_equal(found.confusion, said["confusion_matrix"])
     assert load_recipe(out / "recipe.yaml").loop.steps == 8
 
@@ -363,9 +368,31 @@ def test_an_evaluation_without_a_split_is_refused(data, tmp_path):
         run(write_recipe(tmp_path, changes), tmp_path / "run")
 
 
-def test_an_unknown_measure_is_refused(recipe, tmp_path):
-    with pytest.raises(RecordError, match=r"no 'mean_iuo' here; known are .*mean_iou"):
-        run(recipe, tmp_path / "run", "loop.steps=1", "evaluation.measure=mean_iuo")
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("evaluation.measure=mean_iuo", r"no 'mean_iuo' .* did you mean 'mean_iou'"),
+        ("evaluation.measure=accuracy", r"no 'accuracy'"),
+        ("evaluation.measure=mean_boundary_iou", r"no 'mean_boundary_iou'"),
+    ],
+)
+def test_an_unknown_measure_is_refused_before_the_first_step(recipe, tmp_path, override, reason):
+    with pytest.raises(RecordError, match=reason):
+        run(recipe, tmp_path / "run", override)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_keypoints_that_have_no_similarity_are_refused_before_the_first_step(tmp_path, split):
+    write_people(tmp_path, images=1, keypoints=5)
+    recipe = pose_recipe(tmp_path)
+    recipe["model"]["fields"] = {"pose_flip_pairs": [[1, 2]]}
+    del recipe["data"]["validation"]
+    run(write_recipe(tmp_path, recipe), tmp_path / "unmeasured")
+    recipe["data"][split] = recipe["data"]["train"]
+    with pytest.raises(RecordError, match=r"COCO's 17, these are 5"):
+        run(write_recipe(tmp_path, recipe), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # The console
@@ -441,7 +468,7 @@ def test_classification(tmp_path):
     }
     run(write_recipe(tmp_path, recipe), tmp_path / "run")
     report = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
-    assert {"accuracy", "top_5_accuracy", "calibration_error"} <= report["scores"].keys()
+    assert tuple(report["scores"]) == MEASURES["classification"]
     assert report["images"] == 360 == np.sum(report["confusion_matrix"])
     assert report["scores"]["accuracy"] <= report["scores"]["top_5_accuracy"]
     forget_accelerate()
@@ -453,8 +480,17 @@ def test_classification(tmp_path):
 
 def test_pose(tmp_path):
     write_people(tmp_path, images=4)
-    source = {"kind": "coco_keypoints", "annotations": str(tmp_path / "people.json"), "images": str(tmp_path)}
-    recipe = {
+    run(write_recipe(tmp_path, pose_recipe(tmp_path)), tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
+    assert 0 <= report["scores"]["oks_ap"] <= 1
+    assert tuple(report["scores"]) == MEASURES["pose"]
+    assert report["images"] == 8
+    assert AutoModelForPoseEstimation.from_pretrained(tmp_path / "run" / "best").config.num_labels == 17
+
+
+def pose_recipe(folder: Path) -> dict[str, Any]:
+    source = {"kind": "coco_keypoints", "annotations": str(folder / "people.json"), "images": str(folder)}
+    return {
         "task": "pose",
         "model": {"architecture": "vit", "variant": "tiny"},
         "processor": {"size": {"height": 64, "width": 48}},
@@ -463,24 +499,20 @@ def test_pose(tmp_path):
         "loop": {"steps": 2, "batch_size": 3, "log_every": 1},
         "evaluation": {"batch_size": 2, "samples": 1},
     }
-    run(write_recipe(tmp_path, recipe), tmp_path / "run")
-    report = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
-    assert 0 <= report["scores"]["oks_ap"] <= 1
-    assert report["images"] == 8
-    assert AutoModelForPoseEstimation.from_pretrained(tmp_path / "run" / "best").config.num_labels == 17
 
 
-def write_people(folder: Path, images: int) -> None:
-    """Noise, with two persons of 17 keypoints in each picture."""
+def write_people(folder: Path, images: int, keypoints: int = 17) -> None:
+    """Noise, with two persons in each picture."""
     random = np.random.default_rng(0)
     annotations = []
     for number in range(images):
         Image.fromarray(random.integers(0, 255, (80, 100, 3), np.uint8)).save(folder / f"{number}.png")
         for place in (5, 50):
-            points = np.column_stack([random.integers(place, place + 40, 17), random.integers(10, 70, 17), [2] * 17])
+            x, y = random.integers(place, place + 40, keypoints), random.integers(10, 70, keypoints)
+            points = np.column_stack([x, y, [2] * keypoints])
             row = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0, "area": 2400.0}
             annotations.append(row | {"bbox": [place, 10, 40, 60], "keypoints": points.flatten().tolist()})
-    names = [f"point {number}" for number in range(17)]
+    names = [f"point {number}" for number in range(keypoints)]
     coco = {
         "images": [{"id": n, "file_name": f"{n}.png", "height": 80, "width": 100} for n in range(images)],
         "annotations": annotations,

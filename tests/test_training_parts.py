@@ -18,6 +18,7 @@ from torch import nn
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.evaluation import Subject, own_batches, read_ahead
 from hf_vit_seg.training.interruption import StopRequest
+from hf_vit_seg.training.measures import MEASURES
 from hf_vit_seg.training.memory import OutOfMemory, is_out_of_memory
 from hf_vit_seg.training.recipe import EarlyStopRecipe
 from hf_vit_seg.training.standing import Standing
@@ -209,8 +210,9 @@ def test_early_stopping_counts_evaluations_without_enough_improvement():
     assert ends == [False, False, True, True, False]
 
 
-def test_of_an_error_the_smaller_is_the_better():
-    standing = Standing().after("loss", 0.5, 1).after("loss", 0.7, 2)
+@pytest.mark.parametrize("name", [name for names in MEASURES.values() for name in names if "error" in name])
+def test_of_an_error_the_smaller_is_the_better(name):
+    standing = Standing().after(name, 0.5, 1).after(name, 0.7, 2)
     assert (standing.best, standing.best_step, standing.fruitless) == (0.5, 1, 1)
 
 

@@ -24,7 +24,7 @@ from hf_vit_seg.records import Record, RecordError, read_record, shortened
 from .recipe import Recipe
 from .recipe_files import differences
 from .standing import Standing
-from .whole_directories import empty_temporary, put_in_place, remove_whole, temporary_name
+from .whole_directories import empty_temporary, put_in_place, remove_whole, replace_file, temporary_name
 
 MANIFEST, AVERAGE = "manifest.json", "average.safetensors"
 # What torch, safetensors and accelerate raise for files that are damaged, of something else, or would run code.
@@ -39,8 +39,8 @@ class CheckpointError(ValueError):
 class Manifest(Record):
     """Where a run stands. `samples` have been drawn from the stream by all processes together.
 
-    `looked_after` says that evaluation and checkpoints of the step are done, which an interrupted run leaves to the
-    one that goes on. `recent` are the losses since the last line of the log.
+    `looked_after` says that an evaluation that was due at the step is done; else the run that goes on begins with it.
+    `recent` are the losses since the last line of the log.
     """
 
     format: Literal[1] = 1
@@ -73,7 +73,7 @@ def installed_versions() -> dict[str, str]:
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, manifest: Manifest, average: Any, keep: int) -> Path:
     """Write `folder`/step-000100 and remove all but the `keep` newest; called by all processes."""
-    target = folder / f"step-{manifest.step:06d}"
+    target = place(folder, manifest)
     if accelerator.is_main_process:
         empty_temporary(target)
     accelerator.wait_for_everyone()
@@ -83,12 +83,29 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, manifest: Manifest, 
         save_file({name: tensor.contiguous() for name, tensor in average.state_dict().items()}, temporary / AVERAGE)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (temporary / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         put_in_place(target)
         for old in checkpoints(folder)[:-keep]:
             remove_whole(old)
     accelerator.wait_for_everyone()
     return target
+
+
+def place(folder: Path, manifest: Manifest) -> Path:
+    """The directory of a checkpoint."""
+    return folder / f"step-{manifest.step:06d}"
+
+
+def write_manifest(accelerator: Accelerator, folder: Path, manifest: Manifest) -> None:
+    """Put a manifest in the place of that of the same step's checkpoint; called by all processes."""
+    if accelerator.is_main_process:
+        replace_file(place(folder, manifest) / MANIFEST, manifest_text(manifest))
+    accelerator.wait_for_everyone()
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """A manifest as its file has it."""
+    return manifest.model_dump_json(indent=2) + "\n"
 
 
 def checkpoints(folder: Path) -> list[Path]:

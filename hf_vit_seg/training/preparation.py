@@ -31,6 +31,7 @@ from hf_vit_seg.records import RecordError
 from .averaging import WeightAverage
 from .checkpoints import Manifest
 from .interruption import leave_signals_to_parent
+from .measures import refuse_unmeasurable
 from .model_building import BuiltModel, build_model, output_names
 from .model_preparation import prepare_for_training
 from .normalisation import synchronised
@@ -176,7 +177,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
 
 
 def open_data(recipe: Recipe) -> Data:
-    """The splits for training; RecordError where an evaluation is asked for that has no data."""
+    """The splits for training; RecordError where an evaluation is asked for that has no data, or could not be made."""
     train, validation = open_split(recipe, "train"), open_split(recipe, "validation")
     assert train is not None  # the record sees to it
     if validation is None and (recipe.loop.evaluate_every or recipe.loop.early_stop):
@@ -184,6 +185,8 @@ def open_data(recipe: Recipe) -> Data:
             "loop.evaluate_every and loop.early_stop need a split to measure on: give data.validation or "
             "data.validation_share"
         )
+    if validation is not None or recipe.data.test is not None:
+        refuse_unmeasurable(recipe, train.class_table.names)
     return Data(train, validation)
 
 

@@ -20,6 +20,7 @@ from .checkpoints import (
     read_manifest,
     refuse_other_run,
     save_checkpoint,
+    write_manifest,
 )
 from .evaluation import Subject, random_state_kept, report_of
 from .evaluation_pictures import write_sample_pictures
@@ -75,7 +76,7 @@ class Run:
             name=self.recipe.name,
             settings=self.recipe.model_dump(mode="json"),
         )
-        self.log.truncate(self.step)
+        self.log.truncate(self.step, self.looked_after)
         self.progress = Progress(
             parts.steps, self.step, log_every=self.recipe.loop.log_every, enabled=self.accelerator.is_main_process
         )
@@ -182,12 +183,16 @@ class Run:
         return self.step == self.parts.steps or (every is not None and self.step % every == 0)
 
     def look_after(self) -> None:
-        """What is due after a step: an evaluation, then a checkpoint."""
+        """What is due after a step: a checkpoint, and an evaluation, whose failure then loses no step."""
         loop = self.recipe.loop
-        if self.parts.data.validation is not None and self.is_due(loop.evaluate_every):
+        evaluates = self.parts.data.validation is not None and self.is_due(loop.evaluate_every)
+        saves = self.is_due(loop.checkpoint_every or loop.evaluate_every)
+        if saves:
+            self.checkpoint(looked_after=not evaluates)
+        if evaluates:
             self.evaluate()
-        if self.is_due(loop.checkpoint_every or loop.evaluate_every):
-            self.checkpoint()
+        if saves and evaluates:
+            write_manifest(self.accelerator, self.directory.checkpoints, self.manifest())
 
     def evaluate(self) -> None:
         """Measure on the validation split, and keep the model if it is the best so far."""
@@ -212,9 +217,16 @@ class Run:
         """The model as it is measured and saved."""
         return whole_model(self.accelerator, self.parts.model, self.parts.average, self.parts.scattered)
 
-    def checkpoint(self, looked_after: bool = True) -> None:
+    def checkpoint(self, looked_after: bool) -> None:
         """Save all that a run needs to go on from here."""
-        manifest = Manifest(
+        keep = self.recipe.loop.keep_checkpoints
+        share_buffers(self.parts.model)  # scattered weights are saved with those of any process
+        manifest = self.manifest(looked_after)
+        save_checkpoint(self.accelerator, self.directory.checkpoints, manifest, self.parts.average, keep)
+
+    def manifest(self, looked_after: bool = True) -> Manifest:
+        """Where the run stands."""
+        return Manifest(
             step=self.step,
             samples=self.step * self.parts.samples_per_step,
             processes=self.accelerator.num_processes,
@@ -225,9 +237,6 @@ class Run:
             recipe=self.recipe.model_dump(mode="json"),
             versions=installed_versions(),
         )
-        keep = self.recipe.loop.keep_checkpoints
-        share_buffers(self.parts.model)  # scattered weights are saved with those of any process
-        save_checkpoint(self.accelerator, self.directory.checkpoints, manifest, self.parts.average, keep)
 
     def save_last(self) -> None:
         """The model of the last step, and the plots."""

@@ -24,7 +24,7 @@ from .model_building import transformers_silent
 from .recipe import Recipe
 from .recipe_files import recipe_text
 from .run_log import FILE as LOG
-from .whole_directories import empty_temporary, put_in_place, temporary_name, tidy
+from .whole_directories import empty_temporary, put_in_place, replace_file, tidy
 
 RECIPE = "recipe.yaml"
 FACTS = "data_facts.json"  # what was found in the data, so that a resumed run need not look again
@@ -78,9 +78,7 @@ class RunDirectory:
 
     def write_recipe(self, recipe: Recipe) -> None:
         """The resolved recipe, for people and for a resumed run."""
-        temporary = temporary_name(self.recipe)
-        temporary.write_text(recipe_text(recipe), encoding="utf-8")
-        temporary.replace(self.recipe)
+        replace_file(self.recipe, recipe_text(recipe))
 
 
 def run_directory(recipe: Recipe, out: Path | None = None) -> RunDirectory:

@@ -36,6 +36,15 @@ def put_in_place(target: Path) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def replace_file(target: Path, text: str) -> None:
+    """Give a file this text, whole or not at all."""
+    temporary = temporary_name(target)
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(target)
+    sync(target.parent)
+
+
 def remove_whole(target: Path) -> None:
     """Remove a directory so that no part of it can be taken for the whole."""
     doomed = target.with_name(TEMPORARY + target.name)
