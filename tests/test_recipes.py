@@ -159,8 +159,28 @@ def test_overrides_reach_everywhere(recipe):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "terms"),
+    [
+        ([], ["cross_entropy"]),
+        (["loss.dice.weight=0.5"], ["cross_entropy", "dice"]),
+        (["loss.dice.weight=0.5", "loss.cross_entropy=null"], ["dice"]),
+        (["loss={lovasz: }"], ["lovasz"]),
+    ],
+)
+def test_terms_of_the_loss_are_added_and_taken_away(recipe, overrides, terms):
+    loss = load_recipe(recipe, overrides).loss
+    assert list(loss) == terms and all(row["weight"] > 0 for row in loss.values())
+
+
+def test_the_loss_of_pose_is_the_model_s():
+    assert load_recipe("coco_pose_mini").loss == {}
+
+
+@pytest.mark.parametrize(
     ("override", "said"),
     [
+        ("loss.dice=null", r"loss\.dice cannot be taken away: the terms are cross_entropy"),
+        ("loss.cross_entropy=null", r"one stays; add another before"),
         ("loop.steps", r"write NAME=VALUE"),
         ("=3", r"write NAME=VALUE"),
         ("loop.steps=[3", r"no value in YAML"),

@@ -156,10 +156,8 @@ def test_two_classes_with_a_single_output(data, tmp_path):
     base = settings(data)
     base |= {"data": base["data"] | both, "model": base["model"] | {"single_output": True}}
     recipe = write_recipe(tmp_path, base)
-    assert (
-        run(recipe, tmp_path / "run", "loss.dice.weight=0.5", "loss.binary_cross_entropy.weight=1") is Ending.finished
-    )
-    out = tmp_path / "run"
+    out, losses = tmp_path / "run", ["loss.dice.weight=0.5", "loss.binary_cross_entropy.weight=1"]
+    assert run(recipe, out, *losses, "loss.cross_entropy=null") is Ending.finished
     model = AutoModelForSemanticSegmentation.from_pretrained(out / "best")
     assert model.config.id2label == {0: "shape"} and model.decode_head.classifier.out_channels == 1
     said = json.loads((out / "best" / "metrics.json").read_text())
@@ -401,7 +399,8 @@ def test_keypoints_that_have_no_similarity_are_refused_before_the_first_step(tmp
 def test_commands_tell_results_and_refusals(recipe, tmp_path, capsys):
     out = tmp_path / "run"
     assert train_command(str(recipe), ["loop.steps=2"], out, resume=False, overwrite=False) == 0
-    told = capsys.readouterr().out
+    told, noted = capsys.readouterr()
+    assert "loss: cross_entropy" in noted
     assert "mIoU" in told and "disc" in told and f"hf-vit-seg predict {out / 'best'}" in told
     assert "3 images of the validation split" in told
     forget_accelerate()

@@ -31,6 +31,7 @@ from hf_vit_seg.records import RecordError
 from .averaging import WeightAverage
 from .checkpoints import Manifest
 from .interruption import leave_signals_to_parent
+from .losses import described
 from .measures import refuse_unmeasurable
 from .model_building import BuiltModel, build_model, output_names
 from .model_preparation import prepare_for_training
@@ -147,7 +148,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     objective = OBJECTIVES[recipe.task](recipe, outputs, ignored, counts if outputs > 1 else None)
     dataset, collator = training_set(recipe, data, built)
     sample = collator([dataset[Draw(0, 0, 0)]])
-    notes = [*warnings, *built.notes, *without_unreached(accelerator, model, objective, sample)]
+    notes = [*warnings, *built.notes, *loss_notes(recipe), *without_unreached(accelerator, model, objective, sample)]
     size = start.batch_size if start else chosen_batch_size(recipe, accelerator, model, objective, sample, len(dataset))
     recipe = resolved(recipe, accelerator, size)
     if recipe.model.norm == "sync":
@@ -216,6 +217,11 @@ def training_set(recipe: Recipe, data: Data, built: BuiltModel) -> tuple[Trainin
     pipeline = read_pipeline(recipe.transforms, context)
     collator = Collator(built.processor, recipe.task, recipe.batch_transforms, len(data.names), recipe.seed)
     return TrainingDataset(data.train, pipeline, recipe.seed), collator
+
+
+def loss_notes(recipe: Recipe) -> list[str]:
+    """What is minimised, where the recipe settles it."""
+    return [f"loss: {described(recipe.loss)}"] if recipe.loss else []
 
 
 def without_unreached(accelerator: Accelerator, model: Any, objective: Objective, sample: Batch) -> list[str]:

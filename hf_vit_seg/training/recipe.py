@@ -165,7 +165,7 @@ class Recipe(Record):
     data: DataRecipe
     transforms: tuple[Any, ...] = ()  # see hf_vit_seg.data.transforms
     batch_transforms: tuple[Any, ...] = ()  # mixup, cutmix
-    loss: dict[str, dict[str, Any] | None] = {}  # name: settings with `weight`; {} is the task's default
+    loss: dict[str, dict[str, Any] | None] = {}  # name: settings with `weight`; {}: cross_entropy, of pose the model's
     optimizer: OptimizerRecipe = OptimizerRecipe()
     schedule: ScheduleRecipe = ScheduleRecipe()
     loop: LoopRecipe

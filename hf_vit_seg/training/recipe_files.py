@@ -17,7 +17,7 @@ from hf_vit_seg.data.transforms import TRANSFORMS
 from hf_vit_seg.inference.protocols import Protocol
 from hf_vit_seg.records import Record, RecordError, Table, nearest, read_record, shortened
 
-from .losses import LOSSES
+from .losses import DEFAULT, LOSSES
 from .parameter_groups import GroupRow
 from .recipe import DataRecipe, OptimizerRecipe, Recipe
 from .recipe_overrides import overridden, split_override
@@ -56,11 +56,22 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         settings = parse(path.read_text(encoding="utf-8"))
         if not isinstance(settings, Mapping):
             raise RecordError(f"a recipe has settings by name (task, model, data, ...), found {shortened(settings)}")
+        settings = with_default_loss(settings)
         for override in overrides:
             settings = overridden(settings, *split_override(override))
         return completed(read_record(Recipe, settings), path.resolve().parent)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise RecipeFileError(f"{path}: {error}") from None
+
+
+def with_default_loss(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings that say the loss by which a recipe without one is trained: settings on top add to it, or take it away.
+
+    For pose the model computes its own.
+    """
+    if settings.get("loss") or settings.get("task") == "pose":
+        return settings
+    return {**settings, "loss": DEFAULT}
 
 
 def recipe_path(source: str | Path) -> Path:
