@@ -1,6 +1,7 @@
 """The small parts of training: accumulation window, memory advice, early stopping, whole directories, signals."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -14,12 +15,13 @@ from accelerate.utils import GradientAccumulationPlugin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from training_models import recipe
 
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.evaluation import Subject, own_batches, read_ahead
 from hf_vit_seg.training.interruption import StopRequest
 from hf_vit_seg.training.measures import MEASURES
-from hf_vit_seg.training.memory import OutOfMemory, is_out_of_memory
+from hf_vit_seg.training.memory import OutOfMemory, is_out_of_memory, training_advice
 from hf_vit_seg.training.recipe import EarlyStopRecipe
 from hf_vit_seg.training.standing import Standing
 from hf_vit_seg.training.trial_steps import largest_batch_size, measured_batch_size, unreached_parameters
@@ -145,6 +147,13 @@ def test_scattered_weights_come_together_in_a_copy():
 def test_errors_about_memory_are_recognised(error):
     assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+@given(size=st.integers(2, 100), accumulation=st.integers(1, 8))
+def test_the_advice_keeps_the_samples_of_a_step(size, accumulation):
+    said = training_advice(recipe(loop={"steps": 1, "batch_size": size, "accumulation": accumulation}))
+    lower, passes = map(int, re.search(r"such as loop\.batch_size=(\d+) loop\.accumulation=(\d+)", said).groups())
+    assert lower < size and lower * passes == size * accumulation
 
 
 def test_torch_s_own_error_on_a_cpu_is_recognised():

@@ -5,6 +5,7 @@ of the weights and a manifest. Nothing is unpickled that could be code: accelera
 but not objects registered with it, which is why the average has a file of its own.
 """
 
+import hashlib
 import json
 import pickle
 import platform
@@ -19,10 +20,9 @@ from accelerate.utils import load
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hf_vit_seg.records import Record, RecordError, read_record, shortened
+from hf_vit_seg.data.datasets import RawDataset
+from hf_vit_seg.records import Record, RecordError, read_record
 
-from .recipe import Recipe
-from .recipe_files import differences
 from .standing import Standing
 from .whole_directories import empty_temporary, put_in_place, remove_whole, replace_file, temporary_name
 
@@ -34,6 +34,21 @@ PACKAGES = ("hf_vit_seg", "torch", "transformers", "accelerate")
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be gone on from, and why."""
+
+
+class DataMark(Record):
+    """By what training data are known again: how many samples, and a hash of their names in their order."""
+
+    samples: int
+    names: str
+
+
+def mark_of(dataset: RawDataset) -> DataMark:
+    """The mark of a split."""
+    names = hashlib.blake2b(digest_size=8)
+    for index in range(len(dataset)):
+        names.update(dataset.name(index).encode() + b"\0")
+    return DataMark(samples=len(dataset), names=names.hexdigest())
 
 
 class Manifest(Record):
@@ -52,6 +67,7 @@ class Manifest(Record):
     recent: tuple[float, ...] = ()
     seconds: float = 0.0
     recipe: dict[str, Any]
+    data: DataMark
     versions: dict[str, str] = {}
 
     @property
@@ -122,22 +138,6 @@ def read_manifest(checkpoint: Path) -> Manifest:
         return read_record(Manifest, json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, RecordError) as error:
         raise CheckpointError(f"{checkpoint} is no checkpoint of this version: {error}") from None
-
-
-def refuse_other_run(checkpoint: Path, manifest: Manifest, recipe: Recipe, processes: int) -> None:
-    """CheckpointError unless the checkpoint belongs to this resolved recipe and to as many processes."""
-    if manifest.processes != processes:
-        raise CheckpointError(
-            f"{checkpoint} was written by {manifest.processes} processes and this run has {processes}: start as many, "
-            "or begin anew with --overwrite"
-        )
-    if differing := differences(recipe, Recipe.model_validate(manifest.recipe)):
-        name, (now, then) = next(iter(differing.items()))
-        others = f" (and {len(differing) - 1} more settings differ)" if len(differing) > 1 else ""
-        raise CheckpointError(
-            f"{checkpoint} was written with {name} = {shortened(then)}, and the recipe says {shortened(now)}{others}: "
-            "set it back to go on, or begin anew with --overwrite"
-        )
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: Any) -> None:

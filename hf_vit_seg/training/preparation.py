@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from warnings import filterwarnings
@@ -29,7 +30,8 @@ from hf_vit_seg.data.transforms import TransformContext, read_pipeline
 from hf_vit_seg.records import RecordError
 
 from .averaging import WeightAverage
-from .checkpoints import Manifest
+from .checkpoints import DataMark, Manifest, mark_of
+from .continuation import continuation_notes, refuse_other_data
 from .interruption import leave_signals_to_parent
 from .losses import described
 from .measures import refuse_unmeasurable
@@ -55,6 +57,11 @@ class Data:
 
     train: RawDataset
     validation: RawDataset | None
+
+    @cached_property
+    def mark(self) -> DataMark:
+        """By what the training split is known again."""
+        return mark_of(self.train)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -140,6 +147,8 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     refuse_scattered_average(recipe, accelerator)
     set_seed(recipe.seed)
     data = open_data(recipe)
+    if start is not None:
+        refuse_other_data(start, data.mark)
     counts, warnings = on_main_process(accelerator, lambda: look_at(recipe, data, facts))
     built = build(recipe, accelerator, data)
     model = prepare_for_training(built.model, recipe.model)
@@ -149,8 +158,9 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     dataset, collator = training_set(recipe, data, built)
     sample = collator([dataset[Draw(0, 0, 0)]])
     notes = [*warnings, *built.notes, *loss_notes(recipe), *without_unreached(accelerator, model, objective, sample)]
-    size = start.batch_size if start else chosen_batch_size(recipe, accelerator, model, objective, sample, len(dataset))
+    size = chosen_batch_size(recipe, accelerator, model, objective, sample, len(dataset))
     recipe = resolved(recipe, accelerator, size)
+    notes += continuation_notes(start, recipe) if start else []
     if recipe.model.norm == "sync":
         model = synchronised(model)
     steps = step_count(recipe, accelerator, len(dataset))

@@ -25,7 +25,8 @@ from .yaml_dialect import parse, text_of
 
 SPLITS = ("train", "validation", "test")
 PATHS = ("images", "masks", "file", "root", "annotations", "name")  # settings of sources that may be paths
-# What may differ between a run and its continuation: where and how often things are written, and how long it lasts.
+# What may differ between a run and its continuation: where and how often things are written and measured, how long it
+# lasts, and how a step is gone through.
 FREE_TO_CHANGE = (
     "name",
     "output",
@@ -33,9 +34,11 @@ FREE_TO_CHANGE = (
     "loop.steps",
     "loop.epochs",
     "loop.log_every",
+    "loop.evaluate_every",
     "loop.checkpoint_every",
     "loop.keep_checkpoints",
-    "evaluation.samples",
+    "evaluation",
+    "model.gradient_checkpointing",
     "data.workers",
     "data.cache",
 )
@@ -164,9 +167,17 @@ def recipe_text(recipe: Recipe) -> str:
 
 def differences(recipe: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
     """Settings in which two recipes differ, by dotted name, except those that a continued run is free to change."""
-    ours, theirs = flat(plain(recipe)), flat(plain(other))
-    names = [name for name in {**ours, **theirs} if not name.startswith(FREE_TO_CHANGE)]
-    return {name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)}
+    ours, theirs = deciding(recipe), deciding(other)
+    return {
+        name: (ours.get(name), theirs.get(name)) for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)
+    }
+
+
+def deciding(recipe: Recipe) -> dict[str, Any]:
+    """The settings that decide what becomes of a run: of batch size and accumulation their product alone."""
+    settings = {name: value for name, value in flat(plain(recipe)).items() if not name.startswith(FREE_TO_CHANGE)}
+    size, passes = settings.pop("loop.batch_size"), settings.pop("loop.accumulation")
+    return settings | {"loop.batch_size * loop.accumulation": size if size == "auto" else size * passes}
 
 
 def flat(settings: Any, place: str = "") -> dict[str, Any]:

@@ -18,10 +18,10 @@ from .checkpoints import (
     installed_versions,
     load_checkpoint,
     read_manifest,
-    refuse_other_run,
     save_checkpoint,
     write_manifest,
 )
+from .continuation import continued_standing, refuse_other_run
 from .evaluation import Subject, random_state_kept, report_of
 from .evaluation_pictures import write_sample_pictures
 from .interruption import StopRequest
@@ -34,6 +34,7 @@ from .progress import Progress
 from .recipe import Recipe
 from .run_directory import RunDirectory, write_model_directory
 from .run_log import RunLog
+from .schedules import set_rates
 from .standing import Standing
 from .task_evaluations import evaluate
 from .whole_weights import share_buffers, whole_model
@@ -63,7 +64,7 @@ class Run:
         self.parts, self.directory = parts, directory
         self.recipe, self.accelerator = parts.recipe, parts.accelerator
         self.step = start.step if start else 0
-        self.standing = start.standing if start else Standing()
+        self.standing = continued_standing(start, self.recipe) if start else Standing()
         self.recent = list(start.recent) if start else []
         self.looked_after = start.looked_after if start else True
         self.seconds = start.seconds if start else 0.0
@@ -235,6 +236,7 @@ class Run:
             recent=tuple(self.recent),
             seconds=self.seconds,
             recipe=self.recipe.model_dump(mode="json"),
+            data=self.parts.data.mark,
             versions=installed_versions(),
         )
 
@@ -261,7 +263,8 @@ def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, over
     start = None if checkpoint is None else read_manifest(checkpoint)
     if checkpoint is not None and start is not None:
         size = start.batch_size if recipe.loop.batch_size == "auto" else recipe.loop.batch_size
-        refuse_other_run(checkpoint, start, resolved(recipe, accelerator, size), accelerator.num_processes)
+        recipe = resolved(recipe, accelerator, size)
+        refuse_other_run(checkpoint, start, recipe, accelerator.num_processes)
     parts = prepare(recipe, accelerator, directory.facts, start)
     if accelerator.is_main_process:
         directory.make_ready(resume)
@@ -270,6 +273,7 @@ def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, over
     run = Run(parts, directory, start)
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, parts.average)
+        set_rates(parts.schedule.scheduler)
     try:
         ending = run.train()
         if ending is not Ending.interrupted and recipe.data.test is not None:
