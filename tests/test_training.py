@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hf_vit_seg.records import RecordError
 from hf_vit_seg.training import preparation
 from hf_vit_seg.training import run as run_module
 from hf_vit_seg.training.checkpoints import checkpoints
-from hf_vit_seg.training.console import STOPPED, evaluate_command, sentence_of, train_command
+from hf_vit_seg.training.console import STOPPED, evaluate_command, in_sentences, sentence_of, train_command
 from hf_vit_seg.training.measures import MEASURES
 from hf_vit_seg.training.memory import OutOfMemory
 from hf_vit_seg.training.model_evaluation import evaluate_model
@@ -422,6 +423,60 @@ def test_a_second_ctrl_c_ends_at_once(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_module, "accumulate", interrupted)
     assert train_command(str(recipe), [], tmp_path / "run", resume=False, overwrite=False) == STOPPED
     assert "--resume" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("process", "name"), [("0", " (process 0)"), ("1", " (process 1)"), (None, "")])
+def test_an_error_is_told_by_the_process_that_has_it(monkeypatch, capsys, process, name):
+    for variable, value in (("WORLD_SIZE", process and "2"), ("RANK", process)):
+        monkeypatch.setenv(variable, value) if value else monkeypatch.delenv(variable, raising=False)
+
+    def told(error):
+        def failing():
+            raise error
+
+        assert in_sentences(failing) == 2
+        return capsys.readouterr().err
+
+    assert told(ValueError("a.png: cannot be read")) == f"hf-vit-seg{name}: a.png: cannot be read\n"
+    assert bool(told(preparation.PreparationError("as the main process says"))) == (process != "1")
+
+
+# Files may not become larger than a checkpoint's any more, after the first step.
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from hf_vit_seg.training import run
+from hf_vit_seg.training.console import train_command
+recipe, out, limit, *settings = sys.argv[1:]
+take_step = run.Run.take_step
+def filling(self, window, request):
+    if self.step == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
+    return take_step(self, window, request)
+run.Run.take_step = filling
+sys.exit(train_command(recipe, settings, Path(out), False, False))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the system does not limit files")
+@pytest.mark.parametrize(
+    ("limit", "overrides", "what"),
+    [
+        ("50000", ["loop.checkpoint_every=1"], "checkpoints/step-000002"),
+        ("50000", ["loop.evaluate_every=2", "loop.checkpoint_every=5"], "best"),
+    ],
+)
+def test_a_full_disk_is_told_in_a_sentence(recipe, tmp_path, limit, overrides, what):
+    (tmp_path / "full.py").write_text(FULL_DISK)
+    out = tmp_path / "run"
+    said = finish(start([str(recipe), str(out), limit, *overrides], script=str(tmp_path / "full.py")), expected=2)
+    assert f"hf-vit-seg: {out / what} cannot be written: " in said and "Traceback" not in said
+    assert not list(out.rglob(".tmp-*"))
+    if what == "best":
+        assert "there is no whole checkpoint yet" in said
+        return
+    assert f"the last whole checkpoint is {out}/checkpoints/step-000001; go on with" in said
+    assert run(recipe, out, *overrides, resume=True) is Ending.finished
 
 
 def test_errors_of_loader_processes_are_one_sentence_too():

@@ -24,7 +24,14 @@ from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.records import Record, RecordError, read_record
 
 from .standing import Standing
-from .whole_directories import empty_temporary, put_in_place, remove_whole, replace_file, temporary_name
+from .whole_directories import (
+    empty_temporary,
+    put_in_place,
+    remove_whole,
+    replace_file,
+    temporary_name,
+    written,
+)
 
 MANIFEST, AVERAGE = "manifest.json", "average.safetensors"
 # What torch, safetensors and accelerate raise for files that are damaged, of something else, or would run code.
@@ -88,22 +95,23 @@ def installed_versions() -> dict[str, str]:
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, manifest: Manifest, average: Any, keep: int) -> Path:
-    """Write `folder`/step-000100 and remove all but the `keep` newest; called by all processes."""
+    """Write `folder`/step-000100 and remove all but the `keep` newest; called by all processes. WriteError."""
     target = place(folder, manifest)
-    if accelerator.is_main_process:
-        empty_temporary(target)
-    accelerator.wait_for_everyone()
-    temporary = temporary_name(target)
-    accelerator.save_state(str(temporary))
-    if average is not None and accelerator.is_main_process:
-        save_file({name: tensor.contiguous() for name, tensor in average.state_dict().items()}, temporary / AVERAGE)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (temporary / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
-        put_in_place(target)
-        for old in checkpoints(folder)[:-keep]:
-            remove_whole(old)
-    accelerator.wait_for_everyone()
+    with written(target):
+        if accelerator.is_main_process:
+            empty_temporary(target)
+        accelerator.wait_for_everyone()
+        temporary = temporary_name(target)
+        accelerator.save_state(str(temporary))
+        if average is not None and accelerator.is_main_process:
+            save_file({name: tensor.contiguous() for name, tensor in average.state_dict().items()}, temporary / AVERAGE)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            (temporary / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+            put_in_place(target)
+            for old in checkpoints(folder)[:-keep]:
+                remove_whole(old)
+        accelerator.wait_for_everyone()
     return target
 
 
