@@ -96,6 +96,7 @@ def test_rows_are_filled_with_their_defaults(recipe):
         ("stepz=3", r"stepz is no known setting"),
         ("loop.stepz=3", r"loop\.stepz is no known setting; did you mean 'steps'\?"),
         ("loop.steps=many", r"loop\.steps should be"),
+        ("loop.batch_size=0", r"loop\.batch_size: 1 or more, or auto; found 0"),
         ("loop.epochs=3", r"either steps or epochs"),
         ("data.trainn.kind=folders", r"data\.trainn is no known setting; did you mean 'train'\?"),
         ("data.train.kind=folder", r"no data source called 'folder'; did you mean 'folders'\?"),

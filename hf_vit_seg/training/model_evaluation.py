@@ -36,7 +36,8 @@ def evaluate_model(model: str, recipe: Recipe, split: str, out: Path) -> Metrics
     refuse_unmeasurable(recipe, dataset.class_table.names)
     loaded, processor = load_task_model(model, recipe.task), load_processor(model)
     check_classes(loaded, dataset, model)
-    prepared = accelerator.prepare_model(loaded, evaluation_mode=True)
+    # Of itself accelerate leaves a model where it is if weights are scattered, which this one's are not.
+    prepared = accelerator.prepare_model(loaded, device_placement=True, evaluation_mode=True)
     subject = Subject(prepared, processor, recipe, accelerator)
     report = report_of(evaluate(subject, dataset), recipe, dataset.class_table.names, split)
     if accelerator.is_main_process:

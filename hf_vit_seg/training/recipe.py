@@ -5,7 +5,7 @@ Sizes are (height, width). What a table's row may say (data sources, transforms,
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hf_vit_seg.records import Record
 
@@ -134,6 +134,13 @@ class LoopRecipe(Record):
     checkpoint_every: int | None = Field(default=None, ge=1)  # steps; None: at evaluations
     keep_checkpoints: int = Field(default=2, ge=1)
     deterministic: bool = False  # torch's deterministic algorithms on a GPU
+
+    @field_validator("batch_size")
+    @classmethod
+    def _one_image_at_least(cls, size: int | str) -> int | str:
+        if isinstance(size, int) and size < 1:
+            raise ValueError(f"1 or more, or auto; found {size}")
+        return size
 
     @model_validator(mode="after")
     def _one_length(self) -> "LoopRecipe":
