@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DeepSpeedPlugin, DistributedType
 from accelerate.utils import GradientAccumulationPlugin
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +18,7 @@ from torch import nn
 from training_models import recipe
 
 from hf_vit_seg.records import RecordError
+from hf_vit_seg.training.deepspeed_settings import refuse_stage_3, settle_deepspeed
 from hf_vit_seg.training.evaluation import Subject, own_batches, read_ahead
 from hf_vit_seg.training.interruption import StopRequest
 from hf_vit_seg.training.measures import MEASURES
@@ -130,6 +131,20 @@ def test_scattered_weights_come_together_in_a_copy():
     recipe = SimpleNamespace(loop=SimpleNamespace(ema=object()))
     with pytest.raises(RecordError, match=r"loop\.ema: .* FSDP"):
         refuse_scattered_average(recipe, scattering)
+
+
+def test_deepspeed_accumulates_and_clips_as_the_recipe_says():
+    plugin = DeepSpeedPlugin(hf_ds_config={"zero_optimization": {"stage": 2}, "gradient_clipping": 3.0})
+    accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
+    refuse_stage_3(accelerator)
+    for clip_norm in (0.5, None):
+        loop = {"steps": 1, "batch_size": 2, "accumulation": 4, "clip_norm": clip_norm}
+        settle_deepspeed(accelerator, recipe(loop=loop))
+        names = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+        assert [plugin.get_value(name) for name in names] == [2, 4, clip_norm or 0]
+    accelerator.state.deepspeed_plugin = DeepSpeedPlugin(zero_stage=3)
+    with pytest.raises(RecordError, match="stage 3"):
+        refuse_stage_3(accelerator)
 
 
 # Memory

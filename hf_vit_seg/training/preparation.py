@@ -32,6 +32,7 @@ from hf_vit_seg.records import RecordError
 from .averaging import WeightAverage
 from .checkpoints import DataMark, Manifest, mark_of
 from .continuation import continuation_notes, refuse_other_data
+from .deepspeed_settings import refuse_stage_3, settle_deepspeed
 from .interruption import leave_signals_to_parent
 from .losses import described
 from .measures import refuse_unmeasurable
@@ -145,6 +146,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     if recipe.loop.deterministic:
         torch.use_deterministic_algorithms(True)
     refuse_scattered_average(recipe, accelerator)
+    refuse_stage_3(accelerator)
     set_seed(recipe.seed)
     data = open_data(recipe)
     if start is not None:
@@ -168,6 +170,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     optimizer = build_optimizer(model, recipe.optimizer)
     schedule = build_schedule(optimizer, recipe.schedule, steps)
     loader = stream_loader(recipe, accelerator, dataset, collator, start.step if start else 0, steps)
+    settle_deepspeed(accelerator, recipe)
     model, optimizer, schedule, loader = accelerator.prepare(model, optimizer, schedule, loader)
     set_seed(recipe.seed, device_specific=True)  # each process drops out other units
     return Ingredients(
@@ -281,8 +284,6 @@ def stream_loader(
 ) -> DataLoader[Any]:
     """The batches of all processes from behind step `start` to the last; accelerate deals them out in turn."""
     assert recipe.loop.batch_size != "auto"
-    if accelerator.state.deepspeed_plugin is not None:  # it cannot see the size of a batch in the sampler
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = recipe.loop.batch_size
     dataset.raw.preload()
     each = samples_per_step(recipe, accelerator)
     sampler = StreamSampler(len(dataset), recipe.seed, recipe.loop.batch_size, start * each, steps * each)
