@@ -1,6 +1,7 @@
 """Low-rank adapters train, are saved multiplied in or beside, and load as what was trained."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -150,10 +151,12 @@ def test_averaged_adapters_are_what_is_merged(tmp_path):
     torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_adapters_live_with_recomputed_activations(tmp_path):
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_adapters_live_with_recomputed_activations(name, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # to caplog
     gradients = []
     for checkpointing in (False, True):
-        save(tmp_path, "vit")
+        save(tmp_path, name, **FIELDS.get(name, {}))
         wanted = recipe({"from_pretrained": str(tmp_path), "lora": {}, "gradient_checkpointing": checkpointing})
         torch.manual_seed(0)
         model = prepare_for_training(build_model(wanted, NEW).model, wanted.model)
@@ -161,6 +164,7 @@ def test_adapters_live_with_recomputed_activations(tmp_path):
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+    assert not caplog.records  # such as that gradients could not flow back through the embeddings
 
 
 def test_target_modules_may_be_named(tmp_path):

@@ -109,6 +109,17 @@ def test_registered_with_the_auto_classes(name, auto, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "auto"), BUILT)
+def test_the_input_embeddings_are_the_first_to_see_the_image(name, auto):
+    model, seen = build(name, auto), []
+    for module in model.modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_hook(lambda module, *_: seen.append(module))
+    with torch.no_grad():
+        model(images(name))
+    assert seen[0] in model.get_input_embeddings().modules()
+
+
+@pytest.mark.parametrize(("name", "auto"), BUILT)
 def test_any_size_any_batch(name, auto):
     model = build(name, auto)
     for size in CASES[name].sizes:

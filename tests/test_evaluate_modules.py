@@ -122,6 +122,22 @@ def test_wrong_maps_are_refused(predictions, references, message):
         load("mean_iou").compute(predictions=predictions, references=references, num_labels=5)
 
 
+def test_what_is_refused_leaves_nothing_behind():
+    metric, right, wrong = load("mean_iou"), [[0, 1]], [[1, 0]]
+    with pytest.raises(MetricError, match="predictions hold 1"):
+        metric.compute(predictions=[right], references=[right], num_labels=1)
+    assert metric.compute(predictions=[wrong], references=[right], num_labels=2)["overall_accuracy"] == 0
+    metric.add_batch(predictions=[wrong], references=[right])
+    for maps, message in (
+        ([right, [[300, 0]]], "values="),
+        ([right, right, right], r"3 predictions for 2 references$"),
+    ):
+        with pytest.raises(MetricError, match=message):
+            metric.add_batch(predictions=maps, references=[right, right])
+    assert len(metric) == 1
+    assert metric.compute(num_labels=2)["overall_accuracy"] == 0
+
+
 def test_many_values_are_settled_when_loading():
     metric = load("mean_iou", values=400, ignore_index=65535)
     maps = torch.tensor([[[399, 0, 5]]])

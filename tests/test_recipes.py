@@ -96,6 +96,7 @@ def test_rows_are_filled_with_their_defaults(recipe):
         ("stepz=3", r"stepz is no known setting"),
         ("loop.stepz=3", r"loop\.stepz is no known setting; did you mean 'steps'\?"),
         ("loop.steps=many", r"loop\.steps should be"),
+        ("loop.batch_size=0", r"loop\.batch_size: 1 or more, or auto; found 0"),
         ("loop.epochs=3", r"either steps or epochs"),
         ("data.trainn.kind=folders", r"data\.trainn is no known setting; did you mean 'train'\?"),
         ("data.train.kind=folder", r"no data source called 'folder'; did you mean 'folders'\?"),
@@ -172,8 +173,28 @@ def test_overrides_reach_everywhere(recipe):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "terms"),
+    [
+        ([], ["cross_entropy"]),
+        (["loss.dice.weight=0.5"], ["cross_entropy", "dice"]),
+        (["loss.dice.weight=0.5", "loss.cross_entropy=null"], ["dice"]),
+        (["loss={lovasz: }"], ["lovasz"]),
+    ],
+)
+def test_terms_of_the_loss_are_added_and_taken_away(recipe, overrides, terms):
+    loss = load_recipe(recipe, overrides).loss
+    assert list(loss) == terms and all(row["weight"] > 0 for row in loss.values())
+
+
+def test_the_loss_of_pose_is_the_model_s():
+    assert load_recipe("coco_pose_mini").loss == {}
+
+
+@pytest.mark.parametrize(
     ("override", "said"),
     [
+        ("loss.dice=null", r"loss\.dice cannot be taken away: the terms are cross_entropy"),
+        ("loss.cross_entropy=null", r"one stays; add another before"),
         ("loop.steps", r"write NAME=VALUE"),
         ("=3", r"write NAME=VALUE"),
         ("loop.steps=[3", r"no value in YAML"),

@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 from tiny_runs import finish, log, run, settings, start, weights, write_data, write_recipe
 
 from hf_vit_seg.training.checkpoints import CheckpointError, checkpoints, read_manifest
+from hf_vit_seg.training.memory import OutOfMemory
+from hf_vit_seg.training.recipe_overrides import overridden
 from hf_vit_seg.training.run import Ending
+from hf_vit_seg.training.yaml_dialect import parse
 
 # Dies as by `kill -9` in the middle of a step, after what the step's number says.
 KILLED = """
@@ -115,7 +118,9 @@ def test_killed_and_resumed_is_as_never_stopped(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_resumed_with_two_processes(recipe, tmp_path):
+    """With BatchNorm, of which each process has running statistics of its own."""
     (tmp_path / "killed.py").write_text(KILLED)
+    recipe = write_recipe(tmp_path, overridden(parse(recipe.read_text()), ["model", "norm"], "batch"))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     finish(start([str(recipe), "--out", str(whole)], processes=2))
     finish(start([str(recipe), str(parts), "7"], processes=2, script=str(tmp_path / "killed.py")), expected=1)
@@ -164,6 +169,25 @@ def test_an_evaluation_that_was_due_when_stopped_is_made_up_for(recipe, tmp_path
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_an_evaluation_that_fails_loses_no_step(recipe, tmp_path, monkeypatch):
+    from hf_vit_seg.training import run as module
+
+    every = "loop.checkpoint_every=null"  # at evaluations
+    run(recipe, tmp_path / "whole", every)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_sample_pictures", full)
+        with pytest.raises(OutOfMemory):
+            run(recipe, tmp_path / "parts", every)
+    manifest = read_manifest(checkpoints(tmp_path / "parts" / "checkpoints")[-1])
+    assert (manifest.step, manifest.looked_after) == (4, False)
+    run(recipe, tmp_path / "parts", every, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def full(*arguments):
+    raise OutOfMemory("memory ran out")
+
+
 def test_a_run_may_be_made_longer(recipe, checkpoint):
     out = checkpoint.parent.parent
     assert run(recipe, out, "loop.steps=3", "loop.log_every=1", "loop.keep_checkpoints=1", resume=True)
@@ -184,7 +208,7 @@ def test_resuming_a_finished_run_leaves_it_as_it_is(recipe, checkpoint):
     ("override", "named"),
     [
         ("optimizer.learning_rate=2e-3", r"optimizer\.learning_rate = 0\.001, and the recipe says 0\.002"),
-        ("loop.batch_size=4", r"loop\.batch_size = 3, and the recipe says 4"),
+        ("loop.batch_size=4", r"loop\.batch_size \* loop\.accumulation = 3, and the recipe says 4"),
         ("transforms.0.random_crop.size=[40,40]", r"transforms\.0\.random_crop\.size\.0 = 32"),
         ("model.freeze=[encoder]", r"model\.freeze"),
         ("seed=1", r"seed = 0"),
@@ -198,6 +222,59 @@ def test_a_checkpoint_of_another_recipe_is_refused(recipe, checkpoint, override,
 def test_other_settings_than_the_state_s_may_change(recipe, checkpoint):
     free = ["loop.log_every=3", "loop.keep_checkpoints=1", "data.workers=1", "evaluation.samples=0", "name=other"]
     assert run(recipe, checkpoint.parent.parent, "loop.steps=2", *free, resume=True) is Ending.finished
+
+
+@pytest.mark.parametrize(
+    ("overrides", "note"),
+    [
+        (["loop.batch_size=1", "loop.accumulation=3"], "loop.batch_size = 1 (was 3): from here on the run is not bit"),
+        (
+            ["model.gradient_checkpointing=true"],
+            "model.gradient_checkpointing = True (was False): from here on the run",
+        ),
+        (["evaluation.protocol.window=[32,32]"], "the best model so far is not compared"),
+        (["evaluation.batch_size=2", "loop.evaluate_every=1"], ""),
+    ],
+)
+def test_what_needs_less_memory_may_change(recipe, checkpoint, capsys, overrides, note):
+    out = checkpoint.parent.parent
+    assert run(recipe, out, "loop.steps=3", *overrides, resume=True) is Ending.finished
+    noted = " ".join(capsys.readouterr().err.split())
+    assert "loop.steps = 3 (was 2): from here on the learning rate is that of a run of this length" in noted
+    assert note in noted and noted.count("from here on the run is not") == note.count("from here on") * len(overrides)
+
+
+def test_a_best_model_is_not_compared_with_those_that_are_measured_otherwise(recipe, checkpoint):
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"standing": {"best": 2.0, "best_step": 1}}))
+    shutil.copytree(checkpoint.parent.parent, checkpoint.parent.parent.with_name("other"))
+    for out, overrides in (
+        (checkpoint.parent.parent, []),
+        (checkpoint.parent.parent.with_name("other"), ["evaluation.measure=mean_dice"]),
+    ):
+        run(recipe, out, "loop.steps=3", *overrides, resume=True)
+        assert (read_manifest(checkpoints(out / "checkpoints")[-1]).standing.best_step == 3) == bool(overrides)
+
+
+def test_a_longer_run_has_the_rates_of_its_own_schedule(recipe, checkpoint, tmp_path):
+    every = "loop.log_every=1"
+    run(recipe, checkpoint.parent.parent, "loop.steps=4", every, resume=True)
+    run(recipe, tmp_path / "whole", "loop.steps=4", every)
+    assert log(checkpoint.parent.parent, "learning_rate")[-2:] == log(tmp_path / "whole", "learning_rate")[-2:]
+
+
+@pytest.mark.parametrize(("change", "found"), [("add", "there are 11"), ("rename", "other names")])
+def test_a_checkpoint_of_other_data_is_refused(tmp_path, change, found):
+    data = write_data(tmp_path / "data")
+    recipe = write_recipe(tmp_path, settings(data))
+    run(recipe, tmp_path / "run", "loop.steps=1")
+    for kind in ("images", "masks"):
+        path = data / "train" / kind / "00.png"
+        shutil.copy(path, path.with_name("99.png"))
+        if change == "rename":
+            path.unlink()
+    with pytest.raises(CheckpointError, match=rf"step 1 was written with 10 samples .* {found}"):
+        run(recipe, tmp_path / "run", "loop.steps=2", resume=True)
 
 
 def test_a_checkpoint_of_other_processes_is_refused(recipe, checkpoint):

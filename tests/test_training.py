@@ -3,12 +3,15 @@
 import json
 import math
 import multiprocessing
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_runs import (
     finish,
     forget_accelerate,
@@ -28,9 +31,11 @@ from hf_vit_seg.data.image_files import ImageFileError
 from hf_vit_seg.data.sources import SourceError
 from hf_vit_seg.inference import Segmenter
 from hf_vit_seg.records import RecordError
+from hf_vit_seg.training import preparation
 from hf_vit_seg.training import run as run_module
 from hf_vit_seg.training.checkpoints import checkpoints
-from hf_vit_seg.training.console import STOPPED, evaluate_command, sentence_of, train_command
+from hf_vit_seg.training.console import STOPPED, evaluate_command, in_sentences, sentence_of, train_command
+from hf_vit_seg.training.measures import MEASURES
 from hf_vit_seg.training.memory import OutOfMemory
 from hf_vit_seg.training.model_evaluation import evaluate_model
 from hf_vit_seg.training.recipe_files import load_recipe
@@ -46,6 +51,46 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def recipe(data, tmp_path) -> Path:
     return write_recipe(tmp_path, settings(data))
+
+
+# Keeps the weights that each process measures.
+NOTING = """
+import sys
+from pathlib import Path
+from safetensors.torch import save_file
+from hf_vit_seg.training import run
+from hf_vit_seg.training.console import train_command
+recipe, out, *settings = sys.argv[1:]
+evaluate = run.evaluate
+def noting(subject, dataset):
+    save_file(subject.model.state_dict(), Path(out) / f"measured_{subject.accelerator.process_index}.safetensors")
+    return evaluate(subject, dataset)
+run.evaluate = noting
+sys.exit(train_command(recipe, settings, Path(out), False, False))
+"""
+
+
+# FSDP2, as accelerate's own questions answered by default say; which has it for devices alone, so that CPUs are some.
+SCATTERING = """
+import os, sys
+from pathlib import Path
+from accelerate import DistributedType
+from accelerate.state import PartialState
+os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+begin = PartialState.__init__
+def begin_on_devices(self, *arguments, **settings):
+    begin(self, *arguments, **settings)
+    if self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = DistributedType.MULTI_GPU
+PartialState.__init__ = begin_on_devices
+from accelerate import Accelerator
+from hf_vit_seg.training.console import train_command
+recipe, out, *settings = sys.argv[1:]
+code = train_command(recipe, settings, Path(out), True, False)
+assert Accelerator().distributed_type == DistributedType.FSDP
+sys.exit(code)
+"""
 
 
 def difference(one: Path, other: Path) -> float:
@@ -75,6 +120,9 @@ def test_a_run_leaves_models_that_load_and_measure_as_it_said(recipe, tmp_path):
         forget_accelerate()
         found = evaluate_model(str(out / name), load_recipe(out / name / "recipe.yaml"), "validation", tmp_path / name)
         assert found.scores["mean_iou"] == said["scores"]["mean_iou"] > 0
+        assert (
+            tuple(name for name, value in found.scores.items() if isinstance(value, float)) == MEASURES["segmentation"]
+        )
         assert np.array_equal(found.confusion, said["confusion_matrix"])
     assert load_recipe(out / "recipe.yaml").loop.steps == 8
 
@@ -98,8 +146,6 @@ def test_the_average_is_what_is_saved(recipe, tmp_path):
 
 
 def load_average(checkpoint: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
     return load_file(checkpoint / "average.safetensors")
 
 
@@ -125,10 +171,8 @@ def test_two_classes_with_a_single_output(data, tmp_path):
     base = settings(data)
     base |= {"data": base["data"] | both, "model": base["model"] | {"single_output": True}}
     recipe = write_recipe(tmp_path, base)
-    assert (
-        run(recipe, tmp_path / "run", "loss.dice.weight=0.5", "loss.binary_cross_entropy.weight=1") is Ending.finished
-    )
-    out = tmp_path / "run"
+    out, losses = tmp_path / "run", ["loss.dice.weight=0.5", "loss.binary_cross_entropy.weight=1"]
+    assert run(recipe, out, *losses, "loss.cross_entropy=null") is Ending.finished
     model = AutoModelForSemanticSegmentation.from_pretrained(out / "best")
     assert model.config.id2label == {0: "shape"} and model.decode_head.classifier.out_channels == 1
     said = json.loads((out / "best" / "metrics.json").read_text())
@@ -171,6 +215,34 @@ def test_two_processes_are_one_with_the_doubled_batch(recipe, tmp_path):
     ]
     matrices = [json.loads((out / "last" / "metrics.json").read_text())["confusion_matrix"] for out in (one, two)]
     assert np.sum(matrices[0]) == np.sum(matrices[1])  # three pictures on two processes: each counts once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("average", ["null", "{decay: 0.5}"])
+def test_two_processes_measure_the_model_that_is_saved(recipe, tmp_path, average):
+    """With BatchNorm, of which each process has running statistics of its own."""
+    (tmp_path / "noting.py").write_text(NOTING)
+    command = [str(recipe), str(tmp_path / "run"), "model.norm=batch", "loop.steps=2", f"loop.ema={average}"]
+    finish(start(command, processes=2, script=str(tmp_path / "noting.py")))
+    saved = weights(tmp_path / "run" / "last")
+    for process in range(2):
+        measured = load_file(tmp_path / "run" / f"measured_{process}.safetensors")
+        assert measured.keys() == saved.keys()
+        assert all(torch.equal(measured[name], saved[name]) for name in saved)
+
+
+@pytest.mark.slow
+def test_scattered_weights_train_as_whole_ones(recipe, tmp_path):
+    """FSDP2 and DDP, with BatchNorm; the scattered run goes on from its checkpoint."""
+    (tmp_path / "scattering.py").write_text(SCATTERING)
+    same = ["model.norm=batch", "loop.steps=4", "schedule.name=constant", "optimizer.name=sgd"]
+    scattered, whole = tmp_path / "scattered", tmp_path / "whole"
+    finish(start([str(recipe), *same, "--out", str(whole)], processes=2))
+    for steps in (2, 4):
+        command = [str(recipe), str(scattered), *same, f"loop.steps={steps}"]
+        finish(start(command, processes=2, script=str(tmp_path / "scattering.py")))
+    assert log(scattered) == [(step, pytest.approx(loss, rel=1e-5)) for step, loss in log(whole)]
+    assert difference(scattered / "last", whole / "last") < 1e-5
 
 
 def test_workers_change_nothing(recipe, tmp_path):
@@ -261,6 +333,25 @@ def test_the_batch_size_is_found(recipe, tmp_path):
     assert load_recipe(tmp_path / "run" / "recipe.yaml").loop.batch_size == 8  # a power of two within ten pictures
 
 
+def test_norms_are_synchronised_behind_the_trial_steps(recipe, tmp_path, monkeypatch):
+    """Which each process takes by itself, on a CPU too: SyncBatchNorm refuses that, or waits for the others."""
+    tried = []
+
+    def try_out(model, *arguments):
+        tried.append(has_norm(model, torch.nn.SyncBatchNorm))
+        return 2
+
+    monkeypatch.setattr(preparation, "measured_batch_size", try_out)
+    loaded = load_recipe(recipe, ["model.norm=sync", "loop.batch_size=auto"])
+    accelerator = preparation.build_accelerator(loaded, tmp_path)
+    parts = preparation.prepare(loaded, accelerator, tmp_path / "facts.json", None)
+    assert tried == [False] and has_norm(parts.model, torch.nn.SyncBatchNorm)
+
+
+def has_norm(model: torch.nn.Module, kind: type) -> bool:
+    return any(isinstance(module, kind) for module in model.modules())
+
+
 def test_bad_data_are_refused_before_anything_is_written(data, tmp_path):
     changes = settings(data)
     changes["data"]["classes"] = ["ground", "disc"]
@@ -316,9 +407,31 @@ def test_an_evaluation_without_a_split_is_refused(data, tmp_path):
         run(write_recipe(tmp_path, changes), tmp_path / "run")
 
 
-def test_an_unknown_measure_is_refused(recipe, tmp_path):
-    with pytest.raises(RecordError, match=r"no 'mean_iuo' here; known are .*mean_iou"):
-        run(recipe, tmp_path / "run", "loop.steps=1", "evaluation.measure=mean_iuo")
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("evaluation.measure=mean_iuo", r"no 'mean_iuo' .* did you mean 'mean_iou'"),
+        ("evaluation.measure=accuracy", r"no 'accuracy'"),
+        ("evaluation.measure=mean_boundary_iou", r"no 'mean_boundary_iou'"),
+    ],
+)
+def test_an_unknown_measure_is_refused_before_the_first_step(recipe, tmp_path, override, reason):
+    with pytest.raises(RecordError, match=reason):
+        run(recipe, tmp_path / "run", override)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_keypoints_that_have_no_similarity_are_refused_before_the_first_step(tmp_path, split):
+    write_people(tmp_path, images=1, keypoints=5)
+    recipe = pose_recipe(tmp_path)
+    recipe["model"]["fields"] = {"pose_flip_pairs": [[1, 2]]}
+    del recipe["data"]["validation"]
+    run(write_recipe(tmp_path, recipe), tmp_path / "unmeasured")
+    recipe["data"][split] = recipe["data"]["train"]
+    with pytest.raises(RecordError, match=r"COCO's 17, these are 5"):
+        run(write_recipe(tmp_path, recipe), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # The console
@@ -327,7 +440,8 @@ def test_an_unknown_measure_is_refused(recipe, tmp_path):
 def test_commands_tell_results_and_refusals(recipe, tmp_path, capsys):
     out = tmp_path / "run"
     assert train_command(str(recipe), ["loop.steps=2"], out, resume=False, overwrite=False) == 0
-    told = capsys.readouterr().out
+    told, noted = capsys.readouterr()
+    assert "loss: cross_entropy" in noted
     assert "mIoU" in told and "disc" in told and f"hf-vit-seg predict {out / 'best'}" in told
     assert "3 images of the validation split" in told
     forget_accelerate()
@@ -349,6 +463,60 @@ def test_a_second_ctrl_c_ends_at_once(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_module, "accumulate", interrupted)
     assert train_command(str(recipe), [], tmp_path / "run", resume=False, overwrite=False) == STOPPED
     assert "--resume" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("process", "name"), [("0", " (process 0)"), ("1", " (process 1)"), (None, "")])
+def test_an_error_is_told_by_the_process_that_has_it(monkeypatch, capsys, process, name):
+    for variable, value in (("WORLD_SIZE", process and "2"), ("RANK", process)):
+        monkeypatch.setenv(variable, value) if value else monkeypatch.delenv(variable, raising=False)
+
+    def told(error):
+        def failing():
+            raise error
+
+        assert in_sentences(failing) == 2
+        return capsys.readouterr().err
+
+    assert told(ValueError("a.png: cannot be read")) == f"hf-vit-seg{name}: a.png: cannot be read\n"
+    assert bool(told(preparation.PreparationError("as the main process says"))) == (process != "1")
+
+
+# Files may not become larger than a checkpoint's any more, after the first step.
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from hf_vit_seg.training import run
+from hf_vit_seg.training.console import train_command
+recipe, out, limit, *settings = sys.argv[1:]
+take_step = run.Run.take_step
+def filling(self, window, request):
+    if self.step == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
+    return take_step(self, window, request)
+run.Run.take_step = filling
+sys.exit(train_command(recipe, settings, Path(out), False, False))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the system does not limit files")
+@pytest.mark.parametrize(
+    ("limit", "overrides", "what"),
+    [
+        ("50000", ["loop.checkpoint_every=1"], "checkpoints/step-000002"),
+        ("50000", ["loop.evaluate_every=2", "loop.checkpoint_every=5"], "best"),
+    ],
+)
+def test_a_full_disk_is_told_in_a_sentence(recipe, tmp_path, limit, overrides, what):
+    (tmp_path / "full.py").write_text(FULL_DISK)
+    out = tmp_path / "run"
+    said = finish(start([str(recipe), str(out), limit, *overrides], script=str(tmp_path / "full.py")), expected=2)
+    assert f"hf-vit-seg: {out / what} cannot be written: " in said and "Traceback" not in said
+    assert not list(out.rglob(".tmp-*"))
+    if what == "best":
+        assert "there is no whole checkpoint yet" in said
+        return
+    assert f"the last whole checkpoint is {out}/checkpoints/step-000001; go on with" in said
+    assert run(recipe, out, *overrides, resume=True) is Ending.finished
 
 
 def test_errors_of_loader_processes_are_one_sentence_too():
@@ -402,7 +570,7 @@ def test_classification(tmp_path):
     }
     run(write_recipe(tmp_path, recipe), tmp_path / "run")
     report = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
-    assert {"accuracy", "top_5_accuracy", "calibration_error"} <= report["scores"].keys()
+    assert tuple(report["scores"]) == MEASURES["classification"]
     assert report["images"] == 360 == np.sum(report["confusion_matrix"])
     assert report["scores"]["accuracy"] <= report["scores"]["top_5_accuracy"]
     forget_accelerate()
@@ -414,8 +582,17 @@ def test_classification(tmp_path):
 
 def test_pose(tmp_path):
     write_people(tmp_path, images=4)
-    source = {"kind": "coco_keypoints", "annotations": str(tmp_path / "people.json"), "images": str(tmp_path)}
-    recipe = {
+    run(write_recipe(tmp_path, pose_recipe(tmp_path)), tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
+    assert 0 <= report["scores"]["oks_ap"] <= 1
+    assert tuple(report["scores"]) == MEASURES["pose"]
+    assert report["images"] == 8
+    assert AutoModelForPoseEstimation.from_pretrained(tmp_path / "run" / "best").config.num_labels == 17
+
+
+def pose_recipe(folder: Path) -> dict[str, Any]:
+    source = {"kind": "coco_keypoints", "annotations": str(folder / "people.json"), "images": str(folder)}
+    return {
         "task": "pose",
         "model": {"architecture": "vit", "variant": "tiny"},
         "processor": {"size": {"height": 64, "width": 48}},
@@ -424,24 +601,20 @@ def test_pose(tmp_path):
         "loop": {"steps": 2, "batch_size": 3, "log_every": 1},
         "evaluation": {"batch_size": 2, "samples": 1},
     }
-    run(write_recipe(tmp_path, recipe), tmp_path / "run")
-    report = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
-    assert 0 <= report["scores"]["oks_ap"] <= 1
-    assert report["images"] == 8
-    assert AutoModelForPoseEstimation.from_pretrained(tmp_path / "run" / "best").config.num_labels == 17
 
 
-def write_people(folder: Path, images: int) -> None:
-    """Noise, with two persons of 17 keypoints in each picture."""
+def write_people(folder: Path, images: int, keypoints: int = 17) -> None:
+    """Noise, with two persons in each picture."""
     random = np.random.default_rng(0)
     annotations = []
     for number in range(images):
         Image.fromarray(random.integers(0, 255, (80, 100, 3), np.uint8)).save(folder / f"{number}.png")
         for place in (5, 50):
-            points = np.column_stack([random.integers(place, place + 40, 17), random.integers(10, 70, 17), [2] * 17])
+            x, y = random.integers(place, place + 40, keypoints), random.integers(10, 70, keypoints)
+            points = np.column_stack([x, y, [2] * keypoints])
             row = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0, "area": 2400.0}
             annotations.append(row | {"bbox": [place, 10, 40, 60], "keypoints": points.flatten().tolist()})
-    names = [f"point {number}" for number in range(17)]
+    names = [f"point {number}" for number in range(keypoints)]
     coco = {
         "images": [{"id": n, "file_name": f"{n}.png", "height": 80, "width": 100} for n in range(images)],
         "annotations": annotations,

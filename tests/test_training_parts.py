@@ -1,6 +1,7 @@
 """The small parts of training: accumulation window, memory advice, early stopping, whole directories, signals."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -9,16 +10,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DeepSpeedPlugin, DistributedType
 from accelerate.utils import GradientAccumulationPlugin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from training_models import recipe
 
 from hf_vit_seg.records import RecordError
+from hf_vit_seg.training.deepspeed_settings import refuse_stage_3, settle_deepspeed
 from hf_vit_seg.training.evaluation import Subject, own_batches, read_ahead
 from hf_vit_seg.training.interruption import StopRequest
-from hf_vit_seg.training.memory import OutOfMemory, is_out_of_memory
+from hf_vit_seg.training.measures import MEASURES
+from hf_vit_seg.training.memory import OutOfMemory, is_out_of_memory, training_advice
 from hf_vit_seg.training.recipe import EarlyStopRecipe
 from hf_vit_seg.training.standing import Standing
 from hf_vit_seg.training.trial_steps import largest_batch_size, measured_batch_size, unreached_parameters
@@ -129,6 +133,20 @@ def test_scattered_weights_come_together_in_a_copy():
         refuse_scattered_average(recipe, scattering)
 
 
+def test_deepspeed_accumulates_and_clips_as_the_recipe_says():
+    plugin = DeepSpeedPlugin(hf_ds_config={"zero_optimization": {"stage": 2}, "gradient_clipping": 3.0})
+    accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
+    refuse_stage_3(accelerator)
+    for clip_norm in (0.5, None):
+        loop = {"steps": 1, "batch_size": 2, "accumulation": 4, "clip_norm": clip_norm}
+        settle_deepspeed(accelerator, recipe(loop=loop))
+        names = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+        assert [plugin.get_value(name) for name in names] == [2, 4, clip_norm or 0]
+    accelerator.state.deepspeed_plugin = DeepSpeedPlugin(zero_stage=3)
+    with pytest.raises(RecordError, match="stage 3"):
+        refuse_stage_3(accelerator)
+
+
 # Memory
 
 
@@ -144,6 +162,13 @@ def test_scattered_weights_come_together_in_a_copy():
 def test_errors_about_memory_are_recognised(error):
     assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+@given(size=st.integers(2, 100), accumulation=st.integers(1, 8))
+def test_the_advice_keeps_the_samples_of_a_step(size, accumulation):
+    said = training_advice(recipe(loop={"steps": 1, "batch_size": size, "accumulation": accumulation}))
+    lower, passes = map(int, re.search(r"such as loop\.batch_size=(\d+) loop\.accumulation=(\d+)", said).groups())
+    assert lower < size and lower * passes == size * accumulation
 
 
 def test_torch_s_own_error_on_a_cpu_is_recognised():
@@ -209,8 +234,9 @@ def test_early_stopping_counts_evaluations_without_enough_improvement():
     assert ends == [False, False, True, True, False]
 
 
-def test_of_an_error_the_smaller_is_the_better():
-    standing = Standing().after("loss", 0.5, 1).after("loss", 0.7, 2)
+@pytest.mark.parametrize("name", [name for names in MEASURES.values() for name in names if "error" in name])
+def test_of_an_error_the_smaller_is_the_better(name):
+    standing = Standing().after(name, 0.5, 1).after(name, 0.7, 2)
     assert (standing.best, standing.best_step, standing.fruitless) == (0.5, 1, 1)
 
 

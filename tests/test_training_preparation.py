@@ -75,13 +75,19 @@ def test_group_norm_is_refused_where_it_could_not_be_saved(tmp_path):
 def test_synchronised_norms_are_saved_as_batch_norms(name, tmp_path):
     model = built(name)
     expected = logits(copy.deepcopy(model))
-    prepared = prepare_for_training(model, model_recipe(norm="sync"))
+    prepared = synchronised(prepare_for_training(model, model_recipe()))
     assert norms(prepared, nn.SyncBatchNorm) and not norms(prepared)
     torch.testing.assert_close(logits(prepared), expected)
     prepared.save_pretrained(tmp_path)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
     assert norms(loaded) and not norms(loaded, nn.SyncBatchNorm)
     torch.testing.assert_close(logits(loaded), expected)
+
+
+def test_frozen_norms_are_held_when_synchronised():
+    model = synchronised(prepare_for_training(built("cvt"), model_recipe(freeze=(r"stages\.0\.",)))).train()
+    held = [norm.training for norm in norms(model, nn.SyncBatchNorm)]
+    assert held.count(False) == 3 and held.count(True) > 3  # of the first stage's layer: of queries, keys and values
 
 
 def test_synchronised_norms_are_refused_for_several_processes_on_a_cpu(monkeypatch):

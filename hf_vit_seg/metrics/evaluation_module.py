@@ -75,7 +75,7 @@ class StreamedMetric(evaluate.Metric):
         self.add_batch(**{name: [value] for name, value in sample.items()})
 
     def add_batch(self, *, predictions: Any = None, references: Any = None) -> None:
-        """Count some samples."""
+        """Count some samples; of samples among which one is refused none."""
         for title, given in (("predictions", predictions), ("references", references)):
             if given is None:
                 raise MetricError(f"{title} are missing")
@@ -83,15 +83,16 @@ class StreamedMetric(evaluate.Metric):
         self.samples += max(len(predictions), len(references))
 
     def compute(self, *, predictions: Any = None, references: Any = None, **settings: Any) -> dict[str, Any]:
-        """Scores of all that was added, and of what is given here. Afterwards the metric is empty."""
-        if predictions is not None or references is not None:
-            self.add_batch(predictions=predictions, references=references)
-        if not self.samples:
-            raise MetricError("there is nothing to measure: add predictions and references first")
-        scores = self.score(**settings)
-        self.samples = 0
-        self.restart()
-        return scores
+        """Scores of all that was added, and of what is given here. Afterwards, also after an error, it is empty."""
+        try:
+            if predictions is not None or references is not None:
+                self.add_batch(predictions=predictions, references=references)
+            if not self.samples:
+                raise MetricError("there is nothing to measure: add predictions and references first")
+            return self.score(**settings)
+        finally:
+            self.samples = 0
+            self.restart()
 
 
 def pairs(predictions: Any, references: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

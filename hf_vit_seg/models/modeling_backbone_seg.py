@@ -156,6 +156,13 @@ class BackboneForSemanticSegmentation(CarriesCode):
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module | None:
+        """The backbone's; None for one that names none, as convolutional ones do."""
+        try:
+            return self.backbone.get_input_embeddings()
+        except NotImplementedError:
+            return None
+
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)
         count_batches_once(self)

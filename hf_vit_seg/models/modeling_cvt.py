@@ -301,7 +301,10 @@ class CvTPreTrainedModel(PreTrainedModel):
         "hidden_states": OutputRecorder(CvTStage, capture_initial_hidden_state=False),
         "attentions": CvTAttention,
     }
-    _input_embed_layer = "patch_embeddings"
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first stage's patch embeddings."""
+        return next(module for module in self.modules() if isinstance(module, CvTPatchEmbeddings))
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)

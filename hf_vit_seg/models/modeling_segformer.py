@@ -217,7 +217,10 @@ class SegFormerPreTrainedModel(PreTrainedModel):
         "hidden_states": OutputRecorder(SegFormerStage, capture_initial_hidden_state=False),
         "attentions": SegFormerAttention,
     }
-    _input_embed_layer = "patch_embeddings"
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first stage's patch embeddings."""
+        return next(module for module in self.modules() if isinstance(module, OverlapPatchEmbeddings))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

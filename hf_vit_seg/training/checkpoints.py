@@ -5,6 +5,7 @@ of the weights and a manifest. Nothing is unpickled that could be code: accelera
 but not objects registered with it, which is why the average has a file of its own.
 """
 
+import hashlib
 import json
 import pickle
 import platform
@@ -19,12 +20,18 @@ from accelerate.utils import load
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hf_vit_seg.records import Record, RecordError, read_record, shortened
+from hf_vit_seg.data.datasets import RawDataset
+from hf_vit_seg.records import Record, RecordError, read_record
 
-from .recipe import Recipe
-from .recipe_files import differences
 from .standing import Standing
-from .whole_directories import empty_temporary, put_in_place, remove_whole, temporary_name
+from .whole_directories import (
+    empty_temporary,
+    put_in_place,
+    remove_whole,
+    replace_file,
+    temporary_name,
+    written,
+)
 
 MANIFEST, AVERAGE = "manifest.json", "average.safetensors"
 # What torch, safetensors and accelerate raise for files that are damaged, of something else, or would run code.
@@ -36,11 +43,26 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be gone on from, and why."""
 
 
+class DataMark(Record):
+    """By what training data are known again: how many samples, and a hash of their names in their order."""
+
+    samples: int
+    names: str
+
+
+def mark_of(dataset: RawDataset) -> DataMark:
+    """The mark of a split."""
+    names = hashlib.blake2b(digest_size=8)
+    for index in range(len(dataset)):
+        names.update(dataset.name(index).encode() + b"\0")
+    return DataMark(samples=len(dataset), names=names.hexdigest())
+
+
 class Manifest(Record):
     """Where a run stands. `samples` have been drawn from the stream by all processes together.
 
-    `looked_after` says that evaluation and checkpoints of the step are done, which an interrupted run leaves to the
-    one that goes on. `recent` are the losses since the last line of the log.
+    `looked_after` says that an evaluation that was due at the step is done; else the run that goes on begins with it.
+    `recent` are the losses since the last line of the log.
     """
 
     format: Literal[1] = 1
@@ -52,6 +74,7 @@ class Manifest(Record):
     recent: tuple[float, ...] = ()
     seconds: float = 0.0
     recipe: dict[str, Any]
+    data: DataMark
     versions: dict[str, str] = {}
 
     @property
@@ -72,23 +95,41 @@ def installed_versions() -> dict[str, str]:
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, manifest: Manifest, average: Any, keep: int) -> Path:
-    """Write `folder`/step-000100 and remove all but the `keep` newest; called by all processes."""
-    target = folder / f"step-{manifest.step:06d}"
-    if accelerator.is_main_process:
-        empty_temporary(target)
-    accelerator.wait_for_everyone()
-    temporary = temporary_name(target)
-    accelerator.save_state(str(temporary))
-    if average is not None and accelerator.is_main_process:
-        save_file({name: tensor.contiguous() for name, tensor in average.state_dict().items()}, temporary / AVERAGE)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        put_in_place(target)
-        for old in checkpoints(folder)[:-keep]:
-            remove_whole(old)
-    accelerator.wait_for_everyone()
+    """Write `folder`/step-000100 and remove all but the `keep` newest; called by all processes. WriteError."""
+    target = place(folder, manifest)
+    with written(target):
+        if accelerator.is_main_process:
+            empty_temporary(target)
+        accelerator.wait_for_everyone()
+        temporary = temporary_name(target)
+        accelerator.save_state(str(temporary))
+        if average is not None and accelerator.is_main_process:
+            save_file({name: tensor.contiguous() for name, tensor in average.state_dict().items()}, temporary / AVERAGE)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            (temporary / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+            put_in_place(target)
+            for old in checkpoints(folder)[:-keep]:
+                remove_whole(old)
+        accelerator.wait_for_everyone()
     return target
+
+
+def place(folder: Path, manifest: Manifest) -> Path:
+    """The directory of a checkpoint."""
+    return folder / f"step-{manifest.step:06d}"
+
+
+def write_manifest(accelerator: Accelerator, folder: Path, manifest: Manifest) -> None:
+    """Put a manifest in the place of that of the same step's checkpoint; called by all processes."""
+    if accelerator.is_main_process:
+        replace_file(place(folder, manifest) / MANIFEST, manifest_text(manifest))
+    accelerator.wait_for_everyone()
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """A manifest as its file has it."""
+    return manifest.model_dump_json(indent=2) + "\n"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -105,22 +146,6 @@ def read_manifest(checkpoint: Path) -> Manifest:
         return read_record(Manifest, json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, RecordError) as error:
         raise CheckpointError(f"{checkpoint} is no checkpoint of this version: {error}") from None
-
-
-def refuse_other_run(checkpoint: Path, manifest: Manifest, recipe: Recipe, processes: int) -> None:
-    """CheckpointError unless the checkpoint belongs to this resolved recipe and to as many processes."""
-    if manifest.processes != processes:
-        raise CheckpointError(
-            f"{checkpoint} was written by {manifest.processes} processes and this run has {processes}: start as many, "
-            "or begin anew with --overwrite"
-        )
-    if differing := differences(recipe, Recipe.model_validate(manifest.recipe)):
-        name, (now, then) = next(iter(differing.items()))
-        others = f" (and {len(differing) - 1} more settings differ)" if len(differing) > 1 else ""
-        raise CheckpointError(
-            f"{checkpoint} was written with {name} = {shortened(then)}, and the recipe says {shortened(now)}{others}: "
-            "set it back to go on, or begin anew with --overwrite"
-        )
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: Any) -> None:

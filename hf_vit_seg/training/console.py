@@ -11,15 +11,18 @@ from pathlib import Path
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from .memory import OutOfMemory
+from .checkpoints import checkpoints
 from .metrics_report import EVALUATION, FILE, read_report, report_view
 from .model_evaluation import evaluate_model, recipe_beside
+from .preparation import PreparationError
 from .recipe import Recipe
-from .recipe_files import load_recipe
+from .recipe_files import RecipeFileError, load_recipe
 from .run import Ending, train
 from .run_directory import RunDirectory, run_directory
+from .whole_directories import WriteError
 
 REFUSED, STOPPED = 2, 130
+SAME_ON_ALL = (RecipeFileError, PreparationError)  # of several processes the main one tells them
 
 
 def train_command(recipe: str, settings: Sequence[str], out: Path | None, resume: bool, overwrite: bool) -> int:
@@ -33,6 +36,9 @@ def train_command(recipe: str, settings: Sequence[str], out: Path | None, resume
         except KeyboardInterrupt:
             tell(f"ended at once; go on from the last checkpoint, if there is one, with\n  {go_on(directory)}")
             return STOPPED
+        except (WriteError, OSError):
+            tell(what_is_left(directory))
+            raise
         if ending is Ending.interrupted:
             tell(f"stopped after a whole step and saved it; go on with\n  {go_on(directory)}")
             return STOPPED
@@ -63,9 +69,9 @@ def in_sentences(work: Callable[[], int]) -> int:
     transformers_logging.disable_progress_bar()
     try:
         return work()
-    except ValueError as error:
-        if is_main() or isinstance(error, OutOfMemory):  # other errors are the same on all processes
-            print(f"hf-vit-seg: {sentence_of(error)}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        if is_main() or not isinstance(error, SAME_ON_ALL):
+            print(f"hf-vit-seg{this_process()}: {sentence_of(error)}", file=sys.stderr)
         return REFUSED
 
 
@@ -96,10 +102,23 @@ def go_on(directory: RunDirectory) -> str:
     return f"{launcher} {directory.recipe} --out {directory.path} --resume"
 
 
+def what_is_left(directory: RunDirectory) -> str:
+    """From where a run can go on that could not write."""
+    whole = checkpoints(directory.checkpoints)
+    if not whole:
+        return "there is no whole checkpoint yet"
+    return f"the last whole checkpoint is {whole[-1]}; go on with\n  {go_on(directory)}"
+
+
 def tell(text: str) -> None:
     """Print on the main process."""
     if is_main():
         print(text)
+
+
+def this_process() -> str:
+    """Which of several processes this is."""
+    return "" if os.environ.get("WORLD_SIZE", "1") == "1" else f" (process {os.environ['RANK']})"
 
 
 def is_main() -> bool:

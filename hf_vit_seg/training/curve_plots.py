@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .measures import SMALLER_IS_BETTER
 from .metrics_report import PER_CLASS, TITLES, title_of
 from .plot_style import BLUE, FAINT, GREEN, INK, ORANGE, RED, SMALL, TEXT, Axes, Figure, new_figure, plain, quiet
 from .run_log import Line
-from .standing import SMALLER_IS_BETTER
 
 OUTLIERS = 0.02  # share of the highest losses (and norms) that may leave the picture
 REACH = 50  # a smoothed value is the mean over a fiftieth of the run on either side

@@ -22,13 +22,12 @@ from accelerate import Accelerator
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.sources import SOURCES
-from hf_vit_seg.records import RecordError
 
+from .measures import measure_name
 from .metrics_report import MetricsReport
-from .recipe import Recipe, Task
+from .recipe import Recipe
 
 AHEAD = 4  # samples that are read beside the model's work
-MEASURES: dict[Task, str] = {"segmentation": "mean_iou", "classification": "accuracy", "pose": "oks_ap"}
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -73,12 +72,9 @@ class Evaluation:
     calibration: torch.Tensor | None = None
 
     def measure(self, recipe: Recipe) -> tuple[str, float]:
-        """The measure by which models are compared, and its value; RecordError when there is none of that name."""
+        """The measure by which models are compared, and its value."""
         name = measure_name(recipe)
-        numbers = {key: value for key, value in self.scores.items() if isinstance(value, float)}
-        if name not in numbers:
-            raise RecordError(f"evaluation.measure: there is no '{name}' here; known are {', '.join(sorted(numbers))}")
-        return name, numbers[name]
+        return name, self.scores[name]
 
 
 def report_of(
@@ -108,11 +104,6 @@ def hub_data(recipe: Recipe, split: str) -> dict[str, Any]:
         return {}
     source = SOURCES.read_kind(settings, f"data.{split}")
     return {"dataset": source.hub_id(), "dataset_split": source.hub_split()}
-
-
-def measure_name(recipe: Recipe) -> str:
-    """The name of the measure by which models are compared."""
-    return recipe.evaluation.measure or MEASURES[recipe.task]
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], threads: int = AHEAD) -> Iterator[Result]:

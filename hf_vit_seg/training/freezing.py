@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from typing import TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -9,7 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from hf_vit_seg.records import RecordError, shortened
 
 from .model_parts import encoder_prefix, plain_model, plain_name
-from .normalisation import remain_in_evaluation
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
@@ -69,3 +71,9 @@ def hold(module: nn.Module) -> None:
     """Put a module and what is in it into evaluation for good."""
     module.eval()
     module.train = partial(remain_in_evaluation, module)
+
+
+def remain_in_evaluation(module: M, mode: bool = True) -> M:
+    """Stands in for a held module's `train`."""
+    module.training = False
+    return module

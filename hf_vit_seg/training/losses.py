@@ -103,9 +103,15 @@ def read_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Los
     return {name: LOSSES.read(name, settings, f"loss.{name}") for name, settings in (losses or DEFAULT).items()}
 
 
+def described(losses: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """The sum in words: `cross_entropy + 0.5 dice`."""
+    rows = read_losses(losses).items()
+    return " + ".join(name if row.weight == 1 else f"{row.weight:g} {name}" for name, row in rows)
+
+
 def wants_class_frequencies(losses: Mapping[str, Mapping[str, Any] | None]) -> bool:
     """Whether a loss computes its class weights from how often classes occur."""
     return any(isinstance(getattr(row, "class_weights", None), str) for row in read_losses(losses).values())
 
 
-__all__ = ["LOSSES", "LossSum", "read_losses", "wants_class_frequencies"]
+__all__ = ["DEFAULT", "LOSSES", "LossSum", "described", "read_losses", "wants_class_frequencies"]

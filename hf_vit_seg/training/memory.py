@@ -1,6 +1,5 @@
 """When memory runs out: which settings to lower."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,10 +38,10 @@ def training_advice(recipe: Recipe) -> str:
     size, accumulation = recipe.loop.batch_size, recipe.loop.accumulation
     ways = []
     if size != "auto" and size > 1:
-        lower = size // 2
+        lower = max(part for part in range(1, size) if size % part == 0)
         ways.append(
             f"lower loop.batch_size (now {size}) and make up for it by loop.accumulation (now {accumulation}), such as "
-            f"loop.batch_size={lower} loop.accumulation={math.ceil(accumulation * size / lower)}"
+            f"loop.batch_size={lower} loop.accumulation={accumulation * size // lower}"
         )
     if not recipe.model.gradient_checkpointing:
         ways.append("set model.gradient_checkpointing=true")

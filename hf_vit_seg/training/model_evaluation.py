@@ -13,6 +13,7 @@ from hf_vit_seg.records import RecordError
 
 from .evaluation import Subject, report_of
 from .evaluation_pictures import write_sample_pictures
+from .measures import refuse_unmeasurable
 from .metrics_report import FILE, MetricsReport, write_report
 from .model_building import AUTO_CLASSES
 from .plots import draw_plots
@@ -32,9 +33,11 @@ def evaluate_model(model: str, recipe: Recipe, split: str, out: Path) -> Metrics
     dataset = open_split(recipe, split)  # pyright: ignore[reportArgumentType]
     if dataset is None:
         raise RecordError(f"data.{split} is not in the recipe: there is nothing to measure on")
+    refuse_unmeasurable(recipe, dataset.class_table.names)
     loaded, processor = load_task_model(model, recipe.task), load_processor(model)
     check_classes(loaded, dataset, model)
-    prepared = accelerator.prepare_model(loaded, evaluation_mode=True)
+    # Of itself accelerate leaves a model where it is if weights are scattered, which this one's are not.
+    prepared = accelerator.prepare_model(loaded, device_placement=True, evaluation_mode=True)
     subject = Subject(prepared, processor, recipe, accelerator)
     report = report_of(evaluate(subject, dataset), recipe, dataset.class_table.names, split)
     if accelerator.is_main_process:

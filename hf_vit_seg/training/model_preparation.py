@@ -1,4 +1,4 @@
-"""From a built model to one that is trained: norms over processes, adapters, frozen parts, checkpointing, compiler."""
+"""From a built model to one that is trained: adapters, frozen parts, checkpointing, compiler."""
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -8,7 +8,6 @@ from hf_vit_seg.records import RecordError
 
 from .adapters import with_adapters
 from .freezing import freeze, hold_frozen_encoder, hold_frozen_norms
-from .normalisation import synchronised
 from .recipe import ModelRecipe
 
 
@@ -20,8 +19,6 @@ def prepare_for_training(model: PreTrainedModel, recipe: ModelRecipe) -> nn.Modu
     """
     if recipe.lora is not None and recipe.from_pretrained is None:
         raise RecordError("model.lora: adapters need a pretrained model, give model.from_pretrained")
-    if recipe.norm == "sync":
-        synchronised(model)
     if recipe.gradient_checkpointing:
         checkpoint_activations(model)
     prepared = model if recipe.lora is None else with_adapters(model, recipe.lora)

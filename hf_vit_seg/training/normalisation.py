@@ -5,7 +5,7 @@ is the model with BatchNorm. "group": GroupNorm in the decoder, a field of the m
 loads by itself; encoders keep the norms that their pretrained weights need.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -13,9 +13,9 @@ from transformers import PreTrainedConfig
 
 from hf_vit_seg.records import RecordError
 
-GROUP_FIELD = "decoder_norm"
+from .freezing import hold_frozen_norms
 
-M = TypeVar("M", bound=nn.Module)
+GROUP_FIELD = "decoder_norm"
 
 
 def norm_fields(norm: str, config: type[PreTrainedConfig]) -> dict[str, Any]:
@@ -37,17 +37,17 @@ def norm_notes(norm: str, model: nn.Module) -> list[str]:
 
 
 def synchronised(model: nn.Module) -> nn.Module:
-    """The model with SyncBatchNorm for every BatchNorm; RecordError for several processes without a GPU."""
+    """The model with SyncBatchNorm for every BatchNorm, held in evaluation where it was.
+
+    To be called when no process runs the model alone any more: it would wait for the others. RecordError for several
+    processes without a GPU.
+    """
     several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
     if several and not torch.accelerator.is_available():
         raise RecordError(
             "model.norm: torch has SyncBatchNorm for GPUs alone, and these are several processes on CPUs; take "
             "'group', or 'batch' with larger batches"
         )
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-
-
-def remain_in_evaluation(module: M, mode: bool = True) -> M:
-    """Stands in for a frozen module's `train`: its running statistics are used, and stay."""
-    module.training = False
-    return module
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    hold_frozen_norms(converted)
+    return converted

@@ -5,13 +5,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from warnings import filterwarnings
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, set_seed
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+    disable_fsdp_ram_efficient_loading,
+    set_seed,
+)
 from torch.utils.data import DataLoader
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -24,10 +30,15 @@ from hf_vit_seg.data.transforms import TransformContext, read_pipeline
 from hf_vit_seg.records import RecordError
 
 from .averaging import WeightAverage
-from .checkpoints import Manifest
+from .checkpoints import DataMark, Manifest, mark_of
+from .continuation import continuation_notes, refuse_other_data
+from .deepspeed_settings import refuse_stage_3, settle_deepspeed
 from .interruption import leave_signals_to_parent
+from .losses import described
+from .measures import refuse_unmeasurable
 from .model_building import BuiltModel, build_model, output_names
 from .model_preparation import prepare_for_training
+from .normalisation import synchronised
 from .objectives import OBJECTIVES
 from .parameter_groups import build_optimizer
 from .processor_building import MEASURED
@@ -48,6 +59,11 @@ class Data:
     train: RawDataset
     validation: RawDataset | None
     test: RawDataset | None
+
+    @cached_property
+    def mark(self) -> DataMark:
+        """By what the training split is known again."""
+        return mark_of(self.train)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,6 +106,7 @@ def build_accelerator(recipe: Recipe, directory: Path) -> Accelerator:
     precision = recipe.loop.precision
     # Of depthwise kernels, whose second dimension is 1: strides that differ in name only.
     filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    disable_fsdp_ram_efficient_loading()  # which cannot take BatchNorm's buffers: every process builds the model
     return Accelerator(
         mixed_precision=None if precision == "default" else precision,
         # The stream ends with the last window: accelerate need not look for the end of an epoch.
@@ -130,8 +147,11 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     if recipe.loop.deterministic:
         torch.use_deterministic_algorithms(True)
     refuse_scattered_average(recipe, accelerator)
+    refuse_stage_3(accelerator)
     set_seed(recipe.seed)
     data = open_data(recipe)
+    if start is not None:
+        refuse_other_data(start, data.mark)
     counts, warnings = on_main_process(accelerator, lambda: look_at(recipe, data, facts))
     built = build(recipe, accelerator, data)
     model = prepare_for_training(built.model, recipe.model)
@@ -140,14 +160,18 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     objective = OBJECTIVES[recipe.task](recipe, outputs, ignored, counts if outputs > 1 else None)
     dataset, collator = training_set(recipe, data, built)
     sample = collator([dataset[Draw(0, 0, 0)]])
-    notes = [*warnings, *built.notes, *without_unreached(accelerator, model, objective, sample)]
-    size = start.batch_size if start else chosen_batch_size(recipe, accelerator, model, objective, sample, len(dataset))
+    notes = [*warnings, *built.notes, *loss_notes(recipe), *without_unreached(accelerator, model, objective, sample)]
+    size = chosen_batch_size(recipe, accelerator, model, objective, sample, len(dataset))
     recipe = resolved(recipe, accelerator, size)
+    notes += continuation_notes(start, recipe) if start else []
+    if recipe.model.norm == "sync":
+        model = synchronised(model)
     steps = step_count(recipe, accelerator, len(dataset))
     scattered = copy.deepcopy(model) if accelerator.distributed_type in SCATTERING else None
     optimizer = build_optimizer(model, recipe.optimizer)
     schedule = build_schedule(optimizer, recipe.schedule, steps)
     loader = stream_loader(recipe, accelerator, dataset, collator, start.step if start else 0, steps)
+    settle_deepspeed(accelerator, recipe)
     model, optimizer, schedule, loader = accelerator.prepare(model, optimizer, schedule, loader)
     set_seed(recipe.seed, device_specific=True)  # each process drops out other units
     return Ingredients(
@@ -168,7 +192,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
 
 
 def open_data(recipe: Recipe) -> Data:
-    """The splits of a run; RecordError where an evaluation is asked for that has no data."""
+    """The splits of a run; RecordError where an evaluation is asked for that has no data, or could not be made."""
     train, validation = open_split(recipe, "train"), open_split(recipe, "validation")
     assert train is not None  # the record sees to it
     if validation is None and (recipe.loop.evaluate_every or recipe.loop.early_stop):
@@ -176,6 +200,8 @@ def open_data(recipe: Recipe) -> Data:
             "loop.evaluate_every and loop.early_stop need a split to measure on: give data.validation or "
             "data.validation_share"
         )
+    if validation is not None or recipe.data.test is not None:
+        refuse_unmeasurable(recipe, train.class_table.names)
     return Data(train, validation, open_split(recipe, "test"))
 
 
@@ -203,6 +229,11 @@ def training_set(recipe: Recipe, data: Data, built: BuiltModel) -> tuple[Trainin
     pipeline = read_pipeline(recipe.transforms, context)
     collator = Collator(built.processor, recipe.task, recipe.batch_transforms, len(data.names), recipe.seed)
     return TrainingDataset(data.train, pipeline, recipe.seed), collator
+
+
+def loss_notes(recipe: Recipe) -> list[str]:
+    """What is minimised, where the recipe settles it."""
+    return [f"loss: {described(recipe.loss)}"] if recipe.loss else []
 
 
 def without_unreached(accelerator: Accelerator, model: Any, objective: Objective, sample: Batch) -> list[str]:
@@ -252,8 +283,6 @@ def stream_loader(
 ) -> DataLoader[Any]:
     """The batches of all processes from behind step `start` to the last; accelerate deals them out in turn."""
     assert recipe.loop.batch_size != "auto"
-    if accelerator.state.deepspeed_plugin is not None:  # it cannot see the size of a batch in the sampler
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = recipe.loop.batch_size
     dataset.raw.preload()
     each = samples_per_step(recipe, accelerator)
     sampler = StreamSampler(len(dataset), recipe.seed, recipe.loop.batch_size, start * each, steps * each)

@@ -5,7 +5,7 @@ Sizes are (height, width). What a table's row may say (data sources, transforms,
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hf_vit_seg.records import Record
 
@@ -135,6 +135,13 @@ class LoopRecipe(Record):
     keep_checkpoints: int = Field(default=2, ge=1)
     deterministic: bool = False  # torch's deterministic algorithms on a GPU
 
+    @field_validator("batch_size")
+    @classmethod
+    def _one_image_at_least(cls, size: int | str) -> int | str:
+        if isinstance(size, int) and size < 1:
+            raise ValueError(f"1 or more, or auto; found {size}")
+        return size
+
     @model_validator(mode="after")
     def _one_length(self) -> "LoopRecipe":
         if (self.steps is None) == (self.epochs is None):
@@ -165,7 +172,7 @@ class Recipe(Record):
     data: DataRecipe
     transforms: tuple[Any, ...] = ()  # see hf_vit_seg.data.transforms
     batch_transforms: tuple[Any, ...] = ()  # mixup, cutmix
-    loss: dict[str, dict[str, Any] | None] = {}  # name: settings with `weight`; {} is the task's default
+    loss: dict[str, dict[str, Any] | None] = {}  # name: settings with `weight`; {}: cross_entropy, of pose the model's
     optimizer: OptimizerRecipe = OptimizerRecipe()
     schedule: ScheduleRecipe = ScheduleRecipe()
     loop: LoopRecipe

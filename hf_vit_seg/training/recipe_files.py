@@ -17,7 +17,7 @@ from hf_vit_seg.data.transforms import TRANSFORMS
 from hf_vit_seg.inference.protocols import Protocol
 from hf_vit_seg.records import Record, RecordError, Table, nearest, read_record, shortened
 
-from .losses import LOSSES
+from .losses import DEFAULT, LOSSES
 from .parameter_groups import GroupRow
 from .recipe import DataRecipe, OptimizerRecipe, Recipe
 from .recipe_overrides import overridden, split_override
@@ -25,7 +25,8 @@ from .yaml_dialect import parse, text_of
 
 SPLITS = ("train", "validation", "test")
 PATHS = ("images", "masks", "file", "root", "annotations", "name")  # settings of sources that may be paths
-# What may differ between a run and its continuation: where and how often things are written, and how long it lasts.
+# What may differ between a run and its continuation: where and how often things are written and measured, how long it
+# lasts, and how a step is gone through.
 FREE_TO_CHANGE = (
     "name",
     "output",
@@ -33,9 +34,11 @@ FREE_TO_CHANGE = (
     "loop.steps",
     "loop.epochs",
     "loop.log_every",
+    "loop.evaluate_every",
     "loop.checkpoint_every",
     "loop.keep_checkpoints",
-    "evaluation.samples",
+    "evaluation",
+    "model.gradient_checkpointing",
     "data.workers",
     "data.cache",
 )
@@ -56,11 +59,22 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         settings = parse(path.read_text(encoding="utf-8"))
         if not isinstance(settings, Mapping):
             raise RecordError(f"a recipe has settings by name (task, model, data, ...), found {shortened(settings)}")
+        settings = with_default_loss(settings)
         for override in overrides:
             settings = overridden(settings, *split_override(override))
         return completed(read_record(Recipe, settings), path.resolve().parent)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise RecipeFileError(f"{path}: {error}") from None
+
+
+def with_default_loss(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings that say the loss by which a recipe without one is trained: settings on top add to it, or take it away.
+
+    For pose the model computes its own.
+    """
+    if settings.get("loss") or settings.get("task") == "pose":
+        return settings
+    return {**settings, "loss": DEFAULT}
 
 
 def recipe_path(source: str | Path) -> Path:
@@ -153,9 +167,17 @@ def recipe_text(recipe: Recipe) -> str:
 
 def differences(recipe: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
     """Settings in which two recipes differ, by dotted name, except those that a continued run is free to change."""
-    ours, theirs = flat(plain(recipe)), flat(plain(other))
-    names = [name for name in {**ours, **theirs} if not name.startswith(FREE_TO_CHANGE)]
-    return {name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)}
+    ours, theirs = deciding(recipe), deciding(other)
+    return {
+        name: (ours.get(name), theirs.get(name)) for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)
+    }
+
+
+def deciding(recipe: Recipe) -> dict[str, Any]:
+    """The settings that decide what becomes of a run: of batch size and accumulation their product alone."""
+    settings = {name: value for name, value in flat(plain(recipe)).items() if not name.startswith(FREE_TO_CHANGE)}
+    size, passes = settings.pop("loop.batch_size"), settings.pop("loop.accumulation")
+    return settings | {"loop.batch_size * loop.accumulation": size if size == "auto" else size * passes}
 
 
 def flat(settings: Any, place: str = "") -> dict[str, Any]:

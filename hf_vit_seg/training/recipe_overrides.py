@@ -21,7 +21,10 @@ def split_override(override: str) -> tuple[list[str], Any]:
 
 
 def overridden(settings: Any, names: Sequence[str], value: Any, place: str = "") -> Any:
-    """Settings with `value` at the place that `names` lead to; mappings on the way are made where there are none."""
+    """Settings with `value` at the place that `names` lead to; mappings on the way are made where there are none.
+
+    `loss.NAME=null` takes a term out of the loss.
+    """
     if not names:
         return value
     name, *rest = names
@@ -36,7 +39,18 @@ def overridden(settings: Any, names: Sequence[str], value: Any, place: str = "")
     if settings is not None and not isinstance(settings, Mapping):
         raise RecordError(f"{here} cannot be set: {place} is {shortened(settings)}")
     known = settings or {}
+    if place == "loss" and not rest and value is None:
+        return without(known, name)
     return {**known, name: overridden(known.get(name), rest, value, here)}
+
+
+def without(losses: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The terms of a loss but one; there is no loss without terms."""
+    left = {term: row for term, row in losses.items() if term != name}
+    if len(left) == len(losses) or not left:
+        terms = ", ".join(losses)
+        raise RecordError(f"loss.{name} cannot be taken away: the terms are {terms}, and one stays; add another before")
+    return left
 
 
 def list_index(entries: list[Any], name: str, place: str) -> int:

@@ -19,9 +19,10 @@ from .checkpoints import (
     installed_versions,
     load_checkpoint,
     read_manifest,
-    refuse_other_run,
     save_checkpoint,
+    write_manifest,
 )
+from .continuation import continued_standing, refuse_other_run
 from .evaluation import Subject, random_state_kept, report_of
 from .evaluation_pictures import write_sample_pictures
 from .interruption import StopRequest, workers_ended
@@ -34,9 +35,10 @@ from .progress import Progress
 from .recipe import Recipe
 from .run_directory import RunDirectory, lineage, write_model_directory
 from .run_log import RunLog
+from .schedules import set_rates
 from .standing import Standing
 from .task_evaluations import evaluate
-from .whole_weights import whole_model
+from .whole_weights import share_buffers, whole_model
 from .windows import Batch, accumulate, windows
 
 MOST_NOT_FINITE = 5  # steps in a row
@@ -63,7 +65,7 @@ class Run:
         self.parts, self.directory = parts, directory
         self.recipe, self.accelerator = parts.recipe, parts.accelerator
         self.step = start.step if start else 0
-        self.standing = start.standing if start else Standing()
+        self.standing = continued_standing(start, self.recipe) if start else Standing()
         self.recent = list(start.recent) if start else []
         self.looked_after = start.looked_after if start else True
         self.seconds = start.seconds if start else 0.0
@@ -77,7 +79,7 @@ class Run:
             name=self.recipe.name,
             settings=self.recipe.model_dump(mode="json"),
         )
-        self.log.truncate(self.step)
+        self.log.truncate(self.step, self.looked_after)
         self.progress = Progress(
             parts.steps, self.step, log_every=self.recipe.loop.log_every, enabled=self.accelerator.is_main_process
         )
@@ -184,12 +186,16 @@ class Run:
         return self.step == self.parts.steps or (every is not None and self.step % every == 0)
 
     def look_after(self) -> None:
-        """What is due after a step: an evaluation, then a checkpoint."""
+        """What is due after a step: a checkpoint, and an evaluation, whose failure then loses no step."""
         loop = self.recipe.loop
-        if self.parts.data.validation is not None and self.is_due(loop.evaluate_every):
+        evaluates = self.parts.data.validation is not None and self.is_due(loop.evaluate_every)
+        saves = self.is_due(loop.checkpoint_every or loop.evaluate_every)
+        if saves:
+            self.checkpoint(looked_after=not evaluates)
+        if evaluates:
             self.evaluate()
-        if self.is_due(loop.checkpoint_every or loop.evaluate_every):
-            self.checkpoint()
+        if saves and evaluates:
+            write_manifest(self.accelerator, self.directory.checkpoints, self.manifest())
 
     def evaluate(self) -> None:
         """Measure on the validation split, and keep the model if it is the best so far."""
@@ -219,9 +225,16 @@ class Run:
         """The model as it is measured and saved."""
         return whole_model(self.accelerator, self.parts.model, self.parts.average, self.parts.scattered)
 
-    def checkpoint(self, looked_after: bool = True) -> None:
+    def checkpoint(self, looked_after: bool) -> None:
         """Save all that a run needs to go on from here."""
-        manifest = Manifest(
+        keep = self.recipe.loop.keep_checkpoints
+        share_buffers(self.parts.model)  # scattered weights are saved with those of any process
+        manifest = self.manifest(looked_after)
+        save_checkpoint(self.accelerator, self.directory.checkpoints, manifest, self.parts.average, keep)
+
+    def manifest(self, looked_after: bool = True) -> Manifest:
+        """Where the run stands."""
+        return Manifest(
             step=self.step,
             samples=self.step * self.parts.samples_per_step,
             processes=self.accelerator.num_processes,
@@ -230,10 +243,9 @@ class Run:
             recent=tuple(self.recent),
             seconds=self.seconds,
             recipe=self.recipe.model_dump(mode="json"),
+            data=self.parts.data.mark,
             versions=installed_versions(),
         )
-        keep = self.recipe.loop.keep_checkpoints
-        save_checkpoint(self.accelerator, self.directory.checkpoints, manifest, self.parts.average, keep)
 
     def save_last(self) -> None:
         """The model of the last step, and the plots."""
@@ -258,7 +270,8 @@ def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, over
     start = None if checkpoint is None else read_manifest(checkpoint)
     if checkpoint is not None and start is not None:
         size = start.batch_size if recipe.loop.batch_size == "auto" else recipe.loop.batch_size
-        refuse_other_run(checkpoint, start, resolved(recipe, accelerator, size), accelerator.num_processes)
+        recipe = resolved(recipe, accelerator, size)
+        refuse_other_run(checkpoint, start, recipe, accelerator.num_processes)
     parts = prepare(recipe, accelerator, directory.facts, start)
     if accelerator.is_main_process:
         directory.make_ready(resume)
@@ -267,6 +280,7 @@ def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, over
     run = Run(parts, directory, start)
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, parts.average)
+        set_rates(parts.schedule.scheduler)
     try:
         ending = run.train()
         if ending is not Ending.interrupted and recipe.data.test is not None:

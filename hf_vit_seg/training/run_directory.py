@@ -24,7 +24,7 @@ from .model_building import transformers_silent
 from .recipe import Recipe
 from .recipe_files import recipe_text
 from .run_log import FILE as LOG
-from .whole_directories import empty_temporary, put_in_place, temporary_name, tidy
+from .whole_directories import empty_temporary, put_in_place, replace_file, tidy, written
 
 RECIPE = "recipe.yaml"
 FACTS = "data_facts.json"  # what was found in the data, so that a resumed run need not look again
@@ -78,9 +78,7 @@ class RunDirectory:
 
     def write_recipe(self, recipe: Recipe) -> None:
         """The resolved recipe, for people and for a resumed run."""
-        temporary = temporary_name(self.recipe)
-        temporary.write_text(recipe_text(recipe), encoding="utf-8")
-        temporary.replace(self.recipe)
+        replace_file(self.recipe, recipe_text(recipe))
 
 
 def run_directory(recipe: Recipe, out: Path | None = None) -> RunDirectory:
@@ -104,16 +102,17 @@ def write_model_directory(
     provenance: Provenance,
     report: MetricsReport | None,
 ) -> None:
-    """A directory that `from_pretrained` loads, whole or not at all, in place of the one that is there."""
-    temporary = empty_temporary(target)
-    with transformers_silent():
-        save_model(model, temporary, merge=recipe.model.lora is None or recipe.model.lora.merge)
-    processor.save_pretrained(temporary)
-    (temporary / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
-    write_card(temporary, provenance, recipe.name)
-    if report is not None:
-        write_report(report, temporary / METRICS)
-    put_in_place(target)
+    """A directory that `from_pretrained` loads, whole or not at all, in place of the one that is there. WriteError."""
+    with written(target):
+        temporary = empty_temporary(target)
+        with transformers_silent():
+            save_model(model, temporary, merge=recipe.model.lora is None or recipe.model.lora.merge)
+        processor.save_pretrained(temporary)
+        (temporary / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
+        write_card(temporary, provenance, recipe.name)
+        if report is not None:
+            write_report(report, temporary / METRICS)
+        put_in_place(target)
 
 
 __all__ = ["RunDirectory", "RunDirectoryError", "lineage", "run_directory", "write_model_directory"]

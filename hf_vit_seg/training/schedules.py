@@ -92,3 +92,10 @@ def build_schedule(optimizer: Optimizer, recipe: ScheduleRecipe, steps: int) -> 
     else it makes the schedule step once for every process.
     """
     return LambdaLR(optimizer, share_of_peak(recipe, steps))
+
+
+def set_rates(schedule: LambdaLR) -> None:
+    """Give every group the rate of the schedule's step: a checkpoint's is that of a run of the checkpoint's length."""
+    groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    for group, peak, share in groups:
+        group["lr"] = peak * share(schedule.last_epoch)

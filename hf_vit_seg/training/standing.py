@@ -4,10 +4,8 @@ import math
 
 from hf_vit_seg.records import Record
 
+from .measures import SMALLER_IS_BETTER
 from .recipe import EarlyStopRecipe
-
-# Of these measures the smaller is the better.
-SMALLER_IS_BETTER = frozenset({"expected_calibration_error", "calibration_error", "loss"})
 
 
 class Standing(Record):

@@ -6,9 +6,30 @@ lets it stand until the new one is whole; what a killed process leaves behind is
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 TEMPORARY, PREVIOUS = ".tmp-", ".old-"
+TORCH_WORDS = ("inline_container", "PytorchStreamWriter")  # in what torch.save raises when it cannot write
+
+
+class WriteError(ValueError):
+    """What could not be written, and why."""
+
+
+@contextmanager
+def written(target: Path) -> Iterator[None]:
+    """What cannot be written of a directory that is filled and put in place here leaves nothing behind. WriteError."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in TORCH_WORDS):
+            raise
+        shutil.rmtree(temporary_name(target), ignore_errors=True)
+        raise WriteError(f"{target} cannot be written: {str(error).splitlines()[0]}") from error
 
 
 def temporary_name(target: Path) -> Path:
@@ -34,6 +55,15 @@ def put_in_place(target: Path) -> None:
     temporary.rename(target)
     sync(target.parent)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def replace_file(target: Path, text: str) -> None:
+    """Give a file this text, whole or not at all."""
+    temporary = temporary_name(target)
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(target)
+    sync(target.parent)
 
 
 def remove_whole(target: Path) -> None:

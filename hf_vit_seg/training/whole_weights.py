@@ -1,12 +1,13 @@
 """The model as it is measured and saved: whole on every process, with averaged weights where there is an average."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast
+from torch import nn
 
 from hf_vit_seg.records import RecordError
 
@@ -34,11 +35,17 @@ def whole_model(accelerator: Accelerator, model: Any, average: WeightAverage | N
     """
     if accelerator.distributed_type in SCATTERING:
         yield gathered(accelerator, model, copy)
-    elif average is None:
-        yield unwrapped(model)
-    else:
-        with average.applied(unwrapped(model)) as averaged:
-            yield averaged
+        return
+    plain = unwrapped(model)
+    with nullcontext(plain) if average is None else average.applied(plain) as whole:
+        share_buffers(whole)
+        yield whole
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the main one's running statistics of BatchNorm, where each has those of its own batches."""
+    for buffer in model.buffers():
+        broadcast(buffer, from_process=0)
 
 
 @torch.no_grad()

@@ -48,11 +48,14 @@ class MeanIou(evaluation_module.StreamedMetric):
     def count(self, predictions: Any, references: Any) -> None:
         """Count label maps: all at once where they came as one tensor."""
         whole = isinstance(predictions, torch.Tensor) and isinstance(references, torch.Tensor)
-        for pair in [(predictions, references)] if whole else evaluation_module.pairs(predictions, references):
-            try:
+        pairs = [(predictions, references)] if whole else list(evaluation_module.pairs(predictions, references))
+        before = self.measure.bins.clone()
+        try:
+            for pair in pairs:
                 self.measure.update(*pair)
-            except MetricError as error:
-                raise MetricError(f"{error} (evaluate.load(..., values=, ignore_index=) sets what maps hold)") from None
+        except MetricError as error:
+            self.measure.bins = before
+            raise MetricError(f"{error} (evaluate.load(..., values=, ignore_index=) sets what maps hold)") from None
 
     def score(
         self,
