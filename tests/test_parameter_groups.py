@@ -1,6 +1,5 @@
 """Every trained parameter is in one group, with the rate and the decay that the first row gives it."""
 
-import io
 import re
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from torch import nn
 from training_models import model_recipe
 
@@ -16,7 +14,7 @@ from hf_vit_seg import architectures
 from hf_vit_seg.records import RecordError, read_record
 from hf_vit_seg.training.model_parts import encoder_layers, encoder_prefix
 from hf_vit_seg.training.model_preparation import prepare_for_training
-from hf_vit_seg.training.parameter_groups import build_optimizer, group_table, parameter_groups
+from hf_vit_seg.training.parameter_groups import build_optimizer, parameter_groups
 from hf_vit_seg.training.recipe import OptimizerRecipe
 
 BUILT = [(name, auto) for name, architecture in architectures().items() for auto in architecture.models]
@@ -205,14 +203,3 @@ def test_optimizers_take_their_settings(name, kind):
     again = build_optimizer(model, recipe(name=name, layer_decay=0.9))
     again.load_state_dict(optimizer.state_dict())
     assert [g["name"] for g in again.param_groups] == [g["name"] for g in optimizer.param_groups]
-
-
-def test_the_table_tells_all_groups():
-    model = build("segformer")
-    groups = parameter_groups(model, recipe(head_multiplier=10))
-    console = Console(file=io.StringIO(), width=100)
-    console.print(group_table(groups))
-    text = console.file.getvalue()
-    assert all(group["name"] in text for group in groups)
-    sizes = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) │$", text, re.MULTILINE)]
-    assert sum(sizes) == sum(parameter.numel() for parameter in model.parameters())

@@ -13,6 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from hf_vit_seg.data.statistics import Statistics
+from hf_vit_seg.inference.loading import AUTO_CLASSES
 from hf_vit_seg.plugins import Architecture, architectures
 from hf_vit_seg.records import RecordError, nearest, unknown
 
@@ -22,11 +23,6 @@ from .pretrained_model import BareBackbone, Checkpoint, fitted_model, wearers
 from .processor_building import build_processor, processor_notes
 from .recipe import ModelRecipe, Recipe
 
-AUTO_CLASSES = {
-    "segmentation": "AutoModelForSemanticSegmentation",
-    "classification": "AutoModelForImageClassification",
-    "pose": "AutoModelForPoseEstimation",
-}
 BACKBONE_FIELDS = ("out_features", "out_indices")
 IGNORE_FIELD = "semantic_loss_ignore_index"
 SETTLED = {  # config fields that follow from elsewhere

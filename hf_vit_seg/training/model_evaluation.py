@@ -3,21 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from accelerate import Accelerator
 
 from hf_vit_seg.data.datasets import RawDataset, open_split
-from hf_vit_seg.inference.loading import ModelError, first_sentence, load_processor
+from hf_vit_seg.inference.loading import load_model, load_processor
 from hf_vit_seg.records import RecordError
 
 from .evaluation import Subject, report_of
 from .evaluation_pictures import write_sample_pictures
 from .measures import refuse_unmeasurable
 from .metrics_report import FILE, MetricsReport, write_report
-from .model_building import AUTO_CLASSES
 from .plots import draw_plots
-from .recipe import Recipe, Task
+from .recipe import Recipe
 from .run_directory import RECIPE
 from .sample_pictures import FOLDER as SAMPLES
 from .task_evaluations import evaluate
@@ -34,7 +31,7 @@ def evaluate_model(model: str, recipe: Recipe, split: str, out: Path) -> Metrics
     if dataset is None:
         raise RecordError(f"data.{split} is not in the recipe: there is nothing to measure on")
     refuse_unmeasurable(recipe, dataset.class_table.names)
-    loaded, processor = load_task_model(model, recipe.task), load_processor(model)
+    loaded, processor = load_model(model, task=recipe.task), load_processor(model)
     check_classes(loaded, dataset, model)
     # Of itself accelerate leaves a model where it is if weights are scattered, which this one's are not.
     prepared = accelerator.prepare_model(loaded, device_placement=True, evaluation_mode=True)
@@ -46,21 +43,6 @@ def evaluate_model(model: str, recipe: Recipe, split: str, out: Path) -> Metrics
         draw_plots(out, report)
     accelerator.wait_for_everyone()
     return report
-
-
-def load_task_model(name: str, task: Task) -> Any:
-    """A model for the task, in float32, all of whose weights are there."""
-    try:
-        model, info = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{name} cannot be loaded as a model for {task}: {first_sentence(error)}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"{name} is no trained model for {task}: {len(missing)} weights such as {missing[0]} are missing"
-        )
-    return model
 
 
 def check_classes(model: Any, dataset: RawDataset, name: str) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from rich.table import Table
 from torch import nn
 
 from hf_vit_seg.records import Record, RecordError, read_record
@@ -127,18 +126,6 @@ def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str
 def first(values: Iterable[float | None]) -> float | None:
     """The first that is not None."""
     return next((value for value in values if value is not None), None)
-
-
-def group_table(groups: list[dict[str, Any]]) -> Table:
-    """The groups for the console."""
-    table = Table("group", "learning rate", "weight decay", "tensors", "parameters", title="parameter groups")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for group in groups:
-        sizes = [parameter.numel() for parameter in group["params"]]
-        numbers = f"{group['lr']:.3g}", f"{group['weight_decay']:g}", str(len(sizes)), f"{sum(sizes):,}"
-        table.add_row(group["name"], *numbers)
-    return table
 
 
 def adamw(groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
