@@ -1,16 +1,19 @@
 """Who looks on from outside sees what torch's plain operators do: hooks, counters, transforms, other threads."""
 
+import copy
 from threading import Thread
 
 import pytest
 import torch
 from random_weights import randomise
 from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 
 from hf_vit_seg import architectures
+from hf_vit_seg.models.segmentation_heads import AllMLPHead
 
 # Large enough for every fast path that they have.
 VARIANTS = [("segformer", "b0"), ("vit", "ti-16"), ("vit", "r-ti-16"), ("cvt", "cvt-13")]
@@ -85,6 +88,29 @@ def test_a_hook_on_any_layer_is_called_once(model):
     assert "decode_head.classifier" in called
 
 
+def test_a_hook_on_all_modules_sees_every_layer(model):
+    seen = []
+    hook = register_module_forward_hook(lambda layer, *_: seen.append(layer))
+    try:
+        model(pictures())
+        with_autograd = list(seen)
+        seen.clear()
+        with torch.no_grad():
+            model(pictures())
+    finally:
+        hook.remove()
+    assert seen == with_autograd
+
+
+def test_a_hook_on_the_head_as_a_whole_leaves_its_fast_path(model, monkeypatch):
+    head = model.decode_head
+    if not isinstance(head, AllMLPHead):
+        pytest.skip("has another head")
+    head.register_forward_hook(lambda *_: None)
+    monkeypatch.setattr(head, "forward_plain", None)
+    model(pictures())
+
+
 @torch.no_grad()
 def test_threads_may_share_a_model(model):
     sizes = [(64, 128), (128, 64), (96, 96)]
@@ -119,3 +145,22 @@ def test_a_pruned_head_trains():
         model(torch.randn(2, 3, 64, 64), labels=torch.zeros(2, 64, 64, dtype=torch.long)).loss.backward()
         optimizer.step()
     assert (model.decode_head.fuse.weight == 0).float().mean() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(("name", "variant"), [("segformer", "b0"), ("vit", "ti-16"), ("cvt", "cvt-13")])
+def test_checkpointing_of_either_kind_drops_the_same_units(name, variant):
+    """Where the first pass runs without autograd, it must not draw another dropout than the second."""
+    fields = {"hidden_dropout_prob": (0.0, 0.0, 0.3) if name == "cvt" else 0.3, "drop_path_rate": 0.0}
+    config = architectures()[name].variant_config(variant, num_labels=3, **fields)
+    plain = AutoModelForSemanticSegmentation.from_config(config).train()
+    pixel_values = torch.randn(1, 3, 256, 320)
+    gradients = []
+    for kwargs in (None, {"use_reentrant": True}, {"use_reentrant": False}):
+        model = copy.deepcopy(plain)
+        if kwargs is not None:
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+        torch.manual_seed(3)
+        model(pixel_values).logits.square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    for other in gradients[1:]:
+        assert (other - gradients[0]).norm() < 1e-3 * gradients[0].norm()

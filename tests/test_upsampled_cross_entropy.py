@@ -159,6 +159,14 @@ def test_one_output_is_binary():
     torch.testing.assert_close(semantic_segmentation_loss(logits, labels, IGNORE), expected)
 
 
+def test_a_label_without_weight_costs_nothing():
+    logits, labels = drawn(2, 1, (5, 6), (17, 19))
+    weights = torch.tensor([0.0, 1.0])
+    losses = upsampled_cross_entropy(logits, labels, IGNORE, class_weights=weights)
+    both = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    torch.testing.assert_close(losses, upsampled_cross_entropy(both, labels, IGNORE, class_weights=weights))
+
+
 def test_differentiating_twice_is_refused():
     logits, labels = drawn(1, 6, (4, 4), (8, 8))
     loss = semantic_segmentation_loss(logits, labels, IGNORE)

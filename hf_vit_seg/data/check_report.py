@@ -182,7 +182,7 @@ class SplitFacts:
 
 @dataclass(frozen=True, eq=False)
 class CheckReport:
-    """All splits that were looked at; `scaled` says that the recipe tells how their numbers are normalised."""
+    """All splits that were looked at; `scaled` says that the recipe or its model tells how numbers are normalised."""
 
     task: str
     splits: Mapping[Any, SplitFacts]

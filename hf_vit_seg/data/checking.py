@@ -22,7 +22,8 @@ from .sample_facts import FactsFile, SampleFacts, facts_key, facts_of, source_st
 SPLITS: tuple[Split, ...] = get_args(Split)
 MOST_THREADS = 16
 SHOWN = 3  # problems in the sentence that refuses
-NORMALISING = frozenset({"image_mean", "rescale_factor"})  # fields of a processor that images of any depth need
+# Fields of a processor by which a recipe says how images of any depth are normalised.
+NORMALISING = frozenset({"image_mean", "rescale_factor", "do_rescale", "do_normalize"})
 
 
 class BadDataError(ValueError):
@@ -56,7 +57,8 @@ def check_datasets(
         memory.write(whole=False)
         raise
     memory.write()
-    return CheckReport(recipe.task, found, scaled=not NORMALISING.isdisjoint(recipe.processor))
+    scaled = recipe.model.from_pretrained is not None or not NORMALISING.isdisjoint(recipe.processor)
+    return CheckReport(recipe.task, found, scaled)
 
 
 def refuse_bad_data(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import FiniteFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from hf_vit_seg.records import expectation, shortened
 
@@ -15,6 +15,7 @@ from .pixels import read_pixels
 from .source_protocol import SourceError, check_present, existing_file, existing_folder
 from .wording import listed
 
+Id = int | str
 PARTS = ("images", "annotations", "categories")
 
 
@@ -22,7 +23,7 @@ PARTS = ("images", "annotations", "categories")
 class CocoImage:
     """An image of an annotation file; the size is that of the annotations' pixels."""
 
-    id: int
+    id: Id
     file_name: str
     height: PositiveInt
     width: PositiveInt
@@ -32,21 +33,21 @@ class CocoImage:
 class CocoAnnotation:
     """An object: `bbox` is x, y, width and height, `keypoints` x, y and visibility of each, all in pixels."""
 
-    id: int
-    image_id: int
-    category_id: int
+    id: Id
+    image_id: Id
+    category_id: Id
     iscrowd: bool | None = None
     segmentation: Any = None
-    bbox: list[FiniteFloat] | None = None
-    area: FiniteFloat | None = None
-    keypoints: list[FiniteFloat] | None = None
+    bbox: list[float] | None = None
+    area: float | None = None
+    keypoints: list[float] | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CocoCategory:
     """A class, and the names of its keypoints, if it has any."""
 
-    id: int
+    id: Id
     name: str
     keypoints: list[str] | None = None
 

@@ -74,6 +74,8 @@ class People:
                     f"{coco.path}: annotation {annotation.id} has {len(flat)} numbers for keypoints where {count} "
                     f"keypoints have {3 * count}, or no bbox of 4 numbers"
                 )
+            if not np.isfinite([*flat, *bbox, annotation.area or 0]).all():
+                raise SourceError(f"{coco.path}: annotation {annotation.id} has numbers that are not finite")
             points = np.array(flat, np.float32).reshape(count, 3)
             box = cut_box(bbox, coco.images[annotation.image_id])
             if (points[:, 2] > 0).sum() >= least and box[2] > 0 and box[3] > 0:

@@ -106,11 +106,15 @@ class FactsFile:
         rows = self.used if whole else self.known | self.used
         if self.path is None or rows == self.known:
             return
-        text = json.dumps({"samples": {key: asdict(facts) for key, facts in rows.items()}}, ensure_ascii=False)
+        text = json.dumps({"samples": {key: asdict(facts) for key, facts in rows.items()}})
         temporary = self.path.with_name(f".tmp-{self.path.name}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def read_facts(row: Mapping[str, Any]) -> SampleFacts:

@@ -5,6 +5,8 @@ from typing import Any
 from hf_vit_seg.inference.loading import ModelError
 
 GRADIO = "gradio>=6.31,<7"  # as in pyproject.toml
+ENVIRONMENT = "HF_VIT_SEG_MODELS"  # the variable that names models
+NUCLEI = "nuclei"  # the name of the model that is built in
 
 
 def launch(*models: str, port: int | None = None, share: bool = False, **options: Any) -> Any:

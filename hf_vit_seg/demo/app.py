@@ -6,9 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from . import NUCLEI
 from .accelerator import zero_gpu
 from .batch_tab import BatchTab
-from .catalogue import NUCLEI, Catalogue, default_models, example_images
+from .catalogue import Catalogue, default_models, example_images
 from .classification_tab import ClassificationTab
 from .pose_tab import PoseTab
 from .segmentation_tab import SegmentationTab

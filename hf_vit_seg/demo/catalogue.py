@@ -21,11 +21,10 @@ from hf_vit_seg.inference.runtimes import is_program
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
 
+from . import ENVIRONMENT, NUCLEI
 from .accelerator import on_gpu
 from .uploads import told
 
-ENVIRONMENT = "HF_VIT_SEG_MODELS"
-NUCLEI = "nuclei"  # the name of the model that is built in
 # Of the images in examples/nuclei, those that are installed with the package.
 EXAMPLES = ("709e094e39629a9c", "43cf6b2ec0b0745a", "0c2550a23b8a0f29", "c1afe66cd139f996", "3477024fd843e460")
 KEPT = 3  # models that stay in memory
@@ -167,4 +166,4 @@ def example_images() -> list[str]:
     return [str(folder / f"{name}.webp") for name in EXAMPLES]
 
 
-__all__ = ["ENVIRONMENT", "NUCLEI", "Catalogue", "default_models", "example_images"]
+__all__ = ["Catalogue", "default_models", "example_images"]

@@ -9,8 +9,9 @@ import gradio as gr
 
 from hf_vit_seg.inference.prediction import json_text
 
+from . import NUCLEI
 from .accelerator import ONE_AT_A_TIME
-from .catalogue import NUCLEI, Catalogue
+from .catalogue import Catalogue
 from .file_segmentation import (
     LARGEST_WINDOW,
     SLIDING,

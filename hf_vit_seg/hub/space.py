@@ -15,8 +15,7 @@ from huggingface_hub import CommitInfo, HfApi, SpaceCard
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from hf_vit_seg.demo import GRADIO
-from hf_vit_seg.demo.catalogue import ENVIRONMENT, NUCLEI
+from hf_vit_seg.demo import ENVIRONMENT, GRADIO, NUCLEI
 from hf_vit_seg.entry_points import PACKAGE
 from hf_vit_seg.inference.loading import first_sentence
 from hf_vit_seg.provenance import CARD, Provenance, short_card

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_BACKBONE_MAPPING, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .plugged_heads import PLUGGED_HEADS
@@ -33,7 +33,7 @@ SETTINGS = {
     "norm_eps": "segmentation_norm_eps",
     "hidden_act": "hidden_act",
 }
-PUSH_OPTIONS = tuple(signature(PreTrainedModel.push_to_hub).parameters)
+PUSH_OPTIONS = tuple(signature(PreTrainedConfig.push_to_hub).parameters)
 
 
 def plugged_head(config: Any, in_channels: Sequence[int]) -> nn.Module:
@@ -54,38 +54,52 @@ def plugged_head(config: Any, in_channels: Sequence[int]) -> nn.Module:
         ) from error
 
 
-class CarriesCode(PreTrainedModel):
-    """A model whose `decode_head` or `backbone` may be of other code: what it is saved with has that too."""
+class CarriesCode(PreTrainedConfig):
+    """The config of a model whose head or backbone may be of other code: what it is saved with has that too."""
 
-    def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As transformers does; a push follows when all files are there."""
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, **kwargs)
         if self._auto_class is not None:
             self.save_parts(Path(save_directory))
         if push_to_hub:
             options = {option: kwargs[option] for option in PUSH_OPTIONS if option in kwargs}
             self.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
 
+    def own_backbone(self) -> tuple[type, ...]:
+        """The classes of the backbone's config and of the backbone, if these are not transformers' own."""
+        config = type(getattr(self, "backbone", None))
+        backbone: Any = MODEL_FOR_BACKBONE_MAPPING.get(config, None)
+        return () if backbone is None or backbone._auto_class is None else (config, backbone)
+
+    def own_head(self) -> tuple[type, ...]:
+        """The class of the head, if a plugin brings it."""
+        head = PLUGGED_HEADS.get(getattr(self, "segmentation_head", None) or "")
+        return () if head is None else (head,)
+
+    def check_parts(self) -> None:
+        """ValueError where files of the parts have one name, or that of another file of the model."""
+        places: dict[str, Path] = {}
+        for kind in (*self.own_head(), *self.own_backbone()):
+            if reason := clash(kind):
+                raise ValueError(reason)
+            for file in files_of(kind):
+                other = places.setdefault(file.name, file)
+                if not other.samefile(file):
+                    raise ValueError(f"a model cannot be saved with both {other} and {file}: rename one of them")
+
     def save_parts(self, folder: Path) -> None:
         """Put the code of the parts into a folder, and the tables that find it there."""
-        name, backbone = getattr(self.config, "segmentation_head", None), getattr(self, "backbone", None)
-        if name in PLUGGED_HEADS:
-            head = copied(PLUGGED_HEADS[name], folder)
-            table = f"PLUGGED_HEADS: dict[str, type[nn.Module]] = {{{name!r}: {head}}}"
-            write_table(folder / "plugged_heads.py", ["from torch import nn"], [PLUGGED_HEADS[name]], table)
-        if backbone is not None and backbone._auto_class is not None:
-            pair = [type(backbone.config), type(backbone)]
-            kinds = ", ".join(copied(kind, folder) for kind in pair)
-            write_table(folder / "own_backbones.py", [], pair, f"OWN_BACKBONES = (({kinds}),)")
-
-
-def copied(kind: type, folder: Path) -> str:
-    """Put the files of a class into a folder; the class's name. ValueError where they cannot lie beside ours."""
-    if reason := clash(kind):
-        raise ValueError(reason)
-    for file in files_of(kind):
-        shutil.copyfile(file, folder / file.name)
-    return kind.__name__
+        head, backbone = self.own_head(), self.own_backbone()
+        for kind in (*head, *backbone):
+            for file in files_of(kind):
+                shutil.copyfile(file, folder / file.name)
+        if head:
+            table = f"PLUGGED_HEADS: dict[str, type[nn.Module]] = {{{self.segmentation_head!r}: {head[0].__name__}}}"
+            write_table(folder / "plugged_heads.py", ["from torch import nn"], head, table)
+        if backbone:
+            names = ", ".join(kind.__name__ for kind in backbone)
+            write_table(folder / "own_backbones.py", [], backbone, f"OWN_BACKBONES = (({names}),)")
 
 
 def clash(kind: type) -> str | None:

@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, PreTrainedConfig, TimmBackboneConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .carried_code import CarriesCode
 from .own_backbones import OWN_BACKBONES
 
 LEVELS = 4
@@ -31,7 +32,7 @@ def default_levels(config: PreTrainedConfig, count: int) -> list[int]:
 
 
 @strict
-class BackboneSegmentationConfig(PreTrainedConfig):
+class BackboneSegmentationConfig(CarriesCode):
     """A backbone's own config, and the head that it wears.
 
     `backbone_config` is any config that AutoBackbone takes, or its fields with a `model_type` (DINOv2, DINOv3, Swin,

@@ -7,6 +7,7 @@ derivatives in forward mode, modes that count or record operators, hooks on laye
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
@@ -18,14 +19,16 @@ def runs_eagerly() -> bool:
         and not torch._C._are_functorch_transforms_active()
         and not is_in_torch_dispatch_mode()
         and forward_ad._current_level < 0
+        and not _has_any_global_hook()
     )
 
 
 def unhooked(module: nn.Module) -> bool:
-    """Whether no layer of a module has a hook that its being called, once, would call."""
+    """Whether no layer inside a module has a hook, which its being called, once, would call."""
     return not any(
         layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
         for layer in module.modules()
+        if layer is not module
     )
 
 

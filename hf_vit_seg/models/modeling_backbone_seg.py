@@ -18,7 +18,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .backbone_loading import gives_channels_last, hub_options, loaded_backbone, new_backbone, stored_config
-from .carried_code import CarriesCode, plugged_head
+from .carried_code import plugged_head
 from .chosen_heads import DEFAULT_WIDTH, linear_head, mask_transformer_head, pyramid_head
 from .configuration_backbone_seg import LEVELS, SINGLE_MAP_HEADS, BackboneSegmentationConfig
 from .feature_strides import Stride, feature_strides
@@ -127,7 +127,7 @@ def chosen_head(config: BackboneSegmentationConfig, strides: Sequence[Stride]) -
     )
 
 
-class BackboneForSemanticSegmentation(CarriesCode):
+class BackboneForSemanticSegmentation(PreTrainedModel):
     """A backbone and the head that `config.segmentation_head` names, or that fits its strides."""
 
     config: BackboneSegmentationConfig
@@ -146,6 +146,7 @@ class BackboneForSemanticSegmentation(CarriesCode):
     def __init__(self, config: BackboneSegmentationConfig, backbone: PreTrainedModel | None = None):
         """Build the model around a new backbone, or around one that is built and loaded already."""
         super().__init__(config)
+        config.check_parts()
         self.backbone: Any = new_backbone(config.backbone) if backbone is None else backbone
         config.backbone_config = self.backbone.config  # timm has settled its stages in it
         strides = feature_strides(self.backbone)

@@ -6,6 +6,7 @@ running statistics twice: another model than without checkpointing.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ FUNCTION = "_gradient_checkpointing_func"  # by which transformers gives a layer
 class CountedOnce:
     """A checkpointing function, such as `torch.utils.checkpoint.checkpoint`, under which a layer's norms count once."""
 
-    def __init__(self, checkpoint: Callable[..., Any], layer: nn.Module):
-        self.checkpoint, self.layer = checkpoint, layer
+    def __init__(self, checkpoint: Callable[..., Any]):
+        self.checkpoint = checkpoint
 
     def __call__(self, function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-        if torch.compiler.is_compiling():  # which sees what is written, and writes it once
+        layer = layer_of(function)
+        if layer is None or torch.compiler.is_compiling():  # compilers see what is written, and write it once
             return self.checkpoint(function, *inputs, **options)
         has_run = False
 
@@ -31,19 +33,31 @@ class CountedOnce:
             if not has_run:
                 has_run = True
                 return function(*values)
-            with statistics_kept(self.layer):
+            with statistics_kept(layer):
                 return function(*values)
 
         return self.checkpoint(counted_once, *inputs, **options)
 
 
+def layer_of(function: Callable[..., Any]) -> nn.Module | None:
+    """The layer whose method a function is, or of which it is a part; replicas of a layer have their own."""
+    bound = function.args[:1] if isinstance(function, partial) else ()
+    method = function.func if isinstance(function, partial) else function
+    owners = (getattr(method, "__self__", None), *bound)
+    return next((owner for owner in owners if isinstance(owner, nn.Module)), None)
+
+
 @contextmanager
 def statistics_kept(layer: nn.Module) -> Iterator[None]:
-    """BatchNorm leaves its running statistics as they are. (Not to track them would save fewer tensors.)"""
+    """BatchNorm leaves its running statistics as they are. (Not to track them would save fewer tensors.)
+
+    Its count of batches goes on in a copy: SyncBatchNorm does not do without one.
+    """
     norms = [norm for norm in layer.modules() if isinstance(norm, _BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        count = norm.num_batches_tracked
+        norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else count.clone()
     try:
         yield
     finally:
@@ -56,7 +70,7 @@ def count_batches_once(model: nn.Module) -> None:
     for layer in model.modules():
         checkpoint = getattr(layer, FUNCTION, None)
         if checkpoint is not None and not isinstance(checkpoint, CountedOnce):
-            setattr(layer, FUNCTION, CountedOnce(checkpoint, layer))
+            setattr(layer, FUNCTION, CountedOnce(checkpoint))
 
 
 __all__ = ["count_batches_once"]

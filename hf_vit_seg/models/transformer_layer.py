@@ -105,7 +105,7 @@ class VisionTransformerMLP(nn.Module):
         return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(tokens)))))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if not strips_pay(hidden_states) or not unhooked(self):
+        if self.training or not strips_pay(hidden_states) or not unhooked(self):
             return self.transform(hidden_states)
         tokens = hidden_states.flatten(0, -2)
         strips = row_strips(len(tokens), self.fc1.out_features * tokens.element_size(), STRIP_BYTES)

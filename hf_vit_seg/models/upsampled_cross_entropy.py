@@ -91,7 +91,8 @@ def binary_cross_entropy(
     weights = logits.new_ones(2) if class_weights is None else class_weights.to(logits)
     # What a pixel of each label (rows) pays for the improbability of class 0 and of class 1.
     costs = ((1 - label_smoothing) * torch.eye(2).to(logits) + label_smoothing / 2) * weights
-    targets = (costs[:, 1] / costs.sum(1)).gather(0, labels.flatten()).view_as(labels)  # an index counts from the end
+    shares = costs[:, 1] / costs.sum(1).clamp(min=torch.finfo(costs.dtype).tiny)  # of a label without weight none
+    targets = shares.gather(0, labels.flatten()).view_as(labels)  # an index counts from the end
     amounts = None if class_weights is None else costs.sum(1)[labels]
     losses = nn.functional.binary_cross_entropy_with_logits(logits, targets, amounts, reduction="none")
     return losses.where(counts, 0)

@@ -11,18 +11,23 @@ from pathlib import Path
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from .checkpoints import checkpoints
+from .checkpoints import CheckpointError, checkpoints
 from .metrics_report import EVALUATION, FILE, read_report, report_view
 from .model_evaluation import evaluate_model, recipe_beside
 from .preparation import PreparationError
 from .recipe import Recipe
 from .recipe_files import RecipeFileError, load_recipe
 from .run import Ending, train
-from .run_directory import RunDirectory, run_directory
+from .run_directory import RunDirectory, RunDirectoryError, run_directory
 from .whole_directories import WriteError
 
 REFUSED, STOPPED = 2, 130
-SAME_ON_ALL = (RecipeFileError, PreparationError)  # of several processes the main one tells them
+SAME_ON_ALL = (
+    RecipeFileError,
+    RunDirectoryError,
+    CheckpointError,
+    PreparationError,
+)  # of several processes the main one tells them
 
 
 def train_command(recipe: str, settings: Sequence[str], out: Path | None, resume: bool, overwrite: bool) -> int:
@@ -118,7 +123,7 @@ def tell(text: str) -> None:
 
 def this_process() -> str:
     """Which of several processes this is."""
-    return "" if os.environ.get("WORLD_SIZE", "1") == "1" else f" (process {os.environ['RANK']})"
+    return "" if os.environ.get("WORLD_SIZE", "1") == "1" else f" (process {os.environ.get('RANK', '0')})"
 
 
 def is_main() -> bool:

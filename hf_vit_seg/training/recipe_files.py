@@ -62,6 +62,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         settings = with_default_loss(settings)
         for override in overrides:
             settings = overridden(settings, *split_override(override))
+        settings = with_default_loss(settings)
         return completed(read_record(Recipe, settings), path.resolve().parent)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise RecipeFileError(f"{path}: {error}") from None
@@ -72,7 +73,7 @@ def with_default_loss(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
     For pose the model computes its own.
     """
-    if settings.get("loss") or settings.get("task") == "pose":
+    if settings.get("loss", {}) != {} or settings.get("task") == "pose":
         return settings
     return {**settings, "loss": DEFAULT}
 

@@ -89,16 +89,16 @@ class Run:
         with StopRequest() as request, self.progress, workers_ended():
             for note in self.parts.notes:
                 self.progress.say(note)
-            first = self.step
+            first, is_last_saved = self.step, self.looked_after and self.directory.last.exists()
             ending = self.go_on(request)
-            if ending is not Ending.interrupted and (self.step > first or not self.directory.last.exists()):
+            if ending is not Ending.interrupted and not (self.step == first and is_last_saved):
                 self.save_last()
         return ending
 
     def go_on(self, request: StopRequest) -> Ending:
         """The loop."""
         if not self.looked_after:
-            self.look_after()
+            self.look_after(saved=True)
         self.mark = time.perf_counter()
         for window in windows(self.parts.loader, self.recipe.loop.accumulation):
             if self.standing.has_ended(self.recipe.loop.early_stop):
@@ -185,16 +185,16 @@ class Run:
         """Whether something that happens every so many steps, and at the end, happens now."""
         return self.step == self.parts.steps or (every is not None and self.step % every == 0)
 
-    def look_after(self) -> None:
-        """What is due after a step: a checkpoint, and an evaluation, whose failure then loses no step."""
+    def look_after(self, saved: bool = False) -> None:
+        """What is due after a step: a checkpoint, unless it is `saved`; an evaluation, whose failure loses no step."""
         loop = self.recipe.loop
         evaluates = self.parts.data.validation is not None and self.is_due(loop.evaluate_every)
         saves = self.is_due(loop.checkpoint_every or loop.evaluate_every)
-        if saves:
+        if saves and not saved:
             self.checkpoint(looked_after=not evaluates)
         if evaluates:
             self.evaluate()
-        if saves and evaluates:
+        if saved or (saves and evaluates):
             write_manifest(self.accelerator, self.directory.checkpoints, self.manifest())
 
     def evaluate(self) -> None:

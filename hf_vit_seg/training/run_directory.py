@@ -24,7 +24,7 @@ from .model_building import transformers_silent
 from .recipe import Recipe
 from .recipe_files import recipe_text
 from .run_log import FILE as LOG
-from .whole_directories import empty_temporary, put_in_place, replace_file, tidy, written
+from .whole_directories import TEMPORARY, empty_temporary, put_in_place, replace_file, tidy, written
 
 RECIPE = "recipe.yaml"
 FACTS = "data_facts.json"  # what was found in the data, so that a resumed run need not look again
@@ -65,8 +65,12 @@ class RunDirectory:
                 f"{self.path} has a run in it already: go on with --resume, replace it with --overwrite, or choose "
                 "another --out"
             )
-        if not self.traces and self.path.exists() and any(path != self.facts for path in self.path.iterdir()):
+        if not self.traces and self.path.exists() and any(map(self.is_foreign, self.path.iterdir())):
             raise RunDirectoryError(f"{self.path} is not empty and holds no run: choose another --out")
+
+    def is_foreign(self, path: Path) -> bool:
+        """Whether what lies here is no run's, not even of one that ended before its first step."""
+        return path != self.facts and not path.name.startswith(TEMPORARY)
 
     def make_ready(self, resume: bool) -> None:
         """Tidy up for a run that goes on, clear for a new one; only what runs write is removed."""

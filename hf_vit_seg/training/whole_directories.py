@@ -60,9 +60,13 @@ def put_in_place(target: Path) -> None:
 def replace_file(target: Path, text: str) -> None:
     """Give a file this text, whole or not at all."""
     temporary = temporary_name(target)
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(target)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync(target.parent)
 
 
@@ -83,7 +87,7 @@ def tidy(folder: Path) -> None:
         else:
             path.rename(whole)
     for path in sorted(folder.glob(f"{TEMPORARY}*")):
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def force_to_disk(folder: Path) -> None:
