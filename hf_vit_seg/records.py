@@ -56,8 +56,7 @@ def sentence(kind: type[BaseModel], errors: Sequence[ErrorDetails], settings: An
     if error["type"] == "value_error":
         reason = error["msg"].removeprefix("Value error, ")
         return f"{dotted}: {reason}" if dotted else reason
-    wanted = dict.fromkeys(expectation(each) for each in errors if settings_path(each, settings) == path)
-    return f"{dotted} should be {' or '.join(wanted)}, found {shortened(error['input'])}"
+    return f"{dotted} should be {expectation(error, errors, settings)}, found {shortened(error['input'])}"
 
 
 def settings_path(error: ErrorDetails, settings: Any) -> tuple[int | str, ...]:
@@ -73,9 +72,14 @@ def settings_path(error: ErrorDetails, settings: Any) -> tuple[int | str, ...]:
     return tuple(path)
 
 
-def expectation(error: ErrorDetails) -> str:
-    """What stands behind "should be" of a value that does not fit."""
-    return EXPECTED.get(error["type"]) or error["msg"].removeprefix("Input should be ").partition(", unable")[0]
+def expectation(error: ErrorDetails, errors: Sequence[ErrorDetails], settings: Any) -> str:
+    """What stands behind "should be" of a value that does not fit: all that the alternatives of its type say of it."""
+    path = settings_path(error, settings)
+    alike = [each for each in errors if settings_path(each, settings) == path]
+    wanted = [
+        EXPECTED.get(e["type"]) or e["msg"].removeprefix("Input should be ").partition(", unable")[0] for e in alike
+    ]
+    return " or ".join(dict.fromkeys(wanted))
 
 
 def known_fields(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from hf_vit_seg import architectures
+from hf_vit_seg.models import carried_code
 from hf_vit_seg.models.configuration_backbone_seg import BackboneSegmentationConfig
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
@@ -152,6 +153,35 @@ def test_heads_of_one_map_read_the_last(kind, head, stages, tmp_path):
     model = worn(tmp_path, head, num_labels=7, segmentation_head_width=48)
     assert model.config.backbone.out_features == stages
     assert logits(model).shape[:2] == (2, 7)
+
+
+def test_a_config_carries_the_code_of_its_backbone(tmp_path):
+    config = BackboneSegmentationConfig(backbone_config=architectures()["cvt"].variant_config("tiny"))
+    model = BackboneForSemanticSegmentation(config)
+    model.save_pretrained(tmp_path / "model")
+    table = (tmp_path / "model" / "own_backbones.py").read_text()
+    assert "OWN_BACKBONES = ((CvTConfig, CvTBackbone),)" in table
+    model.config.save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "own_backbones.py").read_text() == table
+    assert (tmp_path / "model" / "modeling_cvt.py").is_file()
+
+
+def test_parts_whose_files_have_one_name_are_refused(tmp_path, monkeypatch):
+    for folder in ("head", "backbone"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "blocks.py").touch()
+    files = {"Head": [tmp_path / "head" / "blocks.py"], "Backbone": [tmp_path / "backbone" / "blocks.py"]}
+    monkeypatch.setattr(carried_code, "files_of", lambda kind: files[kind.__name__])
+    config = BackboneSegmentationConfig(backbone_config=Dinov2Config(**PLAIN))
+    monkeypatch.setattr(type(config), "own_head", lambda self: (type("Head", (), {}),))
+    config.check_parts()
+    monkeypatch.setattr(type(config), "own_backbone", lambda self: (type("Backbone", (), {}),))
+    with pytest.raises(ValueError, match=r"cannot be saved with both .*blocks\.py and .*blocks\.py"):
+        BackboneForSemanticSegmentation(config)
+    files["Head"] = [tmp_path / "attention.py"]
+    (tmp_path / "attention.py").touch()
+    with pytest.raises(ValueError, match="and the models here one of that name"):
+        config.check_parts()
 
 
 def test_what_is_no_backbone_is_refused(tmp_path):

@@ -161,8 +161,11 @@ def test_deep_images_without_a_normalisation_are_warned_of(tmp_path, values, dee
     np.save(tmp_path / "train/images/0.npy", np.arange(4 * 64).reshape(4, 8, 8).astype(values))
     settings = recipe(tmp_path, bands=4)
     assert any("more than 8 bits" in warning for warning in check(settings).warnings) is deep
-    for processor in ({"image_mean": "measured", "image_std": "measured"}, {"rescale_factor": 1 / 65535}):
+    scales = {"image_mean": "measured", "image_std": "measured"}, {"rescale_factor": 1 / 65535}, {"do_rescale": False}
+    for processor in scales:
         assert not check(settings.model_copy(update={"processor": processor})).warnings
+    trained = settings.model.model_copy(update={"from_pretrained": "somewhere"})
+    assert not check(settings.model_copy(update={"model": trained})).warnings
 
 
 def test_masks_painted_in_colours(tmp_path):

@@ -136,8 +136,12 @@ def test_categories_are_chosen_in_the_given_order_and_background_may_be_left_out
         ),
         ([{"id": 5, "category_id": 7}], {}, "entry without 'image_id'"),
         ([annotation(5, 9, rectangle(0, 0, 2, 2), 4)], {}, "annotations of categories that are not listed there: 5"),
-        ([annotation(5, "dog", [], 4)], {}, r"annotations\.0\.category_id should be a valid integer.*, found 'dog'"),
-        ([annotation(5, 7, [], 4, bbox=[0, math.nan, 1, 1])], {}, r"annotations\.0\.bbox\.1 should be a finite number"),
+        (
+            [annotation(5, None, [], 4)],
+            {},
+            r"annotations\.0\.category_id should be a valid integer or a valid string, found None",
+        ),
+        ([annotation(5, 7, [], 4, bbox="wide")], {}, r"annotations\.0\.bbox should be .*, found 'wide'"),
     ],
 )
 def test_annotations_that_make_no_masks(tmp_path, annotations, settings, reason):
@@ -219,6 +223,11 @@ def test_people_with_labelled_keypoints_are_samples(tmp_path):
     assert len(people(tmp_path, [person(1, points), person(6, [3, 4, 1, 0, 0, 0])], keypoints=2)) == 1
 
 
+def test_ids_may_be_words(tmp_path):
+    drawn = [annotation("5f3e", 7, rectangle(0, 0, 2, 2), 4, bbox=[math.nan] * 4)]
+    assert (masks(tmp_path, drawn).read(1).target != 0).any()
+
+
 def test_people_that_cannot_be_used(tmp_path):
     with pytest.raises(SourceError, match="no 'dog' has 1 or more labelled keypoints"):
         people(tmp_path, [person(1, [0] * 6)])
@@ -226,8 +235,9 @@ def test_people_that_cannot_be_used(tmp_path):
         people(tmp_path, [person(1, [1, 1, 2])])
     with pytest.raises(SourceError, match=r"annotation 1 has .* or no bbox of 4 numbers"):
         people(tmp_path, [person(1, [3, 4, 2, 5, 6, 1], bbox=None)])
-    with pytest.raises(SourceError, match=r"keypoints\.0 should be a finite number, found nan"):
-        people(tmp_path, [person(1, [math.nan, 4, 2, 5, 6, 1])])
+    for strange in (person(1, [math.nan, 4, 2, 5, 6, 1]), person(1, [3, 4, 2, 5, 6, 1], bbox=[0, 0, math.inf, 1])):
+        with pytest.raises(SourceError, match="annotation 1 has numbers that are not finite"):
+            people(tmp_path, [strange])
     with pytest.raises(SourceError, match="names no keypoints"):
         open_source({"kind": "coco_keypoints", "category": "cat", **written(tmp_path, [])}, "pose")
 

@@ -175,6 +175,11 @@ def test_a_broken_plugin_of_each_group_is_reported_and_leaves_the_others_working
         assert name in outcome.errors and len(outcome.errors.strip().splitlines()) == 1, outcome.errors
 
 
+def test_the_hub_is_spoken_to_without_gradio():
+    code = "import sys; sys.modules['gradio'] = None; import hf_vit_seg.hub"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_importing_is_free_of_what_only_some_commands_need():
     heavy = ("accelerate", "datasets", "evaluate", "gradio", "matplotlib", "onnx", "onnxruntime", "openvino", "timm")
     code = f"import sys, hf_vit_seg; print([m for m in {heavy} if m in sys.modules])"

@@ -184,6 +184,42 @@ def test_an_evaluation_that_fails_loses_no_step(recipe, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_longer_run_whose_last_evaluation_failed_saves_its_last_model(recipe, tmp_path, monkeypatch):
+    from hf_vit_seg.training import run as module
+
+    run(recipe, tmp_path / "whole", "loop.checkpoint_every=null")
+    run(recipe, tmp_path / "parts", "loop.checkpoint_every=null", "loop.steps=4")
+    saved = []
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_sample_pictures", full)
+        with pytest.raises(OutOfMemory):
+            run(recipe, tmp_path / "parts", "loop.checkpoint_every=null", resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_checkpoint", lambda *arguments: saved.append(arguments))
+        assert run(recipe, tmp_path / "parts", "loop.checkpoint_every=null", resume=True) is Ending.finished
+    assert json.loads((tmp_path / "parts" / "last" / "metrics.json").read_text())["step"] == 8
+    assert not saved  # the evaluation alone was left to do
+    assert read_manifest(checkpoints(tmp_path / "parts" / "checkpoints")[-1]).looked_after
+
+
+def test_a_run_without_room_leaves_nothing_in_the_way_of_the_next(recipe, tmp_path, monkeypatch):
+    def refuse(self, *arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            run(recipe, tmp_path / "run", "loop.steps=1")
+    (tmp_path / "run" / ".tmp-data_facts.json").touch()  # as a kill leaves it
+    assert run(recipe, tmp_path / "run", "loop.steps=1") is Ending.finished
+    assert not list((tmp_path / "run").glob(".tmp-*"))
+
+
+def test_a_recipe_without_a_loss_resumes_from_what_is_written(recipe, tmp_path):
+    run(recipe, tmp_path / "run", "loop.steps=1", "loss={}")
+    assert run(tmp_path / "run" / "recipe.yaml", tmp_path / "run", "loop.steps=2", resume=True) is Ending.finished
+
+
 def full(*arguments):
     raise OutOfMemory("memory ran out")
 

@@ -84,6 +84,14 @@ def test_synchronised_norms_are_saved_as_batch_norms(name, tmp_path):
     torch.testing.assert_close(logits(loaded), expected)
 
 
+def test_checkpointed_layers_count_a_batch_once_when_synchronised():
+    model = synchronised(prepare_for_training(built("cvt"), model_recipe(gradient_checkpointing=True))).train()
+    norms = [norm for norm in model.modules() if isinstance(norm, torch.nn.SyncBatchNorm)]
+    before = [int(norm.num_batches_tracked) for norm in norms]
+    model(torch.randn(2, 3, 64, 64), labels=torch.zeros(2, 64, 64, dtype=torch.long)).loss.backward()
+    assert norms and [int(norm.num_batches_tracked) for norm in norms] == [count + 1 for count in before]
+
+
 def test_frozen_norms_are_held_when_synchronised():
     model = synchronised(prepare_for_training(built("cvt"), model_recipe(freeze=(r"stages\.0\.",)))).train()
     held = [norm.training for norm in norms(model, nn.SyncBatchNorm)]

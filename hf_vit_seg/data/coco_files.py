@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
-from hf_vit_seg.records import expectation, shortened
+from hf_vit_seg.records import expectation, settings_path, shortened
 
 from .image_files import ImageFileError
 from .pixels import read_pixels
@@ -126,11 +126,12 @@ def checked(content: Mapping[str, Any], path: Path) -> CocoLists:
     try:
         return LISTS.validate_python(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        errors = error.errors()
+    first = errors[0]
     if first["type"] == "missing":
         raise SourceError(f"{path} has an entry without '{first['loc'][-1]}', which COCO's format asks for")
-    place = ".".join(map(str, first["loc"]))
-    raise SourceError(f"{path}: {place} should be {expectation(first)}, found {shortened(first['input'])}")
+    place, wanted = ".".join(map(str, settings_path(first, content))), expectation(first, errors, content)
+    raise SourceError(f"{path}: {place} should be {wanted}, found {shortened(first['input'])}")
 
 
 __all__ = ["CocoAnnotation", "CocoFile", "CocoImage", "read_coco"]
