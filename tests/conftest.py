@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from time import sleep
 
 if os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") != "1":
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # teams of threads that want one another's cores wait for them
@@ -14,6 +15,7 @@ from huggingface_hub import constants, hf_api
 from tiny_runs import forget_accelerate
 
 import hf_vit_seg  # noqa: F401  (registers the architectures)
+from hf_vit_seg.inference import Segmenter
 
 # How long an example takes says nothing of the code, on machines that do other things too.
 hypothesis.settings.register_profile(
@@ -70,6 +72,20 @@ def hub(hub_server: Hub, tmp_path, monkeypatch) -> Hub:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return hub_server
+
+
+@pytest.fixture
+def slow_segmenter(monkeypatch) -> list[object]:
+    """What segmenters are asked to segment; each image takes them half a second longer."""
+    seen, segment = [], Segmenter.segment
+
+    def slowly(own, prepared):
+        seen.append(prepared)
+        sleep(0.5)
+        return segment(own, prepared)
+
+    monkeypatch.setattr(Segmenter, "segment", slowly)
+    return seen
 
 
 @pytest.fixture

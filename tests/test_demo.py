@@ -14,7 +14,6 @@ from importlib.machinery import ModuleSpec
 from io import BytesIO
 from pathlib import Path
 from socket import socket
-from time import sleep
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -269,22 +268,14 @@ def test_the_largest_image_is_seen_in_windows_of_any_size():
         assert pixels_seen(protocol_of(SLIDING, side, False), Square()) <= MOST_SEEN
 
 
-def test_a_batch_that_is_stopped_goes_no_further(client, monkeypatch):
-    seen, segment = [], Segmenter.segment
-
-    def slowly(own, prepared):
-        seen.append(prepared)
-        sleep(0.5)
-        return segment(own, prepared)
-
-    monkeypatch.setattr(Segmenter, "segment", slowly)
+def test_a_batch_that_is_stopped_goes_no_further(client, slow_segmenter):
     files = [gradio_client.handle_file(str(PHOTO))] * MOST_FILES
     batch = client.submit(files, NUCLEI, api_name="/segment_files")
     next(iter(batch))
     batch.cancel()
-    reached = len(seen)
+    reached = len(slow_segmenter)
     assert call(client, PHOTO, NUCLEI)
-    assert len(seen) == reached + 1 < MOST_FILES
+    assert len(slow_segmenter) == reached + 1 < MOST_FILES
 
 
 def test_a_classifier_names_the_most_likely_classes(client, models):

@@ -4,7 +4,6 @@ import base64
 import shutil
 from io import BytesIO
 from pathlib import Path
-from time import sleep
 
 import numpy as np
 import pytest
@@ -163,21 +162,13 @@ def test_a_broken_image_is_refused_in_words(page, tmp_path):
     page.get_by_text("broken.png: this is no image of a format that PIL knows").wait_for()
 
 
-def test_many_files_can_be_stopped(page, monkeypatch):
-    seen, segment = [], Segmenter.segment
-
-    def slowly(own, prepared):
-        seen.append(prepared)
-        sleep(0.5)
-        return segment(own, prepared)
-
-    monkeypatch.setattr(Segmenter, "segment", slowly)
+def test_many_files_can_be_stopped(page, slow_segmenter):
     page.get_by_role("tab", name="Many files").click()
     page.locator("input[type=file][multiple]").set_input_files(sorted(PHOTO.parent.glob("*.webp"))[:MOST_FILES])
     page.get_by_role("button", name="Segment all").click()
     page.locator(".thumbnail-item").first.wait_for()
     page.get_by_role("button", name="Stop").click()
     page.locator(".thumbnail-item").first.wait_for()
-    reached = len(seen)
+    reached = len(slow_segmenter)
     page.wait_for_timeout(2000)
-    assert len(seen) <= reached + 1 < MOST_FILES
+    assert len(slow_segmenter) <= reached + 1 < MOST_FILES

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
@@ -15,7 +15,7 @@ from .pixels import read_pixels
 from .source_protocol import SourceError, check_present, existing_file, existing_folder
 from .wording import listed
 
-Id = int | str
+Id: TypeAlias = int | str
 PARTS = ("images", "annotations", "categories")
 
 
@@ -70,7 +70,7 @@ class CocoFile:
 
     path: Path
     folder: Path
-    images: Mapping[int, CocoImage]
+    images: Mapping[Id, CocoImage]
     annotations: Sequence[CocoAnnotation]
     categories: Sequence[CocoCategory]
 
@@ -134,4 +134,4 @@ def checked(content: Mapping[str, Any], path: Path) -> CocoLists:
     raise SourceError(f"{path}: {place} should be {wanted}, found {shortened(first['input'])}")
 
 
-__all__ = ["CocoAnnotation", "CocoFile", "CocoImage", "read_coco"]
+__all__ = ["CocoAnnotation", "CocoFile", "CocoImage", "Id", "read_coco"]

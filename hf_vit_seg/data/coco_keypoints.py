@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from .coco_files import CocoAnnotation, CocoFile, CocoImage, read_coco
+from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, read_coco
 from .samples import Person, RawSample
 from .source_protocol import Place, SourceError, SourceRecord
 
@@ -43,7 +43,7 @@ class CocoKeypointsSource(SourceRecord):
         names = category.keypoints
         if not names:
             raise SourceError(f"{coco.path}: the category '{self.category}' names no keypoints")
-        ordered: dict[int, list[CocoAnnotation]] = {image: [] for image in coco.images}
+        ordered: dict[Id, list[CocoAnnotation]] = {image: [] for image in coco.images}
         for annotation in coco.annotations:
             if annotation.category_id == category.id and not annotation.iscrowd:
                 ordered[annotation.image_id].append(annotation)
@@ -74,6 +74,8 @@ class People:
                     f"{coco.path}: annotation {annotation.id} has {len(flat)} numbers for keypoints where {count} "
                     f"keypoints have {3 * count}, or no bbox of 4 numbers"
                 )
+            if not isinstance(annotation.id, int) or not isinstance(annotation.image_id, int):
+                raise SourceError(f"{coco.path}: ids of people and images are whole numbers, found {annotation.id!r}")
             if not np.isfinite([*flat, *bbox, annotation.area or 0]).all():
                 raise SourceError(f"{coco.path}: annotation {annotation.id} has numbers that are not finite")
             points = np.array(flat, np.float32).reshape(count, 3)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from .coco_files import CocoAnnotation, CocoFile, CocoImage, read_coco
+from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, read_coco
 from .raw_values import UNCOUNTED
 from .samples import RawSample
 from .source_protocol import Place, SourceError, SourceRecord
@@ -61,9 +61,9 @@ class CocoMasksSource(SourceRecord):
         return CocoMasks(coco, tuple(coco.images.values()), by_image(drawn), values, names, bands)
 
 
-def by_image(annotations: Sequence[CocoAnnotation]) -> dict[int, list[CocoAnnotation]]:
+def by_image(annotations: Sequence[CocoAnnotation]) -> dict[Id, list[CocoAnnotation]]:
     """The annotations of each image."""
-    lists: dict[int, list[CocoAnnotation]] = {}
+    lists: dict[Id, list[CocoAnnotation]] = {}
     for annotation in annotations:
         lists.setdefault(annotation.image_id, []).append(annotation)
     return lists
@@ -75,8 +75,8 @@ class CocoMasks:
 
     coco: CocoFile
     images: Sequence[CocoImage]
-    drawn: Mapping[int, Sequence[CocoAnnotation]]
-    values: Mapping[int, int]
+    drawn: Mapping[Id, Sequence[CocoAnnotation]]
+    values: Mapping[Id, int]
     class_names: tuple[str, ...]
     bands: int = 3
 

@@ -68,7 +68,7 @@ class CarriesCode(PreTrainedConfig):
 
     def own_backbone(self) -> tuple[type, ...]:
         """The classes of the backbone's config and of the backbone, if these are not transformers' own."""
-        config = type(getattr(self, "backbone", None))
+        config: Any = type(getattr(self, "backbone", None))
         backbone: Any = MODEL_FOR_BACKBONE_MAPPING.get(config, None)
         return () if backbone is None or backbone._auto_class is None else (config, backbone)
 
