@@ -13,7 +13,7 @@ from hf_vit_seg.conversion.convert import convert
 from hf_vit_seg.conversion.registry import sources
 from hub_models import contents, saved
 from hub_server import Refusal, Repo
-from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
 from hf_vit_seg.hub import Target, push
+from hf_vit_seg.hub.card import is_written
 from hf_vit_seg.hub.model_directory import model_directory
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.provenance import CARD, MARK, Provenance, card_metadata, provenance_from, provenance_of, write_card
@@ -282,3 +283,11 @@ def test_what_a_card_says_is_read_again(tmp_path_factory, provenance):
     write_card(folder, provenance, "title")
     assert provenance_from(card_metadata(folder)) == provenance
     assert MARK in huggingface_hub.ModelCard.load(folder / CARD).text
+
+
+def test_an_empty_form_is_nobody_s_card():
+    form = ModelCard.from_template(ModelCardData(library_name="transformers"), model_description="A model.").content
+    assert not is_written(form)
+    assert is_written(form.replace("[More Information Needed]", "Cells under a microscope.", 1))
+    assert is_written("# Mine\n")
+    assert not is_written(f"# Ours\n{MARK}\n")

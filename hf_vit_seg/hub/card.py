@@ -22,6 +22,7 @@ from .heads import HEADS
 from .model_directory import ModelDirectory
 
 TEMPLATE = files("hf_vit_seg.hub") / "model_card.md"
+UNFILLED = "[More Information Needed]"
 PROVIDED = {"PIL": "pillow"}  # packages that are installed under another name than they are imported by
 
 
@@ -29,10 +30,16 @@ def model_card(model: ModelDirectory, repo_id: str, picture: str | None = None) 
     """The card for a repository; `picture` is a path in it."""
     data = card_data(model, repo_id)
     own = model.path / CARD
-    if own.is_file() and MARK not in own.read_text(encoding="utf-8"):
+    if own.is_file() and is_written(own.read_text(encoding="utf-8")):
         card = ModelCard.load(own)
         return ModelCard(f"---\n{data.to_yaml()}\n---\n{card.text}")
     return ModelCard.from_template(data, template_str=TEMPLATE.read_text("utf-8"), **facts(model, repo_id, picture))
+
+
+def is_written(card: str) -> bool:
+    """Whether people wrote something into a card, which is then neither this package's nor transformers' empty form."""
+    form = ModelCard.from_template(ModelCardData()).text
+    return MARK not in card and card.count(UNFILLED) < form.count(UNFILLED)
 
 
 def card_data(model: ModelDirectory, repo_id: str) -> ModelCardData:
