@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.dynamic_module_utils import get_imports, get_relative_import_files
+from transformers.dynamic_module_utils import get_imports
 from transformers.image_processing_utils import BaseImageProcessor
+
+from .models.carried_code import code_files, file_of
 
 UNSEEN = re.compile(r"^\s*from\s+\.+\s+import\b", re.MULTILINE)  # imports that transformers passes over in silence
 
@@ -41,11 +43,6 @@ def is_of_transformers(kind: type) -> bool:
     return kind.__module__.startswith("transformers.")
 
 
-def file_of(kind: type) -> Path:
-    """The file that defines a class."""
-    return Path(sys.modules[kind.__module__].__file__ or "")
-
-
 def obstacle(file: Path) -> str | None:
     """Why transformers cannot copy a file with all that it imports; None if it can."""
     try:
@@ -54,11 +51,6 @@ def obstacle(file: Path) -> str | None:
         return f"{file.name} imports what is no file beside it ({error})"
     hidden = next((sibling for sibling in siblings if UNSEEN.search(sibling.read_text(encoding="utf-8"))), None)
     return None if hidden is None else f"{hidden.name} has `from . import`, whose file transformers does not copy"
-
-
-def code_files(file: Path) -> list[Path]:
-    """A file and those that transformers copies with it."""
-    return [file, *map(Path, sorted(get_relative_import_files(file)))]
 
 
 def code_of(kinds: Iterable[Any], folder: Path) -> list[Path]:

@@ -113,13 +113,17 @@ def clash(kind: type) -> str | None:
 
 def files_of(kind: type) -> list[Path]:
     """The file that defines a class, and the siblings that it imports."""
-    source = file_of(kind)
-    return [source, *map(Path, get_relative_import_files(source))]
+    return code_files(file_of(kind))
 
 
 def file_of(kind: type) -> Path:
     """The file that defines a class."""
     return Path(sys.modules[kind.__module__].__file__ or "")
+
+
+def code_files(file: Path) -> list[Path]:
+    """A file and those that transformers copies with it."""
+    return [file, *map(Path, sorted(get_relative_import_files(file)))]
 
 
 def write_table(file: Path, imports: Sequence[str], kinds: Sequence[type], table: str) -> None:
@@ -129,4 +133,4 @@ def write_table(file: Path, imports: Sequence[str], kinds: Sequence[type], table
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-__all__ = ["CarriesCode", "clash", "plugged_head"]
+__all__ = ["CarriesCode", "clash", "code_files", "file_of", "plugged_head"]

@@ -40,7 +40,7 @@ from .image_bands import check_channels
 from .losses import segmenter_output
 from .pointwise import PointwiseLinear
 from .recomputation import count_batches_once
-from .row_strips import row_strips, strips_pay
+from .row_strips import row_strips, strips_pay, strips_pay_in
 from .segmentation_heads import AllMLPHead
 
 # Largest temporary of the MLP on a CPU: from 4 MiB on, the allocator maps new pages (see row_strips).
@@ -219,7 +219,7 @@ class CvTMLP(nn.Module):
         self.dropout = nn.Dropout(stage_rate(config.hidden_dropout_prob, stage))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        if not self.training and strips_pay(tokens) and unhooked(self):
+        if strips_pay_in(self, tokens):
             return self.forward_in_strips(tokens.flatten(0, 1)).view(tokens.shape)
         return self.transform(tokens)
 

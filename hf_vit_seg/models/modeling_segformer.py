@@ -34,11 +34,11 @@ from .configuration_segformer import SegFormerConfig
 from .deployed_ffn import DeployedMixFFN
 from .deployed_stage import centred_stage
 from .drop_path import DropPath
-from .fast_paths import channels_last, unhooked
+from .fast_paths import channels_last
 from .image_bands import check_channels
 from .losses import segmenter_output
 from .pointwise import PointwiseLinear
-from .row_strips import row_strips, strips_pay
+from .row_strips import row_strips, strips_pay_in
 from .segmentation_heads import AllMLPHead
 
 # Largest temporary of the Mix-FFN on a CPU, its border rows not counted: from 4 MiB on, the allocator maps new pages.
@@ -133,7 +133,7 @@ class MixFFN(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if not self.training and strips_pay(hidden_states) and unhooked(self):
+        if strips_pay_in(self, hidden_states):
             return torch.stack([self.forward_in_strips(image) for image in hidden_states])
         return self.transform(hidden_states, 0, hidden_states.shape[1])
 

@@ -8,13 +8,19 @@ kernel clears them one by one. SegFormer-B0's first Mix-FFN at 512x512 takes 16.
 from itertools import pairwise
 
 import torch
+from torch import nn
 
-from .fast_paths import runs_eagerly
+from .fast_paths import runs_eagerly, unhooked
 
 
 def strips_pay(tensor: torch.Tensor) -> bool:
     """Whether a loop over strips helps: on a CPU, without autograd, with nobody looking on."""
     return tensor.device.type == "cpu" and not torch.is_grad_enabled() and runs_eagerly()
+
+
+def strips_pay_in(layer: nn.Module, tensor: torch.Tensor) -> bool:
+    """Whether it helps to let a layer work in strips: unhooked, and in evaluation, as each draws its own dropout."""
+    return not layer.training and strips_pay(tensor) and unhooked(layer)
 
 
 def row_strips(height: int, row_bytes: int, budget: int) -> list[tuple[int, int]]:
@@ -24,4 +30,4 @@ def row_strips(height: int, row_bytes: int, budget: int) -> list[tuple[int, int]
     return list(pairwise(edges))
 
 
-__all__ = ["row_strips", "strips_pay"]
+__all__ = ["row_strips", "strips_pay", "strips_pay_in"]

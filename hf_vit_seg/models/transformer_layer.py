@@ -16,9 +16,8 @@ from transformers.utils import TransformersKwargs
 
 from .attention import eager_attention_forward
 from .drop_path import DropPath
-from .fast_paths import unhooked
 from .pointwise import PointwiseLinear
-from .row_strips import row_strips, strips_pay
+from .row_strips import row_strips, strips_pay_in
 
 # Largest temporary of the MLP on a CPU: from 4 MiB on, the allocator maps new pages (see row_strips).
 STRIP_BYTES = 3 * 2**20
@@ -105,7 +104,7 @@ class VisionTransformerMLP(nn.Module):
         return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(tokens)))))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.training or not strips_pay(hidden_states) or not unhooked(self):
+        if not strips_pay_in(self, hidden_states):
             return self.transform(hidden_states)
         tokens = hidden_states.flatten(0, -2)
         strips = row_strips(len(tokens), self.fc1.out_features * tokens.element_size(), STRIP_BYTES)

@@ -22,12 +22,8 @@ from .run_directory import RunDirectory, RunDirectoryError, run_directory
 from .whole_directories import WriteError
 
 REFUSED, STOPPED = 2, 130
-SAME_ON_ALL = (
-    RecipeFileError,
-    RunDirectoryError,
-    CheckpointError,
-    PreparationError,
-)  # of several processes the main one tells them
+# Of several processes the main one tells them.
+SAME_ON_ALL = (RecipeFileError, RunDirectoryError, CheckpointError, PreparationError)
 
 
 def train_command(recipe: str, settings: Sequence[str], out: Path | None, resume: bool, overwrite: bool) -> int:
