@@ -294,8 +294,16 @@ def push(
     branch: Annotated[str | None, typer.Option(help="Commit to this branch; made if it is not there.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    sample_image: Annotated[
+        bool,
+        typer.Option("--sample-image", help="Publish one evaluated image with its prediction and label, in the card."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes; send nothing.")] = False,
 ) -> None:
     """Publish a model on the Hub: weights, image processor, code for readers without this package, card and scores.
+
+    The files are listed before they are sent. They contain no absolute paths of this machine, and images only with
+    --sample-image.
 
     One commit: what was there before stays as it is until all is uploaded, and the same command goes on where it was
     cut. Log in with hf auth login.
@@ -304,7 +312,8 @@ def push(
     from hf_vit_seg.hub.repository import Target
 
     try:
-        push_command(directory, Target(repo, private=private, branch=branch, create_pr=create_pr, message=message))
+        target = Target(repo, private=private, branch=branch, create_pr=create_pr, message=message)
+        push_command(directory, target, sample_image=sample_image, dry_run=dry_run)
     except ValueError as error:
         refuse(error)
 
@@ -320,13 +329,15 @@ def push_space(
     ] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes; send nothing.")] = False,
 ) -> None:
     """Publish the demo of a model as a Space, with this package in it and the versions that are installed here."""
     from hf_vit_seg.hub.console import push_space_command
     from hf_vit_seg.hub.repository import Target
 
     try:
-        push_space_command(model, Target(repo, private=private, create_pr=create_pr, message=message))
+        target = Target(repo, private=private, create_pr=create_pr, message=message)
+        push_space_command(model, target, dry_run=dry_run)
     except ValueError as error:
         refuse(error)
 

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hf_vit_seg.local_paths import is_local_path
+
 from .image_files import MAX_PIXELS, ImageBytes, ImageFileError
 from .pixels import File, array_mask, array_pixels, channels_in_front, read_mask, read_pixels
 from .samples import RawSample
@@ -59,7 +61,7 @@ class HuggingFaceSource(SourceRecord):
 
     def hub_id(self) -> str | None:
         """The dataset on the Hub, unless it lies in a folder."""
-        return None if Path(self.name).expanduser().exists() else self.name
+        return None if is_local_path(self.name) or Path(self.name).exists() else self.name
 
     def hub_split(self) -> str | None:
         """The split, as `datasets` knows it."""
