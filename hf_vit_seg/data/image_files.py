@@ -73,7 +73,7 @@ def check_regular(path: Path) -> None:
         mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         kind = next((name for check, name in KINDS.items() if check(mode)), "special file")
-        raise ImageFileError(f"{path}: this is a {kind}, expected an image file")
+        raise ImageFileError(f"{path}: this is a {kind}, expected a regular file")
 
 
 def first_bytes(file: Path | ImageBytes, count: int = 16) -> bytes:
