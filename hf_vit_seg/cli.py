@@ -3,6 +3,7 @@
 Exit codes: 0 all went well, 1 some of the work failed, 2 the command cannot be carried out as given.
 """
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -136,7 +137,7 @@ def planned_jobs(
     images: list[str], out: Path, overwrite: bool, skip_existing: bool, films: bool = False
 ) -> "list[Job]":
     """What `predict` has to do: one job for each image or film; with `films` a folder is one."""
-    from hf_vit_seg.data.image_files import ImageFile, find_images
+    from hf_vit_seg.data.image_files import ImageFile, ImageFileError, find_images
     from hf_vit_seg.inference.prediction import plan
 
     if out.exists() and not out.is_dir():
@@ -144,10 +145,10 @@ def planned_jobs(
     if overwrite and skip_existing:
         refuse("--overwrite and --skip-existing exclude each other")
     try:
-        folders = [Path(name) for name in images if films and Path(name).is_dir()]
+        folders = [Path(name) for name in images if films and os.path.isdir(name)]
         found = find_images([name for name in images if Path(name) not in folders], skip=out)
         jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *found], out)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ImageFileError) as error:
         refuse(error)
     existing = [path for job in jobs if (path := job.existing)]
     if existing and not overwrite and not skip_existing:

@@ -165,10 +165,12 @@ class HubDataset:
         if value is None:
             raise ImageFileError(f"{name}: the column '{column}' is empty in this row")
         if not isinstance(value, dict):
-            return np.asarray(value, dtype=getattr(feature, "dtype", None))
-        if value["bytes"] is None:
-            return Path(value["path"])
-        return ImageBytes(f"{name}, column '{column}'", value["bytes"])
+            return array_of(value, getattr(feature, "dtype", None), f"{name}, column '{column}'")
+        if value.get("bytes") is not None:
+            return ImageBytes(f"{name}, column '{column}'", value["bytes"])
+        if not value.get("path"):
+            raise ImageFileError(f"{name}: the column '{column}' has neither the bytes of a file nor its path here")
+        return Path(value["path"])
 
     def name(self, index: int) -> str:
         """The dataset and the row's number."""
@@ -181,6 +183,14 @@ class HubDataset:
     def group(self, index: int) -> int:
         """Every row is for itself."""
         return index
+
+
+def array_of(value: Any, dtype: str | None, name: str) -> np.ndarray:
+    """Nested lists as an array. ImageFileError where rows differ in length, or their values fit no number."""
+    try:
+        return np.asarray(value, dtype=dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ImageFileError(f"{name}: expected an array of numbers, found values that form none ({error})") from error
 
 
 def is_file(cell: Any) -> bool:

@@ -32,6 +32,7 @@ from .prediction import (
     json_text,
     write_together,
 )
+from .protocols import PredictionError
 from .segmentation import class_counts
 from .segmenter import Segmenter
 from .tiled_reading import RegionImage, open_regions, region_size
@@ -63,10 +64,10 @@ def predict_tiled(segmenter: Segmenter, job: Job, wishes: Wishes) -> Iterator[Pr
     """Segment one image tile by tile and write its results, telling how far it is after each tile.
 
     A run that was ended goes on with the tiles that it lacks if it is started again with the same settings.
-    ImageFileError or ValueError in one sentence; the tiles that are done are kept.
+    ImageFileError or PredictionError in one sentence; the tiles that are done are kept.
     """
     if wishes.geojson or wishes.coco or wishes.top_k:
-        raise ValueError(
+        raise PredictionError(
             f"{job.image.path}: polygons and top classes are made of whole images, and this one is read in parts: "
             "leave out --polygons and --top-k"
         )
