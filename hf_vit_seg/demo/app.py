@@ -1,7 +1,6 @@
 """The page: a tab for each task that a model was given for."""
 
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +31,7 @@ Give an image, and point at what was found in it. All of it can also be called f
 """
 
 
-def build(catalogue: Catalogue) -> gr.Blocks:
+def build(catalogue: Catalogue) -> GuardedPage:
     """The page for some models."""
     with GuardedPage(
         title="hf_vit_seg", analytics_enabled=False, delete_cache=(SECONDS_KEPT, SECONDS_KEPT), fill_width=True
@@ -77,13 +76,8 @@ def start(models: Sequence[str], port: int | None = None, share: bool = False, *
     app_settings["middleware"] = [Middleware(RequestLimits), *app_settings.get("middleware", ())]
     page = build(catalogue)
     READERS.start()
-    stop = threading.Event()
-    sweep_regularly(folder, lambda: kept_files(page), stop)
-    try:
-        return page.launch(**(settings | options), app_kwargs=app_settings)
-    finally:
-        if not page.is_running:
-            stop.set()
+    sweep_regularly(folder, lambda: kept_files(page), page.closed)
+    return page.launch(**(settings | options), app_kwargs=app_settings)
 
 
 def kept_files(page: gr.Blocks) -> list[str]:

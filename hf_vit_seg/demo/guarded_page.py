@@ -1,6 +1,7 @@
 """gradio's page with a check of all that calls bring, and failures as sentences."""
 
 import logging
+import threading
 from typing import Any
 
 import gradio as gr
@@ -17,6 +18,15 @@ class GuardedPage(gr.Blocks):
     Every call goes through `preprocess_data`, whether it comes from the page, by name or by index, with or without the
     queue, so this is where its values are checked, before gradio moves, fetches or opens a file.
     """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.closed = threading.Event()
+
+    def close(self, verbose: bool = True) -> None:
+        """End the server."""
+        self.closed.set()
+        super().close(verbose)
 
     async def preprocess_data(self, block_fn: Any, inputs: Any, state: Any, explicit_call: bool = False) -> Any:
         """As gradio does, with values that the components take. gr.Error in a sentence for others."""
