@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import pack
 from types import SimpleNamespace
@@ -169,8 +169,9 @@ def test_no_component_takes_a_foreign_file(models, private):
     inputs = {component for event in page.fns.values() for component in event.inputs}
     assert {type(component) for component in inputs} <= set(CHECKS)
     for component in inputs:
+        texts = isinstance(component, gradio.Textbox)  # its value is no file's
         for payload in payloads(str(private)):
-            for value in (payload, [payload]):
+            for value in [[payload]] if texts else [payload, [payload]]:
                 with pytest.raises((ForeignFileError, InputError)):
                     checked(component, value)
     page.close()
@@ -188,10 +189,8 @@ def test_addresses_are_not_fetched(server):
         assert named(server, "segment", [{"path": data, "url": data}, *REST])[1]["error"] == FOREIGN
         for route in (f"file={url}", f"file=%20{url}", f"proxy={url}", f"file/{url}"):
             assert request(server, f"/gradio_api/{route}")[0] == 404
-        try:
+        with suppress(TimeoutError):
             asked.append(listener.accept())
-        except TimeoutError:
-            pass
     assert not asked
 
 
@@ -249,9 +248,11 @@ def test_requests_have_a_limit_of_size(server, monkeypatch):
     assert request(server, "/gradio_api/call/segment", b" " * 1_000_001)[0] == 413
     monkeypatch.setattr(request_limits, "MOST_UPLOAD_BYTES", 2000)
     assert upload(server, "a.bin", b"x" * 3000)[0] == 413
-    body = b"--x\r\n"
-    headers = {"Content-Type": "multipart/form-data; boundary=x", "Transfer-Encoding": "chunked"}
-    assert request(server, "/gradio_api/upload", body, headers | {"Content-Length": ""})[0] in (400, 411)
+    port = int(server.address.rpartition(":")[2])
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), 30) as visitor:
+        visitor.sendall(head)
+        assert visitor.recv(1000).startswith(b"HTTP/1.1 411 ")
 
 
 def test_a_full_folder_takes_no_more(server, monkeypatch):

@@ -47,24 +47,26 @@ class RequestLimits:
             return await self.app(scope, receive, send)
         path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
         if UNUSED.match(path):
-            return await refuse(send, 404, "not found")
+            return await refuse(receive, send, 404, "not found")
         if UPLOAD.fullmatch(path) and scope["method"] == "POST":
             return await self.upload(scope, receive, send)
         length = content_length(scope)
         if length is not None and length > MOST_JSON_BYTES:
-            return await refuse(send, 413, f"a call has at most {MOST_JSON_BYTES / 1e6:g} MB: upload files first")
+            return await refuse(
+                receive, send, 413, f"a call has at most {MOST_JSON_BYTES / 1e6:g} MB: upload files first"
+            )
         return await self.limited(scope, receive, send, MOST_JSON_BYTES)
 
     async def upload(self, scope: Message, receive: Any, send: Any) -> None:
         """Pass an upload on while there is space for it."""
         expected = content_length(scope)
         if expected is None:
-            return await refuse(send, 411, "an upload states its size: send it with Content-Length")
+            return await refuse(receive, send, 411, "an upload states its size: send it with Content-Length")
         if expected > MOST_UPLOAD_BYTES:
-            return await refuse(send, 413, f"an upload has at most {MOST_FILES} files of {MEGABYTES} MB each")
+            return await refuse(receive, send, 413, f"an upload has at most {MOST_FILES} files of {MEGABYTES} MB each")
         used = await asyncio.to_thread(upload_folder.bytes_used, Path(get_upload_folder()))
         if used + self.reserved + expected > upload_folder.MOST_BYTES:
-            return await refuse(send, 507, str(upload_folder.FolderFullError()))
+            return await refuse(receive, send, 507, str(upload_folder.FolderFullError()))
         self.reserved += expected
         try:
             return await self.limited(scope, receive, send, expected)
@@ -97,7 +99,12 @@ class RequestLimits:
         except Exception as error:
             if started:
                 raise
-            await refuse(send, *answer_to(error, body_ended, most))
+            await refuse(ended if body_ended else receive, send, *answer_to(error, body_ended, most))
+
+
+async def ended() -> Message:
+    """Nothing follows a body that was read."""
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 def answer_to(error: Exception, body_ended: bool, most: int) -> tuple[int, str]:
@@ -116,8 +123,19 @@ def content_length(scope: Message) -> int | None:
     return int(values[0]) if values and values[0].isdigit() else None
 
 
-async def refuse(send: Any, status: int, sentence: str) -> None:
-    """Answer with a sentence."""
+async def refuse(receive: Any, send: Any, status: int, sentence: str) -> None:
+    """Answer with a sentence.
+
+    The body is read and dropped first, within limits: clients that are still sending do not see an answer.
+    """
+    dropped, more = 0, True
+    while more and dropped <= MOST_UPLOAD_BYTES:
+        try:
+            message = await asyncio.wait_for(receive(), SECONDS_WITHOUT_DATA)
+        except TimeoutError:
+            break
+        dropped += len(message.get("body", b""))
+        more = message.get("more_body", False)
     body = json.dumps({"detail": sentence}).encode()
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
