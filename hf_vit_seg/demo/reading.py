@@ -57,7 +57,7 @@ class ReadingProcess:
     def pixels(self, answer: dict[str, Any]) -> torch.Tensor:
         """The pixels that follow a header. EOFError when the process ends before."""
         pixels = np.empty(answer["shape"], np.dtype(answer["dtype"]))
-        view = memoryview(pixels.reshape(-1).view(np.uint8))
+        view = pixels.reshape(-1).view(np.uint8).data
         while len(view):
             count = self.answers.readinto(view)  # type: ignore[attr-defined]
             if not count:
@@ -198,7 +198,7 @@ def serve() -> None:
             header, pixels = answered(Path(path), bands)
             answers.write(json.dumps(header).encode() + b"\n")
             if pixels is not None:
-                answers.write(memoryview(pixels.reshape(-1).view(np.uint8)))
+                answers.write(pixels.reshape(-1).view(np.uint8).data)
             answers.flush()
 
 

@@ -66,8 +66,13 @@ def photo_input(label: str, height: int) -> gr.Image:
 def files_input(label: str) -> gr.File:
     """Several files, which functions get as paths. gradio would leave an empty temporary file for each."""
     files = gr.File(file_count="multiple", label=label)
-    files.preprocess = lambda payload: payload and [file.path for file in payload]
+    files.preprocess = paths_of
     return files
+
+
+def paths_of(payload: Any) -> list[str] | None:
+    """The paths of gradio's files."""
+    return None if payload is None else [file.path for file in payload]
 
 
 def model_choice(titles: list[str]) -> gr.Dropdown:
