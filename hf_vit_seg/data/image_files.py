@@ -9,12 +9,17 @@ from dataclasses import dataclass, field
 from glob import glob
 from io import BytesIO
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 200_000_000
+MAX_SIDE = 100_000  # of an image that is read whole: thin ones grow when they are resized or padded
+MAX_PIXEL_BYTES = 40  # of memory for each of the `max_pixels` that an image may have: ten bands of float32
 NOT_PICTURES = frozenset({".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf"})
+# Formats that PIL hands to other programs, or knows by name only.
+NO_PIXELS = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})
 
 KINDS: dict[Callable[[int], bool], str] = {
     stat.S_ISDIR: "directory",
@@ -28,6 +33,9 @@ KINDS: dict[Callable[[int], bool], str] = {
 PIL_LIMIT = threading.Lock()
 
 
+TILES_OR_LIMIT = "save it as a tiled TIFF, which is read in parts, or raise --max-pixels"
+
+
 class ImageFileError(ValueError):
     """An image file that cannot be used, and why, in one sentence."""
 
@@ -35,8 +43,8 @@ class ImageFileError(ValueError):
 class ImageSizeError(ImageFileError):
     """An image of too many pixels: `fact` says so, without the advice for those who called a command."""
 
-    def __init__(self, fact: str):
-        super().__init__(f"{fact}: save it as a tiled TIFF, which is read in parts, or raise --max-pixels")
+    def __init__(self, fact: str, advice: str = TILES_OR_LIMIT):
+        super().__init__(f"{fact}: {advice}")
         self.fact = fact
 
 
@@ -196,28 +204,62 @@ def check_sides(file: object, height: object, width: object) -> None:
         raise ImageFileError(f"{file}: the image has {width}x{height} pixels, expected at least 1x1")
 
 
-def check_pixels(file: object, height: int, width: int, max_pixels: int) -> None:
-    """Refuse an image of more than `max_pixels` pixels before it is decoded."""
+def within_limits(height: int, width: int, max_pixels: int) -> bool:
+    """Whether an image has a size at which it is read whole."""
+    return max(height, width) <= MAX_SIDE and height * width <= max_pixels
+
+
+def check_pixels(file: object, height: int, width: int, max_pixels: int, pixel_bytes: int = 3) -> None:
+    """Refuse an image before it is decoded: of more than `max_pixels` pixels, a longer side, or too much memory.
+
+    `pixel_bytes` is the memory for each of its pixels when it is decoded; all of it may take `MAX_PIXEL_BYTES` for each
+    of the `max_pixels`.
+    """
     check_sides(file, height, width)
-    if width * height > max_pixels:
+    count, needed, most = height * width, height * width * pixel_bytes, max_pixels * MAX_PIXEL_BYTES
+    fact = f"{file}: {width}x{height} pixels are {count / 1e6:.0f} million and take {needed / 1e6:.0f} MB"
+    if count > max_pixels:
+        raise ImageSizeError(f"{fact}, more than the limit of {max_pixels / 1e6:g} million pixels")
+    if max(height, width) > MAX_SIDE:
         raise ImageSizeError(
-            f"{file}: {width}x{height} pixels are {width * height / 1e6:.0f} million, more than the limit of "
-            f"{max_pixels / 1e6:g} million"
+            f"{fact}, and the longer side is above the limit of {MAX_SIDE} pixels",
+            "cut it into shorter parts, or save it as a tiled TIFF, which is read in parts",
         )
+    if needed > most:
+        raise ImageSizeError(
+            f"{fact}, more than the limit of {most / 1e6:g} MB for images of up to {max_pixels / 1e6:g} million pixels",
+            "leave out bands that are not needed, or raise --max-pixels",
+        )
+
+
+def decoded_bytes(count: int, dtype: Any) -> int:
+    """The memory for a pixel of so many numbers: 8-bit ones stay as they are, others become float32."""
+    size = np.dtype(dtype).itemsize
+    return count * (1 if size == 1 else max(size, 4))
+
+
+def pil_formats() -> list[str]:
+    """Formats that PIL decodes itself."""
+    Image.init()
+    return [name for name in Image.ID if name not in NO_PIXELS]
 
 
 def read_image(file: Path | ImageBytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image: its first frame, upright (EXIF), in its own mode.
 
-    ImageFileError for what is no image, is broken, or has more than `max_pixels` pixels, which is found out before
-    anything is decoded.
+    ImageFileError for what is no image, is broken, or is too large (`check_pixels`), which is found out before anything
+    is decoded.
     """
     first_bytes(file)
     with failures_in_words(file):
         with pil_limit_lifted():  # held for the header only, so that threads decode side by side
-            image = Image.open(opened(file))
+            image = Image.open(opened(file), formats=pil_formats())
         with image:
-            check_pixels(file, image.height, image.width, max_pixels)
+            wide = 4 if image.mode.startswith(("I", "F")) else 1
+            check_pixels(file, image.height, image.width, max_pixels, wide * len(image.getbands()))
+            size = image.size
             image.load()
+            if image.size != size:  # icons hold a picture with a header of its own
+                check_pixels(file, image.height, image.width, max_pixels)
             ImageOps.exif_transpose(image, in_place=True)
             return image

@@ -8,6 +8,7 @@ upper 8 bits. TIFFs with several pages of equal size, and .npy arrays, are image
 Shapes: C bands, H W pixels.
 """
 
+import math
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from .image_files import (
     ImageFileError,
     check_pixels,
     check_sides,
+    decoded_bytes,
     failures_in_words,
     first_bytes,
     opened,
@@ -108,18 +110,30 @@ def tiff_pixels(file: File, bands: int, max_pixels: int) -> torch.Tensor:
     stored = None
     with failures_in_words(file), tifffile.TiffFile(opened(file)) as tiff:
         page: Any = tiff.pages.first
-        check_pixels(file, page.imagelength, page.imagewidth, max_pixels)
+        needed = decoded_bytes(page.samplesperpixel, page.dtype or np.uint8)
+        check_pixels(file, page.imagelength, page.imagewidth, max_pixels, needed)
         alike = equal_series(tiff, file)
         if not seen_as_picture(page, alike, bands):
+            check_pixels(file, page.imagelength, page.imagewidth, max_pixels, series_bytes(alike, page))
             stored = bands_first(alike)
     if stored is None:
         return picture_pixels(read_image(file, max_pixels), bands, file)
     return as_bands(stored, bands, file)
 
 
+def numbers_per_pixel(alike: Sequence[Any], page: Any) -> int:
+    """How many numbers series of pages hold for each pixel of a page."""
+    return sum(math.prod(each.shape) for each in alike) // (page.imagelength * page.imagewidth)
+
+
+def series_bytes(alike: Sequence[Any], page: Any) -> int:
+    """The memory for each pixel when series of pages are read."""
+    return decoded_bytes(numbers_per_pixel(alike, page), alike[0].dtype or np.uint8)
+
+
 def seen_as_picture(page: Any, alike: Sequence[Any], bands: int) -> bool:
     """Whether a TIFF's first page is read as PIL's picture, and not its series `alike` as the bands."""
-    stored = sum(int(np.prod(each.shape)) for each in alike) // (page.imagelength * page.imagewidth)
+    stored = numbers_per_pixel(alike, page)
     picture = page.bitspersample <= 8 and page.samplesperpixel in PICTURE_TIFFS.get(page.photometric, ())
     pages_are_bands = stored != page.samplesperpixel and stored == bands
     return picture and not pages_are_bands and bands in (1, 3)
@@ -167,7 +181,7 @@ def read_array(file: File) -> np.ndarray:
 def array_pixels(array: np.ndarray, bands: int, file: object, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """An array (H, W), (C, H, W) or (H, W, C) as (C, H, W); where both ends could be the bands, the first is."""
     array = channels_in_front(array, (bands, 1), file)
-    check_pixels(file, array.shape[1], array.shape[2], max_pixels)
+    check_pixels(file, array.shape[1], array.shape[2], max_pixels, decoded_bytes(len(array), array.dtype))
     return as_bands(array, bands, file)
 
 
@@ -197,7 +211,9 @@ def read_mask(file: File, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     if start.startswith(TIFFS):
         return array_mask(tiff_numbers(file, max_pixels), file)
     if start.startswith(NUMPY):
-        return array_mask(channels_in_front(read_array(file), (1, 3, 4), file), file)
+        array = channels_in_front(read_array(file), (1, 3, 4), file)
+        check_pixels(file, array.shape[1], array.shape[2], max_pixels, decoded_bytes(len(array), array.dtype))
+        return array_mask(array, file)
     return picture_mask(read_image(file, max_pixels), file)
 
 
@@ -219,9 +235,10 @@ def tiff_numbers(file: File, max_pixels: int) -> np.ndarray:
 
     with failures_in_words(file), tifffile.TiffFile(opened(file)) as tiff:
         page: Any = tiff.pages.first
-        check_pixels(file, page.imagelength, page.imagewidth, max_pixels)
+        series = tiff.series[:1]
+        check_pixels(file, page.imagelength, page.imagewidth, max_pixels, series_bytes(series, page))
         check_complete(tiff, file)
-        return bands_first(tiff.series[:1])
+        return bands_first(series)
 
 
 def array_mask(array: np.ndarray, file: object) -> torch.Tensor:

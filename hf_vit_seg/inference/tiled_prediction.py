@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.data.image_files import ImageFileError
+from hf_vit_seg.data.image_files import ImageFileError, within_limits
 from hf_vit_seg.data.pictures import picture
 
 from .overlays import draw_overlay, shown_size
@@ -57,7 +57,7 @@ def needs_tiles(job: Job, wishes: Wishes) -> bool:
         size = region_size(job.image.path)
     except ImageFileError:
         return False  # told when it is read
-    return size is not None and (wishes.tile is not None or size[0] * size[1] > wishes.max_pixels)
+    return size is not None and (wishes.tile is not None or not within_limits(*size, wishes.max_pixels))
 
 
 def predict_tiled(segmenter: Segmenter, job: Job, wishes: Wishes) -> Iterator[Progress]:
