@@ -82,6 +82,12 @@ def same(one, other) -> bool:
     return bool((one == other).all()) if hasattr(one, "all") else one == other
 
 
+def untimed(path: Path) -> dict[str, object]:
+    """A metrics.json without what depends on the speed of the machine."""
+    found = json.loads(path.read_text())
+    return {key: value for key, value in found.items() if key not in ("seconds_per_image", "training_seconds")}
+
+
 def assert_same_run(one: Path, other: Path, processes: int = 1) -> None:
     """All states of the last checkpoint, the logs, and the models."""
     last, other_last = (checkpoints(path / "checkpoints")[-1] for path in (one, other))
@@ -94,6 +100,8 @@ def assert_same_run(one: Path, other: Path, processes: int = 1) -> None:
     for name in names:
         if name.endswith(".safetensors"):
             assert same(load_file(last / name), load_file(other_last / name)), name
+        elif name == "metrics.json":
+            assert untimed(last / name) == untimed(other_last / name)
         elif name != "manifest.json":
             assert same(load(last / name), load(other_last / name)), name
     assert read_manifest(last).model_copy(update={"seconds": 0.0}) == read_manifest(other_last).model_copy(
@@ -101,6 +109,7 @@ def assert_same_run(one: Path, other: Path, processes: int = 1) -> None:
     )
     for model in ("best", "last"):
         assert same(weights(one / model), weights(other / model)), model
+        assert untimed(one / model / "metrics.json") == untimed(other / model / "metrics.json")
     for key in ("loss", "learning_rate", "grad_norm", "evaluation"):
         assert log(one, key) == log(other, key) != [], key
 

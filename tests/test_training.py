@@ -378,7 +378,7 @@ def test_a_measurement_that_fails_at_the_end_says_where_the_model_is(data, tmp_p
     def failing(*arguments):
         raise ValueError("the disk is full")
 
-    monkeypatch.setattr(run_module, "evaluate_model", failing)
+    monkeypatch.setattr(run_module, "write_evaluation", failing)
     changes = settings(data)
     changes["data"]["test"] = changes["data"]["validation"]
     with pytest.raises(TrainingError, match=r"model is trained and in .*run/best, .*: the disk is full; .* evaluate"):
