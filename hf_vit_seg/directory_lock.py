@@ -45,6 +45,7 @@ def locked_directory(path: Path) -> Iterator[None]:
 @contextmanager
 def locked_file(path: Path) -> Iterator[None]:
     """The same for a single file; the lock file lies beside it."""
+    path = without_parent_links(path)
     with created(path.parent), held(path.with_name(f".{path.name}.lock"), path):
         yield
 
@@ -55,7 +56,12 @@ def lock_owner(path: Path) -> Path:
     for run in resolved.parents:
         if resolved.relative_to(run).parts[0] in RUN_FOLDERS and is_run(run):
             return run
-    return path
+    return without_parent_links(path)
+
+
+def without_parent_links(path: Path) -> Path:
+    """A path without "..", so that no directory is created only to be left again."""
+    return Path(os.path.normpath(path))
 
 
 def is_run(folder: Path) -> bool:
