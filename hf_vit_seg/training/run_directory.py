@@ -6,6 +6,8 @@ best/, last/    complete model directories: weights, image processor, recipe.yam
 checkpoints/    step-000100/ ...: what a resumed run needs
 plots/, samples/, trackers/
 test/           metrics.json, plots and samples of the best model on the test split, where there is one
+
+One process writes it at a time, see `directory_lock`.
 """
 
 import shutil
