@@ -108,7 +108,8 @@ def what_is_left(directory: RunDirectory) -> str:
     """From where a run can go on that could not write."""
     whole = checkpoints(directory.checkpoints)
     if not whole:
-        return "there is no whole checkpoint yet"
+        again = f"; begin again with\n  {go_on(directory)}" if directory.recipe.exists() else ""
+        return f"there is no whole checkpoint yet{again}"
     return f"the last whole checkpoint is {whole[-1]}; go on with\n  {go_on(directory)}"
 
 
