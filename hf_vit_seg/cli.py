@@ -213,7 +213,7 @@ def export(
     from hf_vit_seg.export.console import label_size, run, sides
     from hf_vit_seg.export.exported_model import Wish
     from hf_vit_seg.training.evaluation.segmenter_score import mean_iou_on
-    from hf_vit_seg.training.recipe.files import load_recipe
+    from hf_vit_seg.training.recipe_loading import load_recipe
 
     if recipe is not None and int8 is None:
         refuse("--recipe measures what 8 bits cost: give --int8 FOLDER as well")

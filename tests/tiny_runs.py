@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.loop.trainer import Ending, train
-from hf_vit_seg.training.recipe.files import load_recipe
+from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.yaml_reader import text_of
 
 SIZE, IMAGES = 48, 10

@@ -11,16 +11,17 @@ from pathlib import Path
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from hf_vit_seg.training.checkpoints.main_process import PreparationError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, RunDirectoryError, run_directory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints
 from hf_vit_seg.training.checkpoints.whole_directories import WriteError
 from hf_vit_seg.training.loop.trainer import Ending, train
-from hf_vit_seg.training.recipe.files import RecipeFileError, load_recipe
+from hf_vit_seg.training.recipe.files import RecipeFileError
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import EVALUATION, FILE, read_report, report_view
 
 from .evaluate_saved import evaluate_model, recipe_beside
-from .main_process import PreparationError
+from .recipe_loading import load_recipe
 
 REFUSED, STOPPED = 2, 130
 # Of several processes the main one tells them.

@@ -24,9 +24,10 @@ from hf_vit_seg.inference.files.prediction import write_together
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.figures.contact_sheet import contact_sheet
 from hf_vit_seg.training.losses.class_weights import RULES, class_weights
-from hf_vit_seg.training.recipe.files import load_recipe
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.json_values import json_line
+
+from .recipe_loading import load_recipe
 
 REPORT, FACTS = "report.json", "facts.json"
 SUGGESTED = ("inverse_root", "median_frequency")

@@ -8,17 +8,15 @@ from accelerate import Accelerator
 from hf_vit_seg.data.datasets import RawDataset, open_split
 from hf_vit_seg.inference.loading import load_model, load_processor
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.checkpoints.run_directory import RECIPE
+from hf_vit_seg.training.checkpoints.main_process import locked_by_main_process, on_main_process
+from hf_vit_seg.training.checkpoints.run_directory import RECIPE, SAMPLES
 from hf_vit_seg.training.evaluation.evaluate import Subject, report_of
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_sample_pictures
 from hf_vit_seg.training.figures.plots import draw_plots
-from hf_vit_seg.training.figures.samples import FOLDER as SAMPLES
 from hf_vit_seg.training.recipe.metric_names import refuse_unmeasurable
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, write_report
-
-from .main_process import locked_by_main_process, on_main_process
 
 
 def evaluate_model(model: str, recipe: Recipe, split: str, out: Path) -> MetricsReport:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from hf_vit_seg.records import shortened
-from hf_vit_seg.training.recipe.files import differences, flat, plain
+from hf_vit_seg.training.recipe.differences import differences, flat
+from hf_vit_seg.training.recipe.files import plain
 from hf_vit_seg.training.recipe.schema import Recipe
 
 from .best_score import Standing

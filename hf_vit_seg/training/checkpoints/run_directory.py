@@ -20,8 +20,6 @@ from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.directory_lock import LOCK, RECIPE, RUN_FOLDERS
 from hf_vit_seg.inference.files.prediction import remove_unfinished
 from hf_vit_seg.provenance import Provenance, provenance_of, write_card
-from hf_vit_seg.training.figures.plots import FOLDER as PLOTS
-from hf_vit_seg.training.figures.samples import FOLDER as SAMPLES
 from hf_vit_seg.training.model.adapters import save_model
 from hf_vit_seg.training.model.building import transformers_silent
 from hf_vit_seg.training.recipe.files import recipe_text
@@ -32,6 +30,7 @@ from hf_vit_seg.training.reports.run_log import FILE as LOG
 
 from .whole_directories import TEMPORARY, add_missing, empty_temporary, put_in_place, replace_file, tidy, written
 
+PLOTS, SAMPLES = "plots", "samples"
 FACTS = "data_facts.json"  # what was found in the data, so that a resumed run need not look again
 OURS = (RECIPE, LOG, *RUN_FOLDERS)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hf_vit_seg.inference.files.prediction import write_together
+from hf_vit_seg.training.checkpoints.run_directory import PLOTS
 from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, read_report
 from hf_vit_seg.training.reports.run_log import read
 
@@ -20,7 +21,6 @@ from .confusion_matrix import confusion_figure
 from .curves import measure_figure, training_figure
 from .style import Figure
 
-FOLDER = "plots"
 REPORTS = (Path(FILE), Path("best") / FILE, Path("last") / FILE)  # the first that there is
 OF_REPORT: dict[str, Callable[[MetricsReport], Figure | None]] = {
     "per_class_{column}": class_figure,
@@ -44,6 +44,6 @@ def draw_plots(directory: Path | str, report: MetricsReport | None = None) -> li
     if report is not None:
         column = chief_column(report) or ""
         figures |= {name.format(column=column): draw(report) for name, draw in OF_REPORT.items()}
-    files = {directory / FOLDER / f"{name}.png": figure for name, figure in figures.items() if figure is not None}
+    files = {directory / PLOTS / f"{name}.png": figure for name, figure in figures.items() if figure is not None}
     write_together({path: figure.savefig for path, figure in files.items()})
     return list(files)

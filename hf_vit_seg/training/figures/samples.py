@@ -23,7 +23,6 @@ from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 
 from .layout import Colour, captioned, grid, legend_below
 
-FOLDER = "samples"
 LONGEST_SIDE = 480  # of a panel
 THUMBNAIL = 192
 MOST_CLASSES = 24  # in a legend

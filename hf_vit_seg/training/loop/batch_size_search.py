@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_vit_seg.training.losses.objectives import Batch, Objective
 from hf_vit_seg.training.reports.memory_advice import OutOfMemory, is_out_of_memory
-
-from .gradient_accumulation import Batch, Objective
 
 # Larger batches are not tried. On a CPU they bring no speed, and the system may kill a process that takes too much.
 MOST = {"cpu": 16}

@@ -8,29 +8,13 @@ Shapes: B images, K classes, h w the grid of the logits, H W that of the labels,
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-Batch = dict[str, Any]
-
-
-class Objective(Protocol):
-    """A loss as sums over units, so that it can be added up over batches and processes."""
-
-    def units(self, batch: Batch) -> torch.Tensor:
-        """How many units a batch has for each term: (T,)."""
-        ...
-
-    def totals(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Each term, summed over the units of a batch: (T,); runs the model."""
-        ...
-
-    def combine(self, totals: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-        """The loss of sums (T,) over so many units (T,); linear in `totals`."""
-        ...
+from hf_vit_seg.training.losses.objectives import Batch, Objective
 
 
 def windows(loader: Any, accumulation: int) -> Iterator[list[Batch]]:

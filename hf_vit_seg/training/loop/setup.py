@@ -26,11 +26,11 @@ from hf_vit_seg.data.statistics import measure
 from hf_vit_seg.data.stream import Draw, StreamSampler
 from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
 from hf_vit_seg.records import RecordError
+from hf_vit_seg.training.checkpoints.main_process import on_main_process
 from hf_vit_seg.training.checkpoints.resume import continuation_notes, refuse_other_data
 from hf_vit_seg.training.checkpoints.state import DataMark, Manifest, mark_of
-from hf_vit_seg.training.losses.objectives import OBJECTIVES
+from hf_vit_seg.training.losses.objectives import OBJECTIVES, Batch, Objective
 from hf_vit_seg.training.losses.registry import described
-from hf_vit_seg.training.main_process import on_main_process
 from hf_vit_seg.training.model.building import BuiltModel, build_model, output_names
 from hf_vit_seg.training.model.normalization import synchronised
 from hf_vit_seg.training.model.preparation import prepare_for_training
@@ -44,7 +44,6 @@ from hf_vit_seg.training.recipe.schema import Recipe
 
 from .batch_size_search import measured_batch_size, unreached_parameters
 from .deepspeed import refuse_stage_3, settle_deepspeed
-from .gradient_accumulation import Batch, Objective
 from .signals import leave_signals_to_parent
 
 PATIENCE = timedelta(hours=2)  # of processes that wait while the main one looks at all the data

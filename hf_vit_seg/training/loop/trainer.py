@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from hf_vit_seg.inference.loading import load_model
 from hf_vit_seg.training.checkpoints.best_score import Standing
+from hf_vit_seg.training.checkpoints.main_process import locked_by_main_process, on_main_process
 from hf_vit_seg.training.checkpoints.resume import continued_standing, refuse_other_run
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, lineage, write_model_directory
 from hf_vit_seg.training.checkpoints.state import (
@@ -33,7 +34,7 @@ from hf_vit_seg.training.evaluation.evaluate import Subject, random_state_kept, 
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import have_sample_pictures, write_sample_pictures
 from hf_vit_seg.training.figures.plots import draw_plots
-from hf_vit_seg.training.main_process import locked_by_main_process, on_main_process
+from hf_vit_seg.training.losses.objectives import Batch
 from hf_vit_seg.training.optimization.gathered_weights import share_buffers, whole_model
 from hf_vit_seg.training.optimization.schedules import set_rates
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -42,7 +43,7 @@ from hf_vit_seg.training.reports.metrics_report import MetricsReport
 from hf_vit_seg.training.reports.progress import Progress
 from hf_vit_seg.training.reports.run_log import RunLog
 
-from .gradient_accumulation import Batch, accumulate, windows
+from .gradient_accumulation import accumulate, windows
 from .setup import Ingredients, build_accelerator, prepare, resolved
 from .signals import StopRequest, workers_ended
 

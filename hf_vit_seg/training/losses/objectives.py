@@ -4,15 +4,33 @@ Shapes: B images, K classes, h w the grid of the logits, H W that of the labels,
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.loop.gradient_accumulation import Batch, Objective
 from hf_vit_seg.training.recipe.schema import Recipe, Task
 
 from .registry import LossSum
+
+Batch = dict[str, Any]
+
+
+class Objective(Protocol):
+    """A loss as sums over units, so that it can be added up over batches and processes."""
+
+    def units(self, batch: Batch) -> torch.Tensor:
+        """How many units a batch has for each term: (T,)."""
+        ...
+
+    def totals(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Each term, summed over the units of a batch: (T,); runs the model."""
+        ...
+
+    def combine(self, totals: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+        """The loss of sums (T,) over so many units (T,); linear in `totals`."""
+        ...
 
 
 class LossOfLogits:

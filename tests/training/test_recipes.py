@@ -7,15 +7,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_runs import settings, write_data, write_recipe
 
-from hf_vit_seg.training.recipe.files import (
-    RecipeFileError,
-    anchored,
-    differences,
-    load_recipe,
-    recipe_text,
-    shipped_recipes,
-)
+from hf_vit_seg.training.recipe.differences import differences
+from hf_vit_seg.training.recipe.files import RecipeFileError, recipe_text, shipped_recipes
 from hf_vit_seg.training.recipe.schema import Recipe
+from hf_vit_seg.training.recipe_loading import anchored, load_recipe
 from hf_vit_seg.yaml_reader import parse, text_of
 
 

@@ -18,8 +18,8 @@ from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
 from hf_vit_seg.training.console import tell_results, train_command
 from hf_vit_seg.training.loop.trainer import Ending
-from hf_vit_seg.training.recipe.files import load_recipe
 from hf_vit_seg.training.recipe.overrides import overridden
+from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.memory_advice import OutOfMemory
 from hf_vit_seg.yaml_reader import parse
 

@@ -1,6 +1,7 @@
 """Images read, segmented and written in tiles: the same labels as in one piece, resumable, within bounded memory."""
 
 import json
+import os
 import subprocess
 import sys
 from itertools import islice
@@ -12,6 +13,7 @@ import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import REPOSITORY
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -31,6 +33,7 @@ from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentatio
 
 SIZE = (170, 230)
 WINDOWS = Protocol(window=64, stride=48, blend="gaussian")
+PATHS = os.environ | {"PYTHONPATH": os.pathsep.join(str(REPOSITORY / "tests" / name) for name in (".", "inference"))}
 STATS = {3: {}, 5: {"image_mean": [0.5] * 5, "image_std": [0.25] * 5}}
 
 
@@ -389,11 +392,11 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 import torch
-from hf_vit_seg.inference import tiled_reading
+from hf_vit_seg.inference.tiles import reading
 from test_tiles import Protocol, Wishes, job, predict_tiled, segmenter
 
 torch.set_num_threads(1)
-tiled_reading.CACHE_BYTES = 32 * 2**20
+reading.CACHE_BYTES = 32 * 2**20
 run = segmenter(Protocol(window=512, stride=512))
 for _ in predict_tiled(run, job(Path(sys.argv[1]), Path(sys.argv[2])), Wishes(tile=1024)):
     pass
@@ -410,6 +413,6 @@ def test_memory_does_not_grow_with_the_image(tmp_path):
         blocks = (np.full((512, 512, 3), i % 251, np.uint8) for i in range((side // 512) ** 2))
         tifffile.imwrite(path, blocks, shape=(side, side, 3), dtype="uint8", tile=(512, 512), compression="zlib")
         command = [sys.executable, "-c", MEMORY, str(path), str(tmp_path / f"out{side}")]
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, env=PATHS, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1024)
     assert peaks[1] - peaks[0] < 100, peaks

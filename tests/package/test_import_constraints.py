@@ -1,4 +1,4 @@
-"""The walls of the house, read from the imports."""
+"""Which modules may import which, read from the source files."""
 
 import ast
 import sys
@@ -20,12 +20,44 @@ ARROWS = {
     "models": set(),
     "data": {"models"},
     "metrics": set(),
-    "inference": {"models", "data"},
-    "training": {"models", "data", "metrics", "inference"},
+    "drawing": set(),
+    "inference": {"models", "data", "drawing"},
+    "training": {"models", "data", "metrics", "inference", "drawing"},
     "export": {"models", "data", "inference"},
-    "hub": {"models", "data", "inference", "training", "demo"},
-    "demo": {"models", "data", "inference"},
+    "hub": {"models", "data", "inference", "training", "demo", "drawing"},
+    "demo": {"models", "data", "inference", "drawing"},
     "conversion": {"models"},
+}
+
+# Inside a folder, modules and subpackages import only those of later levels: no cycles.
+LEVELS: dict[str, list[set[str]]] = {
+    "training": [
+        {"__main__"},
+        {"console", "data_check"},
+        {"recipe_loading", "loop"},
+        {"evaluate_saved"},
+        {"figures"},
+        {"evaluation", "checkpoints"},
+        {"losses", "optimization"},
+        {"model"},
+        {"reports"},
+        {"recipe"},
+    ],
+    "data": [
+        {"checks"},
+        {"datasets", "collation"},
+        {"sources", "transforms"},
+        {"labels", "images", "statistics", "stream"},
+        {"samples", "wording"},
+    ],
+    "inference": [
+        {"__init__", "console", "pipeline"},
+        {"tiles", "video"},
+        {"files"},
+        {"segmenter", "classifier", "pose_estimator"},
+        {"segmentation", "dense", "runtimes"},
+        {"annotations", "loading"},
+    ],
 }
 
 copied = sorted(path for path in MODELS.glob("*.py") if not path.name.startswith(("plugin_", "__init__")))
@@ -77,6 +109,47 @@ def crossings(tree: ast.AST, folder: str) -> set[str]:
     found = {name for name, dotted in parts.items() if dotted[1] in walled - allowed or dotted[1] == "cli"}
     above = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level > 1}
     return found | above
+
+
+def parts_imported(path: Path, folder: Path) -> set[str]:
+    """The modules and subpackages of `folder` that one of its files imports, without the one that it is in."""
+    package = ["hf_vit_seg", folder.name, *path.relative_to(folder).parent.parts]
+    names = set()
+    for node in imports(path):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        else:
+            above = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    dotted = [name.split(".") for name in names]
+    return {part[2] for part in dotted if part[:2] == ["hf_vit_seg", folder.name] and len(part) > 2} - {
+        own_part(path, folder)
+    }
+
+
+def own_part(path: Path, folder: Path) -> str:
+    """The module or subpackage of `folder` that a file belongs to."""
+    return path.relative_to(folder).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("name", sorted(LEVELS))
+def test_subpackages_import_later_levels_only(name):
+    folder = PACKAGE / name
+    level = {part: number for number, parts in enumerate(LEVELS[name]) for part in parts}
+    found = {own_part(path, folder) for path in folder.rglob("*.py")}
+    assert found - set(level) <= {"__init__"}
+    for path in folder.rglob("*.py"):
+        own = level.get(own_part(path, folder), 0)
+        for part in parts_imported(path, folder) & set(level):
+            assert level[part] > own, f"{path} imports {part}"
+
+
+def test_folders_are_small():
+    """At most 15 files show in a folder; the Hub wants those of models side by side."""
+    folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE / "models"}
+    counts = {folder: sum(path.name != "__init__.py" for path in folder.glob("*.py")) for folder in folders}
+    assert not {folder: count for folder, count in counts.items() if count > 16}
 
 
 def architectures_named(tree: ast.AST) -> set[str]:

@@ -10,17 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 from lock_holder import holding, kill
+from paths import REPOSITORY
 from tiny_runs import finish, run, settings, start, write_data, write_recipe
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
 from hf_vit_seg.directory_lock import LOCK, InUseError, LockError, lock_owner, locked_directory, locked_file
-from hf_vit_seg.training import main_process
+from hf_vit_seg.training.checkpoints import main_process
+from hf_vit_seg.training.checkpoints.main_process import PreparationError, locked_by_main_process, on_main_process
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectoryError
 from hf_vit_seg.training.loop import trainer as run_module
-from hf_vit_seg.training.main_process import PreparationError, locked_by_main_process, on_main_process
 
-NUCLEI = Path(__file__).resolve().parent.parent / "examples" / "nuclei" / "model"
+NUCLEI = REPOSITORY / "examples" / "nuclei" / "model"
 
 
 @pytest.fixture
