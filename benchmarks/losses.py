@@ -3,7 +3,7 @@
     python -m benchmarks.losses [--images 8] [--rounds 5] [--device cuda --dtype bfloat16]
 
 The plain way resizes all logits and calls torch's cross-entropy, or segmentation_models_pytorch's loss. Both must give
-the same gradient before they are timed, up to the factor by which the definitions differ (tests/training/test_losses.py).
+the same gradient before they are timed, up to the factor between the definitions (tests/training/test_losses.py).
 """
 
 from collections.abc import Callable
