@@ -15,7 +15,7 @@ from bad_files import CONTENTS, IMAGE_CONTENTS, IMAGES, MASKS, PAGES, encoded, n
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_tiles import saved, segmenter
+from tiny_segmenters import saved, segmenter
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app

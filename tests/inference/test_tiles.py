@@ -1,7 +1,6 @@
 """Images read, segmented and written in tiles: the same labels as in one piece, resumable, within bounded memory."""
 
 import json
-import os
 import subprocess
 import sys
 from itertools import islice
@@ -15,43 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import REPOSITORY
 from PIL import Image
+from tiny_segmenters import job, saved, segmenter
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
-from hf_vit_seg.data.images.files import ImageFile, ImageFileError
+from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.images.pixels import read_pixels
 from hf_vit_seg.inference import Protocol, Segmenter
-from hf_vit_seg.inference.files.prediction import Job, Wishes
+from hf_vit_seg.inference.files.prediction import Wishes
 from hf_vit_seg.inference.tiles.prediction import predict_tiled
 from hf_vit_seg.inference.tiles.reading import open_regions, region_size
 from hf_vit_seg.inference.tiles.stored_regions import StoredSegments
 from hf_vit_seg.inference.tiles.tiled_logits import TileGrid, tiling_protocol
 from hf_vit_seg.inference.tiles.writing import Plane, write_png, write_tiff
-from hf_vit_seg.models.configuration_segformer import SegFormerConfig
-from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
-from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentation
 
 SIZE = (170, 230)
 WINDOWS = Protocol(window=64, stride=48, blend="gaussian")
-PATHS = os.environ | {"PYTHONPATH": os.pathsep.join(str(REPOSITORY / "tests" / name) for name in (".", "inference"))}
-STATS = {3: {}, 5: {"image_mean": [0.5] * 5, "image_std": [0.25] * 5}}
-
-
-def segmenter(protocol: Protocol | None = None, bands: int = 3, labels: int = 4) -> Segmenter:
-    torch.manual_seed(1)
-    config = SegFormerConfig(
-        num_channels=bands,
-        hidden_sizes=(8, 16, 16, 16),
-        num_attention_heads=(1, 2, 2, 2),
-        depths=(1, 1, 1, 1),
-        decoder_hidden_size=16,
-        id2label={i: f"thing {i}" for i in range(labels)},
-    )
-    model = SegFormerForSemanticSegmentation(config)
-    with torch.no_grad():
-        model.get_parameter("decode_head.classifier.weight").mul_(30)
-    processor = SemanticSegmentationImageProcessor(size={"height": 64, "width": 64}, **STATS[bands])
-    return Segmenter(model, processor, "cpu", protocol)
 
 
 def pixels(bands: int = 3, size: tuple[int, int] = SIZE, dtype: str = "uint8") -> np.ndarray:
@@ -62,10 +40,6 @@ def pixels(bands: int = 3, size: tuple[int, int] = SIZE, dtype: str = "uint8") -
 def tiff(path: Path, array: np.ndarray, **options: object) -> Path:
     tifffile.imwrite(path, array, **{"tile": (32, 48), "compression": "zlib", **options})
     return path
-
-
-def job(path: Path, out: Path) -> Job:
-    return Job(ImageFile(path, Path(path.name)), out / path.stem)
 
 
 def tiled_labels(segmenter: Segmenter, path: Path, out: Path, **wishes: object) -> np.ndarray:
@@ -366,13 +340,6 @@ def test_planes_as_png_and_tiff(tmp_path, dtype):
     np.testing.assert_array_equal(again.rows(5, 9), values[5:9])
 
 
-def saved(folder: Path) -> Path:
-    model = segmenter()
-    model.model.save_pretrained(folder)
-    model.processor.save_pretrained(folder)
-    return folder
-
-
 def test_predict_takes_tiles_above_the_limit(tmp_path):
     model = saved(tmp_path / "model")
     path = tiff(tmp_path / "large.tif", pixels(), photometric="rgb")
@@ -393,7 +360,10 @@ import resource, sys
 from pathlib import Path
 import torch
 from hf_vit_seg.inference.tiles import reading
-from test_tiles import Protocol, Wishes, job, predict_tiled, segmenter
+from hf_vit_seg.inference import Protocol
+from hf_vit_seg.inference.files.prediction import Wishes
+from hf_vit_seg.inference.tiles.prediction import predict_tiled
+from tiny_segmenters import job, segmenter
 
 torch.set_num_threads(1)
 reading.CACHE_BYTES = 32 * 2**20
@@ -413,6 +383,6 @@ def test_memory_does_not_grow_with_the_image(tmp_path):
         blocks = (np.full((512, 512, 3), i % 251, np.uint8) for i in range((side // 512) ** 2))
         tifffile.imwrite(path, blocks, shape=(side, side, 3), dtype="uint8", tile=(512, 512), compression="zlib")
         command = [sys.executable, "-c", MEMORY, str(path), str(tmp_path / f"out{side}")]
-        done = subprocess.run(command, env=PATHS, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=REPOSITORY / "tests", capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1024)
     assert peaks[1] - peaks[0] < 100, peaks

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_tiles import saved, segmenter
+from tiny_segmenters import saved, segmenter
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
