@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from hf_vit_seg.atomic_io import atomic_path
 from hf_vit_seg.provenance import Provenance, provenance_from, write_card
 
 from . import config_building, preprocessing, variants
@@ -18,7 +19,7 @@ from .readers import Checkpoint, read
 from .registry import Recognised, qualified, recognise
 from .report import Report
 from .rules import origin, translate
-from .staging import check_apart, check_directory, locked_output, staged
+from .staging import check_apart, check_directory, locked_output
 from .strict_loading import loaded
 
 __all__ = ["ConversionError", "Report", "convert", "export"]
@@ -72,7 +73,7 @@ def convert_locked(
         reference=found.source.preprocessing(config),
     )
     provenance = origin_of(found, checkpoint)
-    with staged(out_dir) as folder:
+    with atomic_path(out_dir) as folder:
         model.save_pretrained(folder)
         found.architecture.image_processor["torchvision"](**settings).save_pretrained(folder)
         write_card(folder, provenance, folder.name)

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_vit_seg.atomic_io import atomic_path
 from hf_vit_seg.plugins import Architecture, architectures
 
 from . import variants
@@ -16,7 +17,7 @@ from .registry import qualified, sources_of
 from .report import Report
 from .rules import inverted, translate
 from .source import Form, Outgoing, Source, Writer
-from .staging import check_apart, locked_output, staged
+from .staging import check_apart, locked_output
 from .strict_loading import loaded
 from .variants import plain
 
@@ -40,7 +41,7 @@ def export(model_dir: Path, out_file: Path, *, to: str, force: bool = False) -> 
         model = loaded(model_class, config, checkpoint.tensors)
         translation = translate(inverted(form.rules), checkpoint.tensors, source.sizes(config))
         labels = outgoing_labels(checkpoint, auto_class)
-        with staged(out_file) as place:
+        with atomic_path(out_file) as place:
             write(
                 Outgoing(tensors=translation.tensors, config=config, labels=labels, processor=checkpoint.processor),
                 place,

@@ -1,8 +1,5 @@
 """Staging: an output appears complete under its name, or not at all."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -46,32 +43,3 @@ def locked_output(target: Path, directory: bool, force: bool) -> Iterator[None]:
             raise ConversionError(str(error)) from error
         check(target, force)  # another process may have written it
         yield
-
-
-@contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write to, a file or a directory; it takes the place of `target` at the end.
-
-    Whatever was there is moved away only when the new one is complete, and comes back if that fails.
-    """
-    target = Path(os.path.abspath(target))  # without "..", which has no name to write under
-    target.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield workshop / target.name
-        replace(workshop / target.name, target, workshop / "replaced")
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
-
-
-def replace(new: Path, target: Path, old: Path) -> None:
-    """Put `new` where `target` is, and `target` where `old` is."""
-    if not target.exists():
-        os.replace(new, target)
-        return
-    os.replace(target, old)
-    try:
-        os.replace(new, target)
-    except OSError:
-        os.replace(old, target)
-        raise

@@ -1,7 +1,6 @@
 """From a model to a checked file for another runtime, with all that `predict` needs beside it."""
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hf_vit_seg.atomic_io import move_contents
 from hf_vit_seg.directory_lock import locked_directory
 from hf_vit_seg.inference.loading import ModelError
 from hf_vit_seg.inference.runtimes import RuntimeModel
@@ -76,7 +76,7 @@ def export_model(
         if wish.calibration:
             parity = quantised(segmenter, path, name, exporter, wish, score)
         write_beside(segmenter, path.parent, out, parity, exporter.file)
-        put_into_place(path, out)
+        move_contents(path.parent, out, last=path.name)
     return parity
 
 
@@ -156,16 +156,6 @@ def write_beside(segmenter: Segmenter, folder: Path, out: Path, parity: Parity, 
     reports = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
     reports[file] = parity.as_json()
     (folder / REPORT).write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
-
-
-def put_into_place(path: Path, out: Path) -> None:
-    """Move everything from the folder of `path` to `out`, the program itself last."""
-    others = sorted(entry for entry in path.parent.iterdir() if entry != path)
-    for entry in (*others, path):
-        target = out / entry.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        entry.replace(target)
 
 
 __all__ = ["REPORT", "Wish", "export_model"]

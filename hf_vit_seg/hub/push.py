@@ -12,7 +12,7 @@ import numpy as np
 from huggingface_hub import CommitInfo
 from PIL import Image
 
-from hf_vit_seg.inference.files.prediction import json_text
+from hf_vit_seg.atomic_io import json_text
 from hf_vit_seg.local_paths import publishable
 from hf_vit_seg.models.plugged_heads import PLUGGED_HEADS
 from hf_vit_seg.plugins import architectures

@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from hf_vit_seg.atomic_io import WriteError
 from hf_vit_seg.training.checkpoints.main_process import PreparationError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, RunDirectoryError, run_directory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints
-from hf_vit_seg.training.checkpoints.whole_directories import WriteError
 from hf_vit_seg.training.loop.trainer import Ending, train
 from hf_vit_seg.training.recipe.files import RecipeFileError
 from hf_vit_seg.training.recipe.schema import Recipe

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hf_vit_seg.atomic_io import write_files
 from hf_vit_seg.data.checks.check import SPLITS, check
 from hf_vit_seg.data.checks.report import UNITS, CheckReport, Occurrence, SplitFacts
 from hf_vit_seg.data.datasets import Split
 from hf_vit_seg.data.wording import listed
 from hf_vit_seg.directory_lock import locked_directory
 from hf_vit_seg.drawing.overlays import percent
-from hf_vit_seg.inference.files.prediction import write_together
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.figures.contact_sheet import contact_sheet
 from hf_vit_seg.training.losses.class_weights import RULES, class_weights
@@ -69,7 +69,7 @@ def write_check(recipe: Recipe, report: CheckReport, folder: Path) -> None:
     for split, part in report.splits.items():
         if len(part.faults) < len(part.facts):
             files[folder / f"{split}.png"] = contact_sheet(part).save
-    write_together(files)
+    write_files(files)
 
 
 def suggested_weights(report: CheckReport) -> dict[str, list[float]]:

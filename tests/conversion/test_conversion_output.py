@@ -9,8 +9,9 @@ import torch
 from conversion_mmseg import mmseg_state
 from conversion_references import ORACLE_FILE, assert_refused, transformers_model
 from hf_vit_seg.conversion.convert import ConversionError, convert, export
-from hf_vit_seg.conversion.staging import staged
 from transformers import AutoModelForSemanticSegmentation
+
+from hf_vit_seg.atomic_io import atomic_path
 
 
 def test_occupied_output(tmp_path: Path) -> None:
@@ -54,13 +55,13 @@ def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [path.name for path in tmp_path.rglob("*")] == ["old", "mine"]
     real = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: real(a, b) if "mine" in os.listdir(a) else fail())
-    with pytest.raises(OSError, match="gone"), staged(tmp_path / "old") as place:
+    with pytest.raises(OSError, match="gone"), atomic_path(tmp_path / "old") as place:
         place.mkdir()
     assert [path.name for path in tmp_path.rglob("*")] == ["old", "mine"]
 
 
 def write_half(target: Path) -> None:
-    with staged(target) as place:
+    with atomic_path(target) as place:
         place.mkdir()
         (place / "half").write_text("half")
         raise OSError("disk full")

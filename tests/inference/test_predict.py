@@ -11,13 +11,14 @@ from PIL import Image
 from transformers import AutoImageProcessor
 from typer.testing import CliRunner
 
+from hf_vit_seg.atomic_io import write_files
 from hf_vit_seg.cli import app
 from hf_vit_seg.data.images.files import ImageFileError, find_images, read_image
 from hf_vit_seg.data.sources.folders import FoldersSource
 from hf_vit_seg.drawing.overlays import draw_overlay
 from hf_vit_seg.drawing.palettes import class_palette, generated_palette
 from hf_vit_seg.inference import ModelError, Segmenter
-from hf_vit_seg.inference.files.prediction import plan, write_together
+from hf_vit_seg.inference.files.prediction import plan
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 from hf_vit_seg.models.modeling_segformer import SegFormerForImageClassification, SegFormerForSemanticSegmentation
@@ -265,7 +266,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        write_together({tmp_path / "a.json": lambda path: path.write_text("whole"), tmp_path / "a.png": broken})
+        write_files({tmp_path / "a.json": lambda path: path.write_text("whole"), tmp_path / "a.png": broken})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import nn
 from training_models import recipe
 
+from hf_vit_seg.atomic_io import clean_up, commit, new_directory, remove_directory
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.best_score import Standing
-from hf_vit_seg.training.checkpoints.whole_directories import empty_temporary, put_in_place, remove_whole, tidy
 from hf_vit_seg.training.evaluation.evaluate import Subject, own_batches, read_ahead
 from hf_vit_seg.training.loop.batch_size_search import largest_batch_size, measured_batch_size, unreached_parameters
 from hf_vit_seg.training.loop.deepspeed import refuse_stage_3, settle_deepspeed
@@ -244,7 +244,7 @@ def test_of_an_error_the_smaller_is_the_better(name):
 
 
 def fill(target, text: str) -> None:
-    temporary = empty_temporary(target)
+    temporary = new_directory(target)
     (temporary / "sub").mkdir()
     (temporary / "sub" / "file").write_text(text)
 
@@ -253,22 +253,22 @@ def test_a_directory_replaces_another_as_a_whole(tmp_path):
     target = tmp_path / "best"
     for text in ("first", "second"):
         fill(target, text)
-        put_in_place(target)
+        commit(target)
         assert (target / "sub" / "file").read_text() == text
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
-    remove_whole(target)
+    remove_directory(target)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_process_left_is_tidied_up(tmp_path):
     for name in ("best", "last"):
         fill(tmp_path / name, name)
-        put_in_place(tmp_path / name)
+        commit(tmp_path / name)
     fill(tmp_path / "step-000100", "half")  # killed before it was whole
     (tmp_path / "best").rename(tmp_path / ".old-best")  # killed between the two renamings
     fill(tmp_path / ".old-last", "killed before the old one was removed")
     (tmp_path / ".tmp-.old-last").rename(tmp_path / ".old-last")
-    tidy(tmp_path)
+    clean_up(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last"]
     assert (tmp_path / "best" / "sub" / "file").read_text() == "best"
     assert (tmp_path / "last" / "sub" / "file").read_text() == "last"

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.labels.raw_values import ClassTableError, Raw
 from hf_vit_seg.data.samples import Person, RawSample
@@ -115,14 +116,7 @@ class FactsFile:
         if self.path is None or rows == self.known:
             return
         text = json.dumps({"samples": {key: asdict(facts) for key, facts in rows.items()}})
-        temporary = self.path.with_name(f".tmp-{self.path.name}")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(self.path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_text(self.path, text)
 
 
 def read_facts(row: Mapping[str, Any]) -> SampleFacts:

@@ -1,9 +1,6 @@
 """Segment many image files and write, for each, a label map, an overlay and a report."""
 
-import json
 import logging
-import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageFile, ImageFileError, real_path
 from hf_vit_seg.inference.dense.image_preparation import Prepared, milliseconds_since, read_file
 from hf_vit_seg.inference.dense.protocols import PredictionError
@@ -181,7 +179,7 @@ def write(segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: fl
     text = json_text(report(segmenter, job, result, milliseconds, wishes), indent=2)
     savers[REPORT] = lambda path: path.write_text(text, encoding="utf-8")
     try:
-        write_together({job.result(suffix): save for suffix, save in savers.items()})
+        write_files({job.result(suffix): save for suffix, save in savers.items()})
     except Exception as error:
         return Outcome(job, sentence(job, error))
     return Outcome(job)
@@ -206,32 +204,6 @@ def save_top_classes(result: Segmentation, path: Path) -> None:
     if result.top_classes is None or result.top_scores is None:
         raise ValueError("Top classes were not computed: call the segmenter with top_k=3")
     np.savez_compressed(path, classes=result.top_classes, scores=result.top_scores.astype(np.float16))
-
-
-def json_text(content: Any, indent: int | None = None) -> str:
-    """JSON as it is written to files."""
-    return json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
-
-
-def write_together(files: dict[Path, Callable[[Path], Any]]) -> None:
-    """Write files under temporary names and give them their own when all are complete."""
-    temporary = {path: path.with_name(f".{os.getpid()}.{path.name}") for path in files}
-    try:
-        for path, save in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save(temporary[path])
-        for path, written in temporary.items():
-            os.replace(written, path)
-    finally:
-        for written in temporary.values():
-            written.unlink(missing_ok=True)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files of `write_together` that killed processes left in a folder nobody else writes."""
-    for path in folder.glob(".*"):
-        if re.match(r"\.\d+\.", path.name) and path.is_file():
-            path.unlink()
 
 
 def report(segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, wishes: Wishes) -> dict[str, Any]:

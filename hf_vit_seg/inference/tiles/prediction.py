@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.data.images.display import picture
 from hf_vit_seg.data.images.files import ImageFileError, within_limits
 from hf_vit_seg.drawing.overlays import draw_overlay, shown_size
@@ -29,8 +30,6 @@ from hf_vit_seg.inference.files.prediction import (
     Job,
     Wishes,
     class_rows,
-    json_text,
-    write_together,
 )
 from hf_vit_seg.inference.segmentation import class_counts
 from hf_vit_seg.inference.segmenter import Segmenter
@@ -91,7 +90,7 @@ def predict_tiled(segmenter: Segmenter, job: Job, wishes: Wishes) -> Iterator[Pr
             yield Progress(len(record.done), len(tiles), resumed)
         seconds = time.perf_counter() - start
         facts = report(segmenter, job, planes["labels"], wishes, {"side": tiles.side, "resumed": resumed}, seconds)
-        write_together({job.result(suffix): save for suffix, save in savers(segmenter, image, planes, facts, wishes)})
+        write_files({job.result(suffix): save for suffix, save in savers(segmenter, image, planes, facts, wishes)})
         record.remove()
 
 

@@ -14,16 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_vit_seg.inference.files.prediction import (
-    FILM,
-    FRAMES,
-    REPORT,
-    Job,
-    Wishes,
-    class_rows,
-    json_text,
-    write_together,
-)
+from hf_vit_seg.atomic_io import json_text, write_files
+from hf_vit_seg.inference.files.prediction import FILM, FRAMES, REPORT, Job, Wishes, class_rows
 from hf_vit_seg.inference.segmentation import Segmentation, class_counts
 from hf_vit_seg.inference.segmenter import Segmenter
 
@@ -103,14 +95,14 @@ def predict_film(segmenter: Segmenter, job: Job, wishes: Wishes) -> Iterator[Fil
             yield progress
         writer.finish()
         text = json_text(report(segmenter, job, wishes, film, tally, writer.notes), indent=2)
-        write_together({target: unfinished.replace, job.result(REPORT): lambda path: path.write_text(text, "utf-8")})
+        write_files({target: unfinished.replace, job.result(REPORT): lambda path: path.write_text(text, "utf-8")})
         yield replace(progress, notes=tuple(writer.notes))
 
 
 def save_labels(job: Job, number: int, result: Segmentation) -> None:
     """Write a frame's label map."""
     path = job.result(FRAMES) / f"{number:06d}.png"
-    write_together({path: lambda file: result.label_image().save(file)})
+    write_files({path: lambda file: result.label_image().save(file)})
 
 
 def report(

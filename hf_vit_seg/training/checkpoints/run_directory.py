@@ -16,9 +16,9 @@ from typing import Any
 
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_vit_seg.atomic_io import PARTIAL, atomic_directory, clean_up, write_text
 from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.directory_lock import LOCK, RECIPE, RUN_FOLDERS
-from hf_vit_seg.inference.files.prediction import remove_unfinished
 from hf_vit_seg.provenance import Provenance, provenance_of, write_card
 from hf_vit_seg.training.model.adapters import save_model
 from hf_vit_seg.training.model.building import transformers_silent
@@ -27,8 +27,6 @@ from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 from hf_vit_seg.training.reports.metrics_report import MetricsReport, write_report
 from hf_vit_seg.training.reports.run_log import FILE as LOG
-
-from .whole_directories import TEMPORARY, add_missing, empty_temporary, put_in_place, replace_file, tidy, written
 
 PLOTS, SAMPLES = "plots", "samples"
 FACTS = "data_facts.json"  # what was found in the data, so that a resumed run need not look again
@@ -74,7 +72,7 @@ class RunDirectory:
 
     def is_foreign(self, path: Path) -> bool:
         """Whether what lies here is no run's, not even of one that ended before its first step."""
-        return path.name not in (FACTS, LOCK) and not path.name.startswith(TEMPORARY)
+        return path.name not in (FACTS, LOCK) and not path.name.startswith(PARTIAL)
 
     def make_ready(self, recipe: Recipe, resume: bool) -> None:
         """Tidy up for a run that goes on, clear for a new one, and write the resolved recipe.
@@ -84,11 +82,11 @@ class RunDirectory:
         for path in [] if resume else self.traces:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        tidy(self.path)
-        tidy(self.checkpoints)
+        clean_up(self.path)
+        clean_up(self.checkpoints)
         for folder in (self.path, self.plots, self.samples, self.test, self.test / PLOTS, self.test / SAMPLES):
-            remove_unfinished(folder)
-        replace_file(self.recipe, recipe_text(recipe))
+            clean_up(folder)
+        write_text(self.recipe, recipe_text(recipe))
 
 
 def run_directory(recipe: Recipe, out: Path | None = None) -> RunDirectory:
@@ -118,8 +116,7 @@ def write_model_directory(
 
     With `only_missing`, files that are there stay as they are, and those that are missing are added.
     """
-    with written(target):
-        temporary = empty_temporary(target)
+    with atomic_directory(target, only_missing) as temporary:
         with transformers_silent():
             save_model(model, temporary, merge=recipe.model.lora is None or recipe.model.lora.merge)
         processor.save_pretrained(temporary)
@@ -127,7 +124,6 @@ def write_model_directory(
         write_card(temporary, provenance, recipe.name)
         if report is not None:
             write_report(report, temporary / METRICS)
-        add_missing(target) if only_missing and target.exists() else put_in_place(target)
 
 
 __all__ = ["RunDirectory", "RunDirectoryError", "lineage", "run_directory", "write_model_directory"]

@@ -20,13 +20,13 @@ from accelerate.utils import load
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from hf_vit_seg.atomic_io import commit, new_directory, partial_path, remove_directory, write_errors, write_text
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.records import Record, RecordError, read_record
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 from hf_vit_seg.training.reports.metrics_report import MetricsReport, ReportError, read_report, report_text
 
 from .best_score import Standing
-from .whole_directories import empty_temporary, put_in_place, remove_whole, replace_file, temporary_name, written
 
 MANIFEST, AVERAGE = "manifest.json", "average.safetensors"
 # What torch, safetensors and accelerate raise for files that are damaged, of something else, or would run code.
@@ -99,11 +99,11 @@ def save_checkpoint(
     `report` is that of the newest evaluation, for models that are saved after a restart.
     """
     target = place(folder, manifest)
-    with written(target):
+    with write_errors(target):
         if accelerator.is_main_process:
-            empty_temporary(target)
+            new_directory(target)
         accelerator.wait_for_everyone()
-        temporary = temporary_name(target)
+        temporary = partial_path(target)
         accelerator.save_state(str(temporary))
         if average is not None and accelerator.is_main_process:
             save_file({name: tensor.contiguous() for name, tensor in average.state_dict().items()}, temporary / AVERAGE)
@@ -112,9 +112,9 @@ def save_checkpoint(
             if report is not None:
                 (temporary / METRICS).write_text(report_text(report), encoding="utf-8")
             (temporary / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
-            put_in_place(target)
+            commit(target)
             for old in checkpoints(folder)[:-keep]:
-                remove_whole(old)
+                remove_directory(old)
         accelerator.wait_for_everyone()
     return target
 
@@ -128,8 +128,8 @@ def write_manifest(accelerator: Accelerator, folder: Path, manifest: Manifest, r
     """Replace manifest and report of the same step's checkpoint; called by all processes."""
     if accelerator.is_main_process:
         if report is not None:
-            replace_file(place(folder, manifest) / METRICS, report_text(report))
-        replace_file(place(folder, manifest) / MANIFEST, manifest_text(manifest))
+            write_text(place(folder, manifest) / METRICS, report_text(report))
+        write_text(place(folder, manifest) / MANIFEST, manifest_text(manifest))
     accelerator.wait_for_everyone()
 
 

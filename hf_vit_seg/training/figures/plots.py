@@ -11,7 +11,7 @@ keypoint_scores.png   pose: average precision and recall of several kinds
 from collections.abc import Callable
 from pathlib import Path
 
-from hf_vit_seg.inference.files.prediction import write_together
+from hf_vit_seg.atomic_io import write_files
 from hf_vit_seg.training.checkpoints.run_directory import PLOTS
 from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, read_report
 from hf_vit_seg.training.reports.run_log import read
@@ -45,5 +45,5 @@ def draw_plots(directory: Path | str, report: MetricsReport | None = None) -> li
         column = chief_column(report) or ""
         figures |= {name.format(column=column): draw(report) for name, draw in OF_REPORT.items()}
     files = {directory / PLOTS / f"{name}.png": figure for name, figure in figures.items() if figure is not None}
-    write_together({path: figure.savefig for path, figure in files.items()})
+    write_files({path: figure.savefig for path, figure in files.items()})
     return list(files)

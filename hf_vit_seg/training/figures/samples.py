@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hf_vit_seg.atomic_io import write_files
 from hf_vit_seg.data.images.display import picture
 from hf_vit_seg.drawing.overlays import LegendRow, draw_overlay, nearest_labels, percent, resized_picture, shown_size
-from hf_vit_seg.inference.files.prediction import write_together
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 
 from .layout import Colour, captioned, grid, legend_below
@@ -156,7 +156,7 @@ def classified(sample: ClassifiedImage, names: Sequence[str]) -> Image.Image:
 def write_pictures(folder: Path, pictures: Mapping[str, Image.Image]) -> list[Path]:
     """Write pictures as PNG, each whole or not at all, under names that file systems take; return the paths."""
     paths = picture_paths(folder, pictures)
-    write_together({path: content.save for path, content in zip(paths, pictures.values(), strict=True)})
+    write_files({path: content.save for path, content in zip(paths, pictures.values(), strict=True)})
     return paths
 
 

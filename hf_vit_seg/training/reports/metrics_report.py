@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hf_vit_seg.inference.files.prediction import write_together
+from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.training.recipe.schema import Task
 
 from .json_values import json_line, json_value
@@ -124,7 +124,7 @@ def classification_columns(confusion: np.ndarray) -> dict[str, np.ndarray]:
 def write_report(report: MetricsReport, path: Path) -> None:
     """Write metrics.json, whole or not at all; NaN becomes null."""
     text = report_text(report)
-    write_together({path: lambda temporary: temporary.write_text(text, encoding="utf-8")})
+    write_text(path, text)
 
 
 def report_text(report: MetricsReport) -> str:

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.directory_lock import LOG as FILE
-from hf_vit_seg.inference.files.prediction import write_together
 
 from .json_values import Json, json_line, json_value
 from .trackers import check_trackers, start_trackers
@@ -79,7 +79,7 @@ class RunLog:
             last = {True: step - (not evaluated), False: step}  # by whether a line is an evaluation
             kept = [line for line in read(self.path.parent) if line["step"] <= last["evaluation" in line]]
             text = "".join(f"{json_line(line)}\n" for line in kept)
-            write_together({self.path: lambda path: path.write_text(text, encoding="utf-8")})
+            write_text(self.path, text)
 
     def _append(self, line: Mapping[str, Any], tracked: Mapping[str, Any]) -> None:
         if not self.main:

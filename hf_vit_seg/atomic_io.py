@@ -1,0 +1,218 @@
+"""Atomic writes: a file or directory appears complete, or not at all, even when a process is killed.
+
+Content is written under a temporary name in the same folder, flushed to disk, and renamed. A directory that is replaced
+stays in place until the new one is complete. `clean_up` removes what a killed process left behind.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+PARTIAL, PREVIOUS = ".tmp-", ".old-"
+TORCH_WRITERS = ("inline_container", "PytorchStreamWriter")  # named in the RuntimeError of torch.save on a full disk
+
+
+class WriteError(ValueError):
+    """A file or directory that cannot be written, and why."""
+
+
+# Files
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file and flush it to disk."""
+    write_files({path: lambda partial: partial.write_text(text, encoding="utf-8")}, flush=True)
+
+
+def write_files(files: Mapping[Path, Callable[[Path], Any]], flush: bool = False) -> None:
+    """Write files that belong together: each function gets a temporary path with the suffix of its file.
+
+    The files are renamed when all are complete. If one fails, none is kept.
+    """
+    try:
+        for path, save in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(partial_path(path))
+            if flush:
+                flush_to_disk(partial_path(path))
+        for path in files:
+            os.replace(partial_path(path), path)
+    finally:
+        for path in files:
+            partial_path(path).unlink(missing_ok=True)
+    if flush:
+        for folder in {path.parent for path in files}:
+            flush_to_disk(folder)
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """JSON as the text of a file."""
+    return json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
+
+
+# Directories
+
+
+@contextmanager
+def atomic_directory(target: Path, only_missing: bool = False) -> Iterator[Path]:
+    """Yield an empty directory to fill, which replaces `target` at the end. WriteError if the disk refuses.
+
+    With `only_missing`, files that `target` has are kept, and those that it lacks are added.
+    """
+    with write_errors(target):
+        yield new_directory(target)
+        add_missing(target) if only_missing and target.exists() else commit(target)
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a path at which to create a file or directory, which replaces `target` at the end."""
+    target = Path(os.path.abspath(target))  # a path that ends in ".." has no name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove(partial_path(target))
+    previous = target.with_name(PREVIOUS + target.name)
+    if previous.exists() and not target.exists():  # killed between the two renames of `commit`
+        os.replace(previous, target)
+    try:
+        yield partial_path(target)
+        commit(target)
+    finally:
+        remove(partial_path(target))
+
+
+@contextmanager
+def write_errors(target: Path) -> Iterator[None]:
+    """Report a failure to write `target` as a WriteError, and remove what was written of it."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_WRITERS):
+            raise
+        remove(partial_path(target))
+        raise WriteError(f"{target} cannot be written: {str(error).splitlines()[0]}") from error
+
+
+def partial_path(target: Path) -> Path:
+    """The temporary name of `target`, with the same suffix."""
+    return target.with_name(PARTIAL + target.name)
+
+
+def new_directory(target: Path) -> Path:
+    """Create the temporary directory of `target`, empty. `commit` renames it."""
+    partial = partial_path(target)
+    remove(partial)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def commit(target: Path) -> None:
+    """Rename the temporary file or directory of `target` to `target`; the old one comes back if that fails."""
+    partial, previous = partial_path(target), target.with_name(PREVIOUS + target.name)
+    flush_all(partial)
+    if target.exists():
+        remove(previous)
+        os.replace(target, previous)
+    try:
+        os.replace(partial, target)
+    except OSError:
+        if previous.exists():
+            os.replace(previous, target)
+        raise
+    flush_to_disk(target.parent)
+    remove(previous)
+
+
+def add_missing(target: Path) -> None:
+    """Move the files that `target` lacks from its temporary directory to it; the others stay as they are."""
+    partial = partial_path(target)
+    flush_all(partial)
+    for path in sorted(partial.rglob("*")):
+        final = target / path.relative_to(partial)
+        if path.is_file() and not final.exists():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(final)
+            flush_to_disk(final.parent)
+    remove(partial)
+
+
+def move_contents(source: Path, target: Path, last: str) -> None:
+    """Move the entries of one directory to another, replacing those of the same name; the entry `last` comes last."""
+    for entry in sorted(source.iterdir(), key=lambda entry: (entry.name == last, entry.name)):
+        final = target / entry.name
+        if final.is_dir():
+            shutil.rmtree(final)
+        entry.replace(final)
+
+
+def remove_directory(target: Path) -> None:
+    """Remove a directory so that a kill does not leave a part of it under its name."""
+    doomed = partial_path(target)
+    remove(doomed)
+    target.rename(doomed)
+    remove(doomed)
+
+
+def clean_up(folder: Path) -> None:
+    """Remove what a killed process left incomplete in `folder`, and restore what it was about to replace.
+
+    Only for folders that no other process writes.
+    """
+    for path in sorted(folder.glob(f"{PREVIOUS}*")):
+        final = path.with_name(path.name.removeprefix(PREVIOUS))
+        remove(path) if final.exists() else path.rename(final)
+    for path in sorted(folder.glob(f"{PARTIAL}*")):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or directory, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flush_all(path: Path) -> None:
+    """Flush a file, or all files of a directory and then their names."""
+    if path.is_dir():
+        for parent, _, names in os.walk(path, topdown=False):
+            for name in names:
+                flush_to_disk(Path(parent) / name)
+            flush_to_disk(Path(parent))
+    else:
+        flush_to_disk(path)
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync a file or, where the operating system allows it, a directory."""
+    if path.is_dir() and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+__all__ = [
+    "PARTIAL",
+    "WriteError",
+    "atomic_directory",
+    "atomic_path",
+    "clean_up",
+    "commit",
+    "json_text",
+    "move_contents",
+    "new_directory",
+    "partial_path",
+    "remove_directory",
+    "write_errors",
+    "write_files",
+    "write_text",
+]
