@@ -75,7 +75,8 @@ def test_a_run_s_card(hub, run):
     assert "mean_iou; test split" in (entry.notes or "")
     assert files["picture.png"] == (run / "samples" / "a.png").read_bytes() and "](picture.png)" in text
     row = f"| nucleus | {report.class_columns()['iou'][1]:.4f} |"
-    for said in (row, "| 1 | nucleus | #ff7800 |", "learning rate 0.002", "loop:", report.protocol, "944,946"):
+    rescaled = "rescaled by 1/255"
+    for said in (row, "| 1 | nucleus | #ff7800 |", "learning rate 0.002", "loop:", report.protocol, "944,946", rescaled):
         assert said in text, said
 
 
