@@ -25,11 +25,16 @@ from transformers.image_utils import ChannelDimension, PILImageResampling, SizeD
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .grid_sizes import round_up
 from .image_processing_inputs import as_tensor, channels_first, class_map, rgb_channels, rgb_picture
 from .label_maps import label_map
 
 IGNORED = 255
 MOST_PIXELS = 2**28  # no image is resized beyond it: long thin ones reach any size by their shortest edge
+
+
+class ResizeError(ValueError):
+    """An image that would be resized beyond `MOST_PIXELS`."""
 
 
 class SemanticSegmentationKwargs(ImagesKwargs, total=False):
@@ -59,9 +64,9 @@ def resized_sides(height: int, width: int, size: SizeDict, divisor: int | None) 
             "size must have the keys height and width, or shortest_edge, or longest_edge, or both edges; got "
             f"{dict(size)}"
         )
-    height, width = (-(-max(side, 1) // (divisor or 1)) * (divisor or 1) for side in sides)
+    height, width = (round_up(max(side, 1), divisor or 1) for side in sides)
     if height * width > MOST_PIXELS:
-        raise ValueError(
+        raise ResizeError(
             f"The image would be resized to {height}x{width} pixels: bound its longer side with "
             "size={'shortest_edge': ..., 'longest_edge': ...}"
         )
