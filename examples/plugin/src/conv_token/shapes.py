@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from hf_vit_seg.data.samples import RawSample
-from hf_vit_seg.data.source_protocol import SourceError, SourceRecord
+from hf_vit_seg.data.sources.source import SourceError, SourceRecord
 
 # Distance of the offset (y, x) from the center, by class name; pixels closer than the radius belong to the shape.
 DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
