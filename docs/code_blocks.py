@@ -1,7 +1,7 @@
-"""A hook of MkDocs: blocks of the documentation that are made from the code when it is built, and so never become old.
+"""MkDocs hook that inserts code and command help into the pages when the site is built, so they are always current.
 
-A fence `source` names a file of the repository or, behind a Python file, one thing in it (`Class.method`, a constant),
-and becomes its text. A fence `help` names a command of hf-vit-seg, and becomes what `--help` prints.
+A `source` block contains the path of a file, optionally followed by an object in it (`Class.method` or a constant), and
+is replaced by the source. A `help` block contains a command of hf-vit-seg and is replaced by the output of `--help`.
 """
 
 import ast
@@ -18,12 +18,12 @@ LINE_WIDTH = "100"
 
 
 def on_page_markdown(markdown: str, **context: Any) -> str:
-    """What MkDocs calls with the text of each page."""
+    """Replace the blocks of a page. Called by MkDocs."""
     return FENCE.sub(lambda fence: BLOCKS[fence[1]](fence[2]), markdown)
 
 
 def source_block(target: str) -> str:
-    """A file, or a thing in it, with the numbers of its lines."""
+    """The source of a file, or of an object in it, with line numbers."""
     place, _, name = target.partition(" ")
     path = REPOSITORY / place
     text = path.read_text(encoding="utf-8")
@@ -33,7 +33,7 @@ def source_block(target: str) -> str:
 
 
 def line_range(text: str, name: str, place: str) -> tuple[int, int]:
-    """First and last line of a thing in the text of a module; ValueError when it is not there."""
+    """First and last line of an object in the text of a module. Raises ValueError if it does not exist."""
     body: list[ast.stmt] = ast.parse(text).body
     node: Any = None
     for part in name.split("."):
@@ -46,7 +46,7 @@ def line_range(text: str, name: str, place: str) -> tuple[int, int]:
 
 
 def names_of(node: ast.stmt) -> Iterator[str]:
-    """What a statement defines."""
+    """The names that a statement defines."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         yield node.name
     elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -55,7 +55,7 @@ def names_of(node: ast.stmt) -> Iterator[str]:
 
 
 def help_block(command: str) -> str:
-    """What a command says of itself."""
+    """The help text of a command."""
     from typer.testing import CliRunner
 
     from hf_vit_seg.cli import app

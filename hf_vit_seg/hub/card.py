@@ -4,6 +4,7 @@ The text is `model_card.md`, a Jinja template; here it gets its facts. A card wh
 its metadata are completed.
 """
 
+import math
 from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
@@ -146,19 +147,27 @@ def is_binary(model: ModelDirectory) -> bool:
 
 
 def preparation(model: ModelDirectory) -> str:
-    """What the image processor does, in words."""
+    """The preprocessing steps of the image processor, as one sentence."""
     settings = {} if model.processor is None else model.processor.to_dict()
     steps = []
     if settings.get("do_resize"):
         sides = ", ".join(f"{name} {value}" for name, value in dict(settings["size"]).items() if value)
         steps.append(f"resized to {sides}")
     if settings.get("do_center_crop"):
-        steps.append(f"cut to the middle {dict(settings['crop_size'])}")
+        crop = dict(settings["crop_size"])
+        steps.append(f"center-cropped to {', '.join(f'{name} {value}' for name, value in crop.items() if value)}")
     if settings.get("do_rescale"):
-        steps.append(f"multiplied by {settings['rescale_factor']:.6g}")
+        steps.append(f"rescaled by {fraction(settings['rescale_factor'])}")
     if settings.get("do_normalize"):
-        steps.append(f"normalised with mean {settings['image_mean']} and deviation {settings['image_std']}")
-    return ", ".join(steps) or "left as they are"
+        mean, std = settings["image_mean"], settings["image_std"]
+        steps.append(f"normalized with mean {mean} and standard deviation {std}")
+    return ", ".join(steps) or "none"
+
+
+def fraction(factor: float) -> str:
+    """A rescale factor as 1/n, if it is the reciprocal of an integer."""
+    count = round(1 / factor) if factor else 0
+    return f"1/{count}" if count > 1 and math.isclose(count * factor, 1) else f"{factor:.6g}"
 
 
 def report_facts(report: MetricsReport) -> dict[str, Any]:
@@ -179,17 +188,17 @@ def report_facts(report: MetricsReport) -> dict[str, Any]:
 
 
 def training(model: ModelDirectory) -> str:
-    """A recipe in a sentence."""
+    """The main settings of the recipe, as one sentence."""
     if model.recipe is None:
         return ""
     recipe, loop = model.recipe, model.recipe.loop
     start = (
         publishable_path(recipe.model.from_pretrained or "")
-        or f"{recipe.model.architecture} {recipe.model.variant} from scratch"
+        or f"scratch ({recipe.model.architecture} {recipe.model.variant})"
     )
     length = f"{loop.steps} steps" if loop.steps else f"{loop.epochs:g} epochs"
     return (
-        f"Trained as {start}, {length} of {loop.batch_size} x {loop.accumulation} images per process, with "
+        f"Trained from {start}: {length} with {loop.batch_size} x {loop.accumulation} images per process, "
         f"{recipe.optimizer.name}, learning rate {recipe.optimizer.learning_rate:g} ({recipe.schedule.name}), seed "
         f"{recipe.seed}"
     )

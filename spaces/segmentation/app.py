@@ -1,4 +1,4 @@
-"""A Space that segments images; the variable HF_VIT_SEG_MODELS names further models (Hub ids, with commas between)."""
+"""A Space that segments images. HF_VIT_SEG_MODELS adds models (comma-separated Hub IDs)."""
 
 from hf_vit_seg.demo import launch
 

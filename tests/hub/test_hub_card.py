@@ -80,6 +80,7 @@ def test_a_run_s_card(hub, run):
     row = f"| nucleus | {report.class_columns()['iou'][1]:.4f} |"
     for said in (row, "| 1 | nucleus | #ff7800 |", "learning rate 0.002", "loop:", report.protocol, "944,946"):
         assert said in text, said
+    assert "Preprocessing: rescaled by 1/255, normalized" in text
 
 
 def test_no_leaderboard_for_local_data(hub, tmp_path):

@@ -128,7 +128,7 @@ def test_what_is_saved_loads_without_the_plugin_and_again_when_saved_from_there(
 def test_contributing_names_what_is_there():
     text = (EXAMPLE.parents[1] / "CONTRIBUTING.md").read_text()
     package = EXAMPLE / "src" / "conv_token"
-    steps = text.partition("## An architecture of your own")[2].partition("\n## ")[0]
+    steps = text.partition("## Add an architecture")[2].partition("\n## ")[0]
     named = re.findall(r"`(\w*conv\w*\.(?:py|yaml))`", steps) + re.findall(r"`(conversion_\w+\.py)`", steps)
     assert len(named) >= 5 and all((package / name).is_file() for name in named), named
     assert len(re.findall(r"^\d\. ", steps, re.MULTILINE)) == 5

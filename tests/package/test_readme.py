@@ -41,7 +41,7 @@ def test_the_snippets_run(reader):
 
 
 def test_the_folders_exist():
-    tree = README.split("## What is where")[1].split("```")[1]
+    tree = README.split("## Repository layout")[1].split("```")[1]
     for name in re.findall(r"^([a-z_]+/) ", tree, flags=re.MULTILINE):
         assert (REPOSITORY / name).is_dir(), name
 

@@ -1,6 +1,6 @@
-"""The research code that checkpoints come from: plain torch, the architecture written down once more.
+"""The research code that wrote the checkpoints: an independent implementation of the architecture in plain torch.
 
-Layers and names are those of CCT's released code (SHI-Labs/Compact-Transformers); the head is the author's.
+Layers and names follow the released code of CCT (SHI-Labs/Compact-Transformers). The head is not part of CCT.
 """
 
 from itertools import pairwise
@@ -68,7 +68,7 @@ class Head(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Images (B, C, H, W) to logits (B, K, ceil(H/2), ceil(W/2))."""
+    """Map images (B, C, H, W) to logits (B, K, ceil(H/2), ceil(W/2))."""
 
     def __init__(self, widths=(8, 16, 32), depth=2, heads=2, hidden=48, head_width=16, bands=3, classes=4):
         super().__init__()
@@ -87,7 +87,7 @@ class Segmenter(nn.Module):
 
 
 def trained(seed=0):
-    """A segmenter in evaluation, every tensor of it random, as if it had been trained."""
+    """A model in evaluation mode with random values in every tensor, including norms and running statistics."""
     torch.manual_seed(seed)
     model = Segmenter().eval()
     for name, tensor in model.state_dict().items():

@@ -1,4 +1,4 @@
-"""The plugin by itself: as the research code computes, and as transformers wants models to be."""
+"""The plugin alone: parity with the research code, and the conventions of transformers models."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from transformers import AutoModelForSemanticSegmentation
 SIZES = ((64, 64), (61, 45), (8, 131))
 
 
-def test_a_converted_checkpoint_gives_the_reference_s_logits_and_the_way_back_its_tensors(tmp_path):
+def test_conversion_matches_reference_and_is_invertible(tmp_path):
     state = trained().state_dict()
     torch.save(state, tmp_path / "research.pth")
     report = convert(tmp_path / "research.pth", tmp_path / "model", overrides={"num_attention_heads": 2})
@@ -30,7 +30,7 @@ def test_a_converted_checkpoint_gives_the_reference_s_logits_and_the_way_back_it
 
 
 @pytest.mark.parametrize("variant", ARCHITECTURE.variant_rows())
-def test_variants_have_their_golden_parameter_counts(variant):
+def test_parameter_counts(variant):
     config = ARCHITECTURE.variant_config(variant, num_labels=150)
     with torch.device("meta"):
         model = ConvTokenForSemanticSegmentation(config)
@@ -48,7 +48,7 @@ def test_attention_implementations_agree():
     torch.testing.assert_close(*logits, rtol=1e-6, atol=1e-6)
 
 
-def test_the_loss_counts_valid_pixels_alone():
+def test_loss_ignores_ignored_pixels():
     model = ConvTokenForSemanticSegmentation(ARCHITECTURE.variant_config("tiny", num_labels=3)).eval()
     pixel_values, labels = torch.randn(2, 3, 32, 32), torch.randint(0, 3, (2, 32, 32))
     labels[:, :20] = 255
@@ -58,7 +58,7 @@ def test_the_loss_counts_valid_pixels_alone():
     assert model(pixel_values, labels=torch.full_like(labels, 255)).loss == 0
 
 
-def test_poly_is_cross_entropy_and_epsilon_times_the_doubt():
+def test_poly_adds_epsilon_times_one_minus_probability():
     logits, labels = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
     labels[0, 0] = 255
     term = Poly(epsilon=2.0).build(num_classes=3, ignore_index=255)

@@ -1,5 +1,5 @@
-"""A small hybrid of convolutions and transformer layers, and whatever else a package can bring to hf_vit_seg."""
+"""Example plugins for hf_vit_seg, around a small hybrid of convolutions and transformer layers."""
 
-# First, whichever module of this package is imported: hf_vit_seg imports them by their entry points, and in the middle
-# of one's own import it would find it half done.
+# This import comes first: hf_vit_seg loads the modules of this package through entry points, which fails while the
+# package is only partially imported.
 import hf_vit_seg  # noqa: F401

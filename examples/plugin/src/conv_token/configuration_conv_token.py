@@ -6,10 +6,10 @@ from transformers import PreTrainedConfig
 
 @strict
 class ConvTokenConfig(PreTrainedConfig):
-    """Tokens from convolutions, transformer layers over them, a top-down head over both.
+    """A convolutional tokenizer, transformer layers, and a top-down head that uses the feature maps of both.
 
-    `stem_widths` has one entry per convolution of the tokenizer, each of which halves the grid; the last is the width
-    of the tokens.
+    `stem_widths` has one entry per convolution of the tokenizer. Each convolution halves the grid, and the last entry
+    is the hidden size.
     """
 
     model_type = "conv_token_seg"
@@ -28,14 +28,14 @@ class ConvTokenConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Width of the tokens."""
+        """The hidden size of the transformer layers."""
         return self.stem_widths[-1]
 
     def validate_heads(self):
-        """Refuse a width that the heads do not divide."""
+        """Reject a hidden size that is not a multiple of the number of attention heads."""
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"ConvTokenConfig.stem_widths ends with the tokens' width, {self.hidden_size}, which is no multiple of "
+                f"The last entry of ConvTokenConfig.stem_widths, {self.hidden_size}, must be a multiple of "
                 f"num_attention_heads, {self.num_attention_heads}"
             )
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the research code (tests/reference.py): a state dict of the segmenter, saved by torch.save."""
+"""Checkpoints of the research code (tests/reference.py): a state dict of the model, saved with torch.save."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +29,7 @@ RULES = (
 
 
 def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The config fields that the shapes of our tensors determine."""
+    """The config fields that follow from the tensor shapes."""
     kernels = [tensor for name, tensor in state.items() if name.startswith("encoder.tokenizer.convolutions.")]
     layers = {name.split(".")[2] for name in state if name.startswith("encoder.layers.")}
     return {

@@ -1,4 +1,4 @@
-"""A format for `hf-vit-seg export --to pt2`, torch's own exported program, and what runs it in `predict`."""
+"""The export format `hf-vit-seg export --to pt2` (torch.export), and the runtime that loads it in `predict`."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +12,7 @@ from hf_vit_seg.inference.runtimes import Program
 
 
 class ExportedProgramExporter(Exporter):
-    """torch.export's archive, for torch alone: torch.export.load, or AOTInductor."""
+    """The archive of torch.export. It needs only torch: load it with torch.export.load or AOTInductor."""
 
     file: ClassVar[str] = "model.pt2"
 
@@ -22,7 +22,7 @@ class ExportedProgramExporter(Exporter):
 
 
 def exported_program(path: Path) -> Program:
-    """The program in a .pt2 file."""
+    """Load the program from a .pt2 file."""
     return Program(torch.export.load(path).module(), torch.float32)
 
 

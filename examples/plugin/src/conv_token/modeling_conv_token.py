@@ -1,7 +1,7 @@
-"""A convolutional-token transformer: CCT's tokenizer and layers (arXiv 2104.05704, figure 2), and a top-down head.
+"""A convolutional-token transformer: the tokenizer and layers of CCT (arXiv 2104.05704, figure 2), and a top-down head.
 
-The tokens need no position embeddings, because their convolutions' zero padding tells where the border is; so images
-may have any size. Shapes: B images, C channels, H W pixels, h w grid of the tokens, N = h*w, D width, K classes.
+There are no position embeddings: the zero padding of the convolutions provides the position information, so images can
+have any size. Shapes: B batch, C channels, H W pixels, h w grid of the tokens, N = h*w, D hidden size, K classes.
 """
 
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ from .top_down_head import TopDownHead
 
 @dataclass
 class ConvTokenModelOutput(BaseModelOutput):
-    """The tokens as a map (B, D, h, w), and all maps, finest first, of which it is the last."""
+    """The tokens as a feature map (B, D, h, w), and all feature maps from fine to coarse, including this one."""
 
     feature_maps: tuple[torch.Tensor, ...] | None = None
 
 
 class ConvTokenizer(nn.Module):
-    """Section 3.3: layers of a 3x3 convolution, ReLU, and a max-pooling that halves the grid."""
+    """Section 3.3: layers of 3x3 convolution, ReLU and max pooling. Each layer halves the grid."""
 
     def __init__(self, config: ConvTokenConfig):
         super().__init__()
@@ -45,7 +45,7 @@ class ConvTokenizer(nn.Module):
         self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
     def forward(self, feature_map: torch.Tensor) -> list[torch.Tensor]:
-        """(B, C, H, W) to the maps of all layers, at 1/2, 1/4 and so on."""
+        """Map images (B, C, H, W) to the feature maps of all layers, at 1/2, 1/4, ... of the resolution."""
         feature_maps = []
         for convolution in self.convolutions:
             feature_map = self.pool(convolution(feature_map).relu())
@@ -54,7 +54,7 @@ class ConvTokenizer(nn.Module):
 
 
 class ConvTokenAttention(nn.Module):
-    """Self-attention of all tokens; queries, keys and values have no bias, as in the released code."""
+    """Self-attention. The query, key and value projections have no bias, as in the released code."""
 
     def __init__(self, config: ConvTokenConfig):
         super().__init__()
@@ -85,7 +85,7 @@ class ConvTokenAttention(nn.Module):
 
 
 class ConvTokenLayer(GradientCheckpointingLayer):
-    """Attention and MLP. The second norm stands on the residual path, as in the released code."""
+    """Attention and MLP. The second norm is on the residual path, as in the released code."""
 
     def __init__(self, config: ConvTokenConfig):
         super().__init__()
@@ -102,7 +102,7 @@ class ConvTokenLayer(GradientCheckpointingLayer):
 
 
 class ConvTokenPreTrainedModel(PreTrainedModel):
-    """What both models share."""
+    """Base class of both models."""
 
     config: ConvTokenConfig
     base_model_prefix = "encoder"
@@ -116,7 +116,7 @@ class ConvTokenPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """transformers' scheme, but for convolutions: He's (arXiv 1502.01852), as in the released code."""
+        """Initialize convolutions as in the released code (arXiv 1502.01852), other layers as in transformers."""
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight)
@@ -135,10 +135,10 @@ class ConvTokenModel(ConvTokenPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> ConvTokenModelOutput:
-        """Encode normalised images (B, C, H, W). ValueError for images of another number of channels."""
+        """Encode normalized images (B, C, H, W). Raises ValueError for a wrong number of channels."""
         if pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
-                f"This model takes images of {self.config.num_channels} channels (config.num_channels), got "
+                f"The model expects images with {self.config.num_channels} channels (config.num_channels), got "
                 f"pixel_values of shape {tuple(pixel_values.shape)}"
             )
         *fine, coarse = self.tokenizer(pixel_values)
@@ -150,7 +150,7 @@ class ConvTokenModel(ConvTokenPreTrainedModel):
 
 
 class ConvTokenForSemanticSegmentation(ConvTokenPreTrainedModel):
-    """The encoder under the top-down head, which sees the tokenizer's maps too."""
+    """The encoder with a top-down head, which also uses the feature maps of the tokenizer."""
 
     accepts_loss_kwargs = False  # else Trainer would divide by a count of labels that includes ignored pixels
 
@@ -174,8 +174,8 @@ class ConvTokenForSemanticSegmentation(ConvTokenPreTrainedModel):
     ) -> SemanticSegmenterOutput:
         """Segment images (B, C, H, W): logits (B, K, ceil(H/2), ceil(W/2)).
 
-        `labels` (B, H', W') are int64, with `config.semantic_loss_ignore_index` where a pixel does not count. The loss
-        is the mean cross-entropy over those that do, at the labels' size.
+        `labels` (B, H', W') are int64, with `config.semantic_loss_ignore_index` for ignored pixels. The loss is the
+        mean cross-entropy over the other pixels, at the resolution of the labels.
         """
         outputs = self.encoder(pixel_values, **kwargs)
         logits = self.decode_head(outputs.feature_maps)

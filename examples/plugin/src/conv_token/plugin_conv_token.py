@@ -1,4 +1,4 @@
-"""The record by which the architecture enters hf_vit_seg."""
+"""The record that registers the architecture with hf_vit_seg."""
 
 from importlib.resources import files
 

@@ -1,6 +1,6 @@
 """A loss for recipes: `loss: {poly: {epsilon: 2.0}}`.
 
-Shapes: B images, K classes, h w the grid of the logits, H W that of the labels.
+Shapes: B batch, K classes, h w the grid of the logits, H W the grid of the labels.
 """
 
 from collections.abc import Sequence
@@ -13,25 +13,25 @@ from hf_vit_seg.training.losses.terms import Loss, LossTerm
 
 
 class Poly(Loss):
-    """Poly-1 loss (arXiv 2204.12511, equation 5): cross-entropy whose first Taylor coefficient is `epsilon` larger."""
+    """Poly-1 loss (arXiv 2204.12511, equation 5): cross-entropy plus `epsilon` in the first Taylor coefficient."""
 
     epsilon: float = Field(default=1.0, ge=-1)
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
-        """See `PolyTerm`."""
+        """Build the loss module."""
         return PolyTerm(ignore_index, self.epsilon)
 
 
 class PolyTerm(LossTerm):
-    """Cross-entropy plus epsilon * (1 - the label's probability), in units of pixels."""
+    """Cross-entropy plus epsilon * (1 - p), where p is the probability of the label, summed over pixels."""
 
     def __init__(self, ignore_index: int, epsilon: float):
-        """As the record says."""
+        """`epsilon` is that of `Poly`."""
         super().__init__(ignore_index)
         self.epsilon = epsilon
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The sum of the pixels' losses: logits (B, K, h, w), labels (B, H, W). Ignored pixels give 0."""
+        """Sum the loss over pixels: logits (B, K, h, w), labels (B, H, W). Ignored pixels contribute 0."""
         losses = upsampled_cross_entropy(logits, labels, self.ignore_index)  # (B, H, W)
         return (losses - self.epsilon * torch.expm1(-losses)).sum()
 

@@ -10,14 +10,14 @@ from hf_vit_seg.data.transforms.context import TransformContext, TransformOption
 
 
 class RandomGrey(TransformOptions):
-    """Take an image's colours away with this probability, so that shapes alone must tell."""
+    """Convert images to grayscale with this probability, so that the model does not rely on color."""
 
     probability: float = Field(default=0.1, ge=0, le=1)
 
     def build(self, context: TransformContext) -> Callable[..., Any]:
-        """The transform itself. ValueError for images without three colours."""
+        """Build the transform. Raises ValueError unless images have 3 channels."""
         if context.bands != 3:
-            raise ValueError(f"random_grey is for images of 3 bands, these have {context.bands}")
+            raise ValueError(f"random_grey requires images with 3 channels, got {context.bands}")
         return v2.RandomGrayscale(self.probability)
 
 

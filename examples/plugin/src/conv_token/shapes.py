@@ -1,4 +1,4 @@
-"""A data source for recipes, which needs no file: `data: {train: {kind: shapes, count: 200}}`."""
+"""A data source for recipes that needs no files: `data: {train: {kind: shapes, count: 200}}`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pydantic import Field
 from hf_vit_seg.data.samples import RawSample
 from hf_vit_seg.data.sources.source import SourceError, SourceRecord
 
-# How far a point (y, x) from the middle is away, by class name; a class is where that is below the radius.
+# Distance of the offset (y, x) from the center, by class name; pixels closer than the radius belong to the shape.
 DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "disc": torch.hypot,
     "square": lambda y, x: torch.maximum(y.abs(), x.abs()),
@@ -20,9 +20,9 @@ DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 
 class ShapesSource(SourceRecord):
-    """Discs, squares and diamonds in any colour on a noisy ground, `count` pictures of `size` x `size` pixels.
+    """Discs, squares and diamonds of random colors on a noisy background: `count` images of `size` x `size` pixels.
 
-    Pictures follow from `seed` and their number alone.
+    An image depends only on `seed` and its index.
     """
 
     tasks: ClassVar = ("segmentation",)
@@ -32,15 +32,15 @@ class ShapesSource(SourceRecord):
     seed: int = 0
 
     def open(self, task: str, bands: int = 3) -> "Shapes":
-        """Nothing is drawn yet. SourceError unless images have 3 bands."""
+        """Open the source without drawing anything. Raises SourceError unless `bands` is 3."""
         if bands != 3:
-            raise SourceError(f"shapes are in colour, with 3 bands, and data.bands is {bands}")
+            raise SourceError(f"the data source shapes has 3 channels, but data.bands is {bands}: set data.bands to 3")
         return Shapes(self.count, self.size, self.seed)
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Pictures that are drawn when they are read."""
+    """Images that are drawn when they are read."""
 
     count: int
     size: int
@@ -48,11 +48,11 @@ class Shapes:
     class_names: tuple[str, ...] = ("ground", *DISTANCES)
 
     def __len__(self) -> int:
-        """Count the pictures."""
+        """The number of images."""
         return self.count
 
     def read(self, index: int) -> RawSample:
-        """One picture (3, H, W) uint8 and its mask (H, W)."""
+        """One image (3, H, W) uint8 and its mask (H, W) int64."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         lines = torch.arange(self.size)
         rows, columns = torch.meshgrid(lines, lines, indexing="ij")
@@ -67,15 +67,15 @@ class Shapes:
         return RawSample(self.name(index), (image + noise).clamp(0, 255).to(torch.uint8), mask)
 
     def name(self, index: int) -> str:
-        """The picture's number, and the seed, by which splits differ."""
+        """The seed and the index, which identify an image across splits."""
         return f"shapes {self.seed}.{index}"
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """None."""
+        """No files: images are generated."""
         return ()
 
     def group(self, index: int) -> str:
-        """Every picture is for itself."""
+        """Every image is its own group."""
         return self.name(index)
 
 

@@ -1,6 +1,6 @@
-"""A segmentation head for any encoder with feature maps. The Hub copies this file: it imports torch alone.
+"""A segmentation head for any encoder with feature maps. This file is copied to the Hub, so it imports only torch.
 
-Shapes: B images, C_i channels of level i, H_i W_i its grid (level 0 is the finest, H W), D width, K classes.
+Shapes: B batch, C_i channels and H_i W_i grid of level i (level 0 is the finest, H W), D width, K classes.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 
 class TopDownHead(nn.Module):
-    """A feature pyramid (arXiv 1612.03144, figure 3) of which the finest level is kept and classified."""
+    """A feature pyramid (arXiv 1612.03144, figure 3) with a classifier on its finest level."""
 
     def __init__(self, in_channels: Sequence[int], num_labels: int, width: int = 64, dropout: float = 0.1):
         super().__init__()
@@ -22,7 +22,7 @@ class TopDownHead(nn.Module):
         self.classifier = nn.Conv2d(width, num_labels, kernel_size=1)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Feature maps (B, C_i, H_i, W_i), finest first, to logits (B, K, H, W)."""
+        """Map feature maps (B, C_i, H_i, W_i), from fine to coarse, to logits (B, K, H, W)."""
         levels = [lateral(feature_map) for lateral, feature_map in zip(self.lateral, feature_maps, strict=True)]
         merged = levels.pop()
         for level in reversed(levels):
