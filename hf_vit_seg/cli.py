@@ -96,10 +96,12 @@ def predict(
     NAME.labels.tif beside NAME.png; a run that was ended goes on when it is started again. Films (MP4 and others) give
     NAME.overlay.mp4 and NAME.json.
     """
+    from hf_vit_seg.directory_lock import locked_directory
     from hf_vit_seg.inference.console import protocol_from_text, run
     from hf_vit_seg.inference.prediction import Wishes
 
-    jobs = planned_jobs(images, out, overwrite, skip_existing, films=frame_rate is not None)
+    if out.exists() and not out.is_dir():
+        refuse(f"--out {out} is a file, not a folder")
     formats = set(polygons or ())
     wishes = Wishes(
         model=model,
@@ -127,7 +129,9 @@ def predict(
             scales=scales,
             flip=flip or None,
         )
-        failed = run(model, device, dtype.value, jobs, wishes, out, chosen)
+        with locked_directory(out):
+            jobs = planned_jobs(images, out, overwrite, skip_existing, films=frame_rate is not None)
+            failed = run(model, device, dtype.value, jobs, wishes, out, chosen)
     except ValueError as error:
         refuse(error)
     raise typer.Exit(1 if failed else 0)
@@ -140,8 +144,6 @@ def planned_jobs(
     from hf_vit_seg.data.image_files import ImageFile, ImageFileError, find_images
     from hf_vit_seg.inference.prediction import plan
 
-    if out.exists() and not out.is_dir():
-        refuse(f"--out {out} is a file, not a folder")
     if overwrite and skip_existing:
         refuse("--overwrite and --skip-existing exclude each other")
     try:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -225,6 +226,13 @@ def write_together(files: dict[Path, Callable[[Path], Any]]) -> None:
     finally:
         for written in temporary.values():
             written.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files of `write_together` that killed processes left in a folder nobody else writes."""
+    for path in folder.glob(".*"):
+        if re.match(r"\.\d+\.", path.name) and path.is_file():
+            path.unlink()
 
 
 def report(segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, wishes: Wishes) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 import torch
 from torch.nn.functional import pad
 
+from .grid_sizes import round_up
 from .open_sizes import sizes_are_open
 
 
 def padded_to_whole(pixel_values: torch.Tensor, token: tuple[int, int]) -> torch.Tensor:
     """Images (B, C, H, W) with zeros right and bottom, so that their sides are multiples of `token`'s pixels."""
-    bottom, right = (-side % step for side, step in zip(pixel_values.shape[-2:], token, strict=True))
+    bottom, right = (round_up(side, step) - side for side, step in zip(pixel_values.shape[-2:], token, strict=True))
     if sizes_are_open() or bottom or right:
         return pad(pixel_values, (0, right, 0, bottom))
     return pixel_values

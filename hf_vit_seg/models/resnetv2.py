@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import conv2d, max_pool2d, pad
 
 from .fast_paths import channels_last
+from .grid_sizes import ceil_div
 from .value_cache import ValueCache, remembering_pays
 
 ROOT_WIDTH = 64
@@ -31,7 +32,9 @@ class StemNumerics(NamedTuple):
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """Pixels that 'SAME' adds before and after a side, such that the output has ceil(size / stride)."""
-    total = max((size + stride - 1) // stride * stride - stride + kernel - size, 0)
+    total = (ceil_div(size, stride) - 1) * stride + kernel - size
+    if kernel < stride:  # else never negative; a maximum would keep exported programs from simplifying the size
+        total = max(total, 0)
     return total // 2, total - total // 2
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .fast_paths import runs_eagerly, unhooked
+from .grid_sizes import ceil_div
 
 
 def strips_pay(tensor: torch.Tensor) -> bool:
@@ -25,7 +26,7 @@ def strips_pay_in(layer: nn.Module, tensor: torch.Tensor) -> bool:
 
 def row_strips(height: int, row_bytes: int, budget: int) -> list[tuple[int, int]]:
     """Cut `height` rows into equal strips (first, last + 1) of at most `budget` bytes, but of at least one row."""
-    count = -(-height // max(budget // max(row_bytes, 1), 1))
+    count = ceil_div(height, max(budget // max(row_bytes, 1), 1))
     edges = [height * i // count for i in range(count + 1)]
     return list(pairwise(edges))
 

@@ -11,6 +11,7 @@ from torch.nn.functional import grid_sample, normalize
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 
+from .grid_sizes import ceil_div, round_up
 from .head_norms import head_norm
 from .open_sizes import sizes_are_open
 from .pointwise import PointwiseLinear
@@ -134,9 +135,8 @@ def sample_extent(logits: torch.Tensor, size: tuple[int, int], token: tuple[int,
         return logits
     lines = []
     for cells, length, step in zip(logits.shape[-2:], size, token, strict=True):
-        tokens = (length + step - 1) // step  # quotients of positive numbers: ONNX rounds them towards zero
-        whole, per_token = tokens * step, cells // tokens
-        count = (length * per_token + step - 1) // step
+        whole, per_token = round_up(length, step), cells // ceil_div(length, step)
+        count = ceil_div(length * per_token, step)
         centres = (torch.arange(count, device=logits.device, dtype=torch.float32) + 0.5) / count  # 0 .. 1 of the image
         lines.append(centres * (2 * length / whole) - 1)  # -1 .. 1 of the padded picture
     rows, columns = torch.meshgrid(*lines, indexing="ij")
