@@ -18,9 +18,10 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from hf_vit_seg.models.carried_code import clash
+from hf_vit_seg.models.plugged_heads import PLUGGED_HEADS
+
 from .entry_points import PREFIX, Plugin, load_all, subclass_of
-from .models.carried_code import clash
-from .models.plugged_heads import PLUGGED_HEADS
 from .remote_code import file_of, obstacle, register_code
 
 GROUP = PREFIX + "architectures"
