@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+from paths import REPOSITORY
 
 STEPS = ("lint", "types", "build", "docs", "test")
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
