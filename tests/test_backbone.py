@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from hf_vit_seg import architectures
-from hf_vit_seg.models import carried_code
+from hf_vit_seg.models import bundled_code
 from hf_vit_seg.models.configuration_backbone_seg import BackboneSegmentationConfig
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
@@ -171,7 +171,7 @@ def test_parts_whose_files_have_one_name_are_refused(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "blocks.py").touch()
     files = {"Head": [tmp_path / "head" / "blocks.py"], "Backbone": [tmp_path / "backbone" / "blocks.py"]}
-    monkeypatch.setattr(carried_code, "files_of", lambda kind: files[kind.__name__])
+    monkeypatch.setattr(bundled_code, "files_of", lambda kind: files[kind.__name__])
     config = BackboneSegmentationConfig(backbone_config=Dinov2Config(**PLAIN))
     monkeypatch.setattr(type(config), "own_head", lambda self: (type("Head", (), {}),))
     config.check_parts()
@@ -347,7 +347,7 @@ def test_timms_transformers_take_images_of_any_size(name, head, tmp_path):
         for one in (model, again, loaded):
             maps = one.backbone(pixel_values).feature_maps
             for ours, theirs in zip(maps, expected, strict=True):
-                ours = ours.permute(0, 3, 1, 2) if one.turns_maps else ours
+                ours = ours.permute(0, 3, 1, 2) if one.has_channels_last_maps else ours
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
         for size in ((224, 224), (61, 45)):
             grid = tuple(-(-side // 4) for side in size)

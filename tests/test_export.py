@@ -18,7 +18,8 @@ from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
 from hf_vit_seg.export import EXPORTERS, ParityError, Wish, export_model
 from hf_vit_seg.export.exporters import TorchScriptExporter
-from hf_vit_seg.export.graphs import CLASSES_TOGETHER, Geometry, LogitGraph, deployed, labels_at
+from hf_vit_seg.export.forms import with_export_forms
+from hf_vit_seg.export.graphs import CLASSES_TOGETHER, Geometry, LogitGraph, labels_at
 from hf_vit_seg.export.onnx_names import name_axes
 from hf_vit_seg.export.parity import compared
 from hf_vit_seg.inference import ModelError, Segmenter
@@ -57,10 +58,10 @@ def photos(folder, count: int = 2) -> list:
 
 @pytest.mark.parametrize("format_", ["onnx", "openvino"])
 @pytest.mark.parametrize(("name", "settings"), SETTINGS)
-def test_deployed_models_compute_the_same_and_leave_the_model_alone(name, settings, format_):
+def test_export_forms_compute_the_same_and_leave_the_model_alone(name, settings, format_):
     model = segmenter(name, **settings).model.double()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    plain = deployed(model, EXPORTERS.row(format_, "").forms)
+    plain = with_export_forms(model, EXPORTERS.row(format_, "").forms)
     with torch.no_grad():
         for size in ((64, 64), (61, 45)):
             pixel_values = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -289,5 +290,5 @@ def test_axes_get_their_names():
 
 
 def test_a_graph_is_recorded_in_evaluation():
-    graph = LogitGraph(deployed(segmenter("segformer").model.train()))
+    graph = LogitGraph(with_export_forms(segmenter("segformer").model.train()))
     assert not graph.model.training

@@ -1,4 +1,4 @@
-"""The record by which CvT enters the package."""
+"""The architecture record of CvT."""
 
 from importlib.resources import files
 
@@ -29,4 +29,5 @@ ARCHITECTURE = Architecture(
         "hf_vit_seg.conversion.cvt_microsoft:SOURCE",
         "hf_vit_seg.conversion.cvt_transformers:SOURCE",
     ),
+    forms=("hf_vit_seg.export.forms.shared:FORMS",),
 )

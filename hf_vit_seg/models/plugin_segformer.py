@@ -1,4 +1,4 @@
-"""The record by which SegFormer enters the package."""
+"""The architecture record of SegFormer."""
 
 from importlib.resources import files
 
@@ -36,4 +36,5 @@ ARCHITECTURE = Architecture(
         "hf_vit_seg.conversion.segformer_transformers:SOURCE",
         "hf_vit_seg.conversion.segformer_smp:SOURCE",
     ),
+    forms=("hf_vit_seg.export.forms.shared:FORMS", "hf_vit_seg.export.forms.segformer:FORMS"),
 )

@@ -1,4 +1,4 @@
-"""The record by which the Vision Transformer enters the package."""
+"""The architecture record of the Vision Transformer."""
 
 from importlib.resources import files
 
@@ -41,4 +41,5 @@ ARCHITECTURE = Architecture(
         "hf_vit_seg.conversion.vit_pose:SOURCE",
         "hf_vit_seg.conversion.vit_segmenter:SOURCE",
     ),
+    forms=("hf_vit_seg.export.forms.shared:FORMS",),
 )
