@@ -16,6 +16,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from hf_vit_seg.models.grid_sizes import round_up
+
 from .transform_context import (
     WITHOUT_PERSONS,
     Fill,
@@ -173,7 +175,7 @@ class Pad(TransformOptions):
     def padded(self, side: int, axis: int) -> int:
         """The length of a side that is `side` long before."""
         if self.divisor is not None:
-            return -(-side // self.divisor) * self.divisor
+            return round_up(side, self.divisor)
         return max(side, both_sides(self.size or side)[axis])
 
     def build(self, context: TransformContext) -> v2.Transform:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn.functional import interpolate
 
+from hf_vit_seg.models.grid_sizes import ceil_div
 from hf_vit_seg.models.label_maps import label_map
 
 from .graphs import Geometry
@@ -97,7 +98,7 @@ def sizes_to_check(geometry: Geometry, usual: tuple[int, int]) -> Iterator[tuple
 def pictures(batch: int, channels: int, height: int, width: int, seed: int) -> torch.Tensor:
     """Random images (B, C, H, W) as smooth as photos, normalised."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(batch, channels, -(-height // 16), -(-width // 16), generator=generator)
+    coarse = torch.randn(batch, channels, ceil_div(height, 16), ceil_div(width, 16), generator=generator)
     smooth = interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
     return smooth + 0.2 * torch.randn(batch, channels, height, width, generator=generator)
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, model_validator
 from transformers.image_utils import SizeDict
 
+from hf_vit_seg.models.grid_sizes import round_up
 from hf_vit_seg.models.image_processing_segmentation import MOST_PIXELS, resized_sides
 from hf_vit_seg.records import Record, read_record
 
@@ -166,7 +167,7 @@ class Protocol(Record):
         else:
             sides = round(size[0] * scale), round(size[1] * scale)
         step = self.divisor or (getattr(processor, "size_divisor", None) if rule == "processor" else None) or 1
-        height, width = (-(-max(side, 1) // step) * step for side in sides)
+        height, width = (round_up(max(side, 1), step) for side in sides)
         if height * width > MOST_PIXELS:
             raise ValueError(f"the image would be resized to {height}x{width} pixels: choose a smaller size or scale")
         return height, width

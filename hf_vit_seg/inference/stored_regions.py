@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hf_vit_seg.models.grid_sizes import ceil_div
+
 
 class Stored(Protocol):
     """Numbers of an image as they are stored."""
@@ -88,9 +90,9 @@ class StoredSegments:
     def touched(self, rows: slice, columns: slice, band: int) -> Iterator[tuple[int, int, int]]:
         """Index, first row and first column of every tile or strip that a region touches, in one band if planar."""
         height, width = self.segment
-        down, across = (-(-side // step) for side, step in zip(self.size, self.segment, strict=True))
-        for i in range(rows.start // height, -(-rows.stop // height)):
-            for j in range(columns.start // width, -(-columns.stop // width)):
+        down, across = (ceil_div(side, step) for side, step in zip(self.size, self.segment, strict=True))
+        for i in range(rows.start // height, ceil_div(rows.stop, height)):
+            for j in range(columns.start // width, ceil_div(columns.stop, width)):
                 yield (band * down + i) * across + j, i * height, j * width
 
     def decoded(self, page: int, index: int) -> np.ndarray:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_vit_seg.models.grid_sizes import ceil_div
+
 from .canvases import Canvas, LogitGrid, Model, compact, mirrored, resized_rows
 from .pixel_maps import PixelMaps, Wanted, read_maps
 from .preparation import view
@@ -55,7 +57,7 @@ class TileGrid:
     @property
     def shape(self) -> tuple[int, int]:
         """How many tiles lie below and beside each other."""
-        return -(-self.size[0] // self.side), -(-self.size[1] // self.side)
+        return ceil_div(self.size[0], self.side), ceil_div(self.size[1], self.side)
 
     def __len__(self) -> int:
         """How many tiles there are."""

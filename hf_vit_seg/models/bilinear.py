@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import grid_sample, interpolate, pad
 
 from .cpu_kernels import STRIP_BYTES, is_dynamic_export, row_strips, upsample_bilinear_backward
+from .grid_sizes import ceil_div, round_up
 
 GPU_STRIP_BYTES = 64 * 2**20
 MIN_STRIP_CLASSES = 5  # with fewer classes, a loss's other values per pixel take as much memory as the logits
@@ -175,7 +176,7 @@ def antialiasing_matrix(samples: int, pixels: int, mode: str, like: torch.Tensor
 
 def pad_to_multiple(pixel_values: torch.Tensor, multiple: tuple[int, int]) -> torch.Tensor:
     """Zero-pad images (B, C, H, W) on the right and at the bottom, to multiples of (height, width)."""
-    bottom, right = (-side % step for side, step in zip(pixel_values.shape[-2:], multiple, strict=True))
+    bottom, right = (round_up(side, step) - side for side, step in zip(pixel_values.shape[-2:], multiple, strict=True))
     if is_dynamic_export() or bottom or right:
         return pad(pixel_values, (0, right, 0, bottom))
     return pixel_values
@@ -192,9 +193,8 @@ def crop_to_image_extent(logits: torch.Tensor, size: tuple[int, int], multiple: 
         return logits
     lines = []
     for cells, length, step in zip(logits.shape[-2:], size, multiple, strict=True):
-        steps = (length + step - 1) // step  # dividing positive numbers: ONNX rounds quotients toward zero
-        padded, per_step = steps * step, cells // steps
-        count = (length * per_step + step - 1) // step
+        padded, per_step = round_up(length, step), cells // ceil_div(length, step)
+        count = ceil_div(length * per_step, step)
         centers = (torch.arange(count, device=logits.device, dtype=torch.float32) + 0.5) / count  # 0 .. 1 of the image
         lines.append(centers * (2 * length / padded) - 1)  # -1 .. 1 of the padded image
     rows, columns = torch.meshgrid(*lines, indexing="ij")

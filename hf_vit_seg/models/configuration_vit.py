@@ -7,6 +7,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .grid_sizes import ceil_div
+
 PYRAMID_LEVELS = 4
 # Left and right of COCO's 17 keypoints: eyes, ears, shoulders, elbows, wrists, hips, knees, ankles.
 COCO_FLIP_PAIRS = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16))
@@ -144,7 +146,7 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the tokens of an image, whose sides are padded to whole tokens."""
         rows, columns = self.token_stride
-        return (height + rows - 1) // rows, (width + columns - 1) // columns
+        return ceil_div(height, rows), ceil_div(width, columns)
 
     @property
     def num_prefix_tokens(self) -> int:

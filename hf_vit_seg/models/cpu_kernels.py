@@ -27,6 +27,8 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.functional import conv2d, interpolate, linear
 
+from .grid_sizes import ceil_div
+
 T = TypeVar("T")
 
 STRIP_BYTES = 5 * 2**19  # largest temporary of a strip
@@ -179,7 +181,7 @@ class PointwiseLinear(nn.Linear):
 def row_strips(height: int, row_bytes: int, budget: int | None = None) -> list[tuple[int, int]]:
     """Divide rows into equal strips (first, last + 1) of at most `budget` bytes (STRIP_BYTES), but at least one row."""
     budget = STRIP_BYTES if budget is None else budget
-    count = max(-(-height // max(budget // max(row_bytes, 1), 1)), 1)
+    count = max(ceil_div(height, max(budget // max(row_bytes, 1), 1)), 1)
     edges = [height * i // count for i in range(count + 1)]
     return list(pairwise(edges))
 

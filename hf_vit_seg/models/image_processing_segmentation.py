@@ -25,6 +25,7 @@ from transformers.image_utils import ChannelDimension, PILImageResampling, SizeD
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .grid_sizes import round_up
 from .image_processing_inputs import as_tensor, channels_first, class_map, rgb_channels, rgb_picture
 from .label_maps import label_map
 
@@ -59,7 +60,7 @@ def resized_sides(height: int, width: int, size: SizeDict, divisor: int | None) 
             "size must have the keys height and width, or shortest_edge, or longest_edge, or both edges; got "
             f"{dict(size)}"
         )
-    height, width = (-(-max(side, 1) // (divisor or 1)) * (divisor or 1) for side in sides)
+    height, width = (round_up(max(side, 1), divisor or 1) for side in sides)
     if height * width > MOST_PIXELS:
         raise ValueError(
             f"The image would be resized to {height}x{width} pixels: bound its longer side with "

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import max_pool2d, pad
 
 from .cpu_kernels import ValueCache, cached_conv2d, channels_last
+from .grid_sizes import ceil_div
 
 ROOT_WIDTH = 64
 EXPANSION = 4
@@ -30,7 +31,9 @@ class StemNumerics(NamedTuple):
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """Pixels that 'SAME' adds before and after a side, such that the output has ceil(size / stride)."""
-    total = max((size + stride - 1) // stride * stride - stride + kernel - size, 0)
+    total = (ceil_div(size, stride) - 1) * stride + kernel - size
+    if kernel < stride:  # otherwise never negative; `max` would keep exported programs from simplifying the size
+        total = max(total, 0)
     return total // 2, total - total // 2
 
 
