@@ -131,7 +131,7 @@ def test_kernels_are_kept_while_nothing_changes(dtype):
     module(pixel_values)
     assert first is not None and module.stages[0].layers[0].conv2.kernels.entry.result is first
     assert set(module.state_dict()) == set(stem().state_dict())
-    assert copy.deepcopy(module).conv.kernels.kept is None
+    assert copy.deepcopy(module).conv.kernels.entry is None
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.models.image_processing_inputs import rgb_picture
+from hf_vit_seg.models.image_processing_inputs import rgb_image
 
 from .image_files import (
     MAX_PIXELS,
@@ -61,10 +61,10 @@ def picture_pixels(image: Image.Image, bands: int, file: object) -> torch.Tensor
     if image.mode.startswith(WIDE_GREY):
         return as_bands(np.asarray(image)[None], bands, file)
     if bands in (1, 3):
-        picture = rgb_picture(image)
+        picture = rgb_image(image)
         image = picture if bands == 3 else picture.convert("L")
     elif image.mode not in ("LA", "RGBA"):
-        image = rgb_picture(image)
+        image = rgb_image(image)
     pixels = np.array(image)
     return as_bands(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), bands, file)
 
@@ -76,7 +76,7 @@ def as_bands(pixels: np.ndarray, bands: int, file: object) -> torch.Tensor:
     if len(pixels) == 1 and bands == 3:
         if pixels.dtype.kind in "ui" and pixels.dtype.itemsize > 1:
             grey = Image.fromarray(pixels[0].clip(0, 65535).astype(np.int32))
-            return picture_pixels(rgb_picture(grey), bands, file)
+            return picture_pixels(rgb_image(grey), bands, file)
         pixels = np.repeat(pixels, 3, axis=0)
     if len(pixels) != bands:
         raise ImageFileError(

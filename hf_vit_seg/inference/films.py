@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from hf_vit_seg.data.image_files import ImageFileError, files_below, picture_suffixes, read_image
-from hf_vit_seg.models.image_processing_inputs import rgb_picture
+from hf_vit_seg.models.image_processing_inputs import rgb_image
 
 FILM_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
 # The first that this PyAV has is taken; with the finest time base that the codec's headers hold, ticks per second.
@@ -110,7 +110,7 @@ class FrameFolder:
     def parts(self) -> Iterator[Frame | Sound]:
         """The pictures."""
         for number, file in enumerate(self.files):
-            yield Frame(rgb_picture(read_image(file)), number / self.rate)
+            yield Frame(rgb_image(read_image(file)), number / self.rate)
 
     def close(self) -> None:
         """Nothing is open."""
