@@ -324,7 +324,7 @@ def test_the_mask_transformer_is_segmenters():
     patches, classes = tokens[:, :12] @ head.patch_projection.weight.T, tokens[:, 12:] @ head.class_projection.weight.T
     patches, classes = (t / t.norm(dim=-1, keepdim=True) for t in (patches, classes))
     expected = head.mask_norm(patches @ classes.transpose(1, 2)).transpose(1, 2).reshape(2, 5, 3, 4)
-    torch.testing.assert_close(head(feature_map), expected)
+    torch.testing.assert_close(head([feature_map]), expected)
 
 
 @torch.no_grad()
