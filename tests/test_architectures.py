@@ -11,6 +11,7 @@ import transformers
 from cases import CASES
 from PIL import Image
 from random_weights import randomise
+from size_formulas import assert_unbounded
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -261,6 +262,7 @@ def test_exports_with_any_batch_and_size(name):
     dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     with torch.no_grad():
         program = torch.export.export(model, (images(name, size=(64, 96)),), dynamic_shapes={"pixel_values": dynamic})
+        assert_unbounded(program)
         for batch, size in ((1, (64, 64)), (3, (96, 160))):
             pixel_values = images(name, batch, size)
             exported = program.module()(pixel_values)

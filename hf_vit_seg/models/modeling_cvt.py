@@ -49,7 +49,7 @@ class CvTModelOutput(BaseModelOutput):
 
 def as_map(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
     """The last H*W of the tokens (B, T, C) as a channels-last feature map (B, C, H, W), without a copy."""
-    return tokens[:, -grid[0] * grid[1] :].unflatten(1, grid).permute(0, 3, 1, 2)
+    return tokens[:, -(grid[0] * grid[1]) :].unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def as_tokens(feature_map: torch.Tensor) -> torch.Tensor:
@@ -142,7 +142,7 @@ class CvTAttention(nn.Module):
         """Equation 2: (B, T, C) to (B, heads, M, C/heads)."""
         if convolution is not None:
             convolved = as_tokens(convolution(as_map(tokens, grid)))
-            prefix = tokens[:, : -grid[0] * grid[1]]  # (B, P, C)
+            prefix = tokens[:, : -(grid[0] * grid[1])]  # (B, P, C)
             tokens = torch.cat((prefix, convolved), dim=1) if prefix.shape[1] else convolved
         return linear(tokens).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
@@ -226,7 +226,7 @@ class CvTStage(nn.Module):
         tokens = self.dropout(tokens)
         for layer in self.layers:
             tokens = layer(tokens, (height, width), **kwargs)
-        return as_map(tokens, (height, width)), tokens[:, : -height * width]
+        return as_map(tokens, (height, width)), tokens[:, : -(height * width)]
 
 
 class CvTPreTrainedModel(PreTrainedModel):

@@ -1,0 +1,119 @@
+"""Sizes in exported programs: every size has one formula, so that torch.export has nothing to prove."""
+
+import math
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from random_weights import randomise
+from size_formulas import assert_unbounded, roundings, size_formulas
+from torch.export import Dim, ExportedProgram
+
+from hf_vit_seg.export.forms import with_export_forms
+from hf_vit_seg.export.forms.shared import SamePadding
+from hf_vit_seg.export.graphs import Geometry, LogitGraph, recorded
+from hf_vit_seg.models.bilinear import pad_to_multiple
+from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
+from hf_vit_seg.models.grid_sizes import ceil_div, round_up
+from hf_vit_seg.models.modeling_cvt import as_map, as_tokens
+from hf_vit_seg.models.resnetv2 import same_padding
+from hf_vit_seg.models.vit_embeddings import PatchEmbeddings
+
+THREE_STAGES = {"stem": "resnetv2", "stem_depths": (1, 1, 1), "stem_width_factor": 0.5, "patch_size": 1}
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+class PadToWhole(torch.nn.Module):
+    """The padding alone."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return pad_to_multiple(images, (16, 32))
+
+
+class MapAndBack(torch.nn.Module):
+    """CvT's way from a map to tokens and back, of sides that are sums."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        inner = images[..., 1:, 1:]
+        return as_map(as_tokens(inner), (inner.shape[-2], inner.shape[-1]))
+
+
+def open_program(module: torch.nn.Module) -> ExportedProgram:
+    """The module as a program for images of any batch and size."""
+    axes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    return torch.export.export(module.eval(), (torch.zeros(2, 3, 101, 139),), dynamic_shapes=(axes,))
+
+
+def assert_computes(program: ExportedProgram, module: torch.nn.Module) -> None:
+    """The program takes other sizes than the one it was recorded with."""
+    for shape in ((1, 3, 61, 45), (3, 3, 32, 200)):
+        images = torch.randn(shape)
+        torch.testing.assert_close(program.module()(images), module(images), rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 1000))
+def test_sizes_are_rounded_up(side, step):
+    assert ceil_div(side, step) == math.ceil(side / step)
+    assert round_up(side, step) % step == 0 and side <= round_up(side, step) < side + step
+
+
+@given(st.integers(1, 300), st.integers(1, 8), st.integers(1, 8))
+def test_same_padding_never_removes_pixels(size, kernel, stride):
+    """The least padding, 0 or more, with which the windows reach from the first pixel to the last."""
+    before, after = same_padding(size, kernel, stride)
+    assert before + after == max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+    assert before == (before + after) // 2
+
+
+@torch.no_grad()
+def test_images_are_padded_by_the_formula_of_the_grid():
+    program = open_program(PadToWhole())
+    assert_unbounded(program)
+    assert [rounding.args[1] for rounding in sorted(roundings(program), key=lambda r: r.args[1])] == [16, 32]
+    assert_computes(program, PadToWhole())
+
+
+def test_tokens_are_counted_by_one_formula():
+    """Batch, height, width, the sides of the map, and its area: not the area once more, as minus (-h * w)."""
+    program = open_program(MapAndBack())
+    assert len(size_formulas(program)) == 6
+    assert_computes(program, MapAndBack())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_same_padding_of_any_size_rounds_a_side_once(kernel):
+    """A maximum with 0, or a remainder, would stay in the formulas of all that follows."""
+    padding = torch.nn.Sequential(SamePadding(kernel, 2), torch.nn.Conv2d(3, 4, kernel, 2), SamePadding(3, 2))
+    program = open_program(padding)
+    assert_unbounded(program)
+    assert {type(rounding).__name__ for rounding in roundings(program)} == {"FloorDiv"}
+    assert {rounding.args[1] for rounding in roundings(program)} <= {2, 4}
+    assert_computes(program, padding)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding", ["same", "symmetric"])
+def test_a_hybrid_stem_rounds_each_side_once(padding):
+    """Whatever its depth: its maps are multiples of the number of tokens, whose halves need no rounding."""
+    config = VisionTransformerConfig(image_size=64, stem_padding=padding, **THREE_STAGES, **SMALL)
+    embeddings = randomise(PatchEmbeddings(config))
+    program = open_program(embeddings)
+    assert_unbounded(program)
+    assert {rounding.args[1] for rounding in roundings(program)} == {config.token_stride[0]}
+    assert len(roundings(program)) == 2 and len(size_formulas(program)) < 30
+    assert_computes(program, embeddings)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stem", [{"patch_size": 16}, THREE_STAGES])
+def test_exported_vits_round_each_side_once(stem):
+    config = VisionTransformerConfig(image_size=64, num_labels=3, segmentation_head="linear", **stem, **SMALL)
+    model = randomise(transformers.AutoModelForSemanticSegmentation.from_config(config)).eval()
+    graph = LogitGraph(with_export_forms(model))
+    program = recorded(graph, Geometry(), torch.float32)
+    assert_unbounded(program)
+    assert len(roundings(program)) == 2 and len(size_formulas(program)) < 30
+    assert_computes(program, graph)
