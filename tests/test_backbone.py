@@ -122,14 +122,14 @@ def test_any_size_and_logits_that_span_the_image(kind, tmp_path):
             "all_mlp",
             None,
             r"maps of several strides.*'dinov2' backbone returns 4 of stride 8, 8, 8, 8 .*: "
-            "take 'linear' or 'mask_transformer' or 'feature_pyramid' or other segmentation_levels",
+            "use 'linear' or 'mask_transformer' or 'feature_pyramid' or other segmentation_levels",
         ),
         (
             "swin",
             "feature_pyramid",
             None,
             r"4 maps of one stride.*'swin' backbone returns 4 of stride 4, 8, 16, 32 .*: "
-            "take 'linear' or 'mask_transformer' or 'all_mlp' or other segmentation_levels",
+            "use 'linear' or 'mask_transformer' or 'all_mlp' or other segmentation_levels",
         ),
         (
             "swin",
@@ -178,8 +178,8 @@ def test_parts_whose_files_have_one_name_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(type(config), "own_backbone", lambda self: (type("Backbone", (), {}),))
     with pytest.raises(ValueError, match=r"cannot be saved with both .*blocks\.py and .*blocks\.py"):
         BackboneForSemanticSegmentation(config)
-    files["Head"] = [tmp_path / "attention.py"]
-    (tmp_path / "attention.py").touch()
+    files["Head"] = [tmp_path / "layers.py"]
+    (tmp_path / "layers.py").touch()
     with pytest.raises(ValueError, match="hf_vit_seg has a model file of that name"):
         config.check_parts()
 
