@@ -18,7 +18,7 @@ from .readers import Checkpoint, read
 from .registry import Recognised, qualified, recognise
 from .report import Report
 from .rules import origin, translate
-from .staging import check_apart, check_directory, staged
+from .staging import check_apart, check_directory, locked_output, staged
 from .strict_loading import loaded
 
 __all__ = ["ConversionError", "Report", "convert", "export"]
@@ -44,6 +44,18 @@ def convert(
     source_file, out_dir, overrides = Path(source_file), Path(out_dir), overrides or {}
     check_directory(out_dir, force)
     check_apart(source_file, out_dir)
+    with locked_output(out_dir, directory=True, force=force):
+        return convert_locked(source_file, out_dir, source, labels, overrides)
+
+
+def convert_locked(
+    source_file: Path,
+    out_dir: Path,
+    source: str | None,
+    labels: str | Path | None,
+    overrides: Mapping[str, Any],
+) -> Report:
+    """`convert` into a directory that may be replaced and that nobody else writes."""
     checkpoint = read(source_file)
     found = recognise(checkpoint, source)
     translation = translate(found.form.rules, checkpoint.tensors)

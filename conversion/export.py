@@ -16,7 +16,7 @@ from .registry import qualified, sources_of
 from .report import Report
 from .rules import inverted, translate
 from .source import Form, Outgoing, Source, Writer
-from .staging import check_apart, check_directory, check_file, staged
+from .staging import check_apart, locked_output, staged
 from .strict_loading import loaded
 from .variants import plain
 
@@ -36,15 +36,15 @@ def export(model_dir: Path, out_file: Path, *, to: str, force: bool = False) -> 
     auto_class, model_class = head_of(architecture, config, model_dir)
     source = target_source(architecture, to)
     form, write = target_form(source, architecture, auto_class, config)
-    (check_directory if form.directory else check_file)(out_file, force)
-    model = loaded(model_class, config, checkpoint.tensors)
-    translation = translate(inverted(form.rules), checkpoint.tensors, source.sizes(config))
-    labels = outgoing_labels(checkpoint, auto_class)
-    with staged(out_file) as place:
-        write(
-            Outgoing(tensors=translation.tensors, config=config, labels=labels, processor=checkpoint.processor),
-            place,
-        )
+    with locked_output(out_file, form.directory, force):
+        model = loaded(model_class, config, checkpoint.tensors)
+        translation = translate(inverted(form.rules), checkpoint.tensors, source.sizes(config))
+        labels = outgoing_labels(checkpoint, auto_class)
+        with staged(out_file) as place:
+            write(
+                Outgoing(tensors=translation.tensors, config=config, labels=labels, processor=checkpoint.processor),
+                place,
+            )
     return Report(
         path=out_file,
         source=f"{model_dir}, exported to {qualified(architecture, source)}",

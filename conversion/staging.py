@@ -4,8 +4,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from hf_vit_seg.directory_lock import LOCK, LockError, locked_directory, locked_file
 
 from .errors import ConversionError
 
@@ -14,7 +16,7 @@ def check_directory(target: Path, force: bool) -> None:
     """Refuse an output directory that is a file, or that holds something unless `force`."""
     if target.exists() and not target.is_dir():
         raise ConversionError(f"'{target}' is a file, a directory is to be written; give another path")
-    if target.is_dir() and any(target.iterdir()) and not force:
+    if target.is_dir() and not force and any(path.name != LOCK for path in target.iterdir()):
         raise ConversionError(f"directory '{target}' is not empty; give another path, or force to replace it")
 
 
@@ -30,6 +32,20 @@ def check_apart(origin: Path, target: Path) -> None:
     """Refuse to replace a place that the input lies in."""
     if origin.resolve().is_relative_to(target.resolve()):
         raise ConversionError(f"'{origin}' lies in '{target}', which would be replaced; give another path")
+
+
+@contextmanager
+def locked_output(target: Path, directory: bool, force: bool) -> Iterator[None]:
+    """Check an output, a directory or a file, and let no other process write it meanwhile."""
+    check = check_directory if directory else check_file
+    check(target, force)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context((locked_directory if directory else locked_file)(target))
+        except LockError as error:
+            raise ConversionError(str(error)) from error
+        check(target, force)  # another process may have written it
+        yield
 
 
 @contextmanager

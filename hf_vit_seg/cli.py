@@ -3,6 +3,7 @@
 Exit codes: 0 all went well, 1 some of the work failed, 2 the command cannot be carried out as given.
 """
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -95,10 +96,12 @@ def predict(
     NAME.labels.tif beside NAME.png; a run that was ended goes on when it is started again. Films (MP4 and others) give
     NAME.overlay.mp4 and NAME.json.
     """
+    from hf_vit_seg.directory_lock import locked_directory
     from hf_vit_seg.inference.console import protocol_from_text, run
     from hf_vit_seg.inference.prediction import Wishes
 
-    jobs = planned_jobs(images, out, overwrite, skip_existing, films=frame_rate is not None)
+    if out.exists() and not out.is_dir():
+        refuse(f"--out {out} is a file, not a folder")
     formats = set(polygons or ())
     wishes = Wishes(
         model=model,
@@ -126,7 +129,9 @@ def predict(
             scales=scales,
             flip=flip or None,
         )
-        failed = run(model, device, dtype.value, jobs, wishes, out, chosen)
+        with locked_directory(out):
+            jobs = planned_jobs(images, out, overwrite, skip_existing, films=frame_rate is not None)
+            failed = run(model, device, dtype.value, jobs, wishes, out, chosen)
     except ValueError as error:
         refuse(error)
     raise typer.Exit(1 if failed else 0)
@@ -136,18 +141,16 @@ def planned_jobs(
     images: list[str], out: Path, overwrite: bool, skip_existing: bool, films: bool = False
 ) -> "list[Job]":
     """What `predict` has to do: one job for each image or film; with `films` a folder is one."""
-    from hf_vit_seg.data.image_files import ImageFile, find_images
+    from hf_vit_seg.data.image_files import ImageFile, ImageFileError, find_images
     from hf_vit_seg.inference.prediction import plan
 
-    if out.exists() and not out.is_dir():
-        refuse(f"--out {out} is a file, not a folder")
     if overwrite and skip_existing:
         refuse("--overwrite and --skip-existing exclude each other")
     try:
-        folders = [Path(name) for name in images if films and Path(name).is_dir()]
+        folders = [Path(name) for name in images if films and os.path.isdir(name)]
         found = find_images([name for name in images if Path(name) not in folders], skip=out)
         jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *found], out)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ImageFileError) as error:
         refuse(error)
     existing = [path for job in jobs if (path := job.existing)]
     if existing and not overwrite and not skip_existing:
@@ -294,8 +297,16 @@ def push(
     branch: Annotated[str | None, typer.Option(help="Commit to this branch; made if it is not there.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    sample_image: Annotated[
+        bool,
+        typer.Option("--sample-image", help="Publish one evaluated image with its prediction and label, in the card."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes; send nothing.")] = False,
 ) -> None:
     """Publish a model on the Hub: weights, image processor, code for readers without this package, card and scores.
+
+    The files are listed before they are sent. They contain no absolute paths of this machine, and images only with
+    --sample-image.
 
     One commit: what was there before stays as it is until all is uploaded, and the same command goes on where it was
     cut. Log in with hf auth login.
@@ -304,7 +315,8 @@ def push(
     from hf_vit_seg.hub.repository import Target
 
     try:
-        push_command(directory, Target(repo, private=private, branch=branch, create_pr=create_pr, message=message))
+        target = Target(repo, private=private, branch=branch, create_pr=create_pr, message=message)
+        push_command(directory, target, sample_image=sample_image, dry_run=dry_run)
     except ValueError as error:
         refuse(error)
 
@@ -320,13 +332,15 @@ def push_space(
     ] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes; send nothing.")] = False,
 ) -> None:
     """Publish the demo of a model as a Space, with this package in it and the versions that are installed here."""
     from hf_vit_seg.hub.console import push_space_command
     from hf_vit_seg.hub.repository import Target
 
     try:
-        push_space_command(model, Target(repo, private=private, create_pr=create_pr, message=message))
+        target = Target(repo, private=private, create_pr=create_pr, message=message)
+        push_space_command(model, target, dry_run=dry_run)
     except ValueError as error:
         refuse(error)
 

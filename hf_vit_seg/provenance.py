@@ -16,6 +16,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.repocard import metadata_load
 from pydantic import Field
 
+from .local_paths import is_local_path
 from .records import Record
 
 CARD = "README.md"
@@ -53,11 +54,12 @@ class Provenance(Record):
 
 
 def provenance_from(metadata: Mapping[str, Any]) -> Provenance:
-    """What a card's metadata tells; what is not written as the Hub wants it is left out."""
+    """What a card's metadata tells; what is not written as the Hub wants it, and local paths, are left out."""
 
     def words(name: str) -> tuple[str, ...]:
         value = metadata.get(name) or ()
-        return tuple(map(str, [value] if isinstance(value, str) else value))
+        found = map(str, [value] if isinstance(value, str) else value)
+        return tuple(each for each in found if not is_local_path(each))
 
     texts = {name: (words(name) or (None,))[0] for name in ("license", "license_link", "source")}
     name = re.sub(r"[^a-z0-9.-]+", "-", (words("license_name") or ("",))[0].lower())

@@ -106,6 +106,7 @@ def test_adapters_beside_the_model_are_pefts_own_files(tmp_path):
     save_model(adapted(tmp_path / "base", "vit"), tmp_path / "saved", merge=False)
     settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert (settings["peft_type"], settings["r"]) == ("LORA", 4)
+    assert settings["base_model_name_or_path"] == "./base"
     assert (tmp_path / "saved" / "config.json").exists() and not (tmp_path / "saved" / "README.md").exists()
 
 

@@ -8,6 +8,7 @@ from datasets import Image as ImageFeature
 from huggingface_hub import HfApi
 from PIL import Image
 
+from hf_vit_seg.data.hub_datasets import HubDataset
 from hf_vit_seg.data.image_files import ImageFileError
 from hf_vit_seg.data.sources import SourceError, open_source
 
@@ -158,6 +159,31 @@ def test_empty_and_broken_cells_are_told_by_row(tmp_path):
         source.read(2)
     with pytest.raises(ImageFileError, match="row 3: the column 'image' is empty"):
         source.read(3)
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ({"bytes": None, "path": None}, "neither the bytes"),
+        ({"bytes": b"", "path": None}, "empty"),
+        ({"bytes": None, "path": "gone.png"}, "no such file"),
+    ],
+)
+def test_cells_without_a_file_are_refused_by_name(cell, reason):
+    table = Dataset.from_dict({"image": [cell], "label": [0]})
+    source = HubDataset("title", table, "image", "label")
+    with pytest.raises(ImageFileError, match=reason) as error:
+        source.read(0)
+    assert str(error.value).startswith(("title row 0", "gone.png: "))
+
+
+def test_ragged_arrays_are_refused_by_row(tmp_path):
+    ragged = [[[1, 2], [3]], [[1, 2], [3, 4]]]
+    table = Dataset.from_dict({"image": ragged, "label": [0, 0]})
+    source = HubDataset("title", table, "image", "label", bands=1)
+    with pytest.raises(ImageFileError, match="title row 0, column 'image'"):
+        source.read(0)
+    assert source.read(1).image.shape == (1, 2, 2)
 
 
 def test_ids_of_the_hub_go_to_the_library_with_their_revision(monkeypatch):

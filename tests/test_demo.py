@@ -398,7 +398,7 @@ def test_the_last_models_stay_in_memory(models):
     known = Catalogue([NUCLEI, models["pose"]])
     assert known.load(NUCLEI) is known.load(NUCLEI)
     everything = Catalogue([NUCLEI, *models.values()], keep_all=True)
-    assert everything.load.cache_info().currsize == 4
+    assert everything.kept.cache_info().currsize == 4
 
 
 def test_the_environment_names_models(monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from hf_vit_seg.inference.protocols import Protocol
 from hf_vit_seg.inference.runtimes import PROGRAMS, RuntimeModel
 from hf_vit_seg.models.label_maps import label_map
 from hf_vit_seg.records import RecordError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 LABELS = 21  # more than are resized together
 NAMES = [name for name, a in architectures().items() if "AutoModelForSemanticSegmentation" in a.models]
@@ -150,6 +153,17 @@ def test_torchscript_takes_any_size(name, tmp_path):
     image = photos(tmp_path / "photos")[0]
     assert loaded.names == original.names
     torch.testing.assert_close(loaded.label_map(image), original.label_map(image))
+    assert not places_in(tmp_path / "model.ts")
+
+
+def places_in(program: Path) -> list[str]:
+    """The records of a TorchScript archive that tell where packages lie on this machine."""
+    with zipfile.ZipFile(program) as archive:
+        return [
+            name
+            for name in archive.namelist()
+            if any(str(place).encode() in archive.read(name) for place in (REPOSITORY, Path(torch.__file__).parent))
+        ]
 
 
 @pytest.mark.slow
@@ -172,6 +186,7 @@ def test_an_onnx_graph_is_clean_and_predicts_as_the_model_does(tmp_path):
     out, runner = tmp_path / "out", CliRunner()
     result = runner.invoke(app, ["export", str(tmp_path / "model"), str(out), "--to", "onnx"])
     assert result.exit_code == 0, result.output
+    assert not [file for file in out.rglob("*") if file.is_file() and str(REPOSITORY).encode() in file.read_bytes()]
     graph = onnx.load(out / "model.onnx").graph
     axes = [d.dim_param or d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
     assert axes == ["batch", 3, "height", "width"]

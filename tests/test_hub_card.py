@@ -1,5 +1,6 @@
 """The card: valid metadata, what was measured in both forms, snippets that run, and the licence from source to push."""
 
+import io
 import re
 import shutil
 from dataclasses import replace
@@ -53,13 +54,13 @@ def run(tmp_path) -> Path:
     write_report(report, out / "best" / METRICS)
     write_report(replace(report, split="test", dataset_split="test"), out / "test" / METRICS)
     (out / "samples").mkdir()
-    Image.new("RGB", (8, 8)).save(out / "samples" / "a.png")
+    Image.new("RGB", (8, 8), "blue").save(out / "samples" / "a.png")
     write_card(out / "best", Provenance(license="cc0-1.0", datasets=("me/nuclei-data",)), "nuclei")
     return out
 
 
 def test_a_run_s_card(hub, run):
-    push(run, Target("me/nuclei"))
+    push(run, Target("me/nuclei"), sample_image=True)
     files = contents(hub, "me/nuclei")
     text, report = files["README.md"].decode(), read_report(NUCLEI / "metrics.json")
     data = ModelCard(text).data.to_dict()
@@ -73,7 +74,8 @@ def test_a_run_s_card(hub, run):
     (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/me__nuclei-data.yaml"]))
     assert (entry.dataset_id, entry.value) == ("me/nuclei-data", report.scores["mean_iou"])
     assert "mean_iou; test split" in (entry.notes or "")
-    assert files["picture.png"] == (run / "samples" / "a.png").read_bytes() and "](picture.png)" in text
+    picture = Image.open(io.BytesIO(files["picture.png"]))
+    assert picture.tobytes() == Image.new("RGB", (8, 8), "blue").tobytes() and "](picture.png)" in text
     row = f"| nucleus | {report.class_columns()['iou'][1]:.4f} |"
     for said in (row, "| 1 | nucleus | #ff7800 |", "learning rate 0.002", "loop:", report.protocol, "944,946"):
         assert said in text, said

@@ -12,12 +12,15 @@ import pytest
 import torch
 from accelerate.utils import load
 from safetensors.torch import load_file
-from tiny_runs import finish, log, run, settings, start, weights, write_data, write_recipe
+from tiny_runs import finish, forget_accelerate, log, run, settings, start, weights, write_data, write_recipe
 
 from hf_vit_seg.training.checkpoints import CheckpointError, checkpoints, read_manifest
+from hf_vit_seg.training.console import tell_results, train_command
 from hf_vit_seg.training.memory import OutOfMemory
+from hf_vit_seg.training.recipe_files import load_recipe
 from hf_vit_seg.training.recipe_overrides import overridden
 from hf_vit_seg.training.run import Ending
+from hf_vit_seg.training.run_directory import RunDirectory
 from hf_vit_seg.training.yaml_dialect import parse
 
 # Dies as by `kill -9` in the middle of a step, after what the step's number says.
@@ -82,6 +85,12 @@ def same(one, other) -> bool:
     return bool((one == other).all()) if hasattr(one, "all") else one == other
 
 
+def untimed(path: Path) -> dict[str, object]:
+    """A metrics.json without what depends on the speed of the machine."""
+    found = json.loads(path.read_text())
+    return {key: value for key, value in found.items() if key not in ("seconds_per_image", "training_seconds")}
+
+
 def assert_same_run(one: Path, other: Path, processes: int = 1) -> None:
     """All states of the last checkpoint, the logs, and the models."""
     last, other_last = (checkpoints(path / "checkpoints")[-1] for path in (one, other))
@@ -94,6 +103,8 @@ def assert_same_run(one: Path, other: Path, processes: int = 1) -> None:
     for name in names:
         if name.endswith(".safetensors"):
             assert same(load_file(last / name), load_file(other_last / name)), name
+        elif name == "metrics.json":
+            assert untimed(last / name) == untimed(other_last / name)
         elif name != "manifest.json":
             assert same(load(last / name), load(other_last / name)), name
     assert read_manifest(last).model_copy(update={"seconds": 0.0}) == read_manifest(other_last).model_copy(
@@ -101,6 +112,7 @@ def assert_same_run(one: Path, other: Path, processes: int = 1) -> None:
     )
     for model in ("best", "last"):
         assert same(weights(one / model), weights(other / model)), model
+        assert untimed(one / model / "metrics.json") == untimed(other / model / "metrics.json")
     for key in ("loss", "learning_rate", "grad_norm", "evaluation"):
         assert log(one, key) == log(other, key) != [], key
 
@@ -210,6 +222,7 @@ def test_a_run_without_room_leaves_nothing_in_the_way_of_the_next(recipe, tmp_pa
         patch.setattr(Path, "write_text", refuse)
         with pytest.raises(OSError, match="No space left"):
             run(recipe, tmp_path / "run", "loop.steps=1")
+    (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".tmp-data_facts.json").touch()  # as a kill leaves it
     assert run(recipe, tmp_path / "run", "loop.steps=1") is Ending.finished
     assert not list((tmp_path / "run").glob(".tmp-*"))
@@ -220,7 +233,7 @@ def test_a_recipe_without_a_loss_resumes_from_what_is_written(recipe, tmp_path):
     assert run(tmp_path / "run" / "recipe.yaml", tmp_path / "run", "loop.steps=2", resume=True) is Ending.finished
 
 
-def full(*arguments):
+def full(*arguments, **options):
     raise OutOfMemory("memory ran out")
 
 
@@ -238,6 +251,165 @@ def test_resuming_a_finished_run_leaves_it_as_it_is(recipe, checkpoint):
     assert run(recipe, out, "loop.steps=2", resume=True) is Ending.finished
     assert {path: path.read_bytes() for path in before} == before
     assert json.loads((out / "last" / "metrics.json").read_text()) == report
+
+
+@pytest.fixture(scope="module")
+def ended(recipe) -> Path:
+    """A run of two steps with a test split, and then its directory."""
+    changes = parse(recipe.read_text())
+    changes["data"]["test"] = changes["data"]["validation"]
+    folder = recipe.parent / "tested"
+    folder.mkdir()
+    run(write_recipe(folder, changes), folder / "run", "loop.steps=2")
+    return folder / "run"
+
+
+def content(out: Path) -> dict[str, object]:
+    """All files of a run, without what depends on the speed of the machine and the order of its threads."""
+    special = {"metrics.json": untimed, "data_facts.json": lambda path: json.loads(path.read_text())}
+    files = [path for path in out.rglob("*") if path.is_file()]
+    return {str(path.relative_to(out)): special.get(path.name, Path.read_bytes)(path) for path in files}
+
+
+def remove(out: Path, *names: str) -> None:
+    for name in names:
+        shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
+
+
+def change_manifest(out: Path, **changes: object) -> None:
+    path = checkpoints(out / "checkpoints")[-1] / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes, indent=2) + "\n")
+
+
+BEFORE_LAST = ("last", "plots", "test")
+AFTER_LAST = ("last/README.md", "last/metrics.json", "best/config.json", "plots/training.png", "samples/00.png")
+
+
+@pytest.mark.parametrize(
+    ("completed", "missing", "left"),
+    [
+        (False, BEFORE_LAST, (".tmp-last/config.json", "plots/.12.training.png")),  # killed while it wrote the model
+        (False, ("plots", "test"), ("plots/.12.measure.png",)),
+        (False, ("test",), ()),
+        (True, ("test/plots", "test/samples"), ("test/plots/.12.measure.png",)),
+        (True, (*BEFORE_LAST, "best", "samples", "recipe.yaml", "data_facts.json"), ()),
+        (True, (*AFTER_LAST, "test/metrics.json"), ()),
+    ],
+)
+def test_an_ended_run_gets_what_it_lacks_without_a_step(ended, tmp_path, monkeypatch, completed, missing, left):
+    from hf_vit_seg.training import run as module
+
+    out = tmp_path / "run"
+    shutil.copytree(ended, out)
+    remove(out, *missing)
+    for name in left:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+    change_manifest(out, completed=completed)
+    monkeypatch.setattr(module.Run, "take_step", full)
+    assert run(ended.parent / "recipe.yaml", out, "loop.steps=2", resume=True) is Ending.finished
+    assert content(out) == content(ended)
+
+
+def test_pictures_are_those_of_the_best_model_which_is_not_the_last(ended, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(ended, out)
+    manifest = read_manifest(checkpoints(out / "checkpoints")[-1])
+    change_manifest(out, standing=manifest.standing.model_dump() | {"best_step": 1})
+    remove(out, "samples", "test")
+    command = [str(ended.parent / "recipe.yaml"), ["loop.steps=2"], out, True, False]
+    assert train_command(*command) == 0
+    assert {name: part for name, part in content(out).items() if "manifest" not in name} == {
+        name: part for name, part in content(ended).items() if "manifest" not in name
+    }
+    remove(out, "best", "samples")
+    capsys.readouterr()
+    forget_accelerate()
+    assert train_command(*command) == 0
+    printed = capsys.readouterr()
+    assert not (out / "best").exists() and f"the model is in {out / 'last'}" in printed.out
+    assert "the best one was that of step 1" in " ".join(printed.err.split())
+
+
+def test_a_folder_beside_the_last_model_s_files_stays(ended, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(ended, out)
+    (out / "last" / "evaluation_test").mkdir()
+    (out / "last" / "evaluation_test" / "metrics.json").write_text("{}")
+    (out / "last" / "README.md").write_text("mine")
+    run(ended.parent / "recipe.yaml", out, "loop.steps=2", resume=True)
+    assert (out / "last" / "evaluation_test" / "metrics.json").read_text() == "{}"
+    assert (out / "last" / "README.md").read_text() == "mine"
+
+
+def test_a_last_model_of_an_earlier_step_is_replaced(recipe, checkpoint, monkeypatch):
+    """Killed between the last checkpoint of a run that was made longer and its last model."""
+    from hf_vit_seg.training import run as module
+
+    out = checkpoint.parent.parent
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Run, "complete", full)
+        with pytest.raises(OutOfMemory):
+            run(recipe, out, "loop.steps=3", resume=True)
+    assert json.loads((out / "last" / "metrics.json").read_text())["step"] == 2
+    run(recipe, out, "loop.steps=3", resume=True)
+    assert json.loads((out / "last" / "metrics.json").read_text())["step"] == 3
+    average = load_file(checkpoints(out / "checkpoints")[-1] / "average.safetensors")
+    saved = weights(out / "last")
+    assert same(saved, {name: average[f"module.{name}"] for name in saved})
+
+
+# Dies as by `kill -9` when it is about to write the model of the last step.
+KILLED_AT_THE_END = """
+import os, sys
+from pathlib import Path
+from hf_vit_seg.training import run
+from hf_vit_seg.training.console import train_command
+recipe, out = sys.argv[1:]
+write_model = run.Run.write_model
+def dying(self, target, *arguments, **options):
+    if target.name == "last":
+        os._exit(9)
+    return write_model(self, target, *arguments, **options)
+run.Run.write_model = dying
+train_command(recipe, ["loop.steps=2"], Path(out), False, False)
+"""
+
+
+def test_killed_after_its_last_checkpoint(ended, tmp_path):
+    recipe, out = ended.parent / "recipe.yaml", tmp_path / "run"
+    (tmp_path / "killed.py").write_text(KILLED_AT_THE_END)
+    finish(start([str(recipe), str(out)], script=str(tmp_path / "killed.py")), expected=9)
+    assert not (out / "last").exists() and not (out / "plots").exists()
+    assert run(recipe, out, "loop.steps=2", resume=True) is Ending.finished
+    assert content(out).keys() == content(ended).keys()
+    assert_same_run(out, ended)
+    assert untimed(out / "test" / "metrics.json") == untimed(ended / "test" / "metrics.json")
+
+
+def test_a_run_that_stopped_early_is_not_trained_again(recipe, tmp_path, monkeypatch):
+    from hf_vit_seg.training import run as module
+
+    never = ["loop.evaluate_every=1", "loop.early_stop.patience=1", "loop.early_stop.least=10"]
+    assert run(recipe, tmp_path / "run", *never) is Ending.early_stop
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000002"]
+    before = content(tmp_path / "run")
+    remove(tmp_path / "run", "last", "plots")
+    monkeypatch.setattr(module.Run, "take_step", full)
+    assert run(recipe, tmp_path / "run", *never, resume=True) is Ending.early_stop
+    assert content(tmp_path / "run") == before
+
+
+def test_only_what_exists_is_named(tmp_path, capsys):
+    directory = RunDirectory(tmp_path)
+    (tmp_path / "last").mkdir()
+    loaded = load_recipe("nuclei", [])
+    tell_results(directory, Ending.finished, loaded)
+    assert str(directory.plots) not in capsys.readouterr().out
+    directory.plots.mkdir()
+    (directory.plots / "training.png").touch()
+    tell_results(directory, Ending.finished, loaded)
+    assert str(directory.plots) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

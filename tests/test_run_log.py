@@ -122,7 +122,8 @@ def tensorboard_scalars(folder, name):
 
 
 def test_tensorboard_gets_the_numbers_and_forgets_what_is_done_again(tmp_path):
-    settings = {"seed": 0, "loop": {"steps": 3}, "transforms": ["flip"]}
+    data = {"train": {"images": str(tmp_path / "janedoe77" / "images")}}
+    settings = {"seed": 0, "loop": {"steps": 3}, "transforms": ["flip"], "data": data}
     for start in (0, 1):
         accelerator = Accelerator(cpu=True)
         log = RunLog(tmp_path, accelerator, ["tensorboard"], name="nuclei", settings=settings)
@@ -134,6 +135,8 @@ def test_tensorboard_gets_the_numbers_and_forgets_what_is_done_again(tmp_path):
     folder = tmp_path / "trackers" / "nuclei"
     assert tensorboard_scalars(folder, "train/loss") == [(1, 1.0), (2, 2.1), (3, 3.1)]
     assert tensorboard_scalars(folder, "evaluation/mean_iou")[-1] == (3, 0.5)
+    written = b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
+    assert b"./images" in written and b"janedoe77" not in written
 
 
 def test_a_failing_tracker_does_not_end_the_run(tmp_path, monkeypatch, caplog):

@@ -35,6 +35,7 @@ from hf_vit_seg.training import preparation
 from hf_vit_seg.training import run as run_module
 from hf_vit_seg.training.checkpoints import checkpoints
 from hf_vit_seg.training.console import STOPPED, evaluate_command, in_sentences, sentence_of, train_command
+from hf_vit_seg.training.main_process import PreparationError
 from hf_vit_seg.training.measures import MEASURES
 from hf_vit_seg.training.memory import OutOfMemory
 from hf_vit_seg.training.model_evaluation import evaluate_model
@@ -378,7 +379,7 @@ def test_a_measurement_that_fails_at_the_end_says_where_the_model_is(data, tmp_p
     def failing(*arguments):
         raise ValueError("the disk is full")
 
-    monkeypatch.setattr(run_module, "evaluate_model", failing)
+    monkeypatch.setattr(run_module, "write_evaluation", failing)
     changes = settings(data)
     changes["data"]["test"] = changes["data"]["validation"]
     with pytest.raises(TrainingError, match=r"model is trained and in .*run/best, .*: the disk is full; .* evaluate"):
@@ -478,7 +479,7 @@ def test_an_error_is_told_by_the_process_that_has_it(monkeypatch, capsys, proces
         return capsys.readouterr().err
 
     assert told(ValueError("a.png: cannot be read")) == f"hf-vit-seg{name}: a.png: cannot be read\n"
-    assert bool(told(preparation.PreparationError("as the main process says"))) == (process != "1")
+    assert bool(told(PreparationError("as the main process says"))) == (process != "1")
 
 
 # Files may not become larger than a checkpoint's any more, after the first step.

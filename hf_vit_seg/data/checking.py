@@ -84,7 +84,8 @@ def scan(split: str, dataset: RawDataset, stamp: str, memory: FactsFile, progres
         facts = memory.recall(key)
         if facts is None:
             facts = facts_of(dataset, index)
-            memory.keep(key, facts)
+            if facts.fault is None:  # faults may pass without a change of the file: permissions, memory, a library
+                memory.keep(key, facts)
         return facts
 
     return tuple(tracked(in_threads(look, range(len(dataset))), len(dataset), f"checking {split}", progress))

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hf_vit_seg.local_paths import is_local_path
+
 from .image_files import MAX_PIXELS, ImageBytes, ImageFileError
 from .pixels import File, array_mask, array_pixels, channels_in_front, read_mask, read_pixels
 from .samples import RawSample
@@ -59,7 +61,7 @@ class HuggingFaceSource(SourceRecord):
 
     def hub_id(self) -> str | None:
         """The dataset on the Hub, unless it lies in a folder."""
-        return None if Path(self.name).expanduser().exists() else self.name
+        return None if is_local_path(self.name) or Path(self.name).exists() else self.name
 
     def hub_split(self) -> str | None:
         """The split, as `datasets` knows it."""
@@ -163,10 +165,12 @@ class HubDataset:
         if value is None:
             raise ImageFileError(f"{name}: the column '{column}' is empty in this row")
         if not isinstance(value, dict):
-            return np.asarray(value, dtype=getattr(feature, "dtype", None))
-        if value["bytes"] is None:
-            return Path(value["path"])
-        return ImageBytes(f"{name}, column '{column}'", value["bytes"])
+            return array_of(value, getattr(feature, "dtype", None), f"{name}, column '{column}'")
+        if value.get("bytes") is not None:
+            return ImageBytes(f"{name}, column '{column}'", value["bytes"])
+        if not value.get("path"):
+            raise ImageFileError(f"{name}: the column '{column}' has neither the bytes of a file nor its path here")
+        return Path(value["path"])
 
     def name(self, index: int) -> str:
         """The dataset and the row's number."""
@@ -179,6 +183,14 @@ class HubDataset:
     def group(self, index: int) -> int:
         """Every row is for itself."""
         return index
+
+
+def array_of(value: Any, dtype: str | None, name: str) -> np.ndarray:
+    """Nested lists as an array. ImageFileError where rows differ in length, or their values fit no number."""
+    try:
+        return np.asarray(value, dtype=dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ImageFileError(f"{name}: expected an array of numbers, found values that form none ({error})") from error
 
 
 def is_file(cell: Any) -> bool:

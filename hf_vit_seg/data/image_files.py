@@ -1,21 +1,39 @@
 """Finding and reading image files, whatever is in them."""
 
 import os
+import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from glob import glob
 from io import BytesIO
 from pathlib import Path
+from typing import Any, NoReturn
 
+import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 200_000_000
+MAX_SIDE = 100_000  # of an image that is read whole: thin ones grow when they are resized or padded
+MAX_PIXEL_BYTES = 40  # of memory for each of the `max_pixels` that an image may have: ten bands of float32
 NOT_PICTURES = frozenset({".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf"})
+# Formats that PIL hands to other programs, or knows by name only.
+NO_PIXELS = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})
+
+KINDS: dict[Callable[[int], bool], str] = {
+    stat.S_ISDIR: "directory",
+    stat.S_ISFIFO: "named pipe",
+    stat.S_ISSOCK: "socket",
+    stat.S_ISCHR: "device",
+    stat.S_ISBLK: "device",
+}
 
 # PIL keeps its own limit in a global, which `max_pixels` replaces while a file is opened.
 PIL_LIMIT = threading.Lock()
+
+
+TILES_OR_LIMIT = "save it as a tiled TIFF, which is read in parts, or raise --max-pixels"
 
 
 class ImageFileError(ValueError):
@@ -25,8 +43,8 @@ class ImageFileError(ValueError):
 class ImageSizeError(ImageFileError):
     """An image of too many pixels: `fact` says so, without the advice for those who called a command."""
 
-    def __init__(self, fact: str):
-        super().__init__(f"{fact}: save it as a tiled TIFF, which is read in parts, or raise --max-pixels")
+    def __init__(self, fact: str, advice: str = TILES_OR_LIMIT):
+        super().__init__(f"{fact}: {advice}")
         self.fact = fact
 
 
@@ -54,8 +72,22 @@ def opened(file: Path | ImageBytes) -> Path | BytesIO:
     return BytesIO(file.data) if isinstance(file, ImageBytes) else file
 
 
+def check_regular(path: Path) -> None:
+    """Refuse what is not a regular file: opening a named pipe blocks, and a device may have no end.
+
+    ImageFileError also where there is no such file, or its directory cannot be searched.
+    """
+    with failures_in_words(path):
+        mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((name for check, name in KINDS.items() if check(mode)), "special file")
+        raise ImageFileError(f"{path}: this is a {kind}, expected a regular file")
+
+
 def first_bytes(file: Path | ImageBytes, count: int = 16) -> bytes:
     """How a file begins, which tells its format. ImageFileError when there is no such file, or nothing in it."""
+    if isinstance(file, Path):
+        check_regular(file)
     with failures_in_words(file):
         if isinstance(file, ImageBytes):
             start = file.data[:count]
@@ -91,13 +123,18 @@ def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFi
             reason = "holds no images" if Path(given).is_dir() else "is no file, folder or pattern that matches one"
             raise FileNotFoundError(f"{given} {reason}")
         for image in files:
-            found.setdefault(image.path.resolve(), image)
+            found.setdefault(real_path(image.path), image)
     return list(found.values())
+
+
+def real_path(path: Path) -> Path:
+    """The path without symbolic links. Path.resolve raises RuntimeError for links that form a loop."""
+    return Path(os.path.realpath(path))
 
 
 def expand(path: Path, skip: Path | None) -> Iterator[ImageFile]:
     """A file itself, or the images below a folder."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike Path.is_dir, this never raises
         yield ImageFile(path, Path(path.name))
         return
     for place in files_below(path, readable_suffixes(), skip):
@@ -107,10 +144,11 @@ def expand(path: Path, skip: Path | None) -> Iterator[ImageFile]:
 def files_below(folder: Path, suffixes: frozenset[str], skip: Path | None = None) -> Iterator[Path]:
     """Files with one of these lower-case suffixes, relative to the folder; no hidden ones, nothing below `skip`.
 
-    Links to folders are followed, but for those to a folder that they lie in.
+    Links to folders are followed, but for those to a folder that they lie in. ImageFileError for a folder that cannot
+    be read, as its images would be missing without notice.
     """
     above = {os.fspath(folder): {folder.resolve()}}  # real folders that each one yet to come lies in, itself too
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=True):
         here, chain = Path(parent), above.pop(parent)
         inside = {name: (here / name).resolve() for name in sorted(folders) if not name.startswith(".")}
         refused = chain | ({skip.resolve()} if skip else set())
@@ -119,6 +157,11 @@ def files_below(folder: Path, suffixes: frozenset[str], skip: Path | None = None
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
                 yield (here / name).relative_to(folder)
+
+
+def refuse_folder(error: OSError) -> NoReturn:
+    """Raise for a folder that cannot be listed."""
+    raise ImageFileError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
 
 
 @contextmanager
@@ -133,42 +176,90 @@ def pil_limit_lifted() -> Iterator[None]:
 
 
 @contextmanager
-def failures_in_words(file: Path | ImageBytes) -> Iterator[None]:
-    """Turn whatever readers and decoders raise into an ImageFileError that names the file."""
+def failures_in_words(file: object) -> Iterator[None]:
+    """Turn whatever readers and decoders raise into an ImageFileError that names the file.
+
+    This is for calls of PIL, tifffile and numpy alone: they raise almost any exception for files that are broken.
+    """
     try:
         yield
     except ImageFileError:
         raise
-    except FileNotFoundError:
-        raise ImageFileError(f"{file}: there is no such file") from None
-    except Image.UnidentifiedImageError:
-        raise ImageFileError(f"{file}: this is no image of a format that PIL knows") from None
+    except FileNotFoundError as error:
+        dangling = isinstance(file, Path) and os.path.islink(file)
+        reason = "the link points to a file that does not exist" if dangling else "there is no such file"
+        raise ImageFileError(f"{file}: {reason}") from error
+    except PermissionError as error:
+        raise ImageFileError(f"{file}: there is no permission to read the file") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageFileError(f"{file}: this is no image of a format that PIL knows") from error
     except Exception as error:  # decoders of broken files raise OSError, SyntaxError, ValueError, struct.error ...
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageFileError(f"{file}: the image cannot be decoded ({reason})") from None
+        raise ImageFileError(f"{file}: the image cannot be decoded ({reason})") from error
 
 
-def check_pixels(file: object, height: int, width: int, max_pixels: int) -> None:
-    """Refuse an image of more than `max_pixels` pixels before it is decoded."""
-    if width * height > max_pixels:
+def check_sides(file: object, height: object, width: object) -> None:
+    """Refuse sides that are not positive whole numbers: headers of broken files hold anything."""
+    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+        raise ImageFileError(f"{file}: the image has {width}x{height} pixels, expected at least 1x1")
+
+
+def within_limits(height: int, width: int, max_pixels: int) -> bool:
+    """Whether an image has a size at which it is read whole."""
+    return max(height, width) <= MAX_SIDE and height * width <= max_pixels
+
+
+def check_pixels(file: object, height: int, width: int, max_pixels: int, pixel_bytes: int = 3) -> None:
+    """Refuse an image before it is decoded: of more than `max_pixels` pixels, a longer side, or too much memory.
+
+    `pixel_bytes` is the memory for each of its pixels when it is decoded; all of it may take `MAX_PIXEL_BYTES` for each
+    of the `max_pixels`.
+    """
+    check_sides(file, height, width)
+    count, needed, most = height * width, height * width * pixel_bytes, max_pixels * MAX_PIXEL_BYTES
+    fact = f"{file}: {width}x{height} pixels are {count / 1e6:.0f} million and take {needed / 1e6:.0f} MB"
+    if count > max_pixels:
+        raise ImageSizeError(f"{fact}, more than the limit of {max_pixels / 1e6:g} million pixels")
+    if max(height, width) > MAX_SIDE:
         raise ImageSizeError(
-            f"{file}: {width}x{height} pixels are {width * height / 1e6:.0f} million, more than the limit of "
-            f"{max_pixels / 1e6:g} million"
+            f"{fact}, and the longer side is above the limit of {MAX_SIDE} pixels",
+            "cut it into shorter parts, or save it as a tiled TIFF, which is read in parts",
         )
+    if needed > most:
+        raise ImageSizeError(
+            f"{fact}, more than the limit of {most / 1e6:g} MB for images of up to {max_pixels / 1e6:g} million pixels",
+            "leave out bands that are not needed, or raise --max-pixels",
+        )
+
+
+def decoded_bytes(count: int, dtype: Any) -> int:
+    """The memory for a pixel of so many numbers: 8-bit ones stay as they are, others become float32."""
+    size = np.dtype(dtype).itemsize
+    return count * (1 if size == 1 else max(size, 4))
+
+
+def pil_formats() -> list[str]:
+    """Formats that PIL decodes itself."""
+    Image.init()
+    return [name for name in Image.ID if name not in NO_PIXELS]
 
 
 def read_image(file: Path | ImageBytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image: its first frame, upright (EXIF), in its own mode.
 
-    ImageFileError for what is no image, is broken, or has more than `max_pixels` pixels, which is found out before
-    anything is decoded.
+    ImageFileError for what is no image, is broken, or is too large (`check_pixels`), which is found out before anything
+    is decoded.
     """
     first_bytes(file)
     with failures_in_words(file):
         with pil_limit_lifted():  # held for the header only, so that threads decode side by side
-            image = Image.open(opened(file))
+            image = Image.open(opened(file), formats=pil_formats())
         with image:
-            check_pixels(file, image.height, image.width, max_pixels)
+            wide = 4 if image.mode.startswith(("I", "F")) else 1
+            check_pixels(file, image.height, image.width, max_pixels, wide * len(image.getbands()))
+            size = image.size
             image.load()
+            if image.size != size:  # icons hold a picture with a header of its own
+                check_pixels(file, image.height, image.width, max_pixels)
             ImageOps.exif_transpose(image, in_place=True)
             return image

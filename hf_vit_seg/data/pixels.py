@@ -8,6 +8,8 @@ upper 8 bits. TIFFs with several pages of equal size, and .npy arrays, are image
 Shapes: C bands, H W pixels.
 """
 
+import math
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from .image_files import (
     ImageBytes,
     ImageFileError,
     check_pixels,
+    check_sides,
+    decoded_bytes,
     failures_in_words,
     first_bytes,
     opened,
@@ -48,25 +52,37 @@ def read_pixels(file: File, bands: int = 3, max_pixels: int = MAX_PIXELS) -> tor
     pictures become grey. Any other count is the file's own. ImageFileError in one sentence.
     """
     start = first_bytes(file)
-    with failures_in_words(file):
-        if start.startswith(TIFFS):
-            return tiff_pixels(file, bands, max_pixels)
-        if start.startswith(NUMPY):
-            return array_pixels(read_array(file), bands, file, max_pixels)
+    if start.startswith(TIFFS):
+        return tiff_pixels(file, bands, max_pixels)
+    if start.startswith(NUMPY):
+        return array_pixels(read_array(file), bands, file, max_pixels)
     return picture_pixels(read_image(file, max_pixels), bands, file)
+
+
+def read_picture(file: File, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image file of a picture's format as RGB. ImageFileError in one sentence."""
+    image = read_image(file, max_pixels)
+    with failures_in_words(file):  # palettes and transparency are first used here
+        return rgb_image(image)
 
 
 def picture_pixels(image: Image.Image, bands: int, file: object) -> torch.Tensor:
     """A PIL image as (C, H, W); `file` is what messages call it."""
+    with failures_in_words(file):  # palettes and transparency are first used here
+        pixels = picture_numbers(image, bands)
+    return as_bands(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), bands, file)
+
+
+def picture_numbers(image: Image.Image, bands: int) -> np.ndarray:
+    """A PIL image as (H, W) or (H, W, C): wide grey as it is, RGB or grey for three bands or one, else also alpha."""
     if image.mode.startswith(WIDE_GREY):
-        return as_bands(np.asarray(image)[None], bands, file)
+        return np.asarray(image)
     if bands in (1, 3):
         picture = rgb_image(image)
         image = picture if bands == 3 else picture.convert("L")
     elif image.mode not in ("LA", "RGBA"):
         image = rgb_image(image)
-    pixels = np.array(image)
-    return as_bands(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), bands, file)
+    return np.array(image)
 
 
 def as_bands(pixels: np.ndarray, bands: int, file: object) -> torch.Tensor:
@@ -91,29 +107,56 @@ def tiff_pixels(file: File, bands: int, max_pixels: int) -> torch.Tensor:
     """A TIFF of any number of bands, planar or chunky or one page each; simple pictures are PIL's."""
     import tifffile
 
-    with tifffile.TiffFile(opened(file)) as tiff:
+    stored = None
+    with failures_in_words(file), tifffile.TiffFile(opened(file)) as tiff:
         page: Any = tiff.pages.first
-        check_pixels(file, page.imagelength, page.imagewidth, max_pixels)
-        alike = equal_series(tiff)
+        needed = decoded_bytes(page.samplesperpixel, page.dtype or np.uint8)
+        check_pixels(file, page.imagelength, page.imagewidth, max_pixels, needed)
+        alike = equal_series(tiff, file)
         if not seen_as_picture(page, alike, bands):
-            return as_bands(bands_first(alike), bands, file)
-    return picture_pixels(read_image(file, max_pixels), bands, file)
+            check_pixels(file, page.imagelength, page.imagewidth, max_pixels, series_bytes(alike, page))
+            stored = bands_first(alike)
+    if stored is None:
+        return picture_pixels(read_image(file, max_pixels), bands, file)
+    return as_bands(stored, bands, file)
+
+
+def numbers_per_pixel(alike: Sequence[Any], page: Any) -> int:
+    """How many numbers series of pages hold for each pixel of a page."""
+    return sum(math.prod(each.shape) for each in alike) // (page.imagelength * page.imagewidth)
+
+
+def series_bytes(alike: Sequence[Any], page: Any) -> int:
+    """The memory for each pixel when series of pages are read."""
+    return decoded_bytes(numbers_per_pixel(alike, page), alike[0].dtype or np.uint8)
 
 
 def seen_as_picture(page: Any, alike: Sequence[Any], bands: int) -> bool:
     """Whether a TIFF's first page is read as PIL's picture, and not its series `alike` as the bands."""
-    stored = sum(int(np.prod(each.shape)) for each in alike) // (page.imagelength * page.imagewidth)
+    stored = numbers_per_pixel(alike, page)
     picture = page.bitspersample <= 8 and page.samplesperpixel in PICTURE_TIFFS.get(page.photometric, ())
     pages_are_bands = stored != page.samplesperpixel and stored == bands
     return picture and not pages_are_bands and bands in (1, 3)
 
 
-def equal_series(tiff: Any) -> list[Any]:
+def equal_series(tiff: Any, file: object) -> list[Any]:
     """A TIFF's first series of pages and those of the same shape and type: not its thumbnails, overviews or masks."""
+    check_complete(tiff, file)
     first = tiff.series[0]
     return [
         each for each in tiff.series if (each.shape, each.dtype, each.axes) == (first.shape, first.dtype, first.axes)
     ]
+
+
+def check_complete(tiff: Any, file: object) -> None:
+    """Refuse a TIFF that was cut off between its pages: tifffile reads those that are left, which are other bands."""
+    layout, stream = tiff.tiff, tiff.filehandle
+    last = tiff.pages[len(tiff.pages) - 1].offset
+    stream.seek(last)
+    (tags,) = struct.unpack(layout.tagnoformat, stream.read(layout.tagnosize))
+    stream.seek(last + layout.tagnosize + tags * layout.tagsize)
+    if any(stream.read(layout.offsetsize)):  # where the next page would begin
+        raise ImageFileError(f"{file}: the file ends before its last page: copy or download it again")
 
 
 def bands_first(alike: Sequence[Any]) -> np.ndarray:
@@ -129,15 +172,16 @@ def bands_first(alike: Sequence[Any]) -> np.ndarray:
 
 def read_array(file: File) -> np.ndarray:
     """A .npy file, never one with pickled objects; a file on a disk is mapped, and read where it is used."""
-    if isinstance(file, ImageBytes):
-        return np.load(opened(file), allow_pickle=False)
-    return np.load(file, mmap_mode="r", allow_pickle=False)
+    with failures_in_words(file):
+        if isinstance(file, ImageBytes):
+            return np.load(opened(file), allow_pickle=False)
+        return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 def array_pixels(array: np.ndarray, bands: int, file: object, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """An array (H, W), (C, H, W) or (H, W, C) as (C, H, W); where both ends could be the bands, the first is."""
     array = channels_in_front(array, (bands, 1), file)
-    check_pixels(file, array.shape[1], array.shape[2], max_pixels)
+    check_pixels(file, array.shape[1], array.shape[2], max_pixels, decoded_bytes(len(array), array.dtype))
     return as_bands(array, bands, file)
 
 
@@ -164,11 +208,12 @@ def read_mask(file: File, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     start = first_bytes(file)
     if start.startswith(JPEG):
         raise ImageFileError(f"{file}: a mask has to be stored without loss, and JPEG blurs its values: use PNG")
-    with failures_in_words(file):
-        if start.startswith(TIFFS):
-            return array_mask(tiff_numbers(file, max_pixels), file)
-        if start.startswith(NUMPY):
-            return array_mask(channels_in_front(read_array(file), (1, 3, 4), file), file)
+    if start.startswith(TIFFS):
+        return array_mask(tiff_numbers(file, max_pixels), file)
+    if start.startswith(NUMPY):
+        array = channels_in_front(read_array(file), (1, 3, 4), file)
+        check_pixels(file, array.shape[1], array.shape[2], max_pixels, decoded_bytes(len(array), array.dtype))
+        return array_mask(array, file)
     return picture_mask(read_image(file, max_pixels), file)
 
 
@@ -188,14 +233,17 @@ def tiff_numbers(file: File, max_pixels: int) -> np.ndarray:
     """A TIFF's numbers as they are stored, (C, H, W)."""
     import tifffile
 
-    with tifffile.TiffFile(opened(file)) as tiff:
+    with failures_in_words(file), tifffile.TiffFile(opened(file)) as tiff:
         page: Any = tiff.pages.first
-        check_pixels(file, page.imagelength, page.imagewidth, max_pixels)
-        return bands_first(tiff.series[:1])
+        series = tiff.series[:1]
+        check_pixels(file, page.imagelength, page.imagewidth, max_pixels, series_bytes(series, page))
+        check_complete(tiff, file)
+        return bands_first(series)
 
 
 def array_mask(array: np.ndarray, file: object) -> torch.Tensor:
     """An array (C, H, W) as a mask: one channel has values, three or four of 8 bits have colours."""
+    check_sides(file, *array.shape[1:])
     if len(array) in (3, 4) and array.dtype == np.uint8:
         return torch.from_numpy(np.array(array[:3], order="C"))
     if len(array) != 1:
@@ -212,10 +260,12 @@ def whole_numbers(values: np.ndarray, file: object) -> np.ndarray:
         raise ImageFileError(f"{file}: values of type {values.dtype} are no numbers that a mask can have")
     with np.errstate(invalid="ignore"):
         whole = values.astype(np.int64, order="C")
-    if values.dtype.kind == "f" and not np.array_equal(whole, values):
+    if (values.dtype.kind == "f" or values.dtype == np.uint64) and not np.array_equal(whole, values):
         odd = values[whole != values].flat[0]
-        raise ImageFileError(f"{file}: a mask has whole numbers for its classes, and this has values such as {odd}")
+        raise ImageFileError(
+            f"{file}: a mask has whole numbers of up to 64 bits for its classes, and this has values such as {odd}"
+        )
     return whole
 
 
-__all__ = ["array_pixels", "picture_pixels", "read_mask", "read_pixels"]
+__all__ = ["array_pixels", "picture_pixels", "read_mask", "read_picture", "read_pixels"]

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from .datasets import RawDataset
-from .raw_values import Raw
+from .raw_values import ClassTableError, Raw
 from .samples import Person, RawSample
 
-VERSION = 2  # of what is remembered
+VERSION = 3  # of what is remembered
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,31 @@ class SampleFacts:
 
 def facts_of(dataset: RawDataset, index: int) -> SampleFacts:
     """Read a sample."""
+    name = dataset.name(index)
     try:
         sample = dataset.raw(index)
+    except (ValueError, OSError) as error:  # sources of plugins may leave out which sample they mean
+        return SampleFacts(name, fault=named(error, name, name, dataset.where(index)))
+    try:
         values = raw_counts(dataset, sample)
-    except (ValueError, OSError) as error:  # sources say in words what is wrong, those of plugins in any way
-        reason, where = str(error) or type(error).__name__, dataset.where(index)
-        named = where in reason or dataset.name(index) in reason
-        return SampleFacts(dataset.name(index), fault=reason if named else f"{where}: {reason}")
+    except ClassTableError as error:
+        return SampleFacts(name, fault=named(error, dataset.where(index), name))
     shape = tuple(sample.image.shape)
     digest = hashlib.blake2b(repr(shape).encode(), digest_size=16)
     digest.update(sample.image.numpy().tobytes())
     return SampleFacts(
-        name=dataset.name(index),
+        name=name,
         shape=shape,
         dtype=str(sample.image.dtype).removeprefix("torch."),
         values=tuple(values.items()),
         digest=digest.hexdigest(),
     )
+
+
+def named(error: Exception, where: str, *names: str) -> str:
+    """An error's sentence, which begins with `where` unless it has that or one of `names` in it."""
+    reason = str(error) or type(error).__name__
+    return reason if any(name in reason for name in (where, *names)) else f"{where}: {reason}"
 
 
 def raw_counts(dataset: RawDataset, sample: RawSample) -> Mapping[Raw, int]:

@@ -10,7 +10,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # for all events with a model
+# For all events with a model, which computes for one of them at a time while others read images and write results.
+CALLS: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "model"}
 
 
 def on_gpu(work: Callable[..., Any], seconds: Callable[..., int]) -> Callable[..., Any]:
@@ -32,4 +33,4 @@ def on_spaces() -> bool:
     return found is not None and found.origin is not None
 
 
-__all__ = ["ONE_AT_A_TIME", "on_gpu", "zero_gpu"]
+__all__ = ["CALLS", "on_gpu", "zero_gpu"]

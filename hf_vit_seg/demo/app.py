@@ -5,18 +5,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from . import NUCLEI
 from .accelerator import zero_gpu
 from .batch_tab import BatchTab
 from .catalogue import Catalogue, default_models, example_images
 from .classification_tab import ClassificationTab
+from .guarded_page import GuardedPage
 from .pose_tab import PoseTab
+from .reading import READERS
+from .request_limits import RequestLimits
 from .segmentation_tab import SegmentationTab
+from .upload_folder import SECONDS_KEPT, private_folder, sweep_regularly
 from .uploads import MEGABYTES
 
 WAITING = 20  # visitors in the queue, at most
-SECONDS_KEPT = 3600  # of uploads and results
 CSS = ".gradio-container { max-width: 1480px !important; } .intro p { opacity: 0.75; }"
 # Fonts of the visitor's own system: nothing is fetched from elsewhere.
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
@@ -27,9 +31,9 @@ Give an image, and point at what was found in it. All of it can also be called f
 """
 
 
-def build(catalogue: Catalogue) -> gr.Blocks:
+def build(catalogue: Catalogue) -> GuardedPage:
     """The page for some models."""
-    with gr.Blocks(
+    with GuardedPage(
         title="hf_vit_seg", analytics_enabled=False, delete_cache=(SECONDS_KEPT, SECONDS_KEPT), fill_width=True
     ) as page:
         gr.Markdown(INTRODUCTION, elem_classes="intro")
@@ -49,13 +53,14 @@ def build(catalogue: Catalogue) -> gr.Blocks:
             if "pose" in tasks:
                 with gr.Tab("Pose"):
                     PoseTab(catalogue)
-    page.queue(max_size=WAITING, default_concurrency_limit=1)
+    page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     return page
 
 
 def start(models: Sequence[str], port: int | None = None, share: bool = False, **options: Any) -> Any:
     """See `hf_vit_seg.demo.launch`."""
     catalogue = Catalogue(models or default_models(), keep_all=zero_gpu())
+    folder = private_folder()  # before the page is built: its components remember it
     for failure in catalogue.failures:
         print(f"hf-vit-seg: {failure}", file=sys.stderr)
     settings = {
@@ -67,7 +72,17 @@ def start(models: Sequence[str], port: int | None = None, share: bool = False, *
         "ssr_mode": False,
         "footer_links": ["api"],
     }
-    return build(catalogue).launch(**(settings | options))
+    app_settings = dict(options.pop("app_kwargs", None) or {})
+    app_settings["middleware"] = [Middleware(RequestLimits), *app_settings.get("middleware", ())]
+    page = build(catalogue)
+    READERS.start()
+    sweep_regularly(folder, lambda: kept_files(page), page.closed)
+    return page.launch(**(settings | options), app_kwargs=app_settings)
+
+
+def kept_files(page: gr.Blocks) -> list[str]:
+    """Files of the page itself, such as its examples."""
+    return [path for block in list(page.blocks.values()) for path in getattr(block, "keep_in_cache", ())]
 
 
 __all__ = ["build", "start"]

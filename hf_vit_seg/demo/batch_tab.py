@@ -15,11 +15,12 @@ from hf_vit_seg.inference.prediction import OVERLAY, Job, Wishes, plan, write
 from hf_vit_seg.inference.protocols import Protocol
 from hf_vit_seg.inference.segmentation import Segmentation
 
-from .accelerator import ONE_AT_A_TIME
+from .accelerator import CALLS
 from .catalogue import Catalogue
 from .file_segmentation import MOST_SEEN, USUAL_WINDOW, WHOLE, protocol_of, segment_file
 from .segmentation_tab import Choices
-from .uploads import MOST_FILES, cleared_on_failure, fresh_folder, in_words, told
+from .upload_folder import fresh_folder
+from .uploads import MOST_FILES, cleared_on_failure, files_input, in_words, told
 
 MOST_CLASSES = 4  # that are named for a file
 
@@ -31,7 +32,7 @@ class BatchTab:
         self.catalogue = catalogue
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                files = gr.File(file_count="multiple", label=f"Images (at most {MOST_FILES}), also TIFF and .npy")
+                files = files_input(f"Images (at most {MOST_FILES}), also TIFF and .npy")
                 choices = Choices.shown(catalogue.titles("segmentation"))
                 with gr.Row():
                     start = gr.Button("Segment all", variant="primary", min_width=100)
@@ -42,7 +43,7 @@ class BatchTab:
                 archive = gr.File(label="All label maps, overlays and reports", interactive=False)
         results = [gallery, table, archive]
         segmenting = start.click(
-            self.segment_files, [files, *choices.components], results, api_name="segment_files", **ONE_AT_A_TIME
+            self.segment_files, [files, *choices.components], results, api_name="segment_files", **CALLS
         )
         cleared_on_failure(segmenting, results)
         stop.click(None, cancels=[segmenting], api_visibility="private")

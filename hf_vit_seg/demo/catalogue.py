@@ -3,13 +3,16 @@
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
 from hf_vit_seg.inference.classifier import Classifier
@@ -23,6 +26,7 @@ from hf_vit_seg.inference.segmenter import Segmenter
 
 from . import ENVIRONMENT, NUCLEI
 from .accelerator import on_gpu
+from .reading import TimeLimitError
 from .uploads import told
 
 # Of the images in examples/nuclei, those that are installed with the package.
@@ -35,6 +39,8 @@ LOADERS: Mapping[str, Callable[[str], Any]] = {
 }
 # Of ZeroGPU, for any call and for a million pixels that a model sees: more than large models take.
 SECONDS, SECONDS_PER_MILLION = 10, 1
+SECONDS_COMPUTING = 120  # for one image
+SECONDS_WAITING = 300  # for the images of others
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,12 @@ class Entry:
 class Catalogue:
     """The models that a demo offers. ModelError when none can be used; `failures` has a sentence for each that cannot.
 
-    The last three that were used stay in memory, or all of them with `keep_all`, which loads them at once. `call` is
-    `called`, on a GPU of ZeroGPU where there is one.
+    The last three that were used stay in memory, or all of them with `keep_all`, which loads them at once.
     """
 
     def __init__(self, names: Sequence[str], keep_all: bool = False):
         self.failures: list[str] = []
+        self.keep_all = keep_all
         found: dict[tuple[str, ...], Entry] = {}
         for name in names:
             try:
@@ -63,8 +69,9 @@ class Catalogue:
             except ModelError as error:
                 self.failures.append(str(error))
         self.entries = dict(zip(titles_of(list(found)), found.values(), strict=True))
-        self.load = lru_cache(None if keep_all else KEPT)(self.loaded)
-        self.call = on_gpu(self.called, seconds)
+        self.kept = lru_cache(None if keep_all else KEPT)(self.loaded)
+        self.loading, self.computing = Lock(), Lock()
+        self.lent = on_gpu(self.called, seconds)
         if keep_all:
             self.load_all()
         if not self.entries:
@@ -79,12 +86,31 @@ class Catalogue:
                 self.failures.append(str(error))
                 del self.entries[title]
 
+    def load(self, title: str) -> Any:
+        """A model, ready to be called. ModelError when it cannot be loaded after all."""
+        if self.keep_all:  # loaded at the start; the processes of ZeroGPU have no use for a lock of this one
+            return self.kept(title)
+        with self.loading:
+            return self.kept(title)
+
+    def call(self, title: str, *inputs: Any, pixels: int = 0) -> Any:
+        """`called`, on a GPU of ZeroGPU where there is one, for one visitor at a time.
+
+        TimeLimitError when others keep the model busy for too long.
+        """
+        if not self.computing.acquire(timeout=SECONDS_WAITING):
+            raise TimeLimitError("the server is busy with other images: try again later")
+        try:
+            return self.lent(title, *inputs, pixels=pixels)
+        finally:
+            self.computing.release()
+
     def titles(self, task: str) -> list[str]:
         """What the models of a task are called."""
         return [title for title, entry in self.entries.items() if entry.task == task]
 
     def loaded(self, title: str) -> Any:
-        """A model, ready to be called with an image. ModelError when it cannot be loaded after all."""
+        """As `load`, anew."""
         entry = self.entries[title]
         try:
             return LOADERS[entry.task](entry.place)
@@ -102,8 +128,17 @@ class Catalogue:
 
 
 def segmented(segmenter: Segmenter, protocol: Protocol, prepared: Prepared) -> Segmentation:
-    """Segment a prepared image by a protocol."""
-    return segmenter.with_protocol(protocol).segment(prepared)
+    """Segment a prepared image by a protocol. TimeLimitError, before the next window, when it takes too long."""
+    segmenter = segmenter.with_protocol(protocol)
+    logits, end = segmenter.logits, time.monotonic() + SECONDS_COMPUTING
+
+    def in_time(pixel_values: torch.Tensor) -> torch.Tensor:
+        if time.monotonic() > end:
+            raise TimeLimitError(f"the model takes longer than {SECONDS_COMPUTING} s: give a smaller image")
+        return logits(pixel_values)
+
+    segmenter.logits = in_time
+    return segmenter.segment(prepared)
 
 
 def seconds(title: str, *inputs: Any, pixels: int = 0) -> int:

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import gradio as gr
 
-from hf_vit_seg.data.pixels import read_pixels
-
-from .accelerator import ONE_AT_A_TIME
+from .accelerator import CALLS
 from .catalogue import Catalogue
-from .uploads import MOST_PIXELS, cleared_on_failure, model_choice, photo_input, told
+from .reading import READERS
+from .uploads import cleared_on_failure, model_choice, photo_input, told
 
 TOP = 5  # classes that are named
 
@@ -31,7 +30,7 @@ class ClassificationTab:
             [label],
             api_name="classify",
             trigger_mode="always_last",
-            **ONE_AT_A_TIME,
+            **CALLS,
         )
         cleared_on_failure(classifying, [label])
 
@@ -40,7 +39,7 @@ class ClassificationTab:
         if image is None:
             return None
         with told(Path(image)):
-            pixels = read_pixels(Path(image), self.catalogue.load(model).channels, MOST_PIXELS)
+            pixels = READERS.read(Path(image), self.catalogue.load(model).channels)
             return dict(self.catalogue.call(model, pixels, TOP))
 
 

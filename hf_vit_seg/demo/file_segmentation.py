@@ -1,16 +1,20 @@
 """Segmenting one uploaded file as its visitor asks for."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hf_vit_seg.data.image_files import ImageFile
-from hf_vit_seg.inference.prediction import Job, Wishes, read, report
-from hf_vit_seg.inference.preparation import Prepared
+from hf_vit_seg.data.pictures import picture
+from hf_vit_seg.inference.prediction import Job, Wishes, report
+from hf_vit_seg.inference.preparation import Prepared, milliseconds_since
 from hf_vit_seg.inference.protocols import Protocol
 from hf_vit_seg.inference.segmentation import Segmentation
+from hf_vit_seg.inference.segmenter import Segmenter
 
 from .catalogue import Catalogue
+from .reading import READERS
 from .uploads import MOST_PIXELS
 
 WHOLE, SLIDING = "whole image", "sliding window"
@@ -62,6 +66,17 @@ def pixels_seen(protocol: Protocol, prepared: Prepared) -> int:
     return protocol.views * once
 
 
+def check_resized(segmenter: Segmenter, name: Path, size: tuple[int, int]) -> None:
+    """Refuse an image of `size` that the protocol would resize to more pixels than a model sees for a call."""
+    protocol = segmenter.protocol.model_copy(update={"divisor": segmenter.protocol.divisor or 1})
+    height, width = protocol.sides(size, 1, segmenter.processor) or size
+    if height * width > MOST_SEEN:
+        raise ValueError(
+            f"{name}: the image of {size[1]}x{size[0]} pixels would be resized to {width}x{height}, "
+            f"{height * width / 1e6:.1f} million pixels of at most {MOST_SEEN / 1e6:g} million: crop it"
+        )
+
+
 def segment_file(catalogue: Catalogue, title: str, protocol: Protocol, path: Path, left: int = MOST_SEEN) -> Found:
     """Segment an image file. ImageFileError for one that is no image, is broken or too large.
 
@@ -70,7 +85,12 @@ def segment_file(catalogue: Catalogue, title: str, protocol: Protocol, path: Pat
     segmenter = catalogue.load(title).with_protocol(protocol)
     name = Path(path.name)  # its place on the server is nobody's business
     wishes = Wishes(model=title, max_pixels=MOST_PIXELS)
-    prepared, milliseconds = read(segmenter, Job(ImageFile(path, name), path), wishes)
+    start = time.perf_counter()
+    pixels = READERS.read(path, segmenter.channels)
+    milliseconds = milliseconds_since(start)
+    check_resized(segmenter, name, (pixels.shape[1], pixels.shape[2]))
+    prepared = segmenter.prepare(pixels)
+    prepared = replace(prepared, picture=prepared.picture or picture(pixels))
     height, width = prepared.pixel_values.shape[-2:]
     if segmenter.protocol.window is None and height * width > MOST_AT_ONCE:
         segmenter = segmenter.with_protocol(windows(LARGEST_WINDOW, segmenter.protocol.flip))

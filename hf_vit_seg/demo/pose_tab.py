@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.data.pictures import picture
-from hf_vit_seg.data.pixels import read_pixels
 from hf_vit_seg.inference.overlays import resized_picture, shown_size
 from hf_vit_seg.inference.pose_estimator import Box
 from hf_vit_seg.inference.skeletons import LEAST_SCORE, with_skeletons
 
-from .accelerator import ONE_AT_A_TIME
+from .accelerator import CALLS
 from .catalogue import Catalogue
+from .reading import READERS
 from .segmentation_view import LONGEST_SIDE
-from .uploads import MOST_PIXELS, cleared_on_failure, model_choice, photo_input, told
+from .uploads import cleared_on_failure, model_choice, photo_input, told
 
 KEYPOINTS = ("keypoint", "x", "y", "score")
 
@@ -45,7 +45,7 @@ class PoseTab:
             [skeleton, table],
             api_name="estimate_pose",
             trigger_mode="always_last",
-            **ONE_AT_A_TIME,
+            **CALLS,
         )
         cleared_on_failure(estimating, [skeleton, table])
 
@@ -55,7 +55,7 @@ class PoseTab:
             return None, None
         with told(Path(image)):
             estimator = self.catalogue.load(model)
-            pixels = read_pixels(Path(image), estimator.channels, MOST_PIXELS)
+            pixels = READERS.read(Path(image), estimator.channels)
             found = self.catalogue.call(model, pixels, box_of(box, pixels.shape[1], pixels.shape[2]))
             return drawn(picture(pixels), found), rows_of(estimator.names, found)
 

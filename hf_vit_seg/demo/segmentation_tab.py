@@ -10,7 +10,7 @@ import gradio as gr
 from hf_vit_seg.inference.prediction import json_text
 
 from . import NUCLEI
-from .accelerator import ONE_AT_A_TIME
+from .accelerator import CALLS
 from .catalogue import Catalogue
 from .file_segmentation import (
     LARGEST_WINDOW,
@@ -24,7 +24,8 @@ from .file_segmentation import (
     segment_file,
 )
 from .segmentation_view import segmentation_view, view_of
-from .uploads import cleared_on_failure, fresh_folder, model_choice, photo_input, told
+from .upload_folder import fresh_folder
+from .uploads import cleared_on_failure, model_choice, photo_input, told
 
 AREAS = ("class", "pixels", "share in %")
 
@@ -89,7 +90,7 @@ class SegmentationTab:
             api_visibility="private",
             trigger_mode="always_last",
             show_progress_on=[view],
-            **ONE_AT_A_TIME,
+            **CALLS,
         )
         cleared_on_failure(showing, shown)
         # For programs alone, which have no use for the view.
@@ -99,7 +100,7 @@ class SegmentationTab:
             [photo, *choices.components],
             [table, labels, text],
             api_name="segment",
-            **ONE_AT_A_TIME,
+            **CALLS,
         )
 
     def found(self, image: str, model: str, view: str, window: float, flip: bool) -> Found:

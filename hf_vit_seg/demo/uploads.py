@@ -1,10 +1,11 @@
 """What visitors choose and upload: within limits, and refused in words."""
 
 import logging
-from collections.abc import Iterator
+import re
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, Literal
 
 import gradio as gr
@@ -15,25 +16,73 @@ from hf_vit_seg.data.image_files import ImageSizeError
 MEGABYTES = 30  # of a file
 MOST_PIXELS = 25_000_000  # of an image
 MOST_FILES = 20  # of a batch
+SUBFOLDER = re.compile("[0-9a-f]{64}")  # of an upload: gradio's salted hash; of results: random
 
 logger = logging.getLogger(__name__)
+
+
+class ForeignFileError(ValueError):
+    """A file that is no upload to this server; the sentence is the same whether it exists or not."""
+
+    def __init__(self) -> None:
+        super().__init__("the file was not uploaded to this server, or has been deleted since: upload it again")
+
+
+def uploaded_file(payload: Any) -> Path:
+    """The file of a payload that gradio's client made of an upload: {"path": ...}.
+
+    ForeignFileError for everything but a regular file in one of the subfolders of the upload folder, whose names cannot
+    be guessed. Nothing outside the upload folder is looked at.
+    """
+    folder = Path(get_upload_folder()).resolve()
+    path = payload.get("path") if isinstance(payload, Mapping) else None
+    try:
+        if not isinstance(path, str) or not path.startswith(str(folder)):
+            raise ForeignFileError
+        own, name = Path(path).relative_to(folder).parts
+        place = folder / own / name
+        if (
+            not SUBFOLDER.fullmatch(own)
+            or place.resolve(strict=True) != place
+            or not stat.S_ISREG(place.lstat().st_mode)
+        ):
+            raise ForeignFileError
+    except (OSError, ValueError):
+        raise ForeignFileError from None
+    return place
 
 
 def photo_input(label: str, height: int) -> gr.Image:
     """An image from a file, the clipboard or a camera, which functions get as the path of the file as it was sent.
 
-    gradio would decode it, and fail without a word where it is broken; reading it is our own work.
+    gradio would decode it, and fail without a message where it is broken; reading it is our own work.
     """
     sources: list[Literal["upload", "webcam", "clipboard"]] = ["upload", "webcam", "clipboard"]
     photo = gr.Image(label=label, height=height, type="filepath", image_mode=None, sources=sources)
-    decoded = photo.preprocess
-    photo.preprocess = lambda payload: payload.path if payload and payload.path else decoded(payload)
+    photo.preprocess = lambda payload: payload and payload.path
     return photo
+
+
+def files_input(label: str) -> gr.File:
+    """Several files, which functions get as paths. gradio would leave an empty temporary file for each."""
+    files = gr.File(file_count="multiple", label=label)
+    files.preprocess = paths_of
+    return files
+
+
+def paths_of(payload: Any) -> list[str] | None:
+    """The paths of gradio's files."""
+    return None if payload is None else [file.path for file in payload]
 
 
 def model_choice(titles: list[str]) -> gr.Dropdown:
     """The models of a tab, the first one chosen."""
     return gr.Dropdown(titles, value=titles[0], label="Model", interactive=True)
+
+
+def failure_text(error: Exception) -> str:
+    """What a visitor is told of an error that nobody foresaw."""
+    return f"the server failed at this ({type(error).__name__}), its log says where: try another image or model"
 
 
 def in_words(error: Exception, path: Path | None = None) -> str:
@@ -45,7 +94,7 @@ def in_words(error: Exception, path: Path | None = None) -> str:
         return error.message
     if not isinstance(error, ValueError):
         logger.error("a call of the demo failed", exc_info=error)
-        return f"the server failed at this ({type(error).__name__}), its log says where: try another image or model"
+        return failure_text(error)
     text = error.fact if isinstance(error, ImageSizeError) else str(error)
     return text if path is None else text.replace(str(path), path.name)
 
@@ -66,21 +115,17 @@ def cleared_on_failure(event: Any, outputs: list[Any]) -> None:
     event.failure(lambda: [None] * len(outputs), None, outputs, queue=False, api_visibility="private")
 
 
-def fresh_folder() -> Path:
-    """A new folder among gradio's files, which it deletes when they are old."""
-    folder = Path(get_upload_folder()) / token_hex(16)
-    folder.mkdir(parents=True)
-    return folder
-
-
 __all__ = [
     "MEGABYTES",
     "MOST_FILES",
     "MOST_PIXELS",
+    "ForeignFileError",
     "cleared_on_failure",
-    "fresh_folder",
+    "failure_text",
+    "files_input",
     "in_words",
     "model_choice",
     "photo_input",
     "told",
+    "uploaded_file",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hf_vit_seg.directory_lock import locked_directory
 from hf_vit_seg.inference.loading import ModelError
 from hf_vit_seg.inference.runtimes import RuntimeModel
 from hf_vit_seg.inference.segmenter import Segmenter
@@ -57,11 +58,11 @@ def export_model(
     `score`, such as a mean IoU, is measured on the model and on the program, in 8 bits. Nothing is left in `out`
     unless the proof succeeds: then the file of the format, config.json, preprocessor_config.json and the proof,
     parity.json. RecordError for a wish that the format or the model cannot fulfil, ParityError for a program that
-    disagrees.
+    disagrees, InUseError when another process writes `out`.
     """
     check(segmenter, out, name, exporter, wish, overwrite)
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
+    with locked_directory(out), tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
+        check(segmenter, out, name, exporter, wish, overwrite)  # another export may have written it
         path = Path(folder) / exporter.file
         geometry = Geometry(segmenter.channels, wish.size, wish.batch)
         dtype = getattr(torch, wish.dtype)

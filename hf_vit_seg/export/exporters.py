@@ -22,6 +22,7 @@ from .calibration import Calibration
 from .forms import Target
 from .graphs import Geometry, recorded
 from .onnx_names import name_axes, without_origins
+from .torchscript_records import without_debug_records
 
 LARGEST_FILE = 1_800_000_000  # bytes of weights; an ONNX file ends at 2 GiB, larger weights go into a second one
 
@@ -157,6 +158,7 @@ class TorchScriptExporter(Exporter):
         with quiet(), torch.no_grad():
             traced = torch.jit.trace(graph, geometry.example(dtype), check_trace=False)
             torch.jit.save(torch.jit.freeze(traced), str(path))
+        without_debug_records(path)
 
 
 class ExecuTorchExporter(Exporter):

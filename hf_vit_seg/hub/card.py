@@ -12,10 +12,10 @@ import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
 from hf_vit_seg.inference.palettes import class_palette
+from hf_vit_seg.local_paths import publishable, publishable_path
 from hf_vit_seg.provenance import CARD, MARK, card_metadata
 from hf_vit_seg.remote_code import packages_needed
 from hf_vit_seg.training.metrics_report import COLUMNS, UNITS, MetricsReport, about, decimal, title_of
-from hf_vit_seg.training.recipe_files import recipe_text
 
 from .evaluation_results import eval_results
 from .heads import HEADS
@@ -45,7 +45,7 @@ def is_written(card: str) -> bool:
 def card_data(model: ModelDirectory, repo_id: str) -> ModelCardData:
     """The metadata: what people wrote in the directory's card, and what follows from the model where they did not."""
     head, scores = HEADS[model.auto_class], [name for report in model.reports for name in report.numbers()]
-    written = card_metadata(model.path)
+    written = own_metadata(model)
     derived = {
         "library_name": "transformers",
         "pipeline_tag": head.tag,
@@ -61,6 +61,13 @@ def card_data(model: ModelDirectory, repo_id: str) -> ModelCardData:
     if derived["eval_results"]:
         metadata.pop("model-index", None)  # of an earlier push
     return ModelCardData(**metadata)
+
+
+def own_metadata(model: ModelDirectory) -> dict[str, Any]:
+    """The metadata in the directory's card, without paths of this machine: models and datasets are Hub ids."""
+    ids = {name: list(getattr(model.provenance, name)) for name in ("base_model", "datasets")}
+    written = publishable(card_metadata(model.path))
+    return {name: ids.get(name, value) for name, value in written.items() if ids.get(name, True)}
 
 
 def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str, Any]:
@@ -88,7 +95,7 @@ def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str,
         "reports": [report_facts(report) for report in model.reports],
         "labels": labels,
         "coloured": bool(labels) and len(labels[0]) == 3,
-        "recipe": None if model.recipe is None else recipe_text(model.recipe).rstrip(),
+        "recipe": None if model.recipe_text is None else model.recipe_text.rstrip(),
         "training": training(model),
     }
 
@@ -176,7 +183,10 @@ def training(model: ModelDirectory) -> str:
     if model.recipe is None:
         return ""
     recipe, loop = model.recipe, model.recipe.loop
-    start = recipe.model.from_pretrained or f"{recipe.model.architecture} {recipe.model.variant} from scratch"
+    start = (
+        publishable_path(recipe.model.from_pretrained or "")
+        or f"{recipe.model.architecture} {recipe.model.variant} from scratch"
+    )
     length = f"{loop.steps} steps" if loop.steps else f"{loop.epochs:g} epochs"
     return (
         f"Trained as {start}, {length} of {loop.batch_size} x {loop.accumulation} images per process, with "

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -15,13 +15,14 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.entry_points import PACKAGE, Plugin
 from hf_vit_seg.inference.loading import first_sentence
+from hf_vit_seg.local_paths import is_local_path
 from hf_vit_seg.plugins import heads, plugins
 from hf_vit_seg.provenance import Provenance, card_metadata, provenance_from
 from hf_vit_seg.remote_code import code_of, file_of
 from hf_vit_seg.training.metrics_report import EVALUATION, MetricsReport, read_report
 from hf_vit_seg.training.metrics_report import FILE as METRICS
 from hf_vit_seg.training.recipe import Recipe
-from hf_vit_seg.training.recipe_files import load_recipe
+from hf_vit_seg.training.recipe_files import load_recipe, publishable_recipe_text
 from hf_vit_seg.training.run_directory import RECIPE, RunDirectory
 from hf_vit_seg.training.run_log import FILE as LOG
 from hf_vit_seg.training.sample_pictures import FOLDER as SAMPLES
@@ -82,6 +83,13 @@ class ModelDirectory:
         return load_recipe(self.path / RECIPE) if (self.path / RECIPE).is_file() else None
 
     @cached_property
+    def recipe_text(self) -> str | None:
+        """That recipe's file as it is published: without paths of this machine."""
+        if self.recipe is None:
+            return None
+        return publishable_recipe_text((self.path / RECIPE).read_text(encoding="utf-8"))
+
+    @cached_property
     def evaluations(self) -> list[Path]:
         """Folders with what was measured: by training, by its run on the test split, and by `evaluate`."""
         run = [] if self.run is None else [RunDirectory(self.run).test]
@@ -91,7 +99,7 @@ class ModelDirectory:
     @cached_property
     def reports(self) -> list[MetricsReport]:
         """What was measured; of the same data in the same way, what was measured last."""
-        found = [read_report(folder / METRICS) for folder in self.evaluations]
+        found = [with_hub_data(read_report(folder / METRICS)) for folder in self.evaluations]
         return list({(each.split, each.dataset, each.dataset_split, each.protocol): each for each in found}.values())
 
     @cached_property
@@ -181,6 +189,11 @@ class ModelDirectory:
     def distributions(self) -> list[str]:
         """All that must be installed where the model shall run, beside transformers."""
         return [package.partition(" ")[0] for package in self.packages] + self.backends
+
+
+def with_hub_data(report: MetricsReport) -> MetricsReport:
+    """A report whose dataset is one of the Hub, or none: a folder is nobody else's."""
+    return replace(report, dataset=None, dataset_split=None) if is_local_path(report.dataset or "") else report
 
 
 def reference(kind: type) -> str:

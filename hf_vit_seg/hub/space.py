@@ -4,7 +4,8 @@ The Space carries this package as files beside its app.py, with the metadata by 
 what was tested here, whether or not the package is published anywhere; the packages it needs are pinned.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import distribution
 from importlib.resources import files
@@ -22,6 +23,7 @@ from hf_vit_seg.provenance import CARD, Provenance, short_card
 
 from .model_directory import ModelDirectory, model_directory
 from .pins import SDK, installed, pins, python_version
+from .privacy import check_private
 from .push import contents
 from .repository import PushError, Target, commit, settled
 
@@ -33,22 +35,44 @@ LEFT_OUT = {"__pycache__", "train", "masks"}  # folders
 METADATA = ("METADATA", "PKG-INFO"), ("entry_points.txt",)  # of an installation, by either of their names
 
 
+@dataclass(frozen=True)
+class PreparedSpace:
+    """A Space that is ready to be pushed: its files by their path in it, and the model that it will show."""
+
+    target: Target
+    content: Mapping[str, Path | bytes]
+    model: str
+
+    def commit(self) -> CommitInfo:
+        """Publish it. PushError when that is not possible."""
+        done = commit(self.target, self.content, is_replaced, repo_type="space", space_sdk="gradio")
+        if not self.target.create_pr:  # whose files the running Space does not have yet
+            name_model(self.target.repo_id, self.model)
+        return done
+
+
 def push_space(model: str, target: Target) -> CommitInfo:
     """Publish a Space that shows a model: a local directory, which is carried along, a Hub id, or the built-in nuclei.
 
     PushError, in one sentence, when that is not possible.
     """
+    return prepare_space(model, target).commit()
+
+
+def prepare_space(model: str, target: Target, *, dry_run: bool = False) -> PreparedSpace:
+    """All that `push_space` would publish, checked for paths of this machine and for tokens, and not sent yet.
+
+    In a `dry_run` the Hub is not asked whether the target can be pushed to. PushError.
+    """
     directory = model_directory(Path(model)) if Path(model).exists() else None
     linked = [] if directory or model == NUCLEI else [on_the_hub(model)]
-    target = settled(target, "space")
+    target = target if dry_run else settled(target, "space")
     content = space_files() | carried(directory, target.repo_id)
     known = None if directory is None else directory.provenance
     content[CARD] = front_page(folder(f"{PACKAGE}.space") / CARD, target.repo_id, linked, known)
     content[PINS] = "".join(f"{line}\n" for line in pins(directory.distributions if directory else ())).encode()
-    done = commit(target, content, is_replaced, repo_type="space", space_sdk="gradio")
-    if not target.create_pr:  # whose files the running Space does not have yet
-        name_model(target.repo_id, model if directory is None else MODEL)
-    return done
+    check_private(content, target.message, None if directory is None else directory.path)
+    return PreparedSpace(target, content, model if directory is None else MODEL)
 
 
 def on_the_hub(model: str) -> str:
@@ -90,7 +114,8 @@ def name_model(repo_id: str, model: str) -> None:
 
 def space_files() -> dict[str, Path | bytes]:
     """The app and this package, by their paths in the Space."""
-    own = {path.name: path for path in folder(f"{PACKAGE}.space").iterdir() if path.is_file()}
+    places = [path for path in folder(f"{PACKAGE}.space").iterdir() if path.is_file()]
+    own = {path.name: path for path in places if not path.name.startswith(".")}
     own.pop("__init__.py")
     found: dict[str, Path | bytes] = {**own, **dict(tree(folder(PACKAGE), PACKAGE))}
     for name in BESIDE:
@@ -114,7 +139,8 @@ def tree(root: Path, name: str) -> Iterator[tuple[str, Path]]:
     """All files below a folder by their paths below `name`."""
     for path in sorted(root.rglob("*")):
         place = path.relative_to(root)
-        if path.is_file() and not LEFT_OUT & set(place.parts):
+        hidden = any(part.startswith(".") for part in place.parts)  # settings and backups of editors
+        if path.is_file() and not hidden and not LEFT_OUT & set(place.parts):
             yield f"{name}/{place.as_posix()}", path
 
 
@@ -131,4 +157,4 @@ def front_page(readme: Path, repo_id: str, models: list[str], carried: Provenanc
     return str(card).encode()
 
 
-__all__ = ["push_space", "space_files"]
+__all__ = ["PreparedSpace", "prepare_space", "push_space", "space_files"]

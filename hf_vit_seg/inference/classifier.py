@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import SizeDict
+
+from hf_vit_seg.models.image_processing_segmentation import resized_sides
 
 from .loading import chosen_device, load_model, load_processor
 
@@ -45,7 +48,13 @@ class Classifier:
 
 
 def class_input(processor: BaseImageProcessor, image: torch.Tensor) -> torch.Tensor:
-    """What a classifier is measured with: an image (C, H, W) resized, cropped and normalised, (1, C, h, w)."""
+    """What a classifier is measured with: an image (C, H, W) resized, cropped and normalised, (1, C, h, w).
+
+    ValueError for a long thin one, which its shortest edge would make too large.
+    """
+    edges = {edge: side for edge, side in dict(getattr(processor, "size", None) or {}).items() if side}
+    if getattr(processor, "do_resize", False) and edges:
+        resized_sides(image.shape[1], image.shape[2], SizeDict(**edges), None)
     return processor(image, return_tensors="pt", input_data_format="channels_first")["pixel_values"]
 
 

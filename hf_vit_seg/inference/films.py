@@ -4,7 +4,9 @@ Times of frames are kept as they are, also where they are irregular. Frames are 
 Sound is copied, never decoded.
 """
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from hf_vit_seg.data.image_files import ImageFileError, files_below, picture_suffixes, read_image
-from hf_vit_seg.models.image_processing_inputs import rgb_image
+from hf_vit_seg.data.image_files import ImageFileError, check_regular, files_below, picture_suffixes
+from hf_vit_seg.data.pixels import read_picture
 
 FILM_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
 # The first that this PyAV has is taken; with the finest time base that the codec's headers hold, ticks per second.
@@ -25,7 +27,7 @@ CODECS = (
 )
 
 
-class VideoError(ValueError):
+class VideoError(ImageFileError):
     """A film that cannot be read or written, and why, in one sentence."""
 
 
@@ -65,25 +67,32 @@ class FilmFile:
     """A film in a file. VideoError where it is none."""
 
     def __init__(self, path: Path):
+        check_regular(path)
         av = av_library(path)
+        self.path = path
+        with video_failures(path, "the film cannot be read"):
+            self.container = av.open(os.path.abspath(path))  # FFmpeg takes what is before a colon for a protocol
         try:
-            self.container = av.open(str(path))
-        except av.FFmpegError as error:
-            raise VideoError(f"{path}: the film cannot be read ({error.strerror})") from None
-        if not self.container.streams.video:
+            self.read_header()
+        except BaseException:
             self.container.close()
-            raise VideoError(f"{path}: there are no pictures in this file")
-        self.path, self.failure = path, av.FFmpegError
-        self.video = self.container.streams.video[0]
-        self.video.thread_type = "AUTO"
-        self.sound = next(iter(self.container.streams.audio), None)
-        self.rate = Fraction(self.video.average_rate or self.video.guessed_rate or 25)
-        self.time_base = Fraction(self.video.time_base or 1 / self.rate)
-        self.total: int = self.video.frames
+            raise
+
+    def read_header(self) -> None:
+        """Find the streams, the rate and the number of frames."""
+        if not self.container.streams.video:
+            raise VideoError(f"{self.path}: there are no pictures in this file")
+        with video_failures(self.path, "the film cannot be read"):
+            self.video = self.container.streams.video[0]
+            self.video.thread_type = "AUTO"
+            self.sound = next(iter(self.container.streams.audio), None)
+            self.rate = Fraction(self.video.average_rate or self.video.guessed_rate or 25)
+            self.time_base = Fraction(self.video.time_base or 1 / self.rate)
+            self.total: int = self.video.frames
 
     def parts(self) -> Iterator[Frame | Sound]:
         """Frames and sound in the order in which they lie in the file."""
-        try:
+        with video_failures(self.path, "the film cannot be read to its end"):  # what callers raise does not come here
             for packet in self.container.demux(*filter(None, (self.video, self.sound))):
                 if packet.stream is self.video:
                     for frame in packet.decode():
@@ -91,8 +100,6 @@ class FilmFile:
                         yield Frame(upright(frame), time)
                 elif packet.dts is not None:
                     yield Sound(packet)
-        except self.failure as error:
-            raise VideoError(f"{self.path}: the film cannot be read to its end ({error.strerror})") from None
 
     def close(self) -> None:
         """Close the file."""
@@ -110,16 +117,26 @@ class FrameFolder:
     def parts(self) -> Iterator[Frame | Sound]:
         """The pictures."""
         for number, file in enumerate(self.files):
-            yield Frame(rgb_image(read_image(file)), number / self.rate)
+            yield Frame(read_picture(file), number / self.rate)
 
     def close(self) -> None:
         """Nothing is open."""
 
 
+@contextmanager
+def video_failures(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever PyAV raises for a file into a VideoError that names it and says `what` failed."""
+    try:
+        yield
+    except ImageFileError:
+        raise
+    except Exception as error:  # FFmpegError, and for broken headers ValueError, ZeroDivisionError ...
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise VideoError(f"{path}: {what} ({reason})") from error
+
+
 def av_library(path: Path) -> Any:
     """PyAV. VideoError where it is not installed."""
-    if not path.exists():
-        raise ImageFileError(f"{path}: there is no such file")
     try:
         import av
     except ImportError:

@@ -12,6 +12,7 @@ import torch
 from hf_vit_seg.models.label_maps import CHUNK_BYTES, label_map, score_map
 
 from .canvases import Canvas, LogitGrid, resized_rows
+from .protocols import PredictionError
 
 COPIES = 4  # of a band's logits that are alive at once
 
@@ -63,7 +64,7 @@ def read_maps(
     """
     wanted = wanted or Wanted()
     if wanted.top_k > max(classes, 2):
-        raise ValueError(f"top_k is {wanted.top_k}, but there are {max(classes, 2)} classes only")
+        raise PredictionError(f"top_k is {wanted.top_k}, but there are {max(classes, 2)} classes only")
     alone = canvases[0] if len(canvases) == 1 else None
     exact = label_map(alone.logits, size, dtype=dtype) if isinstance(alone, LogitGrid) else None
     if isinstance(alone, LogitGrid) and exact is not None and not (wanted.entropy or wanted.top_k):

@@ -1,7 +1,9 @@
 """Segment many image files and write, for each, a label map, an overlay and a report."""
 
 import json
+import logging
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from hf_vit_seg.data.image_files import MAX_PIXELS, ImageFile, ImageFileError
+from hf_vit_seg.data.image_files import MAX_PIXELS, ImageFile, ImageFileError, real_path
+from hf_vit_seg.models.image_processing_segmentation import ResizeError
 
+from .loading import ModelError
 from .preparation import Prepared, milliseconds_since, read_file
+from .protocols import PredictionError
 from .segmentation import ClassCount, Segmentation
 from .segmenter import Segmenter
 
@@ -22,7 +27,10 @@ LABELS, OVERLAY, SCORES, REPORT = ".png", ".overlay.png", ".scores.png", ".json"
 ENTROPY, TOP, GEOJSON, COCO = ".entropy.png", ".top.npz", ".geojson", ".coco.json"
 TIFF, FILM, FRAMES = ".labels.tif", ".overlay.mp4", ".frames"  # of images in parts, and of films
 SUFFIXES = (REPORT, LABELS, OVERLAY, SCORES, ENTROPY, TOP, GEOJSON, COCO, TIFF, FILM, FRAMES)
+NAMED = (ModelError, PredictionError, ResizeError, OSError)  # errors whose sentence is enough
 AHEAD = 2  # images that are read, and results that are written, beside the model's work
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,12 +105,12 @@ def plan(images: Sequence[ImageFile], out: Path) -> list[Job]:
     A folder's images keep their sub-folder. Where two images differ in suffix or folder only, the later one's name
     gets that in addition, and a number as the last resort.
     """
-    taken = {str(image.path.resolve()).casefold() for image in images}
+    taken = {str(real_path(image.path)).casefold() for image in images}
     jobs = []
     for image in images:
         for place in places(image):
             job = Job(image, out / place)
-            claims = {str(job.result(s).resolve()).casefold() for s in SUFFIXES}
+            claims = {str(real_path(job.result(s))).casefold() for s in SUFFIXES}
             if not claims & taken:
                 taken |= claims
                 jobs.append(job)
@@ -116,7 +124,7 @@ def places(image: ImageFile) -> Iterator[Path]:
     kind = image.place.suffix.lstrip(".").lower() or "file"
     yield plain
     yield plain.with_name(f"{plain.name}_{kind}")
-    yield Path(image.path.resolve().parent.name or "root") / plain
+    yield Path(real_path(image.path).parent.name or "root") / plain
     number = 2
     while True:
         yield plain.with_name(f"{plain.name}_{kind}_{number}")
@@ -146,10 +154,16 @@ def predict(segmenter: Segmenter, jobs: Sequence[Job], wishes: Wishes) -> Iterat
 
 
 def sentence(job: Job, error: Exception) -> str:
-    """What went wrong with a job."""
+    """Why a job failed. What is no fault of the file or of the settings is named as such, with a traceback in the log.
+
+    The other jobs go on: a model may fail at one image alone, such as for lack of memory.
+    """
     if isinstance(error, ImageFileError):
         return str(error)
     text = " ".join(str(error).split())[:400] or type(error).__name__
+    if not isinstance(error, NAMED):
+        logger.error("segmenting %s failed", job.image.path, exc_info=error)
+        return f"{job.image.path}: segmenting failed with {type(error).__name__}: {text}"
     return text if text.startswith(f"{job.image.path}:") else f"{job.image.path}: {text}"
 
 
@@ -212,6 +226,13 @@ def write_together(files: dict[Path, Callable[[Path], Any]]) -> None:
     finally:
         for written in temporary.values():
             written.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files of `write_together` that killed processes left in a folder nobody else writes."""
+    for path in folder.glob(".*"):
+        if re.match(r"\.\d+\.", path.name) and path.is_file():
+            path.unlink()
 
 
 def report(segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, wishes: Wishes) -> dict[str, Any]:

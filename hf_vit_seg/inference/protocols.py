@@ -15,10 +15,14 @@ from pydantic import BeforeValidator, Field, model_validator
 from transformers.image_utils import SizeDict
 
 from hf_vit_seg.models.grid_sizes import round_up
-from hf_vit_seg.models.image_processing_segmentation import MOST_PIXELS, resized_sides
+from hf_vit_seg.models.image_processing_segmentation import MOST_PIXELS, ResizeError, resized_sides
 from hf_vit_seg.records import Record, read_record
 
 from .windows import Blend, WindowGrid
+
+
+class PredictionError(ValueError):
+    """A prediction that cannot be made as it was asked for, in one sentence."""
 
 
 class Edges(Record):
@@ -169,7 +173,7 @@ class Protocol(Record):
         step = self.divisor or (getattr(processor, "size_divisor", None) if rule == "processor" else None) or 1
         height, width = (round_up(max(side, 1), step) for side in sides)
         if height * width > MOST_PIXELS:
-            raise ValueError(f"the image would be resized to {height}x{width} pixels: choose a smaller size or scale")
+            raise ResizeError(f"the image would be resized to {height}x{width} pixels: choose a smaller size or scale")
         return height, width
 
     def describe(self, shown: tuple[int, int] | None = None) -> str:

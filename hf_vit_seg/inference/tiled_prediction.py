@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.data.image_files import ImageFileError
+from hf_vit_seg.data.image_files import ImageFileError, within_limits
 from hf_vit_seg.data.pictures import picture
 
 from .overlays import draw_overlay, shown_size
@@ -32,6 +32,7 @@ from .prediction import (
     json_text,
     write_together,
 )
+from .protocols import PredictionError
 from .segmentation import class_counts
 from .segmenter import Segmenter
 from .tiled_reading import RegionImage, open_regions, region_size
@@ -56,17 +57,17 @@ def needs_tiles(job: Job, wishes: Wishes) -> bool:
         size = region_size(job.image.path)
     except ImageFileError:
         return False  # told when it is read
-    return size is not None and (wishes.tile is not None or size[0] * size[1] > wishes.max_pixels)
+    return size is not None and (wishes.tile is not None or not within_limits(*size, wishes.max_pixels))
 
 
 def predict_tiled(segmenter: Segmenter, job: Job, wishes: Wishes) -> Iterator[Progress]:
     """Segment one image tile by tile and write its results, telling how far it is after each tile.
 
     A run that was ended goes on with the tiles that it lacks if it is started again with the same settings.
-    ImageFileError or ValueError in one sentence; the tiles that are done are kept.
+    ImageFileError or PredictionError in one sentence; the tiles that are done are kept.
     """
     if wishes.geojson or wishes.coco or wishes.top_k:
-        raise ValueError(
+        raise PredictionError(
             f"{job.image.path}: polygons and top classes are made of whole images, and this one is read in parts: "
             "leave out --polygons and --top-k"
         )

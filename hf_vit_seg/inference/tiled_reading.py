@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.data.image_files import ImageFileError, failures_in_words, first_bytes
+from hf_vit_seg.data.image_files import ImageFileError, check_sides, failures_in_words, first_bytes
 from hf_vit_seg.data.pixels import (
     NUMPY,
     TIFFS,
@@ -75,7 +75,7 @@ class RegionImage:
         """
         with failures_in_words(self.path):
             numbers = self.stored.read(rows, columns)
-            return self.shown(numbers), self.missing(numbers)
+        return self.shown(numbers), self.missing(numbers)
 
     def missing(self, numbers: np.ndarray) -> np.ndarray | None:
         """Which pixels have no data."""
@@ -102,17 +102,30 @@ def region_size(path: Path) -> tuple[int, int] | None:
     ImageFileError for what is broken, or is no file.
     """
     start = first_bytes(path)
-    with failures_in_words(path):
-        if start.startswith(TIFFS):
-            import tifffile
+    if start.startswith(TIFFS):
+        height, width = tiff_size(path)
+    elif start.startswith(NUMPY):
+        height, width = array_sides(read_array(path).shape, path)
+    else:
+        return None
+    check_sides(path, height, width)
+    return height, width
 
-            with tifffile.TiffFile(path) as tiff:
-                page: Any = tiff.pages.first
-                return page.imagelength, page.imagewidth
-        if start.startswith(NUMPY):
-            shape = read_array(path).shape
-            return (shape[-2], shape[-1]) if len(shape) == 2 or shape[0] < shape[-1] else shape[:2]
-    return None
+
+def tiff_size(path: Path) -> tuple[int, int]:
+    """What the first page of a TIFF says of its height and width."""
+    import tifffile
+
+    with failures_in_words(path), tifffile.TiffFile(path) as tiff:
+        page: Any = tiff.pages.first
+        return page.imagelength, page.imagewidth
+
+
+def array_sides(shape: tuple[int, ...], path: Path) -> tuple[int, int]:
+    """(height, width) of an array (H, W), (C, H, W) or (H, W, C)."""
+    if len(shape) not in (2, 3):
+        raise ImageFileError(f"{path}: an array of shape {shape} is no image, expected two or three dimensions")
+    return (shape[-2], shape[-1]) if len(shape) == 2 or shape[0] < shape[-1] else (shape[0], shape[1])
 
 
 def open_regions(path: Path, bands: int = 3) -> RegionImage:
@@ -121,12 +134,13 @@ def open_regions(path: Path, bands: int = 3) -> RegionImage:
     ImageFileError where its format or its layout does not allow for it.
     """
     start = first_bytes(path)
-    with failures_in_words(path):
-        if start.startswith(TIFFS):
+    if start.startswith(TIFFS):
+        with failures_in_words(path):
             return open_tiff(path, bands)
-        if start.startswith(NUMPY):
-            array = channels_in_front(read_array(path), (bands, 1), path)
-            return RegionImage(path, StoredArray(array), lambda numbers: array_pixels(numbers, bands, path))
+    if start.startswith(NUMPY):
+        array = channels_in_front(read_array(path), (bands, 1), path)
+        check_sides(path, *array.shape[1:])
+        return RegionImage(path, StoredArray(array), lambda numbers: array_pixels(numbers, bands, path))
     raise ImageFileError(f"{path}: only TIFF and .npy files are read a region at a time: save it as a tiled TIFF")
 
 
@@ -137,7 +151,8 @@ def open_tiff(path: Path, bands: int) -> RegionImage:
     with ExitStack() as stack:
         tiff = stack.enter_context(tifffile.TiffFile(path))
         page: Any = tiff.pages.first
-        alike = equal_series(tiff)
+        check_sides(path, page.imagelength, page.imagewidth)
+        alike = equal_series(tiff, path)
         check_upright(page, path)
         picture = seen_as_picture(page, alike, bands)
         pages = [page] if picture else [each for series in alike for each in series.pages]
@@ -221,7 +236,13 @@ def picture_rule(page: Any, bands: int, path: Path) -> Callable[[np.ndarray], to
         size = values.shape[1], values.shape[0]
         return Image.frombytes(kind, size, values.tobytes())
 
-    return lambda numbers: picture_pixels(picture(numbers), bands, path)
+    def pixels(numbers: np.ndarray) -> torch.Tensor:
+        """Stored numbers as PIL's picture shows them."""
+        with failures_in_words(path):  # PIL refuses palettes that are broken
+            image = picture(numbers)
+        return picture_pixels(image, bands, path)
+
+    return pixels
 
 
 __all__ = ["RegionImage", "open_regions", "region_size"]

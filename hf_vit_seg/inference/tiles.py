@@ -22,7 +22,7 @@ from hf_vit_seg.models.grid_sizes import ceil_div
 from .canvases import Canvas, LogitGrid, Model, compact, mirrored, resized_rows
 from .pixel_maps import PixelMaps, Wanted, read_maps
 from .preparation import view
-from .protocols import Protocol, edges
+from .protocols import PredictionError, Protocol, edges
 from .segmenter import WINDOWS_TOGETHER, Segmenter
 from .tiled_reading import RegionImage
 from .windows import Crop, WindowGrid
@@ -82,10 +82,10 @@ def tiling_protocol(protocol: Protocol, processor: Any) -> Protocol:
     """The protocol for images that are tiled: windows at the image's own size.
 
     Without a window of its own it gets those of the processor's size, overlapping by a quarter and blended by Gaussian
-    weights. ValueError for one that resizes images.
+    weights. PredictionError for one that resizes images.
     """
     if protocol.scales != (1.0,) or protocol.divisor or protocol.size not in (None, "own"):
-        raise ValueError(
+        raise PredictionError(
             "An image that is read in parts is shown in windows at its own size: leave out scales, size and divisor, "
             f"and presets that have them (asked was for: {protocol.describe()})"
         )

@@ -3,6 +3,7 @@
 Shapes: H W a frame, K classes.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -53,7 +54,7 @@ class Tally:
 
 def is_film(job: Job) -> bool:
     """Whether a job is a film, by its file's suffix, or a folder of frames."""
-    return job.image.path.suffix.lower() in FILM_SUFFIXES or job.image.path.is_dir()
+    return job.image.path.suffix.lower() in FILM_SUFFIXES or os.path.isdir(job.image.path)
 
 
 def open_film(path: Path, rate: float | None) -> Film:

@@ -79,6 +79,7 @@ class BackboneSegmentationConfig(BundlesCode):
                 "feature maps in transformers (no AutoBackbone)"
             )
         self.backbone.out_indices = self.levels
+        self.backbone.name_or_path = ""  # would be saved, and may be a path of this machine
 
     @property
     def backbone(self) -> PreTrainedConfig:

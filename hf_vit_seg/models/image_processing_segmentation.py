@@ -32,6 +32,10 @@ IGNORED = 255
 MOST_PIXELS = 2**28  # limit of a resized image: with `shortest_edge`, long thin images would become very large
 
 
+class ResizeError(ValueError):
+    """An image that would be resized beyond `MOST_PIXELS`."""
+
+
 class SemanticSegmentationKwargs(ImagesKwargs, total=False):
     """Options in addition to those of transformers' image processors.
 
@@ -61,7 +65,7 @@ def resized_sides(height: int, width: int, size: SizeDict, divisor: int | None) 
         )
     height, width = (round_up(max(side, 1), divisor or 1) for side in sides)
     if height * width > MOST_PIXELS:
-        raise ValueError(
+        raise ResizeError(
             f"The image would be resized to {height}x{width} pixels: bound its longer side with "
             "size={'shortest_edge': ..., 'longest_edge': ...}"
         )

@@ -6,6 +6,7 @@ statistics. The encoder's BatchNorms, if it has any, stay as they were.
 """
 
 import copy
+import json
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_vit_seg.local_paths import publishable
 from hf_vit_seg.records import RecordError
 
 from .model_parts import encoder_layers, encoder_prefix, has_adapters, plain_model, plain_name, unwrapped
@@ -77,6 +79,9 @@ def save_model(model: nn.Module, directory: str | Path, merge: bool = True) -> N
     card = Path(directory) / "README.md"
     had_card = card.exists()
     adapted.save_pretrained(directory)
+    settings = Path(directory) / "adapter_config.json"
+    known = publishable(json.loads(settings.read_text(encoding="utf-8")))  # peft's names the path of the base
+    settings.write_text(json.dumps(known, indent=2, sort_keys=True), encoding="utf-8")
     if not had_card:
         card.unlink(missing_ok=True)  # peft's, with gaps to fill in
     adapted.unload().save_pretrained(directory)

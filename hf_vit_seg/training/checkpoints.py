@@ -23,6 +23,8 @@ from safetensors.torch import load_file, save_file
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.records import Record, RecordError, read_record
 
+from .metrics_report import FILE as METRICS
+from .metrics_report import MetricsReport, ReportError, read_report, report_text
 from .standing import Standing
 from .whole_directories import (
     empty_temporary,
@@ -62,7 +64,8 @@ class Manifest(Record):
     """Where a run stands. `samples` have been drawn from the stream by all processes together.
 
     `looked_after` says that an evaluation that was due at the step is done; else the run that goes on begins with it.
-    `recent` are the losses since the last line of the log.
+    `completed` says that the last model, plots and samples of this step are written. `recent` are the losses since the
+    last line of the log.
     """
 
     format: Literal[1] = 1
@@ -70,6 +73,7 @@ class Manifest(Record):
     samples: int
     processes: int
     looked_after: bool = True
+    completed: bool = False
     standing: Standing = Standing()
     recent: tuple[float, ...] = ()
     seconds: float = 0.0
@@ -94,8 +98,13 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, manifest: Manifest, average: Any, keep: int) -> Path:
-    """Write `folder`/step-000100 and remove all but the `keep` newest; called by all processes. WriteError."""
+def save_checkpoint(
+    accelerator: Accelerator, folder: Path, manifest: Manifest, average: Any, keep: int, report: MetricsReport | None
+) -> Path:
+    """Write `folder`/step-000100 and remove all but the `keep` newest; called by all processes. WriteError.
+
+    `report` is that of the newest evaluation, for models that are saved after a restart.
+    """
     target = place(folder, manifest)
     with written(target):
         if accelerator.is_main_process:
@@ -107,6 +116,8 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, manifest: Manifest, 
             save_file({name: tensor.contiguous() for name, tensor in average.state_dict().items()}, temporary / AVERAGE)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            if report is not None:
+                (temporary / METRICS).write_text(report_text(report), encoding="utf-8")
             (temporary / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
             put_in_place(target)
             for old in checkpoints(folder)[:-keep]:
@@ -120,9 +131,11 @@ def place(folder: Path, manifest: Manifest) -> Path:
     return folder / f"step-{manifest.step:06d}"
 
 
-def write_manifest(accelerator: Accelerator, folder: Path, manifest: Manifest) -> None:
-    """Put a manifest in the place of that of the same step's checkpoint; called by all processes."""
+def write_manifest(accelerator: Accelerator, folder: Path, manifest: Manifest, report: MetricsReport | None) -> None:
+    """Replace manifest and report of the same step's checkpoint; called by all processes."""
     if accelerator.is_main_process:
+        if report is not None:
+            replace_file(place(folder, manifest) / METRICS, report_text(report))
         replace_file(place(folder, manifest) / MANIFEST, manifest_text(manifest))
     accelerator.wait_for_everyone()
 
@@ -146,6 +159,15 @@ def read_manifest(checkpoint: Path) -> Manifest:
         return read_record(Manifest, json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, RecordError) as error:
         raise CheckpointError(f"{checkpoint} is no checkpoint of this version: {error}") from None
+
+
+def stored_report(checkpoint: Path) -> MetricsReport | None:
+    """The report of the newest evaluation before a checkpoint; None if there was none."""
+    path = checkpoint / METRICS
+    try:
+        return read_report(path) if path.exists() else None
+    except (OSError, ReportError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: Any) -> None:

@@ -12,9 +12,9 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from .checkpoints import CheckpointError, checkpoints
+from .main_process import PreparationError
 from .metrics_report import EVALUATION, FILE, read_report, report_view
 from .model_evaluation import evaluate_model, recipe_beside
-from .preparation import PreparationError
 from .recipe import Recipe
 from .recipe_files import RecipeFileError, load_recipe
 from .run import Ending, train
@@ -35,7 +35,7 @@ def train_command(recipe: str, settings: Sequence[str], out: Path | None, resume
         try:
             ending = train(loaded, directory, resume=resume, overwrite=overwrite)
         except KeyboardInterrupt:
-            tell(f"ended at once; go on from the last checkpoint, if there is one, with\n  {go_on(directory)}")
+            tell(f"ended at once; {what_is_left(directory)}")
             return STOPPED
         except (WriteError, OSError):
             tell(what_is_left(directory))
@@ -91,7 +91,8 @@ def tell_results(directory: RunDirectory, ending: Ending, recipe: Recipe) -> Non
     reports = [path / FILE for path in (directory.test, directory.model) if (path / FILE).exists()]
     if reports:
         Console().print(report_view(read_report(reports[0])))
-    tell(f"{ending.value}: the model is in {directory.model}, plots are in {directory.path / 'plots'}")
+    plots = f", plots are in {directory.plots}" if any(directory.plots.glob("*.png")) else ""
+    tell(f"{ending.value}: the model is in {directory.model}{plots}")
     if recipe.task == "segmentation":
         tell(f"next: hf-vit-seg predict {directory.model} IMAGES --out FOLDER")
 
@@ -107,7 +108,8 @@ def what_is_left(directory: RunDirectory) -> str:
     """From where a run can go on that could not write."""
     whole = checkpoints(directory.checkpoints)
     if not whole:
-        return "there is no whole checkpoint yet"
+        again = f"; begin again with\n  {go_on(directory)}" if directory.recipe.exists() else ""
+        return f"there is no whole checkpoint yet{again}"
     return f"the last whole checkpoint is {whole[-1]}; go on with\n  {go_on(directory)}"
 
 

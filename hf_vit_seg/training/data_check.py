@@ -18,6 +18,7 @@ from hf_vit_seg.data.check_report import UNITS, CheckReport, Occurrence, SplitFa
 from hf_vit_seg.data.checking import SPLITS, check
 from hf_vit_seg.data.datasets import Split
 from hf_vit_seg.data.wording import listed
+from hf_vit_seg.directory_lock import locked_directory
 from hf_vit_seg.inference.overlays import percent
 from hf_vit_seg.inference.prediction import write_together
 from hf_vit_seg.records import RecordError
@@ -42,12 +43,13 @@ def check_data(
     """
     recipe = load_recipe(source, overrides)
     folder = out or Path("data-check") / recipe.name
-    report = check(recipe, known_splits(splits), folder / FACTS, progress=True)
-    if not report.splits:
-        raise RecordError(f"{source} has no data for {' and '.join(splits)}")
-    console = Console()
-    print_report(report, console)
-    write_check(recipe, report, folder)
+    with locked_directory(folder):
+        report = check(recipe, known_splits(splits), folder / FACTS, progress=True)
+        if not report.splits:
+            raise RecordError(f"{source} has no data for {' and '.join(splits)}")
+        console = Console()
+        print_report(report, console)
+        write_check(recipe, report, folder)
     console.print(f"report and contact sheets: {escape(str(folder))}", soft_wrap=True, highlight=False)
     return not report.problems
 

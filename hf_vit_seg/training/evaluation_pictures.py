@@ -18,20 +18,38 @@ from hf_vit_seg.records import read_record
 
 from .evaluation import Subject, in_evaluation
 from .pose_pictures import pose_picture
-from .recipe import Task
-from .sample_pictures import ClassifiedImage, classification_picture, segmentation_picture, write_pictures
+from .recipe import Recipe, Task
+from .sample_pictures import (
+    ClassifiedImage,
+    classification_picture,
+    picture_paths,
+    segmentation_picture,
+    write_pictures,
+)
 
 Pictures = dict[str, Image.Image]
 
 
 def write_sample_pictures(subject: Subject, dataset: RawDataset, folder: Path) -> list[Path]:
     """Write as many pictures as the recipe asks for; for one process alone. Their paths."""
-    count = min(subject.recipe.evaluation.samples, len(dataset))
-    if not count:
+    chosen = chosen_samples(subject.recipe, dataset)
+    if not chosen:
         return []
-    chosen = [place * len(dataset) // count for place in range(count)]
     with in_evaluation(subject):
         return write_pictures(folder, PICTURES[subject.recipe.task](subject, dataset, chosen))
+
+
+def chosen_samples(recipe: Recipe, dataset: RawDataset) -> list[int]:
+    """Indexes of the samples that are shown."""
+    count = min(recipe.evaluation.samples, len(dataset))
+    return [place * len(dataset) // count for place in range(count)]
+
+
+def have_sample_pictures(recipe: Recipe, dataset: RawDataset, folder: Path) -> bool:
+    """Whether all the pictures that `write_sample_pictures` writes are there."""
+    chosen = chosen_samples(recipe, dataset)
+    names = dict.fromkeys(["predictions"] if recipe.task == "classification" else map(dataset.name, chosen))
+    return not chosen or all(path.exists() for path in picture_paths(folder, names))
 
 
 def segmentation_pictures(subject: Subject, dataset: RawDataset, chosen: Sequence[int]) -> Pictures:

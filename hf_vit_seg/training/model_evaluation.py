@@ -11,6 +11,7 @@ from hf_vit_seg.records import RecordError
 
 from .evaluation import Subject, report_of
 from .evaluation_pictures import write_sample_pictures
+from .main_process import locked_by_main_process, on_main_process
 from .measures import refuse_unmeasurable
 from .metrics_report import FILE, MetricsReport, write_report
 from .plots import draw_plots
@@ -23,10 +24,22 @@ from .task_evaluations import evaluate
 def evaluate_model(model: str, recipe: Recipe, split: str, out: Path) -> MetricsReport:
     """Measure `model` and write metrics.json, plots and samples to `out`; called by all processes.
 
-    ModelError for a model that cannot be used, RecordError for a recipe that does not fit it.
+    ModelError for a model that cannot be used, RecordError for a recipe that does not fit it, InUseError when another
+    process writes `out` or the run that it lies in.
     """
+    with locked_by_main_process(accelerator_for(recipe), out):
+        return write_evaluation(model, recipe, split, out)
+
+
+def accelerator_for(recipe: Recipe) -> Accelerator:
+    """accelerate in the precision of a recipe."""
     precision = recipe.loop.precision
-    accelerator = Accelerator(mixed_precision=None if precision == "default" else precision)
+    return Accelerator(mixed_precision=None if precision == "default" else precision)
+
+
+def write_evaluation(model: str, recipe: Recipe, split: str, out: Path) -> MetricsReport:
+    """`evaluate_model` for a caller that holds the lock of `out`."""
+    accelerator = accelerator_for(recipe)
     dataset = open_split(recipe, split)  # pyright: ignore[reportArgumentType]
     if dataset is None:
         raise RecordError(f"data.{split} is not in the recipe: there is nothing to measure on")
@@ -37,11 +50,13 @@ def evaluate_model(model: str, recipe: Recipe, split: str, out: Path) -> Metrics
     prepared = accelerator.prepare_model(loaded, device_placement=True, evaluation_mode=True)
     subject = Subject(prepared, processor, recipe, accelerator)
     report = report_of(evaluate(subject, dataset), recipe, dataset.class_table.names, split)
-    if accelerator.is_main_process:
+
+    def write() -> None:
         write_report(report, out / FILE)
         write_sample_pictures(subject, dataset, out / SAMPLES)
         draw_plots(out, report)
-    accelerator.wait_for_everyone()
+
+    on_main_process(accelerator, write)
     return report
 
 

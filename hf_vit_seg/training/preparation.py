@@ -2,19 +2,17 @@
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from warnings import filterwarnings
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
 from accelerate.utils import (
     GradientAccumulationPlugin,
-    broadcast_object_list,
     disable_fsdp_ram_efficient_loading,
     set_seed,
 )
@@ -35,6 +33,7 @@ from .continuation import continuation_notes, refuse_other_data
 from .deepspeed_settings import refuse_stage_3, settle_deepspeed
 from .interruption import leave_signals_to_parent
 from .losses import described
+from .main_process import on_main_process
 from .measures import refuse_unmeasurable
 from .model_building import BuiltModel, build_model, output_names
 from .model_preparation import prepare_for_training
@@ -49,7 +48,6 @@ from .whole_weights import SCATTERING, refuse_scattered_average
 from .windows import Batch, Objective
 
 PATIENCE = timedelta(hours=2)  # of processes that wait while the main one looks at all the data
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,25 +116,6 @@ def build_accelerator(recipe: Recipe, directory: Path) -> Accelerator:
         project_dir=str(directory),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-
-
-class PreparationError(ValueError):
-    """What the main process could not do, told on the others."""
-
-
-def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """What the main process finds, on all processes; if it fails, all fail."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except ValueError as error:
-            broadcast_object_list([None, str(error)])
-            raise
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise PreparationError(outcome[1])
-    return outcome[0]
 
 
 def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manifest | None) -> Ingredients:

@@ -15,6 +15,7 @@ from hf_vit_seg.data.batch_mixing import BATCH_TRANSFORMS
 from hf_vit_seg.data.sources import SOURCES
 from hf_vit_seg.data.transforms import TRANSFORMS
 from hf_vit_seg.inference.protocols import Protocol
+from hf_vit_seg.local_paths import common_folder, publishable
 from hf_vit_seg.records import Record, RecordError, Table, nearest, read_record, shortened
 
 from .losses import DEFAULT, LOSSES
@@ -164,6 +165,22 @@ def anchored(path: str, folder: Path) -> str:
 def recipe_text(recipe: Recipe) -> str:
     """A recipe as the text of a file, which `load_recipe` reads back to the same."""
     return f"# Every default is written out, as of hf_vit_seg {version('hf_vit_seg')}.\n{text_of(plain(recipe))}"
+
+
+def publishable_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's settings without the paths of this machine: those of data start from the folder they share."""
+    base = common_folder(settings.get("data"))
+    return {name: publishable(value, base if name == "data" else None) for name, value in settings.items()}
+
+
+def publishable_recipe_text(text: str) -> str:
+    """The same for the text of a recipe's file, which is kept as it is where it names no such path."""
+    settings = parse(text)
+    published = publishable_recipe(settings)
+    if published == settings:
+        return text
+    comments = [line for line in text.splitlines()[:1] if line.startswith("#")]
+    return "\n".join([*comments, text_of(published)])
 
 
 def differences(recipe: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:

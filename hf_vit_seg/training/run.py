@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+
+from hf_vit_seg.inference.loading import load_model
 
 from .checkpoints import (
     Manifest,
@@ -20,15 +23,17 @@ from .checkpoints import (
     load_checkpoint,
     read_manifest,
     save_checkpoint,
+    stored_report,
     write_manifest,
 )
 from .continuation import continued_standing, refuse_other_run
 from .evaluation import Subject, random_state_kept, report_of
-from .evaluation_pictures import write_sample_pictures
+from .evaluation_pictures import have_sample_pictures, write_sample_pictures
 from .interruption import StopRequest, workers_ended
+from .main_process import locked_by_main_process, on_main_process
 from .memory import memory_advice
 from .metrics_report import MetricsReport
-from .model_evaluation import evaluate_model
+from .model_evaluation import write_evaluation
 from .plots import draw_plots
 from .preparation import Ingredients, build_accelerator, prepare, resolved
 from .progress import Progress
@@ -60,17 +65,24 @@ class Ending(StrEnum):
 class Run:
     """One run, made of its ingredients, in its directory."""
 
-    def __init__(self, parts: Ingredients, directory: RunDirectory, start: Manifest | None = None):
-        """`start` is the manifest of the checkpoint whose state the ingredients have, in a run that goes on."""
+    def __init__(
+        self,
+        parts: Ingredients,
+        directory: RunDirectory,
+        start: Manifest | None = None,
+        report: MetricsReport | None = None,
+    ):
+        """`start` and `report` are those of the checkpoint whose state the ingredients have, in a resumed run."""
         self.parts, self.directory = parts, directory
         self.recipe, self.accelerator = parts.recipe, parts.accelerator
-        self.step = start.step if start else 0
+        self.step = self.saved_step = start.step if start else 0
+        self.completed = start.completed if start else False
         self.standing = continued_standing(start, self.recipe) if start else Standing()
         self.recent = list(start.recent) if start else []
         self.looked_after = start.looked_after if start else True
         self.seconds = start.seconds if start else 0.0
         self.mark, self.timed, self.not_finite = time.perf_counter(), (0, 0.0), 0
-        self.report: MetricsReport | None = None
+        self.report = report
         self.provenance = lineage(self.recipe)  # asked for before hours of work, not after them
         self.log = RunLog(
             directory.path,
@@ -89,10 +101,10 @@ class Run:
         with StopRequest() as request, self.progress, workers_ended():
             for note in self.parts.notes:
                 self.progress.say(note)
-            first, is_last_saved = self.step, self.looked_after and self.directory.last.exists()
+            first = self.step
             ending = self.go_on(request)
-            if ending is not Ending.interrupted and not (self.step == first and is_last_saved):
-                self.save_last()
+            if ending is not Ending.interrupted:
+                self.complete(had_ended=self.step == first)
         return ending
 
     def go_on(self, request: StopRequest) -> Ending:
@@ -102,6 +114,8 @@ class Run:
         self.mark = time.perf_counter()
         for window in windows(self.parts.loader, self.recipe.loop.accumulation):
             if self.standing.has_ended(self.recipe.loop.early_stop):
+                if self.saved_step != self.step:
+                    self.checkpoint(looked_after=True)
                 return Ending.early_stop
             if self.take_step(window, request):
                 self.checkpoint(looked_after=False)
@@ -113,6 +127,7 @@ class Run:
     def take_step(self, window: list[Batch], request: StopRequest) -> bool:
         """One step of the optimizer, on all processes; whether any of them was asked to stop."""
         self.step += 1
+        self.completed = False
         parts = self.parts
         with memory_advice(self.recipe):
             part = accumulate(self.accelerator, parts.model, parts.objective, window)
@@ -195,7 +210,7 @@ class Run:
         if evaluates:
             self.evaluate()
         if saved or (saves and evaluates):
-            write_manifest(self.accelerator, self.directory.checkpoints, self.manifest())
+            self.note_in_checkpoint()
 
     def evaluate(self) -> None:
         """Measure on the validation split, and keep the model if it is the best so far."""
@@ -210,16 +225,19 @@ class Run:
             report = report_of(found, self.recipe, self.parts.data.names, "validation", self.step)
             self.report = replace(report, details={"training_seconds": round(self.seconds, 1)})
             self.log.evaluation(self.step, found.scores)
-            if best and self.accelerator.is_main_process:
-                self.write_model(self.directory.best, model)
-                write_sample_pictures(subject, validation, self.directory.samples)
-        self.accelerator.wait_for_everyone()
+
+            def write() -> None:
+                if best:
+                    self.write_model(self.directory.best, model)
+                    write_sample_pictures(subject, validation, self.directory.samples)
+
+            on_main_process(self.accelerator, write)
         self.progress.evaluated(name, value, best)
 
-    def write_model(self, target: Path, model: Any) -> None:
-        """A model with all that belongs to it."""
+    def write_model(self, target: Path, model: Any, only_missing: bool = False) -> None:
+        """Write a model directory, or only those of its files that are missing."""
         processor, report = self.parts.processor, self.report
-        write_model_directory(target, model, processor, self.recipe, self.provenance, report)
+        write_model_directory(target, model, processor, self.recipe, self.provenance, report, only_missing=only_missing)
 
     def whole(self):
         """The model as it is measured and saved."""
@@ -229,8 +247,13 @@ class Run:
         """Save all that a run needs to go on from here."""
         keep = self.recipe.loop.keep_checkpoints
         share_buffers(self.parts.model)  # scattered weights are saved with those of any process
-        manifest = self.manifest(looked_after)
-        save_checkpoint(self.accelerator, self.directory.checkpoints, manifest, self.parts.average, keep)
+        manifest, folder = self.manifest(looked_after), self.directory.checkpoints
+        save_checkpoint(self.accelerator, folder, manifest, self.parts.average, keep, self.report)
+        self.saved_step = self.step
+
+    def note_in_checkpoint(self) -> None:
+        """Update where the run stands in the checkpoint of this step."""
+        write_manifest(self.accelerator, self.directory.checkpoints, self.manifest(), self.report)
 
     def manifest(self, looked_after: bool = True) -> Manifest:
         """Where the run stands."""
@@ -239,6 +262,7 @@ class Run:
             samples=self.step * self.parts.samples_per_step,
             processes=self.accelerator.num_processes,
             looked_after=looked_after,
+            completed=self.completed,
             standing=self.standing,
             recent=tuple(self.recent),
             seconds=self.seconds,
@@ -247,37 +271,71 @@ class Run:
             versions=installed_versions(),
         )
 
-    def save_last(self) -> None:
-        """The model of the last step, and the plots."""
+    def complete(self, had_ended: bool) -> None:
+        """Write the model of the last step and the plots.
+
+        `had_ended` says that an earlier process made the last step. What it did not write, or was removed since, is
+        added; what is there stays.
+        """
         with random_state_kept(self.accelerator.device), self.whole() as model:
-            if self.accelerator.is_main_process:
-                self.write_model(self.directory.last, model)
+
+            def write() -> None:
+                self.write_model(self.directory.last, model, only_missing=self.completed)
+                if had_ended:
+                    self.restore_best(model)
                 draw_plots(self.directory.path)
-        self.accelerator.wait_for_everyone()
+
+            on_main_process(self.accelerator, write)
+        if not self.completed:
+            self.completed = True
+            self.note_in_checkpoint()
+
+    def restore_best(self, model: Any) -> None:
+        """Add what is missing of the best model, if it is that of the last step, and of its pictures."""
+        best, validation = self.directory.best, self.parts.data.validation
+        if validation is None or self.standing.best_step is None:
+            return
+        if self.standing.best_step == self.step:
+            self.write_model(best, model, only_missing=True)
+        if not best.exists():
+            self.progress.say(
+                f"{best} is missing, and only the model of step {self.step} can be restored: the best one was that of "
+                f"step {self.standing.best_step}"
+            )
+        elif not have_sample_pictures(self.recipe, validation, self.directory.samples):
+            loaded = load_model(str(best), task=self.recipe.task).to(self.accelerator.device)
+            subject = Subject(loaded, self.parts.processor, self.recipe, self.accelerator)
+            write_sample_pictures(subject, validation, self.directory.samples)
 
 
 def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, overwrite: bool = False) -> Ending:
-    """Carry a recipe out in a directory.
+    """Carry a recipe out in a directory, which is locked meanwhile.
 
     At the end the best model is measured on the test split, if the recipe has one.
 
-    `resume` goes on from the newest checkpoint there, and begins anew where there is none; `overwrite` replaces a run.
-    Errors in one sentence: RecordError, RunDirectoryError, CheckpointError, OutOfMemory, TrainingError, those of data.
+    `resume` goes on from the newest checkpoint there, and begins anew where there is none; of a run that has ended it
+    writes what is missing. `overwrite` replaces a run. Errors in one sentence: RecordError, RunDirectoryError,
+    InUseError, CheckpointError, OutOfMemory, TrainingError, those of data.
     """
     directory.check(resume, overwrite)
     accelerator = build_accelerator(recipe, directory.path)
+    with locked_by_main_process(accelerator, directory.path):
+        on_main_process(accelerator, lambda: directory.check(resume, overwrite))  # another run may have written it
+        return train_locked(recipe, directory, accelerator, resume)
+
+
+def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerator, resume: bool) -> Ending:
+    """`train` in a directory that nobody else writes."""
     checkpoint = next(iter(reversed(checkpoints(directory.checkpoints))), None) if resume else None
     start = None if checkpoint is None else read_manifest(checkpoint)
+    report = None if checkpoint is None else stored_report(checkpoint)
     if checkpoint is not None and start is not None:
         size = start.batch_size if recipe.loop.batch_size == "auto" else recipe.loop.batch_size
         recipe = resolved(recipe, accelerator, size)
         refuse_other_run(checkpoint, start, recipe, accelerator.num_processes)
     parts = prepare(recipe, accelerator, directory.facts, start)
-    if accelerator.is_main_process:
-        directory.make_ready(resume)
-        directory.write_recipe(parts.recipe)
-    accelerator.wait_for_everyone()
-    run = Run(parts, directory, start)
+    on_main_process(accelerator, lambda: directory.make_ready(parts.recipe, resume))
+    run = Run(parts, directory, start, report)
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, parts.average)
         set_rates(parts.schedule.scheduler)
@@ -293,7 +351,7 @@ def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, over
 def measure_on_test(directory: RunDirectory, recipe: Recipe) -> None:
     """Measure the best model on the test split. TrainingError, which says where the model is, when that fails."""
     try:
-        evaluate_model(str(directory.model), recipe, "test", directory.test)
+        write_evaluation(str(directory.model), recipe, "test", directory.test)
     except ValueError as error:
         raise TrainingError(
             f"the model is trained and in {directory.model}, but was not measured on the test split: {error}; do so "

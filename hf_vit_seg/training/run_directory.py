@@ -6,6 +6,8 @@ best/, last/    complete model directories: weights, image processor, recipe.yam
 checkpoints/    step-000100/ ...: what a resumed run needs
 plots/, samples/, trackers/
 test/           metrics.json, plots and samples of the best model on the test split, where there is one
+
+One process writes it at a time, see `directory_lock`.
 """
 
 import shutil
@@ -15,20 +17,31 @@ from typing import Any
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.sources import SOURCES
+from hf_vit_seg.directory_lock import LOCK, RECIPE, RUN_FOLDERS
+from hf_vit_seg.inference.prediction import remove_unfinished
 from hf_vit_seg.provenance import Provenance, provenance_of, write_card
 
 from .adapters import save_model
 from .metrics_report import FILE as METRICS
 from .metrics_report import MetricsReport, write_report
 from .model_building import transformers_silent
+from .plots import FOLDER as PLOTS
 from .recipe import Recipe
 from .recipe_files import recipe_text
 from .run_log import FILE as LOG
-from .whole_directories import TEMPORARY, empty_temporary, put_in_place, replace_file, tidy, written
+from .sample_pictures import FOLDER as SAMPLES
+from .whole_directories import (
+    TEMPORARY,
+    add_missing,
+    empty_temporary,
+    put_in_place,
+    replace_file,
+    tidy,
+    written,
+)
 
-RECIPE = "recipe.yaml"
 FACTS = "data_facts.json"  # what was found in the data, so that a resumed run need not look again
-OURS = (RECIPE, LOG, "best", "last", "checkpoints", "plots", "samples", "trackers", "test")
+OURS = (RECIPE, LOG, *RUN_FOLDERS)
 
 
 class RunDirectoryError(ValueError):
@@ -41,8 +54,8 @@ class RunDirectory:
     def __init__(self, path: Path):
         self.path = path
         self.best, self.last, self.checkpoints = path / "best", path / "last", path / "checkpoints"
-        self.samples, self.recipe, self.facts = path / "samples", path / RECIPE, path / FACTS
-        self.test = path / "test"
+        self.samples, self.recipe, self.facts = path / SAMPLES, path / RECIPE, path / FACTS
+        self.test, self.plots = path / "test", path / PLOTS
 
     @property
     def model(self) -> Path:
@@ -70,18 +83,20 @@ class RunDirectory:
 
     def is_foreign(self, path: Path) -> bool:
         """Whether what lies here is no run's, not even of one that ended before its first step."""
-        return path != self.facts and not path.name.startswith(TEMPORARY)
+        return path.name not in (FACTS, LOCK) and not path.name.startswith(TEMPORARY)
 
-    def make_ready(self, resume: bool) -> None:
-        """Tidy up for a run that goes on, clear for a new one; only what runs write is removed."""
+    def make_ready(self, recipe: Recipe, resume: bool) -> None:
+        """Tidy up for a run that goes on, clear for a new one, and write the resolved recipe.
+
+        Only what runs write is removed.
+        """
         for path in [] if resume else self.traces:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         tidy(self.path)
         tidy(self.checkpoints)
-
-    def write_recipe(self, recipe: Recipe) -> None:
-        """The resolved recipe, for people and for a resumed run."""
+        for folder in (self.path, self.plots, self.samples, self.test, self.test / PLOTS, self.test / SAMPLES):
+            remove_unfinished(folder)
         replace_file(self.recipe, recipe_text(recipe))
 
 
@@ -105,8 +120,13 @@ def write_model_directory(
     recipe: Recipe,
     provenance: Provenance,
     report: MetricsReport | None,
+    *,
+    only_missing: bool = False,
 ) -> None:
-    """A directory that `from_pretrained` loads, whole or not at all, in place of the one that is there. WriteError."""
+    """A directory that `from_pretrained` loads, whole or not at all, in place of the one that is there. WriteError.
+
+    With `only_missing`, files that are there stay as they are, and those that are missing are added.
+    """
     with written(target):
         temporary = empty_temporary(target)
         with transformers_silent():
@@ -116,7 +136,7 @@ def write_model_directory(
         write_card(temporary, provenance, recipe.name)
         if report is not None:
             write_report(report, temporary / METRICS)
-        put_in_place(target)
+        add_missing(target) if only_missing and target.exists() else put_in_place(target)
 
 
 __all__ = ["RunDirectory", "RunDirectoryError", "lineage", "run_directory", "write_model_directory"]

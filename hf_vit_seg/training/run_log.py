@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_vit_seg.directory_lock import LOG as FILE
 from hf_vit_seg.inference.prediction import write_together
 
 from .json_values import Json, json_line, json_value
 from .trackers import check_trackers, start_trackers
 
-FILE = "log.jsonl"
 Line = dict[str, Any]
 
 

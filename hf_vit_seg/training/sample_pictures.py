@@ -7,7 +7,7 @@ Shapes: C bands, H W pixels, K classes or keypoints, P persons. Lengths are pixe
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,16 +163,22 @@ def classified(sample: ClassifiedImage, names: Sequence[str]) -> Image.Image:
 
 def write_pictures(folder: Path, pictures: Mapping[str, Image.Image]) -> list[Path]:
     """Write pictures as PNG, each whole or not at all, under names that file systems take; return the paths."""
-    files: dict[Path, Image.Image] = {}
+    paths = picture_paths(folder, pictures)
+    write_together({path: content.save for path, content in zip(paths, pictures.values(), strict=True)})
+    return paths
+
+
+def picture_paths(folder: Path, names: Iterable[str]) -> list[Path]:
+    """The files of pictures with these names."""
+    paths: list[Path] = []
     taken: set[str] = set()
-    for name, content in pictures.items():
+    for name in names:
         stem, number = file_stem(name), 1
         while (own := stem if number == 1 else f"{stem}_{number}").casefold() in taken:
             number += 1
         taken.add(own.casefold())
-        files[folder / f"{own}.png"] = content
-    write_together({path: content.save for path, content in files.items()})
-    return list(files)
+        paths.append(folder / f"{own}.png")
+    return paths
 
 
 def file_stem(name: str) -> str:

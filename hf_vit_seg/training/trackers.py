@@ -6,6 +6,8 @@ from typing import Any
 
 from hf_vit_seg.records import RecordError, nearest
 
+from .recipe_files import publishable_recipe
+
 
 def check_trackers(names: Sequence[str]) -> None:
     """RecordError for a tracker that accelerate does not know, or whose package is not installed."""
@@ -32,7 +34,8 @@ def start_trackers(
 ) -> None:
     """Open the trackers on the main process, `after` the step that a resumed run has done already.
 
-    What they write themselves goes to `directory`. `settings` may be nested; they are shown by dotted names.
+    What they write themselves goes to `directory`. `settings` may be nested; they are shown by dotted names,
+    without paths of this machine, as some trackers send them elsewhere.
     """
     from accelerate.tracking import filter_trackers
 
@@ -40,7 +43,7 @@ def start_trackers(
     accelerator.log_with = filter_trackers(list(names), str(directory))
     # TensorBoard draws the steps between a checkpoint and a kill twice unless it is told to forget the first time.
     options = {} if after is None else {"tensorboard": {"purge_step": after + 1}}
-    accelerator.init_trackers(project, config=dotted(settings or {}) or None, init_kwargs=options)
+    accelerator.init_trackers(project, config=dotted(publishable_recipe(settings or {})) or None, init_kwargs=options)
 
 
 def dotted(settings: Mapping[str, Any], place: str = "") -> dict[str, str | float | int | bool]:

@@ -57,6 +57,19 @@ def put_in_place(target: Path) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def add_missing(target: Path) -> None:
+    """Move those files of the filled temporary directory to `target` that it lacks; the others stay as they are."""
+    temporary = temporary_name(target)
+    force_to_disk(temporary)
+    for path in sorted(temporary.rglob("*")):
+        own = target / path.relative_to(temporary)
+        if path.is_file() and not own.exists():
+            own.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(own)
+            sync(own.parent)
+    shutil.rmtree(temporary)
+
+
 def replace_file(target: Path, text: str) -> None:
     """Give a file this text, whole or not at all."""
     temporary = temporary_name(target)

@@ -1,0 +1,115 @@
+"""What a call may bring for each component: all else is refused before gradio or a model sees it.
+
+Calls come from anyone, with any JSON, to any event of the page. gradio itself checks a file only where the payload says
+that it is one, and fetches addresses.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from .uploads import MOST_FILES, uploaded_file
+
+LONGEST_TEXT = 200  # characters
+
+
+class InputError(ValueError):
+    """A value that a component does not take."""
+
+
+def file_payload(value: Any) -> dict[str, Any]:
+    """An uploaded file as gradio passes it on, and nothing else of what came with it, such as an address."""
+    path = uploaded_file(value)
+    return {"path": str(path), "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
+
+
+def photo(component: gr.Image, value: Any) -> dict[str, Any] | None:
+    """One uploaded file or none."""
+    return None if value is None else file_payload(value)
+
+
+def files(component: gr.File, value: Any) -> list[dict[str, Any]] | None:
+    """A list of uploaded files or none."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) > MOST_FILES:
+        found = f"these are {len(value)}" if isinstance(value, list) else "this is no list"
+        raise InputError(f"choose 1 to {MOST_FILES} files, {found}")
+    return [file_payload(each) for each in value]
+
+
+def choice(component: gr.Dropdown | gr.Radio, value: Any) -> str:
+    """One of the choices on offer."""
+    offered = [known for _, known in component.choices]
+    if not isinstance(value, str) or value not in offered:
+        raise InputError(f"{component.label}: expected one of {', '.join(map(str, offered))}")
+    return value
+
+
+def number(component: gr.Slider, value: Any) -> float:
+    """A number in the slider's range."""
+    low, high = component.minimum, component.maximum
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(f"{component.label}: expected a number from {low} to {high}, found {shortened(value)}")
+    return value
+
+
+def switch(component: gr.Checkbox, value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise InputError(f"{component.label}: expected true or false, found {shortened(value)}")
+    return value
+
+
+def text(component: gr.Textbox, value: Any) -> str:
+    """A short text."""
+    if value is not None and (not isinstance(value, str) or len(value) > LONGEST_TEXT):
+        raise InputError(f"{component.label}: expected a text of at most {LONGEST_TEXT} characters")
+    return value or ""
+
+
+def sample(component: gr.Dataset, value: Any) -> int:
+    """The index of an example."""
+    count = len(component.raw_samples or ())
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
+        raise InputError(f"examples are chosen by number, from 0 to {count - 1}")
+    return value
+
+
+def shortened(value: Any) -> str:
+    """A value as messages show it."""
+    plain = isinstance(value, str | float | None) or (isinstance(value, int) and abs(value) < 10**9)
+    shown = repr(value) if plain else type(value).__name__
+    return shown if len(shown) <= 30 else f"{shown[:30]}..."
+
+
+CHECKS: Mapping[type[Any], Callable[[Any, Any], Any]] = {
+    gr.Image: photo,
+    gr.File: files,
+    gr.Dropdown: choice,
+    gr.Radio: choice,
+    gr.Slider: number,
+    gr.Checkbox: switch,
+    gr.Textbox: text,
+    gr.Dataset: sample,
+}
+
+
+def checked(component: Any, value: Any) -> Any:
+    """A component's value as it came with a call. ValueError in a sentence for what the component does not take."""
+    check = CHECKS.get(type(component))
+    if check is None:
+        raise InputError(f"{component.get_block_name()}: the server takes no values for this component")
+    return check(component, value)
+
+
+def checked_all(components: list[Any], values: Any) -> list[Any]:
+    """The values of a call, one for each component."""
+    if not isinstance(values, list) or len(values) != len(components):
+        count = len(values) if isinstance(values, list) else type(values).__name__
+        raise InputError(f"expected {len(components)} values, found {count}")
+    return [checked(component, value) for component, value in zip(components, values, strict=True)]
+
+
+__all__ = ["CHECKS", "InputError", "checked", "checked_all"]

@@ -1,0 +1,24 @@
+"""TorchScript archives without debug records, which name the source files of the machine they were made on."""
+
+from pathlib import Path
+
+import torch
+
+DEBUG = ".debug_pkl"  # call stacks, for messages of errors; torch.jit.load does without
+
+
+def without_debug_records(path: Path) -> None:
+    """Rewrite an archive in its place, all other records unchanged."""
+    reader = torch._C.PyTorchFileReader(str(path))
+    kept = [name for name in reader.get_all_records() if not name.endswith(DEBUG)]
+    slim = path.with_name(f"slim.{path.name}")
+    writer = torch._C.PyTorchFileWriter(str(slim))
+    for name in kept:
+        content = reader.get_record(name)
+        writer.write_record(name, content, len(content))
+    writer.write_end_of_file()
+    del reader
+    slim.replace(path)
+
+
+__all__ = ["without_debug_records"]

@@ -1,0 +1,90 @@
+"""The last check of what is pushed: no paths of this machine, and no access tokens.
+
+Files are written without them in the first place (`hf_vit_seg.local_paths`); what is found here stands in files that
+people wrote or changed.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from huggingface_hub import get_token
+
+from hf_vit_seg.local_paths import PRIVATE_LEVELS
+
+from .repository import Content, PushError
+
+SECRET_NAMES = re.compile(r"(?:TOKEN|API_KEY|ACCESS_KEY|SECRET|SECRET_KEY|PASSWORD)$")  # of environment variables
+SHORTEST_SECRET = 12  # characters; a shorter one may be part of ordinary text
+HUB_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+WEIGHTS = ".safetensors"
+
+
+def check_private(content: Content, message: str | None, directory: Path | None = None) -> None:
+    """Refuse files and a commit message that tell a token, the home directory, or where the model's `directory` lies.
+
+    PushError names the file and the line. Of safetensors only the header is read, which has the metadata.
+    """
+    patterns = private_patterns(directory)
+    texts = [(path, readable_part(path, file)) for path, file in content.items()]
+    names = "\n".join(content).encode()
+    for path, text in [*texts, ("the names of the files", names), ("the commit message", (message or "").encode())]:
+        for title, pattern in patterns.items():
+            if found := pattern.search(text):
+                raise PushError(sentence(path, text[: found.start()].count(b"\n") + 1, title))
+
+
+def sentence(path: str, line: int, title: str) -> str:
+    """What was found where; a token itself is not repeated."""
+    return f"{path}, line {line}, contains {title}, which would be published: remove it there, and push again"
+
+
+def readable_part(path: str, file: Path | bytes) -> bytes:
+    """A file's bytes, of safetensors those of its header."""
+    if isinstance(file, bytes):
+        return file
+    if not path.endswith(WEIGHTS):
+        return file.read_bytes()
+    with file.open("rb") as stream:
+        return stream.read(int.from_bytes(stream.read(8), "little"))
+
+
+def private_patterns(directory: Path | None) -> dict[str, re.Pattern[bytes]]:
+    """What must not be published, by what it is called in a message."""
+    patterns = {f"the value of {name}": any_of(spellings(value)) for name, value in secrets().items()}
+    patterns["an access token of the Hub"] = HUB_TOKEN
+    for folder in private_folders(directory):
+        within = rb"(?<![\w.~-])" + any_of(spellings(folder)).pattern + rb"(?![\w-]|\.\w)"
+        patterns[f"a path of this machine ({folder})"] = re.compile(within)
+    return patterns
+
+
+def secrets() -> Mapping[str, str]:
+    """Tokens in use and secrets in the environment."""
+    found = {name: value for name, value in os.environ.items() if SECRET_NAMES.search(name.upper())}
+    found["your access token of the Hub"] = get_token() or ""
+    return {name: value for name, value in found.items() if len(value) >= SHORTEST_SECRET}
+
+
+def private_folders(directory: Path | None) -> Iterator[str]:
+    """The home directory, and those of the model and the working directory that are no shared ones."""
+    home = Path.home()
+    yield from {str(path) for path in (home, home.resolve()) if len(path.parts) > 1}
+    others = [Path.cwd(), *([] if directory is None else [directory, directory.resolve()])]
+    yield from {str(path) for path in others if len(path.parts) > PRIVATE_LEVELS}
+
+
+def spellings(text: str) -> set[str]:
+    """A text as it may stand in plain text, JSON, YAML and addresses."""
+    return {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], quote(text)}
+
+
+def any_of(texts: set[str]) -> re.Pattern[bytes]:
+    """A pattern of any of these texts."""
+    return re.compile(b"(?:" + b"|".join(re.escape(text.encode()) for text in sorted(texts)) + b")")
+
+
+__all__ = ["check_private"]

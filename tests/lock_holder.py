@@ -1,0 +1,44 @@
+"""Holds the lock of a directory until a line comes in, or the process is killed.
+
+python lock_holder.py DIRECTORY_LOCK_MODULE DIRECTORY [fork]: the module is loaded by its path, without its package, as
+that takes seconds. With `fork` a child process stays behind, as a worker of a data loader does.
+"""
+
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import PIPE, Popen
+
+
+@contextmanager
+def holding(directory: Path, *options: str) -> Iterator[Popen[str]]:
+    """Another process that holds the lock of a directory; it is killed at the end."""
+    from hf_vit_seg import directory_lock
+
+    command = [sys.executable, __file__, directory_lock.__file__, str(directory), *options]
+    with Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def kill(process: Popen[str]) -> None:
+    """End it as `kill -9` does."""
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+
+
+if __name__ == "__main__":
+    module, directory, *options = sys.argv[1:]
+    with runpy.run_path(module)["locked_directory"](Path(directory)):
+        if options and os.fork() == 0:
+            sys.stdin.read()  # to its end: until the test is done
+            os._exit(0)
+        print("held", flush=True)
+        sys.stdin.readline()

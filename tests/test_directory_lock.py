@@ -1,0 +1,257 @@
+"""One writer at a time: the lock of a directory, and that every command takes it."""
+
+import errno
+import fcntl
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Barrier, Thread
+from types import SimpleNamespace
+
+import pytest
+from lock_holder import holding, kill
+from tiny_runs import finish, run, settings, start, write_data, write_recipe
+from typer.testing import CliRunner
+
+from hf_vit_seg.cli import app
+from hf_vit_seg.directory_lock import LOCK, InUseError, LockError, lock_owner, locked_directory, locked_file
+from hf_vit_seg.training import main_process
+from hf_vit_seg.training import run as run_module
+from hf_vit_seg.training.main_process import PreparationError, locked_by_main_process, on_main_process
+from hf_vit_seg.training.run_directory import RunDirectoryError
+
+NUCLEI = Path(__file__).resolve().parent.parent / "examples" / "nuclei" / "model"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """The directory of a run, as far as it matters here."""
+    recipe = write_recipe(tmp_path, settings(tmp_path / "data"))
+    (tmp_path / "run" / "best").mkdir(parents=True)
+    for place in (tmp_path / "run", tmp_path / "run" / "best"):
+        shutil.copy(recipe, place)
+    (tmp_path / "run" / "log.jsonl").touch()
+    return tmp_path / "run"
+
+
+def state(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+COMMANDS = {
+    "resume": ["train", "{run}/recipe.yaml", "--out", "{run}", "--resume"],
+    "overwrite": ["train", "{run}/recipe.yaml", "--out", "{run}", "--overwrite"],
+    "evaluate": ["evaluate", "{run}/best"],
+    "evaluate --out": ["evaluate", str(NUCLEI), "--recipe", "{run}/recipe.yaml", "--out", "{run}"],
+    "predict": ["predict", str(NUCLEI), str(NUCLEI.parent / "data"), "--out", "{run}"],
+    "check-data": ["check-data", "{run}/recipe.yaml", "--out", "{run}"],
+    "export": ["export", str(NUCLEI), "{run}", "--to", "torchscript"],
+    "convert": ["convert", str(NUCLEI), "{run}", "--force"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_directory_that_another_process_writes_is_refused(folder, name):
+    with holding(folder) as process:
+        before = state(folder)
+        result = CliRunner().invoke(app, [part.format(run=folder) for part in COMMANDS[name]])
+        assert result.exit_code == 2, result.output
+        assert f"{folder} is being written by process {process.pid} on " in result.output
+        assert len(result.output.strip().splitlines()) == 1
+        assert state(folder) == before
+        kill(process)
+        assert (folder / LOCK).exists()
+        with locked_directory(folder):
+            assert (folder / LOCK).exists()
+    assert not (folder / LOCK).exists()
+
+
+def test_workers_of_a_killed_process_do_not_keep_its_lock(tmp_path):
+    with holding(tmp_path / "run", "fork") as process:
+        with pytest.raises(InUseError), locked_directory(tmp_path / "run"):
+            pass
+        kill(process)
+        with locked_directory(tmp_path / "run"):
+            pass
+
+
+def test_a_run_that_was_killed_before_its_first_step_can_be_started_again(tmp_path):
+    recipe = write_recipe(tmp_path, settings(write_data(tmp_path / "data")))
+    with holding(tmp_path / "run") as process:
+        kill(process)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    run(recipe, tmp_path / "run", "loop.steps=1", "loop.evaluate_every=null", "evaluation.samples=0")
+    assert (tmp_path / "run" / "last" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_a_run_holds_its_lock_from_the_check_of_its_data_to_its_test(tmp_path, monkeypatch):
+    """flock does not ask which process opened the file a second time."""
+    seen = []
+
+    def noting(name, work):
+        def noted(*arguments, **options):
+            with pytest.raises(InUseError), locked_directory(tmp_path / "run"):
+                pass
+            seen.append(name)
+            return work(*arguments, **options)
+
+        return noted
+
+    for name in ("prepare", "write_evaluation", "draw_plots", "save_checkpoint"):
+        monkeypatch.setattr(run_module, name, noting(name, getattr(run_module, name)))
+    changes = settings(write_data(tmp_path / "data"))
+    changes["data"]["test"] = changes["data"]["validation"]
+    run(write_recipe(tmp_path, changes), tmp_path / "run", "loop.steps=1", "evaluation.samples=0")
+    assert seen == ["prepare", "save_checkpoint", "draw_plots", "write_evaluation"]
+
+
+def test_the_run_that_ended_while_this_one_waited_is_not_replaced(folder, monkeypatch):
+    """The directory is checked again when the lock is held."""
+    traces = folder / "log.jsonl", folder / "recipe.yaml", folder / "best"
+    recipe = folder.with_name("recipe.yaml")
+    aside = folder.with_name("aside")
+    folder.rename(aside)
+    locked = run_module.locked_by_main_process
+
+    def late(*arguments):
+        shutil.copytree(aside, folder)
+        return locked(*arguments)
+
+    monkeypatch.setattr(run_module, "locked_by_main_process", late)
+    with pytest.raises(RunDirectoryError, match="has a run in it already"):
+        run(recipe, folder)
+    assert all(path.exists() for path in traces)
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_run_end_when_the_main_one_gets_no_lock(folder):
+    with holding(folder):
+        command = [str(folder / "recipe.yaml"), "--out", str(folder), "--resume"]
+        output = finish(start(command, processes=2), expected=1)
+    assert output.count("is being written by") == 1
+
+
+@pytest.mark.parametrize("error", [InUseError("in use"), OSError(errno.ENOSPC, "no space")])
+def test_a_failure_of_the_main_process_reaches_the_others(monkeypatch, error):
+    sent = []
+    monkeypatch.setattr(main_process, "broadcast_object_list", lambda outcome: sent.append(list(outcome)))
+
+    def failing():
+        raise error
+
+    with pytest.raises(type(error)):
+        on_main_process(SimpleNamespace(is_main_process=True), failing)
+    assert sent == [[None, str(error)]]
+
+    def receive(outcome):
+        outcome[:] = sent[0]
+
+    monkeypatch.setattr(main_process, "broadcast_object_list", receive)
+    with pytest.raises(PreparationError, match=error.args[-1]):
+        on_main_process(SimpleNamespace(is_main_process=False), failing)
+
+
+def test_other_processes_of_the_same_run_are_not_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(main_process, "broadcast_object_list", lambda outcome: None)
+    with ExitStack() as stack:
+        for is_main in (True, False, False):
+            stack.enter_context(locked_by_main_process(SimpleNamespace(is_main_process=is_main), tmp_path))
+
+
+def test_of_many_that_start_at_once_one_gets_the_directory_that_is_not_there_yet(tmp_path):
+    tried, outcomes = Barrier(8), []
+
+    def attempt() -> None:
+        tried.wait()
+        try:
+            with locked_directory(tmp_path / "new" / "run"):
+                outcomes.append(True)
+                tried.wait()
+        except InUseError:
+            outcomes.append(False)
+            tried.wait()
+
+    threads = [Thread(target=attempt) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [False] * 7 + [True]
+
+
+def test_an_empty_directory_that_was_created_is_removed(tmp_path):
+    with locked_directory(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "mine").mkdir()
+    with locked_directory(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").is_dir()
+    with locked_directory(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "result").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["result"]
+
+
+def test_a_file_in_the_place_of_the_directory(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(LockError, match="cannot be created"), locked_directory(tmp_path / "file"):
+        pass
+
+
+def test_the_lock_of_a_directory_that_took_this_one_s_place_stays(tmp_path):
+    """As `convert` replaces its output."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with ExitStack() as replacing, ExitStack() as other:
+        replacing.enter_context(locked_directory(out))
+        out.rename(tmp_path / "old")
+        out.mkdir()
+        other.enter_context(locked_directory(out))
+        shutil.rmtree(tmp_path / "old")
+        replacing.close()
+        with pytest.raises(InUseError), locked_directory(out):
+            pass
+        other.close()
+        assert not (out / LOCK).exists()
+
+
+def test_files_have_locks_of_their_own(tmp_path):
+    with ExitStack() as stack:
+        for name in ("model.pth", "other.pth"):
+            stack.enter_context(locked_file(tmp_path / name))
+        with pytest.raises(InUseError, match=r"model\.pth is being written"), locked_file(tmp_path / "model.pth"):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_run_replaces_has_the_run_s_lock(folder, tmp_path):
+    run_folder = folder.resolve()
+    assert lock_owner(folder / "best" / "evaluation_test") == run_folder
+    assert lock_owner(folder / "test") == run_folder
+    assert lock_owner(folder) == folder
+    assert lock_owner(folder / "predictions") == folder / "predictions"
+    assert lock_owner(tmp_path / "elsewhere" / "best") == tmp_path / "elsewhere" / "best"
+    (tmp_path / "link").symlink_to(folder / "best")
+    assert lock_owner(tmp_path / "link") == run_folder
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_of_the_file_system_it_goes_on_with_a_warning(tmp_path, monkeypatch, caplog, number):
+    def refuse(*arguments):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked_directory(tmp_path / "out"):
+        (tmp_path / "out" / "result").touch()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["result"]
+
+
+def test_another_fault_of_the_file_system_is_told(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(LockError, match="input/output error"), locked_directory(tmp_path / "out"):
+        pass
