@@ -15,7 +15,7 @@ import torch
 import typer
 from torch import nn
 
-from hf_vit_seg.training.losses import LossSum
+from hf_vit_seg.training.losses.registry import LossSum
 
 from .contest import Dtype, Out, Rounds, Threads, describe, set_up
 from .measuring import Contender, interleaved, peak_memory, print_table

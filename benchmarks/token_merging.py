@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 import typer
 
-from hf_vit_seg.data.pixels import read_mask, read_pixels
+from hf_vit_seg.data.images.pixels import read_mask, read_pixels
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 

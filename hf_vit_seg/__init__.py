@@ -6,7 +6,8 @@ installed segmentation head, and the pipeline task "semantic-segmentation".
 
 from importlib.metadata import version
 
-from .inference.pipeline import register
+from hf_vit_seg.inference.pipeline import register
+
 from .plugins import Architecture, architectures, heads, plugins
 
 __version__ = version("hf_vit_seg")

@@ -13,7 +13,7 @@ import typer
 from hf_vit_seg.training.__main__ import train
 
 if TYPE_CHECKING:
-    from hf_vit_seg.inference.prediction import Job
+    from hf_vit_seg.inference.files.prediction import Job
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode=None)
 
@@ -96,9 +96,10 @@ def predict(
     NAME.labels.tif beside NAME.png; a run that was ended goes on when it is started again. Films (MP4 and others) give
     NAME.overlay.mp4 and NAME.json.
     """
-    from hf_vit_seg.directory_lock import locked_directory
     from hf_vit_seg.inference.console import protocol_from_text, run
-    from hf_vit_seg.inference.prediction import Wishes
+    from hf_vit_seg.inference.files.prediction import Wishes
+
+    from .directory_lock import locked_directory
 
     if out.exists() and not out.is_dir():
         refuse(f"--out {out} is a file, not a folder")
@@ -141,8 +142,8 @@ def planned_jobs(
     images: list[str], out: Path, overwrite: bool, skip_existing: bool, films: bool = False
 ) -> "list[Job]":
     """What `predict` has to do: one job for each image or film; with `films` a folder is one."""
-    from hf_vit_seg.data.image_files import ImageFile, ImageFileError, find_images
-    from hf_vit_seg.inference.prediction import plan
+    from hf_vit_seg.data.images.files import ImageFile, ImageFileError, find_images
+    from hf_vit_seg.inference.files.prediction import plan
 
     if overwrite and skip_existing:
         refuse("--overwrite and --skip-existing exclude each other")
@@ -208,11 +209,11 @@ def export(
     By default images of any size and number. Preprocessing, labels and the proof (parity.json) lie beside the program,
     and `hf-vit-seg predict OUT/model.onnx ...` works as with the model itself.
     """
-    from hf_vit_seg.data.image_files import find_images
+    from hf_vit_seg.data.images.files import find_images
     from hf_vit_seg.export.console import label_size, run, sides
     from hf_vit_seg.export.exported_model import Wish
-    from hf_vit_seg.training.recipe_files import load_recipe
-    from hf_vit_seg.training.segmenter_score import mean_iou_on
+    from hf_vit_seg.training.evaluation.segmenter_score import mean_iou_on
+    from hf_vit_seg.training.recipe.files import load_recipe
 
     if recipe is not None and int8 is None:
         refuse("--recipe measures what 8 bits cost: give --int8 FOLDER as well")
@@ -357,7 +358,7 @@ def demo(
 
     Without MODELS also those that the environment variable HF_VIT_SEG_MODELS names.
     """
-    from hf_vit_seg.demo import launch
+    from .demo import launch
 
     try:
         launch(*(models or ()), port=port, share=share)
@@ -391,7 +392,7 @@ def models() -> None:
     """List the architectures and their variants. Exit code 1 if those of any cannot be read."""
     from rich.console import Console
 
-    from hf_vit_seg.plugin_listing import models_view
+    from .plugin_listing import models_view
 
     view, sentences = models_view()
     Console().print(view)
@@ -405,7 +406,7 @@ def plugins() -> None:
     """List the installed plugins: what each brings, where it comes from, and which failed. Exit code 1 if any did."""
     from rich.console import Console
 
-    from hf_vit_seg.plugin_listing import every_plugin, plugins_view
+    from .plugin_listing import every_plugin, plugins_view
 
     found = every_plugin()
     Console().print(plugins_view(found))

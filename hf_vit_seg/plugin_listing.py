@@ -10,16 +10,17 @@ from importlib.metadata import entry_points
 
 from rich.table import Table as View
 
-from .data.batch_mixing import BATCH_TRANSFORMS
-from .data.sources import SOURCES
-from .data.transforms import TRANSFORMS
+from hf_vit_seg.data.sources.registry import SOURCES
+from hf_vit_seg.data.transforms.batch_mixing import BATCH_TRANSFORMS
+from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
+from hf_vit_seg.export.exporters import EXPORTERS
+from hf_vit_seg.export.forms import load_forms
+from hf_vit_seg.training.losses.registry import LOSSES
+
 from .entry_points import PREFIX, Plugin, entries, load_all, origin
-from .export.exporters import EXPORTERS
-from .export.forms import load_forms
 from .inference import runtimes
 from .plugins import GROUP, HEADS_GROUP, Architecture, architectures, heads, plugins
 from .records import nearest
-from .training.losses import LOSSES
 
 TABLES = (LOSSES, SOURCES, TRANSFORMS, BATCH_TRANSFORMS, EXPORTERS)
 GROUPS = (GROUP, HEADS_GROUP, *(table.group for table in TABLES), runtimes.GROUP)
@@ -43,7 +44,7 @@ def tried(plugin: Plugin) -> Plugin:
 
 def failures(architecture: Architecture) -> Iterator[str]:
     """What of an architecture cannot be used, in words."""
-    from hf_vit_seg.conversion import registry
+    from .conversion import registry
 
     try:
         for variant in architecture.variant_rows():

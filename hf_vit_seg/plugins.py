@@ -18,10 +18,11 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from hf_vit_seg.models.bundled_code import name_conflict
+from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
+from hf_vit_seg.models.segmentation_heads import HEADS
+
 from .entry_points import PREFIX, Plugin, load_all, subclass_of
-from .models.bundled_code import name_conflict
-from .models.registered_heads import REGISTERED_HEADS
-from .models.segmentation_heads import HEADS
 from .remote_code import file_of, obstacle, register_code
 
 GROUP = PREFIX + "architectures"

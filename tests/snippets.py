@@ -23,7 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
-from hf_vit_seg.training.recipe_files import load_recipe, shipped_recipes
+from hf_vit_seg.training.recipe.files import load_recipe, shipped_recipes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STAND_INS = {"segformer.b0.512x512.ade.160k.pth": "tests/oracles/nvlabs_segformer/segformer.tiny.7cls.pth"}

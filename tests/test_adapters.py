@@ -12,13 +12,13 @@ from transformers import AutoModelForImageClassification, AutoModelForSemanticSe
 
 from hf_vit_seg import architectures
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.adapters import merged, save_model
-from hf_vit_seg.training.averaging import WeightAverage
-from hf_vit_seg.training.model_building import build_model
-from hf_vit_seg.training.model_parts import encoder_layers, plain_name
-from hf_vit_seg.training.model_preparation import prepare_for_training
-from hf_vit_seg.training.parameter_groups import parameter_groups
-from hf_vit_seg.training.recipe import EmaRecipe, OptimizerRecipe
+from hf_vit_seg.training.model.adapters import merged, save_model
+from hf_vit_seg.training.model.building import build_model
+from hf_vit_seg.training.model.parameter_names import encoder_layers, plain_name
+from hf_vit_seg.training.model.preparation import prepare_for_training
+from hf_vit_seg.training.optimization.ema import WeightAverage
+from hf_vit_seg.training.optimization.parameter_groups import parameter_groups
+from hf_vit_seg.training.recipe.schema import EmaRecipe, OptimizerRecipe
 
 peft = pytest.importorskip("peft")
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from hf_vit_seg.drawing.outlines import Region, regions
+from hf_vit_seg.drawing.palettes import generated_palette
 from hf_vit_seg.inference.annotations import coco, geojson
-from hf_vit_seg.inference.outlines import Region, regions
-from hf_vit_seg.inference.palettes import generated_palette
 
 NAMES = ("sky", "road", "car", "tree")
 MAPS = st.integers(1, 4).flatmap(

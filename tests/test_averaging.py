@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from torch import distributed, nn
 from training_models import IMAGES, built, train_steps
 
-from hf_vit_seg.training.averaging import WeightAverage, decay_at
-from hf_vit_seg.training.recipe import EmaRecipe
+from hf_vit_seg.training.optimization.ema import WeightAverage, decay_at
+from hf_vit_seg.training.recipe.schema import EmaRecipe
 
 STEADY = EmaRecipe(decay=0.9, warmup=False)
 

@@ -19,15 +19,15 @@ from test_tiles import saved, segmenter
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
-from hf_vit_seg.data.checking import check
-from hf_vit_seg.data.image_files import ImageBytes, ImageFile, ImageFileError, find_images
-from hf_vit_seg.data.pixels import array_mask, read_mask, read_pixels
+from hf_vit_seg.data.checks.check import check
+from hf_vit_seg.data.images.files import ImageBytes, ImageFile, ImageFileError, find_images
+from hf_vit_seg.data.images.pixels import array_mask, read_mask, read_pixels
 from hf_vit_seg.export.calibration import Calibration
-from hf_vit_seg.inference.prediction import Job, Wishes, predict
+from hf_vit_seg.inference.files.prediction import Job, Wishes, predict
 from hf_vit_seg.inference.segmenter import Segmenter
-from hf_vit_seg.inference.tiled_reading import open_regions, region_size
+from hf_vit_seg.inference.tiles.reading import open_regions, region_size
 from hf_vit_seg.records import read_record
-from hf_vit_seg.training.recipe import Recipe
+from hf_vit_seg.training.recipe.schema import Recipe
 
 STEMS = {name: f"{Path(name).stem}_{Path(name).suffix[1:]}" for name in IMAGES}
 
@@ -201,8 +201,8 @@ def test_errors_of_our_own_code_are_not_taken_for_bad_files(tmp_path, monkeypatc
     def broken(*_):
         raise IndexError("our own mistake")
 
-    monkeypatch.setattr("hf_vit_seg.data.pixels.as_bands", broken)
-    monkeypatch.setattr("hf_vit_seg.data.pixels.array_mask", broken)
+    monkeypatch.setattr("hf_vit_seg.data.images.pixels.as_bands", broken)
+    monkeypatch.setattr("hf_vit_seg.data.images.pixels.array_mask", broken)
     for name, data in {"a.png": encoded("PNG"), "a.tif": PAGES, "a.npy": npy(np.zeros((4, 4), np.uint8))}.items():
         for read in (read_pixels, read_mask):
             with pytest.raises(IndexError):

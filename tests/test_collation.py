@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import SegformerImageProcessor, ViTImageProcessor
 
 from hf_vit_seg.data.collation import CollationError, Collator
-from hf_vit_seg.data.pictures import picture
+from hf_vit_seg.data.images.display import picture
 from hf_vit_seg.data.samples import RawSample
 from hf_vit_seg.data.statistics import StatisticsError, measure
 from hf_vit_seg.data.stream import Draw

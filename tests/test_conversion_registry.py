@@ -26,7 +26,7 @@ def test_a_broken_source_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
     places = (
         "no.such.module:SOURCE",
         "hf_vit_seg.conversion.rules:rename",
-        "hf_vit_seg.conversion.segformer_smp:SOURCE",
+        "hf_vit_seg.conversion.segformer.segmentation_models_pytorch:SOURCE",
     )
     architecture = dataclasses.replace(architectures()["segformer"], conversions=places)
     assert [source.name for source in registry.sources_of(architecture)] == ["smp"]

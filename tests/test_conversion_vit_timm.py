@@ -6,14 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conversion_references import (
-    TOLERANCE,
-    assert_equal_states,
-    assert_refused,
-    largest_difference,
-    loaded,
-    randomised,
-)
+from conversion_references import TOLERANCE, assert_equal_states, assert_refused, largest_difference, loaded, randomised
 from hf_vit_seg.conversion.convert import convert, export
 from torch import Tensor, nn
 from transformers import AutoModel

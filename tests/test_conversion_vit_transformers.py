@@ -9,14 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conversion_references import (
-    TOLERANCE,
-    assert_equal_states,
-    assert_refused,
-    largest_difference,
-    loaded,
-    randomised,
-)
+from conversion_references import TOLERANCE, assert_equal_states, assert_refused, largest_difference, loaded, randomised
 from hf_vit_seg.conversion.convert import convert, export
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn

@@ -12,13 +12,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
-from hf_vit_seg.data.checking import BadDataError, check, refuse_bad_data, single_threaded_torch
-from hf_vit_seg.data.class_table import UnknownValueError
+from hf_vit_seg.data.checks.check import BadDataError, check, refuse_bad_data, single_threaded_torch
 from hf_vit_seg.data.datasets import RawDataset, open_split
+from hf_vit_seg.data.labels.class_table import UnknownValueError
 from hf_vit_seg.records import read_record
-from hf_vit_seg.training.contact_sheet import chosen_samples, contact_sheet
 from hf_vit_seg.training.data_check import check_data, report_content
-from hf_vit_seg.training.recipe import Recipe
+from hf_vit_seg.training.figures.contact_sheet import chosen_samples, contact_sheet
+from hf_vit_seg.training.recipe.schema import Recipe
 
 MAGENTA = (255, 0, 255)
 CLASSES = ["sky", "road", "car"]

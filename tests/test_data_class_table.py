@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_vit_seg.data.class_table import ClassTable, ClassTableError, UnknownValueError
-from hf_vit_seg.data.raw_values import UNCOUNTED
+from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
+from hf_vit_seg.data.labels.raw_values import UNCOUNTED
 from hf_vit_seg.models.image_processing_segmentation import reduce_labels
 from hf_vit_seg.records import read_record
-from hf_vit_seg.training.recipe import DataRecipe
+from hf_vit_seg.training.recipe.schema import DataRecipe
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

@@ -11,9 +11,9 @@ from PIL import Image
 from pycocotools import mask as drawing
 from pycocotools.coco import COCO
 
-from hf_vit_seg.data.image_files import ImageFileError
-from hf_vit_seg.data.raw_values import UNCOUNTED
-from hf_vit_seg.data.sources import SourceError, open_source
+from hf_vit_seg.data.images.files import ImageFileError
+from hf_vit_seg.data.labels.raw_values import UNCOUNTED
+from hf_vit_seg.data.sources.registry import SourceError, open_source
 
 HEIGHT, WIDTH = 8, 10
 

@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hf_vit_seg.data.class_table import ClassTable, ClassTableError, UnknownValueError
 from hf_vit_seg.data.collation import Collator
 from hf_vit_seg.data.datasets import RawDataset, TrainingDataset, class_table_of, open_split
-from hf_vit_seg.data.image_files import ImageFileError
-from hf_vit_seg.data.sources import SourceError
+from hf_vit_seg.data.images.files import ImageFileError
+from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
+from hf_vit_seg.data.sources.registry import SourceError
 from hf_vit_seg.data.stream import Draw, StreamSampler
-from hf_vit_seg.data.transforms import TransformContext, read_pipeline
+from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 from hf_vit_seg.records import read_record
-from hf_vit_seg.training.recipe import Recipe
+from hf_vit_seg.training.recipe.schema import Recipe
 
 COUNT = 10
 

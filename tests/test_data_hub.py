@@ -8,9 +8,9 @@ from datasets import Image as ImageFeature
 from huggingface_hub import HfApi
 from PIL import Image
 
-from hf_vit_seg.data.hub_datasets import HubDataset
-from hf_vit_seg.data.image_files import ImageFileError
-from hf_vit_seg.data.sources import SourceError, open_source
+from hf_vit_seg.data.images.files import ImageFileError
+from hf_vit_seg.data.sources.hub_datasets import HubDataset
+from hf_vit_seg.data.sources.registry import SourceError, open_source
 
 COUNT = 4
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hf_vit_seg.data.image_files import ImageBytes, ImageFileError
-from hf_vit_seg.data.pixels import read_mask, read_pixels
+from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
+from hf_vit_seg.data.images.pixels import read_mask, read_pixels
 from hf_vit_seg.models.image_processing_inputs import rgb_image
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 

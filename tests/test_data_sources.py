@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hf_vit_seg.data.sources import SOURCES, SourceError, open_source
+from hf_vit_seg.data.sources.registry import SOURCES, SourceError, open_source
 from hf_vit_seg.records import RecordError
 
 

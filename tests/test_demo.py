@@ -31,13 +31,13 @@ from typer.testing import CliRunner
 
 from hf_vit_seg import architectures
 from hf_vit_seg.cli import app as command
-from hf_vit_seg.data.pixels import read_pixels
+from hf_vit_seg.data.images.pixels import read_pixels
+from hf_vit_seg.drawing.overlays import nearest_labels
+from hf_vit_seg.drawing.palettes import generated_palette
 from hf_vit_seg.inference import ModelError, Segmentation, Segmenter
 from hf_vit_seg.inference.classifier import Classifier
-from hf_vit_seg.inference.overlays import nearest_labels
-from hf_vit_seg.inference.palettes import generated_palette
+from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
-from hf_vit_seg.inference.protocols import Protocol
 
 gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")

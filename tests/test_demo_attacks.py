@@ -24,10 +24,10 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, AutoModelForPoseEstimation
 
 from hf_vit_seg import architectures
-from hf_vit_seg.data.image_files import MAX_SIDE, ImageFileError, ImageSizeError
-from hf_vit_seg.data.pixels import read_mask, read_pixels
-from hf_vit_seg.inference.prediction import Job, Wishes
-from hf_vit_seg.inference.tiled_prediction import needs_tiles
+from hf_vit_seg.data.images.files import MAX_SIDE, ImageFileError, ImageSizeError
+from hf_vit_seg.data.images.pixels import read_mask, read_pixels
+from hf_vit_seg.inference.files.prediction import Job, Wishes
+from hf_vit_seg.inference.tiles.prediction import needs_tiles
 
 gradio = pytest.importorskip("gradio")
 
@@ -358,7 +358,7 @@ def thin_png(path: Path, width: int, height: int) -> Path:
 PEAK = """
 import resource, sys
 from pathlib import Path
-from hf_vit_seg.data.pixels import read_pixels
+from hf_vit_seg.data.images.pixels import read_pixels
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 try:

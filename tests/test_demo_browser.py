@@ -13,8 +13,8 @@ from PIL import Image
 from transformers import AutoModelForSemanticSegmentation
 
 from hf_vit_seg import architectures
+from hf_vit_seg.drawing.overlays import percent
 from hf_vit_seg.inference import Segmenter
-from hf_vit_seg.inference.overlays import percent
 
 gradio = pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")

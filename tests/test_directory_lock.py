@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from hf_vit_seg.cli import app
 from hf_vit_seg.directory_lock import LOCK, InUseError, LockError, lock_owner, locked_directory, locked_file
 from hf_vit_seg.training import main_process
-from hf_vit_seg.training import run as run_module
+from hf_vit_seg.training.checkpoints.run_directory import RunDirectoryError
+from hf_vit_seg.training.loop import trainer as run_module
 from hf_vit_seg.training.main_process import PreparationError, locked_by_main_process, on_main_process
-from hf_vit_seg.training.run_directory import RunDirectoryError
 
 NUCLEI = Path(__file__).resolve().parent.parent / "examples" / "nuclei" / "model"
 

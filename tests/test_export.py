@@ -25,7 +25,7 @@ from hf_vit_seg.export.graphs import CLASSES_TOGETHER, Geometry, LogitGraph, lab
 from hf_vit_seg.export.onnx_names import name_axes
 from hf_vit_seg.export.parity import compared
 from hf_vit_seg.inference import ModelError, Segmenter
-from hf_vit_seg.inference.protocols import Protocol
+from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.runtimes import PROGRAMS, RuntimeModel
 from hf_vit_seg.models.label_maps import label_map
 from hf_vit_seg.records import RecordError

@@ -27,11 +27,11 @@ from hf_vit_seg.hub.card import is_written
 from hf_vit_seg.hub.model_directory import model_directory
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.provenance import CARD, MARK, Provenance, card_metadata, provenance_from, provenance_of, write_card
-from hf_vit_seg.training.evaluation import Evaluation, report_of
-from hf_vit_seg.training.metrics_report import FILE as METRICS
-from hf_vit_seg.training.metrics_report import read_report, write_report
-from hf_vit_seg.training.recipe_files import load_recipe, recipe_text
-from hf_vit_seg.training.run_directory import lineage
+from hf_vit_seg.training.checkpoints.run_directory import lineage
+from hf_vit_seg.training.evaluation.evaluate import Evaluation, report_of
+from hf_vit_seg.training.recipe.files import load_recipe, recipe_text
+from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
+from hf_vit_seg.training.reports.metrics_report import read_report, write_report
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NUCLEI = REPOSITORY / "examples" / "nuclei" / "model"

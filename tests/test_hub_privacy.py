@@ -20,15 +20,15 @@ from typer.testing import CliRunner
 
 from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
-from hf_vit_seg.data.hub_datasets import HuggingFaceSource
+from hf_vit_seg.data.sources.hub_datasets import HuggingFaceSource
 from hf_vit_seg.hub import PushError, Target, push, push_space
 from hf_vit_seg.hub.console import print_files
 from hf_vit_seg.hub.privacy import check_private
 from hf_vit_seg.local_paths import common_folder, is_local_path, publishable, publishable_path
 from hf_vit_seg.provenance import CARD, provenance_from
-from hf_vit_seg.training.metrics_report import FILE as METRICS
-from hf_vit_seg.training.model_evaluation import evaluate_model
-from hf_vit_seg.training.recipe_files import load_recipe, publishable_recipe_text
+from hf_vit_seg.training.evaluate_saved import evaluate_model
+from hf_vit_seg.training.recipe.files import load_recipe, publishable_recipe_text
+from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NUCLEI = REPOSITORY / "examples" / "nuclei" / "model"

@@ -18,9 +18,9 @@ from torch.nn.functional import (
 
 from hf_vit_seg.models.cpu_kernels import STRIP_BYTES
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.class_weights import class_weights
-from hf_vit_seg.training.losses import LOSSES, LossSum, wants_class_frequencies
-from hf_vit_seg.training.upsampled_probabilities import upsampled_probabilities
+from hf_vit_seg.training.losses.class_weights import class_weights
+from hf_vit_seg.training.losses.registry import LOSSES, LossSum, wants_class_frequencies
+from hf_vit_seg.training.losses.upsampled_probabilities import upsampled_probabilities
 
 IGNORE = 255
 SEVERAL = [name for name in sorted(LOSSES.own) if name != "binary_cross_entropy"]

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
-from hf_vit_seg.training.metrics_report import (
+from hf_vit_seg.training.reports.metrics_report import (
     FILE,
     MetricsReport,
     ReportError,

@@ -12,10 +12,10 @@ from training_models import model_recipe
 
 from hf_vit_seg import architectures
 from hf_vit_seg.records import RecordError, read_record
-from hf_vit_seg.training.model_parts import encoder_layers, encoder_prefix
-from hf_vit_seg.training.model_preparation import prepare_for_training
-from hf_vit_seg.training.parameter_groups import build_optimizer, parameter_groups
-from hf_vit_seg.training.recipe import OptimizerRecipe
+from hf_vit_seg.training.model.parameter_names import encoder_layers, encoder_prefix
+from hf_vit_seg.training.model.preparation import prepare_for_training
+from hf_vit_seg.training.optimization.parameter_groups import build_optimizer, parameter_groups
+from hf_vit_seg.training.recipe.schema import OptimizerRecipe
 
 BUILT = [(name, auto) for name, architecture in architectures().items() for auto in architecture.models]
 VARIANTS = {"vit": ("tiny", "tiny-hybrid")}

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_vit_seg.data.person_crops import PersonAffine, PersonCrop, person_input
 from hf_vit_seg.data.samples import Person
-from hf_vit_seg.data.transforms import TransformContext, read_pipeline
+from hf_vit_seg.data.transforms.person_crops import PersonAffine, PersonCrop, person_input
+from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
 from hf_vit_seg.models.heatmaps import heatmaps_from_keypoints, keypoints_from_heatmaps
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 

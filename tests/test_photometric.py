@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
-from hf_vit_seg.data.photometric import LUMA, STEPS, mapped_bands
-from hf_vit_seg.data.transforms import TransformContext, read_pipeline
+from hf_vit_seg.data.transforms.photometric import LUMA, STEPS, mapped_bands
+from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 
 REFERENCES = {

@@ -10,8 +10,8 @@ from transformers import pipeline
 
 import hf_vit_seg
 from hf_vit_seg.inference import Segmenter
+from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.pipeline import TASK, SemanticSegmentationPipeline
-from hf_vit_seg.inference.protocols import Protocol
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentation

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_vit_seg.training.class_plots import class_figure, reliability_figure
-from hf_vit_seg.training.confusion_plots import MOST_CLASSES, confusion_figure
-from hf_vit_seg.training.curve_plots import centred_means, measure_figure, training_figure
-from hf_vit_seg.training.metrics_report import FILE, MetricsReport, write_report
-from hf_vit_seg.training.plots import draw_plots
-from hf_vit_seg.training.run_log import RunLog
+from hf_vit_seg.training.figures.classes import class_figure, reliability_figure
+from hf_vit_seg.training.figures.confusion_matrix import MOST_CLASSES, confusion_figure
+from hf_vit_seg.training.figures.curves import centred_means, measure_figure, training_figure
+from hf_vit_seg.training.figures.plots import draw_plots
+from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, write_report
+from hf_vit_seg.training.reports.run_log import RunLog
 
 SCORES = {
     "segmentation": {"mean_iou": 0.5, "overall_accuracy": 0.75, "mean_dice": float("nan")},
@@ -170,8 +170,8 @@ def test_centred_means_are_means_of_neighbours(reach):
 
 def test_plots_need_no_pyplot_and_importing_them_no_matplotlib():
     code = (
-        "import sys; import hf_vit_seg.training.plots as plots; assert 'matplotlib' not in sys.modules; "
-        "from hf_vit_seg.training.curve_plots import training_figure; "
+        "import sys; import hf_vit_seg.training.figures.plots as plots; assert 'matplotlib' not in sys.modules; "
+        "from hf_vit_seg.training.figures.curves import training_figure; "
         "assert training_figure([{'step': 1, 'loss': 1.0}]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

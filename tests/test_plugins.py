@@ -132,9 +132,11 @@ def test_an_architecture_whose_files_are_broken_says_which(tmp_path, monkeypatch
 
 
 def test_every_table_that_can_be_extended_is_listed():
-    from hf_vit_seg.data import batch_mixing, sources, transforms
+    from hf_vit_seg.data.sources import registry as sources
+    from hf_vit_seg.data.transforms import batch_mixing
+    from hf_vit_seg.data.transforms import pipeline as transforms
     from hf_vit_seg.export import exporters
-    from hf_vit_seg.training import losses
+    from hf_vit_seg.training.losses import registry as losses
 
     modules = (batch_mixing, sources, transforms, exporters, losses)
     found = [value for module in modules for value in vars(module).values() if isinstance(value, Table)]

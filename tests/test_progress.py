@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hf_vit_seg.training.progress import Progress, Smoothed
+from hf_vit_seg.training.reports.progress import Progress, Smoothed
 
 
 def console(terminal=False, width=100):

@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from hf_vit_seg.inference import Protocol, Segmenter
-from hf_vit_seg.inference.canvases import LogitGrid
-from hf_vit_seg.inference.pixel_maps import Wanted
-from hf_vit_seg.inference.protocols import PRESETS
-from hf_vit_seg.inference.windows import SlidingLogits, WindowGrid, window_starts, window_weights
+from hf_vit_seg.inference.dense.pixel_maps import Wanted
+from hf_vit_seg.inference.dense.protocols import PRESETS
+from hf_vit_seg.inference.dense.row_logits import LogitGrid
+from hf_vit_seg.inference.dense.sliding_windows import SlidingLogits, WindowGrid, window_starts, window_weights
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 from hf_vit_seg.records import RecordError, read_record
 

@@ -7,8 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_runs import settings, write_data, write_recipe
 
-from hf_vit_seg.training.recipe import Recipe
-from hf_vit_seg.training.recipe_files import (
+from hf_vit_seg.training.recipe.files import (
     RecipeFileError,
     anchored,
     differences,
@@ -16,7 +15,8 @@ from hf_vit_seg.training.recipe_files import (
     recipe_text,
     shipped_recipes,
 )
-from hf_vit_seg.training.yaml_dialect import parse, text_of
+from hf_vit_seg.training.recipe.schema import Recipe
+from hf_vit_seg.yaml_reader import parse, text_of
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ from accelerate.utils import load
 from safetensors.torch import load_file
 from tiny_runs import finish, forget_accelerate, log, run, settings, start, weights, write_data, write_recipe
 
-from hf_vit_seg.training.checkpoints import CheckpointError, checkpoints, read_manifest
+from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
+from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
 from hf_vit_seg.training.console import tell_results, train_command
-from hf_vit_seg.training.memory import OutOfMemory
-from hf_vit_seg.training.recipe_files import load_recipe
-from hf_vit_seg.training.recipe_overrides import overridden
-from hf_vit_seg.training.run import Ending
-from hf_vit_seg.training.run_directory import RunDirectory
-from hf_vit_seg.training.yaml_dialect import parse
+from hf_vit_seg.training.loop.trainer import Ending
+from hf_vit_seg.training.recipe.files import load_recipe
+from hf_vit_seg.training.recipe.overrides import overridden
+from hf_vit_seg.training.reports.memory_advice import OutOfMemory
+from hf_vit_seg.yaml_reader import parse
 
 # Dies as by `kill -9` in the middle of a step, after what the step's number says.
 KILLED = """
@@ -161,7 +161,7 @@ def test_ctrl_c_saves_a_whole_step_and_says_how_to_go_on(recipe, tmp_path):
 
 
 def test_an_evaluation_that_was_due_when_stopped_is_made_up_for(recipe, tmp_path, monkeypatch):
-    from hf_vit_seg.training import run as module
+    from hf_vit_seg.training.loop import trainer as module
 
     run(recipe, tmp_path / "whole")
     take_step = module.Run.take_step
@@ -182,7 +182,7 @@ def test_an_evaluation_that_was_due_when_stopped_is_made_up_for(recipe, tmp_path
 
 
 def test_an_evaluation_that_fails_loses_no_step(recipe, tmp_path, monkeypatch):
-    from hf_vit_seg.training import run as module
+    from hf_vit_seg.training.loop import trainer as module
 
     every = "loop.checkpoint_every=null"  # at evaluations
     run(recipe, tmp_path / "whole", every)
@@ -197,7 +197,7 @@ def test_an_evaluation_that_fails_loses_no_step(recipe, tmp_path, monkeypatch):
 
 
 def test_a_longer_run_whose_last_evaluation_failed_saves_its_last_model(recipe, tmp_path, monkeypatch):
-    from hf_vit_seg.training import run as module
+    from hf_vit_seg.training.loop import trainer as module
 
     run(recipe, tmp_path / "whole", "loop.checkpoint_every=null")
     run(recipe, tmp_path / "parts", "loop.checkpoint_every=null", "loop.steps=4")
@@ -297,7 +297,7 @@ AFTER_LAST = ("last/README.md", "last/metrics.json", "best/config.json", "plots/
     ],
 )
 def test_an_ended_run_gets_what_it_lacks_without_a_step(ended, tmp_path, monkeypatch, completed, missing, left):
-    from hf_vit_seg.training import run as module
+    from hf_vit_seg.training.loop import trainer as module
 
     out = tmp_path / "run"
     shutil.copytree(ended, out)
@@ -344,7 +344,7 @@ def test_a_folder_beside_the_last_model_s_files_stays(ended, tmp_path):
 
 def test_a_last_model_of_an_earlier_step_is_replaced(recipe, checkpoint, monkeypatch):
     """Killed between the last checkpoint of a run that was made longer and its last model."""
-    from hf_vit_seg.training import run as module
+    from hf_vit_seg.training.loop import trainer as module
 
     out = checkpoint.parent.parent
     with monkeypatch.context() as patch:
@@ -388,7 +388,7 @@ def test_killed_after_its_last_checkpoint(ended, tmp_path):
 
 
 def test_a_run_that_stopped_early_is_not_trained_again(recipe, tmp_path, monkeypatch):
-    from hf_vit_seg.training import run as module
+    from hf_vit_seg.training.loop import trainer as module
 
     never = ["loop.evaluate_every=1", "loop.early_stop.patience=1", "loop.early_stop.least=10"]
     assert run(recipe, tmp_path / "run", *never) is Ending.early_stop

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.json_values import json_line, json_value
-from hf_vit_seg.training.run_log import FILE, RunLog, RunLogError, read
-from hf_vit_seg.training.trackers import check_trackers, dotted
+from hf_vit_seg.training.reports.json_values import json_line, json_value
+from hf_vit_seg.training.reports.run_log import FILE, RunLog, RunLogError, read
+from hf_vit_seg.training.reports.trackers import check_trackers, dotted
 
 OTHER_PROCESS = SimpleNamespace(is_main_process=False)
 

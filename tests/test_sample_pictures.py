@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hf_vit_seg.inference.skeletons import COCO_BONES, LEFT, RIGHT, with_skeletons
+from hf_vit_seg.drawing.skeletons import COCO_BONES, LEFT, RIGHT, with_skeletons
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
-from hf_vit_seg.training.picture_layout import captioned, fitting, grid, legend_below
-from hf_vit_seg.training.pose_pictures import persons, pose_picture
-from hf_vit_seg.training.sample_pictures import (
+from hf_vit_seg.training.figures.layout import captioned, fitting, grid, legend_below
+from hf_vit_seg.training.figures.poses import persons, pose_picture
+from hf_vit_seg.training.figures.samples import (
     IGNORED,
     LONGEST_SIDE,
     MISSED,

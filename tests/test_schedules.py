@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hf_vit_seg.records import RecordError, read_record
-from hf_vit_seg.training.recipe import ScheduleRecipe
-from hf_vit_seg.training.schedules import SHAPES, build_schedule, share_of_peak, warmup_steps
+from hf_vit_seg.training.optimization.schedules import SHAPES, build_schedule, share_of_peak, warmup_steps
+from hf_vit_seg.training.recipe.schema import ScheduleRecipe
 
 STEPS = 50
 

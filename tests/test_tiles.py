@@ -16,15 +16,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
-from hf_vit_seg.data.image_files import ImageFile, ImageFileError
-from hf_vit_seg.data.pixels import read_pixels
+from hf_vit_seg.data.images.files import ImageFile, ImageFileError
+from hf_vit_seg.data.images.pixels import read_pixels
 from hf_vit_seg.inference import Protocol, Segmenter
-from hf_vit_seg.inference.prediction import Job, Wishes
-from hf_vit_seg.inference.stored_regions import StoredSegments
-from hf_vit_seg.inference.tiled_prediction import predict_tiled
-from hf_vit_seg.inference.tiled_reading import open_regions, region_size
-from hf_vit_seg.inference.tiled_writing import Plane, write_png, write_tiff
-from hf_vit_seg.inference.tiles import TileGrid, tiling_protocol
+from hf_vit_seg.inference.files.prediction import Job, Wishes
+from hf_vit_seg.inference.tiles.prediction import predict_tiled
+from hf_vit_seg.inference.tiles.reading import open_regions, region_size
+from hf_vit_seg.inference.tiles.stored_regions import StoredSegments
+from hf_vit_seg.inference.tiles.tiled_logits import TileGrid, tiling_protocol
+from hf_vit_seg.inference.tiles.writing import Plane, write_png, write_tiff
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentation

@@ -26,22 +26,22 @@ from tiny_runs import (
 )
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation, AutoModelForSemanticSegmentation
 
-from hf_vit_seg.data.checking import BadDataError
-from hf_vit_seg.data.image_files import ImageFileError
-from hf_vit_seg.data.sources import SourceError
+from hf_vit_seg.data.checks.check import BadDataError
+from hf_vit_seg.data.images.files import ImageFileError
+from hf_vit_seg.data.sources.registry import SourceError
 from hf_vit_seg.inference import Segmenter
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training import preparation
-from hf_vit_seg.training import run as run_module
-from hf_vit_seg.training.checkpoints import checkpoints
+from hf_vit_seg.training.checkpoints.run_directory import RunDirectoryError
+from hf_vit_seg.training.checkpoints.state import checkpoints
 from hf_vit_seg.training.console import STOPPED, evaluate_command, in_sentences, sentence_of, train_command
+from hf_vit_seg.training.evaluate_saved import evaluate_model
+from hf_vit_seg.training.loop import setup as preparation
+from hf_vit_seg.training.loop import trainer as run_module
+from hf_vit_seg.training.loop.trainer import Ending, TrainingError
 from hf_vit_seg.training.main_process import PreparationError
-from hf_vit_seg.training.measures import MEASURES
-from hf_vit_seg.training.memory import OutOfMemory
-from hf_vit_seg.training.model_evaluation import evaluate_model
-from hf_vit_seg.training.recipe_files import load_recipe
-from hf_vit_seg.training.run import Ending, TrainingError
-from hf_vit_seg.training.run_directory import RunDirectoryError
+from hf_vit_seg.training.recipe.files import load_recipe
+from hf_vit_seg.training.recipe.metric_names import MEASURES
+from hf_vit_seg.training.reports.memory_advice import OutOfMemory
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ from hf_vit_seg import architectures
 from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.inference.loading import AUTO_CLASSES
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.classifier_fitting import matching_rows
-from hf_vit_seg.training.config_axes import band_axes, class_axes, set_classes
-from hf_vit_seg.training.model_building import build_model
-from hf_vit_seg.training.model_parts import encoder_layers
-from hf_vit_seg.training.pretrained_model import listed
-from hf_vit_seg.training.stem_adaptation import adapted
+from hf_vit_seg.training.model.building import build_model
+from hf_vit_seg.training.model.classifier_rows import matching_rows
+from hf_vit_seg.training.model.parameter_names import encoder_layers
+from hf_vit_seg.training.model.pretrained import listed
+from hf_vit_seg.training.model.shape_probing import band_axes, class_axes, set_classes
+from hf_vit_seg.training.model.stem import adapted
 
 HEADLESS = [
     (name, auto)

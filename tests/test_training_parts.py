@@ -18,17 +18,17 @@ from torch import nn
 from training_models import recipe
 
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.deepspeed_settings import refuse_stage_3, settle_deepspeed
-from hf_vit_seg.training.evaluation import Subject, own_batches, read_ahead
-from hf_vit_seg.training.interruption import StopRequest
-from hf_vit_seg.training.measures import MEASURES
-from hf_vit_seg.training.memory import OutOfMemory, is_out_of_memory, training_advice
-from hf_vit_seg.training.recipe import EarlyStopRecipe
-from hf_vit_seg.training.standing import Standing
-from hf_vit_seg.training.trial_steps import largest_batch_size, measured_batch_size, unreached_parameters
-from hf_vit_seg.training.whole_directories import empty_temporary, put_in_place, remove_whole, tidy
-from hf_vit_seg.training.whole_weights import refuse_scattered_average, whole_model
-from hf_vit_seg.training.windows import accumulate, windows
+from hf_vit_seg.training.checkpoints.best_score import Standing
+from hf_vit_seg.training.checkpoints.whole_directories import empty_temporary, put_in_place, remove_whole, tidy
+from hf_vit_seg.training.evaluation.evaluate import Subject, own_batches, read_ahead
+from hf_vit_seg.training.loop.batch_size_search import largest_batch_size, measured_batch_size, unreached_parameters
+from hf_vit_seg.training.loop.deepspeed import refuse_stage_3, settle_deepspeed
+from hf_vit_seg.training.loop.gradient_accumulation import accumulate, windows
+from hf_vit_seg.training.loop.signals import StopRequest
+from hf_vit_seg.training.optimization.gathered_weights import refuse_scattered_average, whole_model
+from hf_vit_seg.training.recipe.metric_names import MEASURES
+from hf_vit_seg.training.recipe.schema import EarlyStopRecipe
+from hf_vit_seg.training.reports.memory_advice import OutOfMemory, is_out_of_memory, training_advice
 
 IGNORED = 255
 
@@ -278,7 +278,7 @@ def test_what_a_killed_process_left_is_tidied_up(tmp_path):
 
 
 def test_the_first_signal_asks_and_a_second_one_later_ends(monkeypatch):
-    monkeypatch.setattr("hf_vit_seg.training.interruption.ECHO_SECONDS", 0.2)
+    monkeypatch.setattr("hf_vit_seg.training.loop.signals.ECHO_SECONDS", 0.2)
     before = signal.getsignal(signal.SIGINT)
     with StopRequest() as request:
         assert request.signal is None

@@ -10,10 +10,10 @@ from training_models import IMAGES, LABELS, NEW, SEGMENTERS, built, logits, mode
 from transformers import AutoModelForSemanticSegmentation
 
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.freezing import freeze, hold_frozen_norms
-from hf_vit_seg.training.model_building import build_model
-from hf_vit_seg.training.model_preparation import prepare_for_training
-from hf_vit_seg.training.normalisation import synchronised
+from hf_vit_seg.training.model.building import build_model
+from hf_vit_seg.training.model.freezing import freeze, hold_frozen_norms
+from hf_vit_seg.training.model.normalization import synchronised
+from hf_vit_seg.training.model.preparation import prepare_for_training
 
 
 def norms(model, kind=nn.BatchNorm2d):

@@ -10,10 +10,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import ConvNextImageProcessor, SegformerImageProcessor, ViTImageProcessor
 
-from hf_vit_seg.data.crops import MixedCrop
 from hf_vit_seg.data.samples import Person
 from hf_vit_seg.data.stream import Draw, seeded
-from hf_vit_seg.data.transforms import TRANSFORMS, TransformContext, read_pipeline
+from hf_vit_seg.data.transforms.crops import MixedCrop
+from hf_vit_seg.data.transforms.pipeline import TRANSFORMS, TransformContext, read_pipeline
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 from hf_vit_seg.records import RecordError
 

@@ -11,9 +11,9 @@ from test_tiles import saved, segmenter
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
-from hf_vit_seg.data.image_files import ImageFile
-from hf_vit_seg.inference.prediction import Job, Wishes
-from hf_vit_seg.inference.video import VideoError, is_film, predict_film
+from hf_vit_seg.data.images.files import ImageFile
+from hf_vit_seg.inference.files.prediction import Job, Wishes
+from hf_vit_seg.inference.video.prediction import VideoError, is_film, predict_film
 
 av = pytest.importorskip("av")
 

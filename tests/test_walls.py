@@ -113,7 +113,7 @@ def test_arrows_go_one_way(folder):
         "import os, hf_vit_seg.hub.push",
         "from hf_vit_seg.conversion import registry",
         "from hf_vit_seg.cli import app",
-        "def late():\n    from hf_vit_seg.training.run import run",
+        "def late():\n    from hf_vit_seg.training.loop.trainer import run",
         "from ..training import run",
     ],
 )

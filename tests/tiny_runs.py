@@ -13,10 +13,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
 
-from hf_vit_seg.training.recipe_files import load_recipe
-from hf_vit_seg.training.run import Ending, train
-from hf_vit_seg.training.run_directory import RunDirectory
-from hf_vit_seg.training.yaml_dialect import text_of
+from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
+from hf_vit_seg.training.loop.trainer import Ending, train
+from hf_vit_seg.training.recipe.files import load_recipe
+from hf_vit_seg.yaml_reader import text_of
 
 SIZE, IMAGES = 48, 10
 COLOURS = np.array([[40, 60, 90], [220, 80, 60], [90, 200, 120]])

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from hf_vit_seg import architectures
 from hf_vit_seg.records import read_record
-from hf_vit_seg.training.config_axes import set_classes
-from hf_vit_seg.training.model_building import build_model
-from hf_vit_seg.training.recipe import ModelRecipe, Recipe
+from hf_vit_seg.training.model.building import build_model
+from hf_vit_seg.training.model.shape_probing import set_classes
+from hf_vit_seg.training.recipe.schema import ModelRecipe, Recipe
 
 OLD = ("sky", "Road", "car", "tree")
 NEW = ("road", "boat", "SKY")

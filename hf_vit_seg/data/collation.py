@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .batch_mixing import read_mixer
+from hf_vit_seg.data.transforms.batch_mixing import read_mixer
+
 from .stream import BATCH, seeded
 
 LABEL_DTYPES = {"segmentation": torch.int64, "classification": torch.int64, "pose": torch.float32}

@@ -12,13 +12,14 @@ from typing import Any, Literal, Protocol
 import torch
 from torch.utils.data import Dataset
 
-from .class_entries import ClassSettings
-from .class_table import ClassTable, ClassTableError, UnknownValueError
-from .image_files import ImageFileError
+from hf_vit_seg.data.images.files import ImageFileError
+from hf_vit_seg.data.labels.class_entries import ClassSettings
+from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
+from hf_vit_seg.data.sources.registry import Source, SourceError, open_source
+from hf_vit_seg.data.transforms.pipeline import Pipeline
+
 from .samples import Person, RawSample
-from .sources import Source, SourceError, open_source
 from .stream import Draw, seeded
-from .transforms import Pipeline
 
 Split = Literal["train", "validation", "test"]
 

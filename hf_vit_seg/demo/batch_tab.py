@@ -9,10 +9,10 @@ from typing import Any
 
 import gradio as gr
 
-from hf_vit_seg.data.image_files import ImageFile
-from hf_vit_seg.inference.overlays import percent
-from hf_vit_seg.inference.prediction import OVERLAY, Job, Wishes, plan, write
-from hf_vit_seg.inference.protocols import Protocol
+from hf_vit_seg.data.images.files import ImageFile
+from hf_vit_seg.drawing.overlays import percent
+from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.inference.files.prediction import OVERLAY, Job, Wishes, plan, write
 from hf_vit_seg.inference.segmentation import Segmentation
 
 from .accelerator import CALLS

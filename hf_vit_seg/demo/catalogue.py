@@ -16,10 +16,10 @@ import torch
 from transformers import AutoConfig
 
 from hf_vit_seg.inference.classifier import Classifier
+from hf_vit_seg.inference.dense.image_preparation import Prepared
+from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.loading import AUTO_CLASSES, ModelError, first_sentence
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
-from hf_vit_seg.inference.preparation import Prepared
-from hf_vit_seg.inference.protocols import Protocol
 from hf_vit_seg.inference.runtimes import is_program
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter

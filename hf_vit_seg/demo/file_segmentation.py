@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_vit_seg.data.image_files import ImageFile
-from hf_vit_seg.data.pictures import picture
-from hf_vit_seg.inference.prediction import Job, Wishes, report
-from hf_vit_seg.inference.preparation import Prepared, milliseconds_since
-from hf_vit_seg.inference.protocols import Protocol
+from hf_vit_seg.data.images.display import picture
+from hf_vit_seg.data.images.files import ImageFile
+from hf_vit_seg.inference.dense.image_preparation import Prepared, milliseconds_since
+from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.inference.files.prediction import Job, Wishes, report
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
 

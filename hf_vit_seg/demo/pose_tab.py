@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.data.pictures import picture
-from hf_vit_seg.inference.overlays import resized_picture, shown_size
+from hf_vit_seg.data.images.display import picture
+from hf_vit_seg.drawing.overlays import resized_picture, shown_size
+from hf_vit_seg.drawing.skeletons import LEAST_SCORE, with_skeletons
 from hf_vit_seg.inference.pose_estimator import Box
-from hf_vit_seg.inference.skeletons import LEAST_SCORE, with_skeletons
 
 from .accelerator import CALLS
 from .catalogue import Catalogue

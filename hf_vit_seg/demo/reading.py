@@ -18,8 +18,8 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 
-from hf_vit_seg.data.image_files import ImageFileError, ImageSizeError
-from hf_vit_seg.data.pixels import read_pixels
+from hf_vit_seg.data.images.files import ImageFileError, ImageSizeError
+from hf_vit_seg.data.images.pixels import read_pixels
 
 from .uploads import MOST_PIXELS
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from hf_vit_seg.inference.prediction import json_text
+from hf_vit_seg.inference.files.prediction import json_text
 
 from . import NUCLEI
 from .accelerator import CALLS

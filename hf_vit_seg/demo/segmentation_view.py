@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from hf_vit_seg.inference.overlays import nearest_labels, percent, resized_picture, shown_size
+from hf_vit_seg.drawing.overlays import nearest_labels, percent, resized_picture, shown_size
 from hf_vit_seg.inference.segmentation import Segmentation
 
 LONGEST_SIDE = 1280  # of the shown picture

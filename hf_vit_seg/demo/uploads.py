@@ -11,7 +11,7 @@ from typing import Any, Literal
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from hf_vit_seg.data.image_files import ImageSizeError
+from hf_vit_seg.data.images.files import ImageSizeError
 
 MEGABYTES = 30  # of a file
 MOST_PIXELS = 25_000_000  # of an image

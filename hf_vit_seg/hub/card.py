@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
-from hf_vit_seg.inference.palettes import class_palette
+from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.local_paths import publishable, publishable_path
 from hf_vit_seg.provenance import CARD, MARK, card_metadata
 from hf_vit_seg.remote_code import packages_needed
-from hf_vit_seg.training.metrics_report import COLUMNS, UNITS, MetricsReport, about, decimal, title_of
+from hf_vit_seg.training.reports.metrics_report import COLUMNS, UNITS, MetricsReport, about, decimal, title_of
 
 from .evaluation_results import eval_results
 from .heads import HEADS

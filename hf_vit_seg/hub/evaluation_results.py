@@ -10,9 +10,9 @@ import re
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
-from hf_vit_seg.data.sources import SOURCES
-from hf_vit_seg.training.metrics_report import MetricsReport, title_of
-from hf_vit_seg.training.recipe import Recipe
+from hf_vit_seg.data.sources.registry import SOURCES
+from hf_vit_seg.training.recipe.schema import Recipe
+from hf_vit_seg.training.reports.metrics_report import MetricsReport, title_of
 
 from .heads import HEADS
 from .model_directory import ModelDirectory

@@ -19,13 +19,13 @@ from hf_vit_seg.local_paths import is_local_path
 from hf_vit_seg.plugins import heads, plugins
 from hf_vit_seg.provenance import Provenance, card_metadata, provenance_from
 from hf_vit_seg.remote_code import code_of, file_of
-from hf_vit_seg.training.metrics_report import EVALUATION, MetricsReport, read_report
-from hf_vit_seg.training.metrics_report import FILE as METRICS
-from hf_vit_seg.training.recipe import Recipe
-from hf_vit_seg.training.recipe_files import load_recipe, publishable_recipe_text
-from hf_vit_seg.training.run_directory import RECIPE, RunDirectory
-from hf_vit_seg.training.run_log import FILE as LOG
-from hf_vit_seg.training.sample_pictures import FOLDER as SAMPLES
+from hf_vit_seg.training.checkpoints.run_directory import RECIPE, RunDirectory
+from hf_vit_seg.training.figures.samples import FOLDER as SAMPLES
+from hf_vit_seg.training.recipe.files import load_recipe, publishable_recipe_text
+from hf_vit_seg.training.recipe.schema import Recipe
+from hf_vit_seg.training.reports.metrics_report import EVALUATION, MetricsReport, read_report
+from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
+from hf_vit_seg.training.reports.run_log import FILE as LOG
 
 from .heads import model_classes
 from .repository import PushError

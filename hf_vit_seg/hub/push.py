@@ -12,14 +12,14 @@ import numpy as np
 from huggingface_hub import CommitInfo
 from PIL import Image
 
-from hf_vit_seg.inference.prediction import json_text
+from hf_vit_seg.inference.files.prediction import json_text
 from hf_vit_seg.local_paths import publishable
 from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.provenance import CARD
 from hf_vit_seg.remote_code import code_files, file_of, is_of_transformers, obstacle
-from hf_vit_seg.training.metrics_report import FILE as METRICS
-from hf_vit_seg.training.run_directory import RECIPE
+from hf_vit_seg.training.checkpoints.run_directory import RECIPE
+from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 
 from .card import model_card
 from .evaluation_results import FOLDER, eval_results_files

@@ -1,8 +1,9 @@
 """From image files to label maps, overlays and reports."""
 
+from hf_vit_seg.inference.dense.image_preparation import Prepared
+from hf_vit_seg.inference.dense.protocols import Protocol
+
 from .loading import ModelError
-from .preparation import Prepared
-from .protocols import Protocol
 from .segmentation import ClassCount, Segmentation
 from .segmenter import Segmenter
 

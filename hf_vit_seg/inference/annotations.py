@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .outlines import Region, region_sum, regions
+from hf_vit_seg.drawing.outlines import Region, region_sum, regions
 
 
 def geojson(

@@ -11,13 +11,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging
 
+from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.inference.files.prediction import Job, Outcome, Wishes, predict, sentence
+from hf_vit_seg.inference.tiles.prediction import needs_tiles, predict_tiled
+from hf_vit_seg.inference.video.prediction import is_film, predict_film
 from hf_vit_seg.records import read_record
 
-from .prediction import Job, Outcome, Wishes, predict, sentence
-from .protocols import Protocol
 from .segmenter import Segmenter
-from .tiled_prediction import needs_tiles, predict_tiled
-from .video import is_film, predict_film
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 

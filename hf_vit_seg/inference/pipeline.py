@@ -11,10 +11,10 @@ from transformers import AutoModelForSemanticSegmentation, Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from hf_vit_seg.inference.dense.image_preparation import Prepared
+from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.records import read_record
 
-from .preparation import Prepared
-from .protocols import Protocol
 from .segmentation import Segmentation
 from .segmenter import Segmenter
 

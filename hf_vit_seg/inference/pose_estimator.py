@@ -9,7 +9,7 @@ import torch
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.collation import normalised
-from hf_vit_seg.data.person_crops import PersonCrop, person_size
+from hf_vit_seg.data.transforms.person_crops import PersonCrop, person_size
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 
 from .loading import chosen_device, load_model, load_processor

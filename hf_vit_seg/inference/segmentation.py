@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hf_vit_seg.drawing.overlays import draw_overlay
+
 from .annotations import coco, geojson
-from .overlays import draw_overlay
 
 
 @dataclass(frozen=True)

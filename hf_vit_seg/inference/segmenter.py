@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_vit_seg.data.image_files import MAX_PIXELS
+from hf_vit_seg.data.images.files import MAX_PIXELS
+from hf_vit_seg.drawing.palettes import class_palette
+from hf_vit_seg.inference.dense.image_preparation import Prepared, TimedModel, milliseconds_since, prepare
+from hf_vit_seg.inference.dense.pixel_maps import PixelMaps, Wanted, read_maps
+from hf_vit_seg.inference.dense.protocols import Protocol, Sides
+from hf_vit_seg.inference.dense.row_logits import Canvas, LogitGrid, Model, mirrored
+from hf_vit_seg.inference.dense.sliding_windows import SlidingLogits
 from hf_vit_seg.models.label_maps import CHUNK_BYTES
 
-from .canvases import Canvas, LogitGrid, Model, mirrored
 from .loading import chosen_device, float_type, load_model, load_processor
-from .palettes import class_palette
-from .pixel_maps import PixelMaps, Wanted, read_maps
-from .preparation import Prepared, TimedModel, milliseconds_since, prepare
-from .protocols import Protocol, Sides
 from .runtimes import RuntimeModel, is_program
 from .segmentation import Segmentation
-from .windows import SlidingLogits
 
 ACCELERATOR_CHUNKS = 8  # how much larger a chunk of rows is there, where each kernel costs the same
 WINDOWS_TOGETHER = 8  # how many windows an accelerator sees at a time, unless told

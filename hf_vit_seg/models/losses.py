@@ -10,14 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutput, SemanticSegmenterOutput
 
-from .bilinear import (
-    StripUpsampling,
-    differentiable_once,
-    pad_classes,
-    upsample,
-    use_upsampling_strips,
-    working_dtype,
-)
+from .bilinear import StripUpsampling, differentiable_once, pad_classes, upsample, use_upsampling_strips, working_dtype
 
 
 def semantic_segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:

@@ -5,10 +5,7 @@ from importlib.resources import files
 from hf_vit_seg.plugins import Architecture
 
 from .configuration_backbone_seg import BackboneSegmentationConfig
-from .image_processing_segmentation import (
-    SemanticSegmentationImageProcessor,
-    SemanticSegmentationImageProcessorPil,
-)
+from .image_processing_segmentation import SemanticSegmentationImageProcessor, SemanticSegmentationImageProcessorPil
 from .modeling_backbone_seg import BackboneForSemanticSegmentation
 
 ARCHITECTURE = Architecture(

@@ -5,10 +5,7 @@ from importlib.resources import files
 from hf_vit_seg.plugins import Architecture
 
 from .configuration_cvt import CvTConfig
-from .image_processing_segmentation import (
-    SemanticSegmentationImageProcessor,
-    SemanticSegmentationImageProcessorPil,
-)
+from .image_processing_segmentation import SemanticSegmentationImageProcessor, SemanticSegmentationImageProcessorPil
 from .modeling_cvt import CvTBackbone, CvTForImageClassification, CvTForSemanticSegmentation, CvTModel
 
 ARCHITECTURE = Architecture(
@@ -26,8 +23,8 @@ ARCHITECTURE = Architecture(
     },
     variants=files("hf_vit_seg.configs") / "models" / "cvt.yaml",
     conversions=(
-        "hf_vit_seg.conversion.cvt_microsoft:SOURCE",
-        "hf_vit_seg.conversion.cvt_transformers:SOURCE",
+        "hf_vit_seg.conversion.cvt.microsoft:SOURCE",
+        "hf_vit_seg.conversion.cvt.transformers_format:SOURCE",
     ),
     forms=("hf_vit_seg.export.forms.shared:FORMS",),
 )

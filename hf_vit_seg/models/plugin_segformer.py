@@ -5,10 +5,7 @@ from importlib.resources import files
 from hf_vit_seg.plugins import Architecture
 
 from .configuration_segformer import SegFormerConfig
-from .image_processing_segmentation import (
-    SemanticSegmentationImageProcessor,
-    SemanticSegmentationImageProcessorPil,
-)
+from .image_processing_segmentation import SemanticSegmentationImageProcessor, SemanticSegmentationImageProcessorPil
 from .modeling_segformer import (
     SegFormerBackbone,
     SegFormerForImageClassification,
@@ -31,10 +28,10 @@ ARCHITECTURE = Architecture(
     },
     variants=files("hf_vit_seg.configs") / "models" / "segformer.yaml",
     conversions=(
-        "hf_vit_seg.conversion.segformer_nvlabs:SOURCE",
-        "hf_vit_seg.conversion.segformer_mmseg:SOURCE",
-        "hf_vit_seg.conversion.segformer_transformers:SOURCE",
-        "hf_vit_seg.conversion.segformer_smp:SOURCE",
+        "hf_vit_seg.conversion.segformer.nvlabs:SOURCE",
+        "hf_vit_seg.conversion.segformer.mmsegmentation:SOURCE",
+        "hf_vit_seg.conversion.segformer.transformers_format:SOURCE",
+        "hf_vit_seg.conversion.segformer.segmentation_models_pytorch:SOURCE",
     ),
     forms=("hf_vit_seg.export.forms.shared:FORMS", "hf_vit_seg.export.forms.segformer:FORMS"),
 )

@@ -5,10 +5,7 @@ from importlib.resources import files
 from hf_vit_seg.plugins import Architecture
 
 from .configuration_vit import VisionTransformerConfig
-from .image_processing_segmentation import (
-    SemanticSegmentationImageProcessor,
-    SemanticSegmentationImageProcessorPil,
-)
+from .image_processing_segmentation import SemanticSegmentationImageProcessor, SemanticSegmentationImageProcessorPil
 from .modeling_vit import (
     VisionTransformerBackbone,
     VisionTransformerForImageClassification,
@@ -33,13 +30,13 @@ ARCHITECTURE = Architecture(
     },
     variants=files("hf_vit_seg.configs") / "models" / "vit.yaml",
     conversions=(
-        "hf_vit_seg.conversion.vit_google:SOURCE",
-        "hf_vit_seg.conversion.vit_timm:SOURCE",
-        "hf_vit_seg.conversion.vit_torchvision:SOURCE",
-        "hf_vit_seg.conversion.vit_jeonsworld:SOURCE",
-        "hf_vit_seg.conversion.vit_transformers:SOURCE",
-        "hf_vit_seg.conversion.vit_pose:SOURCE",
-        "hf_vit_seg.conversion.vit_segmenter:SOURCE",
+        "hf_vit_seg.conversion.vit.google:SOURCE",
+        "hf_vit_seg.conversion.vit.timm_format:SOURCE",
+        "hf_vit_seg.conversion.vit.torchvision_format:SOURCE",
+        "hf_vit_seg.conversion.vit.jeonsworld:SOURCE",
+        "hf_vit_seg.conversion.vit.transformers_format:SOURCE",
+        "hf_vit_seg.conversion.vit.vitpose:SOURCE",
+        "hf_vit_seg.conversion.vit.segmenter:SOURCE",
     ),
     forms=("hf_vit_seg.export.forms.shared:FORMS",),
 )

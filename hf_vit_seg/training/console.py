@@ -11,15 +11,16 @@ from pathlib import Path
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from .checkpoints import CheckpointError, checkpoints
+from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, RunDirectoryError, run_directory
+from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints
+from hf_vit_seg.training.checkpoints.whole_directories import WriteError
+from hf_vit_seg.training.loop.trainer import Ending, train
+from hf_vit_seg.training.recipe.files import RecipeFileError, load_recipe
+from hf_vit_seg.training.recipe.schema import Recipe
+from hf_vit_seg.training.reports.metrics_report import EVALUATION, FILE, read_report, report_view
+
+from .evaluate_saved import evaluate_model, recipe_beside
 from .main_process import PreparationError
-from .metrics_report import EVALUATION, FILE, read_report, report_view
-from .model_evaluation import evaluate_model, recipe_beside
-from .recipe import Recipe
-from .recipe_files import RecipeFileError, load_recipe
-from .run import Ending, train
-from .run_directory import RunDirectory, RunDirectoryError, run_directory
-from .whole_directories import WriteError
 
 REFUSED, STOPPED = 2, 130
 # Of several processes the main one tells them.

@@ -14,20 +14,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hf_vit_seg.data.check_report import UNITS, CheckReport, Occurrence, SplitFacts
-from hf_vit_seg.data.checking import SPLITS, check
+from hf_vit_seg.data.checks.check import SPLITS, check
+from hf_vit_seg.data.checks.report import UNITS, CheckReport, Occurrence, SplitFacts
 from hf_vit_seg.data.datasets import Split
 from hf_vit_seg.data.wording import listed
 from hf_vit_seg.directory_lock import locked_directory
-from hf_vit_seg.inference.overlays import percent
-from hf_vit_seg.inference.prediction import write_together
+from hf_vit_seg.drawing.overlays import percent
+from hf_vit_seg.inference.files.prediction import write_together
 from hf_vit_seg.records import RecordError
-
-from .class_weights import RULES, class_weights
-from .contact_sheet import contact_sheet
-from .json_values import json_line
-from .recipe import Recipe
-from .recipe_files import load_recipe
+from hf_vit_seg.training.figures.contact_sheet import contact_sheet
+from hf_vit_seg.training.losses.class_weights import RULES, class_weights
+from hf_vit_seg.training.recipe.files import load_recipe
+from hf_vit_seg.training.recipe.schema import Recipe
+from hf_vit_seg.training.reports.json_values import json_line
 
 REPORT, FACTS = "report.json", "facts.json"
 SUGGESTED = ("inverse_root", "median_frequency")

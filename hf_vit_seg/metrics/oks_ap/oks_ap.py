@@ -7,12 +7,7 @@ import datasets
 import numpy as np
 
 from hf_vit_seg.metrics import MetricError, evaluation_module
-from hf_vit_seg.metrics.keypoint_similarity import (
-    COCO_SIGMAS,
-    LabelledPersons,
-    PredictedPersons,
-    oks_average_precision,
-)
+from hf_vit_seg.metrics.keypoint_similarity import COCO_SIGMAS, LabelledPersons, PredictedPersons, oks_average_precision
 
 _INPUTS = """
 Args:

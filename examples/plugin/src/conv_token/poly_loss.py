@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from hf_vit_seg.models.losses import upsampled_cross_entropy
-from hf_vit_seg.training.loss_terms import Loss, LossTerm
+from hf_vit_seg.training.losses.terms import Loss, LossTerm
 
 
 class Poly(Loss):

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 from torchvision.transforms import v2
 
-from hf_vit_seg.data.transform_context import TransformContext, TransformOptions
+from hf_vit_seg.data.transforms.context import TransformContext, TransformOptions
 
 
 class RandomGrey(TransformOptions):

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from hf_vit_seg.data.samples import RawSample
-from hf_vit_seg.data.source_protocol import SourceError, SourceRecord
+from hf_vit_seg.data.sources.source import SourceError, SourceRecord
 
 # How far a point (y, x) from the middle is away, by class name; a class is where that is below the radius.
 DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {

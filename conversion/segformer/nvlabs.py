@@ -1,0 +1,51 @@
+"""SegFormer of its authors (NVlabs): segmentors, and Mix Transformers with and without ImageNet head."""
+
+from hf_vit_seg.conversion.rules import drop, rename
+from hf_vit_seg.conversion.source import Form, Source
+from hf_vit_seg.conversion.writers import write_bare, write_with_meta
+
+from .config_fields import NVIDIA, RELEASED_NUMERICS, UNSEEN, infer
+from .names import BATCH_NORM, HEAD, WEIGHTS, released_encoder
+
+DECODER = (
+    rename("decode_head.linear_c{level+1}.proj." + WEIGHTS, HEAD + "projections.{level}.{p}"),
+    rename("decode_head.linear_fuse.conv.weight", HEAD + "fuse.weight"),
+    rename("decode_head.linear_fuse.bn." + BATCH_NORM, HEAD + "fuse_norm.{p}"),
+    rename("decode_head.linear_pred." + WEIGHTS, HEAD + "classifier.{p}"),
+    drop("decode_head.conv_seg." + WEIGHTS, "a layer that the reference builds and never uses", optional=True),
+)
+
+SOURCE = Source(
+    name="nvlabs",
+    title="SegFormer by its authors (NVlabs/SegFormer, .pth)",
+    forms=(
+        Form(
+            model="AutoModelForSemanticSegmentation",
+            marks=("backbone.patch_embed1.proj.weight", "decode_head.linear_fuse.conv.weight"),
+            rules=(*released_encoder("backbone.", "segformer."), *DECODER),
+            settings={"decoder_flavour": "nvlabs"},
+            write=write_with_meta,
+        ),
+        Form(
+            model="AutoModelForImageClassification",
+            marks=("patch_embed1.proj.weight", "head.weight"),
+            rules=(*released_encoder("", "segformer."), rename("head." + WEIGHTS, "classifier.{p}")),
+            write=write_bare,
+        ),
+        Form(
+            model="AutoModel",
+            marks=("patch_embed1.proj.weight",),
+            rules=released_encoder("", ""),
+            write=write_bare,
+        ),
+        Form(
+            model="AutoModel",
+            marks=("backbone.patch_embed1.proj.weight",),
+            rules=released_encoder("backbone.", ""),
+        ),
+    ),
+    infer=infer,
+    numerics=RELEASED_NUMERICS,
+    unseen=UNSEEN,
+    weights=NVIDIA,
+)

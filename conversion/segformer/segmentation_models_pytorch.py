@@ -1,0 +1,37 @@
+"""Segformer of segmentation_models_pytorch: the released encoder; the head counts levels from the top."""
+
+from hf_vit_seg.conversion.rules import rename
+from hf_vit_seg.conversion.source import Form, Source
+from hf_vit_seg.conversion.writers import write_bare
+
+from .config_fields import NVIDIA, RELEASED_NUMERICS, UNSEEN, infer
+from .names import BATCH_NORM, HEAD, WEIGHTS, released_encoder
+
+DECODER = (
+    rename("decoder.mlp_stage.{3-level}.linear." + WEIGHTS, HEAD + "projections.{level}.{p}"),
+    rename("decoder.fuse_stage.0.weight", HEAD + "fuse.weight"),
+    rename("decoder.fuse_stage.1." + BATCH_NORM, HEAD + "fuse_norm.{p}"),
+    rename("segmentation_head.0." + WEIGHTS, HEAD + "classifier.{p}"),
+)
+
+SOURCE = Source(
+    name="smp",
+    title="Segformer of segmentation_models_pytorch",
+    forms=(
+        Form(
+            model="AutoModelForSemanticSegmentation",
+            marks=("encoder.patch_embed1.proj.weight", "decoder.mlp_stage.0.linear.weight"),
+            rules=(*released_encoder("encoder.", "segformer."), *DECODER),
+            settings={"decoder_flavour": "nvlabs"},
+            write=write_bare,
+        ),
+    ),
+    infer=infer,
+    numerics=RELEASED_NUMERICS,
+    unseen=UNSEEN,
+    remarks=(
+        "segmentation_models_pytorch enlarges its logits with align_corners=True, this package without: the "
+        "logits at a quarter of the size are equal, those at full size are not",
+    ),
+    weights=NVIDIA,
+)

@@ -1,0 +1,197 @@
+"""Vision Transformer of Google (google-research/vision_transformer, .npz), pure and hybrid.
+
+The published files number the parts of a block as flax did before linen (MultiHeadDotProductAttention_1,
+LayerNorm_2, MlpBlock_3); files saved by today's code have linen's numbers (0, 1, 0). Both are read, the published
+ones are written: the reference converts them when it loads.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from hf_vit_seg.conversion.layouts import KERNEL_FIRST, TRANSPOSED, Rearrange, Vector
+from hf_vit_seg.conversion.rules import Rule, alias, optional, rename
+from hf_vit_seg.conversion.source import Form, Source, refusal
+from hf_vit_seg.conversion.writers import write_npz
+from torch import Tensor
+
+from hf_vit_seg.provenance import Provenance
+
+from .config_fields import HALF, infer, squashed
+from .names import EMBEDDINGS, LAYER, STEM, UNIT
+
+NORM = (("scale", "weight"), ("bias", "bias"))
+BLOCK = "Transformer/encoderblock_{layer}/"
+POSITIONS = "Transformer/posembed_input/pos_embedding"
+PROJECTION = Rearrange("D H d -> (H d) D")
+PROJECTION_BIAS = Rearrange("H d -> (H d)")
+OUTPUT = Rearrange("H d D -> D (H d)")
+GROUPS = Vector(4)  # (1, 1, 1, C) in the published files, (C,) in those of linen
+
+NUMERICS = {
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+    "position_resize_mode": "bilinear",
+    "position_resize_align_corners": True,
+    "position_resize_antialias": False,
+}
+Stem = Callable[[str], tuple[Rule, ...]]
+STEM_NUMERICS = {
+    "stem_weight_standardization_eps": 1e-5,
+    "stem_weight_standardization_mode": "std_plus_eps",
+    "stem_group_norm_eps": 1e-6,
+}
+
+
+def norm(source: str, target: str) -> tuple[Rule, ...]:
+    """A LayerNorm."""
+    return tuple(rename(f"{source}/{there}", f"{target}.{here}") for there, here in NORM)
+
+
+def dense(source: str, target: str) -> tuple[Rule, ...]:
+    """A linear layer."""
+    return (
+        rename(source + "/kernel", target + ".weight", TRANSPOSED),
+        rename(source + "/bias", target + ".bias"),
+    )
+
+
+def attention(source: str, target: str) -> tuple[Rule, ...]:
+    """Attention, whose kernels keep the axis of the heads."""
+    rules = [
+        rule
+        for there, here in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
+        for rule in (
+            rename(f"{source}/{there}/kernel", f"{target}.{here}.weight", PROJECTION),
+            rename(f"{source}/{there}/bias", f"{target}.{here}.bias", PROJECTION_BIAS),
+        )
+    ]
+    return (
+        *rules,
+        rename(source + "/out/kernel", target + ".o_proj.weight", OUTPUT),
+        rename(source + "/out/bias", target + ".o_proj.bias"),
+    )
+
+
+def numbered(target: str, attention_number: int, norm_number: int, mlp_number: int) -> tuple[Rule, ...]:
+    """What a block calls differently before and since linen."""
+    layer = target + LAYER
+    return (
+        *attention(f"{BLOCK}MultiHeadDotProductAttention_{attention_number}", layer + "attention"),
+        *norm(f"{BLOCK}LayerNorm_{norm_number}", layer + "norm2"),
+        *dense(f"{BLOCK}MlpBlock_{mlp_number}/Dense_0", layer + "mlp.fc1"),
+        *dense(f"{BLOCK}MlpBlock_{mlp_number}/Dense_1", layer + "mlp.fc2"),
+    )
+
+
+def encoder(target: str) -> tuple[Rule, ...]:
+    """Embeddings and layers of the pure model."""
+    embeddings = target + EMBEDDINGS
+    return (
+        rename("cls", embeddings + "cls_token"),
+        rename("embedding/kernel", embeddings + "patch_embeddings.projection.weight", KERNEL_FIRST),
+        rename("embedding/bias", embeddings + "patch_embeddings.projection.bias"),
+        rename(POSITIONS, embeddings + "position_embeddings"),
+        *norm(BLOCK + "LayerNorm_0", target + LAYER + "norm1"),
+        *(optional(rule) for rule in numbered(target, 1, 2, 3)),
+        *(alias(rule) for rule in numbered(target, 0, 1, 0)),
+        *norm("Transformer/encoder_norm", target + "norm"),
+    )
+
+
+def convolution(source: str, target: str) -> Rule:
+    """A convolution without bias."""
+    return rename(source + "/kernel", target + ".weight", KERNEL_FIRST)
+
+
+def group_norm(source: str, target: str) -> tuple[Rule, ...]:
+    """A GroupNorm."""
+    return tuple(rename(f"{source}/{there}", f"{target}.{here}", GROUPS) for there, here in NORM)
+
+
+def stem(target: str) -> tuple[Rule, ...]:
+    """The hybrid's ResNet; R+Ti/16 has its root alone."""
+    unit, here = "block{stage+1}/unit{unit+1}/", target + UNIT
+    units = (
+        convolution(unit + "conv{n:1|2|3}", here + "conv{n}"),
+        *group_norm(unit + "gn{n:1|2|3}", here + "norm{n}"),
+        convolution(unit + "conv_proj", here + "shortcut"),
+        *group_norm(unit + "gn_proj", here + "shortcut_norm"),
+    )
+    return (
+        convolution("conv_root", target + STEM + "conv"),
+        *group_norm("gn_root", target + STEM + "norm"),
+        *(optional(rule) for rule in units),
+    )
+
+
+def forms(marks: tuple[str, ...], kind: str, numerics: Mapping[str, Any], stem_of: Stem) -> tuple[Form, ...]:
+    """Classifiers, first those of 2020 on ImageNet-21k, and encoders without head."""
+    pre_logits = (optional(rule) for rule in dense("pre_logits", "pre_logits"))
+    classifier = Form(
+        model="AutoModelForImageClassification",
+        marks=(*marks, "head/kernel"),
+        rules=(*encoder("vit."), *stem_of("vit."), *pre_logits, *dense("head", "classifier")),
+        settings={"stem": kind, "pooling": "token"},
+        numerics=numerics,
+        write=write_npz,
+    )
+    return (
+        replace(classifier, marks=(*marks, "pre_logits/kernel", "head/kernel"), remarks=(ZEROS,), write=None),
+        classifier,
+        Form(
+            model="AutoModel",
+            marks=marks,
+            rules=(*encoder(""), *stem_of("")),
+            settings={"stem": kind},
+            numerics=numerics,
+            write=write_npz,
+        ),
+    )
+
+
+ZEROS = "the head of 21843 classes beside pre_logits is all zeros in the files of 2020: fine-tune it"
+BIG_VISION = (
+    "it has the layout of google-research/big_vision (positions without the class token's, blocks scanned along an "
+    "axis, or a pooling head of attention), which is not that of google-research/vision_transformer; export it with "
+    "big_vision's own tools to the latter first"
+)
+
+
+def heads(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The heads are an axis of the kernels."""
+    for number in (1, 0):
+        kernel = state.get(f"Transformer/encoderblock_0/MultiHeadDotProductAttention_{number}/query/kernel")
+        if kernel is not None:
+            return {"num_attention_heads": kernel.shape[1]}
+    return {}
+
+
+def preprocessing(config: Any) -> dict[str, Any]:
+    """Squashed to the size of training, from -1 to 1."""
+    return squashed(config) | HALF
+
+
+SOURCE = Source(
+    name="google",
+    title="Vision Transformer of Google (google-research/vision_transformer, .npz)",
+    forms=(
+        *(
+            refusal(marks, BIG_VISION)
+            for marks in (
+                ("pos_embedding", "embedding/kernel"),
+                ("Transformer/encoderblock/LayerNorm_0/scale",),
+                ("MAPHead_0/probe",),
+                ("img/embedding/kernel",),
+            )
+        ),
+        *forms(("conv_root/kernel", POSITIONS), "resnetv2", STEM_NUMERICS, stem),
+        *forms(("embedding/kernel", POSITIONS), "patch", {}, lambda target: ()),
+    ),
+    infer=infer,
+    observe=heads,
+    numerics=NUMERICS,
+    preprocessing=preprocessing,
+    sizes=lambda config: {"H": config.num_attention_heads},
+    weights=Provenance(license="apache-2.0"),
+)

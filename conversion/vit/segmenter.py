@@ -1,0 +1,80 @@
+"""Segmenter (arXiv 2105.05633, rstrudel/segmenter, .pth): a ViT under a linear head or a mask transformer."""
+
+from typing import Any
+
+from hf_vit_seg.conversion.layouts import Rearrange
+from hf_vit_seg.conversion.preprocessing import SEGMENTATION
+from hf_vit_seg.conversion.rules import Rule, drop, rename
+from hf_vit_seg.conversion.source import Form, Source
+from hf_vit_seg.conversion.writers import write_as_model
+
+from hf_vit_seg.provenance import Provenance
+
+from .config_fields import HALF, UNSEEN, infer, squashed
+from .names import WEIGHTS, timm_layers, timm_patches, timm_tokens
+
+ENCODER, DECODER, HEAD = "encoder.", "decoder.", "decode_head."
+MATRIX = Rearrange("i o -> o i")  # multiplied from the right, as x @ W
+UNUSED = "the classifier of the pretraining, which the reference keeps and never uses"
+
+
+def encoder(target: str) -> tuple[Rule, ...]:
+    """The ViT with its unused head."""
+    return (
+        *timm_tokens(ENCODER, target),
+        *timm_patches(ENCODER, target),
+        *timm_layers(ENCODER, target),
+        rename("encoder.norm." + WEIGHTS, target + "norm.{p}"),
+        drop("encoder.{head:head|head_dist|pre_logits.fc}." + WEIGHTS, UNUSED, optional=True),
+    )
+
+
+MASK_TRANSFORMER = (
+    rename(DECODER + "cls_emb", HEAD + "class_embeddings"),
+    rename(DECODER + "proj_dec." + WEIGHTS, HEAD + "projection.{p}"),
+    rename(DECODER + "proj_patch", HEAD + "patch_projection.weight", MATRIX),
+    rename(DECODER + "proj_classes", HEAD + "class_projection.weight", MATRIX),
+    *timm_layers(DECODER, HEAD),
+    rename(DECODER + "decoder_norm." + WEIGHTS, HEAD + "norm.{p}"),
+    rename(DECODER + "mask_norm." + WEIGHTS, HEAD + "mask_norm.{p}"),
+)
+
+
+def preprocessing(config: Any) -> dict[str, Any]:
+    """From -1 to 1, as the weights of Google that it starts from; those on DeiT have ImageNet's mean instead."""
+    return squashed(config) | HALF
+
+
+SOURCE = Source(
+    name="segmenter",
+    title="Segmenter by its authors (rstrudel/segmenter, .pth)",
+    forms=(
+        Form(
+            model=SEGMENTATION,
+            marks=("encoder.blocks.0.attn.qkv.weight", "decoder.cls_emb"),
+            rules=(*encoder("vit."), *MASK_TRANSFORMER),
+            settings={"segmentation_head": "mask_transformer"},
+            write=write_as_model,
+        ),
+        Form(
+            model=SEGMENTATION,
+            marks=("encoder.blocks.0.attn.qkv.weight", "decoder.head.weight"),
+            rules=(*encoder("vit."), rename("decoder.head." + WEIGHTS, HEAD + "classifier.{p}")),
+            settings={"segmentation_head": "linear"},
+            write=write_as_model,
+        ),
+    ),
+    infer=infer,
+    numerics={
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "segmentation_norm_eps": 1e-5,
+        "position_resize_mode": "bilinear",
+        "position_resize_align_corners": False,
+        "position_resize_antialias": False,
+    },
+    unseen=UNSEEN,
+    preprocessing=preprocessing,
+    remarks=("its encoder's head is not written on export",),
+    weights=Provenance(license="mit"),
+)

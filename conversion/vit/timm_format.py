@@ -1,0 +1,135 @@
+"""Vision Transformer of timm: ViT, DeiT, and the hybrids; the files of DeiT, MAE, DINO and DINOv2 have its names."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hf_vit_seg.conversion.rules import Rule, alias, drop, optional, rename
+from hf_vit_seg.conversion.source import Form, Source, refusal
+from hf_vit_seg.conversion.writers import write_bare
+
+from .config_fields import ERF_NUMERICS, PYTORCH_STEM, UNSEEN, infer
+from .names import EMBEDDINGS, STEM, UNIT, WEIGHTS, timm_layers, timm_patches, timm_tokens
+
+BACKBONE = "patch_embed.backbone."
+PATCHES, LAYERS = "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"
+MASKS = "a token of masked training, which nothing sees later"
+DECODER = "a part of the decoder that only MAE's own training has"
+POOLED = "the norm of a classifier that is not in the file"
+
+REFUSED = {
+    (BACKBONE + "layer1.0.conv1.weight",): (
+        "it is a hybrid with timm's own ResNet-D (BatchNorm), of which there are no published weights; the hybrids of "
+        "the paper (vit_*_r26_s32_*, vit_*_r50_*) are converted"
+    ),
+    ("blocks.0.mlp.w12.weight",): "its MLPs are gated (SwiGLU), as in DINOv2's giant; this ViT has plain ones",
+    ("blocks.0.mlp.gate.weight",): "its MLPs are gated (SwiGLU); this ViT has plain ones",
+    ("blocks.0.attn.q_norm.weight",): "it norms queries and keys, which this ViT does not",
+    ("norm_pre.weight",): "it norms its embeddings (as CLIP does), which this ViT does not",
+    ("attn_pool.q.weight",): "it pools by attention; this ViT has the class token's feature or the mean",
+    ("blocks.0.attn.rel_pos.relative_position_bias_table",): "it has relative positions; this ViT has absolute ones",
+    ("blocks.0.attn.relative_position_bias_table",): "it has relative positions; this ViT has absolute ones",
+}
+
+
+def encoder(target: str) -> tuple[Rule, ...]:
+    """Embeddings, layers and norm of the pure model; Facebook's DINOv2 calls the registers so."""
+    registers = target + EMBEDDINGS + "register_tokens"
+    return (
+        *timm_tokens("", target),
+        *timm_patches("", target),
+        rename("reg_token", registers, optional=True),
+        alias(rename("register_tokens", registers)),
+        drop("mask_token", MASKS, optional=True),
+        *timm_layers("", target),
+        rename("norm." + WEIGHTS, target + "norm.{p}", optional=True),
+    )
+
+
+def root(source: str, target: str) -> tuple[Rule, ...]:
+    """The first convolution of the ResNet."""
+    return (
+        rename(source + "conv.weight", target + STEM + "conv.weight"),
+        rename(source + "norm." + WEIGHTS, target + STEM + "norm.{p}"),
+    )
+
+
+def resnet(target: str) -> tuple[Rule, ...]:
+    """The ResNet with its stages."""
+    unit, here = BACKBONE + "stages.{stage}.blocks.{unit}.", target + UNIT
+    return (
+        *root(BACKBONE + "stem.", target),
+        rename(unit + "conv{n:1|2|3}.weight", here + "conv{n}.weight"),
+        rename(unit + "norm{n:1|2|3}." + WEIGHTS, here + "norm{n}.{p}"),
+        rename(unit + "downsample.conv.weight", here + "shortcut.weight"),
+        rename(unit + "downsample.norm." + WEIGHTS, here + "shortcut_norm.{p}"),
+    )
+
+
+def mae_decoder() -> Iterable[Rule]:
+    """The half of MAE that draws the masked patches."""
+    block = "decoder_blocks.{layer}."
+    names = ("decoder_embed.", "decoder_norm.", "decoder_pred.", block + "{which:norm1|norm2}.")
+    inner = (block + "attn.{which:qkv|proj}.", block + "mlp.{which:fc1|fc2}.")
+    yield drop("decoder_pos_embed", DECODER)
+    yield from (drop(name + WEIGHTS, DECODER) for name in (*names, *inner))
+
+
+HEADS = (
+    rename("head." + WEIGHTS, "classifier.{p}"),
+    rename("head_dist." + WEIGHTS, "distillation_classifier.{p}", optional=True),
+    rename("fc_norm." + WEIGHTS, "pool_norm.{p}", optional=True),
+    rename("pre_logits.fc." + WEIGHTS, "pre_logits.{p}", optional=True),
+)
+BARE = (
+    drop("fc_norm." + WEIGHTS, POOLED, optional=True),
+    *(optional(rule) for rule in mae_decoder()),
+)
+
+
+def forms(
+    marks: tuple[str, ...], stem: Any, settings: Mapping[str, Any], numerics: Mapping[str, Any]
+) -> tuple[Form, ...]:
+    """Classifier and bare encoder on one stem."""
+    return (
+        Form(
+            model="AutoModelForImageClassification",
+            marks=(*marks, LAYERS, "head.weight"),
+            rules=(*encoder("vit."), *stem("vit."), *HEADS),
+            settings=settings,
+            numerics=numerics,
+            write=write_bare,
+        ),
+        Form(
+            model="AutoModel",
+            marks=(*marks, LAYERS),
+            rules=(*encoder(""), *stem(""), *BARE),
+            settings=settings,
+            numerics=numerics,
+            write=write_bare,
+        ),
+    )
+
+
+SOURCE = Source(
+    name="timm",
+    title="Vision Transformer of timm, and of DeiT, MAE, DINO and DINOv2, whose files have its names",
+    forms=(
+        *(refusal((LAYERS, *marks), sentence) for marks, sentence in REFUSED.items()),
+        *forms(
+            (BACKBONE + "conv.weight",),
+            lambda target: root(BACKBONE, target),
+            {"stem": "resnetv2", "stem_depths": []},
+            PYTORCH_STEM,
+        ),
+        *forms((BACKBONE + "stem.conv.weight",), resnet, {"stem": "resnetv2"}, PYTORCH_STEM),
+        *forms((PATCHES,), lambda target: (), {"stem": "patch"}, {}),
+    ),
+    infer=infer,
+    numerics={
+        **ERF_NUMERICS,
+        "position_resize_mode": "bicubic",
+        "position_resize_align_corners": False,
+        "position_resize_antialias": True,
+    },
+    unseen=UNSEEN,
+)

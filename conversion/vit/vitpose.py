@@ -1,0 +1,107 @@
+"""ViTPose of its authors (ViTAE-Transformer/ViTPose, .pth): a plain ViT under a deconvolving or a simple head.
+
+Its encoder has no class token, yet its positions keep that token's slot, which is added to every patch.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+from hf_vit_seg.conversion.rules import Rule, drop, rename
+from hf_vit_seg.conversion.source import Form, Source, refusal
+from hf_vit_seg.conversion.writers import write_with_meta
+
+from hf_vit_seg.provenance import Provenance
+
+from .config_fields import BILINEAR, ERF_NUMERICS, UNSEEN, infer, sides
+from .names import WEIGHTS, timm_layers, timm_patches
+
+BATCH_NORM = "{p:weight|bias|running_mean|running_var|num_batches_tracked}"
+HEAD, POSE_HEAD = "keypoint_head.", "pose_head."
+EXPERTS = (
+    "it is ViTPose++, whose layers keep a part of their weights in experts, one per data set; separate them with "
+    "tools/model_split.py of ViTPose, and convert one of the files that it writes"
+)
+OTHER_HEADS = "a head for the keypoints of another data set"
+
+
+def portrait(cells: int) -> tuple[int, int] | None:
+    """The most nearly square grid that is not wider than high: persons are cut out 4:3."""
+    columns = next((side for side in range(math.isqrt(cells), 1, -1) if cells % side == 0), None)
+    return None if columns is None else (cells // columns, columns)
+
+
+def encoder(source: str, target: str) -> tuple[Rule, ...]:
+    """The plain ViT."""
+    return (
+        *timm_patches(source, target),
+        drop(source + "cls_token", "a class token that this encoder has and does not use", optional=True),
+        *timm_layers(source, target),
+        rename(source + "last_norm." + WEIGHTS, target + "norm.{p}"),
+    )
+
+
+def others() -> tuple[Rule, ...]:
+    """The further heads of files that were trained on several data sets."""
+    head = "associate_keypoint_heads.{number}."
+    return (
+        drop(head + "deconv_layers.{part}." + BATCH_NORM, OTHER_HEADS, optional=True),
+        drop(head + "final_layer." + WEIGHTS, OTHER_HEADS, optional=True),
+    )
+
+
+FINAL = rename(HEAD + "final_layer." + WEIGHTS, POSE_HEAD + "final.{p}")
+CLASSIC = (
+    rename(HEAD + "deconv_layers.0.weight", POSE_HEAD + "deconvolutions.0.weight"),
+    rename(HEAD + "deconv_layers.1." + BATCH_NORM, POSE_HEAD + "norms.0.{p}"),
+    rename(HEAD + "deconv_layers.3.weight", POSE_HEAD + "deconvolutions.1.weight"),
+    rename(HEAD + "deconv_layers.4." + BATCH_NORM, POSE_HEAD + "norms.1.{p}"),
+)
+
+
+def preprocessing(config: Any) -> dict[str, Any]:
+    """The cut-out of a person, brought to the size of training."""
+    return {"size": sides(config.image_size), "do_center_crop": False, "crop_size": None, "resample": BILINEAR}
+
+
+ENCODER: dict[str, Any] = {"position_embeddings_cover_prefix": True, "patch_padding": 2, "stem": "patch"}
+POSE = "AutoModelForPoseEstimation"
+KEYPOINTS = ("coco-keypoints",)
+
+SOURCE = Source(
+    name="vitpose",
+    title="ViTPose of its authors (ViTAE-Transformer/ViTPose, .pth)",
+    forms=(
+        refusal(("backbone.blocks.0.mlp.experts.0.weight",), EXPERTS),
+        Form(
+            model=POSE,
+            marks=("backbone.last_norm.weight", HEAD + "deconv_layers.0.weight"),
+            rules=(*encoder("backbone.", "vit."), *CLASSIC, FINAL, *others()),
+            settings={**ENCODER, "pose_head": "classic"},
+            labels=KEYPOINTS,
+            write=write_with_meta,
+        ),
+        Form(
+            model=POSE,
+            marks=("backbone.last_norm.weight", HEAD + "final_layer.weight"),
+            rules=(*encoder("backbone.", "vit."), FINAL, *others()),
+            settings={**ENCODER, "pose_head": "simple"},
+            labels=KEYPOINTS,
+            write=write_with_meta,
+        ),
+    ),
+    infer=partial(infer, grid=portrait),
+    numerics={
+        **ERF_NUMERICS,
+        "position_resize_mode": "bicubic",
+        "position_resize_align_corners": False,
+        "position_resize_antialias": False,
+    },
+    unseen=UNSEEN,
+    preprocessing=preprocessing,
+    remarks=(
+        "published figures are with flip test (pose_flip_test); pose_flip_pairs are COCO's, other data sets need their "
+        "own as overrides, and their names as labels",
+    ),
+    weights=Provenance(license="apache-2.0"),
+)

@@ -1,0 +1,1 @@
+"""From raw mask values to class indices."""

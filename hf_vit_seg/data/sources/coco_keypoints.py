@@ -1,0 +1,143 @@
+"""People, or other things with keypoints, in COCO's format: one sample for each.
+
+Shapes: K keypoints.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from hf_vit_seg.data.samples import Person, RawSample
+
+from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, read_coco
+from .source import Place, SourceError, SourceRecord
+
+
+class CocoKeypointsSource(SourceRecord):
+    """COCO's keypoint annotations: a sample is one person of an image, cut to its box by the transforms.
+
+    People in crowd regions, with fewer labelled keypoints than `keypoints`, or without a box inside the image are left
+    out, as in ViTPose (mmpose). Boxes are cut at the image's border.
+
+    annotations: the JSON file.
+    images: the folder that its file names are relative to.
+    category: the name of what has keypoints.
+    keypoints: the least number of labelled keypoints (hidden or visible).
+    """
+
+    tasks: ClassVar = ("pose",)
+
+    annotations: Place
+    images: Place
+    category: str = "person"
+    keypoints: int = Field(1, ge=1)
+
+    def open(self, task: str, bands: int = 3) -> "CocoKeypoints":
+        """Read the annotations. SourceError when nobody has keypoints."""
+        coco = read_coco(self.annotations, self.images)
+        category = coco.category(self.category)
+        names = category.keypoints
+        if not names:
+            raise SourceError(f"{coco.path}: the category '{self.category}' names no keypoints")
+        ordered: dict[Id, list[CocoAnnotation]] = {image: [] for image in coco.images}
+        for annotation in coco.annotations:
+            if annotation.category_id == category.id and not annotation.iscrowd:
+                ordered[annotation.image_id].append(annotation)
+        people = People.of(coco, [a for group in ordered.values() for a in group], len(names), self.keypoints)
+        if not len(people.ids):
+            raise SourceError(f"{coco.path}: no '{self.category}' has {self.keypoints} or more labelled keypoints")
+        return CocoKeypoints(coco, people, tuple(names), bands)
+
+
+@dataclass(frozen=True, eq=False)
+class People:
+    """Annotations as arrays, which loader processes share: ids and images (N,), boxes (N, 4), areas (N,), (N, K, 3)."""
+
+    ids: np.ndarray
+    images: np.ndarray
+    boxes: np.ndarray
+    areas: np.ndarray
+    keypoints: np.ndarray
+
+    @classmethod
+    def of(cls, coco: CocoFile, annotations: Sequence[CocoAnnotation], count: int, least: int) -> "People":
+        """The annotations that have at least `least` labelled of their `count` keypoints, and a box."""
+        rows = []
+        for annotation in annotations:
+            flat, bbox = annotation.keypoints or [0] * 3 * count, annotation.bbox or []
+            if len(flat) != 3 * count or len(bbox) != 4:
+                raise SourceError(
+                    f"{coco.path}: annotation {annotation.id} has {len(flat)} numbers for keypoints where {count} "
+                    f"keypoints have {3 * count}, or no bbox of 4 numbers"
+                )
+            if not isinstance(annotation.id, int) or not isinstance(annotation.image_id, int):
+                raise SourceError(f"{coco.path}: ids of people and images are whole numbers, found {annotation.id!r}")
+            if not np.isfinite([*flat, *bbox, annotation.area or 0]).all():
+                raise SourceError(f"{coco.path}: annotation {annotation.id} has numbers that are not finite")
+            points = np.array(flat, np.float32).reshape(count, 3)
+            box = cut_box(bbox, coco.images[annotation.image_id])
+            if (points[:, 2] > 0).sum() >= least and box[2] > 0 and box[3] > 0:
+                area = annotation.area or box[2] * box[3]
+                rows.append((annotation.id, annotation.image_id, box, area, points))
+        ids, images, boxes, areas, keypoints = zip(*rows, strict=True) if rows else ((),) * 5
+        return cls(np.array(ids), np.array(images), np.array(boxes), np.array(areas), np.array(keypoints))
+
+
+def cut_box(box: Sequence[float], image: CocoImage) -> tuple[float, float, float, float]:
+    """A box (x, y, width, height) without what lies outside of its image."""
+    x, y, width, height = box
+    left, top = max(0.0, x), max(0.0, y)
+    return left, top, min(image.width, x + width) - left, min(image.height, y + height) - top
+
+
+@dataclass(frozen=True, eq=False)
+class CocoKeypoints:
+    """People, in the order of their images; `class_names` are the keypoints'."""
+
+    coco: CocoFile
+    people: People
+    class_names: tuple[str, ...]
+    bands: int = 3
+
+    def __len__(self) -> int:
+        """Count the people."""
+        return len(self.people.ids)
+
+    def read(self, index: int) -> RawSample:
+        """Decode the whole image of a person. ImageFileError when the file cannot be used."""
+        return RawSample(self.name(index), self.coco.read(self.image(index), self.bands), self.person(index))
+
+    def image(self, index: int) -> CocoImage:
+        """The image that a person is in."""
+        return self.coco.images[int(self.people.images[index])]
+
+    def person(self, index: int) -> Person:
+        """A person, in pixels of the image."""
+        x, y, width, height = self.people.boxes[index].tolist()
+        return Person(
+            box=(x, y, width, height),
+            keypoints=torch.from_numpy(self.people.keypoints[index].copy()),
+            area=float(self.people.areas[index]),
+            image_id=int(self.people.images[index]),
+            annotation_id=int(self.people.ids[index]),
+        )
+
+    def name(self, index: int) -> str:
+        """The image's file name and the annotation's id."""
+        return f"{self.image(index).file_name}#{self.people.ids[index]}"
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The image; the keypoints are all in one file."""
+        return (self.coco.file(self.image(index)),)
+
+    def group(self, index: int) -> int:
+        """The image's id: its people stay together."""
+        return int(self.people.images[index])
+
+
+__all__ = ["CocoKeypointsSource"]

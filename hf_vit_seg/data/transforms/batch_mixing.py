@@ -1,0 +1,89 @@
+"""Transforms of whole batches for classification: two images in one, and targets that say how much of each.
+
+Shapes: B images, C bands, H W pixels, K classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import PositiveFloat
+from torch.nn.functional import one_hot
+from torchvision.transforms import v2
+
+from hf_vit_seg.records import Record, RecordError, Table
+
+from .context import Share
+
+
+class BatchOptions(Record):
+    """A transform of batches as a recipe writes it down, and the share of batches that it takes."""
+
+    alpha: PositiveFloat = 1.0  # of the Beta distribution that the shares of the two images are drawn from
+    probability: Share = 0.5
+
+    def build(self, num_classes: int) -> v2.Transform:
+        """A callable from images (B, C, H, W) and classes (B,) to images and shares (B, K)."""
+        raise NotImplementedError
+
+
+class Mixup(BatchOptions):
+    """mixup (arXiv 1710.09412): the weighted mean of an image and its neighbour in the batch."""
+
+    alpha: PositiveFloat = 0.8
+
+    def build(self, num_classes: int) -> v2.Transform:
+        """torchvision's."""
+        return v2.MixUp(alpha=self.alpha, num_classes=num_classes)
+
+
+class Cutmix(BatchOptions):
+    """CutMix (arXiv 1905.04899): a rectangle of an image is its neighbour's."""
+
+    def build(self, num_classes: int) -> v2.Transform:
+        """torchvision's."""
+        return v2.CutMix(alpha=self.alpha, num_classes=num_classes)
+
+
+BATCH_TRANSFORMS: Table[BatchOptions] = Table(
+    "batch transform",
+    {"cutmix": Cutmix, "mixup": Mixup},
+    kind=BatchOptions,
+    group="hf_vit_seg.batch_transforms",
+)
+
+
+class BatchMixer:
+    """At most one of several transforms for each batch, drawn by their probabilities."""
+
+    def __init__(self, rows: Sequence[BatchOptions], num_classes: int):
+        self.transforms = [row.build(num_classes) for row in rows]
+        self.shares = torch.tensor([row.probability for row in rows]).cumsum(0)
+        self.num_classes = num_classes
+
+    def __call__(self, images: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, C, H, W) and classes (B,) to images and shares (B, K) float32, also where nothing is mixed."""
+        chosen = int((torch.rand(()) >= self.shares).sum())
+        if chosen == len(self.transforms):
+            return images, one_hot(classes, self.num_classes).to(torch.float32)
+        return self.transforms[chosen](images, classes)
+
+
+def read_mixer(
+    entries: Sequence[Any], task: str, num_classes: int | None, place: str = "batch_transforms"
+) -> BatchMixer | None:
+    """A recipe's list of batch transforms; None for an empty one. Their probabilities must not exceed 1 together."""
+    if not entries:
+        return None
+    if task != "classification" or num_classes is None:
+        raise RecordError(f"{place} mixes classes, which only classification has; the recipe's task is {task}")
+    rows = [BATCH_TRANSFORMS.read_entry(entry, f"{place}.{number}") for number, entry in enumerate(entries)]
+    total = sum(row.probability for row in rows)
+    if total > 1 + 1e-6:
+        raise RecordError(
+            f"{place}: a batch goes through one of them, so probabilities add to 1 at most, not {total:g}"
+        )
+    return BatchMixer(rows, num_classes)
+
+
+__all__ = ["BATCH_TRANSFORMS", "BatchMixer", "read_mixer"]

@@ -1,0 +1,115 @@
+"""Transforms of training samples, by name: image and target together, torchvision's where it has them.
+
+Shapes: C bands, H W pixels, K keypoints. A recipe's list is read into a `Pipeline`, which a dataset calls with an image
+and its target. Validation and prediction have no transforms: there the saved image processor does all.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from hf_vit_seg.records import RecordError, Table
+
+from .context import WITHOUT_PERSONS, Fill, Share, TransformContext, TransformOptions
+from .crops import Pad, RandomCrop, RandomResize, RandomResizedCrop, Resize
+from .person_crops import PersonAffine
+from .photometric import Photometric, RandAugment, RandomBlur, RandomErasing, TrivialAugment
+
+
+class RandomFlip(TransformOptions):
+    """Mirror with these probabilities; persons are mirrored by `person_affine`, which knows left from right."""
+
+    tasks: ClassVar = WITHOUT_PERSONS
+    horizontal: Share = 0.5
+    vertical: Share = 0.0
+
+    def build(self, context: TransformContext) -> Callable[..., Any]:
+        """The transform itself."""
+        return v2.Compose([v2.RandomHorizontalFlip(self.horizontal), v2.RandomVerticalFlip(self.vertical)])
+
+
+class RandomRotate(TransformOptions):
+    """Turn about the middle by up to `degrees` to either side; the size stays."""
+
+    tasks: ClassVar = WITHOUT_PERSONS
+    degrees: float = Field(10, ge=0, le=180)
+    probability: Share = 0.5
+    fill: Fill = 0
+
+    def build(self, context: TransformContext) -> Callable[..., Any]:
+        """The transform itself."""
+        fill = context.fill(self.fill)
+        rotation = v2.RandomRotation((-self.degrees, self.degrees), v2.InterpolationMode.BILINEAR, fill=fill)
+        return v2.RandomApply([rotation], self.probability)
+
+
+TRANSFORMS: Table[TransformOptions] = Table(
+    "transform",
+    {
+        "pad": Pad,
+        "person_affine": PersonAffine,
+        "photometric": Photometric,
+        "rand_augment": RandAugment,
+        "random_blur": RandomBlur,
+        "random_crop": RandomCrop,
+        "random_erasing": RandomErasing,
+        "random_flip": RandomFlip,
+        "random_resize": RandomResize,
+        "random_resized_crop": RandomResizedCrop,
+        "random_rotate": RandomRotate,
+        "resize": Resize,
+        "trivial_augment": TrivialAugment,
+    },
+    kind=TransformOptions,
+    group="hf_vit_seg.transforms",
+)
+
+
+class Pipeline:
+    """Transforms one after another, from plain tensors to plain tensors.
+
+    With a mask (H, W) int64 as target image and mask move together; any other target goes with the image to the
+    transforms that know it (a `Person`) and past the others (a class index).
+    """
+
+    def __init__(self, steps: Sequence[Callable[..., Any]], ignore_index: int = 255):
+        self.transform = v2.Compose(list(steps)) if steps else None
+        # torchvision resizes and counts bytes far faster than int64.
+        self.mask_dtype = torch.uint8 if ignore_index <= 255 else torch.int32
+
+    def __call__(self, image: torch.Tensor, target: Any) -> tuple[torch.Tensor, Any]:
+        """Image (C, H, W) of uint8 or float32 and its target, both transformed."""
+        if self.transform is None:
+            return image, target
+        is_mask = isinstance(target, torch.Tensor)
+        wrapped = tv_tensors.Mask(target.to(self.mask_dtype)) if is_mask else target
+        image, target = self.transform(tv_tensors.Image(image), wrapped)
+        target = target.as_subclass(torch.Tensor).to(torch.int64) if is_mask else target
+        return image.as_subclass(torch.Tensor), target
+
+
+def read_pipeline(entries: Sequence[Any], context: TransformContext, place: str = "transforms") -> Pipeline:
+    """A recipe's list of transforms, each a name or a name with settings; RecordError says which one cannot be used."""
+    rows = [TRANSFORMS.read_entry(entry, f"{place}.{number}") for number, entry in enumerate(entries)]
+    if context.task == "pose" and not any(isinstance(row, PersonAffine) for row in rows):
+        raise RecordError(f"{place}: pose needs person_affine, which cuts the person out of the image")
+    steps = [built(row, context, f"{place}.{number}") for number, row in enumerate(rows)]
+    return Pipeline(steps, context.ignore_index)
+
+
+def built(row: TransformOptions, context: TransformContext, place: str) -> Callable[..., Any]:
+    """The transform of one row; RecordError where task, model or data do not go with it."""
+    if context.task not in row.tasks:
+        known = " or ".join(sorted(row.tasks))
+        raise RecordError(f"{place}: this transform is for {known}, the recipe's task is {context.task}")
+    try:
+        return row.build(context)
+    except ValueError as error:
+        raise RecordError(f"{place}: {error}") from error
+
+
+__all__ = ["TRANSFORMS", "Pipeline", "TransformContext", "TransformOptions", "read_pipeline"]

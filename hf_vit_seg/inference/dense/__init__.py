@@ -1,0 +1,1 @@
+"""Logits of whole images: resizing, sliding windows, label maps."""

@@ -1,0 +1,117 @@
+"""An image, wherever it comes from, made ready for a model.
+
+Shapes: C channels, H W pixels.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hf_vit_seg.data.images.display import picture
+from hf_vit_seg.data.images.files import MAX_PIXELS
+from hf_vit_seg.data.images.pixels import picture_pixels, read_pixels
+from hf_vit_seg.models.image_processing_inputs import rgb_image
+
+from .protocols import Protocol
+from .row_logits import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image ready for the model.
+
+    `picture` is the image for eyes, if there is one, `size` its (height, width); `views` are its pixel values
+    (1, C, H, W) at each of the protocol's scales.
+    """
+
+    picture: Image.Image | None
+    size: tuple[int, int]
+    views: tuple[torch.Tensor, ...]
+    milliseconds: float
+
+    @property
+    def pixel_values(self) -> torch.Tensor:
+        """The first view."""
+        return self.views[0]
+
+
+def prepare(
+    image: Any, protocol: Protocol, processor: Any, channels: int = 3, max_pixels: int = MAX_PIXELS
+) -> Prepared:
+    """An image (see `Segmenter.prepare`) resized as the protocol says and normalised as the processor says."""
+    start = time.perf_counter()
+    shown = None
+    if isinstance(image, str | Path):
+        image, shown = read_file(Path(image), channels, max_pixels)
+    if isinstance(image, Image.Image):
+        shown = rgb_image(image)
+        image = picture_pixels(image, channels, "the image")
+    elif isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        shown = Image.fromarray(image) if array_size(image, channels) == image.shape[:2] else None
+    size = array_size(image, channels) if shown is None else (shown.height, shown.width)
+    views = tuple(view(image, size, scale, protocol, processor) for scale in protocol.scales)
+    return Prepared(shown, size, views, milliseconds_since(start))
+
+
+def read_file(path: Path, channels: int, max_pixels: int) -> tuple[torch.Tensor, Image.Image]:
+    """An image file as the pixels (C, H, W) that training reads, and what eyes see."""
+    pixels = read_pixels(path, channels, max_pixels)
+    return pixels, picture(pixels)
+
+
+def view(image: Any, size: tuple[int, int], scale: float, protocol: Protocol, processor: Any) -> torch.Tensor:
+    """The pixel values (1, C, H, W) of an image of `size` at one of the protocol's scales."""
+    options: dict[str, Any] = {}
+    sides = protocol.sides(size, scale, processor)
+    if sides is not None:
+        options = {"do_resize": sides != size, "size": {"height": sides[0], "width": sides[1]}}
+        if getattr(processor, "size_divisor", None):
+            options["size_divisor"] = 1  # the protocol has rounded the sides already
+    return processor(images=image, return_tensors="pt", do_center_crop=False, do_pad=False, **options)["pixel_values"]
+
+
+def array_size(image: Any, channels: int) -> tuple[int, int]:
+    """(height, width) of an array (H, W), (C, H, W) or (H, W, C), its axes told apart as image processors do it."""
+    shape = tuple(image.shape)
+    if len(shape) == 2:
+        return shape
+    if len(shape) != 3:
+        raise ValueError(f"A segmenter takes one image at a time, got an array of shape {shape}")
+    count = next((count for count in (channels, 3, 1, 4) if count in (shape[0], shape[2])), None)
+    return shape[1:] if shape[0] == count else shape[:2]
+
+
+class TimedModel:
+    """A model, and the time that its calls took."""
+
+    def __init__(self, model: Model):
+        self.model, self.milliseconds = model, 0.0
+        self.device = torch.device("cpu")  # where the last logits lie
+
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The model's logits."""
+        self.wait()
+        start = time.perf_counter()
+        logits = self.model(pixel_values)
+        self.device = logits.device
+        self.wait()
+        self.milliseconds += milliseconds_since(start)
+        return logits
+
+    def wait(self) -> None:
+        """Let an accelerator end what it was told to do: calls return before."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
+
+def milliseconds_since(start: float) -> float:
+    """Time passed on the performance counter."""
+    return (time.perf_counter() - start) * 1e3
+
+
+__all__ = ["Prepared", "TimedModel", "array_size", "milliseconds_since", "prepare", "read_file"]

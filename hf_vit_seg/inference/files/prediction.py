@@ -1,0 +1,261 @@
+"""Segment many image files and write, for each, a label map, an overlay and a report."""
+
+import json
+import logging
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_vit_seg.data.images.files import MAX_PIXELS, ImageFile, ImageFileError, real_path
+from hf_vit_seg.inference.dense.image_preparation import Prepared, milliseconds_since, read_file
+from hf_vit_seg.inference.dense.protocols import PredictionError
+from hf_vit_seg.inference.loading import ModelError
+from hf_vit_seg.inference.segmentation import ClassCount, Segmentation
+from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.models.image_processing_segmentation import ResizeError
+
+LABELS, OVERLAY, SCORES, REPORT = ".png", ".overlay.png", ".scores.png", ".json"
+ENTROPY, TOP, GEOJSON, COCO = ".entropy.png", ".top.npz", ".geojson", ".coco.json"
+TIFF, FILM, FRAMES = ".labels.tif", ".overlay.mp4", ".frames"  # of images in parts, and of films
+SUFFIXES = (REPORT, LABELS, OVERLAY, SCORES, ENTROPY, TOP, GEOJSON, COCO, TIFF, FILM, FRAMES)
+NAMED = (ModelError, PredictionError, ResizeError, OSError)  # errors whose sentence is enough
+AHEAD = 2  # images that are read, and results that are written, beside the model's work
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image and the path of its results without their suffix."""
+
+    image: ImageFile
+    target: Path
+
+    def result(self, suffix: str) -> Path:
+        """The path of one result."""
+        return self.target.with_name(self.target.name + suffix)
+
+    @property
+    def done(self) -> bool:
+        """Whether the image has all its results: the report is the last to be written."""
+        return self.result(REPORT).exists()
+
+    @property
+    def existing(self) -> Path | None:
+        """A file that a result would replace."""
+        return next((path for path in map(self.result, SUFFIXES) if path.exists()), None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: an `error` in one sentence, or results."""
+
+    job: Job
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What is written for each image, and up to which size images are read whole.
+
+    `tile` is the side of the tiles of larger ones, and given, of all that can be read in parts; `frames` adds label
+    maps to films, and `frame_rate` makes films of folders.
+    """
+
+    model: str = ""
+    overlay: bool = True
+    opacity: float = 0.5
+    scores: bool = False
+    entropy: bool = False
+    top_k: int = 0
+    geojson: bool = False
+    coco: bool = False
+    max_pixels: int = MAX_PIXELS
+    tile: int | None = None
+    frames: bool = False
+    frame_rate: float | None = None
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the results that are written, the report aside."""
+        wished = {
+            LABELS: True,
+            OVERLAY: self.overlay,
+            SCORES: self.scores,
+            ENTROPY: self.entropy,
+            TOP: self.top_k > 0,
+            GEOJSON: self.geojson,
+            COCO: self.coco,
+        }
+        return tuple(suffix for suffix, wanted in wished.items() if wanted)
+
+
+def plan(images: Sequence[ImageFile], out: Path) -> list[Job]:
+    """Give every image a target below `out` that is no other's and whose results overwrite no input.
+
+    A folder's images keep their sub-folder. Where two images differ in suffix or folder only, the later one's name
+    gets that in addition, and a number as the last resort.
+    """
+    taken = {str(real_path(image.path)).casefold() for image in images}
+    jobs = []
+    for image in images:
+        for place in places(image):
+            job = Job(image, out / place)
+            claims = {str(real_path(job.result(s))).casefold() for s in SUFFIXES}
+            if not claims & taken:
+                taken |= claims
+                jobs.append(job)
+                break
+    return jobs
+
+
+def places(image: ImageFile) -> Iterator[Path]:
+    """Targets for an image, the most desired first, without end."""
+    plain = image.place.with_suffix("")
+    kind = image.place.suffix.lstrip(".").lower() or "file"
+    yield plain
+    yield plain.with_name(f"{plain.name}_{kind}")
+    yield Path(real_path(image.path).parent.name or "root") / plain
+    number = 2
+    while True:
+        yield plain.with_name(f"{plain.name}_{kind}_{number}")
+        number += 1
+
+
+def predict(segmenter: Segmenter, jobs: Sequence[Job], wishes: Wishes) -> Iterator[Outcome]:
+    """Do the jobs in order; a failure ends its own job only. Reading and writing go on beside the model."""
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        reading: deque[Future[tuple[Prepared, float]]] = deque()
+        writing: deque[Future[Outcome]] = deque()
+        upcoming = iter(jobs)
+        for job in jobs:
+            while len(reading) < AHEAD and (following := next(upcoming, None)) is not None:
+                reading.append(reader.submit(read, segmenter, following, wishes))
+            try:
+                prepared, milliseconds = reading.popleft().result()
+                result = segmenter.segment(prepared, wishes.scores, entropy=wishes.entropy, top_k=wishes.top_k)
+            except Exception as error:
+                writing.append(writer.submit(Outcome, job, sentence(job, error)))
+            else:
+                writing.append(writer.submit(write, segmenter, job, result, milliseconds, wishes))
+            while len(writing) > AHEAD:
+                yield writing.popleft().result()
+        for outcome in writing:
+            yield outcome.result()
+
+
+def sentence(job: Job, error: Exception) -> str:
+    """Why a job failed. What is no fault of the file or of the settings is named as such, with a traceback in the log.
+
+    The other jobs go on: a model may fail at one image alone, such as for lack of memory.
+    """
+    if isinstance(error, ImageFileError):
+        return str(error)
+    text = " ".join(str(error).split())[:400] or type(error).__name__
+    if not isinstance(error, NAMED):
+        logger.error("segmenting %s failed", job.image.path, exc_info=error)
+        return f"{job.image.path}: segmenting failed with {type(error).__name__}: {text}"
+    return text if text.startswith(f"{job.image.path}:") else f"{job.image.path}: {text}"
+
+
+def read(segmenter: Segmenter, job: Job, wishes: Wishes) -> tuple[Prepared, float]:
+    """A job's image, ready for the model, and the milliseconds that reading the file took."""
+    start = time.perf_counter()
+    image, shown = read_file(job.image.path, segmenter.channels, wishes.max_pixels)
+    milliseconds = milliseconds_since(start)
+    prepared = segmenter.prepare(image)
+    return replace(prepared, picture=prepared.picture or shown), milliseconds
+
+
+def write(segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, wishes: Wishes) -> Outcome:
+    """Write all results of a job, or none of them."""
+    savers = {suffix: saver(suffix, job, result, wishes) for suffix in wishes.suffixes}
+    text = json_text(report(segmenter, job, result, milliseconds, wishes), indent=2)
+    savers[REPORT] = lambda path: path.write_text(text, encoding="utf-8")
+    try:
+        write_together({job.result(suffix): save for suffix, save in savers.items()})
+    except Exception as error:
+        return Outcome(job, sentence(job, error))
+    return Outcome(job)
+
+
+def saver(suffix: str, job: Job, result: Segmentation, wishes: Wishes) -> Callable[[Path], Any]:
+    """What writes one kind of result to a path."""
+    table: dict[str, Callable[[Path], Any]] = {
+        LABELS: lambda path: result.label_image().save(path),
+        OVERLAY: lambda path: result.overlay(wishes.opacity).save(path),
+        SCORES: lambda path: result.score_image().save(path),
+        ENTROPY: lambda path: result.entropy_image().save(path),
+        TOP: lambda path: save_top_classes(result, path),
+        GEOJSON: lambda path: path.write_text(json_text(result.geojson()), encoding="utf-8"),
+        COCO: lambda path: path.write_text(json_text(result.coco(job.image.path.name)), encoding="utf-8"),
+    }
+    return table[suffix]
+
+
+def save_top_classes(result: Segmentation, path: Path) -> None:
+    """The most likely classes of each pixel and their probabilities: `classes` and `scores` (float16), (k, H, W)."""
+    if result.top_classes is None or result.top_scores is None:
+        raise ValueError("Top classes were not computed: call the segmenter with top_k=3")
+    np.savez_compressed(path, classes=result.top_classes, scores=result.top_scores.astype(np.float16))
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """JSON as it is written to files."""
+    return json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
+
+
+def write_together(files: dict[Path, Callable[[Path], Any]]) -> None:
+    """Write files under temporary names and give them their own when all are complete."""
+    temporary = {path: path.with_name(f".{os.getpid()}.{path.name}") for path in files}
+    try:
+        for path, save in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(temporary[path])
+        for path, written in temporary.items():
+            os.replace(written, path)
+    finally:
+        for written in temporary.values():
+            written.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files of `write_together` that killed processes left in a folder nobody else writes."""
+    for path in folder.glob(".*"):
+        if re.match(r"\.\d+\.", path.name) and path.is_file():
+            path.unlink()
+
+
+def report(segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, wishes: Wishes) -> dict[str, Any]:
+    """What is known of an image and its label map, for JSON: shares, scores and entropy of 0 .. 1, milliseconds."""
+    height, width = result.label_map.shape
+    timings = {"read": milliseconds, **result.timings}
+    means = {"score": result.scores, "entropy": result.entropy}
+    return {
+        "image": str(job.image.path),
+        "height": height,
+        "width": width,
+        "model": wishes.model,
+        "protocol": result.protocol,
+        "device": str(segmenter.device),
+        "dtype": str(segmenter.model.dtype).removeprefix("torch."),
+        "timings_ms": {step: round(duration, 2) for step, duration in timings.items()},
+        **{f"mean_{name}": round(float(found.mean()), 6) for name, found in means.items() if found is not None},
+        "classes": class_rows(result.counts()),
+    }
+
+
+def class_rows(counts: Sequence[ClassCount]) -> list[dict[str, Any]]:
+    """Classes with their pixels, for JSON."""
+    return [
+        {"id": c.index, "name": c.name, "color": c.colour, "pixels": c.pixels, "share": round(c.share, 6)}
+        for c in counts
+    ]

@@ -1,0 +1,1 @@
+"""Predictions for images that do not fit into memory."""

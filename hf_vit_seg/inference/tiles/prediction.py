@@ -1,0 +1,211 @@
+"""`predict` for images that are read and written in parts: resumable, within bounded memory.
+
+Shapes: H W the image, n m a tile or a part of the overview, K classes.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hf_vit_seg.data.images.display import picture
+from hf_vit_seg.data.images.files import ImageFileError, within_limits
+from hf_vit_seg.drawing.overlays import draw_overlay, shown_size
+from hf_vit_seg.inference.dense.pixel_maps import PixelMaps, Wanted
+from hf_vit_seg.inference.dense.protocols import PredictionError
+from hf_vit_seg.inference.files.prediction import (
+    ENTROPY,
+    LABELS,
+    OVERLAY,
+    REPORT,
+    SCORES,
+    TIFF,
+    Job,
+    Wishes,
+    class_rows,
+    json_text,
+    write_together,
+)
+from hf_vit_seg.inference.segmentation import class_counts
+from hf_vit_seg.inference.segmenter import Segmenter
+
+from .reading import RegionImage, open_regions, region_size
+from .tiled_logits import SIDE, Tile, TiledImage, TileGrid, tiling_protocol
+from .writing import Plane, TileRecord, write_png, write_tiff
+
+OVERVIEW_SIDE = 1600  # the longest of the overlay
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many tiles of an image are done, of how many; `resumed` of them by an earlier run."""
+
+    done: int
+    total: int
+    resumed: int
+
+
+def needs_tiles(job: Job, wishes: Wishes) -> bool:
+    """Whether an image is to be read in parts: asked for, or above the limit, and of a format that allows for it."""
+    try:
+        size = region_size(job.image.path)
+    except ImageFileError:
+        return False  # told when it is read
+    return size is not None and (wishes.tile is not None or not within_limits(*size, wishes.max_pixels))
+
+
+def predict_tiled(segmenter: Segmenter, job: Job, wishes: Wishes) -> Iterator[Progress]:
+    """Segment one image tile by tile and write its results, telling how far it is after each tile.
+
+    A run that was ended goes on with the tiles that it lacks if it is started again with the same settings.
+    ImageFileError or PredictionError in one sentence; the tiles that are done are kept.
+    """
+    if wishes.geojson or wishes.coco or wishes.top_k:
+        raise PredictionError(
+            f"{job.image.path}: polygons and top classes are made of whole images, and this one is read in parts: "
+            "leave out --polygons and --top-k"
+        )
+    start = time.perf_counter()
+    segmenter = segmenter.with_protocol(tiling_protocol(segmenter.protocol, segmenter.processor))
+    with open_regions(job.image.path, segmenter.channels) as image, ExitStack() as stack:
+        tiles = TileGrid(image.size, wishes.tile or SIDE)
+        folder = job.target.with_name(f".{job.target.name}.tiles")
+        record = stack.enter_context(closing(TileRecord(folder, plan(segmenter, job, image, tiles, wishes))))
+        tiled = stack.enter_context(closing(TiledImage(segmenter, image, tiles, folder)))
+        planes = {
+            name: stack.enter_context(closing(record.plane(name, image.size, kind)))
+            for name, kind in kinds(segmenter, wishes).items()
+        }
+        resumed = len(record.done)
+        for tile in tiles:
+            if tile.index not in record.done:
+                maps, missing = tiled.maps(tile, Wanted(wishes.scores, wishes.entropy))
+                write_tile(planes, tile, maps, missing)
+                record.add(tile)
+            yield Progress(len(record.done), len(tiles), resumed)
+        seconds = time.perf_counter() - start
+        facts = report(segmenter, job, planes["labels"], wishes, {"side": tiles.side, "resumed": resumed}, seconds)
+        write_together({job.result(suffix): save for suffix, save in savers(segmenter, image, planes, facts, wishes)})
+        record.remove()
+
+
+def plan(segmenter: Segmenter, job: Job, image: RegionImage, tiles: TileGrid, wishes: Wishes) -> dict[str, Any]:
+    """All that the pixels of the maps depend on, for `TileRecord`."""
+    stand = job.image.path.stat()
+    return {
+        "image": [str(job.image.path.resolve()), stand.st_size, stand.st_mtime_ns, *image.size],
+        "model": [wishes.model, weights_stand(wishes.model), str(segmenter.model.dtype)],
+        "protocol": segmenter.protocol.model_dump(mode="json"),
+        "tile": tiles.side,
+        "maps": sorted(kinds(segmenter, wishes)),
+    }
+
+
+def weights_stand(model: str) -> list[int]:
+    """When the files of a model on this disk were written; nothing for a Hub id."""
+    place = Path(model)
+    files = [place] if place.is_file() else sorted(place.glob("*.safetensors")) if model else []
+    return [file.stat().st_mtime_ns for file in files]
+
+
+def kinds(segmenter: Segmenter, wishes: Wishes) -> dict[str, Any]:
+    """The maps that are made, and the type of their pixels."""
+    wished = {"labels": True, "scores": wishes.scores, "entropy": wishes.entropy}
+    labels = np.uint8 if ignored_value(segmenter) == 255 else np.uint16
+    return {name: labels if name == "labels" else np.uint8 for name, wanted in wished.items() if wanted}
+
+
+def ignored_value(segmenter: Segmenter) -> int:
+    """The label of pixels without data: none of the classes'."""
+    return 255 if len(segmenter.names) <= 255 else 65535
+
+
+def write_tile(planes: Mapping[str, Plane], tile: Tile, maps: PixelMaps, missing: np.ndarray | None) -> None:
+    """Write a tile's maps (1, n, m): shares of 0 .. 1 as 0 .. 255, pixels without data as the largest number."""
+    for name, plane in planes.items():
+        values: torch.Tensor = getattr(maps, name)[0]
+        if values.is_floating_point():
+            values = (values * 255 + 0.5).to(torch.uint8)
+        pixels = values.cpu().numpy().astype(plane.dtype)
+        if missing is not None:
+            pixels[missing] = np.iinfo(plane.dtype).max if name == "labels" else 0
+        plane.write(tile, pixels)
+
+
+def savers(
+    segmenter: Segmenter, image: RegionImage, planes: Mapping[str, Plane], facts: dict[str, Any], wishes: Wishes
+) -> Iterator[tuple[str, Callable[[Path], Any]]]:
+    """What writes each result to a path."""
+    labels = planes["labels"]
+    ignored = ignored_value(segmenter)
+    palette = np.zeros((ignored + 1, 3), np.uint8)
+    palette[: len(segmenter.palette)] = segmenter.palette
+    nodata = None if image.nodata is None else ignored
+    yield LABELS, lambda path: write_png(path, labels, palette)
+    yield TIFF, lambda path: write_tiff(path, labels, palette, image.georeference, nodata)
+    for name, suffix in (("scores", SCORES), ("entropy", ENTROPY)):
+        if name in planes:
+            yield suffix, lambda path, plane=planes[name]: write_png(path, plane)
+    if wishes.overlay:
+        rows = [(c["name"], tuple(c["color"]), c["share"]) for c in facts["classes"]]
+        yield (
+            OVERLAY,
+            lambda path: draw_overlay(*overview(image, labels), palette, rows, wishes.opacity, None).save(path),
+        )
+    yield REPORT, lambda path: path.write_text(json_text(facts, indent=2), encoding="utf-8")
+
+
+def overview(image: RegionImage, labels: Plane) -> tuple[Image.Image, np.ndarray]:
+    """The image and its label map (n, m), both reduced to `OVERVIEW_SIDE`: pixels averaged, labels the nearest."""
+    height, width = image.size
+    small = shown_size((width, height), OVERVIEW_SIDE, enlarge=False)
+    columns, rows = ((2 * np.arange(n) + 1) * old // (2 * n) for n, old in zip(small, (width, height), strict=True))
+    reduced = np.concatenate([labels.rows(row, row + 1)[:, columns] for row in rows.tolist()])
+    scale = max(height / small[1], 1.0)
+    step = max(1, int(SIDE / scale))
+    canvas = Image.new("RGB", small)
+    for part in TileGrid((small[1], small[0]), step):
+        canvas.paste(reduced_part(image, part, small), (part.columns.start, part.rows.start))
+    return canvas, reduced
+
+
+def reduced_part(image: RegionImage, part: Tile, small: tuple[int, int]) -> Image.Image:
+    """A part of the overview, whose size is `small` (width, height)."""
+    across, down = image.size[1] / small[0], image.size[0] / small[1]
+    left, right = part.columns.start * across, min(part.columns.stop * across, image.size[1])
+    top, bottom = part.rows.start * down, min(part.rows.stop * down, image.size[0])
+    rows, columns = slice(int(top), int(np.ceil(bottom))), slice(int(left), int(np.ceil(right)))
+    seen = picture(image.read(rows, columns)[0])
+    box = left - columns.start, top - rows.start, right - columns.start, bottom - rows.start
+    return seen.resize((part.size[1], part.size[0]), Image.Resampling.BOX, box=box)
+
+
+def report(
+    segmenter: Segmenter, job: Job, labels: Plane, wishes: Wishes, tiling: dict[str, int], seconds: float
+) -> dict[str, Any]:
+    """What is known of an image and its label map, for JSON, as in `prediction.report`."""
+    height, width = labels.shape
+    pixels = sum(np.bincount(band.ravel(), minlength=ignored_value(segmenter) + 1) for band in labels.bands())
+    counted = np.asarray(pixels)[: len(segmenter.names)]
+    return {
+        "image": str(job.image.path),
+        "height": height,
+        "width": width,
+        "model": wishes.model,
+        "protocol": segmenter.protocol.describe((height, width)),
+        "device": str(segmenter.device),
+        "dtype": str(segmenter.model.dtype).removeprefix("torch."),
+        "tiles": tiling,
+        "seconds": round(seconds, 2),
+        "ignored_pixels": height * width - int(counted.sum()),
+        "classes": class_rows(class_counts(counted, segmenter.names, segmenter.palette)),
+    }
+
+
+__all__ = ["Progress", "needs_tiles", "predict_tiled"]

@@ -1,0 +1,178 @@
+"""Maps that are too large for the memory: written tile by tile in any order, then as TIFF and PNG.
+
+While tiles come in, a map is a plain file of its pixels in rows, beside a record of the tiles that are done, so that a
+run which was killed goes on where it was. Nothing is mapped into memory, where it would count as used.
+
+Shapes: H W the map, n m a region, K classes.
+"""
+
+import json
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .tiled_logits import Tile
+
+BLOCK = 512  # side of a TIFF's own tiles, and how many rows are read at a time
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GREY, INDEXED = 0, 3  # PNG's colour types
+PLAN, DONE = "plan.json", "done.txt"
+
+
+class Plane:
+    """A map (H, W) in a plain file, kept open."""
+
+    def __init__(self, path: Path, shape: tuple[int, int], dtype: Any):
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        length = shape[0] * shape[1] * self.dtype.itemsize
+        if not path.exists():
+            path.touch()
+        self.file: BinaryIO = path.open("r+b", buffering=0)
+        self.file.truncate(length)
+
+    def write(self, tile: Tile, values: np.ndarray) -> None:
+        """Write a tile's pixels (n, m)."""
+        values = np.ascontiguousarray(values, self.dtype)
+        for row, line in zip(range(tile.rows.start, tile.rows.stop), values, strict=True):
+            self.file.seek((row * self.shape[1] + tile.columns.start) * self.dtype.itemsize)
+            self.file.write(line.data)
+
+    def rows(self, first: int, stop: int) -> np.ndarray:
+        """Some whole rows, (n, W)."""
+        count = (stop - first) * self.shape[1]
+        self.file.seek(first * self.shape[1] * self.dtype.itemsize)
+        data = self.file.read(count * self.dtype.itemsize)
+        return np.frombuffer(data, self.dtype).reshape(stop - first, self.shape[1])
+
+    def bands(self) -> Iterator[np.ndarray]:
+        """All rows, at most `BLOCK` at a time."""
+        for first in range(0, self.shape[0], BLOCK):
+            yield self.rows(first, min(first + BLOCK, self.shape[0]))
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+class TileRecord:
+    """A folder of planes, and which tiles of them are done.
+
+    `plan` is all that the pixels depend on. What an earlier run left is taken up if it had the same plan, and thrown
+    away otherwise.
+    """
+
+    def __init__(self, folder: Path, plan: Mapping[str, Any]):
+        self.folder = folder
+        text = json.dumps(plan, sort_keys=True)
+        note = folder / PLAN
+        if not note.exists() or note.read_text(encoding="utf-8") != text:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            note.write_text(text, encoding="utf-8")
+        done = folder / DONE
+        # The last line counts only when it is whole: a run may have been killed while it wrote it.
+        lines = done.read_text(encoding="ascii").split("\n")[:-1] if done.exists() else []
+        self.done = {int(line) for line in lines if line.isdigit()}
+        done.write_text("".join(f"{index}\n" for index in sorted(self.done)), encoding="ascii")
+        self.file = done.open("a", encoding="ascii", buffering=1)
+
+    def plane(self, name: str, shape: tuple[int, int], dtype: Any) -> Plane:
+        """One of the maps."""
+        return Plane(self.folder / f"{name}.raw", shape, dtype)
+
+    def add(self, tile: Tile) -> None:
+        """All planes have this tile."""
+        self.done.add(tile.index)
+        self.file.write(f"{tile.index}\n")
+
+    def close(self) -> None:
+        """Leave the folder to a later run."""
+        self.file.close()
+
+    def remove(self) -> None:
+        """All is done."""
+        self.close()
+        shutil.rmtree(self.folder)
+
+
+def write_tiff(
+    path: Path,
+    plane: Plane,
+    palette: np.ndarray | None = None,
+    tags: tuple[tuple[Any, ...], ...] = (),
+    nodata: int | None = None,
+) -> None:
+    """A plane as a TIFF in deflated tiles, `palette` (K, 3) uint8 giving 8-bit values their colours.
+
+    `tags` are added as tifffile writes them, such as those of `tiled_reading.georeference`; `nodata` is the value that
+    GDAL's programs take for missing pixels.
+    """
+    import tifffile
+
+    colours = None
+    if palette is not None and plane.dtype == np.uint8:
+        colours = np.zeros((3, 256), np.uint16)
+        colours[:, : len(palette)] = palette[:256].T.astype(np.uint16) * 257
+    if nodata is not None:
+        text = f"{nodata}\0"
+        tags = (*tags, (42113, 2, len(text), text, True))
+    tifffile.imwrite(
+        path,
+        blocks(plane),
+        shape=plane.shape,
+        dtype=plane.dtype,
+        tile=(BLOCK, BLOCK),
+        compression="zlib",
+        photometric="minisblack" if colours is None else "palette",
+        colormap=colours,
+        metadata=None,
+        extratags=tags,
+        bigtiff=plane.shape[0] * plane.shape[1] * plane.dtype.itemsize > 2**31,
+    )
+
+
+def blocks(plane: Plane) -> Iterator[np.ndarray]:
+    """A TIFF's tiles row by row, filled up with zeros at the border."""
+    for band in plane.bands():
+        for first in range(0, plane.shape[1], BLOCK):
+            block = np.zeros((BLOCK, BLOCK), plane.dtype)
+            part = band[:, first : first + BLOCK]
+            block[: part.shape[0], : part.shape[1]] = part
+            yield block
+
+
+def write_png(path: Path, plane: Plane, palette: np.ndarray | None = None) -> None:
+    """A plane as a PNG of 8 or 16 bits, `palette` (K, 3) uint8 giving 8-bit values their colours."""
+    indexed = palette is not None and plane.dtype == np.uint8
+    header = struct.pack(
+        ">IIBBBBB", plane.shape[1], plane.shape[0], plane.dtype.itemsize * 8, INDEXED if indexed else GREY, 0, 0, 0
+    )
+    packer = zlib.compressobj()
+    with path.open("wb") as file:
+        file.write(PNG_SIGNATURE)
+        write_chunk(file, b"IHDR", header)
+        if palette is not None and indexed:
+            write_chunk(file, b"PLTE", np.resize(palette[:256], (256, 3)).astype(np.uint8).tobytes())
+        for band in plane.bands():
+            write_chunk(file, b"IDAT", packer.compress(scanlines(band)))
+        write_chunk(file, b"IDAT", packer.flush())
+        write_chunk(file, b"IEND", b"")
+
+
+def write_chunk(file: BinaryIO, kind: bytes, data: bytes) -> None:
+    """One chunk of a PNG."""
+    file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+
+def scanlines(band: np.ndarray) -> bytes:
+    """Rows (n, W) as a PNG packs them: high byte first, each after a zero for "as it is"."""
+    values = band.astype(band.dtype.newbyteorder(">"), copy=False).view(np.uint8)
+    return np.pad(values, ((0, 0), (1, 0))).tobytes()
+
+
+__all__ = ["Plane", "TileRecord", "write_png", "write_tiff"]

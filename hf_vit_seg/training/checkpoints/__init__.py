@@ -1,0 +1,1 @@
+"""Training checkpoints, resuming, and the run directory."""

@@ -1,0 +1,134 @@
+"""The directory of a run: what lies where, and whose it is.
+
+recipe.yaml     the resolved recipe
+log.jsonl       see `run_log`
+best/, last/    complete model directories: weights, image processor, recipe.yaml, metrics.json
+checkpoints/    step-000100/ ...: what a resumed run needs
+plots/, samples/, trackers/
+test/           metrics.json, plots and samples of the best model on the test split, where there is one
+
+One process writes it at a time, see `directory_lock`.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hf_vit_seg.data.sources.registry import SOURCES
+from hf_vit_seg.directory_lock import LOCK, RECIPE, RUN_FOLDERS
+from hf_vit_seg.inference.files.prediction import remove_unfinished
+from hf_vit_seg.provenance import Provenance, provenance_of, write_card
+from hf_vit_seg.training.figures.plots import FOLDER as PLOTS
+from hf_vit_seg.training.figures.samples import FOLDER as SAMPLES
+from hf_vit_seg.training.model.adapters import save_model
+from hf_vit_seg.training.model.building import transformers_silent
+from hf_vit_seg.training.recipe.files import recipe_text
+from hf_vit_seg.training.recipe.schema import Recipe
+from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
+from hf_vit_seg.training.reports.metrics_report import MetricsReport, write_report
+from hf_vit_seg.training.reports.run_log import FILE as LOG
+
+from .whole_directories import TEMPORARY, add_missing, empty_temporary, put_in_place, replace_file, tidy, written
+
+FACTS = "data_facts.json"  # what was found in the data, so that a resumed run need not look again
+OURS = (RECIPE, LOG, *RUN_FOLDERS)
+
+
+class RunDirectoryError(ValueError):
+    """A directory that a run cannot have."""
+
+
+class RunDirectory:
+    """The directory at `path`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.best, self.last, self.checkpoints = path / "best", path / "last", path / "checkpoints"
+        self.samples, self.recipe, self.facts = path / SAMPLES, path / RECIPE, path / FACTS
+        self.test, self.plots = path / "test", path / PLOTS
+
+    @property
+    def model(self) -> Path:
+        """The model that a run is for: the best one, or the last where nothing was measured on the way."""
+        return self.best if self.best.exists() else self.last
+
+    @property
+    def traces(self) -> list[Path]:
+        """What a run has left here."""
+        return [self.path / name for name in OURS if (self.path / name).exists()]
+
+    def check(self, resume: bool, overwrite: bool) -> None:
+        """RunDirectoryError when something is here that must not be replaced; changes nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RunDirectoryError(f"{self.path} is a file: a run writes a directory, see --out")
+        if resume and overwrite:
+            raise RunDirectoryError("--resume and --overwrite exclude each other")
+        if self.traces and not resume and not overwrite:
+            raise RunDirectoryError(
+                f"{self.path} has a run in it already: go on with --resume, replace it with --overwrite, or choose "
+                "another --out"
+            )
+        if not self.traces and self.path.exists() and any(map(self.is_foreign, self.path.iterdir())):
+            raise RunDirectoryError(f"{self.path} is not empty and holds no run: choose another --out")
+
+    def is_foreign(self, path: Path) -> bool:
+        """Whether what lies here is no run's, not even of one that ended before its first step."""
+        return path.name not in (FACTS, LOCK) and not path.name.startswith(TEMPORARY)
+
+    def make_ready(self, recipe: Recipe, resume: bool) -> None:
+        """Tidy up for a run that goes on, clear for a new one, and write the resolved recipe.
+
+        Only what runs write is removed.
+        """
+        for path in [] if resume else self.traces:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        tidy(self.path)
+        tidy(self.checkpoints)
+        for folder in (self.path, self.plots, self.samples, self.test, self.test / PLOTS, self.test / SAMPLES):
+            remove_unfinished(folder)
+        replace_file(self.recipe, recipe_text(recipe))
+
+
+def run_directory(recipe: Recipe, out: Path | None = None) -> RunDirectory:
+    """Where a run writes: `out`, or what the recipe says, or runs/NAME."""
+    return RunDirectory(out or Path(recipe.output or Path("runs") / recipe.name))
+
+
+def lineage(recipe: Recipe) -> Provenance:
+    """Where the weights of a run come from: the licence and base of what it began with, and its own data."""
+    start = recipe.model.from_pretrained
+    train = SOURCES.read_kind(recipe.data.train, "data.train")
+    known = Provenance() if start is None else provenance_of(start)
+    return known.model_copy(update={"datasets": tuple(filter(None, [train.hub_id()]))})
+
+
+def write_model_directory(
+    target: Path,
+    model: Any,
+    processor: BaseImageProcessor,
+    recipe: Recipe,
+    provenance: Provenance,
+    report: MetricsReport | None,
+    *,
+    only_missing: bool = False,
+) -> None:
+    """A directory that `from_pretrained` loads, whole or not at all, in place of the one that is there. WriteError.
+
+    With `only_missing`, files that are there stay as they are, and those that are missing are added.
+    """
+    with written(target):
+        temporary = empty_temporary(target)
+        with transformers_silent():
+            save_model(model, temporary, merge=recipe.model.lora is None or recipe.model.lora.merge)
+        processor.save_pretrained(temporary)
+        (temporary / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
+        write_card(temporary, provenance, recipe.name)
+        if report is not None:
+            write_report(report, temporary / METRICS)
+        add_missing(target) if only_missing and target.exists() else put_in_place(target)
+
+
+__all__ = ["RunDirectory", "RunDirectoryError", "lineage", "run_directory", "write_model_directory"]

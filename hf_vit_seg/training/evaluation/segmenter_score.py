@@ -1,0 +1,35 @@
+"""The mean IoU of a segmenter on a recipe's data, for comparing forms of one model. Shapes: H W pixels."""
+
+from collections.abc import Callable
+
+import torch
+
+from hf_vit_seg.data.datasets import open_split
+from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
+from hf_vit_seg.records import RecordError
+from hf_vit_seg.training.recipe.schema import Recipe
+
+
+def mean_iou_on(recipe: Recipe, split: str) -> Callable[[Segmenter], float]:
+    """What measures a segmenter on a split, at the labels' own size. RecordError where the recipe has no such masks."""
+    dataset = open_split(recipe, split)  # pyright: ignore[reportArgumentType]
+    if dataset is None or recipe.task != "segmentation":
+        raise RecordError(f"the recipe has no masks under data.{split}: there is no mean IoU to measure")
+
+    def measure(segmenter: Segmenter) -> float:
+        classes = len(dataset.class_table.names)
+        if len(segmenter.names) != max(classes, 2):
+            raise RecordError(f"the model has {len(segmenter.names)} classes and the recipe's data {classes}")
+        matrix = ConfusionMatrix(max(classes, 2), dataset.class_table.ignore_index)
+        for index in range(len(dataset)):
+            sample = dataset.read(index)
+            assert isinstance(sample.target, torch.Tensor)
+            height, width = sample.target.shape
+            matrix.update(segmenter.label_map(sample.image, (height, width)).cpu()[None], sample.target[None])
+        return float(matrix.scores()["mean_iou"])
+
+    return measure
+
+
+__all__ = ["mean_iou_on"]

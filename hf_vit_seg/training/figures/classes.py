@@ -1,0 +1,103 @@
+"""Plots of one evaluation: scores of each class, the reliability diagram, and the scores of a pose model.
+
+Shapes: K classes, M bins of confidence.
+"""
+
+import numpy as np
+
+from hf_vit_seg.training.reports.metrics_report import COLUMNS, MetricsReport, title_of
+
+from .style import BLUE, FAINT, INK, ORANGE, RED, SMALL, TEXT, TRACK, Axes, Figure, new_figure, quiet, shortened
+
+MOST_CLASSES = 150  # with a bar of their own
+ROWS = 50  # bars above each other
+
+
+def class_figure(report: MetricsReport) -> Figure | None:
+    """A bar for each class, best first: IoU, or accuracy for classification. None without scores of classes."""
+    column = chief_column(report)
+    if column is None or not report.names:
+        return None
+    values = report.class_columns()[column]
+    order = np.argsort(np.where(np.isnan(values), -1.0, values), kind="stable")[::-1]
+    shown = order[-MOST_CLASSES:]
+    left_out = f", the {len(shown)} lowest of {len(order)} classes" if len(shown) < len(order) else ""
+    towers = -(-len(shown) // ROWS)
+    rows = -(-len(shown) // towers)
+    mean = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+    name = COLUMNS[column][:1].upper() + COLUMNS[column][1:]
+    title = f"{name} of each class{left_out} (mean {mean:.3f}, {report.split} split)"
+    figure = new_figure(7.5 if towers == 1 else 4.8 * towers, max(0.21 * rows + 1.2, 2.2), title)
+    for i, axes in enumerate(figure.subplots(1, towers, squeeze=False)[0]):
+        part = shown[i * rows : (i + 1) * rows]
+        draw_bars(axes, [report.names[k] for k in part], values[part], rows, mean)
+    return figure
+
+
+def chief_column(report: MetricsReport) -> str | None:
+    """The score of classes that is drawn."""
+    columns = report.class_columns()
+    return next((name for name in ("iou", "accuracy") if name in columns), None)
+
+
+def draw_bars(axes: Axes, names: list[str], values: np.ndarray, rows: int, mean: float) -> None:
+    """Horizontal bars of 0 .. 1 from the top down, each on a track, with its value at the right end."""
+    places = np.arange(len(names))
+    quiet(axes, grid="x")
+    axes.barh(places, 1.0, height=0.72, color=TRACK)
+    axes.barh(places, np.nan_to_num(values), height=0.72, color=BLUE)
+    axes.axvline(mean, color=ORANGE, linewidth=1.2, linestyle=(0, (4, 3)))
+    for place, value in zip(places, values, strict=True):
+        text, colour = ("absent", FAINT) if np.isnan(value) else (f"{value:.3f}", INK)
+        axes.text(1.02, place, text, va="center", fontsize=SMALL, color=colour)
+    axes.set_yticks(places, [shortened(name, 22) for name in names], fontsize=TEXT, color=INK)
+    axes.set_ylim(rows - 0.4, -0.6)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+    axes.spines["bottom"].set_visible(False)
+
+
+def reliability_figure(report: MetricsReport) -> Figure | None:
+    """How often predictions of some confidence are right, and how many there are; None without counts of that."""
+    if report.reliability is None:
+        return None
+    number, confidence, hits = np.asarray(report.reliability, dtype=float)
+    if not number.sum():
+        return None
+    edges = np.linspace(0, 1, len(number) + 1)
+    width, centres, filled = 1 / len(number), (edges[:-1] + edges[1:]) / 2, number > 0
+    accuracy, certainty = hits[filled] / number[filled], confidence[filled] / number[filled]
+    error = float((np.abs(accuracy - certainty) * number[filled]).sum() / number.sum())
+    figure = new_figure(5.6, 6.2)
+    above, below = figure.subplots(2, 1, height_ratios=[3.2, 1], sharex=True)
+    quiet(above, "Reliability: is a confidence of 0.8 right 8 times of 10?", y="accuracy")
+    quiet(below, x="confidence", y="predictions")
+    above.bar(centres[filled], accuracy, width=width * 0.92, color=BLUE, label="accuracy")
+    gap = certainty - accuracy
+    above.bar(
+        centres[filled], gap, width=width * 0.92, bottom=accuracy, color=RED, alpha=0.25, edgecolor=RED, label="gap"
+    )
+    above.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle=(0, (4, 3)))
+    above.legend(
+        frameon=False,
+        fontsize=TEXT,
+        loc="upper left",
+        title=f"calibration error {error:.4f}",
+        title_fontsize=TEXT,
+        alignment="left",
+    )
+    below.bar(centres, number, width=width * 0.92, color=FAINT)
+    above.set_xlim(0, 1)
+    above.set_ylim(0, 1)
+    return figure
+
+
+def scores_figure(report: MetricsReport) -> Figure | None:
+    """A bar for each score of a pose model, whose classes have none; None for other tasks."""
+    if report.task != "pose" or not report.numbers():
+        return None
+    numbers = report.numbers()
+    figure = new_figure(7.5, 0.3 * len(numbers) + 1.2, f"Keypoint similarity, {report.split} split")
+    values = np.array(list(numbers.values()))
+    draw_bars(figure.subplots(), [title_of(name) for name in numbers], values, len(numbers), float("nan"))
+    return figure

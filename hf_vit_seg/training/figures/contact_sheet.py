@@ -1,0 +1,166 @@
+"""One picture of a split for eyes: images with their masks laid over (or their class, or keypoints), and a legend.
+
+Shapes: C bands, H W pixels, K classes or keypoints. Lengths are pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from hf_vit_seg.data.checks.report import SplitFacts
+from hf_vit_seg.data.images.display import picture
+from hf_vit_seg.data.labels.class_table import ClassTable
+from hf_vit_seg.data.samples import Person, RawSample
+from hf_vit_seg.drawing.overlays import FAINT, PAPER, LegendRow, draw_overlay, nearest_labels, resized_picture
+from hf_vit_seg.drawing.palettes import class_palette
+from hf_vit_seg.drawing.skeletons import with_skeletons
+
+from .layout import Colour, captioned, grid, legend_below
+from .samples import IGNORED
+
+MOST = 24  # samples
+WIDTH = 1600  # of the sheet
+SIDE = 196  # the largest width and height of an image
+FINER = 2  # overlays are drawn so much larger and reduced: borders of classes become smooth
+OPACITY = 0.55
+STRIPE = 8  # width of the stripes where pixels do not count
+LIGHT: Colour = (220, 220, 220)
+UNKNOWN: Colour = (255, 0, 255)
+MARGIN = 0.25  # around a person, as a share of the box
+
+
+def contact_sheet(part: SplitFacts, most: int = MOST) -> Image.Image:
+    """Up to `most` samples of a split, among them some of every class and of unknown values, and the classes' shares.
+
+    ValueError when no sample can be read.
+    """
+    chosen = chosen_samples(part, most)
+    if not chosen:
+        raise ValueError(f"{part.split}: no sample can be read, so that there is nothing to show")
+    thumbnail = THUMBNAILS[part.dataset.task]
+    cells = [thumbnail(part, part.dataset.raw(index)) for index in chosen]
+    count = len(part.facts)
+    shown = "all" if len(chosen) == count else f"{len(chosen)} of"
+    sheet = grid(cells, max(1, WIDTH // max(cell.width for cell in cells)))
+    sheet = captioned(sheet, f"  {part.split}: {shown} {count} samples")
+    return legend_below(sheet, legend(part), "share of all pixels") if part.dataset.task == "segmentation" else sheet
+
+
+def chosen_samples(part: SplitFacts, most: int) -> list[int]:
+    """Indexes in order: for each class, the rarest first, the sample with most of it, and the rest spread evenly."""
+    usable = [index for index, facts in enumerate(part.facts) if facts.fault is None]
+    if len(usable) <= most:
+        return usable
+    kinds = [*part.unknown.values(), *sorted(part.classes, key=lambda occurrence: len(occurrence.samples))]
+    chosen: dict[int, None] = {}
+    for occurrence in kinds[:most]:
+        if occurrence.samples and chosen.keys().isdisjoint(occurrence.samples):
+            chosen[occurrence.most] = None
+    for place in range(most):
+        if len(chosen) < most:
+            chosen[usable[place * len(usable) // most]] = None
+    return sorted(chosen)
+
+
+def fitted(size: tuple[int, int], side: int = SIDE) -> tuple[int, int]:
+    """The largest (width, height) of the same shape in a square."""
+    scale = side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def masked(part: SplitFacts, sample: RawSample) -> Image.Image:
+    """A photo, and beside it the mask over the photo in grey, of full contrast, so that colours are those of classes.
+
+    Pixels that do not count are striped, those of unknown value magenta.
+    """
+    assert isinstance(sample.target, torch.Tensor)
+    photo = picture(sample.image)
+    size = fitted(photo.size)
+    labels = striped(nearest_labels(shown_classes(part.table, sample.target), (FINER * size[0], FINER * size[1])), part)
+    grey = ImageOps.autocontrast(photo.convert("L"), cutoff=1).convert("RGB")
+    grey = resized_picture(grey, (FINER * size[0], FINER * size[1]))
+    overlay = draw_overlay(grey, labels, palette(part.table), (), OPACITY, longest_side=None).reduce(FINER)
+    pair = Image.new("RGB", (2 * size[0] + 2, size[1]), PAPER)
+    pair.paste(resized_picture(photo, size), (0, 0))
+    pair.paste(overlay, (size[0] + 2, 0))
+    height, width = sample.image.shape[1:]
+    return captioned(pair, sample.name, (f"{height} x {width}", FAINT))
+
+
+def striped(labels: np.ndarray, part: SplitFacts) -> np.ndarray:
+    """A map with stripes of K and K + 2 where pixels do not count."""
+    count = len(part.table.names)
+    rows, columns = np.indices(labels.shape)
+    return np.where((labels == count) & ((rows + columns) // STRIPE % 2 > 0), count + 2, labels)
+
+
+def shown_classes(table: ClassTable, raw: torch.Tensor) -> np.ndarray:
+    """Classes (H, W), K where pixels do not count and K + 1 where their value is unknown."""
+    count = len(table.names)
+    classes = replace(table, unknown_values="ignore").apply(raw)
+    classes[classes == table.ignore_index] = count
+    for value in table.unknown(raw):
+        same = raw == torch.tensor(value).view(-1, 1, 1)
+        classes[same.all(dim=0) if raw.ndim == 3 else same[0]] = count + 1
+    return classes.numpy()
+
+
+def palette(table: ClassTable) -> np.ndarray:
+    """Colours (K + 3, 3) of the classes, of pixels that do not count, of unknown ones, and of the other stripes."""
+    classes = class_palette(table.palette, len(table.names))
+    return np.concatenate([classes, np.array([IGNORED, UNKNOWN, LIGHT], dtype=np.uint8)])
+
+
+def labelled(part: SplitFacts, sample: RawSample) -> Image.Image:
+    """An image under its class."""
+    assert isinstance(sample.target, int)
+    photo = picture(sample.image)
+    side = SIDE // 2 if max(photo.size) < SIDE // 2 else SIDE
+    shown = resized_picture(photo, fitted(photo.size, side))
+    return captioned(on_square(shown, side), part.meaning(sample.target), (sample.name, FAINT))
+
+
+def on_square(photo: Image.Image, side: int) -> Image.Image:
+    """A picture in the upper left corner of a white square, so that there is room for words above it."""
+    square = Image.new("RGB", (side, side), PAPER)
+    square.paste(photo, (0, 0))
+    return square
+
+
+def with_keypoints(part: SplitFacts, sample: RawSample) -> Image.Image:
+    """A person with its keypoints, cut out of the image."""
+    assert isinstance(sample.target, Person)
+    x, y, width, height = sample.target.box
+    rows, columns = sample.image.shape[1:]
+    left, top = max(0, int(x - MARGIN * width)), max(0, int(y - MARGIN * height))
+    right, bottom = min(columns, int(x + width * (1 + MARGIN)) + 1), min(rows, int(y + height * (1 + MARGIN)) + 1)
+    photo = picture(sample.image).crop((left, top, right, bottom))
+    size = fitted(photo.size)
+    scale = (size[0] / photo.width, size[1] / photo.height)
+    points = sample.target.keypoints.numpy().astype(float)[None] - (left, top, 0)
+    drawn = with_skeletons(resized_picture(photo, size), points, points[..., 2] > 0, scale, None)
+    return captioned(on_square(drawn, SIDE), sample.name, (f"{int((points[..., 2] > 0).sum())} keypoints", FAINT))
+
+
+def legend(part: SplitFacts) -> list[LegendRow]:
+    """Each class with its colour and its share of all pixels."""
+    counts = [*(o.count for o in part.classes), part.ignored, sum(o.count for o in part.unknown.values())]
+    names, colours = [*part.table.names, "not counted (striped)", "unknown"], palette(part.table)[:-1].tolist()
+    total, classes = max(1, sum(counts)), len(part.table.names)
+    return [
+        (name, (red, green, blue), count / total)
+        for i, (name, (red, green, blue), count) in enumerate(zip(names, colours, counts, strict=True))
+        if i < classes or count
+    ]
+
+
+THUMBNAILS: dict[str, Callable[[SplitFacts, RawSample], Image.Image]] = {
+    "segmentation": masked,
+    "classification": labelled,
+    "pose": with_keypoints,
+}
+
+__all__ = ["contact_sheet"]

@@ -1,0 +1,160 @@
+"""Curves over the steps of a run: loss, learning rate, gradient norm, speed; and the measures of its evaluations.
+
+Shapes: T lines of the log.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hf_vit_seg.training.recipe.metric_names import SMALLER_IS_BETTER
+from hf_vit_seg.training.reports.metrics_report import PER_CLASS, TITLES, title_of
+from hf_vit_seg.training.reports.run_log import Line
+
+from .style import BLUE, FAINT, GREEN, INK, ORANGE, RED, SMALL, TEXT, Axes, Figure, new_figure, plain, quiet
+
+OUTLIERS = 0.02  # share of the highest losses (and norms) that may leave the picture
+REACH = 50  # a smoothed value is the mean over a fiftieth of the run on either side
+MOST_MEASURES = 6
+# Scores that are shown first; per task the first that occurs is the chief one unless the run says otherwise.
+CHIEF = ("mean_iou", "accuracy", "oks_ap")
+
+
+class Panel(NamedTuple):
+    """A value of the log in a panel of its own."""
+
+    name: str
+    title: str
+    colour: str
+    smooth: bool = False
+    clip: bool = False
+
+
+PANELS = (
+    Panel("loss", "loss", BLUE, smooth=True, clip=True),
+    Panel("learning_rate", "learning rate", ORANGE),
+    Panel("grad_norm", "gradient norm before clipping", GREEN, smooth=True, clip=True),
+    Panel("images_per_second", "images per second", RED, smooth=True),
+)
+
+
+def training_figure(lines: Sequence[Line]) -> Figure | None:
+    """A panel for each value that the log has of its steps; None where it has none."""
+    logged = [line for line in lines if "evaluation" not in line]
+    panels = [(panel, *series(logged, panel.name)) for panel in PANELS]
+    panels = [(panel, steps, values) for panel, steps, values in panels if np.isfinite(values).any()]
+    if not panels:
+        return None
+    rows = -(-len(panels) // 2)
+    figure = new_figure(11 if len(panels) > 1 else 6.5, 3.1 * rows + 0.4)
+    grid = figure.subplots(rows, min(len(panels), 2), squeeze=False).flatten()
+    for axes, (panel, steps, values) in zip(grid, panels, strict=False):
+        draw_panel(axes, panel, steps, values)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (T,) and values (T,) of the lines that speak of `name`; null, and what is no number, is NaN."""
+    found = [(line["step"], line[name]) for line in lines if name in line]
+    values = [float(value) if isinstance(value, int | float) else np.nan for _, value in found]
+    return np.array([step for step, _ in found], dtype=float), np.array(values, dtype=float)
+
+
+def draw_panel(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> None:
+    """One curve, under its smoothed self where it is noisy; steps at which it was not finite are marked."""
+    quiet(axes, panel.title, x="step")
+    noisy = panel.smooth and len(values) > 10
+    marker = "o" if np.isfinite(values).sum() == 1 else None
+    axes.plot(
+        steps, values, color=panel.colour, linewidth=0.8 if noisy else 1.8, alpha=0.3 if noisy else 1, marker=marker
+    )
+    if noisy:
+        axes.plot(steps, centred_means(values, max(len(values) // REACH, 2)), color=panel.colour, linewidth=1.8)
+    finite = values[np.isfinite(values)]
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    if panel.clip and len(finite) > 1 / OUTLIERS:
+        top = float(np.quantile(finite, 1 - OUTLIERS))
+        axes.set_ylim(top=top + 0.05 * (top - finite.min()))
+    if panel.clip and finite.min() >= 0:
+        axes.set_ylim(bottom=0)
+    broken = steps[~np.isfinite(values)]
+    if len(broken):
+        axes.vlines(broken, 0, 1, transform=axes.get_xaxis_transform(), color=RED, linewidth=0.8, alpha=0.6)
+        note = f"not finite at {len(broken)} steps"
+        axes.text(0.99, 0.96, note, transform=axes.transAxes, ha="right", va="top", color=RED, fontsize=SMALL)
+
+
+def centred_means(values: np.ndarray, reach: int) -> np.ndarray:
+    """Means (T,) over `reach` values on either side, fewer at the ends, without those that are not finite."""
+    finite = np.isfinite(values)
+    sums, numbers = (np.concatenate([[0], np.cumsum(part)]) for part in (np.where(finite, values, 0), finite))
+    places = np.arange(len(values))
+    first, last = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    number = numbers[last] - numbers[first]
+    return np.divide(sums[last] - sums[first], number, out=np.full(len(values), np.nan), where=number > 0)
+
+
+def measure_figure(lines: Sequence[Line], measure: str | None = None) -> Figure | None:
+    """The scores of the evaluations, the chief one with its best marked; None where there was no evaluation."""
+    evaluations = [{"step": line["step"], **line["evaluation"]} for line in lines if "evaluation" in line]
+    names = shown_measures(evaluations, measure)
+    if not names:
+        return None
+    figure = new_figure(8, 4.2)
+    axes = quiet(figure.subplots(), title_of(names[0]), x="step")
+    colours = [BLUE, ORANGE, GREEN, RED, FAINT, INK]
+    for i, name in reversed(list(enumerate(names))):
+        weight, opacity = (2.2, 1.0) if i == 0 else (1.1, 0.7)
+        style = {"color": colours[i], "linewidth": weight, "marker": "o", "markersize": 1.8 * weight, "alpha": opacity}
+        axes.plot(*series(evaluations, name), **style)
+    label_ends(axes, evaluations, names, colours)
+    mark_best(axes, *series(evaluations, names[0]), names[0])
+    return figure
+
+
+def shown_measures(evaluations: Sequence[Mapping[str, Any]], measure: str | None) -> list[str]:
+    """The chief score first, and as many others that readers know as a picture bears."""
+    found = dict.fromkeys(
+        name for line in evaluations for name in line if name != "step" and not name.startswith(PER_CLASS)
+    )
+    usable = [name for name in found if np.isfinite(series(evaluations, name)[1]).any()]
+    chief = next((name for name in (measure, *CHIEF, *usable) if name in usable), None)
+    known = [name for name in TITLES if name in usable]
+    return [name for name in dict.fromkeys([chief, *known]) if name is not None][:MOST_MEASURES]
+
+
+def label_ends(
+    axes: Axes, evaluations: Sequence[Mapping[str, Any]], names: Sequence[str], colours: Sequence[str]
+) -> None:
+    """Each curve's name beside its last value, moved apart where they would touch."""
+    ends = []
+    for name, colour in zip(names, colours, strict=False):
+        _, values = series(evaluations, name)
+        ends.append((float(values[np.isfinite(values)][-1]), name, colour))
+    low, high = axes.get_ylim()
+    gap, place = (high - low) * 0.055, -np.inf
+    right = max(line["step"] for line in evaluations)
+    for value, name, colour in sorted(ends):
+        place = max(value, place + gap)
+        axes.annotate(
+            plain(f"{title_of(name)} {value:.3f}"),
+            (right, place),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=TEXT,
+            fontweight="bold" if name == names[0] else "normal",
+            annotation_clip=False,
+        )
+
+
+def mark_best(axes: Axes, steps: np.ndarray, values: np.ndarray, name: str) -> None:
+    """A ring around the best value, and which it is."""
+    best = int(np.nanargmin(values) if name in SMALLER_IS_BETTER else np.nanargmax(values))
+    ring = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgecolor": INK}
+    axes.plot(steps[best], values[best], clip_on=False, **ring)
+    axes.set_title(f"best {values[best]:.4f} at step {int(steps[best])}", loc="right", fontsize=TEXT, color=FAINT)

@@ -1,0 +1,276 @@
+"""Everything that a run needs before its first step, made from the recipe."""
+
+import copy
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from warnings import filterwarnings
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    disable_fsdp_ram_efficient_loading,
+    set_seed,
+)
+from torch.utils.data import DataLoader
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hf_vit_seg.data.checks.check import refuse_bad_data
+from hf_vit_seg.data.collation import Collator
+from hf_vit_seg.data.datasets import RawDataset, Split, TrainingDataset, open_split
+from hf_vit_seg.data.statistics import measure
+from hf_vit_seg.data.stream import Draw, StreamSampler
+from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
+from hf_vit_seg.records import RecordError
+from hf_vit_seg.training.checkpoints.resume import continuation_notes, refuse_other_data
+from hf_vit_seg.training.checkpoints.state import DataMark, Manifest, mark_of
+from hf_vit_seg.training.losses.objectives import OBJECTIVES
+from hf_vit_seg.training.losses.registry import described
+from hf_vit_seg.training.main_process import on_main_process
+from hf_vit_seg.training.model.building import BuiltModel, build_model, output_names
+from hf_vit_seg.training.model.normalization import synchronised
+from hf_vit_seg.training.model.preparation import prepare_for_training
+from hf_vit_seg.training.model.processor import MEASURED
+from hf_vit_seg.training.optimization.ema import WeightAverage
+from hf_vit_seg.training.optimization.gathered_weights import SCATTERING, refuse_scattered_average
+from hf_vit_seg.training.optimization.parameter_groups import build_optimizer
+from hf_vit_seg.training.optimization.schedules import build_schedule
+from hf_vit_seg.training.recipe.metric_names import refuse_unmeasurable
+from hf_vit_seg.training.recipe.schema import Recipe
+
+from .batch_size_search import measured_batch_size, unreached_parameters
+from .deepspeed import refuse_stage_3, settle_deepspeed
+from .gradient_accumulation import Batch, Objective
+from .signals import leave_signals_to_parent
+
+PATIENCE = timedelta(hours=2)  # of processes that wait while the main one looks at all the data
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The opened splits."""
+
+    train: RawDataset
+    validation: RawDataset | None
+    test: RawDataset | None
+
+    @cached_property
+    def mark(self) -> DataMark:
+        """By what the training split is known again."""
+        return mark_of(self.train)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Classes, or keypoints."""
+        return self.train.class_table.names
+
+
+@dataclass(frozen=True, eq=False)
+class Ingredients:
+    """What a run is made of. `recipe` is the resolved one, `scattered` a copy of the model where weights are spread."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    data: Data
+    model: Any
+    processor: BaseImageProcessor
+    objective: Objective
+    optimizer: Any
+    schedule: Any
+    loader: Any
+    average: WeightAverage | None
+    scattered: Any
+    steps: int
+    notes: list[str]
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples that all processes draw for one step."""
+        return samples_per_step(self.recipe, self.accelerator)
+
+    def drawn(self, step: int) -> list[Draw]:
+        """The draws of a step (from 1) on all processes."""
+        each, length = self.samples_per_step, len(self.data.train)
+        sampler = StreamSampler(length, self.recipe.seed, each, (step - 1) * each, step * each)
+        return list(sampler.draws())
+
+
+def build_accelerator(recipe: Recipe, directory: Path) -> Accelerator:
+    """accelerate, as its own configuration and the recipe say."""
+    precision = recipe.loop.precision
+    # Of depthwise kernels, whose second dimension is 1: strides that differ in name only.
+    filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    disable_fsdp_ram_efficient_loading()  # which cannot take BatchNorm's buffers: every process builds the model
+    return Accelerator(
+        mixed_precision=None if precision == "default" else precision,
+        # The stream ends with the last window: accelerate need not look for the end of an epoch.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=recipe.loop.accumulation, sync_with_dataloader=False
+        ),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+        step_scheduler_with_optimizer=False,  # one step of the schedule is one of the optimizer on all processes
+        project_dir=str(directory),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+
+
+def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manifest | None) -> Ingredients:
+    """Open and check the data, build what is trained, and let accelerate prepare it; called by all processes.
+
+    `facts` is the file that remembers what was found in the data.
+    """
+    if recipe.loop.deterministic:
+        torch.use_deterministic_algorithms(True)
+    refuse_scattered_average(recipe, accelerator)
+    refuse_stage_3(accelerator)
+    set_seed(recipe.seed)
+    data = open_data(recipe)
+    if start is not None:
+        refuse_other_data(start, data.mark)
+    counts, warnings = on_main_process(accelerator, lambda: look_at(recipe, data, facts))
+    built = build(recipe, accelerator, data)
+    model = prepare_for_training(built.model, recipe.model)
+    ignored = data.train.class_table.ignore_index
+    outputs = len(output_names(recipe, data.names))
+    objective = OBJECTIVES[recipe.task](recipe, outputs, ignored, counts if outputs > 1 else None)
+    dataset, collator = training_set(recipe, data, built)
+    sample = collator([dataset[Draw(0, 0, 0)]])
+    notes = [*warnings, *built.notes, *loss_notes(recipe), *without_unreached(accelerator, model, objective, sample)]
+    size = chosen_batch_size(recipe, accelerator, model, objective, sample, len(dataset))
+    recipe = resolved(recipe, accelerator, size)
+    notes += continuation_notes(start, recipe) if start else []
+    if recipe.model.norm == "sync":
+        model = synchronised(model)
+    steps = step_count(recipe, accelerator, len(dataset))
+    scattered = copy.deepcopy(model) if accelerator.distributed_type in SCATTERING else None
+    optimizer = build_optimizer(model, recipe.optimizer)
+    schedule = build_schedule(optimizer, recipe.schedule, steps)
+    loader = stream_loader(recipe, accelerator, dataset, collator, start.step if start else 0, steps)
+    settle_deepspeed(accelerator, recipe)
+    model, optimizer, schedule, loader = accelerator.prepare(model, optimizer, schedule, loader)
+    set_seed(recipe.seed, device_specific=True)  # each process drops out other units
+    return Ingredients(
+        recipe=recipe,
+        accelerator=accelerator,
+        data=data,
+        model=model,
+        processor=built.processor,
+        objective=objective,
+        optimizer=optimizer,
+        schedule=schedule,
+        loader=loader,
+        average=WeightAverage(model, recipe.loop.ema) if recipe.loop.ema else None,
+        scattered=scattered,
+        steps=steps,
+        notes=notes,
+    )
+
+
+def open_data(recipe: Recipe) -> Data:
+    """The splits of a run; RecordError where an evaluation is asked for that has no data, or could not be made."""
+    train, validation = open_split(recipe, "train"), open_split(recipe, "validation")
+    assert train is not None  # the record sees to it
+    if validation is None and (recipe.loop.evaluate_every or recipe.loop.early_stop):
+        raise RecordError(
+            "loop.evaluate_every and loop.early_stop need a split to measure on: give data.validation or "
+            "data.validation_share"
+        )
+    if validation is not None or recipe.data.test is not None:
+        refuse_unmeasurable(recipe, train.class_table.names)
+    return Data(train, validation, open_split(recipe, "test"))
+
+
+def look_at(recipe: Recipe, data: Data, facts: Path) -> tuple[list[int], list[str]]:
+    """Samples of each class in the training split (pixels, images), and warnings; BadDataError for bad data."""
+    splits: dict[Split, RawDataset | None] = {"train": data.train, "validation": data.validation, "test": data.test}
+    report = refuse_bad_data(recipe, splits, facts, progress=True)
+    return report.class_counts("train"), report.warnings
+
+
+def build(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:
+    """The model and its image processor, with statistics of the training images where the recipe asks for them."""
+    table, measured = data.train.class_table, None
+    if MEASURED in recipe.processor.values():
+        images = range(len(data.train))
+        measured = on_main_process(accelerator, lambda: measure(map(data.train.read, images)))
+    return build_model(recipe, table.names, table.ignore_index, recipe.data.bands, table.palette, measured)
+
+
+def training_set(recipe: Recipe, data: Data, built: BuiltModel) -> tuple[TrainingDataset, Collator]:
+    """The training split with its transforms, and what makes batches of it."""
+    pairs = tuple(tuple(pair) for pair in getattr(built.model.config, "pose_flip_pairs", None) or ())
+    ignored = data.train.class_table.ignore_index
+    context = TransformContext.from_processor(built.processor, recipe.task, ignored, pairs)
+    pipeline = read_pipeline(recipe.transforms, context)
+    collator = Collator(built.processor, recipe.task, recipe.batch_transforms, len(data.names), recipe.seed)
+    return TrainingDataset(data.train, pipeline, recipe.seed), collator
+
+
+def loss_notes(recipe: Recipe) -> list[str]:
+    """What is minimised, where the recipe settles it."""
+    return [f"loss: {described(recipe.loss)}"] if recipe.loss else []
+
+
+def without_unreached(accelerator: Accelerator, model: Any, objective: Objective, sample: Batch) -> list[str]:
+    """Take what never gets a gradient out of training, and say so: DDP would wait for those gradients."""
+    if accelerator.num_processes == 1:
+        return []
+    names = unreached_parameters(model, objective, sample)
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    return [f"{len(names)} parameters, such as {names[0]}, never get a gradient and stay as they are"] if names else []
+
+
+def chosen_batch_size(
+    recipe: Recipe, accelerator: Accelerator, model: Any, objective: Objective, sample: Batch, most: int
+) -> int:
+    """The recipe's batch size, or the largest up to `most` that fits on every process."""
+    if recipe.loop.batch_size != "auto":
+        return recipe.loop.batch_size
+    autocast: Any = accelerator.autocast
+    fitting = measured_batch_size(model, objective, sample, accelerator.device, autocast, most)
+    found: Any = accelerator.gather(torch.tensor([fitting], device=accelerator.device))
+    return int(found.min())
+
+
+def resolved(recipe: Recipe, accelerator: Accelerator, batch_size: int) -> Recipe:
+    """The recipe with what was settled at the start: batch size and precision."""
+    settled = {"batch_size": batch_size, "precision": accelerator.mixed_precision}
+    return recipe.model_copy(update={"loop": recipe.loop.model_copy(update=settled)})
+
+
+def samples_per_step(recipe: Recipe, accelerator: Accelerator) -> int:
+    """Samples that all processes draw for one step of the optimizer."""
+    assert recipe.loop.batch_size != "auto"
+    return recipe.loop.batch_size * recipe.loop.accumulation * accelerator.num_processes
+
+
+def step_count(recipe: Recipe, accelerator: Accelerator, length: int) -> int:
+    """Steps of the run; of epochs as many as see each of the `length` samples so often, the last step rounded up."""
+    if recipe.loop.steps is not None:
+        return recipe.loop.steps
+    assert recipe.loop.epochs is not None
+    return math.ceil(recipe.loop.epochs * length / samples_per_step(recipe, accelerator))
+
+
+def stream_loader(
+    recipe: Recipe, accelerator: Accelerator, dataset: TrainingDataset, collator: Collator, start: int, steps: int
+) -> DataLoader[Any]:
+    """The batches of all processes from behind step `start` to the last; accelerate deals them out in turn."""
+    assert recipe.loop.batch_size != "auto"
+    dataset.raw.preload()
+    each = samples_per_step(recipe, accelerator)
+    sampler = StreamSampler(len(dataset), recipe.seed, recipe.loop.batch_size, start * each, steps * each)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collator,
+        num_workers=recipe.data.workers,
+        worker_init_fn=leave_signals_to_parent,
+        pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # of its own: else each loader would draw from the run's random numbers
+    )

@@ -1,0 +1,359 @@
+"""The run: steps, evaluations and checkpoints, from the first or the resumed step to the last.
+
+Everything distributed is accelerate's: the same run is one on a CPU, a GPU, several processes or several machines
+(`accelerate launch -m hf_vit_seg.training RECIPE`). Called by all processes, which go through it together.
+"""
+
+import math
+import time
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from hf_vit_seg.inference.loading import load_model
+from hf_vit_seg.training.checkpoints.best_score import Standing
+from hf_vit_seg.training.checkpoints.resume import continued_standing, refuse_other_run
+from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, lineage, write_model_directory
+from hf_vit_seg.training.checkpoints.state import (
+    Manifest,
+    checkpoints,
+    installed_versions,
+    load_checkpoint,
+    read_manifest,
+    save_checkpoint,
+    stored_report,
+    write_manifest,
+)
+from hf_vit_seg.training.evaluate_saved import write_evaluation
+from hf_vit_seg.training.evaluation.evaluate import Subject, random_state_kept, report_of
+from hf_vit_seg.training.evaluation.tasks import evaluate
+from hf_vit_seg.training.figures.evaluation_samples import have_sample_pictures, write_sample_pictures
+from hf_vit_seg.training.figures.plots import draw_plots
+from hf_vit_seg.training.main_process import locked_by_main_process, on_main_process
+from hf_vit_seg.training.optimization.gathered_weights import share_buffers, whole_model
+from hf_vit_seg.training.optimization.schedules import set_rates
+from hf_vit_seg.training.recipe.schema import Recipe
+from hf_vit_seg.training.reports.memory_advice import memory_advice
+from hf_vit_seg.training.reports.metrics_report import MetricsReport
+from hf_vit_seg.training.reports.progress import Progress
+from hf_vit_seg.training.reports.run_log import RunLog
+
+from .gradient_accumulation import Batch, accumulate, windows
+from .setup import Ingredients, build_accelerator, prepare, resolved
+from .signals import StopRequest, workers_ended
+
+MOST_NOT_FINITE = 5  # steps in a row
+SHOWN_SAMPLES = 8  # of a step whose loss is not finite
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on, and why."""
+
+
+class Ending(StrEnum):
+    """How a run ended."""
+
+    finished = "finished"
+    early_stop = "stopped early"
+    interrupted = "interrupted"
+
+
+class Run:
+    """One run, made of its ingredients, in its directory."""
+
+    def __init__(
+        self,
+        parts: Ingredients,
+        directory: RunDirectory,
+        start: Manifest | None = None,
+        report: MetricsReport | None = None,
+    ):
+        """`start` and `report` are those of the checkpoint whose state the ingredients have, in a resumed run."""
+        self.parts, self.directory = parts, directory
+        self.recipe, self.accelerator = parts.recipe, parts.accelerator
+        self.step = self.saved_step = start.step if start else 0
+        self.completed = start.completed if start else False
+        self.standing = continued_standing(start, self.recipe) if start else Standing()
+        self.recent = list(start.recent) if start else []
+        self.looked_after = start.looked_after if start else True
+        self.seconds = start.seconds if start else 0.0
+        self.mark, self.timed, self.not_finite = time.perf_counter(), (0, 0.0), 0
+        self.report = report
+        self.provenance = lineage(self.recipe)  # asked for before hours of work, not after them
+        self.log = RunLog(
+            directory.path,
+            parts.accelerator,
+            self.recipe.trackers,
+            name=self.recipe.name,
+            settings=self.recipe.model_dump(mode="json"),
+        )
+        self.log.truncate(self.step, self.looked_after)
+        self.progress = Progress(
+            parts.steps, self.step, log_every=self.recipe.loop.log_every, enabled=self.accelerator.is_main_process
+        )
+
+    def train(self) -> Ending:
+        """Do the steps that are left; the last thing done is a checkpoint, and the last model unless interrupted."""
+        with StopRequest() as request, self.progress, workers_ended():
+            for note in self.parts.notes:
+                self.progress.say(note)
+            first = self.step
+            ending = self.go_on(request)
+            if ending is not Ending.interrupted:
+                self.complete(had_ended=self.step == first)
+        return ending
+
+    def go_on(self, request: StopRequest) -> Ending:
+        """The loop."""
+        if not self.looked_after:
+            self.look_after(saved=True)
+        self.mark = time.perf_counter()
+        for window in windows(self.parts.loader, self.recipe.loop.accumulation):
+            if self.standing.has_ended(self.recipe.loop.early_stop):
+                if self.saved_step != self.step:
+                    self.checkpoint(looked_after=True)
+                return Ending.early_stop
+            if self.take_step(window, request):
+                self.checkpoint(looked_after=False)
+                return Ending.interrupted
+            self.look_after()
+            self.mark = time.perf_counter()
+        return Ending.finished
+
+    def take_step(self, window: list[Batch], request: StopRequest) -> bool:
+        """One step of the optimizer, on all processes; whether any of them was asked to stop."""
+        self.step += 1
+        self.completed = False
+        parts = self.parts
+        with memory_advice(self.recipe):
+            part = accumulate(self.accelerator, parts.model, parts.objective, window)
+            asked = torch.full_like(part, request.signal is not None)
+            sums: Any = self.accelerator.reduce(torch.stack([part, asked]), "sum")
+            loss, stops = sums.tolist()
+            norm = self.clipped_norm()
+            if self.is_sound(loss, norm):
+                parts.optimizer.step()
+                if parts.average is not None and not self.accelerator.optimizer_step_was_skipped:
+                    parts.average.update(self.step)
+            parts.optimizer.zero_grad()
+        rate = max(group["lr"] for group in parts.optimizer.param_groups)
+        parts.schedule.step()
+        self.note(loss, norm, rate)
+        return stops > 0
+
+    def clipped_norm(self) -> float | None:
+        """Clip the gradient, if the recipe says so, and its norm before that."""
+        if self.recipe.loop.clip_norm is None:
+            return None
+        norm: Any = self.accelerator.clip_grad_norm_(self.parts.model.parameters(), self.recipe.loop.clip_norm)
+        if norm is None:  # DeepSpeed clips for itself
+            return None
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP's is scattered
+
+    def is_sound(self, loss: float, norm: float | None) -> bool:
+        """Whether the step may be taken: loss and gradient are finite. TrainingError after too many that are not.
+
+        With a loss scaler (fp16) gradients overflow now and then, and it is the scaler that leaves the step out.
+        """
+        scaled = self.accelerator.scaler is not None
+        if math.isfinite(loss) and (scaled or norm is None or math.isfinite(norm)):
+            self.not_finite = 0
+            return True
+        self.not_finite += 1
+        if self.not_finite >= MOST_NOT_FINITE:
+            raise TrainingError(self.not_finite_sentence(loss))
+        return scaled
+
+    def not_finite_sentence(self, loss: float) -> str:
+        """Where and on which samples the loss or gradient was not finite, and what to try."""
+        names = [self.parts.data.train.name(draw.index) for draw in self.parts.drawn(self.step)]
+        shown = ", ".join(names[:SHOWN_SAMPLES]) + (", ..." if len(names) > SHOWN_SAMPLES else "")
+        what = "the gradient was not finite" if math.isfinite(loss) else f"the loss was {loss}"
+        return (
+            f"{what} in {self.not_finite} steps in a row, the last one step {self.step} (with {shown}); they were left "
+            f"out: lower optimizer.learning_rate (now {self.recipe.optimizer.learning_rate:g}), warm up longer, set "
+            f"loop.clip_norm, or compute in loop.precision=no (now {self.recipe.loop.precision})"
+        )
+
+    def note(self, loss: float, norm: float | None, rate: float) -> None:
+        """Show the step, and log it when it is time."""
+        elapsed = time.perf_counter() - self.mark
+        self.seconds += elapsed
+        self.timed = self.timed[0] + 1, self.timed[1] + elapsed  # steps and seconds since the log's last line
+        if math.isfinite(loss):
+            self.recent.append(loss)
+        each = self.parts.samples_per_step
+        values = {"epoch": self.step * each / len(self.parts.data.train), "learning_rate": rate}
+        self.progress.update(self.step, loss=loss, images_per_second=each / max(elapsed, 1e-9), **values)
+        if self.is_due(self.recipe.loop.log_every):
+            mean = sum(self.recent) / len(self.recent) if self.recent else math.nan
+            norms = {} if norm is None else {"grad_norm": norm}
+            speed = self.timed[0] * each / max(self.timed[1], 1e-9)
+            self.log.step({"step": self.step, "loss": mean, **values, **norms, "images_per_second": speed})
+            self.recent, self.timed = [], (0, 0.0)
+
+    def is_due(self, every: int | None) -> bool:
+        """Whether something that happens every so many steps, and at the end, happens now."""
+        return self.step == self.parts.steps or (every is not None and self.step % every == 0)
+
+    def look_after(self, saved: bool = False) -> None:
+        """What is due after a step: a checkpoint, unless it is `saved`; an evaluation, whose failure loses no step."""
+        loop = self.recipe.loop
+        evaluates = self.parts.data.validation is not None and self.is_due(loop.evaluate_every)
+        saves = self.is_due(loop.checkpoint_every or loop.evaluate_every)
+        if saves and not saved:
+            self.checkpoint(looked_after=not evaluates)
+        if evaluates:
+            self.evaluate()
+        if saved or (saves and evaluates):
+            self.note_in_checkpoint()
+
+    def evaluate(self) -> None:
+        """Measure on the validation split, and keep the model if it is the best so far."""
+        validation = self.parts.data.validation
+        assert validation is not None
+        with self.whole() as model, self.progress.evaluating(len(validation)) as advance:
+            subject = Subject(model, self.parts.processor, self.recipe, self.accelerator, advance)
+            found = evaluate(subject, validation)
+            name, value = found.measure(self.recipe)
+            self.standing = self.standing.after(name, value, self.step, self.recipe.loop.early_stop)
+            best = self.standing.best_step == self.step
+            report = report_of(found, self.recipe, self.parts.data.names, "validation", self.step)
+            self.report = replace(report, details={"training_seconds": round(self.seconds, 1)})
+            self.log.evaluation(self.step, found.scores)
+
+            def write() -> None:
+                if best:
+                    self.write_model(self.directory.best, model)
+                    write_sample_pictures(subject, validation, self.directory.samples)
+
+            on_main_process(self.accelerator, write)
+        self.progress.evaluated(name, value, best)
+
+    def write_model(self, target: Path, model: Any, only_missing: bool = False) -> None:
+        """Write a model directory, or only those of its files that are missing."""
+        processor, report = self.parts.processor, self.report
+        write_model_directory(target, model, processor, self.recipe, self.provenance, report, only_missing=only_missing)
+
+    def whole(self):
+        """The model as it is measured and saved."""
+        return whole_model(self.accelerator, self.parts.model, self.parts.average, self.parts.scattered)
+
+    def checkpoint(self, looked_after: bool) -> None:
+        """Save all that a run needs to go on from here."""
+        keep = self.recipe.loop.keep_checkpoints
+        share_buffers(self.parts.model)  # scattered weights are saved with those of any process
+        manifest, folder = self.manifest(looked_after), self.directory.checkpoints
+        save_checkpoint(self.accelerator, folder, manifest, self.parts.average, keep, self.report)
+        self.saved_step = self.step
+
+    def note_in_checkpoint(self) -> None:
+        """Update where the run stands in the checkpoint of this step."""
+        write_manifest(self.accelerator, self.directory.checkpoints, self.manifest(), self.report)
+
+    def manifest(self, looked_after: bool = True) -> Manifest:
+        """Where the run stands."""
+        return Manifest(
+            step=self.step,
+            samples=self.step * self.parts.samples_per_step,
+            processes=self.accelerator.num_processes,
+            looked_after=looked_after,
+            completed=self.completed,
+            standing=self.standing,
+            recent=tuple(self.recent),
+            seconds=self.seconds,
+            recipe=self.recipe.model_dump(mode="json"),
+            data=self.parts.data.mark,
+            versions=installed_versions(),
+        )
+
+    def complete(self, had_ended: bool) -> None:
+        """Write the model of the last step and the plots.
+
+        `had_ended` says that an earlier process made the last step. What it did not write, or was removed since, is
+        added; what is there stays.
+        """
+        with random_state_kept(self.accelerator.device), self.whole() as model:
+
+            def write() -> None:
+                self.write_model(self.directory.last, model, only_missing=self.completed)
+                if had_ended:
+                    self.restore_best(model)
+                draw_plots(self.directory.path)
+
+            on_main_process(self.accelerator, write)
+        if not self.completed:
+            self.completed = True
+            self.note_in_checkpoint()
+
+    def restore_best(self, model: Any) -> None:
+        """Add what is missing of the best model, if it is that of the last step, and of its pictures."""
+        best, validation = self.directory.best, self.parts.data.validation
+        if validation is None or self.standing.best_step is None:
+            return
+        if self.standing.best_step == self.step:
+            self.write_model(best, model, only_missing=True)
+        if not best.exists():
+            self.progress.say(
+                f"{best} is missing, and only the model of step {self.step} can be restored: the best one was that of "
+                f"step {self.standing.best_step}"
+            )
+        elif not have_sample_pictures(self.recipe, validation, self.directory.samples):
+            loaded = load_model(str(best), task=self.recipe.task).to(self.accelerator.device)
+            subject = Subject(loaded, self.parts.processor, self.recipe, self.accelerator)
+            write_sample_pictures(subject, validation, self.directory.samples)
+
+
+def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, overwrite: bool = False) -> Ending:
+    """Carry a recipe out in a directory, which is locked meanwhile.
+
+    At the end the best model is measured on the test split, if the recipe has one.
+
+    `resume` goes on from the newest checkpoint there, and begins anew where there is none; of a run that has ended it
+    writes what is missing. `overwrite` replaces a run. Errors in one sentence: RecordError, RunDirectoryError,
+    InUseError, CheckpointError, OutOfMemory, TrainingError, those of data.
+    """
+    directory.check(resume, overwrite)
+    accelerator = build_accelerator(recipe, directory.path)
+    with locked_by_main_process(accelerator, directory.path):
+        on_main_process(accelerator, lambda: directory.check(resume, overwrite))  # another run may have written it
+        return train_locked(recipe, directory, accelerator, resume)
+
+
+def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerator, resume: bool) -> Ending:
+    """`train` in a directory that nobody else writes."""
+    checkpoint = next(iter(reversed(checkpoints(directory.checkpoints))), None) if resume else None
+    start = None if checkpoint is None else read_manifest(checkpoint)
+    report = None if checkpoint is None else stored_report(checkpoint)
+    if checkpoint is not None and start is not None:
+        size = start.batch_size if recipe.loop.batch_size == "auto" else recipe.loop.batch_size
+        recipe = resolved(recipe, accelerator, size)
+        refuse_other_run(checkpoint, start, recipe, accelerator.num_processes)
+    parts = prepare(recipe, accelerator, directory.facts, start)
+    on_main_process(accelerator, lambda: directory.make_ready(parts.recipe, resume))
+    run = Run(parts, directory, start, report)
+    if checkpoint is not None:
+        load_checkpoint(accelerator, checkpoint, parts.average)
+        set_rates(parts.schedule.scheduler)
+    try:
+        ending = run.train()
+        if ending is not Ending.interrupted and recipe.data.test is not None:
+            measure_on_test(directory, parts.recipe)
+        return ending
+    finally:
+        accelerator.end_training()
+
+
+def measure_on_test(directory: RunDirectory, recipe: Recipe) -> None:
+    """Measure the best model on the test split. TrainingError, which says where the model is, when that fails."""
+    try:
+        write_evaluation(str(directory.model), recipe, "test", directory.test)
+    except ValueError as error:
+        raise TrainingError(
+            f"the model is trained and in {directory.model}, but was not measured on the test split: {error}; do so "
+            f"with hf-vit-seg evaluate {directory.model} --split test"
+        ) from error

@@ -1,0 +1,1 @@
+"""Losses as sums over units, and the registry of their names."""

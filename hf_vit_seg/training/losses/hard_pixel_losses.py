@@ -1,0 +1,95 @@
+"""Cross-entropy of chosen pixels: the hard ones, and those near boundaries.
+
+The others are ignored, that is all. Shapes: B images, K classes, h w the grid of the logits, H W that of the labels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from hf_vit_seg.models.losses import upsampled_cross_entropy
+
+from .terms import Loss, LossTerm, PerImage
+
+
+class Ohem(Loss):
+    """Cross-entropy of an image's hard pixels alone (online hard example mining)."""
+
+    threshold: float = Field(default=0.7, gt=0, le=1)  # hard is a label that is given a lower probability
+    min_kept_share: float = Field(default=0.1, gt=0, le=1)  # of an image's pixels, the hardest, which are always kept
+
+    def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
+        """See `OhemTerm`."""
+        return OhemTerm(ignore_index, self.threshold, self.min_kept_share)
+
+
+class OhemTerm(PerImage):
+    """The mean over an image's hard pixels, in units of images.
+
+    mmsegmentation chooses among a whole batch and divides by all its pixels. Here an image's hard pixels are its own,
+    and its loss their mean, so that it is the same in whatever batch, on however many processes.
+    """
+
+    def __init__(self, ignore_index: int, threshold: float, min_kept_share: float):
+        """As the record says."""
+        super().__init__(ignore_index)
+        self.easiest, self.min_kept_share = -math.log(threshold), min_kept_share
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the images' means."""
+        losses = upsampled_cross_entropy(logits, labels, self.ignore_index).flatten(1)
+        counts = (labels != self.ignore_index).flatten(1)
+        with torch.no_grad():
+            kept = torch.stack([self.hard(*image) for image in zip(losses.detach(), counts, strict=True)])
+        return (losses.where(kept, 0).sum(1) / kept.sum(1).clamp(min=1)).sum()
+
+    def hard(self, losses: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Which pixels of an image are kept: losses and counts (H W) to (H W)."""
+        least = math.ceil(self.min_kept_share * int(counts.sum()))
+        if not least:
+            return counts
+        ranked = losses.where(counts, -1.0)
+        bar = ranked.kthvalue(len(ranked) - least + 1).values.clamp(max=self.easiest)
+        return ranked >= bar
+
+
+class Boundary(Loss):
+    """Cross-entropy of the pixels near a boundary between classes, to be added to another loss."""
+
+    width: int = Field(default=3, ge=1)  # pixels on either side
+
+    def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
+        """See `BoundaryTerm`."""
+        return BoundaryTerm(ignore_index, self.width)
+
+
+class BoundaryTerm(LossTerm):
+    """Cross-entropy in units of pixels with another class, which ignored pixels are not, in the square around them."""
+
+    def __init__(self, ignore_index: int, width: int):
+        """As the record says."""
+        super().__init__(ignore_index)
+        self.width = width
+
+    def near(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels (B, H, W) with `ignore_index` away from boundaries."""
+        counts, width = labels != self.ignore_index, self.width
+        around = torch.stack([labels, -labels], 1).float().where(counts[:, None], -torch.inf)  # float32 holds labels
+        for square, padding in (((1, 2 * width + 1), (0, width)), ((2 * width + 1, 1), (width, 0))):
+            around = nn.functional.max_pool2d(around, square, stride=1, padding=padding)
+        highest, lowest = around[:, 0], -around[:, 1]
+        return labels.where(counts & (highest != lowest), self.ignore_index)
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the pixels' losses."""
+        return upsampled_cross_entropy(logits, self.near(labels), self.ignore_index).sum()
+
+    def units(self, labels: torch.Tensor) -> torch.Tensor:
+        """The number of pixels near boundaries."""
+        return super().units(self.near(labels))
+
+
+__all__ = ["Boundary", "Ohem"]

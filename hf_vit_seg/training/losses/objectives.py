@@ -1,0 +1,76 @@
+"""What a task minimises, as sums over units that add up over batches and processes.
+
+Shapes: B images, K classes, h w the grid of the logits, H W that of the labels, T terms of the loss.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from hf_vit_seg.records import RecordError
+from hf_vit_seg.training.loop.gradient_accumulation import Batch, Objective
+from hf_vit_seg.training.recipe.schema import Recipe, Task
+
+from .registry import LossSum
+
+
+class LossOfLogits:
+    """The recipe's losses, of logits (B, K, h, w) or (B, K)."""
+
+    def __init__(self, losses: LossSum):
+        self.losses = losses
+
+    def units(self, batch: Batch) -> torch.Tensor:
+        """Units of each term (T,)."""
+        return self.losses.units(batch["labels"])
+
+    def totals(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Each term's sum (T,)."""
+        logits = model(pixel_values=batch["pixel_values"]).logits
+        return self.losses.to(logits.device).totals(logits, batch["labels"])
+
+    def combine(self, totals: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+        """The terms by their weights."""
+        return self.losses.combine(totals, units)
+
+
+class LossOfModel:
+    """The loss that the model itself computes, a mean over images: one term whose units are images."""
+
+    def units(self, batch: Batch) -> torch.Tensor:
+        """The number of images (1,)."""
+        labels = batch["labels"]
+        return torch.tensor([len(labels)], device=labels.device)
+
+    def totals(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """The loss, summed over images (1,)."""
+        return model(**batch).loss[None] * len(batch["labels"])
+
+    def combine(self, totals: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+        """The mean over images."""
+        return (totals / units.clamp(min=1)).sum()
+
+
+def loss_of_logits(
+    recipe: Recipe, num_classes: int, ignore_index: int, frequencies: Sequence[float] | None
+) -> Objective:
+    """The recipe's losses."""
+    losses = LossSum.from_recipe(recipe.loss, recipe.task, num_classes, ignore_index, frequencies)
+    return LossOfLogits(losses)
+
+
+def loss_of_model(
+    recipe: Recipe, num_classes: int, ignore_index: int, frequencies: Sequence[float] | None
+) -> Objective:
+    """The model's own loss."""
+    if recipe.loss:
+        raise RecordError(f"loss: for {recipe.task} the model computes its own; leave this out")
+    return LossOfModel()
+
+
+OBJECTIVES: dict[Task, Callable[[Recipe, int, int, Sequence[float] | None], Objective]] = {
+    "segmentation": loss_of_logits,
+    "classification": loss_of_logits,
+    "pose": loss_of_model,
+}

@@ -1,0 +1,160 @@
+"""Losses of single pixels, all made of the cross-entropy that never holds logits of full size.
+
+Shapes: B images, K classes, h w the grid of the logits, H W that of the labels.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from hf_vit_seg.models.bilinear import working_dtype
+from hf_vit_seg.models.losses import upsampled_cross_entropy
+from hf_vit_seg.records import RecordError
+from hf_vit_seg.training.recipe.schema import Task
+
+from .class_weights import Rule, class_weights
+from .terms import Loss, LossTerm, as_maps, number_of_labels
+
+EVERYWHERE: tuple[Task, ...] = ("segmentation", "classification")
+
+
+class CrossEntropy(Loss):
+    """Cross-entropy: the mean over pixels, weighted by their labels' weights as torch does."""
+
+    tasks: ClassVar[tuple[Task, ...]] = EVERYWHERE
+
+    class_weights: Rule | tuple[float, ...] | None = None
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+    def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
+        """See `CrossEntropyTerm`."""
+        weights = class_weights(self.class_weights, number_of_labels(num_classes), class_frequencies)
+        return CrossEntropyTerm(ignore_index, weights, self.label_smoothing)
+
+
+class CrossEntropyTerm(LossTerm):
+    """Cross-entropy in units of weights: pixels, where classes weigh the same. A classifier may learn shares (B, K)."""
+
+    def __init__(self, ignore_index: int, weights: torch.Tensor | None, label_smoothing: float):
+        """`weights` (K,), or (2,) for one output."""
+        super().__init__(ignore_index)
+        self.register_buffer("weights", weights)
+        self.weights: torch.Tensor | None
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the pixels' losses."""
+        weights, smoothing = self.weights, self.label_smoothing
+        if labels.is_floating_point():
+            logits = logits.to(working_dtype(logits))
+            weights = None if weights is None else weights.to(logits)
+            return nn.functional.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
+        maps = as_maps(logits, labels)
+        return upsampled_cross_entropy(*maps, self.ignore_index, class_weights=weights, label_smoothing=smoothing).sum()
+
+    def units(self, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the weights of labels that count."""
+        weights = None if self.weights is None else self.weights.to(labels.device)
+        if labels.is_floating_point():
+            return (labels if weights is None else labels * weights).sum()
+        counts = labels != self.ignore_index
+        return counts.sum() if weights is None else weights[labels.where(counts, 0)].where(counts, 0).sum()
+
+
+class BinaryCrossEntropy(Loss):
+    """Binary cross-entropy: of a model with one output, or of each class of a classifier by itself."""
+
+    tasks: ClassVar[tuple[Task, ...]] = EVERYWHERE
+
+    positive_weight: float = Field(default=1.0, gt=0)  # of what is label 1, against label 0
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+    def check(self, task: Task, num_classes: int) -> None:
+        """RecordError for segmentation into more than two classes."""
+        super().check(task, num_classes)
+        if task == "segmentation" and num_classes != 1:
+            raise RecordError(
+                f"for a segmenter with one output (classes background and foreground), found {num_classes} classes; "
+                "use cross_entropy"
+            )
+
+    def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
+        """See `BinaryCrossEntropyTerm`."""
+        return BinaryCrossEntropyTerm(ignore_index, self.positive_weight, self.label_smoothing)
+
+
+class BinaryCrossEntropyTerm(LossTerm):
+    """Binary cross-entropy in units of pixels; for a classifier in units of images, each the mean of its classes."""
+
+    def __init__(self, ignore_index: int, positive_weight: float, label_smoothing: float):
+        """As the record says."""
+        super().__init__(ignore_index)
+        self.positive_weight, self.label_smoothing = positive_weight, label_smoothing
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the pixels' losses."""
+        if logits.shape[1] > 1:
+            return self.of_classes(logits, labels)
+        weights = torch.tensor([1.0, self.positive_weight])
+        return upsampled_cross_entropy(
+            *as_maps(logits, labels), self.ignore_index, class_weights=weights, label_smoothing=self.label_smoothing
+        ).sum()
+
+    def of_classes(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K) against classes (B,) or shares (B, K)."""
+        logits = logits.to(working_dtype(logits))
+        shares = labels if labels.is_floating_point() else nn.functional.one_hot(labels, logits.shape[1])
+        shares = (1 - self.label_smoothing) * shares.to(logits) + self.label_smoothing / logits.shape[1]
+        weight = logits.new_tensor(self.positive_weight)
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, shares, pos_weight=weight, reduction="none")
+        return losses.mean(1).sum()
+
+    def units(self, labels: torch.Tensor) -> torch.Tensor:
+        """The number of pixels that count, or of images with shares."""
+        return torch.tensor(len(labels), device=labels.device) if labels.is_floating_point() else super().units(labels)
+
+
+class Focal(Loss):
+    """Focal loss (arXiv 1708.02002), of the softmax where there are several classes."""
+
+    tasks: ClassVar[tuple[Task, ...]] = EVERYWHERE
+
+    gamma: float = Field(default=2.0, ge=0)
+    alpha: float | tuple[float, ...] | None = None  # one output: weight of label 1, that of 0 is 1 - alpha; else a list
+
+    def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
+        """See `FocalTerm`."""
+        alpha = self.alpha
+        if isinstance(alpha, float | int):
+            if num_classes != 1:
+                raise RecordError(f"alpha is a list with a weight per class, {num_classes}, found the number {alpha:g}")
+            alpha = (1 - alpha, alpha)
+        return FocalTerm(ignore_index, self.gamma, class_weights(alpha, number_of_labels(num_classes), None))
+
+
+class FocalTerm(LossTerm):
+    """Cross-entropy, scaled by alpha of the label and (1 - the label's probability) ** gamma, in units of pixels."""
+
+    def __init__(self, ignore_index: int, gamma: float, alpha: torch.Tensor | None):
+        """`alpha` (K,), or (2,) for one output."""
+        super().__init__(ignore_index)
+        self.gamma = gamma
+        self.register_buffer("alpha", alpha)
+        self.alpha: torch.Tensor | None
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the pixels' losses."""
+        logits, labels = as_maps(logits, labels)
+        losses = upsampled_cross_entropy(logits, labels, self.ignore_index)
+        doubt = -torch.expm1(-losses)
+        scaled = doubt.clamp(min=torch.finfo(doubt.dtype).tiny) ** self.gamma * losses  # 0 ** (gamma - 1) has no end
+        if self.alpha is not None:
+            counts = labels != self.ignore_index
+            scaled = scaled * self.alpha.to(scaled)[labels.where(counts, 0)]
+        return scaled.sum()
+
+
+__all__ = ["BinaryCrossEntropy", "CrossEntropy", "Focal"]

@@ -1,0 +1,158 @@
+"""Losses of the overlap of regions, per image: Dice, Tversky, Lovász.
+
+Each is a mean over classes, taken image by image; images are the units, so that it is the same in whatever batch.
+Shapes: B images, K classes, C of them that are looked at, h w the grid of the logits, H W that of the labels, P = H*W.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from hf_vit_seg.models.bilinear import upsample, working_dtype
+
+from .precomputed_gradients import at_once
+from .terms import Loss, LossTerm, PerImage, number_of_labels
+from .upsampled_probabilities import upsampled_probabilities
+
+# "present": those that an image has; "all": also the others, which then must not be predicted.
+Classes = Literal["present", "all"]
+
+
+class RegionTerm(PerImage):
+    """A loss of the probabilities of an image's classes. With one output the only class is label 1.
+
+    What an image needs of full size is freed before the next.
+    """
+
+    def __init__(self, ignore_index: int, num_classes: int, classes: Classes):
+        """`classes` are those over which the mean is taken; an image that has none of them gives 0."""
+        super().__init__(ignore_index)
+        self.num_classes, self.classes = num_classes, classes
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the images' losses."""
+        total = logits[:0].sum().to(working_dtype(logits))  # 0, with a gradient of zeros
+        for image in (labels != self.ignore_index).flatten(1).any(1).nonzero()[:, 0].tolist():
+            total = total + at_once(partial(self.of_image, labels=labels[image]), logits[image, None])
+        return total
+
+    def of_image(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of logits (1, K, h, w) and labels (H, W) of which some count."""
+        counts = labels != self.ignore_index
+        present = labels[counts].unique()
+        known = torch.arange(number_of_labels(self.num_classes), device=labels.device)
+        classes = known if self.classes == "all" else present
+        if self.num_classes == 1:
+            classes = classes[classes == 1]
+        if not len(classes):
+            return logits[:0].sum()
+        probabilities = upsampled_probabilities(logits, classes, labels.shape) * counts
+        members = labels == classes[:, None, None]
+        return self.of_regions(probabilities.flatten(1), members.flatten(1)).mean()
+
+    def of_regions(self, probabilities: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+        """The loss (C,) of probabilities (C, P) of classes and their members (C, P): 0 and false at ignored pixels."""
+        raise NotImplementedError
+
+
+class Tversky(Loss):
+    """Tversky loss (arXiv 1706.05721) and, with gamma, focal Tversky loss (arXiv 1810.07842)."""
+
+    alpha: float = Field(default=0.3, ge=0)  # what false positives weigh
+    beta: float = Field(default=0.7, ge=0)  # what false negatives weigh
+    gamma: float = Field(default=1.0, gt=0)  # exponent of a class's loss
+    smooth: float = Field(default=1.0, gt=0)  # pixels, added to numerator and denominator
+    classes: Classes = "present"
+
+    def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
+        """See `TverskyTerm`."""
+        weights = (self.alpha, self.beta)
+        return TverskyTerm(ignore_index, num_classes, self.classes, weights, self.gamma, self.smooth)
+
+
+class Dice(Loss):
+    """Dice loss (arXiv 1606.04797, without its squares)."""
+
+    smooth: float = Field(default=1.0, gt=0)  # pixels, added to numerator and denominator of 2 TP / (2 TP + FP + FN)
+    classes: Classes = "present"
+
+    def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
+        """A Tversky loss that halves both errors."""
+        return TverskyTerm(ignore_index, num_classes, self.classes, (0.5, 0.5), 1.0, self.smooth / 2)
+
+
+class TverskyTerm(RegionTerm):
+    """(1 - (TP + s) / (TP + alpha FP + beta FN + s)) ** gamma."""
+
+    def __init__(
+        self,
+        ignore_index: int,
+        num_classes: int,
+        classes: Classes,
+        weights: tuple[float, float],
+        gamma: float,
+        smooth: float,
+    ):
+        """`weights` are alpha and beta."""
+        super().__init__(ignore_index, num_classes, classes)
+        self.weights, self.gamma, self.smooth = weights, gamma, smooth
+
+    def of_regions(self, probabilities: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        hits = (probabilities * members).sum(1)
+        false_positives, false_negatives = probabilities.sum(1) - hits, members.sum(1) - hits
+        alpha, beta = self.weights
+        all_weighted = hits + alpha * false_positives + beta * false_negatives + self.smooth
+        lost = 1 - (hits + self.smooth) / all_weighted
+        return lost.clamp(min=torch.finfo(lost.dtype).tiny) ** self.gamma  # a root of 0 has an infinite slope
+
+
+class Lovasz(Loss):
+    """Lovász-softmax (arXiv 1705.08790), the extension of the Jaccard loss; with one output the Lovász hinge."""
+
+    classes: Classes = "present"
+
+    def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
+        """See the terms."""
+        if num_classes == 1:
+            return LovaszHingeTerm(ignore_index)
+        return LovaszTerm(ignore_index, num_classes, self.classes)
+
+
+class LovaszTerm(RegionTerm):
+    """The Lovász extension of each class's Jaccard loss at its errors |member - probability|."""
+
+    def of_regions(self, probabilities: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        return lovasz_extension((members.to(probabilities.dtype) - probabilities).abs(), members)
+
+
+class LovaszHingeTerm(PerImage):
+    """The Lovász extension of the Jaccard loss of label 1 at the hinge losses of its logit."""
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the images' losses."""
+        logits = upsample(logits, labels.shape[-2:])[:, 0]
+        members = labels == 1
+        errors = (1 - logits * (2 * members.to(logits.dtype) - 1)).relu() * (labels != self.ignore_index)
+        return lovasz_extension(errors.flatten(1), members.flatten(1)).sum()
+
+
+def lovasz_extension(errors: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+    """The Lovász extension of Jaccard losses, algorithm 1: errors (C, P) of 0 and up and members (C, P) to (C,).
+
+    Pixels without an error change nothing, so that ignored ones may have 0. Without members the extension of the
+    Jaccard loss is the largest error.
+    """
+    ordered, places = errors.sort(1, descending=True)
+    belongs = members.gather(1, places)
+    total = members.sum(1, keepdim=True)
+    jaccard = 1 - (total - belongs.cumsum(1)) / (total + (~belongs).cumsum(1)).to(errors.dtype)
+    slopes = jaccard.diff(dim=1, prepend=jaccard.new_zeros(len(jaccard), 1))
+    return (ordered * slopes).sum(1)
+
+
+__all__ = ["Dice", "Lovasz", "Tversky"]

@@ -1,0 +1,117 @@
+"""The losses a recipe may name, and their weighted sum.
+
+`loss: {cross_entropy: {label_smoothing: 0.1}, dice: {weight: 0.5}}` is a sum of two terms. Plugins add rows by the
+entry point group `hf_vit_seg.losses`: a name and a `Loss` record.
+
+Shapes: B images, K classes, h w the grid of the logits, H W that of the labels, T terms.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from hf_vit_seg.records import RecordError, Table
+from hf_vit_seg.training.recipe.schema import Task
+
+from .hard_pixel_losses import Boundary, Ohem
+from .pixel_losses import BinaryCrossEntropy, CrossEntropy, Focal
+from .region_losses import Dice, Lovasz, Tversky
+from .terms import Loss, LossTerm
+
+LOSSES: Table[Loss] = Table(
+    "loss",
+    {
+        "binary_cross_entropy": BinaryCrossEntropy,
+        "boundary": Boundary,
+        "cross_entropy": CrossEntropy,
+        "dice": Dice,
+        "focal": Focal,
+        "lovasz": Lovasz,
+        "ohem": Ohem,
+        "tversky": Tversky,
+    },
+    kind=Loss,
+    group="hf_vit_seg.losses",
+)
+DEFAULT = {"cross_entropy": None}  # where a recipe names no loss
+
+
+class LossSum(nn.Module):
+    """Terms and their weights: sums over units, which add up over batches and processes, and the mean of those."""
+
+    def __init__(self, terms: Mapping[str, LossTerm], weights: Sequence[float]):
+        """A weight per term."""
+        super().__init__()
+        self.terms = nn.ModuleDict(terms)
+        self.weights = tuple(weights)
+
+    @classmethod
+    def from_recipe(
+        cls,
+        losses: Mapping[str, Mapping[str, Any] | None],
+        task: Task,
+        num_classes: int,
+        ignore_index: int,
+        class_frequencies: Sequence[float] | None = None,
+    ) -> "LossSum":
+        """The terms of `recipe.loss`, cross-entropy if it is empty, for a model of `num_classes` outputs.
+
+        `class_frequencies` (pixels or images of each class, or shares) are needed where `wants_class_frequencies`.
+        RecordError where a loss is not known, or suits neither the task nor the number of classes.
+        """
+        terms, weights = {}, []
+        for name, row in read_losses(losses).items():
+            try:
+                row.check(task, num_classes)
+                terms[name] = row.build(num_classes, ignore_index, class_frequencies)
+            except RecordError as error:
+                raise RecordError(f"loss.{name}: {error}") from None
+            weights.append(row.weight)
+        return cls(terms, weights)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The terms' names, in the order of sums and units."""
+        return tuple(self.terms)
+
+    def units(self, labels: torch.Tensor) -> torch.Tensor:
+        """The number of units of each term (T,), float32."""
+        return torch.stack([term.units(labels).float() for term in self.each()])
+
+    def totals(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum over units of each term (T,), float32 or float64: logits (B, K, h, w) or (B, K)."""
+        return torch.stack([term(logits, labels) for term in self.each()])
+
+    def combine(self, totals: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+        """The weighted sum of means: linear in `totals`; terms without units give 0."""
+        weights = torch.tensor(self.weights, dtype=totals.dtype, device=totals.device)
+        return (weights * totals / units.where(units > 0, 1)).sum()
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch by itself."""
+        return self.combine(self.totals(logits, labels), self.units(labels))
+
+    def each(self) -> list[LossTerm]:
+        """The terms."""
+        return list(cast(Iterable[LossTerm], self.terms.values()))
+
+
+def read_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Loss]:
+    """The rows of `recipe.loss` by name."""
+    return {name: LOSSES.read(name, settings, f"loss.{name}") for name, settings in (losses or DEFAULT).items()}
+
+
+def described(losses: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """The sum in words: `cross_entropy + 0.5 dice`."""
+    rows = read_losses(losses).items()
+    return " + ".join(name if row.weight == 1 else f"{row.weight:g} {name}" for name, row in rows)
+
+
+def wants_class_frequencies(losses: Mapping[str, Mapping[str, Any] | None]) -> bool:
+    """Whether a loss computes its class weights from how often classes occur."""
+    return any(isinstance(getattr(row, "class_weights", None), str) for row in read_losses(losses).values())
+
+
+__all__ = ["DEFAULT", "LOSSES", "LossSum", "described", "read_losses", "wants_class_frequencies"]

@@ -1,0 +1,148 @@
+"""The optimizer's parameter groups as a table of rows, and the optimizer.
+
+A row says what holds for the parameters that its regular expression finds: the scale of their learning rate, their
+weight decay, or both. For each of the two, the first row counts that matches and says something about it; the recipe's
+rows come first. A parameter that no row gives a weight decay is an error: it has a name that nobody thought of.
+
+Layer-wise decay (arXiv 2003.10555, and BEiT's 2106.08254): with L layers in the encoder, layer l of 1 .. L has depth
+l, what comes before the first layer depth 0, what stands between layers the depth of the last one before it, and what
+comes behind the last layer depth L + 1, as the head. The rate is scaled by decay ** (L + 1 - depth).
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from hf_vit_seg.records import Record, RecordError, read_record
+from hf_vit_seg.training.model.freezing import compiled
+from hf_vit_seg.training.model.parameter_names import encoder_layers, encoder_prefix, plain_name
+from hf_vit_seg.training.recipe.schema import OptimizerRecipe
+
+
+class GroupRow(Record):
+    """What holds for the parameters that `match` finds in their plain names, and that have few enough dimensions."""
+
+    match: str
+    learning_rate_scale: float | None = Field(default=None, gt=0)  # in the place of layer decay and head multiplier
+    weight_decay: float | None = Field(default=None, ge=0)
+    dimensions: int | None = Field(default=None, ge=0)  # at most so many
+
+    def finds(self, name: str, parameter: torch.Tensor) -> bool:
+        """Whether the row is about this parameter."""
+        few = self.dimensions is None or parameter.ndim <= self.dimensions
+        return few and compiled(self.match).search(name) is not None
+
+
+NO_DECAY = (
+    GroupRow(match=r"", dimensions=1, weight_decay=0),  # biases, norms, layer scales
+    GroupRow(match=r"(^|[._])bias$", weight_decay=0),
+    GroupRow(match=r"(^|[._])(\w*norm\d*|bn\d*)\.\w+$", weight_decay=0),
+    # Class, mask, distillation and register tokens, classes of a mask transformer, tables of relative positions.
+    GroupRow(match=r"(^|[._])(tokens?|queries|embeddings?|embed|table|scale)$", weight_decay=0),
+    GroupRow(match=r"(^|[._])pos(ition|itional)?_\w+(\.weight)?$", weight_decay=0),
+)
+MATRICES = r"(^|[._])weight$"
+
+
+def group_rows(recipe: OptimizerRecipe) -> list[GroupRow]:
+    """The recipe's rows, those that spare parameters weight decay, and that of matrices and kernels."""
+    own = [read_record(GroupRow, row, f"optimizer.groups.{place}") for place, row in enumerate(recipe.groups)]
+    return [*own, *NO_DECAY, GroupRow(match=MATRICES, weight_decay=recipe.weight_decay)]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a parameter stands: a part's name for tables, and the scale that goes with it."""
+
+    part: str
+    scale: float
+
+
+def placements(model: nn.Module, recipe: OptimizerRecipe) -> dict[str, Placement]:
+    """Every parameter's place by its plain name, in the order of the model."""
+    prefix, layers = encoder_prefix(model), encoder_layers(model)
+    if recipe.head_multiplier != 1 and not prefix:
+        raise RecordError("optimizer.head_multiplier: this model is all encoder, there is no head to tell apart")
+    if recipe.layer_decay is not None and not layers:
+        raise RecordError("optimizer.layer_decay: no layers are known in this model's encoder")
+    places, passed = {}, 0
+    for name in (plain_name(name) for name, _ in model.named_parameters()):
+        if not name.startswith(prefix):
+            places[name] = Placement("head", recipe.head_multiplier)
+            continue
+        layer = next((i for i, layer in enumerate(layers, 1) if name.startswith(f"{layer}.")), None)
+        passed = max(passed, layer or 0)
+        places[name] = depth_placement(passed, layer is None, len(layers), recipe.layer_decay)
+    return places
+
+
+def depth_placement(passed: int, between: bool, count: int, decay: float | None) -> Placement:
+    """The place of an encoder's parameter behind `passed` of `count` layers, in the last of them or `between`."""
+    if decay is None:
+        return Placement("encoder", 1.0)
+    depth = count + 1 if between and passed == count else passed
+    part = "end of encoder" if depth > count else f"layer {depth}" if depth else "stem"
+    return Placement(part, decay ** (count + 1 - depth))
+
+
+def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer: `params`, `lr`, `weight_decay`, and a `name`; frozen parameters are in none.
+
+    RecordError for a parameter that no row covers, a row of the recipe that finds nothing, and where there is nothing
+    to train.
+    """
+    rows, places = group_rows(recipe), placements(model, recipe)
+    groups: dict[tuple[str, float, float], dict[str, Any]] = {}
+    unused = set(range(len(recipe.groups)))
+    for name, parameter in ((plain_name(name), p) for name, p in model.named_parameters()):
+        matching = [index for index, row in enumerate(rows) if row.finds(name, parameter)]
+        unused -= set(matching)
+        if not parameter.requires_grad:
+            continue
+        scale = first(rows[i].learning_rate_scale for i in matching)
+        weight_decay = first(rows[i].weight_decay for i in matching)
+        if weight_decay is None:
+            raise RecordError(
+                f"optimizer.groups: no row says what weight decay {name} of shape {tuple(parameter.shape)} has; add "
+                f"{{match: '{re.escape(name)}$', weight_decay: 0}} or another number"
+            )
+        rate = recipe.learning_rate * (places[name].scale if scale is None else scale)
+        label = places[name].part + ("" if weight_decay else ", no decay")
+        group = {"params": [], "lr": rate, "weight_decay": weight_decay, "name": label}
+        groups.setdefault((label, rate, weight_decay), group)["params"].append(parameter)
+    for index in sorted(unused):
+        raise RecordError(f"optimizer.groups.{index}: '{rows[index].match}' finds no parameter")
+    if not groups:
+        raise RecordError("optimizer: there is nothing to train, all parameters are frozen")
+    return list(groups.values())
+
+
+def first(values: Iterable[float | None]) -> float | None:
+    """The first that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
+def adamw(groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay (arXiv 1711.05101)."""
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay)
+
+
+def sgd(groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+    """Gradient descent with momentum; its weight decay is part of the gradient."""
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimizerRecipe], torch.optim.Optimizer]] = {
+    "adamw": adamw,
+    "sgd": sgd,
+}
+
+
+def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the model's parameter groups."""
+    return OPTIMIZERS[recipe.name](parameter_groups(model, recipe), recipe)

@@ -1,0 +1,1 @@
+"""Recipes: their schema, files, overrides and the differences between two of them."""

@@ -1,0 +1,1 @@
+"""The run log, the metrics report, trackers and progress."""

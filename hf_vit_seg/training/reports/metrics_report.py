@@ -1,0 +1,243 @@
+"""What an evaluation found: metrics.json, and the same as a table in the console.
+
+    report = MetricsReport(task="segmentation", scores=matrix.scores(), names=names, confusion=matrix.counts, ...)
+    write_report(report, directory / "metrics.json")
+    console.print(report_view(report))
+
+Shapes: K classes, M bins of confidence.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from hf_vit_seg.inference.files.prediction import write_together
+from hf_vit_seg.training.recipe.schema import Task
+
+from .json_values import json_line, json_value
+
+FILE = "metrics.json"
+EVALUATION = "evaluation_"  # and the split: the folder in a model's directory for what is measured later
+PER_CLASS = "per_category_"  # evaluate's prefix of scores that are one number for each class
+UNITS: dict[Task, str] = {"segmentation": "pixels", "classification": "images", "pose": "persons"}
+# How scores are called in the console, in its order; what is not listed follows under its own name.
+TITLES = {
+    "mean_iou": "mIoU",
+    "overall_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean accuracy",
+    "frequency_weighted_iou": "frequency-weighted IoU",
+    "mean_dice": "mean Dice",
+    "mean_boundary_iou": "boundary mIoU",
+    "accuracy": "top-1 accuracy",
+    "top_5_accuracy": "top-5 accuracy",
+    "calibration_error": "calibration error",
+    "maximum_calibration_error": "largest calibration error",
+    "oks_ap": "AP (OKS 0.50:0.95)",
+    "oks_ap_50": "AP 0.50",
+    "oks_ap_75": "AP 0.75",
+    "oks_ap_medium": "AP, medium persons",
+    "oks_ap_large": "AP, large persons",
+    "oks_ar": "AR (OKS 0.50:0.95)",
+    "oks_ar_50": "AR 0.50",
+    "oks_ar_75": "AR 0.75",
+    "oks_ar_medium": "AR, medium persons",
+    "oks_ar_large": "AR, large persons",
+}
+COLUMNS = {"iou": "IoU", "accuracy": "accuracy", "dice": "Dice", "boundary_iou": "boundary IoU", "f1": "F1"}
+
+
+class ReportError(ValueError):
+    """A file that is no metrics.json of ours."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MetricsReport:
+    """The scores of a model on one split.
+
+    `scores` are numbers, and (K,) arrays under names that begin with `per_category_`; NaN where there is none.
+    `confusion` (K, K) int64 is [reference, prediction], and `reliability` (3, M) counts predictions, their summed
+    confidence and their hits in M equally wide bins of confidence (`CalibrationError.counts`). `dataset` is the Hub id
+    of what was measured on and `dataset_split` the split there; None for other data, and for a share of training's.
+    """
+
+    task: Task
+    scores: Mapping[str, Any]
+    names: tuple[str, ...] = ()
+    protocol: str = ""
+    images: int = 0
+    seconds_per_image: float = float("nan")
+    split: str = "validation"
+    dataset: str | None = None
+    dataset_split: str | None = None
+    step: int | None = None
+    measure: str | None = None  # the score that decides which model is best
+    confusion: Any = None
+    reliability: Any = None
+    details: Mapping[str, Any] = field(default_factory=dict)  # anything else that metrics.json shall say
+
+    def numbers(self) -> dict[str, float]:
+        """The scores that are one number, in the console's order."""
+        found = {name: float(value) for name, value in self.scores.items() if not name.startswith(PER_CLASS)}
+        places = list(TITLES)
+        return dict(sorted(found.items(), key=lambda item: places.index(item[0]) if item[0] in places else len(places)))
+
+    def class_columns(self) -> dict[str, np.ndarray]:
+        """Scores (K,) of each class by short name (`iou`), as given or as they follow from the confusion matrix."""
+        given = {
+            name.removeprefix(PER_CLASS): np.asarray(value, dtype=float)
+            for name, value in self.scores.items()
+            if name.startswith(PER_CLASS)
+        }
+        if self.task != "classification" or self.confusion is None:
+            return given
+        return classification_columns(counts(self.confusion)) | given
+
+    def labelled(self) -> np.ndarray | None:
+        """How many pixels (or images) of each class (K,) there are by the labels; None if that is not known."""
+        return None if self.confusion is None else counts(self.confusion).sum(axis=1)
+
+
+def counts(matrix: Any) -> np.ndarray:
+    """A confusion matrix, wherever it lies, as an array."""
+    return np.asarray(matrix.cpu() if hasattr(matrix, "cpu") else matrix, dtype=np.int64)
+
+
+def classification_columns(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Accuracy (recall), precision and F1 (K,) of each class; NaN where nothing was labelled or predicted so."""
+    hits, labelled, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "accuracy": hits / labelled,
+            "precision": hits / predicted,
+            "f1": 2 * hits / (labelled + predicted),
+        }
+
+
+def write_report(report: MetricsReport, path: Path) -> None:
+    """Write metrics.json, whole or not at all; NaN becomes null."""
+    text = report_text(report)
+    write_together({path: lambda temporary: temporary.write_text(text, encoding="utf-8")})
+
+
+def report_text(report: MetricsReport) -> str:
+    """metrics.json: a line for each score, each class, and each row of the confusion matrix."""
+    columns, labelled = report.class_columns(), report.labelled()
+    classes = [
+        {"name": name, **{column: values[i] for column, values in columns.items()}}
+        | ({} if labelled is None else {UNITS[report.task]: labelled[i]})
+        for i, name in enumerate(report.names)
+    ]
+    parts: dict[str, Any] = {
+        "task": report.task,
+        "split": report.split,
+        "dataset": report.dataset,
+        "dataset_split": report.dataset_split,
+        "step": report.step,
+        "images": report.images,
+        "seconds_per_image": report.seconds_per_image,
+        "protocol": report.protocol,
+        "measure": report.measure,
+        "scores": report.numbers(),
+        "classes": classes,
+        "confusion_matrix": None if report.confusion is None else counts(report.confusion),
+        "reliability": None if report.reliability is None else json_value(report.reliability),
+        **report.details,
+    }
+    return "{\n" + ",\n".join(f'  "{key}": {block(value)}' for key, value in parts.items()) + "\n}\n"
+
+
+def block(value: Any) -> str:
+    """A value in JSON: what it is made of on a line each, numbers and short lists on their own."""
+    plain = json_value(value)
+    if isinstance(plain, dict) and plain:
+        lines = [f"    {json_line(key)}: {json_line(part)}" for key, part in plain.items()]
+        return "{\n" + ",\n".join(lines) + "\n  }"
+    if isinstance(plain, list) and plain and isinstance(plain[0], list | dict):
+        return "[\n" + ",\n".join(f"    {json_line(part)}" for part in plain) + "\n  ]"
+    return json_line(plain)
+
+
+def read_report(path: Path) -> MetricsReport:
+    """Read metrics.json; null becomes NaN. ReportError when it is none of ours."""
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))
+        classes = parts.pop("classes")
+        scores: dict[str, Any] = {name: number(value) for name, value in parts.pop("scores").items()}
+        unit = UNITS[parts["task"]]
+        for column in [key for key in (classes[0] if classes else {}) if key not in ("name", unit)]:
+            scores[PER_CLASS + column] = np.array([number(row[column]) for row in classes])
+        confusion, reliability = parts.pop("confusion_matrix"), parts.pop("reliability")
+        known = {key: parts.pop(key) for key in ("task", "split", "step", "images", "protocol", "measure")}
+        return MetricsReport(
+            **known,
+            dataset=parts.pop("dataset", None),
+            dataset_split=parts.pop("dataset_split", None),
+            scores=scores,
+            names=tuple(row["name"] for row in classes),
+            seconds_per_image=number(parts.pop("seconds_per_image")),
+            confusion=None if confusion is None else np.array(confusion, dtype=np.int64),
+            reliability=None if reliability is None else np.array(reliability, dtype=float),
+            details=parts,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ReportError(
+            f"{path} is no report of an evaluation ({type(error).__name__}: {error}): write it with hf-vit-seg evaluate"
+        ) from None
+
+
+def number(value: float | None) -> float:
+    """A number of JSON; null is NaN."""
+    return float("nan") if value is None else float(value)
+
+
+def report_view(report: MetricsReport) -> RenderableType:
+    """The report for a console: a table of the classes, and a line for each score."""
+    parts: list[RenderableType] = [class_table(report)] if report.names and report.class_columns() else []
+    summary = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    summary.add_column()
+    summary.add_column(justify="right")
+    for name, value in report.numbers().items():
+        chief = "bold" if name == report.measure else ""
+        summary.add_row(Text(title_of(name), style=chief), Text(decimal(value), style=chief))
+    return Group(*parts, summary, Text(about(report)))
+
+
+def title_of(name: str) -> str:
+    """A score's name for readers."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def class_table(report: MetricsReport) -> Table:
+    """A row for each class: its scores, and how much of it there is by the labels."""
+    columns, labelled = report.class_columns(), report.labelled()
+    table = Table("class", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(COLUMNS.get(column, column.replace("_", " ")), justify="right")
+    if labelled is not None:
+        table.add_column(UNITS[report.task], justify="right")
+    for i, name in enumerate(report.names):
+        cells = [decimal(values[i]) for values in columns.values()]
+        table.add_row(escape(name), *cells, *([] if labelled is None else [f"{labelled[i]:,}"]))
+    return table
+
+
+def about(report: MetricsReport) -> str:
+    """What the scores are of, in a line."""
+    step = "" if report.step is None else f" at step {report.step}"
+    seconds = report.seconds_per_image
+    speed = "" if np.isnan(seconds) else f", {seconds:.3g} s per image"
+    protocol = f", {report.protocol}" if report.protocol else ""
+    return f"{report.images} images of the {report.split} split{step}{speed}{protocol}"
+
+
+def decimal(value: float) -> str:
+    """A score of four decimals; a dash where there is none."""
+    return "-" if np.isnan(value) else f"{value:.4f}"

@@ -1,0 +1,142 @@
+"""The log of a run: a line of JSON for every measured step and every evaluation, and accelerate's trackers beside it.
+
+`log.jsonl` has two kinds of lines:
+    {"step": 10, "epoch": 0.5, "loss": 0.71, "learning_rate": 6e-5, "grad_norm": 1.2, "images_per_second": 40.1, ...}
+    {"step": 100, "evaluation": {"mean_iou": 0.61, "per_category_iou": [0.9, 0.32], ...}}
+A number that is not finite is null. Only the main process writes; a line is on its way to the disk when a call returns.
+
+    log = RunLog(directory, accelerator, recipe.trackers, name=recipe.name, settings=recipe.model_dump())
+    log.truncate(step)  # when a run is resumed at `step`, before anything is logged
+    log.step({"step": 10, "loss": loss, ...})
+    log.evaluation(100, scores)
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_vit_seg.directory_lock import LOG as FILE
+from hf_vit_seg.inference.files.prediction import write_together
+
+from .json_values import Json, json_line, json_value
+from .trackers import check_trackers, start_trackers
+
+Line = dict[str, Any]
+
+
+class RunLogError(ValueError):
+    """A log that cannot be read."""
+
+
+class RunLog:
+    """Writes the log of the run in `directory`."""
+
+    def __init__(
+        self,
+        directory: Path | str,
+        accelerator: Any = None,
+        trackers: Sequence[str] = (),
+        *,
+        name: str = "run",
+        settings: Mapping[str, Any] | None = None,
+    ):
+        """Without an `accelerator` this process is the only one. `settings` are shown by trackers that show any.
+
+        RecordError for trackers that cannot be had.
+        """
+        check_trackers(trackers)
+        self.path = Path(directory) / FILE
+        self.accelerator, self.trackers, self.name, self.settings = accelerator, tuple(trackers), name, settings
+        self.main = accelerator is None or bool(accelerator.is_main_process)
+        self.resumed_after: int | None = None
+        self.tracking: bool | None = None  # None: not yet begun
+        if self.main:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                drop_torn_line(self.path)
+
+    def step(self, values: Mapping[str, Any]) -> None:
+        """Log the measured `values` of a step, among them `step` itself."""
+        self._append(values, {f"train/{name}": value for name, value in values.items() if name != "step"})
+
+    def evaluation(self, step: int, scores: Mapping[str, Any]) -> None:
+        """Log the scores of an evaluation after `step`: numbers, and lists of one number per class."""
+        kept = {name: value for name, value in scores.items() if getattr(value, "ndim", 0) < 2}
+        self._append({"step": step, "evaluation": kept}, {f"evaluation/{name}": value for name, value in kept.items()})
+
+    def truncate(self, step: int, evaluated: bool = True) -> None:
+        """Remove what was logged after `step`: a run that resumes there will log it again.
+
+        Not `evaluated` says that it will also evaluate again after `step` itself.
+        """
+        if not self.main:
+            return
+        self.resumed_after = step
+        if self.path.exists():
+            last = {True: step - (not evaluated), False: step}  # by whether a line is an evaluation
+            kept = [line for line in read(self.path.parent) if line["step"] <= last["evaluation" in line]]
+            text = "".join(f"{json_line(line)}\n" for line in kept)
+            write_together({self.path: lambda path: path.write_text(text, encoding="utf-8")})
+
+    def _append(self, line: Mapping[str, Any], tracked: Mapping[str, Any]) -> None:
+        if not self.main:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json_line(line) + "\n")
+        self._track(tracked, line["step"])
+
+    def _track(self, values: Mapping[str, Any], step: int) -> None:
+        """Tell the trackers what is a number. One that fails, for want of a network say, does not end the run."""
+        if not self.trackers or self.accelerator is None or self.tracking is False:
+            return
+        numbers: dict[str, Json] = {name: json_value(value) for name, value in values.items()}
+        numbers = {name: value for name, value in numbers.items() if isinstance(value, float | int)}
+        try:
+            if self.tracking is None:
+                folder = self.path.parent / "trackers"
+                start_trackers(self.accelerator, self.trackers, folder, self.name, self.settings, self.resumed_after)
+            self.tracking = True
+            self.accelerator.log(numbers, step=step)
+        except Exception as error:  # a stranger's code may raise anything
+            self.tracking = False
+            logging.getLogger(__name__).warning(
+                "trackers (%s) failed and are left out from step %d on: %s", ", ".join(self.trackers), step, error
+            )
+
+
+def read(directory: Path | str) -> list[Line]:
+    """All lines of a run's log; none where there is no log. A last line that was cut off by a kill is left out.
+
+    RunLogError for a file that is no log.
+    """
+    path = Path(directory) / FILE
+    if not path.exists():
+        return []
+    return [parsed(text, path, number) for number, text in enumerate(whole_lines(path.read_bytes()), start=1)]
+
+
+def parsed(text: bytes, path: Path, number: int) -> Line:
+    """One line of the log."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        line = None
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        raise RunLogError(f"{path}, line {number}, is no line of a run's log: a JSON object with a 'step' is expected")
+    return line
+
+
+def whole_lines(content: bytes) -> list[bytes]:
+    """Lines that end; what stands behind the last line's end was never finished."""
+    return content[: content.rfind(b"\n") + 1].splitlines()
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut the file behind its last line's end, so that the next line begins on its own."""
+    with path.open("rb+") as file:
+        whole = file.read().rfind(b"\n") + 1
+        if whole != file.seek(0, os.SEEK_END):
+            file.truncate(whole)
