@@ -3,7 +3,7 @@
     python -m benchmarks.losses [--images 8] [--rounds 5] [--device cuda --dtype bfloat16]
 
 The plain way resizes all logits and calls torch's cross-entropy, or segmentation_models_pytorch's loss. Both must give
-the same gradient before they are timed; where the definitions differ by a factor (see tests/test_losses.py), up to it.
+the same gradient before they are timed; where the definitions differ by a factor (see tests/training/test_losses.py), up to it.
 """
 
 from collections.abc import Callable

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from time import sleep
 
+from paths import REPOSITORY
+
 if os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") != "1":
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # teams of threads that want one another's cores wait for them
 
@@ -25,8 +27,6 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("untimed")
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,10 @@ import segmentation_models_pytorch as smp
 import torch
 import transformers
 from hf_vit_seg.conversion.convert import ConversionError, convert
+from paths import ORACLES
 from torch import Tensor, nn
 
-ORACLE = Path(__file__).parent / "oracles" / "nvlabs_segformer"
+ORACLE = ORACLES / "nvlabs_segformer"
 ORACLE_FILE = ORACLE / "segformer.tiny.7cls.pth"
 TOLERANCE = 1e-10
 SIZES: dict[str, Any] = {

@@ -19,13 +19,13 @@ from typing import Any
 
 import tiny_runs
 import yaml
+from paths import REPOSITORY
 from PIL import Image
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
 from hf_vit_seg.training.recipe.files import load_recipe, shipped_recipes
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 STAND_INS = {"segformer.b0.512x512.ade.160k.pth": "tests/oracles/nvlabs_segformer/segformer.tiny.7cls.pth"}
 PHOTOS = ("photos/1.jpg", "photos/2.jpg", "more/3.jpg", "photo.jpg", "slide.tif")
 FENCE = re.compile(r"^(?:<!-- (.*?) -->\n)?```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

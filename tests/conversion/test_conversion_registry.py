@@ -8,11 +8,12 @@ import pytest
 import rich.console
 from hf_vit_seg.conversion import registry, variants
 from hf_vit_seg.conversion.convert import convert
+from paths import ORACLES
 from transformers import AutoConfig
 
 from hf_vit_seg import architectures
 
-ORACLE_FILE = Path(__file__).parent / "oracles" / "nvlabs_segformer" / "segformer.tiny.7cls.pth"
+ORACLE_FILE = ORACLES / "nvlabs_segformer" / "segformer.tiny.7cls.pth"
 
 
 def test_every_declared_source_loads() -> None:

@@ -10,6 +10,7 @@ from conversion_references import TOLERANCE, assert_equal_states
 from hf_vit_seg.conversion.convert import convert, export
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import ORACLES
 from random_weights import randomise
 from transformers import AutoModelForPoseEstimation
 from transformers.models.vitpose import image_processing_vitpose as theirs
@@ -25,7 +26,6 @@ from hf_vit_seg.models.heatmaps import (
     keypoints_from_heatmaps,
 )
 
-ORACLES = Path(__file__).parent / "oracles"
 FILES = {"classic": "vitpose-tiny.pth", "simple": "vitpose-tiny-simple.pth"}
 IMAGE, HEATMAP = (256, 192), (64, 48)  # (height, width)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paths import REPOSITORY
 from PIL import Image
 
 from hf_vit_seg import architectures
@@ -18,7 +19,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 
 pytestmark = pytest.mark.slow
 
-PHOTOS = sorted((Path(__file__).parent.parent / "examples/nuclei/data/test/images").glob("*.webp"))[:3]
+PHOTOS = sorted((REPOSITORY / "examples/nuclei/data/test/images").glob("*.webp"))[:3]
 LAST = "/backbone/layernorm/Add_1_output_0"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BLOCK = "backbone.encoder.layer."

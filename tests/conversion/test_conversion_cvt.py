@@ -9,12 +9,13 @@ import torch
 import transformers
 from conversion_references import CLASSES, IMAGE, TOLERANCE, assert_equal_states, largest_difference, loaded, randomised
 from hf_vit_seg.conversion.convert import convert, export
+from paths import ORACLES
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
-ORACLE = Path(__file__).parent / "oracles" / "microsoft_cvt"
+ORACLE = ORACLES / "microsoft_cvt"
 ORACLE_FILE = ORACLE / "CvT-tiny-64x96.pth"
 HEADS = {"num_attention_heads": [1, 2, 3]}  # 16 channels each, where the published sizes have 64
 

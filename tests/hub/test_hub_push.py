@@ -14,6 +14,7 @@ import transformers
 from bare_environment import bare_packages, read_bare
 from hub_models import contents, saved
 from hub_server import Refusal, Repo
+from paths import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -25,7 +26,7 @@ from hf_vit_seg.hub.heads import HEADS
 from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
 from hf_vit_seg.plugins import heads
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = REPOSITORY / "examples"
 NUCLEI, PLUGIN = EXAMPLES / "nuclei" / "model", EXAMPLES / "plugin" / "src"
 CASES = [(name, auto) for name, architecture in architectures().items() for auto in architecture.models]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from paths import REPOSITORY
 from PIL import Image
 from transformers import AutoModelForSemanticSegmentation
 

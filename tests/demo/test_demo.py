@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
 from huggingface_hub import SpaceCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
+from paths import REPOSITORY
 from PIL import Image
 from transformers import AutoModelForImageClassification, AutoModelForPoseEstimation, AutoModelForSemanticSegmentation
 from typer.testing import CliRunner

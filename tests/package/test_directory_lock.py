@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from lock_holder import holding, kill
+from paths import REPOSITORY
 from tiny_runs import finish, run, settings, start, write_data, write_recipe
 from typer.testing import CliRunner
 
@@ -20,7 +21,7 @@ from hf_vit_seg.training.checkpoints.run_directory import RunDirectoryError
 from hf_vit_seg.training.loop import trainer as run_module
 from hf_vit_seg.training.main_process import PreparationError, locked_by_main_process, on_main_process
 
-NUCLEI = Path(__file__).resolve().parent.parent / "examples" / "nuclei" / "model"
+NUCLEI = REPOSITORY / "examples" / "nuclei" / "model"
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from conversion_references import (
 )
 from hf_vit_seg.conversion import registry
 from hf_vit_seg.conversion.convert import ConversionError, convert, export
+from paths import ORACLES
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 from transformers import AutoImageProcessor, AutoModel
@@ -25,7 +26,6 @@ from transformers import AutoModelForImageClassification as AutoClassifier
 
 from hf_vit_seg import architectures
 
-ORACLES = Path(__file__).parent / "oracles"
 JEONSWORLD = ORACLES / "jeonsworld_vit" / "ViT_tiny_checkpoint.bin"
 THREE_HEADS: dict[str, Any] = {"num_attention_heads": 3}  # of the oracles: their width of 48 suggests one
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from conversion_references import TOLERANCE, assert_equal_states, assert_refused, loaded
 from hf_vit_seg.conversion.convert import convert, export
+from paths import ORACLES
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation
 
-ORACLES = Path(__file__).parent / "oracles"
 FILES = {"classic": "vitpose-tiny.pth", "simple": "vitpose-tiny-simple.pth"}
 THREE_HEADS: dict[str, Any] = {"num_attention_heads": 3}  # of the oracles: their width of 48 suggests one
 

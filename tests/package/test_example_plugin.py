@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import REPOSITORY
 from PIL import Image
 from plugin_environment import environment, outcomes
 
 from hf_vit_seg.plugin_listing import GROUPS
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "plugin"
+EXAMPLE = REPOSITORY / "examples" / "plugin"
 SHORT = ("model.variant=tiny", "data.train.count=8", "data.validation.count=2", "loop.steps=3", "loop.batch_size=4")
 HEADED = """
 import sys

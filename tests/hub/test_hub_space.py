@@ -14,6 +14,7 @@ from hub_models import saved
 from hub_server import Refusal, Repo
 from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
+from paths import REPOSITORY
 from typer.testing import CliRunner
 
 from hf_vit_seg import architectures
@@ -21,7 +22,6 @@ from hf_vit_seg.cli import app
 from hf_vit_seg.hub import PushError, Target, push, push_space, space
 from hf_vit_seg.provenance import Provenance, write_card
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 NUCLEI = REPOSITORY / "examples" / "nuclei" / "model"
 NVIDIA = {
     "license": "other",

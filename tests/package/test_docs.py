@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from conftest import REPOSITORY
 from huggingface_hub import HfApi
+from paths import REPOSITORY
 from plugin_environment import outcomes
 from snippets import ACTIONS, MADE_WHEN_BUILT, PROGRAM, SHORT, Snippet, snippets
 from tiny_runs import write_pictures

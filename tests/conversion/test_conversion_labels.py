@@ -8,10 +8,11 @@ import pytest
 import torch
 from hf_vit_seg.conversion import labels
 from hf_vit_seg.conversion.convert import convert, export
+from paths import ORACLES
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor
 
-ORACLE_FILE = Path(__file__).parent / "oracles" / "nvlabs_segformer" / "segformer.tiny.7cls.pth"
+ORACLE_FILE = ORACLES / "nvlabs_segformer" / "segformer.tiny.7cls.pth"
 
 
 def checkpoint(folder: Path, classes: int, **meta: Any) -> Path:

@@ -17,6 +17,7 @@ from hub_server import Refusal, Repo
 from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import REPOSITORY
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -33,7 +34,6 @@ from hf_vit_seg.training.recipe.files import load_recipe, recipe_text
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 from hf_vit_seg.training.reports.metrics_report import read_report, write_report
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 NUCLEI = REPOSITORY / "examples" / "nuclei" / "model"
 NVLABS = REPOSITORY / "tests" / "oracles" / "nvlabs_segformer" / "segformer.tiny.7cls.pth"
 NVIDIA = {

@@ -9,11 +9,11 @@ import pytest
 import torch
 from conversion_references import TOLERANCE, assert_refused, largest_difference, loaded
 from hf_vit_seg.conversion.convert import convert, export
+from paths import ORACLES
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel
 from transformers import AutoModelForImageClassification as AutoClassifier
 
-ORACLES = Path(__file__).parent / "oracles"
 FILES = {
     "flax_vit_pure": "ViT-tiny_16.npz",
     "flax_vit_pure_prelogits": "ViT-tiny_16-pre_logits.npz",

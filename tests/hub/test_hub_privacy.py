@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 import transformers
 from hub_models import contents, saved
+from paths import REPOSITORY
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
@@ -30,7 +31,6 @@ from hf_vit_seg.training.evaluate_saved import evaluate_model
 from hf_vit_seg.training.recipe.files import load_recipe, publishable_recipe_text
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 NUCLEI = REPOSITORY / "examples" / "nuclei" / "model"
 USER, HOST, TOKEN = "janedoe77", "secrethost42", "hf_DistinctiveTokenOfJaneDoe1234567890"
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from paths import REPOSITORY
 from PIL import Image
 from random_weights import randomise
 from typer.testing import CliRunner
@@ -29,8 +30,6 @@ from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.runtimes import PROGRAMS, RuntimeModel
 from hf_vit_seg.models.label_maps import label_map
 from hf_vit_seg.records import RecordError
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 LABELS = 21  # more than are resized together
 NAMES = [name for name, a in architectures().items() if "AutoModelForSemanticSegmentation" in a.models]
@@ -222,7 +221,7 @@ def test_label_maps_within_the_graph(labels, tmp_path):
 def test_half_precision_and_eight_bits(format_, size, needs, tmp_path):
     """Of a model that has learnt something: random weights need not survive 8 bits."""
     pytest.importorskip(needs)
-    nuclei = Path(__file__).parents[1] / "examples" / "nuclei"
+    nuclei = REPOSITORY / "examples" / "nuclei"
     original, row = Segmenter.from_pretrained(str(nuclei / "model"), device="cpu"), EXPORTERS.read(format_, {}, "")
     assert export_model(original, tmp_path / "half", format_, row, Wish(dtype="float16")).passed
     wish = Wish(calibration=sorted((nuclei / "data" / "train" / "images").iterdir())[:12], size=size)

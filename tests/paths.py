@@ -1,0 +1,7 @@
+"""Folders of the repository that tests read."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ORACLES = REPOSITORY / "tests" / "oracles"
+EXAMPLES = REPOSITORY / "examples"
