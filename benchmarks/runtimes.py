@@ -20,7 +20,8 @@ from hf_vit_seg.conversion.convert import export as export_checkpoint
 
 from hf_vit_seg import architectures
 from hf_vit_seg.export.exporters import Exporter, OnnxExporter, OpenVinoExporter, quiet
-from hf_vit_seg.export.graphs import Geometry, LabelGraph, LogitGraph, deployed
+from hf_vit_seg.export.forms import Target, with_export_forms
+from hf_vit_seg.export.graphs import Geometry, LabelGraph, LogitGraph
 from hf_vit_seg.models.label_maps import label_map
 
 from .contest import Logits, Out, Rounds, Threads, randomised, set_up
@@ -64,11 +65,11 @@ def save_ours(path: Path, variant: str, classes: int) -> None:
 
 
 def write_ours(
-    path: Path, weights: Path, forms: Sequence[str], size: tuple[int, int] | None, labels: bool = False
+    path: Path, weights: Path, forms: Sequence[Target], size: tuple[int, int] | None, labels: bool = False
 ) -> None:
     """Our program, for one image of a size, or for any."""
     model = architectures()["segformer"].models["AutoModelForSemanticSegmentation"].from_pretrained(weights)
-    plain = deployed(model, forms)
+    plain = with_export_forms(model, forms)
     graph = LabelGraph(plain) if labels else LogitGraph(plain)
     OnnxExporter().write(graph.eval(), Geometry(3, size, size and 1), torch.float32, path)
 

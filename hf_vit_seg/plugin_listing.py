@@ -1,7 +1,7 @@
 """All that installed packages bring, for the commands `plugins` and `models`.
 
-Every entry point of every group is loaded here, one by one, and an architecture's variants and conversions are tried,
-so that what would fail later fails here, with its reason.
+Every entry point of every group is loaded here, one by one, and an architecture's variants, conversions and
+export forms are tried, so that what would fail later fails here, with its reason.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,6 +14,7 @@ from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.data.transforms.batch_mixing import BATCH_TRANSFORMS
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
 from hf_vit_seg.export.exporters import EXPORTERS
+from hf_vit_seg.export.forms import load_forms
 from hf_vit_seg.training.losses.registry import LOSSES
 
 from .entry_points import PREFIX, Plugin, entries, load_all, origin
@@ -34,7 +35,7 @@ def every_plugin() -> tuple[Plugin, ...]:
 
 
 def tried(plugin: Plugin) -> Plugin:
-    """An architecture's plugin; with an error if its variants or conversions cannot be used."""
+    """An architecture's plugin; with an error if its variants, conversions or export forms cannot be used."""
     if plugin.error:
         return plugin
     found = "; ".join(failures(plugin.value))
@@ -55,6 +56,11 @@ def failures(architecture: Architecture) -> Iterator[str]:
             registry.load(place)
         except Exception as error:  # a stranger's import may raise anything
             yield f"conversion {place}: {type(error).__name__}: {first_line(error)}"
+    for place in architecture.forms:
+        try:
+            load_forms(place)
+        except Exception as error:  # third-party code may raise anything
+            yield f"export forms {place}: {type(error).__name__}: {first_line(error)}"
 
 
 def first_line(error: Exception) -> str:

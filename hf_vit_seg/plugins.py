@@ -18,15 +18,15 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from hf_vit_seg.models.carried_code import clash
-from hf_vit_seg.models.plugged_heads import PLUGGED_HEADS
+from hf_vit_seg.models.bundled_code import name_conflict
+from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
+from hf_vit_seg.models.segmentation_heads import HEADS
 
 from .entry_points import PREFIX, Plugin, load_all, subclass_of
 from .remote_code import file_of, obstacle, register_code
 
 GROUP = PREFIX + "architectures"
 HEADS_GROUP = PREFIX + "heads"
-HEADS = frozenset({"linear", "mask_transformer", "feature_pyramid", "all_mlp"})  # the names of our own
 BACKENDS = frozenset({"torchvision", "pil"})
 # What a row of `variants` says beside config fields: a golden parameter count, and of which model it is.
 NOT_FIELDS = ("parameters", "counted")
@@ -46,8 +46,8 @@ class Architecture:
 
     `models` maps the name of an Auto class ("AutoModelForSemanticSegmentation") to the class it shall build;
     `image_processor` maps both backends, "torchvision" and "pil", to a class. `variants` is a YAML file with a
-    row per published size. `conversions` name the sources of `hf-vit-seg convert` as "module:attribute", so that
-    they are imported only when somebody converts.
+    row per published size. `conversions` name the sources of `hf-vit-seg convert`, and `forms` the tables of export
+    forms (`hf_vit_seg.export.forms`), as "module:attribute": they are imported only to convert or to export.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Architecture:
     image_processor: Mapping[str, type]
     variants: Traversable
     conversions: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ()
 
     def variant_rows(self) -> dict[str, dict[str, Any]]:
         """The published sizes by name: config fields, and `parameters`, a golden count.
@@ -108,15 +109,15 @@ def check_architecture(architecture: Architecture, known: Sequence[Architecture]
 @cache
 def heads() -> tuple[Plugin, ...]:
     """Every installed segmentation head, loaded and put where models find it by name, or why it is not."""
-    found = reported(load_all(HEADS_GROUP, accept_head, HEADS))
-    PLUGGED_HEADS.update({plugin.name: plugin.value for plugin in found if plugin.value is not None})
+    found = reported(load_all(HEADS_GROUP, accept_head, HEADS.keys()))
+    REGISTERED_HEADS.update({plugin.name: plugin.value for plugin in found if plugin.value is not None})
     return found
 
 
 def accept_head(value: Any) -> None:
     """Refuse what is no module, with TypeError, and with ValueError a head that models could not be saved with."""
     subclass_of(nn.Module)(value)
-    if reason := obstacle(file_of(value)) or clash(value):
+    if reason := obstacle(file_of(value)) or name_conflict(value):
         raise ValueError(f"its code cannot be saved beside a model: {reason}")
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_imports
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vit_seg.models.carried_code import code_files, file_of
+from hf_vit_seg.models.bundled_code import code_files, file_of
 
 UNSEEN = re.compile(r"^\s*from\s+\.+\s+import\b", re.MULTILINE)  # imports that transformers passes over in silence
 

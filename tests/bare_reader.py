@@ -1,11 +1,12 @@
 """What a reader of pushed models does who has only transformers and torch. A script: see `bare_environment.py`.
 
 Cases come as JSON: `model` (Hub id or directory), `auto`, `image`, `wanted` (a file of numpy); `revision`; `pipeline`;
-`again`, a repository to push to once more.
+`again`, a repository to push to once more; `without`, a name of torch that is missing, as in another version of torch.
 """
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
@@ -43,7 +44,40 @@ def check(place, case, **options):
     return model, processor
 
 
+class Lacking:
+    """Everything that another object has, but for one name."""
+
+    def __init__(self, whole, name):
+        self._whole, self._name = whole, name
+
+    def __getattr__(self, name):
+        if name == self._name:
+            raise AttributeError(name)
+        return getattr(self._whole, name)
+
+
+@contextmanager
+def without(path):
+    """torch without a name. Operators cannot be deleted: their namespace is replaced."""
+    *parents, name = path.split(".")
+    holder = owner = None
+    for part in parents:
+        holder, owner = owner, torch if owner is None else getattr(owner, part)
+    if path.startswith("torch.ops."):
+        setattr(holder, parents[-1], Lacking(owner, name))
+        yield
+        setattr(holder, parents[-1], owner)
+        return
+    kept = getattr(owner, name)
+    delattr(owner, name)
+    yield
+    setattr(owner, name, kept)
+
+
 def do(case):
+    if case.get("without"):
+        with without(case["without"]):
+            return do(case | {"without": None})
     options = {"revision": case["revision"]} if "revision" in case else {}
     model, processor = check(case["model"], case, **options)
     if "pipeline" in case:

@@ -18,7 +18,8 @@ from hf_vit_seg.records import RecordError
 
 from .calibration import Calibration, resized
 from .exporters import Exporter
-from .graphs import MOST_CLASSES, Geometry, LabelGraph, LogitGraph, deployed
+from .forms import with_export_forms
+from .graphs import MOST_CLASSES, Geometry, LabelGraph, LogitGraph
 from .parity import TOLERANCES, Parity, agreement_on, compared, pictures, sizes_to_check
 
 REPORT = "parity.json"
@@ -65,7 +66,7 @@ def export_model(
         path = Path(folder) / exporter.file
         geometry = Geometry(segmenter.channels, wish.size, wish.batch)
         dtype = getattr(torch, wish.dtype)
-        plain = deployed(segmenter.model, exporter.forms).to(dtype)
+        plain = with_export_forms(segmenter.model, exporter.forms).to(dtype)
         size = wish.labels if isinstance(wish.labels, tuple) else None
         graph = LabelGraph(plain, size) if wish.labels else LogitGraph(plain)
         exporter.write(graph.eval(), geometry, dtype, path)

@@ -19,7 +19,8 @@ from hf_vit_seg.inference.runtimes import openvino_core, optional
 from hf_vit_seg.records import Record, RecordError, Table
 
 from .calibration import Calibration
-from .graphs import BY_CHANNELS, CENTRED, FORMS, Geometry, recorded
+from .forms import Target
+from .graphs import Geometry, recorded
 from .onnx_names import name_axes, without_origins
 from .torchscript_records import without_debug_records
 
@@ -32,7 +33,7 @@ class Exporter(Record):
     file: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
-    forms: ClassVar[tuple[str, ...]] = FORMS  # that modules take before they are recorded, see graphs.deployed
+    forms: ClassVar[tuple[Target, ...]] = ("any",)  # targets of the export forms that are applied
     quantises: ClassVar[bool] = False
     quantises_open_sizes: ClassVar[bool] = True
     runs_alone: ClassVar[bool] = True  # whether one size and batch may stay open
@@ -57,7 +58,7 @@ class OnnxExporter(Exporter):
     file: ClassVar[str] = "model.onnx"
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
-    forms: ClassVar[tuple[str, ...]] = (*FORMS, BY_CHANNELS)
+    forms: ClassVar[tuple[Target, ...]] = ("any", "blocked_channels")
     quantises: ClassVar[bool] = True
 
     opset: int = Field(default=20, ge=18)
@@ -112,7 +113,7 @@ class OpenVinoExporter(Exporter):
     file: ClassVar[str] = "model.xml"
     packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "onnxscript")
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
-    forms: ClassVar[tuple[str, ...]] = (*FORMS, CENTRED)
+    forms: ClassVar[tuple[Target, ...]] = ("any", "centered_norms")
     quantises: ClassVar[bool] = True
     quantises_open_sizes: ClassVar[bool] = False  # the result gets a wrong shape at sizes that were not calibrated
 

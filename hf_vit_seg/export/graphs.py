@@ -3,8 +3,6 @@
 Shapes: B images, C channels, H W pixels, h w the logits' grid, K classes, k of them.
 """
 
-import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +12,6 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.functional import interpolate
 
 CLASSES_TOGETHER = 16  # how many classes of a label map are resized at a time
-# Methods of modules, see `deployed`.
-FORMS, BY_CHANNELS, CENTRED = ("deployed",), "deployed_by_channels", "deployed_centred"
 MOST_CLASSES = 255  # of a uint8 label map: 255 stays free, for pixels that do not count
 EXAMPLE_SIDES = (101, 139)  # odd: a program recorded with them has no place for a size that happens to fit
 
@@ -92,22 +88,6 @@ def labels_at(logits: torch.Tensor, size: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def deployed(model: Any, forms: Sequence[str] = FORMS) -> Any:
-    """A copy of a model in evaluation whose modules have the form for exported programs, where they name one.
-
-    A module names it by a method, which returns another module. `deployed` is for all runtimes: with norms folded into
-    the layers before them, and all that follows from the weights alone worked out. `deployed_by_channels` is for those
-    that keep blocks of channels together, `deployed_centred` for those to whom a layer norm is many steps.
-    """
-    copied = copy.deepcopy(model).eval()
-    for name, module in list(copied.named_modules()):
-        for form in forms:
-            if name and hasattr(module, form):
-                copied.set_submodule(name, getattr(module, form)())
-    return copied.requires_grad_(False)
-
-
-@torch.no_grad()
 def recorded(graph: nn.Module, geometry: Geometry, dtype: torch.dtype) -> ExportedProgram:
     """The graph as torch.export records it."""
     axes = dict.fromkeys(geometry.open_axes, Dim.DYNAMIC)
@@ -115,14 +95,10 @@ def recorded(graph: nn.Module, geometry: Geometry, dtype: torch.dtype) -> Export
 
 
 __all__ = [
-    "BY_CHANNELS",
-    "CENTRED",
     "CLASSES_TOGETHER",
-    "FORMS",
     "MOST_CLASSES",
     "Geometry",
     "LabelGraph",
     "LogitGraph",
-    "deployed",
     "recorded",
 ]

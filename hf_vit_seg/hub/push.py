@@ -14,7 +14,7 @@ from PIL import Image
 
 from hf_vit_seg.atomic_io import json_text
 from hf_vit_seg.local_paths import publishable
-from hf_vit_seg.models.plugged_heads import PLUGGED_HEADS
+from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.provenance import CARD
 from hf_vit_seg.remote_code import code_files, file_of, is_of_transformers, obstacle
@@ -135,7 +135,7 @@ def code_names() -> frozenset[str]:
         for each in architectures().values()
         for kind in (each.config, *each.models.values(), *each.image_processor.values())
     ]
-    own = {file_of(kind) for kind in [*kinds, *PLUGGED_HEADS.values()] if not is_of_transformers(kind)}
+    own = {file_of(kind) for kind in [*kinds, *REGISTERED_HEADS.values()] if not is_of_transformers(kind)}
     return frozenset(file.name for source in own if obstacle(source) is None for file in code_files(source))
 
 

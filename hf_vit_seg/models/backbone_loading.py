@@ -1,7 +1,7 @@
-"""Bare backbones out of checkpoints, from a directory or the Hub.
+"""Load backbones from checkpoints, in a directory or on the Hub, and determine the strides of their feature maps.
 
-`AutoBackbone.from_pretrained` would not do: it takes no directories and asks the Hub for each of them, and it resets
-the statistics of the BatchNorms that it has loaded from timm (transformers 5.23).
+`AutoBackbone.from_pretrained` is not suitable: it does not accept directories, and it resets the BatchNorm statistics
+of timm checkpoints (transformers 5.23).
 """
 
 import os
@@ -10,6 +10,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
+from torch.func import functional_call
 from transformers import (
     MODEL_FOR_BACKBONE_MAPPING,
     AutoBackbone,
@@ -18,43 +20,45 @@ from transformers import (
     PreTrainedModel,
     TimmBackboneConfig,
 )
+from transformers.backbone_utils import BackboneType
 from transformers.initialization import no_init_weights
 from transformers.utils.hub import cached_file
 
 TIMM_WEIGHTS = "model.safetensors"
 CHANNELS_LAST = "NHWC"
+DEFAULT_SIZE = 224  # of images, for backbones whose config has no image size
 T = TypeVar("T")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
 def hub_options(loading: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the options of `from_pretrained`, those that say where the files are."""
+    """The options of `from_pretrained` that locate files."""
     return {name: loading[name] for name in HUB_OPTIONS if name in loading}
 
 
 def stored_config(path: str | os.PathLike, **hub: Any) -> PreTrainedConfig:
-    """The config of a checkpoint as that of a backbone: timm's own checkpoints become a TimmBackbone's.
+    """The config of a checkpoint as a backbone's config; for timm's own checkpoints, that of a TimmBackbone.
 
-    ValueError for a model that AutoBackbone has no class for.
+    ValueError for a model without an AutoBackbone class.
     """
     config = AutoConfig.from_pretrained(path, **hub)
-    if config.model_type == "timm_wrapper":  # to import its class is to import timm
+    if config.model_type == "timm_wrapper":  # importing its class would import timm
         return TimmBackboneConfig(backbone=config.architecture)
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
         raise ValueError(
-            f"{path} is a '{config.model_type}', of which transformers has no backbone (AutoBackbone): no head can be "
-            "put on it"
+            f"{path} is a '{config.model_type}', for which transformers has no backbone (AutoBackbone), so it cannot "
+            "have a segmentation head"
         )
     return config
 
 
 def new_backbone(config: PreTrainedConfig) -> Any:
-    """A backbone with fresh weights."""
+    """A backbone with randomly initialized weights."""
     return of_any_size(config, partial(AutoBackbone.from_config, config))
 
 
 def of_any_size(config: PreTrainedConfig, build: Callable[..., T]) -> T:
-    """What `build` builds; of timm's models for images of any size, where that is an option (CNNs need none)."""
+    """Call `build`, with the option for images of any size where timm has it (CNNs do not need it)."""
     if isinstance(config, TimmBackboneConfig):
         with suppress(TypeError):
             return build(dynamic_img_size=True)
@@ -62,7 +66,7 @@ def of_any_size(config: PreTrainedConfig, build: Callable[..., T]) -> T:
 
 
 def gives_channels_last(backbone: Any) -> bool:
-    """Whether the maps of a backbone are (B, H, W, C), as those of some of timm's are."""
+    """Whether a backbone's maps are (B, H, W, C), as those of some timm models."""
     layout = getattr(getattr(backbone, "_backbone", None), "output_fmt", None)
     return getattr(layout, "value", layout) == CHANNELS_LAST
 
@@ -70,21 +74,39 @@ def gives_channels_last(backbone: Any) -> bool:
 def loaded_backbone(
     path: str | os.PathLike, config: PreTrainedConfig, **loading: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The backbone with the checkpoint's weights, and transformers' account of the tensors that are not its."""
+    """The backbone with the checkpoint's weights, and transformers' loading info."""
     backbone_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     if not isinstance(config, TimmBackboneConfig):
         return backbone_class.from_pretrained(path, config=config, output_loading_info=True, **loading)
     hub = hub_options(loading)
     if isinstance(AutoConfig.from_pretrained(path, **hub), TimmBackboneConfig):  # saved by transformers
-        load = PreTrainedModel.from_pretrained.__func__  # TimmBackbone's own asks timm for a model of that name
+        load = PreTrainedModel.from_pretrained.__func__  # TimmBackbone's own method asks timm for a model of that name
         return of_any_size(
             config, partial(load, backbone_class, path, config=config, output_loading_info=True, **loading)
         )
     file = cached_file(path, TIMM_WEIGHTS, **hub)
     build = partial(backbone_class, config, pretrained=True, pretrained_cfg_overlay={"file": file})
-    with no_init_weights():  # else post_init resets the BatchNorms
+    with no_init_weights():  # otherwise post_init resets the BatchNorms
         backbone = of_any_size(config, build)
     return backbone, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
 
 
-__all__ = ["gives_channels_last", "hub_options", "loaded_backbone", "new_backbone", "stored_config"]
+def feature_strides(backbone: Any) -> tuple[tuple[int, int], ...]:
+    """The stride (height, width) of each map of an AutoBackbone. timm reports it, others run once on the meta device.
+
+    The image has the backbone's own size, because that is the only size that all of them accept.
+    """
+    if backbone.backbone_type == BackboneType.TIMM:
+        return tuple((stride, stride) for stride in backbone._backbone.feature_info.reduction())
+    size = getattr(backbone.config, "image_size", None) or DEFAULT_SIZE
+    height, width = (size, size) if isinstance(size, int) else size
+    tensors = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+    meta = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    image = torch.empty(1, backbone.config.num_channels, height, width, device="meta", dtype=backbone.dtype)
+    with torch.no_grad():
+        maps = functional_call(backbone, meta, (image,), {"return_dict": True}).feature_maps
+    sides = [feature_map.shape[-2:] for feature_map in maps]
+    return tuple((round(height / rows), round(width / columns)) for rows, columns in sides)
+
+
+__all__ = ["feature_strides", "gives_channels_last", "hub_options", "loaded_backbone", "new_backbone", "stored_config"]

@@ -1,4 +1,4 @@
-"""Configuration of a segmentation head on any backbone that transformers' AutoBackbone knows."""
+"""Configuration of any transformers backbone (AutoBackbone) with a segmentation head."""
 
 import copy
 from collections.abc import Sequence
@@ -8,11 +8,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, PreTrainedConfig, TimmBackboneConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .carried_code import CarriesCode
+from .bundled_code import BundlesCode
 from .own_backbones import OWN_BACKBONES
-
-LEVELS = 4
-SINGLE_MAP_HEADS = ("linear", "mask_transformer")
+from .segmentation_heads import HEADS, PYRAMID_LEVELS
 
 for _config, _backbone in OWN_BACKBONES:
     if _config.model_type not in CONFIG_MAPPING:
@@ -21,9 +19,9 @@ for _config, _backbone in OWN_BACKBONES:
 
 
 def default_levels(config: PreTrainedConfig, count: int) -> list[int]:
-    """The last of a backbone's stages, or `count` of them evenly spaced, as indices; a stem is no stage.
+    """The last stage of a backbone, or `count` evenly spaced stages, as indices; a stem is not a stage.
 
-    timm tells its stages only when the model is built, so there they are the last `count`.
+    timm reports its stages only after building the model, so for timm these are the last `count`.
     """
     if isinstance(config, TimmBackboneConfig):
         return list(range(-count, 0))
@@ -32,24 +30,23 @@ def default_levels(config: PreTrainedConfig, count: int) -> list[int]:
 
 
 @strict
-class BackboneSegmentationConfig(CarriesCode):
-    """A backbone's own config, and the head that it wears.
+class BackboneSegmentationConfig(BundlesCode):
+    """The config of a backbone, and its segmentation head.
 
-    `backbone_config` is any config that AutoBackbone takes, or its fields with a `model_type` (DINOv2, DINOv3, Swin,
-    ConvNeXt, BEiT, ResNet, "timm_backbone", the encoders of this package). It is saved along, so nothing else is
-    needed to build the model.
+    `backbone_config` is any config that AutoBackbone accepts, or its fields with a `model_type` (DINOv2, DINOv3, Swin,
+    ConvNeXt, BEiT, ResNet, "timm_backbone", the encoders of this package). It is saved with the model.
 
     `segmentation_head` is "linear" or "mask_transformer" (Segmenter, arXiv 2105.05633; `segmentation_head_depth`
-    layers with heads of 64 channels and `hidden_act`), which read one map; "feature_pyramid" (four layers of a plain
-    ViT made a pyramid, under SegFormer's head) for maps of one stride; "all_mlp" (SegFormer's head, arXiv 2105.15203)
-    for maps of several. Without, the last or the one before is taken, as the strides are. Other names are those of
-    heads that plugins bring, see `carried_code`.
-    `segmentation_levels` are the backbone's stages that the head reads, as indices (transformers' `out_indices`);
-    without, they are the last stage for the heads of one map, and else four of them evenly spaced. What the backbone's
-    config says of `out_features` does not count.
+    layers with attention heads of 64 channels and `hidden_act`), which read one map; "feature_pyramid" (builds a
+    pyramid from four layers of a plain ViT, followed by SegFormer's head), which reads maps of one stride; or "all_mlp"
+    (SegFormer's head, arXiv 2105.15203), which reads maps of several strides. The default is one of the last two,
+    depending on the strides. Plugins register other names, see `segmentation_heads`.
+    `segmentation_levels` are the backbone's stages that the head reads, as indices (transformers' `out_indices`). The
+    default is the last stage for heads that read one map, otherwise four evenly spaced stages. `out_features` of the
+    backbone's config is ignored.
 
-    `segmentation_head_width` is the head's width: without, the backbone's for the mask transformer, and 256.
-    `decoder_norm` "group" puts GroupNorm in the place of the head's BatchNorm, for training with few images.
+    `segmentation_head_width` is the head's width; the default is the backbone's for the mask transformer, otherwise
+    256. `decoder_norm` "group" replaces the head's BatchNorm by GroupNorm, for training with few images per batch.
     """
 
     model_type = "backbone_seg"
@@ -71,10 +68,10 @@ class BackboneSegmentationConfig(CarriesCode):
         given = self.backbone_config
         if isinstance(given, dict) and given.get("model_type") not in CONFIG_MAPPING:
             raise ValueError(
-                "BackboneSegmentationConfig.backbone_config needs a model_type that transformers knows, such as "
+                "BackboneSegmentationConfig.backbone_config needs a model_type that is in transformers, such as "
                 f"'dinov2', got {given.get('model_type')!r}"
             )
-        self.backbone_config = copy.deepcopy(given)  # it is about to be changed
+        self.backbone_config = copy.deepcopy(given)  # it is changed below
         super().__post_init__(**kwargs)
         if not hasattr(self.backbone, "out_indices"):
             raise ValueError(
@@ -86,7 +83,7 @@ class BackboneSegmentationConfig(CarriesCode):
 
     @property
     def backbone(self) -> PreTrainedConfig:
-        """The backbone's config, which is one by now."""
+        """The backbone's config."""
         assert isinstance(self.backbone_config, PreTrainedConfig)
         return self.backbone_config
 
@@ -95,20 +92,21 @@ class BackboneSegmentationConfig(CarriesCode):
         """Indices of the stages that the head reads."""
         if self.segmentation_levels is not None:
             return list(self.segmentation_levels)
-        return default_levels(self.backbone, 1 if self.segmentation_head in SINGLE_MAP_HEADS else LEVELS)
+        head = HEADS.get(self.segmentation_head or "")
+        return default_levels(self.backbone, 1 if head is not None and head.num_maps == 1 else PYRAMID_LEVELS)
 
     @property
     def num_channels(self) -> int:
-        """Bands of an image."""
+        """The number of image channels."""
         return self.backbone.num_channels
 
     @num_channels.setter
-    def num_channels(self, bands: int) -> None:
-        self.backbone.num_channels = bands
+    def num_channels(self, channels: int) -> None:
+        self.backbone.num_channels = channels
 
     @property
     def image_size(self) -> int | Sequence[int] | None:
-        """The size, one length or (height, width), of the backbone's own images, if it says so."""
+        """The backbone's image size, one length or (height, width), if its config has one."""
         return getattr(self.backbone, "image_size", None)
 
 

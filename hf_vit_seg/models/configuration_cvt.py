@@ -29,22 +29,22 @@ RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"
 
 @strict
 class CvTConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Everything that a CvT checkpoint of either source needs to give its source's numbers.
+    """Configuration of CvT, with every numerical choice in which its references differ.
 
     The fields in `STAGE_FIELDS` have one entry per stage. `patch_sizes`, `strides` and `paddings` are those of the
-    convolution that embeds a stage's tokens. `kernel_qkv`, `stride_kv` and `padding_kv` are those of the projections
-    inside the attention; queries always keep the grid (stride 1, half the kernel as padding), because the residual
-    connection needs them to. `projection_methods` are "dw_bn" (a depthwise convolution and BatchNorm, the paper's),
-    "avg" (keys and values are averaged instead) and "linear" (neither). `use_cls_token` gives a stage a class token
-    of its own; the classifier reads the last stage's, or the mean of the tokens if it has none.
+    convolution that embeds a stage's tokens. `kernel_qkv`, `stride_kv` and `padding_kv` are those of the
+    attention's projections; queries always keep the grid (stride 1, half the kernel as padding), as the residual
+    connection requires. `projection_methods` are "dw_bn" (a depthwise convolution and BatchNorm, the paper's),
+    "avg" (keys and values are averaged instead) and "linear" (neither). `use_cls_token` adds a class token to
+    a stage; the classifier reads that of the last stage, or the mean of its tokens.
 
-    A dropout or drop path rate can be one number, for every stage. The drop path rate of a stage is that of its last
-    layer and rises linearly from 0 in its first, as in the released code.
+    A dropout or drop path rate can be one number for all stages. A stage's drop path rate is that of its last layer and
+    increases linearly from 0 in its first, as in the released code.
 
-    `decoder_norm` "group" puts GroupNorm in the place of the decoder's BatchNorm, for training with few images; the
+    `decoder_norm` "group" replaces the decoder's BatchNorm by GroupNorm, for training with few images per batch; the
     encoder keeps its BatchNorms.
 
-    `hidden_act` is "quick_gelu" in the released code and "gelu" in transformers, whose CvT gives other logits.
+    `hidden_act` is "quick_gelu" in the released code and "gelu" in transformers, whose CvT has different logits.
     """
 
     model_type = "cvt_seg"
@@ -97,16 +97,16 @@ class CvTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of stages: what `output_hidden_states` returns one map of."""
+        """The number of stages, each of which has a map in `hidden_states`."""
         return len(self.depths)
 
     @property
     def padding_q(self) -> tuple[int, ...]:
-        """Padding of the queries' convolutions: what keeps the grid."""
+        """Padding of the queries' convolutions, which keeps the grid."""
         return tuple(kernel // 2 for kernel in self.kernel_qkv)
 
     def validate_stages(self):
-        """Refuse per-stage fields of different lengths, widths that heads do not divide, and even kernels."""
+        """ValueError for fields of different lengths, widths not divisible by the number of heads, and even kernels."""
         lengths = {name: len(getattr(self, name)) for name in STAGE_FIELDS}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"CvTConfig needs one entry per stage in each of these fields, got {lengths}")

@@ -19,19 +19,19 @@ STAGE_FIELDS = (
 
 @strict
 class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Everything that a SegFormer checkpoint of any source needs to give its source's numbers.
+    """Configuration of SegFormer, with every numerical choice in which its references differ.
 
     The fields with one entry per stage are `depths`, `hidden_sizes`, `num_attention_heads`, `sr_ratios` (the
-    reduction R of the paper: keys and values are taken at 1/R of the side), `patch_sizes` (K), `strides` (S;
+    paper's reduction R: keys and values have 1/R of the side), `patch_sizes` (K), `strides` (S;
     the padding is K // 2) and `mlp_ratios` (E; the released code has 4 everywhere, the paper's table does not).
 
     Every epsilon is a field because the references differ. NVlabs: `layer_norm_eps` (two norms of a block, one
     after each stage) 1e-6, `patch_norm_eps` and `reduction_norm_eps` 1e-5. mmsegmentation: 1e-6 throughout.
-    transformers: 1e-5 throughout, whatever its own config says.
+    transformers: 1e-5 throughout, regardless of its config.
 
     `decoder_flavour` is "nvlabs" (a linear projection per level) or "mmseg" (convolution, BatchNorm and ReLU
-    per level); the two are different functions and their weights cannot be mapped onto each other.
-    `decoder_norm` "group" puts GroupNorm in the place of the decoder's BatchNorm, for training with few images.
+    per level); their weights cannot be converted into each other.
+    `decoder_norm` "group" replaces the decoder's BatchNorm by GroupNorm, for training with few images per batch.
     """
 
     model_type = "segformer_seg"
@@ -69,11 +69,11 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of stages: what `output_hidden_states` returns one map of."""
+        """The number of stages, each of which has a map in `hidden_states`."""
         return len(self.depths)
 
     def validate_stages(self):
-        """Refuse per-stage fields of different lengths and widths that the heads do not divide."""
+        """ValueError for per-stage fields of different lengths, and for widths not divisible by the number of heads."""
         lengths = {name: len(getattr(self, name)) for name in STAGE_FIELDS}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"SegFormerConfig needs one entry per stage in each of these fields, got {lengths}")

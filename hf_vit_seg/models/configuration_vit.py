@@ -1,4 +1,4 @@
-"""Configuration of the Vision Transformer (arXiv 2010.11929), pure or hybrid, of DeiT, DINOv2 and ViTPose."""
+"""Configuration of the Vision Transformer (arXiv 2010.11929), pure or hybrid, and of DeiT, DINOv2 and ViTPose."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,7 +15,7 @@ COCO_FLIP_PAIRS = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), 
 
 
 def pair(side: int | Sequence[int]) -> tuple[int, int]:
-    """One length for both sides, or (height, width) as they are."""
+    """(height, width) of a size that may be one length for both sides."""
     if isinstance(side, int):
         return side, side
     height, width = side
@@ -24,47 +24,46 @@ def pair(side: int | Sequence[int]) -> tuple[int, int]:
 
 @strict
 class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Everything that a ViT checkpoint of any source needs to give its source's numbers.
+    """Configuration of ViT, with every numerical choice in which its references differ.
 
-    `image_size` and `patch_size` are one length or (height, width). `image_size` says which grid the stored
-    position embeddings are for; images of other sizes are taken as well, and positions resized as the three
-    `position_resize_*` fields say (timm: bicubic with antialiasing; torchvision: bicubic with aligned corners;
+    `image_size` and `patch_size` are one length or (height, width). `image_size` defines the grid of the
+    stored position embeddings; for images of other sizes they are resized according to the three
+    `position_resize_*` fields (timm: bicubic with antialiasing; torchvision: bicubic with aligned corners;
     vit_jax: bilinear with aligned corners; all but timm without antialiasing). `patch_padding` is the zero padding
     of the patch convolution (ViTPose: 2).
 
-    `position_embeddings_cover_prefix`: the class token has a position of its own, and so has the distillation
-    token; these slots stand before the grid. If there is no class token, its slot is added to every patch (ViTPose).
-    False: only patches have positions (DeiT III, class-token-free models). Register tokens never have any; they
-    stand between the other prefix tokens and the patches (DINOv2).
+    `position_embeddings_cover_prefix`: the class token and the distillation token have positions, which come before
+    the grid's. Without a class token, its position is added to every patch (ViTPose). False: only patches have
+    positions (DeiT III, models without class token). Register tokens never have positions; they come between the
+    other prefix tokens and the patches (DINOv2).
 
-    With a distillation token the classifiers are two, one on each token, and averaged (DeiT, section 4);
-    `use_distillation_classifier` False leaves the one on the class token (transformers' DeiTForImageClassification).
+    With a distillation token there are two classifiers, one per token, which are averaged (DeiT, section 4);
+    `use_distillation_classifier` False keeps that of the class token (transformers' DeiTForImageClassification).
 
-    `pooling` is what the classifier reads: the class token or the mean of the patches; `pool_norm` a LayerNorm
-    behind it (timm's `fc_norm`, with `use_final_norm` False); `pre_logits_size` the width of a tanh layer before
+    `pooling` selects the classifier's input: the class token or the mean of the patches; `pool_norm` adds a LayerNorm
+    after it (timm's `fc_norm`, with `use_final_norm` False); `pre_logits_size` is the width of a tanh layer before
     the classifier (ViT's first ImageNet-21k files).
 
     `stem` "resnetv2" is the hybrid: a ResNet of `stem_depths` bottlenecks per stage, of width 64 times
-    `stem_width_factor`, whose feature map is cut into patches. It has stride 4 with one stage or none (R+Ti/16 has
-    none, and 8x8 patches: stride 32 in all), and twice as much with each further one. Its kernels are standardised by
+    `stem_width_factor`, whose feature map is cut into patches. Its stride is 4 with one stage or none (R+Ti/16 has
+    none, and 8x8 patches: stride 32 in total), and doubles with each further stage. Kernels are standardized by
     std + eps ("std_plus_eps", vit_jax with 1e-5) or sqrt(var + eps) ("sqrt_var_plus_eps", timm with 1e-8).
     `stem_padding` is TensorFlow's "same", or "symmetric".
 
-    `token_merging` is the share of the patches that are merged away, the most alike first, before the last layer, in
-    equal steps between the layers (ToMe, arXiv 2210.09461); at the end every patch gets the token that it went into.
-    It makes a trained model faster and a little less exact (benchmarks/token_merging.md), and may be set at any time.
-    The layers' hidden states and attentions are then of fewer tokens, so the pyramid of "all_mlp" does not go with it
-    and the backbone does not merge.
+    `token_merging` is the fraction of patches removed by merging the most similar ones, in equal steps between layers
+    (ToMe, arXiv 2210.09461); at the end every patch gets the token it was merged into. It makes a trained model faster
+    and slightly less accurate (benchmarks/token_merging.md), and can be set at any time. Hidden states and attentions
+    have fewer tokens then, so it cannot be combined with "all_mlp", and the backbone does not merge.
 
     `segmentation_head` is "linear", "mask_transformer" (Segmenter, arXiv 2105.05633; `segmentation_head_depth`
-    layers) or "all_mlp" (a feature pyramid of four layers, and SegFormer's head over it; the layers are
-    `segmentation_levels`, counted from 1; evenly spaced without). `segmentation_head_width` is the width of the
-    last two: without, the encoder's for the mask transformer and 256 for the all-MLP head. `decoder_norm` "group" puts
-    GroupNorm in the place of the BatchNorms of the all-MLP and the classic pose head, for training with few images.
+    layers) or "all_mlp" (a feature pyramid of four layers, followed by SegFormer's head; the layers are
+    `segmentation_levels`, counted from 1, by default evenly spaced). `segmentation_head_width` is the width of the
+    last two, by default the encoder's for the mask transformer and 256 for the all-MLP head. `decoder_norm` "group"
+    replaces BatchNorm by GroupNorm in the all-MLP and the classic pose head, for training with few images per batch.
 
     `pose_head` is ViTPose's "classic" (two deconvolutions of `pose_head_width` channels) or "simple"; the labels are
-    the keypoints. `pose_flip_test` averages heatmaps with those of the mirrored image, in which the keypoints of
-    `pose_flip_pairs` change places. `pose_target_sigma` is that of the targets in training, in pixels of the heatmap.
+    the keypoints. `pose_flip_test` averages heatmaps with those of the flipped image, in which the keypoints of
+    `pose_flip_pairs` are swapped. `pose_target_sigma` is that of the training targets, in pixels of the heatmap.
     """
 
     model_type = "vit_seg"
@@ -129,12 +128,12 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def stem_stride(self) -> int:
-        """Pixels per side of a cell of the map that is cut into patches."""
+        """The stride of the map that is cut into patches."""
         return 1 if self.stem == "patch" else 4 * 2 ** max(len(self.stem_depths) - 1, 0)
 
     @property
     def token_stride(self) -> tuple[int, int]:
-        """Pixels (height, width) that one token stands for."""
+        """The size of a token in pixels, (height, width)."""
         height, width = pair(self.patch_size)
         return height * self.stem_stride, width * self.stem_stride
 
@@ -144,30 +143,30 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
         return self.grid_of(*pair(self.image_size))
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the tokens of an image, whose sides are padded to whole tokens."""
+        """Rows and columns of tokens for an image, which is padded to multiples of a token."""
         rows, columns = self.token_stride
         return ceil_div(height, rows), ceil_div(width, columns)
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens before those of the patches."""
+        """The number of tokens before the patches."""
         return int(self.use_cls_token) + int(self.use_distillation_token) + self.num_register_tokens
 
     @property
     def num_prefix_positions(self) -> int:
-        """Position embeddings before those of the grid; an absent class token has its slot too."""
+        """The number of position embeddings before the grid's, including that of an absent class token."""
         return 1 + int(self.use_distillation_token) if self.position_embeddings_cover_prefix else 0
 
     @property
     def pyramid_layers(self) -> tuple[int, ...]:
-        """The four layers, counted from 1, that the feature pyramid is made of, finest first."""
+        """The four layers of the feature pyramid, counted from 1, finest first."""
         if self.segmentation_levels is not None:
             return tuple(self.segmentation_levels)
         depth = self.num_hidden_layers
         return tuple(max(depth * level // PYRAMID_LEVELS, 1) for level in range(1, PYRAMID_LEVELS + 1))
 
     def validate_sizes(self):
-        """Refuse sizes of more than two sides, and widths that the heads do not divide."""
+        """ValueError for sizes of more than two sides, and widths not divisible by the number of heads."""
         for field in ("image_size", "patch_size"):
             size = getattr(self, field)
             if not isinstance(size, int) and len(size) != 2:
@@ -175,7 +174,7 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
         if min(pair(self.patch_size)) <= 2 * self.patch_padding:
             raise ValueError(
                 f"VisionTransformerConfig.patch_padding {self.patch_padding} must be less than half of "
-                f"patch_size {self.patch_size}, else the patch convolution makes more tokens than there are patches"
+                f"patch_size {self.patch_size}, otherwise the convolution returns more tokens than there are patches"
             )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -184,20 +183,20 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
             )
 
     def validate_merging(self):
-        """Refuse shares outside [0, 1), and merging under a head that reads every layer's map."""
+        """ValueError for fractions outside [0, 1), and for merging with a head that reads several layers."""
         if not 0 <= self.token_merging < 1:
             raise ValueError(
-                f"VisionTransformerConfig.token_merging is a share of the patches, from 0 to below 1, got "
+                f"VisionTransformerConfig.token_merging is a fraction of the patches, from 0 to below 1, got "
                 f"{self.token_merging}"
             )
         if self.token_merging and self.segmentation_head == "all_mlp":
             raise ValueError(
-                "VisionTransformerConfig.token_merging leaves the layers different tokens, and segmentation_head "
-                "'all_mlp' needs the map of several: set token_merging to 0 or take another head"
+                "VisionTransformerConfig.token_merging changes the tokens between layers, and segmentation_head "
+                "'all_mlp' reads several layers: set token_merging to 0 or use another head"
             )
 
     def validate_levels(self):
-        """Refuse a pyramid of other than four layers, and layers that do not exist."""
+        """ValueError for a pyramid that does not have four layers, and for layers that do not exist."""
         levels = self.segmentation_levels
         known = range(1, self.num_hidden_layers + 1)
         if levels is not None and (len(levels) != PYRAMID_LEVELS or any(level not in known for level in levels)):

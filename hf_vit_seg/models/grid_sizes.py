@@ -1,14 +1,14 @@
-"""How many cells cover a side of an image, and how long they are together: one formula for each size.
+"""Sizes of grids that cover an image, each computed by one formula.
 
-torch.export records sizes as formulas of the image's height and width. It cannot prove that two different formulas of
-the same size are equal: it then refuses images of other sizes, or searches for a proof for minutes.
+torch.export records sizes as formulas of the image's height and width. It cannot prove that two different formulas
+of the same size are equal: it then restricts the sizes, or searches for a proof for minutes.
 """
 
 
 def ceil_div(side: int, step: int) -> int:
-    """How many cells of `step` pixels cover `side` pixels.
+    """The number of cells of `step` pixels that cover `side` pixels.
 
-    The dividend is positive (not `-(-side // step)`), because ONNX rounds quotients of integers towards zero.
+    The dividend is positive (not `-(-side // step)`), because ONNX rounds quotients of integers toward zero.
     """
     return (side + step - 1) // step
 

@@ -1,11 +1,11 @@
-"""Heatmaps of keypoints: how they are made of keypoints, compared, mirrored, and read again, as in ViTPose.
+"""Heatmaps of keypoints as in ViTPose: encoding, loss, flipping, and decoding.
 
 Sources: unbiased data processing (UDP, arXiv 1911.07524) for what a pixel of a heatmap stands for, DARK
-(arXiv 1910.06278) for reading one between its pixels, and mmpose 0.x for the numbers in both.
+(arXiv 1910.06278) for subpixel decoding, and mmpose 0.x for the constants of both.
 
 Shapes: B images, K keypoints, H W pixels of the image, h w of its heatmaps. Keypoints are (x, y) as in COCO, in pixels
-of the image that the model sees, whose first pixel's centre is (0, 0). By UDP the corners' centres are one another's:
-pixel i of a heatmap's row stands for i * (W - 1) / (w - 1) in the image.
+of the image that the model sees, whose first pixel's center is (0, 0). In UDP, the centers of corner pixels coincide:
+pixel i of a heatmap's row is at i * (W - 1) / (w - 1) in the image.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import conv2d, pad
 
-# Logarithms of a heatmap outside of this range are noise (mmpose).
+# Values of a heatmap are clamped to this range before taking logarithms (mmpose).
 SMALLEST, LARGEST = 1e-3, 50.0
 REACH = 3  # a target's Gaussian ends at this many sigmas, in rows and in columns
 
@@ -31,19 +31,19 @@ def heatmaps_from_keypoints(
     heatmap_size: tuple[int, int],
     sigma: float = 2.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Targets (B, K, h, w), Gaussians of height 1, and their weights (B, K), 0 for keypoints that do not count.
+    """Targets (B, K, h, w), Gaussians of height 1, and their weights (B, K), 0 for ignored keypoints.
 
     `keypoints` (B, K, 2) are (x, y) in the image; those whose `visible` (B, K) is 0, and those whose Gaussian lies
     outside, have an empty target and no weight. `sigma` is in pixels of the heatmap (ViTPose: 2).
     """
     rows, columns = heatmap_size
-    centres = keypoints / pixel_pitch(image_size, heatmap_size, keypoints)
-    nearest = (centres + 0.5).floor()
+    centers = keypoints / pixel_pitch(image_size, heatmap_size, keypoints)
+    nearest = (centers + 0.5).floor()
     reach = REACH * sigma
     factors, inside = [], visible > 0
     for axis, length in ((0, columns), (1, rows)):
         places = torch.arange(length, device=keypoints.device, dtype=keypoints.dtype)
-        gaussian = (-((places - centres[..., axis, None]) ** 2) / (2 * sigma**2)).exp()
+        gaussian = (-((places - centers[..., axis, None]) ** 2) / (2 * sigma**2)).exp()
         window = (places - nearest[..., axis, None]).abs() <= reach
         factors.append(gaussian * window)
         inside = inside & window.any(dim=-1)
@@ -52,12 +52,12 @@ def heatmaps_from_keypoints(
 
 
 def heatmap_loss(heatmaps: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over the pixels of all keypoints, those without weight counted as right (mmpose)."""
+    """Mean squared error over the pixels of all keypoints; those without weight have error 0 (mmpose)."""
     return ((heatmaps - targets) * weights[..., None, None]).square().mean()
 
 
 def check_pairs(pairs: Sequence[Sequence[int]], keypoints: int) -> None:
-    """Refuse pairs of keypoints that a model does not have."""
+    """ValueError for pairs of keypoints that a model does not have."""
     wrong = [tuple(pair) for pair in pairs if len(pair) != 2 or not all(0 <= index < keypoints for index in pair)]
     if wrong:
         raise ValueError(
@@ -66,8 +66,8 @@ def check_pairs(pairs: Sequence[Sequence[int]], keypoints: int) -> None:
         )
 
 
-def mirrored_back(heatmaps: torch.Tensor, pairs: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Heatmaps (B, K, h, w) of the mirrored image as heatmaps of the image: left and right change places."""
+def flip_back(heatmaps: torch.Tensor, pairs: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Heatmaps (B, K, h, w) of the flipped image as heatmaps of the image: left and right keypoints are swapped."""
     order = list(range(heatmaps.shape[1]))
     for left, right in pairs:
         order[left], order[right] = right, left
@@ -83,7 +83,7 @@ def gaussian_kernel(size: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def blurred(heatmaps: torch.Tensor, size: int) -> torch.Tensor:
-    """Heatmaps (B, K, h, w) under a Gaussian of `size` pixels per side, mirrored at the border."""
+    """Heatmaps (B, K, h, w) under a Gaussian of `size` pixels per side, reflected at the border."""
     kernel, radius = gaussian_kernel(size, heatmaps), size // 2
     mode = "reflect" if radius < min(heatmaps.shape[-2:]) else "replicate"
     single = pad(heatmaps.flatten(0, 1)[:, None], (radius,) * 4, mode=mode)  # (B * K, 1, h + 2r, w + 2r)
@@ -98,11 +98,11 @@ def newton_step(logs: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -
     """
     edged = pad(logs, (1, 1, 1, 1), mode="replicate")
     width = edged.shape[-1]
-    centre = (rows + 1) * width + columns + 1  # (B, K)
+    center = (rows + 1) * width + columns + 1  # (B, K)
     flat = edged.flatten(2)
 
     def at(down: int, right: int) -> torch.Tensor:
-        return flat.gather(2, (centre + down * width + right)[..., None])[..., 0]
+        return flat.gather(2, (center + down * width + right)[..., None])[..., 0]
 
     here, right, left, below, above = at(0, 0), at(0, 1), at(0, -1), at(1, 0), at(-1, 0)
     dx, dy = (right - left) / 2, (below - above) / 2
@@ -119,7 +119,7 @@ def keypoints_from_heatmaps(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keypoints (B, K, 2), (x, y) in pixels of the image of `image_size` (height, width), and their scores (B, K).
 
-    The highest pixel gives the score, and the place after a step to the top of a Gaussian (DARK) that is read from
+    The highest pixel gives the score; its position is refined by a step to the top of a Gaussian (DARK) fitted to
     the heatmap blurred by a Gaussian of `blur` pixels per side (ViTPose: 11).
     """
     heatmaps = heatmaps.to(torch.promote_types(heatmaps.dtype, torch.float32))
@@ -133,8 +133,8 @@ def keypoints_from_heatmaps(
 
 __all__ = [
     "check_pairs",
+    "flip_back",
     "heatmap_loss",
     "heatmaps_from_keypoints",
     "keypoints_from_heatmaps",
-    "mirrored_back",
 ]

@@ -1,4 +1,4 @@
-"""Images and segmentation maps of any container, mode and layout as tensors.
+"""Convert images and segmentation maps of any type, mode and layout to tensors.
 
 Shapes: C channels, H W pixels.
 """
@@ -12,8 +12,8 @@ from PIL import Image
 from transformers.image_utils import ChannelDimension
 
 
-def rgb_picture(image: Image.Image) -> Image.Image:
-    """Any PIL image as RGB: transparency is laid on white, 16-bit grey is divided by 257."""
+def rgb_image(image: Image.Image) -> Image.Image:
+    """Any PIL image as RGB: transparency is blended with white, 16-bit gray is divided by 257."""
     if image.mode.startswith("I"):
         pixels = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
@@ -25,7 +25,7 @@ def rgb_picture(image: Image.Image) -> Image.Image:
 
 
 def as_tensor(image: Any) -> torch.Tensor:
-    """A PIL image, array or tensor as a tensor of uint8 or float32, its axes as they come."""
+    """A PIL image, array or tensor as a tensor of uint8 or float32, with the same axes."""
     if isinstance(image, Image.Image):
         image = np.array(image)
     if not isinstance(image, torch.Tensor):
@@ -38,7 +38,7 @@ def as_tensor(image: Any) -> torch.Tensor:
 def channels_first(image: torch.Tensor, channels: Sequence[int], layout: str | ChannelDimension | None) -> torch.Tensor:
     """(H, W), (C, H, W) or (H, W, C) as (C, H, W).
 
-    Without a `layout` the axis whose length is in `channels` is taken, the first before the last.
+    Without a `layout`, the channel axis is the one whose length is in `channels`; the first takes precedence.
     """
     if image.ndim == 2:
         return image[None]
@@ -49,13 +49,13 @@ def channels_first(image: torch.Tensor, channels: Sequence[int], layout: str | C
                 return image if first else image.permute(2, 0, 1)
         raise ValueError(
             f"An image of shape {tuple(image.shape)} has no axis of {' or '.join(map(str, channels))} channels, "
-            "which is what image_mean asks for: pass input_data_format or a processor with one mean per channel"
+            "which image_mean requires: pass input_data_format or a processor with one mean per channel"
         )
     return image.permute(2, 0, 1) if ChannelDimension(layout) == ChannelDimension.LAST else image
 
 
 def rgb_channels(image: torch.Tensor) -> torch.Tensor:
-    """(1, H, W) or (4, H, W) as (3, H, W): grey is repeated, transparency laid on white; others stay."""
+    """(1, H, W) or (4, H, W) as (3, H, W): gray is repeated, transparency blended with white; others are unchanged."""
     if image.shape[0] == 1:
         return image.expand(3, -1, -1)
     if image.shape[0] != 4:
@@ -67,7 +67,7 @@ def rgb_channels(image: torch.Tensor) -> torch.Tensor:
 
 
 def class_map(image: Any) -> torch.Tensor:
-    """A segmentation map in any container as (H, W) int64; palettes are not looked at."""
+    """A segmentation map of any type as (H, W) int64; palettes are ignored."""
     if isinstance(image, Image.Image):
         image = np.array(image)
     labels = torch.as_tensor(np.asarray(image) if not isinstance(image, torch.Tensor) else image)
@@ -76,9 +76,9 @@ def class_map(image: Any) -> torch.Tensor:
     if labels.ndim != 2:
         raise ValueError(
             f"A segmentation map has one class index per pixel, shape (height, width); got {tuple(labels.shape)}. "
-            "Masks painted in colours must be turned into class indices first"
+            "Convert color masks to class indices first"
         )
     return labels.to(torch.int64)
 
 
-__all__ = ["as_tensor", "channels_first", "class_map", "rgb_channels", "rgb_picture"]
+__all__ = ["as_tensor", "channels_first", "class_map", "rgb_channels", "rgb_image"]

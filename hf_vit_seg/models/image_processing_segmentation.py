@@ -1,10 +1,9 @@
-"""Image processors of every architecture here, for segmentation and classification, in transformers' two backends.
+"""Image processors of all architectures, for segmentation and classification, with transformers' two backends.
 
 Shapes: B images, C channels, H W pixels, K classes. Images become (C, H, W) float32, segmentation maps (H, W) int64.
 
-Both backends share everything but the filter that resizes an image: reading any image, the size that is aimed at,
-the whole path of the segmentation maps, and the label maps. Pixels of a segmentation map that come from no pixel
-of the input (crop or padding beyond its border) are 255, which losses and metrics ignore.
+Both backends share everything except the filter that resizes an image: reading images, the target size, segmentation
+maps, and label maps. Padding of a segmentation map is 255, which losses and metrics ignore.
 """
 
 # pyright: reportIncompatibleMethodOverride=false
@@ -26,11 +25,11 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .grid_sizes import round_up
-from .image_processing_inputs import as_tensor, channels_first, class_map, rgb_channels, rgb_picture
+from .image_processing_inputs import as_tensor, channels_first, class_map, rgb_channels, rgb_image
 from .label_maps import label_map
 
 IGNORED = 255
-MOST_PIXELS = 2**28  # no image is resized beyond it: long thin ones reach any size by their shortest edge
+MOST_PIXELS = 2**28  # limit of a resized image: with `shortest_edge`, long thin images would become very large
 
 
 class ResizeError(ValueError):
@@ -38,11 +37,11 @@ class ResizeError(ValueError):
 
 
 class SemanticSegmentationKwargs(ImagesKwargs, total=False):
-    """What a processor here can be told beyond transformers' own image options.
+    """Options in addition to those of transformers' image processors.
 
     size_divisor: resized sides are rounded up to a multiple of it (after `size`).
-    do_reduce_labels: segmentation maps only: 0 becomes 255, 255 stays, any other value loses one.
-    palette: the colour of each class, as [red, green, blue] of 0 .. 255; saved along, used for pictures only.
+    do_reduce_labels: in segmentation maps, 0 becomes 255, 255 is unchanged, and 1 is subtracted from other values.
+    palette: the color of each class, as [red, green, blue] of 0 .. 255, for visualization.
     """
 
     size_divisor: int | None
@@ -74,35 +73,35 @@ def resized_sides(height: int, width: int, size: SizeDict, divisor: int | None) 
 
 
 def nearest_exact(labels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Resize a map (h, w) to (H, W): each pixel takes the value under its centre."""
+    """Resize a map (h, w) to (H, W): each pixel takes the value at its center."""
     rows = (2 * torch.arange(height, device=labels.device) + 1) * labels.shape[0] // (2 * height)
     columns = (2 * torch.arange(width, device=labels.device) + 1) * labels.shape[1] // (2 * width)
     return labels[rows[:, None], columns]
 
 
-def central_window(pixels: torch.Tensor, size: SizeDict, fill: int) -> torch.Tensor:
-    """The middle (..., H, W) of (..., h, w), with `fill` beyond the border."""
+def crop_center(pixels: torch.Tensor, size: SizeDict, fill: int) -> torch.Tensor:
+    """The center (..., H, W) of (..., h, w), padded with `fill`."""
     if size is None or not (size.height and size.width):
         raise ValueError(f"crop_size must have the keys height and width, got {size and dict(size)}")
-    return framed(pixels, size.height, size.width, fill, central=True)
+    return pad_or_crop(pixels, size.height, size.width, fill, central=True)
 
 
-def framed(pixels: torch.Tensor, height: int, width: int, fill: int, central: bool = False) -> torch.Tensor:
-    """Pad or cut (..., h, w) to (..., H, W), keeping the upper left corner or the centre in place."""
+def pad_or_crop(pixels: torch.Tensor, height: int, width: int, fill: int, central: bool = False) -> torch.Tensor:
+    """Pad or crop (..., h, w) to (..., H, W), aligned at the upper left corner or the center."""
     borders = []
     for missing in (width - pixels.shape[-1], height - pixels.shape[-2]):
-        before = int(missing / 2) if central else 0  # towards zero, as torchvision's centre crop rounds
+        before = int(missing / 2) if central else 0  # rounds toward zero, as torchvision's center crop does
         borders += [before, missing - before]
     return torch.nn.functional.pad(pixels, borders, value=fill)
 
 
-def reduced(labels: torch.Tensor) -> torch.Tensor:
-    """Take one from every class, so that 0 becomes 255; 255 stays."""
+def reduce_labels(labels: torch.Tensor) -> torch.Tensor:
+    """Subtract 1 from every class; 0 becomes 255, and 255 is unchanged."""
     return torch.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
 
 
 class SegmentationProcessing(BaseImageProcessor):
-    """What the two backends share; stands before the backend among a processor's bases."""
+    """Methods of both backends; must come before the backend in a processor's bases."""
 
     valid_kwargs = SemanticSegmentationKwargs
     resample = PILImageResampling.BILINEAR
@@ -122,10 +121,9 @@ class SegmentationProcessing(BaseImageProcessor):
     palette = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as they are saved; a map to code saved with them names both backends.
+        """The settings to save, with the classes of both backends in `auto_map`.
 
-        transformers writes the name of one class. With that its pipelines (5.23) ask whether to trust the code of a
-        video processor, which they take to be there.
+        transformers saves the name of one class only, after which its pipelines (5.23) look for a video processor.
         """
         settings = super().to_dict()
         if "AutoImageProcessor" in settings.get("auto_map", {}):
@@ -136,10 +134,10 @@ class SegmentationProcessing(BaseImageProcessor):
         return settings
 
     def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
-        """Turn images into `pixel_values` (B, C, H, W) and segmentation maps into `labels` (B, H, W) int64.
+        """Convert images to `pixel_values` (B, C, H, W) and segmentation maps to `labels` (B, H, W) int64.
 
         Images may be PIL images of any mode, arrays or tensors (channels first or last), one or a list. With
-        three means (or `do_convert_rgb`) grey, palette, CMYK, transparent and 16-bit images become RGB.
+        three means (or `do_convert_rgb`) gray, palette, CMYK, transparent and 16-bit images become RGB.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
@@ -151,22 +149,22 @@ class SegmentationProcessing(BaseImageProcessor):
         input_data_format: str | ChannelDimension | None = None,
     ) -> torch.Tensor:
         """One image as (C, H, W), uint8 or float32."""
-        bands = len(image_mean) if isinstance(image_mean, Sequence) else None
-        convert = bands == 3 if do_convert_rgb is None else do_convert_rgb
+        channels = len(image_mean) if isinstance(image_mean, Sequence) else None
+        convert = channels == 3 if do_convert_rgb is None else do_convert_rgb
         if isinstance(image, Image.Image):
             keeps_values = image.mode == "F" or (image.mode.startswith("I") and not convert)
-            if not keeps_values and (convert or bands == 1):
-                image = rgb_picture(image) if convert else rgb_picture(image).convert("L")
+            if not keeps_values and (convert or channels == 1):
+                image = rgb_image(image) if convert else rgb_image(image).convert("L")
             input_data_format = ChannelDimension.LAST
-        accepted = ([bands] if bands else []) + ([3, 1, 4] if convert or not bands else [])
+        accepted = ([channels] if channels else []) + ([3, 1, 4] if convert or not channels else [])
         pixels = channels_first(as_tensor(image), accepted, input_data_format)
         return (rgb_channels(pixels) if convert else pixels).contiguous()
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
         if isinstance(images, list | tuple):
-            grey = [isinstance(image, np.ndarray | torch.Tensor) and image.ndim == 2 for image in images]
+            gray = [isinstance(image, np.ndarray | torch.Tensor) and image.ndim == 2 for image in images]
             images = [
-                image[None] if flat and expected_ndims == 3 else image for image, flat in zip(images, grey, strict=True)
+                image[None] if flat and expected_ndims == 3 else image for image, flat in zip(images, gray, strict=True)
             ]
         elif isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 2:
             images = images[None]
@@ -182,14 +180,14 @@ class SegmentationProcessing(BaseImageProcessor):
         device: str | torch.device | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        pictures = [
+        pixels = [
             self.as_pixels(image, kwargs["image_mean"], do_convert_rgb, input_data_format)
             for image in self._prepare_images_structure(images)
         ]
         if device is not None:
-            pictures = [picture.to(device) for picture in pictures]
-        sides = [picture.shape[-2:] for picture in pictures]
-        features = self._preprocess(pictures, return_tensors=return_tensors, **kwargs)
+            pixels = [image.to(device) for image in pixels]
+        sides = [image.shape[-2:] for image in pixels]
+        features = self._preprocess(pixels, return_tensors=return_tensors, **kwargs)
         if segmentation_maps is not None:
             maps = [class_map(m) for m in self._prepare_images_structure(segmentation_maps, expected_ndims=2)]
             if [m.shape for m in maps] != sides:
@@ -214,17 +212,17 @@ class SegmentationProcessing(BaseImageProcessor):
         do_reduce_labels: bool,
         **kwargs: Any,
     ) -> list[torch.Tensor]:
-        """Segmentation maps through the geometry of their images: (H, W) int64 each."""
+        """Resize, crop and pad segmentation maps like their images: (H, W) int64 each."""
         if do_reduce_labels:
-            maps = [reduced(labels) for labels in maps]
+            maps = [reduce_labels(labels) for labels in maps]
         if do_resize:
             maps = [nearest_exact(m, *resized_sides(m.shape[0], m.shape[1], size, size_divisor)) for m in maps]
         if do_center_crop:
-            maps = [central_window(labels, crop_size, IGNORED) for labels in maps]
+            maps = [crop_center(labels, crop_size, IGNORED) for labels in maps]
         if do_pad:
             height = (pad_size and pad_size.height) or max(labels.shape[0] for labels in maps)
             width = (pad_size and pad_size.width) or max(labels.shape[1] for labels in maps)
-            maps = [framed(labels, height, width, IGNORED) for labels in maps]
+            maps = [pad_or_crop(labels, height, width, IGNORED) for labels in maps]
         return maps
 
     def post_process_semantic_segmentation(
@@ -235,10 +233,10 @@ class SegmentationProcessing(BaseImageProcessor):
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Label maps (H, W) int64 from `outputs.logits` (B, K, h, w), one for each image.
 
-        `target_sizes` are (height, width) for each image; without them the logits' own size is kept. The labels
-        are those of the resized logits' arg-max, without ever holding the resized logits; a model of one class
-        gives 1 where its probability exceeds one half, else 0. With `return_segmentation_scores` each result has
-        `segmentation` and `segmentation_scores`, the resized logits (K, H, W) in full.
+        `target_sizes` are (height, width) for each image, by default the logits' own size. Labels are the arg-max of
+        the resized logits, which are not stored. A model of one class returns 1 where its probability exceeds one
+        half, otherwise 0. With `return_segmentation_scores`, each result has `segmentation` and
+        `segmentation_scores`, the resized logits (K, H, W).
         """
         logits = outputs.logits
         if target_sizes is not None and len(target_sizes) != len(logits):
@@ -257,14 +255,14 @@ class SegmentationProcessing(BaseImageProcessor):
 
 
 def resized_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear resize of one image's logits: (K, h, w) -> (K, H, W)."""
+    """Bilinear resize of one image's logits: (K, h, w) to (K, H, W)."""
     if tuple(logits.shape[-2:]) == size:
         return logits
     return torch.nn.functional.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 class SemanticSegmentationImageProcessor(SegmentationProcessing, TorchvisionBackend):
-    """Images are resized by torchvision, with antialiasing, on any device."""
+    """Resizes images with torchvision and antialiasing, on any device."""
 
     def _preprocess(
         self, images: list[torch.Tensor], do_resize: bool, size: SizeDict, size_divisor: int | None, **kwargs: Any
@@ -278,12 +276,12 @@ class SemanticSegmentationImageProcessor(SegmentationProcessing, TorchvisionBack
         return super()._preprocess(images, do_resize=False, size=size, **kwargs)
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
-        """The middle of an image, with zeros beyond its border."""
-        return central_window(image, size, 0)
+        """The center of an image, padded with zeros."""
+        return crop_center(image, size, 0)
 
 
 class SemanticSegmentationImageProcessorPil(SegmentationProcessing, PilBackend):
-    """Images are resized by PIL, band by band: any number of bands, no torchvision needed."""
+    """Resizes images with PIL, channel by channel: any number of channels, without torchvision."""
 
     def _preprocess(
         self, images: list[torch.Tensor], do_resize: bool, size: SizeDict, size_divisor: int | None, **kwargs: Any
@@ -291,19 +289,21 @@ class SemanticSegmentationImageProcessorPil(SegmentationProcessing, PilBackend):
         arrays = [image.cpu().numpy() for image in images]
         if do_resize:
             sides = [resized_sides(image.shape[1], image.shape[2], size, size_divisor) for image in images]
-            arrays = [resized_bands(image, side, kwargs["resample"]) for image, side in zip(arrays, sides, strict=True)]
+            arrays = [
+                resize_channels(image, side, kwargs["resample"]) for image, side in zip(arrays, sides, strict=True)
+            ]
         return super()._preprocess(arrays, do_resize=False, size=size, **kwargs)
 
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
-        """The middle of an image, with zeros beyond its border."""
-        return central_window(torch.from_numpy(image.copy()), size, 0).numpy()
+        """The center of an image, padded with zeros."""
+        return crop_center(torch.from_numpy(image.copy()), size, 0).numpy()
 
 
-def resized_bands(image: np.ndarray, size: tuple[int, int], resample: int | None) -> np.ndarray:
-    """Resize (C, h, w) to (C, H, W) with PIL, whatever C is."""
+def resize_channels(image: np.ndarray, size: tuple[int, int], resample: int | None) -> np.ndarray:
+    """Resize (C, h, w) to (C, H, W) with PIL."""
     filter_ = PILImageResampling.BILINEAR if resample is None else PILImageResampling(resample)
     height, width = size
-    return np.stack([np.asarray(Image.fromarray(band).resize((width, height), filter_)) for band in image])
+    return np.stack([np.asarray(Image.fromarray(channel).resize((width, height), filter_)) for channel in image])
 
 
 __all__ = ["SemanticSegmentationImageProcessor", "SemanticSegmentationImageProcessorPil"]

@@ -1,27 +1,27 @@
-"""Exact label maps and score maps at any size, without ever holding the resized logits.
+"""Exact label maps and score maps at any size, without storing the resized logits.
 
 Shapes: B images, K classes, h w the logits' grid, H W the map, n cells, m candidate classes of a cell, P pixels of a
 cell along one axis.
 
-The label of a pixel is the arg-max over K of logits that are resized bilinearly. A resized value is a convex mix of
-the four logits at the corners of its cell. Hence, within a cell:
+The label of a pixel is the arg-max over K of bilinearly resized logits. A resized value is a convex combination of the
+four logits at the corners of its cell. Hence, within a cell:
 
-- where one class is the largest at all four corners, it is the largest everywhere: nothing is to be computed;
-- a class that lies below some mix of classes (here the mean of the corners' winners) at all four corners lies below
+- a class that is the largest at all four corners is the largest everywhere, and nothing has to be computed;
+- a class below some convex combination of classes (here the mean of the corners' winners) at all four corners is below
   it everywhere and cannot win: only the few others, the candidates, are resized.
 
-On photos 5 to 15 % of the cells are left by the first rule ("torn"), with 2 candidates on average by the second.
+On photos, the first rule leaves 5 to 15 % of the cells ("mixed"), and the second leaves 2 candidates on average.
 """
 
 from collections.abc import Iterator
 
 import torch
 
-from .bilinear_cells import Axis, neighbours, split_axis
+from .bilinear import Axis, RowResizing, resize_columns, split_axis, working_dtype
 
 CHUNK_BYTES = 32 * 2**20
-CANDIDATE_GROUPS = (4, 16)  # torn cells are resolved together with others of about as many candidates
-CROWDED = 0.25  # share of candidates among all classes from which resizing them all is faster
+CANDIDATE_GROUPS = (4, 16)  # mixed cells are resolved together with others of about as many candidates
+CROWDED = 0.25  # fraction of candidates among all classes above which resizing all of them is faster
 
 
 def label_map(
@@ -35,11 +35,11 @@ def label_map(
 
     Equal to `interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)` but for ties within the
     rounding of float32 (of float64 for such logits); of exactly tied classes the first wins. Logits in half
-    precision are resized in float32. A single class is 1 where its probability exceeds one half, else 0. NaN counts
-    as the lowest number, infinities as the largest finite ones.
+    precision are resized in float32. A single class is 1 where its probability exceeds one half, otherwise 0. NaN is
+    treated as the lowest number, infinities as the largest finite ones.
 
     `size` is (height, width), by default the logits' own; `dtype` an integer type that holds K - 1. Working memory
-    stays near `chunk_bytes`, or a few bytes per pixel of the map where that is more.
+    is about `chunk_bytes`, or a few bytes per pixel of the map if that is more.
     """
     size = checked_size(logits, size)
     classes = max(logits.shape[1], 2)
@@ -50,7 +50,7 @@ def label_map(
         for image, out in zip(logits, labels, strict=True):
             small = len(image) == 1 or 2 * out.numel() < image[0].numel()
             if small or not write_labels(image, out, chunk_bytes):
-                for rows, planes in logit_bands(image, size, chunk_bytes):
+                for rows, planes in resized_logits(image, size, chunk_bytes):
                     out[rows] = planes[0] > 0 if len(image) == 1 else planes.max(0).indices
     return labels
 
@@ -60,15 +60,15 @@ def score_map(
 ) -> torch.Tensor:
     """The probability of every pixel's most likely class: logits (B, K, h, w) -> scores (B, H, W) of 0 .. 1.
 
-    The largest softmax of the resized logits, in float32 or float64. With a single class it is the sigmoid itself,
-    the probability of label 1. Working memory is as for `label_map`.
+    The largest softmax of the resized logits, in float32 or float64. With a single class, the sigmoid: the probability
+    of label 1. Working memory is as for `label_map`.
     """
     size = checked_size(logits, size)
-    kind = torch.promote_types(logits.dtype, torch.float32)
+    kind = working_dtype(logits)
     scores = torch.empty((len(logits), *size), dtype=kind, device=logits.device)
     with torch.no_grad():
         for image, out in zip(logits, scores, strict=True):
-            for rows, planes in logit_bands(image, size, chunk_bytes):
+            for rows, planes in resized_logits(image, size, chunk_bytes):
                 if len(image) == 1:
                     out[rows] = planes[0].sigmoid()
                 else:
@@ -77,7 +77,7 @@ def score_map(
 
 
 def checked_size(logits: torch.Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
-    """The map's (height, width), after refusing what is no batch of logit maps."""
+    """The map's (height, width); ValueError if `logits` is not a batch of logit maps."""
     if logits.ndim != 4 or not logits.is_floating_point() or 0 in logits.shape[1:]:
         raise ValueError(
             "Label maps need floating-point logits of shape (images, classes, height, width), got "
@@ -85,76 +85,70 @@ def checked_size(logits: torch.Tensor, size: tuple[int, int] | None) -> tuple[in
         )
     height, width = logits.shape[-2:] if size is None else map(int, size)
     if height < 1 or width < 1:
-        raise ValueError(f"A label map has at least one pixel, asked was for size {(height, width)}")
+        raise ValueError(f"A label map has at least one pixel, requested was size {(height, width)}")
     return height, width
 
 
 def finite(logits: torch.Tensor) -> torch.Tensor:
-    """Logits in float32 or float64, with numbers in place of NaN and infinity."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    """Logits in float32 or float64, with NaN and infinities replaced."""
+    logits = logits.to(working_dtype(logits))
     if torch.isfinite(logits.sum()):
         return logits
-    bound = torch.finfo(logits.dtype).max / 8  # leaves room for the sum of four corners
+    bound = torch.finfo(logits.dtype).max / 8  # so that the sum of four corners is finite
     return logits.nan_to_num(nan=-bound).clamp(-bound, bound)
 
 
-def logit_bands(logits: torch.Tensor, size: tuple[int, int], chunk_bytes: int) -> Iterator[tuple[slice, torch.Tensor]]:
+def resized_logits(
+    logits: torch.Tensor, size: tuple[int, int], chunk_bytes: int
+) -> Iterator[tuple[slice, torch.Tensor]]:
     """Resize logits (K, h, w) a few rows at a time: the rows, and all their logits (K, rows, W)."""
-    kind = torch.promote_types(logits.dtype, torch.float32)
+    kind = working_dtype(logits)
     height, width = size
-    lower, upper, weight = (part.to(logits.device) for part in neighbours(logits.shape[1], height, kind))
-    weight = weight[:, None]
+    resizing = RowResizing(logits.shape[1], height, kind, logits.device)
     step = max(1, chunk_bytes // (4 * len(logits) * max(width, logits.shape[2]) * kind.itemsize))
     for first in range(0, height, step):
         rows = slice(first, min(first + step, height))
-        above, below = finite(logits[:, lower[rows]]), finite(logits[:, upper[rows]])
-        band = (1 - weight[rows]) * above + weight[rows] * below  # (K, rows, w)
-        shape = (band.shape[1], width)
-        yield (
-            rows,
-            torch.nn.functional.interpolate(band.contiguous()[None], size=shape, mode="bilinear", align_corners=False)[
-                0
-            ],
-        )
+        planes = resizing.resized(logits, rows, dim=1, convert=finite)  # (K, rows, w)
+        yield rows, resize_columns(planes[None], width)[0]
 
 
 def write_labels(logits: torch.Tensor, labels: torch.Tensor, chunk_bytes: int) -> bool:
-    """Fill `labels` (H, W) from logits (K, h, w) in bands of cells; False when the candidates are too many."""
+    """Fill `labels` (H, W) from logits (K, h, w), some rows of cells at a time; False for too many candidates."""
     classes, height, width = logits.shape
-    kind = torch.promote_types(logits.dtype, torch.float32)
+    kind = working_dtype(logits)
     rows = split_axis(height, labels.shape[0], kind, logits.device)
     columns = split_axis(width, labels.shape[1], kind, logits.device)
-    band = max(1, chunk_bytes // (8 * width * classes * kind.itemsize))
-    for first in range(0, height + 1, band):
-        stop = min(first + band, height + 1)
+    step = max(1, chunk_bytes // (8 * width * classes * kind.itemsize))
+    for first in range(0, height + 1, step):
+        stop = min(first + step, height + 1)
         samples = logits[:, max(first - 1, 0) : min(stop, height)]
-        values = finite(samples.permute(1, 2, 0)).contiguous()  # (r, w, K): the logits of a sample together
+        values = finite(samples.permute(1, 2, 0)).contiguous()  # (r, w, K): a sample's logits are contiguous
         out = labels[rows.start[first] : rows.start[stop]]
-        if not write_band(values, out, rows.cells(first, stop), columns, chunk_bytes):
+        if not write_cells(values, out, rows.cells(first, stop), columns, chunk_bytes):
             return False
     return True
 
 
-def write_band(values: torch.Tensor, labels: torch.Tensor, rows: Axis, columns: Axis, chunk_bytes: int) -> bool:
-    """`write_labels` for some rows of cells, with their samples as values (r, w, K)."""
+def write_cells(values: torch.Tensor, labels: torch.Tensor, rows: Axis, columns: Axis, chunk_bytes: int) -> bool:
+    """`write_labels` for some rows of cells, whose samples are `values` (r, w, K)."""
     winners = values.argmax(2).to(labels.dtype)  # (r, w)
     upper, lower = winners[rows.lower], winners[rows.upper]
     corners = torch.stack(
         [upper[:, columns.lower], upper[:, columns.upper], lower[:, columns.lower], lower[:, columns.upper]]
     )
     labels.copy_(corners[0][rows.cell][:, columns.cell])
-    torn = (corners != corners[0]).any(0)
-    torn &= (rows.start.diff() > 0)[:, None] & (columns.start.diff() > 0)
-    row, column = torn.nonzero(as_tuple=True)
+    mixed = (corners != corners[0]).any(0)
+    mixed &= (rows.start.diff() > 0)[:, None] & (columns.start.diff() > 0)
+    row, column = mixed.nonzero(as_tuple=True)
     step = max(1, chunk_bytes // (8 * values.shape[2] * values.itemsize))
     for part in torch.arange(len(row), device=row.device).split(step):
         i, j = row[part], column[part]
-        if not write_torn(values, corners[:, i, j].long(), labels, rows, columns, i, j):
+        if not write_mixed_cells(values, corners[:, i, j].long(), labels, rows, columns, i, j):
             return False
     return True
 
 
-def write_torn(
+def write_mixed_cells(
     values: torch.Tensor,
     winners: torch.Tensor,
     labels: torch.Tensor,
@@ -163,12 +157,14 @@ def write_torn(
     row: torch.Tensor,
     column: torch.Tensor,
 ) -> bool:
-    """Write the pixels of the n cells at (row, column), which have different `winners` (4, n) at their corners."""
+    """Write the pixels of the n cells at (row, column), whose corners have different `winners` (4, n)."""
     above, below = rows.lower[row], rows.upper[row]
     left, right = columns.lower[column], columns.upper[column]
     corners = torch.stack([values[above, left], values[above, right], values[below, left], values[below, right]])
     w = corners.gather(2, winners.T.expand(4, -1, -1))  # (4, n, 4): the winners' logits at each corner
-    mean = ((w[..., 0] + w[..., 1]) + (w[..., 2] + w[..., 3])) * 0.25  # in pairs: never rounded above the largest
+    mean = (
+        (w[..., 0] + w[..., 1]) + (w[..., 2] + w[..., 3])
+    ) * 0.25  # summed in pairs, so that rounding never exceeds the largest
     candidates = (corners >= mean[..., None]).any(0)  # (n, K)
     counts = candidates.sum(1)
     classes = candidates.shape[1]
@@ -180,14 +176,14 @@ def write_torn(
         at_least = max(at_least, at_most)
         if not len(cells):
             continue
-        table = listed(candidates[cells])  # (n, m)
+        table = indices_of(candidates[cells])  # (n, m)
         picked = corners[:, cells].gather(2, table.expand(4, -1, -1))  # (4, n, m)
-        resolve(picked, table, labels, rows, columns, row[cells], column[cells])
+        write_largest(picked, table, labels, rows, columns, row[cells], column[cells])
     return True
 
 
-def listed(chosen: torch.Tensor) -> torch.Tensor:
-    """The indices of each row's true entries, ascending: (n, K) -> (n, m); short rows repeat their first."""
+def indices_of(chosen: torch.Tensor) -> torch.Tensor:
+    """The indices of each row's true entries, ascending: (n, K) -> (n, m); shorter rows repeat their first index."""
     row, index = chosen.nonzero(as_tuple=True)
     counts = chosen.sum(1)
     first = counts.cumsum(0) - counts
@@ -196,7 +192,7 @@ def listed(chosen: torch.Tensor) -> torch.Tensor:
     return table
 
 
-def resolve(
+def write_largest(
     corners: torch.Tensor,
     classes: torch.Tensor,
     labels: torch.Tensor,
@@ -205,7 +201,7 @@ def resolve(
     row: torch.Tensor,
     column: torch.Tensor,
 ) -> None:
-    """Resize the candidates' logits `corners` (4, n, m) within their cells and write the largest one's class."""
+    """Resize the candidates' logits `corners` (4, n, m) within their cells, and write the class of the largest."""
     down, across = rows.weights[row][:, :, None], columns.weights[column][:, None, :]  # (n, P, 1), (n, 1, P)
     indices = classes.to(labels.dtype)[:, :, None, None]
     best = label = torch.empty(0)

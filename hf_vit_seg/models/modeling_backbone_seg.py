@@ -1,13 +1,13 @@
-"""Any backbone of transformers' AutoBackbone with a segmentation head of this package.
+"""Any transformers backbone (AutoBackbone) with a segmentation head.
 
 Shapes: B images, C channels, H W pixels, h_i w_i grid of map i (0 is the finest), K classes.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from math import lcm
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,124 +17,55 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .backbone_loading import gives_channels_last, hub_options, loaded_backbone, new_backbone, stored_config
-from .carried_code import plugged_head
-from .chosen_heads import DEFAULT_WIDTH, linear_head, mask_transformer_head, pyramid_head
-from .configuration_backbone_seg import LEVELS, SINGLE_MAP_HEADS, BackboneSegmentationConfig
-from .feature_strides import Stride, feature_strides
-from .image_bands import check_channels
-from .image_padding import padded_to_whole
+from .backbone_loading import (
+    feature_strides,
+    gives_channels_last,
+    hub_options,
+    loaded_backbone,
+    new_backbone,
+    stored_config,
+)
+from .bilinear import crop_to_image_extent, pad_to_multiple
+from .configuration_backbone_seg import BackboneSegmentationConfig
+from .layers import check_channels
 from .losses import segmenter_output
-from .plugged_heads import PLUGGED_HEADS
 from .recomputation import count_batches_once
-from .segmentation_heads import AllMLPHead
-from .vit_segmentation_heads import initialise_head, sample_extent
+from .segmentation_heads import HEADS, find_head, has_rising_strides, initialize_head
 
 CONFIG_FIELDS = {field.name for field in fields(BackboneSegmentationConfig)} - {"dtype"} | {"num_labels"}
-HEAD_CHANNELS = 64  # of each attention head of the mask transformer
-INITIALISED = "_is_hf_initialized"  # by which transformers knows modules that it need not initialise
-TENSOR_ACCOUNTS = ("missing_keys", "unexpected_keys", "mismatched_keys")
+ATTENTION_HEAD_DIM = 64  # of the mask transformer, as in all published ViTs
+INITIALIZED = "_is_hf_initialized"  # the attribute by which transformers skips initialized modules
+TENSOR_KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
-def cell_classifier(config: BackboneSegmentationConfig, channels: Sequence[int]) -> nn.Module:
-    """A classifier per cell."""
-    return linear_head(config, channels[0])
-
-
-def segmenter_decoder(config: BackboneSegmentationConfig, channels: Sequence[int]) -> nn.Module:
-    """Segmenter's decoder; its attention heads are as wide as those of all published ViTs."""
-    return mask_transformer_head(config, channels[0], HEAD_CHANNELS)
-
-
-def feature_pyramid_head(config: BackboneSegmentationConfig, channels: Sequence[int]) -> nn.Module:
-    """A pyramid made of maps of one stride, and an all-MLP head."""
-    return pyramid_head(config, channels[0])
-
-
-def all_mlp_head(config: BackboneSegmentationConfig, channels: Sequence[int]) -> nn.Module:
-    """SegFormer's head over a backbone's own pyramid."""
-    return AllMLPHead(
-        channels,
-        config.segmentation_head_width or DEFAULT_WIDTH,
-        cast(int, config.num_labels),
-        norm_eps=config.segmentation_norm_eps,
-        dropout=config.classifier_dropout_prob,
-        norm=config.decoder_norm,
-    )
-
-
-class HeadChoice(NamedTuple):
-    """A head, and which maps it reads, in words and as a test of their strides."""
-
-    build: Callable[[BackboneSegmentationConfig, Sequence[int]], nn.Module]
-    reads: str
-    fits: Callable[[Sequence[Stride]], bool]
-
-
-def one_map(strides: Sequence[Stride]) -> bool:
-    """Whether there is a single map."""
-    return len(strides) == 1
-
-
-def one_stride(strides: Sequence[Stride]) -> bool:
-    """Whether there are as many maps as a pyramid has levels, alike in size."""
-    return len(strides) == LEVELS and len(set(strides)) == 1
-
-
-def rising_strides(strides: Sequence[Stride]) -> bool:
-    """Whether the maps are of several sizes, finest first."""
-    return len(set(strides)) > 1 and all(list(side) == sorted(side) for side in zip(*strides, strict=True))
-
-
-HEADS: Mapping[str, HeadChoice] = {
-    "linear": HeadChoice(cell_classifier, "a single map", one_map),
-    "mask_transformer": HeadChoice(segmenter_decoder, "a single map", one_map),
-    "feature_pyramid": HeadChoice(feature_pyramid_head, f"{LEVELS} maps of one stride", one_stride),
-    "all_mlp": HeadChoice(all_mlp_head, "maps of several strides, finest first", rising_strides),
-}
-
-
-def head_choice(name: str) -> HeadChoice:
-    """The head called `name`, ours or a plugin's, which reads what it is given; ValueError where there is none."""
-    if name in HEADS:
-        return HEADS[name]
-    if name not in PLUGGED_HEADS:
-        known = ", ".join([*HEADS, *PLUGGED_HEADS])
-        raise ValueError(
-            f"there is no segmentation_head '{name}', here or in an installed plugin; known are {known}; the card of a "
-            "model that wears it (README.md) names the package to install"
-        )
-    return HeadChoice(plugged_head, "any maps", lambda _: True)
-
-
-def chosen_head(config: BackboneSegmentationConfig, strides: Sequence[Stride]) -> str:
-    """The head's name; ValueError for one that is not known or cannot read maps of these strides."""
-    name = config.segmentation_head or ("all_mlp" if rising_strides(strides) else "feature_pyramid")
-    reads, fits = head_choice(name)[1:]
-    if fits(strides):
+def select_head(config: BackboneSegmentationConfig, strides: Sequence[tuple[int, int]]) -> str:
+    """The head's name; ValueError if it is unknown or cannot read maps of these strides."""
+    name = config.segmentation_head or ("all_mlp" if has_rising_strides(strides) else "feature_pyramid")
+    head = find_head(name)
+    if head.fits(strides):
         return name
-    chosen = config.segmentation_levels is not None
-    able = [
+    levels_are_given = config.segmentation_levels is not None
+    suitable = [
         f"'{other}'"
-        for other, choice in HEADS.items()
-        if choice.fits(strides) or (not chosen and other in SINGLE_MAP_HEADS)
+        for other, spec in HEADS.items()
+        if spec.fits(strides) or (not levels_are_given and spec.num_maps == 1)
     ]
     found = ", ".join(f"{rows}" if rows == columns else f"{rows}x{columns}" for rows, columns in strides)
     raise ValueError(
-        f"segmentation_head '{name}' reads {reads}, but the '{config.backbone.model_type}' backbone gives "
-        f"{len(strides)} of stride {found} (stages {', '.join(map(str, config.backbone.out_features))}): take "
-        f"{' or '.join([*able, 'other segmentation_levels'])}"
+        f"segmentation_head '{name}' reads {head.reads}, but the '{config.backbone.model_type}' backbone returns "
+        f"{len(strides)} of stride {found} (stages {', '.join(map(str, config.backbone.out_features))}): use "
+        f"{' or '.join([*suitable, 'other segmentation_levels'])}"
     )
 
 
 class BackboneForSemanticSegmentation(PreTrainedModel):
-    """A backbone and the head that `config.segmentation_head` names, or that fits its strides."""
+    """A backbone with the head selected by `config.segmentation_head`, or by its strides."""
 
     config: BackboneSegmentationConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
-    accepts_loss_kwargs = False  # else Trainer would divide by a count of labels that includes ignored pixels
+    accepts_loss_kwargs = False  # otherwise Trainer would divide by a count of labels that includes ignored pixels
     supports_gradient_checkpointing = True
     _no_split_modules = ["VisionTransformerLayer", "AllMLPHead"]
     _supports_sdpa = True
@@ -144,21 +75,21 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
     _can_compile_fullgraph = True
 
     def __init__(self, config: BackboneSegmentationConfig, backbone: PreTrainedModel | None = None):
-        """Build the model around a new backbone, or around one that is built and loaded already."""
+        """Build the model with a new backbone, or with one that has been loaded."""
         super().__init__(config)
         config.check_parts()
         self.backbone: Any = new_backbone(config.backbone) if backbone is None else backbone
-        config.backbone_config = self.backbone.config  # timm has settled its stages in it
+        config.backbone_config = self.backbone.config  # timm has added its stages
         strides = feature_strides(self.backbone)
-        self.turns_maps = gives_channels_last(self.backbone)
+        self.has_channels_last_maps = gives_channels_last(self.backbone)
         self.token = lcm(*(rows for rows, _ in strides)), lcm(*(columns for _, columns in strides))
-        self.head_name = chosen_head(config, strides)
-        self.decode_head = head_choice(self.head_name).build(config, self.backbone.channels)
+        self.head_name = select_head(config, strides)
+        self.decode_head = find_head(self.head_name).build(config, self.backbone.channels, ATTENTION_HEAD_DIM)
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module | None:
-        """The backbone's; None for one that names none, as convolutional ones do."""
+        """The backbone's; None if it has none, as convolutional ones."""
         try:
             return self.backbone.get_input_embeddings()
         except NotImplementedError:
@@ -170,15 +101,15 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The head's; the backbone initialises itself."""
-        if not initialise_head(module, self.config.initializer_range):
+        """The head's; the backbone initializes itself."""
+        if not initialize_head(module, self.config.initializer_range):
             super()._init_weights(module)
 
     @classmethod
     def config_around(
         cls, path: str | os.PathLike, head: str | None = None, hub: Mapping[str, Any] | None = None, **settings: Any
     ) -> BackboneSegmentationConfig:
-        """The config of a model around a bare backbone checkpoint; `hub` says where it is (`revision`, `token` ...)."""
+        """The config of a model with the backbone of a checkpoint; `hub` has options such as `revision`."""
         bare = stored_config(path, **(hub or {}))
         return BackboneSegmentationConfig(backbone_config=bare, segmentation_head=head, **settings)
 
@@ -192,29 +123,29 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
         output_loading_info: bool = False,
         **settings: Any,
     ) -> Any:
-        """A model with the weights of a bare backbone checkpoint, a directory or Hub id, and a fresh head.
+        """A model with the weights of a backbone checkpoint, a directory or Hub id, and a randomly initialized head.
 
         `settings` are fields of BackboneSegmentationConfig (`id2label`, `segmentation_head_width` ...) and options of
-        `from_pretrained` (`revision`, `dtype`, `attn_implementation` ...). A `config` takes the place of `head` and of
-        the fields. With `output_loading_info` also transformers' account of missing, unexpected and mismatched
-        tensors. ValueError for checkpoints that have no AutoBackbone, and for a head that cannot read its maps.
+        `from_pretrained` (`revision`, `dtype`, `attn_implementation` ...). A `config` replaces `head` and the fields.
+        `output_loading_info` adds transformers' lists of missing, unexpected and mismatched tensors to the result.
+        ValueError for checkpoints without an AutoBackbone, and for a head that cannot read the backbone's maps.
         """
-        described = {name: value for name, value in settings.items() if name in CONFIG_FIELDS}
+        fields_given = {name: value for name, value in settings.items() if name in CONFIG_FIELDS}
         loading = {name: value for name, value in settings.items() if name not in CONFIG_FIELDS}
         if config is None:
-            config = cls.config_around(path, head, hub_options(loading), **described)
+            config = cls.config_around(path, head, hub_options(loading), **fields_given)
         config._attn_implementation = loading.pop("attn_implementation", config._attn_implementation)
-        backbone, account = loaded_backbone(path, config.backbone, **loading)
+        backbone, info = loaded_backbone(path, config.backbone, **loading)
         for module in backbone.modules():
-            setattr(module, INITIALISED, True)  # what is loaded stays
+            setattr(module, INITIALIZED, True)  # keep what was loaded
         model = cls._from_config(config, dtype=backbone.dtype, backbone=backbone).eval()
-        return (model, model.account_of(account)) if output_loading_info else model
+        return (model, model.loading_info(info)) if output_loading_info else model
 
-    def account_of(self, backbone: Mapping[str, Any]) -> dict[str, Any]:
-        """The account of a backbone's tensors as that of all tensors of this model."""
+    def loading_info(self, backbone: Mapping[str, Any]) -> dict[str, Any]:
+        """The loading info of a backbone as that of this model."""
         named = {
             kind: {(f"backbone.{n[0]}", *n[1:]) if isinstance(n, tuple) else f"backbone.{n}" for n in backbone[kind]}
-            for kind in TENSOR_ACCOUNTS
+            for kind in TENSOR_KINDS
         }
         named["missing_keys"] |= {name for name in self.state_dict() if name.startswith("decode_head.")}
         return named
@@ -226,22 +157,20 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SemanticSegmenterOutput:
-        """Segment images (B, C, H, W): logits (B, K, h, w) of the finest map's grid, 4 times finer for the pyramid.
+        """Segment images (B, C, H, W): logits (B, K, h, w) on the finest map's grid, 4 times finer for the pyramid.
 
-        Sides that are no multiple of the coarsest map's cell are padded with zeros for the backbone; the logits are
-        sampled such that they span the image alone.
-
-        `labels` are class maps (B, H', W') of any size, int64; `segmenter_output` tells which pixels count.
+        The backbone's input is zero-padded to multiples of the coarsest map's cell, and the logits are resampled to
+        span the image alone. `labels` are class maps (B, H', W') of any size, int64, see `segmenter_output`.
         """
         check_channels(self.config, pixel_values)
         height, width = pixel_values.shape[-2:]
-        padded = padded_to_whole(pixel_values, self.token)
+        padded = pad_to_multiple(pixel_values, self.token)
         outputs = self.backbone.forward_with_filtered_kwargs(padded, return_dict=True, **kwargs)
         maps = outputs.feature_maps
-        if self.turns_maps:
+        if self.has_channels_last_maps:
             maps = [feature_map.permute(0, 3, 1, 2) for feature_map in maps]
-        logits = self.decode_head(maps[0] if self.head_name in SINGLE_MAP_HEADS else maps)
-        logits = sample_extent(logits, (height, width), self.token)
+        logits = self.decode_head(maps)
+        logits = crop_to_image_extent(logits, (height, width), self.token)
         return segmenter_output(self.config, outputs, logits, labels)
 
 

@@ -4,7 +4,7 @@ Equation numbers are the paper's. Shapes: B images, C channels, H W grid of the 
 (0 or 1), T = P + N, M keys and values (P of them class tokens), K classes.
 
 A stage works on tokens (B, T, C); its grid is a view (B, C, H, W), channels-last, of the last N of them, so that
-nothing is ever transposed.
+nothing is transposed.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import conv2d
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -32,20 +30,12 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
-from .attention import eager_attention_forward
+from .all_mlp_head import AllMLPHead
 from .configuration_cvt import CvTConfig
-from .drop_path import DropPath
-from .fast_paths import channels_last, unhooked
-from .image_bands import check_channels
+from .cpu_kernels import PointwiseLinear, accelerated_by, channels_last, in_row_strips, with_folded_norm
+from .layers import DropPath, check_channels, eager_attention_forward
 from .losses import segmenter_output
-from .pointwise import PointwiseLinear
 from .recomputation import count_batches_once
-from .row_strips import row_strips, strips_pay, strips_pay_in
-from .segmentation_heads import AllMLPHead
-
-# Largest temporary of the MLP on a CPU: from 4 MiB on, the allocator maps new pages (see row_strips).
-STRIP_BYTES = 3 * 2**20
-FOLDED_DTYPES = (torch.float32, torch.float64)
 
 Grid = tuple[int, int]
 
@@ -68,7 +58,7 @@ def as_tokens(feature_map: torch.Tensor) -> torch.Tensor:
 
 
 def stage_rate(rates: float | Sequence[float], stage: int) -> float:
-    """A stage's entry of a rate, of which the config has made one number per stage."""
+    """A stage's rate; the config has expanded single numbers to one per stage."""
     return cast(Sequence[float], rates)[stage]
 
 
@@ -92,53 +82,22 @@ class CvTPatchEmbeddings(nn.Module):
 
 
 class DepthwiseProjection(nn.Module):
-    """Equation 2 up to its linear part: a depthwise convolution without bias, and BatchNorm.
+    """Equation 2 without its linear part: a depthwise convolution without bias, and BatchNorm."""
 
-    In evaluation BatchNorm is a factor and a summand per channel. On a CPU without autograd they are worked into the
-    kernel, anew at every call: that is nine numbers per channel and takes 10 microseconds, so nothing is kept that
-    could become stale.
-    """
+    export_form = "convolution_with_norm"
 
     def __init__(self, width: int, kernel: int, stride: int, padding: int, norm_eps: float):
         super().__init__()
         self.convolution = nn.Conv2d(width, width, kernel, stride, padding, groups=width, bias=False)
         self.norm = nn.BatchNorm2d(width, eps=norm_eps)
 
+    @accelerated_by(with_folded_norm)
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        if not self.training and strips_pay(feature_map) and self.is_plain(feature_map.dtype):
-            return self.forward_folded(feature_map)
         return self.norm(self.convolution(feature_map))
-
-    def is_plain(self, dtype: torch.dtype) -> bool:
-        """Whether the layers are those built here, on their device and without hooks, in `dtype`."""
-        kinds = type(self.convolution), type(self.norm)
-        return (
-            kinds == (nn.Conv2d, nn.BatchNorm2d)
-            and dtype in FOLDED_DTYPES
-            and dtype == self.convolution.weight.dtype == self.norm.weight.dtype
-            and not self.norm.training
-            and not self.convolution.weight.is_meta
-            and unhooked(self)
-        )
-
-    def deployed(self) -> nn.Module:
-        """The same as one layer, for exported programs; as it is where something was put in a layer's place."""
-        if not self.is_plain(self.convolution.weight.dtype):
-            return self
-        return fuse_conv_bn_eval(self.convolution, self.norm)
-
-    def forward_folded(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """The same as one convolution with bias."""
-        convolution, norm = self.convolution, self.norm
-        assert norm.running_var is not None and norm.running_mean is not None  # as built here
-        scale = (norm.running_var + norm.eps).rsqrt_().mul_(norm.weight)  # (C,)
-        shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
-        weight = convolution.weight * scale[:, None, None, None]
-        return conv2d(feature_map, weight, shift, convolution.stride, convolution.padding, 1, convolution.groups)
 
 
 def query_projection(config: CvTConfig, stage: int) -> nn.Module | None:
-    """What stands before the queries' linear layer; None if nothing does."""
+    """The convolution before the queries' linear layer, if any."""
     kernel = config.kernel_qkv[stage]
     if config.projection_methods[stage] != "dw_bn":
         return None
@@ -146,7 +105,7 @@ def query_projection(config: CvTConfig, stage: int) -> nn.Module | None:
 
 
 def key_projection(config: CvTConfig, stage: int) -> nn.Module | None:
-    """What stands before the keys' and the values' linear layers; None if nothing does."""
+    """The convolution or pooling before the keys' and values' linear layers, if any."""
     shape = config.kernel_qkv[stage], config.stride_kv[stage], config.padding_kv[stage]
     builders = {
         "dw_bn": lambda: DepthwiseProjection(config.hidden_sizes[stage], *shape, config.batch_norm_eps),
@@ -159,8 +118,8 @@ def key_projection(config: CvTConfig, stage: int) -> nn.Module | None:
 class CvTAttention(nn.Module):
     """Section 3.2: attention whose queries, keys and values are convolved, keys and values to a smaller grid.
 
-    Scores are scaled by the whole width C and not by that of a head, as in the released code. Class tokens pass the
-    convolutions by.
+    Scores are scaled by the full width C rather than that of a head, as in the released code. Class tokens bypass the
+    convolutions.
     """
 
     def __init__(self, config: CvTConfig, stage: int):
@@ -180,7 +139,7 @@ class CvTAttention(nn.Module):
         self.o_proj = PointwiseLinear(width, width)
 
     def project(self, tokens: torch.Tensor, grid: Grid, convolution: nn.Module | None, linear: nn.Module):
-        """Equation 2: (B, T, C) -> (B, heads, M, C/heads)."""
+        """Equation 2: (B, T, C) to (B, heads, M, C/heads)."""
         if convolution is not None:
             convolved = as_tokens(convolution(as_map(tokens, grid)))
             prefix = tokens[:, : -(grid[0] * grid[1])]  # (B, P, C)
@@ -207,39 +166,26 @@ class CvTAttention(nn.Module):
 
 
 class CvTMLP(nn.Module):
-    """Two linear layers per token, a strip of tokens at a time where that is faster."""
+    """Two linear layers with an activation in between."""
 
     def __init__(self, config: CvTConfig, stage: int):
         super().__init__()
         width = config.hidden_sizes[stage]
-        hidden = int(width * config.mlp_ratios[stage])
-        self.fc1 = PointwiseLinear(width, hidden)
+        self.expanded_width = int(width * config.mlp_ratios[stage])
+        self.fc1 = PointwiseLinear(width, self.expanded_width)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = PointwiseLinear(hidden, width)
+        self.fc2 = PointwiseLinear(self.expanded_width, width)
         self.dropout = nn.Dropout(stage_rate(config.hidden_dropout_prob, stage))
 
+    @in_row_strips()
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        if strips_pay_in(self, tokens):
-            return self.forward_in_strips(tokens.flatten(0, 1)).view(tokens.shape)
-        return self.transform(tokens)
-
-    def transform(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(.., C) to (.., C)."""
-        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(tokens)))))
-
-    def forward_in_strips(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The same for (B*T, C)."""
-        strips = row_strips(len(tokens), self.fc1.out_features * tokens.element_size(), STRIP_BYTES)
-        if len(strips) == 1:
-            return self.transform(tokens)
-        transformed = torch.empty_like(tokens)
-        for first, last in strips:
-            transformed[first:last] = self.transform(tokens[first:last])
-        return transformed
+        """(.., C) to the same shape."""
+        expanded = self.dropout(self.activation(self.fc1(tokens)))
+        return self.dropout(self.fc2(expanded))
 
 
 class CvTLayer(GradientCheckpointingLayer):
-    """Attention and MLP, each behind a norm and a residual connection (figure 2b)."""
+    """Attention and MLP, each with a norm before it and a residual connection around it (figure 2b)."""
 
     def __init__(self, config: CvTConfig, stage: int, drop_path_rate: float):
         super().__init__()
@@ -258,7 +204,7 @@ class CvTLayer(GradientCheckpointingLayer):
 
 
 class CvTStage(nn.Module):
-    """One level of the encoder: (B, C, H, W) in, (B, C', H', W') and the class token (B, P, C') out."""
+    """One level of the encoder: (B, C, H, W) to (B, C', H', W') and the class token (B, P, C')."""
 
     def __init__(self, config: CvTConfig, stage: int):
         super().__init__()
@@ -284,7 +230,7 @@ class CvTStage(nn.Module):
 
 
 class CvTPreTrainedModel(PreTrainedModel):
-    """What all CvT models share: attention choice, recording of outputs, initialisation."""
+    """Base class: attention implementations, recorded outputs, and initialization."""
 
     config: CvTConfig
     base_model_prefix = "cvt"
@@ -325,34 +271,33 @@ class CvTPreTrainedModel(PreTrainedModel):
 
 
 def build_stages(config: CvTConfig) -> nn.ModuleList:
-    """The encoder's stages."""
     return nn.ModuleList([CvTStage(config, stage) for stage in range(len(config.depths))])
 
 
 def level_norms(config: CvTConfig, stages: Sequence[str]) -> nn.ModuleDict:
-    """A norm for each of the stages that a head takes, by its name: stages end without one."""
+    """A norm by stage name for each stage that a head reads; stages themselves do not end with one."""
     widths = dict(zip(config.stage_names, config.hidden_sizes, strict=True))
     return nn.ModuleDict({name: nn.LayerNorm(widths[name], eps=config.layer_norm_eps) for name in stages})
 
 
-def normalised(norm: nn.Module, feature_map: torch.Tensor) -> torch.Tensor:
-    """A feature map (B, C, H, W) normalised over its channels."""
+def normalize_channels(norm: nn.Module, feature_map: torch.Tensor) -> torch.Tensor:
+    """Apply a norm to the channels of a feature map (B, C, H, W)."""
     return norm(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def check_image(config: CvTConfig, pixel_values: torch.Tensor) -> None:
-    """Refuse images of another channel count, and images that are smaller than the first stage's kernels."""
+    """ValueError for images with a different number of channels, or smaller than the convolutions' kernels."""
     check_channels(config, pixel_values)
     height, width = pixel_values.shape[-2:]
-    least = 1
+    smallest = 1
     for kernel, stride, padding in zip(
         config.patch_sizes[::-1], config.strides[::-1], config.paddings[::-1], strict=True
     ):
-        least = max((least - 1) * stride + kernel - 2 * padding, 1)
-    if height < least or width < least:
+        smallest = max((smallest - 1) * stride + kernel - 2 * padding, 1)
+    if height < smallest or width < smallest:
         raise ValueError(
-            f"CvT needs images of at least {least}x{least} pixels, got {height}x{width}: resize or pad them, as the "
-            "image processor does"
+            f"CvT needs images of at least {smallest}x{smallest} pixels, got {height}x{width}: resize or pad them, as "
+            "the image processor does"
         )
 
 
@@ -370,8 +315,8 @@ class CvTModel(CvTPreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> CvTModelOutput:
         """Encode images.
 
-        `pixel_values` are normalised images (B, C, H, W) of at least 3x3 pixels, sides of any length; the first grid
-        has floor((H + 1) / 4) rows. `hidden_states`, when asked for, are the feature maps of the stages at 1/4, 1/8
+        `pixel_values` are normalized images (B, C, H, W) of at least 3x3 pixels, with sides of any length; the first
+        grid has floor((H + 1) / 4) rows. `hidden_states`, if requested, are the feature maps of the stages at 1/4, 1/8
         and 1/16.
         """
         check_image(self.config, pixel_values)
@@ -391,7 +336,7 @@ class CvTForImageClassification(CvTPreTrainedModel):
         self.cvt = CvTModel(config)
         self.norm = nn.LayerNorm(config.hidden_sizes[-1], eps=config.layer_norm_eps)
         self.classifier = nn.Linear(config.hidden_sizes[-1], cast(int, config.num_labels))
-        self.loss_type = "ForImageClassification"  # else a subclass's loss is chosen by its name
+        self.loss_type = "ForImageClassification"  # otherwise transformers chooses a subclass's loss by its name
         self.post_init()
 
     @can_return_tuple
@@ -412,9 +357,9 @@ class CvTForImageClassification(CvTPreTrainedModel):
 
 
 class CvTForSemanticSegmentation(CvTPreTrainedModel):
-    """The encoder with SegFormer's all-MLP decode head on its three levels, each behind a norm."""
+    """The encoder with SegFormer's all-MLP decode head on its three levels, each normalized first."""
 
-    accepts_loss_kwargs = False  # else Trainer would divide by a count of labels that includes ignored pixels
+    accepts_loss_kwargs = False  # otherwise Trainer would divide by a count of labels that includes ignored pixels
 
     def __init__(self, config: CvTConfig):
         super().__init__(config)
@@ -424,7 +369,7 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
             in_channels=config.hidden_sizes,
             width=config.decoder_hidden_size,
             num_labels=cast(int, config.num_labels),
-            flavour=config.decoder_flavour,
+            flavor=config.decoder_flavour,
             norm_eps=config.decoder_norm_eps,
             dropout=config.classifier_dropout_prob,
             norm=config.decoder_norm,
@@ -441,18 +386,21 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
     ) -> SemanticSegmenterOutput:
         """Segment images (B, C, H, W): logits (B, K, floor((H + 1) / 4), floor((W + 1) / 4)).
 
-        `labels` are class maps (B, h, w) of any size, int64, with `config.semantic_loss_ignore_index` where a
-        pixel does not count. The loss is the mean over the pixels that count (0 when none does), at the labels'
-        resolution; with one label it is binary.
+        `labels` are class maps (B, h, w) of any size, int64, with `config.semantic_loss_ignore_index` for
+        ignored pixels. The loss is the mean over all other pixels (0 if there are none), at the labels' resolution;
+        with one label it is binary.
         """
         outputs = self.cvt(pixel_values, **kwargs)
-        levels = [normalised(norm, m) for norm, m in zip(self.level_norms.values(), outputs.hidden_states, strict=True)]
+        levels = [
+            normalize_channels(norm, m)
+            for norm, m in zip(self.level_norms.values(), outputs.hidden_states, strict=True)
+        ]
         logits = self.decode_head(levels)
         return segmenter_output(self.config, outputs, logits, labels)
 
 
 class CvTBackbone(BackboneMixin, CvTPreTrainedModel):
-    """The encoder as a feature pyramid for other heads: `config.out_features` chooses among stage1 .. stage3."""
+    """The encoder as a backbone: `config.out_features` selects from stage1 .. stage3."""
 
     def __init__(self, config: CvTConfig):
         super().__init__(config)
@@ -466,13 +414,13 @@ class CvTBackbone(BackboneMixin, CvTPreTrainedModel):
     @filter_output_hidden_states
     @capture_outputs
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
-        """Encode images (B, C, H, W) into the chosen feature maps, each normalised, finest first."""
+        """Encode images (B, C, H, W) to the selected feature maps, each normalized, finest first."""
         check_image(self.config, pixel_values)
         feature_map, feature_maps = pixel_values, []
         for name, stage in zip(self.stage_names, self.stages, strict=True):
             feature_map, _ = stage(feature_map, **kwargs)
             if name in self.out_features:
-                feature_maps.append(normalised(self.level_norms[name], feature_map))
+                feature_maps.append(normalize_channels(self.level_norms[name], feature_map))
         return BackboneOutput(feature_maps=tuple(feature_maps))
 
 

@@ -4,10 +4,9 @@ Equation numbers are the paper's. Shapes: B images, C channels, H W grid of the 
 M tokens after the reduction by R, K classes.
 
 Feature maps are kept as (B, H, W, C) inside a stage, so that a token sequence (B, N, C) and a channels-last
-image (B, C, H, W) are both views of the same memory and nothing is ever transposed.
+image (B, C, H, W) are both views of the same memory and nothing is transposed.
 """
 
-import copy
 from typing import cast
 
 import torch
@@ -29,21 +28,13 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
-from .attention import eager_attention_forward
+from .all_mlp_head import AllMLPHead
 from .configuration_segformer import SegFormerConfig
-from .deployed_ffn import DeployedMixFFN
-from .deployed_stage import centred_stage
-from .drop_path import DropPath
-from .fast_paths import channels_last
-from .image_bands import check_channels
+from .cpu_kernels import PointwiseLinear, channels_last, in_row_strips
+from .layers import DropPath, check_channels, eager_attention_forward
 from .losses import segmenter_output
-from .pointwise import PointwiseLinear
-from .row_strips import row_strips, strips_pay_in
-from .segmentation_heads import AllMLPHead
 
-# Largest temporary of the Mix-FFN on a CPU, its border rows not counted: from 4 MiB on, the allocator maps new pages.
-STRIP_BYTES = 3 * 2**20
-CLASSIFIER_STD = 0.01  # of a fresh decode head, as in mmsegmentation and the released code
+CLASSIFIER_STD = 0.01  # at initialization, as in mmsegmentation and the released code
 
 
 def convolve(convolution: nn.Conv2d, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -72,7 +63,7 @@ class OverlapPatchEmbeddings(nn.Module):
 
 
 class SegFormerAttention(nn.Module):
-    """Equations 1 and 2: every token asks, and the keys and values come from a grid R times smaller per side."""
+    """Equations 1 and 2: self-attention with sequence reduction R: keys and values come from a grid R times smaller."""
 
     def __init__(self, config: SegFormerConfig, stage: int):
         super().__init__()
@@ -90,11 +81,11 @@ class SegFormerAttention(nn.Module):
         self.reduction_norm = nn.LayerNorm(width, eps=config.reduction_norm_eps) if ratio > 1 else None
 
     def split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, N, C) -> (B, heads, N, C/heads)."""
+        """(B, N, C) to (B, heads, N, C/heads)."""
         return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def reduce(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Equation 2: (B, H, W, C) -> (B, M, C)."""
+        """Equation 2: (B, H, W, C) to (B, M, C)."""
         if self.reduction is None or self.reduction_norm is None:
             return hidden_states.flatten(1, 2)
         return self.reduction_norm(convolve(self.reduction, hidden_states).flatten(1, 2))
@@ -120,48 +111,34 @@ class SegFormerAttention(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Equation 3: linear, depthwise 3x3 convolution (its zero padding is all the model knows of position), linear."""
+    """Equation 3: linear, depthwise 3x3 convolution, activation, linear.
+
+    The convolution's zero padding is the model's only information about position.
+    """
+
+    export_form = "mix_ffn"
 
     def __init__(self, config: SegFormerConfig, stage: int):
         super().__init__()
         width = config.hidden_sizes[stage]
-        hidden = int(width * config.mlp_ratios[stage])
-        self.fc1 = PointwiseLinear(width, hidden)
-        self.dwconv = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1, groups=hidden)
+        self.expanded_width = int(width * config.mlp_ratios[stage])
+        self.fc1 = PointwiseLinear(width, self.expanded_width)
+        self.dwconv = nn.Conv2d(
+            self.expanded_width, self.expanded_width, kernel_size=3, padding=1, groups=self.expanded_width
+        )
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = PointwiseLinear(hidden, width)
+        self.fc2 = PointwiseLinear(self.expanded_width, width)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if strips_pay_in(self, hidden_states):
-            return torch.stack([self.forward_in_strips(image) for image in hidden_states])
-        return self.transform(hidden_states, 0, hidden_states.shape[1])
-
-    def deployed_by_channels(self) -> nn.Module:
-        """The layer for exported programs whose runtime keeps channels together."""
-        return DeployedMixFFN(self.fc1, self.dwconv, self.activation, self.fc2)
-
-    def transform(self, hidden_states: torch.Tensor, first: int, last: int) -> torch.Tensor:
-        """Rows `first` to `last` (exclusive) of equation 3 on (B, H, W, C): the others only lend their border."""
-        expanded = convolve(self.dwconv, self.fc1(hidden_states))[:, first:last]  # (B, H, W, E*C)
+    @in_row_strips(halo=1)
+    def forward(self, hidden_states: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+        """(B, H, W, C) to the same shape, for the given rows; the others only provide the convolution's border."""
+        expanded = convolve(self.dwconv, self.fc1(hidden_states))[:, rows]  # (B, H, W, E*C)
         return self.dropout(self.fc2(self.dropout(self.activation(expanded))))
-
-    def forward_in_strips(self, image: torch.Tensor) -> torch.Tensor:
-        """The same for one image (H, W, C), a strip of rows and its two neighbours at a time."""
-        height, width, _ = image.shape
-        row_bytes = width * self.fc1.out_features * image.element_size()
-        strips = row_strips(height, row_bytes, STRIP_BYTES)
-        if len(strips) == 1:
-            return self.transform(image[None], 0, height)[0]
-        transformed = torch.empty_like(image)
-        for first, last in strips:
-            top, bottom = max(first - 1, 0), min(last + 1, height)
-            transformed[first:last] = self.transform(image[None, top:bottom], first - top, last - top)[0]
-        return transformed
 
 
 class SegFormerLayer(GradientCheckpointingLayer):
-    """Efficient self-attention and Mix-FFN, each behind a norm and a residual connection (figure 2)."""
+    """Figure 2: efficient self-attention and Mix-FFN, each with a norm before and a residual connection around it."""
 
     def __init__(self, config: SegFormerConfig, stage: int, drop_path_rate: float):
         super().__init__()
@@ -180,17 +157,15 @@ class SegFormerLayer(GradientCheckpointingLayer):
 
 
 class SegFormerStage(nn.Module):
-    """One level of the encoder: (B, C, H, W) in, (B, C', H', W') out, both channels-last in memory."""
+    """One level of the encoder: (B, C, H, W) to (B, C', H', W'), both channels-last in memory."""
+
+    export_form = "segformer_stage"
 
     def __init__(self, config: SegFormerConfig, stage: int, drop_path_rates: list[float]):
         super().__init__()
         self.patch_embeddings = OverlapPatchEmbeddings(config, stage)
         self.layers = nn.ModuleList([SegFormerLayer(config, stage, rate) for rate in drop_path_rates])
         self.norm = nn.LayerNorm(config.hidden_sizes[stage], eps=config.layer_norm_eps)
-
-    def deployed_centred(self) -> nn.Module:
-        """The stage for exported programs whose runtime computes the mean of a layer norm in a step of its own."""
-        return centred_stage(copy.deepcopy(self))
 
     def forward(self, feature_map: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         hidden_states = self.patch_embeddings(feature_map)  # (B, H, W, C)
@@ -200,7 +175,7 @@ class SegFormerStage(nn.Module):
 
 
 class SegFormerPreTrainedModel(PreTrainedModel):
-    """What all SegFormer models share: attention choice, recording of outputs, initialisation."""
+    """Base class: attention implementations, recorded outputs, and initialization."""
 
     config: SegFormerConfig
     base_model_prefix = "segformer"
@@ -254,22 +229,22 @@ def build_stages(config: SegFormerConfig) -> nn.ModuleList:
 
 
 def check_image(config: SegFormerConfig, pixel_values: torch.Tensor) -> None:
-    """Refuse images of another channel count, and images that the first reduction cannot take a single key from."""
+    """ValueError for images with a different number of channels, or too small for a single key after reduction."""
     check_channels(config, pixel_values)
     height, width = pixel_values.shape[-2:]
-    least, stride = 1, 1
+    smallest, stride = 1, 1
     for step, ratio in zip(config.strides, config.sr_ratios, strict=True):
         stride *= step
-        least = max(least, (ratio - 1) * stride + 1)
-    if height < least or width < least:
+        smallest = max(smallest, (ratio - 1) * stride + 1)
+    if height < smallest or width < smallest:
         raise ValueError(
-            f"SegFormer needs images of at least {least}x{least} pixels, got {height}x{width}: resize or pad "
+            f"SegFormer needs images of at least {smallest}x{smallest} pixels, got {height}x{width}: resize or pad "
             "them, as the image processor does"
         )
 
 
 class SegFormerModel(SegFormerPreTrainedModel):
-    """The bare encoder: the last stage's normalised feature map (B, C4, H/32, W/32)."""
+    """The bare encoder: the last stage's normalized feature map (B, C4, H/32, W/32)."""
 
     def __init__(self, config: SegFormerConfig):
         super().__init__(config)
@@ -282,8 +257,8 @@ class SegFormerModel(SegFormerPreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
         """Encode images.
 
-        `pixel_values` are normalised images (B, C, H, W) of at least 29x29 pixels, sides of any length.
-        `hidden_states`, when asked for, are the feature maps of the stages at 1/4, 1/8, 1/16 and 1/32.
+        `pixel_values` are normalized images (B, C, H, W) of at least 29x29 pixels, with sides of any length.
+        `hidden_states`, if requested, are the feature maps of the stages at 1/4, 1/8, 1/16 and 1/32.
         """
         check_image(self.config, pixel_values)
         feature_map = pixel_values
@@ -293,13 +268,13 @@ class SegFormerModel(SegFormerPreTrainedModel):
 
 
 class SegFormerForImageClassification(SegFormerPreTrainedModel):
-    """The encoder with a linear classifier on the mean of the last feature map, as it was trained on ImageNet."""
+    """The encoder with a linear classifier on the mean of the last feature map, as trained on ImageNet."""
 
     def __init__(self, config: SegFormerConfig):
         super().__init__(config)
         self.segformer = SegFormerModel(config)
         self.classifier = nn.Linear(config.hidden_sizes[-1], cast(int, config.num_labels))
-        self.loss_type = "ForImageClassification"  # else a subclass's loss is chosen by its name
+        self.loss_type = "ForImageClassification"  # otherwise transformers chooses a subclass's loss by its name
         self.post_init()
 
     @can_return_tuple
@@ -321,7 +296,7 @@ class SegFormerForImageClassification(SegFormerPreTrainedModel):
 class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
     """The encoder with the all-MLP decode head of section 3.2."""
 
-    accepts_loss_kwargs = False  # else Trainer would divide by a count of labels that includes ignored pixels
+    accepts_loss_kwargs = False  # otherwise Trainer would divide by a count of labels that includes ignored pixels
 
     def __init__(self, config: SegFormerConfig):
         super().__init__(config)
@@ -330,7 +305,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
             in_channels=config.hidden_sizes,
             width=config.decoder_hidden_size,
             num_labels=cast(int, config.num_labels),
-            flavour=config.decoder_flavour,
+            flavor=config.decoder_flavour,
             norm_eps=config.decoder_norm_eps,
             dropout=config.classifier_dropout_prob,
             norm=config.decoder_norm,
@@ -339,7 +314,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As the encoder's, but for the classifier, whose few outputs would make the fan-out's logits huge."""
+        """As the encoder's, except for the classifier, whose few outputs would give huge logits with the fan-out."""
         super()._init_weights(module)
         if module is self.decode_head.classifier:
             init.normal_(self.decode_head.classifier.weight, std=CLASSIFIER_STD)
@@ -354,9 +329,9 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
     ) -> SemanticSegmenterOutput:
         """Segment images (B, C, H, W): logits (B, K, ceil(H/4), ceil(W/4)).
 
-        `labels` are class maps (B, h, w) of any size, int64, with `config.semantic_loss_ignore_index` where a
-        pixel does not count. The loss is the mean over the pixels that count (0 when none does), at the labels'
-        resolution; with one label it is binary.
+        `labels` are class maps (B, h, w) of any size, int64, with `config.semantic_loss_ignore_index` for
+        ignored pixels. The loss is the mean over all other pixels (0 if there are none), at the labels' resolution;
+        with one label it is binary.
         """
         outputs = self.segformer(pixel_values, **kwargs)
         logits = self.decode_head(outputs.hidden_states)
@@ -364,7 +339,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
 
 
 class SegFormerBackbone(BackboneMixin, SegFormerPreTrainedModel):
-    """The encoder as a feature pyramid for other heads: `config.out_features` chooses among stage1 .. stage4."""
+    """The encoder as a backbone: `config.out_features` selects from stage1 .. stage4."""
 
     def __init__(self, config: SegFormerConfig):
         super().__init__(config)
@@ -377,7 +352,7 @@ class SegFormerBackbone(BackboneMixin, SegFormerPreTrainedModel):
     @filter_output_hidden_states
     @capture_outputs
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
-        """Encode images (B, C, H, W) into the chosen feature maps, finest first."""
+        """Encode images (B, C, H, W) to the selected feature maps, finest first."""
         check_image(self.config, pixel_values)
         feature_map, feature_maps = pixel_values, []
         for name, stage in zip(self.stage_names, self.stages, strict=True):

@@ -6,7 +6,9 @@ P prefix tokens (class, distillation, registers, in this order), T = P + N, D wi
 
 import copy
 import os
-from typing import cast
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -24,19 +26,23 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
-from .chosen_heads import linear_head, mask_transformer_head, pyramid_head
+from .bilinear import crop_to_image_extent
 from .configuration_vit import VisionTransformerConfig, pair
-from .image_bands import check_channels
+from .layers import LayerGeometry, LayerScale, VisionTransformerAttention, VisionTransformerLayer, check_channels
 from .losses import segmenter_output
-from .resnetv2 import ClosingNorm, StandardizedConv2d
+from .resnetv2 import StandardizedConv2d, ZeroInitGroupNorm
+from .segmentation_heads import HEADS, initialize_head
 from .token_merging import encode_merging
-from .transformer_layer import LayerGeometry, LayerScale, VisionTransformerAttention, VisionTransformerLayer
 from .vit_embeddings import VisionTransformerEmbeddings
-from .vit_segmentation_heads import initialise_head, sample_extent
+
+# The head that the config calls "all_mlp" builds its own pyramid first, because all layers have the same grid.
+SEGMENTATION_HEADS = {name: HEADS[name] for name in ("linear", "mask_transformer")} | {
+    "all_mlp": HEADS["feature_pyramid"]
+}
 
 
 def encoder_layers(config: VisionTransformerConfig) -> nn.ModuleList:
-    """The encoder's layers; the stochastic depth rises linearly."""
+    """The encoder's layers; stochastic depth increases linearly."""
     geometry = LayerGeometry(
         width=config.hidden_size,
         heads=config.num_attention_heads,
@@ -53,21 +59,18 @@ def encoder_layers(config: VisionTransformerConfig) -> nn.ModuleList:
 
 
 def final_norm(config: VisionTransformerConfig) -> nn.Module:
-    """Equation 4's norm, over all tokens."""
+    """Equation 4's norm, applied to all tokens."""
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.use_final_norm else nn.Identity()
 
 
 def patch_map(config: VisionTransformerConfig, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The patches among tokens (B, T, D) as a map (B, D, h, w), channels-last in memory.
-
-    It covers the image with its padding to whole tokens.
-    """
+    """The patches of tokens (B, T, D) as a map (B, D, h, w) of the padded image, channels-last in memory."""
     grid = config.grid_of(*pixel_values.shape[-2:])
     return tokens[:, config.num_prefix_tokens :].unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def stored_image_size(config: PreTrainedConfig, path: str | os.PathLike, **kwargs) -> int | list[int] | tuple[int, ...]:
-    """The image size that a checkpoint's own config.json gives; without one, that of `config`."""
+    """The image size in a checkpoint's config.json; without such a file, that of `config`."""
     try:
         stored, _ = type(config).get_config_dict(path, **kwargs)
     except OSError:
@@ -76,7 +79,7 @@ def stored_image_size(config: PreTrainedConfig, path: str | os.PathLike, **kwarg
 
 
 class VisionTransformerPreTrainedModel(PreTrainedModel):
-    """What all ViT models share: attention choice, recording of outputs, initialisation, resizing at load."""
+    """Base class: attention implementations, recorded outputs, initialization, and resizing of positions at load."""
 
     config: VisionTransformerConfig
     base_model_prefix = "vit"
@@ -97,7 +100,7 @@ class VisionTransformerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Truncated normal for tokens, positions and linear maps; the hybrid's kernels by their fan-in."""
+        """Truncated normal for tokens, positions and linear maps; fan-in for the hybrid's kernels."""
         std = self.config.initializer_range
         if isinstance(module, VisionTransformerEmbeddings):
             for tokens in (module.cls_token, module.distillation_token, module.register_tokens):
@@ -108,31 +111,31 @@ class VisionTransformerPreTrainedModel(PreTrainedModel):
             init.constant_(module.gamma, module.initial)
         elif isinstance(module, StandardizedConv2d):
             init.kaiming_normal_(module.weight, nonlinearity="linear")
-        elif isinstance(module, ClosingNorm):
+        elif isinstance(module, ZeroInitGroupNorm):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
-        elif not initialise_head(module, std):
+        elif not initialize_head(module, std):
             super()._init_weights(module)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
         """Load as transformers does; `image_size`, here or in `config`, resizes the stored position embeddings."""
-        wanted = kwargs.pop("image_size", None)
+        image_size = kwargs.pop("image_size", None)
         if isinstance(config, PreTrainedConfig) and pretrained_model_name_or_path is not None:
-            wanted = config.image_size if wanted is None else wanted
+            image_size = config.image_size if image_size is None else image_size
             config = copy.deepcopy(config)
             config.image_size = stored_image_size(config, pretrained_model_name_or_path, **kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
-        if wanted is not None:
+        if image_size is not None:
             model = loaded[0] if isinstance(loaded, tuple) else loaded
-            model.resize_positions(wanted)
+            model.resize_positions(image_size)
         return loaded
 
     def resize_positions(self, image_size: int | tuple[int, int]) -> None:
-        """Store the position embeddings for images of another size, (height, width), and say so in the config.
+        """Resize the stored position embeddings to images of another size, (height, width), and update the config.
 
-        It is not needed for taking such images, which every model does; it makes their grid the one that is trained
-        and saved. ValueError where accelerate keeps the position embeddings elsewhere until they are used.
+        Every model takes images of any size without this; it changes which grid is trained and saved. ValueError if
+        accelerate has offloaded the position embeddings.
         """
         embeddings = next(m for m in self.modules() if isinstance(m, VisionTransformerEmbeddings))
         grid = self.config.grid_of(*pair(image_size))
@@ -140,8 +143,8 @@ class VisionTransformerPreTrainedModel(PreTrainedModel):
             old = embeddings.position_embeddings
             if old.is_meta and hasattr(embeddings, "_hf_hook"):
                 raise ValueError(
-                    "The position embeddings are offloaded, where they cannot be resized: resize them in a model that "
-                    "was loaded without offloading, save it, and load that"
+                    "The position embeddings are offloaded and cannot be resized: load the model without offloading, "
+                    "resize and save it, and load the result"
                 )
             with torch.no_grad():
                 embeddings.position_embeddings = nn.Parameter(embeddings.resize(grid), old.requires_grad)
@@ -149,7 +152,7 @@ class VisionTransformerPreTrainedModel(PreTrainedModel):
 
 
 class VisionTransformerModel(VisionTransformerPreTrainedModel):
-    """The bare encoder: all tokens (B, T, D), normed."""
+    """The bare encoder: all tokens (B, T, D), normalized."""
 
     def __init__(self, config: VisionTransformerConfig):
         super().__init__(config)
@@ -164,14 +167,14 @@ class VisionTransformerModel(VisionTransformerPreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
         """Encode images.
 
-        `pixel_values` are normalised images (B, C, H, W), sides of any length: they are padded to whole tokens.
-        `hidden_states`, when asked for, are the embeddings and the tokens behind each layer, before the final norm.
+        `pixel_values` are normalized images (B, C, H, W) with sides of any length, padded to multiples of a token.
+        `hidden_states`, if requested, are the embeddings and the tokens after each layer, before the final norm.
         """
         check_channels(self.config, pixel_values)
         return BaseModelOutput(last_hidden_state=self.norm(self.encode(self.embeddings(pixel_values), **kwargs)))
 
     def encode(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """Tokens (B, T, D) through all layers, fewer and fewer of them where the config has them merged."""
+        """Tokens (B, T, D) through all layers, with token merging if configured."""
         config = self.config
         if config.token_merging:
             return encode_merging(self.layers, hidden_states, config.num_prefix_tokens, config.token_merging, **kwargs)
@@ -186,9 +189,9 @@ class VisionTransformerForImageClassification(VisionTransformerPreTrainedModel):
     def __init__(self, config: VisionTransformerConfig):
         super().__init__(config)
         if config.pooling == "token" and not config.use_cls_token:
-            raise ValueError("VisionTransformerConfig.pooling 'token' needs use_cls_token; without, take 'mean'")
+            raise ValueError("VisionTransformerConfig.pooling 'token' requires use_cls_token; without it, use 'mean'")
         if config.use_distillation_token and (config.pooling == "mean" or config.pre_logits_size is not None):
-            raise ValueError("A distillation token goes with pooling 'token' and without pre_logits_size")
+            raise ValueError("A distillation token requires pooling 'token' and no pre_logits_size")
         width, num_labels = config.hidden_size, cast(int, config.num_labels)
         self.vit = VisionTransformerModel(config)
         self.pool_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pool_norm else nn.Identity()
@@ -196,7 +199,7 @@ class VisionTransformerForImageClassification(VisionTransformerPreTrainedModel):
         self.classifier = nn.Linear(config.pre_logits_size or width, num_labels)
         distilled = config.use_distillation_token and config.use_distillation_classifier
         self.distillation_classifier = nn.Linear(width, num_labels) if distilled else None
-        self.loss_type = "ForImageClassification"  # else a subclass's loss is chosen by its name
+        self.loss_type = "ForImageClassification"  # otherwise transformers chooses a subclass's loss by its name
         self.post_init()
 
     def classify(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -229,80 +232,63 @@ class VisionTransformerForImageClassification(VisionTransformerPreTrainedModel):
         )
 
 
-def token_classifier(config: VisionTransformerConfig) -> nn.Module:
-    """A classifier per token."""
-    return linear_head(config, config.hidden_size)
+def with_head_layers(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a forward to record the hidden states that the head reads; they are returned only if requested."""
+    filtered = filter_output_hidden_states(forward)
 
+    @wraps(forward)
+    def recorded(model: Any, *args: Any, **kwargs: Any) -> Any:
+        return (filtered if model.head_reads_layers else forward)(model, *args, **kwargs)
 
-def segmenter_decoder(config: VisionTransformerConfig) -> nn.Module:
-    """Segmenter's decoder; its attention heads are as wide as the encoder's."""
-    return mask_transformer_head(config, config.hidden_size, config.hidden_size // config.num_attention_heads)
-
-
-def layer_pyramid(config: VisionTransformerConfig) -> nn.Module:
-    """A pyramid of four layers, and an all-MLP head."""
-    return pyramid_head(config, config.hidden_size)
-
-
-SEGMENTATION_HEADS = {"linear": token_classifier, "mask_transformer": segmenter_decoder, "all_mlp": layer_pyramid}
+    return recorded
 
 
 class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel):
-    """The encoder with the head that `config.segmentation_head` names."""
+    """The encoder with the head selected by `config.segmentation_head`."""
 
-    accepts_loss_kwargs = False  # else Trainer would divide by a count of labels that includes ignored pixels
+    accepts_loss_kwargs = False  # otherwise Trainer would divide by a count of labels that includes ignored pixels
 
     def __init__(self, config: VisionTransformerConfig):
         super().__init__(config)
+        head = SEGMENTATION_HEADS[config.segmentation_head]
         self.vit = VisionTransformerModel(config)
-        self.decode_head = SEGMENTATION_HEADS[config.segmentation_head](config)
+        self.head_reads_layers = head.num_maps != 1
+        self.head_layers = config.pyramid_layers if self.head_reads_layers else (-1,)
+        channels = [config.hidden_size] * len(self.head_layers)
+        self.decode_head = head.build(config, channels, config.hidden_size // config.num_attention_heads)
         self.post_init()
 
-    def decode(self, outputs: BaseModelOutput, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Logits of the image with its padding."""
-        config, last = self.config, outputs.last_hidden_state
-        assert last is not None
-        if config.segmentation_head != "all_mlp":
-            return self.decode_head(patch_map(config, last, pixel_values))
-        assert outputs.hidden_states is not None
-        tokens = [*outputs.hidden_states[:-1], last]  # the last one normed
-        return self.decode_head([patch_map(config, tokens[i], pixel_values) for i in config.pyramid_layers])
-
-    def segment(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
-    ) -> SemanticSegmenterOutput:
-        """The whole forward pass; the pyramid needs `output_hidden_states`."""
-        outputs = self.vit(pixel_values, **kwargs)
-        height, width = pixel_values.shape[-2:]
-        logits = sample_extent(self.decode(outputs, pixel_values), (height, width), self.config.token_stride)
-        return segmenter_output(self.config, outputs, logits, labels)
-
-    segment_with_levels = filter_output_hidden_states(segment)
+    def feature_maps(self, outputs: BaseModelOutput, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """The maps (B, D, h, w) that the head reads; that of the last layer is normalized."""
+        tokens = [*(outputs.hidden_states or ())[:-1], cast(torch.Tensor, outputs.last_hidden_state)]
+        return [patch_map(self.config, tokens[layer], pixel_values) for layer in self.head_layers]
 
     @can_return_tuple
+    @with_head_layers
     def forward(
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SemanticSegmenterOutput:
-        """Segment images (B, C, H, W): logits (B, K, h, w) of the grid of tokens, 4 times finer for "all_mlp".
+        """Segment images (B, C, H, W): logits (B, K, h, w) on the grid of tokens, 4 times finer for "all_mlp".
 
-        Sides that are no multiple of the token are padded with zeros for the encoder; the logits are sampled such
-        that they span the image alone, so that resizing them to any size of the image, as everything that reads
-        them does, puts every class where it was seen.
+        The encoder's input is zero-padded to multiples of a token. The logits are resampled to span the image alone,
+        so that resizing them to any size of the image puts every class where it was seen.
 
-        `labels` are class maps (B, H', W') of any size, int64, with `config.semantic_loss_ignore_index` where a
-        pixel does not count. The loss is the mean over the pixels that count (0 when none does), at the labels'
-        resolution; with one label it is binary.
+        `labels` are class maps (B, H', W') of any size, int64, with `config.semantic_loss_ignore_index` for ignored
+        pixels. The loss is the mean over all other pixels (0 if there are none), at the labels' resolution; with one
+        label it is binary.
         """
-        if self.config.segmentation_head == "all_mlp":
-            return self.segment_with_levels(pixel_values, labels, **kwargs)
-        return self.segment(pixel_values, labels, **kwargs)
+        outputs = self.vit(pixel_values, **kwargs)
+        height, width = pixel_values.shape[-2:]
+        logits = self.decode_head(self.feature_maps(outputs, pixel_values))
+        logits = crop_to_image_extent(logits, (height, width), self.config.token_stride)
+        return segmenter_output(self.config, outputs, logits, labels)
 
 
 class VisionTransformerBackbone(BackboneMixin, VisionTransformerPreTrainedModel):
-    """The encoder as feature maps that `config.out_features` chooses: stem (the embeddings), stage1 .. stageL."""
+    """The encoder as a backbone: `config.out_features` selects from stem (the embeddings), stage1 .. stageL."""
 
     def __init__(self, config: VisionTransformerConfig):
         super().__init__(config)
@@ -317,9 +303,9 @@ class VisionTransformerBackbone(BackboneMixin, VisionTransformerPreTrainedModel)
     @filter_output_hidden_states
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
-        """Encode images (B, C, H, W) into maps (B, D, h, w) that cover the image padded to whole tokens.
+        """Encode images (B, C, H, W) to maps (B, D, h, w) of the image padded to multiples of a token.
 
-        The last layer's map is normed, as in the bare encoder.
+        The last layer's map is normalized, as in the bare encoder.
         """
         check_channels(self.config, pixel_values)
         hidden_states, feature_maps = self.embeddings(pixel_values), []

@@ -1,6 +1,7 @@
-"""ViTPose (arXiv 2204.12484): a plain Vision Transformer that finds the keypoints of one person or animal per image.
+"""ViTPose (arXiv 2204.12484): a plain Vision Transformer that predicts the keypoints of one person or animal per image.
 
-Shapes: B images, H W pixels, K keypoints, h w of the heatmaps, a quarter of the token's stride.
+Equation numbers are the paper's. Shapes: B images, H W pixels, D width of the encoder, C of the head, K keypoints,
+h w the heatmaps' grid, 4 times that of the tokens, h' w'.
 """
 
 from dataclasses import dataclass
@@ -8,24 +9,59 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .bilinear import crop_to_image_extent
 from .configuration_vit import VisionTransformerConfig
-from .heatmaps import check_pairs, heatmap_loss, heatmaps_from_keypoints, mirrored_back
+from .heatmaps import check_pairs, flip_back, heatmap_loss, heatmaps_from_keypoints
+from .layers import head_norm
 from .modeling_vit import VisionTransformerModel, VisionTransformerPreTrainedModel, patch_map
-from .pose_head import ClassicPoseHead, SimplePoseHead
-from .vit_segmentation_heads import sample_extent
 
-FRESH_STD = 0.001  # of the released head: heatmaps begin near zero, as almost all of their targets are
+HEAD_STD = 0.001  # of the released head: heatmaps are near zero at first, as almost all of their targets are
+UPSAMPLING = 4
+
+
+class ClassicPoseHead(nn.Module):
+    """Equation 3: two deconvolutions with norm and ReLU, each doubling the grid, and a 1x1 convolution."""
+
+    def __init__(self, in_channels: int, width: int, num_keypoints: int, norm: str = "batch"):
+        super().__init__()
+        channels = (in_channels, width)
+        self.deconvolutions = nn.ModuleList(
+            [nn.ConvTranspose2d(c, width, kernel_size=4, stride=2, padding=1, bias=False) for c in channels]
+        )
+        self.norms = nn.ModuleList([head_norm(norm, width) for _ in channels])
+        self.final = nn.Conv2d(width, num_keypoints, kernel_size=1)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """(B, D, h', w') to (B, K, h, w)."""
+        for deconvolution, norm in zip(self.deconvolutions, self.norms, strict=True):
+            feature_map = norm(deconvolution(feature_map)).relu()
+        return self.final(feature_map)
+
+
+class SimplePoseHead(nn.Module):
+    """Equation 4: ReLU, bilinear upsampling, and a 3x3 convolution."""
+
+    def __init__(self, in_channels: int, num_keypoints: int):
+        super().__init__()
+        self.final = nn.Conv2d(in_channels, num_keypoints, kernel_size=3, padding=1)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """(B, D, h', w') to (B, K, h, w)."""
+        rows, columns = feature_map.shape[-2:]
+        size = (rows * UPSAMPLING, columns * UPSAMPLING)
+        return self.final(interpolate(feature_map.relu(), size=size, mode="bilinear", align_corners=False))
 
 
 @dataclass
 class PoseEstimationOutput(ModelOutput):
-    """Heatmaps (B, K, h, w), and with labels their loss."""
+    """Heatmaps (B, K, h, w), and their loss if there are labels."""
 
     loss: torch.Tensor | None = None
     heatmaps: torch.Tensor | None = None
@@ -34,14 +70,12 @@ class PoseEstimationOutput(ModelOutput):
 
 
 def classic_head(config: VisionTransformerConfig) -> nn.Module:
-    """Two deconvolutions."""
     return ClassicPoseHead(
         config.hidden_size, config.pose_head_width, cast(int, config.num_labels), config.decoder_norm
     )
 
 
 def simple_head(config: VisionTransformerConfig) -> nn.Module:
-    """Bilinear upsampling."""
     return SimplePoseHead(config.hidden_size, cast(int, config.num_labels))
 
 
@@ -49,7 +83,7 @@ POSE_HEADS = {"classic": classic_head, "simple": simple_head}
 
 
 class VisionTransformerForPoseEstimation(VisionTransformerPreTrainedModel):
-    """The encoder with the head that `config.pose_head` names; the labels of the config are the keypoints."""
+    """The encoder with the head selected by `config.pose_head`; the config's labels are the keypoints."""
 
     accepts_loss_kwargs = False  # the loss is a mean over all keypoints of the batch
 
@@ -61,24 +95,24 @@ class VisionTransformerForPoseEstimation(VisionTransformerPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As the encoder's, but for the head."""
+        """As the encoder's, except for the head."""
         super()._init_weights(module)
         if isinstance(module, nn.ConvTranspose2d) or module is self.pose_head.final:
-            init.normal_(cast(torch.Tensor, module.weight), std=FRESH_STD)
+            init.normal_(cast(torch.Tensor, module.weight), std=HEAD_STD)
 
     def heatmaps_of(self, outputs: BaseModelOutput, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The heatmaps of the image without its padding to whole tokens."""
+        """The heatmaps of the image without its padding."""
         height, width = pixel_values.shape[-2:]
         assert outputs.last_hidden_state is not None
         heatmaps = self.pose_head(patch_map(self.config, outputs.last_hidden_state, pixel_values))
-        return sample_extent(heatmaps, (height, width), self.config.token_stride)
+        return crop_to_image_extent(heatmaps, (height, width), self.config.token_stride)
 
-    def average_with_mirrored(self, heatmaps: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Flip test: the mean of an image's heatmaps and those of its mirror image, mirrored back."""
+    def average_with_flipped(self, heatmaps: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Flip test: the mean of an image's heatmaps and those of the flipped image, flipped back."""
         pairs = self.config.pose_flip_pairs
         check_pairs(pairs, cast(int, self.config.num_labels))
-        mirrored = pixel_values.flip(-1)
-        return (heatmaps + mirrored_back(self.heatmaps_of(self.vit(mirrored), mirrored), pairs)) / 2
+        flipped = pixel_values.flip(-1)
+        return (heatmaps + flip_back(self.heatmaps_of(self.vit(flipped), flipped), pairs)) / 2
 
     @can_return_tuple
     def forward(
@@ -88,13 +122,13 @@ class VisionTransformerForPoseEstimation(VisionTransformerPreTrainedModel):
         flip_test: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> PoseEstimationOutput:
-        """Find the keypoints of images (B, C, H, W) of one person each, cut out and resized: heatmaps (B, K, h, w).
+        """Predict heatmaps (B, K, h, w) for images (B, C, H, W) that are cropped to one person each and resized.
 
-        `heatmaps.keypoints_from_heatmaps` reads them. `flip_test` averages them with those of the mirrored image, by
-        default as `config.pose_flip_test` says, and never in training.
+        `heatmaps.keypoints_from_heatmaps` decodes them. `flip_test`, by default `config.pose_flip_test`, averages them
+        with those of the flipped image, except in training.
 
-        `labels` (B, K, 3) are the keypoints' (x, y) in pixels of these images, and a visibility, of which 0 means
-        that the keypoint does not count.
+        `labels` (B, K, 3) are the keypoints' (x, y) in pixels of these images, and a visibility; keypoints with
+        visibility 0 are ignored.
         """
         outputs = self.vit(pixel_values, **kwargs)
         heatmaps = self.heatmaps_of(outputs, pixel_values)
@@ -108,7 +142,7 @@ class VisionTransformerForPoseEstimation(VisionTransformerPreTrainedModel):
             targets, weights = heatmaps_from_keypoints(points, visible, image_size, heatmap_size, sigma)
             loss = heatmap_loss(heatmaps, targets, weights)
         if not self.training and (self.config.pose_flip_test if flip_test is None else flip_test):
-            heatmaps = self.average_with_mirrored(heatmaps, pixel_values)
+            heatmaps = self.average_with_flipped(heatmaps, pixel_values)
         return PoseEstimationOutput(
             loss=loss, heatmaps=heatmaps, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -1,7 +1,7 @@
-"""Backbones that transformers does not know by itself, for code that is saved beside a model.
+"""Backbones that are not in transformers, for code that is saved with a model.
 
-Where this package is installed its encoders are registered, and those of plugins. Saved code knows none of them, so
-there this file is written anew, with the backbone of the model.
+Where this package is installed, its encoders and those of plugins are registered. Saved code has no such registration:
+there, `bundled_code` writes this file with the model's own backbone.
 """
 
 from transformers import PreTrainedConfig, PreTrainedModel

@@ -1,4 +1,4 @@
-"""The record by which heads on any backbone of transformers enter the package."""
+"""The architecture record of heads on any backbone of transformers."""
 
 from importlib.resources import files
 
@@ -17,4 +17,5 @@ ARCHITECTURE = Architecture(
         "pil": SemanticSegmentationImageProcessorPil,
     },
     variants=files("hf_vit_seg.configs") / "models" / "backbone.yaml",
+    forms=("hf_vit_seg.export.forms.shared:FORMS",),
 )

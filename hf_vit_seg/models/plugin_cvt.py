@@ -1,4 +1,4 @@
-"""The record by which CvT enters the package."""
+"""The architecture record of CvT."""
 
 from importlib.resources import files
 
@@ -26,4 +26,5 @@ ARCHITECTURE = Architecture(
         "hf_vit_seg.conversion.cvt.microsoft:SOURCE",
         "hf_vit_seg.conversion.cvt.transformers_format:SOURCE",
     ),
+    forms=("hf_vit_seg.export.forms.shared:FORMS",),
 )

@@ -1,4 +1,4 @@
-"""The record by which SegFormer enters the package."""
+"""The architecture record of SegFormer."""
 
 from importlib.resources import files
 
@@ -33,4 +33,5 @@ ARCHITECTURE = Architecture(
         "hf_vit_seg.conversion.segformer.transformers_format:SOURCE",
         "hf_vit_seg.conversion.segformer.segmentation_models_pytorch:SOURCE",
     ),
+    forms=("hf_vit_seg.export.forms.shared:FORMS", "hf_vit_seg.export.forms.segformer:FORMS"),
 )

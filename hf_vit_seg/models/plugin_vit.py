@@ -1,4 +1,4 @@
-"""The record by which the Vision Transformer enters the package."""
+"""The architecture record of the Vision Transformer."""
 
 from importlib.resources import files
 
@@ -38,4 +38,5 @@ ARCHITECTURE = Architecture(
         "hf_vit_seg.conversion.vit.vitpose:SOURCE",
         "hf_vit_seg.conversion.vit.segmenter:SOURCE",
     ),
+    forms=("hf_vit_seg.export.forms.shared:FORMS",),
 )

@@ -1,7 +1,7 @@
-"""Activation checkpointing for layers that hold BatchNorm.
+"""Activation checkpointing of layers with BatchNorm.
 
-The backward pass computes a checkpointed layer a second time, and BatchNorm would take the same batch into its
-running statistics twice: another model than without checkpointing.
+The backward pass computes a checkpointed layer a second time, and BatchNorm would add the same batch to its running
+statistics twice, which gives another model than without checkpointing.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,20 +11,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-FUNCTION = "_gradient_checkpointing_func"  # by which transformers gives a layer its checkpointing function
+FUNCTION = "_gradient_checkpointing_func"  # the attribute in which transformers stores it
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class CountedOnce:
-    """A checkpointing function, such as `torch.utils.checkpoint.checkpoint`, under which a layer's norms count once."""
+    """A checkpointing function (`torch.utils.checkpoint.checkpoint`) that updates running statistics only once."""
 
     def __init__(self, checkpoint: Callable[..., Any]):
         self.checkpoint = checkpoint
 
     def __call__(self, function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
         layer = layer_of(function)
-        if layer is None or torch.compiler.is_compiling():  # compilers see what is written, and write it once
+        if layer is None or torch.compiler.is_compiling():  # compilers trace the update once
             return self.checkpoint(function, *inputs, **options)
         has_run = False
 
@@ -33,14 +33,14 @@ class CountedOnce:
             if not has_run:
                 has_run = True
                 return function(*values)
-            with statistics_kept(layer):
+            with frozen_statistics(layer):
                 return function(*values)
 
         return self.checkpoint(counted_once, *inputs, **options)
 
 
 def layer_of(function: Callable[..., Any]) -> nn.Module | None:
-    """The layer whose method a function is, or of which it is a part; replicas of a layer have their own."""
+    """The layer that a (partial) function is a method of, or has as its first argument; each replica has its own."""
     bound = function.args[:1] if isinstance(function, partial) else ()
     method = function.func if isinstance(function, partial) else function
     owners = (getattr(method, "__self__", None), *bound)
@@ -48,12 +48,12 @@ def layer_of(function: Callable[..., Any]) -> nn.Module | None:
 
 
 @contextmanager
-def statistics_kept(layer: nn.Module) -> Iterator[None]:
-    """BatchNorm leaves its running statistics as they are. (Not to track them would save fewer tensors.)
+def frozen_statistics(layer: nn.Module) -> Iterator[None]:
+    """Do not update the running statistics of BatchNorm. (Without tracking, other tensors would be saved.)
 
-    Its count of batches goes on in a copy: SyncBatchNorm does not do without one.
+    The count of batches is updated in a copy, because SyncBatchNorm requires one.
     """
-    norms = [norm for norm in layer.modules() if isinstance(norm, _BatchNorm)]
+    norms = [norm for norm in layer.modules() if isinstance(norm, BATCH_NORMS)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         count = norm.num_batches_tracked
@@ -66,7 +66,7 @@ def statistics_kept(layer: nn.Module) -> Iterator[None]:
 
 
 def count_batches_once(model: nn.Module) -> None:
-    """Have the checkpointed layers of a model, after checkpointing was switched on, count each batch once."""
+    """Update running statistics once per batch in a model with activation checkpointing enabled."""
     for layer in model.modules():
         checkpoint = getattr(layer, FUNCTION, None)
         if checkpoint is not None and not isinstance(checkpoint, CountedOnce):

@@ -1,11 +1,11 @@
-"""Token merging (arXiv 2210.09461, section 3): after every layer the patches that are most alike become one.
+"""Token merging (ToMe, arXiv 2210.09461, section 3): between layers, the most similar patches are merged.
 
-It needs no training and makes the layers behind cheaper. For maps every patch is given back, at the end, the token
-that it went into. Of the paper's choices two are left out: the tokens themselves are compared, not their keys, so that
-layers know nothing of it, and attention is not weighted by how many patches a token stands for, which costs time.
-benchmarks/token_merging.md has the figures.
+It needs no training and makes the following layers cheaper. For dense prediction, the tokens are unmerged at the end:
+every patch gets the token it was merged into. Two of the paper's choices are left out: similarity is that of tokens
+rather than keys, so that layers need not be changed, and attention is not weighted by the number of merged patches,
+which costs time. See benchmarks/token_merging.md for accuracy and speed.
 
-Shapes: B images, P prefix tokens, N patches, M <= N tokens that stand for them, D width, R tokens merged away.
+Shapes: B images, P prefix tokens, N patches, M <= N merged tokens, D width, R tokens removed by a step.
 """
 
 from collections.abc import Sequence
@@ -15,78 +15,75 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from .open_sizes import sizes_are_open
+from .cpu_kernels import is_dynamic_export
 
 
 class MergedPatches(NamedTuple):
-    """Patches as the fewer tokens that stand for them, each the mean of its patches.
-
-    `slots` says which token a patch went into, `counts` how many patches a token stands for.
-    """
+    """Patches merged into fewer tokens, each the mean of its patches."""
 
     tokens: torch.Tensor  # (B, M, D)
-    slots: torch.Tensor  # (B, N) int64
-    counts: torch.Tensor  # (B, M, 1)
+    slots: torch.Tensor  # (B, N) int64: the token that each patch was merged into
+    counts: torch.Tensor  # (B, M, 1): the number of patches of each token
 
-    def spread(self) -> torch.Tensor:
-        """Every patch with the token that it went into, (B, N, D)."""
+    def unmerge(self) -> torch.Tensor:
+        """For every patch the token it was merged into, (B, N, D)."""
         return self.tokens.gather(1, self.slots[..., None].expand(-1, -1, self.tokens.shape[-1]))
 
 
-def unmerged(patches: torch.Tensor) -> MergedPatches:
-    """Patches (B, N, D) that stand for themselves."""
+def single_patches(patches: torch.Tensor) -> MergedPatches:
+    """Patches (B, N, D) before any merging."""
     slots = torch.arange(patches.shape[1], device=patches.device).expand(patches.shape[:2])
     return MergedPatches(patches, slots, patches.new_ones(*patches.shape[:2], 1))
 
 
-def matched(tokens: torch.Tensor, fewer: int) -> torch.Tensor:
-    """The place (B, M) that each of the tokens (B, M, D) takes among M - R, R being `fewer`, at most M / 2.
+def bipartite_soft_matching(tokens: torch.Tensor, reduction: int) -> torch.Tensor:
+    """The index (B, M) of each of the tokens (B, M, D) after merging; R = `reduction` is at most M / 2.
 
-    Bipartite soft matching: each token of even place looks for the most alike of odd place, by cosine; the R closest
-    pairs become one.
+    Each token with an even index is matched to the most similar token with an odd index, by cosine; the R most similar
+    pairs are merged.
     """
     directions = normalize(tokens, dim=-1)
-    best, partners = (directions[:, ::2] @ directions[:, 1::2].transpose(1, 2)).max(dim=-1)
-    leaving = best.topk(fewer, dim=-1).indices  # (B, R) among the even
-    stays = torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device).scatter(1, 2 * leaving, 0)
-    places = stays.cumsum(dim=1) - 1
-    return places.scatter(1, 2 * leaving, places.gather(1, 2 * partners.gather(1, leaving) + 1))
+    similarity, partners = (directions[:, ::2] @ directions[:, 1::2].transpose(1, 2)).max(dim=-1)
+    removed = similarity.topk(reduction, dim=-1).indices  # (B, R) among the even
+    kept = torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device).scatter(1, 2 * removed, 0)
+    indices = kept.cumsum(dim=1) - 1
+    return indices.scatter(1, 2 * removed, indices.gather(1, 2 * partners.gather(1, removed) + 1))
 
 
-def merge(patches: MergedPatches, fewer: int) -> MergedPatches:
-    """The same patches in `fewer` tokens less, or half of them if that is more."""
+def merge(patches: MergedPatches, reduction: int) -> MergedPatches:
+    """Merge `reduction` tokens into others, but at most half of all tokens."""
     tokens, slots, counts = patches
     images, length, width = tokens.shape
-    fewer = min(fewer, length // 2)
-    if fewer == 0:
+    reduction = min(reduction, length // 2)
+    if reduction == 0:
         return patches
-    places = matched(tokens, fewer)
-    left = length - fewer
-    rows = (places + left * torch.arange(images, device=places.device)[:, None]).flatten()  # over all images
+    indices = bipartite_soft_matching(tokens, reduction)
+    left = length - reduction
+    rows = (indices + left * torch.arange(images, device=indices.device)[:, None]).flatten()  # over all images
     sums = tokens.new_zeros(images * left, width).index_add(0, rows, (tokens * counts).flatten(0, 1))
     summed = counts.new_zeros(images * left, 1).index_add(0, rows, counts.flatten(0, 1)).unflatten(0, (images, left))
-    return MergedPatches(sums.unflatten(0, (images, left)) / summed, places.gather(1, slots), summed)
+    return MergedPatches(sums.unflatten(0, (images, left)) / summed, indices.gather(1, slots), summed)
 
 
 def encode_merging(
-    layers: Sequence[nn.Module] | nn.ModuleList, hidden_states: torch.Tensor, prefix: int, share: float, **kwargs
+    layers: Sequence[nn.Module] | nn.ModuleList, hidden_states: torch.Tensor, prefix: int, fraction: float, **kwargs
 ) -> torch.Tensor:
-    """Tokens (B, P + N, D) through layers, before the last of which a `share` of the N patches is merged away.
+    """Tokens (B, P + N, D) through all layers, merging a `fraction` of the N patches in equal steps between layers.
 
-    As many leave before each layer but the first. The prefix of P tokens always stays. ValueError while a program is
-    exported: how many leave would be fixed for the size that it is recorded with.
+    The P prefix tokens are never merged. ValueError under export, where the number of tokens to merge would be fixed to
+    the example's size.
     """
-    if sizes_are_open():
+    if is_dynamic_export():
         raise ValueError("token merging cannot be exported: set config.token_merging to 0 before")
-    patches = unmerged(hidden_states[:, prefix:])
-    fewer = int(share * patches.slots.shape[1] / max(len(layers) - 1, 1))
+    patches = single_patches(hidden_states[:, prefix:])
+    reduction = int(fraction * patches.slots.shape[1] / max(len(layers) - 1, 1))
     for index, layer in enumerate(layers):
         if index:
-            patches = merge(patches._replace(tokens=hidden_states[:, prefix:]), fewer)
+            patches = merge(patches._replace(tokens=hidden_states[:, prefix:]), reduction)
             hidden_states = torch.cat([hidden_states[:, :prefix], patches.tokens], dim=1)
         hidden_states = layer(hidden_states, **kwargs)  # (B, P + M, D)
     patches = patches._replace(tokens=hidden_states[:, prefix:])
-    return torch.cat([hidden_states[:, :prefix], patches.spread()], dim=1)
+    return torch.cat([hidden_states[:, :prefix], patches.unmerge()], dim=1)
 
 
-__all__ = ["MergedPatches", "encode_merging", "merge", "unmerged"]
+__all__ = ["MergedPatches", "encode_merging", "merge", "single_patches"]

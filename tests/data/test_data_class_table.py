@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
 from hf_vit_seg.data.labels.raw_values import UNCOUNTED
-from hf_vit_seg.models.image_processing_segmentation import reduced
+from hf_vit_seg.models.image_processing_segmentation import reduce_labels
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.recipe.schema import DataRecipe
 
@@ -85,7 +85,7 @@ def test_every_pixel_is_what_its_own_value_says(values, data):
 def test_reduce_zero_label_is_what_the_image_processor_does(values, ignored):
     mask = numbers(*values, *([255] if ignored else []))
     made = table([f"class {i}" for i in range(150)], preset="reduce_zero_label")
-    assert torch.equal(made.apply(mask), reduced(mask))
+    assert torch.equal(made.apply(mask), reduce_labels(mask))
 
 
 def test_the_ignore_index_is_never_a_class():

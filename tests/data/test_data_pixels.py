@@ -14,7 +14,7 @@ from PIL import Image
 
 from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
 from hf_vit_seg.data.images.pixels import read_mask, read_pixels
-from hf_vit_seg.models.image_processing_inputs import rgb_picture
+from hf_vit_seg.models.image_processing_inputs import rgb_image
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 
 RANDOM = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def test_three_bands_are_what_predict_sees(kind, mode):
     file = as_bytes(picture(mode), kind)
     pixels = read_pixels(file)
     assert pixels.dtype == torch.uint8 and pixels.is_contiguous()
-    expected = rgb_picture(Image.open(io.BytesIO(file.data)))
+    expected = rgb_image(Image.open(io.BytesIO(file.data)))
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(expected))
 
 

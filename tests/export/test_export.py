@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from typer.testing import CliRunner
 
 from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
-from hf_vit_seg.export import EXPORTERS, ParityError, Wish, export_model
+from hf_vit_seg.export import EXPORTERS, ParityError, Wish, export_model, forms
 from hf_vit_seg.export.exporters import TorchScriptExporter
-from hf_vit_seg.export.graphs import CLASSES_TOGETHER, Geometry, LogitGraph, deployed, labels_at
+from hf_vit_seg.export.forms import ExportForm, export_forms, with_export_forms
+from hf_vit_seg.export.graphs import CLASSES_TOGETHER, Geometry, LogitGraph, labels_at
 from hf_vit_seg.export.onnx_names import name_axes
 from hf_vit_seg.export.parity import compared
 from hf_vit_seg.inference import ModelError, Segmenter
@@ -59,10 +61,10 @@ def photos(folder, count: int = 2) -> list:
 
 @pytest.mark.parametrize("format_", ["onnx", "openvino"])
 @pytest.mark.parametrize(("name", "settings"), SETTINGS)
-def test_deployed_models_compute_the_same_and_leave_the_model_alone(name, settings, format_):
+def test_export_forms_compute_the_same_and_leave_the_model_alone(name, settings, format_):
     model = segmenter(name, **settings).model.double()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    plain = deployed(model, EXPORTERS.row(format_, "").forms)
+    plain = with_export_forms(model, EXPORTERS.row(format_, "").forms)
     with torch.no_grad():
         for size in ((64, 64), (61, 45)):
             pixel_values = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -73,6 +75,69 @@ def test_deployed_models_compute_the_same_and_leave_the_model_alone(name, settin
     if settings.get("decoder_norm") != "group":
         head = getattr(plain.decode_head, "all_mlp", plain.decode_head)
         assert not [m for m in head.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+
+class Doubling(torch.nn.Module):
+    """A plugin's module. `Doubled` is its form."""
+
+    export_form = "doubling"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x
+
+
+class Doubled(Doubling):
+    export_form = ""
+
+
+FORMS = (ExportForm(marker="doubling", rewrite=lambda _: Doubled(), target="centered_norms"),)
+NO_FORMS = ("not a form",)
+
+
+@pytest.fixture
+def plugin_forms(monkeypatch):
+    """What a record names as its tables of forms, and the forms that are found then."""
+
+    def found(*places: str) -> tuple[ExportForm, ...]:
+        record = replace(architectures()["cvt"], name="plugin", forms=places)
+        monkeypatch.setattr(forms, "architectures", lambda: {"plugin": record})
+        return export_forms()
+
+    export_forms.cache_clear()
+    yield found
+    monkeypatch.undo()
+    export_forms.cache_clear()
+
+
+def test_a_plugin_brings_its_forms(plugin_forms):
+    assert plugin_forms(f"{__name__}:FORMS") == FORMS
+    model = torch.nn.Sequential(Doubling(), torch.nn.Linear(1, 1))
+    assert type(with_export_forms(model)[0]) is Doubling
+    assert type(with_export_forms(model, ("any", "centered_norms"))[0]) is Doubled
+
+
+def test_forms_are_selected_by_marker_and_not_by_class(plugin_forms):
+    plugin_forms(f"{__name__}:FORMS")
+    copied = type("Doubling", (torch.nn.Module,), {"export_form": "doubling"})  # as of code from the Hub
+    assert type(with_export_forms(torch.nn.Sequential(copied()), ("centered_norms",))[0]) is Doubled
+
+
+@pytest.mark.parametrize("place", ["no_such_module:FORMS", f"{__name__}:ABSENT", f"{__name__}:NO_FORMS"])
+def test_forms_that_fail_to_load_are_skipped(place, plugin_forms, caplog):
+    assert plugin_forms(place, f"{__name__}:FORMS") == FORMS
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and place in caplog.text
+
+
+def test_every_marker_of_a_model_has_a_form():
+    marked = {
+        m.export_form for name, fields in SETTINGS for m in segmenter(name, **fields).model.modules() if marker(m)
+    }
+    assert {"all_mlp_head", "mix_ffn", "segformer_stage", "convolution_with_norm"} <= marked
+    assert marked <= {form.marker for form in export_forms()}
+
+
+def marker(module: torch.nn.Module) -> str:
+    return getattr(module, "export_form", "")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -303,5 +368,5 @@ def test_axes_get_their_names():
 
 
 def test_a_graph_is_recorded_in_evaluation():
-    graph = LogitGraph(deployed(segmenter("segformer").model.train()))
+    graph = LogitGraph(with_export_forms(segmenter("segformer").model.train()))
     assert not graph.model.training

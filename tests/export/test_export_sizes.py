@@ -11,12 +11,14 @@ from random_weights import randomise
 from size_formulas import assert_unbounded, roundings, size_formulas
 from torch.export import Dim, ExportedProgram
 
-from hf_vit_seg.export.graphs import Geometry, LogitGraph, deployed, recorded
+from hf_vit_seg.export.forms import with_export_forms
+from hf_vit_seg.export.forms.shared import SamePadding
+from hf_vit_seg.export.graphs import Geometry, LogitGraph, recorded
+from hf_vit_seg.models.bilinear import pad_to_multiple
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
 from hf_vit_seg.models.grid_sizes import ceil_div, round_up
-from hf_vit_seg.models.image_padding import padded_to_whole
 from hf_vit_seg.models.modeling_cvt import as_map, as_tokens
-from hf_vit_seg.models.resnetv2 import SamePadding, same_padding
+from hf_vit_seg.models.resnetv2 import same_padding
 from hf_vit_seg.models.vit_embeddings import PatchEmbeddings
 
 THREE_STAGES = {"stem": "resnetv2", "stem_depths": (1, 1, 1), "stem_width_factor": 0.5, "patch_size": 1}
@@ -27,7 +29,7 @@ class PadToWhole(torch.nn.Module):
     """The padding alone."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return padded_to_whole(images, (16, 32))
+        return pad_to_multiple(images, (16, 32))
 
 
 class MapAndBack(torch.nn.Module):
@@ -110,7 +112,7 @@ def test_a_hybrid_stem_rounds_each_side_once(padding):
 def test_exported_vits_round_each_side_once(stem):
     config = VisionTransformerConfig(image_size=64, num_labels=3, segmentation_head="linear", **stem, **SMALL)
     model = randomise(transformers.AutoModelForSemanticSegmentation.from_config(config)).eval()
-    graph = LogitGraph(deployed(model))
+    graph = LogitGraph(with_export_forms(model))
     program = recorded(graph, Geometry(), torch.float32)
     assert_unbounded(program)
     assert len(roundings(program)) == 2 and len(size_formulas(program)) < 30

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from hf_vit_seg import architectures
-from hf_vit_seg.models import carried_code
+from hf_vit_seg.models import bundled_code
 from hf_vit_seg.models.configuration_backbone_seg import BackboneSegmentationConfig
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
@@ -121,23 +121,23 @@ def test_any_size_and_logits_that_span_the_image(kind, tmp_path):
             "dinov2",
             "all_mlp",
             None,
-            r"maps of several strides.*'dinov2' backbone gives 4 of stride 8, 8, 8, 8 .*: "
-            "take 'linear' or 'mask_transformer' or 'feature_pyramid' or other segmentation_levels",
+            r"maps of several strides.*'dinov2' backbone returns 4 of stride 8, 8, 8, 8 .*: "
+            "use 'linear' or 'mask_transformer' or 'feature_pyramid' or other segmentation_levels",
         ),
         (
             "swin",
             "feature_pyramid",
             None,
-            r"4 maps of one stride.*'swin' backbone gives 4 of stride 4, 8, 16, 32 .*: "
-            "take 'linear' or 'mask_transformer' or 'all_mlp' or other segmentation_levels",
+            r"4 maps of one stride.*'swin' backbone returns 4 of stride 4, 8, 16, 32 .*: "
+            "use 'linear' or 'mask_transformer' or 'all_mlp' or other segmentation_levels",
         ),
         (
             "swin",
             "linear",
             (1, 2),
-            r"a single map.*gives 2 of stride 4, 8 \(stages stage1, stage2\): take 'all_mlp' or other segm",
+            r"a single map.*returns 2 of stride 4, 8 \(stages stage1, stage2\): use 'all_mlp' or other segm",
         ),
-        ("dinov2", "feature_pyramid", (2, 4), r"gives 2 .*: take other segmentation_levels"),
+        ("dinov2", "feature_pyramid", (2, 4), r"returns 2 .*: use other segmentation_levels"),
     ],
 )
 def test_a_head_that_cannot_read_the_maps_is_refused(kind, head, levels, reason, tmp_path):
@@ -171,25 +171,25 @@ def test_parts_whose_files_have_one_name_are_refused(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "blocks.py").touch()
     files = {"Head": [tmp_path / "head" / "blocks.py"], "Backbone": [tmp_path / "backbone" / "blocks.py"]}
-    monkeypatch.setattr(carried_code, "files_of", lambda kind: files[kind.__name__])
+    monkeypatch.setattr(bundled_code, "files_of", lambda kind: files[kind.__name__])
     config = BackboneSegmentationConfig(backbone_config=Dinov2Config(**PLAIN))
     monkeypatch.setattr(type(config), "own_head", lambda self: (type("Head", (), {}),))
     config.check_parts()
     monkeypatch.setattr(type(config), "own_backbone", lambda self: (type("Backbone", (), {}),))
     with pytest.raises(ValueError, match=r"cannot be saved with both .*blocks\.py and .*blocks\.py"):
         BackboneForSemanticSegmentation(config)
-    files["Head"] = [tmp_path / "attention.py"]
-    (tmp_path / "attention.py").touch()
-    with pytest.raises(ValueError, match="and the models here one of that name"):
+    files["Head"] = [tmp_path / "layers.py"]
+    (tmp_path / "layers.py").touch()
+    with pytest.raises(ValueError, match="hf_vit_seg has a model file of that name"):
         config.check_parts()
 
 
 def test_what_is_no_backbone_is_refused(tmp_path):
     transformers.SegformerModel(transformers.SegformerConfig()).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"is a 'segformer', of which transformers has no backbone"):
+    with pytest.raises(ValueError, match=r"is a 'segformer', for which transformers has no backbone"):
         worn(tmp_path)
     for wrong in ({"model_type": "nothing"}, {}):
-        with pytest.raises(ValueError, match="needs a model_type that transformers knows"):
+        with pytest.raises(ValueError, match="needs a model_type that is in transformers"):
             BackboneSegmentationConfig(backbone_config=wrong)
     with pytest.raises(ValueError, match="no feature maps"):
         BackboneSegmentationConfig(backbone_config=transformers.SegformerConfig())
@@ -347,7 +347,7 @@ def test_timms_transformers_take_images_of_any_size(name, head, tmp_path):
         for one in (model, again, loaded):
             maps = one.backbone(pixel_values).feature_maps
             for ours, theirs in zip(maps, expected, strict=True):
-                ours = ours.permute(0, 3, 1, 2) if one.turns_maps else ours
+                ours = ours.permute(0, 3, 1, 2) if one.has_channels_last_maps else ours
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
         for size in ((224, 224), (61, 45)):
             grid = tuple(-(-side // 4) for side in size)

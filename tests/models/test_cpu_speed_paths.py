@@ -1,4 +1,4 @@
-"""What is done for speed on a CPU changes no result: oneDNN's convolutions for linear layers, strips of rows."""
+"""CPU optimizations do not change results: oneDNN for linear layers, row strips."""
 
 import pytest
 import torch
@@ -6,11 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_weights import randomise
 
-from hf_vit_seg.models import pointwise
+from hf_vit_seg.models import cpu_kernels
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
+from hf_vit_seg.models.cpu_kernels import PointwiseLinear, row_strips, use_row_strips
 from hf_vit_seg.models.modeling_segformer import MixFFN
-from hf_vit_seg.models.pointwise import PointwiseLinear
-from hf_vit_seg.models.row_strips import row_strips, strips_pay
 
 
 @pytest.mark.parametrize("shape", [(9000, 32), (3, 2500, 32), (2, 16, 250, 32), (32,), (0, 32), (40, 32)])
@@ -34,33 +33,33 @@ def test_pointwise_linear_is_linear(shape, bias):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-2)
 
 
-@pytest.mark.parametrize("function", ["FUSED_LINEAR", "linear_by_convolution"])
+@pytest.mark.parametrize("function", ["onednn_linear", "linear_by_convolution"])
 def test_each_way_through_onednn_is_linear(function):
-    way = getattr(pointwise, function)
+    way = getattr(cpu_kernels, function)
     if way is None:
         pytest.skip("this build of torch has no fused linear layer")
-    extra = ("none", [], "") if function == "FUSED_LINEAR" else ()
+    extra = ("none", [], "") if function == "onednn_linear" else ()
     tokens, weight = torch.randn(4, 300, 64), torch.randn(96, 64)
     for bias in (torch.randn(96), None):
         expected = torch.nn.functional.linear(tokens, weight, bias)
         torch.testing.assert_close(way(tokens, weight, bias, *extra), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_onednn_serves_plain_float_tensors_in_eager_mode():
+def test_onednn_is_for_plain_float_tensors():
     tokens, weight = torch.randn(1000, 64), torch.nn.Parameter(torch.randn(8, 64))
-    assert pointwise.onednn_serves(tokens, weight)
-    assert not pointwise.onednn_serves(tokens.double(), weight.double())
+    assert cpu_kernels.is_plain_float32(tokens, weight)
+    assert not cpu_kernels.is_plain_float32(tokens.double(), weight.double())
     with torch.autocast("cpu"):
-        assert not pointwise.onednn_serves(tokens, weight)
+        assert not cpu_kernels.is_plain_float32(tokens, weight)
 
 
 def test_strips_are_for_inference_alone():
     tensor = torch.zeros(1)
-    assert not strips_pay(tensor)
+    assert not use_row_strips(tensor)
     with torch.no_grad():
-        assert strips_pay(tensor)
+        assert use_row_strips(tensor)
     with torch.inference_mode():
-        assert strips_pay(tensor)
+        assert use_row_strips(tensor)
 
 
 @given(st.integers(1, 500), st.integers(1, 10**6), st.integers(0, 10**8))
@@ -79,5 +78,5 @@ def test_mix_ffn_in_strips_is_mix_ffn(height, width, batch, strip_bytes):
     hidden_states = torch.randn(batch, height, width, 8, dtype=torch.float64)
     expected = layer(hidden_states).detach()
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr("hf_vit_seg.models.modeling_segformer.STRIP_BYTES", strip_bytes)
+        patch.setattr("hf_vit_seg.models.cpu_kernels.STRIP_BYTES", strip_bytes)
         torch.testing.assert_close(layer(hidden_states), expected, rtol=1e-10, atol=1e-10)

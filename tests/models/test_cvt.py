@@ -197,5 +197,5 @@ def test_the_mlp_in_strips_is_the_mlp(tokens, batch, strip_bytes):
     hidden_states = torch.randn(batch, tokens, 16, dtype=torch.float64)
     expected = mlp(hidden_states).detach()
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr("hf_vit_seg.models.modeling_cvt.STRIP_BYTES", strip_bytes)
+        patch.setattr("hf_vit_seg.models.cpu_kernels.STRIP_BYTES", strip_bytes)
         torch.testing.assert_close(mlp(hidden_states), expected, rtol=1e-10, atol=1e-10)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.measuring import peak_memory
-from hf_vit_seg.models.segmentation_heads import AllMLPHead
+from hf_vit_seg.models.all_mlp_head import AllMLPHead
 
 pytestmark = [
     pytest.mark.slow,

@@ -19,11 +19,11 @@ from hf_vit_seg import architectures
 from hf_vit_seg.models.configuration_vit import COCO_FLIP_PAIRS
 from hf_vit_seg.models.heatmaps import (
     blurred,
+    flip_back,
     gaussian_kernel,
     heatmap_loss,
     heatmaps_from_keypoints,
     keypoints_from_heatmaps,
-    mirrored_back,
 )
 
 FILES = {"classic": "vitpose-tiny.pth", "simple": "vitpose-tiny-simple.pth"}
@@ -154,7 +154,7 @@ def test_mirroring_back_swaps_sides():
         order[left], order[right] = right, left
     straight, _ = heatmaps_from_keypoints(keypoints, torch.ones(1, 17), IMAGE, HEATMAP)
     seen, _ = heatmaps_from_keypoints(mirrored[:, order], torch.ones(1, 17), IMAGE, HEATMAP)
-    back = mirrored_back(seen, COCO_FLIP_PAIRS)
+    back = flip_back(seen, COCO_FLIP_PAIRS)
     # Where a centre lies between two pixels, the mirrored window can be one row or column away.
     assert (straight - back).abs().max() < 0.012
 
@@ -163,11 +163,11 @@ def test_the_flip_test_is_the_mean_of_both():
     model, pixel_values = pose_model(), torch.randn(2, 3, 64, 48)
     with torch.no_grad():
         straight = model(pixel_values).heatmaps
-        mirrored = mirrored_back(model(pixel_values.flip(-1)).heatmaps, COCO_FLIP_PAIRS)
+        mirrored = flip_back(model(pixel_values.flip(-1)).heatmaps, COCO_FLIP_PAIRS)
         both = model(pixel_values, flip_test=True).heatmaps
         torch.testing.assert_close(both, (straight + mirrored) / 2)
         again = model(pixel_values.flip(-1), flip_test=True).heatmaps
-        torch.testing.assert_close(mirrored_back(again, COCO_FLIP_PAIRS), both)
+        torch.testing.assert_close(flip_back(again, COCO_FLIP_PAIRS), both)
         model.config.pose_flip_test = True
         assert torch.equal(model(pixel_values).heatmaps, both)
         assert torch.equal(model(pixel_values, flip_test=False).heatmaps, straight)

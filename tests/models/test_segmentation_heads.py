@@ -1,4 +1,4 @@
-"""The fast decode head is the plain one, in every mode, at every size, and never remembers old weights."""
+"""The all-MLP head's fast computation equals its equation in every mode, at every size, and never uses old weights."""
 
 import copy
 import io
@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from random_weights import randomise
 from torch import nn
 
-from hf_vit_seg.models.segmentation_heads import AllMLPHead, upsampling_matrix
+from hf_vit_seg.export.forms import with_export_forms
+from hf_vit_seg.models.all_mlp_head import AllMLPHead
+from hf_vit_seg.models.bilinear import upsampling_matrix
 
 CHANNELS = (6, 8, 10, 12)
-FLAVOURS = ("nvlabs", "mmseg")
+FLAVORS = ("nvlabs", "mmseg")
 
 
-def build(flavour: str, width: int = 16, norm: str = "batch") -> AllMLPHead:
-    return randomise(AllMLPHead(CHANNELS, width, 7, flavour, norm=norm)).double().eval()
+def build(flavor: str, width: int = 16, norm: str = "batch") -> AllMLPHead:
+    return randomise(AllMLPHead(CHANNELS, width, 7, flavor, norm=norm)).double().eval()
 
 
 def pyramid(height: int, width: int, batch: int = 2) -> list[torch.Tensor]:
@@ -27,15 +29,20 @@ def pyramid(height: int, width: int, batch: int = 2) -> list[torch.Tensor]:
     ]
 
 
+def equation(head: AllMLPHead, maps: list[torch.Tensor]) -> torch.Tensor:
+    """The head's undecorated forward, which calls every layer."""
+    return AllMLPHead.forward.__wrapped__(head, maps)
+
+
 def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 @settings(max_examples=40)
-@given(st.sampled_from(FLAVOURS), st.sampled_from(["batch", "group"]), st.integers(1, 40), st.integers(1, 40))
-def test_all_ways_are_the_plain_head(flavour, norm, height, width):
-    head, maps = build(flavour, norm=norm), pyramid(height, width)
-    expected = head.forward_plain(maps).detach()
+@given(st.sampled_from(FLAVORS), st.sampled_from(["batch", "group"]), st.integers(1, 40), st.integers(1, 40))
+def test_all_ways_are_the_plain_head(flavor, norm, height, width):
+    head, maps = build(flavor, norm=norm), pyramid(height, width)
+    expected = equation(head, maps).detach()
     assert_same(head(maps).detach(), expected)
     with torch.no_grad():
         assert_same(head(maps), expected)
@@ -43,35 +50,36 @@ def test_all_ways_are_the_plain_head(flavour, norm, height, width):
         assert_same(head(maps), expected)
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavor", FLAVORS)
 @pytest.mark.parametrize("levels", [1, 2, 4])
-def test_the_deployed_head_is_the_plain_head(flavour, levels):
-    head, maps = randomise(AllMLPHead(CHANNELS[:levels], 16, 7, flavour)).double().eval(), pyramid(13, 10)[:levels]
+def test_the_export_form_is_the_plain_head(flavor, levels):
+    head, maps = randomise(AllMLPHead(CHANNELS[:levels], 16, 7, flavor)).double().eval(), pyramid(13, 10)[:levels]
     with torch.no_grad():
-        assert_same(head.deployed()(maps), head.forward_plain(maps))
+        exported = with_export_forms(nn.ModuleList([head]))[0]
+        assert type(exported) is not AllMLPHead
+        assert_same(exported(maps), equation(head, maps))
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_strips_of_any_height_are_the_plain_head(flavour, monkeypatch):
-    head, maps = build(flavour), pyramid(37, 23)
-    expected = head.forward_plain(maps).detach()
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_strips_of_any_height_are_the_plain_head(flavor, monkeypatch):
+    head, maps = build(flavor), pyramid(37, 23)
+    expected = equation(head, maps).detach()
     for strip_bytes in (1, 5_000, 20_000, 10**9):
-        monkeypatch.setattr("hf_vit_seg.models.segmentation_heads.STRIP_BYTES", strip_bytes)
+        monkeypatch.setattr("hf_vit_seg.models.cpu_kernels.STRIP_BYTES", strip_bytes)
         with torch.no_grad():
             assert_same(head(maps), expected)
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavor", FLAVORS)
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_gradients_and_batch_statistics_are_those_of_the_plain_head(flavour, norm):
-    head, maps = build(flavour, norm=norm).train(), pyramid(9, 14)
+def test_gradients_and_batch_statistics_are_those_of_the_plain_head(flavor, norm):
+    head, maps = build(flavor, norm=norm).train(), pyramid(9, 14)
     head.dropout.p = 0.0
     results = []
-    for forward in (head.forward_plain, head):
+    for forward in (equation, AllMLPHead.__call__):
         copied = copy.deepcopy(head)
-        forward = copied.forward_plain if forward == head.forward_plain else copied
         inputs = [feature_map.clone().requires_grad_() for feature_map in maps]
-        logits = forward(inputs)
+        logits = forward(copied, inputs)
         logits.sin().sum().backward()
         results.append(
             [logits.detach(), *(t.grad for t in inputs), *(p.grad for p in copied.parameters()), *copied.buffers()]
@@ -129,7 +137,7 @@ def change_a_copy(head: AllMLPHead) -> AllMLPHead:
     return change_through_data(copy.deepcopy(head))
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavor", FLAVORS)
 @pytest.mark.parametrize(
     "change",
     [
@@ -146,36 +154,36 @@ def change_a_copy(head: AllMLPHead) -> AllMLPHead:
     ids=lambda change: change.__name__,
 )
 @torch.no_grad()
-def test_no_fold_is_ever_stale(flavour, change):
-    head, maps = build(flavour), pyramid(8, 12)
+def test_no_fold_is_ever_stale(flavor, change):
+    head, maps = build(flavor), pyramid(8, 12)
     head(maps)
     changed = change(head)
-    assert_same(changed(maps), changed.forward_plain(maps))
+    assert_same(changed(maps), equation(changed, maps))
 
 
 @torch.no_grad()
-def test_the_fold_is_kept_while_nothing_changes():
+def test_the_fold_is_cached_while_nothing_changes():
     head, maps = build("nvlabs"), pyramid(8, 12)
     head(maps)
-    first = head.folds.kept.result
+    first = head.folded.entry.result
     assert first is not None
     head(maps)
-    assert head.folds.kept.result is first
+    assert head.folded.entry.result is first
     assert set(head.state_dict()) == set(build("nvlabs").state_dict())
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_compiled_and_traced_heads_see_new_weights(flavour):
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_compiled_and_traced_heads_see_new_weights(flavor):
     torch._dynamo.reset()
-    head, maps = build(flavour), pyramid(8, 12)
+    head, maps = build(flavor), pyramid(8, 12)
     head(maps)
     compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
-    assert_same(compiled(maps), head.forward_plain(maps))
+    assert_same(compiled(maps), equation(head, maps))
     change_through_data(head)
-    assert_same(compiled(maps), head.forward_plain(maps))
+    assert_same(compiled(maps), equation(head, maps))
     traced = torch.jit.trace(head, (maps,), check_trace=False)
-    assert_same(traced(maps), head.forward_plain(maps))
+    assert_same(traced(maps), equation(head, maps))
 
 
 class Doubled(nn.Module):
@@ -194,7 +202,7 @@ def test_replaced_layers_are_called():
     head, maps = build("nvlabs"), pyramid(8, 12)
     before = head(maps)
     head.projections[1] = Doubled(head.projections[1])
-    assert_same(head(maps), head.forward_plain(maps))
+    assert_same(head(maps), equation(head, maps))
     assert not torch.allclose(head(maps), before)
 
 
@@ -203,7 +211,7 @@ def test_replaced_layers_are_called():
 def test_other_norms_may_take_the_place_of_batch_norm(norm):
     head, maps = build("nvlabs"), pyramid(8, 12)
     head.fuse_norm = norm.double()
-    assert_same(head(maps), head.forward_plain(maps))
+    assert_same(head(maps), equation(head, maps))
 
 
 def test_logits_are_channels_last():
@@ -214,18 +222,18 @@ def test_logits_are_channels_last():
         assert head(maps).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_an_unknown_flavour_names_the_known_ones():
+def test_an_unknown_flavor_names_the_known_ones():
     with pytest.raises(ValueError, match=r"nvlabs.*mmseg.*'mine'"):
         AllMLPHead(CHANNELS, 16, 7, "mine")
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_group_norm_makes_an_image_independent_of_its_batch(flavour):
-    head, maps = build(flavour, norm="group").train(), pyramid(8, 12)
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_group_norm_makes_an_image_independent_of_its_batch(flavor):
+    head, maps = build(flavor, norm="group").train(), pyramid(8, 12)
     head.dropout.p = 0.0
     assert_same(head(maps)[:1], head([feature_map[:1] for feature_map in maps]))
-    batch = build(flavour).train()
+    batch = build(flavor).train()
     batch.dropout.p = 0.0
     assert not torch.allclose(batch(maps)[:1], batch([feature_map[:1] for feature_map in maps]))
 

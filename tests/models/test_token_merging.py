@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from random_weights import randomise
 
 from hf_vit_seg import architectures
-from hf_vit_seg.models.token_merging import encode_merging, merge, unmerged
+from hf_vit_seg.models.token_merging import encode_merging, merge, single_patches
 
 SEGMENTATION = "AutoModelForSemanticSegmentation"
 PREFIX = 2
@@ -24,7 +24,7 @@ def segmenter(**fields) -> torch.nn.Module:
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(0, 30), st.integers(0, 999))
 def test_tokens_are_the_means_of_the_patches_that_went_into_them(images, length, fewer, seed):
     patches = torch.randn(images, length, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    merged = merge(merge(unmerged(patches), fewer), fewer)
+    merged = merge(merge(single_patches(patches), fewer), fewer)
     left = length - min(fewer, length // 2)
     left -= min(fewer, left // 2)
     assert merged.tokens.shape == (images, left, 6)
@@ -41,8 +41,8 @@ def test_equal_patches_merge_first_and_lose_nothing(images, count, seed):
     generator = torch.Generator().manual_seed(seed)
     different = torch.randn(images, count, 8, generator=generator, dtype=torch.float64)
     patches = different.repeat_interleave(2, dim=1)  # neighbours are equal: an even and an odd place
-    merged = merge(unmerged(patches), count)
-    torch.testing.assert_close(merged.spread(), patches)
+    merged = merge(single_patches(patches), count)
+    torch.testing.assert_close(merged.unmerge(), patches)
     assert (merged.counts == 2).all()
 
 

@@ -11,9 +11,8 @@ from tensor_sizes import Largest
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 
 from benchmarks.measuring import peak_memory
-from hf_vit_seg.models.losses import semantic_segmentation_loss
-from hf_vit_seg.models.strip_upsampling import StripUpsampling
-from hf_vit_seg.models.upsampled_cross_entropy import upsampled_cross_entropy
+from hf_vit_seg.models.bilinear import StripUpsampling
+from hf_vit_seg.models.losses import semantic_segmentation_loss, upsampled_cross_entropy
 
 IGNORE = 255
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}

@@ -10,7 +10,8 @@ from random_weights import randomise
 from torch.nn.functional import interpolate
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
-from hf_vit_seg.models import position_embeddings
+from hf_vit_seg.models import vit_embeddings
+from hf_vit_seg.models.bilinear import crop_to_image_extent
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
 from hf_vit_seg.models.modeling_vit import (
     VisionTransformerBackbone,
@@ -18,8 +19,7 @@ from hf_vit_seg.models.modeling_vit import (
     VisionTransformerForSemanticSegmentation,
     VisionTransformerModel,
 )
-from hf_vit_seg.models.position_embeddings import resize_positions
-from hf_vit_seg.models.vit_segmentation_heads import sample_extent
+from hf_vit_seg.models.vit_embeddings import resize_positions
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -53,7 +53,7 @@ def test_resizing_keeps_prefix_slots_and_is_the_identity_on_its_own_grid(
     mode, align_corners, antialias, recorded, monkeypatch
 ):
     """Also where the program is recorded, which resizes by matrices."""
-    monkeypatch.setattr(position_embeddings, "sizes_are_open", lambda: recorded)
+    monkeypatch.setattr(vit_embeddings, "is_dynamic_export", lambda: recorded)
     positions = torch.randn(1, 2 + 12, 6)
     same = resize_positions(positions, (3, 4), (3, 4), mode, align_corners, antialias)
     torch.testing.assert_close(same, positions)
@@ -75,7 +75,7 @@ def test_aligned_bilinear_resizing_is_the_zoom_of_vit_jax():
 
 @pytest.mark.parametrize("change", ["data", "load", "assign", "resize"])
 @torch.no_grad()
-def test_remembered_positions_are_never_stale(change):
+def test_cached_positions_are_never_stale(change):
     model = randomise(VisionTransformerModel(config())).eval()
     pixel_values = torch.randn(1, 3, 48, 24)
     model(pixel_values)
@@ -92,14 +92,14 @@ def test_remembered_positions_are_never_stale(change):
 
 
 @torch.no_grad()
-def test_resized_positions_are_kept_while_nothing_changes():
+def test_resized_positions_are_cached_while_nothing_changes():
     model = randomise(VisionTransformerModel(config())).eval()
     model(torch.randn(1, 3, 48, 24))
-    first = model.embeddings.resized.kept.result
+    first = model.embeddings.resized.entry.result
     model(torch.randn(2, 3, 48, 24))
-    assert model.embeddings.resized.kept.result is first
+    assert model.embeddings.resized.entry.result is first
     model(torch.randn(2, 3, 24, 48))
-    assert model.embeddings.resized.kept.result is not first
+    assert model.embeddings.resized.entry.result is not first
 
 
 def test_resized_positions_are_trained():
@@ -228,7 +228,7 @@ def test_logits_of_a_padded_image_span_the_image_alone(size):
     """Logits that are the pixel coordinates at the centres of the padded grid are so at those of the cropped one."""
     rows, columns = (-(-side // 8) for side in size)
     centres = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).double() * 8 + 4
-    cropped = sample_extent(centres[None], size, (8, 8))[0]
+    cropped = crop_to_image_extent(centres[None], size, (8, 8))[0]
     for axis, side in enumerate(size):
         count = cropped.shape[1 + axis]
         assert count == -(-side // 8)
@@ -241,9 +241,9 @@ def test_logits_of_a_padded_image_span_the_image_alone(size):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_logits_of_low_precision_are_sampled_at_the_same_places(dtype):
     logits = torch.randn(1, 3, 252, 63).to(dtype)  # in bfloat16, places on 252 rows would be off by a row
-    sampled = sample_extent(logits, (1000, 999), (16, 16))
+    sampled = crop_to_image_extent(logits, (1000, 999), (16, 16))
     assert sampled.dtype == dtype
-    torch.testing.assert_close(sampled, sample_extent(logits.float(), (1000, 999), (16, 16)).to(dtype))
+    torch.testing.assert_close(sampled, crop_to_image_extent(logits.float(), (1000, 999), (16, 16)).to(dtype))
 
 
 @torch.no_grad()
@@ -324,7 +324,7 @@ def test_the_mask_transformer_is_segmenters():
     patches, classes = tokens[:, :12] @ head.patch_projection.weight.T, tokens[:, 12:] @ head.class_projection.weight.T
     patches, classes = (t / t.norm(dim=-1, keepdim=True) for t in (patches, classes))
     expected = head.mask_norm(patches @ classes.transpose(1, 2)).transpose(1, 2).reshape(2, 5, 3, 4)
-    torch.testing.assert_close(head(feature_map), expected)
+    torch.testing.assert_close(head([feature_map]), expected)
 
 
 @torch.no_grad()

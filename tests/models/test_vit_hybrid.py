@@ -127,11 +127,11 @@ def test_no_kernel_is_ever_stale(change, dtype):
 def test_kernels_are_kept_while_nothing_changes(dtype):
     module, pixel_values = stem(dtype=dtype), torch.randn(1, 3, 32, 48, dtype=dtype)
     module(pixel_values)
-    first = module.stages[0].layers[0].conv2.kernels.kept.result
+    first = module.stages[0].layers[0].conv2.kernels.entry.result
     module(pixel_values)
-    assert first is not None and module.stages[0].layers[0].conv2.kernels.kept.result is first
+    assert first is not None and module.stages[0].layers[0].conv2.kernels.entry.result is first
     assert set(module.state_dict()) == set(stem().state_dict())
-    assert copy.deepcopy(module).conv.kernels.kept is None
+    assert copy.deepcopy(module).conv.kernels.entry is None
 
 
 @torch.no_grad()

@@ -12,9 +12,10 @@ from transformers import PreTrainedConfig
 
 from hf_vit_seg import architectures, plugin_listing, plugins
 from hf_vit_seg.entry_points import PREFIX, Plugin, load, load_all, subclass_of
-from hf_vit_seg.models import modeling_backbone_seg
+from hf_vit_seg.models import modeling_vit
+from hf_vit_seg.models.segmentation_heads import HEADS, find_head
 from hf_vit_seg.plugin_listing import GROUPS, TABLES, misplaced, models_view, tried
-from hf_vit_seg.plugins import HEADS, check_architecture
+from hf_vit_seg.plugins import check_architecture
 from hf_vit_seg.records import Record, RecordError, Table
 
 BROKEN = {
@@ -109,16 +110,20 @@ def test_an_architecture_takes_no_place_of_another(changes, reason):
         check_architecture(replace(good, **changes), known)
 
 
-def test_the_names_of_heads_are_those_of_the_models():
-    assert modeling_backbone_seg.HEADS.keys() == HEADS
+def test_built_in_heads_are_found_by_name():
+    assert HEADS.keys() == {"linear", "mask_transformer", "feature_pyramid", "all_mlp"}
+    assert all(find_head(name) is head for name, head in HEADS.items())
+    assert {id(head) for head in modeling_vit.SEGMENTATION_HEADS.values()} <= {id(head) for head in HEADS.values()}
 
 
 def test_an_architecture_whose_files_are_broken_says_which(tmp_path, monkeypatch):
     (tmp_path / "broken.yaml").write_text("tiny: {hidden_sizes: a lot}")
-    broken = replace(architectures()["cvt"], variants=tmp_path / "broken.yaml", conversions=("absent:SOURCE",))
+    variants = tmp_path / "broken.yaml"
+    broken = replace(architectures()["cvt"], variants=variants, conversions=("absent:SOURCE",), forms=("absent:FORMS",))
     plugin = tried(Plugin("hf_vit_seg.architectures", "broken", "broken:ARCHITECTURE", "strangers 1.0", broken))
     assert "variants: " in (plugin.error or "") and "hidden_sizes" in (plugin.error or "")
     assert "conversion absent:SOURCE: ModuleNotFoundError: No module named 'absent'" in (plugin.error or "")
+    assert "export forms absent:FORMS: ModuleNotFoundError: No module named 'absent'" in (plugin.error or "")
     (tmp_path / "broken.yaml").write_text("tiny: [")
     monkeypatch.setattr(plugin_listing, "architectures", lambda: {"broken": broken, **architectures()})
     view, sentences = models_view()

@@ -16,7 +16,7 @@ from torch.nn.functional import (
     one_hot,
 )
 
-from hf_vit_seg.models.strip_upsampling import CPU_STRIP_BYTES
+from hf_vit_seg.models.cpu_kernels import STRIP_BYTES
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.losses.class_weights import class_weights
 from hf_vit_seg.training.losses.registry import LOSSES, LossSum, wants_class_frequencies
@@ -300,7 +300,7 @@ def test_region_losses_make_no_more_than_an_images_own_classes(name):
     labels = labels.where(labels == IGNORE, labels % 2)
     with Largest() as largest:
         term(name, 20)(logits, labels).backward()
-    assert largest.numel <= max(logits.numel(), CPU_STRIP_BYTES // 8)
+    assert largest.numel <= max(logits.numel(), STRIP_BYTES // 8)
 
 
 # --- classification ----------------------------------------------------------------------------------------------

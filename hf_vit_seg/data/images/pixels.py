@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.models.image_processing_inputs import rgb_picture
+from hf_vit_seg.models.image_processing_inputs import rgb_image
 
 from .files import (
     MAX_PIXELS,
@@ -63,7 +63,7 @@ def read_picture(file: File, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An image file of a picture's format as RGB. ImageFileError in one sentence."""
     image = read_image(file, max_pixels)
     with failures_in_words(file):  # palettes and transparency are first used here
-        return rgb_picture(image)
+        return rgb_image(image)
 
 
 def picture_pixels(image: Image.Image, bands: int, file: object) -> torch.Tensor:
@@ -78,10 +78,10 @@ def picture_numbers(image: Image.Image, bands: int) -> np.ndarray:
     if image.mode.startswith(WIDE_GREY):
         return np.asarray(image)
     if bands in (1, 3):
-        picture = rgb_picture(image)
+        picture = rgb_image(image)
         image = picture if bands == 3 else picture.convert("L")
     elif image.mode not in ("LA", "RGBA"):
-        image = rgb_picture(image)
+        image = rgb_image(image)
     return np.array(image)
 
 
@@ -92,7 +92,7 @@ def as_bands(pixels: np.ndarray, bands: int, file: object) -> torch.Tensor:
     if len(pixels) == 1 and bands == 3:
         if pixels.dtype.kind in "ui" and pixels.dtype.itemsize > 1:
             grey = Image.fromarray(pixels[0].clip(0, 65535).astype(np.int32))
-            return picture_pixels(rgb_picture(grey), bands, file)
+            return picture_pixels(rgb_image(grey), bands, file)
         pixels = np.repeat(pixels, 3, axis=0)
     if len(pixels) != bands:
         raise ImageFileError(

@@ -15,7 +15,7 @@ from PIL import Image
 from hf_vit_seg.data.images.display import picture
 from hf_vit_seg.data.images.files import MAX_PIXELS
 from hf_vit_seg.data.images.pixels import picture_pixels, read_pixels
-from hf_vit_seg.models.image_processing_inputs import rgb_picture
+from hf_vit_seg.models.image_processing_inputs import rgb_image
 
 from .protocols import Protocol
 from .row_logits import Model
@@ -49,7 +49,7 @@ def prepare(
     if isinstance(image, str | Path):
         image, shown = read_file(Path(image), channels, max_pixels)
     if isinstance(image, Image.Image):
-        shown = rgb_picture(image)
+        shown = rgb_image(image)
         image = picture_pixels(image, channels, "the image")
     elif isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         shown = Image.fromarray(image) if array_size(image, channels) == image.shape[:2] else None

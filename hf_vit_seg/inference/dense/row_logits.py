@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from hf_vit_seg.models.bilinear_cells import neighbours
+from hf_vit_seg.models.bilinear import RowResizing, resize_columns
 from hf_vit_seg.models.label_maps import finite
 
 Model = Callable[[torch.Tensor], torch.Tensor]  # pixel values (B, C, H, W) -> logits (B, K, h, w)
@@ -70,18 +70,14 @@ def resized_rows(canvas: Canvas, size: tuple[int, int], first: int, stop: int) -
     band = canvas.rows(first, stop) if height == size[0] else mixed_rows(canvas, size[0], first, stop)
     if width == size[1]:
         return band
-    logits, shape = band.permute(0, 3, 1, 2), (stop - first, size[1])
-    wide = torch.nn.functional.interpolate(logits, size=shape, mode="bilinear", align_corners=False)
-    return wide.permute(0, 2, 3, 1)
+    return resize_columns(band.permute(0, 3, 1, 2), size[1]).permute(0, 2, 3, 1)
 
 
 def mixed_rows(canvas: Canvas, height: int, first: int, stop: int) -> torch.Tensor:
     """The rows first .. stop - 1 of a canvas that is resized to `height`: (B, n, w, K)."""
-    above, below, weight = (part[first:stop] for part in neighbours(canvas.size[0], height, torch.float64))
-    origin = int(above[0])
-    rows = canvas.rows(origin, int(below[-1]) + 1)
-    above, below = (above - origin).to(rows.device), (below - origin).to(rows.device)
-    return torch.lerp(rows[:, above], rows[:, below], weight[:, None, None].to(rows))
+    resizing, rows = RowResizing(canvas.size[0], height, torch.float64), slice(first, stop)
+    source = resizing.source(rows)
+    return resizing.resized(canvas.rows(source.start, source.stop), rows, dim=1, origin=source.start)
 
 
 __all__ = ["Canvas", "LogitGrid", "Model", "compact", "mirrored", "resized_rows"]

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from hf_vit_seg.models.upsampled_cross_entropy import upsampled_cross_entropy
+from hf_vit_seg.models.losses import upsampled_cross_entropy
 
 from .terms import Loss, LossTerm, PerImage
 

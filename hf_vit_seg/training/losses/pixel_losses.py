@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from hf_vit_seg.models.strip_upsampling import working_dtype
-from hf_vit_seg.models.upsampled_cross_entropy import upsampled_cross_entropy
+from hf_vit_seg.models.bilinear import working_dtype
+from hf_vit_seg.models.losses import upsampled_cross_entropy
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.recipe.schema import Task
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hf_vit_seg.models.strip_upsampling import differentiable_once, working_dtype
+from hf_vit_seg.models.bilinear import differentiable_once, working_dtype
 
 
 def at_once(loss: Callable[[torch.Tensor], torch.Tensor], logits: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from hf_vit_seg.models.strip_upsampling import upsampled_whole, working_dtype
+from hf_vit_seg.models.bilinear import upsample, working_dtype
 
 from .precomputed_gradients import at_once
 from .terms import Loss, LossTerm, PerImage, number_of_labels
@@ -135,7 +135,7 @@ class LovaszHingeTerm(PerImage):
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The sum of the images' losses."""
-        logits = upsampled_whole(logits, labels.shape[-2:])[:, 0]
+        logits = upsample(logits, labels.shape[-2:])[:, 0]
         members = labels == 1
         errors = (1 - logits * (2 * members.to(logits.dtype) - 1)).relu() * (labels != self.ignore_index)
         return lovasz_extension(errors.flatten(1), members.flatten(1)).sum()

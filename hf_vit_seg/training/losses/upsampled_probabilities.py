@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from hf_vit_seg.models.strip_upsampling import (
+from hf_vit_seg.models.bilinear import (
     StripUpsampling,
     differentiable_once,
-    strips_serve,
-    upsampled_whole,
-    with_idle_classes,
+    pad_classes,
+    upsample,
+    use_upsampling_strips,
 )
 
 
@@ -26,9 +26,9 @@ def upsampled_probabilities(
     """
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], 1)
-    if not strips_serve(logits):
-        return upsampled_whole(logits, size).softmax(1)[0, classes]
-    return ProbabilitiesInStrips.apply(with_idle_classes(logits), classes, size, strip_bytes)
+    if not use_upsampling_strips(logits):
+        return upsample(logits, size).softmax(1)[0, classes]
+    return ProbabilitiesInStrips.apply(pad_classes(logits), classes, size, strip_bytes)
 
 
 class ProbabilitiesInStrips(torch.autograd.Function):

@@ -8,7 +8,6 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils.hub import cached_file
 
 from hf_vit_seg.data.statistics import Statistics
-from hf_vit_seg.models.image_processing_transfer import reading_alike
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.records import RecordError, unknown
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -16,6 +15,17 @@ from hf_vit_seg.training.recipe.schema import Recipe
 MEASURED = "measured"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 MEASURABLE = {"image_mean", "image_std"}
+# The fields that determine a backbone's input. A classifier's crop is left out: borders have classes too.
+PIXEL_FIELDS = (
+    "do_resize",
+    "size",
+    "resample",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
 
 
 def build_processor(
@@ -47,9 +57,12 @@ def build_processor(
 
 
 def of_architecture(processor: BaseImageProcessor, name: str) -> BaseImageProcessor:
-    """The processor itself, or one of the architecture's class that reads like a bare backbone's."""
+    """The processor if its class is the architecture's, otherwise one of that class with the same pixel fields."""
     classes = architectures()[name].image_processor
-    return processor if type(processor) in classes.values() else reading_alike(processor, classes["torchvision"])
+    if type(processor) in classes.values():
+        return processor
+    fields = {name: getattr(processor, name, None) for name in PIXEL_FIELDS}
+    return classes["torchvision"](**{name: value for name, value in fields.items() if value is not None})
 
 
 def asked_fields(fields: Mapping[str, Any], measured: Statistics | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 
-from hf_vit_seg.models.upsampled_cross_entropy import upsampled_cross_entropy
+from hf_vit_seg.models.losses import upsampled_cross_entropy
 from hf_vit_seg.training.losses.terms import Loss, LossTerm
 
 

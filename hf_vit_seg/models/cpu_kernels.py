@@ -1,0 +1,352 @@
+"""Faster implementations for CPUs, and the conditions under which they replace torch's plain operators.
+
+Four optimizations, all of which change results only by rounding:
+
+- Linear layers in oneDNN. torch computes float32 matrix products with MKL, which uses AVX2 only on CPUs that are not
+  Intel's; oneDNN uses AVX-512 where available (100 vs. 220 GMAC/s on 2 cores of an EPYC). Without autograd we call the
+  fused linear layer that torch's compiler uses, with autograd a 1x1 convolution, which has a backward pass.
+- Row strips. Large temporaries cost more than the arithmetic on them: from 4 MiB on, the allocator maps new pages for
+  each, and the kernel clears them. SegFormer-B0's first Mix-FFN at 512x512 takes 16.0 ms at once and 2.1 ms in strips.
+- Cached values: tensors computed from weights alone are kept for as long as the weights have the same values.
+- Folded norms: in evaluation, BatchNorm is a scale and a shift per channel, which the preceding convolution can absorb.
+
+They apply only in plain eager mode: compilers, exporters, tracers, `torch.func` transforms, forward-mode derivatives,
+dispatch modes and hooks must see torch's own operators on the module's own layers.
+
+Copies of this file are stored on the Hub and have to work with future versions of torch. Private names of torch are
+therefore used here only, looked up by `private`, and each has a fallback.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from itertools import pairwise
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.functional import conv2d, interpolate, linear
+
+from .grid_sizes import ceil_div
+
+T = TypeVar("T")
+
+STRIP_BYTES = 5 * 2**19  # largest temporary of a strip
+# Below these numbers of multiplications, oneDNN's setup costs more than it saves.
+MIN_FUSED_LINEAR = 2**21
+MIN_CONVOLUTION = 2**23
+FLOAT_DTYPES = (torch.float32, torch.float64)
+HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+PRIVATE_NAMES: list[str] = []
+
+
+def private(path: str, default: Any = None) -> Any:
+    """A private name of torch by its dotted path, or `default` if the installed version does not have it."""
+    PRIVATE_NAMES.append(path)
+    found: Any = torch
+    for name in path.split(".")[1:]:
+        found = getattr(found, name, None)
+    return default if found is None else found
+
+
+def assume_so() -> bool:
+    """The default of a condition that cannot be checked: fast paths are not taken."""
+    return True
+
+
+transforms_are_active = private("torch._C._are_functorch_transforms_active", assume_so)
+in_dispatch_mode = private("torch.utils._python_dispatch.is_in_torch_dispatch_mode", assume_so)
+has_global_hooks = private("torch.nn.modules.module._has_any_global_hook", assume_so)
+private("torch.autograd.forward_ad._current_level")  # changes while it is used: see `is_plain_eager`
+onednn_linear = private("torch.ops.mkldnn._linear_pointwise")
+onednn_convolution = private("torch.mkldnn_convolution")
+onednn_packed_convolution = private("torch.ops.mkldnn._convolution_pointwise")
+onednn_pack = private("torch._C._nn.mkldnn_reorder_conv2d_weight")
+bilinear_backward = private("torch.ops.aten.upsample_bilinear2d_backward")
+
+
+# Conditions
+
+
+def is_plain_eager() -> bool:
+    """Whether operators run immediately, on plain values, and nothing observes them."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not transforms_are_active()
+        and not in_dispatch_mode()
+        and getattr(forward_ad, "_current_level", 0) < 0
+        and not has_global_hooks()
+    )
+
+
+def is_dynamic_export() -> bool:
+    """Whether torch.export or torch.jit.trace records a program for inputs of any size.
+
+    A Python branch on a size would then be fixed to the example's size.
+    """
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def has_inner_hooks(module: nn.Module) -> bool:
+    """Whether a layer inside a module has hooks, which a fast path would not call. Its own hooks do not matter."""
+    return any(
+        getattr(layer, table, True) for layer in module.modules() if layer is not module for table in HOOK_TABLES
+    )
+
+
+def use_row_strips(tensor: torch.Tensor) -> bool:
+    """Whether to process a tensor in strips: on a CPU, without autograd, in plain eager mode."""
+    return tensor.device.type == "cpu" and not torch.is_grad_enabled() and is_plain_eager()
+
+
+def can_cache(tensor: torch.Tensor) -> bool:
+    """Whether values computed from a tensor may be cached: without autograd, not on "meta", in plain eager mode."""
+    return not torch.is_grad_enabled() and not tensor.is_meta and is_plain_eager()
+
+
+def is_plain_float32(tensor: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether both are float32 on a CPU with oneDNN; subclasses (quantized, distributed) need torch's operators."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype == weight.dtype == torch.float32
+        and type(weight) in (nn.Parameter, torch.Tensor)
+        and type(tensor) is torch.Tensor
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def channels_last(feature_map: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) in channels-last memory; unchanged under `torch.func`, which does not support this layout."""
+    if not torch.compiler.is_compiling() and transforms_are_active():
+        return feature_map
+    return feature_map.contiguous(memory_format=torch.channels_last)
+
+
+def accelerated_by(fast: Callable[..., T | None]) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Decorate a method with a faster function of the same arguments, which returns None where it does not apply.
+
+    The method itself is available as `__wrapped__`.
+    """
+
+    def decorate(method: Callable[..., T]) -> Callable[..., T]:
+        @wraps(method)
+        def accelerated(module: Any, *inputs: Any, **options: Any) -> T:
+            output = fast(module, *inputs, **options)
+            return method(module, *inputs, **options) if output is None else output
+
+        return accelerated
+
+    return decorate
+
+
+# Linear layers
+
+
+def pointwise(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`torch.nn.functional.linear`: tokens (.., C), weight (C', C), bias (C',) to (.., C')."""
+    if not (tokens.is_cpu and is_plain_eager() and is_plain_float32(tokens, weight)):
+        return linear(tokens, weight, bias)
+    multiplications = tokens.numel() * weight.shape[0]
+    if onednn_linear is not None and not torch.is_grad_enabled() and multiplications >= MIN_FUSED_LINEAR:
+        return onednn_linear(tokens, weight, bias, "none", [], "")
+    if onednn_convolution is not None and multiplications >= MIN_CONVOLUTION:
+        return linear_by_convolution(tokens, weight, bias)
+    return linear(tokens, weight, bias)
+
+
+def linear_by_convolution(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`linear` as oneDNN's 1x1 convolution of an image with one row.
+
+    `conv2d` chooses oneDNN only with more than one thread (54 vs. 118 GMAC/s on one core).
+    """
+    column = tokens.reshape(1, 1, -1, tokens.shape[-1]).permute(0, 3, 1, 2)  # (1, C, 1, N)
+    kernel = weight[:, :, None, None]
+    product = onednn_convolution(column, kernel, bias, padding=(0, 0), stride=(1, 1), dilation=(1, 1), groups=1)
+    return product.permute(0, 2, 3, 1).reshape(*tokens.shape[:-1], -1)
+
+
+class PointwiseLinear(nn.Linear):
+    """`torch.nn.Linear` computed by `pointwise`, with the same parameters."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (.., C) to (.., C')."""
+        return pointwise(tokens, self.weight, self.bias)
+
+
+# Row strips
+
+
+def row_strips(height: int, row_bytes: int, budget: int | None = None) -> list[tuple[int, int]]:
+    """Divide rows into equal strips (first, last + 1) of at most `budget` bytes (STRIP_BYTES), but at least one row."""
+    budget = STRIP_BYTES if budget is None else budget
+    count = max(ceil_div(height, max(budget // max(row_bytes, 1), 1)), 1)
+    edges = [height * i // count for i in range(count + 1)]
+    return list(pairwise(edges))
+
+
+def in_row_strips(halo: int = 0) -> Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
+    """Decorate the forward of a layer (.., C) -> (.., C) to process strips of rows where that is faster.
+
+    Without a halo, rows are tokens. With a halo, they are the rows of (B, H, W, C): each strip comes with `halo` rows
+    above and below, and `forward` takes `rows`, the slice of its input for which to return outputs.
+
+    The layer's `expanded_width` is the number of channels of its largest temporary.
+    """
+
+    def decorate(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @wraps(forward)
+        def in_strips(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+            # Not in training: dropout would draw other numbers in strips.
+            if layer.training or not use_row_strips(hidden_states) or has_inner_hooks(layer):
+                return forward(layer, hidden_states)
+            images = hidden_states if halo else hidden_states.flatten(0, -2)[None]
+            row_bytes = images.shape[2:-1].numel() * layer.expanded_width * images.element_size()
+            strips = row_strips(images.shape[1], row_bytes)
+            if len(images) == len(strips) == 1:
+                return forward(layer, hidden_states)
+            outputs = torch.empty_like(images)
+            for image, output in zip(images, outputs, strict=True):
+                for first, last in strips:
+                    top, bottom = max(first - halo, 0), min(last + halo, images.shape[1])
+                    rows = (slice(first - top, last - top),) if halo else ()
+                    output[first:last] = forward(layer, image[None, top:bottom], *rows)[0]
+            return outputs.view(hidden_states.shape)
+
+        return in_strips
+
+    return decorate
+
+
+# Cached values
+
+
+class Cached(NamedTuple, Generic[T]):
+    """A value, the key it was requested with, and copies of the tensors it was computed from."""
+
+    key: object
+    sources: list[torch.Tensor]
+    result: T
+
+
+class ValueCache(Generic[T]):
+    """The last value computed from a module's tensors, recomputed when one of them has changed.
+
+    Tensors are compared by value: writing through `.data`, as many moving averages do, changes neither a tensor's
+    version nor its identity. Threads may share a cache, since an entry is replaced as a whole. Copies and pickles of a
+    cache are empty.
+    """
+
+    def __init__(self):
+        self.entry: Cached[T] | None = None
+
+    def __reduce__(self):
+        return ValueCache, ()
+
+    def get(self, key: object, sources: Sequence[torch.Tensor], compute: Callable[[], T]) -> T:
+        """`compute()`, or the cached result if key and sources are equal to those of the last call."""
+        entry = self.entry
+        if entry is None or entry.key != key or not same_values(entry.sources, sources):
+            copies = [tensor.detach().clone() for tensor in sources]
+            self.entry = entry = Cached(key, copies, compute())
+        return entry.result
+
+
+def same_values(olds: Sequence[torch.Tensor], news: Sequence[torch.Tensor]) -> bool:
+    """Whether two lists of tensors agree in length, dtypes, devices and values."""
+    return len(olds) == len(news) and all(
+        old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
+        for old, new in zip(olds, news, strict=True)
+    )
+
+
+# Convolutions
+
+
+def can_prepack(feature_map: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether oneDNN can take a kernel in its own memory order, which saves reordering it at every call.
+
+    A 1x1 convolution from 1024 to 2048 channels on 7x7 takes 0.44 ms instead of 1.60 ms.
+    """
+    available = onednn_pack is not None and onednn_packed_convolution is not None
+    return available and is_plain_float32(feature_map, weight) and torch.backends.mkldnn.enabled
+
+
+def cached_conv2d(
+    feature_map: torch.Tensor,
+    weight: torch.Tensor,
+    transform: Callable[[], torch.Tensor],
+    cache: ValueCache[torch.Tensor],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> torch.Tensor:
+    """`conv2d` with a kernel that `transform` computes from `weight` alone; the kernel is cached where that is safe."""
+    if not can_cache(weight):
+        return conv2d(feature_map, transform(), None, stride, padding)
+    if not can_prepack(feature_map, weight):
+        return conv2d(feature_map, cache.get("plain", [weight], transform), None, stride, padding)
+    padding, stride, shape = list(padding), list(stride), feature_map.shape
+
+    def packed() -> torch.Tensor:
+        return onednn_pack(transform().to_mkldnn(), padding, stride, [1, 1], 1, shape)
+
+    kernel = cache.get(shape, [weight], packed)
+    return onednn_packed_convolution(feature_map, kernel, None, padding, stride, [1, 1], 1, "none", [], "")
+
+
+def folds_batch_norm(layer: Any, dtype: torch.dtype) -> bool:
+    """Whether a layer's `convolution` and `norm` are torch's own, in `dtype`, in evaluation, and without hooks."""
+    convolution, norm = layer.convolution, layer.norm
+    return (
+        (type(convolution), type(norm)) == (nn.Conv2d, nn.BatchNorm2d)
+        and dtype in FLOAT_DTYPES
+        and dtype == convolution.weight.dtype == norm.weight.dtype
+        and not norm.training
+        and not convolution.weight.is_meta
+        and not has_inner_hooks(layer)
+    )
+
+
+def with_folded_norm(layer: Any, feature_map: torch.Tensor) -> torch.Tensor | None:
+    """`layer.norm(layer.convolution(feature_map))` as a single convolution with bias; None where this does not apply.
+
+    The kernel is scaled at every call, which takes 10 microseconds for a depthwise convolution.
+    """
+    if layer.training or not use_row_strips(feature_map) or not folds_batch_norm(layer, feature_map.dtype):
+        return None
+    convolution, norm = layer.convolution, layer.norm
+    scale = (norm.running_var + norm.eps).rsqrt_().mul_(norm.weight)  # (C,)
+    shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+    weight = convolution.weight * scale[:, None, None, None]
+    return conv2d(feature_map, weight, shift, convolution.stride, convolution.padding, 1, convolution.groups)
+
+
+def upsample_bilinear_backward(gradient: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The gradient of the input, of `shape` (B, C, h, w), of bilinear `interpolate` to the size of (B, C, H, W)."""
+    if bilinear_backward is not None:
+        return bilinear_backward(gradient, list(gradient.shape[2:]), list(shape), False)
+    with torch.enable_grad():
+        coarse = gradient.new_zeros(*shape, requires_grad=True)
+        fine = interpolate(coarse, gradient.shape[2:], mode="bilinear", align_corners=False)
+    return torch.autograd.grad(fine, coarse, gradient)[0]
+
+
+__all__ = [
+    "PointwiseLinear",
+    "ValueCache",
+    "accelerated_by",
+    "cached_conv2d",
+    "can_cache",
+    "channels_last",
+    "folds_batch_norm",
+    "has_inner_hooks",
+    "in_row_strips",
+    "is_dynamic_export",
+    "is_plain_eager",
+    "pointwise",
+    "row_strips",
+    "upsample_bilinear_backward",
+    "use_row_strips",
+    "with_folded_norm",
+]

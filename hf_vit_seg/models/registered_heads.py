@@ -1,0 +1,10 @@
+"""Segmentation heads of plugins by name, filled through the entry points `hf_vit_seg.heads`.
+
+Code that is saved with a model has no entry points: there, `bundled_code` writes this file with the model's own head.
+"""
+
+from torch import nn
+
+REGISTERED_HEADS: dict[str, type[nn.Module]] = {}
+
+__all__ = ["REGISTERED_HEADS"]
