@@ -270,7 +270,7 @@ def can_prepack(feature_map: torch.Tensor, weight: torch.Tensor) -> bool:
     A 1x1 convolution from 1024 to 2048 channels on 7x7 takes 0.44 ms instead of 1.60 ms.
     """
     available = onednn_pack is not None and onednn_packed_convolution is not None
-    return available and is_plain_float32(feature_map, weight) and torch.backends.mkldnn.enabled
+    return available and is_plain_float32(feature_map, weight) and bool(torch.backends.mkldnn.enabled)
 
 
 def cached_conv2d(

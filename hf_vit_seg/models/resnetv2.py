@@ -6,7 +6,7 @@ TensorFlow's 'SAME': as much as the stride requires, with the odd pixel on the r
 Shapes: B images, C channels, H W grid; feature maps are channels-last in memory.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -69,7 +69,8 @@ class StandardizedConv2d(nn.Conv2d):
         """(B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""
         if self.pads_itself:
             feature_map = pad_same(feature_map, self.kernel_size[0], self.stride[0])
-        return cached_conv2d(feature_map, self.weight, self.standardized, self.kernels, self.stride, self.padding)
+        padding = cast(tuple[int, ...], self.padding)  # not a name, such as "same"
+        return cached_conv2d(feature_map, self.weight, self.standardized, self.kernels, self.stride, padding)
 
 
 class ZeroInitGroupNorm(nn.GroupNorm):
