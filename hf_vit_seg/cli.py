@@ -1,6 +1,6 @@
-"""The command `hf-vit-seg`: every verb is a thin function over the library.
+"""The command `hf-vit-seg`: each subcommand parses its options and makes one call of the library.
 
-Exit codes: 0 all went well, 1 some of the work failed, 2 the command cannot be carried out as given.
+Exit codes: 0 success, 1 some of the work failed, 2 the command cannot be executed as given.
 """
 
 import os
@@ -15,11 +15,15 @@ from hf_vit_seg.training.__main__ import train
 if TYPE_CHECKING:
     from hf_vit_seg.inference.files.prediction import Job
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode="markdown")
+
+# Panels that group the options in --help.
+INFERENCE, OUTPUTS, FILES, LARGE = "Inference settings", "Outputs", "Files", "Large images and videos"
+INPUTS, QUANTIZATION = "Inputs of the exported model", "8-bit quantization"
 
 
 class FloatType(StrEnum):
-    """Number formats a model can compute in."""
+    """Number formats for computation."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -27,7 +31,7 @@ class FloatType(StrEnum):
 
 
 class Split(StrEnum):
-    """Parts of a recipe's data."""
+    """Splits of a recipe's data."""
 
     train = "train"
     validation = "validation"
@@ -35,7 +39,7 @@ class Split(StrEnum):
 
 
 class PolygonFormat(StrEnum):
-    """Formats of annotation tools."""
+    """Formats for polygons."""
 
     geojson = "geojson"
     coco = "coco"
@@ -43,58 +47,146 @@ class PolygonFormat(StrEnum):
 
 @app.callback()
 def main() -> None:
-    """Vision transformers for segmentation, end to end inside the Hugging Face ecosystem."""
+    """Vision transformers for segmentation in the Hugging Face ecosystem."""
     from transformers import logging
 
-    logging.disable_progress_bar()  # those of loading and saving weights; commands show their own
+    logging.disable_progress_bar()  # of loading and saving weights; commands show their own
 
 
 def refuse(message: object) -> NoReturn:
-    """End with one sentence and exit code 2."""
+    """Print an error message and exit with code 2."""
     typer.echo(f"hf-vit-seg: {message}", err=True)
     raise typer.Exit(2)
 
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="Local directory or Hub id of a segmentation model.")],
-    images: Annotated[list[str], typer.Argument(help="Image files, folders (recursive) or quoted patterns.")],
-    out: Annotated[Path, typer.Option(help="Folder for the results; sub-folders are kept.")],
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: a GPU if any.")] = None,
-    dtype: Annotated[FloatType, typer.Option(help="What the model computes in.")] = FloatType.float32,
-    protocol: Annotated[str | None, typer.Option(help="A preset, such as ade20k or cityscapes_multi_scale.")] = None,
-    size: Annotated[
-        str | None, typer.Option(help="processor, own, or as 512 (shortest edge), 512,2048 (both), 512x1024 (h x w).")
+    model: Annotated[str, typer.Argument(help="Directory, exported model, or Hub ID of a segmentation model.")],
+    images: Annotated[list[str], typer.Argument(help="Image files, folders (recursive), or quoted glob patterns.")],
+    out: Annotated[Path, typer.Option(help="Output folder. Subfolders are preserved.", rich_help_panel=FILES)],
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device: cpu, cuda, cuda:1, mps. Default: a GPU if available.", rich_help_panel=INFERENCE),
     ] = None,
-    divisor: Annotated[int | None, typer.Option(help="Round sides up to a multiple of it, such as 32.")] = None,
-    window: Annotated[str | None, typer.Option(help="Slide windows of 512 or 512x1024 pixels (h x w).")] = None,
-    stride: Annotated[str | None, typer.Option(help="Of the windows; default: two thirds of one.")] = None,
-    blend: Annotated[str | None, typer.Option(help="Of the windows: flat or gaussian.")] = None,
-    window_batch: Annotated[int | None, typer.Option(help="Windows that the model sees at a time, at most.")] = None,
-    scales: Annotated[str | None, typer.Option(help="Average over these, such as 0.5,1,2.")] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirror image.")] = False,
-    overlay: Annotated[bool, typer.Option(help="Write NAME.overlay.png, the photo under colours.")] = True,
-    opacity: Annotated[float, typer.Option(min=0, max=1, help="Of the overlay's colours.")] = 0.5,
-    scores: Annotated[bool, typer.Option("--scores", help="Write NAME.scores.png, 255 is certainty.")] = False,
-    entropy: Annotated[bool, typer.Option("--entropy", help="Write NAME.entropy.png, 255 is doubt.")] = False,
-    top_k: Annotated[int, typer.Option(min=0, help="Write NAME.top.npz: so many classes and their scores.")] = 0,
-    polygons: Annotated[list[PolygonFormat] | None, typer.Option(help="Write NAME.geojson, NAME.coco.json.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
-    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave done images out.")] = False,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Larger images are read in tiles.")] = 200_000_000,
-    tile: Annotated[int | None, typer.Option(min=64, help="Side of the tiles (2048); reads all in tiles.")] = None,
-    frames: Annotated[bool, typer.Option("--frames", help="Write NAME.frames/, a label map per frame.")] = False,
-    frame_rate: Annotated[float | None, typer.Option(min=0.01, help="Make a film of each folder of frames.")] = None,
+    dtype: Annotated[
+        FloatType, typer.Option(help="Number format of the computation.", rich_help_panel=INFERENCE)
+    ] = FloatType.float32,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="Preset of the settings below: ade20k, cityscapes, each also _multi_scale.", rich_help_panel=INFERENCE
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Image size: processor, own, 512 (shortest edge), 512,2048 (both edges), 512x1024 (h x w).",
+            rich_help_panel=INFERENCE,
+        ),
+    ] = None,
+    divisor: Annotated[
+        int | None, typer.Option(help="Round both sides up to a multiple of this number.", rich_help_panel=INFERENCE)
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            help="Sliding-window inference with windows of 512 or 512x1024 (height x width) pixels.",
+            rich_help_panel=INFERENCE,
+        ),
+    ] = None,
+    stride: Annotated[
+        str | None,
+        typer.Option(help="Stride of the windows. Default: two thirds of a window.", rich_help_panel=INFERENCE),
+    ] = None,
+    blend: Annotated[
+        str | None, typer.Option(help="Weights of overlapping windows: flat or gaussian.", rich_help_panel=INFERENCE)
+    ] = None,
+    window_batch: Annotated[
+        int | None, typer.Option(help="Maximum number of windows per forward pass.", rich_help_panel=INFERENCE)
+    ] = None,
+    scales: Annotated[
+        str | None, typer.Option(help="Average over these scales, such as 0.5,1,2.", rich_help_panel=INFERENCE)
+    ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Average with the horizontally flipped image.", rich_help_panel=INFERENCE)
+    ] = False,
+    overlay: Annotated[
+        bool,
+        typer.Option(help="Write NAME.overlay.png, the image overlaid with class colors.", rich_help_panel=OUTPUTS),
+    ] = True,
+    opacity: Annotated[
+        float, typer.Option(min=0, max=1, help="Opacity of the overlay.", rich_help_panel=OUTPUTS)
+    ] = 0.5,
+    scores: Annotated[
+        bool,
+        typer.Option(
+            "--scores",
+            help="Write NAME.scores.png, the probability of each pixel's class; 255 means 1.",
+            rich_help_panel=OUTPUTS,
+        ),
+    ] = False,
+    entropy: Annotated[
+        bool,
+        typer.Option(
+            "--entropy", help="Write NAME.entropy.png; 255 means maximum uncertainty.", rich_help_panel=OUTPUTS
+        ),
+    ] = False,
+    top_k: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Write NAME.top.npz, the k most likely classes of each pixel and their probabilities.",
+            rich_help_panel=OUTPUTS,
+        ),
+    ] = 0,
+    polygons: Annotated[
+        list[PolygonFormat] | None,
+        typer.Option(help="Write polygons as NAME.geojson or NAME.coco.json.", rich_help_panel=OUTPUTS),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing results.", rich_help_panel=FILES)
+    ] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Skip images that already have results.", rich_help_panel=FILES)
+    ] = False,
+    max_pixels: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="TIFF and .npy images with more pixels are read in tiles; others are refused.",
+            rich_help_panel=LARGE,
+        ),
+    ] = 200_000_000,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            help="Read every image in tiles of this side. Default for images above --max-pixels: 2048.",
+            rich_help_panel=LARGE,
+        ),
+    ] = None,
+    frames: Annotated[
+        bool,
+        typer.Option(
+            "--frames", help="Write NAME.frames/ with a label map for each video frame.", rich_help_panel=LARGE
+        ),
+    ] = False,
+    frame_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, help="Treat each folder as the frames of a video with this frame rate.", rich_help_panel=LARGE
+        ),
+    ] = None,
 ) -> None:
-    """Segment images: NAME.png (label map), NAME.overlay.png and NAME.json (pixels per class) for each.
+    """Segment images. Writes NAME.png (label map), NAME.overlay.png and NAME.json (pixels per class) for each.
 
-    Transparent images are laid on white, animated ones give their first frame, EXIF rotation is honoured. Images are
-    shown to the model whole, resized as its image processor says, unless --protocol and the options after it say
-    otherwise; what was done stands in NAME.json.
+    Transparent images are composited on white, animations are represented by their first frame, and EXIF orientation
+    is applied. By default, the model processes the whole image, resized as configured in its image processor. NAME.json
+    records the inference settings.
 
-    TIFF and .npy images above --max-pixels are read, segmented and written in tiles, in windows at their own size, with
-    NAME.labels.tif beside NAME.png; a run that was ended goes on when it is started again. Films (MP4 and others) give
-    NAME.overlay.mp4 and NAME.json.
+    TIFF and .npy images above --max-pixels are read, segmented and written in tiles, with sliding windows at the
+    original resolution, and NAME.labels.tif is written in addition to NAME.png. An interrupted run is resumed by the
+    same command. Videos (MP4 and others) result in NAME.overlay.mp4 and NAME.json.
     """
     from hf_vit_seg.inference.console import protocol_from_text, run
     from hf_vit_seg.inference.files.prediction import Wishes
@@ -141,7 +233,7 @@ def predict(
 def planned_jobs(
     images: list[str], out: Path, overwrite: bool, skip_existing: bool, films: bool = False
 ) -> "list[Job]":
-    """What `predict` has to do: one job for each image or film; with `films` a folder is one."""
+    """The jobs of `predict`: one for each image or video; with `films`, also one for each folder."""
     from hf_vit_seg.data.images.files import ImageFile, ImageFileError, find_images
     from hf_vit_seg.inference.files.prediction import plan
 
@@ -167,17 +259,21 @@ app.command()(train)
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Local directory or Hub id of a model.")],
+    model: Annotated[str, typer.Argument(help="Directory or Hub ID of a model.")],
     settings: Annotated[
-        list[str] | None, typer.Argument(help="NAME=VALUE over the recipe's, such as evaluation.protocol.flip=true.")
+        list[str] | None, typer.Argument(help="Overrides of the recipe, such as evaluation.protocol.flip=true.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="What to measure on; default: MODEL/recipe.yaml.")] = None,
-    split: Annotated[Split, typer.Option(help="Of the recipe's data.")] = Split.validation,
-    out: Annotated[Path | None, typer.Option(help="For metrics.json, plots and samples; default: in MODEL.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe that defines the data. Default: MODEL/recipe.yaml.")
+    ] = None,
+    split: Annotated[Split, typer.Option(help="Split of the recipe's data.")] = Split.validation,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder for metrics.json, plots and samples. Default: in MODEL.")
+    ] = None,
 ) -> None:
-    """Measure a model on a split of a recipe's data, and print the scores of each class.
+    """Evaluate a model on a split of a recipe's data, and print the metrics of each class.
 
-    The same on several processes: accelerate launch -m hf_vit_seg.cli evaluate MODEL ...
+    To use several processes: accelerate launch -m hf_vit_seg.cli evaluate MODEL ...
     """
     from hf_vit_seg.training.console import evaluate_command
 
@@ -186,28 +282,55 @@ def evaluate(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Local directory or Hub id of a segmentation model.")],
-    out: Annotated[Path, typer.Argument(help="Directory for the program and what belongs to it.")],
-    to: Annotated[str, typer.Option(help="onnx, openvino, torchscript, executorch, or a plugin's format.")],
-    size: Annotated[str | None, typer.Option(help="Fix the input: 512 or 512x1024 (h x w); default: any.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Fix the number of images; default: any.")] = None,
+    model: Annotated[str, typer.Argument(help="Directory, exported model, or Hub ID of a segmentation model.")],
+    out: Annotated[Path, typer.Argument(help="Output directory for the exported model and its configuration.")],
+    to: Annotated[str, typer.Option(help="Format: onnx, openvino, torchscript, executorch, or that of a plugin.")],
+    size: Annotated[
+        str | None,
+        typer.Option(help="Fixed input size: 512 or 512x1024 (height x width). Default: any.", rich_help_panel=INPUTS),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Fixed batch size. Default: any.", rich_help_panel=INPUTS)
+    ] = None,
     label_map: Annotated[
-        str | None, typer.Option(help="End in bytes of labels, at the size of the input ('input') or at 1024x2048.")
+        str | None,
+        typer.Option(
+            help="Output a uint8 label map instead of logits, at the size of the input (input) or at 1024x2048."
+        ),
     ] = None,
-    dtype: Annotated[FloatType, typer.Option(help="float32, or float16 where the format has it.")] = FloatType.float32,
-    int8: Annotated[Path | None, typer.Option(help="Compute in 8 bits; a folder of images to calibrate on.")] = None,
-    int8_images: Annotated[int, typer.Option(min=1, help="Of the folder, at most.")] = 100,
-    recipe: Annotated[str | None, typer.Option(help="Print the mean IoU before and after 8 bits on its data.")] = None,
-    split: Annotated[Split, typer.Option(help="Of the recipe's data.")] = Split.validation,
+    dtype: Annotated[
+        FloatType, typer.Option(help="Number format: float32, or float16 if the format supports it.")
+    ] = FloatType.float32,
+    int8: Annotated[
+        Path | None,
+        typer.Option(help="Quantize to 8 bits, calibrated on the images in this folder.", rich_help_panel=QUANTIZATION),
+    ] = None,
+    int8_images: Annotated[
+        int, typer.Option(min=1, help="Maximum number of calibration images.", rich_help_panel=QUANTIZATION)
+    ] = 100,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Print the mean IoU before and after quantization on the data of this recipe.",
+            rich_help_panel=QUANTIZATION,
+        ),
+    ] = None,
+    split: Annotated[
+        Split, typer.Option(help="Split of the recipe's data.", rich_help_panel=QUANTIZATION)
+    ] = Split.validation,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="OPTION=VALUE of the format, such as opset=18; repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="Option of the format as NAME=VALUE, such as opset=18. Repeatable."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a program that exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing exported model.")] = False,
 ) -> None:
-    """Export a model for another runtime, and prove that it computes the same (exit code 1, and no file, if not).
+    """Export a model for another runtime, and compare its outputs with those of the model.
 
-    By default images of any size and number. Preprocessing, labels and the proof (parity.json) lie beside the program,
-    and `hf-vit-seg predict OUT/model.onnx ...` works as with the model itself.
+    If they differ, nothing is written and the exit code is 1.
+
+    By default, the exported model accepts any image size and batch size. Preprocessing, labels and the result of the
+    comparison (parity.json) are saved in the same directory, so that hf-vit-seg predict OUT/model.onnx works as with
+    the model itself.
     """
     from hf_vit_seg.data.images.files import find_images
     from hf_vit_seg.export.console import label_size, run, sides
@@ -216,7 +339,7 @@ def export(
     from hf_vit_seg.training.recipe_loading import load_recipe
 
     if recipe is not None and int8 is None:
-        refuse("--recipe measures what 8 bits cost: give --int8 FOLDER as well")
+        refuse("--recipe evaluates the quantized model: also pass --int8 FOLDER")
     try:
         wish = Wish(
             size=None if size is None else sides(size, "--size"),
@@ -235,20 +358,22 @@ def export(
 
 @app.command()
 def convert(
-    source_file: Annotated[Path, typer.Argument(help="A reference checkpoint; with --to, a model directory.")],
-    out: Annotated[Path, typer.Argument(help="Model directory to make; with --to, the file (or directory) to make.")],
-    source: Annotated[str | None, typer.Option(help="Format of the checkpoint, if its keys shall not tell.")] = None,
-    to: Annotated[str | None, typer.Option(help="The way back: write a model directory in this format.")] = None,
-    labels: Annotated[str | None, typer.Option(help="ade20k, cityscapes, imagenet-1k, or a JSON file.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="FIELD=VALUE of the config, over what was found; repeatable.")
+    source_file: Annotated[Path, typer.Argument(help="Reference checkpoint; with --to, a model directory.")],
+    out: Annotated[Path, typer.Argument(help="Model directory to create; with --to, the file or directory to create.")],
+    source: Annotated[str | None, typer.Option(help="Override format detection.")] = None,
+    to: Annotated[str | None, typer.Option(help="Export a model directory back to this format.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Class names: ade20k, cityscapes, imagenet-1k, or a JSON file.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is at OUT.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a field of the config, as NAME=VALUE. Repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")] = False,
 ) -> None:
-    """Convert a reference checkpoint into a model directory that AutoModel loads, or back.
+    """Convert a reference checkpoint to a model directory that AutoModel loads, or back.
 
-    Everything that decides the numbers comes along: epsilons, labels, palette, preprocessing. Pickled code is never
-    run. Nothing is written unless all tensors found their place.
+    The source's epsilons, labels, palette and preprocessing are preserved. Pickled code is never executed. Nothing is
+    written unless all tensors match.
     """
     from rich.console import Console
 
@@ -257,7 +382,7 @@ def convert(
     from hf_vit_seg.conversion.convert import export as export_checkpoint
 
     if to is not None and (source or labels or settings):
-        refuse("--to writes a model as it is: --source, --labels and --set belong to the other direction")
+        refuse("--to exports the model unchanged: omit --source, --labels and --set")
     try:
         if to is not None:
             report = export_checkpoint(source_file, out, to=to, force=force)
@@ -272,45 +397,43 @@ def convert(
 
 
 def fields_of(settings: list[str]) -> dict[str, object]:
-    """FIELD=VALUE, the value in YAML: `--set sr_ratios=[8,4,2,1]`."""
+    """Parse options NAME=VALUE whose values are YAML, such as `--set sr_ratios=[8,4,2,1]`."""
     import yaml
 
     fields = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not name.isidentifier():
-            refuse(f"--set takes FIELD=VALUE, such as --set decoder_hidden_size=768; got '{setting}'")
+            refuse(f"--set takes NAME=VALUE, such as --set decoder_hidden_size=768; got '{setting}'")
         try:
             fields[name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            refuse(f"--set {name}: '{value}' is no YAML value")
+            refuse(f"--set {name}: '{value}' is not a YAML value")
     return fields
 
 
 @app.command()
 def push(
-    directory: Annotated[Path, typer.Argument(help="A model's directory, or a run's for its best model.")],
-    repo: Annotated[str, typer.Argument(help="Repository on the Hub, such as me/my-model; made if it is not there.")],
+    directory: Annotated[Path, typer.Argument(help="Model directory, or a run directory to push its best model.")],
+    repo: Annotated[str, typer.Argument(help="Hub repository, such as me/my-model. Created if it does not exist.")],
     private: Annotated[
         bool | None,
-        typer.Option("--private/--public", help="What a new repository becomes, and one that is there must be."),
+        typer.Option("--private/--public", help="Visibility of the repository; an existing one must match."),
     ] = None,
-    branch: Annotated[str | None, typer.Option(help="Commit to this branch; made if it is not there.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    branch: Annotated[str | None, typer.Option(help="Commit to this branch. Created if it does not exist.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
     sample_image: Annotated[
         bool,
-        typer.Option("--sample-image", help="Publish one evaluated image with its prediction and label, in the card."),
+        typer.Option("--sample-image", help="Also publish one evaluated image with its prediction and label."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes; send nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files and their sizes.")] = False,
 ) -> None:
-    """Publish a model on the Hub: weights, image processor, code for readers without this package, card and scores.
+    """Publish a model on the Hub: weights, image processor, model code, model card and metrics.
 
-    The files are listed before they are sent. They contain no absolute paths of this machine, and images only with
-    --sample-image.
-
-    One commit: what was there before stays as it is until all is uploaded, and the same command goes on where it was
-    cut. Log in with hf auth login.
+    The files are listed before the upload. They contain no absolute paths of this machine, and images only with
+    --sample-image. Everything is uploaded in one commit; run the same command again to resume an interrupted upload.
+    Log in with hf auth login.
     """
     from hf_vit_seg.hub.console import push_command
     from hf_vit_seg.hub.repository import Target
@@ -324,18 +447,16 @@ def push(
 
 @app.command("push-space")
 def push_space(
-    model: Annotated[
-        str, typer.Argument(help="What it shows: a model's or run's directory, a Hub id, or nuclei (built in).")
-    ],
-    repo: Annotated[str, typer.Argument(help="The Space, such as me/my-demo; made if it is not there.")],
+    model: Annotated[str, typer.Argument(help="Model directory, run directory, Hub ID, or nuclei (built in).")],
+    repo: Annotated[str, typer.Argument(help="Space on the Hub, such as me/my-demo. Created if it does not exist.")],
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="What a new Space becomes, and one that is there must be.")
+        bool | None, typer.Option("--private/--public", help="Visibility of the Space; an existing one must match.")
     ] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes; send nothing.")] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files and their sizes.")] = False,
 ) -> None:
-    """Publish the demo of a model as a Space, with this package in it and the versions that are installed here."""
+    """Publish a demo of a model as a Space. It contains this package and pins the installed versions."""
     from hf_vit_seg.hub.console import push_space_command
     from hf_vit_seg.hub.repository import Target
 
@@ -349,14 +470,17 @@ def push_space(
 @app.command()
 def demo(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Directories, exported files or Hub ids; default: the built-in nuclei.")
+        list[str] | None,
+        typer.Argument(help="Directories, exported models or Hub IDs. Default: the built-in nuclei model."),
     ] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: the first free from 7860 on.")] = None,
-    share: Annotated[bool, typer.Option("--share", help="Also give a public address for a week, by gradio.")] = False,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port. Default: the first free port from 7860.")
+    ] = None,
+    share: Annotated[bool, typer.Option("--share", help="Create a public gradio link, valid for one week.")] = False,
 ) -> None:
-    """Show models in a browser: segmentation, classification and pose, each in a tab of its own.
+    """Start a web demo of models for segmentation, classification and pose estimation.
 
-    Without MODELS also those that the environment variable HF_VIT_SEG_MODELS names.
+    Without MODELS, the models in the environment variable HF_VIT_SEG_MODELS are added.
     """
     from .demo import launch
 
@@ -368,14 +492,14 @@ def demo(
 
 @app.command("check-data")
 def check_data(
-    recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a shipped one.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings over the recipe's: NAME=VALUE.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the report; default: data-check/NAME.")] = None,
-    splits: Annotated[str, typer.Option(help="Which to look at, by commas.")] = "train,validation,test",
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides of the recipe: NAME=VALUE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: data-check/NAME.")] = None,
+    splits: Annotated[str, typer.Option(help="Comma-separated splits to check.")] = "train,validation,test",
 ) -> None:
-    """Look at every file of a recipe's data: what cannot be used, which values and classes there are, and pictures.
+    """Check every file of a recipe's data: unusable files, raw values, class frequencies.
 
-    Writes report.json and, for each split, a contact sheet such as train.png. Exit code 1 if training would refuse the
+    Writes report.json, and a contact sheet for each split, such as train.png. Exit code 1 if training would refuse the
     data.
     """
     from hf_vit_seg.training.data_check import check_data as look
@@ -389,7 +513,7 @@ def check_data(
 
 @app.command()
 def models() -> None:
-    """List the architectures and their variants. Exit code 1 if those of any cannot be read."""
+    """List the architectures and their variants. Exit code 1 if one cannot be loaded."""
     from rich.console import Console
 
     from .plugin_listing import models_view
@@ -403,7 +527,7 @@ def models() -> None:
 
 @app.command()
 def plugins() -> None:
-    """List the installed plugins: what each brings, where it comes from, and which failed. Exit code 1 if any did."""
+    """List the installed plugins with their status. Exit code 1 if one cannot be loaded."""
     from rich.console import Console
 
     from .plugin_listing import every_plugin, plugins_view

@@ -1,4 +1,4 @@
-"""`accelerate launch -m hf_vit_seg.training RECIPE` is `hf-vit-seg train RECIPE` on several processes."""
+"""`hf-vit-seg train RECIPE` on several processes: `accelerate launch -m hf_vit_seg.training RECIPE`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,18 +7,20 @@ import typer
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's YAML file, or the name of a shipped one such as nuclei.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe file (YAML), or the name of a shipped recipe, such as nuclei.")],
     settings: Annotated[
-        list[str] | None, typer.Argument(help="NAME=VALUE over the recipe's, such as optimizer.learning_rate=1e-4.")
+        list[str] | None, typer.Argument(help="Overrides of the recipe, such as optimizer.learning_rate=1e-4.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the run; default: the recipe's, or runs/NAME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the directory's newest checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the directory.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Run directory. Default: that of the recipe, or runs/NAME.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume from the newest checkpoint in the run directory.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the run directory.")] = False,
 ) -> None:
-    """Train a model as a recipe says: from images in folders to a measured model directory.
+    """Train and evaluate a model from a recipe.
 
-    Ctrl-C stops after a whole step with a checkpoint; a second one at once. The same on several processes or machines:
-    accelerate launch -m hf_vit_seg.training RECIPE ...
+    Ctrl-C stops after the current step and writes a checkpoint; a second Ctrl-C stops immediately. To use several
+    processes or machines: accelerate launch -m hf_vit_seg.training RECIPE ...
     """
     from .console import train_command
 
