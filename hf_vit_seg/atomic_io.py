@@ -72,18 +72,17 @@ def atomic_directory(target: Path, only_missing: bool = False) -> Iterator[Path]
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a path at which to create a file or directory, which replaces `target` at the end."""
+    """Yield a path of the same name at which to create a file or directory, which replaces `target` at the end."""
     target = Path(os.path.abspath(target))  # a path that ends in ".." has no name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove(partial_path(target))
     previous = target.with_name(PREVIOUS + target.name)
-    if previous.exists() and not target.exists():  # killed between the two renames of `commit`
+    if previous.exists() and not target.exists():  # killed between the two renames of `replace`
         os.replace(previous, target)
+    folder = new_directory(target)
     try:
-        yield partial_path(target)
-        commit(target)
+        yield folder / target.name
+        replace(folder / target.name, target)
     finally:
-        remove(partial_path(target))
+        remove(folder)
 
 
 @contextmanager
@@ -112,14 +111,19 @@ def new_directory(target: Path) -> Path:
 
 
 def commit(target: Path) -> None:
-    """Rename the temporary file or directory of `target` to `target`; the old one comes back if that fails."""
-    partial, previous = partial_path(target), target.with_name(PREVIOUS + target.name)
-    flush_all(partial)
+    """Rename the temporary directory of `target` to `target`."""
+    replace(partial_path(target), target)
+
+
+def replace(new: Path, target: Path) -> None:
+    """Flush a file or directory and rename it to `target`; what `target` was comes back if that fails."""
+    previous = target.with_name(PREVIOUS + target.name)
+    flush_all(new)
     if target.exists():
         remove(previous)
         os.replace(target, previous)
     try:
-        os.replace(partial, target)
+        os.replace(new, target)
     except OSError:
         if previous.exists():
             os.replace(previous, target)
