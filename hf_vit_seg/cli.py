@@ -1,16 +1,20 @@
 """The command `hf-vit-seg`: every verb is a thin function over the library.
 
-Exit codes: 0 all went well, 1 some of the work failed, 2 the command cannot be carried out as given.
+Exit codes: 0 all went well, 1 some of the work failed, 2 the command cannot be carried out as given, 70 a bug (its
+traceback is shown), 130 stopped by a signal.
 """
 
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_vit_seg.training.__main__ import train
+
+from .error_reporting import DONE, FAILED, reported
+from .errors import HfVitSegError
 
 if TYPE_CHECKING:
     from hf_vit_seg.inference.files.prediction import Job
@@ -49,13 +53,8 @@ def main() -> None:
     logging.disable_progress_bar()  # those of loading and saving weights; commands show their own
 
 
-def refuse(message: object) -> NoReturn:
-    """End with one sentence and exit code 2."""
-    typer.echo(f"hf-vit-seg: {message}", err=True)
-    raise typer.Exit(2)
-
-
 @app.command()
+@reported
 def predict(
     model: Annotated[str, typer.Argument(help="Local directory or Hub id of a segmentation model.")],
     images: Annotated[list[str], typer.Argument(help="Image files, folders (recursive) or quoted patterns.")],
@@ -102,7 +101,7 @@ def predict(
     from .directory_lock import locked_directory
 
     if out.exists() and not out.is_dir():
-        refuse(f"--out {out} is a file, not a folder")
+        raise HfVitSegError(f"--out {out} is a file, not a folder")
     formats = set(polygons or ())
     wishes = Wishes(
         model=model,
@@ -118,44 +117,38 @@ def predict(
         frames=frames,
         frame_rate=frame_rate,
     )
-    try:
-        chosen = protocol_from_text(
-            preset=protocol,
-            size=size,
-            divisor=divisor,
-            window=window,
-            stride=stride,
-            blend=blend,
-            window_batch=window_batch,
-            scales=scales,
-            flip=flip or None,
-        )
-        with locked_directory(out):
-            jobs = planned_jobs(images, out, overwrite, skip_existing, films=frame_rate is not None)
-            failed = run(model, device, dtype.value, jobs, wishes, out, chosen)
-    except ValueError as error:
-        refuse(error)
-    raise typer.Exit(1 if failed else 0)
+    chosen = protocol_from_text(
+        preset=protocol,
+        size=size,
+        divisor=divisor,
+        window=window,
+        stride=stride,
+        blend=blend,
+        window_batch=window_batch,
+        scales=scales,
+        flip=flip or None,
+    )
+    with locked_directory(out):
+        jobs = planned_jobs(images, out, overwrite, skip_existing, films=frame_rate is not None)
+        code = run(model, device, dtype.value, jobs, wishes, out, chosen)
+    raise typer.Exit(code)
 
 
 def planned_jobs(
     images: list[str], out: Path, overwrite: bool, skip_existing: bool, films: bool = False
 ) -> "list[Job]":
     """What `predict` has to do: one job for each image or film; with `films` a folder is one."""
-    from hf_vit_seg.data.images.files import ImageFile, ImageFileError, find_images
+    from hf_vit_seg.data.images.files import ImageFile, find_images
     from hf_vit_seg.inference.files.prediction import plan
 
     if overwrite and skip_existing:
-        refuse("--overwrite and --skip-existing exclude each other")
-    try:
-        folders = [Path(name) for name in images if films and os.path.isdir(name)]
-        found = find_images([name for name in images if Path(name) not in folders], skip=out)
-        jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *found], out)
-    except (FileNotFoundError, ImageFileError) as error:
-        refuse(error)
+        raise HfVitSegError("--overwrite and --skip-existing exclude each other")
+    folders = [Path(name) for name in images if films and os.path.isdir(name)]
+    found = find_images([name for name in images if Path(name) not in folders], skip=out)
+    jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *found], out)
     existing = [path for job in jobs if (path := job.existing)]
     if existing and not overwrite and not skip_existing:
-        refuse(
+        raise HfVitSegError(
             f"{len(existing)} of {len(jobs)} images have results already, such as {existing[0]}: pass --overwrite or "
             "--skip-existing"
         )
@@ -166,6 +159,7 @@ app.command()(train)
 
 
 @app.command()
+@reported
 def evaluate(
     model: Annotated[str, typer.Argument(help="Local directory or Hub id of a model.")],
     settings: Annotated[
@@ -185,6 +179,7 @@ def evaluate(
 
 
 @app.command()
+@reported
 def export(
     model: Annotated[str, typer.Argument(help="Local directory or Hub id of a segmentation model.")],
     out: Annotated[Path, typer.Argument(help="Directory for the program and what belongs to it.")],
@@ -216,24 +211,21 @@ def export(
     from hf_vit_seg.training.recipe_loading import load_recipe
 
     if recipe is not None and int8 is None:
-        refuse("--recipe measures what 8 bits cost: give --int8 FOLDER as well")
-    try:
-        wish = Wish(
-            size=None if size is None else sides(size, "--size"),
-            batch=batch,
-            labels=label_size(label_map),
-            dtype=dtype.value,
-            calibration=[] if int8 is None else [image.path for image in find_images([str(int8)])],
-            calibration_images=int8_images,
-        )
-        score = None if recipe is None else mean_iou_on(load_recipe(recipe, []), split.value)
-        code = run(model, out, to, wish, fields_of(settings or []), overwrite=overwrite, score=score)
-    except (ValueError, FileNotFoundError) as error:
-        refuse(error)
-    raise typer.Exit(code)
+        raise HfVitSegError("--recipe measures what 8 bits cost: give --int8 FOLDER as well")
+    wish = Wish(
+        size=None if size is None else sides(size, "--size"),
+        batch=batch,
+        labels=label_size(label_map),
+        dtype=dtype.value,
+        calibration=[] if int8 is None else [image.path for image in find_images([str(int8)])],
+        calibration_images=int8_images,
+    )
+    score = None if recipe is None else mean_iou_on(load_recipe(recipe, []), split.value)
+    raise typer.Exit(run(model, out, to, wish, fields_of(settings or []), overwrite=overwrite, score=score))
 
 
 @app.command()
+@reported
 def convert(
     source_file: Annotated[Path, typer.Argument(help="A reference checkpoint; with --to, a model directory.")],
     out: Annotated[Path, typer.Argument(help="Model directory to make; with --to, the file (or directory) to make.")],
@@ -252,22 +244,16 @@ def convert(
     """
     from rich.console import Console
 
-    from hf_vit_seg.conversion.convert import ConversionError
     from hf_vit_seg.conversion.convert import convert as convert_checkpoint
     from hf_vit_seg.conversion.convert import export as export_checkpoint
 
     if to is not None and (source or labels or settings):
-        refuse("--to writes a model as it is: --source, --labels and --set belong to the other direction")
-    try:
-        if to is not None:
-            report = export_checkpoint(source_file, out, to=to, force=force)
-        else:
-            overrides = fields_of(settings or [])
-            report = convert_checkpoint(
-                source_file, out, source=source, labels=labels, overrides=overrides, force=force
-            )
-    except ConversionError as error:
-        refuse(error)
+        raise HfVitSegError("--to writes a model as it is: --source, --labels and --set belong to the other direction")
+    if to is not None:
+        report = export_checkpoint(source_file, out, to=to, force=force)
+    else:
+        overrides = fields_of(settings or [])
+        report = convert_checkpoint(source_file, out, source=source, labels=labels, overrides=overrides, force=force)
     Console().print(report)
 
 
@@ -279,15 +265,16 @@ def fields_of(settings: list[str]) -> dict[str, object]:
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not name.isidentifier():
-            refuse(f"--set takes FIELD=VALUE, such as --set decoder_hidden_size=768; got '{setting}'")
+            raise HfVitSegError(f"--set takes FIELD=VALUE, such as --set decoder_hidden_size=768; got '{setting}'")
         try:
             fields[name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            refuse(f"--set {name}: '{value}' is no YAML value")
+            raise HfVitSegError(f"--set {name}: '{value}' is no YAML value") from None
     return fields
 
 
 @app.command()
+@reported
 def push(
     directory: Annotated[Path, typer.Argument(help="A model's directory, or a run's for its best model.")],
     repo: Annotated[str, typer.Argument(help="Repository on the Hub, such as me/my-model; made if it is not there.")],
@@ -315,14 +302,12 @@ def push(
     from hf_vit_seg.hub.console import push_command
     from hf_vit_seg.hub.repository import Target
 
-    try:
-        target = Target(repo, private=private, branch=branch, create_pr=create_pr, message=message)
-        push_command(directory, target, sample_image=sample_image, dry_run=dry_run)
-    except ValueError as error:
-        refuse(error)
+    target = Target(repo, private=private, branch=branch, create_pr=create_pr, message=message)
+    push_command(directory, target, sample_image=sample_image, dry_run=dry_run)
 
 
 @app.command("push-space")
+@reported
 def push_space(
     model: Annotated[
         str, typer.Argument(help="What it shows: a model's or run's directory, a Hub id, or nuclei (built in).")
@@ -339,14 +324,12 @@ def push_space(
     from hf_vit_seg.hub.console import push_space_command
     from hf_vit_seg.hub.repository import Target
 
-    try:
-        target = Target(repo, private=private, create_pr=create_pr, message=message)
-        push_space_command(model, target, dry_run=dry_run)
-    except ValueError as error:
-        refuse(error)
+    target = Target(repo, private=private, create_pr=create_pr, message=message)
+    push_space_command(model, target, dry_run=dry_run)
 
 
 @app.command()
+@reported
 def demo(
     models: Annotated[
         list[str] | None, typer.Argument(help="Directories, exported files or Hub ids; default: the built-in nuclei.")
@@ -360,13 +343,11 @@ def demo(
     """
     from .demo import launch
 
-    try:
-        launch(*(models or ()), port=port, share=share)
-    except (ValueError, OSError) as error:  # an OSError: the port is taken
-        refuse(error)
+    launch(*(models or ()), port=port, share=share)
 
 
 @app.command("check-data")
+@reported
 def check_data(
     recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a shipped one.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings over the recipe's: NAME=VALUE.")] = None,
@@ -380,14 +361,12 @@ def check_data(
     """
     from hf_vit_seg.training.data_check import check_data as look
 
-    try:
-        well = look(recipe, overrides or (), out, splits.split(","))
-    except ValueError as error:
-        refuse(error)
-    raise typer.Exit(0 if well else 1)
+    well = look(recipe, overrides or (), out, splits.split(","))
+    raise typer.Exit(DONE if well else FAILED)
 
 
 @app.command()
+@reported
 def models() -> None:
     """List the architectures and their variants. Exit code 1 if those of any cannot be read."""
     from rich.console import Console
@@ -398,10 +377,11 @@ def models() -> None:
     Console().print(view)
     for sentence in sentences:
         typer.echo(f"hf-vit-seg: {sentence}", err=True)
-    raise typer.Exit(1 if sentences else 0)
+    raise typer.Exit(FAILED if sentences else DONE)
 
 
 @app.command()
+@reported
 def plugins() -> None:
     """List the installed plugins: what each brings, where it comes from, and which failed. Exit code 1 if any did."""
     from rich.console import Console
@@ -413,7 +393,7 @@ def plugins() -> None:
     failed = [plugin for plugin in found if plugin.error]
     for plugin in failed:
         typer.echo(f"hf-vit-seg: {plugin.name} of {plugin.origin} cannot be used: {plugin.error}", err=True)
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(FAILED if failed else DONE)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_vit_seg.demo import ENVIRONMENT, GRADIO, NUCLEI
 from hf_vit_seg.entry_points import PACKAGE
-from hf_vit_seg.inference.loading import first_sentence
+from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.provenance import CARD, Provenance, short_card
 
 from .model_directory import ModelDirectory, model_directory
@@ -84,7 +84,7 @@ def on_the_hub(model: str) -> str:
         raise PushError(f"{model} is no directory here, and no model on the Hub that you can see") from error
     except (HTTPError, OSError) as error:
         raise PushError(
-            f"{model} is no directory here, and whether it is on the Hub is not known: {first_sentence(error)}"
+            f"{model} is no directory here, and whether it is on the Hub is not known: {error_sentence(error, short=True)}"
         ) from error
     return model
 

@@ -19,8 +19,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from hf_vit_seg.entry_points import PREFIX, first_of_each_name, load
+from hf_vit_seg.errors import error_sentence
 
-from .loading import ModelError, first_sentence
+from .loading import ModelError
 
 GROUP = PREFIX + "runtimes"
 
@@ -187,7 +188,9 @@ class RuntimeModel:
         except ModelError:
             raise
         except Exception as error:  # each runtime has exceptions of its own
-            raise ModelError(f"{path} cannot be loaded as an exported model: {first_sentence(error)}") from error
+            raise ModelError(
+                f"{path} cannot be loaded as an exported model: {error_sentence(error, short=True)}"
+            ) from error
         self.dtype = self.program.dtype
 
     def eval(self) -> "RuntimeModel":

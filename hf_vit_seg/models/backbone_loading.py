@@ -21,6 +21,8 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils.hub import cached_file
 
+from .errors import HfVitSegError
+
 TIMM_WEIGHTS = "model.safetensors"
 CHANNELS_LAST = "NHWC"
 T = TypeVar("T")
@@ -41,7 +43,7 @@ def stored_config(path: str | os.PathLike, **hub: Any) -> PreTrainedConfig:
     if config.model_type == "timm_wrapper":  # to import its class is to import timm
         return TimmBackboneConfig(backbone=config.architecture)
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-        raise ValueError(
+        raise HfVitSegError(
             f"{path} is a '{config.model_type}', of which transformers has no backbone (AutoBackbone): no head can be "
             "put on it"
         )

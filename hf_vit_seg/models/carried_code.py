@@ -22,6 +22,7 @@ from torch import nn
 from transformers import MODEL_FOR_BACKBONE_MAPPING, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from .errors import HfVitSegError
 from .plugged_heads import PLUGGED_HEADS
 
 # Parameters that a head may have, and the config's fields that give them.
@@ -48,7 +49,7 @@ def plugged_head(config: Any, in_channels: Sequence[int]) -> nn.Module:
     try:
         return head(in_channels, config.num_labels, **given)
     except Exception as error:  # a stranger's code may raise anything
-        raise ValueError(
+        raise HfVitSegError(
             f"segmentation_head '{config.segmentation_head}' cannot be built for maps of {list(in_channels)} channels: "
             f"{type(error).__name__}: {error}"
         ) from error
@@ -82,11 +83,11 @@ class CarriesCode(PreTrainedConfig):
         places: dict[str, Path] = {}
         for kind in (*self.own_head(), *self.own_backbone()):
             if reason := clash(kind):
-                raise ValueError(reason)
+                raise HfVitSegError(reason)
             for file in files_of(kind):
                 other = places.setdefault(file.name, file)
                 if not other.samefile(file):
-                    raise ValueError(f"a model cannot be saved with both {other} and {file}: rename one of them")
+                    raise HfVitSegError(f"a model cannot be saved with both {other} and {file}: rename one of them")
 
     def save_parts(self, folder: Path) -> None:
         """Put the code of the parts into a folder, and the tables that find it there."""

@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, PreTrainedCon
 from transformers.configuration_utils import SubConfigSpec
 
 from .carried_code import CarriesCode
+from .errors import HfVitSegError
 from .own_backbones import OWN_BACKBONES
 
 LEVELS = 4
@@ -70,14 +71,14 @@ class BackboneSegmentationConfig(CarriesCode):
     def __post_init__(self, **kwargs):
         given = self.backbone_config
         if isinstance(given, dict) and given.get("model_type") not in CONFIG_MAPPING:
-            raise ValueError(
+            raise HfVitSegError(
                 "BackboneSegmentationConfig.backbone_config needs a model_type that transformers knows, such as "
                 f"'dinov2', got {given.get('model_type')!r}"
             )
         self.backbone_config = copy.deepcopy(given)  # it is about to be changed
         super().__post_init__(**kwargs)
         if not hasattr(self.backbone, "out_indices"):
-            raise ValueError(
+            raise HfVitSegError(
                 f"BackboneSegmentationConfig.backbone_config is of type '{self.backbone.model_type}', which has no "
                 "feature maps in transformers (no AutoBackbone)"
             )

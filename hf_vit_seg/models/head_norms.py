@@ -5,6 +5,8 @@ from math import gcd
 
 from torch import nn
 
+from .errors import HfVitSegError
+
 MOST_GROUPS = 32  # of arXiv 1803.08494, section 4
 
 
@@ -24,7 +26,7 @@ HEAD_NORMS: dict[str, Callable[[int, float], nn.Module]] = {"batch": batch_norm,
 def head_norm(kind: str, width: int, eps: float = 1e-5) -> nn.Module:
     """A norm of (B, D, H, W) by its name: "batch", or "group", which does not look at other images."""
     if kind not in HEAD_NORMS:
-        raise ValueError(f"A head's norm is one of {', '.join(HEAD_NORMS)}, got '{kind}'")
+        raise HfVitSegError(f"A head's norm is one of {', '.join(HEAD_NORMS)}, got '{kind}'")
     return HEAD_NORMS[kind](width, eps)
 
 

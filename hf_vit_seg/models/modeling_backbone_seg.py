@@ -21,6 +21,7 @@ from .backbone_loading import gives_channels_last, hub_options, loaded_backbone,
 from .carried_code import plugged_head
 from .chosen_heads import DEFAULT_WIDTH, linear_head, mask_transformer_head, pyramid_head
 from .configuration_backbone_seg import LEVELS, SINGLE_MAP_HEADS, BackboneSegmentationConfig
+from .errors import HfVitSegError
 from .feature_strides import Stride, feature_strides
 from .image_bands import check_channels
 from .image_padding import padded_to_whole
@@ -100,7 +101,7 @@ def head_choice(name: str) -> HeadChoice:
         return HEADS[name]
     if name not in PLUGGED_HEADS:
         known = ", ".join([*HEADS, *PLUGGED_HEADS])
-        raise ValueError(
+        raise HfVitSegError(
             f"there is no segmentation_head '{name}', here or in an installed plugin; known are {known}; the card of a "
             "model that wears it (README.md) names the package to install"
         )
@@ -120,7 +121,7 @@ def chosen_head(config: BackboneSegmentationConfig, strides: Sequence[Stride]) -
         if choice.fits(strides) or (not chosen and other in SINGLE_MAP_HEADS)
     ]
     found = ", ".join(f"{rows}" if rows == columns else f"{rows}x{columns}" for rows, columns in strides)
-    raise ValueError(
+    raise HfVitSegError(
         f"segmentation_head '{name}' reads {reads}, but the '{config.backbone.model_type}' backbone gives "
         f"{len(strides)} of stride {found} (stages {', '.join(map(str, config.backbone.out_features))}): take "
         f"{' or '.join([*able, 'other segmentation_levels'])}"

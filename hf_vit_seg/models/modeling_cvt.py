@@ -35,6 +35,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 from .attention import eager_attention_forward
 from .configuration_cvt import CvTConfig
 from .drop_path import DropPath
+from .errors import HfVitSegError
 from .fast_paths import channels_last, unhooked
 from .image_bands import check_channels
 from .losses import segmenter_output
@@ -350,7 +351,7 @@ def check_image(config: CvTConfig, pixel_values: torch.Tensor) -> None:
     ):
         least = max((least - 1) * stride + kernel - 2 * padding, 1)
     if height < least or width < least:
-        raise ValueError(
+        raise HfVitSegError(
             f"CvT needs images of at least {least}x{least} pixels, got {height}x{width}: resize or pad them, as the "
             "image processor does"
         )

@@ -34,6 +34,7 @@ from .configuration_segformer import SegFormerConfig
 from .deployed_ffn import DeployedMixFFN
 from .deployed_stage import centred_stage
 from .drop_path import DropPath
+from .errors import HfVitSegError
 from .fast_paths import channels_last
 from .image_bands import check_channels
 from .losses import segmenter_output
@@ -262,7 +263,7 @@ def check_image(config: SegFormerConfig, pixel_values: torch.Tensor) -> None:
         stride *= step
         least = max(least, (ratio - 1) * stride + 1)
     if height < least or width < least:
-        raise ValueError(
+        raise HfVitSegError(
             f"SegFormer needs images of at least {least}x{least} pixels, got {height}x{width}: resize or pad "
             "them, as the image processor does"
         )

@@ -26,6 +26,7 @@ from transformers.utils.output_capturing import capture_outputs, maybe_install_c
 
 from .chosen_heads import linear_head, mask_transformer_head, pyramid_head
 from .configuration_vit import VisionTransformerConfig, pair
+from .errors import HfVitSegError
 from .image_bands import check_channels
 from .losses import segmenter_output
 from .resnetv2 import ClosingNorm, StandardizedConv2d
@@ -139,7 +140,7 @@ class VisionTransformerPreTrainedModel(PreTrainedModel):
         if grid != self.config.grid_size:
             old = embeddings.position_embeddings
             if old.is_meta and hasattr(embeddings, "_hf_hook"):
-                raise ValueError(
+                raise HfVitSegError(
                     "The position embeddings are offloaded, where they cannot be resized: resize them in a model that "
                     "was loaded without offloading, save it, and load that"
                 )
@@ -186,9 +187,9 @@ class VisionTransformerForImageClassification(VisionTransformerPreTrainedModel):
     def __init__(self, config: VisionTransformerConfig):
         super().__init__(config)
         if config.pooling == "token" and not config.use_cls_token:
-            raise ValueError("VisionTransformerConfig.pooling 'token' needs use_cls_token; without, take 'mean'")
+            raise HfVitSegError("VisionTransformerConfig.pooling 'token' needs use_cls_token; without, take 'mean'")
         if config.use_distillation_token and (config.pooling == "mean" or config.pre_logits_size is not None):
-            raise ValueError("A distillation token goes with pooling 'token' and without pre_logits_size")
+            raise HfVitSegError("A distillation token goes with pooling 'token' and without pre_logits_size")
         width, num_labels = config.hidden_size, cast(int, config.num_labels)
         self.vit = VisionTransformerModel(config)
         self.pool_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pool_norm else nn.Identity()

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from .deployed_head import DeployedAllMLPHead
+from .errors import HfVitSegError
 from .fast_paths import unhooked
 from .head_norms import head_norm
 from .pointwise import PointwiseLinear, pointwise
@@ -65,7 +66,7 @@ class AllMLPHead(nn.Module):
     ):
         super().__init__()
         if flavour not in ("nvlabs", "mmseg"):
-            raise ValueError(f"AllMLPHead knows the flavours 'nvlabs' and 'mmseg', got '{flavour}'")
+            raise HfVitSegError(f"AllMLPHead knows the flavours 'nvlabs' and 'mmseg', got '{flavour}'")
         convolutional = flavour == "mmseg"
         self.flavour = flavour
         self.projections = nn.ModuleList(

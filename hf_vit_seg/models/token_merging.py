@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from .errors import HfVitSegError
 from .open_sizes import sizes_are_open
 
 
@@ -77,7 +78,7 @@ def encode_merging(
     exported: how many leave would be fixed for the size that it is recorded with.
     """
     if sizes_are_open():
-        raise ValueError("token merging cannot be exported: set config.token_merging to 0 before")
+        raise HfVitSegError("token merging cannot be exported: set config.token_merging to 0 before")
     patches = unmerged(hidden_states[:, prefix:])
     fewer = int(share * patches.slots.shape[1] / max(len(layers) - 1, 1))
     for index, layer in enumerate(layers):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .errors import HfVitSegError
 from .strip_upsampling import (
     StripUpsampling,
     differentiable_once,
@@ -41,7 +42,7 @@ def upsampled_cross_entropy(
     a label that is no class is torch's error.
     """
     if labels.ndim != 3 or labels.shape[0] != logits.shape[0] or labels.is_floating_point():
-        raise ValueError(
+        raise HfVitSegError(
             f"labels are class maps (B, H, W) of whole numbers, one for each of the {logits.shape[0]} images; got "
             f"shape {tuple(labels.shape)}, {labels.dtype}"
         )

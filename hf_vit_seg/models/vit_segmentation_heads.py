@@ -11,6 +11,7 @@ from torch.nn.functional import grid_sample, normalize
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 
+from .errors import HfVitSegError
 from .grid_sizes import ceil_div, round_up
 from .head_norms import head_norm
 from .open_sizes import sizes_are_open
@@ -51,7 +52,7 @@ class MaskTransformerHead(nn.Module):
         super().__init__()
         width = geometry.width
         if width % geometry.heads:
-            raise ValueError(f"the mask transformer's width {width} is no multiple of its {geometry.heads} heads")
+            raise HfVitSegError(f"the mask transformer's width {width} is no multiple of its {geometry.heads} heads")
         self.projection = PointwiseLinear(in_channels, width)
         self.class_embeddings = nn.Parameter(torch.zeros(1, num_labels, width))
         self.layers = nn.ModuleList([VisionTransformerLayer(config, geometry) for _ in range(depth)])

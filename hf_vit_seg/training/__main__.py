@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
+from hf_vit_seg.error_reporting import reported
 
+
+@reported
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's YAML file, or the name of a shipped one such as nuclei.")],
     settings: Annotated[

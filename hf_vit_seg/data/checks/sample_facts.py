@@ -19,6 +19,7 @@ import torch
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.labels.raw_values import ClassTableError, Raw
 from hf_vit_seg.data.samples import Person, RawSample
+from hf_vit_seg.errors import error_sentence
 
 VERSION = 3  # of what is remembered
 
@@ -69,7 +70,7 @@ def facts_of(dataset: RawDataset, index: int) -> SampleFacts:
 
 def named(error: Exception, where: str, *names: str) -> str:
     """An error's sentence, which begins with `where` unless it has that or one of `names` in it."""
-    reason = str(error) or type(error).__name__
+    reason = error_sentence(error)
     return reason if any(name in reason for name in (where, *names)) else f"{where}: {reason}"
 
 

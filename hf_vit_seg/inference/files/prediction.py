@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageFile, ImageFileError, real_path
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.image_preparation import Prepared, milliseconds_since, read_file
 from hf_vit_seg.inference.dense.protocols import PredictionError
 from hf_vit_seg.inference.loading import ModelError
@@ -204,7 +205,7 @@ def saver(suffix: str, job: Job, result: Segmentation, wishes: Wishes) -> Callab
 def save_top_classes(result: Segmentation, path: Path) -> None:
     """The most likely classes of each pixel and their probabilities: `classes` and `scores` (float16), (k, H, W)."""
     if result.top_classes is None or result.top_scores is None:
-        raise ValueError("Top classes were not computed: call the segmenter with top_k=3")
+        raise HfVitSegError("Top classes were not computed: call the segmenter with top_k=3")
     np.savez_compressed(path, classes=result.top_classes, scores=result.top_scores.astype(np.float16))
 
 

@@ -18,6 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.directory_lock import LOCK, RECIPE, RUN_FOLDERS
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.files.prediction import remove_unfinished
 from hf_vit_seg.provenance import Provenance, provenance_of, write_card
 from hf_vit_seg.training.model.adapters import save_model
@@ -35,7 +36,7 @@ FACTS = "data_facts.json"  # what was found in the data, so that a resumed run n
 OURS = (RECIPE, LOG, *RUN_FOLDERS)
 
 
-class RunDirectoryError(ValueError):
+class RunDirectoryError(HfVitSegError):
     """A directory that a run cannot have."""
 
 

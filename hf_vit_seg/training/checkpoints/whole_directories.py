@@ -12,12 +12,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from hf_vit_seg.errors import WriteError, error_sentence
+
 TEMPORARY, PREVIOUS = ".tmp-", ".old-"
 TORCH_WORDS = ("inline_container", "PytorchStreamWriter")  # in what torch.save raises when it cannot write
-
-
-class WriteError(ValueError):
-    """What could not be written, and why."""
 
 
 @contextmanager
@@ -29,7 +27,7 @@ def written(target: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not any(words in str(error) for words in TORCH_WORDS):
             raise
         shutil.rmtree(temporary_name(target), ignore_errors=True)
-        raise WriteError(f"{target} cannot be written: {str(error).splitlines()[0]}") from error
+        raise WriteError(f"{target} cannot be written: {error_sentence(error, short=True)}") from error
 
 
 def temporary_name(target: Path) -> Path:

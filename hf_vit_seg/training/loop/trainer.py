@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.loading import load_model
 from hf_vit_seg.training.checkpoints.best_score import Standing
 from hf_vit_seg.training.checkpoints.main_process import locked_by_main_process, on_main_process
@@ -51,7 +52,7 @@ MOST_NOT_FINITE = 5  # steps in a row
 SHOWN_SAMPLES = 8  # of a step whose loss is not finite
 
 
-class TrainingError(ValueError):
+class TrainingError(HfVitSegError):
     """A run that cannot go on, and why."""
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_vit_seg.directory_lock import LOG as FILE
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.files.prediction import write_together
 
 from .json_values import Json, json_line, json_value
@@ -27,7 +28,7 @@ from .trackers import check_trackers, start_trackers
 Line = dict[str, Any]
 
 
-class RunLogError(ValueError):
+class RunLogError(HfVitSegError):
     """A log that cannot be read."""
 
 
