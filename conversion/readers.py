@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.provenance import card_metadata
 
 from .errors import ConversionError, first_few
@@ -63,7 +63,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     """The metadata of a model card, empty if there is none."""
     try:
         return card_metadata(folder)
-    except ValueError as error:
+    except HfVitSegError as error:
         raise ConversionError(f"{error}; mend it or remove it") from None
 
 

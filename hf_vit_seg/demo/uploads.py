@@ -93,7 +93,7 @@ def in_words(error: Exception, path: Path | None = None) -> str:
     """
     if isinstance(error, gr.Error):
         return error.message
-    if not isinstance(error, ValueError):
+    if not isinstance(error, HfVitSegError):
         logger.error("a call of the demo failed", exc_info=error)
         return failure_text(error)
     text = error.fact if isinstance(error, ImageSizeError) else str(error)

@@ -83,9 +83,8 @@ def on_the_hub(model: str) -> str:
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise PushError(f"{model} is no directory here, and no model on the Hub that you can see") from error
     except (HTTPError, OSError) as error:
-        raise PushError(
-            f"{model} is no directory here, and whether it is on the Hub is not known: {error_sentence(error, short=True)}"
-        ) from error
+        reason = error_sentence(error, short=True)
+        raise PushError(f"{model} is no directory here, and whether it is on the Hub is not known: {reason}") from error
     return model
 
 

@@ -40,7 +40,7 @@ PUSH_OPTIONS = tuple(signature(PreTrainedConfig.push_to_hub).parameters)
 def plugged_head(config: Any, in_channels: Sequence[int]) -> nn.Module:
     """The head that `config.segmentation_head` names; a width that the config leaves open is the head's own.
 
-    ValueError where the head cannot be built.
+    What the head raises gets a note that names it.
     """
     head = PLUGGED_HEADS[config.segmentation_head]
     known = signature(head).parameters
@@ -48,11 +48,9 @@ def plugged_head(config: Any, in_channels: Sequence[int]) -> nn.Module:
     given = {name: value for name, value in settings.items() if value is not None}
     try:
         return head(in_channels, config.num_labels, **given)
-    except Exception as error:  # a stranger's code may raise anything
-        raise HfVitSegError(
-            f"segmentation_head '{config.segmentation_head}' cannot be built for maps of {list(in_channels)} channels: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    except Exception as error:
+        error.add_note(f"segmentation_head '{config.segmentation_head}', for maps of {list(in_channels)} channels")
+        raise
 
 
 class CarriesCode(PreTrainedConfig):

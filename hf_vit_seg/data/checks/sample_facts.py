@@ -19,7 +19,7 @@ import torch
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.labels.raw_values import ClassTableError, Raw
 from hf_vit_seg.data.samples import Person, RawSample
-from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.errors import HfVitSegError, error_sentence, write_errors
 
 VERSION = 3  # of what is remembered
 
@@ -50,7 +50,7 @@ def facts_of(dataset: RawDataset, index: int) -> SampleFacts:
     name = dataset.name(index)
     try:
         sample = dataset.raw(index)
-    except (ValueError, OSError) as error:  # sources of plugins may leave out which sample they mean
+    except (HfVitSegError, OSError) as error:  # sources of plugins may leave out which sample they mean
         return SampleFacts(name, fault=named(error, name, name, dataset.where(index)))
     try:
         values = raw_counts(dataset, sample)
@@ -117,10 +117,11 @@ class FactsFile:
             return
         text = json.dumps({"samples": {key: asdict(facts) for key, facts in rows.items()}})
         temporary = self.path.with_name(f".tmp-{self.path.name}")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(self.path)
+            with write_errors(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                temporary.write_text(text, encoding="utf-8")
+                temporary.replace(self.path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from hf_vit_seg.errors import WriteError, error_sentence
+from hf_vit_seg.errors import WriteError, error_sentence, write_errors
 
 TEMPORARY, PREVIOUS = ".tmp-", ".old-"
 TORCH_WORDS = ("inline_container", "PytorchStreamWriter")  # in what torch.save raises when it cannot write
@@ -72,9 +72,10 @@ def replace_file(target: Path, text: str) -> None:
     """Give a file this text, whole or not at all."""
     temporary = temporary_name(target)
     try:
-        temporary.write_text(text, encoding="utf-8")
-        sync(temporary)
-        temporary.replace(target)
+        with write_errors(target):
+            temporary.write_text(text, encoding="utf-8")
+            sync(temporary)
+            temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -83,9 +83,8 @@ def pretrained_processor(path: str | None) -> BaseImageProcessor | None:
     try:
         return AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise RecordError(
-            f"model.from_pretrained: the image processor of {path} cannot be loaded: {error_sentence(error, short=True)}"
-        ) from None
+        reason = error_sentence(error, short=True)
+        raise RecordError(f"model.from_pretrained: the image processor of {path} cannot be loaded: {reason}") from None
 
 
 def has_processor(path: str) -> bool:

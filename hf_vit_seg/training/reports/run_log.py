@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_vit_seg.directory_lock import LOG as FILE
-from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.errors import HfVitSegError, write_errors
 from hf_vit_seg.inference.files.prediction import write_together
 
 from .json_values import Json, json_line, json_value
@@ -85,7 +85,7 @@ class RunLog:
     def _append(self, line: Mapping[str, Any], tracked: Mapping[str, Any]) -> None:
         if not self.main:
             return
-        with self.path.open("a", encoding="utf-8") as file:
+        with write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json_line(line) + "\n")
         self._track(tracked, line["step"])
 
