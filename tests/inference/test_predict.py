@@ -12,11 +12,11 @@ from transformers import AutoImageProcessor
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
-from hf_vit_seg.errors import WriteError
 from hf_vit_seg.data.images.files import ImageFileError, find_images, read_image
 from hf_vit_seg.data.sources.folders import FoldersSource
 from hf_vit_seg.drawing.overlays import draw_overlay
 from hf_vit_seg.drawing.palettes import class_palette, generated_palette
+from hf_vit_seg.errors import WriteError
 from hf_vit_seg.inference import ModelError, Segmenter
 from hf_vit_seg.inference.files.prediction import plan, write_together
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig

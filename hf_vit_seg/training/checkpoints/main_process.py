@@ -30,7 +30,9 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Res
     broadcast_object_list(outcome)
     if outcome[1] is not None:
         sentence, expected = outcome[1]
-        raise PreparationError(sentence) if expected else RuntimeError(f"the main process failed: {sentence}")
+        if expected:
+            raise PreparationError(sentence)
+        raise RuntimeError(f"the main process failed: {sentence}")
     return outcome[0]
 
 
