@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.records import nearest
 
 from .errors import ConversionError
@@ -65,8 +66,7 @@ def build(
         return config_class(**fields)
     except Exception as error:  # strict configs raise types of their own
         raise ConversionError(
-            f"no {config_class.__name__} can be built: {' '.join(str(error).split())}; give the right "
-            "values as overrides"
+            f"no {config_class.__name__} can be built: {error_sentence(error)}; give the right values as overrides"
         ) from error
 
 

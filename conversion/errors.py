@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 
+from hf_vit_seg.errors import HfVitSegError
 
-class ConversionError(ValueError):
+
+class ConversionError(HfVitSegError):
     """Says in one sentence what was found, what was expected and how to mend it."""
 
 

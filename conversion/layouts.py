@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hf_vit_seg.errors import HfVitSegError
+
 Tensors = tuple[Tensor, ...]
 Sizes = Mapping[str, int]
 
@@ -60,7 +62,7 @@ class Split:
         """One tensor (parts * n, ...) becomes `parts` tensors (n, ...)."""
         (fused,) = tensors
         if fused.ndim <= self.axis or fused.shape[self.axis] % self.parts:
-            raise ValueError(f"shape {list(fused.shape)} cannot be cut into {self.parts} along axis {self.axis}")
+            raise HfVitSegError(f"shape {list(fused.shape)} cannot be cut into {self.parts} along axis {self.axis}")
         return tuple(part.clone() for part in fused.chunk(self.parts, dim=self.axis))
 
 
@@ -80,7 +82,7 @@ class Join:
         """`parts` tensors (n, ...) become one tensor (parts * n, ...)."""
         shapes = {tuple(tensor.shape) for tensor in tensors}
         if len(tensors) != self.parts or len(shapes) != 1:
-            raise ValueError(f"{self.parts} tensors of one shape are expected, found shapes {sorted(shapes)}")
+            raise HfVitSegError(f"{self.parts} tensors of one shape are expected, found shapes {sorted(shapes)}")
         return (torch.cat(tensors, dim=self.axis),)
 
 
@@ -108,7 +110,7 @@ class Rearrange:
     def rearranged(self, tensor: Tensor, left: list[list[str]], right: list[list[str]], sizes: Sizes) -> Tensor:
         """Take all axes apart, permute them, merge them."""
         if tensor.ndim != len(left):
-            raise ValueError(f"shape {list(tensor.shape)} does not have the axes of '{self.pattern}'")
+            raise HfVitSegError(f"shape {list(tensor.shape)} does not have the axes of '{self.pattern}'")
         lengths: dict[str, int] = {}
         for length, names in zip(tensor.shape, left, strict=True):
             lengths.update(self.parted(length, names, sizes))
@@ -123,9 +125,9 @@ class Rearrange:
         unknown = [name for name in names if name not in known]
         rest, surplus = divmod(length, math.prod(known.values()))
         if len(unknown) > 1:
-            raise ValueError(f"the lengths of {unknown} in '{self.pattern}' are not known")
+            raise HfVitSegError(f"the lengths of {unknown} in '{self.pattern}' are not known")
         if surplus or (rest != 1 and not unknown):
-            raise ValueError(f"an axis of length {length} is not {names or 1} of '{self.pattern}' with {known}")
+            raise HfVitSegError(f"an axis of length {length} is not {names or 1} of '{self.pattern}' with {known}")
         return known | dict.fromkeys(unknown, rest)
 
 
@@ -150,7 +152,7 @@ class Vector:
         """(1, ..., 1, n) or (n,) becomes (n,)."""
         for tensor in tensors:
             if tensor.ndim == 0 or tensor.numel() != tensor.shape[-1]:
-                raise ValueError(f"shape {list(tensor.shape)} is not that of a vector")
+                raise HfVitSegError(f"shape {list(tensor.shape)} is not that of a vector")
         return tuple(tensor.reshape(-1) for tensor in tensors)
 
 

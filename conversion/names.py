@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+from hf_vit_seg.errors import HfVitSegError
+
 Bindings = dict[str, int | str]
 Words = tuple[tuple[str, str], ...]
 
@@ -86,7 +88,7 @@ def compiled(template: str, words: Words) -> Template:
     )
     literals = tuple(PLACEHOLDER.sub("\0", template).split("\0"))
     if any(brace in literal for literal in literals for brace in "{}"):
-        raise ValueError(f"name template '{template}' has a placeholder that cannot be read")
+        raise HfVitSegError(f"name template '{template}' has a placeholder that cannot be read")
     middles = [re.escape(literal) for literal in literals]
     pattern = middles[0] + "".join(p.regex + m for p, m in zip(placeholders, middles[1:], strict=True))
     return Template(literals, placeholders, re.compile(pattern))

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.provenance import card_metadata
 
 from .errors import ConversionError, first_few
@@ -62,7 +63,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     """The metadata of a model card, empty if there is none."""
     try:
         return card_metadata(folder)
-    except ValueError as error:
+    except HfVitSegError as error:
         raise ConversionError(f"{error}; mend it or remove it") from None
 
 
@@ -180,7 +181,7 @@ def read_file(file: Path) -> Mapping[str, Any]:
 
 def damaged(file: Path, error: Exception) -> ConversionError:
     """The sentence for a file that begins well and cannot be read to its end."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = error_sentence(error, short=True)
     return ConversionError(
         f"'{file}' ({file.stat().st_size} bytes) is truncated or damaged ({reason}); download or copy it again"
     )

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from hf_vit_seg.errors import HfVitSegError
+
 from .errors import ConversionError, first_few
 from .layouts import SAME, Layout, Sizes, Split
 from .names import Bindings, Template, compiled, words_of
@@ -162,7 +164,7 @@ def translate(rules: Sequence[Rule], tensors: Mapping[str, Tensor], sizes: Sizes
             continue
         try:
             written = match.rule.layout.apply(tuple(tensors[name] for name in names), sizes or {})
-        except ValueError as error:
+        except HfVitSegError as error:
             raise ConversionError(f"{first_few(names)} cannot become {first_few(targets)}: {error}") from error
         for target, tensor in zip(targets, written, strict=True):
             if target in result.tensors:

@@ -14,12 +14,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from hf_vit_seg.errors import WriteError, write_errors
+
 PARTIAL, PREVIOUS = ".tmp-", ".old-"
 TORCH_WRITERS = ("inline_container", "PytorchStreamWriter")  # named in the RuntimeError of torch.save on a full disk
-
-
-class WriteError(ValueError):
-    """A file or directory that cannot be written, and why."""
 
 
 # Files
@@ -33,16 +31,18 @@ def write_text(path: Path, text: str) -> None:
 def write_files(files: Mapping[Path, Callable[[Path], Any]], flush: bool = False) -> None:
     """Write files that belong together: each function gets a temporary path with the suffix of its file.
 
-    The files are renamed when all are complete. If one fails, none is kept.
+    The files are renamed when all are complete. If one fails, none is kept. WriteError if the disk refuses.
     """
     try:
         for path, save in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save(partial_path(path))
-            if flush:
-                flush_to_disk(partial_path(path))
+            with write_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save(partial_path(path))
+                if flush:
+                    flush_to_disk(partial_path(path))
         for path in files:
-            os.replace(partial_path(path), path)
+            with write_errors(path):
+                os.replace(partial_path(path), path)
     finally:
         for path in files:
             partial_path(path).unlink(missing_ok=True)
@@ -65,7 +65,7 @@ def atomic_directory(target: Path, only_missing: bool = False) -> Iterator[Path]
 
     With `only_missing`, files that `target` has are kept, and those that it lacks are added.
     """
-    with write_errors(target):
+    with directory_errors(target):
         yield new_directory(target)
         add_missing(target) if only_missing and target.exists() else commit(target)
 
@@ -86,7 +86,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def write_errors(target: Path) -> Iterator[None]:
+def directory_errors(target: Path) -> Iterator[None]:
     """Report a failure to write `target` as a WriteError, and remove what was written of it."""
     try:
         yield
@@ -206,17 +206,16 @@ def flush_to_disk(path: Path) -> None:
 
 __all__ = [
     "PARTIAL",
-    "WriteError",
     "atomic_directory",
     "atomic_path",
     "clean_up",
     "commit",
+    "directory_errors",
     "json_text",
     "move_contents",
     "new_directory",
     "partial_path",
     "remove_directory",
-    "write_errors",
     "write_files",
     "write_text",
 ]

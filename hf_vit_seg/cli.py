@@ -1,16 +1,20 @@
 """The command `hf-vit-seg`: each subcommand parses its options and makes one call of the library.
 
-Exit codes: 0 success, 1 some of the work failed, 2 the command cannot be executed as given.
+Exit codes: 0 success, 1 some of the work failed, 2 the command cannot be executed as given, 70 a bug (its traceback is
+shown), 130 stopped by a signal.
 """
 
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_vit_seg.training.__main__ import train
+
+from .error_reporting import DONE, FAILED, reported
+from .errors import HfVitSegError
 
 if TYPE_CHECKING:
     from hf_vit_seg.inference.files.prediction import Job
@@ -53,13 +57,8 @@ def main() -> None:
     logging.disable_progress_bar()  # of loading and saving weights; commands show their own
 
 
-def refuse(message: object) -> NoReturn:
-    """Print an error message and exit with code 2."""
-    typer.echo(f"hf-vit-seg: {message}", err=True)
-    raise typer.Exit(2)
-
-
 @app.command()
+@reported
 def predict(
     model: Annotated[str, typer.Argument(help="Directory, exported model, or Hub ID of a segmentation model.")],
     images: Annotated[list[str], typer.Argument(help="Image files, folders (recursive), or quoted glob patterns.")],
@@ -194,7 +193,7 @@ def predict(
     from .directory_lock import locked_directory
 
     if out.exists() and not out.is_dir():
-        refuse(f"--out {out} is a file, not a folder")
+        raise HfVitSegError(f"--out {out} is a file, not a folder")
     formats = set(polygons or ())
     wishes = Wishes(
         model=model,
@@ -210,44 +209,38 @@ def predict(
         frames=frames,
         frame_rate=frame_rate,
     )
-    try:
-        chosen = protocol_from_text(
-            preset=protocol,
-            size=size,
-            divisor=divisor,
-            window=window,
-            stride=stride,
-            blend=blend,
-            window_batch=window_batch,
-            scales=scales,
-            flip=flip or None,
-        )
-        with locked_directory(out):
-            jobs = planned_jobs(images, out, overwrite, skip_existing, films=frame_rate is not None)
-            failed = run(model, device, dtype.value, jobs, wishes, out, chosen)
-    except ValueError as error:
-        refuse(error)
-    raise typer.Exit(1 if failed else 0)
+    chosen = protocol_from_text(
+        preset=protocol,
+        size=size,
+        divisor=divisor,
+        window=window,
+        stride=stride,
+        blend=blend,
+        window_batch=window_batch,
+        scales=scales,
+        flip=flip or None,
+    )
+    with locked_directory(out):
+        jobs = planned_jobs(images, out, overwrite, skip_existing, films=frame_rate is not None)
+        code = run(model, device, dtype.value, jobs, wishes, out, chosen)
+    raise typer.Exit(code)
 
 
 def planned_jobs(
     images: list[str], out: Path, overwrite: bool, skip_existing: bool, films: bool = False
 ) -> "list[Job]":
     """The jobs of `predict`: one for each image or video; with `films`, also one for each folder."""
-    from hf_vit_seg.data.images.files import ImageFile, ImageFileError, find_images
+    from hf_vit_seg.data.images.files import ImageFile, find_images
     from hf_vit_seg.inference.files.prediction import plan
 
     if overwrite and skip_existing:
-        refuse("--overwrite and --skip-existing exclude each other")
-    try:
-        folders = [Path(name) for name in images if films and os.path.isdir(name)]
-        found = find_images([name for name in images if Path(name) not in folders], skip=out)
-        jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *found], out)
-    except (FileNotFoundError, ImageFileError) as error:
-        refuse(error)
+        raise HfVitSegError("--overwrite and --skip-existing exclude each other")
+    folders = [Path(name) for name in images if films and os.path.isdir(name)]
+    found = find_images([name for name in images if Path(name) not in folders], skip=out)
+    jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *found], out)
     existing = [path for job in jobs if (path := job.existing)]
     if existing and not overwrite and not skip_existing:
-        refuse(
+        raise HfVitSegError(
             f"{len(existing)} of {len(jobs)} images have results already, such as {existing[0]}: pass --overwrite or "
             "--skip-existing"
         )
@@ -258,6 +251,7 @@ app.command()(train)
 
 
 @app.command()
+@reported
 def evaluate(
     model: Annotated[str, typer.Argument(help="Directory or Hub ID of a model.")],
     settings: Annotated[
@@ -281,6 +275,7 @@ def evaluate(
 
 
 @app.command()
+@reported
 def export(
     model: Annotated[str, typer.Argument(help="Directory, exported model, or Hub ID of a segmentation model.")],
     out: Annotated[Path, typer.Argument(help="Output directory for the exported model and its configuration.")],
@@ -339,24 +334,21 @@ def export(
     from hf_vit_seg.training.recipe_loading import load_recipe
 
     if recipe is not None and int8 is None:
-        refuse("--recipe evaluates the quantized model: also pass --int8 FOLDER")
-    try:
-        wish = Wish(
-            size=None if size is None else sides(size, "--size"),
-            batch=batch,
-            labels=label_size(label_map),
-            dtype=dtype.value,
-            calibration=[] if int8 is None else [image.path for image in find_images([str(int8)])],
-            calibration_images=int8_images,
-        )
-        score = None if recipe is None else mean_iou_on(load_recipe(recipe, []), split.value)
-        code = run(model, out, to, wish, fields_of(settings or []), overwrite=overwrite, score=score)
-    except (ValueError, FileNotFoundError) as error:
-        refuse(error)
-    raise typer.Exit(code)
+        raise HfVitSegError("--recipe evaluates the quantized model: also pass --int8 FOLDER")
+    wish = Wish(
+        size=None if size is None else sides(size, "--size"),
+        batch=batch,
+        labels=label_size(label_map),
+        dtype=dtype.value,
+        calibration=[] if int8 is None else [image.path for image in find_images([str(int8)])],
+        calibration_images=int8_images,
+    )
+    score = None if recipe is None else mean_iou_on(load_recipe(recipe, []), split.value)
+    raise typer.Exit(run(model, out, to, wish, fields_of(settings or []), overwrite=overwrite, score=score))
 
 
 @app.command()
+@reported
 def convert(
     source_file: Annotated[Path, typer.Argument(help="Reference checkpoint; with --to, a model directory.")],
     out: Annotated[Path, typer.Argument(help="Model directory to create; with --to, the file or directory to create.")],
@@ -377,22 +369,16 @@ def convert(
     """
     from rich.console import Console
 
-    from hf_vit_seg.conversion.convert import ConversionError
     from hf_vit_seg.conversion.convert import convert as convert_checkpoint
     from hf_vit_seg.conversion.convert import export as export_checkpoint
 
     if to is not None and (source or labels or settings):
-        refuse("--to exports the model unchanged: omit --source, --labels and --set")
-    try:
-        if to is not None:
-            report = export_checkpoint(source_file, out, to=to, force=force)
-        else:
-            overrides = fields_of(settings or [])
-            report = convert_checkpoint(
-                source_file, out, source=source, labels=labels, overrides=overrides, force=force
-            )
-    except ConversionError as error:
-        refuse(error)
+        raise HfVitSegError("--to exports the model unchanged: omit --source, --labels and --set")
+    if to is not None:
+        report = export_checkpoint(source_file, out, to=to, force=force)
+    else:
+        overrides = fields_of(settings or [])
+        report = convert_checkpoint(source_file, out, source=source, labels=labels, overrides=overrides, force=force)
     Console().print(report)
 
 
@@ -404,15 +390,16 @@ def fields_of(settings: list[str]) -> dict[str, object]:
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not name.isidentifier():
-            refuse(f"--set takes NAME=VALUE, such as --set decoder_hidden_size=768; got '{setting}'")
+            raise HfVitSegError(f"--set takes NAME=VALUE, such as --set decoder_hidden_size=768; got '{setting}'")
         try:
             fields[name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            refuse(f"--set {name}: '{value}' is not a YAML value")
+            raise HfVitSegError(f"--set {name}: '{value}' is not a YAML value") from None
     return fields
 
 
 @app.command()
+@reported
 def push(
     directory: Annotated[Path, typer.Argument(help="Model directory, or a run directory to push its best model.")],
     repo: Annotated[str, typer.Argument(help="Hub repository, such as me/my-model. Created if it does not exist.")],
@@ -438,14 +425,12 @@ def push(
     from hf_vit_seg.hub.console import push_command
     from hf_vit_seg.hub.repository import Target
 
-    try:
-        target = Target(repo, private=private, branch=branch, create_pr=create_pr, message=message)
-        push_command(directory, target, sample_image=sample_image, dry_run=dry_run)
-    except ValueError as error:
-        refuse(error)
+    target = Target(repo, private=private, branch=branch, create_pr=create_pr, message=message)
+    push_command(directory, target, sample_image=sample_image, dry_run=dry_run)
 
 
 @app.command("push-space")
+@reported
 def push_space(
     model: Annotated[str, typer.Argument(help="Model directory, run directory, Hub ID, or nuclei (built in).")],
     repo: Annotated[str, typer.Argument(help="Space on the Hub, such as me/my-demo. Created if it does not exist.")],
@@ -460,14 +445,12 @@ def push_space(
     from hf_vit_seg.hub.console import push_space_command
     from hf_vit_seg.hub.repository import Target
 
-    try:
-        target = Target(repo, private=private, create_pr=create_pr, message=message)
-        push_space_command(model, target, dry_run=dry_run)
-    except ValueError as error:
-        refuse(error)
+    target = Target(repo, private=private, create_pr=create_pr, message=message)
+    push_space_command(model, target, dry_run=dry_run)
 
 
 @app.command()
+@reported
 def demo(
     models: Annotated[
         list[str] | None,
@@ -484,13 +467,11 @@ def demo(
     """
     from .demo import launch
 
-    try:
-        launch(*(models or ()), port=port, share=share)
-    except (ValueError, OSError) as error:  # an OSError: the port is taken
-        refuse(error)
+    launch(*(models or ()), port=port, share=share)
 
 
 @app.command("check-data")
+@reported
 def check_data(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Overrides of the recipe: NAME=VALUE.")] = None,
@@ -504,14 +485,12 @@ def check_data(
     """
     from hf_vit_seg.training.data_check import check_data as look
 
-    try:
-        well = look(recipe, overrides or (), out, splits.split(","))
-    except ValueError as error:
-        refuse(error)
-    raise typer.Exit(0 if well else 1)
+    well = look(recipe, overrides or (), out, splits.split(","))
+    raise typer.Exit(DONE if well else FAILED)
 
 
 @app.command()
+@reported
 def models() -> None:
     """List the architectures and their variants. Exit code 1 if one cannot be loaded."""
     from rich.console import Console
@@ -522,10 +501,11 @@ def models() -> None:
     Console().print(view)
     for sentence in sentences:
         typer.echo(f"hf-vit-seg: {sentence}", err=True)
-    raise typer.Exit(1 if sentences else 0)
+    raise typer.Exit(FAILED if sentences else DONE)
 
 
 @app.command()
+@reported
 def plugins() -> None:
     """List the installed plugins with their status. Exit code 1 if one cannot be loaded."""
     from rich.console import Console
@@ -537,7 +517,7 @@ def plugins() -> None:
     failed = [plugin for plugin in found if plugin.error]
     for plugin in failed:
         typer.echo(f"hf-vit-seg: {plugin.name} of {plugin.origin} cannot be used: {plugin.error}", err=True)
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(FAILED if failed else DONE)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from hf_vit_seg.errors import HfVitSegError
+
 LOCK = ".hf_vit_seg.lock"
 RUN_FOLDERS = ("best", "last", "checkpoints", "plots", "samples", "trackers", "test")  # a run replaces them
 RECIPE, LOG = "recipe.yaml", "log.jsonl"
@@ -22,7 +24,7 @@ NOT_SUPPORTED = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPN
 SECONDS, INTERVAL = 0.3, 0.05
 
 
-class LockError(ValueError):
+class LockError(HfVitSegError):
     """A directory or file that cannot be written."""
 
 

@@ -13,6 +13,7 @@ from rich.table import Table as View
 from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.data.transforms.batch_mixing import BATCH_TRANSFORMS
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
+from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.export.exporters import EXPORTERS
 from hf_vit_seg.export.forms import load_forms
 from hf_vit_seg.training.losses.registry import LOSSES
@@ -50,22 +51,17 @@ def failures(architecture: Architecture) -> Iterator[str]:
         for variant in architecture.variant_rows():
             architecture.variant_config(variant)
     except Exception as error:  # of YAML, of files, of strict configs
-        yield f"variants: {first_line(error)}"
+        yield f"variants: {error_sentence(error, short=True)}"
     for place in architecture.conversions:
         try:
             registry.load(place)
         except Exception as error:  # a stranger's import may raise anything
-            yield f"conversion {place}: {type(error).__name__}: {first_line(error)}"
+            yield f"conversion {place}: {type(error).__name__}: {error_sentence(error, short=True)}"
     for place in architecture.forms:
         try:
             load_forms(place)
         except Exception as error:  # third-party code may raise anything
-            yield f"export forms {place}: {type(error).__name__}: {first_line(error)}"
-
-
-def first_line(error: Exception) -> str:
-    """The beginning of an error's message."""
-    return next(iter(str(error).splitlines()), "")
+            yield f"export forms {place}: {type(error).__name__}: {error_sentence(error, short=True)}"
 
 
 def misplaced() -> list[Plugin]:
@@ -96,7 +92,7 @@ def models_view() -> tuple[View, list[str]]:
         try:
             counts = {variant: row.get("parameters", 0) for variant, row in architecture.variant_rows().items()}
         except Exception as error:  # a stranger's file may be anything
-            sentences.append(f"the variants of '{name}' cannot be read: {first_line(error)}")
+            sentences.append(f"the variants of '{name}' cannot be read: {error_sentence(error, short=True)}")
             continue
         for variant, count in counts.items():
             view.add_row(name, architecture.config.model_type, variant, f"{count:,}")

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.bundled_code import name_conflict
 from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
 from hf_vit_seg.models.segmentation_heads import HEADS
@@ -70,7 +71,7 @@ class Architecture:
         """The config of a published size (its name's case aside), with other `fields` such as `num_labels` on top."""
         rows = {name.lower(): row for name, row in self.variant_rows().items()}
         if variant.lower() not in rows:
-            raise ValueError(f"{self.name} has no variant '{variant}'; it has {', '.join(self.variant_rows())}")
+            raise HfVitSegError(f"{self.name} has no variant '{variant}'; it has {', '.join(self.variant_rows())}")
         row = {field: value for field, value in rows[variant.lower()].items() if field not in NOT_FIELDS}
         return self.config(**(row | fields))
 
@@ -93,15 +94,15 @@ def plugins() -> tuple[Plugin, ...]:
 def check_architecture(architecture: Architecture, known: Sequence[Architecture]) -> None:
     """Refuse, with ValueError, what could not be registered, or would take the place of something known."""
     if architecture.name in [other.name for other in known]:
-        raise ValueError(f"there is an architecture called '{architecture.name}' already")
+        raise HfVitSegError(f"there is an architecture called '{architecture.name}' already")
     model_type = architecture.config.model_type
     if model_type in [other.config.model_type for other in known]:
-        raise ValueError(f"there is an architecture with the model_type '{model_type}' already")
+        raise HfVitSegError(f"there is an architecture with the model_type '{model_type}' already")
     if unknown := [auto for auto in architecture.models if not isinstance(getattr(transformers, auto, None), type)]:
-        raise ValueError(f"`models` has {', '.join(unknown)}, and transformers no Auto class of that name")
+        raise HfVitSegError(f"`models` has {', '.join(unknown)}, and transformers no Auto class of that name")
     if set(architecture.image_processor) != BACKENDS:
         found = ", ".join(architecture.image_processor) or "nothing"
-        raise ValueError(
+        raise HfVitSegError(
             f"`image_processor` has {found} where classes for {' and '.join(sorted(BACKENDS))} are expected"
         )
 
@@ -118,7 +119,7 @@ def accept_head(value: Any) -> None:
     """Refuse what is no module, with TypeError, and with ValueError a head that models could not be saved with."""
     subclass_of(nn.Module)(value)
     if reason := obstacle(file_of(value)) or name_conflict(value):
-        raise ValueError(f"its code cannot be saved beside a model: {reason}")
+        raise HfVitSegError(f"its code cannot be saved beside a model: {reason}")
 
 
 def reported(found: tuple[Plugin, ...]) -> tuple[Plugin, ...]:

@@ -16,6 +16,8 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.repocard import metadata_load
 from pydantic import Field
 
+from hf_vit_seg.errors import HfVitSegError, error_sentence
+
 from .local_paths import is_local_path
 from .records import Record
 
@@ -73,7 +75,7 @@ def card_metadata(directory: Path) -> dict[str, Any]:
     try:
         return metadata_load(directory / CARD) or {}
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{directory / CARD}: its first lines are no YAML ({' '.join(str(error).split())})") from None
+        raise HfVitSegError(f"{directory / CARD}: its first lines are no YAML ({error_sentence(error)})") from None
 
 
 def provenance_of(model: str | Path) -> Provenance:
@@ -90,7 +92,7 @@ def hub_provenance(repo_id: str) -> Provenance:
     except RemoteEntryNotFoundError:
         return Provenance()
     except (OSError, ValueError, yaml.YAMLError) as error:  # the Hub's own errors are OSErrors
-        reason = " ".join(str(error).split())[:200]
+        reason = error_sentence(error)
         logger.warning("the card of %s cannot be read, so its licence is not handed on: %s", repo_id, reason)
         return Provenance()
 

@@ -13,6 +13,8 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from hf_vit_seg.errors import HfVitSegError
+
 from .entry_points import Plugin, first_of_each_name, load, load_all, subclass_of
 
 # What pydantic says in Python's words, in those of YAML.
@@ -20,7 +22,7 @@ MAPPING = "settings by name (a mapping)"
 EXPECTED = {"list_type": "a list", "tuple_type": "a list", "dict_type": MAPPING, "model_type": MAPPING}
 
 
-class RecordError(ValueError):
+class RecordError(HfVitSegError):
     """A setting that cannot be used: where it stands, what was found, and what was expected."""
 
 

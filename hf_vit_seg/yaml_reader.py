@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from hf_vit_seg.errors import HfVitSegError, error_sentence
+
 NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 INT = re.compile(r"^(?:[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+)$")
@@ -74,9 +76,9 @@ def parse(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
-        raise ValueError(f"{line}{error.problem or error.context}") from None
+        raise HfVitSegError(f"{line}{error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise HfVitSegError(error_sentence(error)) from None
 
 
 def text_of(value: Any) -> str:

@@ -10,6 +10,7 @@ import torch
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.transforms.batch_mixing import read_mixer
+from hf_vit_seg.errors import HfVitSegError
 
 from .stream import BATCH, seeded
 
@@ -18,7 +19,7 @@ LABEL_DTYPES = {"segmentation": torch.int64, "classification": torch.int64, "pos
 WITHOUT_GEOMETRY: dict[str, Any] = {"do_resize": False, "do_center_crop": False, "do_pad": False}
 
 
-class CollationError(ValueError):
+class CollationError(HfVitSegError):
     """Samples that make no batch."""
 
 

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hf_vit_seg.errors import HfVitSegError
+
 from .samples import RawSample
 
 
-class StatisticsError(ValueError):
+class StatisticsError(HfVitSegError):
     """Images of which no common mean and standard deviation can be taken."""
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler
 
+from hf_vit_seg.errors import HfVitSegError
+
 ORDER, SAMPLE, BATCH = range(3)  # what random numbers are for; each has a stream of its own
 
 
@@ -49,9 +51,9 @@ class StreamSampler(BatchSampler):
 
     def __init__(self, length: int, seed: int, batch_size: int, start: int = 0, stop: int | None = None):
         if length < 1:
-            raise ValueError("there is nothing to train on: the dataset has no samples")
+            raise HfVitSegError("there is nothing to train on: the dataset has no samples")
         if batch_size < 1 or start < 0:
-            raise ValueError(f"batch_size is at least 1 and start at least 0, got {batch_size} and {start}")
+            raise HfVitSegError(f"batch_size is at least 1 and start at least 0, got {batch_size} and {start}")
         super().__init__(range(length), batch_size, drop_last=False)
         self.length, self.seed, self.start = length, seed, start
         self.stop = (start // length + 1) * length if stop is None else stop

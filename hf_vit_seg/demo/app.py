@@ -7,6 +7,8 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
+from hf_vit_seg.errors import HfVitSegError, error_sentence
+
 from . import NUCLEI
 from .accelerator import zero_gpu
 from .batch_tab import BatchTab
@@ -77,7 +79,10 @@ def start(models: Sequence[str], port: int | None = None, share: bool = False, *
     page = build(catalogue)
     READERS.start()
     sweep_regularly(folder, lambda: kept_files(page), page.closed)
-    return page.launch(**(settings | options), app_kwargs=app_settings)
+    try:
+        return page.launch(**(settings | options), app_kwargs=app_settings)
+    except OSError as error:
+        raise HfVitSegError(f"the demo cannot be served ({error_sentence(error)}): choose another --port") from error
 
 
 def kept_files(page: gr.Blocks) -> list[str]:

@@ -11,6 +11,7 @@ import gradio as gr
 
 from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.drawing.overlays import percent
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.prediction import OVERLAY, Job, Wishes, plan, write
 from hf_vit_seg.inference.segmentation import Segmentation
@@ -60,7 +61,7 @@ class BatchTab:
         """Segment images: overlays, what was found in each file, and a ZIP with label maps, overlays and reports."""
         with told(), TemporaryDirectory() as results:
             if not files or len(files) > MOST_FILES:
-                raise ValueError(f"choose 1 to {MOST_FILES} files, these are {len(files or ())}")
+                raise HfVitSegError(f"choose 1 to {MOST_FILES} files, these are {len(files or ())}")
             self.catalogue.load(model)
             protocol, folder, left = protocol_of(view, window, flip), fresh_folder(), MOST_SEEN
             jobs = plan([ImageFile(path, Path(path.name)) for path in map(Path, files)], Path(results))

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.dense.image_preparation import Prepared
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.loading import AUTO_CLASSES, ModelError, first_sentence
+from hf_vit_seg.inference.loading import AUTO_CLASSES, ModelError
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
 from hf_vit_seg.inference.runtimes import is_program
 from hf_vit_seg.inference.segmentation import Segmentation
@@ -182,7 +183,7 @@ def task_of(name: str) -> str:
     try:
         saved = AutoConfig.from_pretrained(name).architectures or []
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{name} cannot be loaded: {first_sentence(error)}") from error
+        raise ModelError(f"{name} cannot be loaded: {error_sentence(error, short=True)}") from error
     for task, auto_class in AUTO_CLASSES.items():
         if any(auto_class.removeprefix("AutoModel") in architecture for architecture in saved):
             return task

@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_vit_seg.data.images.display import picture
 from hf_vit_seg.data.images.files import ImageFile
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.image_preparation import Prepared, milliseconds_since
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.prediction import Job, Wishes, report
@@ -71,7 +72,7 @@ def check_resized(segmenter: Segmenter, name: Path, size: tuple[int, int]) -> No
     protocol = segmenter.protocol.model_copy(update={"divisor": segmenter.protocol.divisor or 1})
     height, width = protocol.sides(size, 1, segmenter.processor) or size
     if height * width > MOST_SEEN:
-        raise ValueError(
+        raise HfVitSegError(
             f"{name}: the image of {size[1]}x{size[0]} pixels would be resized to {width}x{height}, "
             f"{height * width / 1e6:.1f} million pixels of at most {MOST_SEEN / 1e6:g} million: crop it"
         )
@@ -96,7 +97,7 @@ def segment_file(catalogue: Catalogue, title: str, protocol: Protocol, path: Pat
         segmenter = segmenter.with_protocol(windows(LARGEST_WINDOW, segmenter.protocol.flip))
     seen = pixels_seen(segmenter.protocol, prepared)
     if seen > left:
-        raise ValueError(
+        raise HfVitSegError(
             f"{name}: the model would see {seen / 1e6:.1f} million pixels, with overlaps of windows and mirror images, "
             f"and {left / 1e6:.1f} million are left of the {MOST_SEEN / 1e6:g} million for a call: give fewer or "
             "smaller images, or leave the mirror images out"

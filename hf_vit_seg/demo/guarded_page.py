@@ -6,6 +6,8 @@ from typing import Any
 
 import gradio as gr
 
+from hf_vit_seg.errors import HfVitSegError
+
 from .inputs import checked_all
 from .uploads import failure_text, in_words
 
@@ -32,7 +34,7 @@ class GuardedPage(gr.Blocks):
         """As gradio does, with values that the components take. gr.Error in a sentence for others."""
         try:
             values = checked_all(block_fn.inputs, inputs)
-        except ValueError as error:
+        except HfVitSegError as error:
             raise gr.Error(in_words(error), print_exception=False, duration=None) from error
         return await super().preprocess_data(block_fn, values, state, explicit_call)
 

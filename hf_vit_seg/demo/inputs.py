@@ -9,12 +9,14 @@ from typing import Any
 
 import gradio as gr
 
+from hf_vit_seg.errors import HfVitSegError
+
 from .uploads import MOST_FILES, uploaded_file
 
 LONGEST_TEXT = 200  # characters
 
 
-class InputError(ValueError):
+class InputError(HfVitSegError):
     """A value that a component does not take."""
 
 

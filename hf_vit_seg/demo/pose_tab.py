@@ -12,6 +12,7 @@ from PIL import Image
 from hf_vit_seg.data.images.display import picture
 from hf_vit_seg.drawing.overlays import resized_picture, shown_size
 from hf_vit_seg.drawing.skeletons import LEAST_SCORE, with_skeletons
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.pose_estimator import Box
 
 from .accelerator import CALLS
@@ -72,11 +73,13 @@ def box_of(text: str, height: int, width: int) -> Box | None:
     try:
         x, y, across, down = (float(part) for part in text.replace(",", " ").split())
     except ValueError:
-        raise ValueError(f"a box is x, y, width, height in pixels, such as 20, 10, 200, 400; found '{text}'") from None
+        raise HfVitSegError(
+            f"a box is x, y, width, height in pixels, such as 20, 10, 200, 400; found '{text}'"
+        ) from None
     box = x, y, across, down
     overlaps = max(x, 0) < min(x + across, width) and max(y, 0) < min(y + down, height)
     if not overlaps or not all(map(math.isfinite, box)):
-        raise ValueError(
+        raise HfVitSegError(
             f"a box has a width and a height and lies over the image, which is {width} wide and {height} high; found "
             f"'{text}'"
         )

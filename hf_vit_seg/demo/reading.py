@@ -20,6 +20,7 @@ import torch
 
 from hf_vit_seg.data.images.files import ImageFileError, ImageSizeError
 from hf_vit_seg.data.images.pixels import read_pixels
+from hf_vit_seg.errors import HfVitSegError
 
 from .uploads import MOST_PIXELS
 
@@ -29,7 +30,7 @@ SECONDS_WAITING = 120  # for a process
 MOST_BYTES = 2 * 2**30  # of memory that an image may take in its process
 
 
-class TimeLimitError(ValueError):
+class TimeLimitError(HfVitSegError):
     """Work for a visitor took longer than it may."""
 
 

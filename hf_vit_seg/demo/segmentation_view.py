@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from hf_vit_seg.drawing.overlays import nearest_labels, percent, resized_picture, shown_size
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.segmentation import Segmentation
 
 LONGEST_SIDE = 1280  # of the shown picture
@@ -36,7 +37,7 @@ def segmentation_view() -> gr.HTML:
 def view_of(result: Segmentation, name: str, caption: str) -> dict[str, Any]:
     """What the browser draws: `photo` and `rows` as data URLs of pictures (h, w), `classes` row by row, and texts."""
     if result.image is None:
-        raise ValueError("There is no picture to lay colours over: the input was no RGB or grey image")
+        raise HfVitSegError("There is no picture to lay colours over: the input was no RGB or grey image")
     size = shown_size(result.image.size, LONGEST_SIDE, enlarge=True)
     rows, classes = legend_rows(result)
     small = rows[nearest_labels(result.label_map, size)]

@@ -15,6 +15,8 @@ from secrets import token_hex
 
 from gradio.utils import get_upload_folder
 
+from hf_vit_seg.errors import HfVitSegError
+
 SECONDS_KEPT = 3600  # of uploads and results
 SECONDS_STALLED = 600  # of an upload that no data arrive for
 SECONDS_BETWEEN = 60  # sweeps
@@ -23,7 +25,7 @@ FOLDER = "hf_vit_seg_demo"
 VARIABLE = "GRADIO_TEMP_DIR"  # where gradio looks up its upload folder
 
 
-class FolderFullError(ValueError):
+class FolderFullError(HfVitSegError):
     """The upload folder has reached its limit of size."""
 
     def __init__(self) -> None:

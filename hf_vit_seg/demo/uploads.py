@@ -12,6 +12,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from hf_vit_seg.data.images.files import ImageSizeError
+from hf_vit_seg.errors import HfVitSegError
 
 MEGABYTES = 30  # of a file
 MOST_PIXELS = 25_000_000  # of an image
@@ -21,7 +22,7 @@ SUBFOLDER = re.compile("[0-9a-f]{64}")  # of an upload: gradio's salted hash; of
 logger = logging.getLogger(__name__)
 
 
-class ForeignFileError(ValueError):
+class ForeignFileError(HfVitSegError):
     """A file that is no upload to this server; the sentence is the same whether it exists or not."""
 
     def __init__(self) -> None:
@@ -92,7 +93,7 @@ def in_words(error: Exception, path: Path | None = None) -> str:
     """
     if isinstance(error, gr.Error):
         return error.message
-    if not isinstance(error, ValueError):
+    if not isinstance(error, HfVitSegError):
         logger.error("a call of the demo failed", exc_info=error)
         return failure_text(error)
     text = error.fact if isinstance(error, ImageSizeError) else str(error)

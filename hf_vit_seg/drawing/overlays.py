@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hf_vit_seg.errors import HfVitSegError
+
 LegendRow = tuple[str, tuple[int, int, int], float]  # name, colour, share of 0 .. 1
 
 SMALLEST_SIDE = 384  # smaller photos are enlarged by a whole factor, so that a legend suits them
@@ -31,7 +33,7 @@ def draw_overlay(
     photos are enlarged.
     """
     if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity is between 0 (photo only) and 1 (colours only), got {opacity}")
+        raise HfVitSegError(f"opacity is between 0 (photo only) and 1 (colours only), got {opacity}")
     sides = shown_size(image.size, longest_side, enlarge=bool(rows))
     picture = resized_picture(image, sides)
     labels = nearest_labels(label_map, sides)

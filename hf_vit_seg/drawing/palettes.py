@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hf_vit_seg.errors import HfVitSegError
+
 GOLDEN_RATIO = 0.6180339887498949  # steps of hue by it never come close to each other
 SHADES = ((0.75, 0.95), (0.55, 0.75), (0.95, 0.6))  # saturation and value
 
@@ -21,6 +23,6 @@ def class_palette(own: Sequence[Sequence[int]] | None, classes: int) -> np.ndarr
     if own is not None and len(own):
         colours = np.asarray(own)
         if colours.ndim != 2 or colours.shape[1] != 3 or colours.min() < 0 or colours.max() > 255:
-            raise ValueError("A palette has one [red, green, blue] of 0 .. 255 for each class")
+            raise HfVitSegError("A palette has one [red, green, blue] of 0 .. 255 for each class")
         palette[: len(colours)] = colours[:classes]
     return palette

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn.functional import interpolate
 
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.grid_sizes import ceil_div
 from hf_vit_seg.models.label_maps import label_map
 
@@ -22,7 +23,7 @@ TOLERANCES = {"float32": 1e-3, "float16": 5e-2}
 LEAST_AGREEMENT = 0.9  # of an 8-bit program's label maps on the images that it was calibrated on
 
 
-class ParityError(ValueError):
+class ParityError(HfVitSegError):
     """A program that does not compute what its model computes."""
 
 

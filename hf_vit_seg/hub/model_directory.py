@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.entry_points import PACKAGE, Plugin
-from hf_vit_seg.inference.loading import first_sentence
+from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.local_paths import is_local_path
 from hf_vit_seg.plugins import heads, plugins
 from hf_vit_seg.provenance import Provenance, card_metadata, provenance_from
@@ -51,7 +51,7 @@ class ModelDirectory:
         except (OSError, ValueError, KeyError) as error:
             raise PushError(
                 f"{self.path}: config.json is of no installed architecture, see hf-vit-seg models: "
-                f"{first_sentence(error)}"
+                f"{error_sentence(error, short=True)}"
             ) from error
 
     @cached_property

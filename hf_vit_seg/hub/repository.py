@@ -15,11 +15,12 @@ from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFo
 from huggingface_hub.utils import validate_repo_id
 
 from hf_vit_seg.entry_points import PACKAGE
+from hf_vit_seg.errors import HfVitSegError
 
 Content = Mapping[str, Path | bytes]  # files by their path in the repository
 
 
-class PushError(ValueError):
+class PushError(HfVitSegError):
     """Something that cannot be pushed, and why, in one sentence."""
 
 

@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_vit_seg.demo import ENVIRONMENT, GRADIO, NUCLEI
 from hf_vit_seg.entry_points import PACKAGE
-from hf_vit_seg.inference.loading import first_sentence
+from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.provenance import CARD, Provenance, short_card
 
 from .model_directory import ModelDirectory, model_directory
@@ -83,9 +83,8 @@ def on_the_hub(model: str) -> str:
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise PushError(f"{model} is no directory here, and no model on the Hub that you can see") from error
     except (HTTPError, OSError) as error:
-        raise PushError(
-            f"{model} is no directory here, and whether it is on the Hub is not known: {first_sentence(error)}"
-        ) from error
+        reason = error_sentence(error, short=True)
+        raise PushError(f"{model} is no directory here, and whether it is on the Hub is not known: {reason}") from error
     return model
 
 

@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging
 
+from hf_vit_seg.error_reporting import BUG, DONE, FAILED, kind_of, traceback_text
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.files.prediction import Job, Outcome, Wishes, predict, sentence
+from hf_vit_seg.inference.files.prediction import Job, Outcome, Wishes, failed, predict
 from hf_vit_seg.inference.tiles.prediction import needs_tiles, predict_tiled
 from hf_vit_seg.inference.video.prediction import is_film, predict_film
 from hf_vit_seg.records import read_record
@@ -39,11 +40,11 @@ def run(
     out: Path,
     protocol: Protocol | None = None,
 ) -> int:
-    """Do all jobs under a progress bar, name each failure in a sentence, and return how many failed."""
+    """Do all jobs under a progress bar, report each failure in a sentence, and return the exit code."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if not jobs:
         console.print("Nothing to do: every image has results already.")
-        return 0
+        return DONE
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     segmenter = Segmenter.from_pretrained(model, device, dtype, protocol)
@@ -52,45 +53,66 @@ def run(
     tiled = [job for job in jobs if job not in films and needs_tiles(job, wishes)]
     whole = [job for job in jobs if job not in films and job not in tiled]
     with Progress(*COLUMNS, console=console, transient=True) as progress:
-        failed = show(predict(segmenter, whole, wishes), len(whole), progress)
-        failed += sum(show_tiles(segmenter, job, wishes, progress) for job in tiled)
-        failed += sum(show_film(segmenter, job, wishes, progress) for job in films)
+        failures = Failures(progress)
+        show(predict(segmenter, whole, wishes), len(whole), failures)
+        for job in tiled:
+            show_tiles(segmenter, job, wishes, failures)
+        for job in films:
+            show_film(segmenter, job, wishes, failures)
     seconds = time.perf_counter() - start
-    done = len(jobs) - failed
+    done = len(jobs) - failures.count
     console.print(
         f"{done} of {len(jobs)} {'files' if films else 'images'} segmented in {seconds:.1f} s on {segmenter.device}, "
         f"results in {escape(str(out))}"
     )
-    return failed
+    return failures.exit_code
 
 
-def show(outcomes: Iterator[Outcome], total: int, progress: Progress) -> int:
-    """Show images coming in, and return how many failed."""
-    failed = 0
-    for outcome in progress.track(outcomes, total=total, description="segmenting") if total else ():
+class Failures:
+    """The jobs that failed: each is reported in a sentence, and bugs with one traceback for each kind."""
+
+    def __init__(self, progress: Progress):
+        self.progress, self.count, self.kinds = progress, 0, set[tuple[str, str, int]]()
+
+    @property
+    def exit_code(self) -> int:
+        """DONE, FAILED, or BUG if any failure is a bug."""
+        return BUG if self.kinds else FAILED if self.count else DONE
+
+    def add(self, text: str, bug: Exception | None) -> None:
+        """Report a failure."""
+        self.count += 1
+        if bug is not None and kind_of(bug) not in self.kinds:
+            self.kinds.add(kind_of(bug))
+            self.progress.console.print(escape(traceback_text(bug)))
+        self.progress.console.print(f"[red]failed[/red] {escape(text)}")
+
+
+def show(outcomes: Iterator[Outcome], total: int, failures: Failures) -> None:
+    """Show the progress of images."""
+    for outcome in failures.progress.track(outcomes, total=total, description="segmenting") if total else ():
         if outcome.error is not None:
-            failed += 1
-            tell_failure(outcome.error, progress)
-    return failed
+            failures.add(outcome.error, outcome.bug)
 
 
-def show_tiles(segmenter: Segmenter, job: Job, wishes: Wishes, progress: Progress) -> bool:
-    """Show the tiles of a large image coming in, and return whether it failed."""
+def show_tiles(segmenter: Segmenter, job: Job, wishes: Wishes, failures: Failures) -> None:
+    """Show the progress of the tiles of a large image."""
+    progress = failures.progress
     task = progress.add_task(f"{escape(job.image.path.name)}, tiles", total=None)
-    with told(job, progress) as failure:
+    with collected(job, failures):
         for number, state in enumerate(predict_tiled(segmenter, job, wishes)):
             if state.resumed and not number:
                 text = f"{job.image.path}: going on, {state.resumed} of {state.total} tiles are done"
                 progress.console.print(escape(text))
             progress.update(task, completed=state.done, total=state.total)
     progress.remove_task(task)
-    return bool(failure)
 
 
-def show_film(segmenter: Segmenter, job: Job, wishes: Wishes, progress: Progress) -> bool:
-    """Show the frames of a film coming in, and return whether it failed."""
+def show_film(segmenter: Segmenter, job: Job, wishes: Wishes, failures: Failures) -> None:
+    """Show the progress of the frames of a film."""
+    progress = failures.progress
     task = progress.add_task(f"{escape(job.image.path.name)}, frames", total=None)
-    with told(job, progress) as failure:
+    with collected(job, failures):
         state = None
         for state in predict_film(segmenter, job, wishes):
             progress.update(task, completed=state.done, total=state.total or None)
@@ -98,20 +120,13 @@ def show_film(segmenter: Segmenter, job: Job, wishes: Wishes, progress: Progress
             text = f"{job.image.path}: {state.done} frames, {state.frames_per_second:.2f} per second"
             progress.console.print(escape("; ".join([text, *state.notes])))
     progress.remove_task(task)
-    return bool(failure)
 
 
 @contextmanager
-def told(job: Job, progress: Progress) -> Iterator[list[str]]:
-    """Name a failure in a sentence, and list it."""
-    failures: list[str] = []
+def collected(job: Job, failures: Failures) -> Iterator[None]:
+    """Report an exception as the failure of this job alone."""
     try:
-        yield failures
+        yield
     except Exception as error:  # one file's failure ends no other's
-        failures.append(sentence(job, error))
-        tell_failure(failures[0], progress)
-
-
-def tell_failure(text: str, progress: Progress) -> None:
-    """Print what went wrong."""
-    progress.console.print(f"[red]failed[/red] {escape(text)}")
+        outcome = failed(job, error)
+        failures.add(outcome.error or "", outcome.bug)

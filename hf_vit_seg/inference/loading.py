@@ -7,6 +7,8 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor
 
+from hf_vit_seg.errors import HfVitSegError, error_sentence
+
 AUTO_CLASSES = {
     "segmentation": "AutoModelForSemanticSegmentation",
     "classification": "AutoModelForImageClassification",
@@ -14,7 +16,7 @@ AUTO_CLASSES = {
 }
 
 
-class ModelError(ValueError):
+class ModelError(HfVitSegError):
     """A model that cannot be used, and why, in one sentence."""
 
 
@@ -34,8 +36,7 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"Device {device} cannot be used: {reason}") from None
+        raise ModelError(f"Device {device} cannot be used: {error_sentence(error, short=True)}") from None
     return chosen
 
 
@@ -45,7 +46,7 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segme
     try:
         model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError) as error:
-        raise ModelError(f"{name} cannot be loaded as a {task} model: {first_sentence(error)}") from error
+        raise ModelError(f"{name} cannot be loaded as a {task} model: {error_sentence(error, short=True)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         saved = ", ".join(model.config.architectures or ["unknown class"])
@@ -63,14 +64,8 @@ def load_processor(name: str) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{name} has no image processor (preprocessor_config.json), which says how images are resized and "
-            f"normalised: {first_sentence(error)}"
+            f"normalised: {error_sentence(error, short=True)}"
         ) from error
-
-
-def first_sentence(error: Exception) -> str:
-    """What transformers' long messages begin with."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". ")[0][:300]
 
 
 __all__ = ["AUTO_CLASSES", "ModelError", "chosen_device", "float_type", "load_model", "load_processor"]

@@ -19,8 +19,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from hf_vit_seg.entry_points import PREFIX, first_of_each_name, load
+from hf_vit_seg.errors import error_sentence
 
-from .loading import ModelError, first_sentence
+from .loading import ModelError
 
 GROUP = PREFIX + "runtimes"
 
@@ -157,10 +158,20 @@ def check_runtime(value: Any) -> None:
         raise TypeError(f"expected a function from a path to a Program, found {type(value).__name__}")
 
 
+def unreadable(path: Path, error: Exception) -> ModelError:
+    """The error for a file that a runtime, or transformers, cannot load."""
+    return ModelError(f"{path} cannot be loaded as an exported model: {error_sentence(error, short=True)}")
+
+
 def program_of(path: Path) -> Program:
     """The program in a file, by its suffix. ModelError where nothing that is installed runs such files."""
     if path.suffix in PROGRAMS:
-        return PROGRAMS[path.suffix](path)
+        try:
+            return PROGRAMS[path.suffix](path)
+        except ModelError:
+            raise
+        except Exception as error:  # each runtime has exceptions of its own
+            raise unreadable(path, error) from error
     entry = first_of_each_name(GROUP).get(path.suffix.removeprefix("."))
     if entry is None:
         raise ModelError(f"{path} is of no format that is known here: {', '.join(sorted(PROGRAMS))}, or a plugin's")
@@ -183,11 +194,9 @@ class RuntimeModel:
             raise ModelError(f"{path} is no file: give an exported model, such as model.onnx, or a model directory")
         try:
             self.config = config or AutoConfig.from_pretrained(path.parent)
-            self.program = program_of(path)
-        except ModelError:
-            raise
-        except Exception as error:  # each runtime has exceptions of its own
-            raise ModelError(f"{path} cannot be loaded as an exported model: {first_sentence(error)}") from error
+        except (OSError, ValueError, KeyError) as error:
+            raise unreadable(path, error) from error
+        self.program = program_of(path)
         self.dtype = self.program.dtype
 
     def eval(self) -> "RuntimeModel":

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.drawing.overlays import draw_overlay
+from hf_vit_seg.errors import HfVitSegError
 
 from .annotations import coco, geojson
 
@@ -79,13 +80,13 @@ class Segmentation:
     def score_image(self) -> Image.Image:
         """The scores as 8-bit grey: 255 is certainty."""
         if self.scores is None:
-            raise ValueError("Scores were not computed: call the segmenter with scores=True")
+            raise HfVitSegError("Scores were not computed: call the segmenter with scores=True")
         return grey_image(self.scores)
 
     def entropy_image(self) -> Image.Image:
         """The entropy as 8-bit grey: 0 is certainty, 255 total doubt."""
         if self.entropy is None:
-            raise ValueError("Entropy was not computed: call the segmenter with entropy=True")
+            raise HfVitSegError("Entropy was not computed: call the segmenter with entropy=True")
         return grey_image(self.entropy)
 
     def geojson(self) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class Segmentation:
     def overlay(self, opacity: float = 0.5, legend: bool = True, longest_side: int | None = 1600) -> Image.Image:
         """The image under its classes' colours; see `overlays.draw_overlay`."""
         if self.image is None:
-            raise ValueError("There is no picture to lay colours over: the input was no RGB or grey image")
+            raise HfVitSegError("There is no picture to lay colours over: the input was no RGB or grey image")
         rows = [(count.name, count.colour, count.share) for count in self.counts()] if legend else []
         return draw_overlay(self.image, self.label_map, self.palette, rows, opacity, longest_side)
 

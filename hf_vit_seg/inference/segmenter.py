@@ -14,6 +14,7 @@ import torch
 
 from hf_vit_seg.data.images.files import MAX_PIXELS
 from hf_vit_seg.drawing.palettes import class_palette
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.image_preparation import Prepared, TimedModel, milliseconds_since, prepare
 from hf_vit_seg.inference.dense.pixel_maps import PixelMaps, Wanted, read_maps
 from hf_vit_seg.inference.dense.protocols import Protocol, Sides
@@ -129,7 +130,7 @@ class Segmenter:
         """The maps of several images of equal size, at that size or another, on the model's device."""
         if not alike(prepared):
             sizes = ", ".join(sorted({f"{image.size[0]}x{image.size[1]}" for image in prepared}))
-            raise ValueError(
+            raise HfVitSegError(
                 f"Images go through the model together when they have one size, these have {sizes or 'none'}"
             )
         views = [torch.cat(views) for views in zip(*(image.views for image in prepared), strict=True)]

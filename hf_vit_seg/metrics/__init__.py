@@ -13,10 +13,12 @@ The same measures are modules of `evaluate`, which load without a network: `eval
 
 from pathlib import Path
 
+from hf_vit_seg.errors import HfVitSegError
+
 MODULES = ("calibration_error", "mean_iou", "oks_ap", "top_k_accuracy")
 
 
-class MetricError(ValueError):
+class MetricError(HfVitSegError):
     """Predictions or references that cannot be measured, and why."""
 
 

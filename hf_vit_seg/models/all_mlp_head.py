@@ -27,6 +27,7 @@ from .cpu_kernels import (
     row_strips,
     use_row_strips,
 )
+from .errors import HfVitSegError
 from .layers import head_norm
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -143,7 +144,7 @@ class AllMLPHead(nn.Module):
     ):
         super().__init__()
         if flavor not in ("nvlabs", "mmseg"):
-            raise ValueError(f"AllMLPHead has the flavors 'nvlabs' and 'mmseg', got '{flavor}'")
+            raise HfVitSegError(f"AllMLPHead has the flavors 'nvlabs' and 'mmseg', got '{flavor}'")
         convolutional = flavor == "mmseg"
         self.flavor = flavor
         self.projections = nn.ModuleList(

@@ -24,6 +24,8 @@ from transformers.backbone_utils import BackboneType
 from transformers.initialization import no_init_weights
 from transformers.utils.hub import cached_file
 
+from .errors import HfVitSegError
+
 TIMM_WEIGHTS = "model.safetensors"
 CHANNELS_LAST = "NHWC"
 DEFAULT_SIZE = 224  # of images, for backbones whose config has no image size
@@ -45,7 +47,7 @@ def stored_config(path: str | os.PathLike, **hub: Any) -> PreTrainedConfig:
     if config.model_type == "timm_wrapper":  # importing its class would import timm
         return TimmBackboneConfig(backbone=config.architecture)
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-        raise ValueError(
+        raise HfVitSegError(
             f"{path} is a '{config.model_type}', for which transformers has no backbone (AutoBackbone), so it cannot "
             "have a segmentation head"
         )

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import MODEL_FOR_BACKBONE_MAPPING, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from .errors import HfVitSegError
 from .registered_heads import REGISTERED_HEADS
 
 PUSH_OPTIONS = tuple(signature(PreTrainedConfig.push_to_hub).parameters)
@@ -48,11 +49,11 @@ class BundlesCode(PreTrainedConfig):
         places: dict[str, Path] = {}
         for part in (*self.own_head(), *self.own_backbone()):
             if reason := name_conflict(part):
-                raise ValueError(reason)
+                raise HfVitSegError(reason)
             for file in files_of(part):
                 other = places.setdefault(file.name, file)
                 if not other.samefile(file):
-                    raise ValueError(f"a model cannot be saved with both {other} and {file}: rename one of them")
+                    raise HfVitSegError(f"a model cannot be saved with both {other} and {file}: rename one of them")
 
     def save_parts(self, folder: Path) -> None:
         """Copy the code of the parts to a folder, and write the tables that find it."""

@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, PreTrainedCon
 from transformers.configuration_utils import SubConfigSpec
 
 from .bundled_code import BundlesCode
+from .errors import HfVitSegError
 from .own_backbones import OWN_BACKBONES
 from .segmentation_heads import HEADS, PYRAMID_LEVELS
 
@@ -67,14 +68,14 @@ class BackboneSegmentationConfig(BundlesCode):
     def __post_init__(self, **kwargs):
         given = self.backbone_config
         if isinstance(given, dict) and given.get("model_type") not in CONFIG_MAPPING:
-            raise ValueError(
+            raise HfVitSegError(
                 "BackboneSegmentationConfig.backbone_config needs a model_type that is in transformers, such as "
                 f"'dinov2', got {given.get('model_type')!r}"
             )
         self.backbone_config = copy.deepcopy(given)  # it is changed below
         super().__post_init__(**kwargs)
         if not hasattr(self.backbone, "out_indices"):
-            raise ValueError(
+            raise HfVitSegError(
                 f"BackboneSegmentationConfig.backbone_config is of type '{self.backbone.model_type}', which has no "
                 "feature maps in transformers (no AutoBackbone)"
             )

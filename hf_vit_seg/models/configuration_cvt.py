@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .errors import HfVitSegError
+
 STAGE_FIELDS = (
     "depths",
     "hidden_sizes",
@@ -109,15 +111,15 @@ class CvTConfig(BackboneConfigMixin, PreTrainedConfig):
         """ValueError for fields of different lengths, widths not divisible by the number of heads, and even kernels."""
         lengths = {name: len(getattr(self, name)) for name in STAGE_FIELDS}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"CvTConfig needs one entry per stage in each of these fields, got {lengths}")
+            raise HfVitSegError(f"CvTConfig needs one entry per stage in each of these fields, got {lengths}")
         for width, heads in zip(self.hidden_sizes, self.num_attention_heads, strict=True):
             if width % heads:
-                raise ValueError(
+                raise HfVitSegError(
                     f"CvTConfig.hidden_sizes {tuple(self.hidden_sizes)} must be divisible by "
                     f"num_attention_heads {tuple(self.num_attention_heads)}: {width} % {heads} != 0"
                 )
         if any(kernel % 2 == 0 for kernel in self.kernel_qkv):
-            raise ValueError(f"CvTConfig.kernel_qkv must be odd, to keep the queries' grid, got {self.kernel_qkv}")
+            raise HfVitSegError(f"CvTConfig.kernel_qkv must be odd, to keep the queries' grid, got {self.kernel_qkv}")
 
 
 __all__ = ["CvTConfig"]

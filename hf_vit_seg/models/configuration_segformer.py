@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .errors import HfVitSegError
+
 STAGE_FIELDS = (
     "depths",
     "hidden_sizes",
@@ -76,10 +78,10 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         """ValueError for per-stage fields of different lengths, and for widths not divisible by the number of heads."""
         lengths = {name: len(getattr(self, name)) for name in STAGE_FIELDS}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"SegFormerConfig needs one entry per stage in each of these fields, got {lengths}")
+            raise HfVitSegError(f"SegFormerConfig needs one entry per stage in each of these fields, got {lengths}")
         for width, heads in zip(self.hidden_sizes, self.num_attention_heads, strict=True):
             if width % heads:
-                raise ValueError(
+                raise HfVitSegError(
                     f"SegFormerConfig.hidden_sizes {tuple(self.hidden_sizes)} must be divisible by "
                     f"num_attention_heads {tuple(self.num_attention_heads)}: {width} % {heads} != 0"
                 )

@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .errors import HfVitSegError
 from .grid_sizes import ceil_div
 
 PYRAMID_LEVELS = 4
@@ -170,14 +171,14 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
         for field in ("image_size", "patch_size"):
             size = getattr(self, field)
             if not isinstance(size, int) and len(size) != 2:
-                raise ValueError(f"VisionTransformerConfig.{field} is one length or (height, width), got {size}")
+                raise HfVitSegError(f"VisionTransformerConfig.{field} is one length or (height, width), got {size}")
         if min(pair(self.patch_size)) <= 2 * self.patch_padding:
-            raise ValueError(
+            raise HfVitSegError(
                 f"VisionTransformerConfig.patch_padding {self.patch_padding} must be less than half of "
                 f"patch_size {self.patch_size}, otherwise the convolution returns more tokens than there are patches"
             )
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
+            raise HfVitSegError(
                 f"VisionTransformerConfig.hidden_size {self.hidden_size} must be divisible by "
                 f"num_attention_heads {self.num_attention_heads}"
             )
@@ -185,12 +186,12 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
     def validate_merging(self):
         """ValueError for fractions outside [0, 1), and for merging with a head that reads several layers."""
         if not 0 <= self.token_merging < 1:
-            raise ValueError(
+            raise HfVitSegError(
                 f"VisionTransformerConfig.token_merging is a fraction of the patches, from 0 to below 1, got "
                 f"{self.token_merging}"
             )
         if self.token_merging and self.segmentation_head == "all_mlp":
-            raise ValueError(
+            raise HfVitSegError(
                 "VisionTransformerConfig.token_merging changes the tokens between layers, and segmentation_head "
                 "'all_mlp' reads several layers: set token_merging to 0 or use another head"
             )
@@ -200,7 +201,7 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
         levels = self.segmentation_levels
         known = range(1, self.num_hidden_layers + 1)
         if levels is not None and (len(levels) != PYRAMID_LEVELS or any(level not in known for level in levels)):
-            raise ValueError(
+            raise HfVitSegError(
                 f"VisionTransformerConfig.segmentation_levels names {PYRAMID_LEVELS} layers from 1 to "
                 f"{self.num_hidden_layers}, got {tuple(levels)}"
             )

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import conv2d, pad
 
+from .errors import HfVitSegError
+
 # Values of a heatmap are clamped to this range before taking logarithms (mmpose).
 SMALLEST, LARGEST = 1e-3, 50.0
 REACH = 3  # a target's Gaussian ends at this many sigmas, in rows and in columns
@@ -60,7 +62,7 @@ def check_pairs(pairs: Sequence[Sequence[int]], keypoints: int) -> None:
     """ValueError for pairs of keypoints that a model does not have."""
     wrong = [tuple(pair) for pair in pairs if len(pair) != 2 or not all(0 <= index < keypoints for index in pair)]
     if wrong:
-        raise ValueError(
+        raise HfVitSegError(
             f"pose_flip_pairs names {wrong}, but the model has the keypoints 0 .. {keypoints - 1}: give the pairs of "
             "left and right of your keypoints (the default is COCO's)"
         )

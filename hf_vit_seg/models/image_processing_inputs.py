@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from transformers.image_utils import ChannelDimension
 
+from .errors import HfVitSegError
+
 
 def rgb_image(image: Image.Image) -> Image.Image:
     """Any PIL image as RGB: transparency is blended with white, 16-bit gray is divided by 257."""
@@ -47,7 +49,7 @@ def channels_first(image: torch.Tensor, channels: Sequence[int], layout: str | C
             if candidate in (image.shape[0], image.shape[-1]):
                 first = image.shape[0] == candidate
                 return image if first else image.permute(2, 0, 1)
-        raise ValueError(
+        raise HfVitSegError(
             f"An image of shape {tuple(image.shape)} has no axis of {' or '.join(map(str, channels))} channels, "
             "which image_mean requires: pass input_data_format or a processor with one mean per channel"
         )
@@ -74,7 +76,7 @@ def class_map(image: Any) -> torch.Tensor:
     if labels.ndim == 3 and labels.shape[0] == 1:
         labels = labels[0]
     if labels.ndim != 2:
-        raise ValueError(
+        raise HfVitSegError(
             f"A segmentation map has one class index per pixel, shape (height, width); got {tuple(labels.shape)}. "
             "Convert color masks to class indices first"
         )

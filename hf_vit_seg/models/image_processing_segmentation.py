@@ -24,6 +24,7 @@ from transformers.image_utils import ChannelDimension, PILImageResampling, SizeD
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .errors import HfVitSegError
 from .grid_sizes import round_up
 from .image_processing_inputs import as_tensor, channels_first, class_map, rgb_channels, rgb_image
 from .label_maps import label_map
@@ -32,7 +33,7 @@ IGNORED = 255
 MOST_PIXELS = 2**28  # limit of a resized image: with `shortest_edge`, long thin images would become very large
 
 
-class ResizeError(ValueError):
+class ResizeError(HfVitSegError):
     """An image that would be resized beyond `MOST_PIXELS`."""
 
 
@@ -59,7 +60,7 @@ def resized_sides(height: int, width: int, size: SizeDict, divisor: int | None) 
         scale = size.longest_edge / max(height, width)
         sides = (round(height * scale), round(width * scale))
     else:
-        raise ValueError(
+        raise HfVitSegError(
             "size must have the keys height and width, or shortest_edge, or longest_edge, or both edges; got "
             f"{dict(size)}"
         )
@@ -82,7 +83,7 @@ def nearest_exact(labels: torch.Tensor, height: int, width: int) -> torch.Tensor
 def crop_center(pixels: torch.Tensor, size: SizeDict, fill: int) -> torch.Tensor:
     """The center (..., H, W) of (..., h, w), padded with `fill`."""
     if size is None or not (size.height and size.width):
-        raise ValueError(f"crop_size must have the keys height and width, got {size and dict(size)}")
+        raise HfVitSegError(f"crop_size must have the keys height and width, got {size and dict(size)}")
     return pad_or_crop(pixels, size.height, size.width, fill, central=True)
 
 
@@ -191,7 +192,7 @@ class SegmentationProcessing(BaseImageProcessor):
         if segmentation_maps is not None:
             maps = [class_map(m) for m in self._prepare_images_structure(segmentation_maps, expected_ndims=2)]
             if [m.shape for m in maps] != sides:
-                raise ValueError(
+                raise HfVitSegError(
                     "Segmentation maps must have the height and width of their images: maps are "
                     f"{[tuple(m.shape) for m in maps]}, images {[tuple(side) for side in sides]}"
                 )
@@ -240,7 +241,7 @@ class SegmentationProcessing(BaseImageProcessor):
         """
         logits = outputs.logits
         if target_sizes is not None and len(target_sizes) != len(logits):
-            raise ValueError(f"target_sizes has {len(target_sizes)} entries for a batch of {len(logits)} images")
+            raise HfVitSegError(f"target_sizes has {len(target_sizes)} entries for a batch of {len(logits)} images")
         own = (logits.shape[-2], logits.shape[-1])
         sizes = [own] * len(logits) if target_sizes is None else [(int(h), int(w)) for h, w in target_sizes]
         maps = [label_map(image[None], size)[0] for image, size in zip(logits, sizes, strict=True)]

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 
 from .bilinear import Axis, RowResizing, resize_columns, split_axis, working_dtype
+from .errors import HfVitSegError
 
 CHUNK_BYTES = 32 * 2**20
 CANDIDATE_GROUPS = (4, 16)  # mixed cells are resolved together with others of about as many candidates
@@ -44,7 +45,7 @@ def label_map(
     size = checked_size(logits, size)
     classes = max(logits.shape[1], 2)
     if classes - 1 > torch.iinfo(dtype).max:
-        raise ValueError(f"{classes} classes do not fit into labels of {dtype}")
+        raise HfVitSegError(f"{classes} classes do not fit into labels of {dtype}")
     labels = torch.empty((len(logits), *size), dtype=dtype, device=logits.device)
     with torch.no_grad():
         for image, out in zip(logits, labels, strict=True):
@@ -79,13 +80,13 @@ def score_map(
 def checked_size(logits: torch.Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
     """The map's (height, width); ValueError if `logits` is not a batch of logit maps."""
     if logits.ndim != 4 or not logits.is_floating_point() or 0 in logits.shape[1:]:
-        raise ValueError(
+        raise HfVitSegError(
             "Label maps need floating-point logits of shape (images, classes, height, width), got "
             f"{logits.dtype} of shape {tuple(logits.shape)}"
         )
     height, width = logits.shape[-2:] if size is None else map(int, size)
     if height < 1 or width < 1:
-        raise ValueError(f"A label map has at least one pixel, requested was size {(height, width)}")
+        raise HfVitSegError(f"A label map has at least one pixel, requested was size {(height, width)}")
     return height, width
 
 

@@ -20,6 +20,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .cpu_kernels import PointwiseLinear, in_row_strips
+from .errors import HfVitSegError
 
 MAX_GROUPS = 32  # of GroupNorm, section 4
 
@@ -27,7 +28,7 @@ MAX_GROUPS = 32  # of GroupNorm, section 4
 def check_channels(config: PreTrainedConfig, pixel_values: torch.Tensor) -> None:
     """ValueError unless images (B, C, H, W) have `config.num_channels` channels."""
     if pixel_values.shape[1] != config.num_channels:
-        raise ValueError(
+        raise HfVitSegError(
             f"This model takes images of {config.num_channels} channels (config.num_channels), got "
             f"pixel_values of shape {tuple(pixel_values.shape)}"
         )
@@ -192,7 +193,7 @@ HEAD_NORMS: dict[str, Callable[..., nn.Module]] = {"batch": nn.BatchNorm2d, "gro
 def head_norm(kind: str, width: int, eps: float = 1e-5) -> nn.Module:
     """A head's norm of (B, D, H, W): "batch" as in the publications, or "group", which is independent of the batch."""
     if kind not in HEAD_NORMS:
-        raise ValueError(f"A head's norm is one of {', '.join(HEAD_NORMS)}, got '{kind}'")
+        raise HfVitSegError(f"A head's norm is one of {', '.join(HEAD_NORMS)}, got '{kind}'")
     return HEAD_NORMS[kind](width, eps=eps)
 
 

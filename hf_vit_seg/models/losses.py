@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutput, SemanticSegmenterOutput
 
 from .bilinear import StripUpsampling, differentiable_once, pad_classes, upsample, use_upsampling_strips, working_dtype
+from .errors import HfVitSegError
 
 
 def semantic_segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
@@ -65,7 +66,7 @@ def upsampled_cross_entropy(
     for labels of another shape or type; a label outside the classes raises torch's error.
     """
     if labels.ndim != 3 or labels.shape[0] != logits.shape[0] or labels.is_floating_point():
-        raise ValueError(
+        raise HfVitSegError(
             f"labels are class maps (B, H, W) of integers, one for each of the {logits.shape[0]} images; got "
             f"shape {tuple(labels.shape)}, {labels.dtype}"
         )

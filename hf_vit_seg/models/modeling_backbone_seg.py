@@ -27,6 +27,7 @@ from .backbone_loading import (
 )
 from .bilinear import crop_to_image_extent, pad_to_multiple
 from .configuration_backbone_seg import BackboneSegmentationConfig
+from .errors import HfVitSegError
 from .layers import check_channels
 from .losses import segmenter_output
 from .recomputation import count_batches_once
@@ -51,7 +52,7 @@ def select_head(config: BackboneSegmentationConfig, strides: Sequence[tuple[int,
         if spec.fits(strides) or (not levels_are_given and spec.num_maps == 1)
     ]
     found = ", ".join(f"{rows}" if rows == columns else f"{rows}x{columns}" for rows, columns in strides)
-    raise ValueError(
+    raise HfVitSegError(
         f"segmentation_head '{name}' reads {head.reads}, but the '{config.backbone.model_type}' backbone returns "
         f"{len(strides)} of stride {found} (stages {', '.join(map(str, config.backbone.out_features))}): use "
         f"{' or '.join([*suitable, 'other segmentation_levels'])}"

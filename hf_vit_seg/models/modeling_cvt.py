@@ -33,6 +33,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 from .all_mlp_head import AllMLPHead
 from .configuration_cvt import CvTConfig
 from .cpu_kernels import PointwiseLinear, accelerated_by, channels_last, in_row_strips, with_folded_norm
+from .errors import HfVitSegError
 from .layers import DropPath, check_channels, eager_attention_forward
 from .losses import segmenter_output
 from .recomputation import count_batches_once
@@ -295,7 +296,7 @@ def check_image(config: CvTConfig, pixel_values: torch.Tensor) -> None:
     ):
         smallest = max((smallest - 1) * stride + kernel - 2 * padding, 1)
     if height < smallest or width < smallest:
-        raise ValueError(
+        raise HfVitSegError(
             f"CvT needs images of at least {smallest}x{smallest} pixels, got {height}x{width}: resize or pad them, as "
             "the image processor does"
         )

@@ -31,6 +31,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 from .all_mlp_head import AllMLPHead
 from .configuration_segformer import SegFormerConfig
 from .cpu_kernels import PointwiseLinear, channels_last, in_row_strips
+from .errors import HfVitSegError
 from .layers import DropPath, check_channels, eager_attention_forward
 from .losses import segmenter_output
 
@@ -237,7 +238,7 @@ def check_image(config: SegFormerConfig, pixel_values: torch.Tensor) -> None:
         stride *= step
         smallest = max(smallest, (ratio - 1) * stride + 1)
     if height < smallest or width < smallest:
-        raise ValueError(
+        raise HfVitSegError(
             f"SegFormer needs images of at least {smallest}x{smallest} pixels, got {height}x{width}: resize or pad "
             "them, as the image processor does"
         )

@@ -28,6 +28,7 @@ from transformers.utils.output_capturing import capture_outputs, maybe_install_c
 
 from .bilinear import crop_to_image_extent
 from .configuration_vit import VisionTransformerConfig, pair
+from .errors import HfVitSegError
 from .layers import LayerGeometry, LayerScale, VisionTransformerAttention, VisionTransformerLayer, check_channels
 from .losses import segmenter_output
 from .resnetv2 import StandardizedConv2d, ZeroInitGroupNorm
@@ -142,7 +143,7 @@ class VisionTransformerPreTrainedModel(PreTrainedModel):
         if grid != self.config.grid_size:
             old = embeddings.position_embeddings
             if old.is_meta and hasattr(embeddings, "_hf_hook"):
-                raise ValueError(
+                raise HfVitSegError(
                     "The position embeddings are offloaded and cannot be resized: load the model without offloading, "
                     "resize and save it, and load the result"
                 )
@@ -189,9 +190,11 @@ class VisionTransformerForImageClassification(VisionTransformerPreTrainedModel):
     def __init__(self, config: VisionTransformerConfig):
         super().__init__(config)
         if config.pooling == "token" and not config.use_cls_token:
-            raise ValueError("VisionTransformerConfig.pooling 'token' requires use_cls_token; without it, use 'mean'")
+            raise HfVitSegError(
+                "VisionTransformerConfig.pooling 'token' requires use_cls_token; without it, use 'mean'"
+            )
         if config.use_distillation_token and (config.pooling == "mean" or config.pre_logits_size is not None):
-            raise ValueError("A distillation token requires pooling 'token' and no pre_logits_size")
+            raise HfVitSegError("A distillation token requires pooling 'token' and no pre_logits_size")
         width, num_labels = config.hidden_size, cast(int, config.num_labels)
         self.vit = VisionTransformerModel(config)
         self.pool_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pool_norm else nn.Identity()

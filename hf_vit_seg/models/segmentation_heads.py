@@ -21,6 +21,7 @@ from transformers import initialization as init
 
 from .all_mlp_head import AllMLPHead
 from .cpu_kernels import PointwiseLinear
+from .errors import HfVitSegError
 from .layers import LayerGeometry, VisionTransformerLayer, head_norm
 from .registered_heads import REGISTERED_HEADS
 
@@ -69,7 +70,7 @@ class MaskTransformerHead(nn.Module):
         super().__init__()
         width = geometry.width
         if width % geometry.heads:
-            raise ValueError(
+            raise HfVitSegError(
                 f"the mask transformer's width {width} must be divisible by its number of heads, {geometry.heads}"
             )
         self.projection = PointwiseLinear(in_channels, width)
@@ -191,7 +192,7 @@ def registered_head(name: str, config: Any, in_channels: Sequence[int], head_dim
     try:
         return head(in_channels, config.num_labels, **given)
     except Exception as error:  # third-party code may raise anything
-        raise ValueError(
+        raise HfVitSegError(
             f"segmentation_head '{name}' cannot be built for maps of {list(in_channels)} channels: "
             f"{type(error).__name__}: {error}"
         ) from error
@@ -239,7 +240,7 @@ def find_head(name: str) -> HeadSpec:
         return HEADS[name]
     if name not in REGISTERED_HEADS:
         known = ", ".join([*HEADS, *REGISTERED_HEADS])
-        raise ValueError(
+        raise HfVitSegError(
             f"there is no segmentation_head '{name}', here or in an installed plugin; known are {known}; the card of a "
             "model with this head (README.md) names the package to install"
         )

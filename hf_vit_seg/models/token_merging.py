@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from .cpu_kernels import is_dynamic_export
+from .errors import HfVitSegError
 
 
 class MergedPatches(NamedTuple):
@@ -74,7 +75,7 @@ def encode_merging(
     the example's size.
     """
     if is_dynamic_export():
-        raise ValueError("token merging cannot be exported: set config.token_merging to 0 before")
+        raise HfVitSegError("token merging cannot be exported: set config.token_merging to 0 before")
     patches = single_patches(hidden_states[:, prefix:])
     reduction = int(fraction * patches.slots.shape[1] / max(len(layers) - 1, 1))
     for index, layer in enumerate(layers):

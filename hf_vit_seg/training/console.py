@@ -1,17 +1,18 @@
 """The commands `train` and `evaluate` in a console: what they print, and how they exit.
 
-Exit codes: 0 done, 2 it cannot be carried out as given (one sentence says why), 130 stopped by a signal.
+Exit codes: 0 done, 2 it cannot be carried out as given (one sentence says why), 70 a bug (with its traceback, which is
+in the run's error.log too), 130 stopped by a signal.
 """
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from hf_vit_seg.atomic_io import WriteError
+from hf_vit_seg.error_reporting import REFUSED, STOPPED, report
+from hf_vit_seg.errors import WriteError
 from hf_vit_seg.training.checkpoints.main_process import PreparationError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, RunDirectoryError, run_directory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints
@@ -23,7 +24,6 @@ from hf_vit_seg.training.reports.metrics_report import EVALUATION, FILE, read_re
 from .evaluate_saved import evaluate_model, recipe_beside
 from .recipe_loading import load_recipe
 
-REFUSED, STOPPED = 2, 130
 # Of several processes the main one tells them.
 SAME_ON_ALL = (RecipeFileError, RunDirectoryError, CheckpointError, PreparationError)
 
@@ -39,7 +39,7 @@ def train_command(recipe: str, settings: Sequence[str], out: Path | None, resume
         except KeyboardInterrupt:
             tell(f"ended at once; {what_is_left(directory)}")
             return STOPPED
-        except (WriteError, OSError):
+        except WriteError:
             tell(what_is_left(directory))
             raise
         if ending is Ending.interrupted:
@@ -68,22 +68,14 @@ def evaluate_command(model: str, settings: Sequence[str], recipe: str | None, sp
 
 
 def in_sentences(work: Callable[[], int]) -> int:
-    """Do the work; an error of what was given ends in a sentence and an exit code."""
+    """Do the work, report its error, and return the exit code."""
     transformers_logging.disable_progress_bar()
     try:
         return work()
-    except (ValueError, OSError) as error:
-        if is_main() or not isinstance(error, SAME_ON_ALL):
-            print(f"hf-vit-seg{this_process()}: {sentence_of(error)}", file=sys.stderr)
-        return REFUSED
-
-
-def sentence_of(error: Exception) -> str:
-    """An error's sentence, also where it comes from a loader process, which puts its traceback before it."""
-    text = str(error)
-    if "Original Traceback" not in text:
-        return text
-    return text.strip().rpartition("\n")[2].partition(": ")[2] or text
+    except SAME_ON_ALL as error:
+        return report(error) if is_main() else REFUSED
+    except Exception as error:
+        return report(error)
 
 
 def tell_results(directory: RunDirectory, ending: Ending, recipe: Recipe) -> None:
@@ -119,11 +111,6 @@ def tell(text: str) -> None:
     """Print on the main process."""
     if is_main():
         print(text)
-
-
-def this_process() -> str:
-    """Which of several processes this is."""
-    return "" if os.environ.get("WORLD_SIZE", "1") == "1" else f" (process {os.environ.get('RANK', '0')})"
 
 
 def is_main() -> bool:

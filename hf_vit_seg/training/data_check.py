@@ -63,7 +63,6 @@ def known_splits(names: Sequence[str]) -> list[Split]:
 
 def write_check(recipe: Recipe, report: CheckReport, folder: Path) -> None:
     """Write the report and a contact sheet for each split that has a sample to show."""
-    folder.mkdir(parents=True, exist_ok=True)
     text = json_line(report_content(recipe, report))
     files: dict[Path, Any] = {folder / REPORT: lambda path: Path(path).write_text(text, encoding="utf-8")}
     for split, part in report.splits.items():

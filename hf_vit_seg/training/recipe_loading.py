@@ -12,6 +12,7 @@ from typing import Any
 from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.data.transforms.batch_mixing import BATCH_TRANSFORMS
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.records import RecordError, Table, read_record, shortened
 from hf_vit_seg.yaml_reader import parse
@@ -42,7 +43,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             settings = overridden(settings, *split_override(override))
         settings = with_default_loss(settings)
         return completed(read_record(Recipe, settings), path.resolve().parent)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, HfVitSegError) as error:
         raise RecipeFileError(f"{path}: {error}") from None
 
 

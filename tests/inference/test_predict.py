@@ -17,6 +17,7 @@ from hf_vit_seg.data.images.files import ImageFileError, find_images, read_image
 from hf_vit_seg.data.sources.folders import FoldersSource
 from hf_vit_seg.drawing.overlays import draw_overlay
 from hf_vit_seg.drawing.palettes import class_palette, generated_palette
+from hf_vit_seg.errors import WriteError
 from hf_vit_seg.inference import ModelError, Segmenter
 from hf_vit_seg.inference.files.prediction import plan
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
@@ -265,9 +266,33 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         path.write_text("half")
         raise OSError("No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(WriteError, match="No space"):
         write_files({tmp_path / "a.json": lambda path: path.write_text("whole"), tmp_path / "a.png": broken})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_in_the_model_shows_its_traceback_once_and_ends_with_code_70(model, tmp_path, monkeypatch):
+    for name in ("a.png", "b.png"):
+        photo().save(tmp_path / name)
+
+    def failing(*arguments: object, **options: object) -> None:
+        raise ValueError("wrong shapes inside")
+
+    monkeypatch.setattr(SegFormerForSemanticSegmentation, "forward", failing)
+    code, output = predict(model, tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path / "out")
+    assert code == 70
+    assert output.count("Traceback (most recent call last)") == 1 and output.count("in failing") == 1
+    assert "0 of 2 images segmented" in output
+
+
+def test_the_traceback_of_an_error_of_the_input_is_shown_on_request(tmp_path):
+    command = [tmp_path / "absent", tmp_path / "absent.png", "--out", tmp_path / "out"]
+    code, output = predict(*command)
+    assert code == 2 and "Traceback" not in output
+    code, output = predict(*command, "--traceback")
+    assert code == 2 and "ImageFileError" in output and "Traceback (most recent call last)" in output
+    code, output = predict(*command)
+    assert code == 2 and "Traceback" not in output
 
 
 def test_models_that_cannot_be_used_are_told_in_a_sentence(model, tmp_path):

@@ -26,7 +26,7 @@ from hf_vit_seg.yaml_reader import parse
 # Dies as by `kill -9` in the middle of a step, after what the step's number says.
 KILLED = """
 import os, signal, sys
-from hf_vit_seg.training import run
+from hf_vit_seg.training.loop import trainer as run
 from hf_vit_seg.training.console import train_command
 from pathlib import Path
 recipe, out, last = sys.argv[1:]
@@ -363,7 +363,7 @@ def test_a_last_model_of_an_earlier_step_is_replaced(recipe, checkpoint, monkeyp
 KILLED_AT_THE_END = """
 import os, sys
 from pathlib import Path
-from hf_vit_seg.training import run
+from hf_vit_seg.training.loop import trainer as run
 from hf_vit_seg.training.console import train_command
 recipe, out = sys.argv[1:]
 write_model = run.Run.write_model

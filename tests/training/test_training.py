@@ -29,12 +29,14 @@ from transformers import AutoImageProcessor, AutoModelForPoseEstimation, AutoMod
 from hf_vit_seg.data.checks.check import BadDataError
 from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.sources.registry import SourceError
+from hf_vit_seg.error_reporting import STOPPED
+from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.inference import Segmenter
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import PreparationError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectoryError
 from hf_vit_seg.training.checkpoints.state import checkpoints
-from hf_vit_seg.training.console import STOPPED, evaluate_command, in_sentences, sentence_of, train_command
+from hf_vit_seg.training.console import evaluate_command, in_sentences, train_command
 from hf_vit_seg.training.evaluate_saved import evaluate_model
 from hf_vit_seg.training.loop import setup as preparation
 from hf_vit_seg.training.loop import trainer as run_module
@@ -59,7 +61,7 @@ NOTING = """
 import sys
 from pathlib import Path
 from safetensors.torch import save_file
-from hf_vit_seg.training import run
+from hf_vit_seg.training.loop import trainer as run
 from hf_vit_seg.training.console import train_command
 recipe, out, *settings = sys.argv[1:]
 evaluate = run.evaluate
@@ -478,7 +480,7 @@ def test_an_error_is_told_by_the_process_that_has_it(monkeypatch, capsys, proces
         assert in_sentences(failing) == 2
         return capsys.readouterr().err
 
-    assert told(ValueError("a.png: cannot be read")) == f"hf-vit-seg{name}: a.png: cannot be read\n"
+    assert told(HfVitSegError("a.png: cannot be read")) == f"hf-vit-seg{name}: a.png: cannot be read\n"
     assert bool(told(PreparationError("as the main process says"))) == (process != "1")
 
 
@@ -486,7 +488,7 @@ def test_an_error_is_told_by_the_process_that_has_it(monkeypatch, capsys, proces
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from hf_vit_seg.training import run
+from hf_vit_seg.training.loop import trainer as run
 from hf_vit_seg.training.console import train_command
 recipe, out, limit, *settings = sys.argv[1:]
 take_step = run.Run.take_step
@@ -521,11 +523,11 @@ def test_a_full_disk_is_told_in_a_sentence(recipe, tmp_path, limit, overrides, w
 
 
 def test_errors_of_loader_processes_are_one_sentence_too():
-    error = ValueError(
+    error = HfVitSegError(
         "Caught ImageFileError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
         '  File "x.py", line 1, in f\nhf_vit_seg.data.image_files.ImageFileError: a.png: cannot be read: cut short\n'
     )
-    assert sentence_of(error) == "a.png: cannot be read: cut short"
+    assert error_sentence(error) == "a.png: cannot be read: cut short"
 
 
 def test_a_run_that_fails_leaves_no_loader_processes(tmp_path):

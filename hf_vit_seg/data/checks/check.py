@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hf_vit_seg.data.datasets import RawDataset, RunSettings, Split, open_split
+from hf_vit_seg.errors import HfVitSegError
 
 from .report import CheckReport, SplitFacts
 from .sample_facts import FactsFile, SampleFacts, facts_key, facts_of, source_stamp
@@ -27,7 +28,7 @@ SHOWN = 3  # problems in the sentence that refuses
 NORMALISING = frozenset({"image_mean", "rescale_factor", "do_rescale", "do_normalize"})
 
 
-class BadDataError(ValueError):
+class BadDataError(HfVitSegError):
     """Data that a run would stumble over: what is wrong, in one sentence."""
 
 

@@ -20,6 +20,7 @@ from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.labels.raw_values import ClassTableError, Raw
 from hf_vit_seg.data.samples import Person, RawSample
+from hf_vit_seg.errors import HfVitSegError, error_sentence
 
 VERSION = 3  # of what is remembered
 
@@ -50,7 +51,7 @@ def facts_of(dataset: RawDataset, index: int) -> SampleFacts:
     name = dataset.name(index)
     try:
         sample = dataset.raw(index)
-    except (ValueError, OSError) as error:  # sources of plugins may leave out which sample they mean
+    except (HfVitSegError, OSError) as error:  # sources of plugins may leave out which sample they mean
         return SampleFacts(name, fault=named(error, name, name, dataset.where(index)))
     try:
         values = raw_counts(dataset, sample)
@@ -70,7 +71,7 @@ def facts_of(dataset: RawDataset, index: int) -> SampleFacts:
 
 def named(error: Exception, where: str, *names: str) -> str:
     """An error's sentence, which begins with `where` unless it has that or one of `names` in it."""
-    reason = str(error) or type(error).__name__
+    reason = error_sentence(error)
     return reason if any(name in reason for name in (where, *names)) else f"{where}: {reason}"
 
 

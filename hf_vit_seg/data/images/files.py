@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image, ImageOps
 
+from hf_vit_seg.errors import HfVitSegError, error_sentence
+
 MAX_PIXELS = 200_000_000
 MAX_SIDE = 100_000  # of an image that is read whole: thin ones grow when they are resized or padded
 MAX_PIXEL_BYTES = 40  # of memory for each of the `max_pixels` that an image may have: ten bands of float32
@@ -36,7 +38,7 @@ PIL_LIMIT = threading.Lock()
 TILES_OR_LIMIT = "save it as a tiled TIFF, which is read in parts, or raise --max-pixels"
 
 
-class ImageFileError(ValueError):
+class ImageFileError(HfVitSegError):
     """An image file that cannot be used, and why, in one sentence."""
 
 
@@ -113,7 +115,7 @@ def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFi
     """The images that files, folders and glob patterns stand for, each once, folders recursively in order of name.
 
     From folders come the files with an image's suffix, without hidden ones and without what lies below `skip` (the
-    results). A file that is named itself is taken whatever its suffix. FileNotFoundError when an input gives nothing.
+    results). A file that is named itself is taken whatever its suffix. ImageFileError when an input gives nothing.
     """
     found: dict[Path, ImageFile] = {}
     for given in inputs:
@@ -121,7 +123,7 @@ def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFi
         files = [image for match in matches for image in expand(Path(match), skip)]
         if not files:
             reason = "holds no images" if Path(given).is_dir() else "is no file, folder or pattern that matches one"
-            raise FileNotFoundError(f"{given} {reason}")
+            raise ImageFileError(f"{given} {reason}")
         for image in files:
             found.setdefault(real_path(image.path), image)
     return list(found.values())
@@ -194,8 +196,7 @@ def failures_in_words(file: object) -> Iterator[None]:
     except Image.UnidentifiedImageError as error:
         raise ImageFileError(f"{file}: this is no image of a format that PIL knows") from error
     except Exception as error:  # decoders of broken files raise OSError, SyntaxError, ValueError, struct.error ...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageFileError(f"{file}: the image cannot be decoded ({reason})") from error
+        raise ImageFileError(f"{file}: the image cannot be decoded ({error_sentence(error)})") from error
 
 
 def check_sides(file: object, height: object, width: object) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hf_vit_seg.data.wording import listed
+from hf_vit_seg.errors import HfVitSegError
 
 Raw = int | tuple[int, int, int]
 
@@ -19,7 +20,7 @@ UNKNOWN = -2  # in place of a class: neither a class's value nor an ignored one
 DENSE = 2**16  # values below it (when counted: ranges of values) are looked up in a plain array
 
 
-class ClassTableError(ValueError):
+class ClassTableError(HfVitSegError):
     """Classes that contradict each other, or a mask that does not fit them, in one sentence."""
 
 

@@ -14,12 +14,12 @@ from hf_vit_seg.data.images.files import MAX_PIXELS, ImageBytes, ImageFileError
 from hf_vit_seg.data.images.pixels import File, array_mask, array_pixels, channels_in_front, read_mask, read_pixels
 from hf_vit_seg.data.samples import RawSample
 from hf_vit_seg.data.wording import listed
+from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.local_paths import is_local_path
 
 from .source import SourceError, SourceRecord
 
 SAVED = ("dataset_dict.json", "state.json")  # one of them lies in what save_to_disk wrote
-REASON = 300  # characters of a library's own message that are quoted
 
 
 class HuggingFaceSource(SourceRecord):
@@ -82,7 +82,7 @@ class HuggingFaceSource(SourceRecord):
         except SourceError:
             raise
         except Exception as error:  # the library, the network and the file formats raise anything
-            reason = " ".join(str(error).split())[:REASON] or type(error).__name__
+            reason = error_sentence(error)
             raise SourceError(f"the dataset {self.name} cannot be opened: {reason}") from error
 
     def saved_split(self, saved: Any) -> Any:

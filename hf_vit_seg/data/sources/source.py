@@ -12,13 +12,14 @@ from pydantic import AfterValidator
 
 from hf_vit_seg.data.samples import RawSample
 from hf_vit_seg.data.wording import listed
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import Record
 
 # A path in a recipe: relative to the working directory, `~` being the user's own folder.
 Place = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
-class SourceError(ValueError):
+class SourceError(HfVitSegError):
     """A source that cannot be opened or read, in one sentence: what was found, what was expected, how to mend it."""
 
 

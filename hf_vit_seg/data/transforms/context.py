@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
 
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.image_processing_segmentation import resized_sides
 from hf_vit_seg.records import Record
 
@@ -24,7 +25,7 @@ WITHOUT_PERSONS = TASKS - {"pose"}  # of transforms that move pixels: a person's
 def ascending(bounds: tuple[float, float]) -> tuple[float, float]:
     """Bounds as they are, if the first is not above the second."""
     if bounds[0] > bounds[1]:
-        raise ValueError(f"the lower bound stands first, found {list(bounds)}")
+        raise HfVitSegError(f"the lower bound stands first, found {list(bounds)}")
     return bounds
 
 
@@ -113,7 +114,7 @@ class TransformContext:
         if sides is not None:
             return both_sides(sides)
         if self.input_size is None:
-            raise ValueError(
+            raise HfVitSegError(
                 f"{place} needs a size: the image processor resizes each image by its own shape, so that its "
                 "`size` gives none"
             )

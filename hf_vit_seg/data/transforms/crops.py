@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.grid_sizes import round_up
 
 from .context import (
@@ -169,7 +170,7 @@ class Pad(TransformOptions):
     @model_validator(mode="after")
     def _one_aim(self) -> "Pad":
         if (self.size is None) == (self.divisor is None):
-            raise ValueError("give either size or divisor")
+            raise HfVitSegError("give either size or divisor")
         return self
 
     def padded(self, side: int, axis: int) -> int:

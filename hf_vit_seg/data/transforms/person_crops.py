@@ -17,6 +17,7 @@ from torchvision import tv_tensors
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.samples import Person
+from hf_vit_seg.errors import HfVitSegError
 
 from .context import Share, Sides, TransformContext, TransformOptions
 
@@ -50,7 +51,7 @@ class PersonCrop:
         ratio = size[1] / size[0]
         width, height = (scale * side for side in (max(width, height * ratio), max(height, width / ratio)))
         if not width > 0:
-            raise ValueError(f"a person's box has a width and a height, found {box}")
+            raise HfVitSegError(f"a person's box has a width and a height, found {box}")
         steps = torch.tensor([size[1] - 1, size[0] - 1], dtype=torch.float64)  # (x, y)
         pitch = steps / torch.tensor([width, height], dtype=torch.float64)
         cosine, sine = math.cos(math.radians(rotation)), math.sin(math.radians(rotation))
@@ -108,7 +109,9 @@ def mirrored_order(keypoints: int, pairs: tuple[tuple[int, int], ...]) -> list[i
     order = list(range(keypoints))
     for left, right in pairs:
         if max(left, right) >= keypoints:
-            raise ValueError(f"the model's pose_flip_pairs name {left, right}, but the data has {keypoints} keypoints")
+            raise HfVitSegError(
+                f"the model's pose_flip_pairs name {left, right}, but the data has {keypoints} keypoints"
+            )
         order[left], order[right] = right, left
     return order
 
@@ -153,7 +156,7 @@ class PersonAffine(TransformOptions):
         """The transform itself."""
         size = context.size_of(self.size, "person_affine")
         if self.flip and not context.keypoint_flip_pairs:
-            raise ValueError(
+            raise HfVitSegError(
                 "person_affine cannot mirror: the model's config has no pose_flip_pairs (left and right keypoints); "
                 "set flip to 0 or give them"
             )

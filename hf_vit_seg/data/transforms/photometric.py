@@ -14,6 +14,8 @@ from pydantic import Field
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from hf_vit_seg.errors import HfVitSegError
+
 from .context import PositiveBounds, Share, TransformContext, TransformOptions, image_of
 
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as PIL and torchvision have it
@@ -129,7 +131,7 @@ class ByteImages(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """The input as it is."""
         if isinstance(inpt, tv_tensors.Image) and (inpt.dtype != torch.uint8 or inpt.shape[0] not in (1, RGB)):
-            raise ValueError(
+            raise HfVitSegError(
                 f"{self.name} takes 8-bit images of 1 or 3 bands, found {inpt.dtype} of {inpt.shape[0]}: "
                 "use photometric, which takes any"
             )

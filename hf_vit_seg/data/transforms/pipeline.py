@@ -12,6 +12,7 @@ from pydantic import Field
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import RecordError, Table
 
 from .context import WITHOUT_PERSONS, Fill, Share, TransformContext, TransformOptions
@@ -108,7 +109,7 @@ def built(row: TransformOptions, context: TransformContext, place: str) -> Calla
         raise RecordError(f"{place}: this transform is for {known}, the recipe's task is {context.task}")
     try:
         return row.build(context)
-    except ValueError as error:
+    except HfVitSegError as error:
         raise RecordError(f"{place}: {error}") from error
 
 

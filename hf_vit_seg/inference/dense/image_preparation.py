@@ -15,6 +15,7 @@ from PIL import Image
 from hf_vit_seg.data.images.display import picture
 from hf_vit_seg.data.images.files import MAX_PIXELS
 from hf_vit_seg.data.images.pixels import picture_pixels, read_pixels
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.image_processing_inputs import rgb_image
 
 from .protocols import Protocol
@@ -81,7 +82,7 @@ def array_size(image: Any, channels: int) -> tuple[int, int]:
     if len(shape) == 2:
         return shape
     if len(shape) != 3:
-        raise ValueError(f"A segmenter takes one image at a time, got an array of shape {shape}")
+        raise HfVitSegError(f"A segmenter takes one image at a time, got an array of shape {shape}")
     count = next((count for count in (channels, 3, 1, 4) if count in (shape[0], shape[2])), None)
     return shape[1:] if shape[0] == count else shape[:2]
 

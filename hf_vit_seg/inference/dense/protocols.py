@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, model_validator
 from transformers.image_utils import SizeDict
 
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.grid_sizes import round_up
 from hf_vit_seg.models.image_processing_segmentation import MOST_PIXELS, ResizeError, resized_sides
 from hf_vit_seg.records import Record, read_record
@@ -21,7 +22,7 @@ from hf_vit_seg.records import Record, read_record
 from .sliding_windows import Blend, WindowGrid
 
 
-class PredictionError(ValueError):
+class PredictionError(HfVitSegError):
     """A prediction that cannot be made as it was asked for, in one sentence."""
 
 
@@ -67,7 +68,7 @@ def pair(value: Any) -> Any:
     if isinstance(value, str):
         found = WINDOW_TEXT.fullmatch(value)
         if found is None:
-            raise ValueError(f"is written as 512 or 512x1024 (height x width), found '{value}'")
+            raise HfVitSegError(f"is written as 512 or 512x1024 (height x width), found '{value}'")
         return int(found[1]), int(found[2] or found[1])
     return (value, value) if isinstance(value, int) else value
 
@@ -80,7 +81,7 @@ def size_rule(value: Any) -> Any:
         return read_record(Sides if "height" in value or "width" in value else Edges, value)
     found = SIZE_TEXT.fullmatch(str(value))
     if found is None:
-        raise ValueError(f"is one of {SIZE_HINT}, found {value!r}")
+        raise HfVitSegError(f"is one of {SIZE_HINT}, found {value!r}")
     if found[3]:
         return read_record(Sides, {"height": int(found[3]), "width": int(found[4])})
     return read_record(Edges, {"shortest_edge": int(found[1]), "longest_edge": int(found[2]) if found[2] else None})
@@ -133,11 +134,11 @@ class Protocol(Record):
     @model_validator(mode="after")
     def _complete(self) -> "Protocol":
         if not self.scales:
-            raise ValueError("scales has one number at least")
+            raise HfVitSegError("scales has one number at least")
         if self.window is None and (self.stride is not None or self.blend != "flat"):
-            raise ValueError("stride and blend are of windows: give window")
+            raise HfVitSegError("stride and blend are of windows: give window")
         if self.window and any(step > side for step, side in zip(self.steps, self.window, strict=True)):
-            raise ValueError(f"stride {self.stride} leaves gaps between windows of {self.window}")
+            raise HfVitSegError(f"stride {self.stride} leaves gaps between windows of {self.window}")
         return self
 
     @property

@@ -1,6 +1,5 @@
 """Segment many image files and write, for each, a label map, an overlay and a report."""
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,21 +12,16 @@ import numpy as np
 
 from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageFile, ImageFileError, real_path
+from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.inference.dense.image_preparation import Prepared, milliseconds_since, read_file
-from hf_vit_seg.inference.dense.protocols import PredictionError
-from hf_vit_seg.inference.loading import ModelError
 from hf_vit_seg.inference.segmentation import ClassCount, Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
-from hf_vit_seg.models.image_processing_segmentation import ResizeError
 
 LABELS, OVERLAY, SCORES, REPORT = ".png", ".overlay.png", ".scores.png", ".json"
 ENTROPY, TOP, GEOJSON, COCO = ".entropy.png", ".top.npz", ".geojson", ".coco.json"
 TIFF, FILM, FRAMES = ".labels.tif", ".overlay.mp4", ".frames"  # of images in parts, and of films
 SUFFIXES = (REPORT, LABELS, OVERLAY, SCORES, ENTROPY, TOP, GEOJSON, COCO, TIFF, FILM, FRAMES)
-NAMED = (ModelError, PredictionError, ResizeError, OSError)  # errors whose sentence is enough
 AHEAD = 2  # images that are read, and results that are written, beside the model's work
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,10 +48,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: an `error` in one sentence, or results."""
+    """What became of a job: an `error` in one sentence, or results.
+
+    `bug` is the exception, where it is not a HfVitSegError.
+    """
 
     job: Job
     error: str | None = None
+    bug: Exception | None = None
+
+
+def failed(job: Job, error: Exception) -> Outcome:
+    """The outcome of a job that raised an exception."""
+    return Outcome(job, sentence(job, error), None if isinstance(error, HfVitSegError) else error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +144,7 @@ def predict(segmenter: Segmenter, jobs: Sequence[Job], wishes: Wishes) -> Iterat
                 prepared, milliseconds = reading.popleft().result()
                 result = segmenter.segment(prepared, wishes.scores, entropy=wishes.entropy, top_k=wishes.top_k)
             except Exception as error:
-                writing.append(writer.submit(Outcome, job, sentence(job, error)))
+                writing.append(writer.submit(failed, job, error))
             else:
                 writing.append(writer.submit(write, segmenter, job, result, milliseconds, wishes))
             while len(writing) > AHEAD:
@@ -151,15 +154,14 @@ def predict(segmenter: Segmenter, jobs: Sequence[Job], wishes: Wishes) -> Iterat
 
 
 def sentence(job: Job, error: Exception) -> str:
-    """Why a job failed. What is no fault of the file or of the settings is named as such, with a traceback in the log.
+    """Why a job failed, with its image and, for a bug, the type of the exception.
 
     The other jobs go on: a model may fail at one image alone, such as for lack of memory.
     """
     if isinstance(error, ImageFileError):
         return str(error)
-    text = " ".join(str(error).split())[:400] or type(error).__name__
-    if not isinstance(error, NAMED):
-        logger.error("segmenting %s failed", job.image.path, exc_info=error)
+    text = error_sentence(error)
+    if not isinstance(error, HfVitSegError):
         return f"{job.image.path}: segmenting failed with {type(error).__name__}: {text}"
     return text if text.startswith(f"{job.image.path}:") else f"{job.image.path}: {text}"
 
@@ -181,7 +183,7 @@ def write(segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: fl
     try:
         write_files({job.result(suffix): save for suffix, save in savers.items()})
     except Exception as error:
-        return Outcome(job, sentence(job, error))
+        return failed(job, error)
     return Outcome(job)
 
 
@@ -202,7 +204,7 @@ def saver(suffix: str, job: Job, result: Segmentation, wishes: Wishes) -> Callab
 def save_top_classes(result: Segmentation, path: Path) -> None:
     """The most likely classes of each pixel and their probabilities: `classes` and `scores` (float16), (k, H, W)."""
     if result.top_classes is None or result.top_scores is None:
-        raise ValueError("Top classes were not computed: call the segmenter with top_k=3")
+        raise HfVitSegError("Top classes were not computed: call the segmenter with top_k=3")
     np.savez_compressed(path, classes=result.top_classes, scores=result.top_scores.astype(np.float16))
 
 

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from hf_vit_seg.errors import write_errors
+
 from .tiled_logits import Tile
 
 BLOCK = 512  # side of a TIFF's own tiles, and how many rows are read at a time
@@ -68,12 +70,17 @@ class TileRecord:
 
     def __init__(self, folder: Path, plan: Mapping[str, Any]):
         self.folder = folder
-        text = json.dumps(plan, sort_keys=True)
+        with write_errors(folder):
+            self.open(json.dumps(plan, sort_keys=True))
+
+    def open(self, plan: str) -> None:
+        """Take up or create the folder, and open the list of tiles."""
+        folder = self.folder
         note = folder / PLAN
-        if not note.exists() or note.read_text(encoding="utf-8") != text:
+        if not note.exists() or note.read_text(encoding="utf-8") != plan:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            note.write_text(text, encoding="utf-8")
+            note.write_text(plan, encoding="utf-8")
         done = folder / DONE
         # The last line counts only when it is whole: a run may have been killed while it wrote it.
         lines = done.read_text(encoding="ascii").split("\n")[:-1] if done.exists() else []
@@ -88,7 +95,8 @@ class TileRecord:
     def add(self, tile: Tile) -> None:
         """All planes have this tile."""
         self.done.add(tile.index)
-        self.file.write(f"{tile.index}\n")
+        with write_errors(self.folder):
+            self.file.write(f"{tile.index}\n")
 
     def close(self) -> None:
         """Leave the folder to a later run."""

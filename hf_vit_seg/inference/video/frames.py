@@ -17,6 +17,7 @@ from PIL import Image
 
 from hf_vit_seg.data.images.files import ImageFileError, check_regular, files_below, picture_suffixes
 from hf_vit_seg.data.images.pixels import read_picture
+from hf_vit_seg.errors import error_sentence
 
 FILM_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
 # The first that this PyAV has is taken; with the finest time base that the codec's headers hold, ticks per second.
@@ -131,7 +132,7 @@ def video_failures(path: Path, what: str) -> Iterator[None]:
     except ImageFileError:
         raise
     except Exception as error:  # FFmpegError, and for broken headers ValueError, ZeroDivisionError ...
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or error_sentence(error)
         raise VideoError(f"{path}: {what} ({reason})") from error
 
 

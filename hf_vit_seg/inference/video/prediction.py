@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hf_vit_seg.atomic_io import json_text, write_files
+from hf_vit_seg.errors import write_errors
 from hf_vit_seg.inference.files.prediction import FILM, FRAMES, REPORT, Job, Wishes, class_rows
 from hf_vit_seg.inference.segmentation import Segmentation, class_counts
 from hf_vit_seg.inference.segmenter import Segmenter
@@ -77,7 +78,8 @@ def predict_film(segmenter: Segmenter, job: Job, wishes: Wishes) -> Iterator[Fil
     with ExitStack() as stack:
         film = open_film(job.image.path, wishes.frame_rate)
         stack.callback(film.close)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with write_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         stack.callback(unfinished.unlink, missing_ok=True)
         writer = stack.enter_context(closing(FilmWriter(unfinished, film, job.image.path)))
         tally = Tally(np.zeros(len(segmenter.names), np.int64))

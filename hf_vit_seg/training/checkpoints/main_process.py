@@ -9,12 +9,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from hf_vit_seg.directory_lock import locked_directory
+from hf_vit_seg.errors import HfVitSegError, error_sentence
 
 Result = TypeVar("Result")
 
 
-class PreparationError(ValueError):
-    """Raised on the other processes when the main process fails."""
+class PreparationError(HfVitSegError):
+    """Raised on the other processes when the main process raises HfVitSegError."""
 
 
 def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
@@ -24,11 +25,14 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Res
         try:
             outcome[0] = work()
         except Exception as error:  # any error: the others would wait for the broadcast until it times out
-            broadcast_object_list([None, str(error) or type(error).__name__])
+            broadcast_object_list([None, (error_sentence(error), isinstance(error, HfVitSegError))])
             raise
     broadcast_object_list(outcome)
     if outcome[1] is not None:
-        raise PreparationError(outcome[1])
+        sentence, expected = outcome[1]
+        if expected:
+            raise PreparationError(sentence)
+        raise RuntimeError(f"the main process failed: {sentence}")
     return outcome[0]
 
 

@@ -2,6 +2,7 @@
 
 recipe.yaml     the resolved recipe
 log.jsonl       see `run_log`
+error.log       tracebacks of bugs that ended the run, if any
 best/, last/    complete model directories: weights, image processor, recipe.yaml, metrics.json
 checkpoints/    step-000100/ ...: what a resumed run needs
 plots/, samples/, trackers/
@@ -19,6 +20,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.atomic_io import PARTIAL, atomic_directory, clean_up, write_text
 from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.directory_lock import LOCK, RECIPE, RUN_FOLDERS
+from hf_vit_seg.errors import HfVitSegError, write_errors
 from hf_vit_seg.provenance import Provenance, provenance_of, write_card
 from hf_vit_seg.training.model.adapters import save_model
 from hf_vit_seg.training.model.building import transformers_silent
@@ -29,11 +31,12 @@ from hf_vit_seg.training.reports.metrics_report import MetricsReport, write_repo
 from hf_vit_seg.training.reports.run_log import FILE as LOG
 
 PLOTS, SAMPLES = "plots", "samples"
+ERRORS = "error.log"
 FACTS = "data_facts.json"  # what was found in the data, so that a resumed run need not look again
 OURS = (RECIPE, LOG, *RUN_FOLDERS)
 
 
-class RunDirectoryError(ValueError):
+class RunDirectoryError(HfVitSegError):
     """A directory that a run cannot have."""
 
 
@@ -44,7 +47,7 @@ class RunDirectory:
         self.path = path
         self.best, self.last, self.checkpoints = path / "best", path / "last", path / "checkpoints"
         self.samples, self.recipe, self.facts = path / SAMPLES, path / RECIPE, path / FACTS
-        self.test, self.plots = path / "test", path / PLOTS
+        self.test, self.plots, self.errors = path / "test", path / PLOTS, path / ERRORS
 
     @property
     def model(self) -> Path:
@@ -72,7 +75,7 @@ class RunDirectory:
 
     def is_foreign(self, path: Path) -> bool:
         """Whether what lies here is no run's, not even of one that ended before its first step."""
-        return path.name not in (FACTS, LOCK) and not path.name.startswith(PARTIAL)
+        return path.name not in (FACTS, LOCK, ERRORS) and not path.name.startswith(PARTIAL)
 
     def make_ready(self, recipe: Recipe, resume: bool) -> None:
         """Tidy up for a run that goes on, clear for a new one, and write the resolved recipe.
@@ -81,7 +84,10 @@ class RunDirectory:
         """
         for path in [] if resume else self.traces:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            self.errors.unlink(missing_ok=True)
+        with write_errors(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         clean_up(self.path)
         clean_up(self.checkpoints)
         for folder in (self.path, self.plots, self.samples, self.test, self.test / PLOTS, self.test / SAMPLES):

@@ -20,8 +20,9 @@ from accelerate.utils import load
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hf_vit_seg.atomic_io import commit, new_directory, partial_path, remove_directory, write_errors, write_text
+from hf_vit_seg.atomic_io import commit, directory_errors, new_directory, partial_path, remove_directory, write_text
 from hf_vit_seg.data.datasets import RawDataset
+from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.records import Record, RecordError, read_record
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 from hf_vit_seg.training.reports.metrics_report import MetricsReport, ReportError, read_report, report_text
@@ -34,7 +35,7 @@ UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, pickle.Unp
 PACKAGES = ("hf_vit_seg", "torch", "transformers", "accelerate")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(HfVitSegError):
     """A checkpoint that cannot be gone on from, and why."""
 
 
@@ -99,7 +100,7 @@ def save_checkpoint(
     `report` is that of the newest evaluation, for models that are saved after a restart.
     """
     target = place(folder, manifest)
-    with write_errors(target):
+    with directory_errors(target):
         if accelerator.is_main_process:
             new_directory(target)
         accelerator.wait_for_everyone()
@@ -170,8 +171,8 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: Any) ->
         if average is not None:
             average.load_state_dict(load_file(checkpoint / AVERAGE))
     except UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{checkpoint} cannot be loaded: {reason[:300]}") from error
+        reason = error_sentence(error)
+        raise CheckpointError(f"{checkpoint} cannot be loaded: {reason}") from error
     if not has_random_state(checkpoint / f"random_states_{accelerator.process_index}.pkl"):
         raise CheckpointError(f"{checkpoint} lacks the random state of process {accelerator.process_index}")
 

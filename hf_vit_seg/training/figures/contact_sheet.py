@@ -17,6 +17,7 @@ from hf_vit_seg.data.samples import Person, RawSample
 from hf_vit_seg.drawing.overlays import FAINT, PAPER, LegendRow, draw_overlay, nearest_labels, resized_picture
 from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.drawing.skeletons import with_skeletons
+from hf_vit_seg.errors import HfVitSegError
 
 from .layout import Colour, captioned, grid, legend_below
 from .samples import IGNORED
@@ -39,7 +40,7 @@ def contact_sheet(part: SplitFacts, most: int = MOST) -> Image.Image:
     """
     chosen = chosen_samples(part, most)
     if not chosen:
-        raise ValueError(f"{part.split}: no sample can be read, so that there is nothing to show")
+        raise HfVitSegError(f"{part.split}: no sample can be read, so that there is nothing to show")
     thumbnail = THUMBNAILS[part.dataset.task]
     cells = [thumbnail(part, part.dataset.raw(index)) for index in chosen]
     count = len(part.facts)

@@ -25,6 +25,7 @@ from hf_vit_seg.data.datasets import RawDataset, Split, TrainingDataset, open_sp
 from hf_vit_seg.data.statistics import measure
 from hf_vit_seg.data.stream import Draw, StreamSampler
 from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
+from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import on_main_process
 from hf_vit_seg.training.checkpoints.resume import continuation_notes, refuse_other_data
@@ -104,7 +105,7 @@ def build_accelerator(recipe: Recipe, directory: Path) -> Accelerator:
     # Of depthwise kernels, whose second dimension is 1: strides that differ in name only.
     filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     disable_fsdp_ram_efficient_loading()  # which cannot take BatchNorm's buffers: every process builds the model
-    return Accelerator(
+    settings: dict[str, Any] = dict(
         mixed_precision=None if precision == "default" else precision,
         # The stream ends with the last window: accelerate need not look for the end of an epoch.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -115,6 +116,10 @@ def build_accelerator(recipe: Recipe, directory: Path) -> Accelerator:
         project_dir=str(directory),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    try:
+        return Accelerator(**settings)
+    except ValueError as error:  # a precision that the device does not have
+        raise RecordError(f"loop.precision={precision} cannot be used: {error_sentence(error)}") from error
 
 
 def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manifest | None) -> Ingredients:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from hf_vit_seg.error_reporting import bugs_logged
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.loading import load_model
 from hf_vit_seg.training.checkpoints.best_score import Standing
 from hf_vit_seg.training.checkpoints.main_process import locked_by_main_process, on_main_process
@@ -51,7 +53,7 @@ MOST_NOT_FINITE = 5  # steps in a row
 SHOWN_SAMPLES = 8  # of a step whose loss is not finite
 
 
-class TrainingError(ValueError):
+class TrainingError(HfVitSegError):
     """A run that cannot go on, and why."""
 
 
@@ -322,7 +324,8 @@ def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, over
     accelerator = build_accelerator(recipe, directory.path)
     with locked_by_main_process(accelerator, directory.path):
         on_main_process(accelerator, lambda: directory.check(resume, overwrite))  # another run may have written it
-        return train_locked(recipe, directory, accelerator, resume)
+        with bugs_logged(directory.errors):
+            return train_locked(recipe, directory, accelerator, resume)
 
 
 def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerator, resume: bool) -> Ending:
@@ -353,7 +356,7 @@ def measure_on_test(directory: RunDirectory, recipe: Recipe) -> None:
     """Measure the best model on the test split. TrainingError, which says where the model is, when that fails."""
     try:
         write_evaluation(str(directory.model), recipe, "test", directory.test)
-    except ValueError as error:
+    except HfVitSegError as error:
         raise TrainingError(
             f"the model is trained and in {directory.model}, but was not measured on the test split: {error}; do so "
             f"with hf-vit-seg evaluate {directory.model} --split test"

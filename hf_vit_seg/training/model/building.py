@@ -13,6 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from hf_vit_seg.data.statistics import Statistics
+from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.inference.loading import AUTO_CLASSES
 from hf_vit_seg.plugins import Architecture, architectures
 from hf_vit_seg.records import RecordError, nearest, unknown
@@ -96,7 +97,7 @@ def new_model(recipe: Recipe, names: Sequence[str], ignore_index: int, bands: in
     assert recipe.model.variant is not None  # the record sees to it
     try:
         config = architecture.variant_config(recipe.model.variant)
-    except ValueError as error:
+    except HfVitSegError as error:
         raise RecordError(f"model.variant: {error}") from None
     config = settled_config(config, recipe.model, names, ignore_index, bands)
     model = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
@@ -127,7 +128,8 @@ def pretrained_model(
     except RecordError:
         raise
     except (OSError, ValueError) as error:
-        raise RecordError(f"model.from_pretrained: {path} cannot be loaded: {str(error).splitlines()[0]}") from None
+        reason = error_sentence(error, short=True)
+        raise RecordError(f"model.from_pretrained: {path} cannot be loaded: {reason}") from None
     target = settled_config(stored, recipe.model, names, ignore_index, bands)
     return fitted_model(checkpoint, stored, target, recipe.model.copy_classes)
 
@@ -158,7 +160,7 @@ def settled_config(
         given = {name: merged_field(config, name, value) for name, value in recipe.fields.items()}
         settled = type(config).from_dict({**stored_fields(config), **given, **norm_fields(recipe.norm, type(config))})
     except (ValueError, TypeError, StrictDataclassError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = error_sentence(error.__cause__ or error)
         raise RecordError(f"model.fields: {reason}") from None
     set_classes(settled, names)
     if not band_configs(settled) and bands != 3:

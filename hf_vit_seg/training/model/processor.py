@@ -8,6 +8,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils.hub import cached_file
 
 from hf_vit_seg.data.statistics import Statistics
+from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.records import RecordError, unknown
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -95,9 +96,8 @@ def pretrained_processor(path: str | None) -> BaseImageProcessor | None:
     try:
         return AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise RecordError(
-            f"model.from_pretrained: the image processor of {path} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from None
+        reason = error_sentence(error, short=True)
+        raise RecordError(f"model.from_pretrained: the image processor of {path} cannot be loaded: {reason}") from None
 
 
 def has_processor(path: str) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import RecordError, shortened
 from hf_vit_seg.yaml_reader import parse
 
@@ -15,7 +16,7 @@ def split_override(override: str) -> tuple[list[str], Any]:
         raise RecordError(f"'{override}' is no setting: write NAME=VALUE, such as optimizer.learning_rate=1e-4")
     try:
         return names, parse(text)
-    except ValueError as error:
+    except HfVitSegError as error:
         raise RecordError(f"'{override}' has no value in YAML: {error}") from None
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import Record
 
 Task = Literal["segmentation", "classification", "pose"]
@@ -43,9 +44,9 @@ class ModelRecipe(Record):
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelRecipe":
         if (self.from_pretrained is None) == (self.variant is None):
-            raise ValueError("give either architecture and variant (from scratch) or from_pretrained")
+            raise HfVitSegError("give either architecture and variant (from scratch) or from_pretrained")
         if self.architecture is None and self.variant is not None:
-            raise ValueError("architecture and variant go together")
+            raise HfVitSegError("architecture and variant go together")
         return self
 
 
@@ -139,13 +140,13 @@ class LoopRecipe(Record):
     @classmethod
     def _one_image_at_least(cls, size: int | str) -> int | str:
         if isinstance(size, int) and size < 1:
-            raise ValueError(f"1 or more, or auto; found {size}")
+            raise HfVitSegError(f"1 or more, or auto; found {size}")
         return size
 
     @model_validator(mode="after")
     def _one_length(self) -> "LoopRecipe":
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either steps or epochs")
+            raise HfVitSegError("give either steps or epochs")
         return self
 
 

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 
 import torch
 
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.training.recipe.schema import Recipe
 
 # What torch says on a CPU, where no exception of its own tells.
 CPU_WORDS = ("defaultcpuallocator: can't allocate", "defaultcpuallocator: not enough memory", "cannot allocate memory")
 
 
-class OutOfMemory(ValueError):
+class OutOfMemory(HfVitSegError):
     """Memory ran out: what for, and which settings to lower."""
 
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_vit_seg.atomic_io import write_text
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.training.recipe.schema import Task
 
 from .json_values import json_line, json_value
@@ -54,7 +55,7 @@ TITLES = {
 COLUMNS = {"iou": "IoU", "accuracy": "accuracy", "dice": "Dice", "boundary_iou": "boundary IoU", "f1": "F1"}
 
 
-class ReportError(ValueError):
+class ReportError(HfVitSegError):
     """A file that is no metrics.json of ours."""
 
 

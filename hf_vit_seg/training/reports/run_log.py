@@ -20,6 +20,7 @@ from typing import Any
 
 from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.directory_lock import LOG as FILE
+from hf_vit_seg.errors import HfVitSegError, write_errors
 
 from .json_values import Json, json_line, json_value
 from .trackers import check_trackers, start_trackers
@@ -27,7 +28,7 @@ from .trackers import check_trackers, start_trackers
 Line = dict[str, Any]
 
 
-class RunLogError(ValueError):
+class RunLogError(HfVitSegError):
     """A log that cannot be read."""
 
 
@@ -84,7 +85,7 @@ class RunLog:
     def _append(self, line: Mapping[str, Any], tracked: Mapping[str, Any]) -> None:
         if not self.main:
             return
-        with self.path.open("a", encoding="utf-8") as file:
+        with write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json_line(line) + "\n")
         self._track(tracked, line["step"])
 

@@ -1,0 +1,107 @@
+"""How commands end: one sentence for an error of the input, the traceback for a bug, and the exit codes."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import HfVitSegError, error_sentence
+
+DONE = 0
+FAILED = 1  # some of the work failed
+REFUSED = 2  # the command cannot be carried out as given
+BUG = 70  # EX_SOFTWARE of sysexits.h
+STOPPED = 130  # by Ctrl-C or SIGTERM
+TRACEBACK_OPTION = Annotated[bool, typer.Option("--traceback", help="Show the traceback of every error.")]
+
+show_tracebacks: ContextVar[bool] = ContextVar("show_tracebacks", default=False)
+
+
+def report(error: Exception) -> int:
+    """Print an error, and return the exit code for it."""
+    process = this_process()
+    expected = isinstance(error, HfVitSegError)
+    if not expected or show_tracebacks.get():
+        print(traceback_text(error), end="", file=sys.stderr)
+    if expected:
+        print(f"hf-vit-seg{process}: {error_sentence(error)}", file=sys.stderr)
+        return REFUSED
+    print(f"hf-vit-seg{process}: this is a bug, of hf-vit-seg or of a library that it uses", file=sys.stderr)
+    return BUG
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback of an exception and of those that caused it."""
+    return "".join(traceback.format_exception(error))
+
+
+def kind_of(error: BaseException) -> tuple[str, str, int]:
+    """What bugs of one kind have in common: the type, and the file and line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = (frames[-1].filename, frames[-1].lineno or 0) if frames else ("", 0)
+    return (type(error).__name__, *place)
+
+
+@contextmanager
+def bugs_logged(path: Path) -> Iterator[None]:
+    """Append the traceback of any exception but HfVitSegError to a file; the exception goes on."""
+    try:
+        yield
+    except HfVitSegError:
+        raise
+    except Exception as error:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"hf-vit-seg{this_process()}\n{traceback_text(error)}\n")
+        raise
+
+
+def this_process() -> str:
+    """Which of several processes this is."""
+    return "" if os.environ.get("WORLD_SIZE", "1") == "1" else f" (process {os.environ.get('RANK', '0')})"
+
+
+def reported(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a typer command the option --traceback, and let its errors end in a report and an exit code."""
+
+    @wraps(function)
+    def command(*arguments: Any, traceback: bool, **options: Any) -> None:
+        token = show_tracebacks.set(traceback)
+        try:
+            function(*arguments, **options)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            raise typer.Exit(report(error)) from None
+        finally:
+            show_tracebacks.reset(token)
+
+    described = signature(function, eval_str=True)
+    option = Parameter("traceback", Parameter.KEYWORD_ONLY, default=False, annotation=TRACEBACK_OPTION)
+    parameters = [*described.parameters.values(), option]
+    command.__signature__ = described.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
+
+
+__all__ = [
+    "BUG",
+    "DONE",
+    "FAILED",
+    "REFUSED",
+    "STOPPED",
+    "bugs_logged",
+    "kind_of",
+    "report",
+    "reported",
+    "show_tracebacks",
+    "this_process",
+    "traceback_text",
+]

@@ -1,0 +1,221 @@
+"""Which exceptions are raised, and which are converted to errors that users see as one sentence; read from the code."""
+
+import ast
+import builtins
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hf_vit_seg.models
+from hf_vit_seg.errors import HfVitSegError, error_sentence, write_errors
+
+PACKAGE = Path(hf_vit_seg.models.__file__).parents[1]
+ROOT = PACKAGE.parent
+FILES = {
+    str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8"))
+    for folder in (PACKAGE, ROOT / "conversion")
+    for path in sorted(folder.rglob("*.py"))
+}
+# What may be raised besides HfVitSegError: mistakes in code that calls the library, and messages between our functions.
+PROGRAMMING_ERRORS = {"NotImplementedError", "TypeError", "KeyboardInterrupt", "typer.Exit", "gr.Error"}
+BY_FILE = {
+    "conversion/cvt/config_fields.py": {"KeyError"},  # a tensor that the checkpoint lacks, caught in config_building
+    "conversion/segformer/config_fields.py": {"KeyError"},
+    "conversion/vit/config_fields.py": {"KeyError"},
+    "hf_vit_seg/demo/reading.py": {"EOFError", "RuntimeError"},  # of a process that ended, caught in the same file
+    "hf_vit_seg/demo/request_limits.py": {"BodyTooLargeError"},  # answered with a status of HTTP in the same file
+    "hf_vit_seg/models/strip_upsampling.py": {"RuntimeError"},  # as torch raises for a second derivative
+    "hf_vit_seg/training/checkpoints/main_process.py": {"RuntimeError"},  # a bug of another process
+    "hf_vit_seg/training/figures/layout.py": {"ValueError"},  # mistakes of callers
+    "hf_vit_seg/training/figures/poses.py": {"ValueError"},
+    "hf_vit_seg/training/optimization/ema.py": {"ValueError"},
+    "hf_vit_seg/yaml_reader.py": {"yaml.constructor.ConstructorError"},  # caught in the same file
+}
+# Calls that run a model, a loss, an optimizer or the code of a plugin.
+RUNNING = {
+    "accumulate", "backward", "clip_grad_norm_", "combine", "evaluate", "forward", "generate", "logits", "model",
+    "one_step", "predict_film", "predict_tiled", "segment", "segmenter", "step", "take_step", "totals", "train_locked",
+}  # fmt: skip
+# Conversions around such calls that pick one case by its message, and leave everything else as it is.
+GUARDS = {"is_out_of_memory"}
+
+
+def classes() -> dict[str, list[str]]:
+    """The bases of every class, by name."""
+    nodes = [node for tree in FILES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return {node.name: [ast.unparse(base) for base in node.bases] for node in nodes}
+
+
+CLASSES = classes()
+
+
+def is_exception(name: str) -> bool:
+    kind = getattr(builtins, name, None)
+    if isinstance(kind, type):
+        return issubclass(kind, BaseException)
+    return any(map(is_exception, CLASSES.get(name, ())))
+
+
+def is_expected(name: str) -> bool:
+    return name == "HfVitSegError" or any(map(is_expected, CLASSES.get(name, ())))
+
+
+EXCEPTIONS = sorted(name for name in CLASSES if is_exception(name))
+# Functions that return an exception, by the annotation.
+MAKERS = {
+    node.name: ast.unparse(node.returns)
+    for tree in FILES.values()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.FunctionDef) and node.returns is not None and ast.unparse(node.returns) in EXCEPTIONS
+}
+
+
+def raised(node: ast.Raise) -> str:
+    """The class that a statement raises."""
+    assert node.exc is not None
+    name = ast.unparse(node.exc.func if isinstance(node.exc, ast.Call) else node.exc)
+    return MAKERS.get(name.rpartition(".")[2], name)
+
+
+def raises(tree: ast.AST) -> Iterator[ast.Raise]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc is not None)
+
+
+def test_there_are_exceptions_to_look_at():
+    assert len(EXCEPTIONS) > 30 and sum(1 for tree in FILES.values() for _ in raises(tree)) > 400
+
+
+@pytest.mark.parametrize("name", [name for name in EXCEPTIONS if name != "BodyTooLargeError"])
+def test_every_exception_class_is_reported_as_a_sentence(name):
+    assert is_expected(name)
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_only_errors_for_users_and_known_programming_errors_are_raised(path):
+    allowed = PROGRAMMING_ERRORS | BY_FILE.get(path, set())
+    others = {f"line {node.lineno}: {raised(node)}" for node in raises(FILES[path]) if not is_expected(raised(node))}
+    assert {each for each in others if each.partition(": ")[2] not in allowed} == set()
+
+
+def test_the_exceptions_to_the_rule_are_needed():
+    for path, names in BY_FILE.items():
+        assert names <= {raised(node) for node in raises(FILES[path])}, path
+
+
+def converts(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler turns an exception that is not HfVitSegError into one that is."""
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    caught = ["BaseException" if kind is None else ast.unparse(kind) for kind in kinds]
+    if all(map(is_expected, caught)):
+        return False
+    return any(is_expected(raised(node)) for statement in handler.body for node in raises(statement))
+
+
+def guarded(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler begins with `if not GUARD(error): raise`."""
+    first = handler.body[0]
+    return (
+        isinstance(first, ast.If)
+        and any(isinstance(node, ast.Name) and node.id in GUARDS for node in ast.walk(first.test))
+        and isinstance(first.body[-1], ast.Raise)
+        and first.body[-1].exc is None
+    )
+
+
+def converting(tree: ast.AST) -> Iterator[ast.Try]:
+    """The try statements that convert."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try) and any(converts(each) and not guarded(each) for each in node.handlers):
+            yield node
+
+
+def converting_contexts(trees: list[ast.AST]) -> set[str]:
+    """Context managers that convert what is raised in their body."""
+    return {
+        node.name
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and "contextmanager" in map(ast.unparse, node.decorator_list)
+        for attempt in converting(node)
+        if any(isinstance(inner, ast.Yield) for statement in attempt.body for inner in ast.walk(statement))
+    }
+
+
+def called(statements: list[ast.stmt]) -> set[str]:
+    """The last part of the name of everything that is called; what is only defined there is not."""
+    return {
+        ast.unparse(node.func).rpartition(".")[2]
+        for statement in statements
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Call)
+    }
+
+
+def running_functions(trees: list[ast.AST]) -> set[str]:
+    """RUNNING, and the functions that call it, as far as their names are theirs alone."""
+    functions: dict[str, list[ast.FunctionDef]] = {}
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                functions.setdefault(node.name, []).append(node)
+    calls = {name: called(found[0].body) for name, found in functions.items() if len(found) == 1}
+    known = set(RUNNING)
+    while more := {name for name, names in calls.items() if names & known} - known:
+        known |= more
+    return known
+
+
+def enclosed(trees: list[ast.AST]) -> set[str]:
+    """What runs a model, a loss, an optimizer or a plugin inside a conversion."""
+    running, contexts = running_functions(trees), converting_contexts(trees)
+    found: set[str] = set()
+    for tree in trees:
+        for attempt in converting(tree):
+            found |= called(attempt.body) & running
+        for node in ast.walk(tree):
+            if isinstance(node, ast.With) and called([ast.Expr(item.context_expr) for item in node.items]) & contexts:
+                found |= called(node.body) & running
+            if isinstance(node, ast.Try) and any(map(converts, node.handlers)):
+                plugin = {name for name in called(node.body) if name in ("value", "head")}
+                found |= plugin
+    return found
+
+
+def test_no_conversion_encloses_a_model_a_loss_a_step_or_a_plugin():
+    assert enclosed(list(FILES.values())) == set()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f():\n    try:\n        one_step(net)\n    except ValueError:\n        raise HfVitSegError",
+        "def g():\n    one_step(net)\ntry:\n    g()\nexcept Exception:\n    raise HfVitSegError",
+        "@contextmanager\ndef c():\n    try:\n        yield\n    except OSError:\n        raise HfVitSegError\n"
+        "with c():\n    optimizer.step()",
+        "try:\n    runtime.value(path)\nexcept Exception:\n    raise HfVitSegError",
+    ],
+)
+def test_a_conversion_around_a_model_is_found(text):
+    assert enclosed([ast.parse(text)])
+
+
+@pytest.mark.parametrize(
+    ("error", "whole", "short"),
+    [
+        (OSError("a b.\n  More. Still more"), "a b. More. Still more", "a b."),
+        (RuntimeError("In X:\n\tsize mismatch. Advice"), "In X: size mismatch. Advice", "In X: size mismatch"),
+        (KeyError(), "KeyError", "KeyError"),
+        (HfVitSegError("One. Two"), "One. Two", "One. Two"),
+    ],
+)  # fmt: skip
+def test_an_exception_is_one_sentence(error, whole, short):
+    assert error_sentence(error) == whole
+    assert error_sentence(error, short=True) == short
+
+
+def test_an_error_of_the_operating_system_is_converted_and_a_bug_is_not(tmp_path):
+    with pytest.raises(HfVitSegError, match="absent"), write_errors(tmp_path / "absent"):
+        (tmp_path / "absent" / "file").write_text("")
+    with pytest.raises(ZeroDivisionError), write_errors(tmp_path):
+        raise ZeroDivisionError
