@@ -117,8 +117,15 @@ class RowResizing:
         `convert` is applied to the coarse rows that are read, and returns float32 or float64.
         """
         lower, upper = ((index[rows] - origin).to(samples.device) for index in (self.lower, self.upper))
-        above, below = (convert(samples.index_select(dim, index)) for index in (lower, upper))
+        above, below = (convert(select(samples, dim, index)) for index in (lower, upper))
         return torch.lerp(above, below, self.weight[rows].to(above).view(-1, *[1] * (samples.ndim - 1 - dim)))
+
+
+def select(tensor: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+    """`tensor.index_select(dim, index)`, which is slow for tensors that are not contiguous (9x for channels-last)."""
+    if tensor.is_contiguous():
+        return tensor.index_select(dim, index)
+    return tensor[(slice(None),) * dim + (index,)]
 
 
 def resize_columns(rows: torch.Tensor, width: int) -> torch.Tensor:

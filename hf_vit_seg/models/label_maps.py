@@ -110,7 +110,7 @@ def resized_logits(
     for first in range(0, height, step):
         rows = slice(first, min(first + step, height))
         planes = resizing.resized(logits, rows, dim=1, convert=finite)  # (K, rows, w)
-        yield rows, resize_columns(planes[None], width)[0]
+        yield rows, resize_columns(planes.contiguous()[None], width)[0]
 
 
 def write_labels(logits: torch.Tensor, labels: torch.Tensor, chunk_bytes: int) -> bool:
