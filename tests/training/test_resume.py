@@ -288,10 +288,10 @@ AFTER_LAST = ("last/README.md", "last/metrics.json", "best/config.json", "plots/
 @pytest.mark.parametrize(
     ("completed", "missing", "left"),
     [
-        (False, BEFORE_LAST, (".tmp-last/config.json", "plots/.12.training.png")),  # killed while it wrote the model
-        (False, ("plots", "test"), ("plots/.12.measure.png",)),
+        (False, BEFORE_LAST, (".tmp-last/config.json", "plots/.tmp-training.png")),  # killed while it wrote the model
+        (False, ("plots", "test"), ("plots/.tmp-measure.png",)),
         (False, ("test",), ()),
-        (True, ("test/plots", "test/samples"), ("test/plots/.12.measure.png",)),
+        (True, ("test/plots", "test/samples"), ("test/plots/.tmp-measure.png",)),
         (True, (*BEFORE_LAST, "best", "samples", "recipe.yaml", "data_facts.json"), ()),
         (True, (*AFTER_LAST, "test/metrics.json"), ()),
     ],
