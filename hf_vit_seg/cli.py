@@ -188,14 +188,14 @@ def predict(
     same command. Videos (MP4 and others) result in NAME.overlay.mp4 and NAME.json.
     """
     from hf_vit_seg.inference.console import protocol_from_text, run
-    from hf_vit_seg.inference.files.prediction import Wishes
+    from hf_vit_seg.inference.files.prediction import PredictOptions
 
     from .directory_lock import locked_directory
 
     if out.exists() and not out.is_dir():
         raise HfVitSegError(f"--out {out} is a file, not a folder")
     formats = set(polygons or ())
-    wishes = Wishes(
+    predict_options = PredictOptions(
         model=model,
         overlay=overlay,
         opacity=opacity,
@@ -221,21 +221,21 @@ def predict(
         flip=flip or None,
     )
     with locked_directory(out):
-        jobs = planned_jobs(images, out, overwrite, skip_existing, films=frame_rate is not None)
-        code = run(model, device, dtype.value, jobs, wishes, out, chosen)
+        jobs = planned_jobs(images, out, overwrite, skip_existing, videos=frame_rate is not None)
+        code = run(model, device, dtype.value, jobs, predict_options, out, chosen)
     raise typer.Exit(code)
 
 
 def planned_jobs(
-    images: list[str], out: Path, overwrite: bool, skip_existing: bool, films: bool = False
+    images: list[str], out: Path, overwrite: bool, skip_existing: bool, videos: bool = False
 ) -> "list[Job]":
-    """The jobs of `predict`: one for each image or video; with `films`, also one for each folder."""
+    """The jobs of `predict`: one for each image or video; with `videos`, also one for each folder."""
     from hf_vit_seg.data.images.files import ImageFile, find_images
     from hf_vit_seg.inference.files.prediction import plan
 
     if overwrite and skip_existing:
         raise HfVitSegError("--overwrite and --skip-existing exclude each other")
-    folders = [Path(name) for name in images if films and os.path.isdir(name)]
+    folders = [Path(name) for name in images if videos and os.path.isdir(name)]
     found = find_images([name for name in images if Path(name) not in folders], skip=out)
     jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *found], out)
     existing = [path for job in jobs if (path := job.existing)]
@@ -329,13 +329,13 @@ def export(
     """
     from hf_vit_seg.data.images.files import find_images
     from hf_vit_seg.export.console import label_size, run, sides
-    from hf_vit_seg.export.exported_model import Wish
+    from hf_vit_seg.export.exported_model import ExportOptions
     from hf_vit_seg.training.evaluation.segmenter_score import mean_iou_on
     from hf_vit_seg.training.recipe_loading import load_recipe
 
     if recipe is not None and int8 is None:
         raise HfVitSegError("--recipe evaluates the quantized model: also pass --int8 FOLDER")
-    wish = Wish(
+    export_options = ExportOptions(
         size=None if size is None else sides(size, "--size"),
         batch=batch,
         labels=label_size(label_map),
@@ -344,7 +344,7 @@ def export(
         calibration_images=int8_images,
     )
     score = None if recipe is None else mean_iou_on(load_recipe(recipe, []), split.value)
-    raise typer.Exit(run(model, out, to, wish, fields_of(settings or []), overwrite=overwrite, score=score))
+    raise typer.Exit(run(model, out, to, export_options, fields_of(settings or []), overwrite=overwrite, score=score))
 
 
 @app.command()

@@ -67,7 +67,7 @@ def outcomes(
     """What `hf-vit-seg` did with each of these arguments; the logits of `directories` are written beside them."""
     home.mkdir(exist_ok=True)
     report = home / "outcomes.json"
-    wishes = json.dumps([[list(map(str, command)) for command in commands], list(map(str, directories)), str(report)])
-    ran = subprocess.run([python, "-c", SCRIPT, wishes], env=environment(home, path), capture_output=True, text=True)
+    options = json.dumps([[list(map(str, command)) for command in commands], list(map(str, directories)), str(report)])
+    ran = subprocess.run([python, "-c", SCRIPT, options], env=environment(home, path), capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return [Outcome(*outcome) for outcome in json.loads(report.read_text())]

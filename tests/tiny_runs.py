@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
-from hf_vit_seg.training.loop.trainer import Ending, train
+from hf_vit_seg.training.loop.trainer import RunStatus, train
 from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.yaml_reader import text_of
 
@@ -74,7 +74,7 @@ def write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
     return path
 
 
-def run(recipe: Path, out: Path, *overrides: str, **options: bool) -> Ending:
+def run(recipe: Path, out: Path, *overrides: str, **options: bool) -> RunStatus:
     """In this process, as the first run in it."""
     forget_accelerate()
     torch.manual_seed(int.from_bytes(os.urandom(4)))  # a run depends on its recipe's seed alone

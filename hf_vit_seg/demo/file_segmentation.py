@@ -10,7 +10,7 @@ from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.image_preparation import Prepared, milliseconds_since
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.files.prediction import Job, Wishes, report
+from hf_vit_seg.inference.files.prediction import Job, PredictOptions, report
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
 
@@ -85,7 +85,7 @@ def segment_file(catalogue: Catalogue, title: str, protocol: Protocol, path: Pat
     """
     segmenter = catalogue.load(title).with_protocol(protocol)
     name = Path(path.name)  # its place on the server is nobody's business
-    wishes = Wishes(model=title, max_pixels=MOST_PIXELS)
+    options = PredictOptions(model=title, max_pixels=MOST_PIXELS)
     start = time.perf_counter()
     pixels = READERS.read(path, segmenter.channels)
     milliseconds = milliseconds_since(start)
@@ -103,7 +103,7 @@ def segment_file(catalogue: Catalogue, title: str, protocol: Protocol, path: Pat
             "smaller images, or leave the mirror images out"
         )
     result = catalogue.call(title, segmenter.protocol, prepared, pixels=seen)
-    known = report(segmenter, Job(ImageFile(name, name), name), result, milliseconds, wishes)
+    known = report(segmenter, Job(ImageFile(name, name), name), result, milliseconds, options)
     return Found(path.name, title, result, known, seen)
 
 

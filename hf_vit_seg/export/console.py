@@ -11,7 +11,7 @@ from rich.table import Table
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.records import RecordError
 
-from .exported_model import Wish, export_model
+from .exported_model import ExportOptions, export_model
 from .exporters import EXPORTERS
 from .parity import Parity, ParityError
 
@@ -20,7 +20,7 @@ def run(
     model: str,
     out: Path,
     to: str,
-    wish: Wish,
+    export_options: ExportOptions,
     options: dict[str, Any],
     *,
     overwrite: bool = False,
@@ -31,7 +31,7 @@ def run(
     exporter = EXPORTERS.read(to, options, "--to")
     segmenter = Segmenter.from_pretrained(model, "cpu")
     try:
-        parity = export_model(segmenter, out, to, exporter, wish, overwrite=overwrite, score=score)
+        parity = export_model(segmenter, out, to, exporter, export_options, overwrite=overwrite, score=score)
     except ParityError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"hf-vit-seg: {error}")
         return 1

@@ -27,7 +27,7 @@ USUAL_SIDE = 512  # where a processor names no size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class ExportOptions:
     """What an exported program shall be.
 
     It takes images of any size and batch unless `size` (height, width) or `batch` are given. `labels` makes it end in
@@ -48,7 +48,7 @@ def export_model(
     out: Path,
     name: str,
     exporter: Exporter,
-    wish: Wish,
+    options: ExportOptions,
     *,
     overwrite: bool = False,
     score: Callable[[Segmenter], float] | None = None,
@@ -57,44 +57,46 @@ def export_model(
 
     `score`, such as a mean IoU, is measured on the model and on the program, in 8 bits. Nothing is left in `out`
     unless the proof succeeds: then the file of the format, config.json, preprocessor_config.json and the proof,
-    parity.json. RecordError for a wish that the format or the model cannot fulfil, ParityError for a program that
+    parity.json. RecordError for a options that the format or the model cannot fulfil, ParityError for a program that
     disagrees, InUseError when another process writes `out`.
     """
-    check(segmenter, out, name, exporter, wish, overwrite)
+    check(segmenter, out, name, exporter, options, overwrite)
     with locked_directory(out), tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
-        check(segmenter, out, name, exporter, wish, overwrite)  # another export may have written it
+        check(segmenter, out, name, exporter, options, overwrite)  # another export may have written it
         path = Path(folder) / exporter.file
-        geometry = Geometry(segmenter.channels, wish.size, wish.batch)
-        dtype = getattr(torch, wish.dtype)
+        geometry = Geometry(segmenter.channels, options.size, options.batch)
+        dtype = getattr(torch, options.dtype)
         plain = with_export_forms(segmenter.model, exporter.forms).to(dtype)
-        size = wish.labels if isinstance(wish.labels, tuple) else None
-        graph = LabelGraph(plain, size) if wish.labels else LogitGraph(plain)
+        size = options.labels if isinstance(options.labels, tuple) else None
+        graph = LabelGraph(plain, size) if options.labels else LogitGraph(plain)
         exporter.write(graph.eval(), geometry, dtype, path)
         del plain, graph
-        parity = proof(segmenter, path, name, geometry, wish)
+        parity = proof(segmenter, path, name, geometry, options)
         if not parity.passed:
             raise parity.failure(exporter.file)
-        if wish.calibration:
-            parity = quantised(segmenter, path, name, exporter, wish, score)
+        if options.calibration:
+            parity = quantised(segmenter, path, name, exporter, options, score)
         write_beside(segmenter, path.parent, out, parity, exporter.file)
         move_contents(path.parent, out, last=path.name)
     return parity
 
 
-def check(segmenter: Segmenter, out: Path, name: str, exporter: Exporter, wish: Wish, overwrite: bool) -> None:
-    """RecordError unless the wish can be fulfilled."""
+def check(
+    segmenter: Segmenter, out: Path, name: str, exporter: Exporter, options: ExportOptions, overwrite: bool
+) -> None:
+    """RecordError unless the options can be fulfilled."""
     exporter.check()
-    if wish.dtype not in exporter.dtypes:
-        raise RecordError(f"{name} is written in {' or '.join(exporter.dtypes)}, asked was for {wish.dtype}")
-    if wish.calibration and not exporter.quantises:
+    if options.dtype not in exporter.dtypes:
+        raise RecordError(f"{name} is written in {' or '.join(exporter.dtypes)}, asked was for {options.dtype}")
+    if options.calibration and not exporter.quantises:
         raise RecordError(f"{name} is not written in 8 bits here; onnx and openvino are")
-    if wish.calibration and wish.size is None and not exporter.quantises_open_sizes:
+    if options.calibration and options.size is None and not exporter.quantises_open_sizes:
         raise RecordError(f"{name} computes in 8 bits for one size alone: give size, such as 512x512")
-    if wish.calibration and (wish.labels or wish.dtype != "float32"):
+    if options.calibration and (options.labels or options.dtype != "float32"):
         raise RecordError("8-bit programs are made from float32 and give logits: leave label map and dtype out")
-    if not exporter.runs_alone and (wish.size is None or wish.batch is None):
+    if not exporter.runs_alone and (options.size is None or options.batch is None):
         raise RecordError(f"{name} needs to know what comes in: give size, such as 512x512, and batch")
-    if wish.labels and segmenter.model.config.num_labels > MOST_CLASSES:
+    if options.labels and segmenter.model.config.num_labels > MOST_CLASSES:
         raise RecordError(f"a label map of bytes has {MOST_CLASSES} classes at most, this model has more: take logits")
     if (out / exporter.file).exists() and not overwrite:
         raise RecordError(f"{out / exporter.file} exists: pass --overwrite to replace it")
@@ -102,17 +104,17 @@ def check(segmenter: Segmenter, out: Path, name: str, exporter: Exporter, wish: 
         raise ModelError(f"{segmenter.model.path} is exported already: give the model directory it was made from")
 
 
-def proof(segmenter: Segmenter, path: Path, name: str, geometry: Geometry, wish: Wish) -> Parity:
+def proof(segmenter: Segmenter, path: Path, name: str, geometry: Geometry, options: ExportOptions) -> Parity:
     """The program against the model, on pictures of several sizes."""
     run = RuntimeModel(path, segmenter.model.config).program
-    tolerance = TOLERANCES[wish.dtype]
-    label_size = wish.labels if isinstance(wish.labels, tuple) else None
+    tolerance = TOLERANCES[options.dtype]
+    label_size = options.labels if isinstance(options.labels, tuple) else None
     cases = []
     for seed, (batch, height, width) in enumerate(sizes_to_check(geometry, usual_size(segmenter))):
         pixel_values = pictures(batch, geometry.channels, height, width, seed)
         program = lambda images: run.run(images.to(run.dtype))  # noqa: E731
         cases.append(compared("pictures", pixel_values, segmenter.logits, program, tolerance, label_size))
-    return Parity(name, wish.dtype, tolerance, tuple(cases))
+    return Parity(name, options.dtype, tolerance, tuple(cases))
 
 
 def usual_size(segmenter: Segmenter) -> tuple[int, int]:
@@ -127,15 +129,15 @@ def quantised(
     path: Path,
     name: str,
     exporter: Exporter,
-    wish: Wish,
+    options: ExportOptions,
     score: Callable[[Segmenter], float] | None,
 ) -> Parity:
     """The program in 8 bits, and what that costs: labels that stay the same, and the scores of both."""
-    calibration = Calibration.from_files(wish.calibration, segmenter, wish.calibration_images, wish.size)
+    calibration = Calibration.from_files(options.calibration, segmenter, options.calibration_images, options.size)
     exporter.quantise(path, calibration)
     eight = RuntimeModel(path, segmenter.model.config)
     images = [torch.from_numpy(image) for image in calibration.images]
-    if wish.size is None:  # ranges are measured at some sizes, the program has to work at others
+    if options.size is None:  # ranges are measured at some sizes, the program has to work at others
         height, width = images[0].shape[-2:]
         images.append(resized(images[0], (height * 3 // 4, width * 4 // 3)))
     cases = agreement_on(images, segmenter.logits, eight.program.run)
@@ -159,4 +161,4 @@ def write_beside(segmenter: Segmenter, folder: Path, out: Path, parity: Parity, 
     (folder / REPORT).write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
 
 
-__all__ = ["REPORT", "Wish", "export_model"]
+__all__ = ["REPORT", "ExportOptions", "export_model"]

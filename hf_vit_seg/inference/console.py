@@ -13,9 +13,9 @@ from transformers.utils import logging
 
 from hf_vit_seg.error_reporting import BUG, DONE, FAILED, kind_of, traceback_text
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.files.prediction import Job, Outcome, Wishes, failed, predict
+from hf_vit_seg.inference.files.prediction import Job, Outcome, PredictOptions, failed, predict
 from hf_vit_seg.inference.tiles.prediction import needs_tiles, predict_tiled
-from hf_vit_seg.inference.video.prediction import is_film, predict_film
+from hf_vit_seg.inference.video.prediction import is_video, predict_video
 from hf_vit_seg.records import read_record
 
 from .segmenter import Segmenter
@@ -36,7 +36,7 @@ def run(
     device: str | None,
     dtype: str,
     jobs: Sequence[Job],
-    wishes: Wishes,
+    options: PredictOptions,
     out: Path,
     protocol: Protocol | None = None,
 ) -> int:
@@ -49,20 +49,20 @@ def run(
     logging.disable_progress_bar()
     segmenter = Segmenter.from_pretrained(model, device, dtype, protocol)
     start = time.perf_counter()
-    films = [job for job in jobs if is_film(job)]
-    tiled = [job for job in jobs if job not in films and needs_tiles(job, wishes)]
-    whole = [job for job in jobs if job not in films and job not in tiled]
+    videos = [job for job in jobs if is_video(job)]
+    tiled = [job for job in jobs if job not in videos and needs_tiles(job, options)]
+    whole = [job for job in jobs if job not in videos and job not in tiled]
     with Progress(*COLUMNS, console=console, transient=True) as progress:
         failures = Failures(progress)
-        show(predict(segmenter, whole, wishes), len(whole), failures)
+        show(predict(segmenter, whole, options), len(whole), failures)
         for job in tiled:
-            show_tiles(segmenter, job, wishes, failures)
-        for job in films:
-            show_film(segmenter, job, wishes, failures)
+            show_tiles(segmenter, job, options, failures)
+        for job in videos:
+            show_video(segmenter, job, options, failures)
     seconds = time.perf_counter() - start
     done = len(jobs) - failures.count
     console.print(
-        f"{done} of {len(jobs)} {'files' if films else 'images'} segmented in {seconds:.1f} s on {segmenter.device}, "
+        f"{done} of {len(jobs)} {'files' if videos else 'images'} segmented in {seconds:.1f} s on {segmenter.device}, "
         f"results in {escape(str(out))}"
     )
     return failures.exit_code
@@ -95,12 +95,12 @@ def show(outcomes: Iterator[Outcome], total: int, failures: Failures) -> None:
             failures.add(outcome.error, outcome.bug)
 
 
-def show_tiles(segmenter: Segmenter, job: Job, wishes: Wishes, failures: Failures) -> None:
+def show_tiles(segmenter: Segmenter, job: Job, options: PredictOptions, failures: Failures) -> None:
     """Show the progress of the tiles of a large image."""
     progress = failures.progress
     task = progress.add_task(f"{escape(job.image.path.name)}, tiles", total=None)
     with collected(job, failures):
-        for number, state in enumerate(predict_tiled(segmenter, job, wishes)):
+        for number, state in enumerate(predict_tiled(segmenter, job, options)):
             if state.resumed and not number:
                 text = f"{job.image.path}: going on, {state.resumed} of {state.total} tiles are done"
                 progress.console.print(escape(text))
@@ -108,13 +108,13 @@ def show_tiles(segmenter: Segmenter, job: Job, wishes: Wishes, failures: Failure
     progress.remove_task(task)
 
 
-def show_film(segmenter: Segmenter, job: Job, wishes: Wishes, failures: Failures) -> None:
-    """Show the progress of the frames of a film."""
+def show_video(segmenter: Segmenter, job: Job, options: PredictOptions, failures: Failures) -> None:
+    """Show the progress of the frames of a video."""
     progress = failures.progress
     task = progress.add_task(f"{escape(job.image.path.name)}, frames", total=None)
     with collected(job, failures):
         state = None
-        for state in predict_film(segmenter, job, wishes):
+        for state in predict_video(segmenter, job, options):
             progress.update(task, completed=state.done, total=state.total or None)
         if state is not None:
             text = f"{job.image.path}: {state.done} frames, {state.frames_per_second:.2f} per second"

@@ -16,7 +16,7 @@ from hf_vit_seg.data.images.files import MAX_PIXELS
 from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.image_preparation import Prepared, TimedModel, milliseconds_since, prepare
-from hf_vit_seg.inference.dense.pixel_maps import PixelMaps, Wanted, read_maps
+from hf_vit_seg.inference.dense.pixel_maps import MapSelection, PixelMaps, read_maps
 from hf_vit_seg.inference.dense.protocols import Protocol, Sides
 from hf_vit_seg.inference.dense.row_logits import Canvas, LogitGrid, Model, mirrored
 from hf_vit_seg.inference.dense.sliding_windows import SlidingLogits
@@ -122,7 +122,7 @@ class Segmenter:
     def maps(
         self,
         prepared: Sequence[Prepared],
-        wanted: Wanted | None = None,
+        wanted: MapSelection | None = None,
         size: tuple[int, int] | None = None,
         dtype: torch.dtype = torch.int64,
         model: Model | None = None,
@@ -161,12 +161,12 @@ class Segmenter:
         self, prepared: Sequence[Prepared], scores: bool = False, *, entropy: bool = False, top_k: int = 0
     ) -> list[Segmentation]:
         """Segment prepared images, together if they are of equal size; times are then those of an image on average."""
-        wanted = Wanted(scores, entropy, top_k)
+        wanted = MapSelection(scores, entropy, top_k)
         if not alike(prepared):
             return [found for image in prepared for found in self.segmented([image], wanted)]
         return self.segmented(prepared, wanted)
 
-    def segmented(self, prepared: Sequence[Prepared], wanted: Wanted) -> list[Segmentation]:
+    def segmented(self, prepared: Sequence[Prepared], wanted: MapSelection) -> list[Segmentation]:
         """Segment prepared images of equal size together."""
         start = time.perf_counter()
         model = TimedModel(self.logits)

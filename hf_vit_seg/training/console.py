@@ -16,7 +16,7 @@ from hf_vit_seg.errors import WriteError
 from hf_vit_seg.training.checkpoints.main_process import PreparationError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, RunDirectoryError, run_directory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints
-from hf_vit_seg.training.loop.trainer import Ending, train
+from hf_vit_seg.training.loop.trainer import RunStatus, train
 from hf_vit_seg.training.recipe.files import RecipeFileError
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import EVALUATION, FILE, read_report, report_view
@@ -42,13 +42,13 @@ def train_command(recipe: str, settings: Sequence[str], out: Path | None, resume
         except WriteError:
             tell(what_is_left(directory))
             raise
-        if ending is Ending.interrupted:
-            tell(f"stopped after a whole step and saved it; go on with\n  {go_on(directory)}")
+        if ending is RunStatus.interrupted:
+            tell(f"stopped after a whole step and saved it; go on with\n  {resume_command(directory)}")
             return STOPPED
         tell_results(directory, ending, loaded)
         return 0
 
-    return in_sentences(work)
+    return exit_code_of(work)
 
 
 def evaluate_command(model: str, settings: Sequence[str], recipe: str | None, split: str, out: Path | None) -> int:
@@ -64,10 +64,10 @@ def evaluate_command(model: str, settings: Sequence[str], recipe: str | None, sp
         tell(f"written to {folder}")
         return 0
 
-    return in_sentences(work)
+    return exit_code_of(work)
 
 
-def in_sentences(work: Callable[[], int]) -> int:
+def exit_code_of(work: Callable[[], int]) -> int:
     """Do the work, report its error, and return the exit code."""
     transformers_logging.disable_progress_bar()
     try:
@@ -78,7 +78,7 @@ def in_sentences(work: Callable[[], int]) -> int:
         return report(error)
 
 
-def tell_results(directory: RunDirectory, ending: Ending, recipe: Recipe) -> None:
+def tell_results(directory: RunDirectory, ending: RunStatus, recipe: Recipe) -> None:
     """The scores of the model on the test split, or else the validation split, and where everything is."""
     if not is_main():
         return
@@ -91,7 +91,7 @@ def tell_results(directory: RunDirectory, ending: Ending, recipe: Recipe) -> Non
         tell(f"next: hf-vit-seg predict {directory.model} IMAGES --out FOLDER")
 
 
-def go_on(directory: RunDirectory) -> str:
+def resume_command(directory: RunDirectory) -> str:
     """The command that resumes a run."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     launcher = "hf-vit-seg train" if processes == 1 else "accelerate launch ... -m hf_vit_seg.training"
@@ -102,9 +102,9 @@ def what_is_left(directory: RunDirectory) -> str:
     """From where a run can go on that could not write."""
     whole = checkpoints(directory.checkpoints)
     if not whole:
-        again = f"; begin again with\n  {go_on(directory)}" if directory.recipe.exists() else ""
+        again = f"; begin again with\n  {resume_command(directory)}" if directory.recipe.exists() else ""
         return f"there is no whole checkpoint yet{again}"
-    return f"the last whole checkpoint is {whole[-1]}; go on with\n  {go_on(directory)}"
+    return f"the last whole checkpoint is {whole[-1]}; go on with\n  {resume_command(directory)}"
 
 
 def tell(text: str) -> None:

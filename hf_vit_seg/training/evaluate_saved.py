@@ -10,9 +10,9 @@ from hf_vit_seg.inference.loading import load_model, load_processor
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import locked_by_main_process, on_main_process
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE, SAMPLES
-from hf_vit_seg.training.evaluation.evaluate import Subject, report_of
+from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, report_of
 from hf_vit_seg.training.evaluation.tasks import evaluate
-from hf_vit_seg.training.figures.evaluation_samples import write_sample_pictures
+from hf_vit_seg.training.figures.evaluation_samples import write_sample_images
 from hf_vit_seg.training.figures.plots import draw_plots
 from hf_vit_seg.training.recipe.metric_names import refuse_unmeasurable
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -46,12 +46,12 @@ def write_evaluation(model: str, recipe: Recipe, split: str, out: Path) -> Metri
     check_classes(loaded, dataset, model)
     # Of itself accelerate leaves a model where it is if weights are scattered, which this one's are not.
     prepared = accelerator.prepare_model(loaded, device_placement=True, evaluation_mode=True)
-    subject = Subject(prepared, processor, recipe, accelerator)
-    report = report_of(evaluate(subject, dataset), recipe, dataset.class_table.names, split)
+    context = EvaluationContext(prepared, processor, recipe, accelerator)
+    report = report_of(evaluate(context, dataset), recipe, dataset.class_table.names, split)
 
     def write() -> None:
         write_report(report, out / FILE)
-        write_sample_pictures(subject, dataset, out / SAMPLES)
+        write_sample_images(context, dataset, out / SAMPLES)
         draw_plots(out, report)
 
     on_main_process(accelerator, write)

@@ -23,7 +23,7 @@ from hf_vit_seg.data.checks.check import check
 from hf_vit_seg.data.images.files import ImageBytes, ImageFile, ImageFileError, find_images
 from hf_vit_seg.data.images.pixels import array_mask, read_mask, read_pixels
 from hf_vit_seg.export.calibration import Calibration
-from hf_vit_seg.inference.files.prediction import Job, Wishes, predict
+from hf_vit_seg.inference.files.prediction import Job, PredictOptions, predict
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.inference.tiles.reading import open_regions, region_size
 from hf_vit_seg.records import read_record
@@ -190,7 +190,7 @@ def test_errors_of_the_model_are_not_taken_for_bad_images(tmp_path, monkeypatch,
 
     monkeypatch.setattr(Segmenter, "segment", fail_once)
     with caplog.at_level(logging.ERROR):
-        failed, done = predict(segmenter(), jobs, Wishes())
+        failed, done = predict(segmenter(), jobs, PredictOptions())
     assert failed.error == f"{tmp_path / 'a.png'}: segmenting failed with ValueError: shapes do not match"
     assert done.error is None and (tmp_path / "out" / "1.json").exists()
     (record,) = caplog.records

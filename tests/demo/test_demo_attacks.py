@@ -26,7 +26,7 @@ from transformers import AutoModelForImageClassification, AutoModelForPoseEstima
 from hf_vit_seg import architectures
 from hf_vit_seg.data.images.files import MAX_SIDE, ImageFileError, ImageSizeError
 from hf_vit_seg.data.images.pixels import read_mask, read_pixels
-from hf_vit_seg.inference.files.prediction import Job, Wishes
+from hf_vit_seg.inference.files.prediction import Job, PredictOptions
 from hf_vit_seg.inference.tiles.prediction import needs_tiles
 
 gradio = pytest.importorskip("gradio")
@@ -385,8 +385,8 @@ def test_a_panorama_is_read_and_a_long_tiff_goes_in_tiles(tmp_path):
     long = tmp_path / "long.tif"
     tifffile.imwrite(long, np.zeros((MAX_SIDE + 16, 16), np.uint8), tile=(16, 16))
     image = SimpleNamespace(path=long)
-    assert needs_tiles(Job(image, long), Wishes())  # type: ignore[arg-type]
-    assert not needs_tiles(Job(SimpleNamespace(path=panorama), long), Wishes())  # type: ignore[arg-type]
+    assert needs_tiles(Job(image, long), PredictOptions())  # type: ignore[arg-type]
+    assert not needs_tiles(Job(SimpleNamespace(path=panorama), long), PredictOptions())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["npy", "tif"])

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
-from hf_vit_seg.export import EXPORTERS, ParityError, Wish, export_model, forms
+from hf_vit_seg.export import EXPORTERS, ExportOptions, ParityError, export_model, forms
 from hf_vit_seg.export.exporters import TorchScriptExporter
 from hf_vit_seg.export.forms import ExportForm, export_forms, with_export_forms
 from hf_vit_seg.export.graphs import CLASSES_TOGETHER, Geometry, LogitGraph, labels_at
@@ -143,7 +143,7 @@ def marker(module: torch.nn.Module) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_torchscript_takes_any_size(name, tmp_path):
     original = segmenter(name)
-    parity = export_model(original, tmp_path, "torchscript", EXPORTERS.read("torchscript", {}, ""), Wish())
+    parity = export_model(original, tmp_path, "torchscript", EXPORTERS.read("torchscript", {}, ""), ExportOptions())
     assert len({(case.height, case.width) for case in parity.cases}) > 2 and {c.batch for c in parity.cases} == {1, 3}
     files = {p.name for p in tmp_path.iterdir() if p.suffix != ".py"}  # that is code for readers without the package
     assert files == {"model.ts", "config.json", "preprocessor_config.json", "parity.json"}
@@ -171,7 +171,7 @@ def places_in(program: Path) -> list[str]:
 def test_runtimes_take_any_size(name, settings, format_, tmp_path):
     pytest.importorskip("onnxruntime" if format_ == "onnx" else format_)
     original = segmenter(name, **settings)
-    parity = export_model(original, tmp_path, format_, EXPORTERS.read(format_, {}, ""), Wish())
+    parity = export_model(original, tmp_path, format_, EXPORTERS.read(format_, {}, ""), ExportOptions())
     assert parity.passed and max(case.difference for case in parity.cases) < 1e-4
 
 
@@ -208,7 +208,7 @@ def test_an_onnx_graph_is_clean_and_predicts_as_the_model_does(tmp_path):
 def test_label_maps_within_the_graph(labels, tmp_path):
     pytest.importorskip("onnxruntime")
     original = segmenter("segformer")
-    export_model(original, tmp_path, "onnx", EXPORTERS.read("onnx", {}, ""), Wish(labels=labels))
+    export_model(original, tmp_path, "onnx", EXPORTERS.read("onnx", {}, ""), ExportOptions(labels=labels))
     program = RuntimeModel(tmp_path / "model.onnx")
     found = program.program.run(torch.zeros(2, 3, 64, 80))
     assert found.dtype == torch.uint8 and found.shape == (2, *((64, 80) if labels == "input" else labels))
@@ -223,9 +223,9 @@ def test_half_precision_and_eight_bits(format_, size, needs, tmp_path):
     pytest.importorskip(needs)
     nuclei = REPOSITORY / "examples" / "nuclei"
     original, row = Segmenter.from_pretrained(str(nuclei / "model"), device="cpu"), EXPORTERS.read(format_, {}, "")
-    assert export_model(original, tmp_path / "half", format_, row, Wish(dtype="float16")).passed
-    wish = Wish(calibration=sorted((nuclei / "data" / "train" / "images").iterdir())[:12], size=size)
-    parity = export_model(original, tmp_path / "eight", format_, row, wish, score=lambda s: len(s.names))
+    assert export_model(original, tmp_path / "half", format_, row, ExportOptions(dtype="float16")).passed
+    options = ExportOptions(calibration=sorted((nuclei / "data" / "train" / "images").iterdir())[:12], size=size)
+    parity = export_model(original, tmp_path / "eight", format_, row, options, score=lambda s: len(s.names))
     assert parity.scores == {"before": 2, "after": 2}
     assert np.mean([case.agreement for case in parity.cases]) > 0.95
     assert len({(case.height, case.width) for case in parity.cases}) == (1 if size else 2)
@@ -237,7 +237,7 @@ def test_half_precision_and_eight_bits(format_, size, needs, tmp_path):
 def test_openvino_is_compiled_for_sizes_that_come_again(tmp_path):
     pytest.importorskip("openvino")
     original = segmenter("segformer")
-    export_model(original, tmp_path, "openvino", EXPORTERS.read("openvino", {}, ""), Wish())
+    export_model(original, tmp_path, "openvino", EXPORTERS.read("openvino", {}, ""), ExportOptions())
     program: Any = RuntimeModel(tmp_path / "model.xml").program.run
     shapes = [(1, 3, 64, 64), (2, 3, 61, 45), (1, 3, 64, 64), (1, 3, 64, 64), (2, 3, 61, 45), (1, 3, 40, 80)]
     with torch.no_grad():
@@ -266,7 +266,7 @@ assert heard
 @pytest.mark.slow
 def test_signals_are_heard_after_openvino(tmp_path):
     pytest.importorskip("openvino")
-    export_model(segmenter("segformer"), tmp_path, "openvino", EXPORTERS.read("openvino", {}, ""), Wish())
+    export_model(segmenter("segformer"), tmp_path, "openvino", EXPORTERS.read("openvino", {}, ""), ExportOptions())
     command = [sys.executable, "-c", SIGNALLED, str(tmp_path / "model.xml")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, (done.returncode, done.stderr)
@@ -278,7 +278,7 @@ def test_a_program_of_one_size_is_shown_images_of_that_size(format_, tmp_path):
     pytest.importorskip("onnxruntime" if format_ == "onnx" else format_)
     original, photo = segmenter("segformer"), photos(tmp_path / "photos", 1)[0]
     row = EXPORTERS.read(format_, {}, "")
-    export_model(original, tmp_path / "out", format_, row, Wish(size=(48, 64), batch=1))
+    export_model(original, tmp_path / "out", format_, row, ExportOptions(size=(48, 64), batch=1))
     program = Segmenter.from_pretrained(str(tmp_path / "out" / row.file))
     same = original.with_protocol(Protocol(size="48x64"))
     torch.testing.assert_close(program.label_map(photo), same.label_map(photo))
@@ -300,7 +300,7 @@ class Crooked(TorchScriptExporter):
 
 def test_a_program_that_disagrees_leaves_nothing_behind(tmp_path):
     with pytest.raises(ParityError, match=r"model\.ts does not compute"):
-        export_model(segmenter("segformer"), tmp_path, "torchscript", Crooked(), Wish())
+        export_model(segmenter("segformer"), tmp_path, "torchscript", Crooked(), ExportOptions())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -322,17 +322,17 @@ def test_the_comparison_tells_ties_from_errors():
 
 
 @pytest.mark.parametrize(
-    ("format_", "wish", "message"),
+    ("format_", "options", "message"),
     [
-        ("torchscript", Wish(dtype="float16"), "float32"),
-        ("torchscript", Wish(calibration=["a.png"]), "8 bits"),
-        ("onnx", Wish(calibration=["a.png"], labels="input"), "leave label map"),
-        ("openvino", Wish(calibration=["a.png"]), "for one size alone: give size"),
+        ("torchscript", ExportOptions(dtype="float16"), "float32"),
+        ("torchscript", ExportOptions(calibration=["a.png"]), "8 bits"),
+        ("onnx", ExportOptions(calibration=["a.png"], labels="input"), "leave label map"),
+        ("openvino", ExportOptions(calibration=["a.png"]), "for one size alone: give size"),
     ],
 )
-def test_wishes_that_cannot_be_fulfilled(format_, wish, message, tmp_path):
+def test_wishes_that_cannot_be_fulfilled(format_, options, message, tmp_path):
     with pytest.raises(RecordError, match=message):
-        export_model(segmenter("segformer"), tmp_path / "out", format_, EXPORTERS.read(format_, {}, ""), wish)
+        export_model(segmenter("segformer"), tmp_path / "out", format_, EXPORTERS.read(format_, {}, ""), options)
     assert not (tmp_path / "out").exists()
 
 

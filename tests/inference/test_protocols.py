@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from hf_vit_seg.inference import Protocol, Segmenter
-from hf_vit_seg.inference.dense.pixel_maps import Wanted
+from hf_vit_seg.inference.dense.pixel_maps import MapSelection
 from hf_vit_seg.inference.dense.protocols import PRESETS
 from hf_vit_seg.inference.dense.row_logits import LogitGrid
 from hf_vit_seg.inference.dense.sliding_windows import SlidingLogits, WindowGrid, window_starts, window_weights
@@ -45,7 +45,7 @@ class Coarse(nn.Module):
 
 MODELS = {classes: Coarse(classes) for classes in (1, 2, 5)}
 PROCESSOR = SemanticSegmentationImageProcessor(size={"height": 48, "width": 56})
-EVERYTHING = Wanted(scores=True, entropy=True, top_k=2)
+EVERYTHING = MapSelection(scores=True, entropy=True, top_k=2)
 
 
 def segmenter(classes: int = 5, **settings: object) -> Segmenter:
@@ -186,7 +186,7 @@ def test_maps_of_one_view_are_those_of_the_resized_logits(classes):
     with torch.inference_mode():
         chances = probabilities(resized(MODELS[classes](prepared.pixel_values).logits, (37, 61)))
     assert_told(told.maps([prepared], EVERYTHING), chances, classes == 1)
-    maps, scores = told.maps([prepared], EVERYTHING), told.maps([prepared], Wanted(scores=True)).scores
+    maps, scores = told.maps([prepared], EVERYTHING), told.maps([prepared], MapSelection(scores=True)).scores
     torch.testing.assert_close(maps.scores, scores, atol=1e-5, rtol=0)
 
 

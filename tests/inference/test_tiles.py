@@ -21,7 +21,7 @@ from hf_vit_seg.cli import app
 from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.images.pixels import read_pixels
 from hf_vit_seg.inference import Protocol, Segmenter
-from hf_vit_seg.inference.files.prediction import Wishes
+from hf_vit_seg.inference.files.prediction import PredictOptions
 from hf_vit_seg.inference.tiles.prediction import predict_tiled
 from hf_vit_seg.inference.tiles.reading import open_regions, region_size
 from hf_vit_seg.inference.tiles.stored_regions import StoredSegments
@@ -42,9 +42,9 @@ def tiff(path: Path, array: np.ndarray, **options: object) -> Path:
     return path
 
 
-def tiled_labels(segmenter: Segmenter, path: Path, out: Path, **wishes: object) -> np.ndarray:
+def tiled_labels(segmenter: Segmenter, path: Path, out: Path, **predict_options: object) -> np.ndarray:
     out.mkdir(parents=True, exist_ok=True)
-    for _ in predict_tiled(segmenter, job(path, out), Wishes(**{"overlay": False, **wishes})):
+    for _ in predict_tiled(segmenter, job(path, out), PredictOptions(**{"overlay": False, **predict_options})):
         pass
     return np.asarray(Image.open(out / f"{path.stem}.png"))
 
@@ -244,8 +244,8 @@ def test_a_run_that_was_ended_goes_on(tmp_path):
     path = tiff(tmp_path / "image.tif", pixels(), photometric="rgb")
     whole = tiled_labels(segmenter(WINDOWS), path, tmp_path / "whole", tile=64)
     out = tmp_path / "out"
-    wishes = Wishes(overlay=False, tile=64)
-    first = predict_tiled(segmenter(WINDOWS), job(path, out), wishes)
+    predict_options = PredictOptions(overlay=False, tile=64)
+    first = predict_tiled(segmenter(WINDOWS), job(path, out), predict_options)
     assert [state.done for state in islice(first, 5)] == [1, 2, 3, 4, 5]
     first.close()
     assert not (out / "image.json").exists()
@@ -254,7 +254,7 @@ def test_a_run_that_was_ended_goes_on(tmp_path):
     second = segmenter(WINDOWS)
     seen: list[int] = []
     second.logits = counted(second.logits, seen)
-    states = list(predict_tiled(second, job(path, out), wishes))
+    states = list(predict_tiled(second, job(path, out), predict_options))
     assert (states[0].resumed, states[-1].done) == (5, 12)
     assert 0 < len(seen) < 4 * 5  # of all the windows: the rest, and those that reach over
     np.testing.assert_array_equal(np.asarray(Image.open(out / "image.png")), whole)
@@ -272,11 +272,11 @@ def counted(model, seen):
 def test_other_settings_start_anew(tmp_path):
     path = tiff(tmp_path / "image.tif", pixels(), photometric="rgb")
     out = tmp_path / "out"
-    run = predict_tiled(segmenter(WINDOWS), job(path, out), Wishes(overlay=False, tile=64))
+    run = predict_tiled(segmenter(WINDOWS), job(path, out), PredictOptions(overlay=False, tile=64))
     next(run)
     run.close()
     other = WINDOWS.model_copy(update={"blend": "flat"})
-    states = list(predict_tiled(segmenter(other), job(path, out), Wishes(overlay=False, tile=64)))
+    states = list(predict_tiled(segmenter(other), job(path, out), PredictOptions(overlay=False, tile=64)))
     assert states[0].resumed == 0
     expected = segmenter(other)(Image.fromarray(pixels())).label_map
     np.testing.assert_array_equal(np.asarray(Image.open(out / "image.png")), expected)
@@ -361,14 +361,14 @@ from pathlib import Path
 import torch
 from hf_vit_seg.inference.tiles import reading
 from hf_vit_seg.inference import Protocol
-from hf_vit_seg.inference.files.prediction import Wishes
+from hf_vit_seg.inference.files.prediction import PredictOptions
 from hf_vit_seg.inference.tiles.prediction import predict_tiled
 from tiny_segmenters import job, segmenter
 
 torch.set_num_threads(1)
 reading.CACHE_BYTES = 32 * 2**20
 run = segmenter(Protocol(window=512, stride=512))
-for _ in predict_tiled(run, job(Path(sys.argv[1]), Path(sys.argv[2])), Wishes(tile=1024)):
+for _ in predict_tiled(run, job(Path(sys.argv[1]), Path(sys.argv[2])), PredictOptions(tile=1024)):
     pass
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

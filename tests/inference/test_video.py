@@ -1,4 +1,4 @@
-"""Films in, overlay films out: times, size, rotation and sound are kept, errors are sentences."""
+"""Videos in, overlay videos out: times, size, rotation and sound are kept, errors are sentences."""
 
 import json
 from fractions import Fraction
@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
 from hf_vit_seg.data.images.files import ImageFile
-from hf_vit_seg.inference.files.prediction import Job, Wishes
-from hf_vit_seg.inference.video.prediction import VideoError, is_film, predict_film
+from hf_vit_seg.inference.files.prediction import Job, PredictOptions
+from hf_vit_seg.inference.video.prediction import VideoError, is_video, predict_video
 
 av = pytest.importorskip("av")
 
 SIZE = (64, 96)
-TICKS = (0, 1, 2, 4, 8, 9, 10, 15)  # of an irregular film
+TICKS = (0, 1, 2, 4, 8, 9, 10, 15)  # of an irregular video
 BASE = Fraction(1, 10)
 
 
@@ -29,7 +29,7 @@ def picture(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
     return array
 
 
-def film(
+def video(
     path: Path, ticks: tuple[int, ...] = tuple(range(8)), size: tuple[int, int] = SIZE, sound: bool = False
 ) -> Path:
     with av.open(str(path), "w") as sink:
@@ -52,7 +52,7 @@ def film(
 
 
 def turned(source: Path, target: Path) -> Path:
-    """The same film with the note that it is to be shown turned by a quarter: a matrix in the track's header."""
+    """The same video with the note that it is to be shown turned by a quarter: a matrix in the track's header."""
     data = bytearray(source.read_bytes())
     place = data.index(b"tkhd") + 4 + 40
     matrix = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]
@@ -65,8 +65,8 @@ def job(path: Path, out: Path) -> Job:
     return Job(ImageFile(path, Path(path.name)), out / path.stem)
 
 
-def segmented(path: Path, out: Path, **wishes: object) -> Path:
-    for _ in predict_film(segmenter(), job(path, out), Wishes(**wishes)):
+def segmented(path: Path, out: Path, **options: object) -> Path:
+    for _ in predict_video(segmenter(), job(path, out), PredictOptions(**options)):
         pass
     return out / f"{path.stem}.overlay.mp4"
 
@@ -77,7 +77,7 @@ def frames_of(path: Path) -> list:
 
 
 def test_every_frame_becomes_an_overlay(tmp_path):
-    path = film(tmp_path / "clip.mp4")
+    path = video(tmp_path / "clip.mp4")
     found = frames_of(segmented(path, tmp_path / "out", opacity=0.0, frames=True))
     given = frames_of(path)
     assert len(found) == len(given) == 8
@@ -96,7 +96,7 @@ def test_every_frame_becomes_an_overlay(tmp_path):
 
 
 def test_the_colours_are_those_of_the_classes(tmp_path):
-    path = film(tmp_path / "clip.mp4")
+    path = video(tmp_path / "clip.mp4")
     found = frames_of(segmented(path, tmp_path / "out", opacity=1.0))[2].to_ndarray(format="rgb24")
     model = segmenter()
     labels = model(frames_of(path)[2].to_image()).label_map
@@ -108,24 +108,24 @@ def test_the_colours_are_those_of_the_classes(tmp_path):
 
 
 def test_irregular_times_are_kept(tmp_path):
-    path = film(tmp_path / "clip.mkv", TICKS)
+    path = video(tmp_path / "clip.mkv", TICKS)
     times = [frame.time for frame in frames_of(segmented(path, tmp_path / "out"))]
     assert times == pytest.approx([frame.time for frame in frames_of(path)], abs=2e-3)
 
 
-def test_turned_films_become_upright(tmp_path):
-    path = turned(film(tmp_path / "flat.mp4"), tmp_path / "clip.mp4")
+def test_rotated_videos_are_upright(tmp_path):
+    path = turned(video(tmp_path / "flat.mp4"), tmp_path / "clip.mp4")
     given = frames_of(path)[0]
     assert abs(given.rotation) == 90
     found = frames_of(segmented(path, tmp_path / "out", opacity=0.0))[0]
     assert (found.height, found.width, round(found.rotation)) == (96, 64, 0)
-    # A matrix of (0, 1, -1, 0) shows the film turned clockwise: its left side is up.
+    # A matrix of (0, 1, -1, 0) shows the video turned clockwise: its left side is up.
     expected = np.rot90(given.to_ndarray(format="rgb24"), -1)
     assert np.abs(found.to_ndarray(format="rgb24").astype(int) - expected).mean() < 4
 
 
 def test_sound_is_copied(tmp_path):
-    path = film(tmp_path / "clip.mp4", sound=True)
+    path = video(tmp_path / "clip.mp4", sound=True)
     with av.open(str(segmented(path, tmp_path / "out"))) as made, av.open(str(path)) as given:
         assert [stream.codec_context.name for stream in made.streams.audio] == ["aac"]
         heard = [[bytes(packet) for packet in each.demux(audio=0) if packet.size] for each in (made, given)]
@@ -148,7 +148,7 @@ def odd(path: Path) -> Path:
     return path
 
 
-def test_a_folder_of_frames_is_a_film(tmp_path):
+def test_folder_of_frames_is_a_video(tmp_path):
     folder = tmp_path / "shots"
     folder.mkdir()
     for number in range(5):
@@ -176,11 +176,11 @@ def test_a_folder_of_frames_is_a_film(tmp_path):
     assert again.exit_code == 1
 
 
-def test_what_is_no_film_is_told(tmp_path):
+def test_invalid_video_raises(tmp_path):
     broken = tmp_path / "broken.mp4"
-    broken.write_bytes(b"no film at all" * 50)
-    assert is_film(job(broken, tmp_path))
-    with pytest.raises(VideoError, match=r"broken\.mp4: the film cannot be read"):
+    broken.write_bytes(b"no video at all" * 50)
+    assert is_video(job(broken, tmp_path))
+    with pytest.raises(VideoError, match=r"broken\.mp4: the video cannot be read"):
         segmented(broken, tmp_path / "out")
     deaf = tmp_path / "sound.mp4"
     with av.open(str(deaf), "w") as sink:
@@ -198,9 +198,9 @@ def test_what_is_no_film_is_told(tmp_path):
     assert [file.name for file in (tmp_path / "out").iterdir()] == []
 
 
-def test_predict_takes_films_and_images_together(tmp_path):
+def test_predict_accepts_videos_and_images(tmp_path):
     model = saved(tmp_path / "model")
-    film(tmp_path / "clip.mp4")
+    video(tmp_path / "clip.mp4")
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     Image.fromarray(picture(0)).save(tmp_path / "photo.png")
     inputs = [tmp_path / name for name in ("clip.mp4", "photo.png", "broken.mp4")]

@@ -35,7 +35,7 @@ BY_FILE = {
 # Calls that run a model, a loss, an optimizer or the code of a plugin.
 RUNNING = {
     "accumulate", "backward", "clip_grad_norm_", "combine", "evaluate", "forward", "generate", "logits", "model",
-    "one_step", "predict_film", "predict_tiled", "segment", "segmenter", "step", "take_step", "totals", "train_locked",
+    "one_step", "predict_video", "predict_tiled", "segment", "segmenter", "step", "take_step", "totals", "train_locked",
 }  # fmt: skip
 # Conversions around such calls that pick one case by its message, and leave everything else as it is.
 GUARDS = {"is_out_of_memory"}

@@ -17,7 +17,7 @@ from tiny_runs import finish, forget_accelerate, log, run, settings, start, weig
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
 from hf_vit_seg.training.console import tell_results, train_command
-from hf_vit_seg.training.loop.trainer import Ending
+from hf_vit_seg.training.loop.trainer import RunStatus
 from hf_vit_seg.training.recipe.overrides import overridden
 from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.memory_advice import OutOfMemory
@@ -118,13 +118,13 @@ def assert_same_run(one: Path, other: Path, processes: int = 1) -> None:
 
 
 def test_killed_and_resumed_is_as_never_stopped(recipe, tmp_path):
-    assert run(recipe, tmp_path / "whole") is Ending.finished
+    assert run(recipe, tmp_path / "whole") is RunStatus.finished
     (tmp_path / "killed.py").write_text(KILLED)
     killed = start([str(recipe), str(tmp_path / "parts"), "7"], script=str(tmp_path / "killed.py"))
     finish(killed, -signal.SIGKILL)
     assert [path.name for path in checkpoints(tmp_path / "parts" / "checkpoints")] == ["step-000005"]
     assert [step for step, _ in log(tmp_path / "parts")] == [2, 4, 6]
-    assert run(recipe, tmp_path / "parts", resume=True) is Ending.finished
+    assert run(recipe, tmp_path / "parts", resume=True) is RunStatus.finished
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -156,7 +156,7 @@ def test_ctrl_c_saves_a_whole_step_and_says_how_to_go_on(recipe, tmp_path):
     assert last.samples == 3 * last.step
     assert not list((out / "checkpoints").glob(".*"))
     steps = f"loop.steps={last.step + 1}"
-    assert run(out / "recipe.yaml", out, steps, "loop.evaluate_every=100000", resume=True) is Ending.finished
+    assert run(out / "recipe.yaml", out, steps, "loop.evaluate_every=100000", resume=True) is RunStatus.finished
     assert read_manifest(checkpoints(out / "checkpoints")[-1]).step == last.step + 1
 
 
@@ -173,9 +173,9 @@ def test_an_evaluation_that_was_due_when_stopped_is_made_up_for(recipe, tmp_path
 
     with monkeypatch.context() as patch:
         patch.setattr(module.Run, "take_step", stopping)
-        assert run(recipe, tmp_path / "parts") is Ending.interrupted
+        assert run(recipe, tmp_path / "parts") is RunStatus.interrupted
     manifest = read_manifest(checkpoints(tmp_path / "parts" / "checkpoints")[-1])
-    assert (manifest.step, manifest.looked_after) == (4, False)
+    assert (manifest.step, manifest.evaluation_done) == (4, False)
     assert not log(tmp_path / "parts", "evaluation")
     run(recipe, tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
@@ -187,11 +187,11 @@ def test_an_evaluation_that_fails_loses_no_step(recipe, tmp_path, monkeypatch):
     every = "loop.checkpoint_every=null"  # at evaluations
     run(recipe, tmp_path / "whole", every)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_sample_pictures", full)
+        patch.setattr(module, "write_sample_images", full)
         with pytest.raises(OutOfMemory):
             run(recipe, tmp_path / "parts", every)
     manifest = read_manifest(checkpoints(tmp_path / "parts" / "checkpoints")[-1])
-    assert (manifest.step, manifest.looked_after) == (4, False)
+    assert (manifest.step, manifest.evaluation_done) == (4, False)
     run(recipe, tmp_path / "parts", every, resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
@@ -203,15 +203,15 @@ def test_a_longer_run_whose_last_evaluation_failed_saves_its_last_model(recipe, 
     run(recipe, tmp_path / "parts", "loop.checkpoint_every=null", "loop.steps=4")
     saved = []
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_sample_pictures", full)
+        patch.setattr(module, "write_sample_images", full)
         with pytest.raises(OutOfMemory):
             run(recipe, tmp_path / "parts", "loop.checkpoint_every=null", resume=True)
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_checkpoint", lambda *arguments: saved.append(arguments))
-        assert run(recipe, tmp_path / "parts", "loop.checkpoint_every=null", resume=True) is Ending.finished
+        assert run(recipe, tmp_path / "parts", "loop.checkpoint_every=null", resume=True) is RunStatus.finished
     assert json.loads((tmp_path / "parts" / "last" / "metrics.json").read_text())["step"] == 8
     assert not saved  # the evaluation alone was left to do
-    assert read_manifest(checkpoints(tmp_path / "parts" / "checkpoints")[-1]).looked_after
+    assert read_manifest(checkpoints(tmp_path / "parts" / "checkpoints")[-1]).evaluation_done
 
 
 def test_a_run_without_room_leaves_nothing_in_the_way_of_the_next(recipe, tmp_path, monkeypatch):
@@ -224,13 +224,13 @@ def test_a_run_without_room_leaves_nothing_in_the_way_of_the_next(recipe, tmp_pa
             run(recipe, tmp_path / "run", "loop.steps=1")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".tmp-data_facts.json").touch()  # as a kill leaves it
-    assert run(recipe, tmp_path / "run", "loop.steps=1") is Ending.finished
+    assert run(recipe, tmp_path / "run", "loop.steps=1") is RunStatus.finished
     assert not list((tmp_path / "run").glob(".tmp-*"))
 
 
 def test_a_recipe_without_a_loss_resumes_from_what_is_written(recipe, tmp_path):
     run(recipe, tmp_path / "run", "loop.steps=1", "loss={}")
-    assert run(tmp_path / "run" / "recipe.yaml", tmp_path / "run", "loop.steps=2", resume=True) is Ending.finished
+    assert run(tmp_path / "run" / "recipe.yaml", tmp_path / "run", "loop.steps=2", resume=True) is RunStatus.finished
 
 
 def full(*arguments, **options):
@@ -248,7 +248,7 @@ def test_resuming_a_finished_run_leaves_it_as_it_is(recipe, checkpoint):
     out = checkpoint.parent.parent
     before = {path: path.read_bytes() for path in out.rglob("*") if path.suffix in (".safetensors", ".jsonl", ".yaml")}
     report = json.loads((out / "last" / "metrics.json").read_text())
-    assert run(recipe, out, "loop.steps=2", resume=True) is Ending.finished
+    assert run(recipe, out, "loop.steps=2", resume=True) is RunStatus.finished
     assert {path: path.read_bytes() for path in before} == before
     assert json.loads((out / "last" / "metrics.json").read_text()) == report
 
@@ -307,7 +307,7 @@ def test_an_ended_run_gets_what_it_lacks_without_a_step(ended, tmp_path, monkeyp
         (out / name).touch()
     change_manifest(out, completed=completed)
     monkeypatch.setattr(module.Run, "take_step", full)
-    assert run(ended.parent / "recipe.yaml", out, "loop.steps=2", resume=True) is Ending.finished
+    assert run(ended.parent / "recipe.yaml", out, "loop.steps=2", resume=True) is RunStatus.finished
     assert content(out) == content(ended)
 
 
@@ -315,7 +315,7 @@ def test_pictures_are_those_of_the_best_model_which_is_not_the_last(ended, tmp_p
     out = tmp_path / "run"
     shutil.copytree(ended, out)
     manifest = read_manifest(checkpoints(out / "checkpoints")[-1])
-    change_manifest(out, standing=manifest.standing.model_dump() | {"best_step": 1})
+    change_manifest(out, best_tracker=manifest.best_tracker.model_dump() | {"best_step": 1})
     remove(out, "samples", "test")
     command = [str(ended.parent / "recipe.yaml"), ["loop.steps=2"], out, True, False]
     assert train_command(*command) == 0
@@ -381,7 +381,7 @@ def test_killed_after_its_last_checkpoint(ended, tmp_path):
     (tmp_path / "killed.py").write_text(KILLED_AT_THE_END)
     finish(start([str(recipe), str(out)], script=str(tmp_path / "killed.py")), expected=9)
     assert not (out / "last").exists() and not (out / "plots").exists()
-    assert run(recipe, out, "loop.steps=2", resume=True) is Ending.finished
+    assert run(recipe, out, "loop.steps=2", resume=True) is RunStatus.finished
     assert content(out).keys() == content(ended).keys()
     assert_same_run(out, ended)
     assert untimed(out / "test" / "metrics.json") == untimed(ended / "test" / "metrics.json")
@@ -391,12 +391,12 @@ def test_a_run_that_stopped_early_is_not_trained_again(recipe, tmp_path, monkeyp
     from hf_vit_seg.training.loop import trainer as module
 
     never = ["loop.evaluate_every=1", "loop.early_stop.patience=1", "loop.early_stop.least=10"]
-    assert run(recipe, tmp_path / "run", *never) is Ending.early_stop
+    assert run(recipe, tmp_path / "run", *never) is RunStatus.early_stop
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000002"]
     before = content(tmp_path / "run")
     remove(tmp_path / "run", "last", "plots")
     monkeypatch.setattr(module.Run, "take_step", full)
-    assert run(recipe, tmp_path / "run", *never, resume=True) is Ending.early_stop
+    assert run(recipe, tmp_path / "run", *never, resume=True) is RunStatus.early_stop
     assert content(tmp_path / "run") == before
 
 
@@ -404,11 +404,11 @@ def test_only_what_exists_is_named(tmp_path, capsys):
     directory = RunDirectory(tmp_path)
     (tmp_path / "last").mkdir()
     loaded = load_recipe("nuclei", [])
-    tell_results(directory, Ending.finished, loaded)
+    tell_results(directory, RunStatus.finished, loaded)
     assert str(directory.plots) not in capsys.readouterr().out
     directory.plots.mkdir()
     (directory.plots / "training.png").touch()
-    tell_results(directory, Ending.finished, loaded)
+    tell_results(directory, RunStatus.finished, loaded)
     assert str(directory.plots) in capsys.readouterr().out
 
 
@@ -429,7 +429,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(recipe, checkpoint, override,
 
 def test_other_settings_than_the_state_s_may_change(recipe, checkpoint):
     free = ["loop.log_every=3", "loop.keep_checkpoints=1", "data.workers=1", "evaluation.samples=0", "name=other"]
-    assert run(recipe, checkpoint.parent.parent, "loop.steps=2", *free, resume=True) is Ending.finished
+    assert run(recipe, checkpoint.parent.parent, "loop.steps=2", *free, resume=True) is RunStatus.finished
 
 
 @pytest.mark.parametrize(
@@ -446,7 +446,7 @@ def test_other_settings_than_the_state_s_may_change(recipe, checkpoint):
 )
 def test_what_needs_less_memory_may_change(recipe, checkpoint, capsys, overrides, note):
     out = checkpoint.parent.parent
-    assert run(recipe, out, "loop.steps=3", *overrides, resume=True) is Ending.finished
+    assert run(recipe, out, "loop.steps=3", *overrides, resume=True) is RunStatus.finished
     noted = " ".join(capsys.readouterr().err.split())
     assert "loop.steps = 3 (was 2): from here on the learning rate is that of a run of this length" in noted
     assert note in noted and noted.count("from here on the run is not") == note.count("from here on") * len(overrides)
@@ -454,14 +454,14 @@ def test_what_needs_less_memory_may_change(recipe, checkpoint, capsys, overrides
 
 def test_a_best_model_is_not_compared_with_those_that_are_measured_otherwise(recipe, checkpoint):
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"standing": {"best": 2.0, "best_step": 1}}))
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"best_tracker": {"best": 2.0, "best_step": 1}}))
     shutil.copytree(checkpoint.parent.parent, checkpoint.parent.parent.with_name("other"))
     for out, overrides in (
         (checkpoint.parent.parent, []),
         (checkpoint.parent.parent.with_name("other"), ["evaluation.measure=mean_dice"]),
     ):
         run(recipe, out, "loop.steps=3", *overrides, resume=True)
-        assert (read_manifest(checkpoints(out / "checkpoints")[-1]).standing.best_step == 3) == bool(overrides)
+        assert (read_manifest(checkpoints(out / "checkpoints")[-1]).best_tracker.best_step == 3) == bool(overrides)
 
 
 def test_a_longer_run_has_the_rates_of_its_own_schedule(recipe, checkpoint, tmp_path):
@@ -526,4 +526,4 @@ def test_a_checkpoint_s_pickles_run_no_code(recipe, checkpoint, tmp_path, name):
 
 
 def test_nothing_to_resume_is_a_new_run(recipe, tmp_path):
-    assert run(recipe, tmp_path / "run", "loop.steps=1", resume=True) is Ending.finished
+    assert run(recipe, tmp_path / "run", "loop.steps=1", resume=True) is RunStatus.finished

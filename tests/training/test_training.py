@@ -36,11 +36,11 @@ from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import PreparationError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectoryError
 from hf_vit_seg.training.checkpoints.state import checkpoints
-from hf_vit_seg.training.console import evaluate_command, in_sentences, train_command
+from hf_vit_seg.training.console import evaluate_command, exit_code_of, train_command
 from hf_vit_seg.training.evaluate_saved import evaluate_model
 from hf_vit_seg.training.loop import setup as preparation
 from hf_vit_seg.training.loop import trainer as run_module
-from hf_vit_seg.training.loop.trainer import Ending, TrainingError
+from hf_vit_seg.training.loop.trainer import RunStatus, TrainingError
 from hf_vit_seg.training.recipe.metric_names import MEASURES
 from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.memory_advice import OutOfMemory
@@ -65,9 +65,9 @@ from hf_vit_seg.training.loop import trainer as run
 from hf_vit_seg.training.console import train_command
 recipe, out, *settings = sys.argv[1:]
 evaluate = run.evaluate
-def noting(subject, dataset):
-    save_file(subject.model.state_dict(), Path(out) / f"measured_{subject.accelerator.process_index}.safetensors")
-    return evaluate(subject, dataset)
+def noting(context, dataset):
+    save_file(context.model.state_dict(), Path(out) / f"measured_{context.accelerator.process_index}.safetensors")
+    return evaluate(context, dataset)
 run.evaluate = noting
 sys.exit(train_command(recipe, settings, Path(out), False, False))
 """
@@ -108,7 +108,7 @@ def difference(one: Path, other: Path) -> float:
 
 def test_a_run_leaves_models_that_load_and_measure_as_it_said(recipe, tmp_path):
     out = tmp_path / "run"
-    assert run(recipe, out, "loop.ema.decay=0.5", "evaluation.boundary_iou=true") is Ending.finished
+    assert run(recipe, out, "loop.ema.decay=0.5", "evaluation.boundary_iou=true") is RunStatus.finished
     assert sorted(path.name for path in out.iterdir()) == [
         "best", "checkpoints", "data_facts.json", "last", "log.jsonl", "plots", "recipe.yaml", "samples",
     ]  # fmt: skip
@@ -175,7 +175,7 @@ def test_two_classes_with_a_single_output(data, tmp_path):
     base |= {"data": base["data"] | both, "model": base["model"] | {"single_output": True}}
     recipe = write_recipe(tmp_path, base)
     out, losses = tmp_path / "run", ["loss.dice.weight=0.5", "loss.binary_cross_entropy.weight=1"]
-    assert run(recipe, out, *losses, "loss.cross_entropy=null") is Ending.finished
+    assert run(recipe, out, *losses, "loss.cross_entropy=null") is RunStatus.finished
     model = AutoModelForSemanticSegmentation.from_pretrained(out / "best")
     assert model.config.id2label == {0: "shape"} and model.decode_head.classifier.out_channels == 1
     said = json.loads((out / "best" / "metrics.json").read_text())
@@ -262,10 +262,10 @@ def test_bfloat16(recipe, tmp_path):
 
 def test_early_stop(recipe, tmp_path):
     patient = ["loop.evaluate_every=1", "loop.early_stop.patience=2", "loop.early_stop.least=1"]
-    assert run(recipe, tmp_path / "run", *patient) is Ending.early_stop
+    assert run(recipe, tmp_path / "run", *patient) is RunStatus.early_stop
     assert [step for step, _ in log(tmp_path / "run", "evaluation")] == [1, 2, 3]  # the first is the mark
     assert (tmp_path / "run" / "last").exists()
-    assert run(recipe, tmp_path / "run", *patient, resume=True) is Ending.early_stop
+    assert run(recipe, tmp_path / "run", *patient, resume=True) is RunStatus.early_stop
 
 
 def test_measured_statistics_and_class_weights(recipe, tmp_path):
@@ -309,7 +309,7 @@ def with_fault(monkeypatch, first: int, last: float = math.inf) -> None:
 
 def test_a_step_whose_loss_is_not_finite_is_left_out(recipe, tmp_path, monkeypatch):
     with_fault(monkeypatch, 2, 3)
-    assert run(recipe, tmp_path / "run", "loop.steps=4") is Ending.finished
+    assert run(recipe, tmp_path / "run", "loop.steps=4") is RunStatus.finished
     losses = [loss for _, loss in log(tmp_path / "run")]
     assert losses[1:3] == [None, None] and all(losses[i] > 0 for i in (0, 3))
     assert all(weight.isfinite().all() for weight in weights(tmp_path / "run" / "last").values())
@@ -477,7 +477,7 @@ def test_an_error_is_told_by_the_process_that_has_it(monkeypatch, capsys, proces
         def failing():
             raise error
 
-        assert in_sentences(failing) == 2
+        assert exit_code_of(failing) == 2
         return capsys.readouterr().err
 
     assert told(HfVitSegError("a.png: cannot be read")) == f"hf-vit-seg{name}: a.png: cannot be read\n"
@@ -519,7 +519,7 @@ def test_a_full_disk_is_told_in_a_sentence(recipe, tmp_path, limit, overrides, w
         assert "there is no whole checkpoint yet" in said
         return
     assert f"the last whole checkpoint is {out}/checkpoints/step-000001; go on with" in said
-    assert run(recipe, out, *overrides, resume=True) is Ending.finished
+    assert run(recipe, out, *overrides, resume=True) is RunStatus.finished
 
 
 def test_errors_of_loader_processes_are_one_sentence_too():

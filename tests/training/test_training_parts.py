@@ -19,12 +19,12 @@ from training_models import recipe
 
 from hf_vit_seg.atomic_io import clean_up, commit, new_directory, remove_directory
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.checkpoints.best_score import Standing
-from hf_vit_seg.training.evaluation.evaluate import Subject, own_batches, read_ahead
+from hf_vit_seg.training.checkpoints.best_score import BestTracker
+from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, own_batches, read_ahead
 from hf_vit_seg.training.loop.batch_size_search import largest_batch_size, measured_batch_size, unreached_parameters
 from hf_vit_seg.training.loop.deepspeed import refuse_stage_3, settle_deepspeed
 from hf_vit_seg.training.loop.gradient_accumulation import accumulate, windows
-from hf_vit_seg.training.loop.signals import StopRequest
+from hf_vit_seg.training.loop.signals import GracefulStop
 from hf_vit_seg.training.optimization.gathered_weights import refuse_scattered_average, whole_model
 from hf_vit_seg.training.recipe.metric_names import MEASURES
 from hf_vit_seg.training.recipe.schema import EarlyStopRecipe
@@ -97,8 +97,8 @@ def test_every_sample_is_measured_once_by_one_process(length, processes, size):
     for index in range(processes):
         accelerator = SimpleNamespace(process_index=index, num_processes=processes)
         recipe = SimpleNamespace(evaluation=SimpleNamespace(batch_size=size))
-        subject = Subject(None, None, recipe, accelerator)
-        for batch in own_batches(subject, length, lambda i: i, lambda i: i // 10):
+        context = EvaluationContext(None, None, recipe, accelerator)
+        for batch in own_batches(context, length, lambda i: i, lambda i: i // 10):
             assert len(batch) <= size and len({i // 10 for i in batch}) == 1
             found += batch
     assert sorted(found) == list(range(length))
@@ -226,18 +226,18 @@ def test_parameters_that_get_no_gradient_are_found():
 
 
 def test_early_stopping_counts_evaluations_without_enough_improvement():
-    rule, standing, ends = EarlyStopRecipe(patience=2, least=0.1), Standing(), []
+    rule, best_tracker, ends = EarlyStopRecipe(patience=2, least=0.1), BestTracker(), []
     for step, value in enumerate([0.5, 0.55, float("nan"), 0.58, 0.65]):
-        standing = standing.after("mean_iou", value, step, rule)
-        ends.append(standing.has_ended(rule))
-    assert (standing.best, standing.best_step) == (0.65, 4)
+        best_tracker = best_tracker.after("mean_iou", value, step, rule)
+        ends.append(best_tracker.has_ended(rule))
+    assert (best_tracker.best, best_tracker.best_step) == (0.65, 4)
     assert ends == [False, False, True, True, False]
 
 
 @pytest.mark.parametrize("name", [name for names in MEASURES.values() for name in names if "error" in name])
 def test_of_an_error_the_smaller_is_the_better(name):
-    standing = Standing().after(name, 0.5, 1).after(name, 0.7, 2)
-    assert (standing.best, standing.best_step, standing.fruitless) == (0.5, 1, 1)
+    best_tracker = BestTracker().after(name, 0.5, 1).after(name, 0.7, 2)
+    assert (best_tracker.best, best_tracker.best_step, best_tracker.evaluations_without_improvement) == (0.5, 1, 1)
 
 
 # Whole directories
@@ -280,7 +280,7 @@ def test_what_a_killed_process_left_is_tidied_up(tmp_path):
 def test_the_first_signal_asks_and_a_second_one_later_ends(monkeypatch):
     monkeypatch.setattr("hf_vit_seg.training.loop.signals.ECHO_SECONDS", 0.2)
     before = signal.getsignal(signal.SIGINT)
-    with StopRequest() as request:
+    with GracefulStop() as request:
         assert request.signal is None
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)  # a launcher passing the first one on

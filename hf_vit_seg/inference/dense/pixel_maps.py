@@ -18,7 +18,7 @@ COPIES = 4  # of a band's logits that are alive at once
 
 
 @dataclass(frozen=True)
-class Wanted:
+class MapSelection:
     """Which maps are made beside the labels."""
 
     scores: bool = False
@@ -51,7 +51,7 @@ def read_maps(
     canvases: Sequence[Canvas],
     size: tuple[int, int],
     classes: int,
-    wanted: Wanted | None = None,
+    wanted: MapSelection | None = None,
     *,
     dtype: torch.dtype = torch.int64,
     chunk_bytes: int = CHUNK_BYTES,
@@ -62,7 +62,7 @@ def read_maps(
     (softmax, or sigmoid for one class) of each one's resized logits are averaged, as in mmsegmentation's `aug_test`.
     `dtype` is that of the labels and holds K - 1. Working memory stays near `chunk_bytes` beside canvases and maps.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or MapSelection()
     if wanted.top_k > max(classes, 2):
         raise PredictionError(f"top_k is {wanted.top_k}, but there are {max(classes, 2)} classes only")
     alone = canvases[0] if len(canvases) == 1 else None
@@ -85,7 +85,7 @@ def read_bands(
     canvases: Sequence[Canvas],
     size: tuple[int, int],
     classes: int,
-    wanted: Wanted,
+    wanted: MapSelection,
     *,
     dtype: torch.dtype = torch.int64,
     chunk_bytes: int = CHUNK_BYTES,
@@ -105,7 +105,7 @@ def band_height(canvases: Sequence[Canvas], size: tuple[int, int], classes: int,
 
 
 def read_values(
-    canvases: Sequence[Canvas], size: tuple[int, int], first: int, stop: int, wanted: Wanted
+    canvases: Sequence[Canvas], size: tuple[int, int], first: int, stop: int, wanted: MapSelection
 ) -> torch.Tensor:
     """Logits or probabilities of some rows, (B, n, W, K): the latter where canvases are averaged or it is wanted."""
     if len(canvases) == 1 and not wanted.probabilities:
@@ -121,7 +121,7 @@ def two_classes(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.zeros_like(logits), logits], dim=-1) if logits.shape[-1] == 1 else logits
 
 
-def maps_of(values: torch.Tensor, classes: int, wanted: Wanted, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def maps_of(values: torch.Tensor, classes: int, wanted: MapSelection, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The fields of `PixelMaps` for some rows, from their logits or probabilities (B, n, W, K)."""
     best = values.max(-1)
     maps = {"labels": best.indices.to(dtype)}
@@ -135,4 +135,4 @@ def maps_of(values: torch.Tensor, classes: int, wanted: Wanted, dtype: torch.dty
     return maps
 
 
-__all__ = ["PixelMaps", "Wanted", "read_bands", "read_maps"]
+__all__ = ["MapSelection", "PixelMaps", "read_bands", "read_maps"]

@@ -19,8 +19,8 @@ from hf_vit_seg.inference.segmenter import Segmenter
 
 LABELS, OVERLAY, SCORES, REPORT = ".png", ".overlay.png", ".scores.png", ".json"
 ENTROPY, TOP, GEOJSON, COCO = ".entropy.png", ".top.npz", ".geojson", ".coco.json"
-TIFF, FILM, FRAMES = ".labels.tif", ".overlay.mp4", ".frames"  # of images in parts, and of films
-SUFFIXES = (REPORT, LABELS, OVERLAY, SCORES, ENTROPY, TOP, GEOJSON, COCO, TIFF, FILM, FRAMES)
+TIFF, VIDEO, FRAMES = ".labels.tif", ".overlay.mp4", ".frames"  # of images in parts, and of videos
+SUFFIXES = (REPORT, LABELS, OVERLAY, SCORES, ENTROPY, TOP, GEOJSON, COCO, TIFF, VIDEO, FRAMES)
 AHEAD = 2  # images that are read, and results that are written, beside the model's work
 
 
@@ -64,11 +64,11 @@ def failed(job: Job, error: Exception) -> Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class PredictOptions:
     """What is written for each image, and up to which size images are read whole.
 
     `tile` is the side of the tiles of larger ones, and given, of all that can be read in parts; `frames` adds label
-    maps to films, and `frame_rate` makes films of folders.
+    maps to videos, and `frame_rate` makes videos of folders.
     """
 
     model: str = ""
@@ -131,7 +131,7 @@ def places(image: ImageFile) -> Iterator[Path]:
         number += 1
 
 
-def predict(segmenter: Segmenter, jobs: Sequence[Job], wishes: Wishes) -> Iterator[Outcome]:
+def predict(segmenter: Segmenter, jobs: Sequence[Job], options: PredictOptions) -> Iterator[Outcome]:
     """Do the jobs in order; a failure ends its own job only. Reading and writing go on beside the model."""
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         reading: deque[Future[tuple[Prepared, float]]] = deque()
@@ -139,14 +139,14 @@ def predict(segmenter: Segmenter, jobs: Sequence[Job], wishes: Wishes) -> Iterat
         upcoming = iter(jobs)
         for job in jobs:
             while len(reading) < AHEAD and (following := next(upcoming, None)) is not None:
-                reading.append(reader.submit(read, segmenter, following, wishes))
+                reading.append(reader.submit(read, segmenter, following, options))
             try:
                 prepared, milliseconds = reading.popleft().result()
-                result = segmenter.segment(prepared, wishes.scores, entropy=wishes.entropy, top_k=wishes.top_k)
+                result = segmenter.segment(prepared, options.scores, entropy=options.entropy, top_k=options.top_k)
             except Exception as error:
                 writing.append(writer.submit(failed, job, error))
             else:
-                writing.append(writer.submit(write, segmenter, job, result, milliseconds, wishes))
+                writing.append(writer.submit(write, segmenter, job, result, milliseconds, options))
             while len(writing) > AHEAD:
                 yield writing.popleft().result()
         for outcome in writing:
@@ -166,19 +166,21 @@ def sentence(job: Job, error: Exception) -> str:
     return text if text.startswith(f"{job.image.path}:") else f"{job.image.path}: {text}"
 
 
-def read(segmenter: Segmenter, job: Job, wishes: Wishes) -> tuple[Prepared, float]:
+def read(segmenter: Segmenter, job: Job, options: PredictOptions) -> tuple[Prepared, float]:
     """A job's image, ready for the model, and the milliseconds that reading the file took."""
     start = time.perf_counter()
-    image, shown = read_file(job.image.path, segmenter.channels, wishes.max_pixels)
+    image, shown = read_file(job.image.path, segmenter.channels, options.max_pixels)
     milliseconds = milliseconds_since(start)
     prepared = segmenter.prepare(image)
     return replace(prepared, picture=prepared.picture or shown), milliseconds
 
 
-def write(segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, wishes: Wishes) -> Outcome:
+def write(
+    segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, options: PredictOptions
+) -> Outcome:
     """Write all results of a job, or none of them."""
-    savers = {suffix: saver(suffix, job, result, wishes) for suffix in wishes.suffixes}
-    text = json_text(report(segmenter, job, result, milliseconds, wishes), indent=2)
+    savers = {suffix: saver(suffix, job, result, options) for suffix in options.suffixes}
+    text = json_text(report(segmenter, job, result, milliseconds, options), indent=2)
     savers[REPORT] = lambda path: path.write_text(text, encoding="utf-8")
     try:
         write_files({job.result(suffix): save for suffix, save in savers.items()})
@@ -187,11 +189,11 @@ def write(segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: fl
     return Outcome(job)
 
 
-def saver(suffix: str, job: Job, result: Segmentation, wishes: Wishes) -> Callable[[Path], Any]:
+def saver(suffix: str, job: Job, result: Segmentation, options: PredictOptions) -> Callable[[Path], Any]:
     """What writes one kind of result to a path."""
     table: dict[str, Callable[[Path], Any]] = {
         LABELS: lambda path: result.label_image().save(path),
-        OVERLAY: lambda path: result.overlay(wishes.opacity).save(path),
+        OVERLAY: lambda path: result.overlay(options.opacity).save(path),
         SCORES: lambda path: result.score_image().save(path),
         ENTROPY: lambda path: result.entropy_image().save(path),
         TOP: lambda path: save_top_classes(result, path),
@@ -208,7 +210,9 @@ def save_top_classes(result: Segmentation, path: Path) -> None:
     np.savez_compressed(path, classes=result.top_classes, scores=result.top_scores.astype(np.float16))
 
 
-def report(segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, wishes: Wishes) -> dict[str, Any]:
+def report(
+    segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, options: PredictOptions
+) -> dict[str, Any]:
     """What is known of an image and its label map, for JSON: shares, scores and entropy of 0 .. 1, milliseconds."""
     height, width = result.label_map.shape
     timings = {"read": milliseconds, **result.timings}
@@ -217,7 +221,7 @@ def report(segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: f
         "image": str(job.image.path),
         "height": height,
         "width": width,
-        "model": wishes.model,
+        "model": options.model,
         "protocol": result.protocol,
         "device": str(segmenter.device),
         "dtype": str(segmenter.model.dtype).removeprefix("torch."),

@@ -18,7 +18,7 @@ from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.data.images.display import picture
 from hf_vit_seg.data.images.files import ImageFileError, within_limits
 from hf_vit_seg.drawing.overlays import draw_overlay, shown_size
-from hf_vit_seg.inference.dense.pixel_maps import PixelMaps, Wanted
+from hf_vit_seg.inference.dense.pixel_maps import MapSelection, PixelMaps
 from hf_vit_seg.inference.dense.protocols import PredictionError
 from hf_vit_seg.inference.files.prediction import (
     ENTROPY,
@@ -28,7 +28,7 @@ from hf_vit_seg.inference.files.prediction import (
     SCORES,
     TIFF,
     Job,
-    Wishes,
+    PredictOptions,
     class_rows,
 )
 from hf_vit_seg.inference.segmentation import class_counts
@@ -50,22 +50,22 @@ class Progress:
     resumed: int
 
 
-def needs_tiles(job: Job, wishes: Wishes) -> bool:
+def needs_tiles(job: Job, options: PredictOptions) -> bool:
     """Whether an image is to be read in parts: asked for, or above the limit, and of a format that allows for it."""
     try:
         size = region_size(job.image.path)
     except ImageFileError:
         return False  # told when it is read
-    return size is not None and (wishes.tile is not None or not within_limits(*size, wishes.max_pixels))
+    return size is not None and (options.tile is not None or not within_limits(*size, options.max_pixels))
 
 
-def predict_tiled(segmenter: Segmenter, job: Job, wishes: Wishes) -> Iterator[Progress]:
+def predict_tiled(segmenter: Segmenter, job: Job, options: PredictOptions) -> Iterator[Progress]:
     """Segment one image tile by tile and write its results, telling how far it is after each tile.
 
     A run that was ended goes on with the tiles that it lacks if it is started again with the same settings.
     ImageFileError or PredictionError in one sentence; the tiles that are done are kept.
     """
-    if wishes.geojson or wishes.coco or wishes.top_k:
+    if options.geojson or options.coco or options.top_k:
         raise PredictionError(
             f"{job.image.path}: polygons and top classes are made of whole images, and this one is read in parts: "
             "leave out --polygons and --top-k"
@@ -73,36 +73,38 @@ def predict_tiled(segmenter: Segmenter, job: Job, wishes: Wishes) -> Iterator[Pr
     start = time.perf_counter()
     segmenter = segmenter.with_protocol(tiling_protocol(segmenter.protocol, segmenter.processor))
     with open_regions(job.image.path, segmenter.channels) as image, ExitStack() as stack:
-        tiles = TileGrid(image.size, wishes.tile or SIDE)
+        tiles = TileGrid(image.size, options.tile or SIDE)
         folder = job.target.with_name(f".{job.target.name}.tiles")
-        record = stack.enter_context(closing(TileRecord(folder, plan(segmenter, job, image, tiles, wishes))))
+        record = stack.enter_context(closing(TileRecord(folder, plan(segmenter, job, image, tiles, options))))
         tiled = stack.enter_context(closing(TiledImage(segmenter, image, tiles, folder)))
         planes = {
             name: stack.enter_context(closing(record.plane(name, image.size, kind)))
-            for name, kind in kinds(segmenter, wishes).items()
+            for name, kind in kinds(segmenter, options).items()
         }
         resumed = len(record.done)
         for tile in tiles:
             if tile.index not in record.done:
-                maps, missing = tiled.maps(tile, Wanted(wishes.scores, wishes.entropy))
+                maps, missing = tiled.maps(tile, MapSelection(options.scores, options.entropy))
                 write_tile(planes, tile, maps, missing)
                 record.add(tile)
             yield Progress(len(record.done), len(tiles), resumed)
         seconds = time.perf_counter() - start
-        facts = report(segmenter, job, planes["labels"], wishes, {"side": tiles.side, "resumed": resumed}, seconds)
-        write_files({job.result(suffix): save for suffix, save in savers(segmenter, image, planes, facts, wishes)})
+        facts = report(segmenter, job, planes["labels"], options, {"side": tiles.side, "resumed": resumed}, seconds)
+        write_files({job.result(suffix): save for suffix, save in savers(segmenter, image, planes, facts, options)})
         record.remove()
 
 
-def plan(segmenter: Segmenter, job: Job, image: RegionImage, tiles: TileGrid, wishes: Wishes) -> dict[str, Any]:
+def plan(
+    segmenter: Segmenter, job: Job, image: RegionImage, tiles: TileGrid, options: PredictOptions
+) -> dict[str, Any]:
     """All that the pixels of the maps depend on, for `TileRecord`."""
     stand = job.image.path.stat()
     return {
         "image": [str(job.image.path.resolve()), stand.st_size, stand.st_mtime_ns, *image.size],
-        "model": [wishes.model, weights_stand(wishes.model), str(segmenter.model.dtype)],
+        "model": [options.model, weights_stand(options.model), str(segmenter.model.dtype)],
         "protocol": segmenter.protocol.model_dump(mode="json"),
         "tile": tiles.side,
-        "maps": sorted(kinds(segmenter, wishes)),
+        "maps": sorted(kinds(segmenter, options)),
     }
 
 
@@ -113,9 +115,9 @@ def weights_stand(model: str) -> list[int]:
     return [file.stat().st_mtime_ns for file in files]
 
 
-def kinds(segmenter: Segmenter, wishes: Wishes) -> dict[str, Any]:
+def kinds(segmenter: Segmenter, options: PredictOptions) -> dict[str, Any]:
     """The maps that are made, and the type of their pixels."""
-    wished = {"labels": True, "scores": wishes.scores, "entropy": wishes.entropy}
+    wished = {"labels": True, "scores": options.scores, "entropy": options.entropy}
     labels = np.uint8 if ignored_value(segmenter) == 255 else np.uint16
     return {name: labels if name == "labels" else np.uint8 for name, wanted in wished.items() if wanted}
 
@@ -138,7 +140,11 @@ def write_tile(planes: Mapping[str, Plane], tile: Tile, maps: PixelMaps, missing
 
 
 def savers(
-    segmenter: Segmenter, image: RegionImage, planes: Mapping[str, Plane], facts: dict[str, Any], wishes: Wishes
+    segmenter: Segmenter,
+    image: RegionImage,
+    planes: Mapping[str, Plane],
+    facts: dict[str, Any],
+    options: PredictOptions,
 ) -> Iterator[tuple[str, Callable[[Path], Any]]]:
     """What writes each result to a path."""
     labels = planes["labels"]
@@ -151,11 +157,11 @@ def savers(
     for name, suffix in (("scores", SCORES), ("entropy", ENTROPY)):
         if name in planes:
             yield suffix, lambda path, plane=planes[name]: write_png(path, plane)
-    if wishes.overlay:
+    if options.overlay:
         rows = [(c["name"], tuple(c["color"]), c["share"]) for c in facts["classes"]]
         yield (
             OVERLAY,
-            lambda path: draw_overlay(*overview(image, labels), palette, rows, wishes.opacity, None).save(path),
+            lambda path: draw_overlay(*overview(image, labels), palette, rows, options.opacity, None).save(path),
         )
     yield REPORT, lambda path: path.write_text(json_text(facts, indent=2), encoding="utf-8")
 
@@ -186,7 +192,7 @@ def reduced_part(image: RegionImage, part: Tile, small: tuple[int, int]) -> Imag
 
 
 def report(
-    segmenter: Segmenter, job: Job, labels: Plane, wishes: Wishes, tiling: dict[str, int], seconds: float
+    segmenter: Segmenter, job: Job, labels: Plane, options: PredictOptions, tiling: dict[str, int], seconds: float
 ) -> dict[str, Any]:
     """What is known of an image and its label map, for JSON, as in `prediction.report`."""
     height, width = labels.shape
@@ -196,7 +202,7 @@ def report(
         "image": str(job.image.path),
         "height": height,
         "width": width,
-        "model": wishes.model,
+        "model": options.model,
         "protocol": segmenter.protocol.describe((height, width)),
         "device": str(segmenter.device),
         "dtype": str(segmenter.model.dtype).removeprefix("torch."),

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from hf_vit_seg.inference.dense.image_preparation import view
-from hf_vit_seg.inference.dense.pixel_maps import PixelMaps, Wanted, read_maps
+from hf_vit_seg.inference.dense.pixel_maps import MapSelection, PixelMaps, read_maps
 from hf_vit_seg.inference.dense.protocols import PredictionError, Protocol, edges
 from hf_vit_seg.inference.dense.row_logits import Canvas, LogitGrid, Model, compact, mirrored, resized_rows
 from hf_vit_seg.inference.dense.sliding_windows import Crop, WindowGrid
@@ -244,7 +244,7 @@ class TiledImage:
         return values if missing is None else values.masked_fill_(torch.from_numpy(missing), 0)
 
     @torch.inference_mode()
-    def maps(self, tile: Tile, wanted: Wanted | None = None) -> tuple[PixelMaps, np.ndarray | None]:
+    def maps(self, tile: Tile, wanted: MapSelection | None = None) -> tuple[PixelMaps, np.ndarray | None]:
         """The maps (1, n, m) of a tile, and where pixels have no data; tiles are asked for in order."""
         missing = self.image.read(tile.rows, tile.columns)[1] if self.image.nodata is not None else None
         if missing is not None and missing.all():

@@ -1,4 +1,4 @@
-"""Reading and writing films with PyAV (the extra "video"), and folders of pictures as films.
+"""Reading and writing videos with PyAV (the extra "video"), and folders of pictures as videos.
 
 Times of frames are kept as they are, also where they are irregular. Frames are turned upright as players show them.
 Sound is copied, never decoded.
@@ -19,7 +19,7 @@ from hf_vit_seg.data.images.files import ImageFileError, check_regular, files_be
 from hf_vit_seg.data.images.pixels import read_picture
 from hf_vit_seg.errors import error_sentence
 
-FILM_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
 # The first that this PyAV has is taken; with the finest time base that the codec's headers hold, ticks per second.
 CODECS = (
     ("libx264", {"crf": "20", "preset": "veryfast"}, 90_000),
@@ -29,7 +29,7 @@ CODECS = (
 
 
 class VideoError(ImageFileError):
-    """A film that cannot be read or written, and why, in one sentence."""
+    """A video that cannot be read or written, and why, in one sentence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Sound:
     packet: Any
 
 
-class Film(Protocol):
+class Video(Protocol):
     """What is read: its frame `rate`, the `time_base` its frames' times are multiples of, how many frames it says."""
 
     rate: Fraction
@@ -64,14 +64,14 @@ class Film(Protocol):
         ...
 
 
-class FilmFile:
-    """A film in a file. VideoError where it is none."""
+class VideoFile:
+    """A video in a file. VideoError where it is none."""
 
     def __init__(self, path: Path):
         check_regular(path)
         av = av_library(path)
         self.path = path
-        with video_failures(path, "the film cannot be read"):
+        with video_failures(path, "the video cannot be read"):
             self.container = av.open(os.path.abspath(path))  # FFmpeg takes what is before a colon for a protocol
         try:
             self.read_header()
@@ -83,7 +83,7 @@ class FilmFile:
         """Find the streams, the rate and the number of frames."""
         if not self.container.streams.video:
             raise VideoError(f"{self.path}: there are no pictures in this file")
-        with video_failures(self.path, "the film cannot be read"):
+        with video_failures(self.path, "the video cannot be read"):
             self.video = self.container.streams.video[0]
             self.video.thread_type = "AUTO"
             self.sound = next(iter(self.container.streams.audio), None)
@@ -93,7 +93,7 @@ class FilmFile:
 
     def parts(self) -> Iterator[Frame | Sound]:
         """Frames and sound in the order in which they lie in the file."""
-        with video_failures(self.path, "the film cannot be read to its end"):  # what callers raise does not come here
+        with video_failures(self.path, "the video cannot be read to its end"):  # what callers raise does not come here
             for packet in self.container.demux(*filter(None, (self.video, self.sound))):
                 if packet.stream is self.video:
                     for frame in packet.decode():
@@ -108,7 +108,7 @@ class FilmFile:
 
 
 class FrameFolder:
-    """The pictures below a folder in order of name, `rate` of them a second, as a silent film."""
+    """The pictures below a folder in order of name, `rate` of them a second, as a silent video."""
 
     def __init__(self, path: Path, rate: Fraction):
         self.path, self.rate, self.time_base, self.sound = path, rate, 1 / rate, None
@@ -141,32 +141,32 @@ def av_library(path: Path) -> Any:
     try:
         import av
     except ImportError:
-        raise VideoError(f"{path}: films need PyAV: pip install av") from None
+        raise VideoError(f"{path}: videos need PyAV: pip install av") from None
     return av
 
 
 def upright(frame: Any) -> Image.Image:
-    """A frame as players show it: turned as the film says (counter-clockwise, in degrees)."""
+    """A frame as players show it: turned as the video says (counter-clockwise, in degrees)."""
     image: Image.Image = frame.to_image()
     turn = round(frame.rotation) % 360
     return image.rotate(turn, expand=True) if turn else image
 
 
-class FilmWriter:
-    """An MP4 with frames at the times of a `film`, and its sound where MP4 takes it; `notes` tell what was left out.
+class VideoWriter:
+    """An MP4 with frames at the times of a `video`, and its sound where MP4 takes it; `notes` tell what was left out.
 
     Sound that comes before the first frame waits for it, as nothing can be written before the frames' size is known.
     """
 
-    def __init__(self, path: Path, film: Film, source: Path):
-        self.av, self.film, self.source = av_library(source), film, source
+    def __init__(self, path: Path, video: Video, source: Path):
+        self.av, self.video, self.source = av_library(source), video, source
         self.container = self.av.open(str(path), "w", format="mp4")
         self.notes: list[str] = []
         self.waiting: list[Any] = []
         self.out: Any = None
         self.last: int | None = None
         self.size = (0, 0)
-        self.sound = None if film.sound is None else self.copied(film.sound)
+        self.sound = None if video.sound is None else self.copied(video.sound)
 
     def copied(self, track: Any) -> Any:
         """A copy of a sound track, None where it cannot be made."""
@@ -183,7 +183,7 @@ class FilmWriter:
             self.out = self.encoder(picture.width + picture.width % 2, picture.height + picture.height % 2)
         if picture.size != self.size:
             sizes = " to ".join(f"{width}x{height}" for width, height in (self.size, picture.size))
-            raise VideoError(f"{self.source}: the size of the frames changes from {sizes} pixels, a film has one size")
+            raise VideoError(f"{self.source}: the size of the frames changes from {sizes} pixels, a video has one size")
         padding = ((0, picture.height % 2), (0, picture.width % 2), (0, 0))
         frame = self.av.VideoFrame.from_ndarray(np.pad(np.asarray(picture), padding, mode="edge"), format="rgb24")
         frame.time_base = self.out.codec_context.time_base
@@ -194,7 +194,7 @@ class FilmWriter:
     def moment(self, time: Fraction | None) -> int:
         """A time in ticks of the encoder, after the last one; where there is none, one frame after it."""
         base = self.out.codec_context.time_base
-        following = 0 if self.last is None else self.last + max(1, round(1 / (self.film.rate * base)))
+        following = 0 if self.last is None else self.last + max(1, round(1 / (self.video.rate * base)))
         ticks = following if time is None else round(time / base)
         return ticks if self.last is None else max(ticks, self.last + 1)
 
@@ -202,9 +202,9 @@ class FilmWriter:
         """A stream for frames of this size."""
         known = self.av.codecs_available
         name, options, finest = next(row for row in CODECS if row[0] in known)
-        out = self.container.add_stream(name, rate=self.film.rate, options=dict(options))
+        out = self.container.add_stream(name, rate=self.video.rate, options=dict(options))
         out.width, out.height, out.pix_fmt = width, height, "yuv420p"
-        base = self.film.time_base
+        base = self.video.time_base
         out.codec_context.time_base = base if base.denominator <= finest else Fraction(1, finest)
         return out
 
@@ -234,4 +234,4 @@ class FilmWriter:
         self.container.close()
 
 
-__all__ = ["FILM_SUFFIXES", "Film", "FilmFile", "FilmWriter", "Frame", "FrameFolder", "Sound", "VideoError"]
+__all__ = ["VIDEO_SUFFIXES", "Frame", "FrameFolder", "Sound", "Video", "VideoError", "VideoFile", "VideoWriter"]

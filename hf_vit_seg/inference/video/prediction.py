@@ -1,4 +1,4 @@
-"""`predict` for films: every frame under the colours of its classes.
+"""`predict` for videos: every frame under the colours of its classes.
 
 Shapes: H W a frame, K classes.
 """
@@ -16,16 +16,16 @@ import numpy as np
 
 from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.errors import write_errors
-from hf_vit_seg.inference.files.prediction import FILM, FRAMES, REPORT, Job, Wishes, class_rows
+from hf_vit_seg.inference.files.prediction import FRAMES, REPORT, VIDEO, Job, PredictOptions, class_rows
 from hf_vit_seg.inference.segmentation import Segmentation, class_counts
 from hf_vit_seg.inference.segmenter import Segmenter
 
-from .frames import FILM_SUFFIXES, Film, FilmFile, FilmWriter, Frame, FrameFolder, VideoError
+from .frames import VIDEO_SUFFIXES, Frame, FrameFolder, Video, VideoError, VideoFile, VideoWriter
 
 
 @dataclass(frozen=True)
-class FilmProgress:
-    """How many frames are done, of how many as the film says (0 where it does not), and how many in a second."""
+class VideoProgress:
+    """How many frames are done, of how many as the video says (0 where it does not), and how many in a second."""
 
     done: int
     total: int
@@ -35,7 +35,7 @@ class FilmProgress:
 
 @dataclass
 class Tally:
-    """What has been seen of a film."""
+    """What has been seen of a video."""
 
     pixels: np.ndarray  # (K,) of each class
     frames: int = 0
@@ -55,48 +55,48 @@ class Tally:
         return self.frames / max(time.perf_counter() - self.start, 1e-9)
 
 
-def is_film(job: Job) -> bool:
-    """Whether a job is a film, by its file's suffix, or a folder of frames."""
-    return job.image.path.suffix.lower() in FILM_SUFFIXES or os.path.isdir(job.image.path)
+def is_video(job: Job) -> bool:
+    """Whether a job is a video, by its file's suffix, or a folder of frames."""
+    return job.image.path.suffix.lower() in VIDEO_SUFFIXES or os.path.isdir(job.image.path)
 
 
-def open_film(path: Path, rate: float | None) -> Film:
-    """A film, or a folder of frames with `rate` of them a second."""
+def open_video(path: Path, rate: float | None) -> Video:
+    """A video, or a folder of frames with `rate` of them a second."""
     if path.is_dir():
         return FrameFolder(path, Fraction(rate or 25).limit_denominator(1001))
-    return FilmFile(path)
+    return VideoFile(path)
 
 
-def predict_film(segmenter: Segmenter, job: Job, wishes: Wishes) -> Iterator[FilmProgress]:
-    """Segment every frame of a film and write its results, telling how far it is after each frame.
+def predict_video(segmenter: Segmenter, job: Job, options: PredictOptions) -> Iterator[VideoProgress]:
+    """Segment every frame of a video and write its results, telling how far it is after each frame.
 
-    NAME.overlay.mp4, NAME.json with the shares of classes over all frames, and where `wishes.frames` NAME.frames/ with
-    a label map for each frame, by number. VideoError or ImageFileError in one sentence; films are written whole or not.
+    NAME.overlay.mp4, NAME.json with the shares of classes over all frames, and with `options.frames` NAME.frames/ with
+    a label map for each frame, by number. Raises VideoError or ImageFileError; a video is complete or not written.
     """
-    target = job.result(FILM)
+    target = job.result(VIDEO)
     unfinished = target.with_name(f".{target.name}.part")
     with ExitStack() as stack:
-        film = open_film(job.image.path, wishes.frame_rate)
-        stack.callback(film.close)
+        video = open_video(job.image.path, options.frame_rate)
+        stack.callback(video.close)
         with write_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
         stack.callback(unfinished.unlink, missing_ok=True)
-        writer = stack.enter_context(closing(FilmWriter(unfinished, film, job.image.path)))
+        writer = stack.enter_context(closing(VideoWriter(unfinished, video, job.image.path)))
         tally = Tally(np.zeros(len(segmenter.names), np.int64))
-        progress = FilmProgress(0, film.total, 0.0)
-        for part in film.parts():
+        progress = VideoProgress(0, video.total, 0.0)
+        for part in video.parts():
             if not isinstance(part, Frame):
                 writer.copy(part)
                 continue
             result = segmenter(part.picture)
-            writer.write(result.overlay(wishes.opacity, legend=False, longest_side=None), part.time)
-            if wishes.frames:
+            writer.write(result.overlay(options.opacity, legend=False, longest_side=None), part.time)
+            if options.frames:
                 save_labels(job, tally.frames, result)
             tally.add(result)
-            progress = FilmProgress(tally.frames, film.total, tally.frames_per_second)
+            progress = VideoProgress(tally.frames, video.total, tally.frames_per_second)
             yield progress
         writer.finish()
-        text = json_text(report(segmenter, job, wishes, film, tally, writer.notes), indent=2)
+        text = json_text(report(segmenter, job, options, video, tally, writer.notes), indent=2)
         write_files({target: unfinished.replace, job.result(REPORT): lambda path: path.write_text(text, "utf-8")})
         yield replace(progress, notes=tuple(writer.notes))
 
@@ -108,16 +108,16 @@ def save_labels(job: Job, number: int, result: Segmentation) -> None:
 
 
 def report(
-    segmenter: Segmenter, job: Job, wishes: Wishes, film: Film, tally: Tally, notes: list[str]
+    segmenter: Segmenter, job: Job, options: PredictOptions, video: Video, tally: Tally, notes: list[str]
 ) -> dict[str, Any]:
-    """What is known of a film, for JSON: shares of classes are of all frames' pixels together."""
+    """What is known of a video, for JSON: shares of classes are of all frames' pixels together."""
     return {
-        "film": str(job.image.path),
+        "video": str(job.image.path),
         "height": tally.size[0],
         "width": tally.size[1],
         "frames": tally.frames,
-        "frame_rate": round(float(film.rate), 4),
-        "model": wishes.model,
+        "frame_rate": round(float(video.rate), 4),
+        "model": options.model,
         "protocol": tally.protocol,
         "device": str(segmenter.device),
         "dtype": str(segmenter.model.dtype).removeprefix("torch."),
@@ -127,4 +127,4 @@ def report(
     }
 
 
-__all__ = ["FilmProgress", "VideoError", "is_film", "predict_film"]
+__all__ = ["VideoError", "VideoProgress", "is_video", "predict_video"]

@@ -7,7 +7,7 @@ from hf_vit_seg.training.recipe.differences import differences, flat
 from hf_vit_seg.training.recipe.files import plain
 from hf_vit_seg.training.recipe.schema import Recipe
 
-from .best_score import Standing
+from .best_score import BestTracker
 from .state import CheckpointError, DataMark, Manifest
 
 SAME_SCORES = ("evaluation.batch_size", "evaluation.samples")  # however they are set
@@ -71,6 +71,6 @@ def continuation_notes(manifest: Manifest, recipe: Recipe) -> list[str]:
     return notes
 
 
-def continued_standing(manifest: Manifest, recipe: Recipe) -> Standing:
-    """The checkpoint's standing; a new one where evaluations measure otherwise than those before."""
-    return Standing() if any(map(measured_otherwise, changes(manifest, recipe))) else manifest.standing
+def resumed_best_tracker(manifest: Manifest, recipe: Recipe) -> BestTracker:
+    """The checkpoint's best_tracker; a new one where evaluations measure otherwise than those before."""
+    return BestTracker() if any(map(measured_otherwise, changes(manifest, recipe))) else manifest.best_tracker

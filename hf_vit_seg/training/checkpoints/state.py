@@ -27,7 +27,7 @@ from hf_vit_seg.records import Record, RecordError, read_record
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 from hf_vit_seg.training.reports.metrics_report import MetricsReport, ReportError, read_report, report_text
 
-from .best_score import Standing
+from .best_score import BestTracker
 
 MANIFEST, AVERAGE = "manifest.json", "average.safetensors"
 # What torch, safetensors and accelerate raise for files that are damaged, of something else, or would run code.
@@ -57,7 +57,7 @@ def mark_of(dataset: RawDataset) -> DataMark:
 class Manifest(Record):
     """Where a run stands. `samples` have been drawn from the stream by all processes together.
 
-    `looked_after` says that an evaluation that was due at the step is done; else the run that goes on begins with it.
+    `evaluation_done` is false if an evaluation was due at the step; a resumed run then begins with it.
     `completed` says that the last model, plots and samples of this step are written. `recent` are the losses since the
     last line of the log.
     """
@@ -66,9 +66,9 @@ class Manifest(Record):
     step: int
     samples: int
     processes: int
-    looked_after: bool = True
+    evaluation_done: bool = True
     completed: bool = False
-    standing: Standing = Standing()
+    best_tracker: BestTracker = BestTracker()
     recent: tuple[float, ...] = ()
     seconds: float = 0.0
     recipe: dict[str, Any]

@@ -37,7 +37,7 @@ def ignored(done: int) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class EvaluationContext:
     """What is measured: a model that is whole on this process, its processor, and how the recipe measures it.
 
     `advance` is told how many samples all processes have done since it was last told.
@@ -122,18 +122,18 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], threads: i
 
 
 def own_batches(
-    subject: Subject, length: int, read: Callable[[int], Result], shape: Callable[[Result], Any]
+    context: EvaluationContext, length: int, read: Callable[[int], Result], shape: Callable[[Result], Any]
 ) -> Iterator[list[Result]]:
     """This process's samples as `read` gives them; neighbours of the same shape together, as many as the recipe says.
 
     The samples of all processes are all `length` samples, each once.
     """
-    accelerator, size = subject.accelerator, subject.recipe.evaluation.batch_size
+    accelerator, size = context.accelerator, context.recipe.evaluation.batch_size
     batch: list[Result] = []
     for item in read_ahead(read, range(accelerator.process_index, length, accelerator.num_processes)):
         if batch and (len(batch) == size or shape(item) != shape(batch[0])):
             yield batch
-            subject.advance(len(batch) * accelerator.num_processes)
+            context.advance(len(batch) * accelerator.num_processes)
             batch = []
         batch.append(item)
     if batch:
@@ -159,13 +159,13 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def in_evaluation(subject: Subject) -> Iterator[None]:
+def in_evaluation(context: EvaluationContext) -> Iterator[None]:
     """The model in its mode for evaluation, without gradients and without a trace in the random numbers."""
-    was_training = subject.model.training
-    subject.model.eval()
+    was_training = context.model.training
+    context.model.eval()
     try:
         # no_grad, as what inference_mode makes may not be trained: a buffer that is moved would be such a tensor
-        with random_state_kept(subject.device), torch.no_grad():
+        with random_state_kept(context.device), torch.no_grad():
             yield
     finally:
-        subject.model.train(was_training)
+        context.model.train(was_training)

@@ -30,24 +30,24 @@ from hf_vit_seg.records import read_record
 from hf_vit_seg.training.recipe.schema import Task
 from hf_vit_seg.training.reports.memory_advice import evaluation_memory_advice
 
-from .evaluate import Evaluation, Subject, in_evaluation, own_batches, sum_over_processes
+from .evaluate import Evaluation, EvaluationContext, in_evaluation, own_batches, sum_over_processes
 
 
-def evaluate(subject: Subject, dataset: RawDataset) -> Evaluation:
+def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
     """Measure on a split; called by all processes, which all get the result. The model's mode stays as it was."""
     start = time.perf_counter()
-    with in_evaluation(subject), evaluation_memory_advice():
-        found = EVALUATIONS[subject.recipe.task](subject, dataset)
+    with in_evaluation(context), evaluation_memory_advice():
+        found = EVALUATIONS[context.recipe.task](context, dataset)
     return replace(found, seconds=time.perf_counter() - start)
 
 
-def evaluate_segmentation(subject: Subject, dataset: RawDataset) -> Evaluation:
+def evaluate_segmentation(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
     """Label maps against labels, at the labels' own size or at that of the model's input."""
-    settings, table = subject.recipe.evaluation, dataset.class_table
+    settings, table = context.recipe.evaluation, dataset.class_table
     protocol = read_record(Protocol, settings.protocol, "evaluation.protocol")
-    segmenter = Segmenter(subject.model, subject.processor, subject.device, protocol)
+    segmenter = Segmenter(context.model, context.processor, context.device, protocol)
     kinds = (ConfusionMatrix, BoundaryIoU) if settings.boundary_iou else (ConfusionMatrix,)
-    measures = [kind(max(len(table.names), 2), table.ignore_index, device=subject.device) for kind in kinds]
+    measures = [kind(max(len(table.names), 2), table.ignore_index, device=context.device) for kind in kinds]
 
     def read(index: int) -> tuple[Any, torch.Tensor]:
         sample = dataset.read(index)
@@ -57,15 +57,15 @@ def evaluate_segmentation(subject: Subject, dataset: RawDataset) -> Evaluation:
     def shape(pair: tuple[Any, torch.Tensor]) -> Any:
         return pair[1].shape, [view.shape for view in pair[0].views]
 
-    for batch in own_batches(subject, len(dataset), read, shape):
-        images, labels = [image for image, _ in batch], torch.stack([label for _, label in batch]).to(subject.device)
+    for batch in own_batches(context, len(dataset), read, shape):
+        images, labels = [image for image, _ in batch], torch.stack([label for _, label in batch]).to(context.device)
         if settings.resolution == "resized":
             labels = resized_labels(labels, images[0].pixel_values.shape[-2:])
         maps = segmenter.label_maps(images, (labels.shape[-2], labels.shape[-1]))
         for measure in measures:
             measure.update(maps, labels)
     where = {"original": "at the labels' own size", "resized": "at the size of the model's input"}
-    sum_over_processes(measures, subject.accelerator)
+    sum_over_processes(measures, context.accelerator)
     scores = {name: value for measure in measures for name, value in measure.scores().items()}
     told = f"{segmenter.describe()}; measured {where[settings.resolution]}"
     return Evaluation(scores, len(dataset), told, confusion=measures[0].counts.cpu())
@@ -76,23 +76,23 @@ def resized_labels(labels: torch.Tensor, size: Any) -> torch.Tensor:
     return interpolate(labels[:, None].to(torch.float64), tuple(size), mode="nearest-exact")[:, 0].to(torch.int64)
 
 
-def evaluate_classification(subject: Subject, dataset: RawDataset) -> Evaluation:
+def evaluate_classification(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
     """Classes of images as the processor resizes and crops them."""
-    accuracy, calibration = TopKAccuracy(device=subject.device), CalibrationError(device=subject.device)
-    matrix = ConfusionMatrix(len(dataset.class_table.names), None, subject.device)
+    accuracy, calibration = TopKAccuracy(device=context.device), CalibrationError(device=context.device)
+    matrix = ConfusionMatrix(len(dataset.class_table.names), None, context.device)
 
     def read(index: int) -> tuple[torch.Tensor, Any]:
         sample = dataset.read(index)
-        return class_input(subject.processor, sample.image), sample.target
+        return class_input(context.processor, sample.image), sample.target
 
-    for batch in own_batches(subject, len(dataset), read, lambda pair: pair[0].shape):
-        labels = torch.tensor([label for _, label in batch], device=subject.device)
-        pixels = torch.cat([pixels for pixels, _ in batch]).to(subject.device)
-        logits = subject.model(pixel_values=pixels).logits
+    for batch in own_batches(context, len(dataset), read, lambda pair: pair[0].shape):
+        labels = torch.tensor([label for _, label in batch], device=context.device)
+        pixels = torch.cat([pixels for pixels, _ in batch]).to(context.device)
+        logits = context.model(pixel_values=pixels).logits
         accuracy.update(logits, labels)
         calibration.update(logits.double().softmax(dim=-1), labels)
         matrix.update(logits.argmax(dim=-1), labels)
-    sum_over_processes([accuracy, calibration, matrix], subject.accelerator)
+    sum_over_processes([accuracy, calibration, matrix], context.accelerator)
     return Evaluation(
         scores=accuracy.scores() | calibration.scores(),
         samples=len(dataset),
@@ -102,14 +102,14 @@ def evaluate_classification(subject: Subject, dataset: RawDataset) -> Evaluation
     )
 
 
-def evaluate_pose(subject: Subject, dataset: RawDataset) -> Evaluation:
+def evaluate_pose(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
     """Keypoints of persons in their labelled boxes, by object keypoint similarity.
 
     Persons that the source leaves out (crowds, those without keypoints) are neither found nor missed.
     """
-    size = person_size(subject.processor)
-    found = list(persons(subject, dataset, size))
-    everyone = gather_object(found) if subject.accelerator.num_processes > 1 else found
+    size = person_size(context.processor)
+    found = list(persons(context, dataset, size))
+    everyone = gather_object(found) if context.accelerator.num_processes > 1 else found
     scores = oks_average_precision(predicted_persons(everyone), labelled_persons(everyone))
     return Evaluation(scores, len(dataset), f"persons in their labelled boxes, {size[0]}x{size[1]} (height x width)")
 
@@ -117,18 +117,18 @@ def evaluate_pose(subject: Subject, dataset: RawDataset) -> Evaluation:
 Found = tuple[Person, np.ndarray, float]  # a person, predicted keypoints (K, 2) in the image, and their mean score
 
 
-def persons(subject: Subject, dataset: RawDataset, size: tuple[int, int]) -> Iterator[Found]:
+def persons(context: EvaluationContext, dataset: RawDataset, size: tuple[int, int]) -> Iterator[Found]:
     """This process's persons with what the model finds of them."""
 
     def read(index: int) -> tuple[torch.Tensor, PersonCrop, Person]:
         sample = dataset.read(index)
         assert isinstance(sample.target, Person)
         image, crop = person_input(sample.image, sample.target, size)
-        return normalised(subject.processor, [image]), crop, sample.target
+        return normalised(context.processor, [image]), crop, sample.target
 
-    for batch in own_batches(subject, len(dataset), read, lambda item: item[0].shape):
-        pixels = torch.cat([pixels for pixels, _, _ in batch]).to(subject.device)
-        points, scores = keypoints_from_heatmaps(subject.model(pixel_values=pixels).heatmaps, size)
+    for batch in own_batches(context, len(dataset), read, lambda item: item[0].shape):
+        pixels = torch.cat([pixels for pixels, _, _ in batch]).to(context.device)
+        points, scores = keypoints_from_heatmaps(context.model(pixel_values=pixels).heatmaps, size)
         for (_, crop, person), own_points, own_scores in zip(batch, points.cpu(), scores.cpu(), strict=True):
             yield person, crop.back(own_points).numpy(), float(own_scores.mean())
 
@@ -154,7 +154,7 @@ def labelled_persons(found: list[Found]) -> LabelledPersons:
     )
 
 
-EVALUATIONS: dict[Task, Callable[[Subject, RawDataset], Evaluation]] = {
+EVALUATIONS: dict[Task, Callable[[EvaluationContext, RawDataset], Evaluation]] = {
     "segmentation": evaluate_segmentation,
     "classification": evaluate_classification,
     "pose": evaluate_pose,

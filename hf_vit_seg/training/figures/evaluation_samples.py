@@ -15,7 +15,7 @@ from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.records import read_record
-from hf_vit_seg.training.evaluation.evaluate import Subject, in_evaluation
+from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, in_evaluation
 from hf_vit_seg.training.recipe.schema import Recipe, Task
 
 from .poses import pose_picture
@@ -24,13 +24,13 @@ from .samples import ClassifiedImage, classification_picture, picture_paths, seg
 Pictures = dict[str, Image.Image]
 
 
-def write_sample_pictures(subject: Subject, dataset: RawDataset, folder: Path) -> list[Path]:
+def write_sample_images(context: EvaluationContext, dataset: RawDataset, folder: Path) -> list[Path]:
     """Write as many pictures as the recipe asks for; for one process alone. Their paths."""
-    chosen = chosen_samples(subject.recipe, dataset)
+    chosen = chosen_samples(context.recipe, dataset)
     if not chosen:
         return []
-    with in_evaluation(subject):
-        return write_pictures(folder, PICTURES[subject.recipe.task](subject, dataset, chosen))
+    with in_evaluation(context):
+        return write_pictures(folder, PICTURES[context.recipe.task](context, dataset, chosen))
 
 
 def chosen_samples(recipe: Recipe, dataset: RawDataset) -> list[int]:
@@ -39,17 +39,17 @@ def chosen_samples(recipe: Recipe, dataset: RawDataset) -> list[int]:
     return [place * len(dataset) // count for place in range(count)]
 
 
-def have_sample_pictures(recipe: Recipe, dataset: RawDataset, folder: Path) -> bool:
-    """Whether all the pictures that `write_sample_pictures` writes are there."""
+def have_sample_images(recipe: Recipe, dataset: RawDataset, folder: Path) -> bool:
+    """Whether all the pictures that `write_sample_images` writes are there."""
     chosen = chosen_samples(recipe, dataset)
     names = dict.fromkeys(["predictions"] if recipe.task == "classification" else map(dataset.name, chosen))
     return not chosen or all(path.exists() for path in picture_paths(folder, names))
 
 
-def segmentation_pictures(subject: Subject, dataset: RawDataset, chosen: Sequence[int]) -> Pictures:
+def segmentation_pictures(context: EvaluationContext, dataset: RawDataset, chosen: Sequence[int]) -> Pictures:
     """Photo, truth, prediction and errors of each sample."""
-    protocol = read_record(Protocol, subject.recipe.evaluation.protocol, "evaluation.protocol")
-    segmenter = Segmenter(subject.model, subject.processor, subject.device, protocol)
+    protocol = read_record(Protocol, context.recipe.evaluation.protocol, "evaluation.protocol")
+    segmenter = Segmenter(context.model, context.processor, context.device, protocol)
     pictures = {}
     for sample in map(dataset.read, chosen):
         labels = segmenter.label_map(sample.image)
@@ -64,9 +64,9 @@ def segmentation_pictures(subject: Subject, dataset: RawDataset, chosen: Sequenc
     return pictures
 
 
-def classification_pictures(subject: Subject, dataset: RawDataset, chosen: Sequence[int]) -> Pictures:
+def classification_pictures(context: EvaluationContext, dataset: RawDataset, chosen: Sequence[int]) -> Pictures:
     """All samples in one picture, each under its class and the predicted one."""
-    classifier, images = Classifier(subject.model, subject.processor, subject.device), []
+    classifier, images = Classifier(context.model, context.processor, context.device), []
     for sample in map(dataset.read, chosen):
         assert isinstance(sample.target, int)
         probability, found = classifier.probabilities(sample.image).max(dim=-1)
@@ -74,9 +74,9 @@ def classification_pictures(subject: Subject, dataset: RawDataset, chosen: Seque
     return {"predictions": classification_picture(images, dataset.class_table.names)}
 
 
-def pose_pictures(subject: Subject, dataset: RawDataset, chosen: Sequence[int]) -> Pictures:
+def pose_pictures(context: EvaluationContext, dataset: RawDataset, chosen: Sequence[int]) -> Pictures:
     """Labelled and predicted keypoints of each person."""
-    estimator, pictures = PoseEstimator(subject.model, subject.processor, subject.device), {}
+    estimator, pictures = PoseEstimator(context.model, context.processor, context.device), {}
     for sample in map(dataset.read, chosen):
         assert isinstance(sample.target, Person)
         found = estimator(sample.image, sample.target.box)
@@ -84,7 +84,7 @@ def pose_pictures(subject: Subject, dataset: RawDataset, chosen: Sequence[int]) 
     return pictures
 
 
-PICTURES: dict[Task, Callable[[Subject, RawDataset, Sequence[int]], Pictures]] = {
+PICTURES: dict[Task, Callable[[EvaluationContext, RawDataset, Sequence[int]], Pictures]] = {
     "segmentation": segmentation_pictures,
     "classification": classification_pictures,
     "pose": pose_pictures,

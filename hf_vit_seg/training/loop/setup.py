@@ -70,7 +70,7 @@ class Data:
 
 
 @dataclass(frozen=True, eq=False)
-class Ingredients:
+class TrainingComponents:
     """What a run is made of. `recipe` is the resolved one, `scattered` a copy of the model where weights are spread."""
 
     recipe: Recipe
@@ -122,7 +122,7 @@ def build_accelerator(recipe: Recipe, directory: Path) -> Accelerator:
         raise RecordError(f"loop.precision={precision} cannot be used: {error_sentence(error)}") from error
 
 
-def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manifest | None) -> Ingredients:
+def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manifest | None) -> TrainingComponents:
     """Open and check the data, build what is trained, and let accelerate prepare it; called by all processes.
 
     `facts` is the file that remembers what was found in the data.
@@ -157,7 +157,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     settle_deepspeed(accelerator, recipe)
     model, optimizer, schedule, loader = accelerator.prepare(model, optimizer, schedule, loader)
     set_seed(recipe.seed, device_specific=True)  # each process drops out other units
-    return Ingredients(
+    return TrainingComponents(
         recipe=recipe,
         accelerator=accelerator,
         data=data,

@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ECHO_SECONDS = 1.0
 
 
-class StopRequest:
+class GracefulStop:
     """As a context, catches the signals; `signal` is the first that came. Only the first thread gets any."""
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class StopRequest:
         self.since = 0.0
         self.before: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> "GracefulStop":
         if threading.current_thread() is threading.main_thread():  # signals are for it alone
             self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self

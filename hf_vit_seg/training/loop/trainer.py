@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from hf_vit_seg.error_reporting import bugs_logged
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.loading import load_model
-from hf_vit_seg.training.checkpoints.best_score import Standing
+from hf_vit_seg.training.checkpoints.best_score import BestTracker
 from hf_vit_seg.training.checkpoints.main_process import locked_by_main_process, on_main_process
-from hf_vit_seg.training.checkpoints.resume import continued_standing, refuse_other_run
+from hf_vit_seg.training.checkpoints.resume import refuse_other_run, resumed_best_tracker
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, lineage, write_model_directory
 from hf_vit_seg.training.checkpoints.state import (
     Manifest,
@@ -32,9 +32,9 @@ from hf_vit_seg.training.checkpoints.state import (
     write_manifest,
 )
 from hf_vit_seg.training.evaluate_saved import write_evaluation
-from hf_vit_seg.training.evaluation.evaluate import Subject, random_state_kept, report_of
+from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, random_state_kept, report_of
 from hf_vit_seg.training.evaluation.tasks import evaluate
-from hf_vit_seg.training.figures.evaluation_samples import have_sample_pictures, write_sample_pictures
+from hf_vit_seg.training.figures.evaluation_samples import have_sample_images, write_sample_images
 from hf_vit_seg.training.figures.plots import draw_plots
 from hf_vit_seg.training.losses.objectives import Batch
 from hf_vit_seg.training.optimization.gathered_weights import share_buffers, whole_model
@@ -46,8 +46,8 @@ from hf_vit_seg.training.reports.progress import Progress
 from hf_vit_seg.training.reports.run_log import RunLog
 
 from .gradient_accumulation import accumulate, windows
-from .setup import Ingredients, build_accelerator, prepare, resolved
-from .signals import StopRequest, workers_ended
+from .setup import TrainingComponents, build_accelerator, prepare, resolved
+from .signals import GracefulStop, workers_ended
 
 MOST_NOT_FINITE = 5  # steps in a row
 SHOWN_SAMPLES = 8  # of a step whose loss is not finite
@@ -57,7 +57,7 @@ class TrainingError(HfVitSegError):
     """A run that cannot go on, and why."""
 
 
-class Ending(StrEnum):
+class RunStatus(StrEnum):
     """How a run ended."""
 
     finished = "finished"
@@ -70,7 +70,7 @@ class Run:
 
     def __init__(
         self,
-        parts: Ingredients,
+        parts: TrainingComponents,
         directory: RunDirectory,
         start: Manifest | None = None,
         report: MetricsReport | None = None,
@@ -80,9 +80,9 @@ class Run:
         self.recipe, self.accelerator = parts.recipe, parts.accelerator
         self.step = self.saved_step = start.step if start else 0
         self.completed = start.completed if start else False
-        self.standing = continued_standing(start, self.recipe) if start else Standing()
+        self.best_tracker = resumed_best_tracker(start, self.recipe) if start else BestTracker()
         self.recent = list(start.recent) if start else []
-        self.looked_after = start.looked_after if start else True
+        self.evaluation_done = start.evaluation_done if start else True
         self.seconds = start.seconds if start else 0.0
         self.mark, self.timed, self.not_finite = time.perf_counter(), (0, 0.0), 0
         self.report = report
@@ -94,40 +94,40 @@ class Run:
             name=self.recipe.name,
             settings=self.recipe.model_dump(mode="json"),
         )
-        self.log.truncate(self.step, self.looked_after)
+        self.log.truncate(self.step, self.evaluation_done)
         self.progress = Progress(
             parts.steps, self.step, log_every=self.recipe.loop.log_every, enabled=self.accelerator.is_main_process
         )
 
-    def train(self) -> Ending:
+    def train(self) -> RunStatus:
         """Do the steps that are left; the last thing done is a checkpoint, and the last model unless interrupted."""
-        with StopRequest() as request, self.progress, workers_ended():
+        with GracefulStop() as request, self.progress, workers_ended():
             for note in self.parts.notes:
                 self.progress.say(note)
             first = self.step
-            ending = self.go_on(request)
-            if ending is not Ending.interrupted:
+            ending = self.train_loop(request)
+            if ending is not RunStatus.interrupted:
                 self.complete(had_ended=self.step == first)
         return ending
 
-    def go_on(self, request: StopRequest) -> Ending:
-        """The loop."""
-        if not self.looked_after:
-            self.look_after(saved=True)
+    def train_loop(self, request: GracefulStop) -> RunStatus:
+        """For each window of batches: step, log, and when due checkpoint and evaluate."""
+        if not self.evaluation_done:
+            self.evaluate_and_checkpoint(saved=True)
         self.mark = time.perf_counter()
         for window in windows(self.parts.loader, self.recipe.loop.accumulation):
-            if self.standing.has_ended(self.recipe.loop.early_stop):
+            if self.best_tracker.has_ended(self.recipe.loop.early_stop):
                 if self.saved_step != self.step:
-                    self.checkpoint(looked_after=True)
-                return Ending.early_stop
+                    self.checkpoint(evaluation_done=True)
+                return RunStatus.early_stop
             if self.take_step(window, request):
-                self.checkpoint(looked_after=False)
-                return Ending.interrupted
-            self.look_after()
+                self.checkpoint(evaluation_done=False)
+                return RunStatus.interrupted
+            self.evaluate_and_checkpoint()
             self.mark = time.perf_counter()
-        return Ending.finished
+        return RunStatus.finished
 
-    def take_step(self, window: list[Batch], request: StopRequest) -> bool:
+    def take_step(self, window: list[Batch], request: GracefulStop) -> bool:
         """One step of the optimizer, on all processes; whether any of them was asked to stop."""
         self.step += 1
         self.completed = False
@@ -203,13 +203,13 @@ class Run:
         """Whether something that happens every so many steps, and at the end, happens now."""
         return self.step == self.parts.steps or (every is not None and self.step % every == 0)
 
-    def look_after(self, saved: bool = False) -> None:
+    def evaluate_and_checkpoint(self, saved: bool = False) -> None:
         """What is due after a step: a checkpoint, unless it is `saved`; an evaluation, whose failure loses no step."""
         loop = self.recipe.loop
         evaluates = self.parts.data.validation is not None and self.is_due(loop.evaluate_every)
         saves = self.is_due(loop.checkpoint_every or loop.evaluate_every)
         if saves and not saved:
-            self.checkpoint(looked_after=not evaluates)
+            self.checkpoint(evaluation_done=not evaluates)
         if evaluates:
             self.evaluate()
         if saved or (saves and evaluates):
@@ -220,11 +220,11 @@ class Run:
         validation = self.parts.data.validation
         assert validation is not None
         with self.whole() as model, self.progress.evaluating(len(validation)) as advance:
-            subject = Subject(model, self.parts.processor, self.recipe, self.accelerator, advance)
-            found = evaluate(subject, validation)
+            context = EvaluationContext(model, self.parts.processor, self.recipe, self.accelerator, advance)
+            found = evaluate(context, validation)
             name, value = found.measure(self.recipe)
-            self.standing = self.standing.after(name, value, self.step, self.recipe.loop.early_stop)
-            best = self.standing.best_step == self.step
+            self.best_tracker = self.best_tracker.after(name, value, self.step, self.recipe.loop.early_stop)
+            best = self.best_tracker.best_step == self.step
             report = report_of(found, self.recipe, self.parts.data.names, "validation", self.step)
             self.report = replace(report, details={"training_seconds": round(self.seconds, 1)})
             self.log.evaluation(self.step, found.scores)
@@ -232,7 +232,7 @@ class Run:
             def write() -> None:
                 if best:
                     self.write_model(self.directory.best, model)
-                    write_sample_pictures(subject, validation, self.directory.samples)
+                    write_sample_images(context, validation, self.directory.samples)
 
             on_main_process(self.accelerator, write)
         self.progress.evaluated(name, value, best)
@@ -246,11 +246,11 @@ class Run:
         """The model as it is measured and saved."""
         return whole_model(self.accelerator, self.parts.model, self.parts.average, self.parts.scattered)
 
-    def checkpoint(self, looked_after: bool) -> None:
+    def checkpoint(self, evaluation_done: bool) -> None:
         """Save all that a run needs to go on from here."""
         keep = self.recipe.loop.keep_checkpoints
         share_buffers(self.parts.model)  # scattered weights are saved with those of any process
-        manifest, folder = self.manifest(looked_after), self.directory.checkpoints
+        manifest, folder = self.manifest(evaluation_done), self.directory.checkpoints
         save_checkpoint(self.accelerator, folder, manifest, self.parts.average, keep, self.report)
         self.saved_step = self.step
 
@@ -258,15 +258,15 @@ class Run:
         """Update where the run stands in the checkpoint of this step."""
         write_manifest(self.accelerator, self.directory.checkpoints, self.manifest(), self.report)
 
-    def manifest(self, looked_after: bool = True) -> Manifest:
+    def manifest(self, evaluation_done: bool = True) -> Manifest:
         """Where the run stands."""
         return Manifest(
             step=self.step,
             samples=self.step * self.parts.samples_per_step,
             processes=self.accelerator.num_processes,
-            looked_after=looked_after,
+            evaluation_done=evaluation_done,
             completed=self.completed,
-            standing=self.standing,
+            best_tracker=self.best_tracker,
             recent=tuple(self.recent),
             seconds=self.seconds,
             recipe=self.recipe.model_dump(mode="json"),
@@ -296,22 +296,22 @@ class Run:
     def restore_best(self, model: Any) -> None:
         """Add what is missing of the best model, if it is that of the last step, and of its pictures."""
         best, validation = self.directory.best, self.parts.data.validation
-        if validation is None or self.standing.best_step is None:
+        if validation is None or self.best_tracker.best_step is None:
             return
-        if self.standing.best_step == self.step:
+        if self.best_tracker.best_step == self.step:
             self.write_model(best, model, only_missing=True)
         if not best.exists():
             self.progress.say(
                 f"{best} is missing, and only the model of step {self.step} can be restored: the best one was that of "
-                f"step {self.standing.best_step}"
+                f"step {self.best_tracker.best_step}"
             )
-        elif not have_sample_pictures(self.recipe, validation, self.directory.samples):
+        elif not have_sample_images(self.recipe, validation, self.directory.samples):
             loaded = load_model(str(best), task=self.recipe.task).to(self.accelerator.device)
-            subject = Subject(loaded, self.parts.processor, self.recipe, self.accelerator)
-            write_sample_pictures(subject, validation, self.directory.samples)
+            context = EvaluationContext(loaded, self.parts.processor, self.recipe, self.accelerator)
+            write_sample_images(context, validation, self.directory.samples)
 
 
-def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, overwrite: bool = False) -> Ending:
+def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, overwrite: bool = False) -> RunStatus:
     """Carry a recipe out in a directory, which is locked meanwhile.
 
     At the end the best model is measured on the test split, if the recipe has one.
@@ -328,7 +328,7 @@ def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, over
             return train_locked(recipe, directory, accelerator, resume)
 
 
-def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerator, resume: bool) -> Ending:
+def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerator, resume: bool) -> RunStatus:
     """`train` in a directory that nobody else writes."""
     checkpoint = next(iter(reversed(checkpoints(directory.checkpoints))), None) if resume else None
     start = None if checkpoint is None else read_manifest(checkpoint)
@@ -345,7 +345,7 @@ def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerat
         set_rates(parts.schedule.scheduler)
     try:
         ending = run.train()
-        if ending is not Ending.interrupted and recipe.data.test is not None:
+        if ending is not RunStatus.interrupted and recipe.data.test is not None:
             measure_on_test(directory, parts.recipe)
         return ending
     finally:
