@@ -2,7 +2,7 @@
 
     python -m benchmarks.segformer [--variants b0,b2] [--size 512] [--device cuda --dtype bfloat16]
 
-ONNX Runtime and OpenVINO run transformers' model as torch exports it, each tuned by its own graph optimiser. Every
+ONNX Runtime and OpenVINO run transformers' model as torch exports it, each tuned by its own graph optimizer. Every
 contender must give our logits before it is timed.
 """
 

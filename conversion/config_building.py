@@ -12,12 +12,12 @@ from hf_vit_seg.records import nearest
 
 from .errors import ConversionError
 from .labels import LabelSet
-from .registry import Recognised
+from .registry import Recognized
 from .rules import origin
 from .variants import plain
 
 
-def inferred(found: Recognised, state: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> dict[str, Any]:
+def inferred(found: Recognized, state: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the shapes tell, `num_labels` among it if there is a head: the translated ones, and the `original`."""
     try:
         return found.source.infer(state) | found.source.observe(original)
@@ -40,14 +40,14 @@ def check_fields(config: type[PreTrainedConfig], overrides: Mapping[str, Any]) -
             raise ConversionError(f"{config.__name__} has no field '{name}' to override; {hint}")
 
 
-def from_beside(found: Recognised, beside: Mapping[str, Any]) -> dict[str, Any]:
+def from_beside(found: Recognized, beside: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a config.json beside the checkpoint gives."""
     there = {name: found.source.beside_names.get(name, name) for name in found.source.settings}
     return {name: beside[there[name]] for name in found.source.settings if there[name] in beside}
 
 
 def build(
-    found: Recognised,
+    found: Recognized,
     shapes: Mapping[str, Any],
     beside: Mapping[str, Any],
     overrides: Mapping[str, Any],
@@ -71,7 +71,7 @@ def build(
 
 
 def assumptions(
-    found: Recognised, config: PreTrainedConfig, beside: Mapping[str, Any], overrides: Mapping[str, Any]
+    found: Recognized, config: PreTrainedConfig, beside: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> list[str]:
     """A sentence if fields that shapes cannot show were neither given beside nor overridden."""
     given = from_beside(found, beside) | dict(overrides)

@@ -16,7 +16,7 @@ from .export import export
 from .labels import LabelSet, described, resolve
 from .preprocessing import IMAGENET
 from .readers import Checkpoint, read
-from .registry import Recognised, qualified, recognise
+from .registry import Recognized, qualified, recognize
 from .report import Report
 from .rules import origin, translate
 from .staging import check_apart, check_directory, locked_output
@@ -58,7 +58,7 @@ def convert_locked(
 ) -> Report:
     """`convert` into a directory that may be replaced and that nobody else writes."""
     checkpoint = read(source_file)
-    found = recognise(checkpoint, source)
+    found = recognize(checkpoint, source)
     translation = translate(found.form.rules, checkpoint.tensors)
     shapes = config_building.inferred(found, translation.tensors, checkpoint.tensors)
     label_set = resolved(found, checkpoint, shapes.get("num_labels"), labels)
@@ -93,7 +93,7 @@ def convert_locked(
     )
 
 
-def origin_of(found: Recognised, checkpoint: Checkpoint) -> Provenance:
+def origin_of(found: Recognized, checkpoint: Checkpoint) -> Provenance:
     """Where the weights came from; a licence in the card beside them goes before that of the source."""
     beside = provenance_from(checkpoint.card)
     known = beside if beside.license else found.source.weights
@@ -101,7 +101,7 @@ def origin_of(found: Recognised, checkpoint: Checkpoint) -> Provenance:
     return known.model_copy(update=own)
 
 
-def resolved(found: Recognised, checkpoint: Checkpoint, count: int | None, asked: str | Path | None) -> LabelSet | None:
+def resolved(found: Recognized, checkpoint: Checkpoint, count: int | None, asked: str | Path | None) -> LabelSet | None:
     """The label set of a model with a head."""
     if count is None:
         return None
@@ -116,7 +116,7 @@ def resolved(found: Recognised, checkpoint: Checkpoint, count: int | None, asked
 
 
 def judged(
-    found: Recognised,
+    found: Recognized,
     checkpoint: Checkpoint,
     config: PreTrainedConfig,
     shapes: Mapping[str, Any],

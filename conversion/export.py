@@ -112,7 +112,7 @@ def target_form(
 
 
 def outgoing_labels(checkpoint: Checkpoint, auto_class: str) -> LabelSet | None:
-    """The names and colours of a saved model, for formats that keep them."""
+    """The names and colors of a saved model, for formats that keep them."""
     found = from_config(checkpoint.config, checkpoint.processor)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Label sets: the names of the classes and their colours, and where they were found."""
+"""Label sets: the names of the classes and their colors, and where they were found."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ USUAL = ("ade20k", "cityscapes", "imagenet-1k")
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Class names, a colour for each (none for classification), and what the data set asks of its masks.
+    """Class names, a color for each (none for classification), and what the data set asks of its masks.
 
     `reduce_zero_label` says that 0 in the masks means "no class" and class k is stored as k + 1; None where
     it is not known. `image_size` is the (height, width) that the usual checkpoints see. `found` says whence
@@ -47,7 +47,7 @@ def from_json(content: Any, origin: str) -> LabelSet:
     try:
         return LabelSet(
             names=tuple(str(name) for name in content["names"]),
-            palette=colours(content.get("palette", ())),
+            palette=colors(content.get("palette", ())),
             reduce_zero_label=content.get("reduce_zero_label"),
             image_size=(content["image_size"][0], content["image_size"][1]) if "image_size" in content else None,
             found=origin,
@@ -59,13 +59,13 @@ def from_json(content: Any, origin: str) -> LabelSet:
         ) from error
 
 
-def colours(palette: Sequence[Sequence[int]]) -> Palette:
-    """Colours as plain numbers."""
+def colors(palette: Sequence[Sequence[int]]) -> Palette:
+    """Colors as plain numbers."""
     return tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
 
 
 def generated_palette(count: int) -> Palette:
-    """Colours for classes without any: their number's bits, dealt out to the channels as in PASCAL VOC."""
+    """Colors for classes without any: their number's bits, dealt out to the channels as in PASCAL VOC."""
 
     def channel(number: int, first: int) -> int:
         return sum((number >> (3 * bit + first) & 1) << (7 - bit) for bit in range(8))
@@ -116,7 +116,7 @@ def completed(labels: LabelSet) -> LabelSet:
 
 
 def from_meta(meta: Mapping[str, Any]) -> LabelSet | None:
-    """Names and colours that OpenMMLab keeps beside weights: CLASSES, or dataset_meta since 1.0."""
+    """Names and colors that OpenMMLab keeps beside weights: CLASSES, or dataset_meta since 1.0."""
     dataset = meta.get("dataset_meta")
     entries = {str(k).casefold(): v for k, v in (dataset if isinstance(dataset, Mapping) else meta).items()}
     names = entries.get("classes")
@@ -127,7 +127,7 @@ def from_meta(meta: Mapping[str, Any]) -> LabelSet | None:
 
 
 def from_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> LabelSet | None:
-    """The id2label of a config.json, unless it only counts, with the processor's colours."""
+    """The id2label of a config.json, unless it only counts, with the processor's colors."""
     entries = config.get("id2label")
     if not isinstance(entries, Mapping) or not entries:
         return None
@@ -170,7 +170,7 @@ def resolve(
             f"{count}; pass the labels that it was trained with"
         )
     if found.palette and len(found.palette) != count:
-        raise ConversionError(f"the label set ({found.found}) has {len(found.palette)} colours for {count} classes")
+        raise ConversionError(f"the label set ({found.found}) has {len(found.palette)} colors for {count} classes")
     return found
 
 

@@ -87,5 +87,5 @@ def settings(
     if reduce is None or (labels_asked and labels.reduce_zero_label is not None):
         reduce = labels.reduce_zero_label
     chosen["do_reduce_labels"] = bool(reduce)
-    chosen["palette"] = [list(colour) for colour in labels.palette or generated_palette(len(labels.names))]
+    chosen["palette"] = [list(color) for color in labels.palette or generated_palette(len(labels.names))]
     return chosen

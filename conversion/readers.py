@@ -168,8 +168,8 @@ def read_file(file: Path) -> Mapping[str, Any]:
         head = stream.read(16)
     if not head:
         raise ConversionError(f"'{file}' is empty (0 bytes); download or copy it again")
-    for recognised, reader in FORMATS:
-        if recognised(head):
+    for recognized, reader in FORMATS:
+        if recognized(head):
             content = reader(file)
             break
     else:

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Recognised:
+class Recognized:
     """The architecture, source and form of a checkpoint."""
 
     architecture: Architecture
@@ -74,12 +74,12 @@ def fitting_form(source: Source, names: Collection[str]) -> Form | None:
     return next((form for form in source.forms if all(mark in names for mark in form.marks)), None)
 
 
-def recognise(checkpoint: Checkpoint, name: str | None) -> Recognised:
+def recognize(checkpoint: Checkpoint, name: str | None) -> Recognized:
     """Find out by its keys what a checkpoint is; `name` restricts the search to one source."""
     candidates = by_name(name) if name else sources()
     names = checkpoint.tensors.keys()
     found = [
-        Recognised(architecture, source, form)
+        Recognized(architecture, source, form)
         for architecture, source in candidates
         if (form := fitting_form(source, names)) is not None
     ]
@@ -97,7 +97,7 @@ def recognise(checkpoint: Checkpoint, name: str | None) -> Recognised:
 
 
 def unknown(checkpoint: Checkpoint, candidates: Sequence[tuple[Architecture, Source]], name: str | None) -> str:
-    """The sentence for keys that no candidate recognises."""
+    """The sentence for keys that no candidate recognizes."""
     model_type = checkpoint.config.get("model_type")
     if model_type in {architecture.config.model_type for architecture in architectures().values()}:
         return (

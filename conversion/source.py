@@ -36,7 +36,7 @@ class Form:
     `settings` are the config values that follow from the form; on the way back they are what it can hold.
     `numerics` are added to the source's, `remarks` to its remarks; `labels` are the label sets that such files
     usually have. Forms without a writer are read and never
-    written; `directory` says that the writer makes a directory. A form with a `refusal` is recognised so that
+    written; `directory` says that the writer makes a directory. A form with a `refusal` is recognized so that
     a reader is told why it cannot be converted.
     """
 

@@ -22,11 +22,11 @@ def write_bare(outgoing: Outgoing, path: Path) -> None:
 
 
 def write_with_meta(outgoing: Outgoing, path: Path) -> None:
-    """OpenMMLab's container: the class names and colours as `meta`, the weights as `state_dict`."""
+    """OpenMMLab's container: the class names and colors as `meta`, the weights as `state_dict`."""
     meta = {}
     if outgoing.labels is not None:
         meta["CLASSES"] = outgoing.labels.names
-        meta["PALETTE"] = [list(colour) for colour in outgoing.labels.palette]
+        meta["PALETTE"] = [list(color) for color in outgoing.labels.palette]
     torch.save({"meta": meta, "state_dict": OrderedDict(outgoing.tensors)}, path)
 
 

@@ -19,7 +19,7 @@ from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.yaml_reader import text_of
 
 SIZE, IMAGES = 48, 10
-COLOURS = np.array([[40, 60, 90], [220, 80, 60], [90, 200, 120]])
+COLORS = np.array([[40, 60, 90], [220, 80, 60], [90, 200, 120]])
 
 
 def write_pictures(folder: Path, count: int = IMAGES, seed: int = 0) -> Path:
@@ -33,7 +33,7 @@ def write_pictures(folder: Path, count: int = IMAGES, seed: int = 0) -> Path:
         x, y = random.integers(8, SIZE - 8, 2)
         mask[(rows - y) ** 2 + (columns - x) ** 2 < 36] = 1
         mask[:, (x + 16) % SIZE : (x + 16) % SIZE + 4] = 2
-        image = COLOURS[mask] + random.integers(-20, 20, (SIZE, SIZE, 3))
+        image = COLORS[mask] + random.integers(-20, 20, (SIZE, SIZE, 3))
         mask[: number * 2] = 255
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / "images" / f"{number:02}.png")
         Image.fromarray(mask).save(folder / "masks" / f"{number:02}.png")

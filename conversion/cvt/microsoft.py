@@ -48,7 +48,7 @@ def infer_with_heads(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def preprocessing(config: Any) -> dict[str, Any]:
-    """The released evaluation at 224: the shorter side to 256, bicubic, and the centre (the rest is usual)."""
+    """The released evaluation at 224: the shorter side to 256, bicubic, and the center (the rest is usual)."""
     return {"resample": BICUBIC}
 
 

@@ -1,4 +1,4 @@
-"""From samples to the batch that a model takes, normalised by the image processor that is saved with it.
+"""From samples to the batch that a model takes, normalized by the image processor that is saved with it.
 
 Shapes: B images, C bands, H W pixels, K classes or keypoints.
 """
@@ -23,8 +23,8 @@ class CollationError(HfVitSegError):
     """Samples that make no batch."""
 
 
-def normalised(processor: BaseImageProcessor, images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Images (C, H, W) of one size as `processor(image)` normalises them, to the bit: (B, C, H, W) float32."""
+def normalized(processor: BaseImageProcessor, images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Images (C, H, W) of one size as `processor(image)` normalizes them, to the bit: (B, C, H, W) float32."""
     options: dict[str, Any] = {"return_tensors": "pt", "input_data_format": "channels_first"}
     return processor(list(images), **options, **WITHOUT_GEOMETRY)["pixel_values"]
 
@@ -53,7 +53,7 @@ class Collator:
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Samples to `pixel_values` and `labels`."""
         check_shapes(samples)
-        images = normalised(self.processor, [sample["image"] for sample in samples])
+        images = normalized(self.processor, [sample["image"] for sample in samples])
         labels = torch.stack([torch.as_tensor(sample["target"], dtype=self.dtype) for sample in samples])
         if self.mixer is not None:
             with seeded(samples[0]["draw"], self.seed, BATCH):
@@ -75,4 +75,4 @@ def check_shapes(samples: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-__all__ = ["CollationError", "Collator", "normalised"]
+__all__ = ["CollationError", "Collator", "normalized"]

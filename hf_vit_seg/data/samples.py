@@ -27,7 +27,7 @@ class Person:
 class RawSample:
     """An image (C, H, W), uint8 or float32, and its target.
 
-    `target` is a raw mask, (H, W) int64 of values or (3, H, W) uint8 of colours; a class index; a person; or None.
+    `target` is a raw mask, (H, W) int64 of values or (3, H, W) uint8 of colors; a class index; a person; or None.
     `name` is unique within the source and tells people where the sample comes from.
     """
 

@@ -25,7 +25,7 @@ class Statistics(NamedTuple):
     rescale_factor: float
 
     def processor_fields(self) -> dict[str, Any]:
-        """The fields of an image processor that normalises by these numbers."""
+        """The fields of an image processor that normalizes by these numbers."""
         return {
             "image_mean": list(self.mean),
             "image_std": list(self.std),

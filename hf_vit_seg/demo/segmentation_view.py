@@ -1,4 +1,4 @@
-"""The picture of a segmentation in a browser: photo, colours, legend with bars, and the class under the pointer.
+"""The picture of a segmentation in a browser: photo, colors, legend with bars, and the class under the pointer.
 
 The browser gets a small photo, and a map of the same size whose values are rows of the legend; it draws the rest itself
 (view/view.js). gradio's own AnnotatedImage writes a picture of full size for every class, which took ten times as long.
@@ -21,7 +21,7 @@ from hf_vit_seg.inference.segmentation import Segmentation
 
 LONGEST_SIDE = 1280  # of the shown picture
 MOST_ROWS = 255  # of the legend; the rarest classes share the last
-GREY = (128, 128, 128)
+GRAY = (128, 128, 128)
 VIEW = files("hf_vit_seg.demo") / "view"
 
 
@@ -37,7 +37,7 @@ def segmentation_view() -> gr.HTML:
 def view_of(result: Segmentation, name: str, caption: str) -> dict[str, Any]:
     """What the browser draws: `photo` and `rows` as data URLs of pictures (h, w), `classes` row by row, and texts."""
     if result.image is None:
-        raise HfVitSegError("There is no picture to lay colours over: the input was no RGB or grey image")
+        raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
     size = shown_size(result.image.size, LONGEST_SIDE, enlarge=True)
     rows, classes = legend_rows(result)
     small = rows[nearest_labels(result.label_map, size)]
@@ -56,11 +56,11 @@ def legend_rows(result: Segmentation) -> tuple[np.ndarray, list[dict[str, Any]]]
     rows = np.full(len(result.names), MOST_ROWS - 1, np.uint8)
     single = counts if len(counts) <= MOST_ROWS else counts[: MOST_ROWS - 1]
     rows[[count.index for count in single]] = np.arange(len(single))
-    entries = [(count.name, count.colour, count.share) for count in single]
+    entries = [(count.name, count.color, count.share) for count in single]
     if len(single) < len(counts):
         rest = counts[len(single) :]
-        entries.append((f"{len(rest)} more", GREY, sum(count.share for count in rest)))
-    classes = [{"name": n, "colour": list(c), "share": round(s, 6), "text": percent(s)} for n, c, s in entries]
+        entries.append((f"{len(rest)} more", GRAY, sum(count.share for count in rest)))
+    classes = [{"name": n, "color": list(c), "share": round(s, 6), "text": percent(s)} for n, c, s in entries]
     return rows, classes
 
 

@@ -144,9 +144,9 @@ def outer_rings(
     walls = np.flatnonzero(left)
     wall = walls[np.searchsorted(walls, row * left.shape[1] + column, side="right") - 1] % left.shape[1]
     ending = runs[LEFT].end[0] + runs[LEFT].end[1] * left.shape[0]  # a left side goes up: it ends at its topmost pixel
-    neighbours = ring_of[offsets[LEFT] + np.searchsorted(ending, row + wall * left.shape[0], side="right") - 1]
+    neighbors = ring_of[offsets[LEFT] + np.searchsorted(ending, row + wall * left.shape[0], side="right") - 1]
     for i in np.argsort(row, kind="stable"):
-        owners[holes[i]] = owners[neighbours[i]]
+        owners[holes[i]] = owners[neighbors[i]]
     return owners
 
 

@@ -1,4 +1,4 @@
-"""Pictures of label maps for human eyes: the photo under translucent colours, and a legend beside or below it.
+"""Pictures of label maps for human eyes: the photo under translucent colors, and a legend beside or below it.
 
 Shapes: H W pixels, K classes. Lengths are pixels.
 """
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hf_vit_seg.errors import HfVitSegError
 
-LegendRow = tuple[str, tuple[int, int, int], float]  # name, colour, share of 0 .. 1
+LegendRow = tuple[str, tuple[int, int, int], float]  # name, color, share of 0 .. 1
 
 SMALLEST_SIDE = 384  # smaller photos are enlarged by a whole factor, so that a legend suits them
 LONGEST_NAME = 28
@@ -26,21 +26,21 @@ def draw_overlay(
     opacity: float = 0.5,
     longest_side: int | None = 1600,
 ) -> Image.Image:
-    """Lay the classes' colours over a photo, with a thin full line where two classes meet.
+    """Lay the classes' colors over a photo, with a thin full line where two classes meet.
 
     `label_map` (H, W) indexes `palette` (K, 3). The picture is reduced to `longest_side`, None keeps its size. With
     `rows` a legend is added to the right, or below in columns when it is longer than the photo is high, and tiny
     photos are enlarged.
     """
     if not 0 <= opacity <= 1:
-        raise HfVitSegError(f"opacity is between 0 (photo only) and 1 (colours only), got {opacity}")
+        raise HfVitSegError(f"opacity is between 0 (photo only) and 1 (colors only), got {opacity}")
     sides = shown_size(image.size, longest_side, enlarge=bool(rows))
     picture = resized_picture(image, sides)
     labels = nearest_labels(label_map, sides)
-    colours = Image.fromarray(palette[labels])
-    picture = Image.blend(picture, colours, opacity)
+    colors = Image.fromarray(palette[labels])
+    picture = Image.blend(picture, colors, opacity)
     if opacity > 0:
-        picture.paste(colours, mask=Image.fromarray(borders(labels)))
+        picture.paste(colors, mask=Image.fromarray(borders(labels)))
     return with_legend(picture, rows) if rows else picture
 
 
@@ -74,7 +74,7 @@ def nearest_labels(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def borders(labels: np.ndarray) -> np.ndarray:
-    """A mask (H, W) uint8 of 0 or 255: pixels whose right or lower neighbour is of another class."""
+    """A mask (H, W) uint8 of 0 or 255: pixels whose right or lower neighbor is of another class."""
     mask = np.zeros(labels.shape, dtype=bool)
     mask[:, :-1] = labels[:, :-1] != labels[:, 1:]
     mask[:-1] |= labels[:-1] != labels[1:]
@@ -111,8 +111,8 @@ def with_legend(picture: Image.Image, rows: Sequence[LegendRow]) -> Image.Image:
 def legend_lines(rows: Sequence[LegendRow]) -> list[tuple[str, tuple[int, int, int] | None, float]]:
     """The legend's lines: long names are cut, and the rarest classes share the last line when there are many."""
     lines: list[tuple[str, tuple[int, int, int] | None, float]] = [
-        (name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…", colour, share)
-        for name, colour, share in rows
+        (name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…", color, share)
+        for name, color, share in rows
     ]
     if len(lines) > MOST_ROWS:
         rest = lines[MOST_ROWS - 1 :]
@@ -129,9 +129,9 @@ def draw_line(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
     """Draw one line of the legend: swatch, name, and the share at the column's right end."""
-    (x, y), (text, colour, share) = corner, entry
-    if colour is not None:
-        draw.rectangle((x, y + em * 0.2, x + em, y + em * 1.2), fill=colour, outline=INK)
+    (x, y), (text, color, share) = corner, entry
+    if color is not None:
+        draw.rectangle((x, y + em * 0.2, x + em, y + em * 1.2), fill=color, outline=INK)
     draw.text((x + round(em * 1.6), y + em * 0.7), text, fill=INK, font=font, anchor="lm")
     draw.text((x + width, y + em * 0.7), percent(share), fill=FAINT, font=font, anchor="rm")
 

@@ -39,18 +39,18 @@ def with_skeletons(
         places = [tuple(place) for place in ((person[:, :2] + 0.5) * scale - 0.5).tolist()]
         for pair in pairs:
             if certain[list(pair)].all():
-                draw.line([places[end] for end in pair], fill=side_colour(pair, coco), width=radius)
+                draw.line([places[end] for end in pair], fill=side_color(pair, coco), width=radius)
         for k, (x, y) in enumerate(places):
             ring = (x - radius, y - radius, x + radius, y + radius)
             if certain[k]:
-                draw.ellipse(ring, fill=side_colour((k, k), coco), outline=(255, 255, 255))
+                draw.ellipse(ring, fill=side_color((k, k), coco), outline=(255, 255, 255))
             elif faint:
-                draw.ellipse(ring, outline=side_colour((k, k), coco))
+                draw.ellipse(ring, outline=side_color((k, k), coco))
     return canvas
 
 
-def side_colour(pair: tuple[int, int], coco: bool) -> tuple[int, int, int]:
-    """The colour of a bone, or of a keypoint (k, k): that of its side, or the middle's where it has no single one."""
+def side_color(pair: tuple[int, int], coco: bool) -> tuple[int, int, int]:
+    """The color of a bone, or of a keypoint (k, k): that of its side, or the middle's where it has no single one."""
     sides = {end % 2 for end in pair if end}  # keypoint 0 is the nose
     if not coco or 0 in pair or len(sides) != 1:
         return MIDDLE

@@ -75,7 +75,7 @@ def export_model(
         if not parity.passed:
             raise parity.failure(exporter.file)
         if options.calibration:
-            parity = quantised(segmenter, path, name, exporter, options, score)
+            parity = quantized(segmenter, path, name, exporter, options, score)
         write_beside(segmenter, path.parent, out, parity, exporter.file)
         move_contents(path.parent, out, last=path.name)
     return parity
@@ -88,9 +88,9 @@ def check(
     exporter.check()
     if options.dtype not in exporter.dtypes:
         raise RecordError(f"{name} is written in {' or '.join(exporter.dtypes)}, asked was for {options.dtype}")
-    if options.calibration and not exporter.quantises:
+    if options.calibration and not exporter.quantizes:
         raise RecordError(f"{name} is not written in 8 bits here; onnx and openvino are")
-    if options.calibration and options.size is None and not exporter.quantises_open_sizes:
+    if options.calibration and options.size is None and not exporter.quantizes_open_sizes:
         raise RecordError(f"{name} computes in 8 bits for one size alone: give size, such as 512x512")
     if options.calibration and (options.labels or options.dtype != "float32"):
         raise RecordError("8-bit programs are made from float32 and give logits: leave label map and dtype out")
@@ -124,7 +124,7 @@ def usual_size(segmenter: Segmenter) -> tuple[int, int]:
     return int(size.get("height") or edge), int(size.get("width") or edge)
 
 
-def quantised(
+def quantized(
     segmenter: Segmenter,
     path: Path,
     name: str,
@@ -134,7 +134,7 @@ def quantised(
 ) -> Parity:
     """The program in 8 bits, and what that costs: labels that stay the same, and the scores of both."""
     calibration = Calibration.from_files(options.calibration, segmenter, options.calibration_images, options.size)
-    exporter.quantise(path, calibration)
+    exporter.quantize(path, calibration)
     eight = RuntimeModel(path, segmenter.model.config)
     images = [torch.from_numpy(image) for image in calibration.images]
     if options.size is None:  # ranges are measured at some sizes, the program has to work at others

@@ -34,8 +34,8 @@ class Exporter(Record):
     packages: ClassVar[tuple[str, ...]] = ()
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     forms: ClassVar[tuple[Target, ...]] = ("any",)  # targets of the export forms that are applied
-    quantises: ClassVar[bool] = False
-    quantises_open_sizes: ClassVar[bool] = True
+    quantizes: ClassVar[bool] = False
+    quantizes_open_sizes: ClassVar[bool] = True
     runs_alone: ClassVar[bool] = True  # whether one size and batch may stay open
 
     def check(self) -> None:
@@ -47,7 +47,7 @@ class Exporter(Record):
         """Write the graph, whose weights are of `dtype`, to `path`, a file called `file`."""
         raise NotImplementedError
 
-    def quantise(self, path: Path, calibration: Calibration) -> None:
+    def quantize(self, path: Path, calibration: Calibration) -> None:
         """Replace the file by one that computes in 8 bits, with ranges seen on `calibration`."""
         raise NotImplementedError
 
@@ -59,7 +59,7 @@ class OnnxExporter(Exporter):
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
     forms: ClassVar[tuple[Target, ...]] = ("any", "blocked_channels")
-    quantises: ClassVar[bool] = True
+    quantizes: ClassVar[bool] = True
 
     opset: int = Field(default=20, ge=18)
     ranges: Literal["minmax", "entropy", "percentile"] = "minmax"
@@ -82,8 +82,8 @@ class OnnxExporter(Exporter):
         size = sum(tensor.nbytes for tensor in graph.state_dict().values())
         onnx.save(model, str(path), save_as_external_data=size > LARGEST_FILE, location=f"{path.name}.data")
 
-    def quantise(self, path: Path, calibration: Calibration) -> None:
-        """Static quantisation in QDQ form: products with weights alone, in 8 bits, per channel."""
+    def quantize(self, path: Path, calibration: Calibration) -> None:
+        """Static quantization in QDQ form: products with weights alone, in 8 bits, per channel."""
         quantization: Any = needed("onnxruntime.quantization")
         methods = quantization.CalibrationMethod
         whole = path.with_name(f"float.{path.name}")
@@ -114,8 +114,8 @@ class OpenVinoExporter(Exporter):
     packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "onnxscript")
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
     forms: ClassVar[tuple[Target, ...]] = ("any", "centered_norms")
-    quantises: ClassVar[bool] = True
-    quantises_open_sizes: ClassVar[bool] = False  # the result gets a wrong shape at sizes that were not calibrated
+    quantizes: ClassVar[bool] = True
+    quantizes_open_sizes: ClassVar[bool] = False  # the result gets a wrong shape at sizes that were not calibrated
 
     opset: int = Field(default=20, ge=18)
 
@@ -129,20 +129,20 @@ class OpenVinoExporter(Exporter):
         for used in (source, source.with_name(f"{source.name}.data")):
             used.unlink(missing_ok=True)
 
-    def quantise(self, path: Path, calibration: Calibration) -> None:
-        """Post-training quantisation by nncf."""
+    def quantize(self, path: Path, calibration: Calibration) -> None:
+        """Post-training quantization by nncf."""
         openvino, nncf, core = needed("openvino"), needed("nncf"), openvino_core()
         whole = path.with_name(f"float.{path.name}")
         parts = [(path.with_suffix(suffix), whole.with_suffix(suffix)) for suffix in (".xml", ".bin")]
         for part, moved in parts:  # weights are read from their file while the other one is written
             part.rename(moved)
-        quantised = nncf.quantize(
+        quantized = nncf.quantize(
             core.read_model(str(whole)),
             nncf.Dataset(calibration.images),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(calibration.images),
         )
-        openvino.save_model(quantised, str(path), compress_to_fp16=False)
+        openvino.save_model(quantized, str(path), compress_to_fp16=False)
         for _, moved in parts:
             moved.unlink()
 

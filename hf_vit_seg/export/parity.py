@@ -97,7 +97,7 @@ def sizes_to_check(geometry: Geometry, usual: tuple[int, int]) -> Iterator[tuple
 
 
 def pictures(batch: int, channels: int, height: int, width: int, seed: int) -> torch.Tensor:
-    """Random images (B, C, H, W) as smooth as photos, normalised."""
+    """Random images (B, C, H, W) as smooth as photos, normalized."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(batch, channels, ceil_div(height, 16), ceil_div(width, 16), generator=generator)
     smooth = interpolate(coarse, (height, width), mode="bicubic", align_corners=False)

@@ -95,7 +95,7 @@ def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str,
         "preparation": preparation(model),
         "reports": [report_facts(report) for report in model.reports],
         "labels": labels,
-        "coloured": bool(labels) and len(labels[0]) == 3,
+        "colored": bool(labels) and len(labels[0]) == 3,
         "recipe": None if model.recipe_text is None else model.recipe_text.rstrip(),
         "training": training(model),
     }
@@ -130,15 +130,15 @@ def usage(model: ModelDirectory, repo_id: str, trust: str) -> str:
 
 
 def label_rows(model: ModelDirectory) -> Iterator[list[str]]:
-    """Number in a label map, name and, where the processor has colours, that of pictures, of each class."""
+    """Number in a label map, name and, where the processor has colors, that of pictures, of each class."""
     own = getattr(model.processor, "palette", None)
     labels = {int(index): name for index, name in (model.config.id2label or {}).items()}
     if is_binary(model):
         labels = {0: "background", 1: labels[0]}
     palette = class_palette(own, max(labels, default=0) + 1)
     for index, name in labels.items():
-        colour = ["#{:02x}{:02x}{:02x}".format(*palette[index])] if own else []
-        yield [str(index), in_cell(name), *colour]
+        color = ["#{:02x}{:02x}{:02x}".format(*palette[index])] if own else []
+        yield [str(index), in_cell(name), *color]
 
 
 def is_binary(model: ModelDirectory) -> bool:

@@ -48,7 +48,7 @@ class Classifier:
 
 
 def class_input(processor: BaseImageProcessor, image: torch.Tensor) -> torch.Tensor:
-    """What a classifier is measured with: an image (C, H, W) resized, cropped and normalised, (1, C, h, w).
+    """What a classifier is measured with: an image (C, H, W) resized, cropped and normalized, (1, C, h, w).
 
     ValueError for a long thin one, which its shortest edge would make too large.
     """

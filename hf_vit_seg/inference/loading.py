@@ -64,7 +64,7 @@ def load_processor(name: str) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{name} has no image processor (preprocessor_config.json), which says how images are resized and "
-            f"normalised: {error_sentence(error, short=True)}"
+            f"normalized: {error_sentence(error, short=True)}"
         ) from error
 
 

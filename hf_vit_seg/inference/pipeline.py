@@ -75,7 +75,7 @@ class SemanticSegmentationPipeline(Pipeline):
             {
                 "id": count.index,
                 "label": count.name,
-                "color": count.colour,
+                "color": count.color,
                 "pixels": count.pixels,
                 "share": count.share,
             }

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vit_seg.data.collation import normalised
+from hf_vit_seg.data.collation import normalized
 from hf_vit_seg.data.transforms.person_crops import PersonCrop, person_size
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 
@@ -49,7 +49,7 @@ class PoseEstimator:
         ValueError for a box without width and height.
         """
         crop = PersonCrop.around(box or (0, 0, image.shape[2], image.shape[1]), self.size)
-        pixels = normalised(self.processor, [crop.cut(image)]).to(self.device, self.model.dtype)
+        pixels = normalized(self.processor, [crop.cut(image)]).to(self.device, self.model.dtype)
         points, scores = keypoints_from_heatmaps(self.model(pixel_values=pixels).heatmaps, self.size)
         return torch.cat([crop.back(points[0].cpu()), scores[0, :, None].cpu()], dim=1)
 

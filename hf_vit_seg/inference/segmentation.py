@@ -21,7 +21,7 @@ class ClassCount:
 
     index: int
     name: str
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
     pixels: int
     share: float  # of all pixels, 0 .. 1
 
@@ -78,16 +78,16 @@ class Segmentation:
         return picture
 
     def score_image(self) -> Image.Image:
-        """The scores as 8-bit grey: 255 is certainty."""
+        """The scores as 8-bit gray: 255 is certainty."""
         if self.scores is None:
             raise HfVitSegError("Scores were not computed: call the segmenter with scores=True")
-        return grey_image(self.scores)
+        return gray_image(self.scores)
 
     def entropy_image(self) -> Image.Image:
-        """The entropy as 8-bit grey: 0 is certainty, 255 total doubt."""
+        """The entropy as 8-bit gray: 0 is certainty, 255 total doubt."""
         if self.entropy is None:
             raise HfVitSegError("Entropy was not computed: call the segmenter with entropy=True")
-        return grey_image(self.entropy)
+        return gray_image(self.entropy)
 
     def geojson(self) -> dict[str, Any]:
         """Every region as a polygon with its class, pixels and, where there are scores, their mean."""
@@ -98,13 +98,13 @@ class Segmentation:
         return coco(self.label_map, self.names, file_name, self.scores)
 
     def overlay(self, opacity: float = 0.5, legend: bool = True, longest_side: int | None = 1600) -> Image.Image:
-        """The image under its classes' colours; see `overlays.draw_overlay`."""
+        """The image under its classes' colors; see `overlays.draw_overlay`."""
         if self.image is None:
-            raise HfVitSegError("There is no picture to lay colours over: the input was no RGB or grey image")
-        rows = [(count.name, count.colour, count.share) for count in self.counts()] if legend else []
+            raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
+        rows = [(count.name, count.color, count.share) for count in self.counts()] if legend else []
         return draw_overlay(self.image, self.label_map, self.palette, rows, opacity, longest_side)
 
 
-def grey_image(shares: np.ndarray) -> Image.Image:
-    """A map of 0 .. 1 as 8-bit grey."""
+def gray_image(shares: np.ndarray) -> Image.Image:
+    """A map of 0 .. 1 as 8-bit gray."""
     return Image.fromarray((shares * 255 + 0.5).astype(np.uint8))

@@ -92,7 +92,7 @@ class Segmenter:
         return getattr(self.model.config, "num_channels", 3)
 
     def prepare(self, image: Any, max_pixels: int = MAX_PIXELS) -> Prepared:
-        """Resize and normalise one image: a file, PIL in any mode, an array or tensor (C, H, W) or (H, W, C).
+        """Resize and normalize one image: a file, PIL in any mode, an array or tensor (C, H, W) or (H, W, C).
 
         ImageFileError when a file cannot be read, or has more than `max_pixels` pixels.
         """

@@ -84,7 +84,7 @@ def band(labels: torch.Tensor, reach: int, classes: int) -> torch.Tensor:
 def highest_nearby(labels: torch.Tensor, reach: int, outside: int) -> torch.Tensor:
     """The highest label (B, H, W) no further than `reach` rows and columns away.
 
-    By doubling: the highest of 2 n neighbours is the higher of the highest of n and n.
+    By doubling: the highest of 2 n neighbors is the higher of the highest of n and n.
     """
     length = 2 * reach + 1
     for axis, sides in ((2, (reach, reach)), (1, (0, 0, reach, reach))):

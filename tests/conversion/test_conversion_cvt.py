@@ -85,7 +85,7 @@ def test_microsoft_encoder(tmp_path: Path) -> None:
     assert largest_difference(loaded(AutoModel, tmp_path / "out"), IMAGE, expected) == 0
 
 
-def test_the_published_size_is_recognised_by_its_shapes(tmp_path: Path) -> None:
+def test_the_published_size_is_recognized_by_its_shapes(tmp_path: Path) -> None:
     with torch.device("meta"):
         reference = transformers.CvtForImageClassification(transformers.CvtConfig(num_labels=1000))
     state = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in reference.state_dict().items()}

@@ -88,7 +88,7 @@ def test_newer_meta(tmp_path: Path) -> None:
     assert opened(tmp_path / "out").id2label == {0: "a", 1: "b"}
 
 
-def test_names_of_a_known_set_bring_its_colours(tmp_path: Path) -> None:
+def test_names_of_a_known_set_bring_its_colors(tmp_path: Path) -> None:
     names = [f" {name.upper()}" for name in labels.known()["ade20k"].names]
     convert(checkpoint(tmp_path, 150, CLASSES=names), tmp_path / "out")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
@@ -121,7 +121,7 @@ def test_broken_label_files(tmp_path: Path, content: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_colours_must_be_as_many_as_names(tmp_path: Path) -> None:
+def test_colors_must_be_as_many_as_names(tmp_path: Path) -> None:
     source = checkpoint(tmp_path, 2, CLASSES=["x", "y"], PALETTE=[[1, 2, 3]])
-    with pytest.raises(labels.ConversionError, match="1 colours for 2 classes"):
+    with pytest.raises(labels.ConversionError, match="1 colors for 2 classes"):
         convert(source, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Batches, the numbers they are normalised by, and pictures of their images."""
+"""Batches, the numbers they are normalized by, and pictures of their images."""
 
 import pickle
 

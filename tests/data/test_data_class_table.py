@@ -24,8 +24,8 @@ def numbers(*values: int) -> torch.Tensor:
     return torch.tensor([values])
 
 
-def painted(*colours: tuple[int, int, int]) -> torch.Tensor:
-    return torch.tensor(colours, dtype=torch.uint8).T[:, None, :].contiguous()
+def painted(*colors: tuple[int, int, int]) -> torch.Tensor:
+    return torch.tensor(colors, dtype=torch.uint8).T[:, None, :].contiguous()
 
 
 def test_without_values_a_class_has_its_place():
@@ -50,16 +50,16 @@ def test_values_may_be_merged_and_ignored():
 @st.composite
 def maps(draw):
     """Disjoint raw values of classes and of what is ignored, and others."""
-    coloured = draw(st.booleans())
-    one = st.tuples(*[st.integers(0, 255)] * 3) if coloured else st.integers(-300, 2 ** draw(st.integers(2, 20)))
+    colored = draw(st.booleans())
+    one = st.tuples(*[st.integers(0, 255)] * 3) if colored else st.integers(-300, 2 ** draw(st.integers(2, 20)))
     raws = draw(st.lists(one.filter(lambda raw: raw != UNCOUNTED), unique=True, min_size=3, max_size=12))
     owner = draw(st.lists(st.integers(-2, 3), min_size=len(raws), max_size=len(raws)))
-    return coloured, dict(zip(raws, owner, strict=True))
+    return colored, dict(zip(raws, owner, strict=True))
 
 
 @given(maps(), st.data())
 def test_every_pixel_is_what_its_own_value_says(values, data):
-    coloured, owners = values
+    colored, owners = values
     kinds = sorted({owner for owner in owners.values() if owner >= 0})
     if not kinds:
         return
@@ -67,7 +67,7 @@ def test_every_pixel_is_what_its_own_value_says(values, data):
     ignored = [raw for raw, owner in owners.items() if owner == -1]
     made = table(classes, ignore=ignored, unknown="ignore")
     raws = data.draw(st.lists(st.sampled_from(sorted(owners)), min_size=1, max_size=30))
-    mask = painted(*raws) if coloured else numbers(*raws)
+    mask = painted(*raws) if colored else numbers(*raws)
     assert made.apply(mask).tolist() == [[kinds.index(owners[raw]) if owners[raw] >= 0 else 255 for raw in raws]]
     assert made.histogram(mask) == {raw: raws.count(raw) for raw in sorted(set(raws))}
     unknown = {raw: raws.count(raw) for raw in raws if owners[raw] == -2}
@@ -114,7 +114,7 @@ def test_unknown_values_are_told_with_their_pixels():
     assert str(pickle.loads(pickle.dumps(e.value))) == str(e.value)
 
 
-def test_colours_are_the_palette():
+def test_colors_are_the_palette():
     classes = [{"name": "a", "values": [RED, GREEN]}, {"name": "b", "values": [BLUE], "color": [1, 2, 3]}]
     made = table(classes, ignore=[[0, 0, 0]])
     assert made.palette == (RED, (1, 2, 3))
@@ -122,14 +122,14 @@ def test_colours_are_the_palette():
     assert table(["a", "b"]).palette is None
 
 
-def test_grey_painted_in_colours_has_values():
+def test_gray_painted_in_colors_has_values():
     assert table(["a", "b"]).apply(painted((0, 0, 0), (1, 1, 1), (255, 255, 255))).tolist() == [[0, 1, 255]]
 
 
 @pytest.mark.parametrize(
     ("classes", "mask", "reason"),
     [
-        (["a", "b"], painted(RED), r"painted in colours \(\(255, 0, 0\)\).*give the classes colours"),
+        (["a", "b"], painted(RED), r"painted in colors \(\(255, 0, 0\)\).*give the classes colors"),
         ([{"name": "a", "values": [RED]}], numbers(0, 5), r"whole numbers \(0, 5\).*give the classes whole numbers"),
     ],
 )
@@ -145,12 +145,12 @@ def test_masks_of_the_other_kind_are_refused(classes, mask, reason):
         ({"classes": None}, r"data\.classes is missing"),
         ({"classes": ["a", "a"]}, "'a' twice"),
         ({"classes": ["a", {"name": "b", "values": [0]}]}, "value 0 is both 'a' and 'b'"),
-        ({"classes": ["a", {"name": "b", "values": [[0, 0, 0]]}]}, "some classes have colours"),
+        ({"classes": ["a", {"name": "b", "values": [[0, 0, 0]]}]}, "some classes have colors"),
         ({"classes": ["a", "b"], "ignore": [1]}, r"1 is both 'b' and in data\.ignore"),
         ({"classes": ["a", "b"], "ignore": [[0, 0, 0]]}, "are whole numbers"),
-        ({"classes": [{"name": "a", "values": [RED]}], "ignore": [0]}, "are colours"),
+        ({"classes": [{"name": "a", "values": [RED]}], "ignore": [0]}, "are colors"),
         ({"classes": ["a", {"name": "b", "color": RED}]}, "'a' has no color"),
-        ({"classes": [{"name": "a", "values": [[0, 0, 256]]}]}, "no colour"),
+        ({"classes": [{"name": "a", "values": [[0, 0, 256]]}]}, "no color"),
         ({"classes": [{"name": "a", "values": [4]}], "preset": "reduce_zero_label"}, "preset reduce_zero_label"),
     ],
 )

@@ -109,7 +109,7 @@ def test_faults_are_told_with_the_file(tmp_path):
     assert error.value.counts == {7: 480}
     assert dataset.raw(3).target.unique().tolist() == [7]
     Image.new("RGB", (24, 20), (9, 8, 7)).save(tmp_path / "masks/04.png")
-    with pytest.raises(ClassTableError, match=r"masks/04\.png: the mask is painted in colours"):
+    with pytest.raises(ClassTableError, match=r"masks/04\.png: the mask is painted in colors"):
         dataset.read(4)
     Image.new("L", (20, 24)).save(tmp_path / "masks/05.png")
     with pytest.raises(ImageFileError, match=r"05\.png: the mask has 24x20 .* image 05\.png 20x24 \(one is turned"):

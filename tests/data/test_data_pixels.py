@@ -86,7 +86,7 @@ def test_one_band_is_what_a_processor_with_one_mean_sees(kind, mode):
     assert torch.equal(read_pixels(file, bands=1).float(), expected.float())
 
 
-def test_16_bit_grey_keeps_its_values_as_one_band():
+def test_16_bit_gray_keeps_its_values_as_one_band():
     array = noise(5, 7, dtype=np.uint16)
     for file in (as_bytes(Image.fromarray(array), "PNG"), tiff_file(array), numpy_file(array)):
         pixels = read_pixels(file, bands=1)
@@ -128,7 +128,7 @@ def test_pages_of_a_tiff_are_bands(dtype):
     assert np.array_equal(read_pixels(ImageBytes("stack.tif", buffer.getvalue()), 4).numpy(), array)
 
 
-def test_three_grey_pages_are_three_bands_and_not_the_first_one_thrice():
+def test_three_gray_pages_are_three_bands_and_not_the_first_one_thrice():
     array = noise(3, 6, 5)
     buffer = io.BytesIO()
     Image.fromarray(array[0]).save(
@@ -153,7 +153,7 @@ def test_16_bit_rgb_tiffs_keep_their_values():
     assert np.array_equal(read_pixels(tiff_file(array, photometric="rgb")).permute(1, 2, 0).numpy(), array)
 
 
-def test_float_grey_is_repeated_unscaled():
+def test_float_gray_is_repeated_unscaled():
     array = noise(5, 7, dtype=np.float32)
     plain = SemanticSegmentationImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
     seen = plain(Image.fromarray(array), return_tensors="pt")["pixel_values"][0]
@@ -252,14 +252,14 @@ def test_masks_keep_their_values(kind, seed):
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_painted_masks_keep_their_colours_without_alpha(kind, mode):
+def test_painted_masks_keep_their_colors_without_alpha(kind, mode):
     image = picture(mode)
     mask = read_mask(as_bytes(image, kind))
     assert mask.dtype == torch.uint8
     assert np.array_equal(mask.permute(1, 2, 0).numpy(), np.asarray(image)[..., :3])
 
 
-def test_grey_masks_with_alpha_are_grey():
+def test_gray_masks_with_alpha_are_gray():
     image = picture("LA")
     assert np.array_equal(read_mask(as_bytes(image, "PNG")).numpy(), np.asarray(image)[..., 0])
 
@@ -289,7 +289,7 @@ def test_masks_may_be_arrays_and_tiffs(dtype):
 )
 def test_what_is_no_mask_is_told_by_name(file, reason):
     if reason is None:
-        assert read_mask(file).shape[0] == 3  # four bytes per pixel of a TIFF are colours
+        assert read_mask(file).shape[0] == 3  # four bytes per pixel of a TIFF are colors
         return
     with pytest.raises(ImageFileError, match=reason) as error:
         read_mask(file)

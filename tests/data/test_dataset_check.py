@@ -155,7 +155,7 @@ def test_images_of_several_depths_are_a_problem(good):
 
 
 @pytest.mark.parametrize(("values", "deep"), [(np.uint8, False), (np.float32, True), (np.uint16, True)])
-def test_deep_images_without_a_normalisation_are_warned_of(tmp_path, values, deep):
+def test_deep_images_without_a_normalization_are_warned_of(tmp_path, values, deep):
     write_pair(tmp_path / "train", "0", np.arange(64).reshape(8, 8) % 3)
     (tmp_path / "train/images/0.png").unlink()
     np.save(tmp_path / "train/images/0.npy", np.arange(4 * 64).reshape(4, 8, 8).astype(values))
@@ -168,7 +168,7 @@ def test_deep_images_without_a_normalisation_are_warned_of(tmp_path, values, dee
     assert not check(settings.model_copy(update={"model": trained})).warnings
 
 
-def test_masks_painted_in_colours(tmp_path):
+def test_masks_painted_in_colors(tmp_path):
     painted = np.zeros((12, 12, 3))
     painted[:4] = (128, 64, 0)
     painted[4:6] = (1, 2, 3)
@@ -177,8 +177,8 @@ def test_masks_painted_in_colours(tmp_path):
     report = check(recipe(tmp_path, classes=classes))
     assert report.class_counts() == [72, 48]
     assert "(1, 2, 3) (24 pixels in" in report.problems[0]
-    assert "painted in colours" in check(recipe(tmp_path)).problems[0]
-    assert MAGENTA in colours(contact_sheet(report.splits["train"]))
+    assert "painted in colors" in check(recipe(tmp_path)).problems[0]
+    assert MAGENTA in colors(contact_sheet(report.splits["train"]))
 
 
 class Readings:
@@ -320,8 +320,8 @@ def test_torch_has_its_threads_back_and_workers_have_one():
     assert found == [1] and torch.get_num_threads() == before
 
 
-def colours(picture: Image.Image) -> set[tuple[int, int, int]]:
-    return {colour for _, colour in picture.getcolors(picture.width * picture.height) or ()}
+def colors(picture: Image.Image) -> set[tuple[int, int, int]]:
+    return {color for _, color in picture.getcolors(picture.width * picture.height) or ()}
 
 
 def test_contact_sheet_shows_every_class_and_marks_the_unknown(tmp_path):
@@ -338,12 +338,12 @@ def test_contact_sheet_shows_every_class_and_marks_the_unknown(tmp_path):
     assert len(chosen) == len(set(chosen)) == 24 and {37, 41} <= set(chosen)
     assert len(chosen_samples(part, 2)) == 2
     sheet = contact_sheet(part)
-    assert set(palette) <= colours(sheet) and MAGENTA not in colours(sheet)
+    assert set(palette) <= colors(sheet) and MAGENTA not in colors(sheet)
     strange = rare.copy()
     strange[:2] = 9
     write_pair(tmp_path / "train", "37", strange)
     part = check(recipe(tmp_path, classes=classes)).splits["train"]
-    assert 37 in chosen_samples(part, 1) and MAGENTA in colours(contact_sheet(part))
+    assert 37 in chosen_samples(part, 1) and MAGENTA in colors(contact_sheet(part))
 
 
 def test_people_are_checked_and_drawn(tmp_path):
@@ -360,7 +360,7 @@ def test_people_are_checked_and_drawn(tmp_path):
     report = check(recipe(tmp_path, task="pose", train=source, classes=None))
     assert report.class_counts() == [1, 1, 0] and not report.problems
     assert "samples: foot" in report.warnings[0]
-    assert len(colours(contact_sheet(report.splits["train"]))) > 3
+    assert len(colors(contact_sheet(report.splits["train"]))) > 3
     assert report_content(recipe(tmp_path, task="pose"), report)["suggested_class_weights"] == {}
 
 

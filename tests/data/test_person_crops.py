@@ -29,8 +29,8 @@ def test_crops_are_those_of_vitpose(box, rotation):
 
     image = smooth(120, 100)
     processor = VitPoseImageProcessor(size={"height": SIZE[0], "width": SIZE[1]})
-    centre, scale = box_to_center_and_scale(box, SIZE[1], SIZE[0])
-    expected = processor.affine_transform(image, centre, scale, rotation, processor.size)
+    center, scale = box_to_center_and_scale(box, SIZE[1], SIZE[0])
+    expected = processor.affine_transform(image, center, scale, rotation, processor.size)
     ours = PersonCrop.around(box, SIZE, rotation=rotation).cut(image)
     assert (ours - expected).abs().median() < 1e-3
     # At the image's border scipy knows no half pixel, but OpenCV, and so mmpose, does.
@@ -42,8 +42,8 @@ def test_keypoints_come_home_as_in_vitpose():
     from transformers.models.vitpose.image_processing_vitpose import box_to_center_and_scale, transform_preds
 
     box, points = (12.0, 7.0, 30.0, 55.0), torch.rand(9, 2) * 40
-    centre, scale = box_to_center_and_scale(box, SIZE[1], SIZE[0])
-    expected = transform_preds(points.double().numpy(), centre, scale, SIZE)
+    center, scale = box_to_center_and_scale(box, SIZE[1], SIZE[0])
+    expected = transform_preds(points.double().numpy(), center, scale, SIZE)
     assert torch.allclose(PersonCrop.around(box, SIZE).back(points.double()), torch.from_numpy(expected), atol=1e-4)
 
 

@@ -31,28 +31,28 @@ def test_one_step_is_torchvisions(name, strength, seed):
     torch.manual_seed(seed)
     image = torch.randint(0, 256, (3, 11, 13), dtype=torch.uint8)
     ours, theirs = mapped_bands(image, {name: strength}), REFERENCES[name](image, strength)
-    assert (ours.int() - theirs.int()).abs().max() <= 2  # torchvision rounds the grey image as well
+    assert (ours.int() - theirs.int()).abs().max() <= 2  # torchvision rounds the gray image as well
 
 
 @pytest.mark.parametrize("bands", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", STEPS)
 def test_neutral_strengths_change_nothing(name, bands):
-    _, neutral, for_colours = STEPS[name]
-    if for_colours and bands != 3:
+    _, neutral, for_colors = STEPS[name]
+    if for_colors and bands != 3:
         pytest.skip("a step of red, green and blue")
     for image in (torch.randint(0, 256, (bands, 9, 9), dtype=torch.uint8), torch.randn(bands, 9, 9) * 1000):
         assert torch.allclose(mapped_bands(image, {name: neutral}).float(), image.float(), rtol=1e-5, atol=1e-3)
 
 
 @given(st.floats(-0.5, 0.5))
-def test_hue_turns_colours_and_leaves_luma_and_grey(turn):
-    colours = torch.rand(3, 4, 4) * 100 + 50
-    turned = mapped_bands(colours, {"hue": turn})
-    luma = [torch.einsum("c,chw->hw", LUMA, image) for image in (colours, turned)]
+def test_hue_turns_colors_and_leaves_luma_and_gray(turn):
+    colors = torch.rand(3, 4, 4) * 100 + 50
+    turned = mapped_bands(colors, {"hue": turn})
+    luma = [torch.einsum("c,chw->hw", LUMA, image) for image in (colors, turned)]
     assert torch.allclose(*luma, rtol=1e-4)
-    assert torch.allclose(mapped_bands(turned, {"hue": -turn}), colours, rtol=1e-3)
-    grey = torch.rand(1, 4, 4).expand(3, -1, -1)
-    assert torch.allclose(mapped_bands(grey, {"hue": turn}), grey, atol=1e-4)
+    assert torch.allclose(mapped_bands(turned, {"hue": -turn}), colors, rtol=1e-3)
+    gray = torch.rand(1, 4, 4).expand(3, -1, -1)
+    assert torch.allclose(mapped_bands(gray, {"hue": turn}), gray, atol=1e-4)
 
 
 def test_a_third_of_a_circle_makes_red_greenish():

@@ -230,18 +230,18 @@ def test_many_files_give_an_archive_and_a_broken_one_ends_nothing(client, tmp_pa
 
 
 def test_an_array_is_segmented_as_its_picture(client, tmp_path):
-    grey = Image.open(PHOTO).convert("L").crop((100, 100, 164, 164))
-    grey.save(tmp_path / "grey.png")
-    np.save(tmp_path / "grey.npy", np.asarray(grey))
-    expected = Segmenter.from_pretrained(str(MODEL))(tmp_path / "grey.png").label_map
-    areas, labels, _ = call(client, tmp_path / "grey.npy", NUCLEI)
+    gray = Image.open(PHOTO).convert("L").crop((100, 100, 164, 164))
+    gray.save(tmp_path / "gray.png")
+    np.save(tmp_path / "gray.npy", np.asarray(gray))
+    expected = Segmenter.from_pretrained(str(MODEL))(tmp_path / "gray.png").label_map
+    areas, labels, _ = call(client, tmp_path / "gray.npy", NUCLEI)
     assert np.array_equal(np.asarray(Image.open(labels)), expected) and len(areas["data"]) == 2
-    files = [gradio_client.handle_file(str(tmp_path / "grey.npy"))]
+    files = [gradio_client.handle_file(str(tmp_path / "gray.npy"))]
     _, table, archive = client.predict(files, NUCLEI, api_name="/segment_files")
     assert "nucleus" in table["data"][0][1]
     with zipfile.ZipFile(archive) as packed:
-        assert set(packed.namelist()) == {"grey.png", "grey.overlay.png", "grey.json"}
-        assert np.array_equal(np.asarray(Image.open(packed.open("grey.png"))), expected)
+        assert set(packed.namelist()) == {"gray.png", "gray.overlay.png", "gray.json"}
+        assert np.array_equal(np.asarray(Image.open(packed.open("gray.png"))), expected)
 
 
 def test_a_call_has_a_limit_of_what_a_model_sees(client, monkeypatch):

@@ -344,7 +344,7 @@ def test_a_slow_image_is_given_up_and_the_next_is_read(monkeypatch):
 
 
 def thin_png(path: Path, width: int, height: int) -> Path:
-    """A grey PNG of zeros."""
+    """A gray PNG of zeros."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return pack(">I", len(data)) + kind + data + pack(">I", zlib.crc32(kind + data))

@@ -179,9 +179,9 @@ def test_a_palette_that_is_too_short(hub, tmp_path):
     processor.palette = [[1, 2, 3]]
     processor.save_pretrained(folder)
     push(folder, Target("me/model"))
-    colours = re.findall(r"^\| (\d) \| .* \| (#\w{6}) \|$", contents(hub)["README.md"].decode(), re.MULTILINE)
+    colors = re.findall(r"^\| (\d) \| .* \| (#\w{6}) \|$", contents(hub)["README.md"].decode(), re.MULTILINE)
     drawn = Segmenter.from_pretrained(str(folder)).palette
-    assert colours == [(str(index), "#" + bytes(colour).hex()) for index, colour in enumerate(drawn)]
+    assert colors == [(str(index), "#" + bytes(color).hex()) for index, color in enumerate(drawn)]
 
 
 @pytest.mark.parametrize("auto", architectures()["vit"].models)

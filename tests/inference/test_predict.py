@@ -78,7 +78,7 @@ def test_label_map_counts_and_overlay(segmenter):
     assert [count.pixels for count in counts] == sorted((count.pixels for count in counts), reverse=True)
     for count in counts:
         assert count.pixels == (result.label_map == count.index).sum()
-        assert list(count.colour) == PALETTE[count.index]
+        assert list(count.color) == PALETTE[count.index]
     assert result.overlay(legend=False).size == (60, 40)
     assert result.overlay(legend=False, opacity=0).tobytes() == photo().tobytes()
     assert set(np.unique(np.asarray(result.label_image()))) <= set(range(5))
@@ -121,7 +121,7 @@ def test_more_than_256_classes_are_16_bit(tmp_path):
 
 
 def test_palettes_are_distinct_and_stable():
-    assert len({tuple(colour) for colour in generated_palette(256).tolist()}) == 256
+    assert len({tuple(color) for color in generated_palette(256).tolist()}) == 256
     assert np.array_equal(generated_palette(150)[:7], generated_palette(7))
     assert class_palette([[1, 2, 3]], 3)[0].tolist() == [1, 2, 3]
     with pytest.raises(ValueError, match="palette"):
@@ -143,11 +143,11 @@ def test_overlays_of_any_size_have_their_legend_outside_the_photo(size, classes)
 def folder_of_everything(folder: Path) -> set[str]:
     """Write an image of every kind and return the stems of the good ones."""
     folder.mkdir()
-    grey = np.asarray(photo().convert("L")).astype(np.uint16) * 257
+    gray = np.asarray(photo().convert("L")).astype(np.uint16) * 257
     good = {
-        "rgb.jpg": photo(), "cmyk.jpg": photo().convert("CMYK"), "grey.png": photo().convert("L"),
+        "rgb.jpg": photo(), "cmyk.jpg": photo().convert("CMYK"), "gray.png": photo().convert("L"),
         "palette.png": photo().convert("P"), "alpha.png": photo().convert("RGBA"), "la.png": photo().convert("LA"),
-        "bits.png": photo().convert("1"), "sixteen.png": Image.fromarray(grey), "sixteen.tif": Image.fromarray(grey),
+        "bits.png": photo().convert("1"), "sixteen.png": Image.fromarray(gray), "sixteen.tif": Image.fromarray(gray),
         "one.png": photo(1, 1), "thin.png": photo(2, 300), "web.webp": photo(),
     }  # fmt: skip
     for name, image in good.items():
@@ -244,7 +244,7 @@ def test_patterns_and_what_matches_nothing(model, tmp_path):
     assert "holds no images" in predict(model, tmp_path / "bare", "--out", tmp_path / "out")[1]
 
 
-def test_exif_rotation_is_honoured(tmp_path):
+def test_exif_rotation_is_honored(tmp_path):
     tag = Image.Exif()
     tag[0x112] = 6
     photo(40, 60).rotate(90, expand=True).save(tmp_path / "turned.png", exif=tag)

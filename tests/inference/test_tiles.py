@@ -98,10 +98,10 @@ def pages(path: Path, array: np.ndarray) -> None:
 
 FORMATS = {
     "8 bit.png": lambda path: Image.fromarray(pixels()).save(path),
-    "grey.png": lambda path: Image.fromarray(pixels(bands=1)[..., 0]).save(path),
+    "gray.png": lambda path: Image.fromarray(pixels(bands=1)[..., 0]).save(path),
     "16 bit.tif": lambda path: tiff(path, pixels(dtype="uint16") * 257, photometric="rgb"),
     "float.tif": lambda path: tiff(path, pixels(dtype="float32") / 255, photometric="rgb"),
-    "grey float.tif": lambda path: tiff(path, pixels(bands=1, dtype="float32")[..., 0] * 257),
+    "gray float.tif": lambda path: tiff(path, pixels(bands=1, dtype="float32")[..., 0] * 257),
     "pages.tif": lambda path: pages(path, pixels()),
     "planar.tif": lambda path: tiff(path, pixels().transpose(2, 0, 1), photometric="rgb", planarconfig="separate"),
     "8 bit.npy": lambda path: np.save(path, pixels()),
@@ -144,13 +144,13 @@ def test_regions_are_those_of_the_whole_file(tmp_path, kind):
 
 
 DEPTHS = {
-    "grey": (pixels(1)[..., 0], {"photometric": "minisblack"}),
+    "gray": (pixels(1)[..., 0], {"photometric": "minisblack"}),
     "white is zero": (pixels(1)[..., 0], {"photometric": "miniswhite"}),
-    "grey and transparency": (pixels(2), {"photometric": "minisblack", "extrasamples": ["unassalpha"]}),
+    "gray and transparency": (pixels(2), {"photometric": "minisblack", "extrasamples": ["unassalpha"]}),
     "transparency": (pixels(4), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
     "a fourth number": (pixels(4), {"photometric": "rgb", "extrasamples": ["unspecified"]}),
-    "16 bits grey": (pixels(1, dtype="uint16")[..., 0] * 200, {"photometric": "minisblack"}),
-    "16 bits colour": (pixels(3, dtype="uint16") * 200, {"photometric": "rgb"}),
+    "16 bits gray": (pixels(1, dtype="uint16")[..., 0] * 200, {"photometric": "minisblack"}),
+    "16 bits color": (pixels(3, dtype="uint16") * 200, {"photometric": "rgb"}),
     "32 bits float": (pixels(3, dtype="float32"), {"photometric": "rgb"}),
     "bilevel": (pixels(1)[..., 0] > 128, {"photometric": "minisblack"}),
     "cmyk": (pixels(4), {"photometric": "separated"}),
@@ -197,7 +197,7 @@ def check_regions(path: Path, bands: int) -> None:
 
 
 def test_regions_of_jpeg_tiles(tmp_path):
-    """Of slide scanners. Decoders round colours differently, by a few levels."""
+    """Of slide scanners. Decoders round colors differently, by a few levels."""
     path = tiff(tmp_path / "a.tif", pixels(), tile=(64, 64), photometric="rgb", compression="jpeg")
     whole = read_pixels(path)
     with open_regions(path) as image:
@@ -296,8 +296,8 @@ def test_all_results(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "image.scores.png")), expected.score_image())
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "image.entropy.png")), expected.entropy_image())
     assert Image.open(tmp_path / "image.overlay.png").width >= SIZE[1]
-    colours = np.asarray(Image.open(tmp_path / "image.png").convert("RGB"))
-    np.testing.assert_array_equal(colours, model.palette[labels])
+    colors = np.asarray(Image.open(tmp_path / "image.png").convert("RGB"))
+    np.testing.assert_array_equal(colors, model.palette[labels])
 
 
 def test_a_geotiff_keeps_its_place_and_its_missing_pixels(tmp_path):

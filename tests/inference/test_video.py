@@ -23,7 +23,7 @@ BASE = Fraction(1, 10)
 
 
 def picture(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A grey field with a bright square that moves to the right."""
+    """A gray field with a bright square that moves to the right."""
     array = np.full((*size, 3), 60, np.uint8)
     array[16:48, number * 8 : number * 8 + 32] = (230, 180, 40)
     return array
@@ -85,7 +85,7 @@ def test_every_frame_becomes_an_overlay(tmp_path):
         assert (one.width, one.height) == (96, 64)
         assert one.time == pytest.approx(other.time, abs=1e-3)
         difference = one.to_ndarray(format="rgb24").astype(int) - other.to_ndarray(format="rgb24")
-        assert np.abs(difference).mean() < 4  # without colours only the codec's loss is left
+        assert np.abs(difference).mean() < 4  # without colors only the codec's loss is left
     report = json.loads((tmp_path / "out" / "clip.json").read_text())
     assert (report["frames"], report["frame_rate"]) == (8, 10)
     assert sum(row["pixels"] for row in report["classes"]) == 8 * 64 * 96
@@ -95,12 +95,12 @@ def test_every_frame_becomes_an_overlay(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(maps[3])), expected)
 
 
-def test_the_colours_are_those_of_the_classes(tmp_path):
+def test_the_colors_are_those_of_the_classes(tmp_path):
     path = video(tmp_path / "clip.mp4")
     found = frames_of(segmented(path, tmp_path / "out", opacity=1.0))[2].to_ndarray(format="rgb24")
     model = segmenter()
     labels = model(frames_of(path)[2].to_image()).label_map
-    inside = np.ones(labels.shape, bool)  # away from borders, where the codec blurs colours
+    inside = np.ones(labels.shape, bool)  # away from borders, where the codec blurs colors
     for shift in range(-4, 5):
         inside &= (np.roll(labels, shift, 0) == labels) & (np.roll(labels, shift, 1) == labels)
     difference = found[inside].astype(int) - model.palette[labels][inside]

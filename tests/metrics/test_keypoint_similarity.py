@@ -38,12 +38,12 @@ def random_persons(seed, images=6, exact=False):
             labelled.append((image, np.round(keypoints, 1), box[2] * box[3] * 0.6, box, rng.random() < 0.15))
         truths += labelled
         for _ in range(rng.integers(0, 30)):
-            centre = labelled[rng.integers(len(labelled))] if labelled and rng.random() < 0.8 else None
-            if centre is None:
+            center = labelled[rng.integers(len(labelled))] if labelled and rng.random() < 0.8 else None
+            if center is None:
                 keypoints = rng.uniform(0, 500, (KEYPOINTS, 2))
             else:
-                noise = 0 if exact else rng.choice([0.02, 0.05, 0.1, 0.3]) * centre[3][2]
-                keypoints = centre[1][:, :2] + rng.normal(size=(KEYPOINTS, 2)) * noise
+                noise = 0 if exact else rng.choice([0.02, 0.05, 0.1, 0.3]) * center[3][2]
+                keypoints = center[1][:, :2] + rng.normal(size=(KEYPOINTS, 2)) * noise
             persons.append((image, keypoints, rng.integers(0, 12) / 12))  # scores with ties
     images_, keypoints, areas, boxes, crowds = zip(*truths, strict=True)
     labelled = LabelledPersons(*map(np.array, (images_, keypoints, areas, boxes, crowds)))

@@ -107,9 +107,9 @@ def test_any_size_and_logits_that_span_the_image(kind, tmp_path):
         padded, cropped = model(pixel_values).logits, model(pixel_values[..., :90]).logits
     step = 96 // whole.shape[-1]
     assert cropped.shape[-1] == -(-90 // step)
-    centres = (torch.arange(cropped.shape[-1]) + 0.5) * 90 / cropped.shape[-1] / step - 0.5
-    left = centres.floor().clamp(0, whole.shape[-1] - 1).long()
-    right, share = (left + 1).clamp(max=whole.shape[-1] - 1), (centres - left).clamp(0, 1)
+    centers = (torch.arange(cropped.shape[-1]) + 0.5) * 90 / cropped.shape[-1] / step - 0.5
+    left = centers.floor().clamp(0, whole.shape[-1] - 1).long()
+    right, share = (left + 1).clamp(max=whole.shape[-1] - 1), (centers - left).clamp(0, 1)
     expected = padded[..., left] * (1 - share) + padded[..., right] * share
     torch.testing.assert_close(cropped, expected, rtol=1e-3, atol=1e-3)
 
@@ -250,7 +250,7 @@ def test_a_recipe_puts_a_head_on_a_bare_backbone(tmp_path):
     assert (config.id2label, config.segmentation_head) == (dict(enumerate(NEW)), "linear")
     assert config.backbone.hidden_dropout_prob == 0.25 and config.backbone.hidden_size == 32
     anew = "decode_head.classifier.bias, decode_head.classifier.weight"
-    assert found.notes == [f"Not in the checkpoint, initialised anew: {anew}"]
+    assert found.notes == [f"Not in the checkpoint, initialized anew: {anew}"]
     weights = plain.state_dict()
     assert all(torch.equal(tensor, weights[key]) for key, tensor in found.model.backbone.state_dict().items())
     assert type(processor) is architectures()["backbone"].image_processor["torchvision"]
@@ -263,7 +263,7 @@ def test_a_run_goes_on_from_a_model_that_wears_its_head(tmp_path):
     worn(tmp_path / "bare", id2label=dict(enumerate(NEW))).save_pretrained(tmp_path / "worn")
     for origin in ({}, {"architecture": "backbone"}):
         found = build_model(recipe({"from_pretrained": str(tmp_path / "worn")} | origin), NEW)
-        assert not [note for note in found.notes if "initialised anew" in note]
+        assert not [note for note in found.notes if "initialized anew" in note]
 
 
 def test_other_bands_adapt_the_backbones_first_convolution(tmp_path):

@@ -130,8 +130,8 @@ def test_pictures_of_any_mode_become_rgb(build, mode):
     options = {"do_resize": False, "do_normalize": False, "do_rescale": False, "return_tensors": "pt"}
     result = build()(image, **options).pixel_values[0]
     assert result.shape == (3, 60, 90)
-    colour = mode in ("RGB", "RGBA", "CMYK", "YCbCr", "P")
-    wanted = photo() if colour else photo().convert("1" if mode == "1" else "L").convert("RGB")
+    color = mode in ("RGB", "RGBA", "CMYK", "YCbCr", "P")
+    wanted = photo() if color else photo().convert("1" if mode == "1" else "L").convert("RGB")
     reference = torch.from_numpy(np.array(wanted)).permute(2, 0, 1).float()
     assert (result.float() - reference).abs().mean() < (40 if mode == "P" else 3)
 
@@ -159,11 +159,11 @@ def test_arrays_of_other_bands_are_refused(build):
         build(image_mean=[0.4] * 5, image_std=[0.2] * 5)(np.zeros((20, 20, 3), np.uint8))
 
 
-def test_grey_arrays(build):
-    grey = np.asarray(photo().convert("L"))
-    colour = build()(photo().convert("L"), return_tensors="pt").pixel_values
-    for images in (grey, [grey], torch.from_numpy(grey.copy()), grey[None], grey[..., None]):
-        torch.testing.assert_close(build()(images, return_tensors="pt").pixel_values, colour)
+def test_gray_arrays(build):
+    gray = np.asarray(photo().convert("L"))
+    color = build()(photo().convert("L"), return_tensors="pt").pixel_values
+    for images in (gray, [gray], torch.from_numpy(gray.copy()), gray[None], gray[..., None]):
+        torch.testing.assert_close(build()(images, return_tensors="pt").pixel_values, color)
 
 
 @pytest.mark.parametrize("classes", [1, 4])

@@ -155,7 +155,7 @@ def test_mirroring_back_swaps_sides():
     straight, _ = heatmaps_from_keypoints(keypoints, torch.ones(1, 17), IMAGE, HEATMAP)
     seen, _ = heatmaps_from_keypoints(mirrored[:, order], torch.ones(1, 17), IMAGE, HEATMAP)
     back = flip_back(seen, COCO_FLIP_PAIRS)
-    # Where a centre lies between two pixels, the mirrored window can be one row or column away.
+    # Where a center lies between two pixels, the mirrored window can be one row or column away.
     assert (straight - back).abs().max() < 0.012
 
 
@@ -215,9 +215,9 @@ def test_it_learns_a_keypoint():
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        centre = torch.tensor([8.0, 8.0]) + torch.rand(16, 1, 2) * torch.tensor([31.0, 47.0])
-        spot, _ = heatmaps_from_keypoints(centre, torch.ones(16, 1), (64, 48), (64, 48), sigma=3)
-        return 4 * spot.expand(-1, 3, -1, -1), torch.cat([centre, torch.ones(16, 1, 1)], dim=-1)
+        center = torch.tensor([8.0, 8.0]) + torch.rand(16, 1, 2) * torch.tensor([31.0, 47.0])
+        spot, _ = heatmaps_from_keypoints(center, torch.ones(16, 1), (64, 48), (64, 48), sigma=3)
+        return 4 * spot.expand(-1, 3, -1, -1), torch.cat([center, torch.ones(16, 1, 1)], dim=-1)
 
     for _ in range(150):
         images, labels = batch()

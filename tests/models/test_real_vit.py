@@ -47,7 +47,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory):
 
 
 def weights(model) -> dict[str, torch.Tensor]:
-    """Its initialisers in our names; products' matrices, which have lost theirs, by the node that multiplies."""
+    """Its initializers in our names; products' matrices, which have lost theirs, by the node that multiplies."""
     tensors = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
     ours = {
         "embeddings.cls_token": tensors["backbone.embeddings.cls_token"],

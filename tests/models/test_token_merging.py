@@ -40,7 +40,7 @@ def test_tokens_are_the_means_of_the_patches_that_went_into_them(images, length,
 def test_equal_patches_merge_first_and_lose_nothing(images, count, seed):
     generator = torch.Generator().manual_seed(seed)
     different = torch.randn(images, count, 8, generator=generator, dtype=torch.float64)
-    patches = different.repeat_interleave(2, dim=1)  # neighbours are equal: an even and an odd place
+    patches = different.repeat_interleave(2, dim=1)  # neighbors are equal: an even and an odd place
     merged = merge(single_patches(patches), count)
     torch.testing.assert_close(merged.unmerge(), patches)
     assert (merged.counts == 2).all()

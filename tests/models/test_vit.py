@@ -225,14 +225,14 @@ def test_padding_is_the_same_as_a_padded_image():
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(27, 38), (32, 33), (1, 40), (25, 64)])
 def test_logits_of_a_padded_image_span_the_image_alone(size):
-    """Logits that are the pixel coordinates at the centres of the padded grid are so at those of the cropped one."""
+    """Logits that are the pixel coordinates at the centers of the padded grid are so at those of the cropped one."""
     rows, columns = (-(-side // 8) for side in size)
-    centres = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).double() * 8 + 4
-    cropped = crop_to_image_extent(centres[None], size, (8, 8))[0]
+    centers = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).double() * 8 + 4
+    cropped = crop_to_image_extent(centers[None], size, (8, 8))[0]
     for axis, side in enumerate(size):
         count = cropped.shape[1 + axis]
         assert count == -(-side // 8)
-        expected = ((torch.arange(count).double() + 0.5) * side / count).clamp(4, centres[axis].max())
+        expected = ((torch.arange(count).double() + 0.5) * side / count).clamp(4, centers[axis].max())
         actual = cropped[axis].select(1 - axis, 0)
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 

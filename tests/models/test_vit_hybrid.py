@@ -1,4 +1,4 @@
-"""The hybrid's stem: TensorFlow's padding, standardised kernels that are computed once and never stale."""
+"""The hybrid's stem: TensorFlow's padding, standardized kernels that are computed once and never stale."""
 
 import copy
 import io

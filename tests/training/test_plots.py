@@ -7,7 +7,7 @@ from PIL import Image
 
 from hf_vit_seg.training.figures.classes import class_figure, reliability_figure
 from hf_vit_seg.training.figures.confusion_matrix import MOST_CLASSES, confusion_figure
-from hf_vit_seg.training.figures.curves import centred_means, measure_figure, training_figure
+from hf_vit_seg.training.figures.curves import centered_means, measure_figure, training_figure
 from hf_vit_seg.training.figures.plots import draw_plots
 from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, write_report
 from hf_vit_seg.training.reports.run_log import RunLog
@@ -161,11 +161,11 @@ def test_losses_that_are_not_finite_are_pointed_out():
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")
 @pytest.mark.parametrize("reach", [1, 3, 100])
-def test_centred_means_are_means_of_neighbours(reach):
+def test_centered_means_are_means_of_neighbors(reach):
     values = np.random.default_rng(0).normal(size=40)
     values[[3, 4, 5, 20]] = np.nan
     expected = [np.nanmean(values[max(i - reach, 0) : i + reach + 1]) for i in range(len(values))]
-    np.testing.assert_allclose(centred_means(values, reach), expected, atol=1e-12)
+    np.testing.assert_allclose(centered_means(values, reach), expected, atol=1e-12)
 
 
 def test_plots_need_no_pyplot_and_importing_them_no_matplotlib():

@@ -30,8 +30,8 @@ NAMES = ("ground", "house", "tree")
 WHITE = (255, 255, 255)
 
 
-def near(colour, other, reach=60):
-    return np.abs(np.asarray(colour, dtype=int) - other).max() <= reach
+def near(color, other, reach=60):
+    return np.abs(np.asarray(color, dtype=int) - other).max() <= reach
 
 
 @given(bands=st.sampled_from([1, 3, 5]), floats=st.booleans(), height=st.integers(1, 700), width=st.integers(1, 700))
@@ -59,10 +59,10 @@ def test_labels_may_have_another_size_than_the_image():
     assert small.size == large.size
 
 
-def test_errors_are_red_and_what_does_not_count_is_grey():
+def test_errors_are_red_and_what_does_not_count_is_gray():
     photo = Image.new("RGB", (3, 1), (200, 120, 10))
     panel = np.asarray(error_panel(photo, np.array([[1, 2, 3]]), np.array([[1, 1, 0]]), 3))[0]
-    assert len(set(panel[0])) == 1 and panel[0, 0] > 150  # right: the photo in pale grey
+    assert len(set(panel[0])) == 1 and panel[0, 0] > 150  # right: the photo in pale gray
     assert near(panel[1], WRONG)
     assert near(panel[2], IGNORED)
 
@@ -81,7 +81,7 @@ def test_the_legend_has_each_class_with_its_iou_the_largest_first():
     palette = np.concatenate([PALETTE, PALETTE[:1]])
     iou, labelled = matrix.scores()["per_category_iou"], matrix.counts.sum(dim=1).numpy()
     rows = class_rows(iou, labelled, (*NAMES, "absent"), palette)
-    assert [(name, colour) for name, colour, _ in rows] == [
+    assert [(name, color) for name, color, _ in rows] == [
         ("house", (255, 0, 0)), ("ground", (0, 0, 0)), ("tree", (0, 255, 0))
     ]  # fmt: skip
     assert [iou for _, _, iou in rows] == [pytest.approx(2 / 3), 1.0, 0.0]
@@ -104,11 +104,11 @@ def test_an_image_of_which_nothing_counts_is_drawn():
 
 def test_wrong_classes_are_written_in_red():
     image = torch.full((1, 8, 8), 255, dtype=torch.uint8)
-    for found, colour in ((1, (213, 40, 40)), (0, (0, 128, 96))):
+    for found, color in ((1, (213, 40, 40)), (0, (0, 128, 96))):
         sheet = np.asarray(classification_picture([ClassifiedImage(image, 0, found, 0.5)], ["W" * 90, "M" * 90]))
         saturation = sheet.max(axis=2).astype(int) - sheet.min(axis=2)
         strongest = sheet[np.unravel_index(saturation.argmax(), saturation.shape)]
-        assert near(strongest, colour, 30)
+        assert near(strongest, color, 30)
         assert sheet.shape[1] < THUMBNAIL * 1.2  # long names are cut
 
 
@@ -139,7 +139,7 @@ def test_a_keypoint_is_drawn_where_it_is():
     assert (np.asarray(photo) == 255).all()
 
 
-def test_scales_place_the_centres_of_pixels():
+def test_scales_place_the_centers_of_pixels():
     keypoints = np.array([[[10.0, 20.0, 1.0]]])
     drawn = with_skeletons(Image.new("RGB", (300, 300)), keypoints, keypoints[..., 2] > 0, (3.0, 3.0), ())
     found = np.argwhere(np.asarray(drawn)[..., 1] > 0)

@@ -77,7 +77,7 @@ def test_fresh_weights_depend_on_the_seed_alone():
 def test_rows_go_by_the_names_of_classes(name, tmp_path):
     old = save(tmp_path, name)
     model, notes = built(tmp_path)
-    assert "the rows of road, SKY come from the checkpoint; those of boat are initialised anew" in notes
+    assert "the rows of road, SKY come from the checkpoint; those of boat are initialized anew" in notes
     weight, trained = classifier(model).weight, classifier(old).weight
     assert torch.equal(weight[0], trained[1]) and torch.equal(weight[2], trained[0])
     assert not any(torch.equal(weight[1], row) for row in trained)
@@ -94,7 +94,7 @@ def test_as_many_classes_in_another_order_change_places(tmp_path):
     weight, trained = model.decode_head.classifier.weight, old.decode_head.classifier.weight
     assert torch.equal(weight[[0, 2, 3]], trained[[3, 0, 1]])
     assert not torch.equal(weight[1], trained[1])
-    assert "those of dog are initialised anew" in notes
+    assert "those of dog are initialized anew" in notes
 
 
 def test_the_same_classes_are_loaded_as_they_are(tmp_path):
@@ -111,7 +111,7 @@ def test_no_row_is_kept_where_the_recipe_says_so(tmp_path):
     rows = [*model.decode_head.classifier.weight]
     assert not any(torch.equal(row, trained) for row in rows for trained in old.decode_head.classifier.weight)
     assert torch.equal(model.decode_head.fuse.weight, old.decode_head.fuse.weight)
-    assert "all 4 rows are initialised anew" in notes
+    assert "all 4 rows are initialized anew" in notes
 
 
 @pytest.mark.parametrize("name", POSERS)
@@ -137,7 +137,7 @@ def test_an_encoder_or_classifier_becomes_a_segmentation_model(name, auto_class,
     encoder = model.base_model.state_dict()
     expected = (old if auto_class == "AutoModel" else old.base_model).state_dict()
     assert all(torch.equal(encoder[key], tensor) for key, tensor in expected.items())
-    assert "Not in the checkpoint, initialised anew: decode_head" in notes
+    assert "Not in the checkpoint, initialized anew: decode_head" in notes
     assert ("without a place in this model: classifier.bias" in notes) == (auto_class != "AutoModel")
 
 
@@ -159,12 +159,12 @@ def test_transformers_own_models_are_fitted(bands, tmp_path):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_a_grey_image_is_seen_as_its_repetition_was(name, tmp_path):
+def test_a_gray_image_is_seen_as_its_repetition_was(name, tmp_path):
     old = save(tmp_path, name)
     model, notes = built(tmp_path, OLD, bands=1)
-    grey = torch.randn(2, 1, 64, 64)
+    gray = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(model(grey).logits, old(grey.expand(-1, 3, -1, -1)).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model(gray).logits, old(gray.expand(-1, 3, -1, -1)).logits, rtol=1e-4, atol=1e-4)
     assert "its 3 bands are summed into one" in notes
     assert model.config.num_channels == 1
 
@@ -203,7 +203,7 @@ def test_axes_are_found_by_shapes(name):
         assert found and all(shapes[tensor][axis] == number for tensor, axis in found.items())
 
 
-def test_other_shapes_are_initialised_anew_and_named(tmp_path):
+def test_other_shapes_are_initialized_anew_and_named(tmp_path):
     save(tmp_path)
     model, notes = built(tmp_path, model={"fields": {"decoder_hidden_size": 24}})
     assert model.decode_head.classifier.weight.shape == (3, 24, 1, 1)
@@ -356,4 +356,4 @@ def test_camvids_classes_take_their_rows_from_ade20k(shared):
     found = build_model(recipe({"from_pretrained": str(shared / "data" / "segformer_b0_ade" / "hf")}), names)
     (note,) = found.notes
     assert "the rows of Sky, Building, Pole, Road, Tree, Fence, Car come from the checkpoint" in note
-    assert note.endswith("those of Pavement, SignSymbol, Pedestrian, Bicyclist are initialised anew")
+    assert note.endswith("those of Pavement, SignSymbol, Pedestrian, Bicyclist are initialized anew")

@@ -159,7 +159,7 @@ def test_deepspeed_accumulates_and_clips_as_the_recipe_says():
         MemoryError(),
     ],
 )
-def test_errors_about_memory_are_recognised(error):
+def test_errors_about_memory_are_recognized(error):
     assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("shapes differ"))
 
@@ -171,7 +171,7 @@ def test_the_advice_keeps_the_samples_of_a_step(size, accumulation):
     assert lower < size and lower * passes == size * accumulation
 
 
-def test_torch_s_own_error_on_a_cpu_is_recognised():
+def test_torch_s_own_error_on_a_cpu_is_recognized():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50)
     assert is_out_of_memory(caught.value)

@@ -24,7 +24,7 @@ from .sample_facts import FactsFile, SampleFacts, facts_key, facts_of, source_st
 SPLITS: tuple[Split, ...] = get_args(Split)
 MOST_THREADS = 16
 SHOWN = 3  # problems in the sentence that refuses
-# Fields of a processor by which a recipe says how images of any depth are normalised.
+# Fields of a processor by which a recipe says how images of any depth are normalized.
 NORMALISING = frozenset({"image_mean", "rescale_factor", "do_rescale", "do_normalize"})
 
 

@@ -183,7 +183,7 @@ class SplitFacts:
 
 @dataclass(frozen=True, eq=False)
 class CheckReport:
-    """All splits that were looked at; `scaled` says that the recipe or its model tells how numbers are normalised."""
+    """All splits that were looked at; `scaled` says that the recipe or its model tells how numbers are normalized."""
 
     task: str
     splits: Mapping[Any, SplitFacts]
@@ -207,7 +207,7 @@ class CheckReport:
             (usual, most), *rest = self.kinds
             others = listed((f"{len(names)} of {kind} ({listed(names)})" for kind, names in rest), 5)
             found.append(
-                f"images differ in depth, so that no normalisation fits them all: {len(most)} of {usual}, {others}"
+                f"images differ in depth, so that no normalization fits them all: {len(most)} of {usual}, {others}"
             )
         return found
 

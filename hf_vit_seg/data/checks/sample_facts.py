@@ -129,8 +129,8 @@ def read_facts(row: Mapping[str, Any]) -> SampleFacts:
 def source_stamp(settings: Mapping[str, Any], bands: int, dataset: RawDataset) -> str:
     """What the facts of a source's samples depend on beside their files: settings, bands, lists, class names."""
     listed = [stat for value in settings.values() if isinstance(value, str) and (stat := file_stamp(Path(value)))]
-    coloured = any(isinstance(raw, tuple) for raw, _ in dataset.class_table.targets)
-    stamp = [VERSION, dict(settings), bands, listed, dataset.source.class_names, dataset.task, coloured]
+    colored = any(isinstance(raw, tuple) for raw, _ in dataset.class_table.targets)
+    stamp = [VERSION, dict(settings), bands, listed, dataset.source.class_names, dataset.task, colored]
     return json.dumps(stamp, sort_keys=True, default=str)
 
 

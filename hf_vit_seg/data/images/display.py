@@ -13,7 +13,7 @@ MOST_SAMPLES = 2**20  # pixels per band that quantiles are taken of
 
 
 def picture(image: torch.Tensor) -> Image.Image:
-    """An image (C, H, W) as RGB: its first three bands, or its first one as grey where it has fewer.
+    """An image (C, H, W) as RGB: its first three bands, or its first one as gray where it has fewer.
 
     uint8 is shown as it is. Other values are stretched band by band: the 2nd percentile becomes black, the 98th white;
     pixels that are not finite become black.

@@ -2,7 +2,7 @@
 
 Images of one or three bands in a picture's format are read as the image processors read PIL images, so that training
 sees what predict sees. 8-bit images are uint8; deeper ones keep their raw values as float32. Two exceptions are the
-processors' too: 16-bit grey asked for as three bands becomes an 8-bit picture, and of a 16-bit RGB PNG PIL gives the
+processors' too: 16-bit gray asked for as three bands becomes an 8-bit picture, and of a 16-bit RGB PNG PIL gives the
 upper 8 bits. TIFFs with several pages of equal size, and .npy arrays, are images of as many bands.
 
 Shapes: C bands, H W pixels.
@@ -38,7 +38,7 @@ File = Path | ImageBytes
 JPEG = b"\xff\xd8\xff"
 NUMPY = b"\x93NUMPY"
 TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, in either byte order
-WIDE_GREY = ("I", "F")  # how PIL's modes of more than 8 bits begin
+WIDE_GRAY = ("I", "F")  # how PIL's modes of more than 8 bits begin
 MASK_CHANNELS = {"RGB": 3, "RGBA": 3, "RGBX": 3, "LA": 1, "PA": 1}  # of PIL's modes with several, those that count
 # Numbers per pixel by what a TIFF says they mean, where PIL makes a picture of them: white is 0, black is 0, RGB,
 # palette, CMYK, YCbCr; the greater count is with transparency.
@@ -48,8 +48,8 @@ PICTURE_TIFFS = {0: (1,), 1: (1, 2), 2: (3, 4), 3: (1,), 5: (4,), 6: (3,)}
 def read_pixels(file: File, bands: int = 3, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """An image file as (C, H, W) with C = `bands`, uint8, or float32 where the file has more than 8 bits.
 
-    With three bands grey is repeated, palettes are looked up and transparency is laid on white; with one band
-    pictures become grey. Any other count is the file's own. ImageFileError in one sentence.
+    With three bands gray is repeated, palettes are looked up and transparency is laid on white; with one band
+    pictures become gray. Any other count is the file's own. ImageFileError in one sentence.
     """
     start = first_bytes(file)
     if start.startswith(TIFFS):
@@ -74,8 +74,8 @@ def picture_pixels(image: Image.Image, bands: int, file: object) -> torch.Tensor
 
 
 def picture_numbers(image: Image.Image, bands: int) -> np.ndarray:
-    """A PIL image as (H, W) or (H, W, C): wide grey as it is, RGB or grey for three bands or one, else also alpha."""
-    if image.mode.startswith(WIDE_GREY):
+    """A PIL image as (H, W) or (H, W, C): wide gray as it is, RGB or gray for three bands or one, else also alpha."""
+    if image.mode.startswith(WIDE_GRAY):
         return np.asarray(image)
     if bands in (1, 3):
         picture = rgb_image(image)
@@ -91,8 +91,8 @@ def as_bands(pixels: np.ndarray, bands: int, file: object) -> torch.Tensor:
         raise ImageFileError(f"{file}: pixels of type {pixels.dtype} are no numbers that an image can have")
     if len(pixels) == 1 and bands == 3:
         if pixels.dtype.kind in "ui" and pixels.dtype.itemsize > 1:
-            grey = Image.fromarray(pixels[0].clip(0, 65535).astype(np.int32))
-            return picture_pixels(rgb_image(grey), bands, file)
+            gray = Image.fromarray(pixels[0].clip(0, 65535).astype(np.int32))
+            return picture_pixels(rgb_image(gray), bands, file)
         pixels = np.repeat(pixels, 3, axis=0)
     if len(pixels) != bands:
         raise ImageFileError(
@@ -200,7 +200,7 @@ def channels_in_front(array: np.ndarray, counts: Sequence[int], file: object) ->
 
 
 def read_mask(file: File, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-    """A mask file as (H, W) int64 of raw values, or (3, H, W) uint8 where it is painted in colours.
+    """A mask file as (H, W) int64 of raw values, or (3, H, W) uint8 where it is painted in colors.
 
     Palettes give indexes and 1-bit masks 0 and 1; transparency is left out. ImageFileError in one sentence, also for
     JPEG, which loses a mask's values.
@@ -221,7 +221,7 @@ def picture_mask(image: Image.Image, file: object) -> torch.Tensor:
     """A PIL image as a mask; `file` is what messages call it."""
     if image.mode not in MASK_CHANNELS and len(image.getbands()) > 1:
         raise ImageFileError(
-            f"{file}: a mask has one value per pixel or RGB colours, and this is an image of mode {image.mode}: save "
+            f"{file}: a mask has one value per pixel or RGB colors, and this is an image of mode {image.mode}: save "
             "it as a PNG of 8 or 16 bits"
         )
     pixels = np.asarray(image)
@@ -242,13 +242,13 @@ def tiff_numbers(file: File, max_pixels: int) -> np.ndarray:
 
 
 def array_mask(array: np.ndarray, file: object) -> torch.Tensor:
-    """An array (C, H, W) as a mask: one channel has values, three or four of 8 bits have colours."""
+    """An array (C, H, W) as a mask: one channel has values, three or four of 8 bits have colors."""
     check_sides(file, *array.shape[1:])
     if len(array) in (3, 4) and array.dtype == np.uint8:
         return torch.from_numpy(np.array(array[:3], order="C"))
     if len(array) != 1:
         raise ImageFileError(
-            f"{file}: a mask has one value per pixel or 8-bit RGB colours, and this has {len(array)} channels of "
+            f"{file}: a mask has one value per pixel or 8-bit RGB colors, and this has {len(array)} channels of "
             f"{array.dtype}"
         )
     return torch.from_numpy(whole_numbers(array[0], file))

@@ -60,7 +60,7 @@ def class_entries(data: ClassSettings, source_names: Sequence[str] | None) -> li
 
 
 def label_set(name: str) -> list[NamedClass]:
-    """The classes of a label set that comes with the package (configs/labels), with its colours."""
+    """The classes of a label set that comes with the package (configs/labels), with its colors."""
     folder = files("hf_vit_seg.configs") / "labels"
     known = sorted(entry.name.removesuffix(".json") for entry in folder.iterdir())
     if name not in known:
@@ -68,8 +68,8 @@ def label_set(name: str) -> list[NamedClass]:
             f"data.classes: there is no label set '{name}'; there are {', '.join(known)}, or give names"
         )
     content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    colours = [(red, green, blue) for red, green, blue in content.get("palette", [])] or [None] * len(content["names"])
-    return [NamedClass(text, color=colour) for text, colour in zip(content["names"], colours, strict=True)]
+    colors = [(red, green, blue) for red, green, blue in content.get("palette", [])] or [None] * len(content["names"])
+    return [NamedClass(text, color=color) for text, color in zip(content["names"], colors, strict=True)]
 
 
 def class_targets(names: Sequence[str], values: Sequence[Sequence[Raw]]) -> dict[Raw, int]:
@@ -84,7 +84,7 @@ def class_targets(names: Sequence[str], values: Sequence[Sequence[Raw]]) -> dict
                 )
     if len({isinstance(raw, tuple) for raw in targets}) > 1:
         raise ClassTableError(
-            "some classes have colours as values and others whole numbers (or none, which is their place in the list): "
+            "some classes have colors as values and others whole numbers (or none, which is their place in the list): "
             "masks have one or the other"
         )
     return targets
@@ -93,13 +93,13 @@ def class_targets(names: Sequence[str], values: Sequence[Sequence[Raw]]) -> dict
 def ignored_targets(data: ClassSettings, names: Sequence[str], values: Sequence[Sequence[Raw]]) -> list[Raw]:
     """The raw values that do not count: those of `data.ignore`, the preset's, and what sources write for it."""
     owners = {raw: names[index] for index, raws in enumerate(values) for raw in raws}
-    coloured = any(isinstance(raw, tuple) for raw in owners)
+    colored = any(isinstance(raw, tuple) for raw in owners)
     asked = tuple(data.ignore) != DEFAULT_IGNORED
-    ignored: list[Raw] = [] if coloured else [UNCOUNTED, *([0] if data.preset == REDUCE_ZERO_LABEL else [])]
+    ignored: list[Raw] = [] if colored else [UNCOUNTED, *([0] if data.preset == REDUCE_ZERO_LABEL else [])]
     for raw in data.ignore:
-        fits = isinstance(raw, tuple) == coloured
+        fits = isinstance(raw, tuple) == colored
         if asked and not fits:
-            kind = "colours" if coloured else "whole numbers"
+            kind = "colors" if colored else "whole numbers"
             raise ClassTableError(f"data.ignore has {raw}, but the classes' values are {kind}: so must ignored ones be")
         if asked and raw in owners:
             raise ClassTableError(f"the value {raw} is both '{owners[raw]}' and in data.ignore: take it out of one")
@@ -108,18 +108,18 @@ def ignored_targets(data: ClassSettings, names: Sequence[str], values: Sequence[
     return [raw for raw in ignored if raw not in owners]
 
 
-def class_colours(entries: Sequence[ClassEntry]) -> tuple[tuple[int, int, int], ...] | None:
-    """The classes' colours, their own or those of their masks; None when none has one."""
-    colours = [entry.color or next((v for v in entry.values or () if isinstance(v, tuple)), None) for entry in entries]
-    if not any(colours):
+def class_colors(entries: Sequence[ClassEntry]) -> tuple[tuple[int, int, int], ...] | None:
+    """The classes' colors, their own or those of their masks; None when none has one."""
+    colors = [entry.color or next((v for v in entry.values or () if isinstance(v, tuple)), None) for entry in entries]
+    if not any(colors):
         return None
-    palette = tuple(colour for colour in colours if colour is not None)
-    if len(palette) < len(colours):
-        name = entries[colours.index(None)].name
+    palette = tuple(color for color in colors if color is not None)
+    if len(palette) < len(colors):
+        name = entries[colors.index(None)].name
         raise ClassTableError(f"the class '{name}' has no color, but others have: give one to all classes or to none")
-    if wrong := [colour for colour in palette if not all(0 <= part <= 255 for part in colour)]:
-        raise ClassTableError(f"{wrong[0]} is no colour: red, green and blue are 0 .. 255 each")
+    if wrong := [color for color in palette if not all(0 <= part <= 255 for part in color)]:
+        raise ClassTableError(f"{wrong[0]} is no color: red, green and blue are 0 .. 255 each")
     return palette
 
 
-__all__ = ["ClassEntry", "ClassSettings", "class_colours", "class_entries", "class_targets", "ignored_targets"]
+__all__ = ["ClassEntry", "ClassSettings", "class_colors", "class_entries", "class_targets", "ignored_targets"]

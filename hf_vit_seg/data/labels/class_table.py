@@ -1,6 +1,6 @@
 """The one label map: which raw values of a mask mean which class, and which do not count.
 
-A raw value is a number, or a colour (red, green, blue) where masks are painted. The table is applied once, when a
+A raw value is a number, or a color (red, green, blue) where masks are painted. The table is applied once, when a
 sample is read; nothing behind it (processor, loss, metric) shifts labels again.
 
 Shapes: H W pixels.
@@ -19,7 +19,7 @@ from hf_vit_seg.data.wording import listed
 from .class_entries import (
     REDUCE_ZERO_LABEL,
     ClassSettings,
-    class_colours,
+    class_colors,
     class_entries,
     class_targets,
     ignored_targets,
@@ -62,7 +62,7 @@ class ClassTable:
         return cls(
             names=names,
             targets=tuple(sorted(targets.items())),
-            palette=class_colours(entries),
+            palette=class_colors(entries),
             ignore_index=ignore_index,
             unknown_values=data.unknown,
             by_place=not first and all(entry.values is None for entry in entries),
@@ -93,7 +93,7 @@ class ClassTable:
         return found
 
     def apply(self, raw: torch.Tensor) -> torch.Tensor:
-        """A raw mask, (H, W) of values or (3, H, W) of colours, as classes (H, W) int64 and `ignore_index`.
+        """A raw mask, (H, W) of values or (3, H, W) of colors, as classes (H, W) int64 and `ignore_index`.
 
         UnknownValueError when values are neither a class's nor ignored, and the recipe does not ignore them too.
         """
@@ -118,8 +118,8 @@ class ClassTable:
         return dict(sorted(counts, key=lambda item: -item[1]))
 
     def histogram(self, raw: torch.Tensor) -> dict[Raw, int]:
-        """Pixels by raw value, in the order of the values. ClassTableError for colours where values are numbers."""
-        return histogram(raw, self._lookup.coloured)
+        """Pixels by raw value, in the order of the values. ClassTableError for colors where values are numbers."""
+        return histogram(raw, self._lookup.colored)
 
     def known_values(self) -> str:
         """The raw values of the classes, in words."""

@@ -1,6 +1,6 @@
-"""Raw values of masks, numbers or colours, and how they are counted and looked up.
+"""Raw values of masks, numbers or colors, and how they are counted and looked up.
 
-A colour (red, green, blue) is handled as one number, its code.
+A color (red, green, blue) is handled as one number, its code.
 
 Shapes: H W pixels.
 """
@@ -34,41 +34,41 @@ class UnknownValueError(ClassTableError):
 
 
 def code_of(red: Any, green: Any, blue: Any) -> Any:
-    """A colour, or tensors of the parts of many, as one number each."""
+    """A color, or tensors of the parts of many, as one number each."""
     return (red << 16) | (green << 8) | blue
 
 
-def colour_of(code: int) -> tuple[int, int, int]:
-    """The colour that a number stands for."""
+def color_of(code: int) -> tuple[int, int, int]:
+    """The color that a number stands for."""
     return code >> 16, code >> 8 & 255, code & 255
 
 
-def codes_of(mask: torch.Tensor, coloured: bool) -> torch.Tensor:
-    """A mask as numbers (H, W) int64, for classes whose values are colours or not.
+def codes_of(mask: torch.Tensor, colored: bool) -> torch.Tensor:
+    """A mask as numbers (H, W) int64, for classes whose values are colors or not.
 
-    Grey that is painted in colours is taken for its values. ClassTableError for any other mask of the other kind.
+    Gray that is painted in colors is taken for its values. ClassTableError for any other mask of the other kind.
     """
-    if mask.ndim == 2 and not coloured:
+    if mask.ndim == 2 and not colored:
         return mask.to(torch.int64)
     if mask.ndim == 2:
         raise ClassTableError(
-            f"the mask has whole numbers ({listed(mask.unique().tolist(), 12)}), but the classes have colours: give "
+            f"the mask has whole numbers ({listed(mask.unique().tolist(), 12)}), but the classes have colors: give "
             "the classes whole numbers as values"
         )
-    if not coloured and torch.equal(mask[0], mask[1]) and torch.equal(mask[0], mask[2]):
+    if not colored and torch.equal(mask[0], mask[1]) and torch.equal(mask[0], mask[2]):
         return mask[0].to(torch.int64)
     codes = code_of(*mask.to(torch.int64).unbind())
-    if not coloured:
+    if not colored:
         raise ClassTableError(
-            f"the mask is painted in colours ({listed(map(colour_of, codes.unique().tolist()))}), but the classes have "
-            "whole numbers: give the classes colours as values, as in values: [[128, 64, 0]]"
+            f"the mask is painted in colors ({listed(map(color_of, codes.unique().tolist()))}), but the classes have "
+            "whole numbers: give the classes colors as values, as in values: [[128, 64, 0]]"
         )
     return codes
 
 
-def histogram(mask: torch.Tensor, coloured: bool) -> dict[Raw, int]:
+def histogram(mask: torch.Tensor, colored: bool) -> dict[Raw, int]:
     """Pixels by raw value, in the order of the values."""
-    codes = codes_of(mask, coloured).flatten()
+    codes = codes_of(mask, colored).flatten()
     if not len(codes):
         return {}
     low = int(codes.min())
@@ -78,7 +78,7 @@ def histogram(mask: torch.Tensor, coloured: bool) -> dict[Raw, int]:
         values, counts = places + low, counts[places]
     else:
         values, counts = codes.unique(return_counts=True)
-    raws = map(colour_of, values.tolist()) if coloured else values.tolist()
+    raws = map(color_of, values.tolist()) if colored else values.tolist()
     return dict(zip(raws, counts.tolist(), strict=True))
 
 
@@ -86,8 +86,8 @@ class Lookup:
     """The class of every raw value, for whole masks at once."""
 
     def __init__(self, targets: Sequence[tuple[Raw, int]]):
-        """`targets` are pairs of a raw value and its class, at least one; values are all numbers or all colours."""
-        self.coloured = isinstance(targets[0][0], tuple)
+        """`targets` are pairs of a raw value and its class, at least one; values are all numbers or all colors."""
+        self.colored = isinstance(targets[0][0], tuple)
         pairs = sorted((code_of(*raw) if isinstance(raw, tuple) else raw, target) for raw, target in targets)
         self.keys, self.targets = torch.tensor(pairs, dtype=torch.int64).T.contiguous()
         high = pairs[-1][0]
@@ -96,8 +96,8 @@ class Lookup:
             self.dense[self.keys[self.keys >= 0]] = self.targets[self.keys >= 0]
 
     def __call__(self, mask: torch.Tensor) -> torch.Tensor:
-        """A raw mask, (H, W) of numbers or (3, H, W) of colours, as classes (H, W) int64, or UNKNOWN."""
-        codes = codes_of(mask, self.coloured)
+        """A raw mask, (H, W) of numbers or (3, H, W) of colors, as classes (H, W) int64, or UNKNOWN."""
+        codes = codes_of(mask, self.colored)
         if codes.numel() and codes.min() >= 0 and codes.max() < len(self.dense):
             return self.dense.index_select(0, codes.flatten()).view(codes.shape)
         places = torch.searchsorted(self.keys, codes).clamp_(max=len(self.keys) - 1)

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1797 grey images of 8 x 8 pixels that need no download."""
+"""scikit-learn's handwritten digits: 1797 gray images of 8 x 8 pixels that need no download."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ from hf_vit_seg.data.samples import RawSample
 
 from .source import SourceError, SourceRecord
 
-LEVELS = 16  # the lightest grey of the images
+LEVELS = 16  # the lightest gray of the images
 
 
 class DigitsSource(SourceRecord):
-    """scikit-learn's handwritten digits, 8 x 8 pixels, whose 17 grey levels are spread over 0 .. 255.
+    """scikit-learn's handwritten digits, 8 x 8 pixels, whose 17 gray levels are spread over 0 .. 255.
 
     split: `train` or `test`, which share no image; the split is the same everywhere and keeps the classes' shares.
     share: the test's share of all images.

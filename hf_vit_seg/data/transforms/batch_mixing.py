@@ -28,7 +28,7 @@ class BatchOptions(Record):
 
 
 class Mixup(BatchOptions):
-    """mixup (arXiv 1710.09412): the weighted mean of an image and its neighbour in the batch."""
+    """mixup (arXiv 1710.09412): the weighted mean of an image and its neighbor in the batch."""
 
     alpha: PositiveFloat = 0.8
 
@@ -38,7 +38,7 @@ class Mixup(BatchOptions):
 
 
 class Cutmix(BatchOptions):
-    """CutMix (arXiv 1905.04899): a rectangle of an image is its neighbour's."""
+    """CutMix (arXiv 1905.04899): a rectangle of an image is its neighbor's."""
 
     def build(self, num_classes: int) -> v2.Transform:
         """torchvision's."""

@@ -1,6 +1,6 @@
 """Transforms that change an image's size, and its mask's with it: resizing, cropping, padding.
 
-Images are resized with antialiasing, as the image processor does; masks take the value under each pixel's centre
+Images are resized with antialiasing, as the image processor does; masks take the value under each pixel's center
 (nearest-exact), which torchvision's own transforms do not. Beyond the border an image has `fill` and a mask is ignored.
 
 Measured on one core: a whole 700x1000 RGB image resized by 1.3 takes 1 ms (2 ms by 2.0) if its bands lie side by side

@@ -2,7 +2,7 @@
 
 Sources: unbiased data processing (UDP, arXiv 1911.07524) for the geometry, mmpose 0.x for padding, scale and rotation.
 
-Shapes: C bands, H W pixels of the image, h w of the crop, K keypoints. Points are (x, y), the first pixel's centre is
+Shapes: C bands, H W pixels of the image, h w of the crop, K keypoints. Points are (x, y), the first pixel's center is
 (0, 0). By UDP a region w pixels wide is mapped onto the w - 1 steps between the crop's pixels.
 """
 

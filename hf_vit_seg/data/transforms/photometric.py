@@ -2,7 +2,7 @@
 
 Shapes: C bands, H W pixels.
 
-torchvision's colour jitter takes one or three bands and goes through HSV, 12 ms for 512x512 pixels. Here brightness,
+torchvision's color jitter takes one or three bands and goes through HSV, 12 ms for 512x512 pixels. Here brightness,
 contrast, saturation and hue are one affine map of an image's bands, `values -> M @ values + offset`, in less than one.
 """
 
@@ -19,7 +19,7 @@ from hf_vit_seg.errors import HfVitSegError
 from .context import PositiveBounds, Share, TransformContext, TransformOptions, image_of
 
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as PIL and torchvision have it
-# From red, green, blue to luma and two axes of colour (YIQ), in whose plane a hue is an angle.
+# From red, green, blue to luma and two axes of color (YIQ), in whose plane a hue is an angle.
 YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 RGB = 3
 
@@ -30,18 +30,18 @@ def brightness_map(strength: float, means: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def contrast_map(strength: float, means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distances from the mean grey times `strength`; with other than three bands from each band's own mean."""
-    centre = (LUMA @ means).expand(RGB) if len(means) == RGB else means
-    return strength * torch.eye(len(means)), (1 - strength) * centre
+    """Distances from the mean gray times `strength`; with other than three bands from each band's own mean."""
+    center = (LUMA @ means).expand(RGB) if len(means) == RGB else means
+    return strength * torch.eye(len(means)), (1 - strength) * center
 
 
 def saturation_map(strength: float, means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distances of red, green and blue from their grey times `strength`."""
+    """Distances of red, green and blue from their gray times `strength`."""
     return strength * torch.eye(RGB) + (1 - strength) * LUMA.expand(RGB, RGB), torch.zeros(RGB)
 
 
 def hue_map(turn: float, means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All colours turned about the grey axis by `turn` of a circle; luma stays (in HSV, value would)."""
+    """All colors turned about the gray axis by `turn` of a circle; luma stays (in HSV, value would)."""
     cosine, sine = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
     rotation = torch.tensor([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
     return torch.linalg.solve(YIQ, rotation @ YIQ), torch.zeros(RGB)
@@ -66,10 +66,10 @@ class BandJitter(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """The steps that are taken this time, and how strongly."""
         bands, strengths = image_of(flat_inputs).shape[0], {}
-        for name, (_, neutral, for_colours) in STEPS.items():
+        for name, (_, neutral, for_colors) in STEPS.items():
             reach = getattr(self.options, name)
             chance, place = torch.rand(2).tolist()
-            if reach > 0 and chance < self.options.probability and (bands == RGB or not for_colours):
+            if reach > 0 and chance < self.options.probability and (bands == RGB or not for_colors):
                 strengths[name] = neutral + (2 * place - 1) * reach
         return {"strengths": strengths}
 

@@ -1,4 +1,4 @@
-// The photo under its classes' colours, drawn in the browser: what is sent is the photo and a map whose grey values
+// The photo under its classes' colors, drawn in the browser: what is sent is the photo and a map whose gray values
 // are rows of the legend, so that opacity, pointing and hiding cost the server nothing.
 const part = (name) => element.querySelector("." + name);
 const canvas = part("picture"), tip = part("tip"), legend = part("legend"), opacity = part("opacity");
@@ -38,16 +38,16 @@ function bordersOf(rows, width) {
   return border;
 }
 
-function colours() {
+function colors() {
   const { rows, border, classes, width, height } = scene;
   const pixels = new ImageData(width, height);
   const words = new Uint32Array(pixels.data.buffer); // alpha, blue, green, red from the highest byte down
   const full = Math.round(2.55 * opacity.value);
-  const looks = classes.map(({ colour: [red, green, blue] }, row) => {
+  const looks = classes.map(({ color: [red, green, blue] }, row) => {
     const strength = row === focus ? Math.max(full, 150) : hidden.has(row) ? 0 : focus < 0 ? full : full * 0.2;
-    const colour = (blue << 16) | (green << 8) | red;
+    const color = (blue << 16) | (green << 8) | red;
     const line = strength && (focus < 0 || row === focus) ? 255 : strength;
-    return [(strength << 24) | colour, (line << 24) | colour];
+    return [(strength << 24) | color, (line << 24) | color];
   });
   for (let i = 0; i < rows.length; i++) words[i] = looks[rows[i]][border[i]];
   return pixels;
@@ -57,19 +57,19 @@ function paint() {
   if (!scene) return;
   brush.drawImage(scene.photo, 0, 0);
   if (bare) return;
-  layer.getContext("2d").putImageData(colours(), 0, 0);
+  layer.getContext("2d").putImageData(colors(), 0, 0);
   brush.drawImage(layer, 0, 0);
 }
 
-function legendRow({ name, colour, share, text }, row) {
+function legendRow({ name, color, share, text }, row) {
   const button = document.createElement("button");
   button.type = "button";
   button.setAttribute("role", "listitem");
   button.append(...["i", "span", "em", "u"].map((tag) => document.createElement(tag)));
   const [swatch, title, percent] = button.children;
-  button.style.setProperty("--colour", "rgb(" + colour.join(",") + ")");
+  button.style.setProperty("--color", "rgb(" + color.join(",") + ")");
   button.style.setProperty("--share", 100 * share + "%");
-  swatch.style.background = "var(--colour)";
+  swatch.style.background = "var(--color)";
   title.textContent = button.title = name;
   percent.textContent = text;
   button.onpointerenter = button.onfocus = () => point(row);
@@ -95,8 +95,8 @@ function hover(event) {
   const y = Math.floor(((event.clientY - box.top) / box.height) * scene.height);
   if (x < 0 || y < 0 || x >= scene.width || y >= scene.height) return leave();
   const row = scene.rows[y * scene.width + x];
-  const { name, colour, text } = scene.classes[row];
-  tip.children[0].style.background = "rgb(" + colour.join(",") + ")";
+  const { name, color, text } = scene.classes[row];
+  tip.children[0].style.background = "rgb(" + color.join(",") + ")";
   tip.children[1].textContent = name;
   tip.children[2].textContent = text;
   tip.hidden = false;

@@ -44,7 +44,7 @@ class Prepared:
 def prepare(
     image: Any, protocol: Protocol, processor: Any, channels: int = 3, max_pixels: int = MAX_PIXELS
 ) -> Prepared:
-    """An image (see `Segmenter.prepare`) resized as the protocol says and normalised as the processor says."""
+    """An image (see `Segmenter.prepare`) resized as the protocol says and normalized as the processor says."""
     start = time.perf_counter()
     shown = None
     if isinstance(image, str | Path):

@@ -6,7 +6,7 @@ window.
 Windows lie as in mmsegmentation's `slide_inference` and MONAI's `sliding_window_inference`: every `stride` pixels, the
 last of a row or column moved back so that it ends at the border. As there, a window's logits are resized to the
 window's size first and blended then. Adding up coarse logits instead would be faster, but is another function: at the
-border of a window it would mix logits with those of its neighbours.
+border of a window it would mix logits with those of its neighbors.
 """
 
 from collections import deque

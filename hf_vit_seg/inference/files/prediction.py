@@ -234,6 +234,6 @@ def report(
 def class_rows(counts: Sequence[ClassCount]) -> list[dict[str, Any]]:
     """Classes with their pixels, for JSON."""
     return [
-        {"id": c.index, "name": c.name, "color": c.colour, "pixels": c.pixels, "share": round(c.share, 6)}
+        {"id": c.index, "name": c.name, "color": c.color, "pixels": c.pixels, "share": round(c.share, 6)}
         for c in counts
     ]

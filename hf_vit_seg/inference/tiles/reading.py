@@ -32,7 +32,7 @@ from hf_vit_seg.data.images.pixels import (
 
 from .stored_regions import Stored, StoredArray, StoredSegments
 
-CACHE_BYTES = 256 * 2**20  # decoded tiles or strips that are kept, as neighbouring windows share them
+CACHE_BYTES = 256 * 2**20  # decoded tiles or strips that are kept, as neighboring windows share them
 ORIENTATION, NODATA = 274, 42113
 GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)  # OGC 19-008: scale, tie points, matrix, keys
 MIN_IS_WHITE, BLACK, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
@@ -214,16 +214,16 @@ def picture_rule(page: Any, bands: int, path: Path) -> Callable[[np.ndarray], to
     extra = int(page.extrasamples[0]) if page.extrasamples else TRANSPARENCY
     if photometric == YCBCR:
         if compression not in JPEG_COMPRESSIONS:
-            raise ImageFileError(f"{path}: colours are stored as YCbCr without JPEG: save it as RGB")
+            raise ImageFileError(f"{path}: colors are stored as YCbCr without JPEG: save it as RGB")
         photometric = RGB
     brightest = (1 << page.bitspersample) - 1
-    colours = page.colormap
+    colors = page.colormap
 
     def picture(numbers: np.ndarray) -> Image.Image:
         """Stored numbers (S, n, m) of 8 bits at most as PIL's picture."""
         if photometric == PALETTE:
             image = Image.fromarray(numbers[0].astype(np.uint8))
-            image.putpalette((colours >> 8).astype(np.uint8).T.tobytes())
+            image.putpalette((colors >> 8).astype(np.uint8).T.tobytes())
             return image
         values = np.ascontiguousarray((numbers * (255 // brightest)).astype(np.uint8).transpose(1, 2, 0))
         if photometric == MIN_IS_WHITE:

@@ -22,7 +22,7 @@ from .tiled_logits import Tile
 
 BLOCK = 512  # side of a TIFF's own tiles, and how many rows are read at a time
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GREY, INDEXED = 0, 3  # PNG's colour types
+GRAY, INDEXED = 0, 3  # PNG's color types
 PLAN, DONE = "plan.json", "done.txt"
 
 
@@ -115,17 +115,17 @@ def write_tiff(
     tags: tuple[tuple[Any, ...], ...] = (),
     nodata: int | None = None,
 ) -> None:
-    """A plane as a TIFF in deflated tiles, `palette` (K, 3) uint8 giving 8-bit values their colours.
+    """A plane as a TIFF in deflated tiles, `palette` (K, 3) uint8 giving 8-bit values their colors.
 
     `tags` are added as tifffile writes them, such as those of `tiled_reading.georeference`; `nodata` is the value that
     GDAL's programs take for missing pixels.
     """
     import tifffile
 
-    colours = None
+    colors = None
     if palette is not None and plane.dtype == np.uint8:
-        colours = np.zeros((3, 256), np.uint16)
-        colours[:, : len(palette)] = palette[:256].T.astype(np.uint16) * 257
+        colors = np.zeros((3, 256), np.uint16)
+        colors[:, : len(palette)] = palette[:256].T.astype(np.uint16) * 257
     if nodata is not None:
         text = f"{nodata}\0"
         tags = (*tags, (42113, 2, len(text), text, True))
@@ -136,8 +136,8 @@ def write_tiff(
         dtype=plane.dtype,
         tile=(BLOCK, BLOCK),
         compression="zlib",
-        photometric="minisblack" if colours is None else "palette",
-        colormap=colours,
+        photometric="minisblack" if colors is None else "palette",
+        colormap=colors,
         metadata=None,
         extratags=tags,
         bigtiff=plane.shape[0] * plane.shape[1] * plane.dtype.itemsize > 2**31,
@@ -155,10 +155,10 @@ def blocks(plane: Plane) -> Iterator[np.ndarray]:
 
 
 def write_png(path: Path, plane: Plane, palette: np.ndarray | None = None) -> None:
-    """A plane as a PNG of 8 or 16 bits, `palette` (K, 3) uint8 giving 8-bit values their colours."""
+    """A plane as a PNG of 8 or 16 bits, `palette` (K, 3) uint8 giving 8-bit values their colors."""
     indexed = palette is not None and plane.dtype == np.uint8
     header = struct.pack(
-        ">IIBBBBB", plane.shape[1], plane.shape[0], plane.dtype.itemsize * 8, INDEXED if indexed else GREY, 0, 0, 0
+        ">IIBBBBB", plane.shape[1], plane.shape[0], plane.dtype.itemsize * 8, INDEXED if indexed else GRAY, 0, 0, 0
     )
     packer = zlib.compressobj()
     with path.open("wb") as file:

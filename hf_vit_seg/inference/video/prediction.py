@@ -1,4 +1,4 @@
-"""`predict` for videos: every frame under the colours of its classes.
+"""`predict` for videos: every frame under the colors of its classes.
 
 Shapes: H W a frame, K classes.
 """

@@ -124,7 +124,7 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], threads: i
 def own_batches(
     context: EvaluationContext, length: int, read: Callable[[int], Result], shape: Callable[[Result], Any]
 ) -> Iterator[list[Result]]:
-    """This process's samples as `read` gives them; neighbours of the same shape together, as many as the recipe says.
+    """This process's samples as `read` gives them; neighbors of the same shape together, as many as the recipe says.
 
     The samples of all processes are all `length` samples, each once.
     """

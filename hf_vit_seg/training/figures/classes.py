@@ -48,8 +48,8 @@ def draw_bars(axes: Axes, names: list[str], values: np.ndarray, rows: int, mean:
     axes.barh(places, np.nan_to_num(values), height=0.72, color=BLUE)
     axes.axvline(mean, color=ORANGE, linewidth=1.2, linestyle=(0, (4, 3)))
     for place, value in zip(places, values, strict=True):
-        text, colour = ("absent", FAINT) if np.isnan(value) else (f"{value:.3f}", INK)
-        axes.text(1.02, place, text, va="center", fontsize=SMALL, color=colour)
+        text, color = ("absent", FAINT) if np.isnan(value) else (f"{value:.3f}", INK)
+        axes.text(1.02, place, text, va="center", fontsize=SMALL, color=color)
     axes.set_yticks(places, [shortened(name, 22) for name in names], fontsize=TEXT, color=INK)
     axes.set_ylim(rows - 0.4, -0.6)
     axes.set_xlim(0, 1)
@@ -65,17 +65,17 @@ def reliability_figure(report: MetricsReport) -> Figure | None:
     if not number.sum():
         return None
     edges = np.linspace(0, 1, len(number) + 1)
-    width, centres, filled = 1 / len(number), (edges[:-1] + edges[1:]) / 2, number > 0
+    width, centers, filled = 1 / len(number), (edges[:-1] + edges[1:]) / 2, number > 0
     accuracy, certainty = hits[filled] / number[filled], confidence[filled] / number[filled]
     error = float((np.abs(accuracy - certainty) * number[filled]).sum() / number.sum())
     figure = new_figure(5.6, 6.2)
     above, below = figure.subplots(2, 1, height_ratios=[3.2, 1], sharex=True)
     quiet(above, "Reliability: is a confidence of 0.8 right 8 times of 10?", y="accuracy")
     quiet(below, x="confidence", y="predictions")
-    above.bar(centres[filled], accuracy, width=width * 0.92, color=BLUE, label="accuracy")
+    above.bar(centers[filled], accuracy, width=width * 0.92, color=BLUE, label="accuracy")
     gap = certainty - accuracy
     above.bar(
-        centres[filled], gap, width=width * 0.92, bottom=accuracy, color=RED, alpha=0.25, edgecolor=RED, label="gap"
+        centers[filled], gap, width=width * 0.92, bottom=accuracy, color=RED, alpha=0.25, edgecolor=RED, label="gap"
     )
     above.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, linestyle=(0, (4, 3)))
     above.legend(
@@ -86,7 +86,7 @@ def reliability_figure(report: MetricsReport) -> Figure | None:
         title_fontsize=TEXT,
         alignment="left",
     )
-    below.bar(centres, number, width=width * 0.92, color=FAINT)
+    below.bar(centers, number, width=width * 0.92, color=FAINT)
     above.set_xlim(0, 1)
     above.set_ylim(0, 1)
     return figure

@@ -86,7 +86,7 @@ def draw_matrix(axes: Axes, shares: np.ndarray, names: list[str], sheet: Sheet) 
     """Shares (S, S) as blue squares, of which small ones are lifted by a square root to be seen."""
     from matplotlib.colors import PowerNorm
 
-    axes.set_facecolor(GRID)  # rows without a label stay grey
+    axes.set_facecolor(GRID)  # rows without a label stay gray
     axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=sheet.points, color=INK)
     axes.set_yticks(range(len(names)), names, fontsize=sheet.points, color=INK)
@@ -105,9 +105,9 @@ def write_shares(axes: Axes, shares: np.ndarray) -> None:
         text = f"{share * 100:.{1 if few else 0}f}"
         if float(text) == 0:
             text = "<0.1" if few else "<1"
-        colour = "white" if share > 0.35 else INK
+        color = "white" if share > 0.35 else INK
         size = TITLE if few else TEXT
-        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=color)
 
 
 def list_confusions(axes: Axes, matrix: np.ndarray, shares: np.ndarray, names: tuple[str, ...], sheet: Sheet) -> None:
@@ -127,7 +127,7 @@ def list_confusions(axes: Axes, matrix: np.ndarray, shares: np.ndarray, names: t
         write_line(axes, about, (i + 0.68) * line, SMALL, FAINT, sheet)
 
 
-def write_line(axes: Axes, text: str, below: float, points: float, colour: str, sheet: Sheet) -> None:
+def write_line(axes: Axes, text: str, below: float, points: float, color: str, sheet: Sheet) -> None:
     """A line of text, `below` the upper edge."""
-    style = {"fontsize": points * sheet.scale, "color": colour, "va": "center"}
+    style = {"fontsize": points * sheet.scale, "color": color, "va": "center"}
     axes.text(0, 1 - below / sheet.side, text, transform=axes.transAxes, **style)

@@ -19,7 +19,7 @@ from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.drawing.skeletons import with_skeletons
 from hf_vit_seg.errors import HfVitSegError
 
-from .layout import Colour, captioned, grid, legend_below
+from .layout import Color, captioned, grid, legend_below
 from .samples import IGNORED
 
 MOST = 24  # samples
@@ -28,8 +28,8 @@ SIDE = 196  # the largest width and height of an image
 FINER = 2  # overlays are drawn so much larger and reduced: borders of classes become smooth
 OPACITY = 0.55
 STRIPE = 8  # width of the stripes where pixels do not count
-LIGHT: Colour = (220, 220, 220)
-UNKNOWN: Colour = (255, 0, 255)
+LIGHT: Color = (220, 220, 220)
+UNKNOWN: Color = (255, 0, 255)
 MARGIN = 0.25  # around a person, as a share of the box
 
 
@@ -73,7 +73,7 @@ def fitted(size: tuple[int, int], side: int = SIDE) -> tuple[int, int]:
 
 
 def masked(part: SplitFacts, sample: RawSample) -> Image.Image:
-    """A photo, and beside it the mask over the photo in grey, of full contrast, so that colours are those of classes.
+    """A photo, and beside it the mask over the photo in gray, of full contrast, so that colors are those of classes.
 
     Pixels that do not count are striped, those of unknown value magenta.
     """
@@ -81,9 +81,9 @@ def masked(part: SplitFacts, sample: RawSample) -> Image.Image:
     photo = picture(sample.image)
     size = fitted(photo.size)
     labels = striped(nearest_labels(shown_classes(part.table, sample.target), (FINER * size[0], FINER * size[1])), part)
-    grey = ImageOps.autocontrast(photo.convert("L"), cutoff=1).convert("RGB")
-    grey = resized_picture(grey, (FINER * size[0], FINER * size[1]))
-    overlay = draw_overlay(grey, labels, palette(part.table), (), OPACITY, longest_side=None).reduce(FINER)
+    gray = ImageOps.autocontrast(photo.convert("L"), cutoff=1).convert("RGB")
+    gray = resized_picture(gray, (FINER * size[0], FINER * size[1]))
+    overlay = draw_overlay(gray, labels, palette(part.table), (), OPACITY, longest_side=None).reduce(FINER)
     pair = Image.new("RGB", (2 * size[0] + 2, size[1]), PAPER)
     pair.paste(resized_picture(photo, size), (0, 0))
     pair.paste(overlay, (size[0] + 2, 0))
@@ -110,7 +110,7 @@ def shown_classes(table: ClassTable, raw: torch.Tensor) -> np.ndarray:
 
 
 def palette(table: ClassTable) -> np.ndarray:
-    """Colours (K + 3, 3) of the classes, of pixels that do not count, of unknown ones, and of the other stripes."""
+    """Colors (K + 3, 3) of the classes, of pixels that do not count, of unknown ones, and of the other stripes."""
     classes = class_palette(table.palette, len(table.names))
     return np.concatenate([classes, np.array([IGNORED, UNKNOWN, LIGHT], dtype=np.uint8)])
 
@@ -147,13 +147,13 @@ def with_keypoints(part: SplitFacts, sample: RawSample) -> Image.Image:
 
 
 def legend(part: SplitFacts) -> list[LegendRow]:
-    """Each class with its colour and its share of all pixels."""
+    """Each class with its color and its share of all pixels."""
     counts = [*(o.count for o in part.classes), part.ignored, sum(o.count for o in part.unknown.values())]
-    names, colours = [*part.table.names, "not counted (striped)", "unknown"], palette(part.table)[:-1].tolist()
+    names, colors = [*part.table.names, "not counted (striped)", "unknown"], palette(part.table)[:-1].tolist()
     total, classes = max(1, sum(counts)), len(part.table.names)
     return [
         (name, (red, green, blue), count / total)
-        for i, (name, (red, green, blue), count) in enumerate(zip(names, colours, counts, strict=True))
+        for i, (name, (red, green, blue), count) in enumerate(zip(names, colors, counts, strict=True))
         if i < classes or count
     ]
 

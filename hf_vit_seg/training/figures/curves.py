@@ -26,7 +26,7 @@ class Panel(NamedTuple):
 
     name: str
     title: str
-    colour: str
+    color: str
     smooth: bool = False
     clip: bool = False
 
@@ -69,10 +69,10 @@ def draw_panel(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) 
     noisy = panel.smooth and len(values) > 10
     marker = "o" if np.isfinite(values).sum() == 1 else None
     axes.plot(
-        steps, values, color=panel.colour, linewidth=0.8 if noisy else 1.8, alpha=0.3 if noisy else 1, marker=marker
+        steps, values, color=panel.color, linewidth=0.8 if noisy else 1.8, alpha=0.3 if noisy else 1, marker=marker
     )
     if noisy:
-        axes.plot(steps, centred_means(values, max(len(values) // REACH, 2)), color=panel.colour, linewidth=1.8)
+        axes.plot(steps, centered_means(values, max(len(values) // REACH, 2)), color=panel.color, linewidth=1.8)
     finite = values[np.isfinite(values)]
     axes.yaxis.set_major_formatter("{x:.3g}")
     if panel.clip and len(finite) > 1 / OUTLIERS:
@@ -87,7 +87,7 @@ def draw_panel(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) 
         axes.text(0.99, 0.96, note, transform=axes.transAxes, ha="right", va="top", color=RED, fontsize=SMALL)
 
 
-def centred_means(values: np.ndarray, reach: int) -> np.ndarray:
+def centered_means(values: np.ndarray, reach: int) -> np.ndarray:
     """Means (T,) over `reach` values on either side, fewer at the ends, without those that are not finite."""
     finite = np.isfinite(values)
     sums, numbers = (np.concatenate([[0], np.cumsum(part)]) for part in (np.where(finite, values, 0), finite))
@@ -105,12 +105,12 @@ def measure_figure(lines: Sequence[Line], measure: str | None = None) -> Figure 
         return None
     figure = new_figure(8, 4.2)
     axes = quiet(figure.subplots(), title_of(names[0]), x="step")
-    colours = [BLUE, ORANGE, GREEN, RED, FAINT, INK]
+    colors = [BLUE, ORANGE, GREEN, RED, FAINT, INK]
     for i, name in reversed(list(enumerate(names))):
         weight, opacity = (2.2, 1.0) if i == 0 else (1.1, 0.7)
-        style = {"color": colours[i], "linewidth": weight, "marker": "o", "markersize": 1.8 * weight, "alpha": opacity}
+        style = {"color": colors[i], "linewidth": weight, "marker": "o", "markersize": 1.8 * weight, "alpha": opacity}
         axes.plot(*series(evaluations, name), **style)
-    label_ends(axes, evaluations, names, colours)
+    label_ends(axes, evaluations, names, colors)
     mark_best(axes, *series(evaluations, names[0]), names[0])
     return figure
 
@@ -127,17 +127,17 @@ def shown_measures(evaluations: Sequence[Mapping[str, Any]], measure: str | None
 
 
 def label_ends(
-    axes: Axes, evaluations: Sequence[Mapping[str, Any]], names: Sequence[str], colours: Sequence[str]
+    axes: Axes, evaluations: Sequence[Mapping[str, Any]], names: Sequence[str], colors: Sequence[str]
 ) -> None:
     """Each curve's name beside its last value, moved apart where they would touch."""
     ends = []
-    for name, colour in zip(names, colours, strict=False):
+    for name, color in zip(names, colors, strict=False):
         _, values = series(evaluations, name)
-        ends.append((float(values[np.isfinite(values)][-1]), name, colour))
+        ends.append((float(values[np.isfinite(values)][-1]), name, color))
     low, high = axes.get_ylim()
     gap, place = (high - low) * 0.055, -np.inf
     right = max(line["step"] for line in evaluations)
-    for value, name, colour in sorted(ends):
+    for value, name, color in sorted(ends):
         place = max(value, place + gap)
         axes.annotate(
             plain(f"{title_of(name)} {value:.3f}"),
@@ -145,7 +145,7 @@ def label_ends(
             xytext=(8, 0),
             textcoords="offset points",
             va="center",
-            color=colour,
+            color=color,
             fontsize=TEXT,
             fontweight="bold" if name == names[0] else "normal",
             annotation_clip=False,

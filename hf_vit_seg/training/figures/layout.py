@@ -10,18 +10,18 @@ EM = 16  # size of letters
 SPACE = 10  # between pictures
 LINE = round(EM * 1.6)
 
-Colour = tuple[int, int, int]
-Words = tuple[str, Colour]
+Color = tuple[int, int, int]
+Words = tuple[str, Color]
 
 
 def captioned(picture: Image.Image, *lines: str | Words) -> Image.Image:
-    """A picture under lines of text, each in a colour of its own or black; what is too long for it is cut."""
+    """A picture under lines of text, each in a color of its own or black; what is too long for it is cut."""
     font = ImageFont.load_default(EM)
     sheet = Image.new("RGB", (picture.width, picture.height + LINE * len(lines)), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(lines):
-        text, colour = (line, INK) if isinstance(line, str) else line
-        draw.text((0, LINE * (i + 0.5)), fitting(text, picture.width, font), fill=colour, font=font, anchor="lm")
+        text, color = (line, INK) if isinstance(line, str) else line
+        draw.text((0, LINE * (i + 0.5)), fitting(text, picture.width, font), fill=color, font=font, anchor="lm")
     sheet.paste(picture, (0, LINE * len(lines)))
     return sheet
 

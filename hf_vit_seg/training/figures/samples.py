@@ -21,13 +21,13 @@ from hf_vit_seg.data.images.display import picture
 from hf_vit_seg.drawing.overlays import LegendRow, draw_overlay, nearest_labels, percent, resized_picture, shown_size
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 
-from .layout import Colour, captioned, grid, legend_below
+from .layout import Color, captioned, grid, legend_below
 
 LONGEST_SIDE = 480  # of a panel
 THUMBNAIL = 192
 MOST_CLASSES = 24  # in a legend
 LONGEST_STEM = 120  # letters of a file name
-IGNORED: Colour = (96, 96, 96)
+IGNORED: Color = (96, 96, 96)
 WRONG, MISSED, RIGHT = (213, 40, 40), (0, 114, 178), (0, 128, 96)
 ERROR_OPACITY, PALE = 0.8, 0.55
 
@@ -51,7 +51,7 @@ def segmentation_picture(
     matrix = ConfusionMatrix(len(names), ignore_index)
     matrix.update(torch.from_numpy(found), torch.from_numpy(labels))
     scores = matrix.scores()
-    colours = np.concatenate([np.asarray(palette, dtype=np.uint8)[: len(names)], np.array([IGNORED], dtype=np.uint8)])
+    colors = np.concatenate([np.asarray(palette, dtype=np.uint8)[: len(names)], np.array([IGNORED], dtype=np.uint8)])
     size = panel_size((labels.shape[1], labels.shape[0]))
     photo = resized_picture(as_picture(image), size)
     shown = nearest_labels(np.where(counted, labels, len(names)), size)
@@ -59,13 +59,13 @@ def segmentation_picture(
     wrong = float((found != labels)[counted].mean()) if counted.any() else 0.0
     panels = [
         captioned(photo, "photo"),
-        captioned(draw_overlay(photo, shown, colours, [], longest_side=None), "truth"),
+        captioned(draw_overlay(photo, shown, colors, [], longest_side=None), "truth"),
         captioned(
-            draw_overlay(photo, guess, colours, [], longest_side=None), f"prediction, mIoU {score(scores['mean_iou'])}"
+            draw_overlay(photo, guess, colors, [], longest_side=None), f"prediction, mIoU {score(scores['mean_iou'])}"
         ),
         captioned(error_panel(photo, shown, guess, len(names)), f"errors, {percent(wrong)} of pixels"),
     ]
-    rows = class_rows(scores["per_category_iou"], matrix.counts.sum(dim=1).numpy(), names, colours)
+    rows = class_rows(scores["per_category_iou"], matrix.counts.sum(dim=1).numpy(), names, colors)
     sheet = legend_below(grid(panels, len(panels)), rows, "IoU in this image")
     return legend_below(sheet, error_rows(matrix, counted, names), "share of the pixels")
 
@@ -87,23 +87,23 @@ def as_picture(image: torch.Tensor | Image.Image) -> Image.Image:
 
 
 def error_panel(photo: Image.Image, truth: np.ndarray, found: np.ndarray, classes: int) -> Image.Image:
-    """The photo in pale grey, with mistakes in red (or blue, see above). `truth` has K where pixels do not count."""
+    """The photo in pale gray, with mistakes in red (or blue, see above). `truth` has K where pixels do not count."""
     pale = Image.blend(photo.convert("L").convert("RGB"), Image.new("RGB", photo.size, (255, 255, 255)), PALE)
     canvas = np.array(pale)
     counted = truth < classes
     wrong = counted & (truth != found)
     kinds = ((wrong, WRONG), (wrong & (truth == 1), MISSED)) if classes == 2 else ((wrong, WRONG),)
-    for where, colour in kinds:
-        canvas[where] = colour
+    for where, color in kinds:
+        canvas[where] = color
     canvas[~counted] = IGNORED
     return Image.blend(pale, Image.fromarray(canvas), ERROR_OPACITY)
 
 
-def class_rows(iou: np.ndarray, labelled: np.ndarray, names: Sequence[str], colours: np.ndarray) -> list[LegendRow]:
+def class_rows(iou: np.ndarray, labelled: np.ndarray, names: Sequence[str], colors: np.ndarray) -> list[LegendRow]:
     """Rows of the legend for the classes of an image, the most frequent first: IoU in place of a share."""
     order: list[int] = np.argsort(-labelled, kind="stable").tolist()
     order = [k for k in order if not np.isnan(iou[k])][:MOST_CLASSES]
-    return [(names[k], tuple(colours[k].tolist()), float(iou[k])) for k in order]
+    return [(names[k], tuple(colors[k].tolist()), float(iou[k])) for k in order]
 
 
 def error_rows(matrix: ConfusionMatrix, counted: np.ndarray, names: Sequence[str]) -> list[LegendRow]:
@@ -148,9 +148,9 @@ def classified(sample: ClassifiedImage, names: Sequence[str]) -> Image.Image:
     photo = resized_picture(photo, (width, height))
     square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), (255, 255, 255))
     square.paste(photo, ((THUMBNAIL - photo.width) // 2, (THUMBNAIL - photo.height) // 2))
-    colour = RIGHT if sample.prediction == sample.truth else WRONG
+    color = RIGHT if sample.prediction == sample.truth else WRONG
     verdict = f"{percent(sample.probability)} {names[sample.prediction]}"
-    return captioned(square, names[sample.truth], (verdict, colour))
+    return captioned(square, names[sample.truth], (verdict, color))
 
 
 def write_pictures(folder: Path, pictures: Mapping[str, Image.Image]) -> list[Path]:

@@ -1,6 +1,6 @@
-"""How plots look: one kind of figure, quiet axes, few colours. Matplotlib is used without pyplot: no state is shared.
+"""How plots look: one kind of figure, quiet axes, few colors. Matplotlib is used without pyplot: no state is shared.
 
-Colours are Okabe and Ito's, which people with any colour vision tell apart (jfly.uni-koeln.de/color).
+Colors are Okabe and Ito's, which people with any color vision tell apart (jfly.uni-koeln.de/color).
 """
 
 from typing import Any

@@ -215,7 +215,7 @@ def training_set(recipe: Recipe, data: Data, built: BuiltModel) -> tuple[Trainin
 
 
 def loss_notes(recipe: Recipe) -> list[str]:
-    """What is minimised, where the recipe settles it."""
+    """What is minimized, where the recipe settles it."""
     return [f"loss: {described(recipe.loss)}"] if recipe.loss else []
 
 

@@ -1,4 +1,4 @@
-"""What a task minimises, as sums over units that add up over batches and processes.
+"""What a task minimizes, as sums over units that add up over batches and processes.
 
 Shapes: B images, K classes, h w the grid of the logits, H W that of the labels, T terms of the loss.
 """

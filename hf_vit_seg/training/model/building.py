@@ -92,7 +92,7 @@ def transformers_silent() -> Iterator[None]:
 
 
 def new_model(recipe: Recipe, names: Sequence[str], ignore_index: int, bands: int) -> tuple[PreTrainedModel, list[str]]:
-    """A variant of an architecture, initialised."""
+    """A variant of an architecture, initialized."""
     architecture, auto_class = wanted_architecture(recipe), AUTO_CLASSES[recipe.task]
     assert recipe.model.variant is not None  # the record sees to it
     try:

@@ -35,8 +35,8 @@ def fit_in_words(names: Sequence[str], rows: Mapping[int, int]) -> str:
     if not anew:
         return f"the rows of all {len(names)} classes come from the checkpoint, by name"
     if not kept:
-        return f"all {len(names)} rows are initialised anew, none of the classes is the checkpoint's"
-    return f"the rows of {enumerated(kept)} come from the checkpoint; those of {enumerated(anew)} are initialised anew"
+        return f"all {len(names)} rows are initialized anew, none of the classes is the checkpoint's"
+    return f"the rows of {enumerated(kept)} come from the checkpoint; those of {enumerated(anew)} are initialized anew"
 
 
 def enumerated(names: Sequence[str], most: int = 20) -> str:

@@ -80,7 +80,7 @@ def fitted_model(
     """The checkpoint, whose own config is `stored`, as a model of config `target`, and sentences on what is not its.
 
     Tensors with a row per class get the rows whose class has the same name; those with a slice per band are adapted.
-    Others of another shape, or not in the checkpoint, are initialised anew.
+    Others of another shape, or not in the checkpoint, are initialized anew.
     """
     model, account = checkpoint.load(target)
     missing = set(account["missing_keys"])
@@ -94,7 +94,7 @@ def fitted_model(
     notes = absence_notes(missing, set(account["unexpected_keys"]))
     rest = mismatched.keys() - heads.keys() - stems.keys()
     if rest:
-        notes.append(f"Initialised anew, because the checkpoint's have another shape: {listed(rest)}")
+        notes.append(f"Initialized anew, because the checkpoint's have another shape: {listed(rest)}")
     if heads or stems:
         old = checkpoint.tensors(stored)
         notes += fit_stems(model, old, stems)
@@ -141,7 +141,7 @@ def fit_heads(
     if by_fit[True]:
         notes.append(f"{listed(by_fit[True])}: {fit_in_words(class_names(model.config), rows)}")
     if by_fit[False]:
-        notes.append(f"Initialised anew, because the checkpoint's have another shape: {listed(by_fit[False])}")
+        notes.append(f"Initialized anew, because the checkpoint's have another shape: {listed(by_fit[False])}")
     return notes
 
 
@@ -149,7 +149,7 @@ def absence_notes(missing: set[str], unexpected: set[str]) -> list[str]:
     """What the checkpoint does not have, and what of it has no place."""
     notes = []
     if missing:
-        notes.append(f"Not in the checkpoint, initialised anew: {listed(missing)}")
+        notes.append(f"Not in the checkpoint, initialized anew: {listed(missing)}")
     if unexpected:
         notes.append(f"In the checkpoint, but without a place in this model: {listed(unexpected)}")
     return notes

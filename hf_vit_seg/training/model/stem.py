@@ -1,8 +1,8 @@
 """A first convolution that was trained on other bands than there are.
 
 The rule is timm's (`adapt_input_conv`), for any number S of bands that the convolution was trained on, which is 3 in
-nearly all cases. To one band: the sum over its S slices, so that a grey image gives what it gave as S equal bands. To
-C bands: its slices in turn, scaled by S / C, so that outputs keep their size. Convolutions that standardise their
+nearly all cases. To one band: the sum over its S slices, so that a gray image gives what it gave as S equal bands. To
+C bands: its slices in turn, scaled by S / C, so that outputs keep their size. Convolutions that standardize their
 kernels (the hybrid ViT's) undo any scale, so there the first holds for the direction of a kernel alone.
 """
 

@@ -55,7 +55,7 @@ class ClassRecipe(Record):
 
     name: str
     values: tuple[int | tuple[int, int, int], ...] | None = None
-    color: tuple[int, int, int] | None = None  # for pictures; the mask's own colour where values are colours
+    color: tuple[int, int, int] | None = None  # for pictures; the mask's own color where values are colors
 
 
 class DataRecipe(Record):
@@ -66,7 +66,7 @@ class DataRecipe(Record):
     test: dict[str, Any] | None = None
     bands: int = Field(
         default=3, ge=1
-    )  # of all images. 3: grey is repeated, transparency laid on white; 1: all is grey
+    )  # of all images. 3: gray is repeated, transparency laid on white; 1: all is gray
     # cut from `train`, seeded, where there is no validation
     validation_share: float | None = Field(default=None, gt=0, lt=1)
     # None: as the source tells (class folders, Hub features); a name: a label set of configs/labels, such as ade20k
