@@ -46,8 +46,8 @@ def traceback_text(error: BaseException) -> str:
 def kind_of(error: BaseException) -> tuple[str, str, int]:
     """What bugs of one kind have in common: the type, and the file and line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = (frames[-1].filename, frames[-1].lineno or 0) if frames else ("", 0)
-    return (type(error).__name__, *place)
+    file, line = (frames[-1].filename, frames[-1].lineno or 0) if frames else ("", 0)
+    return type(error).__name__, file, line
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
 from hf_vit_seg.directory_lock import LOCK, InUseError, LockError, lock_owner, locked_directory, locked_file
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.training.checkpoints import main_process
 from hf_vit_seg.training.checkpoints.main_process import PreparationError, locked_by_main_process, on_main_process
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectoryError
@@ -143,13 +144,14 @@ def test_a_failure_of_the_main_process_reaches_the_others(monkeypatch, error):
 
     with pytest.raises(type(error)):
         on_main_process(SimpleNamespace(is_main_process=True), failing)
-    assert sent == [[None, str(error)]]
+    expected = isinstance(error, HfVitSegError)
+    assert sent == [[None, (str(error), expected)]]
 
     def receive(outcome):
         outcome[:] = sent[0]
 
     monkeypatch.setattr(main_process, "broadcast_object_list", receive)
-    with pytest.raises(PreparationError, match=error.args[-1]):
+    with pytest.raises(PreparationError if expected else RuntimeError, match=error.args[-1]):
         on_main_process(SimpleNamespace(is_main_process=False), failing)
 
 
