@@ -85,7 +85,6 @@ def test_torchvision_encoder_and_positions(tmp_path: Path) -> None:
     assert (ours.embeddings.position_embeddings - expected).abs().max() < TOLERANCE
 
 
-@pytest.mark.slow
 def test_torchvision_published_size(tmp_path: Path) -> None:
     import torchvision
 

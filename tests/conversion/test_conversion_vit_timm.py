@@ -147,7 +147,6 @@ def test_deit_3_of_facebook(tmp_path: Path) -> None:
     assert_equal_states(torch.load(tmp_path / "back.pth", weights_only=True), dict(state))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "variant"),
     # With the exact GELU, timm's ViT-Ti is the same function as DeiT-Ti.

@@ -17,8 +17,6 @@ from hf_vit_seg.models.modeling_vit import VisionTransformerModel
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
-pytestmark = pytest.mark.slow
-
 PHOTOS = sorted((REPOSITORY / "examples/nuclei/data/test/images").glob("*.webp"))[:3]
 LAST = "/backbone/layernorm/Add_1_output_0"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

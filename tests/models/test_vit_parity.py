@@ -136,7 +136,6 @@ class HybridEmbedOn:
         return HybridEmbed(backbone=self.backbone, proj=True, **settings)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "depths", "patch"),
     [
