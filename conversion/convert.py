@@ -56,7 +56,7 @@ def convert_locked(
     labels: str | Path | None,
     overrides: Mapping[str, Any],
 ) -> Report:
-    """`convert` into a directory that may be replaced and that nobody else writes."""
+    """`convert` into a locked directory, which is replaced."""
     checkpoint = read(source_file)
     found = recognize(checkpoint, source)
     translation = translate(found.form.rules, checkpoint.tensors)

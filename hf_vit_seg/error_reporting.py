@@ -52,7 +52,7 @@ def kind_of(error: BaseException) -> tuple[str, str, int]:
 
 @contextmanager
 def bugs_logged(path: Path) -> Iterator[None]:
-    """Append the traceback of any exception but HfVitSegError to a file; the exception goes on."""
+    """Append the traceback of any exception but HfVitSegError to a file, and re-raise it."""
     try:
         yield
     except HfVitSegError:

@@ -31,7 +31,7 @@ def error_sentence(error: BaseException, short: bool = False) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """The first line of a text up to its first full stop; a line that ends in a colon goes on in the next."""
+    """The first line of a text up to its first period; a line that ends in a colon continues in the next."""
     kept: list[str] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         kept.append(line)

@@ -1,6 +1,6 @@
 """Paths of this machine, and what is published in their place.
 
-An absolute path tells the name of its user and how a disk is organized. `publishable` replaces every such path in
+An absolute path reveals the user name and the directory layout of a machine. `publishable` replaces every such path in
 settings (a recipe, a config, metadata) by a relative one that begins with `./`, which no reader takes for a Hub id.
 """
 

@@ -111,7 +111,7 @@ class Catalogue:
         return [title for title, entry in self.entries.items() if entry.task == task]
 
     def loaded(self, title: str) -> Any:
-        """As `load`, anew."""
+        """Load a model. The cached variant is `load`."""
         entry = self.entries[title]
         try:
             return LOADERS[entry.task](entry.place)

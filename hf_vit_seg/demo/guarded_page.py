@@ -39,7 +39,7 @@ class GuardedPage(gr.Blocks):
         return await super().preprocess_data(block_fn, values, state, explicit_call)
 
     async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """As gradio does; what neither a function nor a check foresaw is logged, and told to the visitor."""
+        """As gradio does; unexpected exceptions are logged and reported to the visitor in one sentence."""
         try:
             return await super().process_api(*arguments, **options)
         except gr.Error:

@@ -82,7 +82,7 @@ def model_choice(titles: list[str]) -> gr.Dropdown:
 
 
 def failure_text(error: Exception) -> str:
-    """What a visitor is told of an error that nobody foresaw."""
+    """The message for a visitor after an unexpected exception."""
     return f"the server failed at this ({type(error).__name__}), its log says where: try another image or model"
 
 

@@ -192,7 +192,7 @@ class ModelDirectory:
 
 
 def with_hub_data(report: MetricsReport) -> MetricsReport:
-    """A report whose dataset is one of the Hub, or none: a folder is nobody else's."""
+    """A report that names its dataset only if that is on the Hub, not a local folder."""
     return replace(report, dataset=None, dataset_split=None) if is_local_path(report.dataset or "") else report
 
 

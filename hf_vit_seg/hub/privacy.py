@@ -78,7 +78,7 @@ def private_folders(directory: Path | None) -> Iterator[str]:
 
 
 def spellings(text: str) -> set[str]:
-    """A text as it may stand in plain text, JSON, YAML and addresses."""
+    """A text as it may be written in plain text, JSON, YAML and URLs."""
     return {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], quote(text)}
 
 

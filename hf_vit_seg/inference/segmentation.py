@@ -84,7 +84,7 @@ class Segmentation:
         return gray_image(self.scores)
 
     def entropy_image(self) -> Image.Image:
-        """The entropy as 8-bit gray: 0 is certainty, 255 total doubt."""
+        """The entropy as an 8-bit grayscale image: 0 is certain, 255 means maximum uncertainty."""
         if self.entropy is None:
             raise HfVitSegError("Entropy was not computed: call the segmenter with entropy=True")
         return gray_image(self.entropy)

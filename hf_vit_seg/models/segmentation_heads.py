@@ -184,7 +184,7 @@ def all_mlp_head(config: Any, in_channels: Sequence[int], head_dim: int) -> nn.M
 
 
 def registered_head(name: str, config: Any, in_channels: Sequence[int], head_dim: int) -> nn.Module:
-    """A plugin's head. Config fields that are None are left to its defaults; ValueError if it cannot be built."""
+    """A plugin's head. Its own defaults apply for config fields that are None."""
     head = REGISTERED_HEADS[name]
     parameters = signature(head).parameters
     settings = {parameter: getattr(config, field) for parameter, field in SETTINGS.items() if parameter in parameters}
@@ -192,10 +192,8 @@ def registered_head(name: str, config: Any, in_channels: Sequence[int], head_dim
     try:
         return head(in_channels, config.num_labels, **given)
     except Exception as error:  # third-party code may raise anything
-        raise HfVitSegError(
-            f"segmentation_head '{name}' cannot be built for maps of {list(in_channels)} channels: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        error.add_note(f"segmentation_head '{name}', for maps of {list(in_channels)} channels")
+        raise
 
 
 class HeadSpec(NamedTuple):

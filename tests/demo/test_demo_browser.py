@@ -159,7 +159,7 @@ def test_a_broken_image_is_refused_in_words(page, tmp_path):
     page.get_by_label("Remove Image").click()
     page.locator(".empty").wait_for()
     choose(page, tmp_path / "broken.png")
-    page.get_by_text("broken.png: this is no image of a format that PIL knows").wait_for()
+    page.get_by_text("broken.png: not a supported image file").wait_for()
 
 
 def test_many_files_can_be_stopped(page, slow_segmenter):

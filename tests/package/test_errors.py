@@ -25,7 +25,7 @@ BY_FILE = {
     "conversion/vit/config_fields.py": {"KeyError"},
     "hf_vit_seg/demo/reading.py": {"EOFError", "RuntimeError"},  # of a process that ended, caught in the same file
     "hf_vit_seg/demo/request_limits.py": {"BodyTooLargeError"},  # answered with a status of HTTP in the same file
-    "hf_vit_seg/models/strip_upsampling.py": {"RuntimeError"},  # as torch raises for a second derivative
+    "hf_vit_seg/models/bilinear.py": {"RuntimeError"},  # as torch raises for a second derivative
     "hf_vit_seg/training/checkpoints/main_process.py": {"RuntimeError"},  # a bug of another process
     "hf_vit_seg/training/figures/layout.py": {"ValueError"},  # mistakes of callers
     "hf_vit_seg/training/figures/poses.py": {"ValueError"},

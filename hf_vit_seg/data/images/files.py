@@ -1,4 +1,4 @@
-"""Finding and reading image files, whatever is in them."""
+"""Find and read image files. Decoder failures of any kind become ImageFileError."""
 
 import os
 import stat
@@ -115,7 +115,7 @@ def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFi
     """The images that files, folders and glob patterns stand for, each once, folders recursively in order of name.
 
     From folders come the files with an image's suffix, without hidden ones and without what lies below `skip` (the
-    results). A file that is named itself is taken whatever its suffix. ImageFileError when an input gives nothing.
+    results). A file named explicitly is accepted with any suffix. Raises ImageFileError for an input without images.
     """
     found: dict[Path, ImageFile] = {}
     for given in inputs:
@@ -179,7 +179,7 @@ def pil_limit_lifted() -> Iterator[None]:
 
 @contextmanager
 def failures_in_words(file: object) -> Iterator[None]:
-    """Turn whatever readers and decoders raise into an ImageFileError that names the file.
+    """Convert every exception of readers and decoders to an ImageFileError that names the file.
 
     This is for calls of PIL, tifffile and numpy alone: they raise almost any exception for files that are broken.
     """
@@ -194,7 +194,7 @@ def failures_in_words(file: object) -> Iterator[None]:
     except PermissionError as error:
         raise ImageFileError(f"{file}: there is no permission to read the file") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageFileError(f"{file}: this is no image of a format that PIL knows") from error
+        raise ImageFileError(f"{file}: not a supported image file") from error
     except Exception as error:  # decoders of broken files raise OSError, SyntaxError, ValueError, struct.error ...
         raise ImageFileError(f"{file}: the image cannot be decoded ({error_sentence(error)})") from error
 

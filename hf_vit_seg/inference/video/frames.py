@@ -126,7 +126,7 @@ class FrameFolder:
 
 @contextmanager
 def video_failures(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever PyAV raises for a file into a VideoError that names it and says `what` failed."""
+    """Convert every exception of PyAV to a VideoError that names the file and `what` failed."""
     try:
         yield
     except ImageFileError:

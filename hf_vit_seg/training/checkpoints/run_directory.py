@@ -78,7 +78,7 @@ class RunDirectory:
         return path.name not in (FACTS, LOCK, ERRORS) and not path.name.startswith(PARTIAL)
 
     def make_ready(self, recipe: Recipe, resume: bool) -> None:
-        """Tidy up for a run that goes on, clear for a new one, and write the resolved recipe.
+        """Clean up for a resumed run, or clear for a new one, and write the resolved recipe.
 
         Only what runs write is removed.
         """
@@ -118,7 +118,7 @@ def write_model_directory(
     *,
     only_missing: bool = False,
 ) -> None:
-    """A directory that `from_pretrained` loads, whole or not at all, in place of the one that is there. WriteError.
+    """Write a directory that `from_pretrained` loads; it replaces an existing one atomically. Raises WriteError.
 
     With `only_missing`, files that are there stay as they are, and those that are missing are added.
     """

@@ -255,7 +255,7 @@ class Run:
         self.saved_step = self.step
 
     def note_in_checkpoint(self) -> None:
-        """Update where the run stands in the checkpoint of this step."""
+        """Update the manifest in the checkpoint of this step."""
         write_manifest(self.accelerator, self.directory.checkpoints, self.manifest(), self.report)
 
     def manifest(self, evaluation_done: bool = True) -> Manifest:
@@ -316,8 +316,8 @@ def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, over
 
     At the end the best model is measured on the test split, if the recipe has one.
 
-    `resume` goes on from the newest checkpoint there, and begins anew where there is none; of a run that has ended it
-    writes what is missing. `overwrite` replaces a run. Errors in one sentence: RecordError, RunDirectoryError,
+    `resume` continues from the newest checkpoint, or starts a new run if there is none; for a finished run it writes
+    missing files. `overwrite` replaces a run. Errors in one sentence: RecordError, RunDirectoryError,
     InUseError, CheckpointError, OutOfMemory, TrainingError, those of data.
     """
     directory.check(resume, overwrite)
