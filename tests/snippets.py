@@ -145,5 +145,6 @@ ACTIONS: dict[str, Callable[[Reader, Snippet], None]] = {
     "pycon": Reader.run_session,
     "text": Reader.compare_output,
     "yaml": Reader.read_recipe,
+    "mermaid": lambda reader, snippet: None,  # a diagram, drawn by the browser
 }
 MADE_WHEN_BUILT = {"source", "help"}  # see docs/code_blocks.py

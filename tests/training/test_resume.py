@@ -14,6 +14,7 @@ from accelerate.utils import load
 from safetensors.torch import load_file
 from tiny_runs import finish, forget_accelerate, log, run, settings, start, weights, write_data, write_recipe
 
+from hf_vit_seg.errors import WriteError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
 from hf_vit_seg.training.console import tell_results, train_command
@@ -220,7 +221,7 @@ def test_a_run_without_room_leaves_nothing_in_the_way_of_the_next(recipe, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", refuse)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(WriteError, match="No space left"):
             run(recipe, tmp_path / "run", "loop.steps=1")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".tmp-data_facts.json").touch()  # as a kill leaves it

@@ -379,7 +379,7 @@ def test_the_test_split_is_looked_at_before_anything_is_written(data, tmp_path):
 
 def test_a_measurement_that_fails_at_the_end_says_where_the_model_is(data, tmp_path, monkeypatch):
     def failing(*arguments):
-        raise ValueError("the disk is full")
+        raise HfVitSegError("the disk is full")
 
     monkeypatch.setattr(run_module, "write_evaluation", failing)
     changes = settings(data)
