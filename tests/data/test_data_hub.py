@@ -155,7 +155,7 @@ def test_empty_and_broken_cells_are_told_by_row(tmp_path):
     good, broken = palette_masks(2), {"bytes": b"nothing", "path": None}
     rows(image=[*photos(3), None], mask=[*good, broken, good[0]]).save_to_disk(tmp_path / "one")
     source = opened(tmp_path / "one")
-    with pytest.raises(ImageFileError, match=r"one row 2, column 'mask': this is no image"):
+    with pytest.raises(ImageFileError, match=r"one row 2, column 'mask': not a supported image file"):
         source.read(2)
     with pytest.raises(ImageFileError, match="row 3: the column 'image' is empty"):
         source.read(3)
