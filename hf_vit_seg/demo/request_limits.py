@@ -20,7 +20,7 @@ SECONDS_WITHOUT_DATA = 30  # before an upload is given up
 # Features of gradio that the page does not use: requests to other servers, functions of components, files of sessions.
 UNUSED = re.compile(
     r"/(gradio_api/)?(proxy=|component_server|stream/|process_recording|vibe|undo-vibe|deep_link|custom_component/|runs"
-    r"|run-history|(file=|file/)\s*[a-z][a-z0-9+.-]+:)",
+    r"|run-history|monitoring|(file=|file/)\s*[a-z][a-z0-9+.-]+:)",
     re.IGNORECASE,
 )
 UPLOAD = re.compile(r"/gradio_api/upload/?")

@@ -241,6 +241,8 @@ def test_calls_do_not_pass_the_queue_by(server):
     assert request(server, "/gradio_api/run/segment", {"data": [None, *REST]})[0] == 404
     for route in ("component_server", "process_recording", "deep_link", "stream/x"):
         assert request(server, f"/gradio_api/{route}", {})[0] == 404
+    for route in ("monitoring", "gradio_api/monitoring", "monitoring/summary"):
+        assert request(server, f"/{route}")[0] == 404
     status, text = request(server, "/gradio_api/queue/join", {"fn_index": 999, "session_hash": "x", "data": []})
     assert status == 500 and "KeyError" in json.loads(text)["detail"]
 

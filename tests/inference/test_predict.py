@@ -168,7 +168,11 @@ def test_a_folder_of_everything(model, tmp_path):
     out = tmp_path / "in" / "out"
     code, text = predict(model, tmp_path / "in", "--out", out, "--scores", "--device", "cpu")
     assert code == 1
-    for name, reason in {"empty.png": "empty", "text.jpg": "not a supported image file", "cut.jpg": "cannot be decoded"}.items():
+    for name, reason in {
+        "empty.png": "empty",
+        "text.jpg": "not a supported image file",
+        "cut.jpg": "cannot be decoded",
+    }.items():
         assert name in text
         assert reason in text
     assert "notes.md" not in text
