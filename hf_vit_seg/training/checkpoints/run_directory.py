@@ -88,9 +88,8 @@ class RunDirectory:
             self.errors.unlink(missing_ok=True)
         with write_errors(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-        clean_up(self.path)
-        clean_up(self.checkpoints)
-        for folder in (self.path, self.plots, self.samples, self.test, self.test / PLOTS, self.test / SAMPLES):
+        outputs = (self.plots, self.samples, self.test, self.test / PLOTS, self.test / SAMPLES)
+        for folder in (self.path, self.checkpoints, *outputs):
             clean_up(folder)
         write_text(self.recipe, recipe_text(recipe))
 
