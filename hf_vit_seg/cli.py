@@ -155,7 +155,7 @@ def predict(
             help="TIFF and .npy images with more pixels are read in tiles; others are refused.",
             rich_help_panel=LARGE,
         ),
-    ] = 200_000_000,
+    ] = 100_000_000,
     tile: Annotated[
         int | None,
         typer.Option(

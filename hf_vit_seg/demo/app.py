@@ -74,9 +74,9 @@ def start(models: Sequence[str], port: int | None = None, share: bool = False, *
         "ssr_mode": False,
         "footer_links": ["api"],
     }
-    app_settings = dict(options.pop("app_kwargs", None) or {})
-    app_settings["middleware"] = [Middleware(RequestLimits), *app_settings.get("middleware", ())]
     page = build(catalogue)
+    app_settings = dict(options.pop("app_kwargs", None) or {})
+    app_settings["middleware"] = [Middleware(RequestLimits, page=page), *app_settings.get("middleware", ())]
     READERS.start()
     sweep_regularly(folder, lambda: kept_files(page), page.closed)
     try:

@@ -4,7 +4,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -53,6 +55,42 @@ class Entry:
     task: str
 
 
+class FairLock:
+    """A lock that is granted in the order of requests.
+
+    `threading.Lock` lets the thread that releases it take it again before one that waits, and a large image would keep
+    the model until its last window.
+    """
+
+    def __init__(self) -> None:
+        self.guard = Lock()
+        self.waiting: deque[Lock] = deque()  # the first one belongs to the holder
+
+    @contextmanager
+    def hold(self, timeout: float) -> Iterator[None]:
+        """Hold the lock. TimeLimitError after `timeout` seconds of waiting."""
+        turn = Lock()
+        turn.acquire()
+        with self.guard:
+            self.waiting.append(turn)
+            if len(self.waiting) == 1:
+                turn.release()
+        try:
+            if not turn.acquire(timeout=timeout):
+                raise TimeLimitError("the server is busy with other images: try again later")
+            yield
+        finally:
+            self.leave(turn)
+
+    def leave(self, turn: Lock) -> None:
+        """Remove a holder or a waiting thread, and wake the next one."""
+        with self.guard:
+            was_first = self.waiting[0] is turn
+            self.waiting.remove(turn)
+            if was_first and self.waiting:
+                self.waiting[0].release()
+
+
 class Catalogue:
     """The models that a demo offers. ModelError when none can be used; `failures` has a sentence for each that cannot.
 
@@ -71,7 +109,7 @@ class Catalogue:
                 self.failures.append(str(error))
         self.entries = dict(zip(titles_of(list(found)), found.values(), strict=True))
         self.kept = lru_cache(None if keep_all else KEPT)(self.loaded)
-        self.loading, self.computing = Lock(), Lock()
+        self.loading, self.computing = Lock(), FairLock()
         self.lent = on_gpu(self.called, seconds)
         if keep_all:
             self.load_all()
@@ -95,16 +133,8 @@ class Catalogue:
             return self.kept(title)
 
     def call(self, title: str, *inputs: Any, pixels: int = 0) -> Any:
-        """`called`, on a GPU of ZeroGPU where there is one, for one visitor at a time.
-
-        TimeLimitError when others keep the model busy for too long.
-        """
-        if not self.computing.acquire(timeout=SECONDS_WAITING):
-            raise TimeLimitError("the server is busy with other images: try again later")
-        try:
-            return self.lent(title, *inputs, pixels=pixels)
-        finally:
-            self.computing.release()
+        """`called`, on a GPU of ZeroGPU where there is one."""
+        return self.lent(title, *inputs, pixels=pixels)
 
     def titles(self, task: str) -> list[str]:
         """What the models of a task are called."""
@@ -119,27 +149,35 @@ class Catalogue:
             raise ModelError(str(error).replace(entry.place, title)) from error
 
     def called(self, title: str, *inputs: Any, pixels: int = 0) -> Any:
-        """What a model finds in its inputs; a segmentation model has a protocol and a prepared image.
+        """The output of a model; a segmentation model has a protocol and a prepared image as inputs.
 
-        `pixels` is how many it sees where that depends on them.
+        `pixels` is how many it sees where that depends on them. Several images are segmented at the same time, and
+        their forward passes alternate. TimeLimitError when others keep the processor busy for too long.
         """
         with told():
             model = self.load(title)
-            return segmented(model, *inputs) if isinstance(model, Segmenter) else model(*inputs)
+            if isinstance(model, Segmenter):
+                return self.segment(model, *inputs)
+            with self.computing.hold(SECONDS_WAITING):
+                return model(*inputs)
 
+    def segment(self, segmenter: Segmenter, protocol: Protocol, prepared: Prepared) -> Segmentation:
+        """Segment a prepared image. TimeLimitError, before the next window, when its forward passes take too long."""
+        segmenter = segmenter.with_protocol(protocol)
+        logits, spent = segmenter.logits, 0.0
 
-def segmented(segmenter: Segmenter, protocol: Protocol, prepared: Prepared) -> Segmentation:
-    """Segment a prepared image by a protocol. TimeLimitError, before the next window, when it takes too long."""
-    segmenter = segmenter.with_protocol(protocol)
-    logits, end = segmenter.logits, time.monotonic() + SECONDS_COMPUTING
+        def limited_logits(pixel_values: torch.Tensor) -> torch.Tensor:
+            nonlocal spent
+            if spent > SECONDS_COMPUTING:
+                raise TimeLimitError(f"the model takes longer than {SECONDS_COMPUTING} s: choose a smaller image")
+            with self.computing.hold(SECONDS_WAITING):
+                start = time.monotonic()
+                found = logits(pixel_values)
+                spent += time.monotonic() - start
+            return found
 
-    def in_time(pixel_values: torch.Tensor) -> torch.Tensor:
-        if time.monotonic() > end:
-            raise TimeLimitError(f"the model takes longer than {SECONDS_COMPUTING} s: give a smaller image")
-        return logits(pixel_values)
-
-    segmenter.logits = in_time
-    return segmenter.segment(prepared)
+        segmenter.logits = limited_logits
+        return segmenter.segment(prepared)
 
 
 def seconds(title: str, *inputs: Any, pixels: int = 0) -> int:

@@ -4,18 +4,23 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import MutableMapping
+import time
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 from gradio.utils import get_upload_folder
+from starlette.requests import ClientDisconnect
 
 from . import upload_folder
+from .call_checks import call_refusal, is_call
 from .uploads import MEGABYTES, MOST_FILES, failure_text
 
 MOST_JSON_BYTES = 1_000_000  # of the body of a call
 MOST_UPLOAD_BYTES = MOST_FILES * MEGABYTES * 2**20 + MOST_JSON_BYTES
-SECONDS_WITHOUT_DATA = 30  # before an upload is given up
+SECONDS_WITHOUT_DATA = 30  # before a request is given up
+SECONDS_RECEIVING = 900  # for the whole body of a request
 
 # Features of gradio that the page does not use: requests to other servers, functions of components, files of sessions.
 UNUSED = re.compile(
@@ -34,12 +39,16 @@ class BodyTooLargeError(Exception):
     """More bytes arrive than a request may have."""
 
 
+class TooSlowError(Exception):
+    """The body of a request does not arrive in time."""
+
+
 class RequestLimits:
     """An ASGI middleware around gradio's app."""
 
-    def __init__(self, app: Any):
-        self.app = app
-        self.reserved = 0  # bytes of uploads in progress
+    def __init__(self, app: Any, page: gr.Blocks):
+        self.app, self.page = app, page
+        self.arrived = 0  # bytes of uploads in progress; announced sizes cost a client nothing, so they do not count
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
         """Answer a request, or pass it on."""
@@ -55,7 +64,26 @@ class RequestLimits:
             return await refuse(
                 receive, send, 413, f"a call has at most {MOST_JSON_BYTES / 1e6:g} MB: upload files first"
             )
+        if is_call(path) and scope["method"] == "POST":
+            return await self.call(path, scope, receive, send)
         return await self.limited(scope, receive, send, MOST_JSON_BYTES)
+
+    async def call(self, path: str, scope: Message, receive: Any, send: Any) -> None:
+        """Pass a call on if its body has the right form and its function exists."""
+        try:
+            body = await whole_body(receive)
+        except BodyTooLargeError as error:
+            return await refuse(receive, send, *answer_to(error, MOST_JSON_BYTES))
+        except TooSlowError as error:
+            return await refuse(ended, send, *answer_to(error, MOST_JSON_BYTES))
+        if refusal := call_refusal(self.page, path, body):
+            return await refuse(ended, send, *refusal)
+        first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replayed() -> Message:
+            return first.pop() if first else await receive()
+
+        await self.limited(scope, replayed, send, MOST_JSON_BYTES)
 
     async def upload(self, scope: Message, receive: Any, send: Any) -> None:
         """Pass an upload on while there is space for it."""
@@ -65,27 +93,44 @@ class RequestLimits:
         if expected > MOST_UPLOAD_BYTES:
             return await refuse(receive, send, 413, f"an upload has at most {MOST_FILES} files of {MEGABYTES} MB each")
         used = await asyncio.to_thread(upload_folder.bytes_used, Path(get_upload_folder()))
-        if used + self.reserved + expected > upload_folder.MOST_BYTES:
-            return await refuse(receive, send, 507, str(upload_folder.FolderFullError()))
-        self.reserved += expected
-        try:
-            return await self.limited(scope, receive, send, expected)
-        finally:
-            self.reserved -= expected
+        space = upload_folder.MOST_BYTES - used
+        if self.arrived + expected > space:
+            return await refuse(receive, send, *answer_to(upload_folder.FolderFullError(), expected))
+        count = 0
 
-    async def limited(self, scope: Message, receive: Any, send: Any, most: int) -> None:
-        """Pass a request on, of whose body at most so many bytes are read, and none when they come too slowly."""
+        def arrive(more: int) -> None:
+            nonlocal count
+            count += more
+            self.arrived += more
+            if self.arrived > space:
+                raise upload_folder.FolderFullError
+
+        try:
+            return await self.limited(scope, receive, send, expected, arrive)
+        finally:
+            self.arrived -= count
+
+    async def limited(
+        self, scope: Message, receive: Any, send: Any, most: int, arrive: Callable[[int], None] = lambda more: None
+    ) -> None:
+        """Pass a request on if its body has at most so many bytes, and they do not come too slowly.
+
+        `arrive` is called with the size of each part of the body.
+        """
         count, started = 0, False
         body_ended = False
+        end = time.monotonic() + SECONDS_RECEIVING
 
         async def counted() -> Message:
             nonlocal count, body_ended
             if body_ended:
                 return await receive()  # waits for the visitor to disconnect
-            message = await asyncio.wait_for(receive(), SECONDS_WITHOUT_DATA)
-            count += len(message.get("body", b""))
+            message = await receive_in_time(receive, end)
+            size = len(message.get("body", b""))
+            count += size
             if count > most:
                 raise BodyTooLargeError
+            arrive(size)
             body_ended = not message.get("more_body", False)
             return message
 
@@ -96,10 +141,36 @@ class RequestLimits:
 
         try:
             await self.app(scope, counted, noted)
+        except ClientDisconnect:
+            return
         except Exception as error:
             if started:
                 raise
-            await refuse(ended if body_ended else receive, send, *answer_to(error, body_ended, most))
+            has_more = not body_ended and not isinstance(error, TooSlowError)
+            await refuse(receive if has_more else ended, send, *answer_to(error, most))
+
+
+async def receive_in_time(receive: Any, end: float) -> Message:
+    """The next part of a body. TooSlowError when it does not come, or the time for the whole body is over."""
+    seconds = min(SECONDS_WITHOUT_DATA, end - time.monotonic())
+    try:
+        return await asyncio.wait_for(receive(), max(seconds, 0))
+    except TimeoutError:
+        raise TooSlowError from None
+
+
+async def whole_body(receive: Any) -> bytes:
+    """The body of a call. BodyTooLargeError or TooSlowError beyond the limits."""
+    parts, size, more = [], 0, True
+    end = time.monotonic() + SECONDS_RECEIVING
+    while more:
+        message = await receive_in_time(receive, end)
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MOST_JSON_BYTES:
+            raise BodyTooLargeError
+        more = message.get("more_body", False)
+    return b"".join(parts)
 
 
 async def ended() -> Message:
@@ -107,10 +178,12 @@ async def ended() -> Message:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
-def answer_to(error: Exception, body_ended: bool, most: int) -> tuple[int, str]:
+def answer_to(error: Exception, most: int) -> tuple[int, str]:
     """The status and the sentence for a request that failed before it was answered."""
-    if isinstance(error, TimeoutError) and not body_ended:
+    if isinstance(error, TooSlowError):
         return 408, "the data came too slowly: send them again"
+    if isinstance(error, upload_folder.FolderFullError):
+        return 507, str(error)
     if isinstance(error, BodyTooLargeError):
         return 413, f"the request has more than {most} bytes"
     logger.error("a request to the demo failed", exc_info=error)
@@ -129,10 +202,11 @@ async def refuse(receive: Any, send: Any, status: int, sentence: str) -> None:
     The body is read and dropped first, within limits: clients that are still sending do not see an answer.
     """
     dropped, more = 0, True
+    end = time.monotonic() + SECONDS_WITHOUT_DATA
     while more and dropped <= MOST_UPLOAD_BYTES:
         try:
-            message = await asyncio.wait_for(receive(), SECONDS_WITHOUT_DATA)
-        except TimeoutError:
+            message = await receive_in_time(receive, end)
+        except TooSlowError:
             break
         dropped += len(message.get("body", b""))
         more = message.get("more_body", False)

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
@@ -35,8 +36,8 @@ class FolderFullError(HfVitSegError):
 def private_folder() -> Path:
     """Create the folder, tell gradio of it by its environment variable, and return it.
 
-    It is `hf_vit_seg_demo` below GRADIO_TEMP_DIR, or one for this user in the directory for temporary files. Where that
-    belongs to another user, or is a link, a new folder is made.
+    It is `hf_vit_seg_demo` below GRADIO_TEMP_DIR, or one for this user in the directory for temporary files. If that
+    belongs to another user, or is a file or a link, a new folder is created beside it.
     """
     given = os.environ.get(VARIABLE)
     if given and Path(given).name.startswith(FOLDER):
@@ -47,7 +48,8 @@ def private_folder() -> Path:
         owner = f"_{os.getuid()}" if hasattr(os, "getuid") else ""
         folder = Path(tempfile.gettempdir()) / f"{FOLDER}{owner}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):  # a file or a broken link, see below
+        folder.mkdir(mode=0o700, exist_ok=True)
     if not is_private(folder):
         folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}_"))
     os.environ[VARIABLE] = str(folder.resolve())

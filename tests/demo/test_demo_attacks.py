@@ -34,7 +34,7 @@ gradio = pytest.importorskip("gradio")
 import hf_vit_seg.demo  # noqa: E402
 from hf_vit_seg.demo import reading, request_limits, upload_folder  # noqa: E402
 from hf_vit_seg.demo.app import build  # noqa: E402
-from hf_vit_seg.demo.catalogue import NUCLEI, Catalogue, example_images  # noqa: E402
+from hf_vit_seg.demo.catalogue import NUCLEI, Catalogue, FairLock, example_images  # noqa: E402
 from hf_vit_seg.demo.inputs import CHECKS, InputError, checked  # noqa: E402
 from hf_vit_seg.demo.reading import Readers, TimeLimitError  # noqa: E402
 from hf_vit_seg.demo.uploads import ForeignFileError  # noqa: E402
@@ -243,8 +243,34 @@ def test_calls_do_not_pass_the_queue_by(server):
         assert request(server, f"/gradio_api/{route}", {})[0] == 404
     for route in ("monitoring", "gradio_api/monitoring", "monitoring/summary"):
         assert request(server, f"/{route}")[0] == 404
-    status, text = request(server, "/gradio_api/queue/join", {"fn_index": 999, "session_hash": "x", "data": []})
-    assert status == 500 and "KeyError" in json.loads(text)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        *[
+            ("queue/join", {"fn_index": index, "data": [], "session_hash": "x"}, 404)
+            for index in (999, -1, None, "0", True)
+        ],
+        ("queue/join", {"fn_index": 0, "data": None, "session_hash": "x"}, 422),
+        ("queue/join", {"fn_index": 0, "session_hash": "x"}, 422),
+        ("queue/join", [], 422),
+        ("queue/join", b"{", 422),
+        ("queue/join", b"[" * 100_000, 422),
+        ("call/nothing", {"data": []}, 404),
+        ("call/segment", {"data": {}}, 422),
+        ("call/segment", {"data": "x"}, 422),
+        ("call/v2/nothing", {}, 404),
+        ("call/v2/segment", {}, 422),
+        ("call/v2/segment", {"other": 1}, 422),
+        ("call/v2/segment", 3, 422),
+    ],
+)
+def test_malformed_calls_are_refused_in_a_sentence(server, path, body, expected, caplog):
+    status, text = request(server, f"/gradio_api/{path}", body)
+    answer = json.loads(text)
+    assert status == expected and isinstance(answer["detail"], str) and "Error" not in answer["detail"]
+    assert not caplog.records
 
 
 def test_too_few_or_many_values_are_refused(server):
@@ -270,6 +296,31 @@ def test_a_full_folder_takes_no_more(server, monkeypatch):
     monkeypatch.setattr(upload_folder, "MOST_BYTES", 0)
     with pytest.raises(upload_folder.FolderFullError):
         upload_folder.fresh_folder()
+
+
+def test_announced_uploads_do_not_fill_the_folder(server, monkeypatch):
+    """Connections that send nothing reserve nothing: another visitor's upload is accepted."""
+    monkeypatch.setattr(upload_folder, "MOST_BYTES", upload_folder.bytes_used(server.folder) + 10_000)
+    port = int(server.address.rpartition(":")[2])
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    slow = [socket.create_connection(("127.0.0.1", port), 30) for _ in range(5)]
+    try:
+        for visitor in slow:
+            visitor.sendall(head + b"Content-Length: 9000\r\n\r\n--x")
+        assert upload(server, "a.bin", b"x" * 3000)[0] == 200
+    finally:
+        for visitor in slow:
+            visitor.close()
+
+
+def test_a_slow_body_has_a_time_limit(server, monkeypatch):
+    monkeypatch.setattr(request_limits, "SECONDS_RECEIVING", 0.2)
+    port = int(server.address.rpartition(":")[2])
+    for path in ("upload", "call/segment"):
+        head = f"POST /gradio_api/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        with socket.create_connection(("127.0.0.1", port), 30) as visitor:
+            visitor.sendall(head.encode() + b"Content-Length: 9000\r\n\r\n--x")
+            assert visitor.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
 def test_interrupted_uploads_and_old_files_are_deleted_by_age(server):
@@ -304,6 +355,46 @@ def test_a_batch_leaves_no_empty_files(server, place):
     before = set(server.folder.iterdir())
     assert named(server, "segment_files", [[{"path": place}], *REST])[0] == "complete"
     assert all(path.is_dir() for path in set(server.folder.iterdir()) - before)
+
+
+@pytest.mark.parametrize("kind", ["file", "broken link"])
+def test_a_file_in_place_of_the_upload_folder_is_passed_by(tmp_path, monkeypatch, kind):
+    place = tmp_path / upload_folder.FOLDER
+    place.touch() if kind == "file" else place.symlink_to(tmp_path / "missing")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(upload_folder.tempfile, "tempdir", str(tmp_path))
+    folder = upload_folder.private_folder()
+    assert folder.is_dir() and folder.parent == tmp_path and folder.name.startswith(f"{upload_folder.FOLDER}_")
+
+
+def test_forward_passes_of_visitors_alternate():
+    lock, order, first_holds = FairLock(), [], threading.Event()
+
+    def visitor(name: str, passes: int) -> None:
+        for _ in range(passes):
+            with lock.hold(10):
+                order.append(name)
+                first_holds.set()
+                while len(order) == 1 and len(lock.waiting) < 2:  # until the other visitor has come
+                    time.sleep(0.001)
+
+    large = threading.Thread(target=visitor, args=("large", 6))
+    large.start()
+    assert first_holds.wait(10)
+    visitor("small", 2)
+    large.join()
+    assert order[1] == "small" and order[3] == "small" and order.count("large") == 6
+
+
+def test_waiting_for_the_model_has_a_time_limit():
+    lock = FairLock()
+    with lock.hold(1):
+        with pytest.raises(TimeLimitError), lock.hold(0.01):
+            pass
+        assert len(lock.waiting) == 1
+    with lock.hold(0):
+        pass
+    assert not lock.waiting
 
 
 def test_the_upload_folder_is_private(tmp_path, monkeypatch):

@@ -16,9 +16,10 @@ from PIL import Image, ImageOps
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 
-MAX_PIXELS = 200_000_000
-MAX_SIDE = 100_000  # of an image that is read whole: thin ones grow when they are resized or padded
-MAX_PIXEL_BYTES = 40  # of memory for each of the `max_pixels` that an image may have: ten bands of float32
+MAX_PIXELS = 100_000_000
+MAX_SIDE = 100_000  # pixels of an image that is read whole: thin images grow when they are resized or padded
+MAX_PIXEL_BYTES = 90  # memory per pixel of an image of `max_pixels` pixels: ten float32 channels and PROCESSING_BYTES
+PROCESSING_BYTES = 50  # per pixel: RGB copies, float32 channels, label map and overlay (45 measured with `predict`)
 NOT_PICTURES = frozenset({".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf"})
 # Formats that PIL hands to other programs, or knows by name only.
 NO_PIXELS = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})
@@ -213,12 +214,15 @@ def within_limits(height: int, width: int, max_pixels: int) -> bool:
 def check_pixels(file: object, height: int, width: int, max_pixels: int, pixel_bytes: int = 3) -> None:
     """Refuse an image before it is decoded: of more than `max_pixels` pixels, a longer side, or too much memory.
 
-    `pixel_bytes` is the memory for each of its pixels when it is decoded; all of it may take `MAX_PIXEL_BYTES` for each
-    of the `max_pixels`.
+    `pixel_bytes` is the memory per pixel of the decoded image, to which `PROCESSING_BYTES` are added. All pixels may
+    need `max_pixels * MAX_PIXEL_BYTES`.
     """
     check_sides(file, height, width)
-    count, needed, most = height * width, height * width * pixel_bytes, max_pixels * MAX_PIXEL_BYTES
-    fact = f"{file}: {width}x{height} pixels are {count / 1e6:.0f} million and take {needed / 1e6:.0f} MB"
+    count, most = height * width, max_pixels * MAX_PIXEL_BYTES
+    needed = count * (pixel_bytes + PROCESSING_BYTES)
+    fact = (
+        f"{file}: {width}x{height} pixels are {count / 1e6:.0f} million and need about {needed / 1e6:.0f} MB of memory"
+    )
     if count > max_pixels:
         raise ImageSizeError(f"{fact}, more than the limit of {max_pixels / 1e6:g} million pixels")
     if max(height, width) > MAX_SIDE:
@@ -229,7 +233,7 @@ def check_pixels(file: object, height: int, width: int, max_pixels: int, pixel_b
     if needed > most:
         raise ImageSizeError(
             f"{fact}, more than the limit of {most / 1e6:g} MB for images of up to {max_pixels / 1e6:g} million pixels",
-            "leave out bands that are not needed, or raise --max-pixels",
+            "remove channels that are not needed, or raise --max-pixels",
         )
 
 

@@ -1,0 +1,68 @@
+"""Check the bodies of calls before gradio reads them: which function, and a list of values.
+
+gradio answers an unknown function with an exception, and a body of another form with a validation report.
+"""
+
+import json
+import re
+from typing import Any
+
+import gradio as gr
+
+CALL = re.compile(r"/gradio_api/(?:queue/join|call/(?P<version>v2/)?(?P<name>[^/]+))/?")
+
+Refusal = tuple[int, str]  # HTTP status and message
+
+
+def is_call(path: str) -> bool:
+    """Whether requests to a path call a function of the page."""
+    return CALL.fullmatch(path) is not None
+
+
+def call_refusal(page: gr.Blocks, path: str, body: bytes) -> Refusal | None:
+    """Why a call is refused; None if gradio can take it."""
+    found = CALL.fullmatch(path)
+    try:
+        call = json.loads(body)
+    except (ValueError, RecursionError):
+        return 422, "the body of a call is not valid JSON"
+    if found is None or not isinstance(call, dict):
+        return 422, f"the body of a call is a JSON object, found {json_type(call)}"
+    if not found["version"] and not isinstance(call.get("data"), list):
+        return 422, f'"data" of a call is a list of values, found {json_type(call.get("data"))}'
+    refusal = unknown_function(page, call, found["name"])
+    return refusal or (wrong_arguments(page, call, found["name"]) if found["version"] else None)
+
+
+def unknown_function(page: gr.Blocks, call: dict[str, Any], name: str | None) -> Refusal | None:
+    """A refusal unless the page has the function of a call, which has a name or an index."""
+    names = sorted(str(function.api_name) for function in page.fns.values() if isinstance(function.api_name, str))
+    index = call.get("fn_index")
+    if name is not None and index is None:
+        return (
+            None if name in names else (404, f"there is no function of this name, expected one of {', '.join(names)}")
+        )
+    if isinstance(index, bool) or not isinstance(index, int) or index not in page.fns:
+        return 404, f"there is no function of this index, expected one of 0 to {max(page.fns)}"
+    return None
+
+
+def wrong_arguments(page: gr.Blocks, call: dict[str, Any], name: str) -> Refusal | None:
+    """A refusal unless a call gives the function's arguments by their names."""
+    parameters = page.get_api_info()["named_endpoints"][f"/{name}"]["parameters"]
+    names = {each["parameter_name"] for each in parameters}
+    missing = {each["parameter_name"] for each in parameters if not each["parameter_has_default"]} - call.keys()
+    unknown = call.keys() - names
+    if not missing and not unknown:
+        return None
+    found = ", ".join([*(f"no {each}" for each in sorted(missing)), *(each[:30] for each in sorted(unknown)[:3])])
+    return 422, f"expected the arguments {', '.join(sorted(names))}, found {found}"
+
+
+def json_type(value: Any) -> str:
+    """The JSON type of a value."""
+    types = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return types.get(type(value), "a number")
+
+
+__all__ = ["call_refusal", "is_call"]
