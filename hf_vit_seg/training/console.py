@@ -86,7 +86,8 @@ def tell_results(directory: RunDirectory, ending: RunStatus, recipe: Recipe) -> 
     if reports:
         Console().print(report_view(read_report(reports[0])))
     plots = f", plots are in {directory.plots}" if any(directory.plots.glob("*.png")) else ""
-    tell(f"{ending.value}: the model is in {directory.model}{plots}")
+    name = "best" if directory.model == directory.best else "last"
+    tell(f"{ending.value}: the {name} model is in {directory.model}{plots}")
     if recipe.task == "segmentation":
         tell(f"next: hf-vit-seg predict {directory.model} IMAGES --out FOLDER")
 

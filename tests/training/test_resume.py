@@ -328,8 +328,21 @@ def test_pictures_are_those_of_the_best_model_which_is_not_the_last(ended, tmp_p
     forget_accelerate()
     assert train_command(*command) == 0
     printed = capsys.readouterr()
-    assert not (out / "best").exists() and f"the model is in {out / 'last'}" in printed.out
-    assert "the best one was that of step 1" in " ".join(printed.err.split())
+    assert not (out / "best").exists() and f"the last model is in {out / 'last'}" in printed.out
+    assert "the best model, that of step 1, cannot be restored" in " ".join(printed.err.split())
+
+
+def test_metrics_of_a_best_model_that_is_not_the_last_are_computed_again(ended, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(ended, out)
+    manifest = read_manifest(checkpoints(out / "checkpoints")[-1])
+    change_manifest(out, best_tracker=manifest.best_tracker.model_dump() | {"best_step": 1})
+    remove(out, "best/metrics.json", "best/README.md", "best/preprocessor_config.json", "best/recipe.yaml")
+    assert run(ended.parent / "recipe.yaml", out, "loop.steps=2", resume=True) is RunStatus.finished
+    restored, expected = content(out), content(ended)
+    assert restored["best/metrics.json"] == expected["best/metrics.json"] | {"step": 1}
+    for name in ("README.md", "preprocessor_config.json", "recipe.yaml", "model.safetensors"):
+        assert restored[f"best/{name}"] == expected[f"best/{name}"]
 
 
 def test_a_folder_beside_the_last_model_s_files_stays(ended, tmp_path):

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 
 from hf_vit_seg.error_reporting import bugs_logged
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.inference.loading import load_model
 from hf_vit_seg.training.checkpoints.best_score import BestTracker
 from hf_vit_seg.training.checkpoints.main_process import locked_by_main_process, on_main_process
 from hf_vit_seg.training.checkpoints.resume import refuse_other_run, resumed_best_tracker
@@ -34,7 +33,7 @@ from hf_vit_seg.training.checkpoints.state import (
 from hf_vit_seg.training.evaluate_saved import write_evaluation
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, random_state_kept, report_of
 from hf_vit_seg.training.evaluation.tasks import evaluate
-from hf_vit_seg.training.figures.evaluation_samples import have_sample_images, write_sample_images
+from hf_vit_seg.training.figures.evaluation_samples import write_sample_images
 from hf_vit_seg.training.figures.plots import draw_plots
 from hf_vit_seg.training.losses.objectives import Batch
 from hf_vit_seg.training.optimization.gathered_weights import share_buffers, whole_model
@@ -45,6 +44,7 @@ from hf_vit_seg.training.reports.metrics_report import MetricsReport
 from hf_vit_seg.training.reports.progress import Progress
 from hf_vit_seg.training.reports.run_log import RunLog
 
+from .best_model import complete_best_model
 from .gradient_accumulation import accumulate, windows
 from .setup import TrainingComponents, build_accelerator, prepare, resolved
 from .signals import GracefulStop, workers_ended
@@ -280,35 +280,27 @@ class Run:
         `had_ended` says that an earlier process made the last step. What it did not write, or was removed since, is
         added; what is there stays.
         """
+        best_is_last = had_ended and self.best_tracker.best_step == self.step
         with random_state_kept(self.accelerator.device), self.whole() as model:
 
             def write() -> None:
                 self.write_model(self.directory.last, model, only_missing=self.completed)
-                if had_ended:
-                    self.restore_best(model)
-                draw_plots(self.directory.path)
+                if best_is_last:
+                    self.write_model(self.directory.best, model, only_missing=True)
 
             on_main_process(self.accelerator, write)
+            if had_ended:
+                self.restore_best()
+            on_main_process(self.accelerator, lambda: draw_plots(self.directory.path))
         if not self.completed:
             self.completed = True
             self.note_in_checkpoint()
 
-    def restore_best(self, model: Any) -> None:
-        """Add what is missing of the best model, if it is that of the last step, and of its pictures."""
-        best, validation = self.directory.best, self.parts.data.validation
-        if validation is None or self.best_tracker.best_step is None:
-            return
-        if self.best_tracker.best_step == self.step:
-            self.write_model(best, model, only_missing=True)
-        if not best.exists():
-            self.progress.say(
-                f"{best} is missing, and only the model of step {self.step} can be restored: the best one was that of "
-                f"step {self.best_tracker.best_step}"
-            )
-        elif not have_sample_images(self.recipe, validation, self.directory.samples):
-            loaded = load_model(str(best), task=self.recipe.task).to(self.accelerator.device)
-            context = EvaluationContext(loaded, self.parts.processor, self.recipe, self.accelerator)
-            write_sample_images(context, validation, self.directory.samples)
+    def restore_best(self) -> None:
+        """Add what is missing of the best model and of its sample images."""
+        step = self.best_tracker.best_step
+        if self.parts.data.validation is not None and step is not None:
+            complete_best_model(self.parts, self.directory, step, self.provenance, self.seconds, self.progress.say)
 
 
 def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, overwrite: bool = False) -> RunStatus:

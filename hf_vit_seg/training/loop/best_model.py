@@ -1,0 +1,66 @@
+"""Complete the best model of a run that has ended: files that were removed, or that a killed process did not write."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from hf_vit_seg.inference.loading import ModelError, load_model
+from hf_vit_seg.provenance import CARD, Provenance
+from hf_vit_seg.training.checkpoints.main_process import on_main_process
+from hf_vit_seg.training.checkpoints.run_directory import RECIPE, RunDirectory, write_model_directory
+from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, report_of
+from hf_vit_seg.training.evaluation.tasks import evaluate
+from hf_vit_seg.training.figures.evaluation_samples import have_sample_images, write_sample_images
+from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
+from hf_vit_seg.training.reports.metrics_report import write_report
+
+from .setup import TrainingComponents
+
+BESIDE_WEIGHTS = ("preprocessor_config.json", CARD, RECIPE, METRICS)  # written from the recipe and by an evaluation
+
+
+def complete_best_model(
+    parts: TrainingComponents,
+    directory: RunDirectory,
+    best_step: int,
+    provenance: Provenance,
+    seconds: float,
+    say: Callable[[str], None],
+) -> None:
+    """Write what is missing beside the weights in `best/`, and of the sample images; called by all processes.
+
+    Metrics are computed again. Where the weights cannot be loaded, `say` gets a sentence.
+    """
+    accelerator, recipe, best, validation = parts.accelerator, parts.recipe, directory.best, parts.data.validation
+    assert validation is not None
+    missing, has_samples = on_main_process(
+        accelerator,
+        lambda: (
+            [name for name in BESIDE_WEIGHTS if not (best / name).exists()],
+            have_sample_images(recipe, validation, directory.samples),
+        ),
+    )
+    if not missing and has_samples:
+        return
+    try:
+        loaded = load_model(str(best), task=recipe.task).to(accelerator.device)
+    except ModelError as error:
+        say(f"the best model, that of step {best_step}, cannot be restored: {error}")
+        return
+    context = EvaluationContext(loaded, parts.processor, recipe, accelerator)
+    report = None
+    if METRICS in missing:
+        report = report_of(evaluate(context, validation), recipe, parts.data.names, "validation", best_step)
+        report = replace(report, details={"training_seconds": round(seconds, 1)})
+
+    def write() -> None:
+        if recipe.model.lora is None or recipe.model.lora.merge:
+            write_model_directory(best, loaded, parts.processor, recipe, provenance, report, only_missing=True)
+        elif report is not None:
+            write_report(report, best / METRICS)
+        if not has_samples:
+            write_sample_images(context, validation, directory.samples)
+
+    on_main_process(accelerator, write)
+
+
+__all__ = ["complete_best_model"]
