@@ -1,4 +1,4 @@
-"""The last check of what is pushed: no paths of this machine, and no access tokens.
+"""The last check of what is pushed: no paths of this machine, not its name, and no access tokens.
 
 Files are written without them in the first place (`hf_vit_seg.local_paths`); what is found here stands in files that
 people wrote or changed.
@@ -7,6 +7,7 @@ people wrote or changed.
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from .repository import Content, PushError
 
 SECRET_NAMES = re.compile(r"(?:TOKEN|API_KEY|ACCESS_KEY|SECRET|SECRET_KEY|PASSWORD)$")  # of environment variables
 SHORTEST_SECRET = 12  # characters; a shorter one may be part of ordinary text
+SHORTEST_HOST = 6  # characters
 HUB_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 WEIGHTS = ".safetensors"
 
@@ -59,7 +61,19 @@ def private_patterns(directory: Path | None) -> dict[str, re.Pattern[bytes]]:
     for folder in private_folders(directory):
         within = rb"(?<![\w.~-])" + any_of(spellings(folder)).pattern + rb"(?![\w-]|\.\w)"
         patterns[f"a path of this machine ({folder})"] = re.compile(within)
+    if host := host_name():
+        within = rb"(?<![\w-])" + any_of(spellings(host)).pattern + rb"(?![\w-])"
+        patterns[f"the name of this machine ({host})"] = re.compile(within)
     return patterns
+
+
+def host_name() -> str | None:
+    """The name of this machine; None for a short or plain word, such as `gpu` or `localhost`, that text may contain.
+
+    The user's name is not looked for outside paths: it is often that of the account on the Hub, or of an author.
+    """
+    name = socket.gethostname().partition(".")[0]
+    return name if len(name) >= SHORTEST_HOST and re.search(r"[\d-]", name) else None
 
 
 def secrets() -> Mapping[str, str]:

@@ -164,7 +164,7 @@ def add_to_name(folder: Path, text: str) -> str:
     [
         *(
             (add_to_licence, what)
-            for what in ("home", "model", "token", "other token", "environment", "end", "address")
+            for what in ("home", "model", "token", "other token", "environment", "end", "address", "host")
         ),
         *((spoil, what) for spoil in (add_to_card, add_to_weights) for what in ("home", "token")),
     ],
@@ -180,6 +180,7 @@ def test_what_people_wrote_is_refused_with_its_place(hub, home, tmp_path, monkey
         "environment": "fedcba9876543210",
         "end": f"{home}.",
         "address": f"file://{home}/a%20b",
+        "host": f"trained on {HOST}.",
     }[what]
     place = spoil(model, private)
     for publish in (push, push_space) if spoil is not add_to_card else (push,):  # a Space has a card of its own
@@ -205,6 +206,13 @@ def test_a_token_in_a_file_s_name_or_the_commit_message_is_refused(hub, home, tm
 )
 def test_other_text_is_not_refused(text):
     check_private({"README.md": text.encode(), "model.safetensors": b""}, text)
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("name", ["gpu", "workstation", "localhost", "a-1"])
+def test_machines_with_plain_names_are_not_looked_for(monkeypatch, name):
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    check_private({"README.md": f"trained on {name}".encode()}, None)
 
 
 def test_metadata_of_the_directory_s_card_has_no_local_paths(hub, home, tmp_path):
