@@ -52,9 +52,12 @@ class PolygonFormat(StrEnum):
 @app.callback()
 def main() -> None:
     """Vision transformers for segmentation in the Hugging Face ecosystem."""
-    from transformers import logging
+    import logging
 
-    logging.disable_progress_bar()  # of loading and saving weights; commands show their own
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of loading and saving weights; commands show their own
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damaged files are reported in sentences
 
 
 @app.command()

@@ -197,13 +197,20 @@ def failures_in_words(file: object) -> Iterator[None]:
     except Image.UnidentifiedImageError as error:
         raise ImageFileError(f"{file}: not a supported image file") from error
     except Exception as error:  # decoders of broken files raise OSError, SyntaxError, ValueError, struct.error ...
-        raise ImageFileError(f"{file}: the image cannot be decoded ({error_sentence(error)})") from error
+        raise ImageFileError(f"{file}: the image cannot be decoded ({decoder_message(error)})") from error
+
+
+def decoder_message(error: Exception) -> str:
+    """The message of a decoder's exception, or its type where the message is about the decoder's own code."""
+    written_for_users = isinstance(error, OSError | ValueError | SyntaxError) and len(str(error).split()) > 1
+    return error_sentence(error) if written_for_users else f"the file is damaged: {type(error).__name__}"
 
 
 def check_sides(file: object, height: object, width: object) -> None:
-    """Refuse sides that are not positive whole numbers: headers of broken files hold anything."""
-    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
-        raise ImageFileError(f"{file}: the image has {width}x{height} pixels, expected at least 1x1")
+    """Refuse sides that are not positive integers: headers of damaged files contain anything."""
+    for name, side in (("height", height), ("width", width)):
+        if not isinstance(side, int) or side < 1:
+            raise ImageFileError(f"{file}: the {name} of the image is {side!r}, expected a positive integer")
 
 
 def within_limits(height: int, width: int, max_pixels: int) -> bool:
