@@ -78,7 +78,7 @@ def load_transformers(folder: Path) -> nn.Module:
 def load_smp(folder: Path, variant: str) -> nn.Module:
     import segmentation_models_pytorch as smp
 
-    width = architectures()["segformer"].variant_rows()[variant]["decoder_hidden_size"]
+    width = architectures()["segformer"].variant_rows()[variant]["decode_head_hidden_size"]
     model = smp.Segformer(f"mit_{variant}", encoder_weights=None, decoder_segmentation_channels=width, classes=CLASSES)
     state = torch.load(folder / "smp.pth", weights_only=True)
     model.load_state_dict(state.get("state_dict", state))

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.models.errors import RENAMED_FIELDS
 from hf_vit_seg.records import nearest
 
 from .errors import ConversionError
@@ -36,7 +37,8 @@ def check_fields(config: type[PreTrainedConfig], overrides: Mapping[str, Any]) -
     fields = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
     for name in overrides:
         if name not in fields:
-            hint = nearest(name, fields, "its fields")
+            renamed = RENAMED_FIELDS.get(name)
+            hint = f"it was renamed to '{renamed}'" if renamed else nearest(name, fields, "its fields")
             raise ConversionError(f"{config.__name__} has no field '{name}' to override; {hint}")
 
 

@@ -36,7 +36,7 @@ class Report:
             *(("dropped", text) for text in dropped),
             ("parameters", f"{self.parameters:,}"),
             ("labels", self.labels),
-            *([("licence", self.licence)] if self.licence else []),
+            *([("license", self.licence)] if self.licence else []),
             *(("note", note) for note in self.notes),
             ("written", str(self.path)),
         ]

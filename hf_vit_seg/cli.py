@@ -393,7 +393,7 @@ def fields_of(settings: list[str]) -> dict[str, object]:
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not name.isidentifier():
-            raise HfVitSegError(f"--set takes NAME=VALUE, such as --set decoder_hidden_size=768; got '{setting}'")
+            raise HfVitSegError(f"--set takes NAME=VALUE, such as --set decode_head_hidden_size=768; got '{setting}'")
         try:
             fields[name] = yaml.safe_load(value)
         except yaml.YAMLError:

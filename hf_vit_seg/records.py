@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.metadata import EntryPoint
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -28,6 +28,8 @@ class RecordError(HfVitSegError):
 
 class Record(BaseModel):
     """Settings: every key is known, nothing changes after reading."""
+
+    renamed: ClassVar[Mapping[str, str]] = {}  # former names of keys, for the error message
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
@@ -52,7 +54,7 @@ def sentence(kind: type[BaseModel], errors: Sequence[ErrorDetails], settings: An
     path = settings_path(error, settings)
     dotted = ".".join(filter(None, [place, *map(str, path)]))
     if error["type"] == "extra_forbidden":
-        return unknown(dotted, str(path[-1]), known_fields(kind, path))
+        return unknown(dotted, str(path[-1]), known_fields(kind, path), getattr(record_of(kind, path), "renamed", {}))
     if error["type"] == "missing":
         return f"{dotted} is missing: {kind.__name__} cannot do without it"
     if error["type"] == "value_error":
@@ -86,12 +88,17 @@ def expectation(error: ErrorDetails, errors: Sequence[ErrorDetails], settings: A
 
 def known_fields(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
     """The keys of the record in which a key was not known."""
+    return list(getattr(record_of(kind, place), "model_fields", {}))
+
+
+def record_of(kind: type[BaseModel], place: tuple[int | str, ...]) -> Any:
+    """The record that contains the key at `place`."""
     record: Any = kind
     for name in place[:-1]:
         field = getattr(record, "model_fields", {}).get(name)
         nested = [a for a in candidates(field.annotation) if hasattr(a, "model_fields")] if field else []
         record = nested[0] if nested else record
-    return list(getattr(record, "model_fields", {}))
+    return record
 
 
 def candidates(annotation: Any) -> list[Any]:
@@ -99,8 +106,10 @@ def candidates(annotation: Any) -> list[Any]:
     return [annotation, *(found for part in getattr(annotation, "__args__", ()) for found in candidates(part))]
 
 
-def unknown(place: str, name: str, known: list[str]) -> str:
+def unknown(place: str, name: str, known: list[str], renamed: Mapping[str, str] | None = None) -> str:
     """A name that is not known, and the nearest that is."""
+    if renamed and name in renamed:
+        return f"{place} was renamed to {renamed[name]}"
     return f"{place} is no known setting; {nearest(name, sorted(known))}"
 
 

@@ -50,19 +50,19 @@ CASES: dict[str, Case] = {
             "hidden_dropout_prob": 0.5,
             "attention_probs_dropout_prob": 0.5,
             "drop_path_rate": 0.9,
-            "classifier_dropout_prob": 0.9,
+            "decode_head_dropout_prob": 0.9,
             "layer_norm_eps": 0.5,
             "patch_norm_eps": 0.5,
             "reduction_norm_eps": 0.5,
-            "decoder_hidden_size": 16,
-            "decoder_flavour": "mmseg",
-            "decoder_norm": "group",
-            "decoder_norm_eps": 0.5,
+            "decode_head_hidden_size": 16,
+            "decode_head_flavor": "mmseg",
+            "decode_head_norm": "group",
+            "decode_head_norm_eps": 0.5,
             "initializer_range": 0.2,
             "semantic_loss_ignore_index": 1,
         },
         training_only=frozenset(
-            {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout_prob"}
+            {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "decode_head_dropout_prob"}
         ),
         loss_only=frozenset({"semantic_loss_ignore_index"}),
         initial_only=frozenset({"initializer_range"}),
@@ -89,13 +89,13 @@ CASES: dict[str, Case] = {
             "hidden_dropout_prob": 0.5,
             "attention_probs_dropout_prob": (0.0, 0.5, 0.0),
             "drop_path_rate": 0.9,
-            "classifier_dropout_prob": 0.9,
+            "decode_head_dropout_prob": 0.9,
             "layer_norm_eps": 0.5,
             "batch_norm_eps": 0.5,
-            "decoder_hidden_size": 16,
-            "decoder_flavour": "mmseg",
-            "decoder_norm": "group",
-            "decoder_norm_eps": 0.5,
+            "decode_head_hidden_size": 16,
+            "decode_head_flavor": "mmseg",
+            "decode_head_norm": "group",
+            "decode_head_norm_eps": 0.5,
             "initializer_range": 0.2,
             "semantic_loss_ignore_index": 1,
         },
@@ -108,7 +108,7 @@ CASES: dict[str, Case] = {
             )
         },
         training_only=frozenset(
-            {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout_prob"}
+            {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "decode_head_dropout_prob"}
         ),
         loss_only=frozenset({"semantic_loss_ignore_index"}),
         initial_only=frozenset({"initializer_range"}),
@@ -116,7 +116,7 @@ CASES: dict[str, Case] = {
 }
 
 HYBRID = {"stem": "resnetv2", "stem_depths": (1,), "stem_width_factor": 0.5, "patch_size": 4}
-MASKS = {"segmentation_head": "mask_transformer"}
+MASKS = {"decode_head": "mask_transformer"}
 VIT = Case(
     hidden_states=5,
     sizes=((64, 64), (64, 96), (61, 45), (32, 131), (1, 7)),
@@ -157,18 +157,19 @@ VIT = Case(
         "stem_weight_standardization_mode": "sqrt_var_plus_eps",
         "stem_weight_standardization_eps": 0.5,
         "stem_group_norm_eps": 0.5,
-        "segmentation_head": "all_mlp",
-        "segmentation_head_depth": 1,
-        "segmentation_head_width": 64,
-        "segmentation_norm_eps": 0.5,
-        "decoder_norm": "group",
-        "segmentation_levels": (1, 1, 2, 3),
+        "decode_head": "feature_pyramid",
+        "decode_head_num_layers": 1,
+        "decode_head_hidden_size": 64,
+        "decode_head_norm_eps": 0.5,
+        "decode_head_norm": "group",
+        "decode_head_levels": (1, 1, 2, 3),
         "pose_head": "simple",
-        "pose_head_width": 16,
+        "pose_head_hidden_size": 16,
+        "pose_head_norm": "group",
         "pose_flip_test": True,
         "pose_flip_pairs": ((3, 4),),
         "pose_target_sigma": 1,
-        "classifier_dropout_prob": 0.9,
+        "decode_head_dropout_prob": 0.9,
         "token_merging": 0.5,
         "semantic_loss_ignore_index": 1,
     },
@@ -182,11 +183,11 @@ VIT = Case(
         "stem_weight_standardization_mode": HYBRID | {"stem_weight_standardization_eps": 0.1},
         "stem_weight_standardization_eps": HYBRID,
         "stem_group_norm_eps": HYBRID,
-        "segmentation_head_depth": MASKS,
-        "segmentation_head_width": MASKS,
-        "segmentation_norm_eps": MASKS,
-        "segmentation_levels": {"segmentation_head": "all_mlp"},
-        "decoder_norm": {"segmentation_head": "all_mlp"},
+        "decode_head_num_layers": MASKS,
+        "decode_head_hidden_size": MASKS,
+        "decode_head_norm_eps": MASKS,
+        "decode_head_levels": {"decode_head": "feature_pyramid"},
+        "decode_head_norm": {"decode_head": "feature_pyramid"},
         "use_distillation_classifier": {"use_distillation_token": True},
         "pose_flip_test": {"pose_flip_pairs": ((1, 2),)},
         "pose_flip_pairs": {"pose_flip_test": True, "pose_flip_pairs": ((1, 2),)},
@@ -194,10 +195,17 @@ VIT = Case(
     under={name: "AutoModelForImageClassification" for name in CLASSIFIERS}
     | {
         name: "AutoModelForPoseEstimation"
-        for name in ("pose_head", "pose_head_width", "pose_flip_test", "pose_flip_pairs", "pose_target_sigma")
+        for name in (
+            "pose_head",
+            "pose_head_hidden_size",
+            "pose_head_norm",
+            "pose_flip_test",
+            "pose_flip_pairs",
+            "pose_target_sigma",
+        )
     },
     training_only=frozenset(
-        {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout_prob"}
+        {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "decode_head_dropout_prob"}
     ),
     loss_only=frozenset({"semantic_loss_ignore_index", "pose_target_sigma"}),
     initial_only=frozenset({"initializer_range"}),
@@ -210,27 +218,27 @@ BACKBONE = Case(
     grid=lambda side: -(-side // 2),
     alternatives={
         "backbone_config": DINOV2 | {"mlp_ratio": 1},
-        "segmentation_head": "linear",
-        "segmentation_levels": (1, 2, 3, 4),
-        "segmentation_head_depth": 1,
-        "segmentation_head_width": 64,
-        "segmentation_norm_eps": 0.5,
+        "decode_head": "linear",
+        "decode_head_levels": (1, 2, 3, 4),
+        "decode_head_num_layers": 1,
+        "decode_head_hidden_size": 64,
+        "decode_head_norm_eps": 0.5,
         "hidden_act": "relu",
-        "decoder_norm": "group",
-        "classifier_dropout_prob": 0.9,
+        "decode_head_norm": "group",
+        "decode_head_dropout_prob": 0.9,
         "initializer_range": 0.2,
         "semantic_loss_ignore_index": 1,
     },
     beside={
-        "segmentation_head_depth": MASKS,
-        "segmentation_head_width": MASKS,
-        "segmentation_norm_eps": MASKS,
-        "segmentation_levels": {"segmentation_levels": (0, 1, 2, 3)},
+        "decode_head_num_layers": MASKS,
+        "decode_head_hidden_size": MASKS,
+        "decode_head_norm_eps": MASKS,
+        "decode_head_levels": {"decode_head_levels": (0, 1, 2, 3)},
         "hidden_act": MASKS,
     },
     # The mask token is DINOv2's for pretraining; a key's bias moves all scores of a query alike.
     unreached={"AutoModelForSemanticSegmentation": ("mask_token", "key.bias")},
-    training_only=frozenset({"classifier_dropout_prob"}),
+    training_only=frozenset({"decode_head_dropout_prob"}),
     loss_only=frozenset({"semantic_loss_ignore_index"}),
     initial_only=frozenset({"initializer_range"}),
     hidden_states=5,

@@ -49,7 +49,7 @@ def settings(data: Path, **changes: Any) -> dict[str, Any]:
             "architecture": "segformer",
             "variant": "tiny",
             "norm": "group",
-            "fields": {"drop_path_rate": 0.0, "classifier_dropout_prob": 0.0},
+            "fields": {"drop_path_rate": 0.0, "decode_head_dropout_prob": 0.0},
         },
         "processor": {"do_resize": False},
         "data": {**split, "classes": ["ground", "disc", "bar"], "workers": 0},

@@ -21,7 +21,7 @@ def segmenter(protocol: Protocol | None = None, bands: int = 3, labels: int = 4)
         hidden_sizes=(8, 16, 16, 16),
         num_attention_heads=(1, 2, 2, 2),
         depths=(1, 1, 1, 1),
-        decoder_hidden_size=16,
+        decode_head_hidden_size=16,
         id2label={i: f"thing {i}" for i in range(labels)},
     )
     model = SegFormerForSemanticSegmentation(config)

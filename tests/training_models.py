@@ -19,7 +19,7 @@ OLD = ("sky", "Road", "car", "tree")
 NEW = ("road", "boat", "SKY")
 SEGMENTERS = [n for n, a in architectures().items() if "AutoModelForSemanticSegmentation" in a.models]
 # A head with BatchNorm in every architecture.
-FIELDS = {"vit": {"segmentation_head": "all_mlp"}}
+FIELDS = {"vit": {"decode_head": "feature_pyramid"}}
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 LABELS = torch.randint(0, 3, (2, 64, 64), generator=torch.Generator().manual_seed(2))
 

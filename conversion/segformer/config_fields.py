@@ -23,7 +23,7 @@ SETTINGS = (
     "hidden_act",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
-    "classifier_dropout_prob",
+    "decode_head_dropout_prob",
     "drop_path_rate",
     "initializer_range",
     "semantic_loss_ignore_index",
@@ -32,7 +32,7 @@ RELEASED_NUMERICS = {
     "layer_norm_eps": 1e-6,
     "patch_norm_eps": 1e-5,
     "reduction_norm_eps": 1e-5,
-    "decoder_norm_eps": 1e-5,
+    "decode_head_norm_eps": 1e-5,
 }
 
 
@@ -66,7 +66,7 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
         for wide, width in zip(hidden, fields["hidden_sizes"], strict=True)
     ]
     if any(name.startswith("decode_head.") for name in state):
-        fields["decoder_hidden_size"] = state["decode_head.fuse.weight"].shape[0]
+        fields["decode_head_hidden_size"] = state["decode_head.fuse.weight"].shape[0]
         fields["num_labels"] = state["decode_head.classifier.weight"].shape[0]
     elif "classifier.weight" in state:
         fields["num_labels"] = state["classifier.weight"].shape[0]

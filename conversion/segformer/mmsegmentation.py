@@ -50,7 +50,7 @@ SOURCE = Source(
             model="AutoModelForSemanticSegmentation",
             marks=("backbone.layers.0.0.projection.weight", "decode_head.fusion_conv.conv.weight"),
             rules=(*encoder("backbone.", "segformer."), *DECODER),
-            settings={"decoder_flavour": "mmseg"},
+            settings={"decode_head_flavor": "mmseg"},
             write=write_with_meta,
         ),
         Form(
@@ -70,7 +70,7 @@ SOURCE = Source(
         "layer_norm_eps": 1e-6,
         "patch_norm_eps": 1e-6,
         "reduction_norm_eps": 1e-6,
-        "decoder_norm_eps": 1e-5,
+        "decode_head_norm_eps": 1e-5,
     },
     unseen=UNSEEN,
     weights=NVIDIA,

@@ -23,7 +23,7 @@ SOURCE = Source(
             model="AutoModelForSemanticSegmentation",
             marks=("backbone.patch_embed1.proj.weight", "decode_head.linear_fuse.conv.weight"),
             rules=(*released_encoder("backbone.", "segformer."), *DECODER),
-            settings={"decoder_flavour": "nvlabs"},
+            settings={"decode_head_flavor": "nvlabs"},
             write=write_with_meta,
         ),
         Form(

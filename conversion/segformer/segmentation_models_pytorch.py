@@ -22,7 +22,7 @@ SOURCE = Source(
             model="AutoModelForSemanticSegmentation",
             marks=("encoder.patch_embed1.proj.weight", "decoder.mlp_stage.0.linear.weight"),
             rules=(*released_encoder("encoder.", "segformer."), *DECODER),
-            settings={"decoder_flavour": "nvlabs"},
+            settings={"decode_head_flavor": "nvlabs"},
             write=write_bare,
         ),
     ),

@@ -9,6 +9,8 @@ from hf_vit_seg.conversion.writers import transformers_writer
 from .config_fields import NVIDIA, SETTINGS, UNSEEN, infer
 from .names import BATCH_NORM, HEAD, LAYER, STAGE, WEIGHTS
 
+# Fields that transformers calls otherwise.
+NAMES = {"decode_head_hidden_size": "decoder_hidden_size", "decode_head_dropout_prob": "classifier_dropout_prob"}
 SHARED_FIELDS = (
     *SETTINGS,
     "num_channels",
@@ -17,7 +19,7 @@ SHARED_FIELDS = (
     "sr_ratios",
     "patch_sizes",
     "mlp_ratios",
-    "decoder_hidden_size",
+    "decode_head_hidden_size",
     "layer_norm_eps",
 )
 
@@ -90,7 +92,7 @@ def forms(
             model="AutoModelForSemanticSegmentation",
             marks=("segformer." + first, HEAD + "linear_fuse.weight"),
             rules=(*inside, *decoder(projection)),
-            settings={"decoder_flavour": "nvlabs"},
+            settings={"decode_head_flavor": "nvlabs"},
             write=segment,
             directory=True,
         ),
@@ -106,7 +108,9 @@ def forms(
 
 
 WRITERS = [
-    transformers_writer("SegformerConfig", model, "SegformerImageProcessor", SHARED_FIELDS)
+    transformers_writer(
+        "SegformerConfig", model, "SegformerImageProcessor", {name: NAMES.get(name, name) for name in SHARED_FIELDS}
+    )
     for model in ("SegformerForSemanticSegmentation", "SegformerForImageClassification", "SegformerModel")
 ]
 
@@ -123,9 +127,10 @@ SOURCE = Source(
         "layer_norm_eps": 1e-5,
         "patch_norm_eps": 1e-5,
         "reduction_norm_eps": 1e-5,
-        "decoder_norm_eps": 1e-5,
+        "decode_head_norm_eps": 1e-5,
     },
     settings=SETTINGS,
+    beside_names=NAMES,
     unseen=UNSEEN,
     weights=NVIDIA,
 )

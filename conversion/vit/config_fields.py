@@ -134,13 +134,13 @@ def head_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if "decode_head.class_embeddings" in state:
         classes, width = state["decode_head.class_embeddings"].shape[1:]
         return {
-            "segmentation_head": "mask_transformer",
-            "segmentation_head_depth": numbers(state, "decode_head.layers.", "norm1.weight"),
-            "segmentation_head_width": width,
+            "decode_head": "mask_transformer",
+            "decode_head_num_layers": numbers(state, "decode_head.layers.", "norm1.weight"),
+            "decode_head_hidden_size": width,
             "num_labels": classes,
         }
     if "decode_head.classifier.weight" in state:
-        return {"segmentation_head": "linear", "num_labels": state["decode_head.classifier.weight"].shape[0]}
+        return {"decode_head": "linear", "num_labels": state["decode_head.classifier.weight"].shape[0]}
     if "pose_head.final.weight" in state:
         return pose_fields(state)
     if "classifier.weight" not in state:
@@ -158,4 +158,4 @@ def pose_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Keypoints, and the width of the deconvolutions if there are any."""
     found = {"num_labels": state["pose_head.final.weight"].shape[0]}
     deconvolution = state.get("pose_head.deconvolutions.0.weight")
-    return found if deconvolution is None else found | {"pose_head_width": deconvolution.shape[1]}
+    return found if deconvolution is None else found | {"pose_head_hidden_size": deconvolution.shape[1]}

@@ -64,7 +64,7 @@ def open_split(recipe: RunSettings, split: Split) -> "RawDataset | None":
     if settings is None:
         return None
     place = "data.train" if shared else f"data.{split}"
-    source = open_source(settings, recipe.task, data.bands, place)
+    source = open_source(settings, recipe.task, data.channels, place)
     table = class_table_of(recipe, source if settings == data.train else None)
     indices = None
     if shared:
@@ -79,7 +79,7 @@ def open_split(recipe: RunSettings, split: Split) -> "RawDataset | None":
 def class_table_of(recipe: RunSettings, source: Source | None = None) -> ClassTable:
     """The classes of a recipe, which for pose are the keypoints; `source` is that of training, opened where need be."""
     if recipe.data.classes is None and source is None:
-        source = open_source(recipe.data.train, recipe.task, recipe.data.bands, "data.train")
+        source = open_source(recipe.data.train, recipe.task, recipe.data.channels, "data.train")
     table = ClassTable.from_recipe(recipe.data, source.class_names if source else None)
     if recipe.task == "segmentation" and len(table.names) == 1:
         raise ClassTableError(

@@ -113,7 +113,7 @@ def proof(segmenter: Segmenter, path: Path, name: str, geometry: Geometry, optio
     for seed, (batch, height, width) in enumerate(sizes_to_check(geometry, usual_size(segmenter))):
         pixel_values = pictures(batch, geometry.channels, height, width, seed)
         program = lambda images: run.run(images.to(run.dtype))  # noqa: E731
-        cases.append(compared("pictures", pixel_values, segmenter.logits, program, tolerance, label_size))
+        cases.append(compared("images", pixel_values, segmenter.logits, program, tolerance, label_size))
     return Parity(name, options.dtype, tolerance, tuple(cases))
 
 

@@ -46,7 +46,7 @@ def eval_results_files(model: ModelDirectory) -> dict[str, bytes]:
     found = {}
     for report in model.reports:
         numbers = {name: value for name, value in report.numbers().items() if math.isfinite(value)}
-        chief = report.measure if report.measure in numbers else next(iter(numbers), None)
+        chief = report.metric if report.metric in numbers else next(iter(numbers), None)
         if chief is not None and report.dataset is not None and is_held_out(report, model.recipe):
             path = f"{FOLDER}/{report.dataset.replace('/', '__')}.yaml"
             found[path] = entry_text(report.dataset, report, chief, numbers[chief])

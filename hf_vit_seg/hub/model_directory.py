@@ -167,7 +167,7 @@ class ModelDirectory:
     @cached_property
     def head_plugin(self) -> Plugin | None:
         """The plugin that brings the segmentation head, if one does."""
-        name = getattr(self.config, "segmentation_head", None)
+        name = getattr(self.config, "decode_head", None)
         return next((plugin for plugin in heads() if plugin.value is not None and plugin.name == name), None)
 
     @property

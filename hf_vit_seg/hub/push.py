@@ -27,7 +27,7 @@ from .model_directory import PROCESSOR, ModelDirectory, json_object, model_direc
 from .privacy import check_private
 from .repository import PushError, Target, commit, settled
 
-CONFIG, PICTURE = "config.json", "picture.png"
+CONFIG, PICTURE = "config.json", "sample_image.png"
 # What of a directory is pushed as it is. Anything else is left where it is, and named.
 KEPT = ("model*.safetensors", "model.safetensors.index*.json", RECIPE, METRICS, "LICENSE*")
 # What an earlier push may have written, of another model. Licences stay, as nobody knows whose they are.

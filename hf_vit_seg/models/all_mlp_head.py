@@ -135,11 +135,11 @@ class AllMLPHead(nn.Module):
     def __init__(
         self,
         in_channels: Sequence[int],
-        width: int,
+        hidden_size: int,
         num_labels: int,
         flavor: str = "nvlabs",
         norm_eps: float = 1e-5,
-        dropout: float = 0.1,
+        dropout_prob: float = 0.1,
         norm: str = "batch",
     ):
         super().__init__()
@@ -148,15 +148,15 @@ class AllMLPHead(nn.Module):
         convolutional = flavor == "mmseg"
         self.flavor = flavor
         self.projections = nn.ModuleList(
-            [PointwiseLinear(channels, width, bias=not convolutional) for channels in in_channels]
+            [PointwiseLinear(channels, hidden_size, bias=not convolutional) for channels in in_channels]
         )
         self.projection_norms = (
-            nn.ModuleList([head_norm(norm, width, norm_eps) for _ in in_channels]) if convolutional else None
+            nn.ModuleList([head_norm(norm, hidden_size, norm_eps) for _ in in_channels]) if convolutional else None
         )
-        self.fuse = nn.Conv2d(width * len(in_channels), width, kernel_size=1, bias=False)
-        self.fuse_norm = head_norm(norm, width, norm_eps)
-        self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(width, num_labels, kernel_size=1)
+        self.fuse = nn.Conv2d(hidden_size * len(in_channels), hidden_size, kernel_size=1, bias=False)
+        self.fuse_norm = head_norm(norm, hidden_size, norm_eps)
+        self.dropout = nn.Dropout2d(dropout_prob)
+        self.classifier = nn.Conv2d(hidden_size, num_labels, kernel_size=1)
         self.folded: ValueCache[FoldedHead] = ValueCache()
 
     @accelerated_by(fast_logits)

@@ -41,7 +41,7 @@ class BundlesCode(PreTrainedConfig):
 
     def own_head(self) -> tuple[type, ...]:
         """The class of the head, if it comes from a plugin."""
-        head = REGISTERED_HEADS.get(getattr(self, "segmentation_head", None) or "")
+        head = REGISTERED_HEADS.get(getattr(self, "decode_head", None) or "")
         return () if head is None else (head,)
 
     def check_parts(self) -> None:
@@ -62,7 +62,7 @@ class BundlesCode(PreTrainedConfig):
             for file in files_of(part):
                 shutil.copyfile(file, folder / file.name)
         if head:
-            entry = f"{self.segmentation_head!r}: {head[0].__name__}"
+            entry = f"{self.decode_head!r}: {head[0].__name__}"
             table = f"REGISTERED_HEADS: dict[str, type[nn.Module]] = {{{entry}}}"
             write_table(folder / "registered_heads.py", ["from torch import nn"], head, table)
         if backbone:

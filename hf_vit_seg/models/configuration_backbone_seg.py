@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, PreTrainedCon
 from transformers.configuration_utils import SubConfigSpec
 
 from .bundled_code import BundlesCode
-from .errors import HfVitSegError
+from .errors import HfVitSegError, reject_renamed_fields
 from .own_backbones import OWN_BACKBONES
 from .segmentation_heads import HEADS, PYRAMID_LEVELS
 
@@ -37,35 +37,36 @@ class BackboneSegmentationConfig(BundlesCode):
     `backbone_config` is any config that AutoBackbone accepts, or its fields with a `model_type` (DINOv2, DINOv3, Swin,
     ConvNeXt, BEiT, ResNet, "timm_backbone", the encoders of this package). It is saved with the model.
 
-    `segmentation_head` is "linear" or "mask_transformer" (Segmenter, arXiv 2105.05633; `segmentation_head_depth`
+    `decode_head` is "linear" or "mask_transformer" (Segmenter, arXiv 2105.05633; `decode_head_num_layers`
     layers with attention heads of 64 channels and `hidden_act`), which read one map; "feature_pyramid" (builds a
     pyramid from four layers of a plain ViT, followed by SegFormer's head), which reads maps of one stride; or "all_mlp"
     (SegFormer's head, arXiv 2105.15203), which reads maps of several strides. The default is one of the last two,
     depending on the strides. Plugins register other names, see `segmentation_heads`.
-    `segmentation_levels` are the backbone's stages that the head reads, as indices (transformers' `out_indices`). The
+    `decode_head_levels` are the backbone's stages that the head reads, as indices (transformers' `out_indices`). The
     default is the last stage for heads that read one map, otherwise four evenly spaced stages. `out_features` of the
     backbone's config is ignored.
 
-    `segmentation_head_width` is the head's width; the default is the backbone's for the mask transformer, otherwise
-    256. `decoder_norm` "group" replaces the head's BatchNorm by GroupNorm, for training with few images per batch.
+    `decode_head_hidden_size` is the head's width; the default is the backbone's for the mask transformer, otherwise
+    256. `decode_head_norm` "group" replaces the head's BatchNorm by GroupNorm, for training with few images per batch.
     """
 
     model_type = "backbone_seg"
     sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="dinov2")}
 
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
-    segmentation_head: str | None = None
-    segmentation_levels: list[int] | tuple[int, ...] | None = None
-    segmentation_head_depth: int = 2
-    segmentation_head_width: int | None = None
-    segmentation_norm_eps: float = 1e-5
+    decode_head: str | None = None
+    decode_head_levels: list[int] | tuple[int, ...] | None = None
+    decode_head_num_layers: int = 2
+    decode_head_hidden_size: int | None = None
+    decode_head_norm: Literal["batch", "group"] = "batch"
+    decode_head_norm_eps: float = 1e-5
+    decode_head_dropout_prob: float | int = 0.0
     hidden_act: str = "gelu"
-    decoder_norm: Literal["batch", "group"] = "batch"
-    classifier_dropout_prob: float | int = 0.0
     initializer_range: float = 0.02
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
+        reject_renamed_fields("BackboneSegmentationConfig", kwargs)
         given = self.backbone_config
         if isinstance(given, dict) and given.get("model_type") not in CONFIG_MAPPING:
             raise HfVitSegError(
@@ -91,9 +92,9 @@ class BackboneSegmentationConfig(BundlesCode):
     @property
     def levels(self) -> list[int]:
         """Indices of the stages that the head reads."""
-        if self.segmentation_levels is not None:
-            return list(self.segmentation_levels)
-        head = HEADS.get(self.segmentation_head or "")
+        if self.decode_head_levels is not None:
+            return list(self.decode_head_levels)
+        head = HEADS.get(self.decode_head or "")
         return default_levels(self.backbone, 1 if head is not None and head.num_maps == 1 else PYRAMID_LEVELS)
 
     @property

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .errors import HfVitSegError
+from .errors import HfVitSegError, reject_renamed_fields
 
 STAGE_FIELDS = (
     "depths",
@@ -43,7 +43,7 @@ class CvTConfig(BackboneConfigMixin, PreTrainedConfig):
     A dropout or drop path rate can be one number for all stages. A stage's drop path rate is that of its last layer and
     increases linearly from 0 in its first, as in the released code.
 
-    `decoder_norm` "group" replaces the decoder's BatchNorm by GroupNorm, for training with few images per batch; the
+    `decode_head_norm` "group" replaces the head's BatchNorm by GroupNorm, for training with few images per batch; the
     encoder keeps its BatchNorms.
 
     `hidden_act` is "quick_gelu" in the released code and "gelu" in transformers, whose CvT has different logits.
@@ -73,17 +73,18 @@ class CvTConfig(BackboneConfigMixin, PreTrainedConfig):
     hidden_dropout_prob: float | int | list[float | int] | tuple[float | int, ...] = (0.0, 0.0, 0.0)
     attention_probs_dropout_prob: float | int | list[float | int] | tuple[float | int, ...] = (0.0, 0.0, 0.0)
     drop_path_rate: float | int | list[float | int] | tuple[float | int, ...] = (0.0, 0.0, 0.1)
-    classifier_dropout_prob: float | int = 0.1
     layer_norm_eps: float = 1e-5
     batch_norm_eps: float = 1e-5
-    decoder_hidden_size: int = 256
-    decoder_flavour: Literal["nvlabs", "mmseg"] = "nvlabs"
-    decoder_norm: Literal["batch", "group"] = "batch"
-    decoder_norm_eps: float = 1e-5
+    decode_head_hidden_size: int = 256
+    decode_head_flavor: Literal["nvlabs", "mmseg"] = "nvlabs"
+    decode_head_norm: Literal["batch", "group"] = "batch"
+    decode_head_norm_eps: float = 1e-5
+    decode_head_dropout_prob: float | int = 0.1
     initializer_range: float = 0.02
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
+        reject_renamed_fields("CvTConfig", kwargs)
         for name in RATES:
             rate = getattr(self, name)
             if isinstance(rate, float | int):

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .errors import HfVitSegError
+from .errors import HfVitSegError, reject_renamed_fields
 
 STAGE_FIELDS = (
     "depths",
@@ -31,9 +31,9 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     after each stage) 1e-6, `patch_norm_eps` and `reduction_norm_eps` 1e-5. mmsegmentation: 1e-6 throughout.
     transformers: 1e-5 throughout, regardless of its config.
 
-    `decoder_flavour` is "nvlabs" (a linear projection per level) or "mmseg" (convolution, BatchNorm and ReLU
+    `decode_head_flavor` is "nvlabs" (a linear projection per level) or "mmseg" (convolution, BatchNorm and ReLU
     per level); their weights cannot be converted into each other.
-    `decoder_norm` "group" replaces the decoder's BatchNorm by GroupNorm, for training with few images per batch.
+    `decode_head_norm` "group" replaces the head's BatchNorm by GroupNorm, for training with few images per batch.
     """
 
     model_type = "segformer_seg"
@@ -50,18 +50,19 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.1
-    classifier_dropout_prob: float | int = 0.1
     layer_norm_eps: float = 1e-6
     patch_norm_eps: float = 1e-5
     reduction_norm_eps: float = 1e-5
-    decoder_hidden_size: int = 256
-    decoder_flavour: Literal["nvlabs", "mmseg"] = "nvlabs"
-    decoder_norm: Literal["batch", "group"] = "batch"
-    decoder_norm_eps: float = 1e-5
+    decode_head_hidden_size: int = 256
+    decode_head_flavor: Literal["nvlabs", "mmseg"] = "nvlabs"
+    decode_head_norm: Literal["batch", "group"] = "batch"
+    decode_head_norm_eps: float = 1e-5
+    decode_head_dropout_prob: float | int = 0.1
     initializer_range: float = 0.02
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
+        reject_renamed_fields("SegFormerConfig", kwargs)
         self.stage_names = [f"stage{i}" for i in range(1, len(self.depths) + 1)]
         kwargs.pop("stage_names", None)
         self.set_output_features_output_indices(

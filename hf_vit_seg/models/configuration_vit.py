@@ -7,10 +7,15 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .errors import HfVitSegError
+from .errors import RENAMED_FIELDS, HfVitSegError, reject_renamed_fields
 from .grid_sizes import ceil_div
 
 PYRAMID_LEVELS = 4
+RENAMED = {
+    **RENAMED_FIELDS,
+    "segmentation_head": "decode_head (and its value all_mlp to feature_pyramid)",
+    "decoder_norm": "decode_head_norm and pose_head_norm",
+}
 # Left and right of COCO's 17 keypoints: eyes, ears, shoulders, elbows, wrists, hips, knees, ankles.
 COCO_FLIP_PAIRS = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16))
 
@@ -54,17 +59,18 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
     `token_merging` is the fraction of patches removed by merging the most similar ones, in equal steps between layers
     (ToMe, arXiv 2210.09461); at the end every patch gets the token it was merged into. It makes a trained model faster
     and slightly less accurate (benchmarks/token_merging.md), and can be set at any time. Hidden states and attentions
-    have fewer tokens then, so it cannot be combined with "all_mlp", and the backbone does not merge.
+    have fewer tokens then, so it cannot be combined with "feature_pyramid", and the backbone does not merge.
 
-    `segmentation_head` is "linear", "mask_transformer" (Segmenter, arXiv 2105.05633; `segmentation_head_depth`
-    layers) or "all_mlp" (a feature pyramid of four layers, followed by SegFormer's head; the layers are
-    `segmentation_levels`, counted from 1, by default evenly spaced). `segmentation_head_width` is the width of the
-    last two, by default the encoder's for the mask transformer and 256 for the all-MLP head. `decoder_norm` "group"
-    replaces BatchNorm by GroupNorm in the all-MLP and the classic pose head, for training with few images per batch.
+    `decode_head` is "linear", "mask_transformer" (Segmenter, arXiv 2105.05633; `decode_head_num_layers`
+    layers) or "feature_pyramid" (a pyramid of four layers, followed by SegFormer's head; the layers are
+    `decode_head_levels`, counted from 1, by default evenly spaced). `decode_head_hidden_size` is the width of the
+    last two, by default the encoder's for the mask transformer and 256 for the feature pyramid. `decode_head_norm`
+    "group" replaces the feature pyramid's BatchNorm by GroupNorm, for training with few images per batch.
 
-    `pose_head` is ViTPose's "classic" (two deconvolutions of `pose_head_width` channels) or "simple"; the labels are
-    the keypoints. `pose_flip_test` averages heatmaps with those of the flipped image, in which the keypoints of
-    `pose_flip_pairs` are swapped. `pose_target_sigma` is that of the training targets, in pixels of the heatmap.
+    `pose_head` is ViTPose's "classic" (two deconvolutions of `pose_head_hidden_size` channels, with `pose_head_norm`)
+    or "simple"; the labels are the keypoints. `pose_flip_test` averages heatmaps with those of the flipped image, in
+    which the keypoints of `pose_flip_pairs` are swapped. `pose_target_sigma` is that of the training targets, in pixels
+    of the heatmap.
     """
 
     model_type = "vit_seg"
@@ -104,22 +110,24 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
     stem_weight_standardization_mode: Literal["std_plus_eps", "sqrt_var_plus_eps"] = "std_plus_eps"
     stem_weight_standardization_eps: float = 1e-5
     stem_group_norm_eps: float = 1e-6
-    segmentation_head: Literal["linear", "mask_transformer", "all_mlp"] = "linear"
-    segmentation_head_depth: int = 2
-    segmentation_head_width: int | None = None
-    segmentation_norm_eps: float = 1e-5
-    decoder_norm: Literal["batch", "group"] = "batch"
-    segmentation_levels: list[int] | tuple[int, ...] | None = None
+    decode_head: Literal["linear", "mask_transformer", "feature_pyramid"] = "linear"
+    decode_head_num_layers: int = 2
+    decode_head_hidden_size: int | None = None
+    decode_head_norm: Literal["batch", "group"] = "batch"
+    decode_head_norm_eps: float = 1e-5
+    decode_head_dropout_prob: float | int = 0.0
+    decode_head_levels: list[int] | tuple[int, ...] | None = None
     pose_head: Literal["classic", "simple"] = "classic"
-    pose_head_width: int = 256
+    pose_head_hidden_size: int = 256
+    pose_head_norm: Literal["batch", "group"] = "batch"
     pose_flip_test: bool = False
     pose_flip_pairs: list[list[int]] | tuple[tuple[int, int], ...] = COCO_FLIP_PAIRS
     pose_target_sigma: float | int = 2.0
-    classifier_dropout_prob: float | int = 0.0
     token_merging: float | int = 0.0
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
+        reject_renamed_fields("VisionTransformerConfig", kwargs, RENAMED)
         self.stage_names = ["stem", *(f"stage{i}" for i in range(1, self.num_hidden_layers + 1))]
         kwargs.pop("stage_names", None)
         self.set_output_features_output_indices(
@@ -161,8 +169,8 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def pyramid_layers(self) -> tuple[int, ...]:
         """The four layers of the feature pyramid, counted from 1, finest first."""
-        if self.segmentation_levels is not None:
-            return tuple(self.segmentation_levels)
+        if self.decode_head_levels is not None:
+            return tuple(self.decode_head_levels)
         depth = self.num_hidden_layers
         return tuple(max(depth * level // PYRAMID_LEVELS, 1) for level in range(1, PYRAMID_LEVELS + 1))
 
@@ -190,19 +198,19 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"VisionTransformerConfig.token_merging is a fraction of the patches, from 0 to below 1, got "
                 f"{self.token_merging}"
             )
-        if self.token_merging and self.segmentation_head == "all_mlp":
+        if self.token_merging and self.decode_head == "feature_pyramid":
             raise HfVitSegError(
-                "VisionTransformerConfig.token_merging changes the tokens between layers, and segmentation_head "
-                "'all_mlp' reads several layers: set token_merging to 0 or use another head"
+                "VisionTransformerConfig.token_merging changes the tokens between layers, and decode_head "
+                "'feature_pyramid' reads several layers: set token_merging to 0 or use another head"
             )
 
     def validate_levels(self):
         """ValueError for a pyramid that does not have four layers, and for layers that do not exist."""
-        levels = self.segmentation_levels
+        levels = self.decode_head_levels
         known = range(1, self.num_hidden_layers + 1)
         if levels is not None and (len(levels) != PYRAMID_LEVELS or any(level not in known for level in levels)):
             raise HfVitSegError(
-                f"VisionTransformerConfig.segmentation_levels names {PYRAMID_LEVELS} layers from 1 to "
+                f"VisionTransformerConfig.decode_head_levels names {PYRAMID_LEVELS} layers from 1 to "
                 f"{self.num_hidden_layers}, got {tuple(levels)}"
             )
 

@@ -41,11 +41,11 @@ TENSOR_KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 def select_head(config: BackboneSegmentationConfig, strides: Sequence[tuple[int, int]]) -> str:
     """The head's name; ValueError if it is unknown or cannot read maps of these strides."""
-    name = config.segmentation_head or ("all_mlp" if has_rising_strides(strides) else "feature_pyramid")
+    name = config.decode_head or ("all_mlp" if has_rising_strides(strides) else "feature_pyramid")
     head = find_head(name)
     if head.fits(strides):
         return name
-    levels_are_given = config.segmentation_levels is not None
+    levels_are_given = config.decode_head_levels is not None
     suitable = [
         f"'{other}'"
         for other, spec in HEADS.items()
@@ -53,14 +53,14 @@ def select_head(config: BackboneSegmentationConfig, strides: Sequence[tuple[int,
     ]
     found = ", ".join(f"{rows}" if rows == columns else f"{rows}x{columns}" for rows, columns in strides)
     raise HfVitSegError(
-        f"segmentation_head '{name}' reads {head.reads}, but the '{config.backbone.model_type}' backbone returns "
+        f"decode_head '{name}' reads {head.reads}, but the '{config.backbone.model_type}' backbone returns "
         f"{len(strides)} of stride {found} (stages {', '.join(map(str, config.backbone.out_features))}): use "
-        f"{' or '.join([*suitable, 'other segmentation_levels'])}"
+        f"{' or '.join([*suitable, 'other decode_head_levels'])}"
     )
 
 
 class BackboneForSemanticSegmentation(PreTrainedModel):
-    """A backbone with the head selected by `config.segmentation_head`, or by its strides."""
+    """A backbone with the head selected by `config.decode_head`, or by its strides."""
 
     config: BackboneSegmentationConfig
     base_model_prefix = "backbone"
@@ -112,7 +112,7 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
     ) -> BackboneSegmentationConfig:
         """The config of a model with the backbone of a checkpoint; `hub` has options such as `revision`."""
         bare = stored_config(path, **(hub or {}))
-        return BackboneSegmentationConfig(backbone_config=bare, segmentation_head=head, **settings)
+        return BackboneSegmentationConfig(backbone_config=bare, decode_head=head, **settings)
 
     @classmethod
     def from_backbone(
@@ -126,7 +126,7 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
     ) -> Any:
         """A model with the weights of a backbone checkpoint, a directory or Hub id, and a randomly initialized head.
 
-        `settings` are fields of BackboneSegmentationConfig (`id2label`, `segmentation_head_width` ...) and options of
+        `settings` are fields of BackboneSegmentationConfig (`id2label`, `decode_head_hidden_size` ...) and options of
         `from_pretrained` (`revision`, `dtype`, `attn_implementation` ...). A `config` replaces `head` and the fields.
         `output_loading_info` adds transformers' lists of missing, unexpected and mismatched tensors to the result.
         ValueError for checkpoints without an AutoBackbone, and for a head that cannot read the backbone's maps.

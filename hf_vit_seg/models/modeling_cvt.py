@@ -368,12 +368,12 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
         self.level_norms = level_norms(config, config.stage_names)
         self.decode_head = AllMLPHead(
             in_channels=config.hidden_sizes,
-            width=config.decoder_hidden_size,
+            hidden_size=config.decode_head_hidden_size,
             num_labels=cast(int, config.num_labels),
-            flavor=config.decoder_flavour,
-            norm_eps=config.decoder_norm_eps,
-            dropout=config.classifier_dropout_prob,
-            norm=config.decoder_norm,
+            flavor=config.decode_head_flavor,
+            norm_eps=config.decode_head_norm_eps,
+            dropout_prob=config.decode_head_dropout_prob,
+            norm=config.decode_head_norm,
         )
         self.post_init()
 

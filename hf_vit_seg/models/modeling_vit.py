@@ -36,11 +36,6 @@ from .segmentation_heads import HEADS, initialize_head
 from .token_merging import encode_merging
 from .vit_embeddings import VisionTransformerEmbeddings
 
-# The head that the config calls "all_mlp" builds its own pyramid first, because all layers have the same grid.
-SEGMENTATION_HEADS = {name: HEADS[name] for name in ("linear", "mask_transformer")} | {
-    "all_mlp": HEADS["feature_pyramid"]
-}
-
 
 def encoder_layers(config: VisionTransformerConfig) -> nn.ModuleList:
     """The encoder's layers; stochastic depth increases linearly."""
@@ -247,13 +242,13 @@ def with_head_layers(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel):
-    """The encoder with the head selected by `config.segmentation_head`."""
+    """The encoder with the head selected by `config.decode_head`."""
 
     accepts_loss_kwargs = False  # otherwise Trainer would divide by a count of labels that includes ignored pixels
 
     def __init__(self, config: VisionTransformerConfig):
         super().__init__(config)
-        head = SEGMENTATION_HEADS[config.segmentation_head]
+        head = HEADS[config.decode_head]
         self.vit = VisionTransformerModel(config)
         self.head_reads_layers = head.num_maps != 1
         self.head_layers = config.pyramid_layers if self.head_reads_layers else (-1,)
@@ -274,7 +269,7 @@ class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel)
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SemanticSegmenterOutput:
-        """Segment images (B, C, H, W): logits (B, K, h, w) on the grid of tokens, 4 times finer for "all_mlp".
+        """Segment images (B, C, H, W): logits (B, K, h, w) on the grid of tokens, 4 times finer for "feature_pyramid".
 
         The encoder's input is zero-padded to multiples of a token. The logits are resampled to span the image alone,
         so that resizing them to any size of the image puts every class where it was seen.

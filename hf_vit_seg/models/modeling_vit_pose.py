@@ -29,14 +29,14 @@ UPSAMPLING = 4
 class ClassicPoseHead(nn.Module):
     """Equation 3: two deconvolutions with norm and ReLU, each doubling the grid, and a 1x1 convolution."""
 
-    def __init__(self, in_channels: int, width: int, num_keypoints: int, norm: str = "batch"):
+    def __init__(self, in_channels: int, hidden_size: int, num_keypoints: int, norm: str = "batch"):
         super().__init__()
-        channels = (in_channels, width)
+        channels = (in_channels, hidden_size)
         self.deconvolutions = nn.ModuleList(
-            [nn.ConvTranspose2d(c, width, kernel_size=4, stride=2, padding=1, bias=False) for c in channels]
+            [nn.ConvTranspose2d(c, hidden_size, kernel_size=4, stride=2, padding=1, bias=False) for c in channels]
         )
-        self.norms = nn.ModuleList([head_norm(norm, width) for _ in channels])
-        self.final = nn.Conv2d(width, num_keypoints, kernel_size=1)
+        self.norms = nn.ModuleList([head_norm(norm, hidden_size) for _ in channels])
+        self.final = nn.Conv2d(hidden_size, num_keypoints, kernel_size=1)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """(B, D, h', w') to (B, K, h, w)."""
@@ -71,7 +71,7 @@ class PoseEstimationOutput(ModelOutput):
 
 def classic_head(config: VisionTransformerConfig) -> nn.Module:
     return ClassicPoseHead(
-        config.hidden_size, config.pose_head_width, cast(int, config.num_labels), config.decoder_norm
+        config.hidden_size, config.pose_head_hidden_size, cast(int, config.num_labels), config.pose_head_norm
     )
 
 

@@ -26,14 +26,14 @@ from .layers import LayerGeometry, VisionTransformerLayer, head_norm
 from .registered_heads import REGISTERED_HEADS
 
 PYRAMID_LEVELS = 4
-DEFAULT_WIDTH = 256  # of all-MLP heads
+DEFAULT_HIDDEN_SIZE = 256  # of all-MLP heads
 # Optional parameters of registered heads, and the config fields with their values.
 SETTINGS = {
-    "width": "segmentation_head_width",
-    "depth": "segmentation_head_depth",
-    "dropout": "classifier_dropout_prob",
-    "norm": "decoder_norm",
-    "norm_eps": "segmentation_norm_eps",
+    "hidden_size": "decode_head_hidden_size",
+    "num_layers": "decode_head_num_layers",
+    "norm": "decode_head_norm",
+    "norm_eps": "decode_head_norm_eps",
+    "dropout_prob": "decode_head_dropout_prob",
     "hidden_act": "hidden_act",
 }
 
@@ -41,9 +41,9 @@ SETTINGS = {
 class LinearHead(nn.Module):
     """A linear classifier on every token (arXiv 2105.05633, section 3.2, "linear")."""
 
-    def __init__(self, in_channels: int, num_labels: int, dropout: float = 0.0):
+    def __init__(self, in_channels: int, num_labels: int, dropout_prob: float = 0.0):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout_prob)
         self.classifier = PointwiseLinear(in_channels, num_labels)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -64,7 +64,7 @@ class MaskTransformerHead(nn.Module):
         config: PreTrainedConfig,
         in_channels: int,
         num_labels: int,
-        depth: int,
+        num_layers: int,
         geometry: LayerGeometry,
     ):
         super().__init__()
@@ -75,7 +75,7 @@ class MaskTransformerHead(nn.Module):
             )
         self.projection = PointwiseLinear(in_channels, width)
         self.class_embeddings = nn.Parameter(torch.zeros(1, num_labels, width))
-        self.layers = nn.ModuleList([VisionTransformerLayer(config, geometry) for _ in range(depth)])
+        self.layers = nn.ModuleList([VisionTransformerLayer(config, geometry) for _ in range(num_layers)])
         self.norm = nn.LayerNorm(width, eps=geometry.norm_eps)
         self.patch_projection = PointwiseLinear(width, width, bias=False)
         self.class_projection = PointwiseLinear(width, width, bias=False)
@@ -104,7 +104,13 @@ class PyramidHead(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, width: int, num_labels: int, norm_eps: float, dropout: float, norm: str = "batch"
+        self,
+        in_channels: int,
+        hidden_size: int,
+        num_labels: int,
+        norm_eps: float,
+        dropout_prob: float,
+        norm: str = "batch",
     ):
         super().__init__()
         channels = in_channels
@@ -121,7 +127,9 @@ class PyramidHead(nn.Module):
                 nn.MaxPool2d(2, ceil_mode=True),
             ]
         )
-        self.all_mlp = AllMLPHead([channels] * PYRAMID_LEVELS, width, num_labels, dropout=dropout, norm=norm)
+        self.all_mlp = AllMLPHead(
+            [channels] * PYRAMID_LEVELS, hidden_size, num_labels, dropout_prob=dropout_prob, norm=norm
+        )
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Four maps (B, C, h, w), the first for the finest level, to logits (B, K, 4*h, 4*w)."""
@@ -145,41 +153,41 @@ def initialize_head(module: nn.Module, std: float) -> bool:
 
 
 def linear_head(config: Any, in_channels: Sequence[int], head_dim: int) -> nn.Module:
-    return LinearHead(in_channels[0], config.num_labels, config.classifier_dropout_prob)
+    return LinearHead(in_channels[0], config.num_labels, config.decode_head_dropout_prob)
 
 
 def mask_transformer_head(config: Any, in_channels: Sequence[int], head_dim: int) -> nn.Module:
-    width = config.segmentation_head_width or in_channels[0]
+    width = config.decode_head_hidden_size or in_channels[0]
     geometry = LayerGeometry(
         width=width,
         heads=max(width // head_dim, 1),
         mlp_width=4 * width,
-        norm_eps=config.segmentation_norm_eps,
-        dropout=config.classifier_dropout_prob,
-        attention_dropout=config.classifier_dropout_prob,
+        norm_eps=config.decode_head_norm_eps,
+        dropout=config.decode_head_dropout_prob,
+        attention_dropout=config.decode_head_dropout_prob,
     )
-    return MaskTransformerHead(config, in_channels[0], config.num_labels, config.segmentation_head_depth, geometry)
+    return MaskTransformerHead(config, in_channels[0], config.num_labels, config.decode_head_num_layers, geometry)
 
 
 def feature_pyramid_head(config: Any, in_channels: Sequence[int], head_dim: int) -> nn.Module:
     return PyramidHead(
         in_channels[0],
-        config.segmentation_head_width or DEFAULT_WIDTH,
+        config.decode_head_hidden_size or DEFAULT_HIDDEN_SIZE,
         config.num_labels,
-        config.segmentation_norm_eps,
-        config.classifier_dropout_prob,
-        config.decoder_norm,
+        config.decode_head_norm_eps,
+        config.decode_head_dropout_prob,
+        config.decode_head_norm,
     )
 
 
 def all_mlp_head(config: Any, in_channels: Sequence[int], head_dim: int) -> nn.Module:
     return AllMLPHead(
         in_channels,
-        config.segmentation_head_width or DEFAULT_WIDTH,
+        config.decode_head_hidden_size or DEFAULT_HIDDEN_SIZE,
         config.num_labels,
-        norm_eps=config.segmentation_norm_eps,
-        dropout=config.classifier_dropout_prob,
-        norm=config.decoder_norm,
+        norm_eps=config.decode_head_norm_eps,
+        dropout_prob=config.decode_head_dropout_prob,
+        norm=config.decode_head_norm,
     )
 
 
@@ -192,7 +200,7 @@ def registered_head(name: str, config: Any, in_channels: Sequence[int], head_dim
     try:
         return head(in_channels, config.num_labels, **given)
     except Exception as error:  # third-party code may raise anything
-        error.add_note(f"segmentation_head '{name}', for maps of {list(in_channels)} channels")
+        error.add_note(f"decode_head '{name}', for maps of {list(in_channels)} channels")
         raise
 
 
@@ -239,7 +247,7 @@ def find_head(name: str) -> HeadSpec:
     if name not in REGISTERED_HEADS:
         known = ", ".join([*HEADS, *REGISTERED_HEADS])
         raise HfVitSegError(
-            f"there is no segmentation_head '{name}', here or in an installed plugin; known are {known}; the card of a "
+            f"there is no decode_head '{name}', here or in an installed plugin; known are {known}; the card of a "
             "model with this head (README.md) names the package to install"
         )
     return HeadSpec(partial(registered_head, name), None, "any maps", lambda _: True)

@@ -100,7 +100,7 @@ def split_content(part: SplitFacts) -> dict[str, Any]:
     return {
         "samples": len(part.facts),
         "faults": part.faults,
-        "bands_and_dtypes": dict(part.kinds),
+        "channels_and_dtypes": dict(part.kinds),
         "sizes": {"x".join(map(str, size)): count for size, count in part.sizes.most_common()},
         "classes": [
             {"name": name, "count": found.count, "samples": len(found.samples)}

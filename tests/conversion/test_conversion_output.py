@@ -77,7 +77,7 @@ def test_export_refuses(tmp_path: Path) -> None:
     convert(ORACLE_FILE, tmp_path / "others")
     (tmp_path / "file").write_text("mine")
     cases = [
-        ("ours", "out", "nvlabs", "decoder_flavour 'mmseg' and nvlabs can only hold 'nvlabs'"),
+        ("ours", "out", "nvlabs", "decode_head_flavor 'mmseg' and nvlabs can only hold 'nvlabs'"),
         ("ours", "out", "transformers", "transformers can only hold 'nvlabs'"),
         ("ours", "out", "caffe", "cannot be exported to 'caffe'; it can to nvlabs, mmseg, transformers, smp"),
         ("ours", "file", "mmseg", "exists"),

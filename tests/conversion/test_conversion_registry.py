@@ -49,8 +49,8 @@ def test_variants_find_themselves() -> None:
 def test_a_decoder_width_is_no_variant() -> None:
     architecture = architectures()["segformer"]
     row = variants.rows(architecture)["b2"]
-    config = architecture.config(**{**row, "decoder_hidden_size": 256})
-    assert variants.find(architecture, config, row) == ("b2", {"decoder_hidden_size": 768})
+    config = architecture.config(**{**row, "decode_head_hidden_size": 256})
+    assert variants.find(architecture, config, row) == ("b2", {"decode_head_hidden_size": 768})
     assert variants.find(architecture, config, {}) == ("b2", {})
 
 

@@ -48,7 +48,7 @@ def test_nvlabs_parity(tmp_path: Path) -> None:
     assert any("num_attention_heads" in note for note in report.notes)
 
 
-@pytest.mark.parametrize("field", ["layer_norm_eps", "patch_norm_eps", "reduction_norm_eps", "decoder_norm_eps"])
+@pytest.mark.parametrize("field", ["layer_norm_eps", "patch_norm_eps", "reduction_norm_eps", "decode_head_norm_eps"])
 def test_every_epsilon_counts(tmp_path: Path, field: str) -> None:
     """The tolerance is fine enough to tell one epsilon from another, so parity proves each of them."""
     arrays = np.load(ORACLE / "io.npz")
@@ -119,7 +119,7 @@ def test_smp_parity_and_round_trip(tmp_path: Path) -> None:
     report = convert(tmp_path / "model.safetensors", tmp_path / "out")
     assert report.variant == "b0"
     assert any("align_corners" in note for note in report.notes)
-    assert any("decoder_hidden_size is 24" in note for note in report.notes)
+    assert any("decode_head_hidden_size is 24" in note for note in report.notes)
     with torch.no_grad():
         expected = smp_quarter_logits(reference.double(), IMAGE)
     assert largest_difference(loaded(AutoSegmenter, tmp_path / "out"), IMAGE, expected) < TOLERANCE
@@ -133,7 +133,7 @@ def test_mmseg_parity_and_round_trip(tmp_path: Path) -> None:
     torch.save({"meta": {}, "state_dict": state}, tmp_path / "segformer.pth")
     convert(tmp_path / "segformer.pth", tmp_path / "out")
     model = loaded(AutoSegmenter, tmp_path / "out")
-    assert model.config.decoder_flavour == "mmseg"
+    assert model.config.decode_head_flavor == "mmseg"
     assert largest_difference(model, IMAGE, MMSeg(state).logits(IMAGE)) < TOLERANCE
     export(tmp_path / "out", tmp_path / "back.pth", to="mmseg")
     assert_equal_states(torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"], state)

@@ -46,7 +46,7 @@ def test_parity_and_round_trip(tmp_path: Path, head: str) -> None:
 def test_what_the_config_says(tmp_path: Path) -> None:
     convert(file_of("classic"), tmp_path / "out", overrides=THREE_HEADS)
     config = loaded(AutoModelForPoseEstimation, tmp_path / "out").config
-    assert (list(config.image_size), config.patch_padding, config.pose_head_width) == ([96, 64], 2, 32)
+    assert (list(config.image_size), config.patch_padding, config.pose_head_hidden_size) == ([96, 64], 2, 32)
     assert (config.use_cls_token, config.position_embeddings_cover_prefix) == (False, True)
     assert (config.num_labels, config.id2label[9]) == (17, "left_wrist")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")

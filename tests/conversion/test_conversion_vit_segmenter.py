@@ -23,7 +23,7 @@ def test_parity_and_round_trip(tmp_path: Path, head: str, distilled: bool) -> No
     unused = {name for name in state if name.startswith("encoder.head")}
     assert {name for name, _ in report.dropped} == unused
     model = loaded(AutoSegmenter, tmp_path / "out")
-    assert model.config.segmentation_head == head
+    assert model.config.decode_head == head
     for size in ((64, 64), (48, 80)):
         image = torch.randn(2, 3, *size, dtype=torch.float64)
         assert largest_difference(model, image, Segmenter(state).logits(image)) < TOLERANCE
@@ -32,7 +32,7 @@ def test_parity_and_round_trip(tmp_path: Path, head: str, distilled: bool) -> No
     assert_equal_states(back, {k: v for k, v in state.items() if k not in unused})
 
 
-@pytest.mark.parametrize("field", ["layer_norm_eps", "segmentation_norm_eps"])
+@pytest.mark.parametrize("field", ["layer_norm_eps", "decode_head_norm_eps"])
 def test_every_epsilon_counts(tmp_path: Path, field: str) -> None:
     state = segmenter_state(mask=True)
     torch.save({"model": state}, tmp_path / "checkpoint.pth")

@@ -128,7 +128,7 @@ def test_pixels_are_finite(tmp_path):
     array = np.zeros((5, 20, 24), np.float32)
     array[2, 3, 4:7] = np.nan
     np.save(tmp_path / "images/00.npy", array)
-    dataset = open_split(recipe(train=source, classes=["a", "b"], ignore=[11], bands=5), "train")
+    dataset = open_split(recipe(train=source, classes=["a", "b"], ignore=[11], channels=5), "train")
     with pytest.raises(ImageFileError, match=r"00\.npy: 3 pixels of the image are not finite"):
         dataset.read(0)
     with pytest.raises(ImageFileError, match=r"01\.png: the image has 3 bands where 5"):
@@ -205,7 +205,7 @@ def test_one_class_alone_cannot_be_segmented(tmp_path):
 
 
 def test_digits_are_a_data_set_without_files():
-    made = recipe("classification", train={"kind": "sklearn_digits", "split": "train"}, bands=1, cache=True)
+    made = recipe("classification", train={"kind": "sklearn_digits", "split": "train"}, channels=1, cache=True)
     dataset = open_split(made, "train")
     sample = dataset.read(3)
     assert sample.image.shape == (1, 8, 8) and sample.target == dataset.source.labels[3]

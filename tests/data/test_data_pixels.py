@@ -197,7 +197,7 @@ def test_photos_are_upright(tmp_path):
             3,
             "5 bands where 3 are",
         ),
-        (as_bytes(picture("RGB"), "PNG"), 4, "3 bands where 4 are expected.*data.bands of the recipe to 3"),
+        (as_bytes(picture("RGB"), "PNG"), 4, "3 bands where 4 are expected.*data.channels of the recipe to 3"),
         (as_bytes(picture("RGBA"), "PNG"), 5, "4 bands where 5"),
         (numpy_file(noise(4)), 3, r"shape \(4,\) is neither"),
         (numpy_file(np.array([{}, {}])), 3, "cannot be decoded.*allow_pickle"),

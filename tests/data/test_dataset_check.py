@@ -159,9 +159,9 @@ def test_deep_images_without_a_normalization_are_warned_of(tmp_path, values, dee
     write_pair(tmp_path / "train", "0", np.arange(64).reshape(8, 8) % 3)
     (tmp_path / "train/images/0.png").unlink()
     np.save(tmp_path / "train/images/0.npy", np.arange(4 * 64).reshape(4, 8, 8).astype(values))
-    settings = recipe(tmp_path, bands=4)
+    settings = recipe(tmp_path, channels=4)
     assert any("more than 8 bits" in warning for warning in check(settings).warnings) is deep
-    scales = {"image_mean": "measured", "image_std": "measured"}, {"rescale_factor": 1 / 65535}, {"do_rescale": False}
+    scales = {"image_mean": "computed", "image_std": "computed"}, {"rescale_factor": 1 / 65535}, {"do_rescale": False}
     for processor in scales:
         assert not check(settings.model_copy(update={"processor": processor})).warnings
     trained = settings.model.model_copy(update={"from_pretrained": "somewhere"})

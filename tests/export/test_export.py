@@ -35,10 +35,10 @@ LABELS = 21  # more than are resized together
 NAMES = [name for name, a in architectures().items() if "AutoModelForSemanticSegmentation" in a.models]
 SETTINGS = [
     *((name, {}) for name in NAMES),
-    ("segformer", {"decoder_flavour": "mmseg"}),
-    ("segformer", {"decoder_norm": "group"}),
-    ("vit", {"segmentation_head": "all_mlp"}),
-    ("vit", {"segmentation_head": "mask_transformer"}),
+    ("segformer", {"decode_head_flavor": "mmseg"}),
+    ("segformer", {"decode_head_norm": "group"}),
+    ("vit", {"decode_head": "feature_pyramid"}),
+    ("vit", {"decode_head": "mask_transformer"}),
 ]
 
 
@@ -72,7 +72,7 @@ def test_export_forms_compute_the_same_and_leave_the_model_alone(name, settings,
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     if (name, format_) == ("segformer", "openvino"):
         assert not [m for m in plain.segformer.modules() if isinstance(m, torch.nn.LayerNorm)]
-    if settings.get("decoder_norm") != "group":
+    if settings.get("decode_head_norm") != "group":
         head = getattr(plain.decode_head, "all_mlp", plain.decode_head)
         assert not [m for m in head.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 

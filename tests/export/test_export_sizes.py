@@ -110,7 +110,7 @@ def test_a_hybrid_stem_rounds_each_side_once(padding):
 @torch.no_grad()
 @pytest.mark.parametrize("stem", [{"patch_size": 16}, THREE_STAGES])
 def test_exported_vits_round_each_side_once(stem):
-    config = VisionTransformerConfig(image_size=64, num_labels=3, segmentation_head="linear", **stem, **SMALL)
+    config = VisionTransformerConfig(image_size=64, num_labels=3, decode_head="linear", **stem, **SMALL)
     model = randomise(transformers.AutoModelForSemanticSegmentation.from_config(config)).eval()
     graph = LogitGraph(with_export_forms(model))
     program = recorded(graph, Geometry(), torch.float32)

@@ -75,8 +75,8 @@ def test_a_run_s_card(hub, run):
     (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/me__nuclei-data.yaml"]))
     assert (entry.dataset_id, entry.value) == ("me/nuclei-data", report.scores["mean_iou"])
     assert "mean_iou; test split" in (entry.notes or "")
-    picture = Image.open(io.BytesIO(files["picture.png"]))
-    assert picture.tobytes() == Image.new("RGB", (8, 8), "blue").tobytes() and "](picture.png)" in text
+    picture = Image.open(io.BytesIO(files["sample_image.png"]))
+    assert picture.tobytes() == Image.new("RGB", (8, 8), "blue").tobytes() and "](sample_image.png)" in text
     row = f"| nucleus | {report.class_columns()['iou'][1]:.4f} |"
     for said in (row, "| 1 | nucleus | #ff7800 |", "learning rate 0.002", "loop:", report.protocol, "944,946"):
         assert said in text, said
@@ -108,7 +108,7 @@ def test_another_model_of_the_run_has_scores_of_its_own(hub, run):
     shutil.copytree(run / "best", run / "last")
     push(run / "last", Target("me/nuclei"))
     files = contents(hub, "me/nuclei")
-    assert b"on the test split" not in files["README.md"] and "picture.png" not in files
+    assert b"on the test split" not in files["README.md"] and "sample_image.png" not in files
 
 
 FOLDERS = load_recipe("nuclei").data.train

@@ -86,8 +86,8 @@ def test_a_run_of_absolute_paths_is_pushed_without_them(hub, home, tmp_path):
     assert pushed.data.validation is not None and pushed.data.validation["images"] == "./validation/images"
     assert (pushed.model.from_pretrained, pushed.output) == ("./base", "./mine")
     assert pushed.loop == local.loop and pushed.data.classes == local.data.classes
-    assert {"picture.png", "metrics.json"} <= files.keys() and b"license: mit" in files["README.md"]
-    assert "picture.png" not in {PurePosixPath(path).name for path in hub.repo("me/demo", "space").files()}
+    assert {"sample_image.png", "metrics.json"} <= files.keys() and b"license: mit" in files["README.md"]
+    assert "sample_image.png" not in {PurePosixPath(path).name for path in hub.repo("me/demo", "space").files()}
 
 
 def test_a_picture_of_the_data_is_published_on_request_alone(hub, home, tmp_path):
@@ -104,10 +104,10 @@ def test_a_picture_of_the_data_is_published_on_request_alone(hub, home, tmp_path
     picture = Image.effect_noise((16, 16), 80).convert("RGB")
     picture.save(tmp_path / "run" / "samples" / f"{USER}.png", pnginfo=note, exif=exif)
     push(model, Target("me/model"), sample_image=True)
-    sent = Image.open(io.BytesIO(contents(hub)["picture.png"]))
+    sent = Image.open(io.BytesIO(contents(hub)["sample_image.png"]))
     assert sent.tobytes() == picture.tobytes() and not sent.info and not sent.getexif() and leaks(hub) == []
     push(model, Target("me/model"))  # which also removes what an earlier push published
-    assert "picture.png" not in contents(hub) and b"picture.png" not in contents(hub)["README.md"]
+    assert "sample_image.png" not in contents(hub) and b"sample_image.png" not in contents(hub)["README.md"]
 
 
 def test_the_files_are_listed_and_a_dry_run_sends_nothing(hub, home, tmp_path):
@@ -247,7 +247,7 @@ def test_a_backbone_s_config_is_saved_without_the_path_it_came_from(tmp_path):
     stored = transformers.AutoConfig.from_pretrained(tmp_path / USER)
     kind = architectures()["backbone"].config
     for given in (stored, stored.to_dict()):
-        kind(backbone_config=given, segmentation_head="linear").save_pretrained(tmp_path / "saved")
+        kind(backbone_config=given, decode_head="linear").save_pretrained(tmp_path / "saved")
         assert USER not in (tmp_path / "saved" / "config.json").read_text()
     assert stored.name_or_path == str(tmp_path / USER), "the caller's own config must stay as it is"
 

@@ -198,7 +198,7 @@ def test_weights_in_other_files_replace_those_before(hub, tmp_path):
 def test_nothing_of_another_model_stays_but_what_is_the_user_s_own(hub, tmp_path):
     repo = hub.repos["model/me/model"] = Repo("model")
     own = ["handler.py", "LICENSE", "notes/model.safetensors", ".eval_results/mine.yaml", "metrics/metrics.json"]
-    stale = [".eval_results/me__cells.yaml", "model.safetensors.index.fp16.json", "picture.png"]
+    stale = [".eval_results/me__cells.yaml", "model.safetensors.index.fp16.json", "sample_image.png"]
     repo.commits["0" * 40] = dict.fromkeys([*own, *stale], b"")
     push(Path(shutil.copytree(NUCLEI, tmp_path / "nuclei")), Target("me/model"))
     assert {"recipe.yaml", "metrics.json", "preprocessor_config.json", "modeling_segformer.py"} <= set(contents(hub))
@@ -223,7 +223,7 @@ def test_models_and_processors_push_themselves_with_their_code(hub, tmp_path):
 
 @pytest.mark.usefixtures("plugin")
 def test_a_head_of_another_package_is_pushed_with_its_code(hub, tmp_path):
-    config = architectures()["backbone"].variant_config("tiny-swin", segmentation_head="top_down", num_labels=3)
+    config = architectures()["backbone"].variant_config("tiny-swin", decode_head="top_down", num_labels=3)
     model = transformers.AutoModelForSemanticSegmentation.from_config(config)
     model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="me/saved")
     model.push_to_hub("me/pushed")
@@ -235,7 +235,7 @@ def test_a_head_of_another_package_is_pushed_with_its_code(hub, tmp_path):
         loaded = transformers.AutoModelForSemanticSegmentation.from_pretrained(repo)
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
     del REGISTERED_HEADS["top_down"]
-    with pytest.raises(ValueError, match=r"no segmentation_head 'top_down'.* the card .* names the package to install"):
+    with pytest.raises(ValueError, match=r"no decode_head 'top_down'.* the card .* names the package to install"):
         transformers.AutoModelForSemanticSegmentation.from_pretrained("me/with-card")
 
 

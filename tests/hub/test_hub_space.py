@@ -108,7 +108,7 @@ def test_the_licence_of_the_weights_that_it_carries(hub, tmp_path, known):
 def test_what_the_model_itself_needs_is_pinned(hub, tmp_path):
     config = architectures()["backbone"].config(
         backbone_config={"model_type": "timm_backbone", "backbone": "resnet10t", "use_pretrained_backbone": False},
-        segmentation_head="all_mlp",
+        decode_head="all_mlp",
     )
     transformers.AutoModelForSemanticSegmentation.from_config(config).save_pretrained(tmp_path / "model")
     push_space(str(tmp_path / "model"), Target("me/demo"))

@@ -20,7 +20,9 @@ from hf_vit_seg.records import RecordError
 
 def saved(folder: Path, labels: int) -> str:
     names = {i: f"thing {i}" for i in range(labels)}
-    config = SegFormerConfig(hidden_sizes=(16, 32, 40, 64), depths=(1, 1, 1, 1), decoder_hidden_size=32, id2label=names)
+    config = SegFormerConfig(
+        hidden_sizes=(16, 32, 40, 64), depths=(1, 1, 1, 1), decode_head_hidden_size=32, id2label=names
+    )
     SegFormerForSemanticSegmentation(config).save_pretrained(folder)
     SemanticSegmentationImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
     return str(folder)

@@ -32,7 +32,7 @@ def config(labels: int = 5) -> SegFormerConfig:
     return SegFormerConfig(
         hidden_sizes=(16, 32, 40, 64),
         depths=(1, 1, 1, 1),
-        decoder_hidden_size=32,
+        decode_head_hidden_size=32,
         id2label={i: NAMES[i] if labels == 5 else f"thing {i}" for i in range(labels)},
     )
 

@@ -91,7 +91,7 @@ def test_more_classes_than_there_are_cannot_be_asked_for(model, tmp_path):
 def test_images_of_many_bands(tmp_path):
     names = {i: f"thing {i}" for i in range(3)}
     config = SegFormerConfig(
-        num_channels=5, hidden_sizes=(16, 32, 40, 64), depths=(1, 1, 1, 1), decoder_hidden_size=32, id2label=names
+        num_channels=5, hidden_sizes=(16, 32, 40, 64), depths=(1, 1, 1, 1), decode_head_hidden_size=32, id2label=names
     )
     SegFormerForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
     means: dict = {"image_mean": [0.5] * 5, "image_std": [0.25] * 5}

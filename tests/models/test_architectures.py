@@ -421,7 +421,7 @@ def test_trainer_gives_accumulated_batches_the_gradients_of_a_whole_one(name, tm
     """transformers' own SegFormer makes the loss grow with the accumulation steps (`accepts_loss_kwargs`)."""
     known = own_fields(architectures()[name].config)
     steady = {field: 0.0 for field in known if field.endswith(("dropout_prob", "drop_path_rate"))}
-    first = build(name, decoder_norm="group", **steady)
+    first = build(name, decode_head_norm="group", **steady)
     samples = [
         {"pixel_values": image, "labels": torch.randint(0, LABELS, image.shape[1:])} for image in images(name, 4)
     ]

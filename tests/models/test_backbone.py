@@ -122,14 +122,14 @@ def test_any_size_and_logits_that_span_the_image(kind, tmp_path):
             "all_mlp",
             None,
             r"maps of several strides.*'dinov2' backbone returns 4 of stride 8, 8, 8, 8 .*: "
-            "use 'linear' or 'mask_transformer' or 'feature_pyramid' or other segmentation_levels",
+            "use 'linear' or 'mask_transformer' or 'feature_pyramid' or other decode_head_levels",
         ),
         (
             "swin",
             "feature_pyramid",
             None,
             r"4 maps of one stride.*'swin' backbone returns 4 of stride 4, 8, 16, 32 .*: "
-            "use 'linear' or 'mask_transformer' or 'all_mlp' or other segmentation_levels",
+            "use 'linear' or 'mask_transformer' or 'all_mlp' or other decode_head_levels",
         ),
         (
             "swin",
@@ -137,20 +137,20 @@ def test_any_size_and_logits_that_span_the_image(kind, tmp_path):
             (1, 2),
             r"a single map.*returns 2 of stride 4, 8 \(stages stage1, stage2\): use 'all_mlp' or other segm",
         ),
-        ("dinov2", "feature_pyramid", (2, 4), r"returns 2 .*: use other segmentation_levels"),
+        ("dinov2", "feature_pyramid", (2, 4), r"returns 2 .*: use other decode_head_levels"),
     ],
 )
 def test_a_head_that_cannot_read_the_maps_is_refused(kind, head, levels, reason, tmp_path):
     bare(tmp_path, kind)
     with pytest.raises(ValueError, match=reason):
-        worn(tmp_path, head, segmentation_levels=levels)
+        worn(tmp_path, head, decode_head_levels=levels)
 
 
 @pytest.mark.parametrize(("head", "stages"), [("linear", ["stage4"]), ("mask_transformer", ["stage4"])])
 @pytest.mark.parametrize("kind", ["dinov2", "swin"])
 def test_heads_of_one_map_read_the_last(kind, head, stages, tmp_path):
     bare(tmp_path, kind)
-    model = worn(tmp_path, head, num_labels=7, segmentation_head_width=48)
+    model = worn(tmp_path, head, num_labels=7, decode_head_hidden_size=48)
     assert model.config.backbone.out_features == stages
     assert logits(model).shape[:2] == (2, 7)
 
@@ -244,10 +244,10 @@ def test_a_frozen_backbone_stays_in_evaluation_and_to_the_last_bit(kind, tmp_pat
 def test_a_recipe_puts_a_head_on_a_bare_backbone(tmp_path):
     plain = bare(tmp_path)
     BitImageProcessor(image_mean=[0.1, 0.2, 0.3], size={"shortest_edge": 80}, crop_size=64).save_pretrained(tmp_path)
-    fields = {"segmentation_head": "linear", "backbone_config": {"hidden_dropout_prob": 0.25}}
+    fields = {"decode_head": "linear", "backbone_config": {"hidden_dropout_prob": 0.25}}
     found = build_model(recipe({"architecture": "backbone", "from_pretrained": str(tmp_path), "fields": fields}), NEW)
     config, processor = found.model.config, found.processor
-    assert (config.id2label, config.segmentation_head) == (dict(enumerate(NEW)), "linear")
+    assert (config.id2label, config.decode_head) == (dict(enumerate(NEW)), "linear")
     assert config.backbone.hidden_dropout_prob == 0.25 and config.backbone.hidden_size == 32
     anew = "decode_head.classifier.bias, decode_head.classifier.weight"
     assert found.notes == [f"Not in the checkpoint, initialized anew: {anew}"]
@@ -282,7 +282,7 @@ def test_other_bands_adapt_the_backbones_first_convolution(tmp_path):
         ({}, r"no AutoModelForSemanticSegmentation for 'dinov2'.*model.architecture backbone"),
         ({"architecture": "vit"}, r"vit puts no head on other checkpoints.*backbone"),
         ({"architecture": "backbone", "variant": "tiny"}, r"either architecture and variant \(from scratch\) or"),
-        ({"architecture": "backbone", "fields": {"segmentation_head": "all_mlp"}}, r"maps of several strides"),
+        ({"architecture": "backbone", "fields": {"decode_head": "all_mlp"}}, r"maps of several strides"),
         ({"architecture": "backbone", "fields": {"backbone_config": {"dropout": 1}}}, r"backbone_config\.dropout"),
     ],
 )

@@ -22,7 +22,7 @@ TINY = {
     "hidden_sizes": (16, 32, 40, 64),
     "depths": (1, 1, 1, 1),
     "num_attention_heads": (1, 2, 5, 8),
-    "decoder_hidden_size": 32,
+    "decode_head_hidden_size": 32,
 }
 
 

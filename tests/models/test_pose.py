@@ -210,7 +210,7 @@ def test_invisible_keypoints_do_not_count():
 def test_it_learns_a_keypoint():
     """A model of nothing but a simple head and few layers finds a bright spot."""
     torch.manual_seed(0)
-    config = architectures()["vit"].variant_config("tiny", num_labels=1, pose_head_width=16, pose_flip_pairs=())
+    config = architectures()["vit"].variant_config("tiny", num_labels=1, pose_head_hidden_size=16, pose_flip_pairs=())
     model = AutoModelForPoseEstimation.from_config(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 

@@ -71,7 +71,7 @@ def test_the_prefix_stays_and_layers_see_ever_fewer_patches():
 
 @pytest.mark.parametrize("head", ["linear", "mask_transformer"])
 def test_a_share_too_small_for_one_patch_changes_nothing(head):
-    model, pixel_values = segmenter(segmentation_head=head), torch.randn(2, 3, 64, 48)
+    model, pixel_values = segmenter(decode_head=head), torch.randn(2, 3, 64, 48)
     with torch.no_grad():
         plain = model(pixel_values).logits
         model.config.token_merging = 1e-6
@@ -94,7 +94,7 @@ def test_it_can_be_trained_through():
     [
         ({"token_merging": 1.0}, "below 1"),
         ({"token_merging": -0.1}, "below 1"),
-        ({"token_merging": 0.5, "segmentation_head": "all_mlp"}, "all_mlp"),
+        ({"token_merging": 0.5, "decode_head": "feature_pyramid"}, "feature_pyramid"),
     ],
 )
 def test_what_does_not_go_is_refused(fields, words):

@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
     "image_size": 32,
     "num_labels": 5,
 }
-HEADS = ("linear", "mask_transformer", "all_mlp")
+HEADS = ("linear", "mask_transformer", "feature_pyramid")
 
 
 def config(**fields) -> VisionTransformerConfig:
@@ -202,8 +202,8 @@ def test_pooling_by_a_token_that_is_not_there_is_refused():
         ({"patch_size": (8, 8, 8)}, r"patch_size is one length or \(height, width\)"),
         ({"patch_padding": 4}, "patch_padding 4 must be less"),
         ({"num_attention_heads": 5}, "divisible"),
-        ({"segmentation_levels": (1, 2)}, "4 layers from 1 to 3"),
-        ({"segmentation_levels": (1, 2, 3, 4)}, "4 layers from 1 to 3"),
+        ({"decode_head_levels": (1, 2)}, "4 layers from 1 to 3"),
+        ({"decode_head_levels": (1, 2, 3, 4)}, "4 layers from 1 to 3"),
     ],
 )
 def test_wrong_configs_say_what_is_wrong(fields, message):
@@ -250,7 +250,7 @@ def test_logits_of_low_precision_are_sampled_at_the_same_places(dtype):
 @pytest.mark.parametrize("head", HEADS)
 def test_a_padded_image_is_seen_where_it_is(head):
     """The label map of an image of odd size is near that of the padded image, cropped."""
-    model = segmenter(segmentation_head=head)
+    model = segmenter(decode_head=head)
     pixel_values = torch.randn(1, 3, 59, 45)
     padded = torch.nn.functional.pad(pixel_values, (0, 3, 0, 5))
     whole = interpolate(model(padded).logits, padded.shape[-2:], mode="bilinear")[..., :59, :45]
@@ -266,8 +266,8 @@ def test_a_padded_image_is_seen_where_it_is(head):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("size", [(32, 32), (64, 24), (27, 45), (3, 3)])
 def test_heads_take_any_size(head, size):
-    model = segmenter(segmentation_head=head, num_register_tokens=1)
-    stride = 2 if head == "all_mlp" else 8
+    model = segmenter(decode_head=head, num_register_tokens=1)
+    stride = 2 if head == "feature_pyramid" else 8
     logits = model(torch.randn(2, 3, *size)).logits
     assert logits.shape == (2, 5, *(-(-side // stride) for side in size))
     assert logits.isfinite().all()
@@ -275,7 +275,7 @@ def test_heads_take_any_size(head, size):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_heads_are_trained_whole(head):
-    model = segmenter(segmentation_head=head, layer_scale_init_value=0.1, num_register_tokens=1).train()
+    model = segmenter(decode_head=head, layer_scale_init_value=0.1, num_register_tokens=1).train()
     pixel_values, labels = torch.randn(2, 3, 32, 48), torch.randint(0, 5, (2, 32, 48))
     model(pixel_values, labels=labels).loss.backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -286,7 +286,7 @@ def test_heads_are_trained_whole(head):
 @pytest.mark.parametrize("head", HEADS)
 def test_heads_save_load_compile_and_record(head, tmp_path):
     torch._dynamo.reset()
-    model = segmenter(segmentation_head=head)
+    model = segmenter(decode_head=head)
     pixel_values = torch.randn(2, 3, 32, 48)
     plain = model(pixel_values)
     assert "hidden_states" not in plain
@@ -302,7 +302,7 @@ def test_heads_save_load_compile_and_record(head, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
 def test_heads_export_with_any_batch_and_size(head):
-    model = segmenter(segmentation_head=head)
+    model = segmenter(decode_head=head)
     dynamic = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
     program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes={"pixel_values": dynamic})
     for shape in ((1, 3, 32, 32), (3, 3, 96, 160)):
@@ -314,7 +314,7 @@ def test_heads_export_with_any_batch_and_size(head):
 @torch.no_grad()
 def test_the_mask_transformer_is_segmenters():
     """Its decoder, written as in the reference: cosine of patch and class, then a norm over classes."""
-    model = segmenter(segmentation_head="mask_transformer", segmentation_head_width=48)
+    model = segmenter(decode_head="mask_transformer", decode_head_hidden_size=48)
     head, feature_map = model.decode_head, torch.randn(2, 32, 3, 4)
     tokens = head.projection(feature_map.flatten(2).transpose(1, 2))
     tokens = torch.cat([tokens, head.class_embeddings.expand(2, -1, -1)], 1)
@@ -329,7 +329,7 @@ def test_the_mask_transformer_is_segmenters():
 
 @torch.no_grad()
 def test_the_pyramid_reads_the_layers_that_the_config_names():
-    model = segmenter(segmentation_head="all_mlp", segmentation_levels=(1, 1, 2, 3))
+    model = segmenter(decode_head="feature_pyramid", decode_head_levels=(1, 1, 2, 3))
     pixel_values = torch.randn(1, 3, 32, 32)
     outputs = model.vit(pixel_values, output_hidden_states=True)
     maps = [*outputs.hidden_states[1:3], outputs.last_hidden_state]
@@ -359,7 +359,7 @@ def test_the_backbone_gives_the_layers_of_the_encoder():
 def test_fresh_weights():
     settings: dict[str, Any] = {"stem": "resnetv2", "stem_depths": (1, 1), "stem_width_factor": 0.5, "patch_size": 1}
     model = VisionTransformerForSemanticSegmentation(
-        config(**settings, segmentation_head="mask_transformer", layer_scale_init_value=0.25, num_register_tokens=2)
+        config(**settings, decode_head="mask_transformer", layer_scale_init_value=0.25, num_register_tokens=2)
     )
     for name, tensor in model.state_dict().items():
         if name.endswith(("norm3.weight", "bias")):

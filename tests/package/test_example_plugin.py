@@ -26,7 +26,7 @@ from hf_vit_seg import architectures
 from transformers import AutoModelForSemanticSegmentation
 backbones = {name: architectures()[name].variant_config("tiny") for name in ("cvt", "segformer", "vit")}
 for name, settings in {"swin": {}, **{name: {"backbone_config": config} for name, config in backbones.items()}}.items():
-    config = architectures()["backbone"].variant_config("tiny-swin", segmentation_head="top_down", **settings)
+    config = architectures()["backbone"].variant_config("tiny-swin", decode_head="top_down", **settings)
     model = AutoModelForSemanticSegmentation.from_config(config)
     assert type(model.decode_head).__name__ == "TopDownHead" and model.decode_head.smooth.out_channels == 32
     model.save_pretrained(f"{sys.argv[1]}/{name}")

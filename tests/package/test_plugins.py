@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import EntryPoint
+from typing import get_args
 
 import pytest
 from plugin_environment import outcomes, write_distribution
@@ -12,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from hf_vit_seg import architectures, plugin_listing, plugins
 from hf_vit_seg.entry_points import PREFIX, Plugin, load, load_all, subclass_of
-from hf_vit_seg.models import modeling_vit
+from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
 from hf_vit_seg.models.segmentation_heads import HEADS, find_head
 from hf_vit_seg.plugin_listing import GROUPS, TABLES, misplaced, models_view, tried
 from hf_vit_seg.plugins import check_architecture
@@ -113,7 +114,7 @@ def test_an_architecture_takes_no_place_of_another(changes, reason):
 def test_built_in_heads_are_found_by_name():
     assert HEADS.keys() == {"linear", "mask_transformer", "feature_pyramid", "all_mlp"}
     assert all(find_head(name) is head for name, head in HEADS.items())
-    assert {id(head) for head in modeling_vit.SEGMENTATION_HEADS.values()} <= {id(head) for head in HEADS.values()}
+    assert set(get_args(VisionTransformerConfig.__annotations__["decode_head"])) == HEADS.keys() - {"all_mlp"}
 
 
 def test_an_architecture_whose_files_are_broken_says_which(tmp_path, monkeypatch):
@@ -146,9 +147,7 @@ def test_every_table_that_can_be_extended_is_listed():
 # What a recipe says that needs the broken plugin of a group, by what the message then has in it.
 ASKING = {
     "bad_architectures": {"model": {"architecture": "bad_architectures", "variant": "tiny"}},
-    "bad_heads": {
-        "model": {"architecture": "backbone", "variant": "tiny", "fields": {"segmentation_head": "bad_heads"}}
-    },
+    "bad_heads": {"model": {"architecture": "backbone", "variant": "tiny", "fields": {"decode_head": "bad_heads"}}},
     "bad_losses": {"loss": {"bad_losses": None}},
     "bad_data_sources": {"data": {"train": {"kind": "bad_data_sources"}, "classes": ["ground"]}},
     "bad_transforms": {"transforms": ["bad_transforms"]},

@@ -31,7 +31,7 @@ def segmentation_report(**other):
         "images": 4,
         "seconds_per_image": 0.25,
         "step": 10,
-        "measure": "mean_iou",
+        "metric": "mean_iou",
         "confusion": matrix.counts,
     }
     return MetricsReport(**{**settings, **other})
@@ -64,7 +64,7 @@ def test_a_report_is_read_as_it_was_written(tmp_path, build):
     report = build()
     write_report(report, tmp_path / FILE)
     again = read_report(tmp_path / FILE)
-    for name in ("task", "names", "protocol", "images", "split", "step", "measure"):
+    for name in ("task", "names", "protocol", "images", "split", "step", "metric"):
         assert getattr(again, name) == getattr(report, name)
     np.testing.assert_equal(again.numbers(), report.numbers())
     np.testing.assert_equal(again.class_columns(), report.class_columns())

@@ -22,7 +22,7 @@ VARIANTS = {"vit": ("tiny", "tiny-hybrid")}
 EVERYTHING = {
     "use_distillation_token": True,
     "num_register_tokens": 2,
-    "segmentation_head": "mask_transformer",
+    "decode_head": "mask_transformer",
     "layer_scale_init_value": 0.1,
 }
 
@@ -105,7 +105,7 @@ def test_layers_between_stages_have_the_depth_of_the_last_layer_before():
 
 
 def test_a_heads_layers_are_no_layers_of_the_encoder():
-    model = build("vit", segmentation_head="mask_transformer")
+    model = build("vit", decode_head="mask_transformer")
     assert encoder_layers(model) == [f"vit.layers.{i}" for i in range(4)]
     rates = settings_of(model, parameter_groups(model, recipe(layer_decay=0.5)), "lr")
     assert {rate for name, rate in rates.items() if name.startswith("decode_head.")} == {1}

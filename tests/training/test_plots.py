@@ -18,9 +18,9 @@ SCORES = {
     "pose": {"oks_ap": 0.5, "oks_ap_large": float("nan")},
 }
 DRAWN = {
-    "segmentation": {"training", "measure", "per_class_iou", "confusion_matrix"},
-    "classification": {"training", "measure", "per_class_accuracy", "confusion_matrix", "reliability"},
-    "pose": {"training", "measure", "keypoint_scores"},
+    "segmentation": {"training", "metrics", "per_class_iou", "confusion_matrix"},
+    "classification": {"training", "metrics", "per_class_accuracy", "confusion_matrix", "reliability"},
+    "pose": {"training", "metrics", "keypoint_scores"},
 }
 
 

@@ -56,7 +56,7 @@ def recipe(tmp_path_factory) -> Path:
         "clip_norm": 1.0,
     }
     changes = settings(write_data(folder), loop=loop)
-    changes["model"]["fields"] = {"drop_path_rate": 0.2, "classifier_dropout_prob": 0.2}
+    changes["model"]["fields"] = {"drop_path_rate": 0.2, "decode_head_dropout_prob": 0.2}
     changes["transforms"].append({"photometric": {}})
     return write_recipe(folder, changes)
 
@@ -290,9 +290,9 @@ AFTER_LAST = ("last/README.md", "last/metrics.json", "best/config.json", "plots/
     ("completed", "missing", "left"),
     [
         (False, BEFORE_LAST, (".tmp-last/config.json", "plots/.tmp-training.png")),  # killed while it wrote the model
-        (False, ("plots", "test"), ("plots/.tmp-measure.png",)),
+        (False, ("plots", "test"), ("plots/.tmp-metrics.png",)),
         (False, ("test",), ()),
-        (True, ("test/plots", "test/samples"), ("test/plots/.tmp-measure.png",)),
+        (True, ("test/plots", "test/samples"), ("test/plots/.tmp-metrics.png",)),
         (True, (*BEFORE_LAST, "best", "samples", "recipe.yaml", "data_facts.json"), ()),
         (True, (*AFTER_LAST, "test/metrics.json"), ()),
     ],
@@ -472,7 +472,7 @@ def test_a_best_model_is_not_compared_with_those_that_are_measured_otherwise(rec
     shutil.copytree(checkpoint.parent.parent, checkpoint.parent.parent.with_name("other"))
     for out, overrides in (
         (checkpoint.parent.parent, []),
-        (checkpoint.parent.parent.with_name("other"), ["evaluation.measure=mean_dice"]),
+        (checkpoint.parent.parent.with_name("other"), ["evaluation.metric=mean_dice"]),
     ):
         run(recipe, out, "loop.steps=3", *overrides, resume=True)
         assert (read_manifest(checkpoints(out / "checkpoints")[-1]).best_tracker.best_step == 3) == bool(overrides)

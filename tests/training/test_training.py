@@ -269,7 +269,7 @@ def test_early_stop(recipe, tmp_path):
 
 
 def test_measured_statistics_and_class_weights(recipe, tmp_path):
-    measured = ["processor.image_mean=measured", "processor.image_std=measured", "loop.steps=1"]
+    measured = ["processor.image_mean=computed", "processor.image_std=computed", "loop.steps=1"]
     run(recipe, tmp_path / "run", *measured, "loss.cross_entropy.class_weights=balanced")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "last")
     folder = load_recipe(recipe).data.train["images"]
@@ -413,9 +413,9 @@ def test_an_evaluation_without_a_split_is_refused(data, tmp_path):
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
-        ("evaluation.measure=mean_iuo", r"no 'mean_iuo' .* did you mean 'mean_iou'"),
-        ("evaluation.measure=accuracy", r"no 'accuracy'"),
-        ("evaluation.measure=mean_boundary_iou", r"no 'mean_boundary_iou'"),
+        ("evaluation.metric=mean_iuo", r"no 'mean_iuo' .* did you mean 'mean_iou'"),
+        ("evaluation.metric=accuracy", r"no 'accuracy'"),
+        ("evaluation.metric=mean_boundary_iou", r"no 'mean_boundary_iou'"),
     ],
 )
 def test_an_unknown_measure_is_refused_before_the_first_step(recipe, tmp_path, override, reason):

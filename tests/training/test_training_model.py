@@ -122,7 +122,7 @@ def test_keypoints_are_fitted_as_classes_are(name, tmp_path):
 
 
 def test_class_tokens_of_a_mask_transformer_have_rows_on_their_second_axis(tmp_path):
-    old = save(tmp_path, "vit", segmentation_head="mask_transformer")
+    old = save(tmp_path, "vit", decode_head="mask_transformer")
     model, notes = built(tmp_path)
     assert torch.equal(model.decode_head.class_embeddings[:, [0, 2]], old.decode_head.class_embeddings[:, [1, 0]])
     assert torch.equal(model.decode_head.mask_norm.weight[[0, 2]], old.decode_head.mask_norm.weight[[1, 0]])
@@ -205,7 +205,7 @@ def test_axes_are_found_by_shapes(name):
 
 def test_other_shapes_are_initialized_anew_and_named(tmp_path):
     save(tmp_path)
-    model, notes = built(tmp_path, model={"fields": {"decoder_hidden_size": 24}})
+    model, notes = built(tmp_path, model={"fields": {"decode_head_hidden_size": 24}})
     assert model.decode_head.classifier.weight.shape == (3, 24, 1, 1)
     assert "another shape: decode_head.fuse.weight" in notes
     assert "another shape: decode_head.classifier.weight" in notes.replace("classifier.bias, decode_head.", "")
@@ -213,7 +213,7 @@ def test_other_shapes_are_initialized_anew_and_named(tmp_path):
 
 def test_other_shapes_are_named_where_classes_and_bands_are_the_same_or_not(tmp_path):
     save(tmp_path)
-    _, notes = built(tmp_path, OLD, model={"fields": {"decoder_hidden_size": 24}})
+    _, notes = built(tmp_path, OLD, model={"fields": {"decode_head_hidden_size": 24}})
     assert "another shape: decode_head.classifier.weight, decode_head.fuse.weight" in notes
     widths = {"hidden_sizes": [8, 32, 40, 64]}
     model, notes = built(tmp_path, OLD, bands=5, model={"fields": widths})
@@ -258,7 +258,7 @@ def test_fields_are_read_as_the_config_reads_them(tmp_path):
         ({"num_labels": 4}, r"follows from data\.classes"),
         ({"num_channels": 4}, "follows from the images' bands"),
         ({"hidden_sizes": (9, 9, 9, 9)}, "divisible"),
-        ({"decoder_hidden_size": "wide"}, "decoder_hidden_size"),
+        ({"decode_head_hidden_size": "wide"}, "decode_head_hidden_size"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(fields, reason):
@@ -288,7 +288,7 @@ def test_a_checkpoint_without_such_a_model_is_refused_in_words(tmp_path):
 
 
 def test_measured_statistics_become_the_processors():
-    wanted = recipe(processor={"image_mean": "measured", "image_std": "measured"})
+    wanted = recipe(processor={"image_mean": "computed", "image_std": "computed"})
     found = build_model(wanted, NEW, bands=2, measured=Statistics((3.0, 4.0), (1.0, 2.0), 1.0)).processor
     assert (list(found.image_mean), list(found.image_std), found.rescale_factor) == ([3.0, 4.0], [1.0, 2.0], 1.0)
 
@@ -298,7 +298,7 @@ def test_measured_statistics_come_with_their_scale(tmp_path):
     save(tmp_path)
     other = architectures()["segformer"].image_processor["torchvision"](do_rescale=False, do_normalize=False)
     other.save_pretrained(tmp_path)
-    wanted = recipe({"from_pretrained": str(tmp_path)}, processor={"image_mean": "measured", "image_std": [1.0] * 3})
+    wanted = recipe({"from_pretrained": str(tmp_path)}, processor={"image_mean": "computed", "image_std": [1.0] * 3})
     found = build_model(wanted, NEW, measured=Statistics((0.3,) * 3, (0.2,) * 3, 1 / 255)).processor
     assert found.do_rescale and found.do_normalize and found.rescale_factor == 1 / 255
     assert (list(found.image_mean), list(found.image_std)) == ([0.3] * 3, [1.0] * 3)
@@ -308,9 +308,9 @@ def test_measured_statistics_come_with_their_scale(tmp_path):
     ("fields", "bands", "reason"),
     [
         ({"image_men": [0.5]}, 3, "did you mean 'image_mean'"),
-        ({}, 5, r"image_mean has 3 numbers, but images have 5 bands.*'measured'"),
-        ({"size": "measured"}, 3, r"only image_mean and image_std.*\['size'\]"),
-        ({"image_mean": "measured", "do_rescale": False}, 3, r"do_rescale is True where .* 'measured', found False"),
+        ({}, 5, r"image_mean has 3 numbers, but images have 5 bands.*'computed'"),
+        ({"size": "computed"}, 3, r"only image_mean and image_std.*\['size'\]"),
+        ({"image_mean": "computed", "do_rescale": False}, 3, r"do_rescale is True where .* 'computed', found False"),
         ({"do_reduce_labels": True}, 3, "reduce_zero_label"),
     ],
 )

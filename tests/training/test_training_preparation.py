@@ -67,7 +67,7 @@ def test_group_norm_takes_the_weights_of_a_model_with_batch_norm(tmp_path):
 def test_group_norm_is_refused_where_it_could_not_be_saved(tmp_path):
     config = transformers.SegformerConfig(hidden_sizes=[8, 16, 24, 32], depths=[1] * 4, decoder_hidden_size=16)
     transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
-    with pytest.raises(RecordError, match="SegformerConfig has no field 'decoder_norm'"):
+    with pytest.raises(RecordError, match="SegformerConfig has no field 'decode_head_norm'"):
         build_model(recipe({"from_pretrained": str(tmp_path), "norm": "group"}), NEW)
 
 

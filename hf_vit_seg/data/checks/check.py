@@ -53,7 +53,7 @@ def check_datasets(
         for split, dataset in datasets.items():
             if dataset is not None:
                 settings = getattr(recipe.data, split) or recipe.data.train  # a share of the training source
-                stamp = source_stamp(settings, recipe.data.bands, dataset)
+                stamp = source_stamp(settings, recipe.data.channels, dataset)
                 found[split] = SplitFacts(split, dataset, scan(split, dataset, stamp, memory, progress))
     except BaseException:  # also when interrupted: the next look begins where this one ended
         memory.write(whole=False)

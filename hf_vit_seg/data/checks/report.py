@@ -218,7 +218,7 @@ class CheckReport:
         if not self.scaled and any(facts.dtype == "float32" for part in self.splits.values() for facts in part.facts):
             found.append(
                 "images have more than 8 bits, and a new model's processor takes them for 0 .. 255: set "
-                "processor: {image_mean: measured, image_std: measured}, or rescale_factor and means of your own"
+                "processor: {image_mean: computed, image_std: computed}, or rescale_factor and means of your own"
             )
         names = list(self.splits)
         for i, first in enumerate(names):

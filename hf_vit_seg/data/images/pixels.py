@@ -97,7 +97,7 @@ def as_bands(pixels: np.ndarray, bands: int, file: object) -> torch.Tensor:
     if len(pixels) != bands:
         raise ImageFileError(
             f"{file}: the image has {len(pixels)} bands where {bands} are expected: give images of {bands} bands, or "
-            f"set data.bands of the recipe to {len(pixels)}"
+            f"set data.channels of the recipe to {len(pixels)}"
         )
     eight_bits = pixels.dtype in (np.uint8, np.bool_)
     return torch.from_numpy(np.array(pixels, dtype=np.uint8 if eight_bits else np.float32, order="C"))
@@ -194,7 +194,7 @@ def channels_in_front(array: np.ndarray, counts: Sequence[int], file: object) ->
     if not found:
         raise ImageFileError(
             f"{file}: an array of shape {array.shape} is neither (height, width) nor has it "
-            f"{' or '.join(map(str, counts))} channels in front or behind (for images see data.bands of the recipe)"
+            f"{' or '.join(map(str, counts))} channels in front or behind (for images see data.channels of the recipe)"
         )
     return array if found[0] == 0 else array.transpose(2, 0, 1)
 

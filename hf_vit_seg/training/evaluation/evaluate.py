@@ -90,7 +90,7 @@ def report_of(
         split=split,
         **hub_data(recipe, split),
         step=step,
-        measure=measure_name(recipe),
+        metric=measure_name(recipe),
         confusion=found.confusion,
         reliability=found.calibration,
     )

@@ -1,7 +1,7 @@
 """The plots of a run, drawn from what stands in its directory: log.jsonl and metrics.json.
 
 training.png          loss, learning rate, gradient norm, speed over the steps
-measure.png           the scores of the evaluations over the steps
+metrics.png           the scores of the evaluations over the steps
 per_class_iou.png     a bar for each class (per_class_accuracy.png for classification)
 confusion_matrix.png  shares of each row
 reliability.png       classification: whether a confidence of 0.8 is right 8 times of 10
@@ -40,7 +40,7 @@ def draw_plots(directory: Path | str, report: MetricsReport | None = None) -> li
         found = next((directory / place for place in REPORTS if (directory / place).exists()), None)
         report = None if found is None else read_report(found)
     lines = read(directory)
-    figures = {"training": training_figure(lines), "measure": measure_figure(lines, report and report.measure)}
+    figures = {"training": training_figure(lines), "metrics": measure_figure(lines, report and report.metric)}
     if report is not None:
         column = chief_column(report) or ""
         figures |= {name.format(column=column): draw(report) for name, draw in OF_REPORT.items()}

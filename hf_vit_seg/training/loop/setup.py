@@ -201,7 +201,7 @@ def build(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:
     if MEASURED in recipe.processor.values():
         images = range(len(data.train))
         measured = on_main_process(accelerator, lambda: measure(map(data.train.read, images)))
-    return build_model(recipe, table.names, table.ignore_index, recipe.data.bands, table.palette, measured)
+    return build_model(recipe, table.names, table.ignore_index, recipe.data.channels, table.palette, measured)
 
 
 def training_set(recipe: Recipe, data: Data, built: BuiltModel) -> tuple[TrainingDataset, Collator]:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.inference.loading import AUTO_CLASSES
+from hf_vit_seg.models.errors import RENAMED_FIELDS
 from hf_vit_seg.plugins import Architecture, architectures
 from hf_vit_seg.records import RecordError, nearest, unknown
 from hf_vit_seg.training.recipe.schema import ModelRecipe, Recipe
@@ -155,7 +156,7 @@ def settled_config(
         if name in SETTLED:
             raise RecordError(f"model.fields.{name} follows from {SETTLED[name]}, and is not given here")
         if name not in known:
-            raise RecordError(unknown(f"model.fields.{name}", name, sorted(known)))
+            raise RecordError(unknown(f"model.fields.{name}", name, sorted(known), RENAMED_FIELDS))
     try:
         given = {name: merged_field(config, name, value) for name, value in recipe.fields.items()}
         settled = type(config).from_dict({**stored_fields(config), **given, **norm_fields(recipe.norm, type(config))})
@@ -178,7 +179,7 @@ def merged_field(config: PreTrainedConfig, name: str, value: Any) -> Any:
         return value
     known = {field.name for field in fields(type(inner))}
     for nested in value.keys() - known:
-        raise RecordError(unknown(f"model.fields.{name}.{nested}", nested, sorted(known)))
+        raise RecordError(unknown(f"model.fields.{name}.{nested}", nested, sorted(known), RENAMED_FIELDS))
     return {**inner.to_dict(), **value}
 
 

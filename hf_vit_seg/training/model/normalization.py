@@ -15,19 +15,20 @@ from hf_vit_seg.records import RecordError
 
 from .freezing import hold_frozen_norms
 
-GROUP_FIELD = "decoder_norm"
+GROUP_FIELDS = ("decode_head_norm", "pose_head_norm")
 
 
 def norm_fields(norm: str, config: type[PreTrainedConfig]) -> dict[str, Any]:
     """The config fields that a choice of norm sets; RecordError for models that could not be saved with it."""
     if norm != "group":
         return {}
-    if not hasattr(config, GROUP_FIELD):
+    fields = [field for field in GROUP_FIELDS if hasattr(config, field)]
+    if not fields:
         raise RecordError(
-            f"model.norm: {config.__name__} has no field '{GROUP_FIELD}', so a model with GroupNorm could be trained "
-            "but not loaded again; take 'batch' or 'sync'"
+            f"model.norm: {config.__name__} has no field '{GROUP_FIELDS[0]}', so a model with GroupNorm could be "
+            "trained but not loaded again; take 'batch' or 'sync'"
         )
-    return {GROUP_FIELD: "group"}
+    return dict.fromkeys(fields, "group")
 
 
 def norm_notes(norm: str, model: nn.Module) -> list[str]:

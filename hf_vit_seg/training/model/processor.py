@@ -13,7 +13,7 @@ from hf_vit_seg.plugins import architectures
 from hf_vit_seg.records import RecordError, unknown
 from hf_vit_seg.training.recipe.schema import Recipe
 
-MEASURED = "measured"
+MEASURED = "computed"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 MEASURABLE = {"image_mean", "image_std"}
 # The fields that determine a backbone's input. A classifier's crop is left out: borders have classes too.
@@ -67,11 +67,13 @@ def of_architecture(processor: BaseImageProcessor, name: str) -> BaseImageProces
 
 
 def asked_fields(fields: Mapping[str, Any], measured: Statistics | None) -> dict[str, Any]:
-    """The recipe's fields, with numbers in the place of "measured"."""
+    """The recipe's fields, with numbers in place of "computed"."""
     if fields.get("do_reduce_labels"):
         raise RecordError(
             "processor.do_reduce_labels: labels are mapped once, when they are read; say data.preset: reduce_zero_label"
         )
+    if renamed := [name for name, value in fields.items() if isinstance(value, str) and value == "measured"]:
+        raise RecordError(f"processor.{renamed[0]}: 'measured' was renamed to '{MEASURED}'")
     asked = {name for name, value in fields.items() if isinstance(value, str) and value == MEASURED}
     if not asked:
         return dict(fields)

@@ -26,9 +26,9 @@ SMALLER_IS_BETTER = frozenset({"calibration_error", "maximum_calibration_error"}
 def measure_name(recipe: Recipe) -> str:
     """The measure by which a recipe compares models; RecordError when its evaluations give none of that name."""
     known = [name for name in MEASURES[recipe.task] if name != "mean_boundary_iou" or recipe.evaluation.boundary_iou]
-    name = recipe.evaluation.measure or known[0]
+    name = recipe.evaluation.metric or known[0]
     if name not in known:
-        raise RecordError(f"evaluation.measure: there is no '{name}' for this recipe; {nearest(name, known)}")
+        raise RecordError(f"evaluation.metric: there is no '{name}' for this recipe; {nearest(name, known)}")
     return name
 
 

@@ -3,7 +3,7 @@
 Sizes are (height, width). What a table's row may say (data sources, transforms, losses) stands with the row.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -61,12 +61,13 @@ class ClassRecipe(Record):
 class DataRecipe(Record):
     """Where images and targets come from. Each source is `{kind: ..., ...}`, see `hf_vit_seg.data.sources.registry`."""
 
+    renamed: ClassVar = {"bands": "channels"}
+
     train: dict[str, Any]
     validation: dict[str, Any] | None = None
     test: dict[str, Any] | None = None
-    bands: int = Field(
-        default=3, ge=1
-    )  # of all images. 3: gray is repeated, transparency laid on white; 1: all is gray
+    # of all images. 3: gray is repeated, transparency is composited on white; 1: all images become gray
+    channels: int = Field(default=3, ge=1)
     # cut from `train`, seeded, where there is no validation
     validation_share: float | None = Field(default=None, gt=0, lt=1)
     # None: as the source tells (class folders, Hub features); a name: a label set of configs/labels, such as ade20k
@@ -153,11 +154,13 @@ class LoopRecipe(Record):
 class EvaluationRecipe(Record):
     """How a model is measured. Segmentation: at the labels' own size unless `resolution` says otherwise."""
 
+    renamed: ClassVar = {"measure": "metric"}
+
     protocol: dict[str, Any] = {}  # of the Segmenter: whole image, sliding windows, flips, scales
     resolution: Literal["original", "resized"] = "original"
     boundary_iou: bool = False
     batch_size: int = Field(default=1, ge=1)  # images of equal size that go through the model together
-    measure: str | None = None  # what is best; None: mean_iou, accuracy, oks_ap by task
+    metric: str | None = None  # the best model has the highest; None: mean_iou, accuracy, oks_ap by task
     samples: int = Field(default=8, ge=0)  # pictures of predictions
 
 
@@ -169,7 +172,7 @@ class Recipe(Record):
     output: str | None = None  # directory of the run; None: runs/<name>
     seed: int = Field(default=0, ge=0)
     model: ModelRecipe
-    processor: dict[str, Any] = {}  # image processor fields; image_mean and image_std may be "measured"
+    processor: dict[str, Any] = {}  # image processor fields; image_mean and image_std may be "computed"
     data: DataRecipe
     transforms: tuple[Any, ...] = ()  # see hf_vit_seg.data.transforms.pipeline
     batch_transforms: tuple[Any, ...] = ()  # mixup, cutmix

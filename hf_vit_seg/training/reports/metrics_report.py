@@ -79,7 +79,7 @@ class MetricsReport:
     dataset: str | None = None
     dataset_split: str | None = None
     step: int | None = None
-    measure: str | None = None  # the score that decides which model is best
+    metric: str | None = None  # the score that decides which model is best
     confusion: Any = None
     reliability: Any = None
     details: Mapping[str, Any] = field(default_factory=dict)  # anything else that metrics.json shall say
@@ -145,7 +145,7 @@ def report_text(report: MetricsReport) -> str:
         "images": report.images,
         "seconds_per_image": report.seconds_per_image,
         "protocol": report.protocol,
-        "measure": report.measure,
+        "metric": report.metric,
         "scores": report.numbers(),
         "classes": classes,
         "confusion_matrix": None if report.confusion is None else counts(report.confusion),
@@ -170,13 +170,15 @@ def read_report(path: Path) -> MetricsReport:
     """Read metrics.json; null becomes NaN. ReportError when it is none of ours."""
     try:
         parts = json.loads(path.read_text(encoding="utf-8"))
+        if "measure" in parts:
+            raise ReportError(f"{path}: the key 'measure' was renamed to 'metric'")
         classes = parts.pop("classes")
         scores: dict[str, Any] = {name: number(value) for name, value in parts.pop("scores").items()}
         unit = UNITS[parts["task"]]
         for column in [key for key in (classes[0] if classes else {}) if key not in ("name", unit)]:
             scores[PER_CLASS + column] = np.array([number(row[column]) for row in classes])
         confusion, reliability = parts.pop("confusion_matrix"), parts.pop("reliability")
-        known = {key: parts.pop(key) for key in ("task", "split", "step", "images", "protocol", "measure")}
+        known = {key: parts.pop(key) for key in ("task", "split", "step", "images", "protocol", "metric")}
         return MetricsReport(
             **known,
             dataset=parts.pop("dataset", None),
@@ -188,6 +190,8 @@ def read_report(path: Path) -> MetricsReport:
             reliability=None if reliability is None else np.array(reliability, dtype=float),
             details=parts,
         )
+    except ReportError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(
             f"{path} is no report of an evaluation ({type(error).__name__}: {error}): write it with hf-vit-seg evaluate"
@@ -206,7 +210,7 @@ def report_view(report: MetricsReport) -> RenderableType:
     summary.add_column()
     summary.add_column(justify="right")
     for name, value in report.numbers().items():
-        chief = "bold" if name == report.measure else ""
+        chief = "bold" if name == report.metric else ""
         summary.add_row(Text(title_of(name), style=chief), Text(decimal(value), style=chief))
     return Group(*parts, summary, Text(about(report)))
 

@@ -21,8 +21,8 @@ class ConvTokenConfig(PreTrainedConfig):
     intermediate_size: int = 256
     dropout_prob: float | int = 0.0
     layer_norm_eps: float = 1e-5
-    decoder_hidden_size: int = 64
-    classifier_dropout_prob: float | int = 0.1
+    decode_head_hidden_size: int = 64
+    decode_head_dropout_prob: float | int = 0.1
     initializer_range: float = 0.02
     semantic_loss_ignore_index: int = 255
 

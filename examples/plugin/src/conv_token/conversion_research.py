@@ -37,7 +37,7 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "stem_widths": [kernel.shape[0] for kernel in kernels],
         "num_hidden_layers": len(layers),
         "intermediate_size": state["encoder.layers.0.fc1.weight"].shape[0],
-        "decoder_hidden_size": state["decode_head.smooth.weight"].shape[0],
+        "decode_head_hidden_size": state["decode_head.smooth.weight"].shape[0],
         "num_labels": state["decode_head.classifier.weight"].shape[0],
     }
 

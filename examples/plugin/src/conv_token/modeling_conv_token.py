@@ -160,8 +160,8 @@ class ConvTokenForSemanticSegmentation(ConvTokenPreTrainedModel):
         self.decode_head = TopDownHead(
             config.stem_widths,
             cast(int, config.num_labels),
-            width=config.decoder_hidden_size,
-            dropout=config.classifier_dropout_prob,
+            hidden_size=config.decode_head_hidden_size,
+            dropout_prob=config.decode_head_dropout_prob,
         )
         self.post_init()
 

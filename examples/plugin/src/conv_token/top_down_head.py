@@ -13,13 +13,13 @@ from torch.nn.functional import interpolate
 class TopDownHead(nn.Module):
     """A feature pyramid (arXiv 1612.03144, figure 3) with a classifier on its finest level."""
 
-    def __init__(self, in_channels: Sequence[int], num_labels: int, width: int = 64, dropout: float = 0.1):
+    def __init__(self, in_channels: Sequence[int], num_labels: int, hidden_size: int = 64, dropout_prob: float = 0.1):
         super().__init__()
-        self.lateral = nn.ModuleList([nn.Conv2d(channels, width, kernel_size=1) for channels in in_channels])
-        self.smooth = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
-        self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(width, num_labels, kernel_size=1)
+        self.lateral = nn.ModuleList([nn.Conv2d(channels, hidden_size, kernel_size=1) for channels in in_channels])
+        self.smooth = nn.Conv2d(hidden_size, hidden_size, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(hidden_size)
+        self.dropout = nn.Dropout2d(dropout_prob)
+        self.classifier = nn.Conv2d(hidden_size, num_labels, kernel_size=1)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Map feature maps (B, C_i, H_i, W_i), from fine to coarse, to logits (B, K, H, W)."""
