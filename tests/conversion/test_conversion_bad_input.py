@@ -139,33 +139,33 @@ STATES: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
 
 
 @pytest.mark.parametrize("case", CONTENTS)
-def test_files_that_are_no_checkpoints(tmp_path: Path, case: str) -> None:
+def test_non_checkpoint_files_raise(tmp_path: Path, case: str) -> None:
     make, sentence = CONTENTS[case]
     make(tmp_path / "model.pth")
     assert_refused(tmp_path, sentence, tmp_path / "model.pth")
 
 
 @pytest.mark.parametrize("case", STATES)
-def test_checkpoints_that_do_not_fit(tmp_path: Path, case: str) -> None:
+def test_mismatched_checkpoints_raise(tmp_path: Path, case: str) -> None:
     make, sentence = STATES[case]
     torch.save({"state_dict": make()}, tmp_path / "model.pth")
     assert_refused(tmp_path, sentence, tmp_path / "model.pth")
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_missing_file_raises(tmp_path: Path) -> None:
     assert_refused(tmp_path, "does not exist", tmp_path / "nothing.pth")
     (tmp_path / "folder").mkdir()
     assert_refused(tmp_path, "has no model.safetensors", tmp_path / "folder")
 
 
-def test_named_source_that_does_not_fit(tmp_path: Path) -> None:
+def test_mismatched_named_source_raises(tmp_path: Path) -> None:
     torch.save(VIT, tmp_path / "vit.pth")
     assert_refused(tmp_path, "is not of source 'nvlabs'", tmp_path / "vit.pth", source="nvlabs")
     assert_refused(tmp_path, "is not of source 'smp'", ORACLE_FILE, source="smp")
     assert_refused(tmp_path, "there is no source 'caffe'", ORACLE_FILE, source="caffe")
 
 
-def test_bad_options(tmp_path: Path) -> None:
+def test_invalid_options_raise(tmp_path: Path) -> None:
     assert_refused(tmp_path, "did you mean 'num_attention_heads'", ORACLE_FILE, overrides={"num_attention_head": [1]})
     heads = {"num_attention_heads": [3, 2, 5, 8]}
     assert_refused(tmp_path, "must be divisible by num_attention_heads", ORACLE_FILE, overrides=heads)
@@ -174,7 +174,7 @@ def test_bad_options(tmp_path: Path) -> None:
     assert_refused(tmp_path, "has 150 names, the checkpoint's classifier 7", ORACLE_FILE, labels="ade20k")
 
 
-def test_bad_files_beside(tmp_path: Path) -> None:
+def test_invalid_sidecar_files_raise(tmp_path: Path) -> None:
     folder = tmp_path / "there"
     transformers_model("SemanticSegmentation").save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -186,7 +186,7 @@ def test_bad_files_beside(tmp_path: Path) -> None:
     assert_refused(tmp_path, "is not valid JSON", folder)
 
 
-def test_shards(tmp_path: Path) -> None:
+def test_invalid_shards_raise(tmp_path: Path) -> None:
     folder = tmp_path / "there"
     transformers_model("SemanticSegmentation").save_pretrained(folder, max_shard_size="100KB")
     index = folder / "model.safetensors.index.json"
@@ -204,7 +204,7 @@ def test_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_damaged_bytes(tmp_path: Path) -> None:
+def test_corrupted_bytes_raise(tmp_path: Path) -> None:
     """Whatever byte is wrong, there is a sentence or a checkpoint, never another exception."""
     small = {"patch_embed1.proj.weight": torch.zeros(2, 3, 7, 7), "head.weight": torch.zeros(4, 2)}
     torch.save(small, tmp_path / "zip")

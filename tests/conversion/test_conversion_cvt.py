@@ -57,7 +57,7 @@ def test_microsoft_parity(tmp_path: Path) -> None:
         {"num_attention_heads": [1, 2, 6]},
     ],
 )
-def test_every_choice_of_the_source_counts(tmp_path: Path, override: dict[str, Any]) -> None:
+def test_every_source_option_changes_the_output(tmp_path: Path, override: dict[str, Any]) -> None:
     """The tolerance is fine enough to tell one choice from another, so parity proves each of them."""
     image, expected = oracle()
     convert(ORACLE_FILE, tmp_path / "out", overrides=HEADS | override)
@@ -85,7 +85,7 @@ def test_microsoft_encoder(tmp_path: Path) -> None:
     assert largest_difference(loaded(AutoModel, tmp_path / "out"), IMAGE, expected) == 0
 
 
-def test_the_published_size_is_recognized_by_its_shapes(tmp_path: Path) -> None:
+def test_published_variant_is_detected_from_shapes(tmp_path: Path) -> None:
     with torch.device("meta"):
         reference = transformers.CvtForImageClassification(transformers.CvtConfig(num_labels=1000))
     state = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in reference.state_dict().items()}
@@ -121,14 +121,14 @@ def test_transformers_parity_and_round_trip(tmp_path: Path, name: str, auto: Any
     assert (again.config.depth, again.config.cls_token) == ([1, 2, 3], [False, False, True])
 
 
-def test_the_authors_weights_in_transformers_lose_their_activation(tmp_path: Path) -> None:
+def test_export_to_transformers_reports_the_activation(tmp_path: Path) -> None:
     convert(ORACLE_FILE, tmp_path / "ours", overrides=HEADS)
     report = export(tmp_path / "ours", tmp_path / "theirs", to="transformers")
     assert any("hidden_act quick_gelu (there gelu)" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("edge", [96, 384])
-def test_the_image_processor_of_transformers_is_kept(tmp_path: Path, edge: int) -> None:
+def test_transformers_image_processor_is_kept(tmp_path: Path, edge: int) -> None:
     """224 is resized to 256 and cropped, 384 squashed: ConvNextImageProcessor says so by one number."""
     reference = cvt_of_transformers("CvtForImageClassification")
     reference.save_pretrained(tmp_path / "there")
@@ -144,7 +144,7 @@ def test_the_image_processor_of_transformers_is_kept(tmp_path: Path, edge: int) 
         torch.testing.assert_close(processor(photo, return_tensors="pt")["pixel_values"], expected)
 
 
-def test_the_authors_preprocessing_and_labels(tmp_path: Path) -> None:
+def test_original_preprocessing_and_labels(tmp_path: Path) -> None:
     state = oracle_state()
     state |= {"head.weight": torch.randn(1000, 48), "head.bias": torch.randn(1000)}
     torch.save(state, tmp_path / "cvt.pth")

@@ -49,7 +49,7 @@ def test_nvlabs_parity(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["layer_norm_eps", "patch_norm_eps", "reduction_norm_eps", "decoder_norm_eps"])
-def test_every_epsilon_counts(tmp_path: Path, field: str) -> None:
+def test_every_epsilon_changes_the_output(tmp_path: Path, field: str) -> None:
     """The tolerance is fine enough to tell one epsilon from another, so parity proves each of them."""
     arrays = np.load(ORACLE / "io.npz")
     convert(ORACLE_FILE, tmp_path / "out", overrides={field: 3e-6})
@@ -103,7 +103,7 @@ def test_nvlabs_classifier(tmp_path: Path) -> None:
     assert_equal_states(torch.load(tmp_path / "back.pth", weights_only=True), state)
 
 
-def test_classifier_starts_a_segmentor(tmp_path: Path) -> None:
+def test_classifier_initializes_segmentation_model(tmp_path: Path) -> None:
     """The usual way to fine-tune: ImageNet's encoder under a fresh decode head."""
     convert(imagenet_file(tmp_path), tmp_path / "out")
     segmentor, info = AutoSegmenter.from_pretrained(tmp_path / "out", num_labels=3, output_loading_info=True)
@@ -151,7 +151,7 @@ def test_mmseg_encoder(tmp_path: Path, prefix: str) -> None:
     assert_equal_states(torch.load(tmp_path / "back.pth", weights_only=True), encoder)
 
 
-def test_export_crosses_formats(tmp_path: Path) -> None:
+def test_export_to_another_format(tmp_path: Path) -> None:
     """A checkpoint of the authors in transformers and smp: equal where the numbers in their code allow it."""
     convert(ORACLE_FILE, tmp_path / "ours")
     report = export(tmp_path / "ours", tmp_path / "theirs", to="transformers")
@@ -167,7 +167,7 @@ def test_export_crosses_formats(tmp_path: Path) -> None:
     assert largest_difference(loaded(AutoSegmenter, tmp_path / "again"), IMAGE, expected) == 0
 
 
-def test_half_precision_stays(tmp_path: Path) -> None:
+def test_half_precision_is_kept(tmp_path: Path) -> None:
     state = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in nvlabs_state().items()}
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "half.pth")
     convert(tmp_path / "half.pth", tmp_path / "out")
@@ -177,7 +177,7 @@ def test_half_precision_stays(tmp_path: Path) -> None:
     assert_equal_states(back, {k: v for k, v in state.items() if "conv_seg" not in k})
 
 
-def test_tensors_that_share_memory(tmp_path: Path) -> None:
+def test_shared_tensors(tmp_path: Path) -> None:
     """Parameters, views of one fused tensor, and one tensor under two names are stored like any others."""
     state = nvlabs_state()
     fused = torch.cat([state["backbone.norm1.weight"], state["backbone.norm1.bias"]])

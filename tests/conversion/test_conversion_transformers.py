@@ -75,7 +75,7 @@ def test_transformers_round_trip(tmp_path: Path, head: str) -> None:
     assert largest_difference(again, IMAGE, expected.detach()) == 0
 
 
-def test_config_beside_is_used(tmp_path: Path) -> None:
+def test_sidecar_config_is_used(tmp_path: Path) -> None:
     model = transformers_model("SemanticSegmentation")
     model.config.id2label = {k: f"thing {k}" for k in range(CLASSES)}
     model.config.num_attention_heads = [2, 4, 5, 4]

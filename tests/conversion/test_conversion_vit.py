@@ -85,7 +85,7 @@ def test_torchvision_encoder_and_positions(tmp_path: Path) -> None:
     assert (ours.embeddings.position_embeddings - expected).abs().max() < TOLERANCE
 
 
-def test_torchvision_published_size(tmp_path: Path) -> None:
+def test_torchvision_published_variant(tmp_path: Path) -> None:
     import torchvision
 
     model = randomised(torchvision.models.vit_b_32())
@@ -107,14 +107,14 @@ def test_jeonsworld(tmp_path: Path) -> None:
     assert_equal_states(torch.load(tmp_path / "back.bin", weights_only=True), state)
 
 
-def test_jeonsworld_hybrid_is_refused(tmp_path: Path) -> None:
+def test_jeonsworld_hybrid_raises(tmp_path: Path) -> None:
     state = torch.load(JEONSWORLD, weights_only=True)
     state["transformer.embeddings.hybrid_model.root.conv.weight"] = torch.zeros(64, 3, 7, 7)
     torch.save(state, tmp_path / "hybrid.bin")
     assert_refused(tmp_path, "computes another function than every other implementation", tmp_path / "hybrid.bin")
 
 
-def test_unseen_heads_are_told(tmp_path: Path) -> None:
+def test_unverified_heads_are_reported(tmp_path: Path) -> None:
     note = "shapes do not show num_attention_heads 1: assumed"
     assert any(note in told for told in convert(JEONSWORLD, tmp_path / "out").notes)
     report = convert(JEONSWORLD, tmp_path / "told", overrides=THREE_HEADS)
@@ -125,20 +125,20 @@ def vit_sources() -> list[str]:
     return [registry.qualified(*pair) for pair in registry.sources() if pair[0].name == "vit"]
 
 
-def test_every_vit_source_is_declared() -> None:
+def test_all_vit_sources_are_registered() -> None:
     names = ("google", "timm", "torchvision", "jeonsworld", "transformers", "vitpose", "segmenter")
     assert vit_sources() == [f"vit/{name}" for name in names]
     assert all(place.startswith("hf_vit_seg.conversion.vit.") for place in architectures()["vit"].conversions)
 
 
 @pytest.mark.parametrize("name", ["google", "timm", "torchvision", "jeonsworld", "vitpose", "segmenter"])
-def test_a_segformer_is_none_of_them(tmp_path: Path, name: str) -> None:
+def test_segformer_matches_no_vit_source(tmp_path: Path, name: str) -> None:
     assert_refused(tmp_path, f"is not of source 'vit/{name}'", ORACLE_FILE, source=f"vit/{name}")
     if name != "jeonsworld":
         assert_refused(tmp_path, f"is not of source '{name}'", JEONSWORLD, source=name)
 
 
-def test_a_segformer_is_not_transformers_vit(tmp_path: Path) -> None:
+def test_segformer_is_not_detected_as_transformers_vit(tmp_path: Path) -> None:
     assert_refused(tmp_path, "is not of source 'vit/transformers'", ORACLE_FILE, source="vit/transformers")
     assert_refused(tmp_path, "is not of source 'transformers'", JEONSWORLD, source="transformers")
 
@@ -152,7 +152,7 @@ CROSSINGS = [
 
 
 @pytest.mark.parametrize(("to", "note"), CROSSINGS)
-def test_export_crosses_formats(tmp_path: Path, to: str, note: str) -> None:
+def test_export_to_another_format(tmp_path: Path, to: str, note: str) -> None:
     """One model in every format, its numerics told, its numbers equal when it comes back."""
     convert(JEONSWORLD, tmp_path / "ours", overrides=THREE_HEADS)
     report = export(tmp_path / "ours", tmp_path / "theirs", to=to)
@@ -165,7 +165,7 @@ def test_export_crosses_formats(tmp_path: Path, to: str, note: str) -> None:
     assert largest_difference(loaded(AutoClassifier, tmp_path / "again"), IMAGE, expected) == 0
 
 
-def test_export_refuses_what_a_format_cannot_hold(tmp_path: Path) -> None:
+def test_export_raises_for_unsupported_models(tmp_path: Path) -> None:
     convert(ORACLES / "flax_vit_hybrid" / "R-ViT-tiny_16.npz", tmp_path / "hybrid")
     for to in ("torchvision", "jeonsworld"):
         with pytest.raises(ConversionError, match=f"stem 'resnetv2' and {to} can only hold 'patch'"):

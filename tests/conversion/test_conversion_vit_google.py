@@ -88,7 +88,7 @@ SPELLINGS: dict[str, Callable[[Arrays], Arrays]] = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("oracle", FILES)
-def test_spellings(tmp_path: Path, oracle: str, spelling: str) -> None:
+def test_name_spellings(tmp_path: Path, oracle: str, spelling: str) -> None:
     """Whatever the names are, the weights are equal; the published names are written."""
     arrays = arrays_of(oracle)
     convert(saved(SPELLINGS[spelling](arrays), tmp_path / "other.npz"), tmp_path / "out")
@@ -97,7 +97,7 @@ def test_spellings(tmp_path: Path, oracle: str, spelling: str) -> None:
     assert difference(tmp_path / "out", oracle) < TOLERANCE
 
 
-def test_bfloat16_without_a_type(tmp_path: Path) -> None:
+def test_untyped_bfloat16(tmp_path: Path) -> None:
     halves = {k: torch.from_numpy(v).bfloat16() for k, v in arrays_of("flax_vit_hybrid").items()}
     stored = {k: v.view(torch.int16).numpy().view("V2") for k, v in halves.items()}
     convert(saved(stored, tmp_path / "half.npz"), tmp_path / "out")
@@ -115,7 +115,7 @@ def test_encoder(tmp_path: Path, oracle: str) -> None:
     assert_same_arrays(tmp_path / "back.npz", bare)
 
 
-def test_what_the_config_says(tmp_path: Path) -> None:
+def test_config_fields(tmp_path: Path) -> None:
     report = convert(ORACLES / "flax_vit_hybrid" / FILES["flax_vit_hybrid"], tmp_path / "out")
     config = AutoClassifier.from_pretrained(tmp_path / "out").config
     assert (config.hidden_act, config.layer_norm_eps, config.image_size) == ("gelu_pytorch_tanh", 1e-6, 64)
@@ -135,7 +135,7 @@ def zoomed(grid: np.ndarray, side: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("side", [3, 6])
-def test_positions_of_other_sizes(tmp_path: Path, side: int) -> None:
+def test_positions_at_other_image_sizes(tmp_path: Path, side: int) -> None:
     file = ORACLES / "flax_vit_pure" / FILES["flax_vit_pure"]
     convert(file, tmp_path / "out")
     model = loaded(AutoClassifier, tmp_path / "out")
@@ -148,13 +148,13 @@ def test_positions_of_other_sizes(tmp_path: Path, side: int) -> None:
 
 
 @pytest.mark.parametrize("field", ["layer_norm_eps", "stem_weight_standardization_eps", "stem_group_norm_eps"])
-def test_every_epsilon_counts(tmp_path: Path, field: str) -> None:
+def test_every_epsilon_changes_the_output(tmp_path: Path, field: str) -> None:
     file = ORACLES / "flax_vit_hybrid" / FILES["flax_vit_hybrid"]
     convert(file, tmp_path / "out", overrides={field: 3e-6})
     assert difference(tmp_path / "out", "flax_vit_hybrid") > 100 * TOLERANCE
 
 
-def test_zeros_of_2020_are_told(tmp_path: Path) -> None:
+def test_zero_heads_of_2020_are_reported(tmp_path: Path) -> None:
     file = ORACLES / "flax_vit_pure_prelogits" / FILES["flax_vit_pure_prelogits"]
     assert any("all zeros" in note for note in convert(file, tmp_path / "out").notes)
 
@@ -177,12 +177,12 @@ def without(arrays: Arrays, part: str) -> Arrays:
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refusals(tmp_path: Path, case: str) -> None:
+def test_unsupported_checkpoints_raise(tmp_path: Path, case: str) -> None:
     make, sentence = REFUSED[case]
     assert_refused(tmp_path, sentence, saved(make(arrays_of("flax_vit_pure")), tmp_path / "bad.npz"))
 
 
-def test_rectangles_by_override(tmp_path: Path) -> None:
+def test_override_gives_rectangular_images(tmp_path: Path) -> None:
     arrays = arrays_of("flax_vit_pure")
     arrays["Transformer/posembed_input/pos_embedding"] = np.zeros((1, 13, 48), np.float32)
     convert(saved(arrays, tmp_path / "in.npz"), tmp_path / "out", overrides={"image_size": [48, 64]})

@@ -43,7 +43,7 @@ def test_parity_and_round_trip(tmp_path: Path, head: str) -> None:
     assert_equal_states(torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"], state_of(head))
 
 
-def test_what_the_config_says(tmp_path: Path) -> None:
+def test_config_fields(tmp_path: Path) -> None:
     convert(file_of("classic"), tmp_path / "out", overrides=THREE_HEADS)
     config = loaded(AutoModelForPoseEstimation, tmp_path / "out").config
     assert (list(config.image_size), config.patch_padding, config.pose_head_width) == ([96, 64], 2, 32)
@@ -54,7 +54,7 @@ def test_what_the_config_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("positions", [192, 432])
-def test_published_sizes_of_images(tmp_path: Path, positions: int) -> None:
+def test_published_image_sizes(tmp_path: Path, positions: int) -> None:
     """256x192 and 384x288, seen from nothing but the number of positions."""
     state = {**state_of("simple"), "backbone.pos_embed": torch.randn(1, 1 + positions, 48)}
     torch.save({"state_dict": state}, tmp_path / "vitpose.pth")
@@ -63,7 +63,7 @@ def test_published_sizes_of_images(tmp_path: Path, positions: int) -> None:
     assert (height * width, height * 3) == (256 * positions, width * 4)
 
 
-def test_files_of_several_data_sets(tmp_path: Path) -> None:
+def test_multi_dataset_checkpoints(tmp_path: Path) -> None:
     """A class token that is not used, and further heads, are dropped by name."""
     state = state_of("classic")
     others = {"backbone.cls_token": torch.randn(1, 1, 48)}
@@ -74,7 +74,7 @@ def test_files_of_several_data_sets(tmp_path: Path) -> None:
     assert difference(tmp_path / "out", "classic") < TOLERANCE
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_unsupported_checkpoints_raise(tmp_path: Path) -> None:
     state = {**state_of("classic"), "backbone.blocks.0.mlp.experts.0.weight": torch.zeros(1)}
     torch.save({"state_dict": state}, tmp_path / "plus.pth")
     assert_refused(tmp_path, "ViTPose++", tmp_path / "plus.pth")

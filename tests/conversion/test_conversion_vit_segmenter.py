@@ -33,7 +33,7 @@ def test_parity_and_round_trip(tmp_path: Path, head: str, distilled: bool) -> No
 
 
 @pytest.mark.parametrize("field", ["layer_norm_eps", "segmentation_norm_eps"])
-def test_every_epsilon_counts(tmp_path: Path, field: str) -> None:
+def test_every_epsilon_changes_the_output(tmp_path: Path, field: str) -> None:
     state = segmenter_state(mask=True)
     torch.save({"model": state}, tmp_path / "checkpoint.pth")
     convert(tmp_path / "checkpoint.pth", tmp_path / "out", overrides={field: 1e-6})
@@ -49,7 +49,7 @@ def test_preprocessing(tmp_path: Path) -> None:
     assert any("mean [0.5, 0.5, 0.5]" in note for note in report.notes)
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_unsupported_checkpoints_raise(tmp_path: Path) -> None:
     state = segmenter_state(mask=True)
     del state["decoder.proj_patch"]
     torch.save({"model": state}, tmp_path / "checkpoint.pth")

@@ -120,7 +120,7 @@ def test_mae(tmp_path: Path) -> None:
         assert not info["unexpected_keys"]
 
 
-def test_dinov2_of_facebook(tmp_path: Path) -> None:
+def test_facebook_dinov2(tmp_path: Path) -> None:
     """Its registers have no positions and its class token has one; timm keeps the two added up."""
     model = vit(num_classes=0, init_values=1e-5, reg_tokens=4, no_embed_class=True)
     timms = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -137,7 +137,7 @@ def test_dinov2_of_facebook(tmp_path: Path) -> None:
     assert largest_difference(loaded(AutoModel, tmp_path / "out"), IMAGE, expected) < TOLERANCE
 
 
-def test_deit_3_of_facebook(tmp_path: Path) -> None:
+def test_facebook_deit_3(tmp_path: Path) -> None:
     """Its files call the scales gamma_1 and gamma_2."""
     state = vit(init_values=1e-5, no_embed_class=True).state_dict()
     spelled = {k.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2"): v for k, v in state.items()}
@@ -156,7 +156,7 @@ def test_deit_3_of_facebook(tmp_path: Path) -> None:
         ("vit_small_r26_s32_224", "r26-s-32"),
     ],
 )
-def test_published_sizes(tmp_path: Path, name: str, variant: str) -> None:
+def test_published_variants(tmp_path: Path, name: str, variant: str) -> None:
     model = randomised(timm.create_model(name, pretrained=False))
     report = convert(saved(dict(model.state_dict()), tmp_path / "timm.pth"), tmp_path / "out")
     assert report.variant == variant
@@ -185,6 +185,6 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refusals(tmp_path: Path, case: str) -> None:
+def test_unsupported_checkpoints_raise(tmp_path: Path, case: str) -> None:
     make, sentence = REFUSED[case]
     assert_refused(tmp_path, sentence, saved(make(), tmp_path / "timm.pth"))

@@ -90,7 +90,7 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
     [{"qkv_bias": False}, {"hidden_act": "quick_gelu"}, {"layer_norm_eps": 1e-3}, {"image_size": [32, 128]}],
     ids=str,
 )
-def test_config_beside_is_used(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_sidecar_config_is_used(tmp_path: Path, options: dict[str, Any]) -> None:
     model = theirs("ViTForImageClassification", **options)
     model.config.id2label = {k: f"thing {k}" for k in range(7)}
     model.save_pretrained(tmp_path / "there")
@@ -110,7 +110,7 @@ def test_config_beside_is_used(tmp_path: Path, options: dict[str, Any]) -> None:
     assert list(AutoImageProcessor.from_pretrained(tmp_path / "out").image_std) == [0.25] * 3
 
 
-def test_positions_of_other_sizes(tmp_path: Path) -> None:
+def test_positions_at_other_image_sizes(tmp_path: Path) -> None:
     model = theirs("ViTForImageClassification")
     convert(written(model, "save_pretrained", tmp_path / "there"), tmp_path / "out")
     image = torch.randn(1, 3, 96, 80, dtype=torch.float64)
@@ -121,7 +121,7 @@ def test_positions_of_other_sizes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ViTForMaskedImageModeling", "ViTMAEForPreTraining"])
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_encoder_of_masked_training(tmp_path: Path, name: str, spelling: str) -> None:
+def test_masked_autoencoder_encoder(tmp_path: Path, name: str, spelling: str) -> None:
     """The encoder alone is kept; the decoder and the mask token are dropped by name."""
     small: dict[str, Any] = {
         "decoder_hidden_size": 32,
@@ -214,7 +214,7 @@ def test_hybrid(tmp_path: Path) -> None:
     assert_equal_states(second.state_dict(), first.state_dict())
 
 
-def test_bare_hybrid(tmp_path: Path) -> None:
+def test_hybrid_encoder(tmp_path: Path) -> None:
     state = as_vit_hybrid(timm_hybrid().state_dict())
     bare = {k.removeprefix("vit."): v for k, v in state.items() if k.startswith("vit.")}
     pooler = {f"pooler.dense.{p}": torch.zeros(48) for p in ("weight", "bias")}
@@ -231,7 +231,7 @@ MAKERS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] 
 
 
 @pytest.mark.parametrize("case", MAKERS)
-def test_refusals(tmp_path: Path, case: str) -> None:
+def test_unsupported_checkpoints_raise(tmp_path: Path, case: str) -> None:
     make, sentence = MAKERS[case]
     theirs("ViTForImageClassification").save_pretrained(tmp_path / "there")
     file = tmp_path / "there" / "model.safetensors"

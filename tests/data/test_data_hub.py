@@ -55,7 +55,7 @@ def check(source, first: int = 0, count: int = COUNT) -> None:
         assert source.files(index) == ()
 
 
-def test_what_save_to_disk_wrote(tmp_path):
+def test_save_to_disk_format(tmp_path):
     rows().save_to_disk(tmp_path / "one")
     DatasetDict({"train": rows(), "test": rows().select([2, 3])}).save_to_disk(tmp_path / "splits")
     check(opened(tmp_path / "one"))
@@ -110,7 +110,7 @@ def test_labels(tmp_path):
         opened(tmp_path / "one", task="classification", label_column="mask")
 
 
-def test_rows_without_a_word_are_told(tmp_path):
+def test_rows_without_a_label_raise(tmp_path):
     rows(species=["cat", None, "cat", "ant"]).save_to_disk(tmp_path / "one")
     source = opened(tmp_path / "one", task="classification", label_column="species")
     assert source.class_names == ("ant", "cat")
@@ -119,7 +119,7 @@ def test_rows_without_a_word_are_told(tmp_path):
         source.read(1)
 
 
-def test_numbers_are_labels_without_names(tmp_path):
+def test_integer_labels_without_names(tmp_path):
     Dataset.from_dict(
         {"image": photos(), "label": [3, 0, 2, 1]}, Features({"image": ImageFeature(), "label": Value("int64")})
     ).save_to_disk(tmp_path / "one")
@@ -128,7 +128,7 @@ def test_numbers_are_labels_without_names(tmp_path):
     assert [source.read(i).target for i in range(COUNT)] == [3, 0, 2, 1]
 
 
-def test_columns_of_arrays_are_images_of_many_bands(tmp_path):
+def test_array_columns_are_multichannel_images(tmp_path):
     arrays = np.random.default_rng(0).integers(0, 256, (2, 6, 4, 5), dtype=np.uint8)
     kinds = Features({"image": Array3D((6, 4, 5), "uint8"), "mask": Array3D((1, 4, 5), "int32")})
     Dataset.from_dict({"image": list(arrays), "mask": [a[:1].astype(np.int32) for a in arrays]}, kinds).save_to_disk(
@@ -142,7 +142,7 @@ def test_columns_of_arrays_are_images_of_many_bands(tmp_path):
         opened(tmp_path / "one", mask_column="mask").read(0)
 
 
-def test_columns_that_are_not_there(tmp_path):
+def test_missing_columns_raise(tmp_path):
     rows(mask=None).save_to_disk(tmp_path / "without")
     with pytest.raises(SourceError, match=r"mask_column is to name .* are none, all columns image, label"):
         opened(tmp_path / "without")
@@ -151,7 +151,7 @@ def test_columns_that_are_not_there(tmp_path):
             opened(tmp_path / "without", **settings)
 
 
-def test_empty_and_broken_cells_are_told_by_row(tmp_path):
+def test_empty_and_broken_cells_raise_with_row(tmp_path):
     good, broken = palette_masks(2), {"bytes": b"nothing", "path": None}
     rows(image=[*photos(3), None], mask=[*good, broken, good[0]]).save_to_disk(tmp_path / "one")
     source = opened(tmp_path / "one")
@@ -169,7 +169,7 @@ def test_empty_and_broken_cells_are_told_by_row(tmp_path):
         ({"bytes": None, "path": "gone.png"}, "no such file"),
     ],
 )
-def test_cells_without_a_file_are_refused_by_name(cell, reason):
+def test_cells_with_missing_files_raise_with_name(cell, reason):
     table = Dataset.from_dict({"image": [cell], "label": [0]})
     source = HubDataset("title", table, "image", "label")
     with pytest.raises(ImageFileError, match=reason) as error:
@@ -177,7 +177,7 @@ def test_cells_without_a_file_are_refused_by_name(cell, reason):
     assert str(error.value).startswith(("title row 0", "gone.png: "))
 
 
-def test_ragged_arrays_are_refused_by_row(tmp_path):
+def test_ragged_arrays_raise_with_row(tmp_path):
     ragged = [[[1, 2], [3]], [[1, 2], [3, 4]]]
     table = Dataset.from_dict({"image": ragged, "label": [0, 0]})
     source = HubDataset("title", table, "image", "label", bands=1)
@@ -186,7 +186,7 @@ def test_ragged_arrays_are_refused_by_row(tmp_path):
     assert source.read(1).image.shape == (1, 2, 2)
 
 
-def test_ids_of_the_hub_go_to_the_library_with_their_revision(monkeypatch):
+def test_hub_id_and_revision_are_passed_to_datasets(monkeypatch):
     calls = []
 
     def load_dataset(*arguments, **options):
@@ -198,7 +198,7 @@ def test_ids_of_the_hub_go_to_the_library_with_their_revision(monkeypatch):
     assert calls == [(("owner/scenes", "full"), {"split": "train", "revision": "abc123"})]
 
 
-def test_ids_are_fetched_from_the_hub_and_pinned_by_revision(hub, tmp_path, monkeypatch):
+def test_hub_datasets_are_downloaded_at_a_pinned_revision(hub, tmp_path, monkeypatch):
     """By the library itself, from the tests' Hub."""
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
     HfApi().create_repo("owner/scenes", repo_type="dataset")
@@ -219,7 +219,7 @@ def test_ids_are_fetched_from_the_hub_and_pinned_by_revision(hub, tmp_path, monk
         opened("owner/other")
 
 
-def test_failures_of_the_library_are_told_in_its_words(monkeypatch, tmp_path):
+def test_datasets_errors_keep_their_message(monkeypatch, tmp_path):
     def load_dataset(*arguments, **options):
         raise ConnectionError("Couldn't reach\n the Hub")
 

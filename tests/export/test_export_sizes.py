@@ -68,14 +68,14 @@ def test_same_padding_never_removes_pixels(size, kernel, stride):
 
 
 @torch.no_grad()
-def test_images_are_padded_by_the_formula_of_the_grid():
+def test_image_padding_matches_the_grid_formula():
     program = open_program(PadToWhole())
     assert_unbounded(program)
     assert [rounding.args[1] for rounding in sorted(roundings(program), key=lambda r: r.args[1])] == [16, 32]
     assert_computes(program, PadToWhole())
 
 
-def test_tokens_are_counted_by_one_formula():
+def test_token_count_matches_the_formula():
     """Batch, height, width, the sides of the map, and its area: not the area once more, as minus (-h * w)."""
     program = open_program(MapAndBack())
     assert len(size_formulas(program)) == 6
@@ -84,7 +84,7 @@ def test_tokens_are_counted_by_one_formula():
 
 @torch.no_grad()
 @pytest.mark.parametrize("kernel", [3, 7])
-def test_same_padding_of_any_size_rounds_a_side_once(kernel):
+def test_same_padding_rounds_each_side_once(kernel):
     """A maximum with 0, or a remainder, would stay in the formulas of all that follows."""
     padding = torch.nn.Sequential(SamePadding(kernel, 2), torch.nn.Conv2d(3, 4, kernel, 2), SamePadding(3, 2))
     program = open_program(padding)
@@ -96,7 +96,7 @@ def test_same_padding_of_any_size_rounds_a_side_once(kernel):
 
 @torch.no_grad()
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
-def test_a_hybrid_stem_rounds_each_side_once(padding):
+def test_hybrid_stem_rounds_each_side_once(padding):
     """Whatever its depth: its maps are multiples of the number of tokens, whose halves need no rounding."""
     config = VisionTransformerConfig(image_size=64, stem_padding=padding, **THREE_STAGES, **SMALL)
     embeddings = randomise(PatchEmbeddings(config))

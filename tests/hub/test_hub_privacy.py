@@ -60,7 +60,7 @@ def leaks(hub, *private: str | Path) -> list[str]:
     return [f"{word} in {place}" for place, content in sent.items() for word in words if word.encode() in content]
 
 
-def test_a_run_of_absolute_paths_is_pushed_without_them(hub, home, tmp_path):
+def test_absolute_paths_are_removed_before_push(hub, home, tmp_path):
     data, base = write_data(home / "data" / "shapes"), saved(home / "models" / "base")
     (base / CARD).write_text(f"---\nlicense: mit\nbase_model: {home}/models/first\ndatasets: [{home}/data]\n---\n")
     changes = settings(
@@ -90,7 +90,7 @@ def test_a_run_of_absolute_paths_is_pushed_without_them(hub, home, tmp_path):
     assert "picture.png" not in {PurePosixPath(path).name for path in hub.repo("me/demo", "space").files()}
 
 
-def test_a_picture_of_the_data_is_published_on_request_alone(hub, home, tmp_path):
+def test_data_images_are_published_only_on_request(hub, home, tmp_path):
     model = Path(shutil.copytree(NUCLEI, tmp_path / "run" / "best"))
     (tmp_path / "run" / "log.jsonl").write_text("{}\n")
     with pytest.raises(PushError, match="has no sample images to publish: leave --sample-image out"):
@@ -110,7 +110,7 @@ def test_a_picture_of_the_data_is_published_on_request_alone(hub, home, tmp_path
     assert "picture.png" not in contents(hub) and b"picture.png" not in contents(hub)["README.md"]
 
 
-def test_the_files_are_listed_and_a_dry_run_sends_nothing(hub, home, tmp_path):
+def test_dry_run_lists_files_and_uploads_nothing(hub, home, tmp_path):
     model, asked = saved(tmp_path / "model"), []
     (model / "notes.txt").write_text("mine")
     size = (model / "model.safetensors").stat().st_size
@@ -130,7 +130,7 @@ def test_the_files_are_listed_and_a_dry_run_sends_nothing(hub, home, tmp_path):
     assert spoilt and refused.exit_code == 2 and "model.safetensors.index.json, line 1" in refused.output
 
 
-def test_a_path_is_listed_as_it_is(tmp_path):
+def test_paths_are_listed_unchanged(tmp_path):
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=60)
@@ -169,7 +169,7 @@ def add_to_name(folder: Path, text: str) -> str:
         *((spoil, what) for spoil in (add_to_card, add_to_weights) for what in ("home", "token")),
     ],
 )
-def test_what_people_wrote_is_refused_with_its_place(hub, home, tmp_path, monkeypatch, spoil, what):
+def test_paths_in_user_text_raise_with_position(hub, home, tmp_path, monkeypatch, spoil, what):
     model = saved(home / "models" / "mine" if what == "home" else tmp_path / "models" / "mine")
     monkeypatch.setenv("OTHER_API_KEY", "fedcba9876543210")
     private = {
@@ -189,7 +189,7 @@ def test_what_people_wrote_is_refused_with_its_place(hub, home, tmp_path, monkey
     assert not hub.repos and not hub.large
 
 
-def test_a_token_in_a_file_s_name_or_the_commit_message_is_refused(hub, home, tmp_path):
+def test_tokens_in_file_names_or_commit_message_raise(hub, home, tmp_path):
     model = saved(tmp_path / "model")
     with pytest.raises(PushError, match="the commit message, line 1"):
         push(model, Target("me/model", message=f"with {TOKEN}"))
@@ -203,11 +203,11 @@ def test_a_token_in_a_file_s_name_or_the_commit_message_is_refused(hub, home, tm
 @pytest.mark.parametrize(
     "text", ["me/model", "./data", "home/janedoe", f"/srv/{USER}s", "hf_vit_seg", "https://huggingface.co/me/model"]
 )
-def test_other_text_is_not_refused(text):
+def test_harmless_text_is_accepted(text):
     check_private({"README.md": text.encode(), "model.safetensors": b""}, text)
 
 
-def test_metadata_of_the_directory_s_card_has_no_local_paths(hub, home, tmp_path):
+def test_card_metadata_has_no_local_paths(hub, home, tmp_path):
     """Those that transformers' Trainer writes for a model that began in a directory."""
     model = saved(tmp_path / "model")
     metadata = f"license: mit\nbase_model: {home}/base\ndatasets: [me/data, {home}/d]\nnotes: {{log: {home}/run.log}}\n"
@@ -218,7 +218,7 @@ def test_metadata_of_the_directory_s_card_has_no_local_paths(hub, home, tmp_path
     assert provenance_from({"base_model": f"{home}/x", "datasets": ["me/d", "~/d", "../d"]}).datasets == ("me/d",)
 
 
-def test_settings_of_a_config_and_a_report_have_no_local_paths(hub, home, tmp_path):
+def test_config_and_report_have_no_local_paths(hub, home, tmp_path):
     model = Path(shutil.copytree(NUCLEI, tmp_path / "model"))
     for name in ("config.json", "preprocessor_config.json", METRICS):
         stored = json.loads((model / name).read_text())
@@ -233,7 +233,7 @@ def test_settings_of_a_config_and_a_report_have_no_local_paths(hub, home, tmp_pa
     assert not [path for path in contents(hub) if path.startswith(".eval_results")]
 
 
-def test_a_backbone_s_config_is_saved_without_the_path_it_came_from(tmp_path):
+def test_backbone_config_is_saved_without_its_path(tmp_path):
     backbone = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28)
     backbone.save_pretrained(tmp_path / USER)
     stored = transformers.AutoConfig.from_pretrained(tmp_path / USER)
@@ -244,7 +244,7 @@ def test_a_backbone_s_config_is_saved_without_the_path_it_came_from(tmp_path):
     assert stored.name_or_path == str(tmp_path / USER), "the caller's own config must stay as it is"
 
 
-def test_a_folder_that_is_gone_is_no_dataset_of_the_hub(tmp_path):
+def test_deleted_folder_is_not_a_hub_dataset(tmp_path):
     for name in (str(tmp_path / "gone"), "~/gone", "../gone"):
         source = HuggingFaceSource(name=name, split="train")
         assert source.hub_id() is None and source.hub_split() is None
@@ -273,11 +273,11 @@ def test_a_folder_that_is_gone_is_no_dataset_of_the_hub(tmp_path):
         ("", False),
     ],
 )
-def test_local_paths_are_known(text, local):
+def test_local_paths_are_detected(text, local):
     assert is_local_path(text) == local
 
 
-def test_paths_are_relative_to_the_folder_they_share(home, monkeypatch):
+def test_paths_are_relative_to_their_common_folder(home, monkeypatch):
     data = {
         "train": {"kind": "folders", "images": "/mnt/d/cells/train/{stem}_a.png", "masks": "/mnt/d/cells/train"},
         "test": {"kind": "list", "file": f"/mnt/d/cells/{USER}/list.csv", "root": None},
@@ -299,6 +299,6 @@ def test_paths_are_relative_to_the_folder_they_share(home, monkeypatch):
     assert publishable_path("../data") == "./data" and publishable_path("..") == "./home"
 
 
-def test_a_recipe_without_local_paths_is_published_as_it_is():
+def test_recipe_without_local_paths_is_published_unchanged():
     text = (NUCLEI / "recipe.yaml").read_text()
     assert publishable_recipe_text(text) == text

@@ -73,7 +73,7 @@ def plugin(tmp_path, monkeypatch):
     heads.cache_clear()
 
 
-def test_what_is_pushed_loads_everywhere(hub, plugin, image, tmp_path):
+def test_pushed_model_loads_without_the_package(hub, plugin, image, tmp_path):
     """(a) to (e), for every architecture and head, a plugin's too, in one process without the package."""
     cases, offline = [], []
     models = [*CASES, *((plugin, auto) for auto in architectures()[plugin].models)]
@@ -111,7 +111,7 @@ def pushed_twice(folder: Path, case: dict, image: Path) -> dict:
 
 
 @pytest.mark.parametrize("where", ["PUT /lfs/", "/objects/batch", "/commit/", "/preupload/", "/validate-yaml"])
-def test_a_cut_push_leaves_the_revision_before_and_goes_on(hub, tmp_path, where):
+def test_interrupted_push_keeps_the_old_revision_and_resumes(hub, tmp_path, where):
     push(saved(tmp_path / "first"), Target("me/model"))
     before, ref, uploads = contents(hub), hub.repo("me/model").refs["main"], len(hub.uploads)
 
@@ -129,7 +129,7 @@ def test_a_cut_push_leaves_the_revision_before_and_goes_on(hub, tmp_path, where)
     assert contents(hub)["model.safetensors"] == (tmp_path / "second" / "model.safetensors").read_bytes()
 
 
-def test_an_answer_that_is_lost_is_not_called_a_failure(hub, tmp_path, monkeypatch):
+def test_lost_response_is_not_reported_as_failure(hub, tmp_path, monkeypatch):
     def lost(*asked) -> None:
         made(*asked)
         raise Refusal(504, "", "the gateway is tired")
@@ -141,14 +141,14 @@ def test_an_answer_that_is_lost_is_not_called_a_failure(hub, tmp_path, monkeypat
     assert "model.safetensors" in contents(hub)
 
 
-def test_a_name_alone_is_in_one_s_own_namespace(hub, tmp_path):
+def test_bare_name_uses_the_user_namespace(hub, tmp_path):
     done = CliRunner().invoke(app, ["push", str(saved(tmp_path / "model")), "mine"])
     assert done.exit_code == 0 and "/tester/mine/commit/" in done.output, done.output
     assert b'from_pretrained("tester/mine")' in contents(hub, "tester/mine")["README.md"]
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_nothing_is_published_against_what_is_asked_for(hub, tmp_path, private):
+def test_push_respects_requested_visibility(hub, tmp_path, private):
     folder = saved(tmp_path / "model")
     push(folder, Target("me/model", private=private))
     before, found = contents(hub), "private" if private else "public"
@@ -160,7 +160,7 @@ def test_nothing_is_published_against_what_is_asked_for(hub, tmp_path, private):
     assert contents(hub) != before and hub.repo("me/model").private == private
 
 
-def test_where_a_push_goes(hub, tmp_path):
+def test_push_destination(hub, tmp_path):
     folder = saved(tmp_path / "model")
     push(folder, Target("me/model", private=True, message="the first"))
     repo = hub.repo("me/model")
@@ -178,7 +178,7 @@ def test_where_a_push_goes(hub, tmp_path):
         Target("no such: name")
 
 
-def test_weights_in_other_files_replace_those_before(hub, tmp_path):
+def test_new_weights_replace_old_weight_files(hub, tmp_path):
     folder = saved(tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     sharded = Path(shutil.copytree(folder, tmp_path / "sharded"))
@@ -195,7 +195,7 @@ def test_weights_in_other_files_replace_those_before(hub, tmp_path):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
 
 
-def test_nothing_of_another_model_stays_but_what_is_the_user_s_own(hub, tmp_path):
+def test_files_of_the_previous_model_are_deleted_and_user_files_kept(hub, tmp_path):
     repo = hub.repos["model/me/model"] = Repo("model")
     own = ["handler.py", "LICENSE", "notes/model.safetensors", ".eval_results/mine.yaml", "metrics/metrics.json"]
     stale = [".eval_results/me__cells.yaml", "model.safetensors.index.fp16.json", "picture.png"]
@@ -208,7 +208,7 @@ def test_nothing_of_another_model_stays_but_what_is_the_user_s_own(hub, tmp_path
     assert set(contents(hub)) == {*done.files, *own} and "modeling_segformer.py" not in done.files
 
 
-def test_models_and_processors_push_themselves_with_their_code(hub, tmp_path):
+def test_push_to_hub_of_models_and_processors_includes_code(hub, tmp_path):
     folder = saved(tmp_path / "model")
     transformers.AutoModelForSemanticSegmentation.from_pretrained(folder).push_to_hub("me/model")
     transformers.AutoImageProcessor.from_pretrained(folder).push_to_hub("me/model")
@@ -222,7 +222,7 @@ def test_models_and_processors_push_themselves_with_their_code(hub, tmp_path):
 
 
 @pytest.mark.usefixtures("plugin")
-def test_a_head_of_another_package_is_pushed_with_its_code(hub, tmp_path):
+def test_plugin_head_is_pushed_with_its_code(hub, tmp_path):
     config = architectures()["backbone"].variant_config("tiny-swin", segmentation_head="top_down", num_labels=3)
     model = transformers.AutoModelForSemanticSegmentation.from_config(config)
     model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="me/saved")
@@ -239,7 +239,7 @@ def test_a_head_of_another_package_is_pushed_with_its_code(hub, tmp_path):
         transformers.AutoModelForSemanticSegmentation.from_pretrained("me/with-card")
 
 
-def test_the_command(hub, tmp_path):
+def test_push_command(hub, tmp_path):
     (saved(tmp_path / "model") / "notes.txt").write_text("mine")
     run = CliRunner().invoke
     done = run(app, ["push", str(tmp_path / "model"), "me/model", "--private", "--message", "as said"])
@@ -268,7 +268,7 @@ def test_the_command(hub, tmp_path):
         (shutil.rmtree, "there is no such directory"),
     ],
 )
-def test_what_cannot_be_pushed(hub, tmp_path, spoil, reason):
+def test_invalid_push_raises(hub, tmp_path, spoil, reason):
     spoil(saved(tmp_path / "model"))
     with pytest.raises(ValueError, match=reason):
         push(tmp_path / "model", Target("me/model"))

@@ -40,7 +40,7 @@ def task(model: str, **settings: Any) -> SemanticSegmentationPipeline:
     return pipeline(TASK, model=model, device="cpu", **settings)  # pyright: ignore[reportCallIssue]
 
 
-def test_it_gives_what_the_segmenter_gives(model, tmp_path):
+def test_pipeline_matches_the_segmenter(model, tmp_path):
     photo().save(tmp_path / "a.png")
     wanted = Segmenter.from_pretrained(model, "cpu")(photo(), scores=True, entropy=True, top_k=2)
     segment = task(model, scores=True)
@@ -69,7 +69,7 @@ def test_lists_batches_and_protocols(model, batch_size):
     assert segment(images[0], protocol="ade20k")["protocol"].startswith("ade20k: whole image at 512x768")
 
 
-def test_it_is_saved_as_model_and_processor_alone(model, tmp_path):
+def test_pipeline_saves_model_and_processor(model, tmp_path):
     task(model).save_pretrained(str(tmp_path))
     files = {path.name for path in tmp_path.iterdir() if path.suffix != ".py"}
     assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}
@@ -79,7 +79,7 @@ def test_it_is_saved_as_model_and_processor_alone(model, tmp_path):
     assert task(str(tmp_path))(photo())["label_map"].shape == (40, 60)
 
 
-def test_what_it_does_not_know_is_refused(model):
+def test_unknown_arguments_raise(model):
     with pytest.raises(TypeError, match="threshold"):
         task(model)(photo(), threshold=0.5)
     with pytest.raises(RecordError, match="did you mean 'window'"):

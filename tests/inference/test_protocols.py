@@ -115,9 +115,7 @@ SIDES = st.integers(20, 70)
     scales=st.sampled_from([(1.0,), (0.6, 1.0), (1.0, 1.7)]),
     chunk_rows=st.sampled_from([1, 7, 1000]),
 )
-def test_windows_flips_and_scales_are_those_of_brute_force(
-    size, window, share, classes, batch, flip, scales, chunk_rows
-):
+def test_windows_flips_and_scales_match_brute_force(size, window, share, classes, batch, flip, scales, chunk_rows):
     stride = tuple(max(1, int(side * share)) for side in window)
     told = segmenter(classes, window=window, stride=stride, window_batch=batch, flip=flip, scales=scales)
     prepared = told.prepare(noise(*size))
@@ -144,7 +142,7 @@ def test_windows_flips_and_scales_are_those_of_brute_force(
     overlap=st.sampled_from([0.0, 0.25, 0.5, 0.7]),
     blend=st.sampled_from(["flat", "gaussian"]),
 )
-def test_blended_windows_are_those_of_monai(size, window, overlap, blend):
+def test_blended_windows_match_monai(size, window, overlap, blend):
     monai = pytest.importorskip("monai.inferers")
     model = MODELS[5]
     stride = tuple(int(side * (1 - overlap)) for side in window)
@@ -180,7 +178,7 @@ def test_views_of_the_whole_image_are_averaged(classes, flip):
 
 
 @pytest.mark.parametrize("classes", [1, 5])
-def test_maps_of_one_view_are_those_of_the_resized_logits(classes):
+def test_single_view_maps_match_resized_logits(classes):
     told = segmenter(classes)
     prepared = told.prepare(noise(37, 61))
     with torch.inference_mode():
@@ -192,7 +190,7 @@ def test_maps_of_one_view_are_those_of_the_resized_logits(classes):
 
 @pytest.mark.parametrize("blend", ["flat", "gaussian"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_window_over_the_whole_image_is_the_whole_image(blend, flip):
+def test_window_of_image_size_equals_whole_image(blend, flip):
     image = noise(37, 61)
     whole = segmenter(size="own", flip=flip)
     for window in ((37, 61), (64, 64), (1000, 1000)):
@@ -206,7 +204,7 @@ def test_a_window_over_the_whole_image_is_the_whole_image(blend, flip):
 
 
 @pytest.mark.parametrize("settings", [{}, {"window": 20}, {"scales": (1, 2), "flip": True}])
-def test_images_together_are_as_each_alone(settings):
+def test_batched_images_match_single_images(settings):
     told = segmenter(**settings)
     images = [told.prepare(noise(45, 50, seed)) for seed in range(3)]
     together = told.label_maps(images)
@@ -218,7 +216,7 @@ def test_images_together_are_as_each_alone(settings):
         told.label_maps([*images, told.prepare(noise(40, 50))])
 
 
-def test_windows_go_through_the_model_together_up_to_the_limit():
+def test_windows_are_batched_up_to_the_limit():
     model = Coarse()
     told = Segmenter(model, PROCESSOR, "cpu", Protocol(window=16, stride=16, window_batch=6))
     told.label_map(noise(64, 64))
@@ -228,7 +226,7 @@ def test_windows_go_through_the_model_together_up_to_the_limit():
     assert model.batches == [6, 2]
 
 
-def test_no_more_windows_are_held_than_rows_need():
+def test_window_buffer_is_limited_to_open_rows():
     model, most = MODELS[2], 0
     grid = WindowGrid((400, 40), (32, 32), (16, 16))
     image = torch.rand(1, 3, 400, 40)
@@ -249,7 +247,7 @@ def test_windows_cover_every_pixel_and_end_at_the_border(length, window, stride)
     assert all(0 < later - earlier <= stride for earlier, later in pairwise(starts))
 
 
-def test_weights_are_the_highest_in_the_middle():
+def test_blend_weights_peak_at_the_center():
     weights = window_weights((9, 14), "gaussian")
     assert weights[4, 6] == weights[4, 7] == weights.max() <= 1
     assert torch.equal(weights, weights.flip(0)) and torch.equal(weights, weights.flip(1))
@@ -277,7 +275,7 @@ def test_weights_are_the_highest_in_the_middle():
         ({"size": 60}, (30, 40), [(60, 80)]),
     ],
 )
-def test_images_are_resized_as_the_protocol_says(settings, image, views):
+def test_images_are_resized_by_the_protocol(settings, image, views):
     told = read_record(Protocol, settings)
     assert [told.sides(image, scale, PROCESSOR) or (48, 56) for scale in told.scales] == views
     small = [side for view in views for side in view if side < 300]
@@ -286,7 +284,7 @@ def test_images_are_resized_as_the_protocol_says(settings, image, views):
         assert [tuple(view.shape[-2:]) for view in shown] == views
 
 
-def test_a_processor_with_a_rule_of_its_own_is_scaled():
+def test_scales_apply_to_the_processor_size():
     processor = SemanticSegmentationImageProcessor(size={"shortest_edge": 30, "longest_edge": 50}, size_divisor=8)
     for rule, sides in (
         ({}, (32, 40)),
@@ -299,14 +297,14 @@ def test_a_processor_with_a_rule_of_its_own_is_scaled():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_complete_and_survive_a_file(preset):
+def test_presets_are_complete_and_round_trip(preset):
     told = Protocol(preset=preset)
     assert Protocol(**told.model_dump(mode="json")) == told
     assert told.describe().startswith(f"{preset}: ")
     assert Protocol(preset=preset, divisor=7).describe().startswith(f"{preset} (changed): ")
 
 
-def test_protocols_in_words():
+def test_protocol_descriptions():
     assert segmenter().describe() == "whole image resized as its image processor says"
     image = noise(30, 40)
     assert segmenter()(image).protocol == "whole image at 48x56 (height x width)"
@@ -332,19 +330,19 @@ def test_protocols_in_words():
         ({"windows": 8}, "did you mean 'window'"),
     ],
 )
-def test_refusals_say_what_is_expected(settings, words):
+def test_invalid_protocols_raise(settings, words):
     with pytest.raises(RecordError, match=words):
         read_record(Protocol, settings, "protocol")
 
 
-def test_sizes_without_end_and_too_many_classes_are_refused():
+def test_excessive_sizes_and_class_counts_raise():
     with pytest.raises(ValueError, match="smaller size or scale"):
         segmenter(size="own", scales=(1e4,)).prepare(noise(30, 40))
     with pytest.raises(ValueError, match="5 classes only"):
         segmenter()(noise(30, 40), top_k=6)
 
 
-def test_half_precision_is_blended_in_full():
+def test_half_precision_is_blended_in_float32():
     logits = torch.randn(1, 5, 8, 8).to(torch.bfloat16)
     assert LogitGrid(logits).rows(2, 5).dtype == torch.float32
     assert torch.equal(LogitGrid(logits).rows(2, 5), logits.float().permute(0, 2, 3, 1)[:, 2:5])
@@ -387,7 +385,7 @@ except RuntimeError:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_six_megapixels_and_150_classes_take_little_memory():
+def test_memory_for_6_megapixels_and_150_classes():
     """All logits at the image's size would take 3600 MB."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -76,7 +76,7 @@ def frames_of(path: Path) -> list:
         return list(source.decode(video=0))
 
 
-def test_every_frame_becomes_an_overlay(tmp_path):
+def test_every_frame_gets_an_overlay(tmp_path):
     path = video(tmp_path / "clip.mp4")
     found = frames_of(segmented(path, tmp_path / "out", opacity=0.0, frames=True))
     given = frames_of(path)
@@ -95,7 +95,7 @@ def test_every_frame_becomes_an_overlay(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(maps[3])), expected)
 
 
-def test_the_colors_are_those_of_the_classes(tmp_path):
+def test_overlay_uses_class_colors(tmp_path):
     path = video(tmp_path / "clip.mp4")
     found = frames_of(segmented(path, tmp_path / "out", opacity=1.0))[2].to_ndarray(format="rgb24")
     model = segmenter()
@@ -107,7 +107,7 @@ def test_the_colors_are_those_of_the_classes(tmp_path):
     assert np.abs(difference).mean() < 12
 
 
-def test_irregular_times_are_kept(tmp_path):
+def test_irregular_timestamps_are_kept(tmp_path):
     path = video(tmp_path / "clip.mkv", TICKS)
     times = [frame.time for frame in frames_of(segmented(path, tmp_path / "out"))]
     assert times == pytest.approx([frame.time for frame in frames_of(path)], abs=2e-3)
@@ -124,7 +124,7 @@ def test_rotated_videos_are_upright(tmp_path):
     assert np.abs(found.to_ndarray(format="rgb24").astype(int) - expected).mean() < 4
 
 
-def test_sound_is_copied(tmp_path):
+def test_audio_is_copied(tmp_path):
     path = video(tmp_path / "clip.mp4", sound=True)
     with av.open(str(segmented(path, tmp_path / "out"))) as made, av.open(str(path)) as given:
         assert [stream.codec_context.name for stream in made.streams.audio] == ["aac"]
@@ -132,7 +132,7 @@ def test_sound_is_copied(tmp_path):
         assert heard[0] == heard[1] != []
 
 
-def test_odd_sides_are_made_even(tmp_path):
+def test_odd_frame_sizes_become_even(tmp_path):
     frames = frames_of(segmented(odd(tmp_path / "clip.mkv"), tmp_path / "out"))
     assert (frames[0].width, frames[0].height) == (66, 64)
     assert json.loads((tmp_path / "out" / "clip.json").read_text())["width"] == 65

@@ -89,7 +89,7 @@ def coco_scores(predicted, labelled):
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("seed", range(8))
-def test_average_precision_is_that_of_pycocotools(seed, exact):
+def test_average_precision_matches_pycocotools(seed, exact):
     persons = random_persons(seed, exact=exact)
     ours, theirs = oks_average_precision(*persons), coco_scores(*persons)
     assert ours.keys() == theirs.keys()
@@ -98,7 +98,7 @@ def test_average_precision_is_that_of_pycocotools(seed, exact):
     assert 0 < ours["oks_ap"] < 1  # the data exercises the measure
 
 
-def test_twenty_best_persons_count():
+def test_at_most_twenty_persons_are_counted():
     predicted, labelled = random_persons(3)
     own = predicted.images == labelled.images[0]
     crowd = PredictedPersons(
@@ -121,7 +121,7 @@ def test_order_of_persons_does_not_matter():
     )
 
 
-def test_similarity_of_a_person_with_itself_is_one_and_falls_with_distance():
+def test_similarity_is_one_for_itself_and_falls_with_distance():
     _, labelled = random_persons(1)
     kept = (labelled.keypoints[..., 2] > 0).any(axis=1)
     rest = (labelled.keypoints[kept], labelled.areas[kept], labelled.boxes[kept], COCO_SIGMAS)
@@ -131,7 +131,7 @@ def test_similarity_of_a_person_with_itself_is_one_and_falls_with_distance():
     assert (similarity[1] < similarity[0]).all() and (similarity[2] < similarity[1]).all()
 
 
-def test_nobody_labelled_is_not_zero_but_unknown():
+def test_no_labeled_persons_gives_nan():
     predicted, labelled = random_persons(2)
     nobody = LabelledPersons(
         *(a[:0] for a in (labelled.images, labelled.keypoints, labelled.areas, labelled.boxes, labelled.crowds))
@@ -141,7 +141,7 @@ def test_nobody_labelled_is_not_zero_but_unknown():
     assert oks_average_precision(unseen, labelled)["oks_ap"] == 0
 
 
-def test_arrays_that_do_not_belong_together_are_refused():
+def test_mismatched_arrays_raise():
     predicted, labelled = random_persons(2)
     with pytest.raises(MetricError, match="predicted keypoints should have the shape"):
         oks_average_precision(predicted, labelled, sigmas=COCO_SIGMAS[:5])

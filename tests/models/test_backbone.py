@@ -73,7 +73,7 @@ def is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("kind", BARE)
-def test_features_are_the_bare_models_before_and_after_saving(kind, tmp_path):
+def test_features_match_the_plain_backbone_after_saving(kind, tmp_path):
     plain = bare(tmp_path / "bare", kind)
     model = worn(tmp_path / "bare", id2label={0: "a", 1: "b", 2: "c"})
     assert model.head_name == ("feature_pyramid" if kind in PLAIN_KINDS else "all_mlp")
@@ -94,7 +94,7 @@ def test_features_are_the_bare_models_before_and_after_saving(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", BARE)
-def test_any_size_and_logits_that_span_the_image(kind, tmp_path):
+def test_any_image_size_and_logits_span_the_image(kind, tmp_path):
     bare(tmp_path, kind)
     model = worn(tmp_path)
     pixel_values = torch.randn(1, 3, 64, 96)
@@ -140,7 +140,7 @@ def test_any_size_and_logits_that_span_the_image(kind, tmp_path):
         ("dinov2", "feature_pyramid", (2, 4), r"returns 2 .*: use other segmentation_levels"),
     ],
 )
-def test_a_head_that_cannot_read_the_maps_is_refused(kind, head, levels, reason, tmp_path):
+def test_incompatible_head_raises(kind, head, levels, reason, tmp_path):
     bare(tmp_path, kind)
     with pytest.raises(ValueError, match=reason):
         worn(tmp_path, head, segmentation_levels=levels)
@@ -148,14 +148,14 @@ def test_a_head_that_cannot_read_the_maps_is_refused(kind, head, levels, reason,
 
 @pytest.mark.parametrize(("head", "stages"), [("linear", ["stage4"]), ("mask_transformer", ["stage4"])])
 @pytest.mark.parametrize("kind", ["dinov2", "swin"])
-def test_heads_of_one_map_read_the_last(kind, head, stages, tmp_path):
+def test_single_map_heads_use_the_last_map(kind, head, stages, tmp_path):
     bare(tmp_path, kind)
     model = worn(tmp_path, head, num_labels=7, segmentation_head_width=48)
     assert model.config.backbone.out_features == stages
     assert logits(model).shape[:2] == (2, 7)
 
 
-def test_a_config_carries_the_code_of_its_backbone(tmp_path):
+def test_config_saves_the_code_of_its_backbone(tmp_path):
     config = BackboneSegmentationConfig(backbone_config=architectures()["cvt"].variant_config("tiny"))
     model = BackboneForSemanticSegmentation(config)
     model.save_pretrained(tmp_path / "model")
@@ -166,7 +166,7 @@ def test_a_config_carries_the_code_of_its_backbone(tmp_path):
     assert (tmp_path / "model" / "modeling_cvt.py").is_file()
 
 
-def test_parts_whose_files_have_one_name_are_refused(tmp_path, monkeypatch):
+def test_code_files_with_equal_names_raise(tmp_path, monkeypatch):
     for folder in ("head", "backbone"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "blocks.py").touch()
@@ -184,7 +184,7 @@ def test_parts_whose_files_have_one_name_are_refused(tmp_path, monkeypatch):
         config.check_parts()
 
 
-def test_what_is_no_backbone_is_refused(tmp_path):
+def test_non_backbone_raises(tmp_path):
     transformers.SegformerModel(transformers.SegformerConfig()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"is a 'segformer', for which transformers has no backbone"):
         worn(tmp_path)
@@ -195,7 +195,7 @@ def test_what_is_no_backbone_is_refused(tmp_path):
         BackboneSegmentationConfig(backbone_config=transformers.SegformerConfig())
 
 
-def test_the_callers_config_stays_as_it_was():
+def test_config_of_the_caller_is_not_modified():
     config = Dinov2Config(**PLAIN)
     before = config.to_dict()
     model = BackboneForSemanticSegmentation(BackboneSegmentationConfig(backbone_config=config, num_channels=5))
@@ -203,7 +203,7 @@ def test_the_callers_config_stays_as_it_was():
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "swin"])
-def test_the_backbone_attends_as_it_is_told(kind, tmp_path):
+def test_backbone_uses_the_attention_implementation(kind, tmp_path):
     bare(tmp_path, kind)
     model = worn(tmp_path, attn_implementation="eager")
     assert model.config._attn_implementation == model.backbone.config._attn_implementation == "eager"
@@ -216,7 +216,7 @@ def test_the_backbone_attends_as_it_is_told(kind, tmp_path):
     assert model.backbone.config._attn_implementation == "sdpa"
 
 
-def test_what_a_backbone_cannot_do_is_said(tmp_path):
+def test_unsupported_backbone_features_raise(tmp_path):
     bare(tmp_path, "convnext")
     model = worn(tmp_path)
     with torch.no_grad():
@@ -226,7 +226,7 @@ def test_what_a_backbone_cannot_do_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "swin", "resnet"])
-def test_a_frozen_backbone_stays_in_evaluation_and_to_the_last_bit(kind, tmp_path):
+def test_frozen_backbone_stays_in_eval_mode_and_bit_identical(kind, tmp_path):
     bare(tmp_path, kind)
     changes = {"backbone_config": {"drop_path_rate": 0.9}} if kind != "resnet" else {}
     found = build_model(recipe({"architecture": "backbone", "from_pretrained": str(tmp_path), "fields": changes}), NEW)
@@ -241,7 +241,7 @@ def test_a_frozen_backbone_stays_in_evaluation_and_to_the_last_bit(kind, tmp_pat
     assert torch.equal(*maps)
 
 
-def test_a_recipe_puts_a_head_on_a_bare_backbone(tmp_path):
+def test_recipe_adds_a_head_to_a_backbone(tmp_path):
     plain = bare(tmp_path)
     BitImageProcessor(image_mean=[0.1, 0.2, 0.3], size={"shortest_edge": 80}, crop_size=64).save_pretrained(tmp_path)
     fields = {"segmentation_head": "linear", "backbone_config": {"hidden_dropout_prob": 0.25}}
@@ -258,7 +258,7 @@ def test_a_recipe_puts_a_head_on_a_bare_backbone(tmp_path):
     assert not processor.do_center_crop
 
 
-def test_a_run_goes_on_from_a_model_that_wears_its_head(tmp_path):
+def test_run_starts_from_a_model_with_head(tmp_path):
     bare(tmp_path / "bare")
     worn(tmp_path / "bare", id2label=dict(enumerate(NEW))).save_pretrained(tmp_path / "worn")
     for origin in ({}, {"architecture": "backbone"}):
@@ -266,7 +266,7 @@ def test_a_run_goes_on_from_a_model_that_wears_its_head(tmp_path):
         assert not [note for note in found.notes if "initialized anew" in note]
 
 
-def test_other_bands_adapt_the_backbones_first_convolution(tmp_path):
+def test_other_channel_counts_adapt_the_first_convolution(tmp_path):
     plain = bare(tmp_path)
     origin = {"architecture": "backbone", "from_pretrained": str(tmp_path)}
     found = build_model(recipe(origin, processor={"image_mean": [0.5] * 4, "image_std": [0.5] * 4}), NEW, bands=4)
@@ -286,13 +286,13 @@ def test_other_bands_adapt_the_backbones_first_convolution(tmp_path):
         ({"architecture": "backbone", "fields": {"backbone_config": {"dropout": 1}}}, r"backbone_config\.dropout"),
     ],
 )
-def test_recipes_that_do_not_fit_are_refused(model, reason, tmp_path):
+def test_invalid_recipes_raise(model, reason, tmp_path):
     bare(tmp_path)
     with pytest.raises(RecordError, match=reason):
         build_model(recipe({"from_pretrained": str(tmp_path)} | model), NEW)
 
 
-def test_a_run_leaves_a_directory_that_needs_nothing_else(tmp_path):
+def test_run_directory_is_self_contained(tmp_path):
     plain = bare(tmp_path / "bare").state_dict()
     origin = {"architecture": "backbone", "from_pretrained": str(tmp_path / "bare"), "freeze": [r"^backbone\."]}
     wanted = tiny_runs.settings(tiny_runs.write_data(tmp_path), model=origin)
@@ -307,7 +307,7 @@ def test_a_run_leaves_a_directory_that_needs_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 @pytest.mark.parametrize("saved_by", ["timm", "transformers"])
-def test_timms_weights_and_statistics_come_along(name, saved_by, tmp_path):
+def test_timm_weights_and_statistics_are_loaded(name, saved_by, tmp_path):
     timm = pytest.importorskip("timm")
     plain = randomise(timm.create_model(name, num_classes=3)).eval()
     timm.models.save_for_hf(plain, tmp_path / "bare", safe_serialization=True)
@@ -332,7 +332,7 @@ def test_timms_weights_and_statistics_come_along(name, saved_by, tmp_path):
 @pytest.mark.parametrize(
     ("name", "head"), [("vit_tiny_patch16_224", "feature_pyramid"), ("swin_tiny_patch4_window7_224", "all_mlp")]
 )
-def test_timms_transformers_take_images_of_any_size(name, head, tmp_path):
+def test_timm_transformers_accept_any_image_size(name, head, tmp_path):
     timm = pytest.importorskip("timm")
     plain = timm.create_model(name, dynamic_img_size=True).eval()
     timm.models.save_for_hf(plain, tmp_path / "bare", safe_serialization=True)
@@ -354,7 +354,7 @@ def test_timms_transformers_take_images_of_any_size(name, head, tmp_path):
             assert loaded(torch.randn(1, 3, *size)).logits.shape[-2:] == grid
 
 
-def test_timms_backbones_are_built_from_a_config_alone():
+def test_timm_backbones_are_built_from_a_config():
     pytest.importorskip("timm")
     config = BackboneSegmentationConfig(backbone_config=TimmBackboneConfig(backbone="resnet18"), num_channels=2)
     model = BackboneForSemanticSegmentation(config)

@@ -40,7 +40,7 @@ def without_grad(head, maps):
     return head(maps)
 
 
-def test_the_decode_head_of_b2_takes_a_third_of_the_memory():
+def test_b2_decode_head_uses_a_third_of_the_memory():
     ours, theirs = (peak_memory(partial(head, 1024), "cpu") for head in (our_head, transformers_head))
     print(f"B2's decode head at 1024x1024: {ours:.0f} MiB, transformers' {theirs:.0f} MiB")
     assert ours <= theirs / 3

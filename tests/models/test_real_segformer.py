@@ -64,7 +64,7 @@ def photos(shared) -> list[Path]:
     return found[:: len(found) // 30][:30]
 
 
-def test_both_spellings_give_the_same_label_maps(real, photos):
+def test_both_formats_give_the_same_label_maps(real, photos):
     first, second = (Segmenter.from_pretrained(str(real[name])) for name in ("nvlabs", "hf"))
     equal = [
         (np.asarray(first(Image.open(p)).label_map) == np.asarray(second(Image.open(p)).label_map)).mean()
@@ -74,7 +74,7 @@ def test_both_spellings_give_the_same_label_maps(real, photos):
     assert np.mean(equal) > 0.999
 
 
-def test_the_label_map_is_that_of_transformers_own_class(real, shared, photos):
+def test_label_map_matches_transformers(real, shared, photos):
     theirs = SegformerForSemanticSegmentation.from_pretrained(shared / "data" / "segformer_b0_ade" / "hf").eval()
     processor = AutoImageProcessor.from_pretrained(real["hf"])
     ours = AutoModelForSemanticSegmentation.from_pretrained(real["hf"]).eval()

@@ -80,7 +80,7 @@ def real(graph) -> VisionTransformerModel:
 
 
 @pytest.mark.parametrize("photo", PHOTOS, ids=lambda photo: photo.stem)
-def test_the_backbone_is_onnx_runtimes(graph, real, photo: Path):
+def test_backbone_matches_onnx_runtime(graph, real, photo: Path):
     pixels = np.asarray(Image.open(photo).convert("RGB").resize((224, 224)), np.float32) / 255
     pixel_values = ((pixels - np.float32(MEAN)) / np.float32(DEVIATION)).transpose(2, 0, 1)[None]
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])

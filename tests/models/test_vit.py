@@ -49,7 +49,7 @@ def segmenter(**fields) -> VisionTransformerForSemanticSegmentation:
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("recorded", [False, True])
-def test_resizing_keeps_prefix_slots_and_is_the_identity_on_its_own_grid(
+def test_resizing_keeps_prefix_and_is_the_identity_on_the_same_grid(
     mode, align_corners, antialias, recorded, monkeypatch
 ):
     """Also where the program is recorded, which resizes by matrices."""
@@ -66,7 +66,7 @@ def test_resizing_keeps_prefix_slots_and_is_the_identity_on_its_own_grid(
 
 
 @torch.no_grad()
-def test_aligned_bilinear_resizing_is_the_zoom_of_vit_jax():
+def test_aligned_bilinear_resizing_matches_vit_jax_zoom():
     """scipy.ndimage.zoom(order=1): the corners stay, everything between is linear."""
     row = torch.tensor([0.0, 1.0, 4.0]).reshape(1, 3, 1)
     resized = resize_positions(row, (1, 3), (1, 5), "bilinear", True, False)
@@ -92,7 +92,7 @@ def test_cached_positions_are_never_stale(change):
 
 
 @torch.no_grad()
-def test_resized_positions_are_cached_while_nothing_changes():
+def test_resized_positions_are_cached():
     model = randomise(VisionTransformerModel(config())).eval()
     model(torch.randn(1, 3, 48, 24))
     first = model.embeddings.resized.entry.result
@@ -102,7 +102,7 @@ def test_resized_positions_are_cached_while_nothing_changes():
     assert model.embeddings.resized.entry.result is not first
 
 
-def test_resized_positions_are_trained():
+def test_resized_positions_get_gradients():
     model = randomise(VisionTransformerModel(config())).train()
     with torch.no_grad():
         model.eval()(torch.randn(1, 3, 48, 24))
@@ -112,7 +112,7 @@ def test_resized_positions_are_trained():
 
 @torch.no_grad()
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation])
-def test_another_image_size_at_load_resizes_the_positions(auto, tmp_path):
+def test_loading_at_another_image_size_resizes_positions(auto, tmp_path):
     stored = randomise(auto.from_config(config())).eval()
     stored.save_pretrained(tmp_path)
     size = (40, 64)
@@ -153,7 +153,7 @@ def test_loading_at_another_size_reports_nothing_missing(tmp_path):
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
-def test_loading_keeps_what_the_config_object_says(tmp_path):
+def test_loading_respects_the_config_object(tmp_path):
     stored = VisionTransformerModel(config(image_size=224))  # a default, which config.json leaves out
     stored.save_pretrained(tmp_path)
     eager = AutoModel.from_pretrained(tmp_path, attn_implementation="eager", hidden_dropout_prob=0.25)
@@ -170,7 +170,7 @@ def test_loading_keeps_what_the_config_object_says(tmp_path):
 
 
 @torch.no_grad()
-def test_the_slot_of_an_absent_class_token_is_added_to_every_patch():
+def test_absent_class_token_position_is_added_to_every_patch():
     model = randomise(VisionTransformerModel(config(use_cls_token=False, patch_padding=2))).eval()
     embeddings, pixel_values = model.embeddings, torch.randn(2, 3, 32, 32)
     patches = embeddings.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)
@@ -180,7 +180,7 @@ def test_the_slot_of_an_absent_class_token_is_added_to_every_patch():
 
 
 @torch.no_grad()
-def test_the_order_of_the_prefix():
+def test_prefix_order():
     settings: dict[str, Any] = {"use_distillation_token": True, "num_register_tokens": 2}
     embeddings = randomise(VisionTransformerModel(config(**settings))).eval().embeddings
     tokens = embeddings(torch.randn(1, 3, 32, 32))
@@ -191,7 +191,7 @@ def test_the_order_of_the_prefix():
     torch.testing.assert_close(tokens[:, 2:4], embeddings.register_tokens)
 
 
-def test_pooling_by_a_token_that_is_not_there_is_refused():
+def test_pooling_by_missing_token_raises():
     with pytest.raises(ValueError, match="use_cls_token"):
         VisionTransformerForImageClassification(config(use_cls_token=False))
 
@@ -206,7 +206,7 @@ def test_pooling_by_a_token_that_is_not_there_is_refused():
         ({"segmentation_levels": (1, 2, 3, 4)}, "4 layers from 1 to 3"),
     ],
 )
-def test_wrong_configs_say_what_is_wrong(fields, message):
+def test_invalid_configs_raise(fields, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         config(**fields)
 
@@ -215,7 +215,7 @@ def test_wrong_configs_say_what_is_wrong(fields, message):
 
 
 @torch.no_grad()
-def test_padding_is_the_same_as_a_padded_image():
+def test_internal_padding_matches_a_padded_image():
     model = randomise(VisionTransformerModel(config())).eval()
     pixel_values = torch.randn(1, 3, 27, 38)
     padded = torch.nn.functional.pad(pixel_values, (0, 2, 0, 5))
@@ -224,7 +224,7 @@ def test_padding_is_the_same_as_a_padded_image():
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(27, 38), (32, 33), (1, 40), (25, 64)])
-def test_logits_of_a_padded_image_span_the_image_alone(size):
+def test_logits_of_a_padded_image_exclude_padding(size):
     """Logits that are the pixel coordinates at the centers of the padded grid are so at those of the cropped one."""
     rows, columns = (-(-side // 8) for side in size)
     centers = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).double() * 8 + 4
@@ -239,7 +239,7 @@ def test_logits_of_a_padded_image_span_the_image_alone(size):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_logits_of_low_precision_are_sampled_at_the_same_places(dtype):
+def test_low_precision_logits_use_the_same_sampling_points(dtype):
     logits = torch.randn(1, 3, 252, 63).to(dtype)  # in bfloat16, places on 252 rows would be off by a row
     sampled = crop_to_image_extent(logits, (1000, 999), (16, 16))
     assert sampled.dtype == dtype
@@ -248,7 +248,7 @@ def test_logits_of_low_precision_are_sampled_at_the_same_places(dtype):
 
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
-def test_a_padded_image_is_seen_where_it_is(head):
+def test_padded_image_keeps_its_position(head):
     """The label map of an image of odd size is near that of the padded image, cropped."""
     model = segmenter(segmentation_head=head)
     pixel_values = torch.randn(1, 3, 59, 45)
@@ -265,7 +265,7 @@ def test_a_padded_image_is_seen_where_it_is(head):
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("size", [(32, 32), (64, 24), (27, 45), (3, 3)])
-def test_heads_take_any_size(head, size):
+def test_heads_accept_any_size(head, size):
     model = segmenter(segmentation_head=head, num_register_tokens=1)
     stride = 2 if head == "all_mlp" else 8
     logits = model(torch.randn(2, 3, *size)).logits
@@ -274,7 +274,7 @@ def test_heads_take_any_size(head, size):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_heads_are_trained_whole(head):
+def test_all_head_parameters_get_gradients(head):
     model = segmenter(segmentation_head=head, layer_scale_init_value=0.1, num_register_tokens=1).train()
     pixel_values, labels = torch.randn(2, 3, 32, 48), torch.randint(0, 5, (2, 32, 48))
     model(pixel_values, labels=labels).loss.backward()
@@ -284,7 +284,7 @@ def test_heads_are_trained_whole(head):
 
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
-def test_heads_save_load_compile_and_record(head, tmp_path):
+def test_heads_save_load_compile_and_return_hidden_states(head, tmp_path):
     torch._dynamo.reset()
     model = segmenter(segmentation_head=head)
     pixel_values = torch.randn(2, 3, 32, 48)
@@ -301,7 +301,7 @@ def test_heads_save_load_compile_and_record(head, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
-def test_heads_export_with_any_batch_and_size(head):
+def test_heads_export_with_dynamic_batch_and_size(head):
     model = segmenter(segmentation_head=head)
     dynamic = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
     program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes={"pixel_values": dynamic})
@@ -312,7 +312,7 @@ def test_heads_export_with_any_batch_and_size(head):
 
 
 @torch.no_grad()
-def test_the_mask_transformer_is_segmenters():
+def test_mask_transformer_matches_segmenter():
     """Its decoder, written as in the reference: cosine of patch and class, then a norm over classes."""
     model = segmenter(segmentation_head="mask_transformer", segmentation_head_width=48)
     head, feature_map = model.decode_head, torch.randn(2, 32, 3, 4)
@@ -328,7 +328,7 @@ def test_the_mask_transformer_is_segmenters():
 
 
 @torch.no_grad()
-def test_the_pyramid_reads_the_layers_that_the_config_names():
+def test_pyramid_uses_the_configured_layers():
     model = segmenter(segmentation_head="all_mlp", segmentation_levels=(1, 1, 2, 3))
     pixel_values = torch.randn(1, 3, 32, 32)
     outputs = model.vit(pixel_values, output_hidden_states=True)
@@ -342,7 +342,7 @@ def test_the_pyramid_reads_the_layers_that_the_config_names():
 
 
 @torch.no_grad()
-def test_the_backbone_gives_the_layers_of_the_encoder():
+def test_backbone_returns_encoder_layers():
     encoder = randomise(VisionTransformerModel(config())).eval()
     backbone = VisionTransformerBackbone(config(out_indices=(0, 1, 3))).eval()
     backbone.load_state_dict(encoder.state_dict(), strict=True)
@@ -356,7 +356,7 @@ def test_the_backbone_gives_the_layers_of_the_encoder():
 
 
 @torch.no_grad()
-def test_fresh_weights():
+def test_weight_initialization():
     settings: dict[str, Any] = {"stem": "resnetv2", "stem_depths": (1, 1), "stem_width_factor": 0.5, "patch_size": 1}
     model = VisionTransformerForSemanticSegmentation(
         config(**settings, segmentation_head="mask_transformer", layer_scale_init_value=0.25, num_register_tokens=2)

@@ -27,7 +27,7 @@ def uncached(module: ResNetV2Stem, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 @given(st.integers(1, 300), st.sampled_from([1, 3, 7]), st.sampled_from([1, 2]))
-def test_same_padding_is_tensorflows(size, kernel, stride):
+def test_same_padding_matches_tensorflow(size, kernel, stride):
     """tensorflow/core/framework/common_shape_fns.cc: the output has ceil(size / stride), the rest goes after."""
     before, after = same_padding(size, kernel, stride)
     assert 0 <= after - before <= 1
@@ -39,7 +39,7 @@ def test_same_padding_is_tensorflows(size, kernel, stride):
 @pytest.mark.parametrize(
     ("kernel", "stride", "size"), [(7, 2, 20), (3, 2, 8), (3, 2, 9), (3, 1, 8), (1, 2, 8), (1, 1, 5)]
 )
-def test_a_convolution_is_the_references_formula(mode, kernel, stride, size):
+def test_convolution_matches_the_reference_formula(mode, kernel, stride, size):
     convolution = randomise(StandardizedConv2d(4, 6, kernel, stride, StemNumerics("same", mode, 1e-3, 1e-6))).double()
     weight = convolution.weight
     mean = weight.mean((1, 2, 3), keepdim=True)
@@ -111,7 +111,7 @@ def change_a_copy(module):
     ids=lambda change: change.__name__,
 )
 @torch.no_grad()
-def test_no_kernel_is_ever_stale(change, dtype):
+def test_standardized_kernels_are_never_stale(change, dtype):
     module, pixel_values = stem(dtype=dtype), torch.randn(1, 3, 32, 48, dtype=dtype)
     before = module(pixel_values)
     changed = change(module)
@@ -124,7 +124,7 @@ def test_no_kernel_is_ever_stale(change, dtype):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_kernels_are_kept_while_nothing_changes(dtype):
+def test_standardized_kernels_are_cached(dtype):
     module, pixel_values = stem(dtype=dtype), torch.randn(1, 3, 32, 48, dtype=dtype)
     module(pixel_values)
     first = module.stages[0].layers[0].conv2.kernels.entry.result
@@ -135,7 +135,7 @@ def test_kernels_are_kept_while_nothing_changes(dtype):
 
 
 @torch.no_grad()
-def test_packed_kernels_take_maps_of_any_size_and_order():
+def test_packed_kernels_accept_any_size_and_memory_format():
     module = stem(dtype=torch.float32)
     for shape in ((1, 3, 32, 48), (3, 3, 64, 64), (1, 3, 32, 48), (2, 3, 48, 40), (1, 3, 33, 47)):
         pixel_values = torch.randn(*shape)
@@ -156,7 +156,7 @@ def test_gradients_flow_after_inference():
 
 
 @torch.no_grad()
-def test_autocast_and_compiled_stems_see_new_weights():
+def test_autocast_and_compiled_stems_use_updated_weights():
     torch._dynamo.reset()
     module, pixel_values = stem(dtype=torch.float32), torch.randn(1, 3, 32, 32)
     module(pixel_values)
@@ -169,7 +169,7 @@ def test_autocast_and_compiled_stems_see_new_weights():
             assert (module(pixel_values).float() - expected).abs().mean() < 0.05 * expected.std()
 
 
-def test_the_numerics_are_told_apart():
+def test_numerics_modes_differ():
     pixel_values = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     outputs = [stem(numerics)(pixel_values) for numerics in (FLAX, TIMM, FLAX._replace(padding="symmetric"))]
     assert len({float(output.detach().sum()) for output in outputs}) == 3

@@ -82,12 +82,12 @@ def raises(tree: ast.AST) -> Iterator[ast.Raise]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc is not None)
 
 
-def test_there_are_exceptions_to_look_at():
+def test_exception_classes_are_found():
     assert len(EXCEPTIONS) > 30 and sum(1 for tree in FILES.values() for _ in raises(tree)) > 400
 
 
 @pytest.mark.parametrize("name", [name for name in EXCEPTIONS if name != "BodyTooLargeError"])
-def test_every_exception_class_is_reported_as_a_sentence(name):
+def test_every_exception_class_is_reported_without_traceback(name):
     assert is_expected(name)
 
 
@@ -98,7 +98,7 @@ def test_only_errors_for_users_and_known_programming_errors_are_raised(path):
     assert {each for each in others if each.partition(": ")[2] not in allowed} == set()
 
 
-def test_the_exceptions_to_the_rule_are_needed():
+def test_allowlist_has_no_unused_entries():
     for path, names in BY_FILE.items():
         assert names <= {raised(node) for node in raises(FILES[path])}, path
 
@@ -182,7 +182,7 @@ def enclosed(trees: list[ast.AST]) -> set[str]:
     return found
 
 
-def test_no_conversion_encloses_a_model_a_loss_a_step_or_a_plugin():
+def test_error_conversion_does_not_wrap_models_losses_or_plugins():
     assert enclosed(list(FILES.values())) == set()
 
 
@@ -196,7 +196,7 @@ def test_no_conversion_encloses_a_model_a_loss_a_step_or_a_plugin():
         "try:\n    runtime.value(path)\nexcept Exception:\n    raise HfVitSegError",
     ],
 )
-def test_a_conversion_around_a_model_is_found(text):
+def test_error_conversion_around_a_model_is_detected(text):
     assert enclosed([ast.parse(text)])
 
 
@@ -209,12 +209,12 @@ def test_a_conversion_around_a_model_is_found(text):
         (HfVitSegError("One. Two"), "One. Two", "One. Two"),
     ],
 )  # fmt: skip
-def test_an_exception_is_one_sentence(error, whole, short):
+def test_exception_message_is_one_sentence(error, whole, short):
     assert error_sentence(error) == whole
     assert error_sentence(error, short=True) == short
 
 
-def test_an_error_of_the_operating_system_is_converted_and_a_bug_is_not(tmp_path):
+def test_os_errors_are_converted_and_bugs_are_not(tmp_path):
     with pytest.raises(HfVitSegError, match="absent"), write_errors(tmp_path / "absent"):
         (tmp_path / "absent" / "file").write_text("")
     with pytest.raises(ZeroDivisionError), write_errors(tmp_path):

@@ -100,32 +100,32 @@ def done(folder, python):
 
 
 @pytest.mark.parametrize("command", ["plugins", "models", "train", "convert", "export", "predict"])
-def test_every_command_serves_the_plugin(done, command):
+def test_every_command_supports_the_plugin(done, command):
     outcome = done[0][command]
     assert outcome.code == 0, outcome.output + outcome.errors
 
 
-def test_it_is_listed_with_all_that_it_brings(done):
+def test_plugin_is_listed_with_all_entry_points(done):
     lines = [line.split() for line in done[0]["plugins"].output.splitlines() if "conv-token" in line]
     assert {f"hf_vit_seg.{line[0]}" for line in lines} == set(GROUPS) - {"hf_vit_seg.batch_transforms"}
     assert all(line[-1] == "ok" for line in lines)
     assert "conv_token_seg" in done[0]["models"].output
 
 
-def test_it_trains_by_recipe_and_predicts_as_exported(done, folder):
+def test_plugin_trains_by_recipe_and_predicts_after_export(done, folder):
     assert "shapes" in (folder / "run" / "best" / "recipe.yaml").read_text()
     assert (folder / "run" / "best" / "metrics.json").exists()
     assert Image.open(folder / "maps" / "photo.png").size == (56, 40)
     assert "conv_token/research" in done[0]["convert"].output
 
 
-def test_what_is_saved_loads_without_the_plugin_and_again_when_saved_from_there(done, folder):
+def test_saved_model_loads_and_saves_without_the_plugin(done, folder):
     directories = done[1]
     again = [directory.with_name(f"{directory.name}-again") for directory in directories]
     run(sys.executable, folder, "-c", REMOTE, *directories, *again)
 
 
-def test_contributing_names_what_is_there():
+def test_contributing_names_existing_files():
     text = (EXAMPLE.parents[1] / "CONTRIBUTING.md").read_text()
     package = EXAMPLE / "src" / "conv_token"
     steps = text.partition("## Add an architecture")[2].partition("\n## ")[0]
@@ -135,5 +135,5 @@ def test_contributing_names_what_is_there():
     assert set(re.findall(r"\| `(hf_vit_seg\.\w+)` \|", text)) | {"hf_vit_seg.architectures"} == set(GROUPS)
 
 
-def test_its_own_tests_pass_in_its_environment(folder, python):
+def test_plugin_tests_pass_in_a_new_environment(folder, python):
     run(python, folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", EXAMPLE, EXAMPLE / "tests")

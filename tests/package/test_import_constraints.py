@@ -68,7 +68,7 @@ def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
 
 
 @pytest.mark.parametrize("path", copied, ids=lambda path: path.name)
-def test_models_import_what_the_hub_can_copy(path):
+def test_models_import_only_what_the_hub_copies(path):
     siblings = {other.stem for other in copied}
     allowed = ALLOWED_FOR_IMAGES if path.stem.startswith(("image_processing", "label_maps")) else ALLOWED
     for node in imports(path):
@@ -82,7 +82,7 @@ def test_models_import_what_the_hub_can_copy(path):
 
 
 @pytest.mark.parametrize("path", copied, ids=lambda path: path.name)
-def test_no_relative_import_stands_where_the_hub_misreads_it(path):
+def test_relative_imports_are_readable_by_the_hub(path):
     """transformers scans the text with a regular expression: docstrings and TYPE_CHECKING blocks count for it."""
     text = path.read_text()
     assert "TYPE_CHECKING" not in text
@@ -145,7 +145,7 @@ def test_subpackages_import_later_levels_only(name):
             assert level[part] > own, f"{path} imports {part}"
 
 
-def test_folders_are_small():
+def test_folders_have_few_files():
     """At most 15 files show in a folder; the Hub wants those of models side by side."""
     folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE / "models"}
     counts = {folder: sum(path.name != "__init__.py" for path in folder.glob("*.py")) for folder in folders}
@@ -174,7 +174,7 @@ def test_every_folder_has_files():
 
 
 @pytest.mark.parametrize("folder", sorted(ARROWS.keys() - {"models"}))
-def test_arrows_go_one_way(folder):
+def test_dependencies_are_one_way(folder):
     for (home, path), tree in TREES.items():
         assert home != folder or not crossings(tree, folder), path
 
@@ -190,12 +190,12 @@ def test_arrows_go_one_way(folder):
         "from ..training import run",
     ],
 )
-def test_the_wall_is_seen_to_be_broken(line):
+def test_forbidden_import_is_detected(line):
     assert crossings(ast.parse(line), "metrics")
 
 
 @pytest.mark.parametrize("folder", sorted(ARROWS.keys() - {"models", "conversion"}))
-def test_nothing_outside_models_names_an_architecture(folder):
+def test_code_outside_models_names_no_architecture(folder):
     for (home, path), tree in TREES.items():
         assert home != folder or not architectures_named(tree), path
 
@@ -208,17 +208,17 @@ def test_nothing_outside_models_names_an_architecture(folder):
         "hf_vit_seg.models.modeling_segformer.SegFormerModel",
     ],
 )
-def test_an_architecture_is_seen_to_be_named(line):
+def test_architecture_name_is_detected(line):
     assert architectures_named(ast.parse(line))
 
 
-def test_conversion_knows_models_by_config_and_parameter_names_alone():
+def test_conversion_uses_only_configs_and_parameter_names():
     for (home, path), tree in TREES.items():
         modules = {part for name in imported(tree) for part in name.split(".")}
         assert home != "conversion" or not [part for part in modules if part.startswith("modeling_")], path
 
 
-def test_files_have_nouns_for_names():
+def test_file_names_are_nouns():
     vague = {"utils", "helpers", "common", "misc", "base"}
     folders = [PACKAGE, Path(hf_vit_seg.conversion.__file__).parent, Path(hf_vit_seg.configs.__file__).parent]
     for folder in folders:

@@ -19,7 +19,7 @@ FIRST = next(snippet for snippet in snippets(README) if snippet.mark == "run")
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_first_command_trains_what_it_promises(reader):
+def test_first_command_reaches_the_documented_score(reader):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for words in FIRST.commands:
         if words[0] == PROGRAM:  # installed it is already
@@ -29,7 +29,7 @@ def test_the_first_command_trains_what_it_promises(reader):
     assert json.loads(Path("out/test/metrics.json").read_text())["scores"]["mean_iou"] >= 0.88
 
 
-def test_the_snippets_run(reader):
+def test_snippets_run(reader):
     for snippet in snippets(README):
         if not snippet.mark:
             reader.read(snippet)
@@ -40,13 +40,13 @@ def test_the_snippets_run(reader):
     assert Path("overlay.png").stat().st_size > 1000
 
 
-def test_the_folders_exist():
+def test_folders_exist():
     tree = README.split("## Repository layout")[1].split("```")[1]
     for name in re.findall(r"^([a-z_]+/) ", tree, flags=re.MULTILINE):
         assert (REPOSITORY / name).is_dir(), name
 
 
-def test_all_variants_are_told():
+def test_all_variants_are_listed():
     for architecture in hf_vit_seg.architectures().values():
         assert f"`{architecture.config.model_type}`" in README
         for variant in architecture.variant_rows():

@@ -36,14 +36,14 @@ def adapted(folder, name, steps=3, **lora):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_fresh_adapters_change_nothing(name, tmp_path):
+def test_new_adapters_do_not_change_the_output(name, tmp_path):
     model, wanted = built(tmp_path, name)
     expected = logits(model)
     torch.testing.assert_close(logits(prepare_for_training(model, wanted)), expected)
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_all_linear_layers_of_the_encoders_layers_are_adapted_and_no_others(name, tmp_path):
+def test_exactly_the_encoder_linear_layers_have_adapters(name, tmp_path):
     model, wanted = built(tmp_path, name)
     linears = {
         f"{layer}.{path}": type(module)
@@ -61,7 +61,7 @@ def test_all_linear_layers_of_the_encoders_layers_are_adapted_and_no_others(name
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_the_encoder_is_frozen_and_the_head_is_not(name, tmp_path):
+def test_encoder_is_frozen_and_head_is_trained(name, tmp_path):
     model, wanted = built(tmp_path, name)
     prefix = f"{model.base_model_prefix}."
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -76,7 +76,7 @@ def test_the_encoder_is_frozen_and_the_head_is_not(name, tmp_path):
 
 @pytest.mark.parametrize("merge", [True, False])
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_what_is_saved_loads_as_what_was_trained(name, merge, tmp_path):
+def test_saved_model_equals_the_trained_model(name, merge, tmp_path):
     model = adapted(tmp_path / "base", name)
     expected = logits(model)
     save_model(model, tmp_path / "saved", merge=merge)
@@ -90,7 +90,7 @@ def test_what_is_saved_loads_as_what_was_trained(name, merge, tmp_path):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_a_merged_model_is_a_plain_one(name, tmp_path):
+def test_merged_model_has_no_adapters(name, tmp_path):
     model = adapted(tmp_path, name)
     plain = merged(model)
     fields = FIELDS.get(name, {}) | {"num_labels": len(NEW)}
@@ -102,7 +102,7 @@ def test_a_merged_model_is_a_plain_one(name, tmp_path):
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
-def test_adapters_beside_the_model_are_pefts_own_files(tmp_path):
+def test_adapters_are_saved_in_peft_format(tmp_path):
     save_model(adapted(tmp_path / "base", "vit"), tmp_path / "saved", merge=False)
     settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert (settings["peft_type"], settings["r"]) == ("LORA", 4)
@@ -110,7 +110,7 @@ def test_adapters_beside_the_model_are_pefts_own_files(tmp_path):
     assert (tmp_path / "saved" / "config.json").exists() and not (tmp_path / "saved" / "README.md").exists()
 
 
-def test_a_model_without_adapters_is_saved_as_it_is(tmp_path):
+def test_model_without_adapters_is_saved_unchanged(tmp_path):
     model = save(tmp_path / "base")
     assert merged(model) is model
     save_model(model, tmp_path / "saved", merge=False)
@@ -118,7 +118,7 @@ def test_a_model_without_adapters_is_saved_as_it_is(tmp_path):
     torch.testing.assert_close(logits(loaded), logits(model))
 
 
-def test_classifiers_have_adapters_too(tmp_path):
+def test_classifier_adapters(tmp_path):
     save(tmp_path / "base", "vit", OLD, "AutoModelForImageClassification", use_distillation_token=True)
     wanted = recipe({"from_pretrained": str(tmp_path / "base"), "lora": {}}, task="classification")
     model = prepare_for_training(build_model(wanted, NEW).model, wanted.model)
@@ -129,7 +129,7 @@ def test_classifiers_have_adapters_too(tmp_path):
     torch.testing.assert_close(logits(loaded), logits(model))
 
 
-def test_groups_know_the_parts_of_a_model_with_adapters(tmp_path):
+def test_parameter_groups_of_a_model_with_adapters(tmp_path):
     model, wanted = built(tmp_path, "vit")
     prepared = prepare_for_training(model, wanted)
     groups = parameter_groups(prepared, OptimizerRecipe(learning_rate=1.0, layer_decay=0.5, head_multiplier=3))
@@ -138,7 +138,7 @@ def test_groups_know_the_parts_of_a_model_with_adapters(tmp_path):
     assert rates == {**layers, "head": 3, "head, no decay": 3}
 
 
-def test_averaged_adapters_are_what_is_merged(tmp_path):
+def test_ema_adapters_are_merged(tmp_path):
     model, wanted = built(tmp_path, "segformer")
     prepared = prepare_for_training(model, wanted)
     average = WeightAverage(prepared, EmaRecipe(decay=0.5, warmup=False))
@@ -153,7 +153,7 @@ def test_averaged_adapters_are_what_is_merged(tmp_path):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_adapters_live_with_recomputed_activations(name, tmp_path, caplog, monkeypatch):
+def test_adapters_with_gradient_checkpointing(name, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # to caplog
     gradients = []
     for checkpointing in (False, True):
@@ -168,14 +168,14 @@ def test_adapters_live_with_recomputed_activations(name, tmp_path, caplog, monke
     assert not caplog.records  # such as that gradients could not flow back through the embeddings
 
 
-def test_target_modules_may_be_named(tmp_path):
+def test_target_modules_can_be_selected(tmp_path):
     model, wanted = built(tmp_path, "vit", target_modules=["q_proj"])
     prepared = prepare_for_training(model, wanted)
     found = [path for path, module in prepared.named_modules() if isinstance(module, peft.tuners.lora.Linear)]
     assert len(found) == 4 and all(path.endswith("q_proj") for path in found)
 
 
-def test_target_modules_that_do_not_exist_are_refused(tmp_path):
+def test_missing_target_modules_raise(tmp_path):
     model, wanted = built(tmp_path, "vit", target_modules=["query"])
     with pytest.raises(RecordError, match=r"model\.lora\.target_modules: .*query"):
         prepare_for_training(model, wanted)

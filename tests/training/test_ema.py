@@ -32,7 +32,7 @@ def assert_equal(ones, others):
 
 
 @pytest.mark.parametrize("recipe", [STEADY, EmaRecipe(decay=0.9)])
-def test_the_average_is_the_recurrence(recipe):
+def test_average_matches_the_recurrence(recipe):
     model = built("segformer")
     average = WeightAverage(model, recipe)
     expected = {}
@@ -55,14 +55,14 @@ def test_statistics_of_batch_norms_are_averaged_and_counts_copied():
     assert torch.equal(ours.num_batches_tracked, theirs.num_batches_tracked)
 
 
-def test_the_decay_rises_to_what_is_asked():
+def test_decay_warms_up_to_its_value():
     decays = [decay_at(EmaRecipe(decay=0.99), step) for step in range(1, 2000)]
     assert decays[0] == pytest.approx(2 / 11) and decays[-1] == 0.99
     assert decays == sorted(decays)
     assert decay_at(STEADY, 1) == 0.9
 
 
-def test_a_resumed_average_goes_on_to_the_last_bit():
+def test_resumed_average_is_bit_identical():
     whole = built("segformer")
     average = WeightAverage(whole, EmaRecipe())
     train(whole, average, 4)
@@ -79,7 +79,7 @@ def test_a_resumed_average_goes_on_to_the_last_bit():
     assert_equal(snapshot(resumed), snapshot(whole))
 
 
-def test_model_and_average_change_places_without_a_copy():
+def test_weights_are_swapped_without_a_copy():
     model = built("cvt")
     average = WeightAverage(model, STEADY)
     train(model, average, 3)
@@ -95,7 +95,7 @@ def test_model_and_average_change_places_without_a_copy():
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
 
 
-def test_an_error_inside_leaves_the_trained_weights():
+def test_error_inside_restores_trained_weights():
     model = built("segformer")
     average = WeightAverage(model, STEADY)
     train(model, average, 2)
@@ -106,7 +106,7 @@ def test_an_error_inside_leaves_the_trained_weights():
 
 
 @torch.no_grad()
-def test_the_heads_fold_is_never_that_of_the_other_weights():
+def test_folded_head_is_never_stale_after_swap():
     """The decode head keeps what it has made of its weights, see models/value_cache.py."""
     model = built("segformer")
     average = WeightAverage(model, STEADY)
@@ -128,7 +128,7 @@ def test_the_heads_fold_is_never_that_of_the_other_weights():
     assert torch.equal(is_plain(), before)
 
 
-def test_training_goes_on_after_an_evaluation_as_if_there_had_been_none():
+def test_evaluation_does_not_change_training():
     runs = []
     for evaluates in (False, True):
         model = built("segformer")
@@ -157,7 +157,7 @@ def _alone():
 
 
 @pytest.mark.usefixtures("_alone")
-def test_a_model_in_data_parallel_is_averaged_inside():
+def test_data_parallel_model_is_unwrapped():
     model = built("segformer")
     wrapped = nn.parallel.DistributedDataParallel(model)
     average = WeightAverage(wrapped, STEADY)
@@ -171,7 +171,7 @@ def test_a_model_in_data_parallel_is_averaged_inside():
     assert not torch.equal(model.decode_head.fuse.weight, averaged["decode_head.fuse.weight"])
 
 
-def test_a_model_that_accelerate_prepared_for_bfloat16_is_averaged_in_float32():
+def test_bfloat16_model_is_averaged_in_float32():
     model = Accelerator(cpu=True, mixed_precision="bf16").prepare(built("segformer"))
     average = WeightAverage(model, STEADY)
     train(model, average, 2)
@@ -180,7 +180,7 @@ def test_a_model_that_accelerate_prepared_for_bfloat16_is_averaged_in_float32():
         assert model.eval()(IMAGES).logits.isfinite().all()
 
 
-def test_another_model_is_refused():
+def test_mismatched_model_raises():
     average = WeightAverage(built("segformer"), STEADY)
     with pytest.raises(ValueError, match="another model"), average.applied(built("segformer")):
         pass

@@ -59,14 +59,14 @@ def assert_same(loss, expected, logits, tolerance=1e-9):
 
 
 @pytest.mark.parametrize(("name", "classes"), EVERY)
-def test_the_gradient_is_the_slope(name, classes):
+def test_gradient_matches_finite_differences(name, classes):
     logits, labels = drawn(2, classes, size=(9, 11))
     loss = term(name, classes)
     assert torch.autograd.gradcheck(lambda logits: loss(logits, labels), logits, atol=1e-6, nondet_tol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "classes"), EVERY)
-def test_where_nothing_counts_there_is_neither_loss_nor_gradient(name, classes):
+def test_loss_and_gradient_are_zero_without_valid_pixels(name, classes):
     logits, labels = drawn(2, classes)
     loss = term(name, classes)
     nothing = torch.full_like(labels, IGNORE)
@@ -94,7 +94,7 @@ def test_sums_and_units_add_up_over_batches(name, classes, seed, ignored):
 
 @pytest.mark.parametrize("classes", [1, 4])
 @pytest.mark.parametrize("name", SEVERAL)
-def test_ignored_pixels_have_no_gradient_and_good_logits_little_loss(name, classes):
+def test_ignored_pixels_have_no_gradient_and_good_logits_low_loss(name, classes):
     _, labels = drawn(2, classes, size=(12, 12))
     target = labels.where(labels != IGNORE, 0)
     sides = one_hot(target, max(classes, 2)).movedim(-1, 1).double() * 2 - 1
@@ -121,7 +121,7 @@ def test_half_precision_logits_give_a_float32_loss(name):
 @pytest.mark.parametrize("classes", [2, 3, 7])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_cross_entropy_is_torchs(classes, label_smoothing, weighted):
+def test_cross_entropy_matches_torch(classes, label_smoothing, weighted):
     logits, labels = drawn(2, classes)
     weights = [0.5 + index for index in range(classes)] if weighted else None
     loss = term("cross_entropy", classes, class_weights=weights, label_smoothing=label_smoothing)(logits, labels)
@@ -135,7 +135,7 @@ def test_cross_entropy_is_torchs(classes, label_smoothing, weighted):
     assert_same(loss, expected, logits)
 
 
-def test_cross_entropy_is_smps_but_for_the_mean():
+def test_cross_entropy_matches_smp_except_for_the_mean():
     """smp's mean is over all pixels, the ignored ones too; so is that of its SoftBCEWithLogitsLoss."""
     logits, labels = drawn(2, 5)
     share = (labels != IGNORE).double().mean()
@@ -149,7 +149,7 @@ def test_cross_entropy_is_smps_but_for_the_mean():
     assert_same(term("binary_cross_entropy", 1, positive_weight=3.0)(logits, labels), theirs / share, logits)
 
 
-def test_one_output_takes_the_weights_of_both_labels():
+def test_single_output_uses_both_class_weights():
     logits, labels = drawn(2, 1)
     both = torch.cat([torch.zeros_like(logits), logits], 1)
     for options in ({"class_weights": [0.3, 2.0]}, {"label_smoothing": 0.2}):
@@ -158,7 +158,7 @@ def test_one_output_takes_the_weights_of_both_labels():
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_focal_is_smps(gamma):
+def test_focal_matches_smp(gamma):
     """With several classes: of the softmax. smp's FocalLoss would take each class as binary by itself."""
     logits, labels = drawn(2, 1)
     theirs = smp.FocalLoss("binary", alpha=0.25, gamma=gamma, ignore_index=IGNORE)(resized(logits, labels), labels)
@@ -169,7 +169,7 @@ def test_focal_is_smps(gamma):
     assert_same(term("focal", 6, gamma=gamma)(logits, labels), theirs, logits)
 
 
-def test_focal_weighs_classes_and_survives_certainty():
+def test_focal_weights_classes_and_is_finite_at_certainty():
     logits, labels = drawn(2, 3)
     alpha = [0.2, 1.0, 3.0]
     counts = labels != IGNORE
@@ -183,7 +183,7 @@ def test_focal_weighs_classes_and_survives_certainty():
 
 
 @pytest.mark.parametrize(("threshold", "share"), [(0.7, 0.1), (0.05, 0.5), (0.2, 0.01), (1.0, 0.1)])
-def test_ohem_is_the_mean_over_an_images_hard_pixels(threshold, share):
+def test_ohem_is_the_mean_over_hard_pixels_per_image(threshold, share):
     logits, labels = drawn(3, 4)
     means = []
     for image, mask in zip(resized(logits, labels), labels, strict=True):
@@ -197,7 +197,7 @@ def test_ohem_is_the_mean_over_an_images_hard_pixels(threshold, share):
 
 
 @pytest.mark.parametrize("width", [1, 3])
-def test_boundary_is_the_cross_entropy_near_other_classes(width):
+def test_boundary_loss_is_cross_entropy_near_class_borders(width):
     logits, labels = drawn(2, 5)
     near = torch.zeros_like(labels, dtype=torch.bool)
     for image, row, column in (labels != IGNORE).nonzero().tolist():
@@ -225,7 +225,7 @@ def present_share(labels, classes):
 
 
 @pytest.mark.parametrize("classes", [1, 3, 7])
-def test_dice_is_smps(classes):
+def test_dice_matches_smp(classes):
     """smp's mean has the classes that an image lacks in its denominator; its smooth is half of ours."""
     logits, labels = drawn(3, classes)
     mode = "binary" if classes == 1 else "multiclass"
@@ -235,7 +235,7 @@ def test_dice_is_smps(classes):
 
 
 @pytest.mark.parametrize("classes", [1, 3, 7])
-def test_tversky_is_smps(classes):
+def test_tversky_matches_smp(classes):
     """As with Dice; smp takes the power of the mean, we (as the paper) the mean of powers."""
     logits, labels = drawn(3, classes)
     mode, gamma = ("binary", 0.75) if classes == 1 else ("multiclass", 1.0)
@@ -246,7 +246,7 @@ def test_tversky_is_smps(classes):
 
 
 @pytest.mark.parametrize("classes", [1, 3, 7])
-def test_lovasz_is_smps(classes):
+def test_lovasz_matches_smp(classes):
     logits, labels = drawn(3, classes, dtype=torch.float32)  # smp's knows no other
     criterion = smp.LovaszLoss("binary" if classes == 1 else "multiclass", per_image=True, ignore_index=IGNORE)
     maps = resized(logits, labels)
@@ -254,7 +254,7 @@ def test_lovasz_is_smps(classes):
     assert_same(term("lovasz", classes)(logits, labels), theirs, logits, 1e-5)
 
 
-def test_smps_losses_of_an_image_that_is_all_ignored():
+def test_fully_ignored_image_matches_smp():
     """Why ours leave such images out: smp's mean counts them (as 0), or is no number at all (Lovász with classes)."""
     logits, labels = drawn(2, 3, dtype=torch.float32)
     labels[0] = IGNORE
@@ -265,7 +265,7 @@ def test_smps_losses_of_an_image_that_is_all_ignored():
 
 
 @pytest.mark.parametrize("name", ["dice", "tversky", "lovasz"])
-def test_classes_that_an_image_lacks_count_if_asked(name):
+def test_absent_classes_are_optional(name):
     logits, labels = drawn(1, 6, ignored=0.0)
     labels.clamp_(max=3)
     some, every = (term(name, 6, classes=classes) for classes in ("present", "all"))
@@ -283,7 +283,7 @@ def test_classes_that_an_image_lacks_count_if_asked(name):
     st.sampled_from([1, 4000, None]),
     st.data(),
 )
-def test_probabilities_of_chosen_classes(classes, grid, size, strip_bytes, data):
+def test_probabilities_of_selected_classes(classes, grid, size, strip_bytes, data):
     logits = torch.randn(1, classes, *grid, dtype=torch.float64, requires_grad=True)
     among = list(range(max(classes, 2)))
     chosen = torch.tensor(data.draw(st.lists(st.sampled_from(among), unique=True, min_size=1)))
@@ -295,7 +295,7 @@ def test_probabilities_of_chosen_classes(classes, grid, size, strip_bytes, data)
 
 
 @pytest.mark.parametrize("name", ["dice", "tversky", "lovasz"])
-def test_region_losses_make_no_more_than_an_images_own_classes(name):
+def test_region_losses_compute_only_present_classes(name):
     logits, labels = drawn(4, 20, (16, 16), (64, 64))
     labels = labels.where(labels == IGNORE, labels % 2)
     with Largest() as largest:
@@ -307,7 +307,7 @@ def test_region_losses_make_no_more_than_an_images_own_classes(name):
 
 
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"class_weights": [1.0, 2.0, 0.5]}])
-def test_a_classifier_learns_by_classes_or_shares(options):
+def test_classifier_loss_with_hard_or_soft_targets(options):
     logits, labels = torch.randn(8, 3, requires_grad=True), torch.randint(0, 3, (8,))
     loss = LossSum.from_recipe({"cross_entropy": options}, "classification", 3, IGNORE)
     weights = torch.tensor(options["class_weights"]) if "class_weights" in options else None
@@ -320,7 +320,7 @@ def test_a_classifier_learns_by_classes_or_shares(options):
     torch.testing.assert_close(loss(logits, one_hot(labels, 3).float()), loss(logits, labels))
 
 
-def test_a_classifier_learns_each_class_by_itself():
+def test_classifier_binary_cross_entropy():
     logits, labels = torch.randn(8, 3, requires_grad=True), torch.randint(0, 3, (8,))
     loss = LossSum.from_recipe({"binary_cross_entropy": None}, "classification", 3, IGNORE)
     shares = one_hot(labels, 3).float()
@@ -331,7 +331,7 @@ def test_a_classifier_learns_each_class_by_itself():
     torch.testing.assert_close(smooth(logits, labels), binary_cross_entropy_with_logits(logits, 0.7 * shares + 0.1))
 
 
-def test_a_classifiers_focal_loss():
+def test_classifier_focal_loss():
     logits, labels = torch.randn(8, 7, requires_grad=True), torch.randint(0, 7, (8,))
     loss = LossSum.from_recipe({"focal": None}, "classification", 7, IGNORE)(logits, labels)
     torch.testing.assert_close(loss, smp_functional.softmax_focal_loss_with_logits(logits, labels))
@@ -340,7 +340,7 @@ def test_a_classifiers_focal_loss():
 # --- the table and the sum ---------------------------------------------------------------------------------------
 
 
-def test_a_recipes_sum_is_weighted():
+def test_recipe_losses_are_summed_with_weights():
     logits, labels = drawn(2, 4)
     both = LossSum.from_recipe({"cross_entropy": None, "dice": {"weight": 0.5}}, "segmentation", 4, IGNORE)
     assert both.names == ("cross_entropy", "dice")
@@ -365,12 +365,12 @@ def test_a_recipes_sum_is_weighted():
         ({"focal": {"alpha": [1, 1]}}, "classification", 3, "one per class, 3"),
     ],
 )
-def test_what_cannot_be_is_said_in_words(losses, task, classes, message):
+def test_invalid_losses_raise(losses, task, classes, message):
     with pytest.raises(RecordError, match=message):
         LossSum.from_recipe(losses, task, classes, IGNORE)
 
 
-def test_class_weights_by_frequency():
+def test_class_weights_from_frequencies():
     counts = [10, 0, 40, 50]
     assert class_weights(None, 4, counts) is None
     assert class_weights((1, 2, 3, 4), 4, None).tolist() == [1, 2, 3, 4]

@@ -118,7 +118,7 @@ def assert_same_run(one: Path, other: Path, processes: int = 1) -> None:
         assert log(one, key) == log(other, key) != [], key
 
 
-def test_killed_and_resumed_is_as_never_stopped(recipe, tmp_path):
+def test_resume_after_kill_is_bit_identical(recipe, tmp_path):
     assert run(recipe, tmp_path / "whole") is RunStatus.finished
     (tmp_path / "killed.py").write_text(KILLED)
     killed = start([str(recipe), str(tmp_path / "parts"), "7"], script=str(tmp_path / "killed.py"))
@@ -130,7 +130,7 @@ def test_killed_and_resumed_is_as_never_stopped(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_with_two_processes(recipe, tmp_path):
+def test_resume_after_kill_with_two_processes(recipe, tmp_path):
     """With BatchNorm, of which each process has running statistics of its own."""
     (tmp_path / "killed.py").write_text(KILLED)
     recipe = write_recipe(tmp_path, overridden(parse(recipe.read_text()), ["model", "norm"], "batch"))
@@ -142,7 +142,7 @@ def test_killed_and_resumed_with_two_processes(recipe, tmp_path):
     assert_same_run(whole, parts, processes=2)
 
 
-def test_ctrl_c_saves_a_whole_step_and_says_how_to_go_on(recipe, tmp_path):
+def test_ctrl_c_saves_a_checkpoint_and_prints_the_resume_command(recipe, tmp_path):
     out = tmp_path / "run"
     long = ["loop.steps=100000", "loop.evaluate_every=100000", "data.workers=1"]
     process = start([str(recipe), *long, "--out", str(out)])
@@ -161,7 +161,7 @@ def test_ctrl_c_saves_a_whole_step_and_says_how_to_go_on(recipe, tmp_path):
     assert read_manifest(checkpoints(out / "checkpoints")[-1]).step == last.step + 1
 
 
-def test_an_evaluation_that_was_due_when_stopped_is_made_up_for(recipe, tmp_path, monkeypatch):
+def test_resume_runs_a_pending_evaluation(recipe, tmp_path, monkeypatch):
     from hf_vit_seg.training.loop import trainer as module
 
     run(recipe, tmp_path / "whole")
@@ -182,7 +182,7 @@ def test_an_evaluation_that_was_due_when_stopped_is_made_up_for(recipe, tmp_path
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_an_evaluation_that_fails_loses_no_step(recipe, tmp_path, monkeypatch):
+def test_failed_evaluation_loses_no_step(recipe, tmp_path, monkeypatch):
     from hf_vit_seg.training.loop import trainer as module
 
     every = "loop.checkpoint_every=null"  # at evaluations
@@ -197,7 +197,7 @@ def test_an_evaluation_that_fails_loses_no_step(recipe, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_longer_run_whose_last_evaluation_failed_saves_its_last_model(recipe, tmp_path, monkeypatch):
+def test_longer_run_after_failed_evaluation_saves_its_last_model(recipe, tmp_path, monkeypatch):
     from hf_vit_seg.training.loop import trainer as module
 
     run(recipe, tmp_path / "whole", "loop.checkpoint_every=null")
@@ -215,7 +215,7 @@ def test_a_longer_run_whose_last_evaluation_failed_saves_its_last_model(recipe, 
     assert read_manifest(checkpoints(tmp_path / "parts" / "checkpoints")[-1]).evaluation_done
 
 
-def test_a_run_without_room_leaves_nothing_in_the_way_of_the_next(recipe, tmp_path, monkeypatch):
+def test_full_disk_does_not_block_the_next_run(recipe, tmp_path, monkeypatch):
     def refuse(self, *arguments, **options):
         raise OSError(28, "No space left on device")
 
@@ -229,7 +229,7 @@ def test_a_run_without_room_leaves_nothing_in_the_way_of_the_next(recipe, tmp_pa
     assert not list((tmp_path / "run").glob(".tmp-*"))
 
 
-def test_a_recipe_without_a_loss_resumes_from_what_is_written(recipe, tmp_path):
+def test_recipe_without_loss_resumes_with_the_saved_default(recipe, tmp_path):
     run(recipe, tmp_path / "run", "loop.steps=1", "loss={}")
     assert run(tmp_path / "run" / "recipe.yaml", tmp_path / "run", "loop.steps=2", resume=True) is RunStatus.finished
 
@@ -238,14 +238,14 @@ def full(*arguments, **options):
     raise OutOfMemory("memory ran out")
 
 
-def test_a_run_may_be_made_longer(recipe, checkpoint):
+def test_run_can_be_extended(recipe, checkpoint):
     out = checkpoint.parent.parent
     assert run(recipe, out, "loop.steps=3", "loop.log_every=1", "loop.keep_checkpoints=1", resume=True)
     assert [path.name for path in checkpoints(out / "checkpoints")] == ["step-000003"]
     assert [step for step, _ in log(out)] == [2, 3]
 
 
-def test_resuming_a_finished_run_leaves_it_as_it_is(recipe, checkpoint):
+def test_resuming_a_finished_run_changes_nothing(recipe, checkpoint):
     out = checkpoint.parent.parent
     before = {path: path.read_bytes() for path in out.rglob("*") if path.suffix in (".safetensors", ".jsonl", ".yaml")}
     report = json.loads((out / "last" / "metrics.json").read_text())
@@ -297,7 +297,7 @@ AFTER_LAST = ("last/README.md", "last/metrics.json", "best/config.json", "plots/
         (True, (*AFTER_LAST, "test/metrics.json"), ()),
     ],
 )
-def test_an_ended_run_gets_what_it_lacks_without_a_step(ended, tmp_path, monkeypatch, completed, missing, left):
+def test_finished_run_is_completed_without_training(ended, tmp_path, monkeypatch, completed, missing, left):
     from hf_vit_seg.training.loop import trainer as module
 
     out = tmp_path / "run"
@@ -312,7 +312,7 @@ def test_an_ended_run_gets_what_it_lacks_without_a_step(ended, tmp_path, monkeyp
     assert content(out) == content(ended)
 
 
-def test_pictures_are_those_of_the_best_model_which_is_not_the_last(ended, tmp_path, capsys):
+def test_sample_images_show_the_best_model(ended, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(ended, out)
     manifest = read_manifest(checkpoints(out / "checkpoints")[-1])
@@ -332,7 +332,7 @@ def test_pictures_are_those_of_the_best_model_which_is_not_the_last(ended, tmp_p
     assert "the best one was that of step 1" in " ".join(printed.err.split())
 
 
-def test_a_folder_beside_the_last_model_s_files_stays(ended, tmp_path):
+def test_user_folder_in_last_model_is_kept(ended, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(ended, out)
     (out / "last" / "evaluation_test").mkdir()
@@ -343,7 +343,7 @@ def test_a_folder_beside_the_last_model_s_files_stays(ended, tmp_path):
     assert (out / "last" / "README.md").read_text() == "mine"
 
 
-def test_a_last_model_of_an_earlier_step_is_replaced(recipe, checkpoint, monkeypatch):
+def test_outdated_last_model_is_replaced(recipe, checkpoint, monkeypatch):
     """Killed between the last checkpoint of a run that was made longer and its last model."""
     from hf_vit_seg.training.loop import trainer as module
 
@@ -377,7 +377,7 @@ train_command(recipe, ["loop.steps=2"], Path(out), False, False)
 """
 
 
-def test_killed_after_its_last_checkpoint(ended, tmp_path):
+def test_resume_after_kill_at_the_last_checkpoint(ended, tmp_path):
     recipe, out = ended.parent / "recipe.yaml", tmp_path / "run"
     (tmp_path / "killed.py").write_text(KILLED_AT_THE_END)
     finish(start([str(recipe), str(out)], script=str(tmp_path / "killed.py")), expected=9)
@@ -388,7 +388,7 @@ def test_killed_after_its_last_checkpoint(ended, tmp_path):
     assert untimed(out / "test" / "metrics.json") == untimed(ended / "test" / "metrics.json")
 
 
-def test_a_run_that_stopped_early_is_not_trained_again(recipe, tmp_path, monkeypatch):
+def test_early_stopped_run_is_not_trained_again(recipe, tmp_path, monkeypatch):
     from hf_vit_seg.training.loop import trainer as module
 
     never = ["loop.evaluate_every=1", "loop.early_stop.patience=1", "loop.early_stop.least=10"]
@@ -401,7 +401,7 @@ def test_a_run_that_stopped_early_is_not_trained_again(recipe, tmp_path, monkeyp
     assert content(tmp_path / "run") == before
 
 
-def test_only_what_exists_is_named(tmp_path, capsys):
+def test_only_existing_outputs_are_listed(tmp_path, capsys):
     directory = RunDirectory(tmp_path)
     (tmp_path / "last").mkdir()
     loaded = load_recipe("nuclei", [])
@@ -423,12 +423,12 @@ def test_only_what_exists_is_named(tmp_path, capsys):
         ("seed=1", r"seed = 0"),
     ],
 )
-def test_a_checkpoint_of_another_recipe_is_refused(recipe, checkpoint, override, named):
+def test_checkpoint_of_another_recipe_raises(recipe, checkpoint, override, named):
     with pytest.raises(CheckpointError, match=named):
         run(recipe, checkpoint.parent.parent, "loop.steps=2", override, resume=True)
 
 
-def test_other_settings_than_the_state_s_may_change(recipe, checkpoint):
+def test_settings_outside_the_training_state_can_change(recipe, checkpoint):
     free = ["loop.log_every=3", "loop.keep_checkpoints=1", "data.workers=1", "evaluation.samples=0", "name=other"]
     assert run(recipe, checkpoint.parent.parent, "loop.steps=2", *free, resume=True) is RunStatus.finished
 
@@ -445,7 +445,7 @@ def test_other_settings_than_the_state_s_may_change(recipe, checkpoint):
         (["evaluation.batch_size=2", "loop.evaluate_every=1"], ""),
     ],
 )
-def test_what_needs_less_memory_may_change(recipe, checkpoint, capsys, overrides, note):
+def test_memory_saving_settings_can_change(recipe, checkpoint, capsys, overrides, note):
     out = checkpoint.parent.parent
     assert run(recipe, out, "loop.steps=3", *overrides, resume=True) is RunStatus.finished
     noted = " ".join(capsys.readouterr().err.split())
@@ -453,7 +453,7 @@ def test_what_needs_less_memory_may_change(recipe, checkpoint, capsys, overrides
     assert note in noted and noted.count("from here on the run is not") == note.count("from here on") * len(overrides)
 
 
-def test_a_best_model_is_not_compared_with_those_that_are_measured_otherwise(recipe, checkpoint):
+def test_best_model_is_reset_when_evaluation_changes(recipe, checkpoint):
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"best_tracker": {"best": 2.0, "best_step": 1}}))
     shutil.copytree(checkpoint.parent.parent, checkpoint.parent.parent.with_name("other"))
@@ -465,7 +465,7 @@ def test_a_best_model_is_not_compared_with_those_that_are_measured_otherwise(rec
         assert (read_manifest(checkpoints(out / "checkpoints")[-1]).best_tracker.best_step == 3) == bool(overrides)
 
 
-def test_a_longer_run_has_the_rates_of_its_own_schedule(recipe, checkpoint, tmp_path):
+def test_extended_run_uses_its_new_schedule(recipe, checkpoint, tmp_path):
     every = "loop.log_every=1"
     run(recipe, checkpoint.parent.parent, "loop.steps=4", every, resume=True)
     run(recipe, tmp_path / "whole", "loop.steps=4", every)
@@ -473,7 +473,7 @@ def test_a_longer_run_has_the_rates_of_its_own_schedule(recipe, checkpoint, tmp_
 
 
 @pytest.mark.parametrize(("change", "found"), [("add", "there are 11"), ("rename", "other names")])
-def test_a_checkpoint_of_other_data_is_refused(tmp_path, change, found):
+def test_checkpoint_of_other_data_raises(tmp_path, change, found):
     data = write_data(tmp_path / "data")
     recipe = write_recipe(tmp_path, settings(data))
     run(recipe, tmp_path / "run", "loop.steps=1")
@@ -486,14 +486,14 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path, change, found):
         run(recipe, tmp_path / "run", "loop.steps=2", resume=True)
 
 
-def test_a_checkpoint_of_other_processes_is_refused(recipe, checkpoint):
+def test_checkpoint_of_another_process_count_raises(recipe, checkpoint):
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"processes": 4}))
     with pytest.raises(CheckpointError, match=r"written by 4 processes and this run has 1"):
         run(recipe, checkpoint.parent.parent, "loop.steps=2", resume=True)
 
 
-def test_what_is_half_written_is_no_checkpoint(recipe, checkpoint):
+def test_partial_checkpoint_is_not_used(recipe, checkpoint):
     half = checkpoint.with_name("step-000099")
     half.mkdir()
     left = checkpoint.with_name(".tmp-step-000003")
@@ -514,7 +514,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("name", ["optimizer.bin", "scheduler.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"])
-def test_a_checkpoint_s_pickles_run_no_code(recipe, checkpoint, tmp_path, name):
+def test_checkpoint_pickles_execute_no_code(recipe, checkpoint, tmp_path, name):
     evil = {"state": Evil(tmp_path / "was_here")}
     if name == "random_states_0.pkl":
         with (checkpoint / name).open("wb") as file:
@@ -526,5 +526,5 @@ def test_a_checkpoint_s_pickles_run_no_code(recipe, checkpoint, tmp_path, name):
     assert not (tmp_path / "was_here").exists()
 
 
-def test_nothing_to_resume_is_a_new_run(recipe, tmp_path):
+def test_resume_without_checkpoint_starts_a_new_run(recipe, tmp_path):
     assert run(recipe, tmp_path / "run", "loop.steps=1", resume=True) is RunStatus.finished
