@@ -1,4 +1,4 @@
-"""The SegFormer of mmsegmentation, written out with torch's own functions: the real one needs stubs to be imported."""
+"""SegFormer of mmsegmentation, reimplemented with torch functions: importing the original requires stubs."""
 
 import torch
 from conversion_references import CLASSES, SIZES, drawn
@@ -46,7 +46,7 @@ def batch_norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def mmseg_state() -> dict[str, Tensor]:
-    """A random state of mmsegmentation's SegFormer."""
+    """A random state dict of mmsegmentation's SegFormer."""
     generator = torch.Generator().manual_seed(2)
     return {
         name: drawn(name, torch.empty(shape, dtype=torch.int64 if "tracked" in name else None), generator)
@@ -55,7 +55,7 @@ def mmseg_state() -> dict[str, Tensor]:
 
 
 class MMSeg:
-    """mmsegmentation's SegFormer in float64, written with torch's functions over its own names."""
+    """mmsegmentation's SegFormer in float64, computed with torch functions from its state dict."""
 
     def __init__(self, state: dict[str, Tensor]):
         self.state = {name: t.double() for name, t in state.items()}

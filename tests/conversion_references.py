@@ -1,4 +1,4 @@
-"""Small reference models for the conversion tests, every parameter and buffer drawn at random, and how to compare."""
+"""Small reference models for the conversion tests, with all parameters and buffers random, and comparisons."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ IMAGE = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1), dt
 
 
 def drawn(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    """A random value for a parameter or buffer, such that nothing is 0, 1 or tiny."""
+    """A random value for a parameter or buffer, none of them 0, 1 or tiny."""
     if not like.is_floating_point():
         return torch.randint(1, 1000, like.shape, generator=generator)
     noise = torch.randn(like.shape, generator=generator)
@@ -59,7 +59,7 @@ def smp_model() -> nn.Module:
 
 
 def smp_quarter_logits(model: smp.Segformer, image: Tensor) -> Tensor:
-    """Its logits before they are enlarged."""
+    """Its logits before upsampling."""
     return model.segmentation_head[0](model.decoder(model.encoder(image)))
 
 
@@ -68,7 +68,7 @@ def nvlabs_state() -> dict[str, Tensor]:
 
 
 def loaded(auto: Any, folder: Path) -> Any:
-    """A converted model in float64; nothing may be missing or left over."""
+    """A converted model in float64, without missing or unexpected keys."""
     model, info = auto.from_pretrained(folder, dtype=torch.float64, output_loading_info=True)
     assert not any(info[part] for part in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
@@ -91,7 +91,7 @@ def assert_equal_states(found: dict[str, Tensor], expected: dict[str, Tensor]) -
 
 
 def assert_refused(folder: Path, sentence: str, source_file: Path, out: str = "out", **options: Any) -> None:
-    """The sentence is said, in one line, and the folder is as it was."""
+    """Check that the error is one line with the sentence, and that the folder is unchanged."""
     before = sorted(folder.rglob("*"))
     with pytest.raises(ConversionError) as error:
         convert(source_file, folder / out, **options)

@@ -1,4 +1,4 @@
-"""Segmenter as its paper (arXiv 2105.05633) and its released state dict describe it, on a plain state dict."""
+"""Segmenter according to its paper (arXiv 2105.05633) and released state dict, computed from a plain state dict."""
 
 import torch
 from conversion_references import drawn
@@ -57,7 +57,7 @@ def segmenter_state(*, mask: bool, distilled: bool = False) -> dict[str, Tensor]
 
 
 class Segmenter:
-    """The forward pass, in double precision."""
+    """The forward pass in double precision."""
 
     def __init__(self, state: dict[str, Tensor]):
         self.state = {name: tensor.double() for name, tensor in state.items()}
@@ -98,7 +98,7 @@ class Segmenter:
 
     @torch.no_grad()
     def logits(self, image: Tensor) -> Tensor:
-        """(B, K, h, w), before they are enlarged."""
+        """(B, K, h, w), before upsampling."""
         patches, grid = self.encode(image)
         if "decoder.head.weight" in self.state:
             return self.dense("decoder.head", patches).transpose(1, 2).unflatten(2, grid)

@@ -1,4 +1,4 @@
-"""Bad input: one sentence that names the trouble, and nothing written."""
+"""Invalid input raises a one-sentence error that names the cause, and writes nothing."""
 
 import io
 import json
@@ -23,7 +23,7 @@ Maker = Callable[[Path], Any]
 
 
 class Evil:
-    """Unpickling it would leave a file beside the checkpoint."""
+    """Unpickling it would create a file next to the checkpoint."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -205,7 +205,7 @@ def test_invalid_shards_raise(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_corrupted_bytes_raise(tmp_path: Path) -> None:
-    """Whatever byte is wrong, there is a sentence or a checkpoint, never another exception."""
+    """Any corrupted byte gives a ConversionError or a checkpoint, never another exception."""
     small = {"patch_embed1.proj.weight": torch.zeros(2, 3, 7, 7), "head.weight": torch.zeros(4, 2)}
     torch.save(small, tmp_path / "zip")
     torch.save(small, tmp_path / "old", _use_new_zipfile_serialization=False)

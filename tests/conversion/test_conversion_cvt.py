@@ -1,4 +1,4 @@
-"""Both CvT sources give their reference's numbers in float64, and go back bit for bit."""
+"""Both CvT sources match their references in float64 and round-trip losslessly."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 
 ORACLE = ORACLES / "microsoft_cvt"
 ORACLE_FILE = ORACLE / "CvT-tiny-64x96.pth"
-HEADS = {"num_attention_heads": [1, 2, 3]}  # 16 channels each, where the published sizes have 64
+HEADS = {"num_attention_heads": [1, 2, 3]}  # 16 channels each; the published variants have 64
 
 
 def oracle() -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def oracle_state() -> dict[str, Tensor]:
 
 
 def cvt_of_transformers(head: str, **settings: Any) -> transformers.PreTrainedModel:
-    """A small Cvt of transformers; fewer layers than this make it raise IndexError."""
+    """A small Cvt of transformers; with fewer layers it raises IndexError."""
     sizes: dict[str, Any] = {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 3]}
     config = transformers.CvtConfig(**{**sizes, "num_labels": CLASSES, **settings})
     return randomised(getattr(transformers, head)(config))  # type: ignore[return-value]
@@ -58,7 +58,7 @@ def test_microsoft_parity(tmp_path: Path) -> None:
     ],
 )
 def test_every_source_option_changes_the_output(tmp_path: Path, override: dict[str, Any]) -> None:
-    """The tolerance is fine enough to tell one choice from another, so parity proves each of them."""
+    """The tolerance distinguishes the options, so parity verifies each of them."""
     image, expected = oracle()
     convert(ORACLE_FILE, tmp_path / "out", overrides=HEADS | override)
     model = loaded(AutoModelForImageClassification, tmp_path / "out")
@@ -129,7 +129,7 @@ def test_export_to_transformers_reports_the_activation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("edge", [96, 384])
 def test_transformers_image_processor_is_kept(tmp_path: Path, edge: int) -> None:
-    """224 is resized to 256 and cropped, 384 squashed: ConvNextImageProcessor says so by one number."""
+    """224 is resized to 256 and cropped, 384 is resized directly: ConvNextImageProcessor encodes this in one number."""
     reference = cvt_of_transformers("CvtForImageClassification")
     reference.save_pretrained(tmp_path / "there")
     theirs = transformers.ConvNextImageProcessor(size={"shortest_edge": edge}, image_mean=[0.4] * 3)

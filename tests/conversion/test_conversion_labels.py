@@ -1,4 +1,4 @@
-"""Labels: which set a converted model gets, and where the report says it came from."""
+"""Labels: the label set of a converted model, and its origin in the report."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where results are written: all or nothing, and never over what is not to be lost."""
+"""Output is written completely or not at all, and replaces no existing files."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ def test_existing_output_raises(tmp_path: Path) -> None:
 
 
 def test_output_containing_the_input_raises(tmp_path: Path) -> None:
-    """Replacing the folder that the checkpoint lies in would delete the checkpoint."""
+    """Replacing the folder of the checkpoint would delete the checkpoint."""
     (tmp_path / "in").mkdir()
     file = Path(shutil.copy(ORACLE_FILE, tmp_path / "in" / "model.pth"))
     assert_refused(tmp_path, "which would be replaced", file, "in", force=True)

@@ -1,4 +1,4 @@
-"""The registry and the report: sources come from the installed architectures, a broken one does no harm."""
+"""The registry and the report: sources come from the installed architectures, and a broken one is skipped."""
 
 import dataclasses
 import io

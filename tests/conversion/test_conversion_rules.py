@@ -1,4 +1,4 @@
-"""Name templates, layouts and rules: all can be undone, nothing is lost or written twice."""
+"""Name templates, layouts and rules are invertible, and no tensor is lost or written twice."""
 
 import math
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ LAYOUTS: list[tuple[Layout, list[Sequence[int]]]] = [
 
 
 def counted(shapes: list[Sequence[int]]) -> tuple[Tensor, ...]:
-    """Tensors of which no two elements are equal."""
+    """Tensors with distinct elements."""
     starts = torch.tensor([0, *[math.prod(shape) for shape in shapes]]).cumsum(0).tolist()
     return tuple(torch.arange(a, b).reshape(tuple(s)) for a, b, s in zip(starts, starts[1:], shapes, strict=False))
 
@@ -227,7 +227,7 @@ TABLES = [
 
 @pytest.mark.parametrize(("source", "number", "rules"), TABLES, ids=[f"{t[0]}-{t[1]}" for t in TABLES])
 def test_duplicate_rules_raise(source: str, number: int, rules: tuple[Rule, ...]) -> None:
-    """Every name that a rule of a shipped table can write, with small numbers, is read by that rule alone."""
+    """Every name that a rule of a shipped table writes (with small numbers) is read by that rule only."""
     for table in (rules, inverted(rules)):
         for rule in table:
             for template in rule.source_templates:
@@ -237,7 +237,7 @@ def test_duplicate_rules_raise(source: str, number: int, rules: tuple[Rule, ...]
 
 
 def examples(placeholders: Sequence, template) -> list[str]:
-    """Names of a template: the words in turn, the numbers 1 to 3."""
+    """Names generated from a template: each alternative, and the numbers 1 to 3."""
     found = []
     for turn in range(5):
         values = {p.name: p.words.split("|")[turn % (p.words.count("|") + 1)] if p.words else 1 + turn % 3

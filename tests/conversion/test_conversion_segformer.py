@@ -1,4 +1,4 @@
-"""Every SegFormer source gives its reference's numbers in float64, and goes back bit for bit."""
+"""Every SegFormer source matches its reference in float64 and round-trips losslessly."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def test_nvlabs_parity(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["layer_norm_eps", "patch_norm_eps", "reduction_norm_eps", "decoder_norm_eps"])
 def test_every_epsilon_changes_the_output(tmp_path: Path, field: str) -> None:
-    """The tolerance is fine enough to tell one epsilon from another, so parity proves each of them."""
+    """The tolerance distinguishes the epsilons, so parity verifies each of them."""
     arrays = np.load(ORACLE / "io.npz")
     convert(ORACLE_FILE, tmp_path / "out", overrides={field: 3e-6})
     model, image = loaded(AutoSegmenter, tmp_path / "out"), torch.from_numpy(arrays["input"]).double()
@@ -104,7 +104,7 @@ def test_nvlabs_classifier(tmp_path: Path) -> None:
 
 
 def test_classifier_initializes_segmentation_model(tmp_path: Path) -> None:
-    """The usual way to fine-tune: ImageNet's encoder under a fresh decode head."""
+    """The usual fine-tuning setup: an ImageNet encoder and a new decode head."""
     convert(imagenet_file(tmp_path), tmp_path / "out")
     segmentor, info = AutoSegmenter.from_pretrained(tmp_path / "out", num_labels=3, output_loading_info=True)
     assert all(name.startswith("decode_head.") for name in info["missing_keys"])
@@ -152,7 +152,7 @@ def test_mmseg_encoder(tmp_path: Path, prefix: str) -> None:
 
 
 def test_export_to_another_format(tmp_path: Path) -> None:
-    """A checkpoint of the authors in transformers and smp: equal where the numbers in their code allow it."""
+    """Export a checkpoint of the authors to transformers and smp; outputs match where their constants agree."""
     convert(ORACLE_FILE, tmp_path / "ours")
     report = export(tmp_path / "ours", tmp_path / "theirs", to="transformers")
     assert any("layer_norm_eps 1e-06 (there 1e-05)" in note for note in report.notes)
@@ -178,7 +178,7 @@ def test_half_precision_is_kept(tmp_path: Path) -> None:
 
 
 def test_shared_tensors(tmp_path: Path) -> None:
-    """Parameters, views of one fused tensor, and one tensor under two names are stored like any others."""
+    """Parameters, views of a fused tensor, and a tensor under two names are stored like any others."""
     state = nvlabs_state()
     fused = torch.cat([state["backbone.norm1.weight"], state["backbone.norm1.bias"]])
     state["backbone.norm1.weight"], state["backbone.norm1.bias"] = fused.chunk(2)
@@ -195,7 +195,7 @@ def test_shared_tensors(tmp_path: Path) -> None:
 
 @pytest.mark.shared
 def test_real_weights(tmp_path: Path, shared: Path) -> None:
-    """SegFormer-B0 on ADE20K out of both formats: equal weights, other epsilons, nearly equal logits."""
+    """SegFormer-B0 on ADE20K from both formats: equal weights, other epsilons, nearly equal logits."""
     folder = shared / "data" / "segformer_b0_ade"
     (pth,) = (folder / "nvlabs").glob("*.pth")
     by_authors = convert(pth, tmp_path / "nvlabs")

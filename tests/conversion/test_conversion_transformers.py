@@ -1,4 +1,4 @@
-"""Segformer of transformers, in every spelling on disk: the same numbers in float64, and back bit for bit."""
+"""Segformer of transformers in all name spellings matches in float64 and round-trips losslessly."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ SPELLINGS = ("save_pretrained", "pytorch_model.bin", "memory.bin", "memory.safet
 
 
 def written(model: transformers.PreTrainedModel, spelling: str, folder: Path) -> Path:
-    """A model of transformers on disk, under the names of either generation; returns what to convert."""
+    """Save a transformers model with the names of either generation; return the path to convert."""
     if spelling == "sharded":
         model.save_pretrained(folder, max_shard_size="100KB")
         assert (folder / "model.safetensors.index.json").exists()

@@ -1,4 +1,4 @@
-"""torchvision and jeonsworld: equal numbers in float64, and back bit for bit; every ViT source refuses the others."""
+"""torchvision and jeonsworld match in float64 and round-trip losslessly; every ViT source rejects the others."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_torchvision(tmp_path: Path, options: dict[str, Any], spelled: Callable)
 
 
 def test_torchvision_encoder_and_positions(tmp_path: Path) -> None:
-    """Without a head, at another size: torchvision's own resize of positions."""
+    """Without a head, at another size, with torchvision's interpolation of positions."""
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     model = torchvision_model()
@@ -153,7 +153,7 @@ CROSSINGS = [
 
 @pytest.mark.parametrize(("to", "note"), CROSSINGS)
 def test_export_to_another_format(tmp_path: Path, to: str, note: str) -> None:
-    """One model in every format, its numerics told, its numbers equal when it comes back."""
+    """Export one model to every format; numerics are reported, and outputs match after the round trip."""
     convert(JEONSWORLD, tmp_path / "ours", overrides=THREE_HEADS)
     report = export(tmp_path / "ours", tmp_path / "theirs", to=to)
     assert note in " ".join(report.notes)

@@ -1,4 +1,4 @@
-"""Google's .npz files by the flax oracles: the same numbers in float64 in every spelling, and back bit for bit."""
+"""Google's .npz files match the flax oracles in float64 in every spelling and round-trip losslessly."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +40,7 @@ def difference(folder: Path, oracle: str) -> float:
 
 
 def linen(arrays: Arrays) -> Arrays:
-    """The names and shapes of today's flax."""
+    """The names and shapes of current flax."""
 
     def renamed(name: str) -> str:
         for old, new in (("Attention_1", "Attention_0"), ("LayerNorm_2", "LayerNorm_1"), ("MlpBlock_3", "MlpBlock_0")):
@@ -89,7 +89,7 @@ SPELLINGS: dict[str, Callable[[Arrays], Arrays]] = {
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("oracle", FILES)
 def test_name_spellings(tmp_path: Path, oracle: str, spelling: str) -> None:
-    """Whatever the names are, the weights are equal; the published names are written."""
+    """All spellings give equal weights; export writes the published names."""
     arrays = arrays_of(oracle)
     convert(saved(SPELLINGS[spelling](arrays), tmp_path / "other.npz"), tmp_path / "out")
     export(tmp_path / "out", tmp_path / "back.npz", to="google")
@@ -127,7 +127,7 @@ def test_config_fields(tmp_path: Path) -> None:
 
 
 def zoomed(grid: np.ndarray, side: int) -> np.ndarray:
-    """What the reference does to positions (h, w, D): scipy.ndimage.zoom of first order, between the corners."""
+    """Position resizing of the reference (h, w, D): scipy.ndimage.zoom of order 1 with aligned corners."""
     for axis in (0, 1):
         places, known = np.linspace(0, grid.shape[axis] - 1, side), np.arange(grid.shape[axis])
         grid = np.apply_along_axis(lambda line, at, of: np.interp(at, of, line), axis, grid, places, known)

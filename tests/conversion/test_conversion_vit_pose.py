@@ -1,4 +1,4 @@
-"""ViTPose, classic and simple, by the oracles of the authors' code: equal numbers in float64, back bit for bit."""
+"""ViTPose, classic and simple: match the oracles of the authors' code in float64 and round-trip losslessly."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def test_config_fields(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("positions", [192, 432])
 def test_published_image_sizes(tmp_path: Path, positions: int) -> None:
-    """256x192 and 384x288, seen from nothing but the number of positions."""
+    """256x192 and 384x288, inferred from the number of positions."""
     state = {**state_of("simple"), "backbone.pos_embed": torch.randn(1, 1 + positions, 48)}
     torch.save({"state_dict": state}, tmp_path / "vitpose.pth")
     convert(tmp_path / "vitpose.pth", tmp_path / "out")
@@ -64,7 +64,7 @@ def test_published_image_sizes(tmp_path: Path, positions: int) -> None:
 
 
 def test_multi_dataset_checkpoints(tmp_path: Path) -> None:
-    """A class token that is not used, and further heads, are dropped by name."""
+    """An unused class token and additional heads are dropped by name."""
     state = state_of("classic")
     others = {"backbone.cls_token": torch.randn(1, 1, 48)}
     others |= {k.replace("keypoint_head", "associate_keypoint_heads.2"): v for k, v in state.items() if "_head" in k}

@@ -1,4 +1,4 @@
-"""Segmenter, linear and mask transformer: the paper's numbers in float64, and back bit for bit."""
+"""Segmenter, linear and mask transformer: match the paper's model in float64 and round-trip losslessly."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""timm's models, live, and the files of DeiT, MAE, DINO and DINOv2: equal numbers in float64, and back bit for bit."""
+"""timm's models, run live, and files of DeiT, MAE, DINO and DINOv2: match in float64 and round-trip losslessly."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +73,7 @@ def saved(state: dict[str, Tensor], path: Path, wrapper: str | None = None) -> P
 def test_parity_and_round_trip(tmp_path: Path, case: str) -> None:
     model = MODELS[case]()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    # Only square grids can be told from a number of positions.
+    # Only square grids can be inferred from the number of positions.
     options: dict[str, Any] = {"overrides": {"image_size": [32, 64]}} if case == "patches of 8x16" else {}
     report = convert(saved(state, tmp_path / "timm.pth"), tmp_path / "out", **options)
     assert report.source.startswith("vit/timm")
@@ -102,7 +102,7 @@ def block_names(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_mae(tmp_path: Path) -> None:
-    """MAE's own file: the encoder under `model`, with the decoder of its training beside."""
+    """MAE's own file: the encoder under `model`, together with the decoder for pretraining."""
     model = vit(num_classes=0)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pairs = ("embed", "norm", "pred")
@@ -121,7 +121,7 @@ def test_mae(tmp_path: Path) -> None:
 
 
 def test_facebook_dinov2(tmp_path: Path) -> None:
-    """Its registers have no positions and its class token has one; timm keeps the two added up."""
+    """Its registers have no positions and its class token has one; timm stores their sum."""
     model = vit(num_classes=0, init_values=1e-5, reg_tokens=4, no_embed_class=True)
     timms = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     place = torch.randn(1, 1, 128)
@@ -138,7 +138,7 @@ def test_facebook_dinov2(tmp_path: Path) -> None:
 
 
 def test_facebook_deit_3(tmp_path: Path) -> None:
-    """Its files call the scales gamma_1 and gamma_2."""
+    """Its files name the scales gamma_1 and gamma_2."""
     state = vit(init_values=1e-5, no_embed_class=True).state_dict()
     spelled = {k.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2"): v for k, v in state.items()}
     assert spelled.keys() != state.keys()
@@ -149,7 +149,7 @@ def test_facebook_deit_3(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "variant"),
-    # With the exact GELU, timm's ViT-Ti is the same function as DeiT-Ti.
+    # With exact GELU, timm's ViT-Ti is the same function as DeiT-Ti.
     [
         ("vit_tiny_patch16_224", "deit-ti-16"),
         ("vit_tiny_r_s16_p8_224", "r-ti-16"),

@@ -1,4 +1,4 @@
-"""ViT, DeiT and ViTHybrid of transformers, in every spelling: equal numbers in float64, and back bit for bit."""
+"""ViT, DeiT and ViTHybrid of transformers, in every spelling: match in float64 and round-trip losslessly."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def output_of(model: Any) -> Tensor:
 
 
 def written(model: Any, spelling: str, folder: Path) -> Path:
-    """A directory under the names on disk, or those in memory, beside its config."""
+    """A directory with the names on disk or in memory, and its config."""
     model.save_pretrained(folder)
     if spelling == "memory":
         save_file(dict(model.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
@@ -77,7 +77,7 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
     convert(written(model, "save_pretrained", tmp_path / "there"), tmp_path / "out")
     assert export(tmp_path / "out", tmp_path / "back", to="transformers").notes == ()
     expected = load_file(tmp_path / "there" / "model.safetensors")
-    pooler = {k for k in expected if k.startswith("pooler.")}  # no part of the encoder here
+    pooler = {k for k in expected if k.startswith("pooler.")}  # not part of the encoder
     found = load_file(tmp_path / "back" / "model.safetensors")
     assert_equal_states(found, {k: v for k, v in expected.items() if k not in pooler})
     again, info = type(model).from_pretrained(tmp_path / "back", dtype=torch.float64, output_loading_info=True)
@@ -122,7 +122,7 @@ def test_positions_at_other_image_sizes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["ViTForMaskedImageModeling", "ViTMAEForPreTraining"])
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_masked_autoencoder_encoder(tmp_path: Path, name: str, spelling: str) -> None:
-    """The encoder alone is kept; the decoder and the mask token are dropped by name."""
+    """Only the encoder is kept; the decoder and the mask token are dropped by name."""
     small: dict[str, Any] = {
         "decoder_hidden_size": 32,
         "decoder_num_hidden_layers": 1,
@@ -157,7 +157,7 @@ HYBRID_NAMES = (
 
 
 def as_vit_hybrid(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's tensors under the names that transformers 4 has for vit-hybrid."""
+    """timm's tensors with the names of vit-hybrid in transformers 4."""
     renamed = {}
     for name, tensor in state.items():
         for old, new in HYBRID_NAMES:
@@ -184,7 +184,7 @@ def timm_hybrid() -> nn.Module:
 
 
 def hybrid_directory(folder: Path, state: dict[str, Tensor]) -> Path:
-    """What google/vit-hybrid-base-bit-384 looks like, in small."""
+    """The structure of google/vit-hybrid-base-bit-384, downscaled."""
     folder.mkdir()
     torch.save(state, folder / "pytorch_model.bin")
     bit = {"model_type": "bit", "depths": [1, 2], "global_padding": "same", "layer_type": "bottleneck"}
@@ -194,7 +194,7 @@ def hybrid_directory(folder: Path, state: dict[str, Tensor]) -> Path:
 
 
 def test_hybrid(tmp_path: Path) -> None:
-    """timm's hybrid at the epsilon of transformers is the reference: version 5 has the class no more."""
+    """timm's hybrid at transformers' epsilon is the reference, because version 5 has removed the class."""
     model = timm_hybrid()
     state = as_vit_hybrid(model.state_dict())
     report = convert(hybrid_directory(tmp_path / "there", state), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Broken and strange files: each is refused by name with one class of error, and the others are processed."""
+"""Broken and unusual files raise one class of error with their name, and the other files are processed."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def model(tmp_path_factory) -> Path:
 
 
 def failures(output: str) -> list[str]:
-    """The files that `predict` names as failed."""
+    """The files that `predict` reports as failed."""
     return re.findall(r"failed (\S+?): ", " ".join(output.split()))
 
 
@@ -111,7 +111,7 @@ def recipe(folder: Path) -> Recipe:
 
 
 def write_sample(folder: Path, stem: str, image: str | None = None, mask: str | None = None) -> None:
-    """An image of 16x16 pixels and its mask; `image` or `mask` is the bad file that takes its place."""
+    """An image of 16x16 pixels and its mask; `image` or `mask` names a bad file to use instead."""
     for part, bad in (("images", image), ("masks", mask)):
         path = folder / part / f"{stem}{Path(bad or '.png').suffix if bad else '.png'}"
         if bad is not None:
@@ -124,7 +124,7 @@ def write_sample(folder: Path, stem: str, image: str | None = None, mask: str | 
 
 @pytest.fixture
 def bad_samples(tmp_path) -> list[Path]:
-    """Bad images with good masks, bad masks with good images, and one good sample: the bad files."""
+    """Bad images with good masks, bad masks with good images, and one good sample; returns the bad files."""
     write_sample(tmp_path, "good")
     bad = []
     for name in IMAGES:
@@ -145,14 +145,14 @@ def test_check_data_and_train_report_the_bad_file(bad_samples, tmp_path, monkeyp
     assert len(problems) == len(bad_samples)
     for path in bad_samples:
         assert len([text for text in problems if f"{path}: " in text]) == 1, path
-    first = min(bad_samples, key=lambda path: path.stem)  # samples are in the order of their stems
+    first = min(bad_samples, key=lambda path: path.stem)  # samples are sorted by stem
     trained = CliRunner().invoke(app, ["train", "recipe.yaml", "output=run"])
     assert trained.exit_code == 2
     assert f"{first}: " in " ".join(trained.output.split())
 
 
 def test_errors_are_not_cached(tmp_path, monkeypatch):
-    """They may pass without a change of the file, as a lack of permission does."""
+    """Errors can disappear without a change of the file, such as missing permissions."""
     write_sample(tmp_path, "good")
     denied, opened = tmp_path / "images" / "good.png", Path.open
 
@@ -251,12 +251,12 @@ VALID = {
     "NPY in Fortran order": npy(np.zeros((9, 8), ">f4", order="F")),
 }
 CHANGES = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4)
-SMALL = 10_000  # pixels: a changed header must not ask for hours
+SMALL = 10_000  # pixels: a changed header must not request hours of work
 
 
 @contextmanager
 def refusals_named(file: Path | ImageBytes) -> Iterator[None]:
-    """Let a file be refused by the one class of error, with its name."""
+    """Check that a file raises ImageFileError with its name."""
     refused = None
     try:
         yield

@@ -1,4 +1,4 @@
-"""Batches, the numbers they are normalized by, and pictures of their images."""
+"""Batches, normalization statistics, and display of images."""
 
 import pickle
 
@@ -116,7 +116,7 @@ def test_mixed_targets_equal_pixel_fractions(name):
     batch = mixing([{name: {"probability": 1}}])(samples(pixels, [4, 2]))
     labels = batch["labels"]
     assert labels.dtype == torch.float32 and torch.allclose(labels.sum(dim=1), torch.ones(2))
-    shown = batch["pixel_values"].mean(dim=(1, 2, 3))  # the share of the image of class 4
+    shown = batch["pixel_values"].mean(dim=(1, 2, 3))  # the fraction of the image of class 4
     assert torch.allclose(labels[:, 4], shown, atol=1e-5) and torch.allclose(labels[:, 2], 1 - shown, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The label map: raw values to classes, once."""
+"""The mapping from raw values to classes."""
 
 import pickle
 
@@ -49,7 +49,7 @@ def test_values_can_be_merged_and_ignored():
 
 @st.composite
 def maps(draw):
-    """Disjoint raw values of classes and of what is ignored, and others."""
+    """Disjoint raw values of classes, ignored values, and others."""
     colored = draw(st.booleans())
     one = st.tuples(*[st.integers(0, 255)] * 3) if colored else st.integers(-300, 2 ** draw(st.integers(2, 20)))
     raws = draw(st.lists(one.filter(lambda raw: raw != UNCOUNTED), unique=True, min_size=3, max_size=12))
@@ -98,7 +98,7 @@ def test_ignore_index_is_never_a_class():
 def test_255_can_be_a_class():
     classes = ["background", {"name": "nucleus", "values": [255]}]
     assert table(classes).apply(numbers(0, 255)).tolist() == [[0, 1]]
-    assert table(classes, ignore=[255]) == table(classes)  # as a resolved recipe says it
+    assert table(classes, ignore=[255]) == table(classes)  # as in a resolved recipe
 
 
 def test_unknown_values_are_reported_with_pixel_counts():

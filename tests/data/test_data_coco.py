@@ -1,4 +1,4 @@
-"""COCO's annotations as masks and as people."""
+"""COCO annotations as masks and as people."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Splits of a recipe: with their classes for measuring, with their transforms for training."""
+"""Splits of a recipe: with their classes for evaluation, and with their transforms for training."""
 
 import pickle
 from pathlib import Path
@@ -29,7 +29,7 @@ def recipe(task: str = "segmentation", seed: int = 0, **data) -> Recipe:
 
 
 def pairs(root: Path, count: int = COUNT, size: tuple[int, int] = (20, 24)) -> dict:
-    """Images (height, width) whose pixels are their number, with masks of 0, 1, 11 (to be ignored)."""
+    """Images (height, width) with their index as pixel value, and masks of 0, 1, and 11 (ignored)."""
     for number in range(count):
         for folder, name in (("images", f"{number:02}.png"), ("masks", f"{number:02}.png")):
             (root / folder).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Sources that the library `datasets` reads: saved ones, parquet, image folders and ids of the Hub."""
+"""Sources that are read with the library `datasets`: saved ones, parquet, image folders and Hub ids."""
 
 import datasets
 import numpy as np
@@ -199,7 +199,7 @@ def test_hub_id_and_revision_are_passed_to_datasets(monkeypatch):
 
 
 def test_hub_datasets_are_downloaded_at_a_pinned_revision(hub, tmp_path, monkeypatch):
-    """By the library itself, from the tests' Hub."""
+    """With the library itself, from the test Hub."""
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
     HfApi().create_repo("owner/scenes", repo_type="dataset")
     revisions = []

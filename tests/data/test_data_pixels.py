@@ -1,4 +1,4 @@
-"""Images and masks of every format, depth and number of bands as tensors."""
+"""Images and masks of every format, bit depth and channel count as tensors."""
 
 import io
 from itertools import product
@@ -175,7 +175,7 @@ def test_array_files_are_read_into_memory(tmp_path):
     np.save(tmp_path / "a.npy", array := noise(5, 8, 9))
     pixels = read_pixels(tmp_path / "a.npy", 5)
     (tmp_path / "a.npy").unlink()
-    pixels += 0  # not a map of the file, which could not be written to
+    pixels += 0  # not a read-only memory map
     assert np.array_equal(pixels.numpy(), array)
 
 

@@ -1,4 +1,4 @@
-"""Sources whose samples are files: folders, lists, class folders; and the table of them all."""
+"""Sources of files: folders, lists, class folders; and the table of all sources."""
 
 import pickle
 from pathlib import Path
@@ -29,7 +29,7 @@ def folders(root: Path, images: str = "images", masks: str = "masks", task: str 
 
 
 def check(source, pairs: list[tuple[str, int, int]]) -> None:
-    """The source's samples are these: name, value of the image, value of the mask (or the class)."""
+    """Check the samples of a source: name, image value, mask value (or class)."""
     found = []
     for index in range(len(source)):
         sample = source.read(index)

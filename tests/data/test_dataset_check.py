@@ -1,4 +1,4 @@
-"""The look at every file before training, and `hf-vit-seg check-data`."""
+"""The check of all files before training, and `hf-vit-seg check-data`."""
 
 import json
 import os
@@ -25,7 +25,7 @@ CLASSES = ["sky", "road", "car"]
 
 
 def write_pair(folder: Path, name: str, mask: np.ndarray, image: np.ndarray | None = None) -> None:
-    """A PNG and its mask; without `image` noise that belongs to the name."""
+    """A PNG and its mask; without `image`, noise that is seeded by the name."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     if image is None:
@@ -40,7 +40,7 @@ def masks(count: int, values=(0, 1, 2), seed: int = 0) -> list[np.ndarray]:
 
 
 def recipe(folder: Path, validation: bool = False, task: str = "segmentation", **data) -> Recipe:
-    """A recipe whose training data are in `folder`/train."""
+    """A recipe with training data in `folder`/train."""
 
     def source(split: str) -> dict:
         return {"kind": "folders", "images": f"{folder / split}/images", "masks": f"{folder / split}/masks"}
@@ -74,7 +74,7 @@ def test_valid_data_is_counted_without_problems(good):
 
 
 def test_class_counts_match_the_label_map(good):
-    """Merged values, a preset and ignored values; shares follow the classes and not the raw values."""
+    """Merged values, a preset and ignored values; fractions are per class and not per raw value."""
     merged = recipe(good, classes=[{"name": "ground", "values": [1, 2]}, {"name": "sky", "values": [0]}])
     raw = check(recipe(good)).class_counts()
     assert check(merged).class_counts() == [raw[1] + raw[2], raw[0]]
@@ -122,7 +122,7 @@ def test_duplicates_across_splits_are_found_by_pixels(good):
     write_pair(good / "train", "other", np.ones((9, 9)), image)
     write_pair(good / "validation", "again", np.zeros((9, 9)), image)
     path = good / "validation/images/again.png"
-    Image.open(path).save(path.with_suffix(".bmp"))  # another file of the same picture
+    Image.open(path).save(path.with_suffix(".bmp"))  # another file with the same pixels
     path.unlink()
     warnings = check(recipe(good, validation=True)).warnings
     assert warnings == [
@@ -182,7 +182,7 @@ def test_color_masks(tmp_path):
 
 
 class Readings:
-    """Counts what is read."""
+    """Counts the reads."""
 
     def __init__(self, monkeypatch):
         self.names, read = [], RawDataset.raw
@@ -214,7 +214,7 @@ def test_cached_results_are_not_read_again(good, tmp_path, monkeypatch):
         == sum((m == 1).sum() for m in masks(6)[:3] + masks(6)[4:]) + changed.size
     )
     assert readings.take() == ["train_3.png"]
-    check(recipe(good, classes=["a", "b", "c"]), cache=cache)  # another label map over the same raw values
+    check(recipe(good, classes=["a", "b", "c"]), cache=cache)  # another class table over the same raw values
     assert not readings.take()
     cache.write_text('{"samples": {"half')
     check(recipe(good), cache=cache)
@@ -232,7 +232,7 @@ def test_cache_depends_on_channel_count(tmp_path):
 
 
 def test_check_can_be_limited_to_a_part(good):
-    """Evenly from first to last; the command looks at all of it whatever the recipe says."""
+    """Samples are spread evenly from first to last; the command checks all data regardless of the recipe."""
     write_pair(good / "train", "train_1", np.full((8, 8), 77))
     with pytest.raises(BadDataError, match="train_1"):
         refuse_bad_data(recipe(good), {"train": open_split(recipe(good), "train")})
@@ -258,7 +258,7 @@ def test_interrupted_check_keeps_its_results(good, tmp_path, monkeypatch):
             check(recipe(good), cache=cache)
     readings = Readings(monkeypatch)
     assert check(recipe(good), cache=cache).class_counts() == check(recipe(good)).class_counts()
-    assert readings.take().count("train_5.png") == 2  # by both looks; others only by the one without a cache
+    assert readings.take().count("train_5.png") == 2  # by both checks; others only by the one without a cache
     assert json.loads(cache.read_text())["samples"]
 
 
@@ -295,7 +295,7 @@ def test_samples_without_files_are_checked():
     ("label", "settings"), [(9, {}), (-1, {}), (255, {}), (7, {"ignore": [7]}), (9, {"unknown": "ignore"})]
 )
 def test_unknown_labels_are_reported(tmp_path, label, settings):
-    """Training needs a class for every image, also where the label map ignores the value."""
+    """Training needs a class for every image, also if the class table ignores the value."""
     for i, each in enumerate((0, 1, label)):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
         with (tmp_path / "list.csv").open("a") as file:

@@ -1,4 +1,4 @@
-"""Persons cut out of images by UDP's geometry, against ViTPose's own processor, and keypoints there and back."""
+"""Person crops with UDP geometry, compared with ViTPose's processor, and keypoints mapped in both directions."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_crops_match_vitpose(box, rotation):
     expected = processor.affine_transform(image, center, scale, rotation, processor.size)
     ours = PersonCrop.around(box, SIZE, rotation=rotation).cut(image)
     assert (ours - expected).abs().median() < 1e-3
-    # At the image's border scipy knows no half pixel, but OpenCV, and so mmpose, does.
+    # OpenCV, and therefore mmpose, interpolates half a pixel beyond the image border, scipy does not.
     assert ((ours - expected).abs() < 0.05).float().mean() > 0.97
 
 
@@ -59,7 +59,7 @@ def test_points_round_trip(box, scale, rotation, mirrored, seed):
 @given(boxes, st.floats(-180, 180), st.booleans())
 @settings(max_examples=40)
 def test_crop_content_moves_with_its_points(box, rotation, mirrored):
-    """An image whose bands are its columns and rows, read in the crop at the points it is mapped to."""
+    """An image whose channels are its columns and rows, sampled in the crop at the mapped points."""
     rows, columns = torch.meshgrid(torch.arange(100.0), torch.arange(90.0), indexing="ij")
     crop = PersonCrop.around(box, SIZE, rotation=rotation, mirrored=mirrored)
     places = crop.cut(torch.stack([columns, rows, torch.ones_like(rows)]))
@@ -75,7 +75,7 @@ def test_crop_content_moves_with_its_points(box, rotation, mirrored):
 @pytest.mark.parametrize("byte", [True, False])
 def test_crop_of_the_whole_image_is_the_image(byte):
     image = torch.randint(0, 256, (4, 64, 48)).to(torch.uint8 if byte else torch.float32)
-    crop = PersonCrop.around((0.0, 0.0, 47.0, 63.0), SIZE, scale=47 / 47.25)  # 63 is the side that decides: 47.25 wide
+    crop = PersonCrop.around((0.0, 0.0, 47.0, 63.0), SIZE, scale=47 / 47.25)  # 63 is the critical side: 47.25 wide
     exact = PersonCrop(torch.tensor([[1.0, 0, 0], [0, 1, 0]], dtype=torch.float64), SIZE)
     assert torch.allclose(exact.cut(image).float(), image.float(), atol=1e-2)
     assert exact.cut(image).dtype == image.dtype and torch.allclose(crop.matrix, exact.matrix, atol=0.4)
@@ -102,7 +102,7 @@ def person() -> Person:
 
 
 def marked(points: torch.Tensor) -> torch.Tensor:
-    """An image with one band per keypoint, a Gaussian at each."""
+    """An image with one channel per keypoint, each with a Gaussian."""
     return heatmaps_from_keypoints(points[None, :, :2], torch.ones(1, 5), (90, 80), (90, 80), sigma=3.0)[0][0] * 200
 
 

@@ -1,4 +1,4 @@
-"""Changes of an image's values, against torchvision's where it has them."""
+"""Photometric transforms, compared with torchvision's where available."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_each_step_matches_torchvision(name, strength, seed):
     torch.manual_seed(seed)
     image = torch.randint(0, 256, (3, 11, 13), dtype=torch.uint8)
     ours, theirs = mapped_bands(image, {name: strength}), REFERENCES[name](image, strength)
-    assert (ours.int() - theirs.int()).abs().max() <= 2  # torchvision rounds the gray image as well
+    assert (ours.int() - theirs.int()).abs().max() <= 2  # torchvision also rounds the gray image
 
 
 @pytest.mark.parametrize("bands", [1, 2, 3, 5])

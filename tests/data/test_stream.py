@@ -1,4 +1,4 @@
-"""The order of training and its random numbers are functions of the sample's place alone."""
+"""The order of training samples and their random numbers depend only on the position of the sample."""
 
 import random
 from itertools import chain
@@ -21,7 +21,7 @@ def flat(batches) -> list[Draw]:
 
 
 class NumbersOfADraw(Dataset):
-    """What a sample's transforms would draw."""
+    """The random numbers of a sample's transforms."""
 
     def __getitem__(self, draw: Draw) -> list[float]:
         with seeded(draw, seed=3):

@@ -1,4 +1,4 @@
-"""Transforms keep image and mask together, and follow the image processor."""
+"""Transforms keep image and mask aligned, and follow the image processor."""
 
 import pickle
 
@@ -48,7 +48,7 @@ def patches(height: int, width: int, classes: int = 5, patch: int = 16) -> torch
 
 
 def inner(mask: torch.Tensor, reach: int) -> torch.Tensor:
-    """Where all pixels within reach are of one class."""
+    """If all pixels within reach have one class."""
     window = (2 * reach + 1,) * 2
     edged = torch.nn.functional.pad(mask[None, None].double(), (reach,) * 4, value=-1)
     high = torch.nn.functional.max_pool2d(edged, window, stride=1)
@@ -62,14 +62,14 @@ def inner(mask: torch.Tensor, reach: int) -> torch.Tensor:
 )
 @settings(max_examples=25)
 def test_mask_and_image_are_transformed_together(entry, seed, size, sides):
-    """An image painted by its mask's classes is so afterwards, but for blends at the borders of classes."""
+    """An image painted with its mask classes matches its mask afterwards, except for blending at class borders."""
     torch.manual_seed(seed)
     mask = patches(*sides)
     image = (50 * mask).to(torch.uint8).expand(3, -1, -1)
     moved, labels = read_pipeline([{"random_flip": {"vertical": 0.5}}, entry], context(size=size))(image, mask)
     assert moved.dtype == torch.uint8 and labels.dtype == torch.int64 and moved.shape[1:] == labels.shape
     assert type(moved) is type(labels) is torch.Tensor
-    inside = inner(labels, reach=4) & (labels != IGNORED)  # images grow up to six-fold
+    inside = inner(labels, reach=4) & (labels != IGNORED)  # images are enlarged up to 6x
     assert ((moved.long() - 50 * labels).abs() <= 1)[:, inside].all()
     assert set(labels.unique().tolist()) <= {*range(5), IGNORED}
 
@@ -135,7 +135,7 @@ def test_crops_avoid_a_dominant_class():
 
     free, limited = shares(1.0), shares(0.75)
     assert (free > 0.75).float().mean() > 0.7
-    assert (limited > 0.75).float().mean() < 0.35  # ten tries do not always find one
+    assert (limited > 0.75).float().mean() < 0.35  # ten attempts do not always find one
 
 
 @pytest.mark.parametrize("bands", [1, 3, 5])

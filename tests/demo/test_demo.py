@@ -1,4 +1,4 @@
-"""The demo: called as a program calls it, given what is broken, and looked at in a browser."""
+"""The demo: called through its API, given broken input, and opened in a browser."""
 
 import base64
 import json
@@ -107,7 +107,7 @@ def title(model: str) -> str:
 
 @pytest.fixture(scope="module")
 def cut(models, tmp_path_factory) -> str:
-    """A model whose weights were cut in the middle, as a download may be."""
+    """A model with a truncated weights file, as after an interrupted download."""
     folder = shutil.copytree(models["segmentation"], tmp_path_factory.mktemp("broken") / "cut")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -116,7 +116,7 @@ def cut(models, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def address(models, cut):
-    """A demo of the built-in model, of one for each task, and of a broken one."""
+    """A demo with the built-in model, one model for each task, and a broken one."""
     _, address, _ = hf_vit_seg.demo.launch(NUCLEI, *models.values(), cut, prevent_thread_lock=True, quiet=True)
     yield address
     gradio.close_all()
@@ -437,7 +437,7 @@ def test_missing_model_raises(tmp_path):
 
 @pytest.fixture
 def loans(monkeypatch) -> list[int]:
-    """The seconds for which GPUs are asked for, on a ZeroGPU that does as the package `spaces` (0.51) does."""
+    """The requested GPU seconds, on a simulated ZeroGPU that behaves like the package `spaces` (0.51)."""
     asked: list[int] = []
 
     def gpu(duration):

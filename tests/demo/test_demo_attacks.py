@@ -1,4 +1,4 @@
-"""The demo as strangers call it over HTTP: foreign files, values that no component offers, too much of anything."""
+"""Untrusted HTTP calls of the demo: foreign files, values that no component offers, excessive requests."""
 
 import json
 import os
@@ -47,7 +47,7 @@ FOREIGN = str(ForeignFileError())
 
 @pytest.fixture(scope="module")
 def private(tmp_path_factory) -> Path:
-    """A photo on the server that nobody uploaded."""
+    """A photo on the server that was not uploaded."""
     path = tmp_path_factory.mktemp("private") / "photo.png"
     Image.effect_noise((64, 64), 50).save(path)
     return path
@@ -55,7 +55,7 @@ def private(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> list[str]:
-    """Directories of small models for the other tabs."""
+    """Model directories for the other tabs."""
     folder, vit = tmp_path_factory.mktemp("small"), architectures()["vit"]
     for auto_class in (AutoModelForImageClassification, AutoModelForPoseEstimation):
         place = folder / auto_class.__name__
@@ -66,7 +66,7 @@ def models(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(models, tmp_path_factory):
-    """A demo with its own upload folder: `address`, `folder` and `config`."""
+    """A demo with a separate upload folder: `address`, `folder` and `config`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("temporary")))
         _, address, _ = hf_vit_seg.demo.launch(NUCLEI, *models, prevent_thread_lock=True, quiet=True)
@@ -102,7 +102,7 @@ def upload(server, name: str, content: bytes) -> tuple[int, Any]:
 
 
 def named(server, name: str, data: list[Any]) -> tuple[str, Any]:
-    """The last event of a call by name, and what it brings."""
+    """The last event of a call by name, with its data."""
     status, text = request(server, f"/gradio_api/call/{name}", {"data": data})
     assert status == 200, text
     lines = request(server, f"/gradio_api/call/{name}/{json.loads(text)['event_id']}")[1].decode().split("\n")
@@ -111,7 +111,7 @@ def named(server, name: str, data: list[Any]) -> tuple[str, Any]:
 
 
 def indexed(server, index: int, data: list[Any]) -> dict[str, Any]:
-    """The answer to a call by index, as the page makes it."""
+    """The response to a call by index, as sent by the page."""
     session = os.urandom(8).hex()
     body = {"fn_index": index, "data": data, "session_hash": session}
     status, text = request(server, "/gradio_api/queue/join", body)
@@ -176,7 +176,7 @@ def test_every_component_rejects_foreign_files(models, private):
     inputs = {component for event in page.fns.values() for component in event.inputs}
     assert {type(component) for component in inputs} <= set(CHECKS)
     for component in inputs:
-        texts = isinstance(component, gradio.Textbox)  # its value is no file's
+        texts = isinstance(component, gradio.Textbox)  # its value is not a file
         for payload in payloads(str(private)):
             for value in [[payload]] if texts else [payload, [payload]]:
                 with pytest.raises((ForeignFileError, InputError)):
@@ -334,7 +334,7 @@ def test_slow_image_times_out_and_the_next_is_read(monkeypatch):
     assert readers.read(PHOTO, 3).shape == (3, 256, 320)
     process = readers.idle.get()
     assert process is not None
-    os.kill(process.process.pid, signal.SIGSTOP)  # busy, and answers nothing
+    os.kill(process.process.pid, signal.SIGSTOP)  # busy and not responding
     monkeypatch.setattr(reading, "SECONDS_READING", 0.5)
     with pytest.raises(TimeLimitError, match=PHOTO.name):
         process.read(PHOTO, 3)
@@ -400,7 +400,7 @@ def test_memory_limit_includes_channels(tmp_path, kind):
         pytest.importorskip("tifffile").imwrite(path, bands, photometric="minisblack", compression="zlib")
     assert read_pixels(path, 12, 200).shape == bands.shape
     with pytest.raises(ImageSizeError, match="10x10"):
-        read_pixels(path, 12, 100)  # 48 bytes for each pixel
+        read_pixels(path, 12, 100)  # 48 bytes per pixel
 
 
 def test_masks_have_the_same_limits(tmp_path):
@@ -416,7 +416,7 @@ def test_image_decoding_starts_no_programs(tmp_path):
 
 
 def test_visitors_are_served_while_another_image_is_read(server, place, monkeypatch):
-    """The first reader hangs until the second visitor has the answer."""
+    """The first reader blocks until the second visitor has the response."""
     slow, release = upload(server, "slow.webp", PHOTO.read_bytes())[1][0], threading.Event()
     read = Readers.read
 

@@ -1,4 +1,4 @@
-"""The demo in a headless Chromium: what a visitor does and sees. Skipped where there is none, or no playwright."""
+"""The demo in headless Chromium, as seen by a visitor. Skipped without Chromium or playwright."""
 
 import base64
 import shutil
@@ -26,12 +26,12 @@ pytestmark = pytest.mark.slow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHOTO = REPOSITORY / "examples/nuclei/data/test/images/0c2550a23b8a0f29.webp"
-PATIENCE = 60_000  # milliseconds, on machines that do other things too
+PATIENCE = 60_000  # milliseconds, on machines with other load
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A demo of the built-in model, of an untrained one with other classes, and of one whose weights were cut."""
+    """A demo with the built-in model, an untrained one with other classes, and one with truncated weights."""
     folder = tmp_path_factory.mktemp("models") / "untrained"
     segformer = architectures()["segformer"]
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(address):
-    """The page in a browser; in the end it has complained about nothing."""
+    """The page in a browser; fails at the end if the console has errors."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine")
     with playwright.sync_playwright() as driver:
@@ -72,7 +72,7 @@ def legend(page) -> list[str]:
 
 
 def pixels(page) -> np.ndarray:
-    """What is drawn, (H, W, 3)."""
+    """The rendered pixels, (H, W, 3)."""
     address = page.locator("canvas.picture").evaluate("canvas => canvas.toDataURL()")
     return np.asarray(Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB"))
 
@@ -101,7 +101,7 @@ def test_visitor_sees_the_segmentation(page):
 
 def test_opacity_and_legend_change_the_view(page):
     def strength() -> float:
-        page.locator("h1").hover()  # away from the legend
+        page.locator("h1").hover()  # outside the legend
         return float(np.abs(pixels(page).astype(int) - bare).mean())
 
     page.locator(".compare").dispatch_event("pointerdown")

@@ -1,4 +1,4 @@
-"""Exported programs: they compute what the model computes at any size, or are not kept."""
+"""Exported programs match the model at any size, or are not kept."""
 
 import json
 import subprocess
@@ -78,7 +78,7 @@ def test_export_forms_match_and_do_not_modify_the_model(name, settings, format_)
 
 
 class Doubling(torch.nn.Module):
-    """A plugin's module. `Doubled` is its form."""
+    """A plugin module with the form `Doubled`."""
 
     export_form = "doubling"
 
@@ -96,7 +96,7 @@ NO_FORMS = ("not a form",)
 
 @pytest.fixture
 def plugin_forms(monkeypatch):
-    """What a record names as its tables of forms, and the forms that are found then."""
+    """The form tables in a record, and the forms that are found with them."""
 
     def found(*places: str) -> tuple[ExportForm, ...]:
         record = replace(architectures()["cvt"], name="plugin", forms=places)
@@ -118,7 +118,7 @@ def test_plugin_forms_are_used(plugin_forms):
 
 def test_forms_are_selected_by_marker(plugin_forms):
     plugin_forms(f"{__name__}:FORMS")
-    copied = type("Doubling", (torch.nn.Module,), {"export_form": "doubling"})  # as of code from the Hub
+    copied = type("Doubling", (torch.nn.Module,), {"export_form": "doubling"})  # as for code from the Hub
     assert type(with_export_forms(torch.nn.Sequential(copied()), ("centered_norms",))[0]) is Doubled
 
 
@@ -145,7 +145,7 @@ def test_torchscript_supports_any_size(name, tmp_path):
     original = segmenter(name)
     parity = export_model(original, tmp_path, "torchscript", EXPORTERS.read("torchscript", {}, ""), ExportOptions())
     assert len({(case.height, case.width) for case in parity.cases}) > 2 and {c.batch for c in parity.cases} == {1, 3}
-    files = {p.name for p in tmp_path.iterdir() if p.suffix != ".py"}  # that is code for readers without the package
+    files = {p.name for p in tmp_path.iterdir() if p.suffix != ".py"}  # code for readers without the package
     assert files == {"model.ts", "config.json", "preprocessor_config.json", "parity.json"}
     assert json.loads((tmp_path / "parity.json").read_text())["model.ts"]["passed"] is True
     loaded = Segmenter.from_pretrained(str(tmp_path / "model.ts"))
@@ -156,7 +156,7 @@ def test_torchscript_supports_any_size(name, tmp_path):
 
 
 def places_in(program: Path) -> list[str]:
-    """The records of a TorchScript archive that tell where packages lie on this machine."""
+    """The records of a TorchScript archive that contain paths of installed packages."""
     with zipfile.ZipFile(program) as archive:
         return [
             name
@@ -219,7 +219,7 @@ def test_label_maps_in_the_graph(labels, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("format_", "size", "needs"), [("onnx", None, "onnx"), ("openvino", (160, 192), "nncf")])
 def test_half_precision_and_int8(format_, size, needs, tmp_path):
-    """Of a model that has learnt something: random weights need not survive 8 bits."""
+    """With a trained model: random weights may not survive quantization to 8 bits."""
     pytest.importorskip(needs)
     nuclei = REPOSITORY / "examples" / "nuclei"
     original, row = Segmenter.from_pretrained(str(nuclei / "model"), device="cpu"), EXPORTERS.read(format_, {}, "")
@@ -247,7 +247,7 @@ def test_openvino_compiles_for_repeated_sizes(tmp_path):
     assert program.compiled_for.cache_info().misses == 2 and program.compiled_for.cache_info().hits == 1
 
 
-# In a process of its own, which dies by the signal where two devices of OpenVINO have come and gone.
+# In a separate process, which is killed by the signal after two OpenVINO devices have been created and freed.
 SIGNALLED = """
 import gc, signal, sys
 from pathlib import Path
@@ -290,7 +290,7 @@ def test_static_program_gets_images_of_its_size(format_, tmp_path):
 
 
 class Crooked(TorchScriptExporter):
-    """Exports another function than the model's."""
+    """Exports another function than the model."""
 
     def write(self, graph, geometry, dtype, path):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The card: valid metadata, what was measured in both forms, snippets that run, and the licence from source to push."""
+"""The model card: valid metadata, metrics in both formats, snippets that run, and the license from source to push."""
 
 import io
 import re
@@ -46,7 +46,7 @@ NVIDIA = {
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """The directory of a run, as training leaves it: a best model, samples, and scores on the test split."""
+    """A run directory as written by training: a best model, samples, and test scores."""
     out = tmp_path / "run"
     shutil.copytree(NUCLEI, out / "best")
     (out / "log.jsonl").write_text("{}\n")
@@ -104,7 +104,7 @@ def test_evaluate_results_are_listed(hub, run):
 
 
 def test_each_model_of_a_run_has_its_scores(hub, run):
-    """The test split was measured with the best model, which the samples are of, too."""
+    """The test split was evaluated with the best model, as were the samples."""
     shutil.copytree(run / "best", run / "last")
     push(run / "last", Target("me/nuclei"))
     files = contents(hub, "me/nuclei")
@@ -162,7 +162,7 @@ def test_parameter_count_matches_torch(tmp_path, name):
 
 
 def test_single_class_model(hub, tmp_path):
-    """Its label map has 0 for the background; transformers' pipeline fails on it."""
+    """Its label map uses 0 for the background, with which transformers' pipeline fails."""
     folder = saved(tmp_path / "model", num_labels=1, id2label={0: "nucleus"})
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     processor.palette = [[0, 0, 0], [255, 120, 0]]
@@ -194,7 +194,7 @@ def test_card_snippets_run(hub, auto, tmp_path, monkeypatch):
     names: dict = {}
     for snippet in snippets:
         names.clear()
-        exec(snippet, names)  # what a reader does
+        exec(snippet, names)  # as a reader would do
     assert names.get("results") or names["outputs"]
 
 
@@ -222,7 +222,7 @@ def test_license_is_carried_from_source_to_hub(hub, tmp_path):
     card = ModelCard(contents(hub, "me/converted")["README.md"].decode())
     assert NVIDIA.items() <= card.data.to_dict().items()
     assert NVIDIA["license_link"] in card.text and "NVlabs/SegFormer" in card.text
-    # Fine-tuned, once from the directory and once from the Hub
+    # Fine-tuned from the directory and from the Hub.
     hub_data = {"kind": "huggingface", "name": "me/data", "split": "train"}
     for start, base in ((str(tmp_path / "converted"), ()), ("me/converted", ("me/converted",))):
         recipe = load_recipe("nuclei")
@@ -248,7 +248,7 @@ def test_unreadable_license_is_reported_and_required(hub, tmp_path, caplog):
     assert "the card of me/converted cannot be read, so its licence is not handed on" in caplog.text
     hub.fault = lambda method, path: None
     assert provenance_of("me/converted").license_name == NVIDIA["license_name"]
-    hub.fault = cut  # what was read once is read again without the Hub
+    hub.fault = cut  # read again from the cache, without the Hub
     assert provenance_of("me/converted").license_name == NVIDIA["license_name"]
 
 

@@ -1,4 +1,4 @@
-"""What is pushed tells nothing of the machine: all bytes are searched, and files that tell something are refused."""
+"""Pushed files contain no local information: all bytes are searched, and files with local information are rejected."""
 
 import io
 import json
@@ -38,7 +38,7 @@ USER, HOST, TOKEN = "janedoe77", "secrethost42", "hf_DistinctiveTokenOfJaneDoe12
 
 @pytest.fixture
 def home(hub, tmp_path, monkeypatch) -> Path:
-    """The home directory of a user whose name, machine and tokens are like no other text."""
+    """The home directory of a user whose name, machine and tokens are unique strings."""
     folder = tmp_path / "home" / USER
     folder.mkdir(parents=True)
     own = {"HOME": str(folder), "USER": USER, "LOGNAME": USER, "HOSTNAME": HOST, "HF_TOKEN": TOKEN}
@@ -50,7 +50,7 @@ def home(hub, tmp_path, monkeypatch) -> Path:
 
 
 def leaks(hub, *private: str | Path) -> list[str]:
-    """Which of these texts, and of those that tell of the machine, stand in which file or message that was sent."""
+    """Which of these texts, and of the local strings, are in which file or message that was sent."""
     words = [USER, HOST, TOKEN, "0123456789abcdef", str(REPOSITORY), sys.prefix, *map(str, private)]
     sent = {f"object {oid}": content for oid, content in hub.large.items()}
     for name, repo in hub.repos.items():
@@ -106,7 +106,7 @@ def test_data_images_are_published_only_on_request(hub, home, tmp_path):
     push(model, Target("me/model"), sample_image=True)
     sent = Image.open(io.BytesIO(contents(hub)["picture.png"]))
     assert sent.tobytes() == picture.tobytes() and not sent.info and not sent.getexif() and leaks(hub) == []
-    push(model, Target("me/model"))  # which also removes what an earlier push published
+    push(model, Target("me/model"))  # which also removes files of an earlier push
     assert "picture.png" not in contents(hub) and b"picture.png" not in contents(hub)["README.md"]
 
 
@@ -182,7 +182,7 @@ def test_paths_in_user_text_raise_with_position(hub, home, tmp_path, monkeypatch
         "address": f"file://{home}/a%20b",
     }[what]
     place = spoil(model, private)
-    for publish in (push, push_space) if spoil is not add_to_card else (push,):  # a Space has a card of its own
+    for publish in (push, push_space) if spoil is not add_to_card else (push,):  # a Space has its own card
         with pytest.raises(PushError, match=re.escape(place)) as refusal:
             publish(str(model), Target("me/model"))
         assert TOKEN not in str(refusal.value) and "fedcba" not in str(refusal.value)
@@ -208,7 +208,7 @@ def test_harmless_text_is_accepted(text):
 
 
 def test_card_metadata_has_no_local_paths(hub, home, tmp_path):
-    """Those that transformers' Trainer writes for a model that began in a directory."""
+    """Metadata that transformers' Trainer writes for a model loaded from a directory."""
     model = saved(tmp_path / "model")
     metadata = f"license: mit\nbase_model: {home}/base\ndatasets: [me/data, {home}/d]\nnotes: {{log: {home}/run.log}}\n"
     (model / CARD).write_text(f"---\n{metadata}---\n# Mine\n\nA story.\n")

@@ -1,4 +1,4 @@
-"""What is pushed loads: with the package, without it, by pipeline, pushed again, pinned, offline. And cut pushes."""
+"""Pushed models load with the package, without it, by pipeline, after a second push, pinned, and offline."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def image(tmp_path_factory) -> Path:
 
 
 def found_by(place: str | Path, auto: str, image: Path, **options) -> np.ndarray:
-    """What a model of the package makes of the image."""
+    """The output of a model of the package for the image."""
     processor = transformers.AutoImageProcessor.from_pretrained(place, **options)
     model = getattr(transformers, auto).from_pretrained(place, **options).eval()
     with torch.no_grad():
@@ -52,7 +52,7 @@ def found_by(place: str | Path, auto: str, image: Path, **options) -> np.ndarray
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """The architecture and the head of the example plugin, found as if its package was installed."""
+    """The architecture and head of the example plugin, registered as if its package was installed."""
     site = tmp_path / "site"
     information = site / "conv_token-0.1.0.dist-info"
     information.mkdir(parents=True)
@@ -74,7 +74,7 @@ def plugin(tmp_path, monkeypatch):
 
 
 def test_pushed_model_loads_without_the_package(hub, plugin, image, tmp_path):
-    """(a) to (e), for every architecture and head, a plugin's too, in one process without the package."""
+    """(a) to (e), for every architecture and head including a plugin's, in one process without the package."""
     cases, offline = [], []
     models = [*CASES, *((plugin, auto) for auto in architectures()[plugin].models)]
     for name, auto in models:
@@ -101,7 +101,7 @@ def test_pushed_model_loads_without_the_package(hub, plugin, image, tmp_path):
 
 
 def pushed_twice(folder: Path, case: dict, image: Path) -> dict:
-    """A case that is pinned to a revision which is not the last."""
+    """A case pinned to a revision that is not the latest."""
     name, auto = CASES[0]
     first = push(saved(folder, name, auto), Target("me/pinned")).commit.oid
     np.save(folder.with_suffix(".npy"), found_by("me/pinned", auto, image, revision=first))

@@ -1,4 +1,4 @@
-"""`push-space`: what lies in the Space, the versions that it pins, and that it runs on what lies there."""
+"""`push-space`: the files in the Space, its pinned versions, and that it runs from these files."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Regions, GeoJSON and COCO run lengths against brute force, GDAL and pycocotools."""
+"""Polygons, GeoJSON and COCO run lengths, compared with brute force, GDAL and pycocotools."""
 
 import json
 
@@ -21,7 +21,7 @@ MAPS = st.integers(1, 4).flatmap(
 
 
 def drawn(region: Region, shape: tuple[int, int]) -> np.ndarray:
-    """The pixels to whose left an odd number of the region's upright sides lies."""
+    """The pixels with an odd number of vertical edges of the region to their left."""
     inside = np.zeros(shape, bool)
     for ring in region.rings:
         for (x, y), (next_x, next_y) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
@@ -46,7 +46,7 @@ def test_polygons_rasterize_back_to_the_label_map(labels):
         count += inside
         assert signed_area(region.rings[0]) > 0
         assert all(signed_area(hole) < 0 for hole in region.rings[1:])
-        for ring in region.rings:  # as polygons must be: no ring touches itself
+        for ring in region.rings:  # required for polygons: no ring touches itself
             assert len({tuple(corner) for corner in ring.tolist()}) == len(ring)
     assert (count == 1).all()
 

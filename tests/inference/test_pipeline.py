@@ -1,4 +1,4 @@
-"""`pipeline("semantic-segmentation")` against the Segmenter itself."""
+"""`pipeline("semantic-segmentation")` compared with the Segmenter."""
 
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def test_lists_batches_and_protocols(model, batch_size):
     for image, found in zip(images, segment(images, batch_size=batch_size), strict=True):
         wanted = segmenter(image)
         assert found["protocol"] == wanted.protocol
-        assert (found["label_map"] != wanted.label_map).mean() < 0.01  # batches round otherwise
+        assert (found["label_map"] != wanted.label_map).mean() < 0.01  # batches round differently
     assert segment(images[0], protocol="ade20k")["protocol"].startswith("ade20k: whole image at 512x768")
 
 

@@ -1,4 +1,4 @@
-"""Segmenter, overlays and `hf-vit-seg predict`, on every kind of image file."""
+"""Segmenter, overlays and `hf-vit-seg predict` on every kind of image file."""
 
 import json
 from pathlib import Path
@@ -141,7 +141,7 @@ def test_overlay_legend_is_outside_the_image(size, classes):
 
 
 def folder_of_everything(folder: Path) -> set[str]:
-    """Write an image of every kind and return the stems of the good ones."""
+    """Write an image of every kind and return the stems of the valid ones."""
     folder.mkdir()
     gray = np.asarray(photo().convert("L")).astype(np.uint16) * 257
     good = {
@@ -179,7 +179,7 @@ def test_folder_with_mixed_files(model, tmp_path):
     written = {path.name for path in out.iterdir()}
     kinds = (".png", ".overlay.png", ".scores.png", ".json")
     assert {stem + kind for stem in good for kind in kinds} <= written
-    assert len(written) == 4 * (len(good) + 1)  # sixteen.tif got a name of its own; nothing is left half-written
+    assert len(written) == 4 * (len(good) + 1)  # sixteen.tif got a unique name; no partial files are left
     assert (out / "sixteen_tif.json").exists()
     for report in out.glob("*.json"):
         told = json.loads(report.read_text())
@@ -223,7 +223,7 @@ def test_output_paths_are_unique_and_inputs_kept(tmp_path):
 
 
 def test_folder_lists_the_same_images_as_training(tmp_path):
-    """A folder that can be trained on can be predicted: pictures and arrays."""
+    """A folder for training can be used for prediction: images and arrays."""
     for name in ("a.png", "b.npy"):
         for part in ("images", "masks"):
             (tmp_path / part).mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""`hf-vit-seg predict` with a protocol, with what reviewers want to know, and with images of many bands."""
+"""`hf-vit-seg predict` with a protocol, with outputs for reviewers, and on multichannel images."""
 
 import json
 from pathlib import Path

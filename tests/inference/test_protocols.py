@@ -1,4 +1,4 @@
-"""Protocols against brute force: mmsegmentation's and MONAI's way on full-size logits of all classes."""
+"""Protocols compared with brute force: the methods of mmsegmentation and MONAI on full-size logits of all classes."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ from hf_vit_seg.records import RecordError, read_record
 
 
 class Coarse(nn.Module):
-    """Logits at a quarter of the size, which depend on all that the model sees; counts its calls."""
+    """Logits at a quarter of the size that depend on all input pixels; counts its calls."""
 
     dtype = torch.float32
 
@@ -63,12 +63,12 @@ def resized(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def seen(model: Coarse, pixels: torch.Tensor) -> torch.Tensor:
-    """Logits at the pixels' size."""
+    """Logits at the image size."""
     return resized(model(pixels).logits, pixels.shape[-2:])
 
 
 def slid(model: Coarse, pixels: torch.Tensor, window: tuple[int, int], stride: tuple[int, int]) -> torch.Tensor:
-    """mmsegmentation's `slide_inference` in plain words; the logits of what fits into a window are left as they are."""
+    """mmsegmentation's `slide_inference`, reimplemented; logits of images that fit into a window are unchanged."""
     height, width = pixels.shape[-2:]
     if height <= window[0] and width <= window[1]:
         return model(pixels).logits
@@ -88,7 +88,7 @@ def probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 def assert_told(maps, chances: torch.Tensor, one_class: bool, tolerance: float = 2e-5) -> None:
-    """All maps are those of the probabilities (B, K, H, W)."""
+    """All maps from the probabilities (B, K, H, W)."""
     torch.testing.assert_close(maps.top_scores, chances.topk(2, 1).values, atol=tolerance, rtol=0)
     chosen = chances.gather(1, maps.labels[:, None])[:, 0]
     assert (chances.amax(1) - chosen).max() <= tolerance
@@ -196,7 +196,7 @@ def test_window_of_image_size_equals_whole_image(blend, flip):
     for window in ((37, 61), (64, 64), (1000, 1000)):
         windows = segmenter(window=window, blend=blend, flip=flip)
         assert torch.equal(windows.label_map(image), whole.label_map(image))
-    grid = WindowGrid((37, 61), (37, 61), (1, 1), blend)  # and so it is without the short cut
+    grid = WindowGrid((37, 61), (37, 61), (1, 1), blend)  # and also without the shortcut
     view = whole.prepare(image).pixel_values
     with torch.inference_mode():
         canvas = SlidingLogits(lambda x: MODELS[5](x).logits, lambda rows, columns: view[..., rows, columns], grid)
@@ -210,7 +210,7 @@ def test_batched_images_match_single_images(settings):
     together = told.label_maps(images)
     assert together.shape == (3, 45, 50) and together.dtype == torch.int64
     alone = torch.stack([told.label_map(image) for image in images])
-    assert (together != alone).float().mean() < 1e-3  # convolutions of batches round otherwise
+    assert (together != alone).float().mean() < 1e-3  # convolutions of batches round differently
     assert told.label_maps(images, size=(9, 10)).shape == (3, 9, 10)
     with pytest.raises(ValueError, match="have one size"):
         told.label_maps([*images, told.prepare(noise(40, 50))])
@@ -258,8 +258,8 @@ def test_blend_weights_peak_at_the_center():
 @pytest.mark.parametrize(
     ("settings", "image", "views"),
     [
-        ({"preset": "ade20k"}, (683, 512), [(704, 512)]),  # 512 / 512 wide, 683 up to a multiple of 32
-        ({"preset": "ade20k"}, (200, 2000), [(224, 2048)]),  # the longest edge binds
+        ({"preset": "ade20k"}, (683, 512), [(704, 512)]),  # 512 / 512 wide, 683 rounded up to a multiple of 32
+        ({"preset": "ade20k"}, (200, 2000), [(224, 2048)]),  # the longest edge is the limit
         ({"preset": "ade20k", "size": "640,2048"}, (600, 800), [(640, 864)]),
         ({"preset": "ade20k_multi_scale"}, (512, 512), [(384, 384), (448, 448), (512, 512), (576, 576), (640, 640)]),
         ({"preset": "cityscapes"}, (1024, 2048), [(1024, 2048)]),
@@ -386,7 +386,7 @@ except RuntimeError:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_for_6_megapixels_and_150_classes():
-    """All logits at the image's size would take 3600 MB."""
+    """All logits at the image size would take 3600 MB."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "the plain way needs more" in done.stdout

@@ -1,4 +1,4 @@
-"""Images read, segmented and written in tiles: the same labels as in one piece, resumable, within bounded memory."""
+"""Images read, segmented and written in tiles: equal labels, resumable, and within bounded memory."""
 
 import json
 import subprocess
@@ -76,7 +76,7 @@ def test_any_tile_geometry(tmp_path_factory, size, side, window, step):
     path = tiff(folder / "image.tif", array, tile=(16, 16), photometric="rgb")
     whole = segmenter(protocol)(Image.fromarray(array)).label_map
     found = tiled_labels(segmenter(protocol), path, folder, tile=side)
-    # A window that covers all is resized by another, as exact path (ties within rounding).
+    # A window that covers the whole image is resized by another exact method (equal except for rounded ties).
     assert (found == whole).mean() > (0.999 if max(size) <= window else 1 - 1e-12)
 
 
@@ -197,7 +197,7 @@ def check_regions(path: Path, bands: int) -> None:
 
 
 def test_region_reads_of_jpeg_tiles(tmp_path):
-    """Of slide scanners. Decoders round colors differently, by a few levels."""
+    """As written by slide scanners. Decoders round colors differently, by a few levels."""
     path = tiff(tmp_path / "a.tif", pixels(), tile=(64, 64), photometric="rgb", compression="jpeg")
     whole = read_pixels(path)
     with open_regions(path) as image:
@@ -250,13 +250,13 @@ def test_interrupted_run_resumes(tmp_path):
     first.close()
     assert not (out / "image.json").exists()
     kept = out / ".image.tiles"
-    (kept / "done.txt").open("a").write("1")  # killed while it wrote a line
+    (kept / "done.txt").open("a").write("1")  # killed while writing a line
     second = segmenter(WINDOWS)
     seen: list[int] = []
     second.logits = counted(second.logits, seen)
     states = list(predict_tiled(second, job(path, out), predict_options))
     assert (states[0].resumed, states[-1].done) == (5, 12)
-    assert 0 < len(seen) < 4 * 5  # of all the windows: the rest, and those that reach over
+    assert 0 < len(seen) < 4 * 5  # of all windows: the remaining ones and those that overlap
     np.testing.assert_array_equal(np.asarray(Image.open(out / "image.png")), whole)
     assert not kept.exists()
 
@@ -316,7 +316,7 @@ def test_geotiff_keeps_georeference_and_nodata(tmp_path):
         assert (file.crs, file.transform, file.nodata) == (rasterio.CRS.from_epsg(32633), place["transform"], 255)
         np.testing.assert_array_equal(file.read(1), labels)
     assert json.loads((tmp_path / "a.json").read_text())["ignored_pixels"] == 70 * 120
-    # Missing pixels are shown to the model as its mean: their number does not matter.
+    # Missing pixels are replaced by the model's mean: their value does not matter.
     array[array == -9999] = np.nan
     place["nodata"] = float("nan")
     with rasterio.open(tmp_path / "b.tif", "w", tiled=True, blockxsize=64, blockysize=64, **profile, **place) as file:
@@ -376,7 +376,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_image_size(tmp_path):
-    """Sixteen times the pixels: 201 MB of them with labels of 67 MB, in 100 MiB more, of which 20 are for the cache."""
+    """16 times the pixels: 201 MB of pixels and 67 MB of labels, with 100 MiB more memory, 20 of them for the cache."""
     peaks = []
     for side in (2048, 8192):
         path = tmp_path / f"{side}.tif"

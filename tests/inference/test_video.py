@@ -1,4 +1,4 @@
-"""Videos in, overlay videos out: times, size, rotation and sound are kept, errors are sentences."""
+"""Overlay videos: timestamps, size, rotation and audio are kept, and errors are one sentence."""
 
 import json
 from fractions import Fraction
@@ -18,12 +18,12 @@ from hf_vit_seg.inference.video.prediction import VideoError, is_video, predict_
 av = pytest.importorskip("av")
 
 SIZE = (64, 96)
-TICKS = (0, 1, 2, 4, 8, 9, 10, 15)  # of an irregular video
+TICKS = (0, 1, 2, 4, 8, 9, 10, 15)  # timestamps of an irregular video
 BASE = Fraction(1, 10)
 
 
 def picture(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A gray field with a bright square that moves to the right."""
+    """A gray background with a bright square that moves to the right."""
     array = np.full((*size, 3), 60, np.uint8)
     array[16:48, number * 8 : number * 8 + 32] = (230, 180, 40)
     return array
@@ -52,7 +52,7 @@ def video(
 
 
 def turned(source: Path, target: Path) -> Path:
-    """The same video with the note that it is to be shown turned by a quarter: a matrix in the track's header."""
+    """The same video marked as rotated by a quarter turn: a matrix in the track header."""
     data = bytearray(source.read_bytes())
     place = data.index(b"tkhd") + 4 + 40
     matrix = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]
@@ -85,7 +85,7 @@ def test_every_frame_gets_an_overlay(tmp_path):
         assert (one.width, one.height) == (96, 64)
         assert one.time == pytest.approx(other.time, abs=1e-3)
         difference = one.to_ndarray(format="rgb24").astype(int) - other.to_ndarray(format="rgb24")
-        assert np.abs(difference).mean() < 4  # without colors only the codec's loss is left
+        assert np.abs(difference).mean() < 4  # without colors only codec loss remains
     report = json.loads((tmp_path / "out" / "clip.json").read_text())
     assert (report["frames"], report["frame_rate"]) == (8, 10)
     assert sum(row["pixels"] for row in report["classes"]) == 8 * 64 * 96
@@ -119,7 +119,7 @@ def test_rotated_videos_are_upright(tmp_path):
     assert abs(given.rotation) == 90
     found = frames_of(segmented(path, tmp_path / "out", opacity=0.0))[0]
     assert (found.height, found.width, round(found.rotation)) == (96, 64, 0)
-    # A matrix of (0, 1, -1, 0) shows the video turned clockwise: its left side is up.
+    # A matrix of (0, 1, -1, 0) shows the video rotated clockwise: its left side is at the top.
     expected = np.rot90(given.to_ndarray(format="rgb24"), -1)
     assert np.abs(found.to_ndarray(format="rgb24").astype(int) - expected).mean() < 4
 

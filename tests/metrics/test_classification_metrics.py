@@ -1,4 +1,4 @@
-"""Top-k accuracy and calibration error, against numpy and scikit-learn."""
+"""Top-k accuracy and calibration error, compared with numpy and scikit-learn."""
 
 import itertools
 
@@ -37,7 +37,7 @@ def test_invalid_and_ignored_images():
     scores = torch.tensor([[1.0, 0.0], [float("nan"), 0.0], [0.0, 1.0], [0.0, 1.0]])
     measure = TopKAccuracy(ks=(1, 5), ignore_index=-100)
     measure.update(scores, torch.tensor([0, 0, -100, 2]))
-    assert measure.counts.tolist() == [1, 1, 3]  # a NaN and an unknown class are never right
+    assert measure.counts.tolist() == [1, 1, 3]  # NaN and unknown classes are never correct
     with pytest.raises(MetricError, match="scores"):
         measure.update(scores[0], torch.tensor(0))
     assert np.isnan(TopKAccuracy().scores()["accuracy"])

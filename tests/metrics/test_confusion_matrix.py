@@ -1,4 +1,4 @@
-"""The confusion matrix and its scores, against counting by hand and evaluate's formula; and boundary IoU."""
+"""The confusion matrix and its scores, compared with direct counting and evaluate's formula; and boundary IoU."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def evaluate_scores(predictions, references, classes, ignored):
 
 @st.composite
 def label_maps(draw):
-    """Predictions and references of equal shape, the number of classes, and what is ignored (or None)."""
+    """Predictions and references of equal shape, the number of classes, and the ignore index (or None)."""
     classes = draw(st.integers(1, 40))
     ignored = draw(st.sampled_from([None, 255, 0, classes - 1, -100, 65535]))
     shape = draw(st.lists(st.integers(0, 7), min_size=1, max_size=4))
@@ -49,7 +49,7 @@ def label_maps(draw):
     if ignored is not None:
         left_out = torch.rand(shape, generator=generator) < draw(st.sampled_from([0, 0.3, 1]))
         references[left_out] = ignored
-        if draw(st.booleans()):  # whatever is predicted where nothing counts
+        if draw(st.booleans()):  # any prediction on ignored pixels
             predictions[references == ignored] = draw(st.sampled_from([255, -1, 0]))
     return predictions, references, classes, ignored
 
@@ -61,7 +61,7 @@ def test_counts_match_direct_computation(maps):
     matrix.update(predictions, references)
     assert matrix.counts.dtype == torch.int64
     np.testing.assert_array_equal(matrix.counts, counted_by_hand(*maps))
-    np.testing.assert_array_equal(  # the way of a GPU
+    np.testing.assert_array_equal(  # the code path of a GPU
         matrix._sorted_out(predictions.flatten(), references.flatten()), matrix.bins
     )
 
@@ -81,7 +81,7 @@ def test_counts_do_not_depend_on_integer_dtype(dtype):
 def test_scores_match_evaluate():
     generator = np.random.default_rng(0)
     sizes = generator.integers(10, 60, (5, 2))
-    references = [generator.integers(0, 9, size) for size in sizes]  # class 9 and 10 never occur, 11 is predicted alone
+    references = [generator.integers(0, 9, size) for size in sizes]  # class 9 and 10 never occur, 11 is only predicted
     predictions = [np.where(generator.random(m.shape) < 0.6, m, 11) for m in references]
     for reference in references:
         reference[generator.random(reference.shape) < 0.1] = 255
@@ -144,7 +144,7 @@ def test_asynchronous_device_raises_on_read():
 
 
 def boundary_by_erosion(predictions, references, classes, ignored, reach):
-    """The published way, class by class: a mask without its erosion by 3 x 3, `reach` times; no border at ignored."""
+    """The published method per class: a mask minus its erosion by 3 x 3, `reach` times; no border at ignored pixels."""
     left_out = references == ignored
     counts = np.zeros((3, classes), dtype=np.int64)
     for k in range(classes):

@@ -1,4 +1,4 @@
-"""The modules of evaluate: loaded by path without a network, equal to evaluate's own results, and without Arrow."""
+"""The modules for evaluate: loaded by path without a network, equal to evaluate's results, and without Arrow files."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from hf_vit_seg.metrics.keypoint_similarity import oks_average_precision
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_cache(tmp_path_factory):
-    """evaluate copies modules into a cache, from which Python imports them; no Arrow file may appear there."""
+    """evaluate copies modules to a cache, from which Python imports them; no Arrow file may be written there."""
     cache = tmp_path_factory.mktemp("evaluate")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(cache / "modules"))
@@ -44,7 +44,7 @@ def same_scores(found, expected):
 
 
 def test_example_from_evaluate():
-    """The arrays and the result that evaluate's documentation of mean_iou shows."""
+    """The arrays and the result in evaluate's documentation of mean_iou."""
     predictions = [
         np.array([[1, 2], [3, 4], [5, 255]]),
         np.array([[2, 7], [9, 2], [3, 6]]),
@@ -84,7 +84,7 @@ def test_reduced_and_mapped_labels():
     given = {"predictions": predictions, "references": references}
     scores = load("mean_iou").compute(**given, num_labels=8, ignore_index=255, reduce_labels=True)
     same_scores(scores, evaluate_scores(predictions, reduced, 8, 255))
-    swapped = [np.select([r == 1, r == 2], [2, 1], r) for r in references]  # all at once, not one after the other
+    swapped = [np.select([r == 1, r == 2], [2, 1], r) for r in references]  # all at once, not sequentially
     scores = load("mean_iou").compute(**given, num_labels=9, ignore_index=255, label_map={1: 2, 2: 1})
     same_scores(scores, evaluate_scores(predictions, swapped, 9, 255))
 

@@ -1,4 +1,4 @@
-"""OKS and its average precision, against pycocotools."""
+"""OKS and its average precision, compared with pycocotools."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ COCO_ORDER = ("", "_50", "_75", "_medium", "_large")
 
 
 def random_persons(seed, images=6, exact=False):
-    """Labelled persons of all kinds (crowds, without keypoints, small to large), and predictions near and far."""
+    """Labeled persons of all kinds (crowds, without keypoints, small to large), and predictions near and far."""
     rng = np.random.default_rng(seed)
     truths, persons = [], []
     for image in rng.permutation(images) + 7:
@@ -51,7 +51,7 @@ def random_persons(seed, images=6, exact=False):
 
 
 def coco_scores(predicted, labelled):
-    """pycocotools' ten numbers by our names."""
+    """The ten metrics of pycocotools under our names."""
     ids = sorted({*labelled.images.tolist(), *predicted.images.tolist()})
     annotations = [
         {
@@ -95,7 +95,7 @@ def test_average_precision_matches_pycocotools(seed, exact):
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         np.testing.assert_allclose(ours[name], value, atol=1e-12, err_msg=name)
-    assert 0 < ours["oks_ap"] < 1  # the data exercises the measure
+    assert 0 < ours["oks_ap"] < 1  # the data exercises the metric
 
 
 def test_at_most_twenty_persons_are_counted():

@@ -1,4 +1,4 @@
-"""The body of tests that every architecture passes. It is parametrised over the registry: see `cases.py`."""
+"""Tests of every architecture, parametrized over the registry: see `cases.py`."""
 
 import copy
 import logging
@@ -37,7 +37,7 @@ BACKBONES = [name for name, auto in BUILT if auto == "AutoBackbone"]
 
 
 def build(name: str, auto: str = "AutoModelForSemanticSegmentation", **settings) -> PreTrainedModel:
-    """The tiny variant under an Auto class, every weight random, in evaluation."""
+    """The tiny variant with an Auto class and random weights, in evaluation mode."""
     attention = settings.pop("attn_implementation", "sdpa")
     config = architectures()[name].variant_config("tiny", **({"num_labels": LABELS} | settings))
     return randomise(getattr(transformers, auto).from_config(config, attn_implementation=attention)).eval()
@@ -49,7 +49,7 @@ def images(name: str, batch: int = 2, size: tuple[int, int] | None = None, chann
 
 
 def main_output(output) -> torch.Tensor:
-    """The tensor that a model of any head is asked for."""
+    """The main output tensor of a model with any head."""
     for name in ("logits", "heatmaps"):
         if getattr(output, name, None) is not None:
             return output[name]
@@ -144,7 +144,7 @@ def test_gradients_reach_every_parameter(name, auto):
     pixel_values = images(name)
     loss_of(model, pixel_values, **labels_for(model, pixel_values)).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    # A bias before a softmax over keys moves all scores of a query alike: its gradient is zero but for rounding.
+    # A bias before a softmax over keys shifts all scores of a query equally: its gradient is zero except for rounding.
     excused = ("k_proj.bias", *CASES[name].unreached.get(auto, ()))
     assert [n for n in without if not n.endswith(excused)] == []
 
@@ -314,7 +314,7 @@ def test_offloading_hooks_reach_every_weight(name):
 
 @pytest.mark.parametrize(("name", "auto"), BUILT)
 def test_no_split_modules_are_found(name, auto):
-    """transformers splits a model over devices by the names of classes, and says nothing of those that it lacks."""
+    """transformers places layers on devices by class name, and ignores names that do not exist."""
     accelerate = pytest.importorskip("accelerate")
     model = build(name, auto)
     kept_whole = model._no_split_modules or ()
@@ -332,7 +332,7 @@ def test_no_split_modules_are_found(name, auto):
 
 
 def own_fields(config: type[PreTrainedConfig]) -> set[str]:
-    """The fields that a config class adds to those of transformers' base class."""
+    """The fields that a config class adds to transformers' base class."""
     inherited = {field.name for field in fields(PreTrainedConfig)}
     return {field.name for field in fields(config)} - inherited - {"_out_features", "_out_indices", "stage_names"}
 
@@ -343,7 +343,7 @@ def test_case_lists_every_config_field(name):
 
 
 def response(name: str, auto: str, **settings) -> tuple:
-    """All that a config field can change: parameters, fresh weights, outputs in evaluation and training, loss."""
+    """All effects of a config field: parameters, initialization, outputs in evaluation and training, loss."""
     config = architectures()[name].variant_config("tiny", num_labels=LABELS, **settings)
     torch.manual_seed(0)
     model = getattr(transformers, auto).from_config(config)
@@ -418,7 +418,7 @@ def test_one_label_is_binary(name):
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_trainer_gradient_accumulation_matches_a_large_batch(name, tmp_path):
-    """transformers' own SegFormer makes the loss grow with the accumulation steps (`accepts_loss_kwargs`)."""
+    """The loss of transformers' SegFormer grows with the accumulation steps (`accepts_loss_kwargs`)."""
     known = own_fields(architectures()[name].config)
     steady = {field: 0.0 for field in known if field.endswith(("dropout_prob", "drop_path_rate"))}
     first = build(name, decoder_norm="group", **steady)

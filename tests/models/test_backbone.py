@@ -1,4 +1,4 @@
-"""Heads on backbones of transformers: weights are the checkpoint's, strides decide the head, recipes take them."""
+"""Heads on backbones of transformers: weights from the checkpoint, head selected by strides, and recipes."""
 
 import shutil
 
@@ -39,7 +39,7 @@ PLAIN = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "i
 PLAIN |= {"image_size": 64}
 STAGES = {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 2, 1]}
 SWIN = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 2, "image_size": 64}
-# The bare model that a checkpoint is made of, and its config.
+# The plain model of a checkpoint, and its config.
 BARE: dict[str, tuple[str, PreTrainedConfig]] = {
     "dinov2": ("Dinov2Model", Dinov2Config(**PLAIN)),
     "dinov2_with_registers": ("Dinov2WithRegistersModel", Dinov2WithRegistersConfig(**PLAIN)),
@@ -56,7 +56,7 @@ PLAIN_KINDS = ("dinov2", "dinov2_with_registers", "dinov3_vit", "beit", "vit_seg
 
 
 def bare(folder, kind: str = "dinov2") -> PreTrainedModel:
-    """A random bare model in a folder."""
+    """Save a random plain model to a folder."""
     class_name, config = BARE[kind]
     build = getattr(transformers, class_name)
     model = build.from_config(config) if class_name == "AutoModel" else build(config)
@@ -81,10 +81,10 @@ def test_features_match_the_plain_backbone_after_saving(kind, tmp_path):
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "worn")
     with torch.no_grad():
         whole = plain(IMAGES, output_hidden_states=True)
-        expected = whole.get("reshaped_hidden_states", whole.hidden_states)  # Swin's as maps
+        expected = whole.get("reshaped_hidden_states", whole.hidden_states)  # Swin's as feature maps
         found = model(IMAGES, output_hidden_states=True)
         torch.testing.assert_close(loaded(IMAGES).logits, found.logits)
-    # The last state may be normed in one and not in the other; Swin's stages give theirs before the next one's merging.
+    # The last state is normalized in only one of them; Swin's stages return theirs before the next patch merging.
     apart = {"swin": 3}.get(kind, 1)
     states = [state for state in found.hidden_states if any(is_close(state, other) for other in expected)]
     assert len(found.hidden_states) >= 4 and len(states) >= len(found.hidden_states) - apart
@@ -102,7 +102,7 @@ def test_any_image_size_and_logits_span_the_image(kind, tmp_path):
         whole = model(pixel_values).logits
         for size in ((61, 45), (33, 70), (1, 7)):
             assert model(torch.randn(2, 3, *size)).logits.isfinite().all()
-        # A border of zeros is what padding adds: without it the logits are those of its image, sampled.
+        # Padding adds a border of zeros: without it, the logits are those of the image, sampled.
         pixel_values[..., 90:] = 0
         padded, cropped = model(pixel_values).logits, model(pixel_values[..., :90]).logits
     step = 96 // whole.shape[-1]

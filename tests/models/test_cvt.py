@@ -1,6 +1,6 @@
-"""What is particular to CvT: its class token, its convolutions, and the five faults of transformers' own CvT.
+"""Tests specific to CvT: its class token, its convolutions, and the five bugs of CvT in transformers.
 
-The faults are listed in section 8 of the facts on transformers 5.23.
+The bugs are listed in section 8 of the facts on transformers 5.23.
 """
 
 import pytest
@@ -33,12 +33,12 @@ def logits(model: nn.Module, size: tuple[int, int] = (64, 96)) -> torch.Tensor:
         return model(torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))).logits
 
 
-# The five faults.
+# The five bugs.
 
 
 @pytest.mark.parametrize("method", ["linear", "avg"])
 def test_every_projection_method_works(method):
-    """First fault: AttributeError."""
+    """First bug: AttributeError."""
     model = randomise(CvTForImageClassification(config(projection_methods=[method] * 3))).eval()
     assert logits(model).isfinite().all()
     attention = model.cvt.stages[0].layers[0].attention
@@ -51,14 +51,14 @@ def test_every_projection_method_works(method):
 
 
 def test_stochastic_depth_increases_linearly_within_a_stage():
-    """Second fault: every layer has the rate that belongs to the number of its stage."""
+    """Second bug: every layer has the rate for the index of its stage."""
     model = CvTModel(config(depths=(1, 2, 4), drop_path_rate=(0.0, 0.1, 0.3)))
     rates = [[layer.drop_path.rate for layer in stage.layers] for stage in model.stages]
     assert rates == [[0.0], [0.0, 0.1], pytest.approx([0.0, 0.1, 0.2, 0.3])]
 
 
 def test_dropped_branch_keeps_the_residual_connection():
-    """Third fault: the sum is dropped and not the branch, so that the output is zero."""
+    """Third bug: the sum is dropped instead of the branch, so the output is zero."""
     layer = randomise(CvTLayer(CvTModel(config()).config, 2, drop_path_rate=1 - 1e-9)).train()
     tokens = torch.randn(2, 1 + 6, 48)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_dropped_branch_keeps_the_residual_connection():
 
 
 def test_classification_without_class_token_uses_the_mean():
-    """Fourth fault: IndexError."""
+    """Fourth bug: IndexError."""
     model = randomise(CvTForImageClassification(config(use_cls_token=[False] * 3))).eval()
     pixel_values = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -78,18 +78,18 @@ def test_classification_without_class_token_uses_the_mean():
 
 @pytest.mark.parametrize("use", [(True, False, False), (False, True, True), (True, True, True)])
 def test_class_token_in_any_stage(use):
-    """Fifth fault: RuntimeError, because the token has the width of the last stage."""
+    """Fifth bug: RuntimeError, because the token has the width of the last stage."""
     model = randomise(CvTForImageClassification(config(use_cls_token=use))).eval()
     widths = [None if stage.cls_token is None else stage.cls_token.shape[-1] for stage in model.cvt.stages]
     assert widths == [width if used else None for width, used in zip((16, 32, 48), use, strict=True)]
     assert logits(model).isfinite().all()
 
 
-# The rest.
+# Other tests.
 
 
 def test_one_image_gives_one_row_of_logits():
-    """The released code squeezes a batch of one away."""
+    """The released code squeezes a batch of one."""
     model = randomise(CvTForImageClassification(config())).eval()
     with torch.no_grad():
         assert model(torch.randn(1, 3, 64, 64)).logits.shape == (1, 5)
@@ -99,7 +99,7 @@ def test_attentions_of_every_layer_are_returned():
     model = CvTForSemanticSegmentation(config())
     model.set_attn_implementation("eager")
     attentions = model(torch.randn(1, 3, 64, 96), output_attentions=True).attentions
-    # (heads, queries, keys): the class token is among both, and a quarter of the grid's keys remain.
+    # (heads, queries, keys): the class token is in both, and a quarter of the keys of the grid remain.
     shapes = [(1, 384, 96), (2, 96, 24), (2, 96, 24), (3, 25, 7), (3, 25, 7)]
     assert [tuple(attention.shape[1:]) for attention in attentions] == shapes
 
@@ -146,7 +146,7 @@ def test_weight_initialization_matches_the_release():
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_folded_projections_match_the_layers_and_are_never_stale(stride, dtype):
-    """Every way to change a tensor, behind autograd's back too, shows in the next call."""
+    """Every modification of a tensor, including those hidden from autograd, affects the next call."""
     projection = randomise(DepthwiseProjection(8, 3, stride, 1, 1e-5)).to(dtype).eval()
     feature_map = torch.randn(2, 8, 6, 7, dtype=dtype)
 

@@ -1,4 +1,4 @@
-"""Who looks on from outside sees what torch's plain operators do: hooks, counters, transforms, other threads."""
+"""Fast paths behave like torch's plain operators with hooks, counters, transforms and threads."""
 
 import copy
 from threading import Thread
@@ -15,7 +15,7 @@ from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 from hf_vit_seg import architectures
 from hf_vit_seg.models.all_mlp_head import AllMLPHead
 
-# Large enough for every fast path that they have.
+# Large enough for all of their fast paths.
 VARIANTS = [("segformer", "b0"), ("vit", "ti-16"), ("vit", "r-ti-16"), ("cvt", "cvt-13")]
 
 
@@ -149,7 +149,7 @@ def test_pruned_head_trains():
 
 @pytest.mark.parametrize(("name", "variant"), [("segformer", "b0"), ("vit", "ti-16"), ("cvt", "cvt-13")])
 def test_dropout_matches_with_either_checkpointing_mode(name, variant):
-    """Where the first pass runs without autograd, it must not draw another dropout than the second."""
+    """If the first pass runs without autograd, it must draw the same dropout as the second."""
     fields = {"hidden_dropout_prob": (0.0, 0.0, 0.3) if name == "cvt" else 0.3, "drop_path_rate": 0.0}
     config = architectures()[name].variant_config(variant, num_labels=3, **fields)
     plain = AutoModelForSemanticSegmentation.from_config(config).train()

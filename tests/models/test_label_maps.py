@@ -1,4 +1,4 @@
-"""Label maps against the plain way: resize all logits, then take the arg-max."""
+"""Label maps compared with plain code: resize all logits, then take the argmax."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Peak memory, each measured in a process of its own."""
+"""Peak memory, each in a separate process."""
 
 import sys
 from functools import partial
@@ -18,7 +18,7 @@ CHANNELS, WIDTH, CLASSES = (64, 128, 320, 512), 768, 150
 
 
 def pyramid(side: int) -> list[torch.Tensor]:
-    """What B2's encoder gives for an image of side x side pixels."""
+    """Features of B2's encoder for an image of side x side pixels."""
     return [torch.randn(1, channels, side // 4 // 2**i, side // 4 // 2**i) for i, channels in enumerate(CHANNELS)]
 
 

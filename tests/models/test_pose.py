@@ -1,4 +1,4 @@
-"""ViTPose: its heads against the authors' numbers, and heatmaps made, compared, mirrored and read."""
+"""ViTPose: heads compared with the authors' outputs; heatmap encoding, loss, flip test and decoding."""
 
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def test_heatmaps_have_four_times_the_token_resolution():
         assert pose_model()(torch.randn(2, 3, 64, 48)).heatmaps.shape == (2, 17, 32, 24)
 
 
-# Reading and making heatmaps.
+# Heatmap encoding and decoding.
 
 inside = st.tuples(st.floats(20, 171), st.floats(20, 235))
 
@@ -86,7 +86,7 @@ inside = st.tuples(st.floats(20, 171), st.floats(20, 235))
 @settings(max_examples=60)
 @given(st.lists(inside, min_size=1, max_size=4))
 def test_decoding_inverts_encoding_with_subpixel_accuracy(points):
-    """Within a tenth of a pixel of the image, of which there are four to one of the heatmap."""
+    """Within a tenth of an image pixel; a heatmap cell has four."""
     keypoints = torch.tensor(points, dtype=torch.float64)[None]
     targets, weights = heatmaps_from_keypoints(keypoints, torch.ones(keypoints.shape[:2]), IMAGE, HEATMAP)
     assert weights.all()
@@ -102,7 +102,7 @@ def test_heatmap_corners_map_to_image_corners():
 
 
 def test_targets_match_mmpose():
-    """Written out pixel by pixel, as mmpose's _udp_generate_target has it."""
+    """Per pixel, as in mmpose's _udp_generate_target."""
     keypoints, sigma = torch.tensor([[[50.3, 81.7], [3.0, 250.0], [-80.0, 20.0], [90.0, 90.0]]]), 2
     visible = torch.tensor([[1.0, 2.0, 1.0, 0.0]])
     targets, weights = heatmaps_from_keypoints(keypoints, visible, IMAGE, HEATMAP, sigma)
@@ -118,7 +118,7 @@ def test_targets_match_mmpose():
 
 
 def test_refinement_step_matches_transformers(monkeypatch):
-    """Which blurs otherwise than the authors do (always with sigma 0.8): so both read heatmaps blurred before."""
+    """Its blur differs from the authors' (always sigma 0.8), so both decode heatmaps that are already blurred."""
     monkeypatch.setattr(theirs, "gaussian_filter", lambda heatmap, **_: heatmap, raising=False)
     points = torch.tensor([[[50.3, 81.7], [120.0, 200.2], [90.0, 90.0]]])
     heatmaps, _ = heatmaps_from_keypoints(points, torch.ones(1, 3), IMAGE, HEATMAP)
@@ -155,7 +155,7 @@ def test_flip_back_swaps_sides():
     straight, _ = heatmaps_from_keypoints(keypoints, torch.ones(1, 17), IMAGE, HEATMAP)
     seen, _ = heatmaps_from_keypoints(mirrored[:, order], torch.ones(1, 17), IMAGE, HEATMAP)
     back = flip_back(seen, COCO_FLIP_PAIRS)
-    # Where a center lies between two pixels, the mirrored window can be one row or column away.
+    # If a center is between two pixels, the flipped window can be off by one row or column.
     assert (straight - back).abs().max() < 0.012
 
 
@@ -182,7 +182,7 @@ def test_invalid_keypoint_pairs_raise():
 
 
 def test_loss_matches_mmpose():
-    """JointsMSELoss with use_target_weight: the mean of the joints' own means."""
+    """JointsMSELoss with use_target_weight: the mean of the means per joint."""
     heatmaps, targets = torch.randn(2, 3, 8, 6), torch.rand(2, 3, 8, 6)
     weights = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
     joints = [
@@ -208,7 +208,7 @@ def test_invisible_keypoints_are_ignored():
 
 
 def test_model_learns_a_keypoint():
-    """A model of nothing but a simple head and few layers finds a bright spot."""
+    """A model with a simple head and few layers finds a bright spot."""
     torch.manual_seed(0)
     config = architectures()["vit"].variant_config("tiny", num_labels=1, pose_head_width=16, pose_flip_pairs=())
     model = AutoModelForPoseEstimation.from_config(config).train()

@@ -21,7 +21,7 @@ from hf_vit_seg.models import cpu_kernels
 from hf_vit_seg.models.losses import semantic_segmentation_loss
 
 MODELS = Path(hf_vit_seg.models.__file__).parent
-# Variables of cpu_kernels with the value that `private` gives them where the name is missing.
+# Variables of cpu_kernels with the default of `private` for a missing name.
 MISSING: dict[str, Any] = {
     "transforms_are_active": cpu_kernels.assume_so,
     "in_dispatch_mode": cpu_kernels.assume_so,
@@ -40,7 +40,7 @@ VARIANTS = [("segformer", "b0"), ("vit", "r-ti-16"), ("cvt", "cvt-13")]
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, tuple[transformers.PreTrainedModel, torch.Tensor, torch.Tensor]]:
-    """Models with an image each, and its logits."""
+    """Models, each with an image and its logits."""
     found = {}
     for name, variant in VARIANTS:
         config = architectures()[name].variant_config(variant, num_labels=3)
@@ -134,7 +134,7 @@ def test_private_name_is_detected(line):
 
 
 def test_copies_on_the_hub_work_without_each_name(tmp_path):
-    """One process without the package: a name is deleted from torch before a model's code is imported."""
+    """One process without the package: a name is deleted from torch before the code of a model is imported."""
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(tmp_path / "image.png")
     cases = []
     for name in ("segformer", "vit"):
@@ -145,7 +145,7 @@ def test_copies_on_the_hub_work_without_each_name(tmp_path):
         wanted = tmp_path / f"{name}.npy"
         np.save(wanted, logits(folder, tmp_path / "image.png"))
         for number, missing in enumerate(["", *cpu_kernels.PRIVATE_NAMES]):
-            copied = tmp_path / f"{name}_{number}"  # transformers imports the code of each directory anew
+            copied = tmp_path / f"{name}_{number}"  # transformers imports the code of each directory separately
             copied.symlink_to(folder)
             case = {"model": str(copied), "auto": "AutoModelForSemanticSegmentation", "without": missing}
             cases.append(case | {"image": str(tmp_path / "image.png"), "wanted": str(wanted)})

@@ -1,4 +1,4 @@
-"""The all-MLP head's fast computation equals its equation in every mode, at every size, and never uses old weights."""
+"""The fast computation of the all-MLP head equals its equation in every mode, at every size, with current weights."""
 
 import copy
 import io
@@ -187,7 +187,7 @@ def test_compiled_and_traced_heads_use_updated_weights(flavor):
 
 
 class Doubled(nn.Module):
-    """Stands for an adapter that wraps a layer."""
+    """Stands in for an adapter that wraps a layer."""
 
     def __init__(self, layer: nn.Linear):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Token merging: what is merged, that nothing is lost, and where it applies."""
+"""Token merging: which tokens are merged, that nothing is lost, and where it applies."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_merged_tokens_are_means_of_their_patches(images, length, fewer, seed):
 def test_equal_patches_merge_first_without_loss(images, count, seed):
     generator = torch.Generator().manual_seed(seed)
     different = torch.randn(images, count, 8, generator=generator, dtype=torch.float64)
-    patches = different.repeat_interleave(2, dim=1)  # neighbors are equal: an even and an odd place
+    patches = different.repeat_interleave(2, dim=1)  # neighbors are equal: an even and an odd position
     merged = merge(single_patches(patches), count)
     torch.testing.assert_close(merged.unmerge(), patches)
     assert (merged.counts == 2).all()

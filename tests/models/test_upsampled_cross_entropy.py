@@ -1,4 +1,4 @@
-"""The cross-entropy in strips is that of `interpolate` and `cross_entropy`, and so is its gradient."""
+"""Cross-entropy in row strips equals `interpolate` and `cross_entropy`, including its gradient."""
 
 import sys
 from functools import partial
@@ -20,7 +20,7 @@ sides = st.integers(1, 23)
 
 
 def plain(logits, labels, class_weights=None, label_smoothing=0.0):
-    """The definition, in torch's words; one output is the second of two, beside a logit of 0."""
+    """The definition with torch functions; a single output is the second of two, with a logit of 0 for the first."""
     resized = interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
     if logits.shape[1] == 1:
         resized = torch.cat([torch.zeros_like(resized), resized], 1)
@@ -70,7 +70,7 @@ def test_value_and_gradient_match_autograd(
     assert_same(logits, losses, plain(logits, labels, **options), 5 * TOLERANCE[dtype])
 
 
-# At uneven ratios torch rounds positions differently in its two memory layouts, by 4e-6 of a sample at 128 samples.
+# At uneven ratios, torch's two memory layouts round positions differently, by 4e-6 of a sample at 128 samples.
 @pytest.mark.parametrize(("size", "tolerance"), [((512, 512), 1e-6), ((128, 128), 1e-6), ((509, 517), 5e-6)])
 def test_gradients_at_real_sizes(size, tolerance):
     logits, labels = drawn(2, 21, (128, 128), size)

@@ -1,4 +1,4 @@
-"""What is particular to the Vision Transformer: positions on any grid, padding, prefix tokens, heads, init."""
+"""Tests specific to ViT: positions on any grid, padding, prefix tokens, heads, initialization."""
 
 import copy
 from typing import Any
@@ -52,7 +52,7 @@ def segmenter(**fields) -> VisionTransformerForSemanticSegmentation:
 def test_resizing_keeps_prefix_and_is_the_identity_on_the_same_grid(
     mode, align_corners, antialias, recorded, monkeypatch
 ):
-    """Also where the program is recorded, which resizes by matrices."""
+    """Also when recorded as a program, which resizes by matrices."""
     monkeypatch.setattr(vit_embeddings, "is_dynamic_export", lambda: recorded)
     positions = torch.randn(1, 2 + 12, 6)
     same = resize_positions(positions, (3, 4), (3, 4), mode, align_corners, antialias)
@@ -67,7 +67,7 @@ def test_resizing_keeps_prefix_and_is_the_identity_on_the_same_grid(
 
 @torch.no_grad()
 def test_aligned_bilinear_resizing_matches_vit_jax_zoom():
-    """scipy.ndimage.zoom(order=1): the corners stay, everything between is linear."""
+    """scipy.ndimage.zoom(order=1): corners are kept, everything between is linear."""
     row = torch.tensor([0.0, 1.0, 4.0]).reshape(1, 3, 1)
     resized = resize_positions(row, (1, 3), (1, 5), "bilinear", True, False)
     assert resized.flatten().tolist() == [0.0, 0.5, 1.0, 2.5, 4.0]
@@ -154,7 +154,7 @@ def test_loading_at_another_size_reports_nothing_missing(tmp_path):
 
 
 def test_loading_respects_the_config_object(tmp_path):
-    stored = VisionTransformerModel(config(image_size=224))  # a default, which config.json leaves out
+    stored = VisionTransformerModel(config(image_size=224))  # a default, which is omitted in config.json
     stored.save_pretrained(tmp_path)
     eager = AutoModel.from_pretrained(tmp_path, attn_implementation="eager", hidden_dropout_prob=0.25)
     assert eager.config._attn_implementation == "eager"
@@ -225,7 +225,7 @@ def test_internal_padding_matches_a_padded_image():
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(27, 38), (32, 33), (1, 40), (25, 64)])
 def test_logits_of_a_padded_image_exclude_padding(size):
-    """Logits that are the pixel coordinates at the centers of the padded grid are so at those of the cropped one."""
+    """Logits that equal pixel coordinates at the centers of the padded grid also do so in the cropped one."""
     rows, columns = (-(-side // 8) for side in size)
     centers = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).double() * 8 + 4
     cropped = crop_to_image_extent(centers[None], size, (8, 8))[0]
@@ -240,7 +240,7 @@ def test_logits_of_a_padded_image_exclude_padding(size):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_logits_use_the_same_sampling_points(dtype):
-    logits = torch.randn(1, 3, 252, 63).to(dtype)  # in bfloat16, places on 252 rows would be off by a row
+    logits = torch.randn(1, 3, 252, 63).to(dtype)  # in bfloat16, positions on 252 rows would be off by one row
     sampled = crop_to_image_extent(logits, (1000, 999), (16, 16))
     assert sampled.dtype == dtype
     torch.testing.assert_close(sampled, crop_to_image_extent(logits.float(), (1000, 999), (16, 16)).to(dtype))
@@ -249,13 +249,13 @@ def test_low_precision_logits_use_the_same_sampling_points(dtype):
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
 def test_padded_image_keeps_its_position(head):
-    """The label map of an image of odd size is near that of the padded image, cropped."""
+    """The label map of an image of odd size is close to that of the padded image, cropped."""
     model = segmenter(segmentation_head=head)
     pixel_values = torch.randn(1, 3, 59, 45)
     padded = torch.nn.functional.pad(pixel_values, (0, 3, 0, 5))
     whole = interpolate(model(padded).logits, padded.shape[-2:], mode="bilinear")[..., :59, :45]
     alone = interpolate(model(pixel_values).logits, (59, 45), mode="bilinear")
-    moved = interpolate(model(padded).logits, (59, 45), mode="bilinear")  # what ignoring the padding would give
+    moved = interpolate(model(padded).logits, (59, 45), mode="bilinear")  # the result of ignoring the padding
     assert (alone - whole).abs().mean() < 0.7 * (moved - whole).abs().mean()
 
 
@@ -291,7 +291,7 @@ def test_heads_save_load_compile_and_return_hidden_states(head, tmp_path):
     plain = model(pixel_values)
     assert "hidden_states" not in plain
     full = model(pixel_values, output_hidden_states=True)
-    assert len(full.hidden_states) == 4  # the encoder's alone
+    assert len(full.hidden_states) == 4  # only the encoder's
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(pixel_values).logits, plain.logits)
@@ -313,7 +313,7 @@ def test_heads_export_with_dynamic_batch_and_size(head):
 
 @torch.no_grad()
 def test_mask_transformer_matches_segmenter():
-    """Its decoder, written as in the reference: cosine of patch and class, then a norm over classes."""
+    """Its decoder, as in the reference: cosine of patch and class, then a norm over classes."""
     model = segmenter(segmentation_head="mask_transformer", segmentation_head_width=48)
     head, feature_map = model.decode_head, torch.randn(2, 32, 3, 4)
     tokens = head.projection(feature_map.flatten(2).transpose(1, 2))
@@ -338,7 +338,7 @@ def test_pyramid_uses_the_configured_layers():
     torch.testing.assert_close(model(pixel_values).logits, expected)
 
 
-# --- backbone and fresh weights
+# --- backbone and initialization
 
 
 @torch.no_grad()

@@ -21,14 +21,14 @@ def stem(numerics: StemNumerics = FLAX, dtype: torch.dtype = torch.float64) -> R
 
 
 def uncached(module: ResNetV2Stem, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The same stem with autograd, which remembers nothing."""
+    """The same stem with autograd, which disables the cache."""
     with torch.enable_grad():
         return module(pixel_values).detach()
 
 
 @given(st.integers(1, 300), st.sampled_from([1, 3, 7]), st.sampled_from([1, 2]))
 def test_same_padding_matches_tensorflow(size, kernel, stride):
-    """tensorflow/core/framework/common_shape_fns.cc: the output has ceil(size / stride), the rest goes after."""
+    """tensorflow/core/framework/common_shape_fns.cc: output is ceil(size / stride), extra padding at the end."""
     before, after = same_padding(size, kernel, stride)
     assert 0 <= after - before <= 1
     assert (size + before + after - kernel) // stride + 1 == -(-size // stride)

@@ -1,4 +1,4 @@
-"""ViT, its relatives and the hybrids against timm and transformers, live, with random weights in double precision."""
+"""ViT, its relatives and the hybrids compared with timm and transformers, live, with random weights in float64."""
 
 from typing import Any
 
@@ -93,11 +93,11 @@ def compare(reference, config: VisionTransformerConfig, size: tuple[int, int]) -
     model = VisionTransformerForImageClassification(config).double().eval()
     model.load_state_dict(from_timm(reference.state_dict()), strict=True)
     pixel_values = torch.randn(2, 3, *size, dtype=torch.float64)
-    # timm resizes positions in single precision, whatever their own is.
+    # timm resizes positions in float32, whatever their dtype.
     tolerance = 1e-10 if config.grid_of(*size) == config.grid_size else 1e-6
     with torch.no_grad():
         expected = reference(pixel_values)
-        for _ in range(2):  # the second time with what the first one remembered
+        for _ in range(2):  # the second call uses the cache of the first
             torch.testing.assert_close(model(pixel_values).logits, expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(model(pixel_values).logits.detach(), expected, rtol=tolerance, atol=tolerance)
 

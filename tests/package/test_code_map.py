@@ -19,7 +19,7 @@ def definition(file: str, name: str) -> ast.AST:
 
 
 def called_names(node: ast.AST) -> list[str]:
-    """Names of the functions and methods that are called, in the order of the source."""
+    """Names of the called functions and methods, in source order."""
     calls = [each for each in ast.walk(node) if isinstance(each, ast.Call)]
     calls.sort(key=lambda call: (call.lineno, call.col_offset))
     return [call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "") for call in calls]

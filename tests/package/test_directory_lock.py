@@ -1,4 +1,4 @@
-"""One writer at a time: the lock of a directory, and that every command takes it."""
+"""One writer at a time: the directory lock, and that every command acquires it."""
 
 import errno
 import fcntl
@@ -27,7 +27,7 @@ NUCLEI = REPOSITORY / "examples" / "nuclei" / "model"
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """The directory of a run, as far as it matters here."""
+    """A minimal run directory."""
     recipe = write_recipe(tmp_path, settings(tmp_path / "data"))
     (tmp_path / "run" / "best").mkdir(parents=True)
     for place in (tmp_path / "run", tmp_path / "run" / "best"):
@@ -88,7 +88,7 @@ def test_run_killed_before_its_first_step_can_restart(tmp_path):
 
 
 def test_run_holds_its_lock_from_data_check_to_test(tmp_path, monkeypatch):
-    """flock does not ask which process opened the file a second time."""
+    """flock does not check which process opened the file a second time."""
     seen = []
 
     def noting(name, work):
@@ -109,7 +109,7 @@ def test_run_holds_its_lock_from_data_check_to_test(tmp_path, monkeypatch):
 
 
 def test_run_finished_while_waiting_is_not_replaced(folder, monkeypatch):
-    """The directory is checked again when the lock is held."""
+    """The directory is checked again after the lock is acquired."""
     traces = folder / "log.jsonl", folder / "recipe.yaml", folder / "best"
     recipe = folder.with_name("recipe.yaml")
     aside = folder.with_name("aside")

@@ -1,4 +1,4 @@
-"""What the documentation says is done, snippet by snippet; ids of the Hub are served by a Hub of the tests."""
+"""Runs the snippets of the documentation; Hub ids are served by the test Hub."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def test_snippets_run(page, reader):
 
 @pytest.mark.slow
 def test_plugin_guide(tmp_path, monkeypatch):
-    """Its commands, one after another, in an environment that has the plugin."""
+    """Its commands, sequentially, in an environment with the plugin."""
     shutil.copytree(REPOSITORY / "examples" / "plugin", tmp_path / "examples" / "plugin")
     install = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", "site"]
     monkeypatch.chdir(tmp_path)
@@ -74,7 +74,7 @@ def test_code_fences_are_known():
 
 
 def test_commands_accept_documented_options():
-    """Also those of commands that are not run, or stand in a sentence."""
+    """Including commands that are not run or are part of a sentence."""
     known = typer.main.get_command(app).commands
     inline = [shlex.split(code) for text in TEXTS.values() for code in INLINE.findall(text)]
     commands = [words for each in all_snippets() for words in each.commands] + inline
@@ -92,7 +92,7 @@ def test_extras_exist():
 
 
 def test_documented_installs_exist():
-    """The package itself lies in the repository, and on no index as yet."""
+    """The package itself is in the repository, and not yet on an index."""
     code = {path: path.read_text() for path in sorted((REPOSITORY / "hf_vit_seg").rglob("*.py"))}
     for name, text in {**TEXTS, **code}.items():
         assert not re.search(r"pip install [^\n`]*hf_vit_seg", text), name
@@ -129,7 +129,7 @@ def test_site_builds(tmp_path):
 
 
 def run_notebook(reader, parameters: str) -> None:
-    """Every cell, with other parameters behind the cell of those, as papermill would put them."""
+    """Every cell, with parameters overridden after the parameter cell, as by papermill."""
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     for cell in cells:
         text = "".join(cell["source"])

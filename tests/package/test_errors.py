@@ -1,4 +1,4 @@
-"""Which exceptions are raised, and which are converted to errors that users see as one sentence; read from the code."""
+"""Which exceptions are raised, and which are converted to one-sentence errors for users, read from the code."""
 
 import ast
 import builtins
@@ -17,27 +17,27 @@ FILES = {
     for folder in (PACKAGE, ROOT / "conversion")
     for path in sorted(folder.rglob("*.py"))
 }
-# What may be raised besides HfVitSegError: mistakes in code that calls the library, and messages between our functions.
+# Allowed besides HfVitSegError: mistakes in code that calls the library, and internal signals between functions.
 PROGRAMMING_ERRORS = {"NotImplementedError", "TypeError", "KeyboardInterrupt", "typer.Exit", "gr.Error"}
 BY_FILE = {
-    "conversion/cvt/config_fields.py": {"KeyError"},  # a tensor that the checkpoint lacks, caught in config_building
+    "conversion/cvt/config_fields.py": {"KeyError"},  # a tensor missing in the checkpoint, caught in config_building
     "conversion/segformer/config_fields.py": {"KeyError"},
     "conversion/vit/config_fields.py": {"KeyError"},
-    "hf_vit_seg/demo/reading.py": {"EOFError", "RuntimeError"},  # of a process that ended, caught in the same file
-    "hf_vit_seg/demo/request_limits.py": {"BodyTooLargeError"},  # answered with a status of HTTP in the same file
+    "hf_vit_seg/demo/reading.py": {"EOFError", "RuntimeError"},  # of an exited process, caught in the same file
+    "hf_vit_seg/demo/request_limits.py": {"BodyTooLargeError"},  # converted to an HTTP status in the same file
     "hf_vit_seg/models/bilinear.py": {"RuntimeError"},  # as torch raises for a second derivative
-    "hf_vit_seg/training/checkpoints/main_process.py": {"RuntimeError"},  # a bug of another process
+    "hf_vit_seg/training/checkpoints/main_process.py": {"RuntimeError"},  # a bug in another process
     "hf_vit_seg/training/figures/layout.py": {"ValueError"},  # mistakes of callers
     "hf_vit_seg/training/figures/poses.py": {"ValueError"},
     "hf_vit_seg/training/optimization/ema.py": {"ValueError"},
     "hf_vit_seg/yaml_reader.py": {"yaml.constructor.ConstructorError"},  # caught in the same file
 }
-# Calls that run a model, a loss, an optimizer or the code of a plugin.
+# Calls that run a model, a loss, an optimizer or plugin code.
 RUNNING = {
     "accumulate", "backward", "clip_grad_norm_", "combine", "evaluate", "forward", "generate", "logits", "model",
     "one_step", "predict_video", "predict_tiled", "segment", "segmenter", "step", "take_step", "totals", "train_locked",
 }  # fmt: skip
-# Conversions around such calls that pick one case by its message, and leave everything else as it is.
+# Conversions around such calls that select one case by its message and re-raise everything else.
 GUARDS = {"is_out_of_memory"}
 
 
@@ -62,7 +62,7 @@ def is_expected(name: str) -> bool:
 
 
 EXCEPTIONS = sorted(name for name in CLASSES if is_exception(name))
-# Functions that return an exception, by the annotation.
+# Functions that return an exception, by annotation.
 MAKERS = {
     node.name: ast.unparse(node.returns)
     for tree in FILES.values()
@@ -124,14 +124,14 @@ def guarded(handler: ast.ExceptHandler) -> bool:
 
 
 def converting(tree: ast.AST) -> Iterator[ast.Try]:
-    """The try statements that convert."""
+    """The try statements that convert exceptions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Try) and any(converts(each) and not guarded(each) for each in node.handlers):
             yield node
 
 
 def converting_contexts(trees: list[ast.AST]) -> set[str]:
-    """Context managers that convert what is raised in their body."""
+    """Context managers that convert exceptions of their body."""
     return {
         node.name
         for tree in trees
@@ -143,7 +143,7 @@ def converting_contexts(trees: list[ast.AST]) -> set[str]:
 
 
 def called(statements: list[ast.stmt]) -> set[str]:
-    """The last part of the name of everything that is called; what is only defined there is not."""
+    """The last part of the name of every call; functions that are only defined there are not included."""
     return {
         ast.unparse(node.func).rpartition(".")[2]
         for statement in statements
@@ -153,7 +153,7 @@ def called(statements: list[ast.stmt]) -> set[str]:
 
 
 def running_functions(trees: list[ast.AST]) -> set[str]:
-    """RUNNING, and the functions that call it, as far as their names are theirs alone."""
+    """RUNNING and the functions that call it, if their names are unique."""
     functions: dict[str, list[ast.FunctionDef]] = {}
     for tree in trees:
         for node in ast.walk(tree):
@@ -167,7 +167,7 @@ def running_functions(trees: list[ast.AST]) -> set[str]:
 
 
 def enclosed(trees: list[ast.AST]) -> set[str]:
-    """What runs a model, a loss, an optimizer or a plugin inside a conversion."""
+    """Calls of a model, a loss, an optimizer or a plugin inside a conversion."""
     running, contexts = running_functions(trees), converting_contexts(trees)
     found: set[str] = set()
     for tree in trees:

@@ -1,6 +1,6 @@
-"""examples/plugin, installed as a stranger would: it does all that the built-in architectures do, and its code travels.
+"""examples/plugin, installed by a user: it supports all features of the built-in architectures, and its code is saved.
 
-One environment sees this one's packages and the plugin; then this one, which does not, loads what was saved there.
+One environment has the packages of this one and the plugin; this one, without the plugin, then loads the saved models.
 """
 
 import re
@@ -63,12 +63,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def python(folder):
-    """The Python of an environment that has everything of this one, and the example."""
+    """The Python of an environment with the packages of this one and the example."""
     run(sys.executable, folder, "-m", "venv", "--without-pip", folder / "venv")
     inside = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
     site = Path(sysconfig.get_path("purelib", vars=inside))
     (site / "outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-    shutil.copytree(EXAMPLE, folder / "source")  # building writes beside the source
+    shutil.copytree(EXAMPLE, folder / "source")  # building writes next to the source
     found = folder / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     run(found, folder, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", folder / "source")
     return str(found)
@@ -76,7 +76,7 @@ def python(folder):
 
 @pytest.fixture(scope="module")
 def done(folder, python):
-    """All commands, the plugin's part in each, and the directories that they made."""
+    """All commands with the plugin, and the directories that they wrote."""
     sys.path.insert(0, str(EXAMPLE / "tests"))
     try:
         from reference import trained

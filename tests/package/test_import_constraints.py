@@ -12,10 +12,10 @@ import hf_vit_seg.models
 
 MODELS = Path(hf_vit_seg.models.__file__).parent
 PACKAGE = MODELS.parent
-# The image processors need what transformers' own need.
+# The image processors have the requirements of transformers' processors.
 ALLOWED = {"torch", "transformers", "huggingface_hub"}
 ALLOWED_FOR_IMAGES = ALLOWED | {"numpy", "PIL", "torchvision"}
-# An arrow goes from a folder to those it may import.
+# Each folder maps to those that it may import.
 ARROWS = {
     "models": set(),
     "data": {"models"},
@@ -83,7 +83,7 @@ def test_models_import_only_what_the_hub_copies(path):
 
 @pytest.mark.parametrize("path", copied, ids=lambda path: path.name)
 def test_relative_imports_are_readable_by_the_hub(path):
-    """transformers scans the text with a regular expression: docstrings and TYPE_CHECKING blocks count for it."""
+    """transformers scans the text with a regular expression, so docstrings and TYPE_CHECKING blocks count."""
     text = path.read_text()
     assert "TYPE_CHECKING" not in text
     relative = [line for line in text.splitlines() if line.strip().startswith(("from .", "import ."))]
@@ -91,7 +91,7 @@ def test_relative_imports_are_readable_by_the_hub(path):
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """The dotted names of all modules, and of what is taken from them, that a file imports."""
+    """The dotted names of all modules and of the names that a file imports from them."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -102,7 +102,7 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def crossings(tree: ast.AST, folder: str) -> set[str]:
-    """Imports by which a file of a folder of the package breaks a wall; single files at its top are everybody's."""
+    """Forbidden imports of a file in a package folder; top-level modules may be imported by all."""
     allowed = ARROWS[folder] | {folder, "configs"}
     walled = {path.name for path in PACKAGE.iterdir() if path.is_dir()} | {"conversion", "spaces"}
     parts = {name: name.split(".") for name in imported(tree) if name.startswith("hf_vit_seg.")}
@@ -112,7 +112,7 @@ def crossings(tree: ast.AST, folder: str) -> set[str]:
 
 
 def parts_imported(path: Path, folder: Path) -> set[str]:
-    """The modules and subpackages of `folder` that one of its files imports, without the one that it is in."""
+    """The modules and subpackages of `folder` that one of its files imports, except its own."""
     package = ["hf_vit_seg", folder.name, *path.relative_to(folder).parent.parts]
     names = set()
     for node in imports(path):
@@ -146,14 +146,14 @@ def test_subpackages_import_later_levels_only(name):
 
 
 def test_folders_have_few_files():
-    """At most 15 files show in a folder; the Hub wants those of models side by side."""
+    """A folder has at most 15 files; those of models are flat for the Hub."""
     folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE / "models"}
     counts = {folder: sum(path.name != "__init__.py" for path in folder.glob("*.py")) for folder in folders}
     assert not {folder: count for folder, count in counts.items() if count > 16}
 
 
 def architectures_named(tree: ast.AST) -> set[str]:
-    """Names of classes and modules of architectures that a file says anywhere."""
+    """Names of architecture classes and modules anywhere in a file."""
     said = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     said |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     said |= {part for name in imported(tree) for part in name.split(".")}

@@ -1,4 +1,4 @@
-"""Plugins come by entry point; a broken one is reported by name and takes no other down."""
+"""Plugins are entry points; a broken one is reported by name and does not affect the others."""
 
 import subprocess
 import sys
@@ -143,7 +143,7 @@ def test_every_extensible_table_is_listed():
     assert {id(table) for table in found} == {id(table) for table in TABLES}
 
 
-# What a recipe says that needs the broken plugin of a group, by what the message then has in it.
+# Recipe settings that need the broken plugin of a group, by expected text of the message.
 ASKING = {
     "bad_architectures": {"model": {"architecture": "bad_architectures", "variant": "tiny"}},
     "bad_heads": {

@@ -1,4 +1,4 @@
-"""Files of the project beside its code: continuous integration, workflows, citation, templates, the built wheel."""
+"""Project files besides the code: continuous integration, workflows, citation, templates, the built wheel."""
 
 import os
 import re
@@ -58,7 +58,7 @@ def test_ci_scripts_are_executable_and_stop_at_the_first_failure(step):
 
 
 def test_failing_command_fails_its_step(tmp_path):
-    """`ruff` fails here; the step must end with its exit status and start nothing else."""
+    """`ruff` fails here; the step must exit with its status and start nothing else."""
     (tmp_path / ".ci").mkdir()
     shutil.copy(REPOSITORY / ".ci" / "lint", tmp_path / ".ci")
     for name, status in (("ruff", 3), ("check-jsonschema", 0)):

@@ -1,4 +1,4 @@
-"""What README promises is done, word for word, in a folder of its own."""
+"""Runs the commands of the README, unchanged, in a temporary folder."""
 
 import json
 import os
@@ -22,7 +22,7 @@ FIRST = next(snippet for snippet in snippets(README) if snippet.mark == "run")
 def test_first_command_reaches_the_documented_score(reader):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for words in FIRST.commands:
-        if words[0] == PROGRAM:  # installed it is already
+        if words[0] == PROGRAM:  # already installed
             done = subprocess.run(words, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
     assert len(list(Path("out/predictions").glob("*.overlay.png"))) == 60
@@ -50,5 +50,5 @@ def test_all_variants_are_listed():
     for architecture in hf_vit_seg.architectures().values():
         assert f"`{architecture.config.model_type}`" in README
         for variant in architecture.variant_rows():
-            told = variant.removesuffix("-distilled").removesuffix("-registers")  # "each also" says README
+            told = variant.removesuffix("-distilled").removesuffix("-registers")  # README: "each also"
             assert variant.startswith("tiny") or re.search(rf"\b{told}\b", README, flags=re.IGNORECASE), variant

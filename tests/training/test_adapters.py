@@ -1,4 +1,4 @@
-"""Low-rank adapters train, are saved multiplied in or beside, and load as what was trained."""
+"""Low-rank adapters train, are saved merged or separately, and load as trained."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ peft = pytest.importorskip("peft")
 
 
 def built(folder, name, **lora):
-    """A pretrained tiny model, and the same with adapters, fitted to other classes."""
+    """A pretrained tiny model, and the same with adapters and other classes."""
     save(folder, name, **FIELDS.get(name, {}))
     wanted = recipe({"from_pretrained": str(folder), "lora": {"rank": 4, **lora}})
     return build_model(wanted, NEW).model, wanted.model
@@ -154,7 +154,7 @@ def test_ema_adapters_are_merged(tmp_path):
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_adapters_with_gradient_checkpointing(name, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # to caplog
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # for caplog
     gradients = []
     for checkpointing in (False, True):
         save(tmp_path, name, **FIELDS.get(name, {}))

@@ -1,4 +1,4 @@
-"""A bug in an optimizer, a loss or a plugin is no error of the recipe: its traceback is shown and kept."""
+"""A bug in an optimizer, a loss or a plugin is not reported as a recipe error: its traceback is shown and saved."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,14 +19,14 @@ def broken_code(*arguments: Any, **options: Any) -> Any:
 
 
 class BrokenTransform(TransformOptions):
-    """A plugin's transform that raises when it is called."""
+    """A plugin transform that raises when it is called."""
 
     def build(self, context: TransformContext) -> Callable[..., Any]:
         return broken_code
 
 
 class BrokenOptions(TransformOptions):
-    """A plugin's transform that raises when it is built."""
+    """A plugin transform that raises when it is built."""
 
     def build(self, context: TransformContext) -> Callable[..., Any]:
         return broken_code()

@@ -1,4 +1,4 @@
-"""The average of weights is what arithmetic says, changes places with the model, and resumes to the last bit."""
+"""The exponential moving average of weights: values, swapping with the model, and exact resume."""
 
 import copy
 
@@ -15,7 +15,7 @@ STEADY = EmaRecipe(decay=0.9, warmup=False)
 
 
 def train(model, average, steps, first=1):
-    """Steps as the loop makes them: the optimizer's, then the average's."""
+    """Steps as in the training loop: the optimizer's, then the average's."""
     for step in range(first, first + steps):
         train_steps(model, 1)
         average.update(step)
@@ -107,7 +107,7 @@ def test_error_inside_restores_trained_weights():
 
 @torch.no_grad()
 def test_folded_head_is_never_stale_after_swap():
-    """The decode head keeps what it has made of its weights, see models/value_cache.py."""
+    """The decode head caches values computed from its weights, see models/value_cache.py."""
     model = built("segformer")
     average = WeightAverage(model, STEADY)
     with torch.enable_grad():

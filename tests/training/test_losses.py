@@ -1,6 +1,4 @@
-"""The losses of recipes. The oracles are torch and segmentation_models_pytorch (smp); where smp means something else,
-the test says so.
-"""
+"""The losses of recipes, compared with torch and segmentation_models_pytorch (smp); tests name differences from smp."""
 
 import pytest
 import torch
@@ -28,12 +26,12 @@ EVERY = [("binary_cross_entropy", 1), *((name, classes) for name in SEVERAL for 
 
 
 def term(name, num_classes, **options):
-    """A loss by itself, as a recipe asks for it."""
+    """A loss as configured by a recipe."""
     return LossSum.from_recipe({name: options}, "segmentation", num_classes, IGNORE)
 
 
 def drawn(images, classes, grid=(5, 6), size=(19, 23), dtype=torch.float64, seed=0, ignored=0.2):
-    """Logits, and labels in blocks as those of masks are, some of them ignored."""
+    """Logits, and labels in blocks as in masks, some of them ignored."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(images, classes, *grid, generator=generator, dtype=dtype)
     blocks = torch.randint(0, max(classes, 2), (images, 1, 4, 4), generator=generator)
@@ -55,7 +53,7 @@ def assert_same(loss, expected, logits, tolerance=1e-9):
     torch.testing.assert_close(gradient(loss, logits), gradient(expected, logits), rtol=tolerance, atol=tolerance)
 
 
-# --- what holds for every loss -----------------------------------------------------------------------------------
+# --- properties of every loss ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "classes"), EVERY)
@@ -83,7 +81,7 @@ def test_loss_and_gradient_are_zero_without_valid_pixels(name, classes):
 @settings(max_examples=60)
 @given(st.sampled_from(SEVERAL), st.sampled_from([1, 2, 6, 17]), st.integers(0, 99), st.sampled_from([0.0, 0.5, 0.99]))
 def test_sums_and_units_add_up_over_batches(name, classes, seed, ignored):
-    """What makes accumulation and several processes exact."""
+    """Accumulation and multiple processes are exact because of this."""
     logits, labels = drawn(4, classes, seed=seed, ignored=ignored)
     loss = term(name, classes)
     totals = sum(loss.totals(logits[part], labels[part]) for part in (slice(0, 1), slice(1, 4)))
@@ -115,7 +113,7 @@ def test_half_precision_logits_give_a_float32_loss(name):
     assert gradient(value, half).dtype == torch.bfloat16
 
 
-# --- losses of pixels --------------------------------------------------------------------------------------------
+# --- pixel losses ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
@@ -136,7 +134,7 @@ def test_cross_entropy_matches_torch(classes, label_smoothing, weighted):
 
 
 def test_cross_entropy_matches_smp_except_for_the_mean():
-    """smp's mean is over all pixels, the ignored ones too; so is that of its SoftBCEWithLogitsLoss."""
+    """smp's mean includes ignored pixels; so does its SoftBCEWithLogitsLoss."""
     logits, labels = drawn(2, 5)
     share = (labels != IGNORE).double().mean()
     theirs = smp.SoftCrossEntropyLoss(smooth_factor=0.1, ignore_index=IGNORE)(resized(logits, labels), labels)
@@ -159,7 +157,7 @@ def test_single_output_uses_both_class_weights():
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_focal_matches_smp(gamma):
-    """With several classes: of the softmax. smp's FocalLoss would take each class as binary by itself."""
+    """For several classes, focal loss of the softmax. smp's FocalLoss would treat each class as binary."""
     logits, labels = drawn(2, 1)
     theirs = smp.FocalLoss("binary", alpha=0.25, gamma=gamma, ignore_index=IGNORE)(resized(logits, labels), labels)
     assert_same(term("focal", 1, gamma=gamma, alpha=0.25)(logits, labels), theirs, logits)
@@ -211,7 +209,7 @@ def test_boundary_loss_is_cross_entropy_near_class_borders(width):
     assert_same(loss(logits, labels), losses[near].mean(), logits)
 
 
-# --- losses of regions -------------------------------------------------------------------------------------------
+# --- region losses -----------------------------------------------------------------------------------------------
 
 
 def per_image(criterion, logits, labels):
@@ -226,7 +224,7 @@ def present_share(labels, classes):
 
 @pytest.mark.parametrize("classes", [1, 3, 7])
 def test_dice_matches_smp(classes):
-    """smp's mean has the classes that an image lacks in its denominator; its smooth is half of ours."""
+    """smp's mean has classes that are absent in the image in its denominator; its smooth is half of ours."""
     logits, labels = drawn(3, classes)
     mode = "binary" if classes == 1 else "multiclass"
     theirs = per_image(smp.DiceLoss(mode, smooth=2.0, ignore_index=IGNORE), logits, labels)
@@ -236,7 +234,7 @@ def test_dice_matches_smp(classes):
 
 @pytest.mark.parametrize("classes", [1, 3, 7])
 def test_tversky_matches_smp(classes):
-    """As with Dice; smp takes the power of the mean, we (as the paper) the mean of powers."""
+    """As with Dice; smp takes the power of the mean, we (like the paper) the mean of powers."""
     logits, labels = drawn(3, classes)
     mode, gamma = ("binary", 0.75) if classes == 1 else ("multiclass", 1.0)
     criterion = smp.TverskyLoss(mode, smooth=1.0, ignore_index=IGNORE, alpha=0.3, beta=0.7, gamma=gamma)
@@ -247,7 +245,7 @@ def test_tversky_matches_smp(classes):
 
 @pytest.mark.parametrize("classes", [1, 3, 7])
 def test_lovasz_matches_smp(classes):
-    logits, labels = drawn(3, classes, dtype=torch.float32)  # smp's knows no other
+    logits, labels = drawn(3, classes, dtype=torch.float32)  # smp supports no other
     criterion = smp.LovaszLoss("binary" if classes == 1 else "multiclass", per_image=True, ignore_index=IGNORE)
     maps = resized(logits, labels)
     theirs = criterion(maps[:, 0] if classes == 1 else maps, labels)
@@ -255,7 +253,7 @@ def test_lovasz_matches_smp(classes):
 
 
 def test_fully_ignored_image_matches_smp():
-    """Why ours leave such images out: smp's mean counts them (as 0), or is no number at all (Lovász with classes)."""
+    """Why ours skip such images: smp's mean counts them (as 0), or is NaN (Lovász with classes)."""
     logits, labels = drawn(2, 3, dtype=torch.float32)
     labels[0] = IGNORE
     theirs = smp.LovaszLoss("multiclass", per_image=True, ignore_index=IGNORE)(resized(logits, labels), labels)
@@ -313,7 +311,7 @@ def test_classifier_loss_with_hard_or_soft_targets(options):
     weights = torch.tensor(options["class_weights"]) if "class_weights" in options else None
     expected = cross_entropy(logits, labels, weights, label_smoothing=options.get("label_smoothing", 0))
     torch.testing.assert_close(loss(logits, labels), expected)
-    if "class_weights" not in options:  # torch divides shares by images, whatever their weights
+    if "class_weights" not in options:  # torch divides soft targets by images, whatever their weights
         shares = torch.rand(8, 3).softmax(1)
         expected = cross_entropy(logits, shares, **options)
         torch.testing.assert_close(loss(logits, shares), expected)

@@ -1,4 +1,4 @@
-"""Every trained parameter is in one group, with the rate and the decay that the first row gives it."""
+"""Every trained parameter is in one group, with the learning rate and weight decay of the first matching row."""
 
 import re
 
@@ -37,7 +37,7 @@ def recipe(**fields) -> OptimizerRecipe:
 
 
 def settings_of(model, groups, field):
-    """A group's field by the name of each of its parameters."""
+    """A group field by parameter name."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {names[id(parameter)]: group[field] for group in groups for parameter in group["params"]}
 
@@ -144,7 +144,7 @@ def test_freezing_only_removes_parameters(parts):
 
 
 class Strange(transformers.ResNetForImageClassification):
-    """A stranger's model with a parameter of an unheard-of name."""
+    """A third-party model with an unknown parameter name."""
 
     def __init__(self, config):
         super().__init__(config)

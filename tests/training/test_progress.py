@@ -94,4 +94,4 @@ def test_bar_is_closed_when_a_run_fails():
     with pytest.raises(RuntimeError), progress:
         raise RuntimeError
     assert progress.bar is None
-    assert where.file.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in where.file.getvalue()  # the cursor is back
+    assert where.file.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in where.file.getvalue()  # cursor is visible

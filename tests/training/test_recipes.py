@@ -1,4 +1,4 @@
-"""Recipes: strict in every place, the same after writing and reading, with settings from the command line on top."""
+"""Recipes: strict parsing, lossless round trip, and command-line overrides."""
 
 import os
 
@@ -135,7 +135,7 @@ def test_missing_recipe_raises(tmp_path):
         load_recipe(tmp_path / "list.yaml")
 
 
-# Settings from the command line
+# Command-line overrides
 
 
 def test_overrides_apply_to_nested_settings(recipe):
@@ -224,7 +224,7 @@ def test_paths_are_relative_to_current_directory_or_recipe(tmp_path, monkeypatch
     assert anchored("nowhere/x", tmp_path) == "nowhere/x"
 
 
-# What may change in a run that goes on
+# Settings that may change on resume
 
 
 def test_differences_list_settings_that_affect_results(recipe):

@@ -1,4 +1,4 @@
-"""A run that was killed and goes on ends as one that was not, bit for bit; and what cannot go on says why."""
+"""A killed and resumed run is bit-identical to an uninterrupted one; checkpoints that cannot be resumed raise."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.memory_advice import OutOfMemory
 from hf_vit_seg.yaml_reader import parse
 
-# Dies as by `kill -9` in the middle of a step, after what the step's number says.
+# Dies as by `kill -9` in the middle of a step, after logging the step number.
 KILLED = """
 import os, signal, sys
 from hf_vit_seg.training.loop import trainer as run
@@ -43,7 +43,7 @@ train_command(recipe, [], Path(out), False, False)
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    """Ten pictures, three per step: step 5 of 8 is in the middle of the second epoch. Everything random is in it."""
+    """Ten images, three per step: step 5 of 8 is in the middle of the second epoch. With all sources of randomness."""
     folder = tmp_path_factory.mktemp("resume")
     loop = {
         "steps": 8,
@@ -70,7 +70,7 @@ def two_steps(recipe) -> Path:
 
 @pytest.fixture
 def checkpoint(two_steps, tmp_path) -> Path:
-    """The checkpoint of step 2, in a run's directory."""
+    """The checkpoint of step 2 in a run directory."""
     shutil.copytree(two_steps, tmp_path / "run")
     return tmp_path / "run" / "checkpoints" / "step-000002"
 
@@ -87,7 +87,7 @@ def same(one, other) -> bool:
 
 
 def untimed(path: Path) -> dict[str, object]:
-    """A metrics.json without what depends on the speed of the machine."""
+    """A metrics.json without the values that depend on the speed of the machine."""
     found = json.loads(path.read_text())
     return {key: value for key, value in found.items() if key not in ("seconds_per_image", "training_seconds")}
 
@@ -131,7 +131,7 @@ def test_resume_after_kill_is_bit_identical(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_resume_after_kill_with_two_processes(recipe, tmp_path):
-    """With BatchNorm, of which each process has running statistics of its own."""
+    """With BatchNorm, whose running statistics are local to each process."""
     (tmp_path / "killed.py").write_text(KILLED)
     recipe = write_recipe(tmp_path, overridden(parse(recipe.read_text()), ["model", "norm"], "batch"))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -211,7 +211,7 @@ def test_longer_run_after_failed_evaluation_saves_its_last_model(recipe, tmp_pat
         patch.setattr(module, "save_checkpoint", lambda *arguments: saved.append(arguments))
         assert run(recipe, tmp_path / "parts", "loop.checkpoint_every=null", resume=True) is RunStatus.finished
     assert json.loads((tmp_path / "parts" / "last" / "metrics.json").read_text())["step"] == 8
-    assert not saved  # the evaluation alone was left to do
+    assert not saved  # only the evaluation was missing
     assert read_manifest(checkpoints(tmp_path / "parts" / "checkpoints")[-1]).evaluation_done
 
 
@@ -224,7 +224,7 @@ def test_full_disk_does_not_block_the_next_run(recipe, tmp_path, monkeypatch):
         with pytest.raises(WriteError, match="No space left"):
             run(recipe, tmp_path / "run", "loop.steps=1")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".tmp-data_facts.json").touch()  # as a kill leaves it
+    (tmp_path / "run" / ".tmp-data_facts.json").touch()  # as left by a kill
     assert run(recipe, tmp_path / "run", "loop.steps=1") is RunStatus.finished
     assert not list((tmp_path / "run").glob(".tmp-*"))
 
@@ -256,7 +256,7 @@ def test_resuming_a_finished_run_changes_nothing(recipe, checkpoint):
 
 @pytest.fixture(scope="module")
 def ended(recipe) -> Path:
-    """A run of two steps with a test split, and then its directory."""
+    """A run of two steps with a test split, and a copy of its directory."""
     changes = parse(recipe.read_text())
     changes["data"]["test"] = changes["data"]["validation"]
     folder = recipe.parent / "tested"
@@ -266,7 +266,7 @@ def ended(recipe) -> Path:
 
 
 def content(out: Path) -> dict[str, object]:
-    """All files of a run, without what depends on the speed of the machine and the order of its threads."""
+    """All files of a run, without values that depend on the speed of the machine and the order of its threads."""
     special = {"metrics.json": untimed, "data_facts.json": lambda path: json.loads(path.read_text())}
     files = [path for path in out.rglob("*") if path.is_file()]
     return {str(path.relative_to(out)): special.get(path.name, Path.read_bytes)(path) for path in files}
@@ -289,7 +289,7 @@ AFTER_LAST = ("last/README.md", "last/metrics.json", "best/config.json", "plots/
 @pytest.mark.parametrize(
     ("completed", "missing", "left"),
     [
-        (False, BEFORE_LAST, (".tmp-last/config.json", "plots/.tmp-training.png")),  # killed while it wrote the model
+        (False, BEFORE_LAST, (".tmp-last/config.json", "plots/.tmp-training.png")),  # killed while writing the model
         (False, ("plots", "test"), ("plots/.tmp-measure.png",)),
         (False, ("test",), ()),
         (True, ("test/plots", "test/samples"), ("test/plots/.tmp-measure.png",)),
@@ -344,7 +344,7 @@ def test_user_folder_in_last_model_is_kept(ended, tmp_path):
 
 
 def test_outdated_last_model_is_replaced(recipe, checkpoint, monkeypatch):
-    """Killed between the last checkpoint of a run that was made longer and its last model."""
+    """Killed between the last checkpoint of an extended run and its last model."""
     from hf_vit_seg.training.loop import trainer as module
 
     out = checkpoint.parent.parent
@@ -360,7 +360,7 @@ def test_outdated_last_model_is_replaced(recipe, checkpoint, monkeypatch):
     assert same(saved, {name: average[f"module.{name}"] for name in saved})
 
 
-# Dies as by `kill -9` when it is about to write the model of the last step.
+# Dies as by `kill -9` just before it writes the model of the last step.
 KILLED_AT_THE_END = """
 import os, sys
 from pathlib import Path
@@ -504,7 +504,7 @@ def test_partial_checkpoint_is_not_used(recipe, checkpoint):
 
 
 class Evil:
-    """Unpickled, it writes a file."""
+    """Writes a file when unpickled."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -109,7 +109,7 @@ def test_wrong_classes_are_red():
         saturation = sheet.max(axis=2).astype(int) - sheet.min(axis=2)
         strongest = sheet[np.unravel_index(saturation.argmax(), saturation.shape)]
         assert near(strongest, color, 30)
-        assert sheet.shape[1] < THUMBNAIL * 1.2  # long names are cut
+        assert sheet.shape[1] < THUMBNAIL * 1.2  # long names are truncated
 
 
 def test_classified_images_of_any_shape_form_a_grid():
@@ -135,7 +135,7 @@ def test_keypoints_are_drawn_at_their_position():
     drawn = np.asarray(with_skeletons(photo, keypoints[None], keypoints[None, :, 2] > 0, (1.0, 1.0), None))
     assert tuple(drawn[20, 10]) == LEFT and tuple(drawn[30, 50]) == RIGHT
     assert not near(drawn[25, 30], WHITE)  # the bone between them
-    assert (drawn[:8, :8] == 255).all()  # keypoints without a label lie at (0, 0)
+    assert (drawn[:8, :8] == 255).all()  # keypoints without a label are at (0, 0)
     assert (np.asarray(photo) == 255).all()
 
 

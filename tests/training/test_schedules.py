@@ -1,4 +1,4 @@
-"""Schedules are pure functions of the step, with transformers' numbers where transformers has them."""
+"""Schedules are pure functions of the step and match transformers where it has the same schedule."""
 
 from itertools import pairwise
 
@@ -45,7 +45,7 @@ THEIRS = {
 
 @pytest.mark.parametrize("name", THEIRS)
 def test_schedules_match_transformers(name):
-    start = 0.1 if name == "wsd" else 0.0  # transformers' warm-up begins at the share that the end has
+    start = 0.1 if name == "wsd" else 0.0  # transformers' warm-up starts at the final ratio
     recipe = schedule(name=name, warmup_steps=7, warmup_start=start, power=2.0, final=0.1, decay_share=0.2)
     ours = rates_of(build_schedule(optimizer(), recipe, STEPS))
     theirs = rates_of(THEIRS[name](optimizer()))

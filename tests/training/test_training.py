@@ -1,4 +1,4 @@
-"""Whole runs of a few steps: what they write, what their gradients are, and what they say when something is wrong."""
+"""Complete runs of a few steps: output files, gradients, and errors."""
 
 import json
 import math
@@ -56,7 +56,7 @@ def recipe(data, tmp_path) -> Path:
     return write_recipe(tmp_path, settings(data))
 
 
-# Keeps the weights that each process measures.
+# Saves the weights that each process evaluates.
 NOTING = """
 import sys
 from pathlib import Path
@@ -73,7 +73,7 @@ sys.exit(train_command(recipe, settings, Path(out), False, False))
 """
 
 
-# FSDP2, as accelerate's own questions answered by default say; which has it for devices alone, so that CPUs are some.
+# FSDP2 with the default answers of accelerate's questionnaire, which needs devices, so CPUs are declared as such.
 SCATTERING = """
 import os, sys
 from pathlib import Path
@@ -97,13 +97,13 @@ sys.exit(code)
 
 
 def difference(one: Path, other: Path) -> float:
-    """The largest difference of two models' weights."""
+    """The largest difference between the weights of two models."""
     ours, theirs = weights(one), weights(other)
     assert ours.keys() == theirs.keys()
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
-# What a run leaves behind
+# Output of a run
 
 
 def test_saved_models_load_and_reproduce_the_reported_scores(recipe, tmp_path):
@@ -194,7 +194,7 @@ def test_steps_per_epoch_are_rounded_up(recipe, tmp_path):
 
 
 def test_accumulation_matches_one_large_batch(recipe, tmp_path):
-    """The pictures have unequally many ignored pixels, some none that count in their crop."""
+    """The images have different numbers of ignored pixels; some crops have only ignored pixels."""
     small = ["loop.steps=3", "loss.dice.weight=0.5", "loss.cross_entropy.label_smoothing=0.1", "optimizer.name=sgd"]
     run(recipe, tmp_path / "whole", *small, "loop.batch_size=8")
     run(recipe, tmp_path / "parts", *small, "loop.batch_size=2", "loop.accumulation=4")
@@ -217,13 +217,13 @@ def test_two_processes_match_one_with_a_doubled_batch(recipe, tmp_path):
         (step, pytest.approx(found["mean_iou"], rel=1e-4)) for step, found in log(two, "evaluation")
     ]
     matrices = [json.loads((out / "last" / "metrics.json").read_text())["confusion_matrix"] for out in (one, two)]
-    assert np.sum(matrices[0]) == np.sum(matrices[1])  # three pictures on two processes: each counts once
+    assert np.sum(matrices[0]) == np.sum(matrices[1])  # three images on two processes: each counts once
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("average", ["null", "{decay: 0.5}"])
 def test_two_processes_evaluate_the_saved_model(recipe, tmp_path, average):
-    """With BatchNorm, of which each process has running statistics of its own."""
+    """With BatchNorm, whose running statistics are local to each process."""
     (tmp_path / "noting.py").write_text(NOTING)
     command = [str(recipe), str(tmp_path / "run"), "model.norm=batch", "loop.steps=2", f"loop.ema={average}"]
     finish(start(command, processes=2, script=str(tmp_path / "noting.py")))
@@ -236,7 +236,7 @@ def test_two_processes_evaluate_the_saved_model(recipe, tmp_path, average):
 
 @pytest.mark.slow
 def test_sharded_weights_train_as_full_weights(recipe, tmp_path):
-    """FSDP2 and DDP, with BatchNorm; the scattered run goes on from its checkpoint."""
+    """FSDP2 and DDP, with BatchNorm; the sharded run resumes from its checkpoint."""
     (tmp_path / "scattering.py").write_text(SCATTERING)
     same = ["model.norm=batch", "loop.steps=4", "schedule.name=constant", "optimizer.name=sgd"]
     scattered, whole = tmp_path / "scattered", tmp_path / "whole"
@@ -263,7 +263,7 @@ def test_bfloat16(recipe, tmp_path):
 def test_early_stopping(recipe, tmp_path):
     patient = ["loop.evaluate_every=1", "loop.early_stop.patience=2", "loop.early_stop.least=1"]
     assert run(recipe, tmp_path / "run", *patient) is RunStatus.early_stop
-    assert [step for step, _ in log(tmp_path / "run", "evaluation")] == [1, 2, 3]  # the first is the mark
+    assert [step for step, _ in log(tmp_path / "run", "evaluation")] == [1, 2, 3]  # the first is the reference score
     assert (tmp_path / "run" / "last").exists()
     assert run(recipe, tmp_path / "run", *patient, resume=True) is RunStatus.early_stop
 
@@ -278,11 +278,11 @@ def test_computed_statistics_and_class_weights(recipe, tmp_path):
     assert processor.image_std == pytest.approx((pixels / 255).std(0))
 
 
-# What goes wrong
+# Errors
 
 
 class Faulty:
-    """An objective whose loss is not finite from a step on."""
+    """A loss that is not finite from a step on."""
 
     def __init__(self, objective, first: int, last: float = math.inf):
         self.objective, self.first, self.last, self.calls = objective, first, last, 0
@@ -333,11 +333,11 @@ def test_out_of_memory_error_names_the_settings_to_reduce(recipe, tmp_path, monk
 
 def test_batch_size_is_found(recipe, tmp_path):
     run(recipe, tmp_path / "run", "loop.steps=1", "loop.batch_size=auto")
-    assert load_recipe(tmp_path / "run" / "recipe.yaml").loop.batch_size == 8  # a power of two within ten pictures
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").loop.batch_size == 8  # a power of two within ten images
 
 
 def test_norms_are_synchronized_after_the_trial_steps(recipe, tmp_path, monkeypatch):
-    """Which each process takes by itself, on a CPU too: SyncBatchNorm refuses that, or waits for the others."""
+    """Each process runs its trial steps alone, also on a CPU, where SyncBatchNorm raises or waits for the others."""
     tried = []
 
     def try_out(model, *arguments):
@@ -437,7 +437,7 @@ def test_keypoints_without_oks_raise_before_the_first_step(tmp_path, split):
     assert not (tmp_path / "run").exists()
 
 
-# The console
+# Console output
 
 
 def test_commands_print_results_and_errors(recipe, tmp_path, capsys):
@@ -484,7 +484,7 @@ def test_error_is_reported_by_the_failing_process(monkeypatch, capsys, process, 
     assert bool(told(PreparationError("as the main process says"))) == (process != "1")
 
 
-# Files may not become larger than a checkpoint's any more, after the first step.
+# After the first step, the file size limit is below that of a checkpoint.
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
@@ -538,7 +538,7 @@ def test_failed_run_leaves_no_workers(tmp_path):
     assert not multiprocessing.active_children()
 
 
-# Other tasks and ways
+# Other tasks and features
 
 
 def test_adapters_are_merged_into_saved_weights(recipe, data, tmp_path):
@@ -607,7 +607,7 @@ def pose_recipe(folder: Path) -> dict[str, Any]:
 
 
 def write_people(folder: Path, images: int, keypoints: int = 17) -> None:
-    """Noise, with two persons in each picture."""
+    """Noise, with two persons in each image."""
     random = np.random.default_rng(0)
     annotations = []
     for number in range(images):

@@ -1,4 +1,4 @@
-"""A model is built for a run's classes and bands, and what is not the checkpoint's is said."""
+"""A model is built for the classes and channels of a run, and newly initialized weights are reported."""
 
 import json
 
@@ -294,7 +294,7 @@ def test_computed_statistics_are_set_in_the_processor():
 
 
 def test_computed_statistics_include_the_rescale_factor(tmp_path):
-    """Whatever the processor beside a model does with the numbers of its images."""
+    """Whatever the processor of a model does with pixel values."""
     save(tmp_path)
     other = architectures()["segformer"].image_processor["torchvision"](do_rescale=False, do_normalize=False)
     other.save_pretrained(tmp_path)

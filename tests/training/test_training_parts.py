@@ -1,4 +1,4 @@
-"""The small parts of training: accumulation window, memory advice, early stopping, whole directories, signals."""
+"""Small parts of training: accumulation, memory advice, early stopping, atomic directories, signals."""
 
 import os
 import re
@@ -34,7 +34,7 @@ IGNORED = 255
 
 
 class PixelLoss:
-    """Cross-entropy and mean squared logit, whose units differ: pixels that count, and images that have some."""
+    """Cross-entropy and mean squared logit, whose units differ: valid pixels, and images with valid pixels."""
 
     def units(self, batch):
         valid = (batch["labels"] != IGNORED).flatten(1)
@@ -65,7 +65,7 @@ def gradient(model: nn.Module, window) -> tuple[torch.Tensor, torch.Tensor]:
     )
     model.zero_grad()
     loss = accumulate(accelerator, model, PixelLoss(), window)
-    assert accelerator.sync_gradients  # the window's last batch is the one that steps
+    assert accelerator.sync_gradients  # the last batch of the window makes the step
     return loss, torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
@@ -117,7 +117,7 @@ def test_prefetch_error_stops_the_loader():
 
 
 def test_sharded_weights_are_gathered_in_a_copy():
-    """As under FSDP, whose model has another class and shares of the weights; here the shares are all of them."""
+    """As under FSDP, whose model has another class and shards of the weights; here each shard is complete."""
     model, copy = nn.Linear(3, 2), nn.Linear(3, 2)
     scattering = SimpleNamespace(
         distributed_type=DistributedType.FSDP,
@@ -190,7 +190,7 @@ def test_batch_size_of_one_that_does_not_fit_raises_with_advice():
 
 
 class Greedy(nn.Module):
-    """Takes no more than three images at once."""
+    """Fits at most three images."""
 
     def __init__(self):
         super().__init__()
@@ -240,7 +240,7 @@ def test_error_metrics_are_minimized(name):
     assert (best_tracker.best, best_tracker.best_step, best_tracker.evaluations_without_improvement) == (0.5, 1, 1)
 
 
-# Whole directories
+# Atomic directories
 
 
 def fill(target, text: str) -> None:
@@ -264,8 +264,8 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     for name in ("best", "last"):
         fill(tmp_path / name, name)
         commit(tmp_path / name)
-    fill(tmp_path / "step-000100", "half")  # killed before it was whole
-    (tmp_path / "best").rename(tmp_path / ".old-best")  # killed between the two renamings
+    fill(tmp_path / "step-000100", "half")  # killed before it was complete
+    (tmp_path / "best").rename(tmp_path / ".old-best")  # killed between the two renames
     fill(tmp_path / ".old-last", "killed before the old one was removed")
     (tmp_path / ".tmp-.old-last").rename(tmp_path / ".old-last")
     clean_up(tmp_path)
@@ -283,7 +283,7 @@ def test_first_signal_requests_stop_and_second_exits(monkeypatch):
     with GracefulStop() as request:
         assert request.signal is None
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)  # a launcher passing the first one on
+        os.kill(os.getpid(), signal.SIGINT)  # a launcher that forwards the first one
         assert request.signal == signal.SIGINT
         time.sleep(0.3)
         with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Norms, frozen parts, recomputed activations and the compiler change how a model is trained, not what it is."""
+"""Norms, frozen parts, gradient checkpointing and the compiler change how a model is trained, not the model."""
 
 import copy
 
@@ -95,7 +95,7 @@ def test_synchronized_checkpointed_layers_count_a_batch_once():
 def test_synchronized_norms_respect_freezing():
     model = synchronised(prepare_for_training(built("cvt"), model_recipe(freeze=(r"stages\.0\.",)))).train()
     held = [norm.training for norm in norms(model, nn.SyncBatchNorm)]
-    assert held.count(False) == 3 and held.count(True) > 3  # of the first stage's layer: of queries, keys and values
+    assert held.count(False) == 3 and held.count(True) > 3  # in the layer of the first stage: queries, keys and values
 
 
 def test_synchronized_norms_raise_for_multiple_cpu_processes(monkeypatch):
@@ -133,7 +133,7 @@ def test_trained_norms_are_not_frozen():
     model = built("cvt")
     assert hold_frozen_norms(model) == 0
     freeze(model, (r"stages\.0\.",))
-    # Of the first stage's layer: of its queries, keys and values.
+    # In the layer of the first stage: its queries, keys and values.
     assert hold_frozen_norms(model) == 3
 
 
