@@ -20,7 +20,7 @@ def picture(size: int = 16) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8))
 
 
-def encoded(kind: str, **options) -> bytes:
+def encode_image(kind: str, **options) -> bytes:
     """A valid file in a format supported by PIL."""
     buffer = io.BytesIO()
     image = picture().convert("P") if kind in ("GIF", "BMP") else picture()
@@ -109,17 +109,17 @@ CONTENTS: dict[str, bytes] = {
     "cut.tif": tiff()[:120],
     "cut_between_pages.tif": PAGES[: page_offset(PAGES, 2)],
     "palette_too_long.png": palette_png(bytes(900)),
-    "cut.png": cut(encoded("PNG")),
-    "cut.webp": cut(encoded("WEBP", lossless=True)),
-    "cut.gif": cut(encoded("GIF")),
-    "cut.bmp": cut(encoded("BMP")),
+    "cut.png": cut(encode_image("PNG")),
+    "cut.webp": cut(encode_image("WEBP", lossless=True)),
+    "cut.gif": cut(encode_image("GIF")),
+    "cut.bmp": cut(encode_image("BMP")),
     "words.png": b"not an image at all",
     "empty.png": b"",
 }
 # Not valid images, though some are valid masks, or are invalid masks for another reason.
 IMAGE_CONTENTS = {
     "transparency_beyond_palette.png": palette_png(bytes(12), bytes(300)),
-    "cut.jpg": cut(encoded("JPEG")),
+    "cut.jpg": cut(encode_image("JPEG")),
 }
 SPECIAL: dict[str, Callable[[Path], object]] = {
     "pipe.png": os.mkfifo,

@@ -18,7 +18,7 @@ ROOTS = ("transformers", "torch", "torchvision", "pillow")
 READER = Path(__file__).with_name("bare_reader.py")
 
 
-def needed(name: str, found: dict[str, Distribution]) -> None:
+def collect_requirements(name: str, found: dict[str, Distribution]) -> None:
     """Collect a package and its dependencies."""
     key = re.sub(r"[-_.]+", "-", name).lower()
     if key in found:
@@ -30,14 +30,14 @@ def needed(name: str, found: dict[str, Distribution]) -> None:
     for text in found[key].requires or ():
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            needed(requirement.name, found)
+            collect_requirements(requirement.name, found)
 
 
 def bare_packages(folder: Path) -> Path:
     """A folder for `sys.path`."""
     found: dict[str, Distribution] = {}
     for root in ROOTS:
-        needed(root, found)
+        collect_requirements(root, found)
     for package in found.values():
         for top in {file.parts[0] for file in package.files or () if file.parts[0] not in ("..", "__pycache__")}:
             link, target = folder / top, Path(str(package.locate_file(top)))

@@ -1,7 +1,7 @@
 """SegFormer of mmsegmentation, reimplemented with torch functions: importing the original requires stubs."""
 
 import torch
-from conversion_references import CLASSES, SIZES, drawn
+from conversion_references import CLASSES, SIZES, random_tensor
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,7 +49,7 @@ def mmseg_state() -> dict[str, Tensor]:
     """A random state dict of mmsegmentation's SegFormer."""
     generator = torch.Generator().manual_seed(2)
     return {
-        name: drawn(name, torch.empty(shape, dtype=torch.int64 if "tracked" in name else None), generator)
+        name: random_tensor(name, torch.empty(shape, dtype=torch.int64 if "tracked" in name else None), generator)
         for name, shape in mmseg_shapes().items()
     }
 

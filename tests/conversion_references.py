@@ -24,7 +24,7 @@ CLASSES = 7
 IMAGE = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def drawn(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+def random_tensor(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
     """A random value for a parameter or buffer, none of them 0, 1 or tiny."""
     if not like.is_floating_point():
         return torch.randint(1, 1000, like.shape, generator=generator)
@@ -36,10 +36,10 @@ def drawn(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
     return noise * like[0].numel() ** -0.5
 
 
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     """The model in evaluation mode with a random float32 state."""
     generator = torch.Generator().manual_seed(seed)
-    model.load_state_dict({name: drawn(name, t, generator) for name, t in model.state_dict().items()})
+    model.load_state_dict({name: random_tensor(name, t, generator) for name, t in model.state_dict().items()})
     return model.eval()
 
 
@@ -48,14 +48,14 @@ def transformers_model(head: str, labels: int = CLASSES) -> transformers.PreTrai
     name = "SegformerModel" if head == "Model" else f"SegformerFor{head}"
     options: dict[str, Any] = {**SIZES, "num_labels": labels}
     config = transformers.SegformerConfig(**options)
-    model = randomised(getattr(transformers, name)(config))
+    model = randomize(getattr(transformers, name)(config))
     assert isinstance(model, transformers.PreTrainedModel)
     return model
 
 
 def smp_model() -> nn.Module:
     """The smallest Segformer of segmentation_models_pytorch."""
-    return randomised(smp.Segformer("mit_b0", encoder_weights=None, decoder_segmentation_channels=24, classes=CLASSES))
+    return randomize(smp.Segformer("mit_b0", encoder_weights=None, decoder_segmentation_channels=24, classes=CLASSES))
 
 
 def smp_quarter_logits(model: smp.Segformer, image: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def nvlabs_state() -> dict[str, Tensor]:
     return torch.load(ORACLE_FILE, weights_only=True)["state_dict"]
 
 
-def loaded(auto: Any, folder: Path) -> Any:
+def load_converted(auto: Any, folder: Path) -> Any:
     """A converted model in float64, without missing or unexpected keys."""
     model, info = auto.from_pretrained(folder, dtype=torch.float64, output_loading_info=True)
     assert not any(info[part] for part in ("missing_keys", "unexpected_keys", "mismatched_keys"))

@@ -1,7 +1,7 @@
 """Segmenter according to its paper (arXiv 2105.05633) and released state dict, computed from a plain state dict."""
 
 import torch
-from conversion_references import drawn
+from conversion_references import random_tensor
 from torch import Tensor
 from torch.nn.functional import (
     conv2d,
@@ -53,7 +53,7 @@ def shapes(mask: bool, distilled: bool) -> dict[str, tuple[int, ...]]:
 
 def segmenter_state(*, mask: bool, distilled: bool = False) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {name: drawn(name, torch.zeros(shape), generator) for name, shape in shapes(mask, distilled).items()}
+    return {name: random_tensor(name, torch.zeros(shape), generator) for name, shape in shapes(mask, distilled).items()}
 
 
 class Segmenter:

@@ -12,7 +12,7 @@ from hf_vit_seg import architectures
 SIZE = {"height": 64, "width": 64}
 
 
-def saved(
+def save_tiny_model(
     folder: Path,
     name: str = "segformer",
     auto: str = "AutoModelForSemanticSegmentation",

@@ -41,7 +41,7 @@ def write_pictures(folder: Path, count: int = IMAGES, seed: int = 0) -> Path:
 
 
 def settings(data: Path, **changes: Any) -> dict[str, Any]:
-    """A recipe of `data`/{train,validation} for 8 steps of two images, with GroupNorm, random transforms, no dropout."""
+    """A recipe of `data`/{train,validation} for 8 steps of two images: GroupNorm, random transforms, no dropout."""
     split = {name: {"kind": "folders", "images": str(data / name / "images"), "masks": str(data / name / "masks")}
              for name in ("train", "validation")}  # fmt: skip
     recipe: dict[str, Any] = {

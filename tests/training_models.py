@@ -47,7 +47,7 @@ def save(
     return model
 
 
-def built(name: str, **settings: Any) -> PreTrainedModel:
+def random_model(name: str, **settings: Any) -> PreTrainedModel:
     """A new random tiny segmentation model with BatchNorm in its head."""
     wanted = {"architecture": name, "variant": "tiny", "fields": FIELDS.get(name, {})} | settings
     return randomise(build_model(recipe(wanted), NEW).model)

@@ -32,7 +32,7 @@ class Evil:
         return os.system, (f"touch {self.file}.ran",)
 
 
-def truncated(file: Path, whole: bytes) -> None:
+def write_truncated(file: Path, whole: bytes) -> None:
     file.write_bytes(whole[: len(whole) // 2])
 
 
@@ -47,7 +47,7 @@ def npz(**arrays: Any) -> bytes:
     return stream.getvalue()
 
 
-def zipped(file: Path) -> None:
+def write_zip(file: Path) -> None:
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("readme.txt", "hello")
 
@@ -61,15 +61,15 @@ CONTENTS: dict[str, tuple[Maker, str]] = {
     "random bytes": (lambda f: f.write_bytes(bytes(range(7, 200))), "is not a checkpoint"),
     "png": (png, "is not a checkpoint"),
     "text": (lambda f: f.write_text("version https://git-lfs.github.com/spec/v1\n"), "is not a checkpoint"),
-    "zip": (zipped, "zip archive of other files ('readme.txt')"),
-    "truncated pth": (lambda f: truncated(f, ORACLE_FILE.read_bytes()), "truncated or damaged"),
+    "zip": (write_zip, "zip archive of other files ('readme.txt')"),
+    "truncated pth": (lambda f: write_truncated(f, ORACLE_FILE.read_bytes()), "truncated or damaged"),
     "truncated safetensors": (
-        lambda f: truncated(f, as_safetensors(nvlabs_state(), f.parent)),
+        lambda f: write_truncated(f, as_safetensors(nvlabs_state(), f.parent)),
         "truncated or damaged",
     ),
-    "truncated npz": (lambda f: truncated(f, npz(a=np.zeros(500))), "truncated or damaged"),
+    "truncated npz": (lambda f: write_truncated(f, npz(a=np.zeros(500))), "truncated or damaged"),
     "truncated pickle": (
-        lambda f: truncated(f, pickle.dumps({"a": list(range(100))}, 2)),
+        lambda f: write_truncated(f, pickle.dumps({"a": list(range(100))}, 2)),
         "truncated or damaged",
     ),
     "pickle with code": (lambda f: torch.save({"state_dict": Evil(f)}, f), "runs code of the file"),
@@ -92,7 +92,7 @@ def without(*names: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in nvlabs_state().items() if name not in names}
 
 
-def reshaped(name: str, *shape: int) -> dict[str, Tensor]:
+def with_shape(name: str, *shape: int) -> dict[str, Tensor]:
     return {**nvlabs_state(), name: torch.zeros(shape)}
 
 
@@ -125,11 +125,11 @@ STATES: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
         "does not know: 'auxiliary.weight'",
     ),
     "another shape": (
-        lambda: reshaped("backbone.block2.0.mlp.fc2.weight", 32, 64),
+        lambda: with_shape("backbone.block2.0.mlp.fc2.weight", 32, 64),
         "backbone.block2.0.mlp.fc2.weight: found [32, 64], expected [32, 128]",
     ),
-    "an odd kv": (lambda: reshaped("backbone.block1.0.attn.kv.weight", 31, 16), "cannot be cut into 2"),
-    "another rank": (lambda: reshaped("backbone.patch_embed1.proj.weight"), "shapes that no segformer has"),
+    "an odd kv": (lambda: with_shape("backbone.block1.0.attn.kv.weight", 31, 16), "cannot be cut into 2"),
+    "another rank": (lambda: with_shape("backbone.patch_embed1.proj.weight"), "shapes that no segformer has"),
     "a fragment of a vit": (lambda: VIT, "no known source has the keys"),
     "two sources": (
         lambda: {**nvlabs_state(), **mmseg_state()},

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conversion_references import CLASSES, IMAGE, TOLERANCE, assert_equal_states, largest_difference, loaded, randomised
+from conversion_references import (
+    CLASSES,
+    IMAGE,
+    TOLERANCE,
+    assert_equal_states,
+    largest_difference,
+    load_converted,
+    randomize,
+)
 from hf_vit_seg.conversion.convert import convert, export
 from paths import ORACLES
 from PIL import Image
@@ -33,13 +41,13 @@ def cvt_of_transformers(head: str, **settings: Any) -> transformers.PreTrainedMo
     """A small Cvt of transformers; with fewer layers it raises IndexError."""
     sizes: dict[str, Any] = {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 3]}
     config = transformers.CvtConfig(**{**sizes, "num_labels": CLASSES, **settings})
-    return randomised(getattr(transformers, head)(config))  # type: ignore[return-value]
+    return randomize(getattr(transformers, head)(config))  # type: ignore[return-value]
 
 
 def test_microsoft_parity(tmp_path: Path) -> None:
     report = convert(ORACLE_FILE, tmp_path / "out", overrides=HEADS)
     image, expected = oracle()
-    model = loaded(AutoModelForImageClassification, tmp_path / "out")
+    model = load_converted(AutoModelForImageClassification, tmp_path / "out")
     assert largest_difference(model, image, expected) < TOLERANCE
     assert largest_difference(model, image[:1], expected[:1]) < TOLERANCE
     assert report.source.startswith("cvt/microsoft")
@@ -61,7 +69,7 @@ def test_every_source_option_changes_the_output(tmp_path: Path, override: dict[s
     """The tolerance distinguishes the options, so parity verifies each of them."""
     image, expected = oracle()
     convert(ORACLE_FILE, tmp_path / "out", overrides=HEADS | override)
-    model = loaded(AutoModelForImageClassification, tmp_path / "out")
+    model = load_converted(AutoModelForImageClassification, tmp_path / "out")
     assert largest_difference(model, image, expected) > 1e3 * TOLERANCE
 
 
@@ -81,8 +89,8 @@ def test_microsoft_encoder(tmp_path: Path) -> None:
     assert [name for name, _ in report.dropped] == ["norm.weight", "norm.bias"]
     convert(ORACLE_FILE, tmp_path / "whole", overrides=HEADS)
     with torch.no_grad():
-        expected = loaded(AutoModelForImageClassification, tmp_path / "whole").cvt(IMAGE).last_hidden_state
-    assert largest_difference(loaded(AutoModel, tmp_path / "out"), IMAGE, expected) == 0
+        expected = load_converted(AutoModelForImageClassification, tmp_path / "whole").cvt(IMAGE).last_hidden_state
+    assert largest_difference(load_converted(AutoModel, tmp_path / "out"), IMAGE, expected) == 0
 
 
 def test_published_variant_is_detected_from_shapes(tmp_path: Path) -> None:
@@ -106,13 +114,13 @@ def test_transformers_parity_and_round_trip(tmp_path: Path, name: str, auto: Any
     reference.save_pretrained(tmp_path / "there")
     there = tmp_path / "there" / ("" if spelling == "directory" else "model.safetensors")
     convert(there, tmp_path / "out")
-    model = loaded(auto, tmp_path / "out")
+    model = load_converted(auto, tmp_path / "out")
     assert (model.config.hidden_act, list(model.config.drop_path_rate)) == ("gelu", [0.0, 0.1, 0.2])
     report = export(tmp_path / "out", tmp_path / "back", to="transformers")
     assert report.notes == ()
     written = load_file(tmp_path / "back" / "model.safetensors")
     assert_equal_states(written, load_file(tmp_path / "there" / "model.safetensors"))
-    again = loaded(type(reference), tmp_path / "back")
+    again = load_converted(type(reference), tmp_path / "back")
     with torch.no_grad():
         outputs = reference.double()(IMAGE)
         expected = outputs.logits if "logits" in outputs else outputs.last_hidden_state

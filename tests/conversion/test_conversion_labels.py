@@ -24,7 +24,7 @@ def checkpoint(folder: Path, classes: int, **meta: Any) -> Path:
     return folder / "model.pth"
 
 
-def opened(folder: Path) -> Any:
+def load_config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder)
 
 
@@ -65,7 +65,7 @@ def test_label_set_is_inferred_from_class_count(
     report = convert(checkpoint(tmp_path, classes), tmp_path / "out")
     assert word in report.labels
     assert any("labels: " in line and word in line for line in report.lines())
-    config = opened(tmp_path / "out")
+    config = load_config(tmp_path / "out")
     assert (config.num_labels, config.id2label[0], config.label2id[first]) == (classes, first, 0)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert (processor.size["height"], processor.size["width"]) == (side, side)
@@ -77,7 +77,7 @@ def test_meta_overrides_class_count_and_round_trips(tmp_path: Path) -> None:
     names, palette = tuple(f"class {k}" for k in range(19)), [[k, k, k] for k in range(19)]
     report = convert(checkpoint(tmp_path, 19, CLASSES=names, PALETTE=palette), tmp_path / "out")
     assert "meta" in report.labels
-    assert opened(tmp_path / "out").id2label[3] == "class 3"
+    assert load_config(tmp_path / "out").id2label[3] == "class 3"
     assert list(map(list, AutoImageProcessor.from_pretrained(tmp_path / "out").palette)) == palette
     export(tmp_path / "out", tmp_path / "back.pth", to="nvlabs")
     meta = torch.load(tmp_path / "back.pth", weights_only=True)["meta"]
@@ -87,7 +87,7 @@ def test_meta_overrides_class_count_and_round_trips(tmp_path: Path) -> None:
 def test_newer_meta_format(tmp_path: Path) -> None:
     dataset = {"classes": ("a", "b"), "palette": [[1, 2, 3], [4, 5, 6]]}
     convert(checkpoint(tmp_path, 2, dataset_meta=dataset), tmp_path / "out")
-    assert opened(tmp_path / "out").id2label == {0: "a", 1: "b"}
+    assert load_config(tmp_path / "out").id2label == {0: "a", 1: "b"}
 
 
 def test_known_class_names_imply_their_palette(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_explicit_labels_take_precedence(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_reduce_labels": False, "size": 256}))
     report = convert(source, tmp_path / "out", labels=file)
     assert "as asked for" in report.labels
-    assert opened(tmp_path / "out").id2label == {0: "cat", 1: "dog"}
+    assert load_config(tmp_path / "out").id2label == {0: "cat", 1: "dog"}
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert processor.do_reduce_labels
     assert processor.size["height"] == 256

@@ -46,7 +46,7 @@ LAYOUTS: list[tuple[Layout, list[Sequence[int]]]] = [
 ]
 
 
-def counted(shapes: list[Sequence[int]]) -> tuple[Tensor, ...]:
+def distinct_tensors(shapes: list[Sequence[int]]) -> tuple[Tensor, ...]:
     """Tensors with distinct elements."""
     starts = torch.tensor([0, *[math.prod(shape) for shape in shapes]]).cumsum(0).tolist()
     return tuple(torch.arange(a, b).reshape(tuple(s)) for a, b, s in zip(starts, starts[1:], shapes, strict=False))
@@ -54,7 +54,7 @@ def counted(shapes: list[Sequence[int]]) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize(("layout", "shapes"), LAYOUTS, ids=[str(layout) for layout, _ in LAYOUTS])
 def test_layouts_are_invertible(layout: Layout, shapes: list[Sequence[int]]) -> None:
-    tensors = counted(shapes)
+    tensors = distinct_tensors(shapes)
     there = layout.apply(tensors, LENGTHS)
     assert all(tensor.is_contiguous() for tensor in there)
     back = layout.inverted.apply(there, LENGTHS)
@@ -71,7 +71,7 @@ def test_any_rearrangement_is_invertible(order: list[str], first: int, last: int
     merged = [*order[: cut[0]], "(" + " ".join(order[slice(*cut)]) + ")", *order[cut[1] :]]
     target = " ".join(part for part in merged if part != "()")
     layout = Rearrange(f"o i h w -> {target}")
-    (tensor,) = counted([[LENGTHS[name] for name in "oihw"]])
+    (tensor,) = distinct_tensors([[LENGTHS[name] for name in "oihw"]])
     (there,) = layout.apply((tensor,), {})
     expected = tensor.permute(["oihw".index(name) for name in order])
     assert torch.equal(there.flatten(), expected.flatten())

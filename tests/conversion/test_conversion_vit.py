@@ -13,8 +13,8 @@ from conversion_references import (
     assert_equal_states,
     assert_refused,
     largest_difference,
-    loaded,
-    randomised,
+    load_converted,
+    randomize,
 )
 from hf_vit_seg.conversion import registry
 from hf_vit_seg.conversion.convert import ConversionError, convert, export
@@ -32,7 +32,7 @@ IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1), dt
 
 
 def torchvision_model(**options: Any) -> nn.Module:
-    return randomised(
+    return randomize(
         VisionTransformer(
             image_size=64,
             patch_size=16,
@@ -46,7 +46,7 @@ def torchvision_model(**options: Any) -> nn.Module:
     )
 
 
-def cloned(model: nn.Module) -> dict[str, Tensor]:
+def clone_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -58,13 +58,13 @@ def before_0_13(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("options", [{}, {"representation_size": 24}], ids=["plain", "pre-logits"])
 def test_torchvision(tmp_path: Path, options: dict[str, Any], spelled: Callable) -> None:
     model = torchvision_model(**options)
-    state = cloned(model)
+    state = clone_state(model)
     torch.save(spelled(state), tmp_path / "vit.pth")
     report = convert(tmp_path / "vit.pth", tmp_path / "out")
     assert report.source.startswith("vit/torchvision")
     with torch.no_grad():
         expected = model.double()(IMAGE)
-    ours = loaded(AutoClassifier, tmp_path / "out")
+    ours = load_converted(AutoClassifier, tmp_path / "out")
     assert largest_difference(ours, IMAGE, expected) < TOLERANCE
     assert (ours.config.position_resize_mode, ours.config.position_resize_align_corners) == ("bicubic", True)
     assert export(tmp_path / "out", tmp_path / "back.pth", to="torchvision").notes == ()
@@ -76,10 +76,10 @@ def test_torchvision_encoder_and_positions(tmp_path: Path) -> None:
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     model = torchvision_model()
-    state = {k: v.double() for k, v in cloned(model).items()}
+    state = {k: v.double() for k, v in clone_state(model).items()}
     torch.save({k: v for k, v in state.items() if not k.startswith("heads.")}, tmp_path / "vit.pth")
     convert(tmp_path / "vit.pth", tmp_path / "out")
-    ours = loaded(AutoModel, tmp_path / "out")
+    ours = load_converted(AutoModel, tmp_path / "out")
     ours.resize_positions(96)
     expected = interpolate_embeddings(96, 16, state)["encoder.pos_embedding"]  # type: ignore[arg-type]
     assert (ours.embeddings.position_embeddings - expected).abs().max() < TOLERANCE
@@ -88,7 +88,7 @@ def test_torchvision_encoder_and_positions(tmp_path: Path) -> None:
 def test_torchvision_published_variant(tmp_path: Path) -> None:
     import torchvision
 
-    model = randomised(torchvision.models.vit_b_32())
+    model = randomize(torchvision.models.vit_b_32())
     torch.save(model.state_dict(), tmp_path / "vit.pth")
     report = convert(tmp_path / "vit.pth", tmp_path / "out")
     assert (report.variant, report.parameters) == ("b-32", 88_224_232)
@@ -101,7 +101,7 @@ def test_jeonsworld(tmp_path: Path) -> None:
     assert report.source.startswith("vit/jeonsworld")
     with np.load(ORACLES / "jeonsworld_vit" / "io.npz") as arrays:
         image, expected = (torch.from_numpy(arrays[name]).double() for name in ("input", "output_f64"))
-    assert largest_difference(loaded(AutoClassifier, tmp_path / "out"), image, expected) < TOLERANCE
+    assert largest_difference(load_converted(AutoClassifier, tmp_path / "out"), image, expected) < TOLERANCE
     assert export(tmp_path / "out", tmp_path / "back.bin", to="jeonsworld").notes == ()
     state = torch.load(JEONSWORLD, weights_only=True)
     assert_equal_states(torch.load(tmp_path / "back.bin", weights_only=True), state)
@@ -161,8 +161,8 @@ def test_export_to_another_format(tmp_path: Path, to: str, note: str) -> None:
     numerics = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, **THREE_HEADS}
     convert(tmp_path / "theirs", tmp_path / "again", overrides=numerics)
     with torch.no_grad():
-        expected = loaded(AutoClassifier, tmp_path / "ours")(IMAGE).logits
-    assert largest_difference(loaded(AutoClassifier, tmp_path / "again"), IMAGE, expected) == 0
+        expected = load_converted(AutoClassifier, tmp_path / "ours")(IMAGE).logits
+    assert largest_difference(load_converted(AutoClassifier, tmp_path / "again"), IMAGE, expected) == 0
 
 
 def test_export_raises_for_unsupported_models(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conversion_references import TOLERANCE, assert_equal_states, assert_refused, loaded
+from conversion_references import TOLERANCE, assert_equal_states, assert_refused, load_converted
 from hf_vit_seg.conversion.convert import convert, export
 from paths import ORACLES
 from torch import Tensor
@@ -28,7 +28,7 @@ def state_of(head: str) -> dict[str, Tensor]:
 def difference(folder: Path, head: str) -> float:
     with np.load(ORACLES / f"vitpose_{head}" / "io.npz") as arrays:
         image, expected = (torch.from_numpy(arrays[name]).double() for name in ("input", "output_f64"))
-    found = loaded(AutoModelForPoseEstimation, folder)(image).heatmaps
+    found = load_converted(AutoModelForPoseEstimation, folder)(image).heatmaps
     assert found.shape == expected.shape
     return (found - expected).abs().max().item()
 
@@ -45,7 +45,7 @@ def test_parity_and_round_trip(tmp_path: Path, head: str) -> None:
 
 def test_config_fields(tmp_path: Path) -> None:
     convert(file_of("classic"), tmp_path / "out", overrides=THREE_HEADS)
-    config = loaded(AutoModelForPoseEstimation, tmp_path / "out").config
+    config = load_converted(AutoModelForPoseEstimation, tmp_path / "out").config
     assert (list(config.image_size), config.patch_padding, config.pose_head_width) == ([96, 64], 2, 32)
     assert (config.use_cls_token, config.position_embeddings_cover_prefix) == (False, True)
     assert (config.num_labels, config.id2label[9]) == (17, "left_wrist")
@@ -59,7 +59,7 @@ def test_published_image_sizes(tmp_path: Path, positions: int) -> None:
     state = {**state_of("simple"), "backbone.pos_embed": torch.randn(1, 1 + positions, 48)}
     torch.save({"state_dict": state}, tmp_path / "vitpose.pth")
     convert(tmp_path / "vitpose.pth", tmp_path / "out")
-    height, width = loaded(AutoModelForPoseEstimation, tmp_path / "out").config.image_size
+    height, width = load_converted(AutoModelForPoseEstimation, tmp_path / "out").config.image_size
     assert (height * width, height * 3) == (256 * positions, width * 4)
 
 

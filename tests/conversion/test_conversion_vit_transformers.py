@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conversion_references import TOLERANCE, assert_equal_states, assert_refused, largest_difference, loaded, randomised
+from conversion_references import (
+    TOLERANCE,
+    assert_equal_states,
+    assert_refused,
+    largest_difference,
+    load_converted,
+    randomize,
+)
 from hf_vit_seg.conversion.convert import convert, export
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -38,7 +45,7 @@ SPELLINGS = ("save_pretrained", "memory")
 
 def theirs(name: str, **options: Any) -> Any:
     config = getattr(transformers, name[: name.index("T") + 1] + "Config")
-    return randomised(getattr(transformers, name)(config(**{**SIZES, **options})))
+    return randomize(getattr(transformers, name)(config(**{**SIZES, **options})))
 
 
 def auto_of(name: str) -> Any:
@@ -51,7 +58,7 @@ def output_of(model: Any) -> Tensor:
     return outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
 
 
-def written(model: Any, spelling: str, folder: Path) -> Path:
+def save_spelling(model: Any, spelling: str, folder: Path) -> Path:
     """A directory with the names on disk or in memory, and its config."""
     model.save_pretrained(folder)
     if spelling == "memory":
@@ -63,10 +70,10 @@ def written(model: Any, spelling: str, folder: Path) -> Path:
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_parity(tmp_path: Path, name: str, spelling: str) -> None:
     model = theirs(name)
-    report = convert(written(model, spelling, tmp_path / "there"), tmp_path / "out")
+    report = convert(save_spelling(model, spelling, tmp_path / "there"), tmp_path / "out")
     assert report.source.startswith("vit/transformers")
     assert not any("num_attention_heads" in note for note in report.notes)
-    ours = loaded(auto_of(name), tmp_path / "out")
+    ours = load_converted(auto_of(name), tmp_path / "out")
     assert ours.config.layer_norm_eps == 1e-12
     assert largest_difference(ours, IMAGE, output_of(model)) < TOLERANCE
 
@@ -74,7 +81,7 @@ def test_parity(tmp_path: Path, name: str, spelling: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_round_trip(tmp_path: Path, name: str) -> None:
     model = theirs(name)
-    convert(written(model, "save_pretrained", tmp_path / "there"), tmp_path / "out")
+    convert(save_spelling(model, "save_pretrained", tmp_path / "there"), tmp_path / "out")
     assert export(tmp_path / "out", tmp_path / "back", to="transformers").notes == ()
     expected = load_file(tmp_path / "there" / "model.safetensors")
     pooler = {k for k in expected if k.startswith("pooler.")}  # not part of the encoder
@@ -98,7 +105,7 @@ def test_sidecar_config_is_used(tmp_path: Path, options: dict[str, Any]) -> None
     transformers.ViTImageProcessor(**processor).save_pretrained(tmp_path / "there")
     report = convert(tmp_path / "there", tmp_path / "out")
     assert "config.json" in report.labels
-    ours = loaded(AutoClassifier, tmp_path / "out")
+    ours = load_converted(AutoClassifier, tmp_path / "out")
     assert ours.config.id2label == model.config.id2label
     if "image_size" in options:
         image = IMAGE.reshape(2, 3, 32, 128)
@@ -112,11 +119,11 @@ def test_sidecar_config_is_used(tmp_path: Path, options: dict[str, Any]) -> None
 
 def test_positions_at_other_image_sizes(tmp_path: Path) -> None:
     model = theirs("ViTForImageClassification")
-    convert(written(model, "save_pretrained", tmp_path / "there"), tmp_path / "out")
+    convert(save_spelling(model, "save_pretrained", tmp_path / "there"), tmp_path / "out")
     image = torch.randn(1, 3, 96, 80, dtype=torch.float64)
     with torch.no_grad():
         expected = model.double()(image, interpolate_pos_encoding=True).logits
-    assert largest_difference(loaded(AutoClassifier, tmp_path / "out"), image, expected) < 1e-6
+    assert largest_difference(load_converted(AutoClassifier, tmp_path / "out"), image, expected) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["ViTForMaskedImageModeling", "ViTMAEForPreTraining"])
@@ -129,12 +136,12 @@ def test_masked_autoencoder_encoder(tmp_path: Path, name: str, spelling: str) ->
         "decoder_num_attention_heads": 2,
     }
     config = transformers.ViTMAEConfig(**SIZES, **small) if "MAE" in name else transformers.ViTConfig(**SIZES)
-    model = randomised(getattr(transformers, name)(config))
-    report = convert(written(model, spelling, tmp_path / "there"), tmp_path / "out")
+    model = randomize(getattr(transformers, name)(config))
+    report = convert(save_spelling(model, spelling, tmp_path / "there"), tmp_path / "out")
     assert report.model == "VisionTransformerModel"
     state = load_file(tmp_path / "there" / "model.safetensors")
     assert {dropped for dropped, _ in report.dropped} == {k for k in state if "decoder." in k or "mask_token" in k}
-    found = loaded(AutoModel, tmp_path / "out").state_dict()
+    found = load_converted(AutoModel, tmp_path / "out").state_dict()
     assert len(found) == len(state) - len(report.dropped)
 
 
@@ -180,7 +187,7 @@ def timm_hybrid() -> nn.Module:
         return HybridEmbed(backbone=_resnetv2((1, 2)), proj=True, **settings)
 
     sizes: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7, "patch_size": 1}
-    return randomised(VisionTransformer(**sizes, img_size=64, embed_layer=embed))
+    return randomize(VisionTransformer(**sizes, img_size=64, embed_layer=embed))
 
 
 def hybrid_directory(folder: Path, state: dict[str, Tensor]) -> Path:
@@ -204,13 +211,13 @@ def test_hybrid(tmp_path: Path) -> None:
             module.eps = 1e-12
     with torch.no_grad():
         expected = model.double()(IMAGE)
-    assert largest_difference(loaded(AutoClassifier, tmp_path / "out"), IMAGE, expected) < TOLERANCE
+    assert largest_difference(load_converted(AutoClassifier, tmp_path / "out"), IMAGE, expected) < TOLERANCE
     assert export(tmp_path / "out", tmp_path / "back", to="transformers").notes == ()
     assert_equal_states(load_file(tmp_path / "back" / "model.safetensors"), state)
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert (config["model_type"], config["backbone_config"]["depths"]) == ("vit-hybrid", [1, 2])
     convert(tmp_path / "back", tmp_path / "again")
-    first, second = (loaded(AutoClassifier, tmp_path / place) for place in ("out", "again"))
+    first, second = (load_converted(AutoClassifier, tmp_path / place) for place in ("out", "again"))
     assert_equal_states(second.state_dict(), first.state_dict())
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from bad_files import CONTENTS, IMAGE_CONTENTS, IMAGES, MASKS, PAGES, encoded, npy, picture, tiff, write_bad
+from bad_files import CONTENTS, IMAGE_CONTENTS, IMAGES, MASKS, PAGES, encode_image, npy, picture, tiff, write_bad
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_segmenters import saved, segmenter
+from tiny_segmenters import save_segmenter, segmenter
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
@@ -33,7 +33,7 @@ STEMS = {name: f"{Path(name).stem}_{Path(name).suffix[1:]}" for name in IMAGES}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return saved(tmp_path_factory.mktemp("model"))
+    return save_segmenter(tmp_path_factory.mktemp("model"))
 
 
 def failures(output: str) -> list[str]:
@@ -200,7 +200,7 @@ def test_internal_errors_are_not_reported_as_bad_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr("hf_vit_seg.data.images.pixels.as_bands", broken)
     monkeypatch.setattr("hf_vit_seg.data.images.pixels.array_mask", broken)
-    for name, data in {"a.png": encoded("PNG"), "a.tif": PAGES, "a.npy": npy(np.zeros((4, 4), np.uint8))}.items():
+    for name, data in {"a.png": encode_image("PNG"), "a.tif": PAGES, "a.npy": npy(np.zeros((4, 4), np.uint8))}.items():
         for read in (read_pixels, read_mask):
             with pytest.raises(IndexError):
                 read(ImageBytes(name, data))
@@ -242,8 +242,8 @@ def test_mask_values_beyond_64_bits_raise():
 
 
 VALID = {
-    "PNG": encoded("PNG"),
-    "palette PNG": encoded("PNG", bits=8),
+    "PNG": encode_image("PNG"),
+    "palette PNG": encode_image("PNG", bits=8),
     "TIFF": tiff(),
     "tiled TIFF": tiff(np.zeros((32, 32), np.uint16), tile=(16, 16), compression="zlib"),
     "TIFF of pages": PAGES,

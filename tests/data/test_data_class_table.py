@@ -24,7 +24,7 @@ def numbers(*values: int) -> torch.Tensor:
     return torch.tensor([values])
 
 
-def painted(*colors: tuple[int, int, int]) -> torch.Tensor:
+def color_mask(*colors: tuple[int, int, int]) -> torch.Tensor:
     return torch.tensor(colors, dtype=torch.uint8).T[:, None, :].contiguous()
 
 
@@ -67,7 +67,7 @@ def test_pixels_are_mapped_independently(values, data):
     ignored = [raw for raw, owner in owners.items() if owner == -1]
     made = table(classes, ignore=ignored, unknown="ignore")
     raws = data.draw(st.lists(st.sampled_from(sorted(owners)), min_size=1, max_size=30))
-    mask = painted(*raws) if colored else numbers(*raws)
+    mask = color_mask(*raws) if colored else numbers(*raws)
     assert made.apply(mask).tolist() == [[kinds.index(owners[raw]) if owners[raw] >= 0 else 255 for raw in raws]]
     assert made.histogram(mask) == {raw: raws.count(raw) for raw in sorted(set(raws))}
     unknown = {raw: raws.count(raw) for raw in raws if owners[raw] == -2}
@@ -108,7 +108,7 @@ def test_unknown_values_are_reported_with_pixel_counts():
         table(["a", "b"]).apply(numbers(9, 7, 7, 0, 255))
     assert e.value.counts == {7: 2, 9: 1}
     with pytest.raises(UnknownValueError, match=r"\(0, 0, 255\) \(1 pixels\)"):
-        table([{"name": "a", "values": [RED]}]).apply(painted(RED, BLUE))
+        table([{"name": "a", "values": [RED]}]).apply(color_mask(RED, BLUE))
     with pytest.raises(UnknownValueError, match="and 3 more"):
         table(["a"]).apply(numbers(*range(9)))
     assert str(pickle.loads(pickle.dumps(e.value))) == str(e.value)
@@ -118,18 +118,18 @@ def test_mask_colors_become_the_palette():
     classes = [{"name": "a", "values": [RED, GREEN]}, {"name": "b", "values": [BLUE], "color": [1, 2, 3]}]
     made = table(classes, ignore=[[0, 0, 0]])
     assert made.palette == (RED, (1, 2, 3))
-    assert made.apply(painted(GREEN, BLUE, RED, (0, 0, 0))).tolist() == [[0, 1, 0, 255]]
+    assert made.apply(color_mask(GREEN, BLUE, RED, (0, 0, 0))).tolist() == [[0, 1, 0, 255]]
     assert table(["a", "b"]).palette is None
 
 
 def test_gray_rgb_masks_have_values():
-    assert table(["a", "b"]).apply(painted((0, 0, 0), (1, 1, 1), (255, 255, 255))).tolist() == [[0, 1, 255]]
+    assert table(["a", "b"]).apply(color_mask((0, 0, 0), (1, 1, 1), (255, 255, 255))).tolist() == [[0, 1, 255]]
 
 
 @pytest.mark.parametrize(
     ("classes", "mask", "reason"),
     [
-        (["a", "b"], painted(RED), r"painted in colors \(\(255, 0, 0\)\).*give the classes colors"),
+        (["a", "b"], color_mask(RED), r"painted in colors \(\(255, 0, 0\)\).*give the classes colors"),
         ([{"name": "a", "values": [RED]}], numbers(0, 5), r"whole numbers \(0, 5\).*give the classes whole numbers"),
     ],
 )

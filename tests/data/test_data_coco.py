@@ -51,7 +51,7 @@ def annotation(number: int, category: int, shape, area: float, image: int = 1, *
     }
 
 
-def written(folder: Path, annotations: list[dict], **content) -> dict:
+def write_coco(folder: Path, annotations: list[dict], **content) -> dict:
     Image.new("RGB", (WIDTH, HEIGHT), (1, 2, 3)).save(folder / "b.png")
     Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "a.png")
     document = {
@@ -68,7 +68,7 @@ def written(folder: Path, annotations: list[dict], **content) -> dict:
 
 
 def masks(folder: Path, annotations: list[dict], **settings):
-    return open_source({"kind": "coco_masks", **written(folder, annotations), **settings}, "segmentation")
+    return open_source({"kind": "coco_masks", **write_coco(folder, annotations), **settings}, "segmentation")
 
 
 def test_smaller_instances_are_drawn_on_top_and_crowds_ignored(tmp_path):
@@ -165,20 +165,20 @@ def test_invalid_segmentations_raise_with_id(tmp_path, shape, reason):
 
 
 def test_non_coco_files_raise(tmp_path):
-    settings = written(tmp_path, [])
+    settings = write_coco(tmp_path, [])
     path = Path(settings["annotations"])
 
-    def opened():
+    def open_coco():
         return open_source({"kind": "coco_masks", **settings}, "segmentation")
 
     for text, reason in (("{", "no JSON file"), ("[]", "has the lists images"), ('{"images": []}', "has the lists")):
         path.write_text(text)
         with pytest.raises(SourceError, match=reason):
-            opened()
-    written(tmp_path, [])
+            open_coco()
+    write_coco(tmp_path, [])
     (tmp_path / "a.png").unlink()
     with pytest.raises(SourceError, match=r"names 1 of 2 files that are not there: .*/a\.png"):
-        opened()
+        open_coco()
 
 
 def test_image_size_mismatch_raises(tmp_path):
@@ -190,7 +190,7 @@ def test_image_size_mismatch_raises(tmp_path):
 
 def people(folder: Path, annotations: list[dict], bands: int = 3, **settings):
     names = ["nose", "tail"]
-    files = written(folder, annotations, categories=[{"id": 7, "name": "dog", "keypoints": names}])
+    files = write_coco(folder, annotations, categories=[{"id": 7, "name": "dog", "keypoints": names}])
     return open_source({"kind": "coco_keypoints", "category": "dog", **files, **settings}, "pose", bands)
 
 
@@ -241,7 +241,7 @@ def test_invalid_people_raise(tmp_path):
     with pytest.raises(SourceError, match="ids of people and images are whole numbers, found 'Rex'"):
         people(tmp_path, [person("Rex", [3, 4, 2, 5, 6, 1])])
     with pytest.raises(SourceError, match="names no keypoints"):
-        open_source({"kind": "coco_keypoints", "category": "cat", **written(tmp_path, [])}, "pose")
+        open_source({"kind": "coco_keypoints", "category": "cat", **write_coco(tmp_path, [])}, "pose")
 
 
 @pytest.mark.shared

@@ -40,14 +40,14 @@ def pairs(root: Path, count: int = COUNT, size: tuple[int, int] = (20, 24)) -> d
     return {"kind": "folders", "images": str(root / "images"), "masks": str(root / "masks")}
 
 
-def opened(root: Path, split: str = "train", **data) -> RawDataset:
+def open_dataset(root: Path, split: str = "train", **data) -> RawDataset:
     dataset = open_split(recipe(train=pairs(root), classes=["a", "b"], ignore=[11], **data), split)
     assert dataset is not None
     return dataset
 
 
 def test_samples_have_their_classes(tmp_path):
-    dataset = opened(tmp_path)
+    dataset = open_dataset(tmp_path)
     assert len(dataset) == COUNT
     assert dataset.class_table.names == ("a", "b")
     for index in range(COUNT):
@@ -67,7 +67,7 @@ def test_missing_splits_are_none(tmp_path):
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.99])
 def test_validation_fraction_is_disjoint_from_training(tmp_path, share):
-    train, validation = (opened(tmp_path, split, validation_share=share) for split in ("train", "validation"))
+    train, validation = (open_dataset(tmp_path, split, validation_share=share) for split in ("train", "validation"))
     names = [{dataset.name(i) for i in range(len(dataset))} for dataset in (train, validation)]
     assert not names[0] & names[1]
     assert names[0] | names[1] == {f"{i:02}.png" for i in range(COUNT)}
@@ -88,9 +88,9 @@ def test_validation_fraction_depends_on_seed(tmp_path):
 
 def test_validation_source_overrides_fraction(tmp_path):
     own = pairs(tmp_path / "own", 2)
-    dataset = opened(tmp_path, "validation", validation=own, validation_share=0.5)
+    dataset = open_dataset(tmp_path, "validation", validation=own, validation_share=0.5)
     assert len(dataset) == 2 and str(dataset.files(0)[0]).startswith(str(tmp_path / "own"))
-    assert len(opened(tmp_path, "train", validation=own, validation_share=0.5)) == COUNT
+    assert len(open_dataset(tmp_path, "train", validation=own, validation_share=0.5)) == COUNT
 
 
 def test_single_image_cannot_be_split(tmp_path):
@@ -100,7 +100,7 @@ def test_single_image_cannot_be_split(tmp_path):
 
 
 def test_errors_name_the_file(tmp_path):
-    dataset = opened(tmp_path)
+    dataset = open_dataset(tmp_path)
     Image.new("L", (24, 20), 7).save(tmp_path / "masks/03.png")
     with pytest.raises(
         UnknownValueError, match=r"masks/03\.png: the mask has the unknown values 7 \(480 pixels\)"
@@ -137,7 +137,7 @@ def test_pixels_are_finite(tmp_path):
 
 @pytest.mark.parametrize("cache", [False, True])
 def test_samples_are_copies(tmp_path, cache):
-    dataset = opened(tmp_path, cache=cache)
+    dataset = open_dataset(tmp_path, cache=cache)
     for _ in range(3):
         sample = dataset.read(4)
         assert sample.image.unique().tolist() == [4] and sample.target.unique().tolist() == [0, 1, 255]
@@ -146,9 +146,9 @@ def test_samples_are_copies(tmp_path, cache):
 
 
 def test_cached_samples_are_not_read_again(tmp_path):
-    dataset = opened(tmp_path, cache=True)
+    dataset = open_dataset(tmp_path, cache=True)
     expected = [dataset.read(i) for i in range(COUNT)]
-    kept = opened(tmp_path, cache=True)
+    kept = open_dataset(tmp_path, cache=True)
     kept.preload()
     for index in range(COUNT):
         (tmp_path / f"images/{index:02}.png").unlink()
@@ -222,7 +222,7 @@ def training(dataset: RawDataset, seed: int = 0) -> TrainingDataset:
 
 
 def test_training_samples_depend_only_on_the_draw(tmp_path):
-    dataset, again = training(opened(tmp_path)), training(opened(tmp_path, cache=True))
+    dataset, again = training(open_dataset(tmp_path)), training(open_dataset(tmp_path, cache=True))
     first = dataset[Draw(3, 2, 50)]
     torch.rand(5), np.random.rand(5)
     for same in (dataset[Draw(3, 2, 51)], again[Draw(3, 2, 7)], again[Draw(3, 2, 8)]):
@@ -237,7 +237,7 @@ def test_training_samples_depend_only_on_the_draw(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_do_not_depend_on_workers(tmp_path, workers):
-    dataset = training(opened(tmp_path))
+    dataset = training(open_dataset(tmp_path))
     collator = Collator(PROCESSOR, "segmentation")
     batches = list(
         DataLoader(
@@ -251,7 +251,7 @@ def test_batches_do_not_depend_on_workers(tmp_path, workers):
 
 
 def test_worker_errors_keep_their_message(tmp_path):
-    dataset = training(opened(tmp_path))
+    dataset = training(open_dataset(tmp_path))
     Image.new("L", (24, 20), 7).save(tmp_path / "masks/03.png")
     with pytest.raises(UnknownValueError, match=r"masks/03\.png: the mask has the unknown values 7"):
         list(DataLoader(dataset, batch_sampler=StreamSampler(COUNT, 0, 5, stop=COUNT), num_workers=1, collate_fn=list))
@@ -259,10 +259,12 @@ def test_worker_errors_keep_their_message(tmp_path):
 
 def test_keypoint_names_come_from_the_source(tmp_path):
     with pytest.raises(ClassTableError, match="the source has the keypoints a, b, but the classes are b, a"):
-        RawDataset(Named(("a", "b")), ClassTable.from_recipe(recipe("pose", train={}, classes=["b", "a"]).data), "pose")
+        RawDataset(
+            NamedSource(("a", "b")), ClassTable.from_recipe(recipe("pose", train={}, classes=["b", "a"]).data), "pose"
+        )
 
 
-class Named:
+class NamedSource:
     def __init__(self, class_names):
         self.class_names = class_names
 

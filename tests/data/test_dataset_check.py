@@ -187,11 +187,11 @@ class Readings:
     def __init__(self, monkeypatch):
         self.names, read = [], RawDataset.raw
 
-        def counted(dataset, index):
+        def record_read(dataset, index):
             self.names.append(dataset.name(index))
             return read(dataset, index)
 
-        monkeypatch.setattr(RawDataset, "raw", counted)
+        monkeypatch.setattr(RawDataset, "raw", record_read)
 
     def take(self):
         taken, self.names = self.names, []
@@ -247,13 +247,13 @@ def test_check_can_be_limited_to_a_part(good):
 def test_interrupted_check_keeps_its_results(good, tmp_path, monkeypatch):
     cache, read = tmp_path / "facts.json", RawDataset.raw
 
-    def interrupted(dataset, index):
+    def raise_interrupt(dataset, index):
         if index == 5:
             raise KeyboardInterrupt
         return read(dataset, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RawDataset, "raw", interrupted)
+        patch.setattr(RawDataset, "raw", raise_interrupt)
         with pytest.raises(KeyboardInterrupt):
             check(recipe(good), cache=cache)
     readings = Readings(monkeypatch)

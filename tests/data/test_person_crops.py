@@ -101,7 +101,7 @@ def person() -> Person:
     return Person((25.0, 25.0, 30.0, 40.0), points, 1200.0, 7, 8)
 
 
-def marked(points: torch.Tensor) -> torch.Tensor:
+def gaussian_image(points: torch.Tensor) -> torch.Tensor:
     """An image with one channel per keypoint, each with a Gaussian."""
     return heatmaps_from_keypoints(points[None, :, :2], torch.ones(1, 5), (90, 80), (90, 80), sigma=3.0)[0][0] * 200
 
@@ -110,7 +110,7 @@ def test_random_crops_transform_keypoints_and_swap_sides():
     pipeline = read_pipeline([{"person_affine": {"scale": 0.2, "rotation": 15}}], pose_context())
     left_first = {True: 0, False: 0}
     for _ in range(30):
-        image, keypoints = pipeline(marked(person().keypoints), person())
+        image, keypoints = pipeline(gaussian_image(person().keypoints), person())
         mirrored = bool(keypoints[0, 2] == 1)
         left_first[mirrored] += 1
         assert keypoints[:, 2].tolist() == ([1, 2, 0, 2, 2] if mirrored else [2, 1, 2, 0, 2])

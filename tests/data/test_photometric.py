@@ -73,22 +73,22 @@ def test_combined_steps_equal_sequential_steps(brightness, contrast, saturation,
 
 def test_multichannel_contrast_uses_per_channel_mean():
     image = torch.rand(5, 8, 8) * torch.tensor([1, 10, 100, 1e3, 1e4]).view(5, 1, 1)
-    changed = mapped_bands(image, {"contrast": 0.3})
-    assert torch.allclose(changed.mean(dim=(1, 2)), image.mean(dim=(1, 2)), rtol=1e-4)
-    assert torch.allclose(changed.std(dim=(1, 2)), 0.3 * image.std(dim=(1, 2)), rtol=1e-4)
+    result = mapped_bands(image, {"contrast": 0.3})
+    assert torch.allclose(result.mean(dim=(1, 2)), image.mean(dim=(1, 2)), rtol=1e-4)
+    assert torch.allclose(result.std(dim=(1, 2)), 0.3 * image.std(dim=(1, 2)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("bands", [1, 3, 5])
 def test_jitter_follows_its_probability_and_keeps_masks(bands):
     image, mask = torch.randint(0, 256, (bands, 16, 16), dtype=torch.uint8), torch.randint(0, 9, (16, 16))
 
-    def changed(probability: float) -> float:
+    def changed_fraction(probability: float) -> float:
         pipeline = read_pipeline([{"photometric": {"probability": probability}}], context(bands))
         results = [pipeline(image, mask) for _ in range(60)]
         assert all(torch.equal(labels, mask) and moved.dtype == torch.uint8 for moved, labels in results)
         return sum(not torch.equal(moved, image) for moved, _ in results) / len(results)
 
-    assert changed(0) == 0 and changed(1) == 1 and 0.3 < changed(0.5) < 1
+    assert changed_fraction(0) == 0 and changed_fraction(1) == 1 and 0.3 < changed_fraction(0.5) < 1
 
 
 @pytest.mark.parametrize("fill", [7.0, "mean", "noise"])

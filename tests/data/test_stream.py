@@ -107,14 +107,14 @@ def test_random_numbers_depend_on_draw_seed_and_purpose():
         for purpose in (SAMPLE, BATCH)
     ]
 
-    def drawn(case) -> tuple[float, float, float]:
+    def draw_numbers(case) -> tuple[float, float, float]:
         with seeded(*case):
             return numbers()
 
-    first = [drawn(case) for case in cases]
+    first = [draw_numbers(case) for case in cases]
     assert len(set(chain.from_iterable(first))) == 3 * len(cases)
     numbers()
-    assert [drawn(case) for case in reversed(cases)][::-1] == first
+    assert [draw_numbers(case) for case in reversed(cases)][::-1] == first
 
 
 def test_global_random_state_is_unchanged():

@@ -301,7 +301,7 @@ def test_pose_model_finds_keypoints_in_a_box(client, models):
     assert call(client, PHOTO, model, name="/estimate_pose")[1]["data"] == whole["data"]
 
 
-def decoded(address: str) -> np.ndarray:
+def decode_data_url(address: str) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))))
 
 
@@ -317,8 +317,8 @@ def test_view_has_every_pixel_in_its_class(height, width, classes, seed):
     labels = np.random.default_rng(seed).integers(0, classes, (height, width)).astype(np.uint16)
     result = segmentation(labels, classes)
     view = view_of(result, "name", "caption")
-    rows = decoded(view["rows"])
-    assert decoded(view["photo"]).shape == (*rows.shape, 3)
+    rows = decode_data_url(view["rows"])
+    assert decode_data_url(view["photo"]).shape == (*rows.shape, 3)
     names = [row["name"] for row in view["classes"]]
     assert len(names) <= MOST_ROWS and rows.max() < len(names)
     assert sum(row["share"] for row in view["classes"]) == pytest.approx(1, abs=1e-3)
@@ -332,7 +332,7 @@ def test_view_has_every_pixel_in_its_class(height, width, classes, seed):
 def test_view_of_a_large_image_is_downscaled():
     labels = np.arange(1500 * 2000).reshape(1500, 2000) % 40
     view = view_of(segmentation(labels.astype(np.uint8), 40), "name", "caption")
-    assert decoded(view["rows"]).shape == (LONGEST_SIDE * 3 // 4, LONGEST_SIDE)
+    assert decode_data_url(view["rows"]).shape == (LONGEST_SIDE * 3 // 4, LONGEST_SIDE)
     assert len(view["classes"]) == 40
 
 
@@ -526,11 +526,11 @@ def test_model_input_pixels_are_counted(protocol, monkeypatch):
     segmenter, seen, logits = Segmenter.from_pretrained(str(MODEL), protocol=protocol), [], Segmenter.logits
     prepared = segmenter.prepare(Image.new("RGB", (640, 480)))
 
-    def counted(own, images):
+    def count_pixels(own, images):
         seen.append(images[:, 0].numel())
         return logits(own, images)
 
-    monkeypatch.setattr(Segmenter, "logits", counted)
+    monkeypatch.setattr(Segmenter, "logits", count_pixels)
     segmenter.segment(prepared)
     assert pixels_seen(protocol, prepared) == sum(seen)
 

@@ -101,7 +101,7 @@ def upload(server, name: str, content: bytes) -> tuple[int, Any]:
     return status, json.loads(text)
 
 
-def named(server, name: str, data: list[Any]) -> tuple[str, Any]:
+def call_by_name(server, name: str, data: list[Any]) -> tuple[str, Any]:
     """The last event of a call by name, with its data."""
     status, text = request(server, f"/gradio_api/call/{name}", {"data": data})
     assert status == 200, text
@@ -110,7 +110,7 @@ def named(server, name: str, data: list[Any]) -> tuple[str, Any]:
     return kind.removeprefix("event: "), json.loads(content.removeprefix("data: "))
 
 
-def indexed(server, index: int, data: list[Any]) -> dict[str, Any]:
+def call_by_index(server, index: int, data: list[Any]) -> dict[str, Any]:
     """The response to a call by index, as sent by the page."""
     session = os.urandom(8).hex()
     body = {"fn_index": index, "data": data, "session_hash": session}
@@ -140,7 +140,7 @@ def payloads(path: str) -> list[Any]:
 
 def test_foreign_and_missing_files_get_the_same_response(server, private):
     answers = [
-        [named(server, "segment", [payload, *REST]) for payload in payloads(str(path))]
+        [call_by_name(server, "segment", [payload, *REST]) for payload in payloads(str(path))]
         for path in (private, private.with_name("absent.png"), Path("/etc/passwd"))
     ]
     assert answers[0] == answers[1] == answers[2]
@@ -156,7 +156,7 @@ def test_every_file_event_rejects_foreign_files(server, private):
             foreign = {"image": {"path": str(private)}, "file": [{"path": str(private)}], "dataset": [str(private)]}
             data = [foreign[each] if each == kind else None for each in types]
             if event["queue"]:
-                answer = indexed(server, event["id"], data)
+                answer = call_by_index(server, event["id"], data)
                 assert not answer["success"]
                 text = answer["output"]["error"]
             else:
@@ -190,10 +190,10 @@ def test_urls_are_not_fetched(server):
         listener.settimeout(0.1)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/photo.png"
         for payload in ({"path": url}, {"path": url, "meta": META}, {"url": url, "path": None}, {"url": url}, url):
-            kind, content = named(server, "segment", [payload, *REST])
+            kind, content = call_by_name(server, "segment", [payload, *REST])
             assert (kind, content["error"]) == ("error", FOREIGN)
         data = "data:image/png;base64,iVBORw0KGgo="
-        assert named(server, "segment", [{"path": data, "url": data}, *REST])[1]["error"] == FOREIGN
+        assert call_by_name(server, "segment", [{"path": data, "url": data}, *REST])[1]["error"] == FOREIGN
         for route in (f"file={url}", f"file=%20{url}", f"proxy={url}", f"file/{url}"):
             assert request(server, f"/gradio_api/{route}")[0] == 404
         with suppress(TimeoutError):
@@ -203,7 +203,7 @@ def test_urls_are_not_fetched(server):
 
 def test_links_pipes_and_outside_paths_are_rejected(server, private):
     status, (place,) = upload(server, "photo.webp", PHOTO.read_bytes())
-    assert status == 200 and named(server, "segment", [{"path": place}, *REST])[0] == "complete"
+    assert status == 200 and call_by_name(server, "segment", [{"path": place}, *REST])[0] == "complete"
     own = Path(place).parent
     (own / "link.png").symlink_to(private)
     os.mkfifo(own / "pipe.png")
@@ -212,7 +212,7 @@ def test_links_pipes_and_outside_paths_are_rejected(server, private):
     bad += [own / "\0", own / ("x" * 5000)]
     start = time.monotonic()
     for path in bad:
-        assert named(server, "segment", [{"path": str(path)}, *REST]) == (
+        assert call_by_name(server, "segment", [{"path": str(path)}, *REST]) == (
             "error",
             {"error": FOREIGN, "duration": None, "visible": True, "title": "Error"},
         )
@@ -233,7 +233,7 @@ def test_links_pipes_and_outside_paths_are_rejected(server, private):
 def test_values_outside_the_choices_are_rejected(server, place, position, value):
     data = [{"path": place}, *REST]
     data[position] = value
-    kind, content = named(server, "segment", data)
+    kind, content = call_by_name(server, "segment", data)
     assert kind == "error" and "expected" in content["error"] and len(content["error"]) < 200
 
 
@@ -249,7 +249,7 @@ def test_calls_cannot_bypass_the_queue(server):
 
 def test_wrong_argument_counts_are_rejected(server):
     for data in ([], [None], [None, *REST, 1]):
-        assert "expected 5 values" in named(server, "segment", data)[1]["error"]
+        assert "expected 5 values" in call_by_name(server, "segment", data)[1]["error"]
 
 
 def test_request_size_is_limited(server, monkeypatch):
@@ -302,7 +302,7 @@ def test_old_and_interrupted_uploads_are_deleted(server):
 
 def test_batch_leaves_no_empty_files(server, place):
     before = set(server.folder.iterdir())
-    assert named(server, "segment_files", [[{"path": place}], *REST])[0] == "complete"
+    assert call_by_name(server, "segment_files", [[{"path": place}], *REST])[0] == "complete"
     assert all(path.is_dir() for path in set(server.folder.iterdir()) - before)
 
 
@@ -427,9 +427,9 @@ def test_visitors_are_served_while_another_image_is_read(server, place, monkeypa
 
     monkeypatch.setattr(Readers, "read", hanging)
     answers: list[Any] = []
-    first = threading.Thread(target=lambda: answers.append(named(server, "segment", [{"path": slow}, *REST])))
+    first = threading.Thread(target=lambda: answers.append(call_by_name(server, "segment", [{"path": slow}, *REST])))
     first.start()
-    assert named(server, "segment", [{"path": place}, *REST])[0] == "complete" and not answers
+    assert call_by_name(server, "segment", [{"path": place}, *REST])[0] == "complete" and not answers
     release.set()
     first.join(60)
     assert answers[0][0] == "complete"

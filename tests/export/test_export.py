@@ -86,11 +86,11 @@ class Doubling(torch.nn.Module):
         return x + x
 
 
-class Doubled(Doubling):
+class DoublingForm(Doubling):
     export_form = ""
 
 
-FORMS = (ExportForm(marker="doubling", rewrite=lambda _: Doubled(), target="centered_norms"),)
+FORMS = (ExportForm(marker="doubling", rewrite=lambda _: DoublingForm(), target="centered_norms"),)
 NO_FORMS = ("not a form",)
 
 
@@ -98,13 +98,13 @@ NO_FORMS = ("not a form",)
 def plugin_forms(monkeypatch):
     """The form tables in a record, and the forms that are found with them."""
 
-    def found(*places: str) -> tuple[ExportForm, ...]:
+    def load_forms(*places: str) -> tuple[ExportForm, ...]:
         record = replace(architectures()["cvt"], name="plugin", forms=places)
         monkeypatch.setattr(forms, "architectures", lambda: {"plugin": record})
         return export_forms()
 
     export_forms.cache_clear()
-    yield found
+    yield load_forms
     monkeypatch.undo()
     export_forms.cache_clear()
 
@@ -113,13 +113,13 @@ def test_plugin_forms_are_used(plugin_forms):
     assert plugin_forms(f"{__name__}:FORMS") == FORMS
     model = torch.nn.Sequential(Doubling(), torch.nn.Linear(1, 1))
     assert type(with_export_forms(model)[0]) is Doubling
-    assert type(with_export_forms(model, ("any", "centered_norms"))[0]) is Doubled
+    assert type(with_export_forms(model, ("any", "centered_norms"))[0]) is DoublingForm
 
 
 def test_forms_are_selected_by_marker(plugin_forms):
     plugin_forms(f"{__name__}:FORMS")
     copied = type("Doubling", (torch.nn.Module,), {"export_form": "doubling"})  # as for code from the Hub
-    assert type(with_export_forms(torch.nn.Sequential(copied()), ("centered_norms",))[0]) is Doubled
+    assert type(with_export_forms(torch.nn.Sequential(copied()), ("centered_norms",))[0]) is DoublingForm
 
 
 @pytest.mark.parametrize("place", ["no_such_module:FORMS", f"{__name__}:ABSENT", f"{__name__}:NO_FORMS"])
@@ -210,8 +210,8 @@ def test_label_maps_in_the_graph(labels, tmp_path):
     original = segmenter("segformer")
     export_model(original, tmp_path, "onnx", EXPORTERS.read("onnx", {}, ""), ExportOptions(labels=labels))
     program = RuntimeModel(tmp_path / "model.onnx")
-    found = program.program.run(torch.zeros(2, 3, 64, 80))
-    assert found.dtype == torch.uint8 and found.shape == (2, *((64, 80) if labels == "input" else labels))
+    outputs = program.program.run(torch.zeros(2, 3, 64, 80))
+    assert outputs.dtype == torch.uint8 and outputs.shape == (2, *((64, 80) if labels == "input" else labels))
     with pytest.raises(ModelError, match="--label-map"):
         program(torch.zeros(1, 3, 64, 64))
 
@@ -289,7 +289,7 @@ def test_static_program_gets_images_of_its_size(format_, tmp_path):
         program.with_protocol(Protocol(size="own")).label_map(photo)
 
 
-class Crooked(TorchScriptExporter):
+class WrongExporter(TorchScriptExporter):
     """Exports another function than the model."""
 
     def write(self, graph, geometry, dtype, path):
@@ -300,7 +300,7 @@ class Crooked(TorchScriptExporter):
 
 def test_failed_parity_check_leaves_no_files(tmp_path):
     with pytest.raises(ParityError, match=r"model\.ts does not compute"):
-        export_model(segmenter("segformer"), tmp_path, "torchscript", Crooked(), ExportOptions())
+        export_model(segmenter("segformer"), tmp_path, "torchscript", WrongExporter(), ExportOptions())
     assert list(tmp_path.iterdir()) == []
 
 

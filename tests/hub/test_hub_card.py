@@ -12,7 +12,7 @@ import transformers
 import yaml
 from hf_vit_seg.conversion.convert import convert
 from hf_vit_seg.conversion.registry import sources
-from hub_models import contents, saved
+from hub_models import contents, save_tiny_model
 from hub_server import Refusal, Repo
 from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 from hypothesis import given
@@ -156,14 +156,14 @@ def test_single_tag_string(hub, run):
 
 @pytest.mark.parametrize("name", ["segformer", "cvt", "vit"])
 def test_parameter_count_matches_torch(tmp_path, name):
-    folder = saved(tmp_path / "model", name)
+    folder = save_tiny_model(tmp_path / "model", name)
     model = transformers.AutoModelForSemanticSegmentation.from_pretrained(folder)
     assert model_directory(folder).parameters == model.num_parameters()
 
 
 def test_single_class_model(hub, tmp_path):
     """Its label map uses 0 for the background, with which transformers' pipeline fails."""
-    folder = saved(tmp_path / "model", num_labels=1, id2label={0: "nucleus"})
+    folder = save_tiny_model(tmp_path / "model", num_labels=1, id2label={0: "nucleus"})
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     processor.palette = [[0, 0, 0], [255, 120, 0]]
     processor.save_pretrained(folder)
@@ -174,7 +174,7 @@ def test_single_class_model(hub, tmp_path):
 
 
 def test_short_palette(hub, tmp_path):
-    folder = saved(tmp_path / "model")
+    folder = save_tiny_model(tmp_path / "model")
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     processor.palette = [[1, 2, 3]]
     processor.save_pretrained(folder)
@@ -186,7 +186,7 @@ def test_short_palette(hub, tmp_path):
 
 @pytest.mark.parametrize("auto", architectures()["vit"].models)
 def test_card_snippets_run(hub, auto, tmp_path, monkeypatch):
-    push(saved(tmp_path / "model", "vit", auto), Target("me/model"))
+    push(save_tiny_model(tmp_path / "model", "vit", auto), Target("me/model"))
     Image.new("RGB", (70, 50), "green").save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", contents(hub)["README.md"].decode(), re.DOTALL)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 import transformers
-from hub_models import contents, saved
+from hub_models import contents, save_tiny_model
 from paths import REPOSITORY
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -61,7 +61,7 @@ def leaks(hub, *private: str | Path) -> list[str]:
 
 
 def test_absolute_paths_are_removed_before_push(hub, home, tmp_path):
-    data, base = write_data(home / "data" / "shapes"), saved(home / "models" / "base")
+    data, base = write_data(home / "data" / "shapes"), save_tiny_model(home / "models" / "base")
     (base / CARD).write_text(f"---\nlicense: mit\nbase_model: {home}/models/first\ndatasets: [{home}/data]\n---\n")
     changes = settings(
         data, model={"from_pretrained": str(base), "lora": {"rank": 2}}, output=str(home / "runs" / "mine")
@@ -111,7 +111,7 @@ def test_data_images_are_published_only_on_request(hub, home, tmp_path):
 
 
 def test_dry_run_lists_files_and_uploads_nothing(hub, home, tmp_path):
-    model, asked = saved(tmp_path / "model"), []
+    model, asked = save_tiny_model(tmp_path / "model"), []
     (model / "notes.txt").write_text("mine")
     size = (model / "model.safetensors").stat().st_size
     hub.fault = lambda method, path: asked.append(path)
@@ -170,7 +170,7 @@ def add_to_name(folder: Path, text: str) -> str:
     ],
 )
 def test_paths_in_user_text_raise_with_position(hub, home, tmp_path, monkeypatch, spoil, what):
-    model = saved(home / "models" / "mine" if what == "home" else tmp_path / "models" / "mine")
+    model = save_tiny_model(home / "models" / "mine" if what == "home" else tmp_path / "models" / "mine")
     monkeypatch.setenv("OTHER_API_KEY", "fedcba9876543210")
     private = {
         "home": f'from "{home}/data/a.png"',
@@ -190,7 +190,7 @@ def test_paths_in_user_text_raise_with_position(hub, home, tmp_path, monkeypatch
 
 
 def test_tokens_in_file_names_or_commit_message_raise(hub, home, tmp_path):
-    model = saved(tmp_path / "model")
+    model = save_tiny_model(tmp_path / "model")
     with pytest.raises(PushError, match="the commit message, line 1"):
         push(model, Target("me/model", message=f"with {TOKEN}"))
     place = add_to_name(model, TOKEN)
@@ -209,7 +209,7 @@ def test_harmless_text_is_accepted(text):
 
 def test_card_metadata_has_no_local_paths(hub, home, tmp_path):
     """Metadata that transformers' Trainer writes for a model loaded from a directory."""
-    model = saved(tmp_path / "model")
+    model = save_tiny_model(tmp_path / "model")
     metadata = f"license: mit\nbase_model: {home}/base\ndatasets: [me/data, {home}/d]\nnotes: {{log: {home}/run.log}}\n"
     (model / CARD).write_text(f"---\n{metadata}---\n# Mine\n\nA story.\n")
     push(model, Target("me/model"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from bare_environment import bare_packages, read_bare
-from hub_models import contents, saved
+from hub_models import contents, save_tiny_model
 from hub_server import Refusal, Repo
 from paths import REPOSITORY
 from PIL import Image
@@ -38,7 +38,7 @@ def image(tmp_path_factory) -> Path:
     return path
 
 
-def found_by(place: str | Path, auto: str, image: Path, **options) -> np.ndarray:
+def reference_output(place: str | Path, auto: str, image: Path, **options) -> np.ndarray:
     """The output of a model of the package for the image."""
     processor = transformers.AutoImageProcessor.from_pretrained(place, **options)
     model = getattr(transformers, auto).from_pretrained(place, **options).eval()
@@ -79,17 +79,17 @@ def test_pushed_model_loads_without_the_package(hub, plugin, image, tmp_path):
     models = [*CASES, *((plugin, auto) for auto in architectures()[plugin].models)]
     for name, auto in models:
         folder, repo = tmp_path / f"{name}-{auto}", f"me/{name}-{auto}"
-        push(saved(folder, name, auto), Target(repo))
-        wanted = found_by(repo, auto, image)
+        push(save_tiny_model(folder, name, auto), Target(repo))
+        wanted = reference_output(repo, auto, image)
         if auto != "AutoBackbone":  # whose directories transformers 5.23 does not load
-            np.testing.assert_allclose(found_by(folder, auto, image), wanted, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(reference_output(folder, auto, image), wanted, rtol=1e-3, atol=1e-4)
         np.save(folder.with_suffix(".npy"), wanted)
         case = {"model": repo, "auto": auto, "image": str(image), "wanted": str(folder.with_suffix(".npy"))}
         tag = {"pipeline": HEADS[auto].tag} if HEADS[auto].pipeline else {}
         cases.append(case | tag | {"again": f"{repo}-again"})
         snapshot = huggingface_hub.snapshot_download(repo, local_dir=folder.with_suffix(".snapshot"))
         offline.append(case | {"model": snapshot, "directory": True} | tag)
-    pinned = pushed_twice(tmp_path / "pinned", cases[0], image)
+    pinned = push_twice(tmp_path / "pinned", cases[0], image)
     (tmp_path / "packages").mkdir()
     packages = bare_packages(tmp_path / "packages")
     own = {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}
@@ -100,19 +100,19 @@ def test_pushed_model_loads_without_the_package(hub, plugin, image, tmp_path):
     assert not asked
 
 
-def pushed_twice(folder: Path, case: dict, image: Path) -> dict:
+def push_twice(folder: Path, case: dict, image: Path) -> dict:
     """A case pinned to a revision that is not the latest."""
     name, auto = CASES[0]
-    first = push(saved(folder, name, auto), Target("me/pinned")).commit.oid
-    np.save(folder.with_suffix(".npy"), found_by("me/pinned", auto, image, revision=first))
-    push(saved(folder, name, auto, seed=1), Target("me/pinned"))
-    assert not np.allclose(found_by("me/pinned", auto, image), np.load(folder.with_suffix(".npy")), atol=1e-3)
+    first = push(save_tiny_model(folder, name, auto), Target("me/pinned")).commit.oid
+    np.save(folder.with_suffix(".npy"), reference_output("me/pinned", auto, image, revision=first))
+    push(save_tiny_model(folder, name, auto, seed=1), Target("me/pinned"))
+    assert not np.allclose(reference_output("me/pinned", auto, image), np.load(folder.with_suffix(".npy")), atol=1e-3)
     return case | {"model": "me/pinned", "revision": first, "wanted": str(folder.with_suffix(".npy"))}
 
 
 @pytest.mark.parametrize("where", ["PUT /lfs/", "/objects/batch", "/commit/", "/preupload/", "/validate-yaml"])
 def test_interrupted_push_keeps_the_old_revision_and_resumes(hub, tmp_path, where):
-    push(saved(tmp_path / "first"), Target("me/model"))
+    push(save_tiny_model(tmp_path / "first"), Target("me/model"))
     before, ref, uploads = contents(hub), hub.repo("me/model").refs["main"], len(hub.uploads)
 
     def cut(method: str, path: str) -> None:
@@ -121,7 +121,7 @@ def test_interrupted_push_keeps_the_old_revision_and_resumes(hub, tmp_path, wher
 
     hub.fault = cut
     with pytest.raises(PushError, match=r"me/model is as it was before: .*goes on where this one was cut"):
-        push(saved(tmp_path / "second", seed=1), Target("me/model"))
+        push(save_tiny_model(tmp_path / "second", seed=1), Target("me/model"))
     assert contents(hub) == before and hub.repo("me/model").refs["main"] == ref
     hub.fault = lambda method, path: None
     push(tmp_path / "second", Target("me/model"))
@@ -130,30 +130,30 @@ def test_interrupted_push_keeps_the_old_revision_and_resumes(hub, tmp_path, wher
 
 
 def test_lost_response_is_not_reported_as_failure(hub, tmp_path, monkeypatch):
-    def lost(*asked) -> None:
+    def lose_response(*asked) -> None:
         made(*asked)
         raise Refusal(504, "", "the gateway is tired")
 
     made = hub_server.commit
-    monkeypatch.setattr(hub_server, "commit", lost)
+    monkeypatch.setattr(hub_server, "commit", lose_response)
     with pytest.raises(PushError, match=r"me/model may have the new files, .* look there .*504"):
-        push(saved(tmp_path / "model"), Target("me/model"))
+        push(save_tiny_model(tmp_path / "model"), Target("me/model"))
     assert "model.safetensors" in contents(hub)
 
 
 def test_bare_name_uses_the_user_namespace(hub, tmp_path):
-    done = CliRunner().invoke(app, ["push", str(saved(tmp_path / "model")), "mine"])
+    done = CliRunner().invoke(app, ["push", str(save_tiny_model(tmp_path / "model")), "mine"])
     assert done.exit_code == 0 and "/tester/mine/commit/" in done.output, done.output
     assert b'from_pretrained("tester/mine")' in contents(hub, "tester/mine")["README.md"]
 
 
 @pytest.mark.parametrize("private", [True, False])
 def test_push_respects_requested_visibility(hub, tmp_path, private):
-    folder = saved(tmp_path / "model")
+    folder = save_tiny_model(tmp_path / "model")
     push(folder, Target("me/model", private=private))
     before, found = contents(hub), "private" if private else "public"
     with pytest.raises(PushError, match=f"me/model is there already, and {found}"):
-        push(saved(folder, seed=1), Target("me/model", private=not private))
+        push(save_tiny_model(folder, seed=1), Target("me/model", private=not private))
     assert contents(hub) == before
     for said in (None, private):
         push(folder, Target("me/model", private=said))
@@ -161,12 +161,12 @@ def test_push_respects_requested_visibility(hub, tmp_path, private):
 
 
 def test_push_destination(hub, tmp_path):
-    folder = saved(tmp_path / "model")
+    folder = save_tiny_model(tmp_path / "model")
     push(folder, Target("me/model", private=True, message="the first"))
     repo = hub.repo("me/model")
     assert repo.private and repo.titles == ["the first"]
     first = repo.refs["main"]
-    saved(folder, seed=1)
+    save_tiny_model(folder, seed=1)
     done = push(folder, Target("me/model", create_pr=True))
     assert repo.refs["main"] == first and done.commit.pr_url.endswith("/discussions/1")
     assert contents(hub, revision="refs/pr/1")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
@@ -179,7 +179,7 @@ def test_push_destination(hub, tmp_path):
 
 
 def test_new_weights_replace_old_weight_files(hub, tmp_path):
-    folder = saved(tmp_path / "model")
+    folder = save_tiny_model(tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     sharded = Path(shutil.copytree(folder, tmp_path / "sharded"))
     halves = shards(sharded)
@@ -202,14 +202,14 @@ def test_files_of_the_previous_model_are_deleted_and_user_files_kept(hub, tmp_pa
     repo.commits["0" * 40] = dict.fromkeys([*own, *stale], b"")
     push(Path(shutil.copytree(NUCLEI, tmp_path / "nuclei")), Target("me/model"))
     assert {"recipe.yaml", "metrics.json", "preprocessor_config.json", "modeling_segformer.py"} <= set(contents(hub))
-    bare = saved(tmp_path / "bare", "vit")
+    bare = save_tiny_model(tmp_path / "bare", "vit")
     (bare / "preprocessor_config.json").unlink()
     done = push(bare, Target("me/model"))
     assert set(contents(hub)) == {*done.files, *own} and "modeling_segformer.py" not in done.files
 
 
 def test_push_to_hub_of_models_and_processors_includes_code(hub, tmp_path):
-    folder = saved(tmp_path / "model")
+    folder = save_tiny_model(tmp_path / "model")
     transformers.AutoModelForSemanticSegmentation.from_pretrained(folder).push_to_hub("me/model")
     transformers.AutoImageProcessor.from_pretrained(folder).push_to_hub("me/model")
     mine = contents(hub)
@@ -240,7 +240,7 @@ def test_plugin_head_is_pushed_with_its_code(hub, tmp_path):
 
 
 def test_push_command(hub, tmp_path):
-    (saved(tmp_path / "model") / "notes.txt").write_text("mine")
+    (save_tiny_model(tmp_path / "model") / "notes.txt").write_text("mine")
     run = CliRunner().invoke
     done = run(app, ["push", str(tmp_path / "model"), "me/model", "--private", "--message", "as said"])
     assert done.exit_code == 0, done.output
@@ -269,7 +269,7 @@ def test_push_command(hub, tmp_path):
     ],
 )
 def test_invalid_push_raises(hub, tmp_path, spoil, reason):
-    spoil(saved(tmp_path / "model"))
+    spoil(save_tiny_model(tmp_path / "model"))
     with pytest.raises(ValueError, match=reason):
         push(tmp_path / "model", Target("me/model"))
     assert not hub.repos

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from hub_models import saved
+from hub_models import save_tiny_model
 from hub_server import Refusal, Repo
 from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
@@ -97,7 +97,7 @@ def model_on_the_hub(hub) -> None:
 
 @pytest.mark.parametrize("known", [{"license": "mit"}, NVIDIA, {}])
 def test_space_has_the_license_of_its_weights(hub, tmp_path, known):
-    model = saved(tmp_path / "model")
+    model = save_tiny_model(tmp_path / "model")
     write_card(model, Provenance(**known), "model")
     push_space(str(model), Target("me/demo"))
     card = SpaceCard(hub.repo("me/demo", "space").files()["README.md"].decode())
@@ -144,11 +144,11 @@ def test_hub_model(hub):
 
 @pytest.mark.usefixtures("model_on_the_hub")
 def test_failing_variable_is_reported(hub):
-    def refused(method: str, path: str) -> None:
+    def refuse_variables(method: str, path: str) -> None:
         if path.endswith("/variables"):
             raise Refusal(403, "", "not yours")
 
-    hub.fault = refused
+    hub.fault = refuse_variables
     with pytest.raises(PushError, match="is pushed, but does not know its model: set HF_VIT_SEG_MODELS to me/model"):
         push_space("me/model", Target("me/demo"))
     push_space("me/model", Target("me/demo", create_pr=True))

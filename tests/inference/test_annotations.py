@@ -20,7 +20,7 @@ MAPS = st.integers(1, 4).flatmap(
 )
 
 
-def drawn(region: Region, shape: tuple[int, int]) -> np.ndarray:
+def rasterize(region: Region, shape: tuple[int, int]) -> np.ndarray:
     """The pixels with an odd number of vertical edges of the region to their left."""
     inside = np.zeros(shape, bool)
     for ring in region.rings:
@@ -40,7 +40,7 @@ def signed_area(ring: np.ndarray) -> float:
 def test_polygons_rasterize_back_to_the_label_map(labels):
     count = np.zeros(labels.shape, int)
     for region in regions(labels):
-        inside = drawn(region, labels.shape)
+        inside = rasterize(region, labels.shape)
         assert (labels[inside] == region.label).all()
         assert inside.sum() == region.pixels > 0
         count += inside
@@ -56,11 +56,11 @@ def test_polygons_rasterize_back_to_the_label_map(labels):
 def test_polygons_match_gdal(labels):
     features = pytest.importorskip("rasterio.features")
 
-    def told(label, rings):
+    def sorted_rings(label, rings):
         return int(label), sorted(sorted({(int(x), int(y)) for x, y in ring}) for ring in rings)
 
-    wanted = [told(label, shape["coordinates"]) for shape, label in features.shapes(labels, connectivity=4)]
-    assert sorted(told(region.label, region.rings) for region in regions(labels)) == sorted(wanted)
+    wanted = [sorted_rings(label, shape["coordinates"]) for shape, label in features.shapes(labels, connectivity=4)]
+    assert sorted(sorted_rings(region.label, region.rings) for region in regions(labels)) == sorted(wanted)
 
 
 def test_region_touching_itself_at_a_corner_has_a_hole():
@@ -87,11 +87,11 @@ def test_empty_map_has_no_regions():
 @given(MAPS, st.integers(0, 99))
 def test_geojson_lists_every_region(labels, seed):
     scores = np.random.default_rng(seed).random(labels.shape).astype(np.float32)
-    told = json.loads(json.dumps(geojson(labels, NAMES, generated_palette(4), scores)))
-    assert told["type"] == "FeatureCollection"
+    content = json.loads(json.dumps(geojson(labels, NAMES, generated_palette(4), scores)))
+    assert content["type"] == "FeatureCollection"
     found = regions(labels)
-    assert len(told["features"]) == len(found)
-    for feature, region in zip(told["features"], found, strict=True):
+    assert len(content["features"]) == len(found)
+    for feature, region in zip(content["features"], found, strict=True):
         assert feature["type"] == "Feature" and feature["geometry"]["type"] == "Polygon"
         rings = feature["geometry"]["coordinates"]
         assert all(ring[0] == ring[-1] for ring in rings)
@@ -99,7 +99,7 @@ def test_geojson_lists_every_region(labels, seed):
         properties = feature["properties"]
         assert (properties["class"], properties["name"]) == (region.label, NAMES[region.label])
         assert properties["pixels"] == region.pixels
-        assert properties["score"] == pytest.approx(scores[drawn(region, labels.shape)].mean(), abs=1e-5)
+        assert properties["score"] == pytest.approx(scores[rasterize(region, labels.shape)].mean(), abs=1e-5)
     assert "score" not in geojson(labels, NAMES, generated_palette(4))["features"][0]["properties"]
 
 
@@ -107,10 +107,10 @@ def test_geojson_lists_every_region(labels, seed):
 @given(MAPS)
 def test_run_lengths_match_pycocotools(labels):
     mask = pytest.importorskip("pycocotools.mask")
-    told = json.loads(json.dumps(coco(labels, NAMES, "a.png")))
-    assert told["images"] == [{"id": 1, "file_name": "a.png", "height": labels.shape[0], "width": labels.shape[1]}]
-    assert [row["category_id"] for row in told["annotations"]] == np.unique(labels).tolist()
-    for row in told["annotations"]:
+    content = json.loads(json.dumps(coco(labels, NAMES, "a.png")))
+    assert content["images"] == [{"id": 1, "file_name": "a.png", "height": labels.shape[0], "width": labels.shape[1]}]
+    assert [row["category_id"] for row in content["annotations"]] == np.unique(labels).tolist()
+    for row in content["annotations"]:
         wanted = mask.encode(np.asfortranarray(labels == row["category_id"], dtype=np.uint8))
         assert row["segmentation"] == {"size": wanted["size"], "counts": wanted["counts"].decode()}
         assert row["area"] == mask.area(wanted)

@@ -18,7 +18,7 @@ from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentatio
 from hf_vit_seg.records import RecordError
 
 
-def saved(folder: Path, labels: int) -> str:
+def save_model(folder: Path, labels: int) -> str:
     names = {i: f"thing {i}" for i in range(labels)}
     config = SegFormerConfig(hidden_sizes=(16, 32, 40, 64), depths=(1, 1, 1, 1), decoder_hidden_size=32, id2label=names)
     SegFormerForSemanticSegmentation(config).save_pretrained(folder)
@@ -28,7 +28,7 @@ def saved(folder: Path, labels: int) -> str:
 
 @pytest.fixture(scope="module", params=[1, 4])
 def model(request, tmp_path_factory) -> str:
-    return saved(tmp_path_factory.mktemp("model"), request.param)
+    return save_model(tmp_path_factory.mktemp("model"), request.param)
 
 
 def photo(height: int = 40, width: int = 60, seed: int = 0) -> Image.Image:

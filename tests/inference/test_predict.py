@@ -37,7 +37,7 @@ def config(labels: int = 5) -> SegFormerConfig:
     )
 
 
-def saved(folder: Path, labels: int = 5, palette: list[list[int]] | None = None) -> Path:
+def save_model(folder: Path, labels: int = 5, palette: list[list[int]] | None = None) -> Path:
     torch.manual_seed(1)
     model = SegFormerForSemanticSegmentation(config(labels))
     with torch.no_grad():
@@ -50,7 +50,7 @@ def saved(folder: Path, labels: int = 5, palette: list[list[int]] | None = None)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return saved(tmp_path_factory.mktemp("model"), palette=PALETTE)
+    return save_model(tmp_path_factory.mktemp("model"), palette=PALETTE)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_arrays_give_the_results_of_images(segmenter):
 
 
 def test_single_class_has_a_background(tmp_path):
-    segmenter = Segmenter.from_pretrained(str(saved(tmp_path, labels=1)), dtype="bfloat16")
+    segmenter = Segmenter.from_pretrained(str(save_model(tmp_path, labels=1)), dtype="bfloat16")
     result = segmenter(photo(), scores=True)
     assert segmenter.names == ("background", "thing 0")
     assert result.scores is not None
@@ -113,7 +113,7 @@ def test_single_class_has_a_background(tmp_path):
 
 
 def test_more_than_256_classes_are_16_bit(tmp_path):
-    result = Segmenter.from_pretrained(str(saved(tmp_path, labels=300)))(photo())
+    result = Segmenter.from_pretrained(str(save_model(tmp_path, labels=300)))(photo())
     result.label_image().save(tmp_path / "map.png")
     with Image.open(tmp_path / "map.png") as read:
         assert read.mode == "I;16"
@@ -182,12 +182,12 @@ def test_folder_with_mixed_files(model, tmp_path):
     assert len(written) == 4 * (len(good) + 1)  # sixteen.tif got a unique name; no partial files are left
     assert (out / "sixteen_tif.json").exists()
     for report in out.glob("*.json"):
-        told = json.loads(report.read_text())
+        content = json.loads(report.read_text())
         with Image.open(report.with_suffix(".png")) as labels:
             assert labels.mode == "P"
-            assert labels.size == (told["width"], told["height"])
+            assert labels.size == (content["width"], content["height"])
             pixels = np.bincount(np.asarray(labels).ravel(), minlength=5)
-        assert {entry["id"]: entry["pixels"] for entry in told["classes"]} == {
+        assert {entry["id"]: entry["pixels"] for entry in content["classes"]} == {
             int(i): int(pixels[i]) for i in np.flatnonzero(pixels)
         }
 
@@ -302,23 +302,23 @@ def test_input_error_traceback_is_optional(tmp_path):
 def test_unusable_models_are_reported(model, tmp_path):
     photo().save(tmp_path / "a.png")
 
-    def told(name: Path, *options: str) -> str:
+    def predict_error(name: Path, *options: str) -> str:
         code, text = predict(name, tmp_path / "a.png", "--out", tmp_path / "out", *options)
         assert code == 2
         assert "Traceback" not in text
         return text
 
-    assert "cannot be loaded" in told(tmp_path / "absent")
+    assert "cannot be loaded" in predict_error(tmp_path / "absent")
     SegFormerForSemanticSegmentation(config()).save_pretrained(tmp_path / "bare")
-    assert "no image processor" in told(tmp_path / "bare")
+    assert "no image processor" in predict_error(tmp_path / "bare")
     SegFormerForImageClassification(config()).save_pretrained(tmp_path / "classifier")
-    assert "no trained segmentation head" in told(tmp_path / "classifier")
+    assert "no trained segmentation head" in predict_error(tmp_path / "classifier")
     SegFormerForSemanticSegmentation(config()).save_pretrained(tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "cut cannot be loaded as a segmentation model" in told(tmp_path / "cut")
-    assert "Device quantum" in told(model, "--device", "quantum")
-    assert "exclude each other" in told(model, "--overwrite", "--skip-existing")
+    assert "cut cannot be loaded as a segmentation model" in predict_error(tmp_path / "cut")
+    assert "Device quantum" in predict_error(model, "--device", "quantum")
+    assert "exclude each other" in predict_error(model, "--overwrite", "--skip-existing")
     with pytest.raises(ModelError, match="floating-point"):
         Segmenter.from_pretrained(str(model), dtype="int8")
 

@@ -55,16 +55,16 @@ def segmenter(classes: int = 5, **settings: object) -> Segmenter:
 def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, -(-height // 6), -(-width // 6), generator=generator)
-    return (resized(coarse, (height, width))[0] * 255).to(torch.uint8)
+    return (resize(coarse, (height, width))[0] * 255).to(torch.uint8)
 
 
-def resized(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def seen(model: Coarse, pixels: torch.Tensor) -> torch.Tensor:
+def full_size_logits(model: Coarse, pixels: torch.Tensor) -> torch.Tensor:
     """Logits at the image size."""
-    return resized(model(pixels).logits, pixels.shape[-2:])
+    return resize(model(pixels).logits, pixels.shape[-2:])
 
 
 def slid(model: Coarse, pixels: torch.Tensor, window: tuple[int, int], stride: tuple[int, int]) -> torch.Tensor:
@@ -77,7 +77,7 @@ def slid(model: Coarse, pixels: torch.Tensor, window: tuple[int, int], stride: t
         for j in range(max(width - window[1] + stride[1] - 1, 0) // stride[1] + 1):
             bottom, right = min(i * stride[0] + window[0], height), min(j * stride[1] + window[1], width)
             top, left = max(bottom - window[0], 0), max(right - window[1], 0)
-            total[..., top:bottom, left:right] += seen(model, pixels[..., top:bottom, left:right])
+            total[..., top:bottom, left:right] += full_size_logits(model, pixels[..., top:bottom, left:right])
             count[top:bottom, left:right] += 1
     assert count.min() > 0
     return total / count
@@ -125,10 +125,10 @@ def test_windows_flips_and_scales_match_brute_force(size, window, share, classes
     model, chances = MODELS[classes], []
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         for view in prepared.views:
-            chances.append(probabilities(resized(slid(model, view, window, stride), size)))
+            chances.append(probabilities(resize(slid(model, view, window, stride), size)))
             if flip:
                 logits = slid(model, view.flip(-1), window, stride).flip(-1)
-                chances.append(probabilities(resized(logits, size)))
+                chances.append(probabilities(resize(logits, size)))
         patch.setattr("hf_vit_seg.inference.segmenter.CHUNK_BYTES", chunk_rows * 16 * size[1] * classes)
         maps = told.maps([prepared], EVERYTHING)
     assert_told(maps, torch.stack(chances).mean(0), classes == 1)
@@ -152,7 +152,7 @@ def test_blended_windows_match_monai(size, window, overlap, blend):
             pixels,
             window,
             3,
-            lambda part: seen(model, part),
+            lambda part: full_size_logits(model, part),
             overlap=overlap,
             mode="gaussian" if blend == "gaussian" else "constant",
         )
@@ -173,7 +173,7 @@ def test_views_of_the_whole_image_are_averaged(classes, flip):
         for view in prepared.views:
             for mirror in (False, True)[: 1 + flip]:
                 logits = MODELS[classes](view.flip(-1)).logits.flip(-1) if mirror else MODELS[classes](view).logits
-                chances.append(probabilities(resized(logits, (37, 61))))
+                chances.append(probabilities(resize(logits, (37, 61))))
     assert_told(told.maps([prepared], EVERYTHING), torch.stack(chances).mean(0), classes == 1)
 
 
@@ -182,7 +182,7 @@ def test_single_view_maps_match_resized_logits(classes):
     told = segmenter(classes)
     prepared = told.prepare(noise(37, 61))
     with torch.inference_mode():
-        chances = probabilities(resized(MODELS[classes](prepared.pixel_values).logits, (37, 61)))
+        chances = probabilities(resize(MODELS[classes](prepared.pixel_values).logits, (37, 61)))
     assert_told(told.maps([prepared], EVERYTHING), chances, classes == 1)
     maps, scores = told.maps([prepared], EVERYTHING), told.maps([prepared], MapSelection(scores=True)).scores
     torch.testing.assert_close(maps.scores, scores, atol=1e-5, rtol=0)
@@ -200,7 +200,7 @@ def test_window_of_image_size_equals_whole_image(blend, flip):
     view = whole.prepare(image).pixel_values
     with torch.inference_mode():
         canvas = SlidingLogits(lambda x: MODELS[5](x).logits, lambda rows, columns: view[..., rows, columns], grid)
-        torch.testing.assert_close(canvas.rows(0, 37).permute(0, 3, 1, 2), seen(MODELS[5], view))
+        torch.testing.assert_close(canvas.rows(0, 37).permute(0, 3, 1, 2), full_size_logits(MODELS[5], view))
 
 
 @pytest.mark.parametrize("settings", [{}, {"window": 20}, {"scales": (1, 2), "flip": True}])

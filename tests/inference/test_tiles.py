@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import REPOSITORY
 from PIL import Image
-from tiny_segmenters import job, saved, segmenter
+from tiny_segmenters import job, save_segmenter, segmenter
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
@@ -42,7 +42,7 @@ def tiff(path: Path, array: np.ndarray, **options: object) -> Path:
     return path
 
 
-def tiled_labels(segmenter: Segmenter, path: Path, out: Path, **predict_options: object) -> np.ndarray:
+def predict_tiled_labels(segmenter: Segmenter, path: Path, out: Path, **predict_options: object) -> np.ndarray:
     out.mkdir(parents=True, exist_ok=True)
     for _ in predict_tiled(segmenter, job(path, out), PredictOptions(**{"overlay": False, **predict_options})):
         pass
@@ -58,7 +58,7 @@ def test_tiled_labels_match_the_whole_image(tmp_path, blend, flip):
     whole = segmenter(protocol)(Image.fromarray(array)).label_map
     assert len(np.unique(whole)) > 1
     for side in (64, 101, 500):
-        found = tiled_labels(segmenter(protocol), path, tmp_path / f"out{side}", tile=side)
+        found = predict_tiled_labels(segmenter(protocol), path, tmp_path / f"out{side}", tile=side)
         np.testing.assert_array_equal(found, whole)
 
 
@@ -75,7 +75,7 @@ def test_any_tile_geometry(tmp_path_factory, size, side, window, step):
     array = pixels(size=size)
     path = tiff(folder / "image.tif", array, tile=(16, 16), photometric="rgb")
     whole = segmenter(protocol)(Image.fromarray(array)).label_map
-    found = tiled_labels(segmenter(protocol), path, folder, tile=side)
+    found = predict_tiled_labels(segmenter(protocol), path, folder, tile=side)
     # A window that covers the whole image is resized by another exact method (equal except for rounded ties).
     assert (found == whole).mean() > (0.999 if max(size) <= window else 1 - 1e-12)
 
@@ -119,7 +119,7 @@ def test_training_and_prediction_read_the_same_pixels(tmp_path, name):
     assert prepared.picture.size == SIZE[::-1]
     whole = told(path).label_map
     if path.suffix != ".png":
-        np.testing.assert_array_equal(tiled_labels(told, path, tmp_path / "out", tile=101), whole)
+        np.testing.assert_array_equal(predict_tiled_labels(told, path, tmp_path / "out", tile=101), whole)
 
 
 KINDS = {
@@ -242,7 +242,7 @@ def test_default_window_is_the_processor_size():
 
 def test_interrupted_run_resumes(tmp_path):
     path = tiff(tmp_path / "image.tif", pixels(), photometric="rgb")
-    whole = tiled_labels(segmenter(WINDOWS), path, tmp_path / "whole", tile=64)
+    whole = predict_tiled_labels(segmenter(WINDOWS), path, tmp_path / "whole", tile=64)
     out = tmp_path / "out"
     predict_options = PredictOptions(overlay=False, tile=64)
     first = predict_tiled(segmenter(WINDOWS), job(path, out), predict_options)
@@ -253,7 +253,7 @@ def test_interrupted_run_resumes(tmp_path):
     (kept / "done.txt").open("a").write("1")  # killed while writing a line
     second = segmenter(WINDOWS)
     seen: list[int] = []
-    second.logits = counted(second.logits, seen)
+    second.logits = count_inputs(second.logits, seen)
     states = list(predict_tiled(second, job(path, out), predict_options))
     assert (states[0].resumed, states[-1].done) == (5, 12)
     assert 0 < len(seen) < 4 * 5  # of all windows: the remaining ones and those that overlap
@@ -261,7 +261,7 @@ def test_interrupted_run_resumes(tmp_path):
     assert not kept.exists()
 
 
-def counted(model, seen):
+def count_inputs(model, seen):
     def logits(pixel_values):
         seen.append(len(pixel_values))
         return model(pixel_values)
@@ -285,7 +285,7 @@ def test_changed_settings_restart(tmp_path):
 def test_all_outputs(tmp_path):
     path = tiff(tmp_path / "image.tif", pixels(), photometric="rgb")
     model = segmenter(WINDOWS)
-    labels = tiled_labels(model, path, tmp_path, tile=100, overlay=True, scores=True, entropy=True)
+    labels = predict_tiled_labels(model, path, tmp_path, tile=100, overlay=True, scores=True, entropy=True)
     expected = model(Image.fromarray(pixels()), scores=True, entropy=True)
     report = json.loads((tmp_path / "image.json").read_text())
     assert report["tiles"] == {"side": 100, "resumed": 0}
@@ -310,7 +310,7 @@ def test_geotiff_keeps_georeference_and_nodata(tmp_path):
     place = {"crs": "EPSG:32633", "transform": from_origin(500000, 5400000, 10, 10), "nodata": -9999}
     with rasterio.open(tmp_path / "a.tif", "w", tiled=True, blockxsize=64, blockysize=64, **profile, **place) as file:
         file.write(array.transpose(2, 0, 1))
-    labels = tiled_labels(segmenter(WINDOWS, bands=5), tmp_path / "a.tif", tmp_path, tile=64)
+    labels = predict_tiled_labels(segmenter(WINDOWS, bands=5), tmp_path / "a.tif", tmp_path, tile=64)
     np.testing.assert_array_equal(labels == 255, (array == -9999).all(-1))
     with rasterio.open(tmp_path / "a.labels.tif") as file:
         assert (file.crs, file.transform, file.nodata) == (rasterio.CRS.from_epsg(32633), place["transform"], 255)
@@ -321,7 +321,9 @@ def test_geotiff_keeps_georeference_and_nodata(tmp_path):
     place["nodata"] = float("nan")
     with rasterio.open(tmp_path / "b.tif", "w", tiled=True, blockxsize=64, blockysize=64, **profile, **place) as file:
         file.write(array.transpose(2, 0, 1))
-    np.testing.assert_array_equal(tiled_labels(segmenter(WINDOWS, bands=5), tmp_path / "b.tif", tmp_path), labels)
+    np.testing.assert_array_equal(
+        predict_tiled_labels(segmenter(WINDOWS, bands=5), tmp_path / "b.tif", tmp_path), labels
+    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
@@ -341,7 +343,7 @@ def test_score_maps_as_png_and_tiff(tmp_path, dtype):
 
 
 def test_predict_uses_tiles_above_the_limit(tmp_path):
-    model = saved(tmp_path / "model")
+    model = save_segmenter(tmp_path / "model")
     path = tiff(tmp_path / "large.tif", pixels(), photometric="rgb")
     Image.fromarray(pixels()).save(tmp_path / "large.png")
     call = ["predict", model, path, tmp_path / "large.png", "--out", tmp_path / "out", "--max-pixels", 30000]

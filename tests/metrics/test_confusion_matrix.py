@@ -14,7 +14,7 @@ from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy")
 
 
-def counted_by_hand(predictions, references, classes, ignored):
+def count_directly(predictions, references, classes, ignored):
     table = np.zeros((classes, classes), dtype=np.int64)
     for prediction, reference in zip(predictions.flatten().tolist(), references.flatten().tolist(), strict=True):
         if reference != ignored:
@@ -60,7 +60,7 @@ def test_counts_match_direct_computation(maps):
     matrix = ConfusionMatrix(classes, ignored)
     matrix.update(predictions, references)
     assert matrix.counts.dtype == torch.int64
-    np.testing.assert_array_equal(matrix.counts, counted_by_hand(*maps))
+    np.testing.assert_array_equal(matrix.counts, count_directly(*maps))
     np.testing.assert_array_equal(  # the code path of a GPU
         matrix._sorted_out(predictions.flatten(), references.flatten()), matrix.bins
     )

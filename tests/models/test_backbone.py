@@ -64,7 +64,7 @@ def bare(folder, kind: str = "dinov2") -> PreTrainedModel:
     return model
 
 
-def worn(folder, head: str | None = None, **settings) -> BackboneForSemanticSegmentation:
+def backbone_with_head(folder, head: str | None = None, **settings) -> BackboneForSemanticSegmentation:
     return BackboneForSemanticSegmentation.from_backbone(folder, head, **settings)
 
 
@@ -75,10 +75,10 @@ def is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
 @pytest.mark.parametrize("kind", BARE)
 def test_features_match_the_plain_backbone_after_saving(kind, tmp_path):
     plain = bare(tmp_path / "bare", kind)
-    model = worn(tmp_path / "bare", id2label={0: "a", 1: "b", 2: "c"})
+    model = backbone_with_head(tmp_path / "bare", id2label={0: "a", 1: "b", 2: "c"})
     assert model.head_name == ("feature_pyramid" if kind in PLAIN_KINDS else "all_mlp")
-    model.save_pretrained(tmp_path / "worn")
-    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "worn")
+    model.save_pretrained(tmp_path / "with_head")
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "with_head")
     with torch.no_grad():
         whole = plain(IMAGES, output_hidden_states=True)
         expected = whole.get("reshaped_hidden_states", whole.hidden_states)  # Swin's as feature maps
@@ -96,7 +96,7 @@ def test_features_match_the_plain_backbone_after_saving(kind, tmp_path):
 @pytest.mark.parametrize("kind", BARE)
 def test_any_image_size_and_logits_span_the_image(kind, tmp_path):
     bare(tmp_path, kind)
-    model = worn(tmp_path)
+    model = backbone_with_head(tmp_path)
     pixel_values = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         whole = model(pixel_values).logits
@@ -143,14 +143,14 @@ def test_any_image_size_and_logits_span_the_image(kind, tmp_path):
 def test_incompatible_head_raises(kind, head, levels, reason, tmp_path):
     bare(tmp_path, kind)
     with pytest.raises(ValueError, match=reason):
-        worn(tmp_path, head, segmentation_levels=levels)
+        backbone_with_head(tmp_path, head, segmentation_levels=levels)
 
 
 @pytest.mark.parametrize(("head", "stages"), [("linear", ["stage4"]), ("mask_transformer", ["stage4"])])
 @pytest.mark.parametrize("kind", ["dinov2", "swin"])
 def test_single_map_heads_use_the_last_map(kind, head, stages, tmp_path):
     bare(tmp_path, kind)
-    model = worn(tmp_path, head, num_labels=7, segmentation_head_width=48)
+    model = backbone_with_head(tmp_path, head, num_labels=7, segmentation_head_width=48)
     assert model.config.backbone.out_features == stages
     assert logits(model).shape[:2] == (2, 7)
 
@@ -187,7 +187,7 @@ def test_code_files_with_equal_names_raise(tmp_path, monkeypatch):
 def test_non_backbone_raises(tmp_path):
     transformers.SegformerModel(transformers.SegformerConfig()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"is a 'segformer', for which transformers has no backbone"):
-        worn(tmp_path)
+        backbone_with_head(tmp_path)
     for wrong in ({"model_type": "nothing"}, {}):
         with pytest.raises(ValueError, match="needs a model_type that is in transformers"):
             BackboneSegmentationConfig(backbone_config=wrong)
@@ -205,7 +205,7 @@ def test_config_of_the_caller_is_not_modified():
 @pytest.mark.parametrize("kind", ["dinov2", "swin"])
 def test_backbone_uses_the_attention_implementation(kind, tmp_path):
     bare(tmp_path, kind)
-    model = worn(tmp_path, attn_implementation="eager")
+    model = backbone_with_head(tmp_path, attn_implementation="eager")
     assert model.config._attn_implementation == model.backbone.config._attn_implementation == "eager"
     with torch.no_grad():
         outputs = model(IMAGES, output_attentions=True)
@@ -218,7 +218,7 @@ def test_backbone_uses_the_attention_implementation(kind, tmp_path):
 
 def test_unsupported_backbone_features_raise(tmp_path):
     bare(tmp_path, "convnext")
-    model = worn(tmp_path)
+    model = backbone_with_head(tmp_path)
     with torch.no_grad():
         assert not model(IMAGES, output_attentions=True).attentions
     with pytest.raises(RecordError, match="does not support it"):
@@ -260,9 +260,9 @@ def test_recipe_adds_a_head_to_a_backbone(tmp_path):
 
 def test_run_starts_from_a_model_with_head(tmp_path):
     bare(tmp_path / "bare")
-    worn(tmp_path / "bare", id2label=dict(enumerate(NEW))).save_pretrained(tmp_path / "worn")
+    backbone_with_head(tmp_path / "bare", id2label=dict(enumerate(NEW))).save_pretrained(tmp_path / "with_head")
     for origin in ({}, {"architecture": "backbone"}):
-        found = build_model(recipe({"from_pretrained": str(tmp_path / "worn")} | origin), NEW)
+        found = build_model(recipe({"from_pretrained": str(tmp_path / "with_head")} | origin), NEW)
         assert not [note for note in found.notes if "initialized anew" in note]
 
 
@@ -311,14 +311,14 @@ def test_timm_weights_and_statistics_are_loaded(name, saved_by, tmp_path):
     timm = pytest.importorskip("timm")
     plain = randomise(timm.create_model(name, num_classes=3)).eval()
     timm.models.save_for_hf(plain, tmp_path / "bare", safe_serialization=True)
-    model = worn(tmp_path / "bare")
+    model = backbone_with_head(tmp_path / "bare")
     if saved_by == "transformers":
         model.backbone.save_pretrained(tmp_path / "again")
-        model = worn(tmp_path / "again")
-    model.save_pretrained(tmp_path / "worn")
-    stored = AutoConfig.from_pretrained(tmp_path / "worn").backbone
+        model = backbone_with_head(tmp_path / "again")
+    model.save_pretrained(tmp_path / "with_head")
+    stored = AutoConfig.from_pretrained(tmp_path / "with_head").backbone
     assert (stored.backbone, stored.out_features) == (name, model.config.backbone.out_features)
-    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "worn")
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "with_head")
     with torch.no_grad():
         expected = plain.forward_intermediates(IMAGES, indices=4, intermediates_only=True)
         maps = [m.backbone(IMAGES).feature_maps for m in (model, loaded)]
@@ -336,11 +336,14 @@ def test_timm_transformers_accept_any_image_size(name, head, tmp_path):
     timm = pytest.importorskip("timm")
     plain = timm.create_model(name, dynamic_img_size=True).eval()
     timm.models.save_for_hf(plain, tmp_path / "bare", safe_serialization=True)
-    model = worn(tmp_path / "bare")
+    model = backbone_with_head(tmp_path / "bare")
     assert model.head_name == head
     model.backbone.save_pretrained(tmp_path / "again")
-    model.save_pretrained(tmp_path / "worn")
-    again, loaded = worn(tmp_path / "again"), AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "worn")
+    model.save_pretrained(tmp_path / "with_head")
+    again, loaded = (
+        backbone_with_head(tmp_path / "again"),
+        AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "with_head"),
+    )
     pixel_values = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         expected = plain.forward_intermediates(pixel_values, indices=4, intermediates_only=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from bare_environment import bare_packages, read_bare
-from hub_models import saved
+from hub_models import save_tiny_model
 from PIL import Image
 from random_weights import randomise
 
@@ -141,7 +141,7 @@ def test_copies_on_the_hub_work_without_each_name(tmp_path):
         fields = {"num_labels": 3} | (
             {"stem": "resnetv2", "stem_depths": [1], "patch_size": 1} if name == "vit" else {}
         )
-        folder = saved(tmp_path / name, name, **fields)
+        folder = save_tiny_model(tmp_path / name, name, **fields)
         wanted = tmp_path / f"{name}.npy"
         np.save(wanted, logits(folder, tmp_path / "image.png"))
         for number, missing in enumerate(["", *cpu_kernels.PRIVATE_NAMES]):

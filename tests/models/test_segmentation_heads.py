@@ -186,7 +186,7 @@ def test_compiled_and_traced_heads_use_updated_weights(flavor):
     assert_same(traced(maps), equation(head, maps))
 
 
-class Doubled(nn.Module):
+class DoublingLayer(nn.Module):
     """Stands in for an adapter that wraps a layer."""
 
     def __init__(self, layer: nn.Linear):
@@ -201,7 +201,7 @@ class Doubled(nn.Module):
 def test_replaced_layers_are_called():
     head, maps = build("nvlabs"), pyramid(8, 12)
     before = head(maps)
-    head.projections[1] = Doubled(head.projections[1])
+    head.projections[1] = DoublingLayer(head.projections[1])
     assert_same(head(maps), equation(head, maps))
     assert not torch.allclose(head(maps), before)
 

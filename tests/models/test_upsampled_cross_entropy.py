@@ -28,7 +28,7 @@ def plain(logits, labels, class_weights=None, label_smoothing=0.0):
     return cross_entropy(resized, labels, class_weights, **options)
 
 
-def drawn(images, classes, grid, size, dtype=torch.float32, seed=0):
+def random_inputs(images, classes, grid, size, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(images, classes, *grid, generator=generator, dtype=dtype)
     labels = torch.randint(0, max(classes, 2), (images, *size), generator=generator)
@@ -60,7 +60,7 @@ def assert_same(logits, losses, expected, tolerance):
 def test_value_and_gradient_match_autograd(
     images, classes, grid, size, dtype, strip_bytes, weighted, label_smoothing, channels_last
 ):
-    logits, labels = drawn(images, classes, grid, size, dtype)
+    logits, labels = random_inputs(images, classes, grid, size, dtype)
     if channels_last:
         logits = logits.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     weights = torch.rand(max(classes, 2), dtype=dtype) + 0.1 if weighted else None
@@ -73,7 +73,7 @@ def test_value_and_gradient_match_autograd(
 # At uneven ratios, torch's two memory layouts round positions differently, by 4e-6 of a sample at 128 samples.
 @pytest.mark.parametrize(("size", "tolerance"), [((512, 512), 1e-6), ((128, 128), 1e-6), ((509, 517), 5e-6)])
 def test_gradients_at_real_sizes(size, tolerance):
-    logits, labels = drawn(2, 21, (128, 128), size)
+    logits, labels = random_inputs(2, 21, (128, 128), size)
     (gradient,) = torch.autograd.grad(semantic_segmentation_loss(logits, labels, IGNORE), logits)
     mean = plain(logits, labels).sum() / (labels != IGNORE).sum()
     (expected,) = torch.autograd.grad(mean, logits)
@@ -95,7 +95,7 @@ def test_row_strips_cover_every_pixel_once(images, classes, grid, size, strip_by
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("classes", [1, 3, 8, 20])
 def test_half_precision_logits_are_computed_in_float32(dtype, classes):
-    logits, labels = drawn(2, classes, (9, 7), (31, 30))
+    logits, labels = random_inputs(2, classes, (9, 7), (31, 30))
     half = logits.detach().to(dtype).requires_grad_()
     whole = half.detach().float().requires_grad_()
     losses = upsampled_cross_entropy(half, labels, IGNORE)
@@ -108,7 +108,7 @@ def test_half_precision_logits_are_computed_in_float32(dtype, classes):
 
 
 def test_autocast_has_no_effect():
-    logits, labels = drawn(2, 7, (9, 7), (31, 30))
+    logits, labels = random_inputs(2, 7, (9, 7), (31, 30))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = upsampled_cross_entropy(logits, labels, IGNORE, label_smoothing=0.1)
         losses.sum().backward()
@@ -118,14 +118,14 @@ def test_autocast_has_no_effect():
 
 @pytest.mark.parametrize("classes", [1, 4, 7, 18])
 def test_loss_and_gradient_are_zero_without_valid_pixels(classes):
-    logits, labels = drawn(2, classes, (4, 5), (16, 20))
+    logits, labels = random_inputs(2, classes, (4, 5), (16, 20))
     loss = semantic_segmentation_loss(logits, torch.full_like(labels, IGNORE), IGNORE)
     loss.backward()
     assert loss == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
 
 
 def test_ignored_pixels_have_no_effect():
-    logits, labels = drawn(1, 6, (8, 8), (8, 8))
+    logits, labels = random_inputs(1, 6, (8, 8), (8, 8))
     (gradient,) = torch.autograd.grad(semantic_segmentation_loss(logits, labels, IGNORE), logits)
     assert (gradient.any(1)[0] == (labels[0] != IGNORE)).all()
 
@@ -133,7 +133,7 @@ def test_ignored_pixels_have_no_effect():
 @pytest.mark.parametrize("classes", [1, 3, 5, 11, 20])
 @pytest.mark.parametrize("wrong", [-1, 1])
 def test_invalid_label_raises(classes, wrong):
-    logits, labels = drawn(1, classes, (4, 4), (8, 8))
+    logits, labels = random_inputs(1, classes, (4, 4), (8, 8))
     labels[0, 3, 3] = max(classes, 2) if wrong == 1 else -1
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         upsampled_cross_entropy(logits, labels, IGNORE)
@@ -141,7 +141,7 @@ def test_invalid_label_raises(classes, wrong):
 
 @pytest.mark.parametrize("classes", [1, 3, 20])
 def test_wrong_label_shape_or_dtype_raises(classes):
-    logits, labels = drawn(2, classes, (4, 4), (8, 8))
+    logits, labels = random_inputs(2, classes, (4, 4), (8, 8))
     for wrong in (labels[:1], labels[0], labels[:, None], labels.float()):
         with pytest.raises(ValueError, match="one for each of the 2 images; got"):
             upsampled_cross_entropy(logits, wrong, IGNORE)
@@ -151,7 +151,7 @@ def test_wrong_label_shape_or_dtype_raises(classes):
 
 
 def test_one_output_is_binary():
-    logits, labels = drawn(2, 1, (5, 6), (17, 19))
+    logits, labels = random_inputs(2, 1, (5, 6), (17, 19))
     resized = interpolate(logits, labels.shape[-2:], mode="bilinear")[:, 0]
     counts = labels != IGNORE
     expected = binary_cross_entropy_with_logits(resized[counts], labels[counts].float())
@@ -159,7 +159,7 @@ def test_one_output_is_binary():
 
 
 def test_class_with_zero_weight_has_no_loss():
-    logits, labels = drawn(2, 1, (5, 6), (17, 19))
+    logits, labels = random_inputs(2, 1, (5, 6), (17, 19))
     weights = torch.tensor([0.0, 1.0])
     losses = upsampled_cross_entropy(logits, labels, IGNORE, class_weights=weights)
     both = torch.cat([torch.zeros_like(logits), logits], dim=1)
@@ -167,14 +167,14 @@ def test_class_with_zero_weight_has_no_loss():
 
 
 def test_double_backward_raises():
-    logits, labels = drawn(1, 6, (4, 4), (8, 8))
+    logits, labels = random_inputs(1, 6, (4, 4), (8, 8))
     loss = semantic_segmentation_loss(logits, labels, IGNORE)
     with pytest.raises(RuntimeError, match="differentiated once"):
         torch.autograd.grad(loss, logits, create_graph=True)
 
 
 def test_compiles_in_one_graph_with_backward():
-    logits, labels = drawn(2, 6, (7, 5), (20, 24))
+    logits, labels = random_inputs(2, 6, (7, 5), (20, 24))
     torch._dynamo.reset()
     compiled = torch.compile(
         partial(semantic_segmentation_loss, ignore_index=IGNORE), fullgraph=True, backend="aot_eager"
@@ -185,15 +185,15 @@ def test_compiles_in_one_graph_with_backward():
 
 
 def test_can_be_traced():
-    logits, labels = drawn(1, 6, (7, 5), (20, 24))
+    logits, labels = random_inputs(1, 6, (7, 5), (20, 24))
     traced = torch.jit.trace(lambda *maps: semantic_segmentation_loss(*maps, IGNORE), (logits, labels))
-    other, others = drawn(1, 6, (7, 5), (20, 24), seed=1)
+    other, others = random_inputs(1, 6, (7, 5), (20, 24), seed=1)
     torch.testing.assert_close(traced(other, others), semantic_segmentation_loss(other, others, IGNORE))
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_no_full_size_tensor_is_allocated(label_smoothing):
-    logits, labels = drawn(2, 20, (32, 32), (128, 128))
+    logits, labels = random_inputs(2, 20, (32, 32), (128, 128))
     with Largest() as largest:
         upsampled_cross_entropy(
             logits, labels, IGNORE, label_smoothing=label_smoothing, strip_bytes=2**17

@@ -20,7 +20,7 @@ def stem(numerics: StemNumerics = FLAX, dtype: torch.dtype = torch.float64) -> R
     return randomise(ResNetV2Stem(3, (1, 2), 0.5, numerics)).to(dtype).eval()
 
 
-def uncached(module: ResNetV2Stem, pixel_values: torch.Tensor) -> torch.Tensor:
+def run_uncached(module: ResNetV2Stem, pixel_values: torch.Tensor) -> torch.Tensor:
     """The same stem with autograd, which disables the cache."""
     with torch.enable_grad():
         return module(pixel_values).detach()
@@ -118,7 +118,7 @@ def test_standardized_kernels_are_never_stale(change, dtype):
     changed_pixels = pixel_values.to(next(changed.parameters()).dtype)
     after = changed(changed_pixels)
     tolerance = 1e-10 if after.dtype == torch.float64 else 1e-4
-    torch.testing.assert_close(after, uncached(changed, changed_pixels), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(after, run_uncached(changed, changed_pixels), rtol=tolerance, atol=tolerance)
     assert not torch.equal(after, before)
 
 
@@ -139,7 +139,7 @@ def test_packed_kernels_accept_any_size_and_memory_format():
     module = stem(dtype=torch.float32)
     for shape in ((1, 3, 32, 48), (3, 3, 64, 64), (1, 3, 32, 48), (2, 3, 48, 40), (1, 3, 33, 47)):
         pixel_values = torch.randn(*shape)
-        expected = uncached(module, pixel_values)
+        expected = run_uncached(module, pixel_values)
         torch.testing.assert_close(module(pixel_values), expected, rtol=1e-4, atol=1e-4)
         with torch.inference_mode():
             torch.testing.assert_close(module(pixel_values), expected, rtol=1e-4, atol=1e-4)
@@ -163,7 +163,7 @@ def test_autocast_and_compiled_stems_use_updated_weights():
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     for seed in (0, 1):
         randomise(module, seed)
-        expected = uncached(module, pixel_values)
+        expected = run_uncached(module, pixel_values)
         torch.testing.assert_close(compiled(pixel_values), expected, rtol=1e-4, atol=1e-4)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert (module(pixel_values).float() - expected).abs().mean() < 0.05 * expected.std()

@@ -92,13 +92,13 @@ def test_run_holds_its_lock_from_data_check_to_test(tmp_path, monkeypatch):
     seen = []
 
     def noting(name, work):
-        def noted(*arguments, **options):
+        def note_lock(*arguments, **options):
             with pytest.raises(InUseError), locked_directory(tmp_path / "run"):
                 pass
             seen.append(name)
             return work(*arguments, **options)
 
-        return noted
+        return note_lock
 
     for name in ("prepare", "write_evaluation", "draw_plots", "save_checkpoint"):
         monkeypatch.setattr(run_module, name, noting(name, getattr(run_module, name)))

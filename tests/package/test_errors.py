@@ -71,7 +71,7 @@ MAKERS = {
 }
 
 
-def raised(node: ast.Raise) -> str:
+def exception_name(node: ast.Raise) -> str:
     """The class that a statement raises."""
     assert node.exc is not None
     name = ast.unparse(node.exc.func if isinstance(node.exc, ast.Call) else node.exc)
@@ -94,13 +94,17 @@ def test_every_exception_class_is_reported_without_traceback(name):
 @pytest.mark.parametrize("path", FILES)
 def test_only_errors_for_users_and_known_programming_errors_are_raised(path):
     allowed = PROGRAMMING_ERRORS | BY_FILE.get(path, set())
-    others = {f"line {node.lineno}: {raised(node)}" for node in raises(FILES[path]) if not is_expected(raised(node))}
+    others = {
+        f"line {node.lineno}: {exception_name(node)}"
+        for node in raises(FILES[path])
+        if not is_expected(exception_name(node))
+    }
     assert {each for each in others if each.partition(": ")[2] not in allowed} == set()
 
 
 def test_allowlist_has_no_unused_entries():
     for path, names in BY_FILE.items():
-        assert names <= {raised(node) for node in raises(FILES[path])}, path
+        assert names <= {exception_name(node) for node in raises(FILES[path])}, path
 
 
 def converts(handler: ast.ExceptHandler) -> bool:
@@ -109,10 +113,10 @@ def converts(handler: ast.ExceptHandler) -> bool:
     caught = ["BaseException" if kind is None else ast.unparse(kind) for kind in kinds]
     if all(map(is_expected, caught)):
         return False
-    return any(is_expected(raised(node)) for statement in handler.body for node in raises(statement))
+    return any(is_expected(exception_name(node)) for statement in handler.body for node in raises(statement))
 
 
-def guarded(handler: ast.ExceptHandler) -> bool:
+def has_guard(handler: ast.ExceptHandler) -> bool:
     """Whether a handler begins with `if not GUARD(error): raise`."""
     first = handler.body[0]
     return (
@@ -126,7 +130,7 @@ def guarded(handler: ast.ExceptHandler) -> bool:
 def converting(tree: ast.AST) -> Iterator[ast.Try]:
     """The try statements that convert exceptions."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Try) and any(converts(each) and not guarded(each) for each in node.handlers):
+        if isinstance(node, ast.Try) and any(converts(each) and not has_guard(each) for each in node.handlers):
             yield node
 
 
@@ -142,7 +146,7 @@ def converting_contexts(trees: list[ast.AST]) -> set[str]:
     }
 
 
-def called(statements: list[ast.stmt]) -> set[str]:
+def call_names(statements: list[ast.stmt]) -> set[str]:
     """The last part of the name of every call; functions that are only defined there are not included."""
     return {
         ast.unparse(node.func).rpartition(".")[2]
@@ -159,31 +163,34 @@ def running_functions(trees: list[ast.AST]) -> set[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 functions.setdefault(node.name, []).append(node)
-    calls = {name: called(found[0].body) for name, found in functions.items() if len(found) == 1}
+    calls = {name: call_names(found[0].body) for name, found in functions.items() if len(found) == 1}
     known = set(RUNNING)
     while more := {name for name, names in calls.items() if names & known} - known:
         known |= more
     return known
 
 
-def enclosed(trees: list[ast.AST]) -> set[str]:
+def wrapped_calls(trees: list[ast.AST]) -> set[str]:
     """Calls of a model, a loss, an optimizer or a plugin inside a conversion."""
     running, contexts = running_functions(trees), converting_contexts(trees)
     found: set[str] = set()
     for tree in trees:
         for attempt in converting(tree):
-            found |= called(attempt.body) & running
+            found |= call_names(attempt.body) & running
         for node in ast.walk(tree):
-            if isinstance(node, ast.With) and called([ast.Expr(item.context_expr) for item in node.items]) & contexts:
-                found |= called(node.body) & running
+            if (
+                isinstance(node, ast.With)
+                and call_names([ast.Expr(item.context_expr) for item in node.items]) & contexts
+            ):
+                found |= call_names(node.body) & running
             if isinstance(node, ast.Try) and any(map(converts, node.handlers)):
-                plugin = {name for name in called(node.body) if name in ("value", "head")}
+                plugin = {name for name in call_names(node.body) if name in ("value", "head")}
                 found |= plugin
     return found
 
 
 def test_error_conversion_does_not_wrap_models_losses_or_plugins():
-    assert enclosed(list(FILES.values())) == set()
+    assert wrapped_calls(list(FILES.values())) == set()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +204,7 @@ def test_error_conversion_does_not_wrap_models_losses_or_plugins():
     ],
 )
 def test_error_conversion_around_a_model_is_detected(text):
-    assert enclosed([ast.parse(text)])
+    assert wrapped_calls([ast.parse(text)])
 
 
 @pytest.mark.parametrize(

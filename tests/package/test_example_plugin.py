@@ -75,7 +75,7 @@ def python(folder):
 
 
 @pytest.fixture(scope="module")
-def done(folder, python):
+def commands_done(folder, python):
     """All commands with the plugin, and the directories that they wrote."""
     sys.path.insert(0, str(EXAMPLE / "tests"))
     try:
@@ -100,27 +100,27 @@ def done(folder, python):
 
 
 @pytest.mark.parametrize("command", ["plugins", "models", "train", "convert", "export", "predict"])
-def test_every_command_supports_the_plugin(done, command):
-    outcome = done[0][command]
+def test_every_command_supports_the_plugin(commands_done, command):
+    outcome = commands_done[0][command]
     assert outcome.code == 0, outcome.output + outcome.errors
 
 
-def test_plugin_is_listed_with_all_entry_points(done):
-    lines = [line.split() for line in done[0]["plugins"].output.splitlines() if "conv-token" in line]
+def test_plugin_is_listed_with_all_entry_points(commands_done):
+    lines = [line.split() for line in commands_done[0]["plugins"].output.splitlines() if "conv-token" in line]
     assert {f"hf_vit_seg.{line[0]}" for line in lines} == set(GROUPS) - {"hf_vit_seg.batch_transforms"}
     assert all(line[-1] == "ok" for line in lines)
-    assert "conv_token_seg" in done[0]["models"].output
+    assert "conv_token_seg" in commands_done[0]["models"].output
 
 
-def test_plugin_trains_by_recipe_and_predicts_after_export(done, folder):
+def test_plugin_trains_by_recipe_and_predicts_after_export(commands_done, folder):
     assert "shapes" in (folder / "run" / "best" / "recipe.yaml").read_text()
     assert (folder / "run" / "best" / "metrics.json").exists()
     assert Image.open(folder / "maps" / "photo.png").size == (56, 40)
-    assert "conv_token/research" in done[0]["convert"].output
+    assert "conv_token/research" in commands_done[0]["convert"].output
 
 
-def test_saved_model_loads_and_saves_without_the_plugin(done, folder):
-    directories = done[1]
+def test_saved_model_loads_and_saves_without_the_plugin(commands_done, folder):
+    directories = commands_done[1]
     again = [directory.with_name(f"{directory.name}-again") for directory in directories]
     run(sys.executable, folder, "-c", REMOTE, *directories, *again)
 

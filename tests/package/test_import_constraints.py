@@ -90,7 +90,7 @@ def test_relative_imports_are_readable_by_the_hub(path):
     assert len(relative) == sum(isinstance(n, ast.ImportFrom) and n.level == 1 for n in imports(path))
 
 
-def imported(tree: ast.AST) -> set[str]:
+def imported_names(tree: ast.AST) -> set[str]:
     """The dotted names of all modules and of the names that a file imports from them."""
     names: set[str] = set()
     for node in ast.walk(tree):
@@ -105,7 +105,7 @@ def crossings(tree: ast.AST, folder: str) -> set[str]:
     """Forbidden imports of a file in a package folder; top-level modules may be imported by all."""
     allowed = ARROWS[folder] | {folder, "configs"}
     walled = {path.name for path in PACKAGE.iterdir() if path.is_dir()} | {"conversion", "spaces"}
-    parts = {name: name.split(".") for name in imported(tree) if name.startswith("hf_vit_seg.")}
+    parts = {name: name.split(".") for name in imported_names(tree) if name.startswith("hf_vit_seg.")}
     found = {name for name, dotted in parts.items() if dotted[1] in walled - allowed or dotted[1] == "cli"}
     above = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level > 1}
     return found | above
@@ -156,7 +156,7 @@ def architectures_named(tree: ast.AST) -> set[str]:
     """Names of architecture classes and modules anywhere in a file."""
     said = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     said |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    said |= {part for name in imported(tree) for part in name.split(".")}
+    said |= {part for name in imported_names(tree) for part in name.split(".")}
     classes = ("SegFormer", "VisionTransformer", "CvT", "BackboneSegmentation", "BackboneForSemantic")
     return {word for word in said if word.startswith((*classes, "modeling_", "configuration_"))} - LIBRARY_MODULES
 
@@ -214,7 +214,7 @@ def test_architecture_name_is_detected(line):
 
 def test_conversion_uses_only_configs_and_parameter_names():
     for (home, path), tree in TREES.items():
-        modules = {part for name in imported(tree) for part in name.split(".")}
+        modules = {part for name in imported_names(tree) for part in name.split(".")}
         assert home != "conversion" or not [part for part in modules if part.startswith("modeling_")], path
 
 

@@ -23,28 +23,28 @@ from hf_vit_seg.training.recipe.schema import EmaRecipe, OptimizerRecipe
 peft = pytest.importorskip("peft")
 
 
-def built(folder, name, **lora):
+def build_pair(folder, name, **lora):
     """A pretrained tiny model, and the same with adapters and other classes."""
     save(folder, name, **FIELDS.get(name, {}))
     wanted = recipe({"from_pretrained": str(folder), "lora": {"rank": 4, **lora}})
     return build_model(wanted, NEW).model, wanted.model
 
 
-def adapted(folder, name, steps=3, **lora):
-    model, wanted = built(folder, name, **lora)
+def train_adapted(folder, name, steps=3, **lora):
+    model, wanted = build_pair(folder, name, **lora)
     return train_steps(prepare_for_training(model, wanted), steps).eval()
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_new_adapters_do_not_change_the_output(name, tmp_path):
-    model, wanted = built(tmp_path, name)
+    model, wanted = build_pair(tmp_path, name)
     expected = logits(model)
     torch.testing.assert_close(logits(prepare_for_training(model, wanted)), expected)
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_exactly_the_encoder_linear_layers_have_adapters(name, tmp_path):
-    model, wanted = built(tmp_path, name)
+    model, wanted = build_pair(tmp_path, name)
     linears = {
         f"{layer}.{path}": type(module)
         for layer in encoder_layers(model)
@@ -62,7 +62,7 @@ def test_exactly_the_encoder_linear_layers_have_adapters(name, tmp_path):
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_encoder_is_frozen_and_head_is_trained(name, tmp_path):
-    model, wanted = built(tmp_path, name)
+    model, wanted = build_pair(tmp_path, name)
     prefix = f"{model.base_model_prefix}."
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     prepared = train_steps(prepare_for_training(model, wanted))
@@ -77,7 +77,7 @@ def test_encoder_is_frozen_and_head_is_trained(name, tmp_path):
 @pytest.mark.parametrize("merge", [True, False])
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_saved_model_equals_the_trained_model(name, merge, tmp_path):
-    model = adapted(tmp_path / "base", name)
+    model = train_adapted(tmp_path / "base", name)
     expected = logits(model)
     save_model(model, tmp_path / "saved", merge=merge)
     torch.testing.assert_close(logits(model), expected, rtol=0, atol=0)
@@ -91,7 +91,7 @@ def test_saved_model_equals_the_trained_model(name, merge, tmp_path):
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_merged_model_has_no_adapters(name, tmp_path):
-    model = adapted(tmp_path, name)
+    model = train_adapted(tmp_path, name)
     plain = merged(model)
     fields = FIELDS.get(name, {}) | {"num_labels": len(NEW)}
     expected = AutoModelForSemanticSegmentation.from_config(architectures()[name].variant_config("tiny", **fields))
@@ -103,7 +103,7 @@ def test_merged_model_has_no_adapters(name, tmp_path):
 
 
 def test_adapters_are_saved_in_peft_format(tmp_path):
-    save_model(adapted(tmp_path / "base", "vit"), tmp_path / "saved", merge=False)
+    save_model(train_adapted(tmp_path / "base", "vit"), tmp_path / "saved", merge=False)
     settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert (settings["peft_type"], settings["r"]) == ("LORA", 4)
     assert settings["base_model_name_or_path"] == "./base"
@@ -130,7 +130,7 @@ def test_classifier_adapters(tmp_path):
 
 
 def test_parameter_groups_of_a_model_with_adapters(tmp_path):
-    model, wanted = built(tmp_path, "vit")
+    model, wanted = build_pair(tmp_path, "vit")
     prepared = prepare_for_training(model, wanted)
     groups = parameter_groups(prepared, OptimizerRecipe(learning_rate=1.0, layer_decay=0.5, head_multiplier=3))
     rates = {group["name"]: group["lr"] for group in groups}
@@ -139,7 +139,7 @@ def test_parameter_groups_of_a_model_with_adapters(tmp_path):
 
 
 def test_ema_adapters_are_merged(tmp_path):
-    model, wanted = built(tmp_path, "segformer")
+    model, wanted = build_pair(tmp_path, "segformer")
     prepared = prepare_for_training(model, wanted)
     average = WeightAverage(prepared, EmaRecipe(decay=0.5, warmup=False))
     for step in (1, 2, 3):
@@ -169,13 +169,13 @@ def test_adapters_with_gradient_checkpointing(name, tmp_path, caplog, monkeypatc
 
 
 def test_target_modules_can_be_selected(tmp_path):
-    model, wanted = built(tmp_path, "vit", target_modules=["q_proj"])
+    model, wanted = build_pair(tmp_path, "vit", target_modules=["q_proj"])
     prepared = prepare_for_training(model, wanted)
     found = [path for path, module in prepared.named_modules() if isinstance(module, peft.tuners.lora.Linear)]
     assert len(found) == 4 and all(path.endswith("q_proj") for path in found)
 
 
 def test_missing_target_modules_raise(tmp_path):
-    model, wanted = built(tmp_path, "vit", target_modules=["query"])
+    model, wanted = build_pair(tmp_path, "vit", target_modules=["query"])
     with pytest.raises(RecordError, match=r"model\.lora\.target_modules: .*query"):
         prepare_for_training(model, wanted)

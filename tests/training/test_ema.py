@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import distributed, nn
-from training_models import IMAGES, built, train_steps
+from training_models import IMAGES, random_model, train_steps
 
 from hf_vit_seg.training.optimization.ema import WeightAverage, decay_at
 from hf_vit_seg.training.recipe.schema import EmaRecipe
@@ -33,7 +33,7 @@ def assert_equal(ones, others):
 
 @pytest.mark.parametrize("recipe", [STEADY, EmaRecipe(decay=0.9)])
 def test_average_matches_the_recurrence(recipe):
-    model = built("segformer")
+    model = random_model("segformer")
     average = WeightAverage(model, recipe)
     expected = {}
     for step in range(1, 6):
@@ -47,7 +47,7 @@ def test_average_matches_the_recurrence(recipe):
 
 
 def test_statistics_of_batch_norms_are_averaged_and_counts_copied():
-    model = built("segformer")
+    model = random_model("segformer")
     average = WeightAverage(model, STEADY)
     train(model, average, 3)
     ours, theirs = average.average.module.decode_head.fuse_norm, model.decode_head.fuse_norm
@@ -63,13 +63,13 @@ def test_decay_warms_up_to_its_value():
 
 
 def test_resumed_average_is_bit_identical():
-    whole = built("segformer")
+    whole = random_model("segformer")
     average = WeightAverage(whole, EmaRecipe())
     train(whole, average, 4)
     kept, kept_weights = copy.deepcopy(average.state_dict()), snapshot(whole)
     torch.manual_seed(7)
     train(whole, average, 4, 5)
-    resumed = built("segformer")
+    resumed = random_model("segformer")
     resumed.load_state_dict(kept_weights)
     second = WeightAverage(resumed, EmaRecipe())
     second.load_state_dict(kept)
@@ -80,7 +80,7 @@ def test_resumed_average_is_bit_identical():
 
 
 def test_weights_are_swapped_without_a_copy():
-    model = built("cvt")
+    model = random_model("cvt")
     average = WeightAverage(model, STEADY)
     train(model, average, 3)
     trained, averaged = snapshot(model), snapshot(average.average.module)
@@ -96,7 +96,7 @@ def test_weights_are_swapped_without_a_copy():
 
 
 def test_error_inside_restores_trained_weights():
-    model = built("segformer")
+    model = random_model("segformer")
     average = WeightAverage(model, STEADY)
     train(model, average, 2)
     trained = snapshot(model)
@@ -108,7 +108,7 @@ def test_error_inside_restores_trained_weights():
 @torch.no_grad()
 def test_folded_head_is_never_stale_after_swap():
     """The decode head caches values computed from its weights, see models/value_cache.py."""
-    model = built("segformer")
+    model = random_model("segformer")
     average = WeightAverage(model, STEADY)
     with torch.enable_grad():
         train(model, average, 3)
@@ -131,7 +131,7 @@ def test_folded_head_is_never_stale_after_swap():
 def test_evaluation_does_not_change_training():
     runs = []
     for evaluates in (False, True):
-        model = built("segformer")
+        model = random_model("segformer")
         average = WeightAverage(model, EmaRecipe())
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         torch.manual_seed(3)
@@ -158,7 +158,7 @@ def _alone():
 
 @pytest.mark.usefixtures("_alone")
 def test_data_parallel_model_is_unwrapped():
-    model = built("segformer")
+    model = random_model("segformer")
     wrapped = nn.parallel.DistributedDataParallel(model)
     average = WeightAverage(wrapped, STEADY)
     train(wrapped, average, 2)
@@ -172,7 +172,7 @@ def test_data_parallel_model_is_unwrapped():
 
 
 def test_bfloat16_model_is_averaged_in_float32():
-    model = Accelerator(cpu=True, mixed_precision="bf16").prepare(built("segformer"))
+    model = Accelerator(cpu=True, mixed_precision="bf16").prepare(random_model("segformer"))
     average = WeightAverage(model, STEADY)
     train(model, average, 2)
     assert {tensor.dtype for tensor in average.average.parameters()} == {torch.float32}
@@ -181,6 +181,6 @@ def test_bfloat16_model_is_averaged_in_float32():
 
 
 def test_mismatched_model_raises():
-    average = WeightAverage(built("segformer"), STEADY)
-    with pytest.raises(ValueError, match="another model"), average.applied(built("segformer")):
+    average = WeightAverage(random_model("segformer"), STEADY)
+    with pytest.raises(ValueError, match="another model"), average.applied(random_model("segformer")):
         pass

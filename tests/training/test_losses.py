@@ -30,7 +30,7 @@ def term(name, num_classes, **options):
     return LossSum.from_recipe({name: options}, "segmentation", num_classes, IGNORE)
 
 
-def drawn(images, classes, grid=(5, 6), size=(19, 23), dtype=torch.float64, seed=0, ignored=0.2):
+def random_inputs(images, classes, grid=(5, 6), size=(19, 23), dtype=torch.float64, seed=0, ignored=0.2):
     """Logits, and labels in blocks as in masks, some of them ignored."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(images, classes, *grid, generator=generator, dtype=dtype)
@@ -40,7 +40,7 @@ def drawn(images, classes, grid=(5, 6), size=(19, 23), dtype=torch.float64, seed
     return logits.requires_grad_(), labels
 
 
-def resized(logits, labels):
+def resize_logits(logits, labels):
     return interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -58,14 +58,14 @@ def assert_same(loss, expected, logits, tolerance=1e-9):
 
 @pytest.mark.parametrize(("name", "classes"), EVERY)
 def test_gradient_matches_finite_differences(name, classes):
-    logits, labels = drawn(2, classes, size=(9, 11))
+    logits, labels = random_inputs(2, classes, size=(9, 11))
     loss = term(name, classes)
     assert torch.autograd.gradcheck(lambda logits: loss(logits, labels), logits, atol=1e-6, nondet_tol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "classes"), EVERY)
 def test_loss_and_gradient_are_zero_without_valid_pixels(name, classes):
-    logits, labels = drawn(2, classes)
+    logits, labels = random_inputs(2, classes)
     loss = term(name, classes)
     nothing = torch.full_like(labels, IGNORE)
     assert not loss.units(nothing).any()
@@ -82,7 +82,7 @@ def test_loss_and_gradient_are_zero_without_valid_pixels(name, classes):
 @given(st.sampled_from(SEVERAL), st.sampled_from([1, 2, 6, 17]), st.integers(0, 99), st.sampled_from([0.0, 0.5, 0.99]))
 def test_sums_and_units_add_up_over_batches(name, classes, seed, ignored):
     """Accumulation and multiple processes are exact because of this."""
-    logits, labels = drawn(4, classes, seed=seed, ignored=ignored)
+    logits, labels = random_inputs(4, classes, seed=seed, ignored=ignored)
     loss = term(name, classes)
     totals = sum(loss.totals(logits[part], labels[part]) for part in (slice(0, 1), slice(1, 4)))
     units = sum(loss.units(labels[part]) for part in (slice(0, 1), slice(1, 4)))
@@ -93,7 +93,7 @@ def test_sums_and_units_add_up_over_batches(name, classes, seed, ignored):
 @pytest.mark.parametrize("classes", [1, 4])
 @pytest.mark.parametrize("name", SEVERAL)
 def test_ignored_pixels_have_no_gradient_and_good_logits_low_loss(name, classes):
-    _, labels = drawn(2, classes, size=(12, 12))
+    _, labels = random_inputs(2, classes, size=(12, 12))
     target = labels.where(labels != IGNORE, 0)
     sides = one_hot(target, max(classes, 2)).movedim(-1, 1).double() * 2 - 1
     good = (20 * sides[:, -classes:]).requires_grad_()
@@ -105,7 +105,7 @@ def test_ignored_pixels_have_no_gradient_and_good_logits_low_loss(name, classes)
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_half_precision_logits_give_a_float32_loss(name):
-    logits, labels = drawn(2, 6)
+    logits, labels = random_inputs(2, 6)
     half = logits.detach().bfloat16().requires_grad_()
     value = term(name, 6)(half, labels)
     assert value.dtype == torch.float32
@@ -120,11 +120,11 @@ def test_half_precision_logits_give_a_float32_loss(name):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_cross_entropy_matches_torch(classes, label_smoothing, weighted):
-    logits, labels = drawn(2, classes)
+    logits, labels = random_inputs(2, classes)
     weights = [0.5 + index for index in range(classes)] if weighted else None
     loss = term("cross_entropy", classes, class_weights=weights, label_smoothing=label_smoothing)(logits, labels)
     expected = cross_entropy(
-        resized(logits, labels),
+        resize_logits(logits, labels),
         labels,
         torch.tensor(weights, dtype=logits.dtype) if weighted else None,
         ignore_index=IGNORE,
@@ -135,20 +135,20 @@ def test_cross_entropy_matches_torch(classes, label_smoothing, weighted):
 
 def test_cross_entropy_matches_smp_except_for_the_mean():
     """smp's mean includes ignored pixels; so does its SoftBCEWithLogitsLoss."""
-    logits, labels = drawn(2, 5)
+    logits, labels = random_inputs(2, 5)
     share = (labels != IGNORE).double().mean()
-    theirs = smp.SoftCrossEntropyLoss(smooth_factor=0.1, ignore_index=IGNORE)(resized(logits, labels), labels)
+    theirs = smp.SoftCrossEntropyLoss(smooth_factor=0.1, ignore_index=IGNORE)(resize_logits(logits, labels), labels)
     assert_same(term("cross_entropy", 5, label_smoothing=0.1)(logits, labels), theirs / share, logits)
-    logits, labels = drawn(2, 1)
+    logits, labels = random_inputs(2, 1)
     weight = torch.tensor(3.0, dtype=torch.float64)
     criterion = smp.SoftBCEWithLogitsLoss(ignore_index=IGNORE, pos_weight=weight)
-    theirs = criterion(resized(logits, labels)[:, 0], labels.double())
+    theirs = criterion(resize_logits(logits, labels)[:, 0], labels.double())
     share = (labels != IGNORE).double().mean()
     assert_same(term("binary_cross_entropy", 1, positive_weight=3.0)(logits, labels), theirs / share, logits)
 
 
 def test_single_output_uses_both_class_weights():
-    logits, labels = drawn(2, 1)
+    logits, labels = random_inputs(2, 1)
     both = torch.cat([torch.zeros_like(logits), logits], 1)
     for options in ({"class_weights": [0.3, 2.0]}, {"label_smoothing": 0.2}):
         loss = term("cross_entropy", 1, **options)(logits, labels)
@@ -158,20 +158,22 @@ def test_single_output_uses_both_class_weights():
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_focal_matches_smp(gamma):
     """For several classes, focal loss of the softmax. smp's FocalLoss would treat each class as binary."""
-    logits, labels = drawn(2, 1)
-    theirs = smp.FocalLoss("binary", alpha=0.25, gamma=gamma, ignore_index=IGNORE)(resized(logits, labels), labels)
+    logits, labels = random_inputs(2, 1)
+    theirs = smp.FocalLoss("binary", alpha=0.25, gamma=gamma, ignore_index=IGNORE)(
+        resize_logits(logits, labels), labels
+    )
     assert_same(term("focal", 1, gamma=gamma, alpha=0.25)(logits, labels), theirs, logits)
-    logits, labels = drawn(2, 6)
-    counted = resized(logits, labels).movedim(1, -1)[labels != IGNORE]
+    logits, labels = random_inputs(2, 6)
+    counted = resize_logits(logits, labels).movedim(1, -1)[labels != IGNORE]
     theirs = smp_functional.softmax_focal_loss_with_logits(counted, labels[labels != IGNORE], gamma=gamma)
     assert_same(term("focal", 6, gamma=gamma)(logits, labels), theirs, logits)
 
 
 def test_focal_weights_classes_and_is_finite_at_certainty():
-    logits, labels = drawn(2, 3)
+    logits, labels = random_inputs(2, 3)
     alpha = [0.2, 1.0, 3.0]
     counts = labels != IGNORE
-    losses = cross_entropy(resized(logits, labels), labels, ignore_index=IGNORE, reduction="none")
+    losses = cross_entropy(resize_logits(logits, labels), labels, ignore_index=IGNORE, reduction="none")
     weights = torch.tensor(alpha).double()[labels.where(counts, 0)]
     expected = (weights * (1 - (-losses).exp()) ** 2 * losses).sum() / counts.sum()
     assert_same(term("focal", 3, alpha=alpha)(logits, labels), expected, logits)
@@ -182,9 +184,9 @@ def test_focal_weights_classes_and_is_finite_at_certainty():
 
 @pytest.mark.parametrize(("threshold", "share"), [(0.7, 0.1), (0.05, 0.5), (0.2, 0.01), (1.0, 0.1)])
 def test_ohem_is_the_mean_over_hard_pixels_per_image(threshold, share):
-    logits, labels = drawn(3, 4)
+    logits, labels = random_inputs(3, 4)
     means = []
-    for image, mask in zip(resized(logits, labels), labels, strict=True):
+    for image, mask in zip(resize_logits(logits, labels), labels, strict=True):
         counted = image[:, mask != IGNORE].T
         chance = counted.softmax(1).gather(1, mask[mask != IGNORE][:, None])[:, 0]
         least = chance.sort().values[max(-(-len(chance) * share // 1), 1).__int__() - 1]
@@ -196,13 +198,13 @@ def test_ohem_is_the_mean_over_hard_pixels_per_image(threshold, share):
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_boundary_loss_is_cross_entropy_near_class_borders(width):
-    logits, labels = drawn(2, 5)
+    logits, labels = random_inputs(2, 5)
     near = torch.zeros_like(labels, dtype=torch.bool)
     for image, row, column in (labels != IGNORE).nonzero().tolist():
         rows, columns = (slice(max(place - width, 0), place + width + 1) for place in (row, column))
         around = labels[image, rows, columns]
         near[image, row, column] = ((around != labels[image, row, column]) & (around != IGNORE)).any()
-    losses = cross_entropy(resized(logits, labels), labels, ignore_index=IGNORE, reduction="none")
+    losses = cross_entropy(resize_logits(logits, labels), labels, ignore_index=IGNORE, reduction="none")
     loss = term("boundary", 5, width=width)
     assert loss.units(labels) == near.sum()
     assert 0 < near.sum() < (labels != IGNORE).sum()
@@ -214,7 +216,7 @@ def test_boundary_loss_is_cross_entropy_near_class_borders(width):
 
 def per_image(criterion, logits, labels):
     """smp's loss of one image at a time: its Dice sums regions over the whole batch."""
-    resized_logits = resized(logits, labels)
+    resized_logits = resize_logits(logits, labels)
     return torch.stack([criterion(resized_logits[i, None], labels[i, None]) for i in range(len(labels))])
 
 
@@ -225,7 +227,7 @@ def present_share(labels, classes):
 @pytest.mark.parametrize("classes", [1, 3, 7])
 def test_dice_matches_smp(classes):
     """smp's mean has classes that are absent in the image in its denominator; its smooth is half of ours."""
-    logits, labels = drawn(3, classes)
+    logits, labels = random_inputs(3, classes)
     mode = "binary" if classes == 1 else "multiclass"
     theirs = per_image(smp.DiceLoss(mode, smooth=2.0, ignore_index=IGNORE), logits, labels)
     share = 1 if classes == 1 else present_share(labels, classes)
@@ -235,7 +237,7 @@ def test_dice_matches_smp(classes):
 @pytest.mark.parametrize("classes", [1, 3, 7])
 def test_tversky_matches_smp(classes):
     """As with Dice; smp takes the power of the mean, we (like the paper) the mean of powers."""
-    logits, labels = drawn(3, classes)
+    logits, labels = random_inputs(3, classes)
     mode, gamma = ("binary", 0.75) if classes == 1 else ("multiclass", 1.0)
     criterion = smp.TverskyLoss(mode, smooth=1.0, ignore_index=IGNORE, alpha=0.3, beta=0.7, gamma=gamma)
     share = 1 if classes == 1 else present_share(labels, classes)
@@ -245,18 +247,18 @@ def test_tversky_matches_smp(classes):
 
 @pytest.mark.parametrize("classes", [1, 3, 7])
 def test_lovasz_matches_smp(classes):
-    logits, labels = drawn(3, classes, dtype=torch.float32)  # smp supports no other
+    logits, labels = random_inputs(3, classes, dtype=torch.float32)  # smp supports no other
     criterion = smp.LovaszLoss("binary" if classes == 1 else "multiclass", per_image=True, ignore_index=IGNORE)
-    maps = resized(logits, labels)
+    maps = resize_logits(logits, labels)
     theirs = criterion(maps[:, 0] if classes == 1 else maps, labels)
     assert_same(term("lovasz", classes)(logits, labels), theirs, logits, 1e-5)
 
 
 def test_fully_ignored_image_matches_smp():
     """Why ours skip such images: smp's mean counts them (as 0), or is NaN (Lovász with classes)."""
-    logits, labels = drawn(2, 3, dtype=torch.float32)
+    logits, labels = random_inputs(2, 3, dtype=torch.float32)
     labels[0] = IGNORE
-    theirs = smp.LovaszLoss("multiclass", per_image=True, ignore_index=IGNORE)(resized(logits, labels), labels)
+    theirs = smp.LovaszLoss("multiclass", per_image=True, ignore_index=IGNORE)(resize_logits(logits, labels), labels)
     assert theirs.numel() != 1
     alone = term("lovasz", 3)(logits[1:], labels[1:])
     torch.testing.assert_close(term("lovasz", 3)(logits, labels), alone)
@@ -264,7 +266,7 @@ def test_fully_ignored_image_matches_smp():
 
 @pytest.mark.parametrize("name", ["dice", "tversky", "lovasz"])
 def test_absent_classes_are_optional(name):
-    logits, labels = drawn(1, 6, ignored=0.0)
+    logits, labels = random_inputs(1, 6, ignored=0.0)
     labels.clamp_(max=3)
     some, every = (term(name, 6, classes=classes) for classes in ("present", "all"))
     assert every(logits, labels) != some(logits, labels)
@@ -294,7 +296,7 @@ def test_probabilities_of_selected_classes(classes, grid, size, strip_bytes, dat
 
 @pytest.mark.parametrize("name", ["dice", "tversky", "lovasz"])
 def test_region_losses_compute_only_present_classes(name):
-    logits, labels = drawn(4, 20, (16, 16), (64, 64))
+    logits, labels = random_inputs(4, 20, (16, 16), (64, 64))
     labels = labels.where(labels == IGNORE, labels % 2)
     with Largest() as largest:
         term(name, 20)(logits, labels).backward()
@@ -339,7 +341,7 @@ def test_classifier_focal_loss():
 
 
 def test_recipe_losses_are_summed_with_weights():
-    logits, labels = drawn(2, 4)
+    logits, labels = random_inputs(2, 4)
     both = LossSum.from_recipe({"cross_entropy": None, "dice": {"weight": 0.5}}, "segmentation", 4, IGNORE)
     assert both.names == ("cross_entropy", "dice")
     assert both.units(labels).tolist() == [int((labels != IGNORE).sum()), 2]

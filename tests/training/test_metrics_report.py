@@ -53,7 +53,7 @@ def pose_report():
 REPORTS = (segmentation_report, classification_report, pose_report)
 
 
-def shown(report):
+def render(report):
     console = Console(file=io.StringIO(), width=120, color_system=None)
     console.print(report_view(report))
     return console.file.getvalue()
@@ -113,7 +113,7 @@ def test_unknown_file_raises(tmp_path, text):
 
 
 def test_console_shows_every_class_and_score():
-    text = shown(segmentation_report())
+    text = render(segmentation_report())
     for word in ("sky", "[red]road", "never", "mIoU", "pixel accuracy", "mean accuracy", "mean Dice"):
         assert word in text
     assert "frequency-weighted IoU" in text
@@ -123,6 +123,6 @@ def test_console_shows_every_class_and_score():
 
 
 def test_console_shows_tasks_without_classes():
-    text = shown(pose_report())
+    text = render(pose_report())
     assert "AP (OKS 0.50:0.95)" in text and "0.5000" in text
     assert "0 images of the test split" in text

@@ -14,7 +14,7 @@ def console(terminal=False, width=100):
     return Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
 
 
-def shown(where):
+def plain_output(where):
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", where.file.getvalue())
 
 
@@ -39,7 +39,7 @@ def test_plain_lines_are_printed_at_intervals_and_at_the_end():
     with Progress(25, console=where, log_every=10) as progress:
         for step in range(1, 26):
             progress.update(step, epoch=step / 10, loss=0.5, learning_rate=1e-4, images_per_second=20.0)
-    lines = shown(where).splitlines()
+    lines = plain_output(where).splitlines()
     assert [line.split(" · ")[0] for line in lines] == ["step 10/25", "step 20/25", "step 25/25"]
     assert lines[0].startswith("step 10/25 · epoch 1.00 · loss 0.5000 · lr 1.00e-04 · 20.0 images/s")
     assert lines[0].endswith("left") and not lines[-1].endswith("left")
@@ -49,7 +49,7 @@ def test_plain_lines_are_not_wrapped():
     where = console(width=20)
     with Progress(10, console=where) as progress:
         progress.update(10, epoch=1.0, loss=0.5, learning_rate=1e-4, images_per_second=20.0)
-    assert len(shown(where).splitlines()) == 1
+    assert len(plain_output(where).splitlines()) == 1
 
 
 def test_missing_values_keep_the_last_one():
@@ -59,8 +59,8 @@ def test_missing_values_keep_the_last_one():
         progress.update(2, loss=None)
         progress.evaluated("mean_iou", 0.5, best=True)
         progress.update(4)
-    assert shown(where).splitlines()[1] == "step 2/4 · mean_iou 0.5000 (best)"
-    assert shown(where).splitlines()[2] == "step 4/4 · epoch 0.50 · loss 0.2500 · mean_iou 0.5000 (best)"
+    assert plain_output(where).splitlines()[1] == "step 2/4 · mean_iou 0.5000 (best)"
+    assert plain_output(where).splitlines()[2] == "step 4/4 · epoch 0.50 · loss 0.2500 · mean_iou 0.5000 (best)"
 
 
 def test_terminal_shows_bars_for_training_and_evaluation():
@@ -70,11 +70,11 @@ def test_terminal_shows_bars_for_training_and_evaluation():
         with progress.evaluating(20) as advance:
             advance(5)
             progress.bar.refresh()
-            text = shown(where)
+            text = plain_output(where)
         progress.say("[brackets] are no markup")
     assert "50/100" in text and "epoch 1.50 · loss 0.5000" in text
     assert "evaluating" in text and "5/20" in text
-    assert "[brackets] are no markup" in shown(where)
+    assert "[brackets] are no markup" in plain_output(where)
 
 
 def test_other_processes_print_nothing():
@@ -85,7 +85,7 @@ def test_other_processes_print_nothing():
         with progress.evaluating(3) as advance:
             advance(3)
         progress.say("nothing")
-    assert shown(where) == ""
+    assert plain_output(where) == ""
 
 
 def test_bar_is_closed_when_a_run_fails():

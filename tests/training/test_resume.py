@@ -86,7 +86,7 @@ def same(one, other) -> bool:
     return bool((one == other).all()) if hasattr(one, "all") else one == other
 
 
-def untimed(path: Path) -> dict[str, object]:
+def metrics_without_times(path: Path) -> dict[str, object]:
     """A metrics.json without the values that depend on the speed of the machine."""
     found = json.loads(path.read_text())
     return {key: value for key, value in found.items() if key not in ("seconds_per_image", "training_seconds")}
@@ -105,7 +105,7 @@ def assert_same_run(one: Path, other: Path, processes: int = 1) -> None:
         if name.endswith(".safetensors"):
             assert same(load_file(last / name), load_file(other_last / name)), name
         elif name == "metrics.json":
-            assert untimed(last / name) == untimed(other_last / name)
+            assert metrics_without_times(last / name) == metrics_without_times(other_last / name)
         elif name != "manifest.json":
             assert same(load(last / name), load(other_last / name)), name
     assert read_manifest(last).model_copy(update={"seconds": 0.0}) == read_manifest(other_last).model_copy(
@@ -113,7 +113,9 @@ def assert_same_run(one: Path, other: Path, processes: int = 1) -> None:
     )
     for model in ("best", "last"):
         assert same(weights(one / model), weights(other / model)), model
-        assert untimed(one / model / "metrics.json") == untimed(other / model / "metrics.json")
+        assert metrics_without_times(one / model / "metrics.json") == metrics_without_times(
+            other / model / "metrics.json"
+        )
     for key in ("loss", "learning_rate", "grad_norm", "evaluation"):
         assert log(one, key) == log(other, key) != [], key
 
@@ -255,7 +257,7 @@ def test_resuming_a_finished_run_changes_nothing(recipe, checkpoint):
 
 
 @pytest.fixture(scope="module")
-def ended(recipe) -> Path:
+def finished_run(recipe) -> Path:
     """A run of two steps with a test split, and a copy of its directory."""
     changes = parse(recipe.read_text())
     changes["data"]["test"] = changes["data"]["validation"]
@@ -267,7 +269,7 @@ def ended(recipe) -> Path:
 
 def content(out: Path) -> dict[str, object]:
     """All files of a run, without values that depend on the speed of the machine and the order of its threads."""
-    special = {"metrics.json": untimed, "data_facts.json": lambda path: json.loads(path.read_text())}
+    special = {"metrics.json": metrics_without_times, "data_facts.json": lambda path: json.loads(path.read_text())}
     files = [path for path in out.rglob("*") if path.is_file()]
     return {str(path.relative_to(out)): special.get(path.name, Path.read_bytes)(path) for path in files}
 
@@ -297,31 +299,31 @@ AFTER_LAST = ("last/README.md", "last/metrics.json", "best/config.json", "plots/
         (True, (*AFTER_LAST, "test/metrics.json"), ()),
     ],
 )
-def test_finished_run_is_completed_without_training(ended, tmp_path, monkeypatch, completed, missing, left):
+def test_finished_run_is_completed_without_training(finished_run, tmp_path, monkeypatch, completed, missing, left):
     from hf_vit_seg.training.loop import trainer as module
 
     out = tmp_path / "run"
-    shutil.copytree(ended, out)
+    shutil.copytree(finished_run, out)
     remove(out, *missing)
     for name in left:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).touch()
     change_manifest(out, completed=completed)
     monkeypatch.setattr(module.Run, "take_step", full)
-    assert run(ended.parent / "recipe.yaml", out, "loop.steps=2", resume=True) is RunStatus.finished
-    assert content(out) == content(ended)
+    assert run(finished_run.parent / "recipe.yaml", out, "loop.steps=2", resume=True) is RunStatus.finished
+    assert content(out) == content(finished_run)
 
 
-def test_sample_images_show_the_best_model(ended, tmp_path, capsys):
+def test_sample_images_show_the_best_model(finished_run, tmp_path, capsys):
     out = tmp_path / "run"
-    shutil.copytree(ended, out)
+    shutil.copytree(finished_run, out)
     manifest = read_manifest(checkpoints(out / "checkpoints")[-1])
     change_manifest(out, best_tracker=manifest.best_tracker.model_dump() | {"best_step": 1})
     remove(out, "samples", "test")
-    command = [str(ended.parent / "recipe.yaml"), ["loop.steps=2"], out, True, False]
+    command = [str(finished_run.parent / "recipe.yaml"), ["loop.steps=2"], out, True, False]
     assert train_command(*command) == 0
     assert {name: part for name, part in content(out).items() if "manifest" not in name} == {
-        name: part for name, part in content(ended).items() if "manifest" not in name
+        name: part for name, part in content(finished_run).items() if "manifest" not in name
     }
     remove(out, "best", "samples")
     capsys.readouterr()
@@ -332,13 +334,13 @@ def test_sample_images_show_the_best_model(ended, tmp_path, capsys):
     assert "the best one was that of step 1" in " ".join(printed.err.split())
 
 
-def test_user_folder_in_last_model_is_kept(ended, tmp_path):
+def test_user_folder_in_last_model_is_kept(finished_run, tmp_path):
     out = tmp_path / "run"
-    shutil.copytree(ended, out)
+    shutil.copytree(finished_run, out)
     (out / "last" / "evaluation_test").mkdir()
     (out / "last" / "evaluation_test" / "metrics.json").write_text("{}")
     (out / "last" / "README.md").write_text("mine")
-    run(ended.parent / "recipe.yaml", out, "loop.steps=2", resume=True)
+    run(finished_run.parent / "recipe.yaml", out, "loop.steps=2", resume=True)
     assert (out / "last" / "evaluation_test" / "metrics.json").read_text() == "{}"
     assert (out / "last" / "README.md").read_text() == "mine"
 
@@ -377,15 +379,17 @@ train_command(recipe, ["loop.steps=2"], Path(out), False, False)
 """
 
 
-def test_resume_after_kill_at_the_last_checkpoint(ended, tmp_path):
-    recipe, out = ended.parent / "recipe.yaml", tmp_path / "run"
+def test_resume_after_kill_at_the_last_checkpoint(finished_run, tmp_path):
+    recipe, out = finished_run.parent / "recipe.yaml", tmp_path / "run"
     (tmp_path / "killed.py").write_text(KILLED_AT_THE_END)
     finish(start([str(recipe), str(out)], script=str(tmp_path / "killed.py")), expected=9)
     assert not (out / "last").exists() and not (out / "plots").exists()
     assert run(recipe, out, "loop.steps=2", resume=True) is RunStatus.finished
-    assert content(out).keys() == content(ended).keys()
-    assert_same_run(out, ended)
-    assert untimed(out / "test" / "metrics.json") == untimed(ended / "test" / "metrics.json")
+    assert content(out).keys() == content(finished_run).keys()
+    assert_same_run(out, finished_run)
+    assert metrics_without_times(out / "test" / "metrics.json") == metrics_without_times(
+        finished_run / "test" / "metrics.json"
+    )
 
 
 def test_early_stopped_run_is_not_trained_again(recipe, tmp_path, monkeypatch):

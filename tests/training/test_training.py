@@ -443,10 +443,10 @@ def test_keypoints_without_oks_raise_before_the_first_step(tmp_path, split):
 def test_commands_print_results_and_errors(recipe, tmp_path, capsys):
     out = tmp_path / "run"
     assert train_command(str(recipe), ["loop.steps=2"], out, resume=False, overwrite=False) == 0
-    told, noted = capsys.readouterr()
+    printed, noted = capsys.readouterr()
     assert "loss: cross_entropy" in noted
-    assert "mIoU" in told and "disc" in told and f"hf-vit-seg predict {out / 'best'}" in told
-    assert "3 images of the validation split" in told
+    assert "mIoU" in printed and "disc" in printed and f"hf-vit-seg predict {out / 'best'}" in printed
+    assert "3 images of the validation split" in printed
     forget_accelerate()
     assert evaluate_command(str(out / "best"), [], None, "train", None) == 0
     assert "10 images of the train split" in " ".join(capsys.readouterr().out.split())
@@ -460,10 +460,10 @@ def test_commands_print_results_and_errors(recipe, tmp_path, capsys):
 
 
 def test_second_ctrl_c_exits_immediately(recipe, tmp_path, monkeypatch, capsys):
-    def interrupted(*arguments):
+    def raise_interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "accumulate", interrupted)
+    monkeypatch.setattr(run_module, "accumulate", raise_interrupt)
     assert train_command(str(recipe), [], tmp_path / "run", resume=False, overwrite=False) == STOPPED
     assert "--resume" in capsys.readouterr().out
 
@@ -473,15 +473,15 @@ def test_error_is_reported_by_the_failing_process(monkeypatch, capsys, process, 
     for variable, value in (("WORLD_SIZE", process and "2"), ("RANK", process)):
         monkeypatch.setenv(variable, value) if value else monkeypatch.delenv(variable, raising=False)
 
-    def told(error):
+    def error_output(error):
         def failing():
             raise error
 
         assert exit_code_of(failing) == 2
         return capsys.readouterr().err
 
-    assert told(HfVitSegError("a.png: cannot be read")) == f"hf-vit-seg{name}: a.png: cannot be read\n"
-    assert bool(told(PreparationError("as the main process says"))) == (process != "1")
+    assert error_output(HfVitSegError("a.png: cannot be read")) == f"hf-vit-seg{name}: a.png: cannot be read\n"
+    assert bool(error_output(PreparationError("as the main process says"))) == (process != "1")
 
 
 # After the first step, the file size limit is below that of a checkpoint.

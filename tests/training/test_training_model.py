@@ -34,7 +34,7 @@ HEADLESS = [
 POSERS = [n for n, a in architectures().items() if "AutoModelForPoseEstimation" in a.models]
 
 
-def built(folder, names=NEW, bands=3, **settings):
+def build_for_classes(folder, names=NEW, bands=3, **settings):
     model = {"from_pretrained": str(folder)} | settings.pop("model", {})
     plain = {"processor": {"image_mean": [0.5] * bands, "image_std": [0.5] * bands}}
     found = build_model(recipe(model, **(plain | settings)), names, bands=bands)
@@ -76,7 +76,7 @@ def test_new_weights_depend_only_on_the_seed():
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_classifier_rows_are_matched_by_class_name(name, tmp_path):
     old = save(tmp_path, name)
-    model, notes = built(tmp_path)
+    model, notes = build_for_classes(tmp_path)
     assert "the rows of road, SKY come from the checkpoint; those of boat are initialized anew" in notes
     weight, trained = classifier(model).weight, classifier(old).weight
     assert torch.equal(weight[0], trained[1]) and torch.equal(weight[2], trained[0])
@@ -90,7 +90,7 @@ def test_classifier_rows_are_matched_by_class_name(name, tmp_path):
 def test_reordered_classes_permute_the_rows(tmp_path):
     old = save(tmp_path)
     names = ("tree", "dog", "sky", "road")
-    model, notes = built(tmp_path, names)
+    model, notes = build_for_classes(tmp_path, names)
     weight, trained = model.decode_head.classifier.weight, old.decode_head.classifier.weight
     assert torch.equal(weight[[0, 2, 3]], trained[[3, 0, 1]])
     assert not torch.equal(weight[1], trained[1])
@@ -99,7 +99,7 @@ def test_reordered_classes_permute_the_rows(tmp_path):
 
 def test_equal_classes_are_loaded_unchanged(tmp_path):
     old = save(tmp_path)
-    model, notes = built(tmp_path, [name.upper() for name in OLD])
+    model, notes = build_for_classes(tmp_path, [name.upper() for name in OLD])
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), old.state_dict().values(), strict=True))
     assert notes.startswith("There is no image processor beside the checkpoint") and "\n" not in notes
     assert model.config.id2label[1] == "ROAD"
@@ -107,7 +107,7 @@ def test_equal_classes_are_loaded_unchanged(tmp_path):
 
 def test_recipe_can_reinitialize_all_rows(tmp_path):
     old = save(tmp_path)
-    model, notes = built(tmp_path, OLD, model={"copy_classes": False})
+    model, notes = build_for_classes(tmp_path, OLD, model={"copy_classes": False})
     rows = [*model.decode_head.classifier.weight]
     assert not any(torch.equal(row, trained) for row in rows for trained in old.decode_head.classifier.weight)
     assert torch.equal(model.decode_head.fuse.weight, old.decode_head.fuse.weight)
@@ -117,13 +117,13 @@ def test_recipe_can_reinitialize_all_rows(tmp_path):
 @pytest.mark.parametrize("name", POSERS)
 def test_keypoint_rows_are_matched_by_name(name, tmp_path):
     old = save(tmp_path, name, ("nose", "tail", "paw"), "AutoModelForPoseEstimation")
-    model, _ = built(tmp_path, ("tail", "ear"), task="pose")
+    model, _ = build_for_classes(tmp_path, ("tail", "ear"), task="pose")
     assert torch.equal(model.pose_head.final.weight[0], old.pose_head.final.weight[1])
 
 
 def test_mask_transformer_class_tokens_are_matched_on_the_second_axis(tmp_path):
     old = save(tmp_path, "vit", segmentation_head="mask_transformer")
-    model, notes = built(tmp_path)
+    model, notes = build_for_classes(tmp_path)
     assert torch.equal(model.decode_head.class_embeddings[:, [0, 2]], old.decode_head.class_embeddings[:, [1, 0]])
     assert torch.equal(model.decode_head.mask_norm.weight[[0, 2]], old.decode_head.mask_norm.weight[[1, 0]])
     assert model.decode_head.mask_norm.weight[1] == 1
@@ -133,7 +133,7 @@ def test_mask_transformer_class_tokens_are_matched_on_the_second_axis(tmp_path):
 @pytest.mark.parametrize(("name", "auto_class"), HEADLESS)
 def test_encoder_or_classifier_initializes_a_segmentation_model(name, auto_class, tmp_path):
     old = save(tmp_path, name, OLD, auto_class)
-    model, notes = built(tmp_path, OLD)
+    model, notes = build_for_classes(tmp_path, OLD)
     encoder = model.base_model.state_dict()
     expected = (old if auto_class == "AutoModel" else old.base_model).state_dict()
     assert all(torch.equal(encoder[key], tensor) for key, tensor in expected.items())
@@ -161,7 +161,7 @@ def test_transformers_models_are_adapted(bands, tmp_path):
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_gray_stem_matches_repeated_gray_input(name, tmp_path):
     old = save(tmp_path, name)
-    model, notes = built(tmp_path, OLD, bands=1)
+    model, notes = build_for_classes(tmp_path, OLD, bands=1)
     gray = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(gray).logits, old(gray.expand(-1, 3, -1, -1)).logits, rtol=1e-4, atol=1e-4)
@@ -205,7 +205,7 @@ def test_class_and_channel_axes_are_found_by_shape(name):
 
 def test_mismatched_shapes_are_newly_initialized_and_reported(tmp_path):
     save(tmp_path)
-    model, notes = built(tmp_path, model={"fields": {"decoder_hidden_size": 24}})
+    model, notes = build_for_classes(tmp_path, model={"fields": {"decoder_hidden_size": 24}})
     assert model.decode_head.classifier.weight.shape == (3, 24, 1, 1)
     assert "another shape: decode_head.fuse.weight" in notes
     assert "another shape: decode_head.classifier.weight" in notes.replace("classifier.bias, decode_head.", "")
@@ -213,17 +213,17 @@ def test_mismatched_shapes_are_newly_initialized_and_reported(tmp_path):
 
 def test_mismatched_shapes_are_reported_with_any_classes_and_channels(tmp_path):
     save(tmp_path)
-    _, notes = built(tmp_path, OLD, model={"fields": {"decoder_hidden_size": 24}})
+    _, notes = build_for_classes(tmp_path, OLD, model={"fields": {"decoder_hidden_size": 24}})
     assert "another shape: decode_head.classifier.weight, decode_head.fuse.weight" in notes
     widths = {"hidden_sizes": [8, 32, 40, 64]}
-    model, notes = built(tmp_path, OLD, bands=5, model={"fields": widths})
+    model, notes = build_for_classes(tmp_path, OLD, bands=5, model={"fields": widths})
     assert "patch_embeddings.projection.weight" in notes and "adapted" not in notes
     assert model(torch.randn(1, 5, 64, 64)).logits.isfinite().all()
 
 
 def test_position_embeddings_are_resized_for_another_image_size(tmp_path):
     save(tmp_path, "vit")
-    model, _ = built(tmp_path, OLD, model={"fields": {"image_size": 32}})
+    model, _ = build_for_classes(tmp_path, OLD, model={"fields": {"image_size": 32}})
     assert model.vit.embeddings.position_embeddings.shape[1] == 1 + 16
 
 
@@ -240,14 +240,14 @@ def test_variant_depth_can_be_reduced(name, fields):
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_single_class_has_a_single_row(name, tmp_path):
     old = save(tmp_path, name)
-    model, _ = built(tmp_path, ("car",))
+    model, _ = build_for_classes(tmp_path, ("car",))
     assert model.config.num_labels == 1
     assert torch.equal(classifier(model).weight, classifier(old).weight[2:3])
 
 
 def test_config_fields_are_parsed_by_the_config(tmp_path):
     save(tmp_path, "cvt")
-    model, _ = built(tmp_path, OLD, model={"fields": {"drop_path_rate": 0.3}})
+    model, _ = build_for_classes(tmp_path, OLD, model={"fields": {"drop_path_rate": 0.3}})
     assert model.config.drop_path_rate == [0.3] * 3
 
 

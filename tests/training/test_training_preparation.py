@@ -6,7 +6,18 @@ import pytest
 import torch
 import transformers
 from torch import distributed, nn
-from training_models import IMAGES, LABELS, NEW, SEGMENTERS, built, logits, model_recipe, recipe, save, train_steps
+from training_models import (
+    IMAGES,
+    LABELS,
+    NEW,
+    SEGMENTERS,
+    logits,
+    model_recipe,
+    random_model,
+    recipe,
+    save,
+    train_steps,
+)
 from transformers import AutoModelForSemanticSegmentation
 
 from hf_vit_seg.records import RecordError
@@ -30,7 +41,7 @@ def without_chance(model):
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_group_norm_model_round_trip(name, tmp_path):
-    model = built(name, norm="group")
+    model = random_model(name, norm="group")
     assert norms(model.decode_head, nn.GroupNorm) and not norms(model.decode_head)
     model.save_pretrained(tmp_path)
     loaded, account = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
@@ -48,7 +59,7 @@ def test_unreplaced_norms_are_counted():
 def test_group_norm_is_independent_of_the_batch(name):
     alone = []
     for norm in ("group", "batch"):
-        model = without_chance(built(name, norm=norm)).train()
+        model = without_chance(random_model(name, norm=norm)).train()
         for encoder_norm in norms(model.base_model):
             encoder_norm.eval()
         with torch.no_grad():
@@ -73,7 +84,7 @@ def test_group_norm_raises_for_models_that_cannot_save_it(tmp_path):
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_synchronized_norms_are_saved_as_batch_norms(name, tmp_path):
-    model = built(name)
+    model = random_model(name)
     expected = logits(copy.deepcopy(model))
     prepared = synchronised(prepare_for_training(model, model_recipe()))
     assert norms(prepared, nn.SyncBatchNorm) and not norms(prepared)
@@ -85,7 +96,7 @@ def test_synchronized_norms_are_saved_as_batch_norms(name, tmp_path):
 
 
 def test_synchronized_checkpointed_layers_count_a_batch_once():
-    model = synchronised(prepare_for_training(built("cvt"), model_recipe(gradient_checkpointing=True))).train()
+    model = synchronised(prepare_for_training(random_model("cvt"), model_recipe(gradient_checkpointing=True))).train()
     norms = [norm for norm in model.modules() if isinstance(norm, torch.nn.SyncBatchNorm)]
     before = [int(norm.num_batches_tracked) for norm in norms]
     model(torch.randn(2, 3, 64, 64), labels=torch.zeros(2, 64, 64, dtype=torch.long)).loss.backward()
@@ -93,7 +104,7 @@ def test_synchronized_checkpointed_layers_count_a_batch_once():
 
 
 def test_synchronized_norms_respect_freezing():
-    model = synchronised(prepare_for_training(built("cvt"), model_recipe(freeze=(r"stages\.0\.",)))).train()
+    model = synchronised(prepare_for_training(random_model("cvt"), model_recipe(freeze=(r"stages\.0\.",)))).train()
     held = [norm.training for norm in norms(model, nn.SyncBatchNorm)]
     assert held.count(False) == 3 and held.count(True) > 3  # in the layer of the first stage: queries, keys and values
 
@@ -103,12 +114,12 @@ def test_synchronized_norms_raise_for_multiple_cpu_processes(monkeypatch):
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     with pytest.raises(RecordError, match=r"GPUs alone.*'group'"):
-        synchronised(built("segformer"))
+        synchronised(random_model("segformer"))
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_frozen_layers_and_statistics_stay_bit_identical(name):
-    model = built(name)
+    model = random_model(name)
     before = copy.deepcopy(model.state_dict())
     prefix = f"{model.base_model_prefix}."
     prepared = prepare_for_training(model, model_recipe(freeze=(f"^{prefix}",)))
@@ -120,7 +131,7 @@ def test_frozen_layers_and_statistics_stay_bit_identical(name):
 
 
 def test_copy_of_a_frozen_model_freezes_its_norms():
-    model = prepare_for_training(built("cvt"), model_recipe(freeze=("^cvt",)))
+    model = prepare_for_training(random_model("cvt"), model_recipe(freeze=("^cvt",)))
     copied = copy.deepcopy(model)
     copied.train()
     assert norms(copied.cvt) and not any(norm.training for norm in norms(copied.cvt))
@@ -130,7 +141,7 @@ def test_copy_of_a_frozen_model_freezes_its_norms():
 
 
 def test_trained_norms_are_not_frozen():
-    model = built("cvt")
+    model = random_model("cvt")
     assert hold_frozen_norms(model) == 0
     freeze(model, (r"stages\.0\.",))
     # In the layer of the first stage: its queries, keys and values.
@@ -147,14 +158,14 @@ def test_trained_norms_are_not_frozen():
 )
 def test_freezing_nothing_or_everything_raises(patterns, reason):
     with pytest.raises(RecordError, match=reason):
-        prepare_for_training(built("segformer"), model_recipe(freeze=patterns))
+        prepare_for_training(random_model("segformer"), model_recipe(freeze=patterns))
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_gradient_checkpointing_keeps_gradients_and_statistics(name):
     results = []
     for checkpointing in (False, True):
-        model = without_chance(built(name))
+        model = without_chance(random_model(name))
         prepared = prepare_for_training(model, model_recipe(gradient_checkpointing=checkpointing))
         prepared(IMAGES, labels=LABELS).loss.backward()
         gradients = {name: parameter.grad for name, parameter in prepared.named_parameters()}
@@ -175,7 +186,7 @@ def test_models_without_gradient_checkpointing_raise():
 
 
 def test_compiling_keeps_parameter_names():
-    model = built("segformer")
+    model = random_model("segformer")
     names = list(model.state_dict())
     prepared = prepare_for_training(model, model_recipe(compile=True))
     assert prepared is model and prepared._compiled_call_impl is not None
@@ -185,4 +196,4 @@ def test_compiling_keeps_parameter_names():
 
 def test_adapters_without_pretrained_weights_raise():
     with pytest.raises(RecordError, match="adapters need a pretrained model"):
-        prepare_for_training(built("segformer"), model_recipe(lora={}))
+        prepare_for_training(random_model("segformer"), model_recipe(lora={}))
