@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from test_predict import PALETTE, photo, predict, saved
+from test_predict import PALETTE, photo, predict, save_model
 
 from hf_vit_seg.inference import Protocol, Segmenter
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
@@ -17,7 +17,7 @@ from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentatio
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return saved(tmp_path_factory.mktemp("model"), palette=PALETTE)
+    return save_model(tmp_path_factory.mktemp("model"), palette=PALETTE)
 
 
 def test_all_outputs_of_an_image(model, tmp_path):
