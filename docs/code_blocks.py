@@ -39,7 +39,7 @@ def line_range(text: str, name: str, place: str) -> tuple[int, int]:
     for part in name.split("."):
         node = next((each for each in body if part in names_of(each)), None)
         if node is None:
-            raise ValueError(f"the documentation shows {name} of {place}, and there is no {part} there")
+            raise ValueError(f"the documentation shows {name} of {place}, which has no {part}")
         body = getattr(node, "body", [])
     decorators = [each.lineno for each in getattr(node, "decorator_list", [])]
     return min([node.lineno, *decorators]), node.end_lineno

@@ -1,4 +1,4 @@
-"""Files that look like images and cannot be read as such, one for each way in which readers fail."""
+"""Files that look like images but cannot be read, one per failure mode of the readers."""
 
 import io
 import os
@@ -20,8 +20,8 @@ def picture(size: int = 16) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8))
 
 
-def encoded(kind: str, **options) -> bytes:
-    """A valid file in a format of PIL."""
+def encode_image(kind: str, **options) -> bytes:
+    """A valid file in a format supported by PIL."""
     buffer = io.BytesIO()
     image = picture().convert("P") if kind in ("GIF", "BMP") else picture()
     image.save(buffer, kind, **options)
@@ -35,7 +35,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def npy_header(text: str) -> bytes:
-    """A .npy file whose header is `text`, followed by a few bytes only."""
+    """A .npy file with the header `text`, followed by a few bytes."""
     return b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text.encode() + bytes(16)
 
 
@@ -47,7 +47,7 @@ def tiff(array: np.ndarray | None = None, **options) -> bytes:
 
 
 def with_tag(data: bytes, code: int, kind: int, values: tuple[int, ...]) -> bytes:
-    """A little-endian TIFF in whose first directory a tag holds other values, at most two of 16 bits."""
+    """A little-endian TIFF whose first directory has a tag with other values (at most two of 16 bits)."""
     (start,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, start)
     changed = bytearray(data)
@@ -61,7 +61,7 @@ def with_tag(data: bytes, code: int, kind: int, values: tuple[int, ...]) -> byte
 
 
 def page_offset(data: bytes, page: int) -> int:
-    """Where the directory of a TIFF's page begins."""
+    """Offset of the directory of a TIFF page."""
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         return tiff.pages[page].offset
 
@@ -85,7 +85,7 @@ def cut(data: bytes, share: float = 0.6) -> bytes:
 
 PAGES = tiff(np.moveaxis(np.asarray(picture()), -1, 0).copy(), photometric="minisblack")
 
-# By file name; all of them are neither images nor masks.
+# By file name; none of them is a valid image or mask.
 CONTENTS: dict[str, bytes] = {
     "one_dimension.npy": npy(np.zeros(5)),
     "no_dimension.npy": npy(np.float32(3)),
@@ -109,17 +109,17 @@ CONTENTS: dict[str, bytes] = {
     "cut.tif": tiff()[:120],
     "cut_between_pages.tif": PAGES[: page_offset(PAGES, 2)],
     "palette_too_long.png": palette_png(bytes(900)),
-    "cut.png": cut(encoded("PNG")),
-    "cut.webp": cut(encoded("WEBP", lossless=True)),
-    "cut.gif": cut(encoded("GIF")),
-    "cut.bmp": cut(encoded("BMP")),
+    "cut.png": cut(encode_image("PNG")),
+    "cut.webp": cut(encode_image("WEBP", lossless=True)),
+    "cut.gif": cut(encode_image("GIF")),
+    "cut.bmp": cut(encode_image("BMP")),
     "words.png": b"not an image at all",
     "empty.png": b"",
 }
-# Files that are no images, though they may do as masks, or are no masks for another reason.
+# Not valid images, though some are valid masks, or are invalid masks for another reason.
 IMAGE_CONTENTS = {
     "transparency_beyond_palette.png": palette_png(bytes(12), bytes(300)),
-    "cut.jpg": cut(encoded("JPEG")),
+    "cut.jpg": cut(encode_image("JPEG")),
 }
 SPECIAL: dict[str, Callable[[Path], object]] = {
     "pipe.png": os.mkfifo,
@@ -132,7 +132,7 @@ IMAGES = (*MASKS, *IMAGE_CONTENTS)
 
 
 def write_bad(path: Path, name: str) -> Path:
-    """Make one of the files, at a path whose suffix is that of its name."""
+    """Write one of the files to a path with the suffix of its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if name in SPECIAL:
         SPECIAL[name](path)

@@ -1,6 +1,6 @@
-"""An environment that has transformers and torch, and what pictures need, and nothing else of what is installed here.
+"""An environment with transformers, torch and image support, but without the other installed packages.
 
-Its packages are links to those of the running interpreter, which is started without its own (`-S`).
+Its packages are links to those of the running interpreter, which is started without site-packages (`-S`).
 """
 
 import json
@@ -18,26 +18,26 @@ ROOTS = ("transformers", "torch", "torchvision", "pillow")
 READER = Path(__file__).with_name("bare_reader.py")
 
 
-def needed(name: str, found: dict[str, Distribution]) -> None:
-    """Collect a package and all that it cannot do without."""
+def collect_requirements(name: str, found: dict[str, Distribution]) -> None:
+    """Collect a package and its dependencies."""
     key = re.sub(r"[-_.]+", "-", name).lower()
     if key in found:
         return
     try:
         found[key] = distribution(name)
     except PackageNotFoundError:
-        return  # of another platform
+        return  # for another platform
     for text in found[key].requires or ():
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            needed(requirement.name, found)
+            collect_requirements(requirement.name, found)
 
 
 def bare_packages(folder: Path) -> Path:
     """A folder for `sys.path`."""
     found: dict[str, Distribution] = {}
     for root in ROOTS:
-        needed(root, found)
+        collect_requirements(root, found)
     for package in found.values():
         for top in {file.parts[0] for file in package.files or () if file.parts[0] not in ("..", "__pycache__")}:
             link, target = folder / top, Path(str(package.locate_file(top)))
@@ -47,7 +47,7 @@ def bare_packages(folder: Path) -> Path:
 
 
 def read_bare(packages: Path, cases: list[dict[str, Any]], **environment: str) -> None:
-    """Have `bare_reader.py` do the cases in an environment of its own; AssertionError with what it said if it fails."""
+    """Run cases with `bare_reader.py` in a separate environment; raise AssertionError with its output on failure."""
     plain = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH") if name in os.environ}
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(READER), str(packages)],

@@ -1,7 +1,7 @@
-"""What a reader of pushed models does who has only transformers and torch. A script: see `bare_environment.py`.
+"""Load a pushed model with transformers only. A script: see `bare_environment.py`.
 
-Cases come as JSON: `model` (Hub id or directory), `auto`, `image`, `wanted` (a file of numpy); `revision`; `pipeline`;
-`again`, a repository to push to once more; `without`, a name of torch that is missing, as in another version of torch.
+Cases are JSON: `model` (Hub id or directory), `auto`, `image`, `wanted` (a numpy file); `revision`; `pipeline`;
+`again`, a repository to push to again; `without`, a name to remove from torch, as in another version of torch.
 """
 
 import json
@@ -27,10 +27,10 @@ def outputs(model, inputs):
 
 
 def check(place, case, **options):
-    """Load processor and model from a place by the code there, and compare what they make of the image."""
+    """Load processor and model with the code in the repository, and compare the output for the image."""
     options |= {"trust_remote_code": True}
     processor = transformers.AutoImageProcessor.from_pretrained(place, **options)
-    if case["auto"] == "AutoBackbone" and case.get("directory"):  # AutoBackbone of transformers 5.23 asks the Hub
+    if case["auto"] == "AutoBackbone" and case.get("directory"):  # AutoBackbone of transformers 5.23 contacts the Hub
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
         reference = json.loads(Path(place, "config.json").read_text())["auto_map"]["AutoBackbone"]
@@ -45,7 +45,7 @@ def check(place, case, **options):
 
 
 class Lacking:
-    """Everything that another object has, but for one name."""
+    """All attributes of another object except one."""
 
     def __init__(self, whole, name):
         self._whole, self._name = whole, name
@@ -58,7 +58,7 @@ class Lacking:
 
 @contextmanager
 def without(path):
-    """torch without a name. Operators cannot be deleted: their namespace is replaced."""
+    """torch without a name. Operators cannot be deleted, so their namespace is replaced."""
     *parents, name = path.split(".")
     holder = owner = None
     for part in parents:

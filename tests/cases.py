@@ -1,4 +1,4 @@
-"""What the shared test body must be told of each architecture: a row each, nothing else is written twice."""
+"""One row per architecture with the parameters of the shared tests."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,15 +7,15 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """`sizes` are images (height, width) that the tiny variant must take; `grid` gives the side of its segmentation
-    logits for a side of the image.
+    """`sizes` are image sizes (height, width) that the tiny variant must accept; `grid` maps a side of the image to the
+    side of its segmentation logits.
 
-    `alternatives` gives every config field another value, so that the body can see the model read it.
-    `beside` gives a field the settings under which it is read at all, `under` the auto class that reads it, where
-    that is not the segmentation model.
-    `unreached` names, by auto class, the ends of parameters that the architecture itself gives no gradient.
-    `hidden_states` is how many a model records, where that is not one per layer.
-    `training_only` fields show in training alone, `loss_only` in the loss, `initial_only` in fresh weights.
+    `alternatives` gives every config field another value, to check that the model uses the field.
+    `beside` gives the settings under which a field has an effect, `under` the auto class that uses it, if that is not
+    the segmentation model.
+    `unreached` lists, by auto class, the suffixes of parameters that get no gradient by design.
+    `hidden_states` is the number of hidden states, if that is not one per layer.
+    `training_only` fields have an effect only in training, `loss_only` in the loss, `initial_only` at initialization.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -99,7 +99,7 @@ CASES: dict[str, Case] = {
             "initializer_range": 0.2,
             "semantic_loss_ignore_index": 1,
         },
-        # In the last layer only the class token's query counts for the classifier, and it passes the convolution by.
+        # In the last layer only the class token's query reaches the classifier, and it bypasses the convolution.
         unreached={
             "AutoModelForImageClassification": (
                 "stages.2.layers.1.attention.q_conv.convolution.weight",
@@ -236,7 +236,7 @@ BACKBONE = Case(
         "decode_head_levels": {"decode_head_levels": (0, 1, 2, 3)},
         "hidden_act": MASKS,
     },
-    # The mask token is DINOv2's for pretraining; a key's bias moves all scores of a query alike.
+    # The mask token is used in DINOv2's pretraining; a key bias shifts all scores of a query equally.
     unreached={"AutoModelForSemanticSegmentation": ("mask_token", "key.bias")},
     training_only=frozenset({"decode_head_dropout_prob"}),
     loss_only=frozenset({"semantic_loss_ignore_index"}),

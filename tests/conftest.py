@@ -1,4 +1,4 @@
-"""Fixtures that all tests share."""
+"""Fixtures shared by all tests."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from time import sleep
 from paths import REPOSITORY
 
 if os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") != "1":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # teams of threads that want one another's cores wait for them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # thread pools of parallel tests would compete for the cores
 
 import hypothesis
 import pytest
@@ -19,7 +19,7 @@ from tiny_runs import forget_accelerate
 import hf_vit_seg  # noqa: F401  (registers the architectures)
 from hf_vit_seg.inference import Segmenter
 
-# How long an example takes says nothing of the code, on machines that do other things too.
+# The duration of an example depends on the machine.
 hypothesis.settings.register_profile(
     "untimed",
     parent=hypothesis.settings(),
@@ -36,13 +36,13 @@ def _fixed_seed():
 
 @pytest.fixture(autouse=True)
 def _own_accelerator():
-    """accelerate keeps what the first test of a process asked of it."""
+    """accelerate keeps the settings of the first test of a process."""
     forget_accelerate()
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The founders' folder of real weights and photos, which cannot be committed."""
+    """The shared folder of real weights and photos, which cannot be committed."""
     folder = REPOSITORY.parent / "shared"
     if not folder.is_dir():
         pytest.skip(f"the founders' folder {folder} is not on this machine")
@@ -57,7 +57,7 @@ def hub_server():
 
 @pytest.fixture
 def hub(hub_server: Hub, tmp_path, monkeypatch) -> Hub:
-    """A Hub that this process speaks to, with nothing in it."""
+    """An empty Hub, set as the endpoint of this process."""
     hub_server.repos.clear()
     hub_server.large.clear()
     hub_server.uploads.clear()
@@ -68,7 +68,7 @@ def hub(hub_server: Hub, tmp_path, monkeypatch) -> Hub:
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub_server.url + "/{repo_id}/resolve/{revision}/{filename}"
     )
     monkeypatch.setattr(hf_api.api, "endpoint", hub_server.url)
-    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # made once, for the endpoint of that moment
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # created once, for the endpoint at that time
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return hub_server
@@ -76,7 +76,7 @@ def hub(hub_server: Hub, tmp_path, monkeypatch) -> Hub:
 
 @pytest.fixture
 def slow_segmenter(monkeypatch) -> list[object]:
-    """What segmenters are asked to segment; each image takes them half a second longer."""
+    """Inputs of segmenters; each image takes half a second longer."""
     seen, segment = [], Segmenter.segment
 
     def slowly(own, prepared):
@@ -90,7 +90,7 @@ def slow_segmenter(monkeypatch) -> list[object]:
 
 @pytest.fixture
 def reader(hub: Hub, tmp_path, monkeypatch):
-    """A reader of snippets in a folder with files, to whom the tests' Hub is the Hub."""
+    """A snippet runner in a folder with files, connected to the test Hub."""
     from snippets import Reader, write_files
 
     monkeypatch.chdir(write_files(tmp_path / "reader"))

@@ -1,7 +1,7 @@
-"""The SegFormer of mmsegmentation, written out with torch's own functions: the real one needs stubs to be imported."""
+"""SegFormer of mmsegmentation, reimplemented with torch functions: importing the original requires stubs."""
 
 import torch
-from conversion_references import CLASSES, SIZES, drawn
+from conversion_references import CLASSES, SIZES, random_tensor
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,16 +46,16 @@ def batch_norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def mmseg_state() -> dict[str, Tensor]:
-    """A random state of mmsegmentation's SegFormer."""
+    """A random state dict of mmsegmentation's SegFormer."""
     generator = torch.Generator().manual_seed(2)
     return {
-        name: drawn(name, torch.empty(shape, dtype=torch.int64 if "tracked" in name else None), generator)
+        name: random_tensor(name, torch.empty(shape, dtype=torch.int64 if "tracked" in name else None), generator)
         for name, shape in mmseg_shapes().items()
     }
 
 
 class MMSeg:
-    """mmsegmentation's SegFormer in float64, written with torch's functions over its own names."""
+    """mmsegmentation's SegFormer in float64, computed with torch functions from its state dict."""
 
     def __init__(self, state: dict[str, Tensor]):
         self.state = {name: t.double() for name, t in state.items()}

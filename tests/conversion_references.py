@@ -1,4 +1,4 @@
-"""Small reference models for the conversion tests, every parameter and buffer drawn at random, and how to compare."""
+"""Small reference models for the conversion tests, with all parameters and buffers random, and comparisons."""
 
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ CLASSES = 7
 IMAGE = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def drawn(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    """A random value for a parameter or buffer, such that nothing is 0, 1 or tiny."""
+def random_tensor(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+    """A random value for a parameter or buffer, none of them 0, 1 or tiny."""
     if not like.is_floating_point():
         return torch.randint(1, 1000, like.shape, generator=generator)
     noise = torch.randn(like.shape, generator=generator)
@@ -36,10 +36,10 @@ def drawn(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
     return noise * like[0].numel() ** -0.5
 
 
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     """The model in evaluation mode with a random float32 state."""
     generator = torch.Generator().manual_seed(seed)
-    model.load_state_dict({name: drawn(name, t, generator) for name, t in model.state_dict().items()})
+    model.load_state_dict({name: random_tensor(name, t, generator) for name, t in model.state_dict().items()})
     return model.eval()
 
 
@@ -48,18 +48,18 @@ def transformers_model(head: str, labels: int = CLASSES) -> transformers.PreTrai
     name = "SegformerModel" if head == "Model" else f"SegformerFor{head}"
     options: dict[str, Any] = {**SIZES, "num_labels": labels}
     config = transformers.SegformerConfig(**options)
-    model = randomised(getattr(transformers, name)(config))
+    model = randomize(getattr(transformers, name)(config))
     assert isinstance(model, transformers.PreTrainedModel)
     return model
 
 
 def smp_model() -> nn.Module:
     """The smallest Segformer of segmentation_models_pytorch."""
-    return randomised(smp.Segformer("mit_b0", encoder_weights=None, decoder_segmentation_channels=24, classes=CLASSES))
+    return randomize(smp.Segformer("mit_b0", encoder_weights=None, decoder_segmentation_channels=24, classes=CLASSES))
 
 
 def smp_quarter_logits(model: smp.Segformer, image: Tensor) -> Tensor:
-    """Its logits before they are enlarged."""
+    """Its logits before upsampling."""
     return model.segmentation_head[0](model.decoder(model.encoder(image)))
 
 
@@ -67,8 +67,8 @@ def nvlabs_state() -> dict[str, Tensor]:
     return torch.load(ORACLE_FILE, weights_only=True)["state_dict"]
 
 
-def loaded(auto: Any, folder: Path) -> Any:
-    """A converted model in float64; nothing may be missing or left over."""
+def load_converted(auto: Any, folder: Path) -> Any:
+    """A converted model in float64, without missing or unexpected keys."""
     model, info = auto.from_pretrained(folder, dtype=torch.float64, output_loading_info=True)
     assert not any(info[part] for part in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
@@ -91,7 +91,7 @@ def assert_equal_states(found: dict[str, Tensor], expected: dict[str, Tensor]) -
 
 
 def assert_refused(folder: Path, sentence: str, source_file: Path, out: str = "out", **options: Any) -> None:
-    """The sentence is said, in one line, and the folder is as it was."""
+    """Check that the error is one line with the sentence, and that the folder is unchanged."""
     before = sorted(folder.rglob("*"))
     with pytest.raises(ConversionError) as error:
         convert(source_file, folder / out, **options)

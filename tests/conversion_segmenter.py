@@ -1,7 +1,7 @@
-"""Segmenter as its paper (arXiv 2105.05633) and its released state dict describe it, on a plain state dict."""
+"""Segmenter according to its paper (arXiv 2105.05633) and released state dict, computed from a plain state dict."""
 
 import torch
-from conversion_references import drawn
+from conversion_references import random_tensor
 from torch import Tensor
 from torch.nn.functional import (
     conv2d,
@@ -53,11 +53,11 @@ def shapes(mask: bool, distilled: bool) -> dict[str, tuple[int, ...]]:
 
 def segmenter_state(*, mask: bool, distilled: bool = False) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {name: drawn(name, torch.zeros(shape), generator) for name, shape in shapes(mask, distilled).items()}
+    return {name: random_tensor(name, torch.zeros(shape), generator) for name, shape in shapes(mask, distilled).items()}
 
 
 class Segmenter:
-    """The forward pass, in double precision."""
+    """The forward pass in double precision."""
 
     def __init__(self, state: dict[str, Tensor]):
         self.state = {name: tensor.double() for name, tensor in state.items()}
@@ -98,7 +98,7 @@ class Segmenter:
 
     @torch.no_grad()
     def logits(self, image: Tensor) -> Tensor:
-        """(B, K, h, w), before they are enlarged."""
+        """(B, K, h, w), before upsampling."""
         patches, grid = self.encode(image)
         if "decoder.head.weight" in self.state:
             return self.dense("decoder.head", patches).transpose(1, 2).unflatten(2, grid)

@@ -1,4 +1,4 @@
-"""Tiny models as directories, to be pushed, and what is in a repository then."""
+"""Tiny model directories to push, and the content of a repository afterwards."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from hf_vit_seg import architectures
 SIZE = {"height": 64, "width": 64}
 
 
-def saved(
+def save_tiny_model(
     folder: Path,
     name: str = "segformer",
     auto: str = "AutoModelForSemanticSegmentation",
     seed: int = 0,
     **fields: Any,
 ) -> Path:
-    """A tiny model with random weights and its image processor, as a directory; by default of three classes."""
+    """Save a tiny model with random weights and its image processor to a directory; three classes by default."""
     architecture = architectures()[name]
     config = architecture.variant_config("tiny", **(fields or {"num_labels": 3}))
     randomise(getattr(transformers, auto).from_config(config), seed).save_pretrained(folder)

@@ -1,8 +1,8 @@
-"""A small Hub: repositories in memory behind the HTTP API that huggingface_hub speaks, LFS and pull requests included.
+"""A small Hub: in-memory repositories behind the HTTP API of huggingface_hub, including LFS and pull requests.
 
-It is strict where the real one is: commits are whole or absent, LFS content must have been uploaded before a commit
-names it, README.md must have valid metadata, private repositories want a token. Clients need HF_ENDPOINT = `Hub.url`
-and HF_HUB_DISABLE_XET=1.
+It is as strict as the real one: commits are atomic, LFS content must be uploaded before a commit names it, README.md
+must have valid metadata, private repositories need a token. Clients need HF_ENDPOINT = `Hub.url` and
+HF_HUB_DISABLE_XET=1.
 """
 
 import base64
@@ -21,14 +21,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-LARGE = (".safetensors", ".png", ".bin")  # what goes by LFS
+LARGE = (".safetensors", ".png", ".bin")  # files stored with LFS
 LICENSE_NAME = re.compile(r"[a-z0-9.-]+")
 NOTHING = "0" * 40
 REVISION = r"(refs/pr/\d+|[^/]+)"  # within a path
 
 
 class Refusal(Exception):
-    """An HTTP error: status, the Hub's own code of it, and words."""
+    """An HTTP error: status, the Hub's error code, and message."""
 
     def __init__(self, status: int, code: str = "", words: str = ""):
         super().__init__(words or code)
@@ -37,7 +37,7 @@ class Refusal(Exception):
 
 @dataclass
 class Repo:
-    """Branches (pull requests too, as refs/pr/1) name commits, commits are files by path."""
+    """Branches (including pull requests as refs/pr/1) name commits; commits are files by path."""
 
     kind: str
     private: bool = False
@@ -57,7 +57,7 @@ class Repo:
 
 
 class Hub:
-    """The state of the server, for tests to look at; `fault` is asked before every request, and may raise Refusal."""
+    """The server state, for inspection in tests; `fault` is called before every request and may raise Refusal."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -79,7 +79,7 @@ def blob_id(content: bytes) -> str:
 
 
 def entry(path: str, content: bytes) -> dict[str, Any]:
-    """A file as tree and paths-info tell of it."""
+    """A file as returned by tree and paths-info."""
     found: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": blob_id(content)}
     if path.endswith(LARGE):
         found["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
@@ -96,7 +96,7 @@ def create(hub: Hub, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def validate(hub: Hub, asked: dict[str, Any]) -> dict[str, Any]:
-    """What the Hub asks of metadata: YAML, a list of tags, a plain name of a licence that has one."""
+    """The Hub's requirements on metadata: YAML, a list of tags, and a plain license name if there is a license."""
     head = re.match(r"---\n(.*?)\n---\n", asked["content"], re.DOTALL)
     metadata = yaml.safe_load(head[1]) if head else {}
     wrong = [key for key in ("tags", "metrics") if not isinstance(metadata.get(key, []), list)]
@@ -130,7 +130,7 @@ def lfs_batch(hub: Hub, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def commit(hub: Hub, repo: Repo, name: str, revision: str, body: bytes, pull_request: bool) -> dict[str, Any]:
-    """Apply all operations to a copy, and only then make it a commit."""
+    """Apply all operations to a copy, then make it a commit."""
     lines = [json.loads(line) for line in body.splitlines()]
     files, summary = dict(repo.files(revision)), lines[0]["value"]["summary"]
     for line in lines[1:]:
@@ -181,7 +181,7 @@ def everything(repo: Repo, revision: str) -> list[dict[str, Any]]:
 
 
 def tree(repo: Repo, rest: str, recursive: bool) -> Any:
-    """What is below a folder, or directly in it."""
+    """The entries below a folder, or directly in it."""
     found = re.fullmatch(rf"{REVISION}/?(.*)", rest)
     assert found is not None
     top = PurePosixPath(found[2])
@@ -225,7 +225,7 @@ VERBS: dict[str, Callable[[Repo, str, bytes], Any]] = {
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request; the routes are what the official client was seen to use."""
+    """One request; the routes are those used by the official client."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -311,7 +311,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving():
-    """A Hub on a free port of this machine."""
+    """A Hub on a free local port."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("OwnHandler", (Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"

@@ -1,7 +1,7 @@
-"""Holds the lock of a directory until a line comes in, or the process is killed.
+"""Hold the lock of a directory until a line is received or the process is killed.
 
-python lock_holder.py DIRECTORY_LOCK_MODULE DIRECTORY [fork]: the module is loaded by its path, without its package, as
-that takes seconds. With `fork` a child process stays behind, as a worker of a data loader does.
+python lock_holder.py DIRECTORY_LOCK_MODULE DIRECTORY [fork]: the module is loaded by its path, without its package,
+whose import takes seconds. With `fork`, a child process remains, like a worker of a data loader.
 """
 
 import os
@@ -29,7 +29,7 @@ def holding(directory: Path, *options: str) -> Iterator[Popen[str]]:
 
 
 def kill(process: Popen[str]) -> None:
-    """End it as `kill -9` does."""
+    """Kill it as with `kill -9`."""
     process.send_signal(signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
 
@@ -38,7 +38,7 @@ if __name__ == "__main__":
     module, directory, *options = sys.argv[1:]
     with runpy.run_path(module)["locked_directory"](Path(directory)):
         if options and os.fork() == 0:
-            sys.stdin.read()  # to its end: until the test is done
+            sys.stdin.read()  # runs until the test ends
             os._exit(0)
         print("held", flush=True)
         sys.stdin.readline()

@@ -1,4 +1,4 @@
-"""Environments with other plugins than this one's: made-up packages, and commands that are run beside them."""
+"""Environments with other plugins: generated packages, and commands that run with them."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Several commands in one process, because its start takes seconds; then the logits of directories, by Auto class.
+# Several commands in one process, which takes seconds to start; then the logits of directories, by Auto class.
 SCRIPT = """
 import json, sys
 import torch
@@ -38,7 +38,7 @@ class Outcome:
 def write_distribution(
     folder: Path, name: str, entry_points: Mapping[str, Mapping[str, str]], modules: Mapping[str, str]
 ) -> Path:
-    """An installed package, as importlib.metadata sees it: entry points by group and name, and modules' texts."""
+    """An installed package as seen by importlib.metadata: entry points by group and name, and module sources."""
     metadata = folder / f"{name}-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -52,7 +52,7 @@ def write_distribution(
 
 
 def environment(home: Path, path: Path | None = None) -> dict[str, str]:
-    """Variables of a process of one thread, whose caches lie in `home`; modules of `path` come first."""
+    """Variables of a single-threaded process with caches in `home`; modules in `path` take precedence."""
     paths = {} if path is None else {"PYTHONPATH": str(path)}
     return {**os.environ, "HF_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **paths}
 
@@ -64,7 +64,7 @@ def outcomes(
     python: str = sys.executable,
     path: Path | None = None,
 ) -> list[Outcome]:
-    """What `hf-vit-seg` did with each of these arguments; the logits of `directories` are written beside them."""
+    """The output of `hf-vit-seg` for each of these arguments; the logits of `directories` are written next to them."""
     home.mkdir(exist_ok=True)
     report = home / "outcomes.json"
     options = json.dumps([[list(map(str, command)) for command in commands], list(map(str, directories)), str(report)])

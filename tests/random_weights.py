@@ -1,4 +1,4 @@
-"""Models with every parameter and buffer drawn at random: zeros and ones hide mistakes."""
+"""Models with all parameters and buffers random: zeros and ones would hide mistakes."""
 
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @torch.no_grad()
 def randomise(model: M, seed: int = 0) -> M:
-    """Draw everything: weights of norms around 1, variances above 0, the rest normal and small."""
+    """Randomize everything: norm weights around 1, variances above 0, the rest normal and small."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point():

@@ -1,8 +1,8 @@
-"""Code in Markdown files, and a reader who does what it says, in one process and a folder of their own.
+"""Code blocks in Markdown files, and a runner that executes them in one process and a temporary folder.
 
-A fence with a title is a file, which the reader writes. `pycon` is a doctest, `text` a part of what the last command
-printed, with `...` for what is left out, `yaml` without a title a part of a recipe. A comment before a fence changes
-that: `<!-- not run: REASON -->`, or `<!-- alone -->` for Python in a process of its own.
+A block with a title is written to a file. `pycon` is a doctest, `text` a part of the output of the last command, with
+`...` for omissions, `yaml` without a title a part of a recipe. A comment before a block changes that:
+`<!-- not run: REASON -->`, or `<!-- alone -->` for Python in a separate process.
 """
 
 import doctest
@@ -32,7 +32,12 @@ PHOTOS = ("photos/1.jpg", "photos/2.jpg", "more/3.jpg", "photo.jpg", "slide.tif"
 FENCE = re.compile(r"^(?:<!-- (.*?) -->\n)?```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'title="(.*?)"')
 PROGRAM = "hf-vit-seg"
-SHORT = ("loop.steps=2", "loop.batch_size=2", "data.workers=0", "evaluation.samples=1")  # over what `train` is told
+SHORT = (
+    "loop.steps=2",
+    "loop.batch_size=2",
+    "data.workers=0",
+    "evaluation.samples=1",
+)  # overrides of `train`
 LOOSELY = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -49,7 +54,7 @@ class Snippet:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The commands of a `bash` fence, in words."""
+        """The commands of a `bash` block, split into words."""
         if self.language != "bash":
             return []
         lines = self.text.replace("\\\n", " ").splitlines()
@@ -66,7 +71,7 @@ def snippets(text: str) -> list[Snippet]:
 
 
 def write_files(folder: Path) -> Path:
-    """What a reader has: the repository's examples, and a checkpoint, photos, a slide and data of the reader's own."""
+    """The reader's files: the repository's examples, a checkpoint, photos, a slide and custom data."""
     folder.mkdir()
     (folder / "examples").symlink_to(REPOSITORY / "examples")
     for name, stand_in in STAND_INS.items():
@@ -80,7 +85,7 @@ def write_files(folder: Path) -> Path:
 
 
 class Reader:
-    """Does the snippets of a page in the current directory; `environment` is for processes of their own."""
+    """Run the snippets of a page in the current directory; `environment` is for separate processes."""
 
     def __init__(self, environment: dict[str, str]):
         self.environment = os.environ | environment
@@ -131,7 +136,7 @@ class Reader:
         assert doctest.OutputChecker().check_output(wanted, found, LOOSELY), f"{snippet.text}\n!=\n{self.output}"
 
     def read_recipe(self, snippet: Snippet) -> None:
-        """A part of a recipe, in the place of the same part of a shipped one."""
+        """A part of a recipe, inserted into a shipped one."""
         whole = yaml.safe_load(shipped_recipes()["nuclei"].read_text())
         for name, part in yaml.safe_load(snippet.text).items():
             whole[name] = {**whole[name], **part} if name in ("data", "loop") else part
@@ -145,6 +150,6 @@ ACTIONS: dict[str, Callable[[Reader, Snippet], None]] = {
     "pycon": Reader.run_session,
     "text": Reader.compare_output,
     "yaml": Reader.read_recipe,
-    "mermaid": lambda reader, snippet: None,  # a diagram, drawn by the browser
+    "mermaid": lambda reader, snippet: None,  # a diagram, rendered by the browser
 }
 MADE_WHEN_BUILT = {"source", "help"}  # see docs/code_blocks.py

@@ -1,11 +1,11 @@
-"""How large the tensors are that operators make."""
+"""Sizes of the tensors that operators allocate."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Largest(TorchDispatchMode):
-    """Watches operators: `numel` is that of the largest tensor made within the context, backward passes too."""
+    """Record operators: `numel` is that of the largest tensor in the context, including backward passes."""
 
     numel = 0
 

@@ -1,4 +1,4 @@
-"""Runs that take seconds: small pictures of shapes on a ground, and a tiny SegFormer without dropout."""
+"""Runs that take seconds: small images of shapes on a background, and a tiny SegFormer without dropout."""
 
 import json
 import os
@@ -23,7 +23,7 @@ COLORS = np.array([[40, 60, 90], [220, 80, 60], [90, 200, 120]])
 
 
 def write_pictures(folder: Path, count: int = IMAGES, seed: int = 0) -> Path:
-    """`images/` and `masks/` of discs (1) and bars (2) on a noisy ground (0), with unequally many ignored pixels."""
+    """`images/` and `masks/` of discs (1) and bars (2) on noise (0), with different numbers of ignored pixels."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:SIZE, :SIZE]
     for kind in ("images", "masks"):
@@ -41,7 +41,7 @@ def write_pictures(folder: Path, count: int = IMAGES, seed: int = 0) -> Path:
 
 
 def settings(data: Path, **changes: Any) -> dict[str, Any]:
-    """A recipe of `data`/{train,validation} for 8 steps of two pictures; no dropout, GroupNorm, some random numbers."""
+    """A recipe of `data`/{train,validation} for 8 steps of two images: GroupNorm, random transforms, no dropout."""
     split = {name: {"kind": "folders", "images": str(data / name / "images"), "masks": str(data / name / "masks")}
              for name in ("train", "validation")}  # fmt: skip
     recipe: dict[str, Any] = {
@@ -75,26 +75,26 @@ def write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
 
 
 def run(recipe: Path, out: Path, *overrides: str, **options: bool) -> RunStatus:
-    """In this process, as the first run in it."""
+    """Train in this process, as if it was the first run in it."""
     forget_accelerate()
-    torch.manual_seed(int.from_bytes(os.urandom(4)))  # a run depends on its recipe's seed alone
+    torch.manual_seed(int.from_bytes(os.urandom(4)))  # a run depends only on the seed of its recipe
     return train(load_recipe(recipe, overrides), RunDirectory(out), **options)
 
 
 def forget_accelerate() -> None:
-    """accelerate keeps the state of a process for its whole life."""
+    """accelerate keeps the state of a process for its lifetime."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
 
 
 def start(command: list[str], processes: int = 1, script: str | None = None) -> subprocess.Popen[str]:
-    """`train` with these arguments, or a Python `script` that gets them, on so many CPU processes."""
+    """Run `train` with these arguments, or a Python `script` that gets them, on this number of CPU processes."""
     what = ["-m", "hf_vit_seg.training"] if script is None else [script]
     launcher = (
         [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     )
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    if processes > 1:  # one process computes with as many threads as this one: sums of other parts round differently
+    if processes > 1:  # one process uses as many threads as this one: other partial sums round differently
         environment["OMP_NUM_THREADS"] = "1"
     return subprocess.Popen(
         [sys.executable, *launcher, *what, *command],
@@ -102,19 +102,19 @@ def start(command: list[str], processes: int = 1, script: str | None = None) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # a group of its own, to which a terminal's Ctrl-C would go
+        start_new_session=True,  # a separate process group, as for Ctrl-C of a terminal
     )
 
 
 def finish(process: subprocess.Popen[str], expected: int = 0) -> str:
-    """What a process printed, when it has ended as expected."""
+    """The output of a process that exited as expected."""
     output, _ = process.communicate(timeout=300)
     assert process.returncode == expected, output
     return output
 
 
 def log(out: Path, key: str = "loss") -> list[tuple[int, float]]:
-    """A value over the steps of a run."""
+    """The values of a metric over the steps of a run."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return [(line["step"], line[key]) for line in lines if key in line]
 

@@ -35,7 +35,7 @@ def job(path: Path, out: Path) -> Job:
     return Job(ImageFile(path, Path(path.name)), out / path.stem)
 
 
-def saved(folder: Path) -> Path:
+def save_segmenter(folder: Path) -> Path:
     model = segmenter()
     model.model.save_pretrained(folder)
     model.processor.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Recipes, tiny models and steps for the tests of training."""
+"""Recipes, tiny models and steps for the training tests."""
 
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ LABELS = torch.randint(0, 3, (2, 64, 64), generator=torch.Generator().manual_see
 
 
 def model_recipe(**settings: Any) -> ModelRecipe:
-    """A model's recipe; without an origin a tiny SegFormer from scratch."""
+    """A recipe section for a model; without an origin, a new tiny SegFormer."""
     origin = {} if "from_pretrained" in settings else {"architecture": "segformer", "variant": "tiny"}
     return read_record(ModelRecipe, origin | settings)
 
 
 def recipe(model: dict[str, Any] | None = None, **settings: Any) -> Recipe:
-    """A run's recipe: what a test does not name is the least that it needs."""
+    """A run recipe with minimal defaults."""
     least = {"data": {"train": {"kind": "folders"}}, "loop": {"steps": 10}}
     return read_record(Recipe, least | {"model": model_recipe(**(model or {}))} | settings)
 
@@ -39,7 +39,7 @@ def recipe(model: dict[str, Any] | None = None, **settings: Any) -> Recipe:
 def save(
     folder: Path, name: str = "segformer", names=OLD, auto_class: str = "AutoModelForSemanticSegmentation", **fields
 ) -> PreTrainedModel:
-    """A random tiny model, and the same in a folder."""
+    """A random tiny model, and the same saved to a folder."""
     config = architectures()[name].variant_config("tiny", **fields)
     set_classes(config, names)
     model = randomise(getattr(transformers, auto_class).from_config(config)).eval()
@@ -47,14 +47,14 @@ def save(
     return model
 
 
-def built(name: str, **settings: Any) -> PreTrainedModel:
-    """A random tiny segmentation model from scratch, with BatchNorm in its head."""
+def random_model(name: str, **settings: Any) -> PreTrainedModel:
+    """A new random tiny segmentation model with BatchNorm in its head."""
     wanted = {"architecture": name, "variant": "tiny", "fields": FIELDS.get(name, {})} | settings
     return randomise(build_model(recipe(wanted), NEW).model)
 
 
 def classifier(model: PreTrainedModel) -> nn.Module:
-    """The layer of a segmentation head that has a row for every class."""
+    """The layer of a segmentation head with one row per class."""
     return getattr(model.decode_head, "all_mlp", model.decode_head).classifier
 
 
@@ -72,5 +72,5 @@ def train_steps(model: nn.Module, steps: int = 2) -> nn.Module:
 
 @torch.no_grad()
 def logits(model: nn.Module, images: torch.Tensor = IMAGES) -> torch.Tensor:
-    """What a model says in evaluation."""
+    """The output of a model in evaluation mode."""
     return model.eval()(images).logits

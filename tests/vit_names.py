@@ -1,4 +1,4 @@
-"""timm's names of a Vision Transformer's tensors in ours, written independently of the conversion tables."""
+"""Maps timm's tensor names of a ViT to ours, written independently of the conversion tables."""
 
 import re
 
@@ -26,7 +26,7 @@ HEADS = (
 
 
 def from_timm(state: dict[str, torch.Tensor], prefix: str = "vit.") -> dict[str, torch.Tensor]:
-    """A timm state dict in our names, those of the encoder with a prefix."""
+    """A timm state dict under our names, those of the encoder with a prefix."""
     ours = {}
     for name, tensor in state.items():
         head = next((re.sub(old, new, name) for old, new in HEADS if re.search(old, name)), None)

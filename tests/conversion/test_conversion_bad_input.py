@@ -1,4 +1,4 @@
-"""Bad input: one sentence that names the trouble, and nothing written."""
+"""Invalid input raises a one-sentence error that names the cause, and writes nothing."""
 
 import io
 import json
@@ -23,7 +23,7 @@ Maker = Callable[[Path], Any]
 
 
 class Evil:
-    """Unpickling it would leave a file beside the checkpoint."""
+    """Unpickling it would create a file next to the checkpoint."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -32,7 +32,7 @@ class Evil:
         return os.system, (f"touch {self.file}.ran",)
 
 
-def truncated(file: Path, whole: bytes) -> None:
+def write_truncated(file: Path, whole: bytes) -> None:
     file.write_bytes(whole[: len(whole) // 2])
 
 
@@ -47,7 +47,7 @@ def npz(**arrays: Any) -> bytes:
     return stream.getvalue()
 
 
-def zipped(file: Path) -> None:
+def write_zip(file: Path) -> None:
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("readme.txt", "hello")
 
@@ -61,15 +61,15 @@ CONTENTS: dict[str, tuple[Maker, str]] = {
     "random bytes": (lambda f: f.write_bytes(bytes(range(7, 200))), "is not a checkpoint"),
     "png": (png, "is not a checkpoint"),
     "text": (lambda f: f.write_text("version https://git-lfs.github.com/spec/v1\n"), "is not a checkpoint"),
-    "zip": (zipped, "zip archive of other files ('readme.txt')"),
-    "truncated pth": (lambda f: truncated(f, ORACLE_FILE.read_bytes()), "truncated or damaged"),
+    "zip": (write_zip, "zip archive of other files ('readme.txt')"),
+    "truncated pth": (lambda f: write_truncated(f, ORACLE_FILE.read_bytes()), "truncated or damaged"),
     "truncated safetensors": (
-        lambda f: truncated(f, as_safetensors(nvlabs_state(), f.parent)),
+        lambda f: write_truncated(f, as_safetensors(nvlabs_state(), f.parent)),
         "truncated or damaged",
     ),
-    "truncated npz": (lambda f: truncated(f, npz(a=np.zeros(500))), "truncated or damaged"),
+    "truncated npz": (lambda f: write_truncated(f, npz(a=np.zeros(500))), "truncated or damaged"),
     "truncated pickle": (
-        lambda f: truncated(f, pickle.dumps({"a": list(range(100))}, 2)),
+        lambda f: write_truncated(f, pickle.dumps({"a": list(range(100))}, 2)),
         "truncated or damaged",
     ),
     "pickle with code": (lambda f: torch.save({"state_dict": Evil(f)}, f), "runs code of the file"),
@@ -92,7 +92,7 @@ def without(*names: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in nvlabs_state().items() if name not in names}
 
 
-def reshaped(name: str, *shape: int) -> dict[str, Tensor]:
+def with_shape(name: str, *shape: int) -> dict[str, Tensor]:
     return {**nvlabs_state(), name: torch.zeros(shape)}
 
 
@@ -125,11 +125,11 @@ STATES: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
         "does not know: 'auxiliary.weight'",
     ),
     "another shape": (
-        lambda: reshaped("backbone.block2.0.mlp.fc2.weight", 32, 64),
+        lambda: with_shape("backbone.block2.0.mlp.fc2.weight", 32, 64),
         "backbone.block2.0.mlp.fc2.weight: found [32, 64], expected [32, 128]",
     ),
-    "an odd kv": (lambda: reshaped("backbone.block1.0.attn.kv.weight", 31, 16), "cannot be cut into 2"),
-    "another rank": (lambda: reshaped("backbone.patch_embed1.proj.weight"), "shapes that no segformer has"),
+    "an odd kv": (lambda: with_shape("backbone.block1.0.attn.kv.weight", 31, 16), "cannot be cut into 2"),
+    "another rank": (lambda: with_shape("backbone.patch_embed1.proj.weight"), "shapes that no segformer has"),
     "a fragment of a vit": (lambda: VIT, "no known source has the keys"),
     "two sources": (
         lambda: {**nvlabs_state(), **mmseg_state()},
@@ -139,33 +139,33 @@ STATES: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
 
 
 @pytest.mark.parametrize("case", CONTENTS)
-def test_files_that_are_no_checkpoints(tmp_path: Path, case: str) -> None:
+def test_non_checkpoint_files_raise(tmp_path: Path, case: str) -> None:
     make, sentence = CONTENTS[case]
     make(tmp_path / "model.pth")
     assert_refused(tmp_path, sentence, tmp_path / "model.pth")
 
 
 @pytest.mark.parametrize("case", STATES)
-def test_checkpoints_that_do_not_fit(tmp_path: Path, case: str) -> None:
+def test_mismatched_checkpoints_raise(tmp_path: Path, case: str) -> None:
     make, sentence = STATES[case]
     torch.save({"state_dict": make()}, tmp_path / "model.pth")
     assert_refused(tmp_path, sentence, tmp_path / "model.pth")
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_missing_file_raises(tmp_path: Path) -> None:
     assert_refused(tmp_path, "does not exist", tmp_path / "nothing.pth")
     (tmp_path / "folder").mkdir()
     assert_refused(tmp_path, "has no model.safetensors", tmp_path / "folder")
 
 
-def test_named_source_that_does_not_fit(tmp_path: Path) -> None:
+def test_mismatched_named_source_raises(tmp_path: Path) -> None:
     torch.save(VIT, tmp_path / "vit.pth")
     assert_refused(tmp_path, "is not of source 'nvlabs'", tmp_path / "vit.pth", source="nvlabs")
     assert_refused(tmp_path, "is not of source 'smp'", ORACLE_FILE, source="smp")
     assert_refused(tmp_path, "there is no source 'caffe'", ORACLE_FILE, source="caffe")
 
 
-def test_bad_options(tmp_path: Path) -> None:
+def test_invalid_options_raise(tmp_path: Path) -> None:
     assert_refused(tmp_path, "did you mean 'num_attention_heads'", ORACLE_FILE, overrides={"num_attention_head": [1]})
     heads = {"num_attention_heads": [3, 2, 5, 8]}
     assert_refused(tmp_path, "must be divisible by num_attention_heads", ORACLE_FILE, overrides=heads)
@@ -174,7 +174,7 @@ def test_bad_options(tmp_path: Path) -> None:
     assert_refused(tmp_path, "has 150 names, the checkpoint's classifier 7", ORACLE_FILE, labels="ade20k")
 
 
-def test_bad_files_beside(tmp_path: Path) -> None:
+def test_invalid_sidecar_files_raise(tmp_path: Path) -> None:
     folder = tmp_path / "there"
     transformers_model("SemanticSegmentation").save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -186,7 +186,7 @@ def test_bad_files_beside(tmp_path: Path) -> None:
     assert_refused(tmp_path, "is not valid JSON", folder)
 
 
-def test_shards(tmp_path: Path) -> None:
+def test_invalid_shards_raise(tmp_path: Path) -> None:
     folder = tmp_path / "there"
     transformers_model("SemanticSegmentation").save_pretrained(folder, max_shard_size="100KB")
     index = folder / "model.safetensors.index.json"
@@ -204,8 +204,8 @@ def test_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_damaged_bytes(tmp_path: Path) -> None:
-    """Whatever byte is wrong, there is a sentence or a checkpoint, never another exception."""
+def test_corrupted_bytes_raise(tmp_path: Path) -> None:
+    """Any corrupted byte gives a ConversionError or a checkpoint, never another exception."""
     small = {"patch_embed1.proj.weight": torch.zeros(2, 3, 7, 7), "head.weight": torch.zeros(4, 2)}
     torch.save(small, tmp_path / "zip")
     torch.save(small, tmp_path / "old", _use_new_zipfile_serialization=False)

@@ -1,4 +1,4 @@
-"""Both CvT sources give their reference's numbers in float64, and go back bit for bit."""
+"""Both CvT sources match their references in float64 and round-trip losslessly."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conversion_references import CLASSES, IMAGE, TOLERANCE, assert_equal_states, largest_difference, loaded, randomised
+from conversion_references import (
+    CLASSES,
+    IMAGE,
+    TOLERANCE,
+    assert_equal_states,
+    largest_difference,
+    load_converted,
+    randomize,
+)
 from hf_vit_seg.conversion.convert import convert, export
 from paths import ORACLES
 from PIL import Image
@@ -17,7 +25,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 
 ORACLE = ORACLES / "microsoft_cvt"
 ORACLE_FILE = ORACLE / "CvT-tiny-64x96.pth"
-HEADS = {"num_attention_heads": [1, 2, 3]}  # 16 channels each, where the published sizes have 64
+HEADS = {"num_attention_heads": [1, 2, 3]}  # 16 channels each; the published variants have 64
 
 
 def oracle() -> tuple[Tensor, Tensor]:
@@ -30,16 +38,16 @@ def oracle_state() -> dict[str, Tensor]:
 
 
 def cvt_of_transformers(head: str, **settings: Any) -> transformers.PreTrainedModel:
-    """A small Cvt of transformers; fewer layers than this make it raise IndexError."""
+    """A small Cvt of transformers; with fewer layers it raises IndexError."""
     sizes: dict[str, Any] = {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 3]}
     config = transformers.CvtConfig(**{**sizes, "num_labels": CLASSES, **settings})
-    return randomised(getattr(transformers, head)(config))  # type: ignore[return-value]
+    return randomize(getattr(transformers, head)(config))  # type: ignore[return-value]
 
 
 def test_microsoft_parity(tmp_path: Path) -> None:
     report = convert(ORACLE_FILE, tmp_path / "out", overrides=HEADS)
     image, expected = oracle()
-    model = loaded(AutoModelForImageClassification, tmp_path / "out")
+    model = load_converted(AutoModelForImageClassification, tmp_path / "out")
     assert largest_difference(model, image, expected) < TOLERANCE
     assert largest_difference(model, image[:1], expected[:1]) < TOLERANCE
     assert report.source.startswith("cvt/microsoft")
@@ -57,11 +65,11 @@ def test_microsoft_parity(tmp_path: Path) -> None:
         {"num_attention_heads": [1, 2, 6]},
     ],
 )
-def test_every_choice_of_the_source_counts(tmp_path: Path, override: dict[str, Any]) -> None:
-    """The tolerance is fine enough to tell one choice from another, so parity proves each of them."""
+def test_every_source_option_changes_the_output(tmp_path: Path, override: dict[str, Any]) -> None:
+    """The tolerance distinguishes the options, so parity verifies each of them."""
     image, expected = oracle()
     convert(ORACLE_FILE, tmp_path / "out", overrides=HEADS | override)
-    model = loaded(AutoModelForImageClassification, tmp_path / "out")
+    model = load_converted(AutoModelForImageClassification, tmp_path / "out")
     assert largest_difference(model, image, expected) > 1e3 * TOLERANCE
 
 
@@ -81,11 +89,11 @@ def test_microsoft_encoder(tmp_path: Path) -> None:
     assert [name for name, _ in report.dropped] == ["norm.weight", "norm.bias"]
     convert(ORACLE_FILE, tmp_path / "whole", overrides=HEADS)
     with torch.no_grad():
-        expected = loaded(AutoModelForImageClassification, tmp_path / "whole").cvt(IMAGE).last_hidden_state
-    assert largest_difference(loaded(AutoModel, tmp_path / "out"), IMAGE, expected) == 0
+        expected = load_converted(AutoModelForImageClassification, tmp_path / "whole").cvt(IMAGE).last_hidden_state
+    assert largest_difference(load_converted(AutoModel, tmp_path / "out"), IMAGE, expected) == 0
 
 
-def test_the_published_size_is_recognized_by_its_shapes(tmp_path: Path) -> None:
+def test_published_variant_is_detected_from_shapes(tmp_path: Path) -> None:
     with torch.device("meta"):
         reference = transformers.CvtForImageClassification(transformers.CvtConfig(num_labels=1000))
     state = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in reference.state_dict().items()}
@@ -106,13 +114,13 @@ def test_transformers_parity_and_round_trip(tmp_path: Path, name: str, auto: Any
     reference.save_pretrained(tmp_path / "there")
     there = tmp_path / "there" / ("" if spelling == "directory" else "model.safetensors")
     convert(there, tmp_path / "out")
-    model = loaded(auto, tmp_path / "out")
+    model = load_converted(auto, tmp_path / "out")
     assert (model.config.hidden_act, list(model.config.drop_path_rate)) == ("gelu", [0.0, 0.1, 0.2])
     report = export(tmp_path / "out", tmp_path / "back", to="transformers")
     assert report.notes == ()
     written = load_file(tmp_path / "back" / "model.safetensors")
     assert_equal_states(written, load_file(tmp_path / "there" / "model.safetensors"))
-    again = loaded(type(reference), tmp_path / "back")
+    again = load_converted(type(reference), tmp_path / "back")
     with torch.no_grad():
         outputs = reference.double()(IMAGE)
         expected = outputs.logits if "logits" in outputs else outputs.last_hidden_state
@@ -121,15 +129,15 @@ def test_transformers_parity_and_round_trip(tmp_path: Path, name: str, auto: Any
     assert (again.config.depth, again.config.cls_token) == ([1, 2, 3], [False, False, True])
 
 
-def test_the_authors_weights_in_transformers_lose_their_activation(tmp_path: Path) -> None:
+def test_export_to_transformers_reports_the_activation(tmp_path: Path) -> None:
     convert(ORACLE_FILE, tmp_path / "ours", overrides=HEADS)
     report = export(tmp_path / "ours", tmp_path / "theirs", to="transformers")
     assert any("hidden_act quick_gelu (there gelu)" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("edge", [96, 384])
-def test_the_image_processor_of_transformers_is_kept(tmp_path: Path, edge: int) -> None:
-    """224 is resized to 256 and cropped, 384 squashed: ConvNextImageProcessor says so by one number."""
+def test_transformers_image_processor_is_kept(tmp_path: Path, edge: int) -> None:
+    """224 is resized to 256 and cropped, 384 is resized directly: ConvNextImageProcessor encodes this in one number."""
     reference = cvt_of_transformers("CvtForImageClassification")
     reference.save_pretrained(tmp_path / "there")
     theirs = transformers.ConvNextImageProcessor(size={"shortest_edge": edge}, image_mean=[0.4] * 3)
@@ -144,7 +152,7 @@ def test_the_image_processor_of_transformers_is_kept(tmp_path: Path, edge: int) 
         torch.testing.assert_close(processor(photo, return_tensors="pt")["pixel_values"], expected)
 
 
-def test_the_authors_preprocessing_and_labels(tmp_path: Path) -> None:
+def test_original_preprocessing_and_labels(tmp_path: Path) -> None:
     state = oracle_state()
     state |= {"head.weight": torch.randn(1000, 48), "head.bias": torch.randn(1000)}
     torch.save(state, tmp_path / "cvt.pth")

@@ -1,4 +1,4 @@
-"""Labels: which set a converted model gets, and where the report says it came from."""
+"""Labels: the label set of a converted model, and its origin in the report."""
 
 import json
 from pathlib import Path
@@ -24,11 +24,11 @@ def checkpoint(folder: Path, classes: int, **meta: Any) -> Path:
     return folder / "model.pth"
 
 
-def opened(folder: Path) -> Any:
+def load_config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder)
 
 
-def test_sets_are_sound() -> None:
+def test_label_sets_are_valid() -> None:
     sets = labels.known()
     assert {name: len(s.names) for name, s in sets.items()} == {
         "ade20k": 150,
@@ -44,7 +44,7 @@ def test_sets_are_sound() -> None:
     assert (sets["ade20k"].reduce_zero_label, sets["cityscapes"].reduce_zero_label) == (True, False)
 
 
-def test_generated_palette_is_pascals() -> None:
+def test_generated_palette_equals_pascal_voc() -> None:
     palette = labels.generated_palette(256)
     assert palette[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
     assert palette[15] == (192, 128, 128)
@@ -59,11 +59,13 @@ def test_generated_palette_is_pascals() -> None:
         (4, "none found", "LABEL_0", 512, False),
     ],
 )
-def test_assumed_from_the_count(tmp_path: Path, classes: int, word: str, first: str, side: int, reduce: bool) -> None:
+def test_label_set_is_inferred_from_class_count(
+    tmp_path: Path, classes: int, word: str, first: str, side: int, reduce: bool
+) -> None:
     report = convert(checkpoint(tmp_path, classes), tmp_path / "out")
     assert word in report.labels
     assert any("labels: " in line and word in line for line in report.lines())
-    config = opened(tmp_path / "out")
+    config = load_config(tmp_path / "out")
     assert (config.num_labels, config.id2label[0], config.label2id[first]) == (classes, first, 0)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert (processor.size["height"], processor.size["width"]) == (side, side)
@@ -71,24 +73,24 @@ def test_assumed_from_the_count(tmp_path: Path, classes: int, word: str, first: 
     assert len(processor.palette) == classes
 
 
-def test_meta_comes_before_the_count_and_goes_back(tmp_path: Path) -> None:
+def test_meta_overrides_class_count_and_round_trips(tmp_path: Path) -> None:
     names, palette = tuple(f"class {k}" for k in range(19)), [[k, k, k] for k in range(19)]
     report = convert(checkpoint(tmp_path, 19, CLASSES=names, PALETTE=palette), tmp_path / "out")
     assert "meta" in report.labels
-    assert opened(tmp_path / "out").id2label[3] == "class 3"
+    assert load_config(tmp_path / "out").id2label[3] == "class 3"
     assert list(map(list, AutoImageProcessor.from_pretrained(tmp_path / "out").palette)) == palette
     export(tmp_path / "out", tmp_path / "back.pth", to="nvlabs")
     meta = torch.load(tmp_path / "back.pth", weights_only=True)["meta"]
     assert (tuple(meta["CLASSES"]), [list(c) for c in meta["PALETTE"]]) == (names, palette)
 
 
-def test_newer_meta(tmp_path: Path) -> None:
+def test_newer_meta_format(tmp_path: Path) -> None:
     dataset = {"classes": ("a", "b"), "palette": [[1, 2, 3], [4, 5, 6]]}
     convert(checkpoint(tmp_path, 2, dataset_meta=dataset), tmp_path / "out")
-    assert opened(tmp_path / "out").id2label == {0: "a", 1: "b"}
+    assert load_config(tmp_path / "out").id2label == {0: "a", 1: "b"}
 
 
-def test_names_of_a_known_set_bring_its_colors(tmp_path: Path) -> None:
+def test_known_class_names_imply_their_palette(tmp_path: Path) -> None:
     names = [f" {name.upper()}" for name in labels.known()["ade20k"].names]
     convert(checkpoint(tmp_path, 150, CLASSES=names), tmp_path / "out")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
@@ -96,14 +98,14 @@ def test_names_of_a_known_set_bring_its_colors(tmp_path: Path) -> None:
     assert tuple(map(tuple, processor.palette)) == labels.known()["ade20k"].palette
 
 
-def test_asked_wins(tmp_path: Path) -> None:
+def test_explicit_labels_take_precedence(tmp_path: Path) -> None:
     source = checkpoint(tmp_path, 2, CLASSES=["x", "y"])
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"names": ["cat", "dog"], "palette": [[9, 9, 9], [8, 8, 8]], "reduce_zero_label": True}))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_reduce_labels": False, "size": 256}))
     report = convert(source, tmp_path / "out", labels=file)
     assert "as asked for" in report.labels
-    assert opened(tmp_path / "out").id2label == {0: "cat", 1: "dog"}
+    assert load_config(tmp_path / "out").id2label == {0: "cat", 1: "dog"}
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert processor.do_reduce_labels
     assert processor.size["height"] == 256
@@ -114,14 +116,14 @@ def test_asked_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["[]", "{", '{"names": 3}', '{"names": ["a", "b"], "palette": [[1, 2]]}', '{"palette": []}']
 )
-def test_broken_label_files(tmp_path: Path, content: str) -> None:
+def test_invalid_label_files_raise(tmp_path: Path, content: str) -> None:
     (tmp_path / "mine.json").write_text(content)
     with pytest.raises(labels.ConversionError, match=r"mine\.json"):
         convert(checkpoint(tmp_path, 2), tmp_path / "out", labels=tmp_path / "mine.json")
     assert not (tmp_path / "out").exists()
 
 
-def test_colors_must_be_as_many_as_names(tmp_path: Path) -> None:
+def test_palette_length_mismatch_raises(tmp_path: Path) -> None:
     source = checkpoint(tmp_path, 2, CLASSES=["x", "y"], PALETTE=[[1, 2, 3]])
     with pytest.raises(labels.ConversionError, match="1 colors for 2 classes"):
         convert(source, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Where results are written: all or nothing, and never over what is not to be lost."""
+"""Output is written completely or not at all, and replaces no existing files."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from transformers import AutoModelForSemanticSegmentation
 from hf_vit_seg.atomic_io import atomic_path
 
 
-def test_occupied_output(tmp_path: Path) -> None:
+def test_existing_output_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for force in (False, True):
         assert_refused(tmp_path, "is a file, a directory is to be written", ORACLE_FILE, "file", force=force)
@@ -31,8 +31,8 @@ def test_occupied_output(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
 
 
-def test_output_around_the_input(tmp_path: Path) -> None:
-    """Replacing the folder that the checkpoint lies in would delete the checkpoint."""
+def test_output_containing_the_input_raises(tmp_path: Path) -> None:
+    """Replacing the folder of the checkpoint would delete the checkpoint."""
     (tmp_path / "in").mkdir()
     file = Path(shutil.copy(ORACLE_FILE, tmp_path / "in" / "model.pth"))
     assert_refused(tmp_path, "which would be replaced", file, "in", force=True)
@@ -42,12 +42,12 @@ def test_output_around_the_input(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["model.pth", "ours"]
 
 
-def test_own_format_is_not_converted(tmp_path: Path) -> None:
+def test_native_format_is_not_converted(tmp_path: Path) -> None:
     convert(ORACLE_FILE, tmp_path / "ours")
     assert_refused(tmp_path, "already in this package's format", tmp_path / "ours")
 
 
-def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_conversion_leaves_no_partial_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "mine").write_text("mine")
     with pytest.raises(OSError, match="full"):
@@ -71,7 +71,7 @@ def fail() -> None:
     raise OSError("gone")
 
 
-def test_export_refuses(tmp_path: Path) -> None:
+def test_invalid_export_raises(tmp_path: Path) -> None:
     torch.save({"state_dict": mmseg_state()}, tmp_path / "mmseg.pth")
     convert(tmp_path / "mmseg.pth", tmp_path / "ours")
     convert(ORACLE_FILE, tmp_path / "others")

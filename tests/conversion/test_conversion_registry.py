@@ -1,4 +1,4 @@
-"""The registry and the report: sources come from the installed architectures, a broken one does no harm."""
+"""The registry and the report: sources come from the installed architectures, and a broken one is skipped."""
 
 import dataclasses
 import io
@@ -16,14 +16,14 @@ from hf_vit_seg import architectures
 ORACLE_FILE = ORACLES / "nvlabs_segformer" / "segformer.tiny.7cls.pth"
 
 
-def test_every_declared_source_loads() -> None:
+def test_all_registered_sources_load() -> None:
     found = [registry.qualified(*pair) for pair in registry.sources()]
     declared = [place for architecture in architectures().values() for place in architecture.conversions]
     assert len(found) == len(set(found)) == len(declared)
     assert {"segformer/nvlabs", "segformer/mmseg", "segformer/transformers", "segformer/smp"} <= set(found)
 
 
-def test_a_broken_source_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_source_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
     places = (
         "no.such.module:SOURCE",
         "hf_vit_seg.conversion.rules:rename",
@@ -36,17 +36,17 @@ def test_a_broken_source_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("source", ["nvlabs", "segformer/nvlabs"])
-def test_a_source_can_be_named(tmp_path: Path, source: str) -> None:
+def test_source_can_be_selected_by_name(tmp_path: Path, source: str) -> None:
     assert convert(ORACLE_FILE, tmp_path / "out", source=source).source.startswith("segformer/nvlabs")
 
 
-def test_variants_find_themselves() -> None:
+def test_variants_are_detected_from_their_weights() -> None:
     for architecture in (a for a in architectures().values() if a.conversions):
         for name, row in variants.rows(architecture).items():
             assert variants.find(architecture, architecture.config(**row), row) == (name, {})
 
 
-def test_a_decoder_width_is_no_variant() -> None:
+def test_decoder_width_does_not_select_a_variant() -> None:
     architecture = architectures()["segformer"]
     row = variants.rows(architecture)["b2"]
     config = architecture.config(**{**row, "decode_head_hidden_size": 256})
@@ -54,7 +54,7 @@ def test_a_decoder_width_is_no_variant() -> None:
     assert variants.find(architecture, config, {}) == ("b2", {})
 
 
-def test_overrides_win(tmp_path: Path) -> None:
+def test_overrides_take_precedence(tmp_path: Path) -> None:
     overrides = {"layer_norm_eps": 1e-3, "num_attention_heads": [2, 2, 2, 2], "strides": [4, 2, 2, 2]}
     report = convert(ORACLE_FILE, tmp_path / "out", overrides=overrides)
     config = AutoConfig.from_pretrained(tmp_path / "out")
@@ -63,7 +63,7 @@ def test_overrides_win(tmp_path: Path) -> None:
     assert not any("shapes do not show" in note for note in report.notes)
 
 
-def test_report_renders(tmp_path: Path) -> None:
+def test_report_is_formatted(tmp_path: Path) -> None:
     report = convert(ORACLE_FILE, tmp_path / "out")
     console = rich.console.Console(width=200, record=True, file=io.StringIO())
     console.print(report)

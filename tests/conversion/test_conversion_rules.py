@@ -1,4 +1,4 @@
-"""Name templates, layouts and rules: all can be undone, nothing is lost or written twice."""
+"""Name templates, layouts and rules are invertible, and no tensor is lost or written twice."""
 
 import math
 from collections.abc import Sequence
@@ -46,15 +46,15 @@ LAYOUTS: list[tuple[Layout, list[Sequence[int]]]] = [
 ]
 
 
-def counted(shapes: list[Sequence[int]]) -> tuple[Tensor, ...]:
-    """Tensors of which no two elements are equal."""
+def distinct_tensors(shapes: list[Sequence[int]]) -> tuple[Tensor, ...]:
+    """Tensors with distinct elements."""
     starts = torch.tensor([0, *[math.prod(shape) for shape in shapes]]).cumsum(0).tolist()
     return tuple(torch.arange(a, b).reshape(tuple(s)) for a, b, s in zip(starts, starts[1:], shapes, strict=False))
 
 
 @pytest.mark.parametrize(("layout", "shapes"), LAYOUTS, ids=[str(layout) for layout, _ in LAYOUTS])
 def test_layouts_are_invertible(layout: Layout, shapes: list[Sequence[int]]) -> None:
-    tensors = counted(shapes)
+    tensors = distinct_tensors(shapes)
     there = layout.apply(tensors, LENGTHS)
     assert all(tensor.is_contiguous() for tensor in there)
     back = layout.inverted.apply(there, LENGTHS)
@@ -71,7 +71,7 @@ def test_any_rearrangement_is_invertible(order: list[str], first: int, last: int
     merged = [*order[: cut[0]], "(" + " ".join(order[slice(*cut)]) + ")", *order[cut[1] :]]
     target = " ".join(part for part in merged if part != "()")
     layout = Rearrange(f"o i h w -> {target}")
-    (tensor,) = counted([[LENGTHS[name] for name in "oihw"]])
+    (tensor,) = distinct_tensors([[LENGTHS[name] for name in "oihw"]])
     (there,) = layout.apply((tensor,), {})
     expected = tensor.permute(["oihw".index(name) for name in order])
     assert torch.equal(there.flatten(), expected.flatten())
@@ -79,7 +79,7 @@ def test_any_rearrangement_is_invertible(order: list[str], first: int, last: int
     assert torch.equal(back, tensor)
 
 
-def test_layouts_do_what_they_say() -> None:
+def test_layouts_match_their_description() -> None:
     kernel = torch.randn(6, 2, 7)
     (dense,) = Rearrange("D H d -> (H d) D").apply((kernel,), {})
     assert torch.equal(dense, kernel.reshape(6, 14).T)
@@ -101,12 +101,12 @@ def test_layouts_do_what_they_say() -> None:
         (Join(2), (2, 2)),
     ],
 )
-def test_layouts_refuse_other_shapes(layout: Layout, shape: tuple[int, ...]) -> None:
+def test_layouts_reject_other_shapes(layout: Layout, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"shape|axis"):
         layout.apply((torch.zeros(shape),), {})
 
 
-def test_taking_an_axis_apart_needs_its_lengths() -> None:
+def test_splitting_an_axis_requires_lengths() -> None:
     with pytest.raises(ValueError, match="not known"):
         TEMPLATE_LAYOUT.apply((torch.zeros(14, 6),), {})
     with pytest.raises(ValueError, match="length 14"):
@@ -118,7 +118,7 @@ TEMPLATE_LAYOUT = Rearrange("(H d) D -> D H d")
 
 
 @given(st.integers(0, 3), st.integers(0, 200), st.sampled_from(["weight", "bias"]))
-def test_names_are_invertible(stage: int, layer: int, part: str) -> None:
+def test_name_templates_are_invertible(stage: int, layer: int, part: str) -> None:
     words = words_of(("{p:weight|bias}",))
     template = compiled("a.b{stage+1}.{layer}.c{3-stage}.{p}", words)
     name = f"a.b{stage + 1}.{layer}.c{3 - stage}.{part}"
@@ -139,16 +139,16 @@ def test_names_are_invertible(stage: int, layer: int, part: str) -> None:
         "b1.0.biasweight",
     ],
 )
-def test_names_that_do_not_fit(name: str) -> None:
+def test_unmatched_names_raise(name: str) -> None:
     assert compiled("b{stage+1}.{layer}.{p:weight|bias}", words_of(("{p:weight|bias}",))).match(name) is None
 
 
-def test_one_number_written_twice_must_agree() -> None:
+def test_repeated_index_must_agree() -> None:
     assert compiled("{i}.{i}", ()).match("1.2") is None
     assert compiled("{i}.{i}", ()).match("2.2") == {"i": 2}
 
 
-def test_a_broken_template_is_an_error() -> None:
+def test_invalid_template_raises() -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         compiled("b{stage*2}", ())
 
@@ -170,7 +170,7 @@ STATE = {
 }
 
 
-def test_a_table_and_back() -> None:
+def test_table_round_trip() -> None:
     there = translate(RULES, STATE)
     assert there.tensors.keys() == {"x.0.weight", "x.0.bias", "k.1", "v.1", "lr.2"}
     assert torch.equal(there.tensors["lr.2"], torch.cat([STATE["l.2"], STATE["r.2"]]))
@@ -182,7 +182,7 @@ def test_a_table_and_back() -> None:
     assert origin(RULES, "lr.3") == "l.3, r.3"
 
 
-def test_a_vector_may_be_written_in_two_ways() -> None:
+def test_vector_accepts_two_layouts() -> None:
     vector = torch.arange(3)
     for shape in ((3,), (1, 1, 1, 3)):
         (found,) = Vector(4).apply((vector.reshape(shape),), {})
@@ -190,7 +190,7 @@ def test_a_vector_may_be_written_in_two_ways() -> None:
         assert Vector(4).inverted.apply((found,), {})[0].shape == (1, 1, 1, 3)
 
 
-def test_an_alias_is_read_and_not_written() -> None:
+def test_alias_is_read_only() -> None:
     rules = (optional(rename("usual.{i}", "x.{i}")), alias(rename("other.{i}", "x.{i}")))
     for spelling in ("usual", "other"):
         there = translate(rules, {f"{spelling}.0": torch.ones(1)})
@@ -212,7 +212,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("state", "rules", "sentence"), FAULTS, ids=[fault[2] for fault in FAULTS])
-def test_a_table_leaves_nothing_open(state: dict[str, Tensor], rules: Sequence[Rule], sentence: str) -> None:
+def test_every_tensor_must_match_a_rule(state: dict[str, Tensor], rules: Sequence[Rule], sentence: str) -> None:
     with pytest.raises(ConversionError) as error:
         translate(rules, state)
     assert sentence in str(error.value)
@@ -226,8 +226,8 @@ TABLES = [
 
 
 @pytest.mark.parametrize(("source", "number", "rules"), TABLES, ids=[f"{t[0]}-{t[1]}" for t in TABLES])
-def test_tables_have_no_two_rules_for_a_name(source: str, number: int, rules: tuple[Rule, ...]) -> None:
-    """Every name that a rule of a shipped table can write, with small numbers, is read by that rule alone."""
+def test_duplicate_rules_raise(source: str, number: int, rules: tuple[Rule, ...]) -> None:
+    """Every name that a rule of a shipped table writes (with small numbers) is read by that rule only."""
     for table in (rules, inverted(rules)):
         for rule in table:
             for template in rule.source_templates:
@@ -237,7 +237,7 @@ def test_tables_have_no_two_rules_for_a_name(source: str, number: int, rules: tu
 
 
 def examples(placeholders: Sequence, template) -> list[str]:
-    """Names of a template: the words in turn, the numbers 1 to 3."""
+    """Names generated from a template: each alternative, and the numbers 1 to 3."""
     found = []
     for turn in range(5):
         values = {p.name: p.words.split("|")[turn % (p.words.count("|") + 1)] if p.words else 1 + turn % 3

@@ -1,4 +1,4 @@
-"""Every SegFormer source gives its reference's numbers in float64, and goes back bit for bit."""
+"""Every SegFormer source matches its reference in float64 and round-trips losslessly."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from conversion_references import (
     TOLERANCE,
     assert_equal_states,
     largest_difference,
-    loaded,
+    load_converted,
     nvlabs_state,
     smp_model,
     smp_quarter_logits,
@@ -37,7 +37,7 @@ def test_nvlabs_parity(tmp_path: Path) -> None:
     report = convert(ORACLE_FILE, tmp_path / "out")
     arrays = np.load(ORACLE / "io.npz")
     image = torch.from_numpy(arrays["input"]).double()
-    model = loaded(AutoSegmenter, tmp_path / "out")
+    model = load_converted(AutoSegmenter, tmp_path / "out")
     assert largest_difference(model, image, torch.from_numpy(arrays["output_f64"])) < TOLERANCE
     assert (report.variant, report.model) == ("custom", "SegFormerForSemanticSegmentation")
     assert {name for name, _ in report.dropped} == {
@@ -49,11 +49,11 @@ def test_nvlabs_parity(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["layer_norm_eps", "patch_norm_eps", "reduction_norm_eps", "decode_head_norm_eps"])
-def test_every_epsilon_counts(tmp_path: Path, field: str) -> None:
-    """The tolerance is fine enough to tell one epsilon from another, so parity proves each of them."""
+def test_every_epsilon_changes_the_output(tmp_path: Path, field: str) -> None:
+    """The tolerance distinguishes the epsilons, so parity verifies each of them."""
     arrays = np.load(ORACLE / "io.npz")
     convert(ORACLE_FILE, tmp_path / "out", overrides={field: 3e-6})
-    model, image = loaded(AutoSegmenter, tmp_path / "out"), torch.from_numpy(arrays["input"]).double()
+    model, image = load_converted(AutoSegmenter, tmp_path / "out"), torch.from_numpy(arrays["input"]).double()
     assert largest_difference(model, image, torch.from_numpy(arrays["output_f64"])) > 1e3 * TOLERANCE
 
 
@@ -70,10 +70,10 @@ def test_nvlabs_encoder(tmp_path: Path, prefix: str) -> None:
     torch.save({prefix + name: t for name, t in encoder.items()}, tmp_path / "mit.pth")
     assert convert(tmp_path / "mit.pth", tmp_path / "out").model == "SegFormerModel"
     convert(ORACLE_FILE, tmp_path / "whole")
-    whole = loaded(AutoSegmenter, tmp_path / "whole")
+    whole = load_converted(AutoSegmenter, tmp_path / "whole")
     with torch.no_grad():
         expected = whole.segformer(IMAGE).last_hidden_state
-    assert largest_difference(loaded(AutoModel, tmp_path / "out"), IMAGE, expected) == 0
+    assert largest_difference(load_converted(AutoModel, tmp_path / "out"), IMAGE, expected) == 0
     export(tmp_path / "out", tmp_path / "back.pth", to="nvlabs")
     assert_equal_states(torch.load(tmp_path / "back.pth", weights_only=True), encoder)
 
@@ -91,7 +91,7 @@ def test_nvlabs_classifier(tmp_path: Path) -> None:
     report = convert(source, tmp_path / "out")
     assert report.model == "SegFormerForImageClassification"
     assert "assumed" in report.labels
-    model = loaded(AutoModelForImageClassification, tmp_path / "out")
+    model = load_converted(AutoModelForImageClassification, tmp_path / "out")
     assert model.config.id2label[1] == "goldfish"
     assert len(model.config.label2id) == 1000
     state = torch.load(source, weights_only=True)
@@ -103,8 +103,8 @@ def test_nvlabs_classifier(tmp_path: Path) -> None:
     assert_equal_states(torch.load(tmp_path / "back.pth", weights_only=True), state)
 
 
-def test_classifier_starts_a_segmentor(tmp_path: Path) -> None:
-    """The usual way to fine-tune: ImageNet's encoder under a fresh decode head."""
+def test_classifier_initializes_segmentation_model(tmp_path: Path) -> None:
+    """The usual fine-tuning setup: an ImageNet encoder and a new decode head."""
     convert(imagenet_file(tmp_path), tmp_path / "out")
     segmentor, info = AutoSegmenter.from_pretrained(tmp_path / "out", num_labels=3, output_loading_info=True)
     assert all(name.startswith("decode_head.") for name in info["missing_keys"])
@@ -122,7 +122,7 @@ def test_smp_parity_and_round_trip(tmp_path: Path) -> None:
     assert any("decode_head_hidden_size is 24" in note for note in report.notes)
     with torch.no_grad():
         expected = smp_quarter_logits(reference.double(), IMAGE)
-    assert largest_difference(loaded(AutoSegmenter, tmp_path / "out"), IMAGE, expected) < TOLERANCE
+    assert largest_difference(load_converted(AutoSegmenter, tmp_path / "out"), IMAGE, expected) < TOLERANCE
     for name, read in (("back.safetensors", load_file), ("back.pth", torch.load)):
         export(tmp_path / "out", tmp_path / name, to="smp")
         assert_equal_states(read(tmp_path / name), state)
@@ -132,7 +132,7 @@ def test_mmseg_parity_and_round_trip(tmp_path: Path) -> None:
     state = mmseg_state()
     torch.save({"meta": {}, "state_dict": state}, tmp_path / "segformer.pth")
     convert(tmp_path / "segformer.pth", tmp_path / "out")
-    model = loaded(AutoSegmenter, tmp_path / "out")
+    model = load_converted(AutoSegmenter, tmp_path / "out")
     assert model.config.decode_head_flavor == "mmseg"
     assert largest_difference(model, IMAGE, MMSeg(state).logits(IMAGE)) < TOLERANCE
     export(tmp_path / "out", tmp_path / "back.pth", to="mmseg")
@@ -146,28 +146,28 @@ def test_mmseg_encoder(tmp_path: Path, prefix: str) -> None:
     torch.save({"state_dict": {prefix + k: v for k, v in encoder.items()}}, tmp_path / "mit.pth")
     convert(tmp_path / "mit.pth", tmp_path / "out")
     expected = MMSeg(state).features(IMAGE)[-1]
-    assert largest_difference(loaded(AutoModel, tmp_path / "out"), IMAGE, expected) < TOLERANCE
+    assert largest_difference(load_converted(AutoModel, tmp_path / "out"), IMAGE, expected) < TOLERANCE
     export(tmp_path / "out", tmp_path / "back.pth", to="mmseg")
     assert_equal_states(torch.load(tmp_path / "back.pth", weights_only=True), encoder)
 
 
-def test_export_crosses_formats(tmp_path: Path) -> None:
-    """A checkpoint of the authors in transformers and smp: equal where the numbers in their code allow it."""
+def test_export_to_another_format(tmp_path: Path) -> None:
+    """Export a checkpoint of the authors to transformers and smp; outputs match where their constants agree."""
     convert(ORACLE_FILE, tmp_path / "ours")
     report = export(tmp_path / "ours", tmp_path / "theirs", to="transformers")
     assert any("layer_norm_eps 1e-06 (there 1e-05)" in note for note in report.notes)
-    theirs = loaded(transformers.SegformerForSemanticSegmentation, tmp_path / "theirs")
+    theirs = load_converted(transformers.SegformerForSemanticSegmentation, tmp_path / "theirs")
     with torch.no_grad():
-        expected = loaded(AutoSegmenter, tmp_path / "ours")(IMAGE).logits
+        expected = load_converted(AutoSegmenter, tmp_path / "ours")(IMAGE).logits
     assert 0 < largest_difference(theirs, IMAGE, expected) < 1e-3
     processor = transformers.SegformerImageProcessor.from_pretrained(tmp_path / "theirs")
     assert processor.size["height"] == 512
     assert export(tmp_path / "ours", tmp_path / "smp.pth", to="smp").notes == ()
     convert(tmp_path / "smp.pth", tmp_path / "again")
-    assert largest_difference(loaded(AutoSegmenter, tmp_path / "again"), IMAGE, expected) == 0
+    assert largest_difference(load_converted(AutoSegmenter, tmp_path / "again"), IMAGE, expected) == 0
 
 
-def test_half_precision_stays(tmp_path: Path) -> None:
+def test_half_precision_is_kept(tmp_path: Path) -> None:
     state = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in nvlabs_state().items()}
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "half.pth")
     convert(tmp_path / "half.pth", tmp_path / "out")
@@ -177,8 +177,8 @@ def test_half_precision_stays(tmp_path: Path) -> None:
     assert_equal_states(back, {k: v for k, v in state.items() if "conv_seg" not in k})
 
 
-def test_tensors_that_share_memory(tmp_path: Path) -> None:
-    """Parameters, views of one fused tensor, and one tensor under two names are stored like any others."""
+def test_shared_tensors(tmp_path: Path) -> None:
+    """Parameters, views of a fused tensor, and a tensor under two names are stored like any others."""
     state = nvlabs_state()
     fused = torch.cat([state["backbone.norm1.weight"], state["backbone.norm1.bias"]])
     state["backbone.norm1.weight"], state["backbone.norm1.bias"] = fused.chunk(2)
@@ -195,7 +195,7 @@ def test_tensors_that_share_memory(tmp_path: Path) -> None:
 
 @pytest.mark.shared
 def test_real_weights(tmp_path: Path, shared: Path) -> None:
-    """SegFormer-B0 on ADE20K out of both formats: equal weights, other epsilons, nearly equal logits."""
+    """SegFormer-B0 on ADE20K from both formats: equal weights, other epsilons, nearly equal logits."""
     folder = shared / "data" / "segformer_b0_ade"
     (pth,) = (folder / "nvlabs").glob("*.pth")
     by_authors = convert(pth, tmp_path / "nvlabs")

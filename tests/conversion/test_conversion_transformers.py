@@ -1,4 +1,4 @@
-"""Segformer of transformers, in every spelling on disk: the same numbers in float64, and back bit for bit."""
+"""Segformer of transformers in all name spellings matches in float64 and round-trips losslessly."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from conversion_references import (
     TOLERANCE,
     assert_equal_states,
     largest_difference,
-    loaded,
+    load_converted,
     transformers_model,
 )
 from hf_vit_seg.conversion.convert import convert, export
@@ -29,8 +29,8 @@ HEADS = {
 SPELLINGS = ("save_pretrained", "pytorch_model.bin", "memory.bin", "memory.safetensors", "sharded")
 
 
-def written(model: transformers.PreTrainedModel, spelling: str, folder: Path) -> Path:
-    """A model of transformers on disk, under the names of either generation; returns what to convert."""
+def save_spelling(model: transformers.PreTrainedModel, spelling: str, folder: Path) -> Path:
+    """Save a transformers model with the names of either generation; return the path to convert."""
     if spelling == "sharded":
         model.save_pretrained(folder, max_shard_size="100KB")
         assert (folder / "model.safetensors.index.json").exists()
@@ -52,10 +52,10 @@ def written(model: transformers.PreTrainedModel, spelling: str, folder: Path) ->
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_transformers_parity(tmp_path: Path, head: str, spelling: str) -> None:
     reference = transformers_model(head)
-    convert(written(reference, spelling, tmp_path / "there"), tmp_path / "out")
+    convert(save_spelling(reference, spelling, tmp_path / "there"), tmp_path / "out")
     expected = reference.double()(IMAGE)
     expected = expected.last_hidden_state if head == "Model" else expected.logits
-    assert largest_difference(loaded(HEADS[head], tmp_path / "out"), IMAGE, expected.detach()) < TOLERANCE
+    assert largest_difference(load_converted(HEADS[head], tmp_path / "out"), IMAGE, expected.detach()) < TOLERANCE
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -69,13 +69,13 @@ def test_transformers_round_trip(tmp_path: Path, head: str) -> None:
         load_file(tmp_path / "back" / "model.safetensors"),
         load_file(tmp_path / "there" / "model.safetensors"),
     )
-    again = loaded(type(reference), tmp_path / "back")
+    again = load_converted(type(reference), tmp_path / "back")
     expected = reference.double()(IMAGE)
     expected = expected.last_hidden_state if head == "Model" else expected.logits
     assert largest_difference(again, IMAGE, expected.detach()) == 0
 
 
-def test_config_beside_is_used(tmp_path: Path) -> None:
+def test_sidecar_config_is_used(tmp_path: Path) -> None:
     model = transformers_model("SemanticSegmentation")
     model.config.id2label = {k: f"thing {k}" for k in range(CLASSES)}
     model.config.num_attention_heads = [2, 4, 5, 4]
@@ -84,7 +84,7 @@ def test_config_beside_is_used(tmp_path: Path) -> None:
     processor = {"size": 320, "reduce_labels": True, "image_mean": [0.1, 0.2, 0.3], "resample": 3}
     transformers.SegformerImageProcessor(**processor).save_pretrained(tmp_path / "there")
     report = convert(tmp_path / "there", tmp_path / "out")
-    config = loaded(AutoSegmenter, tmp_path / "out").config
+    config = load_converted(AutoSegmenter, tmp_path / "out").config
     assert config.id2label == model.config.id2label
     assert config.label2id == {name: k for k, name in config.id2label.items()}
     assert list(config.num_attention_heads) == [2, 4, 5, 4]

@@ -1,4 +1,4 @@
-"""torchvision and jeonsworld: equal numbers in float64, and back bit for bit; every ViT source refuses the others."""
+"""torchvision and jeonsworld match in float64 and round-trip losslessly; every ViT source rejects the others."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +13,8 @@ from conversion_references import (
     assert_equal_states,
     assert_refused,
     largest_difference,
-    loaded,
-    randomised,
+    load_converted,
+    randomize,
 )
 from hf_vit_seg.conversion import registry
 from hf_vit_seg.conversion.convert import ConversionError, convert, export
@@ -32,7 +32,7 @@ IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1), dt
 
 
 def torchvision_model(**options: Any) -> nn.Module:
-    return randomised(
+    return randomize(
         VisionTransformer(
             image_size=64,
             patch_size=16,
@@ -46,7 +46,7 @@ def torchvision_model(**options: Any) -> nn.Module:
     )
 
 
-def cloned(model: nn.Module) -> dict[str, Tensor]:
+def clone_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -58,13 +58,13 @@ def before_0_13(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("options", [{}, {"representation_size": 24}], ids=["plain", "pre-logits"])
 def test_torchvision(tmp_path: Path, options: dict[str, Any], spelled: Callable) -> None:
     model = torchvision_model(**options)
-    state = cloned(model)
+    state = clone_state(model)
     torch.save(spelled(state), tmp_path / "vit.pth")
     report = convert(tmp_path / "vit.pth", tmp_path / "out")
     assert report.source.startswith("vit/torchvision")
     with torch.no_grad():
         expected = model.double()(IMAGE)
-    ours = loaded(AutoClassifier, tmp_path / "out")
+    ours = load_converted(AutoClassifier, tmp_path / "out")
     assert largest_difference(ours, IMAGE, expected) < TOLERANCE
     assert (ours.config.position_resize_mode, ours.config.position_resize_align_corners) == ("bicubic", True)
     assert export(tmp_path / "out", tmp_path / "back.pth", to="torchvision").notes == ()
@@ -72,23 +72,23 @@ def test_torchvision(tmp_path: Path, options: dict[str, Any], spelled: Callable)
 
 
 def test_torchvision_encoder_and_positions(tmp_path: Path) -> None:
-    """Without a head, at another size: torchvision's own resize of positions."""
+    """Without a head, at another size, with torchvision's interpolation of positions."""
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     model = torchvision_model()
-    state = {k: v.double() for k, v in cloned(model).items()}
+    state = {k: v.double() for k, v in clone_state(model).items()}
     torch.save({k: v for k, v in state.items() if not k.startswith("heads.")}, tmp_path / "vit.pth")
     convert(tmp_path / "vit.pth", tmp_path / "out")
-    ours = loaded(AutoModel, tmp_path / "out")
+    ours = load_converted(AutoModel, tmp_path / "out")
     ours.resize_positions(96)
     expected = interpolate_embeddings(96, 16, state)["encoder.pos_embedding"]  # type: ignore[arg-type]
     assert (ours.embeddings.position_embeddings - expected).abs().max() < TOLERANCE
 
 
-def test_torchvision_published_size(tmp_path: Path) -> None:
+def test_torchvision_published_variant(tmp_path: Path) -> None:
     import torchvision
 
-    model = randomised(torchvision.models.vit_b_32())
+    model = randomize(torchvision.models.vit_b_32())
     torch.save(model.state_dict(), tmp_path / "vit.pth")
     report = convert(tmp_path / "vit.pth", tmp_path / "out")
     assert (report.variant, report.parameters) == ("b-32", 88_224_232)
@@ -101,20 +101,20 @@ def test_jeonsworld(tmp_path: Path) -> None:
     assert report.source.startswith("vit/jeonsworld")
     with np.load(ORACLES / "jeonsworld_vit" / "io.npz") as arrays:
         image, expected = (torch.from_numpy(arrays[name]).double() for name in ("input", "output_f64"))
-    assert largest_difference(loaded(AutoClassifier, tmp_path / "out"), image, expected) < TOLERANCE
+    assert largest_difference(load_converted(AutoClassifier, tmp_path / "out"), image, expected) < TOLERANCE
     assert export(tmp_path / "out", tmp_path / "back.bin", to="jeonsworld").notes == ()
     state = torch.load(JEONSWORLD, weights_only=True)
     assert_equal_states(torch.load(tmp_path / "back.bin", weights_only=True), state)
 
 
-def test_jeonsworld_hybrid_is_refused(tmp_path: Path) -> None:
+def test_jeonsworld_hybrid_raises(tmp_path: Path) -> None:
     state = torch.load(JEONSWORLD, weights_only=True)
     state["transformer.embeddings.hybrid_model.root.conv.weight"] = torch.zeros(64, 3, 7, 7)
     torch.save(state, tmp_path / "hybrid.bin")
     assert_refused(tmp_path, "computes another function than every other implementation", tmp_path / "hybrid.bin")
 
 
-def test_unseen_heads_are_told(tmp_path: Path) -> None:
+def test_unverified_heads_are_reported(tmp_path: Path) -> None:
     note = "shapes do not show num_attention_heads 1: assumed"
     assert any(note in told for told in convert(JEONSWORLD, tmp_path / "out").notes)
     report = convert(JEONSWORLD, tmp_path / "told", overrides=THREE_HEADS)
@@ -125,20 +125,20 @@ def vit_sources() -> list[str]:
     return [registry.qualified(*pair) for pair in registry.sources() if pair[0].name == "vit"]
 
 
-def test_every_vit_source_is_declared() -> None:
+def test_all_vit_sources_are_registered() -> None:
     names = ("google", "timm", "torchvision", "jeonsworld", "transformers", "vitpose", "segmenter")
     assert vit_sources() == [f"vit/{name}" for name in names]
     assert all(place.startswith("hf_vit_seg.conversion.vit.") for place in architectures()["vit"].conversions)
 
 
 @pytest.mark.parametrize("name", ["google", "timm", "torchvision", "jeonsworld", "vitpose", "segmenter"])
-def test_a_segformer_is_none_of_them(tmp_path: Path, name: str) -> None:
+def test_segformer_matches_no_vit_source(tmp_path: Path, name: str) -> None:
     assert_refused(tmp_path, f"is not of source 'vit/{name}'", ORACLE_FILE, source=f"vit/{name}")
     if name != "jeonsworld":
         assert_refused(tmp_path, f"is not of source '{name}'", JEONSWORLD, source=name)
 
 
-def test_a_segformer_is_not_transformers_vit(tmp_path: Path) -> None:
+def test_segformer_is_not_detected_as_transformers_vit(tmp_path: Path) -> None:
     assert_refused(tmp_path, "is not of source 'vit/transformers'", ORACLE_FILE, source="vit/transformers")
     assert_refused(tmp_path, "is not of source 'transformers'", JEONSWORLD, source="transformers")
 
@@ -152,8 +152,8 @@ CROSSINGS = [
 
 
 @pytest.mark.parametrize(("to", "note"), CROSSINGS)
-def test_export_crosses_formats(tmp_path: Path, to: str, note: str) -> None:
-    """One model in every format, its numerics told, its numbers equal when it comes back."""
+def test_export_to_another_format(tmp_path: Path, to: str, note: str) -> None:
+    """Export one model to every format; numerics are reported, and outputs match after the round trip."""
     convert(JEONSWORLD, tmp_path / "ours", overrides=THREE_HEADS)
     report = export(tmp_path / "ours", tmp_path / "theirs", to=to)
     assert note in " ".join(report.notes)
@@ -161,11 +161,11 @@ def test_export_crosses_formats(tmp_path: Path, to: str, note: str) -> None:
     numerics = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, **THREE_HEADS}
     convert(tmp_path / "theirs", tmp_path / "again", overrides=numerics)
     with torch.no_grad():
-        expected = loaded(AutoClassifier, tmp_path / "ours")(IMAGE).logits
-    assert largest_difference(loaded(AutoClassifier, tmp_path / "again"), IMAGE, expected) == 0
+        expected = load_converted(AutoClassifier, tmp_path / "ours")(IMAGE).logits
+    assert largest_difference(load_converted(AutoClassifier, tmp_path / "again"), IMAGE, expected) == 0
 
 
-def test_export_refuses_what_a_format_cannot_hold(tmp_path: Path) -> None:
+def test_export_raises_for_unsupported_models(tmp_path: Path) -> None:
     convert(ORACLES / "flax_vit_hybrid" / "R-ViT-tiny_16.npz", tmp_path / "hybrid")
     for to in ("torchvision", "jeonsworld"):
         with pytest.raises(ConversionError, match=f"stem 'resnetv2' and {to} can only hold 'patch'"):

@@ -1,4 +1,4 @@
-"""Google's .npz files by the flax oracles: the same numbers in float64 in every spelling, and back bit for bit."""
+"""Google's .npz files match the flax oracles in float64 in every spelling and round-trip losslessly."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conversion_references import TOLERANCE, assert_refused, largest_difference, loaded
+from conversion_references import TOLERANCE, assert_refused, largest_difference, load_converted
 from hf_vit_seg.conversion.convert import convert, export
 from paths import ORACLES
 from torch import Tensor
@@ -36,21 +36,21 @@ def image_and_output(oracle: str) -> tuple[Tensor, Tensor]:
 
 def difference(folder: Path, oracle: str) -> float:
     image, output = image_and_output(oracle)
-    return largest_difference(loaded(AutoClassifier, folder), image, output)
+    return largest_difference(load_converted(AutoClassifier, folder), image, output)
 
 
 def linen(arrays: Arrays) -> Arrays:
-    """The names and shapes of today's flax."""
+    """The names and shapes of current flax."""
 
-    def renamed(name: str) -> str:
+    def linen_name(name: str) -> str:
         for old, new in (("Attention_1", "Attention_0"), ("LayerNorm_2", "LayerNorm_1"), ("MlpBlock_3", "MlpBlock_0")):
             name = name.replace(old, new)
         return name
 
-    return {renamed(name): a.reshape(-1) if a.shape[:3] == (1, 1, 1) else a for name, a in arrays.items()}
+    return {linen_name(name): a.reshape(-1) if a.shape[:3] == (1, 1, 1) else a for name, a in arrays.items()}
 
 
-def saved(arrays: Arrays, path: Path) -> Path:
+def save_arrays(arrays: Arrays, path: Path) -> Path:
     np.savez(path, allow_pickle=False, **arrays)
     return path
 
@@ -88,19 +88,19 @@ SPELLINGS: dict[str, Callable[[Arrays], Arrays]] = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("oracle", FILES)
-def test_spellings(tmp_path: Path, oracle: str, spelling: str) -> None:
-    """Whatever the names are, the weights are equal; the published names are written."""
+def test_name_spellings(tmp_path: Path, oracle: str, spelling: str) -> None:
+    """All spellings give equal weights; export writes the published names."""
     arrays = arrays_of(oracle)
-    convert(saved(SPELLINGS[spelling](arrays), tmp_path / "other.npz"), tmp_path / "out")
+    convert(save_arrays(SPELLINGS[spelling](arrays), tmp_path / "other.npz"), tmp_path / "out")
     export(tmp_path / "out", tmp_path / "back.npz", to="google")
     assert_same_arrays(tmp_path / "back.npz", arrays)
     assert difference(tmp_path / "out", oracle) < TOLERANCE
 
 
-def test_bfloat16_without_a_type(tmp_path: Path) -> None:
+def test_untyped_bfloat16(tmp_path: Path) -> None:
     halves = {k: torch.from_numpy(v).bfloat16() for k, v in arrays_of("flax_vit_hybrid").items()}
     stored = {k: v.view(torch.int16).numpy().view("V2") for k, v in halves.items()}
-    convert(saved(stored, tmp_path / "half.npz"), tmp_path / "out")
+    convert(save_arrays(stored, tmp_path / "half.npz"), tmp_path / "out")
     assert AutoClassifier.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
     export(tmp_path / "out", tmp_path / "back.npz", to="google")
     assert_same_arrays(tmp_path / "back.npz", stored)
@@ -109,13 +109,13 @@ def test_bfloat16_without_a_type(tmp_path: Path) -> None:
 @pytest.mark.parametrize("oracle", ["flax_vit_pure", "flax_vit_hybrid"])
 def test_encoder(tmp_path: Path, oracle: str) -> None:
     bare = {k: v for k, v in arrays_of(oracle).items() if not k.startswith("head/")}
-    convert(saved(bare, tmp_path / "bare.npz"), tmp_path / "out")
-    loaded(AutoModel, tmp_path / "out")
+    convert(save_arrays(bare, tmp_path / "bare.npz"), tmp_path / "out")
+    load_converted(AutoModel, tmp_path / "out")
     export(tmp_path / "out", tmp_path / "back.npz", to="google")
     assert_same_arrays(tmp_path / "back.npz", bare)
 
 
-def test_what_the_config_says(tmp_path: Path) -> None:
+def test_config_fields(tmp_path: Path) -> None:
     report = convert(ORACLES / "flax_vit_hybrid" / FILES["flax_vit_hybrid"], tmp_path / "out")
     config = AutoClassifier.from_pretrained(tmp_path / "out").config
     assert (config.hidden_act, config.layer_norm_eps, config.image_size) == ("gelu_pytorch_tanh", 1e-6, 64)
@@ -126,8 +126,8 @@ def test_what_the_config_says(tmp_path: Path) -> None:
     assert not processor.do_center_crop
 
 
-def zoomed(grid: np.ndarray, side: int) -> np.ndarray:
-    """What the reference does to positions (h, w, D): scipy.ndimage.zoom of first order, between the corners."""
+def zoom_positions(grid: np.ndarray, side: int) -> np.ndarray:
+    """Position resizing of the reference (h, w, D): scipy.ndimage.zoom of order 1 with aligned corners."""
     for axis in (0, 1):
         places, known = np.linspace(0, grid.shape[axis] - 1, side), np.arange(grid.shape[axis])
         grid = np.apply_along_axis(lambda line, at, of: np.interp(at, of, line), axis, grid, places, known)
@@ -135,26 +135,26 @@ def zoomed(grid: np.ndarray, side: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("side", [3, 6])
-def test_positions_of_other_sizes(tmp_path: Path, side: int) -> None:
+def test_positions_at_other_image_sizes(tmp_path: Path, side: int) -> None:
     file = ORACLES / "flax_vit_pure" / FILES["flax_vit_pure"]
     convert(file, tmp_path / "out")
-    model = loaded(AutoClassifier, tmp_path / "out")
+    model = load_converted(AutoClassifier, tmp_path / "out")
     positions = arrays_of("flax_vit_pure")["Transformer/posembed_input/pos_embedding"].astype(np.float64)
     model.resize_positions(16 * side)
     found = model.vit.embeddings.position_embeddings.detach()[0]
-    grid = zoomed(positions[0, 1:].reshape(4, 4, 48), side).reshape(-1, 48)
+    grid = zoom_positions(positions[0, 1:].reshape(4, 4, 48), side).reshape(-1, 48)
     expected = torch.from_numpy(np.concatenate([positions[0, :1], grid]))
     assert (found - expected).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("field", ["layer_norm_eps", "stem_weight_standardization_eps", "stem_group_norm_eps"])
-def test_every_epsilon_counts(tmp_path: Path, field: str) -> None:
+def test_every_epsilon_changes_the_output(tmp_path: Path, field: str) -> None:
     file = ORACLES / "flax_vit_hybrid" / FILES["flax_vit_hybrid"]
     convert(file, tmp_path / "out", overrides={field: 3e-6})
     assert difference(tmp_path / "out", "flax_vit_hybrid") > 100 * TOLERANCE
 
 
-def test_zeros_of_2020_are_told(tmp_path: Path) -> None:
+def test_zero_heads_of_2020_are_reported(tmp_path: Path) -> None:
     file = ORACLES / "flax_vit_pure_prelogits" / FILES["flax_vit_pure_prelogits"]
     assert any("all zeros" in note for note in convert(file, tmp_path / "out").notes)
 
@@ -177,13 +177,13 @@ def without(arrays: Arrays, part: str) -> Arrays:
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refusals(tmp_path: Path, case: str) -> None:
+def test_unsupported_checkpoints_raise(tmp_path: Path, case: str) -> None:
     make, sentence = REFUSED[case]
-    assert_refused(tmp_path, sentence, saved(make(arrays_of("flax_vit_pure")), tmp_path / "bad.npz"))
+    assert_refused(tmp_path, sentence, save_arrays(make(arrays_of("flax_vit_pure")), tmp_path / "bad.npz"))
 
 
-def test_rectangles_by_override(tmp_path: Path) -> None:
+def test_override_gives_rectangular_images(tmp_path: Path) -> None:
     arrays = arrays_of("flax_vit_pure")
     arrays["Transformer/posembed_input/pos_embedding"] = np.zeros((1, 13, 48), np.float32)
-    convert(saved(arrays, tmp_path / "in.npz"), tmp_path / "out", overrides={"image_size": [48, 64]})
-    assert list(loaded(AutoClassifier, tmp_path / "out").config.image_size) == [48, 64]
+    convert(save_arrays(arrays, tmp_path / "in.npz"), tmp_path / "out", overrides={"image_size": [48, 64]})
+    assert list(load_converted(AutoClassifier, tmp_path / "out").config.image_size) == [48, 64]

@@ -1,4 +1,4 @@
-"""ViTPose, classic and simple, by the oracles of the authors' code: equal numbers in float64, back bit for bit."""
+"""ViTPose, classic and simple: match the oracles of the authors' code in float64 and round-trip losslessly."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conversion_references import TOLERANCE, assert_equal_states, assert_refused, loaded
+from conversion_references import TOLERANCE, assert_equal_states, assert_refused, load_converted
 from hf_vit_seg.conversion.convert import convert, export
 from paths import ORACLES
 from torch import Tensor
@@ -28,7 +28,7 @@ def state_of(head: str) -> dict[str, Tensor]:
 def difference(folder: Path, head: str) -> float:
     with np.load(ORACLES / f"vitpose_{head}" / "io.npz") as arrays:
         image, expected = (torch.from_numpy(arrays[name]).double() for name in ("input", "output_f64"))
-    found = loaded(AutoModelForPoseEstimation, folder)(image).heatmaps
+    found = load_converted(AutoModelForPoseEstimation, folder)(image).heatmaps
     assert found.shape == expected.shape
     return (found - expected).abs().max().item()
 
@@ -43,9 +43,9 @@ def test_parity_and_round_trip(tmp_path: Path, head: str) -> None:
     assert_equal_states(torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"], state_of(head))
 
 
-def test_what_the_config_says(tmp_path: Path) -> None:
+def test_config_fields(tmp_path: Path) -> None:
     convert(file_of("classic"), tmp_path / "out", overrides=THREE_HEADS)
-    config = loaded(AutoModelForPoseEstimation, tmp_path / "out").config
+    config = load_converted(AutoModelForPoseEstimation, tmp_path / "out").config
     assert (list(config.image_size), config.patch_padding, config.pose_head_hidden_size) == ([96, 64], 2, 32)
     assert (config.use_cls_token, config.position_embeddings_cover_prefix) == (False, True)
     assert (config.num_labels, config.id2label[9]) == (17, "left_wrist")
@@ -54,17 +54,17 @@ def test_what_the_config_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("positions", [192, 432])
-def test_published_sizes_of_images(tmp_path: Path, positions: int) -> None:
-    """256x192 and 384x288, seen from nothing but the number of positions."""
+def test_published_image_sizes(tmp_path: Path, positions: int) -> None:
+    """256x192 and 384x288, inferred from the number of positions."""
     state = {**state_of("simple"), "backbone.pos_embed": torch.randn(1, 1 + positions, 48)}
     torch.save({"state_dict": state}, tmp_path / "vitpose.pth")
     convert(tmp_path / "vitpose.pth", tmp_path / "out")
-    height, width = loaded(AutoModelForPoseEstimation, tmp_path / "out").config.image_size
+    height, width = load_converted(AutoModelForPoseEstimation, tmp_path / "out").config.image_size
     assert (height * width, height * 3) == (256 * positions, width * 4)
 
 
-def test_files_of_several_data_sets(tmp_path: Path) -> None:
-    """A class token that is not used, and further heads, are dropped by name."""
+def test_multi_dataset_checkpoints(tmp_path: Path) -> None:
+    """An unused class token and additional heads are dropped by name."""
     state = state_of("classic")
     others = {"backbone.cls_token": torch.randn(1, 1, 48)}
     others |= {k.replace("keypoint_head", "associate_keypoint_heads.2"): v for k, v in state.items() if "_head" in k}
@@ -74,7 +74,7 @@ def test_files_of_several_data_sets(tmp_path: Path) -> None:
     assert difference(tmp_path / "out", "classic") < TOLERANCE
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_unsupported_checkpoints_raise(tmp_path: Path) -> None:
     state = {**state_of("classic"), "backbone.blocks.0.mlp.experts.0.weight": torch.zeros(1)}
     torch.save({"state_dict": state}, tmp_path / "plus.pth")
     assert_refused(tmp_path, "ViTPose++", tmp_path / "plus.pth")

@@ -1,10 +1,10 @@
-"""Segmenter, linear and mask transformer: the paper's numbers in float64, and back bit for bit."""
+"""Segmenter, linear and mask transformer: match the paper's model in float64 and round-trip losslessly."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from conversion_references import TOLERANCE, assert_equal_states, assert_refused, largest_difference, loaded
+from conversion_references import TOLERANCE, assert_equal_states, assert_refused, largest_difference, load_converted
 from conversion_segmenter import Segmenter, segmenter_state
 from hf_vit_seg.conversion.convert import convert, export
 from transformers import AutoImageProcessor
@@ -22,7 +22,7 @@ def test_parity_and_round_trip(tmp_path: Path, head: str, distilled: bool) -> No
     assert report.source.startswith("vit/segmenter")
     unused = {name for name in state if name.startswith("encoder.head")}
     assert {name for name, _ in report.dropped} == unused
-    model = loaded(AutoSegmenter, tmp_path / "out")
+    model = load_converted(AutoSegmenter, tmp_path / "out")
     assert model.config.decode_head == head
     for size in ((64, 64), (48, 80)):
         image = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -33,12 +33,15 @@ def test_parity_and_round_trip(tmp_path: Path, head: str, distilled: bool) -> No
 
 
 @pytest.mark.parametrize("field", ["layer_norm_eps", "decode_head_norm_eps"])
-def test_every_epsilon_counts(tmp_path: Path, field: str) -> None:
+def test_every_epsilon_changes_the_output(tmp_path: Path, field: str) -> None:
     state = segmenter_state(mask=True)
     torch.save({"model": state}, tmp_path / "checkpoint.pth")
     convert(tmp_path / "checkpoint.pth", tmp_path / "out", overrides={field: 1e-6})
     image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
-    assert largest_difference(loaded(AutoSegmenter, tmp_path / "out"), image, Segmenter(state).logits(image)) > 1e-8
+    assert (
+        largest_difference(load_converted(AutoSegmenter, tmp_path / "out"), image, Segmenter(state).logits(image))
+        > 1e-8
+    )
 
 
 def test_preprocessing(tmp_path: Path) -> None:
@@ -49,7 +52,7 @@ def test_preprocessing(tmp_path: Path) -> None:
     assert any("mean [0.5, 0.5, 0.5]" in note for note in report.notes)
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_unsupported_checkpoints_raise(tmp_path: Path) -> None:
     state = segmenter_state(mask=True)
     del state["decoder.proj_patch"]
     torch.save({"model": state}, tmp_path / "checkpoint.pth")

@@ -1,4 +1,4 @@
-"""timm's models, live, and the files of DeiT, MAE, DINO and DINOv2: equal numbers in float64, and back bit for bit."""
+"""timm's models, run live, and files of DeiT, MAE, DINO and DINOv2: match in float64 and round-trip losslessly."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from conversion_references import TOLERANCE, assert_equal_states, assert_refused, largest_difference, loaded, randomised
+from conversion_references import (
+    TOLERANCE,
+    assert_equal_states,
+    assert_refused,
+    largest_difference,
+    load_converted,
+    randomize,
+)
 from hf_vit_seg.conversion.convert import convert, export
 from torch import Tensor, nn
 from transformers import AutoModel
@@ -24,11 +31,11 @@ IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1), dt
 
 
 def vit(**options: Any) -> Any:
-    return randomised(VisionTransformer(**{**SIZES, "img_size": 64, **options}))
+    return randomize(VisionTransformer(**{**SIZES, "img_size": 64, **options}))
 
 
-def distilled(**options: Any) -> nn.Module:
-    return randomised(VisionTransformerDistilled(**{**SIZES, "img_size": 64, **options}))
+def distilled_model(**options: Any) -> nn.Module:
+    return randomize(VisionTransformerDistilled(**{**SIZES, "img_size": 64, **options}))
 
 
 def hybrid(depths: tuple[int, ...], patch: int) -> Any:
@@ -48,7 +55,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "mean": lambda: vit(global_pool="avg"),
     "mean without class token": lambda: vit(global_pool="avg", class_token=False),
     "mean without norms": lambda: vit(global_pool="avg", class_token=False, fc_norm=False),
-    "distilled": distilled,
+    "distilled": distilled_model,
     "hybrid": lambda: hybrid((2, 1), 2),
     "hybrid of four stages": lambda: hybrid((1, 1, 1, 1), 1),
     "hybrid of a stem": lambda: hybrid((), 4),
@@ -64,7 +71,7 @@ def logits_of(model: nn.Module, image: Tensor) -> Tensor:
     return model.double()(image)
 
 
-def saved(state: dict[str, Tensor], path: Path, wrapper: str | None = None) -> Path:
+def save_state(state: dict[str, Tensor], path: Path, wrapper: str | None = None) -> Path:
     torch.save({wrapper: state} if wrapper else state, path)
     return path
 
@@ -73,11 +80,11 @@ def saved(state: dict[str, Tensor], path: Path, wrapper: str | None = None) -> P
 def test_parity_and_round_trip(tmp_path: Path, case: str) -> None:
     model = MODELS[case]()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    # Only square grids can be told from a number of positions.
+    # Only square grids can be inferred from the number of positions.
     options: dict[str, Any] = {"overrides": {"image_size": [32, 64]}} if case == "patches of 8x16" else {}
-    report = convert(saved(state, tmp_path / "timm.pth"), tmp_path / "out", **options)
+    report = convert(save_state(state, tmp_path / "timm.pth"), tmp_path / "out", **options)
     assert report.source.startswith("vit/timm")
-    ours, image = loaded(AutoClassifier, tmp_path / "out"), image_of(model)
+    ours, image = load_converted(AutoClassifier, tmp_path / "out"), image_of(model)
     assert largest_difference(ours, image, logits_of(model, image)) < TOLERANCE
     report = export(tmp_path / "out", tmp_path / "back.pth", to="timm")
     assert report.notes == ()
@@ -88,11 +95,11 @@ def test_parity_and_round_trip(tmp_path: Path, case: str) -> None:
 def test_encoder(tmp_path: Path, make: Callable[[], Any]) -> None:
     model = make()
     state = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("head.")}
-    report = convert(saved(state, tmp_path / "timm.pth"), tmp_path / "out")
+    report = convert(save_state(state, tmp_path / "timm.pth"), tmp_path / "out")
     assert report.model == "VisionTransformerModel"
     with torch.no_grad():
         expected = model.double().forward_features(IMAGE)
-    assert largest_difference(loaded(AutoModel, tmp_path / "out"), IMAGE, expected) < TOLERANCE
+    assert largest_difference(load_converted(AutoModel, tmp_path / "out"), IMAGE, expected) < TOLERANCE
     export(tmp_path / "out", tmp_path / "back.pth", to="timm")
     assert_equal_states(torch.load(tmp_path / "back.pth", weights_only=True), state)
 
@@ -102,26 +109,26 @@ def block_names(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_mae(tmp_path: Path) -> None:
-    """MAE's own file: the encoder under `model`, with the decoder of its training beside."""
+    """MAE's own file: the encoder under `model`, together with the decoder for pretraining."""
     model = vit(num_classes=0)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pairs = ("embed", "norm", "pred")
     decoder = {f"decoder_{name}.{p}": torch.randn(3) for name in pairs for p in ("weight", "bias")}
     decoder |= {"decoder_pos_embed": torch.randn(1, 17, 3), "mask_token": torch.randn(1, 1, 3)}
     decoder |= block_names("decoder_", state)
-    report = convert(saved({**state, **decoder}, tmp_path / "mae.pth", "model"), tmp_path / "out")
+    report = convert(save_state({**state, **decoder}, tmp_path / "mae.pth", "model"), tmp_path / "out")
     assert {name for name, _ in report.dropped} == decoder.keys()
     with torch.no_grad():
         expected = model.double().forward_features(IMAGE)
-    assert largest_difference(loaded(AutoModel, tmp_path / "out"), IMAGE, expected) < TOLERANCE
+    assert largest_difference(load_converted(AutoModel, tmp_path / "out"), IMAGE, expected) < TOLERANCE
     for auto, heads in ((AutoSegmenter, "decode_head."), (AutoClassifier, "classifier.")):
         _, info = auto.from_pretrained(tmp_path / "out", num_labels=3, output_loading_info=True)
         assert info["missing_keys"] and all(name.startswith(heads) for name in info["missing_keys"])
         assert not info["unexpected_keys"]
 
 
-def test_dinov2_of_facebook(tmp_path: Path) -> None:
-    """Its registers have no positions and its class token has one; timm keeps the two added up."""
+def test_facebook_dinov2(tmp_path: Path) -> None:
+    """Its registers have no positions and its class token has one; timm stores their sum."""
     model = vit(num_classes=0, init_values=1e-5, reg_tokens=4, no_embed_class=True)
     timms = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     place = torch.randn(1, 1, 128)
@@ -132,36 +139,38 @@ def test_dinov2_of_facebook(tmp_path: Path) -> None:
     with torch.no_grad():
         model.cls_token += place
         expected = model.forward_features(IMAGE)
-    report = convert(saved(facebook, tmp_path / "dinov2.pth"), tmp_path / "out")
+    report = convert(save_state(facebook, tmp_path / "dinov2.pth"), tmp_path / "out")
     assert [name for name, _ in report.dropped] == ["mask_token"]
-    assert largest_difference(loaded(AutoModel, tmp_path / "out"), IMAGE, expected) < TOLERANCE
+    assert largest_difference(load_converted(AutoModel, tmp_path / "out"), IMAGE, expected) < TOLERANCE
 
 
-def test_deit_3_of_facebook(tmp_path: Path) -> None:
-    """Its files call the scales gamma_1 and gamma_2."""
+def test_facebook_deit_3(tmp_path: Path) -> None:
+    """Its files name the scales gamma_1 and gamma_2."""
     state = vit(init_values=1e-5, no_embed_class=True).state_dict()
     spelled = {k.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2"): v for k, v in state.items()}
     assert spelled.keys() != state.keys()
-    convert(saved(spelled, tmp_path / "deit.pth", "model"), tmp_path / "out")
+    convert(save_state(spelled, tmp_path / "deit.pth", "model"), tmp_path / "out")
     export(tmp_path / "out", tmp_path / "back.pth", to="timm")
     assert_equal_states(torch.load(tmp_path / "back.pth", weights_only=True), dict(state))
 
 
 @pytest.mark.parametrize(
     ("name", "variant"),
-    # With the exact GELU, timm's ViT-Ti is the same function as DeiT-Ti.
+    # With exact GELU, timm's ViT-Ti is the same function as DeiT-Ti.
     [
         ("vit_tiny_patch16_224", "deit-ti-16"),
         ("vit_tiny_r_s16_p8_224", "r-ti-16"),
         ("vit_small_r26_s32_224", "r26-s-32"),
     ],
 )
-def test_published_sizes(tmp_path: Path, name: str, variant: str) -> None:
-    model = randomised(timm.create_model(name, pretrained=False))
-    report = convert(saved(dict(model.state_dict()), tmp_path / "timm.pth"), tmp_path / "out")
+def test_published_variants(tmp_path: Path, name: str, variant: str) -> None:
+    model = randomize(timm.create_model(name, pretrained=False))
+    report = convert(save_state(dict(model.state_dict()), tmp_path / "timm.pth"), tmp_path / "out")
     assert report.variant == variant
     image = torch.randn(1, 3, 224, 224, dtype=torch.float64)
-    assert largest_difference(loaded(AutoClassifier, tmp_path / "out"), image, logits_of(model, image)) < TOLERANCE
+    assert (
+        largest_difference(load_converted(AutoClassifier, tmp_path / "out"), image, logits_of(model, image)) < TOLERANCE
+    )
 
 
 def resnet_d() -> dict[str, Tensor]:
@@ -185,6 +194,6 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refusals(tmp_path: Path, case: str) -> None:
+def test_unsupported_checkpoints_raise(tmp_path: Path, case: str) -> None:
     make, sentence = REFUSED[case]
-    assert_refused(tmp_path, sentence, saved(make(), tmp_path / "timm.pth"))
+    assert_refused(tmp_path, sentence, save_state(make(), tmp_path / "timm.pth"))

@@ -1,4 +1,4 @@
-"""ViT, DeiT and ViTHybrid of transformers, in every spelling: equal numbers in float64, and back bit for bit."""
+"""ViT, DeiT and ViTHybrid of transformers, in every spelling: match in float64 and round-trip losslessly."""
 
 import json
 import re
@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conversion_references import TOLERANCE, assert_equal_states, assert_refused, largest_difference, loaded, randomised
+from conversion_references import (
+    TOLERANCE,
+    assert_equal_states,
+    assert_refused,
+    largest_difference,
+    load_converted,
+    randomize,
+)
 from hf_vit_seg.conversion.convert import convert, export
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -38,7 +45,7 @@ SPELLINGS = ("save_pretrained", "memory")
 
 def theirs(name: str, **options: Any) -> Any:
     config = getattr(transformers, name[: name.index("T") + 1] + "Config")
-    return randomised(getattr(transformers, name)(config(**{**SIZES, **options})))
+    return randomize(getattr(transformers, name)(config(**{**SIZES, **options})))
 
 
 def auto_of(name: str) -> Any:
@@ -51,8 +58,8 @@ def output_of(model: Any) -> Tensor:
     return outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
 
 
-def written(model: Any, spelling: str, folder: Path) -> Path:
-    """A directory under the names on disk, or those in memory, beside its config."""
+def save_spelling(model: Any, spelling: str, folder: Path) -> Path:
+    """A directory with the names on disk or in memory, and its config."""
     model.save_pretrained(folder)
     if spelling == "memory":
         save_file(dict(model.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
@@ -63,10 +70,10 @@ def written(model: Any, spelling: str, folder: Path) -> Path:
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_parity(tmp_path: Path, name: str, spelling: str) -> None:
     model = theirs(name)
-    report = convert(written(model, spelling, tmp_path / "there"), tmp_path / "out")
+    report = convert(save_spelling(model, spelling, tmp_path / "there"), tmp_path / "out")
     assert report.source.startswith("vit/transformers")
     assert not any("num_attention_heads" in note for note in report.notes)
-    ours = loaded(auto_of(name), tmp_path / "out")
+    ours = load_converted(auto_of(name), tmp_path / "out")
     assert ours.config.layer_norm_eps == 1e-12
     assert largest_difference(ours, IMAGE, output_of(model)) < TOLERANCE
 
@@ -74,10 +81,10 @@ def test_parity(tmp_path: Path, name: str, spelling: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_round_trip(tmp_path: Path, name: str) -> None:
     model = theirs(name)
-    convert(written(model, "save_pretrained", tmp_path / "there"), tmp_path / "out")
+    convert(save_spelling(model, "save_pretrained", tmp_path / "there"), tmp_path / "out")
     assert export(tmp_path / "out", tmp_path / "back", to="transformers").notes == ()
     expected = load_file(tmp_path / "there" / "model.safetensors")
-    pooler = {k for k in expected if k.startswith("pooler.")}  # no part of the encoder here
+    pooler = {k for k in expected if k.startswith("pooler.")}  # not part of the encoder
     found = load_file(tmp_path / "back" / "model.safetensors")
     assert_equal_states(found, {k: v for k, v in expected.items() if k not in pooler})
     again, info = type(model).from_pretrained(tmp_path / "back", dtype=torch.float64, output_loading_info=True)
@@ -90,7 +97,7 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
     [{"qkv_bias": False}, {"hidden_act": "quick_gelu"}, {"layer_norm_eps": 1e-3}, {"image_size": [32, 128]}],
     ids=str,
 )
-def test_config_beside_is_used(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_sidecar_config_is_used(tmp_path: Path, options: dict[str, Any]) -> None:
     model = theirs("ViTForImageClassification", **options)
     model.config.id2label = {k: f"thing {k}" for k in range(7)}
     model.save_pretrained(tmp_path / "there")
@@ -98,7 +105,7 @@ def test_config_beside_is_used(tmp_path: Path, options: dict[str, Any]) -> None:
     transformers.ViTImageProcessor(**processor).save_pretrained(tmp_path / "there")
     report = convert(tmp_path / "there", tmp_path / "out")
     assert "config.json" in report.labels
-    ours = loaded(AutoClassifier, tmp_path / "out")
+    ours = load_converted(AutoClassifier, tmp_path / "out")
     assert ours.config.id2label == model.config.id2label
     if "image_size" in options:
         image = IMAGE.reshape(2, 3, 32, 128)
@@ -110,31 +117,31 @@ def test_config_beside_is_used(tmp_path: Path, options: dict[str, Any]) -> None:
     assert list(AutoImageProcessor.from_pretrained(tmp_path / "out").image_std) == [0.25] * 3
 
 
-def test_positions_of_other_sizes(tmp_path: Path) -> None:
+def test_positions_at_other_image_sizes(tmp_path: Path) -> None:
     model = theirs("ViTForImageClassification")
-    convert(written(model, "save_pretrained", tmp_path / "there"), tmp_path / "out")
+    convert(save_spelling(model, "save_pretrained", tmp_path / "there"), tmp_path / "out")
     image = torch.randn(1, 3, 96, 80, dtype=torch.float64)
     with torch.no_grad():
         expected = model.double()(image, interpolate_pos_encoding=True).logits
-    assert largest_difference(loaded(AutoClassifier, tmp_path / "out"), image, expected) < 1e-6
+    assert largest_difference(load_converted(AutoClassifier, tmp_path / "out"), image, expected) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["ViTForMaskedImageModeling", "ViTMAEForPreTraining"])
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_encoder_of_masked_training(tmp_path: Path, name: str, spelling: str) -> None:
-    """The encoder alone is kept; the decoder and the mask token are dropped by name."""
+def test_masked_autoencoder_encoder(tmp_path: Path, name: str, spelling: str) -> None:
+    """Only the encoder is kept; the decoder and the mask token are dropped by name."""
     small: dict[str, Any] = {
         "decoder_hidden_size": 32,
         "decoder_num_hidden_layers": 1,
         "decoder_num_attention_heads": 2,
     }
     config = transformers.ViTMAEConfig(**SIZES, **small) if "MAE" in name else transformers.ViTConfig(**SIZES)
-    model = randomised(getattr(transformers, name)(config))
-    report = convert(written(model, spelling, tmp_path / "there"), tmp_path / "out")
+    model = randomize(getattr(transformers, name)(config))
+    report = convert(save_spelling(model, spelling, tmp_path / "there"), tmp_path / "out")
     assert report.model == "VisionTransformerModel"
     state = load_file(tmp_path / "there" / "model.safetensors")
     assert {dropped for dropped, _ in report.dropped} == {k for k in state if "decoder." in k or "mask_token" in k}
-    found = loaded(AutoModel, tmp_path / "out").state_dict()
+    found = load_converted(AutoModel, tmp_path / "out").state_dict()
     assert len(found) == len(state) - len(report.dropped)
 
 
@@ -157,7 +164,7 @@ HYBRID_NAMES = (
 
 
 def as_vit_hybrid(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's tensors under the names that transformers 4 has for vit-hybrid."""
+    """timm's tensors with the names of vit-hybrid in transformers 4."""
     renamed = {}
     for name, tensor in state.items():
         for old, new in HYBRID_NAMES:
@@ -180,11 +187,11 @@ def timm_hybrid() -> nn.Module:
         return HybridEmbed(backbone=_resnetv2((1, 2)), proj=True, **settings)
 
     sizes: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7, "patch_size": 1}
-    return randomised(VisionTransformer(**sizes, img_size=64, embed_layer=embed))
+    return randomize(VisionTransformer(**sizes, img_size=64, embed_layer=embed))
 
 
 def hybrid_directory(folder: Path, state: dict[str, Tensor]) -> Path:
-    """What google/vit-hybrid-base-bit-384 looks like, in small."""
+    """The structure of google/vit-hybrid-base-bit-384, downscaled."""
     folder.mkdir()
     torch.save(state, folder / "pytorch_model.bin")
     bit = {"model_type": "bit", "depths": [1, 2], "global_padding": "same", "layer_type": "bottleneck"}
@@ -194,7 +201,7 @@ def hybrid_directory(folder: Path, state: dict[str, Tensor]) -> Path:
 
 
 def test_hybrid(tmp_path: Path) -> None:
-    """timm's hybrid at the epsilon of transformers is the reference: version 5 has the class no more."""
+    """timm's hybrid at transformers' epsilon is the reference, because version 5 has removed the class."""
     model = timm_hybrid()
     state = as_vit_hybrid(model.state_dict())
     report = convert(hybrid_directory(tmp_path / "there", state), tmp_path / "out")
@@ -204,17 +211,17 @@ def test_hybrid(tmp_path: Path) -> None:
             module.eps = 1e-12
     with torch.no_grad():
         expected = model.double()(IMAGE)
-    assert largest_difference(loaded(AutoClassifier, tmp_path / "out"), IMAGE, expected) < TOLERANCE
+    assert largest_difference(load_converted(AutoClassifier, tmp_path / "out"), IMAGE, expected) < TOLERANCE
     assert export(tmp_path / "out", tmp_path / "back", to="transformers").notes == ()
     assert_equal_states(load_file(tmp_path / "back" / "model.safetensors"), state)
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert (config["model_type"], config["backbone_config"]["depths"]) == ("vit-hybrid", [1, 2])
     convert(tmp_path / "back", tmp_path / "again")
-    first, second = (loaded(AutoClassifier, tmp_path / place) for place in ("out", "again"))
+    first, second = (load_converted(AutoClassifier, tmp_path / place) for place in ("out", "again"))
     assert_equal_states(second.state_dict(), first.state_dict())
 
 
-def test_bare_hybrid(tmp_path: Path) -> None:
+def test_hybrid_encoder(tmp_path: Path) -> None:
     state = as_vit_hybrid(timm_hybrid().state_dict())
     bare = {k.removeprefix("vit."): v for k, v in state.items() if k.startswith("vit.")}
     pooler = {f"pooler.dense.{p}": torch.zeros(48) for p in ("weight", "bias")}
@@ -231,7 +238,7 @@ MAKERS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] 
 
 
 @pytest.mark.parametrize("case", MAKERS)
-def test_refusals(tmp_path: Path, case: str) -> None:
+def test_unsupported_checkpoints_raise(tmp_path: Path, case: str) -> None:
     make, sentence = MAKERS[case]
     theirs("ViTForImageClassification").save_pretrained(tmp_path / "there")
     file = tmp_path / "there" / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Broken and strange files: each is refused by name with one class of error, and the others are processed."""
+"""Broken and unusual files raise one class of error with their name, and the other files are processed."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from bad_files import CONTENTS, IMAGE_CONTENTS, IMAGES, MASKS, PAGES, encoded, npy, picture, tiff, write_bad
+from bad_files import CONTENTS, IMAGE_CONTENTS, IMAGES, MASKS, PAGES, encode_image, npy, picture, tiff, write_bad
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_segmenters import saved, segmenter
+from tiny_segmenters import save_segmenter, segmenter
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
@@ -33,11 +33,11 @@ STEMS = {name: f"{Path(name).stem}_{Path(name).suffix[1:]}" for name in IMAGES}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return saved(tmp_path_factory.mktemp("model"))
+    return save_segmenter(tmp_path_factory.mktemp("model"))
 
 
 def failures(output: str) -> list[str]:
-    """The files that `predict` names as failed."""
+    """The files that `predict` reports as failed."""
     return re.findall(r"failed (\S+?): ", " ".join(output.split()))
 
 
@@ -48,7 +48,7 @@ def read_by_regions(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_bad_images_raise_one_class_of_error_with_their_name(name, tmp_path):
+def test_bad_images_raise_file_error_with_path(name, tmp_path):
     path = write_bad(tmp_path / name, name)
     with pytest.raises(ImageFileError) as error:
         read_pixels(path)
@@ -56,7 +56,7 @@ def test_bad_images_raise_one_class_of_error_with_their_name(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_bad_masks_raise_one_class_of_error_with_their_name(name, tmp_path):
+def test_bad_masks_raise_file_error_with_path(name, tmp_path):
     path = write_bad(tmp_path / name, name)
     with pytest.raises(ImageFileError) as error:
         read_mask(path)
@@ -64,7 +64,7 @@ def test_bad_masks_raise_one_class_of_error_with_their_name(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in IMAGES if name.endswith((".tif", ".npy"))])
-def test_bad_files_are_refused_when_they_are_read_by_regions(name, tmp_path):
+def test_bad_files_raise_in_region_reads(name, tmp_path):
     path = write_bad(tmp_path / name, name)
     with pytest.raises(ImageFileError) as error:
         read_by_regions(path)
@@ -72,7 +72,7 @@ def test_bad_files_are_refused_when_they_are_read_by_regions(name, tmp_path):
 
 
 @pytest.mark.parametrize("tile", [(), ("--tile", "64")])
-def test_predict_lists_every_bad_file_and_segments_the_others(tile, model, tmp_path):
+def test_predict_reports_bad_files_and_segments_the_rest(tile, model, tmp_path):
     bad = [write_bad(tmp_path / "images" / f"{STEMS[name]}{Path(name).suffix}", name) for name in IMAGES]
     (tmp_path / "images" / "folder.png").mkdir()
     np.save(tmp_path / "images" / "good.npy", np.asarray(picture(40)))
@@ -84,7 +84,7 @@ def test_predict_lists_every_bad_file_and_segments_the_others(tile, model, tmp_p
     assert np.asarray(Image.open(out / "good.png")).shape == (40, 40)
 
 
-def test_predict_names_bad_videos_and_goes_on(model, tmp_path):
+def test_predict_reports_bad_videos_and_continues(model, tmp_path):
     pytest.importorskip("av")
     bad = [tmp_path / name for name in ("empty.mp4", "words.mp4", "pipe.mp4", "dangling.mp4", "frames/cut.png")]
     bad[0].touch()
@@ -111,7 +111,7 @@ def recipe(folder: Path) -> Recipe:
 
 
 def write_sample(folder: Path, stem: str, image: str | None = None, mask: str | None = None) -> None:
-    """An image of 16x16 pixels and its mask; `image` or `mask` is the bad file that takes its place."""
+    """An image of 16x16 pixels and its mask; `image` or `mask` names a bad file to use instead."""
     for part, bad in (("images", image), ("masks", mask)):
         path = folder / part / f"{stem}{Path(bad or '.png').suffix if bad else '.png'}"
         if bad is not None:
@@ -124,7 +124,7 @@ def write_sample(folder: Path, stem: str, image: str | None = None, mask: str | 
 
 @pytest.fixture
 def bad_samples(tmp_path) -> list[Path]:
-    """Bad images with good masks, bad masks with good images, and one good sample: the bad files."""
+    """Bad images with good masks, bad masks with good images, and one good sample; returns the bad files."""
     write_sample(tmp_path, "good")
     bad = []
     for name in IMAGES:
@@ -136,7 +136,7 @@ def bad_samples(tmp_path) -> list[Path]:
     return bad
 
 
-def test_check_data_and_train_name_the_file_that_is_bad(bad_samples, tmp_path, monkeypatch):
+def test_check_data_and_train_report_the_bad_file(bad_samples, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe(tmp_path).model_dump(mode="json", exclude_unset=True)))
     checked = CliRunner().invoke(app, ["check-data", "recipe.yaml", "--out", "checked"])
@@ -145,14 +145,14 @@ def test_check_data_and_train_name_the_file_that_is_bad(bad_samples, tmp_path, m
     assert len(problems) == len(bad_samples)
     for path in bad_samples:
         assert len([text for text in problems if f"{path}: " in text]) == 1, path
-    first = min(bad_samples, key=lambda path: path.stem)  # samples are in the order of their stems
+    first = min(bad_samples, key=lambda path: path.stem)  # samples are sorted by stem
     trained = CliRunner().invoke(app, ["train", "recipe.yaml", "output=run"])
     assert trained.exit_code == 2
     assert f"{first}: " in " ".join(trained.output.split())
 
 
-def test_faults_are_not_remembered(tmp_path, monkeypatch):
-    """They may pass without a change of the file, as a lack of permission does."""
+def test_errors_are_not_cached(tmp_path, monkeypatch):
+    """Errors can disappear without a change of the file, such as missing permissions."""
     write_sample(tmp_path, "good")
     denied, opened = tmp_path / "images" / "good.png", Path.open
 
@@ -168,7 +168,7 @@ def test_faults_are_not_remembered(tmp_path, monkeypatch):
     assert check(recipe(tmp_path), cache=tmp_path / "facts.json").problems == []
 
 
-def test_calibration_names_the_bad_file(tmp_path):
+def test_calibration_reports_the_bad_file(tmp_path):
     good = tmp_path / "good.png"
     picture().save(good)
     bad = write_bad(tmp_path / "palette.png", "transparency_beyond_palette.png")
@@ -176,7 +176,7 @@ def test_calibration_names_the_bad_file(tmp_path):
         Calibration.from_files([good, bad], segmenter(), 2)
 
 
-def test_errors_of_the_model_are_not_taken_for_bad_images(tmp_path, monkeypatch):
+def test_model_errors_are_not_reported_as_bad_images(tmp_path, monkeypatch):
     picture().save(tmp_path / "a.png")
     jobs = [Job(ImageFile(tmp_path / "a.png", Path("a.png")), tmp_path / "out" / str(i)) for i in range(2)]
     segment, calls = Segmenter.segment, []
@@ -194,19 +194,19 @@ def test_errors_of_the_model_are_not_taken_for_bad_images(tmp_path, monkeypatch)
     assert type(failed.bug) is ValueError and failed.bug.__traceback__ is not None
 
 
-def test_errors_of_our_own_code_are_not_taken_for_bad_files(tmp_path, monkeypatch):
+def test_internal_errors_are_not_reported_as_bad_files(tmp_path, monkeypatch):
     def broken(*_):
         raise IndexError("our own mistake")
 
     monkeypatch.setattr("hf_vit_seg.data.images.pixels.as_bands", broken)
     monkeypatch.setattr("hf_vit_seg.data.images.pixels.array_mask", broken)
-    for name, data in {"a.png": encoded("PNG"), "a.tif": PAGES, "a.npy": npy(np.zeros((4, 4), np.uint8))}.items():
+    for name, data in {"a.png": encode_image("PNG"), "a.tif": PAGES, "a.npy": npy(np.zeros((4, 4), np.uint8))}.items():
         for read in (read_pixels, read_mask):
             with pytest.raises(IndexError):
                 read(ImageBytes(name, data))
 
 
-def test_folders_that_cannot_be_read_are_not_left_out(tmp_path, model, monkeypatch):
+def test_unreadable_folders_raise(tmp_path, model, monkeypatch):
     for place in ("open/a.png", "closed/b.png"):
         (tmp_path / "images" / place).parent.mkdir(parents=True)
         picture().save(tmp_path / "images" / place)
@@ -226,7 +226,7 @@ def test_folders_that_cannot_be_read_are_not_left_out(tmp_path, model, monkeypat
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("kind", ["u1", "<u2", ">u2", "<i4", ">f4", "f8", "?"])
-def test_arrays_of_any_order_are_read_as_they_are(order, kind, tmp_path):
+def test_arrays_of_any_memory_order_are_read(order, kind, tmp_path):
     array = np.array(np.arange(60).reshape(3, 4, 5) % 2, kind, order=order)
     np.save(tmp_path / "a.npy", array)
     assert np.array_equal(read_pixels(tmp_path / "a.npy").numpy(), array)
@@ -234,7 +234,7 @@ def test_arrays_of_any_order_are_read_as_they_are(order, kind, tmp_path):
     assert np.array_equal(read_mask(tmp_path / "mask.npy").numpy(), array[0])
 
 
-def test_mask_values_beyond_64_bits_are_refused():
+def test_mask_values_beyond_64_bits_raise():
     values = np.array([[[1, 2**63]]], np.uint64)
     with pytest.raises(ImageFileError, match=str(2**63)):
         array_mask(values, "mask")
@@ -242,8 +242,8 @@ def test_mask_values_beyond_64_bits_are_refused():
 
 
 VALID = {
-    "PNG": encoded("PNG"),
-    "palette PNG": encoded("PNG", bits=8),
+    "PNG": encode_image("PNG"),
+    "palette PNG": encode_image("PNG", bits=8),
     "TIFF": tiff(),
     "tiled TIFF": tiff(np.zeros((32, 32), np.uint16), tile=(16, 16), compression="zlib"),
     "TIFF of pages": PAGES,
@@ -251,12 +251,12 @@ VALID = {
     "NPY in Fortran order": npy(np.zeros((9, 8), ">f4", order="F")),
 }
 CHANGES = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4)
-SMALL = 10_000  # pixels: a changed header must not ask for hours
+SMALL = 10_000  # pixels: a changed header must not request hours of work
 
 
 @contextmanager
 def refusals_named(file: Path | ImageBytes) -> Iterator[None]:
-    """Let a file be refused by the one class of error, with its name."""
+    """Check that a file raises ImageFileError with its name."""
     refused = None
     try:
         yield
@@ -268,7 +268,7 @@ def refusals_named(file: Path | ImageBytes) -> Iterator[None]:
 @settings(max_examples=150)
 @given(kind=st.sampled_from(sorted(VALID)), changes=CHANGES, near=st.sampled_from([0.1, 1.0]), kept=st.floats(0.01, 1))
 @example(kind="TIFF of pages", changes=[], near=1.0, kept=0.7)
-def test_damaged_files_are_read_or_refused(tmp_path_factory, kind, changes, near, kept):
+def test_corrupted_files_are_read_or_raise(tmp_path_factory, kind, changes, near, kept):
     data = bytearray(VALID[kind])
     for place, value in changes:
         data[int(place * near * (len(data) - 1))] = value
@@ -286,6 +286,6 @@ def test_damaged_files_are_read_or_refused(tmp_path_factory, kind, changes, near
 
 
 @pytest.mark.parametrize("name", [*CONTENTS, *IMAGE_CONTENTS])
-def test_bad_files_in_memory_raise_the_same(name):
+def test_in_memory_bad_files_raise_the_same_error(name):
     with pytest.raises(ImageFileError, match=f"^{re.escape(name)}: "):
         read_pixels(ImageBytes(name, (CONTENTS | IMAGE_CONTENTS)[name]))

@@ -1,4 +1,4 @@
-"""Batches, the numbers they are normalized by, and pictures of their images."""
+"""Batches, normalization statistics, and display of images."""
 
 import pickle
 
@@ -47,7 +47,7 @@ def samples(pixels: list[torch.Tensor], targets=None) -> list[dict]:
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=60)
-def test_pixels_are_those_that_the_saved_processor_gives_to_the_bit(kind, bands, sides, byte, factor, seed):
+def test_pixels_are_bit_identical_to_the_saved_processor(kind, bands, sides, byte, factor, seed):
     torch.manual_seed(seed)
     height, width = sides
     mean, std = torch.rand(bands).tolist(), (torch.rand(bands) + 0.1).tolist()
@@ -62,7 +62,7 @@ def test_pixels_are_those_that_the_saved_processor_gives_to_the_bit(kind, bands,
 
 
 @pytest.mark.parametrize("kind", PROCESSORS)
-def test_pixels_are_those_of_the_same_picture_as_a_pil_image(kind):
+def test_pixels_equal_those_of_a_pil_image(kind):
     processor = kind(size={"height": 20, "width": 30})
     pixels = images(3, 20, 30, byte=True, count=2)
     batch = Collator(processor, "segmentation")(samples(pixels))
@@ -70,7 +70,7 @@ def test_pixels_are_those_of_the_same_picture_as_a_pil_image(kind):
 
 
 @pytest.mark.parametrize("kind", [SegformerImageProcessor, ViTImageProcessor])
-def test_processors_of_transformers_serve_as_well(kind):
+def test_transformers_processors_are_supported(kind):
     processor = kind(size={"height": 20, "width": 30})
     pixels = images(3, 20, 30, byte=True, count=2)
     batch = Collator(processor, "segmentation")(samples(pixels))
@@ -78,7 +78,7 @@ def test_processors_of_transformers_serve_as_well(kind):
 
 
 @pytest.mark.parametrize("kind", PROCESSORS)
-def test_crops_keep_their_size_whatever_the_processor_does_to_whole_images(kind):
+def test_crops_keep_their_size_with_any_processor(kind):
     five, many = ({"height": side, "width": side} for side in (5, 50))
     processor = kind(size={"shortest_edge": 7}, do_center_crop=True, crop_size=five, do_pad=True, pad_size=many)
     batch = Collator(processor, "segmentation")(samples(images(3, 16, 24, byte=True, count=2)))
@@ -93,13 +93,13 @@ def test_crops_keep_their_size_whatever_the_processor_does_to_whole_images(kind)
         ("pose", [torch.rand(17, 3)] * 2, (2, 17, 3), torch.float32),
     ],
 )
-def test_labels_have_the_form_of_their_task(task, targets, shape, dtype):
+def test_labels_have_the_format_of_their_task(task, targets, shape, dtype):
     labels = Collator(SemanticSegmentationImageProcessor(), task)(samples(images(3, 8, 8, True, 2), targets))["labels"]
     assert labels.shape == shape and labels.dtype == dtype
     assert torch.equal(labels[1], torch.as_tensor(targets[1], dtype=dtype))
 
 
-def test_images_of_several_sizes_are_refused_by_name():
+def test_mixed_image_sizes_raise_with_names():
     pixels = images(3, 8, 8, True) + images(3, 8, 9, True)
     with pytest.raises(CollationError, match=r"0\.png \(3, 8, 8\).*1\.png \(3, 8, 9\).*random_crop"):
         Collator(SemanticSegmentationImageProcessor(), "segmentation")(samples(pixels))
@@ -111,16 +111,16 @@ def mixing(entries, seed=0) -> Collator:
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
-def test_mixed_targets_are_the_shares_of_what_the_image_shows(name):
+def test_mixed_targets_equal_pixel_fractions(name):
     pixels = [torch.full((3, 32, 32), float(place)).eq(0).float() for place in range(2)]  # ones and zeros
     batch = mixing([{name: {"probability": 1}}])(samples(pixels, [4, 2]))
     labels = batch["labels"]
     assert labels.dtype == torch.float32 and torch.allclose(labels.sum(dim=1), torch.ones(2))
-    shown = batch["pixel_values"].mean(dim=(1, 2, 3))  # the share of the image of class 4
+    shown = batch["pixel_values"].mean(dim=(1, 2, 3))  # the fraction of the image of class 4
     assert torch.allclose(labels[:, 4], shown, atol=1e-5) and torch.allclose(labels[:, 2], 1 - shown, atol=1e-5)
 
 
-def test_mixing_follows_from_the_first_draw_of_the_batch():
+def test_mixing_is_seeded_by_the_first_sample_of_the_batch():
     entries = [{"mixup": {"probability": 0.5}}, {"cutmix": {"probability": 0.5}}]
     batch = samples(images(3, 8, 8, False, count=4), [0, 1, 2, 3])
     first = mixing(entries)(batch)
@@ -130,7 +130,7 @@ def test_mixing_follows_from_the_first_draw_of_the_batch():
     assert not torch.equal(first["pixel_values"], other["pixel_values"])
 
 
-def test_each_batch_goes_through_one_transform_at_most_by_their_probabilities():
+def test_at_most_one_batch_transform_is_applied():
     collator = mixing([{"mixup": {"probability": 0.25}}, {"cutmix": {"probability": 0.25}}])
     pixels = [torch.zeros(3, 16, 16), torch.ones(3, 16, 16)]
     kinds = {"plain": 0, "cutmix": 0, "mixup": 0}
@@ -153,13 +153,13 @@ def test_each_batch_goes_through_one_transform_at_most_by_their_probabilities():
         ("classification", [{"mixup": {"alfa": 1}}], "did you mean 'alpha'"),
     ],
 )
-def test_batch_transforms_that_cannot_be_used_are_refused(task, entries, message):
+def test_invalid_batch_transforms_raise(task, entries, message):
     with pytest.raises(RecordError, match=message):
         Collator(SemanticSegmentationImageProcessor(), task, entries, num_classes=5)
 
 
 @given(st.integers(1, 5), st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4), FLOATS)
-def test_statistics_are_those_of_all_pixels_at_once(bands, sides, far):
+def test_streaming_statistics_equal_those_of_all_pixels(bands, sides, far):
     pixels = [torch.randn(bands, height, width) + far for height, width in sides]
     found = measure(RawSample(str(place), image, None) for place, image in enumerate(pixels))
     together = torch.cat([image.flatten(1) for image in pixels], dim=1).double()
@@ -171,7 +171,7 @@ def test_statistics_are_those_of_all_pixels_at_once(bands, sides, far):
 
 @pytest.mark.parametrize("kind", PROCESSORS)
 @pytest.mark.parametrize("byte", [True, False])
-def test_a_processor_with_measured_statistics_gives_mean_0_and_deviation_1(kind, byte):
+def test_computed_statistics_normalize_to_zero_mean_and_unit_std(kind, byte):
     pixels = images(4, 16, 16, byte, count=5)
     found = measure(RawSample(str(place), image, None) for place, image in enumerate(pixels))
     processor = kind(size={"height": 16, "width": 16}, **found.processor_fields())
@@ -180,7 +180,7 @@ def test_a_processor_with_measured_statistics_gives_mean_0_and_deviation_1(kind,
     assert torch.allclose(values.std(dim=(0, 2, 3), correction=0), torch.ones(4).double(), atol=1e-5)
 
 
-def test_a_band_that_never_changes_is_not_divided_by_nothing():
+def test_constant_channel_is_not_divided_by_zero():
     image = torch.stack([torch.zeros(4, 4), torch.arange(16.0).view(4, 4)])
     assert measure([RawSample("a", image, None)]).std[0] == 1
 
@@ -194,19 +194,19 @@ def test_a_band_that_never_changes_is_not_divided_by_nothing():
         ([torch.zeros(3, 2, 2), torch.full((3, 2, 2), torch.nan)], "1 has pixels that are not finite"),
     ],
 )
-def test_images_without_common_statistics_are_refused(pixels, message):
+def test_incompatible_image_statistics_raise(pixels, message):
     with pytest.raises(StatisticsError, match=message):
         measure(RawSample(str(place), image, None) for place, image in enumerate(pixels))
 
 
-def test_eight_bit_pictures_are_shown_as_they_are():
+def test_display_keeps_8_bit_images():
     image = torch.randint(0, 256, (5, 4, 6), dtype=torch.uint8)
     assert np.array_equal(np.asarray(picture(image)), image[:3].permute(1, 2, 0).numpy())
     assert np.array_equal(np.asarray(picture(image[:2])), image[:1].expand(3, -1, -1).permute(1, 2, 0).numpy())
 
 
 @given(st.integers(1, 5), FLOATS, st.floats(1e-2, 1e4))
-def test_values_of_any_range_are_stretched_from_black_to_white(bands, offset, spread):
+def test_display_stretches_any_value_range(bands, offset, spread):
     ramp = torch.linspace(0, 1, 400, dtype=torch.float64).view(20, 20) * spread + offset
     image = ramp.expand(bands, -1, -1).clone()
     image[0, 0, 0], image[0, 19, 19] = torch.nan, torch.inf
@@ -216,6 +216,6 @@ def test_values_of_any_range_are_stretched_from_black_to_white(bands, offset, sp
     assert shown[0, 1, 0] == 0 and shown[19, 18, 0] == 255 and shown[0, 0, 0] == 0 and shown[19, 19, 0] == 0
 
 
-def test_an_image_of_one_value_has_a_picture():
+def test_display_handles_constant_image():
     assert np.asarray(picture(torch.full((1, 3, 3), 7.0))).shape == (3, 3, 3)
     assert not np.asarray(picture(torch.full((1, 3, 3), torch.nan))).any()

@@ -1,4 +1,4 @@
-"""The label map: raw values to classes, once."""
+"""The mapping from raw values to classes."""
 
 import pickle
 
@@ -24,23 +24,23 @@ def numbers(*values: int) -> torch.Tensor:
     return torch.tensor([values])
 
 
-def painted(*colors: tuple[int, int, int]) -> torch.Tensor:
+def color_mask(*colors: tuple[int, int, int]) -> torch.Tensor:
     return torch.tensor(colors, dtype=torch.uint8).T[:, None, :].contiguous()
 
 
-def test_without_values_a_class_has_its_place():
+def test_class_value_defaults_to_its_index():
     assert table(["sky", "road"]).apply(numbers(0, 1, 255)).tolist() == [[0, 1, 255]]
     assert table(["sky", "road"]).names == ("sky", "road")
 
 
-def test_a_class_of_no_values_never_occurs():
+def test_class_without_values_never_occurs():
     mapped = table(["sky", {"name": "road", "values": []}, "car"], unknown="ignore")
     assert mapped.apply(numbers(0, 1, 2)).tolist() == [[0, 255, 2]]
     with pytest.raises(ClassTableError, match="leave out their own"):
         table([{"name": "road", "values": []}], preset="reduce_zero_label")
 
 
-def test_values_may_be_merged_and_ignored():
+def test_values_can_be_merged_and_ignored():
     classes = [{"name": "land", "values": [3, 4, 70000]}, {"name": "water", "values": [0, -7]}]
     mapped = table(classes, ignore=[11, -9999]).apply(numbers(3, 4, 0, 11, -9999, 70000, -7, UNCOUNTED))
     assert mapped.tolist() == [[0, 0, 1, 255, 255, 0, 1, 255]]
@@ -49,7 +49,7 @@ def test_values_may_be_merged_and_ignored():
 
 @st.composite
 def maps(draw):
-    """Disjoint raw values of classes and of what is ignored, and others."""
+    """Disjoint raw values of classes, ignored values, and others."""
     colored = draw(st.booleans())
     one = st.tuples(*[st.integers(0, 255)] * 3) if colored else st.integers(-300, 2 ** draw(st.integers(2, 20)))
     raws = draw(st.lists(one.filter(lambda raw: raw != UNCOUNTED), unique=True, min_size=3, max_size=12))
@@ -58,7 +58,7 @@ def maps(draw):
 
 
 @given(maps(), st.data())
-def test_every_pixel_is_what_its_own_value_says(values, data):
+def test_pixels_are_mapped_independently(values, data):
     colored, owners = values
     kinds = sorted({owner for owner in owners.values() if owner >= 0})
     if not kinds:
@@ -67,7 +67,7 @@ def test_every_pixel_is_what_its_own_value_says(values, data):
     ignored = [raw for raw, owner in owners.items() if owner == -1]
     made = table(classes, ignore=ignored, unknown="ignore")
     raws = data.draw(st.lists(st.sampled_from(sorted(owners)), min_size=1, max_size=30))
-    mask = painted(*raws) if colored else numbers(*raws)
+    mask = color_mask(*raws) if colored else numbers(*raws)
     assert made.apply(mask).tolist() == [[kinds.index(owners[raw]) if owners[raw] >= 0 else 255 for raw in raws]]
     assert made.histogram(mask) == {raw: raws.count(raw) for raw in sorted(set(raws))}
     unknown = {raw: raws.count(raw) for raw in raws if owners[raw] == -2}
@@ -82,58 +82,58 @@ def test_every_pixel_is_what_its_own_value_says(values, data):
 
 
 @given(st.lists(st.integers(0, 150), min_size=1), st.booleans())
-def test_reduce_zero_label_is_what_the_image_processor_does(values, ignored):
+def test_reduce_zero_label_matches_image_processor(values, ignored):
     mask = numbers(*values, *([255] if ignored else []))
     made = table([f"class {i}" for i in range(150)], preset="reduce_zero_label")
     assert torch.equal(made.apply(mask), reduce_labels(mask))
 
 
-def test_the_ignore_index_is_never_a_class():
+def test_ignore_index_is_never_a_class():
     for count, index in ((255, 255), (256, 65535), (300, 65535)):
         made = table([f"class {i}" for i in range(count)])
         assert made.ignore_index == index
         assert made.apply(numbers(count - 1, UNCOUNTED)).tolist() == [[count - 1, index]]
 
 
-def test_255_is_a_class_where_the_recipe_says_so():
+def test_255_can_be_a_class():
     classes = ["background", {"name": "nucleus", "values": [255]}]
     assert table(classes).apply(numbers(0, 255)).tolist() == [[0, 1]]
-    assert table(classes, ignore=[255]) == table(classes)  # as a resolved recipe says it
+    assert table(classes, ignore=[255]) == table(classes)  # as in a resolved recipe
 
 
-def test_unknown_values_are_told_with_their_pixels():
+def test_unknown_values_are_reported_with_pixel_counts():
     with pytest.raises(
         UnknownValueError, match=r"unknown values 7 \(2 pixels\), 9 \(1 pixels\); classes have 0, 1"
     ) as e:
         table(["a", "b"]).apply(numbers(9, 7, 7, 0, 255))
     assert e.value.counts == {7: 2, 9: 1}
     with pytest.raises(UnknownValueError, match=r"\(0, 0, 255\) \(1 pixels\)"):
-        table([{"name": "a", "values": [RED]}]).apply(painted(RED, BLUE))
+        table([{"name": "a", "values": [RED]}]).apply(color_mask(RED, BLUE))
     with pytest.raises(UnknownValueError, match="and 3 more"):
         table(["a"]).apply(numbers(*range(9)))
     assert str(pickle.loads(pickle.dumps(e.value))) == str(e.value)
 
 
-def test_colors_are_the_palette():
+def test_mask_colors_become_the_palette():
     classes = [{"name": "a", "values": [RED, GREEN]}, {"name": "b", "values": [BLUE], "color": [1, 2, 3]}]
     made = table(classes, ignore=[[0, 0, 0]])
     assert made.palette == (RED, (1, 2, 3))
-    assert made.apply(painted(GREEN, BLUE, RED, (0, 0, 0))).tolist() == [[0, 1, 0, 255]]
+    assert made.apply(color_mask(GREEN, BLUE, RED, (0, 0, 0))).tolist() == [[0, 1, 0, 255]]
     assert table(["a", "b"]).palette is None
 
 
-def test_gray_painted_in_colors_has_values():
-    assert table(["a", "b"]).apply(painted((0, 0, 0), (1, 1, 1), (255, 255, 255))).tolist() == [[0, 1, 255]]
+def test_gray_rgb_masks_have_values():
+    assert table(["a", "b"]).apply(color_mask((0, 0, 0), (1, 1, 1), (255, 255, 255))).tolist() == [[0, 1, 255]]
 
 
 @pytest.mark.parametrize(
     ("classes", "mask", "reason"),
     [
-        (["a", "b"], painted(RED), r"painted in colors \(\(255, 0, 0\)\).*give the classes colors"),
+        (["a", "b"], color_mask(RED), r"painted in colors \(\(255, 0, 0\)\).*give the classes colors"),
         ([{"name": "a", "values": [RED]}], numbers(0, 5), r"whole numbers \(0, 5\).*give the classes whole numbers"),
     ],
 )
-def test_masks_of_the_other_kind_are_refused(classes, mask, reason):
+def test_wrong_mask_type_raises(classes, mask, reason):
     for use in (table(classes).apply, table(classes).histogram, table(classes).unknown):
         with pytest.raises(ClassTableError, match=reason):
             use(mask)
@@ -154,12 +154,12 @@ def test_masks_of_the_other_kind_are_refused(classes, mask, reason):
         ({"classes": [{"name": "a", "values": [4]}], "preset": "reduce_zero_label"}, "preset reduce_zero_label"),
     ],
 )
-def test_contradictions_are_told(settings, reason):
+def test_contradictory_settings_raise(settings, reason):
     with pytest.raises(ClassTableError, match=reason):
         table(**settings)
 
 
-def test_sources_that_name_classes_are_matched_by_name():
+def test_source_classes_are_matched_by_name():
     made = table(["dog", "cat"])
     assert [made.matched(["cat", "dog"]).class_of(raw) for raw in (0, 1)] == [1, 0]
     assert made.matched(["cat", "dog"]).apply(numbers(0, 1, UNCOUNTED)).tolist() == [[1, 0, 255]]
@@ -170,17 +170,17 @@ def test_sources_that_name_classes_are_matched_by_name():
     assert lenient.apply(numbers(0, 1)).tolist() == [[1, 255]]
 
 
-def test_values_are_places_in_a_source_that_names_classes():
+def test_values_index_the_classes_of_the_source():
     made = table(["dog", {"name": "felines", "values": [1, 2]}]).matched(["dog", "cat", "lion"])
     assert made.apply(numbers(0, 1, 2)).tolist() == [[0, 1, 1]]
 
 
-def test_names_come_from_the_source_where_the_recipe_has_none():
+def test_class_names_default_to_the_source():
     assert table(None, ["b", "a"]).names == ("b", "a")
     assert table(["a", "b"], ["b", "a"]).names == ("a", "b")
 
 
-def test_labels_of_images_have_to_be_classes():
+def test_unknown_image_labels_raise():
     made = table(["a", {"name": "b", "values": [5]}])
     assert (made.class_of(0), made.class_of(5)) == (0, 1)
     for raw in (1, 255, -1):
@@ -188,7 +188,7 @@ def test_labels_of_images_have_to_be_classes():
             made.class_of(raw)
 
 
-def test_tables_go_to_loader_processes():
+def test_class_table_can_be_pickled():
     made = table(["a", "b"])
     made.apply(numbers(0))
     assert torch.equal(pickle.loads(pickle.dumps(made)).apply(numbers(1, 0)), numbers(1, 0))

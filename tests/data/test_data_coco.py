@@ -1,4 +1,4 @@
-"""COCO's annotations as masks and as people."""
+"""COCO annotations as masks and as people."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def annotation(number: int, category: int, shape, area: float, image: int = 1, *
     }
 
 
-def written(folder: Path, annotations: list[dict], **content) -> dict:
+def write_coco(folder: Path, annotations: list[dict], **content) -> dict:
     Image.new("RGB", (WIDTH, HEIGHT), (1, 2, 3)).save(folder / "b.png")
     Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "a.png")
     document = {
@@ -68,10 +68,10 @@ def written(folder: Path, annotations: list[dict], **content) -> dict:
 
 
 def masks(folder: Path, annotations: list[dict], **settings):
-    return open_source({"kind": "coco_masks", **written(folder, annotations), **settings}, "segmentation")
+    return open_source({"kind": "coco_masks", **write_coco(folder, annotations), **settings}, "segmentation")
 
 
-def test_smaller_instances_lie_on_top_and_crowds_do_not_count(tmp_path):
+def test_smaller_instances_are_drawn_on_top_and_crowds_ignored(tmp_path):
     source = masks(
         tmp_path,
         [
@@ -94,7 +94,7 @@ def test_smaller_instances_lie_on_top_and_crowds_do_not_count(tmp_path):
 
 
 @pytest.mark.parametrize("area", [None, 0, 1])
-def test_what_lies_on_top_does_not_depend_on_the_file_s_areas(tmp_path, area):
+def test_drawing_order_ignores_area_fields(tmp_path, area):
     small, large = rectangle(2, 2, 4, 4), rectangle(0, 0, 6, 6)
     annotations = [annotation(1, 3, small, 4), annotation(2, 7, large, area)]
     mask = masks(tmp_path, annotations).read(1).target
@@ -105,7 +105,7 @@ def test_what_lies_on_top_does_not_depend_on_the_file_s_areas(tmp_path, area):
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_all_ways_to_write_an_outline_give_the_same_mask(tmp_path, compressed):
+def test_all_segmentation_encodings_give_the_same_mask(tmp_path, compressed):
     place = (1, 2, 6, 9)
     ways = [rectangle(*place), run_lengths(pixels(*place), compressed)]
     found = [masks(tmp_path, [annotation(1, 7, way, 35)]).read(1).target for way in ways]
@@ -113,7 +113,7 @@ def test_all_ways_to_write_an_outline_give_the_same_mask(tmp_path, compressed):
     assert torch.equal(found[0], 2 * torch.from_numpy(pixels(*place)).long())
 
 
-def test_categories_are_chosen_in_the_given_order_and_background_may_be_left_out(tmp_path):
+def test_categories_keep_given_order_and_background_is_optional(tmp_path):
     shapes = [annotation(1, 7, rectangle(0, 0, 2, 2), 4), annotation(2, 3, rectangle(4, 4, 6, 6), 4)]
     both = masks(tmp_path, shapes, categories=["dog", "cat"], background=None)
     assert both.class_names == ("dog", "cat")
@@ -144,7 +144,7 @@ def test_categories_are_chosen_in_the_given_order_and_background_may_be_left_out
         ([annotation(5, 7, [], 4, bbox="wide")], {}, r"annotations\.0\.bbox should be .*, found 'wide'"),
     ],
 )
-def test_annotations_that_make_no_masks(tmp_path, annotations, settings, reason):
+def test_annotations_without_masks(tmp_path, annotations, settings, reason):
     with pytest.raises(SourceError, match=reason):
         masks(tmp_path, annotations, **settings)
 
@@ -157,31 +157,31 @@ def test_annotations_that_make_no_masks(tmp_path, annotations, settings, reason)
         ({"size": [3, 3], "counts": [0, 9]}, "are for"),
     ],
 )
-def test_broken_outlines_are_told_by_id(tmp_path, shape, reason):
+def test_invalid_segmentations_raise_with_id(tmp_path, shape, reason):
     source = masks(tmp_path, [annotation(55, 7, shape, 4)])
     with pytest.raises(SourceError, match=reason) as error:
         source.read(1)
     assert "annotation 55" in str(error.value)
 
 
-def test_files_that_are_not_cocos(tmp_path):
-    settings = written(tmp_path, [])
+def test_non_coco_files_raise(tmp_path):
+    settings = write_coco(tmp_path, [])
     path = Path(settings["annotations"])
 
-    def opened():
+    def open_coco():
         return open_source({"kind": "coco_masks", **settings}, "segmentation")
 
     for text, reason in (("{", "no JSON file"), ("[]", "has the lists images"), ('{"images": []}', "has the lists")):
         path.write_text(text)
         with pytest.raises(SourceError, match=reason):
-            opened()
-    written(tmp_path, [])
+            open_coco()
+    write_coco(tmp_path, [])
     (tmp_path / "a.png").unlink()
     with pytest.raises(SourceError, match=r"names 1 of 2 files that are not there: .*/a\.png"):
-        opened()
+        open_coco()
 
 
-def test_images_have_the_size_of_their_annotations(tmp_path):
+def test_image_size_mismatch_raises(tmp_path):
     source = masks(tmp_path, [])
     Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "b.png")
     with pytest.raises(ImageFileError, match=r"b\.png: the image has 10x8 pixels .* are for 8x10"):
@@ -190,7 +190,7 @@ def test_images_have_the_size_of_their_annotations(tmp_path):
 
 def people(folder: Path, annotations: list[dict], bands: int = 3, **settings):
     names = ["nose", "tail"]
-    files = written(folder, annotations, categories=[{"id": 7, "name": "dog", "keypoints": names}])
+    files = write_coco(folder, annotations, categories=[{"id": 7, "name": "dog", "keypoints": names}])
     return open_source({"kind": "coco_keypoints", "category": "dog", **files, **settings}, "pose", bands)
 
 
@@ -198,7 +198,7 @@ def person(number: int, points: list[float], **fields) -> dict:
     return annotation(number, 7, [], 11.5, keypoints=points, num_keypoints=2, **fields)
 
 
-def test_people_with_labelled_keypoints_are_samples(tmp_path):
+def test_people_with_labeled_keypoints_are_samples(tmp_path):
     points = [3, 4, 2, 5, 6, 1]
     source = people(
         tmp_path,
@@ -223,12 +223,12 @@ def test_people_with_labelled_keypoints_are_samples(tmp_path):
     assert len(people(tmp_path, [person(1, points), person(6, [3, 4, 1, 0, 0, 0])], keypoints=2)) == 1
 
 
-def test_ids_may_be_words(tmp_path):
+def test_ids_can_be_strings(tmp_path):
     drawn = [annotation("5f3e", 7, rectangle(0, 0, 2, 2), 4, bbox=[math.nan] * 4)]
     assert (masks(tmp_path, drawn).read(1).target != 0).any()
 
 
-def test_people_that_cannot_be_used(tmp_path):
+def test_invalid_people_raise(tmp_path):
     with pytest.raises(SourceError, match="no 'dog' has 1 or more labelled keypoints"):
         people(tmp_path, [person(1, [0] * 6)])
     with pytest.raises(SourceError, match="annotation 1 has 3 numbers for keypoints where 2 keypoints have 6"):
@@ -241,11 +241,11 @@ def test_people_that_cannot_be_used(tmp_path):
     with pytest.raises(SourceError, match="ids of people and images are whole numbers, found 'Rex'"):
         people(tmp_path, [person("Rex", [3, 4, 2, 5, 6, 1])])
     with pytest.raises(SourceError, match="names no keypoints"):
-        open_source({"kind": "coco_keypoints", "category": "cat", **written(tmp_path, [])}, "pose")
+        open_source({"kind": "coco_keypoints", "category": "cat", **write_coco(tmp_path, [])}, "pose")
 
 
 @pytest.mark.shared
-def test_the_real_people_are_those_that_cocos_own_reader_finds(shared):
+def test_people_match_pycocotools_on_real_data(shared):
     folder = shared / "data/coco_pose_mini"
     files = {"annotations": str(folder / "person_keypoints.json"), "images": str(folder / "images")}
     source = open_source({"kind": "coco_keypoints", **files}, "pose")
@@ -263,7 +263,7 @@ def test_the_real_people_are_those_that_cocos_own_reader_finds(shared):
 
 
 @pytest.mark.shared
-def test_the_real_outlines_are_those_that_cocos_own_reader_draws(shared):
+def test_masks_match_pycocotools_on_real_data(shared):
     folder = shared / "data/coco_pose_mini"
     files = {"annotations": str(folder / "person_keypoints.json"), "images": str(folder / "images")}
     source = open_source({"kind": "coco_masks", **files}, "segmentation")

@@ -1,4 +1,4 @@
-"""Splits of a recipe: with their classes for measuring, with their transforms for training."""
+"""Splits of a recipe: with their classes for evaluation, and with their transforms for training."""
 
 import pickle
 from pathlib import Path
@@ -29,7 +29,7 @@ def recipe(task: str = "segmentation", seed: int = 0, **data) -> Recipe:
 
 
 def pairs(root: Path, count: int = COUNT, size: tuple[int, int] = (20, 24)) -> dict:
-    """Images (height, width) whose pixels are their number, with masks of 0, 1, 11 (to be ignored)."""
+    """Images (height, width) with their index as pixel value, and masks of 0, 1, and 11 (ignored)."""
     for number in range(count):
         for folder, name in (("images", f"{number:02}.png"), ("masks", f"{number:02}.png")):
             (root / folder).mkdir(parents=True, exist_ok=True)
@@ -40,14 +40,14 @@ def pairs(root: Path, count: int = COUNT, size: tuple[int, int] = (20, 24)) -> d
     return {"kind": "folders", "images": str(root / "images"), "masks": str(root / "masks")}
 
 
-def opened(root: Path, split: str = "train", **data) -> RawDataset:
+def open_dataset(root: Path, split: str = "train", **data) -> RawDataset:
     dataset = open_split(recipe(train=pairs(root), classes=["a", "b"], ignore=[11], **data), split)
     assert dataset is not None
     return dataset
 
 
 def test_samples_have_their_classes(tmp_path):
-    dataset = opened(tmp_path)
+    dataset = open_dataset(tmp_path)
     assert len(dataset) == COUNT
     assert dataset.class_table.names == ("a", "b")
     for index in range(COUNT):
@@ -60,14 +60,14 @@ def test_samples_have_their_classes(tmp_path):
         assert [path.parent.name for path in dataset.files(index)] == ["images", "masks"]
 
 
-def test_splits_that_a_recipe_does_not_have_are_none(tmp_path):
+def test_missing_splits_are_none(tmp_path):
     made = recipe(train=pairs(tmp_path), classes=["a", "b"], ignore=[11])
     assert open_split(made, "validation") is None and open_split(made, "test") is None
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.99])
-def test_a_share_is_cut_from_training_and_nothing_is_in_both(tmp_path, share):
-    train, validation = (opened(tmp_path, split, validation_share=share) for split in ("train", "validation"))
+def test_validation_fraction_is_disjoint_from_training(tmp_path, share):
+    train, validation = (open_dataset(tmp_path, split, validation_share=share) for split in ("train", "validation"))
     names = [{dataset.name(i) for i in range(len(dataset))} for dataset in (train, validation)]
     assert not names[0] & names[1]
     assert names[0] | names[1] == {f"{i:02}.png" for i in range(COUNT)}
@@ -75,7 +75,7 @@ def test_a_share_is_cut_from_training_and_nothing_is_in_both(tmp_path, share):
     assert [train.read(i).name for i in range(len(train))] == sorted(names[0])
 
 
-def test_the_share_follows_the_seed(tmp_path):
+def test_validation_fraction_depends_on_seed(tmp_path):
     source = pairs(tmp_path)
 
     def cut(seed: int) -> list[str]:
@@ -86,21 +86,21 @@ def test_the_share_follows_the_seed(tmp_path):
     assert len({tuple(cut(seed)) for seed in range(5)}) > 1
 
 
-def test_a_validation_source_is_preferred_to_a_share(tmp_path):
+def test_validation_source_overrides_fraction(tmp_path):
     own = pairs(tmp_path / "own", 2)
-    dataset = opened(tmp_path, "validation", validation=own, validation_share=0.5)
+    dataset = open_dataset(tmp_path, "validation", validation=own, validation_share=0.5)
     assert len(dataset) == 2 and str(dataset.files(0)[0]).startswith(str(tmp_path / "own"))
-    assert len(opened(tmp_path, "train", validation=own, validation_share=0.5)) == COUNT
+    assert len(open_dataset(tmp_path, "train", validation=own, validation_share=0.5)) == COUNT
 
 
-def test_one_image_cannot_be_shared(tmp_path):
+def test_single_image_cannot_be_split(tmp_path):
     made = recipe(train=pairs(tmp_path, 1), classes=["a", "b"], validation_share=0.5)
     with pytest.raises(SourceError, match="cannot be cut from 1 image"):
         open_split(made, "train")
 
 
-def test_faults_are_told_with_the_file(tmp_path):
-    dataset = opened(tmp_path)
+def test_errors_name_the_file(tmp_path):
+    dataset = open_dataset(tmp_path)
     Image.new("L", (24, 20), 7).save(tmp_path / "masks/03.png")
     with pytest.raises(
         UnknownValueError, match=r"masks/03\.png: the mask has the unknown values 7 \(480 pixels\)"
@@ -136,8 +136,8 @@ def test_pixels_are_finite(tmp_path):
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_whoever_writes_to_a_sample_writes_to_that_copy(tmp_path, cache):
-    dataset = opened(tmp_path, cache=cache)
+def test_samples_are_copies(tmp_path, cache):
+    dataset = open_dataset(tmp_path, cache=cache)
     for _ in range(3):
         sample = dataset.read(4)
         assert sample.image.unique().tolist() == [4] and sample.target.unique().tolist() == [0, 1, 255]
@@ -145,10 +145,10 @@ def test_whoever_writes_to_a_sample_writes_to_that_copy(tmp_path, cache):
         sample.target.zero_()
 
 
-def test_what_is_kept_is_not_read_again(tmp_path):
-    dataset = opened(tmp_path, cache=True)
+def test_cached_samples_are_not_read_again(tmp_path):
+    dataset = open_dataset(tmp_path, cache=True)
     expected = [dataset.read(i) for i in range(COUNT)]
-    kept = opened(tmp_path, cache=True)
+    kept = open_dataset(tmp_path, cache=True)
     kept.preload()
     for index in range(COUNT):
         (tmp_path / f"images/{index:02}.png").unlink()
@@ -161,7 +161,7 @@ def test_what_is_kept_is_not_read_again(tmp_path):
         sent.read(0)
 
 
-def test_more_than_255_classes_survive_the_cache(tmp_path):
+def test_cache_supports_more_than_255_classes(tmp_path):
     source = pairs(tmp_path, 1)
     Image.fromarray(np.arange(480, dtype=np.uint16).reshape(20, 24)).save(tmp_path / "masks/00.png")
     names = [f"class {i}" for i in range(480)]
@@ -178,7 +178,7 @@ def folder_of_classes(root: Path, names: str) -> dict:
     return {"kind": "class_folders", "root": str(root)}
 
 
-def test_class_folders_of_two_splits_are_matched_by_name(tmp_path):
+def test_class_folders_are_matched_by_name_across_splits(tmp_path):
     train, test = folder_of_classes(tmp_path / "train", "ant bee cat"), folder_of_classes(tmp_path / "test", "cat bee")
     made = recipe("classification", train=train, test=test)
     for split in ("train", "test"):
@@ -192,19 +192,19 @@ def test_class_folders_of_two_splits_are_matched_by_name(tmp_path):
         open_split(made, "test")
 
 
-def test_classes_of_a_recipe_give_the_order(tmp_path):
+def test_recipe_defines_class_order(tmp_path):
     train = folder_of_classes(tmp_path / "train", "ant bee cat")
     dataset = open_split(recipe("classification", train=train, classes=["cat", "ant", "bee"]), "train")
     assert [dataset.read(i).target for i in range(3)] == [1, 2, 0]
 
 
-def test_one_class_alone_cannot_be_segmented(tmp_path):
+def test_single_class_raises(tmp_path):
     nucleus = {"name": "nucleus", "values": [1]}
     with pytest.raises(ClassTableError, match=r"'nucleus' is the only class.*\[background, nucleus\].*single_output"):
         open_split(recipe(train=pairs(tmp_path), classes=[nucleus], ignore=[0]), "train")
 
 
-def test_digits_are_a_data_set_without_files():
+def test_digits_dataset_needs_no_files():
     made = recipe("classification", train={"kind": "sklearn_digits", "split": "train"}, channels=1, cache=True)
     dataset = open_split(made, "train")
     sample = dataset.read(3)
@@ -221,8 +221,8 @@ def training(dataset: RawDataset, seed: int = 0) -> TrainingDataset:
     return TrainingDataset(dataset, read_pipeline(entries, context), seed)
 
 
-def test_training_samples_follow_the_draw_alone(tmp_path):
-    dataset, again = training(opened(tmp_path)), training(opened(tmp_path, cache=True))
+def test_training_samples_depend_only_on_the_draw(tmp_path):
+    dataset, again = training(open_dataset(tmp_path)), training(open_dataset(tmp_path, cache=True))
     first = dataset[Draw(3, 2, 50)]
     torch.rand(5), np.random.rand(5)
     for same in (dataset[Draw(3, 2, 51)], again[Draw(3, 2, 7)], again[Draw(3, 2, 8)]):
@@ -236,8 +236,8 @@ def test_training_samples_follow_the_draw_alone(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_the_same_with_and_without_loader_processes(tmp_path, workers):
-    dataset = training(opened(tmp_path))
+def test_batches_do_not_depend_on_workers(tmp_path, workers):
+    dataset = training(open_dataset(tmp_path))
     collator = Collator(PROCESSOR, "segmentation")
     batches = list(
         DataLoader(
@@ -250,19 +250,21 @@ def test_batches_are_the_same_with_and_without_loader_processes(tmp_path, worker
     assert torch.equal(batches[2]["labels"], alone["labels"])
 
 
-def test_faults_in_loader_processes_keep_their_sentence(tmp_path):
-    dataset = training(opened(tmp_path))
+def test_worker_errors_keep_their_message(tmp_path):
+    dataset = training(open_dataset(tmp_path))
     Image.new("L", (24, 20), 7).save(tmp_path / "masks/03.png")
     with pytest.raises(UnknownValueError, match=r"masks/03\.png: the mask has the unknown values 7"):
         list(DataLoader(dataset, batch_sampler=StreamSampler(COUNT, 0, 5, stop=COUNT), num_workers=1, collate_fn=list))
 
 
-def test_keypoints_have_the_names_of_the_source(tmp_path):
+def test_keypoint_names_come_from_the_source(tmp_path):
     with pytest.raises(ClassTableError, match="the source has the keypoints a, b, but the classes are b, a"):
-        RawDataset(Named(("a", "b")), ClassTable.from_recipe(recipe("pose", train={}, classes=["b", "a"]).data), "pose")
+        RawDataset(
+            NamedSource(("a", "b")), ClassTable.from_recipe(recipe("pose", train={}, classes=["b", "a"]).data), "pose"
+        )
 
 
-class Named:
+class NamedSource:
     def __init__(self, class_names):
         self.class_names = class_names
 
@@ -317,7 +319,7 @@ def test_nuclei(shared):
 
 
 @pytest.mark.shared
-def test_people_of_one_image_stay_together(shared):
+def test_people_of_one_image_are_in_the_same_split(shared):
     folder = shared / "data/coco_pose_mini"
     source = {
         "kind": "coco_keypoints",

@@ -1,4 +1,4 @@
-"""Sources that the library `datasets` reads: saved ones, parquet, image folders and ids of the Hub."""
+"""Sources that are read with the library `datasets`: saved ones, parquet, image folders and Hub ids."""
 
 import datasets
 import numpy as np
@@ -40,7 +40,7 @@ def rows(**columns) -> Dataset:
     return Dataset.from_dict(values, Features({name: kinds.get(name, Value("string")) for name in values}))
 
 
-def opened(name: object, split: str = "train", task: str = "segmentation", bands: int = 3, **settings):
+def open_hub_source(name: object, split: str = "train", task: str = "segmentation", bands: int = 3, **settings):
     return open_source({"kind": "huggingface", "name": str(name), "split": split, **settings}, task, bands)
 
 
@@ -55,24 +55,24 @@ def check(source, first: int = 0, count: int = COUNT) -> None:
         assert source.files(index) == ()
 
 
-def test_what_save_to_disk_wrote(tmp_path):
+def test_save_to_disk_format(tmp_path):
     rows().save_to_disk(tmp_path / "one")
     DatasetDict({"train": rows(), "test": rows().select([2, 3])}).save_to_disk(tmp_path / "splits")
-    check(opened(tmp_path / "one"))
-    check(opened(tmp_path / "splits"))
-    check(opened(tmp_path / "splits", "test"), 2, 2)
-    check(opened(tmp_path / "splits", mask_column="mask"))
+    check(open_hub_source(tmp_path / "one"))
+    check(open_hub_source(tmp_path / "splits"))
+    check(open_hub_source(tmp_path / "splits", "test"), 2, 2)
+    check(open_hub_source(tmp_path / "splits", mask_column="mask"))
     with pytest.raises(SourceError, match="no split 'validation'; it has train, test"):
-        opened(tmp_path / "splits", "validation")
+        open_hub_source(tmp_path / "splits", "validation")
 
 
 def test_parquet_files(tmp_path):
     (tmp_path / "data").mkdir()
     rows().to_parquet(tmp_path / "data/train-0.parquet")
-    check(opened(tmp_path))
-    check(opened(tmp_path, "train[2:]"), 2, 2)
+    check(open_hub_source(tmp_path))
+    check(open_hub_source(tmp_path, "train[2:]"), 2, 2)
     with pytest.raises(SourceError, match=r"cannot be opened: Unknown split .*test"):
-        opened(tmp_path, "test")
+        open_hub_source(tmp_path, "test")
 
 
 def test_image_folders(tmp_path):
@@ -80,7 +80,7 @@ def test_image_folders(tmp_path):
         folder = tmp_path / "train" / ["dog", "cat", "dog", "bird"][number]
         folder.mkdir(parents=True, exist_ok=True)
         photo.save(folder / f"{number}.png")
-    source = opened(tmp_path, task="classification")
+    source = open_hub_source(tmp_path, task="classification")
     assert source.class_names == ("bird", "cat", "dog")
     found = {int(source.read(i).image[0].max()): source.class_names[source.read(i).target] for i in range(4)}
     assert found == {0: "dog", 1: "cat", 2: "dog", 3: "bird"}
@@ -95,66 +95,66 @@ def test_image_folders_with_masks(tmp_path):
         mask.save(folder / f"{number}_mask.png")
         lines.append(f'{{"file_name": "{number}.png", "mask_file_name": "{number}_mask.png"}}\n')
     (folder / "metadata.jsonl").write_text("".join(lines))
-    check(opened(tmp_path))
+    check(open_hub_source(tmp_path))
 
 
 def test_labels(tmp_path):
     rows(species=["cat", "dog", "cat", "ant"]).save_to_disk(tmp_path / "one")
-    source = opened(tmp_path / "one", task="classification")
+    source = open_hub_source(tmp_path / "one", task="classification")
     assert source.class_names == ("b", "a")
     assert [source.read(i).target for i in range(COUNT)] == [0, 1, 1, 0]
-    words = opened(tmp_path / "one", task="classification", label_column="species")
+    words = open_hub_source(tmp_path / "one", task="classification", label_column="species")
     assert words.class_names == ("ant", "cat", "dog")
     assert [words.read(i).target for i in range(COUNT)] == [1, 2, 1, 0]
     with pytest.raises(SourceError, match="the column 'mask' has no labels but Image"):
-        opened(tmp_path / "one", task="classification", label_column="mask")
+        open_hub_source(tmp_path / "one", task="classification", label_column="mask")
 
 
-def test_rows_without_a_word_are_told(tmp_path):
+def test_rows_without_a_label_raise(tmp_path):
     rows(species=["cat", None, "cat", "ant"]).save_to_disk(tmp_path / "one")
-    source = opened(tmp_path / "one", task="classification", label_column="species")
+    source = open_hub_source(tmp_path / "one", task="classification", label_column="species")
     assert source.class_names == ("ant", "cat")
     assert [source.read(i).target for i in (0, 2, 3)] == [1, 1, 0]
     with pytest.raises(ImageFileError, match="row 1: the column 'species' is empty in this row"):
         source.read(1)
 
 
-def test_numbers_are_labels_without_names(tmp_path):
+def test_integer_labels_without_names(tmp_path):
     Dataset.from_dict(
         {"image": photos(), "label": [3, 0, 2, 1]}, Features({"image": ImageFeature(), "label": Value("int64")})
     ).save_to_disk(tmp_path / "one")
-    source = opened(tmp_path / "one", task="classification")
+    source = open_hub_source(tmp_path / "one", task="classification")
     assert source.class_names is None
     assert [source.read(i).target for i in range(COUNT)] == [3, 0, 2, 1]
 
 
-def test_columns_of_arrays_are_images_of_many_bands(tmp_path):
+def test_array_columns_are_multichannel_images(tmp_path):
     arrays = np.random.default_rng(0).integers(0, 256, (2, 6, 4, 5), dtype=np.uint8)
     kinds = Features({"image": Array3D((6, 4, 5), "uint8"), "mask": Array3D((1, 4, 5), "int32")})
     Dataset.from_dict({"image": list(arrays), "mask": [a[:1].astype(np.int32) for a in arrays]}, kinds).save_to_disk(
         tmp_path / "one"
     )
-    source = opened(tmp_path / "one", bands=6, mask_column="mask")
+    source = open_hub_source(tmp_path / "one", bands=6, mask_column="mask")
     for index in range(2):
         assert np.array_equal(source.read(index).image.numpy(), arrays[index])
         assert np.array_equal(source.read(index).target.numpy(), arrays[index][0])
     with pytest.raises(ImageFileError, match=r"row 0: an array of shape \(6, 4, 5\) .* 3 or 1 channels"):
-        opened(tmp_path / "one", mask_column="mask").read(0)
+        open_hub_source(tmp_path / "one", mask_column="mask").read(0)
 
 
-def test_columns_that_are_not_there(tmp_path):
+def test_missing_columns_raise(tmp_path):
     rows(mask=None).save_to_disk(tmp_path / "without")
     with pytest.raises(SourceError, match=r"mask_column is to name .* are none, all columns image, label"):
-        opened(tmp_path / "without")
+        open_hub_source(tmp_path / "without")
     for settings in ({"mask_column": "masks"}, {"image_column": "photo", "mask_column": "image"}):
         with pytest.raises(SourceError, match=r"no column '(masks|photo)'; it has image, label"):
-            opened(tmp_path / "without", **settings)
+            open_hub_source(tmp_path / "without", **settings)
 
 
-def test_empty_and_broken_cells_are_told_by_row(tmp_path):
+def test_empty_and_broken_cells_raise_with_row(tmp_path):
     good, broken = palette_masks(2), {"bytes": b"nothing", "path": None}
     rows(image=[*photos(3), None], mask=[*good, broken, good[0]]).save_to_disk(tmp_path / "one")
-    source = opened(tmp_path / "one")
+    source = open_hub_source(tmp_path / "one")
     with pytest.raises(ImageFileError, match=r"one row 2, column 'mask': not a supported image file"):
         source.read(2)
     with pytest.raises(ImageFileError, match="row 3: the column 'image' is empty"):
@@ -169,7 +169,7 @@ def test_empty_and_broken_cells_are_told_by_row(tmp_path):
         ({"bytes": None, "path": "gone.png"}, "no such file"),
     ],
 )
-def test_cells_without_a_file_are_refused_by_name(cell, reason):
+def test_cells_with_missing_files_raise_with_name(cell, reason):
     table = Dataset.from_dict({"image": [cell], "label": [0]})
     source = HubDataset("title", table, "image", "label")
     with pytest.raises(ImageFileError, match=reason) as error:
@@ -177,7 +177,7 @@ def test_cells_without_a_file_are_refused_by_name(cell, reason):
     assert str(error.value).startswith(("title row 0", "gone.png: "))
 
 
-def test_ragged_arrays_are_refused_by_row(tmp_path):
+def test_ragged_arrays_raise_with_row(tmp_path):
     ragged = [[[1, 2], [3]], [[1, 2], [3, 4]]]
     table = Dataset.from_dict({"image": ragged, "label": [0, 0]})
     source = HubDataset("title", table, "image", "label", bands=1)
@@ -186,7 +186,7 @@ def test_ragged_arrays_are_refused_by_row(tmp_path):
     assert source.read(1).image.shape == (1, 2, 2)
 
 
-def test_ids_of_the_hub_go_to_the_library_with_their_revision(monkeypatch):
+def test_hub_id_and_revision_are_passed_to_datasets(monkeypatch):
     calls = []
 
     def load_dataset(*arguments, **options):
@@ -194,12 +194,12 @@ def test_ids_of_the_hub_go_to_the_library_with_their_revision(monkeypatch):
         return rows()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    check(opened("owner/scenes", "train", config="full", revision="abc123"))
+    check(open_hub_source("owner/scenes", "train", config="full", revision="abc123"))
     assert calls == [(("owner/scenes", "full"), {"split": "train", "revision": "abc123"})]
 
 
-def test_ids_are_fetched_from_the_hub_and_pinned_by_revision(hub, tmp_path, monkeypatch):
-    """By the library itself, from the tests' Hub."""
+def test_hub_datasets_are_downloaded_at_a_pinned_revision(hub, tmp_path, monkeypatch):
+    """With the library itself, from the test Hub."""
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
     HfApi().create_repo("owner/scenes", repo_type="dataset")
     revisions = []
@@ -212,19 +212,19 @@ def test_ids_are_fetched_from_the_hub_and_pinned_by_revision(hub, tmp_path, monk
             repo_type="dataset",
         )
         revisions.append(done.oid)
-    check(opened("owner/scenes", revision=revisions[0]))
-    newest = opened("owner/scenes")
+    check(open_hub_source("owner/scenes", revision=revisions[0]))
+    newest = open_hub_source("owner/scenes")
     assert [int(newest.read(i).target.unique()) for i in range(len(newest))] == [3, 2]
     with pytest.raises(SourceError, match="owner/other"):
-        opened("owner/other")
+        open_hub_source("owner/other")
 
 
-def test_failures_of_the_library_are_told_in_its_words(monkeypatch, tmp_path):
+def test_datasets_errors_keep_their_message(monkeypatch, tmp_path):
     def load_dataset(*arguments, **options):
         raise ConnectionError("Couldn't reach\n the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(SourceError, match=r"^data: the dataset owner/scenes cannot be opened: Couldn't reach the Hub$"):
-        opened("owner/scenes")
+        open_hub_source("owner/scenes")
     with pytest.raises(SourceError, match="/nowhere: there is no such folder"):
-        opened(tmp_path / "nowhere")
+        open_hub_source(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""Images and masks of every format, depth and number of bands as tensors."""
+"""Images and masks of every format, bit depth and channel count as tensors."""
 
 import io
 from itertools import product
@@ -68,7 +68,7 @@ KINDS = [("PNG", mode) for mode in ("1", "L", "P", "LA", "RGB", "RGBA", "I;16")]
 
 
 @pytest.mark.parametrize(("kind", "mode"), KINDS)
-def test_three_bands_are_what_predict_sees(kind, mode):
+def test_three_channels_match_predict(kind, mode):
     file = as_bytes(picture(mode), kind)
     pixels = read_pixels(file)
     assert pixels.dtype == torch.uint8 and pixels.is_contiguous()
@@ -77,7 +77,7 @@ def test_three_bands_are_what_predict_sees(kind, mode):
 
 
 @pytest.mark.parametrize(("kind", "mode"), [*KINDS, ("TIFF", "F"), ("TIFF", "I")])
-def test_one_band_is_what_a_processor_with_one_mean_sees(kind, mode):
+def test_one_channel_matches_processor_with_one_mean(kind, mode):
     file = as_bytes(picture(mode), kind)
     processor = SemanticSegmentationImageProcessor(
         do_resize=False, do_rescale=False, do_normalize=False, image_mean=[0.0], image_std=[1.0]
@@ -86,7 +86,7 @@ def test_one_band_is_what_a_processor_with_one_mean_sees(kind, mode):
     assert torch.equal(read_pixels(file, bands=1).float(), expected.float())
 
 
-def test_16_bit_gray_keeps_its_values_as_one_band():
+def test_16_bit_gray_keeps_values_as_one_channel():
     array = noise(5, 7, dtype=np.uint16)
     for file in (as_bytes(Image.fromarray(array), "PNG"), tiff_file(array), numpy_file(array)):
         pixels = read_pixels(file, bands=1)
@@ -104,7 +104,7 @@ def test_16_bit_gray_keeps_its_values_as_one_band():
     zipped=st.booleans(),
 )
 @settings(max_examples=60)
-def test_tiffs_of_any_bands_keep_their_values(bands, height, width, dtype, planar, zipped):
+def test_tiffs_with_any_channel_count_keep_values(bands, height, width, dtype, planar, zipped):
     array = noise(bands, height, width, dtype=dtype)
     file = tiff_file(
         array[0] if bands == 1 else array if planar else array.transpose(1, 2, 0),
@@ -119,7 +119,7 @@ def test_tiffs_of_any_bands_keep_their_values(bands, height, width, dtype, plana
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_pages_of_a_tiff_are_bands(dtype):
+def test_tiff_pages_are_channels(dtype):
     array = noise(4, 6, 5, dtype=dtype)
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
@@ -128,7 +128,7 @@ def test_pages_of_a_tiff_are_bands(dtype):
     assert np.array_equal(read_pixels(ImageBytes("stack.tif", buffer.getvalue()), 4).numpy(), array)
 
 
-def test_three_gray_pages_are_three_bands_and_not_the_first_one_thrice():
+def test_three_gray_pages_are_three_channels():
     array = noise(3, 6, 5)
     buffer = io.BytesIO()
     Image.fromarray(array[0]).save(
@@ -140,7 +140,7 @@ def test_three_gray_pages_are_three_bands_and_not_the_first_one_thrice():
 @pytest.mark.parametrize("meaning", ["rgb", "minisblack"])
 @pytest.mark.parametrize("layout", ["contig", "separate"])
 @pytest.mark.parametrize("bands", [3, 4])
-def test_8_bit_bands_are_read_whatever_the_file_calls_them(meaning, layout, bands):
+def test_8_bit_channels_are_read_with_any_photometric_tag(meaning, layout, bands):
     array = noise(6, 7, bands)
     stored = array if layout == "contig" else array.transpose(2, 0, 1)
     extra = [0] * (bands - (3 if meaning == "rgb" else 1)) or None
@@ -148,12 +148,12 @@ def test_8_bit_bands_are_read_whatever_the_file_calls_them(meaning, layout, band
     assert np.array_equal(read_pixels(file, bands).permute(1, 2, 0).numpy(), array)
 
 
-def test_16_bit_rgb_tiffs_keep_their_values():
+def test_16_bit_rgb_tiffs_keep_values():
     array = noise(5, 7, 3, dtype=np.uint16)
     assert np.array_equal(read_pixels(tiff_file(array, photometric="rgb")).permute(1, 2, 0).numpy(), array)
 
 
-def test_float_gray_is_repeated_unscaled():
+def test_float_gray_is_repeated_without_scaling():
     array = noise(5, 7, dtype=np.float32)
     plain = SemanticSegmentationImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
     seen = plain(Image.fromarray(array), return_tensors="pt")["pixel_values"][0]
@@ -165,21 +165,21 @@ def test_float_gray_is_repeated_unscaled():
 @given(
     bands=st.integers(1, 6), height=st.integers(7, 9), width=st.integers(7, 9), last=st.booleans(), wide=st.booleans()
 )
-def test_arrays_lie_either_way(bands, height, width, last, wide):
+def test_arrays_can_be_channels_first_or_last(bands, height, width, last, wide):
     array = noise(bands, height, width, dtype=np.float32 if wide else np.uint8)
     file = numpy_file(array.transpose(1, 2, 0) if last else array)
     assert np.array_equal(read_pixels(file, bands).numpy(), array)
 
 
-def test_array_files_on_a_disk_are_read_into_memory(tmp_path):
+def test_array_files_are_read_into_memory(tmp_path):
     np.save(tmp_path / "a.npy", array := noise(5, 8, 9))
     pixels = read_pixels(tmp_path / "a.npy", 5)
     (tmp_path / "a.npy").unlink()
-    pixels += 0  # not a map of the file, which could not be written to
+    pixels += 0  # not a read-only memory map
     assert np.array_equal(pixels.numpy(), array)
 
 
-def test_photos_are_upright(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     (image := picture("RGB", 20, 30)).save(tmp_path / "turned.png", exif=exif)
@@ -209,13 +209,13 @@ def test_photos_are_upright(tmp_path):
         (ImageBytes("x.png", as_bytes(picture("RGB", 64, 64), "PNG").data[:300]), 3, "cannot be decoded"),
     ],
 )
-def test_files_that_are_no_such_image_are_told_by_name(file, bands, reason):
+def test_non_image_files_raise_with_name(file, bands, reason):
     with pytest.raises(ImageFileError, match=reason) as error:
         read_pixels(file, bands)
     assert str(error.value).startswith(f"{file.name}: ") and "\n" not in str(error.value)
 
 
-def test_missing_files_and_folders(tmp_path):
+def test_missing_files_and_folders_raise(tmp_path):
     for read in (read_pixels, read_mask):
         with pytest.raises(ImageFileError, match=r"a\.png: there is no such file"):
             read(tmp_path / "a.png")
@@ -227,7 +227,7 @@ def test_missing_files_and_folders(tmp_path):
     "file",
     [as_bytes(picture("L", 50, 40), "PNG"), tiff_file(noise(50, 40, 3), photometric="rgb"), tiff_file(noise(50, 40))],
 )
-def test_images_beyond_the_limit_are_not_decoded(file):
+def test_images_above_the_pixel_limit_are_not_decoded(file):
     for read in (read_pixels, read_mask):
         with pytest.raises(ImageFileError, match="40x50 pixels"):
             read(file, max_pixels=1999)
@@ -236,7 +236,7 @@ def test_images_beyond_the_limit_are_not_decoded(file):
 @given(
     kind=st.sampled_from([*product(["PNG", "TIFF"], ["1", "L", "P", "I;16"]), ("TIFF", "I")]), seed=st.integers(0, 99)
 )
-def test_masks_keep_their_values(kind, seed):
+def test_masks_keep_values(kind, seed):
     kind, mode = kind
     random = np.random.default_rng(seed)
     top = {"1": 2, "I;16": 65536, "I": 65536}.get(mode, 256)
@@ -252,7 +252,7 @@ def test_masks_keep_their_values(kind, seed):
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_painted_masks_keep_their_colors_without_alpha(kind, mode):
+def test_color_masks_drop_alpha(kind, mode):
     image = picture(mode)
     mask = read_mask(as_bytes(image, kind))
     assert mask.dtype == torch.uint8
@@ -265,7 +265,7 @@ def test_gray_masks_with_alpha_are_gray():
 
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int16, np.int64, np.float32])
-def test_masks_may_be_arrays_and_tiffs(dtype):
+def test_masks_can_be_arrays_and_tiffs(dtype):
     values = RANDOM.integers(0, 2, (6, 5)).astype(dtype)
     values[0, 0] = -3 if np.dtype(dtype).kind in "if" else 1
     files = [numpy_file(values), numpy_file(values[None]), numpy_file(values[..., None])]
@@ -287,7 +287,7 @@ def test_masks_may_be_arrays_and_tiffs(dtype):
         (numpy_file(np.array([["a"]])), "no numbers"),
     ],
 )
-def test_what_is_no_mask_is_told_by_name(file, reason):
+def test_non_mask_files_raise_with_name(file, reason):
     if reason is None:
         assert read_mask(file).shape[0] == 3  # four bytes per pixel of a TIFF are colors
         return
@@ -296,7 +296,7 @@ def test_what_is_no_mask_is_told_by_name(file, reason):
     assert str(error.value).startswith(file.name)
 
 
-def test_reading_is_from_the_content_and_not_from_the_suffix(tmp_path):
+def test_format_is_detected_from_content(tmp_path):
     path = Path(tmp_path / "mask.png")
     path.write_bytes(tiff_file(values := noise(5, 6)).data)
     assert np.array_equal(read_mask(path).numpy(), values)

@@ -1,4 +1,4 @@
-"""Sources whose samples are files: folders, lists, class folders; and the table of them all."""
+"""Sources of files: folders, lists, class folders; and the table of all sources."""
 
 import pickle
 from pathlib import Path
@@ -29,7 +29,7 @@ def folders(root: Path, images: str = "images", masks: str = "masks", task: str 
 
 
 def check(source, pairs: list[tuple[str, int, int]]) -> None:
-    """The source's samples are these: name, value of the image, value of the mask (or the class)."""
+    """Check the samples of a source: name, image value, mask value (or class)."""
     found = []
     for index in range(len(source)):
         sample = source.read(index)
@@ -42,7 +42,7 @@ def check(source, pairs: list[tuple[str, int, int]]) -> None:
     assert [pickle.loads(pickle.dumps(source)).name(i) for i in range(len(source))] == [name for name, _, _ in pairs]
 
 
-def test_folders_are_paired_by_stem_with_their_sub_folders(tmp_path):
+def test_folders_are_paired_by_relative_stem(tmp_path):
     for number, stem in enumerate(["b", "a", "town/a", "x.y"]):
         save(tmp_path / f"images/{stem}.png", number)
         save(tmp_path / f"masks/{stem}.{'npy' if number % 2 else 'tif'}", 10 + number)
@@ -51,7 +51,7 @@ def test_folders_are_paired_by_stem_with_their_sub_folders(tmp_path):
     check(folders(tmp_path), [("a.png", 1, 11), ("b.png", 0, 10), ("town/a.png", 2, 12), ("x.y.png", 3, 13)])
 
 
-def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+def test_folder_symlinks_are_followed_without_cycles(tmp_path):
     for number, stem in enumerate(["near/a", "far/a"]):
         for part, value in (("images", number), ("masks", 10 + number)):
             save(tmp_path / ("" if stem[0] == "n" else "elsewhere") / part / f"{stem}.png", value)
@@ -116,7 +116,7 @@ def test_every_pair_is_found(tmp_path_factory, stems):
         assert image.relative_to(root / "images") == mask.relative_to(root / "masks")
 
 
-def test_files_without_a_partner_are_counted_and_named(tmp_path):
+def test_unpaired_files_are_reported(tmp_path):
     for stem in "abcdef":
         save(tmp_path / f"images/{stem}.png")
     for stem in "fg":
@@ -131,7 +131,7 @@ def test_files_without_a_partner_are_counted_and_named(tmp_path):
         folders(tmp_path, unpaired="skip")
 
 
-def test_what_folders_lack(tmp_path):
+def test_incomplete_folders_raise(tmp_path):
     save(tmp_path / "images/a.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match=r"^data: masks: .*/masks: there is no such folder$"):
@@ -192,14 +192,14 @@ def test_lists_of_labels(tmp_path):
         ("l.txt", "a.png a.png\na b.png a.png\n", "line 2: .* found 3: for paths with spaces use a .csv"),
     ],
 )
-def test_lists_that_cannot_be_used(tmp_path, name, text, reason):
+def test_invalid_lists_raise(tmp_path, name, text, reason):
     save(tmp_path / "a.png")
     with pytest.raises(SourceError, match=reason) as error:
         listing(tmp_path / name, text)
     assert str(tmp_path / name) in str(error.value)
 
 
-def test_lists_that_are_none(tmp_path):
+def test_unreadable_lists_raise(tmp_path):
     with pytest.raises(SourceError, match=r"no\.csv: there is no such file"):
         open_source({"kind": "list", "file": str(tmp_path / "no.csv")}, "segmentation")
     (tmp_path / "l.csv").write_bytes(b"\xff\xfe\x00")
@@ -239,7 +239,7 @@ def test_digits(share):
     assert torch.equal(wide, pixels[5].expand(3, -1, -1))
 
 
-def test_the_table_says_what_it_expects(tmp_path):
+def test_source_table_reports_expected_keys(tmp_path):
     with pytest.raises(RecordError, match="no data source called 'folder'; did you mean 'folders'"):
         open_source({"kind": "folder"}, "segmentation", place="data.train")
     with pytest.raises(RecordError, match=r"data\.train\.mask is no known setting; did you mean 'masks'"):
@@ -250,7 +250,7 @@ def test_the_table_says_what_it_expects(tmp_path):
         open_source({"kind": "sklearn_digits", "split": "test"}, "segmentation", place="data.train")
 
 
-def test_every_row_says_its_tasks_and_every_option():
+def test_every_source_documents_tasks_and_options():
     for name, row in SOURCES.rows.items():
         assert row.tasks and set(row.tasks) <= {"segmentation", "classification", "pose"}, name
         documented = {line.strip().partition(":")[0] for line in (row.__doc__ or "").splitlines()}

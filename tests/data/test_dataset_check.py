@@ -1,4 +1,4 @@
-"""The look at every file before training, and `hf-vit-seg check-data`."""
+"""The check of all files before training, and `hf-vit-seg check-data`."""
 
 import json
 import os
@@ -25,7 +25,7 @@ CLASSES = ["sky", "road", "car"]
 
 
 def write_pair(folder: Path, name: str, mask: np.ndarray, image: np.ndarray | None = None) -> None:
-    """A PNG and its mask; without `image` noise that belongs to the name."""
+    """A PNG and its mask; without `image`, noise that is seeded by the name."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     if image is None:
@@ -40,7 +40,7 @@ def masks(count: int, values=(0, 1, 2), seed: int = 0) -> list[np.ndarray]:
 
 
 def recipe(folder: Path, validation: bool = False, task: str = "segmentation", **data) -> Recipe:
-    """A recipe whose training data are in `folder`/train."""
+    """A recipe with training data in `folder`/train."""
 
     def source(split: str) -> dict:
         return {"kind": "folders", "images": f"{folder / split}/images", "masks": f"{folder / split}/masks"}
@@ -60,7 +60,7 @@ def good(tmp_path) -> Path:
     return tmp_path
 
 
-def test_good_data_have_no_problems_and_are_counted(good):
+def test_valid_data_is_counted_without_problems(good):
     report = check(recipe(good, validation=True))
     assert not report.problems and not report.warnings
     for split, seed in (("train", 0), ("validation", 1)):
@@ -73,8 +73,8 @@ def test_good_data_have_no_problems_and_are_counted(good):
     assert sum(report.splits["train"].sizes.values()) == 6
 
 
-def test_classes_are_those_of_the_label_map(good):
-    """Merged values, a preset and ignored values; shares follow the classes and not the raw values."""
+def test_class_counts_match_the_label_map(good):
+    """Merged values, a preset and ignored values; fractions are per class and not per raw value."""
     merged = recipe(good, classes=[{"name": "ground", "values": [1, 2]}, {"name": "sky", "values": [0]}])
     raw = check(recipe(good)).class_counts()
     assert check(merged).class_counts() == [raw[1] + raw[2], raw[0]]
@@ -84,7 +84,7 @@ def test_classes_are_those_of_the_label_map(good):
     assert ignored.class_counts() == raw[:2] and not ignored.problems
 
 
-def test_unknown_values_are_told_with_their_files(good):
+def test_unknown_values_are_reported_with_files(good):
     strange = np.zeros((10, 10))
     strange[2:5, 2:6] = 7
     write_pair(good / "train", "strange", strange)
@@ -98,7 +98,7 @@ def test_unknown_values_are_told_with_their_files(good):
     assert not check(recipe(good, ignore=[7])).problems
 
 
-def test_every_fault_is_told_and_the_rest_is_counted(good):
+def test_all_errors_are_reported_and_the_rest_counted(good):
     train = good / "train"
     names = sorted(path.name for path in (train / "images").iterdir())
     (train / "images" / names[0]).write_bytes(b"no image")
@@ -116,13 +116,13 @@ def test_every_fault_is_told_and_the_rest_is_counted(good):
         refuse_bad_data(recipe(good), {"train": open_split(recipe(good), "train")})
 
 
-def test_images_in_two_splits_are_found_by_their_pixels(good):
+def test_duplicates_across_splits_are_found_by_pixels(good):
     image = np.random.default_rng(5).integers(0, 255, (9, 9, 3))
     write_pair(good / "train", "one", np.zeros((9, 9)), image)
     write_pair(good / "train", "other", np.ones((9, 9)), image)
     write_pair(good / "validation", "again", np.zeros((9, 9)), image)
     path = good / "validation/images/again.png"
-    Image.open(path).save(path.with_suffix(".bmp"))  # another file of the same picture
+    Image.open(path).save(path.with_suffix(".bmp"))  # another file with the same pixels
     path.unlink()
     warnings = check(recipe(good, validation=True)).warnings
     assert warnings == [
@@ -131,7 +131,7 @@ def test_images_in_two_splits_are_found_by_their_pixels(good):
     ]
 
 
-def test_absent_classes_and_empty_samples_are_warned_of(good):
+def test_absent_classes_and_empty_samples_warn(good):
     write_pair(good / "train", "void", np.full((8, 8), 255))
     report = check(recipe(good, classes=[*CLASSES, "bus"]))
     assert not report.problems
@@ -139,13 +139,13 @@ def test_absent_classes_and_empty_samples_are_warned_of(good):
     assert "nothing counts" in report.warnings[1] and "void.png" in report.warnings[1]
 
 
-def test_nothing_that_counts_is_a_problem(tmp_path):
+def test_fully_ignored_data_is_a_problem(tmp_path):
     for i in range(3):
         write_pair(tmp_path / "train", f"{i}", np.full((8, 8), 255))
     assert "all values are ignored" in check(recipe(tmp_path)).problems[0]
 
 
-def test_images_of_several_depths_are_a_problem(good):
+def test_mixed_bit_depths_are_a_problem(good):
     tall = np.random.default_rng(0).integers(0, 60000, (3, 10, 10)).astype(np.uint16)
     (good / "train/images/deep.npy").write_bytes(b"")
     np.save(good / "train/images/deep.npy", tall)
@@ -155,7 +155,7 @@ def test_images_of_several_depths_are_a_problem(good):
 
 
 @pytest.mark.parametrize(("values", "deep"), [(np.uint8, False), (np.float32, True), (np.uint16, True)])
-def test_deep_images_without_a_normalization_are_warned_of(tmp_path, values, deep):
+def test_high_bit_depth_without_normalization_warns(tmp_path, values, deep):
     write_pair(tmp_path / "train", "0", np.arange(64).reshape(8, 8) % 3)
     (tmp_path / "train/images/0.png").unlink()
     np.save(tmp_path / "train/images/0.npy", np.arange(4 * 64).reshape(4, 8, 8).astype(values))
@@ -168,7 +168,7 @@ def test_deep_images_without_a_normalization_are_warned_of(tmp_path, values, dee
     assert not check(settings.model_copy(update={"model": trained})).warnings
 
 
-def test_masks_painted_in_colors(tmp_path):
+def test_color_masks(tmp_path):
     painted = np.zeros((12, 12, 3))
     painted[:4] = (128, 64, 0)
     painted[4:6] = (1, 2, 3)
@@ -182,23 +182,23 @@ def test_masks_painted_in_colors(tmp_path):
 
 
 class Readings:
-    """Counts what is read."""
+    """Counts the reads."""
 
     def __init__(self, monkeypatch):
         self.names, read = [], RawDataset.raw
 
-        def counted(dataset, index):
+        def record_read(dataset, index):
             self.names.append(dataset.name(index))
             return read(dataset, index)
 
-        monkeypatch.setattr(RawDataset, "raw", counted)
+        monkeypatch.setattr(RawDataset, "raw", record_read)
 
     def take(self):
         taken, self.names = self.names, []
         return sorted(taken)
 
 
-def test_what_is_known_is_not_read_again(good, tmp_path, monkeypatch):
+def test_cached_results_are_not_read_again(good, tmp_path, monkeypatch):
     readings, cache = Readings(monkeypatch), tmp_path / "run" / "facts.json"
     first = check(recipe(good), cache=cache)
     assert len(readings.take()) == 6
@@ -214,7 +214,7 @@ def test_what_is_known_is_not_read_again(good, tmp_path, monkeypatch):
         == sum((m == 1).sum() for m in masks(6)[:3] + masks(6)[4:]) + changed.size
     )
     assert readings.take() == ["train_3.png"]
-    check(recipe(good, classes=["a", "b", "c"]), cache=cache)  # another label map over the same raw values
+    check(recipe(good, classes=["a", "b", "c"]), cache=cache)  # another class table over the same raw values
     assert not readings.take()
     cache.write_text('{"samples": {"half')
     check(recipe(good), cache=cache)
@@ -222,7 +222,7 @@ def test_what_is_known_is_not_read_again(good, tmp_path, monkeypatch):
     assert os.listdir(cache.parent) == ["facts.json"]
 
 
-def test_what_is_known_is_of_so_many_bands(tmp_path):
+def test_cache_depends_on_channel_count(tmp_path):
     write_pair(tmp_path / "train", "0", np.zeros((8, 8)))
     (tmp_path / "train/images/0.png").unlink()
     np.save(tmp_path / "train/images/0.npy", np.zeros((4, 8, 8), np.uint8))
@@ -231,8 +231,8 @@ def test_what_is_known_is_of_so_many_bands(tmp_path):
         assert len(problems) == (bands == 3), problems
 
 
-def test_a_run_may_look_at_a_part_alone(good):
-    """Evenly from first to last; the command looks at all of it whatever the recipe says."""
+def test_check_can_be_limited_to_a_part(good):
+    """Samples are spread evenly from first to last; the command checks all data regardless of the recipe."""
     write_pair(good / "train", "train_1", np.full((8, 8), 77))
     with pytest.raises(BadDataError, match="train_1"):
         refuse_bad_data(recipe(good), {"train": open_split(recipe(good), "train")})
@@ -244,25 +244,25 @@ def test_a_run_may_look_at_a_part_alone(good):
     assert len(refuse_bad_data(recipe(good, check=7, ignore=[77, 255]), {"train": dataset}).splits["train"].facts) == 3
 
 
-def test_an_interrupted_look_keeps_what_it_has_seen(good, tmp_path, monkeypatch):
+def test_interrupted_check_keeps_its_results(good, tmp_path, monkeypatch):
     cache, read = tmp_path / "facts.json", RawDataset.raw
 
-    def interrupted(dataset, index):
+    def raise_interrupt(dataset, index):
         if index == 5:
             raise KeyboardInterrupt
         return read(dataset, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RawDataset, "raw", interrupted)
+        patch.setattr(RawDataset, "raw", raise_interrupt)
         with pytest.raises(KeyboardInterrupt):
             check(recipe(good), cache=cache)
     readings = Readings(monkeypatch)
     assert check(recipe(good), cache=cache).class_counts() == check(recipe(good)).class_counts()
-    assert readings.take().count("train_5.png") == 2  # by both looks; others only by the one without a cache
+    assert readings.take().count("train_5.png") == 2  # by both checks; others only by the one without a cache
     assert json.loads(cache.read_text())["samples"]
 
 
-def test_labels_of_folders_are_read_again_when_a_class_is_added(tmp_path):
+def test_folder_labels_are_read_again_after_adding_a_class(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for i in range(2):
@@ -276,7 +276,7 @@ def test_labels_of_folders_are_read_again_when_a_class_is_added(tmp_path):
     assert report.splits["train"].table.names == ("ant", "cat", "dog") and report.class_counts() == [1, 2, 2]
 
 
-def test_samples_without_files_are_checked_too():
+def test_samples_without_files_are_checked():
     digits = {
         "train": {"kind": "sklearn_digits", "split": "train"},
         "test": {"kind": "sklearn_digits", "split": "test"},
@@ -294,8 +294,8 @@ def test_samples_without_files_are_checked_too():
 @pytest.mark.parametrize(
     ("label", "settings"), [(9, {}), (-1, {}), (255, {}), (7, {"ignore": [7]}), (9, {"unknown": "ignore"})]
 )
-def test_labels_that_are_no_class(tmp_path, label, settings):
-    """Training needs a class for every image, also where the label map ignores the value."""
+def test_unknown_labels_are_reported(tmp_path, label, settings):
+    """Training needs a class for every image, also if the class table ignores the value."""
     for i, each in enumerate((0, 1, label)):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
         with (tmp_path / "list.csv").open("a") as file:
@@ -310,7 +310,7 @@ def test_labels_that_are_no_class(tmp_path, label, settings):
     assert contact_sheet(report.splits["train"]).height > 100
 
 
-def test_torch_has_its_threads_back_and_workers_have_one():
+def test_thread_count_is_restored_and_workers_use_one():
     before = torch.get_num_threads()
     found = []
     with single_threaded_torch():
@@ -324,7 +324,7 @@ def colors(picture: Image.Image) -> set[tuple[int, int, int]]:
     return {color for _, color in picture.getcolors(picture.width * picture.height) or ()}
 
 
-def test_contact_sheet_shows_every_class_and_marks_the_unknown(tmp_path):
+def test_contact_sheet_shows_every_class_and_unknown_values(tmp_path):
     for i in range(60):
         write_pair(tmp_path / "train", f"{i:02}", np.zeros((16, 16)))
     rare = np.zeros((16, 16))
@@ -402,7 +402,7 @@ def test_command_writes_report_and_sheets(recipe_file, tmp_path, monkeypatch):
     assert [(v["value"], v["meaning"], v["count"]) for v in values] == [(k, CLASSES[k], counts[k]) for k in range(3)]
 
 
-def test_command_fails_for_what_training_would_refuse(recipe_file, tmp_path, monkeypatch):
+def test_command_fails_where_training_would_raise(recipe_file, tmp_path, monkeypatch):
     write_pair(tmp_path / "validation", "odd", np.full((8, 8), 9))
     out = ["--out", "looked"]
     result = run("trial.yaml", *out, folder=tmp_path, monkeypatch=monkeypatch)
@@ -422,13 +422,13 @@ def test_command_fails_for_what_training_would_refuse(recipe_file, tmp_path, mon
         (["trial.yaml", "data.train.masks=nowhere"], "there is no such folder"),
     ],
 )
-def test_command_explains_what_it_cannot_do(recipe_file, tmp_path, monkeypatch, arguments, message):
+def test_command_explains_unsupported_options(recipe_file, tmp_path, monkeypatch, arguments, message):
     result = run(*arguments, folder=tmp_path, monkeypatch=monkeypatch)
     assert result.exit_code == 2 and message in " ".join(result.output.split())
 
 
 @pytest.mark.shared
-def test_camvid_is_as_its_description_says(shared, tmp_path):
+def test_camvid_matches_its_description(shared, tmp_path):
     overrides = [
         f"data.{split}.{part}={shared}/data/camvid/{folder}/{part}"
         for split, folder in (("train", "train"), ("validation", "val"), ("test", "test"))

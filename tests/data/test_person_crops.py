@@ -1,4 +1,4 @@
-"""Persons cut out of images by UDP's geometry, against ViTPose's own processor, and keypoints there and back."""
+"""Person crops with UDP geometry, compared with ViTPose's processor, and keypoints mapped in both directions."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def smooth(height: int, width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("box", [(20.0, 30.0, 40.0, 60.0), (5.5, 8.25, 80.0, 33.0), (-10.0, 60.0, 50.0, 70.0)])
 @pytest.mark.parametrize("rotation", [0, 25])
-def test_crops_are_those_of_vitpose(box, rotation):
+def test_crops_match_vitpose(box, rotation):
     pytest.importorskip("scipy")
     from transformers.models.vitpose.image_processing_vitpose import VitPoseImageProcessor, box_to_center_and_scale
 
@@ -33,11 +33,11 @@ def test_crops_are_those_of_vitpose(box, rotation):
     expected = processor.affine_transform(image, center, scale, rotation, processor.size)
     ours = PersonCrop.around(box, SIZE, rotation=rotation).cut(image)
     assert (ours - expected).abs().median() < 1e-3
-    # At the image's border scipy knows no half pixel, but OpenCV, and so mmpose, does.
+    # OpenCV, and therefore mmpose, interpolates half a pixel beyond the image border, scipy does not.
     assert ((ours - expected).abs() < 0.05).float().mean() > 0.97
 
 
-def test_keypoints_come_home_as_in_vitpose():
+def test_keypoints_map_back_as_in_vitpose():
     pytest.importorskip("scipy")
     from transformers.models.vitpose.image_processing_vitpose import box_to_center_and_scale, transform_preds
 
@@ -48,7 +48,7 @@ def test_keypoints_come_home_as_in_vitpose():
 
 
 @given(boxes, st.floats(0.5, 2), st.floats(-180, 180), st.booleans(), st.integers(0, 2**31))
-def test_points_come_back_to_where_they_were(box, scale, rotation, mirrored, seed):
+def test_points_round_trip(box, scale, rotation, mirrored, seed):
     crop = PersonCrop.around(box, SIZE, scale, rotation, mirrored)
     points = torch.rand(7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 100
     assert torch.allclose(crop.back(crop.into(points)), points, atol=1e-8)
@@ -58,8 +58,8 @@ def test_points_come_back_to_where_they_were(box, scale, rotation, mirrored, see
 
 @given(boxes, st.floats(-180, 180), st.booleans())
 @settings(max_examples=40)
-def test_what_stands_at_a_point_stands_there_in_the_crop(box, rotation, mirrored):
-    """An image whose bands are its columns and rows, read in the crop at the points it is mapped to."""
+def test_crop_content_moves_with_its_points(box, rotation, mirrored):
+    """An image whose channels are its columns and rows, sampled in the crop at the mapped points."""
     rows, columns = torch.meshgrid(torch.arange(100.0), torch.arange(90.0), indexing="ij")
     crop = PersonCrop.around(box, SIZE, rotation=rotation, mirrored=mirrored)
     places = crop.cut(torch.stack([columns, rows, torch.ones_like(rows)]))
@@ -73,9 +73,9 @@ def test_what_stands_at_a_point_stands_there_in_the_crop(box, rotation, mirrored
 
 
 @pytest.mark.parametrize("byte", [True, False])
-def test_the_whole_image_is_its_own_crop(byte):
+def test_crop_of_the_whole_image_is_the_image(byte):
     image = torch.randint(0, 256, (4, 64, 48)).to(torch.uint8 if byte else torch.float32)
-    crop = PersonCrop.around((0.0, 0.0, 47.0, 63.0), SIZE, scale=47 / 47.25)  # 63 is the side that decides: 47.25 wide
+    crop = PersonCrop.around((0.0, 0.0, 47.0, 63.0), SIZE, scale=47 / 47.25)  # 63 is the critical side: 47.25 wide
     exact = PersonCrop(torch.tensor([[1.0, 0, 0], [0, 1, 0]], dtype=torch.float64), SIZE)
     assert torch.allclose(exact.cut(image).float(), image.float(), atol=1e-2)
     assert exact.cut(image).dtype == image.dtype and torch.allclose(crop.matrix, exact.matrix, atol=0.4)
@@ -83,7 +83,7 @@ def test_the_whole_image_is_its_own_crop(byte):
 
 @given(boxes, st.floats(-90, 90))
 @settings(max_examples=30)
-def test_a_mirrored_crop_is_the_crop_mirrored(box, rotation):
+def test_flipped_crop_equals_crop_then_flip(box, rotation):
     image = smooth(90, 80)
     plain, mirrored = (PersonCrop.around(box, SIZE, rotation=rotation, mirrored=m) for m in (False, True))
     assert torch.allclose(mirrored.cut(image), plain.cut(image).flip(-1), atol=1e-2)
@@ -101,16 +101,16 @@ def person() -> Person:
     return Person((25.0, 25.0, 30.0, 40.0), points, 1200.0, 7, 8)
 
 
-def marked(points: torch.Tensor) -> torch.Tensor:
-    """An image with one band per keypoint, a Gaussian at each."""
+def gaussian_image(points: torch.Tensor) -> torch.Tensor:
+    """An image with one channel per keypoint, each with a Gaussian."""
     return heatmaps_from_keypoints(points[None, :, :2], torch.ones(1, 5), (90, 80), (90, 80), sigma=3.0)[0][0] * 200
 
 
-def test_random_crops_take_their_keypoints_along_and_left_becomes_right():
+def test_random_crops_transform_keypoints_and_swap_sides():
     pipeline = read_pipeline([{"person_affine": {"scale": 0.2, "rotation": 15}}], pose_context())
     left_first = {True: 0, False: 0}
     for _ in range(30):
-        image, keypoints = pipeline(marked(person().keypoints), person())
+        image, keypoints = pipeline(gaussian_image(person().keypoints), person())
         mirrored = bool(keypoints[0, 2] == 1)
         left_first[mirrored] += 1
         assert keypoints[:, 2].tolist() == ([1, 2, 0, 2, 2] if mirrored else [2, 1, 2, 0, 2])
@@ -121,7 +121,7 @@ def test_random_crops_take_their_keypoints_along_and_left_becomes_right():
     assert min(left_first.values()) > 3
 
 
-def test_without_randomness_training_sees_what_evaluation_sees():
+def test_training_without_randomness_equals_evaluation():
     still = {"scale": 0, "rotation": 0, "flip": 0}
     image = smooth(90, 80).to(torch.uint8)
     pixels, keypoints = read_pipeline([{"person_affine": still}], pose_context())(image, person())
@@ -130,7 +130,7 @@ def test_without_randomness_training_sees_what_evaluation_sees():
     assert torch.allclose(crop.back(keypoints[:, :2]), person().keypoints[:, :2], atol=1e-4)
 
 
-def test_bad_boxes_and_pairs_are_refused():
+def test_invalid_boxes_and_pairs_raise():
     with pytest.raises(ValueError, match="a width and a height"):
         PersonCrop.around((3, 4, 0, 0), SIZE)
     transform = PersonAffine(flip=1).build(

@@ -1,4 +1,4 @@
-"""Changes of an image's values, against torchvision's where it has them."""
+"""Photometric transforms, compared with torchvision's where available."""
 
 import pytest
 import torch
@@ -27,11 +27,11 @@ def context(bands: int = 3, task: str = "segmentation") -> TransformContext:
 @pytest.mark.parametrize("name", REFERENCES)
 @given(strength=st.floats(0, 2), seed=st.integers(0, 2**31))
 @settings(max_examples=30)
-def test_one_step_is_torchvisions(name, strength, seed):
+def test_each_step_matches_torchvision(name, strength, seed):
     torch.manual_seed(seed)
     image = torch.randint(0, 256, (3, 11, 13), dtype=torch.uint8)
     ours, theirs = mapped_bands(image, {name: strength}), REFERENCES[name](image, strength)
-    assert (ours.int() - theirs.int()).abs().max() <= 2  # torchvision rounds the gray image as well
+    assert (ours.int() - theirs.int()).abs().max() <= 2  # torchvision also rounds the gray image
 
 
 @pytest.mark.parametrize("bands", [1, 2, 3, 5])
@@ -45,7 +45,7 @@ def test_neutral_strengths_change_nothing(name, bands):
 
 
 @given(st.floats(-0.5, 0.5))
-def test_hue_turns_colors_and_leaves_luma_and_gray(turn):
+def test_hue_shift_keeps_luma_and_gray(turn):
     colors = torch.rand(3, 4, 4) * 100 + 50
     turned = mapped_bands(colors, {"hue": turn})
     luma = [torch.einsum("c,chw->hw", LUMA, image) for image in (colors, turned)]
@@ -55,14 +55,14 @@ def test_hue_turns_colors_and_leaves_luma_and_gray(turn):
     assert torch.allclose(mapped_bands(gray, {"hue": turn}), gray, atol=1e-4)
 
 
-def test_a_third_of_a_circle_makes_red_greenish():
+def test_hue_shift_of_120_degrees_turns_red_to_green():
     red = torch.tensor([200.0, 50.0, 50.0]).view(3, 1, 1)
     assert mapped_bands(red, {"hue": 1 / 3}).flatten().argmax() in (1, 2)
     assert mapped_bands(red, {"hue": 1 / 3}).flatten().argmax() != mapped_bands(red, {"hue": -1 / 3}).flatten().argmax()
 
 
 @given(st.floats(0.1, 2), st.floats(0.1, 2), st.floats(0, 2), st.floats(-0.5, 0.5))
-def test_steps_together_are_the_steps_one_after_another(brightness, contrast, saturation, hue):
+def test_combined_steps_equal_sequential_steps(brightness, contrast, saturation, hue):
     image = torch.rand(3, 6, 6, dtype=torch.float32) * 200
     strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
     stepwise = image
@@ -71,29 +71,29 @@ def test_steps_together_are_the_steps_one_after_another(brightness, contrast, sa
     assert torch.allclose(mapped_bands(image, strengths), stepwise, rtol=1e-3, atol=1e-2)
 
 
-def test_contrast_of_many_bands_is_about_each_bands_own_mean():
+def test_multichannel_contrast_uses_per_channel_mean():
     image = torch.rand(5, 8, 8) * torch.tensor([1, 10, 100, 1e3, 1e4]).view(5, 1, 1)
-    changed = mapped_bands(image, {"contrast": 0.3})
-    assert torch.allclose(changed.mean(dim=(1, 2)), image.mean(dim=(1, 2)), rtol=1e-4)
-    assert torch.allclose(changed.std(dim=(1, 2)), 0.3 * image.std(dim=(1, 2)), rtol=1e-4)
+    result = mapped_bands(image, {"contrast": 0.3})
+    assert torch.allclose(result.mean(dim=(1, 2)), image.mean(dim=(1, 2)), rtol=1e-4)
+    assert torch.allclose(result.std(dim=(1, 2)), 0.3 * image.std(dim=(1, 2)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("bands", [1, 3, 5])
-def test_jitter_changes_images_by_its_probability_and_never_masks(bands):
+def test_jitter_follows_its_probability_and_keeps_masks(bands):
     image, mask = torch.randint(0, 256, (bands, 16, 16), dtype=torch.uint8), torch.randint(0, 9, (16, 16))
 
-    def changed(probability: float) -> float:
+    def changed_fraction(probability: float) -> float:
         pipeline = read_pipeline([{"photometric": {"probability": probability}}], context(bands))
         results = [pipeline(image, mask) for _ in range(60)]
         assert all(torch.equal(labels, mask) and moved.dtype == torch.uint8 for moved, labels in results)
         return sum(not torch.equal(moved, image) for moved, _ in results) / len(results)
 
-    assert changed(0) == 0 and changed(1) == 1 and 0.3 < changed(0.5) < 1
+    assert changed_fraction(0) == 0 and changed_fraction(1) == 1 and 0.3 < changed_fraction(0.5) < 1
 
 
 @pytest.mark.parametrize("fill", [7.0, "mean", "noise"])
 @pytest.mark.parametrize("byte", [True, False])
-def test_erased_rectangles_have_values_of_the_images_own_range(fill, byte):
+def test_erased_rectangles_use_the_value_range_of_the_image(fill, byte):
     pipeline = read_pipeline(
         [{"random_erasing": {"probability": 1, "area": [0.2, 0.3], "fill": fill}}], context(5, "classification")
     )

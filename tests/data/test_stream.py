@@ -1,4 +1,4 @@
-"""The order of training and its random numbers are functions of the sample's place alone."""
+"""The order of training samples and their random numbers depend only on the position of the sample."""
 
 import random
 from itertools import chain
@@ -21,7 +21,7 @@ def flat(batches) -> list[Draw]:
 
 
 class NumbersOfADraw(Dataset):
-    """What a sample's transforms would draw."""
+    """The random numbers of a sample's transforms."""
 
     def __getitem__(self, draw: Draw) -> list[float]:
         with seeded(draw, seed=3):
@@ -32,7 +32,7 @@ class NumbersOfADraw(Dataset):
 
 
 @given(lengths, seeds, batch_sizes, st.integers(1, 4))
-def test_every_epoch_is_a_permutation_and_batches_run_over_its_border(length, seed, batch_size, epochs):
+def test_epochs_are_permutations_and_batches_span_them(length, seed, batch_size, epochs):
     batches = list(StreamSampler(length, seed, batch_size, stop=epochs * length))
     draws = flat(batches)
     assert [draw.position for draw in draws] == list(range(epochs * length))
@@ -43,7 +43,7 @@ def test_every_epoch_is_a_permutation_and_batches_run_over_its_border(length, se
 
 
 @given(lengths, seeds, batch_sizes, st.data())
-def test_a_stream_that_starts_later_is_the_tail_of_the_whole(length, seed, batch_size, data):
+def test_later_start_gives_the_tail_of_the_stream(length, seed, batch_size, data):
     stop = data.draw(st.integers(0, 4 * length))
     start = data.draw(st.integers(0, stop))
     whole, tail = (StreamSampler(length, seed, batch_size, start=first, stop=stop) for first in (0, start))
@@ -52,7 +52,7 @@ def test_a_stream_that_starts_later_is_the_tail_of_the_whole(length, seed, batch
 
 
 @given(lengths, seeds, batch_sizes, st.integers(2, 4), st.integers(0, 5), st.integers(1, 4))
-def test_processes_see_together_what_one_sees_with_larger_batches(length, seed, batch_size, processes, done, steps):
+def test_processes_together_equal_one_with_larger_batches(length, seed, batch_size, processes, done, steps):
     portion = processes * batch_size
     start, stop = done * portion, (done + steps) * portion
     one = list(StreamSampler(length, seed, portion, start, stop))
@@ -64,7 +64,7 @@ def test_processes_see_together_what_one_sees_with_larger_batches(length, seed, 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_accelerates_loader_deals_out_the_same_numbers_whatever_the_workers(workers):
+def test_accelerate_loader_does_not_depend_on_workers(workers):
     def samples(processes: int, rank: int, workers: int) -> list[list[list[float]]]:
         sampler = StreamSampler(10, 5, batch_size=4 // processes, start=4, stop=24)
         loader = DataLoader(NumbersOfADraw(), batch_sampler=sampler, num_workers=workers, collate_fn=list)
@@ -74,7 +74,7 @@ def test_accelerates_loader_deals_out_the_same_numbers_whatever_the_workers(work
     assert [a + b for a, b in zip(first, second, strict=True)] == samples(1, 0, 0)
 
 
-def test_seeds_and_epochs_give_other_orders():
+def test_order_depends_on_seed_and_epoch():
     orders = [
         tuple(draw.index for draw in flat(StreamSampler(50, seed, 5, start=50 * epoch)))
         for seed in range(3)
@@ -83,13 +83,13 @@ def test_seeds_and_epochs_give_other_orders():
     assert len(set(orders)) == len(orders)
 
 
-def test_a_stream_ends_with_its_epoch_unless_told():
+def test_stream_ends_with_its_epoch_by_default():
     assert [draw.position for draw in flat(StreamSampler(5, 0, 2, start=7))] == [7, 8, 9]
     assert not list(StreamSampler(5, 0, 2, start=8, stop=8)) and not len(StreamSampler(5, 0, 2, start=8, stop=8))
 
 
 @pytest.mark.parametrize("wrong", [{"length": 0}, {"batch_size": 0}, {"start": -1}])
-def test_impossible_streams_are_refused(wrong):
+def test_invalid_streams_raise(wrong):
     with pytest.raises(ValueError, match=r"samples|at least"):
         StreamSampler(**({"length": 5, "seed": 0, "batch_size": 2} | wrong))
 
@@ -98,7 +98,7 @@ def numbers() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
-def test_random_numbers_follow_from_draw_seed_and_purpose():
+def test_random_numbers_depend_on_draw_seed_and_purpose():
     cases = [
         (Draw(index, epoch, 0), seed, purpose)
         for index in (0, 1)
@@ -107,17 +107,17 @@ def test_random_numbers_follow_from_draw_seed_and_purpose():
         for purpose in (SAMPLE, BATCH)
     ]
 
-    def drawn(case) -> tuple[float, float, float]:
+    def draw_numbers(case) -> tuple[float, float, float]:
         with seeded(*case):
             return numbers()
 
-    first = [drawn(case) for case in cases]
+    first = [draw_numbers(case) for case in cases]
     assert len(set(chain.from_iterable(first))) == 3 * len(cases)
     numbers()
-    assert [drawn(case) for case in reversed(cases)][::-1] == first
+    assert [draw_numbers(case) for case in reversed(cases)][::-1] == first
 
 
-def test_the_surrounding_random_numbers_go_on_as_if_nothing_had_been_drawn():
+def test_global_random_state_is_unchanged():
     def seed_all() -> None:
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(1)

@@ -1,4 +1,4 @@
-"""Transforms keep image and mask together, and follow the image processor."""
+"""Transforms keep image and mask aligned, and follow the image processor."""
 
 import pickle
 
@@ -48,7 +48,7 @@ def patches(height: int, width: int, classes: int = 5, patch: int = 16) -> torch
 
 
 def inner(mask: torch.Tensor, reach: int) -> torch.Tensor:
-    """Where all pixels within reach are of one class."""
+    """If all pixels within reach have one class."""
     window = (2 * reach + 1,) * 2
     edged = torch.nn.functional.pad(mask[None, None].double(), (reach,) * 4, value=-1)
     high = torch.nn.functional.max_pool2d(edged, window, stride=1)
@@ -61,15 +61,15 @@ def inner(mask: torch.Tensor, reach: int) -> torch.Tensor:
     seed=st.integers(0, 2**31), size=st.sampled_from(SIZES), sides=st.tuples(st.integers(30, 99), st.integers(30, 99))
 )
 @settings(max_examples=25)
-def test_mask_and_image_move_together(entry, seed, size, sides):
-    """An image painted by its mask's classes is so afterwards, but for blends at the borders of classes."""
+def test_mask_and_image_are_transformed_together(entry, seed, size, sides):
+    """An image painted with its mask classes matches its mask afterwards, except for blending at class borders."""
     torch.manual_seed(seed)
     mask = patches(*sides)
     image = (50 * mask).to(torch.uint8).expand(3, -1, -1)
     moved, labels = read_pipeline([{"random_flip": {"vertical": 0.5}}, entry], context(size=size))(image, mask)
     assert moved.dtype == torch.uint8 and labels.dtype == torch.int64 and moved.shape[1:] == labels.shape
     assert type(moved) is type(labels) is torch.Tensor
-    inside = inner(labels, reach=4) & (labels != IGNORED)  # images grow up to six-fold
+    inside = inner(labels, reach=4) & (labels != IGNORED)  # images are enlarged up to 6x
     assert ((moved.long() - 50 * labels).abs() <= 1)[:, inside].all()
     assert set(labels.unique().tolist()) <= {*range(5), IGNORED}
 
@@ -81,7 +81,7 @@ def test_mask_and_image_move_together(entry, seed, size, sides):
 @pytest.mark.parametrize("fill", [0, 9, "mean"])
 @pytest.mark.parametrize("ignored", [255, 65535])
 @pytest.mark.parametrize("byte", [True, False])
-def test_beyond_the_border_masks_are_ignored_and_images_have_their_fill(entry, fill, ignored, byte):
+def test_padding_is_ignored_in_masks_and_filled_in_images(entry, fill, ignored, byte):
     ((name, settings_),) = entry.items()
     pipeline = read_pipeline([{name: settings_ | {"fill": fill}}], context(bands=5, ignore_index=ignored))
     image = torch.full((5, 60, 70), 200, dtype=torch.uint8 if byte else torch.float32)
@@ -97,7 +97,7 @@ def test_beyond_the_border_masks_are_ignored_and_images_have_their_fill(entry, f
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("fields", [{}, {"size_divisor": 16}, {"resample": 3}, {"do_resize": False}])
-def test_resize_gives_what_the_processor_gives(size, fields):
+def test_resize_matches_the_processor(size, fields):
     processor = SemanticSegmentationImageProcessor(size=size, do_rescale=False, do_normalize=False, **fields)
     image, mask = torch.randint(0, 256, (3, 51, 83), dtype=torch.uint8), patches(51, 83, patch=3)
     expected = processor(image, segmentation_maps=mask, return_tensors="pt")
@@ -107,7 +107,7 @@ def test_resize_gives_what_the_processor_gives(size, fields):
 
 
 @given(st.integers(20, 99), st.integers(20, 99), st.floats(0.3, 3), st.sampled_from(SIZES))
-def test_random_resize_keeps_the_ratio_and_covers_the_processors_size(height, width, scale, size):
+def test_random_resize_keeps_aspect_ratio_and_covers_size(height, width, scale, size):
     known = context(size=size)
     pipeline = read_pipeline([{"random_resize": {"scale": [scale, scale]}}], known)
     labels = pipeline(torch.zeros(3, height, width, dtype=torch.uint8), torch.zeros(height, width).long())[1]
@@ -123,7 +123,7 @@ def largest_share(labels: torch.Tensor) -> float:
     return float(counted.max() / counted.sum())
 
 
-def test_crops_avoid_windows_that_one_class_fills():
+def test_crops_avoid_a_dominant_class():
     mask = torch.zeros(200, 200, dtype=torch.int64)
     mask[80:120, 80:120], mask[:60] = 1, IGNORED
     image = torch.zeros(3, 200, 200, dtype=torch.uint8)
@@ -135,13 +135,13 @@ def test_crops_avoid_windows_that_one_class_fills():
 
     free, limited = shares(1.0), shares(0.75)
     assert (free > 0.75).float().mean() > 0.7
-    assert (limited > 0.75).float().mean() < 0.35  # ten tries do not always find one
+    assert (limited > 0.75).float().mean() < 0.35  # ten attempts do not always find one
 
 
 @pytest.mark.parametrize("bands", [1, 3, 5])
 @pytest.mark.parametrize("byte", [True, False])
 @pytest.mark.parametrize("name", ["photometric", "random_blur", *GEOMETRY], ids=str)
-def test_any_number_of_bands_and_float_images_are_taken(name, bands, byte):
+def test_any_channel_count_and_float_images(name, bands, byte):
     image = torch.randint(0, 256, (bands, 60, 70), dtype=torch.uint8)
     image = image if byte else image * 100.0 - 5000.0
     moved, labels = read_pipeline([name], context(bands=bands))(image, patches(60, 70))
@@ -152,7 +152,7 @@ def test_any_number_of_bands_and_float_images_are_taken(name, bands, byte):
 @pytest.mark.parametrize(
     "name", ["rand_augment", "trivial_augment", "random_erasing", "random_resized_crop", "random_flip", "photometric"]
 )
-def test_class_indices_go_past_the_transforms_of_classification(name):
+def test_classification_transforms_keep_the_label(name):
     pipeline = read_pipeline([name], context("classification", size={"height": 40, "width": 40}))
     image = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8)
     results = [pipeline(image, 7) for _ in range(20)]
@@ -161,12 +161,12 @@ def test_class_indices_go_past_the_transforms_of_classification(name):
 
 
 @pytest.mark.parametrize("image", [torch.zeros(5, 9, 9, dtype=torch.uint8), torch.zeros(3, 9, 9)])
-def test_augmentations_of_bytes_refuse_what_they_would_misread(image):
+def test_uint8_augmentations_reject_other_dtypes(image):
     with pytest.raises(ValueError, match="rand_augment takes 8-bit images"):
         read_pipeline(["rand_augment"], context("classification"))(image, 0)
 
 
-def test_a_pipeline_depends_on_nothing_but_its_seed():
+def test_pipeline_depends_only_on_its_seed():
     pipeline = read_pipeline(
         [{"random_resize": {}}, "random_crop", "random_flip", "random_rotate", "photometric", "random_blur"], context()
     )
@@ -184,7 +184,7 @@ def test_a_pipeline_depends_on_nothing_but_its_seed():
         assert torch.equal(pipeline(strided, mask)[0], first[0])
 
 
-def test_pipelines_can_be_sent_to_the_processes_of_a_loader():
+def test_pipeline_can_be_pickled():
     entries = [*GEOMETRY, "photometric", "random_blur"]
     pipeline = read_pipeline(entries, context())
     image, mask = torch.randint(0, 256, (3, 60, 70), dtype=torch.uint8), patches(60, 70)
@@ -195,7 +195,7 @@ def test_pipelines_can_be_sent_to_the_processes_of_a_loader():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_no_transforms_leave_a_sample_as_it_is():
+def test_empty_pipeline_is_the_identity():
     image, mask = torch.rand(3, 4, 4), torch.ones(4, 4).long()
     assert read_pipeline([], context())(image, mask) == (image, mask)
 
@@ -213,12 +213,12 @@ def test_no_transforms_leave_a_sample_as_it_is():
         (["person_affine"], "pose", "no pose_flip_pairs"),
     ],
 )
-def test_transforms_that_cannot_be_used_are_refused_by_place(entries, task, message):
+def test_invalid_transforms_raise_with_position(entries, task, message):
     with pytest.raises(RecordError, match=message):
         read_pipeline(entries, context(task))
 
 
-def test_a_crop_needs_a_size_where_the_processor_gives_none():
+def test_crop_requires_a_size_without_processor_size():
     with pytest.raises(RecordError, match=r"transforms\.0: random_crop needs a size"):
         read_pipeline(["random_crop"], context(size={"shortest_edge": 40}))
     cropping = context(size={"shortest_edge": 40}, do_center_crop=True, crop_size={"height": 32, "width": 24})
@@ -227,19 +227,19 @@ def test_a_crop_needs_a_size_where_the_processor_gives_none():
 
 
 @pytest.mark.parametrize("kind", [SegformerImageProcessor, ViTImageProcessor, ConvNextImageProcessor])
-def test_processors_of_transformers_say_what_transforms_need(kind):
+def test_context_is_read_from_transformers_processors(kind):
     known = TransformContext.from_processor(kind(), "segmentation")
     assert known.bands == len(known.std) == 3 and known.resample == kind().resample
     assert min(known.resized(300, 400)) >= 200 and max(known.mean) < 255 and max(known.mean) > 100
 
 
-def test_every_row_says_what_it_does_and_for_which_tasks():
+def test_every_transform_documents_purpose_and_tasks():
     for name in TRANSFORMS.rows:
         row = TRANSFORMS.row(name, "here")
         assert row.__doc__ and row.tasks
 
 
-def test_persons_are_cut_out_with_their_keypoints():
+def test_person_crops_include_keypoints():
     known = TransformContext.from_processor(
         SemanticSegmentationImageProcessor(size={"height": 64, "width": 48}), "pose", keypoint_flip_pairs=((0, 1),)
     )
@@ -253,7 +253,7 @@ def test_persons_are_cut_out_with_their_keypoints():
 
 @given(st.integers(0, 2**31), st.tuples(st.integers(10, 90), st.integers(10, 90)))
 @settings(max_examples=60)
-def test_a_window_is_judged_by_the_pixels_that_it_shows(seed, sides):
+def test_crop_class_share_counts_visible_pixels(seed, sides):
     torch.manual_seed(seed)
     mask = patches(*sides, classes=2)
     mask[torch.rand(sides) < 0.3] = IGNORED

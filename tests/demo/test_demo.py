@@ -1,4 +1,4 @@
-"""The demo: called as a program calls it, given what is broken, and looked at in a browser."""
+"""The demo: called through its API, given broken input, and opened in a browser."""
 
 import base64
 import json
@@ -107,7 +107,7 @@ def title(model: str) -> str:
 
 @pytest.fixture(scope="module")
 def cut(models, tmp_path_factory) -> str:
-    """A model whose weights were cut in the middle, as a download may be."""
+    """A model with a truncated weights file, as after an interrupted download."""
     folder = shutil.copytree(models["segmentation"], tmp_path_factory.mktemp("broken") / "cut")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -116,7 +116,7 @@ def cut(models, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def address(models, cut):
-    """A demo of the built-in model, of one for each task, and of a broken one."""
+    """A demo with the built-in model, one model for each task, and a broken one."""
     _, address, _ = hf_vit_seg.demo.launch(NUCLEI, *models.values(), cut, prevent_thread_lock=True, quiet=True)
     yield address
     gradio.close_all()
@@ -139,7 +139,7 @@ def refusal(client, path: Path, *arguments, name: str = "/segment") -> str:
     return text
 
 
-def test_all_that_the_page_does_can_be_called_by_name(client):
+def test_every_page_action_has_an_api_name(client):
     known = client.view_api(return_format="dict", print_info=False)
     assert set(known["named_endpoints"]) == {"/segment", "/segment_files", "/classify", "/estimate_pose"}
     assert not known["unnamed_endpoints"]
@@ -148,7 +148,7 @@ def test_all_that_the_page_does_can_be_called_by_name(client):
 
 
 @pytest.mark.parametrize(("view", "window", "flip"), [(WHOLE, 512, False), (SLIDING, 128, True)])
-def test_a_program_gets_what_the_segmenter_gives(client, view, window, flip):
+def test_api_matches_the_segmenter(client, view, window, flip):
     areas, labels, text = call(client, PHOTO, NUCLEI, view, window, flip)
     expected = Segmenter.from_pretrained(str(MODEL), protocol=protocol_of(view, window, flip))(PHOTO)
     assert np.array_equal(np.asarray(Image.open(labels)), expected.label_map)
@@ -159,19 +159,19 @@ def test_a_program_gets_what_the_segmenter_gives(client, view, window, flip):
     assert {row["name"]: row["pixels"] for row in report["classes"]} == dict(row[:2] for row in areas["data"])
 
 
-def test_another_model_gives_other_classes(client, models):
+def test_another_model_has_other_classes(client, models):
     areas, labels, _ = call(client, PHOTO, title(models["segmentation"]))
     expected = Segmenter.from_pretrained(models["segmentation"])(PHOTO)
     assert np.array_equal(np.asarray(Image.open(labels)), expected.label_map)
     assert {row[0] for row in areas["data"]} == {count.name for count in expected.counts()}
 
 
-def test_no_image_is_told(client):
+def test_missing_image_is_reported(client):
     with pytest.raises(gradio_client.exceptions.AppError, match="no image was given"):
         client.predict(None, NUCLEI, api_name="/segment")
 
 
-def test_what_is_no_image_is_refused_in_words(client, tmp_path):
+def test_non_image_is_reported(client, tmp_path):
     whole = PHOTO.read_bytes()
     broken = {"empty.png": b"", "text.png": b"no image at all", "cut.webp": whole[: len(whole) // 2]}
     for name, content in broken.items():
@@ -182,14 +182,14 @@ def test_what_is_no_image_is_refused_in_words(client, tmp_path):
     assert "7000x5000" in text and "25 million" in text and "--max-pixels" not in text
 
 
-def test_a_model_that_was_cut_is_told_in_words(client, cut):
+def test_truncated_model_is_reported(client, cut):
     assert refusal(client, PHOTO, title(cut)).startswith(f"{title(cut)} cannot be loaded as a segmentation model: ")
     files = [gradio_client.handle_file(str(PHOTO))]
     with pytest.raises(gradio_client.exceptions.AppError, match="cannot be loaded as a segmentation model"):
         client.predict(files, title(cut), api_name="/segment_files")
 
 
-def test_what_nobody_foresaw_is_told_in_a_sentence_and_logged(client, models, monkeypatch, caplog):
+def test_unexpected_error_is_reported_and_logged(client, models, monkeypatch, caplog):
     def fails(*_):
         raise RuntimeError("out of /tmp/memory")
 
@@ -203,13 +203,13 @@ def test_what_nobody_foresaw_is_told_in_a_sentence_and_logged(client, models, mo
     assert [record.exc_info[1].args for record in caplog.records] == [("out of /tmp/memory",)] * 4
 
 
-def test_windows_have_limits(client):
+def test_window_size_is_limited(client):
     for side, limit in ((8, SMALLEST_WINDOW), (2000, LARGEST_WINDOW)):
         text = refusal(client, PHOTO, NUCLEI, SLIDING, side)
         assert str(side) in text and str(limit) in text
 
 
-def test_many_files_give_an_archive_and_a_broken_one_ends_nothing(client, tmp_path):
+def test_batch_returns_an_archive_and_skips_broken_files(client, tmp_path):
     shutil.copy(PHOTO, tmp_path / "photo.webp")
     (tmp_path / "broken.png").write_bytes(b"no image")
     files = [gradio_client.handle_file(str(path)) for path in sorted(tmp_path.iterdir())]
@@ -229,7 +229,7 @@ def test_many_files_give_an_archive_and_a_broken_one_ends_nothing(client, tmp_pa
         client.predict(files[-1:] * (MOST_FILES + 1), NUCLEI, api_name="/segment_files")
 
 
-def test_an_array_is_segmented_as_its_picture(client, tmp_path):
+def test_array_gives_the_result_of_its_image(client, tmp_path):
     gray = Image.open(PHOTO).convert("L").crop((100, 100, 164, 164))
     gray.save(tmp_path / "gray.png")
     np.save(tmp_path / "gray.npy", np.asarray(gray))
@@ -244,7 +244,7 @@ def test_an_array_is_segmented_as_its_picture(client, tmp_path):
         assert np.array_equal(np.asarray(Image.open(packed.open("gray.png"))), expected)
 
 
-def test_a_call_has_a_limit_of_what_a_model_sees(client, monkeypatch):
+def test_pixels_per_call_are_limited(client, monkeypatch):
     once = 256 * 320
     monkeypatch.setattr(file_segmentation, "MOST_SEEN", 2 * once)
     monkeypatch.setattr(batch_tab, "MOST_SEEN", 2 * once)
@@ -259,7 +259,7 @@ def test_a_call_has_a_limit_of_what_a_model_sees(client, monkeypatch):
     assert ["left of" in found for _, found in rows] == [False, True]
 
 
-def test_the_largest_image_is_seen_in_windows_of_any_size():
+def test_largest_image_runs_with_any_window_size():
     class Square:
         pixel_values = torch.empty(1, 1, 5000, 5000, device="meta")
 
@@ -268,7 +268,7 @@ def test_the_largest_image_is_seen_in_windows_of_any_size():
         assert pixels_seen(protocol_of(SLIDING, side, False), Square()) <= MOST_SEEN
 
 
-def test_a_batch_that_is_stopped_goes_no_further(client, slow_segmenter):
+def test_canceled_batch_stops(client, slow_segmenter):
     files = [gradio_client.handle_file(str(PHOTO))] * MOST_FILES
     batch = client.submit(files, NUCLEI, api_name="/segment_files")
     next(iter(batch))
@@ -278,14 +278,14 @@ def test_a_batch_that_is_stopped_goes_no_further(client, slow_segmenter):
     assert len(slow_segmenter) == reached + 1 < MOST_FILES
 
 
-def test_a_classifier_names_the_most_likely_classes(client, models):
+def test_classifier_returns_the_most_likely_classes(client, models):
     answer = call(client, PHOTO, title(models["classification"]), name="/classify")
     expected = Classifier.from_pretrained(models["classification"])(read_pixels(PHOTO), 5)
     assert [row["label"] for row in answer["confidences"]] == [name for name, _ in expected]
     assert [row["confidence"] for row in answer["confidences"]] == pytest.approx([share for _, share in expected])
 
 
-def test_a_pose_model_finds_keypoints_in_a_box(client, models):
+def test_pose_model_finds_keypoints_in_a_box(client, models):
     model = title(models["pose"])
     picture, table = call(client, PHOTO, model, "20, 10, 100, 200", name="/estimate_pose")
     expected = PoseEstimator.from_pretrained(models["pose"])(read_pixels(PHOTO), (20, 10, 100, 200))
@@ -301,7 +301,7 @@ def test_a_pose_model_finds_keypoints_in_a_box(client, models):
     assert call(client, PHOTO, model, name="/estimate_pose")[1]["data"] == whole["data"]
 
 
-def decoded(address: str) -> np.ndarray:
+def decode_data_url(address: str) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))))
 
 
@@ -313,12 +313,12 @@ def segmentation(label_map: np.ndarray, classes: int) -> Segmentation:
 
 @settings(max_examples=25)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(2, 400), st.integers(0, 99))
-def test_the_view_has_every_pixel_in_its_class(height, width, classes, seed):
+def test_view_has_every_pixel_in_its_class(height, width, classes, seed):
     labels = np.random.default_rng(seed).integers(0, classes, (height, width)).astype(np.uint16)
     result = segmentation(labels, classes)
     view = view_of(result, "name", "caption")
-    rows = decoded(view["rows"])
-    assert decoded(view["photo"]).shape == (*rows.shape, 3)
+    rows = decode_data_url(view["rows"])
+    assert decode_data_url(view["photo"]).shape == (*rows.shape, 3)
     names = [row["name"] for row in view["classes"]]
     assert len(names) <= MOST_ROWS and rows.max() < len(names)
     assert sum(row["share"] for row in view["classes"]) == pytest.approx(1, abs=1e-3)
@@ -329,14 +329,14 @@ def test_the_view_has_every_pixel_in_its_class(height, width, classes, seed):
     assert (np.array(names)[rows[mine]] == np.array(result.names)[sampled[mine]]).all()
 
 
-def test_the_view_of_a_large_image_is_small():
+def test_view_of_a_large_image_is_downscaled():
     labels = np.arange(1500 * 2000).reshape(1500, 2000) % 40
     view = view_of(segmentation(labels.astype(np.uint8), 40), "name", "caption")
-    assert decoded(view["rows"]).shape == (LONGEST_SIDE * 3 // 4, LONGEST_SIDE)
+    assert decode_data_url(view["rows"]).shape == (LONGEST_SIDE * 3 // 4, LONGEST_SIDE)
     assert len(view["classes"]) == 40
 
 
-def test_large_images_are_seen_in_windows_where_models_see_them_at_their_own_size(monkeypatch):
+def test_native_size_models_use_windows_for_large_images(monkeypatch):
     monkeypatch.setattr(file_segmentation, "LARGEST_WINDOW", 128)
     known = Catalogue([NUCLEI])
     assert segment_file(known, NUCLEI, Protocol(), PHOTO).result.protocol.startswith("whole image")
@@ -345,7 +345,7 @@ def test_large_images_are_seen_in_windows_where_models_see_them_at_their_own_siz
     assert result.protocol.startswith("windows of 128x128") and result.label_map.shape == (256, 320)
 
 
-def test_models_are_told_apart_and_failures_are_told(models, tmp_path):
+def test_catalog_detects_tasks_and_reports_failures(models, tmp_path):
     assert {task: entry_of(model).task for task, model in models.items()} == {task: task for task in HEADS}
     known = Catalogue([NUCLEI, str(tmp_path / "absent"), *models.values()])
     assert known.titles("segmentation") == [NUCLEI, title(models["segmentation"])]
@@ -360,7 +360,7 @@ def test_models_are_told_apart_and_failures_are_told(models, tmp_path):
         entry_of(str(headless))
 
 
-def test_models_that_end_alike_have_longer_titles(models, tmp_path, monkeypatch):
+def test_models_with_equal_endings_get_longer_titles(models, tmp_path, monkeypatch):
     places = [tmp_path / run / "out" / "best" for run in ("r1", "r2", "r2/r1")]
     for place in places:
         shutil.copytree(models["segmentation"], place)
@@ -372,14 +372,14 @@ def test_models_that_end_alike_have_longer_titles(models, tmp_path, monkeypatch)
 
 
 @given(st.sets(st.lists(st.sampled_from("ab"), min_size=1, max_size=5).map(tuple), min_size=1, max_size=12))
-def test_titles_are_ends_of_names_and_no_two_are_the_same(names):
+def test_titles_are_unique_name_suffixes(names):
     names = sorted(names)
     titles = titles_of(names)
     assert len(set(titles)) == len(names)
     assert all("/".join(name).endswith(title) for name, title in zip(names, titles, strict=True))
 
 
-def test_a_model_that_lies_in_a_space_is_called_by_it(models, tmp_path, monkeypatch):
+def test_bundled_model_is_named_after_its_space(models, tmp_path, monkeypatch):
     shutil.copytree(models["segmentation"], tmp_path / "app" / "model")
     monkeypatch.chdir(tmp_path / "app")
     assert list(Catalogue(["model"]).entries) == ["app/model"]
@@ -387,28 +387,28 @@ def test_a_model_that_lies_in_a_space_is_called_by_it(models, tmp_path, monkeypa
     assert list(Catalogue(["model", models["pose"]]).entries) == ["demo/model", title(models["pose"])]
 
 
-def test_where_all_models_are_loaded_at_once_one_that_fails_ends_no_other(models, cut):
+def test_eager_loading_continues_after_a_failed_model(models, cut):
     offered = Catalogue([cut, NUCLEI], keep_all=True)
     assert list(offered.entries) == [NUCLEI] and len(offered.failures) == 1
     with pytest.raises(ModelError, match="cut cannot be loaded"):
         Catalogue([cut], keep_all=True)
 
 
-def test_the_last_models_stay_in_memory(models):
+def test_recently_used_models_are_cached(models):
     known = Catalogue([NUCLEI, models["pose"]])
     assert known.load(NUCLEI) is known.load(NUCLEI)
     everything = Catalogue([NUCLEI, *models.values()], keep_all=True)
     assert everything.kept.cache_info().currsize == 4
 
 
-def test_the_environment_names_models(monkeypatch):
+def test_environment_variable_selects_models(monkeypatch):
     monkeypatch.setenv(ENVIRONMENT, "me/one, me/two\nme/three")
     assert default_models() == ["me/one", "me/two", "me/three", NUCLEI]
     monkeypatch.delenv(ENVIRONMENT)
     assert default_models() == [NUCLEI]
 
 
-def test_the_built_in_model_is_installed_with_its_examples():
+def test_built_in_model_is_installed_with_examples():
     assert PROJECT["tool"]["setuptools"]["package-dir"]["hf_vit_seg.nuclei"] == "examples/nuclei"
     shipped = PROJECT["tool"]["setuptools"]["package-data"]["hf_vit_seg.nuclei"]
     assert {Path(name).stem for name in shipped if name.endswith(".webp")} == set(EXAMPLES)
@@ -416,7 +416,7 @@ def test_the_built_in_model_is_installed_with_its_examples():
     assert Path(entry_of(NUCLEI).place).resolve() == MODEL.resolve()
 
 
-def test_without_gradio_a_sentence_says_what_to_install(monkeypatch):
+def test_missing_gradio_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "hf_vit_seg.demo.app")
     monkeypatch.setitem(sys.modules, "gradio", None)
     done = CliRunner().invoke(command, ["demo"])
@@ -425,19 +425,19 @@ def test_without_gradio_a_sentence_says_what_to_install(monkeypatch):
     assert done.stderr.strip() == f"hf-vit-seg: the demo needs gradio: pip install '{needed}'"
 
 
-def test_a_port_that_is_none_is_refused():
+def test_invalid_port_raises():
     done = CliRunner().invoke(command, ["demo", "--port", "99999"])
     assert done.exit_code == 2 and "65535" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_model_that_is_not_there_is_refused(tmp_path):
+def test_missing_model_raises(tmp_path):
     done = CliRunner().invoke(command, ["demo", str(tmp_path / "absent")])
     assert done.exit_code == 2 and "absent" in done.stderr
 
 
 @pytest.fixture
 def loans(monkeypatch) -> list[int]:
-    """The seconds for which GPUs are asked for, on a ZeroGPU that does as the package `spaces` (0.51) does."""
+    """The requested GPU seconds, on a simulated ZeroGPU that behaves like the package `spaces` (0.51)."""
     asked: list[int] = []
 
     def gpu(duration):
@@ -479,12 +479,12 @@ def lent_tabs(loans, models) -> dict[str, Any]:
         }
 
 
-def test_without_zero_gpu_work_stays_as_it_is():
+def test_without_zero_gpu_functions_are_unchanged():
     assert not accelerator.zero_gpu()  # this repository has a folder `spaces`
     assert accelerator.on_gpu(len, len) is len
 
 
-def test_a_gpu_is_asked_for_when_a_model_computes(lent_tabs, loans, models):
+def test_gpu_is_requested_for_inference(lent_tabs, loans, models):
     _, _, labels, _ = lent_tabs["segmentation"].show(str(PHOTO), NUCLEI, WHOLE, USUAL_WINDOW, False)
     expected = Segmenter.from_pretrained(str(MODEL))(PHOTO)
     assert np.array_equal(np.asarray(Image.open(labels)), expected.label_map)
@@ -495,7 +495,7 @@ def test_a_gpu_is_asked_for_when_a_model_computes(lent_tabs, loans, models):
     assert all("nucleus" in found for _, found in rows) and len(loans) == 6
 
 
-def test_no_gpu_is_asked_for_what_no_model_sees(lent_tabs, loans, models, tmp_path):
+def test_gpu_is_not_requested_without_inference(lent_tabs, loans, models, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     Image.new("1", (7000, 5000)).save(tmp_path / "large.png")
     assert lent_tabs["segmentation"].show(None, NUCLEI, WHOLE, USUAL_WINDOW, False)[0] is None
@@ -514,7 +514,7 @@ def test_no_gpu_is_asked_for_what_no_model_sees(lent_tabs, loans, models, tmp_pa
     assert not loans
 
 
-def test_a_model_that_refuses_on_a_gpu_is_heard(lent_tabs, loans, tmp_path):
+def test_model_error_on_zero_gpu_is_reported(lent_tabs, loans, tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "tiny.png")
     with pytest.raises(gradio.Error, match="9x9"):
         lent_tabs["segmentation"].segment(str(tmp_path / "tiny.png"), NUCLEI)
@@ -522,24 +522,24 @@ def test_a_model_that_refuses_on_a_gpu_is_heard(lent_tabs, loans, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [Protocol(), Protocol(flip=True), protocol_of(SLIDING, 128, True)])
-def test_the_pixels_that_a_model_sees_are_counted(protocol, monkeypatch):
+def test_model_input_pixels_are_counted(protocol, monkeypatch):
     segmenter, seen, logits = Segmenter.from_pretrained(str(MODEL), protocol=protocol), [], Segmenter.logits
     prepared = segmenter.prepare(Image.new("RGB", (640, 480)))
 
-    def counted(own, images):
+    def count_pixels(own, images):
         seen.append(images[:, 0].numel())
         return logits(own, images)
 
-    monkeypatch.setattr(Segmenter, "logits", counted)
+    monkeypatch.setattr(Segmenter, "logits", count_pixels)
     segmenter.segment(prepared)
     assert pixels_seen(protocol, prepared) == sum(seen)
 
 
-def test_a_gpu_is_asked_for_longer_where_a_model_sees_more():
+def test_gpu_duration_grows_with_input_pixels():
     assert seconds(NUCLEI, pixels=20_000_000) == seconds(NUCLEI) + 20 * SECONDS_PER_MILLION
 
 
-def test_the_space_starts_the_demo_as_it_is(monkeypatch):
+def test_space_starts_the_demo(monkeypatch):
     started = []
     monkeypatch.setattr(hf_vit_seg.demo, "launch", lambda *models, **options: started.append((models, options)))
     runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
@@ -552,7 +552,7 @@ def test_the_space_starts_the_demo_as_it_is(monkeypatch):
     assert [Requirement(line).name for line in lines if not line.startswith("#")] == ["hf_vit_seg"]
 
 
-def test_what_push_space_publishes_starts_as_it_is(tmp_path):
+def test_published_space_starts(tmp_path):
     for place, content in space_files().items():
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
@@ -572,5 +572,5 @@ def test_what_push_space_publishes_starts_as_it_is(tmp_path):
             running.terminate()
 
 
-def test_gradio_writes_nothing_into_the_package():
+def test_gradio_writes_no_files_into_the_package():
     assert not list(Path(hf_vit_seg.demo.__file__).parent.glob("*.pyi"))

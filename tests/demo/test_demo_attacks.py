@@ -1,4 +1,4 @@
-"""The demo as strangers call it over HTTP: foreign files, values that no component offers, too much of anything."""
+"""Untrusted HTTP calls of the demo: foreign files, values that no component offers, excessive requests."""
 
 import json
 import os
@@ -47,7 +47,7 @@ FOREIGN = str(ForeignFileError())
 
 @pytest.fixture(scope="module")
 def private(tmp_path_factory) -> Path:
-    """A photo on the server that nobody uploaded."""
+    """A photo on the server that was not uploaded."""
     path = tmp_path_factory.mktemp("private") / "photo.png"
     Image.effect_noise((64, 64), 50).save(path)
     return path
@@ -55,7 +55,7 @@ def private(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> list[str]:
-    """Directories of small models for the other tabs."""
+    """Model directories for the other tabs."""
     folder, vit = tmp_path_factory.mktemp("small"), architectures()["vit"]
     for auto_class in (AutoModelForImageClassification, AutoModelForPoseEstimation):
         place = folder / auto_class.__name__
@@ -66,7 +66,7 @@ def models(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(models, tmp_path_factory):
-    """A demo with its own upload folder: `address`, `folder` and `config`."""
+    """A demo with a separate upload folder: `address`, `folder` and `config`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("temporary")))
         _, address, _ = hf_vit_seg.demo.launch(NUCLEI, *models, prevent_thread_lock=True, quiet=True)
@@ -101,8 +101,8 @@ def upload(server, name: str, content: bytes) -> tuple[int, Any]:
     return status, json.loads(text)
 
 
-def named(server, name: str, data: list[Any]) -> tuple[str, Any]:
-    """The last event of a call by name, and what it brings."""
+def call_by_name(server, name: str, data: list[Any]) -> tuple[str, Any]:
+    """The last event of a call by name, with its data."""
     status, text = request(server, f"/gradio_api/call/{name}", {"data": data})
     assert status == 200, text
     lines = request(server, f"/gradio_api/call/{name}/{json.loads(text)['event_id']}")[1].decode().split("\n")
@@ -110,8 +110,8 @@ def named(server, name: str, data: list[Any]) -> tuple[str, Any]:
     return kind.removeprefix("event: "), json.loads(content.removeprefix("data: "))
 
 
-def indexed(server, index: int, data: list[Any]) -> dict[str, Any]:
-    """The answer to a call by index, as the page makes it."""
+def call_by_index(server, index: int, data: list[Any]) -> dict[str, Any]:
+    """The response to a call by index, as sent by the page."""
     session = os.urandom(8).hex()
     body = {"fn_index": index, "data": data, "session_hash": session}
     status, text = request(server, "/gradio_api/queue/join", body)
@@ -138,16 +138,16 @@ def payloads(path: str) -> list[Any]:
     ]
 
 
-def test_foreign_and_missing_files_get_the_same_answer(server, private):
+def test_foreign_and_missing_files_get_the_same_response(server, private):
     answers = [
-        [named(server, "segment", [payload, *REST]) for payload in payloads(str(path))]
+        [call_by_name(server, "segment", [payload, *REST]) for payload in payloads(str(path))]
         for path in (private, private.with_name("absent.png"), Path("/etc/passwd"))
     ]
     assert answers[0] == answers[1] == answers[2]
     assert {(kind, content["error"]) for kind, content in answers[0]} == {("error", FOREIGN)}
 
 
-def test_every_event_that_takes_a_file_refuses_a_foreign_one(server, private):
+def test_every_file_event_rejects_foreign_files(server, private):
     kinds = {component["id"]: component["type"] for component in server.config["components"]}
     reached = set()
     for event in server.config["dependencies"]:
@@ -156,7 +156,7 @@ def test_every_event_that_takes_a_file_refuses_a_foreign_one(server, private):
             foreign = {"image": {"path": str(private)}, "file": [{"path": str(private)}], "dataset": [str(private)]}
             data = [foreign[each] if each == kind else None for each in types]
             if event["queue"]:
-                answer = indexed(server, event["id"], data)
+                answer = call_by_index(server, event["id"], data)
                 assert not answer["success"]
                 text = answer["output"]["error"]
             else:
@@ -171,12 +171,12 @@ def test_every_event_that_takes_a_file_refuses_a_foreign_one(server, private):
     assert {kind for _, kind in reached} == {"image", "file", "dataset"} and len(reached) >= 6
 
 
-def test_no_component_takes_a_foreign_file(models, private):
+def test_every_component_rejects_foreign_files(models, private):
     page = build(Catalogue([NUCLEI, *models]))
     inputs = {component for event in page.fns.values() for component in event.inputs}
     assert {type(component) for component in inputs} <= set(CHECKS)
     for component in inputs:
-        texts = isinstance(component, gradio.Textbox)  # its value is no file's
+        texts = isinstance(component, gradio.Textbox)  # its value is not a file
         for payload in payloads(str(private)):
             for value in [[payload]] if texts else [payload, [payload]]:
                 with pytest.raises((ForeignFileError, InputError)):
@@ -184,16 +184,16 @@ def test_no_component_takes_a_foreign_file(models, private):
     page.close()
 
 
-def test_addresses_are_not_fetched(server):
+def test_urls_are_not_fetched(server):
     asked = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.1)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/photo.png"
         for payload in ({"path": url}, {"path": url, "meta": META}, {"url": url, "path": None}, {"url": url}, url):
-            kind, content = named(server, "segment", [payload, *REST])
+            kind, content = call_by_name(server, "segment", [payload, *REST])
             assert (kind, content["error"]) == ("error", FOREIGN)
         data = "data:image/png;base64,iVBORw0KGgo="
-        assert named(server, "segment", [{"path": data, "url": data}, *REST])[1]["error"] == FOREIGN
+        assert call_by_name(server, "segment", [{"path": data, "url": data}, *REST])[1]["error"] == FOREIGN
         for route in (f"file={url}", f"file=%20{url}", f"proxy={url}", f"file/{url}"):
             assert request(server, f"/gradio_api/{route}")[0] == 404
         with suppress(TimeoutError):
@@ -201,9 +201,9 @@ def test_addresses_are_not_fetched(server):
     assert not asked
 
 
-def test_links_pipes_and_other_places_of_the_upload_folder_are_refused(server, private):
+def test_links_pipes_and_outside_paths_are_rejected(server, private):
     status, (place,) = upload(server, "photo.webp", PHOTO.read_bytes())
-    assert status == 200 and named(server, "segment", [{"path": place}, *REST])[0] == "complete"
+    assert status == 200 and call_by_name(server, "segment", [{"path": place}, *REST])[0] == "complete"
     own = Path(place).parent
     (own / "link.png").symlink_to(private)
     os.mkfifo(own / "pipe.png")
@@ -212,7 +212,7 @@ def test_links_pipes_and_other_places_of_the_upload_folder_are_refused(server, p
     bad += [own / "\0", own / ("x" * 5000)]
     start = time.monotonic()
     for path in bad:
-        assert named(server, "segment", [{"path": str(path)}, *REST]) == (
+        assert call_by_name(server, "segment", [{"path": str(path)}, *REST]) == (
             "error",
             {"error": FOREIGN, "duration": None, "visible": True, "title": "Error"},
         )
@@ -230,14 +230,14 @@ def test_links_pipes_and_other_places_of_the_upload_folder_are_refused(server, p
         *[(4, bad) for bad in (None, 1, "true", [])],
     ],
 )
-def test_other_values_than_offered_are_refused_in_a_sentence(server, place, position, value):
+def test_values_outside_the_choices_are_rejected(server, place, position, value):
     data = [{"path": place}, *REST]
     data[position] = value
-    kind, content = named(server, "segment", data)
+    kind, content = call_by_name(server, "segment", data)
     assert kind == "error" and "expected" in content["error"] and len(content["error"]) < 200
 
 
-def test_calls_do_not_pass_the_queue_by(server):
+def test_calls_cannot_bypass_the_queue(server):
     assert request(server, "/gradio_api/run/segment", {"data": [None, *REST]})[0] == 404
     for route in ("component_server", "process_recording", "deep_link", "stream/x"):
         assert request(server, f"/gradio_api/{route}", {})[0] == 404
@@ -273,12 +273,12 @@ def test_malformed_calls_are_refused_in_a_sentence(server, path, body, expected,
     assert not caplog.records
 
 
-def test_too_few_or_many_values_are_refused(server):
+def test_wrong_argument_counts_are_rejected(server):
     for data in ([], [None], [None, *REST, 1]):
-        assert "expected 5 values" in named(server, "segment", data)[1]["error"]
+        assert "expected 5 values" in call_by_name(server, "segment", data)[1]["error"]
 
 
-def test_requests_have_a_limit_of_size(server, monkeypatch):
+def test_request_size_is_limited(server, monkeypatch):
     assert request(server, "/gradio_api/call/segment", b" " * 1_000_001)[0] == 413
     monkeypatch.setattr(request_limits, "MOST_UPLOAD_BYTES", 2000)
     assert upload(server, "a.bin", b"x" * 3000)[0] == 413
@@ -289,7 +289,7 @@ def test_requests_have_a_limit_of_size(server, monkeypatch):
         assert visitor.recv(1000).startswith(b"HTTP/1.1 411 ")
 
 
-def test_a_full_folder_takes_no_more(server, monkeypatch):
+def test_full_upload_folder_rejects_uploads(server, monkeypatch):
     monkeypatch.setattr(upload_folder, "MOST_BYTES", upload_folder.bytes_used(server.folder) + 100)
     status, answer = upload(server, "a.bin", b"x" * 3000)
     assert status == 507 and answer["detail"] == str(upload_folder.FolderFullError())
@@ -323,7 +323,7 @@ def test_a_slow_body_has_a_time_limit(server, monkeypatch):
             assert visitor.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
-def test_interrupted_uploads_and_old_files_are_deleted_by_age(server):
+def test_old_and_interrupted_uploads_are_deleted(server):
     port = int(server.address.rpartition(":")[2])
     before = set(server.folder.iterdir())
     head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
@@ -351,9 +351,9 @@ def test_interrupted_uploads_and_old_files_are_deleted_by_age(server):
     assert kept.exists() and not old.exists() and not partial.exists()
 
 
-def test_a_batch_leaves_no_empty_files(server, place):
+def test_batch_leaves_no_empty_files(server, place):
     before = set(server.folder.iterdir())
-    assert named(server, "segment_files", [[{"path": place}], *REST])[0] == "complete"
+    assert call_by_name(server, "segment_files", [[{"path": place}], *REST])[0] == "complete"
     assert all(path.is_dir() for path in set(server.folder.iterdir()) - before)
 
 
@@ -397,7 +397,7 @@ def test_waiting_for_the_model_has_a_time_limit():
     assert not lock.waiting
 
 
-def test_the_upload_folder_is_private(tmp_path, monkeypatch):
+def test_upload_folder_is_private(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     folder = upload_folder.private_folder()
     assert folder.stat().st_mode & 0o777 == 0o700 and folder.parent == tmp_path
@@ -415,17 +415,17 @@ def pipe(path: Path):
     path.unlink()
 
 
-def test_a_pipe_is_refused_where_images_are_opened(tmp_path):
+def test_named_pipe_is_rejected_when_opening_images(tmp_path):
     with pipe(tmp_path / "a.png") as path, pytest.raises(ImageFileError, match="pipe"):
         read_pixels(path)
 
 
-def test_a_slow_image_is_given_up_and_the_next_is_read(monkeypatch):
+def test_slow_image_times_out_and_the_next_is_read(monkeypatch):
     readers = Readers(1)
     assert readers.read(PHOTO, 3).shape == (3, 256, 320)
     process = readers.idle.get()
     assert process is not None
-    os.kill(process.process.pid, signal.SIGSTOP)  # busy, and answers nothing
+    os.kill(process.process.pid, signal.SIGSTOP)  # busy and not responding
     monkeypatch.setattr(reading, "SECONDS_READING", 0.5)
     with pytest.raises(TimeLimitError, match=PHOTO.name):
         process.read(PHOTO, 3)
@@ -461,7 +461,7 @@ except ValueError as error:
 """
 
 
-def test_a_long_thin_image_is_refused_before_it_takes_memory(tmp_path):
+def test_long_thin_image_is_rejected_before_allocation(tmp_path):
     path = thin_png(tmp_path / "thin.png", 1, 25_000_000)
     with pytest.raises(ImageSizeError, match=r"1x25000000.*75 MB|1x25000000.*25 MB") as caught:
         read_pixels(path)
@@ -471,7 +471,7 @@ def test_a_long_thin_image_is_refused_before_it_takes_memory(tmp_path):
     assert kind == "ImageSizeError" and int(kilobytes) < 50_000
 
 
-def test_a_panorama_is_read_and_a_long_tiff_goes_in_tiles(tmp_path):
+def test_panorama_is_read_and_long_tiff_is_tiled(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     panorama = thin_png(tmp_path / "panorama.png", 40_000, 2_000)
     assert read_pixels(panorama, 1).shape == (1, 2_000, 40_000)
@@ -483,7 +483,7 @@ def test_a_panorama_is_read_and_a_long_tiff_goes_in_tiles(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["npy", "tif"])
-def test_many_bands_count_as_memory(tmp_path, kind):
+def test_memory_limit_includes_channels(tmp_path, kind):
     path, bands = tmp_path / f"bands.{kind}", np.zeros((12, 10, 10), np.float32)
     if kind == "npy":
         np.save(path, bands)
@@ -491,7 +491,7 @@ def test_many_bands_count_as_memory(tmp_path, kind):
         pytest.importorskip("tifffile").imwrite(path, bands, photometric="minisblack", compression="zlib")
     assert read_pixels(path, 12, 200).shape == bands.shape
     with pytest.raises(ImageSizeError, match="10x10"):
-        read_pixels(path, 12, 100)  # 48 bytes for each pixel
+        read_pixels(path, 12, 100)  # 48 bytes per pixel
 
 
 def test_masks_have_the_same_limits(tmp_path):
@@ -500,14 +500,14 @@ def test_masks_have_the_same_limits(tmp_path):
         read_mask(tmp_path / "mask.npy")
 
 
-def test_other_programs_are_not_started_for_images(tmp_path):
+def test_image_decoding_starts_no_programs(tmp_path):
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
     with pytest.raises(ImageFileError):
         read_pixels(tmp_path / "a.png")
 
 
-def test_a_visitor_is_served_while_another_image_is_read(server, place, monkeypatch):
-    """The first reader hangs until the second visitor has the answer."""
+def test_visitors_are_served_while_another_image_is_read(server, place, monkeypatch):
+    """The first reader blocks until the second visitor has the response."""
     slow, release = upload(server, "slow.webp", PHOTO.read_bytes())[1][0], threading.Event()
     read = Readers.read
 
@@ -518,9 +518,9 @@ def test_a_visitor_is_served_while_another_image_is_read(server, place, monkeypa
 
     monkeypatch.setattr(Readers, "read", hanging)
     answers: list[Any] = []
-    first = threading.Thread(target=lambda: answers.append(named(server, "segment", [{"path": slow}, *REST])))
+    first = threading.Thread(target=lambda: answers.append(call_by_name(server, "segment", [{"path": slow}, *REST])))
     first.start()
-    assert named(server, "segment", [{"path": place}, *REST])[0] == "complete" and not answers
+    assert call_by_name(server, "segment", [{"path": place}, *REST])[0] == "complete" and not answers
     release.set()
     first.join(60)
     assert answers[0][0] == "complete"

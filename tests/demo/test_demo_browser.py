@@ -1,4 +1,4 @@
-"""The demo in a headless Chromium: what a visitor does and sees. Skipped where there is none, or no playwright."""
+"""The demo in headless Chromium, as seen by a visitor. Skipped without Chromium or playwright."""
 
 import base64
 import shutil
@@ -26,12 +26,12 @@ pytestmark = pytest.mark.slow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHOTO = REPOSITORY / "examples/nuclei/data/test/images/0c2550a23b8a0f29.webp"
-PATIENCE = 60_000  # milliseconds, on machines that do other things too
+PATIENCE = 60_000  # milliseconds, on machines with other load
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A demo of the built-in model, of an untrained one with other classes, and of one whose weights were cut."""
+    """A demo with the built-in model, an untrained one with other classes, and one with truncated weights."""
     folder = tmp_path_factory.mktemp("models") / "untrained"
     segformer = architectures()["segformer"]
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(address):
-    """The page in a browser; in the end it has complained about nothing."""
+    """The page in a browser; fails at the end if the console has errors."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine")
     with playwright.sync_playwright() as driver:
@@ -72,12 +72,12 @@ def legend(page) -> list[str]:
 
 
 def pixels(page) -> np.ndarray:
-    """What is drawn, (H, W, 3)."""
+    """The rendered pixels, (H, W, 3)."""
     address = page.locator("canvas.picture").evaluate("canvas => canvas.toDataURL()")
     return np.asarray(Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB"))
 
 
-def test_a_visitor_sees_what_was_found(page):
+def test_visitor_sees_the_segmentation(page):
     choose(page, PHOTO)
     page.locator(".legend button").first.wait_for()
     expected = Segmenter.from_pretrained(str(REPOSITORY / "examples/nuclei/model"))(PHOTO)
@@ -99,9 +99,9 @@ def test_a_visitor_sees_what_was_found(page):
         assert page.locator(".tip b").inner_text() == expected.names[label]
 
 
-def test_opacity_and_the_legend_change_the_picture(page):
+def test_opacity_and_legend_change_the_view(page):
     def strength() -> float:
-        page.locator("h1").hover()  # away from the legend
+        page.locator("h1").hover()  # outside the legend
         return float(np.abs(pixels(page).astype(int) - bare).mean())
 
     page.locator(".compare").dispatch_event("pointerdown")
@@ -116,7 +116,7 @@ def test_opacity_and_the_legend_change_the_picture(page):
     assert strength() > half
 
 
-def test_pictures_and_label_maps_can_be_saved(page):
+def test_images_and_label_maps_can_be_downloaded(page):
     with page.expect_download() as saved:
         page.locator(".save").click()
     assert saved.value.suggested_filename == f"{PHOTO.stem}.overlay.png"
@@ -131,13 +131,13 @@ def choose_model(page, name: str) -> None:
     page.get_by_role("option", name=name).click()
 
 
-def test_another_model_shows_its_own_classes(page):
+def test_another_model_shows_its_classes(page):
     choose_model(page, "untrained")
     page.wait_for_function("document.querySelector('.caption').innerText.includes('untrained')")
     assert "nucleus" not in legend(page) and legend(page)
 
 
-def test_a_broken_model_leaves_nothing_of_the_former_one(page):
+def test_broken_model_clears_previous_results(page):
     choose_model(page, "cut")
     page.get_by_text("cannot be loaded as a segmentation model").wait_for()
     page.locator(".empty").wait_for()
@@ -147,14 +147,14 @@ def test_a_broken_model_leaves_nothing_of_the_former_one(page):
     page.locator("canvas.picture").wait_for()
 
 
-def test_an_example_is_shown_to_the_model_that_it_is_for(page):
+def test_example_selects_its_model(page):
     page.locator("button.gallery-item").first.click()
     page.wait_for_function("document.querySelector('.caption').innerText.startsWith('nuclei: ')")
     assert page.get_by_label("Model").first.input_value() == "nuclei"
     assert set(legend(page)) <= {"background", "nucleus"}
 
 
-def test_a_broken_image_is_refused_in_words(page, tmp_path):
+def test_broken_image_is_reported(page, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image at all")
     page.get_by_label("Remove Image").click()
     page.locator(".empty").wait_for()
@@ -162,7 +162,7 @@ def test_a_broken_image_is_refused_in_words(page, tmp_path):
     page.get_by_text("broken.png: not a supported image file").wait_for()
 
 
-def test_many_files_can_be_stopped(page, slow_segmenter):
+def test_batch_can_be_canceled(page, slow_segmenter):
     page.get_by_role("tab", name="Many files").click()
     page.locator("input[type=file][multiple]").set_input_files(sorted(PHOTO.parent.glob("*.webp"))[:MOST_FILES])
     page.get_by_role("button", name="Segment all").click()

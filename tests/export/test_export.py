@@ -1,4 +1,4 @@
-"""Exported programs: they compute what the model computes at any size, or are not kept."""
+"""Exported programs match the model at any size, or are not kept."""
 
 import json
 import subprocess
@@ -61,7 +61,7 @@ def photos(folder, count: int = 2) -> list:
 
 @pytest.mark.parametrize("format_", ["onnx", "openvino"])
 @pytest.mark.parametrize(("name", "settings"), SETTINGS)
-def test_export_forms_compute_the_same_and_leave_the_model_alone(name, settings, format_):
+def test_export_forms_match_and_do_not_modify_the_model(name, settings, format_):
     model = segmenter(name, **settings).model.double()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     plain = with_export_forms(model, EXPORTERS.row(format_, "").forms)
@@ -78,7 +78,7 @@ def test_export_forms_compute_the_same_and_leave_the_model_alone(name, settings,
 
 
 class Doubling(torch.nn.Module):
-    """A plugin's module. `Doubled` is its form."""
+    """A plugin module with the form `Doubled`."""
 
     export_form = "doubling"
 
@@ -86,49 +86,49 @@ class Doubling(torch.nn.Module):
         return x + x
 
 
-class Doubled(Doubling):
+class DoublingForm(Doubling):
     export_form = ""
 
 
-FORMS = (ExportForm(marker="doubling", rewrite=lambda _: Doubled(), target="centered_norms"),)
+FORMS = (ExportForm(marker="doubling", rewrite=lambda _: DoublingForm(), target="centered_norms"),)
 NO_FORMS = ("not a form",)
 
 
 @pytest.fixture
 def plugin_forms(monkeypatch):
-    """What a record names as its tables of forms, and the forms that are found then."""
+    """The form tables in a record, and the forms that are found with them."""
 
-    def found(*places: str) -> tuple[ExportForm, ...]:
+    def load_forms(*places: str) -> tuple[ExportForm, ...]:
         record = replace(architectures()["cvt"], name="plugin", forms=places)
         monkeypatch.setattr(forms, "architectures", lambda: {"plugin": record})
         return export_forms()
 
     export_forms.cache_clear()
-    yield found
+    yield load_forms
     monkeypatch.undo()
     export_forms.cache_clear()
 
 
-def test_a_plugin_brings_its_forms(plugin_forms):
+def test_plugin_forms_are_used(plugin_forms):
     assert plugin_forms(f"{__name__}:FORMS") == FORMS
     model = torch.nn.Sequential(Doubling(), torch.nn.Linear(1, 1))
     assert type(with_export_forms(model)[0]) is Doubling
-    assert type(with_export_forms(model, ("any", "centered_norms"))[0]) is Doubled
+    assert type(with_export_forms(model, ("any", "centered_norms"))[0]) is DoublingForm
 
 
-def test_forms_are_selected_by_marker_and_not_by_class(plugin_forms):
+def test_forms_are_selected_by_marker(plugin_forms):
     plugin_forms(f"{__name__}:FORMS")
-    copied = type("Doubling", (torch.nn.Module,), {"export_form": "doubling"})  # as of code from the Hub
-    assert type(with_export_forms(torch.nn.Sequential(copied()), ("centered_norms",))[0]) is Doubled
+    copied = type("Doubling", (torch.nn.Module,), {"export_form": "doubling"})  # as for code from the Hub
+    assert type(with_export_forms(torch.nn.Sequential(copied()), ("centered_norms",))[0]) is DoublingForm
 
 
 @pytest.mark.parametrize("place", ["no_such_module:FORMS", f"{__name__}:ABSENT", f"{__name__}:NO_FORMS"])
-def test_forms_that_fail_to_load_are_skipped(place, plugin_forms, caplog):
+def test_broken_forms_are_skipped(place, plugin_forms, caplog):
     assert plugin_forms(place, f"{__name__}:FORMS") == FORMS
     assert [record.levelname for record in caplog.records] == ["WARNING"] and place in caplog.text
 
 
-def test_every_marker_of_a_model_has_a_form():
+def test_every_export_marker_has_a_form():
     marked = {
         m.export_form for name, fields in SETTINGS for m in segmenter(name, **fields).model.modules() if marker(m)
     }
@@ -141,11 +141,11 @@ def marker(module: torch.nn.Module) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_torchscript_takes_any_size(name, tmp_path):
+def test_torchscript_supports_any_size(name, tmp_path):
     original = segmenter(name)
     parity = export_model(original, tmp_path, "torchscript", EXPORTERS.read("torchscript", {}, ""), ExportOptions())
     assert len({(case.height, case.width) for case in parity.cases}) > 2 and {c.batch for c in parity.cases} == {1, 3}
-    files = {p.name for p in tmp_path.iterdir() if p.suffix != ".py"}  # that is code for readers without the package
+    files = {p.name for p in tmp_path.iterdir() if p.suffix != ".py"}  # code for readers without the package
     assert files == {"model.ts", "config.json", "preprocessor_config.json", "parity.json"}
     assert json.loads((tmp_path / "parity.json").read_text())["model.ts"]["passed"] is True
     loaded = Segmenter.from_pretrained(str(tmp_path / "model.ts"))
@@ -156,7 +156,7 @@ def test_torchscript_takes_any_size(name, tmp_path):
 
 
 def places_in(program: Path) -> list[str]:
-    """The records of a TorchScript archive that tell where packages lie on this machine."""
+    """The records of a TorchScript archive that contain paths of installed packages."""
     with zipfile.ZipFile(program) as archive:
         return [
             name
@@ -168,14 +168,14 @@ def places_in(program: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("format_", ["onnx", "openvino"])
 @pytest.mark.parametrize(("name", "settings"), SETTINGS)
-def test_runtimes_take_any_size(name, settings, format_, tmp_path):
+def test_runtimes_support_any_size(name, settings, format_, tmp_path):
     pytest.importorskip("onnxruntime" if format_ == "onnx" else format_)
     original = segmenter(name, **settings)
     parity = export_model(original, tmp_path, format_, EXPORTERS.read(format_, {}, ""), ExportOptions())
     assert parity.passed and max(case.difference for case in parity.cases) < 1e-4
 
 
-def test_an_onnx_graph_is_clean_and_predicts_as_the_model_does(tmp_path):
+def test_onnx_graph_is_clean_and_matches_the_model(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     original = segmenter("segformer")
@@ -205,21 +205,21 @@ def test_an_onnx_graph_is_clean_and_predicts_as_the_model_does(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("labels", ["input", (100, 90)])
-def test_label_maps_within_the_graph(labels, tmp_path):
+def test_label_maps_in_the_graph(labels, tmp_path):
     pytest.importorskip("onnxruntime")
     original = segmenter("segformer")
     export_model(original, tmp_path, "onnx", EXPORTERS.read("onnx", {}, ""), ExportOptions(labels=labels))
     program = RuntimeModel(tmp_path / "model.onnx")
-    found = program.program.run(torch.zeros(2, 3, 64, 80))
-    assert found.dtype == torch.uint8 and found.shape == (2, *((64, 80) if labels == "input" else labels))
+    outputs = program.program.run(torch.zeros(2, 3, 64, 80))
+    assert outputs.dtype == torch.uint8 and outputs.shape == (2, *((64, 80) if labels == "input" else labels))
     with pytest.raises(ModelError, match="--label-map"):
         program(torch.zeros(1, 3, 64, 64))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("format_", "size", "needs"), [("onnx", None, "onnx"), ("openvino", (160, 192), "nncf")])
-def test_half_precision_and_eight_bits(format_, size, needs, tmp_path):
-    """Of a model that has learnt something: random weights need not survive 8 bits."""
+def test_half_precision_and_int8(format_, size, needs, tmp_path):
+    """With a trained model: random weights may not survive quantization to 8 bits."""
     pytest.importorskip(needs)
     nuclei = REPOSITORY / "examples" / "nuclei"
     original, row = Segmenter.from_pretrained(str(nuclei / "model"), device="cpu"), EXPORTERS.read(format_, {}, "")
@@ -234,7 +234,7 @@ def test_half_precision_and_eight_bits(format_, size, needs, tmp_path):
 
 
 @pytest.mark.slow
-def test_openvino_is_compiled_for_sizes_that_come_again(tmp_path):
+def test_openvino_compiles_for_repeated_sizes(tmp_path):
     pytest.importorskip("openvino")
     original = segmenter("segformer")
     export_model(original, tmp_path, "openvino", EXPORTERS.read("openvino", {}, ""), ExportOptions())
@@ -247,7 +247,7 @@ def test_openvino_is_compiled_for_sizes_that_come_again(tmp_path):
     assert program.compiled_for.cache_info().misses == 2 and program.compiled_for.cache_info().hits == 1
 
 
-# In a process of its own, which dies by the signal where two devices of OpenVINO have come and gone.
+# In a separate process, which is killed by the signal after two OpenVINO devices have been created and freed.
 SIGNALLED = """
 import gc, signal, sys
 from pathlib import Path
@@ -264,7 +264,7 @@ assert heard
 
 
 @pytest.mark.slow
-def test_signals_are_heard_after_openvino(tmp_path):
+def test_signal_handlers_survive_openvino(tmp_path):
     pytest.importorskip("openvino")
     export_model(segmenter("segformer"), tmp_path, "openvino", EXPORTERS.read("openvino", {}, ""), ExportOptions())
     command = [sys.executable, "-c", SIGNALLED, str(tmp_path / "model.xml")]
@@ -274,7 +274,7 @@ def test_signals_are_heard_after_openvino(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format_", ["onnx", "openvino", "executorch"])
-def test_a_program_of_one_size_is_shown_images_of_that_size(format_, tmp_path):
+def test_static_program_gets_images_of_its_size(format_, tmp_path):
     pytest.importorskip("onnxruntime" if format_ == "onnx" else format_)
     original, photo = segmenter("segformer"), photos(tmp_path / "photos", 1)[0]
     row = EXPORTERS.read(format_, {}, "")
@@ -289,8 +289,8 @@ def test_a_program_of_one_size_is_shown_images_of_that_size(format_, tmp_path):
         program.with_protocol(Protocol(size="own")).label_map(photo)
 
 
-class Crooked(TorchScriptExporter):
-    """Exports another function than the model's."""
+class WrongExporter(TorchScriptExporter):
+    """Exports another function than the model."""
 
     def write(self, graph, geometry, dtype, path):
         with torch.no_grad():
@@ -298,20 +298,20 @@ class Crooked(TorchScriptExporter):
         super().write(graph, geometry, dtype, path)
 
 
-def test_a_program_that_disagrees_leaves_nothing_behind(tmp_path):
+def test_failed_parity_check_leaves_no_files(tmp_path):
     with pytest.raises(ParityError, match=r"model\.ts does not compute"):
-        export_model(segmenter("segformer"), tmp_path, "torchscript", Crooked(), ExportOptions())
+        export_model(segmenter("segformer"), tmp_path, "torchscript", WrongExporter(), ExportOptions())
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("classes", [1, 2, CLASSES_TOGETHER, 2 * CLASSES_TOGETHER + 3])
-def test_labels_in_parts_are_the_exact_label_map(classes):
+def test_chunked_label_map_is_exact(classes):
     logits = torch.randn(2, classes, 9, 7, dtype=torch.float64)
     assert torch.equal(labels_at(logits, (40, 61)).long(), label_map(logits, (40, 61)))
     assert torch.equal(labels_at(torch.zeros(1, classes, 3, 3), (5, 5)), torch.zeros(1, 5, 5, dtype=torch.uint8))
 
 
-def test_the_comparison_tells_ties_from_errors():
+def test_comparison_distinguishes_ties_from_errors():
     expected = torch.randn(1, 3, 8, 8)
     near, far = expected + 1e-6, expected.flip(1)
     assert compared("x", torch.zeros(1, 3, 8, 8), lambda _: expected, lambda _: near, 1e-3).passed
@@ -330,13 +330,13 @@ def test_the_comparison_tells_ties_from_errors():
         ("openvino", ExportOptions(calibration=["a.png"]), "for one size alone: give size"),
     ],
 )
-def test_wishes_that_cannot_be_fulfilled(format_, options, message, tmp_path):
+def test_invalid_export_options_raise(format_, options, message, tmp_path):
     with pytest.raises(RecordError, match=message):
         export_model(segmenter("segformer"), tmp_path / "out", format_, EXPORTERS.read(format_, {}, ""), options)
     assert not (tmp_path / "out").exists()
 
 
-def test_formats_are_a_table_with_a_hint():
+def test_format_table_has_install_hints():
     with pytest.raises(RecordError, match="onnx"):
         EXPORTERS.read("onx", {}, "--to")
     assert {EXPORTERS.row(name, "").file for name in ("onnx", "openvino", "torchscript", "executorch")} == {
@@ -344,7 +344,7 @@ def test_formats_are_a_table_with_a_hint():
     }
 
 
-def test_files_that_are_no_programs_are_told(tmp_path):
+def test_non_program_files_raise(tmp_path):
     segmenter("segformer").model.config.save_pretrained(tmp_path)
     segmenter("segformer").processor.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="is no file"):
@@ -354,7 +354,7 @@ def test_files_that_are_no_programs_are_told(tmp_path):
         Segmenter.from_pretrained(str(tmp_path / "model.ts"))
 
 
-def test_axes_get_their_names():
+def test_graph_axes_are_named():
     helper = pytest.importorskip("onnx").helper
     value = helper.make_tensor_value_info("x", 1, ["s1", 3, "s12", "s2"])
     result = helper.make_tensor_value_info("y", 1, ["s1", 5, "s12//4", "2*s2"])
@@ -367,6 +367,6 @@ def test_axes_get_their_names():
     ]
 
 
-def test_a_graph_is_recorded_in_evaluation():
+def test_graph_is_recorded_in_eval_mode():
     graph = LogitGraph(with_export_forms(segmenter("segformer").model.train()))
     assert not graph.model.training

@@ -26,14 +26,14 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 
 
 class PadToWhole(torch.nn.Module):
-    """The padding alone."""
+    """Only the padding."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return pad_to_multiple(images, (16, 32))
 
 
 class MapAndBack(torch.nn.Module):
-    """CvT's way from a map to tokens and back, of sides that are sums."""
+    """CvT's conversion from a feature map to tokens and back, for sides that are sums."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         inner = images[..., 1:, 1:]
@@ -47,7 +47,7 @@ def open_program(module: torch.nn.Module) -> ExportedProgram:
 
 
 def assert_computes(program: ExportedProgram, module: torch.nn.Module) -> None:
-    """The program takes other sizes than the one it was recorded with."""
+    """The program accepts sizes other than the recorded one."""
     for shape in ((1, 3, 61, 45), (3, 3, 32, 200)):
         images = torch.randn(shape)
         torch.testing.assert_close(program.module()(images), module(images), rtol=1e-4, atol=1e-4)
@@ -61,22 +61,22 @@ def test_sizes_are_rounded_up(side, step):
 
 @given(st.integers(1, 300), st.integers(1, 8), st.integers(1, 8))
 def test_same_padding_never_removes_pixels(size, kernel, stride):
-    """The least padding, 0 or more, with which the windows reach from the first pixel to the last."""
+    """The smallest padding >= 0 with which the windows cover the first to the last pixel."""
     before, after = same_padding(size, kernel, stride)
     assert before + after == max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
     assert before == (before + after) // 2
 
 
 @torch.no_grad()
-def test_images_are_padded_by_the_formula_of_the_grid():
+def test_image_padding_matches_the_grid_formula():
     program = open_program(PadToWhole())
     assert_unbounded(program)
     assert [rounding.args[1] for rounding in sorted(roundings(program), key=lambda r: r.args[1])] == [16, 32]
     assert_computes(program, PadToWhole())
 
 
-def test_tokens_are_counted_by_one_formula():
-    """Batch, height, width, the sides of the map, and its area: not the area once more, as minus (-h * w)."""
+def test_token_count_matches_the_formula():
+    """Batch, height, width, the sides of the feature map, and its area, without the redundant form minus (-h * w)."""
     program = open_program(MapAndBack())
     assert len(size_formulas(program)) == 6
     assert_computes(program, MapAndBack())
@@ -84,8 +84,8 @@ def test_tokens_are_counted_by_one_formula():
 
 @torch.no_grad()
 @pytest.mark.parametrize("kernel", [3, 7])
-def test_same_padding_of_any_size_rounds_a_side_once(kernel):
-    """A maximum with 0, or a remainder, would stay in the formulas of all that follows."""
+def test_same_padding_rounds_each_side_once(kernel):
+    """A maximum with 0, or a remainder, would appear in all following formulas."""
     padding = torch.nn.Sequential(SamePadding(kernel, 2), torch.nn.Conv2d(3, 4, kernel, 2), SamePadding(3, 2))
     program = open_program(padding)
     assert_unbounded(program)
@@ -96,8 +96,8 @@ def test_same_padding_of_any_size_rounds_a_side_once(kernel):
 
 @torch.no_grad()
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
-def test_a_hybrid_stem_rounds_each_side_once(padding):
-    """Whatever its depth: its maps are multiples of the number of tokens, whose halves need no rounding."""
+def test_hybrid_stem_rounds_each_side_once(padding):
+    """At any depth: the feature maps are multiples of the number of tokens, so halving needs no rounding."""
     config = VisionTransformerConfig(image_size=64, stem_padding=padding, **THREE_STAGES, **SMALL)
     embeddings = randomise(PatchEmbeddings(config))
     program = open_program(embeddings)

@@ -1,4 +1,4 @@
-"""The card: valid metadata, what was measured in both forms, snippets that run, and the licence from source to push."""
+"""The model card: valid metadata, metrics in both formats, snippets that run, and the license from source to push."""
 
 import io
 import re
@@ -12,7 +12,7 @@ import transformers
 import yaml
 from hf_vit_seg.conversion.convert import convert
 from hf_vit_seg.conversion.registry import sources
-from hub_models import contents, saved
+from hub_models import contents, save_tiny_model
 from hub_server import Refusal, Repo
 from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 from hypothesis import given
@@ -46,7 +46,7 @@ NVIDIA = {
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """The directory of a run, as training leaves it: a best model, samples, and scores on the test split."""
+    """A run directory as written by training: a best model, samples, and test scores."""
     out = tmp_path / "run"
     shutil.copytree(NUCLEI, out / "best")
     (out / "log.jsonl").write_text("{}\n")
@@ -60,7 +60,7 @@ def run(tmp_path) -> Path:
     return out
 
 
-def test_a_run_s_card(hub, run):
+def test_card_of_a_run(hub, run):
     push(run, Target("me/nuclei"), sample_image=True)
     files = contents(hub, "me/nuclei")
     text, report = files["README.md"].decode(), read_report(NUCLEI / "metrics.json")
@@ -83,14 +83,14 @@ def test_a_run_s_card(hub, run):
     assert "Preprocessing: rescaled by 1/255, normalized" in text
 
 
-def test_no_leaderboard_for_local_data(hub, tmp_path):
+def test_local_data_is_not_reported_to_leaderboards(hub, tmp_path):
     push(shutil.copytree(NUCLEI, tmp_path / "model"), Target("me/nuclei"))
     files = contents(hub, "me/nuclei")
     assert not [path for path in files if path.startswith(".eval_results")]
     assert ModelCard(files["README.md"].decode()).data.eval_results[0].dataset_name == "nuclei"
 
 
-def test_what_evaluate_found_is_told(hub, run):
+def test_evaluate_results_are_listed(hub, run):
     report = read_report(run / "best" / METRICS)
     later = run / "best" / "evaluation_test"
     (later / "samples").mkdir(parents=True)
@@ -103,8 +103,8 @@ def test_what_evaluate_found_is_told(hub, run):
     assert b"value: 0.75\n" in contents(hub, "me/nuclei")[".eval_results/me__nuclei-data.yaml"]
 
 
-def test_another_model_of_the_run_has_scores_of_its_own(hub, run):
-    """The test split was measured with the best model, which the samples are of, too."""
+def test_each_model_of_a_run_has_its_scores(hub, run):
+    """The test split was evaluated with the best model, as were the samples."""
     shutil.copytree(run / "best", run / "last")
     push(run / "last", Target("me/nuclei"))
     files = contents(hub, "me/nuclei")
@@ -130,7 +130,7 @@ def on_the_hub(split: str, name: str = "me/data") -> dict:
         (on_the_hub("train+validation"), on_the_hub("validation"), "me/data", False),
     ],
 )
-def test_scores_are_credited_to_the_data_that_were_measured(hub, tmp_path, train, validation, credited, ranked):
+def test_scores_name_the_evaluated_dataset(hub, tmp_path, train, validation, credited, ranked):
     model, recipe = Path(shutil.copytree(NUCLEI, tmp_path / "model")), load_recipe("nuclei")
     share = 0.2 if validation is None else None
     data = recipe.data.model_copy(update={"train": train, "validation": validation, "validation_share": share})
@@ -147,7 +147,7 @@ def test_scores_are_credited_to_the_data_that_were_measured(hub, tmp_path, train
     assert leaderboards == ([f".eval_results/{credited.replace('/', '__')}.yaml"] if ranked else [])
 
 
-def test_a_single_tag_is_a_tag(hub, run):
+def test_single_tag_string(hub, run):
     (run / "best" / CARD).write_text("---\ntags: medical\n---\n# Mine\n")
     push(run, Target("me/nuclei"))
     tags = ModelCard(contents(hub, "me/nuclei")["README.md"].decode()).data.tags
@@ -155,15 +155,15 @@ def test_a_single_tag_is_a_tag(hub, run):
 
 
 @pytest.mark.parametrize("name", ["segformer", "cvt", "vit"])
-def test_parameters_are_counted_as_torch_does(tmp_path, name):
-    folder = saved(tmp_path / "model", name)
+def test_parameter_count_matches_torch(tmp_path, name):
+    folder = save_tiny_model(tmp_path / "model", name)
     model = transformers.AutoModelForSemanticSegmentation.from_pretrained(folder)
     assert model_directory(folder).parameters == model.num_parameters()
 
 
-def test_a_model_of_one_class(hub, tmp_path):
-    """Its label map has 0 for the background; transformers' pipeline fails on it."""
-    folder = saved(tmp_path / "model", num_labels=1, id2label={0: "nucleus"})
+def test_single_class_model(hub, tmp_path):
+    """Its label map uses 0 for the background, with which transformers' pipeline fails."""
+    folder = save_tiny_model(tmp_path / "model", num_labels=1, id2label={0: "nucleus"})
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     processor.palette = [[0, 0, 0], [255, 120, 0]]
     processor.save_pretrained(folder)
@@ -173,8 +173,8 @@ def test_a_model_of_one_class(hub, tmp_path):
     assert "pipeline(" not in text and "2 classes" in text
 
 
-def test_a_palette_that_is_too_short(hub, tmp_path):
-    folder = saved(tmp_path / "model")
+def test_short_palette(hub, tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     processor.palette = [[1, 2, 3]]
     processor.save_pretrained(folder)
@@ -185,8 +185,8 @@ def test_a_palette_that_is_too_short(hub, tmp_path):
 
 
 @pytest.mark.parametrize("auto", architectures()["vit"].models)
-def test_the_snippets_run(hub, auto, tmp_path, monkeypatch):
-    push(saved(tmp_path / "model", "vit", auto), Target("me/model"))
+def test_card_snippets_run(hub, auto, tmp_path, monkeypatch):
+    push(save_tiny_model(tmp_path / "model", "vit", auto), Target("me/model"))
     Image.new("RGB", (70, 50), "green").save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", contents(hub)["README.md"].decode(), re.DOTALL)
@@ -194,11 +194,11 @@ def test_the_snippets_run(hub, auto, tmp_path, monkeypatch):
     names: dict = {}
     for snippet in snippets:
         names.clear()
-        exec(snippet, names)  # what a reader does
+        exec(snippet, names)  # as a reader would do
     assert names.get("results") or names["outputs"]
 
 
-def test_a_text_of_one_s_own_is_kept(hub, run):
+def test_custom_text_is_kept(hub, run):
     card = run / "best" / CARD
     own = "---\nlicense: mit\ntags: [mine]\n---\n# Mine\n\nA story.\n"
     card.write_text(own)
@@ -214,7 +214,7 @@ def test_a_text_of_one_s_own_is_kept(hub, run):
     assert "A story" not in contents(hub, "me/third")["README.md"].decode()
 
 
-def test_the_licence_goes_from_the_source_to_the_hub(hub, tmp_path):
+def test_license_is_carried_from_source_to_hub(hub, tmp_path):
     done = CliRunner().invoke(app, ["convert", str(NVLABS), str(tmp_path / "converted")])
     assert done.exit_code == 0 and "nvidia-source-code-license" in done.output
     assert NVIDIA.items() <= card_metadata(tmp_path / "converted").items()
@@ -222,7 +222,7 @@ def test_the_licence_goes_from_the_source_to_the_hub(hub, tmp_path):
     card = ModelCard(contents(hub, "me/converted")["README.md"].decode())
     assert NVIDIA.items() <= card.data.to_dict().items()
     assert NVIDIA["license_link"] in card.text and "NVlabs/SegFormer" in card.text
-    # Fine-tuned, once from the directory and once from the Hub
+    # Fine-tuned from the directory and from the Hub.
     hub_data = {"kind": "huggingface", "name": "me/data", "split": "train"}
     for start, base in ((str(tmp_path / "converted"), ()), ("me/converted", ("me/converted",))):
         recipe = load_recipe("nuclei")
@@ -234,7 +234,7 @@ def test_the_licence_goes_from_the_source_to_the_hub(hub, tmp_path):
     assert lineage(load_recipe("nuclei")) == Provenance()
 
 
-def test_a_licence_that_cannot_be_read_is_told_and_asked_for_again(hub, tmp_path, caplog):
+def test_unreadable_license_is_reported_and_required(hub, tmp_path, caplog):
     convert(NVLABS, tmp_path / "converted")
     push(tmp_path / "converted", Target("me/converted"))
     hub.repos["model/me/bare"] = Repo("model")
@@ -248,11 +248,11 @@ def test_a_licence_that_cannot_be_read_is_told_and_asked_for_again(hub, tmp_path
     assert "the card of me/converted cannot be read, so its licence is not handed on" in caplog.text
     hub.fault = lambda method, path: None
     assert provenance_of("me/converted").license_name == NVIDIA["license_name"]
-    hub.fault = cut  # what was read once is read again without the Hub
+    hub.fault = cut  # read again from the cache, without the Hub
     assert provenance_of("me/converted").license_name == NVIDIA["license_name"]
 
 
-def test_a_card_beside_the_checkpoint_tells_its_own_licence(tmp_path):
+def test_card_next_to_checkpoint_defines_the_license(tmp_path):
     (tmp_path / "in").mkdir()
     checkpoint = Path(shutil.copy(NVLABS, tmp_path / "in" / "model.pth"))
     (tmp_path / "in" / CARD).write_text("---\nlicense: mit\nbase_model: me/base\ndatasets: [me/data]\n---\n# Mine\n")
@@ -262,7 +262,7 @@ def test_a_card_beside_the_checkpoint_tells_its_own_licence(tmp_path):
     assert found.datasets == ("me/data",) and "NVlabs" in (found.source or "")
 
 
-def test_weights_that_descend_from_nvidia_s_say_so():
+def test_nvidia_derived_weights_have_its_license():
     licences = {(a.name, source.name): source.weights.license_name for a, source in sources()}
     segformers = {key: name for key, name in licences.items() if key[0] == "segformer"}
     assert segformers and set(segformers.values()) == {NVIDIA["license_name"]}
@@ -282,14 +282,14 @@ texts = st.text("abcdefg:#-'\"{}[] ", min_size=1).filter(str.strip)
         datasets=st.lists(texts).map(tuple),
     )
 )
-def test_what_a_card_says_is_read_again(tmp_path_factory, provenance):
+def test_card_metadata_round_trip(tmp_path_factory, provenance):
     folder = tmp_path_factory.mktemp("card")
     write_card(folder, provenance, "title")
     assert provenance_from(card_metadata(folder)) == provenance
     assert MARK in huggingface_hub.ModelCard.load(folder / CARD).text
 
 
-def test_an_empty_form_is_nobody_s_card():
+def test_empty_template_is_not_a_card():
     form = ModelCard.from_template(ModelCardData(library_name="transformers"), model_description="A model.").content
     assert not is_written(form)
     assert is_written(form.replace("[More Information Needed]", "Cells under a microscope.", 1))

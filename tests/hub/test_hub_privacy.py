@@ -1,4 +1,4 @@
-"""What is pushed tells nothing of the machine: all bytes are searched, and files that tell something are refused."""
+"""Pushed files contain no local information: all bytes are searched, and files with local information are rejected."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 import transformers
-from hub_models import contents, saved
+from hub_models import contents, save_tiny_model
 from paths import REPOSITORY
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -38,7 +38,7 @@ USER, HOST, TOKEN = "janedoe77", "secrethost42", "hf_DistinctiveTokenOfJaneDoe12
 
 @pytest.fixture
 def home(hub, tmp_path, monkeypatch) -> Path:
-    """The home directory of a user whose name, machine and tokens are like no other text."""
+    """The home directory of a user whose name, machine and tokens are unique strings."""
     folder = tmp_path / "home" / USER
     folder.mkdir(parents=True)
     own = {"HOME": str(folder), "USER": USER, "LOGNAME": USER, "HOSTNAME": HOST, "HF_TOKEN": TOKEN}
@@ -50,7 +50,7 @@ def home(hub, tmp_path, monkeypatch) -> Path:
 
 
 def leaks(hub, *private: str | Path) -> list[str]:
-    """Which of these texts, and of those that tell of the machine, stand in which file or message that was sent."""
+    """Which of these texts, and of the local strings, are in which file or message that was sent."""
     words = [USER, HOST, TOKEN, "0123456789abcdef", str(REPOSITORY), sys.prefix, *map(str, private)]
     sent = {f"object {oid}": content for oid, content in hub.large.items()}
     for name, repo in hub.repos.items():
@@ -60,8 +60,8 @@ def leaks(hub, *private: str | Path) -> list[str]:
     return [f"{word} in {place}" for place, content in sent.items() for word in words if word.encode() in content]
 
 
-def test_a_run_of_absolute_paths_is_pushed_without_them(hub, home, tmp_path):
-    data, base = write_data(home / "data" / "shapes"), saved(home / "models" / "base")
+def test_absolute_paths_are_removed_before_push(hub, home, tmp_path):
+    data, base = write_data(home / "data" / "shapes"), save_tiny_model(home / "models" / "base")
     (base / CARD).write_text(f"---\nlicense: mit\nbase_model: {home}/models/first\ndatasets: [{home}/data]\n---\n")
     changes = settings(
         data, model={"from_pretrained": str(base), "lora": {"rank": 2}}, output=str(home / "runs" / "mine")
@@ -90,7 +90,7 @@ def test_a_run_of_absolute_paths_is_pushed_without_them(hub, home, tmp_path):
     assert "sample_image.png" not in {PurePosixPath(path).name for path in hub.repo("me/demo", "space").files()}
 
 
-def test_a_picture_of_the_data_is_published_on_request_alone(hub, home, tmp_path):
+def test_data_images_are_published_only_on_request(hub, home, tmp_path):
     model = Path(shutil.copytree(NUCLEI, tmp_path / "run" / "best"))
     (tmp_path / "run" / "log.jsonl").write_text("{}\n")
     with pytest.raises(PushError, match="has no sample images to publish: leave --sample-image out"):
@@ -106,12 +106,12 @@ def test_a_picture_of_the_data_is_published_on_request_alone(hub, home, tmp_path
     push(model, Target("me/model"), sample_image=True)
     sent = Image.open(io.BytesIO(contents(hub)["sample_image.png"]))
     assert sent.tobytes() == picture.tobytes() and not sent.info and not sent.getexif() and leaks(hub) == []
-    push(model, Target("me/model"))  # which also removes what an earlier push published
+    push(model, Target("me/model"))  # which also removes files of an earlier push
     assert "sample_image.png" not in contents(hub) and b"sample_image.png" not in contents(hub)["README.md"]
 
 
-def test_the_files_are_listed_and_a_dry_run_sends_nothing(hub, home, tmp_path):
-    model, asked = saved(tmp_path / "model"), []
+def test_dry_run_lists_files_and_uploads_nothing(hub, home, tmp_path):
+    model, asked = save_tiny_model(tmp_path / "model"), []
     (model / "notes.txt").write_text("mine")
     size = (model / "model.safetensors").stat().st_size
     hub.fault = lambda method, path: asked.append(path)
@@ -130,7 +130,7 @@ def test_the_files_are_listed_and_a_dry_run_sends_nothing(hub, home, tmp_path):
     assert spoilt and refused.exit_code == 2 and "model.safetensors.index.json, line 1" in refused.output
 
 
-def test_a_path_is_listed_as_it_is(tmp_path):
+def test_paths_are_listed_unchanged(tmp_path):
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=60)
@@ -169,8 +169,8 @@ def add_to_name(folder: Path, text: str) -> str:
         *((spoil, what) for spoil in (add_to_card, add_to_weights) for what in ("home", "token")),
     ],
 )
-def test_what_people_wrote_is_refused_with_its_place(hub, home, tmp_path, monkeypatch, spoil, what):
-    model = saved(home / "models" / "mine" if what == "home" else tmp_path / "models" / "mine")
+def test_paths_in_user_text_raise_with_position(hub, home, tmp_path, monkeypatch, spoil, what):
+    model = save_tiny_model(home / "models" / "mine" if what == "home" else tmp_path / "models" / "mine")
     monkeypatch.setenv("OTHER_API_KEY", "fedcba9876543210")
     private = {
         "home": f'from "{home}/data/a.png"',
@@ -183,15 +183,15 @@ def test_what_people_wrote_is_refused_with_its_place(hub, home, tmp_path, monkey
         "host": f"trained on {HOST}.",
     }[what]
     place = spoil(model, private)
-    for publish in (push, push_space) if spoil is not add_to_card else (push,):  # a Space has a card of its own
+    for publish in (push, push_space) if spoil is not add_to_card else (push,):  # a Space has its own card
         with pytest.raises(PushError, match=re.escape(place)) as refusal:
             publish(str(model), Target("me/model"))
         assert TOKEN not in str(refusal.value) and "fedcba" not in str(refusal.value)
     assert not hub.repos and not hub.large
 
 
-def test_a_token_in_a_file_s_name_or_the_commit_message_is_refused(hub, home, tmp_path):
-    model = saved(tmp_path / "model")
+def test_tokens_in_file_names_or_commit_message_raise(hub, home, tmp_path):
+    model = save_tiny_model(tmp_path / "model")
     with pytest.raises(PushError, match="the commit message, line 1"):
         push(model, Target("me/model", message=f"with {TOKEN}"))
     place = add_to_name(model, TOKEN)
@@ -204,7 +204,7 @@ def test_a_token_in_a_file_s_name_or_the_commit_message_is_refused(hub, home, tm
 @pytest.mark.parametrize(
     "text", ["me/model", "./data", "home/janedoe", f"/srv/{USER}s", "hf_vit_seg", "https://huggingface.co/me/model"]
 )
-def test_other_text_is_not_refused(text):
+def test_harmless_text_is_accepted(text):
     check_private({"README.md": text.encode(), "model.safetensors": b""}, text)
 
 
@@ -215,9 +215,9 @@ def test_machines_with_plain_names_are_not_looked_for(monkeypatch, name):
     check_private({"README.md": f"trained on {name}".encode()}, None)
 
 
-def test_metadata_of_the_directory_s_card_has_no_local_paths(hub, home, tmp_path):
-    """Those that transformers' Trainer writes for a model that began in a directory."""
-    model = saved(tmp_path / "model")
+def test_card_metadata_has_no_local_paths(hub, home, tmp_path):
+    """Metadata that transformers' Trainer writes for a model loaded from a directory."""
+    model = save_tiny_model(tmp_path / "model")
     metadata = f"license: mit\nbase_model: {home}/base\ndatasets: [me/data, {home}/d]\nnotes: {{log: {home}/run.log}}\n"
     (model / CARD).write_text(f"---\n{metadata}---\n# Mine\n\nA story.\n")
     push(model, Target("me/model"))
@@ -226,7 +226,7 @@ def test_metadata_of_the_directory_s_card_has_no_local_paths(hub, home, tmp_path
     assert provenance_from({"base_model": f"{home}/x", "datasets": ["me/d", "~/d", "../d"]}).datasets == ("me/d",)
 
 
-def test_settings_of_a_config_and_a_report_have_no_local_paths(hub, home, tmp_path):
+def test_config_and_report_have_no_local_paths(hub, home, tmp_path):
     model = Path(shutil.copytree(NUCLEI, tmp_path / "model"))
     for name in ("config.json", "preprocessor_config.json", METRICS):
         stored = json.loads((model / name).read_text())
@@ -241,7 +241,7 @@ def test_settings_of_a_config_and_a_report_have_no_local_paths(hub, home, tmp_pa
     assert not [path for path in contents(hub) if path.startswith(".eval_results")]
 
 
-def test_a_backbone_s_config_is_saved_without_the_path_it_came_from(tmp_path):
+def test_backbone_config_is_saved_without_its_path(tmp_path):
     backbone = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28)
     backbone.save_pretrained(tmp_path / USER)
     stored = transformers.AutoConfig.from_pretrained(tmp_path / USER)
@@ -252,7 +252,7 @@ def test_a_backbone_s_config_is_saved_without_the_path_it_came_from(tmp_path):
     assert stored.name_or_path == str(tmp_path / USER), "the caller's own config must stay as it is"
 
 
-def test_a_folder_that_is_gone_is_no_dataset_of_the_hub(tmp_path):
+def test_deleted_folder_is_not_a_hub_dataset(tmp_path):
     for name in (str(tmp_path / "gone"), "~/gone", "../gone"):
         source = HuggingFaceSource(name=name, split="train")
         assert source.hub_id() is None and source.hub_split() is None
@@ -281,11 +281,11 @@ def test_a_folder_that_is_gone_is_no_dataset_of_the_hub(tmp_path):
         ("", False),
     ],
 )
-def test_local_paths_are_known(text, local):
+def test_local_paths_are_detected(text, local):
     assert is_local_path(text) == local
 
 
-def test_paths_are_relative_to_the_folder_they_share(home, monkeypatch):
+def test_paths_are_relative_to_their_common_folder(home, monkeypatch):
     data = {
         "train": {"kind": "folders", "images": "/mnt/d/cells/train/{stem}_a.png", "masks": "/mnt/d/cells/train"},
         "test": {"kind": "list", "file": f"/mnt/d/cells/{USER}/list.csv", "root": None},
@@ -307,6 +307,6 @@ def test_paths_are_relative_to_the_folder_they_share(home, monkeypatch):
     assert publishable_path("../data") == "./data" and publishable_path("..") == "./home"
 
 
-def test_a_recipe_without_local_paths_is_published_as_it_is():
+def test_recipe_without_local_paths_is_published_unchanged():
     text = (NUCLEI / "recipe.yaml").read_text()
     assert publishable_recipe_text(text) == text

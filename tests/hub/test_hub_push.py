@@ -1,4 +1,4 @@
-"""What is pushed loads: with the package, without it, by pipeline, pushed again, pinned, offline. And cut pushes."""
+"""Pushed models load with the package, without it, by pipeline, after a second push, pinned, and offline."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from bare_environment import bare_packages, read_bare
-from hub_models import contents, saved
+from hub_models import contents, save_tiny_model
 from hub_server import Refusal, Repo
 from paths import REPOSITORY
 from PIL import Image
@@ -38,8 +38,8 @@ def image(tmp_path_factory) -> Path:
     return path
 
 
-def found_by(place: str | Path, auto: str, image: Path, **options) -> np.ndarray:
-    """What a model of the package makes of the image."""
+def reference_output(place: str | Path, auto: str, image: Path, **options) -> np.ndarray:
+    """The output of a model of the package for the image."""
     processor = transformers.AutoImageProcessor.from_pretrained(place, **options)
     model = getattr(transformers, auto).from_pretrained(place, **options).eval()
     with torch.no_grad():
@@ -52,7 +52,7 @@ def found_by(place: str | Path, auto: str, image: Path, **options) -> np.ndarray
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """The architecture and the head of the example plugin, found as if its package was installed."""
+    """The architecture and head of the example plugin, registered as if its package was installed."""
     site = tmp_path / "site"
     information = site / "conv_token-0.1.0.dist-info"
     information.mkdir(parents=True)
@@ -73,23 +73,23 @@ def plugin(tmp_path, monkeypatch):
     heads.cache_clear()
 
 
-def test_what_is_pushed_loads_everywhere(hub, plugin, image, tmp_path):
-    """(a) to (e), for every architecture and head, a plugin's too, in one process without the package."""
+def test_pushed_model_loads_without_the_package(hub, plugin, image, tmp_path):
+    """(a) to (e), for every architecture and head including a plugin's, in one process without the package."""
     cases, offline = [], []
     models = [*CASES, *((plugin, auto) for auto in architectures()[plugin].models)]
     for name, auto in models:
         folder, repo = tmp_path / f"{name}-{auto}", f"me/{name}-{auto}"
-        push(saved(folder, name, auto), Target(repo))
-        wanted = found_by(repo, auto, image)
+        push(save_tiny_model(folder, name, auto), Target(repo))
+        wanted = reference_output(repo, auto, image)
         if auto != "AutoBackbone":  # whose directories transformers 5.23 does not load
-            np.testing.assert_allclose(found_by(folder, auto, image), wanted, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(reference_output(folder, auto, image), wanted, rtol=1e-3, atol=1e-4)
         np.save(folder.with_suffix(".npy"), wanted)
         case = {"model": repo, "auto": auto, "image": str(image), "wanted": str(folder.with_suffix(".npy"))}
         tag = {"pipeline": HEADS[auto].tag} if HEADS[auto].pipeline else {}
         cases.append(case | tag | {"again": f"{repo}-again"})
         snapshot = huggingface_hub.snapshot_download(repo, local_dir=folder.with_suffix(".snapshot"))
         offline.append(case | {"model": snapshot, "directory": True} | tag)
-    pinned = pushed_twice(tmp_path / "pinned", cases[0], image)
+    pinned = push_twice(tmp_path / "pinned", cases[0], image)
     (tmp_path / "packages").mkdir()
     packages = bare_packages(tmp_path / "packages")
     own = {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}
@@ -100,19 +100,19 @@ def test_what_is_pushed_loads_everywhere(hub, plugin, image, tmp_path):
     assert not asked
 
 
-def pushed_twice(folder: Path, case: dict, image: Path) -> dict:
-    """A case that is pinned to a revision which is not the last."""
+def push_twice(folder: Path, case: dict, image: Path) -> dict:
+    """A case pinned to a revision that is not the latest."""
     name, auto = CASES[0]
-    first = push(saved(folder, name, auto), Target("me/pinned")).commit.oid
-    np.save(folder.with_suffix(".npy"), found_by("me/pinned", auto, image, revision=first))
-    push(saved(folder, name, auto, seed=1), Target("me/pinned"))
-    assert not np.allclose(found_by("me/pinned", auto, image), np.load(folder.with_suffix(".npy")), atol=1e-3)
+    first = push(save_tiny_model(folder, name, auto), Target("me/pinned")).commit.oid
+    np.save(folder.with_suffix(".npy"), reference_output("me/pinned", auto, image, revision=first))
+    push(save_tiny_model(folder, name, auto, seed=1), Target("me/pinned"))
+    assert not np.allclose(reference_output("me/pinned", auto, image), np.load(folder.with_suffix(".npy")), atol=1e-3)
     return case | {"model": "me/pinned", "revision": first, "wanted": str(folder.with_suffix(".npy"))}
 
 
 @pytest.mark.parametrize("where", ["PUT /lfs/", "/objects/batch", "/commit/", "/preupload/", "/validate-yaml"])
-def test_a_cut_push_leaves_the_revision_before_and_goes_on(hub, tmp_path, where):
-    push(saved(tmp_path / "first"), Target("me/model"))
+def test_interrupted_push_keeps_the_old_revision_and_resumes(hub, tmp_path, where):
+    push(save_tiny_model(tmp_path / "first"), Target("me/model"))
     before, ref, uploads = contents(hub), hub.repo("me/model").refs["main"], len(hub.uploads)
 
     def cut(method: str, path: str) -> None:
@@ -121,7 +121,7 @@ def test_a_cut_push_leaves_the_revision_before_and_goes_on(hub, tmp_path, where)
 
     hub.fault = cut
     with pytest.raises(PushError, match=r"me/model is as it was before: .*goes on where this one was cut"):
-        push(saved(tmp_path / "second", seed=1), Target("me/model"))
+        push(save_tiny_model(tmp_path / "second", seed=1), Target("me/model"))
     assert contents(hub) == before and hub.repo("me/model").refs["main"] == ref
     hub.fault = lambda method, path: None
     push(tmp_path / "second", Target("me/model"))
@@ -129,44 +129,44 @@ def test_a_cut_push_leaves_the_revision_before_and_goes_on(hub, tmp_path, where)
     assert contents(hub)["model.safetensors"] == (tmp_path / "second" / "model.safetensors").read_bytes()
 
 
-def test_an_answer_that_is_lost_is_not_called_a_failure(hub, tmp_path, monkeypatch):
-    def lost(*asked) -> None:
+def test_lost_response_is_not_reported_as_failure(hub, tmp_path, monkeypatch):
+    def lose_response(*asked) -> None:
         made(*asked)
         raise Refusal(504, "", "the gateway is tired")
 
     made = hub_server.commit
-    monkeypatch.setattr(hub_server, "commit", lost)
+    monkeypatch.setattr(hub_server, "commit", lose_response)
     with pytest.raises(PushError, match=r"me/model may have the new files, .* look there .*504"):
-        push(saved(tmp_path / "model"), Target("me/model"))
+        push(save_tiny_model(tmp_path / "model"), Target("me/model"))
     assert "model.safetensors" in contents(hub)
 
 
-def test_a_name_alone_is_in_one_s_own_namespace(hub, tmp_path):
-    done = CliRunner().invoke(app, ["push", str(saved(tmp_path / "model")), "mine"])
+def test_bare_name_uses_the_user_namespace(hub, tmp_path):
+    done = CliRunner().invoke(app, ["push", str(save_tiny_model(tmp_path / "model")), "mine"])
     assert done.exit_code == 0 and "/tester/mine/commit/" in done.output, done.output
     assert b'from_pretrained("tester/mine")' in contents(hub, "tester/mine")["README.md"]
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_nothing_is_published_against_what_is_asked_for(hub, tmp_path, private):
-    folder = saved(tmp_path / "model")
+def test_push_respects_requested_visibility(hub, tmp_path, private):
+    folder = save_tiny_model(tmp_path / "model")
     push(folder, Target("me/model", private=private))
     before, found = contents(hub), "private" if private else "public"
     with pytest.raises(PushError, match=f"me/model is there already, and {found}"):
-        push(saved(folder, seed=1), Target("me/model", private=not private))
+        push(save_tiny_model(folder, seed=1), Target("me/model", private=not private))
     assert contents(hub) == before
     for said in (None, private):
         push(folder, Target("me/model", private=said))
     assert contents(hub) != before and hub.repo("me/model").private == private
 
 
-def test_where_a_push_goes(hub, tmp_path):
-    folder = saved(tmp_path / "model")
+def test_push_destination(hub, tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
     push(folder, Target("me/model", private=True, message="the first"))
     repo = hub.repo("me/model")
     assert repo.private and repo.titles == ["the first"]
     first = repo.refs["main"]
-    saved(folder, seed=1)
+    save_tiny_model(folder, seed=1)
     done = push(folder, Target("me/model", create_pr=True))
     assert repo.refs["main"] == first and done.commit.pr_url.endswith("/discussions/1")
     assert contents(hub, revision="refs/pr/1")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
@@ -178,8 +178,8 @@ def test_where_a_push_goes(hub, tmp_path):
         Target("no such: name")
 
 
-def test_weights_in_other_files_replace_those_before(hub, tmp_path):
-    folder = saved(tmp_path / "model")
+def test_new_weights_replace_old_weight_files(hub, tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     sharded = Path(shutil.copytree(folder, tmp_path / "sharded"))
     halves = shards(sharded)
@@ -195,21 +195,21 @@ def test_weights_in_other_files_replace_those_before(hub, tmp_path):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
 
 
-def test_nothing_of_another_model_stays_but_what_is_the_user_s_own(hub, tmp_path):
+def test_files_of_the_previous_model_are_deleted_and_user_files_kept(hub, tmp_path):
     repo = hub.repos["model/me/model"] = Repo("model")
     own = ["handler.py", "LICENSE", "notes/model.safetensors", ".eval_results/mine.yaml", "metrics/metrics.json"]
     stale = [".eval_results/me__cells.yaml", "model.safetensors.index.fp16.json", "sample_image.png"]
     repo.commits["0" * 40] = dict.fromkeys([*own, *stale], b"")
     push(Path(shutil.copytree(NUCLEI, tmp_path / "nuclei")), Target("me/model"))
     assert {"recipe.yaml", "metrics.json", "preprocessor_config.json", "modeling_segformer.py"} <= set(contents(hub))
-    bare = saved(tmp_path / "bare", "vit")
+    bare = save_tiny_model(tmp_path / "bare", "vit")
     (bare / "preprocessor_config.json").unlink()
     done = push(bare, Target("me/model"))
     assert set(contents(hub)) == {*done.files, *own} and "modeling_segformer.py" not in done.files
 
 
-def test_models_and_processors_push_themselves_with_their_code(hub, tmp_path):
-    folder = saved(tmp_path / "model")
+def test_push_to_hub_of_models_and_processors_includes_code(hub, tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
     transformers.AutoModelForSemanticSegmentation.from_pretrained(folder).push_to_hub("me/model")
     transformers.AutoImageProcessor.from_pretrained(folder).push_to_hub("me/model")
     mine = contents(hub)
@@ -222,7 +222,7 @@ def test_models_and_processors_push_themselves_with_their_code(hub, tmp_path):
 
 
 @pytest.mark.usefixtures("plugin")
-def test_a_head_of_another_package_is_pushed_with_its_code(hub, tmp_path):
+def test_plugin_head_is_pushed_with_its_code(hub, tmp_path):
     config = architectures()["backbone"].variant_config("tiny-swin", decode_head="top_down", num_labels=3)
     model = transformers.AutoModelForSemanticSegmentation.from_config(config)
     model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="me/saved")
@@ -239,8 +239,8 @@ def test_a_head_of_another_package_is_pushed_with_its_code(hub, tmp_path):
         transformers.AutoModelForSemanticSegmentation.from_pretrained("me/with-card")
 
 
-def test_the_command(hub, tmp_path):
-    (saved(tmp_path / "model") / "notes.txt").write_text("mine")
+def test_push_command(hub, tmp_path):
+    (save_tiny_model(tmp_path / "model") / "notes.txt").write_text("mine")
     run = CliRunner().invoke
     done = run(app, ["push", str(tmp_path / "model"), "me/model", "--private", "--message", "as said"])
     assert done.exit_code == 0, done.output
@@ -268,8 +268,8 @@ def test_the_command(hub, tmp_path):
         (shutil.rmtree, "there is no such directory"),
     ],
 )
-def test_what_cannot_be_pushed(hub, tmp_path, spoil, reason):
-    spoil(saved(tmp_path / "model"))
+def test_invalid_push_raises(hub, tmp_path, spoil, reason):
+    spoil(save_tiny_model(tmp_path / "model"))
     with pytest.raises(ValueError, match=reason):
         push(tmp_path / "model", Target("me/model"))
     assert not hub.repos

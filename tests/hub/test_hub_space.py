@@ -1,4 +1,4 @@
-"""`push-space`: what lies in the Space, the versions that it pins, and that it runs on what lies there."""
+"""`push-space`: the files in the Space, its pinned versions, and that it runs from these files."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from hub_models import saved
+from hub_models import save_tiny_model
 from hub_server import Refusal, Repo
 from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
@@ -55,7 +55,7 @@ def pushed(hub, tmp_path) -> Path:
     return tmp_path
 
 
-def test_a_space_and_its_versions(hub, pushed):
+def test_space_metadata_and_pinned_requirements(hub, pushed):
     repo = hub.repo("me/demo", "space")
     assert repo.private and repo.details["sdk"] == "gradio" and repo.details["HF_VIT_SEG_MODELS"] == "model"
     data = SpaceCard.load(pushed / "README.md").data
@@ -70,7 +70,7 @@ def test_a_space_and_its_versions(hub, pushed):
     assert all(requirement.specifier.contains(pins[requirement.name]) for requirement in wanted)
 
 
-def test_a_space_runs_on_what_lies_in_it(pushed):
+def test_space_runs_from_its_files(pushed):
     own = os.environ | {"HF_VIT_SEG_MODELS": "model", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", LOOK], cwd=pushed, env=own, text=True, capture_output=True, timeout=120
@@ -78,7 +78,7 @@ def test_a_space_runs_on_what_lies_in_it(pushed):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_a_space_pushed_again_has_one_installation_in_it(hub):
+def test_repeated_push_keeps_one_wheel(hub):
     repo = "me/demo"
     push_space(str(NUCLEI), Target(repo))
     files = hub.repo(repo, "space").files()
@@ -96,8 +96,8 @@ def model_on_the_hub(hub) -> None:
 
 
 @pytest.mark.parametrize("known", [{"license": "mit"}, NVIDIA, {}])
-def test_the_licence_of_the_weights_that_it_carries(hub, tmp_path, known):
-    model = saved(tmp_path / "model")
+def test_space_has_the_license_of_its_weights(hub, tmp_path, known):
+    model = save_tiny_model(tmp_path / "model")
     write_card(model, Provenance(**known), "model")
     push_space(str(model), Target("me/demo"))
     card = SpaceCard(hub.repo("me/demo", "space").files()["README.md"].decode())
@@ -105,7 +105,7 @@ def test_the_licence_of_the_weights_that_it_carries(hub, tmp_path, known):
     assert f"weights in `model/`: {Provenance(**known).licence()}" in card.text
 
 
-def test_what_the_model_itself_needs_is_pinned(hub, tmp_path):
+def test_model_requirements_are_pinned(hub, tmp_path):
     config = architectures()["backbone"].config(
         backbone_config={"model_type": "timm_backbone", "backbone": "resnet10t", "use_pretrained_backbone": False},
         decode_head="all_mlp",
@@ -119,13 +119,13 @@ def test_what_the_model_itself_needs_is_pinned(hub, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["/some/nope", "me/nope"])
-def test_a_model_that_is_nowhere(hub, name):
+def test_missing_model_raises(hub, name):
     with pytest.raises(PushError, match=f"^{name} is no directory here, and no model on the Hub"):
         push_space(name, Target("me/demo"))
     assert not hub.repos
 
 
-def test_the_built_in_model(hub):
+def test_built_in_model(hub):
     push_space("nuclei", Target("me/demo"))
     repo = hub.repo("me/demo", "space")
     assert repo.details["HF_VIT_SEG_MODELS"] == "nuclei"
@@ -134,7 +134,7 @@ def test_the_built_in_model(hub):
 
 
 @pytest.mark.usefixtures("model_on_the_hub")
-def test_a_model_of_the_hub(hub):
+def test_hub_model(hub):
     push_space("me/model", Target("me/demo"))
     repo = hub.repo("me/demo", "space")
     assert repo.details["HF_VIT_SEG_MODELS"] == "me/model"
@@ -143,25 +143,25 @@ def test_a_model_of_the_hub(hub):
 
 
 @pytest.mark.usefixtures("model_on_the_hub")
-def test_a_variable_that_cannot_be_set_is_told(hub):
-    def refused(method: str, path: str) -> None:
+def test_failing_variable_is_reported(hub):
+    def refuse_variables(method: str, path: str) -> None:
         if path.endswith("/variables"):
             raise Refusal(403, "", "not yours")
 
-    hub.fault = refused
+    hub.fault = refuse_variables
     with pytest.raises(PushError, match="is pushed, but does not know its model: set HF_VIT_SEG_MODELS to me/model"):
         push_space("me/model", Target("me/demo"))
     push_space("me/model", Target("me/demo", create_pr=True))
 
 
-def test_without_gradio(hub, monkeypatch):
+def test_missing_gradio_raises(hub, monkeypatch):
     monkeypatch.setattr(space, "installed", lambda name: None)
     with pytest.raises(PushError, match="pip install 'gradio>="):
         push_space(str(NUCLEI), Target("me/demo"))
     assert not hub.repos
 
 
-def test_no_sub_package_is_forgotten():
+def test_wheel_contains_all_subpackages():
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
     elsewhere = {name.partition(".")[2] for name in settings["package-dir"]}
     assert elsewhere == {*space.BESIDE, "space"}

@@ -1,4 +1,4 @@
-"""Regions, GeoJSON and COCO run lengths against brute force, GDAL and pycocotools."""
+"""Polygons, GeoJSON and COCO run lengths, compared with brute force, GDAL and pycocotools."""
 
 import json
 
@@ -20,8 +20,8 @@ MAPS = st.integers(1, 4).flatmap(
 )
 
 
-def drawn(region: Region, shape: tuple[int, int]) -> np.ndarray:
-    """The pixels to whose left an odd number of the region's upright sides lies."""
+def rasterize(region: Region, shape: tuple[int, int]) -> np.ndarray:
+    """The pixels with an odd number of vertical edges of the region to their left."""
     inside = np.zeros(shape, bool)
     for ring in region.rings:
         for (x, y), (next_x, next_y) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
@@ -37,33 +37,33 @@ def signed_area(ring: np.ndarray) -> float:
 
 @settings(max_examples=300)
 @given(MAPS)
-def test_regions_drawn_again_give_the_map(labels):
+def test_polygons_rasterize_back_to_the_label_map(labels):
     count = np.zeros(labels.shape, int)
     for region in regions(labels):
-        inside = drawn(region, labels.shape)
+        inside = rasterize(region, labels.shape)
         assert (labels[inside] == region.label).all()
         assert inside.sum() == region.pixels > 0
         count += inside
         assert signed_area(region.rings[0]) > 0
         assert all(signed_area(hole) < 0 for hole in region.rings[1:])
-        for ring in region.rings:  # as polygons must be: no ring touches itself
+        for ring in region.rings:  # required for polygons: no ring touches itself
             assert len({tuple(corner) for corner in ring.tolist()}) == len(ring)
     assert (count == 1).all()
 
 
 @settings(max_examples=100)
 @given(MAPS)
-def test_regions_are_those_of_gdal(labels):
+def test_polygons_match_gdal(labels):
     features = pytest.importorskip("rasterio.features")
 
-    def told(label, rings):
+    def sorted_rings(label, rings):
         return int(label), sorted(sorted({(int(x), int(y)) for x, y in ring}) for ring in rings)
 
-    wanted = [told(label, shape["coordinates"]) for shape, label in features.shapes(labels, connectivity=4)]
-    assert sorted(told(region.label, region.rings) for region in regions(labels)) == sorted(wanted)
+    wanted = [sorted_rings(label, shape["coordinates"]) for shape, label in features.shapes(labels, connectivity=4)]
+    assert sorted(sorted_rings(region.label, region.rings) for region in regions(labels)) == sorted(wanted)
 
 
-def test_a_region_that_meets_itself_at_a_corner_has_a_hole():
+def test_region_touching_itself_at_a_corner_has_a_hole():
     labels = np.array([[1, 1, 1, 1], [1, 1, 0, 1], [1, 0, 1, 1], [0, 0, 1, 1]], np.uint8)
     ones = [region for region in regions(labels) if region.label == 1]
     assert [(region.pixels, len(region.rings)) for region in ones] == [(12, 2)]
@@ -72,26 +72,26 @@ def test_a_region_that_meets_itself_at_a_corner_has_a_hole():
     ]
 
 
-def test_a_hole_in_a_hole():
+def test_nested_holes():
     labels = np.zeros((9, 9), np.uint8)
     labels[1:8, 1:8], labels[2:7, 2:7], labels[4, 4] = 1, 0, 1
     found = [(region.label, region.pixels, len(region.rings)) for region in regions(labels)]
     assert sorted(found) == [(0, 24, 2), (0, 32, 2), (1, 1, 1), (1, 24, 2)]
 
 
-def test_nothing_has_no_regions():
+def test_empty_map_has_no_regions():
     assert regions(np.zeros((0, 4), np.uint8)) == []
 
 
 @settings(max_examples=50)
 @given(MAPS, st.integers(0, 99))
-def test_geojson_tells_every_region(labels, seed):
+def test_geojson_lists_every_region(labels, seed):
     scores = np.random.default_rng(seed).random(labels.shape).astype(np.float32)
-    told = json.loads(json.dumps(geojson(labels, NAMES, generated_palette(4), scores)))
-    assert told["type"] == "FeatureCollection"
+    content = json.loads(json.dumps(geojson(labels, NAMES, generated_palette(4), scores)))
+    assert content["type"] == "FeatureCollection"
     found = regions(labels)
-    assert len(told["features"]) == len(found)
-    for feature, region in zip(told["features"], found, strict=True):
+    assert len(content["features"]) == len(found)
+    for feature, region in zip(content["features"], found, strict=True):
         assert feature["type"] == "Feature" and feature["geometry"]["type"] == "Polygon"
         rings = feature["geometry"]["coordinates"]
         assert all(ring[0] == ring[-1] for ring in rings)
@@ -99,25 +99,25 @@ def test_geojson_tells_every_region(labels, seed):
         properties = feature["properties"]
         assert (properties["class"], properties["name"]) == (region.label, NAMES[region.label])
         assert properties["pixels"] == region.pixels
-        assert properties["score"] == pytest.approx(scores[drawn(region, labels.shape)].mean(), abs=1e-5)
+        assert properties["score"] == pytest.approx(scores[rasterize(region, labels.shape)].mean(), abs=1e-5)
     assert "score" not in geojson(labels, NAMES, generated_palette(4))["features"][0]["properties"]
 
 
 @settings(max_examples=200)
 @given(MAPS)
-def test_run_lengths_are_those_of_pycocotools(labels):
+def test_run_lengths_match_pycocotools(labels):
     mask = pytest.importorskip("pycocotools.mask")
-    told = json.loads(json.dumps(coco(labels, NAMES, "a.png")))
-    assert told["images"] == [{"id": 1, "file_name": "a.png", "height": labels.shape[0], "width": labels.shape[1]}]
-    assert [row["category_id"] for row in told["annotations"]] == np.unique(labels).tolist()
-    for row in told["annotations"]:
+    content = json.loads(json.dumps(coco(labels, NAMES, "a.png")))
+    assert content["images"] == [{"id": 1, "file_name": "a.png", "height": labels.shape[0], "width": labels.shape[1]}]
+    assert [row["category_id"] for row in content["annotations"]] == np.unique(labels).tolist()
+    for row in content["annotations"]:
         wanted = mask.encode(np.asfortranarray(labels == row["category_id"], dtype=np.uint8))
         assert row["segmentation"] == {"size": wanted["size"], "counts": wanted["counts"].decode()}
         assert row["area"] == mask.area(wanted)
         assert row["bbox"] == mask.toBbox(wanted).tolist()
 
 
-def test_long_runs_are_packed_as_pycocotools_does():
+def test_long_runs_are_encoded_as_in_pycocotools():
     mask = pytest.importorskip("pycocotools.mask")
     labels = np.zeros((3000, 40), np.uint8)
     labels[5:2990, 7:9] = labels[100, 20:] = 1
@@ -126,7 +126,7 @@ def test_long_runs_are_packed_as_pycocotools_does():
         assert row["segmentation"]["counts"] == wanted["counts"].decode()
 
 
-def test_pycocotools_opens_the_file(tmp_path):
+def test_pycocotools_loads_the_file(tmp_path):
     module = pytest.importorskip("pycocotools.coco")
     labels = np.array([[0, 1, 1], [2, 1, 1]], np.uint8)
     scores = np.array([[0.5, 1, 0.5], [0.25, 0.5, 0.5]], np.float32)

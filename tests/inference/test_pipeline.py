@@ -1,4 +1,4 @@
-"""`pipeline("semantic-segmentation")` against the Segmenter itself."""
+"""`pipeline("semantic-segmentation")` compared with the Segmenter."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentatio
 from hf_vit_seg.records import RecordError
 
 
-def saved(folder: Path, labels: int) -> str:
+def save_model(folder: Path, labels: int) -> str:
     names = {i: f"thing {i}" for i in range(labels)}
     config = SegFormerConfig(
         hidden_sizes=(16, 32, 40, 64), depths=(1, 1, 1, 1), decode_head_hidden_size=32, id2label=names
@@ -30,7 +30,7 @@ def saved(folder: Path, labels: int) -> str:
 
 @pytest.fixture(scope="module", params=[1, 4])
 def model(request, tmp_path_factory) -> str:
-    return saved(tmp_path_factory.mktemp("model"), request.param)
+    return save_model(tmp_path_factory.mktemp("model"), request.param)
 
 
 def photo(height: int = 40, width: int = 60, seed: int = 0) -> Image.Image:
@@ -42,7 +42,7 @@ def task(model: str, **settings: Any) -> SemanticSegmentationPipeline:
     return pipeline(TASK, model=model, device="cpu", **settings)  # pyright: ignore[reportCallIssue]
 
 
-def test_it_gives_what_the_segmenter_gives(model, tmp_path):
+def test_pipeline_matches_the_segmenter(model, tmp_path):
     photo().save(tmp_path / "a.png")
     wanted = Segmenter.from_pretrained(model, "cpu")(photo(), scores=True, entropy=True, top_k=2)
     segment = task(model, scores=True)
@@ -67,11 +67,11 @@ def test_lists_batches_and_protocols(model, batch_size):
     for image, found in zip(images, segment(images, batch_size=batch_size), strict=True):
         wanted = segmenter(image)
         assert found["protocol"] == wanted.protocol
-        assert (found["label_map"] != wanted.label_map).mean() < 0.01  # batches round otherwise
+        assert (found["label_map"] != wanted.label_map).mean() < 0.01  # batches round differently
     assert segment(images[0], protocol="ade20k")["protocol"].startswith("ade20k: whole image at 512x768")
 
 
-def test_it_is_saved_as_model_and_processor_alone(model, tmp_path):
+def test_pipeline_saves_model_and_processor(model, tmp_path):
     task(model).save_pretrained(str(tmp_path))
     files = {path.name for path in tmp_path.iterdir() if path.suffix != ".py"}
     assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}
@@ -81,7 +81,7 @@ def test_it_is_saved_as_model_and_processor_alone(model, tmp_path):
     assert task(str(tmp_path))(photo())["label_map"].shape == (40, 60)
 
 
-def test_what_it_does_not_know_is_refused(model):
+def test_unknown_arguments_raise(model):
     with pytest.raises(TypeError, match="threshold"):
         task(model)(photo(), threshold=0.5)
     with pytest.raises(RecordError, match="did you mean 'window'"):

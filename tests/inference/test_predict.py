@@ -1,4 +1,4 @@
-"""Segmenter, overlays and `hf-vit-seg predict`, on every kind of image file."""
+"""Segmenter, overlays and `hf-vit-seg predict` on every kind of image file."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def config(labels: int = 5) -> SegFormerConfig:
     )
 
 
-def saved(folder: Path, labels: int = 5, palette: list[list[int]] | None = None) -> Path:
+def save_model(folder: Path, labels: int = 5, palette: list[list[int]] | None = None) -> Path:
     torch.manual_seed(1)
     model = SegFormerForSemanticSegmentation(config(labels))
     with torch.no_grad():
@@ -50,7 +50,7 @@ def saved(folder: Path, labels: int = 5, palette: list[list[int]] | None = None)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return saved(tmp_path_factory.mktemp("model"), palette=PALETTE)
+    return save_model(tmp_path_factory.mktemp("model"), palette=PALETTE)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_label_map_counts_and_overlay(segmenter):
     assert set(np.unique(np.asarray(result.label_image()))) <= set(range(5))
 
 
-def test_the_label_map_is_that_of_the_plain_way(segmenter, model):
+def test_label_map_matches_plain_argmax(segmenter, model):
     processor = AutoImageProcessor.from_pretrained(model)
     with torch.inference_mode():
         logits = segmenter.model(**processor(photo(), return_tensors="pt")).logits
@@ -94,7 +94,7 @@ def test_the_label_map_is_that_of_the_plain_way(segmenter, model):
     np.testing.assert_allclose(result.scores, resized.softmax(1).amax(1)[0].numpy(), atol=1e-5)
 
 
-def test_arrays_give_what_pictures_give(segmenter):
+def test_arrays_give_the_results_of_images(segmenter):
     array = np.array(photo())
     for image in (array, torch.from_numpy(array), array.transpose(2, 0, 1)):
         assert np.array_equal(segmenter(image).label_map, segmenter(photo()).label_map)
@@ -104,8 +104,8 @@ def test_arrays_give_what_pictures_give(segmenter):
         segmenter(array[None])
 
 
-def test_one_class_has_a_background(tmp_path):
-    segmenter = Segmenter.from_pretrained(str(saved(tmp_path, labels=1)), dtype="bfloat16")
+def test_single_class_has_a_background(tmp_path):
+    segmenter = Segmenter.from_pretrained(str(save_model(tmp_path, labels=1)), dtype="bfloat16")
     result = segmenter(photo(), scores=True)
     assert segmenter.names == ("background", "thing 0")
     assert result.scores is not None
@@ -113,7 +113,7 @@ def test_one_class_has_a_background(tmp_path):
 
 
 def test_more_than_256_classes_are_16_bit(tmp_path):
-    result = Segmenter.from_pretrained(str(saved(tmp_path, labels=300)))(photo())
+    result = Segmenter.from_pretrained(str(save_model(tmp_path, labels=300)))(photo())
     result.label_image().save(tmp_path / "map.png")
     with Image.open(tmp_path / "map.png") as read:
         assert read.mode == "I;16"
@@ -130,7 +130,7 @@ def test_palettes_are_distinct_and_stable():
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 900), (900, 5), (60, 40), (3000, 2000)])
 @pytest.mark.parametrize("classes", [1, 12, 90])
-def test_overlays_of_any_size_have_their_legend_outside_the_photo(size, classes):
+def test_overlay_legend_is_outside_the_image(size, classes):
     labels = np.arange(size[0] * size[1]).reshape(size[1], size[0]) % classes
     rows = [(f"class number {i}", (i, 0, 0), 1 / classes) for i in range(classes)]
     picture = draw_overlay(photo(size[1], size[0]), labels, generated_palette(classes), rows)
@@ -141,7 +141,7 @@ def test_overlays_of_any_size_have_their_legend_outside_the_photo(size, classes)
 
 
 def folder_of_everything(folder: Path) -> set[str]:
-    """Write an image of every kind and return the stems of the good ones."""
+    """Write an image of every kind and return the stems of the valid ones."""
     folder.mkdir()
     gray = np.asarray(photo().convert("L")).astype(np.uint16) * 257
     good = {
@@ -163,7 +163,7 @@ def folder_of_everything(folder: Path) -> set[str]:
     return {Path(name).stem for name in good} | {"moving"}
 
 
-def test_a_folder_of_everything(model, tmp_path):
+def test_folder_with_mixed_files(model, tmp_path):
     good = folder_of_everything(tmp_path / "in")
     out = tmp_path / "in" / "out"
     code, text = predict(model, tmp_path / "in", "--out", out, "--scores", "--device", "cpu")
@@ -179,20 +179,20 @@ def test_a_folder_of_everything(model, tmp_path):
     written = {path.name for path in out.iterdir()}
     kinds = (".png", ".overlay.png", ".scores.png", ".json")
     assert {stem + kind for stem in good for kind in kinds} <= written
-    assert len(written) == 4 * (len(good) + 1)  # sixteen.tif got a name of its own; nothing is left half-written
+    assert len(written) == 4 * (len(good) + 1)  # sixteen.tif got a unique name; no partial files are left
     assert (out / "sixteen_tif.json").exists()
     for report in out.glob("*.json"):
-        told = json.loads(report.read_text())
+        content = json.loads(report.read_text())
         with Image.open(report.with_suffix(".png")) as labels:
             assert labels.mode == "P"
-            assert labels.size == (told["width"], told["height"])
+            assert labels.size == (content["width"], content["height"])
             pixels = np.bincount(np.asarray(labels).ravel(), minlength=5)
-        assert {entry["id"]: entry["pixels"] for entry in told["classes"]} == {
+        assert {entry["id"]: entry["pixels"] for entry in content["classes"]} == {
             int(i): int(pixels[i]) for i in np.flatnonzero(pixels)
         }
 
 
-def test_results_are_replaced_only_when_told_to(model, tmp_path):
+def test_results_are_replaced_only_with_overwrite(model, tmp_path):
     photo().save(tmp_path / "a.png")
     out = tmp_path / "out"
     assert predict(model, tmp_path / "a.png", "--out", out)[0] == 0
@@ -206,7 +206,7 @@ def test_results_are_replaced_only_when_told_to(model, tmp_path):
     assert (out / "a.json").read_text() != first
 
 
-def test_no_two_images_share_a_result_and_no_input_is_overwritten(tmp_path):
+def test_output_paths_are_unique_and_inputs_kept(tmp_path):
     for name in ("x/a.png", "y/a.png", "a.jpg", "a.png", "a.overlay.png", "y/z/a.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         photo(2, 2).save(tmp_path / name)
@@ -222,8 +222,8 @@ def test_no_two_images_share_a_result_and_no_input_is_overwritten(tmp_path):
     ] == Path("y/z/a")
 
 
-def test_a_folder_s_images_are_those_of_training(tmp_path):
-    """A folder that can be trained on can be predicted: pictures and arrays."""
+def test_folder_lists_the_same_images_as_training(tmp_path):
+    """A folder for training can be used for prediction: images and arrays."""
     for name in ("a.png", "b.npy"):
         for part in ("images", "masks"):
             (tmp_path / part).mkdir(exist_ok=True)
@@ -236,7 +236,7 @@ def test_a_folder_s_images_are_those_of_training(tmp_path):
     assert [str(image.place) for image in found] == [source.name(i) for i in range(len(source))] == ["a.png", "b.npy"]
 
 
-def test_patterns_and_what_matches_nothing(model, tmp_path):
+def test_patterns_with_and_without_matches(model, tmp_path):
     for name in ("one[1].png", "two.png"):
         photo(2, 2).save(tmp_path / name)
     assert len(find_images([str(tmp_path / "*.png")])) == 2
@@ -248,14 +248,14 @@ def test_patterns_and_what_matches_nothing(model, tmp_path):
     assert "holds no images" in predict(model, tmp_path / "bare", "--out", tmp_path / "out")[1]
 
 
-def test_exif_rotation_is_honored(tmp_path):
+def test_exif_rotation_is_applied(tmp_path):
     tag = Image.Exif()
     tag[0x112] = 6
     photo(40, 60).rotate(90, expand=True).save(tmp_path / "turned.png", exif=tag)
     assert read_image(tmp_path / "turned.png").tobytes() == photo(40, 60).tobytes()
 
 
-def test_bombs_are_refused_before_they_are_decoded(tmp_path):
+def test_decompression_bombs_raise_before_decoding(tmp_path):
     Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")
     with pytest.raises(ImageFileError, match=r"tiled TIFF.*raise --max-pixels"):
         read_image(tmp_path / "bomb.png")
@@ -265,7 +265,7 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path):
     assert read_image(tmp_path / "small.png", max_pixels=2400).size == (60, 40)
 
 
-def test_a_failed_write_leaves_nothing(tmp_path):
+def test_failed_write_leaves_no_file(tmp_path):
     def broken(path: Path) -> None:
         path.write_text("half")
         raise OSError("No space left on device")
@@ -275,7 +275,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bug_in_the_model_shows_its_traceback_once_and_ends_with_code_70(model, tmp_path, monkeypatch):
+def test_model_bug_prints_one_traceback_and_exits_70(model, tmp_path, monkeypatch):
     for name in ("a.png", "b.png"):
         photo().save(tmp_path / name)
 
@@ -289,7 +289,7 @@ def test_a_bug_in_the_model_shows_its_traceback_once_and_ends_with_code_70(model
     assert "0 of 2 images segmented" in output
 
 
-def test_the_traceback_of_an_error_of_the_input_is_shown_on_request(tmp_path):
+def test_input_error_traceback_is_optional(tmp_path):
     command = [tmp_path / "absent", tmp_path / "absent.png", "--out", tmp_path / "out"]
     code, output = predict(*command)
     assert code == 2 and "Traceback" not in output
@@ -299,26 +299,26 @@ def test_the_traceback_of_an_error_of_the_input_is_shown_on_request(tmp_path):
     assert code == 2 and "Traceback" not in output
 
 
-def test_models_that_cannot_be_used_are_told_in_a_sentence(model, tmp_path):
+def test_unusable_models_are_reported(model, tmp_path):
     photo().save(tmp_path / "a.png")
 
-    def told(name: Path, *options: str) -> str:
+    def predict_error(name: Path, *options: str) -> str:
         code, text = predict(name, tmp_path / "a.png", "--out", tmp_path / "out", *options)
         assert code == 2
         assert "Traceback" not in text
         return text
 
-    assert "cannot be loaded" in told(tmp_path / "absent")
+    assert "cannot be loaded" in predict_error(tmp_path / "absent")
     SegFormerForSemanticSegmentation(config()).save_pretrained(tmp_path / "bare")
-    assert "no image processor" in told(tmp_path / "bare")
+    assert "no image processor" in predict_error(tmp_path / "bare")
     SegFormerForImageClassification(config()).save_pretrained(tmp_path / "classifier")
-    assert "no trained segmentation head" in told(tmp_path / "classifier")
+    assert "no trained segmentation head" in predict_error(tmp_path / "classifier")
     SegFormerForSemanticSegmentation(config()).save_pretrained(tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "cut cannot be loaded as a segmentation model" in told(tmp_path / "cut")
-    assert "Device quantum" in told(model, "--device", "quantum")
-    assert "exclude each other" in told(model, "--overwrite", "--skip-existing")
+    assert "cut cannot be loaded as a segmentation model" in predict_error(tmp_path / "cut")
+    assert "Device quantum" in predict_error(model, "--device", "quantum")
+    assert "exclude each other" in predict_error(model, "--overwrite", "--skip-existing")
     with pytest.raises(ModelError, match="floating-point"):
         Segmenter.from_pretrained(str(model), dtype="int8")
 

@@ -1,4 +1,4 @@
-"""`hf-vit-seg predict` with a protocol, with what reviewers want to know, and with images of many bands."""
+"""`hf-vit-seg predict` with a protocol, with outputs for reviewers, and on multichannel images."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from test_predict import PALETTE, photo, predict, saved
+from test_predict import PALETTE, photo, predict, save_model
 
 from hf_vit_seg.inference import Protocol, Segmenter
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
@@ -17,10 +17,10 @@ from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentatio
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return saved(tmp_path_factory.mktemp("model"), palette=PALETTE)
+    return save_model(tmp_path_factory.mktemp("model"), palette=PALETTE)
 
 
-def test_everything_about_an_image(model, tmp_path):
+def test_all_outputs_of_an_image(model, tmp_path):
     photo(90, 70).save(tmp_path / "a.png")
     review = ("--scores", "--entropy", "--top-k", 3, "--polygons", "geojson", "--polygons", "coco")
     shown = ("--window", 32, "--stride", "24x20", "--blend", "gaussian", "--scales", "1,1.5", "--flip")
@@ -54,7 +54,7 @@ def test_everything_about_an_image(model, tmp_path):
     assert {row["category_id"]: row["area"] for row in coco["annotations"]} == pixels
 
 
-def test_every_kind_of_result_is_protected(model, tmp_path):
+def test_existing_results_of_every_kind_are_kept(model, tmp_path):
     photo().save(tmp_path / "a.png")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.geojson").write_text("drawn by hand")
@@ -74,21 +74,21 @@ def test_every_kind_of_result_is_protected(model, tmp_path):
         (("--size", "large"), "shortest edge"),
     ],
 )
-def test_protocols_that_cannot_be_are_told_in_a_sentence(model, tmp_path, options, words):
+def test_invalid_protocols_are_reported(model, tmp_path, options, words):
     photo().save(tmp_path / "a.png")
     code, text = predict(model, tmp_path / "a.png", "--out", tmp_path / "out", *options)
     assert code == 2
     assert words in text and "Traceback" not in text
 
 
-def test_more_classes_than_there_are_cannot_be_asked_for(model, tmp_path):
+def test_top_k_above_class_count_raises(model, tmp_path):
     photo().save(tmp_path / "a.png")
     code, text = predict(model, tmp_path / "a.png", "--out", tmp_path / "out", "--top-k", 6)
     assert code == 1
     assert "5 classes only" in text
 
 
-def test_images_of_many_bands(tmp_path):
+def test_multichannel_images(tmp_path):
     names = {i: f"thing {i}" for i in range(3)}
     config = SegFormerConfig(
         num_channels=5, hidden_sizes=(16, 32, 40, 64), depths=(1, 1, 1, 1), decode_head_hidden_size=32, id2label=names

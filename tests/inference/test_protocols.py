@@ -1,4 +1,4 @@
-"""Protocols against brute force: mmsegmentation's and MONAI's way on full-size logits of all classes."""
+"""Protocols compared with brute force: the methods of mmsegmentation and MONAI on full-size logits of all classes."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ from hf_vit_seg.records import RecordError, read_record
 
 
 class Coarse(nn.Module):
-    """Logits at a quarter of the size, which depend on all that the model sees; counts its calls."""
+    """Logits at a quarter of the size that depend on all input pixels; counts its calls."""
 
     dtype = torch.float32
 
@@ -55,20 +55,20 @@ def segmenter(classes: int = 5, **settings: object) -> Segmenter:
 def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, -(-height // 6), -(-width // 6), generator=generator)
-    return (resized(coarse, (height, width))[0] * 255).to(torch.uint8)
+    return (resize(coarse, (height, width))[0] * 255).to(torch.uint8)
 
 
-def resized(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def seen(model: Coarse, pixels: torch.Tensor) -> torch.Tensor:
-    """Logits at the pixels' size."""
-    return resized(model(pixels).logits, pixels.shape[-2:])
+def full_size_logits(model: Coarse, pixels: torch.Tensor) -> torch.Tensor:
+    """Logits at the image size."""
+    return resize(model(pixels).logits, pixels.shape[-2:])
 
 
 def slid(model: Coarse, pixels: torch.Tensor, window: tuple[int, int], stride: tuple[int, int]) -> torch.Tensor:
-    """mmsegmentation's `slide_inference` in plain words; the logits of what fits into a window are left as they are."""
+    """mmsegmentation's `slide_inference`, reimplemented; logits of images that fit into a window are unchanged."""
     height, width = pixels.shape[-2:]
     if height <= window[0] and width <= window[1]:
         return model(pixels).logits
@@ -77,7 +77,7 @@ def slid(model: Coarse, pixels: torch.Tensor, window: tuple[int, int], stride: t
         for j in range(max(width - window[1] + stride[1] - 1, 0) // stride[1] + 1):
             bottom, right = min(i * stride[0] + window[0], height), min(j * stride[1] + window[1], width)
             top, left = max(bottom - window[0], 0), max(right - window[1], 0)
-            total[..., top:bottom, left:right] += seen(model, pixels[..., top:bottom, left:right])
+            total[..., top:bottom, left:right] += full_size_logits(model, pixels[..., top:bottom, left:right])
             count[top:bottom, left:right] += 1
     assert count.min() > 0
     return total / count
@@ -88,7 +88,7 @@ def probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 def assert_told(maps, chances: torch.Tensor, one_class: bool, tolerance: float = 2e-5) -> None:
-    """All maps are those of the probabilities (B, K, H, W)."""
+    """All maps from the probabilities (B, K, H, W)."""
     torch.testing.assert_close(maps.top_scores, chances.topk(2, 1).values, atol=tolerance, rtol=0)
     chosen = chances.gather(1, maps.labels[:, None])[:, 0]
     assert (chances.amax(1) - chosen).max() <= tolerance
@@ -115,9 +115,7 @@ SIDES = st.integers(20, 70)
     scales=st.sampled_from([(1.0,), (0.6, 1.0), (1.0, 1.7)]),
     chunk_rows=st.sampled_from([1, 7, 1000]),
 )
-def test_windows_flips_and_scales_are_those_of_brute_force(
-    size, window, share, classes, batch, flip, scales, chunk_rows
-):
+def test_windows_flips_and_scales_match_brute_force(size, window, share, classes, batch, flip, scales, chunk_rows):
     stride = tuple(max(1, int(side * share)) for side in window)
     told = segmenter(classes, window=window, stride=stride, window_batch=batch, flip=flip, scales=scales)
     prepared = told.prepare(noise(*size))
@@ -127,10 +125,10 @@ def test_windows_flips_and_scales_are_those_of_brute_force(
     model, chances = MODELS[classes], []
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         for view in prepared.views:
-            chances.append(probabilities(resized(slid(model, view, window, stride), size)))
+            chances.append(probabilities(resize(slid(model, view, window, stride), size)))
             if flip:
                 logits = slid(model, view.flip(-1), window, stride).flip(-1)
-                chances.append(probabilities(resized(logits, size)))
+                chances.append(probabilities(resize(logits, size)))
         patch.setattr("hf_vit_seg.inference.segmenter.CHUNK_BYTES", chunk_rows * 16 * size[1] * classes)
         maps = told.maps([prepared], EVERYTHING)
     assert_told(maps, torch.stack(chances).mean(0), classes == 1)
@@ -144,7 +142,7 @@ def test_windows_flips_and_scales_are_those_of_brute_force(
     overlap=st.sampled_from([0.0, 0.25, 0.5, 0.7]),
     blend=st.sampled_from(["flat", "gaussian"]),
 )
-def test_blended_windows_are_those_of_monai(size, window, overlap, blend):
+def test_blended_windows_match_monai(size, window, overlap, blend):
     monai = pytest.importorskip("monai.inferers")
     model = MODELS[5]
     stride = tuple(int(side * (1 - overlap)) for side in window)
@@ -154,7 +152,7 @@ def test_blended_windows_are_those_of_monai(size, window, overlap, blend):
             pixels,
             window,
             3,
-            lambda part: seen(model, part),
+            lambda part: full_size_logits(model, part),
             overlap=overlap,
             mode="gaussian" if blend == "gaussian" else "constant",
         )
@@ -175,16 +173,16 @@ def test_views_of_the_whole_image_are_averaged(classes, flip):
         for view in prepared.views:
             for mirror in (False, True)[: 1 + flip]:
                 logits = MODELS[classes](view.flip(-1)).logits.flip(-1) if mirror else MODELS[classes](view).logits
-                chances.append(probabilities(resized(logits, (37, 61))))
+                chances.append(probabilities(resize(logits, (37, 61))))
     assert_told(told.maps([prepared], EVERYTHING), torch.stack(chances).mean(0), classes == 1)
 
 
 @pytest.mark.parametrize("classes", [1, 5])
-def test_maps_of_one_view_are_those_of_the_resized_logits(classes):
+def test_single_view_maps_match_resized_logits(classes):
     told = segmenter(classes)
     prepared = told.prepare(noise(37, 61))
     with torch.inference_mode():
-        chances = probabilities(resized(MODELS[classes](prepared.pixel_values).logits, (37, 61)))
+        chances = probabilities(resize(MODELS[classes](prepared.pixel_values).logits, (37, 61)))
     assert_told(told.maps([prepared], EVERYTHING), chances, classes == 1)
     maps, scores = told.maps([prepared], EVERYTHING), told.maps([prepared], MapSelection(scores=True)).scores
     torch.testing.assert_close(maps.scores, scores, atol=1e-5, rtol=0)
@@ -192,33 +190,33 @@ def test_maps_of_one_view_are_those_of_the_resized_logits(classes):
 
 @pytest.mark.parametrize("blend", ["flat", "gaussian"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_window_over_the_whole_image_is_the_whole_image(blend, flip):
+def test_window_of_image_size_equals_whole_image(blend, flip):
     image = noise(37, 61)
     whole = segmenter(size="own", flip=flip)
     for window in ((37, 61), (64, 64), (1000, 1000)):
         windows = segmenter(window=window, blend=blend, flip=flip)
         assert torch.equal(windows.label_map(image), whole.label_map(image))
-    grid = WindowGrid((37, 61), (37, 61), (1, 1), blend)  # and so it is without the short cut
+    grid = WindowGrid((37, 61), (37, 61), (1, 1), blend)  # and also without the shortcut
     view = whole.prepare(image).pixel_values
     with torch.inference_mode():
         canvas = SlidingLogits(lambda x: MODELS[5](x).logits, lambda rows, columns: view[..., rows, columns], grid)
-        torch.testing.assert_close(canvas.rows(0, 37).permute(0, 3, 1, 2), seen(MODELS[5], view))
+        torch.testing.assert_close(canvas.rows(0, 37).permute(0, 3, 1, 2), full_size_logits(MODELS[5], view))
 
 
 @pytest.mark.parametrize("settings", [{}, {"window": 20}, {"scales": (1, 2), "flip": True}])
-def test_images_together_are_as_each_alone(settings):
+def test_batched_images_match_single_images(settings):
     told = segmenter(**settings)
     images = [told.prepare(noise(45, 50, seed)) for seed in range(3)]
     together = told.label_maps(images)
     assert together.shape == (3, 45, 50) and together.dtype == torch.int64
     alone = torch.stack([told.label_map(image) for image in images])
-    assert (together != alone).float().mean() < 1e-3  # convolutions of batches round otherwise
+    assert (together != alone).float().mean() < 1e-3  # convolutions of batches round differently
     assert told.label_maps(images, size=(9, 10)).shape == (3, 9, 10)
     with pytest.raises(ValueError, match="have one size"):
         told.label_maps([*images, told.prepare(noise(40, 50))])
 
 
-def test_windows_go_through_the_model_together_up_to_the_limit():
+def test_windows_are_batched_up_to_the_limit():
     model = Coarse()
     told = Segmenter(model, PROCESSOR, "cpu", Protocol(window=16, stride=16, window_batch=6))
     told.label_map(noise(64, 64))
@@ -228,7 +226,7 @@ def test_windows_go_through_the_model_together_up_to_the_limit():
     assert model.batches == [6, 2]
 
 
-def test_no_more_windows_are_held_than_rows_need():
+def test_window_buffer_is_limited_to_open_rows():
     model, most = MODELS[2], 0
     grid = WindowGrid((400, 40), (32, 32), (16, 16))
     image = torch.rand(1, 3, 400, 40)
@@ -249,7 +247,7 @@ def test_windows_cover_every_pixel_and_end_at_the_border(length, window, stride)
     assert all(0 < later - earlier <= stride for earlier, later in pairwise(starts))
 
 
-def test_weights_are_the_highest_in_the_middle():
+def test_blend_weights_peak_at_the_center():
     weights = window_weights((9, 14), "gaussian")
     assert weights[4, 6] == weights[4, 7] == weights.max() <= 1
     assert torch.equal(weights, weights.flip(0)) and torch.equal(weights, weights.flip(1))
@@ -260,8 +258,8 @@ def test_weights_are_the_highest_in_the_middle():
 @pytest.mark.parametrize(
     ("settings", "image", "views"),
     [
-        ({"preset": "ade20k"}, (683, 512), [(704, 512)]),  # 512 / 512 wide, 683 up to a multiple of 32
-        ({"preset": "ade20k"}, (200, 2000), [(224, 2048)]),  # the longest edge binds
+        ({"preset": "ade20k"}, (683, 512), [(704, 512)]),  # 512 / 512 wide, 683 rounded up to a multiple of 32
+        ({"preset": "ade20k"}, (200, 2000), [(224, 2048)]),  # the longest edge is the limit
         ({"preset": "ade20k", "size": "640,2048"}, (600, 800), [(640, 864)]),
         ({"preset": "ade20k_multi_scale"}, (512, 512), [(384, 384), (448, 448), (512, 512), (576, 576), (640, 640)]),
         ({"preset": "cityscapes"}, (1024, 2048), [(1024, 2048)]),
@@ -277,7 +275,7 @@ def test_weights_are_the_highest_in_the_middle():
         ({"size": 60}, (30, 40), [(60, 80)]),
     ],
 )
-def test_images_are_resized_as_the_protocol_says(settings, image, views):
+def test_images_are_resized_by_the_protocol(settings, image, views):
     told = read_record(Protocol, settings)
     assert [told.sides(image, scale, PROCESSOR) or (48, 56) for scale in told.scales] == views
     small = [side for view in views for side in view if side < 300]
@@ -286,7 +284,7 @@ def test_images_are_resized_as_the_protocol_says(settings, image, views):
         assert [tuple(view.shape[-2:]) for view in shown] == views
 
 
-def test_a_processor_with_a_rule_of_its_own_is_scaled():
+def test_scales_apply_to_the_processor_size():
     processor = SemanticSegmentationImageProcessor(size={"shortest_edge": 30, "longest_edge": 50}, size_divisor=8)
     for rule, sides in (
         ({}, (32, 40)),
@@ -299,14 +297,14 @@ def test_a_processor_with_a_rule_of_its_own_is_scaled():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_complete_and_survive_a_file(preset):
+def test_presets_are_complete_and_round_trip(preset):
     told = Protocol(preset=preset)
     assert Protocol(**told.model_dump(mode="json")) == told
     assert told.describe().startswith(f"{preset}: ")
     assert Protocol(preset=preset, divisor=7).describe().startswith(f"{preset} (changed): ")
 
 
-def test_protocols_in_words():
+def test_protocol_descriptions():
     assert segmenter().describe() == "whole image resized as its image processor says"
     image = noise(30, 40)
     assert segmenter()(image).protocol == "whole image at 48x56 (height x width)"
@@ -332,19 +330,19 @@ def test_protocols_in_words():
         ({"windows": 8}, "did you mean 'window'"),
     ],
 )
-def test_refusals_say_what_is_expected(settings, words):
+def test_invalid_protocols_raise(settings, words):
     with pytest.raises(RecordError, match=words):
         read_record(Protocol, settings, "protocol")
 
 
-def test_sizes_without_end_and_too_many_classes_are_refused():
+def test_excessive_sizes_and_class_counts_raise():
     with pytest.raises(ValueError, match="smaller size or scale"):
         segmenter(size="own", scales=(1e4,)).prepare(noise(30, 40))
     with pytest.raises(ValueError, match="5 classes only"):
         segmenter()(noise(30, 40), top_k=6)
 
 
-def test_half_precision_is_blended_in_full():
+def test_half_precision_is_blended_in_float32():
     logits = torch.randn(1, 5, 8, 8).to(torch.bfloat16)
     assert LogitGrid(logits).rows(2, 5).dtype == torch.float32
     assert torch.equal(LogitGrid(logits).rows(2, 5), logits.float().permute(0, 2, 3, 1)[:, 2:5])
@@ -387,8 +385,8 @@ except RuntimeError:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_six_megapixels_and_150_classes_take_little_memory():
-    """All logits at the image's size would take 3600 MB."""
+def test_memory_for_6_megapixels_and_150_classes():
+    """All logits at the image size would take 3600 MB."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "the plain way needs more" in done.stdout

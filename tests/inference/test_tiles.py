@@ -1,4 +1,4 @@
-"""Images read, segmented and written in tiles: the same labels as in one piece, resumable, within bounded memory."""
+"""Images read, segmented and written in tiles: equal labels, resumable, and within bounded memory."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import REPOSITORY
 from PIL import Image
-from tiny_segmenters import job, saved, segmenter
+from tiny_segmenters import job, save_segmenter, segmenter
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
@@ -42,7 +42,7 @@ def tiff(path: Path, array: np.ndarray, **options: object) -> Path:
     return path
 
 
-def tiled_labels(segmenter: Segmenter, path: Path, out: Path, **predict_options: object) -> np.ndarray:
+def predict_tiled_labels(segmenter: Segmenter, path: Path, out: Path, **predict_options: object) -> np.ndarray:
     out.mkdir(parents=True, exist_ok=True)
     for _ in predict_tiled(segmenter, job(path, out), PredictOptions(**{"overlay": False, **predict_options})):
         pass
@@ -51,14 +51,14 @@ def tiled_labels(segmenter: Segmenter, path: Path, out: Path, **predict_options:
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("blend", ["flat", "gaussian"])
-def test_tiles_give_the_labels_of_the_whole_image(tmp_path, blend, flip):
+def test_tiled_labels_match_the_whole_image(tmp_path, blend, flip):
     protocol = Protocol(window="64x80", stride="40x64", blend=blend, flip=flip)
     array = pixels()
     path = tiff(tmp_path / "image.tif", array, photometric="rgb")
     whole = segmenter(protocol)(Image.fromarray(array)).label_map
     assert len(np.unique(whole)) > 1
     for side in (64, 101, 500):
-        found = tiled_labels(segmenter(protocol), path, tmp_path / f"out{side}", tile=side)
+        found = predict_tiled_labels(segmenter(protocol), path, tmp_path / f"out{side}", tile=side)
         np.testing.assert_array_equal(found, whole)
 
 
@@ -69,18 +69,18 @@ def test_tiles_give_the_labels_of_the_whole_image(tmp_path, blend, flip):
     window=st.integers(30, 80),
     step=st.floats(0.4, 1),
 )
-def test_tiles_of_any_geometry(tmp_path_factory, size, side, window, step):
+def test_any_tile_geometry(tmp_path_factory, size, side, window, step):
     folder = tmp_path_factory.mktemp("geometry")
     protocol = Protocol(window=window, stride=max(1, int(window * step)))
     array = pixels(size=size)
     path = tiff(folder / "image.tif", array, tile=(16, 16), photometric="rgb")
     whole = segmenter(protocol)(Image.fromarray(array)).label_map
-    found = tiled_labels(segmenter(protocol), path, folder, tile=side)
-    # A window that covers all is resized by another, as exact path (ties within rounding).
+    found = predict_tiled_labels(segmenter(protocol), path, folder, tile=side)
+    # A window that covers the whole image is resized by another exact method (equal except for rounded ties).
     assert (found == whole).mean() > (0.999 if max(size) <= window else 1 - 1e-12)
 
 
-def test_every_tile_lies_where_it_should():
+def test_tiles_are_written_at_their_positions():
     grid = TileGrid((100, 130), 64)
     seen = np.zeros(grid.size, int)
     for i, tile in enumerate(grid):
@@ -110,7 +110,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_training_and_prediction_see_the_same_pixels(tmp_path, name):
+def test_training_and_prediction_read_the_same_pixels(tmp_path, name):
     FORMATS[name](path := tmp_path / name)
     told = segmenter(WINDOWS)
     trained_on = read_pixels(path, 3)
@@ -119,7 +119,7 @@ def test_training_and_prediction_see_the_same_pixels(tmp_path, name):
     assert prepared.picture.size == SIZE[::-1]
     whole = told(path).label_map
     if path.suffix != ".png":
-        np.testing.assert_array_equal(tiled_labels(told, path, tmp_path / "out", tile=101), whole)
+        np.testing.assert_array_equal(predict_tiled_labels(told, path, tmp_path / "out", tile=101), whole)
 
 
 KINDS = {
@@ -134,7 +134,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_regions_are_those_of_the_whole_file(tmp_path, kind):
+def test_region_reads_match_the_whole_file(tmp_path, kind):
     options = dict(KINDS[kind])
     writer = {name: options.pop(name) for name in ("bigtiff", "byteorder") if name in options}
     array = pixels()
@@ -162,12 +162,12 @@ DEPTHS = {
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_regions_of_every_depth(tmp_path, depth):
+def test_region_reads_of_every_bit_depth(tmp_path, depth):
     array, options = DEPTHS[depth]
     check_regions(tiff(tmp_path / "a.tif", array, tile=(32, 48), **options), 3)
 
 
-def test_regions_of_five_bands_chunky_planar_and_in_pages(tmp_path):
+def test_region_reads_of_five_channels_in_all_layouts(tmp_path):
     array = pixels(5, dtype="uint16")
     check_regions(tiff(tmp_path / "a.tif", array, photometric="minisblack", planarconfig="contig"), 5)
     planar = np.ascontiguousarray(array.transpose(2, 0, 1))
@@ -196,8 +196,8 @@ def check_regions(path: Path, bands: int) -> None:
             torch.testing.assert_close(found, whole[:, rows, columns], rtol=0, atol=0)
 
 
-def test_regions_of_jpeg_tiles(tmp_path):
-    """Of slide scanners. Decoders round colors differently, by a few levels."""
+def test_region_reads_of_jpeg_tiles(tmp_path):
+    """As written by slide scanners. Decoders round colors differently, by a few levels."""
     path = tiff(tmp_path / "a.tif", pixels(), tile=(64, 64), photometric="rgb", compression="jpeg")
     whole = read_pixels(path)
     with open_regions(path) as image:
@@ -205,7 +205,7 @@ def test_regions_of_jpeg_tiles(tmp_path):
     assert (found.int() - whole[:, 50:170, 3:130].int()).abs().max() <= 3
 
 
-def test_the_cache_keeps_to_its_limit(tmp_path):
+def test_cache_respects_its_limit(tmp_path):
     path = tiff(tmp_path / "a.tif", pixels(), photometric="rgb")
     with tifffile.TiffFile(path) as file:
         stored = StoredSegments([file.pages[0]], cache_bytes=3 * 32 * 48 * 3)
@@ -214,7 +214,7 @@ def test_the_cache_keeps_to_its_limit(tmp_path):
             assert sum(segment.nbytes for segment in stored.cache.values()) == stored.cached <= stored.cache_bytes
 
 
-def test_what_cannot_be_read_by_regions_is_told(tmp_path):
+def test_unsupported_region_reads_raise(tmp_path):
     Image.fromarray(pixels()).save(tmp_path / "a.png")
     with pytest.raises(ImageFileError, match="tiled TIFF"):
         open_regions(tmp_path / "a.png")
@@ -229,20 +229,20 @@ def test_what_cannot_be_read_by_regions_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"scales": (0.5, 1)}, {"divisor": 32}, {"preset": "ade20k"}])
-def test_protocols_that_resize_are_refused(settings):
+def test_resizing_protocols_raise(settings):
     with pytest.raises(ValueError, match="at its own size"):
         tiling_protocol(Protocol(**settings), segmenter().processor)
 
 
-def test_the_default_windows_are_of_the_processors_size():
+def test_default_window_is_the_processor_size():
     protocol = tiling_protocol(Protocol(flip=True), segmenter().processor)
     assert (protocol.window, protocol.stride, protocol.blend, protocol.flip) == ((64, 64), (48, 48), "gaussian", True)
     assert tiling_protocol(WINDOWS, segmenter().processor) == WINDOWS
 
 
-def test_a_run_that_was_ended_goes_on(tmp_path):
+def test_interrupted_run_resumes(tmp_path):
     path = tiff(tmp_path / "image.tif", pixels(), photometric="rgb")
-    whole = tiled_labels(segmenter(WINDOWS), path, tmp_path / "whole", tile=64)
+    whole = predict_tiled_labels(segmenter(WINDOWS), path, tmp_path / "whole", tile=64)
     out = tmp_path / "out"
     predict_options = PredictOptions(overlay=False, tile=64)
     first = predict_tiled(segmenter(WINDOWS), job(path, out), predict_options)
@@ -250,18 +250,18 @@ def test_a_run_that_was_ended_goes_on(tmp_path):
     first.close()
     assert not (out / "image.json").exists()
     kept = out / ".image.tiles"
-    (kept / "done.txt").open("a").write("1")  # killed while it wrote a line
+    (kept / "done.txt").open("a").write("1")  # killed while writing a line
     second = segmenter(WINDOWS)
     seen: list[int] = []
-    second.logits = counted(second.logits, seen)
+    second.logits = count_inputs(second.logits, seen)
     states = list(predict_tiled(second, job(path, out), predict_options))
     assert (states[0].resumed, states[-1].done) == (5, 12)
-    assert 0 < len(seen) < 4 * 5  # of all the windows: the rest, and those that reach over
+    assert 0 < len(seen) < 4 * 5  # of all windows: the remaining ones and those that overlap
     np.testing.assert_array_equal(np.asarray(Image.open(out / "image.png")), whole)
     assert not kept.exists()
 
 
-def counted(model, seen):
+def count_inputs(model, seen):
     def logits(pixel_values):
         seen.append(len(pixel_values))
         return model(pixel_values)
@@ -269,7 +269,7 @@ def counted(model, seen):
     return logits
 
 
-def test_other_settings_start_anew(tmp_path):
+def test_changed_settings_restart(tmp_path):
     path = tiff(tmp_path / "image.tif", pixels(), photometric="rgb")
     out = tmp_path / "out"
     run = predict_tiled(segmenter(WINDOWS), job(path, out), PredictOptions(overlay=False, tile=64))
@@ -282,10 +282,10 @@ def test_other_settings_start_anew(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(out / "image.png")), expected)
 
 
-def test_all_results(tmp_path):
+def test_all_outputs(tmp_path):
     path = tiff(tmp_path / "image.tif", pixels(), photometric="rgb")
     model = segmenter(WINDOWS)
-    labels = tiled_labels(model, path, tmp_path, tile=100, overlay=True, scores=True, entropy=True)
+    labels = predict_tiled_labels(model, path, tmp_path, tile=100, overlay=True, scores=True, entropy=True)
     expected = model(Image.fromarray(pixels()), scores=True, entropy=True)
     report = json.loads((tmp_path / "image.json").read_text())
     assert report["tiles"] == {"side": 100, "resumed": 0}
@@ -300,7 +300,7 @@ def test_all_results(tmp_path):
     np.testing.assert_array_equal(colors, model.palette[labels])
 
 
-def test_a_geotiff_keeps_its_place_and_its_missing_pixels(tmp_path):
+def test_geotiff_keeps_georeference_and_nodata(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     from rasterio.transform import from_origin
 
@@ -310,22 +310,24 @@ def test_a_geotiff_keeps_its_place_and_its_missing_pixels(tmp_path):
     place = {"crs": "EPSG:32633", "transform": from_origin(500000, 5400000, 10, 10), "nodata": -9999}
     with rasterio.open(tmp_path / "a.tif", "w", tiled=True, blockxsize=64, blockysize=64, **profile, **place) as file:
         file.write(array.transpose(2, 0, 1))
-    labels = tiled_labels(segmenter(WINDOWS, bands=5), tmp_path / "a.tif", tmp_path, tile=64)
+    labels = predict_tiled_labels(segmenter(WINDOWS, bands=5), tmp_path / "a.tif", tmp_path, tile=64)
     np.testing.assert_array_equal(labels == 255, (array == -9999).all(-1))
     with rasterio.open(tmp_path / "a.labels.tif") as file:
         assert (file.crs, file.transform, file.nodata) == (rasterio.CRS.from_epsg(32633), place["transform"], 255)
         np.testing.assert_array_equal(file.read(1), labels)
     assert json.loads((tmp_path / "a.json").read_text())["ignored_pixels"] == 70 * 120
-    # Missing pixels are shown to the model as its mean: their number does not matter.
+    # Missing pixels are replaced by the model's mean: their value does not matter.
     array[array == -9999] = np.nan
     place["nodata"] = float("nan")
     with rasterio.open(tmp_path / "b.tif", "w", tiled=True, blockxsize=64, blockysize=64, **profile, **place) as file:
         file.write(array.transpose(2, 0, 1))
-    np.testing.assert_array_equal(tiled_labels(segmenter(WINDOWS, bands=5), tmp_path / "b.tif", tmp_path), labels)
+    np.testing.assert_array_equal(
+        predict_tiled_labels(segmenter(WINDOWS, bands=5), tmp_path / "b.tif", tmp_path), labels
+    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_planes_as_png_and_tiff(tmp_path, dtype):
+def test_score_maps_as_png_and_tiff(tmp_path, dtype):
     values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (700, 1111)).astype(dtype)
     plane = Plane(tmp_path / "a.raw", values.shape, dtype)
     for tile in reversed(list(TileGrid(values.shape, 300))):
@@ -340,8 +342,8 @@ def test_planes_as_png_and_tiff(tmp_path, dtype):
     np.testing.assert_array_equal(again.rows(5, 9), values[5:9])
 
 
-def test_predict_takes_tiles_above_the_limit(tmp_path):
-    model = saved(tmp_path / "model")
+def test_predict_uses_tiles_above_the_limit(tmp_path):
+    model = save_segmenter(tmp_path / "model")
     path = tiff(tmp_path / "large.tif", pixels(), photometric="rgb")
     Image.fromarray(pixels()).save(tmp_path / "large.png")
     call = ["predict", model, path, tmp_path / "large.png", "--out", tmp_path / "out", "--max-pixels", 30000]
@@ -375,8 +377,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_image(tmp_path):
-    """Sixteen times the pixels: 201 MB of them with labels of 67 MB, in 100 MiB more, of which 20 are for the cache."""
+def test_memory_does_not_grow_with_image_size(tmp_path):
+    """16 times the pixels: 201 MB of pixels and 67 MB of labels, with 100 MiB more memory, 20 of them for the cache."""
     peaks = []
     for side in (2048, 8192):
         path = tmp_path / f"{side}.tif"

@@ -1,4 +1,4 @@
-"""Videos in, overlay videos out: times, size, rotation and sound are kept, errors are sentences."""
+"""Overlay videos: timestamps, size, rotation and audio are kept, and errors are one sentence."""
 
 import json
 from fractions import Fraction
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_segmenters import saved, segmenter
+from tiny_segmenters import save_segmenter, segmenter
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
@@ -18,12 +18,12 @@ from hf_vit_seg.inference.video.prediction import VideoError, is_video, predict_
 av = pytest.importorskip("av")
 
 SIZE = (64, 96)
-TICKS = (0, 1, 2, 4, 8, 9, 10, 15)  # of an irregular video
+TICKS = (0, 1, 2, 4, 8, 9, 10, 15)  # timestamps of an irregular video
 BASE = Fraction(1, 10)
 
 
 def picture(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A gray field with a bright square that moves to the right."""
+    """A gray background with a bright square that moves to the right."""
     array = np.full((*size, 3), 60, np.uint8)
     array[16:48, number * 8 : number * 8 + 32] = (230, 180, 40)
     return array
@@ -51,8 +51,8 @@ def video(
     return path
 
 
-def turned(source: Path, target: Path) -> Path:
-    """The same video with the note that it is to be shown turned by a quarter: a matrix in the track's header."""
+def mark_as_rotated(source: Path, target: Path) -> Path:
+    """The same video marked as rotated by a quarter turn: a matrix in the track header."""
     data = bytearray(source.read_bytes())
     place = data.index(b"tkhd") + 4 + 40
     matrix = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]
@@ -65,7 +65,7 @@ def job(path: Path, out: Path) -> Job:
     return Job(ImageFile(path, Path(path.name)), out / path.stem)
 
 
-def segmented(path: Path, out: Path, **options: object) -> Path:
+def segment_video(path: Path, out: Path, **options: object) -> Path:
     for _ in predict_video(segmenter(), job(path, out), PredictOptions(**options)):
         pass
     return out / f"{path.stem}.overlay.mp4"
@@ -76,16 +76,16 @@ def frames_of(path: Path) -> list:
         return list(source.decode(video=0))
 
 
-def test_every_frame_becomes_an_overlay(tmp_path):
+def test_every_frame_gets_an_overlay(tmp_path):
     path = video(tmp_path / "clip.mp4")
-    found = frames_of(segmented(path, tmp_path / "out", opacity=0.0, frames=True))
+    found = frames_of(segment_video(path, tmp_path / "out", opacity=0.0, frames=True))
     given = frames_of(path)
     assert len(found) == len(given) == 8
     for one, other in zip(found, given, strict=True):
         assert (one.width, one.height) == (96, 64)
         assert one.time == pytest.approx(other.time, abs=1e-3)
         difference = one.to_ndarray(format="rgb24").astype(int) - other.to_ndarray(format="rgb24")
-        assert np.abs(difference).mean() < 4  # without colors only the codec's loss is left
+        assert np.abs(difference).mean() < 4  # without colors only codec loss remains
     report = json.loads((tmp_path / "out" / "clip.json").read_text())
     assert (report["frames"], report["frame_rate"]) == (8, 10)
     assert sum(row["pixels"] for row in report["classes"]) == 8 * 64 * 96
@@ -95,9 +95,9 @@ def test_every_frame_becomes_an_overlay(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(maps[3])), expected)
 
 
-def test_the_colors_are_those_of_the_classes(tmp_path):
+def test_overlay_uses_class_colors(tmp_path):
     path = video(tmp_path / "clip.mp4")
-    found = frames_of(segmented(path, tmp_path / "out", opacity=1.0))[2].to_ndarray(format="rgb24")
+    found = frames_of(segment_video(path, tmp_path / "out", opacity=1.0))[2].to_ndarray(format="rgb24")
     model = segmenter()
     labels = model(frames_of(path)[2].to_image()).label_map
     inside = np.ones(labels.shape, bool)  # away from borders, where the codec blurs colors
@@ -107,33 +107,33 @@ def test_the_colors_are_those_of_the_classes(tmp_path):
     assert np.abs(difference).mean() < 12
 
 
-def test_irregular_times_are_kept(tmp_path):
+def test_irregular_timestamps_are_kept(tmp_path):
     path = video(tmp_path / "clip.mkv", TICKS)
-    times = [frame.time for frame in frames_of(segmented(path, tmp_path / "out"))]
+    times = [frame.time for frame in frames_of(segment_video(path, tmp_path / "out"))]
     assert times == pytest.approx([frame.time for frame in frames_of(path)], abs=2e-3)
 
 
 def test_rotated_videos_are_upright(tmp_path):
-    path = turned(video(tmp_path / "flat.mp4"), tmp_path / "clip.mp4")
+    path = mark_as_rotated(video(tmp_path / "flat.mp4"), tmp_path / "clip.mp4")
     given = frames_of(path)[0]
     assert abs(given.rotation) == 90
-    found = frames_of(segmented(path, tmp_path / "out", opacity=0.0))[0]
+    found = frames_of(segment_video(path, tmp_path / "out", opacity=0.0))[0]
     assert (found.height, found.width, round(found.rotation)) == (96, 64, 0)
-    # A matrix of (0, 1, -1, 0) shows the video turned clockwise: its left side is up.
+    # A matrix of (0, 1, -1, 0) shows the video rotated clockwise: its left side is at the top.
     expected = np.rot90(given.to_ndarray(format="rgb24"), -1)
     assert np.abs(found.to_ndarray(format="rgb24").astype(int) - expected).mean() < 4
 
 
-def test_sound_is_copied(tmp_path):
+def test_audio_is_copied(tmp_path):
     path = video(tmp_path / "clip.mp4", sound=True)
-    with av.open(str(segmented(path, tmp_path / "out"))) as made, av.open(str(path)) as given:
+    with av.open(str(segment_video(path, tmp_path / "out"))) as made, av.open(str(path)) as given:
         assert [stream.codec_context.name for stream in made.streams.audio] == ["aac"]
         heard = [[bytes(packet) for packet in each.demux(audio=0) if packet.size] for each in (made, given)]
         assert heard[0] == heard[1] != []
 
 
-def test_odd_sides_are_made_even(tmp_path):
-    frames = frames_of(segmented(odd(tmp_path / "clip.mkv"), tmp_path / "out"))
+def test_odd_frame_sizes_become_even(tmp_path):
+    frames = frames_of(segment_video(odd(tmp_path / "clip.mkv"), tmp_path / "out"))
     assert (frames[0].width, frames[0].height) == (66, 64)
     assert json.loads((tmp_path / "out" / "clip.json").read_text())["width"] == 65
 
@@ -155,7 +155,7 @@ def test_folder_of_frames_is_a_video(tmp_path):
         Image.fromarray(picture(number)).save(folder / f"{number:03d}.png")
     call = [
         "predict",
-        saved(tmp_path / "model"),
+        save_segmenter(tmp_path / "model"),
         folder,
         "--out",
         tmp_path / "out",
@@ -181,7 +181,7 @@ def test_invalid_video_raises(tmp_path):
     broken.write_bytes(b"no video at all" * 50)
     assert is_video(job(broken, tmp_path))
     with pytest.raises(VideoError, match=r"broken\.mp4: the video cannot be read"):
-        segmented(broken, tmp_path / "out")
+        segment_video(broken, tmp_path / "out")
     deaf = tmp_path / "sound.mp4"
     with av.open(str(deaf), "w") as sink:
         track = sink.add_stream("aac", rate=16000, layout="mono")
@@ -190,16 +190,16 @@ def test_invalid_video_raises(tmp_path):
         sink.mux(track.encode(frame))
         sink.mux(track.encode(None))
     with pytest.raises(VideoError, match="there are no pictures"):
-        segmented(deaf, tmp_path / "out")
+        segment_video(deaf, tmp_path / "out")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(VideoError, match="there are no frames"):
-        segmented(empty, tmp_path / "out")
+        segment_video(empty, tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == []
 
 
 def test_predict_accepts_videos_and_images(tmp_path):
-    model = saved(tmp_path / "model")
+    model = save_segmenter(tmp_path / "model")
     video(tmp_path / "clip.mp4")
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     Image.fromarray(picture(0)).save(tmp_path / "photo.png")

@@ -1,4 +1,4 @@
-"""Top-k accuracy and calibration error, against numpy and scikit-learn."""
+"""Top-k accuracy and calibration error, compared with numpy and scikit-learn."""
 
 import itertools
 
@@ -15,7 +15,7 @@ from hf_vit_seg.metrics.calibration import CalibrationError, adaptive_calibratio
 
 
 @given(st.integers(3, 30), st.integers(1, 60), st.integers(0, 2**31))
-def test_top_k_accuracy_is_that_of_scikit_learn(classes, images, seed):
+def test_top_k_accuracy_matches_scikit_learn(classes, images, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(images, classes, generator=generator)
     labels = torch.randint(0, classes, (images,), generator=generator)
@@ -27,17 +27,17 @@ def test_top_k_accuracy_is_that_of_scikit_learn(classes, images, seed):
         assert measure.scores()[name] == pytest.approx(expected)
 
 
-def test_constant_scores_earn_the_share_of_the_first_classes():
+def test_constant_scores_favor_the_first_classes():
     measure = TopKAccuracy()
     measure.update(torch.zeros(40, 20), torch.arange(40) % 20)
     assert measure.scores() == {"accuracy": 1 / 20, "top_5_accuracy": 5 / 20}
 
 
-def test_broken_and_ignored_images():
+def test_invalid_and_ignored_images():
     scores = torch.tensor([[1.0, 0.0], [float("nan"), 0.0], [0.0, 1.0], [0.0, 1.0]])
     measure = TopKAccuracy(ks=(1, 5), ignore_index=-100)
     measure.update(scores, torch.tensor([0, 0, -100, 2]))
-    assert measure.counts.tolist() == [1, 1, 3]  # a NaN and an unknown class are never right
+    assert measure.counts.tolist() == [1, 1, 3]  # NaN and unknown classes are never correct
     with pytest.raises(MetricError, match="scores"):
         measure.update(scores[0], torch.tensor(0))
     assert np.isnan(TopKAccuracy().scores()["accuracy"])
@@ -61,7 +61,7 @@ def errors_by_hand(confidence, hits, edges):
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
 @pytest.mark.parametrize("seed", range(3))
-def test_calibration_error_is_that_by_hand(bins, seed):
+def test_calibration_error_matches_direct_computation(bins, seed):
     probabilities, labels = random_probabilities(seed)
     measure = CalibrationError(bins)
     for part in torch.arange(len(labels)).split(64):
@@ -72,7 +72,7 @@ def test_calibration_error_is_that_by_hand(bins, seed):
     assert measure.scores()["maximum_calibration_error"] == pytest.approx(gaps.max())
 
 
-def test_calibration_of_maps_leaves_ignored_pixels_out():
+def test_calibration_of_maps_excludes_ignored_pixels():
     probabilities, labels = random_probabilities(1, 480)
     maps = probabilities.view(2, 20, 12, 6).permute(0, 3, 1, 2)
     references = labels.view(2, 20, 12).clone()
@@ -84,7 +84,7 @@ def test_calibration_of_maps_leaves_ignored_pixels_out():
     assert torch.allclose(measure.counts, rest.counts)
 
 
-def test_a_perfect_forecaster_is_calibrated():
+def test_perfect_forecaster_is_calibrated():
     probabilities = torch.full((1000, 4), 0.1)
     probabilities[:, 0] = 0.7
     labels = torch.cat([torch.zeros(700, dtype=torch.long), torch.arange(1, 4).repeat(100)])
@@ -95,7 +95,7 @@ def test_a_perfect_forecaster_is_calibrated():
 
 
 @pytest.mark.parametrize("images", [1, 7, 15, 500])
-def test_adaptive_bins_hold_equally_many(images):
+def test_adaptive_bins_have_equal_counts(images):
     probabilities, labels = random_probabilities(4, images)
     confidence, hits = confidences(probabilities, labels, None)
     order = np.argsort(confidence.numpy(), kind="stable")
@@ -104,7 +104,7 @@ def test_adaptive_bins_hold_equally_many(images):
     assert adaptive_calibration_error(confidence, hits) == pytest.approx(sum(gaps) / images)
 
 
-def test_logits_are_no_probabilities():
+def test_logits_raise():
     with pytest.raises(MetricError, match="softmax the logits"):
         CalibrationError().update(torch.randn(4, 3), torch.zeros(4, dtype=torch.long))
     with pytest.raises(MetricError, match="class indexes"):

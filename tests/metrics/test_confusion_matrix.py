@@ -1,4 +1,4 @@
-"""The confusion matrix and its scores, against counting by hand and evaluate's formula; and boundary IoU."""
+"""The confusion matrix and its scores, compared with direct counting and evaluate's formula; and boundary IoU."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy")
 
 
-def counted_by_hand(predictions, references, classes, ignored):
+def count_directly(predictions, references, classes, ignored):
     table = np.zeros((classes, classes), dtype=np.int64)
     for prediction, reference in zip(predictions.flatten().tolist(), references.flatten().tolist(), strict=True):
         if reference != ignored:
@@ -39,7 +39,7 @@ def evaluate_scores(predictions, references, classes, ignored):
 
 @st.composite
 def label_maps(draw):
-    """Predictions and references of equal shape, the number of classes, and what is ignored (or None)."""
+    """Predictions and references of equal shape, the number of classes, and the ignore index (or None)."""
     classes = draw(st.integers(1, 40))
     ignored = draw(st.sampled_from([None, 255, 0, classes - 1, -100, 65535]))
     shape = draw(st.lists(st.integers(0, 7), min_size=1, max_size=4))
@@ -49,25 +49,25 @@ def label_maps(draw):
     if ignored is not None:
         left_out = torch.rand(shape, generator=generator) < draw(st.sampled_from([0, 0.3, 1]))
         references[left_out] = ignored
-        if draw(st.booleans()):  # whatever is predicted where nothing counts
+        if draw(st.booleans()):  # any prediction on ignored pixels
             predictions[references == ignored] = draw(st.sampled_from([255, -1, 0]))
     return predictions, references, classes, ignored
 
 
 @given(label_maps())
-def test_counts_are_those_by_hand(maps):
+def test_counts_match_direct_computation(maps):
     predictions, references, classes, ignored = maps
     matrix = ConfusionMatrix(classes, ignored)
     matrix.update(predictions, references)
     assert matrix.counts.dtype == torch.int64
-    np.testing.assert_array_equal(matrix.counts, counted_by_hand(*maps))
-    np.testing.assert_array_equal(  # the way of a GPU
+    np.testing.assert_array_equal(matrix.counts, count_directly(*maps))
+    np.testing.assert_array_equal(  # the code path of a GPU
         matrix._sorted_out(predictions.flatten(), references.flatten()), matrix.bins
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16, torch.int64])
-def test_every_integer_type_counts_the_same(dtype):
+def test_counts_do_not_depend_on_integer_dtype(dtype):
     predictions, references = torch.randint(0, 200, (2, 3, 40, 30))
     references[0] = 255
     expected = ConfusionMatrix(200)
@@ -78,10 +78,10 @@ def test_every_integer_type_counts_the_same(dtype):
     assert torch.equal(matrix.counts, expected.counts)
 
 
-def test_scores_are_those_of_evaluate():
+def test_scores_match_evaluate():
     generator = np.random.default_rng(0)
     sizes = generator.integers(10, 60, (5, 2))
-    references = [generator.integers(0, 9, size) for size in sizes]  # class 9 and 10 never occur, 11 is predicted alone
+    references = [generator.integers(0, 9, size) for size in sizes]  # class 9 and 10 never occur, 11 is only predicted
     predictions = [np.where(generator.random(m.shape) < 0.6, m, 11) for m in references]
     for reference in references:
         reference[generator.random(reference.shape) < 0.1] = 255
@@ -100,7 +100,7 @@ def test_scores_are_those_of_evaluate():
     assert scores["mean_dice"] == pytest.approx(np.nanmean(2 * iou / (1 + iou)))
 
 
-def test_matrices_of_two_processes_add_up():
+def test_matrices_of_two_processes_are_summed():
     predictions, references = torch.randint(0, 7, (2, 6, 20, 20))
     whole, halves = ConfusionMatrix(7), [ConfusionMatrix(7), ConfusionMatrix(7)]
     whole.update(predictions, references)
@@ -111,7 +111,7 @@ def test_matrices_of_two_processes_add_up():
     assert torch.equal(halves[0].counts, whole.counts)
 
 
-def test_nothing_counted_is_not_a_number():
+def test_empty_matrix_scores_are_nan():
     matrix = ConfusionMatrix(3)
     matrix.update(torch.zeros(4, 4, dtype=torch.long), torch.full((4, 4), 255))
     scores = matrix.scores()
@@ -129,14 +129,14 @@ def test_nothing_counted_is_not_a_number():
         (torch.tensor([0.0, 1.0]), torch.tensor([0, 1]), "predictions are class labels, integers; got float32"),
     ],
 )
-def test_wrong_labels_are_refused_and_not_counted(predictions, references, message):
+def test_invalid_labels_raise_and_are_not_counted(predictions, references, message):
     matrix = ConfusionMatrix(3)
     with pytest.raises(MetricError, match=message):
         matrix.update(predictions, references)
     assert not matrix.counts.any()
 
 
-def test_a_device_that_cannot_be_asked_at_once_reports_when_read():
+def test_asynchronous_device_raises_on_read():
     matrix = ConfusionMatrix(3)
     matrix.bins += matrix._sorted_out(torch.tensor([0, 3]), torch.tensor([0, 1]))
     with pytest.raises(MetricError, match="1 labels are no class"):
@@ -144,7 +144,7 @@ def test_a_device_that_cannot_be_asked_at_once_reports_when_read():
 
 
 def boundary_by_erosion(predictions, references, classes, ignored, reach):
-    """The published way, class by class: a mask without its erosion by 3 x 3, `reach` times; no border at ignored."""
+    """The published method per class: a mask minus its erosion by 3 x 3, `reach` times; no border at ignored pixels."""
     left_out = references == ignored
     counts = np.zeros((3, classes), dtype=np.int64)
     for k in range(classes):
@@ -159,7 +159,7 @@ def boundary_by_erosion(predictions, references, classes, ignored, reach):
 
 @pytest.mark.parametrize("size", [(40, 60), (5, 3), (90, 31)])
 @pytest.mark.parametrize("width", [0.02, 0.1])
-def test_boundary_counts_are_those_of_erosion(size, width):
+def test_boundary_counts_match_erosion(size, width):
     generator = torch.Generator().manual_seed(1)
     blocks = torch.randint(0, 4, (1, 1, size[0] // 5 + 1, size[1] // 5 + 1), generator=generator).float()
     references = torch.nn.functional.interpolate(blocks, size).long()[0, 0]
@@ -175,7 +175,7 @@ def test_boundary_counts_are_those_of_erosion(size, width):
     assert measure.scores()["mean_boundary_iou"] == pytest.approx(iou.mean())
 
 
-def test_boundary_iou_is_one_for_the_truth_and_sees_ragged_outlines():
+def test_boundary_iou_is_one_for_ground_truth_and_penalizes_ragged_edges():
     references = torch.zeros(200, 200, dtype=torch.long)
     references[50:150, 50:150] = 1
     ragged = references.clone()

@@ -1,4 +1,4 @@
-"""The modules of evaluate: loaded by path without a network, equal to evaluate's own results, and without Arrow."""
+"""The modules for evaluate: loaded by path without a network, equal to evaluate's results, and without Arrow files."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from hf_vit_seg.metrics.keypoint_similarity import oks_average_precision
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_cache(tmp_path_factory):
-    """evaluate copies modules into a cache, from which Python imports them; no Arrow file may appear there."""
+    """evaluate copies modules to a cache, from which Python imports them; no Arrow file may be written there."""
     cache = tmp_path_factory.mktemp("evaluate")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(cache / "modules"))
@@ -43,8 +43,8 @@ def same_scores(found, expected):
         np.testing.assert_allclose(found[name], value, err_msg=name)
 
 
-def test_example_of_evaluate():
-    """The arrays and the result that evaluate's documentation of mean_iou shows."""
+def test_example_from_evaluate():
+    """The arrays and the result in evaluate's documentation of mean_iou."""
     predictions = [
         np.array([[1, 2], [3, 4], [5, 255]]),
         np.array([[2, 7], [9, 2], [3, 6]]),
@@ -64,7 +64,7 @@ def test_example_of_evaluate():
     np.testing.assert_allclose(scores["per_category_iou"], [0, 0, 0.375, 0.4, 0.5, 0, 0.5, 1, 1, 1])
 
 
-def test_mean_iou_streams_in_any_way():
+def test_mean_iou_does_not_depend_on_batching():
     predictions, references = random_maps()
     expected = evaluate_scores(predictions, references, 9, 255)
     metric = load("mean_iou")
@@ -84,19 +84,19 @@ def test_reduced_and_mapped_labels():
     given = {"predictions": predictions, "references": references}
     scores = load("mean_iou").compute(**given, num_labels=8, ignore_index=255, reduce_labels=True)
     same_scores(scores, evaluate_scores(predictions, reduced, 8, 255))
-    swapped = [np.select([r == 1, r == 2], [2, 1], r) for r in references]  # all at once, not one after the other
+    swapped = [np.select([r == 1, r == 2], [2, 1], r) for r in references]  # all at once, not sequentially
     scores = load("mean_iou").compute(**given, num_labels=9, ignore_index=255, label_map={1: 2, 2: 1})
     same_scores(scores, evaluate_scores(predictions, swapped, 9, 255))
 
 
-def test_absent_classes_can_be_given_a_number():
+def test_nan_to_num_replaces_absent_classes():
     scores = load("mean_iou").compute(
         predictions=[[[0, 1]]], references=[[[0, 1]]], num_labels=3, ignore_index=255, nan_to_num=0
     )
     assert scores["mean_iou"] == 1 and scores["per_category_iou"].tolist() == [1, 1, 0]
 
 
-def test_two_processes_sum_their_counts():
+def test_counts_are_summed_over_two_processes():
     predictions, references = random_maps()
     metrics = [load("mean_iou"), load("mean_iou")]
     for metric, half in zip(metrics, (slice(0, 1), slice(1, 4)), strict=True):
@@ -117,12 +117,12 @@ def test_two_processes_sum_their_counts():
         (None, [[[0]]], "predictions are missing"),
     ],
 )
-def test_wrong_maps_are_refused(predictions, references, message):
+def test_invalid_maps_raise(predictions, references, message):
     with pytest.raises(MetricError, match=message):
         load("mean_iou").compute(predictions=predictions, references=references, num_labels=5)
 
 
-def test_what_is_refused_leaves_nothing_behind():
+def test_failed_update_leaves_no_state():
     metric, right, wrong = load("mean_iou"), [[0, 1]], [[1, 0]]
     with pytest.raises(MetricError, match="predictions hold 1"):
         metric.compute(predictions=[right], references=[right], num_labels=1)
@@ -138,14 +138,14 @@ def test_what_is_refused_leaves_nothing_behind():
     assert metric.compute(num_labels=2)["overall_accuracy"] == 0
 
 
-def test_many_values_are_settled_when_loading():
+def test_load_arguments_become_defaults():
     metric = load("mean_iou", values=400, ignore_index=65535)
     maps = torch.tensor([[[399, 0, 5]]])
     metric.add_batch(predictions=maps, references=torch.tensor([[[399, 65535, 0]]]))
     assert metric.compute(num_labels=400)["overall_accuracy"] == 0.5
 
 
-def test_modules_have_their_names_and_combine():
+def test_modules_are_named_and_combine():
     assert [load(name).name for name in MODULES] == list(MODULES)
     both = evaluate.combine([load("top_k_accuracy"), load("calibration_error")])
     both.add(prediction=[0.9, 0.1], reference=0)
@@ -153,7 +153,7 @@ def test_modules_have_their_names_and_combine():
     assert both.compute()["accuracy"] == 0.5
 
 
-def test_nothing_added():
+def test_compute_without_data():
     with pytest.raises(MetricError, match="nothing to measure"):
         load("mean_iou").compute(num_labels=2)
     with pytest.raises(MetricError, match="known are calibration_error, mean_iou"):

@@ -1,4 +1,4 @@
-"""OKS and its average precision, against pycocotools."""
+"""OKS and its average precision, compared with pycocotools."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ COCO_ORDER = ("", "_50", "_75", "_medium", "_large")
 
 
 def random_persons(seed, images=6, exact=False):
-    """Labelled persons of all kinds (crowds, without keypoints, small to large), and predictions near and far."""
+    """Labeled persons of all kinds (crowds, without keypoints, small to large), and predictions near and far."""
     rng = np.random.default_rng(seed)
     truths, persons = [], []
     for image in rng.permutation(images) + 7:
@@ -51,7 +51,7 @@ def random_persons(seed, images=6, exact=False):
 
 
 def coco_scores(predicted, labelled):
-    """pycocotools' ten numbers by our names."""
+    """The ten metrics of pycocotools under our names."""
     ids = sorted({*labelled.images.tolist(), *predicted.images.tolist()})
     annotations = [
         {
@@ -89,16 +89,16 @@ def coco_scores(predicted, labelled):
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("seed", range(8))
-def test_average_precision_is_that_of_pycocotools(seed, exact):
+def test_average_precision_matches_pycocotools(seed, exact):
     persons = random_persons(seed, exact=exact)
     ours, theirs = oks_average_precision(*persons), coco_scores(*persons)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         np.testing.assert_allclose(ours[name], value, atol=1e-12, err_msg=name)
-    assert 0 < ours["oks_ap"] < 1  # the data exercises the measure
+    assert 0 < ours["oks_ap"] < 1  # the data exercises the metric
 
 
-def test_twenty_best_persons_count():
+def test_at_most_twenty_persons_are_counted():
     predicted, labelled = random_persons(3)
     own = predicted.images == labelled.images[0]
     crowd = PredictedPersons(
@@ -121,7 +121,7 @@ def test_order_of_persons_does_not_matter():
     )
 
 
-def test_similarity_of_a_person_with_itself_is_one_and_falls_with_distance():
+def test_similarity_is_one_for_itself_and_falls_with_distance():
     _, labelled = random_persons(1)
     kept = (labelled.keypoints[..., 2] > 0).any(axis=1)
     rest = (labelled.keypoints[kept], labelled.areas[kept], labelled.boxes[kept], COCO_SIGMAS)
@@ -131,7 +131,7 @@ def test_similarity_of_a_person_with_itself_is_one_and_falls_with_distance():
     assert (similarity[1] < similarity[0]).all() and (similarity[2] < similarity[1]).all()
 
 
-def test_nobody_labelled_is_not_zero_but_unknown():
+def test_no_labeled_persons_gives_nan():
     predicted, labelled = random_persons(2)
     nobody = LabelledPersons(
         *(a[:0] for a in (labelled.images, labelled.keypoints, labelled.areas, labelled.boxes, labelled.crowds))
@@ -141,7 +141,7 @@ def test_nobody_labelled_is_not_zero_but_unknown():
     assert oks_average_precision(unseen, labelled)["oks_ap"] == 0
 
 
-def test_arrays_that_do_not_belong_together_are_refused():
+def test_mismatched_arrays_raise():
     predicted, labelled = random_persons(2)
     with pytest.raises(MetricError, match="predicted keypoints should have the shape"):
         oks_average_precision(predicted, labelled, sigmas=COCO_SIGMAS[:5])

@@ -1,4 +1,4 @@
-"""The body of tests that every architecture passes. It is parametrised over the registry: see `cases.py`."""
+"""Tests of every architecture, parametrized over the registry: see `cases.py`."""
 
 import copy
 import logging
@@ -37,7 +37,7 @@ BACKBONES = [name for name, auto in BUILT if auto == "AutoBackbone"]
 
 
 def build(name: str, auto: str = "AutoModelForSemanticSegmentation", **settings) -> PreTrainedModel:
-    """The tiny variant under an Auto class, every weight random, in evaluation."""
+    """The tiny variant with an Auto class and random weights, in evaluation mode."""
     attention = settings.pop("attn_implementation", "sdpa")
     config = architectures()[name].variant_config("tiny", **({"num_labels": LABELS} | settings))
     return randomise(getattr(transformers, auto).from_config(config, attn_implementation=attention)).eval()
@@ -49,7 +49,7 @@ def images(name: str, batch: int = 2, size: tuple[int, int] | None = None, chann
 
 
 def main_output(output) -> torch.Tensor:
-    """The tensor that a model of any head is asked for."""
+    """The main output tensor of a model with any head."""
     for name in ("logits", "heatmaps"):
         if getattr(output, name, None) is not None:
             return output[name]
@@ -90,19 +90,19 @@ def test_golden_parameter_counts(name):
 
 
 @pytest.mark.parametrize("name", architectures())
-def test_a_variant_may_be_written_as_papers_do(name):
+def test_variant_names_as_in_papers(name):
     architecture = architectures()[name]
     assert architecture.variant_config("Tiny").to_dict() == architecture.variant_config("tiny").to_dict()
 
 
 @pytest.mark.parametrize("name", architectures())
-def test_an_unknown_variant_names_the_known_ones(name):
+def test_unknown_variant_lists_known_ones(name):
     with pytest.raises(ValueError, match="tiny"):
         architectures()[name].variant_config("b99")
 
 
 @pytest.mark.parametrize(("name", "auto"), BUILT)
-def test_registered_with_the_auto_classes(name, auto, tmp_path):
+def test_auto_class_registration(name, auto, tmp_path):
     model = build(name, auto)
     assert type(model) is architectures()[name].models[auto]
     model.save_pretrained(tmp_path)
@@ -110,7 +110,7 @@ def test_registered_with_the_auto_classes(name, auto, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "auto"), BUILT)
-def test_the_input_embeddings_are_the_first_to_see_the_image(name, auto):
+def test_input_embeddings_are_the_first_layer(name, auto):
     model, seen = build(name, auto), []
     for module in model.modules():
         if any(True for _ in module.parameters(recurse=False)):
@@ -121,7 +121,7 @@ def test_the_input_embeddings_are_the_first_to_see_the_image(name, auto):
 
 
 @pytest.mark.parametrize(("name", "auto"), BUILT)
-def test_any_size_any_batch(name, auto):
+def test_any_image_size_and_batch_size(name, auto):
     model = build(name, auto)
     for size in CASES[name].sizes:
         pixel_values = images(name, size=size)
@@ -144,7 +144,7 @@ def test_gradients_reach_every_parameter(name, auto):
     pixel_values = images(name)
     loss_of(model, pixel_values, **labels_for(model, pixel_values)).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    # A bias before a softmax over keys moves all scores of a query alike: its gradient is zero but for rounding.
+    # A bias before a softmax over keys shifts all scores of a query equally: its gradient is zero except for rounding.
     excused = ("k_proj.bias", *CASES[name].unreached.get(auto, ()))
     assert [n for n in without if not n.endswith(excused)] == []
 
@@ -165,7 +165,7 @@ def test_save_and_load(name, auto, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_an_encoder_loads_under_any_head(name, tmp_path):
+def test_encoder_weights_load_into_any_head(name, tmp_path):
     classifier = build(name, "AutoModelForImageClassification")
     classifier.save_pretrained(tmp_path)
     segmenter = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, num_labels=3)
@@ -187,7 +187,7 @@ def test_attention_implementations_agree(name, auto):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_flex_attention_agrees_and_flash_is_asked_for_clearly(name):
+def test_flex_attention_agrees_and_missing_flash_raises(name):
     model = build(name, "AutoModel")
     pixel_values = images(name)
     with torch.no_grad():
@@ -201,7 +201,7 @@ def test_flex_attention_agrees_and_flash_is_asked_for_clearly(name):
 
 
 @pytest.mark.parametrize(("name", "auto"), BUILT)
-def test_hidden_states_and_attentions_are_recorded(name, auto):
+def test_hidden_states_and_attentions_are_returned(name, auto):
     model = build(name, auto, attn_implementation="eager")
     pixel_values = images(name)
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_hidden_states_and_attentions_are_recorded(name, auto):
 
 
 @pytest.mark.parametrize(("name", "auto"), BUILT)
-def test_low_precision_stays_near(name, auto):
+def test_low_precision_is_close(name, auto):
     model = build(name, auto)
     pixel_values = images(name)
     with torch.no_grad():
@@ -232,7 +232,7 @@ def test_low_precision_stays_near(name, auto):
 
 
 @pytest.mark.parametrize(("name", "auto"), BUILT)
-def test_compiles_without_a_graph_break(name, auto):
+def test_compiles_without_graph_breaks(name, auto):
     torch._dynamo.reset()
     model = build(name, auto)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -245,7 +245,7 @@ def test_compiles_without_a_graph_break(name, auto):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_inductor_gives_the_same_and_sees_new_weights(name):
+def test_inductor_agrees_and_uses_updated_weights(name):
     torch._dynamo.reset()
     model = build(name)
     compiled = torch.compile(model, fullgraph=True)
@@ -257,7 +257,7 @@ def test_inductor_gives_the_same_and_sees_new_weights(name):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_exports_with_any_batch_and_size(name):
+def test_exports_with_dynamic_batch_and_size(name):
     model = build(name)
     dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     with torch.no_grad():
@@ -270,7 +270,7 @@ def test_exports_with_any_batch_and_size(name):
 
 
 @pytest.mark.parametrize(("name", "auto"), BUILT)
-def test_activation_checkpointing_changes_no_gradient(name, auto):
+def test_activation_checkpointing_keeps_gradients(name, auto):
     plain = build(name, auto).train()
     pixel_values = images(name)
     labels = labels_for(plain, pixel_values)
@@ -291,7 +291,7 @@ def test_activation_checkpointing_changes_no_gradient(name, auto):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_device_map_loads(name, tmp_path):
+def test_loads_with_device_map(name, tmp_path):
     model = build(name)
     model.save_pretrained(tmp_path)
     pixel_values = images(name)
@@ -313,8 +313,8 @@ def test_offloading_hooks_reach_every_weight(name):
 
 
 @pytest.mark.parametrize(("name", "auto"), BUILT)
-def test_what_must_not_be_split_is_found(name, auto):
-    """transformers splits a model over devices by the names of classes, and says nothing of those that it lacks."""
+def test_no_split_modules_are_found(name, auto):
+    """transformers places layers on devices by class name, and ignores names that do not exist."""
     accelerate = pytest.importorskip("accelerate")
     model = build(name, auto)
     kept_whole = model._no_split_modules or ()
@@ -332,18 +332,18 @@ def test_what_must_not_be_split_is_found(name, auto):
 
 
 def own_fields(config: type[PreTrainedConfig]) -> set[str]:
-    """The fields that a config class adds to those of transformers' base class."""
+    """The fields that a config class adds to transformers' base class."""
     inherited = {field.name for field in fields(PreTrainedConfig)}
     return {field.name for field in fields(config)} - inherited - {"_out_features", "_out_indices", "stage_names"}
 
 
 @pytest.mark.parametrize("name", architectures())
-def test_the_case_names_every_config_field(name):
+def test_case_lists_every_config_field(name):
     assert own_fields(architectures()[name].config) == set(CASES[name].alternatives)
 
 
 def response(name: str, auto: str, **settings) -> tuple:
-    """All that a config field can change: parameters, fresh weights, outputs in evaluation and training, loss."""
+    """All effects of a config field: parameters, initialization, outputs in evaluation and training, loss."""
     config = architectures()[name].variant_config("tiny", num_labels=LABELS, **settings)
     torch.manual_seed(0)
     model = getattr(transformers, auto).from_config(config)
@@ -379,7 +379,7 @@ def test_every_config_field_is_read(name, field):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_other_band_counts(name):
+def test_other_channel_counts(name):
     model = build(name, num_channels=5)
     with torch.no_grad():
         assert model(images(name, channels=5)).logits.isfinite().all()
@@ -388,7 +388,7 @@ def test_other_band_counts(name):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_the_loss_counts_valid_pixels_alone(name):
+def test_loss_ignores_invalid_pixels(name):
     model = build(name)
     pixel_values = images(name)
     labels = labels_for(model, pixel_values)["labels"]
@@ -417,8 +417,8 @@ def test_one_label_is_binary(name):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_trainer_gives_accumulated_batches_the_gradients_of_a_whole_one(name, tmp_path):
-    """transformers' own SegFormer makes the loss grow with the accumulation steps (`accepts_loss_kwargs`)."""
+def test_trainer_gradient_accumulation_matches_a_large_batch(name, tmp_path):
+    """The loss of transformers' SegFormer grows with the accumulation steps (`accepts_loss_kwargs`)."""
     known = own_fields(architectures()[name].config)
     steady = {field: 0.0 for field in known if field.endswith(("dropout_prob", "drop_path_rate"))}
     first = build(name, decode_head_norm="group", **steady)
@@ -452,7 +452,7 @@ def test_trainer_gives_accumulated_batches_the_gradients_of_a_whole_one(name, tm
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_a_subclass_of_any_name_keeps_its_loss(name):
+def test_subclass_with_any_name_keeps_its_loss(name):
     models = architectures()[name].models
     for auto in models.keys() & {"AutoModelForSemanticSegmentation", "AutoModelForImageClassification"}:
         parent = models[auto]
@@ -471,7 +471,7 @@ PIPELINES = {
 
 
 @pytest.mark.parametrize(("name", "task"), [(n, task) for n, a in BUILT for task in PIPELINES if PIPELINES[task] == a])
-def test_pipelines_run_and_log_no_error(name, task, tmp_path, caplog):
+def test_pipelines_run_without_logged_errors(name, task, tmp_path, caplog):
     build(name, PIPELINES[task]).save_pretrained(tmp_path)
     processor = architectures()[name].image_processor["torchvision"]
     processor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
@@ -487,7 +487,7 @@ def test_pipelines_run_and_log_no_error(name, task, tmp_path, caplog):
 
 @pytest.mark.parametrize("name", BACKBONES)
 @torch.no_grad()
-def test_fewer_stages_of_a_backbone_give_the_same_maps(name, tmp_path):
+def test_backbone_with_fewer_stages_gives_the_same_maps(name, tmp_path):
     segmenter = build(name)
     segmenter.save_pretrained(tmp_path)
     names, kind = segmenter.config.stage_names, architectures()[name].models["AutoBackbone"]

@@ -1,4 +1,4 @@
-"""Heads on backbones of transformers: weights are the checkpoint's, strides decide the head, recipes take them."""
+"""Heads on backbones of transformers: weights from the checkpoint, head selected by strides, and recipes."""
 
 import shutil
 
@@ -39,7 +39,7 @@ PLAIN = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "i
 PLAIN |= {"image_size": 64}
 STAGES = {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 2, 1]}
 SWIN = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 2, "image_size": 64}
-# The bare model that a checkpoint is made of, and its config.
+# The plain model of a checkpoint, and its config.
 BARE: dict[str, tuple[str, PreTrainedConfig]] = {
     "dinov2": ("Dinov2Model", Dinov2Config(**PLAIN)),
     "dinov2_with_registers": ("Dinov2WithRegistersModel", Dinov2WithRegistersConfig(**PLAIN)),
@@ -56,7 +56,7 @@ PLAIN_KINDS = ("dinov2", "dinov2_with_registers", "dinov3_vit", "beit", "vit_seg
 
 
 def bare(folder, kind: str = "dinov2") -> PreTrainedModel:
-    """A random bare model in a folder."""
+    """Save a random plain model to a folder."""
     class_name, config = BARE[kind]
     build = getattr(transformers, class_name)
     model = build.from_config(config) if class_name == "AutoModel" else build(config)
@@ -64,7 +64,7 @@ def bare(folder, kind: str = "dinov2") -> PreTrainedModel:
     return model
 
 
-def worn(folder, head: str | None = None, **settings) -> BackboneForSemanticSegmentation:
+def backbone_with_head(folder, head: str | None = None, **settings) -> BackboneForSemanticSegmentation:
     return BackboneForSemanticSegmentation.from_backbone(folder, head, **settings)
 
 
@@ -73,18 +73,18 @@ def is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("kind", BARE)
-def test_features_are_the_bare_models_before_and_after_saving(kind, tmp_path):
+def test_features_match_the_plain_backbone_after_saving(kind, tmp_path):
     plain = bare(tmp_path / "bare", kind)
-    model = worn(tmp_path / "bare", id2label={0: "a", 1: "b", 2: "c"})
+    model = backbone_with_head(tmp_path / "bare", id2label={0: "a", 1: "b", 2: "c"})
     assert model.head_name == ("feature_pyramid" if kind in PLAIN_KINDS else "all_mlp")
-    model.save_pretrained(tmp_path / "worn")
-    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "worn")
+    model.save_pretrained(tmp_path / "with_head")
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "with_head")
     with torch.no_grad():
         whole = plain(IMAGES, output_hidden_states=True)
-        expected = whole.get("reshaped_hidden_states", whole.hidden_states)  # Swin's as maps
+        expected = whole.get("reshaped_hidden_states", whole.hidden_states)  # Swin's as feature maps
         found = model(IMAGES, output_hidden_states=True)
         torch.testing.assert_close(loaded(IMAGES).logits, found.logits)
-    # The last state may be normed in one and not in the other; Swin's stages give theirs before the next one's merging.
+    # The last state is normalized in only one of them; Swin's stages return theirs before the next patch merging.
     apart = {"swin": 3}.get(kind, 1)
     states = [state for state in found.hidden_states if any(is_close(state, other) for other in expected)]
     assert len(found.hidden_states) >= 4 and len(states) >= len(found.hidden_states) - apart
@@ -94,15 +94,15 @@ def test_features_are_the_bare_models_before_and_after_saving(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", BARE)
-def test_any_size_and_logits_that_span_the_image(kind, tmp_path):
+def test_any_image_size_and_logits_span_the_image(kind, tmp_path):
     bare(tmp_path, kind)
-    model = worn(tmp_path)
+    model = backbone_with_head(tmp_path)
     pixel_values = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         whole = model(pixel_values).logits
         for size in ((61, 45), (33, 70), (1, 7)):
             assert model(torch.randn(2, 3, *size)).logits.isfinite().all()
-        # A border of zeros is what padding adds: without it the logits are those of its image, sampled.
+        # Padding adds a border of zeros: without it, the logits are those of the image, sampled.
         pixel_values[..., 90:] = 0
         padded, cropped = model(pixel_values).logits, model(pixel_values[..., :90]).logits
     step = 96 // whole.shape[-1]
@@ -140,22 +140,22 @@ def test_any_size_and_logits_that_span_the_image(kind, tmp_path):
         ("dinov2", "feature_pyramid", (2, 4), r"returns 2 .*: use other decode_head_levels"),
     ],
 )
-def test_a_head_that_cannot_read_the_maps_is_refused(kind, head, levels, reason, tmp_path):
+def test_incompatible_head_raises(kind, head, levels, reason, tmp_path):
     bare(tmp_path, kind)
     with pytest.raises(ValueError, match=reason):
-        worn(tmp_path, head, decode_head_levels=levels)
+        backbone_with_head(tmp_path, head, decode_head_levels=levels)
 
 
 @pytest.mark.parametrize(("head", "stages"), [("linear", ["stage4"]), ("mask_transformer", ["stage4"])])
 @pytest.mark.parametrize("kind", ["dinov2", "swin"])
-def test_heads_of_one_map_read_the_last(kind, head, stages, tmp_path):
+def test_single_map_heads_use_the_last_map(kind, head, stages, tmp_path):
     bare(tmp_path, kind)
-    model = worn(tmp_path, head, num_labels=7, decode_head_hidden_size=48)
+    model = backbone_with_head(tmp_path, head, num_labels=7, decode_head_hidden_size=48)
     assert model.config.backbone.out_features == stages
     assert logits(model).shape[:2] == (2, 7)
 
 
-def test_a_config_carries_the_code_of_its_backbone(tmp_path):
+def test_config_saves_the_code_of_its_backbone(tmp_path):
     config = BackboneSegmentationConfig(backbone_config=architectures()["cvt"].variant_config("tiny"))
     model = BackboneForSemanticSegmentation(config)
     model.save_pretrained(tmp_path / "model")
@@ -166,7 +166,7 @@ def test_a_config_carries_the_code_of_its_backbone(tmp_path):
     assert (tmp_path / "model" / "modeling_cvt.py").is_file()
 
 
-def test_parts_whose_files_have_one_name_are_refused(tmp_path, monkeypatch):
+def test_code_files_with_equal_names_raise(tmp_path, monkeypatch):
     for folder in ("head", "backbone"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "blocks.py").touch()
@@ -184,10 +184,10 @@ def test_parts_whose_files_have_one_name_are_refused(tmp_path, monkeypatch):
         config.check_parts()
 
 
-def test_what_is_no_backbone_is_refused(tmp_path):
+def test_non_backbone_raises(tmp_path):
     transformers.SegformerModel(transformers.SegformerConfig()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"is a 'segformer', for which transformers has no backbone"):
-        worn(tmp_path)
+        backbone_with_head(tmp_path)
     for wrong in ({"model_type": "nothing"}, {}):
         with pytest.raises(ValueError, match="needs a model_type that is in transformers"):
             BackboneSegmentationConfig(backbone_config=wrong)
@@ -195,7 +195,7 @@ def test_what_is_no_backbone_is_refused(tmp_path):
         BackboneSegmentationConfig(backbone_config=transformers.SegformerConfig())
 
 
-def test_the_callers_config_stays_as_it_was():
+def test_config_of_the_caller_is_not_modified():
     config = Dinov2Config(**PLAIN)
     before = config.to_dict()
     model = BackboneForSemanticSegmentation(BackboneSegmentationConfig(backbone_config=config, num_channels=5))
@@ -203,9 +203,9 @@ def test_the_callers_config_stays_as_it_was():
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "swin"])
-def test_the_backbone_attends_as_it_is_told(kind, tmp_path):
+def test_backbone_uses_the_attention_implementation(kind, tmp_path):
     bare(tmp_path, kind)
-    model = worn(tmp_path, attn_implementation="eager")
+    model = backbone_with_head(tmp_path, attn_implementation="eager")
     assert model.config._attn_implementation == model.backbone.config._attn_implementation == "eager"
     with torch.no_grad():
         outputs = model(IMAGES, output_attentions=True)
@@ -216,9 +216,9 @@ def test_the_backbone_attends_as_it_is_told(kind, tmp_path):
     assert model.backbone.config._attn_implementation == "sdpa"
 
 
-def test_what_a_backbone_cannot_do_is_said(tmp_path):
+def test_unsupported_backbone_features_raise(tmp_path):
     bare(tmp_path, "convnext")
-    model = worn(tmp_path)
+    model = backbone_with_head(tmp_path)
     with torch.no_grad():
         assert not model(IMAGES, output_attentions=True).attentions
     with pytest.raises(RecordError, match="does not support it"):
@@ -226,7 +226,7 @@ def test_what_a_backbone_cannot_do_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "swin", "resnet"])
-def test_a_frozen_backbone_stays_in_evaluation_and_to_the_last_bit(kind, tmp_path):
+def test_frozen_backbone_stays_in_eval_mode_and_bit_identical(kind, tmp_path):
     bare(tmp_path, kind)
     changes = {"backbone_config": {"drop_path_rate": 0.9}} if kind != "resnet" else {}
     found = build_model(recipe({"architecture": "backbone", "from_pretrained": str(tmp_path), "fields": changes}), NEW)
@@ -241,7 +241,7 @@ def test_a_frozen_backbone_stays_in_evaluation_and_to_the_last_bit(kind, tmp_pat
     assert torch.equal(*maps)
 
 
-def test_a_recipe_puts_a_head_on_a_bare_backbone(tmp_path):
+def test_recipe_adds_a_head_to_a_backbone(tmp_path):
     plain = bare(tmp_path)
     BitImageProcessor(image_mean=[0.1, 0.2, 0.3], size={"shortest_edge": 80}, crop_size=64).save_pretrained(tmp_path)
     fields = {"decode_head": "linear", "backbone_config": {"hidden_dropout_prob": 0.25}}
@@ -258,15 +258,15 @@ def test_a_recipe_puts_a_head_on_a_bare_backbone(tmp_path):
     assert not processor.do_center_crop
 
 
-def test_a_run_goes_on_from_a_model_that_wears_its_head(tmp_path):
+def test_run_starts_from_a_model_with_head(tmp_path):
     bare(tmp_path / "bare")
-    worn(tmp_path / "bare", id2label=dict(enumerate(NEW))).save_pretrained(tmp_path / "worn")
+    backbone_with_head(tmp_path / "bare", id2label=dict(enumerate(NEW))).save_pretrained(tmp_path / "with_head")
     for origin in ({}, {"architecture": "backbone"}):
-        found = build_model(recipe({"from_pretrained": str(tmp_path / "worn")} | origin), NEW)
+        found = build_model(recipe({"from_pretrained": str(tmp_path / "with_head")} | origin), NEW)
         assert not [note for note in found.notes if "initialized anew" in note]
 
 
-def test_other_bands_adapt_the_backbones_first_convolution(tmp_path):
+def test_other_channel_counts_adapt_the_first_convolution(tmp_path):
     plain = bare(tmp_path)
     origin = {"architecture": "backbone", "from_pretrained": str(tmp_path)}
     found = build_model(recipe(origin, processor={"image_mean": [0.5] * 4, "image_std": [0.5] * 4}), NEW, bands=4)
@@ -286,13 +286,13 @@ def test_other_bands_adapt_the_backbones_first_convolution(tmp_path):
         ({"architecture": "backbone", "fields": {"backbone_config": {"dropout": 1}}}, r"backbone_config\.dropout"),
     ],
 )
-def test_recipes_that_do_not_fit_are_refused(model, reason, tmp_path):
+def test_invalid_recipes_raise(model, reason, tmp_path):
     bare(tmp_path)
     with pytest.raises(RecordError, match=reason):
         build_model(recipe({"from_pretrained": str(tmp_path)} | model), NEW)
 
 
-def test_a_run_leaves_a_directory_that_needs_nothing_else(tmp_path):
+def test_run_directory_is_self_contained(tmp_path):
     plain = bare(tmp_path / "bare").state_dict()
     origin = {"architecture": "backbone", "from_pretrained": str(tmp_path / "bare"), "freeze": [r"^backbone\."]}
     wanted = tiny_runs.settings(tiny_runs.write_data(tmp_path), model=origin)
@@ -307,18 +307,18 @@ def test_a_run_leaves_a_directory_that_needs_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 @pytest.mark.parametrize("saved_by", ["timm", "transformers"])
-def test_timms_weights_and_statistics_come_along(name, saved_by, tmp_path):
+def test_timm_weights_and_statistics_are_loaded(name, saved_by, tmp_path):
     timm = pytest.importorskip("timm")
     plain = randomise(timm.create_model(name, num_classes=3)).eval()
     timm.models.save_for_hf(plain, tmp_path / "bare", safe_serialization=True)
-    model = worn(tmp_path / "bare")
+    model = backbone_with_head(tmp_path / "bare")
     if saved_by == "transformers":
         model.backbone.save_pretrained(tmp_path / "again")
-        model = worn(tmp_path / "again")
-    model.save_pretrained(tmp_path / "worn")
-    stored = AutoConfig.from_pretrained(tmp_path / "worn").backbone
+        model = backbone_with_head(tmp_path / "again")
+    model.save_pretrained(tmp_path / "with_head")
+    stored = AutoConfig.from_pretrained(tmp_path / "with_head").backbone
     assert (stored.backbone, stored.out_features) == (name, model.config.backbone.out_features)
-    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "worn")
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "with_head")
     with torch.no_grad():
         expected = plain.forward_intermediates(IMAGES, indices=4, intermediates_only=True)
         maps = [m.backbone(IMAGES).feature_maps for m in (model, loaded)]
@@ -332,15 +332,18 @@ def test_timms_weights_and_statistics_come_along(name, saved_by, tmp_path):
 @pytest.mark.parametrize(
     ("name", "head"), [("vit_tiny_patch16_224", "feature_pyramid"), ("swin_tiny_patch4_window7_224", "all_mlp")]
 )
-def test_timms_transformers_take_images_of_any_size(name, head, tmp_path):
+def test_timm_transformers_accept_any_image_size(name, head, tmp_path):
     timm = pytest.importorskip("timm")
     plain = timm.create_model(name, dynamic_img_size=True).eval()
     timm.models.save_for_hf(plain, tmp_path / "bare", safe_serialization=True)
-    model = worn(tmp_path / "bare")
+    model = backbone_with_head(tmp_path / "bare")
     assert model.head_name == head
     model.backbone.save_pretrained(tmp_path / "again")
-    model.save_pretrained(tmp_path / "worn")
-    again, loaded = worn(tmp_path / "again"), AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "worn")
+    model.save_pretrained(tmp_path / "with_head")
+    again, loaded = (
+        backbone_with_head(tmp_path / "again"),
+        AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "with_head"),
+    )
     pixel_values = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         expected = plain.forward_intermediates(pixel_values, indices=4, intermediates_only=True)
@@ -354,7 +357,7 @@ def test_timms_transformers_take_images_of_any_size(name, head, tmp_path):
             assert loaded(torch.randn(1, 3, *size)).logits.shape[-2:] == grid
 
 
-def test_timms_backbones_are_built_from_a_config_alone():
+def test_timm_backbones_are_built_from_a_config():
     pytest.importorskip("timm")
     config = BackboneSegmentationConfig(backbone_config=TimmBackboneConfig(backbone="resnet18"), num_channels=2)
     model = BackboneForSemanticSegmentation(config)

@@ -14,7 +14,7 @@ from hf_vit_seg.models.modeling_segformer import MixFFN
 
 @pytest.mark.parametrize("shape", [(9000, 32), (3, 2500, 32), (2, 16, 250, 32), (32,), (0, 32), (40, 32)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_pointwise_linear_is_linear(shape, bias):
+def test_pointwise_linear_matches_linear(shape, bias):
     layer = randomise(PointwiseLinear(32, 48, bias=bias))
     reference = torch.nn.Linear(32, 48, bias=bias)
     reference.load_state_dict(layer.state_dict())
@@ -34,7 +34,7 @@ def test_pointwise_linear_is_linear(shape, bias):
 
 
 @pytest.mark.parametrize("function", ["onednn_linear", "linear_by_convolution"])
-def test_each_way_through_onednn_is_linear(function):
+def test_every_onednn_path_matches_linear(function):
     way = getattr(cpu_kernels, function)
     if way is None:
         pytest.skip("this build of torch has no fused linear layer")
@@ -45,7 +45,7 @@ def test_each_way_through_onednn_is_linear(function):
         torch.testing.assert_close(way(tokens, weight, bias, *extra), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_onednn_is_for_plain_float_tensors():
+def test_onednn_requires_plain_float_tensors():
     tokens, weight = torch.randn(1000, 64), torch.nn.Parameter(torch.randn(8, 64))
     assert cpu_kernels.is_plain_float32(tokens, weight)
     assert not cpu_kernels.is_plain_float32(tokens.double(), weight.double())
@@ -53,7 +53,7 @@ def test_onednn_is_for_plain_float_tensors():
         assert not cpu_kernels.is_plain_float32(tokens, weight)
 
 
-def test_strips_are_for_inference_alone():
+def test_row_strips_are_for_inference_only():
     tensor = torch.zeros(1)
     assert not use_row_strips(tensor)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_strips_are_for_inference_alone():
 
 
 @given(st.integers(1, 500), st.integers(1, 10**6), st.integers(0, 10**8))
-def test_strips_cover_all_rows_once_and_keep_to_the_budget(height, row_bytes, budget):
+def test_row_strips_cover_all_rows_once_within_the_budget(height, row_bytes, budget):
     strips = row_strips(height, row_bytes, budget)
     assert [row for first, last in strips for row in range(first, last)] == list(range(height))
     assert all((last - first) * row_bytes <= max(budget, row_bytes) for first, last in strips)
@@ -71,7 +71,7 @@ def test_strips_cover_all_rows_once_and_keep_to_the_budget(height, row_bytes, bu
 
 @settings(max_examples=25)
 @given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 3), st.sampled_from([1, 700, 5000, 10**9]))
-def test_mix_ffn_in_strips_is_mix_ffn(height, width, batch, strip_bytes):
+def test_mix_ffn_in_row_strips_matches_mix_ffn(height, width, batch, strip_bytes):
     layer = randomise(
         MixFFN(SegFormerConfig(hidden_sizes=(8, 16, 24, 32), num_attention_heads=(1, 2, 3, 4)), 0)
     ).double()

@@ -1,6 +1,6 @@
-"""What is particular to CvT: its class token, its convolutions, and the five faults of transformers' own CvT.
+"""Tests specific to CvT: its class token, its convolutions, and the five bugs of CvT in transformers.
 
-The faults are listed in section 8 of the facts on transformers 5.23.
+The bugs are listed in section 8 of the facts on transformers 5.23.
 """
 
 import pytest
@@ -33,12 +33,12 @@ def logits(model: nn.Module, size: tuple[int, int] = (64, 96)) -> torch.Tensor:
         return model(torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))).logits
 
 
-# The five faults.
+# The five bugs.
 
 
 @pytest.mark.parametrize("method", ["linear", "avg"])
 def test_every_projection_method_works(method):
-    """First fault: AttributeError."""
+    """First bug: AttributeError."""
     model = randomise(CvTForImageClassification(config(projection_methods=[method] * 3))).eval()
     assert logits(model).isfinite().all()
     attention = model.cvt.stages[0].layers[0].attention
@@ -50,23 +50,23 @@ def test_every_projection_method_works(method):
     assert attention.q_conv is None
 
 
-def test_stochastic_depth_rises_linearly_within_a_stage():
-    """Second fault: every layer has the rate that belongs to the number of its stage."""
+def test_stochastic_depth_increases_linearly_within_a_stage():
+    """Second bug: every layer has the rate for the index of its stage."""
     model = CvTModel(config(depths=(1, 2, 4), drop_path_rate=(0.0, 0.1, 0.3)))
     rates = [[layer.drop_path.rate for layer in stage.layers] for stage in model.stages]
     assert rates == [[0.0], [0.0, 0.1], pytest.approx([0.0, 0.1, 0.2, 0.3])]
 
 
-def test_a_dropped_branch_leaves_the_residual_connection():
-    """Third fault: the sum is dropped and not the branch, so that the output is zero."""
+def test_dropped_branch_keeps_the_residual_connection():
+    """Third bug: the sum is dropped instead of the branch, so the output is zero."""
     layer = randomise(CvTLayer(CvTModel(config()).config, 2, drop_path_rate=1 - 1e-9)).train()
     tokens = torch.randn(2, 1 + 6, 48)
     with torch.no_grad():
         assert torch.equal(layer(tokens, (2, 3)), tokens)
 
 
-def test_classification_without_a_class_token_takes_the_mean():
-    """Fourth fault: IndexError."""
+def test_classification_without_class_token_uses_the_mean():
+    """Fourth bug: IndexError."""
     model = randomise(CvTForImageClassification(config(use_cls_token=[False] * 3))).eval()
     pixel_values = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -77,38 +77,38 @@ def test_classification_without_a_class_token_takes_the_mean():
 
 
 @pytest.mark.parametrize("use", [(True, False, False), (False, True, True), (True, True, True)])
-def test_a_class_token_in_any_stage(use):
-    """Fifth fault: RuntimeError, because the token has the width of the last stage."""
+def test_class_token_in_any_stage(use):
+    """Fifth bug: RuntimeError, because the token has the width of the last stage."""
     model = randomise(CvTForImageClassification(config(use_cls_token=use))).eval()
     widths = [None if stage.cls_token is None else stage.cls_token.shape[-1] for stage in model.cvt.stages]
     assert widths == [width if used else None for width, used in zip((16, 32, 48), use, strict=True)]
     assert logits(model).isfinite().all()
 
 
-# The rest.
+# Other tests.
 
 
 def test_one_image_gives_one_row_of_logits():
-    """The released code squeezes a batch of one away."""
+    """The released code squeezes a batch of one."""
     model = randomise(CvTForImageClassification(config())).eval()
     with torch.no_grad():
         assert model(torch.randn(1, 3, 64, 64)).logits.shape == (1, 5)
 
 
-def test_attentions_are_those_of_every_layer():
+def test_attentions_of_every_layer_are_returned():
     model = CvTForSemanticSegmentation(config())
     model.set_attn_implementation("eager")
     attentions = model(torch.randn(1, 3, 64, 96), output_attentions=True).attentions
-    # (heads, queries, keys): the class token is among both, and a quarter of the grid's keys remain.
+    # (heads, queries, keys): the class token is in both, and a quarter of the keys of the grid remain.
     shapes = [(1, 384, 96), (2, 96, 24), (2, 96, 24), (3, 25, 7), (3, 25, 7)]
     assert [tuple(attention.shape[1:]) for attention in attentions] == shapes
 
 
-def test_scores_are_scaled_by_the_whole_width():
+def test_attention_scores_are_scaled_by_the_full_width():
     assert [stage.layers[0].attention.scaling for stage in CvTModel(config()).stages] == [16**-0.5, 32**-0.5, 48**-0.5]
 
 
-def test_one_rate_stands_for_every_stage():
+def test_single_rate_applies_to_every_stage():
     assert list(config(drop_path_rate=0.2).drop_path_rate) == [0.2] * 3
     assert list(config(hidden_dropout_prob=0).hidden_dropout_prob) == [0.0] * 3
 
@@ -122,17 +122,17 @@ def test_one_rate_stands_for_every_stage():
         ({"projection_methods": ("dw_bn", "max", "dw_bn")}, "projection_methods"),
     ],
 )
-def test_impossible_configs_are_refused(fields, sentence):
+def test_invalid_configs_raise(fields, sentence):
     with pytest.raises(Exception, match=sentence):
         config(**fields)
 
 
-def test_images_smaller_than_a_kernel_are_refused():
+def test_images_smaller_than_a_kernel_raise():
     with pytest.raises(ValueError, match="at least 3x3 pixels, got 2x64"):
         CvTModel(config())(torch.randn(1, 3, 2, 64))
 
 
-def test_fresh_weights_follow_the_released_scheme():
+def test_weight_initialization_matches_the_release():
     model = CvTForImageClassification(architectures()["cvt"].variant_config("cvt-13", depths=(1, 2, 1))).requires_grad_(
         False
     )
@@ -145,8 +145,8 @@ def test_fresh_weights_follow_the_released_scheme():
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_folded_projections_are_the_layers_and_never_stale(stride, dtype):
-    """Every way to change a tensor, behind autograd's back too, shows in the next call."""
+def test_folded_projections_match_the_layers_and_are_never_stale(stride, dtype):
+    """Every modification of a tensor, including those hidden from autograd, affects the next call."""
     projection = randomise(DepthwiseProjection(8, 3, stride, 1, 1e-5)).to(dtype).eval()
     feature_map = torch.randn(2, 8, 6, 7, dtype=dtype)
 
@@ -177,7 +177,7 @@ def test_folded_projections_are_the_layers_and_never_stale(stride, dtype):
         assert not torch.allclose(seen[-1], seen[-2])
 
 
-def test_layers_that_are_watched_or_replaced_are_called():
+def test_hooked_or_replaced_layers_are_called():
     projection = randomise(DepthwiseProjection(8, 3, 1, 1, 1e-5)).eval()
     calls = []
     with torch.no_grad():
@@ -192,7 +192,7 @@ def test_layers_that_are_watched_or_replaced_are_called():
 
 @settings(max_examples=20)
 @given(st.integers(1, 40), st.integers(1, 3), st.sampled_from([1, 700, 5000, 10**9]))
-def test_the_mlp_in_strips_is_the_mlp(tokens, batch, strip_bytes):
+def test_mlp_in_row_strips_matches_mlp(tokens, batch, strip_bytes):
     mlp = randomise(CvTMLP(config(), 0)).double()
     hidden_states = torch.randn(batch, tokens, 16, dtype=torch.float64)
     expected = mlp(hidden_states).detach()

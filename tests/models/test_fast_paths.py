@@ -1,4 +1,4 @@
-"""Who looks on from outside sees what torch's plain operators do: hooks, counters, transforms, other threads."""
+"""Fast paths behave like torch's plain operators with hooks, counters, transforms and threads."""
 
 import copy
 from threading import Thread
@@ -15,7 +15,7 @@ from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 from hf_vit_seg import architectures
 from hf_vit_seg.models.all_mlp_head import AllMLPHead
 
-# Large enough for every fast path that they have.
+# Large enough for all of their fast paths.
 VARIANTS = [("segformer", "b0"), ("vit", "ti-16"), ("vit", "r-ti-16"), ("cvt", "cvt-13")]
 
 
@@ -30,7 +30,7 @@ def pictures(batch: int = 1) -> torch.Tensor:
     return torch.randn(batch, 3, 128, 128)
 
 
-def test_operators_are_counted_alike_with_and_without_autograd(model):
+def test_flop_counts_match_with_and_without_autograd(model):
     pixel_values = pictures()
     with FlopCounterMode(display=False) as training:
         model(pixel_values)
@@ -39,7 +39,7 @@ def test_operators_are_counted_alike_with_and_without_autograd(model):
     assert inference.get_total_flops() == training.get_total_flops() > 0
 
 
-def test_derivatives_in_forward_mode(model):
+def test_forward_mode_derivatives(model):
     pixel_values, direction = pictures(), torch.randn(1, 3, 128, 128)
 
     def logits(pixel_values):
@@ -56,7 +56,7 @@ def test_derivatives_in_forward_mode(model):
         assert (slope - expected).norm() < 0.02 * expected.norm()
 
 
-def test_gradients_of_each_sample_at_once(model):
+def test_per_sample_gradients(model):
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     pixel_values = pictures(2)
 
@@ -73,7 +73,7 @@ def test_gradients_of_each_sample_at_once(model):
                 torch.testing.assert_close(at_once[name][sample], parameter.grad, rtol=1e-3, atol=near, msg=name)
 
 
-def test_a_hook_on_any_layer_is_called_once(model):
+def test_hook_on_any_layer_is_called_once(model):
     pixel_values = pictures()
     layers = {name: layer for name, layer in model.named_modules() if not list(layer.children())}
     called = {}
@@ -88,7 +88,7 @@ def test_a_hook_on_any_layer_is_called_once(model):
     assert "decode_head.classifier" in called
 
 
-def test_a_hook_on_all_modules_sees_every_layer(model):
+def test_global_hook_sees_every_layer(model):
     seen = []
     hook = register_module_forward_hook(lambda layer, *_: seen.append(layer))
     try:
@@ -102,7 +102,7 @@ def test_a_hook_on_all_modules_sees_every_layer(model):
     assert seen == with_autograd
 
 
-def test_a_hook_on_the_head_as_a_whole_leaves_its_fast_path(model, monkeypatch):
+def test_hook_on_the_head_keeps_its_fast_path(model, monkeypatch):
     head = model.decode_head
     if not isinstance(head, AllMLPHead):
         pytest.skip("has another head")
@@ -112,7 +112,7 @@ def test_a_hook_on_the_head_as_a_whole_leaves_its_fast_path(model, monkeypatch):
 
 
 @torch.no_grad()
-def test_threads_may_share_a_model(model):
+def test_threads_can_share_a_model(model):
     sizes = [(64, 128), (128, 64), (96, 96)]
     images = [torch.randn(1, 3, *size) for size in sizes]
     expected = [model(image).logits for image in images]
@@ -134,7 +134,7 @@ def test_threads_may_share_a_model(model):
     assert not wrong
 
 
-def test_a_pruned_head_trains():
+def test_pruned_head_trains():
     config = architectures()["segformer"].variant_config("tiny", num_labels=3)
     model = randomise(AutoModelForSemanticSegmentation.from_config(config)).train()
     for layer in (model.decode_head.fuse, model.decode_head.projections[0]):
@@ -148,8 +148,8 @@ def test_a_pruned_head_trains():
 
 
 @pytest.mark.parametrize(("name", "variant"), [("segformer", "b0"), ("vit", "ti-16"), ("cvt", "cvt-13")])
-def test_checkpointing_of_either_kind_drops_the_same_units(name, variant):
-    """Where the first pass runs without autograd, it must not draw another dropout than the second."""
+def test_dropout_matches_with_either_checkpointing_mode(name, variant):
+    """If the first pass runs without autograd, it must draw the same dropout as the second."""
     fields = {"hidden_dropout_prob": (0.0, 0.0, 0.3) if name == "cvt" else 0.3, "drop_path_rate": 0.0}
     config = architectures()[name].variant_config(variant, num_labels=3, **fields)
     plain = AutoModelForSemanticSegmentation.from_config(config).train()

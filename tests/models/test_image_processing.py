@@ -84,14 +84,14 @@ def test_sizes(build, size, divisor, wanted):
     assert tuple(pixels.shape[2:]) == wanted
 
 
-def test_long_thin_images_are_refused_rather_than_blown_up(build):
+def test_long_thin_images_raise(build):
     with pytest.raises(ValueError, match="longest_edge"):
         build(size={"shortest_edge": 512})(np.zeros((1, 4000, 3), np.uint8))
     pixels = build(size={"shortest_edge": 64, "longest_edge": 128})(np.zeros((1, 4000, 3), np.uint8))["pixel_values"]
     assert pixels[0].shape == (3, 1, 128)
 
 
-def test_labels_are_reduced_and_the_image_is_not(build):
+def test_reduce_labels_applies_to_labels_only(build):
     labels = np.array([[0, 1], [255, 5]], dtype=np.uint8)
     options = {"do_resize": False, "return_tensors": "pt"}
     result = build(do_reduce_labels=True)(photo(2, 2), labels, **options)
@@ -99,14 +99,14 @@ def test_labels_are_reduced_and_the_image_is_not(build):
     assert torch.equal(result.pixel_values, build()(photo(2, 2), **options).pixel_values)
 
 
-def test_what_lies_beyond_the_border_is_ignored(build):
+def test_padding_is_ignored(build):
     crop = {"do_resize": False, "do_center_crop": True, "crop_size": {"height": 4, "width": 4}}
     labels = build(**crop)(photo(2, 2), np.ones((2, 2), np.uint8), return_tensors="pt").labels[0]
     assert (labels == 1).sum() == 4
     assert (labels == 255).sum() == 12
 
 
-def test_masks_of_many_containers(build):
+def test_mask_container_types(build):
     plain = mask()
     palette = Image.fromarray(plain)
     palette.putpalette([7, 9, 200] * 256)
@@ -120,7 +120,7 @@ def test_masks_of_many_containers(build):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
-def test_pictures_of_any_mode_become_rgb(build, mode):
+def test_images_of_any_mode_become_rgb(build, mode):
     if mode == "I;16":
         image = Image.fromarray(np.asarray(photo().convert("L")).astype(np.uint16) * 257)
     elif mode == "I":
@@ -136,7 +136,7 @@ def test_pictures_of_any_mode_become_rgb(build, mode):
     assert (result.float() - reference).abs().mean() < (40 if mode == "P" else 3)
 
 
-def test_transparency_is_laid_on_white(build):
+def test_transparency_is_blended_with_white(build):
     image = Image.new("RGBA", (9, 7), (200, 0, 0, 0))
     assert (build()(image, do_resize=False, do_normalize=False, return_tensors="pt").pixel_values == 1).all()
     array = np.asarray(image)
@@ -145,7 +145,7 @@ def test_transparency_is_laid_on_white(build):
 
 @pytest.mark.parametrize("bands", [1, 2, 5, 12])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_any_number_of_bands_and_both_layouts(build, bands, dtype):
+def test_any_channel_count_and_both_layouts(build, bands, dtype):
     processor = build(image_mean=[0.4] * bands, image_std=[0.2] * bands, size={"height": 32, "width": 40})
     image = (np.random.default_rng(0).random((bands, 50, 70)) * 200).astype(dtype)
     first = processor(image, return_tensors="pt").pixel_values
@@ -154,7 +154,7 @@ def test_any_number_of_bands_and_both_layouts(build, bands, dtype):
     torch.testing.assert_close(first, last)
 
 
-def test_arrays_of_other_bands_are_refused(build):
+def test_arrays_with_other_channel_counts_raise(build):
     with pytest.raises(ValueError, match="no axis of 5 channels"):
         build(image_mean=[0.4] * 5, image_std=[0.2] * 5)(np.zeros((20, 20, 3), np.uint8))
 
@@ -183,7 +183,7 @@ def test_post_processing(build, classes, sizes):
         build().post_process_semantic_segmentation(outputs, [(3, 3)])
 
 
-def test_round_trip_through_the_auto_class(tmp_path, build):
+def test_auto_class_round_trip(tmp_path, build):
     SegFormerConfig().save_pretrained(tmp_path)
     made = build(palette=[[1, 2, 3], [4, 5, 6]], size_divisor=32, do_reduce_labels=True, size={"shortest_edge": 96})
     made.save_pretrained(tmp_path)
@@ -195,7 +195,7 @@ def test_round_trip_through_the_auto_class(tmp_path, build):
 
 
 @pytest.mark.parametrize("backend", list(BACKENDS))
-def test_pipelines_run_without_an_error_being_logged(tmp_path, caplog, monkeypatch, backend):
+def test_pipelines_run_without_logged_errors(tmp_path, caplog, monkeypatch, backend):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     labels = {i: f"thing {i}" for i in range(5)}
     BACKENDS[backend](size={"height": 64, "width": 64}).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Label maps against the plain way: resize all logits, then take the arg-max."""
+"""Label maps compared with plain code: resize all logits, then take the argmax."""
 
 import subprocess
 import sys
@@ -15,18 +15,18 @@ KINDS = ("noise", "smooth", "constant", "one-hot", "integers")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def resized(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
-def drawn(kind: str, shape: tuple[int, int, int, int], seed: int) -> torch.Tensor:
+def random_logits(kind: str, shape: tuple[int, int, int, int], seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     images, classes, height, width = shape
     if kind == "noise":
         return torch.randn(shape, generator=generator)
     if kind == "smooth":
         coarse = torch.randn(images, classes, -(-height // 8) + 1, -(-width // 8) + 1, generator=generator)
-        return resized(coarse * 4, (height, width))
+        return resize(coarse * 4, (height, width))
     if kind == "constant":
         return torch.full(shape, float(seed % 7 - 3))
     if kind == "one-hot":
@@ -45,16 +45,14 @@ def drawn(kind: str, shape: tuple[int, int, int, int], seed: int) -> torch.Tenso
     chunk_bytes=st.sampled_from([1, 5000, 2**25]),
     seed=st.integers(0, 10**6),
 )
-def test_every_pixel_has_the_class_of_the_largest_resized_logit(
-    kind, dtype, shape, size, channels_last, chunk_bytes, seed
-):
-    logits = drawn(kind, shape, seed).to(dtype)
+def test_labels_are_the_argmax_of_resized_logits(kind, dtype, shape, size, channels_last, chunk_bytes, seed):
+    logits = random_logits(kind, shape, seed).to(dtype)
     if channels_last:
         logits = logits.contiguous(memory_format=torch.channels_last)
     labels = label_map(logits, size, chunk_bytes=chunk_bytes)
     assert labels.shape == (shape[0], *size)
     assert labels.dtype == torch.int64
-    exact = resized(logits.double() if dtype == torch.float64 else logits.float(), size)
+    exact = resize(logits.double() if dtype == torch.float64 else logits.float(), size)
     chosen = exact.gather(1, labels[:, None])[:, 0]
     tolerance = 1e-5 if dtype != torch.float64 else 1e-12
     assert (exact.amax(1) - chosen).max() <= tolerance * exact.abs().max().clamp(min=1)
@@ -71,19 +69,19 @@ def test_every_pixel_has_the_class_of_the_largest_resized_logit(
     seed=st.integers(0, 10**6),
 )
 def test_scores_are_the_probabilities_of_the_labels(shape, size, dtype, seed):
-    logits = (drawn("smooth", shape, seed) * 3).to(dtype)
-    exact = resized(logits.double(), size)
+    logits = (random_logits("smooth", shape, seed) * 3).to(dtype)
+    exact = resize(logits.double(), size)
     wanted = exact.sigmoid()[:, 0] if shape[1] == 1 else exact.softmax(1).amax(1)
     torch.testing.assert_close(score_map(logits, size, chunk_bytes=4000).double(), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (63, 130), (16, 16), (7, 5), (1, 1)])
-def test_equal_to_the_plain_way_bit_by_bit_on_smooth_logits(size):
-    logits = drawn("smooth", (2, 19, 16, 16), 3)
-    assert torch.equal(label_map(logits, size), resized(logits, size).argmax(1))
+def test_bit_identical_to_plain_argmax_on_smooth_logits(size):
+    logits = random_logits("smooth", (2, 19, 16, 16), 3)
+    assert torch.equal(label_map(logits, size), resize(logits, size).argmax(1))
 
 
-def test_of_exactly_tied_classes_the_first_wins():
+def test_exact_ties_select_the_first_class():
     logits = torch.zeros(1, 6, 4, 4)
     logits[:, 2:4] = 1.0
     assert (label_map(logits, (11, 9)) == 2).all()
@@ -92,13 +90,13 @@ def test_of_exactly_tied_classes_the_first_wins():
     assert label_map(torn, (1, 8)).unique().tolist() == [1, 2]
 
 
-def test_one_class_is_one_where_it_is_likelier_than_not():
+def test_single_class_is_thresholded_at_one_half():
     logits = torch.tensor([-1.0, 3.0]).reshape(1, 1, 1, 2)
     labels = label_map(logits, (1, 16), dtype=torch.uint8)
-    assert torch.equal(labels, (resized(logits, (1, 16))[:, 0].sigmoid() > 0.5).to(torch.uint8))
+    assert torch.equal(labels, (resize(logits, (1, 16))[:, 0].sigmoid() > 0.5).to(torch.uint8))
 
 
-def test_nan_and_infinity_never_win_over_numbers_and_spread_no_further():
+def test_nan_and_infinity_never_win_and_stay_local():
     logits = torch.zeros(1, 3, 6, 6)
     logits[:, 1] = 1.0
     logits[0, 2, 3, 3], logits[0, 0, 0, 0] = torch.nan, -torch.inf
@@ -110,8 +108,8 @@ def test_nan_and_infinity_never_win_over_numbers_and_spread_no_further():
 
 
 @pytest.mark.parametrize("context", [torch.inference_mode, torch.enable_grad])
-def test_no_gradient_is_asked_for_and_autocast_changes_nothing(context):
-    logits = drawn("smooth", (1, 5, 8, 8), 1)
+def test_no_gradient_is_tracked_and_autocast_has_no_effect(context):
+    logits = random_logits("smooth", (1, 5, 8, 8), 1)
     wanted = label_map(logits, (30, 30))
     with context(), torch.autocast("cpu", dtype=torch.bfloat16):
         labels = label_map(logits.clone().requires_grad_(not torch.is_inference_mode_enabled()), (30, 30))
@@ -119,7 +117,7 @@ def test_no_gradient_is_asked_for_and_autocast_changes_nothing(context):
     assert torch.equal(labels, wanted)
 
 
-def test_refusals_say_why():
+def test_invalid_inputs_raise():
     with pytest.raises(ValueError, match="do not fit into labels"):
         label_map(torch.zeros(1, 300, 2, 2), dtype=torch.uint8)
     with pytest.raises(ValueError, match="floating-point logits"):
@@ -128,7 +126,7 @@ def test_refusals_say_why():
         label_map(torch.zeros(1, 3, 2, 2), (0, 4))
 
 
-def test_no_images_give_no_maps():
+def test_empty_batch_gives_no_maps():
     assert label_map(torch.zeros(0, 3, 2, 2), (4, 5)).shape == (0, 4, 5)
 
 
@@ -159,7 +157,7 @@ print(growth(lambda: score_map(noise, (1500, 2000))))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_twelve_megapixels_and_150_classes_take_little_memory():
+def test_memory_for_12_megapixels_and_150_classes():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     grown = [int(line) for line in done.stdout.split()]
     assert len(grown) == 4

@@ -1,4 +1,4 @@
-"""Peak memory, each measured in a process of its own."""
+"""Peak memory, each in a separate process."""
 
 import sys
 from functools import partial
@@ -18,7 +18,7 @@ CHANNELS, WIDTH, CLASSES = (64, 128, 320, 512), 768, 150
 
 
 def pyramid(side: int) -> list[torch.Tensor]:
-    """What B2's encoder gives for an image of side x side pixels."""
+    """Features of B2's encoder for an image of side x side pixels."""
     return [torch.randn(1, channels, side // 4 // 2**i, side // 4 // 2**i) for i, channels in enumerate(CHANNELS)]
 
 
@@ -40,7 +40,7 @@ def without_grad(head, maps):
     return head(maps)
 
 
-def test_the_decode_head_of_b2_takes_a_third_of_the_memory():
+def test_b2_decode_head_uses_a_third_of_the_memory():
     ours, theirs = (peak_memory(partial(head, 1024), "cpu") for head in (our_head, transformers_head))
     print(f"B2's decode head at 1024x1024: {ours:.0f} MiB, transformers' {theirs:.0f} MiB")
     assert ours <= theirs / 3

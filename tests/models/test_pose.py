@@ -1,4 +1,4 @@
-"""ViTPose: its heads against the authors' numbers, and heatmaps made, compared, mirrored and read."""
+"""ViTPose: heads compared with the authors' outputs; heatmap encoding, loss, flip test and decoding."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def pose_model(**fields: Any) -> Any:
 
 
 @pytest.mark.parametrize("head", FILES)
-def test_the_authors_numbers(head: str, tmp_path: Path) -> None:
+def test_outputs_match_vitpose_and_round_trip(head: str, tmp_path: Path) -> None:
     folder = ORACLES / f"vitpose_{head}"
     convert(folder / FILES[head], tmp_path / "out", overrides={"num_attention_heads": 3})
     arrays = np.load(folder / "io.npz")
@@ -54,7 +54,7 @@ def test_the_authors_numbers(head: str, tmp_path: Path) -> None:
     assert_equal_states(torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"], there)
 
 
-def test_heads_have_their_names():
+def test_head_names():
     names = {name for name in pose_model().state_dict() if name.startswith("pose_head.") and "tracked" not in name}
     norm = ("weight", "bias", "running_mean", "running_var")
     assert names == {
@@ -73,20 +73,20 @@ def test_seventeen_keypoints_by_default(variant):
     assert sorted(index for pair in config.pose_flip_pairs for index in pair) == list(range(1, 17))
 
 
-def test_heatmaps_are_four_times_as_fine_as_the_tokens():
+def test_heatmaps_have_four_times_the_token_resolution():
     with torch.no_grad():
         assert pose_model()(torch.randn(2, 3, 64, 48)).heatmaps.shape == (2, 17, 32, 24)
 
 
-# Reading and making heatmaps.
+# Heatmap encoding and decoding.
 
 inside = st.tuples(st.floats(20, 171), st.floats(20, 235))
 
 
 @settings(max_examples=60)
 @given(st.lists(inside, min_size=1, max_size=4))
-def test_reading_undoes_making_below_the_pixel(points):
-    """Within a tenth of a pixel of the image, of which there are four to one of the heatmap."""
+def test_decoding_inverts_encoding_with_subpixel_accuracy(points):
+    """Within a tenth of an image pixel; a heatmap cell has four."""
     keypoints = torch.tensor(points, dtype=torch.float64)[None]
     targets, weights = heatmaps_from_keypoints(keypoints, torch.ones(keypoints.shape[:2]), IMAGE, HEATMAP)
     assert weights.all()
@@ -95,14 +95,14 @@ def test_reading_undoes_making_below_the_pixel(points):
     assert scores.min() > 0.85
 
 
-def test_corners_of_heatmap_and_image_are_one_another():
+def test_heatmap_corners_map_to_image_corners():
     keypoints = torch.tensor([[[0.0, 0.0], [191.0, 255.0]]])
     targets, _ = heatmaps_from_keypoints(keypoints, torch.ones(1, 2), IMAGE, HEATMAP)
     assert targets[0, 0, 0, 0] == 1 and targets[0, 1, -1, -1] == 1
 
 
-def test_targets_are_mmposes():
-    """Written out pixel by pixel, as mmpose's _udp_generate_target has it."""
+def test_targets_match_mmpose():
+    """Per pixel, as in mmpose's _udp_generate_target."""
     keypoints, sigma = torch.tensor([[[50.3, 81.7], [3.0, 250.0], [-80.0, 20.0], [90.0, 90.0]]]), 2
     visible = torch.tensor([[1.0, 2.0, 1.0, 0.0]])
     targets, weights = heatmaps_from_keypoints(keypoints, visible, IMAGE, HEATMAP, sigma)
@@ -117,8 +117,8 @@ def test_targets_are_mmposes():
                 assert targets[0, joint, row, column] == pytest.approx(value, abs=1e-5)
 
 
-def test_the_step_is_that_of_transformers(monkeypatch):
-    """Which blurs otherwise than the authors do (always with sigma 0.8): so both read heatmaps blurred before."""
+def test_refinement_step_matches_transformers(monkeypatch):
+    """Its blur differs from the authors' (always sigma 0.8), so both decode heatmaps that are already blurred."""
     monkeypatch.setattr(theirs, "gaussian_filter", lambda heatmap, **_: heatmap, raising=False)
     points = torch.tensor([[[50.3, 81.7], [120.0, 200.2], [90.0, 90.0]]])
     heatmaps, _ = heatmaps_from_keypoints(points, torch.ones(1, 3), IMAGE, HEATMAP)
@@ -130,14 +130,14 @@ def test_the_step_is_that_of_transformers(monkeypatch):
     torch.testing.assert_close(ours, torch.from_numpy(scores)[..., 0])
 
 
-def test_the_kernel_is_opencvs():
+def test_blur_kernel_matches_opencv():
     """cv2.getGaussianKernel(11, 0): sigma 2."""
     kernel = gaussian_kernel(11, torch.zeros((), dtype=torch.float64))
     expected = torch.exp(-(torch.arange(-5.0, 6.0, dtype=torch.float64) ** 2) / 8)
     torch.testing.assert_close(kernel, expected / expected.sum())
 
 
-def test_small_heatmaps_can_be_read():
+def test_small_heatmaps_are_decoded():
     found, scores = keypoints_from_heatmaps(torch.rand(2, 3, 4, 5), (16, 20))
     assert found.shape == (2, 3, 2) and scores.shape == (2, 3)
     assert found.isfinite().all()
@@ -146,7 +146,7 @@ def test_small_heatmaps_can_be_read():
 # The flip test.
 
 
-def test_mirroring_back_swaps_sides():
+def test_flip_back_swaps_sides():
     keypoints = 20 + 150 * torch.rand(1, 17, 2)
     mirrored = torch.stack([191 - keypoints[..., 0], keypoints[..., 1]], dim=-1)
     order = list(range(17))
@@ -155,11 +155,11 @@ def test_mirroring_back_swaps_sides():
     straight, _ = heatmaps_from_keypoints(keypoints, torch.ones(1, 17), IMAGE, HEATMAP)
     seen, _ = heatmaps_from_keypoints(mirrored[:, order], torch.ones(1, 17), IMAGE, HEATMAP)
     back = flip_back(seen, COCO_FLIP_PAIRS)
-    # Where a center lies between two pixels, the mirrored window can be one row or column away.
+    # If a center is between two pixels, the flipped window can be off by one row or column.
     assert (straight - back).abs().max() < 0.012
 
 
-def test_the_flip_test_is_the_mean_of_both():
+def test_flip_test_averages_both_heatmaps():
     model, pixel_values = pose_model(), torch.randn(2, 3, 64, 48)
     with torch.no_grad():
         straight = model(pixel_values).heatmaps
@@ -173,7 +173,7 @@ def test_the_flip_test_is_the_mean_of_both():
         assert torch.equal(model(pixel_values, flip_test=False).heatmaps, straight)
 
 
-def test_pairs_of_other_keypoints_are_refused():
+def test_invalid_keypoint_pairs_raise():
     with pytest.raises(ValueError, match=r"keypoints 0 \.\. 4"):
         pose_model(num_labels=5)(torch.randn(1, 3, 64, 48), flip_test=True)
 
@@ -181,8 +181,8 @@ def test_pairs_of_other_keypoints_are_refused():
 # Training.
 
 
-def test_the_loss_is_mmposes():
-    """JointsMSELoss with use_target_weight: the mean of the joints' own means."""
+def test_loss_matches_mmpose():
+    """JointsMSELoss with use_target_weight: the mean of the means per joint."""
     heatmaps, targets = torch.randn(2, 3, 8, 6), torch.rand(2, 3, 8, 6)
     weights = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
     joints = [
@@ -194,7 +194,7 @@ def test_the_loss_is_mmposes():
     torch.testing.assert_close(heatmap_loss(heatmaps, targets, weights), sum(joints) / 3)
 
 
-def test_invisible_keypoints_do_not_count():
+def test_invisible_keypoints_are_ignored():
     model, pixel_values = pose_model(), torch.randn(2, 3, 64, 48)
     labels = torch.rand(2, 17, 3) * torch.tensor([48.0, 64.0, 0.0])
     loss = model(pixel_values, labels=labels).loss
@@ -207,8 +207,8 @@ def test_invisible_keypoints_do_not_count():
     assert losses[0] == losses[1] > 0
 
 
-def test_it_learns_a_keypoint():
-    """A model of nothing but a simple head and few layers finds a bright spot."""
+def test_model_learns_a_keypoint():
+    """A model with a simple head and few layers finds a bright spot."""
     torch.manual_seed(0)
     config = architectures()["vit"].variant_config("tiny", num_labels=1, pose_head_hidden_size=16, pose_flip_pairs=())
     model = AutoModelForPoseEstimation.from_config(config).train()

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from bare_environment import bare_packages, read_bare
-from hub_models import saved
+from hub_models import save_tiny_model
 from PIL import Image
 from random_weights import randomise
 
@@ -21,7 +21,7 @@ from hf_vit_seg.models import cpu_kernels
 from hf_vit_seg.models.losses import semantic_segmentation_loss
 
 MODELS = Path(hf_vit_seg.models.__file__).parent
-# Variables of cpu_kernels with the value that `private` gives them where the name is missing.
+# Variables of cpu_kernels with the default of `private` for a missing name.
 MISSING: dict[str, Any] = {
     "transforms_are_active": cpu_kernels.assume_so,
     "in_dispatch_mode": cpu_kernels.assume_so,
@@ -40,7 +40,7 @@ VARIANTS = [("segformer", "b0"), ("vit", "r-ti-16"), ("cvt", "cvt-13")]
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, tuple[transformers.PreTrainedModel, torch.Tensor, torch.Tensor]]:
-    """Models with an image each, and its logits."""
+    """Models, each with an image and its logits."""
     found = {}
     for name, variant in VARIANTS:
         config = architectures()[name].variant_config(variant, num_labels=3)
@@ -52,7 +52,7 @@ def models() -> dict[str, tuple[transformers.PreTrainedModel, torch.Tensor, torc
 
 
 @pytest.mark.parametrize("variable", MISSING)
-def test_each_name_may_be_missing(variable, models, monkeypatch):
+def test_each_private_name_can_be_missing(variable, models, monkeypatch):
     monkeypatch.setattr(cpu_kernels, variable, MISSING[variable])
     for model, image, expected in models.values():
         with torch.no_grad():
@@ -60,20 +60,20 @@ def test_each_name_may_be_missing(variable, models, monkeypatch):
 
 
 @pytest.mark.parametrize("variable", ["transforms_are_active", "in_dispatch_mode", "has_global_hooks", "forward_ad"])
-def test_fast_paths_are_not_taken_where_a_condition_cannot_be_checked(variable, monkeypatch):
+def test_unverifiable_conditions_disable_fast_paths(variable, monkeypatch):
     assert cpu_kernels.is_plain_eager()
     monkeypatch.setattr(cpu_kernels, variable, MISSING[variable])
     assert not cpu_kernels.is_plain_eager()
 
 
-def test_layers_without_known_hook_tables_count_as_hooked(monkeypatch):
+def test_layers_with_unknown_hook_tables_count_as_hooked(monkeypatch):
     layers = torch.nn.Sequential(torch.nn.Linear(1, 1))
     assert not cpu_kernels.has_inner_hooks(layers)
     monkeypatch.setattr(cpu_kernels, "HOOK_TABLES", MISSING["HOOK_TABLES"])
     assert cpu_kernels.has_inner_hooks(layers)
 
 
-def test_the_loss_has_the_same_gradient_without_torchs_kernel(monkeypatch):
+def test_loss_gradient_is_the_same_without_the_torch_kernel(monkeypatch):
     gradients = []
     labels = torch.randint(0, 7, (2, 37, 41))
     logits = torch.randn(2, 7, 9, 10, dtype=torch.float64)
@@ -86,7 +86,7 @@ def test_the_loss_has_the_same_gradient_without_torchs_kernel(monkeypatch):
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
-def test_every_looked_up_name_exists_and_unknown_ones_have_their_default():
+def test_looked_up_names_exist_and_unknown_ones_use_the_default():
     assert len(cpu_kernels.PRIVATE_NAMES) == len(set(cpu_kernels.PRIVATE_NAMES)) == len(MISSING) - 1
     assert cpu_kernels.private("torch.nn.no_such.name", "default") == "default"
     cpu_kernels.PRIVATE_NAMES.remove("torch.nn.no_such.name")
@@ -121,7 +121,7 @@ def private_names(tree: ast.AST) -> set[str]:
     return found
 
 
-def test_private_names_are_used_in_one_place():
+def test_private_names_are_used_in_one_module():
     for path in MODELS.glob("*.py"):
         assert not private_names(ast.parse(path.read_text())), path.name
 
@@ -129,23 +129,23 @@ def test_private_names_are_used_in_one_place():
 @pytest.mark.parametrize(
     "line", ["from torch.nn.modules.module import _x", "import torch._C", "torch._C._x()", "torch.ops.aten.add(1, 2)"]
 )
-def test_a_private_name_is_seen(line):
+def test_private_name_is_detected(line):
     assert private_names(ast.parse(line))
 
 
 def test_copies_on_the_hub_work_without_each_name(tmp_path):
-    """One process without the package: a name is deleted from torch before a model's code is imported."""
+    """One process without the package: a name is deleted from torch before the code of a model is imported."""
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(tmp_path / "image.png")
     cases = []
     for name in ("segformer", "vit"):
         fields = {"num_labels": 3} | (
             {"stem": "resnetv2", "stem_depths": [1], "patch_size": 1} if name == "vit" else {}
         )
-        folder = saved(tmp_path / name, name, **fields)
+        folder = save_tiny_model(tmp_path / name, name, **fields)
         wanted = tmp_path / f"{name}.npy"
         np.save(wanted, logits(folder, tmp_path / "image.png"))
         for number, missing in enumerate(["", *cpu_kernels.PRIVATE_NAMES]):
-            copied = tmp_path / f"{name}_{number}"  # transformers imports the code of each directory anew
+            copied = tmp_path / f"{name}_{number}"  # transformers imports the code of each directory separately
             copied.symlink_to(folder)
             case = {"model": str(copied), "auto": "AutoModelForSemanticSegmentation", "without": missing}
             cases.append(case | {"image": str(tmp_path / "image.png"), "wanted": str(wanted)})
@@ -165,7 +165,7 @@ def code_files(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(("name", "limit"), [("segformer", 11), ("cvt", 11), ("vit", 14)])
-def test_a_model_carries_few_files(name, limit, tmp_path):
+def test_saved_model_has_few_files(name, limit, tmp_path):
     config = architectures()[name].variant_config("tiny")
     auto = "AutoModelForSemanticSegmentation"
     getattr(transformers, auto).from_config(config).save_pretrained(tmp_path)

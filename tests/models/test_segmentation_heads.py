@@ -1,4 +1,4 @@
-"""The all-MLP head's fast computation equals its equation in every mode, at every size, and never uses old weights."""
+"""The fast computation of the all-MLP head equals its equation in every mode, at every size, with current weights."""
 
 import copy
 import io
@@ -40,7 +40,7 @@ def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 @settings(max_examples=40)
 @given(st.sampled_from(FLAVORS), st.sampled_from(["batch", "group"]), st.integers(1, 40), st.integers(1, 40))
-def test_all_ways_are_the_plain_head(flavor, norm, height, width):
+def test_all_paths_match_the_plain_head(flavor, norm, height, width):
     head, maps = build(flavor, norm=norm), pyramid(height, width)
     expected = equation(head, maps).detach()
     assert_same(head(maps).detach(), expected)
@@ -52,7 +52,7 @@ def test_all_ways_are_the_plain_head(flavor, norm, height, width):
 
 @pytest.mark.parametrize("flavor", FLAVORS)
 @pytest.mark.parametrize("levels", [1, 2, 4])
-def test_the_export_form_is_the_plain_head(flavor, levels):
+def test_export_form_matches_the_plain_head(flavor, levels):
     head, maps = randomise(AllMLPHead(CHANNELS[:levels], 16, 7, flavor)).double().eval(), pyramid(13, 10)[:levels]
     with torch.no_grad():
         exported = with_export_forms(nn.ModuleList([head]))[0]
@@ -61,7 +61,7 @@ def test_the_export_form_is_the_plain_head(flavor, levels):
 
 
 @pytest.mark.parametrize("flavor", FLAVORS)
-def test_strips_of_any_height_are_the_plain_head(flavor, monkeypatch):
+def test_row_strips_of_any_height_match_the_plain_head(flavor, monkeypatch):
     head, maps = build(flavor), pyramid(37, 23)
     expected = equation(head, maps).detach()
     for strip_bytes in (1, 5_000, 20_000, 10**9):
@@ -72,7 +72,7 @@ def test_strips_of_any_height_are_the_plain_head(flavor, monkeypatch):
 
 @pytest.mark.parametrize("flavor", FLAVORS)
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_gradients_and_batch_statistics_are_those_of_the_plain_head(flavor, norm):
+def test_gradients_and_batch_statistics_match_the_plain_head(flavor, norm):
     head, maps = build(flavor, norm=norm).train(), pyramid(9, 14)
     head.dropout.p = 0.0
     results = []
@@ -154,7 +154,7 @@ def change_a_copy(head: AllMLPHead) -> AllMLPHead:
     ids=lambda change: change.__name__,
 )
 @torch.no_grad()
-def test_no_fold_is_ever_stale(flavor, change):
+def test_folded_weights_are_never_stale(flavor, change):
     head, maps = build(flavor), pyramid(8, 12)
     head(maps)
     changed = change(head)
@@ -162,7 +162,7 @@ def test_no_fold_is_ever_stale(flavor, change):
 
 
 @torch.no_grad()
-def test_the_fold_is_cached_while_nothing_changes():
+def test_folded_weights_are_cached():
     head, maps = build("nvlabs"), pyramid(8, 12)
     head(maps)
     first = head.folded.entry.result
@@ -174,7 +174,7 @@ def test_the_fold_is_cached_while_nothing_changes():
 
 @torch.no_grad()
 @pytest.mark.parametrize("flavor", FLAVORS)
-def test_compiled_and_traced_heads_see_new_weights(flavor):
+def test_compiled_and_traced_heads_use_updated_weights(flavor):
     torch._dynamo.reset()
     head, maps = build(flavor), pyramid(8, 12)
     head(maps)
@@ -186,8 +186,8 @@ def test_compiled_and_traced_heads_see_new_weights(flavor):
     assert_same(traced(maps), equation(head, maps))
 
 
-class Doubled(nn.Module):
-    """Stands for an adapter that wraps a layer."""
+class DoublingLayer(nn.Module):
+    """Stands in for an adapter that wraps a layer."""
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
@@ -201,14 +201,14 @@ class Doubled(nn.Module):
 def test_replaced_layers_are_called():
     head, maps = build("nvlabs"), pyramid(8, 12)
     before = head(maps)
-    head.projections[1] = Doubled(head.projections[1])
+    head.projections[1] = DoublingLayer(head.projections[1])
     assert_same(head(maps), equation(head, maps))
     assert not torch.allclose(head(maps), before)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("norm", [nn.GroupNorm(4, 16), nn.InstanceNorm2d(16), nn.Identity()])
-def test_other_norms_may_take_the_place_of_batch_norm(norm):
+def test_batch_norm_can_be_replaced(norm):
     head, maps = build("nvlabs"), pyramid(8, 12)
     head.fuse_norm = norm.double()
     assert_same(head(maps), equation(head, maps))
@@ -222,14 +222,14 @@ def test_logits_are_channels_last():
         assert head(maps).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_an_unknown_flavor_names_the_known_ones():
+def test_unknown_head_type_lists_known_ones():
     with pytest.raises(ValueError, match=r"nvlabs.*mmseg.*'mine'"):
         AllMLPHead(CHANNELS, 16, 7, "mine")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("flavor", FLAVORS)
-def test_group_norm_makes_an_image_independent_of_its_batch(flavor):
+def test_group_norm_is_independent_of_the_batch(flavor):
     head, maps = build(flavor, norm="group").train(), pyramid(8, 12)
     head.dropout.p = 0.0
     assert_same(head(maps)[:1], head([feature_map[:1] for feature_map in maps]))
@@ -238,13 +238,13 @@ def test_group_norm_makes_an_image_independent_of_its_batch(flavor):
     assert not torch.allclose(batch(maps)[:1], batch([feature_map[:1] for feature_map in maps]))
 
 
-def test_an_unknown_norm_names_the_known_ones():
+def test_unknown_norm_lists_known_ones():
     with pytest.raises(ValueError, match=r"batch, group.*'layer'"):
         AllMLPHead(CHANNELS, 16, 7, norm="layer")
 
 
 @given(st.integers(1, 50), st.integers(1, 200))
-def test_the_upsampling_matrix_is_torchs_interpolation(coarse, fine):
+def test_upsampling_matrix_matches_interpolate(coarse, fine):
     rows = torch.randn(1, 3, coarse, 1, dtype=torch.float64)
     expected = nn.functional.interpolate(rows, (fine, 1), mode="bilinear", align_corners=False)
     matrix = upsampling_matrix(coarse, fine, torch.float64)

@@ -1,4 +1,4 @@
-"""Token merging: what is merged, that nothing is lost, and where it applies."""
+"""Token merging: which tokens are merged, that nothing is lost, and where it applies."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def segmenter(**fields) -> torch.nn.Module:
 
 @settings(max_examples=40)
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(0, 30), st.integers(0, 999))
-def test_tokens_are_the_means_of_the_patches_that_went_into_them(images, length, fewer, seed):
+def test_merged_tokens_are_means_of_their_patches(images, length, fewer, seed):
     patches = torch.randn(images, length, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     merged = merge(merge(single_patches(patches), fewer), fewer)
     left = length - min(fewer, length // 2)
@@ -37,16 +37,16 @@ def test_tokens_are_the_means_of_the_patches_that_went_into_them(images, length,
 
 @settings(max_examples=20)
 @given(st.integers(1, 3), st.integers(2, 12), st.integers(0, 999))
-def test_equal_patches_merge_first_and_lose_nothing(images, count, seed):
+def test_equal_patches_merge_first_without_loss(images, count, seed):
     generator = torch.Generator().manual_seed(seed)
     different = torch.randn(images, count, 8, generator=generator, dtype=torch.float64)
-    patches = different.repeat_interleave(2, dim=1)  # neighbors are equal: an even and an odd place
+    patches = different.repeat_interleave(2, dim=1)  # neighbors are equal: an even and an odd position
     merged = merge(single_patches(patches), count)
     torch.testing.assert_close(merged.unmerge(), patches)
     assert (merged.counts == 2).all()
 
 
-def test_images_of_a_batch_do_not_mix():
+def test_images_of_a_batch_are_independent():
     model, pixel_values = segmenter(token_merging=0.6), torch.randn(3, 3, 61, 45)
     with torch.no_grad():
         together = model(pixel_values).logits
@@ -54,7 +54,7 @@ def test_images_of_a_batch_do_not_mix():
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
-def test_the_prefix_stays_and_layers_see_ever_fewer_patches():
+def test_prefix_is_kept_and_patch_count_decreases():
     seen = []
 
     class Layer(torch.nn.Module):
@@ -70,7 +70,7 @@ def test_the_prefix_stays_and_layers_see_ever_fewer_patches():
 
 
 @pytest.mark.parametrize("head", ["linear", "mask_transformer"])
-def test_a_share_too_small_for_one_patch_changes_nothing(head):
+def test_ratio_below_one_patch_changes_nothing(head):
     model, pixel_values = segmenter(decode_head=head), torch.randn(2, 3, 64, 48)
     with torch.no_grad():
         plain = model(pixel_values).logits
@@ -81,7 +81,7 @@ def test_a_share_too_small_for_one_patch_changes_nothing(head):
     assert merged.shape == plain.shape and not torch.allclose(merged, plain)
 
 
-def test_it_can_be_trained_through():
+def test_gradients_pass_through_merging():
     model = segmenter(token_merging=0.6).train()
     model.gradient_checkpointing_enable()
     labels = torch.randint(5, (2, 64, 48))
@@ -97,11 +97,11 @@ def test_it_can_be_trained_through():
         ({"token_merging": 0.5, "decode_head": "feature_pyramid"}, "feature_pyramid"),
     ],
 )
-def test_what_does_not_go_is_refused(fields, words):
+def test_unsupported_models_raise(fields, words):
     with pytest.raises(StrictDataclassClassValidationError, match=words):
         segmenter(**fields)
 
 
-def test_it_is_not_exported():
+def test_export_with_merging_raises():
     with pytest.raises(ValueError, match="cannot be exported"), torch.no_grad():
         torch.jit.trace(segmenter(token_merging=0.5), torch.randn(1, 3, 64, 48), strict=False)

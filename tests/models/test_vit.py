@@ -1,4 +1,4 @@
-"""What is particular to the Vision Transformer: positions on any grid, padding, prefix tokens, heads, init."""
+"""Tests specific to ViT: positions on any grid, padding, prefix tokens, heads, initialization."""
 
 import copy
 from typing import Any
@@ -49,10 +49,10 @@ def segmenter(**fields) -> VisionTransformerForSemanticSegmentation:
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("recorded", [False, True])
-def test_resizing_keeps_prefix_slots_and_is_the_identity_on_its_own_grid(
+def test_resizing_keeps_prefix_and_is_the_identity_on_the_same_grid(
     mode, align_corners, antialias, recorded, monkeypatch
 ):
-    """Also where the program is recorded, which resizes by matrices."""
+    """Also when recorded as a program, which resizes by matrices."""
     monkeypatch.setattr(vit_embeddings, "is_dynamic_export", lambda: recorded)
     positions = torch.randn(1, 2 + 12, 6)
     same = resize_positions(positions, (3, 4), (3, 4), mode, align_corners, antialias)
@@ -66,8 +66,8 @@ def test_resizing_keeps_prefix_slots_and_is_the_identity_on_its_own_grid(
 
 
 @torch.no_grad()
-def test_aligned_bilinear_resizing_is_the_zoom_of_vit_jax():
-    """scipy.ndimage.zoom(order=1): the corners stay, everything between is linear."""
+def test_aligned_bilinear_resizing_matches_vit_jax_zoom():
+    """scipy.ndimage.zoom(order=1): corners are kept, everything between is linear."""
     row = torch.tensor([0.0, 1.0, 4.0]).reshape(1, 3, 1)
     resized = resize_positions(row, (1, 3), (1, 5), "bilinear", True, False)
     assert resized.flatten().tolist() == [0.0, 0.5, 1.0, 2.5, 4.0]
@@ -92,7 +92,7 @@ def test_cached_positions_are_never_stale(change):
 
 
 @torch.no_grad()
-def test_resized_positions_are_cached_while_nothing_changes():
+def test_resized_positions_are_cached():
     model = randomise(VisionTransformerModel(config())).eval()
     model(torch.randn(1, 3, 48, 24))
     first = model.embeddings.resized.entry.result
@@ -102,7 +102,7 @@ def test_resized_positions_are_cached_while_nothing_changes():
     assert model.embeddings.resized.entry.result is not first
 
 
-def test_resized_positions_are_trained():
+def test_resized_positions_get_gradients():
     model = randomise(VisionTransformerModel(config())).train()
     with torch.no_grad():
         model.eval()(torch.randn(1, 3, 48, 24))
@@ -112,7 +112,7 @@ def test_resized_positions_are_trained():
 
 @torch.no_grad()
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation])
-def test_another_image_size_at_load_resizes_the_positions(auto, tmp_path):
+def test_loading_at_another_image_size_resizes_positions(auto, tmp_path):
     stored = randomise(auto.from_config(config())).eval()
     stored.save_pretrained(tmp_path)
     size = (40, 64)
@@ -153,8 +153,8 @@ def test_loading_at_another_size_reports_nothing_missing(tmp_path):
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
-def test_loading_keeps_what_the_config_object_says(tmp_path):
-    stored = VisionTransformerModel(config(image_size=224))  # a default, which config.json leaves out
+def test_loading_respects_the_config_object(tmp_path):
+    stored = VisionTransformerModel(config(image_size=224))  # a default, which is omitted in config.json
     stored.save_pretrained(tmp_path)
     eager = AutoModel.from_pretrained(tmp_path, attn_implementation="eager", hidden_dropout_prob=0.25)
     assert eager.config._attn_implementation == "eager"
@@ -170,7 +170,7 @@ def test_loading_keeps_what_the_config_object_says(tmp_path):
 
 
 @torch.no_grad()
-def test_the_slot_of_an_absent_class_token_is_added_to_every_patch():
+def test_absent_class_token_position_is_added_to_every_patch():
     model = randomise(VisionTransformerModel(config(use_cls_token=False, patch_padding=2))).eval()
     embeddings, pixel_values = model.embeddings, torch.randn(2, 3, 32, 32)
     patches = embeddings.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)
@@ -180,7 +180,7 @@ def test_the_slot_of_an_absent_class_token_is_added_to_every_patch():
 
 
 @torch.no_grad()
-def test_the_order_of_the_prefix():
+def test_prefix_order():
     settings: dict[str, Any] = {"use_distillation_token": True, "num_register_tokens": 2}
     embeddings = randomise(VisionTransformerModel(config(**settings))).eval().embeddings
     tokens = embeddings(torch.randn(1, 3, 32, 32))
@@ -191,7 +191,7 @@ def test_the_order_of_the_prefix():
     torch.testing.assert_close(tokens[:, 2:4], embeddings.register_tokens)
 
 
-def test_pooling_by_a_token_that_is_not_there_is_refused():
+def test_pooling_by_missing_token_raises():
     with pytest.raises(ValueError, match="use_cls_token"):
         VisionTransformerForImageClassification(config(use_cls_token=False))
 
@@ -206,7 +206,7 @@ def test_pooling_by_a_token_that_is_not_there_is_refused():
         ({"decode_head_levels": (1, 2, 3, 4)}, "4 layers from 1 to 3"),
     ],
 )
-def test_wrong_configs_say_what_is_wrong(fields, message):
+def test_invalid_configs_raise(fields, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         config(**fields)
 
@@ -215,7 +215,7 @@ def test_wrong_configs_say_what_is_wrong(fields, message):
 
 
 @torch.no_grad()
-def test_padding_is_the_same_as_a_padded_image():
+def test_internal_padding_matches_a_padded_image():
     model = randomise(VisionTransformerModel(config())).eval()
     pixel_values = torch.randn(1, 3, 27, 38)
     padded = torch.nn.functional.pad(pixel_values, (0, 2, 0, 5))
@@ -224,8 +224,8 @@ def test_padding_is_the_same_as_a_padded_image():
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(27, 38), (32, 33), (1, 40), (25, 64)])
-def test_logits_of_a_padded_image_span_the_image_alone(size):
-    """Logits that are the pixel coordinates at the centers of the padded grid are so at those of the cropped one."""
+def test_logits_of_a_padded_image_exclude_padding(size):
+    """Logits that equal pixel coordinates at the centers of the padded grid also do so in the cropped one."""
     rows, columns = (-(-side // 8) for side in size)
     centers = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).double() * 8 + 4
     cropped = crop_to_image_extent(centers[None], size, (8, 8))[0]
@@ -239,8 +239,8 @@ def test_logits_of_a_padded_image_span_the_image_alone(size):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_logits_of_low_precision_are_sampled_at_the_same_places(dtype):
-    logits = torch.randn(1, 3, 252, 63).to(dtype)  # in bfloat16, places on 252 rows would be off by a row
+def test_low_precision_logits_use_the_same_sampling_points(dtype):
+    logits = torch.randn(1, 3, 252, 63).to(dtype)  # in bfloat16, positions on 252 rows would be off by one row
     sampled = crop_to_image_extent(logits, (1000, 999), (16, 16))
     assert sampled.dtype == dtype
     torch.testing.assert_close(sampled, crop_to_image_extent(logits.float(), (1000, 999), (16, 16)).to(dtype))
@@ -248,14 +248,14 @@ def test_logits_of_low_precision_are_sampled_at_the_same_places(dtype):
 
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
-def test_a_padded_image_is_seen_where_it_is(head):
-    """The label map of an image of odd size is near that of the padded image, cropped."""
+def test_padded_image_keeps_its_position(head):
+    """The label map of an image of odd size is close to that of the padded image, cropped."""
     model = segmenter(decode_head=head)
     pixel_values = torch.randn(1, 3, 59, 45)
     padded = torch.nn.functional.pad(pixel_values, (0, 3, 0, 5))
     whole = interpolate(model(padded).logits, padded.shape[-2:], mode="bilinear")[..., :59, :45]
     alone = interpolate(model(pixel_values).logits, (59, 45), mode="bilinear")
-    moved = interpolate(model(padded).logits, (59, 45), mode="bilinear")  # what ignoring the padding would give
+    moved = interpolate(model(padded).logits, (59, 45), mode="bilinear")  # the result of ignoring the padding
     assert (alone - whole).abs().mean() < 0.7 * (moved - whole).abs().mean()
 
 
@@ -265,7 +265,7 @@ def test_a_padded_image_is_seen_where_it_is(head):
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("size", [(32, 32), (64, 24), (27, 45), (3, 3)])
-def test_heads_take_any_size(head, size):
+def test_heads_accept_any_size(head, size):
     model = segmenter(decode_head=head, num_register_tokens=1)
     stride = 2 if head == "feature_pyramid" else 8
     logits = model(torch.randn(2, 3, *size)).logits
@@ -274,7 +274,7 @@ def test_heads_take_any_size(head, size):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_heads_are_trained_whole(head):
+def test_all_head_parameters_get_gradients(head):
     model = segmenter(decode_head=head, layer_scale_init_value=0.1, num_register_tokens=1).train()
     pixel_values, labels = torch.randn(2, 3, 32, 48), torch.randint(0, 5, (2, 32, 48))
     model(pixel_values, labels=labels).loss.backward()
@@ -284,14 +284,14 @@ def test_heads_are_trained_whole(head):
 
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
-def test_heads_save_load_compile_and_record(head, tmp_path):
+def test_heads_save_load_compile_and_return_hidden_states(head, tmp_path):
     torch._dynamo.reset()
     model = segmenter(decode_head=head)
     pixel_values = torch.randn(2, 3, 32, 48)
     plain = model(pixel_values)
     assert "hidden_states" not in plain
     full = model(pixel_values, output_hidden_states=True)
-    assert len(full.hidden_states) == 4  # the encoder's alone
+    assert len(full.hidden_states) == 4  # only the encoder's
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(pixel_values).logits, plain.logits)
@@ -301,7 +301,7 @@ def test_heads_save_load_compile_and_record(head, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
-def test_heads_export_with_any_batch_and_size(head):
+def test_heads_export_with_dynamic_batch_and_size(head):
     model = segmenter(decode_head=head)
     dynamic = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
     program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes={"pixel_values": dynamic})
@@ -312,8 +312,8 @@ def test_heads_export_with_any_batch_and_size(head):
 
 
 @torch.no_grad()
-def test_the_mask_transformer_is_segmenters():
-    """Its decoder, written as in the reference: cosine of patch and class, then a norm over classes."""
+def test_mask_transformer_matches_segmenter():
+    """Its decoder, as in the reference: cosine of patch and class, then a norm over classes."""
     model = segmenter(decode_head="mask_transformer", decode_head_hidden_size=48)
     head, feature_map = model.decode_head, torch.randn(2, 32, 3, 4)
     tokens = head.projection(feature_map.flatten(2).transpose(1, 2))
@@ -328,7 +328,7 @@ def test_the_mask_transformer_is_segmenters():
 
 
 @torch.no_grad()
-def test_the_pyramid_reads_the_layers_that_the_config_names():
+def test_pyramid_uses_the_configured_layers():
     model = segmenter(decode_head="feature_pyramid", decode_head_levels=(1, 1, 2, 3))
     pixel_values = torch.randn(1, 3, 32, 32)
     outputs = model.vit(pixel_values, output_hidden_states=True)
@@ -338,11 +338,11 @@ def test_the_pyramid_reads_the_layers_that_the_config_names():
     torch.testing.assert_close(model(pixel_values).logits, expected)
 
 
-# --- backbone and fresh weights
+# --- backbone and initialization
 
 
 @torch.no_grad()
-def test_the_backbone_gives_the_layers_of_the_encoder():
+def test_backbone_returns_encoder_layers():
     encoder = randomise(VisionTransformerModel(config())).eval()
     backbone = VisionTransformerBackbone(config(out_indices=(0, 1, 3))).eval()
     backbone.load_state_dict(encoder.state_dict(), strict=True)
@@ -356,7 +356,7 @@ def test_the_backbone_gives_the_layers_of_the_encoder():
 
 
 @torch.no_grad()
-def test_fresh_weights():
+def test_weight_initialization():
     settings: dict[str, Any] = {"stem": "resnetv2", "stem_depths": (1, 1), "stem_width_factor": 0.5, "patch_size": 1}
     model = VisionTransformerForSemanticSegmentation(
         config(**settings, decode_head="mask_transformer", layer_scale_init_value=0.25, num_register_tokens=2)

@@ -20,15 +20,15 @@ def stem(numerics: StemNumerics = FLAX, dtype: torch.dtype = torch.float64) -> R
     return randomise(ResNetV2Stem(3, (1, 2), 0.5, numerics)).to(dtype).eval()
 
 
-def uncached(module: ResNetV2Stem, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The same stem with autograd, which remembers nothing."""
+def run_uncached(module: ResNetV2Stem, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The same stem with autograd, which disables the cache."""
     with torch.enable_grad():
         return module(pixel_values).detach()
 
 
 @given(st.integers(1, 300), st.sampled_from([1, 3, 7]), st.sampled_from([1, 2]))
-def test_same_padding_is_tensorflows(size, kernel, stride):
-    """tensorflow/core/framework/common_shape_fns.cc: the output has ceil(size / stride), the rest goes after."""
+def test_same_padding_matches_tensorflow(size, kernel, stride):
+    """tensorflow/core/framework/common_shape_fns.cc: output is ceil(size / stride), extra padding at the end."""
     before, after = same_padding(size, kernel, stride)
     assert 0 <= after - before <= 1
     assert (size + before + after - kernel) // stride + 1 == -(-size // stride)
@@ -39,7 +39,7 @@ def test_same_padding_is_tensorflows(size, kernel, stride):
 @pytest.mark.parametrize(
     ("kernel", "stride", "size"), [(7, 2, 20), (3, 2, 8), (3, 2, 9), (3, 1, 8), (1, 2, 8), (1, 1, 5)]
 )
-def test_a_convolution_is_the_references_formula(mode, kernel, stride, size):
+def test_convolution_matches_the_reference_formula(mode, kernel, stride, size):
     convolution = randomise(StandardizedConv2d(4, 6, kernel, stride, StemNumerics("same", mode, 1e-3, 1e-6))).double()
     weight = convolution.weight
     mean = weight.mean((1, 2, 3), keepdim=True)
@@ -111,20 +111,20 @@ def change_a_copy(module):
     ids=lambda change: change.__name__,
 )
 @torch.no_grad()
-def test_no_kernel_is_ever_stale(change, dtype):
+def test_standardized_kernels_are_never_stale(change, dtype):
     module, pixel_values = stem(dtype=dtype), torch.randn(1, 3, 32, 48, dtype=dtype)
     before = module(pixel_values)
     changed = change(module)
     changed_pixels = pixel_values.to(next(changed.parameters()).dtype)
     after = changed(changed_pixels)
     tolerance = 1e-10 if after.dtype == torch.float64 else 1e-4
-    torch.testing.assert_close(after, uncached(changed, changed_pixels), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(after, run_uncached(changed, changed_pixels), rtol=tolerance, atol=tolerance)
     assert not torch.equal(after, before)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_kernels_are_kept_while_nothing_changes(dtype):
+def test_standardized_kernels_are_cached(dtype):
     module, pixel_values = stem(dtype=dtype), torch.randn(1, 3, 32, 48, dtype=dtype)
     module(pixel_values)
     first = module.stages[0].layers[0].conv2.kernels.entry.result
@@ -135,11 +135,11 @@ def test_kernels_are_kept_while_nothing_changes(dtype):
 
 
 @torch.no_grad()
-def test_packed_kernels_take_maps_of_any_size_and_order():
+def test_packed_kernels_accept_any_size_and_memory_format():
     module = stem(dtype=torch.float32)
     for shape in ((1, 3, 32, 48), (3, 3, 64, 64), (1, 3, 32, 48), (2, 3, 48, 40), (1, 3, 33, 47)):
         pixel_values = torch.randn(*shape)
-        expected = uncached(module, pixel_values)
+        expected = run_uncached(module, pixel_values)
         torch.testing.assert_close(module(pixel_values), expected, rtol=1e-4, atol=1e-4)
         with torch.inference_mode():
             torch.testing.assert_close(module(pixel_values), expected, rtol=1e-4, atol=1e-4)
@@ -156,20 +156,20 @@ def test_gradients_flow_after_inference():
 
 
 @torch.no_grad()
-def test_autocast_and_compiled_stems_see_new_weights():
+def test_autocast_and_compiled_stems_use_updated_weights():
     torch._dynamo.reset()
     module, pixel_values = stem(dtype=torch.float32), torch.randn(1, 3, 32, 32)
     module(pixel_values)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     for seed in (0, 1):
         randomise(module, seed)
-        expected = uncached(module, pixel_values)
+        expected = run_uncached(module, pixel_values)
         torch.testing.assert_close(compiled(pixel_values), expected, rtol=1e-4, atol=1e-4)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert (module(pixel_values).float() - expected).abs().mean() < 0.05 * expected.std()
 
 
-def test_the_numerics_are_told_apart():
+def test_numerics_modes_differ():
     pixel_values = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     outputs = [stem(numerics)(pixel_values) for numerics in (FLAX, TIMM, FLAX._replace(padding="symmetric"))]
     assert len({float(output.detach().sum()) for output in outputs}) == 3

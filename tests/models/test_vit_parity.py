@@ -1,4 +1,4 @@
-"""ViT, its relatives and the hybrids against timm and transformers, live, with random weights in double precision."""
+"""ViT, its relatives and the hybrids compared with timm and transformers, live, with random weights in float64."""
 
 from typing import Any
 
@@ -93,29 +93,29 @@ def compare(reference, config: VisionTransformerConfig, size: tuple[int, int]) -
     model = VisionTransformerForImageClassification(config).double().eval()
     model.load_state_dict(from_timm(reference.state_dict()), strict=True)
     pixel_values = torch.randn(2, 3, *size, dtype=torch.float64)
-    # timm resizes positions in single precision, whatever their own is.
+    # timm resizes positions in float32, whatever their dtype.
     tolerance = 1e-10 if config.grid_of(*size) == config.grid_size else 1e-6
     with torch.no_grad():
         expected = reference(pixel_values)
-        for _ in range(2):  # the second time with what the first one remembered
+        for _ in range(2):  # the second call uses the cache of the first
             torch.testing.assert_close(model(pixel_values).logits, expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(model(pixel_values).logits.detach(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_pure_is_timm(case):
+def test_pure_vit_matches_timm(case):
     theirs, ours, size = CASES[case]
     compare(VisionTransformer(**(THEIRS | theirs)), VisionTransformerConfig(**(OURS | ours)), size)
 
 
-def test_distilled_is_timm():
+def test_distilled_vit_matches_timm():
     reference = VisionTransformerDistilled(**THEIRS, img_size=64)
     compare(reference, VisionTransformerConfig(**OURS, image_size=64, use_distillation_token=True), (64, 64))
 
 
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
 @pytest.mark.parametrize(("depths", "patch"), [((), 8), ((1,), 4), ((2, 1), 2), ((1, 1, 1, 1), 1)])
-def test_hybrid_is_timm(depths, patch, padding):
+def test_hybrid_matches_timm(depths, patch, padding):
     backbone = _resnetv2(depths, padding_same=padding == "same")
     reference = VisionTransformer(
         **(THEIRS | {"patch_size": patch}), img_size=(64, 96), embed_layer=HybridEmbedOn(backbone)
@@ -144,7 +144,7 @@ class HybridEmbedOn:
         ("vit_base_r50_s16_224", (3, 4, 9), 1),
     ],
 )
-def test_published_hybrids_are_timm(name, depths, patch):
+def test_published_hybrids_match_timm(name, depths, patch):
     reference = timm.create_model(name, pretrained=False, num_classes=7)
     config = VisionTransformerConfig(
         **TIMM_STEM,
@@ -158,7 +158,7 @@ def test_published_hybrids_are_timm(name, depths, patch):
     compare(reference, config, (224, 224))
 
 
-def test_the_encoder_alone_is_timm():
+def test_encoder_matches_timm():
     reference = randomise(VisionTransformer(**(THEIRS | {"num_classes": 0}), img_size=64)).double().eval()
     model = VisionTransformerModel(VisionTransformerConfig(**OURS, image_size=64)).double().eval()
     model.load_state_dict(from_timm(reference.state_dict(), prefix=""), strict=True)

@@ -19,19 +19,19 @@ def definition(file: str, name: str) -> ast.AST:
 
 
 def called_names(node: ast.AST) -> list[str]:
-    """Names of the functions and methods that are called, in the order of the source."""
+    """Names of the called functions and methods, in source order."""
     calls = [each for each in ast.walk(node) if isinstance(each, ast.Call)]
     calls.sort(key=lambda call: (call.lineno, call.col_offset))
     return [call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "") for call in calls]
 
 
-def test_the_page_has_three_flows():
+def test_code_map_has_three_flows():
     assert len(ROWS) >= 20
     assert len(re.findall(r"^## (Train|Predict|Convert)$", PAGE, flags=re.MULTILINE)) == 3
 
 
 @pytest.mark.parametrize(("file", "name", "calls"), ROWS, ids=[f"{file}:{name}" for file, name, _ in ROWS])
-def test_functions_call_each_other_in_this_order(file, name, calls):
+def test_functions_call_each_other_in_order(file, name, calls):
     found = iter(called_names(definition(file, name)))
     for call in calls.split(", "):
         assert call in found, f"{call} is not called after those before it"  # `in` advances the iterator

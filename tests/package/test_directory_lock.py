@@ -1,4 +1,4 @@
-"""One writer at a time: the lock of a directory, and that every command takes it."""
+"""One writer at a time: the directory lock, and that every command acquires it."""
 
 import errno
 import fcntl
@@ -27,7 +27,7 @@ NUCLEI = REPOSITORY / "examples" / "nuclei" / "model"
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """The directory of a run, as far as it matters here."""
+    """A minimal run directory."""
     recipe = write_recipe(tmp_path, settings(tmp_path / "data"))
     (tmp_path / "run" / "best").mkdir(parents=True)
     for place in (tmp_path / "run", tmp_path / "run" / "best"):
@@ -53,7 +53,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_directory_that_another_process_writes_is_refused(folder, name):
+def test_directory_locked_by_another_process_raises(folder, name):
     with holding(folder) as process:
         before = state(folder)
         result = CliRunner().invoke(app, [part.format(run=folder) for part in COMMANDS[name]])
@@ -68,7 +68,7 @@ def test_a_directory_that_another_process_writes_is_refused(folder, name):
     assert not (folder / LOCK).exists()
 
 
-def test_workers_of_a_killed_process_do_not_keep_its_lock(tmp_path):
+def test_workers_of_a_killed_process_release_its_lock(tmp_path):
     with holding(tmp_path / "run", "fork") as process:
         with pytest.raises(InUseError), locked_directory(tmp_path / "run"):
             pass
@@ -77,7 +77,7 @@ def test_workers_of_a_killed_process_do_not_keep_its_lock(tmp_path):
             pass
 
 
-def test_a_run_that_was_killed_before_its_first_step_can_be_started_again(tmp_path):
+def test_run_killed_before_its_first_step_can_restart(tmp_path):
     recipe = write_recipe(tmp_path, settings(write_data(tmp_path / "data")))
     with holding(tmp_path / "run") as process:
         kill(process)
@@ -87,18 +87,18 @@ def test_a_run_that_was_killed_before_its_first_step_can_be_started_again(tmp_pa
     assert not (tmp_path / "run" / LOCK).exists()
 
 
-def test_a_run_holds_its_lock_from_the_check_of_its_data_to_its_test(tmp_path, monkeypatch):
-    """flock does not ask which process opened the file a second time."""
+def test_run_holds_its_lock_from_data_check_to_test(tmp_path, monkeypatch):
+    """flock does not check which process opened the file a second time."""
     seen = []
 
     def noting(name, work):
-        def noted(*arguments, **options):
+        def note_lock(*arguments, **options):
             with pytest.raises(InUseError), locked_directory(tmp_path / "run"):
                 pass
             seen.append(name)
             return work(*arguments, **options)
 
-        return noted
+        return note_lock
 
     for name in ("prepare", "write_evaluation", "draw_plots", "save_checkpoint"):
         monkeypatch.setattr(run_module, name, noting(name, getattr(run_module, name)))
@@ -108,8 +108,8 @@ def test_a_run_holds_its_lock_from_the_check_of_its_data_to_its_test(tmp_path, m
     assert seen == ["prepare", "save_checkpoint", "draw_plots", "write_evaluation"]
 
 
-def test_the_run_that_ended_while_this_one_waited_is_not_replaced(folder, monkeypatch):
-    """The directory is checked again when the lock is held."""
+def test_run_finished_while_waiting_is_not_replaced(folder, monkeypatch):
+    """The directory is checked again after the lock is acquired."""
     traces = folder / "log.jsonl", folder / "recipe.yaml", folder / "best"
     recipe = folder.with_name("recipe.yaml")
     aside = folder.with_name("aside")
@@ -127,7 +127,7 @@ def test_the_run_that_ended_while_this_one_waited_is_not_replaced(folder, monkey
 
 
 @pytest.mark.slow
-def test_all_processes_of_a_run_end_when_the_main_one_gets_no_lock(folder):
+def test_all_processes_exit_when_the_main_one_gets_no_lock(folder):
     with holding(folder):
         command = [str(folder / "recipe.yaml"), "--out", str(folder), "--resume"]
         output = finish(start(command, processes=2), expected=1)
@@ -135,7 +135,7 @@ def test_all_processes_of_a_run_end_when_the_main_one_gets_no_lock(folder):
 
 
 @pytest.mark.parametrize("error", [InUseError("in use"), OSError(errno.ENOSPC, "no space")])
-def test_a_failure_of_the_main_process_reaches_the_others(monkeypatch, error):
+def test_main_process_failure_reaches_the_others(monkeypatch, error):
     sent = []
     monkeypatch.setattr(main_process, "broadcast_object_list", lambda outcome: sent.append(list(outcome)))
 
@@ -155,14 +155,14 @@ def test_a_failure_of_the_main_process_reaches_the_others(monkeypatch, error):
         on_main_process(SimpleNamespace(is_main_process=False), failing)
 
 
-def test_other_processes_of_the_same_run_are_not_refused(tmp_path, monkeypatch):
+def test_processes_of_the_same_run_share_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(main_process, "broadcast_object_list", lambda outcome: None)
     with ExitStack() as stack:
         for is_main in (True, False, False):
             stack.enter_context(locked_by_main_process(SimpleNamespace(is_main_process=is_main), tmp_path))
 
 
-def test_of_many_that_start_at_once_one_gets_the_directory_that_is_not_there_yet(tmp_path):
+def test_one_of_many_concurrent_starts_gets_a_new_directory(tmp_path):
     tried, outcomes = Barrier(8), []
 
     def attempt() -> None:
@@ -183,7 +183,7 @@ def test_of_many_that_start_at_once_one_gets_the_directory_that_is_not_there_yet
     assert sorted(outcomes) == [False] * 7 + [True]
 
 
-def test_an_empty_directory_that_was_created_is_removed(tmp_path):
+def test_created_empty_directory_is_removed(tmp_path):
     with locked_directory(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()
     assert not (tmp_path / "a").exists()
@@ -196,13 +196,13 @@ def test_an_empty_directory_that_was_created_is_removed(tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["result"]
 
 
-def test_a_file_in_the_place_of_the_directory(tmp_path):
+def test_file_instead_of_directory_raises(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(LockError, match="cannot be created"), locked_directory(tmp_path / "file"):
         pass
 
 
-def test_the_lock_of_a_directory_that_took_this_one_s_place_stays(tmp_path):
+def test_lock_of_a_replacement_directory_is_kept(tmp_path):
     """As `convert` replaces its output."""
     out = tmp_path / "out"
     out.mkdir()
@@ -219,7 +219,7 @@ def test_the_lock_of_a_directory_that_took_this_one_s_place_stays(tmp_path):
         assert not (out / LOCK).exists()
 
 
-def test_files_have_locks_of_their_own(tmp_path):
+def test_files_have_separate_locks(tmp_path):
     with ExitStack() as stack:
         for name in ("model.pth", "other.pth"):
             stack.enter_context(locked_file(tmp_path / name))
@@ -228,7 +228,7 @@ def test_files_have_locks_of_their_own(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_run_replaces_has_the_run_s_lock(folder, tmp_path):
+def test_replaced_directory_is_covered_by_the_run_lock(folder, tmp_path):
     run_folder = folder.resolve()
     assert lock_owner(folder / "best" / "evaluation_test") == run_folder
     assert lock_owner(folder / "test") == run_folder
@@ -240,7 +240,7 @@ def test_what_a_run_replaces_has_the_run_s_lock(folder, tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_without_locks_of_the_file_system_it_goes_on_with_a_warning(tmp_path, monkeypatch, caplog, number):
+def test_file_system_without_locks_warns(tmp_path, monkeypatch, caplog, number):
     def refuse(*arguments):
         raise OSError(number, "no locks")
 
@@ -251,7 +251,7 @@ def test_without_locks_of_the_file_system_it_goes_on_with_a_warning(tmp_path, mo
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["result"]
 
 
-def test_another_fault_of_the_file_system_is_told(tmp_path, monkeypatch):
+def test_other_file_system_errors_raise(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.EIO, "input/output error")
 

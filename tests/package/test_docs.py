@@ -1,4 +1,4 @@
-"""What the documentation says is done, snippet by snippet; ids of the Hub are served by a Hub of the tests."""
+"""Runs the snippets of the documentation; Hub ids are served by the test Hub."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def test_snippets_run(page, reader):
 
 @pytest.mark.slow
 def test_plugin_guide(tmp_path, monkeypatch):
-    """Its commands, one after another, in an environment that has the plugin."""
+    """Its commands, sequentially, in an environment with the plugin."""
     shutil.copytree(REPOSITORY / "examples" / "plugin", tmp_path / "examples" / "plugin")
     install = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", "site"]
     monkeypatch.chdir(tmp_path)
@@ -67,14 +67,14 @@ def test_plugin_guide(tmp_path, monkeypatch):
         assert outcome.code == 0, f"{words}: {outcome.output} {outcome.errors}"
 
 
-def test_fences_are_known():
+def test_code_fences_are_known():
     assert {snippet.language for snippet in all_snippets() if snippet.is_run and snippet.title is None} <= (
         ACTIONS.keys() | MADE_WHEN_BUILT
     )
 
 
-def test_commands_take_their_options():
-    """Also those of commands that are not run, or stand in a sentence."""
+def test_commands_accept_documented_options():
+    """Including commands that are not run or are part of a sentence."""
     known = typer.main.get_command(app).commands
     inline = [shlex.split(code) for text in TEXTS.values() for code in INLINE.findall(text)]
     commands = [words for each in all_snippets() for words in each.commands] + inline
@@ -91,14 +91,14 @@ def test_extras_exist():
             assert set(named.split(",")) <= extras.keys(), named
 
 
-def test_what_is_told_to_be_installed_is_there():
-    """The package itself lies in the repository, and on no index as yet."""
+def test_documented_installs_exist():
+    """The package itself is in the repository, and not yet on an index."""
     code = {path: path.read_text() for path in sorted((REPOSITORY / "hf_vit_seg").rglob("*.py"))}
     for name, text in {**TEXTS, **code}.items():
         assert not re.search(r"pip install [^\n`]*hf_vit_seg", text), name
 
 
-def test_links_lead_somewhere():
+def test_links_are_valid():
     for name, text in TEXTS.items():
         folder = (PAGES.get(name) or REPOSITORY / name).parent
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
@@ -117,7 +117,7 @@ def test_shown_sources_exist():
         blocks.source_block("tests/snippets.py Reader.absent")
 
 
-def test_the_site_builds(tmp_path):
+def test_site_builds(tmp_path):
     if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
         pytest.skip("mkdocs is not installed: pip install '.[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
@@ -129,7 +129,7 @@ def test_the_site_builds(tmp_path):
 
 
 def run_notebook(reader, parameters: str) -> None:
-    """Every cell, with other parameters behind the cell of those, as papermill would put them."""
+    """Every cell, with parameters overridden after the parameter cell, as by papermill."""
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     for cell in cells:
         text = "".join(cell["source"])
@@ -139,7 +139,7 @@ def run_notebook(reader, parameters: str) -> None:
     assert sum("parameters" in cell["metadata"].get("tags", ()) for cell in cells) == 1
 
 
-def test_the_notebook_runs(reader, monkeypatch):
+def test_notebook_runs(reader, monkeypatch):
     root = Path.cwd()
     (root / "docs" / "notebooks").mkdir(parents=True)
     monkeypatch.chdir(root / "docs" / "notebooks")
@@ -147,7 +147,7 @@ def test_the_notebook_runs(reader, monkeypatch):
     assert Path.cwd() == root
 
 
-def test_the_notebook_runs_in_a_folder_with_images_of_its_reader(reader, tmp_path, monkeypatch):
+def test_notebook_runs_in_a_folder_with_user_images(reader, tmp_path, monkeypatch):
     own = tmp_path / "own"
     write_pictures(own)
     monkeypatch.chdir(own)

@@ -1,4 +1,4 @@
-"""Which exceptions are raised, and which are converted to errors that users see as one sentence; read from the code."""
+"""Which exceptions are raised, and which are converted to one-sentence errors for users, read from the code."""
 
 import ast
 import builtins
@@ -17,27 +17,27 @@ FILES = {
     for folder in (PACKAGE, ROOT / "conversion")
     for path in sorted(folder.rglob("*.py"))
 }
-# What may be raised besides HfVitSegError: mistakes in code that calls the library, and messages between our functions.
+# Allowed besides HfVitSegError: mistakes in code that calls the library, and internal signals between functions.
 PROGRAMMING_ERRORS = {"NotImplementedError", "TypeError", "KeyboardInterrupt", "typer.Exit", "gr.Error"}
 BY_FILE = {
-    "conversion/cvt/config_fields.py": {"KeyError"},  # a tensor that the checkpoint lacks, caught in config_building
+    "conversion/cvt/config_fields.py": {"KeyError"},  # a tensor missing in the checkpoint, caught in config_building
     "conversion/segformer/config_fields.py": {"KeyError"},
     "conversion/vit/config_fields.py": {"KeyError"},
-    "hf_vit_seg/demo/reading.py": {"EOFError", "RuntimeError"},  # of a process that ended, caught in the same file
-    "hf_vit_seg/demo/request_limits.py": {"BodyTooLargeError"},  # answered with a status of HTTP in the same file
+    "hf_vit_seg/demo/reading.py": {"EOFError", "RuntimeError"},  # of an exited process, caught in the same file
+    "hf_vit_seg/demo/request_limits.py": {"BodyTooLargeError"},  # converted to an HTTP status in the same file
     "hf_vit_seg/models/bilinear.py": {"RuntimeError"},  # as torch raises for a second derivative
-    "hf_vit_seg/training/checkpoints/main_process.py": {"RuntimeError"},  # a bug of another process
+    "hf_vit_seg/training/checkpoints/main_process.py": {"RuntimeError"},  # a bug in another process
     "hf_vit_seg/training/figures/layout.py": {"ValueError"},  # mistakes of callers
     "hf_vit_seg/training/figures/poses.py": {"ValueError"},
     "hf_vit_seg/training/optimization/ema.py": {"ValueError"},
     "hf_vit_seg/yaml_reader.py": {"yaml.constructor.ConstructorError"},  # caught in the same file
 }
-# Calls that run a model, a loss, an optimizer or the code of a plugin.
+# Calls that run a model, a loss, an optimizer or plugin code.
 RUNNING = {
     "accumulate", "backward", "clip_grad_norm_", "combine", "evaluate", "forward", "generate", "logits", "model",
     "one_step", "predict_video", "predict_tiled", "segment", "segmenter", "step", "take_step", "totals", "train_locked",
 }  # fmt: skip
-# Conversions around such calls that pick one case by its message, and leave everything else as it is.
+# Conversions around such calls that select one case by its message and re-raise everything else.
 GUARDS = {"is_out_of_memory"}
 
 
@@ -62,7 +62,7 @@ def is_expected(name: str) -> bool:
 
 
 EXCEPTIONS = sorted(name for name in CLASSES if is_exception(name))
-# Functions that return an exception, by the annotation.
+# Functions that return an exception, by annotation.
 MAKERS = {
     node.name: ast.unparse(node.returns)
     for tree in FILES.values()
@@ -71,7 +71,7 @@ MAKERS = {
 }
 
 
-def raised(node: ast.Raise) -> str:
+def exception_name(node: ast.Raise) -> str:
     """The class that a statement raises."""
     assert node.exc is not None
     name = ast.unparse(node.exc.func if isinstance(node.exc, ast.Call) else node.exc)
@@ -82,25 +82,29 @@ def raises(tree: ast.AST) -> Iterator[ast.Raise]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc is not None)
 
 
-def test_there_are_exceptions_to_look_at():
+def test_exception_classes_are_found():
     assert len(EXCEPTIONS) > 30 and sum(1 for tree in FILES.values() for _ in raises(tree)) > 400
 
 
 @pytest.mark.parametrize("name", [name for name in EXCEPTIONS if name != "BodyTooLargeError"])
-def test_every_exception_class_is_reported_as_a_sentence(name):
+def test_every_exception_class_is_reported_without_traceback(name):
     assert is_expected(name)
 
 
 @pytest.mark.parametrize("path", FILES)
 def test_only_errors_for_users_and_known_programming_errors_are_raised(path):
     allowed = PROGRAMMING_ERRORS | BY_FILE.get(path, set())
-    others = {f"line {node.lineno}: {raised(node)}" for node in raises(FILES[path]) if not is_expected(raised(node))}
+    others = {
+        f"line {node.lineno}: {exception_name(node)}"
+        for node in raises(FILES[path])
+        if not is_expected(exception_name(node))
+    }
     assert {each for each in others if each.partition(": ")[2] not in allowed} == set()
 
 
-def test_the_exceptions_to_the_rule_are_needed():
+def test_allowlist_has_no_unused_entries():
     for path, names in BY_FILE.items():
-        assert names <= {raised(node) for node in raises(FILES[path])}, path
+        assert names <= {exception_name(node) for node in raises(FILES[path])}, path
 
 
 def converts(handler: ast.ExceptHandler) -> bool:
@@ -109,10 +113,10 @@ def converts(handler: ast.ExceptHandler) -> bool:
     caught = ["BaseException" if kind is None else ast.unparse(kind) for kind in kinds]
     if all(map(is_expected, caught)):
         return False
-    return any(is_expected(raised(node)) for statement in handler.body for node in raises(statement))
+    return any(is_expected(exception_name(node)) for statement in handler.body for node in raises(statement))
 
 
-def guarded(handler: ast.ExceptHandler) -> bool:
+def has_guard(handler: ast.ExceptHandler) -> bool:
     """Whether a handler begins with `if not GUARD(error): raise`."""
     first = handler.body[0]
     return (
@@ -124,14 +128,14 @@ def guarded(handler: ast.ExceptHandler) -> bool:
 
 
 def converting(tree: ast.AST) -> Iterator[ast.Try]:
-    """The try statements that convert."""
+    """The try statements that convert exceptions."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Try) and any(converts(each) and not guarded(each) for each in node.handlers):
+        if isinstance(node, ast.Try) and any(converts(each) and not has_guard(each) for each in node.handlers):
             yield node
 
 
 def converting_contexts(trees: list[ast.AST]) -> set[str]:
-    """Context managers that convert what is raised in their body."""
+    """Context managers that convert exceptions of their body."""
     return {
         node.name
         for tree in trees
@@ -142,8 +146,8 @@ def converting_contexts(trees: list[ast.AST]) -> set[str]:
     }
 
 
-def called(statements: list[ast.stmt]) -> set[str]:
-    """The last part of the name of everything that is called; what is only defined there is not."""
+def call_names(statements: list[ast.stmt]) -> set[str]:
+    """The last part of the name of every call; functions that are only defined there are not included."""
     return {
         ast.unparse(node.func).rpartition(".")[2]
         for statement in statements
@@ -153,37 +157,40 @@ def called(statements: list[ast.stmt]) -> set[str]:
 
 
 def running_functions(trees: list[ast.AST]) -> set[str]:
-    """RUNNING, and the functions that call it, as far as their names are theirs alone."""
+    """RUNNING and the functions that call it, if their names are unique."""
     functions: dict[str, list[ast.FunctionDef]] = {}
     for tree in trees:
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 functions.setdefault(node.name, []).append(node)
-    calls = {name: called(found[0].body) for name, found in functions.items() if len(found) == 1}
+    calls = {name: call_names(found[0].body) for name, found in functions.items() if len(found) == 1}
     known = set(RUNNING)
     while more := {name for name, names in calls.items() if names & known} - known:
         known |= more
     return known
 
 
-def enclosed(trees: list[ast.AST]) -> set[str]:
-    """What runs a model, a loss, an optimizer or a plugin inside a conversion."""
+def wrapped_calls(trees: list[ast.AST]) -> set[str]:
+    """Calls of a model, a loss, an optimizer or a plugin inside a conversion."""
     running, contexts = running_functions(trees), converting_contexts(trees)
     found: set[str] = set()
     for tree in trees:
         for attempt in converting(tree):
-            found |= called(attempt.body) & running
+            found |= call_names(attempt.body) & running
         for node in ast.walk(tree):
-            if isinstance(node, ast.With) and called([ast.Expr(item.context_expr) for item in node.items]) & contexts:
-                found |= called(node.body) & running
+            if (
+                isinstance(node, ast.With)
+                and call_names([ast.Expr(item.context_expr) for item in node.items]) & contexts
+            ):
+                found |= call_names(node.body) & running
             if isinstance(node, ast.Try) and any(map(converts, node.handlers)):
-                plugin = {name for name in called(node.body) if name in ("value", "head")}
+                plugin = {name for name in call_names(node.body) if name in ("value", "head")}
                 found |= plugin
     return found
 
 
-def test_no_conversion_encloses_a_model_a_loss_a_step_or_a_plugin():
-    assert enclosed(list(FILES.values())) == set()
+def test_error_conversion_does_not_wrap_models_losses_or_plugins():
+    assert wrapped_calls(list(FILES.values())) == set()
 
 
 @pytest.mark.parametrize(
@@ -196,8 +203,8 @@ def test_no_conversion_encloses_a_model_a_loss_a_step_or_a_plugin():
         "try:\n    runtime.value(path)\nexcept Exception:\n    raise HfVitSegError",
     ],
 )
-def test_a_conversion_around_a_model_is_found(text):
-    assert enclosed([ast.parse(text)])
+def test_error_conversion_around_a_model_is_detected(text):
+    assert wrapped_calls([ast.parse(text)])
 
 
 @pytest.mark.parametrize(
@@ -209,12 +216,12 @@ def test_a_conversion_around_a_model_is_found(text):
         (HfVitSegError("One. Two"), "One. Two", "One. Two"),
     ],
 )  # fmt: skip
-def test_an_exception_is_one_sentence(error, whole, short):
+def test_exception_message_is_one_sentence(error, whole, short):
     assert error_sentence(error) == whole
     assert error_sentence(error, short=True) == short
 
 
-def test_an_error_of_the_operating_system_is_converted_and_a_bug_is_not(tmp_path):
+def test_os_errors_are_converted_and_bugs_are_not(tmp_path):
     with pytest.raises(HfVitSegError, match="absent"), write_errors(tmp_path / "absent"):
         (tmp_path / "absent" / "file").write_text("")
     with pytest.raises(ZeroDivisionError), write_errors(tmp_path):

@@ -1,6 +1,6 @@
-"""examples/plugin, installed as a stranger would: it does all that the built-in architectures do, and its code travels.
+"""examples/plugin, installed by a user: it supports all features of the built-in architectures, and its code is saved.
 
-One environment sees this one's packages and the plugin; then this one, which does not, loads what was saved there.
+One environment has the packages of this one and the plugin; this one, without the plugin, then loads the saved models.
 """
 
 import re
@@ -63,20 +63,20 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def python(folder):
-    """The Python of an environment that has everything of this one, and the example."""
+    """The Python of an environment with the packages of this one and the example."""
     run(sys.executable, folder, "-m", "venv", "--without-pip", folder / "venv")
     inside = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
     site = Path(sysconfig.get_path("purelib", vars=inside))
     (site / "outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-    shutil.copytree(EXAMPLE, folder / "source")  # building writes beside the source
+    shutil.copytree(EXAMPLE, folder / "source")  # building writes next to the source
     found = folder / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     run(found, folder, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", folder / "source")
     return str(found)
 
 
 @pytest.fixture(scope="module")
-def done(folder, python):
-    """All commands, the plugin's part in each, and the directories that they made."""
+def commands_done(folder, python):
+    """All commands with the plugin, and the directories that they wrote."""
     sys.path.insert(0, str(EXAMPLE / "tests"))
     try:
         from reference import trained
@@ -100,32 +100,32 @@ def done(folder, python):
 
 
 @pytest.mark.parametrize("command", ["plugins", "models", "train", "convert", "export", "predict"])
-def test_every_command_serves_the_plugin(done, command):
-    outcome = done[0][command]
+def test_every_command_supports_the_plugin(commands_done, command):
+    outcome = commands_done[0][command]
     assert outcome.code == 0, outcome.output + outcome.errors
 
 
-def test_it_is_listed_with_all_that_it_brings(done):
-    lines = [line.split() for line in done[0]["plugins"].output.splitlines() if "conv-token" in line]
+def test_plugin_is_listed_with_all_entry_points(commands_done):
+    lines = [line.split() for line in commands_done[0]["plugins"].output.splitlines() if "conv-token" in line]
     assert {f"hf_vit_seg.{line[0]}" for line in lines} == set(GROUPS) - {"hf_vit_seg.batch_transforms"}
     assert all(line[-1] == "ok" for line in lines)
-    assert "conv_token_seg" in done[0]["models"].output
+    assert "conv_token_seg" in commands_done[0]["models"].output
 
 
-def test_it_trains_by_recipe_and_predicts_as_exported(done, folder):
+def test_plugin_trains_by_recipe_and_predicts_after_export(commands_done, folder):
     assert "shapes" in (folder / "run" / "best" / "recipe.yaml").read_text()
     assert (folder / "run" / "best" / "metrics.json").exists()
     assert Image.open(folder / "maps" / "photo.png").size == (56, 40)
-    assert "conv_token/research" in done[0]["convert"].output
+    assert "conv_token/research" in commands_done[0]["convert"].output
 
 
-def test_what_is_saved_loads_without_the_plugin_and_again_when_saved_from_there(done, folder):
-    directories = done[1]
+def test_saved_model_loads_and_saves_without_the_plugin(commands_done, folder):
+    directories = commands_done[1]
     again = [directory.with_name(f"{directory.name}-again") for directory in directories]
     run(sys.executable, folder, "-c", REMOTE, *directories, *again)
 
 
-def test_contributing_names_what_is_there():
+def test_contributing_names_existing_files():
     text = (EXAMPLE.parents[1] / "CONTRIBUTING.md").read_text()
     package = EXAMPLE / "src" / "conv_token"
     steps = text.partition("## Add an architecture")[2].partition("\n## ")[0]
@@ -135,5 +135,5 @@ def test_contributing_names_what_is_there():
     assert set(re.findall(r"\| `(hf_vit_seg\.\w+)` \|", text)) | {"hf_vit_seg.architectures"} == set(GROUPS)
 
 
-def test_its_own_tests_pass_in_its_environment(folder, python):
+def test_plugin_tests_pass_in_a_new_environment(folder, python):
     run(python, folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", EXAMPLE, EXAMPLE / "tests")

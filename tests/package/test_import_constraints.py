@@ -12,10 +12,10 @@ import hf_vit_seg.models
 
 MODELS = Path(hf_vit_seg.models.__file__).parent
 PACKAGE = MODELS.parent
-# The image processors need what transformers' own need.
+# The image processors have the requirements of transformers' processors.
 ALLOWED = {"torch", "transformers", "huggingface_hub"}
 ALLOWED_FOR_IMAGES = ALLOWED | {"numpy", "PIL", "torchvision"}
-# An arrow goes from a folder to those it may import.
+# Each folder maps to those that it may import.
 ARROWS = {
     "models": set(),
     "data": {"models"},
@@ -68,7 +68,7 @@ def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
 
 
 @pytest.mark.parametrize("path", copied, ids=lambda path: path.name)
-def test_models_import_what_the_hub_can_copy(path):
+def test_models_import_only_what_the_hub_copies(path):
     siblings = {other.stem for other in copied}
     allowed = ALLOWED_FOR_IMAGES if path.stem.startswith(("image_processing", "label_maps")) else ALLOWED
     for node in imports(path):
@@ -82,16 +82,16 @@ def test_models_import_what_the_hub_can_copy(path):
 
 
 @pytest.mark.parametrize("path", copied, ids=lambda path: path.name)
-def test_no_relative_import_stands_where_the_hub_misreads_it(path):
-    """transformers scans the text with a regular expression: docstrings and TYPE_CHECKING blocks count for it."""
+def test_relative_imports_are_readable_by_the_hub(path):
+    """transformers scans the text with a regular expression, so docstrings and TYPE_CHECKING blocks count."""
     text = path.read_text()
     assert "TYPE_CHECKING" not in text
     relative = [line for line in text.splitlines() if line.strip().startswith(("from .", "import ."))]
     assert len(relative) == sum(isinstance(n, ast.ImportFrom) and n.level == 1 for n in imports(path))
 
 
-def imported(tree: ast.AST) -> set[str]:
-    """The dotted names of all modules, and of what is taken from them, that a file imports."""
+def imported_names(tree: ast.AST) -> set[str]:
+    """The dotted names of all modules and of the names that a file imports from them."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -102,17 +102,17 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def crossings(tree: ast.AST, folder: str) -> set[str]:
-    """Imports by which a file of a folder of the package breaks a wall; single files at its top are everybody's."""
+    """Forbidden imports of a file in a package folder; top-level modules may be imported by all."""
     allowed = ARROWS[folder] | {folder, "configs"}
     walled = {path.name for path in PACKAGE.iterdir() if path.is_dir()} | {"conversion", "spaces"}
-    parts = {name: name.split(".") for name in imported(tree) if name.startswith("hf_vit_seg.")}
+    parts = {name: name.split(".") for name in imported_names(tree) if name.startswith("hf_vit_seg.")}
     found = {name for name, dotted in parts.items() if dotted[1] in walled - allowed or dotted[1] == "cli"}
     above = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level > 1}
     return found | above
 
 
 def parts_imported(path: Path, folder: Path) -> set[str]:
-    """The modules and subpackages of `folder` that one of its files imports, without the one that it is in."""
+    """The modules and subpackages of `folder` that one of its files imports, except its own."""
     package = ["hf_vit_seg", folder.name, *path.relative_to(folder).parent.parts]
     names = set()
     for node in imports(path):
@@ -145,18 +145,18 @@ def test_subpackages_import_later_levels_only(name):
             assert level[part] > own, f"{path} imports {part}"
 
 
-def test_folders_are_small():
-    """At most 15 files show in a folder; the Hub wants those of models side by side."""
+def test_folders_have_few_files():
+    """A folder has at most 15 files; those of models are flat for the Hub."""
     folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE / "models"}
     counts = {folder: sum(path.name != "__init__.py" for path in folder.glob("*.py")) for folder in folders}
     assert not {folder: count for folder, count in counts.items() if count > 16}
 
 
 def architectures_named(tree: ast.AST) -> set[str]:
-    """Names of classes and modules of architectures that a file says anywhere."""
+    """Names of architecture classes and modules anywhere in a file."""
     said = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     said |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    said |= {part for name in imported(tree) for part in name.split(".")}
+    said |= {part for name in imported_names(tree) for part in name.split(".")}
     classes = ("SegFormer", "VisionTransformer", "CvT", "BackboneSegmentation", "BackboneForSemantic")
     return {word for word in said if word.startswith((*classes, "modeling_", "configuration_"))} - LIBRARY_MODULES
 
@@ -174,7 +174,7 @@ def test_every_folder_has_files():
 
 
 @pytest.mark.parametrize("folder", sorted(ARROWS.keys() - {"models"}))
-def test_arrows_go_one_way(folder):
+def test_dependencies_are_one_way(folder):
     for (home, path), tree in TREES.items():
         assert home != folder or not crossings(tree, folder), path
 
@@ -190,12 +190,12 @@ def test_arrows_go_one_way(folder):
         "from ..training import run",
     ],
 )
-def test_the_wall_is_seen_to_be_broken(line):
+def test_forbidden_import_is_detected(line):
     assert crossings(ast.parse(line), "metrics")
 
 
 @pytest.mark.parametrize("folder", sorted(ARROWS.keys() - {"models", "conversion"}))
-def test_nothing_outside_models_names_an_architecture(folder):
+def test_code_outside_models_names_no_architecture(folder):
     for (home, path), tree in TREES.items():
         assert home != folder or not architectures_named(tree), path
 
@@ -208,17 +208,17 @@ def test_nothing_outside_models_names_an_architecture(folder):
         "hf_vit_seg.models.modeling_segformer.SegFormerModel",
     ],
 )
-def test_an_architecture_is_seen_to_be_named(line):
+def test_architecture_name_is_detected(line):
     assert architectures_named(ast.parse(line))
 
 
-def test_conversion_knows_models_by_config_and_parameter_names_alone():
+def test_conversion_uses_only_configs_and_parameter_names():
     for (home, path), tree in TREES.items():
-        modules = {part for name in imported(tree) for part in name.split(".")}
+        modules = {part for name in imported_names(tree) for part in name.split(".")}
         assert home != "conversion" or not [part for part in modules if part.startswith("modeling_")], path
 
 
-def test_files_have_nouns_for_names():
+def test_file_names_are_nouns():
     vague = {"utils", "helpers", "common", "misc", "base"}
     folders = [PACKAGE, Path(hf_vit_seg.conversion.__file__).parent, Path(hf_vit_seg.configs.__file__).parent]
     for folder in folders:

@@ -1,4 +1,4 @@
-"""Plugins come by entry point; a broken one is reported by name and takes no other down."""
+"""Plugins are entry points; a broken one is reported by name and does not affect the others."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def strangers(folder, group="hf_vit_seg.strange", **entries):
     return write_distribution(folder, "strangers", {group: targets}, STRANGE)
 
 
-def test_the_built_in_architectures_come_by_entry_point():
+def test_built_in_architectures_are_entry_points():
     found = {plugin.name: plugin for plugin in plugins()}
     assert found["segformer"].target == "hf_vit_seg.models.plugin_segformer:ARCHITECTURE"
     assert found["segformer"].origin.startswith("hf_vit_seg ")
@@ -50,14 +50,14 @@ def test_the_built_in_architectures_come_by_entry_point():
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_plugin_says_why(name):
+def test_broken_plugin_reports_its_error(name):
     target, reason = BROKEN[name]
     plugin = load(EntryPoint(name=name, value=target, group="hf_vit_seg.losses"), subclass_of(Record))
     assert plugin.value is None
     assert reason in (plugin.error or "")
 
 
-def test_a_table_has_the_rows_that_work_and_says_what_is_wrong_with_the_others(tmp_path, monkeypatch):
+def test_table_has_working_plugins_and_reports_the_others(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(strangers(tmp_path, fine="works", broken="raises", gone="leaves", own="works"))
     table = Table("strange thing", {"own": Own}, Record, "hf_vit_seg.strange")
     assert table.read("fine", {"size": 5}, "here").size == 5
@@ -73,7 +73,7 @@ def test_a_table_has_the_rows_that_work_and_says_what_is_wrong_with_the_others(t
     assert errors["broken"] and errors["gone"]
 
 
-def test_a_name_belongs_to_one_package(tmp_path, monkeypatch):
+def test_duplicate_plugin_names_raise(tmp_path, monkeypatch):
     entries = {"hf_vit_seg.strange": {"same": "works:Kind"}}
     for name in ("first", "second"):
         monkeypatch.syspath_prepend(write_distribution(tmp_path / name, name, entries, STRANGE))
@@ -82,7 +82,7 @@ def test_a_name_belongs_to_one_package(tmp_path, monkeypatch):
     assert "the name is taken by" in f"{one.error}{other.error}"
 
 
-def test_a_group_that_is_none_is_found(tmp_path, monkeypatch):
+def test_unknown_group_is_reported(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(strangers(tmp_path, group="hf_vit_seg.loss", fine="works"))
     assert [(p.name, p.error) for p in misplaced()] == [
         ("fine", "there is no such group; did you mean 'hf_vit_seg.losses'?")
@@ -103,7 +103,7 @@ class Stranger(PreTrainedConfig):
         ({"image_processor": {}}, "has nothing where"),
     ],
 )
-def test_an_architecture_takes_no_place_of_another(changes, reason):
+def test_architecture_cannot_replace_another(changes, reason):
     known = list(architectures().values())
     good = replace(architectures()["cvt"], name="stranger", config=Stranger)
     check_architecture(good, known)
@@ -117,7 +117,7 @@ def test_built_in_heads_are_found_by_name():
     assert set(get_args(VisionTransformerConfig.__annotations__["decode_head"])) == HEADS.keys() - {"all_mlp"}
 
 
-def test_an_architecture_whose_files_are_broken_says_which(tmp_path, monkeypatch):
+def test_architecture_with_broken_files_names_them(tmp_path, monkeypatch):
     (tmp_path / "broken.yaml").write_text("tiny: {hidden_sizes: a lot}")
     variants = tmp_path / "broken.yaml"
     broken = replace(architectures()["cvt"], variants=variants, conversions=("absent:SOURCE",), forms=("absent:FORMS",))
@@ -132,7 +132,7 @@ def test_an_architecture_whose_files_are_broken_says_which(tmp_path, monkeypatch
     assert view.row_count == sum(len(each.variant_rows()) for each in architectures().values())
 
 
-def test_every_table_that_can_be_extended_is_listed():
+def test_every_extensible_table_is_listed():
     from hf_vit_seg.data.sources import registry as sources
     from hf_vit_seg.data.transforms import batch_mixing
     from hf_vit_seg.data.transforms import pipeline as transforms
@@ -144,7 +144,7 @@ def test_every_table_that_can_be_extended_is_listed():
     assert {id(table) for table in found} == {id(table) for table in TABLES}
 
 
-# What a recipe says that needs the broken plugin of a group, by what the message then has in it.
+# Recipe settings that need the broken plugin of a group, by expected text of the message.
 ASKING = {
     "bad_architectures": {"model": {"architecture": "bad_architectures", "variant": "tiny"}},
     "bad_heads": {"model": {"architecture": "backbone", "variant": "tiny", "fields": {"decode_head": "bad_heads"}}},
@@ -155,7 +155,7 @@ ASKING = {
 }
 
 
-def test_a_broken_plugin_of_each_group_is_reported_and_leaves_the_others_working(tmp_path):
+def test_broken_plugin_of_each_group_does_not_affect_others(tmp_path):
     targets = {group: {f"bad_{group.removeprefix(PREFIX)}": "raises:Kind"} for group in GROUPS}
     path = write_distribution(tmp_path / "site", "strangers", targets, STRANGE)
     data = write_data(tmp_path / "data")
@@ -181,12 +181,12 @@ def test_a_broken_plugin_of_each_group_is_reported_and_leaves_the_others_working
         assert name in outcome.errors and len(outcome.errors.strip().splitlines()) == 1, outcome.errors
 
 
-def test_the_hub_is_spoken_to_without_gradio():
+def test_hub_access_does_not_import_gradio():
     code = "import sys; sys.modules['gradio'] = None; import hf_vit_seg.hub"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_importing_is_free_of_what_only_some_commands_need():
+def test_import_does_not_load_optional_packages():
     heavy = ("accelerate", "datasets", "evaluate", "gradio", "matplotlib", "onnx", "onnxruntime", "openvino", "timm")
     code = f"import sys, hf_vit_seg; print([m for m in {heavy} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

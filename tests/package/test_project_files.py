@@ -1,4 +1,4 @@
-"""Files of the project beside its code: continuous integration, workflows, citation, templates, the built wheel."""
+"""Project files besides the code: continuous integration, workflows, citation, templates, the built wheel."""
 
 import os
 import re
@@ -57,8 +57,8 @@ def test_ci_scripts_are_executable_and_stop_at_the_first_failure(step):
     subprocess.run(["bash", "-n", path], check=True)
 
 
-def test_a_failing_command_fails_its_step(tmp_path):
-    """`ruff` fails here; the step must end with its exit status and start nothing else."""
+def test_failing_command_fails_its_step(tmp_path):
+    """`ruff` fails here; the step must exit with its status and start nothing else."""
     (tmp_path / ".ci").mkdir()
     shutil.copy(REPOSITORY / ".ci" / "lint", tmp_path / ".ci")
     for name, status in (("ruff", 3), ("check-jsonschema", 0)):
@@ -71,7 +71,7 @@ def test_a_failing_command_fails_its_step(tmp_path):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_workflows_call_scripts_of_ci_run(path):
+def test_workflows_call_ci_run_scripts(path):
     workflow = load(path)
     assert {"name", "on", "permissions", "jobs"} <= workflow.keys()
     scripts = called_scripts(path.read_text())
@@ -108,7 +108,7 @@ def test_types_hook_checks_the_current_tree():
     assert commands[install - 1].startswith("rm -rf build/typed build/lib")
 
 
-def test_citation_is_of_this_version():
+def test_citation_has_the_current_version():
     citation = load(REPOSITORY / "CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
@@ -153,33 +153,33 @@ def small_repository(tmp_path, check_wheel, monkeypatch) -> tuple[Path, Path]:
     return repository, installed
 
 
-def test_a_complete_wheel_passes(check_wheel, small_repository):
+def test_complete_wheel_passes(check_wheel, small_repository):
     assert check_wheel.problems(*small_repository, "1.2") == []
     assert check_wheel.problems(*small_repository, None) == []
 
 
 @pytest.mark.parametrize("name", ["data/labels.py", "py.typed", "configs/labels/a.json"])
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("stale")], ids=["missing", "stale"])
-def test_an_incomplete_wheel_is_found(check_wheel, small_repository, name, damage):
+def test_incomplete_wheel_is_detected(check_wheel, small_repository, name, damage):
     repository, installed = small_repository
     damage(installed / "hf_vit_seg" / name)
     (missing,) = check_wheel.missing_files(repository, installed)
     assert missing == (name if name.startswith("configs") else f"hf_vit_seg/{name}")
 
 
-def test_a_wheel_of_another_version_or_with_other_packages_is_found(check_wheel, small_repository):
+def test_wheel_with_wrong_version_or_packages_is_detected(check_wheel, small_repository):
     repository, installed = small_repository
     (installed / "tests").mkdir()
     assert len(check_wheel.problems(repository, installed, "1.3")) == 2
 
 
-def test_data_patterns_match_files_of_the_repository(check_wheel):
+def test_package_data_patterns_match_files(check_wheel):
     required = {path.relative_to(REPOSITORY).as_posix() for path in check_wheel.required_files(REPOSITORY)}
     assert {"hf_vit_seg/py.typed", "configs/recipes/nuclei.yaml", "hf_vit_seg/demo/view/view.js"} <= required
     assert {"conversion/convert.py", "spaces/segmentation/app.py", "examples/nuclei/model/config.json"} <= required
 
 
-def test_check_exits_with_1_where_files_are_missing(tmp_path):
+def test_check_exits_with_1_for_missing_files(tmp_path):
     tmp_path.joinpath("hf_vit_seg").mkdir()
     command = [sys.executable, REPOSITORY / ".ci" / "check_wheel.py", tmp_path]
     assert subprocess.run(command, capture_output=True).returncode == 1

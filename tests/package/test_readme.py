@@ -1,4 +1,4 @@
-"""What README promises is done, word for word, in a folder of its own."""
+"""Runs the commands of the README, unchanged, in a temporary folder."""
 
 import json
 import os
@@ -19,17 +19,17 @@ FIRST = next(snippet for snippet in snippets(README) if snippet.mark == "run")
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_first_command_trains_what_it_promises(reader):
+def test_first_command_reaches_the_documented_score(reader):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for words in FIRST.commands:
-        if words[0] == PROGRAM:  # installed it is already
+        if words[0] == PROGRAM:  # already installed
             done = subprocess.run(words, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
     assert len(list(Path("out/predictions").glob("*.overlay.png"))) == 60
     assert json.loads(Path("out/test/metrics.json").read_text())["scores"]["mean_iou"] >= 0.88
 
 
-def test_the_snippets_run(reader):
+def test_snippets_run(reader):
     for snippet in snippets(README):
         if not snippet.mark:
             reader.read(snippet)
@@ -40,15 +40,15 @@ def test_the_snippets_run(reader):
     assert Path("overlay.png").stat().st_size > 1000
 
 
-def test_the_folders_exist():
+def test_folders_exist():
     tree = README.split("## Repository layout")[1].split("```")[1]
     for name in re.findall(r"^([a-z_]+/) ", tree, flags=re.MULTILINE):
         assert (REPOSITORY / name).is_dir(), name
 
 
-def test_all_variants_are_told():
+def test_all_variants_are_listed():
     for architecture in hf_vit_seg.architectures().values():
         assert f"`{architecture.config.model_type}`" in README
         for variant in architecture.variant_rows():
-            told = variant.removesuffix("-distilled").removesuffix("-registers")  # "each also" says README
+            told = variant.removesuffix("-distilled").removesuffix("-registers")  # README: "each also"
             assert variant.startswith("tiny") or re.search(rf"\b{told}\b", README, flags=re.IGNORECASE), variant

@@ -1,4 +1,4 @@
-"""Low-rank adapters train, are saved multiplied in or beside, and load as what was trained."""
+"""Low-rank adapters train, are saved merged or separately, and load as trained."""
 
 import json
 import logging
@@ -23,28 +23,28 @@ from hf_vit_seg.training.recipe.schema import EmaRecipe, OptimizerRecipe
 peft = pytest.importorskip("peft")
 
 
-def built(folder, name, **lora):
-    """A pretrained tiny model, and the same with adapters, fitted to other classes."""
+def build_pair(folder, name, **lora):
+    """A pretrained tiny model, and the same with adapters and other classes."""
     save(folder, name, **FIELDS.get(name, {}))
     wanted = recipe({"from_pretrained": str(folder), "lora": {"rank": 4, **lora}})
     return build_model(wanted, NEW).model, wanted.model
 
 
-def adapted(folder, name, steps=3, **lora):
-    model, wanted = built(folder, name, **lora)
+def train_adapted(folder, name, steps=3, **lora):
+    model, wanted = build_pair(folder, name, **lora)
     return train_steps(prepare_for_training(model, wanted), steps).eval()
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_fresh_adapters_change_nothing(name, tmp_path):
-    model, wanted = built(tmp_path, name)
+def test_new_adapters_do_not_change_the_output(name, tmp_path):
+    model, wanted = build_pair(tmp_path, name)
     expected = logits(model)
     torch.testing.assert_close(logits(prepare_for_training(model, wanted)), expected)
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_all_linear_layers_of_the_encoders_layers_are_adapted_and_no_others(name, tmp_path):
-    model, wanted = built(tmp_path, name)
+def test_exactly_the_encoder_linear_layers_have_adapters(name, tmp_path):
+    model, wanted = build_pair(tmp_path, name)
     linears = {
         f"{layer}.{path}": type(module)
         for layer in encoder_layers(model)
@@ -61,8 +61,8 @@ def test_all_linear_layers_of_the_encoders_layers_are_adapted_and_no_others(name
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_the_encoder_is_frozen_and_the_head_is_not(name, tmp_path):
-    model, wanted = built(tmp_path, name)
+def test_encoder_is_frozen_and_head_is_trained(name, tmp_path):
+    model, wanted = build_pair(tmp_path, name)
     prefix = f"{model.base_model_prefix}."
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     prepared = train_steps(prepare_for_training(model, wanted))
@@ -76,8 +76,8 @@ def test_the_encoder_is_frozen_and_the_head_is_not(name, tmp_path):
 
 @pytest.mark.parametrize("merge", [True, False])
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_what_is_saved_loads_as_what_was_trained(name, merge, tmp_path):
-    model = adapted(tmp_path / "base", name)
+def test_saved_model_equals_the_trained_model(name, merge, tmp_path):
+    model = train_adapted(tmp_path / "base", name)
     expected = logits(model)
     save_model(model, tmp_path / "saved", merge=merge)
     torch.testing.assert_close(logits(model), expected, rtol=0, atol=0)
@@ -90,8 +90,8 @@ def test_what_is_saved_loads_as_what_was_trained(name, merge, tmp_path):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_a_merged_model_is_a_plain_one(name, tmp_path):
-    model = adapted(tmp_path, name)
+def test_merged_model_has_no_adapters(name, tmp_path):
+    model = train_adapted(tmp_path, name)
     plain = merged(model)
     fields = FIELDS.get(name, {}) | {"num_labels": len(NEW)}
     expected = AutoModelForSemanticSegmentation.from_config(architectures()[name].variant_config("tiny", **fields))
@@ -102,15 +102,15 @@ def test_a_merged_model_is_a_plain_one(name, tmp_path):
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
-def test_adapters_beside_the_model_are_pefts_own_files(tmp_path):
-    save_model(adapted(tmp_path / "base", "vit"), tmp_path / "saved", merge=False)
+def test_adapters_are_saved_in_peft_format(tmp_path):
+    save_model(train_adapted(tmp_path / "base", "vit"), tmp_path / "saved", merge=False)
     settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert (settings["peft_type"], settings["r"]) == ("LORA", 4)
     assert settings["base_model_name_or_path"] == "./base"
     assert (tmp_path / "saved" / "config.json").exists() and not (tmp_path / "saved" / "README.md").exists()
 
 
-def test_a_model_without_adapters_is_saved_as_it_is(tmp_path):
+def test_model_without_adapters_is_saved_unchanged(tmp_path):
     model = save(tmp_path / "base")
     assert merged(model) is model
     save_model(model, tmp_path / "saved", merge=False)
@@ -118,7 +118,7 @@ def test_a_model_without_adapters_is_saved_as_it_is(tmp_path):
     torch.testing.assert_close(logits(loaded), logits(model))
 
 
-def test_classifiers_have_adapters_too(tmp_path):
+def test_classifier_adapters(tmp_path):
     save(tmp_path / "base", "vit", OLD, "AutoModelForImageClassification", use_distillation_token=True)
     wanted = recipe({"from_pretrained": str(tmp_path / "base"), "lora": {}}, task="classification")
     model = prepare_for_training(build_model(wanted, NEW).model, wanted.model)
@@ -129,8 +129,8 @@ def test_classifiers_have_adapters_too(tmp_path):
     torch.testing.assert_close(logits(loaded), logits(model))
 
 
-def test_groups_know_the_parts_of_a_model_with_adapters(tmp_path):
-    model, wanted = built(tmp_path, "vit")
+def test_parameter_groups_of_a_model_with_adapters(tmp_path):
+    model, wanted = build_pair(tmp_path, "vit")
     prepared = prepare_for_training(model, wanted)
     groups = parameter_groups(prepared, OptimizerRecipe(learning_rate=1.0, layer_decay=0.5, head_multiplier=3))
     rates = {group["name"]: group["lr"] for group in groups}
@@ -138,8 +138,8 @@ def test_groups_know_the_parts_of_a_model_with_adapters(tmp_path):
     assert rates == {**layers, "head": 3, "head, no decay": 3}
 
 
-def test_averaged_adapters_are_what_is_merged(tmp_path):
-    model, wanted = built(tmp_path, "segformer")
+def test_ema_adapters_are_merged(tmp_path):
+    model, wanted = build_pair(tmp_path, "segformer")
     prepared = prepare_for_training(model, wanted)
     average = WeightAverage(prepared, EmaRecipe(decay=0.5, warmup=False))
     for step in (1, 2, 3):
@@ -153,8 +153,8 @@ def test_averaged_adapters_are_what_is_merged(tmp_path):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_adapters_live_with_recomputed_activations(name, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # to caplog
+def test_adapters_with_gradient_checkpointing(name, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # for caplog
     gradients = []
     for checkpointing in (False, True):
         save(tmp_path, name, **FIELDS.get(name, {}))
@@ -168,14 +168,14 @@ def test_adapters_live_with_recomputed_activations(name, tmp_path, caplog, monke
     assert not caplog.records  # such as that gradients could not flow back through the embeddings
 
 
-def test_target_modules_may_be_named(tmp_path):
-    model, wanted = built(tmp_path, "vit", target_modules=["q_proj"])
+def test_target_modules_can_be_selected(tmp_path):
+    model, wanted = build_pair(tmp_path, "vit", target_modules=["q_proj"])
     prepared = prepare_for_training(model, wanted)
     found = [path for path, module in prepared.named_modules() if isinstance(module, peft.tuners.lora.Linear)]
     assert len(found) == 4 and all(path.endswith("q_proj") for path in found)
 
 
-def test_target_modules_that_do_not_exist_are_refused(tmp_path):
-    model, wanted = built(tmp_path, "vit", target_modules=["query"])
+def test_missing_target_modules_raise(tmp_path):
+    model, wanted = build_pair(tmp_path, "vit", target_modules=["query"])
     with pytest.raises(RecordError, match=r"model\.lora\.target_modules: .*query"):
         prepare_for_training(model, wanted)

@@ -1,4 +1,4 @@
-"""A bug in an optimizer, a loss or a plugin is no error of the recipe: its traceback is shown and kept."""
+"""A bug in an optimizer, a loss or a plugin is not reported as a recipe error: its traceback is shown and saved."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,14 +19,14 @@ def broken_code(*arguments: Any, **options: Any) -> Any:
 
 
 class BrokenTransform(TransformOptions):
-    """A plugin's transform that raises when it is called."""
+    """A plugin transform that raises when it is called."""
 
     def build(self, context: TransformContext) -> Callable[..., Any]:
         return broken_code
 
 
 class BrokenOptions(TransformOptions):
-    """A plugin's transform that raises when it is built."""
+    """A plugin transform that raises when it is built."""
 
     def build(self, context: TransformContext) -> Callable[..., Any]:
         return broken_code()
@@ -56,7 +56,7 @@ def recipe(tmp_path_factory):
 
 
 @pytest.mark.parametrize("breaks", [break_optimizer, break_loss, break_transform, break_options])
-def test_a_bug_keeps_its_traceback_and_ends_with_code_70(recipe, tmp_path, monkeypatch, capsys, breaks):
+def test_bug_keeps_its_traceback_and_exits_70(recipe, tmp_path, monkeypatch, capsys, breaks):
     out = tmp_path / "run"
     with monkeypatch.context() as broken:
         breaks(broken)
@@ -68,7 +68,7 @@ def test_a_bug_keeps_its_traceback_and_ends_with_code_70(recipe, tmp_path, monke
         assert "ValueError: wrong shapes inside" in text
 
 
-def test_the_log_of_bugs_is_no_run_and_goes_with_the_next_one(recipe, tmp_path, monkeypatch, capsys):
+def test_bug_log_is_not_a_run_and_is_removed_by_the_next(recipe, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     with monkeypatch.context() as broken:
         break_options(broken)

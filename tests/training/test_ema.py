@@ -1,4 +1,4 @@
-"""The average of weights is what arithmetic says, changes places with the model, and resumes to the last bit."""
+"""The exponential moving average of weights: values, swapping with the model, and exact resume."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import distributed, nn
-from training_models import IMAGES, built, train_steps
+from training_models import IMAGES, random_model, train_steps
 
 from hf_vit_seg.training.optimization.ema import WeightAverage, decay_at
 from hf_vit_seg.training.recipe.schema import EmaRecipe
@@ -15,7 +15,7 @@ STEADY = EmaRecipe(decay=0.9, warmup=False)
 
 
 def train(model, average, steps, first=1):
-    """Steps as the loop makes them: the optimizer's, then the average's."""
+    """Steps as in the training loop: the optimizer's, then the average's."""
     for step in range(first, first + steps):
         train_steps(model, 1)
         average.update(step)
@@ -32,8 +32,8 @@ def assert_equal(ones, others):
 
 
 @pytest.mark.parametrize("recipe", [STEADY, EmaRecipe(decay=0.9)])
-def test_the_average_is_the_recurrence(recipe):
-    model = built("segformer")
+def test_average_matches_the_recurrence(recipe):
+    model = random_model("segformer")
     average = WeightAverage(model, recipe)
     expected = {}
     for step in range(1, 6):
@@ -47,7 +47,7 @@ def test_the_average_is_the_recurrence(recipe):
 
 
 def test_statistics_of_batch_norms_are_averaged_and_counts_copied():
-    model = built("segformer")
+    model = random_model("segformer")
     average = WeightAverage(model, STEADY)
     train(model, average, 3)
     ours, theirs = average.average.module.decode_head.fuse_norm, model.decode_head.fuse_norm
@@ -55,21 +55,21 @@ def test_statistics_of_batch_norms_are_averaged_and_counts_copied():
     assert torch.equal(ours.num_batches_tracked, theirs.num_batches_tracked)
 
 
-def test_the_decay_rises_to_what_is_asked():
+def test_decay_warms_up_to_its_value():
     decays = [decay_at(EmaRecipe(decay=0.99), step) for step in range(1, 2000)]
     assert decays[0] == pytest.approx(2 / 11) and decays[-1] == 0.99
     assert decays == sorted(decays)
     assert decay_at(STEADY, 1) == 0.9
 
 
-def test_a_resumed_average_goes_on_to_the_last_bit():
-    whole = built("segformer")
+def test_resumed_average_is_bit_identical():
+    whole = random_model("segformer")
     average = WeightAverage(whole, EmaRecipe())
     train(whole, average, 4)
     kept, kept_weights = copy.deepcopy(average.state_dict()), snapshot(whole)
     torch.manual_seed(7)
     train(whole, average, 4, 5)
-    resumed = built("segformer")
+    resumed = random_model("segformer")
     resumed.load_state_dict(kept_weights)
     second = WeightAverage(resumed, EmaRecipe())
     second.load_state_dict(kept)
@@ -79,8 +79,8 @@ def test_a_resumed_average_goes_on_to_the_last_bit():
     assert_equal(snapshot(resumed), snapshot(whole))
 
 
-def test_model_and_average_change_places_without_a_copy():
-    model = built("cvt")
+def test_weights_are_swapped_without_a_copy():
+    model = random_model("cvt")
     average = WeightAverage(model, STEADY)
     train(model, average, 3)
     trained, averaged = snapshot(model), snapshot(average.average.module)
@@ -95,8 +95,8 @@ def test_model_and_average_change_places_without_a_copy():
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
 
 
-def test_an_error_inside_leaves_the_trained_weights():
-    model = built("segformer")
+def test_error_inside_restores_trained_weights():
+    model = random_model("segformer")
     average = WeightAverage(model, STEADY)
     train(model, average, 2)
     trained = snapshot(model)
@@ -106,9 +106,9 @@ def test_an_error_inside_leaves_the_trained_weights():
 
 
 @torch.no_grad()
-def test_the_heads_fold_is_never_that_of_the_other_weights():
-    """The decode head keeps what it has made of its weights, see models/value_cache.py."""
-    model = built("segformer")
+def test_folded_head_is_never_stale_after_swap():
+    """The decode head caches values computed from its weights, see models/value_cache.py."""
+    model = random_model("segformer")
     average = WeightAverage(model, STEADY)
     with torch.enable_grad():
         train(model, average, 3)
@@ -128,10 +128,10 @@ def test_the_heads_fold_is_never_that_of_the_other_weights():
     assert torch.equal(is_plain(), before)
 
 
-def test_training_goes_on_after_an_evaluation_as_if_there_had_been_none():
+def test_evaluation_does_not_change_training():
     runs = []
     for evaluates in (False, True):
-        model = built("segformer")
+        model = random_model("segformer")
         average = WeightAverage(model, EmaRecipe())
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         torch.manual_seed(3)
@@ -157,8 +157,8 @@ def _alone():
 
 
 @pytest.mark.usefixtures("_alone")
-def test_a_model_in_data_parallel_is_averaged_inside():
-    model = built("segformer")
+def test_data_parallel_model_is_unwrapped():
+    model = random_model("segformer")
     wrapped = nn.parallel.DistributedDataParallel(model)
     average = WeightAverage(wrapped, STEADY)
     train(wrapped, average, 2)
@@ -171,8 +171,8 @@ def test_a_model_in_data_parallel_is_averaged_inside():
     assert not torch.equal(model.decode_head.fuse.weight, averaged["decode_head.fuse.weight"])
 
 
-def test_a_model_that_accelerate_prepared_for_bfloat16_is_averaged_in_float32():
-    model = Accelerator(cpu=True, mixed_precision="bf16").prepare(built("segformer"))
+def test_bfloat16_model_is_averaged_in_float32():
+    model = Accelerator(cpu=True, mixed_precision="bf16").prepare(random_model("segformer"))
     average = WeightAverage(model, STEADY)
     train(model, average, 2)
     assert {tensor.dtype for tensor in average.average.parameters()} == {torch.float32}
@@ -180,7 +180,7 @@ def test_a_model_that_accelerate_prepared_for_bfloat16_is_averaged_in_float32():
         assert model.eval()(IMAGES).logits.isfinite().all()
 
 
-def test_another_model_is_refused():
-    average = WeightAverage(built("segformer"), STEADY)
-    with pytest.raises(ValueError, match="another model"), average.applied(built("segformer")):
+def test_mismatched_model_raises():
+    average = WeightAverage(random_model("segformer"), STEADY)
+    with pytest.raises(ValueError, match="another model"), average.applied(random_model("segformer")):
         pass

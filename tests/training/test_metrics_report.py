@@ -53,14 +53,14 @@ def pose_report():
 REPORTS = (segmentation_report, classification_report, pose_report)
 
 
-def shown(report):
+def render(report):
     console = Console(file=io.StringIO(), width=120, color_system=None)
     console.print(report_view(report))
     return console.file.getvalue()
 
 
 @pytest.mark.parametrize("build", REPORTS)
-def test_a_report_is_read_as_it_was_written(tmp_path, build):
+def test_report_round_trip(tmp_path, build):
     report = build()
     write_report(report, tmp_path / FILE)
     again = read_report(tmp_path / FILE)
@@ -75,7 +75,7 @@ def test_a_report_is_read_as_it_was_written(tmp_path, build):
 
 
 @pytest.mark.parametrize("build", REPORTS)
-def test_the_file_is_strict_json(tmp_path, build):
+def test_file_is_strict_json(tmp_path, build):
     def refuse(word):
         raise AssertionError(f"{word} is no JSON")
 
@@ -84,7 +84,7 @@ def test_the_file_is_strict_json(tmp_path, build):
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
-def test_classes_are_rows_with_their_scores_and_pixels():
+def test_per_class_rows_have_scores_and_pixels():
     parts = json.loads(report_text(segmentation_report()))
     assert parts["classes"][0] == {
         "name": "sky", "iou": pytest.approx(2 / 3), "accuracy": pytest.approx(2 / 3), "dice": 0.8, "pixels": 3
@@ -93,7 +93,7 @@ def test_classes_are_rows_with_their_scores_and_pixels():
     assert parts["confusion_matrix"] == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
 
 
-def test_classification_gets_precision_and_f1_of_its_confusion_matrix():
+def test_classification_reports_precision_and_f1():
     columns = classification_report().class_columns()
     np.testing.assert_allclose(columns["accuracy"], [3 / 4, 1])
     np.testing.assert_allclose(columns["precision"], [1, 4 / 5])
@@ -106,14 +106,14 @@ def test_details_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"classes": [], "scores": {}, "task": "singing"}'])
-def test_another_file_is_refused_in_words(tmp_path, text):
+def test_unknown_file_raises(tmp_path, text):
     (tmp_path / FILE).write_text(text)
     with pytest.raises(ReportError, match="is no report of an evaluation"):
         read_report(tmp_path / FILE)
 
 
-def test_the_console_shows_every_class_and_score():
-    text = shown(segmentation_report())
+def test_console_shows_every_class_and_score():
+    text = render(segmentation_report())
     for word in ("sky", "[red]road", "never", "mIoU", "pixel accuracy", "mean accuracy", "mean Dice"):
         assert word in text
     assert "frequency-weighted IoU" in text
@@ -122,7 +122,7 @@ def test_the_console_shows_every_class_and_score():
     assert row.split() == ["never", "-", "-", "-", "0"]
 
 
-def test_the_console_shows_tasks_without_classes():
-    text = shown(pose_report())
+def test_console_shows_tasks_without_classes():
+    text = render(pose_report())
     assert "AP (OKS 0.50:0.95)" in text and "0.5000" in text
     assert "0 images of the test split" in text

@@ -1,4 +1,4 @@
-"""Every trained parameter is in one group, with the rate and the decay that the first row gives it."""
+"""Every trained parameter is in one group, with the learning rate and weight decay of the first matching row."""
 
 import re
 
@@ -37,7 +37,7 @@ def recipe(**fields) -> OptimizerRecipe:
 
 
 def settings_of(model, groups, field):
-    """A group's field by the name of each of its parameters."""
+    """A group field by parameter name."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {names[id(parameter)]: group[field] for group in groups for parameter in group["params"]}
 
@@ -55,7 +55,7 @@ def test_every_parameter_is_in_one_group(name, auto, layer_decay):
 
 
 @pytest.mark.parametrize(("name", "auto"), BUILT)
-def test_matrices_and_kernels_decay_and_nothing_else(name, auto):
+def test_weight_decay_applies_to_matrices_and_kernels_only(name, auto):
     model = build(name, auto, **(EVERYTHING if (name, auto.endswith("Segmentation")) == ("vit", True) else {}))
     matrices = {
         f"{path}.weight"
@@ -67,7 +67,7 @@ def test_matrices_and_kernels_decay_and_nothing_else(name, auto):
     assert set(decays.values()) <= {0, 0.5}
 
 
-def test_layer_decay_is_beits():
+def test_layer_decay_matches_beit():
     """microsoft/unilm, beit/optim_factory.py: get_num_layer_for_vit and LayerDecayValueAssigner."""
     model = build("vit")
     rates = settings_of(model, parameter_groups(model, recipe(layer_decay=0.5, head_multiplier=3)), "lr")
@@ -83,7 +83,7 @@ def test_layer_decay_is_beits():
 
 
 @pytest.mark.parametrize("name", architectures())
-def test_rates_rise_from_the_stem_to_the_head(name):
+def test_learning_rates_increase_from_stem_to_head(name):
     model = build(name)
     rates = [*settings_of(model, parameter_groups(model, recipe(layer_decay=0.8)), "lr").items()]
     rates.sort(key=lambda entry: [n for n, _ in model.named_parameters()].index(entry[0]))
@@ -93,7 +93,7 @@ def test_rates_rise_from_the_stem_to_the_head(name):
     assert numbers[-1] == 1
 
 
-def test_layers_between_stages_have_the_depth_of_the_last_layer_before():
+def test_layers_between_stages_have_the_depth_of_the_previous_layer():
     model = build("segformer")  # 1, 2, 1 and 1 layers
     rates = settings_of(model, parameter_groups(model, recipe(layer_decay=0.5)), "lr")
     assert rates["segformer.stages.0.patch_embeddings.projection.weight"] == 0.5**6
@@ -104,14 +104,14 @@ def test_layers_between_stages_have_the_depth_of_the_last_layer_before():
     assert rates["segformer.stages.3.norm.weight"] == 1
 
 
-def test_a_heads_layers_are_no_layers_of_the_encoder():
+def test_head_layers_are_not_encoder_layers():
     model = build("vit", decode_head="mask_transformer")
     assert encoder_layers(model) == [f"vit.layers.{i}" for i in range(4)]
     rates = settings_of(model, parameter_groups(model, recipe(layer_decay=0.5)), "lr")
     assert {rate for name, rate in rates.items() if name.startswith("decode_head.")} == {1}
 
 
-def test_a_recipes_row_counts_before_all_others():
+def test_recipe_rows_take_precedence():
     model = build("segformer")
     rows = [
         {"match": r"classifier\.weight$", "learning_rate_scale": 7.0, "weight_decay": 0.25},
@@ -134,7 +134,7 @@ def test_frozen_parameters_are_in_no_group():
 
 @settings(max_examples=20)
 @given(st.sets(st.sampled_from(["bias", "norm", "stages.1", "decode_head", "fc", "classifier"])))
-def test_freezing_only_takes_away(parts):
+def test_freezing_only_removes_parameters(parts):
     model = build("segformer")
     whole = settings_of(model, parameter_groups(model, recipe(layer_decay=0.9)), "lr")
     for name, parameter in model.named_parameters():
@@ -144,7 +144,7 @@ def test_freezing_only_takes_away(parts):
 
 
 class Strange(transformers.ResNetForImageClassification):
-    """A stranger's model with a parameter of an unheard-of name."""
+    """A third-party model with an unknown parameter name."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -155,7 +155,7 @@ def resnet(kind=transformers.ResNetForImageClassification):
     return kind(transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic"))
 
 
-def test_a_parameter_that_no_row_covers_is_an_error_that_says_what_to_write():
+def test_unmatched_parameter_raises_with_a_suggestion():
     with pytest.raises(RecordError, match=r"what weight decay oddity of shape \(2, 2\) has") as error:
         parameter_groups(resnet(Strange), recipe())
     row = re.search(r"match: '(.*)', weight_decay: 0}", str(error.value))
@@ -173,12 +173,12 @@ def test_a_parameter_that_no_row_covers_is_an_error_that_says_what_to_write():
         (lambda: resnet().requires_grad_(False), {}, "nothing to train"),
     ],
 )
-def test_what_makes_no_sense_is_refused(model, fields, reason):
+def test_invalid_groups_raise(model, fields, reason):
     with pytest.raises(RecordError, match=reason):
         parameter_groups(model(), recipe(**fields))
 
 
-def test_a_backbone_of_another_architecture_is_the_encoder():
+def test_backbone_is_the_encoder():
     backbone = transformers.ConvNextConfig(
         depths=[1] * 4, hidden_sizes=[8] * 4, out_features=[f"stage{i}" for i in range(1, 5)]
     )
@@ -190,7 +190,7 @@ def test_a_backbone_of_another_architecture_is_the_encoder():
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
-def test_optimizers_take_their_settings(name, kind):
+def test_optimizers_use_their_settings(name, kind):
     model = build("segformer")
     optimizer = build_optimizer(model, recipe(name=name, betas=(0.8, 0.9), momentum=0.7, layer_decay=0.9))
     assert type(optimizer) is kind

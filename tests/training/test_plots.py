@@ -64,7 +64,7 @@ def test_each_task_has_its_plots(tmp_path, task):
             assert len(picture.convert("L").getcolors()) > 10
 
 
-def test_a_run_that_has_just_begun_has_what_there_is(tmp_path):
+def test_new_run_has_partial_plots(tmp_path):
     assert draw_plots(tmp_path) == []
     RunLog(tmp_path).step({"step": 1, "loss": 0.5})
     assert [path.name for path in draw_plots(tmp_path)] == ["training.png"]
@@ -72,7 +72,7 @@ def test_a_run_that_has_just_begun_has_what_there_is(tmp_path):
     assert [path.name for path in draw_plots(tmp_path)] == ["training.png"]
 
 
-def test_bars_are_the_scores_best_first():
+def test_bars_are_sorted_by_score():
     report = report_of(classes=5)
     (axes,) = class_figure(report).axes
     widths = [bar.get_width() for bar in axes.patches[5:]]
@@ -85,13 +85,13 @@ def test_bars_are_the_scores_best_first():
 
 
 @pytest.mark.parametrize(("classes", "towers"), [(1, 1), (50, 1), (51, 2), (150, 3), (400, 3)])
-def test_many_classes_stand_in_towers(classes, towers):
+def test_many_classes_use_several_columns(classes, towers):
     figure = class_figure(report_of(classes=classes))
     assert len(figure.axes) == towers
     assert sum(len(axes.get_yticklabels()) for axes in figure.axes) == min(classes, 150)
 
 
-def test_a_small_confusion_matrix_shows_shares_of_rows_in_numbers():
+def test_small_confusion_matrix_shows_row_percentages():
     report = MetricsReport(
         task="segmentation",
         scores={},
@@ -105,7 +105,7 @@ def test_a_small_confusion_matrix_shows_shares_of_rows_in_numbers():
     assert shown.mask[1].all() and not shown.mask[[0, 2]].any()
 
 
-def test_a_large_confusion_matrix_lists_the_worst_pairs():
+def test_large_confusion_matrix_lists_the_worst_pairs():
     confusion = np.diag(np.full(30, 100))
     confusion[4, 17], confusion[20, 2] = 60, 40
     names = tuple(f"class {k}" for k in range(30))
@@ -122,7 +122,7 @@ def test_a_large_confusion_matrix_lists_the_worst_pairs():
     ]
 
 
-def test_of_very_many_classes_those_with_mistakes_are_shown():
+def test_many_classes_show_only_those_with_errors():
     confusion = np.diag(np.full(MOST_CLASSES + 50, 10))
     confusion[180, 190] = 5
     names = tuple(map(str, range(len(confusion))))
@@ -132,14 +132,14 @@ def test_of_very_many_classes_those_with_mistakes_are_shown():
     assert labels == sorted(labels, key=int)
 
 
-def test_the_reliability_diagram_states_the_calibration_error():
+def test_reliability_diagram_shows_calibration_error():
     report = report_of("classification")
     above, below = reliability_figure(report).axes
     assert above.get_legend().get_title().get_text() == "calibration error 0.1600"  # 0.4 * 0.25 + 0.6 * 0.1
     assert [bar.get_height() for bar in below.patches] == [0, 4, 6]
 
 
-def test_the_best_evaluation_is_marked():
+def test_best_evaluation_is_marked():
     lines = [{"step": step, "evaluation": {"mean_iou": value}} for step, value in ((10, 0.2), (20, 0.6), (30, 0.5))]
     (axes,) = measure_figure(lines).axes
     assert axes.get_title(loc="right") == "best 0.6000 at step 20"
@@ -147,13 +147,13 @@ def test_the_best_evaluation_is_marked():
     assert measure_figure(lower).axes[0].get_title(loc="right") == "best 0.1000 at step 20"
 
 
-def test_the_chosen_measure_is_the_chief_one():
+def test_selected_metric_is_plotted_first():
     lines = [{"step": 1, "evaluation": {"mean_iou": 0.5, "mean_dice": 0.6, "per_category_iou": [0.5]}}]
     assert measure_figure(lines).axes[0].get_title(loc="left") == "mIoU"
     assert measure_figure(lines, "mean_dice").axes[0].get_title(loc="left") == "mean Dice"
 
 
-def test_losses_that_are_not_finite_are_pointed_out():
+def test_non_finite_losses_are_marked():
     lines = [{"step": step, "loss": None if step == 3 else 1.0} for step in range(1, 6)]
     (axes,) = training_figure(lines).axes
     assert [text.get_text() for text in axes.texts] == ["not finite at 1 steps"]
@@ -161,14 +161,14 @@ def test_losses_that_are_not_finite_are_pointed_out():
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")
 @pytest.mark.parametrize("reach", [1, 3, 100])
-def test_centered_means_are_means_of_neighbors(reach):
+def test_centered_means_average_neighbors(reach):
     values = np.random.default_rng(0).normal(size=40)
     values[[3, 4, 5, 20]] = np.nan
     expected = [np.nanmean(values[max(i - reach, 0) : i + reach + 1]) for i in range(len(values))]
     np.testing.assert_allclose(centered_means(values, reach), expected, atol=1e-12)
 
 
-def test_plots_need_no_pyplot_and_importing_them_no_matplotlib():
+def test_plots_do_not_import_pyplot_and_load_matplotlib_lazily():
     code = (
         "import sys; import hf_vit_seg.training.figures.plots as plots; assert 'matplotlib' not in sys.modules; "
         "from hf_vit_seg.training.figures.curves import training_figure; "

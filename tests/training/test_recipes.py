@@ -1,4 +1,4 @@
-"""Recipes: strict in every place, the same after writing and reading, with settings from the command line on top."""
+"""Recipes: strict parsing, lossless round trip, and command-line overrides."""
 
 import os
 
@@ -30,16 +30,16 @@ values = st.recursive(
 @given(values)
 @example("\x85")
 @example(["a\u2028 b", {"n ": "\r\n"}])
-def test_what_is_written_is_read_back(value):
+def test_recipe_round_trip(value):
     assert parse(text_of(value)) == value
 
 
 @given(st.sampled_from(["no", "yes", "on", "1:30", "010", "2018-01-01", "1_000", "=", "<<", "1e3x"]))
-def test_plain_words_stay_words(text):
+def test_plain_words_stay_strings(text):
     assert parse(f"key: {text}") == {"key": text}
 
 
-def test_numbers_are_numbers():
+def test_numbers_are_parsed():
     assert parse("[1e-4, 1E5, -2.5, .5, 1., 0x1f, +3, .inf, true, ~]") == [
         1e-4, 1e5, -2.5, 0.5, 1.0, 31, 3, float("inf"), True, None,
     ]  # fmt: skip
@@ -55,7 +55,7 @@ def test_numbers_are_numbers():
         ("a: \0", "special characters"),
     ],
 )
-def test_what_is_no_recipe_s_yaml_is_refused_with_its_line(text, said):
+def test_invalid_yaml_raises_with_line(text, said):
     with pytest.raises(ValueError, match=said):
         parse(text)
 
@@ -64,21 +64,21 @@ def test_what_is_no_recipe_s_yaml_is_refused_with_its_line(text, said):
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_shipped_recipes_are_read_and_written_to_the_same(name, tmp_path):
+def test_shipped_recipes_round_trip(name, tmp_path):
     recipe = load_recipe(name)
     (tmp_path / "recipe.yaml").write_text(recipe_text(recipe))
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
 
 @pytest.mark.parametrize("path", shipped_recipes().values(), ids=lambda path: path.stem)
-def test_shipped_recipes_tell_command_cost_and_expected_number(path):
+def test_shipped_recipes_document_command_cost_and_expected_score(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(header)
     assert f"train {path.stem}" in text or f"hf_vit_seg.training {path.stem}" in text
     assert "cost:" in text and "expected:" in text
 
 
-def test_rows_are_filled_with_their_defaults(recipe):
+def test_missing_fields_use_defaults(recipe):
     loaded = load_recipe(recipe)
     assert loaded.transforms[1] == {"random_flip": {"horizontal": 0.5, "vertical": 0.0}}
     assert loaded.data.train["unpaired"] == "error"
@@ -120,12 +120,12 @@ def test_rows_are_filled_with_their_defaults(recipe):
         ("optimizer.learning_rate=.nan", r"optimizer\.learning_rate"),
     ],
 )
-def test_unknown_and_unfit_settings_are_refused_by_their_place(recipe, override, said):
+def test_invalid_settings_raise_with_position(recipe, override, said):
     with pytest.raises(RecipeFileError, match=said):
         load_recipe(recipe, [override])
 
 
-def test_a_recipe_that_is_not_there(tmp_path):
+def test_missing_recipe_raises(tmp_path):
     with pytest.raises(RecipeFileError, match=r"neither as a file nor as a shipped recipe; did you mean 'nuclei'\?"):
         load_recipe("nucleii")
     with pytest.raises(RecipeFileError, match=r"is a folder"):
@@ -135,10 +135,10 @@ def test_a_recipe_that_is_not_there(tmp_path):
         load_recipe(tmp_path / "list.yaml")
 
 
-# Settings from the command line
+# Command-line overrides
 
 
-def test_overrides_reach_everywhere(recipe):
+def test_overrides_apply_to_nested_settings(recipe):
     loaded = load_recipe(
         recipe,
         [
@@ -176,12 +176,12 @@ def test_overrides_reach_everywhere(recipe):
         (["loss={lovasz: }"], ["lovasz"]),
     ],
 )
-def test_terms_of_the_loss_are_added_and_taken_away(recipe, overrides, terms):
+def test_overrides_add_and_remove_loss_terms(recipe, overrides, terms):
     loss = load_recipe(recipe, overrides).loss
     assert list(loss) == terms and all(row["weight"] > 0 for row in loss.values())
 
 
-def test_the_loss_of_pose_is_the_model_s():
+def test_pose_loss_is_defined_by_the_model():
     assert load_recipe("coco_pose_mini").loss == {}
 
 
@@ -199,7 +199,7 @@ def test_the_loss_of_pose_is_the_model_s():
         ("loop.steps.more=1", r"loop\.steps\.more cannot be set: loop\.steps is 8"),
     ],
 )
-def test_overrides_that_cannot_be(recipe, override, said):
+def test_invalid_overrides_raise(recipe, override, said):
     with pytest.raises(RecipeFileError, match=said):
         load_recipe(recipe, [override])
 
@@ -207,7 +207,7 @@ def test_overrides_that_cannot_be(recipe, override, said):
 # Paths
 
 
-def test_paths_lead_from_the_current_directory_or_else_from_the_recipe(tmp_path, monkeypatch):
+def test_paths_are_relative_to_current_directory_or_recipe(tmp_path, monkeypatch):
     write_data(tmp_path / "here")
     (tmp_path / "here" / "train" / "train").mkdir()
     (tmp_path / "elsewhere").mkdir()
@@ -224,10 +224,10 @@ def test_paths_lead_from_the_current_directory_or_else_from_the_recipe(tmp_path,
     assert anchored("nowhere/x", tmp_path) == "nowhere/x"
 
 
-# What may change in a run that goes on
+# Settings that may change on resume
 
 
-def test_differences_name_what_decides_the_numbers(recipe):
+def test_differences_list_settings_that_affect_results(recipe):
     one = load_recipe(recipe)
     free = ["loop.steps=9", "output=x", "trackers=[tensorboard]", "name=y", "data.workers=1", "loop.log_every=7"]
     assert differences(one, load_recipe(recipe, free)) == {}

@@ -1,4 +1,4 @@
-"""A run that was killed and goes on ends as one that was not, bit for bit; and what cannot go on says why."""
+"""A killed and resumed run is bit-identical to an uninterrupted one; checkpoints that cannot be resumed raise."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.memory_advice import OutOfMemory
 from hf_vit_seg.yaml_reader import parse
 
-# Dies as by `kill -9` in the middle of a step, after what the step's number says.
+# Dies as by `kill -9` in the middle of a step, after logging the step number.
 KILLED = """
 import os, signal, sys
 from hf_vit_seg.training.loop import trainer as run
@@ -43,7 +43,7 @@ train_command(recipe, [], Path(out), False, False)
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    """Ten pictures, three per step: step 5 of 8 is in the middle of the second epoch. Everything random is in it."""
+    """Ten images, three per step: step 5 of 8 is in the middle of the second epoch. With all sources of randomness."""
     folder = tmp_path_factory.mktemp("resume")
     loop = {
         "steps": 8,
@@ -70,7 +70,7 @@ def two_steps(recipe) -> Path:
 
 @pytest.fixture
 def checkpoint(two_steps, tmp_path) -> Path:
-    """The checkpoint of step 2, in a run's directory."""
+    """The checkpoint of step 2 in a run directory."""
     shutil.copytree(two_steps, tmp_path / "run")
     return tmp_path / "run" / "checkpoints" / "step-000002"
 
@@ -86,8 +86,8 @@ def same(one, other) -> bool:
     return bool((one == other).all()) if hasattr(one, "all") else one == other
 
 
-def untimed(path: Path) -> dict[str, object]:
-    """A metrics.json without what depends on the speed of the machine."""
+def metrics_without_times(path: Path) -> dict[str, object]:
+    """A metrics.json without the values that depend on the speed of the machine."""
     found = json.loads(path.read_text())
     return {key: value for key, value in found.items() if key not in ("seconds_per_image", "training_seconds")}
 
@@ -105,7 +105,7 @@ def assert_same_run(one: Path, other: Path, processes: int = 1) -> None:
         if name.endswith(".safetensors"):
             assert same(load_file(last / name), load_file(other_last / name)), name
         elif name == "metrics.json":
-            assert untimed(last / name) == untimed(other_last / name)
+            assert metrics_without_times(last / name) == metrics_without_times(other_last / name)
         elif name != "manifest.json":
             assert same(load(last / name), load(other_last / name)), name
     assert read_manifest(last).model_copy(update={"seconds": 0.0}) == read_manifest(other_last).model_copy(
@@ -113,12 +113,14 @@ def assert_same_run(one: Path, other: Path, processes: int = 1) -> None:
     )
     for model in ("best", "last"):
         assert same(weights(one / model), weights(other / model)), model
-        assert untimed(one / model / "metrics.json") == untimed(other / model / "metrics.json")
+        assert metrics_without_times(one / model / "metrics.json") == metrics_without_times(
+            other / model / "metrics.json"
+        )
     for key in ("loss", "learning_rate", "grad_norm", "evaluation"):
         assert log(one, key) == log(other, key) != [], key
 
 
-def test_killed_and_resumed_is_as_never_stopped(recipe, tmp_path):
+def test_resume_after_kill_is_bit_identical(recipe, tmp_path):
     assert run(recipe, tmp_path / "whole") is RunStatus.finished
     (tmp_path / "killed.py").write_text(KILLED)
     killed = start([str(recipe), str(tmp_path / "parts"), "7"], script=str(tmp_path / "killed.py"))
@@ -130,8 +132,8 @@ def test_killed_and_resumed_is_as_never_stopped(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_with_two_processes(recipe, tmp_path):
-    """With BatchNorm, of which each process has running statistics of its own."""
+def test_resume_after_kill_with_two_processes(recipe, tmp_path):
+    """With BatchNorm, whose running statistics are local to each process."""
     (tmp_path / "killed.py").write_text(KILLED)
     recipe = write_recipe(tmp_path, overridden(parse(recipe.read_text()), ["model", "norm"], "batch"))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -142,7 +144,7 @@ def test_killed_and_resumed_with_two_processes(recipe, tmp_path):
     assert_same_run(whole, parts, processes=2)
 
 
-def test_ctrl_c_saves_a_whole_step_and_says_how_to_go_on(recipe, tmp_path):
+def test_ctrl_c_saves_a_checkpoint_and_prints_the_resume_command(recipe, tmp_path):
     out = tmp_path / "run"
     long = ["loop.steps=100000", "loop.evaluate_every=100000", "data.workers=1"]
     process = start([str(recipe), *long, "--out", str(out)])
@@ -161,7 +163,7 @@ def test_ctrl_c_saves_a_whole_step_and_says_how_to_go_on(recipe, tmp_path):
     assert read_manifest(checkpoints(out / "checkpoints")[-1]).step == last.step + 1
 
 
-def test_an_evaluation_that_was_due_when_stopped_is_made_up_for(recipe, tmp_path, monkeypatch):
+def test_resume_runs_a_pending_evaluation(recipe, tmp_path, monkeypatch):
     from hf_vit_seg.training.loop import trainer as module
 
     run(recipe, tmp_path / "whole")
@@ -182,7 +184,7 @@ def test_an_evaluation_that_was_due_when_stopped_is_made_up_for(recipe, tmp_path
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_an_evaluation_that_fails_loses_no_step(recipe, tmp_path, monkeypatch):
+def test_failed_evaluation_loses_no_step(recipe, tmp_path, monkeypatch):
     from hf_vit_seg.training.loop import trainer as module
 
     every = "loop.checkpoint_every=null"  # at evaluations
@@ -197,7 +199,7 @@ def test_an_evaluation_that_fails_loses_no_step(recipe, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_longer_run_whose_last_evaluation_failed_saves_its_last_model(recipe, tmp_path, monkeypatch):
+def test_longer_run_after_failed_evaluation_saves_its_last_model(recipe, tmp_path, monkeypatch):
     from hf_vit_seg.training.loop import trainer as module
 
     run(recipe, tmp_path / "whole", "loop.checkpoint_every=null")
@@ -211,11 +213,11 @@ def test_a_longer_run_whose_last_evaluation_failed_saves_its_last_model(recipe, 
         patch.setattr(module, "save_checkpoint", lambda *arguments: saved.append(arguments))
         assert run(recipe, tmp_path / "parts", "loop.checkpoint_every=null", resume=True) is RunStatus.finished
     assert json.loads((tmp_path / "parts" / "last" / "metrics.json").read_text())["step"] == 8
-    assert not saved  # the evaluation alone was left to do
+    assert not saved  # only the evaluation was missing
     assert read_manifest(checkpoints(tmp_path / "parts" / "checkpoints")[-1]).evaluation_done
 
 
-def test_a_run_without_room_leaves_nothing_in_the_way_of_the_next(recipe, tmp_path, monkeypatch):
+def test_full_disk_does_not_block_the_next_run(recipe, tmp_path, monkeypatch):
     def refuse(self, *arguments, **options):
         raise OSError(28, "No space left on device")
 
@@ -224,12 +226,12 @@ def test_a_run_without_room_leaves_nothing_in_the_way_of_the_next(recipe, tmp_pa
         with pytest.raises(WriteError, match="No space left"):
             run(recipe, tmp_path / "run", "loop.steps=1")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".tmp-data_facts.json").touch()  # as a kill leaves it
+    (tmp_path / "run" / ".tmp-data_facts.json").touch()  # as left by a kill
     assert run(recipe, tmp_path / "run", "loop.steps=1") is RunStatus.finished
     assert not list((tmp_path / "run").glob(".tmp-*"))
 
 
-def test_a_recipe_without_a_loss_resumes_from_what_is_written(recipe, tmp_path):
+def test_recipe_without_loss_resumes_with_the_saved_default(recipe, tmp_path):
     run(recipe, tmp_path / "run", "loop.steps=1", "loss={}")
     assert run(tmp_path / "run" / "recipe.yaml", tmp_path / "run", "loop.steps=2", resume=True) is RunStatus.finished
 
@@ -238,14 +240,14 @@ def full(*arguments, **options):
     raise OutOfMemory("memory ran out")
 
 
-def test_a_run_may_be_made_longer(recipe, checkpoint):
+def test_run_can_be_extended(recipe, checkpoint):
     out = checkpoint.parent.parent
     assert run(recipe, out, "loop.steps=3", "loop.log_every=1", "loop.keep_checkpoints=1", resume=True)
     assert [path.name for path in checkpoints(out / "checkpoints")] == ["step-000003"]
     assert [step for step, _ in log(out)] == [2, 3]
 
 
-def test_resuming_a_finished_run_leaves_it_as_it_is(recipe, checkpoint):
+def test_resuming_a_finished_run_changes_nothing(recipe, checkpoint):
     out = checkpoint.parent.parent
     before = {path: path.read_bytes() for path in out.rglob("*") if path.suffix in (".safetensors", ".jsonl", ".yaml")}
     report = json.loads((out / "last" / "metrics.json").read_text())
@@ -255,8 +257,8 @@ def test_resuming_a_finished_run_leaves_it_as_it_is(recipe, checkpoint):
 
 
 @pytest.fixture(scope="module")
-def ended(recipe) -> Path:
-    """A run of two steps with a test split, and then its directory."""
+def finished_run(recipe) -> Path:
+    """A run of two steps with a test split, and a copy of its directory."""
     changes = parse(recipe.read_text())
     changes["data"]["test"] = changes["data"]["validation"]
     folder = recipe.parent / "tested"
@@ -266,8 +268,8 @@ def ended(recipe) -> Path:
 
 
 def content(out: Path) -> dict[str, object]:
-    """All files of a run, without what depends on the speed of the machine and the order of its threads."""
-    special = {"metrics.json": untimed, "data_facts.json": lambda path: json.loads(path.read_text())}
+    """All files of a run, without values that depend on the speed of the machine and the order of its threads."""
+    special = {"metrics.json": metrics_without_times, "data_facts.json": lambda path: json.loads(path.read_text())}
     files = [path for path in out.rglob("*") if path.is_file()]
     return {str(path.relative_to(out)): special.get(path.name, Path.read_bytes)(path) for path in files}
 
@@ -289,39 +291,39 @@ AFTER_LAST = ("last/README.md", "last/metrics.json", "best/config.json", "plots/
 @pytest.mark.parametrize(
     ("completed", "missing", "left"),
     [
-        (False, BEFORE_LAST, (".tmp-last/config.json", "plots/.tmp-training.png")),  # killed while it wrote the model
-        (False, ("plots", "test"), ("plots/.tmp-metrics.png",)),
+        (False, BEFORE_LAST, (".tmp-last/config.json", "plots/.tmp-training.png")),  # killed while writing the model
+        (False, ("plots", "test"), ("plots/.tmp-measure.png",)),
         (False, ("test",), ()),
         (True, ("test/plots", "test/samples"), ("test/plots/.tmp-metrics.png",)),
         (True, (*BEFORE_LAST, "best", "samples", "recipe.yaml", "data_facts.json"), ()),
         (True, (*AFTER_LAST, "test/metrics.json"), ()),
     ],
 )
-def test_an_ended_run_gets_what_it_lacks_without_a_step(ended, tmp_path, monkeypatch, completed, missing, left):
+def test_finished_run_is_completed_without_training(finished_run, tmp_path, monkeypatch, completed, missing, left):
     from hf_vit_seg.training.loop import trainer as module
 
     out = tmp_path / "run"
-    shutil.copytree(ended, out)
+    shutil.copytree(finished_run, out)
     remove(out, *missing)
     for name in left:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).touch()
     change_manifest(out, completed=completed)
     monkeypatch.setattr(module.Run, "take_step", full)
-    assert run(ended.parent / "recipe.yaml", out, "loop.steps=2", resume=True) is RunStatus.finished
-    assert content(out) == content(ended)
+    assert run(finished_run.parent / "recipe.yaml", out, "loop.steps=2", resume=True) is RunStatus.finished
+    assert content(out) == content(finished_run)
 
 
-def test_pictures_are_those_of_the_best_model_which_is_not_the_last(ended, tmp_path, capsys):
+def test_sample_images_show_the_best_model(finished_run, tmp_path, capsys):
     out = tmp_path / "run"
-    shutil.copytree(ended, out)
+    shutil.copytree(finished_run, out)
     manifest = read_manifest(checkpoints(out / "checkpoints")[-1])
     change_manifest(out, best_tracker=manifest.best_tracker.model_dump() | {"best_step": 1})
     remove(out, "samples", "test")
-    command = [str(ended.parent / "recipe.yaml"), ["loop.steps=2"], out, True, False]
+    command = [str(finished_run.parent / "recipe.yaml"), ["loop.steps=2"], out, True, False]
     assert train_command(*command) == 0
     assert {name: part for name, part in content(out).items() if "manifest" not in name} == {
-        name: part for name, part in content(ended).items() if "manifest" not in name
+        name: part for name, part in content(finished_run).items() if "manifest" not in name
     }
     remove(out, "best", "samples")
     capsys.readouterr()
@@ -345,19 +347,19 @@ def test_metrics_of_a_best_model_that_is_not_the_last_are_computed_again(ended, 
         assert restored[f"best/{name}"] == expected[f"best/{name}"]
 
 
-def test_a_folder_beside_the_last_model_s_files_stays(ended, tmp_path):
+def test_user_folder_in_last_model_is_kept(finished_run, tmp_path):
     out = tmp_path / "run"
-    shutil.copytree(ended, out)
+    shutil.copytree(finished_run, out)
     (out / "last" / "evaluation_test").mkdir()
     (out / "last" / "evaluation_test" / "metrics.json").write_text("{}")
     (out / "last" / "README.md").write_text("mine")
-    run(ended.parent / "recipe.yaml", out, "loop.steps=2", resume=True)
+    run(finished_run.parent / "recipe.yaml", out, "loop.steps=2", resume=True)
     assert (out / "last" / "evaluation_test" / "metrics.json").read_text() == "{}"
     assert (out / "last" / "README.md").read_text() == "mine"
 
 
-def test_a_last_model_of_an_earlier_step_is_replaced(recipe, checkpoint, monkeypatch):
-    """Killed between the last checkpoint of a run that was made longer and its last model."""
+def test_outdated_last_model_is_replaced(recipe, checkpoint, monkeypatch):
+    """Killed between the last checkpoint of an extended run and its last model."""
     from hf_vit_seg.training.loop import trainer as module
 
     out = checkpoint.parent.parent
@@ -373,7 +375,7 @@ def test_a_last_model_of_an_earlier_step_is_replaced(recipe, checkpoint, monkeyp
     assert same(saved, {name: average[f"module.{name}"] for name in saved})
 
 
-# Dies as by `kill -9` when it is about to write the model of the last step.
+# Dies as by `kill -9` just before it writes the model of the last step.
 KILLED_AT_THE_END = """
 import os, sys
 from pathlib import Path
@@ -390,18 +392,20 @@ train_command(recipe, ["loop.steps=2"], Path(out), False, False)
 """
 
 
-def test_killed_after_its_last_checkpoint(ended, tmp_path):
-    recipe, out = ended.parent / "recipe.yaml", tmp_path / "run"
+def test_resume_after_kill_at_the_last_checkpoint(finished_run, tmp_path):
+    recipe, out = finished_run.parent / "recipe.yaml", tmp_path / "run"
     (tmp_path / "killed.py").write_text(KILLED_AT_THE_END)
     finish(start([str(recipe), str(out)], script=str(tmp_path / "killed.py")), expected=9)
     assert not (out / "last").exists() and not (out / "plots").exists()
     assert run(recipe, out, "loop.steps=2", resume=True) is RunStatus.finished
-    assert content(out).keys() == content(ended).keys()
-    assert_same_run(out, ended)
-    assert untimed(out / "test" / "metrics.json") == untimed(ended / "test" / "metrics.json")
+    assert content(out).keys() == content(finished_run).keys()
+    assert_same_run(out, finished_run)
+    assert metrics_without_times(out / "test" / "metrics.json") == metrics_without_times(
+        finished_run / "test" / "metrics.json"
+    )
 
 
-def test_a_run_that_stopped_early_is_not_trained_again(recipe, tmp_path, monkeypatch):
+def test_early_stopped_run_is_not_trained_again(recipe, tmp_path, monkeypatch):
     from hf_vit_seg.training.loop import trainer as module
 
     never = ["loop.evaluate_every=1", "loop.early_stop.patience=1", "loop.early_stop.least=10"]
@@ -414,7 +418,7 @@ def test_a_run_that_stopped_early_is_not_trained_again(recipe, tmp_path, monkeyp
     assert content(tmp_path / "run") == before
 
 
-def test_only_what_exists_is_named(tmp_path, capsys):
+def test_only_existing_outputs_are_listed(tmp_path, capsys):
     directory = RunDirectory(tmp_path)
     (tmp_path / "last").mkdir()
     loaded = load_recipe("nuclei", [])
@@ -436,12 +440,12 @@ def test_only_what_exists_is_named(tmp_path, capsys):
         ("seed=1", r"seed = 0"),
     ],
 )
-def test_a_checkpoint_of_another_recipe_is_refused(recipe, checkpoint, override, named):
+def test_checkpoint_of_another_recipe_raises(recipe, checkpoint, override, named):
     with pytest.raises(CheckpointError, match=named):
         run(recipe, checkpoint.parent.parent, "loop.steps=2", override, resume=True)
 
 
-def test_other_settings_than_the_state_s_may_change(recipe, checkpoint):
+def test_settings_outside_the_training_state_can_change(recipe, checkpoint):
     free = ["loop.log_every=3", "loop.keep_checkpoints=1", "data.workers=1", "evaluation.samples=0", "name=other"]
     assert run(recipe, checkpoint.parent.parent, "loop.steps=2", *free, resume=True) is RunStatus.finished
 
@@ -458,7 +462,7 @@ def test_other_settings_than_the_state_s_may_change(recipe, checkpoint):
         (["evaluation.batch_size=2", "loop.evaluate_every=1"], ""),
     ],
 )
-def test_what_needs_less_memory_may_change(recipe, checkpoint, capsys, overrides, note):
+def test_memory_saving_settings_can_change(recipe, checkpoint, capsys, overrides, note):
     out = checkpoint.parent.parent
     assert run(recipe, out, "loop.steps=3", *overrides, resume=True) is RunStatus.finished
     noted = " ".join(capsys.readouterr().err.split())
@@ -466,7 +470,7 @@ def test_what_needs_less_memory_may_change(recipe, checkpoint, capsys, overrides
     assert note in noted and noted.count("from here on the run is not") == note.count("from here on") * len(overrides)
 
 
-def test_a_best_model_is_not_compared_with_those_that_are_measured_otherwise(recipe, checkpoint):
+def test_best_model_is_reset_when_evaluation_changes(recipe, checkpoint):
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"best_tracker": {"best": 2.0, "best_step": 1}}))
     shutil.copytree(checkpoint.parent.parent, checkpoint.parent.parent.with_name("other"))
@@ -478,7 +482,7 @@ def test_a_best_model_is_not_compared_with_those_that_are_measured_otherwise(rec
         assert (read_manifest(checkpoints(out / "checkpoints")[-1]).best_tracker.best_step == 3) == bool(overrides)
 
 
-def test_a_longer_run_has_the_rates_of_its_own_schedule(recipe, checkpoint, tmp_path):
+def test_extended_run_uses_its_new_schedule(recipe, checkpoint, tmp_path):
     every = "loop.log_every=1"
     run(recipe, checkpoint.parent.parent, "loop.steps=4", every, resume=True)
     run(recipe, tmp_path / "whole", "loop.steps=4", every)
@@ -486,7 +490,7 @@ def test_a_longer_run_has_the_rates_of_its_own_schedule(recipe, checkpoint, tmp_
 
 
 @pytest.mark.parametrize(("change", "found"), [("add", "there are 11"), ("rename", "other names")])
-def test_a_checkpoint_of_other_data_is_refused(tmp_path, change, found):
+def test_checkpoint_of_other_data_raises(tmp_path, change, found):
     data = write_data(tmp_path / "data")
     recipe = write_recipe(tmp_path, settings(data))
     run(recipe, tmp_path / "run", "loop.steps=1")
@@ -499,14 +503,14 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path, change, found):
         run(recipe, tmp_path / "run", "loop.steps=2", resume=True)
 
 
-def test_a_checkpoint_of_other_processes_is_refused(recipe, checkpoint):
+def test_checkpoint_of_another_process_count_raises(recipe, checkpoint):
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"processes": 4}))
     with pytest.raises(CheckpointError, match=r"written by 4 processes and this run has 1"):
         run(recipe, checkpoint.parent.parent, "loop.steps=2", resume=True)
 
 
-def test_what_is_half_written_is_no_checkpoint(recipe, checkpoint):
+def test_partial_checkpoint_is_not_used(recipe, checkpoint):
     half = checkpoint.with_name("step-000099")
     half.mkdir()
     left = checkpoint.with_name(".tmp-step-000003")
@@ -517,7 +521,7 @@ def test_what_is_half_written_is_no_checkpoint(recipe, checkpoint):
 
 
 class Evil:
-    """Unpickled, it writes a file."""
+    """Writes a file when unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -527,7 +531,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("name", ["optimizer.bin", "scheduler.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"])
-def test_a_checkpoint_s_pickles_run_no_code(recipe, checkpoint, tmp_path, name):
+def test_checkpoint_pickles_execute_no_code(recipe, checkpoint, tmp_path, name):
     evil = {"state": Evil(tmp_path / "was_here")}
     if name == "random_states_0.pkl":
         with (checkpoint / name).open("wb") as file:
@@ -539,5 +543,5 @@ def test_a_checkpoint_s_pickles_run_no_code(recipe, checkpoint, tmp_path, name):
     assert not (tmp_path / "was_here").exists()
 
 
-def test_nothing_to_resume_is_a_new_run(recipe, tmp_path):
+def test_resume_without_checkpoint_starts_a_new_run(recipe, tmp_path):
     assert run(recipe, tmp_path / "run", "loop.steps=1", resume=True) is RunStatus.finished

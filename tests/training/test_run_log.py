@@ -18,7 +18,7 @@ from hf_vit_seg.training.reports.trackers import check_trackers, dotted
 OTHER_PROCESS = SimpleNamespace(is_main_process=False)
 
 
-def test_what_is_logged_is_read_again(tmp_path):
+def test_log_round_trip(tmp_path):
     log = RunLog(tmp_path)
     log.step({"step": 1, "loss": torch.tensor(0.5), "learning_rate": np.float64(6e-5)})
     log.evaluation(1, {"mean_iou": 0.25, "per_category_iou": np.array([0.5, np.nan]), "matrix": np.eye(2)})
@@ -28,7 +28,7 @@ def test_what_is_logged_is_read_again(tmp_path):
     ]
 
 
-def test_a_line_is_in_the_file_when_the_call_returns(tmp_path):
+def test_lines_are_flushed_before_the_call_returns(tmp_path):
     log = RunLog(tmp_path)
     for step in range(3):
         log.step({"step": step})
@@ -40,7 +40,7 @@ def test_a_line_is_in_the_file_when_the_call_returns(tmp_path):
     lambda parts: st.lists(parts, max_size=3) | st.dictionaries(st.text(), parts, max_size=3),
     max_leaves=8,
 ))  # fmt: skip
-def test_any_value_makes_one_line_of_strict_json(value):
+def test_any_value_is_one_line_of_strict_json(value):
     def refuse(word):
         raise AssertionError(f"{word} is no JSON")
 
@@ -49,7 +49,7 @@ def test_any_value_makes_one_line_of_strict_json(value):
     assert json.loads(line, parse_constant=refuse) == json_value(value)
 
 
-def test_numbers_that_are_not_finite_are_null():
+def test_non_finite_numbers_are_null():
     assert json_value([math.nan, math.inf, torch.tensor(-math.inf), np.float32("nan")]) == [None] * 4
     with pytest.raises(TypeError, match="object has no form in JSON"):
         json_value(object())
@@ -60,7 +60,7 @@ def test_numbers_that_are_not_finite_are_null():
     evaluated=st.booleans(),
     where=st.integers(0, 30),
 )
-def test_truncation_keeps_what_came_before(tmp_path_factory, steps, evaluated, where):
+def test_truncation_keeps_earlier_lines(tmp_path_factory, steps, evaluated, where):
     folder = tmp_path_factory.mktemp("run")
     log = RunLog(folder)
     for step in steps:
@@ -75,7 +75,7 @@ def test_truncation_keeps_what_came_before(tmp_path_factory, steps, evaluated, w
     assert [path.name for path in folder.iterdir()] == [FILE]
 
 
-def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
+def test_truncated_last_line_is_dropped(tmp_path):
     (tmp_path / FILE).write_text('{"step": 1}\n{"step": 2, "lo')
     assert read(tmp_path) == [{"step": 1}]
     RunLog(tmp_path).step({"step": 2})
@@ -83,13 +83,13 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["no json\n", "[1]\n", '{"loss": 1}\n'])
-def test_another_file_is_refused_in_words(tmp_path, text):
+def test_unknown_file_raises(tmp_path, text):
     (tmp_path / FILE).write_text('{"step": 1}\n' + text)
     with pytest.raises(RunLogError, match="line 2, is no line of a run's log"):
         read(tmp_path)
 
 
-def test_no_log_has_no_lines(tmp_path):
+def test_missing_log_has_no_lines(tmp_path):
     assert read(tmp_path) == []
 
 
@@ -102,13 +102,13 @@ def test_only_the_main_process_writes(tmp_path):
     assert not folder.exists()
 
 
-def test_an_unknown_tracker_is_named_with_the_nearest():
+def test_unknown_tracker_suggests_the_closest_name():
     with pytest.raises(RecordError, match=r"no tracker called 'tensorbord'; did you mean 'tensorboard'\?"):
         check_trackers(["tensorbord"])
 
 
 @pytest.mark.parametrize("name", ["trackio", "clearml"])
-def test_a_missing_tracker_is_told_how_to_install(monkeypatch, name):
+def test_missing_tracker_names_its_package(monkeypatch, name):
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
     with pytest.raises(RecordError, match=f"'{name}' is not installed: pip install {name}"):
         check_trackers([name])
@@ -121,7 +121,7 @@ def tensorboard_scalars(folder, name):
     return [(event.step, pytest.approx(event.value)) for event in events.Scalars(name)]
 
 
-def test_tensorboard_gets_the_numbers_and_forgets_what_is_done_again(tmp_path):
+def test_tensorboard_drops_repeated_steps_after_resume(tmp_path):
     data = {"train": {"images": str(tmp_path / "janedoe77" / "images")}}
     settings = {"seed": 0, "loop": {"steps": 3}, "transforms": ["flip"], "data": data}
     for start in (0, 1):
@@ -139,7 +139,7 @@ def test_tensorboard_gets_the_numbers_and_forgets_what_is_done_again(tmp_path):
     assert b"./images" in written and b"janedoe77" not in written
 
 
-def test_a_failing_tracker_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+def test_failing_tracker_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
     accelerator = Accelerator(cpu=True)
     log = RunLog(tmp_path, accelerator, ["tensorboard"])
 
@@ -156,6 +156,6 @@ def test_a_failing_tracker_does_not_end_the_run(tmp_path, monkeypatch, caplog):
     assert len(read(tmp_path)) == 2
 
 
-def test_nested_settings_get_dotted_names():
+def test_nested_settings_have_dotted_names():
     nested = {"loop": {"steps": 3, "ema": None}, "model": {}, "seed": 0}
     assert dotted(nested) == {"loop.steps": 3, "loop.ema": "None", "model": "{}", "seed": 0}

@@ -36,7 +36,7 @@ def near(color, other, reach=60):
 
 @given(bands=st.sampled_from([1, 3, 5]), floats=st.booleans(), height=st.integers(1, 700), width=st.integers(1, 700))
 @settings(max_examples=10)
-def test_any_image_gets_four_panels_and_a_legend(bands, floats, height, width):
+def test_every_image_has_four_panels_and_a_legend(bands, floats, height, width):
     image = torch.randint(0, 255, (bands, height, width), dtype=torch.uint8)
     labels = torch.randint(0, 3, (height, width))
     picture = segmentation_picture(image / 100 if floats else image, labels, labels, NAMES, PALETTE)
@@ -45,21 +45,21 @@ def test_any_image_gets_four_panels_and_a_legend(bands, floats, height, width):
 
 
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000))
-def test_panels_have_a_size_for_eyes(width, height):
+def test_panels_have_a_readable_size(width, height):
     size = panel_size((width, height))
     assert LONGEST_SIDE / 2 < max(size) <= LONGEST_SIDE and min(size) >= 1
     if max(width, height) <= LONGEST_SIDE:
         assert size[0] % width == 0 and size[0] // width == size[1] // height
 
 
-def test_labels_may_have_another_size_than_the_image():
+def test_labels_and_image_can_differ_in_size():
     labels = np.zeros((40, 60), dtype=int)
     small = segmentation_picture(Image.new("RGB", (30, 20)), labels, labels, NAMES, PALETTE)
     large = segmentation_picture(Image.new("L", (600, 400)), labels, labels, NAMES, PALETTE)
     assert small.size == large.size
 
 
-def test_errors_are_red_and_what_does_not_count_is_gray():
+def test_errors_are_red_and_ignored_pixels_gray():
     photo = Image.new("RGB", (3, 1), (200, 120, 10))
     panel = np.asarray(error_panel(photo, np.array([[1, 2, 3]]), np.array([[1, 1, 0]]), 3))[0]
     assert len(set(panel[0])) == 1 and panel[0, 0] > 150  # right: the photo in pale gray
@@ -67,14 +67,14 @@ def test_errors_are_red_and_what_does_not_count_is_gray():
     assert near(panel[2], IGNORED)
 
 
-def test_of_two_classes_misses_are_blue():
+def test_false_negatives_of_two_classes_are_blue():
     photo = Image.new("RGB", (4, 1), WHITE)
     panel = np.asarray(error_panel(photo, np.array([[0, 0, 1, 1]]), np.array([[0, 1, 0, 1]]), 2))[0]
     assert near(panel[1], WRONG) and near(panel[2], MISSED)
     assert (panel[[0, 3]] == 255).all()
 
 
-def test_the_legend_has_each_class_with_its_iou_the_largest_first():
+def test_legend_lists_classes_with_iou_by_area():
     matrix = ConfusionMatrix(4)
     truth = torch.tensor([0, 1, 1, 1, 255])
     matrix.update(torch.tensor([0, 1, 1, 2, 0]), truth)
@@ -88,7 +88,7 @@ def test_the_legend_has_each_class_with_its_iou_the_largest_first():
     assert error_rows(matrix, truth.numpy() != 255, NAMES) == [("not counted", IGNORED, pytest.approx(0.2))]
 
 
-def test_the_legend_of_two_classes_has_shares_of_both_kinds_of_error():
+def test_legend_of_two_classes_has_both_error_rates():
     matrix = ConfusionMatrix(2)
     matrix.update(torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 1, 0]))
     assert error_rows(matrix, np.ones((2, 2), dtype=bool), ("ground", "nucleus")) == [
@@ -97,29 +97,29 @@ def test_the_legend_of_two_classes_has_shares_of_both_kinds_of_error():
     ]
 
 
-def test_an_image_of_which_nothing_counts_is_drawn():
+def test_fully_ignored_image_is_drawn():
     labels = np.full((8, 8), 255)
     segmentation_picture(torch.zeros(3, 8, 8, dtype=torch.uint8), labels, np.zeros((8, 8), int), NAMES, PALETTE)
 
 
-def test_wrong_classes_are_written_in_red():
+def test_wrong_classes_are_red():
     image = torch.full((1, 8, 8), 255, dtype=torch.uint8)
     for found, color in ((1, (213, 40, 40)), (0, (0, 128, 96))):
         sheet = np.asarray(classification_picture([ClassifiedImage(image, 0, found, 0.5)], ["W" * 90, "M" * 90]))
         saturation = sheet.max(axis=2).astype(int) - sheet.min(axis=2)
         strongest = sheet[np.unravel_index(saturation.argmax(), saturation.shape)]
         assert near(strongest, color, 30)
-        assert sheet.shape[1] < THUMBNAIL * 1.2  # long names are cut
+        assert sheet.shape[1] < THUMBNAIL * 1.2  # long names are truncated
 
 
-def test_classified_images_of_any_shape_make_a_grid():
+def test_classified_images_of_any_shape_form_a_grid():
     images = [torch.zeros(1, height, 5, dtype=torch.uint8) for height in (1, 5, 900)]
     sheet = classification_picture([ClassifiedImage(image, 0, 0, 1.0) for image in images], ["zero"], columns=2)
     single = classification_picture([ClassifiedImage(images[0], 0, 0, 1.0)], ["zero"], columns=2)
     assert sheet.width > 1.9 * single.width and sheet.height > 1.9 * single.height
 
 
-def test_names_of_files_are_safe_and_distinct(tmp_path):
+def test_file_names_are_safe_and_unique(tmp_path):
     names = ["a/b.jpg", "a b.png", "../../etc/passwd", "", "scan.v2.tif", "é.png", "A_B.tif", "x" * 400]
     paths = write_pictures(tmp_path / "samples", {name: Image.new("RGB", (2, 2)) for name in names})
     assert len(set(paths)) == len(names)
@@ -128,25 +128,25 @@ def test_names_of_files_are_safe_and_distinct(tmp_path):
     assert paths[0].name == "a_b.png" and paths[1].name == "a_b_2.png" and paths[4].name == "scan.v2.png"
 
 
-def test_a_keypoint_is_drawn_where_it_is():
+def test_keypoints_are_drawn_at_their_position():
     keypoints = np.zeros((17, 3))
     keypoints[5], keypoints[6] = (10, 20, 2), (50, 30, 1)  # left and right shoulder
     photo = Image.new("RGB", (100, 80), WHITE)
     drawn = np.asarray(with_skeletons(photo, keypoints[None], keypoints[None, :, 2] > 0, (1.0, 1.0), None))
     assert tuple(drawn[20, 10]) == LEFT and tuple(drawn[30, 50]) == RIGHT
     assert not near(drawn[25, 30], WHITE)  # the bone between them
-    assert (drawn[:8, :8] == 255).all()  # keypoints without a label lie at (0, 0)
+    assert (drawn[:8, :8] == 255).all()  # keypoints without a label are at (0, 0)
     assert (np.asarray(photo) == 255).all()
 
 
-def test_scales_place_the_centers_of_pixels():
+def test_scaling_maps_pixel_centers():
     keypoints = np.array([[[10.0, 20.0, 1.0]]])
     drawn = with_skeletons(Image.new("RGB", (300, 300)), keypoints, keypoints[..., 2] > 0, (3.0, 3.0), ())
     found = np.argwhere(np.asarray(drawn)[..., 1] > 0)
     np.testing.assert_allclose(found.mean(axis=0), [61, 31], atol=0.5)  # (20 + 0.5) * 3 - 0.5
 
 
-def test_poses_stand_side_by_side():
+def test_poses_are_side_by_side():
     keypoints = torch.rand(2, 17, 3) * 50
     picture = pose_picture(torch.zeros(3, 60, 40, dtype=torch.uint8), keypoints, keypoints[0], note="OKS 0.5")
     assert picture.width > 2 * 40
@@ -155,24 +155,24 @@ def test_poses_stand_side_by_side():
         persons(np.zeros((4, 2)))
 
 
-def test_bones_join_all_of_cocos_keypoints():
+def test_bones_connect_all_coco_keypoints():
     assert {end for bone in COCO_BONES for end in bone} == set(range(17))
 
 
-def test_captions_fit_and_keep_the_picture():
+def test_captions_fit_and_keep_the_image():
     picture = Image.new("RGB", (50, 20), (10, 20, 30))
     sheet = captioned(picture, "a caption that is far too long", "short")
     assert sheet.width == 50 and sheet.crop((0, sheet.height - 20, 50, sheet.height)).tobytes() == picture.tobytes()
 
 
-def test_a_grid_and_a_legend_of_nothing():
+def test_empty_grid_and_legend():
     with pytest.raises(ValueError, match="one picture or more"):
         grid([], 3)
     picture = Image.new("RGB", (50, 20))
     assert legend_below(picture, []) is picture
 
 
-def test_text_is_cut_to_its_room():
+def test_text_is_truncated_to_its_width():
     from PIL import ImageFont
 
     font = ImageFont.load_default(16)

@@ -1,4 +1,4 @@
-"""Schedules are pure functions of the step, with transformers' numbers where transformers has them."""
+"""Schedules are pure functions of the step and match transformers where it has the same schedule."""
 
 from itertools import pairwise
 
@@ -44,8 +44,8 @@ THEIRS = {
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_transformers_has_the_same_numbers(name):
-    start = 0.1 if name == "wsd" else 0.0  # transformers' warm-up begins at the share that the end has
+def test_schedules_match_transformers(name):
+    start = 0.1 if name == "wsd" else 0.0  # transformers' warm-up starts at the final ratio
     recipe = schedule(name=name, warmup_steps=7, warmup_start=start, power=2.0, final=0.1, decay_share=0.2)
     ours = rates_of(build_schedule(optimizer(), recipe, STEPS))
     theirs = rates_of(THEIRS[name](optimizer()))
@@ -60,7 +60,7 @@ def test_transformers_has_the_same_numbers(name):
     st.floats(0, 1),
     st.floats(0.5, 3),
 )
-def test_a_run_rises_to_its_peak_and_falls_to_its_end(name, steps, warmup, start, final, power):
+def test_rates_warm_up_to_the_peak_and_decay_to_the_end(name, steps, warmup, start, final, power):
     recipe = schedule(name=name, warmup_steps=warmup, warmup_start=start, final=final, power=power, decay_share=0.4)
     count = round(warmup * steps)
     assume(count < steps and not (name == "wsd" and count + 0.4 * steps > steps))
@@ -74,7 +74,7 @@ def test_a_run_rises_to_its_peak_and_falls_to_its_end(name, steps, warmup, start
     assert share(steps + 5) == shares[-1]
 
 
-def test_torch_has_the_same_stairs():
+def test_step_schedule_matches_torch():
     recipe = schedule(name="multistep", milestones=(0.4, 0.8), factor=0.3)
     theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer(), [round(0.4 * STEPS), round(0.8 * STEPS)], gamma=0.3)
     ours = rates_of(build_schedule(optimizer(), recipe, STEPS))
@@ -82,7 +82,7 @@ def test_torch_has_the_same_stairs():
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_resumed_schedule_goes_on_exactly(name):
+def test_resumed_schedule_continues_exactly(name):
     recipe = schedule(name=name, warmup_steps=0.1, final=0.01)
     whole = rates_of(build_schedule(optimizer((1.0, 0.3)), recipe, STEPS))
     first = build_schedule(optimizer((1.0, 0.3)), recipe, STEPS)
@@ -93,12 +93,12 @@ def test_a_resumed_schedule_goes_on_exactly(name):
     assert rates_of(second, 30) == whole[20:]
 
 
-def test_all_groups_keep_their_proportions():
+def test_parameter_groups_keep_their_ratios():
     rates = rates_of(build_schedule(optimizer((1.0, 0.25)), schedule(warmup_steps=5), STEPS))
     assert all(small == pytest.approx(0.25 * large) for large, small in rates)
 
 
-def test_a_warm_up_below_one_is_a_share():
+def test_warmup_below_one_is_a_fraction():
     assert warmup_steps(schedule(warmup_steps=0.05), 200) == 10
     assert warmup_steps(schedule(warmup_steps=10), 200) == 10
     assert warmup_steps(schedule(), 1) == 0
@@ -112,6 +112,6 @@ def test_a_warm_up_below_one_is_a_share():
         ({"name": "wsd", "warmup_steps": 20, "decay_share": 0.8}, r"over 0\.8 of all steps are more than the run's 50"),
     ],
 )
-def test_what_does_not_fit_into_a_run_is_refused(settings, reason):
+def test_schedule_longer_than_the_run_raises(settings, reason):
     with pytest.raises(RecordError, match=reason):
         share_of_peak(schedule(**settings), STEPS)

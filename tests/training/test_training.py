@@ -1,4 +1,4 @@
-"""Whole runs of a few steps: what they write, what their gradients are, and what they say when something is wrong."""
+"""Complete runs of a few steps: output files, gradients, and errors."""
 
 import json
 import math
@@ -56,7 +56,7 @@ def recipe(data, tmp_path) -> Path:
     return write_recipe(tmp_path, settings(data))
 
 
-# Keeps the weights that each process measures.
+# Saves the weights that each process evaluates.
 NOTING = """
 import sys
 from pathlib import Path
@@ -73,7 +73,7 @@ sys.exit(train_command(recipe, settings, Path(out), False, False))
 """
 
 
-# FSDP2, as accelerate's own questions answered by default say; which has it for devices alone, so that CPUs are some.
+# FSDP2 with the default answers of accelerate's questionnaire, which needs devices, so CPUs are declared as such.
 SCATTERING = """
 import os, sys
 from pathlib import Path
@@ -97,16 +97,16 @@ sys.exit(code)
 
 
 def difference(one: Path, other: Path) -> float:
-    """The largest difference of two models' weights."""
+    """The largest difference between the weights of two models."""
     ours, theirs = weights(one), weights(other)
     assert ours.keys() == theirs.keys()
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
-# What a run leaves behind
+# Output of a run
 
 
-def test_a_run_leaves_models_that_load_and_measure_as_it_said(recipe, tmp_path):
+def test_saved_models_load_and_reproduce_the_reported_scores(recipe, tmp_path):
     out = tmp_path / "run"
     assert run(recipe, out, "loop.ema.decay=0.5", "evaluation.boundary_iou=true") is RunStatus.finished
     assert sorted(path.name for path in out.iterdir()) == [
@@ -130,7 +130,7 @@ def test_a_run_leaves_models_that_load_and_measure_as_it_said(recipe, tmp_path):
     assert load_recipe(out / "recipe.yaml").loop.steps == 8
 
 
-def test_the_best_model_is_measured_on_the_test_split_at_the_end(data, tmp_path, capsys):
+def test_best_model_is_evaluated_on_the_test_split_at_the_end(data, tmp_path, capsys):
     changes = settings(data)
     changes["data"]["test"] = changes["data"]["train"]
     recipe, out = write_recipe(tmp_path, changes), tmp_path / "run"
@@ -139,7 +139,7 @@ def test_the_best_model_is_measured_on_the_test_split_at_the_end(data, tmp_path,
     assert json.loads((out / "test" / "metrics.json").read_text())["images"] == 10
 
 
-def test_the_average_is_what_is_saved(recipe, tmp_path):
+def test_ema_weights_are_saved(recipe, tmp_path):
     run(recipe, tmp_path / "run", "loop.ema.decay=0.5", "loop.steps=3")
     checkpoint = checkpoints(tmp_path / "run" / "checkpoints")[-1]
     average = {name.removeprefix("module."): value for name, value in load_average(checkpoint).items()}
@@ -152,13 +152,13 @@ def load_average(checkpoint: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint / "average.safetensors")
 
 
-def test_training_makes_the_loss_smaller(recipe, tmp_path):
+def test_training_decreases_the_loss(recipe, tmp_path):
     run(recipe, tmp_path / "run", "loop.steps=40", "loop.batch_size=4", "optimizer.learning_rate=5e-3")
     losses = [loss for _, loss in log(tmp_path / "run")]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) / 2
 
 
-def test_without_validation_there_is_a_last_model_only(data, tmp_path):
+def test_without_validation_only_the_last_model_is_saved(data, tmp_path):
     changes = settings(data, loop={"steps": 1, "batch_size": 2})
     del changes["data"]["validation"]
     run(write_recipe(tmp_path, changes), tmp_path / "run")
@@ -169,7 +169,7 @@ def test_without_validation_there_is_a_last_model_only(data, tmp_path):
 # Steps
 
 
-def test_two_classes_with_a_single_output(data, tmp_path):
+def test_binary_model_with_a_single_output(data, tmp_path):
     both = {"classes": ["ground", {"name": "shape", "values": [1, 2]}]}
     base = settings(data)
     base |= {"data": base["data"] | both, "model": base["model"] | {"single_output": True}}
@@ -183,18 +183,18 @@ def test_two_classes_with_a_single_output(data, tmp_path):
     assert Segmenter.from_pretrained(out / "best").names == ("background", "shape")
 
 
-def test_a_single_output_is_of_two_classes(recipe, tmp_path):
+def test_single_output_requires_two_classes(recipe, tmp_path):
     with pytest.raises(RecordError, match=r"two classes, .* this is segmentation into 3"):
         run(recipe, tmp_path / "run", "model.single_output=true")
 
 
-def test_steps_of_epochs_are_rounded_up(recipe, tmp_path):
+def test_steps_per_epoch_are_rounded_up(recipe, tmp_path):
     run(recipe, tmp_path / "run", "loop.steps=null", "loop.epochs=0.7", "loop.batch_size=3")
     assert [step for step, _ in log(tmp_path / "run")] == [1, 2, 3]  # 7 of 10 samples are 2 steps and a third
 
 
-def test_accumulated_batches_make_the_step_of_one_large_batch(recipe, tmp_path):
-    """The pictures have unequally many ignored pixels, some none that count in their crop."""
+def test_accumulation_matches_one_large_batch(recipe, tmp_path):
+    """The images have different numbers of ignored pixels; some crops have only ignored pixels."""
     small = ["loop.steps=3", "loss.dice.weight=0.5", "loss.cross_entropy.label_smoothing=0.1", "optimizer.name=sgd"]
     run(recipe, tmp_path / "whole", *small, "loop.batch_size=8")
     run(recipe, tmp_path / "parts", *small, "loop.batch_size=2", "loop.accumulation=4")
@@ -204,7 +204,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_the_doubled_batch(recipe, tmp_path):
+def test_two_processes_match_one_with_a_doubled_batch(recipe, tmp_path):
     same = ["loop.steps=10", "loop.evaluate_every=5", "optimizer.name=sgd", "optimizer.learning_rate=1e-2"]
     same += ["loop.clip_norm=1.0", "evaluation.boundary_iou=true"]
     one, two = tmp_path / "one", tmp_path / "two"
@@ -217,13 +217,13 @@ def test_two_processes_are_one_with_the_doubled_batch(recipe, tmp_path):
         (step, pytest.approx(found["mean_iou"], rel=1e-4)) for step, found in log(two, "evaluation")
     ]
     matrices = [json.loads((out / "last" / "metrics.json").read_text())["confusion_matrix"] for out in (one, two)]
-    assert np.sum(matrices[0]) == np.sum(matrices[1])  # three pictures on two processes: each counts once
+    assert np.sum(matrices[0]) == np.sum(matrices[1])  # three images on two processes: each counts once
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("average", ["null", "{decay: 0.5}"])
-def test_two_processes_measure_the_model_that_is_saved(recipe, tmp_path, average):
-    """With BatchNorm, of which each process has running statistics of its own."""
+def test_two_processes_evaluate_the_saved_model(recipe, tmp_path, average):
+    """With BatchNorm, whose running statistics are local to each process."""
     (tmp_path / "noting.py").write_text(NOTING)
     command = [str(recipe), str(tmp_path / "run"), "model.norm=batch", "loop.steps=2", f"loop.ema={average}"]
     finish(start(command, processes=2, script=str(tmp_path / "noting.py")))
@@ -235,8 +235,8 @@ def test_two_processes_measure_the_model_that_is_saved(recipe, tmp_path, average
 
 
 @pytest.mark.slow
-def test_scattered_weights_train_as_whole_ones(recipe, tmp_path):
-    """FSDP2 and DDP, with BatchNorm; the scattered run goes on from its checkpoint."""
+def test_sharded_weights_train_as_full_weights(recipe, tmp_path):
+    """FSDP2 and DDP, with BatchNorm; the sharded run resumes from its checkpoint."""
     (tmp_path / "scattering.py").write_text(SCATTERING)
     same = ["model.norm=batch", "loop.steps=4", "schedule.name=constant", "optimizer.name=sgd"]
     scattered, whole = tmp_path / "scattered", tmp_path / "whole"
@@ -248,7 +248,7 @@ def test_scattered_weights_train_as_whole_ones(recipe, tmp_path):
     assert difference(scattered / "last", whole / "last") < 1e-5
 
 
-def test_workers_change_nothing(recipe, tmp_path):
+def test_workers_do_not_change_results(recipe, tmp_path):
     for workers in (0, 2):
         run(recipe, tmp_path / str(workers), "loop.steps=2", f"data.workers={workers}")
     assert difference(tmp_path / "0" / "last", tmp_path / "2" / "last") == 0
@@ -260,16 +260,16 @@ def test_bfloat16(recipe, tmp_path):
     assert all(weight.dtype == torch.float32 for weight in weights(tmp_path / "run" / "last").values())
 
 
-def test_early_stop(recipe, tmp_path):
+def test_early_stopping(recipe, tmp_path):
     patient = ["loop.evaluate_every=1", "loop.early_stop.patience=2", "loop.early_stop.least=1"]
     assert run(recipe, tmp_path / "run", *patient) is RunStatus.early_stop
-    assert [step for step, _ in log(tmp_path / "run", "evaluation")] == [1, 2, 3]  # the first is the mark
+    assert [step for step, _ in log(tmp_path / "run", "evaluation")] == [1, 2, 3]  # the first is the reference score
     assert (tmp_path / "run" / "last").exists()
     assert run(recipe, tmp_path / "run", *patient, resume=True) is RunStatus.early_stop
 
 
-def test_measured_statistics_and_class_weights(recipe, tmp_path):
-    measured = ["processor.image_mean=computed", "processor.image_std=computed", "loop.steps=1"]
+def test_computed_statistics_and_class_weights(recipe, tmp_path):
+    measured = ["processor.image_mean=measured", "processor.image_std=measured", "loop.steps=1"]
     run(recipe, tmp_path / "run", *measured, "loss.cross_entropy.class_weights=balanced")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "last")
     folder = load_recipe(recipe).data.train["images"]
@@ -278,11 +278,11 @@ def test_measured_statistics_and_class_weights(recipe, tmp_path):
     assert processor.image_std == pytest.approx((pixels / 255).std(0))
 
 
-# What goes wrong
+# Errors
 
 
 class Faulty:
-    """An objective whose loss is not finite from a step on."""
+    """A loss that is not finite from a step on."""
 
     def __init__(self, objective, first: int, last: float = math.inf):
         self.objective, self.first, self.last, self.calls = objective, first, last, 0
@@ -307,7 +307,7 @@ def with_fault(monkeypatch, first: int, last: float = math.inf) -> None:
     monkeypatch.setattr(run_module, "prepare", faulty)
 
 
-def test_a_step_whose_loss_is_not_finite_is_left_out(recipe, tmp_path, monkeypatch):
+def test_step_with_non_finite_loss_is_skipped(recipe, tmp_path, monkeypatch):
     with_fault(monkeypatch, 2, 3)
     assert run(recipe, tmp_path / "run", "loop.steps=4") is RunStatus.finished
     losses = [loss for _, loss in log(tmp_path / "run")]
@@ -315,14 +315,14 @@ def test_a_step_whose_loss_is_not_finite_is_left_out(recipe, tmp_path, monkeypat
     assert all(weight.isfinite().all() for weight in weights(tmp_path / "run" / "last").values())
 
 
-def test_too_many_of_them_end_the_run_with_step_and_samples(recipe, tmp_path, monkeypatch):
+def test_too_many_non_finite_losses_raise_with_step_and_samples(recipe, tmp_path, monkeypatch):
     with_fault(monkeypatch, 2)
     with pytest.raises(TrainingError, match=r"nan in 5 steps in a row, .* step 6 \(with \d\d\.png, \d\d\.png"):
         run(recipe, tmp_path / "run", "loop.evaluate_every=3")
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000003"]
 
 
-def test_out_of_memory_names_the_settings_to_lower(recipe, tmp_path, monkeypatch):
+def test_out_of_memory_error_names_the_settings_to_reduce(recipe, tmp_path, monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
@@ -331,13 +331,13 @@ def test_out_of_memory_names_the_settings_to_lower(recipe, tmp_path, monkeypatch
         run(recipe, tmp_path / "run")
 
 
-def test_the_batch_size_is_found(recipe, tmp_path):
+def test_batch_size_is_found(recipe, tmp_path):
     run(recipe, tmp_path / "run", "loop.steps=1", "loop.batch_size=auto")
-    assert load_recipe(tmp_path / "run" / "recipe.yaml").loop.batch_size == 8  # a power of two within ten pictures
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").loop.batch_size == 8  # a power of two within ten images
 
 
-def test_norms_are_synchronised_behind_the_trial_steps(recipe, tmp_path, monkeypatch):
-    """Which each process takes by itself, on a CPU too: SyncBatchNorm refuses that, or waits for the others."""
+def test_norms_are_synchronized_after_the_trial_steps(recipe, tmp_path, monkeypatch):
+    """Each process runs its trial steps alone, also on a CPU, where SyncBatchNorm raises or waits for the others."""
     tried = []
 
     def try_out(model, *arguments):
@@ -355,7 +355,7 @@ def has_norm(model: torch.nn.Module, kind: type) -> bool:
     return any(isinstance(module, kind) for module in model.modules())
 
 
-def test_bad_data_are_refused_before_anything_is_written(data, tmp_path):
+def test_bad_data_raises_before_anything_is_written(data, tmp_path):
     changes = settings(data)
     changes["data"]["classes"] = ["ground", "disc"]
     with pytest.raises(BadDataError, match=r"\b2\b"):
@@ -363,7 +363,7 @@ def test_bad_data_are_refused_before_anything_is_written(data, tmp_path):
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
-def test_the_test_split_is_looked_at_before_anything_is_written(data, tmp_path):
+def test_test_split_is_checked_before_anything_is_written(data, tmp_path):
     changes = settings(data)
     changes["data"]["test"] = changes["data"]["train"] | {"masks": "nowhere"}
     with pytest.raises(SourceError, match=r"data\.test: masks: nowhere: there is no such folder"):
@@ -377,7 +377,7 @@ def test_the_test_split_is_looked_at_before_anything_is_written(data, tmp_path):
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
-def test_a_measurement_that_fails_at_the_end_says_where_the_model_is(data, tmp_path, monkeypatch):
+def test_failed_final_evaluation_reports_the_model_path(data, tmp_path, monkeypatch):
     def failing(*arguments):
         raise HfVitSegError("the disk is full")
 
@@ -389,7 +389,7 @@ def test_a_measurement_that_fails_at_the_end_says_where_the_model_is(data, tmp_p
     assert (tmp_path / "run" / "best" / "model.safetensors").exists()
 
 
-def test_a_run_never_replaces_what_it_was_not_told_to(recipe, tmp_path):
+def test_run_replaces_nothing_without_overwrite(recipe, tmp_path):
     run(recipe, tmp_path / "run", "loop.steps=1")
     with pytest.raises(RunDirectoryError, match=r"--resume.*--overwrite"):
         run(recipe, tmp_path / "run", "loop.steps=1")
@@ -403,7 +403,7 @@ def test_a_run_never_replaces_what_it_was_not_told_to(recipe, tmp_path):
         run(recipe, tmp_path / "other", overwrite=True)
 
 
-def test_an_evaluation_without_a_split_is_refused(data, tmp_path):
+def test_evaluation_without_a_split_raises(data, tmp_path):
     changes = settings(data)
     del changes["data"]["validation"]
     with pytest.raises(RecordError, match=r"data\.validation_share"):
@@ -418,14 +418,14 @@ def test_an_evaluation_without_a_split_is_refused(data, tmp_path):
         ("evaluation.metric=mean_boundary_iou", r"no 'mean_boundary_iou'"),
     ],
 )
-def test_an_unknown_measure_is_refused_before_the_first_step(recipe, tmp_path, override, reason):
+def test_unknown_metric_raises_before_the_first_step(recipe, tmp_path, override, reason):
     with pytest.raises(RecordError, match=reason):
         run(recipe, tmp_path / "run", override)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_keypoints_that_have_no_similarity_are_refused_before_the_first_step(tmp_path, split):
+def test_keypoints_without_oks_raise_before_the_first_step(tmp_path, split):
     write_people(tmp_path, images=1, keypoints=5)
     recipe = pose_recipe(tmp_path)
     recipe["model"]["fields"] = {"pose_flip_pairs": [[1, 2]]}
@@ -437,16 +437,16 @@ def test_keypoints_that_have_no_similarity_are_refused_before_the_first_step(tmp
     assert not (tmp_path / "run").exists()
 
 
-# The console
+# Console output
 
 
-def test_commands_tell_results_and_refusals(recipe, tmp_path, capsys):
+def test_commands_print_results_and_errors(recipe, tmp_path, capsys):
     out = tmp_path / "run"
     assert train_command(str(recipe), ["loop.steps=2"], out, resume=False, overwrite=False) == 0
-    told, noted = capsys.readouterr()
+    printed, noted = capsys.readouterr()
     assert "loss: cross_entropy" in noted
-    assert "mIoU" in told and "disc" in told and f"hf-vit-seg predict {out / 'best'}" in told
-    assert "3 images of the validation split" in told
+    assert "mIoU" in printed and "disc" in printed and f"hf-vit-seg predict {out / 'best'}" in printed
+    assert "3 images of the validation split" in printed
     forget_accelerate()
     assert evaluate_command(str(out / "best"), [], None, "train", None) == 0
     assert "10 images of the train split" in " ".join(capsys.readouterr().out.split())
@@ -459,32 +459,32 @@ def test_commands_tell_results_and_refusals(recipe, tmp_path, capsys):
     assert "--recipe" in capsys.readouterr().err
 
 
-def test_a_second_ctrl_c_ends_at_once(recipe, tmp_path, monkeypatch, capsys):
-    def interrupted(*arguments):
+def test_second_ctrl_c_exits_immediately(recipe, tmp_path, monkeypatch, capsys):
+    def raise_interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "accumulate", interrupted)
+    monkeypatch.setattr(run_module, "accumulate", raise_interrupt)
     assert train_command(str(recipe), [], tmp_path / "run", resume=False, overwrite=False) == STOPPED
     assert "--resume" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("process", "name"), [("0", " (process 0)"), ("1", " (process 1)"), (None, "")])
-def test_an_error_is_told_by_the_process_that_has_it(monkeypatch, capsys, process, name):
+def test_error_is_reported_by_the_failing_process(monkeypatch, capsys, process, name):
     for variable, value in (("WORLD_SIZE", process and "2"), ("RANK", process)):
         monkeypatch.setenv(variable, value) if value else monkeypatch.delenv(variable, raising=False)
 
-    def told(error):
+    def error_output(error):
         def failing():
             raise error
 
         assert exit_code_of(failing) == 2
         return capsys.readouterr().err
 
-    assert told(HfVitSegError("a.png: cannot be read")) == f"hf-vit-seg{name}: a.png: cannot be read\n"
-    assert bool(told(PreparationError("as the main process says"))) == (process != "1")
+    assert error_output(HfVitSegError("a.png: cannot be read")) == f"hf-vit-seg{name}: a.png: cannot be read\n"
+    assert bool(error_output(PreparationError("as the main process says"))) == (process != "1")
 
 
-# Files may not become larger than a checkpoint's any more, after the first step.
+# After the first step, the file size limit is below that of a checkpoint.
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
@@ -509,7 +509,7 @@ sys.exit(train_command(recipe, settings, Path(out), False, False))
         ("50000", ["loop.evaluate_every=2", "loop.checkpoint_every=5"], "best"),
     ],
 )
-def test_a_full_disk_is_told_in_a_sentence(recipe, tmp_path, limit, overrides, what):
+def test_full_disk_is_reported(recipe, tmp_path, limit, overrides, what):
     (tmp_path / "full.py").write_text(FULL_DISK)
     out = tmp_path / "run"
     said = finish(start([str(recipe), str(out), limit, *overrides], script=str(tmp_path / "full.py")), expected=2)
@@ -522,7 +522,7 @@ def test_a_full_disk_is_told_in_a_sentence(recipe, tmp_path, limit, overrides, w
     assert run(recipe, out, *overrides, resume=True) is RunStatus.finished
 
 
-def test_errors_of_loader_processes_are_one_sentence_too():
+def test_worker_errors_are_reported_without_traceback():
     error = HfVitSegError(
         "Caught ImageFileError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
         '  File "x.py", line 1, in f\nhf_vit_seg.data.image_files.ImageFileError: a.png: cannot be read: cut short\n'
@@ -530,7 +530,7 @@ def test_errors_of_loader_processes_are_one_sentence_too():
     assert error_sentence(error) == "a.png: cannot be read: cut short"
 
 
-def test_a_run_that_fails_leaves_no_loader_processes(tmp_path):
+def test_failed_run_leaves_no_workers(tmp_path):
     changes = settings(write_data(tmp_path / "data"))
     (tmp_path / "data" / "train" / "images" / "03.png").write_bytes(b"no image")
     with pytest.raises(ImageFileError, match=r"03\.png"):
@@ -538,10 +538,10 @@ def test_a_run_that_fails_leaves_no_loader_processes(tmp_path):
     assert not multiprocessing.active_children()
 
 
-# Other tasks and ways
+# Other tasks and features
 
 
-def test_adapters_are_merged_in_what_is_saved(recipe, data, tmp_path):
+def test_adapters_are_merged_into_saved_weights(recipe, data, tmp_path):
     run(recipe, tmp_path / "first", "loop.steps=1")
     start_from = settings(data, model={"from_pretrained": str(tmp_path / "first" / "last"), "lora": {"rank": 2}})
     run(write_recipe(tmp_path, start_from), tmp_path / "run", "loop.steps=3", "optimizer.learning_rate=1e-2")
@@ -607,7 +607,7 @@ def pose_recipe(folder: Path) -> dict[str, Any]:
 
 
 def write_people(folder: Path, images: int, keypoints: int = 17) -> None:
-    """Noise, with two persons in each picture."""
+    """Noise, with two persons in each image."""
     random = np.random.default_rng(0)
     annotations = []
     for number in range(images):

@@ -1,4 +1,4 @@
-"""A model is built for a run's classes and bands, and what is not the checkpoint's is said."""
+"""A model is built for the classes and channels of a run, and newly initialized weights are reported."""
 
 import json
 
@@ -34,7 +34,7 @@ HEADLESS = [
 POSERS = [n for n, a in architectures().items() if "AutoModelForPoseEstimation" in a.models]
 
 
-def built(folder, names=NEW, bands=3, **settings):
+def build_for_classes(folder, names=NEW, bands=3, **settings):
     model = {"from_pretrained": str(folder)} | settings.pop("model", {})
     plain = {"processor": {"image_mean": [0.5] * bands, "image_std": [0.5] * bands}}
     found = build_model(recipe(model, **(plain | settings)), names, bands=bands)
@@ -43,7 +43,7 @@ def built(folder, names=NEW, bands=3, **settings):
 
 @pytest.mark.parametrize("task", AUTO_CLASSES)
 @pytest.mark.parametrize("name", architectures())
-def test_a_variant_from_scratch_has_the_classes_and_bands_of_the_data(name, task):
+def test_new_model_has_the_classes_and_channels_of_the_data(name, task):
     if AUTO_CLASSES[task] not in architectures()[name].models:
         pytest.skip("no such head")
     wanted = recipe(
@@ -61,7 +61,7 @@ def test_a_variant_from_scratch_has_the_classes_and_bands_of_the_data(name, task
     assert found.model(**prepared)[0].shape[1] == 3
 
 
-def test_fresh_weights_depend_on_the_seed_alone():
+def test_new_weights_depend_only_on_the_seed():
     torch.manual_seed(5)
     one = build_model(recipe(seed=3), NEW).model
     before = torch.random.get_rng_state()
@@ -74,9 +74,9 @@ def test_fresh_weights_depend_on_the_seed_alone():
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_rows_go_by_the_names_of_classes(name, tmp_path):
+def test_classifier_rows_are_matched_by_class_name(name, tmp_path):
     old = save(tmp_path, name)
-    model, notes = built(tmp_path)
+    model, notes = build_for_classes(tmp_path)
     assert "the rows of road, SKY come from the checkpoint; those of boat are initialized anew" in notes
     weight, trained = classifier(model).weight, classifier(old).weight
     assert torch.equal(weight[0], trained[1]) and torch.equal(weight[2], trained[0])
@@ -87,27 +87,27 @@ def test_rows_go_by_the_names_of_classes(name, tmp_path):
     torch.testing.assert_close(logits[:, [0, 2]], expected[:, [1, 0]])
 
 
-def test_as_many_classes_in_another_order_change_places(tmp_path):
+def test_reordered_classes_permute_the_rows(tmp_path):
     old = save(tmp_path)
     names = ("tree", "dog", "sky", "road")
-    model, notes = built(tmp_path, names)
+    model, notes = build_for_classes(tmp_path, names)
     weight, trained = model.decode_head.classifier.weight, old.decode_head.classifier.weight
     assert torch.equal(weight[[0, 2, 3]], trained[[3, 0, 1]])
     assert not torch.equal(weight[1], trained[1])
     assert "those of dog are initialized anew" in notes
 
 
-def test_the_same_classes_are_loaded_as_they_are(tmp_path):
+def test_equal_classes_are_loaded_unchanged(tmp_path):
     old = save(tmp_path)
-    model, notes = built(tmp_path, [name.upper() for name in OLD])
+    model, notes = build_for_classes(tmp_path, [name.upper() for name in OLD])
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), old.state_dict().values(), strict=True))
     assert notes.startswith("There is no image processor beside the checkpoint") and "\n" not in notes
     assert model.config.id2label[1] == "ROAD"
 
 
-def test_no_row_is_kept_where_the_recipe_says_so(tmp_path):
+def test_recipe_can_reinitialize_all_rows(tmp_path):
     old = save(tmp_path)
-    model, notes = built(tmp_path, OLD, model={"copy_classes": False})
+    model, notes = build_for_classes(tmp_path, OLD, model={"copy_classes": False})
     rows = [*model.decode_head.classifier.weight]
     assert not any(torch.equal(row, trained) for row in rows for trained in old.decode_head.classifier.weight)
     assert torch.equal(model.decode_head.fuse.weight, old.decode_head.fuse.weight)
@@ -115,15 +115,15 @@ def test_no_row_is_kept_where_the_recipe_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("name", POSERS)
-def test_keypoints_are_fitted_as_classes_are(name, tmp_path):
+def test_keypoint_rows_are_matched_by_name(name, tmp_path):
     old = save(tmp_path, name, ("nose", "tail", "paw"), "AutoModelForPoseEstimation")
-    model, _ = built(tmp_path, ("tail", "ear"), task="pose")
+    model, _ = build_for_classes(tmp_path, ("tail", "ear"), task="pose")
     assert torch.equal(model.pose_head.final.weight[0], old.pose_head.final.weight[1])
 
 
-def test_class_tokens_of_a_mask_transformer_have_rows_on_their_second_axis(tmp_path):
+def test_mask_transformer_class_tokens_are_matched_on_the_second_axis(tmp_path):
     old = save(tmp_path, "vit", decode_head="mask_transformer")
-    model, notes = built(tmp_path)
+    model, notes = build_for_classes(tmp_path)
     assert torch.equal(model.decode_head.class_embeddings[:, [0, 2]], old.decode_head.class_embeddings[:, [1, 0]])
     assert torch.equal(model.decode_head.mask_norm.weight[[0, 2]], old.decode_head.mask_norm.weight[[1, 0]])
     assert model.decode_head.mask_norm.weight[1] == 1
@@ -131,9 +131,9 @@ def test_class_tokens_of_a_mask_transformer_have_rows_on_their_second_axis(tmp_p
 
 
 @pytest.mark.parametrize(("name", "auto_class"), HEADLESS)
-def test_an_encoder_or_classifier_becomes_a_segmentation_model(name, auto_class, tmp_path):
+def test_encoder_or_classifier_initializes_a_segmentation_model(name, auto_class, tmp_path):
     old = save(tmp_path, name, OLD, auto_class)
-    model, notes = built(tmp_path, OLD)
+    model, notes = build_for_classes(tmp_path, OLD)
     encoder = model.base_model.state_dict()
     expected = (old if auto_class == "AutoModel" else old.base_model).state_dict()
     assert all(torch.equal(encoder[key], tensor) for key, tensor in expected.items())
@@ -142,7 +142,7 @@ def test_an_encoder_or_classifier_becomes_a_segmentation_model(name, auto_class,
 
 
 @pytest.mark.parametrize("bands", [1, 5])
-def test_transformers_own_models_are_fitted(bands, tmp_path):
+def test_transformers_models_are_adapted(bands, tmp_path):
     config = transformers.SegformerConfig(hidden_sizes=[8, 16, 24, 32], depths=[1] * 4, decoder_hidden_size=16)
     set_classes(config, OLD)
     old = randomise(transformers.SegformerForSemanticSegmentation(config)).eval()
@@ -159,9 +159,9 @@ def test_transformers_own_models_are_fitted(bands, tmp_path):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_a_gray_image_is_seen_as_its_repetition_was(name, tmp_path):
+def test_gray_stem_matches_repeated_gray_input(name, tmp_path):
     old = save(tmp_path, name)
-    model, notes = built(tmp_path, OLD, bands=1)
+    model, notes = build_for_classes(tmp_path, OLD, bands=1)
     gray = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(gray).logits, old(gray.expand(-1, 3, -1, -1)).logits, rtol=1e-4, atol=1e-4)
@@ -170,7 +170,7 @@ def test_a_gray_image_is_seen_as_its_repetition_was(name, tmp_path):
 
 
 @given(st.integers(1, 4), st.integers(1, 9))
-def test_an_adapted_stem_answers_equal_bands_as_before_where_bands_are_a_multiple(trained, times):
+def test_adapted_stem_keeps_output_for_equal_channels(trained, times):
     weight = torch.randn(4, trained, 3, 3, dtype=torch.float64)
     picture = torch.randn(1, 1, 8, 8, dtype=torch.float64)
     expected = torch.nn.functional.conv2d(picture.expand(-1, trained, -1, -1), weight)
@@ -180,14 +180,14 @@ def test_an_adapted_stem_answers_equal_bands_as_before_where_bands_are_a_multipl
     assert adapted(weight, bands + 1).shape == (4, bands + 1, 3, 3)
 
 
-def test_an_adapted_stem_takes_bands_in_turn():
+def test_adapted_stem_cycles_through_channels():
     weight = torch.randn(2, 3, 1, 1)
     torch.testing.assert_close(adapted(weight, 4), weight[:, [0, 1, 2, 0]] * 0.75)
     assert torch.equal(adapted(weight, 3), weight)
 
 
 @given(st.lists(st.text("aAbB ", max_size=3), max_size=6), st.lists(st.text("aAbB ", max_size=3), max_size=6))
-def test_matching_rows_match(old, new):
+def test_matching_rows_are_copied(old, new):
     rows = matching_rows(old, new)
     assert all(old[j].strip().casefold() == new[i].strip().casefold() for i, j in rows.items())
     known = {name.strip().casefold() for name in old}
@@ -195,7 +195,7 @@ def test_matching_rows_match(old, new):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_axes_are_found_by_shapes(name):
+def test_class_and_channel_axes_are_found_by_shape(name):
     config = architectures()[name].variant_config("tiny", num_labels=7)
     shapes = {n: p.shape for n, p in AutoModelForSemanticSegmentation.from_config(config).state_dict().items()}
     for axes, number in ((class_axes, 7), (band_axes, 3)):
@@ -203,27 +203,27 @@ def test_axes_are_found_by_shapes(name):
         assert found and all(shapes[tensor][axis] == number for tensor, axis in found.items())
 
 
-def test_other_shapes_are_initialized_anew_and_named(tmp_path):
+def test_mismatched_shapes_are_newly_initialized_and_reported(tmp_path):
     save(tmp_path)
-    model, notes = built(tmp_path, model={"fields": {"decode_head_hidden_size": 24}})
+    model, notes = build_for_classes(tmp_path, model={"fields": {"decode_head_hidden_size": 24}})
     assert model.decode_head.classifier.weight.shape == (3, 24, 1, 1)
     assert "another shape: decode_head.fuse.weight" in notes
     assert "another shape: decode_head.classifier.weight" in notes.replace("classifier.bias, decode_head.", "")
 
 
-def test_other_shapes_are_named_where_classes_and_bands_are_the_same_or_not(tmp_path):
+def test_mismatched_shapes_are_reported_with_any_classes_and_channels(tmp_path):
     save(tmp_path)
-    _, notes = built(tmp_path, OLD, model={"fields": {"decode_head_hidden_size": 24}})
+    _, notes = build_for_classes(tmp_path, OLD, model={"fields": {"decode_head_hidden_size": 24}})
     assert "another shape: decode_head.classifier.weight, decode_head.fuse.weight" in notes
     widths = {"hidden_sizes": [8, 32, 40, 64]}
-    model, notes = built(tmp_path, OLD, bands=5, model={"fields": widths})
+    model, notes = build_for_classes(tmp_path, OLD, bands=5, model={"fields": widths})
     assert "patch_embeddings.projection.weight" in notes and "adapted" not in notes
     assert model(torch.randn(1, 5, 64, 64)).logits.isfinite().all()
 
 
 def test_position_embeddings_are_resized_for_another_image_size(tmp_path):
     save(tmp_path, "vit")
-    model, _ = built(tmp_path, OLD, model={"fields": {"image_size": 32}})
+    model, _ = build_for_classes(tmp_path, OLD, model={"fields": {"image_size": 32}})
     assert model.vit.embeddings.position_embeddings.shape[1] == 1 + 16
 
 
@@ -231,23 +231,23 @@ def test_position_embeddings_are_resized_for_another_image_size(tmp_path):
     ("name", "fields"),
     [("segformer", {"depths": [1, 1, 1, 1]}), ("vit", {"num_hidden_layers": 2}), ("cvt", {"depths": [1] * 3})],
 )
-def test_a_variant_may_be_made_shallower(name, fields):
+def test_variant_depth_can_be_reduced(name, fields):
     model = build_model(recipe({"architecture": name, "variant": "tiny", "fields": fields}), NEW).model
     assert len(encoder_layers(model)) == {"segformer": 4, "vit": 2, "cvt": 3}[name]
     assert model(torch.randn(1, 3, 64, 64)).logits.shape[1] == 3
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_a_single_class_has_a_single_row(name, tmp_path):
+def test_single_class_has_a_single_row(name, tmp_path):
     old = save(tmp_path, name)
-    model, _ = built(tmp_path, ("car",))
+    model, _ = build_for_classes(tmp_path, ("car",))
     assert model.config.num_labels == 1
     assert torch.equal(classifier(model).weight, classifier(old).weight[2:3])
 
 
-def test_fields_are_read_as_the_config_reads_them(tmp_path):
+def test_config_fields_are_parsed_by_the_config(tmp_path):
     save(tmp_path, "cvt")
-    model, _ = built(tmp_path, OLD, model={"fields": {"drop_path_rate": 0.3}})
+    model, _ = build_for_classes(tmp_path, OLD, model={"fields": {"drop_path_rate": 0.3}})
     assert model.config.drop_path_rate == [0.3] * 3
 
 
@@ -261,7 +261,7 @@ def test_fields_are_read_as_the_config_reads_them(tmp_path):
         ({"decode_head_hidden_size": "wide"}, "decode_head_hidden_size"),
     ],
 )
-def test_fields_that_do_not_fit_are_refused(fields, reason):
+def test_invalid_config_fields_raise(fields, reason):
     with pytest.raises(RecordError, match=reason):
         build_model(recipe({"fields": fields}), NEW)
 
@@ -275,26 +275,26 @@ def test_fields_that_do_not_fit_are_refused(fields, reason):
         ({"from_pretrained": "/nowhere/at all"}, "segmentation", "/nowhere/at all cannot be loaded"),
     ],
 )
-def test_models_that_do_not_exist_are_refused_in_words(model, task, reason):
+def test_missing_models_raise(model, task, reason):
     with pytest.raises(RecordError, match=reason):
         build_model(recipe(model, task=task), NEW)
 
 
-def test_a_checkpoint_without_such_a_model_is_refused_in_words(tmp_path):
+def test_checkpoint_without_the_task_raises(tmp_path):
     config = transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
     with pytest.raises(RecordError, match=r"no AutoModelForSemanticSegmentation for 'vit'.*convert"):
         build_model(recipe({"from_pretrained": str(tmp_path)}), NEW)
 
 
-def test_measured_statistics_become_the_processors():
-    wanted = recipe(processor={"image_mean": "computed", "image_std": "computed"})
+def test_computed_statistics_are_set_in_the_processor():
+    wanted = recipe(processor={"image_mean": "measured", "image_std": "measured"})
     found = build_model(wanted, NEW, bands=2, measured=Statistics((3.0, 4.0), (1.0, 2.0), 1.0)).processor
     assert (list(found.image_mean), list(found.image_std), found.rescale_factor) == ([3.0, 4.0], [1.0, 2.0], 1.0)
 
 
-def test_measured_statistics_come_with_their_scale(tmp_path):
-    """Whatever the processor beside a model does with the numbers of its images."""
+def test_computed_statistics_include_the_rescale_factor(tmp_path):
+    """Whatever the processor of a model does with pixel values."""
     save(tmp_path)
     other = architectures()["segformer"].image_processor["torchvision"](do_rescale=False, do_normalize=False)
     other.save_pretrained(tmp_path)
@@ -314,12 +314,12 @@ def test_measured_statistics_come_with_their_scale(tmp_path):
         ({"do_reduce_labels": True}, 3, "reduce_zero_label"),
     ],
 )
-def test_processor_fields_that_do_not_fit_are_refused(fields, bands, reason):
+def test_invalid_processor_fields_raise(fields, bands, reason):
     with pytest.raises(RecordError, match=reason):
         build_model(recipe(processor=fields), NEW, bands=bands, measured=Statistics((0.0,), (1.0,), 1.0))
 
 
-def test_the_processor_beside_a_model_is_kept(tmp_path):
+def test_processor_of_the_model_is_kept(tmp_path):
     save(tmp_path)
     processor = architectures()["segformer"].image_processor["torchvision"]
     processor(size={"height": 96, "width": 64}, size_divisor=32, do_reduce_labels=True).save_pretrained(tmp_path)
@@ -335,12 +335,12 @@ def test_the_processor_beside_a_model_is_kept(tmp_path):
     assert loaded.to_dict() == found.to_dict()
 
 
-def test_names_of_tensors_are_listed_in_short():
+def test_tensor_names_are_abbreviated():
     names = [f"a.{i}.b.{j}.weight" for i in (0, 1) for j in (9, 10)] + ["c.1.bias", "n.num_batches_tracked", "d"]
     assert listed(names) == "a.{0, 1}.b.{9, 10}.weight, c.1.bias, d"
 
 
-def test_a_built_model_is_saved_and_loaded_whole(tmp_path):
+def test_built_model_round_trip(tmp_path):
     found = build_model(recipe(), NEW).model.eval()
     found.save_pretrained(tmp_path)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
@@ -351,7 +351,7 @@ def test_a_built_model_is_saved_and_loaded_whole(tmp_path):
 
 
 @pytest.mark.shared
-def test_camvids_classes_take_their_rows_from_ade20k(shared):
+def test_camvid_classes_use_ade20k_rows(shared):
     names = json.loads((shared / "data" / "camvid" / "classes.json").read_text())["classes"]
     found = build_model(recipe({"from_pretrained": str(shared / "data" / "segformer_b0_ade" / "hf")}), names)
     (note,) = found.notes

@@ -1,4 +1,4 @@
-"""The small parts of training: accumulation window, memory advice, early stopping, whole directories, signals."""
+"""Small parts of training: accumulation, memory advice, early stopping, atomic directories, signals."""
 
 import os
 import re
@@ -34,7 +34,7 @@ IGNORED = 255
 
 
 class PixelLoss:
-    """Cross-entropy and mean squared logit, whose units differ: pixels that count, and images that have some."""
+    """Cross-entropy and mean squared logit, whose units differ: valid pixels, and images with valid pixels."""
 
     def units(self, batch):
         valid = (batch["labels"] != IGNORED).flatten(1)
@@ -65,13 +65,13 @@ def gradient(model: nn.Module, window) -> tuple[torch.Tensor, torch.Tensor]:
     )
     model.zero_grad()
     loss = accumulate(accelerator, model, PixelLoss(), window)
-    assert accelerator.sync_gradients  # the window's last batch is the one that steps
+    assert accelerator.sync_gradients  # the last batch of the window makes the step
     return loss, torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
 @given(shares=st.lists(st.floats(0, 1), min_size=4, max_size=4))
 @settings(max_examples=20)
-def test_a_window_of_small_batches_has_the_gradient_of_one_large_batch(shares):
+def test_accumulated_gradients_match_one_large_batch(shares):
     model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.GroupNorm(2, 8), nn.GELU(), nn.ConvTranspose2d(8, 3, 3)).double()
     batches = [a_batch(2, share) for share in shares]
     whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
@@ -83,7 +83,7 @@ def test_a_window_of_small_batches_has_the_gradient_of_one_large_batch(shares):
         assert gradients.abs().sum() > 0
 
 
-def test_windows_have_the_accumulation_s_number_of_batches():
+def test_accumulation_windows_have_the_configured_length():
     batches = [{"number": number} for number in range(7)]
     assert list(windows(batches, 3)) == [batches[:3], batches[3:6]]
 
@@ -92,7 +92,7 @@ def test_windows_have_the_accumulation_s_number_of_batches():
 
 
 @given(length=st.integers(0, 30), processes=st.integers(1, 5), size=st.integers(1, 4))
-def test_every_sample_is_measured_once_by_one_process(length, processes, size):
+def test_every_sample_is_evaluated_once(length, processes, size):
     found = []
     for index in range(processes):
         accelerator = SimpleNamespace(process_index=index, num_processes=processes)
@@ -104,7 +104,7 @@ def test_every_sample_is_measured_once_by_one_process(length, processes, size):
     assert sorted(found) == list(range(length))
 
 
-def test_a_failure_to_read_ahead_ends_the_reading():
+def test_prefetch_error_stops_the_loader():
     def read(index):
         if index == 3:
             raise ValueError("cut short")
@@ -116,8 +116,8 @@ def test_a_failure_to_read_ahead_ends_the_reading():
         next(items)
 
 
-def test_scattered_weights_come_together_in_a_copy():
-    """As under FSDP, whose model has another class and shares of the weights; here the shares are all of them."""
+def test_sharded_weights_are_gathered_in_a_copy():
+    """As under FSDP, whose model has another class and shards of the weights; here each shard is complete."""
     model, copy = nn.Linear(3, 2), nn.Linear(3, 2)
     scattering = SimpleNamespace(
         distributed_type=DistributedType.FSDP,
@@ -133,7 +133,7 @@ def test_scattered_weights_come_together_in_a_copy():
         refuse_scattered_average(recipe, scattering)
 
 
-def test_deepspeed_accumulates_and_clips_as_the_recipe_says():
+def test_deepspeed_uses_accumulation_and_clipping_of_the_recipe():
     plugin = DeepSpeedPlugin(hf_ds_config={"zero_optimization": {"stage": 2}, "gradient_clipping": 3.0})
     accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
     refuse_stage_3(accelerator)
@@ -159,38 +159,38 @@ def test_deepspeed_accumulates_and_clips_as_the_recipe_says():
         MemoryError(),
     ],
 )
-def test_errors_about_memory_are_recognized(error):
+def test_memory_errors_are_recognized(error):
     assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("shapes differ"))
 
 
 @given(size=st.integers(2, 100), accumulation=st.integers(1, 8))
-def test_the_advice_keeps_the_samples_of_a_step(size, accumulation):
+def test_memory_advice_keeps_the_effective_batch_size(size, accumulation):
     said = training_advice(recipe(loop={"steps": 1, "batch_size": size, "accumulation": accumulation}))
     lower, passes = map(int, re.search(r"such as loop\.batch_size=(\d+) loop\.accumulation=(\d+)", said).groups())
     assert lower < size and lower * passes == size * accumulation
 
 
-def test_torch_s_own_error_on_a_cpu_is_recognized():
+def test_torch_cpu_memory_error_is_recognized():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50)
     assert is_out_of_memory(caught.value)
 
 
 @given(limit=st.integers(1, 3000), most=st.integers(1, 3000))
-def test_the_largest_power_of_two_that_fits_is_found(limit, most):
+def test_largest_fitting_power_of_two_is_found(limit, most):
     found = largest_batch_size(lambda size: size <= limit, most)
     assert found <= min(limit, most) < 2 * found
     assert found & (found - 1) == 0
 
 
-def test_not_even_one_image_is_an_error_with_advice():
+def test_batch_size_of_one_that_does_not_fit_raises_with_advice():
     with pytest.raises(OutOfMemory, match=r"smaller crops"):
         largest_batch_size(lambda size: False, 8)
 
 
 class Greedy(nn.Module):
-    """Takes no more than three images at once."""
+    """Fits at most three images."""
 
     def __init__(self):
         super().__init__()
@@ -202,7 +202,7 @@ class Greedy(nn.Module):
         return self.layer(pixel_values)
 
 
-def test_measuring_the_batch_size_leaves_model_and_random_numbers_alone():
+def test_batch_size_search_keeps_model_and_random_state():
     model, sample = Greedy().double(), a_batch(1, 0.2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
@@ -213,7 +213,7 @@ def test_measuring_the_batch_size_leaves_model_and_random_numbers_alone():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_parameters_that_get_no_gradient_are_found():
+def test_parameters_without_gradient_are_found():
     model = nn.Sequential(nn.Conv2d(2, 3, 1)).double()
     model.spare = nn.Linear(2, 2)
     model.forward = model[0].forward
@@ -225,7 +225,7 @@ def test_parameters_that_get_no_gradient_are_found():
 # Early stopping
 
 
-def test_early_stopping_counts_evaluations_without_enough_improvement():
+def test_early_stopping_counts_evaluations_without_improvement():
     rule, best_tracker, ends = EarlyStopRecipe(patience=2, least=0.1), BestTracker(), []
     for step, value in enumerate([0.5, 0.55, float("nan"), 0.58, 0.65]):
         best_tracker = best_tracker.after("mean_iou", value, step, rule)
@@ -235,12 +235,12 @@ def test_early_stopping_counts_evaluations_without_enough_improvement():
 
 
 @pytest.mark.parametrize("name", [name for names in MEASURES.values() for name in names if "error" in name])
-def test_of_an_error_the_smaller_is_the_better(name):
+def test_error_metrics_are_minimized(name):
     best_tracker = BestTracker().after(name, 0.5, 1).after(name, 0.7, 2)
     assert (best_tracker.best, best_tracker.best_step, best_tracker.evaluations_without_improvement) == (0.5, 1, 1)
 
 
-# Whole directories
+# Atomic directories
 
 
 def fill(target, text: str) -> None:
@@ -249,7 +249,7 @@ def fill(target, text: str) -> None:
     (temporary / "sub" / "file").write_text(text)
 
 
-def test_a_directory_replaces_another_as_a_whole(tmp_path):
+def test_directories_are_replaced_atomically(tmp_path):
     target = tmp_path / "best"
     for text in ("first", "second"):
         fill(target, text)
@@ -260,12 +260,12 @@ def test_a_directory_replaces_another_as_a_whole(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_process_left_is_tidied_up(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     for name in ("best", "last"):
         fill(tmp_path / name, name)
         commit(tmp_path / name)
-    fill(tmp_path / "step-000100", "half")  # killed before it was whole
-    (tmp_path / "best").rename(tmp_path / ".old-best")  # killed between the two renamings
+    fill(tmp_path / "step-000100", "half")  # killed before it was complete
+    (tmp_path / "best").rename(tmp_path / ".old-best")  # killed between the two renames
     fill(tmp_path / ".old-last", "killed before the old one was removed")
     (tmp_path / ".tmp-.old-last").rename(tmp_path / ".old-last")
     clean_up(tmp_path)
@@ -277,13 +277,13 @@ def test_what_a_killed_process_left_is_tidied_up(tmp_path):
 # Signals
 
 
-def test_the_first_signal_asks_and_a_second_one_later_ends(monkeypatch):
+def test_first_signal_requests_stop_and_second_exits(monkeypatch):
     monkeypatch.setattr("hf_vit_seg.training.loop.signals.ECHO_SECONDS", 0.2)
     before = signal.getsignal(signal.SIGINT)
     with GracefulStop() as request:
         assert request.signal is None
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)  # a launcher passing the first one on
+        os.kill(os.getpid(), signal.SIGINT)  # a launcher that forwards the first one
         assert request.signal == signal.SIGINT
         time.sleep(0.3)
         with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Norms, frozen parts, recomputed activations and the compiler change how a model is trained, not what it is."""
+"""Norms, frozen parts, gradient checkpointing and the compiler change how a model is trained, not the model."""
 
 import copy
 
@@ -6,7 +6,18 @@ import pytest
 import torch
 import transformers
 from torch import distributed, nn
-from training_models import IMAGES, LABELS, NEW, SEGMENTERS, built, logits, model_recipe, recipe, save, train_steps
+from training_models import (
+    IMAGES,
+    LABELS,
+    NEW,
+    SEGMENTERS,
+    logits,
+    model_recipe,
+    random_model,
+    recipe,
+    save,
+    train_steps,
+)
 from transformers import AutoModelForSemanticSegmentation
 
 from hf_vit_seg.records import RecordError
@@ -29,8 +40,8 @@ def without_chance(model):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_a_model_with_group_norm_loads_again(name, tmp_path):
-    model = built(name, norm="group")
+def test_group_norm_model_round_trip(name, tmp_path):
+    model = random_model(name, norm="group")
     assert norms(model.decode_head, nn.GroupNorm) and not norms(model.decode_head)
     model.save_pretrained(tmp_path)
     loaded, account = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
@@ -38,17 +49,17 @@ def test_a_model_with_group_norm_loads_again(name, tmp_path):
     torch.testing.assert_close(logits(loaded), logits(model))
 
 
-def test_the_norms_that_stay_are_counted():
+def test_unreplaced_norms_are_counted():
     found = build_model(recipe({"architecture": "cvt", "norm": "group"}), NEW)
     assert found.notes[1:] == [f"{len(norms(found.model.base_model))} BatchNorms of the encoder stay"]
     assert len(build_model(recipe({"norm": "group"}), NEW).notes) == 1
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_with_group_norm_an_image_is_alone_in_its_batch(name):
+def test_group_norm_is_independent_of_the_batch(name):
     alone = []
     for norm in ("group", "batch"):
-        model = without_chance(built(name, norm=norm)).train()
+        model = without_chance(random_model(name, norm=norm)).train()
         for encoder_norm in norms(model.base_model):
             encoder_norm.eval()
         with torch.no_grad():
@@ -57,14 +68,14 @@ def test_with_group_norm_an_image_is_alone_in_its_batch(name):
     assert alone == [True, False]
 
 
-def test_group_norm_takes_the_weights_of_a_model_with_batch_norm(tmp_path):
+def test_group_norm_loads_batch_norm_weights(tmp_path):
     old = save(tmp_path)
     found = build_model(recipe({"from_pretrained": str(tmp_path), "norm": "group"}), NEW)
     assert torch.equal(found.model.decode_head.fuse_norm.weight, old.decode_head.fuse_norm.weight)
     assert "without a place in this model: decode_head.fuse_norm.running_mean" in "\n".join(found.notes)
 
 
-def test_group_norm_is_refused_where_it_could_not_be_saved(tmp_path):
+def test_group_norm_raises_for_models_that_cannot_save_it(tmp_path):
     config = transformers.SegformerConfig(hidden_sizes=[8, 16, 24, 32], depths=[1] * 4, decoder_hidden_size=16)
     transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
     with pytest.raises(RecordError, match="SegformerConfig has no field 'decode_head_norm'"):
@@ -72,8 +83,8 @@ def test_group_norm_is_refused_where_it_could_not_be_saved(tmp_path):
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_synchronised_norms_are_saved_as_batch_norms(name, tmp_path):
-    model = built(name)
+def test_synchronized_norms_are_saved_as_batch_norms(name, tmp_path):
+    model = random_model(name)
     expected = logits(copy.deepcopy(model))
     prepared = synchronised(prepare_for_training(model, model_recipe()))
     assert norms(prepared, nn.SyncBatchNorm) and not norms(prepared)
@@ -84,31 +95,31 @@ def test_synchronised_norms_are_saved_as_batch_norms(name, tmp_path):
     torch.testing.assert_close(logits(loaded), expected)
 
 
-def test_checkpointed_layers_count_a_batch_once_when_synchronised():
-    model = synchronised(prepare_for_training(built("cvt"), model_recipe(gradient_checkpointing=True))).train()
+def test_synchronized_checkpointed_layers_count_a_batch_once():
+    model = synchronised(prepare_for_training(random_model("cvt"), model_recipe(gradient_checkpointing=True))).train()
     norms = [norm for norm in model.modules() if isinstance(norm, torch.nn.SyncBatchNorm)]
     before = [int(norm.num_batches_tracked) for norm in norms]
     model(torch.randn(2, 3, 64, 64), labels=torch.zeros(2, 64, 64, dtype=torch.long)).loss.backward()
     assert norms and [int(norm.num_batches_tracked) for norm in norms] == [count + 1 for count in before]
 
 
-def test_frozen_norms_are_held_when_synchronised():
-    model = synchronised(prepare_for_training(built("cvt"), model_recipe(freeze=(r"stages\.0\.",)))).train()
+def test_synchronized_norms_respect_freezing():
+    model = synchronised(prepare_for_training(random_model("cvt"), model_recipe(freeze=(r"stages\.0\.",)))).train()
     held = [norm.training for norm in norms(model, nn.SyncBatchNorm)]
-    assert held.count(False) == 3 and held.count(True) > 3  # of the first stage's layer: of queries, keys and values
+    assert held.count(False) == 3 and held.count(True) > 3  # in the layer of the first stage: queries, keys and values
 
 
-def test_synchronised_norms_are_refused_for_several_processes_on_a_cpu(monkeypatch):
+def test_synchronized_norms_raise_for_multiple_cpu_processes(monkeypatch):
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     with pytest.raises(RecordError, match=r"GPUs alone.*'group'"):
-        synchronised(built("segformer"))
+        synchronised(random_model("segformer"))
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_what_is_frozen_stays_to_the_last_bit_with_its_statistics(name):
-    model = built(name)
+def test_frozen_layers_and_statistics_stay_bit_identical(name):
+    model = random_model(name)
     before = copy.deepcopy(model.state_dict())
     prefix = f"{model.base_model_prefix}."
     prepared = prepare_for_training(model, model_recipe(freeze=(f"^{prefix}",)))
@@ -119,8 +130,8 @@ def test_what_is_frozen_stays_to_the_last_bit_with_its_statistics(name):
     assert [key for key in changed if key.endswith("running_mean")]
 
 
-def test_a_copy_of_a_frozen_model_holds_its_own_norms():
-    model = prepare_for_training(built("cvt"), model_recipe(freeze=("^cvt",)))
+def test_copy_of_a_frozen_model_freezes_its_norms():
+    model = prepare_for_training(random_model("cvt"), model_recipe(freeze=("^cvt",)))
     copied = copy.deepcopy(model)
     copied.train()
     assert norms(copied.cvt) and not any(norm.training for norm in norms(copied.cvt))
@@ -129,11 +140,11 @@ def test_a_copy_of_a_frozen_model_holds_its_own_norms():
     assert copied.decode_head.fuse_norm.training and not model.decode_head.fuse_norm.training
 
 
-def test_norms_that_are_trained_are_not_held():
-    model = built("cvt")
+def test_trained_norms_are_not_frozen():
+    model = random_model("cvt")
     assert hold_frozen_norms(model) == 0
     freeze(model, (r"stages\.0\.",))
-    # Of the first stage's layer: of its queries, keys and values.
+    # In the layer of the first stage: its queries, keys and values.
     assert hold_frozen_norms(model) == 3
 
 
@@ -145,16 +156,16 @@ def test_norms_that_are_trained_are_not_held():
         (("(",), "no regul"),
     ],
 )
-def test_freezing_nothing_or_everything_is_refused(patterns, reason):
+def test_freezing_nothing_or_everything_raises(patterns, reason):
     with pytest.raises(RecordError, match=reason):
-        prepare_for_training(built("segformer"), model_recipe(freeze=patterns))
+        prepare_for_training(random_model("segformer"), model_recipe(freeze=patterns))
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_recomputed_activations_give_the_same_gradients_and_statistics(name):
+def test_gradient_checkpointing_keeps_gradients_and_statistics(name):
     results = []
     for checkpointing in (False, True):
-        model = without_chance(built(name))
+        model = without_chance(random_model(name))
         prepared = prepare_for_training(model, model_recipe(gradient_checkpointing=checkpointing))
         prepared(IMAGES, labels=LABELS).loss.backward()
         gradients = {name: parameter.grad for name, parameter in prepared.named_parameters()}
@@ -167,15 +178,15 @@ def test_recomputed_activations_give_the_same_gradients_and_statistics(name):
         torch.testing.assert_close(recomputed[key], tensor, rtol=1e-4, atol=1e-6, msg=key)
 
 
-def test_models_that_cannot_recompute_are_refused():
+def test_models_without_gradient_checkpointing_raise():
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
     model = transformers.ResNetForImageClassification(config)
     with pytest.raises(RecordError, match="ResNetForImageClassification does not support it"):
         prepare_for_training(model, model_recipe(gradient_checkpointing=True))
 
 
-def test_compiling_changes_no_name():
-    model = built("segformer")
+def test_compiling_keeps_parameter_names():
+    model = random_model("segformer")
     names = list(model.state_dict())
     prepared = prepare_for_training(model, model_recipe(compile=True))
     assert prepared is model and prepared._compiled_call_impl is not None
@@ -183,6 +194,6 @@ def test_compiling_changes_no_name():
     assert copy.deepcopy(prepared)._compiled_call_impl is None
 
 
-def test_adapters_from_scratch_are_refused():
+def test_adapters_without_pretrained_weights_raise():
     with pytest.raises(RecordError, match="adapters need a pretrained model"):
-        prepare_for_training(built("segformer"), model_recipe(lora={}))
+        prepare_for_training(random_model("segformer"), model_recipe(lora={}))

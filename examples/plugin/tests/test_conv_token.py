@@ -1,4 +1,4 @@
-"""The plugin alone: parity with the research code, and the conventions of transformers models."""
+"""Tests of the plugin: parity with the research code, and the conventions of transformers models."""
 
 import pytest
 import torch
