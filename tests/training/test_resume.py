@@ -17,9 +17,9 @@ from tiny_runs import finish, forget_accelerate, log, run, settings, start, weig
 from hf_vit_seg.errors import WriteError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
-from hf_vit_seg.training.console import tell_results, train_command
+from hf_vit_seg.training.console import print_results, train_command
 from hf_vit_seg.training.loop.trainer import RunStatus
-from hf_vit_seg.training.recipe.overrides import overridden
+from hf_vit_seg.training.recipe.overrides import override_setting
 from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.memory_advice import OutOfMemory
 from hf_vit_seg.yaml_reader import parse
@@ -133,7 +133,7 @@ def test_killed_and_resumed_is_as_never_stopped(recipe, tmp_path):
 def test_killed_and_resumed_with_two_processes(recipe, tmp_path):
     """With BatchNorm, of which each process has running statistics of its own."""
     (tmp_path / "killed.py").write_text(KILLED)
-    recipe = write_recipe(tmp_path, overridden(parse(recipe.read_text()), ["model", "norm"], "batch"))
+    recipe = write_recipe(tmp_path, override_setting(parse(recipe.read_text()), ["model", "norm"], "batch"))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     finish(start([str(recipe), "--out", str(whole)], processes=2))
     finish(start([str(recipe), str(parts), "7"], processes=2, script=str(tmp_path / "killed.py")), expected=1)
@@ -405,19 +405,19 @@ def test_only_what_exists_is_named(tmp_path, capsys):
     directory = RunDirectory(tmp_path)
     (tmp_path / "last").mkdir()
     loaded = load_recipe("nuclei", [])
-    tell_results(directory, RunStatus.finished, loaded)
+    print_results(directory, RunStatus.finished, loaded)
     assert str(directory.plots) not in capsys.readouterr().out
     directory.plots.mkdir()
     (directory.plots / "training.png").touch()
-    tell_results(directory, RunStatus.finished, loaded)
+    print_results(directory, RunStatus.finished, loaded)
     assert str(directory.plots) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("optimizer.learning_rate=2e-3", r"optimizer\.learning_rate = 0\.001, and the recipe says 0\.002"),
-        ("loop.batch_size=4", r"loop\.batch_size \* loop\.accumulation = 3, and the recipe says 4"),
+        ("optimizer.learning_rate=2e-3", r"optimizer\.learning_rate = 0\.001, but the recipe has 0\.002"),
+        ("loop.batch_size=4", r"loop\.batch_size \* loop\.accumulation = 3, but the recipe has 4"),
         ("transforms.0.random_crop.size=[40,40]", r"transforms\.0\.random_crop\.size\.0 = 32"),
         ("model.freeze=[encoder]", r"model\.freeze"),
         ("seed=1", r"seed = 0"),
@@ -436,10 +436,13 @@ def test_other_settings_than_the_state_s_may_change(recipe, checkpoint):
 @pytest.mark.parametrize(
     ("overrides", "note"),
     [
-        (["loop.batch_size=1", "loop.accumulation=3"], "loop.batch_size = 1 (was 3): from here on the run is not bit"),
+        (
+            ["loop.batch_size=1", "loop.accumulation=3"],
+            "loop.batch_size = 1 (was 3): the run is not bit-identical from here on",
+        ),
         (
             ["model.gradient_checkpointing=true"],
-            "model.gradient_checkpointing = True (was False): from here on the run",
+            "model.gradient_checkpointing = True (was False): the run is not bit-identical",
         ),
         (["evaluation.protocol.window=[32,32]"], "the best model so far is not compared"),
         (["evaluation.batch_size=2", "loop.evaluate_every=1"], ""),
@@ -449,8 +452,10 @@ def test_what_needs_less_memory_may_change(recipe, checkpoint, capsys, overrides
     out = checkpoint.parent.parent
     assert run(recipe, out, "loop.steps=3", *overrides, resume=True) is RunStatus.finished
     noted = " ".join(capsys.readouterr().err.split())
-    assert "loop.steps = 3 (was 2): from here on the learning rate is that of a run of this length" in noted
-    assert note in noted and noted.count("from here on the run is not") == note.count("from here on") * len(overrides)
+    assert "loop.steps = 3 (was 2): the learning rate follows the new length from here on" in noted
+    assert note in noted and noted.count("the run is not bit-identical") == note.count(
+        "the run is not bit-identical"
+    ) * len(overrides)
 
 
 def test_a_best_model_is_not_compared_with_those_that_are_measured_otherwise(recipe, checkpoint):
@@ -489,7 +494,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path, change, found):
 def test_a_checkpoint_of_other_processes_is_refused(recipe, checkpoint):
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"processes": 4}))
-    with pytest.raises(CheckpointError, match=r"written by 4 processes and this run has 1"):
+    with pytest.raises(CheckpointError, match=r"written by 4 processes, but this run has 1"):
         run(recipe, checkpoint.parent.parent, "loop.steps=2", resume=True)
 
 

@@ -21,9 +21,9 @@ from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.model.building import build_model
 from hf_vit_seg.training.model.classifier_rows import matching_rows
 from hf_vit_seg.training.model.parameter_names import encoder_layers
-from hf_vit_seg.training.model.pretrained import listed
-from hf_vit_seg.training.model.shape_probing import band_axes, class_axes, set_classes
-from hf_vit_seg.training.model.stem import adapted
+from hf_vit_seg.training.model.pretrained import format_tensor_names
+from hf_vit_seg.training.model.shape_probing import channel_axes, class_axes, set_classes
+from hf_vit_seg.training.model.stem import adapt_input_conv
 
 HEADLESS = [
     (name, auto)
@@ -37,7 +37,7 @@ POSERS = [n for n, a in architectures().items() if "AutoModelForPoseEstimation" 
 def built(folder, names=NEW, bands=3, **settings):
     model = {"from_pretrained": str(folder)} | settings.pop("model", {})
     plain = {"processor": {"image_mean": [0.5] * bands, "image_std": [0.5] * bands}}
-    found = build_model(recipe(model, **(plain | settings)), names, bands=bands)
+    found = build_model(recipe(model, **(plain | settings)), names, channels=bands)
     return found.model.eval(), "\n".join(found.notes)
 
 
@@ -51,7 +51,7 @@ def test_a_variant_from_scratch_has_the_classes_and_bands_of_the_data(name, task
         task=task,
         processor={"image_mean": [0.5] * 5, "image_std": [0.1] * 5, "size": {"height": 64, "width": 64}},
     )
-    found = build_model(wanted, NEW, ignore_index=65535, bands=5, palette=[(1, 2, 3)] * 3)
+    found = build_model(wanted, NEW, ignore_index=65535, channels=5, palette=[(1, 2, 3)] * 3)
     config = found.model.config
     assert config.id2label == dict(enumerate(NEW)) and config.num_labels == 3 and config.label2id["boat"] == 1
     assert (config.num_channels, config.hidden_act, config.semantic_loss_ignore_index) == (5, "relu", 65535)
@@ -77,7 +77,7 @@ def test_fresh_weights_depend_on_the_seed_alone():
 def test_rows_go_by_the_names_of_classes(name, tmp_path):
     old = save(tmp_path, name)
     model, notes = built(tmp_path)
-    assert "the rows of road, SKY come from the checkpoint; those of boat are initialized anew" in notes
+    assert "the rows of road, SKY are copied from the checkpoint; those of boat are newly initialized" in notes
     weight, trained = classifier(model).weight, classifier(old).weight
     assert torch.equal(weight[0], trained[1]) and torch.equal(weight[2], trained[0])
     assert not any(torch.equal(weight[1], row) for row in trained)
@@ -94,14 +94,14 @@ def test_as_many_classes_in_another_order_change_places(tmp_path):
     weight, trained = model.decode_head.classifier.weight, old.decode_head.classifier.weight
     assert torch.equal(weight[[0, 2, 3]], trained[[3, 0, 1]])
     assert not torch.equal(weight[1], trained[1])
-    assert "those of dog are initialized anew" in notes
+    assert "those of dog are newly initialized" in notes
 
 
 def test_the_same_classes_are_loaded_as_they_are(tmp_path):
     old = save(tmp_path)
     model, notes = built(tmp_path, [name.upper() for name in OLD])
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), old.state_dict().values(), strict=True))
-    assert notes.startswith("There is no image processor beside the checkpoint") and "\n" not in notes
+    assert notes.startswith("The checkpoint has no image processor") and "\n" not in notes
     assert model.config.id2label[1] == "ROAD"
 
 
@@ -111,7 +111,7 @@ def test_no_row_is_kept_where_the_recipe_says_so(tmp_path):
     rows = [*model.decode_head.classifier.weight]
     assert not any(torch.equal(row, trained) for row in rows for trained in old.decode_head.classifier.weight)
     assert torch.equal(model.decode_head.fuse.weight, old.decode_head.fuse.weight)
-    assert "all 4 rows are initialized anew" in notes
+    assert "all 4 rows are newly initialized" in notes
 
 
 @pytest.mark.parametrize("name", POSERS)
@@ -137,8 +137,8 @@ def test_an_encoder_or_classifier_becomes_a_segmentation_model(name, auto_class,
     encoder = model.base_model.state_dict()
     expected = (old if auto_class == "AutoModel" else old.base_model).state_dict()
     assert all(torch.equal(encoder[key], tensor) for key, tensor in expected.items())
-    assert "Not in the checkpoint, initialized anew: decode_head" in notes
-    assert ("without a place in this model: classifier.bias" in notes) == (auto_class != "AutoModel")
+    assert "Missing in the checkpoint, newly initialized: decode_head" in notes
+    assert ("not used by this model: classifier.bias" in notes) == (auto_class != "AutoModel")
 
 
 @pytest.mark.parametrize("bands", [1, 5])
@@ -149,13 +149,13 @@ def test_transformers_own_models_are_fitted(bands, tmp_path):
     old.save_pretrained(tmp_path)
     transformers.SegformerImageProcessor(do_reduce_labels=True).save_pretrained(tmp_path)
     means = {"image_mean": [0.5] * bands, "image_std": [0.5] * bands}
-    found = build_model(recipe({"from_pretrained": str(tmp_path)}, processor=means), NEW, bands=bands)
+    found = build_model(recipe({"from_pretrained": str(tmp_path)}, processor=means), NEW, channels=bands)
     head, trained = found.model.decode_head.classifier.weight, old.decode_head.classifier.weight
     assert torch.equal(head[[0, 2]], trained[[1, 0]])
     stem, trained = (m.segformer.stages[0].patch_embeddings.proj.weight for m in (found.model, old))
-    assert torch.equal(stem, adapted(trained, bands))
+    assert torch.equal(stem, adapt_input_conv(trained, bands))
     assert found.processor.do_reduce_labels is False
-    assert f"adapted to {bands} bands" in "\n".join(found.notes)
+    assert f"adapted to {bands} input channels" in "\n".join(found.notes)
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
@@ -165,7 +165,7 @@ def test_a_gray_image_is_seen_as_its_repetition_was(name, tmp_path):
     gray = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(gray).logits, old(gray.expand(-1, 3, -1, -1)).logits, rtol=1e-4, atol=1e-4)
-    assert "its 3 bands are summed into one" in notes
+    assert "its 3 channels are summed into one" in notes
     assert model.config.num_channels == 1
 
 
@@ -175,15 +175,15 @@ def test_an_adapted_stem_answers_equal_bands_as_before_where_bands_are_a_multipl
     picture = torch.randn(1, 1, 8, 8, dtype=torch.float64)
     expected = torch.nn.functional.conv2d(picture.expand(-1, trained, -1, -1), weight)
     bands = trained * times
-    actual = torch.nn.functional.conv2d(picture.expand(-1, bands, -1, -1), adapted(weight, bands))
+    actual = torch.nn.functional.conv2d(picture.expand(-1, bands, -1, -1), adapt_input_conv(weight, bands))
     torch.testing.assert_close(actual, expected)
-    assert adapted(weight, bands + 1).shape == (4, bands + 1, 3, 3)
+    assert adapt_input_conv(weight, bands + 1).shape == (4, bands + 1, 3, 3)
 
 
 def test_an_adapted_stem_takes_bands_in_turn():
     weight = torch.randn(2, 3, 1, 1)
-    torch.testing.assert_close(adapted(weight, 4), weight[:, [0, 1, 2, 0]] * 0.75)
-    assert torch.equal(adapted(weight, 3), weight)
+    torch.testing.assert_close(adapt_input_conv(weight, 4), weight[:, [0, 1, 2, 0]] * 0.75)
+    assert torch.equal(adapt_input_conv(weight, 3), weight)
 
 
 @given(st.lists(st.text("aAbB ", max_size=3), max_size=6), st.lists(st.text("aAbB ", max_size=3), max_size=6))
@@ -198,7 +198,7 @@ def test_matching_rows_match(old, new):
 def test_axes_are_found_by_shapes(name):
     config = architectures()[name].variant_config("tiny", num_labels=7)
     shapes = {n: p.shape for n, p in AutoModelForSemanticSegmentation.from_config(config).state_dict().items()}
-    for axes, number in ((class_axes, 7), (band_axes, 3)):
+    for axes, number in ((class_axes, 7), (channel_axes, 3)):
         found = axes(config, "AutoModelForSemanticSegmentation")
         assert found and all(shapes[tensor][axis] == number for tensor, axis in found.items())
 
@@ -207,14 +207,14 @@ def test_other_shapes_are_initialized_anew_and_named(tmp_path):
     save(tmp_path)
     model, notes = built(tmp_path, model={"fields": {"decoder_hidden_size": 24}})
     assert model.decode_head.classifier.weight.shape == (3, 24, 1, 1)
-    assert "another shape: decode_head.fuse.weight" in notes
-    assert "another shape: decode_head.classifier.weight" in notes.replace("classifier.bias, decode_head.", "")
+    assert "other shapes: decode_head.fuse.weight" in notes
+    assert "other shapes: decode_head.classifier.weight" in notes.replace("classifier.bias, decode_head.", "")
 
 
 def test_other_shapes_are_named_where_classes_and_bands_are_the_same_or_not(tmp_path):
     save(tmp_path)
     _, notes = built(tmp_path, OLD, model={"fields": {"decoder_hidden_size": 24}})
-    assert "another shape: decode_head.classifier.weight, decode_head.fuse.weight" in notes
+    assert "other shapes: decode_head.classifier.weight, decode_head.fuse.weight" in notes
     widths = {"hidden_sizes": [8, 32, 40, 64]}
     model, notes = built(tmp_path, OLD, bands=5, model={"fields": widths})
     assert "patch_embeddings.projection.weight" in notes and "adapted" not in notes
@@ -256,7 +256,7 @@ def test_fields_are_read_as_the_config_reads_them(tmp_path):
     [
         ({"drop_path_rat": 0.1}, "did you mean 'drop_path_rate'"),
         ({"num_labels": 4}, r"follows from data\.classes"),
-        ({"num_channels": 4}, "follows from the images' bands"),
+        ({"num_channels": 4}, "follows from the images' channels"),
         ({"hidden_sizes": (9, 9, 9, 9)}, "divisible"),
         ({"decoder_hidden_size": "wide"}, "decoder_hidden_size"),
     ],
@@ -271,7 +271,7 @@ def test_fields_that_do_not_fit_are_refused(fields, reason):
     [
         ({"architecture": "segfomer"}, "segmentation", "did you mean 'segformer'"),
         ({"variant": "b9"}, "segmentation", r"no variant 'b9'.*tiny"),
-        ({"architecture": "cvt"}, "pose", "cvt has no model for pose; vit has"),
+        ({"architecture": "cvt"}, "pose", "cvt has no model for pose; choose from vit"),
         ({"from_pretrained": "/nowhere/at all"}, "segmentation", "/nowhere/at all cannot be loaded"),
     ],
 )
@@ -289,7 +289,7 @@ def test_a_checkpoint_without_such_a_model_is_refused_in_words(tmp_path):
 
 def test_measured_statistics_become_the_processors():
     wanted = recipe(processor={"image_mean": "measured", "image_std": "measured"})
-    found = build_model(wanted, NEW, bands=2, measured=Statistics((3.0, 4.0), (1.0, 2.0), 1.0)).processor
+    found = build_model(wanted, NEW, channels=2, statistics=Statistics((3.0, 4.0), (1.0, 2.0), 1.0)).processor
     assert (list(found.image_mean), list(found.image_std), found.rescale_factor) == ([3.0, 4.0], [1.0, 2.0], 1.0)
 
 
@@ -299,7 +299,7 @@ def test_measured_statistics_come_with_their_scale(tmp_path):
     other = architectures()["segformer"].image_processor["torchvision"](do_rescale=False, do_normalize=False)
     other.save_pretrained(tmp_path)
     wanted = recipe({"from_pretrained": str(tmp_path)}, processor={"image_mean": "measured", "image_std": [1.0] * 3})
-    found = build_model(wanted, NEW, measured=Statistics((0.3,) * 3, (0.2,) * 3, 1 / 255)).processor
+    found = build_model(wanted, NEW, statistics=Statistics((0.3,) * 3, (0.2,) * 3, 1 / 255)).processor
     assert found.do_rescale and found.do_normalize and found.rescale_factor == 1 / 255
     assert (list(found.image_mean), list(found.image_std)) == ([0.3] * 3, [1.0] * 3)
 
@@ -308,7 +308,7 @@ def test_measured_statistics_come_with_their_scale(tmp_path):
     ("fields", "bands", "reason"),
     [
         ({"image_men": [0.5]}, 3, "did you mean 'image_mean'"),
-        ({}, 5, r"image_mean has 3 numbers, but images have 5 bands.*'measured'"),
+        ({}, 5, r"image_mean has 3 numbers, but images have 5 channels.*'measured'"),
         ({"size": "measured"}, 3, r"only image_mean and image_std.*\['size'\]"),
         ({"image_mean": "measured", "do_rescale": False}, 3, r"do_rescale is True where .* 'measured', found False"),
         ({"do_reduce_labels": True}, 3, "reduce_zero_label"),
@@ -316,7 +316,7 @@ def test_measured_statistics_come_with_their_scale(tmp_path):
 )
 def test_processor_fields_that_do_not_fit_are_refused(fields, bands, reason):
     with pytest.raises(RecordError, match=reason):
-        build_model(recipe(processor=fields), NEW, bands=bands, measured=Statistics((0.0,), (1.0,), 1.0))
+        build_model(recipe(processor=fields), NEW, channels=bands, statistics=Statistics((0.0,), (1.0,), 1.0))
 
 
 def test_the_processor_beside_a_model_is_kept(tmp_path):
@@ -337,7 +337,7 @@ def test_the_processor_beside_a_model_is_kept(tmp_path):
 
 def test_names_of_tensors_are_listed_in_short():
     names = [f"a.{i}.b.{j}.weight" for i in (0, 1) for j in (9, 10)] + ["c.1.bias", "n.num_batches_tracked", "d"]
-    assert listed(names) == "a.{0, 1}.b.{9, 10}.weight, c.1.bias, d"
+    assert format_tensor_names(names) == "a.{0, 1}.b.{9, 10}.weight, c.1.bias, d"
 
 
 def test_a_built_model_is_saved_and_loaded_whole(tmp_path):
@@ -355,5 +355,5 @@ def test_camvids_classes_take_their_rows_from_ade20k(shared):
     names = json.loads((shared / "data" / "camvid" / "classes.json").read_text())["classes"]
     found = build_model(recipe({"from_pretrained": str(shared / "data" / "segformer_b0_ade" / "hf")}), names)
     (note,) = found.notes
-    assert "the rows of Sky, Building, Pole, Road, Tree, Fence, Car come from the checkpoint" in note
-    assert note.endswith("those of Pavement, SignSymbol, Pedestrian, Bicyclist are initialized anew")
+    assert "the rows of Sky, Building, Pole, Road, Tree, Fence, Car are copied from the checkpoint" in note
+    assert note.endswith("those of Pavement, SignSymbol, Pedestrian, Bicyclist are newly initialized")

@@ -12,7 +12,7 @@ from transformers import AutoModelForSemanticSegmentation
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.model.building import build_model
 from hf_vit_seg.training.model.freezing import freeze, hold_frozen_norms
-from hf_vit_seg.training.model.normalization import synchronised
+from hf_vit_seg.training.model.normalization import convert_sync_batchnorm
 from hf_vit_seg.training.model.preparation import prepare_for_training
 
 
@@ -40,7 +40,7 @@ def test_a_model_with_group_norm_loads_again(name, tmp_path):
 
 def test_the_norms_that_stay_are_counted():
     found = build_model(recipe({"architecture": "cvt", "norm": "group"}), NEW)
-    assert found.notes[1:] == [f"{len(norms(found.model.base_model))} BatchNorms of the encoder stay"]
+    assert found.notes[1:] == [f"{len(norms(found.model.base_model))} BatchNorms of the encoder are not replaced"]
     assert len(build_model(recipe({"norm": "group"}), NEW).notes) == 1
 
 
@@ -61,7 +61,7 @@ def test_group_norm_takes_the_weights_of_a_model_with_batch_norm(tmp_path):
     old = save(tmp_path)
     found = build_model(recipe({"from_pretrained": str(tmp_path), "norm": "group"}), NEW)
     assert torch.equal(found.model.decode_head.fuse_norm.weight, old.decode_head.fuse_norm.weight)
-    assert "without a place in this model: decode_head.fuse_norm.running_mean" in "\n".join(found.notes)
+    assert "not used by this model: decode_head.fuse_norm.running_mean" in "\n".join(found.notes)
 
 
 def test_group_norm_is_refused_where_it_could_not_be_saved(tmp_path):
@@ -75,7 +75,7 @@ def test_group_norm_is_refused_where_it_could_not_be_saved(tmp_path):
 def test_synchronised_norms_are_saved_as_batch_norms(name, tmp_path):
     model = built(name)
     expected = logits(copy.deepcopy(model))
-    prepared = synchronised(prepare_for_training(model, model_recipe()))
+    prepared = convert_sync_batchnorm(prepare_for_training(model, model_recipe()))
     assert norms(prepared, nn.SyncBatchNorm) and not norms(prepared)
     torch.testing.assert_close(logits(prepared), expected)
     prepared.save_pretrained(tmp_path)
@@ -85,7 +85,9 @@ def test_synchronised_norms_are_saved_as_batch_norms(name, tmp_path):
 
 
 def test_checkpointed_layers_count_a_batch_once_when_synchronised():
-    model = synchronised(prepare_for_training(built("cvt"), model_recipe(gradient_checkpointing=True))).train()
+    model = convert_sync_batchnorm(
+        prepare_for_training(built("cvt"), model_recipe(gradient_checkpointing=True))
+    ).train()
     norms = [norm for norm in model.modules() if isinstance(norm, torch.nn.SyncBatchNorm)]
     before = [int(norm.num_batches_tracked) for norm in norms]
     model(torch.randn(2, 3, 64, 64), labels=torch.zeros(2, 64, 64, dtype=torch.long)).loss.backward()
@@ -93,7 +95,7 @@ def test_checkpointed_layers_count_a_batch_once_when_synchronised():
 
 
 def test_frozen_norms_are_held_when_synchronised():
-    model = synchronised(prepare_for_training(built("cvt"), model_recipe(freeze=(r"stages\.0\.",)))).train()
+    model = convert_sync_batchnorm(prepare_for_training(built("cvt"), model_recipe(freeze=(r"stages\.0\.",)))).train()
     held = [norm.training for norm in norms(model, nn.SyncBatchNorm)]
     assert held.count(False) == 3 and held.count(True) > 3  # of the first stage's layer: of queries, keys and values
 
@@ -103,7 +105,7 @@ def test_synchronised_norms_are_refused_for_several_processes_on_a_cpu(monkeypat
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     with pytest.raises(RecordError, match=r"GPUs alone.*'group'"):
-        synchronised(built("segformer"))
+        convert_sync_batchnorm(built("segformer"))
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
@@ -140,7 +142,7 @@ def test_norms_that_are_trained_are_not_held():
 @pytest.mark.parametrize(
     ("patterns", "reason"),
     [
-        (("^encoder",), r"'\^encoder' finds no parameter; there are \['decode_head"),
+        (("^encoder",), r"'\^encoder' matches no parameter; found \['decode_head"),
         (("",), "nothing is left"),
         (("(",), "no regul"),
     ],
