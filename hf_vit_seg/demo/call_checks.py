@@ -51,7 +51,7 @@ def wrong_arguments(page: gr.Blocks, call: dict[str, Any], name: str) -> Refusal
     """A refusal unless a call gives the function's arguments by their names."""
     parameters = page.get_api_info()["named_endpoints"][f"/{name}"]["parameters"]
     names = {each["parameter_name"] for each in parameters}
-    missing = {each["parameter_name"] for each in parameters if not each["parameter_has_default"]} - call.keys()
+    missing = {each["parameter_name"] for each in parameters if not each.get("parameter_has_default")} - call.keys()
     unknown = call.keys() - names
     if not missing and not unknown:
         return None

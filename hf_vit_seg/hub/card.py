@@ -172,7 +172,7 @@ def fraction(factor: float) -> str:
 
 def report_facts(report: MetricsReport) -> dict[str, Any]:
     """A report as tables of text."""
-    columns, labelled = report.class_columns(), report.labelled()
+    columns, labelled = report.class_columns(), report.class_counts()
     titles = [COLUMNS.get(name, name.replace("_", " ")) for name in columns]
     rows = []
     for i, name in enumerate(report.names if columns else ()):

@@ -1,1 +1,1 @@
-"""Fine-tuning on accelerate: a recipe in, a trained and measured model out."""
+"""Training from recipes, based on accelerate."""

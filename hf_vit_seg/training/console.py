@@ -1,7 +1,7 @@
-"""The commands `train` and `evaluate` in a console: what they print, and how they exit.
+"""The commands `train` and `evaluate`: their output and exit codes.
 
-Exit codes: 0 done, 2 it cannot be carried out as given (one sentence says why), 70 a bug (with its traceback, which is
-in the run's error.log too), 130 stopped by a signal.
+Exit codes: 0 success, 2 user error with a message, 70 bug with a traceback (also in the run's error.log), 130 stopped
+by a signal.
 """
 
 import os
@@ -21,15 +21,15 @@ from hf_vit_seg.training.recipe.files import RecipeFileError
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import EVALUATION, FILE, read_report, report_view
 
-from .evaluate_saved import evaluate_model, recipe_beside
+from .evaluate_saved import evaluate_model, recipe_of_model
 from .recipe_loading import load_recipe
 
-# Of several processes the main one tells them.
+# Raised on all processes; only the main one prints them.
 SAME_ON_ALL = (RecipeFileError, RunDirectoryError, CheckpointError, PreparationError)
 
 
 def train_command(recipe: str, settings: Sequence[str], out: Path | None, resume: bool, overwrite: bool) -> int:
-    """Train, and tell where everything is."""
+    """Train, print the paths of the results, and return the exit code."""
 
     def work() -> int:
         loaded = load_recipe(recipe, settings)
@@ -37,38 +37,38 @@ def train_command(recipe: str, settings: Sequence[str], out: Path | None, resume
         try:
             ending = train(loaded, directory, resume=resume, overwrite=overwrite)
         except KeyboardInterrupt:
-            tell(f"ended at once; {what_is_left(directory)}")
+            print_on_main(f"stopped immediately; {describe_progress(directory)}")
             return STOPPED
         except WriteError:
-            tell(what_is_left(directory))
+            print_on_main(describe_progress(directory))
             raise
         if ending is RunStatus.interrupted:
-            tell(f"stopped after a whole step and saved it; go on with\n  {resume_command(directory)}")
+            print_on_main(f"stopped after a step and saved a checkpoint; resume with\n  {resume_command(directory)}")
             return STOPPED
-        tell_results(directory, ending, loaded)
+        print_results(directory, ending, loaded)
         return 0
 
-    return exit_code_of(work)
+    return run_command(work)
 
 
 def evaluate_command(model: str, settings: Sequence[str], recipe: str | None, split: str, out: Path | None) -> int:
-    """Measure, and print the scores."""
+    """Evaluate a model, print the scores, and return the exit code."""
 
     def work() -> int:
-        loaded = load_recipe(recipe or recipe_beside(model), settings)
+        loaded = load_recipe(recipe or recipe_of_model(model), settings)
         name = f"{EVALUATION}{split}"
         folder = out or (Path(model) / name if Path(model).is_dir() else Path(name))
         report = evaluate_model(model, loaded, split, folder)
         if is_main():
             Console().print(report_view(report))
-        tell(f"written to {folder}")
+        print_on_main(f"written to {folder}")
         return 0
 
-    return exit_code_of(work)
+    return run_command(work)
 
 
-def exit_code_of(work: Callable[[], int]) -> int:
-    """Do the work, report its error, and return the exit code."""
+def run_command(work: Callable[[], int]) -> int:
+    """Run a command, report its errors, and return the exit code."""
     transformers_logging.disable_progress_bar()
     try:
         return work()
@@ -78,8 +78,8 @@ def exit_code_of(work: Callable[[], int]) -> int:
         return report(error)
 
 
-def tell_results(directory: RunDirectory, ending: RunStatus, recipe: Recipe) -> None:
-    """The scores of the model on the test split, or else the validation split, and where everything is."""
+def print_results(directory: RunDirectory, ending: RunStatus, recipe: Recipe) -> None:
+    """Print the scores on the test split, or else the validation split, and the paths of the results."""
     if not is_main():
         return
     reports = [path / FILE for path in (directory.test, directory.model) if (path / FILE).exists()]
@@ -87,33 +87,33 @@ def tell_results(directory: RunDirectory, ending: RunStatus, recipe: Recipe) -> 
         Console().print(report_view(read_report(reports[0])))
     plots = f", plots are in {directory.plots}" if any(directory.plots.glob("*.png")) else ""
     name = "best" if directory.model == directory.best else "last"
-    tell(f"{ending.value}: the {name} model is in {directory.model}{plots}")
+    print_on_main(f"{ending.value}: the {name} model is in {directory.model}{plots}")
     if recipe.task == "segmentation":
-        tell(f"next: hf-vit-seg predict {directory.model} IMAGES --out FOLDER")
+        print_on_main(f"next: hf-vit-seg predict {directory.model} IMAGES --out FOLDER")
 
 
 def resume_command(directory: RunDirectory) -> str:
-    """The command that resumes a run."""
+    """Return the command that resumes a run."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     launcher = "hf-vit-seg train" if processes == 1 else "accelerate launch ... -m hf_vit_seg.training"
     return f"{launcher} {directory.recipe} --out {directory.path} --resume"
 
 
-def what_is_left(directory: RunDirectory) -> str:
-    """From where a run can go on that could not write."""
-    whole = checkpoints(directory.checkpoints)
-    if not whole:
-        again = f"; begin again with\n  {resume_command(directory)}" if directory.recipe.exists() else ""
-        return f"there is no whole checkpoint yet{again}"
-    return f"the last whole checkpoint is {whole[-1]}; go on with\n  {resume_command(directory)}"
+def describe_progress(directory: RunDirectory) -> str:
+    """Describe the newest checkpoint of a run that ended early, and how to resume."""
+    complete = checkpoints(directory.checkpoints)
+    if not complete:
+        again = f"; start again with\n  {resume_command(directory)}" if directory.recipe.exists() else ""
+        return f"there is no checkpoint yet{again}"
+    return f"the last checkpoint is {complete[-1]}; resume with\n  {resume_command(directory)}"
 
 
-def tell(text: str) -> None:
+def print_on_main(text: str) -> None:
     """Print on the main process."""
     if is_main():
         print(text)
 
 
 def is_main() -> bool:
-    """Whether this is the first process of all machines."""
+    """Whether this is the main process of all machines."""
     return os.environ.get("RANK", "0") == "0"

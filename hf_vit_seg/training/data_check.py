@@ -1,8 +1,8 @@
-"""What `hf-vit-seg check-data` does: look at every file of a recipe, tell what was found, and write pictures of it.
+"""The command `hf-vit-seg check-data`: check every file of a recipe, and write a report and contact sheets.
 
-report.json            all that was found
+report.json            the complete report
 train.png ...          a contact sheet of each split
-facts.json             what is known of each file, so that a second look is quick
+facts.json             cached facts of each file, for later checks
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,20 +31,20 @@ from .recipe_loading import load_recipe
 
 REPORT, FACTS = "report.json", "facts.json"
 SUGGESTED = ("inverse_root", "median_frequency")
-MOST_LINES = 20  # problems, warnings and unknown values on the console; the report has all
+MOST_LINES = 20  # of problems, warnings and unknown values on the console; the report is complete
 
 
 def check_data(
     source: str | Path, overrides: Sequence[str] = (), out: Path | None = None, splits: Sequence[str] = SPLITS
 ) -> bool:
-    """Check the data of a recipe, print what was found, and write it to `out` (data-check/NAME); whether all is well.
+    """Check the data of a recipe, print a summary, and write a report to `out` (default: data-check/NAME).
 
-    ValueError in one sentence for a recipe or data that cannot be opened at all.
+    Returns whether there are no problems. ValueError for a recipe or data that cannot be opened.
     """
     recipe = load_recipe(source, overrides)
     folder = out or Path("data-check") / recipe.name
     with locked_directory(folder):
-        report = check(recipe, known_splits(splits), folder / FACTS, progress=True)
+        report = check(recipe, select_splits(splits), folder / FACTS, progress=True)
         if not report.splits:
             raise RecordError(f"{source} has no data for {' and '.join(splits)}")
         console = Console()
@@ -54,15 +54,15 @@ def check_data(
     return not report.problems
 
 
-def known_splits(names: Sequence[str]) -> list[Split]:
-    """Splits by name."""
-    if strange := [name for name in names if name not in SPLITS]:
-        raise RecordError(f"there is no split '{strange[0]}'; splits are {', '.join(SPLITS)}")
+def select_splits(names: Sequence[str]) -> list[Split]:
+    """Select splits by name, in the usual order; RecordError for unknown names."""
+    if unknown := [name for name in names if name not in SPLITS]:
+        raise RecordError(f"unknown split '{unknown[0]}'; splits are {', '.join(SPLITS)}")
     return [split for split in SPLITS if split in names]
 
 
 def write_check(recipe: Recipe, report: CheckReport, folder: Path) -> None:
-    """Write the report and a contact sheet for each split that has a sample to show."""
+    """Write the report, and a contact sheet for each split with readable samples."""
     text = json_line(report_content(recipe, report))
     files: dict[Path, Any] = {folder / REPORT: lambda path: Path(path).write_text(text, encoding="utf-8")}
     for split, part in report.splits.items():
@@ -71,8 +71,8 @@ def write_check(recipe: Recipe, report: CheckReport, folder: Path) -> None:
     write_files(files)
 
 
-def suggested_weights(report: CheckReport) -> dict[str, list[float]]:
-    """Class weights (K,) by rule, from the training split; none for keypoints."""
+def suggest_class_weights(report: CheckReport) -> dict[str, list[float]]:
+    """Compute class weights (K,) of the training split by rule; empty for pose."""
     part = report.splits.get("train")
     if part is None or report.task == "pose":
         return {}
@@ -82,20 +82,20 @@ def suggested_weights(report: CheckReport) -> dict[str, list[float]]:
 
 
 def report_content(recipe: Recipe, report: CheckReport) -> dict[str, Any]:
-    """All that was found, for a JSON file."""
+    """Convert the report to JSON values."""
     return {
         "recipe": recipe.name,
         "task": report.task,
         "unit": UNITS[report.task],
         "problems": report.problems,
         "warnings": report.warnings,
-        "suggested_class_weights": suggested_weights(report),
+        "suggested_class_weights": suggest_class_weights(report),
         "splits": {str(split): split_content(part) for split, part in report.splits.items()},
     }
 
 
 def split_content(part: SplitFacts) -> dict[str, Any]:
-    """What was found in one split."""
+    """Convert the facts of a split to JSON values."""
     names = part.table.names
     return {
         "samples": len(part.facts),
@@ -119,33 +119,33 @@ def split_content(part: SplitFacts) -> dict[str, Any]:
 
 
 def print_report(report: CheckReport, console: Console) -> None:
-    """Print what was found."""
-    say = partial(console.print, soft_wrap=True, highlight=False)
+    """Print a summary of each split, the classes, problems and warnings."""
+    write_line = partial(console.print, soft_wrap=True, highlight=False)
     for part in report.splits.values():
-        say(escape(summary(part)))
-    weights = "; suggested class weights by two rules" if suggested_weights(report) else ""
-    say(f"\nshare of the {UNITS[report.task]}, and number of samples with it{weights}", style="dim")
+        write_line(escape(summary(part)))
+    weights = "; suggested class weights by two rules" if suggest_class_weights(report) else ""
+    write_line(f"\nshare of the {UNITS[report.task]}, and number of samples with the class{weights}", style="dim")
     console.print(class_view(report))
     for title, style, sentences in (("problem", "red", report.problems), ("warning", "yellow", report.warnings)):
         for sentence in sentences[:MOST_LINES]:
-            say(f"[{style}]{title}[/] {escape(sentence)}")
+            write_line(f"[{style}]{title}[/] {escape(sentence)}")
         if len(sentences) > MOST_LINES:
-            say(f"[{style}]{len(sentences) - MOST_LINES} more {title}s[/] are in the report")
+            write_line(f"[{style}]{len(sentences) - MOST_LINES} more {title}s[/] are in the report")
     if not report.problems:
-        say("[green]no problems[/]: every file can be used")
+        write_line("[green]no problems[/]: every file can be used")
 
 
 def summary(part: SplitFacts) -> str:
-    """A split in one line."""
+    """Describe a split in a line: number of samples, sizes, channels and dtypes."""
     areas = sorted(part.sizes, key=lambda size: size[0] * size[1])
     sizes = " to ".join(dict.fromkeys("x".join(map(str, size)) for size in (areas[0], areas[-1]))) if areas else "-"
-    kinds = listed(part.kinds, 5) or "none that can be read"
+    kinds = listed(part.kinds, 5) or "none of them readable"
     return f"{part.split}: {len(part.facts)} samples of {sizes} pixels (height x width), {kinds}"
 
 
 def class_view(report: CheckReport) -> Table:
-    """The classes with their raw values, shares and weights; and what is no class."""
-    parts, weights = list(report.splits.values()), suggested_weights(report)
+    """Return a table of classes with raw values, shares and weights, and of ignored and unknown values."""
+    parts, weights = list(report.splits.values()), suggest_class_weights(report)
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("class", no_wrap=True)
     table.add_column("values", overflow="fold")
@@ -160,7 +160,7 @@ def class_view(report: CheckReport) -> Table:
         table.add_row(escape(name), values, *cells, *(f"{column[index]:.3g}" for column in weights.values()))
     if any(part.ignored for part in parts):
         cells = [cell for part in parts for cell in (share(part, part.ignored), "")]
-        table.add_row("not counted", "", *cells, style="dim")
+        table.add_row("ignored", "", *cells, style="dim")
     for raw in list(dict.fromkeys(raw for part in parts for raw in part.unknown))[:MOST_LINES]:
         cells = occurrence_cells((part, part.unknown.get(raw, Occurrence())) for part in parts)
         table.add_row("unknown", str(raw), *cells, style="red")
@@ -168,12 +168,12 @@ def class_view(report: CheckReport) -> Table:
 
 
 def occurrence_cells(found: Iterable[tuple[SplitFacts, Occurrence]]) -> list[str]:
-    """A row's share of each split, and its number of samples."""
+    """Return the share and the number of samples of a row, for each split."""
     return [cell for part, o in found for cell in (share(part, o.count), str(len(o.samples)))]
 
 
 def share(part: SplitFacts, count: int) -> str:
-    """A count as a share of all that was counted in a split."""
+    """Format a count as a share of a split's total."""
     total = sum(found.count for found in part.values.values())
     return percent(count / total) if total else "-"
 

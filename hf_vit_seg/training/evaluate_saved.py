@@ -1,4 +1,4 @@
-"""Measuring a saved model: a directory or Hub id, on a split of a recipe."""
+"""Evaluate a saved model (a directory or Hub id) on a split of a recipe."""
 
 from pathlib import Path
 from typing import Any
@@ -8,43 +8,43 @@ from accelerate import Accelerator
 from hf_vit_seg.data.datasets import RawDataset, open_split
 from hf_vit_seg.inference.loading import load_model, load_processor
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.checkpoints.main_process import locked_by_main_process, on_main_process
+from hf_vit_seg.training.checkpoints.main_process import lock_on_main_process, on_main_process
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE, SAMPLES
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, report_of
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_sample_images
 from hf_vit_seg.training.figures.plots import draw_plots
-from hf_vit_seg.training.recipe.metric_names import refuse_unmeasurable
+from hf_vit_seg.training.recipe.metric_names import check_metrics
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, write_report
 
 
 def evaluate_model(model: str, recipe: Recipe, split: str, out: Path) -> MetricsReport:
-    """Measure `model` and write metrics.json, plots and samples to `out`; called by all processes.
+    """Evaluate `model` and write metrics.json, plots and samples to `out`; called by all processes.
 
-    ModelError for a model that cannot be used, RecordError for a recipe that does not fit it, InUseError when another
-    process writes `out` or the run that it lies in.
+    ModelError for a model that cannot be loaded, RecordError for a recipe that does not fit it, InUseError if another
+    process writes to `out` or its run directory.
     """
-    with locked_by_main_process(accelerator_for(recipe), out):
+    with lock_on_main_process(accelerator_for(recipe), out):
         return write_evaluation(model, recipe, split, out)
 
 
 def accelerator_for(recipe: Recipe) -> Accelerator:
-    """accelerate in the precision of a recipe."""
+    """Create an Accelerator with the precision of a recipe."""
     precision = recipe.loop.precision
     return Accelerator(mixed_precision=None if precision == "default" else precision)
 
 
 def write_evaluation(model: str, recipe: Recipe, split: str, out: Path) -> MetricsReport:
-    """`evaluate_model` for a caller that holds the lock of `out`."""
+    """Evaluate a model; the caller holds the lock of `out`."""
     accelerator = accelerator_for(recipe)
     dataset = open_split(recipe, split)  # pyright: ignore[reportArgumentType]
     if dataset is None:
-        raise RecordError(f"data.{split} is not in the recipe: there is nothing to measure on")
-    refuse_unmeasurable(recipe, dataset.class_table.names)
+        raise RecordError(f"the recipe has no data.{split} to evaluate on")
+    check_metrics(recipe, dataset.class_table.names)
     loaded, processor = load_model(model, task=recipe.task), load_processor(model)
     check_classes(loaded, dataset, model)
-    # Of itself accelerate leaves a model where it is if weights are scattered, which this one's are not.
+    # With sharded training, accelerate would not move the model by default, but this one is not sharded.
     prepared = accelerator.prepare_model(loaded, device_placement=True, evaluation_mode=True)
     context = EvaluationContext(prepared, processor, recipe, accelerator)
     report = report_of(evaluate(context, dataset), recipe, dataset.class_table.names, split)
@@ -59,23 +59,23 @@ def write_evaluation(model: str, recipe: Recipe, split: str, out: Path) -> Metri
 
 
 def check_classes(model: Any, dataset: RawDataset, name: str) -> None:
-    """RecordError unless the model's classes are those of the data."""
+    """RecordError unless the classes of the model and of the data are equal."""
     labels = [model.config.id2label.get(index) for index in range(model.config.num_labels)]
-    wanted = list(dataset.class_table.names)
-    if len(labels) == 1 and len(wanted) == 2:  # a single output is the second class
-        wanted = wanted[1:]
-    if labels != wanted:
-        differing = [f"{i} {a} / {b}" for i, (a, b) in enumerate(zip(labels, wanted, strict=False)) if a != b]
-        first = f", the first that differ are {', '.join(differing[:3])}" if differing else ""
+    expected = list(dataset.class_table.names)
+    if len(labels) == 1 and len(expected) == 2:  # a single output is the second class
+        expected = expected[1:]
+    if labels != expected:
+        differing = [f"{i} {a} / {b}" for i, (a, b) in enumerate(zip(labels, expected, strict=False)) if a != b]
+        first = f", the first differences are {', '.join(differing[:3])}" if differing else ""
         raise RecordError(
-            f"{name} has {len(labels)} classes and the recipe's data {len(wanted)}{first}: measure with a recipe whose "
-            "data.classes are the model's, in their order"
+            f"{name} has {len(labels)} classes and the recipe's data {len(expected)}{first}; use a recipe whose "
+            "data.classes are the model's classes, in the same order"
         )
 
 
-def recipe_beside(model: str) -> Path:
-    """The recipe.yaml of a model directory that a run has written. RecordError where there is none."""
+def recipe_of_model(model: str) -> Path:
+    """Return the path of recipe.yaml in a model directory. RecordError if there is none."""
     path = Path(model) / RECIPE
     if not path.is_file():
-        raise RecordError(f"{model} has no {RECIPE} in it: name a recipe with --recipe, which says what to measure on")
+        raise RecordError(f"{model} contains no {RECIPE}; set the evaluation data with --recipe")
     return path

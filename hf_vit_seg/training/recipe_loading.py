@@ -20,7 +20,7 @@ from hf_vit_seg.yaml_reader import parse
 from .losses.registry import DEFAULT, LOSSES
 from .optimization.parameter_groups import GroupRow
 from .recipe.files import RecipeFileError, plain, recipe_path
-from .recipe.overrides import overridden, split_override
+from .recipe.overrides import override_setting, split_override
 from .recipe.schema import DataRecipe, OptimizerRecipe, Recipe
 
 SPLITS = ("train", "validation", "test")
@@ -28,44 +28,44 @@ PATHS = ("images", "masks", "file", "root", "annotations", "name")  # settings o
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a file, or the shipped one of that name, with `overrides` such as `loop.steps=100` on top.
+    """Load a recipe from a file, or a shipped recipe by name, and apply `overrides` such as `loop.steps=100`.
 
-    Relative paths are kept where they lead somewhere from the current directory, and else taken from the recipe's
-    folder. RecipeFileError for everything that is not known or does not fit.
+    Relative paths that do not exist in the current directory are resolved in the recipe's folder. RecipeFileError for
+    unknown or invalid settings.
     """
     path = recipe_path(source)
     try:
         settings = parse(path.read_text(encoding="utf-8"))
         if not isinstance(settings, Mapping):
-            raise RecordError(f"a recipe has settings by name (task, model, data, ...), found {shortened(settings)}")
+            raise RecordError(f"found {shortened(settings)}, expected a mapping of settings (task, model, data, ...)")
         settings = with_default_loss(settings)
         for override in overrides:
-            settings = overridden(settings, *split_override(override))
+            settings = override_setting(settings, *split_override(override))
         settings = with_default_loss(settings)
-        return completed(read_record(Recipe, settings), path.resolve().parent)
+        return complete_recipe(read_record(Recipe, settings), path.resolve().parent)
     except (OSError, UnicodeDecodeError, HfVitSegError) as error:
         raise RecipeFileError(f"{path}: {error}") from None
 
 
 def with_default_loss(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings that say the loss by which a recipe without one is trained: settings on top add to it, or take it away.
+    """Add the default loss to settings without one, so that overrides can add to it or remove it.
 
-    For pose the model computes its own.
+    For pose the model computes the loss.
     """
     if settings.get("loss", {}) != {} or settings.get("task") == "pose":
         return settings
     return {**settings, "loss": DEFAULT}
 
 
-def completed(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with every table's row checked and filled, and its relative paths made to lead somewhere.
+def complete_recipe(recipe: Recipe, folder: Path) -> Recipe:
+    """Check every table's row, fill in its defaults, and resolve relative paths.
 
-    RecordError names the place of the first row that does not fit.
+    RecordError names the first invalid row.
     """
     start = recipe.model.from_pretrained
     return recipe.model_copy(
         update={
-            "model": recipe.model.model_copy(update={"from_pretrained": start and anchored(start, folder)}),
+            "model": recipe.model.model_copy(update={"from_pretrained": start and resolve_path(start, folder)}),
             "data": recipe.data.model_copy(update=complete_sources(recipe.data, folder)),
             "transforms": complete_entries(TRANSFORMS, recipe.transforms, "transforms"),
             "batch_transforms": complete_entries(BATCH_TRANSFORMS, recipe.batch_transforms, "batch_transforms"),
@@ -79,18 +79,18 @@ def completed(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def complete_sources(data: DataRecipe, folder: Path) -> dict[str, dict[str, Any]]:
-    """The sources of all splits that there are."""
+    """Complete the data sources of all splits."""
     sources = {}
     for split in SPLITS:
         if (settings := getattr(data, split)) is not None:
             row = plain(SOURCES.read_kind(settings, f"data.{split}"))
-            paths = {key: anchored(row[key], folder) for key in PATHS if isinstance(row.get(key), str)}
+            paths = {key: resolve_path(row[key], folder) for key in PATHS if isinstance(row.get(key), str)}
             sources[split] = {"kind": settings["kind"], **row, **paths}
     return sources
 
 
 def complete_entries(table: Table, entries: Sequence[Any], place: str) -> tuple[dict[str, Any], ...]:
-    """A list's rows, each a name with all its settings."""
+    """Complete the rows of a list, each a name with all its settings."""
     rows = []
     for index, entry in enumerate(entries):
         name = entry if isinstance(entry, str) else next(iter(entry), None)
@@ -99,15 +99,15 @@ def complete_entries(table: Table, entries: Sequence[Any], place: str) -> tuple[
 
 
 def complete_groups(optimizer: OptimizerRecipe) -> tuple[dict[str, Any], ...]:
-    """The rows of parameter groups."""
+    """Complete the rows of parameter groups."""
     rows = enumerate(optimizer.groups)
     return tuple(plain(read_record(GroupRow, row, f"optimizer.groups.{index}")) for index, row in rows)
 
 
-def anchored(path: str, folder: Path) -> str:
-    """A relative path that leads nowhere from the current directory, but somewhere from `folder`, as one from there.
+def resolve_path(path: str, folder: Path) -> str:
+    """Resolve a relative path in `folder` if it exists there but not in the current directory.
 
-    Of a template such as `images/{stem}.png` the folder in front of the first brace is looked at.
+    For a template such as `images/{stem}.png`, the folder before the first brace is checked.
     """
     fixed = path if "{" not in path else os.path.dirname(path.partition("{")[0])
     if os.path.isabs(path) or os.path.exists(fixed) or not (folder / fixed).exists():

@@ -17,7 +17,7 @@ from hf_vit_seg.data.datasets import RawDataset, open_split
 from hf_vit_seg.data.labels.class_table import UnknownValueError
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.data_check import check_data, report_content
-from hf_vit_seg.training.figures.contact_sheet import chosen_samples, contact_sheet
+from hf_vit_seg.training.figures.contact_sheet import contact_sheet, select_samples
 from hf_vit_seg.training.recipe.schema import Recipe
 
 MAGENTA = (255, 0, 255)
@@ -285,9 +285,9 @@ def test_samples_without_files_are_checked():
     assert not report.problems and list(report.splits) == ["train", "test"]
     assert sum(report.class_counts()) == 1437 and min(report.class_counts()) > 100
     sheet = contact_sheet(report.splits["train"])
-    assert sheet.width > 300 and len(chosen_samples(report.splits["train"], 24)) == 24
+    assert sheet.width > 300 and len(select_samples(report.splits["train"], 24)) == 24
     assert {
-        int(report.splits["train"].facts[i].values[0][0]) for i in chosen_samples(report.splits["train"], 12)
+        int(report.splits["train"].facts[i].values[0][0]) for i in select_samples(report.splits["train"], 12)
     } == set(range(10))
 
 
@@ -334,16 +334,16 @@ def test_contact_sheet_shows_every_class_and_unknown_values(tmp_path):
     palette = [(10, 200, 30), (200, 20, 40), (30, 60, 220)]
     classes = [{"name": name, "color": color} for name, color in zip(CLASSES, palette, strict=True)]
     part = check(recipe(tmp_path, classes=classes)).splits["train"]
-    chosen = chosen_samples(part, 24)
+    chosen = select_samples(part, 24)
     assert len(chosen) == len(set(chosen)) == 24 and {37, 41} <= set(chosen)
-    assert len(chosen_samples(part, 2)) == 2
+    assert len(select_samples(part, 2)) == 2
     sheet = contact_sheet(part)
     assert set(palette) <= colors(sheet) and MAGENTA not in colors(sheet)
     strange = rare.copy()
     strange[:2] = 9
     write_pair(tmp_path / "train", "37", strange)
     part = check(recipe(tmp_path, classes=classes)).splits["train"]
-    assert 37 in chosen_samples(part, 1) and MAGENTA in colors(contact_sheet(part))
+    assert 37 in select_samples(part, 1) and MAGENTA in colors(contact_sheet(part))
 
 
 def test_people_are_checked_and_drawn(tmp_path):
@@ -417,7 +417,7 @@ def test_command_fails_where_training_would_raise(recipe_file, tmp_path, monkeyp
     [
         (["nothing.yaml"], "no recipe nothing.yaml"),
         (["trial.yaml", "data.ingore=[1]"], "did you mean 'ignore'"),
-        (["trial.yaml", "--splits", "trian"], "there is no split 'trian'"),
+        (["trial.yaml", "--splits", "trian"], "unknown split 'trian'"),
         (["trial.yaml", "--splits", "test"], "has no data for test"),
         (["trial.yaml", "data.train.masks=nowhere"], "there is no such folder"),
     ],

@@ -250,7 +250,7 @@ def test_recipe_adds_a_head_to_a_backbone(tmp_path):
     assert (config.id2label, config.decode_head) == (dict(enumerate(NEW)), "linear")
     assert config.backbone.hidden_dropout_prob == 0.25 and config.backbone.hidden_size == 32
     anew = "decode_head.classifier.bias, decode_head.classifier.weight"
-    assert found.notes == [f"Not in the checkpoint, initialized anew: {anew}"]
+    assert found.notes == [f"Missing in the checkpoint, newly initialized: {anew}"]
     weights = plain.state_dict()
     assert all(torch.equal(tensor, weights[key]) for key, tensor in found.model.backbone.state_dict().items())
     assert type(processor) is architectures()["backbone"].image_processor["torchvision"]
@@ -263,24 +263,24 @@ def test_run_starts_from_a_model_with_head(tmp_path):
     backbone_with_head(tmp_path / "bare", id2label=dict(enumerate(NEW))).save_pretrained(tmp_path / "with_head")
     for origin in ({}, {"architecture": "backbone"}):
         found = build_model(recipe({"from_pretrained": str(tmp_path / "with_head")} | origin), NEW)
-        assert not [note for note in found.notes if "initialized anew" in note]
+        assert not [note for note in found.notes if "newly initialized" in note]
 
 
 def test_other_channel_counts_adapt_the_first_convolution(tmp_path):
     plain = bare(tmp_path)
     origin = {"architecture": "backbone", "from_pretrained": str(tmp_path)}
-    found = build_model(recipe(origin, processor={"image_mean": [0.5] * 4, "image_std": [0.5] * 4}), NEW, bands=4)
+    found = build_model(recipe(origin, processor={"image_mean": [0.5] * 4, "image_std": [0.5] * 4}), NEW, channels=4)
     kernel = found.model.backbone.embeddings.patch_embeddings.projection.weight
     trained = plain.embeddings.patch_embeddings.projection.weight
     torch.testing.assert_close(kernel, trained[:, [0, 1, 2, 0]] * 3 / 4)
-    assert any("adapted to 4 bands" in note for note in found.notes)
+    assert any("adapted to 4 input channels" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
         ({}, r"no AutoModelForSemanticSegmentation for 'dinov2'.*model.architecture backbone"),
-        ({"architecture": "vit"}, r"vit puts no head on other checkpoints.*backbone"),
+        ({"architecture": "vit"}, r"vit cannot load the backbone of another.*backbone"),
         ({"architecture": "backbone", "variant": "tiny"}, r"either architecture and variant \(from scratch\) or"),
         ({"architecture": "backbone", "fields": {"decode_head": "all_mlp"}}, r"maps of several strides"),
         ({"architecture": "backbone", "fields": {"backbone_config": {"dropout": 1}}}, r"backbone_config\.dropout"),

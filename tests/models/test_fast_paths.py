@@ -63,14 +63,16 @@ def test_per_sample_gradients(model):
     def loss(parameters, image):
         return functional_call(model, (parameters, buffers), (image[None],)).logits.square().mean()
 
-    at_once = vmap(grad(loss), in_dims=(None, 0))(parameters, pixel_values)
+    with_precomputed_gradient = vmap(grad(loss), in_dims=(None, 0))(parameters, pixel_values)
     for sample, image in enumerate(pixel_values):
         model.zero_grad()
         model(image[None]).logits.square().mean().backward()
         for name, parameter in parameters.items():
             if parameter.grad is not None:
                 near = float(parameter.grad.abs().max()) * 1e-3 + 1e-7
-                torch.testing.assert_close(at_once[name][sample], parameter.grad, rtol=1e-3, atol=near, msg=name)
+                torch.testing.assert_close(
+                    with_precomputed_gradient[name][sample], parameter.grad, rtol=1e-3, atol=near, msg=name
+                )
 
 
 def test_hook_on_any_layer_is_called_once(model):

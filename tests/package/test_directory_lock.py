@@ -18,7 +18,7 @@ from hf_vit_seg.cli import app
 from hf_vit_seg.directory_lock import LOCK, InUseError, LockError, lock_owner, locked_directory, locked_file
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.training.checkpoints import main_process
-from hf_vit_seg.training.checkpoints.main_process import PreparationError, locked_by_main_process, on_main_process
+from hf_vit_seg.training.checkpoints.main_process import PreparationError, lock_on_main_process, on_main_process
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectoryError
 from hf_vit_seg.training.loop import trainer as run_module
 
@@ -114,14 +114,14 @@ def test_run_finished_while_waiting_is_not_replaced(folder, monkeypatch):
     recipe = folder.with_name("recipe.yaml")
     aside = folder.with_name("aside")
     folder.rename(aside)
-    locked = run_module.locked_by_main_process
+    locked = run_module.lock_on_main_process
 
     def late(*arguments):
         shutil.copytree(aside, folder)
         return locked(*arguments)
 
-    monkeypatch.setattr(run_module, "locked_by_main_process", late)
-    with pytest.raises(RunDirectoryError, match="has a run in it already"):
+    monkeypatch.setattr(run_module, "lock_on_main_process", late)
+    with pytest.raises(RunDirectoryError, match="already contains a run"):
         run(recipe, folder)
     assert all(path.exists() for path in traces)
 
@@ -159,7 +159,7 @@ def test_processes_of_the_same_run_share_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(main_process, "broadcast_object_list", lambda outcome: None)
     with ExitStack() as stack:
         for is_main in (True, False, False):
-            stack.enter_context(locked_by_main_process(SimpleNamespace(is_main_process=is_main), tmp_path))
+            stack.enter_context(lock_on_main_process(SimpleNamespace(is_main_process=is_main), tmp_path))
 
 
 def test_one_of_many_concurrent_starts_gets_a_new_directory(tmp_path):

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSemanticSe
 
 from hf_vit_seg import architectures
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.model.adapters import merged, save_model
+from hf_vit_seg.training.model.adapters import merge_adapters, save_model
 from hf_vit_seg.training.model.building import build_model
 from hf_vit_seg.training.model.parameter_names import encoder_layers, plain_name
 from hf_vit_seg.training.model.preparation import prepare_for_training
@@ -92,7 +92,7 @@ def test_saved_model_equals_the_trained_model(name, merge, tmp_path):
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_merged_model_has_no_adapters(name, tmp_path):
     model = train_adapted(tmp_path, name)
-    plain = merged(model)
+    plain = merge_adapters(model)
     fields = FIELDS.get(name, {}) | {"num_labels": len(NEW)}
     expected = AutoModelForSemanticSegmentation.from_config(architectures()[name].variant_config("tiny", **fields))
     assert type(plain) is type(expected) and list(plain.state_dict()) == list(expected.state_dict())
@@ -112,7 +112,7 @@ def test_adapters_are_saved_in_peft_format(tmp_path):
 
 def test_model_without_adapters_is_saved_unchanged(tmp_path):
     model = save(tmp_path / "base")
-    assert merged(model) is model
+    assert merge_adapters(model) is model
     save_model(model, tmp_path / "saved", merge=False)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved")
     torch.testing.assert_close(logits(loaded), logits(model))
@@ -145,9 +145,9 @@ def test_ema_adapters_are_merged(tmp_path):
     for step in (1, 2, 3):
         train_steps(prepared, 1)
         average.update(step)
-    with average.applied(prepared):
+    with average.apply(prepared):
         expected = logits(prepared)
-        plain = merged(prepared)
+        plain = merge_adapters(prepared)
     assert not torch.allclose(logits(prepared), expected)
     torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-5)
 

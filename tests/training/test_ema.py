@@ -86,7 +86,7 @@ def test_weights_are_swapped_without_a_copy():
     trained, averaged = snapshot(model), snapshot(average.average.module)
     places = {name: tensor.data_ptr() for name, tensor in average.average.module.state_dict().items()}
     parameters = list(model.parameters())
-    with average.applied(model) as applied:
+    with average.apply(model) as applied:
         assert applied is model
         assert_equal(snapshot(model), averaged)
         assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == places
@@ -100,7 +100,7 @@ def test_error_inside_restores_trained_weights():
     average = WeightAverage(model, STEADY)
     train(model, average, 2)
     trained = snapshot(model)
-    with pytest.raises(KeyboardInterrupt), average.applied():
+    with pytest.raises(KeyboardInterrupt), average.apply():
         raise KeyboardInterrupt
     assert_equal(snapshot(model), trained)
 
@@ -122,7 +122,7 @@ def test_folded_head_is_never_stale_after_swap():
         return head(maps)
 
     before = is_plain()
-    with average.applied():
+    with average.apply():
         inside = is_plain()
     assert not torch.allclose(inside, before)
     assert torch.equal(is_plain(), before)
@@ -142,7 +142,7 @@ def test_evaluation_does_not_change_training():
             optimizer.zero_grad()
             average.update(step)
             if evaluates:
-                with average.applied(model), torch.no_grad():
+                with average.apply(model), torch.no_grad():
                     model.eval()(IMAGES)
         runs.append(snapshot(model) | {f"average.{k}": v for k, v in average.state_dict().items()})
     assert_equal(*runs)
@@ -164,7 +164,7 @@ def test_data_parallel_model_is_unwrapped():
     train(wrapped, average, 2)
     averaged = snapshot(average.average.module)
     assert list(averaged) == list(model.state_dict())
-    with average.applied(wrapped) as applied:
+    with average.apply(wrapped) as applied:
         assert applied is wrapped
         assert_equal(snapshot(model), averaged)
     train(wrapped, average, 1, 3)
@@ -176,11 +176,11 @@ def test_bfloat16_model_is_averaged_in_float32():
     average = WeightAverage(model, STEADY)
     train(model, average, 2)
     assert {tensor.dtype for tensor in average.average.parameters()} == {torch.float32}
-    with average.applied(model), torch.no_grad():
+    with average.apply(model), torch.no_grad():
         assert model.eval()(IMAGES).logits.isfinite().all()
 
 
 def test_mismatched_model_raises():
     average = WeightAverage(random_model("segformer"), STEADY)
-    with pytest.raises(ValueError, match="another model"), average.applied(random_model("segformer")):
+    with pytest.raises(ValueError, match="another model"), average.apply(random_model("segformer")):
         pass

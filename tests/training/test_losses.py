@@ -17,7 +17,7 @@ from torch.nn.functional import (
 from hf_vit_seg.models.cpu_kernels import STRIP_BYTES
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.losses.class_weights import class_weights
-from hf_vit_seg.training.losses.registry import LOSSES, LossSum, wants_class_frequencies
+from hf_vit_seg.training.losses.registry import LOSSES, LossSum, needs_class_frequencies
 from hf_vit_seg.training.losses.upsampled_probabilities import upsampled_probabilities
 
 IGNORE = 255
@@ -357,7 +357,7 @@ def test_recipe_losses_are_summed_with_weights():
         ({"cross_entropie": None}, "segmentation", 3, "did you mean 'cross_entropy'"),
         ({"dice": {"smoth": 1}}, "segmentation", 3, "loss.dice.smoth is no known setting; did you mean 'smooth'"),
         ({"ohem": {"threshold": 3}}, "segmentation", 3, "loss.ohem.threshold should be"),
-        ({"dice": None}, "classification", 3, "loss.dice: a loss for segmentation"),
+        ({"dice": None}, "classification", 3, "loss.dice: this loss supports segmentation"),
         ({"binary_cross_entropy": None}, "segmentation", 3, "one output"),
         ({"cross_entropy": {"class_weights": [1, 2]}}, "segmentation", 3, "one per class, 3, found 2"),
         ({"cross_entropy": {"class_weights": "balanced"}}, "segmentation", 3, "how often classes occur"),
@@ -383,6 +383,6 @@ def test_class_weights_from_frequencies():
         shares = [count / 100 for count in counts]
         torch.testing.assert_close(class_weights(rule, 4, shares), class_weights(rule, 4, counts))
         losses = {"cross_entropy": {"class_weights": rule}}
-        assert wants_class_frequencies(losses)
+        assert needs_class_frequencies(losses)
         assert LossSum.from_recipe(losses, "segmentation", 4, IGNORE, counts).each()[0].weights.shape == (4,)
-    assert not wants_class_frequencies({}) and not wants_class_frequencies({"dice": None})
+    assert not needs_class_frequencies({}) and not needs_class_frequencies({"dice": None})

@@ -165,12 +165,12 @@ def test_unmatched_parameter_raises_with_a_suggestion():
 @pytest.mark.parametrize(
     ("model", "fields", "reason"),
     [
-        (resnet, {"layer_decay": 0.9}, "no layers are known"),
-        (lambda: build("segformer", "AutoModel"), {"head_multiplier": 10}, "all encoder"),
-        (resnet, {"groups": [{"match": "decoder_head"}]}, r"groups\.0: 'decoder_head' finds no parameter"),
-        (resnet, {"groups": [{"match": "("}]}, "is no regular expression"),
+        (resnet, {"layer_decay": 0.9}, "found no layers"),
+        (lambda: build("segformer", "AutoModel"), {"head_multiplier": 10}, "this model has no head"),
+        (resnet, {"groups": [{"match": "decoder_head"}]}, r"groups\.0: 'decoder_head' matches no parameter"),
+        (resnet, {"groups": [{"match": "("}]}, "is not a valid regular expression"),
         (resnet, {"groups": [{"mach": "head"}]}, r"groups\.0\.mach is no known setting; did you mean 'match'"),
-        (lambda: resnet().requires_grad_(False), {}, "nothing to train"),
+        (lambda: resnet().requires_grad_(False), {}, "all parameters are frozen"),
     ],
 )
 def test_invalid_groups_raise(model, fields, reason):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from hf_vit_seg.training.figures.classes import class_figure, reliability_figure
 from hf_vit_seg.training.figures.confusion_matrix import MOST_CLASSES, confusion_figure
-from hf_vit_seg.training.figures.curves import centered_means, measure_figure, training_figure
+from hf_vit_seg.training.figures.curves import metric_figure, moving_average, training_figure
 from hf_vit_seg.training.figures.plots import draw_plots
 from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, write_report
 from hf_vit_seg.training.reports.run_log import RunLog
@@ -141,16 +141,16 @@ def test_reliability_diagram_shows_calibration_error():
 
 def test_best_evaluation_is_marked():
     lines = [{"step": step, "evaluation": {"mean_iou": value}} for step, value in ((10, 0.2), (20, 0.6), (30, 0.5))]
-    (axes,) = measure_figure(lines).axes
+    (axes,) = metric_figure(lines).axes
     assert axes.get_title(loc="right") == "best 0.6000 at step 20"
     lower = [{"step": step, "evaluation": {"calibration_error": value}} for step, value in ((10, 0.2), (20, 0.1))]
-    assert measure_figure(lower).axes[0].get_title(loc="right") == "best 0.1000 at step 20"
+    assert metric_figure(lower).axes[0].get_title(loc="right") == "best 0.1000 at step 20"
 
 
 def test_selected_metric_is_plotted_first():
     lines = [{"step": 1, "evaluation": {"mean_iou": 0.5, "mean_dice": 0.6, "per_category_iou": [0.5]}}]
-    assert measure_figure(lines).axes[0].get_title(loc="left") == "mIoU"
-    assert measure_figure(lines, "mean_dice").axes[0].get_title(loc="left") == "mean Dice"
+    assert metric_figure(lines).axes[0].get_title(loc="left") == "mIoU"
+    assert metric_figure(lines, "mean_dice").axes[0].get_title(loc="left") == "mean Dice"
 
 
 def test_non_finite_losses_are_marked():
@@ -165,7 +165,7 @@ def test_centered_means_average_neighbors(reach):
     values = np.random.default_rng(0).normal(size=40)
     values[[3, 4, 5, 20]] = np.nan
     expected = [np.nanmean(values[max(i - reach, 0) : i + reach + 1]) for i in range(len(values))]
-    np.testing.assert_allclose(centered_means(values, reach), expected, atol=1e-12)
+    np.testing.assert_allclose(moving_average(values, reach), expected, atol=1e-12)
 
 
 def test_plots_do_not_import_pyplot_and_load_matplotlib_lazily():

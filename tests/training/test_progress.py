@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hf_vit_seg.training.reports.progress import Progress, Smoothed
+from hf_vit_seg.training.reports.progress import MovingAverage, Progress
 
 
 def console(terminal=False, width=100):
@@ -20,8 +20,8 @@ def plain_output(where):
 
 @given(st.lists(st.floats(-1e6, 1e6, allow_subnormal=False) | st.just(math.nan), min_size=1))
 def test_smoothed_value_is_within_the_input_range(values):
-    average = Smoothed()
-    last = [average.after(value) for value in values][-1]
+    average = MovingAverage()
+    last = [average.update(value) for value in values][-1]
     finite = [value for value in values if not math.isnan(value)]
     if not finite:
         assert math.isnan(last)
@@ -31,7 +31,7 @@ def test_smoothed_value_is_within_the_input_range(values):
 
 
 def test_first_value_is_not_smoothed():
-    assert Smoothed().after(0.7) == pytest.approx(0.7)
+    assert MovingAverage().update(0.7) == pytest.approx(0.7)
 
 
 def test_plain_lines_are_printed_at_intervals_and_at_the_end():
@@ -57,7 +57,7 @@ def test_missing_values_keep_the_last_one():
     with Progress(4, console=where, log_every=2) as progress:
         progress.update(1, loss=0.25, epoch=0.5)
         progress.update(2, loss=None)
-        progress.evaluated("mean_iou", 0.5, best=True)
+        progress.show_score("mean_iou", 0.5, best=True)
         progress.update(4)
     assert plain_output(where).splitlines()[1] == "step 2/4 · mean_iou 0.5000 (best)"
     assert plain_output(where).splitlines()[2] == "step 4/4 · epoch 0.50 · loss 0.2500 · mean_iou 0.5000 (best)"
@@ -71,7 +71,7 @@ def test_terminal_shows_bars_for_training_and_evaluation():
             advance(5)
             progress.bar.refresh()
             text = plain_output(where)
-        progress.say("[brackets] are no markup")
+        progress.log("[brackets] are no markup")
     assert "50/100" in text and "epoch 1.50 · loss 0.5000" in text
     assert "evaluating" in text and "5/20" in text
     assert "[brackets] are no markup" in plain_output(where)
@@ -81,10 +81,10 @@ def test_other_processes_print_nothing():
     where = console(terminal=True)
     with Progress(4, console=where, enabled=False) as progress:
         progress.update(4, loss=1.0)
-        progress.evaluated("mean_iou", 0.5)
+        progress.show_score("mean_iou", 0.5)
         with progress.evaluating(3) as advance:
             advance(3)
-        progress.say("nothing")
+        progress.log("nothing")
     assert plain_output(where) == ""
 
 

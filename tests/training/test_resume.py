@@ -17,9 +17,9 @@ from tiny_runs import finish, forget_accelerate, log, run, settings, start, weig
 from hf_vit_seg.errors import WriteError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
-from hf_vit_seg.training.console import tell_results, train_command
+from hf_vit_seg.training.console import print_results, train_command
 from hf_vit_seg.training.loop.trainer import RunStatus
-from hf_vit_seg.training.recipe.overrides import overridden
+from hf_vit_seg.training.recipe.overrides import override_setting
 from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.memory_advice import OutOfMemory
 from hf_vit_seg.yaml_reader import parse
@@ -135,7 +135,7 @@ def test_resume_after_kill_is_bit_identical(recipe, tmp_path):
 def test_resume_after_kill_with_two_processes(recipe, tmp_path):
     """With BatchNorm, whose running statistics are local to each process."""
     (tmp_path / "killed.py").write_text(KILLED)
-    recipe = write_recipe(tmp_path, overridden(parse(recipe.read_text()), ["model", "norm"], "batch"))
+    recipe = write_recipe(tmp_path, override_setting(parse(recipe.read_text()), ["model", "norm"], "batch"))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     finish(start([str(recipe), "--out", str(whole)], processes=2))
     finish(start([str(recipe), str(parts), "7"], processes=2, script=str(tmp_path / "killed.py")), expected=1)
@@ -334,15 +334,15 @@ def test_sample_images_show_the_best_model(finished_run, tmp_path, capsys):
     assert "the best model, that of step 1, cannot be restored" in " ".join(printed.err.split())
 
 
-def test_metrics_of_a_best_model_that_is_not_the_last_are_computed_again(ended, tmp_path):
+def test_metrics_of_a_best_model_that_is_not_the_last_are_computed_again(finished_run, tmp_path):
     out = tmp_path / "run"
-    shutil.copytree(ended, out)
+    shutil.copytree(finished_run, out)
     manifest = read_manifest(checkpoints(out / "checkpoints")[-1])
     change_manifest(out, best_tracker=manifest.best_tracker.model_dump() | {"best_step": 1})
     remove(out, "best/metrics.json", "best/README.md", "best/preprocessor_config.json", "best/recipe.yaml")
-    assert run(ended.parent / "recipe.yaml", out, "loop.steps=2", resume=True) is RunStatus.finished
-    restored, expected = content(out), content(ended)
-    assert restored["best/metrics.json"] == expected["best/metrics.json"] | {"step": 1}
+    assert run(finished_run.parent / "recipe.yaml", out, "loop.steps=2", resume=True) is RunStatus.finished
+    restored, expected = content(out), content(finished_run)
+    assert restored["best/metrics.json"] == {**expected["best/metrics.json"], "step": 1}
     for name in ("README.md", "preprocessor_config.json", "recipe.yaml", "model.safetensors"):
         assert restored[f"best/{name}"] == expected[f"best/{name}"]
 
@@ -422,19 +422,19 @@ def test_only_existing_outputs_are_listed(tmp_path, capsys):
     directory = RunDirectory(tmp_path)
     (tmp_path / "last").mkdir()
     loaded = load_recipe("nuclei", [])
-    tell_results(directory, RunStatus.finished, loaded)
+    print_results(directory, RunStatus.finished, loaded)
     assert str(directory.plots) not in capsys.readouterr().out
     directory.plots.mkdir()
     (directory.plots / "training.png").touch()
-    tell_results(directory, RunStatus.finished, loaded)
+    print_results(directory, RunStatus.finished, loaded)
     assert str(directory.plots) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("optimizer.learning_rate=2e-3", r"optimizer\.learning_rate = 0\.001, and the recipe says 0\.002"),
-        ("loop.batch_size=4", r"loop\.batch_size \* loop\.accumulation = 3, and the recipe says 4"),
+        ("optimizer.learning_rate=2e-3", r"optimizer\.learning_rate = 0\.001, but the recipe has 0\.002"),
+        ("loop.batch_size=4", r"loop\.batch_size \* loop\.accumulation = 3, but the recipe has 4"),
         ("transforms.0.random_crop.size=[40,40]", r"transforms\.0\.random_crop\.size\.0 = 32"),
         ("model.freeze=[encoder]", r"model\.freeze"),
         ("seed=1", r"seed = 0"),
@@ -453,10 +453,13 @@ def test_settings_outside_the_training_state_can_change(recipe, checkpoint):
 @pytest.mark.parametrize(
     ("overrides", "note"),
     [
-        (["loop.batch_size=1", "loop.accumulation=3"], "loop.batch_size = 1 (was 3): from here on the run is not bit"),
+        (
+            ["loop.batch_size=1", "loop.accumulation=3"],
+            "loop.batch_size = 1 (was 3): the run is not bit-identical from here on",
+        ),
         (
             ["model.gradient_checkpointing=true"],
-            "model.gradient_checkpointing = True (was False): from here on the run",
+            "model.gradient_checkpointing = True (was False): the run is not bit-identical",
         ),
         (["evaluation.protocol.window=[32,32]"], "the best model so far is not compared"),
         (["evaluation.batch_size=2", "loop.evaluate_every=1"], ""),
@@ -466,8 +469,10 @@ def test_memory_saving_settings_can_change(recipe, checkpoint, capsys, overrides
     out = checkpoint.parent.parent
     assert run(recipe, out, "loop.steps=3", *overrides, resume=True) is RunStatus.finished
     noted = " ".join(capsys.readouterr().err.split())
-    assert "loop.steps = 3 (was 2): from here on the learning rate is that of a run of this length" in noted
-    assert note in noted and noted.count("from here on the run is not") == note.count("from here on") * len(overrides)
+    assert "loop.steps = 3 (was 2): the learning rate follows the new length from here on" in noted
+    assert note in noted and noted.count("the run is not bit-identical") == note.count(
+        "the run is not bit-identical"
+    ) * len(overrides)
 
 
 def test_best_model_is_reset_when_evaluation_changes(recipe, checkpoint):
@@ -506,7 +511,7 @@ def test_checkpoint_of_other_data_raises(tmp_path, change, found):
 def test_checkpoint_of_another_process_count_raises(recipe, checkpoint):
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"processes": 4}))
-    with pytest.raises(CheckpointError, match=r"written by 4 processes and this run has 1"):
+    with pytest.raises(CheckpointError, match=r"written by 4 processes, but this run has 1"):
         run(recipe, checkpoint.parent.parent, "loop.steps=2", resume=True)
 
 

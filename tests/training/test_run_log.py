@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.reports.json_values import json_line, json_value
 from hf_vit_seg.training.reports.run_log import FILE, RunLog, RunLogError, read
-from hf_vit_seg.training.reports.trackers import check_trackers, dotted
+from hf_vit_seg.training.reports.trackers import check_trackers, flatten_settings
 
 OTHER_PROCESS = SimpleNamespace(is_main_process=False)
 
@@ -51,7 +51,7 @@ def test_any_value_is_one_line_of_strict_json(value):
 
 def test_non_finite_numbers_are_null():
     assert json_value([math.nan, math.inf, torch.tensor(-math.inf), np.float32("nan")]) == [None] * 4
-    with pytest.raises(TypeError, match="object has no form in JSON"):
+    with pytest.raises(TypeError, match="found object, expected numbers"):
         json_value(object())
 
 
@@ -85,7 +85,7 @@ def test_truncated_last_line_is_dropped(tmp_path):
 @pytest.mark.parametrize("text", ["no json\n", "[1]\n", '{"loss": 1}\n'])
 def test_unknown_file_raises(tmp_path, text):
     (tmp_path / FILE).write_text('{"step": 1}\n' + text)
-    with pytest.raises(RunLogError, match="line 2, is no line of a run's log"):
+    with pytest.raises(RunLogError, match="line 2: not a line of a run's log"):
         read(tmp_path)
 
 
@@ -151,11 +151,11 @@ def test_failing_tracker_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
         for step in (1, 2):
             log.step({"step": step})
     assert [record.getMessage() for record in caplog.records if "no network" in record.getMessage()] == [
-        "trackers (tensorboard) failed and are left out from step 1 on: no network"
+        "trackers (tensorboard) failed and are disabled from step 1 on: no network"
     ]
     assert len(read(tmp_path)) == 2
 
 
 def test_nested_settings_have_dotted_names():
     nested = {"loop": {"steps": 3, "ema": None}, "model": {}, "seed": 0}
-    assert dotted(nested) == {"loop.steps": 3, "loop.ema": "None", "model": "{}", "seed": 0}
+    assert flatten_settings(nested) == {"loop.steps": 3, "loop.ema": "None", "model": "{}", "seed": 0}

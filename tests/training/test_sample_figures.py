@@ -8,7 +8,7 @@ from PIL import Image
 from hf_vit_seg.drawing.skeletons import COCO_BONES, LEFT, RIGHT, with_skeletons
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 from hf_vit_seg.training.figures.layout import captioned, fitting, grid, legend_below
-from hf_vit_seg.training.figures.poses import persons, pose_picture
+from hf_vit_seg.training.figures.poses import persons, pose_figure
 from hf_vit_seg.training.figures.samples import (
     IGNORED,
     LONGEST_SIDE,
@@ -17,12 +17,12 @@ from hf_vit_seg.training.figures.samples import (
     WRONG,
     ClassifiedImage,
     class_rows,
-    classification_picture,
+    classification_figure,
     error_panel,
     error_rows,
     panel_size,
-    segmentation_picture,
-    write_pictures,
+    segmentation_figure,
+    write_figures,
 )
 
 PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], dtype=np.uint8)
@@ -39,7 +39,7 @@ def near(color, other, reach=60):
 def test_every_image_has_four_panels_and_a_legend(bands, floats, height, width):
     image = torch.randint(0, 255, (bands, height, width), dtype=torch.uint8)
     labels = torch.randint(0, 3, (height, width))
-    picture = segmentation_picture(image / 100 if floats else image, labels, labels, NAMES, PALETTE)
+    picture = segmentation_figure(image / 100 if floats else image, labels, labels, NAMES, PALETTE)
     across, down = panel_size((width, height))
     assert picture.mode == "RGB" and picture.width >= 4 * across and picture.height > down
 
@@ -54,8 +54,8 @@ def test_panels_have_a_readable_size(width, height):
 
 def test_labels_and_image_can_differ_in_size():
     labels = np.zeros((40, 60), dtype=int)
-    small = segmentation_picture(Image.new("RGB", (30, 20)), labels, labels, NAMES, PALETTE)
-    large = segmentation_picture(Image.new("L", (600, 400)), labels, labels, NAMES, PALETTE)
+    small = segmentation_figure(Image.new("RGB", (30, 20)), labels, labels, NAMES, PALETTE)
+    large = segmentation_figure(Image.new("L", (600, 400)), labels, labels, NAMES, PALETTE)
     assert small.size == large.size
 
 
@@ -85,7 +85,7 @@ def test_legend_lists_classes_with_iou_by_area():
         ("house", (255, 0, 0)), ("ground", (0, 0, 0)), ("tree", (0, 255, 0))
     ]  # fmt: skip
     assert [iou for _, _, iou in rows] == [pytest.approx(2 / 3), 1.0, 0.0]
-    assert error_rows(matrix, truth.numpy() != 255, NAMES) == [("not counted", IGNORED, pytest.approx(0.2))]
+    assert error_rows(matrix, truth.numpy() != 255, NAMES) == [("ignored", IGNORED, pytest.approx(0.2))]
 
 
 def test_legend_of_two_classes_has_both_error_rates():
@@ -99,13 +99,13 @@ def test_legend_of_two_classes_has_both_error_rates():
 
 def test_fully_ignored_image_is_drawn():
     labels = np.full((8, 8), 255)
-    segmentation_picture(torch.zeros(3, 8, 8, dtype=torch.uint8), labels, np.zeros((8, 8), int), NAMES, PALETTE)
+    segmentation_figure(torch.zeros(3, 8, 8, dtype=torch.uint8), labels, np.zeros((8, 8), int), NAMES, PALETTE)
 
 
 def test_wrong_classes_are_red():
     image = torch.full((1, 8, 8), 255, dtype=torch.uint8)
     for found, color in ((1, (213, 40, 40)), (0, (0, 128, 96))):
-        sheet = np.asarray(classification_picture([ClassifiedImage(image, 0, found, 0.5)], ["W" * 90, "M" * 90]))
+        sheet = np.asarray(classification_figure([ClassifiedImage(image, 0, found, 0.5)], ["W" * 90, "M" * 90]))
         saturation = sheet.max(axis=2).astype(int) - sheet.min(axis=2)
         strongest = sheet[np.unravel_index(saturation.argmax(), saturation.shape)]
         assert near(strongest, color, 30)
@@ -114,14 +114,14 @@ def test_wrong_classes_are_red():
 
 def test_classified_images_of_any_shape_form_a_grid():
     images = [torch.zeros(1, height, 5, dtype=torch.uint8) for height in (1, 5, 900)]
-    sheet = classification_picture([ClassifiedImage(image, 0, 0, 1.0) for image in images], ["zero"], columns=2)
-    single = classification_picture([ClassifiedImage(images[0], 0, 0, 1.0)], ["zero"], columns=2)
+    sheet = classification_figure([ClassifiedImage(image, 0, 0, 1.0) for image in images], ["zero"], columns=2)
+    single = classification_figure([ClassifiedImage(images[0], 0, 0, 1.0)], ["zero"], columns=2)
     assert sheet.width > 1.9 * single.width and sheet.height > 1.9 * single.height
 
 
 def test_file_names_are_safe_and_unique(tmp_path):
     names = ["a/b.jpg", "a b.png", "../../etc/passwd", "", "scan.v2.tif", "é.png", "A_B.tif", "x" * 400]
-    paths = write_pictures(tmp_path / "samples", {name: Image.new("RGB", (2, 2)) for name in names})
+    paths = write_figures(tmp_path / "samples", {name: Image.new("RGB", (2, 2)) for name in names})
     assert len(set(paths)) == len(names)
     assert sorted(paths) == sorted((tmp_path / "samples").iterdir())
     assert len({path.name.casefold() for path in paths}) == len(names)
@@ -148,10 +148,10 @@ def test_scaling_maps_pixel_centers():
 
 def test_poses_are_side_by_side():
     keypoints = torch.rand(2, 17, 3) * 50
-    picture = pose_picture(torch.zeros(3, 60, 40, dtype=torch.uint8), keypoints, keypoints[0], note="OKS 0.5")
+    picture = pose_figure(torch.zeros(3, 60, 40, dtype=torch.uint8), keypoints, keypoints[0], note="OKS 0.5")
     assert picture.width > 2 * 40
-    pose_picture(Image.new("L", (60, 40)), np.zeros((4, 3)), np.ones((4, 3)), bones=[(0, 3)])
-    with pytest.raises(ValueError, match=r"persons are \(P, K, 3\).*got \(1, 4, 2\)"):
+    pose_figure(Image.new("L", (60, 40)), np.zeros((4, 3)), np.ones((4, 3)), bones=[(0, 3)])
+    with pytest.raises(ValueError, match=r"shape \(1, 4, 2\), expected \(P, K, 3\)"):
         persons(np.zeros((4, 2)))
 
 
@@ -166,7 +166,7 @@ def test_captions_fit_and_keep_the_image():
 
 
 def test_empty_grid_and_legend():
-    with pytest.raises(ValueError, match="one picture or more"):
+    with pytest.raises(ValueError, match="found no images"):
         grid([], 3)
     picture = Image.new("RGB", (50, 20))
     assert legend_below(picture, []) is picture

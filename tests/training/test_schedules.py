@@ -107,9 +107,9 @@ def test_warmup_below_one_is_a_fraction():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"warmup_steps": 50}, "leaves nothing of a run of 50"),
-        ({"warmup_steps": 1.5}, "whole number, or a share below 1; found 1.5"),
-        ({"name": "wsd", "warmup_steps": 20, "decay_share": 0.8}, r"over 0\.8 of all steps are more than the run's 50"),
+        ({"warmup_steps": 50}, "expected less than the run.s 50 steps"),
+        ({"warmup_steps": 1.5}, "found 1.5, expected an integer, or a share below 1"),
+        ({"name": "wsd", "warmup_steps": 20, "decay_share": 0.8}, r"over 0\.8 of all steps exceed the run's 50"),
     ],
 )
 def test_schedule_longer_than_the_run_raises(settings, reason):

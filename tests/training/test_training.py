@@ -36,12 +36,12 @@ from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import PreparationError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectoryError
 from hf_vit_seg.training.checkpoints.state import checkpoints
-from hf_vit_seg.training.console import evaluate_command, exit_code_of, train_command
+from hf_vit_seg.training.console import evaluate_command, run_command, train_command
 from hf_vit_seg.training.evaluate_saved import evaluate_model
 from hf_vit_seg.training.loop import setup as preparation
 from hf_vit_seg.training.loop import trainer as run_module
 from hf_vit_seg.training.loop.trainer import RunStatus, TrainingError
-from hf_vit_seg.training.recipe.metric_names import MEASURES
+from hf_vit_seg.training.recipe.metric_names import METRICS
 from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.memory_advice import OutOfMemory
 
@@ -74,7 +74,7 @@ sys.exit(train_command(recipe, settings, Path(out), False, False))
 
 
 # FSDP2 with the default answers of accelerate's questionnaire, which needs devices, so CPUs are declared as such.
-SCATTERING = """
+SHARDING = """
 import os, sys
 from pathlib import Path
 from accelerate import DistributedType
@@ -124,7 +124,7 @@ def test_saved_models_load_and_reproduce_the_reported_scores(recipe, tmp_path):
         found = evaluate_model(str(out / name), load_recipe(out / name / "recipe.yaml"), "validation", tmp_path / name)
         assert found.scores["mean_iou"] == said["scores"]["mean_iou"] > 0
         assert (
-            tuple(name for name, value in found.scores.items() if isinstance(value, float)) == MEASURES["segmentation"]
+            tuple(name for name, value in found.scores.items() if isinstance(value, float)) == METRICS["segmentation"]
         )
         assert np.array_equal(found.confusion, said["confusion_matrix"])
     assert load_recipe(out / "recipe.yaml").loop.steps == 8
@@ -237,7 +237,7 @@ def test_two_processes_evaluate_the_saved_model(recipe, tmp_path, average):
 @pytest.mark.slow
 def test_sharded_weights_train_as_full_weights(recipe, tmp_path):
     """FSDP2 and DDP, with BatchNorm; the sharded run resumes from its checkpoint."""
-    (tmp_path / "scattering.py").write_text(SCATTERING)
+    (tmp_path / "scattering.py").write_text(SHARDING)
     same = ["model.norm=batch", "loop.steps=4", "schedule.name=constant", "optimizer.name=sgd"]
     scattered, whole = tmp_path / "scattered", tmp_path / "whole"
     finish(start([str(recipe), *same, "--out", str(whole)], processes=2))
@@ -269,7 +269,7 @@ def test_early_stopping(recipe, tmp_path):
 
 
 def test_computed_statistics_and_class_weights(recipe, tmp_path):
-    measured = ["processor.image_mean=measured", "processor.image_std=measured", "loop.steps=1"]
+    measured = ["processor.image_mean=computed", "processor.image_std=computed", "loop.steps=1"]
     run(recipe, tmp_path / "run", *measured, "loss.cross_entropy.class_weights=balanced")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "last")
     folder = load_recipe(recipe).data.train["images"]
@@ -317,7 +317,7 @@ def test_step_with_non_finite_loss_is_skipped(recipe, tmp_path, monkeypatch):
 
 def test_too_many_non_finite_losses_raise_with_step_and_samples(recipe, tmp_path, monkeypatch):
     with_fault(monkeypatch, 2)
-    with pytest.raises(TrainingError, match=r"nan in 5 steps in a row, .* step 6 \(with \d\d\.png, \d\d\.png"):
+    with pytest.raises(TrainingError, match=r"nan in 5 consecutive steps, .* step 6 \(with \d\d\.png, \d\d\.png"):
         run(recipe, tmp_path / "run", "loop.evaluate_every=3")
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000003"]
 
@@ -344,7 +344,7 @@ def test_norms_are_synchronized_after_the_trial_steps(recipe, tmp_path, monkeypa
         tried.append(has_norm(model, torch.nn.SyncBatchNorm))
         return 2
 
-    monkeypatch.setattr(preparation, "measured_batch_size", try_out)
+    monkeypatch.setattr(preparation, "find_batch_size", try_out)
     loaded = load_recipe(recipe, ["model.norm=sync", "loop.batch_size=auto"])
     accelerator = preparation.build_accelerator(loaded, tmp_path)
     parts = preparation.prepare(loaded, accelerator, tmp_path / "facts.json", None)
@@ -384,7 +384,7 @@ def test_failed_final_evaluation_reports_the_model_path(data, tmp_path, monkeypa
     monkeypatch.setattr(run_module, "write_evaluation", failing)
     changes = settings(data)
     changes["data"]["test"] = changes["data"]["validation"]
-    with pytest.raises(TrainingError, match=r"model is trained and in .*run/best, .*: the disk is full; .* evaluate"):
+    with pytest.raises(TrainingError, match=r"trained model is in .*run/best, .*: the disk is full; .* evaluate"):
         run(write_recipe(tmp_path, changes), tmp_path / "run", "loop.steps=1")
     assert (tmp_path / "run" / "best" / "model.safetensors").exists()
 
@@ -399,7 +399,7 @@ def test_run_replaces_nothing_without_overwrite(recipe, tmp_path):
     assert load_recipe(tmp_path / "run" / "recipe.yaml").seed == 1
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "photo.jpg").touch()
-    with pytest.raises(RunDirectoryError, match=r"holds no run"):
+    with pytest.raises(RunDirectoryError, match=r"contains no run"):
         run(recipe, tmp_path / "other", overwrite=True)
 
 
@@ -477,7 +477,7 @@ def test_error_is_reported_by_the_failing_process(monkeypatch, capsys, process, 
         def failing():
             raise error
 
-        assert exit_code_of(failing) == 2
+        assert run_command(failing) == 2
         return capsys.readouterr().err
 
     assert error_output(HfVitSegError("a.png: cannot be read")) == f"hf-vit-seg{name}: a.png: cannot be read\n"
@@ -516,9 +516,9 @@ def test_full_disk_is_reported(recipe, tmp_path, limit, overrides, what):
     assert f"hf-vit-seg: {out / what} cannot be written: " in said and "Traceback" not in said
     assert not list(out.rglob(".tmp-*"))
     if what == "best":
-        assert "there is no whole checkpoint yet" in said
+        assert "there is no checkpoint yet" in said
         return
-    assert f"the last whole checkpoint is {out}/checkpoints/step-000001; go on with" in said
+    assert f"the last checkpoint is {out}/checkpoints/step-000001; resume with" in said
     assert run(recipe, out, *overrides, resume=True) is RunStatus.finished
 
 
@@ -573,7 +573,7 @@ def test_classification(tmp_path):
     }
     run(write_recipe(tmp_path, recipe), tmp_path / "run")
     report = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
-    assert tuple(report["scores"]) == MEASURES["classification"]
+    assert tuple(report["scores"]) == METRICS["classification"]
     assert report["images"] == 360 == np.sum(report["confusion_matrix"])
     assert report["scores"]["accuracy"] <= report["scores"]["top_5_accuracy"]
     forget_accelerate()
@@ -588,7 +588,7 @@ def test_pose(tmp_path):
     run(write_recipe(tmp_path, pose_recipe(tmp_path)), tmp_path / "run")
     report = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
     assert 0 <= report["scores"]["oks_ap"] <= 1
-    assert tuple(report["scores"]) == MEASURES["pose"]
+    assert tuple(report["scores"]) == METRICS["pose"]
     assert report["images"] == 8
     assert AutoModelForPoseEstimation.from_pretrained(tmp_path / "run" / "best").config.num_labels == 17
 

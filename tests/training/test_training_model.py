@@ -21,9 +21,9 @@ from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.model.building import build_model
 from hf_vit_seg.training.model.classifier_rows import matching_rows
 from hf_vit_seg.training.model.parameter_names import encoder_layers
-from hf_vit_seg.training.model.pretrained import listed
-from hf_vit_seg.training.model.shape_probing import band_axes, class_axes, set_classes
-from hf_vit_seg.training.model.stem import adapted
+from hf_vit_seg.training.model.pretrained import format_tensor_names
+from hf_vit_seg.training.model.shape_probing import channel_axes, class_axes, set_classes
+from hf_vit_seg.training.model.stem import adapt_input_conv
 
 HEADLESS = [
     (name, auto)
@@ -37,7 +37,7 @@ POSERS = [n for n, a in architectures().items() if "AutoModelForPoseEstimation" 
 def build_for_classes(folder, names=NEW, bands=3, **settings):
     model = {"from_pretrained": str(folder)} | settings.pop("model", {})
     plain = {"processor": {"image_mean": [0.5] * bands, "image_std": [0.5] * bands}}
-    found = build_model(recipe(model, **(plain | settings)), names, bands=bands)
+    found = build_model(recipe(model, **(plain | settings)), names, channels=bands)
     return found.model.eval(), "\n".join(found.notes)
 
 
@@ -51,7 +51,7 @@ def test_new_model_has_the_classes_and_channels_of_the_data(name, task):
         task=task,
         processor={"image_mean": [0.5] * 5, "image_std": [0.1] * 5, "size": {"height": 64, "width": 64}},
     )
-    found = build_model(wanted, NEW, ignore_index=65535, bands=5, palette=[(1, 2, 3)] * 3)
+    found = build_model(wanted, NEW, ignore_index=65535, channels=5, palette=[(1, 2, 3)] * 3)
     config = found.model.config
     assert config.id2label == dict(enumerate(NEW)) and config.num_labels == 3 and config.label2id["boat"] == 1
     assert (config.num_channels, config.hidden_act, config.semantic_loss_ignore_index) == (5, "relu", 65535)
@@ -77,7 +77,7 @@ def test_new_weights_depend_only_on_the_seed():
 def test_classifier_rows_are_matched_by_class_name(name, tmp_path):
     old = save(tmp_path, name)
     model, notes = build_for_classes(tmp_path)
-    assert "the rows of road, SKY come from the checkpoint; those of boat are initialized anew" in notes
+    assert "the rows of road, SKY are copied from the checkpoint; those of boat are newly initialized" in notes
     weight, trained = classifier(model).weight, classifier(old).weight
     assert torch.equal(weight[0], trained[1]) and torch.equal(weight[2], trained[0])
     assert not any(torch.equal(weight[1], row) for row in trained)
@@ -94,14 +94,14 @@ def test_reordered_classes_permute_the_rows(tmp_path):
     weight, trained = model.decode_head.classifier.weight, old.decode_head.classifier.weight
     assert torch.equal(weight[[0, 2, 3]], trained[[3, 0, 1]])
     assert not torch.equal(weight[1], trained[1])
-    assert "those of dog are initialized anew" in notes
+    assert "those of dog are newly initialized" in notes
 
 
 def test_equal_classes_are_loaded_unchanged(tmp_path):
     old = save(tmp_path)
     model, notes = build_for_classes(tmp_path, [name.upper() for name in OLD])
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), old.state_dict().values(), strict=True))
-    assert notes.startswith("There is no image processor beside the checkpoint") and "\n" not in notes
+    assert notes.startswith("The checkpoint has no image processor") and "\n" not in notes
     assert model.config.id2label[1] == "ROAD"
 
 
@@ -111,7 +111,7 @@ def test_recipe_can_reinitialize_all_rows(tmp_path):
     rows = [*model.decode_head.classifier.weight]
     assert not any(torch.equal(row, trained) for row in rows for trained in old.decode_head.classifier.weight)
     assert torch.equal(model.decode_head.fuse.weight, old.decode_head.fuse.weight)
-    assert "all 4 rows are initialized anew" in notes
+    assert "all 4 rows are newly initialized" in notes
 
 
 @pytest.mark.parametrize("name", POSERS)
@@ -137,8 +137,8 @@ def test_encoder_or_classifier_initializes_a_segmentation_model(name, auto_class
     encoder = model.base_model.state_dict()
     expected = (old if auto_class == "AutoModel" else old.base_model).state_dict()
     assert all(torch.equal(encoder[key], tensor) for key, tensor in expected.items())
-    assert "Not in the checkpoint, initialized anew: decode_head" in notes
-    assert ("without a place in this model: classifier.bias" in notes) == (auto_class != "AutoModel")
+    assert "Missing in the checkpoint, newly initialized: decode_head" in notes
+    assert ("not used by this model: classifier.bias" in notes) == (auto_class != "AutoModel")
 
 
 @pytest.mark.parametrize("bands", [1, 5])
@@ -149,13 +149,13 @@ def test_transformers_models_are_adapted(bands, tmp_path):
     old.save_pretrained(tmp_path)
     transformers.SegformerImageProcessor(do_reduce_labels=True).save_pretrained(tmp_path)
     means = {"image_mean": [0.5] * bands, "image_std": [0.5] * bands}
-    found = build_model(recipe({"from_pretrained": str(tmp_path)}, processor=means), NEW, bands=bands)
+    found = build_model(recipe({"from_pretrained": str(tmp_path)}, processor=means), NEW, channels=bands)
     head, trained = found.model.decode_head.classifier.weight, old.decode_head.classifier.weight
     assert torch.equal(head[[0, 2]], trained[[1, 0]])
     stem, trained = (m.segformer.stages[0].patch_embeddings.proj.weight for m in (found.model, old))
-    assert torch.equal(stem, adapted(trained, bands))
+    assert torch.equal(stem, adapt_input_conv(trained, bands))
     assert found.processor.do_reduce_labels is False
-    assert f"adapted to {bands} bands" in "\n".join(found.notes)
+    assert f"adapted to {bands} input channels" in "\n".join(found.notes)
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
@@ -165,7 +165,7 @@ def test_gray_stem_matches_repeated_gray_input(name, tmp_path):
     gray = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(gray).logits, old(gray.expand(-1, 3, -1, -1)).logits, rtol=1e-4, atol=1e-4)
-    assert "its 3 bands are summed into one" in notes
+    assert "its 3 channels are summed into one" in notes
     assert model.config.num_channels == 1
 
 
@@ -175,15 +175,15 @@ def test_adapted_stem_keeps_output_for_equal_channels(trained, times):
     picture = torch.randn(1, 1, 8, 8, dtype=torch.float64)
     expected = torch.nn.functional.conv2d(picture.expand(-1, trained, -1, -1), weight)
     bands = trained * times
-    actual = torch.nn.functional.conv2d(picture.expand(-1, bands, -1, -1), adapted(weight, bands))
+    actual = torch.nn.functional.conv2d(picture.expand(-1, bands, -1, -1), adapt_input_conv(weight, bands))
     torch.testing.assert_close(actual, expected)
-    assert adapted(weight, bands + 1).shape == (4, bands + 1, 3, 3)
+    assert adapt_input_conv(weight, bands + 1).shape == (4, bands + 1, 3, 3)
 
 
 def test_adapted_stem_cycles_through_channels():
     weight = torch.randn(2, 3, 1, 1)
-    torch.testing.assert_close(adapted(weight, 4), weight[:, [0, 1, 2, 0]] * 0.75)
-    assert torch.equal(adapted(weight, 3), weight)
+    torch.testing.assert_close(adapt_input_conv(weight, 4), weight[:, [0, 1, 2, 0]] * 0.75)
+    assert torch.equal(adapt_input_conv(weight, 3), weight)
 
 
 @given(st.lists(st.text("aAbB ", max_size=3), max_size=6), st.lists(st.text("aAbB ", max_size=3), max_size=6))
@@ -198,7 +198,7 @@ def test_matching_rows_are_copied(old, new):
 def test_class_and_channel_axes_are_found_by_shape(name):
     config = architectures()[name].variant_config("tiny", num_labels=7)
     shapes = {n: p.shape for n, p in AutoModelForSemanticSegmentation.from_config(config).state_dict().items()}
-    for axes, number in ((class_axes, 7), (band_axes, 3)):
+    for axes, number in ((class_axes, 7), (channel_axes, 3)):
         found = axes(config, "AutoModelForSemanticSegmentation")
         assert found and all(shapes[tensor][axis] == number for tensor, axis in found.items())
 
@@ -207,14 +207,14 @@ def test_mismatched_shapes_are_newly_initialized_and_reported(tmp_path):
     save(tmp_path)
     model, notes = build_for_classes(tmp_path, model={"fields": {"decode_head_hidden_size": 24}})
     assert model.decode_head.classifier.weight.shape == (3, 24, 1, 1)
-    assert "another shape: decode_head.fuse.weight" in notes
-    assert "another shape: decode_head.classifier.weight" in notes.replace("classifier.bias, decode_head.", "")
+    assert "other shapes: decode_head.fuse.weight" in notes
+    assert "other shapes: decode_head.classifier.weight" in notes.replace("classifier.bias, decode_head.", "")
 
 
 def test_mismatched_shapes_are_reported_with_any_classes_and_channels(tmp_path):
     save(tmp_path)
     _, notes = build_for_classes(tmp_path, OLD, model={"fields": {"decode_head_hidden_size": 24}})
-    assert "another shape: decode_head.classifier.weight, decode_head.fuse.weight" in notes
+    assert "other shapes: decode_head.classifier.weight, decode_head.fuse.weight" in notes
     widths = {"hidden_sizes": [8, 32, 40, 64]}
     model, notes = build_for_classes(tmp_path, OLD, bands=5, model={"fields": widths})
     assert "patch_embeddings.projection.weight" in notes and "adapted" not in notes
@@ -256,7 +256,7 @@ def test_config_fields_are_parsed_by_the_config(tmp_path):
     [
         ({"drop_path_rat": 0.1}, "did you mean 'drop_path_rate'"),
         ({"num_labels": 4}, r"follows from data\.classes"),
-        ({"num_channels": 4}, "follows from the images' bands"),
+        ({"num_channels": 4}, "follows from the images' channels"),
         ({"hidden_sizes": (9, 9, 9, 9)}, "divisible"),
         ({"decode_head_hidden_size": "wide"}, "decode_head_hidden_size"),
     ],
@@ -271,7 +271,7 @@ def test_invalid_config_fields_raise(fields, reason):
     [
         ({"architecture": "segfomer"}, "segmentation", "did you mean 'segformer'"),
         ({"variant": "b9"}, "segmentation", r"no variant 'b9'.*tiny"),
-        ({"architecture": "cvt"}, "pose", "cvt has no model for pose; vit has"),
+        ({"architecture": "cvt"}, "pose", "cvt has no model for pose; choose from vit"),
         ({"from_pretrained": "/nowhere/at all"}, "segmentation", "/nowhere/at all cannot be loaded"),
     ],
 )
@@ -288,8 +288,8 @@ def test_checkpoint_without_the_task_raises(tmp_path):
 
 
 def test_computed_statistics_are_set_in_the_processor():
-    wanted = recipe(processor={"image_mean": "measured", "image_std": "measured"})
-    found = build_model(wanted, NEW, bands=2, measured=Statistics((3.0, 4.0), (1.0, 2.0), 1.0)).processor
+    wanted = recipe(processor={"image_mean": "computed", "image_std": "computed"})
+    found = build_model(wanted, NEW, channels=2, statistics=Statistics((3.0, 4.0), (1.0, 2.0), 1.0)).processor
     assert (list(found.image_mean), list(found.image_std), found.rescale_factor) == ([3.0, 4.0], [1.0, 2.0], 1.0)
 
 
@@ -299,7 +299,7 @@ def test_computed_statistics_include_the_rescale_factor(tmp_path):
     other = architectures()["segformer"].image_processor["torchvision"](do_rescale=False, do_normalize=False)
     other.save_pretrained(tmp_path)
     wanted = recipe({"from_pretrained": str(tmp_path)}, processor={"image_mean": "computed", "image_std": [1.0] * 3})
-    found = build_model(wanted, NEW, measured=Statistics((0.3,) * 3, (0.2,) * 3, 1 / 255)).processor
+    found = build_model(wanted, NEW, statistics=Statistics((0.3,) * 3, (0.2,) * 3, 1 / 255)).processor
     assert found.do_rescale and found.do_normalize and found.rescale_factor == 1 / 255
     assert (list(found.image_mean), list(found.image_std)) == ([0.3] * 3, [1.0] * 3)
 
@@ -308,7 +308,7 @@ def test_computed_statistics_include_the_rescale_factor(tmp_path):
     ("fields", "bands", "reason"),
     [
         ({"image_men": [0.5]}, 3, "did you mean 'image_mean'"),
-        ({}, 5, r"image_mean has 3 numbers, but images have 5 bands.*'computed'"),
+        ({}, 5, r"image_mean has 3 numbers, but images have 5 channels.*'computed'"),
         ({"size": "computed"}, 3, r"only image_mean and image_std.*\['size'\]"),
         ({"image_mean": "computed", "do_rescale": False}, 3, r"do_rescale is True where .* 'computed', found False"),
         ({"do_reduce_labels": True}, 3, "reduce_zero_label"),
@@ -316,7 +316,7 @@ def test_computed_statistics_include_the_rescale_factor(tmp_path):
 )
 def test_invalid_processor_fields_raise(fields, bands, reason):
     with pytest.raises(RecordError, match=reason):
-        build_model(recipe(processor=fields), NEW, bands=bands, measured=Statistics((0.0,), (1.0,), 1.0))
+        build_model(recipe(processor=fields), NEW, channels=bands, statistics=Statistics((0.0,), (1.0,), 1.0))
 
 
 def test_processor_of_the_model_is_kept(tmp_path):
@@ -337,7 +337,7 @@ def test_processor_of_the_model_is_kept(tmp_path):
 
 def test_tensor_names_are_abbreviated():
     names = [f"a.{i}.b.{j}.weight" for i in (0, 1) for j in (9, 10)] + ["c.1.bias", "n.num_batches_tracked", "d"]
-    assert listed(names) == "a.{0, 1}.b.{9, 10}.weight, c.1.bias, d"
+    assert format_tensor_names(names) == "a.{0, 1}.b.{9, 10}.weight, c.1.bias, d"
 
 
 def test_built_model_round_trip(tmp_path):
@@ -355,5 +355,5 @@ def test_camvid_classes_use_ade20k_rows(shared):
     names = json.loads((shared / "data" / "camvid" / "classes.json").read_text())["classes"]
     found = build_model(recipe({"from_pretrained": str(shared / "data" / "segformer_b0_ade" / "hf")}), names)
     (note,) = found.notes
-    assert "the rows of Sky, Building, Pole, Road, Tree, Fence, Car come from the checkpoint" in note
-    assert note.endswith("those of Pavement, SignSymbol, Pedestrian, Bicyclist are initialized anew")
+    assert "the rows of Sky, Building, Pole, Road, Tree, Fence, Car are copied from the checkpoint" in note
+    assert note.endswith("those of Pavement, SignSymbol, Pedestrian, Bicyclist are newly initialized")

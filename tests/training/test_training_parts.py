@@ -21,12 +21,12 @@ from hf_vit_seg.atomic_io import clean_up, commit, new_directory, remove_directo
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.best_score import BestTracker
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, own_batches, read_ahead
-from hf_vit_seg.training.loop.batch_size_search import largest_batch_size, measured_batch_size, unreached_parameters
-from hf_vit_seg.training.loop.deepspeed import refuse_stage_3, settle_deepspeed
+from hf_vit_seg.training.loop.batch_size_search import find_batch_size, largest_batch_size, parameters_without_gradient
+from hf_vit_seg.training.loop.deepspeed import configure_deepspeed, refuse_stage_3
 from hf_vit_seg.training.loop.gradient_accumulation import accumulate, windows
 from hf_vit_seg.training.loop.signals import GracefulStop
-from hf_vit_seg.training.optimization.gathered_weights import refuse_scattered_average, whole_model
-from hf_vit_seg.training.recipe.metric_names import MEASURES
+from hf_vit_seg.training.optimization.gathered_weights import refuse_sharded_average, whole_model
+from hf_vit_seg.training.recipe.metric_names import METRICS
 from hf_vit_seg.training.recipe.schema import EarlyStopRecipe
 from hf_vit_seg.training.reports.memory_advice import OutOfMemory, is_out_of_memory, training_advice
 
@@ -130,7 +130,7 @@ def test_sharded_weights_are_gathered_in_a_copy():
         assert whole is copy and torch.equal(whole.weight, model.weight) and torch.equal(whole.bias, model.bias)
     recipe = SimpleNamespace(loop=SimpleNamespace(ema=object()))
     with pytest.raises(RecordError, match=r"loop\.ema: .* FSDP"):
-        refuse_scattered_average(recipe, scattering)
+        refuse_sharded_average(recipe, scattering)
 
 
 def test_deepspeed_uses_accumulation_and_clipping_of_the_recipe():
@@ -139,7 +139,7 @@ def test_deepspeed_uses_accumulation_and_clipping_of_the_recipe():
     refuse_stage_3(accelerator)
     for clip_norm in (0.5, None):
         loop = {"steps": 1, "batch_size": 2, "accumulation": 4, "clip_norm": clip_norm}
-        settle_deepspeed(accelerator, recipe(loop=loop))
+        configure_deepspeed(accelerator, recipe(loop=loop))
         names = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
         assert [plugin.get_value(name) for name in names] == [2, 4, clip_norm or 0]
     accelerator.state.deepspeed_plugin = DeepSpeedPlugin(zero_stage=3)
@@ -206,7 +206,7 @@ def test_batch_size_search_keeps_model_and_random_state():
     model, sample = Greedy().double(), a_batch(1, 0.2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    size = measured_batch_size(model, PixelLoss(), sample, torch.device("cpu"), nullcontext, 16)
+    size = find_batch_size(model, PixelLoss(), sample, torch.device("cpu"), nullcontext, 16)
     assert size == 2
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -218,7 +218,7 @@ def test_parameters_without_gradient_are_found():
     model.spare = nn.Linear(2, 2)
     model.forward = model[0].forward
     model[0].bias.requires_grad_(False)
-    assert unreached_parameters(model, PixelLoss(), a_batch(1, 0.2)) == ["spare.weight", "spare.bias"]
+    assert parameters_without_gradient(model, PixelLoss(), a_batch(1, 0.2)) == ["spare.weight", "spare.bias"]
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -234,7 +234,7 @@ def test_early_stopping_counts_evaluations_without_improvement():
     assert ends == [False, False, True, True, False]
 
 
-@pytest.mark.parametrize("name", [name for names in MEASURES.values() for name in names if "error" in name])
+@pytest.mark.parametrize("name", [name for names in METRICS.values() for name in names if "error" in name])
 def test_error_metrics_are_minimized(name):
     best_tracker = BestTracker().after(name, 0.5, 1).after(name, 0.7, 2)
     assert (best_tracker.best, best_tracker.best_step, best_tracker.evaluations_without_improvement) == (0.5, 1, 1)

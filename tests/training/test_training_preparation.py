@@ -23,7 +23,7 @@ from transformers import AutoModelForSemanticSegmentation
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.model.building import build_model
 from hf_vit_seg.training.model.freezing import freeze, hold_frozen_norms
-from hf_vit_seg.training.model.normalization import synchronised
+from hf_vit_seg.training.model.normalization import convert_sync_batchnorm
 from hf_vit_seg.training.model.preparation import prepare_for_training
 
 
@@ -51,7 +51,7 @@ def test_group_norm_model_round_trip(name, tmp_path):
 
 def test_unreplaced_norms_are_counted():
     found = build_model(recipe({"architecture": "cvt", "norm": "group"}), NEW)
-    assert found.notes[1:] == [f"{len(norms(found.model.base_model))} BatchNorms of the encoder stay"]
+    assert found.notes[1:] == [f"{len(norms(found.model.base_model))} BatchNorms of the encoder are not replaced"]
     assert len(build_model(recipe({"norm": "group"}), NEW).notes) == 1
 
 
@@ -72,7 +72,7 @@ def test_group_norm_loads_batch_norm_weights(tmp_path):
     old = save(tmp_path)
     found = build_model(recipe({"from_pretrained": str(tmp_path), "norm": "group"}), NEW)
     assert torch.equal(found.model.decode_head.fuse_norm.weight, old.decode_head.fuse_norm.weight)
-    assert "without a place in this model: decode_head.fuse_norm.running_mean" in "\n".join(found.notes)
+    assert "not used by this model: decode_head.fuse_norm.running_mean" in "\n".join(found.notes)
 
 
 def test_group_norm_raises_for_models_that_cannot_save_it(tmp_path):
@@ -86,7 +86,7 @@ def test_group_norm_raises_for_models_that_cannot_save_it(tmp_path):
 def test_synchronized_norms_are_saved_as_batch_norms(name, tmp_path):
     model = random_model(name)
     expected = logits(copy.deepcopy(model))
-    prepared = synchronised(prepare_for_training(model, model_recipe()))
+    prepared = convert_sync_batchnorm(prepare_for_training(model, model_recipe()))
     assert norms(prepared, nn.SyncBatchNorm) and not norms(prepared)
     torch.testing.assert_close(logits(prepared), expected)
     prepared.save_pretrained(tmp_path)
@@ -96,7 +96,9 @@ def test_synchronized_norms_are_saved_as_batch_norms(name, tmp_path):
 
 
 def test_synchronized_checkpointed_layers_count_a_batch_once():
-    model = synchronised(prepare_for_training(random_model("cvt"), model_recipe(gradient_checkpointing=True))).train()
+    model = convert_sync_batchnorm(
+        prepare_for_training(random_model("cvt"), model_recipe(gradient_checkpointing=True))
+    ).train()
     norms = [norm for norm in model.modules() if isinstance(norm, torch.nn.SyncBatchNorm)]
     before = [int(norm.num_batches_tracked) for norm in norms]
     model(torch.randn(2, 3, 64, 64), labels=torch.zeros(2, 64, 64, dtype=torch.long)).loss.backward()
@@ -104,7 +106,9 @@ def test_synchronized_checkpointed_layers_count_a_batch_once():
 
 
 def test_synchronized_norms_respect_freezing():
-    model = synchronised(prepare_for_training(random_model("cvt"), model_recipe(freeze=(r"stages\.0\.",)))).train()
+    model = convert_sync_batchnorm(
+        prepare_for_training(random_model("cvt"), model_recipe(freeze=(r"stages\.0\.",)))
+    ).train()
     held = [norm.training for norm in norms(model, nn.SyncBatchNorm)]
     assert held.count(False) == 3 and held.count(True) > 3  # in the layer of the first stage: queries, keys and values
 
@@ -114,7 +118,7 @@ def test_synchronized_norms_raise_for_multiple_cpu_processes(monkeypatch):
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     with pytest.raises(RecordError, match=r"GPUs alone.*'group'"):
-        synchronised(random_model("segformer"))
+        convert_sync_batchnorm(random_model("segformer"))
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
@@ -151,7 +155,7 @@ def test_trained_norms_are_not_frozen():
 @pytest.mark.parametrize(
     ("patterns", "reason"),
     [
-        (("^encoder",), r"'\^encoder' finds no parameter; there are \['decode_head"),
+        (("^encoder",), r"'\^encoder' matches no parameter; found \['decode_head"),
         (("",), "nothing is left"),
         (("(",), "no regul"),
     ],

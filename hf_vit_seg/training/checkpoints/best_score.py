@@ -8,7 +8,7 @@ from hf_vit_seg.training.recipe.schema import EarlyStopRecipe
 
 
 class BestTracker(Record):
-    """The best score, and the score that early stopping last counted as an improvement."""
+    """The best score, and the last score that early stopping counted as an improvement."""
 
     best: float | None = None
     best_step: int | None = None
@@ -16,7 +16,7 @@ class BestTracker(Record):
     evaluations_without_improvement: int = 0  # since `reference_score`
 
     def after(self, name: str, value: float, step: int, rule: EarlyStopRecipe | None = None) -> "BestTracker":
-        """The tracker after one more evaluation; NaN is never better."""
+        """Return the tracker after one more evaluation; NaN is never better."""
         least = rule.least if rule else 0.0
         better = is_better(name, value, self.best, 0.0)
         counts = is_better(name, value, self.reference_score, least)

@@ -1,4 +1,4 @@
-"""Work that the main process does for all processes of a run: its result, or its failure, reaches all of them."""
+"""Run work on the main process, and share its result or error with all processes of a run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -37,11 +37,11 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Res
 
 
 @contextmanager
-def locked_by_main_process(accelerator: Accelerator, directory: Path) -> Iterator[None]:
+def lock_on_main_process(accelerator: Accelerator, directory: Path) -> Iterator[None]:
     """Hold the lock of a directory for all processes; if the main process cannot get it, all of them raise."""
     with ExitStack() as stack:
         on_main_process(accelerator, lambda: stack.enter_context(locked_directory(directory)))
         yield
 
 
-__all__ = ["PreparationError", "locked_by_main_process", "on_main_process"]
+__all__ = ["PreparationError", "lock_on_main_process", "on_main_process"]

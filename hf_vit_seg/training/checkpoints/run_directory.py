@@ -1,14 +1,14 @@
-"""The directory of a run: what lies where, and whose it is.
+"""The directory of a run: its files, and which of them a run may replace.
 
 recipe.yaml     the resolved recipe
 log.jsonl       see `run_log`
 error.log       tracebacks of bugs that ended the run, if any
 best/, last/    complete model directories: weights, image processor, recipe.yaml, metrics.json
-checkpoints/    step-000100/ ...: what a resumed run needs
+checkpoints/    step-000100/ ...: checkpoints for --resume
 plots/, samples/, trackers/
 test/           metrics.json, plots and samples of the best model on the test split, where there is one
 
-One process writes it at a time, see `directory_lock`.
+Only one process writes it at a time, see `directory_lock`.
 """
 
 import shutil
@@ -23,7 +23,7 @@ from hf_vit_seg.directory_lock import LOCK, RECIPE, RUN_FOLDERS
 from hf_vit_seg.errors import HfVitSegError, write_errors
 from hf_vit_seg.provenance import Provenance, provenance_of, write_card
 from hf_vit_seg.training.model.adapters import save_model
-from hf_vit_seg.training.model.building import transformers_silent
+from hf_vit_seg.training.model.building import silence_transformers
 from hf_vit_seg.training.recipe.files import recipe_text
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
@@ -32,16 +32,16 @@ from hf_vit_seg.training.reports.run_log import FILE as LOG
 
 PLOTS, SAMPLES = "plots", "samples"
 ERRORS = "error.log"
-FACTS = "data_facts.json"  # what was found in the data, so that a resumed run need not look again
+FACTS = "data_facts.json"  # cached data checks, for resumed runs
 OURS = (RECIPE, LOG, *RUN_FOLDERS)
 
 
 class RunDirectoryError(HfVitSegError):
-    """A directory that a run cannot have."""
+    """A directory that a run cannot write to."""
 
 
 class RunDirectory:
-    """The directory at `path`."""
+    """The paths of a run's outputs in the directory `path`."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -51,36 +51,36 @@ class RunDirectory:
 
     @property
     def model(self) -> Path:
-        """The model that a run is for: the best one, or the last where nothing was measured on the way."""
+        """The best model, or the last one if the run had no evaluations."""
         return self.best if self.best.exists() else self.last
 
     @property
     def traces(self) -> list[Path]:
-        """What a run has left here."""
+        """The existing outputs of a run."""
         return [self.path / name for name in OURS if (self.path / name).exists()]
 
     def check(self, resume: bool, overwrite: bool) -> None:
-        """RunDirectoryError when something is here that must not be replaced; changes nothing."""
+        """RunDirectoryError if the directory contains files that must not be replaced; changes nothing."""
         if self.path.exists() and not self.path.is_dir():
-            raise RunDirectoryError(f"{self.path} is a file: a run writes a directory, see --out")
+            raise RunDirectoryError(f"{self.path} is a file, expected a directory; choose another --out")
         if resume and overwrite:
             raise RunDirectoryError("--resume and --overwrite exclude each other")
         if self.traces and not resume and not overwrite:
             raise RunDirectoryError(
-                f"{self.path} has a run in it already: go on with --resume, replace it with --overwrite, or choose "
-                "another --out"
+                f"{self.path} already contains a run; continue it with --resume, replace it with --overwrite, or "
+                "choose another --out"
             )
         if not self.traces and self.path.exists() and any(map(self.is_foreign, self.path.iterdir())):
-            raise RunDirectoryError(f"{self.path} is not empty and holds no run: choose another --out")
+            raise RunDirectoryError(f"{self.path} is not empty and contains no run; choose another --out")
 
     def is_foreign(self, path: Path) -> bool:
-        """Whether what lies here is no run's, not even of one that ended before its first step."""
+        """Whether a file was not written by a run, including runs that ended before the first step."""
         return path.name not in (FACTS, LOCK, ERRORS) and not path.name.startswith(PARTIAL)
 
     def make_ready(self, recipe: Recipe, resume: bool) -> None:
-        """Clean up for a resumed run, or clear for a new one, and write the resolved recipe.
+        """Clean up for a resumed run, or remove the outputs of an earlier run, and write the resolved recipe.
 
-        Only what runs write is removed.
+        Only files that runs write are removed.
         """
         for path in [] if resume else self.traces:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -95,12 +95,12 @@ class RunDirectory:
 
 
 def run_directory(recipe: Recipe, out: Path | None = None) -> RunDirectory:
-    """Where a run writes: `out`, or what the recipe says, or runs/NAME."""
+    """Return the directory of a run: `out`, the recipe's `output`, or runs/NAME."""
     return RunDirectory(out or Path(recipe.output or Path("runs") / recipe.name))
 
 
 def lineage(recipe: Recipe) -> Provenance:
-    """Where the weights of a run come from: the licence and base of what it began with, and its own data."""
+    """Return the provenance of a run's weights: license and base of the initial model, and the run's dataset."""
     start = recipe.model.from_pretrained
     train = SOURCES.read_kind(recipe.data.train, "data.train")
     known = Provenance() if start is None else provenance_of(start)
@@ -117,12 +117,12 @@ def write_model_directory(
     *,
     only_missing: bool = False,
 ) -> None:
-    """Write a directory that `from_pretrained` loads; it replaces an existing one atomically. Raises WriteError.
+    """Write a model directory, atomically replacing an existing one. Raises WriteError.
 
-    With `only_missing`, files that are there stay as they are, and those that are missing are added.
+    With `only_missing`, existing files are kept and only missing ones are added.
     """
     with atomic_directory(target, only_missing) as temporary:
-        with transformers_silent():
+        with silence_transformers():
             save_model(model, temporary, merge=recipe.model.lora is None or recipe.model.lora.merge)
         processor.save_pretrained(temporary)
         (temporary / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped, in directories that are whole or absent.
+"""Checkpoints: the complete state of a run, written to atomic directories, for a bit-identical resume.
 
-accelerate writes weights, optimizer, schedule, loss scale and each process's random state; beside them lie the average
-of the weights and a manifest. Nothing is unpickled that could be code: accelerate loads these files as weights only,
-but not objects registered with it, which is why the average has a file of its own.
+accelerate writes weights, optimizer, schedule, loss scale and each process's random state; the average of the weights
+and a manifest are added. No pickled code is executed: accelerate loads these files with `weights_only`. It does not
+do so for registered objects, so the average has a separate file.
 """
 
 import hashlib
@@ -36,30 +36,30 @@ PACKAGES = ("hf_vit_seg", "torch", "transformers", "accelerate")
 
 
 class CheckpointError(HfVitSegError):
-    """A checkpoint that cannot be gone on from, and why."""
+    """A checkpoint that cannot be resumed."""
 
 
-class DataMark(Record):
-    """By what training data are known again: how many samples, and a hash of their names in their order."""
+class DataFingerprint(Record):
+    """Identifies training data: the number of samples, and a hash of their names in order."""
 
     samples: int
     names: str
 
 
-def mark_of(dataset: RawDataset) -> DataMark:
-    """The mark of a split."""
+def data_fingerprint(dataset: RawDataset) -> DataFingerprint:
+    """Compute the fingerprint of a split."""
     names = hashlib.blake2b(digest_size=8)
     for index in range(len(dataset)):
         names.update(dataset.name(index).encode() + b"\0")
-    return DataMark(samples=len(dataset), names=names.hexdigest())
+    return DataFingerprint(samples=len(dataset), names=names.hexdigest())
 
 
 class Manifest(Record):
-    """Where a run stands. `samples` have been drawn from the stream by all processes together.
+    """The progress of a run. `samples` is the number that all processes together have drawn from the stream.
 
-    `evaluation_done` is false if an evaluation was due at the step; a resumed run then begins with it.
-    `completed` says that the last model, plots and samples of this step are written. `recent` are the losses since the
-    last line of the log.
+    `evaluation_done` is false if an evaluation was due at the step; a resumed run then begins with it. `completed` is
+    true once the last model, plots and samples of this step are written. `recent` are the losses since the last line
+    of the log.
     """
 
     format: Literal[1] = 1
@@ -72,17 +72,17 @@ class Manifest(Record):
     recent: tuple[float, ...] = ()
     seconds: float = 0.0
     recipe: dict[str, Any]
-    data: DataMark
+    data: DataFingerprint
     versions: dict[str, str] = {}
 
     @property
     def batch_size(self) -> int:
-        """Per process and forward pass."""
+        """The batch size per process and forward pass."""
         return self.recipe["loop"]["batch_size"]
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of what decides a run's numbers."""
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of packages that affect a run's numbers."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -95,11 +95,11 @@ def installed_versions() -> dict[str, str]:
 def save_checkpoint(
     accelerator: Accelerator, folder: Path, manifest: Manifest, average: Any, keep: int, report: MetricsReport | None
 ) -> Path:
-    """Write `folder`/step-000100 and remove all but the `keep` newest; called by all processes. WriteError.
+    """Write `folder`/step-000100 and remove all but the `keep` newest; called by all processes. Raises WriteError.
 
-    `report` is that of the newest evaluation, for models that are saved after a restart.
+    `report` is from the newest evaluation, for models that are saved after a restart.
     """
-    target = place(folder, manifest)
+    target = checkpoint_path(folder, manifest)
     with directory_errors(target):
         if accelerator.is_main_process:
             new_directory(target)
@@ -120,27 +120,27 @@ def save_checkpoint(
     return target
 
 
-def place(folder: Path, manifest: Manifest) -> Path:
-    """The directory of a checkpoint."""
+def checkpoint_path(folder: Path, manifest: Manifest) -> Path:
+    """Return the directory of a checkpoint."""
     return folder / f"step-{manifest.step:06d}"
 
 
 def write_manifest(accelerator: Accelerator, folder: Path, manifest: Manifest, report: MetricsReport | None) -> None:
-    """Replace manifest and report of the same step's checkpoint; called by all processes."""
+    """Replace the manifest and report of this step's checkpoint; called by all processes."""
     if accelerator.is_main_process:
         if report is not None:
-            write_text(place(folder, manifest) / METRICS, report_text(report))
-        write_text(place(folder, manifest) / MANIFEST, manifest_text(manifest))
+            write_text(checkpoint_path(folder, manifest) / METRICS, report_text(report))
+        write_text(checkpoint_path(folder, manifest) / MANIFEST, manifest_text(manifest))
     accelerator.wait_for_everyone()
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """A manifest as its file has it."""
+    """Format a manifest as JSON."""
     return manifest.model_dump_json(indent=2) + "\n"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """Return the complete checkpoints of a run, oldest first."""
     return sorted(
         (path for path in folder.glob("step-*") if (path / MANIFEST).is_file()),
         key=lambda path: int(path.name.removeprefix("step-")),
@@ -148,15 +148,15 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """A checkpoint's manifest; CheckpointError if it is none."""
+    """Read a checkpoint's manifest; CheckpointError if it is invalid."""
     try:
         return read_record(Manifest, json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, RecordError) as error:
-        raise CheckpointError(f"{checkpoint} is no checkpoint of this version: {error}") from None
+        raise CheckpointError(f"{checkpoint} is not a checkpoint of this version: {error}") from None
 
 
-def stored_report(checkpoint: Path) -> MetricsReport | None:
-    """The report of the newest evaluation before a checkpoint; None if there was none."""
+def read_stored_report(checkpoint: Path) -> MetricsReport | None:
+    """Read the report of the newest evaluation before a checkpoint; None if there was none."""
     path = checkpoint / METRICS
     try:
         return read_report(path) if path.exists() else None
@@ -165,7 +165,7 @@ def stored_report(checkpoint: Path) -> MetricsReport | None:
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: Any) -> None:
-    """Put everything back into what accelerate has prepared, and into the average; called by all processes."""
+    """Restore the state of the prepared objects and of the average; called by all processes."""
     try:
         accelerator.load_state(str(checkpoint))
         if average is not None:
@@ -174,11 +174,11 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: Any) ->
         reason = error_sentence(error)
         raise CheckpointError(f"{checkpoint} cannot be loaded: {reason}") from error
     if not has_random_state(checkpoint / f"random_states_{accelerator.process_index}.pkl"):
-        raise CheckpointError(f"{checkpoint} lacks the random state of process {accelerator.process_index}")
+        raise CheckpointError(f"{checkpoint} has no random state for process {accelerator.process_index}")
 
 
 def has_random_state(path: Path) -> bool:
-    """Whether the random state of a file is in force: accelerate passes over a file that it cannot read."""
+    """Whether the random state of a file was restored: accelerate ignores files that it cannot read."""
     try:
         states = load(path)
     except UNREADABLE:

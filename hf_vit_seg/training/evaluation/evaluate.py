@@ -1,8 +1,8 @@
-"""Measuring a model on a split: samples are dealt out to the processes, and only sums come together.
+"""Evaluate a model on a split: samples are distributed over processes, and only counts are reduced.
 
-No mask and no prediction is gathered (for pose, a few numbers per person), and every sample counts once however many
-processes there are. The model is a whole one on each process, never one that must be run in step with the others:
-images differ in size, so processes differ in how often they run it.
+No masks or predictions are gathered (for pose, a few numbers per person), and every sample counts once for any number
+of processes. Each process needs a complete model that runs independently: images differ in size, so processes run it
+a different number of times.
 
 Shapes: B images, K classes, C bands, H W pixels.
 """
@@ -22,45 +22,44 @@ from accelerate import Accelerator
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.sources.registry import SOURCES
-from hf_vit_seg.training.recipe.metric_names import measure_name
+from hf_vit_seg.training.recipe.metric_names import metric_name
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import MetricsReport
 
-AHEAD = 4  # samples that are read beside the model's work
+AHEAD = 4  # samples to read ahead while the model runs
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ignored(done: int) -> None:
-    """Nobody wants to know how far it is."""
+def no_progress(done: int) -> None:
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationContext:
-    """What is measured: a model that is whole on this process, its processor, and how the recipe measures it.
+    """A complete model on this process with its processor and evaluation settings.
 
-    `advance` is told how many samples all processes have done since it was last told.
+    `advance` is called with the number of samples that all processes have done since the last call.
     """
 
     model: Any
     processor: BaseImageProcessor
     recipe: Recipe
     accelerator: Accelerator
-    advance: Callable[[int], None] = ignored
+    advance: Callable[[int], None] = no_progress
 
     @property
     def device(self) -> torch.device:
-        """Where the model is; not accelerate's name for it, as moving from `cpu` to `cpu:0` replaces every buffer."""
+        """The model's device; accelerate's name may differ, and moving from `cpu` to `cpu:0` replaces every buffer."""
         return next(self.model.parameters()).device
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Scores by name (numbers, and arrays per class), of how many samples, and how they came about.
+    """Scores by name (numbers, and arrays per class), with the number of samples and a description of the protocol.
 
-    `confusion` are counts (K, K) as [reference, prediction], and `calibration` those of `CalibrationError`, for tasks
-    that have them.
+    `confusion` has counts (K, K) as [reference, prediction], and `calibration` those of `CalibrationError`, or None.
     """
 
     scores: dict[str, Any]
@@ -70,16 +69,16 @@ class Evaluation:
     confusion: torch.Tensor | None = None
     calibration: torch.Tensor | None = None
 
-    def measure(self, recipe: Recipe) -> tuple[str, float]:
-        """The measure by which models are compared, and its value."""
-        name = measure_name(recipe)
+    def metric(self, recipe: Recipe) -> tuple[str, float]:
+        """Return the metric that compares models, and its value."""
+        name = metric_name(recipe)
         return name, self.scores[name]
 
 
 def report_of(
     found: Evaluation, recipe: Recipe, names: tuple[str, ...], split: str, step: int | None = None
 ) -> MetricsReport:
-    """An evaluation as it is written and shown."""
+    """Convert an evaluation to a report."""
     return MetricsReport(
         task=recipe.task,
         scores=found.scores,
@@ -90,14 +89,14 @@ def report_of(
         split=split,
         **hub_data(recipe, split),
         step=step,
-        metric=measure_name(recipe),
+        metric=metric_name(recipe),
         confusion=found.confusion,
         reliability=found.calibration,
     )
 
 
 def hub_data(recipe: Recipe, split: str) -> dict[str, Any]:
-    """Fields of a report: the dataset of the Hub that a split of the recipe is; none where it is cut from another."""
+    """Return the report fields for a split from a Hub dataset; empty if it is a share of another split."""
     settings = getattr(recipe.data, split)
     if settings is None:
         return {}
@@ -106,7 +105,7 @@ def hub_data(recipe: Recipe, split: str) -> dict[str, Any]:
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], threads: int = AHEAD) -> Iterator[Result]:
-    """Results in the order of the items, some of them made beside what is done with the ones before."""
+    """Yield results in the order of the items; the next ones are computed in threads."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
@@ -124,9 +123,9 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], threads: i
 def own_batches(
     context: EvaluationContext, length: int, read: Callable[[int], Result], shape: Callable[[Result], Any]
 ) -> Iterator[list[Result]]:
-    """This process's samples as `read` gives them; neighbors of the same shape together, as many as the recipe says.
+    """Yield this process's samples from `read` in batches; consecutive samples of equal shape share a batch.
 
-    The samples of all processes are all `length` samples, each once.
+    The processes together read each of the `length` samples once.
     """
     accelerator, size = context.accelerator, context.recipe.evaluation.batch_size
     batch: list[Result] = []
@@ -140,15 +139,15 @@ def own_batches(
         yield batch
 
 
-def sum_over_processes(measures: Sequence[Any], accelerator: Accelerator) -> None:
-    """Make the counts of every measure those of all processes together."""
-    for measure in measures:
-        measure.counts = accelerator.reduce(measure.counts.to(accelerator.device), "sum")
+def sum_over_processes(metrics: Sequence[Any], accelerator: Accelerator) -> None:
+    """Sum the counts of every metric over all processes, in place."""
+    for metric in metrics:
+        metric.counts = accelerator.reduce(metric.counts.to(accelerator.device), "sum")
 
 
 @contextmanager
-def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Random numbers afterwards as if nothing had been drawn: an evaluation does not change the training around it."""
+def preserve_random_state(device: torch.device) -> Iterator[None]:
+    """Restore the random state afterwards, so that an evaluation does not change the training."""
     before = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
@@ -160,12 +159,12 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def in_evaluation(context: EvaluationContext) -> Iterator[None]:
-    """The model in its mode for evaluation, without gradients and without a trace in the random numbers."""
+    """Set the model to evaluation mode, disable gradients, and preserve the random state."""
     was_training = context.model.training
     context.model.eval()
     try:
-        # no_grad, as what inference_mode makes may not be trained: a buffer that is moved would be such a tensor
-        with random_state_kept(context.device), torch.no_grad():
+        # no_grad: a buffer that is moved in inference_mode could not be trained later
+        with preserve_random_state(context.device), torch.no_grad():
             yield
     finally:
         context.model.train(was_training)

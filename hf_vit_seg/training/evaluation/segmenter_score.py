@@ -1,4 +1,4 @@
-"""The mean IoU of a segmenter on a recipe's data, for comparing forms of one model. Shapes: H W pixels."""
+"""Mean IoU of a segmenter on a recipe's data, to compare exports of a model. Shapes: H W pixels."""
 
 from collections.abc import Callable
 
@@ -12,12 +12,15 @@ from hf_vit_seg.training.recipe.schema import Recipe
 
 
 def mean_iou_on(recipe: Recipe, split: str) -> Callable[[Segmenter], float]:
-    """What measures a segmenter on a split, at the labels' own size. RecordError where the recipe has no such masks."""
+    """Return a function that computes the mean IoU on a split, at the resolution of the labels.
+
+    RecordError if the recipe has no masks for the split.
+    """
     dataset = open_split(recipe, split)  # pyright: ignore[reportArgumentType]
     if dataset is None or recipe.task != "segmentation":
-        raise RecordError(f"the recipe has no masks under data.{split}: there is no mean IoU to measure")
+        raise RecordError(f"the recipe has no masks in data.{split}, which the mean IoU needs")
 
-    def measure(segmenter: Segmenter) -> float:
+    def mean_iou(segmenter: Segmenter) -> float:
         classes = len(dataset.class_table.names)
         if len(segmenter.names) != max(classes, 2):
             raise RecordError(f"the model has {len(segmenter.names)} classes and the recipe's data {classes}")
@@ -29,7 +32,7 @@ def mean_iou_on(recipe: Recipe, split: str) -> Callable[[Segmenter], float]:
             matrix.update(segmenter.label_map(sample.image, (height, width)).cpu()[None], sample.target[None])
         return float(matrix.scores()["mean_iou"])
 
-    return measure
+    return mean_iou
 
 
 __all__ = ["mean_iou_on"]

@@ -1,6 +1,6 @@
-"""How each task is measured.
+"""Evaluation of each task.
 
-Shapes: B images, K classes or keypoints, C bands, H W pixels, h w of a person's crop, P persons.
+Shapes: B images, K classes or keypoints, C channels, H W pixels, h w of a person's crop, P persons.
 """
 
 import time
@@ -34,7 +34,7 @@ from .evaluate import Evaluation, EvaluationContext, in_evaluation, own_batches,
 
 
 def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
-    """Measure on a split; called by all processes, which all get the result. The model's mode stays as it was."""
+    """Evaluate on a split; called by all processes, which all get the result. The model's mode is restored."""
     start = time.perf_counter()
     with in_evaluation(context), evaluation_memory_advice():
         found = EVALUATIONS[context.recipe.task](context, dataset)
@@ -42,12 +42,12 @@ def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
 
 
 def evaluate_segmentation(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
-    """Label maps against labels, at the labels' own size or at that of the model's input."""
+    """Compare label maps with labels, at the resolution of the labels or of the model's input."""
     settings, table = context.recipe.evaluation, dataset.class_table
     protocol = read_record(Protocol, settings.protocol, "evaluation.protocol")
     segmenter = Segmenter(context.model, context.processor, context.device, protocol)
     kinds = (ConfusionMatrix, BoundaryIoU) if settings.boundary_iou else (ConfusionMatrix,)
-    measures = [kind(max(len(table.names), 2), table.ignore_index, device=context.device) for kind in kinds]
+    metrics = [kind(max(len(table.names), 2), table.ignore_index, device=context.device) for kind in kinds]
 
     def read(index: int) -> tuple[Any, torch.Tensor]:
         sample = dataset.read(index)
@@ -60,24 +60,24 @@ def evaluate_segmentation(context: EvaluationContext, dataset: RawDataset) -> Ev
     for batch in own_batches(context, len(dataset), read, shape):
         images, labels = [image for image, _ in batch], torch.stack([label for _, label in batch]).to(context.device)
         if settings.resolution == "resized":
-            labels = resized_labels(labels, images[0].pixel_values.shape[-2:])
+            labels = resize_labels(labels, images[0].pixel_values.shape[-2:])
         maps = segmenter.label_maps(images, (labels.shape[-2], labels.shape[-1]))
-        for measure in measures:
-            measure.update(maps, labels)
-    where = {"original": "at the labels' own size", "resized": "at the size of the model's input"}
-    sum_over_processes(measures, context.accelerator)
-    scores = {name: value for measure in measures for name, value in measure.scores().items()}
-    told = f"{segmenter.describe()}; measured {where[settings.resolution]}"
-    return Evaluation(scores, len(dataset), told, confusion=measures[0].counts.cpu())
+        for metric in metrics:
+            metric.update(maps, labels)
+    resolution = {"original": "the resolution of the labels", "resized": "the resolution of the model's input"}
+    sum_over_processes(metrics, context.accelerator)
+    scores = {name: value for metric in metrics for name, value in metric.scores().items()}
+    description = f"{segmenter.describe()}; evaluated at {resolution[settings.resolution]}"
+    return Evaluation(scores, len(dataset), description, confusion=metrics[0].counts.cpu())
 
 
-def resized_labels(labels: torch.Tensor, size: Any) -> torch.Tensor:
-    """Labels (B, H, W) int64 at another size, each pixel the nearest one's."""
+def resize_labels(labels: torch.Tensor, size: Any) -> torch.Tensor:
+    """Resize labels (B, H, W) int64 with nearest-neighbor interpolation."""
     return interpolate(labels[:, None].to(torch.float64), tuple(size), mode="nearest-exact")[:, 0].to(torch.int64)
 
 
 def evaluate_classification(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
-    """Classes of images as the processor resizes and crops them."""
+    """Evaluate the classes of images, resized and cropped by the processor."""
     accuracy, calibration = TopKAccuracy(device=context.device), CalibrationError(device=context.device)
     matrix = ConfusionMatrix(len(dataset.class_table.names), None, context.device)
 
@@ -96,29 +96,29 @@ def evaluate_classification(context: EvaluationContext, dataset: RawDataset) -> 
     return Evaluation(
         scores=accuracy.scores() | calibration.scores(),
         samples=len(dataset),
-        protocol="whole images as the image processor resizes and crops them",
+        protocol="whole images, resized and cropped by the image processor",
         confusion=matrix.counts.cpu(),
         calibration=calibration.counts.cpu(),
     )
 
 
 def evaluate_pose(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
-    """Keypoints of persons in their labelled boxes, by object keypoint similarity.
+    """Evaluate keypoints of persons in their labeled boxes by object keypoint similarity.
 
-    Persons that the source leaves out (crowds, those without keypoints) are neither found nor missed.
+    Persons that the data source excludes (crowds, persons without keypoints) are ignored.
     """
     size = person_size(context.processor)
     found = list(persons(context, dataset, size))
     everyone = gather_object(found) if context.accelerator.num_processes > 1 else found
-    scores = oks_average_precision(predicted_persons(everyone), labelled_persons(everyone))
-    return Evaluation(scores, len(dataset), f"persons in their labelled boxes, {size[0]}x{size[1]} (height x width)")
+    scores = oks_average_precision(build_predictions(everyone), build_labels(everyone))
+    return Evaluation(scores, len(dataset), f"persons in their labeled boxes, {size[0]}x{size[1]} (height x width)")
 
 
 Found = tuple[Person, np.ndarray, float]  # a person, predicted keypoints (K, 2) in the image, and their mean score
 
 
 def persons(context: EvaluationContext, dataset: RawDataset, size: tuple[int, int]) -> Iterator[Found]:
-    """This process's persons with what the model finds of them."""
+    """Yield this process's persons with the predicted keypoints and mean score."""
 
     def read(index: int) -> tuple[torch.Tensor, PersonCrop, Person]:
         sample = dataset.read(index)
@@ -133,8 +133,8 @@ def persons(context: EvaluationContext, dataset: RawDataset, size: tuple[int, in
             yield person, crop.back(own_points).numpy(), float(own_scores.mean())
 
 
-def predicted_persons(found: list[Found]) -> PredictedPersons:
-    """What the model finds."""
+def build_predictions(found: list[Found]) -> PredictedPersons:
+    """Collect the predictions of all persons."""
     return PredictedPersons(
         images=np.array([person.image_id for person, _, _ in found]),
         keypoints=np.stack([points for _, points, _ in found]),
@@ -142,8 +142,8 @@ def predicted_persons(found: list[Found]) -> PredictedPersons:
     )
 
 
-def labelled_persons(found: list[Found]) -> LabelledPersons:
-    """The truth."""
+def build_labels(found: list[Found]) -> LabelledPersons:
+    """Collect the labels of all persons."""
     everyone = [person for person, _, _ in found]
     return LabelledPersons(
         images=np.array([person.image_id for person in everyone]),

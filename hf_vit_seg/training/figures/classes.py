@@ -1,4 +1,4 @@
-"""Plots of one evaluation: scores of each class, the reliability diagram, and the scores of a pose model.
+"""Plots of an evaluation: scores per class, reliability diagram, and scores of a pose model.
 
 Shapes: K classes, M bins of confidence.
 """
@@ -7,14 +7,14 @@ import numpy as np
 
 from hf_vit_seg.training.reports.metrics_report import COLUMNS, MetricsReport, title_of
 
-from .style import BLUE, FAINT, INK, ORANGE, RED, SMALL, TEXT, TRACK, Axes, Figure, new_figure, quiet, shortened
+from .style import BLUE, FAINT, INK, ORANGE, RED, SMALL, TEXT, TRACK, Axes, Figure, new_figure, quiet, truncate_name
 
-MOST_CLASSES = 150  # with a bar of their own
-ROWS = 50  # bars above each other
+MOST_CLASSES = 150  # number of bars
+ROWS = 50  # bars per column
 
 
 def class_figure(report: MetricsReport) -> Figure | None:
-    """A bar for each class, best first: IoU, or accuracy for classification. None without scores of classes."""
+    """Draw a bar for each class, best first: IoU, or accuracy for classification. None without scores per class."""
     column = chief_column(report)
     if column is None or not report.names:
         return None
@@ -35,13 +35,13 @@ def class_figure(report: MetricsReport) -> Figure | None:
 
 
 def chief_column(report: MetricsReport) -> str | None:
-    """The score of classes that is drawn."""
+    """Return the name of the score per class to draw."""
     columns = report.class_columns()
     return next((name for name in ("iou", "accuracy") if name in columns), None)
 
 
 def draw_bars(axes: Axes, names: list[str], values: np.ndarray, rows: int, mean: float) -> None:
-    """Horizontal bars of 0 .. 1 from the top down, each on a track, with its value at the right end."""
+    """Draw horizontal bars from 0 to 1, from top to bottom, with their values at the right."""
     places = np.arange(len(names))
     quiet(axes, grid="x")
     axes.barh(places, 1.0, height=0.72, color=TRACK)
@@ -50,7 +50,7 @@ def draw_bars(axes: Axes, names: list[str], values: np.ndarray, rows: int, mean:
     for place, value in zip(places, values, strict=True):
         text, color = ("absent", FAINT) if np.isnan(value) else (f"{value:.3f}", INK)
         axes.text(1.02, place, text, va="center", fontsize=SMALL, color=color)
-    axes.set_yticks(places, [shortened(name, 22) for name in names], fontsize=TEXT, color=INK)
+    axes.set_yticks(places, [truncate_name(name, 22) for name in names], fontsize=TEXT, color=INK)
     axes.set_ylim(rows - 0.4, -0.6)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
@@ -58,7 +58,7 @@ def draw_bars(axes: Axes, names: list[str], values: np.ndarray, rows: int, mean:
 
 
 def reliability_figure(report: MetricsReport) -> Figure | None:
-    """How often predictions of some confidence are right, and how many there are; None without counts of that."""
+    """Draw the reliability diagram: accuracy and number of predictions by confidence; None without counts."""
     if report.reliability is None:
         return None
     number, confidence, hits = np.asarray(report.reliability, dtype=float)
@@ -70,7 +70,7 @@ def reliability_figure(report: MetricsReport) -> Figure | None:
     error = float((np.abs(accuracy - certainty) * number[filled]).sum() / number.sum())
     figure = new_figure(5.6, 6.2)
     above, below = figure.subplots(2, 1, height_ratios=[3.2, 1], sharex=True)
-    quiet(above, "Reliability: is a confidence of 0.8 right 8 times of 10?", y="accuracy")
+    quiet(above, "Reliability: accuracy by confidence", y="accuracy")
     quiet(below, x="confidence", y="predictions")
     above.bar(centers[filled], accuracy, width=width * 0.92, color=BLUE, label="accuracy")
     gap = certainty - accuracy
@@ -93,7 +93,7 @@ def reliability_figure(report: MetricsReport) -> Figure | None:
 
 
 def scores_figure(report: MetricsReport) -> Figure | None:
-    """A bar for each score of a pose model, whose classes have none; None for other tasks."""
+    """Draw a bar for each score of a pose model; None for other tasks."""
     if report.task != "pose" or not report.numbers():
         return None
     numbers = report.numbers()

@@ -1,6 +1,6 @@
-"""The confusion matrix as a picture: small ones with numbers, large ones with a list of the most frequent confusions.
+"""Confusion matrix figures: small ones with numbers, large ones with a list of the most frequent confusions.
 
-Shapes: K classes, S classes that are shown. Lengths are inches unless said otherwise.
+Shapes: K classes, S displayed classes. Lengths are inches unless stated otherwise.
 """
 
 from typing import NamedTuple
@@ -9,31 +9,31 @@ import numpy as np
 
 from hf_vit_seg.training.reports.metrics_report import MetricsReport, counts
 
-from .style import FAINT, GRID, INK, MARGIN, SMALL, TEXT, TITLE, Axes, Figure, new_figure, shortened
+from .style import FAINT, GRID, INK, MARGIN, SMALL, TEXT, TITLE, Axes, Figure, new_figure, truncate_name
 
-MOST_CLASSES = 150  # with a row of their own
-MOST_NUMBERS = 20  # classes up to which the cells have numbers
-FEW = 6  # classes up to which those have a decimal
-MOST_PAIRS = 40  # confusions that are listed beside a large matrix
+MOST_CLASSES = 150  # number of rows
+MOST_NUMBERS = 20  # up to this many classes, cells have numbers
+FEW = 6  # up to this many classes, numbers have a decimal
+MOST_PAIRS = 40  # confusions listed next to a large matrix
 LONGEST_NAME = 20
 CELL, SMALL_CELL, LEAST_SIDE = 0.48, 0.14, 3.2
 POINTS = 72  # per inch
-LETTER = 0.62  # mean width of a letter by its height
+LETTER = 0.62  # mean width of a letter relative to its height
 
 
 class Sheet(NamedTuple):
-    """Measures of the picture."""
+    """The layout of the figure."""
 
     side: float  # of the matrix
-    edge: float  # at its left and below, for names and the axis' title
+    edge: float  # to the left of the matrix and below, for class names and axis titles
     top: float
     right: float
-    scale: float  # of words, for a large picture is seen reduced
-    points: float  # size of the names
+    scale: float  # of text, because large figures are viewed at reduced size
+    points: float  # font size of class names
 
 
 def sheet_for(names: list[str]) -> Sheet:
-    """Measures for classes of these names."""
+    """Compute the layout for these class names."""
     many = len(names) > MOST_NUMBERS
     side = SMALL_CELL * len(names) if many else max(CELL * len(names), LEAST_SIDE)
     scale = min(max(side / 9, 1.0), 2.0) if many else 1.0
@@ -43,18 +43,18 @@ def sheet_for(names: list[str]) -> Sheet:
 
 
 def confusion_figure(report: MetricsReport) -> Figure | None:
-    """The confusion matrix, each row divided by its sum; None without one.
+    """Draw the confusion matrix with each row divided by its sum; None without one.
 
-    Up to 20 classes have numbers in the cells. Beyond that the most frequent confusions are listed beside it, and of
-    more than 150 classes those with the most mistakes are shown.
+    Up to 20 classes, cells have numbers. For more classes, the most frequent confusions are listed next to the matrix;
+    of more than 150 classes, those with the most mistakes are shown.
     """
     if report.confusion is None or not len(report.names):
         return None
     matrix = counts(report.confusion)
-    shown = shown_classes(matrix)
-    labelled = matrix.sum(axis=1, keepdims=True)
-    shares = np.divide(matrix, labelled, out=np.full(matrix.shape, np.nan), where=labelled > 0)
-    names = [shortened(report.names[k], LONGEST_NAME) for k in shown]
+    shown = select_classes(matrix)
+    labeled = matrix.sum(axis=1, keepdims=True)
+    shares = np.divide(matrix, labeled, out=np.full(matrix.shape, np.nan), where=labeled > 0)
+    names = [truncate_name(report.names[k], LONGEST_NAME) for k in shown]
     sheet = sheet_for(names)
     width, height = sheet.edge + sheet.side + sheet.right, sheet.edge + sheet.side + sheet.top
     low, tall = sheet.edge / height, sheet.side / height
@@ -69,21 +69,21 @@ def confusion_figure(report: MetricsReport) -> Figure | None:
     return figure
 
 
-def shown_classes(matrix: np.ndarray) -> np.ndarray:
-    """Indexes (S,) of the classes in the picture, in their order."""
+def select_classes(matrix: np.ndarray) -> np.ndarray:
+    """Return the sorted indices (S,) of the classes with the most mistakes."""
     mistakes = matrix.sum(axis=1) + matrix.sum(axis=0) - 2 * np.diagonal(matrix)
     return np.sort(np.argsort(-mistakes, kind="stable")[:MOST_CLASSES])
 
 
 def title_of(report: MetricsReport, shown: int) -> str:
-    """What the picture shows, in two lines."""
+    """Return the title in two lines."""
     classes = len(report.names)
     some = f"the {shown} of {classes} classes with most mistakes, " if shown < classes else ""
     return f"Confusion matrix\n{some}per cent of each row, {report.split} split"
 
 
 def draw_matrix(axes: Axes, shares: np.ndarray, names: list[str], sheet: Sheet) -> None:
-    """Shares (S, S) as blue squares, of which small ones are lifted by a square root to be seen."""
+    """Draw shares (S, S) as blue cells; the square root of the color scale makes small shares visible."""
     from matplotlib.colors import PowerNorm
 
     axes.set_facecolor(GRID)  # rows without a label stay gray
@@ -98,7 +98,7 @@ def draw_matrix(axes: Axes, shares: np.ndarray, names: list[str], sheet: Sheet) 
 
 
 def write_shares(axes: Axes, shares: np.ndarray) -> None:
-    """Per cent in the cells; what never happened stays empty."""
+    """Write percentages into the cells, except for zeros."""
     few = len(shares) <= FEW
     for row, column in np.argwhere(shares > 0):
         share = shares[row, column]
@@ -111,7 +111,7 @@ def write_shares(axes: Axes, shares: np.ndarray) -> None:
 
 
 def list_confusions(axes: Axes, matrix: np.ndarray, shares: np.ndarray, names: tuple[str, ...], sheet: Sheet) -> None:
-    """The pairs of label and prediction by which most is mistaken, as many as fit beside the matrix."""
+    """List the most frequent confusions, as many as fit next to the matrix."""
     axes.set_axis_off()
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
@@ -120,14 +120,14 @@ def list_confusions(axes: Axes, matrix: np.ndarray, shares: np.ndarray, names: t
     pairs = [(label, found) for label, found in (divmod(int(place), len(matrix)) for place in order)]
     write_line(axes, "Most frequent confusions", 0.3 * line, TITLE, INK, sheet)
     for i, (label, found) in enumerate((pair for pair in pairs if wrong[pair]), start=1):
-        share = f"{shares[label, found] * 100:.1f} % of {shortened(names[label], LONGEST_NAME)}"
-        pair = f"{shortened(names[label], LONGEST_NAME)} taken for {shortened(names[found], LONGEST_NAME)}"
+        share = f"{shares[label, found] * 100:.1f} % of {truncate_name(names[label], LONGEST_NAME)}"
+        pair = f"{truncate_name(names[label], LONGEST_NAME)} taken for {truncate_name(names[found], LONGEST_NAME)}"
         write_line(axes, pair, (i + 0.3) * line, TEXT, INK, sheet)
         about = f"{share}, {wrong[label, found] / total * 100:.1f} % of all mistakes"
         write_line(axes, about, (i + 0.68) * line, SMALL, FAINT, sheet)
 
 
 def write_line(axes: Axes, text: str, below: float, points: float, color: str, sheet: Sheet) -> None:
-    """A line of text, `below` the upper edge."""
+    """Write a line of text, `below` inches from the upper edge."""
     style = {"fontsize": points * sheet.scale, "color": color, "va": "center"}
     axes.text(0, 1 - below / sheet.side, text, transform=axes.transAxes, **style)

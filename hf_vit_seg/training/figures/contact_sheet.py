@@ -1,6 +1,6 @@
-"""One picture of a split for eyes: images with their masks laid over (or their class, or keypoints), and a legend.
+"""A contact sheet of a split: images with mask overlays (or their class, or keypoints), and a legend.
 
-Shapes: C bands, H W pixels, K classes or keypoints. Lengths are pixels.
+Shapes: C channels, H W pixels, K classes or keypoints. Lengths are pixels.
 """
 
 from collections.abc import Callable
@@ -19,39 +19,39 @@ from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.drawing.skeletons import with_skeletons
 from hf_vit_seg.errors import HfVitSegError
 
-from .layout import Color, captioned, grid, legend_below
+from .layout import Color, add_caption, grid, legend_below
 from .samples import IGNORED
 
 MOST = 24  # samples
 WIDTH = 1600  # of the sheet
 SIDE = 196  # the largest width and height of an image
-FINER = 2  # overlays are drawn so much larger and reduced: borders of classes become smooth
+FINER = 2  # factor of supersampling, for smooth class borders
 OPACITY = 0.55
-STRIPE = 8  # width of the stripes where pixels do not count
+STRIPE = 8  # width of the stripes on ignored pixels
 LIGHT: Color = (220, 220, 220)
 UNKNOWN: Color = (255, 0, 255)
 MARGIN = 0.25  # around a person, as a share of the box
 
 
 def contact_sheet(part: SplitFacts, most: int = MOST) -> Image.Image:
-    """Up to `most` samples of a split, among them some of every class and of unknown values, and the classes' shares.
+    """Draw up to `most` samples of a split, covering every class and unknown values, and the shares of the classes.
 
-    ValueError when no sample can be read.
+    ValueError if no sample can be read.
     """
-    chosen = chosen_samples(part, most)
+    chosen = select_samples(part, most)
     if not chosen:
-        raise HfVitSegError(f"{part.split}: no sample can be read, so that there is nothing to show")
+        raise HfVitSegError(f"{part.split}: no sample can be read")
     thumbnail = THUMBNAILS[part.dataset.task]
     cells = [thumbnail(part, part.dataset.raw(index)) for index in chosen]
     count = len(part.facts)
     shown = "all" if len(chosen) == count else f"{len(chosen)} of"
     sheet = grid(cells, max(1, WIDTH // max(cell.width for cell in cells)))
-    sheet = captioned(sheet, f"  {part.split}: {shown} {count} samples")
+    sheet = add_caption(sheet, f"  {part.split}: {shown} {count} samples")
     return legend_below(sheet, legend(part), "share of all pixels") if part.dataset.task == "segmentation" else sheet
 
 
-def chosen_samples(part: SplitFacts, most: int) -> list[int]:
-    """Indexes in order: for each class, the rarest first, the sample with most of it, and the rest spread evenly."""
+def select_samples(part: SplitFacts, most: int) -> list[int]:
+    """Return sorted indices: for each class, from the rarest, the sample with most of it; the rest evenly spaced."""
     usable = [index for index, facts in enumerate(part.facts) if facts.fault is None]
     if len(usable) <= most:
         return usable
@@ -66,21 +66,22 @@ def chosen_samples(part: SplitFacts, most: int) -> list[int]:
     return sorted(chosen)
 
 
-def fitted(size: tuple[int, int], side: int = SIDE) -> tuple[int, int]:
-    """The largest (width, height) of the same shape in a square."""
+def fit_size(size: tuple[int, int], side: int = SIDE) -> tuple[int, int]:
+    """Return the largest (width, height) with the same aspect ratio in a square."""
     scale = side / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def masked(part: SplitFacts, sample: RawSample) -> Image.Image:
-    """A photo, and beside it the mask over the photo in gray, of full contrast, so that colors are those of classes.
+def segmentation_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
+    """Draw the image, and next to it the mask over the image in gray.
 
-    Pixels that do not count are striped, those of unknown value magenta.
+    Ignored pixels are striped, and pixels with unknown values are magenta.
     """
     assert isinstance(sample.target, torch.Tensor)
     photo = picture(sample.image)
-    size = fitted(photo.size)
-    labels = striped(nearest_labels(shown_classes(part.table, sample.target), (FINER * size[0], FINER * size[1])), part)
+    size = fit_size(photo.size)
+    labels = nearest_labels(class_indices(part.table, sample.target), (FINER * size[0], FINER * size[1]))
+    labels = add_stripes(labels, part)
     gray = ImageOps.autocontrast(photo.convert("L"), cutoff=1).convert("RGB")
     gray = resized_picture(gray, (FINER * size[0], FINER * size[1]))
     overlay = draw_overlay(gray, labels, palette(part.table), (), OPACITY, longest_side=None).reduce(FINER)
@@ -88,18 +89,18 @@ def masked(part: SplitFacts, sample: RawSample) -> Image.Image:
     pair.paste(resized_picture(photo, size), (0, 0))
     pair.paste(overlay, (size[0] + 2, 0))
     height, width = sample.image.shape[1:]
-    return captioned(pair, sample.name, (f"{height} x {width}", FAINT))
+    return add_caption(pair, sample.name, (f"{height} x {width}", FAINT))
 
 
-def striped(labels: np.ndarray, part: SplitFacts) -> np.ndarray:
-    """A map with stripes of K and K + 2 where pixels do not count."""
+def add_stripes(labels: np.ndarray, part: SplitFacts) -> np.ndarray:
+    """Mark ignored pixels by stripes of K and K + 2."""
     count = len(part.table.names)
     rows, columns = np.indices(labels.shape)
     return np.where((labels == count) & ((rows + columns) // STRIPE % 2 > 0), count + 2, labels)
 
 
-def shown_classes(table: ClassTable, raw: torch.Tensor) -> np.ndarray:
-    """Classes (H, W), K where pixels do not count and K + 1 where their value is unknown."""
+def class_indices(table: ClassTable, raw: torch.Tensor) -> np.ndarray:
+    """Return class indices (H, W), with K for ignored pixels and K + 1 for unknown values."""
     count = len(table.names)
     classes = replace(table, unknown_values="ignore").apply(raw)
     classes[classes == table.ignore_index] = count
@@ -110,46 +111,46 @@ def shown_classes(table: ClassTable, raw: torch.Tensor) -> np.ndarray:
 
 
 def palette(table: ClassTable) -> np.ndarray:
-    """Colors (K + 3, 3) of the classes, of pixels that do not count, of unknown ones, and of the other stripes."""
+    """Return the colors (K + 3, 3) of classes, ignored pixels, unknown values, and stripes."""
     classes = class_palette(table.palette, len(table.names))
     return np.concatenate([classes, np.array([IGNORED, UNKNOWN, LIGHT], dtype=np.uint8)])
 
 
-def labelled(part: SplitFacts, sample: RawSample) -> Image.Image:
-    """An image under its class."""
+def classification_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
+    """Draw an image with its class as the title."""
     assert isinstance(sample.target, int)
     photo = picture(sample.image)
     side = SIDE // 2 if max(photo.size) < SIDE // 2 else SIDE
-    shown = resized_picture(photo, fitted(photo.size, side))
-    return captioned(on_square(shown, side), part.meaning(sample.target), (sample.name, FAINT))
+    shown = resized_picture(photo, fit_size(photo.size, side))
+    return add_caption(on_square(shown, side), part.meaning(sample.target), (sample.name, FAINT))
 
 
 def on_square(photo: Image.Image, side: int) -> Image.Image:
-    """A picture in the upper left corner of a white square, so that there is room for words above it."""
+    """Paste an image into the upper left corner of a white square, so that there is room for the title."""
     square = Image.new("RGB", (side, side), PAPER)
     square.paste(photo, (0, 0))
     return square
 
 
-def with_keypoints(part: SplitFacts, sample: RawSample) -> Image.Image:
-    """A person with its keypoints, cut out of the image."""
+def pose_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
+    """Draw a person with keypoints, cropped from the image."""
     assert isinstance(sample.target, Person)
     x, y, width, height = sample.target.box
     rows, columns = sample.image.shape[1:]
     left, top = max(0, int(x - MARGIN * width)), max(0, int(y - MARGIN * height))
     right, bottom = min(columns, int(x + width * (1 + MARGIN)) + 1), min(rows, int(y + height * (1 + MARGIN)) + 1)
     photo = picture(sample.image).crop((left, top, right, bottom))
-    size = fitted(photo.size)
+    size = fit_size(photo.size)
     scale = (size[0] / photo.width, size[1] / photo.height)
     points = sample.target.keypoints.numpy().astype(float)[None] - (left, top, 0)
     drawn = with_skeletons(resized_picture(photo, size), points, points[..., 2] > 0, scale, None)
-    return captioned(on_square(drawn, SIDE), sample.name, (f"{int((points[..., 2] > 0).sum())} keypoints", FAINT))
+    return add_caption(on_square(drawn, SIDE), sample.name, (f"{int((points[..., 2] > 0).sum())} keypoints", FAINT))
 
 
 def legend(part: SplitFacts) -> list[LegendRow]:
-    """Each class with its color and its share of all pixels."""
+    """Return each class with its color and its share of all pixels."""
     counts = [*(o.count for o in part.classes), part.ignored, sum(o.count for o in part.unknown.values())]
-    names, colors = [*part.table.names, "not counted (striped)", "unknown"], palette(part.table)[:-1].tolist()
+    names, colors = [*part.table.names, "ignored (striped)", "unknown"], palette(part.table)[:-1].tolist()
     total, classes = max(1, sum(counts)), len(part.table.names)
     return [
         (name, (red, green, blue), count / total)
@@ -159,9 +160,9 @@ def legend(part: SplitFacts) -> list[LegendRow]:
 
 
 THUMBNAILS: dict[str, Callable[[SplitFacts, RawSample], Image.Image]] = {
-    "segmentation": masked,
-    "classification": labelled,
-    "pose": with_keypoints,
+    "segmentation": segmentation_thumbnail,
+    "classification": classification_thumbnail,
+    "pose": pose_thumbnail,
 }
 
 __all__ = ["contact_sheet"]

@@ -1,4 +1,4 @@
-"""Curves over the steps of a run: loss, learning rate, gradient norm, speed; and the measures of its evaluations.
+"""Curves over the steps of a run: loss, learning rate, gradient norm, speed, and the metrics of evaluations.
 
 Shapes: T lines of the log.
 """
@@ -14,15 +14,15 @@ from hf_vit_seg.training.reports.run_log import Line
 
 from .style import BLUE, FAINT, GREEN, INK, ORANGE, RED, SMALL, TEXT, Axes, Figure, new_figure, plain, quiet
 
-OUTLIERS = 0.02  # share of the highest losses (and norms) that may leave the picture
-REACH = 50  # a smoothed value is the mean over a fiftieth of the run on either side
-MOST_MEASURES = 6
-# Scores that are shown first; per task the first that occurs is the chief one unless the run says otherwise.
-CHIEF = ("mean_iou", "accuracy", "oks_ap")
+OUTLIERS = 0.02  # share of the highest losses (and norms) that may exceed the axis
+REACH = 50  # smoothing: the mean over 1/50 of the run on either side
+MOST_METRICS = 6
+# The main metric by task, unless the run sets one.
+MAIN_METRICS = ("mean_iou", "accuracy", "oks_ap")
 
 
 class Panel(NamedTuple):
-    """A value of the log in a panel of its own."""
+    """A value of the log with its own panel."""
 
     name: str
     title: str
@@ -40,7 +40,7 @@ PANELS = (
 
 
 def training_figure(lines: Sequence[Line]) -> Figure | None:
-    """A panel for each value that the log has of its steps; None where it has none."""
+    """Draw a panel for each logged value of the steps; None if there are none."""
     logged = [line for line in lines if "evaluation" not in line]
     panels = [(panel, *series(logged, panel.name)) for panel in PANELS]
     panels = [(panel, steps, values) for panel, steps, values in panels if np.isfinite(values).any()]
@@ -57,14 +57,14 @@ def training_figure(lines: Sequence[Line]) -> Figure | None:
 
 
 def series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (T,) and values (T,) of the lines that speak of `name`; null, and what is no number, is NaN."""
+    """Return steps (T,) and values (T,) of the lines with `name`; values that are not numbers are NaN."""
     found = [(line["step"], line[name]) for line in lines if name in line]
     values = [float(value) if isinstance(value, int | float) else np.nan for _, value in found]
     return np.array([step for step, _ in found], dtype=float), np.array(values, dtype=float)
 
 
 def draw_panel(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> None:
-    """One curve, under its smoothed self where it is noisy; steps at which it was not finite are marked."""
+    """Draw a curve, smoothed if it is noisy, and mark steps with values that are not finite."""
     quiet(axes, panel.title, x="step")
     noisy = panel.smooth and len(values) > 10
     marker = "o" if np.isfinite(values).sum() == 1 else None
@@ -72,7 +72,7 @@ def draw_panel(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) 
         steps, values, color=panel.color, linewidth=0.8 if noisy else 1.8, alpha=0.3 if noisy else 1, marker=marker
     )
     if noisy:
-        axes.plot(steps, centered_means(values, max(len(values) // REACH, 2)), color=panel.color, linewidth=1.8)
+        axes.plot(steps, moving_average(values, max(len(values) // REACH, 2)), color=panel.color, linewidth=1.8)
     finite = values[np.isfinite(values)]
     axes.yaxis.set_major_formatter("{x:.3g}")
     if panel.clip and len(finite) > 1 / OUTLIERS:
@@ -87,8 +87,8 @@ def draw_panel(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) 
         axes.text(0.99, 0.96, note, transform=axes.transAxes, ha="right", va="top", color=RED, fontsize=SMALL)
 
 
-def centered_means(values: np.ndarray, reach: int) -> np.ndarray:
-    """Means (T,) over `reach` values on either side, fewer at the ends, without those that are not finite."""
+def moving_average(values: np.ndarray, reach: int) -> np.ndarray:
+    """Compute means (T,) of the finite values among `reach` values on either side, fewer at the ends."""
     finite = np.isfinite(values)
     sums, numbers = (np.concatenate([[0], np.cumsum(part)]) for part in (np.where(finite, values, 0), finite))
     places = np.arange(len(values))
@@ -97,10 +97,10 @@ def centered_means(values: np.ndarray, reach: int) -> np.ndarray:
     return np.divide(sums[last] - sums[first], number, out=np.full(len(values), np.nan), where=number > 0)
 
 
-def measure_figure(lines: Sequence[Line], measure: str | None = None) -> Figure | None:
-    """The scores of the evaluations, the chief one with its best marked; None where there was no evaluation."""
+def metric_figure(lines: Sequence[Line], metric: str | None = None) -> Figure | None:
+    """Draw the scores of the evaluations, and mark the best one; None if there was no evaluation."""
     evaluations = [{"step": line["step"], **line["evaluation"]} for line in lines if "evaluation" in line]
-    names = shown_measures(evaluations, measure)
+    names = select_metrics(evaluations, metric)
     if not names:
         return None
     figure = new_figure(8, 4.2)
@@ -115,21 +115,21 @@ def measure_figure(lines: Sequence[Line], measure: str | None = None) -> Figure 
     return figure
 
 
-def shown_measures(evaluations: Sequence[Mapping[str, Any]], measure: str | None) -> list[str]:
-    """The chief score first, and as many others that readers know as a picture bears."""
+def select_metrics(evaluations: Sequence[Mapping[str, Any]], metric: str | None) -> list[str]:
+    """Return the main metric and other known ones, at most `MOST_METRICS`."""
     found = dict.fromkeys(
         name for line in evaluations for name in line if name != "step" and not name.startswith(PER_CLASS)
     )
     usable = [name for name in found if np.isfinite(series(evaluations, name)[1]).any()]
-    chief = next((name for name in (measure, *CHIEF, *usable) if name in usable), None)
+    main = next((name for name in (metric, *MAIN_METRICS, *usable) if name in usable), None)
     known = [name for name in TITLES if name in usable]
-    return [name for name in dict.fromkeys([chief, *known]) if name is not None][:MOST_MEASURES]
+    return [name for name in dict.fromkeys([main, *known]) if name is not None][:MOST_METRICS]
 
 
 def label_ends(
     axes: Axes, evaluations: Sequence[Mapping[str, Any]], names: Sequence[str], colors: Sequence[str]
 ) -> None:
-    """Each curve's name beside its last value, moved apart where they would touch."""
+    """Write each curve's name next to its last value, without overlap."""
     ends = []
     for name, color in zip(names, colors, strict=False):
         _, values = series(evaluations, name)
@@ -153,7 +153,7 @@ def label_ends(
 
 
 def mark_best(axes: Axes, steps: np.ndarray, values: np.ndarray, name: str) -> None:
-    """A ring around the best value, and which it is."""
+    """Draw a ring around the best value, and write it in the title."""
     best = int(np.nanargmin(values) if name in SMALLER_IS_BETTER else np.nanargmax(values))
     ring = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgecolor": INK}
     axes.plot(steps[best], values[best], clip_on=False, **ring)

@@ -1,11 +1,11 @@
-"""The plots of a run, drawn from what stands in its directory: log.jsonl and metrics.json.
+"""Plots of a run, from its log.jsonl and metrics.json.
 
 training.png          loss, learning rate, gradient norm, speed over the steps
 metrics.png           the scores of the evaluations over the steps
 per_class_iou.png     a bar for each class (per_class_accuracy.png for classification)
 confusion_matrix.png  shares of each row
-reliability.png       classification: whether a confidence of 0.8 is right 8 times of 10
-keypoint_scores.png   pose: average precision and recall of several kinds
+reliability.png       classification: accuracy by confidence
+keypoint_scores.png   pose: average precision and recall
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from hf_vit_seg.training.reports.run_log import read
 
 from .classes import chief_column, class_figure, reliability_figure, scores_figure
 from .confusion_matrix import confusion_figure
-from .curves import measure_figure, training_figure
+from .curves import metric_figure, training_figure
 from .style import Figure
 
-REPORTS = (Path(FILE), Path("best") / FILE, Path("last") / FILE)  # the first that there is
+REPORTS = (Path(FILE), Path("best") / FILE, Path("last") / FILE)  # the first one that exists is used
 OF_REPORT: dict[str, Callable[[MetricsReport], Figure | None]] = {
     "per_class_{column}": class_figure,
     "confusion_matrix": confusion_figure,
@@ -31,16 +31,16 @@ OF_REPORT: dict[str, Callable[[MetricsReport], Figure | None]] = {
 
 
 def draw_plots(directory: Path | str, report: MetricsReport | None = None) -> list[Path]:
-    """Draw all plots for which the run in `directory` has numbers, each file whole or not at all; return their paths.
+    """Draw all plots for which the run in `directory` has data, atomically, and return their paths.
 
-    `report` stands for the metrics.json of the directory, or that of its best or last model.
+    `report` replaces the metrics.json of the directory, or of its best or last model.
     """
     directory = Path(directory)
     if report is None:
         found = next((directory / place for place in REPORTS if (directory / place).exists()), None)
         report = None if found is None else read_report(found)
     lines = read(directory)
-    figures = {"training": training_figure(lines), "metrics": measure_figure(lines, report and report.metric)}
+    figures = {"training": training_figure(lines), "metrics": metric_figure(lines, report and report.metric)}
     if report is not None:
         column = chief_column(report) or ""
         figures |= {name.format(column=column): draw(report) for name, draw in OF_REPORT.items()}

@@ -1,6 +1,6 @@
-"""Pictures of persons with their keypoints, labelled and predicted.
+"""Figures of persons with labeled and predicted keypoints.
 
-Shapes: C bands, H W pixels, K keypoints, P persons. Keypoints are (x, y) in pixels of the image.
+Shapes: C channels, H W pixels, K keypoints, P persons. Keypoints are (x, y) in pixels of the image.
 """
 
 from collections.abc import Sequence
@@ -13,34 +13,34 @@ from PIL import Image
 from hf_vit_seg.drawing.overlays import resized_picture, shown_size
 from hf_vit_seg.drawing.skeletons import LEAST_SCORE, with_skeletons
 
-from .layout import captioned, grid
-from .samples import as_picture
+from .layout import add_caption, grid
+from .samples import as_rgb
 
 LONGEST_SIDE = 640  # of a panel
 
 
-def pose_picture(
+def pose_figure(
     image: torch.Tensor | Image.Image,
     truth: Any,
     predicted: Any,
     bones: Sequence[tuple[int, int]] | None = None,
     note: str = "",
 ) -> Image.Image:
-    """Labelled and predicted persons side by side, the left side orange, the right blue.
+    """Draw labeled and predicted persons side by side; left keypoints are orange, right ones blue.
 
-    `image` is (C, H, W) or a picture; `truth` (P, K, 3) is x, y, visibility (0: not labelled), `predicted` (P, K, 3) is
-    x, y, score; one person may come as (K, 3). `bones` are pairs of keypoints; None is COCO's for 17 keypoints, and
-    none for other numbers. `note` stands behind the title of the prediction.
+    `image` is (C, H, W) or a PIL image; `truth` (P, K, 3) is x, y, visibility (0: not labeled), `predicted` (P, K, 3)
+    is x, y, score; a single person may be (K, 3). `bones` are pairs of keypoints, by default those of COCO for 17
+    keypoints, and none for other numbers. `note` is appended to the title of the prediction.
     """
-    photo = as_picture(image)
+    photo = as_rgb(image)
     size = shown_size(photo.size, LONGEST_SIDE, enlarge=True)
     scale = (size[0] / photo.width, size[1] / photo.height)
-    labelled, found = persons(truth), persons(predicted)
+    labeled, found = persons(truth), persons(predicted)
     shown = resized_picture(photo, size)
     return grid(
         [
-            captioned(with_skeletons(shown, labelled, labelled[..., 2] > 0, scale, bones), "truth"),
-            captioned(
+            add_caption(with_skeletons(shown, labeled, labeled[..., 2] > 0, scale, bones), "truth"),
+            add_caption(
                 with_skeletons(shown, found, found[..., 2] >= LEAST_SCORE, scale, bones, faint=True),
                 f"prediction{', ' if note else ''}{note}",
             ),
@@ -50,9 +50,9 @@ def pose_picture(
 
 
 def persons(keypoints: Any) -> np.ndarray:
-    """Keypoints as (P, K, 3) float64. ValueError for another shape."""
+    """Convert keypoints to (P, K, 3) float64. ValueError for another shape."""
     array = np.asarray(keypoints.cpu() if isinstance(keypoints, torch.Tensor) else keypoints, dtype=float)
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"persons are (P, K, 3): x, y and visibility or score of each keypoint; got {array.shape}")
+        raise ValueError(f"found keypoints of shape {array.shape}, expected (P, K, 3): x, y and visibility or score")
     return array

@@ -1,9 +1,9 @@
-"""Pictures of what a model makes of single samples, beside the truth: label maps, classes, keypoints.
+"""Figures of predictions for single samples with the truth: label maps, classes, keypoints.
 
-    pictures = {sample.name: segmentation_picture(sample.image, truth, prediction, names, palette)}
-    write_pictures(directory / "samples", pictures)
+    figures = {sample.name: segmentation_figure(sample.image, truth, prediction, names, palette)}
+    write_figures(directory / "samples", figures)
 
-Shapes: C bands, H W pixels, K classes or keypoints, P persons. Lengths are pixels.
+Shapes: C channels, H W pixels, K classes or keypoints, P persons. Lengths are pixels.
 """
 
 import re
@@ -21,7 +21,7 @@ from hf_vit_seg.data.images.display import picture
 from hf_vit_seg.drawing.overlays import LegendRow, draw_overlay, nearest_labels, percent, resized_picture, shown_size
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 
-from .layout import Color, captioned, grid, legend_below
+from .layout import Color, add_caption, grid, legend_below
 
 LONGEST_SIDE = 480  # of a panel
 THUMBNAIL = 192
@@ -32,7 +32,7 @@ WRONG, MISSED, RIGHT = (213, 40, 40), (0, 114, 178), (0, 128, 96)
 ERROR_OPACITY, PALE = 0.8, 0.55
 
 
-def segmentation_picture(
+def segmentation_figure(
     image: torch.Tensor | Image.Image,
     truth: Any,
     prediction: Any,
@@ -40,11 +40,11 @@ def segmentation_picture(
     palette: Any,
     ignore_index: int = 255,
 ) -> Image.Image:
-    """Photo, truth, prediction and errors side by side, above a legend with the IoU of each class in this image.
+    """Draw image, truth, prediction and errors side by side, with a legend of the IoU of each class in this image.
 
-    `image` is (C, H, W) of any band count, or a picture; `truth` and `prediction` (H, W) are class indexes at one size,
-    which need not be the image's; `palette` (K, 3) is 0 .. 255. Of more than two classes all mistakes are red; of two,
-    what was missed of the second is blue.
+    `image` is (C, H, W) with any number of channels, or a PIL image; `truth` and `prediction` (H, W) are class indices
+    of equal size, which may differ from the image's; `palette` (K, 3) is 0 .. 255. Errors are red; for two classes,
+    missed pixels of the second class are blue.
     """
     labels, found = as_labels(truth), as_labels(prediction)
     counted = labels != ignore_index
@@ -53,41 +53,41 @@ def segmentation_picture(
     scores = matrix.scores()
     colors = np.concatenate([np.asarray(palette, dtype=np.uint8)[: len(names)], np.array([IGNORED], dtype=np.uint8)])
     size = panel_size((labels.shape[1], labels.shape[0]))
-    photo = resized_picture(as_picture(image), size)
+    photo = resized_picture(as_rgb(image), size)
     shown = nearest_labels(np.where(counted, labels, len(names)), size)
     guess = nearest_labels(found, size)
     wrong = float((found != labels)[counted].mean()) if counted.any() else 0.0
     panels = [
-        captioned(photo, "photo"),
-        captioned(draw_overlay(photo, shown, colors, [], longest_side=None), "truth"),
-        captioned(
+        add_caption(photo, "photo"),
+        add_caption(draw_overlay(photo, shown, colors, [], longest_side=None), "truth"),
+        add_caption(
             draw_overlay(photo, guess, colors, [], longest_side=None), f"prediction, mIoU {score(scores['mean_iou'])}"
         ),
-        captioned(error_panel(photo, shown, guess, len(names)), f"errors, {percent(wrong)} of pixels"),
+        add_caption(error_panel(photo, shown, guess, len(names)), f"errors, {percent(wrong)} of pixels"),
     ]
     rows = class_rows(scores["per_category_iou"], matrix.counts.sum(dim=1).numpy(), names, colors)
     sheet = legend_below(grid(panels, len(panels)), rows, "IoU in this image")
-    return legend_below(sheet, error_rows(matrix, counted, names), "share of the pixels")
+    return legend_below(sheet, error_rows(matrix, counted, names), "share of all pixels")
 
 
 def panel_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) in a panel: large images are reduced, small ones enlarged by a whole factor."""
+    """Return (width, height) in a panel: large images are reduced, small ones enlarged by an integer factor."""
     factor = max(1, LONGEST_SIDE // max(size))
     return shown_size((size[0] * factor, size[1] * factor), LONGEST_SIDE, enlarge=False)
 
 
 def as_labels(labels: Any) -> np.ndarray:
-    """A label map, wherever it lies, as (H, W) int64."""
+    """Convert a label map on any device to (H, W) int64."""
     return np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels).astype(np.int64)
 
 
-def as_picture(image: torch.Tensor | Image.Image) -> Image.Image:
-    """An image of any band count as RGB."""
+def as_rgb(image: torch.Tensor | Image.Image) -> Image.Image:
+    """Convert an image with any number of channels to RGB."""
     return image.convert("RGB") if isinstance(image, Image.Image) else picture(image)
 
 
 def error_panel(photo: Image.Image, truth: np.ndarray, found: np.ndarray, classes: int) -> Image.Image:
-    """The photo in pale gray, with mistakes in red (or blue, see above). `truth` has K where pixels do not count."""
+    """Draw the image in pale gray with errors in red or blue. Ignored pixels of `truth` are K."""
     pale = Image.blend(photo.convert("L").convert("RGB"), Image.new("RGB", photo.size, (255, 255, 255)), PALE)
     canvas = np.array(pale)
     counted = truth < classes
@@ -99,15 +99,15 @@ def error_panel(photo: Image.Image, truth: np.ndarray, found: np.ndarray, classe
     return Image.blend(pale, Image.fromarray(canvas), ERROR_OPACITY)
 
 
-def class_rows(iou: np.ndarray, labelled: np.ndarray, names: Sequence[str], colors: np.ndarray) -> list[LegendRow]:
-    """Rows of the legend for the classes of an image, the most frequent first: IoU in place of a share."""
-    order: list[int] = np.argsort(-labelled, kind="stable").tolist()
+def class_rows(iou: np.ndarray, labeled: np.ndarray, names: Sequence[str], colors: np.ndarray) -> list[LegendRow]:
+    """Return legend rows with the IoU of an image's classes, the most frequent first."""
+    order: list[int] = np.argsort(-labeled, kind="stable").tolist()
     order = [k for k in order if not np.isnan(iou[k])][:MOST_CLASSES]
     return [(names[k], tuple(colors[k].tolist()), float(iou[k])) for k in order]
 
 
 def error_rows(matrix: ConfusionMatrix, counted: np.ndarray, names: Sequence[str]) -> list[LegendRow]:
-    """Rows of the legend for what is no class, with their share of the image's pixels."""
+    """Return legend rows with the shares of errors and of ignored pixels."""
     rows: list[LegendRow] = []
     if len(names) == 2:
         (_, false), (missed, _) = matrix.counts.tolist()
@@ -116,18 +116,18 @@ def error_rows(matrix: ConfusionMatrix, counted: np.ndarray, names: Sequence[str
             (f"false {names[1]}", WRONG, false / counted.size),
         ]
     if not counted.all():
-        rows.append(("not counted", IGNORED, 1 - float(counted.mean())))
+        rows.append(("ignored", IGNORED, 1 - float(counted.mean())))
     return rows
 
 
 def score(value: float) -> str:
-    """A score in per cent; a dash where there is none."""
+    """Format a score as a percentage; a dash for NaN."""
     return "-" if np.isnan(value) else percent(value)
 
 
 @dataclass(frozen=True, eq=False)
 class ClassifiedImage:
-    """An image, (C, H, W) or a picture, its class, the predicted one, and how probable (0 .. 1) that was."""
+    """An image, (C, H, W) or PIL, its class, the predicted class, and the predicted probability (0 .. 1)."""
 
     image: torch.Tensor | Image.Image
     truth: int
@@ -135,14 +135,14 @@ class ClassifiedImage:
     probability: float
 
 
-def classification_picture(samples: Sequence[ClassifiedImage], names: Sequence[str], columns: int = 6) -> Image.Image:
-    """A grid of images, each under its class and the predicted one, which is red where it is wrong."""
-    return grid([classified(sample, names) for sample in samples], columns)
+def classification_figure(samples: Sequence[ClassifiedImage], names: Sequence[str], columns: int = 6) -> Image.Image:
+    """Draw a grid of images with true and predicted class; wrong predictions are red."""
+    return grid([classification_thumbnail(sample, names) for sample in samples], columns)
 
 
-def classified(sample: ClassifiedImage, names: Sequence[str]) -> Image.Image:
-    """One image in a square of fixed size, under its two classes."""
-    photo = as_picture(sample.image)
+def classification_thumbnail(sample: ClassifiedImage, names: Sequence[str]) -> Image.Image:
+    """Draw an image in a square of fixed size, with true and predicted class above."""
+    photo = as_rgb(sample.image)
     scale = THUMBNAIL / max(photo.size)
     width, height = (max(1, round(side * scale)) for side in photo.size)
     photo = resized_picture(photo, (width, height))
@@ -150,18 +150,18 @@ def classified(sample: ClassifiedImage, names: Sequence[str]) -> Image.Image:
     square.paste(photo, ((THUMBNAIL - photo.width) // 2, (THUMBNAIL - photo.height) // 2))
     color = RIGHT if sample.prediction == sample.truth else WRONG
     verdict = f"{percent(sample.probability)} {names[sample.prediction]}"
-    return captioned(square, names[sample.truth], (verdict, color))
+    return add_caption(square, names[sample.truth], (verdict, color))
 
 
-def write_pictures(folder: Path, pictures: Mapping[str, Image.Image]) -> list[Path]:
-    """Write pictures as PNG, each whole or not at all, under names that file systems take; return the paths."""
-    paths = picture_paths(folder, pictures)
-    write_files({path: content.save for path, content in zip(paths, pictures.values(), strict=True)})
+def write_figures(folder: Path, figures: Mapping[str, Image.Image]) -> list[Path]:
+    """Write figures as PNG, atomically, with valid file names; return the paths."""
+    paths = figure_paths(folder, figures)
+    write_files({path: content.save for path, content in zip(paths, figures.values(), strict=True)})
     return paths
 
 
-def picture_paths(folder: Path, names: Iterable[str]) -> list[Path]:
-    """The files of pictures with these names."""
+def figure_paths(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Return the paths of figures with these sample names, without duplicates."""
     paths: list[Path] = []
     taken: set[str] = set()
     for name in names:
@@ -174,6 +174,6 @@ def picture_paths(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def file_stem(name: str) -> str:
-    """A sample's name without its suffix and without what file systems refuse."""
+    """Return a sample's name without its suffix and without characters that are invalid in file names."""
     plain = re.sub(r"\.\w{1,5}$", "", name)
     return re.sub(r"[^\w.-]+", "_", plain).strip("._")[:LONGEST_STEM] or "sample"

@@ -1,6 +1,6 @@
-"""How plots look: one kind of figure, quiet axes, few colors. Matplotlib is used without pyplot: no state is shared.
+"""The style of plots. Matplotlib is used without pyplot, so there is no global state.
 
-Colors are Okabe and Ito's, which people with any color vision tell apart (jfly.uni-koeln.de/color).
+The colors are Okabe and Ito's, which are distinguishable with any color vision (jfly.uni-koeln.de/color).
 """
 
 from typing import Any
@@ -9,16 +9,16 @@ BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 INK, FAINT, GRID, TRACK, PAPER = "#1f2328", "#6e7781", "#e4e7eb", "#f1f3f5", "#ffffff"
 TITLE, TEXT, SMALL = 12.0, 9.0, 7.5  # font sizes in points
 DPI = 150
-MARGIN, GAP = 0.12, 0.05  # around axes in inches, between them as a share of their size
+MARGIN, GAP = 0.12, 0.05  # around axes in inches, and between them as a share of their size
 
-Figure = Any  # matplotlib's, which is imported when the first plot is drawn
+Figure = Any  # matplotlib.figure.Figure; matplotlib is imported when the first plot is drawn
 Axes = Any
 
 
 def new_figure(width: float, height: float, title: str = "", scale: float = 1.0, free: bool = False) -> Figure:
-    """An empty figure of a size in inches, drawn by Agg, which needs no display.
+    """Create an empty figure with a size in inches for the Agg backend, which needs no display.
 
-    The title is enlarged by `scale`. Axes are arranged so that no words overlap, unless they are placed `free` by hand.
+    The title is enlarged by `scale`. Axes are arranged without overlaps, unless they are placed manually (`free`).
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as PlotFigure
@@ -28,7 +28,7 @@ def new_figure(width: float, height: float, title: str = "", scale: float = 1.0,
     figure = PlotFigure(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout=layout)
     FigureCanvasAgg(figure)
     if title:
-        # Arranged axes make room for a title only where its height is left to matplotlib.
+        # The constrained layout reserves space for a title only if its y is not set.
         height_given = {"y": 1 - MARGIN / height} if free else {}
         place = {"x": MARGIN / width, "ha": "left", "va": "top", **height_given}
         figure.suptitle(plain(title), fontsize=TITLE * scale, color=INK, **place)
@@ -36,7 +36,7 @@ def new_figure(width: float, height: float, title: str = "", scale: float = 1.0,
 
 
 def quiet(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "y") -> Axes:
-    """Axes without a frame: a title at the left, thin grid lines along `grid` (x, y or both), names of the axes."""
+    """Style axes without a frame: a title at the left, thin grid lines along `grid` (x, y or both), axis labels."""
     axes.set_title(plain(title), loc="left", fontsize=TITLE - 1, color=INK, pad=8)
     axes.set_xlabel(x, fontsize=TEXT, color=FAINT)
     axes.set_ylabel(y, fontsize=TEXT, color=FAINT)
@@ -51,10 +51,10 @@ def quiet(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "y"
 
 
 def plain(text: str) -> str:
-    """Text in which matplotlib finds no formula: class names may have dollar signs."""
+    """Escape dollar signs, which would start a formula in matplotlib."""
     return text.replace("$", r"\$")
 
 
-def shortened(name: str, length: int) -> str:
-    """A name of at most `length` letters."""
+def truncate_name(name: str, length: int) -> str:
+    """Truncate a name to `length` characters."""
     return plain(name if len(name) <= length else name[: length - 1].rstrip() + "…")

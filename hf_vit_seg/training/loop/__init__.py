@@ -1,1 +1,1 @@
-"""The training loop and what it needs to start."""
+"""The training loop and its setup."""

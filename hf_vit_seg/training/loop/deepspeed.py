@@ -1,4 +1,4 @@
-"""What DeepSpeed has to be told of a recipe: it accumulates and clips by its own configuration alone."""
+"""Copy settings of a recipe to DeepSpeed's configuration, which alone controls its accumulation and clipping."""
 
 from accelerate import Accelerator
 
@@ -7,20 +7,19 @@ from hf_vit_seg.training.recipe.schema import Recipe
 
 
 def refuse_stage_3(accelerator: Accelerator) -> None:
-    """RecordError for the stage that scatters weights while a model is built, which a run looks at as a whole."""
+    """RecordError for ZeRO stage 3, which partitions weights while the model is built; setup needs the whole model."""
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None and plugin.zero_stage == 3:
         raise RecordError(
-            "DeepSpeed's ZeRO stage 3 has no whole model before the first step; set zero_stage to 2 in accelerate's "
-            "configuration, or train with FSDP2"
+            "DeepSpeed ZeRO stage 3 is not supported; set zero_stage to 2 in accelerate's configuration, or use FSDP2"
         )
 
 
-def settle_deepspeed(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Write a resolved recipe's batch size, accumulation and clipping into DeepSpeed's configuration, if it is used.
+def configure_deepspeed(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Copy batch size, accumulation and clipping of a resolved recipe to DeepSpeed's configuration, if it is used.
 
-    To be called before accelerate prepares the model. The size of a batch cannot be seen in the sampler, and an
-    accumulation that differs would take another number of steps than the recipe says.
+    Call this before `Accelerator.prepare`, which cannot infer the batch size from the sampler. A different
+    accumulation would change the number of steps.
     """
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:

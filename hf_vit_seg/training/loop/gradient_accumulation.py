@@ -1,8 +1,8 @@
-"""The accumulation window: the forward and backward passes that make one step of the optimizer.
+"""Gradient accumulation: the forward and backward passes of one optimizer step, a window of batches.
 
-The gradient of a step is that of the mean over all units (valid pixels, images) of the whole window on all processes,
-however they are spread: the units are counted before the first backward pass. Means of means would give a pixel of a
-batch with many ignored pixels more weight than others (transformers' and accelerate's well-known accumulation trap).
+The gradient of a step is that of the mean over all units (valid pixels, images) of the window on all processes; units
+are counted before the first backward pass. A mean of means would give more weight to pixels of batches with many
+ignored pixels, a known bug of accumulation in transformers and accelerate.
 
 Shapes: B images, K classes, h w the grid of the logits, H W that of the labels, T terms of the loss.
 """
@@ -18,7 +18,7 @@ from hf_vit_seg.training.losses.objectives import Batch, Objective
 
 
 def windows(loader: Any, accumulation: int) -> Iterator[list[Batch]]:
-    """The loader's batches, `accumulation` at a time; what is left at the end makes no window."""
+    """Yield the loader's batches, `accumulation` at a time; an incomplete last window is dropped."""
     window: list[Batch] = []
     for batch in loader:
         window.append(batch)
@@ -28,10 +28,10 @@ def windows(loader: Any, accumulation: int) -> Iterator[list[Batch]]:
 
 
 def accumulate(accelerator: Accelerator, model: nn.Module, objective: Objective, window: list[Batch]) -> torch.Tensor:
-    """Add the gradient of a window's loss to the parameters; the loss of this process's part, detached.
+    """Add the gradient of a window's loss to the parameters; return this process's part of the loss, detached.
 
-    The sum of what all processes get is the loss. DDP takes the mean of the processes' gradients and `backward`
-    divides by the number of batches in a window: both are undone.
+    The sum over all processes is the loss. DDP averages gradients over processes, and `backward` divides by the
+    number of batches in a window; both are undone.
     """
     units: Any = accelerator.reduce(torch.stack([objective.units(batch) for batch in window]).sum(0), "sum")
     undone = accelerator.num_processes * accelerator.gradient_accumulation_steps

@@ -1,4 +1,4 @@
-"""Everything that a run needs before its first step, made from the recipe."""
+"""Build all components of a run from the recipe."""
 
 import copy
 import math
@@ -29,25 +29,25 @@ from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import on_main_process
 from hf_vit_seg.training.checkpoints.resume import continuation_notes, refuse_other_data
-from hf_vit_seg.training.checkpoints.state import DataMark, Manifest, mark_of
+from hf_vit_seg.training.checkpoints.state import DataFingerprint, Manifest, data_fingerprint
 from hf_vit_seg.training.losses.objectives import OBJECTIVES, Batch, Objective
-from hf_vit_seg.training.losses.registry import described
+from hf_vit_seg.training.losses.registry import describe_losses
 from hf_vit_seg.training.model.building import BuiltModel, build_model, output_names
-from hf_vit_seg.training.model.normalization import synchronised
+from hf_vit_seg.training.model.normalization import convert_sync_batchnorm
 from hf_vit_seg.training.model.preparation import prepare_for_training
 from hf_vit_seg.training.model.processor import MEASURED
 from hf_vit_seg.training.optimization.ema import WeightAverage
-from hf_vit_seg.training.optimization.gathered_weights import SCATTERING, refuse_scattered_average
+from hf_vit_seg.training.optimization.gathered_weights import SHARDING, refuse_sharded_average
 from hf_vit_seg.training.optimization.parameter_groups import build_optimizer
 from hf_vit_seg.training.optimization.schedules import build_schedule
-from hf_vit_seg.training.recipe.metric_names import refuse_unmeasurable
+from hf_vit_seg.training.recipe.metric_names import check_metrics
 from hf_vit_seg.training.recipe.schema import Recipe
 
-from .batch_size_search import measured_batch_size, unreached_parameters
-from .deepspeed import refuse_stage_3, settle_deepspeed
+from .batch_size_search import find_batch_size, parameters_without_gradient
+from .deepspeed import configure_deepspeed, refuse_stage_3
 from .signals import leave_signals_to_parent
 
-PATIENCE = timedelta(hours=2)  # of processes that wait while the main one looks at all the data
+TIMEOUT = timedelta(hours=2)  # for processes that wait while the main process checks the data
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,19 +59,19 @@ class Data:
     test: RawDataset | None
 
     @cached_property
-    def mark(self) -> DataMark:
-        """By what the training split is known again."""
-        return mark_of(self.train)
+    def fingerprint(self) -> DataFingerprint:
+        """The fingerprint of the training split."""
+        return data_fingerprint(self.train)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Classes, or keypoints."""
+        """The names of classes or keypoints."""
         return self.train.class_table.names
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingComponents:
-    """What a run is made of. `recipe` is the resolved one, `scattered` a copy of the model where weights are spread."""
+    """All components of a run. `recipe` is resolved; `scattered` is a copy of the model if weights are sharded."""
 
     recipe: Recipe
     accelerator: Accelerator
@@ -89,53 +89,53 @@ class TrainingComponents:
 
     @property
     def samples_per_step(self) -> int:
-        """Samples that all processes draw for one step."""
+        """The number of samples that all processes draw for one step."""
         return samples_per_step(self.recipe, self.accelerator)
 
-    def drawn(self, step: int) -> list[Draw]:
-        """The draws of a step (from 1) on all processes."""
+    def draws(self, step: int) -> list[Draw]:
+        """Return the draws of a step (from 1) on all processes."""
         each, length = self.samples_per_step, len(self.data.train)
         sampler = StreamSampler(length, self.recipe.seed, each, (step - 1) * each, step * each)
         return list(sampler.draws())
 
 
 def build_accelerator(recipe: Recipe, directory: Path) -> Accelerator:
-    """accelerate, as its own configuration and the recipe say."""
+    """Create the Accelerator from its own configuration and the recipe."""
     precision = recipe.loop.precision
-    # Of depthwise kernels, whose second dimension is 1: strides that differ in name only.
+    # For depthwise kernels, with a second dimension of 1, the strides differ but the layout does not.
     filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    disable_fsdp_ram_efficient_loading()  # which cannot take BatchNorm's buffers: every process builds the model
+    disable_fsdp_ram_efficient_loading()  # it does not support BatchNorm's buffers
     settings: dict[str, Any] = dict(
         mixed_precision=None if precision == "default" else precision,
-        # The stream ends with the last window: accelerate need not look for the end of an epoch.
+        # The stream ends with a complete window, so accelerate need not detect the end of an epoch.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=recipe.loop.accumulation, sync_with_dataloader=False
         ),
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
         step_scheduler_with_optimizer=False,  # one step of the schedule is one of the optimizer on all processes
         project_dir=str(directory),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     try:
         return Accelerator(**settings)
-    except ValueError as error:  # a precision that the device does not have
-        raise RecordError(f"loop.precision={precision} cannot be used: {error_sentence(error)}") from error
+    except ValueError as error:  # a precision that the device does not support
+        raise RecordError(f"loop.precision={precision} is not supported: {error_sentence(error)}") from error
 
 
 def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manifest | None) -> TrainingComponents:
-    """Open and check the data, build what is trained, and let accelerate prepare it; called by all processes.
+    """Open and check the data, and build and prepare model, optimizer and loader; called by all processes.
 
-    `facts` is the file that remembers what was found in the data.
+    `facts` is the file that caches the data checks.
     """
     if recipe.loop.deterministic:
         torch.use_deterministic_algorithms(True)
-    refuse_scattered_average(recipe, accelerator)
+    refuse_sharded_average(recipe, accelerator)
     refuse_stage_3(accelerator)
     set_seed(recipe.seed)
     data = open_data(recipe)
     if start is not None:
-        refuse_other_data(start, data.mark)
-    counts, warnings = on_main_process(accelerator, lambda: look_at(recipe, data, facts))
+        refuse_other_data(start, data.fingerprint)
+    counts, warnings = on_main_process(accelerator, lambda: check_data(recipe, data, facts))
     built = build(recipe, accelerator, data)
     model = prepare_for_training(built.model, recipe.model)
     ignored = data.train.class_table.ignore_index
@@ -143,20 +143,20 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     objective = OBJECTIVES[recipe.task](recipe, outputs, ignored, counts if outputs > 1 else None)
     dataset, collator = training_set(recipe, data, built)
     sample = collator([dataset[Draw(0, 0, 0)]])
-    notes = [*warnings, *built.notes, *loss_notes(recipe), *without_unreached(accelerator, model, objective, sample)]
-    size = chosen_batch_size(recipe, accelerator, model, objective, sample, len(dataset))
-    recipe = resolved(recipe, accelerator, size)
+    notes = [*warnings, *built.notes, *loss_notes(recipe), *freeze_unused(accelerator, model, objective, sample)]
+    size = choose_batch_size(recipe, accelerator, model, objective, sample, len(dataset))
+    recipe = resolve_recipe(recipe, accelerator, size)
     notes += continuation_notes(start, recipe) if start else []
     if recipe.model.norm == "sync":
-        model = synchronised(model)
+        model = convert_sync_batchnorm(model)
     steps = step_count(recipe, accelerator, len(dataset))
-    scattered = copy.deepcopy(model) if accelerator.distributed_type in SCATTERING else None
+    scattered = copy.deepcopy(model) if accelerator.distributed_type in SHARDING else None
     optimizer = build_optimizer(model, recipe.optimizer)
     schedule = build_schedule(optimizer, recipe.schedule, steps)
     loader = stream_loader(recipe, accelerator, dataset, collator, start.step if start else 0, steps)
-    settle_deepspeed(accelerator, recipe)
+    configure_deepspeed(accelerator, recipe)
     model, optimizer, schedule, loader = accelerator.prepare(model, optimizer, schedule, loader)
-    set_seed(recipe.seed, device_specific=True)  # each process drops out other units
+    set_seed(recipe.seed, device_specific=True)  # different dropout on each process
     return TrainingComponents(
         recipe=recipe,
         accelerator=accelerator,
@@ -175,37 +175,40 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
 
 
 def open_data(recipe: Recipe) -> Data:
-    """The splits of a run; RecordError where an evaluation is asked for that has no data, or could not be made."""
+    """Open the splits of a run; RecordError if a requested evaluation lacks data or cannot compute its metric."""
     train, validation = open_split(recipe, "train"), open_split(recipe, "validation")
-    assert train is not None  # the record sees to it
+    assert train is not None  # checked by the record
     if validation is None and (recipe.loop.evaluate_every or recipe.loop.early_stop):
         raise RecordError(
-            "loop.evaluate_every and loop.early_stop need a split to measure on: give data.validation or "
+            "loop.evaluate_every and loop.early_stop need a validation split; set data.validation or "
             "data.validation_share"
         )
     if validation is not None or recipe.data.test is not None:
-        refuse_unmeasurable(recipe, train.class_table.names)
+        check_metrics(recipe, train.class_table.names)
     return Data(train, validation, open_split(recipe, "test"))
 
 
-def look_at(recipe: Recipe, data: Data, facts: Path) -> tuple[list[int], list[str]]:
-    """Samples of each class in the training split (pixels, images), and warnings; BadDataError for bad data."""
+def check_data(recipe: Recipe, data: Data, facts: Path) -> tuple[list[int], list[str]]:
+    """Return the frequency of each class in the training split (pixels, images), and warnings.
+
+    BadDataError for bad data.
+    """
     splits: dict[Split, RawDataset | None] = {"train": data.train, "validation": data.validation, "test": data.test}
     report = refuse_bad_data(recipe, splits, facts, progress=True)
     return report.class_counts("train"), report.warnings
 
 
 def build(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:
-    """The model and its image processor, with statistics of the training images where the recipe asks for them."""
-    table, measured = data.train.class_table, None
+    """Build the model and its image processor, with statistics of the training images if the recipe needs them."""
+    table, statistics = data.train.class_table, None
     if MEASURED in recipe.processor.values():
         images = range(len(data.train))
-        measured = on_main_process(accelerator, lambda: measure(map(data.train.read, images)))
-    return build_model(recipe, table.names, table.ignore_index, recipe.data.channels, table.palette, measured)
+        statistics = on_main_process(accelerator, lambda: measure(map(data.train.read, images)))
+    return build_model(recipe, table.names, table.ignore_index, recipe.data.channels, table.palette, statistics)
 
 
 def training_set(recipe: Recipe, data: Data, built: BuiltModel) -> tuple[TrainingDataset, Collator]:
-    """The training split with its transforms, and what makes batches of it."""
+    """Return the training split with its transforms, and the collator."""
     pairs = tuple(tuple(pair) for pair in getattr(built.model.config, "pose_flip_pairs", None) or ())
     ignored = data.train.class_table.ignore_index
     context = TransformContext.from_processor(built.processor, recipe.task, ignored, pairs)
@@ -215,46 +218,46 @@ def training_set(recipe: Recipe, data: Data, built: BuiltModel) -> tuple[Trainin
 
 
 def loss_notes(recipe: Recipe) -> list[str]:
-    """What is minimized, where the recipe settles it."""
-    return [f"loss: {described(recipe.loss)}"] if recipe.loss else []
+    """Describe the recipe's losses, for the log."""
+    return [f"loss: {describe_losses(recipe.loss)}"] if recipe.loss else []
 
 
-def without_unreached(accelerator: Accelerator, model: Any, objective: Objective, sample: Batch) -> list[str]:
-    """Take what never gets a gradient out of training, and say so: DDP would wait for those gradients."""
+def freeze_unused(accelerator: Accelerator, model: Any, objective: Objective, sample: Batch) -> list[str]:
+    """Freeze parameters that get no gradient, because DDP would wait for it; return a note for the log."""
     if accelerator.num_processes == 1:
         return []
-    names = unreached_parameters(model, objective, sample)
+    names = parameters_without_gradient(model, objective, sample)
     for name in names:
         model.get_parameter(name).requires_grad_(False)
-    return [f"{len(names)} parameters, such as {names[0]}, never get a gradient and stay as they are"] if names else []
+    return [f"{len(names)} parameters, such as {names[0]}, get no gradient and are frozen"] if names else []
 
 
-def chosen_batch_size(
+def choose_batch_size(
     recipe: Recipe, accelerator: Accelerator, model: Any, objective: Objective, sample: Batch, most: int
 ) -> int:
-    """The recipe's batch size, or the largest up to `most` that fits on every process."""
+    """Return the recipe's batch size, or the largest up to `most` that fits on every process."""
     if recipe.loop.batch_size != "auto":
         return recipe.loop.batch_size
     autocast: Any = accelerator.autocast
-    fitting = measured_batch_size(model, objective, sample, accelerator.device, autocast, most)
+    fitting = find_batch_size(model, objective, sample, accelerator.device, autocast, most)
     found: Any = accelerator.gather(torch.tensor([fitting], device=accelerator.device))
     return int(found.min())
 
 
-def resolved(recipe: Recipe, accelerator: Accelerator, batch_size: int) -> Recipe:
-    """The recipe with what was settled at the start: batch size and precision."""
+def resolve_recipe(recipe: Recipe, accelerator: Accelerator, batch_size: int) -> Recipe:
+    """Return the recipe with the batch size and precision of this run."""
     settled = {"batch_size": batch_size, "precision": accelerator.mixed_precision}
     return recipe.model_copy(update={"loop": recipe.loop.model_copy(update=settled)})
 
 
 def samples_per_step(recipe: Recipe, accelerator: Accelerator) -> int:
-    """Samples that all processes draw for one step of the optimizer."""
+    """Return the number of samples that all processes draw for one optimizer step."""
     assert recipe.loop.batch_size != "auto"
     return recipe.loop.batch_size * recipe.loop.accumulation * accelerator.num_processes
 
 
 def step_count(recipe: Recipe, accelerator: Accelerator, length: int) -> int:
-    """Steps of the run; of epochs as many as see each of the `length` samples so often, the last step rounded up."""
+    """Return the number of steps; epochs over `length` samples are rounded up to a whole step."""
     if recipe.loop.steps is not None:
         return recipe.loop.steps
     assert recipe.loop.epochs is not None
@@ -264,7 +267,7 @@ def step_count(recipe: Recipe, accelerator: Accelerator, length: int) -> int:
 def stream_loader(
     recipe: Recipe, accelerator: Accelerator, dataset: TrainingDataset, collator: Collator, start: int, steps: int
 ) -> DataLoader[Any]:
-    """The batches of all processes from behind step `start` to the last; accelerate deals them out in turn."""
+    """Return a loader of all processes' batches after step `start`; accelerate distributes these in turn."""
     assert recipe.loop.batch_size != "auto"
     dataset.raw.preload()
     each = samples_per_step(recipe, accelerator)
@@ -276,5 +279,5 @@ def stream_loader(
         num_workers=recipe.data.workers,
         worker_init_fn=leave_signals_to_parent,
         pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator(),  # of its own: else each loader would draw from the run's random numbers
+        generator=torch.Generator(),  # otherwise each loader would draw from the global random state
     )

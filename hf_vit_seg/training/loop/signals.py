@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the run to stop after its step, a second Ctrl-C ends it at once."""
+"""Ctrl-C and SIGTERM: the first signal stops the run after its step, a second Ctrl-C stops it immediately."""
 
 import signal
 import threading
@@ -9,12 +9,12 @@ from traceback import clear_frames
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Launchers pass a Ctrl-C on to processes that have had it already: so soon after the first it is the same one.
+# Launchers forward a Ctrl-C to processes that have received it already; ignore a repetition within this time.
 ECHO_SECONDS = 1.0
 
 
 class GracefulStop:
-    """As a context, catches the signals; `signal` is the first that came. Only the first thread gets any."""
+    """A context manager that catches the signals; `signal` is the first one received. Main thread only."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -22,7 +22,7 @@ class GracefulStop:
         self.before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "GracefulStop":
-        if threading.current_thread() is threading.main_thread():  # signals are for it alone
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
             self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
@@ -40,16 +40,16 @@ class GracefulStop:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """For loader workers: they end with the process that they load for, which may still need them for its last step."""
+    """Ignore the signals in a loader worker: the parent process may still need it for its last step."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def workers_ended() -> Iterator[None]:
-    """Let an error hold none of the loader's iterators, with which their workers end.
+def release_workers() -> Iterator[None]:
+    """Release the loader's iterators on errors, so that its workers end.
 
-    A process that has workers when it ends waits for them, and these ignore the signal that it sends.
+    Otherwise the exiting process would wait for workers, which ignore the signal that it sends.
     """
     try:
         yield

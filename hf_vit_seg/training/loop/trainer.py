@@ -1,7 +1,7 @@
-"""The run: steps, evaluations and checkpoints, from the first or the resumed step to the last.
+"""The training loop: steps, evaluations and checkpoints, from the first or the resumed step to the last.
 
-Everything distributed is accelerate's: the same run is one on a CPU, a GPU, several processes or several machines
-(`accelerate launch -m hf_vit_seg.training RECIPE`). Called by all processes, which go through it together.
+accelerate does all distributed work, so the same code runs on a CPU, a GPU, several processes or several machines
+(`accelerate launch -m hf_vit_seg.training RECIPE`). All processes call these functions together.
 """
 
 import math
@@ -17,21 +17,21 @@ from accelerate import Accelerator
 from hf_vit_seg.error_reporting import bugs_logged
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.training.checkpoints.best_score import BestTracker
-from hf_vit_seg.training.checkpoints.main_process import locked_by_main_process, on_main_process
-from hf_vit_seg.training.checkpoints.resume import refuse_other_run, resumed_best_tracker
+from hf_vit_seg.training.checkpoints.main_process import lock_on_main_process, on_main_process
+from hf_vit_seg.training.checkpoints.resume import refuse_other_run, restore_best_tracker
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, lineage, write_model_directory
 from hf_vit_seg.training.checkpoints.state import (
     Manifest,
     checkpoints,
-    installed_versions,
     load_checkpoint,
+    package_versions,
     read_manifest,
+    read_stored_report,
     save_checkpoint,
-    stored_report,
     write_manifest,
 )
 from hf_vit_seg.training.evaluate_saved import write_evaluation
-from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, random_state_kept, report_of
+from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, preserve_random_state, report_of
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_sample_images
 from hf_vit_seg.training.figures.plots import draw_plots
@@ -46,15 +46,15 @@ from hf_vit_seg.training.reports.run_log import RunLog
 
 from .best_model import complete_best_model
 from .gradient_accumulation import accumulate, windows
-from .setup import TrainingComponents, build_accelerator, prepare, resolved
-from .signals import GracefulStop, workers_ended
+from .setup import TrainingComponents, build_accelerator, prepare, resolve_recipe
+from .signals import GracefulStop, release_workers
 
-MOST_NOT_FINITE = 5  # steps in a row
+MAX_NOT_FINITE = 5  # steps in a row
 SHOWN_SAMPLES = 8  # of a step whose loss is not finite
 
 
 class TrainingError(HfVitSegError):
-    """A run that cannot go on, and why."""
+    """A run that cannot continue."""
 
 
 class RunStatus(StrEnum):
@@ -66,7 +66,7 @@ class RunStatus(StrEnum):
 
 
 class Run:
-    """One run, made of its ingredients, in its directory."""
+    """A training run in its directory."""
 
     def __init__(
         self,
@@ -75,18 +75,18 @@ class Run:
         start: Manifest | None = None,
         report: MetricsReport | None = None,
     ):
-        """`start` and `report` are those of the checkpoint whose state the ingredients have, in a resumed run."""
+        """`start` and `report` belong to the checkpoint of a resumed run; the components are loaded from it later."""
         self.parts, self.directory = parts, directory
         self.recipe, self.accelerator = parts.recipe, parts.accelerator
         self.step = self.saved_step = start.step if start else 0
         self.completed = start.completed if start else False
-        self.best_tracker = resumed_best_tracker(start, self.recipe) if start else BestTracker()
+        self.best_tracker = restore_best_tracker(start, self.recipe) if start else BestTracker()
         self.recent = list(start.recent) if start else []
         self.evaluation_done = start.evaluation_done if start else True
         self.seconds = start.seconds if start else 0.0
         self.mark, self.timed, self.not_finite = time.perf_counter(), (0, 0.0), 0
         self.report = report
-        self.provenance = lineage(self.recipe)  # asked for before hours of work, not after them
+        self.provenance = lineage(self.recipe)  # fails before the training, not after it
         self.log = RunLog(
             directory.path,
             parts.accelerator,
@@ -100,10 +100,10 @@ class Run:
         )
 
     def train(self) -> RunStatus:
-        """Do the steps that are left; the last thing done is a checkpoint, and the last model unless interrupted."""
-        with GracefulStop() as request, self.progress, workers_ended():
+        """Run the remaining steps; at the end write a checkpoint, and the last model unless interrupted."""
+        with GracefulStop() as request, self.progress, release_workers():
             for note in self.parts.notes:
-                self.progress.say(note)
+                self.progress.log(note)
             first = self.step
             ending = self.train_loop(request)
             if ending is not RunStatus.interrupted:
@@ -111,7 +111,7 @@ class Run:
         return ending
 
     def train_loop(self, request: GracefulStop) -> RunStatus:
-        """For each window of batches: step, log, and when due checkpoint and evaluate."""
+        """For each window of batches: step, log, and save and evaluate when due."""
         if not self.evaluation_done:
             self.evaluate_and_checkpoint(saved=True)
         self.mark = time.perf_counter()
@@ -128,7 +128,7 @@ class Run:
         return RunStatus.finished
 
     def take_step(self, window: list[Batch], request: GracefulStop) -> bool:
-        """One step of the optimizer, on all processes; whether any of them was asked to stop."""
+        """Do one optimizer step on all processes; return whether any of them has received a stop signal."""
         self.step += 1
         self.completed = False
         parts = self.parts
@@ -137,7 +137,7 @@ class Run:
             asked = torch.full_like(part, request.signal is not None)
             sums: Any = self.accelerator.reduce(torch.stack([part, asked]), "sum")
             loss, stops = sums.tolist()
-            norm = self.clipped_norm()
+            norm = self.clip_gradient()
             if self.is_sound(loss, norm):
                 parts.optimizer.step()
                 if parts.average is not None and not self.accelerator.optimizer_step_was_skipped:
@@ -148,45 +148,45 @@ class Run:
         self.note(loss, norm, rate)
         return stops > 0
 
-    def clipped_norm(self) -> float | None:
-        """Clip the gradient, if the recipe says so, and its norm before that."""
+    def clip_gradient(self) -> float | None:
+        """Clip the gradient if the recipe has `clip_norm`; return the norm before clipping."""
         if self.recipe.loop.clip_norm is None:
             return None
         norm: Any = self.accelerator.clip_grad_norm_(self.parts.model.parameters(), self.recipe.loop.clip_norm)
-        if norm is None:  # DeepSpeed clips for itself
+        if norm is None:  # DeepSpeed clips by itself
             return None
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP's is scattered
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP's is sharded
 
     def is_sound(self, loss: float, norm: float | None) -> bool:
-        """Whether the step may be taken: loss and gradient are finite. TrainingError after too many that are not.
+        """Whether loss and gradient are finite, so that the step is done. TrainingError after too many that are not.
 
-        With a loss scaler (fp16) gradients overflow now and then, and it is the scaler that leaves the step out.
+        With a loss scaler (fp16) gradients overflow occasionally; the scaler then skips the step.
         """
         scaled = self.accelerator.scaler is not None
         if math.isfinite(loss) and (scaled or norm is None or math.isfinite(norm)):
             self.not_finite = 0
             return True
         self.not_finite += 1
-        if self.not_finite >= MOST_NOT_FINITE:
+        if self.not_finite >= MAX_NOT_FINITE:
             raise TrainingError(self.not_finite_sentence(loss))
         return scaled
 
     def not_finite_sentence(self, loss: float) -> str:
-        """Where and on which samples the loss or gradient was not finite, and what to try."""
-        names = [self.parts.data.train.name(draw.index) for draw in self.parts.drawn(self.step)]
+        """Report the step and samples with a loss or gradient that is not finite, and what to try."""
+        names = [self.parts.data.train.name(draw.index) for draw in self.parts.draws(self.step)]
         shown = ", ".join(names[:SHOWN_SAMPLES]) + (", ..." if len(names) > SHOWN_SAMPLES else "")
         what = "the gradient was not finite" if math.isfinite(loss) else f"the loss was {loss}"
         return (
-            f"{what} in {self.not_finite} steps in a row, the last one step {self.step} (with {shown}); they were left "
-            f"out: lower optimizer.learning_rate (now {self.recipe.optimizer.learning_rate:g}), warm up longer, set "
-            f"loop.clip_norm, or compute in loop.precision=no (now {self.recipe.loop.precision})"
+            f"{what} in {self.not_finite} consecutive steps, last in step {self.step} (with {shown}); these steps were "
+            f"skipped. Lower optimizer.learning_rate (now {self.recipe.optimizer.learning_rate:g}), use a longer "
+            f"warmup, set loop.clip_norm, or set loop.precision=no (now {self.recipe.loop.precision})"
         )
 
     def note(self, loss: float, norm: float | None, rate: float) -> None:
-        """Show the step, and log it when it is time."""
+        """Update the progress bar, and log the step when due."""
         elapsed = time.perf_counter() - self.mark
         self.seconds += elapsed
-        self.timed = self.timed[0] + 1, self.timed[1] + elapsed  # steps and seconds since the log's last line
+        self.timed = self.timed[0] + 1, self.timed[1] + elapsed  # steps and seconds since the last log line
         if math.isfinite(loss):
             self.recent.append(loss)
         each = self.parts.samples_per_step
@@ -200,11 +200,11 @@ class Run:
             self.recent, self.timed = [], (0, 0.0)
 
     def is_due(self, every: int | None) -> bool:
-        """Whether something that happens every so many steps, and at the end, happens now."""
+        """Whether something that happens every `every` steps, and at the end, is due."""
         return self.step == self.parts.steps or (every is not None and self.step % every == 0)
 
     def evaluate_and_checkpoint(self, saved: bool = False) -> None:
-        """What is due after a step: a checkpoint, unless it is `saved`; an evaluation, whose failure loses no step."""
+        """Save a checkpoint, unless `saved`, and then evaluate, if due: a failed evaluation loses no step."""
         loop = self.recipe.loop
         evaluates = self.parts.data.validation is not None and self.is_due(loop.evaluate_every)
         saves = self.is_due(loop.checkpoint_every or loop.evaluate_every)
@@ -216,13 +216,13 @@ class Run:
             self.note_in_checkpoint()
 
     def evaluate(self) -> None:
-        """Measure on the validation split, and keep the model if it is the best so far."""
+        """Evaluate on the validation split, and save the model if it is the best so far."""
         validation = self.parts.data.validation
         assert validation is not None
         with self.whole() as model, self.progress.evaluating(len(validation)) as advance:
             context = EvaluationContext(model, self.parts.processor, self.recipe, self.accelerator, advance)
             found = evaluate(context, validation)
-            name, value = found.measure(self.recipe)
+            name, value = found.metric(self.recipe)
             self.best_tracker = self.best_tracker.after(name, value, self.step, self.recipe.loop.early_stop)
             best = self.best_tracker.best_step == self.step
             report = report_of(found, self.recipe, self.parts.data.names, "validation", self.step)
@@ -235,31 +235,31 @@ class Run:
                     write_sample_images(context, validation, self.directory.samples)
 
             on_main_process(self.accelerator, write)
-        self.progress.evaluated(name, value, best)
+        self.progress.show_score(name, value, best)
 
     def write_model(self, target: Path, model: Any, only_missing: bool = False) -> None:
-        """Write a model directory, or only those of its files that are missing."""
+        """Write a model directory, or only its missing files."""
         processor, report = self.parts.processor, self.report
         write_model_directory(target, model, processor, self.recipe, self.provenance, report, only_missing=only_missing)
 
     def whole(self):
-        """The model as it is measured and saved."""
+        """Return a context manager for the complete model that is evaluated and saved."""
         return whole_model(self.accelerator, self.parts.model, self.parts.average, self.parts.scattered)
 
     def checkpoint(self, evaluation_done: bool) -> None:
-        """Save all that a run needs to go on from here."""
+        """Save a checkpoint of this step."""
         keep = self.recipe.loop.keep_checkpoints
-        share_buffers(self.parts.model)  # scattered weights are saved with those of any process
+        share_buffers(self.parts.model)  # sharded weights are saved with the buffers of any process
         manifest, folder = self.manifest(evaluation_done), self.directory.checkpoints
         save_checkpoint(self.accelerator, folder, manifest, self.parts.average, keep, self.report)
         self.saved_step = self.step
 
     def note_in_checkpoint(self) -> None:
-        """Update the manifest in the checkpoint of this step."""
+        """Update the manifest of this step's checkpoint."""
         write_manifest(self.accelerator, self.directory.checkpoints, self.manifest(), self.report)
 
     def manifest(self, evaluation_done: bool = True) -> Manifest:
-        """Where the run stands."""
+        """Return the manifest of the current step."""
         return Manifest(
             step=self.step,
             samples=self.step * self.parts.samples_per_step,
@@ -270,8 +270,8 @@ class Run:
             recent=tuple(self.recent),
             seconds=self.seconds,
             recipe=self.recipe.model_dump(mode="json"),
-            data=self.parts.data.mark,
-            versions=installed_versions(),
+            data=self.parts.data.fingerprint,
+            versions=package_versions(),
         )
 
     def complete(self, had_ended: bool) -> None:
@@ -281,7 +281,7 @@ class Run:
         added; what is there stays.
         """
         best_is_last = had_ended and self.best_tracker.best_step == self.step
-        with random_state_kept(self.accelerator.device), self.whole() as model:
+        with preserve_random_state(self.accelerator.device), self.whole() as model:
 
             def write() -> None:
                 self.write_model(self.directory.last, model, only_missing=self.completed)
@@ -300,34 +300,34 @@ class Run:
         """Add what is missing of the best model and of its sample images."""
         step = self.best_tracker.best_step
         if self.parts.data.validation is not None and step is not None:
-            complete_best_model(self.parts, self.directory, step, self.provenance, self.seconds, self.progress.say)
+            complete_best_model(self.parts, self.directory, step, self.provenance, self.seconds, self.progress.log)
 
 
 def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, overwrite: bool = False) -> RunStatus:
-    """Carry a recipe out in a directory, which is locked meanwhile.
+    """Train a recipe's model in a directory, which is locked during the run.
 
-    At the end the best model is measured on the test split, if the recipe has one.
+    At the end the best model is evaluated on the test split, if the recipe has one.
 
     `resume` continues from the newest checkpoint, or starts a new run if there is none; for a finished run it writes
-    missing files. `overwrite` replaces a run. Errors in one sentence: RecordError, RunDirectoryError,
-    InUseError, CheckpointError, OutOfMemory, TrainingError, those of data.
+    missing files. `overwrite` replaces a run. Raises RecordError, RunDirectoryError, InUseError, CheckpointError,
+    OutOfMemory, TrainingError, and the errors of the data modules.
     """
     directory.check(resume, overwrite)
     accelerator = build_accelerator(recipe, directory.path)
-    with locked_by_main_process(accelerator, directory.path):
+    with lock_on_main_process(accelerator, directory.path):
         on_main_process(accelerator, lambda: directory.check(resume, overwrite))  # another run may have written it
         with bugs_logged(directory.errors):
             return train_locked(recipe, directory, accelerator, resume)
 
 
 def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerator, resume: bool) -> RunStatus:
-    """`train` in a directory that nobody else writes."""
+    """Train in a locked directory."""
     checkpoint = next(iter(reversed(checkpoints(directory.checkpoints))), None) if resume else None
     start = None if checkpoint is None else read_manifest(checkpoint)
-    report = None if checkpoint is None else stored_report(checkpoint)
+    report = None if checkpoint is None else read_stored_report(checkpoint)
     if checkpoint is not None and start is not None:
         size = start.batch_size if recipe.loop.batch_size == "auto" else recipe.loop.batch_size
-        recipe = resolved(recipe, accelerator, size)
+        recipe = resolve_recipe(recipe, accelerator, size)
         refuse_other_run(checkpoint, start, recipe, accelerator.num_processes)
     parts = prepare(recipe, accelerator, directory.facts, start)
     on_main_process(accelerator, lambda: directory.make_ready(parts.recipe, resume))
@@ -338,18 +338,18 @@ def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerat
     try:
         ending = run.train()
         if ending is not RunStatus.interrupted and recipe.data.test is not None:
-            measure_on_test(directory, parts.recipe)
+            evaluate_on_test(directory, parts.recipe)
         return ending
     finally:
         accelerator.end_training()
 
 
-def measure_on_test(directory: RunDirectory, recipe: Recipe) -> None:
-    """Measure the best model on the test split. TrainingError, which says where the model is, when that fails."""
+def evaluate_on_test(directory: RunDirectory, recipe: Recipe) -> None:
+    """Evaluate the best model on the test split. A TrainingError names the trained model's directory."""
     try:
         write_evaluation(str(directory.model), recipe, "test", directory.test)
     except HfVitSegError as error:
         raise TrainingError(
-            f"the model is trained and in {directory.model}, but was not measured on the test split: {error}; do so "
-            f"with hf-vit-seg evaluate {directory.model} --split test"
+            f"the trained model is in {directory.model}, but its evaluation on the test split failed: {error}; repeat "
+            f"it with hf-vit-seg evaluate {directory.model} --split test"
         ) from error

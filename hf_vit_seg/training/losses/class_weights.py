@@ -1,4 +1,4 @@
-"""Weights of classes by how often they occur. Shapes: K classes (labels 0 and 1 where a model has one output)."""
+"""Class weights from class frequencies. Shapes: K classes (labels 0 and 1 for a model with one output)."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -20,10 +20,10 @@ RULES: dict[Rule, Callable[[torch.Tensor], torch.Tensor]] = {
 def class_weights(
     chosen: Rule | tuple[float, ...] | None, num_labels: int, frequencies: Sequence[float] | None
 ) -> torch.Tensor | None:
-    """The weights (K,) that a recipe chooses, by rule or one by one; None where all weigh the same.
+    """Return the weights (K,) from a rule or a list; None for equal weights.
 
-    `frequencies` are pixels or images of each class, or shares of them. A class that never occurs weighs 1.
-    RecordError where weights or frequencies are not one per class, or a rule has no frequencies.
+    `frequencies` are pixels or images of each class, or shares of them. A class that never occurs has weight 1.
+    RecordError unless there is one weight or frequency per class, and if a rule has no frequencies.
     """
     if chosen is None:
         return None
@@ -31,8 +31,8 @@ def class_weights(
         return one_per_class(chosen, num_labels, "class_weights")
     if frequencies is None:
         raise RecordError(
-            f"class_weights '{chosen}' are computed from how often classes occur, which is not known here; "
-            "give a list of weights instead, such as those that check-data suggests"
+            f"class_weights '{chosen}' need class frequencies, which are not known here; use a list of weights, such "
+            "as those that check-data suggests"
         )
     counts = one_per_class(frequencies, num_labels, "class frequencies").double()
     occurs = counts > 0
@@ -43,9 +43,9 @@ def class_weights(
 
 
 def one_per_class(values: Sequence[float], num_labels: int, name: str) -> torch.Tensor:
-    """Values as a tensor (K,); RecordError unless there is one per class."""
+    """Convert values to a tensor (K,); RecordError unless there is one per class."""
     if len(values) != num_labels:
-        raise RecordError(f"{name} are one per class, {num_labels}, found {len(values)}")
+        raise RecordError(f"{name}: found {len(values)} numbers, expected one per class ({num_labels})")
     return torch.as_tensor(values, dtype=torch.float64).float()
 
 

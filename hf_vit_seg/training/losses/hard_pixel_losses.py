@@ -1,6 +1,6 @@
-"""Cross-entropy of chosen pixels: the hard ones, and those near boundaries.
+"""Cross-entropy of a subset of pixels: hard pixels, or pixels near boundaries; all others are ignored.
 
-The others are ignored, that is all. Shapes: B images, K classes, h w the grid of the logits, H W that of the labels.
+Shapes: B images, K classes, h w the grid of the logits, H W that of the labels.
 """
 
 import math
@@ -16,30 +16,29 @@ from .terms import Loss, LossTerm, PerImage
 
 
 class Ohem(Loss):
-    """Cross-entropy of an image's hard pixels alone (online hard example mining)."""
+    """Cross-entropy of each image's hard pixels (online hard example mining, OHEM)."""
 
-    threshold: float = Field(default=0.7, gt=0, le=1)  # hard is a label that is given a lower probability
-    min_kept_share: float = Field(default=0.1, gt=0, le=1)  # of an image's pixels, the hardest, which are always kept
+    threshold: float = Field(default=0.7, gt=0, le=1)  # pixels with a lower probability are hard
+    min_kept_share: float = Field(default=0.1, gt=0, le=1)  # share of hardest pixels that are always kept, per image
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
-        """See `OhemTerm`."""
+        """Build an `OhemTerm`."""
         return OhemTerm(ignore_index, self.threshold, self.min_kept_share)
 
 
 class OhemTerm(PerImage):
-    """The mean over an image's hard pixels, in units of images.
+    """The mean over each image's hard pixels; units are images.
 
-    mmsegmentation chooses among a whole batch and divides by all its pixels. Here an image's hard pixels are its own,
-    and its loss their mean, so that it is the same in whatever batch, on however many processes.
+    mmsegmentation selects pixels from the whole batch and divides by all its pixels. Here pixels are selected per
+    image, so that the loss depends neither on the batch size nor on the number of processes.
     """
 
     def __init__(self, ignore_index: int, threshold: float, min_kept_share: float):
-        """As the record says."""
         super().__init__(ignore_index)
         self.easiest, self.min_kept_share = -math.log(threshold), min_kept_share
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The sum of the images' means."""
+        """Return the sum of the images' means."""
         losses = upsampled_cross_entropy(logits, labels, self.ignore_index).flatten(1)
         counts = (labels != self.ignore_index).flatten(1)
         with torch.no_grad():
@@ -47,7 +46,7 @@ class OhemTerm(PerImage):
         return (losses.where(kept, 0).sum(1) / kept.sum(1).clamp(min=1)).sum()
 
     def hard(self, losses: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """Which pixels of an image are kept: losses and counts (H W) to (H W)."""
+        """Return the mask of kept pixels of an image, from losses and valid pixels (H W)."""
         least = math.ceil(self.min_kept_share * int(counts.sum()))
         if not least:
             return counts
@@ -57,25 +56,24 @@ class OhemTerm(PerImage):
 
 
 class Boundary(Loss):
-    """Cross-entropy of the pixels near a boundary between classes, to be added to another loss."""
+    """Cross-entropy of pixels near a class boundary, as an addition to another loss."""
 
     width: int = Field(default=3, ge=1)  # pixels on either side
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
-        """See `BoundaryTerm`."""
+        """Build a `BoundaryTerm`."""
         return BoundaryTerm(ignore_index, self.width)
 
 
 class BoundaryTerm(LossTerm):
-    """Cross-entropy in units of pixels with another class, which ignored pixels are not, in the square around them."""
+    """Cross-entropy of pixels with another class, not counting ignored pixels, in the square around them."""
 
     def __init__(self, ignore_index: int, width: int):
-        """As the record says."""
         super().__init__(ignore_index)
         self.width = width
 
-    def near(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels (B, H, W) with `ignore_index` away from boundaries."""
+    def boundary_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Set labels (B, H, W) far from boundaries to `ignore_index`."""
         counts, width = labels != self.ignore_index, self.width
         around = torch.stack([labels, -labels], 1).float().where(counts[:, None], -torch.inf)  # float32 holds labels
         for square, padding in (((1, 2 * width + 1), (0, width)), ((2 * width + 1, 1), (width, 0))):
@@ -84,12 +82,12 @@ class BoundaryTerm(LossTerm):
         return labels.where(counts & (highest != lowest), self.ignore_index)
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The sum of the pixels' losses."""
-        return upsampled_cross_entropy(logits, self.near(labels), self.ignore_index).sum()
+        """Return the sum of the pixels' losses."""
+        return upsampled_cross_entropy(logits, self.boundary_labels(labels), self.ignore_index).sum()
 
     def units(self, labels: torch.Tensor) -> torch.Tensor:
-        """The number of pixels near boundaries."""
-        return super().units(self.near(labels))
+        """Return the number of pixels near boundaries."""
+        return super().units(self.boundary_labels(labels))
 
 
 __all__ = ["Boundary", "Ohem"]

@@ -1,4 +1,4 @@
-"""What a task minimizes, as sums over units that add up over batches and processes.
+"""The training objective of each task, as sums over units that add up over batches and processes.
 
 Shapes: B images, K classes, h w the grid of the logits, H W that of the labels, T terms of the loss.
 """
@@ -18,38 +18,38 @@ Batch = dict[str, Any]
 
 
 class Objective(Protocol):
-    """A loss as sums over units, so that it can be added up over batches and processes."""
+    """A loss as sums over units, which can be added over batches and processes."""
 
     def units(self, batch: Batch) -> torch.Tensor:
-        """How many units a batch has for each term: (T,)."""
+        """Return the number of units of a batch for each term (T,)."""
         ...
 
     def totals(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Each term, summed over the units of a batch: (T,); runs the model."""
+        """Run the model and return each term's sum over the units of a batch (T,)."""
         ...
 
     def combine(self, totals: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-        """The loss of sums (T,) over so many units (T,); linear in `totals`."""
+        """Return the loss from sums (T,) and numbers of units (T,); linear in `totals`."""
         ...
 
 
 class LossOfLogits:
-    """The recipe's losses, of logits (B, K, h, w) or (B, K)."""
+    """The recipe's losses on logits (B, K, h, w) or (B, K)."""
 
     def __init__(self, losses: LossSum):
         self.losses = losses
 
     def units(self, batch: Batch) -> torch.Tensor:
-        """Units of each term (T,)."""
+        """Return the units of each term (T,)."""
         return self.losses.units(batch["labels"])
 
     def totals(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Each term's sum (T,)."""
+        """Return each term's sum (T,)."""
         logits = model(pixel_values=batch["pixel_values"]).logits
         return self.losses.to(logits.device).totals(logits, batch["labels"])
 
     def combine(self, totals: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-        """The terms by their weights."""
+        """Return the weighted sum of the terms' means."""
         return self.losses.combine(totals, units)
 
 
@@ -57,23 +57,23 @@ class LossOfModel:
     """The loss that the model itself computes, a mean over images: one term whose units are images."""
 
     def units(self, batch: Batch) -> torch.Tensor:
-        """The number of images (1,)."""
+        """Return the number of images (1,)."""
         labels = batch["labels"]
         return torch.tensor([len(labels)], device=labels.device)
 
     def totals(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """The loss, summed over images (1,)."""
+        """Return the loss, summed over images (1,)."""
         return model(**batch).loss[None] * len(batch["labels"])
 
     def combine(self, totals: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-        """The mean over images."""
+        """Return the mean over images."""
         return (totals / units.clamp(min=1)).sum()
 
 
 def loss_of_logits(
     recipe: Recipe, num_classes: int, ignore_index: int, frequencies: Sequence[float] | None
 ) -> Objective:
-    """The recipe's losses."""
+    """Build the objective from the recipe's losses."""
     losses = LossSum.from_recipe(recipe.loss, recipe.task, num_classes, ignore_index, frequencies)
     return LossOfLogits(losses)
 
@@ -81,9 +81,9 @@ def loss_of_logits(
 def loss_of_model(
     recipe: Recipe, num_classes: int, ignore_index: int, frequencies: Sequence[float] | None
 ) -> Objective:
-    """The model's own loss."""
+    """Build the objective from the model's own loss; RecordError if the recipe has losses."""
     if recipe.loss:
-        raise RecordError(f"loss: for {recipe.task} the model computes its own; leave this out")
+        raise RecordError(f"loss cannot be set for {recipe.task}: the model computes its own loss; remove the setting")
     return LossOfModel()
 
 

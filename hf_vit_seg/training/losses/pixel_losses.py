@@ -1,4 +1,4 @@
-"""Losses of single pixels, all made of the cross-entropy that never holds logits of full size.
+"""Per-pixel losses, based on a cross-entropy that never stores full-resolution logits.
 
 Shapes: B images, K classes, h w the grid of the logits, H W that of the labels.
 """
@@ -22,7 +22,7 @@ EVERYWHERE: tuple[Task, ...] = ("segmentation", "classification")
 
 
 class CrossEntropy(Loss):
-    """Cross-entropy: the mean over pixels, weighted by their labels' weights as torch does."""
+    """Cross-entropy: the mean over pixels, with class weights as in torch."""
 
     tasks: ClassVar[tuple[Task, ...]] = EVERYWHERE
 
@@ -30,23 +30,23 @@ class CrossEntropy(Loss):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
-        """See `CrossEntropyTerm`."""
+        """Build a `CrossEntropyTerm`."""
         weights = class_weights(self.class_weights, number_of_labels(num_classes), class_frequencies)
         return CrossEntropyTerm(ignore_index, weights, self.label_smoothing)
 
 
 class CrossEntropyTerm(LossTerm):
-    """Cross-entropy in units of weights: pixels, where classes weigh the same. A classifier may learn shares (B, K)."""
+    """Cross-entropy; units are pixels, or their class weights. Classifiers also accept soft labels (B, K)."""
 
     def __init__(self, ignore_index: int, weights: torch.Tensor | None, label_smoothing: float):
-        """`weights` (K,), or (2,) for one output."""
+        """`weights` are (K,), or (2,) for one output."""
         super().__init__(ignore_index)
         self.register_buffer("weights", weights)
         self.weights: torch.Tensor | None
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The sum of the pixels' losses."""
+        """Return the sum of the pixels' losses."""
         weights, smoothing = self.weights, self.label_smoothing
         if labels.is_floating_point():
             logits = logits.to(working_dtype(logits))
@@ -56,7 +56,7 @@ class CrossEntropyTerm(LossTerm):
         return upsampled_cross_entropy(*maps, self.ignore_index, class_weights=weights, label_smoothing=smoothing).sum()
 
     def units(self, labels: torch.Tensor) -> torch.Tensor:
-        """The sum of the weights of labels that count."""
+        """Return the sum of the weights of valid labels."""
         weights = None if self.weights is None else self.weights.to(labels.device)
         if labels.is_floating_point():
             return (labels if weights is None else labels * weights).sum()
@@ -65,11 +65,11 @@ class CrossEntropyTerm(LossTerm):
 
 
 class BinaryCrossEntropy(Loss):
-    """Binary cross-entropy: of a model with one output, or of each class of a classifier by itself."""
+    """Binary cross-entropy of a model with one output, or of each class of a classifier."""
 
     tasks: ClassVar[tuple[Task, ...]] = EVERYWHERE
 
-    positive_weight: float = Field(default=1.0, gt=0)  # of what is label 1, against label 0
+    positive_weight: float = Field(default=1.0, gt=0)  # of label 1, relative to label 0
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     def check(self, task: Task, num_classes: int) -> None:
@@ -77,34 +77,33 @@ class BinaryCrossEntropy(Loss):
         super().check(task, num_classes)
         if task == "segmentation" and num_classes != 1:
             raise RecordError(
-                f"for a segmenter with one output (classes background and foreground), found {num_classes} classes; "
-                "use cross_entropy"
+                f"found {num_classes} classes, expected a segmenter with one output (background and foreground); use "
+                "cross_entropy"
             )
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
-        """See `BinaryCrossEntropyTerm`."""
+        """Build a `BinaryCrossEntropyTerm`."""
         return BinaryCrossEntropyTerm(ignore_index, self.positive_weight, self.label_smoothing)
 
 
 class BinaryCrossEntropyTerm(LossTerm):
-    """Binary cross-entropy in units of pixels; for a classifier in units of images, each the mean of its classes."""
+    """Binary cross-entropy; units are pixels, or a classifier's images, each the mean over its classes."""
 
     def __init__(self, ignore_index: int, positive_weight: float, label_smoothing: float):
-        """As the record says."""
         super().__init__(ignore_index)
         self.positive_weight, self.label_smoothing = positive_weight, label_smoothing
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The sum of the pixels' losses."""
+        """Return the sum of the pixels' losses."""
         if logits.shape[1] > 1:
-            return self.of_classes(logits, labels)
+            return self.multilabel_loss(logits, labels)
         weights = torch.tensor([1.0, self.positive_weight])
         return upsampled_cross_entropy(
             *as_maps(logits, labels), self.ignore_index, class_weights=weights, label_smoothing=self.label_smoothing
         ).sum()
 
-    def of_classes(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K) against classes (B,) or shares (B, K)."""
+    def multilabel_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Compute the loss of logits (B, K) and classes (B,) or soft labels (B, K)."""
         logits = logits.to(working_dtype(logits))
         shares = labels if labels.is_floating_point() else nn.functional.one_hot(labels, logits.shape[1])
         shares = (1 - self.label_smoothing) * shares.to(logits) + self.label_smoothing / logits.shape[1]
@@ -113,12 +112,12 @@ class BinaryCrossEntropyTerm(LossTerm):
         return losses.mean(1).sum()
 
     def units(self, labels: torch.Tensor) -> torch.Tensor:
-        """The number of pixels that count, or of images with shares."""
+        """Return the number of valid pixels, or of images with soft labels."""
         return torch.tensor(len(labels), device=labels.device) if labels.is_floating_point() else super().units(labels)
 
 
 class Focal(Loss):
-    """Focal loss (arXiv 1708.02002), of the softmax where there are several classes."""
+    """Focal loss (arXiv 1708.02002), with softmax for several classes."""
 
     tasks: ClassVar[tuple[Task, ...]] = EVERYWHERE
 
@@ -126,31 +125,31 @@ class Focal(Loss):
     alpha: float | tuple[float, ...] | None = None  # one output: weight of label 1, that of 0 is 1 - alpha; else a list
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
-        """See `FocalTerm`."""
+        """Build a `FocalTerm`."""
         alpha = self.alpha
         if isinstance(alpha, float | int):
             if num_classes != 1:
-                raise RecordError(f"alpha is a list with a weight per class, {num_classes}, found the number {alpha:g}")
+                raise RecordError(f"alpha: found {alpha:g}, expected a list with one weight per class ({num_classes})")
             alpha = (1 - alpha, alpha)
         return FocalTerm(ignore_index, self.gamma, class_weights(alpha, number_of_labels(num_classes), None))
 
 
 class FocalTerm(LossTerm):
-    """Cross-entropy, scaled by alpha of the label and (1 - the label's probability) ** gamma, in units of pixels."""
+    """Cross-entropy scaled by the label's alpha and (1 - the label's probability) ** gamma; units are pixels."""
 
     def __init__(self, ignore_index: int, gamma: float, alpha: torch.Tensor | None):
-        """`alpha` (K,), or (2,) for one output."""
+        """`alpha` is (K,), or (2,) for one output."""
         super().__init__(ignore_index)
         self.gamma = gamma
         self.register_buffer("alpha", alpha)
         self.alpha: torch.Tensor | None
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The sum of the pixels' losses."""
+        """Return the sum of the pixels' losses."""
         logits, labels = as_maps(logits, labels)
         losses = upsampled_cross_entropy(logits, labels, self.ignore_index)
-        doubt = -torch.expm1(-losses)
-        scaled = doubt.clamp(min=torch.finfo(doubt.dtype).tiny) ** self.gamma * losses  # 0 ** (gamma - 1) has no end
+        error = -torch.expm1(-losses)  # 1 - the label's probability
+        scaled = error.clamp(min=torch.finfo(error.dtype).tiny) ** self.gamma * losses  # 0 ** (gamma - 1) is infinite
         if self.alpha is not None:
             counts = labels != self.ignore_index
             scaled = scaled * self.alpha.to(scaled)[labels.where(counts, 0)]

@@ -1,7 +1,7 @@
-"""Losses of the overlap of regions, per image: Dice, Tversky, Lovász.
+"""Region overlap losses, per image: Dice, Tversky, Lovász.
 
-Each is a mean over classes, taken image by image; images are the units, so that it is the same in whatever batch.
-Shapes: B images, K classes, C of them that are looked at, h w the grid of the logits, H W that of the labels, P = H*W.
+Each is a mean over the classes of an image; units are images, so that the loss does not depend on the batch size.
+Shapes: B images, K classes, C selected classes, h w the grid of the logits, H W that of the labels, P = H*W.
 """
 
 from collections.abc import Sequence
@@ -13,34 +13,35 @@ from pydantic import Field
 
 from hf_vit_seg.models.bilinear import upsample, working_dtype
 
-from .precomputed_gradients import at_once
+from .precomputed_gradients import with_precomputed_gradient
 from .terms import Loss, LossTerm, PerImage, number_of_labels
 from .upsampled_probabilities import upsampled_probabilities
 
-# "present": those that an image has; "all": also the others, which then must not be predicted.
+# "present": classes of the image's labels; "all": also others, so that predicting these is an error.
 Classes = Literal["present", "all"]
 
 
 class RegionTerm(PerImage):
     """A loss of the probabilities of an image's classes. With one output the only class is label 1.
 
-    What an image needs of full size is freed before the next.
+    Full-resolution tensors of an image are freed before the next image.
     """
 
     def __init__(self, ignore_index: int, num_classes: int, classes: Classes):
-        """`classes` are those over which the mean is taken; an image that has none of them gives 0."""
+        """The mean is over `classes`; an image without any of them has a loss of 0."""
         super().__init__(ignore_index)
         self.num_classes, self.classes = num_classes, classes
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The sum of the images' losses."""
+        """Return the sum of the images' losses."""
         total = logits[:0].sum().to(working_dtype(logits))  # 0, with a gradient of zeros
         for image in (labels != self.ignore_index).flatten(1).any(1).nonzero()[:, 0].tolist():
-            total = total + at_once(partial(self.of_image, labels=labels[image]), logits[image, None])
+            loss = partial(self.image_loss, labels=labels[image])
+            total = total + with_precomputed_gradient(loss, logits[image, None])
         return total
 
-    def of_image(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss of logits (1, K, h, w) and labels (H, W) of which some count."""
+    def image_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Compute the loss of logits (1, K, h, w) and labels (H, W), not all of them ignored."""
         counts = labels != self.ignore_index
         present = labels[counts].unique()
         known = torch.arange(number_of_labels(self.num_classes), device=labels.device)
@@ -51,24 +52,24 @@ class RegionTerm(PerImage):
             return logits[:0].sum()
         probabilities = upsampled_probabilities(logits, classes, labels.shape) * counts
         members = labels == classes[:, None, None]
-        return self.of_regions(probabilities.flatten(1), members.flatten(1)).mean()
+        return self.region_loss(probabilities.flatten(1), members.flatten(1)).mean()
 
-    def of_regions(self, probabilities: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
-        """The loss (C,) of probabilities (C, P) of classes and their members (C, P): 0 and false at ignored pixels."""
+    def region_loss(self, probabilities: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+        """Compute the loss (C,) from probabilities and masks (C, P), which are 0 and false at ignored pixels."""
         raise NotImplementedError
 
 
 class Tversky(Loss):
     """Tversky loss (arXiv 1706.05721) and, with gamma, focal Tversky loss (arXiv 1810.07842)."""
 
-    alpha: float = Field(default=0.3, ge=0)  # what false positives weigh
-    beta: float = Field(default=0.7, ge=0)  # what false negatives weigh
+    alpha: float = Field(default=0.3, ge=0)  # weight of false positives
+    beta: float = Field(default=0.7, ge=0)  # weight of false negatives
     gamma: float = Field(default=1.0, gt=0)  # exponent of a class's loss
     smooth: float = Field(default=1.0, gt=0)  # pixels, added to numerator and denominator
     classes: Classes = "present"
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
-        """See `TverskyTerm`."""
+        """Build a `TverskyTerm`."""
         weights = (self.alpha, self.beta)
         return TverskyTerm(ignore_index, num_classes, self.classes, weights, self.gamma, self.smooth)
 
@@ -80,7 +81,7 @@ class Dice(Loss):
     classes: Classes = "present"
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
-        """A Tversky loss that halves both errors."""
+        """Build a Tversky loss with weights of 0.5."""
         return TverskyTerm(ignore_index, num_classes, self.classes, (0.5, 0.5), 1.0, self.smooth / 2)
 
 
@@ -100,14 +101,13 @@ class TverskyTerm(RegionTerm):
         super().__init__(ignore_index, num_classes, classes)
         self.weights, self.gamma, self.smooth = weights, gamma, smooth
 
-    def of_regions(self, probabilities: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+    def region_loss(self, probabilities: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
         hits = (probabilities * members).sum(1)
         false_positives, false_negatives = probabilities.sum(1) - hits, members.sum(1) - hits
         alpha, beta = self.weights
         all_weighted = hits + alpha * false_positives + beta * false_negatives + self.smooth
         lost = 1 - (hits + self.smooth) / all_weighted
-        return lost.clamp(min=torch.finfo(lost.dtype).tiny) ** self.gamma  # a root of 0 has an infinite slope
+        return lost.clamp(min=torch.finfo(lost.dtype).tiny) ** self.gamma  # a root has an infinite slope at 0
 
 
 class Lovasz(Loss):
@@ -116,7 +116,7 @@ class Lovasz(Loss):
     classes: Classes = "present"
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
-        """See the terms."""
+        """Build a `LovaszTerm`, or a `LovaszHingeTerm` for one output."""
         if num_classes == 1:
             return LovaszHingeTerm(ignore_index)
         return LovaszTerm(ignore_index, num_classes, self.classes)
@@ -125,8 +125,7 @@ class Lovasz(Loss):
 class LovaszTerm(RegionTerm):
     """The Lovász extension of each class's Jaccard loss at its errors |member - probability|."""
 
-    def of_regions(self, probabilities: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+    def region_loss(self, probabilities: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
         return lovasz_extension((members.to(probabilities.dtype) - probabilities).abs(), members)
 
 
@@ -134,7 +133,7 @@ class LovaszHingeTerm(PerImage):
     """The Lovász extension of the Jaccard loss of label 1 at the hinge losses of its logit."""
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The sum of the images' losses."""
+        """Return the sum of the images' losses."""
         logits = upsample(logits, labels.shape[-2:])[:, 0]
         members = labels == 1
         errors = (1 - logits * (2 * members.to(logits.dtype) - 1)).relu() * (labels != self.ignore_index)
@@ -142,10 +141,10 @@ class LovaszHingeTerm(PerImage):
 
 
 def lovasz_extension(errors: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
-    """The Lovász extension of Jaccard losses, algorithm 1: errors (C, P) of 0 and up and members (C, P) to (C,).
+    """Compute the Lovász extension of Jaccard losses (algorithm 1): errors (C, P) >= 0 and masks (C, P) to (C,).
 
-    Pixels without an error change nothing, so that ignored ones may have 0. Without members the extension of the
-    Jaccard loss is the largest error.
+    Pixels without an error change nothing, so ignored pixels may have 0. For an empty mask the result is the largest
+    error.
     """
     ordered, places = errors.sort(1, descending=True)
     belongs = members.gather(1, places)

@@ -1,7 +1,7 @@
-"""The losses a recipe may name, and their weighted sum.
+"""The table of losses, and their weighted sum.
 
-`loss: {cross_entropy: {label_smoothing: 0.1}, dice: {weight: 0.5}}` is a sum of two terms. Plugins add rows by the
-entry point group `hf_vit_seg.losses`: a name and a `Loss` record.
+`loss: {cross_entropy: {label_smoothing: 0.1}, dice: {weight: 0.5}}` is a sum of two terms. Plugins add losses through
+the entry point group `hf_vit_seg.losses`: a name and a `Loss` record.
 
 Shapes: B images, K classes, h w the grid of the logits, H W that of the labels, T terms.
 """
@@ -35,14 +35,13 @@ LOSSES: Table[Loss] = Table(
     kind=Loss,
     group="hf_vit_seg.losses",
 )
-DEFAULT = {"cross_entropy": None}  # where a recipe names no loss
+DEFAULT = {"cross_entropy": None}  # for recipes without a loss
 
 
 class LossSum(nn.Module):
-    """Terms and their weights: sums over units, which add up over batches and processes, and the mean of those."""
+    """The weighted sum of terms, each a sum over units, so that terms add up over batches and processes."""
 
     def __init__(self, terms: Mapping[str, LossTerm], weights: Sequence[float]):
-        """A weight per term."""
         super().__init__()
         self.terms = nn.ModuleDict(terms)
         self.weights = tuple(weights)
@@ -56,10 +55,10 @@ class LossSum(nn.Module):
         ignore_index: int,
         class_frequencies: Sequence[float] | None = None,
     ) -> "LossSum":
-        """The terms of `recipe.loss`, cross-entropy if it is empty, for a model of `num_classes` outputs.
+        """Build the terms of `recipe.loss`, cross-entropy if it is empty, for a model with `num_classes` outputs.
 
-        `class_frequencies` (pixels or images of each class, or shares) are needed where `wants_class_frequencies`.
-        RecordError where a loss is not known, or suits neither the task nor the number of classes.
+        `class_frequencies` (pixels or images of each class, or shares) are needed if `needs_class_frequencies`.
+        RecordError for an unknown loss, or one that does not support the task or number of classes.
         """
         terms, weights = {}, []
         for name, row in read_losses(losses).items():
@@ -73,45 +72,45 @@ class LossSum(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The terms' names, in the order of sums and units."""
+        """The names of the terms, in the order of sums and units."""
         return tuple(self.terms)
 
     def units(self, labels: torch.Tensor) -> torch.Tensor:
-        """The number of units of each term (T,), float32."""
+        """Return the number of units of each term (T,), float32."""
         return torch.stack([term.units(labels).float() for term in self.each()])
 
     def totals(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The sum over units of each term (T,), float32 or float64: logits (B, K, h, w) or (B, K)."""
+        """Return each term's sum over units (T,), float32 or float64, for logits (B, K, h, w) or (B, K)."""
         return torch.stack([term(logits, labels) for term in self.each()])
 
     def combine(self, totals: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-        """The weighted sum of means: linear in `totals`; terms without units give 0."""
+        """Return the weighted sum of means: linear in `totals`; terms without units are 0."""
         weights = torch.tensor(self.weights, dtype=totals.dtype, device=totals.device)
         return (weights * totals / units.where(units > 0, 1)).sum()
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss of a batch by itself."""
+        """Return the loss of a single batch."""
         return self.combine(self.totals(logits, labels), self.units(labels))
 
     def each(self) -> list[LossTerm]:
-        """The terms."""
+        """Return the terms in order."""
         return list(cast(Iterable[LossTerm], self.terms.values()))
 
 
 def read_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Loss]:
-    """The rows of `recipe.loss` by name."""
+    """Read the rows of `recipe.loss`, by name."""
     return {name: LOSSES.read(name, settings, f"loss.{name}") for name, settings in (losses or DEFAULT).items()}
 
 
-def described(losses: Mapping[str, Mapping[str, Any] | None]) -> str:
-    """The sum in words: `cross_entropy + 0.5 dice`."""
+def describe_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """Format the weighted sum, such as `cross_entropy + 0.5 dice`."""
     rows = read_losses(losses).items()
     return " + ".join(name if row.weight == 1 else f"{row.weight:g} {name}" for name, row in rows)
 
 
-def wants_class_frequencies(losses: Mapping[str, Mapping[str, Any] | None]) -> bool:
-    """Whether a loss computes its class weights from how often classes occur."""
+def needs_class_frequencies(losses: Mapping[str, Mapping[str, Any] | None]) -> bool:
+    """Whether a loss computes its class weights from class frequencies."""
     return any(isinstance(getattr(row, "class_weights", None), str) for row in read_losses(losses).values())
 
 
-__all__ = ["DEFAULT", "LOSSES", "LossSum", "described", "read_losses", "wants_class_frequencies"]
+__all__ = ["DEFAULT", "LOSSES", "LossSum", "describe_losses", "needs_class_frequencies", "read_losses"]

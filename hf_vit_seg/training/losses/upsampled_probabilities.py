@@ -1,7 +1,7 @@
-"""Probabilities of some classes at the size of the labels, without those of all classes ever being whole in memory.
+"""Full-resolution probabilities of some classes, without storing those of all classes.
 
-An image has few of the classes of a data set, and region losses look at those alone.
-Shapes: K classes, C of them chosen, h w the grid of the logits, H W that of the labels, r W of a strip.
+An image has few of a dataset's classes, and region losses need only these.
+Shapes: K classes, C selected classes, h w the grid of the logits, H W that of the labels, r W of a strip.
 """
 
 from typing import Any
@@ -20,9 +20,10 @@ from hf_vit_seg.models.bilinear import (
 def upsampled_probabilities(
     logits: torch.Tensor, classes: torch.Tensor, size: tuple[int, ...], strip_bytes: int | None = None
 ) -> torch.Tensor:
-    """`interpolate(logits, size, mode="bilinear").softmax(1)[:, classes]` of one image: (1, K, h, w) to (C, H, W).
+    """Compute `interpolate(logits, size, mode="bilinear").softmax(1)[:, classes]` of one image, (C, H, W).
 
-    In float32 or float64; can be differentiated once. One output is that of label 1 against label 0 with logit 0.
+    `logits` are (1, K, h, w). The result is float32 or float64 and differentiable once. A single output is the logit
+    of label 1; that of label 0 is 0.
     """
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], 1)
@@ -32,13 +33,13 @@ def upsampled_probabilities(
 
 
 class ProbabilitiesInStrips(torch.autograd.Function):
-    """Softmax in strips; the backward pass computes it again."""
+    """Softmax in strips, recomputed in the backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: torch.Tensor, classes: torch.Tensor, size: tuple[int, ...], strip_bytes: int | None
     ) -> torch.Tensor:
-        """The probabilities (C, H, W)."""
+        """Compute the probabilities (C, H, W)."""
         ctx.save_for_backward(logits, classes)
         ctx.size, ctx.strip_bytes = size, strip_bytes
         upsampling = StripUpsampling(logits, size, strip_bytes)
@@ -51,7 +52,7 @@ class ProbabilitiesInStrips(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradient of the logits (1, K, h, w): with softmax p and gradients g of it, p (g - sum p g)."""
+        """Compute the gradient of the logits (1, K, h, w): p (g - sum p g) for a softmax p with gradient g."""
         logits, classes = ctx.saved_tensors
         upsampling = StripUpsampling(logits, ctx.size, ctx.strip_bytes)
         total = upsampling.zeros()

@@ -1,8 +1,8 @@
-"""LoRA (arXiv 2106.09685) through peft: the encoder's linear layers get low-rank adapters, the head is trained in full.
+"""LoRA (arXiv 2106.09685) through peft: low-rank adapters in the encoder's linear layers, and a fully trained head.
 
-The head is no `modules_to_save` of peft's: those are copies behind wrappers, which neither transformers' own loading
-of adapters nor a list of modules survives. It is simply not frozen, and saved with the model; so are its BatchNorm
-statistics. The encoder's BatchNorms, if it has any, stay as they were.
+The head is not in peft's `modules_to_save`: these are copies behind wrappers, which break transformers' loading of
+adapters and lists of modules. The head is not frozen, and is saved with the model, including its BatchNorm statistics.
+BatchNorms of the encoder do not change.
 """
 
 import copy
@@ -18,11 +18,11 @@ from hf_vit_seg.local_paths import publishable
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.recipe.schema import LoraRecipe
 
-from .parameter_names import encoder_layers, encoder_prefix, has_adapters, plain_model, plain_name, unwrapped
+from .parameter_names import encoder_layers, encoder_prefix, has_adapters, plain_model, plain_name, unwrap_model
 
 
 def encoder_linears(model: PreTrainedModel) -> str:
-    """A regular expression of the full names of all linear layers inside the encoder's layers."""
+    """Return a regular expression that matches the full names of all linear layers in the encoder's layers."""
     modules = dict(model.named_modules())
     suffixes = {
         name
@@ -32,14 +32,17 @@ def encoder_linears(model: PreTrainedModel) -> str:
     }
     if not suffixes:
         raise RecordError(
-            f"model.lora: no linear layers are known in the encoder of {type(model).__name__}; name target_modules"
+            f"model.lora: found no linear layers in the encoder of {type(model).__name__}; set target_modules"
         )
     choices = "|".join(re.escape(suffix) for suffix in sorted(suffixes))
     return rf"{re.escape(encoder_prefix(model))}(?:.+\.)?\d+\.(?:{choices})"
 
 
-def with_adapters(model: PreTrainedModel, recipe: LoraRecipe) -> Any:
-    """The model as peft's, its encoder frozen but for the adapters; RecordError where they find no layer."""
+def add_adapters(model: PreTrainedModel, recipe: LoraRecipe) -> Any:
+    """Return the model wrapped by peft: adapters and head are trained, the rest of the encoder is frozen.
+
+    RecordError if `target_modules` match no layer.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -59,29 +62,29 @@ def with_adapters(model: PreTrainedModel, recipe: LoraRecipe) -> Any:
     return adapted
 
 
-def merged(model: nn.Module) -> PreTrainedModel:
-    """The plain model: itself, or a copy with the adapters multiplied in."""
+def merge_adapters(model: nn.Module) -> PreTrainedModel:
+    """Return the plain model, or a copy with the adapters merged into its weights."""
     if not has_adapters(model):
         return plain_model(model)
-    return cast(Any, copy.deepcopy(unwrapped(model))).merge_and_unload()
+    return cast(Any, copy.deepcopy(unwrap_model(model))).merge_and_unload()
 
 
 def save_model(model: nn.Module, directory: str | Path, merge: bool = True) -> None:
-    """Write a directory that `from_pretrained` of the model's Auto class loads.
+    """Write a model directory for `from_pretrained` of the model's Auto class.
 
-    With adapters and without `merge` it holds the encoder as it was before, the trained head, and the adapters as
-    peft writes them; transformers puts them in at loading, which needs peft.
+    Without `merge`, a model with adapters is saved as the original encoder, the trained head, and peft's adapter
+    files; transformers loads these together if peft is installed.
     """
     if merge or not has_adapters(model):
-        merged(model).save_pretrained(directory)
+        merge_adapters(model).save_pretrained(directory)
         return
-    adapted: Any = copy.deepcopy(unwrapped(model))
+    adapted: Any = copy.deepcopy(unwrap_model(model))
     card = Path(directory) / "README.md"
     had_card = card.exists()
     adapted.save_pretrained(directory)
     settings = Path(directory) / "adapter_config.json"
-    known = publishable(json.loads(settings.read_text(encoding="utf-8")))  # peft's names the path of the base
+    known = publishable(json.loads(settings.read_text(encoding="utf-8")))  # peft stores the base model's path
     settings.write_text(json.dumps(known, indent=2, sort_keys=True), encoding="utf-8")
     if not had_card:
-        card.unlink(missing_ok=True)  # peft's, with gaps to fill in
+        card.unlink(missing_ok=True)  # peft's template with placeholders
     adapted.unload().save_pretrained(directory)

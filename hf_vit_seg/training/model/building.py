@@ -1,4 +1,4 @@
-"""The model and the image processor of a run, from scratch or pretrained, for its classes and bands."""
+"""Build the model and the image processor of a run, from scratch or pretrained, for its classes and channels."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,24 +21,24 @@ from hf_vit_seg.records import RecordError, nearest, unknown
 from hf_vit_seg.training.recipe.schema import ModelRecipe, Recipe
 
 from .normalization import norm_fields, norm_notes
-from .pretrained import BareBackbone, Checkpoint, fitted_model, wearers
+from .pretrained import BareBackbone, Checkpoint, adapt_pretrained_model, head_architectures
 from .processor import build_processor, processor_notes
-from .shape_probing import band_configs, set_bands, set_classes
+from .shape_probing import channel_configs, set_channels, set_classes
 
 BACKBONE_FIELDS = ("out_features", "out_indices")
 IGNORE_FIELD = "semantic_loss_ignore_index"
-SETTLED = {  # config fields that follow from elsewhere
+DERIVED_FIELDS = {  # config fields that a recipe cannot set, and what determines them
     "id2label": "data.classes",
     "label2id": "data.classes",
     "num_labels": "data.classes",
-    "num_channels": "the images' bands",
+    "num_channels": "the images' channels",
     IGNORE_FIELD: "the label map",
 }
 
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """What is trained, the processor that is saved with it, and a sentence on every tensor that began anew."""
+    """The model, its image processor, and notes for the log, such as which tensors are newly initialized."""
 
     model: PreTrainedModel
     processor: BaseImageProcessor
@@ -46,13 +46,12 @@ class BuiltModel:
 
 
 def output_names(recipe: Recipe, names: Sequence[str]) -> tuple[str, ...]:
-    """The names of a model's outputs: all classes, or of two the second with `model.single_output`."""
+    """Return the names of a model's outputs: all classes, or only the second of two with `model.single_output`."""
     if not recipe.model.single_output:
         return tuple(names)
     if recipe.task != "segmentation" or len(names) != 2:
         raise RecordError(
-            f"model.single_output is for segmentation into two classes, the second of which is the output; this is "
-            f"{recipe.task} into {len(names)}"
+            f"model.single_output: found {recipe.task} with {len(names)} classes, expected segmentation with two"
         )
     return (names[1],)
 
@@ -61,26 +60,26 @@ def build_model(
     recipe: Recipe,
     names: Sequence[str],
     ignore_index: int = 255,
-    bands: int = 3,
+    channels: int = 3,
     palette: Sequence[Sequence[int]] | None = None,
-    measured: Statistics | None = None,
+    statistics: Statistics | None = None,
 ) -> BuiltModel:
-    """The recipe's model for these classes (keypoints), in float32, and its image processor.
+    """Build the recipe's model in float32 for these classes (keypoints), and its image processor.
 
-    Fresh weights depend on the recipe's seed alone. `measured` are those of the training images, for a recipe whose
-    processor asks for them. RecordError for what does not fit.
+    New weights depend only on the recipe's seed. `statistics` of the training images are needed if the recipe's
+    processor has fields set to "computed". RecordError for settings that do not fit the model or the data.
     """
-    with torch.random.fork_rng(devices=[]), transformers_silent():
+    with torch.random.fork_rng(devices=[]), silence_transformers():
         torch.manual_seed(recipe.seed)
-        build = new_model if recipe.model.from_pretrained is None else pretrained_model
-        model, notes = build(recipe, output_names(recipe, names), ignore_index, bands)
-        processor = build_processor(recipe, model.config, bands, palette, measured)
+        build = new_model if recipe.model.from_pretrained is None else load_pretrained_model
+        model, notes = build(recipe, output_names(recipe, names), ignore_index, channels)
+        processor = build_processor(recipe, model.config, channels, palette, statistics)
     return BuiltModel(model, processor, [*notes, *norm_notes(recipe.model.norm, model), *processor_notes(recipe)])
 
 
 @contextmanager
-def transformers_silent() -> Iterator[None]:
-    """Without progress bars and transformers' tables of loaded tensors: the notes tell all of that in words."""
+def silence_transformers() -> Iterator[None]:
+    """Disable transformers' progress bars and tables of loaded tensors, which the notes replace."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -92,88 +91,92 @@ def transformers_silent() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def new_model(recipe: Recipe, names: Sequence[str], ignore_index: int, bands: int) -> tuple[PreTrainedModel, list[str]]:
-    """A variant of an architecture, initialized."""
-    architecture, auto_class = wanted_architecture(recipe), AUTO_CLASSES[recipe.task]
-    assert recipe.model.variant is not None  # the record sees to it
+def new_model(
+    recipe: Recipe, names: Sequence[str], ignore_index: int, channels: int
+) -> tuple[PreTrainedModel, list[str]]:
+    """Build a variant of an architecture with new weights."""
+    architecture, auto_class = find_architecture(recipe), AUTO_CLASSES[recipe.task]
+    assert recipe.model.variant is not None  # checked by the record
     try:
         config = architecture.variant_config(recipe.model.variant)
     except HfVitSegError as error:
         raise RecordError(f"model.variant: {error}") from None
-    config = settled_config(config, recipe.model, names, ignore_index, bands)
+    config = complete_config(config, recipe.model, names, ignore_index, channels)
     model = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
     return model, [f"{architecture.name} {recipe.model.variant} from scratch"]
 
 
-def wanted_architecture(recipe: Recipe) -> Architecture:
-    """The plugin that the recipe names, if it has a model for the task."""
+def find_architecture(recipe: Recipe) -> Architecture:
+    """Look up the recipe's architecture; RecordError if it is unknown or has no model for the task."""
     known, name = architectures(), recipe.model.architecture or ""
     if name not in known:
         hint = nearest(name, sorted(known))
-        raise RecordError(f"model.architecture: there is no architecture called '{name}'; {hint}")
+        raise RecordError(f"model.architecture: unknown architecture '{name}'; {hint}")
     if AUTO_CLASSES[recipe.task] not in known[name].models:
         able = [each.name for each in known.values() if AUTO_CLASSES[recipe.task] in each.models]
-        raise RecordError(f"model.architecture: {name} has no model for {recipe.task}; {', '.join(able)} has")
+        raise RecordError(f"model.architecture: {name} has no model for {recipe.task}; choose from {', '.join(able)}")
     return known[name]
 
 
-def pretrained_model(
-    recipe: Recipe, names: Sequence[str], ignore_index: int, bands: int
+def load_pretrained_model(
+    recipe: Recipe, names: Sequence[str], ignore_index: int, channels: int
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A directory's or Hub id's model, fitted; with an architecture, that one's head on a bare backbone."""
+    """Load and adapt a model from a directory or the Hub; with `model.architecture`, add its head to a backbone."""
     path = recipe.model.from_pretrained or ""
     try:
         stored, checkpoint = AutoConfig.from_pretrained(path), Checkpoint(path, AUTO_CLASSES[recipe.task])
-        if recipe.model.architecture is not None and type(stored) is not wanted_architecture(recipe).config:
-            stored, checkpoint = bare_backbone(recipe, path)
+        if recipe.model.architecture is not None and type(stored) is not find_architecture(recipe).config:
+            stored, checkpoint = load_bare_backbone(recipe, path)
     except RecordError:
         raise
     except (OSError, ValueError) as error:
         reason = error_sentence(error, short=True)
         raise RecordError(f"model.from_pretrained: {path} cannot be loaded: {reason}") from None
-    target = settled_config(stored, recipe.model, names, ignore_index, bands)
-    return fitted_model(checkpoint, stored, target, recipe.model.copy_classes)
+    target = complete_config(stored, recipe.model, names, ignore_index, channels)
+    return adapt_pretrained_model(checkpoint, stored, target, recipe.model.copy_classes)
 
 
-def bare_backbone(recipe: Recipe, path: str) -> tuple[PreTrainedConfig, BareBackbone]:
-    """A backbone's config with the recipe's architecture around it, and the checkpoint."""
-    architecture, auto_class = wanted_architecture(recipe), AUTO_CLASSES[recipe.task]
-    if architecture.name not in wearers(auto_class):
+def load_bare_backbone(recipe: Recipe, path: str) -> tuple[PreTrainedConfig, BareBackbone]:
+    """Return a config of the recipe's architecture with the backbone's config inside, and the checkpoint."""
+    architecture, auto_class = find_architecture(recipe), AUTO_CLASSES[recipe.task]
+    if architecture.name not in head_architectures(auto_class):
         raise RecordError(
-            f"model.architecture: {architecture.name} puts no head on other checkpoints; leave it out, or take "
-            f"{' or '.join(wearers(auto_class))} for a bare backbone"
+            f"model.architecture: {architecture.name} cannot load the backbone of another architecture; remove the "
+            f"setting, or choose {' or '.join(head_architectures(auto_class))}"
         )
-    wearer: Any = architecture.models[auto_class]
-    return wearer.config_around(path), BareBackbone(path, auto_class, wearer)
+    head_class: Any = architecture.models[auto_class]
+    return head_class.config_around(path), BareBackbone(path, auto_class, head_class)
 
 
-def settled_config(
-    config: PreTrainedConfig, recipe: ModelRecipe, names: Sequence[str], ignore_index: int, bands: int
+def complete_config(
+    config: PreTrainedConfig, recipe: ModelRecipe, names: Sequence[str], ignore_index: int, channels: int
 ) -> PreTrainedConfig:
-    """A new config with the recipe's fields and what the data settles: classes, ignored label and bands."""
+    """Return a new config with the recipe's fields, and with classes, ignored label and channels of the data."""
     known = {field.name for field in fields(type(config))}
     for name in recipe.fields:
-        if name in SETTLED:
-            raise RecordError(f"model.fields.{name} follows from {SETTLED[name]}, and is not given here")
+        if name in DERIVED_FIELDS:
+            raise RecordError(f"model.fields.{name} cannot be set: it follows from {DERIVED_FIELDS[name]}")
         if name not in known:
             raise RecordError(unknown(f"model.fields.{name}", name, sorted(known), RENAMED_FIELDS))
     try:
-        given = {name: merged_field(config, name, value) for name, value in recipe.fields.items()}
-        settled = type(config).from_dict({**stored_fields(config), **given, **norm_fields(recipe.norm, type(config))})
+        given = {name: merge_field(config, name, value) for name, value in recipe.fields.items()}
+        settled = type(config).from_dict({**config_fields(config), **given, **norm_fields(recipe.norm, type(config))})
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = error_sentence(error.__cause__ or error)
         raise RecordError(f"model.fields: {reason}") from None
     set_classes(settled, names)
-    if not band_configs(settled) and bands != 3:
-        raise RecordError(f"{type(config).__name__} has no num_channels: its images have 3 bands, these have {bands}")
-    set_bands(settled, bands)
+    if not channel_configs(settled) and channels != 3:
+        raise RecordError(
+            f"{type(config).__name__} has no num_channels: its images have 3 channels, these have {channels}"
+        )
+    set_channels(settled, channels)
     if hasattr(settled, IGNORE_FIELD):
         setattr(settled, IGNORE_FIELD, ignore_index)
     return settled
 
 
-def merged_field(config: PreTrainedConfig, name: str, value: Any) -> Any:
-    """A field's new value; fields of a nested config stand over those that it has, unless it is another model's."""
+def merge_field(config: PreTrainedConfig, name: str, value: Any) -> Any:
+    """Return a field's new value; a nested config is updated field by field, unless `model_type` replaces it."""
     inner = getattr(config, name)
     if not (isinstance(inner, PreTrainedConfig) and isinstance(value, dict)) or "model_type" in value:
         return value
@@ -183,8 +186,8 @@ def merged_field(config: PreTrainedConfig, name: str, value: Any) -> Any:
     return {**inner.to_dict(), **value}
 
 
-def stored_fields(config: PreTrainedConfig) -> dict[str, Any]:
-    """A config's fields, but for the stages of a backbone where these are the default, which follows its depth."""
+def config_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return a config's fields, without a backbone's default stages, because these depend on its depth."""
     found = config.to_dict()
     stages = found.get("stage_names")
     if stages and found.get("out_features") == stages[-1:]:

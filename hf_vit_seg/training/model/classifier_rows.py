@@ -1,6 +1,6 @@
-"""A pretrained classifier for other classes: rows go by the class's name, the rest begins anew.
+"""Adapt a pretrained classifier to other classes: copy the rows of classes with the same name.
 
-Shapes: K classes; a tensor has its K rows on any axis.
+Shapes: K classes; a tensor may have its K rows on any axis.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 
 
 def matching_rows(old: Sequence[str], new: Sequence[str]) -> dict[int, int]:
-    """For each new class that is among the old ones, case and outer spaces aside, its row there: {new: old}."""
+    """Match classes by name, ignoring case and outer spaces; return {new row: old row}."""
     places: dict[str, int] = {}
     for row, name in enumerate(old):
         places.setdefault(name.strip().casefold(), row)
@@ -17,8 +17,8 @@ def matching_rows(old: Sequence[str], new: Sequence[str]) -> dict[int, int]:
     return {new_row: old_row for new_row, old_row in rows.items() if old_row is not None}
 
 
-def fitted(fresh: torch.Tensor, trained: torch.Tensor, axis: int, rows: Mapping[int, int]) -> torch.Tensor | None:
-    """`fresh`, with the rows {new: old} of `trained` in it; None where the tensors differ in more than their rows."""
+def copy_rows(fresh: torch.Tensor, trained: torch.Tensor, axis: int, rows: Mapping[int, int]) -> torch.Tensor | None:
+    """Return a copy of `fresh` with the rows {new: old} of `trained`; None if shapes differ in another axis."""
     others = [(shape[:axis], shape[axis + 1 :]) for shape in (fresh.shape, trained.shape)]
     if others[0] != others[1] or max(rows.values(), default=-1) >= trained.shape[axis]:
         return None
@@ -28,18 +28,19 @@ def fitted(fresh: torch.Tensor, trained: torch.Tensor, axis: int, rows: Mapping[
     return result
 
 
-def fit_in_words(names: Sequence[str], rows: Mapping[int, int]) -> str:
-    """Which classes came along and which begin anew."""
+def describe_rows(names: Sequence[str], rows: Mapping[int, int]) -> str:
+    """Describe which classes keep their weights, for the log."""
     kept = [name for row, name in enumerate(names) if row in rows]
     anew = [name for row, name in enumerate(names) if row not in rows]
     if not anew:
-        return f"the rows of all {len(names)} classes come from the checkpoint, by name"
+        return f"the rows of all {len(names)} classes are copied from the checkpoint, matched by name"
     if not kept:
-        return f"all {len(names)} rows are initialized anew, none of the classes is the checkpoint's"
-    return f"the rows of {enumerated(kept)} come from the checkpoint; those of {enumerated(anew)} are initialized anew"
+        return f"all {len(names)} rows are newly initialized: no class name matches the checkpoint's"
+    copied = f"the rows of {join_names(kept)} are copied from the checkpoint"
+    return f"{copied}; those of {join_names(anew)} are newly initialized"
 
 
-def enumerated(names: Sequence[str], most: int = 20) -> str:
-    """Names in a row, of very many the first."""
+def join_names(names: Sequence[str], most: int = 20) -> str:
+    """Join names with commas, at most `most`."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

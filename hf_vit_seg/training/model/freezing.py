@@ -1,4 +1,4 @@
-"""Parameters that are not trained, and what stays in evaluation because its are not: BatchNorms, whole encoders."""
+"""Freeze parameters, and keep frozen BatchNorms and frozen encoders in evaluation mode."""
 
 import re
 from functools import partial
@@ -15,65 +15,65 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
-    """Take every parameter whose name one of the regular expressions finds out of training.
+    """Freeze every parameter whose name matches one of the regular expressions (`re.search`).
 
-    RecordError for an expression that finds nothing, and where nothing is left to train.
+    RecordError if an expression matches no parameter, or if no trainable parameter remains.
     """
     parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
     for pattern in patterns:
-        found = [parameter for name, parameter in parameters.items() if compiled(pattern).search(name)]
+        found = [parameter for name, parameter in parameters.items() if compile_pattern(pattern).search(name)]
         if not found:
             parts = sorted({".".join(name.split(".")[:2]) for name in parameters})
-            raise RecordError(f"model.freeze: '{pattern}' finds no parameter; there are {shortened(parts, 400)}")
+            raise RecordError(f"model.freeze: '{pattern}' matches no parameter; found {shortened(parts, 400)}")
         for parameter in found:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise RecordError("model.freeze: nothing is left to train")
+        raise RecordError("model.freeze: no trainable parameters remain")
 
 
-def compiled(pattern: str) -> re.Pattern[str]:
-    """A regular expression; RecordError if it is none."""
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile a regular expression; RecordError if it is invalid."""
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise RecordError(f"'{pattern}' is no regular expression: {error}") from None
+        raise RecordError(f"'{pattern}' is not a valid regular expression: {error}") from None
 
 
 def hold_frozen_norms(model: nn.Module) -> int:
-    """Keep the BatchNorms whose parameters are all frozen in evaluation, whatever `train` is told; their number.
+    """Keep BatchNorms whose parameters are all frozen in evaluation mode, and return their number.
 
-    Else a frozen encoder would still drift, by its running statistics. The method is replaced in the instance, so
-    that the layer's type, which the fast paths ask for, stays, and copies of the model do the same.
+    Otherwise the running statistics of a frozen encoder would still change. `train` is replaced on the instance: the
+    fast paths check the layer's type, which stays the same, and copies of the model behave the same.
     """
     held = 0
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         if isinstance(module, _NormBase) and own and not any(parameter.requires_grad for parameter in own):
-            hold(module)
+            keep_in_evaluation(module)
             held += 1
     return held
 
 
 def hold_frozen_encoder(model: nn.Module) -> bool:
-    """Keep an encoder that is frozen as a whole in evaluation, as `hold_frozen_norms` does; whether it is.
+    """Keep a completely frozen encoder in evaluation mode; return whether it is.
 
-    Else dropout and stochastic depth, which serve to train it, would only blur what the head learns from.
+    Otherwise dropout and stochastic depth would add noise to the features, although the encoder is not trained.
     """
     name = encoder_prefix(model).removesuffix(".")
     encoder = plain_model(model).get_submodule(name)
     if not name or any(parameter.requires_grad for parameter in encoder.parameters()):
         return False
-    hold(encoder)
+    keep_in_evaluation(encoder)
     return True
 
 
-def hold(module: nn.Module) -> None:
-    """Put a module and what is in it into evaluation for good."""
+def keep_in_evaluation(module: nn.Module) -> None:
+    """Set a module and its children to evaluation mode, and make `train` ineffective."""
     module.eval()
     module.train = partial(remain_in_evaluation, module)
 
 
 def remain_in_evaluation(module: M, mode: bool = True) -> M:
-    """Stands in for a held module's `train`."""
+    """Replace `train` of a module that stays in evaluation mode."""
     module.training = False
     return module

@@ -1,7 +1,7 @@
-"""What training must know of any transformers model: its encoder, the layers of that, and plain parameter names.
+"""Find the encoder and its layers in any transformers model, and parameter names without wrapper prefixes.
 
-Nothing here names an architecture. The encoder is what the model's `base_model_prefix` says, its layers are
-transformers' GradientCheckpointingLayers in the order in which they were built; everything else is the head.
+The encoder is the module named by `base_model_prefix`; its layers are transformers' GradientCheckpointingLayers in the
+order of construction. Everything else is the head.
 """
 
 import re
@@ -12,35 +12,35 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-# What wrappers put before and into the names of parameters: data parallelism, the compiler, adapters.
+# What data parallelism, torch.compile and adapters add to parameter names.
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|base_model\.model)\.)+|\.base_layer(?=\.)")
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without what wrappers have added."""
+    """Return a parameter's name without the additions of wrappers."""
     return WRAPPERS.sub("", name)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside accelerate's and torch's wrappers; adapters stay."""
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Return the model inside accelerate's and torch's wrappers; adapters stay."""
     return cast(nn.Module, extract_model_from_parallel(model, keep_torch_compile=False))
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether the model is peft's."""
-    return hasattr(unwrapped(model), "get_base_model")
+    """Whether the model is wrapped by peft."""
+    return hasattr(unwrap_model(model), "get_base_model")
 
 
 def plain_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside all wrappers; with adapters, the one that they have been put into."""
-    inner: Any = unwrapped(model)
+    """Return the transformers model inside all wrappers, including peft's."""
+    inner: Any = unwrap_model(model)
     return inner.get_base_model() if has_adapters(inner) else inner
 
 
 def encoder_prefix(model: nn.Module) -> str:
-    """What the names of the encoder's parameters begin with, such as "vit."; "" where all of the model is encoder.
+    """Return the prefix of the encoder's parameter names, such as "vit."; "" if the whole model is an encoder.
 
-    Models that wear a backbone of another architecture (UperNet) have no base model, but call it `backbone`.
+    Models with a backbone of another architecture (UperNet) have no base model; the prefix is "backbone.".
     """
     plain = plain_model(model)
     for name in (plain.base_model_prefix, "backbone"):
@@ -50,7 +50,7 @@ def encoder_prefix(model: nn.Module) -> str:
 
 
 def encoder_layers(model: nn.Module) -> list[str]:
-    """The names of the encoder's layers, first to last; of nested ones the inner."""
+    """Return the names of the encoder's layers in order; of nested layers only the innermost."""
     prefix = encoder_prefix(model)
     found = [
         name

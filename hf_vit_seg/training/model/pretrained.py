@@ -1,4 +1,4 @@
-"""A pretrained model, fitted to the classes and bands of a run, with a report of every tensor that is not as it was."""
+"""Load a pretrained model for other classes and channels, and report every tensor that is not taken over unchanged."""
 
 import copy
 import re
@@ -13,22 +13,22 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.records import RecordError
 
-from .classifier_rows import fit_in_words, fitted, matching_rows
-from .shape_probing import band_axes, class_axes, class_names, differing_axes
-from .stem import adaptation_in_words, adapted
+from .classifier_rows import copy_rows, describe_rows, matching_rows
+from .shape_probing import channel_axes, class_axes, class_names, differing_axes
+from .stem import adapt_input_conv, describe_adaptation
 
 NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")  # of a layer, in a tensor's name
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A directory or Hub id, and the Auto class under which it is loaded."""
+    """A directory or Hub id, and the Auto class that loads it."""
 
     path: str
     auto_class: str
 
     def load(self, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """The model with this config in float32, and transformers' account of the tensors."""
+        """Load the model with this config in float32; also return transformers' loading info."""
         try:
             return getattr(transformers, self.auto_class).from_pretrained(
                 self.path,
@@ -41,13 +41,14 @@ class Checkpoint:
             if "Unrecognized configuration class" not in str(error):
                 raise
             raise RecordError(
-                f"model.from_pretrained: transformers has no {self.auto_class} for '{config.model_type}', which "
-                f"{self.path} is; `hf-vit-seg convert` may turn it into a model of this package, and a bare backbone "
-                f"wears a head with model.architecture {' or '.join(wearers(self.auto_class)) or '(none installed)'}"
+                f"model.from_pretrained: transformers has no {self.auto_class} for '{config.model_type}' "
+                f"({self.path}); "
+                "convert it with `hf-vit-seg convert`, or add a head to a backbone with model.architecture "
+                f"{' or '.join(head_architectures(self.auto_class)) or '(none installed)'}"
             ) from None
 
     def tensors(self, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
-        """What is in the checkpoint of the model with this config, by name."""
+        """Return the checkpoint's tensors by the model's parameter names."""
         model, account = self.load(config)
         absent = {*account["missing_keys"], *(name for name, *_ in account["mismatched_keys"])}
         return {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
@@ -55,32 +56,32 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class BareBackbone(Checkpoint):
-    """A checkpoint without a head, which the class `wearer` puts one on."""
+    """A checkpoint without a head; `head_class.from_backbone` adds one."""
 
-    wearer: Any
+    head_class: Any
 
     def load(self, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """The same for the backbone and a fresh head."""
+        """Load the backbone and add a newly initialized head."""
         try:
-            return self.wearer.from_backbone(
+            return self.head_class.from_backbone(
                 self.path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
             )
         except (OSError, ValueError) as error:
             raise RecordError(f"model.from_pretrained: {error}") from None
 
 
-def wearers(auto_class: str) -> list[str]:
-    """The architectures whose model of this Auto class puts a head on bare backbones."""
+def head_architectures(auto_class: str) -> list[str]:
+    """Return the architectures whose model of this Auto class adds a head to backbones of other architectures."""
     return [a.name for a in architectures().values() if hasattr(a.models.get(auto_class), "from_backbone")]
 
 
-def fitted_model(
+def adapt_pretrained_model(
     checkpoint: Checkpoint, stored: PreTrainedConfig, target: PreTrainedConfig, copy_classes: bool
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The checkpoint, whose own config is `stored`, as a model of config `target`, and sentences on what is not its.
+    """Load a checkpoint with config `stored` as a model with config `target`; also return notes for the log.
 
-    Tensors with a row per class get the rows whose class has the same name; those with a slice per band are adapted.
-    Others of another shape, or not in the checkpoint, are initialized anew.
+    Tensors with a row per class get the rows of classes with the same name, and tensors with a slice per channel are
+    adapted. Other tensors that are missing or have another shape are newly initialized.
     """
     model, account = checkpoint.load(target)
     missing = set(account["missing_keys"])
@@ -88,88 +89,92 @@ def fitted_model(
     names, old_names = class_names(target), class_names(stored)
     rows = matching_rows(old_names, names) if copy_classes else {}
     same = len(names) == len(old_names) and rows == {row: row for row in range(len(names))}
-    classes = {} if same else class_axes(model.config, checkpoint.auto_class)  # the same are loaded as they are
+    classes = {} if same else class_axes(model.config, checkpoint.auto_class)  # the same classes need no change
     heads = {name: axis for name, axis in classes.items() if name not in missing}
-    stems = adaptable(mismatched, band_axes(model.config, checkpoint.auto_class)) if mismatched else {}
-    notes = absence_notes(missing, set(account["unexpected_keys"]))
+    stems = adaptable_axes(mismatched, channel_axes(model.config, checkpoint.auto_class)) if mismatched else {}
+    notes = missing_notes(missing, set(account["unexpected_keys"]))
     rest = mismatched.keys() - heads.keys() - stems.keys()
     if rest:
-        notes.append(f"Initialized anew, because the checkpoint's have another shape: {listed(rest)}")
+        notes.append(f"Newly initialized, because the checkpoint has other shapes: {format_tensor_names(rest)}")
     if heads or stems:
         old = checkpoint.tensors(stored)
-        notes += fit_stems(model, old, stems)
-        notes += fit_heads(model, checkpoint, old, heads, rows)
+        notes += adapt_stems(model, old, stems)
+        notes += adapt_heads(model, checkpoint, old, heads, rows)
     return model, notes
 
 
-def adaptable(mismatched: Mapping[str, tuple[torch.Size, torch.Size]], axes: Mapping[str, int]) -> dict[str, int]:
-    """The tensors whose two shapes differ in the axis of the bands alone."""
+def adaptable_axes(mismatched: Mapping[str, tuple[torch.Size, torch.Size]], axes: Mapping[str, int]) -> dict[str, int]:
+    """Return the tensors whose shapes differ only in the channel axis."""
     ones, others = ({name: shapes[side] for name, shapes in mismatched.items()} for side in (0, 1))
     return {name: axis for name, axis in differing_axes(ones, others).items() if axes.get(name) == axis}
 
 
 @torch.no_grad()
-def fit_stems(model: PreTrainedModel, old: dict[str, torch.Tensor], stems: dict[str, int]) -> list[str]:
-    """Adapt the tensors that have a slice per band."""
+def adapt_stems(model: PreTrainedModel, old: dict[str, torch.Tensor], stems: dict[str, int]) -> list[str]:
+    """Adapt tensors with a slice per input channel, and describe the changes."""
     notes, tensors = [], model.state_dict()
     for name, axis in stems.items():
-        bands = tensors[name].shape[axis]
-        tensors[name].copy_(adapted(old[name], bands, axis))
-        notes.append(f"{name} is adapted to {bands} bands: {adaptation_in_words(old[name].shape[axis], bands)}")
+        channels = tensors[name].shape[axis]
+        tensors[name].copy_(adapt_input_conv(old[name], channels, axis))
+        notes.append(
+            f"{name} is adapted to {channels} input channels: {describe_adaptation(old[name].shape[axis], channels)}"
+        )
     return notes
 
 
 @torch.no_grad()
-def fit_heads(
+def adapt_heads(
     model: PreTrainedModel,
     checkpoint: Checkpoint,
     old: dict[str, torch.Tensor],
     heads: dict[str, int],
     rows: dict[int, int],
 ) -> list[str]:
-    """Begin the tensors with a row per class anew, but for the rows of classes that were known."""
+    """Reinitialize tensors with a row per class, except for the rows {new: old} of known classes."""
     if not heads:
         return []
     config = copy.deepcopy(model.config)
     fresh = getattr(transformers, checkpoint.auto_class).from_config(config).state_dict()
     tensors, by_fit = model.state_dict(), {True: [], False: []}
     for name, axis in heads.items():
-        together = fitted(fresh[name], old[name], axis, rows) if name in old else None
+        together = copy_rows(fresh[name], old[name], axis, rows) if name in old else None
         tensors[name].copy_(fresh[name] if together is None else together)
         by_fit[together is not None].append(name)
     notes = []
     if by_fit[True]:
-        notes.append(f"{listed(by_fit[True])}: {fit_in_words(class_names(model.config), rows)}")
+        notes.append(f"{format_tensor_names(by_fit[True])}: {describe_rows(class_names(model.config), rows)}")
     if by_fit[False]:
-        notes.append(f"Initialized anew, because the checkpoint's have another shape: {listed(by_fit[False])}")
+        notes.append(
+            f"Initialized anew, because the checkpoint's have another shape: {format_tensor_names(by_fit[False])}"
+        )
     return notes
 
 
-def absence_notes(missing: set[str], unexpected: set[str]) -> list[str]:
-    """What the checkpoint does not have, and what of it has no place."""
+def missing_notes(missing: set[str], unexpected: set[str]) -> list[str]:
+    """Describe tensors that the checkpoint lacks, and tensors of the checkpoint that the model lacks."""
     notes = []
     if missing:
-        notes.append(f"Not in the checkpoint, initialized anew: {listed(missing)}")
+        notes.append(f"Missing in the checkpoint, newly initialized: {format_tensor_names(missing)}")
     if unexpected:
-        notes.append(f"In the checkpoint, but without a place in this model: {listed(unexpected)}")
+        notes.append(f"In the checkpoint, but not used by this model: {format_tensor_names(unexpected)}")
     return notes
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names of tensors in a row, those that differ in numbers alone as one: `layers.{0, 1}.weight`."""
+def format_tensor_names(names: Iterable[str]) -> str:
+    """Join tensor names with commas; names that differ only in numbers are grouped: `layers.{0, 1}.weight`."""
     families: dict[str, list[list[str]]] = {}
-    for name in sorted(names, key=in_number_order):
+    for name in sorted(names, key=natural_sort_key):
         if not name.endswith("num_batches_tracked"):
             families.setdefault(NUMBER.sub("{}", name), []).append(NUMBER.findall(name))
     return ", ".join(family_name(pattern, numbers) for pattern, numbers in families.items())
 
 
-def in_number_order(name: str) -> list[int | str]:
-    """A sorting key that puts layer 10 behind layer 9."""
+def natural_sort_key(name: str) -> list[int | str]:
+    """Return a sort key that orders layer 10 after layer 9."""
     return [int(part) if place % 2 else part for place, part in enumerate(NUMBER.split(name))]
 
 
 def family_name(pattern: str, numbers: list[list[str]]) -> str:
-    """A pattern with all numbers that stood in its places."""
+    """Format the numbers of a group of names into their common pattern."""
     places = [list(dict.fromkeys(place)) for place in zip(*numbers, strict=True)]
     return pattern.format(*(place[0] if len(place) == 1 else f"{{{', '.join(place)}}}" for place in places))

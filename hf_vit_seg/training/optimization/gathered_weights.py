@@ -1,4 +1,4 @@
-"""The model as it is measured and saved: whole on every process, with averaged weights where there is an average."""
+"""The complete model for evaluation and saving, on every process, with averaged weights if there is an average."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,48 +10,48 @@ from accelerate.utils import broadcast
 from torch import nn
 
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.model.parameter_names import unwrapped
+from hf_vit_seg.training.model.parameter_names import unwrap_model
 from hf_vit_seg.training.recipe.schema import Recipe
 
 from .ema import WeightAverage
 
-SCATTERING = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # weights may lie scattered over the processes
+SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # weights may be sharded over the processes
 
 
-def refuse_scattered_average(recipe: Recipe, accelerator: Accelerator) -> None:
-    """RecordError for an average of weights that no process has whole."""
-    if recipe.loop.ema is not None and accelerator.distributed_type in SCATTERING:
+def refuse_sharded_average(recipe: Recipe, accelerator: Accelerator) -> None:
+    """RecordError for EMA with sharded weights."""
+    if recipe.loop.ema is not None and accelerator.distributed_type in SHARDING:
         raise RecordError(
-            f"loop.ema: weights are not averaged under {accelerator.distributed_type.value}, where no process has them "
-            "whole; leave it out, or train with DDP"
+            f"loop.ema is not supported with {accelerator.distributed_type.value}, because weights are sharded; remove "
+            "the setting, or train with DDP"
         )
 
 
 @contextmanager
 def whole_model(accelerator: Accelerator, model: Any, average: WeightAverage | None, copy: Any | None) -> Iterator[Any]:
-    """The model without accelerate's wrapper; called by all processes. Nothing may be trained inside the block.
+    """Return the model without accelerate's wrapper; called by all processes. Do not train inside the block.
 
-    `copy` is the model as it was before accelerate prepared it, needed where weights are scattered: it is given them.
+    `copy` is a copy of the model before `Accelerator.prepare`; sharded weights are gathered into it.
     """
-    if accelerator.distributed_type in SCATTERING:
-        yield gathered(accelerator, model, copy)
+    if accelerator.distributed_type in SHARDING:
+        yield gather_weights(accelerator, model, copy)
         return
-    plain = unwrapped(model)
-    with nullcontext(plain) if average is None else average.applied(plain) as whole:
+    plain = unwrap_model(model)
+    with nullcontext(plain) if average is None else average.apply(plain) as whole:
         share_buffers(whole)
         yield whole
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give all processes the main one's running statistics of BatchNorm, where each has those of its own batches."""
+    """Broadcast the main process's BatchNorm statistics, which otherwise differ between processes."""
     for buffer in model.buffers():
         broadcast(buffer, from_process=0)
 
 
 @torch.no_grad()
-def gathered(accelerator: Accelerator, model: Any, copy: Any) -> Any:
-    """The copy, with the weights that are scattered over the processes."""
-    state = accelerator.get_state_dict(model)  # whole on the main process only
+def gather_weights(accelerator: Accelerator, model: Any, copy: Any) -> Any:
+    """Gather sharded weights into the copy on every process, and return it."""
+    state = accelerator.get_state_dict(model)  # complete on the main process only
     copy.to(accelerator.device)
     for name, tensor in copy.state_dict().items():
         if accelerator.is_main_process:

@@ -1,12 +1,12 @@
-"""The optimizer's parameter groups as a table of rows, and the optimizer.
+"""The optimizer and its parameter groups, defined by a table of rows.
 
-A row says what holds for the parameters that its regular expression finds: the scale of their learning rate, their
-weight decay, or both. For each of the two, the first row counts that matches and says something about it; the recipe's
-rows come first. A parameter that no row gives a weight decay is an error: it has a name that nobody thought of.
+A row sets the learning rate scale, the weight decay, or both, for parameters that match its regular expression. For
+each of the two, the first matching row that sets it applies; the recipe's rows come first. A parameter without a weight
+decay from any row is an error.
 
-Layer-wise decay (arXiv 2003.10555, and BEiT's 2106.08254): with L layers in the encoder, layer l of 1 .. L has depth
-l, what comes before the first layer depth 0, what stands between layers the depth of the last one before it, and what
-comes behind the last layer depth L + 1, as the head. The rate is scaled by decay ** (L + 1 - depth).
+Layer-wise decay (arXiv 2003.10555, and BEiT, 2106.08254): with L layers in the encoder, layer l of 1 .. L has depth l.
+Parameters before the first layer have depth 0, those between layers the depth of the previous layer, and those after
+the last layer depth L + 1, as the head. The learning rate is scaled by decay ** (L + 1 - depth).
 """
 
 import re
@@ -19,23 +19,23 @@ from pydantic import Field
 from torch import nn
 
 from hf_vit_seg.records import Record, RecordError, read_record
-from hf_vit_seg.training.model.freezing import compiled
+from hf_vit_seg.training.model.freezing import compile_pattern
 from hf_vit_seg.training.model.parameter_names import encoder_layers, encoder_prefix, plain_name
 from hf_vit_seg.training.recipe.schema import OptimizerRecipe
 
 
 class GroupRow(Record):
-    """What holds for the parameters that `match` finds in their plain names, and that have few enough dimensions."""
+    """Settings of parameters whose plain names match `match` (`re.search`) and that have at most `dimensions`."""
 
     match: str
-    learning_rate_scale: float | None = Field(default=None, gt=0)  # in the place of layer decay and head multiplier
+    learning_rate_scale: float | None = Field(default=None, gt=0)  # replaces layer decay and head multiplier
     weight_decay: float | None = Field(default=None, ge=0)
-    dimensions: int | None = Field(default=None, ge=0)  # at most so many
+    dimensions: int | None = Field(default=None, ge=0)  # maximum number of dimensions
 
-    def finds(self, name: str, parameter: torch.Tensor) -> bool:
-        """Whether the row is about this parameter."""
+    def matches(self, name: str, parameter: torch.Tensor) -> bool:
+        """Whether the row applies to this parameter."""
         few = self.dimensions is None or parameter.ndim <= self.dimensions
-        return few and compiled(self.match).search(name) is not None
+        return few and compile_pattern(self.match).search(name) is not None
 
 
 NO_DECAY = (
@@ -50,26 +50,26 @@ MATRICES = r"(^|[._])weight$"
 
 
 def group_rows(recipe: OptimizerRecipe) -> list[GroupRow]:
-    """The recipe's rows, those that spare parameters weight decay, and that of matrices and kernels."""
+    """Return the recipe's rows, the rows without weight decay, and the row of matrices and kernels."""
     own = [read_record(GroupRow, row, f"optimizer.groups.{place}") for place, row in enumerate(recipe.groups)]
     return [*own, *NO_DECAY, GroupRow(match=MATRICES, weight_decay=recipe.weight_decay)]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a parameter stands: a part's name for tables, and the scale that goes with it."""
+    """A parameter's part of the model, for group names, and its learning rate scale."""
 
     part: str
     scale: float
 
 
 def placements(model: nn.Module, recipe: OptimizerRecipe) -> dict[str, Placement]:
-    """Every parameter's place by its plain name, in the order of the model."""
+    """Return every parameter's placement by its plain name, in the order of the model."""
     prefix, layers = encoder_prefix(model), encoder_layers(model)
     if recipe.head_multiplier != 1 and not prefix:
-        raise RecordError("optimizer.head_multiplier: this model is all encoder, there is no head to tell apart")
+        raise RecordError("optimizer.head_multiplier: this model has no head; remove the setting")
     if recipe.layer_decay is not None and not layers:
-        raise RecordError("optimizer.layer_decay: no layers are known in this model's encoder")
+        raise RecordError("optimizer.layer_decay: found no layers in this model's encoder; remove the setting")
     places, passed = {}, 0
     for name in (plain_name(name) for name, _ in model.named_parameters()):
         if not name.startswith(prefix):
@@ -82,7 +82,7 @@ def placements(model: nn.Module, recipe: OptimizerRecipe) -> dict[str, Placement
 
 
 def depth_placement(passed: int, between: bool, count: int, decay: float | None) -> Placement:
-    """The place of an encoder's parameter behind `passed` of `count` layers, in the last of them or `between`."""
+    """Return the placement of an encoder parameter in layer `passed` of `count`, or `between` it and the next one."""
     if decay is None:
         return Placement("encoder", 1.0)
     depth = count + 1 if between and passed == count else passed
@@ -91,16 +91,16 @@ def depth_placement(passed: int, between: bool, count: int, decay: float | None)
 
 
 def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer: `params`, `lr`, `weight_decay`, and a `name`; frozen parameters are in none.
+    """Return groups for a torch optimizer with `params`, `lr`, `weight_decay` and `name`, without frozen parameters.
 
-    RecordError for a parameter that no row covers, a row of the recipe that finds nothing, and where there is nothing
-    to train.
+    RecordError for a parameter without a weight decay, a row of the recipe that matches no parameter, and if no
+    parameter is trainable.
     """
     rows, places = group_rows(recipe), placements(model, recipe)
     groups: dict[tuple[str, float, float], dict[str, Any]] = {}
     unused = set(range(len(recipe.groups)))
     for name, parameter in ((plain_name(name), p) for name, p in model.named_parameters()):
-        matching = [index for index, row in enumerate(rows) if row.finds(name, parameter)]
+        matching = [index for index, row in enumerate(rows) if row.matches(name, parameter)]
         unused -= set(matching)
         if not parameter.requires_grad:
             continue
@@ -108,32 +108,32 @@ def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str
         weight_decay = first(rows[i].weight_decay for i in matching)
         if weight_decay is None:
             raise RecordError(
-                f"optimizer.groups: no row says what weight decay {name} of shape {tuple(parameter.shape)} has; add "
-                f"{{match: '{re.escape(name)}$', weight_decay: 0}} or another number"
+                f"optimizer.groups: no row sets the weight decay of {name} with shape {tuple(parameter.shape)}; add "
+                f"{{match: '{re.escape(name)}$', weight_decay: 0}}, or another number"
             )
         rate = recipe.learning_rate * (places[name].scale if scale is None else scale)
         label = places[name].part + ("" if weight_decay else ", no decay")
         group = {"params": [], "lr": rate, "weight_decay": weight_decay, "name": label}
         groups.setdefault((label, rate, weight_decay), group)["params"].append(parameter)
     for index in sorted(unused):
-        raise RecordError(f"optimizer.groups.{index}: '{rows[index].match}' finds no parameter")
+        raise RecordError(f"optimizer.groups.{index}: '{rows[index].match}' matches no parameter")
     if not groups:
-        raise RecordError("optimizer: there is nothing to train, all parameters are frozen")
+        raise RecordError("optimizer: all parameters are frozen")
     return list(groups.values())
 
 
 def first(values: Iterable[float | None]) -> float | None:
-    """The first that is not None."""
+    """Return the first value that is not None."""
     return next((value for value in values if value is not None), None)
 
 
 def adamw(groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
-    """Adam with decoupled weight decay (arXiv 1711.05101)."""
+    """Build AdamW (arXiv 1711.05101)."""
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay)
 
 
 def sgd(groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
-    """Gradient descent with momentum; its weight decay is part of the gradient."""
+    """Build SGD with momentum; weight decay is part of the gradient."""
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
 
@@ -144,5 +144,5 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimizerRecipe], torch.op
 
 
 def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the model's parameter groups."""
+    """Build the recipe's optimizer for the model's parameter groups."""
     return OPTIMIZERS[recipe.name](parameter_groups(model, recipe), recipe)

@@ -1,4 +1,4 @@
-"""Recipe files: where they are, and recipes as YAML text."""
+"""Recipe files: find them, and write recipes as YAML."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -14,11 +14,11 @@ from .schema import Recipe
 
 
 class RecipeFileError(RecordError):
-    """A recipe that cannot be read: the file, the place in it, and what was expected."""
+    """A recipe that cannot be read; the message names the file, the setting, and what was expected."""
 
 
 def recipe_path(source: str | Path) -> Path:
-    """A recipe's file: a path, or the name of a shipped recipe."""
+    """Return the path of a recipe, given a path or the name of a shipped recipe."""
     path = Path(source)
     if path.is_file():
         return path
@@ -26,35 +26,35 @@ def recipe_path(source: str | Path) -> Path:
     if str(source) in shipped:
         return shipped[str(source)]
     if path.is_dir():
-        raise RecipeFileError(f"{source} is a folder: give the recipe's file, such as {path / 'recipe.yaml'}")
+        raise RecipeFileError(f"{source} is a folder, expected a recipe file such as {path / 'recipe.yaml'}")
     hint = nearest(str(source), shipped, "shipped recipes")
-    raise RecipeFileError(f"there is no recipe {source}, neither as a file nor as a shipped recipe; {hint}")
+    raise RecipeFileError(f"found no recipe {source}, neither a file nor a shipped recipe; {hint}")
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """Return the paths of the recipes in the package, by name."""
     folder = Path(str(files("hf_vit_seg.configs"))) / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def plain(record: Record) -> dict[str, Any]:
-    """A record's settings as YAML has them."""
+    """Convert a record to plain types for YAML."""
     return record.model_dump(mode="json")
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """A recipe as the text of a file, which `load_recipe` reads back to the same."""
+    """Format a recipe as the text of a file, which `load_recipe` reads back to the same recipe."""
     return f"# Every default is written out, as of hf_vit_seg {version('hf_vit_seg')}.\n{text_of(plain(recipe))}"
 
 
 def publishable_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's settings without the paths of this machine: those of data start from the folder they share."""
+    """Remove local paths from a recipe's settings; data paths become relative to their common folder."""
     base = common_folder(settings.get("data"))
     return {name: publishable(value, base if name == "data" else None) for name, value in settings.items()}
 
 
 def publishable_recipe_text(text: str) -> str:
-    """The same for the text of a recipe's file, which is kept as it is where it names no such path."""
+    """Remove local paths from the text of a recipe file; text without such paths is returned unchanged."""
     settings = parse(text)
     published = publishable_recipe(settings)
     if published == settings:

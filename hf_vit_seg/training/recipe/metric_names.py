@@ -1,4 +1,4 @@
-"""The scores by which models are compared: their names, and which way is up."""
+"""Names of the metrics that compare models, and which of them are better when smaller."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ from hf_vit_seg.records import RecordError, nearest
 
 from .schema import Recipe, Task
 
-# What an evaluation of each task gives; the first is the measure of a recipe that names none.
-MEASURES: dict[Task, tuple[str, ...]] = {
+# Metrics of an evaluation by task; the first is the default of `evaluation.metric`.
+METRICS: dict[Task, tuple[str, ...]] = {
     "segmentation": (
         "mean_iou",
         "mean_accuracy",
@@ -23,20 +23,20 @@ MEASURES: dict[Task, tuple[str, ...]] = {
 SMALLER_IS_BETTER = frozenset({"calibration_error", "maximum_calibration_error"})
 
 
-def measure_name(recipe: Recipe) -> str:
-    """The measure by which a recipe compares models; RecordError when its evaluations give none of that name."""
-    known = [name for name in MEASURES[recipe.task] if name != "mean_boundary_iou" or recipe.evaluation.boundary_iou]
+def metric_name(recipe: Recipe) -> str:
+    """Return the metric that compares models; RecordError if the recipe's evaluations do not compute it."""
+    known = [name for name in METRICS[recipe.task] if name != "mean_boundary_iou" or recipe.evaluation.boundary_iou]
     name = recipe.evaluation.metric or known[0]
     if name not in known:
-        raise RecordError(f"evaluation.metric: there is no '{name}' for this recipe; {nearest(name, known)}")
+        raise RecordError(f"evaluation.metric: unknown metric '{name}' for this recipe; {nearest(name, known)}")
     return name
 
 
-def refuse_unmeasurable(recipe: Recipe, names: Sequence[str]) -> None:
-    """RecordError for a recipe by which a model of these classes (keypoints) could not be evaluated."""
-    measure_name(recipe)
+def check_metrics(recipe: Recipe, names: Sequence[str]) -> None:
+    """RecordError if a model with these classes (keypoints) cannot be evaluated by the recipe."""
+    metric_name(recipe)
     if recipe.task == "pose" and len(names) != len(COCO_SIGMAS):
         raise RecordError(
-            f"evaluation: similarity of keypoints is known for COCO's {len(COCO_SIGMAS)}, these are {len(names)}; "
-            "leave data.validation and data.test out"
+            f"evaluation: found {len(names)} keypoints, but keypoint similarity is defined for COCO's "
+            f"{len(COCO_SIGMAS)}; remove data.validation and data.test"
         )

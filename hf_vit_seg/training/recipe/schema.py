@@ -1,6 +1,6 @@
-"""A recipe: one run of training, whole. `configs/recipes/*.yaml` are some; `recipe_files` reads and writes them.
+"""The schema of recipes: all settings of a training run. See `configs/recipes/*.yaml` for examples.
 
-Sizes are (height, width). What a table's row may say (data sources, transforms, losses) stands with the row.
+Sizes are (height, width). Settings of data sources, transforms and losses are defined with these.
 """
 
 from typing import Any, ClassVar, Literal
@@ -14,29 +14,29 @@ Task = Literal["segmentation", "classification", "pose"]
 
 
 class LoraRecipe(Record):
-    """Low-rank adapters (peft) in place of full training; heads are always trained in full."""
+    """Low-rank adapters (peft) instead of full fine-tuning; the head is always fully trained."""
 
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] | None = None  # None: all linear layers of the encoder's attention and MLP
-    merge: bool = True  # the saved model is a plain one, with the adapters multiplied in
+    merge: bool = True  # merge the adapters into the saved model
 
 
 class ModelRecipe(Record):
-    """Which model is trained: a variant from scratch, or a pretrained one whose head is fitted to the classes.
+    """The model: a variant from scratch, or a pretrained one whose head is adapted to the classes.
 
-    An architecture that puts heads on bare backbones (`backbone`) stands beside `from_pretrained`, without a variant.
+    An architecture that adds heads to backbones (`backbone`) is used with `from_pretrained`, without a variant.
     """
 
     architecture: str | None = None  # a plugin's name, see `hf-vit-seg models`
     variant: str | None = None
     from_pretrained: str | None = None  # a directory or Hub id
-    fields: dict[str, Any] = {}  # config fields, over the variant's or the pretrained model's; nested ones are merged
-    copy_classes: bool = True  # classifier rows whose class name (case aside) is known already are kept
-    single_output: bool = False  # of two classes the second alone has an output, 1 above a probability of one half
-    norm: Literal["batch", "sync", "group"] = "batch"  # of BatchNorm layers: as they are, SyncBatchNorm, GroupNorm
-    freeze: tuple[str, ...] = ()  # regular expressions (searched) of parameters that are not trained
+    fields: dict[str, Any] = {}  # config fields that override the model's; nested ones are merged
+    copy_classes: bool = True  # keep classifier rows of classes with the same name (ignoring case)
+    single_output: bool = False  # one output for the second of two classes
+    norm: Literal["batch", "sync", "group"] = "batch"  # BatchNorm, SyncBatchNorm, or GroupNorm in the decoder
+    freeze: tuple[str, ...] = ()  # regular expressions (re.search) of parameters to freeze
     gradient_checkpointing: bool = False
     compile: bool = False
     lora: LoraRecipe | None = None
@@ -44,38 +44,39 @@ class ModelRecipe(Record):
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelRecipe":
         if (self.from_pretrained is None) == (self.variant is None):
-            raise HfVitSegError("give either architecture and variant (from scratch) or from_pretrained")
+            raise HfVitSegError("set either architecture and variant (from scratch) or from_pretrained")
         if self.architecture is None and self.variant is not None:
-            raise HfVitSegError("architecture and variant go together")
+            raise HfVitSegError("variant needs architecture; set both")
         return self
 
 
 class ClassRecipe(Record):
-    """A class, and the raw values of the masks that mean it; without `values` its place in the list."""
+    """A class and its raw values in masks; by default its index in the list."""
 
     name: str
     values: tuple[int | tuple[int, int, int], ...] | None = None
-    color: tuple[int, int, int] | None = None  # for pictures; the mask's own color where values are colors
+    color: tuple[int, int, int] | None = None  # for figures; by default the raw value, if that is a color
 
 
 class DataRecipe(Record):
-    """Where images and targets come from. Each source is `{kind: ..., ...}`, see `hf_vit_seg.data.sources.registry`."""
+    """Sources of images and targets, each `{kind: ..., ...}`, see `hf_vit_seg.data.sources.registry`."""
 
     renamed: ClassVar = {"bands": "channels"}
 
     train: dict[str, Any]
     validation: dict[str, Any] | None = None
     test: dict[str, Any] | None = None
-    # of all images. 3: gray is repeated, transparency is composited on white; 1: all images become gray
-    channels: int = Field(default=3, ge=1)
-    # cut from `train`, seeded, where there is no validation
+    channels: int = Field(
+        default=3, ge=1
+    )  # number of image channels. 3: gray is repeated, transparency becomes white; 1: images become gray
+    # random share of `train`, seeded, if there is no validation split
     validation_share: float | None = Field(default=None, gt=0, lt=1)
-    # None: as the source tells (class folders, Hub features); a name: a label set of configs/labels, such as ade20k
+    # None: from the source (class folders, Hub features); a name: a label set in configs/labels, such as ade20k
     classes: tuple[ClassRecipe | str, ...] | str | None = None
-    ignore: tuple[int | tuple[int, int, int], ...] = (255,)  # raw values that do not count
-    preset: Literal["reduce_zero_label"] | None = None  # 0 is ignored, every other raw value loses one
-    unknown: Literal["error", "ignore"] = "error"  # raw values that are neither
-    check: int | None = Field(default=None, ge=1)  # so many samples of a split are read before step 1; None: all
+    ignore: tuple[int | tuple[int, int, int], ...] = (255,)  # ignored raw values
+    preset: Literal["reduce_zero_label"] | None = None  # ignore 0, decrement other raw values
+    unknown: Literal["error", "ignore"] = "error"  # for raw values without a class
+    check: int | None = Field(default=None, ge=1)  # number of samples per split to check before training; None: all
     workers: int = Field(default=2, ge=0)
     cache: bool = False  # keep decoded images in memory
 
@@ -88,46 +89,46 @@ class OptimizerRecipe(Record):
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = Field(default=0.9, ge=0, lt=1)  # sgd
-    layer_decay: float | None = Field(default=None, gt=0, le=1)  # each layer's rate over that of the layer behind it
-    head_multiplier: float = Field(default=1.0, gt=0)  # of everything that the base model does not have
+    layer_decay: float | None = Field(default=None, gt=0, le=1)  # ratio of each layer's rate to the next layer's
+    head_multiplier: float = Field(default=1.0, gt=0)  # learning rate factor of the head
     groups: tuple[dict[str, Any], ...] = ()  # {match, learning_rate_scale, weight_decay}; first match wins
 
 
 class ScheduleRecipe(Record):
-    """The learning rate over the steps, as a share of its peak."""
+    """The learning rate schedule, relative to the peak."""
 
     name: Literal["poly", "cosine", "wsd", "multistep", "constant"] = "poly"
     warmup_steps: int | float = Field(default=0, ge=0)  # below 1: a share of all steps
     warmup_start: float = Field(default=0.0, ge=0, le=1)
     power: float = Field(default=1.0, gt=0)  # poly
     final: float = Field(default=0.0, ge=0, le=1)  # share of the peak at the end
-    decay_share: float = Field(default=0.2, gt=0, le=1)  # wsd: of all steps, at their end
-    milestones: tuple[float, ...] = ()  # multistep: shares of all steps, at each of which
-    factor: float = Field(default=0.1, gt=0, lt=1)  # the rate is multiplied by this
+    decay_share: float = Field(default=0.2, gt=0, le=1)  # wsd: share of all steps
+    milestones: tuple[float, ...] = ()  # multistep: shares of all steps
+    factor: float = Field(default=0.1, gt=0, lt=1)  # multistep: factor of the rate at each milestone
 
 
 class EmaRecipe(Record):
-    """An exponential moving average of the weights, which is then evaluated and saved."""
+    """An exponential moving average of the weights, used for evaluation and saving."""
 
     decay: float = Field(default=0.999, gt=0, lt=1)
     warmup: bool = True  # decay is min(decay, (1 + step) / (10 + step))
 
 
 class EarlyStopRecipe(Record):
-    """Stop when the measure has not become better."""
+    """Stop when the metric no longer improves."""
 
     patience: int = Field(default=5, ge=1)  # evaluations
-    least: float = Field(default=0.0, ge=0)  # improvement that counts
+    least: float = Field(default=0.0, ge=0)  # minimum improvement
 
 
 class LoopRecipe(Record):
-    """How long, in which portions, and what is kept. One of `steps` (of the optimizer) and `epochs`."""
+    """The training loop. Set either `steps` (of the optimizer) or `epochs`."""
 
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
     batch_size: int | Literal["auto"] = 8  # per process and forward pass
     accumulation: int = Field(default=1, ge=1)  # forward passes per step
-    precision: Literal["default", "no", "bf16", "fp16"] = "default"  # default: as accelerate's configuration says
+    precision: Literal["default", "no", "bf16", "fp16"] = "default"  # default: from accelerate's configuration
     clip_norm: float | None = Field(default=None, gt=0)
     ema: EmaRecipe | None = None
     early_stop: EarlyStopRecipe | None = None
@@ -141,31 +142,30 @@ class LoopRecipe(Record):
     @classmethod
     def _one_image_at_least(cls, size: int | str) -> int | str:
         if isinstance(size, int) and size < 1:
-            raise HfVitSegError(f"1 or more, or auto; found {size}")
+            raise HfVitSegError(f"found {size}, expected 1 or more, or auto")
         return size
 
     @model_validator(mode="after")
     def _one_length(self) -> "LoopRecipe":
         if (self.steps is None) == (self.epochs is None):
-            raise HfVitSegError("give either steps or epochs")
+            raise HfVitSegError("set either steps or epochs")
         return self
 
 
 class EvaluationRecipe(Record):
-    """How a model is measured. Segmentation: at the labels' own size unless `resolution` says otherwise."""
+    """Evaluation settings. By default, segmentation is evaluated at the resolution of the labels."""
 
     renamed: ClassVar = {"measure": "metric"}
-
-    protocol: dict[str, Any] = {}  # of the Segmenter: whole image, sliding windows, flips, scales
+    protocol: dict[str, Any] = {}  # inference protocol: whole image, sliding windows, flips, scales
     resolution: Literal["original", "resized"] = "original"
     boundary_iou: bool = False
-    batch_size: int = Field(default=1, ge=1)  # images of equal size that go through the model together
-    metric: str | None = None  # the best model has the highest; None: mean_iou, accuracy, oks_ap by task
-    samples: int = Field(default=8, ge=0)  # pictures of predictions
+    batch_size: int = Field(default=1, ge=1)  # for images of equal size
+    metric: str | None = None  # metric of the best model; None: mean_iou, accuracy, oks_ap by task
+    samples: int = Field(default=8, ge=0)  # number of figures of predictions
 
 
 class Recipe(Record):
-    """One run of training."""
+    """All settings of a training run."""
 
     task: Task = "segmentation"
     name: str = "run"
@@ -176,7 +176,9 @@ class Recipe(Record):
     data: DataRecipe
     transforms: tuple[Any, ...] = ()  # see hf_vit_seg.data.transforms.pipeline
     batch_transforms: tuple[Any, ...] = ()  # mixup, cutmix
-    loss: dict[str, dict[str, Any] | None] = {}  # name: settings with `weight`; {}: cross_entropy, of pose the model's
+    loss: dict[
+        str, dict[str, Any] | None
+    ] = {}  # name: settings with `weight`; {}: cross_entropy, or the pose model's own
     optimizer: OptimizerRecipe = OptimizerRecipe()
     schedule: ScheduleRecipe = ScheduleRecipe()
     loop: LoopRecipe

@@ -1,4 +1,4 @@
-"""Numbers of torch and numpy as JSON has them, where NaN and infinity do not exist."""
+"""Convert values of torch and numpy to JSON, which has no NaN and infinity."""
 
 import json
 import math
@@ -10,9 +10,9 @@ Json = dict[str, "Json"] | list["Json"] | str | float | int | bool | None
 
 
 def json_value(value: Any) -> Json:
-    """Tensors, arrays, mappings and sequences as lists and dictionaries; a number that is not finite becomes None.
+    """Convert tensors, arrays, mappings and sequences to lists and dictionaries; numbers that are not finite to None.
 
-    TypeError for anything that JSON has no word for.
+    TypeError for other types.
     """
     if value is None or isinstance(value, str | bool):
         return value
@@ -23,14 +23,14 @@ def json_value(value: Any) -> Json:
     if isinstance(value, list | tuple):
         return [json_value(part) for part in value]
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None  # float(): numpy's float64 is a float too
+        return float(value) if math.isfinite(value) else None  # float() converts numpy's float64
     if isinstance(value, int):
         return int(value)
     if hasattr(value, "tolist"):  # a tensor, an array, or one number of them
         return json_value(value.tolist())
-    raise TypeError(f"{type(value).__name__} has no form in JSON: give numbers, text, lists or mappings")
+    raise TypeError(f"found {type(value).__name__}, expected numbers, strings, lists or mappings")
 
 
 def json_line(value: Any) -> str:
-    """A value on one line."""
+    """Format a value as one line of JSON."""
     return json.dumps(json_value(value), ensure_ascii=False, allow_nan=False)

@@ -1,4 +1,4 @@
-"""What an evaluation found: metrics.json, and the same as a table in the console.
+"""Evaluation results as metrics.json, and as a table in the console.
 
     report = MetricsReport(task="segmentation", scores=matrix.scores(), names=names, confusion=matrix.counts, ...)
     write_report(report, directory / "metrics.json")
@@ -26,10 +26,10 @@ from hf_vit_seg.training.recipe.schema import Task
 from .json_values import json_line, json_value
 
 FILE = "metrics.json"
-EVALUATION = "evaluation_"  # and the split: the folder in a model's directory for what is measured later
-PER_CLASS = "per_category_"  # evaluate's prefix of scores that are one number for each class
+EVALUATION = "evaluation_"  # + split: the folder in a model directory for the output of `evaluate`
+PER_CLASS = "per_category_"  # prefix of scores per class, as in the evaluate library
 UNITS: dict[Task, str] = {"segmentation": "pixels", "classification": "images", "pose": "persons"}
-# How scores are called in the console, in its order; what is not listed follows under its own name.
+# Titles of scores in the console, in order; other scores follow under their own names.
 TITLES = {
     "mean_iou": "mIoU",
     "overall_accuracy": "pixel accuracy",
@@ -56,17 +56,17 @@ COLUMNS = {"iou": "IoU", "accuracy": "accuracy", "dice": "Dice", "boundary_iou":
 
 
 class ReportError(HfVitSegError):
-    """A file that is no metrics.json of ours."""
+    """A file that is not a valid metrics.json."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MetricsReport:
     """The scores of a model on one split.
 
-    `scores` are numbers, and (K,) arrays under names that begin with `per_category_`; NaN where there is none.
+    `scores` are numbers, and (K,) arrays under names that begin with `per_category_`; undefined scores are NaN.
     `confusion` (K, K) int64 is [reference, prediction], and `reliability` (3, M) counts predictions, their summed
     confidence and their hits in M equally wide bins of confidence (`CalibrationError.counts`). `dataset` is the Hub id
-    of what was measured on and `dataset_split` the split there; None for other data, and for a share of training's.
+    of the evaluation data and `dataset_split` its split; None for other data, and for a share of the training split.
     """
 
     task: Task
@@ -79,19 +79,19 @@ class MetricsReport:
     dataset: str | None = None
     dataset_split: str | None = None
     step: int | None = None
-    metric: str | None = None  # the score that decides which model is best
+    metric: str | None = None  # the metric that selects the best model
     confusion: Any = None
     reliability: Any = None
-    details: Mapping[str, Any] = field(default_factory=dict)  # anything else that metrics.json shall say
+    details: Mapping[str, Any] = field(default_factory=dict)  # further entries of metrics.json
 
     def numbers(self) -> dict[str, float]:
-        """The scores that are one number, in the console's order."""
+        """Return the scores that are single numbers, in the console's order."""
         found = {name: float(value) for name, value in self.scores.items() if not name.startswith(PER_CLASS)}
         places = list(TITLES)
         return dict(sorted(found.items(), key=lambda item: places.index(item[0]) if item[0] in places else len(places)))
 
     def class_columns(self) -> dict[str, np.ndarray]:
-        """Scores (K,) of each class by short name (`iou`), as given or as they follow from the confusion matrix."""
+        """Return the scores (K,) of each class by short name (`iou`), given or computed from the confusion matrix."""
         given = {
             name.removeprefix(PER_CLASS): np.asarray(value, dtype=float)
             for name, value in self.scores.items()
@@ -101,39 +101,39 @@ class MetricsReport:
             return given
         return classification_columns(counts(self.confusion)) | given
 
-    def labelled(self) -> np.ndarray | None:
-        """How many pixels (or images) of each class (K,) there are by the labels; None if that is not known."""
+    def class_counts(self) -> np.ndarray | None:
+        """Return the number of labeled pixels (or images) of each class (K,); None without a confusion matrix."""
         return None if self.confusion is None else counts(self.confusion).sum(axis=1)
 
 
 def counts(matrix: Any) -> np.ndarray:
-    """A confusion matrix, wherever it lies, as an array."""
+    """Convert a confusion matrix on any device to an array."""
     return np.asarray(matrix.cpu() if hasattr(matrix, "cpu") else matrix, dtype=np.int64)
 
 
 def classification_columns(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy (recall), precision and F1 (K,) of each class; NaN where nothing was labelled or predicted so."""
-    hits, labelled, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    """Compute accuracy (recall), precision and F1 (K,) of each class; NaN for classes without samples."""
+    hits, labeled, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
-            "accuracy": hits / labelled,
+            "accuracy": hits / labeled,
             "precision": hits / predicted,
-            "f1": 2 * hits / (labelled + predicted),
+            "f1": 2 * hits / (labeled + predicted),
         }
 
 
 def write_report(report: MetricsReport, path: Path) -> None:
-    """Write metrics.json, whole or not at all; NaN becomes null."""
+    """Write metrics.json atomically; NaN becomes null."""
     text = report_text(report)
     write_text(path, text)
 
 
 def report_text(report: MetricsReport) -> str:
-    """metrics.json: a line for each score, each class, and each row of the confusion matrix."""
-    columns, labelled = report.class_columns(), report.labelled()
+    """Format metrics.json with a line for each score, each class, and each row of the confusion matrix."""
+    columns, labeled = report.class_columns(), report.class_counts()
     classes = [
         {"name": name, **{column: values[i] for column, values in columns.items()}}
-        | ({} if labelled is None else {UNITS[report.task]: labelled[i]})
+        | ({} if labeled is None else {UNITS[report.task]: labeled[i]})
         for i, name in enumerate(report.names)
     ]
     parts: dict[str, Any] = {
@@ -156,7 +156,7 @@ def report_text(report: MetricsReport) -> str:
 
 
 def block(value: Any) -> str:
-    """A value in JSON: what it is made of on a line each, numbers and short lists on their own."""
+    """Format a value as JSON: entries of a mapping, and nested entries of a list, on a line each."""
     plain = json_value(value)
     if isinstance(plain, dict) and plain:
         lines = [f"    {json_line(key)}: {json_line(part)}" for key, part in plain.items()]
@@ -167,7 +167,7 @@ def block(value: Any) -> str:
 
 
 def read_report(path: Path) -> MetricsReport:
-    """Read metrics.json; null becomes NaN. ReportError when it is none of ours."""
+    """Read metrics.json; null becomes NaN. ReportError if it is invalid."""
     try:
         parts = json.loads(path.read_text(encoding="utf-8"))
         if "measure" in parts:
@@ -194,17 +194,17 @@ def read_report(path: Path) -> MetricsReport:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(
-            f"{path} is no report of an evaluation ({type(error).__name__}: {error}): write it with hf-vit-seg evaluate"
+            f"{path} is not a valid metrics.json ({type(error).__name__}: {error}); write one with hf-vit-seg evaluate"
         ) from None
 
 
 def number(value: float | None) -> float:
-    """A number of JSON; null is NaN."""
+    """Convert a JSON number; null becomes NaN."""
     return float("nan") if value is None else float(value)
 
 
 def report_view(report: MetricsReport) -> RenderableType:
-    """The report for a console: a table of the classes, and a line for each score."""
+    """Format the report for the console: a table of the classes, and a line for each score."""
     parts: list[RenderableType] = [class_table(report)] if report.names and report.class_columns() else []
     summary = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     summary.add_column()
@@ -216,26 +216,26 @@ def report_view(report: MetricsReport) -> RenderableType:
 
 
 def title_of(name: str) -> str:
-    """A score's name for readers."""
+    """Return the title of a score."""
     return TITLES.get(name, name.replace("_", " "))
 
 
 def class_table(report: MetricsReport) -> Table:
-    """A row for each class: its scores, and how much of it there is by the labels."""
-    columns, labelled = report.class_columns(), report.labelled()
+    """Return a table with the scores and the number of labeled pixels (or images) of each class."""
+    columns, labeled = report.class_columns(), report.class_counts()
     table = Table("class", box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(COLUMNS.get(column, column.replace("_", " ")), justify="right")
-    if labelled is not None:
+    if labeled is not None:
         table.add_column(UNITS[report.task], justify="right")
     for i, name in enumerate(report.names):
         cells = [decimal(values[i]) for values in columns.values()]
-        table.add_row(escape(name), *cells, *([] if labelled is None else [f"{labelled[i]:,}"]))
+        table.add_row(escape(name), *cells, *([] if labeled is None else [f"{labeled[i]:,}"]))
     return table
 
 
 def about(report: MetricsReport) -> str:
-    """What the scores are of, in a line."""
+    """Describe the evaluation in a line: images, split, step, speed, protocol."""
     step = "" if report.step is None else f" at step {report.step}"
     seconds = report.seconds_per_image
     speed = "" if np.isnan(seconds) else f", {seconds:.3g} s per image"
@@ -244,5 +244,5 @@ def about(report: MetricsReport) -> str:
 
 
 def decimal(value: float) -> str:
-    """A score of four decimals; a dash where there is none."""
+    """Format a score with four decimals; a dash for NaN."""
     return "-" if np.isnan(value) else f"{value:.4f}"

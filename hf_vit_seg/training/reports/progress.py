@@ -1,11 +1,11 @@
-"""How far training is: a bar in a terminal, plain lines elsewhere (in the log of a CI run), nothing on other processes.
+"""Training progress: a bar in a terminal, plain lines elsewhere, such as in CI logs; nothing on other processes.
 
 with Progress(total=steps, start=first, enabled=accelerator.is_main_process, log_every=10) as progress:
-    progress.update(step, epoch=1.5, loss=0.4, learning_rate=6e-5, images_per_second=40.0)  # what is known
+    progress.update(step, epoch=1.5, loss=0.4, learning_rate=6e-5, images_per_second=40.0)  # all optional
     with progress.evaluating(images) as advance:
         advance(1)
-    progress.evaluated("mean_iou", 0.71, best=True)
-    progress.say("a line above the bar")
+    progress.show_score("mean_iou", 0.71, best=True)
+    progress.log("a line above the bar")
 """
 
 import math
@@ -19,8 +19,8 @@ from rich import progress as bars
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-SMOOTHING = 0.9  # share of the earlier losses in the shown one
-# What a step may tell, in the order in which it is shown.
+SMOOTHING = 0.9  # decay of the moving average of the loss
+# Values of a step, in the order of display.
 SHOWN: dict[str, Callable[[float], str]] = {
     "epoch": lambda value: f"epoch {value:.2f}",
     "loss": lambda value: f"loss {value:.4f}",
@@ -29,14 +29,14 @@ SHOWN: dict[str, Callable[[float], str]] = {
 }
 
 
-class Smoothed:
-    """The exponential moving average of what was given, without a bias towards zero; NaN is passed over."""
+class MovingAverage:
+    """An exponential moving average with bias correction; NaN is skipped."""
 
     def __init__(self, decay: float = SMOOTHING):
         self.decay, self.total, self.weight = decay, 0.0, 0.0
 
-    def after(self, value: float) -> float:
-        """The average with one more value; NaN as long as there was none."""
+    def update(self, value: float) -> float:
+        """Add a value and return the average; NaN if there was no value yet."""
         if math.isfinite(value):
             self.total = self.decay * self.total + (1 - self.decay) * value
             self.weight = self.decay * self.weight + (1 - self.decay)
@@ -44,29 +44,29 @@ class Smoothed:
 
 
 class Bar(bars.Progress):
-    """Bars, and below them a line about the last step."""
+    """Progress bars with a line about the last step below."""
 
     about = ""
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """What is drawn."""
+        """Yield the bars and the line."""
         yield from super().get_renderables()
         if self.about:
             yield Text(self.about, style="dim", overflow="ellipsis", no_wrap=True)
 
 
 class Progress:
-    """The steps of a run: `total` in all, of which `start` were done before."""
+    """The progress of a run with `total` steps, resumed after step `start`."""
 
     def __init__(
         self, total: int, start: int = 0, *, log_every: int = 10, enabled: bool = True, console: Console | None = None
     ):
-        """`log_every` steps make a plain line; the bar follows every step. By default it is drawn on stderr."""
+        """Plain lines are printed every `log_every` steps; the bar is updated in every step. Default: stderr."""
         self.total, self.start, self.step, self.log_every, self.enabled = total, start, start, log_every, enabled
         self.console = console or Console(stderr=True, highlight=False)
         self.values: dict[str, float] = {}
-        self.loss = Smoothed()
-        self.measured = ""
+        self.loss = MovingAverage()
+        self.score = ""
         self.began = time.monotonic()
         self.bar: Bar | None = None
         self.task: bars.TaskID | None = None
@@ -93,30 +93,30 @@ class Progress:
             self.bar = None
 
     def update(self, step: int, **values: float | None) -> None:
-        """The run has done `step` steps. Values that are not given, or None, stay as they were shown.
+        """Show that `step` steps are done. Values that are missing or None are not updated.
 
-        Known are epoch, loss (shown smoothed), learning_rate and images_per_second.
+        Values are epoch, loss (smoothed for display), learning_rate and images_per_second.
         """
         self.step = step
         if not self.enabled:
             return
         for name, value in values.items():
             if value is not None:
-                self.values[name] = self.loss.after(value) if name == "loss" else value
+                self.values[name] = self.loss.update(value) if name == "loss" else value
         if self.bar is not None and self.task is not None:
             self.bar.about = self._about()
-            self.bar.update(self.task, completed=step, left=self._left())
+            self.bar.update(self.task, completed=step, left=self._time_left())
         elif step % self.log_every == 0 or step == self.total:
-            self.say(" · ".join(filter(None, [f"step {step}/{self.total}", self._about(), self._left()])))
+            self.log(" · ".join(filter(None, [f"step {step}/{self.total}", self._about(), self._time_left()])))
 
-    def evaluated(self, name: str, value: float, best: bool = False) -> None:
-        """An evaluation gave `value` for the measure `name`, the `best` so far or not."""
-        self.measured = f"{name} {value:.4f}{' (best)' if best else ''}"
-        self.say(f"step {self.step}/{self.total} · {self.measured}")
+    def show_score(self, name: str, value: float, best: bool = False) -> None:
+        """Show the `value` of metric `name` from an evaluation, and whether it is the best so far."""
+        self.score = f"{name} {value:.4f}{' (best)' if best else ''}"
+        self.log(f"step {self.step}/{self.total} · {self.score}")
 
     @contextmanager
     def evaluating(self, images: int, title: str = "evaluating") -> Iterator[Callable[[int], None]]:
-        """A second bar over `images`; call what is given with the number that were just done."""
+        """Show a second bar over `images`; call the yielded function with the number of new images."""
         if self.bar is None:
             yield lambda done: None
             return
@@ -126,17 +126,17 @@ class Progress:
         finally:
             bar.remove_task(task)
 
-    def say(self, text: str) -> None:
-        """A line of its own, above the bar if there is one."""
+    def log(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
         if self.enabled:
             self.console.print(text, markup=False, soft_wrap=True)
 
     def _about(self) -> str:
         parts = [show(self.values[name]) for name, show in SHOWN.items() if name in self.values]
-        return " · ".join([*parts, self.measured] if self.measured else parts)
+        return " · ".join([*parts, self.score] if self.score else parts)
 
-    def _left(self) -> str:
-        """The time that is left if it goes on as since the start, evaluations included."""
+    def _time_left(self) -> str:
+        """Estimate the remaining time from the mean time per step, including evaluations."""
         done = self.step - self.start
         if done <= 0 or self.step >= self.total:
             return ""

@@ -1,9 +1,9 @@
-"""The log of a run: a line of JSON for every measured step and every evaluation, and accelerate's trackers beside it.
+"""The log of a run: a line of JSON for every logged step and every evaluation, also sent to accelerate's trackers.
 
 `log.jsonl` has two kinds of lines:
     {"step": 10, "epoch": 0.5, "loss": 0.71, "learning_rate": 6e-5, "grad_norm": 1.2, "images_per_second": 40.1, ...}
     {"step": 100, "evaluation": {"mean_iou": 0.61, "per_category_iou": [0.9, 0.32], ...}}
-A number that is not finite is null. Only the main process writes; a line is on its way to the disk when a call returns.
+A number that is not finite is null. Only the main process writes; each call closes the file after its line.
 
     log = RunLog(directory, accelerator, recipe.trackers, name=recipe.name, settings=recipe.model_dump())
     log.truncate(step)  # when a run is resumed at `step`, before anything is logged
@@ -44,9 +44,9 @@ class RunLog:
         name: str = "run",
         settings: Mapping[str, Any] | None = None,
     ):
-        """Without an `accelerator` this process is the only one. `settings` are shown by trackers that show any.
+        """Without an `accelerator` this process is the only one. `settings` are passed to trackers.
 
-        RecordError for trackers that cannot be had.
+        RecordError for trackers that are unknown or not installed.
         """
         check_trackers(trackers)
         self.path = Path(directory) / FILE
@@ -57,10 +57,10 @@ class RunLog:
         if self.main:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
-                drop_torn_line(self.path)
+                drop_incomplete_line(self.path)
 
     def step(self, values: Mapping[str, Any]) -> None:
-        """Log the measured `values` of a step, among them `step` itself."""
+        """Log the `values` of a step, including `step` itself."""
         self._append(values, {f"train/{name}": value for name, value in values.items() if name != "step"})
 
     def evaluation(self, step: int, scores: Mapping[str, Any]) -> None:
@@ -69,9 +69,9 @@ class RunLog:
         self._append({"step": step, "evaluation": kept}, {f"evaluation/{name}": value for name, value in kept.items()})
 
     def truncate(self, step: int, evaluated: bool = True) -> None:
-        """Remove what was logged after `step`: a run that resumes there will log it again.
+        """Remove lines after `step`, for a run that resumes there.
 
-        Not `evaluated` says that it will also evaluate again after `step` itself.
+        Without `evaluated`, the evaluation after `step` itself is removed too.
         """
         if not self.main:
             return
@@ -90,7 +90,7 @@ class RunLog:
         self._track(tracked, line["step"])
 
     def _track(self, values: Mapping[str, Any], step: int) -> None:
-        """Tell the trackers what is a number. One that fails, for want of a network say, does not end the run."""
+        """Send numbers to the trackers. A failing tracker, for example without network, does not end the run."""
         if not self.trackers or self.accelerator is None or self.tracking is False:
             return
         numbers: dict[str, Json] = {name: json_value(value) for name, value in values.items()}
@@ -101,42 +101,42 @@ class RunLog:
                 start_trackers(self.accelerator, self.trackers, folder, self.name, self.settings, self.resumed_after)
             self.tracking = True
             self.accelerator.log(numbers, step=step)
-        except Exception as error:  # a stranger's code may raise anything
+        except Exception as error:  # third-party code may raise anything
             self.tracking = False
             logging.getLogger(__name__).warning(
-                "trackers (%s) failed and are left out from step %d on: %s", ", ".join(self.trackers), step, error
+                "trackers (%s) failed and are disabled from step %d on: %s", ", ".join(self.trackers), step, error
             )
 
 
 def read(directory: Path | str) -> list[Line]:
-    """All lines of a run's log; none where there is no log. A last line that was cut off by a kill is left out.
+    """Read all lines of a run's log, an empty list if there is none. An incomplete last line is dropped.
 
-    RunLogError for a file that is no log.
+    RunLogError for invalid lines.
     """
     path = Path(directory) / FILE
     if not path.exists():
         return []
-    return [parsed(text, path, number) for number, text in enumerate(whole_lines(path.read_bytes()), start=1)]
+    return [parse_line(text, path, number) for number, text in enumerate(complete_lines(path.read_bytes()), start=1)]
 
 
-def parsed(text: bytes, path: Path, number: int) -> Line:
-    """One line of the log."""
+def parse_line(text: bytes, path: Path, number: int) -> Line:
+    """Parse a line of the log; RunLogError if it is invalid."""
     try:
         line = json.loads(text)
     except ValueError:
         line = None
     if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-        raise RunLogError(f"{path}, line {number}, is no line of a run's log: a JSON object with a 'step' is expected")
+        raise RunLogError(f"{path}, line {number}: not a line of a run's log, expected a JSON object with 'step'")
     return line
 
 
-def whole_lines(content: bytes) -> list[bytes]:
-    """Lines that end; what stands behind the last line's end was never finished."""
+def complete_lines(content: bytes) -> list[bytes]:
+    """Split into lines, without an incomplete last line."""
     return content[: content.rfind(b"\n") + 1].splitlines()
 
 
-def drop_torn_line(path: Path) -> None:
-    """Cut the file behind its last line's end, so that the next line begins on its own."""
+def drop_incomplete_line(path: Path) -> None:
+    """Truncate the file after its last line break."""
     with path.open("rb+") as file:
         whole = file.read().rfind(b"\n") + 1
         if whole != file.seek(0, os.SEEK_END):
