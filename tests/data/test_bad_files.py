@@ -198,7 +198,7 @@ def test_errors_of_our_own_code_are_not_taken_for_bad_files(tmp_path, monkeypatc
     def broken(*_):
         raise IndexError("our own mistake")
 
-    monkeypatch.setattr("hf_vit_seg.data.images.pixels.as_bands", broken)
+    monkeypatch.setattr("hf_vit_seg.data.images.pixels.as_channels", broken)
     monkeypatch.setattr("hf_vit_seg.data.images.pixels.array_mask", broken)
     for name, data in {"a.png": encoded("PNG"), "a.tif": PAGES, "a.npy": npy(np.zeros((4, 4), np.uint8))}.items():
         for read in (read_pixels, read_mask):

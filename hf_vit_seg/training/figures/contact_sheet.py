@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from hf_vit_seg.data.checks.report import SplitFacts
-from hf_vit_seg.data.images.display import picture
+from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.samples import Person, RawSample
 from hf_vit_seg.drawing.overlays import FAINT, PAPER, LegendRow, draw_overlay, nearest_labels, resized_picture
@@ -78,7 +78,7 @@ def masked(part: SplitFacts, sample: RawSample) -> Image.Image:
     Pixels that do not count are striped, those of unknown value magenta.
     """
     assert isinstance(sample.target, torch.Tensor)
-    photo = picture(sample.image)
+    photo = to_rgb_image(sample.image)
     size = fitted(photo.size)
     labels = striped(nearest_labels(shown_classes(part.table, sample.target), (FINER * size[0], FINER * size[1])), part)
     gray = ImageOps.autocontrast(photo.convert("L"), cutoff=1).convert("RGB")
@@ -118,10 +118,10 @@ def palette(table: ClassTable) -> np.ndarray:
 def labelled(part: SplitFacts, sample: RawSample) -> Image.Image:
     """An image under its class."""
     assert isinstance(sample.target, int)
-    photo = picture(sample.image)
+    photo = to_rgb_image(sample.image)
     side = SIDE // 2 if max(photo.size) < SIDE // 2 else SIDE
     shown = resized_picture(photo, fitted(photo.size, side))
-    return captioned(on_square(shown, side), part.meaning(sample.target), (sample.name, FAINT))
+    return captioned(on_square(shown, side), part.class_name(sample.target), (sample.name, FAINT))
 
 
 def on_square(photo: Image.Image, side: int) -> Image.Image:
@@ -138,7 +138,7 @@ def with_keypoints(part: SplitFacts, sample: RawSample) -> Image.Image:
     rows, columns = sample.image.shape[1:]
     left, top = max(0, int(x - MARGIN * width)), max(0, int(y - MARGIN * height))
     right, bottom = min(columns, int(x + width * (1 + MARGIN)) + 1), min(rows, int(y + height * (1 + MARGIN)) + 1)
-    photo = picture(sample.image).crop((left, top, right, bottom))
+    photo = to_rgb_image(sample.image).crop((left, top, right, bottom))
     size = fitted(photo.size)
     scale = (size[0] / photo.width, size[1] / photo.height)
     points = sample.target.keypoints.numpy().astype(float)[None] - (left, top, 0)
@@ -148,7 +148,7 @@ def with_keypoints(part: SplitFacts, sample: RawSample) -> Image.Image:
 
 def legend(part: SplitFacts) -> list[LegendRow]:
     """Each class with its color and its share of all pixels."""
-    counts = [*(o.count for o in part.classes), part.ignored, sum(o.count for o in part.unknown.values())]
+    counts = [*(o.count for o in part.classes), part.ignored_count, sum(o.count for o in part.unknown.values())]
     names, colors = [*part.table.names, "not counted (striped)", "unknown"], palette(part.table)[:-1].tolist()
     total, classes = max(1, sum(counts)), len(part.table.names)
     return [

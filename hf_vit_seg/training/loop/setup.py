@@ -19,10 +19,10 @@ from accelerate.utils import (
 from torch.utils.data import DataLoader
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vit_seg.data.checks.check import refuse_bad_data
+from hf_vit_seg.data.checks.check import require_valid_data
 from hf_vit_seg.data.collation import Collator
 from hf_vit_seg.data.datasets import RawDataset, Split, TrainingDataset, open_split
-from hf_vit_seg.data.statistics import measure
+from hf_vit_seg.data.statistics import compute_statistics
 from hf_vit_seg.data.stream import Draw, StreamSampler
 from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
 from hf_vit_seg.errors import error_sentence
@@ -180,7 +180,7 @@ def open_data(recipe: Recipe) -> Data:
     assert train is not None  # the record sees to it
     if validation is None and (recipe.loop.evaluate_every or recipe.loop.early_stop):
         raise RecordError(
-            "loop.evaluate_every and loop.early_stop need a split to measure on: give data.validation or "
+            "loop.evaluate_every and loop.early_stop need a split to evaluate on: give data.validation or "
             "data.validation_share"
         )
     if validation is not None or recipe.data.test is not None:
@@ -191,7 +191,7 @@ def open_data(recipe: Recipe) -> Data:
 def look_at(recipe: Recipe, data: Data, facts: Path) -> tuple[list[int], list[str]]:
     """Samples of each class in the training split (pixels, images), and warnings; BadDataError for bad data."""
     splits: dict[Split, RawDataset | None] = {"train": data.train, "validation": data.validation, "test": data.test}
-    report = refuse_bad_data(recipe, splits, facts, progress=True)
+    report = require_valid_data(recipe, splits, facts, progress=True)
     return report.class_counts("train"), report.warnings
 
 
@@ -200,7 +200,7 @@ def build(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:
     table, measured = data.train.class_table, None
     if MEASURED in recipe.processor.values():
         images = range(len(data.train))
-        measured = on_main_process(accelerator, lambda: measure(map(data.train.read, images)))
+        measured = on_main_process(accelerator, lambda: compute_statistics(map(data.train.read, images)))
     return build_model(recipe, table.names, table.ignore_index, recipe.data.bands, table.palette, measured)
 
 

@@ -31,10 +31,12 @@ class ShapesSource(SourceRecord):
     size: int = Field(default=64, ge=16)
     seed: int = 0
 
-    def open(self, task: str, bands: int = 3) -> "Shapes":
-        """Open the source without drawing anything. Raises SourceError unless `bands` is 3."""
-        if bands != 3:
-            raise SourceError(f"the data source shapes has 3 channels, but data.bands is {bands}: set data.bands to 3")
+    def open(self, task: str, channels: int = 3) -> "Shapes":
+        """Open the source without drawing anything. Raises SourceError unless `channels` is 3."""
+        if channels != 3:
+            raise SourceError(
+                f"the data source shapes has 3 channels, but data.bands is {channels}: set data.bands to 3"
+            )
         return Shapes(self.count, self.size, self.seed)
 
 
