@@ -1,6 +1,6 @@
-"""From samples to the batch that a model takes, normalized by the image processor that is saved with it.
+"""Collation of samples to model inputs, normalized by the image processor that is saved with the model.
 
-Shapes: B images, C bands, H W pixels, K classes or keypoints.
+Shapes: B images, C channels, H W pixels, K classes or keypoints.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,30 +12,30 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.data.transforms.batch_mixing import read_mixer
 from hf_vit_seg.errors import HfVitSegError
 
-from .stream import BATCH, seeded
+from .stream import BATCH, seed_draw
 
 LABEL_DTYPES = {"segmentation": torch.int64, "classification": torch.int64, "pose": torch.float32}
-# What is left of a processor once the transforms have given an image its size.
+# Disables every step of the processor that changes an image's size, as the transforms have already done it.
 WITHOUT_GEOMETRY: dict[str, Any] = {"do_resize": False, "do_center_crop": False, "do_pad": False}
 
 
 class CollationError(HfVitSegError):
-    """Samples that make no batch."""
+    """Samples that cannot be stacked to a batch."""
 
 
 def normalized(processor: BaseImageProcessor, images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Images (C, H, W) of one size as `processor(image)` normalizes them, to the bit: (B, C, H, W) float32."""
+    """Normalize images (C, H, W) of one size, bit-identical to `processor(image)`: (B, C, H, W) float32."""
     options: dict[str, Any] = {"return_tensors": "pt", "input_data_format": "channels_first"}
     return processor(list(images), **options, **WITHOUT_GEOMETRY)["pixel_values"]
 
 
 class Collator:
-    """Samples as batches for training.
+    """Collate samples to training batches.
 
     A sample is a mapping with `image` (C, H, W), `target` (a mask (H, W), a class index, or keypoints (K, 3)), `name`
-    for messages, and the `draw` that it was made for. `batch_transforms` (mixup, cutmix) are a recipe's; their random
-    numbers follow from `seed` and the batch's first draw. A batch has `pixel_values` (B, C, H, W) float32 and `labels`:
-    (B, H, W) or (B,) int64, (B, K) float32 of mixed classes, or (B, K, 3) float32 of keypoints.
+    for messages, and its `draw`. `batch_transforms` are the recipe's entries (mixup, cutmix); their random numbers
+    depend on `seed` and the batch's first draw. A batch has `pixel_values` (B, C, H, W) float32 and `labels`:
+    (B, H, W) or (B,) int64, (B, K) float32 for mixed classes, or (B, K, 3) float32 for keypoints.
     """
 
     def __init__(
@@ -51,27 +51,27 @@ class Collator:
         self.mixer = read_mixer(batch_transforms, task, num_classes)
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Samples to `pixel_values` and `labels`."""
+        """Stack samples of one shape to `pixel_values` and `labels`. Raises CollationError."""
         check_shapes(samples)
         images = normalized(self.processor, [sample["image"] for sample in samples])
         labels = torch.stack([torch.as_tensor(sample["target"], dtype=self.dtype) for sample in samples])
         if self.mixer is not None:
-            with seeded(samples[0]["draw"], self.seed, BATCH):
+            with seed_draw(samples[0]["draw"], self.seed, BATCH):
                 images, labels = self.mixer(images, labels)
         return {"pixel_values": images, "labels": labels}
 
 
 def check_shapes(samples: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse images of several shapes, with the names of two that differ."""
+    """Raise CollationError if the shapes of the images differ."""
     first = samples[0]
     for sample in samples:
         if sample["image"].shape != first["image"].shape:
             named = [
-                f"{s.get('name', 'one')} {tuple(s['image'].shape)} (bands, height, width)" for s in (first, sample)
+                f"{s.get('name', 'one')} {tuple(s['image'].shape)} (channels, height, width)" for s in (first, sample)
             ]
             raise CollationError(
-                f"The images of a batch have one shape, found {named[0]} and {named[1]}: let the transforms end with "
-                "one that gives all images a size, such as random_crop"
+                f"the images of a batch must have one shape, found {named[0]} and {named[1]}: end the transforms with "
+                "one that fixes the size, such as random_crop"
             )
 
 

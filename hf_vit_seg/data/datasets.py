@@ -1,6 +1,6 @@
-"""The splits of a recipe: raw samples with their classes for measuring, transformed ones for training.
+"""The splits of a recipe: untransformed samples for evaluation, transformed samples for training.
 
-Shapes: C bands, H W pixels, K classes or keypoints.
+Shapes: C channels, H W pixels, K classes or keypoints.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ from hf_vit_seg.data.sources.registry import Source, SourceError, open_source
 from hf_vit_seg.data.transforms.pipeline import Pipeline
 
 from .samples import Person, RawSample
-from .stream import Draw, seeded
+from .stream import Draw, seed_draw
 
 Split = Literal["train", "validation", "test"]
 
 
 class DataSettings(ClassSettings, Protocol):
-    """What a recipe says of its data."""
+    """The data settings of a recipe."""
 
     @property
     def train(self) -> Mapping[str, Any]: ...
@@ -38,7 +38,7 @@ class DataSettings(ClassSettings, Protocol):
 
 
 class RunSettings(Protocol):
-    """What a recipe says that data depend on."""
+    """The settings of a recipe that affect the data."""
 
     @property
     def task(self) -> str: ...
@@ -53,10 +53,10 @@ class RunSettings(Protocol):
 
 
 def open_split(recipe: RunSettings, split: Split) -> "RawDataset | None":
-    """A split of a recipe's data, or None where the recipe has none of that name.
+    """Open a split of a recipe's data; None if the recipe does not define it.
 
-    Where there is a `validation_share` in place of a validation source, it is cut from the training source.
-    RecordError, SourceError or ClassTableError in one sentence.
+    With `validation_share` instead of a validation source, the validation split is taken from the training source.
+    Raises RecordError, SourceError or ClassTableError.
     """
     data: DataSettings = recipe.data
     shared = split != "test" and getattr(data, "validation", None) is None and data.validation_share is not None
@@ -65,37 +65,40 @@ def open_split(recipe: RunSettings, split: Split) -> "RawDataset | None":
         return None
     place = "data.train" if shared else f"data.{split}"
     source = open_source(settings, recipe.task, data.channels, place)
-    table = class_table_of(recipe, source if settings == data.train else None)
+    table = build_class_table(recipe, source if settings == data.train else None)
     indices = None
     if shared:
-        kept, cut = shares(source, data.validation_share or 0, recipe.seed)
-        indices = kept if split == "train" else cut
+        cached, cut = split_indices(source, data.validation_share or 0, recipe.seed)
+        indices = cached if split == "train" else cut
     try:
         return RawDataset(source, table, recipe.task, indices, data.cache)
     except ClassTableError as error:
         raise ClassTableError(f"{place}: {error}") from None
 
 
-def class_table_of(recipe: RunSettings, source: Source | None = None) -> ClassTable:
-    """The classes of a recipe, which for pose are the keypoints; `source` is that of training, opened where need be."""
+def build_class_table(recipe: RunSettings, source: Source | None = None) -> ClassTable:
+    """The class table of a recipe (for pose, of the keypoints). `source` is the training source, opened if needed."""
     if recipe.data.classes is None and source is None:
         source = open_source(recipe.data.train, recipe.task, recipe.data.channels, "data.train")
     table = ClassTable.from_recipe(recipe.data, source.class_names if source else None)
     if recipe.task == "segmentation" and len(table.names) == 1:
         raise ClassTableError(
-            f"'{table.names[0]}' is the only class, and there is nothing to tell it from: name what the other pixels "
-            f"are before it, as in classes: [background, {table.names[0]}]; with model.single_output: true only "
-            f"'{table.names[0]}' is an output of the model"
+            f"found one class, '{table.names[0]}', expected at least two: add a class for the other pixels, as in "
+            f"classes: [background, {table.names[0]}]; with model.single_output: true the model has one output, "
+            f"'{table.names[0]}'"
         )
     return table
 
 
-def shares(source: Source, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices that stay, and those that are cut off: `share` of the groups, by the seed, at least one on each side."""
+def split_indices(source: Source, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split the samples at random into training and held-out indices; groups stay together.
+
+    `share` of the groups is held out, at least one and not all.
+    """
     groups = [source.group(index) for index in range(len(source))]
     names = list(dict.fromkeys(groups))
     if len(names) < 2:
-        raise SourceError(f"data.validation_share cannot be cut from {len(names)} image: give a validation source")
+        raise SourceError(f"data.validation_share requires at least 2 images, found {len(names)}: set data.validation")
     count = min(max(round(share * len(names)), 1), len(names) - 1)
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
     cut = {names[place] for place in order[:count]}
@@ -106,10 +109,10 @@ def shares(source: Source, share: float, seed: int) -> tuple[list[int], list[int
 
 
 class RawDataset:
-    """Samples of a source (or of some `indices` of it) as the class table sees them, without transforms.
+    """Samples of a source (or of its `indices`) with targets mapped by the class table, without transforms.
 
-    With `cache` decoded samples are kept in memory. Loader processes that are forked share what is kept by then (see
-    `preload`), and each keeps its own beyond that.
+    With `cache`, decoded samples are kept in memory. Forked loader processes share the samples cached before the fork
+    (see `preload`); each adds later samples to its own copy.
     """
 
     def __init__(
@@ -120,57 +123,55 @@ class RawDataset:
         indices: Sequence[int] | None = None,
         cache: bool = False,
     ):
-        """ClassTableError when the source names classes that the table does not have."""
+        """Raises ClassTableError if the source has classes that are not in the table."""
         self.source, self.class_table, self.task = source, class_table, task
         self.indices = range(len(source)) if indices is None else indices
-        self.kept: dict[int, RawSample] | None = {} if cache else None
+        self.cached: dict[int, RawSample] | None = {} if cache else None
         if task == "pose":
             check_keypoints(class_table.names, source.class_names)
         else:
-            self.class_table = class_table.matched(source.class_names)
+            self.class_table = class_table.match_source(source.class_names)
 
     def __len__(self) -> int:
-        """Count the samples."""
         return len(self.indices)
 
-    def part(self, count: int) -> "RawDataset":
-        """Some samples, evenly from first to last; all where there are no more."""
+    def subset(self, count: int) -> "RawDataset":
+        """At most `count` samples, evenly spaced over the dataset."""
         if count >= len(self):
             return self
         chosen = [self.indices[place * len(self) // count] for place in range(count)]
         return RawDataset(self.source, self.class_table, self.task, chosen)
 
     def name(self, index: int) -> str:
-        """What a sample is called, without reading it."""
+        """The name of a sample, without reading it."""
         return self.source.name(self.indices[index])
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The files of a sample, the image first; empty when it has none of its own."""
+        """The files of a sample, the image first; empty if it is not stored in separate files."""
         return self.source.files(self.indices[index])
 
     def group(self, index: int) -> str | int:
-        """What a sample must not be torn apart from when data are split."""
+        """The group of a sample; a group is never divided between splits."""
         return self.source.group(self.indices[index])
 
     def raw(self, index: int) -> RawSample:
-        """A sample with the raw target of its source, read anew. ImageFileError when it cannot be used."""
+        """Read a sample with its raw target, bypassing the cache. Raises ImageFileError for unusable samples."""
         sample = self.source.read(self.indices[index])
-        check_sample(sample, self.where(index))
+        check_sample(sample, self.location(index))
         return sample
 
     def read(self, index: int) -> RawSample:
-        """A sample with its classes: a mask (H, W) int64 with the table's ignore index, a class index, or a person.
+        """Read a sample with its target mapped to classes: a mask (H, W) int64, a class index, or a person.
 
-        Tensors may be written to. ImageFileError or UnknownValueError, with the file's name, when it cannot be used.
+        The tensors are copies and may be modified. Raises ImageFileError or UnknownValueError with the file's name.
         """
-        if self.kept is None:
-            return self.classified(index)
-        if index not in self.kept:
-            self.kept[index] = packed(self.classified(index), self.class_table.ignore_index)
-        return unpacked(self.kept[index])
+        if self.cached is None:
+            return self._read_uncached(index)
+        if index not in self.cached:
+            self.cached[index] = pack_sample(self._read_uncached(index), self.class_table.ignore_index)
+        return unpack_sample(self.cached[index])
 
-    def classified(self, index: int) -> RawSample:
-        """A sample with its classes, read anew."""
+    def _read_uncached(self, index: int) -> RawSample:
         sample = self.raw(index)
         try:
             if isinstance(sample.target, torch.Tensor):
@@ -179,81 +180,79 @@ class RawDataset:
                 return replace(sample, target=self.class_table.class_of(sample.target))
             return sample
         except UnknownValueError as error:
-            raise UnknownValueError(f"{self.where(index)}: {error}", error.counts) from None
+            raise UnknownValueError(f"{self.location(index)}: {error}", error.counts) from None
         except ClassTableError as error:
-            raise ClassTableError(f"{self.where(index)}: {error}") from None
+            raise ClassTableError(f"{self.location(index)}: {error}") from None
 
-    def where(self, index: int) -> str:
-        """Where people find a sample's target."""
+    def location(self, index: int) -> str:
+        """The file that holds a sample's target, or the sample's name."""
         files = self.files(index)
         return str(files[-1]) if files else self.name(index)
 
     def preload(self, threads: int = 4) -> None:
-        """Fill the cache, if there is one."""
-        if self.kept is not None:
+        """Fill the cache. Without a cache this does nothing."""
+        if self.cached is not None:
             with ThreadPoolExecutor(threads) as pool:
                 for _ in pool.map(self.read, range(len(self))):
                     pass
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is kept: a loader process that is sent the dataset fills a cache of its own."""
-        return {**self.__dict__, "kept": None if self.kept is None else {}}
+        """Drop the cached samples: a spawned loader process fills its own cache."""
+        return {**self.__dict__, "cached": None if self.cached is None else {}}
 
 
 class TrainingDataset(Dataset[dict[str, Any]]):
-    """Samples as the `Collator` takes them, by draws of the stream: random numbers are those of the draw."""
+    """Transformed samples for the `Collator`, indexed by draws of the stream, which determine the random numbers."""
 
     def __init__(self, raw: RawDataset, pipeline: Pipeline, seed: int):
-        """`seed` is the run's."""
         self.raw, self.pipeline, self.seed = raw, pipeline, seed
 
     def __len__(self) -> int:
-        """Count the samples of an epoch."""
         return len(self.raw)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """`image` (C, H, W), uint8 or float32, `target` as the transforms leave it, `name`, and the `draw` itself."""
+        """`image` (C, H, W), uint8 or float32, the transformed `target`, `name` and `draw`."""
         sample = self.raw.read(draw.index)
-        with seeded(draw, self.seed):
+        with seed_draw(draw, self.seed):
             image, target = self.pipeline(sample.image, sample.target)
         return {"image": image, "target": target, "name": sample.name, "draw": draw}
 
 
 def check_sample(sample: RawSample, where: str) -> None:
-    """Refuse pixels that are not finite, and a mask of another size than its image."""
+    """Raise ImageFileError for pixels that are not finite and for a mask whose size differs from its image."""
     if sample.image.is_floating_point() and not (finite := torch.isfinite(sample.image)).all():
         raise ImageFileError(
-            f"{sample.name}: {int((~finite).sum())} pixels of the image are not finite: write missing ones as a number"
+            f"{sample.name}: {int((~finite).sum())} pixels of the image are not finite: replace missing values"
         )
     if not isinstance(sample.target, torch.Tensor):
         return
     image, mask = sample.image.shape[-2:], sample.target.shape[-2:]
     if image != mask:
-        turned = " (one is turned: perhaps a photo's EXIF orientation)" if image == mask[::-1] else ""
+        turned = " (one is rotated, perhaps by its EXIF orientation)" if image == mask[::-1] else ""
         raise ImageFileError(
-            f"{where}: the mask has {mask[0]}x{mask[1]} pixels (height x width) and its image {sample.name} "
-            f"{image[0]}x{image[1]}{turned}: masks have the size of their images"
+            f"{where}: the mask has {mask[0]}x{mask[1]} pixels (height x width), its image {sample.name} has "
+            f"{image[0]}x{image[1]}{turned}: use a mask of the image's size"
         )
 
 
 def check_keypoints(names: Sequence[str], source_names: Sequence[str] | None) -> None:
-    """Refuse keypoints of other names or in another order than the source's."""
+    """Raise ClassTableError if the names or the order of the keypoints differ from those of the source."""
     if source_names is not None and tuple(names) != tuple(source_names):
         raise ClassTableError(
-            f"the source has the keypoints {', '.join(source_names)}, but the classes are {', '.join(names)}: leave "
-            "out data.classes, or name the keypoints in the source's order"
+            f"the source has the keypoints {', '.join(source_names)}, but data.classes has {', '.join(names)}: remove "
+            "data.classes, or list the keypoints in the order of the source"
         )
 
 
-def packed(sample: RawSample, ignore_index: int) -> RawSample:
-    """A sample as it is kept: a mask in as few bytes as its classes need."""
+def pack_sample(sample: RawSample, ignore_index: int) -> RawSample:
+    """Convert a sample's mask to the smallest dtype that holds its classes."""
     if not isinstance(sample.target, torch.Tensor):
         return sample
     return replace(sample, target=sample.target.to(torch.uint8 if ignore_index <= 255 else torch.int32))
 
 
-def unpacked(sample: RawSample) -> RawSample:
-    """A copy of a sample that is kept."""
+def unpack_sample(sample: RawSample) -> RawSample:
+    """Copy a cached sample, with its mask as int64."""
     target = sample.target
     if isinstance(target, torch.Tensor):
         target = target.to(torch.int64)
@@ -262,4 +261,4 @@ def unpacked(sample: RawSample) -> RawSample:
     return replace(sample, image=sample.image.clone(), target=target)
 
 
-__all__ = ["RawDataset", "Split", "TrainingDataset", "class_table_of", "open_split"]
+__all__ = ["RawDataset", "Split", "TrainingDataset", "build_class_table", "open_split"]

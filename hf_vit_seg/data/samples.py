@@ -1,6 +1,6 @@
-"""What a source of data gives, before label map and transforms.
+"""Samples as a data source returns them, before the class table and the transforms are applied.
 
-Shapes: C bands, H W pixels, K keypoints.
+Shapes: C channels, H W pixels, K keypoints.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ import torch
 class Person:
     """One person (or animal) of an image, as COCO annotates it.
 
-    `box` is (x, y, width, height) in pixels of the image, `keypoints` (K, 3) are x, y and a visibility of which 0
-    means unlabelled; `area` is that of the person's outline in pixels, which the keypoint similarity divides by.
+    `box` is (x, y, width, height) in pixels of the image, `keypoints` (K, 3) are x, y and visibility (0: unlabeled).
+    `area` is the area of the person's outline in pixels, which normalizes the keypoint similarity.
     """
 
     box: tuple[float, float, float, float]
@@ -28,7 +28,7 @@ class RawSample:
     """An image (C, H, W), uint8 or float32, and its target.
 
     `target` is a raw mask, (H, W) int64 of values or (3, H, W) uint8 of colors; a class index; a person; or None.
-    `name` is unique within the source and tells people where the sample comes from.
+    `name` is unique within the source and identifies the sample in messages.
     """
 
     name: str

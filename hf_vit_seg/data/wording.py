@@ -1,10 +1,10 @@
-"""Numbers and names in messages."""
+"""Formatting of lists in messages."""
 
 from collections.abc import Iterable
 
 
-def listed(values: Iterable[object], most: int = 3) -> str:
-    """Values in words: the first `most` and a count of the others; whole numbers in a row by their ends."""
+def format_list(values: Iterable[object], most: int = 3) -> str:
+    """Format the first `most` values and a count of the rest; consecutive integers as `first .. last`."""
     values = list(values)
     numbers = [value for value in values if isinstance(value, int)]
     if len(values) > 2 and numbers == values and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
@@ -13,4 +13,4 @@ def listed(values: Iterable[object], most: int = 3) -> str:
     return ", ".join(map(str, values[:most])) + more
 
 
-__all__ = ["listed"]
+__all__ = ["format_list"]

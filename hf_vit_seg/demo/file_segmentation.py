@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_vit_seg.data.images.display import picture
+from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.image_preparation import Prepared, milliseconds_since
@@ -91,7 +91,7 @@ def segment_file(catalogue: Catalogue, title: str, protocol: Protocol, path: Pat
     milliseconds = milliseconds_since(start)
     check_resized(segmenter, name, (pixels.shape[1], pixels.shape[2]))
     prepared = segmenter.prepare(pixels)
-    prepared = replace(prepared, picture=prepared.picture or picture(pixels))
+    prepared = replace(prepared, picture=prepared.picture or to_rgb_image(pixels))
     height, width = prepared.pixel_values.shape[-2:]
     if segmenter.protocol.window is None and height * width > MOST_AT_ONCE:
         segmenter = segmenter.with_protocol(windows(LARGEST_WINDOW, segmenter.protocol.flip))

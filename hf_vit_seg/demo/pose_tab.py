@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.data.images.display import picture
+from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.drawing.overlays import resized_picture, shown_size
 from hf_vit_seg.drawing.skeletons import LEAST_SCORE, with_skeletons
 from hf_vit_seg.errors import HfVitSegError
@@ -58,7 +58,7 @@ class PoseTab:
             estimator = self.catalogue.load(model)
             pixels = READERS.read(Path(image), estimator.channels)
             found = self.catalogue.call(model, pixels, box_of(box, pixels.shape[1], pixels.shape[2]))
-            return drawn(picture(pixels), found), rows_of(estimator.names, found)
+            return drawn(to_rgb_image(pixels), found), rows_of(estimator.names, found)
 
 
 def rows_of(names: list[str], keypoints: torch.Tensor) -> list[list[Any]]:

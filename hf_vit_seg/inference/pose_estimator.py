@@ -48,10 +48,10 @@ class PoseEstimator:
 
         ValueError for a box without width and height.
         """
-        crop = PersonCrop.around(box or (0, 0, image.shape[2], image.shape[1]), self.size)
-        pixels = normalized(self.processor, [crop.cut(image)]).to(self.device, self.model.dtype)
+        crop = PersonCrop.from_box(box or (0, 0, image.shape[2], image.shape[1]), self.size)
+        pixels = normalized(self.processor, [crop.extract(image)]).to(self.device, self.model.dtype)
         points, scores = keypoints_from_heatmaps(self.model(pixel_values=pixels).heatmaps, self.size)
-        return torch.cat([crop.back(points[0].cpu()), scores[0, :, None].cpu()], dim=1)
+        return torch.cat([crop.to_image(points[0].cpu()), scores[0, :, None].cpu()], dim=1)
 
 
 __all__ = ["Box", "PoseEstimator"]

@@ -18,7 +18,7 @@ from hf_vit_seg.atomic_io import write_files
 from hf_vit_seg.data.checks.check import SPLITS, check
 from hf_vit_seg.data.checks.report import UNITS, CheckReport, Occurrence, SplitFacts
 from hf_vit_seg.data.datasets import Split
-from hf_vit_seg.data.wording import listed
+from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.directory_lock import locked_directory
 from hf_vit_seg.drawing.overlays import percent
 from hf_vit_seg.records import RecordError
@@ -106,13 +106,13 @@ def split_content(part: SplitFacts) -> dict[str, Any]:
             {"name": name, "count": found.count, "samples": len(found.samples)}
             for name, found in zip(names, part.classes, strict=True)
         ],
-        "not_counted": part.ignored,
+        "not_counted": part.ignored_count,
         "raw_values": [
-            {"value": raw, "meaning": part.meaning(raw), "count": found.count, "samples": len(found.samples)}
+            {"value": raw, "meaning": part.class_name(raw), "count": found.count, "samples": len(found.samples)}
             for raw, found in part.values.items()
         ],
         "unknown_values": [
-            {"value": raw, "count": found.count, "samples": [part.dataset.where(index) for index in found.samples]}
+            {"value": raw, "count": found.count, "samples": [part.dataset.location(index) for index in found.samples]}
             for raw, found in part.unknown.items()
         ],
     }
@@ -139,7 +139,7 @@ def summary(part: SplitFacts) -> str:
     """Describe a split in a line: number of samples, sizes, channels and dtypes."""
     areas = sorted(part.sizes, key=lambda size: size[0] * size[1])
     sizes = " to ".join(dict.fromkeys("x".join(map(str, size)) for size in (areas[0], areas[-1]))) if areas else "-"
-    kinds = listed(part.kinds, 5) or "none of them readable"
+    kinds = format_list(part.kinds, 5) or "none that can be read"
     return f"{part.split}: {len(part.facts)} samples of {sizes} pixels (height x width), {kinds}"
 
 
@@ -155,12 +155,12 @@ def class_view(report: CheckReport) -> Table:
     for rule in weights:
         table.add_column(rule.replace("_", "\n"), justify="right", no_wrap=True)
     for index, name in enumerate(parts[0].table.names):
-        values = listed([raw for raw, target in parts[0].targets.items() if target == index], 4)
+        values = format_list([raw for raw, target in parts[0].targets.items() if target == index], 4)
         cells = occurrence_cells((part, part.classes[index]) for part in parts)
         table.add_row(escape(name), values, *cells, *(f"{column[index]:.3g}" for column in weights.values()))
-    if any(part.ignored for part in parts):
-        cells = [cell for part in parts for cell in (share(part, part.ignored), "")]
-        table.add_row("ignored", "", *cells, style="dim")
+    if any(part.ignored_count for part in parts):
+        cells = [cell for part in parts for cell in (share(part, part.ignored_count), "")]
+        table.add_row("not counted", "", *cells, style="dim")
     for raw in list(dict.fromkeys(raw for part in parts for raw in part.unknown))[:MOST_LINES]:
         cells = occurrence_cells((part, part.unknown.get(raw, Occurrence())) for part in parts)
         table.add_row("unknown", str(raw), *cells, style="red")

@@ -198,7 +198,7 @@ def test_internal_errors_are_not_reported_as_bad_files(tmp_path, monkeypatch):
     def broken(*_):
         raise IndexError("our own mistake")
 
-    monkeypatch.setattr("hf_vit_seg.data.images.pixels.as_bands", broken)
+    monkeypatch.setattr("hf_vit_seg.data.images.pixels.as_channels", broken)
     monkeypatch.setattr("hf_vit_seg.data.images.pixels.array_mask", broken)
     for name, data in {"a.png": encode_image("PNG"), "a.tif": PAGES, "a.npy": npy(np.zeros((4, 4), np.uint8))}.items():
         for read in (read_pixels, read_mask):

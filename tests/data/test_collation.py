@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from transformers import SegformerImageProcessor, ViTImageProcessor
 
 from hf_vit_seg.data.collation import CollationError, Collator
-from hf_vit_seg.data.images.display import picture
+from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.samples import RawSample
-from hf_vit_seg.data.statistics import StatisticsError, measure
+from hf_vit_seg.data.statistics import StatisticsError, compute_statistics
 from hf_vit_seg.data.stream import Draw
 from hf_vit_seg.models.image_processing_segmentation import (
     SemanticSegmentationImageProcessor,
@@ -24,10 +24,10 @@ PROCESSORS = [SemanticSegmentationImageProcessor, SemanticSegmentationImageProce
 FLOATS = st.floats(-1e4, 1e5, width=32)
 
 
-def images(bands: int, height: int, width: int, byte: bool, count: int = 1) -> list[torch.Tensor]:
+def images(channels: int, height: int, width: int, byte: bool, count: int = 1) -> list[torch.Tensor]:
     if byte:
-        return list(torch.randint(0, 256, (count, bands, height, width), dtype=torch.uint8))
-    return list(torch.randn(count, bands, height, width) * 1e3)
+        return list(torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8))
+    return list(torch.randn(count, channels, height, width) * 1e3)
 
 
 def samples(pixels: list[torch.Tensor], targets=None) -> list[dict]:
@@ -40,21 +40,21 @@ def samples(pixels: list[torch.Tensor], targets=None) -> list[dict]:
 
 @pytest.mark.parametrize("kind", PROCESSORS)
 @given(
-    bands=st.integers(1, 6),
+    channels=st.integers(1, 6),
     sides=st.tuples(st.integers(1, 33), st.integers(1, 33)),
     byte=st.booleans(),
     factor=st.sampled_from([1 / 255, 1.0, 1 / 65535]),
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=60)
-def test_pixels_are_bit_identical_to_the_saved_processor(kind, bands, sides, byte, factor, seed):
+def test_pixels_are_bit_identical_to_the_saved_processor(kind, channels, sides, byte, factor, seed):
     torch.manual_seed(seed)
     height, width = sides
-    mean, std = torch.rand(bands).tolist(), (torch.rand(bands) + 0.1).tolist()
+    mean, std = torch.rand(channels).tolist(), (torch.rand(channels) + 0.1).tolist()
     processor = kind(
         size={"height": height, "width": width}, image_mean=mean, image_std=std, rescale_factor=factor, size_divisor=1
     )
-    pixels = images(bands, height, width, byte, count=3)
+    pixels = images(channels, height, width, byte, count=3)
     batch = Collator(processor, "segmentation")(samples(pixels))
     alone = [processor(image, return_tensors="pt", input_data_format="channels_first") for image in pixels]
     assert batch["pixel_values"].dtype == torch.float32
@@ -66,7 +66,9 @@ def test_pixels_equal_those_of_a_pil_image(kind):
     processor = kind(size={"height": 20, "width": 30})
     pixels = images(3, 20, 30, byte=True, count=2)
     batch = Collator(processor, "segmentation")(samples(pixels))
-    assert torch.equal(batch["pixel_values"], processor([picture(p) for p in pixels], return_tensors="pt").pixel_values)
+    assert torch.equal(
+        batch["pixel_values"], processor([to_rgb_image(p) for p in pixels], return_tensors="pt").pixel_values
+    )
 
 
 @pytest.mark.parametrize("kind", [SegformerImageProcessor, ViTImageProcessor])
@@ -147,8 +149,8 @@ def test_at_most_one_batch_transform_is_applied():
 @pytest.mark.parametrize(
     ("task", "entries", "message"),
     [
-        ("segmentation", ["mixup"], "only classification"),
-        ("classification", ["mixup", {"cutmix": {"probability": 0.6}}], "add to 1 at most"),
+        ("segmentation", ["mixup"], "requires the task classification, found segmentation"),
+        ("classification", ["mixup", {"cutmix": {"probability": 0.6}}], "must sum to at most 1, found"),
         ("classification", ["mixop"], "did you mean 'mixup'"),
         ("classification", [{"mixup": {"alfa": 1}}], "did you mean 'alpha'"),
     ],
@@ -159,9 +161,9 @@ def test_invalid_batch_transforms_raise(task, entries, message):
 
 
 @given(st.integers(1, 5), st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4), FLOATS)
-def test_streaming_statistics_equal_those_of_all_pixels(bands, sides, far):
-    pixels = [torch.randn(bands, height, width) + far for height, width in sides]
-    found = measure(RawSample(str(place), image, None) for place, image in enumerate(pixels))
+def test_streaming_statistics_equal_those_of_all_pixels(channels, sides, far):
+    pixels = [torch.randn(channels, height, width) + far for height, width in sides]
+    found = compute_statistics(RawSample(str(place), image, None) for place, image in enumerate(pixels))
     together = torch.cat([image.flatten(1) for image in pixels], dim=1).double()
     std = together.std(dim=1, correction=0)
     assert found.rescale_factor == 1
@@ -173,7 +175,7 @@ def test_streaming_statistics_equal_those_of_all_pixels(bands, sides, far):
 @pytest.mark.parametrize("byte", [True, False])
 def test_computed_statistics_normalize_to_zero_mean_and_unit_std(kind, byte):
     pixels = images(4, 16, 16, byte, count=5)
-    found = measure(RawSample(str(place), image, None) for place, image in enumerate(pixels))
+    found = compute_statistics(RawSample(str(place), image, None) for place, image in enumerate(pixels))
     processor = kind(size={"height": 16, "width": 16}, **found.processor_fields())
     values = Collator(processor, "segmentation")(samples(pixels))["pixel_values"].double()
     assert torch.allclose(values.mean(dim=(0, 2, 3)), torch.zeros(4).double(), atol=1e-5)
@@ -182,40 +184,40 @@ def test_computed_statistics_normalize_to_zero_mean_and_unit_std(kind, byte):
 
 def test_constant_channel_is_not_divided_by_zero():
     image = torch.stack([torch.zeros(4, 4), torch.arange(16.0).view(4, 4)])
-    assert measure([RawSample("a", image, None)]).std[0] == 1
+    assert compute_statistics([RawSample("a", image, None)]).std[0] == 1
 
 
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
         ([], "no images"),
-        ([torch.zeros(3, 2, 2), torch.zeros(4, 2, 2)], "0 has 3 of float32, 1 4 of float32"),
-        ([torch.zeros(3, 2, 2), torch.zeros(3, 2, 2, dtype=torch.uint8)], "bands and depth"),
+        ([torch.zeros(3, 2, 2), torch.zeros(4, 2, 2)], "0 has 3 of float32, 1 has 4 of float32"),
+        ([torch.zeros(3, 2, 2), torch.zeros(3, 2, 2, dtype=torch.uint8)], "channels and depth"),
         ([torch.zeros(3, 2, 2), torch.full((3, 2, 2), torch.nan)], "1 has pixels that are not finite"),
     ],
 )
 def test_incompatible_image_statistics_raise(pixels, message):
     with pytest.raises(StatisticsError, match=message):
-        measure(RawSample(str(place), image, None) for place, image in enumerate(pixels))
+        compute_statistics(RawSample(str(place), image, None) for place, image in enumerate(pixels))
 
 
 def test_display_keeps_8_bit_images():
     image = torch.randint(0, 256, (5, 4, 6), dtype=torch.uint8)
-    assert np.array_equal(np.asarray(picture(image)), image[:3].permute(1, 2, 0).numpy())
-    assert np.array_equal(np.asarray(picture(image[:2])), image[:1].expand(3, -1, -1).permute(1, 2, 0).numpy())
+    assert np.array_equal(np.asarray(to_rgb_image(image)), image[:3].permute(1, 2, 0).numpy())
+    assert np.array_equal(np.asarray(to_rgb_image(image[:2])), image[:1].expand(3, -1, -1).permute(1, 2, 0).numpy())
 
 
 @given(st.integers(1, 5), FLOATS, st.floats(1e-2, 1e4))
-def test_display_stretches_any_value_range(bands, offset, spread):
+def test_display_stretches_any_value_range(channels, offset, spread):
     ramp = torch.linspace(0, 1, 400, dtype=torch.float64).view(20, 20) * spread + offset
-    image = ramp.expand(bands, -1, -1).clone()
+    image = ramp.expand(channels, -1, -1).clone()
     image[0, 0, 0], image[0, 19, 19] = torch.nan, torch.inf
-    shown = np.asarray(picture(image)).astype(int)
+    shown = np.asarray(to_rgb_image(image)).astype(int)
     assert shown.shape == (20, 20, 3)
     assert (np.diff(shown[..., 0].flatten()[1:-1]) >= 0).all()
     assert shown[0, 1, 0] == 0 and shown[19, 18, 0] == 255 and shown[0, 0, 0] == 0 and shown[19, 19, 0] == 0
 
 
 def test_display_handles_constant_image():
-    assert np.asarray(picture(torch.full((1, 3, 3), 7.0))).shape == (3, 3, 3)
-    assert not np.asarray(picture(torch.full((1, 3, 3), torch.nan))).any()
+    assert np.asarray(to_rgb_image(torch.full((1, 3, 3), 7.0))).shape == (3, 3, 3)
+    assert not np.asarray(to_rgb_image(torch.full((1, 3, 3), torch.nan))).any()

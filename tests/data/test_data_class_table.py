@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
-from hf_vit_seg.data.labels.raw_values import UNCOUNTED
+from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE
 from hf_vit_seg.models.image_processing_segmentation import reduce_labels
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.recipe.schema import DataRecipe
@@ -36,13 +36,13 @@ def test_class_value_defaults_to_its_index():
 def test_class_without_values_never_occurs():
     mapped = table(["sky", {"name": "road", "values": []}, "car"], unknown="ignore")
     assert mapped.apply(numbers(0, 1, 2)).tolist() == [[0, 255, 2]]
-    with pytest.raises(ClassTableError, match="leave out their own"):
+    with pytest.raises(ClassTableError, match="remove `values`"):
         table([{"name": "road", "values": []}], preset="reduce_zero_label")
 
 
 def test_values_can_be_merged_and_ignored():
     classes = [{"name": "land", "values": [3, 4, 70000]}, {"name": "water", "values": [0, -7]}]
-    mapped = table(classes, ignore=[11, -9999]).apply(numbers(3, 4, 0, 11, -9999, 70000, -7, UNCOUNTED))
+    mapped = table(classes, ignore=[11, -9999]).apply(numbers(3, 4, 0, 11, -9999, 70000, -7, IGNORED_VALUE))
     assert mapped.tolist() == [[0, 0, 1, 255, 255, 0, 1, 255]]
     assert mapped.dtype == torch.int64
 
@@ -52,7 +52,7 @@ def maps(draw):
     """Disjoint raw values of classes, ignored values, and others."""
     colored = draw(st.booleans())
     one = st.tuples(*[st.integers(0, 255)] * 3) if colored else st.integers(-300, 2 ** draw(st.integers(2, 20)))
-    raws = draw(st.lists(one.filter(lambda raw: raw != UNCOUNTED), unique=True, min_size=3, max_size=12))
+    raws = draw(st.lists(one.filter(lambda raw: raw != IGNORED_VALUE), unique=True, min_size=3, max_size=12))
     owner = draw(st.lists(st.integers(-2, 3), min_size=len(raws), max_size=len(raws)))
     return colored, dict(zip(raws, owner, strict=True))
 
@@ -92,7 +92,7 @@ def test_ignore_index_is_never_a_class():
     for count, index in ((255, 255), (256, 65535), (300, 65535)):
         made = table([f"class {i}" for i in range(count)])
         assert made.ignore_index == index
-        assert made.apply(numbers(count - 1, UNCOUNTED)).tolist() == [[count - 1, index]]
+        assert made.apply(numbers(count - 1, IGNORED_VALUE)).tolist() == [[count - 1, index]]
 
 
 def test_255_can_be_a_class():
@@ -129,8 +129,8 @@ def test_gray_rgb_masks_have_values():
 @pytest.mark.parametrize(
     ("classes", "mask", "reason"),
     [
-        (["a", "b"], color_mask(RED), r"painted in colors \(\(255, 0, 0\)\).*give the classes colors"),
-        ([{"name": "a", "values": [RED]}], numbers(0, 5), r"whole numbers \(0, 5\).*give the classes whole numbers"),
+        (["a", "b"], color_mask(RED), r"the mask has colors \(\(255, 0, 0\)\).*use colors"),
+        ([{"name": "a", "values": [RED]}], numbers(0, 5), r"the mask has integers \(0, 5\).*use integers"),
     ],
 )
 def test_wrong_mask_type_raises(classes, mask, reason):
@@ -144,13 +144,13 @@ def test_wrong_mask_type_raises(classes, mask, reason):
     [
         ({"classes": None}, r"data\.classes is missing"),
         ({"classes": ["a", "a"]}, "'a' twice"),
-        ({"classes": ["a", {"name": "b", "values": [0]}]}, "value 0 is both 'a' and 'b'"),
-        ({"classes": ["a", {"name": "b", "values": [[0, 0, 0]]}]}, "some classes have colors"),
-        ({"classes": ["a", "b"], "ignore": [1]}, r"1 is both 'b' and in data\.ignore"),
-        ({"classes": ["a", "b"], "ignore": [[0, 0, 0]]}, "are whole numbers"),
+        ({"classes": ["a", {"name": "b", "values": [0]}]}, "value 0 belongs to both 'a' and 'b'"),
+        ({"classes": ["a", {"name": "b", "values": [[0, 0, 0]]}]}, "found colors as values of some classes"),
+        ({"classes": ["a", "b"], "ignore": [1]}, r"1 belongs to 'b' and data\.ignore"),
+        ({"classes": ["a", "b"], "ignore": [[0, 0, 0]]}, "are integers"),
         ({"classes": [{"name": "a", "values": [RED]}], "ignore": [0]}, "are colors"),
         ({"classes": ["a", {"name": "b", "color": RED}]}, "'a' has no color"),
-        ({"classes": [{"name": "a", "values": [[0, 0, 256]]}]}, "no color"),
+        ({"classes": [{"name": "a", "values": [[0, 0, 256]]}]}, "is not a color"),
         ({"classes": [{"name": "a", "values": [4]}], "preset": "reduce_zero_label"}, "preset reduce_zero_label"),
     ],
 )
@@ -161,17 +161,17 @@ def test_contradictory_settings_raise(settings, reason):
 
 def test_source_classes_are_matched_by_name():
     made = table(["dog", "cat"])
-    assert [made.matched(["cat", "dog"]).class_of(raw) for raw in (0, 1)] == [1, 0]
-    assert made.matched(["cat", "dog"]).apply(numbers(0, 1, UNCOUNTED)).tolist() == [[1, 0, 255]]
-    assert made.matched(None) is made
-    with pytest.raises(ClassTableError, match=r"class 'cow', which is not among the classes \(dog, cat\)"):
-        made.matched(["cat", "cow"])
-    lenient = table(["dog", "cat"], unknown="ignore").matched(["cat", "cow"])
+    assert [made.match_source(["cat", "dog"]).class_of(raw) for raw in (0, 1)] == [1, 0]
+    assert made.match_source(["cat", "dog"]).apply(numbers(0, 1, IGNORED_VALUE)).tolist() == [[1, 0, 255]]
+    assert made.match_source(None) is made
+    with pytest.raises(ClassTableError, match=r"class 'cow', which is not in data\.classes \(dog, cat\)"):
+        made.match_source(["cat", "cow"])
+    lenient = table(["dog", "cat"], unknown="ignore").match_source(["cat", "cow"])
     assert lenient.apply(numbers(0, 1)).tolist() == [[1, 255]]
 
 
 def test_values_index_the_classes_of_the_source():
-    made = table(["dog", {"name": "felines", "values": [1, 2]}]).matched(["dog", "cat", "lion"])
+    made = table(["dog", {"name": "felines", "values": [1, 2]}]).match_source(["dog", "cat", "lion"])
     assert made.apply(numbers(0, 1, 2)).tolist() == [[0, 1, 1]]
 
 
@@ -184,7 +184,7 @@ def test_unknown_image_labels_raise():
     made = table(["a", {"name": "b", "values": [5]}])
     assert (made.class_of(0), made.class_of(5)) == (0, 1)
     for raw in (1, 255, -1):
-        with pytest.raises(UnknownValueError, match=f"label {raw} is no class's: classes have 0, 5"):
+        with pytest.raises(UnknownValueError, match=f"label {raw} belongs to no class: classes have 0, 5"):
             made.class_of(raw)
 
 

@@ -12,7 +12,7 @@ from pycocotools import mask as drawing
 from pycocotools.coco import COCO
 
 from hf_vit_seg.data.images.files import ImageFileError
-from hf_vit_seg.data.labels.raw_values import UNCOUNTED
+from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE
 from hf_vit_seg.data.sources.registry import SourceError, open_source
 
 HEIGHT, WIDTH = 8, 10
@@ -85,7 +85,7 @@ def test_smaller_instances_are_drawn_on_top_and_crowds_ignored(tmp_path):
     expected = np.zeros((HEIGHT, WIDTH), np.int64)
     for part, value in ((pixels(0, 0, 6, 6), 2), (pixels(2, 2, 4, 4), 1), (pixels(3, 3, 5, 5), 1)):
         expected[part == 1] = value
-    expected[pixels(0, 5, 8, 7) == 1] = UNCOUNTED
+    expected[pixels(0, 5, 8, 7) == 1] = IGNORED_VALUE
     sample = source.read(1)
     assert sample.name == source.name(1) == "b.png"
     assert np.array_equal(sample.target.numpy(), expected)
@@ -117,7 +117,7 @@ def test_categories_keep_given_order_and_background_is_optional(tmp_path):
     shapes = [annotation(1, 7, rectangle(0, 0, 2, 2), 4), annotation(2, 3, rectangle(4, 4, 6, 6), 4)]
     both = masks(tmp_path, shapes, categories=["dog", "cat"], background=None)
     assert both.class_names == ("dog", "cat")
-    assert both.read(1).target[::4, ::4].tolist()[0] == [0, UNCOUNTED, UNCOUNTED]
+    assert both.read(1).target[::4, ::4].tolist()[0] == [0, IGNORED_VALUE, IGNORED_VALUE]
     assert both.read(1).target[5, 5] == 1
     one = masks(tmp_path, shapes, categories=["dog"], background="none")
     assert one.class_names == ("none", "dog")
@@ -127,15 +127,15 @@ def test_categories_keep_given_order_and_background_is_optional(tmp_path):
 @pytest.mark.parametrize(
     ("annotations", "settings", "reason"),
     [
-        ([annotation(5, 7, [], 4)], {}, "1 of 1 annotations have no segmentation, such as 5"),
+        ([annotation(5, 7, [], 4)], {}, "1 of 1 annotations have no segmentation: 5"),
         ([annotation(5, 7, rectangle(0, 0, 2, 2), 4)], {"categories": ["cow"]}, "no category 'cow'; it has dog, cat"),
         (
             [annotation(5, 7, rectangle(0, 0, 2, 2), 4, image=9)],
             {},
-            "annotations of images that are not listed there: 5",
+            "annotations of unknown images: 5",
         ),
         ([{"id": 5, "category_id": 7}], {}, "entry without 'image_id'"),
-        ([annotation(5, 9, rectangle(0, 0, 2, 2), 4)], {}, "annotations of categories that are not listed there: 5"),
+        ([annotation(5, 9, rectangle(0, 0, 2, 2), 4)], {}, "annotations of unknown categories: 5"),
         (
             [annotation(5, None, [], 4)],
             {},
@@ -152,9 +152,9 @@ def test_annotations_without_masks(tmp_path, annotations, settings, reason):
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        ("x", "neither polygons nor run"),
-        ([[1, 2]], "neither polygons"),
-        ({"size": [3, 3], "counts": [0, 9]}, "are for"),
+        ("x", "not a valid polygon list or RLE"),
+        ([[1, 2]], "not a valid polygon list or RLE"),
+        ({"size": [3, 3], "counts": [0, 9]}, r"has size \(3, 3\), but its image has"),
     ],
 )
 def test_invalid_segmentations_raise_with_id(tmp_path, shape, reason):
@@ -171,13 +171,17 @@ def test_non_coco_files_raise(tmp_path):
     def open_coco():
         return open_source({"kind": "coco_masks", **settings}, "segmentation")
 
-    for text, reason in (("{", "no JSON file"), ("[]", "has the lists images"), ('{"images": []}', "has the lists")):
+    for text, reason in (
+        ("{", "not a JSON file"),
+        ("[]", "expected the lists images"),
+        ('{"images": []}', "expected the lists"),
+    ):
         path.write_text(text)
         with pytest.raises(SourceError, match=reason):
             open_coco()
     write_coco(tmp_path, [])
     (tmp_path / "a.png").unlink()
-    with pytest.raises(SourceError, match=r"names 1 of 2 files that are not there: .*/a\.png"):
+    with pytest.raises(SourceError, match=r"lists 2 files, of which 1 do not exist: .*/a\.png"):
         open_coco()
 
 
@@ -188,10 +192,10 @@ def test_image_size_mismatch_raises(tmp_path):
         source.read(1)
 
 
-def people(folder: Path, annotations: list[dict], bands: int = 3, **settings):
+def people(folder: Path, annotations: list[dict], channels: int = 3, **settings):
     names = ["nose", "tail"]
     files = write_coco(folder, annotations, categories=[{"id": 7, "name": "dog", "keypoints": names}])
-    return open_source({"kind": "coco_keypoints", "category": "dog", **files, **settings}, "pose", bands)
+    return open_source({"kind": "coco_keypoints", "category": "dog", **files, **settings}, "pose", channels)
 
 
 def person(number: int, points: list[float], **fields) -> dict:
@@ -229,16 +233,16 @@ def test_ids_can_be_strings(tmp_path):
 
 
 def test_invalid_people_raise(tmp_path):
-    with pytest.raises(SourceError, match="no 'dog' has 1 or more labelled keypoints"):
+    with pytest.raises(SourceError, match="no 'dog' has 1 or more labeled keypoints"):
         people(tmp_path, [person(1, [0] * 6)])
-    with pytest.raises(SourceError, match="annotation 1 has 3 numbers for keypoints where 2 keypoints have 6"):
+    with pytest.raises(SourceError, match="annotation 1 has 3 keypoint numbers and 4 bbox numbers, expected 6 and 4"):
         people(tmp_path, [person(1, [1, 1, 2])])
-    with pytest.raises(SourceError, match=r"annotation 1 has .* or no bbox of 4 numbers"):
+    with pytest.raises(SourceError, match=r"annotation 1 has 6 keypoint numbers and 0 bbox numbers"):
         people(tmp_path, [person(1, [3, 4, 2, 5, 6, 1], bbox=None)])
     for strange in (person(1, [math.nan, 4, 2, 5, 6, 1]), person(1, [3, 4, 2, 5, 6, 1], bbox=[0, 0, math.inf, 1])):
         with pytest.raises(SourceError, match="annotation 1 has numbers that are not finite"):
             people(tmp_path, [strange])
-    with pytest.raises(SourceError, match="ids of people and images are whole numbers, found 'Rex'"):
+    with pytest.raises(SourceError, match="ids of people and images are integers, found 'Rex'"):
         people(tmp_path, [person("Rex", [3, 4, 2, 5, 6, 1])])
     with pytest.raises(SourceError, match="names no keypoints"):
         open_source({"kind": "coco_keypoints", "category": "cat", **write_coco(tmp_path, [])}, "pose")
@@ -278,5 +282,5 @@ def test_masks_match_pycocotools_on_real_data(shared):
             )
             for k in (1, 0)
         )
-        expected = np.where(crowd, UNCOUNTED, persons)
+        expected = np.where(crowd, IGNORED_VALUE, persons)
         assert np.array_equal(sample.target.numpy(), expected)

@@ -134,11 +134,11 @@ def test_unpaired_files_are_reported(tmp_path):
 def test_incomplete_folders_raise(tmp_path):
     save(tmp_path / "images/a.png")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match=r"^data: masks: .*/masks: there is no such folder$"):
+    with pytest.raises(SourceError, match=r"^data: masks: .*/masks: the folder does not exist$"):
         folders(tmp_path)
-    with pytest.raises(SourceError, match="this is a file"):
+    with pytest.raises(SourceError, match="found a file, expected a folder"):
         folders(tmp_path, masks="images/a.png")
-    with pytest.raises(SourceError, match="/empty: there are no image files"):
+    with pytest.raises(SourceError, match="/empty: found no image files"):
         folders(tmp_path, masks="empty")
     with pytest.raises(SourceError, match="once and no other braces"):
         folders(tmp_path, masks="images/{name}.png")
@@ -146,7 +146,7 @@ def test_incomplete_folders_raise(tmp_path):
         open_source({"kind": "folders", "images": "no/where", "masks": "no"}, "segmentation")
     save(tmp_path / "images/a.tif")
     with pytest.raises(
-        SourceError, match=r"two files of the stem 'a', a\.png and a\.tif.*template such as '.*/{stem}\.tif'"
+        SourceError, match=r"two files with the stem 'a', a\.png and a\.tif.*template such as '.*/{stem}\.tif'"
     ):
         folders(tmp_path, masks="images/{stem}.png")
 
@@ -182,14 +182,18 @@ def test_lists_of_labels(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("l.csv", "photo,mask\na.png,a.png\n", "no column 'image', but photo, mask"),
-        ("l.csv", "", "no column 'image', but none"),
+        ("l.csv", "photo,mask\na.png,a.png\n", "no column 'image', found photo, mask"),
+        ("l.csv", "", "no column 'image', found none"),
         ("l.csv", "image,mask\n", "lists no images"),
-        ("l.csv", "image,mask\na.png,\n", "line 2: image and mask are both needed"),
-        ("l.csv", "image,mask\na.png,a.png\nb.png,a.png\nc.png,a.png\n", r"names 2 of 3 files .*/b\.png, .*/c\.png"),
+        ("l.csv", "image,mask\na.png,\n", "line 2: both image and mask are required"),
+        (
+            "l.csv",
+            "image,mask\na.png,a.png\nb.png,a.png\nc.png,a.png\n",
+            r"lists 3 files, of which 2 do not exist: .*/b\.png, .*/c\.png",
+        ),
         ("l.csv", "image,mask\na.png,a.png\na.png,a.png\n", "more than once: a.png"),
-        ("l.txt", "a.png\n", "line 1: expected two words, image and target, found 1"),
-        ("l.txt", "a.png a.png\na b.png a.png\n", "line 2: .* found 3: for paths with spaces use a .csv"),
+        ("l.txt", "a.png\n", "line 1: found 1 words, expected two, image and target"),
+        ("l.txt", "a.png a.png\na b.png a.png\n", "line 2: found 3 words.*: if paths have spaces, use a .csv"),
     ],
 )
 def test_invalid_lists_raise(tmp_path, name, text, reason):
@@ -200,10 +204,10 @@ def test_invalid_lists_raise(tmp_path, name, text, reason):
 
 
 def test_unreadable_lists_raise(tmp_path):
-    with pytest.raises(SourceError, match=r"no\.csv: there is no such file"):
+    with pytest.raises(SourceError, match=r"no\.csv: the file does not exist"):
         open_source({"kind": "list", "file": str(tmp_path / "no.csv")}, "segmentation")
     (tmp_path / "l.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SourceError, match="no text in UTF-8"):
+    with pytest.raises(SourceError, match="is not UTF-8 text"):
         open_source({"kind": "list", "file": str(tmp_path / "l.csv")}, "segmentation")
 
 
@@ -218,7 +222,7 @@ def test_class_folders(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="folders without images: empty"):
         open_source({"kind": "class_folders", "root": str(tmp_path)}, "classification")
-    with pytest.raises(SourceError, match="has no folders"):
+    with pytest.raises(SourceError, match="has no subfolders"):
         open_source({"kind": "class_folders", "root": str(tmp_path / "dog")}, "classification")
 
 
@@ -244,9 +248,7 @@ def test_source_table_reports_expected_keys(tmp_path):
         open_source({"kind": "folder"}, "segmentation", place="data.train")
     with pytest.raises(RecordError, match=r"data\.train\.mask is no known setting; did you mean 'masks'"):
         open_source({"kind": "folders", "images": "a", "mask": "b"}, "segmentation", place="data.train")
-    with pytest.raises(
-        SourceError, match=r"data\.train: sklearn_digits is a source for classification, and the task is seg"
-    ):
+    with pytest.raises(SourceError, match=r"data\.train: sklearn_digits supports classification, but the task is seg"):
         open_source({"kind": "sklearn_digits", "split": "test"}, "segmentation", place="data.train")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
-from hf_vit_seg.data.checks.check import BadDataError, check, refuse_bad_data, single_threaded_torch
+from hf_vit_seg.data.checks.check import BadDataError, check, require_valid_data, single_threaded_torch
 from hf_vit_seg.data.datasets import RawDataset, open_split
 from hf_vit_seg.data.labels.class_table import UnknownValueError
 from hf_vit_seg.records import read_record
@@ -79,7 +79,7 @@ def test_class_counts_match_the_label_map(good):
     raw = check(recipe(good)).class_counts()
     assert check(merged).class_counts() == [raw[1] + raw[2], raw[0]]
     reduced = check(recipe(good, preset="reduce_zero_label", classes=["road", "car"]))
-    assert reduced.class_counts() == raw[1:] and reduced.splits["train"].ignored == raw[0]
+    assert reduced.class_counts() == raw[1:] and reduced.splits["train"].ignored_count == raw[0]
     ignored = check(recipe(good, ignore=[2], classes=["sky", "road"]))
     assert ignored.class_counts() == raw[:2] and not ignored.problems
 
@@ -91,8 +91,8 @@ def test_unknown_values_are_reported_with_files(good):
     report = check(recipe(good))
     (problem,) = report.problems
     assert "7 (12 pixels in " in problem and str(good / "train/masks/strange.png") in problem and "0 .. 2" in problem
-    with pytest.raises(BadDataError, match=r"cannot be used as they are: train: .* 7 "):
-        refuse_bad_data(recipe(good), {"train": open_split(recipe(good), "train"), "validation": None})
+    with pytest.raises(BadDataError, match=r"cannot be used: train: .* 7 "):
+        require_valid_data(recipe(good), {"train": open_split(recipe(good), "train"), "validation": None})
     lenient = check(recipe(good, unknown="ignore"))
     assert not lenient.problems and "unknown values that are ignored: 7 (12 pixels)" in lenient.warnings[0]
     assert not check(recipe(good, ignore=[7])).problems
@@ -112,8 +112,8 @@ def test_all_errors_are_reported_and_the_rest_counted(good):
     assert str(train / "masks" / names[1]) in told["mask"]
     assert "JPEG" in told["jpeg"] and "turned.png" in told["size"] and "EXIF" in told["size"]
     assert sum(report.class_counts()) == sum(m.size for m in masks(6)[3:])
-    with pytest.raises(BadDataError, match="and 1 more"):
-        refuse_bad_data(recipe(good), {"train": open_split(recipe(good), "train")})
+    with pytest.raises(BadDataError, match="; 1 more are shown"):
+        require_valid_data(recipe(good), {"train": open_split(recipe(good), "train")})
 
 
 def test_duplicates_across_splits_are_found_by_pixels(good):
@@ -135,14 +135,14 @@ def test_absent_classes_and_empty_samples_warn(good):
     write_pair(good / "train", "void", np.full((8, 8), 255))
     report = check(recipe(good, classes=[*CLASSES, "bus"]))
     assert not report.problems
-    assert "1 of 4 classes occur in none of 7 samples: bus" in report.warnings[0]
-    assert "nothing counts" in report.warnings[1] and "void.png" in report.warnings[1]
+    assert "1 of 4 classes do not occur in 7 samples: bus" in report.warnings[0]
+    assert "without a label of any class" in report.warnings[1] and "void.png" in report.warnings[1]
 
 
 def test_fully_ignored_data_is_a_problem(tmp_path):
     for i in range(3):
         write_pair(tmp_path / "train", f"{i}", np.full((8, 8), 255))
-    assert "all values are ignored" in check(recipe(tmp_path)).problems[0]
+    assert "all values of all samples are ignored" in check(recipe(tmp_path)).problems[0]
 
 
 def test_mixed_bit_depths_are_a_problem(good):
@@ -151,7 +151,7 @@ def test_mixed_bit_depths_are_a_problem(good):
     np.save(good / "train/images/deep.npy", tall)
     Image.fromarray(np.zeros((10, 10), np.uint8)).save(good / "train/masks/deep.png")
     (problem,) = check(recipe(good)).problems
-    assert "differ in depth" in problem and "6 of 3 x uint8, 1 of 3 x float32 (deep.npy)" in problem
+    assert "must have equal channels and depth" in problem and "6 of 3 x uint8, 1 of 3 x float32 (deep.npy)" in problem
 
 
 @pytest.mark.parametrize(("values", "deep"), [(np.uint8, False), (np.float32, True), (np.uint16, True)])
@@ -177,7 +177,7 @@ def test_color_masks(tmp_path):
     report = check(recipe(tmp_path, classes=classes))
     assert report.class_counts() == [72, 48]
     assert "(1, 2, 3) (24 pixels in" in report.problems[0]
-    assert "painted in colors" in check(recipe(tmp_path)).problems[0]
+    assert "the mask has colors" in check(recipe(tmp_path)).problems[0]
     assert MAGENTA in colors(contact_sheet(report.splits["train"]))
 
 
@@ -226,22 +226,24 @@ def test_cache_depends_on_channel_count(tmp_path):
     write_pair(tmp_path / "train", "0", np.zeros((8, 8)))
     (tmp_path / "train/images/0.png").unlink()
     np.save(tmp_path / "train/images/0.npy", np.zeros((4, 8, 8), np.uint8))
-    for bands in (3, 4, 3):
-        problems = check(recipe(tmp_path, bands=bands), cache=tmp_path / "facts.json").problems
-        assert len(problems) == (bands == 3), problems
+    for channels in (3, 4, 3):
+        problems = check(recipe(tmp_path, channels=channels), cache=tmp_path / "facts.json").problems
+        assert len(problems) == (channels == 3), problems
 
 
 def test_check_can_be_limited_to_a_part(good):
     """Samples are spread evenly from first to last; the command checks all data regardless of the recipe."""
     write_pair(good / "train", "train_1", np.full((8, 8), 77))
     with pytest.raises(BadDataError, match="train_1"):
-        refuse_bad_data(recipe(good), {"train": open_split(recipe(good), "train")})
+        require_valid_data(recipe(good), {"train": open_split(recipe(good), "train")})
     part = recipe(good, check=3)
-    report = refuse_bad_data(part, {"train": open_split(part, "train"), "validation": None})
+    report = require_valid_data(part, {"train": open_split(part, "train"), "validation": None})
     dataset = report.splits["train"].dataset
     assert [dataset.name(i) for i in range(len(dataset))] == [f"train_{i}.png" for i in (0, 2, 4)]
     assert check(part).problems
-    assert len(refuse_bad_data(recipe(good, check=7, ignore=[77, 255]), {"train": dataset}).splits["train"].facts) == 3
+    assert (
+        len(require_valid_data(recipe(good, check=7, ignore=[77, 255]), {"train": dataset}).splits["train"].facts) == 3
+    )
 
 
 def test_interrupted_check_keeps_its_results(good, tmp_path, monkeypatch):
@@ -305,7 +307,7 @@ def test_unknown_labels_are_reported(tmp_path, label, settings):
     (problem,) = report.problems
     assert f"{label} (1 image in {tmp_path / '2.png'})" in problem and "classes have 0 .. 2" in problem
     assert not any("ignored" in warning for warning in report.warnings)
-    with pytest.raises(UnknownValueError, match=f"label {label} is no class's"):
+    with pytest.raises(UnknownValueError, match=f"label {label} belongs to no class"):
         report.splits["train"].dataset.read(2)
     assert contact_sheet(report.splits["train"]).height > 100
 
@@ -419,7 +421,7 @@ def test_command_fails_where_training_would_raise(recipe_file, tmp_path, monkeyp
         (["trial.yaml", "data.ingore=[1]"], "did you mean 'ignore'"),
         (["trial.yaml", "--splits", "trian"], "unknown split 'trian'"),
         (["trial.yaml", "--splits", "test"], "has no data for test"),
-        (["trial.yaml", "data.train.masks=nowhere"], "there is no such folder"),
+        (["trial.yaml", "data.train.masks=nowhere"], "the folder does not exist"),
     ],
 )
 def test_command_explains_unsupported_options(recipe_file, tmp_path, monkeypatch, arguments, message):

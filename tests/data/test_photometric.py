@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
-from hf_vit_seg.data.transforms.photometric import LUMA, STEPS, mapped_bands
+from hf_vit_seg.data.transforms.photometric import LUMA, STEPS, apply_jitter
 from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 
@@ -17,9 +17,9 @@ REFERENCES = {
 }
 
 
-def context(bands: int = 3, task: str = "segmentation") -> TransformContext:
+def context(channels: int = 3, task: str = "segmentation") -> TransformContext:
     processor = SemanticSegmentationImageProcessor(
-        size={"height": 32, "width": 32}, image_mean=[0.5] * bands, image_std=[0.25] * bands
+        size={"height": 32, "width": 32}, image_mean=[0.5] * channels, image_std=[0.25] * channels
     )
     return TransformContext.from_processor(processor, task)
 
@@ -30,35 +30,35 @@ def context(bands: int = 3, task: str = "segmentation") -> TransformContext:
 def test_each_step_matches_torchvision(name, strength, seed):
     torch.manual_seed(seed)
     image = torch.randint(0, 256, (3, 11, 13), dtype=torch.uint8)
-    ours, theirs = mapped_bands(image, {name: strength}), REFERENCES[name](image, strength)
+    ours, theirs = apply_jitter(image, {name: strength}), REFERENCES[name](image, strength)
     assert (ours.int() - theirs.int()).abs().max() <= 2  # torchvision also rounds the gray image
 
 
-@pytest.mark.parametrize("bands", [1, 2, 3, 5])
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", STEPS)
-def test_neutral_strengths_change_nothing(name, bands):
+def test_neutral_strengths_change_nothing(name, channels):
     _, neutral, for_colors = STEPS[name]
-    if for_colors and bands != 3:
+    if for_colors and channels != 3:
         pytest.skip("a step of red, green and blue")
-    for image in (torch.randint(0, 256, (bands, 9, 9), dtype=torch.uint8), torch.randn(bands, 9, 9) * 1000):
-        assert torch.allclose(mapped_bands(image, {name: neutral}).float(), image.float(), rtol=1e-5, atol=1e-3)
+    for image in (torch.randint(0, 256, (channels, 9, 9), dtype=torch.uint8), torch.randn(channels, 9, 9) * 1000):
+        assert torch.allclose(apply_jitter(image, {name: neutral}).float(), image.float(), rtol=1e-5, atol=1e-3)
 
 
 @given(st.floats(-0.5, 0.5))
 def test_hue_shift_keeps_luma_and_gray(turn):
     colors = torch.rand(3, 4, 4) * 100 + 50
-    turned = mapped_bands(colors, {"hue": turn})
+    turned = apply_jitter(colors, {"hue": turn})
     luma = [torch.einsum("c,chw->hw", LUMA, image) for image in (colors, turned)]
     assert torch.allclose(*luma, rtol=1e-4)
-    assert torch.allclose(mapped_bands(turned, {"hue": -turn}), colors, rtol=1e-3)
+    assert torch.allclose(apply_jitter(turned, {"hue": -turn}), colors, rtol=1e-3)
     gray = torch.rand(1, 4, 4).expand(3, -1, -1)
-    assert torch.allclose(mapped_bands(gray, {"hue": turn}), gray, atol=1e-4)
+    assert torch.allclose(apply_jitter(gray, {"hue": turn}), gray, atol=1e-4)
 
 
 def test_hue_shift_of_120_degrees_turns_red_to_green():
     red = torch.tensor([200.0, 50.0, 50.0]).view(3, 1, 1)
-    assert mapped_bands(red, {"hue": 1 / 3}).flatten().argmax() in (1, 2)
-    assert mapped_bands(red, {"hue": 1 / 3}).flatten().argmax() != mapped_bands(red, {"hue": -1 / 3}).flatten().argmax()
+    assert apply_jitter(red, {"hue": 1 / 3}).flatten().argmax() in (1, 2)
+    assert apply_jitter(red, {"hue": 1 / 3}).flatten().argmax() != apply_jitter(red, {"hue": -1 / 3}).flatten().argmax()
 
 
 @given(st.floats(0.1, 2), st.floats(0.1, 2), st.floats(0, 2), st.floats(-0.5, 0.5))
@@ -67,23 +67,23 @@ def test_combined_steps_equal_sequential_steps(brightness, contrast, saturation,
     strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
     stepwise = image
     for name, strength in strengths.items():
-        stepwise = mapped_bands(stepwise, {name: strength})
-    assert torch.allclose(mapped_bands(image, strengths), stepwise, rtol=1e-3, atol=1e-2)
+        stepwise = apply_jitter(stepwise, {name: strength})
+    assert torch.allclose(apply_jitter(image, strengths), stepwise, rtol=1e-3, atol=1e-2)
 
 
 def test_multichannel_contrast_uses_per_channel_mean():
     image = torch.rand(5, 8, 8) * torch.tensor([1, 10, 100, 1e3, 1e4]).view(5, 1, 1)
-    result = mapped_bands(image, {"contrast": 0.3})
+    result = apply_jitter(image, {"contrast": 0.3})
     assert torch.allclose(result.mean(dim=(1, 2)), image.mean(dim=(1, 2)), rtol=1e-4)
     assert torch.allclose(result.std(dim=(1, 2)), 0.3 * image.std(dim=(1, 2)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("bands", [1, 3, 5])
-def test_jitter_follows_its_probability_and_keeps_masks(bands):
-    image, mask = torch.randint(0, 256, (bands, 16, 16), dtype=torch.uint8), torch.randint(0, 9, (16, 16))
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_jitter_follows_its_probability_and_keeps_masks(channels):
+    image, mask = torch.randint(0, 256, (channels, 16, 16), dtype=torch.uint8), torch.randint(0, 9, (16, 16))
 
     def changed_fraction(probability: float) -> float:
-        pipeline = read_pipeline([{"photometric": {"probability": probability}}], context(bands))
+        pipeline = read_pipeline([{"photometric": {"probability": probability}}], context(channels))
         results = [pipeline(image, mask) for _ in range(60)]
         assert all(torch.equal(labels, mask) and moved.dtype == torch.uint8 for moved, labels in results)
         return sum(not torch.equal(moved, image) for moved, _ in results) / len(results)

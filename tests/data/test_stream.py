@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from hf_vit_seg.data.stream import BATCH, SAMPLE, Draw, StreamSampler, seeded
+from hf_vit_seg.data.stream import BATCH, SAMPLE, Draw, StreamSampler, seed_draw
 
 lengths, batch_sizes, seeds = st.integers(1, 40), st.integers(1, 7), st.integers(0, 2**40)
 
@@ -24,7 +24,7 @@ class NumbersOfADraw(Dataset):
     """The random numbers of a sample's transforms."""
 
     def __getitem__(self, draw: Draw) -> list[float]:
-        with seeded(draw, seed=3):
+        with seed_draw(draw, seed=3):
             return [*draw, random.random(), float(np.random.rand()), float(torch.rand(()))]
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ def test_stream_ends_with_its_epoch_by_default():
 
 @pytest.mark.parametrize("wrong", [{"length": 0}, {"batch_size": 0}, {"start": -1}])
 def test_invalid_streams_raise(wrong):
-    with pytest.raises(ValueError, match=r"samples|at least"):
+    with pytest.raises(ValueError, match=r"samples|expected batch_size >= 1"):
         StreamSampler(**({"length": 5, "seed": 0, "batch_size": 2} | wrong))
 
 
@@ -108,7 +108,7 @@ def test_random_numbers_depend_on_draw_seed_and_purpose():
     ]
 
     def draw_numbers(case) -> tuple[float, float, float]:
-        with seeded(*case):
+        with seed_draw(*case):
             return numbers()
 
     first = [draw_numbers(case) for case in cases]
@@ -126,6 +126,6 @@ def test_global_random_state_is_unchanged():
     expected = numbers(), numbers()
     seed_all()
     before = numbers()
-    with pytest.raises(ZeroDivisionError), seeded(Draw(1, 2, 3), 0):
+    with pytest.raises(ZeroDivisionError), seed_draw(Draw(1, 2, 3), 0):
         raise ZeroDivisionError(numbers())
     assert (before, numbers()) == expected

@@ -11,8 +11,8 @@ from torchvision.transforms import v2
 from transformers import ConvNextImageProcessor, SegformerImageProcessor, ViTImageProcessor
 
 from hf_vit_seg.data.samples import Person
-from hf_vit_seg.data.stream import Draw, seeded
-from hf_vit_seg.data.transforms.crops import MixedCrop
+from hf_vit_seg.data.stream import Draw, seed_draw
+from hf_vit_seg.data.transforms.crops import BalancedCrop
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS, TransformContext, read_pipeline
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 from hf_vit_seg.records import RecordError
@@ -34,9 +34,9 @@ GEOMETRY = [
 ]
 
 
-def context(task="segmentation", size=None, bands=3, ignore_index=IGNORED, **fields) -> TransformContext:
+def context(task="segmentation", size=None, channels=3, ignore_index=IGNORED, **fields) -> TransformContext:
     processor = SemanticSegmentationImageProcessor(
-        size=size or SIZES[0], image_mean=[0.5] * bands, image_std=[0.25] * bands, **fields
+        size=size or SIZES[0], image_mean=[0.5] * channels, image_std=[0.25] * channels, **fields
     )
     return TransformContext.from_processor(processor, task, ignore_index)
 
@@ -83,7 +83,7 @@ def test_mask_and_image_are_transformed_together(entry, seed, size, sides):
 @pytest.mark.parametrize("byte", [True, False])
 def test_padding_is_ignored_in_masks_and_filled_in_images(entry, fill, ignored, byte):
     ((name, settings_),) = entry.items()
-    pipeline = read_pipeline([{name: settings_ | {"fill": fill}}], context(bands=5, ignore_index=ignored))
+    pipeline = read_pipeline([{name: settings_ | {"fill": fill}}], context(channels=5, ignore_index=ignored))
     image = torch.full((5, 60, 70), 200, dtype=torch.uint8 if byte else torch.float32)
     moved, labels = pipeline(image, torch.full((60, 70), 300 if ignored > 255 else 3))
     outside = labels == ignored
@@ -111,7 +111,7 @@ def test_random_resize_keeps_aspect_ratio_and_covers_size(height, width, scale, 
     known = context(size=size)
     pipeline = read_pipeline([{"random_resize": {"scale": [scale, scale]}}], known)
     labels = pipeline(torch.zeros(3, height, width, dtype=torch.uint8), torch.zeros(height, width).long())[1]
-    aim = [scale * side for side in known.resized(height, width)]
+    aim = [scale * side for side in known.output_size(height, width)]
     assert all(got >= target - 1 for got, target in zip(labels.shape, aim, strict=True))
     assert any(abs(got - target) <= 1 for got, target in zip(labels.shape, aim, strict=True))
     factor = max(target / side for target, side in zip(aim, (height, width), strict=True))
@@ -138,14 +138,14 @@ def test_crops_avoid_a_dominant_class():
     assert (limited > 0.75).float().mean() < 0.35  # ten attempts do not always find one
 
 
-@pytest.mark.parametrize("bands", [1, 3, 5])
+@pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("byte", [True, False])
 @pytest.mark.parametrize("name", ["photometric", "random_blur", *GEOMETRY], ids=str)
-def test_any_channel_count_and_float_images(name, bands, byte):
-    image = torch.randint(0, 256, (bands, 60, 70), dtype=torch.uint8)
+def test_any_channel_count_and_float_images(name, channels, byte):
+    image = torch.randint(0, 256, (channels, 60, 70), dtype=torch.uint8)
     image = image if byte else image * 100.0 - 5000.0
-    moved, labels = read_pipeline([name], context(bands=bands))(image, patches(60, 70))
-    assert moved.shape[0] == bands and moved.dtype == image.dtype and moved.shape[1:] == labels.shape
+    moved, labels = read_pipeline([name], context(channels=channels))(image, patches(60, 70))
+    assert moved.shape[0] == channels and moved.dtype == image.dtype and moved.shape[1:] == labels.shape
     assert moved.isfinite().all()
 
 
@@ -162,7 +162,7 @@ def test_classification_transforms_keep_the_label(name):
 
 @pytest.mark.parametrize("image", [torch.zeros(5, 9, 9, dtype=torch.uint8), torch.zeros(3, 9, 9)])
 def test_uint8_augmentations_reject_other_dtypes(image):
-    with pytest.raises(ValueError, match="rand_augment takes 8-bit images"):
+    with pytest.raises(ValueError, match="rand_augment requires 8-bit images"):
         read_pipeline(["rand_augment"], context("classification"))(image, 0)
 
 
@@ -173,14 +173,14 @@ def test_pipeline_depends_only_on_its_seed():
     image, mask = torch.randint(0, 256, (3, 60, 70), dtype=torch.uint8), patches(60, 70)
 
     def result(epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        with seeded(Draw(0, epoch, 0), seed=1):
+        with seed_draw(Draw(0, epoch, 0), seed=1):
             return pipeline(image, mask)
 
     first, other, again = result(0), result(1), result(0)
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
     strided = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    with seeded(Draw(0, 0, 0), seed=1):
+    with seed_draw(Draw(0, 0, 0), seed=1):
         assert torch.equal(pipeline(strided, mask)[0], first[0])
 
 
@@ -190,7 +190,7 @@ def test_pipeline_can_be_pickled():
     image, mask = torch.randint(0, 256, (3, 60, 70), dtype=torch.uint8), patches(60, 70)
     results = []
     for same in (pipeline, pickle.loads(pickle.dumps(pipeline))):
-        with seeded(Draw(0, 0, 0), seed=1):
+        with seed_draw(Draw(0, 0, 0), seed=1):
             results.append(same(image, mask))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -205,12 +205,12 @@ def test_empty_pipeline_is_the_identity():
     [
         (["random_flop"], "segmentation", r"transforms\.0: there is no transform called 'random_flop'.*random_flip"),
         (["resize", {"random_crop": {"sise": 4}}], "segmentation", r"transforms\.1\.random_crop.*did you mean 'size'"),
-        ([{"random_resize": {"scale": [2, 1]}}], "segmentation", "lower bound stands first"),
+        ([{"random_resize": {"scale": [2, 1]}}], "segmentation", "lower bound must come first"),
         ([{"pad": {"size": 4, "divisor": 4}}], "segmentation", "either size or divisor"),
-        (["rand_augment"], "segmentation", "for classification, the recipe's task is segmentation"),
-        (["random_flip", "person_affine"], "pose", "for classification or segmentation"),
-        ([], "pose", "pose needs person_affine"),
-        (["person_affine"], "pose", "no pose_flip_pairs"),
+        (["rand_augment"], "segmentation", "requires the task classification, found segmentation"),
+        (["random_flip", "person_affine"], "pose", "requires the task classification or segmentation, found pose"),
+        ([], "pose", "pose requires person_affine"),
+        (["person_affine"], "pose", "requires pose_flip_pairs"),
     ],
 )
 def test_invalid_transforms_raise_with_position(entries, task, message):
@@ -229,8 +229,8 @@ def test_crop_requires_a_size_without_processor_size():
 @pytest.mark.parametrize("kind", [SegformerImageProcessor, ViTImageProcessor, ConvNextImageProcessor])
 def test_context_is_read_from_transformers_processors(kind):
     known = TransformContext.from_processor(kind(), "segmentation")
-    assert known.bands == len(known.std) == 3 and known.resample == kind().resample
-    assert min(known.resized(300, 400)) >= 200 and max(known.mean) < 255 and max(known.mean) > 100
+    assert known.channels == len(known.std) == 3 and known.resample == kind().resample
+    assert min(known.output_size(300, 400)) >= 200 and max(known.mean) < 255 and max(known.mean) > 100
 
 
 def test_every_transform_documents_purpose_and_tasks():
@@ -257,8 +257,8 @@ def test_crop_class_share_counts_visible_pixels(seed, sides):
     torch.manual_seed(seed)
     mask = patches(*sides, classes=2)
     mask[torch.rand(sides) < 0.3] = IGNORED
-    crop = MixedCrop((40, 50), {tv_tensors.Image: 0, tv_tensors.Mask: IGNORED}, 0.6, IGNORED)
+    crop = BalancedCrop((40, 50), {tv_tensors.Image: 0, tv_tensors.Mask: IGNORED}, 0.6, IGNORED)
     window = v2.RandomCrop.make_params(crop, [tv_tensors.Mask(mask)])
     shown = crop.transform(tv_tensors.Mask(mask), window).as_subclass(torch.Tensor)
     counted = shown[shown != IGNORED].bincount(minlength=2)
-    assert crop.is_mixed(mask, window) == bool((counted > 0).all() and counted.max() < 0.6 * counted.sum())
+    assert crop.is_balanced(mask, window) == bool((counted > 0).all() and counted.max() < 0.6 * counted.sum())

@@ -366,7 +366,7 @@ def test_bad_data_raises_before_anything_is_written(data, tmp_path):
 def test_test_split_is_checked_before_anything_is_written(data, tmp_path):
     changes = settings(data)
     changes["data"]["test"] = changes["data"]["train"] | {"masks": "nowhere"}
-    with pytest.raises(SourceError, match=r"data\.test: masks: nowhere: there is no such folder"):
+    with pytest.raises(SourceError, match=r"data\.test: masks: nowhere: the folder does not exist"):
         run(write_recipe(tmp_path, changes), tmp_path / "run")
     write_pictures(tmp_path / "test", 2)
     Image.new("L", (5, 5)).save(tmp_path / "test" / "masks" / "01.png")

@@ -1,7 +1,7 @@
-"""Looking at every file of every split before the first step, so that no file stops a run in its middle.
+"""Validation of every file of every split before the first training step.
 
-`check` reads everything and reports; `refuse_bad_data` is the same for a run that is about to start, and may be told
-to read a part of large data.
+`check` reads all samples and returns a report; `require_valid_data` raises instead, and reads at most `data.check`
+samples of each split.
 """
 
 import os
@@ -19,26 +19,26 @@ from hf_vit_seg.data.datasets import RawDataset, RunSettings, Split, open_split
 from hf_vit_seg.errors import HfVitSegError
 
 from .report import CheckReport, SplitFacts
-from .sample_facts import FactsFile, SampleFacts, facts_key, facts_of, source_stamp
+from .sample_facts import FactsFile, SampleFacts, facts_key, read_sample_facts, source_stamp
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 MOST_THREADS = 16
-SHOWN = 3  # problems in the sentence that refuses
-# Fields of a processor by which a recipe says how images of any depth are normalized.
-NORMALISING = frozenset({"image_mean", "rescale_factor", "do_rescale", "do_normalize"})
+SHOWN = 3  # problems in an error message
+# Processor fields that define the normalization of images with more than 8 bits.
+NORMALIZATION_FIELDS = frozenset({"image_mean", "rescale_factor", "do_rescale", "do_normalize"})
 
 
 class BadDataError(HfVitSegError):
-    """Data that a run would stumble over: what is wrong, in one sentence."""
+    """Data that would fail during training."""
 
 
 def check(
     recipe: RunSettings, splits: Sequence[Split] = SPLITS, cache: Path | None = None, progress: bool = False
 ) -> CheckReport:
-    """Read every sample of a recipe's splits, those that it has.
+    """Read every sample of the recipe's splits; splits that it does not define are skipped.
 
-    `cache` is a JSON file that remembers what was found in files that do not change. SourceError, ClassTableError or
-    RecordError for data that cannot be opened at all.
+    `cache` is a JSON file with the results for unchanged files. Raises SourceError, ClassTableError or RecordError if
+    the data cannot be opened.
     """
     return check_datasets(recipe, {split: open_split(recipe, split) for split in splits}, cache, progress)
 
@@ -46,7 +46,7 @@ def check(
 def check_datasets(
     recipe: RunSettings, datasets: Mapping[Split, RawDataset | None], cache: Path | None = None, progress: bool = False
 ) -> CheckReport:
-    """Read every sample of opened splits; None stands for a split that there is not."""
+    """Read every sample of opened splits; splits that are None are skipped."""
     memory = FactsFile(cache)
     found = {}
     try:
@@ -55,57 +55,59 @@ def check_datasets(
                 settings = getattr(recipe.data, split) or recipe.data.train  # a share of the training source
                 stamp = source_stamp(settings, recipe.data.channels, dataset)
                 found[split] = SplitFacts(split, dataset, scan(split, dataset, stamp, memory, progress))
-    except BaseException:  # also when interrupted: the next look begins where this one ended
+    except BaseException:  # also when interrupted, so that the next check continues
         memory.write(whole=False)
         raise
     memory.write()
-    scaled = recipe.model.from_pretrained is not None or not NORMALISING.isdisjoint(recipe.processor)
+    scaled = recipe.model.from_pretrained is not None or not NORMALIZATION_FIELDS.isdisjoint(recipe.processor)
     return CheckReport(recipe.task, found, scaled)
 
 
-def refuse_bad_data(
+def require_valid_data(
     recipe: RunSettings, datasets: Mapping[Split, RawDataset | None], cache: Path | None = None, progress: bool = False
 ) -> CheckReport:
-    """Read samples of opened splits, all unless `data.check` says less; BadDataError where one would spoil the run."""
+    """Read samples of opened splits, at most `data.check` of each, and raise BadDataError if some are unusable."""
     most = recipe.data.check
     parts: dict[Split, RawDataset | None] = {
-        name: split.part(most) if split and most else split for name, split in datasets.items()
+        name: split.subset(most) if split and most else split for name, split in datasets.items()
     }
     report = check_datasets(recipe, parts, cache, progress)
     if problems := report.problems:
-        more = f"; and {len(problems) - SHOWN} more, which hf-vit-seg check-data shows" if len(problems) > SHOWN else ""
-        raise BadDataError(f"the data cannot be used as they are: {'; '.join(problems[:SHOWN])}{more}")
+        more = f"; {len(problems) - SHOWN} more are shown by hf-vit-seg check-data" if len(problems) > SHOWN else ""
+        raise BadDataError(f"the data cannot be used: {'; '.join(problems[:SHOWN])}{more}")
     return report
 
 
 def scan(split: str, dataset: RawDataset, stamp: str, memory: FactsFile, progress: bool) -> tuple[SampleFacts, ...]:
-    """Facts of all samples of a split, in order; `stamp` is that of its source."""
+    """Read the facts of all samples of a split, in order; `stamp` identifies the source's settings."""
 
-    def look(index: int) -> SampleFacts:
+    def read_facts(index: int) -> SampleFacts:
         key = facts_key(stamp, dataset, index)
-        facts = memory.recall(key)
+        facts = memory.get(key)
         if facts is None:
-            facts = facts_of(dataset, index)
-            if facts.fault is None:  # faults may pass without a change of the file: permissions, memory, a library
-                memory.keep(key, facts)
+            facts = read_sample_facts(dataset, index)
+            if facts.fault is None:  # faults can disappear without a change of the file: permissions, memory, a library
+                memory.add(key, facts)
         return facts
 
-    return tuple(tracked(in_threads(look, range(len(dataset))), len(dataset), f"checking {split}", progress))
+    return tuple(
+        track_progress(map_in_threads(read_facts, range(len(dataset))), len(dataset), f"checking {split}", progress)
+    )
 
 
-def in_threads(work: Callable[[int], SampleFacts], indexes: Sequence[int]) -> Iterator[SampleFacts]:
-    """Results in order; decoders run side by side, as they leave Python's lock."""
+def map_in_threads(work: Callable[[int], SampleFacts], indexes: Sequence[int]) -> Iterator[SampleFacts]:
+    """Map in threads, with results in order; decoders release the GIL."""
     with single_threaded_torch():
         pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
         try:
             yield from pool.map(work, indexes)
-        finally:  # also when interrupted: what has not begun is not waited for
+        finally:  # also when interrupted: pending samples are dropped
             pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def single_threaded_torch() -> Iterator[None]:
-    """Let torch compute in the calling threads alone: a team of threads for each of them would be far too many."""
+    """Set torch to one thread, to avoid oversubscription when called from a thread pool."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -114,12 +116,12 @@ def single_threaded_torch() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def tracked(results: Iterable[SampleFacts], total: int, title: str, shown: bool) -> Iterator[SampleFacts]:
-    """Results under a progress bar on a terminal, which disappears at the end."""
+def track_progress(results: Iterable[SampleFacts], total: int, title: str, shown: bool) -> Iterator[SampleFacts]:
+    """Yield results under a transient progress bar, if `shown` and on a terminal."""
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         yield from bar.track(results, total=total)
 
 
-__all__ = ["SPLITS", "BadDataError", "check", "check_datasets", "refuse_bad_data"]
+__all__ = ["SPLITS", "BadDataError", "check", "check_datasets", "require_valid_data"]

@@ -1,9 +1,9 @@
-"""What is to be known of a sample before training on it, and a file that remembers it.
+"""Facts of a sample (shape, dtype, values, faults) and a file that caches them.
 
-Looking at every file takes a while; what was found is kept by path, size and time of change of a sample's files, so
-that a run that goes on does not look again.
+The cache is keyed by path, size and modification time of a sample's files, so that a resumed run does not read every
+file again.
 
-Shapes: C bands, H W pixels, K keypoints.
+Shapes: C channels, H W pixels, K keypoints.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ from hf_vit_seg.data.labels.raw_values import ClassTableError, Raw
 from hf_vit_seg.data.samples import Person, RawSample
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 
-VERSION = 3  # of what is remembered
+VERSION = 3  # of the cache's format
 
 
 @dataclass(frozen=True)
 class SampleFacts:
-    """A sample that was read: a fault in one sentence, or its shape and what its target holds.
+    """The shape, dtype and target values of a sample, or the `fault` that makes it unusable.
 
-    `values` are pairs of a raw value and how often it occurs: pixels of a mask, one image of a class, one person of a
-    labelled keypoint. `digest` is that of the image's pixels.
+    `values` are pairs of a raw value and its count: pixels of a mask, 1 for the class of an image, 1 for each labeled
+    keypoint of a person. `digest` is the hash of the image's pixels.
     """
 
     name: str
@@ -42,21 +42,21 @@ class SampleFacts:
 
     @property
     def kind(self) -> str:
-        """Bands and type of the image's numbers, such as `3 x uint8`."""
+        """Channels and dtype of the image, such as `3 x uint8`."""
         return f"{self.shape[0]} x {self.dtype}"
 
 
-def facts_of(dataset: RawDataset, index: int) -> SampleFacts:
-    """Read a sample."""
+def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
+    """Read a sample and collect its facts; exceptions become its `fault`."""
     name = dataset.name(index)
     try:
         sample = dataset.raw(index)
-    except (HfVitSegError, OSError) as error:  # sources of plugins may leave out which sample they mean
-        return SampleFacts(name, fault=named(error, name, name, dataset.where(index)))
+    except (HfVitSegError, OSError) as error:  # sources of plugins may not name the sample
+        return SampleFacts(name, fault=locate_error(error, name, name, dataset.location(index)))
     try:
         values = raw_counts(dataset, sample)
     except ClassTableError as error:
-        return SampleFacts(name, fault=named(error, dataset.where(index), name))
+        return SampleFacts(name, fault=locate_error(error, dataset.location(index), name))
     shape = tuple(sample.image.shape)
     digest = hashlib.blake2b(repr(shape).encode(), digest_size=16)
     digest.update(sample.image.numpy().tobytes())
@@ -69,14 +69,14 @@ def facts_of(dataset: RawDataset, index: int) -> SampleFacts:
     )
 
 
-def named(error: Exception, where: str, *names: str) -> str:
-    """An error's sentence, which begins with `where` unless it has that or one of `names` in it."""
+def locate_error(error: Exception, where: str, *names: str) -> str:
+    """The message of an error, prefixed by `where` unless it contains `where` or one of `names`."""
     reason = error_sentence(error)
     return reason if any(name in reason for name in (where, *names)) else f"{where}: {reason}"
 
 
 def raw_counts(dataset: RawDataset, sample: RawSample) -> Mapping[Raw, int]:
-    """How often each raw value occurs in a sample's target. ClassTableError for a mask of the wrong kind."""
+    """Count the raw values of a sample's target. Raises ClassTableError for a mask of the wrong kind."""
     target = sample.target
     if isinstance(target, torch.Tensor):
         return dataset.class_table.histogram(target)
@@ -86,7 +86,7 @@ def raw_counts(dataset: RawDataset, sample: RawSample) -> Mapping[Raw, int]:
 
 
 class FactsFile:
-    """Facts of samples by key, in a JSON file; None keeps them nowhere. A file that cannot be read counts as empty."""
+    """A cache of sample facts in a JSON file; `path` None disables it. An unreadable file is treated as empty."""
 
     def __init__(self, path: Path | None):
         self.path = path
@@ -95,24 +95,24 @@ class FactsFile:
         if path is not None and path.is_file():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                self.known = {key: read_facts(row) for key, row in content["samples"].items()}
-            except (ValueError, KeyError, TypeError, AttributeError):  # of another version, or cut short
+                self.known = {key: facts_from_json(row) for key, row in content["samples"].items()}
+            except (ValueError, KeyError, TypeError, AttributeError):  # another version, or truncated
                 self.known = {}
 
-    def recall(self, key: str | None) -> SampleFacts | None:
-        """What is known by a key."""
+    def get(self, key: str | None) -> SampleFacts | None:
+        """The cached facts of a key, or None."""
         facts = self.known.get(key or "")
         if facts is not None and key is not None:
             self.used[key] = facts
         return facts
 
-    def keep(self, key: str | None, facts: SampleFacts) -> None:
-        """Remember facts; those without a key are not."""
+    def add(self, key: str | None, facts: SampleFacts) -> None:
+        """Cache facts, unless `key` is None."""
         if key is not None:
             self.used[key] = facts
 
     def write(self, whole: bool = True) -> None:
-        """Write what was recalled and kept, as a whole file or not at all; unless `whole`, the rest of it stays too."""
+        """Write the facts that were used in this run, atomically; unless `whole`, unused ones are kept too."""
         rows = self.used if whole else self.known | self.used
         if self.path is None or rows == self.known:
             return
@@ -120,22 +120,22 @@ class FactsFile:
         write_text(self.path, text)
 
 
-def read_facts(row: Mapping[str, Any]) -> SampleFacts:
-    """Facts as JSON gives them back."""
+def facts_from_json(row: Mapping[str, Any]) -> SampleFacts:
+    """Restore the tuples of facts that were stored as JSON."""
     values = tuple((tuple(raw) if isinstance(raw, list) else raw, count) for raw, count in row["values"])
     return SampleFacts(**{**row, "shape": tuple(row["shape"]), "values": values})
 
 
-def source_stamp(settings: Mapping[str, Any], bands: int, dataset: RawDataset) -> str:
-    """What the facts of a source's samples depend on beside their files: settings, bands, lists, class names."""
-    listed = [stat for value in settings.values() if isinstance(value, str) and (stat := file_stamp(Path(value)))]
+def source_stamp(settings: Mapping[str, Any], channels: int, dataset: RawDataset) -> str:
+    """Everything that facts depend on except a sample's files: settings, channels, list files, class names."""
+    list_files = [stat for value in settings.values() if isinstance(value, str) and (stat := file_stamp(Path(value)))]
     colored = any(isinstance(raw, tuple) for raw, _ in dataset.class_table.targets)
-    stamp = [VERSION, dict(settings), bands, listed, dataset.source.class_names, dataset.task, colored]
+    stamp = [VERSION, dict(settings), channels, list_files, dataset.source.class_names, dataset.task, colored]
     return json.dumps(stamp, sort_keys=True, default=str)
 
 
 def facts_key(stamp: str, dataset: RawDataset, index: int) -> str | None:
-    """The key of a sample; None for one that has no files of its own, which is read every time."""
+    """The cache key of a sample; None for a sample without separate files, which is never cached."""
     stamps = [file_stamp(path) for path in dataset.files(index)]
     if not stamps or None in stamps:
         return None
@@ -143,7 +143,7 @@ def facts_key(stamp: str, dataset: RawDataset, index: int) -> str | None:
 
 
 def file_stamp(path: Path) -> tuple[str, int, int] | None:
-    """Path, size and time of change of a file; None where there is none."""
+    """Path, size and modification time of a file; None if it does not exist."""
     try:
         stat = os.stat(path)
     except (OSError, ValueError):
@@ -151,4 +151,4 @@ def file_stamp(path: Path) -> tuple[str, int, int] | None:
     return (os.path.abspath(path), stat.st_size, stat.st_mtime_ns) if path.is_file() else None
 
 
-__all__ = ["FactsFile", "SampleFacts", "facts_key", "facts_of", "source_stamp"]
+__all__ = ["FactsFile", "SampleFacts", "facts_key", "read_sample_facts", "source_stamp"]

@@ -1,6 +1,6 @@
-"""Images of any number of bands and any depth as pictures for eyes.
+"""Conversion of images of any number of channels and any depth to RGB for display.
 
-Shapes: C bands, H W pixels.
+Shapes: C channels, H W pixels.
 """
 
 import numpy as np
@@ -8,25 +8,25 @@ import torch
 from PIL import Image
 
 RGB = 3
-DARKEST, BRIGHTEST = 0.02, 0.98  # quantiles that become black and white
-MOST_SAMPLES = 2**20  # pixels per band that quantiles are taken of
+DARKEST, BRIGHTEST = 0.02, 0.98  # quantiles that are mapped to black and white
+MOST_SAMPLES = 2**20  # pixels per channel that the quantiles are computed from
 
 
-def picture(image: torch.Tensor) -> Image.Image:
-    """An image (C, H, W) as RGB: its first three bands, or its first one as gray where it has fewer.
+def to_rgb_image(image: torch.Tensor) -> Image.Image:
+    """Convert an image (C, H, W) to RGB: the first three channels, or the first one as gray if there are fewer.
 
-    uint8 is shown as it is. Other values are stretched band by band: the 2nd percentile becomes black, the 98th white;
-    pixels that are not finite become black.
+    uint8 values are unchanged. Other values are stretched for each channel from the 2nd percentile (black) to the 98th
+    (white); pixels that are not finite become black.
     """
-    bands = image[:RGB] if len(image) >= RGB else image[:1].expand(RGB, -1, -1)
-    if bands.dtype != torch.uint8:
-        bands = torch.stack([stretched(band) for band in bands])
-    return Image.fromarray(np.ascontiguousarray(bands.permute(1, 2, 0).cpu().numpy()))
+    channels = image[:RGB] if len(image) >= RGB else image[:1].expand(RGB, -1, -1)
+    if channels.dtype != torch.uint8:
+        channels = torch.stack([stretch_to_uint8(channel) for channel in channels])
+    return Image.fromarray(np.ascontiguousarray(channels.permute(1, 2, 0).cpu().numpy()))
 
 
-def stretched(band: torch.Tensor) -> torch.Tensor:
-    """Values (H, W) of any range as uint8."""
-    values = band.to(torch.float64)
+def stretch_to_uint8(channel: torch.Tensor) -> torch.Tensor:
+    """Stretch values (H, W) of any range to uint8."""
+    values = channel.to(torch.float64)
     finite = values[values.isfinite()]
     if not len(finite):
         return torch.zeros_like(values, dtype=torch.uint8)
@@ -36,4 +36,4 @@ def stretched(band: torch.Tensor) -> torch.Tensor:
     return (torch.where(values.isfinite(), shares, 0.0) * 255).round().to(torch.uint8)
 
 
-__all__ = ["picture"]
+__all__ = ["to_rgb_image"]

@@ -1,11 +1,11 @@
-"""Image files and masks as tensors, in any format, depth and number of bands.
+"""Reading of image and mask files of any format, depth and number of channels as tensors.
 
-Images of one or three bands in a picture's format are read as the image processors read PIL images, so that training
-sees what predict sees. 8-bit images are uint8; deeper ones keep their raw values as float32. Two exceptions are the
-processors' too: 16-bit gray asked for as three bands becomes an 8-bit picture, and of a 16-bit RGB PNG PIL gives the
-upper 8 bits. TIFFs with several pages of equal size, and .npy arrays, are images of as many bands.
+Images of one or three channels are read as the image processors read PIL images, so that training and prediction use
+the same pixels. 8-bit images are uint8; deeper images keep their raw values as float32. Two exceptions, as in the
+processors: 16-bit gray read with three channels is reduced to 8 bits, and PIL returns the upper 8 bits of a 16-bit RGB
+PNG. The pages of a TIFF with several pages of equal size are its channels, as are those of .npy arrays.
 
-Shapes: C bands, H W pixels.
+Shapes: C channels, H W pixels.
 """
 
 import math
@@ -38,73 +38,73 @@ File = Path | ImageBytes
 JPEG = b"\xff\xd8\xff"
 NUMPY = b"\x93NUMPY"
 TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, in either byte order
-WIDE_GRAY = ("I", "F")  # how PIL's modes of more than 8 bits begin
-MASK_CHANNELS = {"RGB": 3, "RGBA": 3, "RGBX": 3, "LA": 1, "PA": 1}  # of PIL's modes with several, those that count
-# Numbers per pixel by what a TIFF says they mean, where PIL makes a picture of them: white is 0, black is 0, RGB,
-# palette, CMYK, YCbCr; the greater count is with transparency.
-PICTURE_TIFFS = {0: (1,), 1: (1, 2), 2: (3, 4), 3: (1,), 5: (4,), 6: (3,)}
+WIDE_GRAY = ("I", "F")  # prefixes of PIL's modes with more than 8 bits
+MASK_CHANNELS = {"RGB": 3, "RGBA": 3, "RGBX": 3, "LA": 1, "PA": 1}  # channels without alpha or padding, by PIL mode
+# Samples per pixel that PIL reads, by the TIFF's photometric interpretation: white is 0, black is 0, RGB, palette,
+# CMYK, YCbCr; the larger count includes alpha.
+PIL_TIFF_LAYOUTS = {0: (1,), 1: (1, 2), 2: (3, 4), 3: (1,), 5: (4,), 6: (3,)}
 
 
-def read_pixels(file: File, bands: int = 3, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-    """An image file as (C, H, W) with C = `bands`, uint8, or float32 where the file has more than 8 bits.
+def read_pixels(file: File, channels: int = 3, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    """Read an image file as (C, H, W) with C = `channels`, uint8, or float32 for files with more than 8 bits.
 
-    With three bands gray is repeated, palettes are looked up and transparency is laid on white; with one band
-    pictures become gray. Any other count is the file's own. ImageFileError in one sentence.
+    With three channels, gray is repeated, palettes are applied and transparency is blended with white; with one
+    channel, RGB images are converted to gray. Any other count must be that of the file. Raises ImageFileError.
     """
     start = first_bytes(file)
     if start.startswith(TIFFS):
-        return tiff_pixels(file, bands, max_pixels)
+        return tiff_pixels(file, channels, max_pixels)
     if start.startswith(NUMPY):
-        return array_pixels(read_array(file), bands, file, max_pixels)
-    return picture_pixels(read_image(file, max_pixels), bands, file)
+        return array_pixels(read_array(file), channels, file, max_pixels)
+    return pil_pixels(read_image(file, max_pixels), channels, file)
 
 
-def read_picture(file: File, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An image file of a picture's format as RGB. ImageFileError in one sentence."""
+def read_rgb_image(file: File, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image file with PIL as RGB. Raises ImageFileError."""
     image = read_image(file, max_pixels)
-    with failures_in_words(file):  # palettes and transparency are first used here
+    with failures_in_words(file):  # palettes and transparency are decoded here
         return rgb_image(image)
 
 
-def picture_pixels(image: Image.Image, bands: int, file: object) -> torch.Tensor:
-    """A PIL image as (C, H, W); `file` is what messages call it."""
-    with failures_in_words(file):  # palettes and transparency are first used here
-        pixels = picture_numbers(image, bands)
-    return as_bands(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), bands, file)
+def pil_pixels(image: Image.Image, channels: int, file: object) -> torch.Tensor:
+    """Convert a PIL image to (C, H, W); `file` names it in messages."""
+    with failures_in_words(file):  # palettes and transparency are decoded here
+        pixels = pil_array(image, channels)
+    return as_channels(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), channels, file)
 
 
-def picture_numbers(image: Image.Image, bands: int) -> np.ndarray:
-    """A PIL image as (H, W) or (H, W, C): wide gray as it is, RGB or gray for three bands or one, else also alpha."""
+def pil_array(image: Image.Image, channels: int) -> np.ndarray:
+    """Convert a PIL image to (H, W) or (H, W, C): raw values of more than 8 bits, else gray, RGB, LA or RGBA."""
     if image.mode.startswith(WIDE_GRAY):
         return np.asarray(image)
-    if bands in (1, 3):
-        picture = rgb_image(image)
-        image = picture if bands == 3 else picture.convert("L")
+    if channels in (1, 3):
+        rgb = rgb_image(image)
+        image = rgb if channels == 3 else rgb.convert("L")
     elif image.mode not in ("LA", "RGBA"):
         image = rgb_image(image)
     return np.array(image)
 
 
-def as_bands(pixels: np.ndarray, bands: int, file: object) -> torch.Tensor:
-    """An array (C, H, W) of any type as the `bands` that are asked for."""
+def as_channels(pixels: np.ndarray, channels: int, file: object) -> torch.Tensor:
+    """Convert an array (C, H, W) of any dtype to a tensor with `channels` channels; only gray can be repeated."""
     if pixels.dtype.kind not in "buif":
-        raise ImageFileError(f"{file}: pixels of type {pixels.dtype} are no numbers that an image can have")
-    if len(pixels) == 1 and bands == 3:
+        raise ImageFileError(f"{file}: pixels must be real numbers, found the type {pixels.dtype}")
+    if len(pixels) == 1 and channels == 3:
         if pixels.dtype.kind in "ui" and pixels.dtype.itemsize > 1:
             gray = Image.fromarray(pixels[0].clip(0, 65535).astype(np.int32))
-            return picture_pixels(rgb_image(gray), bands, file)
+            return pil_pixels(rgb_image(gray), channels, file)
         pixels = np.repeat(pixels, 3, axis=0)
-    if len(pixels) != bands:
+    if len(pixels) != channels:
         raise ImageFileError(
-            f"{file}: the image has {len(pixels)} bands where {bands} are expected: give images of {bands} bands, or "
-            f"set data.channels of the recipe to {len(pixels)}"
+            f"{file}: the image has {len(pixels)} channels, expected {channels}: use images with {channels} channels, "
+            f"or set data.channels of the recipe to {len(pixels)}"
         )
     eight_bits = pixels.dtype in (np.uint8, np.bool_)
     return torch.from_numpy(np.array(pixels, dtype=np.uint8 if eight_bits else np.float32, order="C"))
 
 
-def tiff_pixels(file: File, bands: int, max_pixels: int) -> torch.Tensor:
-    """A TIFF of any number of bands, planar or chunky or one page each; simple pictures are PIL's."""
+def tiff_pixels(file: File, channels: int, max_pixels: int) -> torch.Tensor:
+    """Read a TIFF of any number of channels (planar, chunky, or one page each); with PIL if it supports the layout."""
     import tifffile
 
     stored = None
@@ -112,35 +112,35 @@ def tiff_pixels(file: File, bands: int, max_pixels: int) -> torch.Tensor:
         page: Any = tiff.pages.first
         needed = decoded_bytes(page.samplesperpixel, page.dtype or np.uint8)
         check_pixels(file, page.imagelength, page.imagewidth, max_pixels, needed)
-        alike = equal_series(tiff, file)
-        if not seen_as_picture(page, alike, bands):
-            check_pixels(file, page.imagelength, page.imagewidth, max_pixels, series_bytes(alike, page))
-            stored = bands_first(alike)
+        group = find_matching_series(tiff, file)
+        if not is_pil_image(page, group, channels):
+            check_pixels(file, page.imagelength, page.imagewidth, max_pixels, series_bytes(group, page))
+            stored = read_channels_first(group)
     if stored is None:
-        return picture_pixels(read_image(file, max_pixels), bands, file)
-    return as_bands(stored, bands, file)
+        return pil_pixels(read_image(file, max_pixels), channels, file)
+    return as_channels(stored, channels, file)
 
 
-def numbers_per_pixel(alike: Sequence[Any], page: Any) -> int:
-    """How many numbers series of pages hold for each pixel of a page."""
-    return sum(math.prod(each.shape) for each in alike) // (page.imagelength * page.imagewidth)
+def values_per_pixel(group: Sequence[Any], page: Any) -> int:
+    """Count the values that a group of series stores for each pixel of a page."""
+    return sum(math.prod(series.shape) for series in group) // (page.imagelength * page.imagewidth)
 
 
-def series_bytes(alike: Sequence[Any], page: Any) -> int:
-    """The memory for each pixel when series of pages are read."""
-    return decoded_bytes(numbers_per_pixel(alike, page), alike[0].dtype or np.uint8)
+def series_bytes(group: Sequence[Any], page: Any) -> int:
+    """Bytes per pixel of a group of series in memory."""
+    return decoded_bytes(values_per_pixel(group, page), group[0].dtype or np.uint8)
 
 
-def seen_as_picture(page: Any, alike: Sequence[Any], bands: int) -> bool:
-    """Whether a TIFF's first page is read as PIL's picture, and not its series `alike` as the bands."""
-    stored = numbers_per_pixel(alike, page)
-    picture = page.bitspersample <= 8 and page.samplesperpixel in PICTURE_TIFFS.get(page.photometric, ())
-    pages_are_bands = stored != page.samplesperpixel and stored == bands
-    return picture and not pages_are_bands and bands in (1, 3)
+def is_pil_image(page: Any, group: Sequence[Any], channels: int) -> bool:
+    """Whether PIL reads a TIFF's first page; otherwise the series in `group` are the channels."""
+    stored = values_per_pixel(group, page)
+    supported = page.bitspersample <= 8 and page.samplesperpixel in PIL_TIFF_LAYOUTS.get(page.photometric, ())
+    pages_are_channels = stored != page.samplesperpixel and stored == channels
+    return supported and not pages_are_channels and channels in (1, 3)
 
 
-def equal_series(tiff: Any, file: object) -> list[Any]:
-    """A TIFF's first series of pages and those of the same shape and type: not its thumbnails, overviews or masks."""
+def find_matching_series(tiff: Any, file: object) -> list[Any]:
+    """The first series of a TIFF and all of equal shape, dtype and axes (no thumbnails, overviews or masks)."""
     check_complete(tiff, file)
     first = tiff.series[0]
     return [
@@ -149,7 +149,7 @@ def equal_series(tiff: Any, file: object) -> list[Any]:
 
 
 def check_complete(tiff: Any, file: object) -> None:
-    """Refuse a TIFF that was cut off between its pages: tifffile reads those that are left, which are other bands."""
+    """Raise ImageFileError for a TIFF truncated between pages: tifffile would silently return fewer channels."""
     layout, stream = tiff.tiff, tiff.filehandle
     last = tiff.pages[len(tiff.pages) - 1].offset
     stream.seek(last)
@@ -159,10 +159,10 @@ def check_complete(tiff: Any, file: object) -> None:
         raise ImageFileError(f"{file}: the file ends before its last page: copy or download it again")
 
 
-def bands_first(alike: Sequence[Any]) -> np.ndarray:
-    """Series of equal shape as (C, H, W), pages and samples together being the bands."""
+def read_channels_first(group: Sequence[Any]) -> np.ndarray:
+    """Read series of equal shape as (C, H, W); pages and samples per pixel are flattened to channels."""
     parts = []
-    for series in alike:
+    for series in group:
         axes = series.get_axes(squeeze=False)
         array = series.asarray().reshape(series.get_shape(squeeze=False))
         array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (-2, -1))
@@ -171,101 +171,99 @@ def bands_first(alike: Sequence[Any]) -> np.ndarray:
 
 
 def read_array(file: File) -> np.ndarray:
-    """A .npy file, never one with pickled objects; a file on a disk is mapped, and read where it is used."""
+    """Load a .npy file without pickled objects; files on disk are memory-mapped."""
     with failures_in_words(file):
         if isinstance(file, ImageBytes):
             return np.load(opened(file), allow_pickle=False)
         return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
-def array_pixels(array: np.ndarray, bands: int, file: object, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-    """An array (H, W), (C, H, W) or (H, W, C) as (C, H, W); where both ends could be the bands, the first is."""
-    array = channels_in_front(array, (bands, 1), file)
+def array_pixels(array: np.ndarray, channels: int, file: object, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    """Convert an array (H, W), (C, H, W) or (H, W, C) to (C, H, W); channels first if both layouts are possible."""
+    array = move_channels_first(array, (channels, 1), file)
     check_pixels(file, array.shape[1], array.shape[2], max_pixels, decoded_bytes(len(array), array.dtype))
-    return as_bands(array, bands, file)
+    return as_channels(array, channels, file)
 
 
-def channels_in_front(array: np.ndarray, counts: Sequence[int], file: object) -> np.ndarray:
-    """An array (H, W), (C, H, W) or (H, W, C) as (C, H, W): C is the end that is found first in `counts`."""
+def move_channels_first(array: np.ndarray, counts: Sequence[int], file: object) -> np.ndarray:
+    """Move the channels of an array (H, W), (C, H, W) or (H, W, C) first; earlier `counts` have priority."""
     if array.ndim == 2:
         return array[None]
     ends = (array.shape[0], array.shape[2]) if array.ndim == 3 else ()
     found = [axis for count in counts for axis, length in enumerate(ends) if length == count]
     if not found:
         raise ImageFileError(
-            f"{file}: an array of shape {array.shape} is neither (height, width) nor has it "
-            f"{' or '.join(map(str, counts))} channels in front or behind (for images see data.channels of the recipe)"
+            f"{file}: found an array of shape {array.shape}, expected (height, width), or "
+            f"{' or '.join(map(str, counts))} channels in the first or last axis (data.channels of the recipe)"
         )
     return array if found[0] == 0 else array.transpose(2, 0, 1)
 
 
 def read_mask(file: File, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-    """A mask file as (H, W) int64 of raw values, or (3, H, W) uint8 where it is painted in colors.
+    """Read a mask file as (H, W) int64 of raw values, or (3, H, W) uint8 of colors.
 
-    Palettes give indexes and 1-bit masks 0 and 1; transparency is left out. ImageFileError in one sentence, also for
-    JPEG, which loses a mask's values.
+    Palette images give indices, 1-bit masks 0 and 1; alpha is dropped. Raises ImageFileError, also for JPEG, whose
+    lossy compression changes the values.
     """
     start = first_bytes(file)
     if start.startswith(JPEG):
-        raise ImageFileError(f"{file}: a mask has to be stored without loss, and JPEG blurs its values: use PNG")
+        raise ImageFileError(f"{file}: JPEG is lossy and changes the values of a mask: use PNG")
     if start.startswith(TIFFS):
-        return array_mask(tiff_numbers(file, max_pixels), file)
+        return array_mask(read_tiff_values(file, max_pixels), file)
     if start.startswith(NUMPY):
-        array = channels_in_front(read_array(file), (1, 3, 4), file)
+        array = move_channels_first(read_array(file), (1, 3, 4), file)
         check_pixels(file, array.shape[1], array.shape[2], max_pixels, decoded_bytes(len(array), array.dtype))
         return array_mask(array, file)
-    return picture_mask(read_image(file, max_pixels), file)
+    return pil_mask(read_image(file, max_pixels), file)
 
 
-def picture_mask(image: Image.Image, file: object) -> torch.Tensor:
-    """A PIL image as a mask; `file` is what messages call it."""
+def pil_mask(image: Image.Image, file: object) -> torch.Tensor:
+    """Convert a PIL image to a mask; `file` names it in messages."""
     if image.mode not in MASK_CHANNELS and len(image.getbands()) > 1:
         raise ImageFileError(
-            f"{file}: a mask has one value per pixel or RGB colors, and this is an image of mode {image.mode}: save "
-            "it as a PNG of 8 or 16 bits"
+            f"{file}: found an image of mode {image.mode}, expected a mask with one value per pixel or RGB colors: "
+            "save it as a PNG of 8 or 16 bits"
         )
     pixels = np.asarray(image)
     channels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return array_mask(channels[: MASK_CHANNELS.get(image.mode, 1)], file)
 
 
-def tiff_numbers(file: File, max_pixels: int) -> np.ndarray:
-    """A TIFF's numbers as they are stored, (C, H, W)."""
+def read_tiff_values(file: File, max_pixels: int) -> np.ndarray:
+    """Read the stored values of a TIFF, (C, H, W)."""
     import tifffile
 
     with failures_in_words(file), tifffile.TiffFile(opened(file)) as tiff:
         page: Any = tiff.pages.first
-        series = tiff.series[:1]
-        check_pixels(file, page.imagelength, page.imagewidth, max_pixels, series_bytes(series, page))
+        first = tiff.series[:1]
+        check_pixels(file, page.imagelength, page.imagewidth, max_pixels, series_bytes(first, page))
         check_complete(tiff, file)
-        return bands_first(series)
+        return read_channels_first(first)
 
 
 def array_mask(array: np.ndarray, file: object) -> torch.Tensor:
-    """An array (C, H, W) as a mask: one channel has values, three or four of 8 bits have colors."""
+    """Convert an array (C, H, W) to a mask: one channel holds raw values, three or four 8-bit channels hold colors."""
     check_sides(file, *array.shape[1:])
     if len(array) in (3, 4) and array.dtype == np.uint8:
         return torch.from_numpy(np.array(array[:3], order="C"))
     if len(array) != 1:
         raise ImageFileError(
-            f"{file}: a mask has one value per pixel or 8-bit RGB colors, and this has {len(array)} channels of "
-            f"{array.dtype}"
+            f"{file}: found {len(array)} channels of {array.dtype}, expected a mask with one value per pixel or 8-bit "
+            "RGB colors"
         )
-    return torch.from_numpy(whole_numbers(array[0], file))
+    return torch.from_numpy(as_integers(array[0], file))
 
 
-def whole_numbers(values: np.ndarray, file: object) -> np.ndarray:
-    """Values of a mask as int64."""
+def as_integers(values: np.ndarray, file: object) -> np.ndarray:
+    """Convert the values of a mask to int64."""
     if values.dtype.kind not in "buif":
-        raise ImageFileError(f"{file}: values of type {values.dtype} are no numbers that a mask can have")
+        raise ImageFileError(f"{file}: mask values must be integers, found the type {values.dtype}")
     with np.errstate(invalid="ignore"):
         whole = values.astype(np.int64, order="C")
     if (values.dtype.kind == "f" or values.dtype == np.uint64) and not np.array_equal(whole, values):
-        odd = values[whole != values].flat[0]
-        raise ImageFileError(
-            f"{file}: a mask has whole numbers of up to 64 bits for its classes, and this has values such as {odd}"
-        )
+        value = values[whole != values].flat[0]
+        raise ImageFileError(f"{file}: mask values must be integers of at most 64 bits, found {value}")
     return whole
 
 
-__all__ = ["array_pixels", "picture_pixels", "read_mask", "read_picture", "read_pixels"]
+__all__ = ["array_pixels", "pil_pixels", "read_mask", "read_pixels", "read_rgb_image"]

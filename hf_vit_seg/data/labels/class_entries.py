@@ -1,4 +1,4 @@
-"""What a recipe says about classes: their names, the raw values that mean them, and those that do not count."""
+"""The classes of a recipe: names, raw values, colors, and ignored raw values."""
 
 import json
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal, Protocol
 
-from .raw_values import UNCOUNTED, ClassTableError, Raw
+from .raw_values import IGNORED_VALUE, ClassTableError, Raw
 
 REDUCE_ZERO_LABEL = "reduce_zero_label"
-DEFAULT_IGNORED = (255,)  # not in the way of classes that have this value themselves
+DEFAULT_IGNORED = (255,)  # a class may still use this value
 
 
 class ClassEntry(Protocol):
-    """A class of a recipe: without `values` its place in the list is its raw value; with none it never occurs."""
+    """A class of a recipe. If `values` is None, its raw value is its list index; if empty, it never occurs."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -24,7 +24,7 @@ class ClassEntry(Protocol):
 
 
 class ClassSettings(Protocol):
-    """What a recipe's `data` says about classes."""
+    """The class settings of a recipe's `data`."""
 
     @property
     def classes(self) -> Sequence[Any] | str | None: ...  # noqa: D102
@@ -38,7 +38,7 @@ class ClassSettings(Protocol):
 
 @dataclass(frozen=True)
 class NamedClass:
-    """A class of which only the name is known."""
+    """A class given by its name, with an optional color."""
 
     name: str
     values: tuple[Raw, ...] | None = None
@@ -46,26 +46,28 @@ class NamedClass:
 
 
 def class_entries(data: ClassSettings, source_names: Sequence[str] | None) -> list[ClassEntry]:
-    """The classes of a recipe, or of the source where the recipe has none."""
+    """The classes of a recipe; without `data.classes`, those of the source."""
     given = data.classes if data.classes is not None else source_names
     given = label_set(given) if isinstance(given, str) else given
     if not given:
         raise ClassTableError(
-            "data.classes is missing: the source does not tell which classes there are; give their names in the order "
-            "of the masks' values, as in classes: [background, nucleus]"
+            "data.classes is missing, and the source has no class names: list the names in the order of the masks' "
+            "values, as in classes: [background, nucleus]"
         )
     if data.preset is not None and any(not isinstance(entry, str) and entry.values is not None for entry in given):
-        raise ClassTableError(f"the preset {data.preset} says which values the classes have: leave out their own")
+        raise ClassTableError(
+            f"the preset {data.preset} defines the values of the classes: remove `values` from data.classes"
+        )
     return [NamedClass(entry) if isinstance(entry, str) else entry for entry in given]
 
 
 def label_set(name: str) -> list[NamedClass]:
-    """The classes of a label set that comes with the package (configs/labels), with its colors."""
+    """The classes and colors of a label set of the package (configs/labels)."""
     folder = files("hf_vit_seg.configs") / "labels"
     known = sorted(entry.name.removesuffix(".json") for entry in folder.iterdir())
     if name not in known:
         raise ClassTableError(
-            f"data.classes: there is no label set '{name}'; there are {', '.join(known)}, or give names"
+            f"data.classes: unknown label set '{name}': use one of {', '.join(known)}, or list the names"
         )
     content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     colors = [(red, green, blue) for red, green, blue in content.get("palette", [])] or [None] * len(content["names"])
@@ -73,53 +75,53 @@ def label_set(name: str) -> list[NamedClass]:
 
 
 def class_targets(names: Sequence[str], values: Sequence[Sequence[Raw]]) -> dict[Raw, int]:
-    """The class of each raw value."""
+    """Map each raw value to its class index."""
     targets: dict[Raw, int] = {}
     for index, raws in enumerate(values):
         for raw in raws:
             if targets.setdefault(raw, index) != index:
                 raise ClassTableError(
-                    f"the value {raw} is both '{names[targets[raw]]}' and '{names[index]}' (a class without values has "
-                    "its place in the list, from 0): give each value to one class"
+                    f"the value {raw} belongs to both '{names[targets[raw]]}' and '{names[index]}' (the value of a "
+                    "class without `values` is its position in the list, from 0): assign each value to one class"
                 )
     if len({isinstance(raw, tuple) for raw in targets}) > 1:
         raise ClassTableError(
-            "some classes have colors as values and others whole numbers (or none, which is their place in the list): "
-            "masks have one or the other"
+            "found colors as values of some classes and integers of others (the value of a class without `values` is "
+            "its position in the list): use either colors or integers"
         )
     return targets
 
 
-def ignored_targets(data: ClassSettings, names: Sequence[str], values: Sequence[Sequence[Raw]]) -> list[Raw]:
-    """The raw values that do not count: those of `data.ignore`, the preset's, and what sources write for it."""
+def find_ignored_values(data: ClassSettings, names: Sequence[str], values: Sequence[Sequence[Raw]]) -> list[Raw]:
+    """The ignored raw values: those of `data.ignore` and of the preset, and `IGNORED_VALUE`, which sources write."""
     owners = {raw: names[index] for index, raws in enumerate(values) for raw in raws}
     colored = any(isinstance(raw, tuple) for raw in owners)
-    asked = tuple(data.ignore) != DEFAULT_IGNORED
-    ignored: list[Raw] = [] if colored else [UNCOUNTED, *([0] if data.preset == REDUCE_ZERO_LABEL else [])]
+    explicit = tuple(data.ignore) != DEFAULT_IGNORED
+    ignored: list[Raw] = [] if colored else [IGNORED_VALUE, *([0] if data.preset == REDUCE_ZERO_LABEL else [])]
     for raw in data.ignore:
         fits = isinstance(raw, tuple) == colored
-        if asked and not fits:
-            kind = "colors" if colored else "whole numbers"
-            raise ClassTableError(f"data.ignore has {raw}, but the classes' values are {kind}: so must ignored ones be")
-        if asked and raw in owners:
-            raise ClassTableError(f"the value {raw} is both '{owners[raw]}' and in data.ignore: take it out of one")
+        if explicit and not fits:
+            kind = "colors" if colored else "integers"
+            raise ClassTableError(f"data.ignore has {raw}, but the values of the classes are {kind}: use {kind}")
+        if explicit and raw in owners:
+            raise ClassTableError(f"the value {raw} belongs to '{owners[raw]}' and data.ignore: remove it from one")
         if fits:
             ignored.append(raw)
     return [raw for raw in ignored if raw not in owners]
 
 
 def class_colors(entries: Sequence[ClassEntry]) -> tuple[tuple[int, int, int], ...] | None:
-    """The classes' colors, their own or those of their masks; None when none has one."""
+    """The palette: each class's `color`, or the first color in its `values`; None if no class has a color."""
     colors = [entry.color or next((v for v in entry.values or () if isinstance(v, tuple)), None) for entry in entries]
     if not any(colors):
         return None
     palette = tuple(color for color in colors if color is not None)
     if len(palette) < len(colors):
         name = entries[colors.index(None)].name
-        raise ClassTableError(f"the class '{name}' has no color, but others have: give one to all classes or to none")
+        raise ClassTableError(f"the class '{name}' has no color, but others do: set colors for all classes or for none")
     if wrong := [color for color in palette if not all(0 <= part <= 255 for part in color)]:
-        raise ClassTableError(f"{wrong[0]} is no color: red, green and blue are 0 .. 255 each")
+        raise ClassTableError(f"{wrong[0]} is not a color: red, green and blue must be 0 .. 255")
     return palette
 
 
-__all__ = ["ClassEntry", "ClassSettings", "class_colors", "class_entries", "class_targets", "ignored_targets"]
+__all__ = ["ClassEntry", "ClassSettings", "class_colors", "class_entries", "class_targets", "find_ignored_values"]

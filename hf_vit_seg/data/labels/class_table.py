@@ -1,7 +1,7 @@
-"""The one label map: which raw values of a mask mean which class, and which do not count.
+"""The class table: maps raw values of masks to class indices or the ignore index.
 
-A raw value is a number, or a color (red, green, blue) where masks are painted. The table is applied once, when a
-sample is read; nothing behind it (processor, loss, metric) shifts labels again.
+A raw value is an integer, or a color (red, green, blue) in color-coded masks. The table is applied once, when a sample
+is read; later stages (processor, loss, metric) never shift labels.
 
 Shapes: H W pixels.
 """
@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from hf_vit_seg.data.wording import listed
+from hf_vit_seg.data.wording import format_list
 
 from .class_entries import (
     REDUCE_ZERO_LABEL,
@@ -22,19 +22,19 @@ from .class_entries import (
     class_colors,
     class_entries,
     class_targets,
-    ignored_targets,
+    find_ignored_values,
 )
-from .raw_values import UNCOUNTED, UNKNOWN, ClassTableError, Lookup, Raw, UnknownValueError, histogram
+from .raw_values import IGNORED_VALUE, UNKNOWN, ClassTableError, Lookup, Raw, UnknownValueError, histogram
 
-SHOWN = 5  # unknown values that a message lists
+SHOWN = 5  # unknown values in a message
 
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Classes by name, and the raw values that mean them.
+    """Class names, and the class index of each raw value.
 
-    `targets` are pairs of a raw value and its class, or `ignore_index`. `by_place` says that no class gave values of
-    its own: then a source that names its classes is matched by name instead (see `matched`).
+    `targets` are pairs of a raw value and its class, or `ignore_index`. `by_position` is true if no class defines
+    `values`; then a source with class names is matched by name (see `match_source`).
     """
 
     names: tuple[str, ...]
@@ -42,60 +42,63 @@ class ClassTable:
     palette: tuple[tuple[int, int, int], ...] | None = None
     ignore_index: int = 255
     unknown_values: Literal["error", "ignore"] = "error"
-    by_place: bool = True
+    by_position: bool = True
 
     @classmethod
     def from_recipe(cls, data: ClassSettings, source_names: Sequence[str] | None = None) -> "ClassTable":
-        """The table that a recipe's `data` describes; without `classes` there, that of the names a source gives.
+        """Build the table of a recipe's `data`; without `data.classes`, of the source's class names.
 
-        The ignore index is 255, or 65535 for more than 255 classes. A value may be a class's or ignored, not both;
-        only `ignore: [255]`, the default, gives way to a class that has this value. ClassTableError in one sentence.
+        The ignore index is 255, or 65535 for more than 255 classes. A value cannot be both a class's and ignored,
+        except for the default `ignore: [255]`, which a class may override. Raises ClassTableError.
         """
         entries = class_entries(data, source_names)
         names = tuple(entry.name for entry in entries)
         if repeated := [name for name, count in Counter(names).items() if count > 1]:
-            raise ClassTableError(f"data.classes has '{repeated[0]}' twice: give the values of both to one class")
+            raise ClassTableError(f"data.classes has '{repeated[0]}' twice: merge the values of both into one class")
         first = 1 if data.preset == REDUCE_ZERO_LABEL else 0
         values = [(place,) if e.values is None else tuple(e.values) for place, e in enumerate(entries, first)]
         ignore_index = 255 if len(names) <= 255 else 65535
-        targets = class_targets(names, values) | dict.fromkeys(ignored_targets(data, names, values), ignore_index)
+        targets = class_targets(names, values) | dict.fromkeys(find_ignored_values(data, names, values), ignore_index)
         return cls(
             names=names,
             targets=tuple(sorted(targets.items())),
             palette=class_colors(entries),
             ignore_index=ignore_index,
             unknown_values=data.unknown,
-            by_place=not first and all(entry.values is None for entry in entries),
+            by_position=not first and all(entry.values is None for entry in entries),
         )
 
-    def matched(self, source_names: Sequence[str] | None) -> "ClassTable":
-        """This table for a source that names its classes: raw value i is there the class with the i-th name.
+    def match_source(self, source_names: Sequence[str] | None) -> "ClassTable":
+        """Return the table for a source with class names, whose raw value i is the class named `source_names[i]`.
 
-        Where classes have values of their own, those are the places of the names in the source, and nothing changes.
+        If classes define `values`, these refer to positions in `source_names`, and the table is returned unchanged.
         """
-        if source_names is None or not self.by_place:
+        if source_names is None or not self.by_position:
             return self
         places = {name: place for place, name in enumerate(self.names)}
         strange = [f"'{name}'" for name in source_names if name not in places]
         if strange and self.unknown_values == "error":
             raise ClassTableError(
-                f"the source has the class {listed(strange)}, which is not among the classes ({listed(self.names)}): "
-                "name it in data.classes, or set data.unknown to ignore"
+                f"the source has the class {format_list(strange)}, which is not in data.classes "
+                f"({format_list(self.names)}): add it, or set data.unknown to ignore"
             )
         targets = [(place, places.get(name, self.ignore_index)) for place, name in enumerate(source_names)]
-        return replace(self, targets=((UNCOUNTED, self.ignore_index), *targets), by_place=False)
+        return replace(self, targets=((IGNORED_VALUE, self.ignore_index), *targets), by_position=False)
 
     def class_of(self, raw: int) -> int:
-        """The class of an image whose raw label is given. UnknownValueError when it has none."""
+        """The class index of an image's raw label. Raises UnknownValueError for labels without a class."""
         found = dict(self.targets).get(raw, UNKNOWN)
         if not 0 <= found < len(self.names):
-            raise UnknownValueError(f"the label {raw} is no class's: classes have {self.known_values()}", {raw: 1})
+            raise UnknownValueError(
+                f"the label {raw} belongs to no class: classes have {self.describe_values()}", {raw: 1}
+            )
         return found
 
     def apply(self, raw: torch.Tensor) -> torch.Tensor:
-        """A raw mask, (H, W) of values or (3, H, W) of colors, as classes (H, W) int64 and `ignore_index`.
+        """Map a raw mask, (H, W) of values or (3, H, W) of colors, to class indices (H, W) int64.
 
-        UnknownValueError when values are neither a class's nor ignored, and the recipe does not ignore them too.
+        Ignored values become `ignore_index`. Raises UnknownValueError for other values, unless `data.unknown` is
+        `ignore`.
         """
         classes = self._lookup(raw)
         unknown = classes == UNKNOWN
@@ -105,25 +108,25 @@ class ClassTable:
             return classes.masked_fill_(unknown, self.ignore_index)
         counts = self.unknown(raw)
         raise UnknownValueError(
-            f"the mask has the unknown values {listed([f'{v} ({n} pixels)' for v, n in counts.items()], SHOWN)}; "
-            f"classes have {self.known_values()}: add them to a class's values or to data.ignore, or set data.unknown "
-            "to ignore",
+            f"the mask has the unknown values {format_list([f'{v} ({n} pixels)' for v, n in counts.items()], SHOWN)}; "
+            f"classes have {self.describe_values()}: add them to the values of a class or to data.ignore, or set "
+            "data.unknown to ignore",
             counts,
         )
 
     def unknown(self, raw: torch.Tensor) -> dict[Raw, int]:
-        """Pixels by raw value, of the values that are neither a class's nor ignored, the most frequent first."""
+        """Pixel counts of raw values that are neither mapped to a class nor ignored, the most frequent first."""
         known = {value for value, _ in self.targets}
         counts = [(value, count) for value, count in self.histogram(raw).items() if value not in known]
         return dict(sorted(counts, key=lambda item: -item[1]))
 
     def histogram(self, raw: torch.Tensor) -> dict[Raw, int]:
-        """Pixels by raw value, in the order of the values. ClassTableError for colors where values are numbers."""
+        """Pixel counts by raw value, in order of the values. Raises ClassTableError for a mask of the wrong kind."""
         return histogram(raw, self._lookup.colored)
 
-    def known_values(self) -> str:
-        """The raw values of the classes, in words."""
-        return listed([value for value, target in self.targets if target < len(self.names)], 12)
+    def describe_values(self) -> str:
+        """Format the raw values of the classes."""
+        return format_list([value for value, target in self.targets if target < len(self.names)], 12)
 
     @cached_property
     def _lookup(self) -> Lookup:

@@ -1,1 +1,1 @@
-"""Where samples come from: folders, lists, COCO files, Hub datasets."""
+"""Data sources: folders, lists, COCO files, Hub datasets."""

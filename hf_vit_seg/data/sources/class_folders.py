@@ -1,9 +1,9 @@
-"""A folder of images for each class."""
+"""Classification datasets with one folder of images per class."""
 
 from typing import ClassVar
 
 from hf_vit_seg.data.images.files import files_below, readable_suffixes
-from hf_vit_seg.data.wording import listed
+from hf_vit_seg.data.wording import format_list
 
 from .file_source import FileSource
 from .source import Place, SourceError, SourceRecord, existing_folder
@@ -12,26 +12,28 @@ from .source import Place, SourceError, SourceRecord, existing_folder
 class ClassFoldersSource(SourceRecord):
     """Images sorted into a folder for each class, `root/cat/1.jpg`, as in ImageNet.
 
-    root: the folder of these folders, whose names are the classes, in alphabetical order.
+    root: the parent folder of the class folders; their names in alphabetical order are the classes.
     """
 
     tasks: ClassVar = ("classification",)
 
     root: Place
 
-    def open(self, task: str, bands: int = 3) -> FileSource:
-        """Find the images. SourceError when there are no folders, or one is without images."""
+    def open(self, task: str, channels: int = 3) -> FileSource:
+        """Find the images. Raises SourceError if there are no class folders, or one has no images."""
         root = existing_folder(self.root, "root")
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         suffixes = readable_suffixes()
         found = {folder.name: list(files_below(folder, suffixes)) for folder in folders}
         if not found:
-            raise SourceError(f"{root} has no folders: there is to be one for each class, with its images inside")
+            raise SourceError(f"{root} has no subfolders: create one folder of images per class")
         if empty := [name for name, files in found.items() if not files]:
-            raise SourceError(f"{root}: folders without images: {listed(empty)}; every folder is a class: remove these")
+            raise SourceError(
+                f"{root}: found folders without images: {format_list(empty)}; remove them, as every folder is a class"
+            )
         images = [f"{name}/{path.as_posix()}" for name, files in found.items() for path in files]
         labels = [label for label, files in enumerate(found.values()) for _ in files]
-        return FileSource(root, images, root, labels, tuple(found), bands)
+        return FileSource(root, images, root, labels, tuple(found), channels)
 
 
 __all__ = ["ClassFoldersSource"]

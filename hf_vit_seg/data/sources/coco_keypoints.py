@@ -1,4 +1,4 @@
-"""People, or other things with keypoints, in COCO's format: one sample for each.
+"""COCO keypoint annotations: one sample per person (or other object with keypoints).
 
 Shapes: K keypoints.
 """
@@ -19,15 +19,15 @@ from .source import Place, SourceError, SourceRecord
 
 
 class CocoKeypointsSource(SourceRecord):
-    """COCO's keypoint annotations: a sample is one person of an image, cut to its box by the transforms.
+    """COCO keypoint annotations: a sample is one person of an image, cropped to its box by the transforms.
 
-    People in crowd regions, with fewer labelled keypoints than `keypoints`, or without a box inside the image are left
-    out, as in ViTPose (mmpose). Boxes are cut at the image's border.
+    Crowd regions, people with fewer labeled keypoints than `keypoints`, and people without a box inside the image are
+    skipped, as in ViTPose (mmpose). Boxes are clipped to the image.
 
     annotations: the JSON file.
     images: the folder that its file names are relative to.
-    category: the name of what has keypoints.
-    keypoints: the least number of labelled keypoints (hidden or visible).
+    category: the name of the category with keypoints.
+    keypoints: the minimum number of labeled keypoints (hidden or visible).
     """
 
     tasks: ClassVar = ("pose",)
@@ -37,26 +37,29 @@ class CocoKeypointsSource(SourceRecord):
     category: str = "person"
     keypoints: int = Field(1, ge=1)
 
-    def open(self, task: str, bands: int = 3) -> "CocoKeypoints":
-        """Read the annotations. SourceError when nobody has keypoints."""
+    def open(self, task: str, channels: int = 3) -> "CocoKeypoints":
+        """Read the annotations. Raises SourceError if none has enough keypoints."""
         coco = read_coco(self.annotations, self.images)
         category = coco.category(self.category)
         names = category.keypoints
         if not names:
-            raise SourceError(f"{coco.path}: the category '{self.category}' names no keypoints")
+            raise SourceError(f"{coco.path}: the category '{self.category}' has no keypoints")
         ordered: dict[Id, list[CocoAnnotation]] = {image: [] for image in coco.images}
         for annotation in coco.annotations:
             if annotation.category_id == category.id and not annotation.iscrowd:
                 ordered[annotation.image_id].append(annotation)
         people = People.of(coco, [a for group in ordered.values() for a in group], len(names), self.keypoints)
         if not len(people.ids):
-            raise SourceError(f"{coco.path}: no '{self.category}' has {self.keypoints} or more labelled keypoints")
-        return CocoKeypoints(coco, people, tuple(names), bands)
+            raise SourceError(f"{coco.path}: no '{self.category}' has {self.keypoints} or more labeled keypoints")
+        return CocoKeypoints(coco, people, tuple(names), channels)
 
 
 @dataclass(frozen=True, eq=False)
 class People:
-    """Annotations as arrays, which loader processes share: ids and images (N,), boxes (N, 4), areas (N,), (N, K, 3)."""
+    """Annotations as arrays, which forked loader processes share.
+
+    `ids`, `images` and `areas` are (N,), `boxes` (N, 4), `keypoints` (N, K, 3).
+    """
 
     ids: np.ndarray
     images: np.ndarray
@@ -66,21 +69,23 @@ class People:
 
     @classmethod
     def of(cls, coco: CocoFile, annotations: Sequence[CocoAnnotation], count: int, least: int) -> "People":
-        """The annotations that have at least `least` labelled of their `count` keypoints, and a box."""
+        """Select annotations with at least `least` labeled keypoints (of `count`) and a box inside the image."""
         rows = []
         for annotation in annotations:
             flat, bbox = annotation.keypoints or [0] * 3 * count, annotation.bbox or []
             if len(flat) != 3 * count or len(bbox) != 4:
                 raise SourceError(
-                    f"{coco.path}: annotation {annotation.id} has {len(flat)} numbers for keypoints where {count} "
-                    f"keypoints have {3 * count}, or no bbox of 4 numbers"
+                    f"{coco.path}: annotation {annotation.id} has {len(flat)} keypoint numbers and {len(bbox)} bbox "
+                    f"numbers, expected {3 * count} and 4"
                 )
             if not isinstance(annotation.id, int) or not isinstance(annotation.image_id, int):
-                raise SourceError(f"{coco.path}: ids of people and images are whole numbers, found {annotation.id!r}")
+                raise SourceError(
+                    f"{coco.path}: ids of annotations and images must be integers, found {annotation.id!r}"
+                )
             if not np.isfinite([*flat, *bbox, annotation.area or 0]).all():
                 raise SourceError(f"{coco.path}: annotation {annotation.id} has numbers that are not finite")
             points = np.array(flat, np.float32).reshape(count, 3)
-            box = cut_box(bbox, coco.images[annotation.image_id])
+            box = clip_box(bbox, coco.images[annotation.image_id])
             if (points[:, 2] > 0).sum() >= least and box[2] > 0 and box[3] > 0:
                 area = annotation.area or box[2] * box[3]
                 rows.append((annotation.id, annotation.image_id, box, area, points))
@@ -88,8 +93,8 @@ class People:
         return cls(np.array(ids), np.array(images), np.array(boxes), np.array(areas), np.array(keypoints))
 
 
-def cut_box(box: Sequence[float], image: CocoImage) -> tuple[float, float, float, float]:
-    """A box (x, y, width, height) without what lies outside of its image."""
+def clip_box(box: Sequence[float], image: CocoImage) -> tuple[float, float, float, float]:
+    """Clip a box (x, y, width, height) to its image."""
     x, y, width, height = box
     left, top = max(0.0, x), max(0.0, y)
     return left, top, min(image.width, x + width) - left, min(image.height, y + height) - top
@@ -97,27 +102,26 @@ def cut_box(box: Sequence[float], image: CocoImage) -> tuple[float, float, float
 
 @dataclass(frozen=True, eq=False)
 class CocoKeypoints:
-    """People, in the order of their images; `class_names` are the keypoints'."""
+    """People in the order of their images; `class_names` are the names of the keypoints."""
 
     coco: CocoFile
     people: People
     class_names: tuple[str, ...]
-    bands: int = 3
+    channels: int = 3
 
     def __len__(self) -> int:
-        """Count the people."""
         return len(self.people.ids)
 
     def read(self, index: int) -> RawSample:
-        """Decode the whole image of a person. ImageFileError when the file cannot be used."""
-        return RawSample(self.name(index), self.coco.read(self.image(index), self.bands), self.person(index))
+        """Read the whole image of a person. Raises ImageFileError."""
+        return RawSample(self.name(index), self.coco.read(self.image(index), self.channels), self.person(index))
 
     def image(self, index: int) -> CocoImage:
-        """The image that a person is in."""
+        """The image of a person."""
         return self.coco.images[int(self.people.images[index])]
 
     def person(self, index: int) -> Person:
-        """A person, in pixels of the image."""
+        """A person's box and keypoints, in pixels of the image."""
         x, y, width, height = self.people.boxes[index].tolist()
         return Person(
             box=(x, y, width, height),
@@ -132,11 +136,10 @@ class CocoKeypoints:
         return f"{self.image(index).file_name}#{self.people.ids[index]}"
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The image; the keypoints are all in one file."""
         return (self.coco.file(self.image(index)),)
 
     def group(self, index: int) -> int:
-        """The image's id: its people stay together."""
+        """The image id: people of one image stay in one split."""
         return int(self.people.images[index])
 
 

@@ -1,4 +1,4 @@
-"""COCO annotations drawn as masks.
+"""COCO annotations rasterized to masks.
 
 Shapes: H W pixels.
 """
@@ -12,25 +12,24 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from hf_vit_seg.data.labels.raw_values import UNCOUNTED
+from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE
 from hf_vit_seg.data.samples import RawSample
-from hf_vit_seg.data.wording import listed
+from hf_vit_seg.data.wording import format_list
 
 from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, read_coco
 from .source import Place, SourceError, SourceRecord
 
 
 class CocoMasksSource(SourceRecord):
-    """COCO annotations (polygons and run lengths) drawn as masks of classes, with pycocotools.
+    """COCO annotations (polygons and run-length encodings) rasterized to semantic masks with pycocotools.
 
-    Instances of more pixels are drawn first, so that smaller ones lie on top (of equal ones the later in the file).
-    Crowd regions are drawn last and do not count. Raw values are 0 for the background and then the categories in their
-    order.
+    Larger instances are drawn first, so that smaller ones are on top (of equal ones, the later in the file). Crowd
+    regions are drawn last and ignored. Raw value 0 is the background; the categories follow in order.
 
     annotations: the JSON file.
     images: the folder that its file names are relative to.
-    categories: the names of those that are drawn, in this order; without it all of the file by their ids.
-    background: the name of the class of all other pixels; null leaves them out of training and measures.
+    categories: the names of the categories to draw, in class order; default: all, sorted by id.
+    background: the name of the class of all other pixels; null ignores them in training and evaluation.
     """
 
     tasks: ClassVar = ("segmentation",)
@@ -40,8 +39,8 @@ class CocoMasksSource(SourceRecord):
     categories: tuple[str, ...] | None = None
     background: str | None = "background"
 
-    def open(self, task: str, bands: int = 3) -> "CocoMasks":
-        """Read the annotations. SourceError when they cannot be drawn."""
+    def open(self, task: str, channels: int = 3) -> "CocoMasks":
+        """Read the annotations. Raises SourceError if some have no segmentation."""
         try:
             import pycocotools.mask  # noqa: F401
         except ImportError:
@@ -55,15 +54,15 @@ class CocoMasksSource(SourceRecord):
         drawn = [a for a in coco.annotations if a.category_id in values]
         if bare := [a.id for a in drawn if not a.segmentation]:
             raise SourceError(
-                f"{coco.path}: {len(bare)} of {len(drawn)} annotations have no segmentation, such as {listed(bare)}: "
-                "boxes alone make no masks"
+                f"{coco.path}: {len(bare)} of {len(drawn)} annotations have no segmentation: {format_list(bare)}; "
+                "masks cannot be drawn from boxes"
             )
         names = (*([self.background] if self.background else []), *(category.name for category in chosen))
-        return CocoMasks(coco, tuple(coco.images.values()), by_image(drawn), values, names, bands)
+        return CocoMasks(coco, tuple(coco.images.values()), group_by_image(drawn), values, names, channels)
 
 
-def by_image(annotations: Sequence[CocoAnnotation]) -> dict[Id, list[CocoAnnotation]]:
-    """The annotations of each image."""
+def group_by_image(annotations: Sequence[CocoAnnotation]) -> dict[Id, list[CocoAnnotation]]:
+    """Group annotations by image id."""
     lists: dict[Id, list[CocoAnnotation]] = {}
     for annotation in annotations:
         lists.setdefault(annotation.image_id, []).append(annotation)
@@ -72,43 +71,42 @@ def by_image(annotations: Sequence[CocoAnnotation]) -> dict[Id, list[CocoAnnotat
 
 @dataclass(frozen=True, eq=False)
 class CocoMasks:
-    """Images with the annotations that are drawn on each, and the raw value of each category id."""
+    """Images with the annotations to draw on each, and the raw value of each category id."""
 
     coco: CocoFile
     images: Sequence[CocoImage]
     drawn: Mapping[Id, Sequence[CocoAnnotation]]
     values: Mapping[Id, int]
     class_names: tuple[str, ...]
-    bands: int = 3
+    channels: int = 3
 
     def __len__(self) -> int:
-        """Count the images."""
         return len(self.images)
 
     def read(self, index: int) -> RawSample:
-        """Decode an image and draw its mask. ImageFileError when the file cannot be used."""
+        """Read an image and draw its mask. Raises ImageFileError."""
         image = self.images[index]
-        return RawSample(image.file_name, self.coco.read(image, self.bands), self.mask(image))
+        return RawSample(image.file_name, self.coco.read(image, self.channels), self.mask(image))
 
     def mask(self, image: CocoImage) -> torch.Tensor:
-        """The raw mask (H, W) int64 of an image."""
+        """Draw the raw mask (H, W) int64 of an image."""
         from pycocotools import mask as drawing
 
-        uncovered = UNCOUNTED if 0 in self.values.values() else 0
+        uncovered = IGNORED_VALUE if 0 in self.values.values() else 0
         mask = np.full((image.height, image.width), uncovered, np.int64)
         outlines = [(a, *self.outline(image, a)) for a in self.drawn.get(image.id, ())]
         for annotation, shape, _ in sorted(outlines, key=lambda found: (bool(found[0].iscrowd), -found[2])):
-            with self.faults_named(annotation):
+            with self.locate_faults(annotation):
                 pixels = drawing.decode(shape).astype(bool)
-            mask[pixels] = UNCOUNTED if annotation.iscrowd else self.values[annotation.category_id]
+            mask[pixels] = IGNORED_VALUE if annotation.iscrowd else self.values[annotation.category_id]
         return torch.from_numpy(mask)
 
     def outline(self, image: CocoImage, annotation: CocoAnnotation) -> tuple[Any, int]:
-        """An annotation as pycocotools' run lengths, and how many pixels it has."""
+        """Encode an annotation as pycocotools' RLE; also return its number of pixels."""
         from pycocotools import mask as drawing
 
         shape = annotation.segmentation
-        with self.faults_named(annotation):
+        with self.locate_faults(annotation):
             if isinstance(shape, list):
                 shape = drawing.merge(drawing.frPyObjects(shape, image.height, image.width))
             elif isinstance(shape["counts"], list):
@@ -116,20 +114,20 @@ class CocoMasks:
             size, area = tuple(shape["size"]), int(drawing.area(shape))
         if size != (image.height, image.width):
             raise SourceError(
-                f"{self.coco.path}: the run lengths of annotation {annotation.id} are for {size} pixels, "
-                f"its image has {(image.height, image.width)}"
+                f"{self.coco.path}: the RLE of annotation {annotation.id} has size {size}, but its image has "
+                f"{(image.height, image.width)}"
             )
         return shape, area
 
     @contextmanager
-    def faults_named(self, annotation: CocoAnnotation) -> Iterator[None]:
-        """Turn whatever pycocotools raises into a SourceError that names the annotation."""
+    def locate_faults(self, annotation: CocoAnnotation) -> Iterator[None]:
+        """Convert exceptions of pycocotools to a SourceError that names the annotation."""
         try:
             yield
-        except Exception as error:  # whatever Cython gives
+        except Exception as error:  # Cython code raises any type
             raise SourceError(
-                f"{self.coco.path}: the segmentation of annotation {annotation.id} is neither polygons nor run "
-                f"lengths ({error})"
+                f"{self.coco.path}: the segmentation of annotation {annotation.id} is not a valid polygon list or RLE "
+                f"({error})"
             ) from None
 
     def name(self, index: int) -> str:
@@ -137,11 +135,9 @@ class CocoMasks:
         return self.images[index].file_name
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The image; the masks are all in one file."""
         return (self.coco.file(self.images[index]),)
 
     def group(self, index: int) -> str:
-        """Every image is for itself."""
         return self.name(index)
 
 

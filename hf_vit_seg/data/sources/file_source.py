@@ -1,4 +1,4 @@
-"""Samples that are files: an image and its mask, or an image and its class."""
+"""Samples stored as files: an image and its mask, or an image with a class index."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from hf_vit_seg.data.samples import RawSample
 
 @dataclass(frozen=True, eq=False)
 class FileSource:
-    """Image files below `image_folder`, and for each the mask file below `mask_folder`, or the class index.
+    """Image files in `image_folder`, and their mask files in `mask_folder` or their class indices.
 
-    Paths are kept as strings, which take a fraction of the memory that path objects do.
+    Paths are strings, which take a fraction of the memory of Path objects.
     """
 
     image_folder: Path
@@ -20,16 +20,15 @@ class FileSource:
     mask_folder: Path
     targets: Sequence[str] | Sequence[int]
     class_names: tuple[str, ...] | None = None
-    bands: int = 3
+    channels: int = 3
 
     def __len__(self) -> int:
-        """Count the samples."""
         return len(self.images)
 
     def read(self, index: int) -> RawSample:
-        """Decode a sample. ImageFileError when a file of it cannot be used."""
+        """Read a sample. Raises ImageFileError."""
         target = self.targets[index]
-        image = read_pixels(self.image_folder / self.images[index], self.bands)
+        image = read_pixels(self.image_folder / self.images[index], self.channels)
         return RawSample(
             name=self.name(index),
             image=image,
@@ -37,7 +36,7 @@ class FileSource:
         )
 
     def name(self, index: int) -> str:
-        """The image's path below its folder."""
+        """The image's path relative to its folder."""
         return self.images[index]
 
     def files(self, index: int) -> tuple[Path, ...]:
@@ -47,7 +46,7 @@ class FileSource:
         return (image,) if isinstance(target, int) else (image, self.mask_folder / target)
 
     def group(self, index: int) -> str:
-        """Every image is for itself."""
+        """The image's path: samples are independent."""
         return self.images[index]
 
 

@@ -1,4 +1,4 @@
-"""Pairs of an image and its mask or label, listed in a file."""
+"""Pairs of images and masks or labels, listed in a file."""
 
 import csv
 from collections import Counter
@@ -6,7 +6,7 @@ from io import StringIO
 from pathlib import Path
 from typing import ClassVar
 
-from hf_vit_seg.data.wording import listed
+from hf_vit_seg.data.wording import format_list
 
 from .file_source import FileSource
 from .source import Place, SourceError, SourceRecord, check_present, existing_file, existing_folder
@@ -18,12 +18,12 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 class ListSource(SourceRecord):
     """Images and masks, or images and labels, listed in a file.
 
-    file: a .csv or .tsv file whose first line names the columns; or a text file of two words per line, image and
-        target, in which lines that begin with # are comments.
-    root: the folder that paths in the file are relative to; without it that of the file.
-    image_column: the column of the image's path.
-    target_column: the column of the mask's path, or of the label; without it `mask` or `label` by task. Labels are
-        names, or numbers from 0, which are named in `data.classes`.
+    file: a .csv or .tsv file with a header line; or a text file with two words per line, image and target, in which
+        lines that begin with # are comments.
+    root: the folder that paths in the file are relative to; default: the folder of the file.
+    image_column: the column of the image paths.
+    target_column: the column of the mask paths or labels; default: `mask` or `label`, depending on the task. Labels
+        are names, or integers from 0 that index `data.classes`.
     """
 
     tasks: ClassVar = ("segmentation", "classification")
@@ -33,27 +33,27 @@ class ListSource(SourceRecord):
     image_column: str = "image"
     target_column: str | None = None
 
-    def open(self, task: str, bands: int = 3) -> FileSource:
-        """Read the list in its order. SourceError when columns or files are missing."""
+    def open(self, task: str, channels: int = 3) -> FileSource:
+        """Read the list, in file order. Raises SourceError if columns or files are missing."""
         path = existing_file(self.file, "file")
         root = existing_folder(self.root, "root") if self.root else path.parent
         rows = self.rows(path, task)
         images = [image for image, _ in rows]
         if repeated := [image for image, count in Counter(images).items() if count > 1]:
-            raise SourceError(f"{path} lists images more than once: {listed(repeated)}")
+            raise SourceError(f"{path} lists images more than once: {format_list(repeated)}")
         check_present([root / image for image in images], str(path))
         if task == "segmentation":
             check_present([root / mask for _, mask in rows], str(path))
-            return FileSource(root, images, root, [mask for _, mask in rows], bands=bands)
-        labels, names = numbered([label for _, label in rows])
-        return FileSource(root, images, root, labels, names, bands)
+            return FileSource(root, images, root, [mask for _, mask in rows], channels=channels)
+        labels, names = encode_labels([label for _, label in rows])
+        return FileSource(root, images, root, labels, names, channels)
 
     def rows(self, path: Path, task: str) -> list[tuple[str, str]]:
-        """Image and target of every line."""
+        """Read the image and target of each line. Raises SourceError."""
         try:
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise SourceError(f"{path} is no text in UTF-8 ({error})") from None
+            raise SourceError(f"{path} is not UTF-8 text ({error})") from None
         delimiter = DELIMITERS.get(path.suffix.lower())
         rows = word_rows(path, text) if delimiter is None else self.column_rows(path, text, delimiter, task)
         if not rows:
@@ -61,41 +61,41 @@ class ListSource(SourceRecord):
         return rows
 
     def column_rows(self, path: Path, text: str, delimiter: str, task: str) -> list[tuple[str, str]]:
-        """Image and target of every line of a table."""
+        """Read the image and target of each row of a table."""
         reader = csv.DictReader(StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
         columns = (self.image_column, self.target_column or TARGET_COLUMNS[task])
         for column in columns:
             if column not in (reader.fieldnames or []):
                 raise SourceError(
-                    f"{path} has no column '{column}', but {listed(reader.fieldnames or ['none'], 10)}: its first line "
-                    "names the columns, and image_column and target_column say which are meant"
+                    f"{path} has no column '{column}', found {format_list(reader.fieldnames or ['none'], 10)}: set "
+                    "image_column and target_column to names of the header line"
                 )
         rows = []
         for row in reader:
             image, target = (row[column] for column in columns)
             if not image or not target:
-                raise SourceError(f"{path}, line {reader.line_num}: image and {columns[1]} are both needed")
+                raise SourceError(f"{path}, line {reader.line_num}: both image and {columns[1]} are required")
             rows.append((image, target))
         return rows
 
 
 def word_rows(path: Path, text: str) -> list[tuple[str, str]]:
-    """Image and target of every line of two words."""
+    """Read the image and target of each line of two words."""
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if not (words := line.split()) or line.startswith("#"):
             continue
         if len(words) != 2:
             raise SourceError(
-                f"{path}, line {number}: expected two words, image and target, found {len(words)}: for paths with "
-                "spaces use a .csv file with the columns image and mask (or label)"
+                f"{path}, line {number}: found {len(words)} words, expected two, image and target: if paths have "
+                "spaces, use a .csv file with the columns image and mask (or label)"
             )
         rows.append((words[0], words[1]))
     return rows
 
 
-def numbered(labels: list[str]) -> tuple[list[int], tuple[str, ...] | None]:
-    """Labels as numbers, and their names in order; labels that are numbers themselves have no names."""
+def encode_labels(labels: list[str]) -> tuple[list[int], tuple[str, ...] | None]:
+    """Encode labels as class indices; also return their sorted names, or None if the labels are integers."""
     try:
         return [int(label) for label in labels], None
     except ValueError:

@@ -1,6 +1,6 @@
-"""Where data come from: a table of kinds, `{kind: folders, images: ..., masks: ...}` in a recipe.
+"""The table of data sources, selected by `kind` in a recipe: `{kind: folders, images: ..., masks: ...}`.
 
-An installed package adds a kind by an entry point of the group `hf_vit_seg.data_sources` that names a `SourceRecord`.
+Plugins register a `SourceRecord` through an entry point of the group `hf_vit_seg.data_sources`.
 """
 
 from collections.abc import Mapping
@@ -33,20 +33,20 @@ SOURCES: Table[SourceRecord] = Table(
 )
 
 
-def open_source(settings: Mapping[str, Any], task: str, bands: int = 3, place: str = "data") -> Source:
-    """The source that `{kind: ..., ...}` describes, for a task; `place` is where messages say that it stands.
+def open_source(settings: Mapping[str, Any], task: str, channels: int = 3, place: str = "data") -> Source:
+    """Open the source of the settings `{kind: ..., ...}` for a task; `place` is the settings' key in messages.
 
-    RecordError for settings that are not known, SourceError for data that are not there.
+    Raises RecordError for invalid settings and SourceError for missing data.
     """
     record = SOURCES.read_kind(settings, place)
     if task not in record.tasks:
         fitting = [name for name in SOURCES.own if task in SOURCES.own[name].tasks]
         raise SourceError(
-            f"{place}: {settings['kind']} is a source for {' and '.join(record.tasks)}, and the task is {task}: use "
-            f"{', '.join(fitting)}, or set the task"
+            f"{place}: {settings['kind']} supports {' and '.join(record.tasks)}, but the task is {task}: use "
+            f"{', '.join(fitting)}, or change the task"
         )
     try:
-        return record.open(task, bands)
+        return record.open(task, channels)
     except SourceError as error:
         raise SourceError(f"{place}: {error}") from None
 

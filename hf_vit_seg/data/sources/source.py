@@ -1,7 +1,7 @@
-"""What every source of data can be asked, and what its settings have in common.
+"""The interface of data sources and of their settings.
 
-A source is a record in a recipe, `{kind: folders, images: ..., masks: ...}`, that opens what it names. Opening finds
-the samples and reads no image; it is here that files without a partner are reported.
+The settings of a source are a record in a recipe, `{kind: folders, images: ..., masks: ...}`. `open` finds the samples
+and reports missing and unpaired files, without reading images.
 """
 
 from collections.abc import Sequence
@@ -11,88 +11,96 @@ from typing import Annotated, ClassVar, Protocol
 from pydantic import AfterValidator
 
 from hf_vit_seg.data.samples import RawSample
-from hf_vit_seg.data.wording import listed
+from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import Record
 
-# A path in a recipe: relative to the working directory, `~` being the user's own folder.
+# A path in a recipe, relative to the working directory; `~` is expanded.
 Place = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 class SourceError(HfVitSegError):
-    """A source that cannot be opened or read, in one sentence: what was found, what was expected, how to mend it."""
+    """A source that cannot be opened or read. The message says what was found, what was expected and how to fix it."""
 
 
 class Source(Protocol):
-    """Samples by index 0 .. len - 1, always in the same order."""
+    """Samples by index 0 .. len - 1, in a fixed order."""
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """The classes in the order of raw values (keypoints for pose); None when the source does not tell."""
+        """The class names in the order of raw values (keypoints for pose); None if unknown."""
         ...
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> RawSample:
-        """One sample, decoded. ImageFileError when a file of it cannot be used."""
+        """Read a sample. Raises ImageFileError if a file is unusable."""
         ...
 
     def name(self, index: int) -> str:
-        """What a sample is called, without reading it; unique in the source."""
+        """The unique name of a sample, without reading it."""
         ...
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The files of a sample, the image first; empty when it has none of its own."""
+        """The files of a sample, the image first; empty if it is not stored in separate files."""
         ...
 
     def group(self, index: int) -> str | int:
-        """What must not be torn apart when data are split: the image of a person, else the sample's name."""
+        """The group of a sample, which is never divided between splits: a person's image, else the sample's name."""
         ...
 
 
 class SourceRecord(Record):
-    """A source's settings. `tasks` are those whose targets it has."""
+    """The settings of a source. `tasks` are the supported tasks."""
 
     tasks: ClassVar[tuple[str, ...]] = ()
 
-    def open(self, task: str, bands: int = 3) -> Source:
-        """Find the samples for a task; images will have `bands` bands. SourceError in one sentence."""
+    def open(self, task: str, channels: int = 3) -> Source:
+        """Find the samples for a task; images are read with `channels` channels. Raises SourceError."""
         raise NotImplementedError
 
     def hub_id(self) -> str | None:
-        """The dataset on the Hub, if it is one."""
+        """The Hub id of the dataset; None if it is not on the Hub."""
         return None
 
     def hub_split(self) -> str | None:
-        """The split of that dataset."""
+        """The split of the dataset on the Hub."""
         return None
 
 
 def existing_folder(path: Path, what: str) -> Path:
-    """A folder that is there."""
+    """Return the folder, or raise SourceError if it does not exist."""
     if path.is_dir():
         return path
-    raise SourceError(absence(path, what, "this is a file" if path.exists() else "there is no such folder"))
+    raise SourceError(
+        format_path_error(
+            path, what, "found a file, expected a folder" if path.exists() else "the folder does not exist"
+        )
+    )
 
 
 def existing_file(path: Path, what: str) -> Path:
-    """A file that is there."""
+    """Return the file, or raise SourceError if it does not exist."""
     if path.is_file():
         return path
-    raise SourceError(absence(path, what, "this is a folder" if path.is_dir() else "there is no such file"))
+    raise SourceError(
+        format_path_error(path, what, "found a folder, expected a file" if path.is_dir() else "the file does not exist")
+    )
 
 
-def absence(path: Path, what: str, reason: str) -> str:
-    """Why a path cannot be used."""
+def format_path_error(path: Path, what: str, reason: str) -> str:
+    """Format the message on an unusable path."""
     hint = "" if path.is_absolute() else f" (relative paths start from {Path.cwd()})"
     return f"{what}: {path}: {reason}{hint}"
 
 
 def check_present(files: Sequence[Path], where: str) -> None:
-    """Refuse files that a list or an annotation names but that are not there, the first few by name."""
+    """Raise SourceError if files of a list or an annotation file do not exist."""
     missing = [path for path in files if not path.is_file()]
     if missing:
-        raise SourceError(f"{where} names {len(missing)} of {len(files)} files that are not there: {listed(missing)}")
+        raise SourceError(
+            f"{where} lists {len(files)} files, of which {len(missing)} do not exist: {format_list(missing)}"
+        )
 
 
 __all__ = ["Place", "Source", "SourceError", "SourceRecord", "check_present", "existing_file", "existing_folder"]

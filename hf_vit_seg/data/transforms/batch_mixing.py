@@ -1,6 +1,6 @@
-"""Transforms of whole batches for classification: two images in one, and targets that say how much of each.
+"""Batch transforms for classification, which mix pairs of images and their targets (mixup, CutMix).
 
-Shapes: B images, C bands, H W pixels, K classes.
+Shapes: B images, C channels, H W pixels, K classes.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from .context import Share
 
 
 class BatchOptions(Record):
-    """A transform of batches as a recipe writes it down, and the share of batches that it takes."""
+    """The options of a batch transform in a recipe, with the probability that it is applied to a batch."""
 
-    alpha: PositiveFloat = 1.0  # of the Beta distribution that the shares of the two images are drawn from
+    alpha: PositiveFloat = 1.0  # of the Beta distribution of the mixing ratio
     probability: Share = 0.5
 
     def build(self, num_classes: int) -> v2.Transform:
-        """A callable from images (B, C, H, W) and classes (B,) to images and shares (B, K)."""
+        """Build the transform from images (B, C, H, W) and classes (B,) to images and soft targets (B, K)."""
         raise NotImplementedError
 
 
@@ -33,15 +33,13 @@ class Mixup(BatchOptions):
     alpha: PositiveFloat = 0.8
 
     def build(self, num_classes: int) -> v2.Transform:
-        """torchvision's."""
         return v2.MixUp(alpha=self.alpha, num_classes=num_classes)
 
 
 class Cutmix(BatchOptions):
-    """CutMix (arXiv 1905.04899): a rectangle of an image is its neighbor's."""
+    """CutMix (arXiv 1905.04899): a rectangle of an image is replaced by that of its neighbor in the batch."""
 
     def build(self, num_classes: int) -> v2.Transform:
-        """torchvision's."""
         return v2.CutMix(alpha=self.alpha, num_classes=num_classes)
 
 
@@ -54,7 +52,7 @@ BATCH_TRANSFORMS: Table[BatchOptions] = Table(
 
 
 class BatchMixer:
-    """At most one of several transforms for each batch, drawn by their probabilities."""
+    """Apply at most one of several transforms to each batch, drawn by their probabilities."""
 
     def __init__(self, rows: Sequence[BatchOptions], num_classes: int):
         self.transforms = [row.build(num_classes) for row in rows]
@@ -62,7 +60,7 @@ class BatchMixer:
         self.num_classes = num_classes
 
     def __call__(self, images: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (B, C, H, W) and classes (B,) to images and shares (B, K) float32, also where nothing is mixed."""
+        """Map images (B, C, H, W) and classes (B,) to images and soft targets (B, K) float32 (one-hot if not mixed)."""
         chosen = int((torch.rand(()) >= self.shares).sum())
         if chosen == len(self.transforms):
             return images, one_hot(classes, self.num_classes).to(torch.float32)
@@ -72,17 +70,15 @@ class BatchMixer:
 def read_mixer(
     entries: Sequence[Any], task: str, num_classes: int | None, place: str = "batch_transforms"
 ) -> BatchMixer | None:
-    """A recipe's list of batch transforms; None for an empty one. Their probabilities must not exceed 1 together."""
+    """Build a recipe's list of batch transforms; None if empty. Raises RecordError if probabilities sum to over 1."""
     if not entries:
         return None
     if task != "classification" or num_classes is None:
-        raise RecordError(f"{place} mixes classes, which only classification has; the recipe's task is {task}")
+        raise RecordError(f"{place} requires the task classification, found {task}")
     rows = [BATCH_TRANSFORMS.read_entry(entry, f"{place}.{number}") for number, entry in enumerate(entries)]
     total = sum(row.probability for row in rows)
     if total > 1 + 1e-6:
-        raise RecordError(
-            f"{place}: a batch goes through one of them, so probabilities add to 1 at most, not {total:g}"
-        )
+        raise RecordError(f"{place}: the probabilities must sum to at most 1, found {total:g}")
     return BatchMixer(rows, num_classes)
 
 

@@ -1,7 +1,7 @@
-"""What transforms have in common: the options they are written down as, and what they know of the run around them.
+"""The options that transforms share, and the context that they are built with.
 
 Sizes are (height, width). Images are tv_tensors.Image (C, H, W), uint8 or float32 with their raw values; masks are
-tv_tensors.Mask (H, W) of classes. So torchvision's own transforms apply, and ours stand beside them.
+tv_tensors.Mask (H, W) of class indices, so torchvision's transforms can be used together with ours.
 """
 
 from collections.abc import Callable
@@ -19,51 +19,49 @@ from hf_vit_seg.models.image_processing_segmentation import resized_sides
 from hf_vit_seg.records import Record
 
 TASKS = frozenset({"segmentation", "classification", "pose"})
-WITHOUT_PERSONS = TASKS - {"pose"}  # of transforms that move pixels: a person's box and keypoints would stay behind
+WITHOUT_PERSONS = TASKS - {"pose"}  # tasks of transforms that move pixels but not boxes and keypoints
 
 
-def ascending(bounds: tuple[float, float]) -> tuple[float, float]:
-    """Bounds as they are, if the first is not above the second."""
+def check_ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    """Return the bounds, or raise if the first exceeds the second."""
     if bounds[0] > bounds[1]:
-        raise HfVitSegError(f"the lower bound stands first, found {list(bounds)}")
+        raise HfVitSegError(f"the lower bound must come first, found {list(bounds)}")
     return bounds
 
 
 PositiveBounds = Annotated[
-    tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(ascending)
+    tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(check_ascending)
 ]
 Sides = PositiveInt | tuple[PositiveInt, PositiveInt]
 Share = Annotated[float, Field(ge=0, le=1)]
 Fill = float | Literal["mean"]
 
 
-def both_sides(sides: int | tuple[int, int]) -> tuple[int, int]:
-    """One length as the two of a square; (height, width) as they are."""
+def as_height_width(sides: int | tuple[int, int]) -> tuple[int, int]:
+    """Expand one side length to (height, width)."""
     return (sides, sides) if isinstance(sides, int) else sides
 
 
-def as_they_are(height: int, width: int) -> tuple[int, int]:
-    """The size of images that are not resized."""
+def keep_size(height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
-def image_of(inputs: list[Any]) -> tv_tensors.Image:
-    """The image among a transform's inputs."""
+def find_image(inputs: list[Any]) -> tv_tensors.Image:
+    """Find the image in a transform's inputs."""
     return next(value for value in inputs if isinstance(value, tv_tensors.Image))
 
 
 @dataclass(frozen=True)
 class TransformContext:
-    """What a transform knows of the task, the data and the saved image processor.
+    """The properties of the task, the data and the saved image processor that transforms depend on.
 
-    `resized` gives the size that the processor resizes an image of (height, width) to, `input_size` what the model
-    then sees if that is one size for all images, `resample` PIL's number of the filter (2: bilinear). `mean` and `std`
-    have one entry per band, in the raw values of the images. `keypoint_flip_pairs` are the keypoints that change
-    places in a mirror.
+    `output_size` maps the (height, width) of an image to the size that the processor resizes it to, `input_size` is
+    the model's input size if it is constant, `resample` is PIL's number of the filter (2: bilinear). `mean` and `std`
+    have one entry per channel, in raw values of the images. `keypoint_flip_pairs` are swapped by horizontal flips.
     """
 
     task: str
-    resized: Callable[[int, int], tuple[int, int]]
+    output_size: Callable[[int, int], tuple[int, int]]
     input_size: tuple[int, int] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -72,8 +70,8 @@ class TransformContext:
     keypoint_flip_pairs: tuple[tuple[int, int], ...] = ()
 
     @property
-    def bands(self) -> int:
-        """Bands of an image."""
+    def channels(self) -> int:
+        """The number of channels of an image."""
         return len(self.mean)
 
     @classmethod
@@ -84,17 +82,17 @@ class TransformContext:
         ignore_index: int = 255,
         keypoint_flip_pairs: tuple[tuple[int, int], ...] = (),
     ) -> "TransformContext":
-        """As an image processor of any architecture is set."""
+        """Read the context from the fields of an image processor."""
         fields = processor.to_dict()
         size = SizeDict(**(fields.get("size") or {}))
         rule = partial(resized_sides, size=size, divisor=fields.get("size_divisor"))
-        resized = rule if fields.get("do_resize", True) else as_they_are
+        output_size = rule if fields.get("do_resize", True) else keep_size
         raw = fields["rescale_factor"] if fields.get("do_rescale", True) else 1.0
         mean, std = fields.get("image_mean") or (0.0,) * 3, fields.get("image_std") or (1.0,) * 3
         return cls(
             task=task,
-            resized=resized,
-            input_size=fixed_size(fields, resized),
+            output_size=output_size,
+            input_size=constant_output_size(fields, output_size),
             mean=tuple(value / raw for value in mean),
             std=tuple(value / raw for value in std),
             resample=int(fields.get("resample", 2)),
@@ -103,43 +101,41 @@ class TransformContext:
         )
 
     def fill(self, image: Fill) -> dict[type | str, Any]:
-        """What stands beyond an image's border, as torchvision's transforms take it: masks are always ignored there."""
+        """The `fill` argument of torchvision's transforms; masks are filled with the ignore index."""
         return {
             tv_tensors.Image: list(self.mean) if image == "mean" else image,
             tv_tensors.Mask: self.ignore_index,
         }
 
     def size_of(self, sides: int | tuple[int, int] | None, place: str) -> tuple[int, int]:
-        """A transform's `size` as (height, width), or without one that of the model's input."""
+        """A transform's `size` as (height, width); the model's input size if None."""
         if sides is not None:
-            return both_sides(sides)
+            return as_height_width(sides)
         if self.input_size is None:
             raise HfVitSegError(
-                f"{place} needs a size: the image processor resizes each image by its own shape, so that its "
-                "`size` gives none"
+                f"{place} needs a size: the image processor's output size depends on the image, so there is no default"
             )
         return self.input_size
 
 
-def fixed_size(fields: dict[str, Any], resized: Callable[[int, int], tuple[int, int]]) -> tuple[int, int] | None:
-    """(height, width) of every image that leaves a processor, or None where it depends on the image."""
+def constant_output_size(
+    fields: dict[str, Any], output_size: Callable[[int, int], tuple[int, int]]
+) -> tuple[int, int] | None:
+    """The (height, width) of a processor's outputs, or None if it depends on the image."""
     crop, size = (SizeDict(**(fields.get(key) or {})) for key in ("crop_size", "size"))
     if fields.get("do_center_crop") and crop.height and crop.width:
         return crop.height, crop.width
-    return resized(1, 1) if fields.get("do_resize", True) and size.height and size.width else None
+    return output_size(1, 1) if fields.get("do_resize", True) and size.height and size.width else None
 
 
 class TransformOptions(Record):
-    """A transform as a recipe writes it down; rows of the table of transforms are its subclasses.
-
-    `build` gives a callable that takes image and target, and returns both: one of torchvision's transforms, or ours.
-    """
+    """The options of a transform in a recipe; base class of the entries in the table of transforms."""
 
     tasks: ClassVar[frozenset[str]] = TASKS
 
     def build(self, context: TransformContext) -> Callable[..., Any]:
-        """The transform itself."""
+        """Build the transform: a callable from image and target to image and target."""
         raise NotImplementedError
 
 
-__all__ = ["TransformContext", "TransformOptions", "both_sides", "image_of"]
+__all__ = ["TransformContext", "TransformOptions", "as_height_width", "find_image"]

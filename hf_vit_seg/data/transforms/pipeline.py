@@ -1,7 +1,7 @@
-"""Transforms of training samples, by name: image and target together, torchvision's where it has them.
+"""The table of transforms for training samples, and the pipeline that applies a recipe's list of them.
 
-Shapes: C bands, H W pixels, K keypoints. A recipe's list is read into a `Pipeline`, which a dataset calls with an image
-and its target. Validation and prediction have no transforms: there the saved image processor does all.
+Shapes: C channels, H W pixels, K keypoints. Validation and prediction use the saved image processor instead of
+transforms.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,19 +22,18 @@ from .photometric import Photometric, RandAugment, RandomBlur, RandomErasing, Tr
 
 
 class RandomFlip(TransformOptions):
-    """Mirror with these probabilities; persons are mirrored by `person_affine`, which knows left from right."""
+    """Flip with these probabilities; for pose, `person_affine` flips and swaps left and right keypoints."""
 
     tasks: ClassVar = WITHOUT_PERSONS
     horizontal: Share = 0.5
     vertical: Share = 0.0
 
     def build(self, context: TransformContext) -> Callable[..., Any]:
-        """The transform itself."""
         return v2.Compose([v2.RandomHorizontalFlip(self.horizontal), v2.RandomVerticalFlip(self.vertical)])
 
 
 class RandomRotate(TransformOptions):
-    """Turn about the middle by up to `degrees` to either side; the size stays."""
+    """Rotate about the center by at most `degrees` in either direction, without changing the size."""
 
     tasks: ClassVar = WITHOUT_PERSONS
     degrees: float = Field(10, ge=0, le=180)
@@ -42,7 +41,6 @@ class RandomRotate(TransformOptions):
     fill: Fill = 0
 
     def build(self, context: TransformContext) -> Callable[..., Any]:
-        """The transform itself."""
         fill = context.fill(self.fill)
         rotation = v2.RandomRotation((-self.degrees, self.degrees), v2.InterpolationMode.BILINEAR, fill=fill)
         return v2.RandomApply([rotation], self.probability)
@@ -71,19 +69,19 @@ TRANSFORMS: Table[TransformOptions] = Table(
 
 
 class Pipeline:
-    """Transforms one after another, from plain tensors to plain tensors.
+    """A sequence of transforms, from plain tensors to plain tensors.
 
-    With a mask (H, W) int64 as target image and mask move together; any other target goes with the image to the
-    transforms that know it (a `Person`) and past the others (a class index).
+    A mask (H, W) int64 is transformed together with the image. A `Person` is only changed by `person_affine`, a class
+    index never.
     """
 
     def __init__(self, steps: Sequence[Callable[..., Any]], ignore_index: int = 255):
         self.transform = v2.Compose(list(steps)) if steps else None
-        # torchvision resizes and counts bytes far faster than int64.
+        # torchvision resizes and counts uint8 far faster than int64.
         self.mask_dtype = torch.uint8 if ignore_index <= 255 else torch.int32
 
     def __call__(self, image: torch.Tensor, target: Any) -> tuple[torch.Tensor, Any]:
-        """Image (C, H, W) of uint8 or float32 and its target, both transformed."""
+        """Transform an image (C, H, W), uint8 or float32, and its target."""
         if self.transform is None:
             return image, target
         is_mask = isinstance(target, torch.Tensor)
@@ -94,19 +92,19 @@ class Pipeline:
 
 
 def read_pipeline(entries: Sequence[Any], context: TransformContext, place: str = "transforms") -> Pipeline:
-    """A recipe's list of transforms, each a name or a name with settings; RecordError says which one cannot be used."""
+    """Build a recipe's list of transforms, each a name or a name with settings. Raises RecordError."""
     rows = [TRANSFORMS.read_entry(entry, f"{place}.{number}") for number, entry in enumerate(entries)]
     if context.task == "pose" and not any(isinstance(row, PersonAffine) for row in rows):
-        raise RecordError(f"{place}: pose needs person_affine, which cuts the person out of the image")
-    steps = [built(row, context, f"{place}.{number}") for number, row in enumerate(rows)]
+        raise RecordError(f"{place}: the task pose requires person_affine, which crops the person from the image")
+    steps = [build_step(row, context, f"{place}.{number}") for number, row in enumerate(rows)]
     return Pipeline(steps, context.ignore_index)
 
 
-def built(row: TransformOptions, context: TransformContext, place: str) -> Callable[..., Any]:
-    """The transform of one row; RecordError where task, model or data do not go with it."""
+def build_step(row: TransformOptions, context: TransformContext, place: str) -> Callable[..., Any]:
+    """Build one transform. Raises RecordError if it does not support the task, model or data."""
     if context.task not in row.tasks:
-        known = " or ".join(sorted(row.tasks))
-        raise RecordError(f"{place}: this transform is for {known}, the recipe's task is {context.task}")
+        tasks = " or ".join(sorted(row.tasks))
+        raise RecordError(f"{place}: this transform requires the task {tasks}, found {context.task}")
     try:
         return row.build(context)
     except HfVitSegError as error:

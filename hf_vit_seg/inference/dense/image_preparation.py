@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.data.images.display import picture
+from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.images.files import MAX_PIXELS
-from hf_vit_seg.data.images.pixels import picture_pixels, read_pixels
+from hf_vit_seg.data.images.pixels import pil_pixels, read_pixels
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.image_processing_inputs import rgb_image
 
@@ -51,7 +51,7 @@ def prepare(
         image, shown = read_file(Path(image), channels, max_pixels)
     if isinstance(image, Image.Image):
         shown = rgb_image(image)
-        image = picture_pixels(image, channels, "the image")
+        image = pil_pixels(image, channels, "the image")
     elif isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         shown = Image.fromarray(image) if array_size(image, channels) == image.shape[:2] else None
     size = array_size(image, channels) if shown is None else (shown.height, shown.width)
@@ -62,7 +62,7 @@ def prepare(
 def read_file(path: Path, channels: int, max_pixels: int) -> tuple[torch.Tensor, Image.Image]:
     """An image file as the pixels (C, H, W) that training reads, and what eyes see."""
     pixels = read_pixels(path, channels, max_pixels)
-    return pixels, picture(pixels)
+    return pixels, to_rgb_image(pixels)
 
 
 def view(image: Any, size: tuple[int, int], scale: float, protocol: Protocol, processor: Any) -> torch.Tensor:

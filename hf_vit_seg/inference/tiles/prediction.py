@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.atomic_io import json_text, write_files
-from hf_vit_seg.data.images.display import picture
+from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.images.files import ImageFileError, within_limits
 from hf_vit_seg.drawing.overlays import draw_overlay, shown_size
 from hf_vit_seg.inference.dense.pixel_maps import MapSelection, PixelMaps
@@ -186,7 +186,7 @@ def reduced_part(image: RegionImage, part: Tile, small: tuple[int, int]) -> Imag
     left, right = part.columns.start * across, min(part.columns.stop * across, image.size[1])
     top, bottom = part.rows.start * down, min(part.rows.stop * down, image.size[0])
     rows, columns = slice(int(top), int(np.ceil(bottom))), slice(int(left), int(np.ceil(right)))
-    seen = picture(image.read(rows, columns)[0])
+    seen = to_rgb_image(image.read(rows, columns)[0])
     box = left - columns.start, top - rows.start, right - columns.start, bottom - rows.start
     return seen.resize((part.size[1], part.size[0]), Image.Resampling.BOX, box=box)
 

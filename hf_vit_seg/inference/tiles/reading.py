@@ -22,12 +22,12 @@ from hf_vit_seg.data.images.pixels import (
     NUMPY,
     TIFFS,
     array_pixels,
-    as_bands,
-    channels_in_front,
-    equal_series,
-    picture_pixels,
+    as_channels,
+    find_matching_series,
+    is_pil_image,
+    move_channels_first,
+    pil_pixels,
     read_array,
-    seen_as_picture,
 )
 
 from .stored_regions import Stored, StoredArray, StoredSegments
@@ -138,7 +138,7 @@ def open_regions(path: Path, bands: int = 3) -> RegionImage:
         with failures_in_words(path):
             return open_tiff(path, bands)
     if start.startswith(NUMPY):
-        array = channels_in_front(read_array(path), (bands, 1), path)
+        array = move_channels_first(read_array(path), (bands, 1), path)
         check_sides(path, *array.shape[1:])
         return RegionImage(path, StoredArray(array), lambda numbers: array_pixels(numbers, bands, path))
     raise ImageFileError(f"{path}: only TIFF and .npy files are read a region at a time: save it as a tiled TIFF")
@@ -152,9 +152,9 @@ def open_tiff(path: Path, bands: int) -> RegionImage:
         tiff = stack.enter_context(tifffile.TiffFile(path))
         page: Any = tiff.pages.first
         check_sides(path, page.imagelength, page.imagewidth)
-        alike = equal_series(tiff, path)
+        alike = find_matching_series(tiff, path)
         check_upright(page, path)
-        picture = seen_as_picture(page, alike, bands)
+        picture = is_pil_image(page, alike, bands)
         pages = [page] if picture else [each for series in alike for each in series.pages]
         stored = stored_pages(path, pages)
         shown = picture_rule(page, bands, path) if picture else bands_rule(bands, path)
@@ -205,7 +205,7 @@ def georeference(page: Any) -> tuple[tuple[Any, ...], ...]:
 
 def bands_rule(bands: int, path: Path) -> Callable[[np.ndarray], torch.Tensor]:
     """Stored numbers are the bands."""
-    return lambda numbers: as_bands(numbers, bands, path)
+    return lambda numbers: as_channels(numbers, bands, path)
 
 
 def picture_rule(page: Any, bands: int, path: Path) -> Callable[[np.ndarray], torch.Tensor]:
@@ -240,7 +240,7 @@ def picture_rule(page: Any, bands: int, path: Path) -> Callable[[np.ndarray], to
         """Stored numbers as PIL's picture shows them."""
         with failures_in_words(path):  # PIL refuses palettes that are broken
             image = picture(numbers)
-        return picture_pixels(image, bands, path)
+        return pil_pixels(image, bands, path)
 
     return pixels
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from hf_vit_seg.data.images.files import ImageFileError, check_regular, files_below, picture_suffixes
-from hf_vit_seg.data.images.pixels import read_picture
+from hf_vit_seg.data.images.pixels import read_rgb_image
 from hf_vit_seg.errors import error_sentence
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
@@ -118,7 +118,7 @@ class FrameFolder:
     def parts(self) -> Iterator[Frame | Sound]:
         """The pictures."""
         for number, file in enumerate(self.files):
-            yield Frame(read_picture(file), number / self.rate)
+            yield Frame(read_rgb_image(file), number / self.rate)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from hf_vit_seg.data.collation import normalized
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.samples import Person
-from hf_vit_seg.data.transforms.person_crops import PersonCrop, person_input, person_size
+from hf_vit_seg.data.transforms.person_crops import PersonCrop, crop_person, person_size
 from hf_vit_seg.inference.classifier import class_input
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.segmenter import Segmenter
@@ -123,14 +123,14 @@ def persons(context: EvaluationContext, dataset: RawDataset, size: tuple[int, in
     def read(index: int) -> tuple[torch.Tensor, PersonCrop, Person]:
         sample = dataset.read(index)
         assert isinstance(sample.target, Person)
-        image, crop = person_input(sample.image, sample.target, size)
+        image, crop = crop_person(sample.image, sample.target, size)
         return normalized(context.processor, [image]), crop, sample.target
 
     for batch in own_batches(context, len(dataset), read, lambda item: item[0].shape):
         pixels = torch.cat([pixels for pixels, _, _ in batch]).to(context.device)
         points, scores = keypoints_from_heatmaps(context.model(pixel_values=pixels).heatmaps, size)
         for (_, crop, person), own_points, own_scores in zip(batch, points.cpu(), scores.cpu(), strict=True):
-            yield person, crop.back(own_points).numpy(), float(own_scores.mean())
+            yield person, crop.to_image(own_points).numpy(), float(own_scores.mean())
 
 
 def build_predictions(found: list[Found]) -> PredictedPersons:

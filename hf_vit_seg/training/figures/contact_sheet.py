@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from hf_vit_seg.data.checks.report import SplitFacts
-from hf_vit_seg.data.images.display import picture
+from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.samples import Person, RawSample
 from hf_vit_seg.drawing.overlays import FAINT, PAPER, LegendRow, draw_overlay, nearest_labels, resized_picture
@@ -78,7 +78,7 @@ def segmentation_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
     Ignored pixels are striped, and pixels with unknown values are magenta.
     """
     assert isinstance(sample.target, torch.Tensor)
-    photo = picture(sample.image)
+    photo = to_rgb_image(sample.image)
     size = fit_size(photo.size)
     labels = nearest_labels(class_indices(part.table, sample.target), (FINER * size[0], FINER * size[1]))
     labels = add_stripes(labels, part)
@@ -119,10 +119,10 @@ def palette(table: ClassTable) -> np.ndarray:
 def classification_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
     """Draw an image with its class as the title."""
     assert isinstance(sample.target, int)
-    photo = picture(sample.image)
+    photo = to_rgb_image(sample.image)
     side = SIDE // 2 if max(photo.size) < SIDE // 2 else SIDE
     shown = resized_picture(photo, fit_size(photo.size, side))
-    return add_caption(on_square(shown, side), part.meaning(sample.target), (sample.name, FAINT))
+    return add_caption(on_square(shown, side), part.class_name(sample.target), (sample.name, FAINT))
 
 
 def on_square(photo: Image.Image, side: int) -> Image.Image:
@@ -139,7 +139,7 @@ def pose_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
     rows, columns = sample.image.shape[1:]
     left, top = max(0, int(x - MARGIN * width)), max(0, int(y - MARGIN * height))
     right, bottom = min(columns, int(x + width * (1 + MARGIN)) + 1), min(rows, int(y + height * (1 + MARGIN)) + 1)
-    photo = picture(sample.image).crop((left, top, right, bottom))
+    photo = to_rgb_image(sample.image).crop((left, top, right, bottom))
     size = fit_size(photo.size)
     scale = (size[0] / photo.width, size[1] / photo.height)
     points = sample.target.keypoints.numpy().astype(float)[None] - (left, top, 0)
@@ -149,8 +149,8 @@ def pose_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
 
 def legend(part: SplitFacts) -> list[LegendRow]:
     """Return each class with its color and its share of all pixels."""
-    counts = [*(o.count for o in part.classes), part.ignored, sum(o.count for o in part.unknown.values())]
-    names, colors = [*part.table.names, "ignored (striped)", "unknown"], palette(part.table)[:-1].tolist()
+    counts = [*(o.count for o in part.classes), part.ignored_count, sum(o.count for o in part.unknown.values())]
+    names, colors = [*part.table.names, "not counted (striped)", "unknown"], palette(part.table)[:-1].tolist()
     total, classes = max(1, sum(counts)), len(part.table.names)
     return [
         (name, (red, green, blue), count / total)

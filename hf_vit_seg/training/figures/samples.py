@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.atomic_io import write_files
-from hf_vit_seg.data.images.display import picture
+from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.drawing.overlays import LegendRow, draw_overlay, nearest_labels, percent, resized_picture, shown_size
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 
@@ -83,7 +83,7 @@ def as_labels(labels: Any) -> np.ndarray:
 
 def as_rgb(image: torch.Tensor | Image.Image) -> Image.Image:
     """Convert an image with any number of channels to RGB."""
-    return image.convert("RGB") if isinstance(image, Image.Image) else picture(image)
+    return image.convert("RGB") if isinstance(image, Image.Image) else to_rgb_image(image)
 
 
 def error_panel(photo: Image.Image, truth: np.ndarray, found: np.ndarray, classes: int) -> Image.Image:

@@ -19,10 +19,10 @@ from accelerate.utils import (
 from torch.utils.data import DataLoader
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vit_seg.data.checks.check import refuse_bad_data
+from hf_vit_seg.data.checks.check import require_valid_data
 from hf_vit_seg.data.collation import Collator
 from hf_vit_seg.data.datasets import RawDataset, Split, TrainingDataset, open_split
-from hf_vit_seg.data.statistics import measure
+from hf_vit_seg.data.statistics import compute_statistics
 from hf_vit_seg.data.stream import Draw, StreamSampler
 from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
 from hf_vit_seg.errors import error_sentence
@@ -194,7 +194,7 @@ def check_data(recipe: Recipe, data: Data, facts: Path) -> tuple[list[int], list
     BadDataError for bad data.
     """
     splits: dict[Split, RawDataset | None] = {"train": data.train, "validation": data.validation, "test": data.test}
-    report = refuse_bad_data(recipe, splits, facts, progress=True)
+    report = require_valid_data(recipe, splits, facts, progress=True)
     return report.class_counts("train"), report.warnings
 
 
@@ -203,7 +203,7 @@ def build(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:
     table, statistics = data.train.class_table, None
     if MEASURED in recipe.processor.values():
         images = range(len(data.train))
-        statistics = on_main_process(accelerator, lambda: measure(map(data.train.read, images)))
+        statistics = on_main_process(accelerator, lambda: compute_statistics(map(data.train.read, images)))
     return build_model(recipe, table.names, table.ignore_index, recipe.data.channels, table.palette, statistics)
 
 

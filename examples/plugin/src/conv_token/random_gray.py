@@ -16,8 +16,8 @@ class RandomGray(TransformOptions):
 
     def build(self, context: TransformContext) -> Callable[..., Any]:
         """Build the transform. Raises ValueError unless images have 3 channels."""
-        if context.bands != 3:
-            raise ValueError(f"random_gray requires images with 3 channels, got {context.bands}")
+        if context.channels != 3:
+            raise ValueError(f"random_gray requires images with 3 channels, got {context.channels}")
         return v2.RandomGrayscale(self.probability)
 
 
