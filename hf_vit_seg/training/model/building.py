@@ -144,7 +144,7 @@ def bare_backbone(recipe: Recipe, path: str) -> tuple[PreTrainedConfig, BareBack
             f"{' or '.join(wearers(auto_class))} for a bare backbone"
         )
     wearer: Any = architecture.models[auto_class]
-    return wearer.config_around(path), BareBackbone(path, auto_class, wearer)
+    return wearer.config_from_backbone(path), BareBackbone(path, auto_class, wearer)
 
 
 def settled_config(
