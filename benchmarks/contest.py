@@ -1,4 +1,4 @@
-"""What the benchmarks of models share: contenders that must agree before they are timed, and the options."""
+"""Shared code of the model benchmarks: contenders that must agree before they are timed, and command line options."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -10,9 +10,9 @@ import typer
 from torch import nn
 from transformers import logging
 
-from .measuring import Contender, interleaved, multiplications, peak_memory, print_table
+from .measuring import Contender, multiplications, peak_memory, print_table, time_interleaved
 
-logging.disable_progress_bar()  # here, because the processes that measure memory import this as well
+logging.disable_progress_bar()  # here, because the processes that measure memory also import this
 
 OURS = "hf_vit_seg"
 
@@ -23,14 +23,14 @@ Out = Annotated[Path | None, typer.Option(help="Markdown file to append the tabl
 
 
 def set_up(threads: int | None) -> None:
-    """The number of CPU threads, and the seed."""
+    """Set the number of CPU threads and the seed."""
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
 
 
-def saved(variants: str, save: Callable[[str, Path], None]) -> Iterator[tuple[str, Path]]:
-    """Each of the variants, parted by commas, with a temporary folder in which `save` has put its weights."""
+def save_variants(variants: str, save: Callable[[str, Path], None]) -> Iterator[tuple[str, Path]]:
+    """Yield each of the comma-separated variants with a temporary folder that contains its weights."""
     for variant in variants.split(","):
         with tempfile.TemporaryDirectory() as folder:
             save(variant, Path(folder))
@@ -38,7 +38,7 @@ def saved(variants: str, save: Callable[[str, Path], None]) -> Iterator[tuple[st
 
 
 class Logits(nn.Module):
-    """A model whose forward is a tensor, as exporters like it."""
+    """A model whose forward returns a tensor, for exporters."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -48,8 +48,8 @@ class Logits(nn.Module):
         return self.model(pixel_values).logits
 
 
-def randomised(model: Any) -> Any:
-    """Give norms something to do: fresh ones are the identity, and the last of a ResNet's branch is zero."""
+def randomize(model: Any) -> Any:
+    """Randomize norms: new ones are the identity, and the last one of a ResNet branch is zero."""
     with torch.no_grad():
         for name, tensor in (*model.named_buffers(), *model.named_parameters()):
             if name.endswith("running_mean"):
@@ -62,9 +62,9 @@ def randomised(model: Any) -> Any:
 def torch_contender(
     load: Callable[[], nn.Module], pixel_values: torch.Tensor, channels_last: bool = False
 ) -> Contender:
-    """A module in evaluation, on the images' device and in their dtype."""
+    """A module in evaluation mode, on the device and in the dtype of the images."""
     model = load().eval().to(pixel_values.device, pixel_values.dtype)
-    for parameter in model.parameters():  # else those still in a mapped file would count as memory of the first call
+    for parameter in model.parameters():  # memory-mapped ones would count as memory of the first call
         parameter.data = parameter.data.clone()
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -78,14 +78,14 @@ def torch_contender(
 
 
 def check(contenders: dict[str, Contender], dtype: torch.dtype) -> dict[str, float]:
-    """Largest difference of each contender's logits from ours, in units of their spread; too much is an error."""
+    """Largest difference of each contender's logits from ours, in standard deviations; RuntimeError above a limit."""
     reference = contenders[OURS]().float()
     differences = {}
     for name, contender in contenders.items():
         differences[name] = float((contender().float() - reference).abs().max() / reference.std())
         if differences[name] > (1e-3 if dtype == torch.float32 else 0.5):
             raise RuntimeError(
-                f"{name} does not compute our function: logits differ by {differences[name]:.3g} spreads"
+                f"{name} does not agree with our model: logits differ by {differences[name]:.3g} standard deviations"
             )
     return differences
 
@@ -99,15 +99,15 @@ def contest(
     rate: float,
     file: Path | None,
 ) -> None:
-    """The table of one model: time, memory and agreement of each contender, and the bound of what `counted` multiplies.
+    """Print the table of one model: time, memory and agreement of each contender, and the bound for `counted`'s FLOPs.
 
-    `title` has room for {images} and {machine}.
+    `title` may contain {images} and {machine}.
     """
     device = pixel_values.device.type
     memory = {who: peak_memory(build, device) for who, build in built.items()}
     contenders = {who: build() for who, build in built.items()}
     differences = check(contenders, pixel_values.dtype)
-    best = interleaved(contenders, rounds, device)
+    best = time_interleaved(contenders, rounds, device)
     work = multiplications(counted.eval().to(pixel_values.device, pixel_values.dtype), pixel_values)
     bound = 1e3 * work / rate
     rows = [

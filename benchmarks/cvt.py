@@ -2,8 +2,8 @@
 
     python -m benchmarks.cvt [--variants cvt-13] [--sizes 224,384] [--batches 1,8] [--device cuda --dtype bfloat16]
 
-Ours attends by torch's scaled_dot_product_attention; transformers' CvT writes its attention out and has no other.
-Both must give the same logits before they are timed.
+Ours uses torch's scaled_dot_product_attention; transformers' CvT only has eager attention. Both must
+return the same logits before they are timed.
 """
 
 import itertools
@@ -19,18 +19,30 @@ from transformers import CvtConfig, CvtForImageClassification
 
 from hf_vit_seg import architectures
 
-from .contest import OURS, Dtype, Logits, Out, Rounds, Threads, contest, randomised, saved, set_up, torch_contender
+from .contest import (
+    OURS,
+    Dtype,
+    Logits,
+    Out,
+    Rounds,
+    Threads,
+    contest,
+    randomize,
+    save_variants,
+    set_up,
+    torch_contender,
+)
 from .measuring import product_rate
 
 CLASSES = 1000
 
 
 def save_both(variant: str, folder: Path) -> None:
-    """The same random weights in both spellings."""
+    """Save the same random weights in both formats."""
     row = architectures()["cvt"].variant_rows()[variant]
     config = CvtConfig(embed_dim=row["hidden_sizes"], depth=row["depths"], num_heads=row["num_attention_heads"])
     config.num_labels = CLASSES
-    randomised(CvtForImageClassification(config)).save_pretrained(folder / "transformers")
+    randomize(CvtForImageClassification(config)).save_pretrained(folder / "transformers")
     convert(folder / "transformers", folder / "ours")
 
 
@@ -44,9 +56,9 @@ def load_transformers(folder: Path) -> nn.Module:
 
 
 def main(
-    variants: Annotated[str, typer.Option(help="rows of configs/models/cvt.yaml, by commas")] = "cvt-13,cvt-21",
-    sizes: Annotated[str, typer.Option(help="sides of the square images, by commas")] = "224,384",
-    batches: Annotated[str, typer.Option(help="numbers of images at a time, by commas")] = "1,8",
+    variants: Annotated[str, typer.Option(help="rows of configs/models/cvt.yaml, comma-separated")] = "cvt-13,cvt-21",
+    sizes: Annotated[str, typer.Option(help="sides of the square images, comma-separated")] = "224,384",
+    batches: Annotated[str, typer.Option(help="batch sizes, comma-separated")] = "1,8",
     rounds: Rounds = 12,
     device: str = "cpu",
     dtype: Dtype = "float32",
@@ -56,7 +68,7 @@ def main(
     """Print a table per variant, size and number of images."""
     set_up(threads)
     rate = product_rate(device, getattr(torch, dtype))
-    for variant, folder in saved(variants, save_both):
+    for variant, folder in save_variants(variants, save_both):
         for size, batch in itertools.product(map(int, sizes.split(",")), map(int, batches.split(","))):
             pixel_values = torch.randn(batch, 3, size, size, device=device, dtype=getattr(torch, dtype))
             built = {

@@ -1,9 +1,10 @@
-"""Losses against the plain way, in time and memory: forward and backward, from the logits of the decode head.
+"""Losses against the plain implementation, in time and memory: forward and backward, from the decode head's logits.
 
     python -m benchmarks.losses [--images 8] [--rounds 5] [--device cuda --dtype bfloat16]
 
-The plain way resizes all logits and calls torch's cross-entropy, or segmentation_models_pytorch's loss. Both must give
-the same gradient before they are timed, up to the factor between the definitions (tests/training/test_losses.py).
+The plain implementation resizes all logits and calls torch's cross-entropy, or segmentation_models_pytorch's loss.
+Both must return the same gradient before they are timed, up to the factor between the definitions
+(tests/training/test_losses.py).
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torch import nn
 from hf_vit_seg.training.losses.registry import LossSum
 
 from .contest import Dtype, Out, Rounds, Threads, describe, set_up
-from .measuring import Contender, interleaved, peak_memory, print_table
+from .measuring import Contender, peak_memory, print_table, time_interleaved
 
 IGNORE = 255
 CLASSES_PER_IMAGE = 9
@@ -26,7 +27,7 @@ CLASSES_PER_IMAGE = 9
 
 @dataclass(frozen=True)
 class Case:
-    """A loss, and what it is computed of: K classes, square logits and labels of these sides."""
+    """A loss with its inputs: K classes, and the sides of square logits and labels."""
 
     loss: str
     classes: int
@@ -47,8 +48,8 @@ CASES = (
 )
 
 
-def drawn(case: Case, images: int, device: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits as decode heads leave them, and labels with a few classes per image in blocks, some ignored."""
+def draw_inputs(case: Case, images: int, device: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random logits in the decode heads' layout, and labels with blocks of a few classes per image, partly ignored."""
     torch.manual_seed(0)
     logits = 2 * torch.randn(images, case.classes, case.grid, case.grid, device=device, dtype=dtype)
     labels = max(case.classes, 2)
@@ -65,7 +66,7 @@ def ours(case: Case) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
 
 
 def plain(case: Case) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The same of whole resized logits."""
+    """The same loss on all resized logits."""
     criterion = {"cross_entropy": cross_entropy, "focal": focal, "dice": dice, "lovasz": lovasz}[case.loss]
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -76,7 +77,7 @@ def plain(case: Case) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """torch's, or its binary one."""
+    """torch's cross-entropy, or the binary one for one class."""
     if logits.shape[1] > 1:
         return nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
     counts = labels != IGNORE
@@ -86,13 +87,13 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def focal(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """smp's focal loss of the softmax, without its pitfall of unmasked labels."""
+    """smp's focal loss of the softmax; ignored labels are masked, which smp does not do."""
     losses = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
     return ((1 - (-losses).exp()) ** 2 * losses).sum() / (labels != IGNORE).sum()
 
 
 def dice(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """smp's, image by image as ours, which differs by the share of classes that an image has."""
+    """smp's Dice loss per image, as ours; they differ by the fraction of classes that an image contains."""
     import segmentation_models_pytorch as smp
 
     criterion = smp.losses.DiceLoss("multiclass", smooth=0.5, ignore_index=IGNORE)
@@ -100,35 +101,37 @@ def dice(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def lovasz(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """smp's."""
+    """smp's Lovasz loss."""
     import segmentation_models_pytorch as smp
 
     return smp.losses.LovaszLoss("multiclass", per_image=True, ignore_index=IGNORE)(logits, labels)
 
 
-def built(way: Callable[[Case], Any], case: Case, images: int, device: str, dtype: torch.dtype) -> Contender:
-    """Both passes: gives the gradient of the logits."""
-    logits, labels = drawn(case, images, device, dtype)
-    loss = way(case)
+def build_contender(
+    implementation: Callable[[Case], Any], case: Case, images: int, device: str, dtype: torch.dtype
+) -> Contender:
+    """Forward and backward; returns the gradient of the logits."""
+    logits, labels = draw_inputs(case, images, device, dtype)
+    loss = implementation(case)
     return lambda: torch.autograd.grad(loss(logits, labels), logits)[0]
 
 
 def difference(gradient: torch.Tensor, expected: torch.Tensor) -> float:
-    """How far two gradients are apart, up to a factor: 0 is parallel."""
+    """The distance of two gradients' directions; 0 for parallel ones."""
     directions = [nn.functional.normalize(tensor.double().flatten(), dim=0) for tensor in (gradient, expected)]
     return float((directions[0] - directions[1]).norm())
 
 
 def row(case: Case, images: int, rounds: int, device: str, dtype: torch.dtype) -> list[str]:
     """One line of the table."""
-    ways = {"ours": partial(built, ours), "plain": partial(built, plain)}
-    builders = {who: partial(way, case, images, device, dtype) for who, way in ways.items()}
+    implementations = {"ours": partial(build_contender, ours), "plain": partial(build_contender, plain)}
+    builders = {who: partial(build, case, images, device, dtype) for who, build in implementations.items()}
     memory = {who: peak_memory(builder, device) for who, builder in builders.items()}
     contenders = {who: builder() for who, builder in builders.items()}
-    apart = difference(contenders["ours"](), contenders["plain"]())
-    if apart > (1e-3 if dtype == torch.float32 else 2e-2):
-        raise RuntimeError(f"{case}: the gradients are {apart:.1g} apart")
-    best = interleaved(contenders, rounds, device)
+    distance = difference(contenders["ours"](), contenders["plain"]())
+    if distance > (1e-3 if dtype == torch.float32 else 2e-2):
+        raise RuntimeError(f"{case}: the gradients differ by {distance:.1g}")
+    best = time_interleaved(contenders, rounds, device)
     return [
         f"{case.loss}, {case.classes} classes, {case.grid} to {case.size}",
         f"{best['ours']:.0f}",
@@ -137,7 +140,7 @@ def row(case: Case, images: int, rounds: int, device: str, dtype: torch.dtype) -
         f"{memory['ours']:.0f}",
         f"{memory['plain']:.0f}",
         f"{memory['plain'] / memory['ours']:.1f}",
-        f"{apart:.0e}",
+        f"{distance:.0e}",
     ]
 
 
@@ -150,12 +153,12 @@ def main(
     only: str = "",
     out: Out = None,
 ) -> None:
-    """Print the table; `--only dice` for some of its rows."""
+    """Print the table; `--only dice` selects rows."""
     set_up(threads)
     kind = getattr(torch, dtype)
     rows = [row(case, images, rounds, device, kind) for case in CASES if only in case.loss]
     title = f"Losses of {images} images, forward and backward, {describe(torch.empty(0, device=device, dtype=kind))}"
-    columns = ["", "ms", "plain ms", "ratio", "peak MiB", "plain MiB", "ratio", "gradients apart"]
+    columns = ["", "ms", "plain ms", "ratio", "peak MiB", "plain MiB", "ratio", "gradient distance"]
     print_table(title, columns, rows, out)
 
 

@@ -1,4 +1,4 @@
-"""Timing, memory and bounds. All contenders take turns within one run, so that a busy moment hits them alike."""
+"""Timing, memory and bounds. Contenders run in turns, so that other load affects all of them equally."""
 
 import multiprocessing
 import resource
@@ -13,32 +13,32 @@ from rich.table import Table
 Contender = Callable[[], torch.Tensor]
 
 
-def interleaved(contenders: Mapping[str, Contender], rounds: int, device: str = "cpu") -> dict[str, float]:
-    """Best time in ms of each contender over `rounds` rounds in which each runs once, after two to warm up.
+def time_interleaved(contenders: Mapping[str, Contender], rounds: int, device: str = "cpu") -> dict[str, float]:
+    """Best time in ms of each contender over `rounds` rounds in which each runs once, after two warm-up rounds.
 
-    The pause lets the other runtimes' idle threads, which spin for a while, go to sleep.
+    The pause lets idle threads of other runtimes, which spin for a while, go to sleep.
     """
     best = dict.fromkeys(contenders, float("inf"))
     for round_ in range(-2, rounds):
         for name, contender in contenders.items():
             time.sleep(0.02)
-            synchronise(device)
+            synchronize(device)
             start = time.perf_counter()
             contender()
-            synchronise(device)
+            synchronize(device)
             if round_ >= 0:
                 best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
     return best
 
 
-def synchronise(device: str) -> None:
-    """Wait for a GPU to finish what was asked of it."""
+def synchronize(device: str) -> None:
+    """Wait until a GPU has finished."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
 def peak_memory(build: Callable[[], Contender], device: str) -> float:
-    """MiB that one call takes beyond what is held before it: of the GPU, or of a fresh process on a CPU."""
+    """Peak MiB of one call above the memory in use before: of the GPU, or of a new process on a CPU."""
     if device.startswith("cuda"):
         contender = build()
         contender()
@@ -52,7 +52,7 @@ def peak_memory(build: Callable[[], Contender], device: str) -> float:
     process.start()
     process.join()
     if not receiver.poll():
-        raise RuntimeError(f"the process that measured memory ended with exit code {process.exitcode}")
+        raise RuntimeError(f"the process that measured memory exited with code {process.exitcode}")
     return receiver.recv()
 
 
@@ -66,7 +66,7 @@ def _peak_of_process(build: Callable[[], Contender], sender, threads: int) -> No
 
 
 def reset_peak() -> None:
-    """Forget the highest memory use so far (Linux)."""
+    """Reset the peak resident memory (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -80,11 +80,11 @@ def peak_rss() -> int:
 
 @torch.inference_mode()
 def product_rate(device: str, dtype: torch.dtype) -> float:
-    """The machine's best rate of matrix products in GMAC/s: the better of torch's matmul and 1x1 convolution."""
+    """The highest rate of matrix products in GMAC/s, by torch's matmul or 1x1 convolution."""
     side = 2048 if device == "cpu" else 8192
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     column = left.view(1, 1, side, side).permute(0, 3, 1, 2)
-    best = interleaved(
+    best = time_interleaved(
         {
             "matmul": lambda: left @ right,
             "convolution": lambda: torch.nn.functional.conv2d(column, right[:, :, None, None]),
@@ -96,21 +96,21 @@ def product_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def multiplications(model: torch.nn.Module, *inputs: torch.Tensor) -> float:
-    """GMAC of one forward as the model is written, before anything is folded, counted by torch."""
+    """GMAC of one forward of the model without folded layers, counted by torch."""
     from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
     def convolution(tokens, weight, *_, out_shape, **__) -> int:
         return conv_flop_count(tokens, weight, out_shape)
 
-    # Our linear layers call oneDNN by a name that the counter does not know.
+    # The counter does not know the oneDNN operator of our linear layers.
     known = {torch.ops.aten.mkldnn_convolution: convolution}
     with FlopCounterMode(display=False, custom_mapping=known) as counter:
-        model(*inputs)  # under autograd: fused inference paths are not what is counted
+        model(*inputs)  # with autograd, which disables the fused inference paths
     return counter.get_total_flops() / 2e9
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]], file: Path | None = None) -> None:
-    """A table on the console, and at the end of a Markdown file if one is given."""
+    """Print a table, and append it to a Markdown file if one is given."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")

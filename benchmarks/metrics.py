@@ -2,11 +2,10 @@
 
     python -m benchmarks.metrics [--maps 16 --size 512 --classes 150] [--device cuda]
 
-evaluate's module lives on the Hub and comes with no package, so its published steps are written down here: every map
-is stored in an Arrow file (by `evaluate.Metric` itself), and `compute` reads all of them back and takes np.histogram of
-the hits, of the predictions and of the references, map by map. Its present version declares maps as images, its first
-one as sequences of numbers. A row tells the steps alone from the way through Arrow. All contenders must find the same
-IoU before they are timed.
+evaluate's module is on the Hub and not in a package, so its published steps are reproduced here: every map is stored
+in an Arrow file (by `evaluate.Metric` itself), and `compute` reads all of them and takes np.histogram of the hits, the
+predictions and the references of each map. Its current version declares maps as images, the first version as sequences
+of numbers. One row shows the steps without Arrow. All contenders must return the same IoU before they are timed.
 """
 
 import tempfile
@@ -25,7 +24,7 @@ from hf_vit_seg.metrics import module_path
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 
 from .contest import Out, Rounds, Threads, set_up
-from .measuring import Contender, interleaved, print_table
+from .measuring import Contender, print_table, time_interleaved
 
 IGNORED = 255
 OURS, MODULE = "ConfusionMatrix", "our module of evaluate"
@@ -42,18 +41,18 @@ def histogram_iou(predictions: Any, references: Any, num_labels: int) -> torch.T
         prediction, reference = prediction[counted], reference[counted]
         maps = (prediction[prediction == reference], prediction, reference)
         areas += [np.histogram(labels, bins=num_labels, range=(0, num_labels - 1))[0] for labels in maps]
-    hits, predicted, labelled = areas
-    return torch.from_numpy(hits / (predicted + labelled - hits))
+    hits, predicted, labeled = areas
+    return torch.from_numpy(hits / (predicted + labeled - hits))
 
 
 class HubMeanIoU(evaluate.Metric):
-    """evaluate's module, as far as it takes time, with maps declared as images."""
+    """The time-consuming part of evaluate's module, with maps declared as images."""
 
     def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features({name: self.declared() for name in ("predictions", "references")})
+        features = datasets.Features({name: self.map_feature() for name in ("predictions", "references")})
         return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
 
-    def declared(self) -> Any:
+    def map_feature(self) -> Any:
         return datasets.Image()
 
     def _compute(self, predictions: Any, references: Any, num_labels: int) -> dict[str, Any]:
@@ -63,12 +62,12 @@ class HubMeanIoU(evaluate.Metric):
 class SequenceMeanIoU(HubMeanIoU):
     """The module with maps declared as sequences."""
 
-    def declared(self) -> Any:
+    def map_feature(self) -> Any:
         return datasets.List(datasets.List(datasets.Value("uint16")))
 
 
 def label_maps(maps: int, size: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predictions and references (maps, size, size) int64: patches, 70 % right, 5 % of the pixels ignored."""
+    """Predictions and references (maps, size, size) int64: patches, 70 % correct, 5 % of the pixels ignored."""
     patch = max(1, size // 32)
     coarse = torch.randint(0, classes, (maps, -(-size // patch), -(-size // patch)))
     references = coarse.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, :size, :size].contiguous()
@@ -78,7 +77,7 @@ def label_maps(maps: int, size: int, classes: int) -> tuple[torch.Tensor, torch.
 
 
 def contenders(predictions: torch.Tensor, references: torch.Tensor, classes: int, device: str) -> dict[str, Contender]:
-    """Each adds the maps one by one, as a loop over images does, and gives the IoU (K,)."""
+    """Contenders that add maps one by one and return the IoU (K,)."""
     on_device = [labels.to(device) for labels in (predictions, references)]
     arrays = [labels.numpy() for labels in (predictions, references)]
 
@@ -88,7 +87,7 @@ def contenders(predictions: torch.Tensor, references: torch.Tensor, classes: int
             matrix.update(*pair)
         return torch.from_numpy(matrix.scores()["per_category_iou"])
 
-    def through(metric: Any, maps: Any) -> Contender:
+    def run_module(metric: Any, maps: Any) -> Contender:
         def run() -> torch.Tensor:
             for prediction, reference in zip(*maps, strict=True):
                 metric.add_batch(predictions=prediction[None], references=reference[None])
@@ -98,19 +97,19 @@ def contenders(predictions: torch.Tensor, references: torch.Tensor, classes: int
 
     return {
         OURS: ours,
-        MODULE: through(evaluate.load(module_path("mean_iou")), on_device),
-        IMAGES: through(HubMeanIoU(), arrays),
-        SEQUENCES: through(SequenceMeanIoU(), arrays),
+        MODULE: run_module(evaluate.load(module_path("mean_iou")), on_device),
+        IMAGES: run_module(HubMeanIoU(), arrays),
+        SEQUENCES: run_module(SequenceMeanIoU(), arrays),
         STEPS: lambda: histogram_iou(arrays[0], arrays[1], classes),
     }
 
 
-def times(built: dict[str, Contender], rounds: int, device: str) -> dict[str, float]:
-    """Best time in ms of each contender, once all agree."""
+def time_contenders(built: dict[str, Contender], rounds: int, device: str) -> dict[str, float]:
+    """Best time in ms of each contender, after a check that all agree."""
     expected = built[STEPS]()
     for name, contender in built.items():
-        torch.testing.assert_close(contender(), expected, equal_nan=True, msg=f"{name} finds another IoU")
-    return interleaved(built, rounds, device)
+        torch.testing.assert_close(contender(), expected, equal_nan=True, msg=f"{name} returns a different IoU")
+    return time_interleaved(built, rounds, device)
 
 
 def main(
@@ -129,7 +128,7 @@ def main(
     with tempfile.TemporaryDirectory() as cache:
         config.HF_METRICS_CACHE = Path(cache)
         best = [
-            times(contenders(pair[0].to(dtype), pair[1].to(dtype), classes, device), rounds, device)
+            time_contenders(contenders(pair[0].to(dtype), pair[1].to(dtype), classes, device), rounds, device)
             for dtype in (torch.int64, torch.uint8)
         ]
     rows = [

@@ -2,9 +2,9 @@
 
     python -m benchmarks.runtimes [--variants b0,b2] [--folder cache]
 
-Both are recorded for the one size that is timed (`hf-vit-seg export --size`); "any size" is ours as it is written by
-default. "With masks" ends in a label map at the image's size: ours by `label_map`, or within the graph
-(`--label-map input`), theirs by resizing all logits and arg-max, as transformers' processor does.
+Both are exported for the size that is timed (`hf-vit-seg export --size`); "any size" is our default export. "With
+masks" includes the label map at the image's size: ours by `label_map`, or within the graph (`--label-map input`),
+theirs by resizing all logits and arg-max, as in transformers' processor.
 """
 
 import tempfile
@@ -24,13 +24,13 @@ from hf_vit_seg.export.forms import Target, with_export_forms
 from hf_vit_seg.export.graphs import Geometry, LabelGraph, LogitGraph
 from hf_vit_seg.models.label_maps import label_map
 
-from .contest import Logits, Out, Rounds, Threads, randomised, set_up
-from .measuring import Contender, interleaved, print_table
+from .contest import Logits, Out, Rounds, Threads, randomize, set_up
+from .measuring import Contender, print_table, time_interleaved
 from .segformer import onnx_runtime_contender, openvino_contender
 
 
 class Runtime(NamedTuple):
-    """A runtime of ONNX files, and the exporter whose form of a model it likes."""
+    """A runtime of ONNX files, and the exporter whose forms of a model suit it."""
 
     contender: Callable[[Path, torch.Tensor], Contender]
     exporter: type[Exporter]
@@ -47,8 +47,8 @@ MOST_DIFFERENCE = 1e-3  # of any logit, in standard deviations
 LARGE = (1024, 2048)
 
 
-def made(path: Path, make: Callable[[Path], Any]) -> Path:
-    """A file, made unless an earlier run has left it."""
+def make_once(path: Path, make: Callable[[Path], Any]) -> Path:
+    """Create a file with `make` unless it exists from an earlier run."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         make(path)
@@ -56,18 +56,18 @@ def made(path: Path, make: Callable[[Path], Any]) -> Path:
 
 
 def save_ours(path: Path, variant: str, classes: int) -> None:
-    """Random weights in our spelling."""
+    """Save random weights in our format."""
     architecture = architectures()["segformer"]
-    # transformers' class has 1e-5 in all its norms, whatever its config says
+    # transformers uses 1e-5 in all norms, regardless of its config
     config = architecture.variant_config(variant, num_labels=classes, layer_norm_eps=1e-5)
-    randomised(architecture.models["AutoModelForSemanticSegmentation"](config)).save_pretrained(path)
+    randomize(architecture.models["AutoModelForSemanticSegmentation"](config)).save_pretrained(path)
     architecture.image_processor["torchvision"]().save_pretrained(path)
 
 
 def write_ours(
     path: Path, weights: Path, forms: Sequence[Target], size: tuple[int, int] | None, labels: bool = False
 ) -> None:
-    """Our program, for one image of a size, or for any."""
+    """Export our model, for one image size or for any."""
     model = architectures()["segformer"].models["AutoModelForSemanticSegmentation"].from_pretrained(weights)
     plain = with_export_forms(model, forms)
     graph = LabelGraph(plain) if labels else LogitGraph(plain)
@@ -75,10 +75,10 @@ def write_ours(
 
 
 def write_theirs(path: Path, weights: Path, size: tuple[int, int]) -> None:
-    """transformers' model at one size, by torch's exporter."""
+    """Export transformers' model for one size, with torch's exporter."""
     from transformers import SegformerForSemanticSegmentation
 
-    folder = made(weights.with_name(weights.name + "_transformers"), partial(to_transformers, weights))
+    folder = make_once(weights.with_name(weights.name + "_transformers"), partial(to_transformers, weights))
     model = Logits(SegformerForSemanticSegmentation.from_pretrained(folder)).eval()
     with quiet():
         torch.onnx.export(
@@ -87,16 +87,16 @@ def write_theirs(path: Path, weights: Path, size: tuple[int, int]) -> None:
 
 
 def to_transformers(weights: Path, folder: Path) -> None:
-    """Our weights in transformers' spelling."""
+    """Convert our weights to transformers' format."""
     export_checkpoint(weights, folder, to="transformers")
 
 
 def programs(
-    folder: Path, variant: str, classes: int, size: tuple[int, int], runtime: str, wanted: Sequence[str]
+    folder: Path, variant: str, classes: int, size: tuple[int, int], runtime: str, selected: Sequence[str]
 ) -> dict[str, Path]:
-    """The files of one contest by what they are, those that take part in it."""
+    """The files of the selected programs by name, exported if necessary."""
     place, exporter = folder / f"{variant}_{classes}", RUNTIMES[runtime].exporter
-    weights = made(place / "weights", lambda path: save_ours(path, variant, classes))
+    weights = make_once(place / "weights", lambda path: save_ours(path, variant, classes))
     write = partial(write_ours, weights=weights, forms=exporter.forms)
     own, name = place / runtime, f"{size[0]}x{size[1]}.onnx"
     files = {
@@ -105,33 +105,35 @@ def programs(
         IN_GRAPH: (own / f"labels_{name}", partial(write, size=size, labels=True)),
         THEIRS: (place / f"theirs_{name}", lambda path: write_theirs(path, weights, size)),
     }
-    return {who: made(*files[who]) for who in wanted}
+    return {who: make_once(*files[who]) for who in selected}
 
 
-def duel(contenders: dict[str, Contender], rounds: int, agree: Callable[[torch.Tensor, torch.Tensor], float]):
-    """Times in ms, and how far the others are from the first; more than is allowed is an error."""
+def time_and_compare(
+    contenders: dict[str, Contender], rounds: int, agree: Callable[[torch.Tensor, torch.Tensor], float]
+):
+    """Times in ms, and the difference of each contender from the first; `agree` raises if it is too large."""
     first = next(iter(contenders.values()))()
     differences = {name: agree(first, contender()) for name, contender in contenders.items()}
-    return interleaved(contenders, rounds), differences
+    return time_interleaved(contenders, rounds), differences
 
 
 def logit_difference(ours: torch.Tensor, other: torch.Tensor) -> float:
-    """Largest difference in standard deviations. RuntimeError where it is no rounding."""
+    """Largest difference in standard deviations; RuntimeError if it is more than rounding."""
     difference = float((ours - other).abs().max() / ours.std())
     if difference > MOST_DIFFERENCE:
-        raise RuntimeError(f"the programs do not compute one function: logits differ by {difference:.3g} deviations")
+        raise RuntimeError(f"the programs do not agree: logits differ by {difference:.3g} standard deviations")
     return difference
 
 
 def differing_labels(ours: torch.Tensor, other: torch.Tensor) -> float:
-    """Share of pixels with another label. RuntimeError where these are more than ties."""
+    """Fraction of pixels with different labels; RuntimeError if there are more than ties explain."""
     share = float((ours.long() != other.long()).double().mean())
     if share > MOST_DIFFERENCE:
-        raise RuntimeError(f"the programs do not compute one function: {share:.2%} of the labels differ")
+        raise RuntimeError(f"the programs do not agree: {share:.2%} of the labels differ")
     return share
 
 
-def labels_behind(contender: Contender, size: tuple[int, int]) -> torch.Tensor:
+def labels_by_label_map(contender: Contender, size: tuple[int, int]) -> torch.Tensor:
     """Labels from logits by our exact label map."""
     return label_map(contender(), size, dtype=torch.uint8)
 
@@ -141,25 +143,27 @@ def labels_by_resizing(contender: Contender, size: tuple[int, int]) -> torch.Ten
     return torch.nn.functional.interpolate(contender(), size, mode="bilinear", align_corners=False).argmax(1)
 
 
-def rows_of(title: str, times: dict[str, float], differences: dict[str, float]) -> list[list[str]]:
+def result_rows(title: str, times: dict[str, float], differences: dict[str, float]) -> list[list[str]]:
     ours = next(iter(times.values()))
     return [[title, who, f"{ms:.1f}", f"{ms / ours:.2f}", f"{differences[who]:.1e}"] for who, ms in times.items()]
 
 
 def main(
-    variants: Annotated[str, typer.Option(help="of the contest of logits, by commas")] = "b0,b2",
-    size: Annotated[int, typer.Option(help="side of its images")] = 512,
-    classes: Annotated[str, typer.Option(help="of the contest with masks at 1024x2048 (b0), by commas")] = "19,150",
-    runtimes: Annotated[str, typer.Option(help="by commas")] = ",".join(RUNTIMES),
+    variants: Annotated[str, typer.Option(help="variants of the comparison of logits, comma-separated")] = "b0,b2",
+    size: Annotated[int, typer.Option(help="side of its square images")] = 512,
+    classes: Annotated[
+        str, typer.Option(help="numbers of classes of the comparison with masks at 1024x2048 (b0), comma-separated")
+    ] = "19,150",
+    runtimes: Annotated[str, typer.Option(help="comma-separated")] = ",".join(RUNTIMES),
     folder: Annotated[Path | None, typer.Option(help="keep the exported programs here")] = None,
-    prepare: Annotated[bool, typer.Option("--prepare", help="export only, time nothing")] = False,
+    prepare: Annotated[bool, typer.Option("--prepare", help="export only")] = False,
     rounds: Rounds = 8,
     threads: Threads = None,
     out: Out = None,
 ) -> None:
     """Print the tables."""
     set_up(threads)
-    columns, names = ["contest", "program", "ms", "to ours", "difference"], runtimes.split(",")
+    columns, names = ["comparison", "program", "ms", "to ours", "difference"], runtimes.split(",")
     counts = [int(count) for count in classes.split(",") if count]
     with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
         small = {
@@ -179,22 +183,24 @@ def main(
 
 
 def logit_rows(variant: str, runtime: str, files: dict[str, Path], size: int, rounds: int) -> list[list[str]]:
-    """The contest of logits in one runtime."""
+    """Compare logits in one runtime."""
     pixel_values = torch.randn(1, 3, size, size)
     contenders = {who: RUNTIMES[runtime].contender(files[who], pixel_values) for who in OF_LOGITS}
-    return rows_of(f"{variant} {runtime}", *duel(contenders, rounds, logit_difference))
+    return result_rows(f"{variant} {runtime}", *time_and_compare(contenders, rounds, logit_difference))
 
 
 def label_rows(classes: int, runtime: str, files: dict[str, Path], rounds: int) -> list[list[str]]:
-    """The contest with masks in one runtime."""
+    """Compare label maps in one runtime."""
     pixel_values = torch.nn.functional.interpolate(torch.randn(1, 3, 32, 64), LARGE, mode="bicubic")
     run = {who: RUNTIMES[runtime].contender(files[who], pixel_values) for who in OF_LABELS}
     contenders = {
-        OURS: partial(labels_behind, run[OURS], LARGE),
+        OURS: partial(labels_by_label_map, run[OURS], LARGE),
         IN_GRAPH: run[IN_GRAPH],
         THEIRS: partial(labels_by_resizing, run[THEIRS], LARGE),
     }
-    return rows_of(f"{classes} classes, {runtime}", *duel(contenders, max(rounds // 3, 1), differing_labels))
+    return result_rows(
+        f"{classes} classes, {runtime}", *time_and_compare(contenders, max(rounds // 3, 1), differing_labels)
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m benchmarks.segformer [--variants b0,b2] [--size 512] [--device cuda --dtype bfloat16]
 
 ONNX Runtime and OpenVINO run transformers' model as torch exports it, each tuned by its own graph optimizer. Every
-contender must give our logits before it is timed.
+contender must return our logits before it is timed.
 """
 
 from functools import partial
@@ -28,12 +28,12 @@ from .contest import (
     Threads,
     contest,
     describe,
-    randomised,
-    saved,
+    randomize,
+    save_variants,
     set_up,
     torch_contender,
 )
-from .measuring import Contender, interleaved, print_table, product_rate
+from .measuring import Contender, print_table, product_rate, time_interleaved
 
 CLASSES = 150
 
@@ -50,11 +50,11 @@ class QuarterSize(nn.Module):
 
 
 def save_all(variant: str, folder: Path) -> None:
-    """The same random weights in three spellings, and transformers' model as ONNX."""
+    """Save the same random weights in three formats."""
     architecture = architectures()["segformer"]
     ours = architecture.models["AutoModelForSemanticSegmentation"]
-    model = randomised(
-        # transformers' class has 1e-5 in all its norms, whatever its config says
+    model = randomize(
+        # transformers uses 1e-5 in all norms, regardless of its config
         ours(architecture.variant_config(variant, num_labels=CLASSES, layer_norm_eps=1e-5))
     )
     model.save_pretrained(folder / "ours")
@@ -86,7 +86,7 @@ def load_smp(folder: Path, variant: str) -> nn.Module:
 
 
 def export_to_onnx(folder: Path, size: tuple[int, int]) -> Path:
-    """transformers' model at one size, by torch's exporter."""
+    """Export transformers' model for one size, with torch's exporter."""
     file = folder / "transformers.onnx"
     pixel_values = torch.randn(1, 3, *size)
     model = load_transformers(folder).eval()
@@ -124,8 +124,8 @@ def builders(variant: str, folder: Path, pixel_values: torch.Tensor):
     return built
 
 
-def table_of_label_maps(pixel_values: torch.Tensor, rounds: int, file: Path | None) -> None:
-    """Our label maps against resizing all logits, on logits as smooth as a network's."""
+def print_label_map_table(pixel_values: torch.Tensor, rounds: int, file: Path | None) -> None:
+    """Print the table of our label maps against resizing all logits, for smooth logits as those of a model."""
     rows = []
     for (height, width), (tall, wide) in (
         ((128, 128), (512, 512)),
@@ -141,7 +141,7 @@ def table_of_label_maps(pixel_values: torch.Tensor, rounds: int, file: Path | No
                 logits, size, mode="bilinear"
             ).argmax(1),
         }
-        best = interleaved(contenders, max(rounds // 2, 3), pixel_values.device.type)
+        best = time_interleaved(contenders, max(rounds // 2, 3), pixel_values.device.type)
         agree = (contenders["ours"]() == contenders["plain"]()).double().mean()  # type: ignore[union-attr]
         rows.append(
             [
@@ -157,9 +157,9 @@ def table_of_label_maps(pixel_values: torch.Tensor, rounds: int, file: Path | No
 
 
 def main(
-    variants: Annotated[str, typer.Option(help="rows of configs/models/segformer.yaml, by commas")] = "b0,b2",
+    variants: Annotated[str, typer.Option(help="rows of configs/models/segformer.yaml, comma-separated")] = "b0,b2",
     size: Annotated[int, typer.Option(help="side of the square images")] = 512,
-    batch: Annotated[int, typer.Option(help="images at a time; ONNX Runtime and OpenVINO take part at 1")] = 1,
+    batch: Annotated[int, typer.Option(help="batch size; ONNX Runtime and OpenVINO are included for 1")] = 1,
     rounds: Rounds = 12,
     device: str = "cpu",
     dtype: Dtype = "float32",
@@ -170,10 +170,10 @@ def main(
     set_up(threads)
     pixel_values = torch.randn(batch, 3, size, size, device=device, dtype=getattr(torch, dtype))
     rate = product_rate(device, pixel_values.dtype)
-    for variant, folder in saved(variants, save_all):
+    for variant, folder in save_variants(variants, save_all):
         title = f"SegFormer-{variant.upper()}, {{images}}, {CLASSES} classes, {{machine}}"
         contest(title, builders(variant, folder, pixel_values), load_ours(folder), pixel_values, rounds, rate, out)
-    table_of_label_maps(pixel_values, rounds, out)
+    print_label_map_table(pixel_values, rounds, out)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What token merging brings and costs: a ViT segmentation model on labelled images, at several shares merged.
+"""Speed and accuracy of token merging: a ViT segmentation model on labeled images, for several fractions merged.
 
     python -m benchmarks.token_merging MODEL IMAGES MASKS [--shares 0,0.25,0.5] [--dtypes float32,bfloat16]
 
-Masks are read as class numbers, files in the order of their names; where a mask has no class of the model, the pixel
-does not count. Scores are in float32, at the masks' own size. Times are of one whole image, from pixels to label map.
+Masks contain class numbers; images and masks are paired by sorted file name. Pixels without a class of the model are
+ignored. Scores are in float32, at the resolution of the masks. Times are for one image, from pixels to label map.
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 
 from .contest import Out, Rounds, Threads, set_up
-from .measuring import interleaved, print_table
+from .measuring import print_table, time_interleaved
 
 IGNORED = 255
 
 
-def pairs(images: Path, masks: Path, most: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """At most `most` images (3, H, W) and masks (H, W), spread evenly over the folders."""
+def read_pairs(images: Path, masks: Path, most: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Read at most `most` images (3, H, W) and masks (H, W), spread evenly over the folders."""
     files = list(zip(sorted(images.iterdir()), sorted(masks.iterdir()), strict=True))
     for index in range(min(most, len(files))):
         image, mask = files[index * len(files) // min(most, len(files))]
@@ -33,13 +33,13 @@ def pairs(images: Path, masks: Path, most: int) -> Iterator[tuple[torch.Tensor, 
 
 
 def set_share(segmenter: Segmenter, share: float) -> Segmenter:
-    """The same segmenter, merging another share from now on."""
+    """Set the fraction of merged tokens; returns the same segmenter."""
     segmenter.model.config.token_merging = share
     return segmenter
 
 
 def scores(segmenter: Segmenter, shares: list[float], data: list[tuple[torch.Tensor, torch.Tensor]]):
-    """Mean IoU at each share, and the share of pixels that keep the first one's label."""
+    """Mean IoU for each fraction merged, and the fraction of pixels with the same label as for the first."""
     plain: list[torch.Tensor] = []
     for share in shares:
         counted = ConfusionMatrix(len(segmenter.names), IGNORED)
@@ -51,8 +51,8 @@ def scores(segmenter: Segmenter, shares: list[float], data: list[tuple[torch.Ten
         yield share, float(counted.scores()["mean_iou"]), float(same)
 
 
-def timed(segmenter: Segmenter, share: float, image: torch.Tensor) -> torch.Tensor:
-    """What is timed."""
+def segment(segmenter: Segmenter, share: float, image: torch.Tensor) -> torch.Tensor:
+    """The label map of an image, with a fraction of its tokens merged."""
     return set_share(segmenter, share).label_map(image)
 
 
@@ -61,10 +61,10 @@ def main(
     images: Path,
     masks: Path,
     shares: Annotated[
-        str, typer.Option(help="values of token_merging, by commas; the first is the baseline")
+        str, typer.Option(help="values of token_merging, comma-separated; the first is the baseline")
     ] = "0,0.5",
-    dtypes: Annotated[str, typer.Option(help="types to time, by commas")] = "float32,bfloat16",
-    most: Annotated[int, typer.Option(help="images that are scored")] = 1000,
+    dtypes: Annotated[str, typer.Option(help="types to time, comma-separated")] = "float32,bfloat16",
+    most: Annotated[int, typer.Option(help="maximum number of images to score")] = 1000,
     device: str = "cpu",
     rounds: Rounds = 12,
     threads: Threads = None,
@@ -73,7 +73,7 @@ def main(
     """Print a table of scores and one of times."""
     set_up(threads)
     merged = [float(share) for share in shares.split(",")]
-    data = list(pairs(images, masks, most))
+    data = list(read_pairs(images, masks, most))
     segmenters = {
         name: Segmenter.from_pretrained(model, device, name)
         for name in {"float32": 0} | dict.fromkeys(dtypes.split(","))
@@ -86,11 +86,11 @@ def main(
     if rounds == 0:
         return
     contenders = {
-        f"{name}, {share:g}": partial(timed, segmenters[name], share, data[0][0])
+        f"{name}, {share:g}": partial(segment, segmenters[name], share, data[0][0])
         for name in dtypes.split(",")
         for share in merged
     }
-    times = interleaved(contenders, rounds, device)
+    times = time_interleaved(contenders, rounds, device)
     first = next(iter(times.values()))
     table = [[name, f"{time:.0f}", f"{first / time:.2f}"] for name, time in times.items()]
     print_table("one image, pixels to label map", ["type, merged", "ms", "speed-up"], table, out)

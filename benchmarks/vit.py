@@ -2,7 +2,7 @@
 
     python -m benchmarks.vit [--variants b-16,r50-b-16] [--batches 1,8] [--device cuda --dtype bfloat16]
 
-All attend by torch's scaled_dot_product_attention, and every contender must give our logits before it is timed.
+All use torch's scaled_dot_product_attention, and every contender must return our logits before it is timed.
 transformers has no hybrids; timm's run in both memory formats.
 """
 
@@ -19,7 +19,19 @@ from torch import nn
 
 from hf_vit_seg import architectures
 
-from .contest import OURS, Dtype, Logits, Out, Rounds, Threads, contest, randomised, saved, set_up, torch_contender
+from .contest import (
+    OURS,
+    Dtype,
+    Logits,
+    Out,
+    Rounds,
+    Threads,
+    contest,
+    randomize,
+    save_variants,
+    set_up,
+    torch_contender,
+)
 from .measuring import product_rate
 
 PURE = {
@@ -36,8 +48,8 @@ NAMES = PURE | HYBRID
 
 
 def save_all(variant: str, folder: Path) -> None:
-    """The same random weights as each of the contenders keeps them."""
-    torch.save(randomised(timm.create_model(NAMES[variant])).state_dict(), folder / "timm.pth")
+    """Save the same random weights in the format of each contender."""
+    torch.save(randomize(timm.create_model(NAMES[variant])).state_dict(), folder / "timm.pth")
     convert(folder / "timm.pth", folder / "ours")
     if variant in PURE:
         export(folder / "ours", folder / "transformers", to="transformers")
@@ -63,31 +75,31 @@ def load_timm(folder: Path, variant: str) -> nn.Module:
 
 def builders(variant: str, folder: Path, pixel_values: torch.Tensor):
     """A function for each contender that builds it, ours first."""
-    timms = partial(load_timm, folder, variant)
+    timm_model = partial(load_timm, folder, variant)
     built = {
         OURS: partial(torch_contender, partial(load_ours, folder), pixel_values),
-        "timm": partial(torch_contender, timms, pixel_values),
+        "timm": partial(torch_contender, timm_model, pixel_values),
     }
     if variant in HYBRID:
-        built["timm, channels last"] = partial(torch_contender, timms, pixel_values, channels_last=True)
+        built["timm, channels last"] = partial(torch_contender, timm_model, pixel_values, channels_last=True)
     else:
         built["transformers"] = partial(torch_contender, partial(load_transformers, folder), pixel_values)
     return built
 
 
 def main(
-    variants: Annotated[str, typer.Option(help="rows of configs/models/vit.yaml, by commas")] = ",".join(NAMES),
-    batches: Annotated[str, typer.Option(help="numbers of images at a time, by commas")] = "1,8",
+    variants: Annotated[str, typer.Option(help="rows of configs/models/vit.yaml, comma-separated")] = ",".join(NAMES),
+    batches: Annotated[str, typer.Option(help="batch sizes, comma-separated")] = "1,8",
     rounds: Rounds = 12,
     device: str = "cpu",
     dtype: Dtype = "float32",
     threads: Threads = None,
     out: Out = None,
 ) -> None:
-    """Print a table per variant and number of images, of the size in timm's name."""
+    """Print a table per variant and batch size, with the image size in timm's name."""
     set_up(threads)
     rate = product_rate(device, getattr(torch, dtype))
-    for variant, folder in saved(variants, save_all):
+    for variant, folder in save_variants(variants, save_all):
         size = int(NAMES[variant].rsplit("_", 1)[1])
         for batch in map(int, batches.split(",")):
             pixel_values = torch.randn(batch, 3, size, size, device=device, dtype=getattr(torch, dtype))

@@ -9,7 +9,7 @@ import torch
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
 
-from hf_vit_seg.models.image_processing_segmentation import resized_sides
+from hf_vit_seg.models.image_processing_segmentation import target_sides
 
 from .loading import chosen_device, load_model, load_processor
 
@@ -54,7 +54,7 @@ def class_input(processor: BaseImageProcessor, image: torch.Tensor) -> torch.Ten
     """
     edges = {edge: side for edge, side in dict(getattr(processor, "size", None) or {}).items() if side}
     if getattr(processor, "do_resize", False) and edges:
-        resized_sides(image.shape[1], image.shape[2], SizeDict(**edges), None)
+        target_sides(image.shape[1], image.shape[2], SizeDict(**edges), None)
     return processor(image, return_tensors="pt", input_data_format="channels_first")["pixel_values"]
 
 

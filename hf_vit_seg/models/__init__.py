@@ -2,5 +2,5 @@
 
 Files here import only torch, transformers, huggingface_hub, the standard library and siblings, as
 `from .sibling import name`: the Hub copies exactly those files for readers who lack this package. The only
-exception are the `plugin_*.py` records, which no sibling imports and the Hub never copies.
+exceptions are the `plugin_*.py` records, which no sibling imports and the Hub never copies.
 """

@@ -38,8 +38,8 @@ def hub_options(loading: Mapping[str, Any]) -> dict[str, Any]:
     return {name: loading[name] for name in HUB_OPTIONS if name in loading}
 
 
-def stored_config(path: str | os.PathLike, **hub: Any) -> PreTrainedConfig:
-    """The config of a checkpoint as a backbone's config; for timm's own checkpoints, that of a TimmBackbone.
+def load_backbone_config(path: str | os.PathLike, **hub: Any) -> PreTrainedConfig:
+    """Load the config of a checkpoint as a backbone config; for timm's own checkpoints, that of a TimmBackbone.
 
     ValueError for a model without an AutoBackbone class.
     """
@@ -54,47 +54,47 @@ def stored_config(path: str | os.PathLike, **hub: Any) -> PreTrainedConfig:
     return config
 
 
-def new_backbone(config: PreTrainedConfig) -> Any:
-    """A backbone with randomly initialized weights."""
-    return of_any_size(config, partial(AutoBackbone.from_config, config))
+def build_backbone(config: PreTrainedConfig) -> Any:
+    """Build a backbone with randomly initialized weights."""
+    return build_for_any_size(config, partial(AutoBackbone.from_config, config))
 
 
-def of_any_size(config: PreTrainedConfig, build: Callable[..., T]) -> T:
-    """Call `build`, with the option for images of any size where timm has it (CNNs do not need it)."""
+def build_for_any_size(config: PreTrainedConfig, build: Callable[..., T]) -> T:
+    """Call `build`, with timm's option for images of any size if the model has it (CNNs do not need it)."""
     if isinstance(config, TimmBackboneConfig):
         with suppress(TypeError):
             return build(dynamic_img_size=True)
     return build()
 
 
-def gives_channels_last(backbone: Any) -> bool:
+def returns_channels_last(backbone: Any) -> bool:
     """Whether a backbone's maps are (B, H, W, C), as those of some timm models."""
     layout = getattr(getattr(backbone, "_backbone", None), "output_fmt", None)
     return getattr(layout, "value", layout) == CHANNELS_LAST
 
 
-def loaded_backbone(
+def load_backbone(
     path: str | os.PathLike, config: PreTrainedConfig, **loading: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The backbone with the checkpoint's weights, and transformers' loading info."""
+    """Load a backbone with the checkpoint's weights; also returns transformers' loading info."""
     backbone_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     if not isinstance(config, TimmBackboneConfig):
         return backbone_class.from_pretrained(path, config=config, output_loading_info=True, **loading)
     hub = hub_options(loading)
     if isinstance(AutoConfig.from_pretrained(path, **hub), TimmBackboneConfig):  # saved by transformers
         load = PreTrainedModel.from_pretrained.__func__  # TimmBackbone's own method asks timm for a model of that name
-        return of_any_size(
+        return build_for_any_size(
             config, partial(load, backbone_class, path, config=config, output_loading_info=True, **loading)
         )
     file = cached_file(path, TIMM_WEIGHTS, **hub)
     build = partial(backbone_class, config, pretrained=True, pretrained_cfg_overlay={"file": file})
     with no_init_weights():  # otherwise post_init resets the BatchNorms
-        backbone = of_any_size(config, build)
+        backbone = build_for_any_size(config, build)
     return backbone, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
 
 
 def feature_strides(backbone: Any) -> tuple[tuple[int, int], ...]:
-    """The stride (height, width) of each map of an AutoBackbone. timm reports it, others run once on the meta device.
+    """The stride (height, width) of each map of an AutoBackbone. timm reports it; others run once on the meta device.
 
     The image has the backbone's own size, because that is the only size that all of them accept.
     """
@@ -111,4 +111,11 @@ def feature_strides(backbone: Any) -> tuple[tuple[int, int], ...]:
     return tuple((round(height / rows), round(width / columns)) for rows, columns in sides)
 
 
-__all__ = ["feature_strides", "gives_channels_last", "hub_options", "loaded_backbone", "new_backbone", "stored_config"]
+__all__ = [
+    "build_backbone",
+    "feature_strides",
+    "hub_options",
+    "load_backbone",
+    "load_backbone_config",
+    "returns_channels_last",
+]

@@ -1,6 +1,6 @@
-"""Bilinear resizing (`align_corners=False`): of a few rows at a time, its transpose, and as a matrix.
+"""Bilinear resizing (`align_corners=False`) of a few rows at a time, its transpose, and its matrix.
 
-Tensors of full size, which are large for maps of many classes, never have to exist as a whole.
+Full-size tensors, which are large for many classes, are never stored.
 
 Shapes: B images and n of a strip, C channels, K classes, h w the coarse grid, H W the pixels, r rows of a strip. Along
 one axis: h samples and H pixels, P pixels of a cell.
@@ -41,8 +41,8 @@ class Axis:
     """How the pixels of one axis are distributed over the h + 1 cells between its h samples; the outer two are flat.
 
     Cell i lies between the samples `lower[i]` and `upper[i]` and has the pixels `start[i]` .. `start[i + 1]`:
-    listed in `pixels` (h + 1, P), with their `weights` (h + 1, P) on the upper sample. Where a cell has fewer than
-    P pixels its first one is repeated.
+    listed in `pixels` (h + 1, P), with their `weights` (h + 1, P) on the upper sample. If a cell has fewer than
+    P pixels, its first one is repeated.
     """
 
     lower: torch.Tensor
@@ -53,7 +53,7 @@ class Axis:
     cell: torch.Tensor  # the cell of each pixel
 
     def cells(self, first: int, stop: int) -> "Axis":
-        """The cells first .. stop - 1, with samples and pixels counted from their own first."""
+        """The cells first .. stop - 1; sample and pixel numbers start at 0."""
         part, lowest, origin = slice(first, stop), self.lower[first], self.start[first]
         return replace(
             self,
@@ -73,7 +73,7 @@ def positions(samples: int, pixels: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def neighbors(samples: int, pixels: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The lower and upper sample next to each pixel, and its weight on the upper one: (H,) each."""
+    """The lower and upper sample next to each pixel, and the weight of the upper one: (H,) each."""
     position = positions(samples, pixels, dtype).clamp(min=0)
     lower = position.long().clamp(max=samples - 1)
     return lower, (lower + 1).clamp(max=samples - 1), (position - lower).clamp(0, 1)
@@ -104,7 +104,7 @@ class RowResizing:
         """The coarse rows that these rows are computed from."""
         return slice(int(self.lower[rows][0]), int(self.upper[rows][-1]) + 1)
 
-    def resized(
+    def resize(
         self,
         samples: torch.Tensor,
         rows: slice,
@@ -192,9 +192,9 @@ def pad_to_multiple(pixel_values: torch.Tensor, multiple: tuple[int, int]) -> to
 def crop_to_image_extent(logits: torch.Tensor, size: tuple[int, int], multiple: tuple[int, int]) -> torch.Tensor:
     """Logits (B, K, h, w) of an image that `pad_to_multiple` padded, resampled so that they span the image alone.
 
-    `size` is the image's (height, width). There are one or more cells of logits per multiple. Everything that reads
-    logits assumes that they extend from border to border of the image, so they are sampled bilinearly at the centers of
-    a grid over the image, with as many cells as cover it at the logits' stride.
+    `size` is the image's (height, width). There are one or more cells of logits per multiple. All code that reads
+    logits assumes that they span the image from border to border, so they are sampled bilinearly at the centers of a
+    grid over the image, with as many cells as cover it at the logits' stride.
     """
     if not is_dynamic_export() and all(length % step == 0 for length, step in zip(size, multiple, strict=True)):
         return logits
@@ -244,12 +244,12 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a backward pass to raise on second derivatives; torch's `once_differentiable` can return 0 instead."""
 
     @wraps(backward)
-    def checked(*arguments: Any) -> Any:
+    def wrapper(*arguments: Any) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError("A loss in strips can be differentiated once, not with create_graph=True")
         return backward(*arguments)
 
-    return checked
+    return wrapper
 
 
 class Strip(NamedTuple):
@@ -262,7 +262,8 @@ class Strip(NamedTuple):
 class StripUpsampling:
     """`interpolate(logits, size, mode="bilinear", align_corners=False)` in strips, and its transpose.
 
-    The classes of a pixel are contiguous in memory, as our decode heads return them and the kernels prefer it.
+    The classes of a pixel are contiguous in memory, as in the output of our decode heads;
+    the kernels are fastest with this layout.
     """
 
     def __init__(self, logits: torch.Tensor, size: tuple[int, ...], strip_bytes: int | None = None):
@@ -274,7 +275,7 @@ class StripUpsampling:
         self.resizing = RowResizing(logits.shape[2], size[0], self.dtype, logits.device)
 
     def strips(self) -> Iterator[Strip]:
-        """Several complete images at a time if they are small, otherwise each image from top to bottom."""
+        """Yield several complete images at a time if they are small, otherwise each image from top to bottom."""
         images, classes, _, width = self.shape
         height = self.size[0]
         row_bytes = classes * max(width, self.size[1]) * self.dtype.itemsize
@@ -283,9 +284,9 @@ class StripUpsampling:
             for top, bottom in row_strips(height, row_bytes * together, self.strip_bytes):
                 yield Strip(slice(first, first + together), slice(top, bottom))
 
-    def upsampled(self, strip: Strip) -> torch.Tensor:
+    def upsample(self, strip: Strip) -> torch.Tensor:
         """The logits (n, r, W, K) of a strip's pixels."""
-        rows = self.resizing.resized(self.samples[strip.images], strip.rows, dim=1)
+        rows = self.resizing.resize(self.samples[strip.images], strip.rows, dim=1)
         return resize_columns(rows.permute(0, 3, 1, 2), self.size[1]).permute(0, 2, 3, 1)
 
     def zeros(self) -> torch.Tensor:

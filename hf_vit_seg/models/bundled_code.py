@@ -1,4 +1,4 @@
-"""Save code that transformers would not save with a model: plugins' heads, and backbones not in transformers.
+"""Save code that transformers would not save with a model: plugins' heads, and backbones that are not in transformers.
 
 transformers copies the file that defines a model's class, and the siblings that it imports. Parts that are found by
 name are not imported there: their files are copied here, and the tables that find them, which are empty in this
@@ -22,10 +22,10 @@ PUSH_OPTIONS = tuple(signature(PreTrainedConfig.push_to_hub).parameters)
 
 
 class BundlesCode(PreTrainedConfig):
-    """A config that saves the code of its head and backbone where these are not built in."""
+    """A config that saves the code of its head and backbone unless they are built in."""
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Save as transformers does, then push if requested, when all files exist."""
+        """Save as transformers does; push, if requested, after all files are written."""
         super().save_pretrained(save_directory, **kwargs)
         if self._auto_class is not None:
             self.save_parts(Path(save_directory))
@@ -71,7 +71,7 @@ class BundlesCode(PreTrainedConfig):
 
 
 def name_conflict(part: type) -> str | None:
-    """A sentence about a file of a class that has the name of one of the files here; None if there is none."""
+    """The error message if a file of a class has the name of a model file of this package; otherwise None."""
     for file in files_of(part):
         ours = Path(__file__).with_name(file.name)
         if ours.exists() and not ours.samefile(file):

@@ -2,12 +2,12 @@
 
 Four optimizations, all of which change results only by rounding:
 
-- Linear layers in oneDNN. torch computes float32 matrix products with MKL, which uses AVX2 only on CPUs that are not
-  Intel's; oneDNN uses AVX-512 where available (100 vs. 220 GMAC/s on 2 cores of an EPYC). Without autograd we call the
+- Linear layers in oneDNN. torch computes float32 matrix products with MKL, which is limited to AVX2 on CPUs not made
+  by Intel; oneDNN uses AVX-512 if available (100 vs. 220 GMAC/s on 2 cores of an EPYC). Without autograd we call the
   fused linear layer that torch's compiler uses, with autograd a 1x1 convolution, which has a backward pass.
 - Row strips. Large temporaries cost more than the arithmetic on them: from 4 MiB on, the allocator maps new pages for
   each, and the kernel clears them. SegFormer-B0's first Mix-FFN at 512x512 takes 16.0 ms at once and 2.1 ms in strips.
-- Cached values: tensors computed from weights alone are kept for as long as the weights have the same values.
+- Cached values: tensors computed from weights alone are reused while the weights are unchanged.
 - Folded norms: in evaluation, BatchNorm is a scale and a shift per channel, which the preceding convolution can absorb.
 
 They apply only in plain eager mode: compilers, exporters, tracers, `torch.func` transforms, forward-mode derivatives,
@@ -49,14 +49,14 @@ def private(path: str, default: Any = None) -> Any:
     return default if found is None else found
 
 
-def assume_so() -> bool:
-    """The default of a condition that cannot be checked: fast paths are not taken."""
+def assume_true() -> bool:
+    """Replaces a check that this torch does not have; True disables the fast paths."""
     return True
 
 
-transforms_are_active = private("torch._C._are_functorch_transforms_active", assume_so)
-in_dispatch_mode = private("torch.utils._python_dispatch.is_in_torch_dispatch_mode", assume_so)
-has_global_hooks = private("torch.nn.modules.module._has_any_global_hook", assume_so)
+transforms_are_active = private("torch._C._are_functorch_transforms_active", assume_true)
+in_dispatch_mode = private("torch.utils._python_dispatch.is_in_torch_dispatch_mode", assume_true)
+has_global_hooks = private("torch.nn.modules.module._has_any_global_hook", assume_true)
 private("torch.autograd.forward_ad._current_level")  # changes while it is used: see `is_plain_eager`
 onednn_linear = private("torch.ops.mkldnn._linear_pointwise")
 onednn_convolution = private("torch.mkldnn_convolution")
@@ -69,7 +69,7 @@ bilinear_backward = private("torch.ops.aten.upsample_bilinear2d_backward")
 
 
 def is_plain_eager() -> bool:
-    """Whether operators run immediately, on plain values, and nothing observes them."""
+    """Whether operators run immediately on plain tensors, without tracers, transforms or global hooks."""
     return (
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
@@ -125,18 +125,18 @@ def channels_last(feature_map: torch.Tensor) -> torch.Tensor:
 
 
 def accelerated_by(fast: Callable[..., T | None]) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Decorate a method with a faster function of the same arguments, which returns None where it does not apply.
+    """Decorate a method with a faster function of the same arguments, which returns None if it does not apply.
 
     The method itself is available as `__wrapped__`.
     """
 
     def decorate(method: Callable[..., T]) -> Callable[..., T]:
         @wraps(method)
-        def accelerated(module: Any, *inputs: Any, **options: Any) -> T:
+        def wrapper(module: Any, *inputs: Any, **options: Any) -> T:
             output = fast(module, *inputs, **options)
             return method(module, *inputs, **options) if output is None else output
 
-        return accelerated
+        return wrapper
 
     return decorate
 
@@ -187,7 +187,7 @@ def row_strips(height: int, row_bytes: int, budget: int | None = None) -> list[t
 
 
 def in_row_strips(halo: int = 0) -> Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
-    """Decorate the forward of a layer (.., C) -> (.., C) to process strips of rows where that is faster.
+    """Decorate the forward of a layer (.., C) -> (.., C) to process strips of rows if that is faster.
 
     Without a halo, rows are tokens. With a halo, they are the rows of (B, H, W, C): each strip comes with `halo` rows
     above and below, and `forward` takes `rows`, the slice of its input for which to return outputs.
@@ -281,17 +281,17 @@ def cached_conv2d(
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> torch.Tensor:
-    """`conv2d` with a kernel that `transform` computes from `weight` alone; the kernel is cached where that is safe."""
+    """`conv2d` with a kernel that `transform` computes from `weight` alone; the kernel is cached if that is safe."""
     if not can_cache(weight):
         return conv2d(feature_map, transform(), None, stride, padding)
     if not can_prepack(feature_map, weight):
         return conv2d(feature_map, cache.get("plain", [weight], transform), None, stride, padding)
     padding, stride, shape = list(padding), list(stride), feature_map.shape
 
-    def packed() -> torch.Tensor:
+    def pack() -> torch.Tensor:
         return onednn_pack(transform().to_mkldnn(), padding, stride, [1, 1], 1, shape)
 
-    kernel = cache.get(shape, [weight], packed)
+    kernel = cache.get(shape, [weight], pack)
     return onednn_packed_convolution(feature_map, kernel, None, padding, stride, [1, 1], 1, "none", [], "")
 
 
@@ -309,7 +309,7 @@ def folds_batch_norm(layer: Any, dtype: torch.dtype) -> bool:
 
 
 def with_folded_norm(layer: Any, feature_map: torch.Tensor) -> torch.Tensor | None:
-    """`layer.norm(layer.convolution(feature_map))` as a single convolution with bias; None where this does not apply.
+    """`layer.norm(layer.convolution(feature_map))` as a single convolution with bias; None if this does not apply.
 
     The kernel is scaled at every call, which takes 10 microseconds for a depthwise convolution.
     """

@@ -1,10 +1,10 @@
 """Heatmaps of keypoints as in ViTPose: encoding, loss, flipping, and decoding.
 
-Sources: unbiased data processing (UDP, arXiv 1911.07524) for what a pixel of a heatmap stands for, DARK
+Sources: unbiased data processing (UDP, arXiv 1911.07524) for the coordinates of heatmap pixels, DARK
 (arXiv 1910.06278) for subpixel decoding, and mmpose 0.x for the constants of both.
 
 Shapes: B images, K keypoints, H W pixels of the image, h w of its heatmaps. Keypoints are (x, y) as in COCO, in pixels
-of the image that the model sees, whose first pixel's center is (0, 0). In UDP, the centers of corner pixels coincide:
+of the input image, whose first pixel's center is (0, 0). In UDP, the centers of corner pixels coincide:
 pixel i of a heatmap's row is at i * (W - 1) / (w - 1) in the image.
 """
 
@@ -35,8 +35,8 @@ def heatmaps_from_keypoints(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Targets (B, K, h, w), Gaussians of height 1, and their weights (B, K), 0 for ignored keypoints.
 
-    `keypoints` (B, K, 2) are (x, y) in the image; those whose `visible` (B, K) is 0, and those whose Gaussian lies
-    outside, have an empty target and no weight. `sigma` is in pixels of the heatmap (ViTPose: 2).
+    `keypoints` (B, K, 2) are (x, y) in the image; those whose `visible` (B, K) is 0, and those whose Gaussian is
+    outside the heatmap, have an empty target and no weight. `sigma` is in pixels of the heatmap (ViTPose: 2).
     """
     rows, columns = heatmap_size
     centers = keypoints / pixel_pitch(image_size, heatmap_size, keypoints)
@@ -54,7 +54,7 @@ def heatmaps_from_keypoints(
 
 
 def heatmap_loss(heatmaps: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over the pixels of all keypoints; those without weight have error 0 (mmpose)."""
+    """Mean squared error over the pixels of all keypoints; keypoints without weight count as error 0 (mmpose)."""
     return ((heatmaps - targets) * weights[..., None, None]).square().mean()
 
 
@@ -63,8 +63,8 @@ def check_pairs(pairs: Sequence[Sequence[int]], keypoints: int) -> None:
     wrong = [tuple(pair) for pair in pairs if len(pair) != 2 or not all(0 <= index < keypoints for index in pair)]
     if wrong:
         raise HfVitSegError(
-            f"pose_flip_pairs names {wrong}, but the model has the keypoints 0 .. {keypoints - 1}: give the pairs of "
-            "left and right of your keypoints (the default is COCO's)"
+            f"pose_flip_pairs contains {wrong}, but the model has the keypoints 0 .. {keypoints - 1}: set it to the "
+            "left and right pairs of your keypoints (the default is COCO's)"
         )
 
 
@@ -84,8 +84,8 @@ def gaussian_kernel(size: int, like: torch.Tensor) -> torch.Tensor:
     return kernel / kernel.sum()
 
 
-def blurred(heatmaps: torch.Tensor, size: int) -> torch.Tensor:
-    """Heatmaps (B, K, h, w) under a Gaussian of `size` pixels per side, reflected at the border."""
+def blur_heatmaps(heatmaps: torch.Tensor, size: int) -> torch.Tensor:
+    """Blur heatmaps (B, K, h, w) with a Gaussian of `size` x `size` pixels; borders are reflected."""
     kernel, radius = gaussian_kernel(size, heatmaps), size // 2
     mode = "reflect" if radius < min(heatmaps.shape[-2:]) else "replicate"
     single = pad(heatmaps.flatten(0, 1)[:, None], (radius,) * 4, mode=mode)  # (B * K, 1, h + 2r, w + 2r)
@@ -94,9 +94,9 @@ def blurred(heatmaps: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def newton_step(logs: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """From a pixel of the logarithmic heatmaps (B, K, h, w) to the top of the Gaussian through it: (B, K, 2), (x, y).
+    """The offset (B, K, 2), (x, y), from pixels of logarithmic heatmaps (B, K, h, w) to the local Gaussian's peak.
 
-    A Gaussian's logarithm is a parabola, of which one step of Newton's method finds the top (DARK, equation 7).
+    A Gaussian's logarithm is a parabola, whose peak is found by one step of Newton's method (DARK, equation 7).
     """
     edged = pad(logs, (1, 1, 1, 1), mode="replicate")
     width = edged.shape[-1]
@@ -121,14 +121,14 @@ def keypoints_from_heatmaps(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keypoints (B, K, 2), (x, y) in pixels of the image of `image_size` (height, width), and their scores (B, K).
 
-    The highest pixel gives the score; its position is refined by a step to the top of a Gaussian (DARK) fitted to
+    The highest pixel gives the score; its position is refined to the peak of a Gaussian (DARK) fitted to
     the heatmap blurred by a Gaussian of `blur` pixels per side (ViTPose: 11).
     """
     heatmaps = heatmaps.to(torch.promote_types(heatmaps.dtype, torch.float32))
     size = (heatmaps.shape[-2], heatmaps.shape[-1])
     scores, places = heatmaps.flatten(2).max(dim=-1)
     rows, columns = places // size[1], places % size[1]
-    logs = blurred(heatmaps, blur).clamp(SMALLEST, LARGEST).log()
+    logs = blur_heatmaps(heatmaps, blur).clamp(SMALLEST, LARGEST).log()
     peaks = torch.stack([columns, rows], dim=-1) + newton_step(logs, rows, columns)
     return peaks * pixel_pitch(image_size, size, peaks), scores
 

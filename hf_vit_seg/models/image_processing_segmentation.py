@@ -7,7 +7,7 @@ maps, and label maps. Padding of a segmentation map is 255, which losses and met
 """
 
 # pyright: reportIncompatibleMethodOverride=false
-# (transformers' two backends override their common base with other types themselves)
+# (transformers' two backends override their base class with other types)
 
 from collections.abc import Sequence
 from typing import Any
@@ -50,8 +50,8 @@ class SemanticSegmentationKwargs(ImagesKwargs, total=False):
     palette: list[list[int]] | None
 
 
-def resized_sides(height: int, width: int, size: SizeDict, divisor: int | None) -> tuple[int, int]:
-    """The (height, width) that an image is resized to: `size`'s rule, then up to a multiple of `divisor`."""
+def target_sides(height: int, width: int, size: SizeDict, divisor: int | None) -> tuple[int, int]:
+    """The (height, width) that an image is resized to: by the rule of `size`, rounded up to multiples of `divisor`."""
     if size.height and size.width:
         sides = (size.height, size.width)
     elif size.shortest_edge:
@@ -217,7 +217,7 @@ class SegmentationProcessing(BaseImageProcessor):
         if do_reduce_labels:
             maps = [reduce_labels(labels) for labels in maps]
         if do_resize:
-            maps = [nearest_exact(m, *resized_sides(m.shape[0], m.shape[1], size, size_divisor)) for m in maps]
+            maps = [nearest_exact(m, *target_sides(m.shape[0], m.shape[1], size, size_divisor)) for m in maps]
         if do_center_crop:
             maps = [crop_center(labels, crop_size, IGNORED) for labels in maps]
         if do_pad:
@@ -235,7 +235,7 @@ class SegmentationProcessing(BaseImageProcessor):
         """Label maps (H, W) int64 from `outputs.logits` (B, K, h, w), one for each image.
 
         `target_sizes` are (height, width) for each image, by default the logits' own size. Labels are the arg-max of
-        the resized logits, which are not stored. A model of one class returns 1 where its probability exceeds one
+        the resized logits, which are not stored. With one class, labels are 1 if its probability exceeds one
         half, otherwise 0. With `return_segmentation_scores`, each result has `segmentation` and
         `segmentation_scores`, the resized logits (K, H, W).
         """
@@ -249,13 +249,13 @@ class SegmentationProcessing(BaseImageProcessor):
             return maps
         return [
             SemanticSegmentationPostProcessorOutput(
-                data={"segmentation": labels, "segmentation_scores": resized_logits(image, size)}
+                data={"segmentation": labels, "segmentation_scores": resize_logits(image, size)}
             )
             for labels, image, size in zip(maps, logits, sizes, strict=True)
         ]
 
 
-def resized_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Bilinear resize of one image's logits: (K, h, w) to (K, H, W)."""
     if tuple(logits.shape[-2:]) == size:
         return logits
@@ -269,7 +269,7 @@ class SemanticSegmentationImageProcessor(SegmentationProcessing, TorchvisionBack
         self, images: list[torch.Tensor], do_resize: bool, size: SizeDict, size_divisor: int | None, **kwargs: Any
     ) -> BatchFeature:
         if do_resize:
-            sides = [resized_sides(image.shape[1], image.shape[2], size, size_divisor) for image in images]
+            sides = [target_sides(image.shape[1], image.shape[2], size, size_divisor) for image in images]
             images = [
                 self.resize(image, SizeDict(height=height, width=width), resample=kwargs["resample"])
                 for image, (height, width) in zip(images, sides, strict=True)
@@ -289,7 +289,7 @@ class SemanticSegmentationImageProcessorPil(SegmentationProcessing, PilBackend):
     ) -> BatchFeature:
         arrays = [image.cpu().numpy() for image in images]
         if do_resize:
-            sides = [resized_sides(image.shape[1], image.shape[2], size, size_divisor) for image in images]
+            sides = [target_sides(image.shape[1], image.shape[2], size, size_divisor) for image in images]
             arrays = [
                 resize_channels(image, side, kwargs["resample"]) for image, side in zip(arrays, sides, strict=True)
             ]

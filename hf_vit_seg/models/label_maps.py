@@ -34,15 +34,15 @@ def label_map(
 ) -> torch.Tensor:
     """The most likely class of every pixel at another size: logits (B, K, h, w) -> labels (B, H, W).
 
-    Equal to `interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)` but for ties within the
-    rounding of float32 (of float64 for such logits); of exactly tied classes the first wins. Logits in half
-    precision are resized in float32. A single class is 1 where its probability exceeds one half, otherwise 0. NaN is
-    treated as the lowest number, infinities as the largest finite ones.
+    Equal to `interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)` except for ties within the
+    rounding of float32 (float64 for float64 logits); among exactly tied classes, the first wins. Logits in half
+    precision are resized in float32. With a single class, labels are 1 if its probability exceeds one half, otherwise
+    0. NaN is treated as the lowest number, infinities as the largest finite ones.
 
     `size` is (height, width), by default the logits' own; `dtype` an integer type that holds K - 1. Working memory
     is about `chunk_bytes`, or a few bytes per pixel of the map if that is more.
     """
-    size = checked_size(logits, size)
+    size = resolve_size(logits, size)
     classes = max(logits.shape[1], 2)
     if classes - 1 > torch.iinfo(dtype).max:
         raise HfVitSegError(f"{classes} classes do not fit into labels of {dtype}")
@@ -51,7 +51,7 @@ def label_map(
         for image, out in zip(logits, labels, strict=True):
             small = len(image) == 1 or 2 * out.numel() < image[0].numel()
             if small or not write_labels(image, out, chunk_bytes):
-                for rows, planes in resized_logits(image, size, chunk_bytes):
+                for rows, planes in resize_in_strips(image, size, chunk_bytes):
                     out[rows] = planes[0] > 0 if len(image) == 1 else planes.max(0).indices
     return labels
 
@@ -62,14 +62,14 @@ def score_map(
     """The probability of every pixel's most likely class: logits (B, K, h, w) -> scores (B, H, W) of 0 .. 1.
 
     The largest softmax of the resized logits, in float32 or float64. With a single class, the sigmoid: the probability
-    of label 1. Working memory is as for `label_map`.
+    of label 1. Working memory as for `label_map`.
     """
-    size = checked_size(logits, size)
+    size = resolve_size(logits, size)
     kind = working_dtype(logits)
     scores = torch.empty((len(logits), *size), dtype=kind, device=logits.device)
     with torch.no_grad():
         for image, out in zip(logits, scores, strict=True):
-            for rows, planes in resized_logits(image, size, chunk_bytes):
+            for rows, planes in resize_in_strips(image, size, chunk_bytes):
                 if len(image) == 1:
                     out[rows] = planes[0].sigmoid()
                 else:
@@ -77,7 +77,7 @@ def score_map(
     return scores
 
 
-def checked_size(logits: torch.Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
+def resolve_size(logits: torch.Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
     """The map's (height, width); ValueError if `logits` is not a batch of logit maps."""
     if logits.ndim != 4 or not logits.is_floating_point() or 0 in logits.shape[1:]:
         raise HfVitSegError(
@@ -86,7 +86,7 @@ def checked_size(logits: torch.Tensor, size: tuple[int, int] | None) -> tuple[in
         )
     height, width = logits.shape[-2:] if size is None else map(int, size)
     if height < 1 or width < 1:
-        raise HfVitSegError(f"A label map has at least one pixel, requested was size {(height, width)}")
+        raise HfVitSegError(f"Label maps need at least one pixel, got size {(height, width)}")
     return height, width
 
 
@@ -99,7 +99,7 @@ def finite(logits: torch.Tensor) -> torch.Tensor:
     return logits.nan_to_num(nan=-bound).clamp(-bound, bound)
 
 
-def resized_logits(
+def resize_in_strips(
     logits: torch.Tensor, size: tuple[int, int], chunk_bytes: int
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Resize logits (K, h, w) a few rows at a time: the rows, and all their logits (K, rows, W)."""
@@ -109,7 +109,7 @@ def resized_logits(
     step = max(1, chunk_bytes // (4 * len(logits) * max(width, logits.shape[2]) * kind.itemsize))
     for first in range(0, height, step):
         rows = slice(first, min(first + step, height))
-        planes = resizing.resized(logits, rows, dim=1, convert=finite)  # (K, rows, w)
+        planes = resizing.resize(logits, rows, dim=1, convert=finite)  # (K, rows, w)
         yield rows, resize_columns(planes.contiguous()[None], width)[0]
 
 

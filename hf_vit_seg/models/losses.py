@@ -55,15 +55,15 @@ def upsampled_cross_entropy(
     """The cross-entropy of every pixel, (B, H, W), in float32 or float64: 0 where the label is `ignore_index`.
 
     Equal to `cross_entropy(interpolate(logits, labels.shape[1:], mode="bilinear"), labels, reduction="none")` with
-    these options, for logits (B, K, h, w), labels (B, H, W), int64, and class weights (K,), without the resized logits
-    ever being in memory as a whole. At 512x512 with 150 classes they take 150 MiB per image, and the plain computation
-    has three such tensors: resized logits, log-probabilities, and gradient. Here both passes work in strips that fit
-    into a cache; the backward pass resizes again and reduces a strip's gradient to the logits' grid at once. On a CPU
-    both passes together take a fraction of the time that writing the large tensors does.
+    these options, for logits (B, K, h, w), labels (B, H, W), int64, and class weights (K,), without storing the resized
+    logits. At 512x512 with 150 classes, these take 150 MiB per image, and the plain computation has three such tensors:
+    resized logits, log-probabilities, and gradient. Here both passes work in strips that fit into the cache; the
+    backward pass resizes again and immediately reduces a strip's gradient to the logits' grid. On a CPU, both passes
+    together are several times faster than writing the large tensors.
 
-    A single class is binary: its logit is that of label 1 against label 0, and weights are (2,). The loss is
-    differentiable once. `strip_bytes` is the size of a strip of logits; the default depends on the device. ValueError
-    for labels of another shape or type; a label outside the classes raises torch's error.
+    With a single class, the loss is binary: its logit is that of label 1 against label 0, and weights are (2,). The
+    loss is differentiable once. `strip_bytes` is the size of a strip of logits; the default depends on the device.
+    ValueError for labels of the wrong shape or type; labels outside the classes raise torch's error.
     """
     if labels.ndim != 3 or labels.shape[0] != logits.shape[0] or labels.is_floating_point():
         raise HfVitSegError(
@@ -150,7 +150,7 @@ class CrossEntropyInStrips(torch.autograd.Function):
             if all_ignored(counts):
                 continue
             targets = labels[strip].where(counts, 0)
-            scores = upsampling.upsampled(strip).log_softmax(-1)
+            scores = upsampling.upsample(strip).log_softmax(-1)
             costs = -own[targets] * scores.gather(-1, targets[..., None])[..., 0]
             if every is not None:
                 costs -= scores.mul_(every).sum(-1)
@@ -171,7 +171,7 @@ class CrossEntropyInStrips(torch.autograd.Function):
             targets = labels[strip].where(counts, 0)[..., None]
             factors = gradients[0][strip].where(counts, 0)[..., None]
             hits = own[targets] * factors
-            gradient = upsampling.upsampled(strip).softmax(-1)
+            gradient = upsampling.upsample(strip).softmax(-1)
             gradient *= hits if every is None else hits + every.sum() * factors
             gradient.scatter_add_(-1, targets, -hits)
             if every is not None:

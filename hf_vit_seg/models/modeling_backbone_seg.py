@@ -18,19 +18,19 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .backbone_loading import (
+    build_backbone,
     feature_strides,
-    gives_channels_last,
     hub_options,
-    loaded_backbone,
-    new_backbone,
-    stored_config,
+    load_backbone,
+    load_backbone_config,
+    returns_channels_last,
 )
 from .bilinear import crop_to_image_extent, pad_to_multiple
 from .configuration_backbone_seg import BackboneSegmentationConfig
 from .errors import HfVitSegError
 from .layers import check_channels
 from .losses import segmenter_output
-from .recomputation import count_batches_once
+from .recomputation import update_statistics_once
 from .segmentation_heads import HEADS, find_head, has_rising_strides, initialize_head
 
 CONFIG_FIELDS = {field.name for field in fields(BackboneSegmentationConfig)} - {"dtype"} | {"num_labels"}
@@ -79,10 +79,10 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
         """Build the model with a new backbone, or with one that has been loaded."""
         super().__init__(config)
         config.check_parts()
-        self.backbone: Any = new_backbone(config.backbone) if backbone is None else backbone
+        self.backbone: Any = build_backbone(config.backbone) if backbone is None else backbone
         config.backbone_config = self.backbone.config  # timm has added its stages
         strides = feature_strides(self.backbone)
-        self.has_channels_last_maps = gives_channels_last(self.backbone)
+        self.has_channels_last_maps = returns_channels_last(self.backbone)
         self.token = lcm(*(rows for rows, _ in strides)), lcm(*(columns for _, columns in strides))
         self.head_name = select_head(config, strides)
         self.decode_head = find_head(self.head_name).build(config, self.backbone.channels, ATTENTION_HEAD_DIM)
@@ -98,7 +98,7 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)
-        count_batches_once(self)
+        update_statistics_once(self)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -107,11 +107,11 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
             super()._init_weights(module)
 
     @classmethod
-    def config_around(
+    def config_from_backbone(
         cls, path: str | os.PathLike, head: str | None = None, hub: Mapping[str, Any] | None = None, **settings: Any
     ) -> BackboneSegmentationConfig:
-        """The config of a model with the backbone of a checkpoint; `hub` has options such as `revision`."""
-        bare = stored_config(path, **(hub or {}))
+        """Build the config of a model with the backbone of a checkpoint; `hub` has options such as `revision`."""
+        bare = load_backbone_config(path, **(hub or {}))
         return BackboneSegmentationConfig(backbone_config=bare, decode_head=head, **settings)
 
     @classmethod
@@ -134,9 +134,9 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
         fields_given = {name: value for name, value in settings.items() if name in CONFIG_FIELDS}
         loading = {name: value for name, value in settings.items() if name not in CONFIG_FIELDS}
         if config is None:
-            config = cls.config_around(path, head, hub_options(loading), **fields_given)
+            config = cls.config_from_backbone(path, head, hub_options(loading), **fields_given)
         config._attn_implementation = loading.pop("attn_implementation", config._attn_implementation)
-        backbone, info = loaded_backbone(path, config.backbone, **loading)
+        backbone, info = load_backbone(path, config.backbone, **loading)
         for module in backbone.modules():
             setattr(module, INITIALIZED, True)  # keep what was loaded
         model = cls._from_config(config, dtype=backbone.dtype, backbone=backbone).eval()

@@ -36,7 +36,7 @@ from .cpu_kernels import PointwiseLinear, accelerated_by, channels_last, in_row_
 from .errors import HfVitSegError
 from .layers import DropPath, check_channels, eager_attention_forward
 from .losses import segmenter_output
-from .recomputation import count_batches_once
+from .recomputation import update_statistics_once
 
 Grid = tuple[int, int]
 
@@ -255,7 +255,7 @@ class CvTPreTrainedModel(PreTrainedModel):
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)
-        count_batches_once(self)
+        update_statistics_once(self)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -65,7 +65,7 @@ def patch_map(config: VisionTransformerConfig, tokens: torch.Tensor, pixel_value
     return tokens[:, config.num_prefix_tokens :].unflatten(1, grid).permute(0, 3, 1, 2)
 
 
-def stored_image_size(config: PreTrainedConfig, path: str | os.PathLike, **kwargs) -> int | list[int] | tuple[int, ...]:
+def read_image_size(config: PreTrainedConfig, path: str | os.PathLike, **kwargs) -> int | list[int] | tuple[int, ...]:
     """The image size in a checkpoint's config.json; without such a file, that of `config`."""
     try:
         stored, _ = type(config).get_config_dict(path, **kwargs)
@@ -120,7 +120,7 @@ class VisionTransformerPreTrainedModel(PreTrainedModel):
         if isinstance(config, PreTrainedConfig) and pretrained_model_name_or_path is not None:
             image_size = config.image_size if image_size is None else image_size
             config = copy.deepcopy(config)
-            config.image_size = stored_image_size(config, pretrained_model_name_or_path, **kwargs)
+            config.image_size = read_image_size(config, pretrained_model_name_or_path, **kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
         if image_size is not None:
             model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -235,10 +235,10 @@ def with_head_layers(forward: Callable[..., Any]) -> Callable[..., Any]:
     filtered = filter_output_hidden_states(forward)
 
     @wraps(forward)
-    def recorded(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def wrapper(model: Any, *args: Any, **kwargs: Any) -> Any:
         return (filtered if model.head_reads_layers else forward)(model, *args, **kwargs)
 
-    return recorded
+    return wrapper
 
 
 class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel):
@@ -272,7 +272,7 @@ class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel)
         """Segment images (B, C, H, W): logits (B, K, h, w) on the grid of tokens, 4 times finer for "feature_pyramid".
 
         The encoder's input is zero-padded to multiples of a token. The logits are resampled to span the image alone,
-        so that resizing them to any size of the image puts every class where it was seen.
+        so that they can be resized to the image without a shift.
 
         `labels` are class maps (B, H', W') of any size, int64, with `config.semantic_loss_ignore_index` for ignored
         pixels. The loss is the mean over all other pixels (0 if there are none), at the labels' resolution; with one

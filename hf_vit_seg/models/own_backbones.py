@@ -1,6 +1,6 @@
 """Backbones that are not in transformers, for code that is saved with a model.
 
-Where this package is installed, its encoders and those of plugins are registered. Saved code has no such registration:
+This package, where it is installed, registers its encoders and those of plugins. Saved code has no such registration:
 there, `bundled_code` writes this file with the model's own backbone.
 """
 

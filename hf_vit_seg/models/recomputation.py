@@ -16,7 +16,7 @@ FUNCTION = "_gradient_checkpointing_func"  # the attribute in which transformers
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-class CountedOnce:
+class SingleUpdate:
     """A checkpointing function (`torch.utils.checkpoint.checkpoint`) that updates running statistics only once."""
 
     def __init__(self, checkpoint: Callable[..., Any]):
@@ -28,7 +28,7 @@ class CountedOnce:
             return self.checkpoint(function, *inputs, **options)
         has_run = False
 
-        def counted_once(*values: Any) -> Any:
+        def run_layer(*values: Any) -> Any:
             nonlocal has_run
             if not has_run:
                 has_run = True
@@ -36,7 +36,7 @@ class CountedOnce:
             with frozen_statistics(layer):
                 return function(*values)
 
-        return self.checkpoint(counted_once, *inputs, **options)
+        return self.checkpoint(run_layer, *inputs, **options)
 
 
 def layer_of(function: Callable[..., Any]) -> nn.Module | None:
@@ -65,12 +65,12 @@ def frozen_statistics(layer: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-def count_batches_once(model: nn.Module) -> None:
+def update_statistics_once(model: nn.Module) -> None:
     """Update running statistics once per batch in a model with activation checkpointing enabled."""
     for layer in model.modules():
         checkpoint = getattr(layer, FUNCTION, None)
-        if checkpoint is not None and not isinstance(checkpoint, CountedOnce):
-            setattr(layer, FUNCTION, CountedOnce(checkpoint))
+        if checkpoint is not None and not isinstance(checkpoint, SingleUpdate):
+            setattr(layer, FUNCTION, SingleUpdate(checkpoint))
 
 
-__all__ = ["count_batches_once"]
+__all__ = ["update_statistics_once"]

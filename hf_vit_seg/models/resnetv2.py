@@ -30,7 +30,7 @@ class StemNumerics(NamedTuple):
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Pixels that 'SAME' adds before and after a side, such that the output has ceil(size / stride)."""
+    """Padding of 'SAME' before and after a side, such that the output has ceil(size / stride)."""
     total = (ceil_div(size, stride) - 1) * stride + kernel - size
     if kernel < stride:  # otherwise never negative; `max` would keep exported programs from simplifying the size
         total = max(total, 0)
@@ -57,8 +57,8 @@ class StandardizedConv2d(nn.Conv2d):
         self.mode, self.eps = numerics.mode, numerics.eps
         self.kernels: ValueCache[torch.Tensor] = ValueCache()
 
-    def standardized(self) -> torch.Tensor:
-        """The kernels (C', C, k, k), of mean 0 and standard deviation 1 (except for eps), channels-last in memory."""
+    def standardize_kernels(self) -> torch.Tensor:
+        """Standardize the kernels (C', C, k, k) to mean 0 and standard deviation 1 (except for eps), channels-last."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
         deviation = variance.sqrt() + self.eps if self.mode == "std_plus_eps" else (variance + self.eps).sqrt()
@@ -70,11 +70,11 @@ class StandardizedConv2d(nn.Conv2d):
         if self.pads_itself:
             feature_map = pad_same(feature_map, self.kernel_size[0], self.stride[0])
         padding = cast(tuple[int, ...], self.padding)  # not a name, such as "same"
-        return cached_conv2d(feature_map, self.weight, self.standardized, self.kernels, self.stride, padding)
+        return cached_conv2d(feature_map, self.weight, self.standardize_kernels, self.kernels, self.stride, padding)
 
 
 class ZeroInitGroupNorm(nn.GroupNorm):
-    """The last norm of a unit: its scale is initialized to zero, so that a fresh unit is its shortcut."""
+    """The last norm of a unit: its scale is initialized to zero, so that a new unit equals its shortcut."""
 
 
 class Bottleneck(nn.Module):

@@ -84,7 +84,7 @@ class VisionTransformerEmbeddings(nn.Module):
         length = config.num_prefix_positions + rows * columns
         self.position_embeddings = nn.Parameter(torch.zeros(1, length, width))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.resized: ValueCache[torch.Tensor] = ValueCache()
+        self.position_cache: ValueCache[torch.Tensor] = ValueCache()
 
     def resize(self, grid: tuple[int, int]) -> torch.Tensor:
         """The position embeddings for another grid."""
@@ -99,7 +99,7 @@ class VisionTransformerEmbeddings(nn.Module):
         )
 
     def positions(self, grid: tuple[int, int]) -> torch.Tensor:
-        """The position embeddings (1, P + h*w, D) for a grid; resized ones are cached where that is safe."""
+        """The position embeddings (1, P + h*w, D) for a grid; resized ones are cached if that is safe."""
         if is_dynamic_export():
             return self.resize(grid)
         if grid == self.config.grid_size:
@@ -107,7 +107,7 @@ class VisionTransformerEmbeddings(nn.Module):
         if not can_cache(self.position_embeddings):
             return self.resize(grid)
         key = (grid, self.config.grid_size)
-        return self.resized.get(key, [self.position_embeddings], lambda: self.resize(grid))
+        return self.position_cache.get(key, [self.position_embeddings], lambda: self.resize(grid))
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) to tokens (B, T, D)."""

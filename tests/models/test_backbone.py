@@ -135,7 +135,7 @@ def test_any_image_size_and_logits_span_the_image(kind, tmp_path):
             "swin",
             "linear",
             (1, 2),
-            r"a single map.*returns 2 of stride 4, 8 \(stages stage1, stage2\): use 'all_mlp' or other segm",
+            r"a single map.*returns 2 of stride 4, 8 \(stages stage1, stage2\): use 'all_mlp' or other decode_head_l",
         ),
         ("dinov2", "feature_pyramid", (2, 4), r"returns 2 .*: use other decode_head_levels"),
     ],

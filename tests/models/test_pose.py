@@ -18,7 +18,7 @@ from transformers.models.vitpose import image_processing_vitpose as theirs
 from hf_vit_seg import architectures
 from hf_vit_seg.models.configuration_vit import COCO_FLIP_PAIRS
 from hf_vit_seg.models.heatmaps import (
-    blurred,
+    blur_heatmaps,
     flip_back,
     gaussian_kernel,
     heatmap_loss,
@@ -122,7 +122,7 @@ def test_refinement_step_matches_transformers(monkeypatch):
     monkeypatch.setattr(theirs, "gaussian_filter", lambda heatmap, **_: heatmap, raising=False)
     points = torch.tensor([[[50.3, 81.7], [120.0, 200.2], [90.0, 90.0]]])
     heatmaps, _ = heatmaps_from_keypoints(points, torch.ones(1, 3), IMAGE, HEATMAP)
-    heatmaps = blurred(heatmaps + 0.05 * torch.rand(heatmaps.shape), 11)
+    heatmaps = blur_heatmaps(heatmaps + 0.05 * torch.rand(heatmaps.shape), 11)
     peaks, scores = theirs.get_keypoint_predictions(heatmaps.numpy())
     expected = theirs.post_dark_unbiased_data_processing(peaks, heatmaps.numpy(), kernel=1)
     found, ours = keypoints_from_heatmaps(heatmaps, (HEATMAP[0], HEATMAP[1]), blur=1)

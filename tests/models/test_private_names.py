@@ -23,9 +23,9 @@ from hf_vit_seg.models.losses import semantic_segmentation_loss
 MODELS = Path(hf_vit_seg.models.__file__).parent
 # Variables of cpu_kernels with the default of `private` for a missing name.
 MISSING: dict[str, Any] = {
-    "transforms_are_active": cpu_kernels.assume_so,
-    "in_dispatch_mode": cpu_kernels.assume_so,
-    "has_global_hooks": cpu_kernels.assume_so,
+    "transforms_are_active": cpu_kernels.assume_true,
+    "in_dispatch_mode": cpu_kernels.assume_true,
+    "has_global_hooks": cpu_kernels.assume_true,
     "forward_ad": types.SimpleNamespace(),
     "HOOK_TABLES": ("_no_such_table",),
     "onednn_linear": None,

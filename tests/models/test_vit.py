@@ -95,11 +95,11 @@ def test_cached_positions_are_never_stale(change):
 def test_resized_positions_are_cached():
     model = randomise(VisionTransformerModel(config())).eval()
     model(torch.randn(1, 3, 48, 24))
-    first = model.embeddings.resized.entry.result
+    first = model.embeddings.position_cache.entry.result
     model(torch.randn(2, 3, 48, 24))
-    assert model.embeddings.resized.entry.result is first
+    assert model.embeddings.position_cache.entry.result is first
     model(torch.randn(2, 3, 24, 48))
-    assert model.embeddings.resized.entry.result is not first
+    assert model.embeddings.position_cache.entry.result is not first
 
 
 def test_resized_positions_get_gradients():

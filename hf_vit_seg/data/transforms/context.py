@@ -15,7 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
 
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.models.image_processing_segmentation import resized_sides
+from hf_vit_seg.models.image_processing_segmentation import target_sides
 from hf_vit_seg.records import Record
 
 TASKS = frozenset({"segmentation", "classification", "pose"})
@@ -85,7 +85,7 @@ class TransformContext:
         """Read the context from the fields of an image processor."""
         fields = processor.to_dict()
         size = SizeDict(**(fields.get("size") or {}))
-        rule = partial(resized_sides, size=size, divisor=fields.get("size_divisor"))
+        rule = partial(target_sides, size=size, divisor=fields.get("size_divisor"))
         output_size = rule if fields.get("do_resize", True) else keep_size
         raw = fields["rescale_factor"] if fields.get("do_rescale", True) else 1.0
         mean, std = fields.get("image_mean") or (0.0,) * 3, fields.get("image_std") or (1.0,) * 3

@@ -92,7 +92,7 @@ def standardized_convolution(layer: Any) -> nn.Module:
     (kernel, _), (stride, _) = layer.kernel_size, layer.stride
     padding = 0 if layer.pads_itself else kernel // 2
     plain = nn.Conv2d(layer.in_channels, layer.out_channels, kernel, stride, padding, bias=False)
-    plain.weight = nn.Parameter(layer.standardized().detach(), requires_grad=False)
+    plain.weight = nn.Parameter(layer.standardize_kernels().detach(), requires_grad=False)
     return nn.Sequential(SamePadding(kernel, stride), plain) if layer.pads_itself else plain
 
 

@@ -16,7 +16,7 @@ from transformers.image_utils import SizeDict
 
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.grid_sizes import round_up
-from hf_vit_seg.models.image_processing_segmentation import MOST_PIXELS, ResizeError, resized_sides
+from hf_vit_seg.models.image_processing_segmentation import MOST_PIXELS, ResizeError, target_sides
 from hf_vit_seg.records import Record, read_record
 
 from .sliding_windows import Blend, WindowGrid
@@ -166,7 +166,7 @@ class Protocol(Record):
             return None
         if rule == "processor" and getattr(processor, "do_resize", True):
             scaled = {edge: max(1, round(side * scale)) for edge, side in edges(processor).items()}
-            sides = resized_sides(*size, SizeDict(**scaled), None)
+            sides = target_sides(*size, SizeDict(**scaled), None)
         elif isinstance(rule, Edges | Sides):
             sides = rule.sides(size, scale)
         else:

@@ -77,7 +77,7 @@ def mixed_rows(canvas: Canvas, height: int, first: int, stop: int) -> torch.Tens
     """The rows first .. stop - 1 of a canvas that is resized to `height`: (B, n, w, K)."""
     resizing, rows = RowResizing(canvas.size[0], height, torch.float64), slice(first, stop)
     source = resizing.source(rows)
-    return resizing.resized(canvas.rows(source.start, source.stop), rows, dim=1, origin=source.start)
+    return resizing.resize(canvas.rows(source.start, source.stop), rows, dim=1, origin=source.start)
 
 
 __all__ = ["Canvas", "LogitGrid", "Model", "compact", "mirrored", "resized_rows"]

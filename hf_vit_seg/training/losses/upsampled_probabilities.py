@@ -45,7 +45,7 @@ class ProbabilitiesInStrips(torch.autograd.Function):
         upsampling = StripUpsampling(logits, size, strip_bytes)
         chosen = torch.empty(len(classes), *size, dtype=upsampling.dtype, device=logits.device)
         for strip in upsampling.strips():
-            probabilities = upsampling.upsampled(strip).softmax(-1)[0]  # (r, W, K)
+            probabilities = upsampling.upsample(strip).softmax(-1)[0]  # (r, W, K)
             chosen[:, strip.rows] = probabilities[..., classes].permute(2, 0, 1)
         return chosen
 
@@ -57,7 +57,7 @@ class ProbabilitiesInStrips(torch.autograd.Function):
         upsampling = StripUpsampling(logits, ctx.size, ctx.strip_bytes)
         total = upsampling.zeros()
         for strip in upsampling.strips():
-            probabilities = upsampling.upsampled(strip).softmax(-1)  # (1, r, W, K)
+            probabilities = upsampling.upsample(strip).softmax(-1)  # (1, r, W, K)
             chosen = probabilities[..., classes]
             products = chosen * gradients[0][:, strip.rows].permute(1, 2, 0)
             gradient = probabilities.mul_(-products.sum(-1, keepdim=True)).index_add_(-1, classes, products)

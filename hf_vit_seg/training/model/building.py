@@ -145,7 +145,7 @@ def load_bare_backbone(recipe: Recipe, path: str) -> tuple[PreTrainedConfig, Bar
             f"setting, or choose {' or '.join(head_architectures(auto_class))}"
         )
     head_class: Any = architecture.models[auto_class]
-    return head_class.config_around(path), BareBackbone(path, auto_class, head_class)
+    return head_class.config_from_backbone(path), BareBackbone(path, auto_class, head_class)
 
 
 def complete_config(

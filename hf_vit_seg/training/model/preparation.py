@@ -3,7 +3,7 @@
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit_seg.models.recomputation import count_batches_once
+from hf_vit_seg.models.recomputation import update_statistics_once
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.recipe.schema import ModelRecipe
 
@@ -35,4 +35,4 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         raise RecordError(f"model.gradient_checkpointing: {type(model).__name__} does not support it")
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    count_batches_once(model)
+    update_statistics_once(model)
