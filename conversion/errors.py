@@ -1,4 +1,4 @@
-"""The one exception that conversion raises on bad input."""
+"""The exception of the conversion package."""
 
 from collections.abc import Iterable
 
@@ -6,11 +6,11 @@ from hf_vit_seg.errors import HfVitSegError
 
 
 class ConversionError(HfVitSegError):
-    """Says in one sentence what was found, what was expected and how to mend it."""
+    """A checkpoint or option that cannot be converted; the message says what was found and expected."""
 
 
 def first_few(names: Iterable[str], limit: int = 5) -> str:
-    """The first names in quotes, and how many more there are."""
+    """Join the first names in quotes, followed by the number of further names."""
     names = list(names)
     listed = ", ".join(f"'{name}'" for name in names[:limit])
     return listed + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,4 +1,4 @@
-"""Label sets: the names of the classes and their colors, and where they were found."""
+"""Label sets: class names and colors, and where they come from."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,10 @@ USUAL = ("ade20k", "cityscapes", "imagenet-1k")
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Class names, a color for each (none for classification), and what the data set asks of its masks.
+    """Class names, colors (none for classification), and properties of the dataset.
 
-    `reduce_zero_label` says that 0 in the masks means "no class" and class k is stored as k + 1; None where
-    it is not known. `image_size` is the (height, width) that the usual checkpoints see. `found` says whence
-    it came.
+    With `reduce_zero_label`, 0 in masks means "no class" and class k is stored as k + 1; None if unknown. `image_size`
+    is the (height, width) of the usual checkpoints. `found` describes where the set comes from.
     """
 
     names: tuple[str, ...]
@@ -32,8 +31,8 @@ class LabelSet:
 
 
 @cache
-def known() -> dict[str, LabelSet]:
-    """The sets that come with the package, by name."""
+def label_sets() -> dict[str, LabelSet]:
+    """Read the label sets of the package, by name."""
     entries = sorted(FOLDER.iterdir(), key=lambda entry: entry.name)
     return {
         entry.name.removesuffix(".json"): from_json(json.loads(entry.read_text(encoding="utf-8")), entry.name)
@@ -43,7 +42,7 @@ def known() -> dict[str, LabelSet]:
 
 
 def from_json(content: Any, origin: str) -> LabelSet:
-    """A label set from the content of its file."""
+    """Create a label set from the content of its file."""
     try:
         return LabelSet(
             names=tuple(str(name) for name in content["names"]),
@@ -54,18 +53,18 @@ def from_json(content: Any, origin: str) -> LabelSet:
         )
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise ConversionError(
-            f"label set '{origin}' cannot be read ({type(error).__name__}: {error}); an object with "
-            "'names', 'palette' ([[red, green, blue], ...]) and 'reduce_zero_label' is expected"
+            f"label set '{origin}' cannot be read ({type(error).__name__}: {error}), expected an object with 'names', "
+            "'palette' ([[red, green, blue], ...]) and 'reduce_zero_label'"
         ) from error
 
 
 def colors(palette: Sequence[Sequence[int]]) -> Palette:
-    """Colors as plain numbers."""
+    """Convert colors to tuples of integers."""
     return tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
 
 
-def generated_palette(count: int) -> Palette:
-    """Colors for classes without any: their number's bits, dealt out to the channels as in PASCAL VOC."""
+def generate_palette(count: int) -> Palette:
+    """Generate the color map of PASCAL VOC: the bits of a class index, distributed over the channels."""
 
     def channel(number: int, first: int) -> int:
         return sum((number >> (3 * bit + first) & 1) << (7 - bit) for bit in range(8))
@@ -73,29 +72,27 @@ def generated_palette(count: int) -> Palette:
     return tuple((channel(k, 0), channel(k, 1), channel(k, 2)) for k in range(count))
 
 
-def named(labels: str | Path) -> LabelSet:
-    """The set of a name, or of a JSON file."""
-    if str(labels) in known():
-        return replace(known()[str(labels)], found=f"{labels}, as asked for")
+def find_label_set(labels: str | Path) -> LabelSet:
+    """Find a label set by name, or read it from a JSON file."""
+    if str(labels) in label_sets():
+        return replace(label_sets()[str(labels)], found=f"{labels}, as requested")
     path = Path(labels)
     if not path.is_file():
-        raise ConversionError(
-            f"label set '{labels}' is neither one of {', '.join(known())} nor a JSON file; give one of them"
-        )
+        raise ConversionError(f"label set '{labels}' is neither one of {', '.join(label_sets())} nor a JSON file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConversionError(f"label file '{path}' is not valid JSON: {error}") from error
-    return replace(from_json(content, str(path)), found=f"from {path}, as asked for")
+    return replace(from_json(content, str(path)), found=f"from {path}, as requested")
 
 
-def resembling(names: Sequence[str]) -> LabelSet | None:
-    """The known set of the same length that agrees in more than half of the names."""
+def similar_set(names: Sequence[str]) -> LabelSet | None:
+    """Find the known set of equal length that shares more than half of the names."""
 
     def plain(name: str) -> str:
         return name.strip().casefold()
 
-    for candidate in known().values():
+    for candidate in label_sets().values():
         pairs = zip(candidate.names, names, strict=False)
         agreeing = sum(plain(a) == plain(b) for a, b in pairs)
         if len(candidate.names) == len(names) and 2 * agreeing > len(names):
@@ -103,20 +100,20 @@ def resembling(names: Sequence[str]) -> LabelSet | None:
     return None
 
 
-def completed(labels: LabelSet) -> LabelSet:
-    """Fill in what a list of names leaves open, from the known set that it resembles."""
-    alike = resembling(labels.names) or LabelSet(())
-    reduce = alike.reduce_zero_label if labels.reduce_zero_label is None else labels.reduce_zero_label
+def complete_labels(labels: LabelSet) -> LabelSet:
+    """Fill in missing properties from the most similar known set."""
+    similar = similar_set(labels.names) or LabelSet(())
+    reduce = similar.reduce_zero_label if labels.reduce_zero_label is None else labels.reduce_zero_label
     return replace(
         labels,
-        palette=labels.palette or alike.palette,
+        palette=labels.palette or similar.palette,
         reduce_zero_label=reduce,
-        image_size=labels.image_size or alike.image_size,
+        image_size=labels.image_size or similar.image_size,
     )
 
 
 def from_meta(meta: Mapping[str, Any]) -> LabelSet | None:
-    """Names and colors that OpenMMLab keeps beside weights: CLASSES, or dataset_meta since 1.0."""
+    """Read names and colors from OpenMMLab's `meta`: CLASSES, or dataset_meta since 1.0."""
     dataset = meta.get("dataset_meta")
     entries = {str(k).casefold(): v for k, v in (dataset if isinstance(dataset, Mapping) else meta).items()}
     names = entries.get("classes")
@@ -127,7 +124,7 @@ def from_meta(meta: Mapping[str, Any]) -> LabelSet | None:
 
 
 def from_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> LabelSet | None:
-    """The id2label of a config.json, unless it only counts, with the processor's colors."""
+    """Read names from `id2label` of a config.json, except for LABEL_0 ..., and colors from the processor."""
     entries = config.get("id2label")
     if not isinstance(entries, Mapping) or not entries:
         return None
@@ -135,7 +132,7 @@ def from_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Labe
     if any(name is None for name in names):
         raise ConversionError(
             f"id2label in config.json must number its classes 0 .. {len(names) - 1}, found the keys "
-            f"{first_few(map(str, entries))}; mend it, or pass labels"
+            f"{first_few(map(str, entries))}; fix it, or pass labels"
         )
     if names == [f"LABEL_{k}" for k in range(len(names))]:
         return None
@@ -144,36 +141,40 @@ def from_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Labe
 
 
 def from_count(count: int, usual: Sequence[str] = USUAL) -> LabelSet:
-    """The best guess from the number of classes among the sets that come into question, marked as a guess."""
+    """Guess the label set from the number of classes."""
     for name in usual:
-        if len(known()[name].names) == count:
-            return replace(known()[name], found=f"{name}, assumed because there are {count} classes")
+        if len(label_sets()[name].names) == count:
+            return replace(label_sets()[name], found=f"{name}, assumed because there are {count} classes")
     names = tuple(f"LABEL_{k}" for k in range(count))
-    return LabelSet(names, found=f"none found: {count} classes are called LABEL_0 .. LABEL_{count - 1}")
+    return LabelSet(names, found=f"no names found, using LABEL_0 .. LABEL_{count - 1}")
 
 
 def resolve(
     count: int,
     *,
-    asked: str | Path | None,
+    requested: str | Path | None,
     meta: Mapping[str, Any],
     config: Mapping[str, Any],
     processor: Mapping[str, Any],
     usual: Sequence[str] = USUAL,
 ) -> LabelSet:
-    """The label set of a model of `count` classes: asked for, in the file, beside the file, or assumed."""
-    found = named(asked) if asked else from_meta(meta) or from_config(config, processor) or from_count(count, usual)
-    found = completed(found)
+    """Find the label set of a model with `count` classes: requested, from the checkpoint, its config, or a guess."""
+    found = (
+        find_label_set(requested)
+        if requested
+        else from_meta(meta) or from_config(config, processor) or from_count(count, usual)
+    )
+    found = complete_labels(found)
     if len(found.names) != count:
         raise ConversionError(
-            f"the label set ({found.found}) has {len(found.names)} names, the checkpoint's classifier "
-            f"{count}; pass the labels that it was trained with"
+            f"the label set ({found.found}) has {len(found.names)} names, but the checkpoint's classifier has {count} "
+            "classes; pass the labels of its training"
         )
     if found.palette and len(found.palette) != count:
         raise ConversionError(f"the label set ({found.found}) has {len(found.palette)} colors for {count} classes")
     return found
 
 
-def described(labels: LabelSet | None) -> str:
-    """A label set in a report."""
+def describe_labels(labels: LabelSet | None) -> str:
+    """Describe a label set for the report."""
     return "none" if labels is None else f"{len(labels.names)} classes, {labels.found}"

@@ -1,7 +1,7 @@
 """Layouts: invertible operations on the tensors of one rule.
 
-A layout takes a tuple of tensors and gives a tuple of tensors; `inverted` is the layout that undoes it, bit
-for bit. A layout that takes an axis apart needs to know its parts: `sizes` gives lengths by axis name.
+A layout maps a tuple of tensors to a tuple of tensors; `inverse` is its lossless inverse. A layout that splits an
+axis needs its parts: `sizes` gives lengths by axis name.
 """
 
 import math
@@ -20,107 +20,107 @@ Sizes = Mapping[str, int]
 
 
 class Layout(Protocol):
-    """What a rule does to the numbers of its tensors."""
+    """An operation on the tensors of a rule."""
 
     @property
-    def inverted(self) -> "Layout":
-        """The layout that leads back."""
+    def inverse(self) -> "Layout":
+        """The inverse layout."""
         ...
 
     def apply(self, tensors: Tensors, sizes: Sizes) -> Tensors:
-        """Lay the tensors out anew; a ValueError says why their shapes do not fit."""
+        """Apply the layout; ValueError if shapes do not fit."""
         ...
 
 
 @dataclass(frozen=True)
 class Same:
-    """Nothing changes."""
+    """The identity."""
 
     @property
-    def inverted(self) -> "Same":
-        """The same."""
+    def inverse(self) -> "Same":
+        """The identity."""
         return self
 
     def apply(self, tensors: Tensors, sizes: Sizes) -> Tensors:
-        """Hand the tensors through."""
+        """Return the tensors unchanged."""
         return tensors
 
 
 @dataclass(frozen=True)
 class Split:
-    """Cut one tensor into equal `parts` along an axis: fused keys and values, fused query, key and value."""
+    """Split one tensor into equal `parts` along an axis, such as fused query, key and value."""
 
     parts: int
     axis: int = 0
 
     @property
-    def inverted(self) -> "Join":
-        """Join the parts again."""
+    def inverse(self) -> "Join":
+        """The layout that joins the parts."""
         return Join(self.parts, self.axis)
 
     def apply(self, tensors: Tensors, sizes: Sizes) -> Tensors:
-        """One tensor (parts * n, ...) becomes `parts` tensors (n, ...)."""
+        """Split a tensor (parts * n, ...) into `parts` tensors (n, ...)."""
         (fused,) = tensors
         if fused.ndim <= self.axis or fused.shape[self.axis] % self.parts:
-            raise HfVitSegError(f"shape {list(fused.shape)} cannot be cut into {self.parts} along axis {self.axis}")
+            raise HfVitSegError(f"shape {list(fused.shape)} cannot be split into {self.parts} along axis {self.axis}")
         return tuple(part.clone() for part in fused.chunk(self.parts, dim=self.axis))
 
 
 @dataclass(frozen=True)
 class Join:
-    """Put `parts` tensors of one shape behind one another along an axis."""
+    """Concatenate `parts` tensors of equal shape along an axis."""
 
     parts: int
     axis: int = 0
 
     @property
-    def inverted(self) -> Split:
-        """Cut them apart again."""
+    def inverse(self) -> Split:
+        """The layout that splits them."""
         return Split(self.parts, self.axis)
 
     def apply(self, tensors: Tensors, sizes: Sizes) -> Tensors:
-        """`parts` tensors (n, ...) become one tensor (parts * n, ...)."""
+        """Concatenate `parts` tensors (n, ...) to a tensor (parts * n, ...)."""
         shapes = {tuple(tensor.shape) for tensor in tensors}
         if len(tensors) != self.parts or len(shapes) != 1:
-            raise HfVitSegError(f"{self.parts} tensors of one shape are expected, found shapes {sorted(shapes)}")
+            raise HfVitSegError(f"found shapes {sorted(shapes)}, expected {self.parts} tensors of equal shape")
         return (torch.cat(tensors, dim=self.axis),)
 
 
 @dataclass(frozen=True)
 class Rearrange:
-    """Permute, merge and take apart axes, written as "D h d -> (h d) D".
+    """Permute, merge and split axes, in the notation of einops: "D h d -> (h d) D".
 
-    A name stands for an axis, `1` for an axis of length one, a bracket for an axis made of several, the first
-    varying slowest. Every name stands once on either side. Each tensor of the rule is rearranged alike.
+    A name is an axis, `1` an axis of length one, and parentheses a merged axis whose first part varies slowest. Every
+    name occurs once on each side. All tensors of the rule are rearranged in the same way.
     """
 
     pattern: str
 
     @property
-    def inverted(self) -> "Rearrange":
-        """The pattern read from right to left."""
+    def inverse(self) -> "Rearrange":
+        """The layout with the sides swapped."""
         left, right = self.pattern.split("->")
         return Rearrange(f"{right.strip()} -> {left.strip()}")
 
     def apply(self, tensors: Tensors, sizes: Sizes) -> Tensors:
         """Rearrange every tensor by the pattern."""
         left, right = (axes(side) for side in self.pattern.split("->"))
-        return tuple(self.rearranged(tensor, left, right, sizes) for tensor in tensors)
+        return tuple(self.rearrange(tensor, left, right, sizes) for tensor in tensors)
 
-    def rearranged(self, tensor: Tensor, left: list[list[str]], right: list[list[str]], sizes: Sizes) -> Tensor:
-        """Take all axes apart, permute them, merge them."""
+    def rearrange(self, tensor: Tensor, left: list[list[str]], right: list[list[str]], sizes: Sizes) -> Tensor:
+        """Split all axes, permute them, merge them."""
         if tensor.ndim != len(left):
             raise HfVitSegError(f"shape {list(tensor.shape)} does not have the axes of '{self.pattern}'")
         lengths: dict[str, int] = {}
         for length, names in zip(tensor.shape, left, strict=True):
-            lengths.update(self.parted(length, names, sizes))
+            lengths.update(self.split_axis(length, names, sizes))
         before = [name for names in left for name in names]
         after = [name for names in right for name in names]
         permuted = tensor.reshape([lengths[name] for name in before]).permute([before.index(n) for n in after])
         return permuted.reshape([math.prod(lengths[name] for name in names) for names in right]).contiguous()
 
-    def parted(self, length: int, names: list[str], sizes: Sizes) -> dict[str, int]:
-        """The lengths of the axes that one axis is made of; one of them may be unknown."""
+    def split_axis(self, length: int, names: list[str], sizes: Sizes) -> dict[str, int]:
+        """Return the lengths of the parts of a merged axis; at most one may be missing in `sizes`."""
         known = {name: sizes[name] for name in names if len(names) > 1 and name in sizes}
         unknown = [name for name in names if name not in known]
         rest, surplus = divmod(length, math.prod(known.values()))
@@ -132,24 +132,24 @@ class Rearrange:
 
 
 def axes(side: str) -> list[list[str]]:
-    """One side of a pattern as a list of axes, each a list of names; `1` is the empty list."""
+    """Parse one side of a pattern into axes, each a list of names; `1` is an empty list."""
     found = re.findall(r"\(([^()]*)\)|(\S+)", side)
     return [bracket.split() if bracket else [name] if name != "1" else [] for bracket, name in found]
 
 
 @dataclass(frozen=True)
 class Vector:
-    """One axis that is longer than one, whether or not others of length one are written; back go `rank` axes."""
+    """Remove leading axes of length one; the inverse adds them up to `rank` axes."""
 
     rank: int
 
     @property
-    def inverted(self) -> Rearrange:
-        """All axes but the last have length one."""
+    def inverse(self) -> Rearrange:
+        """The layout that adds leading axes of length one."""
         return Rearrange("n -> " + "1 " * (self.rank - 1) + "n")
 
     def apply(self, tensors: Tensors, sizes: Sizes) -> Tensors:
-        """(1, ..., 1, n) or (n,) becomes (n,)."""
+        """Reshape (1, ..., 1, n) or (n,) to (n,)."""
         for tensor in tensors:
             if tensor.ndim == 0 or tensor.numel() != tensor.shape[-1]:
                 raise HfVitSegError(f"shape {list(tensor.shape)} is not that of a vector")
@@ -158,23 +158,23 @@ class Vector:
 
 @dataclass(frozen=True)
 class Chain:
-    """One layout after the other."""
+    """A sequence of layouts."""
 
     steps: tuple[Layout, ...]
 
     @property
-    def inverted(self) -> "Chain":
-        """The inverses, last first."""
-        return Chain(tuple(step.inverted for step in reversed(self.steps)))
+    def inverse(self) -> "Chain":
+        """The inverses in reverse order."""
+        return Chain(tuple(step.inverse for step in reversed(self.steps)))
 
     def apply(self, tensors: Tensors, sizes: Sizes) -> Tensors:
-        """Apply the steps in their order."""
+        """Apply the steps in order."""
         for step in self.steps:
             tensors = step.apply(tensors, sizes)
         return tensors
 
 
 SAME = Same()
-TRANSPOSED = Rearrange("i o -> o i")  # a dense kernel of flax
+TRANSPOSE = Rearrange("i o -> o i")  # a dense kernel of flax
 KERNEL_FIRST = Rearrange("h w i o -> o i h w")  # a convolution kernel of flax or TensorFlow
 POINTWISE = Rearrange("o i 1 1 -> o i")  # a 1x1 convolution as a linear layer

@@ -1,8 +1,8 @@
-"""Name templates: how a rule speaks of many tensors at once.
+"""Name templates, with which one rule matches many tensors.
 
-`{stage}` stands for a whole number, `{stage+1}` for the same number counted from one, `{3-level}` for it
-counted backwards from three, and `{p:weight|bias}` for one of the words. A placeholder means the same in all
-templates of a rule, so the words need to be listed only once.
+`{stage}` is an integer, `{stage+1}` the same integer counted from one, `{3-level}` counted backwards from three, and
+`{p:weight|bias}` one of the words. A placeholder has the same value in all templates of a rule, so the words need to
+be listed only once.
 """
 
 import re
@@ -29,15 +29,15 @@ class Placeholder:
 
     @property
     def regex(self) -> str:
-        """What may stand in its place."""
+        """The regular expression of its values."""
         return f"({'|'.join(map(re.escape, self.words.split('|')))})" if self.words else INDEX
 
     def read(self, text: str) -> int | str:
-        """The value that was written as `text`."""
+        """Parse a value."""
         return text if self.words else self.sign * (int(text) - self.offset)
 
     def write(self, value: int | str) -> str:
-        """How the value is written."""
+        """Format a value."""
         return value if isinstance(value, str) else str(self.sign * value + self.offset)
 
 
@@ -50,7 +50,7 @@ class Template:
     regex: re.Pattern[str]
 
     def match(self, name: str) -> Bindings | None:
-        """The values of the placeholders if the whole name fits."""
+        """Return the values of the placeholders if the name matches."""
         found = self.regex.fullmatch(name)
         if found is None:
             return None
@@ -62,20 +62,20 @@ class Template:
         return bindings
 
     def render(self, bindings: Bindings) -> str:
-        """The name for these values."""
+        """Format the name with these values."""
         written = [p.write(bindings[p.name]) for p in self.placeholders]
         return "".join(part for pair in zip(self.literals, [*written, ""], strict=True) for part in pair)
 
 
-def words_of(templates: tuple[str, ...]) -> Words:
-    """The words that the placeholders of some templates may be, by placeholder."""
+def collect_words(templates: tuple[str, ...]) -> Words:
+    """Collect the words of the placeholders in several templates."""
     found = {m[2]: m[5] for template in templates for m in PLACEHOLDER.finditer(template) if m[5]}
     return tuple(sorted(found.items()))
 
 
 @cache
-def compiled(template: str, words: Words) -> Template:
-    """Read a template; `words` are those that another template of the rule lists."""
+def compile_template(template: str, words: Words) -> Template:
+    """Parse a template; `words` are those listed in any template of the rule."""
     listed = dict(words)
     placeholders = tuple(
         Placeholder(
@@ -88,7 +88,7 @@ def compiled(template: str, words: Words) -> Template:
     )
     literals = tuple(PLACEHOLDER.sub("\0", template).split("\0"))
     if any(brace in literal for literal in literals for brace in "{}"):
-        raise HfVitSegError(f"name template '{template}' has a placeholder that cannot be read")
+        raise HfVitSegError(f"name template '{template}' has an invalid placeholder")
     middles = [re.escape(literal) for literal in literals]
     pattern = middles[0] + "".join(p.regex + m for p, m in zip(placeholders, middles[1:], strict=True))
     return Template(literals, placeholders, re.compile(pattern))

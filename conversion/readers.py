@@ -1,6 +1,6 @@
-"""Readers: any checkpoint file or directory becomes named tensors, without ever running code from it.
+"""Read checkpoint files and directories as named tensors, without executing code from them.
 
-A format is known by its first bytes, never by its file name.
+Formats are detected from the first bytes, not from the file name.
 """
 
 import json
@@ -26,12 +26,12 @@ INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 FLAX_STATES = ("opt/target/", "params/")
-EXPECTED = "a PyTorch (.pth, .pt, .bin), safetensors or NumPy (.npz) checkpoint is expected"
+EXPECTED = "expected a PyTorch (.pth, .pt, .bin), safetensors or NumPy (.npz) checkpoint"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a reader found: tensors by name, the `meta` of a training framework, the json files and the card beside."""
+    """Tensors by name, `meta` of a training framework, and contents of JSON files and model card in the directory."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -42,16 +42,16 @@ class Checkpoint:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a checkpoint: a file, the index of a sharded one, or a directory that holds either."""
+    """Read a checkpoint: a file, the index of a sharded checkpoint, or a directory with either."""
     if not path.exists():
-        raise ConversionError(f"'{path}' does not exist; give the path of a checkpoint file or directory")
+        raise ConversionError(f"'{path}' does not exist; pass the path of a checkpoint file or directory")
     file = weight_file(path) if path.is_dir() else path
-    tensors, meta = read_shards(file) if file.name.endswith(".index.json") else unwrapped(file)
+    tensors, meta = read_shards(file) if file.name.endswith(".index.json") else read_state_dict(file)
     if not tensors:
-        raise ConversionError(f"'{file}' holds no tensors; {EXPECTED}")
+        raise ConversionError(f"'{file}' contains no tensors, {EXPECTED}")
     return Checkpoint(
         path=path,
-        tensors=parameters(without_prefix(tensors, "module.")),
+        tensors=select_parameters(remove_prefix(tensors, "module.")),
         meta=meta,
         config=read_json(file.parent / "config.json"),
         processor=read_json(file.parent / "preprocessor_config.json"),
@@ -60,58 +60,58 @@ def read(path: Path) -> Checkpoint:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The metadata of a model card, empty if there is none."""
+    """Read the metadata of a model card; empty if there is none."""
     try:
         return card_metadata(folder)
     except HfVitSegError as error:
-        raise ConversionError(f"{error}; mend it or remove it") from None
+        raise ConversionError(f"{error}; fix or remove it") from None
 
 
 def weight_file(folder: Path) -> Path:
-    """A directory's weights: an index, a file of the usual name, or the only checkpoint there."""
+    """Find a directory's weights: an index, a file with a standard name, or the only checkpoint."""
     for name in INDEX_FILES + WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
     others = sorted(f for f in folder.iterdir() if f.suffix in (".pth", ".pt", ".bin", ".npz", ".safetensors"))
     if len(others) != 1:
-        found = f"{len(others)} of other names ({first_few(f.name for f in others)})" if others else "none"
+        found = f"{len(others)} other checkpoints ({first_few(f.name for f in others)})" if others else "no other one"
         raise ConversionError(
-            f"directory '{folder}' has no {' or '.join(WEIGHT_FILES)}, and {found}; give the path of the file itself"
+            f"directory '{folder}' has no {' or '.join(WEIGHT_FILES)}, found {found}; pass the path of the file"
         )
     return others[0]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A json object, empty if there is no such file."""
+    """Read a JSON object; empty if there is no such file."""
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConversionError(f"'{path}' is not valid JSON ({error}); mend it or remove it") from error
+        raise ConversionError(f"'{path}' is not valid JSON ({error}); fix or remove it") from error
     if not isinstance(content, dict):
-        raise ConversionError(f"'{path}' holds a JSON {type(content).__name__}, an object is expected")
+        raise ConversionError(f"'{path}' contains a JSON {type(content).__name__}, expected an object")
     return content
 
 
 def read_shards(index: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """All tensors that an index distributes over files."""
+    """Read all tensors of a sharded checkpoint from its index."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict):
-        raise ConversionError(f"'{index}' has no 'weight_map'; the index of a sharded checkpoint is expected")
+        raise ConversionError(f"'{index}' has no 'weight_map', expected the index of a sharded checkpoint")
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(places.values())):
-        if Path(shard).name != shard:  # an index is a stranger's: it shall not lead out of its directory
-            raise ConversionError(f"'{index}' names the shard '{shard}'; shards must lie beside their index")
-        tensors |= unwrapped(index.parent / shard)[0]
+        if Path(shard).name != shard:  # the index is untrusted and must not point outside of its directory
+            raise ConversionError(f"'{index}' contains the path '{shard}'; shards must be in the folder of the index")
+        tensors |= read_state_dict(index.parent / shard)[0]
     missing = sorted(places.keys() - tensors.keys())
     if missing:
-        raise ConversionError(f"the shards of '{index}' lack {first_few(missing)}; get all of its files again")
+        raise ConversionError(f"the shards of '{index}' lack {first_few(missing)}; download all files again")
     return tensors, {}
 
 
-def unwrapped(file: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """The tensors of one file, taken out of a training framework's wrapping, and the framework's `meta`."""
+def read_state_dict(file: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """Read the tensors of one file, without wrappers of training frameworks, and the framework's `meta`."""
     content = read_file(file)
     meta = content.get("meta")
     for wrapper in WRAPPERS:
@@ -125,14 +125,14 @@ def unwrapped(file: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     ]
     if others:
         raise ConversionError(
-            f"'{file}' holds entries that are not named tensors: {first_few(others)}; a flat dictionary of "
-            f"tensors is expected, bare or under {' or '.join(WRAPPERS)}"
+            f"'{file}' has entries that are not tensors: {first_few(others)}; expected a flat dictionary of tensors, "
+            f"or one under {' or '.join(WRAPPERS)}"
         )
-    return owned(content), meta if isinstance(meta, Mapping) else {}
+    return copy_shared(content), meta if isinstance(meta, Mapping) else {}
 
 
-def owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every tensor with memory of its own: a file may hold views of one another, which cannot be saved again."""
+def copy_shared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that share memory, because safetensors cannot save them."""
     result: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -144,15 +144,15 @@ def owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Take off a prefix that all names have (DataParallel's `module.`)."""
+def remove_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Remove a prefix that all names share, such as DataParallel's `module.`."""
     if not all(name.startswith(prefix) for name in tensors):
         return tensors
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def parameters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The model's own out of the state of a training with flax, which has the optimizer's beside them."""
+def select_parameters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Select the model's parameters from a flax training state, which also contains the optimizer's."""
     for prefix in FLAX_STATES:
         inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         if inside:
@@ -161,9 +161,9 @@ def parameters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_file(file: Path) -> Mapping[str, Any]:
-    """The content of one file, by the format that its first bytes show."""
+    """Read one file; its first bytes determine the format."""
     if not file.is_file():
-        raise ConversionError(f"'{file}' is not a file; {EXPECTED}")
+        raise ConversionError(f"'{file}' is not a file, {EXPECTED}")
     with file.open("rb") as stream:
         head = stream.read(16)
     if not head:
@@ -173,14 +173,14 @@ def read_file(file: Path) -> Mapping[str, Any]:
             content = reader(file)
             break
     else:
-        raise ConversionError(f"'{file}' is not a checkpoint (it begins with {head[:8]!r}); {EXPECTED}")
+        raise ConversionError(f"'{file}' is not a checkpoint (it begins with {head[:8]!r}), {EXPECTED}")
     if not isinstance(content, Mapping):
-        raise ConversionError(f"'{file}' holds a {type(content).__name__}; a dictionary of tensors is expected")
+        raise ConversionError(f"'{file}' contains a {type(content).__name__}, expected a dictionary of tensors")
     return content
 
 
-def damaged(file: Path, error: Exception) -> ConversionError:
-    """The sentence for a file that begins well and cannot be read to its end."""
+def damaged_error(file: Path, error: Exception) -> ConversionError:
+    """Create the error for a file with a valid beginning that cannot be read completely."""
     reason = error_sentence(error, short=True)
     return ConversionError(
         f"'{file}' ({file.stat().st_size} bytes) is truncated or damaged ({reason}); download or copy it again"
@@ -188,46 +188,46 @@ def damaged(file: Path, error: Exception) -> ConversionError:
 
 
 def read_safetensors(file: Path) -> Mapping[str, Any]:
-    """A safetensors file."""
+    """Read a safetensors file."""
     try:
         return load_file(file)
     except Exception as error:  # damaged bytes can raise anything
-        raise damaged(file, error) from error
+        raise damaged_error(file, error) from error
 
 
 def read_zip(file: Path) -> Mapping[str, Any]:
-    """A zip archive: NumPy's or PyTorch's, as its members show."""
+    """Read a zip archive of NumPy or PyTorch."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.namelist()
     except Exception as error:  # damaged bytes can raise anything
-        raise damaged(file, error) from error
+        raise damaged_error(file, error) from error
     if any(name.endswith("data.pkl") for name in members):
         return read_torch(file)
     if members and all(name.endswith(".npy") for name in members):
         return read_npz(file)
-    raise ConversionError(f"'{file}' is a zip archive of other files ({first_few(members, 3)}); {EXPECTED}")
+    raise ConversionError(f"'{file}' is a zip archive of other files ({first_few(members, 3)}), {EXPECTED}")
 
 
 def read_torch(file: Path) -> Mapping[str, Any]:
-    """A file of torch.save; whatever would need code to be run is refused."""
+    """Read a file of torch.save; ConversionError if it contains objects that need code."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         names = re.findall(r"GLOBAL ([\w.]+)", str(error))
         if not names:
-            raise damaged(file, error) from error
+            raise damaged_error(file, error) from error
         raise ConversionError(
-            f"'{file}' holds Python objects ({first_few(dict.fromkeys(names))}) where only tensors and plain "
-            "containers are read, because rebuilding objects runs code of the file; save its state dict "
-            "alone, in the environment that wrote it, and convert that"
+            f"'{file}' contains Python objects ({first_few(dict.fromkeys(names))}), expected only tensors and plain "
+            "containers, because unpickling objects can execute code; save only its state dict, in the environment "
+            "that wrote it, and convert that"
         ) from error
     except Exception as error:  # damaged bytes can raise anything
-        raise damaged(file, error) from error
+        raise damaged_error(file, error) from error
 
 
 def read_npz(file: Path) -> Mapping[str, Any]:
-    """NumPy's archive of arrays; an array of Python objects is refused."""
+    """Read a NumPy archive; ConversionError for an array of Python objects."""
     tensors: dict[str, Tensor] = {}
     try:
         with np.load(file, allow_pickle=False) as arrays:
@@ -235,18 +235,18 @@ def read_npz(file: Path) -> Mapping[str, Any]:
                 tensors[name] = from_numpy(arrays[name])
     except ValueError as error:
         if "allow_pickle" not in str(error):
-            raise damaged(file, error) from error
+            raise damaged_error(file, error) from error
         raise ConversionError(
-            f"'{file}' holds an array of Python objects, which is not read because rebuilding them runs "
-            "code of the file; save plain numeric arrays"
+            f"'{file}' contains an array of Python objects, which is not read because unpickling can execute code; "
+            "save plain numeric arrays"
         ) from error
     except Exception as error:  # damaged bytes can raise anything
-        raise damaged(file, error) from error
+        raise damaged_error(file, error) from error
     return tensors
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
-    """An array as a tensor; bfloat16, which NumPy stores as two bytes without a type, is recovered."""
+    """Convert an array to a tensor; untyped two-byte elements are bfloat16."""
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))

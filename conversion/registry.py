@@ -1,4 +1,4 @@
-"""The registry: which sources the installed architectures bring, and which of them a file belongs to."""
+"""The registry of all architectures' sources, and the detection of a checkpoint's source."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Recognized:
+class DetectedFormat:
     """The architecture, source and form of a checkpoint."""
 
     architecture: Architecture
@@ -33,12 +33,12 @@ def load(place: str) -> Source:
 
 
 def sources_of(architecture: Architecture) -> list[Source]:
-    """The sources of one architecture; one that fails to import is logged and never takes the others down."""
+    """Load the sources of one architecture; a source that fails to import is logged and skipped."""
     found = []
     for place in architecture.conversions:
         try:
             found.append(load(place))
-        except Exception as error:  # a stranger's import may raise anything
+        except Exception as error:  # third-party code may raise anything
             logger.warning(
                 "conversion '%s' of architecture '%s' is skipped: %s: %s",
                 place,
@@ -50,54 +50,56 @@ def sources_of(architecture: Architecture) -> list[Source]:
 
 
 def sources() -> list[tuple[Architecture, Source]]:
-    """Every source of every installed architecture."""
+    """Load every source of every installed architecture."""
     return [(arch, source) for arch in architectures().values() for source in sources_of(arch)]
 
 
-def qualified(architecture: Architecture, source: Source) -> str:
-    """The full name of a source; the short one is enough where no other architecture has it."""
+def full_name(architecture: Architecture, source: Source) -> str:
+    """Return the full name of a source; the short name is enough if it is unique."""
     return f"{architecture.name}/{source.name}"
 
 
-def by_name(name: str) -> list[tuple[Architecture, Source]]:
-    """The sources that a user can mean by a name."""
+def find_sources(name: str) -> list[tuple[Architecture, Source]]:
+    """Find the sources with a short or full name; ConversionError if there is none."""
     every = sources()
-    meant = [pair for pair in every if name in (pair[1].name, qualified(*pair))]
+    meant = [pair for pair in every if name in (pair[1].name, full_name(*pair))]
     if not meant:
-        listed = ", ".join(qualified(*pair) for pair in every)
-        raise ConversionError(f"there is no source '{name}'; the installed ones are {listed}")
+        listed = ", ".join(full_name(*pair) for pair in every)
+        raise ConversionError(f"unknown source '{name}'; choose from {listed}")
     return meant
 
 
 def fitting_form(source: Source, names: Collection[str]) -> Form | None:
-    """The first form whose marks are all there."""
+    """Return the first form whose marks are all present."""
     return next((form for form in source.forms if all(mark in names for mark in form.marks)), None)
 
 
-def recognize(checkpoint: Checkpoint, name: str | None) -> Recognized:
-    """Find out by its keys what a checkpoint is; `name` restricts the search to one source."""
-    candidates = by_name(name) if name else sources()
+def recognize(checkpoint: Checkpoint, name: str | None) -> DetectedFormat:
+    """Detect the source and form of a checkpoint from its keys; `name` restricts the search to one source."""
+    candidates = find_sources(name) if name else sources()
     names = checkpoint.tensors.keys()
     found = [
-        Recognized(architecture, source, form)
+        DetectedFormat(architecture, source, form)
         for architecture, source in candidates
         if (form := fitting_form(source, names)) is not None
     ]
     if not found:
-        raise ConversionError(unknown(checkpoint, candidates, name))
+        raise ConversionError(unknown_format_message(checkpoint, candidates, name))
     if len(found) > 1:
         raise ConversionError(
             f"'{checkpoint.path}' has the keys of {len(found)} sources, "
-            f"{first_few(qualified(f.architecture, f.source) for f in found)}; it must be of one: separate "
-            "them, or name the source"
+            f"{first_few(full_name(f.architecture, f.source) for f in found)}, expected one; separate them, or choose "
+            "the source"
         )
     if refused := found[0].form.refusal:
-        raise ConversionError(f"'{checkpoint.path}' is not converted: {refused}")
+        raise ConversionError(f"'{checkpoint.path}' cannot be converted: {refused}")
     return found[0]
 
 
-def unknown(checkpoint: Checkpoint, candidates: Sequence[tuple[Architecture, Source]], name: str | None) -> str:
-    """The sentence for keys that no candidate recognizes."""
+def unknown_format_message(
+    checkpoint: Checkpoint, candidates: Sequence[tuple[Architecture, Source]], name: str | None
+) -> str:
+    """Format the error message for keys that match no candidate."""
     model_type = checkpoint.config.get("model_type")
     if model_type in {architecture.config.model_type for architecture in architectures().values()}:
         return (
@@ -106,11 +108,11 @@ def unknown(checkpoint: Checkpoint, candidates: Sequence[tuple[Architecture, Sou
         )
     first = first_few(checkpoint.tensors)
     if name is None:
-        known = ", ".join(qualified(*pair) for pair in candidates)
-        return f"no known source has the keys of '{checkpoint.path}' ({first}); the known sources are {known}"
+        known = ", ".join(full_name(*pair) for pair in candidates)
+        return f"'{checkpoint.path}' has the keys of no known source ({first}); the known sources are {known}"
     marks = [mark for _, source in candidates for form in source.forms for mark in form.marks]
     lacking = dict.fromkeys(mark for mark in marks if mark not in checkpoint.tensors)
     return (
-        f"'{checkpoint.path}' is not of source '{name}': its keys are {first}, and of those that tell this "
-        f"source apart it lacks {first_few(lacking)}; leave the source out to have it found"
+        f"'{checkpoint.path}' is not a checkpoint of source '{name}': its keys are {first}, and it lacks "
+        f"{first_few(lacking)}; omit the source to detect it"
     )

@@ -1,4 +1,4 @@
-"""The report of a conversion or an export, for people to read."""
+"""The report of a conversion or an export."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from .errors import first_few
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was found, what became of it, and what had to be assumed."""
+    """Source, model, numbers of tensors, and notes on assumptions."""
 
     path: Path
     source: str
@@ -21,11 +21,11 @@ class Report:
     dropped: tuple[tuple[str, str], ...]
     parameters: int
     labels: str
-    licence: str = ""
+    license: str = ""
     notes: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
-        """Titles and contents, in the order of reading."""
+        """Return titles and texts in order."""
         reasons = dict.fromkeys(reason for _, reason in self.dropped)
         dropped = [f"{first_few(name for name, why in self.dropped if why == reason)}: {reason}" for reason in reasons]
         return [
@@ -36,13 +36,13 @@ class Report:
             *(("dropped", text) for text in dropped),
             ("parameters", f"{self.parameters:,}"),
             ("labels", self.labels),
-            *([("license", self.licence)] if self.licence else []),
+            *([("license", self.license)] if self.license else []),
             *(("note", note) for note in self.notes),
             ("written", str(self.path)),
         ]
 
     def lines(self) -> list[str]:
-        """The report as plain lines."""
+        """Format the report as plain lines."""
         return [f"{title}: {text}" for title, text in self.rows()]
 
     def __rich__(self) -> Table:

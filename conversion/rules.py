@@ -1,7 +1,7 @@
-"""Rules: a table of them turns tensors of one format into another's, and read backwards turns them back.
+"""Rules: a table of rules converts the tensors of one format to another, and its inverse converts them back.
 
-Every tensor is matched by exactly one rule, every rule that is not optional matches something, every target
-is written once, and what is dropped is dropped by a rule that says why.
+Every tensor matches exactly one rule, every rule that is not optional matches a tensor, every target is written once,
+and tensors are dropped only by a rule with a reason.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,14 +13,14 @@ from hf_vit_seg.errors import HfVitSegError
 
 from .errors import ConversionError, first_few
 from .layouts import SAME, Layout, Sizes, Split
-from .names import Bindings, Template, compiled, words_of
+from .names import Bindings, Template, collect_words, compile_template
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors of some names become tensors of others; without targets they are dropped, for a `reason`.
+    """Converts tensors from source names to target names; without targets they are dropped, for a `reason`.
 
-    An `alias` is another spelling of what a further rule of the table says: it is read and never written.
+    An `alias` is an alternative name for the source of another rule: it is read but never written.
     """
 
     sources: tuple[str, ...]
@@ -32,60 +32,60 @@ class Rule:
 
     @property
     def source_templates(self) -> tuple[Template, ...]:
-        """The compiled names on the left."""
-        words = words_of(self.sources + self.targets)
-        return tuple(compiled(name, words) for name in self.sources)
+        """The templates of the source names."""
+        words = collect_words(self.sources + self.targets)
+        return tuple(compile_template(name, words) for name in self.sources)
 
     @property
     def target_templates(self) -> tuple[Template, ...]:
-        """The compiled names on the right."""
-        words = words_of(self.sources + self.targets)
-        return tuple(compiled(name, words) for name in self.targets)
+        """The templates of the target names."""
+        words = collect_words(self.sources + self.targets)
+        return tuple(compile_template(name, words) for name in self.targets)
 
     @property
-    def inverted(self) -> "Rule":
-        """The rule that leads back."""
-        return replace(self, sources=self.targets, targets=self.sources, layout=self.layout.inverted)
+    def inverse(self) -> "Rule":
+        """The inverse rule."""
+        return replace(self, sources=self.targets, targets=self.sources, layout=self.layout.inverse)
 
 
 def rename(source: str, target: str, layout: Layout = SAME, *, optional: bool = False) -> Rule:
-    """One tensor becomes one tensor."""
+    """Rename a tensor."""
     return Rule((source,), (target,), layout, optional)
 
 
 def split(source: str, targets: Sequence[str], layout: Layout | None = None, *, optional: bool = False) -> Rule:
-    """One tensor becomes several: in equal parts along the first axis unless a layout says otherwise."""
+    """Split a tensor, by default into equal parts along the first axis."""
     return Rule((source,), tuple(targets), layout or Split(len(targets)), optional)
 
 
 def join(sources: Sequence[str], target: str, layout: Layout | None = None, *, optional: bool = False) -> Rule:
-    """Several tensors become one: behind one another along the first axis unless a layout says otherwise."""
-    return Rule(tuple(sources), (target,), layout or Split(len(sources)).inverted, optional)
+    """Join several tensors, by default along the first axis."""
+    return Rule(tuple(sources), (target,), layout or Split(len(sources)).inverse, optional)
 
 
 def drop(source: str, reason: str, *, optional: bool = False) -> Rule:
-    """A tensor that has no place in the target. Nothing is written for it on the way back."""
+    """Drop a tensor that the target does not have. It is not restored on export."""
     return Rule((source,), (), optional=optional, reason=reason)
 
 
 def optional(rule: Rule) -> Rule:
-    """A rule that need not match anything."""
+    """Make a rule optional: it need not match a tensor."""
     return replace(rule, optional=True)
 
 
 def alias(rule: Rule) -> Rule:
-    """Another spelling, which some files have instead of the usual one. It is not written on the way back."""
+    """Mark a rule as an alternative name, which some files use. It is not written on export."""
     return replace(rule, optional=True, alias=True)
 
 
-def inverted(rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """The table read backwards, without its drops and aliases."""
-    return tuple(rule.inverted for rule in rules if rule.targets and not rule.alias)
+def invert_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """Invert a table, without its drops and aliases."""
+    return tuple(rule.inverse for rule in rules if rule.targets and not rule.alias)
 
 
 @dataclass
 class Translation:
-    """The tensors by their new names, and the names that were dropped with the reason."""
+    """The tensors by their new names, and the dropped names with reasons."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
@@ -93,23 +93,23 @@ class Translation:
 
 @dataclass
 class Match:
-    """A rule with the values of its placeholders, and the tensors found so far by their place in the rule."""
+    """A rule with the values of its placeholders, and the tensors found so far by their index in the rule."""
 
     rule: Rule
     bindings: Bindings
     found: dict[int, str] = field(default_factory=dict)
 
     def names(self) -> list[str]:
-        """The names that the rule takes, found or not."""
+        """Return all source names of the rule."""
         return [template.render(self.bindings) for template in self.rule.source_templates]
 
     def targets(self) -> list[str]:
-        """The names that the rule writes."""
+        """Return the target names of the rule."""
         return [template.render(self.bindings) for template in self.rule.target_templates]
 
 
 def candidates(rules: Sequence[Rule], name: str) -> list[tuple[int, int, Bindings]]:
-    """Every (rule, place in the rule, placeholder values) that a name fits."""
+    """Return every (rule, index in the rule, placeholder values) that a name matches."""
     return [
         (number, place, bindings)
         for number, rule in enumerate(rules)
@@ -119,7 +119,7 @@ def candidates(rules: Sequence[Rule], name: str) -> list[tuple[int, int, Binding
 
 
 def matches(rules: Sequence[Rule], names: Iterable[str]) -> list[Match]:
-    """Give every name to its rule; names without a rule, and names with two, are errors."""
+    """Match every name to its rule; ConversionError for names without a rule, or with several."""
     groups: dict[tuple, Match] = {}
     unmatched = []
     for name in names:
@@ -128,32 +128,32 @@ def matches(rules: Sequence[Rule], names: Iterable[str]) -> list[Match]:
             unmatched.append(name)
             continue
         if len(fitting) > 1:
-            raise ConversionError(f"the table has {len(fitting)} rules for '{name}'; it must have one")
+            raise ConversionError(f"the table has {len(fitting)} rules for '{name}', expected one")
         number, place, bindings = fitting[0]
         key = (number, *sorted(bindings.items()))
         groups.setdefault(key, Match(rules[number], bindings)).found[place] = name
     if unmatched:
         raise ConversionError(
-            f"the checkpoint has tensors that this format does not know: {first_few(unmatched)}; remove "
-            "them if they are not part of the model, or name another source"
+            f"the checkpoint has tensors that are not part of this format: {first_few(unmatched)}; remove them, or "
+            "choose another source"
         )
     return list(groups.values())
 
 
 def check_complete(rules: Sequence[Rule], found: Sequence[Match]) -> None:
-    """Refuse a table of which a rule matched nothing, and rules that lack some of their tensors."""
+    """ConversionError if a required rule has no match, or a rule has only some of its tensors."""
     missing = [name for match in found for name in match.names() if name not in match.found.values()]
     used = {id(match.rule) for match in found}
     missing += [name for rule in rules if not rule.optional and id(rule) not in used for name in rule.sources]
     if missing:
         raise ConversionError(
-            f"the checkpoint lacks {first_few(missing)}; it is incomplete or of another kind: get the "
-            "whole file, or name another source"
+            f"the checkpoint lacks {first_few(missing)}; it is incomplete or has another format: get the complete "
+            "file, or choose another source"
         )
 
 
 def translate(rules: Sequence[Rule], tensors: Mapping[str, Tensor], sizes: Sizes | None = None) -> Translation:
-    """Carry all tensors through a table of rules."""
+    """Convert all tensors by a table of rules."""
     found = matches(rules, tensors)
     check_complete(rules, found)
     result = Translation()
@@ -165,7 +165,7 @@ def translate(rules: Sequence[Rule], tensors: Mapping[str, Tensor], sizes: Sizes
         try:
             written = match.rule.layout.apply(tuple(tensors[name] for name in names), sizes or {})
         except HfVitSegError as error:
-            raise ConversionError(f"{first_few(names)} cannot become {first_few(targets)}: {error}") from error
+            raise ConversionError(f"{first_few(names)} cannot be converted to {first_few(targets)}: {error}") from error
         for target, tensor in zip(targets, written, strict=True):
             if target in result.tensors:
                 raise ConversionError(f"the table writes '{target}' twice")
@@ -174,8 +174,8 @@ def translate(rules: Sequence[Rule], tensors: Mapping[str, Tensor], sizes: Sizes
 
 
 def origin(rules: Sequence[Rule], target: str) -> str:
-    """The name from which a table writes `target`; the target itself if it does not."""
-    back = inverted(rules)
+    """Return the source name of `target` in a table, or the target itself if no rule writes it."""
+    back = invert_rules(rules)
     fitting = candidates(back, target)
     if not fitting:
         return target

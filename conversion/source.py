@@ -1,4 +1,4 @@
-"""A source: everything about one checkpoint format of one architecture, as data."""
+"""A source: the complete description of one checkpoint format of one architecture, as data."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from .rules import Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Outgoing:
-    """What an export hands to a writer: tensors by the reference's names, and all that describes them."""
+    """The input of a writer: tensors by the reference's names, with config, labels and image processor."""
 
     tensors: Mapping[str, Tensor]
     config: PreTrainedConfig
@@ -32,12 +32,11 @@ Writer = Callable[[Outgoing, Path], None]
 class Form:
     """One layout of a format's files.
 
-    A file has this form if all names in `marks` are in it. `model` is the Auto class of what it becomes,
-    `settings` are the config values that follow from the form; on the way back they are what it can hold.
-    `numerics` are added to the source's, `remarks` to its remarks; `labels` are the label sets that such files
-    usually have. Forms without a writer are read and never
-    written; `directory` says that the writer makes a directory. A form with a `refusal` is recognized so that
-    a reader is told why it cannot be converted.
+    A file has this form if it contains all names in `marks`. `model` is the Auto class of the converted model, and
+    `settings` are config values of the form; on export, the config must have these values. `numerics` and `remarks`
+    are added to those of the source; `labels` are the usual label sets of such files. Forms without a writer cannot
+    be exported; `directory` is true if the writer creates a directory. A form with a `refusal` is recognized, but the
+    conversion fails with this reason.
     """
 
     model: str
@@ -53,17 +52,17 @@ class Form:
 
 
 def no_sizes(config: PreTrainedConfig) -> Sizes:
-    """For sources whose layouts need no lengths from the config."""
+    """Return no axis lengths: the default of `Source.sizes`."""
     return {}
 
 
 def nothing(_: Any) -> dict[str, Any]:
-    """For sources that have nothing to say on a question."""
+    """Return no fields: the default of several callbacks of `Source`."""
     return {}
 
 
 def refusal(marks: tuple[str, ...], sentence: str) -> Form:
-    """A form that is known and not read."""
+    """Create a form that is recognized but not supported."""
     return Form(model="", marks=marks, refusal=sentence)
 
 
@@ -71,14 +70,13 @@ def refusal(marks: tuple[str, ...], sentence: str) -> Form:
 class Source:
     """A checkpoint format of one architecture.
 
-    The first form whose marks are all present is taken. `infer` reads config fields out of the translated
-    tensors (KeyError: a tensor that it needs is missing), `observe` out of the source's own, whose axes say what
-    a layout loses. `numerics` are config fields with the values that the reference has in its code; `settings`
-    names the fields that a config.json beside the file may give, under another name if `beside_names` has one,
-    `defaults` their values where it does not;
-    `unseen` those that shapes cannot show. `preprocessing` gives, for a config, what the reference does to images.
-    `sizes` gives the axis lengths that layouts need on the way back. `remarks` are for the report. `weights` tells the
-    licence of the published checkpoints, where all have the same.
+    The first form whose marks are all present is used. `infer` reads config fields from the converted tensors
+    (KeyError: a required tensor is missing), `observe` from the source's own tensors, if a layout loses information.
+    `numerics` are config fields with constants from the reference's code. `settings` are the fields that are read from
+    the checkpoint's config.json, there named by `beside_names`, with `defaults`; `unseen` are fields that shapes do
+    not determine. `preprocessing` returns the reference's image preprocessing for a config. `sizes` returns the axis
+    lengths that layouts need on export. `remarks` are added to the report. `weights` has the license of the published
+    checkpoints, if they share one.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Staging: an output appears complete under its name, or not at all."""
+"""Check and lock the output of a conversion or an export."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,30 +10,30 @@ from .errors import ConversionError
 
 
 def check_directory(target: Path, force: bool) -> None:
-    """Refuse an output directory that is a file, or that holds something unless `force`."""
+    """ConversionError if an output directory is a file, or is not empty without `force`."""
     if target.exists() and not target.is_dir():
-        raise ConversionError(f"'{target}' is a file, a directory is to be written; give another path")
+        raise ConversionError(f"'{target}' is a file, expected a directory; choose another path")
     if target.is_dir() and not force and any(path.name != LOCK for path in target.iterdir()):
-        raise ConversionError(f"directory '{target}' is not empty; give another path, or force to replace it")
+        raise ConversionError(f"directory '{target}' is not empty; choose another path, or use force to replace it")
 
 
 def check_file(target: Path, force: bool) -> None:
-    """Refuse an output file that is a directory, or that exists unless `force`."""
+    """ConversionError if an output file is a directory, or exists without `force`."""
     if target.is_dir():
-        raise ConversionError(f"'{target}' is a directory, a file is to be written; give the path of a file")
+        raise ConversionError(f"'{target}' is a directory, expected a file; choose another path")
     if target.exists() and not force:
-        raise ConversionError(f"'{target}' exists; give another path, or force to replace it")
+        raise ConversionError(f"'{target}' exists; choose another path, or use force to replace it")
 
 
 def check_apart(origin: Path, target: Path) -> None:
-    """Refuse to replace a place that the input lies in."""
+    """ConversionError if the output directory contains the input."""
     if origin.resolve().is_relative_to(target.resolve()):
-        raise ConversionError(f"'{origin}' lies in '{target}', which would be replaced; give another path")
+        raise ConversionError(f"'{origin}' is in '{target}', which would be replaced; choose another path")
 
 
 @contextmanager
-def locked_output(target: Path, directory: bool, force: bool) -> Iterator[None]:
-    """Check an output, a directory or a file, and let no other process write it meanwhile."""
+def lock_output(target: Path, directory: bool, force: bool) -> Iterator[None]:
+    """Check and lock an output directory or file."""
     check = check_directory if directory else check_file
     check(target, force)
     with ExitStack() as stack:

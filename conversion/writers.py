@@ -1,4 +1,4 @@
-"""Writers: tensors under a reference's names, in the container that the reference reads."""
+"""Writers: save tensors by the reference's names, in the container that the reference reads."""
 
 import json
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from .source import Outgoing, Writer
 
 
 def write_bare(outgoing: Outgoing, path: Path) -> None:
-    """A state dict and nothing else: safetensors if the file is called so, else torch.save."""
+    """Write a plain state dict: as safetensors if the path has this suffix, otherwise with torch.save."""
     if path.suffix == ".safetensors":
         save_file(dict(outgoing.tensors), path, metadata={"format": "pt"})
     else:
@@ -22,7 +22,7 @@ def write_bare(outgoing: Outgoing, path: Path) -> None:
 
 
 def write_with_meta(outgoing: Outgoing, path: Path) -> None:
-    """OpenMMLab's container: the class names and colors as `meta`, the weights as `state_dict`."""
+    """Write OpenMMLab's container: class names and colors in `meta`, weights in `state_dict`."""
     meta = {}
     if outgoing.labels is not None:
         meta["CLASSES"] = outgoing.labels.names
@@ -31,25 +31,25 @@ def write_with_meta(outgoing: Outgoing, path: Path) -> None:
 
 
 def write_as_model(outgoing: Outgoing, path: Path) -> None:
-    """The container of Facebook's and Segmenter's files: the weights as `model`."""
+    """Write the container of Facebook's and Segmenter's files: weights in `model`."""
     torch.save({"model": OrderedDict(outgoing.tensors)}, path)
 
 
 def write_npz(outgoing: Outgoing, path: Path) -> None:
-    """NumPy's archive of arrays; bfloat16 is stored as two bytes without a type, as JAX does."""
+    """Write a NumPy archive; bfloat16 is stored as an untyped two-byte dtype, as JAX does."""
     with path.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **{name: to_numpy(t) for name, t in outgoing.tensors.items()})
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor as an array."""
+    """Convert a tensor to an array, bfloat16 to untyped two-byte elements."""
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view("V2")
     return tensor.numpy()
 
 
 def transformers_writer(config: str, model: str, processor: str, fields: Sequence[str] | Mapping[str, str]) -> Writer:
-    """A writer of the directory that a class of transformers loads; `fields` by our names, mapped to those there."""
+    """Create a writer of model directories of transformers; `fields` maps our config fields to theirs."""
     there = fields if isinstance(fields, Mapping) else {name: name for name in fields}
 
     def write(outgoing: Outgoing, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What both CvT sources share: config fields read from shapes, and those that shapes cannot show."""
+"""Config fields of both CvT sources: those inferred from shapes, and those that shapes do not determine."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ NORM_EPS = {"layer_norm_eps": 1e-5, "batch_norm_eps": 1e-5}
 
 
 def depths_of(state: Mapping[str, Tensor], prefix: str) -> list[int]:
-    """Layers of each stage; a gap in their numbers is a missing tensor."""
+    """Count the layers of each stage; KeyError if a layer is missing."""
     found = {(int(match[1]), int(match[2])) for name in state if (match := LAYER.match(name))}
     stages = 1 + max((stage for stage, _ in found), default=0)
     depths = [sum(stage == wanted for stage, _ in found) for wanted in range(stages)]
@@ -24,7 +24,7 @@ def depths_of(state: Mapping[str, Tensor], prefix: str) -> list[int]:
 
 
 def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The config fields that our own tensors' shapes determine."""
+    """Infer config fields from the shapes of the translated tensors."""
     prefix = "cvt." if any(name.startswith("cvt.") for name in state) else ""
     fields: dict[str, Any] = {"depths": depths_of(state, prefix)}
     stages = [f"{prefix}stages.{stage}." for stage in range(len(fields["depths"]))]

@@ -1,4 +1,4 @@
-"""CvT of its authors (microsoft/CvT): classifiers, and encoders without a head."""
+"""CvT by its authors (microsoft/CvT): classifiers, and encoders without a head."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ BICUBIC = 3
 
 
 def encoder(target: str) -> tuple[Rule, ...]:
-    """The stages; `target` is what stands before them in our names."""
+    """Return the rules of the stages; `target` is the prefix of our names."""
     stage, block, layer = "stage{stage}.", "stage{stage}.blocks.{layer}.", target + LAYER
     projection = "{which:q|k|v}"
     return (
@@ -42,13 +42,13 @@ def encoder(target: str) -> tuple[Rule, ...]:
 
 
 def infer_with_heads(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the shapes show, and the heads of the published sizes."""
+    """Infer config fields from shapes, and the number of heads as in the published sizes."""
     fields = infer(state)
     return fields | {"num_attention_heads": [max(width // HEAD_WIDTH, 1) for width in fields["hidden_sizes"]]}
 
 
 def preprocessing(config: Any) -> dict[str, Any]:
-    """The released evaluation at 224: the shorter side to 256, bicubic, and the center (the rest is usual)."""
+    """Return the evaluation settings at 224: resize the shorter side to 256 (bicubic), and crop the center."""
     return {"resample": BICUBIC}
 
 
@@ -81,7 +81,7 @@ SOURCE = Source(
     unseen=UNSEEN,
     preprocessing=preprocessing,
     remarks=(
-        "the files do not say at which size they were trained: preprocessing is that of 224x224 (of 256, bicubic); "
-        "those of 384x384 squash the whole image to that size: set size to it and do_center_crop to false",
+        "the files do not contain their training size: preprocessing assumes 224x224 (crop of 256, bicubic); for "
+        "384x384, set size to this size and do_center_crop to false, to resize the whole image",
     ),
 )

@@ -1,4 +1,4 @@
-"""The names that both CvT sources are translated to."""
+"""Target names of both CvT sources."""
 
 WEIGHTS = "{p:weight|bias}"
 BATCH_NORM = "{p:weight|bias|running_mean|running_var|num_batches_tracked}"

@@ -1,4 +1,4 @@
-"""Cvt of transformers: one generation of names, on disk and in memory alike."""
+"""Cvt of transformers: the same names on disk and in memory."""
 
 from hf_vit_seg.conversion.rules import Rule, rename
 from hf_vit_seg.conversion.source import Form, Source
@@ -31,7 +31,7 @@ FIELDS = {
 
 
 def encoder(source: str, target: str) -> tuple[Rule, ...]:
-    """The stages behind a prefix on either side."""
+    """Return the rules of the stages, with a prefix on each side."""
     stage, block = source + "encoder.stages.{stage}.", source + "encoder.stages.{stage}.layers.{layer}."
     layer, attention = target + LAYER, block + "attention.attention."
     words = (("query", "q"), ("key", "k"), ("value", "v"))
@@ -55,7 +55,7 @@ def encoder(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def projection(attention: str, word: str, layer: str, letter: str) -> tuple[Rule, ...]:
-    """Queries, keys or values: a convolution, its norm, and a linear layer."""
+    """Return the rules of queries, keys or values: a convolution, its norm, and a linear layer."""
     there = f"{attention}convolution_projection_{word}.convolution_projection."
     here = f"{layer}attention.{letter}_"
     return (
@@ -65,8 +65,8 @@ def projection(attention: str, word: str, layer: str, letter: str) -> tuple[Rule
     )
 
 
-def written(model: str):
-    """The directory of one class. Its image processor is the one that says a resize and a crop as ours does."""
+def model_writer(model: str):
+    """Create the writer of a model class. BitImageProcessor has the same resize and crop as ours."""
     fields = FIELDS | {"padding_q": "padding_q"}
     return transformers_writer("CvtConfig", model, "BitImageProcessor", fields)
 
@@ -85,25 +85,25 @@ SOURCE = Source(
                 rename("layernorm." + WEIGHTS, "norm.{p}"),
                 rename("classifier." + WEIGHTS, "classifier.{p}"),
             ),
-            write=written("CvtForImageClassification"),
+            write=model_writer("CvtForImageClassification"),
             directory=True,
         ),
         Form(
             model="AutoModel",
             marks=(FIRST,),
             rules=encoder("", ""),
-            write=written("CvtModel"),
+            write=model_writer("CvtModel"),
             directory=True,
         ),
     ),
     infer=infer,
-    # transformers builds every norm with PyTorch's default, whatever its config says, and knows one activation.
+    # transformers builds every norm with PyTorch's default, ignoring its config, and supports one activation.
     numerics={**NORM_EPS, "hidden_act": "gelu"},
     settings=tuple(FIELDS),
     beside_names=FIELDS,
     unseen=UNSEEN,
     remarks=(
-        "the released CvT was trained with QuickGELU, which transformers replaces by GELU: hidden_act is what "
-        "transformers computes",
+        "the released CvT was trained with QuickGELU, which transformers replaces with GELU; hidden_act is gelu, as in "
+        "transformers",
     ),
 )

@@ -1,4 +1,4 @@
-"""What every SegFormer source shares: config fields read from shapes, and those that shapes cannot show."""
+"""Config fields of all SegFormer sources: those inferred from shapes, and those that shapes do not determine."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_vit_seg.provenance import Provenance
 
-# The authors' weights, and with them all that others converted, or trained from their pretrained encoders.
+# For the authors' weights, conversions of these, and models trained from their encoders.
 NVIDIA = Provenance(
     license="other",
     license_name="nvidia-source-code-license-for-segformer",
@@ -16,7 +16,7 @@ NVIDIA = Provenance(
 )
 LAYER = re.compile(r"(?:segformer\.)?stages\.(\d+)\.layers\.(\d+)\.")
 
-# Padding follows from the patch size (K // 2); heads and strides do not follow from any shape.
+# Padding is K // 2 for patch size K; heads and strides do not follow from any shape.
 UNSEEN = ("num_attention_heads", "strides")
 SETTINGS = (
     *UNSEEN,
@@ -37,7 +37,7 @@ RELEASED_NUMERICS = {
 
 
 def depths_of(state: Mapping[str, Tensor], prefix: str) -> list[int]:
-    """Layers of each stage; a gap in their numbers is a missing tensor."""
+    """Count the layers of each stage; KeyError if a layer is missing."""
     layers: dict[int, set[int]] = {}
     for name in state:
         if found := LAYER.match(name):
@@ -51,7 +51,7 @@ def depths_of(state: Mapping[str, Tensor], prefix: str) -> list[int]:
 
 
 def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The config fields that our own tensors' shapes determine."""
+    """Infer config fields from the shapes of the translated tensors."""
     prefix = "segformer." if any(name.startswith("segformer.") for name in state) else ""
     fields: dict[str, Any] = {"depths": depths_of(state, prefix)}
     stages = [f"{prefix}stages.{stage}." for stage in range(len(fields["depths"]))]
@@ -74,6 +74,6 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def reduction_ratio(state: Mapping[str, Tensor], stage: str) -> int:
-    """The side of a stage's reduction kernel, 1 without reduction."""
+    """Return the kernel size of a stage's sequence reduction, 1 without reduction."""
     kernel = state.get(f"{stage}layers.0.attention.reduction.weight")
     return 1 if kernel is None else kernel.shape[-1]

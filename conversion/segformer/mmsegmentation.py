@@ -1,4 +1,4 @@
-"""SegFormer of mmsegmentation: fused projections, 1x1 convolutions, and a decode head of its own."""
+"""SegFormer of mmsegmentation: fused projections, 1x1 convolutions, and another decode head."""
 
 from hf_vit_seg.conversion.layouts import POINTWISE
 from hf_vit_seg.conversion.rules import Rule, rename, split
@@ -10,7 +10,7 @@ from .names import BATCH_NORM, HEAD, LAYER, STAGE, WEIGHTS
 
 
 def encoder(source: str, target: str) -> tuple[Rule, ...]:
-    """The Mix Transformer: a stage is a list of patch embedding (0), blocks (1) and norm (2)."""
+    """Return the rules of the Mix Transformer: a stage is a list of patch embedding (0), blocks (1) and norm (2)."""
     stage, block = source + "layers.{stage}.", source + "layers.{stage}.1.{layer}."
     layer = target + LAYER
     return (

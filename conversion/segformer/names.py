@@ -1,7 +1,7 @@
-"""The tables of names that several SegFormer sources share.
+"""Tables of names that several SegFormer sources share.
 
-The encoder of the released code is also segmentation_models_pytorch's; only the prefix differs. Reductions
-are optional everywhere, because a stage with R = 1 has none.
+segmentation_models_pytorch uses the encoder of NVlabs with another prefix. Reductions are optional, because a stage
+with R = 1 has none.
 """
 
 from hf_vit_seg.conversion.rules import Rule, rename, split
@@ -13,8 +13,8 @@ LAYER = STAGE + "layers.{layer}."
 HEAD = "decode_head."
 
 
-def released_encoder(source: str, target: str) -> tuple[Rule, ...]:
-    """The Mix Transformer in the names of the released code, behind a prefix on either side."""
+def nvlabs_encoder(source: str, target: str) -> tuple[Rule, ...]:
+    """Return the rules of the Mix Transformer with the names of NVlabs, and a prefix on each side."""
     block, layer = source + "block{stage+1}.{layer}.", target + LAYER
     return (
         rename(

@@ -1,18 +1,18 @@
-"""SegFormer of its authors (NVlabs): segmentors, and Mix Transformers with and without ImageNet head."""
+"""SegFormer by its authors (NVlabs): segmentation models, and Mix Transformers with and without an ImageNet head."""
 
 from hf_vit_seg.conversion.rules import drop, rename
 from hf_vit_seg.conversion.source import Form, Source
 from hf_vit_seg.conversion.writers import write_bare, write_with_meta
 
 from .config_fields import NVIDIA, RELEASED_NUMERICS, UNSEEN, infer
-from .names import BATCH_NORM, HEAD, WEIGHTS, released_encoder
+from .names import BATCH_NORM, HEAD, WEIGHTS, nvlabs_encoder
 
 DECODER = (
     rename("decode_head.linear_c{level+1}.proj." + WEIGHTS, HEAD + "projections.{level}.{p}"),
     rename("decode_head.linear_fuse.conv.weight", HEAD + "fuse.weight"),
     rename("decode_head.linear_fuse.bn." + BATCH_NORM, HEAD + "fuse_norm.{p}"),
     rename("decode_head.linear_pred." + WEIGHTS, HEAD + "classifier.{p}"),
-    drop("decode_head.conv_seg." + WEIGHTS, "a layer that the reference builds and never uses", optional=True),
+    drop("decode_head.conv_seg." + WEIGHTS, "a layer that the reference does not use", optional=True),
 )
 
 SOURCE = Source(
@@ -22,26 +22,26 @@ SOURCE = Source(
         Form(
             model="AutoModelForSemanticSegmentation",
             marks=("backbone.patch_embed1.proj.weight", "decode_head.linear_fuse.conv.weight"),
-            rules=(*released_encoder("backbone.", "segformer."), *DECODER),
+            rules=(*nvlabs_encoder("backbone.", "segformer."), *DECODER),
             settings={"decode_head_flavor": "nvlabs"},
             write=write_with_meta,
         ),
         Form(
             model="AutoModelForImageClassification",
             marks=("patch_embed1.proj.weight", "head.weight"),
-            rules=(*released_encoder("", "segformer."), rename("head." + WEIGHTS, "classifier.{p}")),
+            rules=(*nvlabs_encoder("", "segformer."), rename("head." + WEIGHTS, "classifier.{p}")),
             write=write_bare,
         ),
         Form(
             model="AutoModel",
             marks=("patch_embed1.proj.weight",),
-            rules=released_encoder("", ""),
+            rules=nvlabs_encoder("", ""),
             write=write_bare,
         ),
         Form(
             model="AutoModel",
             marks=("backbone.patch_embed1.proj.weight",),
-            rules=released_encoder("backbone.", ""),
+            rules=nvlabs_encoder("backbone.", ""),
         ),
     ),
     infer=infer,

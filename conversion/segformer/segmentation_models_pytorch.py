@@ -1,11 +1,11 @@
-"""Segformer of segmentation_models_pytorch: the released encoder; the head counts levels from the top."""
+"""Segformer of segmentation_models_pytorch: the encoder of NVlabs; the head numbers levels in reverse order."""
 
 from hf_vit_seg.conversion.rules import rename
 from hf_vit_seg.conversion.source import Form, Source
 from hf_vit_seg.conversion.writers import write_bare
 
 from .config_fields import NVIDIA, RELEASED_NUMERICS, UNSEEN, infer
-from .names import BATCH_NORM, HEAD, WEIGHTS, released_encoder
+from .names import BATCH_NORM, HEAD, WEIGHTS, nvlabs_encoder
 
 DECODER = (
     rename("decoder.mlp_stage.{3-level}.linear." + WEIGHTS, HEAD + "projections.{level}.{p}"),
@@ -21,7 +21,7 @@ SOURCE = Source(
         Form(
             model="AutoModelForSemanticSegmentation",
             marks=("encoder.patch_embed1.proj.weight", "decoder.mlp_stage.0.linear.weight"),
-            rules=(*released_encoder("encoder.", "segformer."), *DECODER),
+            rules=(*nvlabs_encoder("encoder.", "segformer."), *DECODER),
             settings={"decode_head_flavor": "nvlabs"},
             write=write_bare,
         ),
@@ -30,8 +30,8 @@ SOURCE = Source(
     numerics=RELEASED_NUMERICS,
     unseen=UNSEEN,
     remarks=(
-        "segmentation_models_pytorch enlarges its logits with align_corners=True, this package without: the "
-        "logits at a quarter of the size are equal, those at full size are not",
+        "segmentation_models_pytorch upsamples logits with align_corners=True, this package with False: logits at 1/4 "
+        "resolution are equal, those at full resolution are not",
     ),
     weights=NVIDIA,
 )

@@ -1,4 +1,4 @@
-"""Segformer of transformers: the names on disk, in 4.x as in 5.x, and those in memory since 5.0."""
+"""Segformer of transformers: names on disk (4.x and 5.x), and names in memory since 5.0."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,7 +25,7 @@ SHARED_FIELDS = (
 
 
 def on_disk(source: str, target: str) -> tuple[Rule, ...]:
-    """The encoder in the names that save_pretrained writes."""
+    """Return the encoder's rules with the names that save_pretrained writes."""
     block, layer = source + "encoder.block.{stage}.{layer}.", target + LAYER
     patches = source + "encoder.patch_embeddings.{stage}."
     attention = block + "attention.self."
@@ -48,7 +48,7 @@ def on_disk(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def in_memory(source: str, target: str) -> tuple[Rule, ...]:
-    """The encoder in the names of `state_dict()` since transformers 5.0."""
+    """Return the encoder's rules with the names of `state_dict()` since transformers 5.0."""
     stage, block = source + STAGE, source + STAGE + "blocks.{layer}."
     layer, reduction = target + LAYER, block + "attention.sequence_reduction."
     return (
@@ -69,7 +69,7 @@ def in_memory(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def decoder(projection: str) -> tuple[Rule, ...]:
-    """The decode head; only the list of projections has changed its name."""
+    """Return the rules of the decode head; only the name of the projections has changed."""
     return (
         rename(HEAD + projection + ".{level}.proj." + WEIGHTS, HEAD + "projections.{level}.{p}"),
         rename(HEAD + "linear_fuse.weight", HEAD + "fuse.weight"),
@@ -84,7 +84,7 @@ def forms(
     projection: str,
     writers: Sequence[Writer | None],
 ) -> tuple[Form, ...]:
-    """Segmentor, classifier and bare encoder in one generation of names; `first` marks the encoder."""
+    """Return the forms of segmentation model, classifier and encoder; `first` is a tensor name of the encoder."""
     inside = encoder("segformer.", "segformer.")
     segment, classify, encode = writers
     return (
@@ -122,7 +122,7 @@ SOURCE = Source(
         *forms(in_memory, "stages.0.patch_embeddings.proj.weight", "linear_projections", [None] * 3),
     ),
     infer=infer,
-    # transformers builds every LayerNorm with PyTorch's default, whatever its config says.
+    # transformers builds every LayerNorm with PyTorch's default, ignoring its config.
     numerics={
         "layer_norm_eps": 1e-5,
         "patch_norm_eps": 1e-5,

@@ -1,4 +1,4 @@
-"""What the sources of Vision Transformers share: config fields read from shapes, those that shapes cannot show."""
+"""Config fields of all ViT sources: those inferred from shapes, and those that shapes do not determine."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 UNSEEN = ("num_attention_heads",)
-HEADS = {1280: 16, 1408: 16, 1536: 24, 1664: 16}  # ViT-H, and the giants of later papers; all others have width 64
+HEADS = {1280: 16, 1408: 16, 1536: 24, 1664: 16}  # ViT-H and ViT-g/G; all others have head width 64
 HEAD_WIDTH = 64
 
 ERF_NUMERICS = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
@@ -22,23 +22,23 @@ BILINEAR, BICUBIC = 2, 3
 
 
 def both(size: Any) -> tuple[int, int]:
-    """(height, width) of one length or a pair."""
+    """Return (height, width) for an integer or a pair."""
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return height, width
 
 
 def sides(image_size: Any) -> dict[str, int]:
-    """(height, width) by names."""
+    """Return the image size as a mapping with height and width."""
     return dict(zip(("height", "width"), both(image_size), strict=True))
 
 
-def squashed(config: Any, resample: int = BILINEAR) -> dict[str, Any]:
-    """The whole image, resized to the size of training whatever its own ratio is."""
+def resize_settings(config: Any, resample: int = BILINEAR) -> dict[str, Any]:
+    """Return settings that resize the whole image to the training size, without keeping the aspect ratio."""
     return {"size": sides(config.image_size), "do_center_crop": False, "crop_size": None, "resample": resample}
 
 
-def numbers(state: Mapping[str, Tensor], before: str, first: str) -> int:
-    """How many things are numbered after a prefix; a gap in their numbers is a missing tensor, `first` of them."""
+def count_modules(state: Mapping[str, Tensor], before: str, first: str) -> int:
+    """Count the modules numbered after a prefix; KeyError with name `first` if a number is missing."""
     pattern = re.compile(re.escape(before) + r"(\d+)\.")
     found = {int(match[1]) for name in state if (match := pattern.match(name))}
     for number in range(len(found)):
@@ -48,15 +48,15 @@ def numbers(state: Mapping[str, Tensor], before: str, first: str) -> int:
 
 
 def square(cells: int) -> tuple[int, int] | None:
-    """The grid of square images; None if the cells do not make one."""
+    """Return the (rows, columns) of a square grid; None if the number of cells is not a square."""
     side = math.isqrt(cells)
     return (side, side) if side and side * side == cells else None
 
 
 def infer(state: Mapping[str, Tensor], grid: Callable[[int], tuple[int, int] | None] = square) -> dict[str, Any]:
-    """The config fields that our own tensors' shapes determine, and the usual number of heads.
+    """Infer config fields from the shapes of the translated tensors, and the usual number of heads.
 
-    `grid` gives (rows, columns) for a number of positions; where it has none, overrides must say the image size.
+    `grid` returns (rows, columns) for a number of positions; if it returns None, overrides must set the image size.
     """
     prefix = "vit." if any(name.startswith("vit.") for name in state) else ""
     fields = encoder_fields(state, prefix) | stem_fields(state, prefix + "embeddings.patch_embeddings.stem.")
@@ -66,14 +66,14 @@ def infer(state: Mapping[str, Tensor], grid: Callable[[int], tuple[int, int] | N
 
 
 def encoder_fields(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
-    """The transformer itself."""
+    """Infer the fields of the transformer."""
     kernel = state[prefix + "embeddings.patch_embeddings.projection.weight"].shape  # (D, C, P, P)
     width, layer = kernel[0], prefix + "layers.0."
     return {
         "hidden_size": width,
         "num_channels": kernel[1],
         "patch_size": kernel[2] if kernel[2] == kernel[3] else [kernel[2], kernel[3]],
-        "num_hidden_layers": numbers(state, prefix + "layers.", "norm1.weight"),
+        "num_hidden_layers": count_modules(state, prefix + "layers.", "norm1.weight"),
         "num_attention_heads": HEADS.get(width, max(width // HEAD_WIDTH, 1)),
         "intermediate_size": state[layer + "mlp.fc1.weight"].shape[0],
         "qkv_bias": layer + "attention.q_proj.bias" in state,
@@ -83,20 +83,22 @@ def encoder_fields(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
 
 
 def stem_fields(state: Mapping[str, Tensor], stem: str) -> dict[str, Any]:
-    """The ResNet in front of a hybrid."""
+    """Infer the fields of a hybrid's ResNet stem."""
     root = state.get(stem + "conv.weight")
     if root is None:
         return {}
-    stages = numbers(state, stem + "stages.", "layers.0.conv1.weight")
+    stages = count_modules(state, stem + "stages.", "layers.0.conv1.weight")
     return {
         "num_channels": root.shape[1],
         "stem_width_factor": root.shape[0] / 64,
-        "stem_depths": [numbers(state, f"{stem}stages.{stage}.layers.", "conv1.weight") for stage in range(stages)],
+        "stem_depths": [
+            count_modules(state, f"{stem}stages.{stage}.layers.", "conv1.weight") for stage in range(stages)
+        ],
     }
 
 
 def token_fields(state: Mapping[str, Tensor], embeddings: str) -> dict[str, Any]:
-    """The tokens that are no patches."""
+    """Infer the fields of the prefix tokens."""
     registers = state.get(embeddings + "register_tokens")
     return {
         "use_cls_token": embeddings + "cls_token" in state,
@@ -109,7 +111,7 @@ def token_fields(state: Mapping[str, Tensor], embeddings: str) -> dict[str, Any]
 def position_fields(
     fields: Mapping[str, Any], positions: int, grid: Callable[[int], tuple[int, int] | None]
 ) -> dict[str, Any]:
-    """The size of training, and whether the class token and the distillation token have positions."""
+    """Infer the training image size, and whether class and distillation tokens have position embeddings."""
     slots = 1 + fields["use_distillation_token"]
     covered = grid(positions - slots) if positions > slots else None
     rows_columns = covered or grid(positions)
@@ -125,17 +127,17 @@ def position_fields(
 
 
 def stem_stride(fields: Mapping[str, Any]) -> int:
-    """Pixels per side of what patches are cut from."""
+    """Return the stride of the stem."""
     return 4 * 2 ** max(len(fields["stem_depths"]) - 1, 0) if "stem_depths" in fields else 1
 
 
 def head_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Classifier or decode head, if there is one."""
+    """Infer the fields of the classifier or decode head, if any."""
     if "decode_head.class_embeddings" in state:
         classes, width = state["decode_head.class_embeddings"].shape[1:]
         return {
             "decode_head": "mask_transformer",
-            "decode_head_num_layers": numbers(state, "decode_head.layers.", "norm1.weight"),
+            "decode_head_num_layers": count_modules(state, "decode_head.layers.", "norm1.weight"),
             "decode_head_hidden_size": width,
             "num_labels": classes,
         }
@@ -155,7 +157,7 @@ def head_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def pose_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Keypoints, and the width of the deconvolutions if there are any."""
+    """Infer the number of keypoints, and the width of the deconvolutions, if any."""
     found = {"num_labels": state["pose_head.final.weight"].shape[0]}
     deconvolution = state.get("pose_head.deconvolutions.0.weight")
     return found if deconvolution is None else found | {"pose_head_hidden_size": deconvolution.shape[1]}

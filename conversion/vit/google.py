@@ -1,15 +1,15 @@
 """Vision Transformer of Google (google-research/vision_transformer, .npz), pure and hybrid.
 
-The published files number the parts of a block as flax did before linen (MultiHeadDotProductAttention_1,
-LayerNorm_2, MlpBlock_3); files saved by today's code have linen's numbers (0, 1, 0). Both are read, the published
-ones are written: the reference converts them when it loads.
+Published files number the modules of a block as flax did before linen (MultiHeadDotProductAttention_1, LayerNorm_2,
+MlpBlock_3); files saved by current code have linen's numbers (0, 1, 0). Both are read; exports have the published
+numbers, which the reference converts when it loads them.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from hf_vit_seg.conversion.layouts import KERNEL_FIRST, TRANSPOSED, Rearrange, Vector
+from hf_vit_seg.conversion.layouts import KERNEL_FIRST, TRANSPOSE, Rearrange, Vector
 from hf_vit_seg.conversion.rules import Rule, alias, optional, rename
 from hf_vit_seg.conversion.source import Form, Source, refusal
 from hf_vit_seg.conversion.writers import write_npz
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_vit_seg.provenance import Provenance
 
-from .config_fields import HALF, infer, squashed
+from .config_fields import HALF, infer, resize_settings
 from .names import EMBEDDINGS, LAYER, STEM, UNIT
 
 NORM = (("scale", "weight"), ("bias", "bias"))
@@ -26,7 +26,7 @@ POSITIONS = "Transformer/posembed_input/pos_embedding"
 PROJECTION = Rearrange("D H d -> (H d) D")
 PROJECTION_BIAS = Rearrange("H d -> (H d)")
 OUTPUT = Rearrange("H d D -> D (H d)")
-GROUPS = Vector(4)  # (1, 1, 1, C) in the published files, (C,) in those of linen
+GROUPS = Vector(4)  # (1, 1, 1, C) in published files, (C,) with linen
 
 NUMERICS = {
     "hidden_act": "gelu_pytorch_tanh",
@@ -44,20 +44,20 @@ STEM_NUMERICS = {
 
 
 def norm(source: str, target: str) -> tuple[Rule, ...]:
-    """A LayerNorm."""
+    """Return the rules of a LayerNorm."""
     return tuple(rename(f"{source}/{there}", f"{target}.{here}") for there, here in NORM)
 
 
 def dense(source: str, target: str) -> tuple[Rule, ...]:
-    """A linear layer."""
+    """Return the rules of a linear layer."""
     return (
-        rename(source + "/kernel", target + ".weight", TRANSPOSED),
+        rename(source + "/kernel", target + ".weight", TRANSPOSE),
         rename(source + "/bias", target + ".bias"),
     )
 
 
 def attention(source: str, target: str) -> tuple[Rule, ...]:
-    """Attention, whose kernels keep the axis of the heads."""
+    """Return the rules of attention, whose kernels have an axis of heads."""
     rules = [
         rule
         for there, here in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
@@ -73,8 +73,8 @@ def attention(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
-def numbered(target: str, attention_number: int, norm_number: int, mlp_number: int) -> tuple[Rule, ...]:
-    """What a block calls differently before and since linen."""
+def block_rules(target: str, attention_number: int, norm_number: int, mlp_number: int) -> tuple[Rule, ...]:
+    """Return the rules of a block's modules whose numbers depend on the flax version."""
     layer = target + LAYER
     return (
         *attention(f"{BLOCK}MultiHeadDotProductAttention_{attention_number}", layer + "attention"),
@@ -85,7 +85,7 @@ def numbered(target: str, attention_number: int, norm_number: int, mlp_number: i
 
 
 def encoder(target: str) -> tuple[Rule, ...]:
-    """Embeddings and layers of the pure model."""
+    """Return the rules of embeddings and layers of the pure ViT."""
     embeddings = target + EMBEDDINGS
     return (
         rename("cls", embeddings + "cls_token"),
@@ -93,24 +93,24 @@ def encoder(target: str) -> tuple[Rule, ...]:
         rename("embedding/bias", embeddings + "patch_embeddings.projection.bias"),
         rename(POSITIONS, embeddings + "position_embeddings"),
         *norm(BLOCK + "LayerNorm_0", target + LAYER + "norm1"),
-        *(optional(rule) for rule in numbered(target, 1, 2, 3)),
-        *(alias(rule) for rule in numbered(target, 0, 1, 0)),
+        *(optional(rule) for rule in block_rules(target, 1, 2, 3)),
+        *(alias(rule) for rule in block_rules(target, 0, 1, 0)),
         *norm("Transformer/encoder_norm", target + "norm"),
     )
 
 
 def convolution(source: str, target: str) -> Rule:
-    """A convolution without bias."""
+    """Return the rule of a convolution without bias."""
     return rename(source + "/kernel", target + ".weight", KERNEL_FIRST)
 
 
 def group_norm(source: str, target: str) -> tuple[Rule, ...]:
-    """A GroupNorm."""
+    """Return the rules of a GroupNorm."""
     return tuple(rename(f"{source}/{there}", f"{target}.{here}", GROUPS) for there, here in NORM)
 
 
 def stem(target: str) -> tuple[Rule, ...]:
-    """The hybrid's ResNet; R+Ti/16 has its root alone."""
+    """Return the rules of the hybrid's ResNet; R+Ti/16 has only its root."""
     unit, here = "block{stage+1}/unit{unit+1}/", target + UNIT
     units = (
         convolution(unit + "conv{n:1|2|3}", here + "conv{n}"),
@@ -126,7 +126,7 @@ def stem(target: str) -> tuple[Rule, ...]:
 
 
 def forms(marks: tuple[str, ...], kind: str, numerics: Mapping[str, Any], stem_of: Stem) -> tuple[Form, ...]:
-    """Classifiers, first those of 2020 on ImageNet-21k, and encoders without head."""
+    """Return the forms of classifiers, those of 2020 with `pre_logits` first, and of encoders without a head."""
     pre_logits = (optional(rule) for rule in dense("pre_logits", "pre_logits"))
     classifier = Form(
         model="AutoModelForImageClassification",
@@ -150,16 +150,16 @@ def forms(marks: tuple[str, ...], kind: str, numerics: Mapping[str, Any], stem_o
     )
 
 
-ZEROS = "the head of 21843 classes beside pre_logits is all zeros in the files of 2020: fine-tune it"
+ZEROS = "in the files of 2020 with pre_logits, the head of 21843 classes is all zeros; fine-tune it"
 BIG_VISION = (
-    "it has the layout of google-research/big_vision (positions without the class token's, blocks scanned along an "
-    "axis, or a pooling head of attention), which is not that of google-research/vision_transformer; export it with "
-    "big_vision's own tools to the latter first"
+    "it has the layout of google-research/big_vision (no position of the class token, blocks stacked along an axis, or "
+    "an attention pooling head), expected that of google-research/vision_transformer; convert it with big_vision's "
+    "tools first"
 )
 
 
 def heads(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The heads are an axis of the kernels."""
+    """Read the number of heads from an axis of the kernels."""
     for number in (1, 0):
         kernel = state.get(f"Transformer/encoderblock_0/MultiHeadDotProductAttention_{number}/query/kernel")
         if kernel is not None:
@@ -168,8 +168,8 @@ def heads(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def preprocessing(config: Any) -> dict[str, Any]:
-    """Squashed to the size of training, from -1 to 1."""
-    return squashed(config) | HALF
+    """Return settings that resize the whole image to the training size, with values from -1 to 1."""
+    return resize_settings(config) | HALF
 
 
 SOURCE = Source(

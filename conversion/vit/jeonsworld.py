@@ -1,4 +1,4 @@
-"""Vision Transformer of jeonsworld/ViT-pytorch (.bin): users' fine-tunings of Google's weights."""
+"""Vision Transformer of jeonsworld/ViT-pytorch (.bin): fine-tuned weights of Google."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ from hf_vit_seg.conversion.rules import Rule, rename
 from hf_vit_seg.conversion.source import Form, Source, refusal
 from hf_vit_seg.conversion.writers import write_bare
 
-from .config_fields import ERF_NUMERICS, HALF, UNSEEN, infer, squashed
+from .config_fields import ERF_NUMERICS, HALF, UNSEEN, infer, resize_settings
 from .names import EMBEDDINGS, LAYER, WEIGHTS
 
 HYBRID = (
-    "it is a hybrid of jeonsworld/ViT-pytorch, whose stem computes another function than every other implementation "
-    "(GroupNorm of the shortcuts with one group per channel, symmetric padding, unpadded pooling), so that these "
-    "weights would give other numbers here; convert Google's .npz and fine-tune that"
+    "it is a hybrid of jeonsworld/ViT-pytorch, whose stem differs from every other implementation (GroupNorm of the "
+    "shortcuts with one group per channel, symmetric padding, unpadded pooling), so that outputs would differ; convert "
+    "Google's .npz and fine-tune that"
 )
 
 
 def encoder(target: str) -> tuple[Rule, ...]:
-    """The whole model without its head."""
+    """Return the rules of the model without its head."""
     here, there = target + EMBEDDINGS, "transformer.embeddings."
     block, layer = "transformer.encoder.layer.{layer}.", target + LAYER
     projections = (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("out", "o_proj"))
@@ -34,8 +34,8 @@ def encoder(target: str) -> tuple[Rule, ...]:
 
 
 def preprocessing(config: Any) -> dict[str, Any]:
-    """Squashed to the size of training, from -1 to 1."""
-    return squashed(config) | HALF
+    """Return settings that resize the whole image to the training size, with values from -1 to 1."""
+    return resize_settings(config) | HALF
 
 
 SOURCE = Source(

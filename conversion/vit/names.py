@@ -1,7 +1,7 @@
-"""The tables of names that several sources of Vision Transformers share.
+"""Tables of names that several ViT sources share.
 
-timm's names are also those of DeiT, MAE, DINO, Segmenter and ViTPose; only the prefix differs. Class token, biases,
-LayerScale and the like are optional everywhere: whether they are there is read into the config.
+DeiT, MAE, DINO, Segmenter and ViTPose use timm's names with another prefix. Class token, biases and LayerScale are
+optional; the config is inferred from their presence.
 """
 
 from hf_vit_seg.conversion.rules import Rule, alias, rename, split
@@ -14,12 +14,12 @@ UNIT = STEM + "stages.{stage}.layers.{unit}."
 
 
 def qkv_of(layer: str) -> list[str]:
-    """The three projections into which a fused one is cut."""
+    """Return the names of the three projections of a fused one."""
     return [layer + f"attention.{which}_proj.{{p}}" for which in "qkv"]
 
 
 def timm_layers(source: str, target: str) -> tuple[Rule, ...]:
-    """The transformer's layers behind a prefix on either side; DeiT III's files call the scales gamma_1, gamma_2."""
+    """Return the rules of the layers, with a prefix on each side; DeiT III's files name the scales gamma_1, gamma_2."""
     block, layer = source + "blocks.{layer}.", target + LAYER
     return (
         rename(block + "{norm:norm1|norm2}." + WEIGHTS, layer + "{norm}.{p}"),
@@ -32,7 +32,7 @@ def timm_layers(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def timm_tokens(source: str, target: str) -> tuple[Rule, ...]:
-    """Class and distillation token."""
+    """Return the rules of class and distillation token."""
     embeddings = target + EMBEDDINGS
     return (
         rename(source + "cls_token", embeddings + "cls_token", optional=True),
@@ -41,7 +41,7 @@ def timm_tokens(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def timm_patches(source: str, target: str) -> tuple[Rule, ...]:
-    """The patch convolution and the positions."""
+    """Return the rules of patch convolution and position embeddings."""
     embeddings = target + EMBEDDINGS
     return (
         rename(source + "pos_embed", embeddings + "position_embeddings"),

@@ -1,4 +1,4 @@
-"""Segmenter (arXiv 2105.05633, rstrudel/segmenter, .pth): a ViT under a linear head or a mask transformer."""
+"""Segmenter (arXiv 2105.05633, rstrudel/segmenter, .pth): a ViT with a linear head or a mask transformer."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from hf_vit_seg.conversion.writers import write_as_model
 
 from hf_vit_seg.provenance import Provenance
 
-from .config_fields import HALF, UNSEEN, infer, squashed
+from .config_fields import HALF, UNSEEN, infer, resize_settings
 from .names import WEIGHTS, timm_layers, timm_patches, timm_tokens
 
 ENCODER, DECODER, HEAD = "encoder.", "decoder.", "decode_head."
-MATRIX = Rearrange("i o -> o i")  # multiplied from the right, as x @ W
-UNUSED = "the classifier of the pretraining, which the reference keeps and never uses"
+MATRIX = Rearrange("i o -> o i")  # stored for x @ W
+UNUSED = "the pretraining classifier, which the reference does not use"
 
 
 def encoder(target: str) -> tuple[Rule, ...]:
-    """The ViT with its unused head."""
+    """Return the rules of the ViT with its unused head."""
     return (
         *timm_tokens(ENCODER, target),
         *timm_patches(ENCODER, target),
@@ -41,8 +41,8 @@ MASK_TRANSFORMER = (
 
 
 def preprocessing(config: Any) -> dict[str, Any]:
-    """From -1 to 1, as the weights of Google that it starts from; those on DeiT have ImageNet's mean instead."""
-    return squashed(config) | HALF
+    """Return values from -1 to 1, as for Google's weights; models based on DeiT need ImageNet's mean instead."""
+    return resize_settings(config) | HALF
 
 
 SOURCE = Source(
@@ -75,6 +75,6 @@ SOURCE = Source(
     },
     unseen=UNSEEN,
     preprocessing=preprocessing,
-    remarks=("its encoder's head is not written on export",),
+    remarks=("the encoder's unused head is not exported",),
     weights=Provenance(license="mit"),
 )

@@ -1,4 +1,4 @@
-"""Vision Transformer of timm: ViT, DeiT, and the hybrids; the files of DeiT, MAE, DINO and DINOv2 have its names."""
+"""Vision Transformer of timm: ViT, DeiT, and hybrids; also files of DeiT, MAE, DINO and DINOv2 with the same names."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,27 +12,27 @@ from .names import EMBEDDINGS, STEM, UNIT, WEIGHTS, timm_layers, timm_patches, t
 
 BACKBONE = "patch_embed.backbone."
 PATCHES, LAYERS = "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"
-MASKS = "a token of masked training, which nothing sees later"
-DECODER = "a part of the decoder that only MAE's own training has"
+MASKS = "the mask token, which is only used in pretraining"
+DECODER = "a part of MAE's decoder, which is only used in pretraining"
 POOLED = "the norm of a classifier that is not in the file"
 
 REFUSED = {
     (BACKBONE + "layer1.0.conv1.weight",): (
-        "it is a hybrid with timm's own ResNet-D (BatchNorm), of which there are no published weights; the hybrids of "
-        "the paper (vit_*_r26_s32_*, vit_*_r50_*) are converted"
+        "it is a hybrid with timm's ResNet-D (BatchNorm), which has no published weights; use the hybrids of the paper "
+        "(vit_*_r26_s32_*, vit_*_r50_*)"
     ),
-    ("blocks.0.mlp.w12.weight",): "its MLPs are gated (SwiGLU), as in DINOv2's giant; this ViT has plain ones",
-    ("blocks.0.mlp.gate.weight",): "its MLPs are gated (SwiGLU); this ViT has plain ones",
-    ("blocks.0.attn.q_norm.weight",): "it norms queries and keys, which this ViT does not",
-    ("norm_pre.weight",): "it norms its embeddings (as CLIP does), which this ViT does not",
-    ("attn_pool.q.weight",): "it pools by attention; this ViT has the class token's feature or the mean",
-    ("blocks.0.attn.rel_pos.relative_position_bias_table",): "it has relative positions; this ViT has absolute ones",
-    ("blocks.0.attn.relative_position_bias_table",): "it has relative positions; this ViT has absolute ones",
+    ("blocks.0.mlp.w12.weight",): "it has gated MLPs (SwiGLU, as in DINOv2 giant), which are not supported",
+    ("blocks.0.mlp.gate.weight",): "it has gated MLPs (SwiGLU), which are not supported",
+    ("blocks.0.attn.q_norm.weight",): "it normalizes queries and keys, which is not supported",
+    ("norm_pre.weight",): "it normalizes embeddings (as in CLIP), which is not supported",
+    ("attn_pool.q.weight",): "it has attention pooling, expected the class token or mean pooling",
+    ("blocks.0.attn.rel_pos.relative_position_bias_table",): "it has relative positions, expected absolute ones",
+    ("blocks.0.attn.relative_position_bias_table",): "it has relative positions, expected absolute ones",
 }
 
 
 def encoder(target: str) -> tuple[Rule, ...]:
-    """Embeddings, layers and norm of the pure model; Facebook's DINOv2 calls the registers so."""
+    """Return the rules of embeddings, layers and norm of the pure ViT; DINOv2's files have `register_tokens`."""
     registers = target + EMBEDDINGS + "register_tokens"
     return (
         *timm_tokens("", target),
@@ -46,7 +46,7 @@ def encoder(target: str) -> tuple[Rule, ...]:
 
 
 def root(source: str, target: str) -> tuple[Rule, ...]:
-    """The first convolution of the ResNet."""
+    """Return the rules of the ResNet's first convolution."""
     return (
         rename(source + "conv.weight", target + STEM + "conv.weight"),
         rename(source + "norm." + WEIGHTS, target + STEM + "norm.{p}"),
@@ -54,7 +54,7 @@ def root(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def resnet(target: str) -> tuple[Rule, ...]:
-    """The ResNet with its stages."""
+    """Return the rules of the ResNet with its stages."""
     unit, here = BACKBONE + "stages.{stage}.blocks.{unit}.", target + UNIT
     return (
         *root(BACKBONE + "stem.", target),
@@ -66,7 +66,7 @@ def resnet(target: str) -> tuple[Rule, ...]:
 
 
 def mae_decoder() -> Iterable[Rule]:
-    """The half of MAE that draws the masked patches."""
+    """Yield the rules of MAE's decoder."""
     block = "decoder_blocks.{layer}."
     names = ("decoder_embed.", "decoder_norm.", "decoder_pred.", block + "{which:norm1|norm2}.")
     inner = (block + "attn.{which:qkv|proj}.", block + "mlp.{which:fc1|fc2}.")
@@ -89,7 +89,7 @@ BARE = (
 def forms(
     marks: tuple[str, ...], stem: Any, settings: Mapping[str, Any], numerics: Mapping[str, Any]
 ) -> tuple[Form, ...]:
-    """Classifier and bare encoder on one stem."""
+    """Return the forms of classifier and encoder for a stem."""
     return (
         Form(
             model="AutoModelForImageClassification",
@@ -112,7 +112,7 @@ def forms(
 
 SOURCE = Source(
     name="timm",
-    title="Vision Transformer of timm, and of DeiT, MAE, DINO and DINOv2, whose files have its names",
+    title="Vision Transformer of timm, and of DeiT, MAE, DINO and DINOv2 with the same names",
     forms=(
         *(refusal((LAYERS, *marks), sentence) for marks, sentence in REFUSED.items()),
         *forms(

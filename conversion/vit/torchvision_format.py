@@ -1,4 +1,4 @@
-"""Vision Transformer of torchvision (.pth): an encoder with fused projections, positions above all tokens."""
+"""Vision Transformer of torchvision (.pth): fused projections, and positions of all tokens."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from .names import EMBEDDINGS, LAYER, WEIGHTS, qkv_of
 
 
 def encoder(target: str) -> tuple[Rule, ...]:
-    """The whole model without its head; files before 0.13 call the two linear layers linear_1, linear_2."""
+    """Return the rules of the model without its head; files before 0.13 name the MLP's layers linear_1, linear_2."""
     block, layer = "encoder.layers.encoder_layer_{layer}.", target + LAYER
     embeddings = target + EMBEDDINGS
     return (

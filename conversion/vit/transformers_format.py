@@ -1,6 +1,6 @@
-"""ViT, DeiT and ViTHybrid of transformers: the names on disk, and those in memory since 5.0.
+"""ViT, DeiT and ViTHybrid of transformers: names on disk, and names in memory since 5.0.
 
-transformers 5 can no longer open directories of model type vit-hybrid; here they are read as ever.
+transformers 5 cannot load directories of model type vit-hybrid, but they can be converted.
 """
 
 import json
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from .config_fields import PYTORCH_STEM, UNSEEN, infer
 from .names import EMBEDDINGS, LAYER, STEM, UNIT, WEIGHTS
 
-# What the config.json of transformers and ours call the same.
+# Fields with the same name in the config.json of transformers.
 SETTINGS = (
     *UNSEEN,
     "image_size",
@@ -35,13 +35,13 @@ SHARED_FIELDS = (
     "intermediate_size",
     "qkv_bias",
 )
-MASKS = "a token of masked training, which nothing sees later"
-DECODER = "a part of the decoder that only masked training has"
+MASKS = "the mask token, which is only used in pretraining"
+DECODER = "a part of the decoder, which is only used in pretraining"
 TABLE = Callable[[str, str], tuple[Rule, ...]]
 
 
 def embeddings(source: str, target: str) -> tuple[Rule, ...]:
-    """Tokens and positions, and the norm at the end, whose names have never changed."""
+    """Return the rules of tokens, positions and final norm, whose names are the same in all versions."""
     there, here = source + EMBEDDINGS, target + EMBEDDINGS
     return (
         rename(there + "cls_token", here + "cls_token"),
@@ -54,7 +54,7 @@ def embeddings(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def on_disk(source: str, target: str) -> tuple[Rule, ...]:
-    """The encoder in the names that save_pretrained writes."""
+    """Return the encoder's rules with the names that save_pretrained writes."""
     block, layer = source + "encoder.layer.{layer}.", target + LAYER
     inner = (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
     return (
@@ -69,7 +69,7 @@ def on_disk(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def in_memory(source: str, target: str) -> tuple[Rule, ...]:
-    """The encoder in the names of `state_dict()` since transformers 5.0."""
+    """Return the encoder's rules with the names of `state_dict()` since transformers 5.0."""
     block, layer = source + LAYER, target + LAYER
     return (
         *embeddings(source, target),
@@ -84,7 +84,7 @@ def in_memory(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def hybrid(source: str, target: str) -> tuple[Rule, ...]:
-    """The encoder on disk with BiT in front, which transformers 4 calls vit-hybrid."""
+    """Return the rules of an encoder on disk with a BiT stem, model type vit-hybrid in transformers 4."""
     bit = source + EMBEDDINGS + "patch_embeddings.backbone.bit."
     unit, here = bit + "encoder.stages.{stage}.layers.{unit}.", target + UNIT
     return (
@@ -99,7 +99,7 @@ def hybrid(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def mae_decoder() -> tuple[Rule, ...]:
-    """The half of ViTMAE that draws the masked patches, in all spellings; save_pretrained of 5.x has one of its own."""
+    """Return the rules of ViTMAE's decoder, with all names, including those of save_pretrained in 5.x."""
     block = "decoder.decoder_{layers:layers|encoder.layer}.{layer}."
     names = (
         *("decoder.decoder_embed.", "decoder.decoder_norm.", "decoder.decoder_pred.", "decoder.{number}."),
@@ -114,12 +114,12 @@ def mae_decoder() -> tuple[Rule, ...]:
 
 
 def writer(name: str, head: str) -> Writer:
-    """The directory of ViT... or DeiT..."""
+    """Create the writer of a class of ViT or DeiT."""
     return transformers_writer(f"{name}Config", name + head, f"{name}ImageProcessor", SHARED_FIELDS)
 
 
 def hybrid_writer(model: str) -> Writer:
-    """A writer of directories for transformers 4, whose config classes version 5 does not have."""
+    """Create a writer of directories for transformers 4; version 5 has no config class for these."""
 
     def write(outgoing: Outgoing, path: Path) -> None:
         config: Any = outgoing.config
@@ -154,12 +154,12 @@ TEACHER = (
     rename("distillation_classifier." + WEIGHTS, "distillation_classifier.{p}"),
 )
 POOLER = drop(
-    "pooler.dense." + WEIGHTS, "the pooler, which is random in most files and belongs to no head", optional=True
+    "pooler.dense." + WEIGHTS, "the pooler, which is untrained in most files and not used by any head", optional=True
 )
 
 
 def forms(table: TABLE, first: str, write: Callable[[str, str], Writer | None]) -> tuple[Form, ...]:
-    """ViT and DeiT in one generation of names; `first` marks the encoder."""
+    """Return the forms of ViT and DeiT; `first` is a tensor name of the encoder."""
     vit, deit = (*table("vit.", "vit."), *CLASSIFY), (*table("deit.", "vit."), *TEACHER)
     bare = (*table("", ""), POOLER)
     rows = (

@@ -1,6 +1,6 @@
-"""ViTPose of its authors (ViTAE-Transformer/ViTPose, .pth): a plain ViT under a deconvolving or a simple head.
+"""ViTPose by its authors (ViTAE-Transformer/ViTPose, .pth): a plain ViT with a classic (deconvolution) or simple head.
 
-Its encoder has no class token, yet its positions keep that token's slot, which is added to every patch.
+The encoder does not use its class token, but the token's position embedding is added to every patch.
 """
 
 import math
@@ -19,30 +19,30 @@ from .names import WEIGHTS, timm_layers, timm_patches
 BATCH_NORM = "{p:weight|bias|running_mean|running_var|num_batches_tracked}"
 HEAD, POSE_HEAD = "keypoint_head.", "pose_head."
 EXPERTS = (
-    "it is ViTPose++, whose layers keep a part of their weights in experts, one per data set; separate them with "
-    "tools/model_split.py of ViTPose, and convert one of the files that it writes"
+    "it is ViTPose++ with experts for several datasets; separate them with tools/model_split.py of ViTPose, and "
+    "convert one of its output files"
 )
-OTHER_HEADS = "a head for the keypoints of another data set"
+OTHER_HEADS = "a head for keypoints of another dataset"
 
 
 def portrait(cells: int) -> tuple[int, int] | None:
-    """The most nearly square grid that is not wider than high: persons are cut out 4:3."""
+    """Return the most nearly square (rows, columns) that is not wider than high: crops of persons are 4:3."""
     columns = next((side for side in range(math.isqrt(cells), 1, -1) if cells % side == 0), None)
     return None if columns is None else (cells // columns, columns)
 
 
 def encoder(source: str, target: str) -> tuple[Rule, ...]:
-    """The plain ViT."""
+    """Return the rules of the plain ViT."""
     return (
         *timm_patches(source, target),
-        drop(source + "cls_token", "a class token that this encoder has and does not use", optional=True),
+        drop(source + "cls_token", "the class token, which the encoder does not use", optional=True),
         *timm_layers(source, target),
         rename(source + "last_norm." + WEIGHTS, target + "norm.{p}"),
     )
 
 
 def others() -> tuple[Rule, ...]:
-    """The further heads of files that were trained on several data sets."""
+    """Return the rules of further heads in files trained on several datasets."""
     head = "associate_keypoint_heads.{number}."
     return (
         drop(head + "deconv_layers.{part}." + BATCH_NORM, OTHER_HEADS, optional=True),
@@ -60,7 +60,7 @@ CLASSIC = (
 
 
 def preprocessing(config: Any) -> dict[str, Any]:
-    """The cut-out of a person, brought to the size of training."""
+    """Return settings that resize the crop of a person to the training size."""
     return {"size": sides(config.image_size), "do_center_crop": False, "crop_size": None, "resample": BILINEAR}
 
 
@@ -70,7 +70,7 @@ KEYPOINTS = ("coco-keypoints",)
 
 SOURCE = Source(
     name="vitpose",
-    title="ViTPose of its authors (ViTAE-Transformer/ViTPose, .pth)",
+    title="ViTPose by its authors (ViTAE-Transformer/ViTPose, .pth)",
     forms=(
         refusal(("backbone.blocks.0.mlp.experts.0.weight",), EXPERTS),
         Form(
@@ -100,8 +100,8 @@ SOURCE = Source(
     unseen=UNSEEN,
     preprocessing=preprocessing,
     remarks=(
-        "published figures are with flip test (pose_flip_test); pose_flip_pairs are COCO's, other data sets need their "
-        "own as overrides, and their names as labels",
+        "published scores use flip test (pose_flip_test); pose_flip_pairs are those of COCO, for other datasets set "
+        "them with overrides, and the names with labels",
     ),
     weights=Provenance(license="apache-2.0"),
 )

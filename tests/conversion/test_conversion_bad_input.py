@@ -79,12 +79,12 @@ CONTENTS: dict[str, tuple[Maker, str]] = {
         lambda f: f.write_bytes(npz(a=np.array([{}], dtype=object))),
         "array of Python objects",
     ),
-    "list": (lambda f: torch.save([torch.zeros(1)], f), "holds a list"),
-    "tensor": (lambda f: torch.save(torch.zeros(1), f), "holds a Tensor"),
-    "no tensors": (lambda f: torch.save({}, f), "holds no tensors"),
+    "list": (lambda f: torch.save([torch.zeros(1)], f), "contains a list"),
+    "tensor": (lambda f: torch.save(torch.zeros(1), f), "contains a Tensor"),
+    "no tensors": (lambda f: torch.save({}, f), "contains no tensors"),
     "other entries": (lambda f: torch.save({"epoch": 3, "a": torch.zeros(1)}, f), "'epoch (int)'"),
     "numbered": (lambda f: torch.save({0: torch.zeros(1)}, f), "not named tensors: '0 (Tensor)'"),
-    "numpy of a stranger": (lambda f: f.write_bytes(npz(a=np.zeros(3))), "no known source has the keys"),
+    "numpy of a stranger": (lambda f: f.write_bytes(npz(a=np.zeros(3))), "has the keys of no known source"),
 }
 
 
@@ -122,15 +122,15 @@ STATES: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     ),
     "keys too many": (
         lambda: {**nvlabs_state(), "auxiliary.weight": torch.zeros(1)},
-        "does not know: 'auxiliary.weight'",
+        "not part of this format: 'auxiliary.weight'",
     ),
     "another shape": (
         lambda: with_shape("backbone.block2.0.mlp.fc2.weight", 32, 64),
         "backbone.block2.0.mlp.fc2.weight: found [32, 64], expected [32, 128]",
     ),
-    "an odd kv": (lambda: with_shape("backbone.block1.0.attn.kv.weight", 31, 16), "cannot be cut into 2"),
+    "an odd kv": (lambda: with_shape("backbone.block1.0.attn.kv.weight", 31, 16), "cannot be split into 2"),
     "another rank": (lambda: with_shape("backbone.patch_embed1.proj.weight"), "shapes that no segformer has"),
-    "a fragment of a vit": (lambda: VIT, "no known source has the keys"),
+    "a fragment of a vit": (lambda: VIT, "has the keys of no known source"),
     "two sources": (
         lambda: {**nvlabs_state(), **mmseg_state()},
         "keys of 2 sources, 'segformer/nvlabs', 'segformer/mmseg'",
@@ -160,9 +160,9 @@ def test_missing_file_raises(tmp_path: Path) -> None:
 
 def test_mismatched_named_source_raises(tmp_path: Path) -> None:
     torch.save(VIT, tmp_path / "vit.pth")
-    assert_refused(tmp_path, "is not of source 'nvlabs'", tmp_path / "vit.pth", source="nvlabs")
-    assert_refused(tmp_path, "is not of source 'smp'", ORACLE_FILE, source="smp")
-    assert_refused(tmp_path, "there is no source 'caffe'", ORACLE_FILE, source="caffe")
+    assert_refused(tmp_path, "is not a checkpoint of source 'nvlabs'", tmp_path / "vit.pth", source="nvlabs")
+    assert_refused(tmp_path, "is not a checkpoint of source 'smp'", ORACLE_FILE, source="smp")
+    assert_refused(tmp_path, "unknown source 'caffe'", ORACLE_FILE, source="caffe")
 
 
 def test_invalid_options_raise(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_invalid_options_raise(tmp_path: Path) -> None:
     assert_refused(tmp_path, "must be divisible by num_attention_heads", ORACLE_FILE, overrides=heads)
     assert_refused(tmp_path, "found [16, 3, 7, 7], expected", ORACLE_FILE, overrides={"num_channels": 4})
     assert_refused(tmp_path, "neither one of ade20k", ORACLE_FILE, labels="nowhere")
-    assert_refused(tmp_path, "has 150 names, the checkpoint's classifier 7", ORACLE_FILE, labels="ade20k")
+    assert_refused(tmp_path, "has 150 names, but the checkpoint's classifier has 7", ORACLE_FILE, labels="ade20k")
 
 
 def test_invalid_sidecar_files_raise(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_invalid_sidecar_files_raise(tmp_path: Path) -> None:
     transformers_model("SemanticSegmentation").save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "id2label": {"0": "a", "1": "b"}}))
-    assert_refused(tmp_path, "has 2 names, the checkpoint's classifier 7", folder)
+    assert_refused(tmp_path, "has 2 names, but the checkpoint's classifier has 7", folder)
     (folder / "config.json").write_text(json.dumps({**config, "id2label": {"0": "a", "2": "b"}}))
     assert_refused(tmp_path, "must number its classes", folder)
     (folder / "config.json").write_text("{")
@@ -193,7 +193,7 @@ def test_invalid_shards_raise(tmp_path: Path) -> None:
     content = json.loads(index.read_text())
     content["weight_map"]["one.more"] = "model-00001-of-00002.safetensors"
     outside = {**content, "weight_map": {"a": "../secret.safetensors"}}
-    for changed, sentence in ((outside, "must lie beside"), ({}, "no 'weight_map'")):
+    for changed, sentence in ((outside, "must be in the folder of the index"), ({}, "no 'weight_map'")):
         index.write_text(json.dumps(changed))
         assert_refused(tmp_path, sentence, folder)
     content["weight_map"]["one.more"] = next(iter(content["weight_map"].values()))

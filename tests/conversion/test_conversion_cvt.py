@@ -132,7 +132,7 @@ def test_transformers_parity_and_round_trip(tmp_path: Path, name: str, auto: Any
 def test_export_to_transformers_reports_the_activation(tmp_path: Path) -> None:
     convert(ORACLE_FILE, tmp_path / "ours", overrides=HEADS)
     report = export(tmp_path / "ours", tmp_path / "theirs", to="transformers")
-    assert any("hidden_act quick_gelu (there gelu)" in note for note in report.notes)
+    assert any("hidden_act quick_gelu (reference: gelu)" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("edge", [96, 384])

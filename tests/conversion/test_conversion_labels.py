@@ -29,7 +29,7 @@ def load_config(folder: Path) -> Any:
 
 
 def test_label_sets_are_valid() -> None:
-    sets = labels.known()
+    sets = labels.label_sets()
     assert {name: len(s.names) for name, s in sets.items()} == {
         "ade20k": 150,
         "cityscapes": 19,
@@ -45,7 +45,7 @@ def test_label_sets_are_valid() -> None:
 
 
 def test_generated_palette_equals_pascal_voc() -> None:
-    palette = labels.generated_palette(256)
+    palette = labels.generate_palette(256)
     assert palette[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
     assert palette[15] == (192, 128, 128)
     assert len(set(palette)) == 256
@@ -56,7 +56,7 @@ def test_generated_palette_equals_pascal_voc() -> None:
     [
         (150, "ade20k, assumed", "wall", 512, True),
         (19, "cityscapes, assumed", "road", 1024, False),
-        (4, "none found", "LABEL_0", 512, False),
+        (4, "no names found", "LABEL_0", 512, False),
     ],
 )
 def test_label_set_is_inferred_from_class_count(
@@ -91,11 +91,11 @@ def test_newer_meta_format(tmp_path: Path) -> None:
 
 
 def test_known_class_names_imply_their_palette(tmp_path: Path) -> None:
-    names = [f" {name.upper()}" for name in labels.known()["ade20k"].names]
+    names = [f" {name.upper()}" for name in labels.label_sets()["ade20k"].names]
     convert(checkpoint(tmp_path, 150, CLASSES=names), tmp_path / "out")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert processor.do_reduce_labels
-    assert tuple(map(tuple, processor.palette)) == labels.known()["ade20k"].palette
+    assert tuple(map(tuple, processor.palette)) == labels.label_sets()["ade20k"].palette
 
 
 def test_explicit_labels_take_precedence(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_explicit_labels_take_precedence(tmp_path: Path) -> None:
     file.write_text(json.dumps({"names": ["cat", "dog"], "palette": [[9, 9, 9], [8, 8, 8]], "reduce_zero_label": True}))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_reduce_labels": False, "size": 256}))
     report = convert(source, tmp_path / "out", labels=file)
-    assert "as asked for" in report.labels
+    assert "as requested" in report.labels
     assert load_config(tmp_path / "out").id2label == {0: "cat", 1: "dog"}
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert processor.do_reduce_labels

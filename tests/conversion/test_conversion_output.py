@@ -17,7 +17,7 @@ from hf_vit_seg.atomic_io import atomic_path
 def test_existing_output_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for force in (False, True):
-        assert_refused(tmp_path, "is a file, a directory is to be written", ORACLE_FILE, "file", force=force)
+        assert_refused(tmp_path, "is a file, expected a directory", ORACLE_FILE, "file", force=force)
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").write_text("mine")
@@ -77,13 +77,13 @@ def test_invalid_export_raises(tmp_path: Path) -> None:
     convert(ORACLE_FILE, tmp_path / "others")
     (tmp_path / "file").write_text("mine")
     cases = [
-        ("ours", "out", "nvlabs", "decode_head_flavor 'mmseg' and nvlabs can only hold 'nvlabs'"),
-        ("ours", "out", "transformers", "transformers can only hold 'nvlabs'"),
-        ("ours", "out", "caffe", "cannot be exported to 'caffe'; it can to nvlabs, mmseg, transformers, smp"),
+        ("ours", "out", "nvlabs", "decode_head_flavor 'mmseg', but nvlabs supports only 'nvlabs'"),
+        ("ours", "out", "transformers", "transformers supports only 'nvlabs'"),
+        ("ours", "out", "caffe", "cannot be exported to 'caffe'; choose from nvlabs, mmseg, transformers, smp"),
         ("ours", "file", "mmseg", "exists"),
         ("ours", "others", "mmseg", "is a directory"),
         ("others", "file", "transformers", "is a file"),
-        ("mmseg.pth", "out", "mmseg", "a model of this package (cvt_seg, segformer_seg, vit_seg) is expected"),
+        ("mmseg.pth", "out", "mmseg", "expected one of this package (cvt_seg, segformer_seg, vit_seg)"),
     ]
     before = sorted(tmp_path.rglob("*"))
     for model, out, to, sentence in cases:
@@ -97,5 +97,5 @@ def test_invalid_export_raises(tmp_path: Path) -> None:
 def test_export_of_a_classifier_to_mmseg(tmp_path: Path) -> None:
     transformers_model("ImageClassification").save_pretrained(tmp_path / "there")
     convert(tmp_path / "there", tmp_path / "ours")
-    with pytest.raises(ConversionError, match="has no form for SegFormerForImageClassification"):
+    with pytest.raises(ConversionError, match="does not support SegFormerForImageClassification"):
         export(tmp_path / "ours", tmp_path / "out", to="mmseg")

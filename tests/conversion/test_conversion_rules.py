@@ -11,7 +11,7 @@ from hf_vit_seg.conversion.layouts import (
     KERNEL_FIRST,
     POINTWISE,
     SAME,
-    TRANSPOSED,
+    TRANSPOSE,
     Chain,
     Join,
     Layout,
@@ -19,8 +19,19 @@ from hf_vit_seg.conversion.layouts import (
     Split,
     Vector,
 )
-from hf_vit_seg.conversion.names import compiled, words_of
-from hf_vit_seg.conversion.rules import Rule, alias, drop, inverted, join, optional, origin, rename, split, translate
+from hf_vit_seg.conversion.names import collect_words, compile_template
+from hf_vit_seg.conversion.rules import (
+    Rule,
+    alias,
+    drop,
+    invert_rules,
+    join,
+    optional,
+    origin,
+    rename,
+    split,
+    translate,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -33,7 +44,7 @@ LAYOUTS: list[tuple[Layout, list[Sequence[int]]]] = [
     (Join(3), [(2, 5)] * 3),
     (Join(2, axis=2), [(2, 3, 1)] * 2),
     (POINTWISE, [(5, 3, 1, 1)]),
-    (TRANSPOSED, [(3, 5)]),
+    (TRANSPOSE, [(3, 5)]),
     (KERNEL_FIRST, [(2, 4, 3, 5)]),
     (Rearrange("D H d -> (H d) D"), [(6, 2, 7)]),
     (Rearrange("H d D -> D (H d)"), [(2, 7, 6)]),
@@ -57,11 +68,11 @@ def test_layouts_are_invertible(layout: Layout, shapes: list[Sequence[int]]) -> 
     tensors = distinct_tensors(shapes)
     there = layout.apply(tensors, LENGTHS)
     assert all(tensor.is_contiguous() for tensor in there)
-    back = layout.inverted.apply(there, LENGTHS)
+    back = layout.inverse.apply(there, LENGTHS)
     assert len(back) == len(tensors)
     for found, expected in zip(back, tensors, strict=True):
         assert torch.equal(found, expected)
-    again = layout.inverted.inverted.apply(tensors, LENGTHS)
+    again = layout.inverse.inverse.apply(tensors, LENGTHS)
     assert all(torch.equal(a, b) for a, b in zip(again, there, strict=True))
 
 
@@ -75,7 +86,7 @@ def test_any_rearrangement_is_invertible(order: list[str], first: int, last: int
     (there,) = layout.apply((tensor,), {})
     expected = tensor.permute(["oihw".index(name) for name in order])
     assert torch.equal(there.flatten(), expected.flatten())
-    (back,) = layout.inverted.apply((there,), LENGTHS)
+    (back,) = layout.inverse.apply((there,), LENGTHS)
     assert torch.equal(back, tensor)
 
 
@@ -119,8 +130,8 @@ TEMPLATE_LAYOUT = Rearrange("(H d) D -> D H d")
 
 @given(st.integers(0, 3), st.integers(0, 200), st.sampled_from(["weight", "bias"]))
 def test_name_templates_are_invertible(stage: int, layer: int, part: str) -> None:
-    words = words_of(("{p:weight|bias}",))
-    template = compiled("a.b{stage+1}.{layer}.c{3-stage}.{p}", words)
+    words = collect_words(("{p:weight|bias}",))
+    template = compile_template("a.b{stage+1}.{layer}.c{3-stage}.{p}", words)
     name = f"a.b{stage + 1}.{layer}.c{3 - stage}.{part}"
     bindings = {"stage": stage, "layer": layer, "p": part}
     assert template.match(name) == bindings
@@ -140,17 +151,19 @@ def test_name_templates_are_invertible(stage: int, layer: int, part: str) -> Non
     ],
 )
 def test_unmatched_names_raise(name: str) -> None:
-    assert compiled("b{stage+1}.{layer}.{p:weight|bias}", words_of(("{p:weight|bias}",))).match(name) is None
+    assert (
+        compile_template("b{stage+1}.{layer}.{p:weight|bias}", collect_words(("{p:weight|bias}",))).match(name) is None
+    )
 
 
 def test_repeated_index_must_agree() -> None:
-    assert compiled("{i}.{i}", ()).match("1.2") is None
-    assert compiled("{i}.{i}", ()).match("2.2") == {"i": 2}
+    assert compile_template("{i}.{i}", ()).match("1.2") is None
+    assert compile_template("{i}.{i}", ()).match("2.2") == {"i": 2}
 
 
 def test_invalid_template_raises() -> None:
     with pytest.raises(ValueError, match="cannot be read"):
-        compiled("b{stage*2}", ())
+        compile_template("b{stage*2}", ())
 
 
 RULES = (
@@ -175,7 +188,7 @@ def test_table_round_trip() -> None:
     assert there.tensors.keys() == {"x.0.weight", "x.0.bias", "k.1", "v.1", "lr.2"}
     assert torch.equal(there.tensors["lr.2"], torch.cat([STATE["l.2"], STATE["r.2"]]))
     assert there.dropped == {"unused.0": "nobody asks for it"}
-    back = translate(inverted(RULES), there.tensors)
+    back = translate(invert_rules(RULES), there.tensors)
     assert back.tensors.keys() | {"unused.0"} == STATE.keys()
     assert all(torch.equal(tensor, STATE[name]) for name, tensor in back.tensors.items())
     assert origin(RULES, "v.3") == "kv.3"
@@ -187,7 +200,7 @@ def test_vector_accepts_two_layouts() -> None:
     for shape in ((3,), (1, 1, 1, 3)):
         (found,) = Vector(4).apply((vector.reshape(shape),), {})
         assert torch.equal(found, vector)
-        assert Vector(4).inverted.apply((found,), {})[0].shape == (1, 1, 1, 3)
+        assert Vector(4).inverse.apply((found,), {})[0].shape == (1, 1, 1, 3)
 
 
 def test_alias_is_read_only() -> None:
@@ -195,17 +208,17 @@ def test_alias_is_read_only() -> None:
     for spelling in ("usual", "other"):
         there = translate(rules, {f"{spelling}.0": torch.ones(1)})
         assert there.tensors.keys() == {"x.0"}
-        assert translate(inverted(rules), there.tensors).tensors.keys() == {"usual.0"}
+        assert translate(invert_rules(rules), there.tensors).tensors.keys() == {"usual.0"}
     assert origin(rules, "x.0") == "usual.0"
     with pytest.raises(ConversionError, match="twice"):
         translate(rules, {"usual.0": torch.ones(1), "other.0": torch.ones(1)})
 
 
 FAULTS = [
-    ({**STATE, "stranger": torch.zeros(1)}, RULES, "does not know: 'stranger'"),
+    ({**STATE, "stranger": torch.zeros(1)}, RULES, "not part of this format: 'stranger'"),
     ({k: v for k, v in STATE.items() if k != "r.2"}, RULES, "lacks 'r.2'"),
     ({k: v for k, v in STATE.items() if k != "kv.1"}, RULES, "lacks 'kv.{i}'"),
-    ({**STATE, "kv.1": torch.zeros(3, 3)}, RULES, "cannot be cut into 2"),
+    ({**STATE, "kv.1": torch.zeros(3, 3)}, RULES, "cannot be split into 2"),
     (STATE, (*RULES, rename("kv.{j}", "other.{j}")), "2 rules for 'kv.1'"),
     ({"a": torch.zeros(1), "b": torch.zeros(1)}, (rename("a", "c"), rename("b", "c")), "writes 'c' twice"),
 ]
@@ -219,7 +232,7 @@ def test_every_tensor_must_match_a_rule(state: dict[str, Tensor], rules: Sequenc
 
 
 TABLES = [
-    (registry.qualified(architecture, source), number, form.rules)
+    (registry.full_name(architecture, source), number, form.rules)
     for architecture, source in registry.sources()
     for number, form in enumerate(source.forms)
 ]
@@ -228,7 +241,7 @@ TABLES = [
 @pytest.mark.parametrize(("source", "number", "rules"), TABLES, ids=[f"{t[0]}-{t[1]}" for t in TABLES])
 def test_duplicate_rules_raise(source: str, number: int, rules: tuple[Rule, ...]) -> None:
     """Every name that a rule of a shipped table writes (with small numbers) is read by that rule only."""
-    for table in (rules, inverted(rules)):
+    for table in (rules, invert_rules(rules)):
         for rule in table:
             for template in rule.source_templates:
                 for name in examples(template.placeholders, template):

@@ -21,7 +21,7 @@ from conversion_references import (
     smp_quarter_logits,
 )
 from hf_vit_seg.conversion.convert import convert, export
-from hf_vit_seg.conversion.labels import known
+from hf_vit_seg.conversion.labels import label_sets
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
@@ -155,7 +155,7 @@ def test_export_to_another_format(tmp_path: Path) -> None:
     """Export a checkpoint of the authors to transformers and smp; outputs match where their constants agree."""
     convert(ORACLE_FILE, tmp_path / "ours")
     report = export(tmp_path / "ours", tmp_path / "theirs", to="transformers")
-    assert any("layer_norm_eps 1e-06 (there 1e-05)" in note for note in report.notes)
+    assert any("layer_norm_eps 1e-06 (reference: 1e-05)" in note for note in report.notes)
     theirs = load_converted(transformers.SegformerForSemanticSegmentation, tmp_path / "theirs")
     with torch.no_grad():
         expected = load_converted(AutoSegmenter, tmp_path / "ours")(IMAGE).logits
@@ -211,6 +211,6 @@ def test_real_weights(tmp_path: Path, shared: Path) -> None:
     assert 0 < (a - b).abs().max() < 1e-2 * a.abs().max()
     processor = AutoImageProcessor.from_pretrained(tmp_path / "nvlabs")
     assert processor.do_reduce_labels
-    assert tuple(map(tuple, processor.palette)) == known()["ade20k"].palette
+    assert tuple(map(tuple, processor.palette)) == label_sets()["ade20k"].palette
     reference = transformers.SegformerForSemanticSegmentation.from_pretrained(folder / "hf").eval()
     assert largest_difference(second, image, reference(image).logits.detach()) < 1e-4

@@ -115,14 +115,14 @@ def test_jeonsworld_hybrid_raises(tmp_path: Path) -> None:
 
 
 def test_unverified_heads_are_reported(tmp_path: Path) -> None:
-    note = "shapes do not show num_attention_heads 1: assumed"
+    note = "assumed num_attention_heads 1"
     assert any(note in told for told in convert(JEONSWORLD, tmp_path / "out").notes)
     report = convert(JEONSWORLD, tmp_path / "told", overrides=THREE_HEADS)
     assert not any("num_attention_heads" in told for told in report.notes)
 
 
 def vit_sources() -> list[str]:
-    return [registry.qualified(*pair) for pair in registry.sources() if pair[0].name == "vit"]
+    return [registry.full_name(*pair) for pair in registry.sources() if pair[0].name == "vit"]
 
 
 def test_all_vit_sources_are_registered() -> None:
@@ -133,21 +133,21 @@ def test_all_vit_sources_are_registered() -> None:
 
 @pytest.mark.parametrize("name", ["google", "timm", "torchvision", "jeonsworld", "vitpose", "segmenter"])
 def test_segformer_matches_no_vit_source(tmp_path: Path, name: str) -> None:
-    assert_refused(tmp_path, f"is not of source 'vit/{name}'", ORACLE_FILE, source=f"vit/{name}")
+    assert_refused(tmp_path, f"is not a checkpoint of source 'vit/{name}'", ORACLE_FILE, source=f"vit/{name}")
     if name != "jeonsworld":
-        assert_refused(tmp_path, f"is not of source '{name}'", JEONSWORLD, source=name)
+        assert_refused(tmp_path, f"is not a checkpoint of source '{name}'", JEONSWORLD, source=name)
 
 
 def test_segformer_is_not_detected_as_transformers_vit(tmp_path: Path) -> None:
-    assert_refused(tmp_path, "is not of source 'vit/transformers'", ORACLE_FILE, source="vit/transformers")
-    assert_refused(tmp_path, "is not of source 'transformers'", JEONSWORLD, source="transformers")
+    assert_refused(tmp_path, "is not a checkpoint of source 'vit/transformers'", ORACLE_FILE, source="vit/transformers")
+    assert_refused(tmp_path, "is not a checkpoint of source 'transformers'", JEONSWORLD, source="transformers")
 
 
 CROSSINGS = [
-    ("google", "hidden_act gelu (there gelu_pytorch_tanh)"),
-    ("timm", "position_resize_mode bilinear (there bicubic)"),
-    ("torchvision", "position_resize_mode bilinear (there bicubic)"),
-    ("transformers", "position_resize_align_corners True (there False)"),
+    ("google", "hidden_act gelu (reference: gelu_pytorch_tanh)"),
+    ("timm", "position_resize_mode bilinear (reference: bicubic)"),
+    ("torchvision", "position_resize_mode bilinear (reference: bicubic)"),
+    ("transformers", "position_resize_align_corners True (reference: False)"),
 ]
 
 
@@ -168,7 +168,7 @@ def test_export_to_another_format(tmp_path: Path, to: str, note: str) -> None:
 def test_export_raises_for_unsupported_models(tmp_path: Path) -> None:
     convert(ORACLES / "flax_vit_hybrid" / "R-ViT-tiny_16.npz", tmp_path / "hybrid")
     for to in ("torchvision", "jeonsworld"):
-        with pytest.raises(ConversionError, match=f"stem 'resnetv2' and {to} can only hold 'patch'"):
+        with pytest.raises(ConversionError, match=f"stem 'resnetv2', but {to} supports only 'patch'"):
             export(tmp_path / "hybrid", tmp_path / "theirs", to=to)
     convert(JEONSWORLD, tmp_path / "ours")
     with pytest.raises(ConversionError, match="no form for VisionTransformerForImageClassification"):

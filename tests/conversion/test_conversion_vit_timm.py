@@ -181,9 +181,9 @@ def resnet_d() -> dict[str, Tensor]:
 REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     "flavour B": (resnet_d, "ResNet-D (BatchNorm)"),
     "gated": (lambda: {**vit().state_dict(), "blocks.0.mlp.w12.weight": torch.zeros(1)}, "SwiGLU"),
-    "normed queries": (lambda: dict(vit(qk_norm=True).state_dict()), "norms queries and keys"),
-    "CLIP": (lambda: dict(vit(pre_norm=True).state_dict()), "norms its embeddings"),
-    "attention pooling": (lambda: dict(vit(global_pool="map").state_dict()), "pools by attention"),
+    "normed queries": (lambda: dict(vit(qk_norm=True).state_dict()), "normalizes queries and keys"),
+    "CLIP": (lambda: dict(vit(pre_norm=True).state_dict()), "normalizes embeddings"),
+    "attention pooling": (lambda: dict(vit(global_pool="map").state_dict()), "has attention pooling"),
     "a strange tensor": (lambda: {**vit().state_dict(), "neck.weight": torch.zeros(1)}, "'neck.weight'"),
     "a missing layer": (
         lambda: {k: v for k, v in vit().state_dict().items() if not k.startswith("blocks.1.attn")},

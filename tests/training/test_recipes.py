@@ -10,7 +10,7 @@ from tiny_runs import settings, write_data, write_recipe
 from hf_vit_seg.training.recipe.differences import differences
 from hf_vit_seg.training.recipe.files import RecipeFileError, recipe_text, shipped_recipes
 from hf_vit_seg.training.recipe.schema import Recipe
-from hf_vit_seg.training.recipe_loading import anchored, load_recipe
+from hf_vit_seg.training.recipe_loading import load_recipe, resolve_path
 from hf_vit_seg.yaml_reader import parse, text_of
 
 
@@ -221,7 +221,7 @@ def test_paths_are_relative_to_current_directory_or_recipe(tmp_path, monkeypatch
     loaded = load_recipe(os.path.relpath(recipe))
     assert loaded.data.train["images"] == str(tmp_path / "here" / "train" / "images")
     assert loaded.data.train["masks"] == str(tmp_path / "here" / "train" / "masks" / "{stem}.png")
-    assert anchored("nowhere/x", tmp_path) == "nowhere/x"
+    assert resolve_path("nowhere/x", tmp_path) == "nowhere/x"
 
 
 # Settings that may change on resume

@@ -7,7 +7,7 @@ from PIL import Image
 
 from hf_vit_seg.drawing.skeletons import COCO_BONES, LEFT, RIGHT, with_skeletons
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
-from hf_vit_seg.training.figures.layout import captioned, fitting, grid, legend_below
+from hf_vit_seg.training.figures.layout import add_caption, fitting, grid, legend_below
 from hf_vit_seg.training.figures.poses import persons, pose_figure
 from hf_vit_seg.training.figures.samples import (
     IGNORED,
@@ -161,7 +161,7 @@ def test_bones_connect_all_coco_keypoints():
 
 def test_captions_fit_and_keep_the_image():
     picture = Image.new("RGB", (50, 20), (10, 20, 30))
-    sheet = captioned(picture, "a caption that is far too long", "short")
+    sheet = add_caption(picture, "a caption that is far too long", "short")
     assert sheet.width == 50 and sheet.crop((0, sheet.height - 20, 50, sheet.height)).tobytes() == picture.tobytes()
 
 

@@ -41,8 +41,7 @@ class Checkpoint:
             if "Unrecognized configuration class" not in str(error):
                 raise
             raise RecordError(
-                f"model.from_pretrained: transformers has no {self.auto_class} for '{config.model_type}' "
-                f"({self.path}); "
+                f"model.from_pretrained: {self.path}: transformers has no {self.auto_class} for '{config.model_type}'; "
                 "convert it with `hf-vit-seg convert`, or add a head to a backbone with model.architecture "
                 f"{' or '.join(head_architectures(self.auto_class)) or '(none installed)'}"
             ) from None
