@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.data.images.display import to_rgb_image
-from hf_vit_seg.drawing.overlays import resized_picture, shown_size
-from hf_vit_seg.drawing.skeletons import LEAST_SCORE, with_skeletons
+from hf_vit_seg.drawing.overlays import display_size, resize_for_display
+from hf_vit_seg.drawing.skeletons import LEAST_SCORE, draw_skeletons
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.pose_estimator import Box
 
@@ -88,10 +88,12 @@ def box_of(text: str, height: int, width: int) -> Box | None:
 
 def drawn(photo: Image.Image, keypoints: torch.Tensor) -> Image.Image:
     """A photo with the skeleton of keypoints (K, 3): x, y, score."""
-    size = shown_size(photo.size, LONGEST_SIDE, enlarge=True)
+    size = display_size(photo.size, LONGEST_SIDE, enlarge=True)
     person = np.asarray(keypoints, dtype=float)[None]
     scale = (size[0] / photo.width, size[1] / photo.height)
-    return with_skeletons(resized_picture(photo, size), person, person[..., 2] >= LEAST_SCORE, scale, None, faint=True)
+    return draw_skeletons(
+        resize_for_display(photo, size), person, person[..., 2] >= LEAST_SCORE, scale, None, faint=True
+    )
 
 
 __all__ = ["PoseTab"]

@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from hf_vit_seg.drawing.overlays import nearest_labels, percent, resized_picture, shown_size
+from hf_vit_seg.drawing.overlays import display_size, nearest_labels, percent, resize_for_display
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.segmentation import Segmentation
 
@@ -38,14 +38,14 @@ def view_of(result: Segmentation, name: str, caption: str) -> dict[str, Any]:
     """What the browser draws: `photo` and `rows` as data URLs of pictures (h, w), `classes` row by row, and texts."""
     if result.image is None:
         raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
-    size = shown_size(result.image.size, LONGEST_SIDE, enlarge=True)
+    size = display_size(result.image.size, LONGEST_SIDE, enlarge=True)
     rows, classes = legend_rows(result)
     small = rows[nearest_labels(result.label_map, size)]
     return {
         "name": name,
         "caption": caption,
         "classes": classes,
-        "photo": data_url(resized_picture(result.image.convert("RGB"), size), "JPEG", quality=88),
+        "photo": data_url(resize_for_display(result.image.convert("RGB"), size), "JPEG", quality=88),
         "rows": data_url(Image.fromarray(small), "PNG", compress_level=1),
     }
 

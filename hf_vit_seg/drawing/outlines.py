@@ -1,12 +1,12 @@
-"""The regions of a label map as polygons along the borders of its pixels: drawn again they give the map back.
+"""Lossless conversion of label maps to polygons along pixel borders.
 
-Shapes: H W pixels, n corners of a ring. Corners are (x, y) in pixels, x to the right and y down, whole numbers: pixel
-(row i, column j) is the square from (j, i) to (j + 1, i + 1).
+Shapes: H W pixels, n corners of a ring. Corners are integer (x, y), x to the right and y down: pixel (row i, column j)
+is the square from (j, i) to (j + 1, i + 1).
 
-A region is what hangs together over the sides of pixels (4-connected). Every pixel that borders on another class has
-directed sides, with the region to their right: its top goes right, its right side down, its bottom left, its left side
-up. Sides that continue each other are one run, each run ends where another one begins, and runs that close are rings:
-clockwise to the eye around a region, the other way around its holes.
+Regions are 4-connected. A pixel's sides that border on another class are directed, with the region on their right: the
+top points right, the right side down, the bottom left, the left side up. Collinear adjacent sides form a run, each run
+ends where another begins, and closed sequences of runs are rings: clockwise on the screen around a region,
+counterclockwise around its holes.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 TOP, RIGHT, BOTTOM, LEFT = range(4)
-# After a side comes the next of the same pixel, or where that one is no border the side after the next of the pixel
-# that lies ahead and to the left: (rows, columns) from here.
+# A side is followed by the pixel's next side if that is a border, otherwise by a side of the pixel diagonally ahead to
+# the left, at this offset (rows, columns).
 AHEAD_LEFT = ((-1, 1), (1, 1), (1, -1), (-1, -1))
-CORNERS = ((0, 0), (1, 0), (1, 1), (0, 1))  # where a pixel's side begins, as (x, y)
+CORNERS = ((0, 0), (1, 0), (1, 1), (0, 1))  # where the sides of a pixel begin, as (x, y)
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A region of class `label`: its outer ring and those of its holes, (n, 2) int64 each, and its `pixels`."""
+    """A region of class `label`: its outer ring, then the rings of its holes, (n, 2) int64, and its pixel count."""
 
     label: int
     rings: tuple[np.ndarray, ...]
@@ -31,49 +31,49 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """The runs of one side: rows and columns (r,) of the pixels that they begin and end at, in the order of `keys`."""
+    """The runs of one side: rows and columns (r,) of their first and last pixels, sorted by `keys`."""
 
     begin: tuple[np.ndarray, np.ndarray]
     end: tuple[np.ndarray, np.ndarray]
-    keys: np.ndarray  # of the pixels they begin at, ascending
+    keys: np.ndarray  # of their first pixels, ascending
     stride: tuple[int, int]  # from (row, column) to key
 
     def find(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-        """The last run that does not begin behind a pixel."""
+        """The index of the last run that begins at or before a pixel."""
         return np.searchsorted(self.keys, row * self.stride[0] + column * self.stride[1], side="right") - 1
 
 
-def regions(label_map: np.ndarray) -> list[Region]:
-    """The regions of a label map (H, W) of whole numbers, ordered by their first pixel."""
+def extract_regions(label_map: np.ndarray) -> list[Region]:
+    """Extract the 4-connected regions of an integer label map (H, W), ordered by their first pixel."""
     if not label_map.size:
         return []
     borders = pixel_borders(label_map)
-    runs = [runs_of(side, borders, label_map) for side in range(4)]
+    runs = [find_runs(side, borders, label_map) for side in range(4)]
     offsets = np.cumsum([0, *(len(run.keys) for run in runs)])
     following = np.concatenate([next_runs(side, runs, borders, offsets) for side in range(4)])
     x, y = (np.concatenate([run.begin[1 - k] + CORNERS[side][k] for side, run in enumerate(runs)]) for k in (0, 1))
-    members, ring_of = rings_of(following, int(offsets[1]))
-    if unpinch(following, ring_of, y * (label_map.shape[1] + 1) + x):
-        members, ring_of = rings_of(following, int(offsets[1]))
-    area = np.bincount(ring_of, weights=x * y[following] - x[following] * y).astype(np.int64) // 2
-    owners = outer_rings(area, runs, ring_of, offsets, borders[LEFT])
-    return gathered(label_map, members, area, owners, np.stack([x, y], axis=1))
+    members, ring_ids = trace_rings(following, int(offsets[1]))
+    if split_touching_rings(following, ring_ids, y * (label_map.shape[1] + 1) + x):
+        members, ring_ids = trace_rings(following, int(offsets[1]))
+    area = np.bincount(ring_ids, weights=x * y[following] - x[following] * y).astype(np.int64) // 2
+    owners = assign_outer_rings(area, runs, ring_ids, offsets, borders[LEFT])
+    return collect_regions(label_map, members, area, owners, np.stack([x, y], axis=1))
 
 
 def pixel_borders(labels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """For each side, which pixels border there on another class or on nothing: (H, W) bool."""
+    """For each side, a mask (H, W) bool of the pixels with another class or the image border on that side."""
     down, across = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     row, column = np.ones((1, labels.shape[1]), bool), np.ones((labels.shape[0], 1), bool)
     top, left = np.concatenate([row, down]), np.concatenate([column, across], axis=1)
     return top, np.concatenate([across, column], axis=1), np.concatenate([down, row]), left
 
 
-def runs_of(side: int, borders: tuple[np.ndarray, ...], labels: np.ndarray) -> Runs:
-    """The runs of a side, along rows for top and bottom, along columns for left and right."""
+def find_runs(side: int, borders: tuple[np.ndarray, ...], labels: np.ndarray) -> Runs:
+    """Find the runs of a side: along rows for top and bottom, along columns for left and right."""
     upright = side in (LEFT, RIGHT)
     border = borders[side].T if upright else borders[side]
-    parted = borders[TOP].T if upright else borders[LEFT]  # from the pixel before, which is of another class
-    joined = border[:, 1:] & border[:, :-1] & ~parted[:, 1:]
+    separated = borders[TOP].T if upright else borders[LEFT]  # from the previous pixel, which has another class
+    joined = border[:, 1:] & border[:, :-1] & ~separated[:, 1:]
     first, last = border.copy(), border.copy()
     first[:, 1:] &= ~joined
     last[:, :-1] &= ~joined
@@ -86,7 +86,7 @@ def runs_of(side: int, borders: tuple[np.ndarray, ...], labels: np.ndarray) -> R
 
 
 def next_runs(side: int, runs: list[Runs], borders: tuple[np.ndarray, ...], offsets: np.ndarray) -> np.ndarray:
-    """For each run of a side the one that begins where it ends, counted over all sides."""
+    """The index, over all sides, of the run that begins where each run of a side ends."""
     row, column = runs[side].end
     turn, opposite = (side + 1) % 4, (side + 3) % 4
     right = borders[turn][row, column]
@@ -97,30 +97,30 @@ def next_runs(side: int, runs: list[Runs], borders: tuple[np.ndarray, ...], offs
     return found
 
 
-def rings_of(following: np.ndarray, starts: int) -> tuple[list[list[int]], np.ndarray]:
-    """The cycles of the runs, and to which each run belongs; a cycle has one of the first `starts` runs (tops)."""
+def trace_rings(following: np.ndarray, starts: int) -> tuple[list[list[int]], np.ndarray]:
+    """Trace the cycles of runs; also return each run's cycle. Every cycle has one of the first `starts` runs."""
     after, rings = following.tolist(), []
-    ring_of = [-1] * len(after)
+    ring_ids = [-1] * len(after)
     for start in range(starts):
-        if ring_of[start] >= 0:
+        if ring_ids[start] >= 0:
             continue
         ring, run = [], start
-        while ring_of[run] < 0:
-            ring_of[run] = len(rings)
+        while ring_ids[run] < 0:
+            ring_ids[run] = len(rings)
             ring.append(run)
             run = after[run]
         rings.append(ring)
-    return rings, np.array(ring_of)
+    return rings, np.array(ring_ids)
 
 
-def unpinch(following: np.ndarray, ring_of: np.ndarray, corners: np.ndarray) -> bool:
-    """Part rings that touch themselves at a corner, as polygons must not: whether there are any.
+def split_touching_rings(following: np.ndarray, ring_ids: np.ndarray, corners: np.ndarray) -> bool:
+    """Split rings that touch themselves at a corner, which is invalid in polygons. Returns whether there were any.
 
-    There two runs of the ring begin; let each follow what the other one followed. Rings never cross themselves, so
-    every such exchange cuts one ring in two, in whatever order.
+    Two runs of the ring begin at such a corner; their predecessors are swapped. As rings do not cross themselves, each
+    swap splits one ring into two, independent of the order.
     """
-    order = np.lexsort((corners, ring_of))
-    twice = (np.diff(ring_of[order]) == 0) & (np.diff(corners[order]) == 0)
+    order = np.lexsort((corners, ring_ids))
+    twice = (np.diff(ring_ids[order]) == 0) & (np.diff(corners[order]) == 0)
     one, other = order[:-1][twice], order[1:][twice]
     before = np.empty_like(following)
     before[following] = np.arange(len(following))
@@ -128,32 +128,34 @@ def unpinch(following: np.ndarray, ring_of: np.ndarray, corners: np.ndarray) -> 
     return len(one) > 0
 
 
-def outer_rings(
-    area: np.ndarray, runs: list[Runs], ring_of: np.ndarray, offsets: np.ndarray, left: np.ndarray
+def assign_outer_rings(
+    area: np.ndarray, runs: list[Runs], ring_ids: np.ndarray, offsets: np.ndarray, left: np.ndarray
 ) -> np.ndarray:
-    """For each ring the outer ring of its region.
+    """Find the outer ring of the region of each ring.
 
-    Above a hole's first row lies its region. From there to the left the nearest border belongs to the outer ring, or
-    to a hole that begins further up, whose outer ring is known by then.
+    The pixel above the first row of a hole belongs to the region. The nearest border to the left of that pixel belongs
+    to the outer ring, or to a hole that begins further up, whose outer ring is already known.
     """
     owners = np.arange(len(area))
-    bottoms = ring_of[offsets[BOTTOM] : offsets[LEFT]]
+    bottoms = ring_ids[offsets[BOTTOM] : offsets[LEFT]]
     holes, first = np.unique(bottoms, return_index=True)  # runs are in the order of rows
     holes, first = holes[area[holes] < 0], first[area[holes] < 0]
     row, column = (axis[first] for axis in runs[BOTTOM].begin)
     walls = np.flatnonzero(left)
     wall = walls[np.searchsorted(walls, row * left.shape[1] + column, side="right") - 1] % left.shape[1]
-    ending = runs[LEFT].end[0] + runs[LEFT].end[1] * left.shape[0]  # a left side goes up: it ends at its topmost pixel
-    neighbors = ring_of[offsets[LEFT] + np.searchsorted(ending, row + wall * left.shape[0], side="right") - 1]
+    ending = (
+        runs[LEFT].end[0] + runs[LEFT].end[1] * left.shape[0]
+    )  # left sides point up, so they end at their topmost pixel
+    neighbors = ring_ids[offsets[LEFT] + np.searchsorted(ending, row + wall * left.shape[0], side="right") - 1]
     for i in np.argsort(row, kind="stable"):
         owners[holes[i]] = owners[neighbors[i]]
     return owners
 
 
-def gathered(
+def collect_regions(
     labels: np.ndarray, members: list[list[int]], area: np.ndarray, owners: np.ndarray, corners: np.ndarray
 ) -> list[Region]:
-    """The rings put together to regions."""
+    """Combine rings to regions."""
     rings: dict[int, list[int]] = {}
     for ring in np.argsort(area < 0, kind="stable").tolist():  # outer rings first
         rings.setdefault(int(owners[ring]), []).append(ring)
@@ -166,7 +168,7 @@ def gathered(
 
 
 def region_sum(region: Region, integral: np.ndarray) -> float:
-    """The sum of a map over a region, from the map's integral (H + 1, W + 1): that of all above and to the left."""
+    """The sum of a map over a region, from the map's integral image (H + 1, W + 1)."""
     total = 0.0
     for ring in region.rings:
         (x, y), (next_x, next_y) = ring.T, np.roll(ring, -1, axis=0).T
@@ -175,4 +177,4 @@ def region_sum(region: Region, integral: np.ndarray) -> float:
     return total
 
 
-__all__ = ["Region", "region_sum", "regions"]
+__all__ = ["Region", "extract_regions", "region_sum"]

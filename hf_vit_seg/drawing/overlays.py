@@ -1,4 +1,4 @@
-"""Pictures of label maps for human eyes: the photo under translucent colors, and a legend beside or below it.
+"""Overlays of label maps: the image under translucent class colors, with a legend to the right or below.
 
 Shapes: H W pixels, K classes. Lengths are pixels.
 """
@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hf_vit_seg.errors import HfVitSegError
 
-LegendRow = tuple[str, tuple[int, int, int], float]  # name, color, share of 0 .. 1
+LegendRow = tuple[str, tuple[int, int, int], float]  # name, color, share in 0 .. 1
 
-SMALLEST_SIDE = 384  # smaller photos are enlarged by a whole factor, so that a legend suits them
+SMALLEST_SIDE = 384  # smaller images are enlarged by an integer factor if they get a legend
 LONGEST_NAME = 28
 MOST_ROWS = 40
 PAPER, INK, FAINT = (255, 255, 255), (25, 25, 25), (120, 120, 120)
@@ -26,26 +26,25 @@ def draw_overlay(
     opacity: float = 0.5,
     longest_side: int | None = 1600,
 ) -> Image.Image:
-    """Lay the classes' colors over a photo, with a thin full line where two classes meet.
+    """Blend an image with the class colors, with opaque lines between classes.
 
-    `label_map` (H, W) indexes `palette` (K, 3). The picture is reduced to `longest_side`, None keeps its size. With
-    `rows` a legend is added to the right, or below in columns when it is longer than the photo is high, and tiny
-    photos are enlarged.
+    `label_map` (H, W) indexes `palette` (K, 3). The image is reduced to `longest_side`; None keeps its size. `rows`
+    add a legend on the right, or in columns below if it is taller than the image; tiny images are then enlarged.
     """
     if not 0 <= opacity <= 1:
-        raise HfVitSegError(f"opacity is between 0 (photo only) and 1 (colors only), got {opacity}")
-    sides = shown_size(image.size, longest_side, enlarge=bool(rows))
-    picture = resized_picture(image, sides)
+        raise HfVitSegError(f"opacity must be between 0 (image only) and 1 (colors only), got {opacity}")
+    sides = display_size(image.size, longest_side, enlarge=bool(rows))
+    picture = resize_for_display(image, sides)
     labels = nearest_labels(label_map, sides)
     colors = Image.fromarray(palette[labels])
     picture = Image.blend(picture, colors, opacity)
     if opacity > 0:
-        picture.paste(colors, mask=Image.fromarray(borders(labels)))
-    return with_legend(picture, rows) if rows else picture
+        picture.paste(colors, mask=Image.fromarray(boundary_mask(labels)))
+    return add_legend(picture, rows) if rows else picture
 
 
-def shown_size(size: tuple[int, int], longest_side: int | None, enlarge: bool) -> tuple[int, int]:
-    """(width, height) of the photo in the picture."""
+def display_size(size: tuple[int, int], longest_side: int | None, enlarge: bool) -> tuple[int, int]:
+    """The (width, height) of the image in the figure."""
     longest = max(size)
     if longest_side is not None and longest > longest_side:
         width, height = (max(1, round(side * longest_side / longest)) for side in size)
@@ -54,8 +53,8 @@ def shown_size(size: tuple[int, int], longest_side: int | None, enlarge: bool) -
     return size[0] * factor, size[1] * factor
 
 
-def resized_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The photo at another size: smooth when it shrinks, square pixels when it grows."""
+def resize_for_display(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize an image to (width, height): bilinear when reduced, nearest when enlarged."""
     if image.size == size:
         return image
     smaller = size[0] < image.width or size[1] < image.height
@@ -65,7 +64,7 @@ def resized_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def nearest_labels(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The label map (H, W) sampled at a picture's pixels."""
+    """Resize a label map (H, W) to `size` (width, height) by nearest-exact sampling."""
     height, width = label_map.shape
     if (width, height) == size:
         return label_map
@@ -73,16 +72,16 @@ def nearest_labels(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return label_map[rows[:, None], columns]
 
 
-def borders(labels: np.ndarray) -> np.ndarray:
-    """A mask (H, W) uint8 of 0 or 255: pixels whose right or lower neighbor is of another class."""
+def boundary_mask(labels: np.ndarray) -> np.ndarray:
+    """A mask (H, W) uint8, 255 where the right or lower neighbor has another class, else 0."""
     mask = np.zeros(labels.shape, dtype=bool)
     mask[:, :-1] = labels[:, :-1] != labels[:, 1:]
     mask[:-1] |= labels[:-1] != labels[1:]
     return mask.astype(np.uint8) * 255
 
 
-def with_legend(picture: Image.Image, rows: Sequence[LegendRow]) -> Image.Image:
-    """Add a legend: to the right if it is no longer than the photo is high, else below in columns."""
+def add_legend(picture: Image.Image, rows: Sequence[LegendRow]) -> Image.Image:
+    """Add a legend on the right if it is not taller than the image, else in columns below."""
     em = max(14, max(picture.size) // 48)
     font = ImageFont.load_default(em)
     lines = legend_lines(rows)
@@ -109,7 +108,7 @@ def with_legend(picture: Image.Image, rows: Sequence[LegendRow]) -> Image.Image:
 
 
 def legend_lines(rows: Sequence[LegendRow]) -> list[tuple[str, tuple[int, int, int] | None, float]]:
-    """The legend's lines: long names are cut, and the rarest classes share the last line when there are many."""
+    """The legend's lines, with long names truncated; from MOST_ROWS on, the last classes are merged into one line."""
     lines: list[tuple[str, tuple[int, int, int] | None, float]] = [
         (name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…", color, share)
         for name, color, share in rows
@@ -128,7 +127,7 @@ def draw_line(
     width: int,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
-    """Draw one line of the legend: swatch, name, and the share at the column's right end."""
+    """Draw one line of the legend: swatch, name and right-aligned share."""
     (x, y), (text, color, share) = corner, entry
     if color is not None:
         draw.rectangle((x, y + em * 0.2, x + em, y + em * 1.2), fill=color, outline=INK)
@@ -137,5 +136,5 @@ def draw_line(
 
 
 def percent(share: float) -> str:
-    """A share of 0 .. 1 in words of one decimal; what occurs at all is never called zero."""
+    """Format a share in 0 .. 1 as a percentage with one decimal; a positive share is never shown as zero."""
     return "< 0.1 %" if 0 < share < 0.0005 else f"{share * 100:.1f} %"

@@ -1,4 +1,4 @@
-"""Persons drawn as skeletons over a photo.
+"""Skeletons of persons, drawn over an image.
 
 Shapes: K keypoints, P persons. Keypoints are (x, y) in pixels of the image.
 """
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-LEAST_SCORE = 0.2  # predicted keypoints below are small and have no bones, as in ViTPose's pictures
+LEAST_SCORE = 0.2  # predicted keypoints below are drawn as rings without bones, as in ViTPose
 LEFT, RIGHT, MIDDLE = (213, 94, 0), (0, 114, 178), (0, 158, 115)
-# COCO's bones between its 17 keypoints, of which the odd ones are the left side's and the even ones the right side's.
+# Bones between COCO's 17 keypoints; odd keypoints are on the left side, even ones on the right.
 COCO_BONES = (
     (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
     (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
@@ -18,7 +18,7 @@ COCO_BONES = (
 COCO_KEYPOINTS = 17
 
 
-def with_skeletons(
+def draw_skeletons(
     photo: Image.Image,
     people: np.ndarray,
     sure: np.ndarray,
@@ -26,9 +26,10 @@ def with_skeletons(
     bones: Sequence[tuple[int, int]] | None,
     faint: bool = False,
 ) -> Image.Image:
-    """A copy of the photo with `people` (P, K, 3), whose places are multiplied by `scale` (x, y).
+    """Draw `people` (P, K, 3) on a copy of an image; their coordinates are multiplied by `scale` (x, y).
 
-    Keypoints and bones are drawn where `sure` (P, K); with `faint` the others as small rings.
+    Keypoints are drawn where `sure` (P, K) is true, and bones where it is true for both ends; with `faint`, the other
+    keypoints are drawn as rings.
     """
     canvas = photo.copy()
     draw = ImageDraw.Draw(canvas)
@@ -50,11 +51,11 @@ def with_skeletons(
 
 
 def side_color(pair: tuple[int, int], coco: bool) -> tuple[int, int, int]:
-    """The color of a bone, or of a keypoint (k, k): that of its side, or the middle's where it has no single one."""
+    """The color of a bone, or of a keypoint (k, k): left, right, or middle if it belongs to both sides or neither."""
     sides = {end % 2 for end in pair if end}  # keypoint 0 is the nose
     if not coco or 0 in pair or len(sides) != 1:
         return MIDDLE
     return LEFT if sides == {1} else RIGHT
 
 
-__all__ = ["COCO_BONES", "LEAST_SCORE", "with_skeletons"]
+__all__ = ["COCO_BONES", "LEAST_SCORE", "draw_skeletons"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_vit_seg.drawing.outlines import Region, region_sum, regions
+from hf_vit_seg.drawing.outlines import Region, extract_regions, region_sum
 
 
 def geojson(
@@ -22,7 +22,7 @@ def geojson(
     """
     integral = None if scores is None else np.pad(scores.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     features = []
-    for region in regions(label_map):
+    for region in extract_regions(label_map):
         properties = {
             "class": region.label,
             "name": names[region.label],

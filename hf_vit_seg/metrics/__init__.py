@@ -1,14 +1,14 @@
-"""Measures of segmentation, classification and pose, summed as they stream in.
+"""Streaming metrics of segmentation, classification and pose.
 
-Each measure that is a sum over samples keeps its whole state in one tensor, `counts`: the sum of the processes'
-`counts`, set again, is the measure of all data together, and no prediction ever has to be gathered.
+Metrics that are sums over samples keep their state in one tensor, `counts`. Summing `counts` over processes and
+assigning the result gives the metric of all data, without gathering predictions.
 
     matrix = ConfusionMatrix(num_classes=150)
     matrix.update(predictions, references)
     matrix.counts = accelerator.reduce(matrix.counts, "sum")
     matrix.scores()["mean_iou"]
 
-The same measures are modules of `evaluate`, which load without a network: `evaluate.load(module_path("mean_iou"))`.
+The metrics are also `evaluate` modules, which load offline: `evaluate.load(module_path("mean_iou"))`.
 """
 
 from pathlib import Path
@@ -19,11 +19,11 @@ MODULES = ("calibration_error", "mean_iou", "oks_ap", "top_k_accuracy")
 
 
 class MetricError(HfVitSegError):
-    """Predictions or references that cannot be measured, and why."""
+    """Invalid predictions or references."""
 
 
 def module_path(name: str) -> str:
-    """The folder that `evaluate.load` takes for one of `MODULES`."""
+    """The folder of one of `MODULES`, to pass to `evaluate.load`. Raises MetricError for other names."""
     if name not in MODULES:
-        raise MetricError(f"there is no metric called '{name}'; known are {', '.join(MODULES)}")
+        raise MetricError(f"unknown metric '{name}': use one of {', '.join(MODULES)}")
     return str(Path(__file__).parent / name)

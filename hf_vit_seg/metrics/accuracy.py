@@ -1,4 +1,4 @@
-"""Top-k accuracy of classification, summed as it streams in.
+"""Streaming top-k accuracy of classification.
 
 Shapes: B images, K classes.
 """
@@ -12,26 +12,26 @@ from . import MetricError
 
 
 class TopKAccuracy:
-    """How many images have their class among the k best scored, for some values of k."""
+    """The share of images whose class is among the k highest scores, for each k in `ks`."""
 
     def __init__(
         self, ks: Sequence[int] = (1, 5), ignore_index: int | None = None, device: torch.device | str | None = None
     ):
-        """References equal to `ignore_index` do not count; `device` None follows the scores."""
+        """References equal to `ignore_index` are ignored; `device` None follows the scores."""
         if not ks or min(ks) < 1:
-            raise MetricError(f"top-k accuracy counts the k best scored classes, k at least 1; got {tuple(ks)}")
+            raise MetricError(f"every k must be at least 1, got {tuple(ks)}")
         self.ks, self.ignore_index, self.device = tuple(ks), ignore_index, device
-        # images right among each k, then all images: int64, to be summed over processes
+        # correct images for each k, then all images: int64, to be summed over processes
         self.counts = torch.zeros(len(self.ks) + 1, dtype=torch.int64, device=device)
 
     def update(self, predictions: torch.Tensor, references: torch.Tensor) -> None:
-        """Count images: scores (B, K), in logits or probabilities, and class indexes (B,).
+        """Add images: scores (B, K), logits or probabilities, and class indices (B,).
 
-        MetricError for other shapes. Class indexes outside 0 .. K - 1 are never right.
+        Raises MetricError for other shapes. Class indices outside 0 .. K - 1 count as wrong.
         """
         if predictions.ndim != 2 or references.shape != predictions.shape[:1]:
             raise MetricError(
-                f"top-k accuracy takes scores (B, K) and class indexes (B,); got {tuple(predictions.shape)} and "
+                f"expected scores (B, K) and class indices (B,), got {tuple(predictions.shape)} and "
                 f"{tuple(references.shape)}"
             )
         self.counts = self.counts.to(self.device or predictions.device)
@@ -45,17 +45,17 @@ class TopKAccuracy:
         self.counts += torch.cat([hits.sum(dim=0), counted.sum()[None]])
 
     def scores(self) -> dict[str, Any]:
-        """`accuracy` for k = 1 and `top_5_accuracy` for k = 5, each 0 .. 1; NaN when no image was counted."""
+        """`accuracy` for k = 1, `top_5_accuracy` for k = 5 and so on, 0 .. 1; NaN without images."""
         *hits, images = self.counts.tolist()
         names = ["accuracy" if k == 1 else f"top_{k}_accuracy" for k in self.ks]
         return {name: hit / images if images else float("nan") for name, hit in zip(names, hits, strict=True)}
 
 
 def classes_ahead(scores: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """How many classes (B,) are ranked before an image's own, given scores (B, K) and classes (B,).
+    """The number of classes (B,) ranked before an image's class, given scores (B, K) and classes (B,).
 
-    Of equal scores the lower index comes first, as in argmax, so that scores which are all the same earn no hit for
-    every class. A NaN comes before any number, and before itself: an image with a NaN as its own score is never right.
+    Ties are broken by the lower index, as in argmax, so that constant scores are not a hit for every class. NaN ranks
+    before any number: an image whose class has the score NaN is always wrong.
     """
     places = torch.arange(scores.shape[1], device=scores.device)
     known = (classes >= 0) & (classes < scores.shape[1])

@@ -33,7 +33,7 @@ from hf_vit_seg import architectures
 from hf_vit_seg.cli import app as command
 from hf_vit_seg.data.images.pixels import read_pixels
 from hf_vit_seg.drawing.overlays import nearest_labels
-from hf_vit_seg.drawing.palettes import generated_palette
+from hf_vit_seg.drawing.palettes import generate_palette
 from hf_vit_seg.inference import ModelError, Segmentation, Segmenter
 from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.dense.protocols import Protocol
@@ -308,7 +308,7 @@ def decode_data_url(address: str) -> np.ndarray:
 def segmentation(label_map: np.ndarray, classes: int) -> Segmentation:
     photo = Image.new("RGB", label_map.shape[::-1], (10, 200, 30))
     names = tuple(f"class {index}" for index in range(classes))
-    return Segmentation(photo, label_map, names, generated_palette(classes), "whole image", {"model": 1.0})
+    return Segmentation(photo, label_map, names, generate_palette(classes), "whole image", {"model": 1.0})
 
 
 @settings(max_examples=25)

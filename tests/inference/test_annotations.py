@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hf_vit_seg.drawing.outlines import Region, regions
-from hf_vit_seg.drawing.palettes import generated_palette
+from hf_vit_seg.drawing.outlines import Region, extract_regions
+from hf_vit_seg.drawing.palettes import generate_palette
 from hf_vit_seg.inference.annotations import coco, geojson
 
 NAMES = ("sky", "road", "car", "tree")
@@ -39,7 +39,7 @@ def signed_area(ring: np.ndarray) -> float:
 @given(MAPS)
 def test_polygons_rasterize_back_to_the_label_map(labels):
     count = np.zeros(labels.shape, int)
-    for region in regions(labels):
+    for region in extract_regions(labels):
         inside = rasterize(region, labels.shape)
         assert (labels[inside] == region.label).all()
         assert inside.sum() == region.pixels > 0
@@ -60,12 +60,12 @@ def test_polygons_match_gdal(labels):
         return int(label), sorted(sorted({(int(x), int(y)) for x, y in ring}) for ring in rings)
 
     wanted = [sorted_rings(label, shape["coordinates"]) for shape, label in features.shapes(labels, connectivity=4)]
-    assert sorted(sorted_rings(region.label, region.rings) for region in regions(labels)) == sorted(wanted)
+    assert sorted(sorted_rings(region.label, region.rings) for region in extract_regions(labels)) == sorted(wanted)
 
 
 def test_region_touching_itself_at_a_corner_has_a_hole():
     labels = np.array([[1, 1, 1, 1], [1, 1, 0, 1], [1, 0, 1, 1], [0, 0, 1, 1]], np.uint8)
-    ones = [region for region in regions(labels) if region.label == 1]
+    ones = [region for region in extract_regions(labels) if region.label == 1]
     assert [(region.pixels, len(region.rings)) for region in ones] == [(12, 2)]
     assert ones[0].rings[1].tolist() in [
         np.roll([[2, 1], [2, 2], [3, 2], [3, 1]], k, axis=0).tolist() for k in range(4)
@@ -75,21 +75,21 @@ def test_region_touching_itself_at_a_corner_has_a_hole():
 def test_nested_holes():
     labels = np.zeros((9, 9), np.uint8)
     labels[1:8, 1:8], labels[2:7, 2:7], labels[4, 4] = 1, 0, 1
-    found = [(region.label, region.pixels, len(region.rings)) for region in regions(labels)]
+    found = [(region.label, region.pixels, len(region.rings)) for region in extract_regions(labels)]
     assert sorted(found) == [(0, 24, 2), (0, 32, 2), (1, 1, 1), (1, 24, 2)]
 
 
 def test_empty_map_has_no_regions():
-    assert regions(np.zeros((0, 4), np.uint8)) == []
+    assert extract_regions(np.zeros((0, 4), np.uint8)) == []
 
 
 @settings(max_examples=50)
 @given(MAPS, st.integers(0, 99))
 def test_geojson_lists_every_region(labels, seed):
     scores = np.random.default_rng(seed).random(labels.shape).astype(np.float32)
-    content = json.loads(json.dumps(geojson(labels, NAMES, generated_palette(4), scores)))
+    content = json.loads(json.dumps(geojson(labels, NAMES, generate_palette(4), scores)))
     assert content["type"] == "FeatureCollection"
-    found = regions(labels)
+    found = extract_regions(labels)
     assert len(content["features"]) == len(found)
     for feature, region in zip(content["features"], found, strict=True):
         assert feature["type"] == "Feature" and feature["geometry"]["type"] == "Polygon"
@@ -100,7 +100,7 @@ def test_geojson_lists_every_region(labels, seed):
         assert (properties["class"], properties["name"]) == (region.label, NAMES[region.label])
         assert properties["pixels"] == region.pixels
         assert properties["score"] == pytest.approx(scores[rasterize(region, labels.shape)].mean(), abs=1e-5)
-    assert "score" not in geojson(labels, NAMES, generated_palette(4))["features"][0]["properties"]
+    assert "score" not in geojson(labels, NAMES, generate_palette(4))["features"][0]["properties"]
 
 
 @settings(max_examples=200)

@@ -16,7 +16,7 @@ from hf_vit_seg.cli import app
 from hf_vit_seg.data.images.files import ImageFileError, find_images, read_image
 from hf_vit_seg.data.sources.folders import FoldersSource
 from hf_vit_seg.drawing.overlays import draw_overlay
-from hf_vit_seg.drawing.palettes import class_palette, generated_palette
+from hf_vit_seg.drawing.palettes import class_palette, generate_palette
 from hf_vit_seg.errors import WriteError
 from hf_vit_seg.inference import ModelError, Segmenter
 from hf_vit_seg.inference.files.prediction import plan
@@ -121,8 +121,8 @@ def test_more_than_256_classes_are_16_bit(tmp_path):
 
 
 def test_palettes_are_distinct_and_stable():
-    assert len({tuple(color) for color in generated_palette(256).tolist()}) == 256
-    assert np.array_equal(generated_palette(150)[:7], generated_palette(7))
+    assert len({tuple(color) for color in generate_palette(256).tolist()}) == 256
+    assert np.array_equal(generate_palette(150)[:7], generate_palette(7))
     assert class_palette([[1, 2, 3]], 3)[0].tolist() == [1, 2, 3]
     with pytest.raises(ValueError, match="palette"):
         class_palette([[1, 2, 300]], 3)
@@ -133,8 +133,8 @@ def test_palettes_are_distinct_and_stable():
 def test_overlay_legend_is_outside_the_image(size, classes):
     labels = np.arange(size[0] * size[1]).reshape(size[1], size[0]) % classes
     rows = [(f"class number {i}", (i, 0, 0), 1 / classes) for i in range(classes)]
-    picture = draw_overlay(photo(size[1], size[0]), labels, generated_palette(classes), rows)
-    shown = draw_overlay(photo(size[1], size[0]), labels, generated_palette(classes), [])
+    picture = draw_overlay(photo(size[1], size[0]), labels, generate_palette(classes), rows)
+    shown = draw_overlay(photo(size[1], size[0]), labels, generate_palette(classes), [])
     assert picture.width > shown.width or picture.height > shown.height
     assert max(picture.size) < 6000
     assert np.asarray(picture)[-1, -1].tolist() == [255, 255, 255]

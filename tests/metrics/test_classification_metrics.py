@@ -19,27 +19,27 @@ def test_top_k_accuracy_matches_scikit_learn(classes, images, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(images, classes, generator=generator)
     labels = torch.randint(0, classes, (images,), generator=generator)
-    measure = TopKAccuracy(ks=(1, 2))
+    metric = TopKAccuracy(ks=(1, 2))
     for part in torch.arange(images).split(7):
-        measure.update(scores[part], labels[part])
+        metric.update(scores[part], labels[part])
     for k, name in ((1, "accuracy"), (2, "top_2_accuracy")):
         expected = top_k_accuracy_score(labels.numpy(), scores.numpy(), k=k, labels=np.arange(classes))
-        assert measure.scores()[name] == pytest.approx(expected)
+        assert metric.scores()[name] == pytest.approx(expected)
 
 
 def test_constant_scores_favor_the_first_classes():
-    measure = TopKAccuracy()
-    measure.update(torch.zeros(40, 20), torch.arange(40) % 20)
-    assert measure.scores() == {"accuracy": 1 / 20, "top_5_accuracy": 5 / 20}
+    metric = TopKAccuracy()
+    metric.update(torch.zeros(40, 20), torch.arange(40) % 20)
+    assert metric.scores() == {"accuracy": 1 / 20, "top_5_accuracy": 5 / 20}
 
 
 def test_invalid_and_ignored_images():
     scores = torch.tensor([[1.0, 0.0], [float("nan"), 0.0], [0.0, 1.0], [0.0, 1.0]])
-    measure = TopKAccuracy(ks=(1, 5), ignore_index=-100)
-    measure.update(scores, torch.tensor([0, 0, -100, 2]))
-    assert measure.counts.tolist() == [1, 1, 3]  # NaN and unknown classes are never correct
+    metric = TopKAccuracy(ks=(1, 5), ignore_index=-100)
+    metric.update(scores, torch.tensor([0, 0, -100, 2]))
+    assert metric.counts.tolist() == [1, 1, 3]  # NaN and unknown classes are never correct
     with pytest.raises(MetricError, match="scores"):
-        measure.update(scores[0], torch.tensor(0))
+        metric.update(scores[0], torch.tensor(0))
     assert np.isnan(TopKAccuracy().scores()["accuracy"])
 
 
@@ -63,13 +63,13 @@ def errors_by_hand(confidence, hits, edges):
 @pytest.mark.parametrize("seed", range(3))
 def test_calibration_error_matches_direct_computation(bins, seed):
     probabilities, labels = random_probabilities(seed)
-    measure = CalibrationError(bins)
+    metric = CalibrationError(bins)
     for part in torch.arange(len(labels)).split(64):
-        measure.update(probabilities[part], labels[part])
+        metric.update(probabilities[part], labels[part])
     confidence, predicted = probabilities.max(dim=1)
     weights, gaps = errors_by_hand(confidence.numpy(), (predicted == labels).numpy(), np.linspace(0, 1, bins + 1))
-    assert measure.scores()["calibration_error"] == pytest.approx((weights * gaps).sum())
-    assert measure.scores()["maximum_calibration_error"] == pytest.approx(gaps.max())
+    assert metric.scores()["calibration_error"] == pytest.approx((weights * gaps).sum())
+    assert metric.scores()["maximum_calibration_error"] == pytest.approx(gaps.max())
 
 
 def test_calibration_of_maps_excludes_ignored_pixels():
@@ -77,20 +77,20 @@ def test_calibration_of_maps_excludes_ignored_pixels():
     maps = probabilities.view(2, 20, 12, 6).permute(0, 3, 1, 2)
     references = labels.view(2, 20, 12).clone()
     references[:, :5] = 255
-    measure, rest = CalibrationError(ignore_index=255), CalibrationError()
-    measure.update(maps, references)
+    metric, rest = CalibrationError(ignore_index=255), CalibrationError()
+    metric.update(maps, references)
     rest.update(maps[:, :, 5:], references[:, 5:])
-    assert measure.counts[0].sum() == 2 * 15 * 12
-    assert torch.allclose(measure.counts, rest.counts)
+    assert metric.counts[0].sum() == 2 * 15 * 12
+    assert torch.allclose(metric.counts, rest.counts)
 
 
 def test_perfect_forecaster_is_calibrated():
     probabilities = torch.full((1000, 4), 0.1)
     probabilities[:, 0] = 0.7
     labels = torch.cat([torch.zeros(700, dtype=torch.long), torch.arange(1, 4).repeat(100)])
-    measure = CalibrationError()
-    measure.update(probabilities, labels)
-    assert measure.scores()["calibration_error"] == pytest.approx(0, abs=1e-6)
+    metric = CalibrationError()
+    metric.update(probabilities, labels)
+    assert metric.scores()["calibration_error"] == pytest.approx(0, abs=1e-6)
     assert adaptive_calibration_error(*confidences(probabilities, labels, None), bins=1) == pytest.approx(0, abs=1e-6)
 
 
@@ -105,8 +105,8 @@ def test_adaptive_bins_have_equal_counts(images):
 
 
 def test_logits_raise():
-    with pytest.raises(MetricError, match="softmax the logits"):
+    with pytest.raises(MetricError, match="apply softmax to logits"):
         CalibrationError().update(torch.randn(4, 3), torch.zeros(4, dtype=torch.long))
-    with pytest.raises(MetricError, match="class indexes"):
+    with pytest.raises(MetricError, match="class indices"):
         CalibrationError().update(torch.rand(4, 3), torch.zeros(3, dtype=torch.long))
     assert np.isnan(CalibrationError().scores()["calibration_error"])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion
 
 from hf_vit_seg.metrics import MetricError
-from hf_vit_seg.metrics.boundary import BoundaryIoU, band_width
+from hf_vit_seg.metrics.boundary import BoundaryIoU, boundary_width
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 
 SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy")
@@ -30,10 +30,10 @@ def evaluate_scores(predictions, references, classes, ignored):
         prediction, reference = prediction[kept], reference[kept]
         maps = (prediction[prediction == reference], prediction, reference)
         areas += [np.histogram(m, bins=classes, range=(0, classes - 1))[0] for m in maps]
-    hits, predicted, labelled = areas
+    hits, predicted, labeled = areas
     with np.errstate(invalid="ignore"):
-        iou, accuracy = hits / (predicted + labelled - hits), hits / labelled
-        overall = hits.sum() / labelled.sum()
+        iou, accuracy = hits / (predicted + labeled - hits), hits / labeled
+        overall = hits.sum() / labeled.sum()
     return dict(zip(SCORES, (np.nanmean(iou), np.nanmean(accuracy), overall, iou, accuracy), strict=True))
 
 
@@ -62,7 +62,7 @@ def test_counts_match_direct_computation(maps):
     assert matrix.counts.dtype == torch.int64
     np.testing.assert_array_equal(matrix.counts, count_directly(*maps))
     np.testing.assert_array_equal(  # the code path of a GPU
-        matrix._sorted_out(predictions.flatten(), references.flatten()), matrix.bins
+        matrix._count_labels(predictions.flatten(), references.flatten()), matrix.bins
     )
 
 
@@ -92,8 +92,8 @@ def test_scores_match_evaluate():
     for name in SCORES:
         np.testing.assert_allclose(scores[name], expected[name], rtol=1e-12, err_msg=name)
     assert np.isnan(scores["per_category_iou"][[9, 10]]).all() and scores["per_category_iou"][11] == 0
-    labelled = np.array([sum((r == k).sum() for r in references) for k in range(12)])
-    weighted = np.nansum(labelled * expected["per_category_iou"]) / labelled.sum()
+    labeled = np.array([sum((r == k).sum() for r in references) for k in range(12)])
+    weighted = np.nansum(labeled * expected["per_category_iou"]) / labeled.sum()
     assert scores["frequency_weighted_iou"] == pytest.approx(weighted)
     iou = scores["per_category_iou"]
     np.testing.assert_allclose(scores["per_category_dice"], 2 * iou / (1 + iou))
@@ -121,12 +121,12 @@ def test_empty_matrix_scores_are_nan():
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
-        (torch.tensor([0, 3]), torch.tensor([0, 1]), "1 labels are no class.* 0 .. 2.*found predictions 3"),
+        (torch.tensor([0, 3]), torch.tensor([0, 1]), "1 labels are invalid: expected 0 .. 2.*found predictions 3"),
         (torch.tensor([0, -1]), torch.tensor([0, 1]), "found predictions -1"),
         (torch.tensor([0, 1]), torch.tensor([7, 254]), "2 labels .*found references 7, 254"),
         (torch.tensor([0, 1]), torch.tensor([-100, 1]), "found references -100"),
         (torch.tensor([0, 1]), torch.tensor([[0, 1]]), r"\(2,\) and references \(1, 2\) differ in shape"),
-        (torch.tensor([0.0, 1.0]), torch.tensor([0, 1]), "predictions are class labels, integers; got float32"),
+        (torch.tensor([0.0, 1.0]), torch.tensor([0, 1]), "predictions must be integers, got float32"),
     ],
 )
 def test_invalid_labels_raise_and_are_not_counted(predictions, references, message):
@@ -138,8 +138,8 @@ def test_invalid_labels_raise_and_are_not_counted(predictions, references, messa
 
 def test_asynchronous_device_raises_on_read():
     matrix = ConfusionMatrix(3)
-    matrix.bins += matrix._sorted_out(torch.tensor([0, 3]), torch.tensor([0, 1]))
-    with pytest.raises(MetricError, match="1 labels are no class"):
+    matrix.bins += matrix._count_labels(torch.tensor([0, 3]), torch.tensor([0, 1]))
+    with pytest.raises(MetricError, match="1 labels are invalid"):
         matrix.scores()
 
 
@@ -165,14 +165,14 @@ def test_boundary_counts_match_erosion(size, width):
     references = torch.nn.functional.interpolate(blocks, size).long()[0, 0]
     predictions = references.roll(1, 0)
     references[2:4, 1:20] = 255
-    measure = BoundaryIoU(4, width=width)
-    measure.update(predictions, references)
-    expected = boundary_by_erosion(predictions.numpy(), references.numpy(), 4, 255, band_width(size, width))
-    np.testing.assert_array_equal(measure.counts, expected)
-    both, predicted, labelled = expected
-    union = predicted + labelled - both
+    metric = BoundaryIoU(4, width=width)
+    metric.update(predictions, references)
+    expected = boundary_by_erosion(predictions.numpy(), references.numpy(), 4, 255, boundary_width(size, width))
+    np.testing.assert_array_equal(metric.counts, expected)
+    both, predicted, labeled = expected
+    union = predicted + labeled - both
     iou = both[union > 0] / union[union > 0]
-    assert measure.scores()["mean_boundary_iou"] == pytest.approx(iou.mean())
+    assert metric.scores()["mean_boundary_iou"] == pytest.approx(iou.mean())
 
 
 def test_boundary_iou_is_one_for_ground_truth_and_penalizes_ragged_edges():

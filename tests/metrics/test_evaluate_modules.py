@@ -110,10 +110,10 @@ def test_counts_are_summed_over_two_processes():
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
-        ([[[7]]], [[[0]]], "predictions hold 7"),
-        ([[[0]]], [[[9]]], "references hold 9"),
-        ([[[0]]], [[[300]]], "found references 300.*values="),
-        ([[[0]], [[0]]], [[[0]]], "2 predictions for 1 references"),
+        ([[[7]]], [[[0]]], "predictions contain 7"),
+        ([[[0]]], [[[9]]], "references contain 9"),
+        ([[[0]]], [[[300]]], "found references 300.*set values"),
+        ([[[0]], [[0]]], [[[0]]], "found 2 predictions and 1 references"),
         (None, [[[0]]], "predictions are missing"),
     ],
 )
@@ -124,7 +124,7 @@ def test_invalid_maps_raise(predictions, references, message):
 
 def test_failed_update_leaves_no_state():
     metric, right, wrong = load("mean_iou"), [[0, 1]], [[1, 0]]
-    with pytest.raises(MetricError, match="predictions hold 1"):
+    with pytest.raises(MetricError, match="predictions contain 1"):
         metric.compute(predictions=[right], references=[right], num_labels=1)
     assert metric.compute(predictions=[wrong], references=[right], num_labels=2)["overall_accuracy"] == 0
     metric.add_batch(predictions=[wrong], references=[right])
@@ -154,9 +154,9 @@ def test_modules_are_named_and_combine():
 
 
 def test_compute_without_data():
-    with pytest.raises(MetricError, match="nothing to measure"):
+    with pytest.raises(MetricError, match="found no samples"):
         load("mean_iou").compute(num_labels=2)
-    with pytest.raises(MetricError, match="known are calibration_error, mean_iou"):
+    with pytest.raises(MetricError, match="use one of calibration_error, mean_iou"):
         module_path("mean_iuo")
 
 
@@ -177,7 +177,7 @@ def test_calibration_error():
 
 
 def test_oks_ap_in_coco_format():
-    predicted, labelled = random_persons(0)
+    predicted, labeled = random_persons(0)
     predictions = [
         {"image_id": i, "keypoints": np.c_[k, np.ones(len(k))].flatten().tolist(), "score": s}
         for i, k, s in zip(predicted.images, predicted.keypoints, predicted.scores, strict=True)
@@ -185,15 +185,15 @@ def test_oks_ap_in_coco_format():
     references = [
         {"image_id": i, "keypoints": k.flatten().tolist(), "area": a, "bbox": b.tolist(), "iscrowd": int(c)}
         for i, k, a, b, c in zip(
-            labelled.images, labelled.keypoints, labelled.areas, labelled.boxes, labelled.crowds, strict=True
+            labeled.images, labeled.keypoints, labeled.areas, labeled.boxes, labeled.crowds, strict=True
         )
     ]
     metric = load("oks_ap")
     metric.add_batch(predictions=predictions[:5], references=[])
     same_scores(
-        metric.compute(predictions=predictions[5:], references=references), oks_average_precision(predicted, labelled)
+        metric.compute(predictions=predictions[5:], references=references), oks_average_precision(predicted, labeled)
     )
-    with pytest.raises(MetricError, match="lacks 'area'"):
+    with pytest.raises(MetricError, match="found one without 'area'"):
         metric.compute(predictions=predictions, references=[{"image_id": 1, "keypoints": [0] * 51, "bbox": [0] * 4}])
     with pytest.raises(MetricError, match="17 keypoints"):
         metric.compute(predictions=[{"image_id": 1, "keypoints": [0] * 8, "score": 1}], references=references)

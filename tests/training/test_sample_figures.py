@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hf_vit_seg.drawing.skeletons import COCO_BONES, LEFT, RIGHT, with_skeletons
+from hf_vit_seg.drawing.skeletons import COCO_BONES, LEFT, RIGHT, draw_skeletons
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 from hf_vit_seg.training.figures.layout import add_caption, fitting, grid, legend_below
 from hf_vit_seg.training.figures.poses import persons, pose_figure
@@ -132,7 +132,7 @@ def test_keypoints_are_drawn_at_their_position():
     keypoints = np.zeros((17, 3))
     keypoints[5], keypoints[6] = (10, 20, 2), (50, 30, 1)  # left and right shoulder
     photo = Image.new("RGB", (100, 80), WHITE)
-    drawn = np.asarray(with_skeletons(photo, keypoints[None], keypoints[None, :, 2] > 0, (1.0, 1.0), None))
+    drawn = np.asarray(draw_skeletons(photo, keypoints[None], keypoints[None, :, 2] > 0, (1.0, 1.0), None))
     assert tuple(drawn[20, 10]) == LEFT and tuple(drawn[30, 50]) == RIGHT
     assert not near(drawn[25, 30], WHITE)  # the bone between them
     assert (drawn[:8, :8] == 255).all()  # keypoints without a label are at (0, 0)
@@ -141,7 +141,7 @@ def test_keypoints_are_drawn_at_their_position():
 
 def test_scaling_maps_pixel_centers():
     keypoints = np.array([[[10.0, 20.0, 1.0]]])
-    drawn = with_skeletons(Image.new("RGB", (300, 300)), keypoints, keypoints[..., 2] > 0, (3.0, 3.0), ())
+    drawn = draw_skeletons(Image.new("RGB", (300, 300)), keypoints, keypoints[..., 2] > 0, (3.0, 3.0), ())
     found = np.argwhere(np.asarray(drawn)[..., 1] > 0)
     np.testing.assert_allclose(found.mean(axis=0), [61, 31], atol=0.5)  # (20 + 0.5) * 3 - 0.5
 

@@ -17,7 +17,7 @@ from PIL import Image
 from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.images.files import ImageFileError, within_limits
-from hf_vit_seg.drawing.overlays import draw_overlay, shown_size
+from hf_vit_seg.drawing.overlays import display_size, draw_overlay
 from hf_vit_seg.inference.dense.pixel_maps import MapSelection, PixelMaps
 from hf_vit_seg.inference.dense.protocols import PredictionError
 from hf_vit_seg.inference.files.prediction import (
@@ -169,7 +169,7 @@ def savers(
 def overview(image: RegionImage, labels: Plane) -> tuple[Image.Image, np.ndarray]:
     """The image and its label map (n, m), both reduced to `OVERVIEW_SIDE`: pixels averaged, labels the nearest."""
     height, width = image.size
-    small = shown_size((width, height), OVERVIEW_SIDE, enlarge=False)
+    small = display_size((width, height), OVERVIEW_SIDE, enlarge=False)
     columns, rows = ((2 * np.arange(n) + 1) * old // (2 * n) for n, old in zip(small, (width, height), strict=True))
     reduced = np.concatenate([labels.rows(row, row + 1)[:, columns] for row in rows.tolist()])
     scale = max(height / small[1], 1.0)

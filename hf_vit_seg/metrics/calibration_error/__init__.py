@@ -1,1 +1,1 @@
-"""A folder that `evaluate.load` takes."""
+"""The `evaluate` module of the calibration error."""

@@ -1,4 +1,4 @@
-"""Calibration error of classification as a module of evaluate."""
+"""Calibration error of classification as an `evaluate` module."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from hf_vit_seg.metrics import calibration, evaluation_module
 
 _INPUTS = """
 Args of evaluate.load:
-    bins (`int`, defaults to 15): number of bins of confidence, of equal width.
-    adaptive (`bool`, defaults to False): also over bins of equally many samples, which keeps all confidences.
-    ignore_index (`int`, optional): references that do not count.
+    bins (`int`, defaults to 15): number of confidence bins of equal width.
+    adaptive (`bool`, defaults to False): also compute the error over equal-mass bins, which stores all confidences.
+    ignore_index (`int`, optional): value of ignored references.
 Args:
     predictions: probabilities of the classes, (K,) for each sample, which sum to 1.
-    references: class indexes.
+    references: class indices.
 Returns:
     calibration_error (expected), maximum_calibration_error, with adaptive also adaptive_calibration_error: `float`,
     0 .. 1.
 Across processes:
-    metric.counts = accelerator.reduce(metric.counts, "sum"), then compute. The adaptive error is no sum.
+    metric.counts = accelerator.reduce(metric.counts, "sum"), then compute. The adaptive error is not a sum.
 """
 _CITATION = """
 @inproceedings{guo2017calibration, title={On Calibration of Modern Neural Networks},
@@ -30,7 +30,7 @@ author={Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.}, boo
 class CalibrationError(evaluation_module.StreamedMetric):
     """The distance between confidence and accuracy."""
 
-    SENTENCE = "How far the probability of the predicted class is from how often that class is right."
+    DESCRIPTION = "How far the probability of the predicted class is from how often that class is right."
     INPUTS = _INPUTS
     CITATION = _CITATION
     FEATURES = {"predictions": datasets.List(datasets.Value("float32")), "references": datasets.Value("int64")}
@@ -41,22 +41,22 @@ class CalibrationError(evaluation_module.StreamedMetric):
         self.bins, self.adaptive, self.ignored = bins, adaptive, ignore_index
         super().__init__(*args, **kwargs)
 
-    def restart(self) -> None:
-        """Forget what was counted."""
-        self.measure = calibration.CalibrationError(self.bins, self.ignored)
-        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    def reset(self) -> None:
+        """Clear the counts."""
+        self.metric = calibration.CalibrationError(self.bins, self.ignored)
+        self.confidences: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def count(self, predictions: Any, references: Any) -> None:
-        """Count samples."""
+        """Add samples."""
         probabilities, classes = evaluation_module.tensor(predictions), evaluation_module.tensor(references)
-        self.measure.update(probabilities, classes)
+        self.metric.update(probabilities, classes)
         if self.adaptive:
-            self.kept.append(calibration.confidences(probabilities, classes, self.ignored))
+            self.confidences.append(calibration.confidences(probabilities, classes, self.ignored))
 
     def score(self) -> dict[str, Any]:
-        """The errors."""
-        scores = self.measure.scores()
+        """The calibration errors."""
+        scores = self.metric.scores()
         if self.adaptive:
-            confidence, hits = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
+            confidence, hits = (torch.cat(parts) for parts in zip(*self.confidences, strict=True))
             scores["adaptive_calibration_error"] = calibration.adaptive_calibration_error(confidence, hits, self.bins)
         return scores

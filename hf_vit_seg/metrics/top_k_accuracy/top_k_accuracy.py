@@ -1,4 +1,4 @@
-"""Top-k accuracy of classification as a module of evaluate."""
+"""Top-k accuracy of classification as an `evaluate` module."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,22 +9,22 @@ from hf_vit_seg.metrics import accuracy, evaluation_module
 
 _INPUTS = """
 Args of evaluate.load:
-    k (`Sequence[int]`, defaults to (1, 5)): how many of the best scored classes may hold the right one.
-    ignore_index (`int`, optional): references that do not count.
+    k (`Sequence[int]`, defaults to (1, 5)): numbers of top classes.
+    ignore_index (`int`, optional): value of ignored references.
 Args:
     predictions: scores of the classes, (K,) for each sample, logits or probabilities.
-    references: class indexes.
+    references: class indices.
 Returns:
-    accuracy (k = 1), top_5_accuracy (k = 5) ...: `float`, 0 .. 1. Of equal scores the lower class comes first.
+    accuracy (k = 1), top_5_accuracy (k = 5) ...: `float`, 0 .. 1. Ties are broken by the lower index.
 Across processes:
     metric.counts = accelerator.reduce(metric.counts, "sum"), then compute.
 """
 
 
 class TopKAccuracy(evaluation_module.StreamedMetric):
-    """The share of samples whose class is among the k best scored."""
+    """The share of samples whose class is among the k highest scores."""
 
-    SENTENCE = "How often the right class is among the k best scored ones."
+    DESCRIPTION = "How often the correct class is among the k highest scores."
     INPUTS = _INPUTS
     CITATION = ""
     FEATURES = {"predictions": datasets.List(datasets.Value("float32")), "references": datasets.Value("int64")}
@@ -33,14 +33,14 @@ class TopKAccuracy(evaluation_module.StreamedMetric):
         self.k, self.ignored = k, ignore_index
         super().__init__(*args, **kwargs)
 
-    def restart(self) -> None:
-        """Forget what was counted."""
-        self.measure = accuracy.TopKAccuracy(self.k, self.ignored)
+    def reset(self) -> None:
+        """Clear the counts."""
+        self.metric = accuracy.TopKAccuracy(self.k, self.ignored)
 
     def count(self, predictions: Any, references: Any) -> None:
-        """Count samples."""
-        self.measure.update(evaluation_module.tensor(predictions), evaluation_module.tensor(references))
+        """Add samples."""
+        self.metric.update(evaluation_module.tensor(predictions), evaluation_module.tensor(references))
 
     def score(self) -> dict[str, Any]:
-        """The shares."""
-        return self.measure.scores()
+        """The accuracy for each k."""
+        return self.metric.scores()

@@ -24,7 +24,7 @@ from hf_vit_seg.metrics.accuracy import TopKAccuracy
 from hf_vit_seg.metrics.boundary import BoundaryIoU
 from hf_vit_seg.metrics.calibration import CalibrationError
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
-from hf_vit_seg.metrics.keypoint_similarity import LabelledPersons, PredictedPersons, oks_average_precision
+from hf_vit_seg.metrics.keypoint_similarity import LabeledPersons, PredictedPersons, oks_average_precision
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.recipe.schema import Task
@@ -142,10 +142,10 @@ def build_predictions(found: list[Found]) -> PredictedPersons:
     )
 
 
-def build_labels(found: list[Found]) -> LabelledPersons:
+def build_labels(found: list[Found]) -> LabeledPersons:
     """Collect the labels of all persons."""
     everyone = [person for person, _, _ in found]
-    return LabelledPersons(
+    return LabeledPersons(
         images=np.array([person.image_id for person in everyone]),
         keypoints=torch.stack([person.keypoints for person in everyone]).numpy(),
         areas=np.array([person.area for person in everyone]),

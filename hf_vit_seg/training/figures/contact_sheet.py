@@ -14,9 +14,9 @@ from hf_vit_seg.data.checks.report import SplitFacts
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.samples import Person, RawSample
-from hf_vit_seg.drawing.overlays import FAINT, PAPER, LegendRow, draw_overlay, nearest_labels, resized_picture
+from hf_vit_seg.drawing.overlays import FAINT, PAPER, LegendRow, draw_overlay, nearest_labels, resize_for_display
 from hf_vit_seg.drawing.palettes import class_palette
-from hf_vit_seg.drawing.skeletons import with_skeletons
+from hf_vit_seg.drawing.skeletons import draw_skeletons
 from hf_vit_seg.errors import HfVitSegError
 
 from .layout import Color, add_caption, grid, legend_below
@@ -83,10 +83,10 @@ def segmentation_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
     labels = nearest_labels(class_indices(part.table, sample.target), (FINER * size[0], FINER * size[1]))
     labels = add_stripes(labels, part)
     gray = ImageOps.autocontrast(photo.convert("L"), cutoff=1).convert("RGB")
-    gray = resized_picture(gray, (FINER * size[0], FINER * size[1]))
+    gray = resize_for_display(gray, (FINER * size[0], FINER * size[1]))
     overlay = draw_overlay(gray, labels, palette(part.table), (), OPACITY, longest_side=None).reduce(FINER)
     pair = Image.new("RGB", (2 * size[0] + 2, size[1]), PAPER)
-    pair.paste(resized_picture(photo, size), (0, 0))
+    pair.paste(resize_for_display(photo, size), (0, 0))
     pair.paste(overlay, (size[0] + 2, 0))
     height, width = sample.image.shape[1:]
     return add_caption(pair, sample.name, (f"{height} x {width}", FAINT))
@@ -121,7 +121,7 @@ def classification_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image
     assert isinstance(sample.target, int)
     photo = to_rgb_image(sample.image)
     side = SIDE // 2 if max(photo.size) < SIDE // 2 else SIDE
-    shown = resized_picture(photo, fit_size(photo.size, side))
+    shown = resize_for_display(photo, fit_size(photo.size, side))
     return add_caption(on_square(shown, side), part.class_name(sample.target), (sample.name, FAINT))
 
 
@@ -143,7 +143,7 @@ def pose_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
     size = fit_size(photo.size)
     scale = (size[0] / photo.width, size[1] / photo.height)
     points = sample.target.keypoints.numpy().astype(float)[None] - (left, top, 0)
-    drawn = with_skeletons(resized_picture(photo, size), points, points[..., 2] > 0, scale, None)
+    drawn = draw_skeletons(resize_for_display(photo, size), points, points[..., 2] > 0, scale, None)
     return add_caption(on_square(drawn, SIDE), sample.name, (f"{int((points[..., 2] > 0).sum())} keypoints", FAINT))
 
 

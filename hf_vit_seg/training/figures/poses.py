@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.drawing.overlays import resized_picture, shown_size
-from hf_vit_seg.drawing.skeletons import LEAST_SCORE, with_skeletons
+from hf_vit_seg.drawing.overlays import display_size, resize_for_display
+from hf_vit_seg.drawing.skeletons import LEAST_SCORE, draw_skeletons
 
 from .layout import add_caption, grid
 from .samples import as_rgb
@@ -33,15 +33,15 @@ def pose_figure(
     keypoints, and none for other numbers. `note` is appended to the title of the prediction.
     """
     photo = as_rgb(image)
-    size = shown_size(photo.size, LONGEST_SIDE, enlarge=True)
+    size = display_size(photo.size, LONGEST_SIDE, enlarge=True)
     scale = (size[0] / photo.width, size[1] / photo.height)
     labeled, found = persons(truth), persons(predicted)
-    shown = resized_picture(photo, size)
+    shown = resize_for_display(photo, size)
     return grid(
         [
-            add_caption(with_skeletons(shown, labeled, labeled[..., 2] > 0, scale, bones), "truth"),
+            add_caption(draw_skeletons(shown, labeled, labeled[..., 2] > 0, scale, bones), "truth"),
             add_caption(
-                with_skeletons(shown, found, found[..., 2] >= LEAST_SCORE, scale, bones, faint=True),
+                draw_skeletons(shown, found, found[..., 2] >= LEAST_SCORE, scale, bones, faint=True),
                 f"prediction{', ' if note else ''}{note}",
             ),
         ],

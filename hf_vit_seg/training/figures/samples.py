@@ -18,7 +18,14 @@ from PIL import Image
 
 from hf_vit_seg.atomic_io import write_files
 from hf_vit_seg.data.images.display import to_rgb_image
-from hf_vit_seg.drawing.overlays import LegendRow, draw_overlay, nearest_labels, percent, resized_picture, shown_size
+from hf_vit_seg.drawing.overlays import (
+    LegendRow,
+    display_size,
+    draw_overlay,
+    nearest_labels,
+    percent,
+    resize_for_display,
+)
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 
 from .layout import Color, add_caption, grid, legend_below
@@ -53,7 +60,7 @@ def segmentation_figure(
     scores = matrix.scores()
     colors = np.concatenate([np.asarray(palette, dtype=np.uint8)[: len(names)], np.array([IGNORED], dtype=np.uint8)])
     size = panel_size((labels.shape[1], labels.shape[0]))
-    photo = resized_picture(as_rgb(image), size)
+    photo = resize_for_display(as_rgb(image), size)
     shown = nearest_labels(np.where(counted, labels, len(names)), size)
     guess = nearest_labels(found, size)
     wrong = float((found != labels)[counted].mean()) if counted.any() else 0.0
@@ -73,7 +80,7 @@ def segmentation_figure(
 def panel_size(size: tuple[int, int]) -> tuple[int, int]:
     """Return (width, height) in a panel: large images are reduced, small ones enlarged by an integer factor."""
     factor = max(1, LONGEST_SIDE // max(size))
-    return shown_size((size[0] * factor, size[1] * factor), LONGEST_SIDE, enlarge=False)
+    return display_size((size[0] * factor, size[1] * factor), LONGEST_SIDE, enlarge=False)
 
 
 def as_labels(labels: Any) -> np.ndarray:
@@ -145,7 +152,7 @@ def classification_thumbnail(sample: ClassifiedImage, names: Sequence[str]) -> I
     photo = as_rgb(sample.image)
     scale = THUMBNAIL / max(photo.size)
     width, height = (max(1, round(side * scale)) for side in photo.size)
-    photo = resized_picture(photo, (width, height))
+    photo = resize_for_display(photo, (width, height))
     square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), (255, 255, 255))
     square.paste(photo, ((THUMBNAIL - photo.width) // 2, (THUMBNAIL - photo.height) // 2))
     color = RIGHT if sample.prediction == sample.truth else WRONG
