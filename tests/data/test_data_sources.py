@@ -240,9 +240,9 @@ def test_digits(share):
 
 
 def test_the_table_says_what_it_expects(tmp_path):
-    with pytest.raises(RecordError, match="no data source called 'folder'; did you mean 'folders'"):
+    with pytest.raises(RecordError, match="unknown data source 'folder'; did you mean 'folders'"):
         open_source({"kind": "folder"}, "segmentation", place="data.train")
-    with pytest.raises(RecordError, match=r"data\.train\.mask is no known setting; did you mean 'masks'"):
+    with pytest.raises(RecordError, match=r"data\.train\.mask is not a known setting; did you mean 'masks'"):
         open_source({"kind": "folders", "images": "a", "mask": "b"}, "segmentation", place="data.train")
     with pytest.raises(
         SourceError, match=r"data\.train: sklearn_digits is a source for classification, and the task is seg"

@@ -1,4 +1,4 @@
-"""The card: valid metadata, what was measured in both forms, snippets that run, and the licence from source to push."""
+"""The card: valid metadata, what was measured in both forms, snippets that run, and the license from source to push."""
 
 import io
 import re
@@ -214,7 +214,7 @@ def test_a_text_of_one_s_own_is_kept(hub, run):
     assert "A story" not in contents(hub, "me/third")["README.md"].decode()
 
 
-def test_the_licence_goes_from_the_source_to_the_hub(hub, tmp_path):
+def test_the_license_goes_from_the_source_to_the_hub(hub, tmp_path):
     done = CliRunner().invoke(app, ["convert", str(NVLABS), str(tmp_path / "converted")])
     assert done.exit_code == 0 and "nvidia-source-code-license" in done.output
     assert NVIDIA.items() <= card_metadata(tmp_path / "converted").items()
@@ -234,7 +234,7 @@ def test_the_licence_goes_from_the_source_to_the_hub(hub, tmp_path):
     assert lineage(load_recipe("nuclei")) == Provenance()
 
 
-def test_a_licence_that_cannot_be_read_is_told_and_asked_for_again(hub, tmp_path, caplog):
+def test_an_unreadable_license_is_logged_and_read_again(hub, tmp_path, caplog):
     convert(NVLABS, tmp_path / "converted")
     push(tmp_path / "converted", Target("me/converted"))
     hub.repos["model/me/bare"] = Repo("model")
@@ -245,14 +245,14 @@ def test_a_licence_that_cannot_be_read_is_told_and_asked_for_again(hub, tmp_path
 
     hub.fault = cut
     assert provenance_of("me/converted") == Provenance(base_model=("me/converted",))
-    assert "the card of me/converted cannot be read, so its licence is not handed on" in caplog.text
+    assert "the card of me/converted cannot be read, so its license is not copied" in caplog.text
     hub.fault = lambda method, path: None
     assert provenance_of("me/converted").license_name == NVIDIA["license_name"]
     hub.fault = cut  # what was read once is read again without the Hub
     assert provenance_of("me/converted").license_name == NVIDIA["license_name"]
 
 
-def test_a_card_beside_the_checkpoint_tells_its_own_licence(tmp_path):
+def test_a_card_beside_the_checkpoint_has_its_own_license(tmp_path):
     (tmp_path / "in").mkdir()
     checkpoint = Path(shutil.copy(NVLABS, tmp_path / "in" / "model.pth"))
     (tmp_path / "in" / CARD).write_text("---\nlicense: mit\nbase_model: me/base\ndatasets: [me/data]\n---\n# Mine\n")
@@ -263,10 +263,10 @@ def test_a_card_beside_the_checkpoint_tells_its_own_licence(tmp_path):
 
 
 def test_weights_that_descend_from_nvidia_s_say_so():
-    licences = {(a.name, source.name): source.weights.license_name for a, source in sources()}
-    segformers = {key: name for key, name in licences.items() if key[0] == "segformer"}
+    licenses = {(a.name, source.name): source.weights.license_name for a, source in sources()}
+    segformers = {key: name for key, name in licenses.items() if key[0] == "segformer"}
     assert segformers and set(segformers.values()) == {NVIDIA["license_name"]}
-    assert {name for key, name in licences.items() if key not in segformers} == {None}
+    assert {name for key, name in licenses.items() if key not in segformers} == {None}
 
 
 texts = st.text("abcdefg:#-'\"{}[] ", min_size=1).filter(str.strip)

@@ -102,7 +102,7 @@ def test_the_licence_of_the_weights_that_it_carries(hub, tmp_path, known):
     push_space(str(model), Target("me/demo"))
     card = SpaceCard(hub.repo("me/demo", "space").files()["README.md"].decode())
     assert {name: value for name, value in card.data.to_dict().items() if name.startswith("license")} == known
-    assert f"weights in `model/`: {Provenance(**known).licence()}" in card.text
+    assert f"weights in `model/`: {Provenance(**known).describe_license()}" in card.text
 
 
 def test_what_the_model_itself_needs_is_pinned(hub, tmp_path):
@@ -120,7 +120,7 @@ def test_what_the_model_itself_needs_is_pinned(hub, tmp_path):
 
 @pytest.mark.parametrize("name", ["/some/nope", "me/nope"])
 def test_a_model_that_is_nowhere(hub, name):
-    with pytest.raises(PushError, match=f"^{name} is no directory here, and no model on the Hub"):
+    with pytest.raises(PushError, match=f"^{name} is neither a local directory nor an accessible model on the Hub"):
         push_space(name, Target("me/demo"))
     assert not hub.repos
 
@@ -149,7 +149,7 @@ def test_a_variable_that_cannot_be_set_is_told(hub):
             raise Refusal(403, "", "not yours")
 
     hub.fault = refused
-    with pytest.raises(PushError, match="is pushed, but does not know its model: set HF_VIT_SEG_MODELS to me/model"):
+    with pytest.raises(PushError, match="is pushed, but its model is not set; set HF_VIT_SEG_MODELS to me/model"):
         push_space("me/model", Target("me/demo"))
     push_space("me/model", Target("me/demo", create_pr=True))
 

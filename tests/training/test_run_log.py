@@ -103,7 +103,7 @@ def test_only_the_main_process_writes(tmp_path):
 
 
 def test_an_unknown_tracker_is_named_with_the_nearest():
-    with pytest.raises(RecordError, match=r"no tracker called 'tensorbord'; did you mean 'tensorboard'\?"):
+    with pytest.raises(RecordError, match=r"unknown tracker 'tensorbord'; did you mean 'tensorboard'\?"):
         check_trackers(["tensorbord"])
 
 
