@@ -29,9 +29,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_files(files: Mapping[Path, Callable[[Path], Any]], flush: bool = False) -> None:
-    """Write files that belong together: each function gets a temporary path with the suffix of its file.
+    """Write a group of files: each function gets a temporary path with the suffix of its file.
 
-    The files are renamed when all are complete. If one fails, none is kept. WriteError if the disk refuses.
+    The files are renamed when all are complete. If one fails, none is kept. WriteError if writing fails.
     """
     try:
         for path, save in files.items():
@@ -52,7 +52,7 @@ def write_files(files: Mapping[Path, Callable[[Path], Any]], flush: bool = False
 
 
 def json_text(content: Any, indent: int | None = None) -> str:
-    """JSON as the text of a file."""
+    """Format JSON as the text of a file."""
     return json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
 
 
@@ -61,9 +61,9 @@ def json_text(content: Any, indent: int | None = None) -> str:
 
 @contextmanager
 def atomic_directory(target: Path, only_missing: bool = False) -> Iterator[Path]:
-    """Yield an empty directory to fill, which replaces `target` at the end. WriteError if the disk refuses.
+    """Yield an empty directory to fill, which replaces `target` at the end. WriteError if writing fails.
 
-    With `only_missing`, files that `target` has are kept, and those that it lacks are added.
+    With `only_missing`, files of `target` are kept, and missing ones are added.
     """
     with directory_errors(target):
         yield new_directory(target)
@@ -72,7 +72,7 @@ def atomic_directory(target: Path, only_missing: bool = False) -> Iterator[Path]
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a path of the same name at which to create a file or directory, which replaces `target` at the end."""
+    """Yield a path with the same name to create a file or directory, which replaces `target` at the end."""
     target = Path(os.path.abspath(target))  # a path that ends in ".." has no name
     previous = target.with_name(PREVIOUS + target.name)
     if previous.exists() and not target.exists():  # killed between the two renames of `replace`
@@ -87,7 +87,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def directory_errors(target: Path) -> Iterator[None]:
-    """Report a failure to write `target` as a WriteError, and remove what was written of it."""
+    """Convert a failure to write `target` into a WriteError, and remove the incomplete directory."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -98,7 +98,7 @@ def directory_errors(target: Path) -> Iterator[None]:
 
 
 def partial_path(target: Path) -> Path:
-    """The temporary name of `target`, with the same suffix."""
+    """Return the temporary name of `target`, with the same suffix."""
     return target.with_name(PARTIAL + target.name)
 
 
@@ -116,7 +116,7 @@ def commit(target: Path) -> None:
 
 
 def replace(new: Path, target: Path) -> None:
-    """Flush a file or directory and rename it to `target`; what `target` was comes back if that fails."""
+    """Flush a file or directory and rename it to `target`; restore the previous `target` if that fails."""
     previous = target.with_name(PREVIOUS + target.name)
     flush_all(new)
     if target.exists():
@@ -133,7 +133,7 @@ def replace(new: Path, target: Path) -> None:
 
 
 def add_missing(target: Path) -> None:
-    """Move the files that `target` lacks from its temporary directory to it; the others stay as they are."""
+    """Move files that are missing in `target` from its temporary directory."""
     partial = partial_path(target)
     flush_all(partial)
     for path in sorted(partial.rglob("*")):
@@ -146,7 +146,7 @@ def add_missing(target: Path) -> None:
 
 
 def move_contents(source: Path, target: Path, last: str) -> None:
-    """Move the entries of one directory to another, replacing those of the same name; the entry `last` comes last."""
+    """Move the entries of a directory to another, replacing entries with the same name; `last` is moved last."""
     for entry in sorted(source.iterdir(), key=lambda entry: (entry.name == last, entry.name)):
         final = target / entry.name
         if final.is_dir():
@@ -155,17 +155,17 @@ def move_contents(source: Path, target: Path, last: str) -> None:
 
 
 def remove_directory(target: Path) -> None:
-    """Remove a directory so that a kill does not leave a part of it under its name."""
-    doomed = partial_path(target)
-    remove(doomed)
-    target.rename(doomed)
-    remove(doomed)
+    """Remove a directory atomically: an interruption leaves no incomplete directory under its name."""
+    temporary = partial_path(target)
+    remove(temporary)
+    target.rename(temporary)
+    remove(temporary)
 
 
 def clean_up(folder: Path) -> None:
-    """Remove what a killed process left incomplete in `folder`, and restore what it was about to replace.
+    """Remove incomplete outputs of a killed process in `folder`, and restore outputs that it was replacing.
 
-    Only for folders that no other process writes.
+    No other process may be writing to the folder.
     """
     for path in sorted(folder.glob(f"{PREVIOUS}*")):
         final = path.with_name(path.name.removeprefix(PREVIOUS))
@@ -175,7 +175,7 @@ def clean_up(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or directory, if there is one."""
+    """Remove a file or directory, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -183,7 +183,7 @@ def remove(path: Path) -> None:
 
 
 def flush_all(path: Path) -> None:
-    """Flush a file, or all files of a directory and then their names."""
+    """Flush a file, or all files and folders of a directory."""
     if path.is_dir():
         for parent, _, names in os.walk(path, topdown=False):
             for name in names:

@@ -13,7 +13,7 @@ import typer
 
 from hf_vit_seg.training.__main__ import train
 
-from .error_reporting import DONE, FAILED, reported
+from .error_reporting import DONE, FAILED, report_errors
 from .errors import HfVitSegError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 @app.command()
-@reported
+@report_errors
 def predict(
     model: Annotated[str, typer.Argument(help="Directory, exported model, or Hub ID of a segmentation model.")],
     images: Annotated[list[str], typer.Argument(help="Image files, folders (recursive), or quoted glob patterns.")],
@@ -224,15 +224,13 @@ def predict(
         flip=flip or None,
     )
     with locked_directory(out):
-        jobs = planned_jobs(images, out, overwrite, skip_existing, videos=frame_rate is not None)
+        jobs = plan_jobs(images, out, overwrite, skip_existing, videos=frame_rate is not None)
         code = run(model, device, dtype.value, jobs, predict_options, out, chosen)
     raise typer.Exit(code)
 
 
-def planned_jobs(
-    images: list[str], out: Path, overwrite: bool, skip_existing: bool, videos: bool = False
-) -> "list[Job]":
-    """The jobs of `predict`: one for each image or video; with `videos`, also one for each folder."""
+def plan_jobs(images: list[str], out: Path, overwrite: bool, skip_existing: bool, videos: bool = False) -> "list[Job]":
+    """Plan the jobs of `predict`: one for each image or video; with `videos`, also one for each folder."""
     from hf_vit_seg.data.images.files import ImageFile, find_images
     from hf_vit_seg.inference.files.prediction import plan
 
@@ -244,7 +242,7 @@ def planned_jobs(
     existing = [path for job in jobs if (path := job.existing)]
     if existing and not overwrite and not skip_existing:
         raise HfVitSegError(
-            f"{len(existing)} of {len(jobs)} images have results already, such as {existing[0]}: pass --overwrite or "
+            f"{len(existing)} of {len(jobs)} images already have results, such as {existing[0]}; pass --overwrite or "
             "--skip-existing"
         )
     return [job for job in jobs if not (skip_existing and job.done)]
@@ -254,7 +252,7 @@ app.command()(train)
 
 
 @app.command()
-@reported
+@report_errors
 def evaluate(
     model: Annotated[str, typer.Argument(help="Directory or Hub ID of a model.")],
     settings: Annotated[
@@ -278,7 +276,7 @@ def evaluate(
 
 
 @app.command()
-@reported
+@report_errors
 def export(
     model: Annotated[str, typer.Argument(help="Directory, exported model, or Hub ID of a segmentation model.")],
     out: Annotated[Path, typer.Argument(help="Output directory for the exported model and its configuration.")],
@@ -351,7 +349,7 @@ def export(
 
 
 @app.command()
-@reported
+@report_errors
 def convert(
     source_file: Annotated[Path, typer.Argument(help="Reference checkpoint; with --to, a model directory.")],
     out: Annotated[Path, typer.Argument(help="Model directory to create; with --to, the file or directory to create.")],
@@ -393,16 +391,16 @@ def fields_of(settings: list[str]) -> dict[str, object]:
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not name.isidentifier():
-            raise HfVitSegError(f"--set takes NAME=VALUE, such as --set decode_head_hidden_size=768; got '{setting}'")
+            raise HfVitSegError(f"--set: found '{setting}', expected NAME=VALUE, such as decode_head_hidden_size=768")
         try:
             fields[name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise HfVitSegError(f"--set {name}: '{value}' is not a YAML value") from None
+            raise HfVitSegError(f"--set {name}: '{value}' is not valid YAML") from None
     return fields
 
 
 @app.command()
-@reported
+@report_errors
 def push(
     directory: Annotated[Path, typer.Argument(help="Model directory, or a run directory to push its best model.")],
     repo: Annotated[str, typer.Argument(help="Hub repository, such as me/my-model. Created if it does not exist.")],
@@ -433,7 +431,7 @@ def push(
 
 
 @app.command("push-space")
-@reported
+@report_errors
 def push_space(
     model: Annotated[str, typer.Argument(help="Model directory, run directory, Hub ID, or nuclei (built in).")],
     repo: Annotated[str, typer.Argument(help="Space on the Hub, such as me/my-demo. Created if it does not exist.")],
@@ -453,7 +451,7 @@ def push_space(
 
 
 @app.command()
-@reported
+@report_errors
 def demo(
     models: Annotated[
         list[str] | None,
@@ -474,7 +472,7 @@ def demo(
 
 
 @app.command("check-data")
-@reported
+@report_errors
 def check_data(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Overrides of the recipe: NAME=VALUE.")] = None,
@@ -486,14 +484,14 @@ def check_data(
     Writes report.json, and a contact sheet for each split, such as train.png. Exit code 1 if training would refuse the
     data.
     """
-    from hf_vit_seg.training.data_check import check_data as look
+    from hf_vit_seg.training.data_check import check_data as run_check
 
-    well = look(recipe, overrides or (), out, splits.split(","))
-    raise typer.Exit(DONE if well else FAILED)
+    valid = run_check(recipe, overrides or (), out, splits.split(","))
+    raise typer.Exit(DONE if valid else FAILED)
 
 
 @app.command()
-@reported
+@report_errors
 def models() -> None:
     """List the architectures and their variants. Exit code 1 if one cannot be loaded."""
     from rich.console import Console
@@ -508,7 +506,7 @@ def models() -> None:
 
 
 @app.command()
-@reported
+@report_errors
 def plugins() -> None:
     """List the installed plugins with their status. Exit code 1 if one cannot be loaded."""
     from rich.console import Console
@@ -519,7 +517,7 @@ def plugins() -> None:
     Console().print(plugins_view(found))
     failed = [plugin for plugin in found if plugin.error]
     for plugin in failed:
-        typer.echo(f"hf-vit-seg: {plugin.name} of {plugin.origin} cannot be used: {plugin.error}", err=True)
+        typer.echo(f"hf-vit-seg: {plugin.name} of {plugin.origin} cannot be loaded: {plugin.error}", err=True)
     raise typer.Exit(FAILED if failed else DONE)
 
 

@@ -1,6 +1,7 @@
-"""What other packages bring: entry points, loaded one by one, so that a broken one takes no other down.
+"""Load entry points of other packages one by one, so that a broken one does not affect the others.
 
-A name belongs to the first that has it: this package's own, then by the names and targets of the entry points.
+If several entry points have the same name, the first is used: this package's own, then in the order of their names and
+targets.
 """
 
 import logging
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plugin:
-    """An entry point found in the environment: what it gave, or why it gave nothing."""
+    """An entry point with its value, or the error of loading it."""
 
     group: str
     name: str
@@ -28,34 +29,34 @@ class Plugin:
 
 
 def origin(entry: EntryPoint) -> str:
-    """The package that brings an entry point, and its version."""
+    """Return the name and version of the package that defines an entry point."""
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
 
 
 def entries(group: str) -> list[EntryPoint]:
-    """The entry points of a group, this package's own first."""
+    """Return the entry points of a group, this package's own first."""
     # An editable install can be listed twice.
     unique = {(origin(entry), entry.name, entry.value): entry for entry in entry_points(group=group)}
     return sorted(unique.values(), key=lambda e: (e.dist is None or e.dist.name != PACKAGE, e.name, e.value))
 
 
 def load(entry: EntryPoint, accept: Callable[[Any], None]) -> Plugin:
-    """Load one entry point and let `accept` judge what it gave; whatever either raises is kept as the error."""
+    """Load one entry point and check its value with `accept`; exceptions of both are stored as the error."""
     try:
         value = entry.load()
         accept(value)
-    except (Exception, SystemExit) as error:  # a stranger's import may do anything, and must not take the others down
+    except (Exception, SystemExit) as error:  # third-party imports may raise anything
         return Plugin(entry.group, entry.name, entry.value, origin(entry), error=f"{type(error).__name__}: {error}")
     return Plugin(entry.group, entry.name, entry.value, origin(entry), value)
 
 
 def load_all(group: str, accept: Callable[[Any], None], built_in: Collection[str] = ()) -> tuple[Plugin, ...]:
-    """Every entry point of a group; of those of one name the first is loaded, and none with a `built_in` name."""
+    """Load every entry point of a group; those with a duplicate or `built_in` name get an error instead."""
     owners = dict.fromkeys(built_in, PACKAGE)
     found = []
     for entry in entries(group):
         if entry.name in owners:
-            reason = f"the name is taken by {owners[entry.name]}: it must be another"
+            reason = f"the name is already used by {owners[entry.name]}; choose another"
             found.append(Plugin(group, entry.name, entry.value, origin(entry), error=reason))
             continue
         owners[entry.name] = origin(entry)
@@ -64,12 +65,12 @@ def load_all(group: str, accept: Callable[[Any], None], built_in: Collection[str
 
 
 def first_of_each_name(group: str) -> dict[str, EntryPoint]:
-    """The entry points of a group by name, not loaded."""
+    """Return the entry points of a group by name, not loaded."""
     return {entry.name: entry for entry in reversed(entries(group))}
 
 
 def subclass_of(kind: type) -> Callable[[Any], None]:
-    """Accepts subclasses of `kind`; TypeError for anything else."""
+    """Return a check that accepts only subclasses of `kind`; TypeError for other values."""
 
     def accept(value: Any) -> None:
         if not (isinstance(value, type) and issubclass(value, kind)):

@@ -1,4 +1,4 @@
-"""How commands end: one sentence for an error of the input, the traceback for a bug, and the exit codes."""
+"""Error reports and exit codes of commands: one sentence for user errors, a traceback for bugs."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ from .errors import HfVitSegError, error_sentence
 
 DONE = 0
 FAILED = 1  # some of the work failed
-REFUSED = 2  # the command cannot be carried out as given
+REFUSED = 2  # the command cannot be executed as given
 BUG = 70  # EX_SOFTWARE of sysexits.h
 STOPPED = 130  # by Ctrl-C or SIGTERM
 TRACEBACK_OPTION = Annotated[bool, typer.Option("--traceback", help="Show the traceback of every error.")]
@@ -26,7 +26,7 @@ show_tracebacks: ContextVar[bool] = ContextVar("show_tracebacks", default=False)
 
 
 def report(error: Exception) -> int:
-    """Print an error, and return the exit code for it."""
+    """Print an error and return its exit code."""
     process = this_process()
     expected = isinstance(error, HfVitSegError)
     if not expected or show_tracebacks.get():
@@ -39,19 +39,19 @@ def report(error: Exception) -> int:
 
 
 def traceback_text(error: BaseException) -> str:
-    """The traceback of an exception and of those that caused it."""
+    """Format the traceback of an exception and its causes."""
     return "".join(traceback.format_exception(error))
 
 
-def kind_of(error: BaseException) -> tuple[str, str, int]:
-    """What bugs of one kind have in common: the type, and the file and line that raised it."""
+def error_location(error: BaseException) -> tuple[str, str, int]:
+    """Return the type, file and line of an exception, which identify a bug."""
     frames = traceback.extract_tb(error.__traceback__)
     file, line = (frames[-1].filename, frames[-1].lineno or 0) if frames else ("", 0)
     return type(error).__name__, file, line
 
 
 @contextmanager
-def bugs_logged(path: Path) -> Iterator[None]:
+def log_bugs(path: Path) -> Iterator[None]:
     """Append the traceback of any exception but HfVitSegError to a file, and re-raise it."""
     try:
         yield
@@ -64,12 +64,12 @@ def bugs_logged(path: Path) -> Iterator[None]:
 
 
 def this_process() -> str:
-    """Which of several processes this is."""
+    """Return " (process N)" if there are several processes."""
     return "" if os.environ.get("WORLD_SIZE", "1") == "1" else f" (process {os.environ.get('RANK', '0')})"
 
 
-def reported(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a typer command the option --traceback, and let its errors end in a report and an exit code."""
+def report_errors(function: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a typer command: report its errors, return exit codes, and add the option --traceback."""
 
     @wraps(function)
     def command(*arguments: Any, traceback: bool, **options: Any) -> None:
@@ -83,10 +83,10 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
         finally:
             show_tracebacks.reset(token)
 
-    described = signature(function, eval_str=True)
+    original = signature(function, eval_str=True)
     option = Parameter("traceback", Parameter.KEYWORD_ONLY, default=False, annotation=TRACEBACK_OPTION)
-    parameters = [*described.parameters.values(), option]
-    command.__signature__ = described.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    parameters = [*original.parameters.values(), option]
+    command.__signature__ = original.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     return command
 
@@ -97,10 +97,10 @@ __all__ = [
     "FAILED",
     "REFUSED",
     "STOPPED",
-    "bugs_logged",
-    "kind_of",
+    "error_location",
+    "log_bugs",
     "report",
-    "reported",
+    "report_errors",
     "show_tracebacks",
     "this_process",
     "traceback_text",

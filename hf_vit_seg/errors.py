@@ -1,4 +1,4 @@
-"""Errors that users see as one sentence, and exceptions of any kind as one sentence."""
+"""Errors with one-sentence messages, and one-sentence messages of any exception."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,18 +7,18 @@ from pathlib import Path
 from hf_vit_seg.models.errors import HfVitSegError
 
 WORKER_TRACEBACK = "Original Traceback"  # torch puts it before the message of an error in a loader process
-LONGEST = 400  # characters of a library's message
+LONGEST = 400  # maximum length of a library's message
 
 
 class WriteError(HfVitSegError):
-    """A file or directory that cannot be written, and why."""
+    """A file or directory that cannot be written."""
 
 
 def error_sentence(error: BaseException, short: bool = False) -> str:
-    """The message of any exception on one line, or its type's name if it has none.
+    """Return the message of any exception on one line, or the name of its type if it has none.
 
-    `short` keeps only the first sentence, for libraries whose messages go on with advice. Messages of HfVitSegError
-    are never cut.
+    `short` keeps only the first sentence, for libraries with long messages. Messages of HfVitSegError are not
+    shorten.
     """
     text = str(error).strip()
     if WORKER_TRACEBACK in text:
@@ -31,7 +31,7 @@ def error_sentence(error: BaseException, short: bool = False) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """The first line of a text up to its first period; a line that ends in a colon continues in the next."""
+    """Return the first line of a text up to its first period; a line that ends in a colon continues in the next."""
     kept: list[str] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         kept.append(line)
@@ -42,12 +42,12 @@ def first_sentence(text: str) -> str:
 
 @contextmanager
 def write_errors(target: Path) -> Iterator[None]:
-    """Raise WriteError for an OSError of the operating system while `target` is written."""
+    """Convert an OSError while `target` is written into a WriteError."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or error_sentence(error)
-        raise WriteError(f"{target} cannot be written ({reason}): free space, or choose another output") from error
+        raise WriteError(f"{target} cannot be written ({reason}); free disk space, or choose another output") from error
 
 
 __all__ = ["HfVitSegError", "WriteError", "error_sentence", "write_errors"]

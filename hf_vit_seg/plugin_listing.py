@@ -1,7 +1,7 @@
-"""All that installed packages bring, for the commands `plugins` and `models`.
+"""List all installed plugins, for the commands `plugins` and `models`.
 
-Every entry point of every group is loaded here, one by one, and an architecture's variants, conversions and
-export forms are tried, so that what would fail later fails here, with its reason.
+Every entry point of every group is loaded, and an architecture's variants, conversions and export forms are checked,
+so that errors are found early.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,15 +28,15 @@ GROUPS = (GROUP, HEADS_GROUP, *(table.group for table in TABLES), runtimes.GROUP
 
 
 def every_plugin() -> tuple[Plugin, ...]:
-    """Every entry point of every group, loaded: what it gave, or why it gave nothing."""
+    """Load every entry point of every group; failed ones have an error."""
     of_tables = [plugin for table in TABLES for plugin in table.plugins()]
     suffixes = [suffix.removeprefix(".") for suffix in runtimes.PROGRAMS]
     programs = load_all(runtimes.GROUP, runtimes.check_runtime, suffixes)
-    return (*map(tried, plugins()), *heads(), *of_tables, *programs, *misplaced())
+    return (*map(check_plugin, plugins()), *heads(), *of_tables, *programs, *unknown_groups())
 
 
-def tried(plugin: Plugin) -> Plugin:
-    """An architecture's plugin; with an error if its variants, conversions or export forms cannot be used."""
+def check_plugin(plugin: Plugin) -> Plugin:
+    """Return an architecture's plugin, with an error if its variants, conversions or export forms are broken."""
     if plugin.error:
         return plugin
     found = "; ".join(failures(plugin.value))
@@ -44,7 +44,7 @@ def tried(plugin: Plugin) -> Plugin:
 
 
 def failures(architecture: Architecture) -> Iterator[str]:
-    """What of an architecture cannot be used, in words."""
+    """Describe broken variants, conversions and export forms of an architecture."""
     from .conversion import registry
 
     try:
@@ -55,7 +55,7 @@ def failures(architecture: Architecture) -> Iterator[str]:
     for place in architecture.conversions:
         try:
             registry.load(place)
-        except Exception as error:  # a stranger's import may raise anything
+        except Exception as error:  # third-party code may raise anything
             yield f"conversion {place}: {type(error).__name__}: {error_sentence(error, short=True)}"
     for place in architecture.forms:
         try:
@@ -64,18 +64,18 @@ def failures(architecture: Architecture) -> Iterator[str]:
             yield f"export forms {place}: {type(error).__name__}: {error_sentence(error, short=True)}"
 
 
-def misplaced() -> list[Plugin]:
-    """Entry points of groups that begin like ours and are none."""
-    strange = sorted(group for group in entry_points().groups if group.startswith(PREFIX) and group not in GROUPS)
+def unknown_groups() -> list[Plugin]:
+    """Return the entry points of unknown groups with this package's prefix."""
+    unknown = sorted(group for group in entry_points().groups if group.startswith(PREFIX) and group not in GROUPS)
     return [
-        Plugin(group, entry.name, entry.value, origin(entry), error=f"there is no such group; {nearest(group, GROUPS)}")
-        for group in strange
+        Plugin(group, entry.name, entry.value, origin(entry), error=f"unknown group; {nearest(group, GROUPS)}")
+        for group in unknown
         for entry in entries(group)
     ]
 
 
 def plugins_view(found: Iterable[Plugin]) -> View:
-    """A line per plugin."""
+    """Return a table with a row per plugin."""
     view = View(box=None)
     for title in ("group", "plugin", "from", "entry point", "state"):
         view.add_column(title, overflow="fold")
@@ -86,12 +86,12 @@ def plugins_view(found: Iterable[Plugin]) -> View:
 
 
 def models_view() -> tuple[View, list[str]]:
-    """A line per variant of every architecture, and a sentence on each architecture whose variants cannot be read."""
+    """Return a table with a row per variant of every architecture, and errors of variants that cannot be read."""
     view, sentences = View("architecture", "model_type", "variant", "parameters", box=None), []
     for name, architecture in architectures().items():
         try:
             counts = {variant: row.get("parameters", 0) for variant, row in architecture.variant_rows().items()}
-        except Exception as error:  # a stranger's file may be anything
+        except Exception as error:  # a third-party file may be invalid in any way
             sentences.append(f"the variants of '{name}' cannot be read: {error_sentence(error, short=True)}")
             continue
         for variant, count in counts.items():

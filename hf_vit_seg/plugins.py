@@ -1,8 +1,7 @@
-"""Architectures are plugins: frozen records behind the entry point group `hf_vit_seg.architectures`.
+"""Architectures are plugins: frozen records in the entry point group `hf_vit_seg.architectures`.
 
-The built-in ones are declared in this package's own pyproject.toml exactly as a stranger's would be; there is no
-second way in. A plugin that fails to load is reported by name and never takes the others down. What else a package may
-bring (heads, losses, data sources, transforms, formats) comes the same way: `plugin_listing` has all groups.
+The built-in ones are declared in this package's pyproject.toml in the same way. A plugin that fails to load is logged
+and skipped. Heads, losses, data sources, transforms and formats are plugins too: `plugin_listing` has all groups.
 """
 
 import logging
@@ -24,16 +23,16 @@ from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
 from hf_vit_seg.models.segmentation_heads import HEADS
 
 from .entry_points import PREFIX, Plugin, load_all, subclass_of
-from .remote_code import file_of, obstacle, register_code
+from .remote_code import copy_obstacle, file_of, register_code
 
 GROUP = PREFIX + "architectures"
 HEADS_GROUP = PREFIX + "heads"
 BACKENDS = frozenset({"torchvision", "pil"})
-# What a row of `variants` says beside config fields: a golden parameter count, and of which model it is.
+# Keys of `variants` that are not config fields: the expected number of parameters, and the model it refers to.
 NOT_FIELDS = ("parameters", "counted")
 
-# The image-segmentation pipeline checks a copy of this table of names, which registration does not reach, and
-# logs a false error for every registered model that is not in it (transformers 5.23, image_segmentation.py).
+# The image-segmentation pipeline checks a copy of this table, which registration does not update, and logs a false
+# error for every registered model that is missing in it (transformers 5.23, image_segmentation.py).
 PIPELINE_NAMES: dict[str, Any] = {
     "AutoModelForSemanticSegmentation": modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 }
@@ -43,12 +42,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """All that the package needs to know of an architecture.
+    """The complete description of an architecture.
 
-    `models` maps the name of an Auto class ("AutoModelForSemanticSegmentation") to the class it shall build;
-    `image_processor` maps both backends, "torchvision" and "pil", to a class. `variants` is a YAML file with a
-    row per published size. `conversions` name the sources of `hf-vit-seg convert`, and `forms` the tables of export
-    forms (`hf_vit_seg.export.forms`), as "module:attribute": they are imported only to convert or to export.
+    `models` maps the name of an Auto class ("AutoModelForSemanticSegmentation") to the class that it builds;
+    `image_processor` maps both backends, "torchvision" and "pil", to a class. `variants` is a YAML file with a row per
+    published size. `conversions` lists the sources of `hf-vit-seg convert`, and `forms` the tables of export forms
+    (`hf_vit_seg.export.forms`), as "module:attribute"; these are imported only when needed.
     """
 
     name: str
@@ -60,25 +59,27 @@ class Architecture:
     forms: tuple[str, ...] = ()
 
     def variant_rows(self) -> dict[str, dict[str, Any]]:
-        """The published sizes by name: config fields, and `parameters`, a golden count.
+        """Read the published sizes by name: config fields, and `parameters`, the expected number of parameters.
 
-        `counted` names the model that it counts, {model: auto class, num_labels}; without it that is the
-        segmentation model with 150 classes.
+        `counted` is the model it refers to, {model: auto class, num_labels}; by default the segmentation model with
+        150 classes.
         """
         return yaml.safe_load(self.variants.read_text(encoding="utf-8")) or {}
 
     def variant_config(self, variant: str, **fields: Any) -> PreTrainedConfig:
-        """The config of a published size (its name's case aside), with other `fields` such as `num_labels` on top."""
+        """Build the config of a published size (ignoring case), with other `fields` such as `num_labels`."""
         rows = {name.lower(): row for name, row in self.variant_rows().items()}
         if variant.lower() not in rows:
-            raise HfVitSegError(f"{self.name} has no variant '{variant}'; it has {', '.join(self.variant_rows())}")
+            raise HfVitSegError(
+                f"unknown variant '{variant}' of {self.name}; choose from {', '.join(self.variant_rows())}"
+            )
         row = {field: value for field, value in rows[variant.lower()].items() if field not in NOT_FIELDS}
         return self.config(**(row | fields))
 
 
 @cache
 def plugins() -> tuple[Plugin, ...]:
-    """Every installed architecture, loaded and registered once per process, or why it is not."""
+    """Load and register every installed architecture, once per process; failed ones have an error."""
     known: list[Architecture] = []
 
     def accept(value: Any) -> None:
@@ -88,42 +89,40 @@ def plugins() -> tuple[Plugin, ...]:
         register(value)
         known.append(value)
 
-    return reported(load_all(GROUP, accept))
+    return log_failures(load_all(GROUP, accept))
 
 
 def check_architecture(architecture: Architecture, known: Sequence[Architecture]) -> None:
-    """Refuse, with ValueError, what could not be registered, or would take the place of something known."""
+    """ValueError for an architecture that cannot be registered, or conflicts with another."""
     if architecture.name in [other.name for other in known]:
-        raise HfVitSegError(f"there is an architecture called '{architecture.name}' already")
+        raise HfVitSegError(f"an architecture named '{architecture.name}' already exists")
     model_type = architecture.config.model_type
     if model_type in [other.config.model_type for other in known]:
-        raise HfVitSegError(f"there is an architecture with the model_type '{model_type}' already")
+        raise HfVitSegError(f"an architecture with model_type '{model_type}' already exists")
     if unknown := [auto for auto in architecture.models if not isinstance(getattr(transformers, auto, None), type)]:
-        raise HfVitSegError(f"`models` has {', '.join(unknown)}, and transformers no Auto class of that name")
+        raise HfVitSegError(f"`models` has unknown Auto classes: {', '.join(unknown)}")
     if set(architecture.image_processor) != BACKENDS:
         found = ", ".join(architecture.image_processor) or "nothing"
-        raise HfVitSegError(
-            f"`image_processor` has {found} where classes for {' and '.join(sorted(BACKENDS))} are expected"
-        )
+        raise HfVitSegError(f"`image_processor` has {found}, expected classes for {' and '.join(sorted(BACKENDS))}")
 
 
 @cache
 def heads() -> tuple[Plugin, ...]:
-    """Every installed segmentation head, loaded and put where models find it by name, or why it is not."""
-    found = reported(load_all(HEADS_GROUP, accept_head, HEADS.keys()))
+    """Load and register every installed segmentation head, once per process; failed ones have an error."""
+    found = log_failures(load_all(HEADS_GROUP, accept_head, HEADS.keys()))
     REGISTERED_HEADS.update({plugin.name: plugin.value for plugin in found if plugin.value is not None})
     return found
 
 
 def accept_head(value: Any) -> None:
-    """Refuse what is no module, with TypeError, and with ValueError a head that models could not be saved with."""
+    """TypeError unless the value is a module class, and ValueError if its code cannot be saved with models."""
     subclass_of(nn.Module)(value)
-    if reason := obstacle(file_of(value)) or name_conflict(value):
-        raise HfVitSegError(f"its code cannot be saved beside a model: {reason}")
+    if reason := copy_obstacle(file_of(value)) or name_conflict(value):
+        raise HfVitSegError(f"its code cannot be saved with a model: {reason}")
 
 
-def reported(found: tuple[Plugin, ...]) -> tuple[Plugin, ...]:
-    """Plugins as they are, a warning given for each that failed."""
+def log_failures(found: tuple[Plugin, ...]) -> tuple[Plugin, ...]:
+    """Log a warning for each failed plugin, and return all plugins."""
     for plugin in found:
         if plugin.error:
             where = f"{plugin.target}, {plugin.origin}"
@@ -132,12 +131,12 @@ def reported(found: tuple[Plugin, ...]) -> tuple[Plugin, ...]:
 
 
 def architectures() -> dict[str, Architecture]:
-    """The architectures that loaded, by name."""
+    """Return the loaded architectures by name."""
     return {plugin.value.name: plugin.value for plugin in plugins() if plugin.value is not None}
 
 
 def register(architecture: Architecture) -> None:
-    """Make transformers' Auto classes and pipelines know an architecture."""
+    """Register an architecture with transformers' Auto classes and pipelines."""
     model_type = architecture.config.model_type
     AutoConfig.register(model_type, architecture.config)
     for auto_class, model in architecture.models.items():

@@ -1,7 +1,7 @@
-"""Where a model's weights came from and under which licence, kept as the metadata of the card beside them.
+"""The source and license of a model's weights, stored as metadata in the model card.
 
-README.md of a model directory begins with YAML that the Hub reads. Conversion writes it, training carries it on from
-the model it began with, and `hf-vit-seg push` publishes it; people may edit it at any time.
+README.md of a model directory begins with YAML that the Hub reads. Conversion writes it, training copies it from the
+pretrained model, and `hf-vit-seg push` publishes it; users may edit it at any time.
 """
 
 import logging
@@ -22,33 +22,33 @@ from .local_paths import is_local_path
 from .records import Record
 
 CARD = "README.md"
-# A card with this line was written by the package, and is written anew when the model is pushed.
+# A card with this line was written by this package, and is replaced when the model is pushed.
 MARK = "<!-- Written by hf_vit_seg. Remove this line to keep your own text when the model is pushed. -->"
-UNKNOWN = "No licence is known for these weights: say which it is in the first lines of this file (`license: ...`)."
+UNKNOWN = "The license of these weights is unknown; add it to the first lines of this file (`license: ...`)."
 
 logger = logging.getLogger(__name__)
 
 
 class Provenance(Record):
-    """The part of a card's metadata that is handed on from model to model.
+    """The part of a card's metadata that is copied from model to model.
 
-    `license`, `license_name` and `license_link` are the Hub's: an identifier such as `mit`, or `other` with a name and
-    a link. `base_model` and `datasets` are Hub ids. `source` says in words what the weights were converted from.
+    `license`, `license_name` and `license_link` are those of the Hub: an identifier such as `mit`, or `other` with a
+    name and a link. `base_model` and `datasets` are Hub ids. `source` describes the converted checkpoint.
     """
 
     license: str | None = None
-    license_name: str | None = Field(default=None, pattern=r"^[a-z0-9.-]+$")  # the Hub accepts no other
+    license_name: str | None = Field(default=None, pattern=r"^[a-z0-9.-]+$")  # required by the Hub
     license_link: str | None = None
     base_model: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     source: str | None = None
 
     def metadata(self) -> dict[str, Any]:
-        """What is known, for the head of a card."""
+        """Return the known fields, for the metadata of a card."""
         return {name: value for name, value in self.model_dump(mode="json").items() if value}
 
-    def licence(self) -> str:
-        """The licence in words."""
+    def describe_license(self) -> str:
+        """Describe the license in a sentence or by its name and link."""
         if self.license is None:
             return UNKNOWN
         name = self.license if self.license_name is None else f"{self.license_name} ({self.license})"
@@ -56,57 +56,59 @@ class Provenance(Record):
 
 
 def provenance_from(metadata: Mapping[str, Any]) -> Provenance:
-    """What a card's metadata tells; what is not written as the Hub wants it, and local paths, are left out."""
+    """Read the provenance from a card's metadata; invalid values and local paths are dropped."""
 
-    def words(name: str) -> tuple[str, ...]:
+    def values_of(name: str) -> tuple[str, ...]:
         value = metadata.get(name) or ()
         found = map(str, [value] if isinstance(value, str) else value)
         return tuple(each for each in found if not is_local_path(each))
 
-    texts = {name: (words(name) or (None,))[0] for name in ("license", "license_link", "source")}
-    name = re.sub(r"[^a-z0-9.-]+", "-", (words("license_name") or ("",))[0].lower())
-    return Provenance(**texts, license_name=name or None, base_model=words("base_model"), datasets=words("datasets"))
+    texts = {name: (values_of(name) or (None,))[0] for name in ("license", "license_link", "source")}
+    name = re.sub(r"[^a-z0-9.-]+", "-", (values_of("license_name") or ("",))[0].lower())
+    return Provenance(
+        **texts, license_name=name or None, base_model=values_of("base_model"), datasets=values_of("datasets")
+    )
 
 
 def card_metadata(directory: Path) -> dict[str, Any]:
-    """The metadata of the card in a directory; none where there is no card, or one without."""
+    """Read the metadata of the card in a directory; empty without a card or metadata."""
     if not (directory / CARD).is_file():
         return {}
     try:
         return metadata_load(directory / CARD) or {}
     except (ValueError, yaml.YAMLError) as error:
-        raise HfVitSegError(f"{directory / CARD}: its first lines are no YAML ({error_sentence(error)})") from None
+        raise HfVitSegError(f"{directory / CARD}: the metadata is not valid YAML ({error_sentence(error)})") from None
 
 
 def provenance_of(model: str | Path) -> Provenance:
-    """Of a directory, or of a Hub id, which is its own base model then."""
+    """Return the provenance of a directory, or of a Hub id, which is then the base model."""
     if Path(model).is_dir():
         return provenance_from(card_metadata(Path(model)))
     return hub_provenance(str(model)).model_copy(update={"base_model": (str(model),)})
 
 
 def hub_provenance(repo_id: str) -> Provenance:
-    """What the card on the Hub tells; where it cannot be read, a warning and nothing."""
+    """Read the provenance from a card on the Hub; log a warning if it cannot be read."""
     try:
         return provenance_from(metadata_load(hf_hub_download(repo_id, CARD)) or {})
     except RemoteEntryNotFoundError:
         return Provenance()
-    except (OSError, ValueError, yaml.YAMLError) as error:  # the Hub's own errors are OSErrors
+    except (OSError, ValueError, yaml.YAMLError) as error:  # errors of the Hub are OSErrors
         reason = error_sentence(error)
-        logger.warning("the card of %s cannot be read, so its licence is not handed on: %s", repo_id, reason)
+        logger.warning("the card of %s cannot be read, so its license is not copied: %s", repo_id, reason)
         return Provenance()
 
 
 def write_card(directory: Path, provenance: Provenance, title: str) -> None:
-    """Write the card of a directory that nobody has pushed yet."""
+    """Write the card of a local model directory."""
     short_card(provenance, title).save(directory / CARD)
 
 
 def short_card(provenance: Provenance, title: str) -> ModelCard:
-    """A card of metadata and a few words."""
+    """Create a card with metadata and license only."""
     data = ModelCardData(library_name="transformers", **provenance.metadata())
     origin = f"\nConverted by hf_vit_seg from {provenance.source}.\n" if provenance.source else ""
-    text = f"{MARK}\n\n# {title}\n{origin}\nLicence of the weights: {provenance.licence()}\n"
+    text = f"{MARK}\n\n# {title}\n{origin}\nLicense of the weights: {provenance.describe_license()}\n"
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
 

@@ -1,7 +1,7 @@
-"""Strict records: what a YAML file may say, and one clear sentence about what it may not.
+"""Strict records: settings of YAML files, with a clear error message for invalid ones.
 
-A record is a frozen pydantic model that knows all its keys. A table maps names to records, so that a file chooses
-among losses, transforms or data formats by name, and a plugin adds a row by entry point.
+A record is a frozen pydantic model without extra keys. A table maps names to records, so that a file selects losses,
+transforms or data formats by name; plugins add rows through entry points.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,17 +17,17 @@ from hf_vit_seg.errors import HfVitSegError
 
 from .entry_points import Plugin, first_of_each_name, load, load_all, subclass_of
 
-# What pydantic says in Python's words, in those of YAML.
-MAPPING = "settings by name (a mapping)"
+# Replacements of pydantic's expressions for Python types by those of YAML.
+MAPPING = "a mapping"
 EXPECTED = {"list_type": "a list", "tuple_type": "a list", "dict_type": MAPPING, "model_type": MAPPING}
 
 
 class RecordError(HfVitSegError):
-    """A setting that cannot be used: where it stands, what was found, and what was expected."""
+    """An invalid setting; the message has its dotted name, what was found, and what was expected."""
 
 
 class Record(BaseModel):
-    """Settings: every key is known, nothing changes after reading."""
+    """Immutable settings without extra keys."""
 
     renamed: ClassVar[Mapping[str, str]] = {}  # former names of keys, for the error message
 
@@ -38,9 +38,9 @@ R = TypeVar("R", bound=Record)
 
 
 def read_record(kind: type[R], settings: Any, place: str = "") -> R:
-    """Settings as a record; RecordError names the first wrong one by its dotted place."""
+    """Read settings as a record; RecordError has the dotted name of the first invalid one."""
     if not isinstance(settings, Mapping):
-        raise RecordError(f"{place or 'the file'} has {MAPPING}, found {shortened(settings)}")
+        raise RecordError(f"{place or 'the file'} should be {MAPPING}, found {shorten(settings)}")
     try:
         return kind.model_validate(dict(settings))
     except ValidationError as error:
@@ -48,23 +48,23 @@ def read_record(kind: type[R], settings: Any, place: str = "") -> R:
 
 
 def sentence(kind: type[BaseModel], errors: Sequence[ErrorDetails], settings: Any, place: str) -> str:
-    """The first of pydantic's errors in words; those of one place are what its type's alternatives say of it."""
-    # A key that is not known comes before one that is missing: the first is most often the second, misspelt.
+    """Format the first of pydantic's errors; a union type has an error for each of its members."""
+    # Unknown keys come before missing ones: an unknown key is often a misspelled required one.
     error = min(errors, key=lambda each: each["type"] != "extra_forbidden")
     path = settings_path(error, settings)
     dotted = ".".join(filter(None, [place, *map(str, path)]))
     if error["type"] == "extra_forbidden":
         return unknown(dotted, str(path[-1]), known_fields(kind, path), getattr(record_of(kind, path), "renamed", {}))
     if error["type"] == "missing":
-        return f"{dotted} is missing: {kind.__name__} cannot do without it"
+        return f"{dotted} is missing, but {kind.__name__} requires it"
     if error["type"] == "value_error":
         reason = error["msg"].removeprefix("Value error, ")
         return f"{dotted}: {reason}" if dotted else reason
-    return f"{dotted} should be {expectation(error, errors, settings)}, found {shortened(error['input'])}"
+    return f"{dotted} should be {expectation(error, errors, settings)}, found {shorten(error['input'])}"
 
 
 def settings_path(error: ErrorDetails, settings: Any) -> tuple[int | str, ...]:
-    """Keys and indexes that lead to an error's setting, without the names of types that pydantic puts between them."""
+    """Return the keys and indices of an error's setting, without the type names that pydantic inserts."""
     path: list[int | str] = []
     for name in error["loc"]:
         try:
@@ -77,17 +77,17 @@ def settings_path(error: ErrorDetails, settings: Any) -> tuple[int | str, ...]:
 
 
 def expectation(error: ErrorDetails, errors: Sequence[ErrorDetails], settings: Any) -> str:
-    """What stands behind "should be" of a value that does not fit: all that the alternatives of its type say of it."""
+    """Join the expectations of all members of a setting's type, to follow "should be"."""
     path = settings_path(error, settings)
-    alike = [each for each in errors if settings_path(each, settings) == path]
-    wanted = [
-        EXPECTED.get(e["type"]) or e["msg"].removeprefix("Input should be ").partition(", unable")[0] for e in alike
+    same_path = [each for each in errors if settings_path(each, settings) == path]
+    expected = [
+        EXPECTED.get(e["type"]) or e["msg"].removeprefix("Input should be ").partition(", unable")[0] for e in same_path
     ]
-    return " or ".join(dict.fromkeys(wanted))
+    return " or ".join(dict.fromkeys(expected))
 
 
 def known_fields(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
-    """The keys of the record in which a key was not known."""
+    """Return the keys of the record that contains an unknown key."""
     return list(getattr(record_of(kind, place), "model_fields", {}))
 
 
@@ -102,77 +102,75 @@ def record_of(kind: type[BaseModel], place: tuple[int | str, ...]) -> Any:
 
 
 def candidates(annotation: Any) -> list[Any]:
-    """A type and all types that it is made of."""
+    """Return a type and all of its nested type arguments."""
     return [annotation, *(found for part in getattr(annotation, "__args__", ()) for found in candidates(part))]
 
 
 def unknown(place: str, name: str, known: list[str], renamed: Mapping[str, str] | None = None) -> str:
-    """A name that is not known, and the nearest that is."""
+    """Format the message for an unknown setting, with its new name or the nearest known one."""
     if renamed and name in renamed:
         return f"{place} was renamed to {renamed[name]}"
-    return f"{place} is no known setting; {nearest(name, sorted(known))}"
+    return f"{place} is not a known setting; {nearest(name, sorted(known))}"
 
 
 def nearest(name: str, known: Iterable[str], what: str = "known") -> str:
-    """The end of a message about a name that is not known: the nearest one that is, or all of them."""
+    """Format the end of a message about an unknown name: the nearest known one, or all of them."""
     known = list(known)
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"{what} are {', '.join(known)}"
 
 
-def shortened(value: Any, length: int = 80) -> str:
-    """A value as it is shown in a message."""
+def shorten(value: Any, length: int = 80) -> str:
+    """Format a value for a message, with at most `length` characters."""
     text = repr(value)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 class Table(Generic[R]):
-    """Records by name: built-in rows, and those of the entry point group, loaded when first needed."""
+    """Records by name: built-in rows, and those of an entry point group, which are loaded on first use."""
 
     def __init__(self, title: str, rows: Mapping[str, type[R]], kind: type[R], group: str = ""):
-        """`title` is what a row is called in messages, such as "loss"; every row is a subclass of `kind`."""
+        """`title` names a row in messages, such as "loss"; every row is a subclass of `kind`."""
         self.title, self.own, self.kind, self.group = title, dict(rows), kind, group
 
     @cached_property
     def rows(self) -> dict[str, type[R] | EntryPoint]:
-        """All rows; a plugin never replaces a built-in one, and one that does not load is an error when asked for."""
+        """All rows; plugins cannot replace built-in ones, and a broken plugin is an error only when it is used."""
         return {**(first_of_each_name(self.group) if self.group else {}), **self.own}
 
     def plugins(self) -> tuple[Plugin, ...]:
-        """Every plugin's row, loaded: what it gave, or why it gave nothing."""
+        """Load every plugin's row, or its error."""
         return load_all(self.group, subclass_of(self.kind), self.own)
 
     def row(self, name: str, place: str) -> type[R]:
-        """The record called `name`."""
+        """Return the record type `name`; RecordError if it is unknown or a broken plugin."""
         if name not in self.rows:
             hint = nearest(str(name), sorted(self.rows))
-            raise RecordError(f"{place}: there is no {self.title} called '{name}'; {hint}")
+            raise RecordError(f"{place}: unknown {self.title} '{name}'; {hint}")
         found = self.rows[name]
         if isinstance(found, type):
             return found
         plugin = load(found, subclass_of(self.kind))
         if plugin.error:
-            raise RecordError(f"{place}: {self.title} '{name}' of {plugin.origin} cannot be used: {plugin.error}")
+            raise RecordError(f"{place}: {self.title} '{name}' of {plugin.origin} cannot be loaded: {plugin.error}")
         return plugin.value
 
     def read(self, name: str, settings: Any, place: str) -> R:
-        """A row's record with these settings (None for its defaults)."""
+        """Read a row's record with these settings (None for its defaults)."""
         return read_record(self.row(name, place), settings or {}, place)
 
     def read_kind(self, settings: Any, place: str) -> R:
-        """Settings whose key `kind` names the row: `{kind: folders, images: ...}`."""
+        """Read settings with a key `kind` that names the row: `{kind: folders, images: ...}`."""
         if not isinstance(settings, Mapping) or "kind" not in settings:
-            raise RecordError(
-                f"{place} has a 'kind', one of {', '.join(sorted(self.rows))}; found {shortened(settings)}"
-            )
+            raise RecordError(f"{place} needs a 'kind' ({', '.join(sorted(self.rows))}), found {shorten(settings)}")
         rest = {key: value for key, value in settings.items() if key != "kind"}
         return self.read(settings["kind"], rest, place)
 
     def read_entry(self, entry: Any, place: str) -> R:
-        """A list's entry: a name alone, or a name with its settings: `random_crop` or `{random_crop: {size: 512}}`."""
+        """Read a list's entry, a name with optional settings: `random_crop` or `{random_crop: {size: 512}}`."""
         if isinstance(entry, str):
             return self.read(entry, {}, place)
         if not isinstance(entry, Mapping) or len(entry) != 1:
-            raise RecordError(f"{place} is one name, or one name with settings; found {shortened(entry)}")
+            raise RecordError(f"{place} should be a name, or a name with settings, found {shorten(entry)}")
         ((name, settings),) = entry.items()
         return self.read(name, settings, f"{place}.{name}")

@@ -1,8 +1,8 @@
-"""The code that travels with a model, for readers without this package (`trust_remote_code=True`).
+"""Remote code: the code that is saved with a model, for users without this package (`trust_remote_code=True`).
 
-transformers copies the file that defines a class, and the siblings it imports as `from .sibling import name`, beside
-every saved model whose class is registered for an Auto class. It cannot follow `from . import x`, `..` or sub-packages:
-architectures written so are saved without code, and their readers need the package that brings them.
+transformers copies the file that defines a class, and siblings imported as `from .sibling import name`, to every saved
+model whose class is registered for an Auto class. It does not follow `from . import x`, `..` or subpackages:
+architectures with such imports are saved without code, and need their package to be loaded.
 """
 
 import logging
@@ -18,7 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.models.bundled_code import code_files, file_of
 
-UNSEEN = re.compile(r"^\s*from\s+\.+\s+import\b", re.MULTILINE)  # imports that transformers passes over in silence
+UNSEEN = re.compile(r"^\s*from\s+\.+\s+import\b", re.MULTILINE)  # imports that transformers silently ignores
 
 logger = logging.getLogger(__name__)
 
@@ -28,46 +28,46 @@ def register_code(
     models: Mapping[str, type[PreTrainedModel]],
     processors: Iterable[type[BaseImageProcessor]],
 ) -> None:
-    """Have an architecture's code saved with its models, if transformers can copy it; `models` by Auto class."""
+    """Register an architecture's code for saving with its models, if transformers can copy it."""
     kinds = {"AutoConfig": [config], "AutoImageProcessor": list(processors)} | {a: [m] for a, m in models.items()}
-    own = [(name, kind) for name, those in kinds.items() for kind in those if not is_of_transformers(kind)]
-    if reason := next(filter(None, map(obstacle, sorted({file_of(kind) for _, kind in own}))), None):
+    own = [(name, kind) for name, those in kinds.items() for kind in those if not is_from_transformers(kind)]
+    if reason := next(filter(None, map(copy_obstacle, sorted({file_of(kind) for _, kind in own}))), None):
         logger.info("models of %s are saved without code: %s", config.model_type, reason)
         return
     for auto_class, kind in own:
         kind.register_for_auto_class(auto_class)
 
 
-def is_of_transformers(kind: type) -> bool:
-    """Whether every reader has a class already."""
+def is_from_transformers(kind: type) -> bool:
+    """Whether a class is part of transformers, so that it needs no code."""
     return kind.__module__.startswith("transformers.")
 
 
-def obstacle(file: Path) -> str | None:
-    """Why transformers cannot copy a file with all that it imports; None if it can."""
+def copy_obstacle(file: Path) -> str | None:
+    """Return the reason why transformers cannot copy a file with its imports; None if it can."""
     try:
         siblings = code_files(file)
     except OSError as error:
-        return f"{file.name} imports what is no file beside it ({error})"
+        return f"{file.name} imports a file outside of its folder ({error})"
     hidden = next((sibling for sibling in siblings if UNSEEN.search(sibling.read_text(encoding="utf-8"))), None)
-    return None if hidden is None else f"{hidden.name} has `from . import`, whose file transformers does not copy"
+    return None if hidden is None else f"{hidden.name} has `from . import`, which transformers does not follow"
 
 
-def code_of(kinds: Iterable[Any], folder: Path) -> list[Path]:
-    """The code that was saved in `folder` with objects of these classes or, where there is none, would be.
+def model_code(kinds: Iterable[Any], folder: Path) -> list[Path]:
+    """Return the code files of these classes: those saved in `folder`, or else the original ones.
 
-    None for classes that transformers itself has.
+    Classes of transformers have no code files.
     """
     files = [file_of(kind) for kind in kinds if kind._auto_class is not None]
     saved = [folder / file.name for file in files]
-    chosen = saved if all(file.is_file() and obstacle(file) is None for file in saved) else files
+    chosen = saved if all(file.is_file() and copy_obstacle(file) is None for file in saved) else files
     return list(dict.fromkeys(path for file in chosen for path in code_files(file)))
 
 
 def packages_needed(files: Iterable[Path]) -> list[str]:
-    """The top-level packages that copied code imports, those of Python aside."""
+    """Return the top-level packages that the code imports, except for Python's standard library."""
     found = {name for file in files for name in get_imports(file)}
     return sorted(found - sys.stdlib_module_names)
 
 
-__all__ = ["code_files", "code_of", "file_of", "obstacle", "packages_needed", "register_code"]
+__all__ = ["code_files", "copy_obstacle", "file_of", "model_code", "packages_needed", "register_code"]

@@ -1,7 +1,7 @@
-"""YAML as recipes are written: version 1.2's plain values, and no key twice.
+"""YAML for recipes: plain values of version 1.2, and no duplicate keys.
 
-PyYAML follows version 1.1, in which `no` is false, `1e-4` a text, `1:30` the number 90 and `010` the number 8. All of
-these happen in recipes (`precision: no`, `learning_rate: 1e-4`). A key that stands twice is an error, not the last one.
+PyYAML follows version 1.1, in which `no` is false, `1e-4` a string, `1:30` the number 90 and `010` the number 8. These
+occur in recipes (`precision: no`, `learning_rate: 1e-4`). A duplicate key is an error.
 """
 
 import re
@@ -26,39 +26,39 @@ PLAIN = (
 
 
 class Loader(yaml.SafeLoader):
-    """Reads plain values by the table above."""
+    """Loads plain values by the table above."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """A mapping, whose keys are all different."""
+        """Construct a mapping; ConstructorError for duplicate keys."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int):
-                raise yaml.constructor.ConstructorError(None, None, f"{key} is no name", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is not a valid key", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key}'", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what the loader reads back, short lists on one line."""
+    """Writes values that the loader reads back, with short lists on one line."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Nothing is written as a reference to something above."""
+        """Never write anchors and aliases."""
         return True
 
     def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
-        """A list of plain values on one line, any other with a line per entry."""
+        """Write a list of plain values on one line, other lists with a line per entry."""
         plain = not any(isinstance(value, dict | list | tuple) for value in sequence)
         return super().represent_sequence(tag, sequence, flow_style=plain)
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """A text, in double quotes if it breaks lines otherwise than by \\n, which YAML reads as \\n or a space."""
+        """Quote strings with line breaks other than \\n, which YAML would read as \\n or a space."""
         style = '"' if OTHER_BREAK.search(data) else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
@@ -70,7 +70,7 @@ Dumper.add_representer(str, Dumper.represent_str)
 
 
 def parse(text: str) -> Any:
-    """A document's value; ValueError tells the line of what is no YAML."""
+    """Parse a document; ValueError with the line for invalid YAML."""
     try:
         return yaml.load(text, Loader)
     except yaml.MarkedYAMLError as error:
@@ -81,6 +81,6 @@ def parse(text: str) -> Any:
         raise HfVitSegError(error_sentence(error)) from None
 
 
-def text_of(value: Any) -> str:
-    """A value of plain Python types as YAML, keys in their order."""
+def dump(value: Any) -> str:
+    """Format a value of plain Python types as YAML, keeping the order of keys."""
     return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)

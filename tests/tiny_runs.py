@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.loop.trainer import RunStatus, train
 from hf_vit_seg.training.recipe_loading import load_recipe
-from hf_vit_seg.yaml_reader import text_of
+from hf_vit_seg.yaml_reader import dump
 
 SIZE, IMAGES = 48, 10
 COLORS = np.array([[40, 60, 90], [220, 80, 60], [90, 200, 120]])
@@ -70,7 +70,7 @@ def write_data(folder: Path) -> Path:
 
 def write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
     path = folder / "recipe.yaml"
-    path.write_text(text_of(recipe))
+    path.write_text(dump(recipe))
     return path
 
 

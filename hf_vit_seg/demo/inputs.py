@@ -53,14 +53,14 @@ def number(component: gr.Slider, value: Any) -> float:
     """A number in the slider's range."""
     low, high = component.minimum, component.maximum
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"{component.label}: expected a number from {low} to {high}, found {shortened(value)}")
+        raise InputError(f"{component.label}: expected a number from {low} to {high}, found {shorten(value)}")
     return value
 
 
 def switch(component: gr.Checkbox, value: Any) -> bool:
     """True or false."""
     if not isinstance(value, bool):
-        raise InputError(f"{component.label}: expected true or false, found {shortened(value)}")
+        raise InputError(f"{component.label}: expected true or false, found {shorten(value)}")
     return value
 
 
@@ -79,7 +79,7 @@ def sample(component: gr.Dataset, value: Any) -> int:
     return value
 
 
-def shortened(value: Any) -> str:
+def shorten(value: Any) -> str:
     """A value as messages show it."""
     plain = isinstance(value, str | float | None) or (isinstance(value, int) and abs(value) < 10**9)
     shown = repr(value) if plain else type(value).__name__

@@ -1,7 +1,7 @@
-"""Handing models on: the card, `hf-vit-seg push` and `hf-vit-seg push-space`."""
+"""Publish models on the Hub: model card, `hf-vit-seg push` and `hf-vit-seg push-space`."""
 
-from .push import Pushed, push
+from .push import PushResult, push
 from .repository import PushError, Target
 from .space import push_space
 
-__all__ = ["PushError", "Pushed", "Target", "push", "push_space"]
+__all__ = ["PushError", "PushResult", "Target", "push", "push_space"]

@@ -1,7 +1,7 @@
-"""The card of a model: metadata for the Hub, and a text that says what it is, how to use it and what was measured.
+"""The model card: metadata for the Hub, and a text with a description, usage and metrics.
 
-The text is `model_card.md`, a Jinja template; here it gets its facts. A card whose text is somebody's own is kept, and
-its metadata are completed.
+The text is rendered from the Jinja template `model_card.md`. A card written by the user is kept, and only its metadata
+is completed.
 """
 
 import math
@@ -24,11 +24,11 @@ from .model_directory import ModelDirectory
 
 TEMPLATE = files("hf_vit_seg.hub") / "model_card.md"
 UNFILLED = "[More Information Needed]"
-PROVIDED = {"PIL": "pillow"}  # packages that are installed under another name than they are imported by
+PROVIDED = {"PIL": "pillow"}  # package names that differ from import names
 
 
 def model_card(model: ModelDirectory, repo_id: str, picture: str | None = None) -> ModelCard:
-    """The card for a repository; `picture` is a path in it."""
+    """Create the card of a repository; `picture` is a path in the repository."""
     data = card_data(model, repo_id)
     own = model.path / CARD
     if own.is_file() and is_written(own.read_text(encoding="utf-8")):
@@ -38,13 +38,13 @@ def model_card(model: ModelDirectory, repo_id: str, picture: str | None = None) 
 
 
 def is_written(card: str) -> bool:
-    """Whether people wrote something into a card, which is then neither this package's nor transformers' empty form."""
+    """Whether a user has written the card: it is neither this package's nor transformers' empty template."""
     form = ModelCard.from_template(ModelCardData()).text
     return MARK not in card and card.count(UNFILLED) < form.count(UNFILLED)
 
 
 def card_data(model: ModelDirectory, repo_id: str) -> ModelCardData:
-    """The metadata: what people wrote in the directory's card, and what follows from the model where they did not."""
+    """Return the metadata: from the directory's card, completed by the model's."""
     head, scores = HEADS[model.auto_class], [name for report in model.reports for name in report.numbers()]
     written = own_metadata(model)
     derived = {
@@ -60,19 +60,19 @@ def card_data(model: ModelDirectory, repo_id: str) -> ModelCardData:
     own = written.get("tags") or []
     metadata["tags"] = list(dict.fromkeys([*([own] if isinstance(own, str) else own), *tags]))
     if derived["eval_results"]:
-        metadata.pop("model-index", None)  # of an earlier push
+        metadata.pop("model-index", None)  # from an earlier push
     return ModelCardData(**metadata)
 
 
 def own_metadata(model: ModelDirectory) -> dict[str, Any]:
-    """The metadata in the directory's card, without paths of this machine: models and datasets are Hub ids."""
+    """Return the metadata of the directory's card without local paths: models and datasets must be Hub ids."""
     ids = {name: list(getattr(model.provenance, name)) for name in ("base_model", "datasets")}
     written = publishable(card_metadata(model.path))
     return {name: ids.get(name, value) for name, value in written.items() if ids.get(name, True)}
 
 
 def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str, Any]:
-    """What the template asks for."""
+    """Return the variables of the template."""
     head, known = HEADS[model.auto_class], model.provenance
     labels = [] if model.auto_class in ("AutoModel", "AutoBackbone") else list(label_rows(model))
     return {
@@ -84,14 +84,16 @@ def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str,
         "parameters": model.parameters,
         "source": known.source,
         "base_model": known.base_model,
-        "licence": known.licence(),
+        "license": known.describe_license(),
         "picture": picture,
         "packages": model.packages,
         "code": bool(model.code),
         "requirements": requirements(model),
         "usage": lambda trust: usage(model, repo_id, trust),
         "processor": model.processor is not None,
-        "pipeline": model.processor is not None and head.pipeline and not is_binary(model),  # transformers' fails on it
+        "pipeline": model.processor is not None
+        and head.pipeline
+        and not is_binary(model),  # transformers' pipeline fails for these
         "preparation": preparation(model),
         "reports": [report_facts(report) for report in model.reports],
         "labels": labels,
@@ -102,14 +104,14 @@ def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str,
 
 
 def requirements(model: ModelDirectory) -> list[str]:
-    """The packages that the code needs, as pip calls them."""
+    """Return the pip names of the packages that the code needs."""
     named = {PROVIDED.get(name, name) for name in packages_needed(model.code)}
-    named |= {"torchvision"} if model.processor is not None else set()  # transformers' processors do
+    named |= {"torchvision"} if model.processor is not None else set()  # for transformers' image processors
     return sorted(named.union(model.backends))
 
 
 def usage(model: ModelDirectory, repo_id: str, trust: str) -> str:
-    """Python that loads the model and shows it an image; `trust` is a further argument of from_pretrained."""
+    """Return Python code that loads and runs the model; `trust` is a further argument of from_pretrained."""
     auto, place = model.auto_class, f'"{repo_id}"{trust}'
     if model.processor is None:
         return f"from transformers import {auto}\n\nmodel = {auto}.from_pretrained({place})"
@@ -130,7 +132,7 @@ def usage(model: ModelDirectory, repo_id: str, trust: str) -> str:
 
 
 def label_rows(model: ModelDirectory) -> Iterator[list[str]]:
-    """Number in a label map, name and, where the processor has colors, that of pictures, of each class."""
+    """Yield the index and name of each class, and its color if the processor has a palette."""
     own = getattr(model.processor, "palette", None)
     labels = {int(index): name for index, name in (model.config.id2label or {}).items()}
     if is_binary(model):
@@ -142,12 +144,12 @@ def label_rows(model: ModelDirectory) -> Iterator[list[str]]:
 
 
 def is_binary(model: ModelDirectory) -> bool:
-    """Whether a segmentation model has one output, which parts a class from its background."""
+    """Whether a segmentation model has a single output, for foreground and background."""
     return HEADS[model.auto_class].tag == "image-segmentation" and model.config.num_labels == 1
 
 
 def preparation(model: ModelDirectory) -> str:
-    """The preprocessing steps of the image processor, as one sentence."""
+    """Describe the preprocessing steps of the image processor."""
     settings = {} if model.processor is None else model.processor.to_dict()
     steps = []
     if settings.get("do_resize"):
@@ -165,13 +167,13 @@ def preparation(model: ModelDirectory) -> str:
 
 
 def fraction(factor: float) -> str:
-    """A rescale factor as 1/n, if it is the reciprocal of an integer."""
+    """Format a rescale factor as 1/n if it is the reciprocal of an integer."""
     count = round(1 / factor) if factor else 0
     return f"1/{count}" if count > 1 and math.isclose(count * factor, 1) else f"{factor:.6g}"
 
 
 def report_facts(report: MetricsReport) -> dict[str, Any]:
-    """A report as tables of text."""
+    """Convert a report to tables of text."""
     columns, labelled = report.class_columns(), report.class_counts()
     titles = [COLUMNS.get(name, name.replace("_", " ")) for name in columns]
     rows = []
@@ -188,7 +190,7 @@ def report_facts(report: MetricsReport) -> dict[str, Any]:
 
 
 def training(model: ModelDirectory) -> str:
-    """The main settings of the recipe, as one sentence."""
+    """Describe the main settings of the recipe."""
     if model.recipe is None:
         return ""
     recipe, loop = model.recipe, model.recipe.loop
@@ -205,7 +207,7 @@ def training(model: ModelDirectory) -> str:
 
 
 def in_cell(text: str) -> str:
-    """Text that does not end its cell of a table."""
+    """Escape text for a cell of a Markdown table."""
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 

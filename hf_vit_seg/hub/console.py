@@ -1,4 +1,4 @@
-"""The commands `push` and `push-space` in a console: what they print. PushError is for the caller."""
+"""The commands `push` and `push-space` and their output. Raises PushError."""
 
 from collections import Counter
 from pathlib import Path
@@ -19,7 +19,7 @@ NOTHING_SENT = "dry run: nothing was sent"
 
 
 def push_command(directory: Path, target: Target, *, sample_image: bool = False, dry_run: bool = False) -> None:
-    """List the files of a model, and unless in a dry run push them."""
+    """List the files of a model and push them, unless it is a dry run."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     prepared = prepare(directory, target, sample_image=sample_image, dry_run=dry_run)
     print_files(console, prepared.content)
@@ -32,12 +32,12 @@ def push_command(directory: Path, target: Target, *, sample_image: bool = False,
     console.print(f"pushed {len(done.files)} files: {done.commit.pr_url or done.commit.commit_url}")
     if done.model.provenance.license is None:
         console.print(
-            f"no licence is known: write `license: ...` at the top of {done.model.path / CARD}, and push again"
+            f"the license is unknown: add `license: ...` at the top of {done.model.path / CARD}, and push again"
         )
 
 
 def push_space_command(model: str, target: Target, *, dry_run: bool = False) -> None:
-    """List the files of a Space, and unless in a dry run push them."""
+    """List the files of a Space and push them, unless it is a dry run."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     prepared = prepare_space(model, target, dry_run=dry_run)
     print_files(console, prepared.content)
@@ -49,7 +49,7 @@ def push_space_command(model: str, target: Target, *, dry_run: bool = False) -> 
 
 
 def print_files(console: Console, content: Content) -> None:
-    """The files that are published with their sizes; those of this package in one line."""
+    """Print the files and their sizes; those of this package on one line."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(overflow="fold")
     table.add_column(justify="right", no_wrap=True)

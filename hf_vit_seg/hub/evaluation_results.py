@@ -1,7 +1,7 @@
-"""What was measured, in the two forms that the Hub reads.
+"""Evaluation results in the two formats of the Hub.
 
-`model-index` in the card takes any data. `.eval_results/*.yaml`, which leaderboards read, is for datasets of the Hub:
-https://huggingface.co/docs/hub/eval-results. Every report says itself what was measured on.
+`model-index` in the card supports any data. `.eval_results/*.yaml`, which leaderboards read, is for datasets on the
+Hub: https://huggingface.co/docs/hub/eval-results. Every report contains its dataset.
 """
 
 import math
@@ -18,11 +18,11 @@ from .heads import HEADS
 from .model_directory import ModelDirectory
 
 FOLDER = ".eval_results"
-TASK = "default"  # of a dataset that names none
+TASK = "default"  # for datasets without task names
 
 
 def eval_results(model: ModelDirectory) -> list[EvalResult]:
-    """The scores of all splits, for the card's `model-index`."""
+    """Return the scores of all splits, for the card's `model-index`."""
     name = "local data" if model.recipe is None else model.recipe.name
     return [
         EvalResult(
@@ -42,7 +42,7 @@ def eval_results(model: ModelDirectory) -> list[EvalResult]:
 
 
 def eval_results_files(model: ModelDirectory) -> dict[str, bytes]:
-    """A file for each dataset of the Hub with the chief score of the last report on it."""
+    """Return a file for each Hub dataset, with the main metric of the last report on it."""
     found = {}
     for report in model.reports:
         numbers = {name: value for name, value in report.numbers().items() if math.isfinite(value)}
@@ -54,7 +54,7 @@ def eval_results_files(model: ModelDirectory) -> dict[str, bytes]:
 
 
 def is_held_out(report: MetricsReport, recipe: Recipe | None) -> bool:
-    """Whether a report is on a whole split of its dataset, and on none of which the model has seen a part."""
+    """Whether a report is on a complete split of its dataset that was not used for training."""
     split = report.dataset_split or ""
     if report.split == "train" or not re.fullmatch(r"\w+", split):  # `train[80%:]` is a part
         return False
@@ -63,7 +63,7 @@ def is_held_out(report: MetricsReport, recipe: Recipe | None) -> bool:
 
 
 def entry_text(dataset: str, report: MetricsReport, measure: str, value: float) -> bytes:
-    """The YAML of one score."""
+    """Format the YAML of one score."""
     split = f"{report.dataset_split} split, {report.images} images"
     notes = "; ".join(filter(None, [measure, split, report.protocol]))
     entry = EvalResultEntry(dataset_id=dataset, task_id=TASK, value=value, notes=notes)

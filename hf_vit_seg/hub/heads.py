@@ -1,4 +1,4 @@
-"""What the Hub and a reader of a card are told of each Auto class: a pipeline tag, and how its model is used."""
+"""The pipeline tag and example code of each Auto class, for the model card."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig
 class Head:
     """One kind of model.
 
-    `tag` is the Hub's pipeline tag, `pipeline` whether transformers has a pipeline of that name for its models, `use`
-    the lines of Python that follow `outputs = model(...)` in the card.
+    `tag` is the Hub's pipeline tag; `pipeline` is true if transformers has a pipeline with this name for the models.
+    `use` is Python code that follows `outputs = model(...)` in the card.
     """
 
     tag: str
@@ -22,7 +22,7 @@ class Head:
     pipeline: bool = True
 
 
-# The most particular first: a card is for the first whose class the config names.
+# The most specific first: a card uses the first entry whose class is in the config.
 HEADS: Mapping[str, Head] = {
     "AutoModelForSemanticSegmentation": Head(
         tag="image-segmentation",
@@ -55,7 +55,7 @@ HEADS: Mapping[str, Head] = {
 
 
 def model_classes(config: PreTrainedConfig) -> dict[str, type]:
-    """The model of each Auto class in HEADS that transformers knows for a config, plugins' included."""
+    """Return the model class of each Auto class in HEADS for a config, including those of plugins."""
     mappings: dict[str, Any] = {auto: getattr(transformers, auto)._model_mapping for auto in HEADS}
     found = {auto: mapping[type(config)] for auto, mapping in mappings.items() if type(config) in mapping}
     return {auto: kind for auto, kind in found.items() if isinstance(kind, type)}

@@ -1,4 +1,4 @@
-"""What lies in a directory that is to be pushed: a model as `save_pretrained`, `convert` or a run wrote it."""
+"""A model directory to push, written by `save_pretrained`, `convert` or a training run."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.local_paths import is_local_path
 from hf_vit_seg.plugins import heads, plugins
 from hf_vit_seg.provenance import Provenance, card_metadata, provenance_from
-from hf_vit_seg.remote_code import code_of, file_of
+from hf_vit_seg.remote_code import file_of, model_code
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE, SAMPLES, RunDirectory
 from hf_vit_seg.training.recipe.files import publishable_recipe_text
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -32,25 +32,25 @@ from .repository import PushError
 
 ADAPTER, PROCESSOR = "adapter_config.json", "preprocessor_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms
-BACKENDS = {"timm_backbone": "timm", "timm_wrapper": "timm"}  # by the `model_type` that asks for them
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm
+BACKENDS = {"timm_backbone": "timm", "timm_wrapper": "timm"}  # required packages by `model_type`
 
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """A directory with a model in it; `run` is the directory of the run whose model it is, if it lies in one."""
+    """A model directory; `run` is the directory of its training run, if any."""
 
     path: Path
     run: Path | None
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        """The model's config. PushError when no installed architecture has it."""
+        """The model's config. PushError if its architecture is not installed."""
         try:
             return AutoConfig.from_pretrained(self.path)
         except (OSError, ValueError, KeyError) as error:
             raise PushError(
-                f"{self.path}: config.json is of no installed architecture, see hf-vit-seg models: "
+                f"{self.path}: the architecture of config.json is not installed, see hf-vit-seg models: "
                 f"{error_sentence(error, short=True)}"
             ) from error
 
@@ -63,48 +63,48 @@ class ModelDirectory:
             if kind.__name__ in names:
                 return auto_class
         raise PushError(
-            f"{self.path}: config.json names the class {' or '.join(names) or 'of nothing'}, expected one of "
+            f"{self.path}: config.json has the class {' or '.join(names) or 'None'}, expected one of "
             f"{', '.join(kind.__name__ for kind in known.values())}"
         )
 
     @cached_property
     def processor(self) -> BaseImageProcessor | None:
-        """The image processor, where there is one."""
+        """The image processor, or None."""
         return AutoImageProcessor.from_pretrained(self.path) if (self.path / PROCESSOR).is_file() else None
 
     @cached_property
     def provenance(self) -> Provenance:
-        """What the card that lies here says of where the weights came from."""
+        """The provenance of the weights, from the card."""
         return provenance_from(card_metadata(self.path))
 
     @cached_property
     def recipe(self) -> Recipe | None:
-        """The recipe of the run that made the model."""
+        """The recipe of the training run, or None."""
         return load_recipe(self.path / RECIPE) if (self.path / RECIPE).is_file() else None
 
     @cached_property
     def recipe_text(self) -> str | None:
-        """That recipe's file as it is published: without paths of this machine."""
+        """The text of the recipe without local paths."""
         if self.recipe is None:
             return None
         return publishable_recipe_text((self.path / RECIPE).read_text(encoding="utf-8"))
 
     @cached_property
     def evaluations(self) -> list[Path]:
-        """Folders with what was measured: by training, by its run on the test split, and by `evaluate`."""
+        """Folders with evaluations: of training, of its run on the test split, and of `evaluate`."""
         run = [] if self.run is None else [RunDirectory(self.run).test]
         folders = [self.path, *run, *sorted(self.path.glob(f"{EVALUATION}*"))]
         return [folder for folder in folders if (folder / METRICS).is_file()]
 
     @cached_property
     def reports(self) -> list[MetricsReport]:
-        """What was measured; of the same data in the same way, what was measured last."""
+        """The evaluation reports; for the same data and protocol only the last one."""
         found = [with_hub_data(read_report(folder / METRICS)) for folder in self.evaluations]
         return list({(each.split, each.dataset, each.dataset_split, each.protocol): each for each in found}.values())
 
     @cached_property
-    def pictures(self) -> list[Path]:
-        """Samples of what the model finds: of its evaluations, or of its run."""
+    def samples(self) -> list[Path]:
+        """Figures of predictions on samples, from evaluations or from the run."""
         for folder in [*self.evaluations, *([] if self.run is None else [self.run])]:
             if found := sorted((folder / SAMPLES).glob("*.png")):
                 return found
@@ -112,41 +112,41 @@ class ModelDirectory:
 
     @cached_property
     def weights(self) -> list[Path]:
-        """The files of the weights that from_pretrained reads: one, or those that an index names."""
+        """The weight files that from_pretrained reads: one file, or those in the index."""
         if (self.path / WEIGHTS).is_file() or not (self.path / INDEX).is_file():
             return [self.path / WEIGHTS]
         return [self.path / name for name in sorted(set(json_object(self.path / INDEX).get("weight_map", {}).values()))]
 
     @cached_property
     def tensors(self) -> dict[str, int]:
-        """How many numbers each tensor in the weights has. PushError for a file that is not whole."""
+        """The number of elements of each tensor. PushError for an incomplete file."""
         try:
             return {name: length for file in self.weights for name, length in lengths(file)}
         except SafetensorError as error:
-            raise PushError(f"{self.path}: the weights are cut short or no safetensors: {error}") from error
+            raise PushError(f"{self.path}: the weights are truncated or not safetensors: {error}") from error
 
     @property
     def parameters(self) -> int:
-        """The numbers in the weights that were trained: statistics of batch norms are none."""
+        """The number of parameters, without BatchNorm statistics."""
         return sum(length for name, length in self.tensors.items() if name.rpartition(".")[2] not in STATISTICS)
 
     @cached_property
     def code(self) -> list[Path]:
-        """The files that a reader without the package needs."""
+        """The code files for users without this package."""
         processor = [] if self.processor is None else [type(self.processor)]
-        return code_of([type(self.config), model_classes(self.config)[self.auto_class], *processor], self.path)
+        return model_code([type(self.config), model_classes(self.config)[self.auto_class], *processor], self.path)
 
     @property
     def auto_map(self) -> dict[str, str]:
-        """Auto classes to classes in the code: those of the model, and others that the same files define."""
+        """The map from Auto classes to classes in the code, including other classes in the same files."""
         kinds = {"AutoConfig": type(self.config), **model_classes(self.config)}
         return {auto: reference(kind) for auto, kind in kinds.items() if self.is_copied(kind)}
 
     @property
     def processor_map(self) -> dict[str, dict[str, str]]:
-        """The same for the image processor, whose classes are named by their backends.
+        """The auto map of the image processor, with a class per backend.
 
-        Where transformers (5.23) finds a single class, its pipelines ask for the code of a video processor as well.
+        With a single class, pipelines of transformers (5.23) also require the code of a video processor.
         """
         kind = type(self.processor)
         known = {} if self.plugin is None else self.plugin.value.image_processor
@@ -155,31 +155,31 @@ class ModelDirectory:
         return {"AutoImageProcessor": copied} if copied else {}
 
     def is_copied(self, kind: type) -> bool:
-        """Whether the file of a class is among the code."""
+        """Whether the file of a class is part of the code."""
         return file_of(kind).name in {path.name for path in self.code}
 
     @cached_property
     def plugin(self) -> Plugin | None:
-        """The plugin that brings the architecture; None if transformers itself does."""
+        """The plugin that provides the architecture; None if transformers does."""
         loaded = (plugin for plugin in plugins() if plugin.value is not None)
         return next((plugin for plugin in loaded if plugin.value.config is type(self.config)), None)
 
     @cached_property
     def head_plugin(self) -> Plugin | None:
-        """The plugin that brings the segmentation head, if one does."""
+        """The plugin that provides the segmentation head, if any."""
         name = getattr(self.config, "decode_head", None)
         return next((plugin for plugin in heads() if plugin.value is not None and plugin.name == name), None)
 
     @property
     def packages(self) -> list[str]:
-        """The packages and versions that bring the architecture, or the code where transformers does, and the head."""
+        """The packages and versions that provide the architecture, or the code, and the head."""
         own = f"{PACKAGE} {version(PACKAGE)}" if self.code else None
         found = [self.plugin.origin if self.plugin else own, self.head_plugin and self.head_plugin.origin]
         return list(dict.fromkeys(filter(None, found)))
 
     @property
     def backends(self) -> list[str]:
-        """What transformers does not install, and wants for the model."""
+        """Optional dependencies of transformers that the model needs."""
         configs = (self.config, getattr(self.config, "backbone_config", None))
         return [
             name for kind, name in BACKENDS.items() if any(getattr(each, "model_type", "") == kind for each in configs)
@@ -187,49 +187,49 @@ class ModelDirectory:
 
     @property
     def distributions(self) -> list[str]:
-        """All that must be installed where the model shall run, beside transformers."""
+        """The packages that the model needs, except for transformers."""
         return [package.partition(" ")[0] for package in self.packages] + self.backends
 
 
 def with_hub_data(report: MetricsReport) -> MetricsReport:
-    """A report that names its dataset only if that is on the Hub, not a local folder."""
+    """Remove the dataset from a report if it is a local folder."""
     return replace(report, dataset=None, dataset_split=None) if is_local_path(report.dataset or "") else report
 
 
 def reference(kind: type) -> str:
-    """A class as an auto map names it."""
+    """Return the name of a class in an auto map."""
     return f"{file_of(kind).stem}.{kind.__name__}"
 
 
 def lengths(file: Path) -> Iterator[tuple[str, int]]:
-    """The tensors in a file of safetensors, and how many numbers each has."""
+    """Yield the names and numbers of elements of the tensors in a safetensors file."""
     with safe_open(file, "pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118  (no mapping)
+        for name in tensors.keys():  # noqa: SIM118  (not a mapping)
             yield name, math.prod(tensors.get_slice(name).get_shape())
 
 
 def model_directory(path: Path) -> ModelDirectory:
-    """The model in a directory, or of a run's directory its best one. PushError when there is none to push."""
+    """Open a model directory, or the best model of a run directory. PushError if there is no model."""
     path = path.resolve()
     if not path.is_dir():
-        raise PushError(f"{path}: there is no such directory")
+        raise PushError(f"directory {path} does not exist")
     if (path / LOG).is_file() and not (path / "config.json").is_file():
         path = RunDirectory(path).model
     run = path.parent if (path.parent / LOG).is_file() and RunDirectory(path.parent).model == path else None
     model = ModelDirectory(path, run)
     if (path / ADAPTER).is_file():
-        raise PushError(f"{path} holds LoRA adapters beside their base: merge them with model.lora.merge=true")
+        raise PushError(f"{path} contains LoRA adapters; merge them with model.lora.merge=true")
     missing = [file.name for file in (path / "config.json", *model.weights) if not file.is_file()]
     if missing or not model.tensors:
         raise PushError(
-            f"{path} holds no model, there is no {', '.join(missing) or 'tensor in it'}: config.json and {WEIGHTS} are "
-            "needed, or all files that its index names, as training writes them"
+            f"{path} contains no model: missing {', '.join(missing) or 'tensors'}, expected config.json and {WEIGHTS}, "
+            "or all files of its index"
         )
     return model
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
+    """Read the object in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 

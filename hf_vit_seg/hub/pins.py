@@ -1,4 +1,4 @@
-"""The versions that are installed here, as a Space shall have them: the newest of everything seldom fits."""
+"""Pin the installed versions for a Space, because the newest versions of all packages are often incompatible."""
 
 import sys
 from collections.abc import Iterable
@@ -9,18 +9,18 @@ from packaging.version import Version
 
 from hf_vit_seg.entry_points import PACKAGE
 
-SDK = "gradio"  # installed by the Space itself, at the `sdk_version` of its README
+SDK = "gradio"  # the Space installs the `sdk_version` of its README
 
 
-def needed(extra: str) -> list[Requirement]:
-    """What this package needs, with one of its extras."""
+def requirements_of(extra: str) -> list[Requirement]:
+    """Return this package's requirements with one of its extras."""
     found = map(Requirement, requires(PACKAGE) or ())
-    wanted = [each for each in found if each.marker is None or each.marker.evaluate({"extra": extra})]
-    return sorted(wanted, key=lambda each: each.name.lower())
+    active = [each for each in found if each.marker is None or each.marker.evaluate({"extra": extra})]
+    return sorted(active, key=lambda each: each.name.lower())
 
 
-def installed(name: str) -> str | None:
-    """The version of a package that is installed, without the label of its build (`+cpu`)."""
+def installed_version(name: str) -> str | None:
+    """Return the installed version of a package, without its build label (`+cpu`); None if it is not installed."""
     try:
         return Version(version(name)).public
     except PackageNotFoundError:
@@ -28,14 +28,16 @@ def installed(name: str) -> str | None:
 
 
 def pins(others: Iterable[str] = ()) -> list[str]:
-    """Lines of requirements.txt: what the demo needs, and `others`, at the versions installed here."""
-    names = [each.name for each in needed("demo") if each.name != SDK] + [name for name in others if name != PACKAGE]
-    return [f"{name}=={found}" for name in dict.fromkeys(names) if (found := installed(name)) is not None]
+    """Return the lines of requirements.txt: the demo's requirements and `others` at the installed versions."""
+    names = [each.name for each in requirements_of("demo") if each.name != SDK] + [
+        name for name in others if name != PACKAGE
+    ]
+    return [f"{name}=={found}" for name in dict.fromkeys(names) if (found := installed_version(name)) is not None]
 
 
 def python_version() -> str:
-    """As a Space's README gives it."""
+    """Return the Python version for a Space's README."""
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-__all__ = ["SDK", "installed", "needed", "pins", "python_version"]
+__all__ = ["SDK", "installed_version", "pins", "python_version", "requirements_of"]

@@ -1,4 +1,4 @@
-"""`hf-vit-seg push`: model, image processor, code, card and scores of a directory become a repository on the Hub."""
+"""`hf-vit-seg push`: publish model, image processor, code, card and scores of a directory on the Hub."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from hf_vit_seg.local_paths import publishable
 from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.provenance import CARD
-from hf_vit_seg.remote_code import code_files, file_of, is_of_transformers, obstacle
+from hf_vit_seg.remote_code import code_files, copy_obstacle, file_of, is_from_transformers
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 
@@ -25,19 +25,19 @@ from .card import model_card
 from .evaluation_results import FOLDER, eval_results_files
 from .model_directory import PROCESSOR, ModelDirectory, json_object, model_directory
 from .privacy import check_private
-from .repository import PushError, Target, commit, settled
+from .repository import PushError, Target, commit, resolve_target
 
 CONFIG, PICTURE = "config.json", "sample_image.png"
-# What of a directory is pushed as it is. Anything else is left where it is, and named.
-KEPT = ("model*.safetensors", "model.safetensors.index*.json", RECIPE, METRICS, "LICENSE*")
-# What an earlier push may have written, of another model. Licences stay, as nobody knows whose they are.
-WRITTEN = (*KEPT[:-1], CONFIG, PROCESSOR, PICTURE)
+# Files that are pushed unchanged. Others are not pushed, but listed.
+UNCHANGED = ("model*.safetensors", "model.safetensors.index*.json", RECIPE, METRICS, "LICENSE*")
+# Files of an earlier push, which may belong to another model. License files are kept, because they may be the user's.
+WRITTEN = (*UNCHANGED[:-1], CONFIG, PROCESSOR, PICTURE)
 SCORES = f"{FOLDER}/*__*.yaml"
 
 
 @dataclass(frozen=True)
-class Pushed:
-    """What was done: the commit, the model, the paths that are in the repository now, and what was left out of it."""
+class PushResult:
+    """The commit, the model, the pushed paths, and the names of files that were not pushed."""
 
     commit: CommitInfo
     model: ModelDirectory
@@ -46,46 +46,46 @@ class Pushed:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A model that is ready to be pushed: its files by their path in the repository, and what is left out of them."""
+class PushPlan:
+    """A model to push: files by their path in the repository, and the names of files that are not pushed."""
 
     target: Target
     model: ModelDirectory
     content: Mapping[str, Path | bytes]
     left_out: tuple[str, ...]
 
-    def commit(self) -> Pushed:
-        """Publish it. PushError when that is not possible."""
+    def commit(self) -> PushResult:
+        """Publish the model. Raises PushError."""
         done = commit(self.target, self.content, is_replaced)
-        return Pushed(done, self.model, tuple(self.content), self.left_out)
+        return PushResult(done, self.model, tuple(self.content), self.left_out)
 
 
-def push(directory: str | Path, target: Target, *, sample_image: bool = False) -> Pushed:
-    """Publish the model of a directory, or of a run's directory the best one. PushError when that is not possible.
+def push(directory: str | Path, target: Target, *, sample_image: bool = False) -> PushResult:
+    """Publish the model of a directory, or the best model of a run directory. Raises PushError.
 
-    `sample_image` publishes a picture of what the model finds in one of the images that it was evaluated on, too.
+    `sample_image` also publishes one evaluated image with its prediction and label.
     """
     return prepare(directory, target, sample_image=sample_image).commit()
 
 
-def prepare(directory: str | Path, target: Target, *, sample_image: bool = False, dry_run: bool = False) -> Prepared:
-    """All that `push` would publish, checked for paths of this machine and for tokens, and not sent yet. PushError.
+def prepare(directory: str | Path, target: Target, *, sample_image: bool = False, dry_run: bool = False) -> PushPlan:
+    """Collect the files that `push` would publish, and check these for local paths and tokens. Raises PushError.
 
-    In a `dry_run` the Hub is not asked whether the target can be pushed to.
+    In a `dry_run` the target is not checked on the Hub.
     """
     model = model_directory(Path(directory))
-    target = target if dry_run else settled(target)
+    target = target if dry_run else resolve_target(target)
     content = contents(model, target.repo_id, sample_image)
     check_private(content, target.message, model.path)
-    reported = {path.name for path in model.evaluations}
-    left_out = [path.name for path in sorted(model.path.iterdir()) if path.name not in {*content, *reported}]
-    return Prepared(target, model, content, tuple(left_out))
+    evaluations = {path.name for path in model.evaluations}
+    left_out = [path.name for path in sorted(model.path.iterdir()) if path.name not in {*content, *evaluations}]
+    return PushPlan(target, model, content, tuple(left_out))
 
 
 def contents(model: ModelDirectory, repo_id: str, sample_image: bool = False) -> dict[str, Path | bytes]:
-    """The files of a repository by their path in it, without paths of this machine."""
-    kept = [path for path in sorted(model.path.iterdir()) if any(fnmatch(path.name, each) for each in KEPT)]
-    found: dict[str, Path | bytes] = {path.name: path for path in [*kept, *model.code]}
+    """Return the files of a repository by their path, without local paths in their contents."""
+    unchanged = [path for path in sorted(model.path.iterdir()) if any(fnmatch(path.name, each) for each in UNCHANGED)]
+    found: dict[str, Path | bytes] = {path.name: path for path in [*unchanged, *model.code]}
     if model.recipe_text is not None:
         found[RECIPE] = model.recipe_text.encode()
     if METRICS in found:
@@ -94,34 +94,33 @@ def contents(model: ModelDirectory, repo_id: str, sample_image: bool = False) ->
     if model.processor is not None:
         found[PROCESSOR] = with_auto_map(model.path / PROCESSOR, model.processor_map)
     if sample_image:
-        found[PICTURE] = sample_picture(model)
+        found[PICTURE] = sample_figure(model)
     found |= eval_results_files(model)
     card = model_card(model, repo_id, picture=PICTURE if sample_image else None)
     return found | {CARD: str(card).encode()}
 
 
-def sample_picture(model: ModelDirectory) -> bytes:
-    """The first picture of a model's samples as a PNG file without any metadata. PushError when there is none."""
-    if not model.pictures:
+def sample_figure(model: ModelDirectory) -> bytes:
+    """Return the first sample figure of a model as PNG without metadata. PushError if there is none."""
+    if not model.samples:
         raise PushError(
-            f"{model.path} has no sample images to publish: leave --sample-image out, or write some with "
-            "hf-vit-seg evaluate"
+            f"{model.path} has no sample images to publish; omit --sample-image, or write some with hf-vit-seg evaluate"
         )
     buffer = BytesIO()
-    with Image.open(model.pictures[0]) as picture:
-        Image.fromarray(np.asarray(picture.convert("RGB"))).save(buffer, "PNG")
+    with Image.open(model.samples[0]) as figure:
+        Image.fromarray(np.asarray(figure.convert("RGB"))).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def publishable_json(path: Path) -> Path | bytes:
-    """A JSON file without paths of this machine; the file itself where it has none."""
+    """Remove local paths from a JSON file; return its path if it has none."""
     settings = json_object(path)
     published = publishable(settings)
     return path if published == settings else json_text(published, indent=2).encode()
 
 
 def is_replaced(path: str) -> bool:
-    """Whether a path in a repository is of those that a push writes."""
+    """Whether a path in a repository may have been written by an earlier push."""
     if "/" in path:
         return fnmatch(path, SCORES)
     return path in code_names() or any(fnmatch(path, each) for each in WRITTEN)
@@ -129,21 +128,21 @@ def is_replaced(path: str) -> bool:
 
 @cache
 def code_names() -> frozenset[str]:
-    """The names of the files of code that travel with models of any installed architecture, or with any head."""
+    """Return the names of code files that are saved with models of installed architectures and heads."""
     kinds = [
         kind
         for each in architectures().values()
         for kind in (each.config, *each.models.values(), *each.image_processor.values())
     ]
-    own = {file_of(kind) for kind in [*kinds, *REGISTERED_HEADS.values()] if not is_of_transformers(kind)}
-    return frozenset(file.name for source in own if obstacle(source) is None for file in code_files(source))
+    own = {file_of(kind) for kind in [*kinds, *REGISTERED_HEADS.values()] if not is_from_transformers(kind)}
+    return frozenset(file.name for source in own if copy_obstacle(source) is None for file in code_files(source))
 
 
 def with_auto_map(path: Path, auto_map: Mapping[str, Any]) -> bytes:
-    """A JSON file of settings with the map from Auto classes to classes in the repository, or without one."""
+    """Set the auto map of a JSON file, or remove it if it is empty."""
     known: dict[str, Any] = publishable(json_object(path))
     settings = {key: value for key, value in known.items() if key != "auto_map"}
     return json_text(settings | ({"auto_map": dict(auto_map)} if auto_map else {}), indent=2).encode()
 
 
-__all__ = ["Prepared", "PushError", "Pushed", "Target", "contents", "prepare", "push"]
+__all__ = ["PushError", "PushPlan", "PushResult", "Target", "contents", "prepare", "push"]

@@ -1,7 +1,7 @@
-"""A repository on the Hub as the place of one commit.
+"""Commit files to a repository on the Hub.
 
-One commit, so that a push that is cut leaves the revision before it as it was (`upload_large_folder` makes many). What
-was uploaded until then is known to the Hub by its hash: the same command again goes on where it was cut.
+Everything is one commit, so that an interrupted push does not change the repository (`upload_large_folder` makes many
+commits). The Hub recognizes uploaded files by their hash, so the same command resumes an interrupted upload.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,14 +21,15 @@ Content = Mapping[str, Path | bytes]  # files by their path in the repository
 
 
 class PushError(HfVitSegError):
-    """Something that cannot be pushed, and why, in one sentence."""
+    """A model or Space that cannot be pushed."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where to push: to one's own namespace, if `repo_id` has none. `private` is what a new repository becomes and one
-    that is there must be, `branch` is made if it is not there, and `create_pr` opens a pull request in place of
-    committing.
+    """The repository to push to, by default in the user's namespace.
+
+    `private` is the visibility of a new repository, and an existing one must match. `branch` is created if it does not
+    exist. `create_pr` opens a pull request instead of committing.
     """
 
     repo_id: str
@@ -42,13 +43,13 @@ class Target:
         try:
             validate_repo_id(self.repo_id)
         except HFValidationError as error:
-            raise PushError(f"'{self.repo_id}' is no name of a repository, such as me/my-model: {error}") from None
+            raise PushError(f"found '{self.repo_id}', expected a repository such as me/my-model: {error}") from None
         if self.branch is not None and self.create_pr:
-            raise PushError("a pull request is made against main: give a branch, or ask for a pull request")
+            raise PushError("a pull request always targets main; use either a branch or a pull request")
 
 
-def settled(target: Target, repo_type: str | None = None) -> Target:
-    """The target with its namespace. PushError if it is there, and private or public against what is asked for."""
+def resolve_target(target: Target, repo_type: str | None = None) -> Target:
+    """Return the target with its namespace. PushError if it exists with another visibility."""
     api = HfApi(library_name=PACKAGE)
     with hub_errors(target.repo_id):
         repo_id = target.repo_id if "/" in target.repo_id else f"{api.whoami()['name']}/{target.repo_id}"
@@ -57,17 +58,17 @@ def settled(target: Target, repo_type: str | None = None) -> Target:
         except RepositoryNotFoundError:
             private = target.private
     if target.private not in (None, private):
-        found, wanted = ("private", "public") if private else ("public", "private")
+        found, expected = ("private", "public") if private else ("public", "private")
         raise PushError(
-            f"{repo_id} is there already, and {found}: make it {wanted} in its settings, or leave --{wanted} out"
+            f"{repo_id} already exists and is {found}; make it {expected} in its settings, or omit --{expected}"
         )
     return replace(target, repo_id=repo_id)
 
 
 def commit(target: Target, content: Content, is_replaced: Callable[[str], bool], **kind: Any) -> CommitInfo:
-    """Make the repository (its `kind` as `create_repo` takes it) where there is none, and one commit in it.
+    """Create the repository if it does not exist (with `kind` for `create_repo`), and make one commit.
 
-    Paths of the repository for which `is_replaced`, and that are not in `content`, are removed by the same commit.
+    The commit removes existing paths for which `is_replaced` is true and that are not in `content`.
     """
     api, repo_type = HfApi(library_name=PACKAGE), kind.get("repo_type")
     additions = [CommitOperationAdd(*item) for item in content.items()]
@@ -88,27 +89,25 @@ def commit(target: Target, content: Content, is_replaced: Callable[[str], bool],
 
 @contextmanager
 def hub_errors(repo_id: str, uploaded: bool = False) -> Iterator[None]:
-    """Errors of the Hub and on the way to it as a PushError, which says that nothing was changed.
+    """Convert errors of the Hub and of the connection into a PushError, which states that nothing has changed.
 
-    With everything `uploaded` the commit may have been made where the Hub's answer is lost.
+    After the upload (`uploaded`), a commit may exist even if the Hub's response is lost.
     """
     try:
         yield
     except RepositoryNotFoundError as error:
-        raise PushError(f"{repo_id} is not there, or not yours to see: log in with hf auth login ({error})") from error
-    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # a RuntimeError: what went wrong with an upload
+        raise PushError(f"{repo_id} does not exist or is private; log in with hf auth login ({error})") from error
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # failed uploads raise RuntimeError
         reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:400] or type(error).__name__
         if uploaded and is_lost_answer(error):
-            raise PushError(f"{repo_id} may have the new files, the Hub did not say: look there ({reason})") from error
-        raise PushError(
-            f"{repo_id} is as it was before: {reason}. The same command again goes on where this one was cut"
-        ) from error
+            raise PushError(f"{repo_id} may have the new files: no response from the Hub ({reason})") from error
+        raise PushError(f"{repo_id} is unchanged: {reason}. Run the same command again to resume") from error
 
 
 def is_lost_answer(error: Exception) -> bool:
-    """Whether the Hub was asked, and nobody knows what it did."""
+    """Whether the Hub received a request but its result is unknown."""
     response = getattr(error, "response", None)
     return isinstance(error, HTTPError) and (response is None or response.status_code >= 500)
 
 
-__all__ = ["Content", "PushError", "Target", "commit", "settled"]
+__all__ = ["Content", "PushError", "Target", "commit", "resolve_target"]

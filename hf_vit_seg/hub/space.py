@@ -1,7 +1,7 @@
-"""`hf-vit-seg push-space`: the demo in spaces/segmentation as a Space on the Hub, with a model of one's own.
+"""`hf-vit-seg push-space`: publish the demo in spaces/segmentation as a Space on the Hub, with a model.
 
-The Space carries this package as files beside its app.py, with the metadata by which its plugins are found. So it runs
-what was tested here, whether or not the package is published anywhere; the packages it needs are pinned.
+The Space contains the files of this package next to app.py, with the installation metadata of its plugins, so that it
+runs the same code even if the package is not published. Its dependencies are pinned.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,32 +22,32 @@ from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.provenance import CARD, Provenance, short_card
 
 from .model_directory import ModelDirectory, model_directory
-from .pins import SDK, installed, pins, python_version
+from .pins import SDK, installed_version, pins, python_version
 from .privacy import check_private
 from .push import contents
-from .repository import PushError, Target, commit, settled
+from .repository import PushError, Target, commit, resolve_target
 
 PINS = "requirements.txt"
 PLACEHOLDER = "USER/SPACE"  # in its README
-MODEL = "model"  # folder of a model that is carried along
-BESIDE = ("configs", "conversion", "nuclei")  # sub-packages that lie elsewhere in a repository than when installed
+MODEL = "model"  # folder of a local model in the Space
+BESIDE = ("configs", "conversion", "nuclei")  # subpackages that are outside of the package folder in the repository
 LEFT_OUT = {"__pycache__", "train", "masks"}  # folders
-METADATA = ("METADATA", "PKG-INFO"), ("entry_points.txt",)  # of an installation, by either of their names
+METADATA = ("METADATA", "PKG-INFO"), ("entry_points.txt",)  # files of an installation, with alternative names
 
 
 @dataclass(frozen=True)
-class PreparedSpace:
-    """A Space that is ready to be pushed: its files by their path in it, and the model that it will show."""
+class SpacePlan:
+    """A Space to push: files by their path, and the model that it shows."""
 
     target: Target
     content: Mapping[str, Path | bytes]
     model: str
 
     def commit(self) -> CommitInfo:
-        """Publish it. PushError when that is not possible."""
+        """Publish the Space. Raises PushError."""
         done = commit(self.target, self.content, is_replaced, repo_type="space", space_sdk="gradio")
-        if not self.target.create_pr:  # whose files the running Space does not have yet
-            name_model(self.target.repo_id, self.model)
+        if not self.target.create_pr:  # the running Space does not have the files of a pull request
+            set_model(self.target.repo_id, self.model)
         return done
 
 
@@ -59,37 +59,37 @@ def push_space(model: str, target: Target) -> CommitInfo:
     return prepare_space(model, target).commit()
 
 
-def prepare_space(model: str, target: Target, *, dry_run: bool = False) -> PreparedSpace:
-    """All that `push_space` would publish, checked for paths of this machine and for tokens, and not sent yet.
+def prepare_space(model: str, target: Target, *, dry_run: bool = False) -> SpacePlan:
+    """Collect the files that `push_space` would publish, and check these for local paths and tokens.
 
-    In a `dry_run` the Hub is not asked whether the target can be pushed to. PushError.
+    In a `dry_run` the target is not checked on the Hub. Raises PushError.
     """
     directory = model_directory(Path(model)) if Path(model).exists() else None
-    linked = [] if directory or model == NUCLEI else [on_the_hub(model)]
-    target = target if dry_run else settled(target, "space")
-    content = space_files() | carried(directory, target.repo_id)
+    linked = [] if directory or model == NUCLEI else [check_hub_model(model)]
+    target = target if dry_run else resolve_target(target, "space")
+    content = space_files() | model_files(directory, target.repo_id)
     known = None if directory is None else directory.provenance
-    content[CARD] = front_page(folder(f"{PACKAGE}.space") / CARD, target.repo_id, linked, known)
+    content[CARD] = space_card(folder(f"{PACKAGE}.space") / CARD, target.repo_id, linked, known)
     content[PINS] = "".join(f"{line}\n" for line in pins(directory.distributions if directory else ())).encode()
     check_private(content, target.message, None if directory is None else directory.path)
-    return PreparedSpace(target, content, model if directory is None else MODEL)
+    return SpacePlan(target, content, model if directory is None else MODEL)
 
 
-def on_the_hub(model: str) -> str:
-    """A Hub id for which there is a model. PushError for anything else."""
+def check_hub_model(model: str) -> str:
+    """Return a Hub id if the model exists. Raises PushError."""
     try:
         validate_repo_id(model)
         HfApi(library_name=PACKAGE).model_info(model)
     except (HFValidationError, RepositoryNotFoundError) as error:
-        raise PushError(f"{model} is no directory here, and no model on the Hub that you can see") from error
+        raise PushError(f"{model} is neither a local directory nor an accessible model on the Hub") from error
     except (HTTPError, OSError) as error:
         reason = error_sentence(error, short=True)
-        raise PushError(f"{model} is no directory here, and whether it is on the Hub is not known: {reason}") from error
+        raise PushError(f"{model} is not a local directory, and the Hub cannot be reached: {reason}") from error
     return model
 
 
-def carried(directory: ModelDirectory | None, repo_id: str) -> dict[str, Path | bytes]:
-    """The files of a model that lies in the Space."""
+def model_files(directory: ModelDirectory | None, repo_id: str) -> dict[str, Path | bytes]:
+    """Return the files of a local model by their path in the Space."""
     if directory is None:
         return {}
     found = contents(directory, repo_id) | {CARD: str(short_card(directory.provenance, directory.path.name)).encode()}
@@ -97,22 +97,22 @@ def carried(directory: ModelDirectory | None, repo_id: str) -> dict[str, Path | 
 
 
 def is_replaced(path: str) -> bool:
-    """Whether a path in a Space is of the package, its installation's metadata or the model that are carried along."""
+    """Whether a path in a Space belongs to the package, its metadata or the local model."""
     return any(fnmatch(path, each) for each in (f"{PACKAGE}/*", f"{PACKAGE}-*.dist-info/*", f"{MODEL}/*"))
 
 
-def name_model(repo_id: str, model: str) -> None:
-    """Tell the Space which model to show beside the built-in one."""
+def set_model(repo_id: str, model: str) -> None:
+    """Set the Space's variable for the model that it shows in addition to the built-in one."""
     try:
         HfApi(library_name=PACKAGE).add_space_variable(repo_id, ENVIRONMENT, model)
     except (HTTPError, OSError) as error:
         raise PushError(
-            f"{repo_id} is pushed, but does not know its model: set {ENVIRONMENT} to {model} in its settings ({error})"
+            f"{repo_id} is pushed, but its model is not set; set {ENVIRONMENT} to {model} in its settings ({error})"
         ) from error
 
 
 def space_files() -> dict[str, Path | bytes]:
-    """The app and this package, by their paths in the Space."""
+    """Return the files of the app and this package by their paths in the Space."""
     places = [path for path in folder(f"{PACKAGE}.space").iterdir() if path.is_file()]
     own = {path.name: path for path in places if not path.name.startswith(".")}
     own.pop("__init__.py")
@@ -127,33 +127,35 @@ def space_files() -> dict[str, Path | bytes]:
 
 
 def folder(package: str) -> Path:
-    """Where an installed package lies."""
+    """Return the folder of an installed package."""
     place = files(package)
     if not isinstance(place, Path):
-        raise PushError(f"{package} is installed as an archive: install it as files, with pip")
+        raise PushError(f"{package} is installed as an archive; install it with pip")
     return place
 
 
 def tree(root: Path, name: str) -> Iterator[tuple[str, Path]]:
-    """All files below a folder by their paths below `name`."""
+    """Yield all files in a folder with their paths under `name`."""
     for path in sorted(root.rglob("*")):
         place = path.relative_to(root)
-        hidden = any(part.startswith(".") for part in place.parts)  # settings and backups of editors
+        hidden = any(part.startswith(".") for part in place.parts)  # such as files of editors
         if path.is_file() and not hidden and not LEFT_OUT & set(place.parts):
             yield f"{name}/{place.as_posix()}", path
 
 
-def front_page(readme: Path, repo_id: str, models: list[str], carried: Provenance | None) -> bytes:
-    """The Space's README: its name, the versions installed here, its models on the Hub, the carried one's licence."""
-    card, sdk = SpaceCard(readme.read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)), installed(SDK)
+def space_card(readme: Path, repo_id: str, models: list[str], provenance: Provenance | None) -> bytes:
+    """Return the Space's README with its name, installed versions, models on the Hub, and the local model's license."""
+    card, sdk = SpaceCard(readme.read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)), installed_version(SDK)
     if sdk is None:
-        raise PushError(f"the Space gets the {SDK} that is installed, and there is none: pip install '{GRADIO}'")
+        raise PushError(f"{SDK} is not installed, so its version cannot be pinned: pip install '{GRADIO}'")
     data: Any = card.data
     data.sdk_version, data.python_version, data.models = sdk, python_version(), models or None
-    if carried is not None:
-        data.license, data.license_name, data.license_link = carried.license, carried.license_name, carried.license_link
-        card.text += f"\n\nThe code is under Apache-2.0. Licence of the weights in `{MODEL}/`: {carried.licence()}\n"
+    if provenance is not None:
+        data.license, data.license_name = provenance.license, provenance.license_name
+        data.license_link = provenance.license_link
+        license_text = provenance.describe_license()
+        card.text += f"\n\nThe code is under Apache-2.0. License of the weights in `{MODEL}/`: {license_text}\n"
     return str(card).encode()
 
 
-__all__ = ["PreparedSpace", "prepare_space", "push_space", "space_files"]
+__all__ = ["SpacePlan", "prepare_space", "push_space", "space_files"]

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging
 
-from hf_vit_seg.error_reporting import BUG, DONE, FAILED, kind_of, traceback_text
+from hf_vit_seg.error_reporting import BUG, DONE, FAILED, error_location, traceback_text
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.prediction import Job, Outcome, PredictOptions, failed, predict
 from hf_vit_seg.inference.tiles.prediction import needs_tiles, predict_tiled
@@ -82,8 +82,8 @@ class Failures:
     def add(self, text: str, bug: Exception | None) -> None:
         """Report a failure."""
         self.count += 1
-        if bug is not None and kind_of(bug) not in self.kinds:
-            self.kinds.add(kind_of(bug))
+        if bug is not None and error_location(bug) not in self.kinds:
+            self.kinds.add(error_location(bug))
             self.progress.console.print(escape(traceback_text(bug)))
         self.progress.console.print(f"[red]failed[/red] {escape(text)}")
 

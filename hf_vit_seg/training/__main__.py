@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from hf_vit_seg.error_reporting import reported
+from hf_vit_seg.error_reporting import report_errors
 
 
-@reported
+@report_errors
 def train(
     recipe: Annotated[str, typer.Argument(help="Recipe file (YAML), or the name of a shipped recipe, such as nuclei.")],
     settings: Annotated[

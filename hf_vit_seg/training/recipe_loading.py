@@ -14,7 +14,7 @@ from hf_vit_seg.data.transforms.batch_mixing import BATCH_TRANSFORMS
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.records import RecordError, Table, read_record, shortened
+from hf_vit_seg.records import RecordError, Table, read_record, shorten
 from hf_vit_seg.yaml_reader import parse
 
 from .losses.registry import DEFAULT, LOSSES
@@ -37,7 +37,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         settings = parse(path.read_text(encoding="utf-8"))
         if not isinstance(settings, Mapping):
-            raise RecordError(f"found {shortened(settings)}, expected a mapping of settings (task, model, data, ...)")
+            raise RecordError(f"found {shorten(settings)}, expected a mapping of settings (task, model, data, ...)")
         settings = with_default_loss(settings)
         for override in overrides:
             settings = override_setting(settings, *split_override(override))

@@ -203,7 +203,7 @@ def test_empty_pipeline_is_the_identity():
 @pytest.mark.parametrize(
     ("entries", "task", "message"),
     [
-        (["random_flop"], "segmentation", r"transforms\.0: there is no transform called 'random_flop'.*random_flip"),
+        (["random_flop"], "segmentation", r"transforms\.0: unknown transform 'random_flop'.*random_flip"),
         (["resize", {"random_crop": {"sise": 4}}], "segmentation", r"transforms\.1\.random_crop.*did you mean 'size'"),
         ([{"random_resize": {"scale": [2, 1]}}], "segmentation", "lower bound must come first"),
         ([{"pad": {"size": 4, "divisor": 4}}], "segmentation", "either size or divisor"),

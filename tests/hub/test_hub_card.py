@@ -245,7 +245,7 @@ def test_unreadable_license_is_reported_and_required(hub, tmp_path, caplog):
 
     hub.fault = cut
     assert provenance_of("me/converted") == Provenance(base_model=("me/converted",))
-    assert "the card of me/converted cannot be read, so its licence is not handed on" in caplog.text
+    assert "the card of me/converted cannot be read, so its license is not copied" in caplog.text
     hub.fault = lambda method, path: None
     assert provenance_of("me/converted").license_name == NVIDIA["license_name"]
     hub.fault = cut  # read again from the cache, without the Hub
@@ -263,10 +263,10 @@ def test_card_next_to_checkpoint_defines_the_license(tmp_path):
 
 
 def test_nvidia_derived_weights_have_its_license():
-    licences = {(a.name, source.name): source.weights.license_name for a, source in sources()}
-    segformers = {key: name for key, name in licences.items() if key[0] == "segformer"}
+    licenses = {(a.name, source.name): source.weights.license_name for a, source in sources()}
+    segformers = {key: name for key, name in licenses.items() if key[0] == "segformer"}
     assert segformers and set(segformers.values()) == {NVIDIA["license_name"]}
-    assert {name for key, name in licences.items() if key not in segformers} == {None}
+    assert {name for key, name in licenses.items() if key not in segformers} == {None}
 
 
 texts = st.text("abcdefg:#-'\"{}[] ", min_size=1).filter(str.strip)

@@ -93,7 +93,7 @@ def test_absolute_paths_are_removed_before_push(hub, home, tmp_path):
 def test_data_images_are_published_only_on_request(hub, home, tmp_path):
     model = Path(shutil.copytree(NUCLEI, tmp_path / "run" / "best"))
     (tmp_path / "run" / "log.jsonl").write_text("{}\n")
-    with pytest.raises(PushError, match="has no sample images to publish: leave --sample-image out"):
+    with pytest.raises(PushError, match="has no sample images to publish; omit --sample-image"):
         push(model, Target("me/model"), sample_image=True)
     assert not hub.repos
     note, exif = PngInfo(), Image.Exif()
@@ -149,7 +149,7 @@ def add_to_weights(folder: Path, text: str) -> str:
     return "model.safetensors, line 1"
 
 
-def add_to_licence(folder: Path, text: str) -> str:
+def add_to_license(folder: Path, text: str) -> str:
     (folder / "LICENSE").write_text(f"Mine\nAll of it\n{text}\n")
     return "LICENSE, line 3"
 
@@ -163,7 +163,7 @@ def add_to_name(folder: Path, text: str) -> str:
     ("spoil", "what"),
     [
         *(
-            (add_to_licence, what)
+            (add_to_license, what)
             for what in ("home", "model", "token", "other token", "environment", "end", "address", "host")
         ),
         *((spoil, what) for spoil in (add_to_card, add_to_weights) for what in ("home", "token")),

@@ -120,7 +120,7 @@ def test_interrupted_push_keeps_the_old_revision_and_resumes(hub, tmp_path, wher
             raise Refusal(403, "", "the line is cut")
 
     hub.fault = cut
-    with pytest.raises(PushError, match=r"me/model is as it was before: .*goes on where this one was cut"):
+    with pytest.raises(PushError, match=r"me/model is unchanged: .*same command again to resume"):
         push(save_tiny_model(tmp_path / "second", seed=1), Target("me/model"))
     assert contents(hub) == before and hub.repo("me/model").refs["main"] == ref
     hub.fault = lambda method, path: None
@@ -136,7 +136,7 @@ def test_lost_response_is_not_reported_as_failure(hub, tmp_path, monkeypatch):
 
     made = hub_server.commit
     monkeypatch.setattr(hub_server, "commit", lose_response)
-    with pytest.raises(PushError, match=r"me/model may have the new files, .* look there .*504"):
+    with pytest.raises(PushError, match=r"me/model may have the new files: no response .*504"):
         push(save_tiny_model(tmp_path / "model"), Target("me/model"))
     assert "model.safetensors" in contents(hub)
 
@@ -152,7 +152,7 @@ def test_push_respects_requested_visibility(hub, tmp_path, private):
     folder = save_tiny_model(tmp_path / "model")
     push(folder, Target("me/model", private=private))
     before, found = contents(hub), "private" if private else "public"
-    with pytest.raises(PushError, match=f"me/model is there already, and {found}"):
+    with pytest.raises(PushError, match=f"me/model already exists and is {found}"):
         push(save_tiny_model(folder, seed=1), Target("me/model", private=not private))
     assert contents(hub) == before
     for said in (None, private):
@@ -245,27 +245,27 @@ def test_push_command(hub, tmp_path):
     done = run(app, ["push", str(tmp_path / "model"), "me/model", "--private", "--message", "as said"])
     assert done.exit_code == 0, done.output
     assert f"{hub.url}/me/model/commit/" in done.output and "left out: notes.txt" in done.output
-    assert "no licence is known" in done.output and "notes.txt" not in contents(hub)
+    assert "the license is unknown" in done.output and "notes.txt" not in contents(hub)
     assert hub.repo("me/model").private and hub.repo("me/model").titles == ["as said"]
     refused = run(app, ["push", str(tmp_path), "me/model"])
-    assert refused.exit_code == 2 and "holds no model" in refused.output
+    assert refused.exit_code == 2 and "contains no model" in refused.output
 
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "config.json and model.safetensors are needed"),
-        (lambda folder: cut_short(folder / "model.safetensors"), "the weights are cut short or no safetensors"),
-        (lambda folder: shards(folder)[1].unlink(), "there is no model-00002-of-00002.safetensors"),
+        (lambda folder: cut_short(folder / "model.safetensors"), "the weights are truncated or not safetensors"),
+        (lambda folder: shards(folder)[1].unlink(), "missing model-00002-of-00002.safetensors"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "model.fp16.safetensors"), "no model.safetens"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "model.lora.merge=true"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "none"}'), "no installed architecture"),
         (
             lambda folder: edit(folder, "config.json", architectures=["Other"]),
-            "names the class Other, expected one of SegFormer",
+            "has the class Other, expected one of SegFormer",
         ),
         (lambda folder: (folder / "README.md").write_text("---\n- :a: b: c\n---\n"), "README.md"),
-        (shutil.rmtree, "there is no such directory"),
+        (shutil.rmtree, "does not exist"),
     ],
 )
 def test_invalid_push_raises(hub, tmp_path, spoil, reason):

@@ -102,7 +102,7 @@ def test_space_has_the_license_of_its_weights(hub, tmp_path, known):
     push_space(str(model), Target("me/demo"))
     card = SpaceCard(hub.repo("me/demo", "space").files()["README.md"].decode())
     assert {name: value for name, value in card.data.to_dict().items() if name.startswith("license")} == known
-    assert f"weights in `model/`: {Provenance(**known).licence()}" in card.text
+    assert f"weights in `model/`: {Provenance(**known).describe_license()}" in card.text
 
 
 def test_model_requirements_are_pinned(hub, tmp_path):
@@ -120,7 +120,7 @@ def test_model_requirements_are_pinned(hub, tmp_path):
 
 @pytest.mark.parametrize("name", ["/some/nope", "me/nope"])
 def test_missing_model_raises(hub, name):
-    with pytest.raises(PushError, match=f"^{name} is no directory here, and no model on the Hub"):
+    with pytest.raises(PushError, match=f"^{name} is neither a local directory nor an accessible model on the Hub"):
         push_space(name, Target("me/demo"))
     assert not hub.repos
 
@@ -149,7 +149,7 @@ def test_failing_variable_is_reported(hub):
             raise Refusal(403, "", "not yours")
 
     hub.fault = refuse_variables
-    with pytest.raises(PushError, match="is pushed, but does not know its model: set HF_VIT_SEG_MODELS to me/model"):
+    with pytest.raises(PushError, match="is pushed, but its model is not set; set HF_VIT_SEG_MODELS to me/model"):
         push_space("me/model", Target("me/demo"))
     push_space("me/model", Target("me/demo", create_pr=True))
 

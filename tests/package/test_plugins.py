@@ -15,7 +15,7 @@ from hf_vit_seg import architectures, plugin_listing, plugins
 from hf_vit_seg.entry_points import PREFIX, Plugin, load, load_all, subclass_of
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
 from hf_vit_seg.models.segmentation_heads import HEADS, find_head
-from hf_vit_seg.plugin_listing import GROUPS, TABLES, misplaced, models_view, tried
+from hf_vit_seg.plugin_listing import GROUPS, TABLES, check_plugin, models_view, unknown_groups
 from hf_vit_seg.plugins import check_architecture
 from hf_vit_seg.records import Record, RecordError, Table
 
@@ -62,14 +62,14 @@ def test_table_has_working_plugins_and_reports_the_others(tmp_path, monkeypatch)
     table = Table("strange thing", {"own": Own}, Record, "hf_vit_seg.strange")
     assert table.read("fine", {"size": 5}, "here").size == 5
     assert type(table.read("own", {}, "here")) is Own
-    sentence = "here: strange thing 'broken' of strangers 1.0 cannot be used: RuntimeError: half a package"
+    sentence = "here: strange thing 'broken' of strangers 1.0 cannot be loaded: RuntimeError: half a package"
     with pytest.raises(RecordError, match=sentence):
         table.read("broken", {}, "here")
     with pytest.raises(RecordError, match="SystemExit: goodbye"):
         table.read("gone", {}, "here")
     errors = {plugin.name: plugin.error for plugin in table.plugins()}
     assert errors["fine"] is None
-    assert errors["own"] == "the name is taken by hf_vit_seg: it must be another"
+    assert errors["own"] == "the name is already used by hf_vit_seg; choose another"
     assert errors["broken"] and errors["gone"]
 
 
@@ -79,13 +79,13 @@ def test_duplicate_plugin_names_raise(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(write_distribution(tmp_path / name, name, entries, STRANGE))
     one, other = load_all("hf_vit_seg.strange", subclass_of(Record))
     assert (one.error is None) != (other.error is None)
-    assert "the name is taken by" in f"{one.error}{other.error}"
+    assert "the name is already used by" in f"{one.error}{other.error}"
 
 
 def test_unknown_group_is_reported(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(strangers(tmp_path, group="hf_vit_seg.loss", fine="works"))
-    assert [(p.name, p.error) for p in misplaced()] == [
-        ("fine", "there is no such group; did you mean 'hf_vit_seg.losses'?")
+    assert [(p.name, p.error) for p in unknown_groups()] == [
+        ("fine", "unknown group; did you mean 'hf_vit_seg.losses'?")
     ]
 
 
@@ -96,10 +96,10 @@ class Stranger(PreTrainedConfig):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"name": "cvt"}, "an architecture called 'cvt' already"),
-        ({"config": architectures()["cvt"].config}, "the model_type 'cvt_seg' already"),
+        ({"name": "cvt"}, "an architecture named 'cvt' already exists"),
+        ({"config": architectures()["cvt"].config}, "model_type 'cvt_seg' already exists"),
         ({"models": {"AutoModelForNothing": None}}, "has AutoModelForNothing, and transformers no Auto class"),
-        ({"image_processor": {"pil": object}}, "has pil where classes for pil and torchvision are expected"),
+        ({"image_processor": {"pil": object}}, "has pil, expected classes for pil and torchvision"),
         ({"image_processor": {}}, "has nothing where"),
     ],
 )
@@ -121,7 +121,7 @@ def test_architecture_with_broken_files_names_them(tmp_path, monkeypatch):
     (tmp_path / "broken.yaml").write_text("tiny: {hidden_sizes: a lot}")
     variants = tmp_path / "broken.yaml"
     broken = replace(architectures()["cvt"], variants=variants, conversions=("absent:SOURCE",), forms=("absent:FORMS",))
-    plugin = tried(Plugin("hf_vit_seg.architectures", "broken", "broken:ARCHITECTURE", "strangers 1.0", broken))
+    plugin = check_plugin(Plugin("hf_vit_seg.architectures", "broken", "broken:ARCHITECTURE", "strangers 1.0", broken))
     assert "variants: " in (plugin.error or "") and "hidden_sizes" in (plugin.error or "")
     assert "conversion absent:SOURCE: ModuleNotFoundError: No module named 'absent'" in (plugin.error or "")
     assert "export forms absent:FORMS: ModuleNotFoundError: No module named 'absent'" in (plugin.error or "")
@@ -172,7 +172,7 @@ def test_broken_plugin_of_each_group_does_not_affect_others(tmp_path):
     listed, models, good, *refused = outcomes(commands, tmp_path / "home", path=path)
     assert listed.code == 1
     for (name,) in targets.values():
-        assert f"{name} of strangers 1.0 cannot be used: RuntimeError: half a package" in listed.errors
+        assert f"{name} of strangers 1.0 cannot be loaded: RuntimeError: half a package" in listed.errors
     assert listed.output.count("failed") == len(GROUPS) and " ok" in listed.output
     assert models.code == 0 and "segformer" in models.output
     assert good.code == 0, good.errors

@@ -355,7 +355,7 @@ def test_recipe_losses_are_summed_with_weights():
     ("losses", "task", "classes", "message"),
     [
         ({"cross_entropie": None}, "segmentation", 3, "did you mean 'cross_entropy'"),
-        ({"dice": {"smoth": 1}}, "segmentation", 3, "loss.dice.smoth is no known setting; did you mean 'smooth'"),
+        ({"dice": {"smoth": 1}}, "segmentation", 3, "loss.dice.smoth is not a known setting; did you mean 'smooth'"),
         ({"ohem": {"threshold": 3}}, "segmentation", 3, "loss.ohem.threshold should be"),
         ({"dice": None}, "classification", 3, "loss.dice: this loss supports segmentation"),
         ({"binary_cross_entropy": None}, "segmentation", 3, "one output"),

@@ -169,7 +169,7 @@ def test_unmatched_parameter_raises_with_a_suggestion():
         (lambda: build("segformer", "AutoModel"), {"head_multiplier": 10}, "this model has no head"),
         (resnet, {"groups": [{"match": "decoder_head"}]}, r"groups\.0: 'decoder_head' matches no parameter"),
         (resnet, {"groups": [{"match": "("}]}, "is not a valid regular expression"),
-        (resnet, {"groups": [{"mach": "head"}]}, r"groups\.0\.mach is no known setting; did you mean 'match'"),
+        (resnet, {"groups": [{"mach": "head"}]}, r"groups\.0\.mach is not a known setting; did you mean 'match'"),
         (lambda: resnet().requires_grad_(False), {}, "all parameters are frozen"),
     ],
 )

@@ -11,7 +11,7 @@ from hf_vit_seg.training.recipe.differences import differences
 from hf_vit_seg.training.recipe.files import RecipeFileError, recipe_text, shipped_recipes
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.recipe_loading import load_recipe, resolve_path
-from hf_vit_seg.yaml_reader import parse, text_of
+from hf_vit_seg.yaml_reader import dump, parse
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ values = st.recursive(
 @example("\x85")
 @example(["a\u2028 b", {"n ": "\r\n"}])
 def test_recipe_round_trip(value):
-    assert parse(text_of(value)) == value
+    assert parse(dump(value)) == value
 
 
 @given(st.sampled_from(["no", "yes", "on", "1:30", "010", "2018-01-01", "1_000", "=", "<<", "1e3x"]))
@@ -48,10 +48,10 @@ def test_numbers_are_parsed():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: 1\nb:\n  c: 1\n  c: 2", "line 4: 'c' stands twice"),
+        ("a: 1\nb:\n  c: 1\n  c: 2", "line 4: duplicate key 'c'"),
         ("a: [1", "line 1"),
         ("a: !!python/object/apply:os.getcwd []", "line 1"),
-        ("? [1]\n: 2", r"line 1: .* is no name"),
+        ("? [1]\n: 2", r"line 1: .* is not a valid key"),
         ("a: \0", "special characters"),
     ],
 )
@@ -88,19 +88,19 @@ def test_missing_fields_use_defaults(recipe):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("stepz=3", r"stepz is no known setting"),
-        ("loop.stepz=3", r"loop\.stepz is no known setting; did you mean 'steps'\?"),
+        ("stepz=3", r"stepz is not a known setting"),
+        ("loop.stepz=3", r"loop\.stepz is not a known setting; did you mean 'steps'\?"),
         ("loop.steps=many", r"loop\.steps should be"),
         ("loop.batch_size=0", r"loop\.batch_size: found 0, expected 1 or more, or auto"),
         ("loop.epochs=3", r"either steps or epochs"),
-        ("data.trainn.kind=folders", r"data\.trainn is no known setting; did you mean 'train'\?"),
-        ("data.train.kind=folder", r"no data source called 'folder'; did you mean 'folders'\?"),
-        ("data.train.image=x", r"data\.train\.image is no known setting; did you mean 'images'\?"),
+        ("data.trainn.kind=folders", r"data\.trainn is not a known setting; did you mean 'train'\?"),
+        ("data.train.kind=folder", r"unknown data source 'folder'; did you mean 'folders'\?"),
+        ("data.train.image=x", r"data\.train\.image is not a known setting; did you mean 'images'\?"),
         ("transforms.1.random_flip.horizontl=1", r"transforms\.1\.random_flip\.horizontl .*'horizontal'\?"),
-        ("transforms.0={random_corp: {}}", r"no transform called 'random_corp'; did you mean 'random_crop'\?"),
-        ("batch_transforms=[mixupp]", r"no batch transform called 'mixupp'; did you mean 'mixup'\?"),
-        ("loss.cross_entropy.weigt=2", r"loss\.cross_entropy\.weigt is no known setting; did you mean 'weight'\?"),
-        ("loss.cross_entrop.weight=2", r"no loss called 'cross_entrop'; did you mean 'cross_entropy'\?"),
+        ("transforms.0={random_corp: {}}", r"unknown transform 'random_corp'; did you mean 'random_crop'\?"),
+        ("batch_transforms=[mixupp]", r"unknown batch transform 'mixupp'; did you mean 'mixup'\?"),
+        ("loss.cross_entropy.weigt=2", r"loss\.cross_entropy\.weigt is not a known setting; did you mean 'weight'\?"),
+        ("loss.cross_entrop.weight=2", r"unknown loss 'cross_entrop'; did you mean 'cross_entropy'\?"),
         ("evaluation.protocol.windw=512", r"evaluation\.protocol\.windw .*'window'\?"),
         ("optimizer.groups=[{match: x, weight_dekay: 0}]", r"optimizer\.groups\.0\.weight_dekay .*'weight_decay'\?"),
         ("seed=-1", r"seed should be"),
@@ -111,7 +111,7 @@ def test_missing_fields_use_defaults(recipe):
             "data.classes=[{name: a, values: [x]}]",
             r"0\.values\.0 should be a valid integer or a list, found 'x'",
         ),
-        ("data.classes=[3]", r"data\.classes\.0 should be settings by name \(a mapping\) or a valid string, found 3"),
+        ("data.classes=[3]", r"data\.classes\.0 should be a mapping or a valid string, found 3"),
         (
             "schedule.warmup_steps=few",
             r"steps should be a valid integer or a valid number, found 'few'",
@@ -195,7 +195,7 @@ def test_pose_loss_is_defined_by_the_model():
         ("loop.steps=[3", r"no value in YAML"),
         ("transforms.7.random_crop.size=8", r"expected an index from 0 to 1"),
         ("transforms.1.random_crop.size=8", r"transforms\.1 is 'random_flip'"),
-        ("seed.more=1", r"seed\.more is no known setting|seed\.more cannot be set|seed should be"),
+        ("seed.more=1", r"seed\.more is not a known setting|seed\.more cannot be set|seed should be"),
         ("loop.steps.more=1", r"loop\.steps\.more cannot be set: loop\.steps is 8"),
     ],
 )

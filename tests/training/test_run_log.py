@@ -103,7 +103,7 @@ def test_only_the_main_process_writes(tmp_path):
 
 
 def test_unknown_tracker_suggests_the_closest_name():
-    with pytest.raises(RecordError, match=r"no tracker called 'tensorbord'; did you mean 'tensorboard'\?"):
+    with pytest.raises(RecordError, match=r"unknown tracker 'tensorbord'; did you mean 'tensorboard'\?"):
         check_trackers(["tensorbord"])
 
 

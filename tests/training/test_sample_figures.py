@@ -7,7 +7,7 @@ from PIL import Image
 
 from hf_vit_seg.drawing.skeletons import COCO_BONES, LEFT, RIGHT, draw_skeletons
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
-from hf_vit_seg.training.figures.layout import add_caption, fitting, grid, legend_below
+from hf_vit_seg.training.figures.layout import add_caption, grid, legend_below, truncate_text
 from hf_vit_seg.training.figures.poses import persons, pose_figure
 from hf_vit_seg.training.figures.samples import (
     IGNORED,
@@ -176,6 +176,6 @@ def test_text_is_truncated_to_its_width():
     from PIL import ImageFont
 
     font = ImageFont.load_default(16)
-    assert fitting("abc", 1000, font) == "abc"
-    cut = fitting("a very long text", 60, font)
+    assert truncate_text("abc", 1000, font) == "abc"
+    cut = truncate_text("a very long text", 60, font)
     assert cut.endswith("…") and font.getlength(cut) <= 60

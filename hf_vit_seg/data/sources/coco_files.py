@@ -11,7 +11,7 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.images.pixels import read_pixels
 from hf_vit_seg.data.wording import format_list
-from hf_vit_seg.records import expectation, settings_path, shortened
+from hf_vit_seg.records import expectation, settings_path, shorten
 
 from .source import SourceError, check_present, existing_file, existing_folder
 
@@ -131,7 +131,7 @@ def validate_lists(content: Mapping[str, Any], path: Path) -> CocoLists:
     if first["type"] == "missing":
         raise SourceError(f"{path} has an entry without '{first['loc'][-1]}', which COCO format requires")
     place, expected = ".".join(map(str, settings_path(first, content))), expectation(first, errors, content)
-    raise SourceError(f"{path}: {place} should be {expected}, found {shortened(first['input'])}")
+    raise SourceError(f"{path}: {place} should be {expected}, found {shorten(first['input'])}")
 
 
 __all__ = ["CocoAnnotation", "CocoFile", "CocoImage", "Id", "read_coco"]

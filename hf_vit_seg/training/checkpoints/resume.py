@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hf_vit_seg.records import shortened
+from hf_vit_seg.records import shorten
 from hf_vit_seg.training.recipe.differences import differences, flatten
 from hf_vit_seg.training.recipe.files import plain
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -26,7 +26,7 @@ def refuse_other_run(checkpoint: Path, manifest: Manifest, recipe: Recipe, proce
         name, (now, then) = next(iter(differing.items()))
         others = f" (and {len(differing) - 1} more settings differ)" if len(differing) > 1 else ""
         raise CheckpointError(
-            f"{checkpoint} was written with {name} = {shortened(then)}, but the recipe has {shortened(now)}{others}; "
+            f"{checkpoint} was written with {name} = {shorten(then)}, but the recipe has {shorten(now)}{others}; "
             "restore the setting, or start over with --overwrite"
         )
 
@@ -51,7 +51,7 @@ def changes(manifest: Manifest, recipe: Recipe) -> dict[str, str]:
     """Describe the settings that differ between the checkpoint and a resolved recipe, by dotted name."""
     then, now = flatten(manifest.recipe), flatten(plain(recipe))
     return {
-        name: f"{name} = {shortened(now.get(name))} (was {shortened(then.get(name))})"
+        name: f"{name} = {shorten(now.get(name))} (was {shorten(then.get(name))})"
         for name in {**then, **now}
         if then.get(name) != now.get(name)
     }

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from hf_vit_seg.error_reporting import bugs_logged
+from hf_vit_seg.error_reporting import log_bugs
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.training.checkpoints.best_score import BestTracker
 from hf_vit_seg.training.checkpoints.main_process import lock_on_main_process, on_main_process
@@ -316,7 +316,7 @@ def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, over
     accelerator = build_accelerator(recipe, directory.path)
     with lock_on_main_process(accelerator, directory.path):
         on_main_process(accelerator, lambda: directory.check(resume, overwrite))  # another run may have written it
-        with bugs_logged(directory.errors):
+        with log_bugs(directory.errors):
             return train_locked(recipe, directory, accelerator, resume)
 
 

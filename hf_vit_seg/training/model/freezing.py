@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from hf_vit_seg.records import RecordError, shortened
+from hf_vit_seg.records import RecordError, shorten
 
 from .parameter_names import encoder_prefix, plain_model, plain_name
 
@@ -24,7 +24,7 @@ def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
         found = [parameter for name, parameter in parameters.items() if compile_pattern(pattern).search(name)]
         if not found:
             parts = sorted({".".join(name.split(".")[:2]) for name in parameters})
-            raise RecordError(f"model.freeze: '{pattern}' matches no parameter; found {shortened(parts, 400)}")
+            raise RecordError(f"model.freeze: '{pattern}' matches no parameter; found {shorten(parts, 400)}")
         for parameter in found:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_vit_seg.local_paths import common_folder, publishable
 from hf_vit_seg.records import Record, RecordError, nearest
-from hf_vit_seg.yaml_reader import parse, text_of
+from hf_vit_seg.yaml_reader import dump, parse
 
 from .schema import Recipe
 
@@ -44,7 +44,7 @@ def plain(record: Record) -> dict[str, Any]:
 
 def recipe_text(recipe: Recipe) -> str:
     """Format a recipe as the text of a file, which `load_recipe` reads back to the same recipe."""
-    return f"# Every default is written out, as of hf_vit_seg {version('hf_vit_seg')}.\n{text_of(plain(recipe))}"
+    return f"# Every default is written out, as of hf_vit_seg {version('hf_vit_seg')}.\n{dump(plain(recipe))}"
 
 
 def publishable_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,4 +60,4 @@ def publishable_recipe_text(text: str) -> str:
     if published == settings:
         return text
     comments = [line for line in text.splitlines()[:1] if line.startswith("#")]
-    return "\n".join([*comments, text_of(published)])
+    return "\n".join([*comments, dump(published)])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.records import RecordError, shortened
+from hf_vit_seg.records import RecordError, shorten
 from hf_vit_seg.yaml_reader import parse
 
 
@@ -37,7 +37,7 @@ def override_setting(settings: Any, names: Sequence[str], value: Any, place: str
         if name not in settings:
             raise RecordError(f"{here} cannot be set: {place} is '{next(iter(settings))}'")
     if settings is not None and not isinstance(settings, Mapping):
-        raise RecordError(f"{here} cannot be set: {place} is {shortened(settings)}")
+        raise RecordError(f"{here} cannot be set: {place} is {shorten(settings)}")
     known = settings or {}
     if place == "loss" and not rest and value is None:
         return remove_term(known, name)
