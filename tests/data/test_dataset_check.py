@@ -227,7 +227,7 @@ def test_what_is_known_is_of_so_many_bands(tmp_path):
     (tmp_path / "train/images/0.png").unlink()
     np.save(tmp_path / "train/images/0.npy", np.zeros((4, 8, 8), np.uint8))
     for bands in (3, 4, 3):
-        problems = check(recipe(tmp_path, bands=bands), cache=tmp_path / "facts.json").problems
+        problems = check(recipe(tmp_path, channels=bands), cache=tmp_path / "facts.json").problems
         assert len(problems) == (bands == 3), problems
 
 
