@@ -156,7 +156,7 @@ def resnet(kind=transformers.ResNetForImageClassification):
 
 
 def test_unmatched_parameter_raises_with_a_suggestion():
-    with pytest.raises(RecordError, match=r"what weight decay oddity of shape \(2, 2\) has") as error:
+    with pytest.raises(RecordError, match=r"weight decay of oddity with shape \(2, 2\)") as error:
         parameter_groups(resnet(Strange), recipe())
     row = re.search(r"match: '(.*)', weight_decay: 0}", str(error.value))
     assert parameter_groups(resnet(Strange), recipe(groups=[{"match": row[1], "weight_decay": 0}]))

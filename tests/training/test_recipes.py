@@ -105,7 +105,7 @@ def test_missing_fields_use_defaults(recipe):
         ("optimizer.groups=[{match: x, weight_dekay: 0}]", r"optimizer\.groups\.0\.weight_dekay .*'weight_decay'\?"),
         ("seed=-1", r"seed should be"),
         ("data.classes={0: road, 1: car}", r"data\.classes should be a list or a valid string, found {0: 'road'"),
-        ("data.classes=[{name: a, value: [0]},b]", r"data\.classes\.0\.value is no known .*did you mean 'values'\?"),
+        ("data.classes=[{name: a, value: [0]},b]", r"data\.classes\.0\.value is not a known .*did you mean 'values'\?"),
         ("data.classes=[{values: [0]},b]", r"data\.classes\.0\.name is missing"),
         (
             "data.classes=[{name: a, values: [x]}]",
@@ -126,7 +126,7 @@ def test_invalid_settings_raise_with_position(recipe, override, said):
 
 
 def test_missing_recipe_raises(tmp_path):
-    with pytest.raises(RecipeFileError, match=r"neither as a file nor as a shipped recipe; did you mean 'nuclei'\?"):
+    with pytest.raises(RecipeFileError, match=r"neither a file nor a shipped recipe; did you mean 'nuclei'\?"):
         load_recipe("nucleii")
     with pytest.raises(RecipeFileError, match=r"is a folder"):
         load_recipe(tmp_path)
@@ -189,10 +189,10 @@ def test_pose_loss_is_defined_by_the_model():
     ("override", "said"),
     [
         ("loss.dice=null", r"loss\.dice cannot be removed: the terms are cross_entropy"),
-        ("loss.cross_entropy=null", r"one stays; add another before"),
-        ("loop.steps", r"write NAME=VALUE"),
-        ("=3", r"write NAME=VALUE"),
-        ("loop.steps=[3", r"no value in YAML"),
+        ("loss.cross_entropy=null", r"at least one must remain"),
+        ("loop.steps", r"expected NAME=VALUE"),
+        ("=3", r"expected NAME=VALUE"),
+        ("loop.steps=[3", r"not valid YAML"),
         ("transforms.7.random_crop.size=8", r"expected an index from 0 to 1"),
         ("transforms.1.random_crop.size=8", r"transforms\.1 is 'random_flip'"),
         ("seed.more=1", r"seed\.more is not a known setting|seed\.more cannot be set|seed should be"),
