@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.inference.classifier import Classifier
-from hf_vit_seg.inference.dense.image_preparation import Prepared
+from hf_vit_seg.inference.dense.image_preparation import PreparedImage
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.loading import AUTO_CLASSES, ModelError
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
@@ -128,7 +128,7 @@ class Catalogue:
             return segmented(model, *inputs) if isinstance(model, Segmenter) else model(*inputs)
 
 
-def segmented(segmenter: Segmenter, protocol: Protocol, prepared: Prepared) -> Segmentation:
+def segmented(segmenter: Segmenter, protocol: Protocol, prepared: PreparedImage) -> Segmentation:
     """Segment a prepared image by a protocol. TimeLimitError, before the next window, when it takes too long."""
     segmenter = segmenter.with_protocol(protocol)
     logits, end = segmenter.logits, time.monotonic() + SECONDS_COMPUTING

@@ -1,4 +1,4 @@
-"""Batches, the numbers they are normalized by, and pictures of their images."""
+"""Batches, their normalization, and figures of their images."""
 
 import pickle
 

@@ -230,7 +230,7 @@ def test_what_cannot_be_read_by_regions_is_told(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"scales": (0.5, 1)}, {"divisor": 32}, {"preset": "ade20k"}])
 def test_protocols_that_resize_are_refused(settings):
-    with pytest.raises(ValueError, match="at its own size"):
+    with pytest.raises(ValueError, match="in windows at their own size"):
         tiling_protocol(Protocol(**settings), segmenter().processor)
 
 
