@@ -16,7 +16,7 @@ from hf_vit_seg.conversion.convert import export
 from torch import nn
 
 from hf_vit_seg import architectures
-from hf_vit_seg.inference.runtimes import openvino_compiled
+from hf_vit_seg.inference.runtimes import compile_openvino
 from hf_vit_seg.models.label_maps import label_map
 
 from .contest import (
@@ -106,7 +106,7 @@ def onnx_runtime_contender(file: Path, pixel_values: torch.Tensor) -> Contender:
 
 
 def openvino_contender(file: Path, pixel_values: torch.Tensor) -> Contender:
-    compiled = openvino_compiled(str(file))
+    compiled = compile_openvino(str(file))
     return lambda: torch.from_numpy(compiled(pixel_values.numpy())[0].copy())
 
 

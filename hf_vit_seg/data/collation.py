@@ -23,7 +23,7 @@ class CollationError(HfVitSegError):
     """Samples that cannot be stacked to a batch."""
 
 
-def normalized(processor: BaseImageProcessor, images: Sequence[torch.Tensor]) -> torch.Tensor:
+def normalize_images(processor: BaseImageProcessor, images: Sequence[torch.Tensor]) -> torch.Tensor:
     """Normalize images (C, H, W) of one size, bit-identical to `processor(image)`: (B, C, H, W) float32."""
     options: dict[str, Any] = {"return_tensors": "pt", "input_data_format": "channels_first"}
     return processor(list(images), **options, **WITHOUT_GEOMETRY)["pixel_values"]
@@ -53,7 +53,7 @@ class Collator:
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Stack samples of one shape to `pixel_values` and `labels`. Raises CollationError."""
         check_shapes(samples)
-        images = normalized(self.processor, [sample["image"] for sample in samples])
+        images = normalize_images(self.processor, [sample["image"] for sample in samples])
         labels = torch.stack([torch.as_tensor(sample["target"], dtype=self.dtype) for sample in samples])
         if self.mixer is not None:
             with seed_draw(samples[0]["draw"], self.seed, BATCH):
@@ -75,4 +75,4 @@ def check_shapes(samples: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-__all__ = ["CollationError", "Collator", "normalized"]
+__all__ = ["CollationError", "Collator", "normalize_images"]

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.inference.classifier import Classifier
-from hf_vit_seg.inference.dense.image_preparation import Prepared
+from hf_vit_seg.inference.dense.image_preparation import PreparedImage
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.loading import AUTO_CLASSES, ModelError
 from hf_vit_seg.inference.pose_estimator import PoseEstimator

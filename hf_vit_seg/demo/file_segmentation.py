@@ -8,7 +8,7 @@ from typing import Any
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.inference.dense.image_preparation import Prepared, milliseconds_since
+from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.prediction import Job, PredictOptions, report
 from hf_vit_seg.inference.segmentation import Segmentation
@@ -59,7 +59,7 @@ def windows(side: int, flip: bool) -> Protocol:
     return Protocol(window=(side, side), blend="gaussian", flip=flip)
 
 
-def pixels_seen(protocol: Protocol, prepared: Prepared) -> int:
+def pixels_seen(protocol: Protocol, prepared: PreparedImage) -> int:
     """How many pixels the model sees of an image: in windows that overlap, and in the mirror, most of them again."""
     height, width = prepared.pixel_values.shape[-2:]
     grid = protocol.grid((height, width))

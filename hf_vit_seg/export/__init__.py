@@ -1,4 +1,4 @@
-"""Models as programs for other runtimes, each with the proof that it computes the same."""
+"""Export of models to other runtimes, with a parity check of the results."""
 
 from .exported_model import ExportOptions, export_model
 from .exporters import EXPORTERS, Exporter

@@ -1,4 +1,4 @@
-"""Images on which the ranges of 8-bit programs are measured.
+"""Calibration images for 8-bit quantization.
 
 Shapes: C channels, H W pixels.
 """
@@ -17,7 +17,7 @@ from hf_vit_seg.inference.segmenter import Segmenter
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Pixel values (1, C, H, W), float32, as the model will see them."""
+    """Calibration images as pixel values (1, C, H, W) float32."""
 
     images: Sequence[np.ndarray]
 
@@ -25,32 +25,32 @@ class Calibration:
     def from_files(
         cls, files: Sequence[Path], segmenter: Segmenter, most: int, size: tuple[int, int] | None = None
     ) -> "Calibration":
-        """At most so many of the files, evenly spread, and at one (height, width) where the program has no other."""
+        """Preprocess at most `most` evenly spaced files, and resize them to `size` (height, width) if given."""
         chosen = [files[i * len(files) // most] for i in range(most)] if len(files) > most else files
         images = (segmenter.prepare(file).pixel_values.float() for file in chosen)
-        return cls([(resized(image, size) if size else image).numpy() for image in images])
+        return cls([(resize_images(image, size) if size else image).numpy() for image in images])
 
     def reader(self) -> Any:
-        """The images as onnxruntime.quantization reads them."""
+        """Create a CalibrationDataReader of onnxruntime."""
         from onnxruntime.quantization import CalibrationDataReader
 
         class Reader(CalibrationDataReader):
-            """One image at a time."""
+            """Iterates over the images."""
 
             def __init__(self, images: Sequence[np.ndarray]):
                 self.upcoming = iter(images)
 
             def get_next(self) -> Any:
-                """The next image, None behind the last."""
+                """The next image, or None at the end."""
                 image = next(self.upcoming, None)
                 return None if image is None else {"pixel_values": image}
 
         return Reader(self.images)
 
 
-def resized(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Pixel values (1, C, H, W) at another (height, width)."""
+def resize_images(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize pixel values (1, C, H, W) to `size` (height, width)."""
     return interpolate(image, size, mode="bilinear", antialias=True)
 
 
-__all__ = ["Calibration", "resized"]
+__all__ = ["Calibration", "resize_images"]

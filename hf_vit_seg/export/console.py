@@ -1,4 +1,4 @@
-"""The command `export` in a console: what it prints, and how it exits."""
+"""Terminal output and exit code of `export`."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +26,7 @@ def run(
     overwrite: bool = False,
     score: Callable[[Segmenter], float] | None = None,
 ) -> int:
-    """Export, print the proof, and return the exit code: 1 for a program that disagrees."""
+    """Export, print the parity check, and return the exit code: 1 if the check fails."""
     console = Console(soft_wrap=True, highlight=False)
     exporter = EXPORTERS.read(to, options, "--to")
     segmenter = Segmenter.from_pretrained(model, "cpu")
@@ -43,7 +43,7 @@ def run(
 
 
 def parity_view(parity: Parity) -> Table:
-    """The proof as a table; many images of one kind become one line."""
+    """Format the parity check as a table; 8-bit cases are summarized by mean and worst."""
     table = Table(box=None, title=f"{parity.format}, {parity.dtype}, against the model", title_justify="left")
     for column in ("images", "batch", "size", "largest difference", "equal labels", "no ties"):
         table.add_column(column, justify="left" if column == "images" else "right")
@@ -60,12 +60,12 @@ def parity_view(parity: Parity) -> Table:
 
 
 def label_size(text: str | None) -> str | tuple[int, int] | None:
-    """What --label-map says: None, "input", or a size such as 1024x2048."""
+    """Parse --label-map: None, "input", or a size such as 1024x2048."""
     return text if text in (None, "input") else sides(text, "--label-map")
 
 
 def sides(text: str, option: str) -> tuple[int, int]:
-    """(height, width) from 512 or 512x1024. RecordError for other text."""
+    """Parse (height, width) from 512 or 512x1024. Raises RecordError for other text."""
     numbers = text.split("x")
     if not all(number.isdecimal() and int(number) for number in numbers) or len(numbers) > 2:
         raise RecordError(f"{option} takes a size such as 512 or 512x1024 (height x width), found '{text}'")

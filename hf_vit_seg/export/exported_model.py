@@ -1,4 +1,4 @@
-"""From a model to a checked file for another runtime, with all that `predict` needs beside it."""
+"""Export of a model to a verified file for another runtime, with the config files that `predict` requires."""
 
 import json
 import tempfile
@@ -16,23 +16,23 @@ from hf_vit_seg.inference.runtimes import RuntimeModel
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.records import RecordError
 
-from .calibration import Calibration, resized
+from .calibration import Calibration, resize_images
 from .exporters import Exporter
 from .forms import with_export_forms
 from .graphs import MOST_CLASSES, Geometry, LabelGraph, LogitGraph
-from .parity import TOLERANCES, Parity, agreement_on, compared, pictures, sizes_to_check
+from .parity import TOLERANCES, Parity, compare, compare_labels, random_images, sizes_to_check
 
 REPORT = "parity.json"
-USUAL_SIDE = 512  # where a processor names no size
+USUAL_SIDE = 512  # if the processor has no size
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What an exported program shall be.
+    """Options of an exported program.
 
-    It takes images of any size and batch unless `size` (height, width) or `batch` are given. `labels` makes it end in
-    a label map, at its input's size ("input") or at (height, width). `calibration` are images for 8 bits, of which at
-    most `calibration_images` are taken.
+    Size and batch are dynamic unless `size` (height, width) or `batch` is given. With `labels` the output is a label
+    map, at the input's size ("input") or at (height, width). `calibration` are images for 8-bit quantization, of which
+    at most `calibration_images` are used.
     """
 
     size: tuple[int, int] | None = None
@@ -53,12 +53,11 @@ def export_model(
     overwrite: bool = False,
     score: Callable[[Segmenter], float] | None = None,
 ) -> Parity:
-    """Export the model of a segmenter to the directory `out` in the format `name`, and prove it.
+    """Export the model of a segmenter to the directory `out` in the format `name`, and check its parity.
 
-    `score`, such as a mean IoU, is measured on the model and on the program, in 8 bits. Nothing is left in `out`
-    unless the proof succeeds: then the file of the format, config.json, preprocessor_config.json and the proof,
-    parity.json. RecordError for a options that the format or the model cannot fulfil, ParityError for a program that
-    disagrees, InUseError when another process writes `out`.
+    `score`, such as mean IoU, is computed for the model and the 8-bit program. If the check succeeds, `out` contains
+    the program, config.json, preprocessor_config.json and the report parity.json; otherwise nothing is written. Raises
+    RecordError for unsupported options, ParityError if the outputs differ, InUseError if another process writes `out`.
     """
     check(segmenter, out, name, exporter, options, overwrite)
     with locked_directory(out), tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
@@ -71,12 +70,12 @@ def export_model(
         graph = LabelGraph(plain, size) if options.labels else LogitGraph(plain)
         exporter.write(graph.eval(), geometry, dtype, path)
         del plain, graph
-        parity = proof(segmenter, path, name, geometry, options)
+        parity = check_parity(segmenter, path, name, geometry, options)
         if not parity.passed:
             raise parity.failure(exporter.file)
         if options.calibration:
-            parity = quantized(segmenter, path, name, exporter, options, score)
-        write_beside(segmenter, path.parent, out, parity, exporter.file)
+            parity = quantize(segmenter, path, name, exporter, options, score)
+        write_metadata(segmenter, path.parent, out, parity, exporter.file)
         move_contents(path.parent, out, last=path.name)
     return parity
 
@@ -84,10 +83,10 @@ def export_model(
 def check(
     segmenter: Segmenter, out: Path, name: str, exporter: Exporter, options: ExportOptions, overwrite: bool
 ) -> None:
-    """RecordError unless the options can be fulfilled."""
+    """Raise RecordError if the options are not supported."""
     exporter.check()
     if options.dtype not in exporter.dtypes:
-        raise RecordError(f"{name} is written in {' or '.join(exporter.dtypes)}, asked was for {options.dtype}")
+        raise RecordError(f"{name} supports {' or '.join(exporter.dtypes)}, found {options.dtype}")
     if options.calibration and not exporter.quantizes:
         raise RecordError(f"{name} is not written in 8 bits here; onnx and openvino are")
     if options.calibration and options.size is None and not exporter.quantizes_open_sizes:
@@ -104,27 +103,27 @@ def check(
         raise ModelError(f"{segmenter.model.path} is exported already: give the model directory it was made from")
 
 
-def proof(segmenter: Segmenter, path: Path, name: str, geometry: Geometry, options: ExportOptions) -> Parity:
-    """The program against the model, on pictures of several sizes."""
+def check_parity(segmenter: Segmenter, path: Path, name: str, geometry: Geometry, options: ExportOptions) -> Parity:
+    """Compare the program with the model on random images of several sizes."""
     run = RuntimeModel(path, segmenter.model.config).program
     tolerance = TOLERANCES[options.dtype]
     label_size = options.labels if isinstance(options.labels, tuple) else None
     cases = []
     for seed, (batch, height, width) in enumerate(sizes_to_check(geometry, usual_size(segmenter))):
-        pixel_values = pictures(batch, geometry.channels, height, width, seed)
+        pixel_values = random_images(batch, geometry.channels, height, width, seed)
         program = lambda images: run.run(images.to(run.dtype))  # noqa: E731
-        cases.append(compared("images", pixel_values, segmenter.logits, program, tolerance, label_size))
+        cases.append(compare("random images", pixel_values, segmenter.logits, program, tolerance, label_size))
     return Parity(name, options.dtype, tolerance, tuple(cases))
 
 
 def usual_size(segmenter: Segmenter) -> tuple[int, int]:
-    """(height, width) to which the image processor resizes, about."""
+    """The approximate (height, width) that the image processor resizes to."""
     size: Any = dict(getattr(segmenter.processor, "size", None) or {})
     edge = size.get("shortest_edge") or USUAL_SIDE
     return int(size.get("height") or edge), int(size.get("width") or edge)
 
 
-def quantized(
+def quantize(
     segmenter: Segmenter,
     path: Path,
     name: str,
@@ -132,15 +131,15 @@ def quantized(
     options: ExportOptions,
     score: Callable[[Segmenter], float] | None,
 ) -> Parity:
-    """The program in 8 bits, and what that costs: labels that stay the same, and the scores of both."""
+    """Quantize the program to 8 bits, and compare its labels and scores with those of the model."""
     calibration = Calibration.from_files(options.calibration, segmenter, options.calibration_images, options.size)
     exporter.quantize(path, calibration)
     eight = RuntimeModel(path, segmenter.model.config)
     images = [torch.from_numpy(image) for image in calibration.images]
-    if options.size is None:  # ranges are measured at some sizes, the program has to work at others
+    if options.size is None:  # the program must also work at sizes without calibration
         height, width = images[0].shape[-2:]
-        images.append(resized(images[0], (height * 3 // 4, width * 4 // 3)))
-    cases = agreement_on(images, segmenter.logits, eight.program.run)
+        images.append(resize_images(images[0], (height * 3 // 4, width * 4 // 3)))
+    cases = compare_labels(images, segmenter.logits, eight.program.run)
     scores = {}
     if score is not None:
         after = Segmenter(eight, segmenter.processor, "cpu", segmenter.protocol)
@@ -151,8 +150,8 @@ def quantized(
     return parity
 
 
-def write_beside(segmenter: Segmenter, folder: Path, out: Path, parity: Parity, file: str) -> None:
-    """Write config, preprocessing and the proof into `folder`; those of other exports in `out` stay in the proof."""
+def write_metadata(segmenter: Segmenter, folder: Path, out: Path, parity: Parity, file: str) -> None:
+    """Write config, preprocessor config and parity report to `folder`, keeping reports of other exports in `out`."""
     segmenter.model.config.save_pretrained(folder)
     segmenter.processor.save_pretrained(folder)
     stored = out / REPORT

@@ -1,6 +1,6 @@
-"""The formats that models are exported to: a table, which plugins extend by `hf_vit_seg.exporters`.
+"""The table of export formats, which plugins extend through the entry point group `hf_vit_seg.exporters`.
 
-A row is a record: its fields are the format's options, `write` makes the file.
+A format is a record: its fields are the options, `write` creates the file.
 """
 
 import logging
@@ -15,20 +15,20 @@ from pydantic import Field
 from torch import nn
 
 from hf_vit_seg.inference.loading import ModelError
-from hf_vit_seg.inference.runtimes import openvino_core, optional
+from hf_vit_seg.inference.runtimes import import_optional, openvino_core
 from hf_vit_seg.records import Record, RecordError, Table
 
 from .calibration import Calibration
 from .forms import Target
-from .graphs import Geometry, recorded
-from .onnx_names import name_axes, without_origins
-from .torchscript_records import without_debug_records
+from .graphs import Geometry, export_graph
+from .onnx_names import name_axes, remove_origins
+from .torchscript_records import remove_debug_records
 
-LARGEST_FILE = 1_800_000_000  # bytes of weights; an ONNX file ends at 2 GiB, larger weights go into a second one
+LARGEST_FILE = 1_800_000_000  # bytes; ONNX files are limited to 2 GiB, so larger weights are stored in a second file
 
 
 class Exporter(Record):
-    """A format. `file` is the name of the file that users give to `predict`; others may be written beside it."""
+    """A format. `file` is the name of the file to pass to `predict`; `write` may create others next to it."""
 
     file: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
@@ -36,24 +36,24 @@ class Exporter(Record):
     forms: ClassVar[tuple[Target, ...]] = ("any",)  # targets of the export forms that are applied
     quantizes: ClassVar[bool] = False
     quantizes_open_sizes: ClassVar[bool] = True
-    runs_alone: ClassVar[bool] = True  # whether one size and batch may stay open
+    runs_alone: ClassVar[bool] = True  # whether size and batch may be dynamic
 
     def check(self) -> None:
-        """RecordError when a package is missing that the format needs."""
+        """Raise RecordError if a required package is not installed."""
         for package in self.packages:
-            needed(package)
+            import_package(package)
 
     def write(self, graph: nn.Module, geometry: Geometry, dtype: torch.dtype, path: Path) -> None:
-        """Write the graph, whose weights are of `dtype`, to `path`, a file called `file`."""
+        """Write the graph, with weights of `dtype`, to `path`, whose name is `file`."""
         raise NotImplementedError
 
     def quantize(self, path: Path, calibration: Calibration) -> None:
-        """Replace the file by one that computes in 8 bits, with ranges seen on `calibration`."""
+        """Replace the file by an 8-bit version, with activation ranges from `calibration`."""
         raise NotImplementedError
 
 
 class OnnxExporter(Exporter):
-    """ONNX, for ONNX Runtime and most others."""
+    """ONNX, for ONNX Runtime and most other runtimes."""
 
     file: ClassVar[str] = "model.onnx"
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
@@ -65,11 +65,11 @@ class OnnxExporter(Exporter):
     ranges: Literal["minmax", "entropy", "percentile"] = "minmax"
 
     def write(self, graph: nn.Module, geometry: Geometry, dtype: torch.dtype, path: Path) -> None:
-        """Write model.onnx, and model.onnx.data with the weights where they are too large for one file."""
-        onnx = needed("onnx")
+        """Write model.onnx, and model.onnx.data if the weights are too large for one file."""
+        onnx = import_package("onnx")
         with quiet():
             program = torch.onnx.export(
-                recorded(graph, geometry, dtype),
+                export_graph(graph, geometry, dtype),
                 (),
                 input_names=["pixel_values"],
                 output_names=[str(graph.output)],
@@ -78,13 +78,13 @@ class OnnxExporter(Exporter):
                 verbose=False,
             )
         assert program is not None
-        model = without_origins(name_axes(program.model_proto, geometry.open_axes))
+        model = remove_origins(name_axes(program.model_proto, geometry.dynamic_axes))
         size = sum(tensor.nbytes for tensor in graph.state_dict().values())
         onnx.save(model, str(path), save_as_external_data=size > LARGEST_FILE, location=f"{path.name}.data")
 
     def quantize(self, path: Path, calibration: Calibration) -> None:
-        """Static quantization in QDQ form: products with weights alone, in 8 bits, per channel."""
-        quantization: Any = needed("onnxruntime.quantization")
+        """Apply static per-channel quantization in QDQ format to MatMul and Conv with constant weights."""
+        quantization: Any = import_package("onnxruntime.quantization")
         methods = quantization.CalibrationMethod
         whole = path.with_name(f"float.{path.name}")
         path.rename(whole)
@@ -108,20 +108,20 @@ class OnnxExporter(Exporter):
 
 
 class OpenVinoExporter(Exporter):
-    """OpenVINO's own format, by way of the ONNX graph: model.xml and model.bin."""
+    """OpenVINO IR, converted from ONNX: model.xml and model.bin."""
 
     file: ClassVar[str] = "model.xml"
     packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "onnxscript")
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
     forms: ClassVar[tuple[Target, ...]] = ("any", "centered_norms")
     quantizes: ClassVar[bool] = True
-    quantizes_open_sizes: ClassVar[bool] = False  # the result gets a wrong shape at sizes that were not calibrated
+    quantizes_open_sizes: ClassVar[bool] = False  # outputs have wrong shapes at sizes without calibration
 
     opset: int = Field(default=20, ge=18)
 
     def write(self, graph: nn.Module, geometry: Geometry, dtype: torch.dtype, path: Path) -> None:
-        """Write model.xml and model.bin; float16 is that of the stored weights."""
-        openvino = needed("openvino")
+        """Write model.xml and model.bin; float16 only applies to the stored weights."""
+        openvino = import_package("openvino")
         source = path.with_name("source.onnx")
         OnnxExporter(opset=self.opset).write(graph.float(), geometry, torch.float32, source)
         model = openvino.convert_model(str(source))
@@ -130,11 +130,11 @@ class OpenVinoExporter(Exporter):
             used.unlink(missing_ok=True)
 
     def quantize(self, path: Path, calibration: Calibration) -> None:
-        """Post-training quantization by nncf."""
-        openvino, nncf, core = needed("openvino"), needed("nncf"), openvino_core()
+        """Apply post-training quantization with nncf."""
+        openvino, nncf, core = import_package("openvino"), import_package("nncf"), openvino_core()
         whole = path.with_name(f"float.{path.name}")
         parts = [(path.with_suffix(suffix), whole.with_suffix(suffix)) for suffix in (".xml", ".bin")]
-        for part, moved in parts:  # weights are read from their file while the other one is written
+        for part, moved in parts:  # the weights are memory-mapped while the new file is written
             part.rename(moved)
         quantized = nncf.quantize(
             core.read_model(str(whole)),
@@ -148,21 +148,21 @@ class OpenVinoExporter(Exporter):
 
 
 class TorchScriptExporter(Exporter):
-    """A traced program, which torch.jit.load and libtorch run."""
+    """TorchScript by tracing, for torch.jit.load and libtorch."""
 
     file: ClassVar[str] = "model.ts"
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
 
     def write(self, graph: nn.Module, geometry: Geometry, dtype: torch.dtype, path: Path) -> None:
-        """Write model.ts; sizes that are open stay so as long as nothing in the model branches on them."""
+        """Write model.ts; dynamic sizes only work if the model does not branch on them."""
         with quiet(), torch.no_grad():
             traced = torch.jit.trace(graph, geometry.example(dtype), check_trace=False)
             torch.jit.save(torch.jit.freeze(traced), str(path))
-        without_debug_records(path)
+        remove_debug_records(path)
 
 
 class ExecuTorchExporter(Exporter):
-    """ExecuTorch for phones and boards, for one size, with XNNPACK's kernels."""
+    """ExecuTorch for mobile devices, with a fixed size and XNNPACK kernels."""
 
     file: ClassVar[str] = "model.pte"
     packages: ClassVar[tuple[str, ...]] = ("executorch",)
@@ -170,10 +170,10 @@ class ExecuTorchExporter(Exporter):
 
     def write(self, graph: nn.Module, geometry: Geometry, dtype: torch.dtype, path: Path) -> None:
         """Write model.pte."""
-        exir = needed("executorch.exir")
-        partitioner = needed("executorch.backends.xnnpack.partition.xnnpack_partitioner").XnnpackPartitioner()
+        exir = import_package("executorch.exir")
+        partitioner = import_package("executorch.backends.xnnpack.partition.xnnpack_partitioner").XnnpackPartitioner()
         with quiet():
-            program = recorded(graph, geometry, dtype)
+            program = export_graph(graph, geometry, dtype)
             lowered = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
             path.write_bytes(lowered.to_executorch().buffer)
 
@@ -191,17 +191,17 @@ EXPORTERS: Table[Exporter] = Table(
 )
 
 
-def needed(module: str) -> Any:
-    """A module of an optional package. RecordError where it is not installed."""
+def import_package(module: str) -> Any:
+    """Import a module of an optional package. Raises RecordError if it is not installed."""
     try:
-        return optional(module)
+        return import_optional(module)
     except ModelError as error:
         raise RecordError(str(error)) from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what exporters tell of each node; what matters is checked afterwards."""
+    """Suppress warnings and logs of exporters; parity is checked afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""What is exported: a model in evaluation that takes pixel values and gives one tensor.
+"""The graphs to export: modules from pixel values to one tensor.
 
 Shapes: B images, C channels, H W pixels, h w the logits' grid, K classes, k of them.
 """
@@ -11,26 +11,26 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.functional import interpolate
 
-CLASSES_TOGETHER = 16  # how many classes of a label map are resized at a time
-MOST_CLASSES = 255  # of a uint8 label map: 255 stays free, for pixels that do not count
-EXAMPLE_SIDES = (101, 139)  # odd: a program recorded with them has no place for a size that happens to fit
+CLASSES_TOGETHER = 16  # number of classes that are resized at once
+MOST_CLASSES = 255  # of a uint8 label map; 255 is reserved for ignored pixels
+EXAMPLE_SIDES = (101, 139)  # odd, so that the graph cannot specialize to divisible sizes
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Which images a program takes: of any `size` (height, width) and `batch` unless these are given."""
+    """The input shape of a program; `size` (height, width) and `batch` are dynamic if None."""
 
     channels: int = 3
     size: tuple[int, int] | None = None
     batch: int | None = None
 
     def example(self, dtype: torch.dtype) -> torch.Tensor:
-        """Pixel values of a size that the program shall take."""
+        """Example pixel values for tracing."""
         return torch.zeros(self.batch or 2, self.channels, *(self.size or EXAMPLE_SIDES), dtype=dtype)
 
     @property
-    def open_axes(self) -> dict[int, str]:
-        """The axes that are not fixed, by number, with their names."""
+    def dynamic_axes(self) -> dict[int, str]:
+        """The names of the dynamic axes by number."""
         axes = {} if self.batch else {0: "batch"}
         return axes if self.size else axes | {2: "height", 3: "width"}
 
@@ -50,10 +50,10 @@ class LogitGraph(nn.Module):
 
 
 class LabelGraph(nn.Module):
-    """Pixel values (B, C, H, W) to labels (B, H, W) uint8: the arg-max of the logits, resized bilinearly.
+    """Pixel values (B, C, H, W) to labels (B, H, W) uint8: the argmax of the bilinearly resized logits.
 
-    Labels are of the input's size or of `size`. A few classes at a time are resized, and only the best so far is kept,
-    so that the resized logits never exist as a whole. Of exactly tied classes the first wins.
+    Labels have the input's size or `size`. Logits are resized a few classes at a time with a running maximum, so that
+    they never exist in full at that size. Ties are broken by the lower class.
     """
 
     output = "label_map"
@@ -65,11 +65,11 @@ class LabelGraph(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The labels."""
         logits = self.model(pixel_values).logits
-        return labels_at(logits.float(), self.size or pixel_values.shape[-2:])
+        return resize_to_labels(logits.float(), self.size or pixel_values.shape[-2:])
 
 
-def labels_at(logits: torch.Tensor, size: Any) -> torch.Tensor:
-    """Labels (B, H, W) uint8 of logits (B, K, h, w) at another size."""
+def resize_to_labels(logits: torch.Tensor, size: Any) -> torch.Tensor:
+    """Resize logits (B, K, h, w) and compute labels (B, H, W) uint8."""
     if logits.shape[1] == 1:
         return (interpolate(logits, size=size, mode="bilinear", align_corners=False)[:, 0] > 0).to(torch.uint8)
     best = labels = None
@@ -88,9 +88,9 @@ def labels_at(logits: torch.Tensor, size: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def recorded(graph: nn.Module, geometry: Geometry, dtype: torch.dtype) -> ExportedProgram:
-    """The graph as torch.export records it."""
-    axes = dict.fromkeys(geometry.open_axes, Dim.DYNAMIC)
+def export_graph(graph: nn.Module, geometry: Geometry, dtype: torch.dtype) -> ExportedProgram:
+    """Export the graph with torch.export."""
+    axes = dict.fromkeys(geometry.dynamic_axes, Dim.DYNAMIC)
     return torch.export.export(graph, (geometry.example(dtype),), dynamic_shapes={"pixel_values": axes or None})
 
 
@@ -100,5 +100,5 @@ __all__ = [
     "Geometry",
     "LabelGraph",
     "LogitGraph",
-    "recorded",
+    "export_graph",
 ]

@@ -1,4 +1,4 @@
-"""ONNX graphs as readers see them: open axes have names, and nothing tells of the machine they were made on."""
+"""Postprocessing of ONNX graphs: names of dynamic axes, and removal of stack traces with local paths."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def name_axes(model: Any, axes: Mapping[int, str]) -> Any:
-    """Give the input's open axes their names, wherever their symbols stand."""
+    """Name the input's dynamic axes, and replace their symbols in all shapes."""
     dims = model.graph.input[0].type.tensor_type.shape.dim
     names = {dims[axis].dim_param: name for axis, name in axes.items()}
     symbols = re.compile("|".join(rf"\b{re.escape(symbol)}\b" for symbol in names if symbol) or "(?!)")
@@ -17,8 +17,8 @@ def name_axes(model: Any, axes: Mapping[int, str]) -> Any:
     return model
 
 
-def without_origins(model: Any) -> Any:
-    """Drop the stack traces and notes that torch keeps at every node."""
+def remove_origins(model: Any) -> Any:
+    """Remove the stack traces and metadata that torch attaches to nodes."""
     for part in (model, model.graph, *model.graph.input, *model.graph.output, *model.graph.value_info):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
@@ -28,4 +28,4 @@ def without_origins(model: Any) -> Any:
     return model
 
 
-__all__ = ["name_axes", "without_origins"]
+__all__ = ["name_axes", "remove_origins"]

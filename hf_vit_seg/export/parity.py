@@ -1,4 +1,4 @@
-"""The proof of an export: the program beside the model it was made from, at several sizes and batches.
+"""The parity check of an export: comparison of program and model at several sizes and batches.
 
 Shapes: B images, C channels, H W pixels, h w the logits' grid, K classes.
 """
@@ -24,16 +24,16 @@ LEAST_AGREEMENT = 0.9  # of an 8-bit program's label maps on the images that it 
 
 
 class ParityError(HfVitSegError):
-    """A program that does not compute what its model computes."""
+    """A program whose outputs differ from those of its model."""
 
 
 @dataclass(frozen=True)
 class Case:
     """One comparison.
 
-    `difference` is the largest of any logit, in standard deviations of the logits (None for label maps); `agreement`
-    the share of pixels with the same label; `wrong` counts those whose labels differ though the model's best two
-    logits lie further apart than the tolerance, so that it is no tie.
+    `difference` is the maximum difference of logits, in standard deviations of the logits (None for label maps),
+    `agreement` the share of pixels with equal labels, and `wrong` the number of pixels with different labels whose two
+    highest logits differ by more than the tolerance, so that they are not ties.
     """
 
     images: str
@@ -48,7 +48,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Parity:
-    """All comparisons of a program, and what was asked of them; `scores` are measured before and after on data."""
+    """All comparisons of a program and their tolerance; `scores` are those before and after quantization."""
 
     format: str
     dtype: str
@@ -58,32 +58,32 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether every case did."""
+        """Whether all cases passed."""
         return all(case.passed for case in self.cases)
 
     def as_json(self) -> dict[str, Any]:
-        """What is stored."""
+        """The content of the report file."""
         return asdict(self) | {"passed": self.passed}
 
-    def asked(self) -> str:
-        """What a program must keep to."""
+    def tolerance_text(self) -> str:
+        """Describe the tolerance."""
         if self.tolerance is None:
-            return f"tolerated is an agreement of {LEAST_AGREEMENT:.0%} on average"
-        return f"tolerated are {self.tolerance:g} standard deviations"
+            return f"the required mean agreement is {LEAST_AGREEMENT:.0%}"
+        return f"the tolerance is {self.tolerance:g} standard deviations"
 
     def failure(self, name: str) -> ParityError:
-        """The first failure in words."""
+        """The error for the first failed case."""
         case = next(case for case in self.cases if not case.passed)
         by = "" if case.difference is None else f"logits by {case.difference:.2g} standard deviations, "
         return ParityError(
-            f"{name} does not compute what the model computes and was not kept: on {case.images} of "
+            f"the outputs of {name} differ from those of the model, so it was not written: on {case.images} of "
             f"{case.batch}x{case.height}x{case.width} they differ in {by}{1 - case.agreement:.3%} of the labels "
-            f"({case.wrong} of them no ties); {self.asked()}"
+            f"({case.wrong} of them are not ties); {self.tolerance_text()}"
         )
 
 
 def sizes_to_check(geometry: Geometry, usual: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
-    """(batch, height, width) of the comparisons: the usual size, and where sizes are open a smaller and an odd one."""
+    """The (batch, height, width) of the comparisons: the usual size, and for dynamic sizes a smaller and odd ones."""
     batches = (geometry.batch,) if geometry.batch else (1, 3)
     if geometry.size:
         yield from ((batch, *geometry.size) for batch in batches)
@@ -96,8 +96,8 @@ def sizes_to_check(geometry: Geometry, usual: tuple[int, int]) -> Iterator[tuple
     yield batches[-1], max(64, height // 2), max(96, width // 2)
 
 
-def pictures(batch: int, channels: int, height: int, width: int, seed: int) -> torch.Tensor:
-    """Random images (B, C, H, W) as smooth as photos, normalized."""
+def random_images(batch: int, channels: int, height: int, width: int, seed: int) -> torch.Tensor:
+    """Random normalized images (B, C, H, W) with the smoothness of photos."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(batch, channels, ceil_div(height, 16), ceil_div(width, 16), generator=generator)
     smooth = interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
@@ -105,7 +105,7 @@ def pictures(batch: int, channels: int, height: int, width: int, seed: int) -> t
 
 
 @torch.inference_mode()
-def compared(
+def compare(
     images: str,
     pixel_values: torch.Tensor,
     model: Run,
@@ -113,7 +113,7 @@ def compared(
     tolerance: float,
     label_size: tuple[int, int] | None = None,
 ) -> Case:
-    """One comparison: the program against the model's logits, or the label map that follows from them."""
+    """Compare the output of the program with the model's logits, or with the label map of these logits."""
     expected, found = model(pixel_values).float(), program(pixel_values)
     spread = float(expected.std()) or 1.0
     batch, _, height, width = pixel_values.shape
@@ -130,12 +130,12 @@ def compared(
     differs = labels != expected_labels
     wrong = int((differs & (margin(expected) > 2 * tolerance * spread)).sum())
     agreement = 1 - float(differs.double().mean())
-    near = difference is None or difference <= tolerance  # false for NaN as well
+    near = difference is None or difference <= tolerance  # also false for NaN
     return Case(images, batch, height, width, difference, agreement, wrong, bool(near) and wrong == 0)
 
 
 def margin(logits: torch.Tensor) -> torch.Tensor:
-    """How far the best logit of (B, K, h, w) lies above the next, or a single one from zero: (B, h, w)."""
+    """The difference of the two highest logits of (B, K, h, w), or the absolute value of a single logit: (B, h, w)."""
     if logits.shape[1] == 1:
         return logits[:, 0].abs()
     best = logits.topk(2, dim=1).values
@@ -143,21 +143,31 @@ def margin(logits: torch.Tensor) -> torch.Tensor:
 
 
 def check_shape(found: torch.Tensor, expected: tuple[int, ...], images: str) -> None:
-    """ParityError where the program's output has another shape than the model's."""
+    """Raise ParityError if the output shape differs from the model's."""
     if tuple(found.shape) != expected:
         raise ParityError(
-            f"The program gives {tuple(found.shape)} on {images}, where the model gives {expected}: it was not kept"
+            f"the output of the program on {images} has the shape {tuple(found.shape)}, expected {expected}; it was "
+            "not written"
         )
 
 
-def agreement_on(images: Sequence[torch.Tensor], model: Run, program: Run) -> tuple[Case, ...]:
-    """An 8-bit program against its model on real images: no logit is compared, only what becomes of the labels."""
+def compare_labels(images: Sequence[torch.Tensor], model: Run, program: Run) -> tuple[Case, ...]:
+    """Compare the labels (not the logits) of an 8-bit program and its model on real images."""
     cases = []
     for i, pixel_values in enumerate(images):
-        case = compared(f"calibration image {i + 1}", pixel_values, model, program, float("inf"))
+        case = compare(f"calibration image {i + 1}", pixel_values, model, program, float("inf"))
         cases.append(case)
     mean = sum(case.agreement for case in cases) / max(len(cases), 1)
     return tuple(replace(case, passed=mean >= LEAST_AGREEMENT) for case in cases)
 
 
-__all__ = ["TOLERANCES", "Case", "Parity", "ParityError", "agreement_on", "compared", "pictures", "sizes_to_check"]
+__all__ = [
+    "TOLERANCES",
+    "Case",
+    "Parity",
+    "ParityError",
+    "compare",
+    "compare_labels",
+    "random_images",
+    "sizes_to_check",
+]

@@ -1,14 +1,14 @@
-"""TorchScript archives without debug records, which name the source files of the machine they were made on."""
+"""Removal of debug records with local paths from TorchScript archives."""
 
 from pathlib import Path
 
 import torch
 
-DEBUG = ".debug_pkl"  # call stacks, for messages of errors; torch.jit.load does without
+DEBUG = ".debug_pkl"  # call stacks for error messages, optional for torch.jit.load
 
 
-def without_debug_records(path: Path) -> None:
-    """Rewrite an archive in its place, all other records unchanged."""
+def remove_debug_records(path: Path) -> None:
+    """Rewrite an archive in place; other records are unchanged."""
     reader = torch._C.PyTorchFileReader(str(path))
     kept = [name for name in reader.get_all_records() if not name.endswith(DEBUG)]
     slim = path.with_name(f"slim.{path.name}")
@@ -21,4 +21,4 @@ def without_debug_records(path: Path) -> None:
     slim.replace(path)
 
 
-__all__ = ["without_debug_records"]
+__all__ = ["remove_debug_records"]

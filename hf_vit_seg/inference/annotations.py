@@ -1,4 +1,4 @@
-"""Label maps in the formats of annotation tools: GeoJSON polygons, COCO run lengths.
+"""Conversion of label maps to annotation formats: GeoJSON polygons and COCO RLE.
 
 Shapes: H W pixels, r runs.
 """
@@ -14,11 +14,10 @@ from hf_vit_seg.drawing.outlines import Region, extract_regions, region_sum
 def geojson(
     label_map: np.ndarray, names: Sequence[str], palette: np.ndarray, scores: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """A GeoJSON FeatureCollection with one polygon for each region of a label map (H, W).
+    """Convert a label map (H, W) to a GeoJSON FeatureCollection with one polygon per 4-connected region.
 
-    Coordinates are pixels, x to the right and y down from the upper left corner of the image, along the borders of
-    pixels. The properties are the region's class (`class`, `name`, `color`), its `pixels`, and the mean of its
-    `scores` (H, W) as `score`.
+    Coordinates are pixels from the upper left corner, x to the right and y down, along pixel borders. The properties
+    are the region's class (`class`, `name`, `color`), its number of `pixels`, and `score`, the mean of its `scores`.
     """
     integral = None if scores is None else np.pad(scores.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     features = []
@@ -36,7 +35,7 @@ def geojson(
 
 
 def polygon(region: Region) -> dict[str, Any]:
-    """A region as a GeoJSON Polygon; its rings end where they begin."""
+    """Convert a region to a GeoJSON Polygon with closed rings."""
     rings = [np.concatenate([ring, ring[:1]]).tolist() for ring in region.rings]
     return {"type": "Polygon", "coordinates": rings}
 
@@ -44,10 +43,9 @@ def polygon(region: Region) -> dict[str, Any]:
 def coco(
     label_map: np.ndarray, names: Sequence[str], file_name: str = "", scores: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """A COCO dataset of one image, with one annotation for each class of a label map (H, W) that occurs.
+    """Convert a label map (H, W) to a COCO dataset of one image, with one annotation per class.
 
-    Masks are run lengths in COCO's compressed form, which pycocotools decodes; the mean of a class's `scores` (H, W)
-    is its `score`.
+    Masks are compressed RLE, as in pycocotools; `score` is the mean of a class's `scores` (H, W).
     """
     height, width = label_map.shape
     flat = label_map.ravel(order="F")
@@ -63,7 +61,10 @@ def coco(
             "id": len(annotations) + 1,
             "image_id": 1,
             "category_id": label,
-            "segmentation": {"size": [height, width], "counts": packed(counts(begin[mine], end[mine], flat.size))},
+            "segmentation": {
+                "size": [height, width],
+                "counts": compress_counts(counts(begin[mine], end[mine], flat.size)),
+            },
             "area": pixels,
             "bbox": box(begin[mine], end[mine] - 1, height),
             "iscrowd": 0,
@@ -77,14 +78,14 @@ def coco(
 
 
 def counts(begin: np.ndarray, end: np.ndarray, total: int) -> list[int]:
-    """COCO's run lengths, by turns outside and inside, of the runs from `begin` to before `end` of `total` pixels."""
+    """COCO's uncompressed RLE counts, alternately outside and inside, of the runs [begin, end) in `total` pixels."""
     borders = np.stack([begin, end], axis=1).ravel()
     lengths = np.diff(borders, prepend=0).tolist()
     return lengths if borders[-1] == total else [*lengths, total - int(borders[-1])]
 
 
-def packed(lengths: Sequence[int]) -> str:
-    """Run lengths as COCO packs them: differences to the length two before, 5 bits per character, lowest first."""
+def compress_counts(lengths: Sequence[int]) -> str:
+    """Compress RLE counts as COCO does: differences to the count two before, 5 bits per character, lowest first."""
     characters = bytearray()
     for i, length in enumerate(lengths):
         rest = length - lengths[i - 2] if i > 2 else length
@@ -98,9 +99,9 @@ def packed(lengths: Sequence[int]) -> str:
 
 
 def box(first: np.ndarray, last: np.ndarray, height: int) -> list[int]:
-    """[x, y, width, height] around runs (r,) of pixels first .. last, which are counted down the columns."""
+    """The bounding box [x, y, width, height] of runs (r,) of pixels first .. last, in column-major order."""
     (left, top), (right, bottom) = divmod(first, height), divmod(last, height)
-    crossing = left != right  # such a run reaches the bottom of one column and the top of the next
+    crossing = left != right  # these runs include the bottom of one column and the top of the next
     highest = int(np.where(crossing, 0, top).min())
     lowest = int(np.where(crossing, height - 1, bottom).max())
     return [int(left.min()), highest, int(right.max() - left.min()) + 1, lowest - highest + 1]

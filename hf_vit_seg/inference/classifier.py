@@ -1,6 +1,6 @@
-"""From an image to the probabilities of its classes, with any image classifier that transformers' Auto classes know.
+"""Image classification with any model of transformers' Auto classes.
 
-Shapes: C bands, H W pixels, h w of the model's input, K classes.
+Shapes: C channels, H W pixels, h w of the model's input, K classes.
 """
 
 from typing import Any
@@ -11,30 +11,30 @@ from transformers.image_utils import SizeDict
 
 from hf_vit_seg.models.image_processing_segmentation import target_sides
 
-from .loading import chosen_device, load_model, load_processor
+from .loading import load_model, load_processor, select_device
 
 
 class Classifier:
-    """A classification model with its image processor: call it with an image, get the most likely classes."""
+    """A classification model with its image processor; calling it returns the most likely classes of an image."""
 
     def __init__(self, model: Any, processor: BaseImageProcessor, device: str | torch.device | None = None):
-        """`device` is a GPU by default where there is one."""
-        self.device = chosen_device(device)
+        """`device` defaults to a GPU if available."""
+        self.device = select_device(device)
         self.model, self.processor = model.eval().to(self.device), processor
 
     @classmethod
     def from_pretrained(cls, name: str, device: str | torch.device | None = None) -> "Classifier":
-        """Load a local directory or a Hub model. ModelError when it is no classifier with an image processor."""
+        """Load a local directory or a Hub model. Raises ModelError if it is not a classifier."""
         return cls(load_model(name, task="classification"), load_processor(name), device)
 
     @property
     def channels(self) -> int:
-        """How many bands the model takes."""
+        """The number of image channels."""
         return getattr(self.model.config, "num_channels", 3)
 
     @torch.inference_mode()
     def probabilities(self, image: torch.Tensor) -> torch.Tensor:
-        """An image (C, H, W) to the probabilities of its classes, (K,) float32 on the CPU; of one class, its own."""
+        """Compute the class probabilities (K,) float32 of an image (C, H, W), on the CPU; a sigmoid for one class."""
         pixels = class_input(self.processor, image).to(self.device, self.model.dtype)
         logits = self.model(pixel_values=pixels).logits[0].float().cpu()
         return logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=-1)
@@ -48,9 +48,9 @@ class Classifier:
 
 
 def class_input(processor: BaseImageProcessor, image: torch.Tensor) -> torch.Tensor:
-    """What a classifier is measured with: an image (C, H, W) resized, cropped and normalized, (1, C, h, w).
+    """Preprocess an image (C, H, W) for a classifier: resized, cropped and normalized, (1, C, h, w).
 
-    ValueError for a long thin one, which its shortest edge would make too large.
+    Raises ValueError for elongated images, which become too large when the shortest edge is resized.
     """
     edges = {edge: side for edge, side in dict(getattr(processor, "size", None) or {}).items() if side}
     if getattr(processor, "do_resize", False) and edges:

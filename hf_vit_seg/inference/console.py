@@ -1,4 +1,4 @@
-"""Prediction as seen in a terminal."""
+"""Terminal output of `predict`."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from hf_vit_seg.error_reporting import BUG, DONE, FAILED, error_location, traceback_text
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.files.prediction import Job, Outcome, PredictOptions, failed, predict
+from hf_vit_seg.inference.files.prediction import Job, Outcome, PredictOptions, failed_outcome, predict
 from hf_vit_seg.inference.tiles.prediction import needs_tiles, predict_tiled
 from hf_vit_seg.inference.video.prediction import is_video, predict_video
 from hf_vit_seg.records import read_record
@@ -24,7 +24,7 @@ COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), 
 
 
 def protocol_from_text(scales: str | None = None, **settings: Any) -> Protocol:
-    """A protocol from what was typed: None was not, `scales` are numbers with commas between them."""
+    """Build a protocol from command-line options; None is unset, `scales` are comma-separated numbers."""
     given = {name: value for name, value in settings.items() if value is not None}
     if scales is not None:
         given["scales"] = [part.strip() for part in scales.split(",")]
@@ -40,7 +40,7 @@ def run(
     out: Path,
     protocol: Protocol | None = None,
 ) -> int:
-    """Do all jobs under a progress bar, report each failure in a sentence, and return the exit code."""
+    """Run all jobs with a progress bar, report failures, and return the exit code."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if not jobs:
         console.print("Nothing to do: every image has results already.")
@@ -69,7 +69,7 @@ def run(
 
 
 class Failures:
-    """The jobs that failed: each is reported in a sentence, and bugs with one traceback for each kind."""
+    """Reports failed jobs, and for bugs one traceback of each kind."""
 
     def __init__(self, progress: Progress):
         self.progress, self.count, self.kinds = progress, 0, set[tuple[str, str, int]]()
@@ -99,10 +99,10 @@ def show_tiles(segmenter: Segmenter, job: Job, options: PredictOptions, failures
     """Show the progress of the tiles of a large image."""
     progress = failures.progress
     task = progress.add_task(f"{escape(job.image.path.name)}, tiles", total=None)
-    with collected(job, failures):
+    with report_failure(job, failures):
         for number, state in enumerate(predict_tiled(segmenter, job, options)):
             if state.resumed and not number:
-                text = f"{job.image.path}: going on, {state.resumed} of {state.total} tiles are done"
+                text = f"{job.image.path}: resumed, {state.resumed} of {state.total} tiles are done"
                 progress.console.print(escape(text))
             progress.update(task, completed=state.done, total=state.total)
     progress.remove_task(task)
@@ -112,7 +112,7 @@ def show_video(segmenter: Segmenter, job: Job, options: PredictOptions, failures
     """Show the progress of the frames of a video."""
     progress = failures.progress
     task = progress.add_task(f"{escape(job.image.path.name)}, frames", total=None)
-    with collected(job, failures):
+    with report_failure(job, failures):
         state = None
         for state in predict_video(segmenter, job, options):
             progress.update(task, completed=state.done, total=state.total or None)
@@ -123,10 +123,10 @@ def show_video(segmenter: Segmenter, job: Job, options: PredictOptions, failures
 
 
 @contextmanager
-def collected(job: Job, failures: Failures) -> Iterator[None]:
-    """Report an exception as the failure of this job alone."""
+def report_failure(job: Job, failures: Failures) -> Iterator[None]:
+    """Report an exception as the failure of one job."""
     try:
         yield
-    except Exception as error:  # one file's failure ends no other's
-        outcome = failed(job, error)
+    except Exception as error:  # a failure must not stop the other files
+        outcome = failed_outcome(job, error)
         failures.add(outcome.error or "", outcome.bug)

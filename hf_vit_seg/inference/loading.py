@@ -1,4 +1,4 @@
-"""Loading a model with its image processor, onto a device; what fails is told in a sentence."""
+"""Loading of models and image processors onto a device."""
 
 from typing import Any
 
@@ -17,19 +17,19 @@ AUTO_CLASSES = {
 
 
 class ModelError(HfVitSegError):
-    """A model that cannot be used, and why, in one sentence."""
+    """A model that cannot be used."""
 
 
 def float_type(name: str | torch.dtype) -> torch.dtype:
-    """One of torch's floating-point types, by its name."""
+    """A floating-point dtype of torch by name. Raises ModelError for others."""
     kind: Any = getattr(torch, name, None) if isinstance(name, str) else name
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ModelError(f"{name} is no floating-point type of torch: use float32, bfloat16 or float16")
+        raise ModelError(f"{name} is not a floating-point type of torch: use float32, bfloat16 or float16")
     return kind
 
 
-def chosen_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, by default a GPU where there is one."""
+def select_device(device: str | torch.device | None) -> torch.device:
+    """The device, by default a GPU if available. Raises ModelError if it cannot be used."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -41,7 +41,7 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
 
 
 def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segmentation") -> Any:
-    """A model for one of the tasks of `AUTO_CLASSES` whose weights are all there."""
+    """Load a model for a task of `AUTO_CLASSES`. Raises ModelError if it fails, or if weights are missing."""
     auto_class = getattr(transformers, AUTO_CLASSES[task])
     try:
         model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
@@ -58,14 +58,14 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segme
 
 
 def load_processor(name: str) -> Any:
-    """The image processor that lies beside a model."""
+    """Load the image processor of a model. Raises ModelError if there is none."""
     try:
         return AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{name} has no image processor (preprocessor_config.json), which says how images are resized and "
-            f"normalized: {error_sentence(error, short=True)}"
+            f"{name} has no image processor (preprocessor_config.json), which is required to resize and normalize "
+            f"images: {error_sentence(error, short=True)}"
         ) from error
 
 
-__all__ = ["AUTO_CLASSES", "ModelError", "chosen_device", "float_type", "load_model", "load_processor"]
+__all__ = ["AUTO_CLASSES", "ModelError", "float_type", "load_model", "load_processor", "select_device"]

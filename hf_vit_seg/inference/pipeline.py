@@ -1,7 +1,7 @@
-"""transformers' `pipeline("semantic-segmentation", model=...)`: the Segmenter behind transformers' usual interface.
+"""A transformers pipeline, `pipeline("semantic-segmentation", model=...)`, around the Segmenter.
 
-transformers' own "image-segmentation" gives a mask per class, resizes all logits to the image, knows no protocol, and
-fails on models of one class. Both tasks load the same models.
+transformers' "image-segmentation" returns a mask per class, resizes all logits to the image, has no protocols, and
+fails for models with one class. Both tasks load the same models.
 """
 
 import os
@@ -11,7 +11,7 @@ from transformers import AutoModelForSemanticSegmentation, Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_vit_seg.inference.dense.image_preparation import Prepared
+from hf_vit_seg.inference.dense.image_preparation import PreparedImage
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.records import read_record
 
@@ -22,7 +22,7 @@ TASK = "semantic-segmentation"
 
 
 class SemanticSegmentationPipeline(Pipeline):
-    """Images to label maps at their own size.
+    """Segments images to label maps at their original size.
 
     Called with an image (a path, URL, base64 text, PIL, array or tensor) or a list of them; `protocol` (a preset's
     name, or `Protocol`'s fields), `scores`, `entropy` and `top_k` may be given to `pipeline` or to the call. The result
@@ -50,25 +50,25 @@ class SemanticSegmentationPipeline(Pipeline):
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
             raise TypeError(f"{TASK} knows protocol, scores, entropy and top_k; got {', '.join(unknown)}")
-        preparing = {} if protocol is None else {"protocol": protocol_of(protocol)}
-        wanted = {"scores": scores, "entropy": entropy, "top_k": top_k}
-        return preparing, {name: value for name, value in wanted.items() if value is not None}, {}
+        preparing = {} if protocol is None else {"protocol": to_protocol(protocol)}
+        selection = {"scores": scores, "entropy": entropy, "top_k": top_k}
+        return preparing, {name: value for name, value in selection.items() if value is not None}, {}
 
     def preprocess(self, image: Any, protocol: Protocol | None = None) -> dict[str, Any]:
-        """One image, ready for the model."""
+        """Load and preprocess one image."""
         segmenter = self.segmenter if protocol is None else self.segmenter.with_protocol(protocol)
         source = load_image(image) if isinstance(image, str) and not os.path.isfile(image) else image
         return {"prepared": segmenter.prepare(source), "protocol": segmenter.protocol}
 
-    def _forward(self, inputs: dict[str, Any], **wanted: Any) -> dict[str, Any]:
-        """Segment the image, or with a batch size the images, those of equal size together."""
+    def _forward(self, inputs: dict[str, Any], **selection: Any) -> dict[str, Any]:
+        """Segment the image, or a batch of images; those of equal size share a forward pass."""
         prepared, protocol = inputs["prepared"], inputs["protocol"]
-        if isinstance(prepared, Prepared):
-            return {"segmentation": self.segmenter.with_protocol(protocol).segment(prepared, **wanted)}
-        return {"segmentation": self.segmenter.with_protocol(protocol[0]).segment_all(prepared, **wanted)}
+        if isinstance(prepared, PreparedImage):
+            return {"segmentation": self.segmenter.with_protocol(protocol).segment(prepared, **selection)}
+        return {"segmentation": self.segmenter.with_protocol(protocol[0]).segment_all(prepared, **selection)}
 
     def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
-        """What is told of an image."""
+        """Convert a segmentation to the result dict."""
         found: Segmentation = outputs["segmentation"]
         maps = {name: getattr(found, name) for name in ("scores", "entropy", "top_classes", "top_scores")}
         classes = [
@@ -85,21 +85,21 @@ class SemanticSegmentationPipeline(Pipeline):
         return {"label_map": found.label_map, **given, "classes": classes, "protocol": found.protocol}
 
 
-def protocol_of(given: Any) -> Protocol:
-    """A protocol from a preset's name or its fields."""
+def to_protocol(given: Any) -> Protocol:
+    """Build a protocol from a preset's name or its fields."""
     if isinstance(given, Protocol):
         return given
     return read_record(Protocol, {"preset": given} if isinstance(given, str) else given, "protocol")
 
 
 def register() -> None:
-    """Make `pipeline("semantic-segmentation")` known to transformers, once."""
+    """Register `pipeline("semantic-segmentation")` with transformers; repeated calls do nothing."""
     if TASK in PIPELINE_REGISTRY.supported_tasks:
         return
     PIPELINE_REGISTRY.register_pipeline(
         TASK, SemanticSegmentationPipeline, pt_model=AutoModelForSemanticSegmentation, type="image"
     )
-    # With this mark save_pretrained would copy this file beside the model, and ask its reader to trust it.
+    # With this attribute, save_pretrained would copy this file as remote code into the model directory.
     del SemanticSegmentationPipeline._registered_impl  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -1,6 +1,6 @@
-"""From an image and a person's box to the person's keypoints.
+"""Top-down pose estimation: keypoints of a person from an image and a box.
 
-Shapes: C bands, H W pixels, h w of the person's crop, K keypoints. Points are (x, y) in pixels of the image.
+Shapes: C channels, H W pixels, h w of the person's crop, K keypoints. Points are (x, y) in pixels of the image.
 """
 
 from typing import Any
@@ -8,48 +8,48 @@ from typing import Any
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vit_seg.data.collation import normalized
+from hf_vit_seg.data.collation import normalize_images
 from hf_vit_seg.data.transforms.person_crops import PersonCrop, person_size
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 
-from .loading import chosen_device, load_model, load_processor
+from .loading import load_model, load_processor, select_device
 
 Box = tuple[float, float, float, float]  # x, y, width, height
 
 
 class PoseEstimator:
-    """A pose model with its image processor: call it with an image and a box, get keypoints."""
+    """A pose model with its image processor; calling it with an image and a box returns keypoints."""
 
     def __init__(self, model: Any, processor: BaseImageProcessor, device: str | torch.device | None = None):
-        """`device` is a GPU by default where there is one."""
-        self.device = chosen_device(device)
+        """`device` defaults to a GPU if available."""
+        self.device = select_device(device)
         self.model, self.processor = model.eval().to(self.device), processor
         self.size = person_size(processor)
 
     @classmethod
     def from_pretrained(cls, name: str, device: str | torch.device | None = None) -> "PoseEstimator":
-        """Load a local directory or a Hub model. ModelError when it is no pose model with an image processor."""
+        """Load a local directory or a Hub model. Raises ModelError if it is not a pose model."""
         return cls(load_model(name, task="pose"), load_processor(name), device)
 
     @property
     def names(self) -> list[str]:
-        """The keypoints' names."""
+        """The names of the keypoints."""
         config = self.model.config
         return [config.id2label.get(index, f"keypoint {index}") for index in range(config.num_labels)]
 
     @property
     def channels(self) -> int:
-        """How many bands the model takes."""
+        """The number of image channels."""
         return getattr(self.model.config, "num_channels", 3)
 
     @torch.inference_mode()
     def __call__(self, image: torch.Tensor, box: Box | None = None) -> torch.Tensor:
-        """The keypoints (K, 3) of the person in a box of an image (C, H, W): x, y, score; without a box, of all of it.
+        """The keypoints (K, 3) as x, y, score of the person in a box of an image (C, H, W); default: the whole image.
 
-        ValueError for a box without width and height.
+        Raises ValueError for a box without area.
         """
         crop = PersonCrop.from_box(box or (0, 0, image.shape[2], image.shape[1]), self.size)
-        pixels = normalized(self.processor, [crop.extract(image)]).to(self.device, self.model.dtype)
+        pixels = normalize_images(self.processor, [crop.extract(image)]).to(self.device, self.model.dtype)
         points, scores = keypoints_from_heatmaps(self.model(pixel_values=pixels).heatmaps, self.size)
         return torch.cat([crop.to_image(points[0].cpu()), scores[0, :, None].cpu()], dim=1)
 

@@ -1,7 +1,7 @@
-"""Exported models behind the face of a transformers model, so that a `Segmenter` takes them like any other.
+"""Runtimes of exported models, with the interface of a transformers model for `Segmenter`.
 
-An exported model is a file in a directory with config.json and preprocessor_config.json. A package that adds a format
-adds what runs it by the entry point group `hf_vit_seg.runtimes`: a file's suffix without its dot, and a function from
+An exported model is a file in a directory with config.json and preprocessor_config.json. Plugins register runtimes in
+the entry point group `hf_vit_seg.runtimes`: the name is the file's suffix without its dot, the object a function from
 the path to a `Program`.
 
 Shapes: B images, C channels, H W pixels, h w the logits' grid, K classes.
@@ -25,16 +25,16 @@ from .loading import ModelError
 
 GROUP = PREFIX + "runtimes"
 
-SHAPES_KEPT = 3  # for which programs of open size stay compiled; each has a copy of the weights
+SHAPES_KEPT = 3  # number of shapes for which dynamic programs stay compiled; each has a copy of the weights
 
-Run = Callable[[torch.Tensor], torch.Tensor]  # pixel values -> what the program gives
+Run = Callable[[torch.Tensor], torch.Tensor]  # pixel values -> output
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program that is ready to run: pixel values (B, C, H, W) of `dtype` in, one tensor out.
+    """A loaded program from pixel values (B, C, H, W) of `dtype` to one tensor.
 
-    `sides` is the (height, width) of images where it takes but one.
+    `sides` is the (height, width) of its input if it is fixed.
     """
 
     run: Run
@@ -43,8 +43,8 @@ class Program:
 
 
 def onnx_program(path: Path) -> Program:
-    """A program for ONNX Runtime."""
-    runtime = optional("onnxruntime")
+    """Load an ONNX file with ONNX Runtime."""
+    runtime = import_optional("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
@@ -52,40 +52,40 @@ def onnx_program(path: Path) -> Program:
     entry = session.get_inputs()[0]
     dtype = torch.float16 if entry.type == "tensor(float16)" else torch.float32
     run = lambda images: torch.from_numpy(session.run(None, {entry.name: images.numpy()})[0])  # noqa: E731
-    return Program(run, dtype, fixed_sides(entry.shape))
+    return Program(run, dtype, static_size(entry.shape))
 
 
 @cache
 def openvino_core() -> Any:
-    """OpenVINO, opened once and kept until the process ends.
+    """The OpenVINO core, a singleton that is never destroyed.
 
-    Its CPU device gives the thread another stack for signal handlers. Of two devices that end in the order in which
-    they began, the second puts back the first one's stack, whose memory is gone: the next signal kills the process.
+    Its CPU device replaces the thread's alternate signal stack. If two devices are destroyed in the order of their
+    creation, the second restores the freed stack of the first, and the next signal kills the process.
     """
-    return optional("openvino").Core()
+    return import_optional("openvino").Core()
 
 
-def openvino_compiled(model: Any) -> Any:
-    """A model of OpenVINO, or the path of its file, ready to run in float32 with as many threads as torch has."""
+def compile_openvino(model: Any) -> Any:
+    """Compile an OpenVINO model or file for float32 on the CPU, with torch's number of threads."""
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     return openvino_core().compile_model(model, "CPU", settings)
 
 
 class OpenVinoProgram:
-    """A program of OpenVINO, computed in float32: its own choice is bfloat16 where the processor has it.
+    """An OpenVINO program in float32 (OpenVINO's default is bfloat16 if the CPU supports it).
 
-    Where sizes are open, a shape that comes again gets a program of its own, which is about twice as fast.
+    With dynamic sizes, repeated shapes get a program with static sizes, which is about twice as fast.
     """
 
     def __init__(self, path: Path):
         self.model = openvino_core().read_model(str(path))
-        self.compiled = openvino_compiled(self.model)
+        self.compiled = compile_openvino(self.model)
         self.is_open = self.model.input(0).partial_shape.is_dynamic
         self.seen: set[tuple[int, ...]] = set()
         self.compiled_for = lru_cache(SHAPES_KEPT)(self.compile_for)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """What the program gives for pixel values (B, C, H, W)."""
+        """Run the program on pixel values (B, C, H, W)."""
         shape = tuple(images.shape)
         program = self.compiled_for(shape) if shape in self.seen else self.compiled
         if self.is_open:
@@ -94,36 +94,36 @@ class OpenVinoProgram:
         return torch.from_numpy(program(images.numpy())[0].copy())
 
     def compile_for(self, shape: tuple[int, ...]) -> Any:
-        """The model for one shape."""
+        """Compile the model for one shape."""
         fixed = self.model.clone()
         fixed.reshape(list(shape))
-        return openvino_compiled(fixed)
+        return compile_openvino(fixed)
 
 
 def openvino_program(path: Path) -> Program:
-    """A program for OpenVINO."""
+    """Load an OpenVINO file."""
     program = OpenVinoProgram(path)
     shape = [side.get_length() if side.is_static else None for side in program.model.input(0).partial_shape]
-    return Program(program, torch.float32, fixed_sides(shape))
+    return Program(program, torch.float32, static_size(shape))
 
 
 def torchscript_program(path: Path) -> Program:
-    """A traced program."""
+    """Load a TorchScript file."""
     module = torch.jit.load(str(path)).eval()
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     return Program(module, dtype)
 
 
 def executorch_program(path: Path) -> Program:
-    """A program for ExecuTorch."""
-    runtime = optional("executorch.runtime").Runtime.get()
+    """Load an ExecuTorch file."""
+    runtime = import_optional("executorch.runtime").Runtime.get()
     method = runtime.load_program(path).load_method("forward")
     run = lambda images: method.execute([images.contiguous()])[0].clone()  # noqa: E731
-    return Program(run, torch.float32, fixed_sides(method.metadata.input_tensor_meta(0).sizes()))
+    return Program(run, torch.float32, static_size(method.metadata.input_tensor_meta(0).sizes()))
 
 
-def fixed_sides(shape: Sequence[Any]) -> tuple[int, int] | None:
-    """The (height, width) of a program's input (B, C, H, W), if both are numbers."""
+def static_size(shape: Sequence[Any]) -> tuple[int, int] | None:
+    """The (height, width) of an input shape (B, C, H, W), or None if it is dynamic."""
     height, width = shape[-2:]
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
@@ -136,8 +136,8 @@ PROGRAMS: dict[str, Callable[[Path], Program]] = {
 }
 
 
-def optional(module: str) -> Any:
-    """A module of the extra "export". ModelError where it is not installed."""
+def import_optional(module: str) -> Any:
+    """Import a module of the extra "export". Raises ModelError if it is not installed."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -146,32 +146,32 @@ def optional(module: str) -> Any:
 
 
 def is_program(name: str) -> bool:
-    """Whether a model's name is that of an exported file."""
+    """Whether a model name is the path of an exported file."""
     suffix = Path(name).suffix
     known = suffix in PROGRAMS or (suffix and suffix[1:] in first_of_each_name(GROUP))
     return bool(known) and not Path(name).is_dir()
 
 
 def check_runtime(value: Any) -> None:
-    """TypeError for what cannot load a program."""
+    """Raise TypeError if a plugin's object is not callable."""
     if not callable(value):
         raise TypeError(f"expected a function from a path to a Program, found {type(value).__name__}")
 
 
-def unreadable(path: Path, error: Exception) -> ModelError:
-    """The error for a file that a runtime, or transformers, cannot load."""
+def loading_error(path: Path, error: Exception) -> ModelError:
+    """The error for a file that a runtime or transformers cannot load."""
     return ModelError(f"{path} cannot be loaded as an exported model: {error_sentence(error, short=True)}")
 
 
-def program_of(path: Path) -> Program:
-    """The program in a file, by its suffix. ModelError where nothing that is installed runs such files."""
+def load_program(path: Path) -> Program:
+    """Load the program in a file by its suffix. Raises ModelError if it fails, or without a runtime for the suffix."""
     if path.suffix in PROGRAMS:
         try:
             return PROGRAMS[path.suffix](path)
         except ModelError:
             raise
-        except Exception as error:  # each runtime has exceptions of its own
-            raise unreadable(path, error) from error
+        except Exception as error:  # runtimes raise various exceptions
+            raise loading_error(path, error) from error
     entry = first_of_each_name(GROUP).get(path.suffix.removeprefix("."))
     if entry is None:
         raise ModelError(f"{path} is of no format that is known here: {', '.join(sorted(PROGRAMS))}, or a plugin's")
@@ -182,29 +182,29 @@ def program_of(path: Path) -> Program:
 
 
 class RuntimeModel:
-    """A program with its config: called with pixel values it gives logits, on the CPU.
+    """A program with its config, called like a model to compute logits on the CPU.
 
-    Programs that end in a label map have no logits; `program.run` runs those.
+    Programs that return label maps instead of logits can only be run by `program.run`.
     """
 
     def __init__(self, path: Path, config: PreTrainedConfig | None = None):
-        """`config` is by default read from the directory of the file. ModelError when something does not load."""
+        """`config` is read from the file's directory by default. Raises ModelError if loading fails."""
         self.path = path
         if not path.is_file():
             raise ModelError(f"{path} is no file: give an exported model, such as model.onnx, or a model directory")
         try:
             self.config = config or AutoConfig.from_pretrained(path.parent)
         except (OSError, ValueError, KeyError) as error:
-            raise unreadable(path, error) from error
-        self.program = program_of(path)
+            raise loading_error(path, error) from error
+        self.program = load_program(path)
         self.dtype = self.program.dtype
 
     def eval(self) -> "RuntimeModel":
-        """Exported programs know nothing but evaluation."""
+        """Return the model: exported programs are always in evaluation mode."""
         return self
 
     def to(self, device: torch.device) -> "RuntimeModel":
-        """ModelError for anything but a CPU."""
+        """Raise ModelError for devices other than the CPU."""
         if device.type != "cpu":
             raise ModelError(f"{self.path.name} runs on the CPU here: choose device cpu instead of {device}")
         return self
@@ -231,8 +231,8 @@ __all__ = [
     "Program",
     "RuntimeModel",
     "check_runtime",
+    "compile_openvino",
+    "import_optional",
     "is_program",
-    "openvino_compiled",
     "openvino_core",
-    "optional",
 ]

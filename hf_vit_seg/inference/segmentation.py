@@ -1,4 +1,4 @@
-"""What a segmenter found in one image."""
+"""The segmentation of one image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .annotations import coco, geojson
 
 @dataclass(frozen=True)
 class ClassCount:
-    """How much of an image is of one class."""
+    """The pixel count and share of one class in an image."""
 
     index: int
     name: str
@@ -27,7 +27,7 @@ class ClassCount:
 
 
 def class_counts(pixels: np.ndarray, names: tuple[str, ...], palette: np.ndarray) -> list[ClassCount]:
-    """The classes that occur, the most frequent first, from the pixels (K,) of each; shares are of their sum."""
+    """The classes that occur, the most frequent first, from pixel counts (K,); shares are relative to their sum."""
     order = sorted(np.flatnonzero(pixels).tolist(), key=lambda index: (-pixels[index], index))
     total = float(pixels.sum())
     return [
@@ -37,14 +37,14 @@ def class_counts(pixels: np.ndarray, names: tuple[str, ...], palette: np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A label map at the image's own size, with what is needed to show it.
+    """A label map at the image's size, with class names, palette and optional maps.
 
-    `label_map` is (H, W), uint8 for up to 256 classes, else uint16; `scores`, where they were asked for, (H, W)
-    float32 of 0 .. 1, the probability of each pixel's class (with a model of one class: of that class). `timings` are
-    milliseconds per step. `image` is None where the input was no picture, such as an array of five bands.
+    `label_map` is (H, W), uint8 for up to 256 classes, else uint16. `timings` are milliseconds per step. `image` is
+    None if the input has no RGB image, such as an array of five channels.
 
-    Also where asked for: `entropy` (H, W) float32 of 0 (certain) .. 1 (all classes alike), that of each pixel's
-    probabilities over log K; `top_classes` (k, H, W) as `label_map`, the k most likely classes in order, and
+    Optional maps: `scores` (H, W) float32, 0 .. 1, the probability of each pixel's class (for models with one class: of
+    that class); `entropy` (H, W) float32, 0 (certain) .. 1 (uniform), the entropy of each pixel's probabilities
+    divided by log K; `top_classes` (k, H, W) like `label_map`, the k most likely classes in descending order, and
     `top_scores` (k, H, W) float32, their probabilities.
     """
 
@@ -71,14 +71,14 @@ class Segmentation:
         return torch.bincount(labels, minlength=len(self.names)).numpy()
 
     def label_image(self) -> Image.Image:
-        """The label map as a picture that PNG keeps exactly: with a palette, or 16-bit beyond 256 classes."""
+        """The label map as an image that PNG stores losslessly: with a palette, or 16-bit for over 256 classes."""
         picture = Image.fromarray(self.label_map)
         if self.label_map.dtype == np.uint8:
             picture.putpalette(self.palette.tobytes())
         return picture
 
     def score_image(self) -> Image.Image:
-        """The scores as 8-bit gray: 255 is certainty."""
+        """The scores as an 8-bit grayscale image: 255 is certain."""
         if self.scores is None:
             raise HfVitSegError("Scores were not computed: call the segmenter with scores=True")
         return gray_image(self.scores)
@@ -90,15 +90,15 @@ class Segmentation:
         return gray_image(self.entropy)
 
     def geojson(self) -> dict[str, Any]:
-        """Every region as a polygon with its class, pixels and, where there are scores, their mean."""
+        """The regions as GeoJSON polygons with class, pixel count and, if available, mean score."""
         return geojson(self.label_map, self.names, self.palette, self.scores)
 
     def coco(self, file_name: str = "") -> dict[str, Any]:
-        """A COCO dataset of this image, called `file_name` in it, with the run lengths of every class that occurs."""
+        """A COCO dataset of this image, with `file_name` and the RLE of every class that occurs."""
         return coco(self.label_map, self.names, file_name, self.scores)
 
     def overlay(self, opacity: float = 0.5, legend: bool = True, longest_side: int | None = 1600) -> Image.Image:
-        """The image under its classes' colors; see `overlays.draw_overlay`."""
+        """The image blended with class colors; see `overlays.draw_overlay`."""
         if self.image is None:
             raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
         rows = [(count.name, count.color, count.share) for count in self.counts()] if legend else []
@@ -106,5 +106,5 @@ class Segmentation:
 
 
 def gray_image(shares: np.ndarray) -> Image.Image:
-    """A map of 0 .. 1 as 8-bit gray."""
+    """Convert a map of 0 .. 1 to an 8-bit grayscale image."""
     return Image.fromarray((shares * 255 + 0.5).astype(np.uint8))

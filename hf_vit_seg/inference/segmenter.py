@@ -1,4 +1,4 @@
-"""From an image to its label map, with any semantic segmentation model that transformers' Auto classes know.
+"""Semantic segmentation of images with any model of transformers' Auto classes.
 
 Shapes: B images of equal size, C channels, H W pixels, h w the logits' grid, K classes.
 """
@@ -15,26 +15,26 @@ import torch
 from hf_vit_seg.data.images.files import MAX_PIXELS
 from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.inference.dense.image_preparation import Prepared, TimedModel, milliseconds_since, prepare
+from hf_vit_seg.inference.dense.image_preparation import PreparedImage, TimedModel, milliseconds_since, prepare
 from hf_vit_seg.inference.dense.pixel_maps import MapSelection, PixelMaps, read_maps
 from hf_vit_seg.inference.dense.protocols import Protocol, Sides
-from hf_vit_seg.inference.dense.row_logits import Canvas, LogitGrid, Model, mirrored
+from hf_vit_seg.inference.dense.row_logits import LogitGrid, Model, RowLogits, flip_outputs
 from hf_vit_seg.inference.dense.sliding_windows import SlidingLogits
 from hf_vit_seg.models.label_maps import CHUNK_BYTES
 
-from .loading import chosen_device, float_type, load_model, load_processor
+from .loading import float_type, load_model, load_processor, select_device
 from .runtimes import RuntimeModel, is_program
 from .segmentation import Segmentation
 
-ACCELERATOR_CHUNKS = 8  # how much larger a chunk of rows is there, where each kernel costs the same
-WINDOWS_TOGETHER = 8  # how many windows an accelerator sees at a time, unless told
+ACCELERATOR_CHUNKS = 8  # factor of chunk sizes on accelerators, where kernel launches dominate
+WINDOWS_TOGETHER = 8  # default number of windows per forward pass on accelerators
 
 
 class Segmenter:
-    """A model with its image processor and a protocol: call it with an image, get a `Segmentation`.
+    """A model with its image processor and a protocol; calling it with an image returns a `Segmentation`.
 
-    By default the whole image goes through the model once, resized as the processor says, and the label map is exact
-    at the image's own size. Crops and padding that the processor may ask for are left out: they would lose pixels.
+    By default the model processes the whole image once, resized by the processor, and the label map is exact at the
+    image's size. Center crops and padding of the processor are skipped, so that every pixel is labeled.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Segmenter:
         device: str | torch.device | None = None,
         protocol: Protocol | None = None,
     ):
-        """`device` is a GPU by default where there is one."""
-        self.device = chosen_device(device)
+        """`device` defaults to a GPU if available."""
+        self.device = select_device(device)
         self.model = model.eval().to(self.device)
         self.processor = processor
-        self.protocol = self.fitting(protocol or Protocol())
+        self.protocol = self.with_program_size(protocol or Protocol())
         labels = model.config.id2label
         names = [labels.get(index, f"class {index}") for index in range(model.config.num_labels)]
         self.names = tuple(names) if len(names) > 1 else ("background", *names)
@@ -62,25 +62,24 @@ class Segmenter:
         dtype: str | torch.dtype = torch.float32,
         protocol: Protocol | None = None,
     ) -> "Segmenter":
-        """Load a local directory, a Hub model, or an exported file such as model.onnx; code of the Hub is never run.
+        """Load a local directory, a Hub model, or an exported file such as model.onnx; Hub code is never executed.
 
-        `dtype` is one of torch's floating-point types or its name; an exported file has its own, and runs on the CPU.
-        ModelError when there is no such model, it has no
-        segmentation head, or no image processor.
+        `dtype` is a floating-point type of torch or its name; exported files have a fixed dtype and run on the CPU.
+        Raises ModelError if there is no such model, or it has no segmentation head or no image processor.
         """
         if is_program(str(name)):
             return cls(RuntimeModel(Path(name)), load_processor(str(Path(name).parent)), device or "cpu", protocol)
-        where, kind = chosen_device(device), float_type(dtype)
+        where, kind = select_device(device), float_type(dtype)
         return cls(load_model(str(name), kind), load_processor(str(name)), where, protocol)
 
     def with_protocol(self, protocol: Protocol) -> "Segmenter":
         """The same model with another protocol."""
         other = copy.copy(self)
-        other.protocol = self.fitting(protocol)
+        other.protocol = self.with_program_size(protocol)
         return other
 
-    def fitting(self, protocol: Protocol) -> Protocol:
-        """A protocol with the only size that an exported program takes, where whole images may have any."""
+    def with_program_size(self, protocol: Protocol) -> Protocol:
+        """Set the protocol's size to the fixed input size of an exported program, if it leaves the size open."""
         sides = self.model.program.sides if isinstance(self.model, RuntimeModel) else None
         if sides is None or protocol.size is not None or protocol.window is not None:
             return protocol
@@ -88,13 +87,13 @@ class Segmenter:
 
     @property
     def channels(self) -> int:
-        """How many bands the model takes."""
+        """The number of image channels."""
         return getattr(self.model.config, "num_channels", 3)
 
-    def prepare(self, image: Any, max_pixels: int = MAX_PIXELS) -> Prepared:
+    def prepare(self, image: Any, max_pixels: int = MAX_PIXELS) -> PreparedImage:
         """Resize and normalize one image: a file, PIL in any mode, an array or tensor (C, H, W) or (H, W, C).
 
-        ImageFileError when a file cannot be read, or has more than `max_pixels` pixels.
+        Raises ImageFileError if a file cannot be read, or has more than `max_pixels` pixels.
         """
         return prepare(image, self.protocol, self.processor, self.channels, max_pixels)
 
@@ -103,15 +102,15 @@ class Segmenter:
         """Pixel values (B, C, H, W) -> logits (B, K, h, w) on the model's device."""
         return self.model(pixel_values=pixel_values.to(self.device, self.model.dtype)).logits
 
-    def canvases(self, views: Sequence[torch.Tensor], model: Model) -> list[Canvas]:
-        """The logits of all views (B, C, H, W), each also in the mirror where the protocol flips."""
+    def row_logits(self, views: Sequence[torch.Tensor], model: Model) -> list[RowLogits]:
+        """The logits of all views (B, C, H, W), and of their flipped versions if the protocol has `flip`."""
         flips = (False, True) if self.protocol.flip else (False,)
-        return [self.canvas(view, model, flip) for view in views for flip in flips]
+        return [self.view_logits(view, model, flip) for view in views for flip in flips]
 
-    def canvas(self, view: torch.Tensor, model: Model, flip: bool) -> Canvas:
-        """The logits of a view (B, C, H, W), seen whole or in windows, as it is or in the mirror."""
+    def view_logits(self, view: torch.Tensor, model: Model, flip: bool) -> RowLogits:
+        """The logits of a view (B, C, H, W), whole or by windows, optionally flipped."""
         grid = self.protocol.grid((view.shape[-2], view.shape[-1]), flip)
-        model = mirrored(model) if flip else model
+        model = flip_outputs(model) if flip else model
         if grid is None:
             return LogitGrid(model(view))
         batch = self.protocol.window_batch or (1 if self.device.type == "cpu" else WINDOWS_TOGETHER)
@@ -121,57 +120,57 @@ class Segmenter:
     @torch.inference_mode()
     def maps(
         self,
-        prepared: Sequence[Prepared],
-        wanted: MapSelection | None = None,
+        prepared: Sequence[PreparedImage],
+        selection: MapSelection | None = None,
         size: tuple[int, int] | None = None,
         dtype: torch.dtype = torch.int64,
         model: Model | None = None,
     ) -> PixelMaps:
-        """The maps of several images of equal size, at that size or another, on the model's device."""
-        if not alike(prepared):
+        """The maps of images of equal size, at `size` (default: theirs), on the model's device."""
+        if not have_equal_sizes(prepared):
             sizes = ", ".join(sorted({f"{image.size[0]}x{image.size[1]}" for image in prepared}))
             raise HfVitSegError(
                 f"Images go through the model together when they have one size, these have {sizes or 'none'}"
             )
         views = [torch.cat(views) for views in zip(*(image.views for image in prepared), strict=True)]
         chunk = CHUNK_BYTES * (1 if self.device.type == "cpu" else ACCELERATOR_CHUNKS) // len(prepared)
-        canvases = self.canvases(views, model or self.logits)
+        row_logits = self.row_logits(views, model or self.logits)
         classes = self.model.config.num_labels
-        return read_maps(canvases, size or prepared[0].size, classes, wanted, dtype=dtype, chunk_bytes=chunk)
+        return read_maps(row_logits, size or prepared[0].size, classes, selection, dtype=dtype, chunk_bytes=chunk)
 
     def label_map(self, image: Any, size: tuple[int, int] | None = None) -> torch.Tensor:
-        """The class of every pixel of an image, or of one that is prepared: (H, W) int64 on the model's device.
+        """The label map (H, W) int64 of an image or a `PreparedImage`, on the model's device.
 
-        `size` is (height, width), by default the image's own.
+        `size` is (height, width); it defaults to the image's size.
         """
-        prepared = image if isinstance(image, Prepared) else self.prepare(image)
+        prepared = image if isinstance(image, PreparedImage) else self.prepare(image)
         return self.label_maps([prepared], size)[0]
 
-    def label_maps(self, prepared: Sequence[Prepared], size: tuple[int, int] | None = None) -> torch.Tensor:
-        """As `label_map`, of several prepared images of equal size that go through the model together: (B, H, W)."""
+    def label_maps(self, prepared: Sequence[PreparedImage], size: tuple[int, int] | None = None) -> torch.Tensor:
+        """The label maps (B, H, W) of prepared images of equal size, computed in one batch."""
         return self.maps(prepared, size=size).labels
 
     def segment(
-        self, prepared: Prepared, scores: bool = False, *, entropy: bool = False, top_k: int = 0
+        self, prepared: PreparedImage, scores: bool = False, *, entropy: bool = False, top_k: int = 0
     ) -> Segmentation:
-        """Segment a prepared image; see `Segmentation` for what can be asked for."""
+        """Segment a prepared image; see `Segmentation` for the optional maps."""
         return self.segment_all([prepared], scores, entropy=entropy, top_k=top_k)[0]
 
     def segment_all(
-        self, prepared: Sequence[Prepared], scores: bool = False, *, entropy: bool = False, top_k: int = 0
+        self, prepared: Sequence[PreparedImage], scores: bool = False, *, entropy: bool = False, top_k: int = 0
     ) -> list[Segmentation]:
-        """Segment prepared images, together if they are of equal size; times are then those of an image on average."""
-        wanted = MapSelection(scores, entropy, top_k)
-        if not alike(prepared):
-            return [found for image in prepared for found in self.segmented([image], wanted)]
-        return self.segmented(prepared, wanted)
+        """Segment prepared images, in one batch if their sizes are equal; timings are then averages per image."""
+        selection = MapSelection(scores, entropy, top_k)
+        if not have_equal_sizes(prepared):
+            return [found for image in prepared for found in self._segment_batch([image], selection)]
+        return self._segment_batch(prepared, selection)
 
-    def segmented(self, prepared: Sequence[Prepared], wanted: MapSelection) -> list[Segmentation]:
-        """Segment prepared images of equal size together."""
+    def _segment_batch(self, prepared: Sequence[PreparedImage], selection: MapSelection) -> list[Segmentation]:
+        """Segment prepared images of equal size in one batch."""
         start = time.perf_counter()
         model = TimedModel(self.logits)
         kind = torch.uint8 if len(self.names) <= 256 else torch.int32
-        maps = arrays(self.maps(prepared, wanted, dtype=kind, model=model))
+        maps = to_arrays(self.maps(prepared, selection, dtype=kind, model=model))
         total = milliseconds_since(start)
         timings = {
             "model": model.milliseconds / len(prepared),
@@ -190,7 +189,7 @@ class Segmenter:
             for i, image in enumerate(prepared)
         ]
 
-    def describe(self, prepared: Prepared | None = None) -> str:
+    def describe(self, prepared: PreparedImage | None = None) -> str:
         """How an image is segmented, for reports: in general, or with the size to which this one was resized."""
         shown = None if prepared is None else (prepared.pixel_values.shape[-2], prepared.pixel_values.shape[-1])
         return self.protocol.describe(shown)
@@ -200,19 +199,19 @@ class Segmenter:
         return self.segment(self.prepare(image), scores, entropy=entropy, top_k=top_k)
 
 
-def alike(prepared: Sequence[Prepared]) -> bool:
-    """Whether images can go through the model together."""
+def have_equal_sizes(prepared: Sequence[PreparedImage]) -> bool:
+    """Whether images can be stacked to one batch."""
     return len({(image.size, *(view.shape[1:] for view in image.views)) for image in prepared}) == 1
 
 
-def arrays(maps: PixelMaps) -> dict[str, np.ndarray]:
-    """Maps as arrays: labels in the smallest unsigned type, everything else in float32."""
+def to_arrays(maps: PixelMaps) -> dict[str, np.ndarray]:
+    """Convert maps to arrays: labels in the smallest unsigned dtype, others in float32."""
     found = {name: tensor for name, tensor in vars(maps).items() if tensor is not None}
-    return {name: array_of(tensor) for name, tensor in found.items()}
+    return {name: to_array(tensor) for name, tensor in found.items()}
 
 
-def array_of(tensor: torch.Tensor) -> np.ndarray:
-    """One map as an array."""
+def to_array(tensor: torch.Tensor) -> np.ndarray:
+    """Convert one map to an array."""
     if tensor.is_floating_point():
         return tensor.float().cpu().numpy()
     return tensor.cpu().numpy().astype(np.uint8 if tensor.dtype == torch.uint8 else np.uint16, copy=False)

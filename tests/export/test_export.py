@@ -22,9 +22,9 @@ from hf_vit_seg.cli import app
 from hf_vit_seg.export import EXPORTERS, ExportOptions, ParityError, export_model, forms
 from hf_vit_seg.export.exporters import TorchScriptExporter
 from hf_vit_seg.export.forms import ExportForm, export_forms, with_export_forms
-from hf_vit_seg.export.graphs import CLASSES_TOGETHER, Geometry, LogitGraph, labels_at
+from hf_vit_seg.export.graphs import CLASSES_TOGETHER, Geometry, LogitGraph, resize_to_labels
 from hf_vit_seg.export.onnx_names import name_axes
-from hf_vit_seg.export.parity import compared
+from hf_vit_seg.export.parity import compare
 from hf_vit_seg.inference import ModelError, Segmenter
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.runtimes import PROGRAMS, RuntimeModel
@@ -299,7 +299,7 @@ class WrongExporter(TorchScriptExporter):
 
 
 def test_failed_parity_check_leaves_no_files(tmp_path):
-    with pytest.raises(ParityError, match=r"model\.ts does not compute"):
+    with pytest.raises(ParityError, match=r"outputs of model\.ts differ"):
         export_model(segmenter("segformer"), tmp_path, "torchscript", WrongExporter(), ExportOptions())
     assert list(tmp_path.iterdir()) == []
 
@@ -307,17 +307,17 @@ def test_failed_parity_check_leaves_no_files(tmp_path):
 @pytest.mark.parametrize("classes", [1, 2, CLASSES_TOGETHER, 2 * CLASSES_TOGETHER + 3])
 def test_chunked_label_map_is_exact(classes):
     logits = torch.randn(2, classes, 9, 7, dtype=torch.float64)
-    assert torch.equal(labels_at(logits, (40, 61)).long(), label_map(logits, (40, 61)))
-    assert torch.equal(labels_at(torch.zeros(1, classes, 3, 3), (5, 5)), torch.zeros(1, 5, 5, dtype=torch.uint8))
+    assert torch.equal(resize_to_labels(logits, (40, 61)).long(), label_map(logits, (40, 61)))
+    assert torch.equal(resize_to_labels(torch.zeros(1, classes, 3, 3), (5, 5)), torch.zeros(1, 5, 5, dtype=torch.uint8))
 
 
 def test_comparison_distinguishes_ties_from_errors():
     expected = torch.randn(1, 3, 8, 8)
     near, far = expected + 1e-6, expected.flip(1)
-    assert compared("x", torch.zeros(1, 3, 8, 8), lambda _: expected, lambda _: near, 1e-3).passed
-    case = compared("x", torch.zeros(1, 3, 8, 8), lambda _: expected, lambda _: far, 1e-3)
+    assert compare("x", torch.zeros(1, 3, 8, 8), lambda _: expected, lambda _: near, 1e-3).passed
+    case = compare("x", torch.zeros(1, 3, 8, 8), lambda _: expected, lambda _: far, 1e-3)
     assert not case.passed and case.wrong > 0 and case.agreement < 1
-    broken = compared("x", torch.zeros(1, 3, 8, 8), lambda _: expected, lambda _: expected * float("nan"), 1e-3)
+    broken = compare("x", torch.zeros(1, 3, 8, 8), lambda _: expected, lambda _: expected * float("nan"), 1e-3)
     assert not broken.passed
 
 
@@ -358,7 +358,7 @@ def test_graph_axes_are_named():
     helper = pytest.importorskip("onnx").helper
     value = helper.make_tensor_value_info("x", 1, ["s1", 3, "s12", "s2"])
     result = helper.make_tensor_value_info("y", 1, ["s1", 5, "s12//4", "2*s2"])
-    model = name_axes(helper.make_model(helper.make_graph([], "g", [value], [result])), Geometry().open_axes)
+    model = name_axes(helper.make_model(helper.make_graph([], "g", [value], [result])), Geometry().dynamic_axes)
     assert [d.dim_param for d in model.graph.output[0].type.tensor_type.shape.dim] == [
         "batch",
         "",

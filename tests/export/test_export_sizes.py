@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from hf_vit_seg.export.forms import with_export_forms
 from hf_vit_seg.export.forms.shared import SamePadding
-from hf_vit_seg.export.graphs import Geometry, LogitGraph, recorded
+from hf_vit_seg.export.graphs import Geometry, LogitGraph, export_graph
 from hf_vit_seg.models.bilinear import pad_to_multiple
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
 from hf_vit_seg.models.grid_sizes import ceil_div, round_up
@@ -113,7 +113,7 @@ def test_exported_vits_round_each_side_once(stem):
     config = VisionTransformerConfig(image_size=64, num_labels=3, decode_head="linear", **stem, **SMALL)
     model = randomise(transformers.AutoModelForSemanticSegmentation.from_config(config)).eval()
     graph = LogitGraph(with_export_forms(model))
-    program = recorded(graph, Geometry(), torch.float32)
+    program = export_graph(graph, Geometry(), torch.float32)
     assert_unbounded(program)
     assert len(roundings(program)) == 2 and len(size_formulas(program)) < 30
     assert_computes(program, graph)

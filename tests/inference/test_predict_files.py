@@ -108,4 +108,4 @@ def test_multichannel_images(tmp_path):
     photo().save(tmp_path / "b.png")
     code, text = predict(tmp_path / "model", tmp_path / "b.png", "--out", out)
     assert code == 1
-    assert "has 3 bands where" in text
+    assert "has 3 channels, expected" in text

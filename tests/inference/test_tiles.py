@@ -230,7 +230,7 @@ def test_unsupported_region_reads_raise(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"scales": (0.5, 1)}, {"divisor": 32}, {"preset": "ade20k"}])
 def test_resizing_protocols_raise(settings):
-    with pytest.raises(ValueError, match="at its own size"):
+    with pytest.raises(ValueError, match="in windows at their own size"):
         tiling_protocol(Protocol(**settings), segmenter().processor)
 
 

@@ -189,7 +189,7 @@ def test_invalid_video_raises(tmp_path):
         frame.sample_rate = 16000
         sink.mux(track.encode(frame))
         sink.mux(track.encode(None))
-    with pytest.raises(VideoError, match="there are no pictures"):
+    with pytest.raises(VideoError, match="the file has no video stream"):
         segment_video(deaf, tmp_path / "out")
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -129,8 +129,8 @@ def test_failed_update_leaves_no_state():
     assert metric.compute(predictions=[wrong], references=[right], num_labels=2)["overall_accuracy"] == 0
     metric.add_batch(predictions=[wrong], references=[right])
     for maps, message in (
-        ([right, [[300, 0]]], "values="),
-        ([right, right, right], r"3 predictions for 2 references$"),
+        ([right, [[300, 0]]], "set values"),
+        ([right, right, right], r"found 3 predictions and 2 references"),
     ):
         with pytest.raises(MetricError, match=message):
             metric.add_batch(predictions=maps, references=[right, right])

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 class ExportForm:
     """How to rewrite modules with a marker.
 
-    `rewrite` gets a module of a copy of the model, in evaluation mode, and returns its replacement. It may change the
-    module, and returns it as it is where the form does not apply (an adapter has replaced a layer, for example).
+    `rewrite` receives a module of a copy of the model, in evaluation mode, and returns its replacement. It may modify
+    the module, and returns it unchanged if the form does not apply (for example, if an adapter replaced a layer).
 
     `target` says which runtimes benefit: "any"; those that keep blocks of channels together ("blocked_channels", ONNX
     Runtime); or those that compute layer norms in many steps ("centered_norms", OpenVINO).

@@ -84,7 +84,7 @@ def fold_affine(norm: nn.LayerNorm, consumers: Iterable[Linear]) -> CenteredNorm
 
 
 @torch.no_grad()
-def centered_stage(stage: Any) -> nn.Module:
+def center_stage(stage: Any) -> nn.Module:
     """A SegFormer stage with tokens of mean zero, changed in place."""
     patches = stage.patch_embeddings
     center_outputs(patches.projection)
@@ -107,7 +107,7 @@ def centered_stage(stage: Any) -> nn.Module:
 
 FORMS = (
     ExportForm(marker="mix_ffn", rewrite=convolutional_mix_ffn, target="blocked_channels"),
-    ExportForm(marker="segformer_stage", rewrite=centered_stage, target="centered_norms"),
+    ExportForm(marker="segformer_stage", rewrite=center_stage, target="centered_norms"),
 )
 
 __all__ = ["FORMS"]

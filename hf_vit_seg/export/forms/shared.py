@@ -1,4 +1,4 @@
-"""Export forms of modules that several architectures have: everything that depends on weights alone is precomputed.
+"""Export forms of modules shared by architectures; everything that depends only on weights is precomputed.
 
 Shapes: B images, C_i channels of level i, H_i W_i its grid (level 0 is the finest, H W), D width, K classes.
 """
@@ -60,7 +60,7 @@ class FoldedAllMLPHead(nn.Module):
         return self.classifier(fused.relu())
 
 
-def folded_all_mlp_head(head: Any) -> nn.Module:
+def fold_all_mlp_head(head: Any) -> nn.Module:
     """The folded head; unchanged if a layer has been replaced or a norm cannot be folded."""
     if not (head.is_plain() and head.folds_norms()):
         return head
@@ -69,7 +69,7 @@ def folded_all_mlp_head(head: Any) -> nn.Module:
     return FoldedAllMLPHead(folded.hidden, levels, (head.classifier.weight[:, :, 0, 0], head.classifier.bias))
 
 
-def folded_convolution(layer: Any) -> nn.Module:
+def fold_convolution(layer: Any) -> nn.Module:
     """A layer's `convolution` and `norm` as one convolution; unchanged if one of them has been replaced."""
     if not folds_batch_norm(layer, layer.convolution.weight.dtype):
         return layer
@@ -87,7 +87,7 @@ class SamePadding(nn.Module):
         return pad_same(feature_map, self.kernel, self.stride)
 
 
-def standardized_convolution(layer: Any) -> nn.Module:
+def standardize_convolution(layer: Any) -> nn.Module:
     """A plain convolution with the standardized kernels."""
     (kernel, _), (stride, _) = layer.kernel_size, layer.stride
     padding = 0 if layer.pads_itself else kernel // 2
@@ -97,9 +97,9 @@ def standardized_convolution(layer: Any) -> nn.Module:
 
 
 FORMS = (
-    ExportForm(marker="all_mlp_head", rewrite=folded_all_mlp_head),
-    ExportForm(marker="convolution_with_norm", rewrite=folded_convolution),
-    ExportForm(marker="standardized_conv2d", rewrite=standardized_convolution),
+    ExportForm(marker="all_mlp_head", rewrite=fold_all_mlp_head),
+    ExportForm(marker="convolution_with_norm", rewrite=fold_convolution),
+    ExportForm(marker="standardized_conv2d", rewrite=standardize_convolution),
 )
 
 __all__ = ["FORMS", "FoldedAllMLPHead", "affine_convolution"]

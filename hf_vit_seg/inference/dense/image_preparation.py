@@ -1,4 +1,4 @@
-"""An image, wherever it comes from, made ready for a model.
+"""Preprocessing of images from files, PIL, arrays or tensors.
 
 Shapes: C channels, H W pixels.
 """
@@ -23,11 +23,11 @@ from .row_logits import Model
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """An image ready for the model.
+class PreparedImage:
+    """A preprocessed image.
 
-    `picture` is the image for eyes, if there is one, `size` its (height, width); `views` are its pixel values
-    (1, C, H, W) at each of the protocol's scales.
+    `picture` is the RGB image for display, if available, `size` its (height, width); `views` are the pixel values
+    (1, C, H, W) at each scale of the protocol.
     """
 
     picture: Image.Image | None
@@ -43,8 +43,8 @@ class Prepared:
 
 def prepare(
     image: Any, protocol: Protocol, processor: Any, channels: int = 3, max_pixels: int = MAX_PIXELS
-) -> Prepared:
-    """An image (see `Segmenter.prepare`) resized as the protocol says and normalized as the processor says."""
+) -> PreparedImage:
+    """Resize an image (see `Segmenter.prepare`) according to the protocol, and normalize it with the processor."""
     start = time.perf_counter()
     shown = None
     if isinstance(image, str | Path):
@@ -56,17 +56,17 @@ def prepare(
         shown = Image.fromarray(image) if array_size(image, channels) == image.shape[:2] else None
     size = array_size(image, channels) if shown is None else (shown.height, shown.width)
     views = tuple(view(image, size, scale, protocol, processor) for scale in protocol.scales)
-    return Prepared(shown, size, views, milliseconds_since(start))
+    return PreparedImage(shown, size, views, milliseconds_since(start))
 
 
 def read_file(path: Path, channels: int, max_pixels: int) -> tuple[torch.Tensor, Image.Image]:
-    """An image file as the pixels (C, H, W) that training reads, and what eyes see."""
+    """Read an image file as pixels (C, H, W), as in training, and as an RGB image for display."""
     pixels = read_pixels(path, channels, max_pixels)
     return pixels, to_rgb_image(pixels)
 
 
 def view(image: Any, size: tuple[int, int], scale: float, protocol: Protocol, processor: Any) -> torch.Tensor:
-    """The pixel values (1, C, H, W) of an image of `size` at one of the protocol's scales."""
+    """Preprocess an image of `size` at one scale of the protocol: pixel values (1, C, H, W)."""
     options: dict[str, Any] = {}
     sides = protocol.sides(size, scale, processor)
     if sides is not None:
@@ -77,7 +77,7 @@ def view(image: Any, size: tuple[int, int], scale: float, protocol: Protocol, pr
 
 
 def array_size(image: Any, channels: int) -> tuple[int, int]:
-    """(height, width) of an array (H, W), (C, H, W) or (H, W, C), its axes told apart as image processors do it."""
+    """The (height, width) of an array (H, W), (C, H, W) or (H, W, C), with axes inferred as in image processors."""
     shape = tuple(image.shape)
     if len(shape) == 2:
         return shape
@@ -88,11 +88,11 @@ def array_size(image: Any, channels: int) -> tuple[int, int]:
 
 
 class TimedModel:
-    """A model, and the time that its calls took."""
+    """A model that measures the total time of its calls."""
 
     def __init__(self, model: Model):
         self.model, self.milliseconds = model, 0.0
-        self.device = torch.device("cpu")  # where the last logits lie
+        self.device = torch.device("cpu")  # of the last logits
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The model's logits."""
@@ -105,14 +105,14 @@ class TimedModel:
         return logits
 
     def wait(self) -> None:
-        """Let an accelerator end what it was told to do: calls return before."""
+        """Synchronize with an accelerator, whose calls are asynchronous."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
 
 def milliseconds_since(start: float) -> float:
-    """Time passed on the performance counter."""
+    """Milliseconds since a value of `time.perf_counter`."""
     return (time.perf_counter() - start) * 1e3
 
 
-__all__ = ["Prepared", "TimedModel", "array_size", "milliseconds_since", "prepare", "read_file"]
+__all__ = ["PreparedImage", "TimedModel", "array_size", "milliseconds_since", "prepare", "read_file"]

@@ -1,6 +1,7 @@
-"""What is known of every pixel: its class, how sure that is, and which classes come next.
+"""Per-pixel maps of an image: labels, scores, entropy and the top classes.
 
-Shapes: B images of equal size, K classes (background and class where a model has one), k of them, H W pixels, n rows.
+Shapes: B images of equal size, K classes (for models with one class: background and class), k of them, H W pixels,
+n rows.
 """
 
 import math
@@ -12,14 +13,14 @@ import torch
 from hf_vit_seg.models.label_maps import CHUNK_BYTES, label_map, score_map
 
 from .protocols import PredictionError
-from .row_logits import Canvas, LogitGrid, resized_rows
+from .row_logits import LogitGrid, RowLogits, resize_rows
 
-COPIES = 4  # of a band's logits that are alive at once
+COPIES = 4  # of a chunk's logits that exist at the same time
 
 
 @dataclass(frozen=True)
 class MapSelection:
-    """Which maps are made beside the labels."""
+    """The maps to compute in addition to the labels."""
 
     scores: bool = False
     entropy: bool = False
@@ -27,17 +28,17 @@ class MapSelection:
 
     @property
     def probabilities(self) -> bool:
-        """Whether labels alone would not do."""
+        """Whether probabilities are required."""
         return self.scores or self.entropy or self.top_k > 0
 
 
 @dataclass(frozen=True, eq=False)
 class PixelMaps:
-    """Maps of B images: `labels` (B, H, W), and what else was wanted, float32 (or float64 as the logits).
+    """Maps of B images: `labels` (B, H, W) and the selected maps, float32 (or float64 like the logits).
 
-    `scores` (B, H, W) are the probability of each pixel's class (of a model's one class: of that class), `entropy`
-    (B, H, W) that of its probabilities over the largest possible, log K: 0 is certainty, 1 total doubt.
-    `top_classes` and `top_scores` (B, k, H, W) are the most likely classes in order, and their probabilities.
+    `scores` (B, H, W) is the probability of each pixel's class (for models with one class: of that class), `entropy`
+    (B, H, W) the entropy divided by its maximum log K: 0 is certain, 1 is maximum uncertainty. `top_classes` and
+    `top_scores` (B, k, H, W) are the most likely classes in descending order, and their probabilities.
     """
 
     labels: torch.Tensor
@@ -48,30 +49,30 @@ class PixelMaps:
 
 
 def read_maps(
-    canvases: Sequence[Canvas],
+    row_logits: Sequence[RowLogits],
     size: tuple[int, int],
     classes: int,
-    wanted: MapSelection | None = None,
+    selection: MapSelection | None = None,
     *,
     dtype: torch.dtype = torch.int64,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> PixelMaps:
-    """The maps at `size` (H, W) of images that were seen once, or in several ways.
+    """Compute the maps at `size` (H, W) from the logits of one or several views of the images.
 
-    With one canvas of logits (B, K, h, w) they are those of the resized logits. With several the probabilities
-    (softmax, or sigmoid for one class) of each one's resized logits are averaged, as in mmsegmentation's `aug_test`.
-    `dtype` is that of the labels and holds K - 1. Working memory stays near `chunk_bytes` beside canvases and maps.
+    With one view, the maps are those of its resized logits (B, K, h, w). With several, the probabilities (softmax, or
+    sigmoid for one class) of the resized logits are averaged, as in mmsegmentation's `aug_test`. `dtype` is that of
+    the labels and must hold K - 1. Working memory is about `chunk_bytes`, in addition to logits and maps.
     """
-    wanted = wanted or MapSelection()
-    if wanted.top_k > max(classes, 2):
-        raise PredictionError(f"top_k is {wanted.top_k}, but there are {max(classes, 2)} classes only")
-    alone = canvases[0] if len(canvases) == 1 else None
+    selection = selection or MapSelection()
+    if selection.top_k > max(classes, 2):
+        raise PredictionError(f"top_k is {selection.top_k}, but there are {max(classes, 2)} classes only")
+    alone = row_logits[0] if len(row_logits) == 1 else None
     exact = label_map(alone.logits, size, dtype=dtype) if isinstance(alone, LogitGrid) else None
-    if isinstance(alone, LogitGrid) and exact is not None and not (wanted.entropy or wanted.top_k):
-        return PixelMaps(exact, score_map(alone.logits, size) if wanted.scores else None)
-    whole: dict[str, torch.Tensor] = {}  # made at once: rows kept one by one would scatter over the heap
+    if isinstance(alone, LogitGrid) and exact is not None and not (selection.entropy or selection.top_k):
+        return PixelMaps(exact, score_map(alone.logits, size) if selection.scores else None)
+    whole: dict[str, torch.Tensor] = {}  # allocated at once, as a list of chunks would fragment the heap
     first = 0
-    for maps in read_bands(canvases, size, classes, wanted, dtype=dtype, chunk_bytes=chunk_bytes):
+    for maps in iterate_maps(row_logits, size, classes, selection, dtype=dtype, chunk_bytes=chunk_bytes):
         stop = first + maps["labels"].shape[-2]
         for name, rows in maps.items():
             if first == 0:
@@ -81,58 +82,60 @@ def read_maps(
     return PixelMaps(**(whole if exact is None else whole | {"labels": exact}))
 
 
-def read_bands(
-    canvases: Sequence[Canvas],
+def iterate_maps(
+    row_logits: Sequence[RowLogits],
     size: tuple[int, int],
     classes: int,
-    wanted: MapSelection,
+    selection: MapSelection,
     *,
     dtype: torch.dtype = torch.int64,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The fields of `read_maps` some rows at a time, from top to bottom: {"labels": (B, n, W), ...}."""
-    step = band_height(canvases, size, classes, chunk_bytes)
+    """Compute the fields of `PixelMaps` in chunks of rows, from top to bottom: {"labels": (B, n, W), ...}."""
+    step = rows_per_chunk(row_logits, size, classes, chunk_bytes)
     for first in range(0, size[0], step):
-        values = read_values(canvases, size, first, min(first + step, size[0]), wanted)
-        yield maps_of(values, classes, wanted, dtype)
+        values = compute_values(row_logits, size, first, min(first + step, size[0]), selection)
+        yield compute_maps(values, classes, selection, dtype)
 
 
-def band_height(canvases: Sequence[Canvas], size: tuple[int, int], classes: int, chunk_bytes: int) -> int:
-    """How many rows of the image are computed at a time."""
-    taller = max(1.0, *(canvas.size[0] / size[0] for canvas in canvases))  # canvas rows that a row of the image needs
-    wider = max(size[1], *(canvas.size[1] for canvas in canvases))
+def rows_per_chunk(row_logits: Sequence[RowLogits], size: tuple[int, int], classes: int, chunk_bytes: int) -> int:
+    """The number of image rows per chunk."""
+    taller = max(1.0, *(logits.size[0] / size[0] for logits in row_logits))  # rows of logits per row of the image
+    wider = max(size[1], *(logits.size[1] for logits in row_logits))
     return max(1, int(chunk_bytes / (4 * COPIES * classes * wider * taller)))
 
 
-def read_values(
-    canvases: Sequence[Canvas], size: tuple[int, int], first: int, stop: int, wanted: MapSelection
+def compute_values(
+    row_logits: Sequence[RowLogits], size: tuple[int, int], first: int, stop: int, selection: MapSelection
 ) -> torch.Tensor:
-    """Logits or probabilities of some rows, (B, n, W, K): the latter where canvases are averaged or it is wanted."""
-    if len(canvases) == 1 and not wanted.probabilities:
-        return two_classes(resized_rows(canvases[0], size, first, stop))
-    mean = two_classes(resized_rows(canvases[0], size, first, stop)).softmax(-1)
-    for canvas in canvases[1:]:
-        mean += two_classes(resized_rows(canvas, size, first, stop)).softmax(-1)
-    return mean.div_(len(canvases)) if len(canvases) > 1 else mean
+    """Logits or probabilities of some rows, (B, n, W, K); probabilities if views are averaged or they are selected."""
+    if len(row_logits) == 1 and not selection.probabilities:
+        return expand_binary(resize_rows(row_logits[0], size, first, stop))
+    mean = expand_binary(resize_rows(row_logits[0], size, first, stop)).softmax(-1)
+    for logits in row_logits[1:]:
+        mean += expand_binary(resize_rows(logits, size, first, stop)).softmax(-1)
+    return mean.div_(len(row_logits)) if len(row_logits) > 1 else mean
 
 
-def two_classes(logits: torch.Tensor) -> torch.Tensor:
-    """Logits of one class as those of background and class, whose softmax is its sigmoid; others as they are."""
+def expand_binary(logits: torch.Tensor) -> torch.Tensor:
+    """Add background logits of 0 to logits of one class, so that softmax equals sigmoid; others are unchanged."""
     return torch.cat([torch.zeros_like(logits), logits], dim=-1) if logits.shape[-1] == 1 else logits
 
 
-def maps_of(values: torch.Tensor, classes: int, wanted: MapSelection, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The fields of `PixelMaps` for some rows, from their logits or probabilities (B, n, W, K)."""
+def compute_maps(
+    values: torch.Tensor, classes: int, selection: MapSelection, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Compute the fields of `PixelMaps` from logits or probabilities (B, n, W, K)."""
     best = values.max(-1)
     maps = {"labels": best.indices.to(dtype)}
-    if wanted.scores:
+    if selection.scores:
         maps["scores"] = values[..., 1] if classes == 1 else best.values
-    if wanted.entropy:
+    if selection.entropy:
         maps["entropy"] = torch.special.entr(values).sum(-1) / math.log(values.shape[-1])
-    if wanted.top_k:
-        top = values.topk(wanted.top_k)
+    if selection.top_k:
+        top = values.topk(selection.top_k)
         maps |= {"top_classes": top.indices.to(dtype).permute(0, 3, 1, 2), "top_scores": top.values.permute(0, 3, 1, 2)}
     return maps
 
 
-__all__ = ["MapSelection", "PixelMaps", "read_bands", "read_maps"]
+__all__ = ["MapSelection", "PixelMaps", "iterate_maps", "read_maps"]

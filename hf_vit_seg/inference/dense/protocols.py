@@ -1,10 +1,10 @@
-"""How an image is shown to a model: whole or in windows, at which size, and how often.
+"""Inference protocols: whole image or sliding windows, size, scales and flip.
 
-Sizes are (height, width), pixels. The presets are what the numbers of SegFormer (arXiv 2105.15203) were measured with,
-by the test configurations of NVlabs/SegFormer and its `--aug-test`. Two things differ from there. An image is resized
-once, straight to a multiple of `divisor`, by the model's own image processor (there: to the scale, then up to the
-multiple). And the logits of a whole image, or of one that fits into a window, are resized once, straight to the image's
-size (there: to that of the resized image in between).
+Sizes are (height, width) in pixels. The presets are those of the published results of SegFormer (arXiv 2105.15203): the
+test configurations of NVlabs/SegFormer and its `--aug-test`. There are two deviations. The model's image processor
+resizes an image once, directly to a multiple of `divisor` (there: to the scale, then up to the multiple). The logits of
+a whole image, or of one that fits into a window, are resized once, directly to the image's size (there: first to that
+of the resized image).
 """
 
 import re
@@ -23,17 +23,17 @@ from .sliding_windows import Blend, WindowGrid
 
 
 class PredictionError(HfVitSegError):
-    """A prediction that cannot be made as it was asked for, in one sentence."""
+    """A prediction that is not possible with the given settings."""
 
 
 class Edges(Record):
-    """A size that keeps an image's ratio: as large as both edges allow."""
+    """A target size that keeps the aspect ratio: the largest that satisfies both edges."""
 
     shortest_edge: int = Field(ge=1)
     longest_edge: int | None = Field(default=None, ge=1)
 
     def sides(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        """(height, width) of an image of `size` at a scale, rounded as in mmcv's `imrescale`."""
+        """The (height, width) for an image of `size` at a scale, rounded as in mmcv's `imrescale`."""
         factor = int(self.shortest_edge * scale) / min(size)
         if self.longest_edge is not None:
             factor = min(factor, int(self.longest_edge * scale) / max(size))
@@ -45,13 +45,13 @@ class Edges(Record):
 
 
 class Sides(Record):
-    """A size that every image is resized to, whatever its ratio."""
+    """A fixed target size, independent of the aspect ratio."""
 
     height: int = Field(ge=1)
     width: int = Field(ge=1)
 
     def sides(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        """(height, width) of any image at a scale."""
+        """The (height, width) for any image at a scale."""
         return round(self.height * scale), round(self.width * scale)
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ SIZE_HINT = "processor, own, 512 (shortest edge), 512,2048 (shortest and longest
 
 
 def pair(value: Any) -> Any:
-    """Two numbers from one, or from text such as 512 or 512x1024."""
+    """Parse a pair from one integer, or from text such as 512 or 512x1024."""
     if isinstance(value, str):
         found = WINDOW_TEXT.fullmatch(value)
         if found is None:
@@ -74,7 +74,7 @@ def pair(value: Any) -> Any:
 
 
 def size_rule(value: Any) -> Any:
-    """A rule of size by name, from a mapping of edges or sides, or from text or a number as in `SIZE_HINT`."""
+    """Parse a size rule from a name, a mapping of edges or sides, or text or an integer as in `SIZE_HINT`."""
     if value is None or value in ("processor", "own") or isinstance(value, Edges | Sides):
         return value
     if isinstance(value, Mapping):
@@ -104,14 +104,14 @@ assert set(PRESETS) == set(get_args(Preset))
 
 
 class Protocol(Record):
-    """How images are shown to a model; what is given stands above what the `preset` says.
+    """Inference settings; explicit fields override the `preset`.
 
-    An image is resized to `size` times each scale, then up to a multiple of `divisor`: as its image processor says
-    (the default for whole images), not at all ("own", the default for windows), or to edges or sides. With a `window`
-    the model sees windows of that size every `stride` pixels (two thirds of the window unless told), at most
-    `window_batch` at a time (by default 1 on a CPU, where more cost memory and bring nothing, and 8 elsewhere), and
-    their logits are blended, all alike or by Gaussian weights. With several `scales`, or `flip` (left to right), the
-    probabilities of all views are averaged.
+    An image is resized to `size` times each scale, then up to a multiple of `divisor`: by its image processor (the
+    default for whole images), not at all ("own", the default for windows), or to edges or sides. With a `window`, the
+    model processes windows of that size every `stride` pixels (default: two thirds of the window), at most
+    `window_batch` at a time (default: 1 on a CPU, where larger batches are not faster, otherwise 8), and their logits
+    are blended with flat or Gaussian weights. With several `scales`, or `flip` (horizontal), the probabilities of all
+    views are averaged.
     """
 
     preset: Preset | None = None
@@ -132,7 +132,7 @@ class Protocol(Record):
         return {**PRESETS.get(str(settings.get("preset")), {}), **settings}
 
     @model_validator(mode="after")
-    def _complete(self) -> "Protocol":
+    def _check_windows(self) -> "Protocol":
         if not self.scales:
             raise HfVitSegError("scales has one number at least")
         if self.window is None and (self.stride is not None or self.blend != "flat"):
@@ -149,18 +149,18 @@ class Protocol(Record):
 
     @property
     def views(self) -> int:
-        """How often an image is shown."""
+        """The number of views of an image."""
         return len(self.scales) * (1 + self.flip)
 
     def grid(self, size: tuple[int, int], mirrored: bool = False) -> WindowGrid | None:
-        """The windows over a picture of `size`; None where a single one would cover it, or whole images are shown."""
+        """The windows over an image of `size`; None without windows, or if one window covers the image."""
         if self.window is None or (size[0] <= self.window[0] and size[1] <= self.window[1]):
             return None
         window = min(self.window[0], size[0]), min(self.window[1], size[1])
         return WindowGrid(size, window, self.steps, self.blend, mirrored)
 
     def sides(self, size: tuple[int, int], scale: float, processor: Any) -> tuple[int, int] | None:
-        """(height, width) to which an image of `size` is resized; None where its processor may do as it does."""
+        """The (height, width) to resize an image of `size` to; None to use the processor's own resizing."""
         rule = self.size or ("processor" if self.window is None else "own")
         if rule == "processor" and scale == 1 and self.divisor is None:
             return None
@@ -178,9 +178,9 @@ class Protocol(Record):
         return height, width
 
     def describe(self, shown: tuple[int, int] | None = None) -> str:
-        """The protocol in words, for reports; `shown` is the size to which an image was resized, once it is known."""
+        """Describe the protocol for reports; `shown` is the resized size of an image, if known."""
         known = shown is not None and len(self.scales) == 1
-        place = f"at {shown[0]}x{shown[1]} (height x width)" if shown and known else self.size_in_words()
+        place = f"at {shown[0]}x{shown[1]} (height x width)" if shown and known else self.describe_size()
         text = f"whole image {place}"
         if self.window:
             (height, width), (down, across) = self.window, self.steps
@@ -195,8 +195,8 @@ class Protocol(Record):
             return text
         return f"{self.preset}{'' if self == Protocol(preset=self.preset) else ' (changed)'}: {text}"
 
-    def size_in_words(self) -> str:
-        """The size of the first view, before an image is known."""
+    def describe_size(self) -> str:
+        """Describe the size rule."""
         rule = self.size or ("processor" if self.window is None else "own")
         words = {"processor": "resized as its image processor says", "own": "at its own size"}
         multiple = f", sides up to multiples of {self.divisor}" if self.divisor else ""
@@ -204,7 +204,7 @@ class Protocol(Record):
 
 
 def edges(processor: Any) -> dict[str, int]:
-    """A processor's `size`, what is set of it."""
+    """The edges that are set in a processor's `size`."""
     size = processor.size
     return {edge: int(side) for edge, side in dict(size).items() if side}
 

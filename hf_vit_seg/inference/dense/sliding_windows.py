@@ -1,12 +1,11 @@
-"""Sliding windows: the model sees one window at a time, and overlapping logits are blended.
+"""Sliding-window inference with blending of overlapping logits.
 
-Shapes: B images of equal size, C channels, K classes, H W the picture that the windows slide over, n rows of it, h w a
-window.
+Shapes: B images of equal size, C channels, K classes, H W the image, n rows of it, h w a window.
 
-Windows lie as in mmsegmentation's `slide_inference` and MONAI's `sliding_window_inference`: every `stride` pixels, the
-last of a row or column moved back so that it ends at the border. As there, a window's logits are resized to the
-window's size first and blended then. Adding up coarse logits instead would be faster, but is another function: at the
-border of a window it would mix logits with those of its neighbors.
+Windows are placed as in mmsegmentation's `slide_inference` and MONAI's `sliding_window_inference`: every `stride`
+pixels, with the last of a row or column moved back to end at the border. As there, the logits of a window are resized
+to the window's size and then blended. Blending coarse logits would be faster, but gives different results at the
+borders of windows.
 """
 
 from collections import deque
@@ -17,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from .row_logits import LogitGrid, Model, compact, resized_rows
+from .row_logits import LogitGrid, Model, compact, resize_rows
 
 Blend = Literal["flat", "gaussian"]
 Crop = Callable[[slice, slice], torch.Tensor]  # rows and columns -> pixel values (B, C, n, m)
@@ -27,13 +26,13 @@ LEAST_WEIGHT = 1e-3
 
 
 def window_starts(length: int, window: int, stride: int) -> tuple[int, ...]:
-    """Where windows begin along an axis; a single one where the axis is no longer than the window."""
+    """The first pixels of the windows along an axis; a single one if the window covers the axis."""
     last = max(length - window, 0)
     return (*range(0, last, stride), last)
 
 
 def window_weights(size: tuple[int, int], blend: Blend) -> torch.Tensor:
-    """How much each pixel of a window counts: (h, w) float64, at most 1 and at least `LEAST_WEIGHT`."""
+    """The blending weights of a window: (h, w) float64, between `LEAST_WEIGHT` and 1."""
     if blend == "flat":
         return torch.ones(size, dtype=torch.float64)
     axes = []
@@ -45,9 +44,9 @@ def window_weights(size: tuple[int, int], blend: Blend) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """Windows over a picture of `size` (H, W), in order of rows; no `window` is larger than the picture.
+    """Windows over an image of `size` (H, W), in row-major order; the `window` is at most as large as the image.
 
-    A `mirrored` grid is that of the picture flipped left to right, seen from the picture itself.
+    A `mirrored` grid has the windows of the horizontally flipped image, in coordinates of the original.
     """
 
     size: tuple[int, int]
@@ -69,11 +68,10 @@ class WindowGrid:
 
     @cached_property
     def weights(self) -> torch.Tensor:
-        """How much each pixel of a window counts."""
+        """The blending weights of a window, (h, w)."""
         return window_weights(self.window, self.blend)
 
     def __len__(self) -> int:
-        """Number of windows."""
         return len(self.tops) * len(self.lefts)
 
     def corners(self) -> Iterator[tuple[int, int]]:
@@ -81,7 +79,7 @@ class WindowGrid:
         return ((top, left) for top in self.tops for left in self.lefts)
 
     def overlap(self, top: int, first: int, stop: int) -> tuple[int, int]:
-        """The first and last + 1 of the rows first .. stop - 1 that windows beginning at `top` cover."""
+        """The rows, as (begin, end), of first .. stop - 1 that windows at `top` cover."""
         return max(first, top), min(stop, top + self.window[0])
 
     def total(self, first: int, stop: int) -> torch.Tensor:
@@ -97,11 +95,11 @@ class WindowGrid:
 
 
 class SlidingLogits:
-    """A canvas at the picture's size whose windows go through the model when their rows are asked for.
+    """Blended logits at the image's size, computed by windows as rows are read.
 
-    Held are the coarse logits of the windows that the asked rows touch, and of those computed in advance to fill a
-    batch. `crop` gives the pixel values of a window, `batch` is the number of windows (of one image) that go through
-    the model together, at most.
+    It holds the coarse logits of the windows that overlap the requested rows, and of those computed in advance to fill
+    a batch. `crop` returns the pixel values of a window, `batch` is the maximum number of windows (of one image) in a
+    forward pass.
     """
 
     def __init__(self, model: Model, crop: Crop, grid: WindowGrid, batch: int = 1):
@@ -111,7 +109,7 @@ class SlidingLogits:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the picture."""
+        """(height, width) of the image."""
         return self.grid.size
 
     def rows(self, first: int, stop: int) -> torch.Tensor:
@@ -128,12 +126,12 @@ class SlidingLogits:
                 continue
             rows, columns = slice(begin - first, end - first), slice(left, left + width)
             share = self.grid.weights[begin - top : end - top] / total[rows, columns]
-            part = resized_rows(logits, self.grid.window, begin - top, end - top)
+            part = resize_rows(logits, self.grid.window, begin - top, end - top)
             blended[:, rows, columns].addcmul_(part, share.to(part)[..., None])
         return blended
 
     def compute_to(self, stop: int) -> None:
-        """Send the windows that begin before row `stop` through the model, and some more to fill the last batch."""
+        """Run the model on the windows that begin before row `stop`, and on more to fill the last batch."""
         height, width = self.grid.window
         while self.upcoming and self.upcoming[0][0] < stop:
             corners = [self.upcoming.popleft() for _ in range(min(self.batch, len(self.upcoming)))]

@@ -13,7 +13,7 @@ import numpy as np
 from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageFile, ImageFileError, real_path
 from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.inference.dense.image_preparation import Prepared, milliseconds_since, read_file
+from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since, read_file
 from hf_vit_seg.inference.segmentation import ClassCount, Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
 
@@ -21,12 +21,12 @@ LABELS, OVERLAY, SCORES, REPORT = ".png", ".overlay.png", ".scores.png", ".json"
 ENTROPY, TOP, GEOJSON, COCO = ".entropy.png", ".top.npz", ".geojson", ".coco.json"
 TIFF, VIDEO, FRAMES = ".labels.tif", ".overlay.mp4", ".frames"  # of images in parts, and of videos
 SUFFIXES = (REPORT, LABELS, OVERLAY, SCORES, ENTROPY, TOP, GEOJSON, COCO, TIFF, VIDEO, FRAMES)
-AHEAD = 2  # images that are read, and results that are written, beside the model's work
+AHEAD = 2  # images read and results written concurrently with the model
 
 
 @dataclass(frozen=True)
 class Job:
-    """An image and the path of its results without their suffix."""
+    """An image and the path of its results without suffix."""
 
     image: ImageFile
     target: Path
@@ -37,38 +37,35 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the image has all its results: the report is the last to be written."""
+        """Whether all results exist; the report is written last."""
         return self.result(REPORT).exists()
 
     @property
     def existing(self) -> Path | None:
-        """A file that a result would replace."""
+        """An existing file that a result would overwrite, or None."""
         return next((path for path in map(self.result, SUFFIXES) if path.exists()), None)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: an `error` in one sentence, or results.
-
-    `bug` is the exception, where it is not a HfVitSegError.
-    """
+    """The outcome of a job; `error` is the message of a failure, `bug` its exception unless it is a HfVitSegError."""
 
     job: Job
     error: str | None = None
     bug: Exception | None = None
 
 
-def failed(job: Job, error: Exception) -> Outcome:
+def failed_outcome(job: Job, error: Exception) -> Outcome:
     """The outcome of a job that raised an exception."""
-    return Outcome(job, sentence(job, error), None if isinstance(error, HfVitSegError) else error)
+    return Outcome(job, failure_message(job, error), None if isinstance(error, HfVitSegError) else error)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """What is written for each image, and up to which size images are read whole.
+    """The results to write, and how images are read.
 
-    `tile` is the side of the tiles of larger ones, and given, of all that can be read in parts; `frames` adds label
-    maps to videos, and `frame_rate` makes videos of folders.
+    Images above `max_pixels` are tiled; with `tile`, the side of the tiles, all images that support it are. `frames`
+    adds label maps of video frames, and `frame_rate` treats folders as videos.
     """
 
     model: str = ""
@@ -86,8 +83,8 @@ class PredictOptions:
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Of the results that are written, the report aside."""
-        wished = {
+        """The suffixes of the results to write, except the report."""
+        requested = {
             LABELS: True,
             OVERLAY: self.overlay,
             SCORES: self.scores,
@@ -96,14 +93,14 @@ class PredictOptions:
             GEOJSON: self.geojson,
             COCO: self.coco,
         }
-        return tuple(suffix for suffix, wanted in wished.items() if wanted)
+        return tuple(suffix for suffix, wanted in requested.items() if wanted)
 
 
 def plan(images: Sequence[ImageFile], out: Path) -> list[Job]:
-    """Give every image a target below `out` that is no other's and whose results overwrite no input.
+    """Assign each image a unique target in `out` whose results do not overwrite inputs.
 
-    A folder's images keep their sub-folder. Where two images differ in suffix or folder only, the later one's name
-    gets that in addition, and a number as the last resort.
+    Images of folders keep their subfolder. If two images differ only in suffix or folder, the name of the later one is
+    extended by it, or finally by a number.
     """
     taken = {str(real_path(image.path)).casefold() for image in images}
     jobs = []
@@ -119,7 +116,7 @@ def plan(images: Sequence[ImageFile], out: Path) -> list[Job]:
 
 
 def places(image: ImageFile) -> Iterator[Path]:
-    """Targets for an image, the most desired first, without end."""
+    """Iterate over candidate targets of an image, in order of preference."""
     plain = image.place.with_suffix("")
     kind = image.place.suffix.lstrip(".").lower() or "file"
     yield plain
@@ -132,9 +129,9 @@ def places(image: ImageFile) -> Iterator[Path]:
 
 
 def predict(segmenter: Segmenter, jobs: Sequence[Job], options: PredictOptions) -> Iterator[Outcome]:
-    """Do the jobs in order; a failure ends its own job only. Reading and writing go on beside the model."""
+    """Run jobs in order; a failure affects only its job. Files are read and written concurrently with the model."""
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        reading: deque[Future[tuple[Prepared, float]]] = deque()
+        reading: deque[Future[tuple[PreparedImage, float]]] = deque()
         writing: deque[Future[Outcome]] = deque()
         upcoming = iter(jobs)
         for job in jobs:
@@ -144,7 +141,7 @@ def predict(segmenter: Segmenter, jobs: Sequence[Job], options: PredictOptions) 
                 prepared, milliseconds = reading.popleft().result()
                 result = segmenter.segment(prepared, options.scores, entropy=options.entropy, top_k=options.top_k)
             except Exception as error:
-                writing.append(writer.submit(failed, job, error))
+                writing.append(writer.submit(failed_outcome, job, error))
             else:
                 writing.append(writer.submit(write, segmenter, job, result, milliseconds, options))
             while len(writing) > AHEAD:
@@ -153,11 +150,8 @@ def predict(segmenter: Segmenter, jobs: Sequence[Job], options: PredictOptions) 
             yield outcome.result()
 
 
-def sentence(job: Job, error: Exception) -> str:
-    """Why a job failed, with its image and, for a bug, the type of the exception.
-
-    The other jobs go on: a model may fail at one image alone, such as for lack of memory.
-    """
+def failure_message(job: Job, error: Exception) -> str:
+    """Format the error of a job with its image and, for a bug, the type of the exception."""
     if isinstance(error, ImageFileError):
         return str(error)
     text = error_sentence(error)
@@ -166,8 +160,8 @@ def sentence(job: Job, error: Exception) -> str:
     return text if text.startswith(f"{job.image.path}:") else f"{job.image.path}: {text}"
 
 
-def read(segmenter: Segmenter, job: Job, options: PredictOptions) -> tuple[Prepared, float]:
-    """A job's image, ready for the model, and the milliseconds that reading the file took."""
+def read(segmenter: Segmenter, job: Job, options: PredictOptions) -> tuple[PreparedImage, float]:
+    """Read and preprocess a job's image; also return the milliseconds for reading the file."""
     start = time.perf_counter()
     image, shown = read_file(job.image.path, segmenter.channels, options.max_pixels)
     milliseconds = milliseconds_since(start)
@@ -178,19 +172,19 @@ def read(segmenter: Segmenter, job: Job, options: PredictOptions) -> tuple[Prepa
 def write(
     segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, options: PredictOptions
 ) -> Outcome:
-    """Write all results of a job, or none of them."""
+    """Write all results of a job atomically."""
     savers = {suffix: saver(suffix, job, result, options) for suffix in options.suffixes}
     text = json_text(report(segmenter, job, result, milliseconds, options), indent=2)
     savers[REPORT] = lambda path: path.write_text(text, encoding="utf-8")
     try:
         write_files({job.result(suffix): save for suffix, save in savers.items()})
     except Exception as error:
-        return failed(job, error)
+        return failed_outcome(job, error)
     return Outcome(job)
 
 
 def saver(suffix: str, job: Job, result: Segmentation, options: PredictOptions) -> Callable[[Path], Any]:
-    """What writes one kind of result to a path."""
+    """The function that writes one kind of result to a path."""
     table: dict[str, Callable[[Path], Any]] = {
         LABELS: lambda path: result.label_image().save(path),
         OVERLAY: lambda path: result.overlay(options.opacity).save(path),
@@ -204,7 +198,7 @@ def saver(suffix: str, job: Job, result: Segmentation, options: PredictOptions) 
 
 
 def save_top_classes(result: Segmentation, path: Path) -> None:
-    """The most likely classes of each pixel and their probabilities: `classes` and `scores` (float16), (k, H, W)."""
+    """Save the top classes of each pixel and their probabilities: `classes` and `scores` (float16), (k, H, W)."""
     if result.top_classes is None or result.top_scores is None:
         raise HfVitSegError("Top classes were not computed: call the segmenter with top_k=3")
     np.savez_compressed(path, classes=result.top_classes, scores=result.top_scores.astype(np.float16))
@@ -213,7 +207,7 @@ def save_top_classes(result: Segmentation, path: Path) -> None:
 def report(
     segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, options: PredictOptions
 ) -> dict[str, Any]:
-    """What is known of an image and its label map, for JSON: shares, scores and entropy of 0 .. 1, milliseconds."""
+    """The report of an image for JSON: shares, scores and entropy are 0 .. 1, timings in milliseconds."""
     height, width = result.label_map.shape
     timings = {"read": milliseconds, **result.timings}
     means = {"score": result.scores, "entropy": result.entropy}
@@ -232,7 +226,7 @@ def report(
 
 
 def class_rows(counts: Sequence[ClassCount]) -> list[dict[str, Any]]:
-    """Classes with their pixels, for JSON."""
+    """Convert class counts for JSON."""
     return [
         {"id": c.index, "name": c.name, "color": c.color, "pixels": c.pixels, "share": round(c.share, 6)}
         for c in counts

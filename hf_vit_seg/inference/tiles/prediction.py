@@ -1,4 +1,4 @@
-"""`predict` for images that are read and written in parts: resumable, within bounded memory.
+"""Resumable prediction of tiled images with bounded memory.
 
 Shapes: H W the image, n m a tile or a part of the overview, K classes.
 """
@@ -43,7 +43,7 @@ OVERVIEW_SIDE = 1600  # the longest of the overlay
 
 @dataclass(frozen=True)
 class Progress:
-    """How many tiles of an image are done, of how many; `resumed` of them by an earlier run."""
+    """The number of tiles that are done, their total, and how many of them an earlier run completed."""
 
     done: int
     total: int
@@ -51,19 +51,19 @@ class Progress:
 
 
 def needs_tiles(job: Job, options: PredictOptions) -> bool:
-    """Whether an image is to be read in parts: asked for, or above the limit, and of a format that allows for it."""
+    """Whether an image is tiled: requested or above the size limit, in a format that supports it."""
     try:
         size = region_size(job.image.path)
     except ImageFileError:
-        return False  # told when it is read
+        return False  # reported when the image is read
     return size is not None and (options.tile is not None or not within_limits(*size, options.max_pixels))
 
 
 def predict_tiled(segmenter: Segmenter, job: Job, options: PredictOptions) -> Iterator[Progress]:
-    """Segment one image tile by tile and write its results, telling how far it is after each tile.
+    """Segment one image tile by tile and write its results, yielding the progress after each tile.
 
-    A run that was ended goes on with the tiles that it lacks if it is started again with the same settings.
-    ImageFileError or PredictionError in one sentence; the tiles that are done are kept.
+    An interrupted run resumes with the missing tiles if it is repeated with the same settings.
+    Raises ImageFileError or PredictionError; completed tiles are kept.
     """
     if options.geojson or options.coco or options.top_k:
         raise PredictionError(
@@ -97,38 +97,38 @@ def predict_tiled(segmenter: Segmenter, job: Job, options: PredictOptions) -> It
 def plan(
     segmenter: Segmenter, job: Job, image: RegionImage, tiles: TileGrid, options: PredictOptions
 ) -> dict[str, Any]:
-    """All that the pixels of the maps depend on, for `TileRecord`."""
+    """All settings and files that the maps depend on, for `TileRecord`."""
     stand = job.image.path.stat()
     return {
         "image": [str(job.image.path.resolve()), stand.st_size, stand.st_mtime_ns, *image.size],
-        "model": [options.model, weights_stand(options.model), str(segmenter.model.dtype)],
+        "model": [options.model, weight_times(options.model), str(segmenter.model.dtype)],
         "protocol": segmenter.protocol.model_dump(mode="json"),
         "tile": tiles.side,
         "maps": sorted(kinds(segmenter, options)),
     }
 
 
-def weights_stand(model: str) -> list[int]:
-    """When the files of a model on this disk were written; nothing for a Hub id."""
+def weight_times(model: str) -> list[int]:
+    """The modification times of a local model's weights; empty for a Hub id."""
     place = Path(model)
     files = [place] if place.is_file() else sorted(place.glob("*.safetensors")) if model else []
     return [file.stat().st_mtime_ns for file in files]
 
 
 def kinds(segmenter: Segmenter, options: PredictOptions) -> dict[str, Any]:
-    """The maps that are made, and the type of their pixels."""
-    wished = {"labels": True, "scores": options.scores, "entropy": options.entropy}
-    labels = np.uint8 if ignored_value(segmenter) == 255 else np.uint16
-    return {name: labels if name == "labels" else np.uint8 for name, wanted in wished.items() if wanted}
+    """The maps to compute and their dtypes."""
+    requested = {"labels": True, "scores": options.scores, "entropy": options.entropy}
+    labels = np.uint8 if nodata_label(segmenter) == 255 else np.uint16
+    return {name: labels if name == "labels" else np.uint8 for name, wanted in requested.items() if wanted}
 
 
-def ignored_value(segmenter: Segmenter) -> int:
-    """The label of pixels without data: none of the classes'."""
+def nodata_label(segmenter: Segmenter) -> int:
+    """The label of pixels without data, which is no class index."""
     return 255 if len(segmenter.names) <= 255 else 65535
 
 
 def write_tile(planes: Mapping[str, Plane], tile: Tile, maps: PixelMaps, missing: np.ndarray | None) -> None:
-    """Write a tile's maps (1, n, m): shares of 0 .. 1 as 0 .. 255, pixels without data as the largest number."""
+    """Write a tile's maps (1, n, m): floats of 0 .. 1 as 0 .. 255; nodata pixels get the largest label and score 0."""
     for name, plane in planes.items():
         values: torch.Tensor = getattr(maps, name)[0]
         if values.is_floating_point():
@@ -146,9 +146,9 @@ def savers(
     facts: dict[str, Any],
     options: PredictOptions,
 ) -> Iterator[tuple[str, Callable[[Path], Any]]]:
-    """What writes each result to a path."""
+    """The functions that write each result to a path."""
     labels = planes["labels"]
-    ignored = ignored_value(segmenter)
+    ignored = nodata_label(segmenter)
     palette = np.zeros((ignored + 1, 3), np.uint8)
     palette[: len(segmenter.palette)] = segmenter.palette
     nodata = None if image.nodata is None else ignored
@@ -167,7 +167,7 @@ def savers(
 
 
 def overview(image: RegionImage, labels: Plane) -> tuple[Image.Image, np.ndarray]:
-    """The image and its label map (n, m), both reduced to `OVERVIEW_SIDE`: pixels averaged, labels the nearest."""
+    """Reduce the image (by averaging) and its label map (n, m, by nearest) to `OVERVIEW_SIDE`."""
     height, width = image.size
     small = display_size((width, height), OVERVIEW_SIDE, enlarge=False)
     columns, rows = ((2 * np.arange(n) + 1) * old // (2 * n) for n, old in zip(small, (width, height), strict=True))
@@ -176,12 +176,12 @@ def overview(image: RegionImage, labels: Plane) -> tuple[Image.Image, np.ndarray
     step = max(1, int(SIDE / scale))
     canvas = Image.new("RGB", small)
     for part in TileGrid((small[1], small[0]), step):
-        canvas.paste(reduced_part(image, part, small), (part.columns.start, part.rows.start))
+        canvas.paste(resize_part(image, part, small), (part.columns.start, part.rows.start))
     return canvas, reduced
 
 
-def reduced_part(image: RegionImage, part: Tile, small: tuple[int, int]) -> Image.Image:
-    """A part of the overview, whose size is `small` (width, height)."""
+def resize_part(image: RegionImage, part: Tile, small: tuple[int, int]) -> Image.Image:
+    """Resize a part of the overview, which has the size `small` (width, height)."""
     across, down = image.size[1] / small[0], image.size[0] / small[1]
     left, right = part.columns.start * across, min(part.columns.stop * across, image.size[1])
     top, bottom = part.rows.start * down, min(part.rows.stop * down, image.size[0])
@@ -194,9 +194,9 @@ def reduced_part(image: RegionImage, part: Tile, small: tuple[int, int]) -> Imag
 def report(
     segmenter: Segmenter, job: Job, labels: Plane, options: PredictOptions, tiling: dict[str, int], seconds: float
 ) -> dict[str, Any]:
-    """What is known of an image and its label map, for JSON, as in `prediction.report`."""
+    """The report of an image for JSON, as in `prediction.report`."""
     height, width = labels.shape
-    pixels = sum(np.bincount(band.ravel(), minlength=ignored_value(segmenter) + 1) for band in labels.bands())
+    pixels = sum(np.bincount(block.ravel(), minlength=nodata_label(segmenter) + 1) for block in labels.row_blocks())
     counted = np.asarray(pixels)[: len(segmenter.names)]
     return {
         "image": str(job.image.path),

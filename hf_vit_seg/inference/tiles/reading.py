@@ -1,10 +1,10 @@
-"""Images that are too large for the memory, read a region at a time.
+"""Reading of images larger than memory, by regions.
 
-Regions come from TIFFs, tile by tile or strip by strip, and from .npy files. Pixels are those that `read_pixels` gives
-for the whole file. Pixel values that a GeoTIFF declares as missing ("nodata") are told apart, and the tags that place
-it on the earth are handed on as they stand, so that nothing of them is lost on the way through another library.
+Regions are read from the tiles or strips of TIFFs, and from .npy files; pixels equal those of `read_pixels` for the
+whole file. Nodata values of GeoTIFFs are masked, and the georeferencing tags are copied unchanged, without conversion
+by another library.
 
-Shapes: C bands as the model takes them, S numbers per pixel as stored, H W the image, n m a region.
+Shapes: C channels of the model, S stored samples per pixel, H W the image, n m a region.
 """
 
 from collections.abc import Callable
@@ -30,13 +30,13 @@ from hf_vit_seg.data.images.pixels import (
     read_array,
 )
 
-from .stored_regions import Stored, StoredArray, StoredSegments
+from .stored_regions import StoredArray, StoredImage, StoredSegments
 
 CACHE_BYTES = 256 * 2**20  # decoded tiles or strips that are kept, as neighboring windows share them
 ORIENTATION, NODATA = 274, 42113
 GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)  # OGC 19-008: scale, tie points, matrix, keys
 MIN_IS_WHITE, BLACK, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
-UNSPECIFIED, PREMULTIPLIED, TRANSPARENCY = 0, 1, 2  # what the last of several numbers per pixel is
+UNSPECIFIED, PREMULTIPLIED, TRANSPARENCY = 0, 1, 2  # interpretation of the last of several samples per pixel
 MODES = {
     (MIN_IS_WHITE, 1): "L",
     (BLACK, 1): "L",
@@ -51,14 +51,14 @@ RETILE = 'rewrite it in tiles, such as with "gdal_translate -co TILED=YES -co BI
 
 @dataclass(frozen=True, eq=False)
 class RegionImage:
-    """A file that is read a region at a time: `shown` turns stored numbers (S, n, m) into pixels (C, n, m).
+    """A file that is read by regions; `convert` maps stored samples (S, n, m) to pixels (C, n, m).
 
-    `georeference` are TIFF tags as tifffile writes them. To be closed, best by `with`.
+    `georeference` are TIFF tags in tifffile's format. A context manager that closes the file.
     """
 
     path: Path
-    stored: Stored
-    shown: Callable[[np.ndarray], torch.Tensor]
+    stored: StoredImage
+    convert: Callable[[np.ndarray], torch.Tensor]
     nodata: float | None = None
     georeference: tuple[tuple[Any, ...], ...] = ()
     files: ExitStack | None = None
@@ -69,16 +69,16 @@ class RegionImage:
         return self.stored.size
 
     def read(self, rows: slice, columns: slice) -> tuple[torch.Tensor, np.ndarray | None]:
-        """Pixels (C, n, m), uint8 or float32, and a mask (n, m) of those that are missing in all bands, if any can be.
+        """Read pixels (C, n, m), uint8 or float32, and a mask (n, m) of nodata pixels, or None without a nodata value.
 
-        ImageFileError where the file is broken.
+        Raises ImageFileError for broken files.
         """
         with failures_in_words(self.path):
             numbers = self.stored.read(rows, columns)
-        return self.shown(numbers), self.missing(numbers)
+        return self.convert(numbers), self.missing(numbers)
 
     def missing(self, numbers: np.ndarray) -> np.ndarray | None:
-        """Which pixels have no data."""
+        """The mask of pixels that have the nodata value in all channels."""
         if self.nodata is None:
             return None
         same = np.isnan(numbers) if np.isnan(self.nodata) else np.equal(numbers, self.nodata)
@@ -97,9 +97,9 @@ class RegionImage:
 
 
 def region_size(path: Path) -> tuple[int, int] | None:
-    """(height, width) of a file that may be read by regions, from its header; None for other formats.
+    """The (height, width) of a TIFF or .npy file from its header; None for other formats.
 
-    ImageFileError for what is broken, or is no file.
+    Raises ImageFileError for broken and missing files.
     """
     start = first_bytes(path)
     if start.startswith(TIFFS):
@@ -113,7 +113,7 @@ def region_size(path: Path) -> tuple[int, int] | None:
 
 
 def tiff_size(path: Path) -> tuple[int, int]:
-    """What the first page of a TIFF says of its height and width."""
+    """The (height, width) of the first page of a TIFF."""
     import tifffile
 
     with failures_in_words(path), tifffile.TiffFile(path) as tiff:
@@ -122,47 +122,47 @@ def tiff_size(path: Path) -> tuple[int, int]:
 
 
 def array_sides(shape: tuple[int, ...], path: Path) -> tuple[int, int]:
-    """(height, width) of an array (H, W), (C, H, W) or (H, W, C)."""
+    """The (height, width) of an array (H, W), (C, H, W) or (H, W, C)."""
     if len(shape) not in (2, 3):
         raise ImageFileError(f"{path}: an array of shape {shape} is no image, expected two or three dimensions")
     return (shape[-2], shape[-1]) if len(shape) == 2 or shape[0] < shape[-1] else (shape[0], shape[1])
 
 
-def open_regions(path: Path, bands: int = 3) -> RegionImage:
-    """A file as an image of `bands` bands that is read a region at a time.
+def open_regions(path: Path, channels: int = 3) -> RegionImage:
+    """Open a file for reading by regions, with `channels` channels.
 
-    ImageFileError where its format or its layout does not allow for it.
+    Raises ImageFileError if its format or layout does not support it.
     """
     start = first_bytes(path)
     if start.startswith(TIFFS):
         with failures_in_words(path):
-            return open_tiff(path, bands)
+            return open_tiff(path, channels)
     if start.startswith(NUMPY):
-        array = move_channels_first(read_array(path), (bands, 1), path)
+        array = move_channels_first(read_array(path), (channels, 1), path)
         check_sides(path, *array.shape[1:])
-        return RegionImage(path, StoredArray(array), lambda numbers: array_pixels(numbers, bands, path))
+        return RegionImage(path, StoredArray(array), lambda numbers: array_pixels(numbers, channels, path))
     raise ImageFileError(f"{path}: only TIFF and .npy files are read a region at a time: save it as a tiled TIFF")
 
 
-def open_tiff(path: Path, bands: int) -> RegionImage:
-    """A TIFF as a `RegionImage`."""
+def open_tiff(path: Path, channels: int) -> RegionImage:
+    """Open a TIFF for reading by regions."""
     import tifffile
 
     with ExitStack() as stack:
         tiff = stack.enter_context(tifffile.TiffFile(path))
         page: Any = tiff.pages.first
         check_sides(path, page.imagelength, page.imagewidth)
-        alike = find_matching_series(tiff, path)
+        group = find_matching_series(tiff, path)
         check_upright(page, path)
-        picture = is_pil_image(page, alike, bands)
-        pages = [page] if picture else [each for series in alike for each in series.pages]
-        stored = stored_pages(path, pages)
-        shown = picture_rule(page, bands, path) if picture else bands_rule(bands, path)
-        return RegionImage(path, stored, shown, nodata_of(page), georeference(page), stack.pop_all())
+        pil = is_pil_image(page, group, channels)
+        pages = [page] if pil else [each for series in group for each in series.pages]
+        stored = open_pages(path, pages)
+        convert = pil_converter(page, channels, path) if pil else channel_converter(channels, path)
+        return RegionImage(path, stored, convert, nodata_of(page), georeference(page), stack.pop_all())
 
 
-def stored_pages(path: Path, pages: list[Any]) -> Stored:
-    """How the pages of a TIFF are read: mapped where one lies in the file as it is, else by tiles or strips."""
+def open_pages(path: Path, pages: list[Any]) -> StoredImage:
+    """Open the pages of a TIFF by tiles or strips; memory-map an uncompressed page if these are too large."""
     page = pages[0]
     segments = StoredSegments(pages, CACHE_BYTES)
     if segments.segment_bytes <= CACHE_BYTES // 4:
@@ -179,7 +179,7 @@ def stored_pages(path: Path, pages: list[Any]) -> Stored:
 
 
 def check_upright(page: Any, path: Path) -> None:
-    """Refuse an image that viewers turn or mirror."""
+    """Raise ImageFileError for an image with an orientation tag."""
     turned = page.tags.valueof(ORIENTATION, 1)
     if turned != 1:
         raise ImageFileError(
@@ -189,7 +189,7 @@ def check_upright(page: Any, path: Path) -> None:
 
 
 def nodata_of(page: Any) -> float | None:
-    """The value that GDAL writes for missing pixels."""
+    """GDAL's nodata value, or None."""
     text = page.tags.valueof(NODATA)
     try:
         return None if text is None else float(str(text).strip("\0 ").replace(",", "."))
@@ -198,18 +198,18 @@ def nodata_of(page: Any) -> float | None:
 
 
 def georeference(page: Any) -> tuple[tuple[Any, ...], ...]:
-    """The tags that place a GeoTIFF on the earth: (code, type, count, value, once)."""
+    """The georeferencing tags of a GeoTIFF: (code, type, count, value, once)."""
     tags = (page.tags.get(code) for code in GEOREFERENCE)
     return tuple((tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in tags if tag is not None)
 
 
-def bands_rule(bands: int, path: Path) -> Callable[[np.ndarray], torch.Tensor]:
-    """Stored numbers are the bands."""
-    return lambda numbers: as_channels(numbers, bands, path)
+def channel_converter(channels: int, path: Path) -> Callable[[np.ndarray], torch.Tensor]:
+    """The conversion for files whose samples are the channels."""
+    return lambda numbers: as_channels(numbers, channels, path)
 
 
-def picture_rule(page: Any, bands: int, path: Path) -> Callable[[np.ndarray], torch.Tensor]:
-    """Stored numbers are a picture's, as PIL sees it."""
+def pil_converter(page: Any, channels: int, path: Path) -> Callable[[np.ndarray], torch.Tensor]:
+    """The conversion for files that PIL can read, with the same result as PIL."""
     photometric, compression = int(page.photometric), int(page.compression)
     extra = int(page.extrasamples[0]) if page.extrasamples else TRANSPARENCY
     if photometric == YCBCR:
@@ -219,8 +219,8 @@ def picture_rule(page: Any, bands: int, path: Path) -> Callable[[np.ndarray], to
     brightest = (1 << page.bitspersample) - 1
     colors = page.colormap
 
-    def picture(numbers: np.ndarray) -> Image.Image:
-        """Stored numbers (S, n, m) of 8 bits at most as PIL's picture."""
+    def to_image(numbers: np.ndarray) -> Image.Image:
+        """Convert samples (S, n, m) of at most 8 bits to a PIL image."""
         if photometric == PALETTE:
             image = Image.fromarray(numbers[0].astype(np.uint8))
             image.putpalette((colors >> 8).astype(np.uint8).T.tobytes())
@@ -237,10 +237,10 @@ def picture_rule(page: Any, bands: int, path: Path) -> Callable[[np.ndarray], to
         return Image.frombytes(kind, size, values.tobytes())
 
     def pixels(numbers: np.ndarray) -> torch.Tensor:
-        """Stored numbers as PIL's picture shows them."""
+        """Convert samples to pixels."""
         with failures_in_words(path):  # PIL refuses palettes that are broken
-            image = picture(numbers)
-        return pil_pixels(image, bands, path)
+            image = to_image(numbers)
+        return pil_pixels(image, channels, path)
 
     return pixels
 

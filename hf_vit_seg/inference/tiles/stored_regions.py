@@ -1,6 +1,6 @@
-"""Numbers of an image as they are stored, a region at a time: mapped arrays, and TIFFs by tiles or strips.
+"""Reading of stored samples by regions: memory-mapped arrays, and TIFFs by tiles or strips.
 
-Shapes: S numbers per pixel, H W the image, n m a region.
+Shapes: S samples per pixel, H W the image, n m a region.
 """
 
 from collections import OrderedDict
@@ -14,8 +14,8 @@ import numpy as np
 from hf_vit_seg.models.grid_sizes import ceil_div
 
 
-class Stored(Protocol):
-    """Numbers of an image as they are stored."""
+class StoredImage(Protocol):
+    """The stored samples of an image."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -23,13 +23,13 @@ class Stored(Protocol):
         ...
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
-        """The numbers of a region that lies within the image, (S, n, m)."""
+        """Read a region inside the image, (S, n, m)."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class StoredArray:
-    """An array (S, H, W) that is mapped from a file."""
+    """A memory-mapped array (S, H, W)."""
 
     array: np.ndarray
 
@@ -39,12 +39,12 @@ class StoredArray:
         return self.array.shape[1], self.array.shape[2]
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
-        """The numbers of a region, (S, n, m)."""
+        """Read a region, (S, n, m)."""
         return np.array(self.array[:, rows, columns])
 
 
 class StoredSegments:
-    """Pages of a TIFF, S numbers per pixel in all; the tiles or strips that a region touches are decoded."""
+    """Pages of a TIFF with S samples per pixel in total; decodes the tiles or strips that overlap a region."""
 
     def __init__(self, pages: list[Any], cache_bytes: int):
         self.pages, self.cache_bytes = pages, cache_bytes
@@ -66,37 +66,37 @@ class StoredSegments:
 
     @property
     def segment_bytes(self) -> int:
-        """What a decoded tile or strip takes."""
+        """The size of a decoded tile or strip in bytes."""
         page, (height, width) = self.pages[0], self.segment
         return height * width * (1 if self.planar else page.samplesperpixel) * page.dtype.itemsize
 
     @property
     def planar(self) -> bool:
-        """Whether each band has tiles of its own."""
+        """Whether samples are stored in separate tiles (planar configuration 2)."""
         return self.pages[0].samplesperpixel > 1 and int(self.pages[0].planarconfig) == 2
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
-        """The numbers of a region, (S, n, m)."""
+        """Read a region, (S, n, m)."""
         page = self.pages[0]
         samples, shape = page.samplesperpixel, (rows.stop - rows.start, columns.stop - columns.start)
         found = np.empty((len(self.pages), samples, *shape), page.dtype)
         for i in range(len(self.pages)):
-            for band in range(samples if self.planar else 1):
-                out = found[i, band : band + 1] if self.planar else found[i]
-                for index, top, left in self.touched(rows, columns, band):
-                    copy_overlap(self.decoded(i, index), (top, left), out, (rows.start, columns.start))
+            for sample in range(samples if self.planar else 1):
+                out = found[i, sample : sample + 1] if self.planar else found[i]
+                for index, top, left in self.segments_in(rows, columns, sample):
+                    copy_overlap(self.get_segment(i, index), (top, left), out, (rows.start, columns.start))
         return found.reshape(-1, *shape)
 
-    def touched(self, rows: slice, columns: slice, band: int) -> Iterator[tuple[int, int, int]]:
-        """Index, first row and first column of every tile or strip that a region touches, in one band if planar."""
+    def segments_in(self, rows: slice, columns: slice, sample: int) -> Iterator[tuple[int, int, int]]:
+        """Index, first row and first column of each tile or strip that overlaps a region, of one sample if planar."""
         height, width = self.segment
         down, across = (ceil_div(side, step) for side, step in zip(self.size, self.segment, strict=True))
         for i in range(rows.start // height, ceil_div(rows.stop, height)):
             for j in range(columns.start // width, ceil_div(columns.stop, width)):
-                yield (band * down + i) * across + j, i * height, j * width
+                yield (sample * down + i) * across + j, i * height, j * width
 
-    def decoded(self, page: int, index: int) -> np.ndarray:
-        """A tile or strip, (samples, n, m), at the border cut to the image or not."""
+    def get_segment(self, page: int, index: int) -> np.ndarray:
+        """Decode a tile or strip, (samples, n, m), or return it from the cache; it may extend beyond the image."""
         key = page, index
         if key in self.cache:
             self.cache.move_to_end(key)
@@ -110,7 +110,7 @@ class StoredSegments:
 
 
 def decode(page: Any, index: int) -> np.ndarray:
-    """One tile or strip of a TIFF's page, (samples, n, m); one that was never written holds the nodata value."""
+    """Decode one tile or strip of a page, (samples, n, m); sparse ones are filled with the nodata value."""
     stored = page.parent.filehandle
     data = None
     if page.databytecounts[index]:
@@ -123,7 +123,7 @@ def decode(page: Any, index: int) -> np.ndarray:
 
 
 def copy_overlap(segment: np.ndarray, corner: tuple[int, int], out: np.ndarray, origin: tuple[int, int]) -> None:
-    """Copy what lies in both from a segment at `corner` to a region at `origin`; both are (samples, rows, columns)."""
+    """Copy the overlap of a segment at `corner` to a region at `origin`; both are (samples, rows, columns)."""
     here, there = [], []
     for axis in range(2):
         first = max(corner[axis], origin[axis])
@@ -133,4 +133,4 @@ def copy_overlap(segment: np.ndarray, corner: tuple[int, int], out: np.ndarray, 
     out[:, *there] = segment[:, *here]
 
 
-__all__ = ["Stored", "StoredArray", "StoredSegments"]
+__all__ = ["StoredArray", "StoredImage", "StoredSegments"]

@@ -1,9 +1,9 @@
-"""Segmenting an image that does not fit into the memory, tile by tile.
+"""Segmentation of images larger than memory, tile by tile.
 
-The model sees sliding windows that lie on one grid over the whole image, whatever the tiles are; a tile is only the
-part of the image whose pixels are computed and written at a time. Each window goes through the model once and its
-coarse logits wait in a temporary file until the last tile that it reaches into is done. So labels do not depend on the
-size of the tiles, and are those of the whole image under the same protocol.
+The sliding windows form one grid over the whole image, independent of the tiles; a tile is the part of the image that
+is computed and written at once. The model processes each window once, and its coarse logits are stored in a temporary
+file until the last tile that it overlaps is done. Labels therefore do not depend on the tile size, and equal those of
+the whole image under the same protocol.
 
 Shapes: C channels, K classes, H W the image, h w the coarse logits of a window, n rows and m columns of a tile.
 """
@@ -20,7 +20,7 @@ import torch
 from hf_vit_seg.inference.dense.image_preparation import view
 from hf_vit_seg.inference.dense.pixel_maps import MapSelection, PixelMaps, read_maps
 from hf_vit_seg.inference.dense.protocols import PredictionError, Protocol, edges
-from hf_vit_seg.inference.dense.row_logits import Canvas, LogitGrid, Model, compact, mirrored, resized_rows
+from hf_vit_seg.inference.dense.row_logits import LogitGrid, Model, RowLogits, compact, flip_outputs, resize_rows
 from hf_vit_seg.inference.dense.sliding_windows import Crop, WindowGrid
 from hf_vit_seg.inference.segmenter import WINDOWS_TOGETHER, Segmenter
 from hf_vit_seg.models.grid_sizes import ceil_div
@@ -28,7 +28,7 @@ from hf_vit_seg.models.grid_sizes import ceil_div
 from .reading import RegionImage
 
 SIDE = 2048
-WINDOW = 512  # where neither protocol nor processor says which size the model is used to
+WINDOW = 512  # if neither protocol nor processor defines a size
 
 Corner = tuple[int, int]  # (top, left) of a window
 
@@ -49,18 +49,17 @@ class Tile:
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Tiles of `side` pixels over an image of `size`, smaller ones at its right and lower border."""
+    """Tiles of `side` pixels over an image of `size`; smaller ones at the right and bottom borders."""
 
     size: tuple[int, int]
     side: int = SIDE
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many tiles lie below and beside each other."""
+        """The number of rows and columns of tiles."""
         return ceil_div(self.size[0], self.side), ceil_div(self.size[1], self.side)
 
     def __len__(self) -> int:
-        """How many tiles there are."""
         return self.shape[0] * self.shape[1]
 
     def __iter__(self) -> Iterator[Tile]:
@@ -69,7 +68,7 @@ class TileGrid:
             yield Tile(index, span(row, self.side, self.size[0]), span(column, self.side, self.size[1]))
 
     def index_at(self, row: int, column: int) -> int:
-        """The tile that holds a pixel."""
+        """The index of the tile that contains a pixel."""
         return row // self.side * self.shape[1] + column // self.side
 
 
@@ -79,15 +78,15 @@ def span(place: int, side: int, end: int) -> slice:
 
 
 def tiling_protocol(protocol: Protocol, processor: Any) -> Protocol:
-    """The protocol for images that are tiled: windows at the image's own size.
+    """The protocol for tiled images, with windows at the image's original size.
 
-    Without a window of its own it gets those of the processor's size, overlapping by a quarter and blended by Gaussian
-    weights. PredictionError for one that resizes images.
+    If `protocol` has no window, the window is the processor's size, with an overlap of a quarter and Gaussian blending.
+    Raises PredictionError for protocols that resize images.
     """
     if protocol.scales != (1.0,) or protocol.divisor or protocol.size not in (None, "own"):
         raise PredictionError(
-            "An image that is read in parts is shown in windows at its own size: leave out scales, size and divisor, "
-            f"and presets that have them (asked was for: {protocol.describe()})"
+            "tiled images are processed in windows at their own size: remove scales, size and divisor, and presets "
+            f"with these (found: {protocol.describe()})"
         )
     if protocol.window is not None:
         return protocol
@@ -100,7 +99,7 @@ def tiling_protocol(protocol: Protocol, processor: Any) -> Protocol:
 
 
 class WindowStore:
-    """Coarse logits of windows, (h, w, K) each, in a temporary file that vanishes with the process."""
+    """Coarse logits of windows, (h, w, K), in a temporary file that is deleted with the process."""
 
     def __init__(self, folder: Path):
         self.file = TemporaryFile(dir=folder)  # noqa: SIM115 (closed by `close`)
@@ -112,7 +111,7 @@ class WindowStore:
         return corner in self.places
 
     def put(self, corner: Corner, pixels: torch.Tensor) -> None:
-        """Keep a window's logits (h, w, K)."""
+        """Store a window's logits (h, w, K)."""
         logits = np.ascontiguousarray(pixels.cpu().numpy())
         self.shape, self.dtype = logits.shape, logits.dtype
         place = self.free.pop() if self.free else len(self.places)
@@ -121,14 +120,14 @@ class WindowStore:
         self.places[corner] = place
 
     def get(self, corner: Corner) -> LogitGrid:
-        """A window's logits, (1, K, h, w)."""
+        """Load a window's logits, (1, K, h, w)."""
         logits = np.empty(self.shape, self.dtype)
         self.file.seek(self.places[corner] * logits.nbytes)
         self.file.readinto(logits.reshape(-1).view(np.uint8).data)
         return LogitGrid(torch.from_numpy(logits)[None].permute(0, 3, 1, 2))
 
     def drop(self, corner: Corner) -> None:
-        """Let another window have the place of this one."""
+        """Free the slot of a window."""
         self.free.append(self.places.pop(corner))
 
     def close(self) -> None:
@@ -137,18 +136,18 @@ class WindowStore:
 
 
 class TiledLogits:
-    """The blended logits of sliding windows, any tile of them at a time.
+    """The blended logits of sliding windows, by tiles.
 
-    `crop` gives the pixel values of a window, `batch` is the number of windows that go through the model together.
+    `crop` returns the pixel values of a window, `batch` is the number of windows in a forward pass.
     """
 
     def __init__(self, model: Model, crop: Crop, grid: WindowGrid, store: WindowStore, batch: int = 1):
         self.model, self.crop, self.grid, self.store, self.batch = model, crop, grid, store, batch
         self.device = torch.device("cpu")
 
-    def over(self, tile: Tile) -> "TileCanvas":
-        """The logits of a tile; its windows that are not stored yet go through the model."""
-        corners = self.touching(tile)
+    def tile_logits(self, tile: Tile) -> "TileLogits":
+        """The logits of a tile; runs the model on its windows that are not stored yet."""
+        corners = self.windows_in(tile)
         missing = [corner for corner in corners if corner not in self.store]
         height, width = self.grid.window
         for first in range(0, len(missing), self.batch):
@@ -158,24 +157,24 @@ class TiledLogits:
             self.device = logits.device
             for corner, each in zip(batch, logits.split(1), strict=True):
                 self.store.put(corner, compact(each).pixels[0])
-        return TileCanvas(self, tile, corners)
+        return TileLogits(self, tile, corners)
 
-    def touching(self, tile: Tile) -> list[Corner]:
-        """The windows that reach into a tile, in order of rows."""
+    def windows_in(self, tile: Tile) -> list[Corner]:
+        """The windows that overlap a tile, in row-major order."""
         height, width = self.grid.window
         tops = [top for top in self.grid.tops if top < tile.rows.stop and top + height > tile.rows.start]
         lefts = [left for left in self.grid.lefts if left < tile.columns.stop and left + width > tile.columns.start]
         return [(top, left) for top in tops for left in lefts]
 
     def release(self, tile: Tile, tiles: TileGrid) -> None:
-        """Forget the windows that no tile after this one needs."""
+        """Free the windows that no later tile needs."""
         height, width = self.grid.window
         for top, left in list(self.store.places):
             if tiles.index_at(top + height - 1, left + width - 1) <= tile.index:
                 self.store.drop((top, left))
 
 
-class TileCanvas:
+class TileLogits:
     """The logits of a tile as a canvas of its size."""
 
     def __init__(self, logits: TiledLogits, tile: Tile, corners: Sequence[Corner]):
@@ -191,7 +190,7 @@ class TileCanvas:
         return self.tile.size
 
     def overlap(self, corner: Corner, first: int, stop: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Where a window lies in the tile's rows first .. stop - 1, and these rows in the window."""
+        """The overlap of a window with rows first .. stop - 1 of the tile, in coordinates of both."""
         (height, width), (top, left) = self.logits.grid.window, corner
         begin = max(self.tile.rows.start + first, top)
         end = max(min(self.tile.rows.start + stop, top + height), begin)
@@ -211,16 +210,16 @@ class TileCanvas:
             if rows.start >= rows.stop:
                 continue
             window = LogitGrid(store.get(corner).logits.to(self.logits.device))
-            part = resized_rows(window, grid.window, rows.start, rows.stop)[:, :, columns]
+            part = resize_rows(window, grid.window, rows.start, rows.stop)[:, :, columns]
             share = grid.weights[rows, columns] / self.total[first:stop][here]
             blended[:, here[0], here[1]].addcmul_(part, share.to(part)[..., None])
         return blended
 
 
 class TiledImage:
-    """An image under a segmenter, tile after tile; `folder` is where coarse logits wait. To be closed.
+    """Segments an image tile by tile; coarse logits are stored in `folder` until `close`.
 
-    The segmenter's protocol is one of `tiling_protocol`. Pixels without data are shown as the processor's mean.
+    The segmenter's protocol must be from `tiling_protocol`. Nodata pixels are replaced by the processor's mean.
     """
 
     def __init__(self, segmenter: Segmenter, image: RegionImage, tiles: TileGrid, folder: Path):
@@ -233,7 +232,7 @@ class TiledImage:
             height, width = protocol.window or size
             window = min(height, size[0]), min(width, size[1])
             grid = WindowGrid(size, window, protocol.steps, protocol.blend, flip)
-            model = mirrored(segmenter.logits) if flip else segmenter.logits
+            model = flip_outputs(segmenter.logits) if flip else segmenter.logits
             self.passes.append(TiledLogits(model, self.crop, grid, WindowStore(folder), batch))
 
     def crop(self, rows: slice, columns: slice) -> torch.Tensor:
@@ -244,15 +243,15 @@ class TiledImage:
         return values if missing is None else values.masked_fill_(torch.from_numpy(missing), 0)
 
     @torch.inference_mode()
-    def maps(self, tile: Tile, wanted: MapSelection | None = None) -> tuple[PixelMaps, np.ndarray | None]:
-        """The maps (1, n, m) of a tile, and where pixels have no data; tiles are asked for in order."""
+    def maps(self, tile: Tile, selection: MapSelection | None = None) -> tuple[PixelMaps, np.ndarray | None]:
+        """The maps (1, n, m) of a tile and the mask of nodata pixels; tiles must be requested in order."""
         missing = self.image.read(tile.rows, tile.columns)[1] if self.image.nodata is not None else None
         if missing is not None and missing.all():
             empty = torch.zeros(1, *tile.size)
             return PixelMaps(empty.to(torch.uint8), empty, empty), missing
         classes = self.segmenter.model.config.num_labels
-        canvases: list[Canvas] = [logits.over(tile) for logits in self.passes]
-        maps = read_maps(canvases, tile.size, classes, wanted)
+        row_logits: list[RowLogits] = [logits.tile_logits(tile) for logits in self.passes]
+        maps = read_maps(row_logits, tile.size, classes, selection)
         for logits in self.passes:
             logits.release(tile, self.tiles)
         return maps, missing

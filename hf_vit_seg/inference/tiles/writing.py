@@ -1,7 +1,7 @@
-"""Maps that are too large for the memory: written tile by tile in any order, then as TIFF and PNG.
+"""Writing of maps larger than memory: tile by tile in any order, then as TIFF and PNG.
 
-While tiles come in, a map is a plain file of its pixels in rows, beside a record of the tiles that are done, so that a
-run which was killed goes on where it was. Nothing is mapped into memory, where it would count as used.
+During prediction, a map is a raw file of pixels in row-major order, next to a record of completed tiles, so that a
+killed run can resume. Files are not memory-mapped, as mapped pages count as used memory.
 
 Shapes: H W the map, n m a region, K classes.
 """
@@ -20,14 +20,14 @@ from hf_vit_seg.errors import write_errors
 
 from .tiled_logits import Tile
 
-BLOCK = 512  # side of a TIFF's own tiles, and how many rows are read at a time
+BLOCK = 512  # side of the tiles of TIFFs, and number of rows read at once
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, INDEXED = 0, 3  # PNG's color types
 PLAN, DONE = "plan.json", "done.txt"
 
 
 class Plane:
-    """A map (H, W) in a plain file, kept open."""
+    """A map (H, W) in an open raw file."""
 
     def __init__(self, path: Path, shape: tuple[int, int], dtype: Any):
         self.shape, self.dtype = shape, np.dtype(dtype)
@@ -45,14 +45,14 @@ class Plane:
             self.file.write(line.data)
 
     def rows(self, first: int, stop: int) -> np.ndarray:
-        """Some whole rows, (n, W)."""
+        """Read rows first .. stop - 1, (n, W)."""
         count = (stop - first) * self.shape[1]
         self.file.seek(first * self.shape[1] * self.dtype.itemsize)
         data = self.file.read(count * self.dtype.itemsize)
         return np.frombuffer(data, self.dtype).reshape(stop - first, self.shape[1])
 
-    def bands(self) -> Iterator[np.ndarray]:
-        """All rows, at most `BLOCK` at a time."""
+    def row_blocks(self) -> Iterator[np.ndarray]:
+        """Iterate over all rows in blocks of at most `BLOCK`."""
         for first in range(0, self.shape[0], BLOCK):
             yield self.rows(first, min(first + BLOCK, self.shape[0]))
 
@@ -62,10 +62,10 @@ class Plane:
 
 
 class TileRecord:
-    """A folder of planes, and which tiles of them are done.
+    """A folder of planes, and the record of their completed tiles.
 
-    `plan` is all that the pixels depend on. What an earlier run left is taken up if it had the same plan, and thrown
-    away otherwise.
+    `plan` has everything that the pixels depend on. Tiles of an earlier run are reused if it had the same plan, and
+    deleted otherwise.
     """
 
     def __init__(self, folder: Path, plan: Mapping[str, Any]):
@@ -74,7 +74,7 @@ class TileRecord:
             self.open(json.dumps(plan, sort_keys=True))
 
     def open(self, plan: str) -> None:
-        """Take up or create the folder, and open the list of tiles."""
+        """Reuse or create the folder, and open the list of tiles."""
         folder = self.folder
         note = folder / PLAN
         if not note.exists() or note.read_text(encoding="utf-8") != plan:
@@ -82,28 +82,28 @@ class TileRecord:
             folder.mkdir(parents=True)
             note.write_text(plan, encoding="utf-8")
         done = folder / DONE
-        # The last line counts only when it is whole: a run may have been killed while it wrote it.
+        # The last line is skipped if it is incomplete, as the run may have been killed while writing it.
         lines = done.read_text(encoding="ascii").split("\n")[:-1] if done.exists() else []
         self.done = {int(line) for line in lines if line.isdigit()}
         done.write_text("".join(f"{index}\n" for index in sorted(self.done)), encoding="ascii")
         self.file = done.open("a", encoding="ascii", buffering=1)
 
     def plane(self, name: str, shape: tuple[int, int], dtype: Any) -> Plane:
-        """One of the maps."""
+        """Open one of the maps."""
         return Plane(self.folder / f"{name}.raw", shape, dtype)
 
     def add(self, tile: Tile) -> None:
-        """All planes have this tile."""
+        """Record that a tile is complete in all planes."""
         self.done.add(tile.index)
         with write_errors(self.folder):
             self.file.write(f"{tile.index}\n")
 
     def close(self) -> None:
-        """Leave the folder to a later run."""
+        """Close the record and keep the folder for a later run."""
         self.file.close()
 
     def remove(self) -> None:
-        """All is done."""
+        """Close the record and delete the folder."""
         self.close()
         shutil.rmtree(self.folder)
 
@@ -115,10 +115,9 @@ def write_tiff(
     tags: tuple[tuple[Any, ...], ...] = (),
     nodata: int | None = None,
 ) -> None:
-    """A plane as a TIFF in deflated tiles, `palette` (K, 3) uint8 giving 8-bit values their colors.
+    """Write a plane as a TIFF in deflated tiles, with `palette` (K, 3) uint8 as the color map of 8-bit values.
 
-    `tags` are added as tifffile writes them, such as those of `tiled_reading.georeference`; `nodata` is the value that
-    GDAL's programs take for missing pixels.
+    `tags` are extra tags in tifffile's format, such as `RegionImage.georeference`; `nodata` is written as GDAL's tag.
     """
     import tifffile
 
@@ -145,17 +144,17 @@ def write_tiff(
 
 
 def blocks(plane: Plane) -> Iterator[np.ndarray]:
-    """A TIFF's tiles row by row, filled up with zeros at the border."""
-    for band in plane.bands():
+    """Iterate over the tiles of a TIFF in row-major order, zero-padded at the borders."""
+    for rows in plane.row_blocks():
         for first in range(0, plane.shape[1], BLOCK):
             block = np.zeros((BLOCK, BLOCK), plane.dtype)
-            part = band[:, first : first + BLOCK]
+            part = rows[:, first : first + BLOCK]
             block[: part.shape[0], : part.shape[1]] = part
             yield block
 
 
 def write_png(path: Path, plane: Plane, palette: np.ndarray | None = None) -> None:
-    """A plane as a PNG of 8 or 16 bits, `palette` (K, 3) uint8 giving 8-bit values their colors."""
+    """Write a plane as a PNG of 8 or 16 bits, with `palette` (K, 3) uint8 for 8-bit values."""
     indexed = palette is not None and plane.dtype == np.uint8
     header = struct.pack(
         ">IIBBBBB", plane.shape[1], plane.shape[0], plane.dtype.itemsize * 8, INDEXED if indexed else GRAY, 0, 0, 0
@@ -166,20 +165,20 @@ def write_png(path: Path, plane: Plane, palette: np.ndarray | None = None) -> No
         write_chunk(file, b"IHDR", header)
         if palette is not None and indexed:
             write_chunk(file, b"PLTE", np.resize(palette[:256], (256, 3)).astype(np.uint8).tobytes())
-        for band in plane.bands():
-            write_chunk(file, b"IDAT", packer.compress(scanlines(band)))
+        for rows in plane.row_blocks():
+            write_chunk(file, b"IDAT", packer.compress(scanlines(rows)))
         write_chunk(file, b"IDAT", packer.flush())
         write_chunk(file, b"IEND", b"")
 
 
 def write_chunk(file: BinaryIO, kind: bytes, data: bytes) -> None:
-    """One chunk of a PNG."""
+    """Write one chunk of a PNG."""
     file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
 
 
-def scanlines(band: np.ndarray) -> bytes:
-    """Rows (n, W) as a PNG packs them: high byte first, each after a zero for "as it is"."""
-    values = band.astype(band.dtype.newbyteorder(">"), copy=False).view(np.uint8)
+def scanlines(rows: np.ndarray) -> bytes:
+    """Encode rows (n, W) for PNG: big-endian, each preceded by filter type 0."""
+    values = rows.astype(rows.dtype.newbyteorder(">"), copy=False).view(np.uint8)
     return np.pad(values, ((0, 0), (1, 0))).tobytes()
 
 

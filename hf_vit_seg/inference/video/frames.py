@@ -1,7 +1,7 @@
-"""Reading and writing videos with PyAV (the extra "video"), and folders of pictures as videos.
+"""Reading and writing of videos with PyAV (the extra "video"), and folders of images as videos.
 
-Times of frames are kept as they are, also where they are irregular. Frames are turned upright as players show them.
-Sound is copied, never decoded.
+Frame times are preserved, even if irregular. Frames are rotated upright, as in players. Sound is copied without
+decoding.
 """
 
 import os
@@ -20,7 +20,7 @@ from hf_vit_seg.data.images.pixels import read_rgb_image
 from hf_vit_seg.errors import error_sentence
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
-# The first that this PyAV has is taken; with the finest time base that the codec's headers hold, ticks per second.
+# The first available codec is used. The numbers are the finest time base of the codec's headers, in ticks per second.
 CODECS = (
     ("libx264", {"crf": "20", "preset": "veryfast"}, 90_000),
     ("libopenh264", {}, 90_000),
@@ -29,12 +29,12 @@ CODECS = (
 
 
 class VideoError(ImageFileError):
-    """A video that cannot be read or written, and why, in one sentence."""
+    """A video that cannot be read or written."""
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A picture, upright, and its time in seconds where it has one."""
+    """An upright image and its time in seconds, if known."""
 
     picture: Image.Image
     time: Fraction | None
@@ -42,13 +42,13 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Sound:
-    """A packet of sound, as PyAV has it."""
+    """A PyAV packet of sound."""
 
     packet: Any
 
 
 class Video(Protocol):
-    """What is read: its frame `rate`, the `time_base` its frames' times are multiples of, how many frames it says."""
+    """A source of frames: frame `rate`, `time_base` of the frames' times, and `total` frames (0 if unknown)."""
 
     rate: Fraction
     time_base: Fraction
@@ -56,7 +56,7 @@ class Video(Protocol):
     sound: Any
 
     def parts(self) -> Iterator[Frame | Sound]:
-        """Frames and sound in the order in which they lie in the file."""
+        """Iterate over frames and sound in file order."""
         ...
 
     def close(self) -> None:
@@ -65,14 +65,14 @@ class Video(Protocol):
 
 
 class VideoFile:
-    """A video in a file. VideoError where it is none."""
+    """A video file. Raises VideoError if it is not a video."""
 
     def __init__(self, path: Path):
         check_regular(path)
         av = av_library(path)
         self.path = path
         with video_failures(path, "the video cannot be read"):
-            self.container = av.open(os.path.abspath(path))  # FFmpeg takes what is before a colon for a protocol
+            self.container = av.open(os.path.abspath(path))  # FFmpeg interprets a prefix with a colon as a protocol
         try:
             self.read_header()
         except BaseException:
@@ -82,7 +82,7 @@ class VideoFile:
     def read_header(self) -> None:
         """Find the streams, the rate and the number of frames."""
         if not self.container.streams.video:
-            raise VideoError(f"{self.path}: there are no pictures in this file")
+            raise VideoError(f"{self.path}: the file has no video stream")
         with video_failures(self.path, "the video cannot be read"):
             self.video = self.container.streams.video[0]
             self.video.thread_type = "AUTO"
@@ -92,8 +92,8 @@ class VideoFile:
             self.total: int = self.video.frames
 
     def parts(self) -> Iterator[Frame | Sound]:
-        """Frames and sound in the order in which they lie in the file."""
-        with video_failures(self.path, "the video cannot be read to its end"):  # what callers raise does not come here
+        """Iterate over frames and sound in file order."""
+        with video_failures(self.path, "the video cannot be read to its end"):  # not those of callers
             for packet in self.container.demux(*filter(None, (self.video, self.sound))):
                 if packet.stream is self.video:
                     for frame in packet.decode():
@@ -108,7 +108,7 @@ class VideoFile:
 
 
 class FrameFolder:
-    """The pictures below a folder in order of name, `rate` of them a second, as a silent video."""
+    """The images in a folder, sorted by name, as a silent video with `rate` frames per second."""
 
     def __init__(self, path: Path, rate: Fraction):
         self.path, self.rate, self.time_base, self.sound = path, rate, 1 / rate, None
@@ -116,12 +116,12 @@ class FrameFolder:
         self.total = len(self.files)
 
     def parts(self) -> Iterator[Frame | Sound]:
-        """The pictures."""
+        """Iterate over the frames."""
         for number, file in enumerate(self.files):
             yield Frame(read_rgb_image(file), number / self.rate)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is kept open."""
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def video_failures(path: Path, what: str) -> Iterator[None]:
 
 
 def av_library(path: Path) -> Any:
-    """PyAV. VideoError where it is not installed."""
+    """Import PyAV. Raises VideoError if it is not installed."""
     try:
         import av
     except ImportError:
@@ -146,16 +146,16 @@ def av_library(path: Path) -> Any:
 
 
 def upright(frame: Any) -> Image.Image:
-    """A frame as players show it: turned as the video says (counter-clockwise, in degrees)."""
+    """Rotate a frame by the video's rotation (counterclockwise, in degrees)."""
     image: Image.Image = frame.to_image()
     turn = round(frame.rotation) % 360
     return image.rotate(turn, expand=True) if turn else image
 
 
 class VideoWriter:
-    """An MP4 with frames at the times of a `video`, and its sound where MP4 takes it; `notes` tell what was left out.
+    """Writes an MP4 with the frame times of a `video`, and its sound if MP4 supports it; `notes` lists omissions.
 
-    Sound that comes before the first frame waits for it, as nothing can be written before the frames' size is known.
+    Sound before the first frame is delayed, as nothing can be written before the size of the frames is known.
     """
 
     def __init__(self, path: Path, video: Video, source: Path):
@@ -166,18 +166,18 @@ class VideoWriter:
         self.out: Any = None
         self.last: int | None = None
         self.size = (0, 0)
-        self.sound = None if video.sound is None else self.copied(video.sound)
+        self.sound = None if video.sound is None else self.add_sound(video.sound)
 
-    def copied(self, track: Any) -> Any:
-        """A copy of a sound track, None where it cannot be made."""
+    def add_sound(self, track: Any) -> Any:
+        """Add a copy of a sound track, or return None if MP4 does not support it."""
         try:
             return self.container.add_stream_from_template(track)
         except (ValueError, self.av.FFmpegError):
-            self.notes.append(f"its sound ({track.codec_context.name}) cannot be copied to mp4 and was left out")
+            self.notes.append(f"its sound ({track.codec_context.name}) cannot be add_sound to mp4 and was left out")
             return None
 
     def write(self, picture: Image.Image, time: Fraction | None) -> None:
-        """Add a picture at a time. Odd sides are made even by a repeated edge, as codecs ask for."""
+        """Add an image at a time. Odd sides are padded to even ones by repeating the edge, as codecs require."""
         if self.out is None:
             self.size = picture.size
             self.out = self.encoder(picture.width + picture.width % 2, picture.height + picture.height % 2)
@@ -192,7 +192,7 @@ class VideoWriter:
         self.flush()
 
     def moment(self, time: Fraction | None) -> int:
-        """A time in ticks of the encoder, after the last one; where there is none, one frame after it."""
+        """Convert a time to ticks of the encoder, after the last frame; None is one frame after it."""
         base = self.out.codec_context.time_base
         following = 0 if self.last is None else self.last + max(1, round(1 / (self.video.rate * base)))
         ticks = following if time is None else round(time / base)

@@ -1,4 +1,4 @@
-"""`predict` for videos: every frame under the colors of its classes.
+"""Prediction of videos: an overlay of every frame.
 
 Shapes: H W a frame, K classes.
 """
@@ -25,7 +25,7 @@ from .frames import VIDEO_SUFFIXES, Frame, FrameFolder, Video, VideoError, Video
 
 @dataclass(frozen=True)
 class VideoProgress:
-    """How many frames are done, of how many as the video says (0 where it does not), and how many in a second."""
+    """The number of frames that are done, the total (0 if unknown), and the frames per second."""
 
     done: int
     total: int
@@ -35,7 +35,7 @@ class VideoProgress:
 
 @dataclass
 class Tally:
-    """What has been seen of a video."""
+    """Pixel counts and other totals of a video."""
 
     pixels: np.ndarray  # (K,) of each class
     frames: int = 0
@@ -44,31 +44,31 @@ class Tally:
     start: float = field(default_factory=time.perf_counter)
 
     def add(self, result: Segmentation) -> None:
-        """One more frame."""
+        """Add the result of a frame."""
         height, width = result.label_map.shape
         self.pixels += result.pixels_per_class
         self.frames, self.size, self.protocol = self.frames + 1, (height, width), result.protocol
 
     @property
     def frames_per_second(self) -> float:
-        """From the first frame's reading to the last one's writing."""
+        """The throughput, including reading and writing."""
         return self.frames / max(time.perf_counter() - self.start, 1e-9)
 
 
 def is_video(job: Job) -> bool:
-    """Whether a job is a video, by its file's suffix, or a folder of frames."""
+    """Whether a job is a video file (by its suffix) or a folder of frames."""
     return job.image.path.suffix.lower() in VIDEO_SUFFIXES or os.path.isdir(job.image.path)
 
 
 def open_video(path: Path, rate: float | None) -> Video:
-    """A video, or a folder of frames with `rate` of them a second."""
+    """Open a video file, or a folder of frames with `rate` frames per second."""
     if path.is_dir():
         return FrameFolder(path, Fraction(rate or 25).limit_denominator(1001))
     return VideoFile(path)
 
 
 def predict_video(segmenter: Segmenter, job: Job, options: PredictOptions) -> Iterator[VideoProgress]:
-    """Segment every frame of a video and write its results, telling how far it is after each frame.
+    """Segment every frame of a video and write its results, yielding the progress after each frame.
 
     NAME.overlay.mp4, NAME.json with the shares of classes over all frames, and with `options.frames` NAME.frames/ with
     a label map for each frame, by number. Raises VideoError or ImageFileError; a video is complete or not written.
@@ -110,7 +110,7 @@ def save_labels(job: Job, number: int, result: Segmentation) -> None:
 def report(
     segmenter: Segmenter, job: Job, options: PredictOptions, video: Video, tally: Tally, notes: list[str]
 ) -> dict[str, Any]:
-    """What is known of a video, for JSON: shares of classes are of all frames' pixels together."""
+    """The report of a video for JSON; class shares are over the pixels of all frames."""
     return {
         "video": str(job.image.path),
         "height": tally.size[0],

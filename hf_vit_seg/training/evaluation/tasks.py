@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.nn.functional import interpolate
 
-from hf_vit_seg.data.collation import normalized
+from hf_vit_seg.data.collation import normalize_images
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.samples import Person
 from hf_vit_seg.data.transforms.person_crops import PersonCrop, crop_person, person_size
@@ -124,7 +124,7 @@ def persons(context: EvaluationContext, dataset: RawDataset, size: tuple[int, in
         sample = dataset.read(index)
         assert isinstance(sample.target, Person)
         image, crop = crop_person(sample.image, sample.target, size)
-        return normalized(context.processor, [image]), crop, sample.target
+        return normalize_images(context.processor, [image]), crop, sample.target
 
     for batch in own_batches(context, len(dataset), read, lambda item: item[0].shape):
         pixels = torch.cat([pixels for pixels, _, _ in batch]).to(context.device)
