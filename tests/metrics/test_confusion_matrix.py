@@ -30,10 +30,10 @@ def evaluate_scores(predictions, references, classes, ignored):
         prediction, reference = prediction[kept], reference[kept]
         maps = (prediction[prediction == reference], prediction, reference)
         areas += [np.histogram(m, bins=classes, range=(0, classes - 1))[0] for m in maps]
-    hits, predicted, labelled = areas
+    hits, predicted, labeled = areas
     with np.errstate(invalid="ignore"):
-        iou, accuracy = hits / (predicted + labelled - hits), hits / labelled
-        overall = hits.sum() / labelled.sum()
+        iou, accuracy = hits / (predicted + labeled - hits), hits / labeled
+        overall = hits.sum() / labeled.sum()
     return dict(zip(SCORES, (np.nanmean(iou), np.nanmean(accuracy), overall, iou, accuracy), strict=True))
 
 
@@ -92,8 +92,8 @@ def test_scores_match_evaluate():
     for name in SCORES:
         np.testing.assert_allclose(scores[name], expected[name], rtol=1e-12, err_msg=name)
     assert np.isnan(scores["per_category_iou"][[9, 10]]).all() and scores["per_category_iou"][11] == 0
-    labelled = np.array([sum((r == k).sum() for r in references) for k in range(12)])
-    weighted = np.nansum(labelled * expected["per_category_iou"]) / labelled.sum()
+    labeled = np.array([sum((r == k).sum() for r in references) for k in range(12)])
+    weighted = np.nansum(labeled * expected["per_category_iou"]) / labeled.sum()
     assert scores["frequency_weighted_iou"] == pytest.approx(weighted)
     iou = scores["per_category_iou"]
     np.testing.assert_allclose(scores["per_category_dice"], 2 * iou / (1 + iou))
@@ -169,8 +169,8 @@ def test_boundary_counts_match_erosion(size, width):
     measure.update(predictions, references)
     expected = boundary_by_erosion(predictions.numpy(), references.numpy(), 4, 255, band_width(size, width))
     np.testing.assert_array_equal(measure.counts, expected)
-    both, predicted, labelled = expected
-    union = predicted + labelled - both
+    both, predicted, labeled = expected
+    union = predicted + labeled - both
     iou = both[union > 0] / union[union > 0]
     assert measure.scores()["mean_boundary_iou"] == pytest.approx(iou.mean())
 

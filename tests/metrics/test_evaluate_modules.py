@@ -177,7 +177,7 @@ def test_calibration_error():
 
 
 def test_oks_ap_in_coco_format():
-    predicted, labelled = random_persons(0)
+    predicted, labeled = random_persons(0)
     predictions = [
         {"image_id": i, "keypoints": np.c_[k, np.ones(len(k))].flatten().tolist(), "score": s}
         for i, k, s in zip(predicted.images, predicted.keypoints, predicted.scores, strict=True)
@@ -185,13 +185,13 @@ def test_oks_ap_in_coco_format():
     references = [
         {"image_id": i, "keypoints": k.flatten().tolist(), "area": a, "bbox": b.tolist(), "iscrowd": int(c)}
         for i, k, a, b, c in zip(
-            labelled.images, labelled.keypoints, labelled.areas, labelled.boxes, labelled.crowds, strict=True
+            labeled.images, labeled.keypoints, labeled.areas, labeled.boxes, labeled.crowds, strict=True
         )
     ]
     metric = load("oks_ap")
     metric.add_batch(predictions=predictions[:5], references=[])
     same_scores(
-        metric.compute(predictions=predictions[5:], references=references), oks_average_precision(predicted, labelled)
+        metric.compute(predictions=predictions[5:], references=references), oks_average_precision(predicted, labeled)
     )
     with pytest.raises(MetricError, match="lacks 'area'"):
         metric.compute(predictions=predictions, references=[{"image_id": 1, "keypoints": [0] * 51, "bbox": [0] * 4}])

@@ -26,7 +26,7 @@ def random_persons(seed, images=6, exact=False):
     rng = np.random.default_rng(seed)
     truths, persons = [], []
     for image in rng.permutation(images) + 7:
-        labelled = []
+        labeled = []
         for _ in range(rng.integers(0, 5)):
             side = rng.choice([20, 50, 80, 130, 200]) * rng.uniform(0.8, 1.2)
             box = np.array([*rng.uniform(0, 400, 2), side, side * rng.uniform(0.8, 2)])
@@ -35,10 +35,10 @@ def random_persons(seed, images=6, exact=False):
             )
             if rng.random() < 0.2:
                 keypoints[:, 2] = 0
-            labelled.append((image, np.round(keypoints, 1), box[2] * box[3] * 0.6, box, rng.random() < 0.15))
-        truths += labelled
+            labeled.append((image, np.round(keypoints, 1), box[2] * box[3] * 0.6, box, rng.random() < 0.15))
+        truths += labeled
         for _ in range(rng.integers(0, 30)):
-            center = labelled[rng.integers(len(labelled))] if labelled and rng.random() < 0.8 else None
+            center = labeled[rng.integers(len(labeled))] if labeled and rng.random() < 0.8 else None
             if center is None:
                 keypoints = rng.uniform(0, 500, (KEYPOINTS, 2))
             else:
@@ -46,25 +46,25 @@ def random_persons(seed, images=6, exact=False):
                 keypoints = center[1][:, :2] + rng.normal(size=(KEYPOINTS, 2)) * noise
             persons.append((image, keypoints, rng.integers(0, 12) / 12))  # scores with ties
     images_, keypoints, areas, boxes, crowds = zip(*truths, strict=True)
-    labelled = LabelledPersons(*map(np.array, (images_, keypoints, areas, boxes, crowds)))
-    return PredictedPersons(*map(np.array, zip(*persons, strict=True))), labelled
+    labeled = LabelledPersons(*map(np.array, (images_, keypoints, areas, boxes, crowds)))
+    return PredictedPersons(*map(np.array, zip(*persons, strict=True))), labeled
 
 
-def coco_scores(predicted, labelled):
+def coco_scores(predicted, labeled):
     """The ten metrics of pycocotools under our names."""
-    ids = sorted({*labelled.images.tolist(), *predicted.images.tolist()})
+    ids = sorted({*labeled.images.tolist(), *predicted.images.tolist()})
     annotations = [
         {
             "id": i + 1,
-            "image_id": int(labelled.images[i]),
+            "image_id": int(labeled.images[i]),
             "category_id": 1,
-            "keypoints": labelled.keypoints[i].flatten().tolist(),
-            "num_keypoints": int((labelled.keypoints[i, :, 2] > 0).sum()),
-            "area": float(labelled.areas[i]),
-            "bbox": labelled.boxes[i].tolist(),
-            "iscrowd": int(labelled.crowds[i]),
+            "keypoints": labeled.keypoints[i].flatten().tolist(),
+            "num_keypoints": int((labeled.keypoints[i, :, 2] > 0).sum()),
+            "area": float(labeled.areas[i]),
+            "bbox": labeled.boxes[i].tolist(),
+            "iscrowd": int(labeled.crowds[i]),
         }
-        for i in range(len(labelled.images))
+        for i in range(len(labeled.images))
     ]
     results = [
         {
@@ -99,52 +99,52 @@ def test_average_precision_matches_pycocotools(seed, exact):
 
 
 def test_at_most_twenty_persons_are_counted():
-    predicted, labelled = random_persons(3)
-    own = predicted.images == labelled.images[0]
+    predicted, labeled = random_persons(3)
+    own = predicted.images == labeled.images[0]
     crowd = PredictedPersons(
         *(np.concatenate([a, np.repeat(a[own][:1], 40, axis=0)]) for a in (predicted.images, predicted.keypoints)),
         np.concatenate([predicted.scores * 0.1, np.ones(40)]),
     )
-    np.testing.assert_allclose(oks_average_precision(crowd, labelled)["oks_ar"], coco_scores(crowd, labelled)["oks_ar"])
-    assert oks_average_precision(crowd, labelled)["oks_ar"] < oks_average_precision(predicted, labelled)["oks_ar"]
+    np.testing.assert_allclose(oks_average_precision(crowd, labeled)["oks_ar"], coco_scores(crowd, labeled)["oks_ar"])
+    assert oks_average_precision(crowd, labeled)["oks_ar"] < oks_average_precision(predicted, labeled)["oks_ar"]
 
 
 def test_order_of_persons_does_not_matter():
-    predicted, labelled = random_persons(5)
+    predicted, labeled = random_persons(5)
     predicted = PredictedPersons(
         predicted.images, predicted.keypoints, np.random.default_rng(0).random(len(predicted.images))
     )
     order = np.random.default_rng(1).permutation(len(predicted.images))
     moved = PredictedPersons(*(a[order] for a in (predicted.images, predicted.keypoints, predicted.scores)))
-    assert oks_average_precision(moved, labelled) == pytest.approx(
-        oks_average_precision(predicted, labelled), nan_ok=True
+    assert oks_average_precision(moved, labeled) == pytest.approx(
+        oks_average_precision(predicted, labeled), nan_ok=True
     )
 
 
 def test_similarity_is_one_for_itself_and_falls_with_distance():
-    _, labelled = random_persons(1)
-    kept = (labelled.keypoints[..., 2] > 0).any(axis=1)
-    rest = (labelled.keypoints[kept], labelled.areas[kept], labelled.boxes[kept], COCO_SIGMAS)
-    points = labelled.keypoints[kept][..., :2]
+    _, labeled = random_persons(1)
+    kept = (labeled.keypoints[..., 2] > 0).any(axis=1)
+    rest = (labeled.keypoints[kept], labeled.areas[kept], labeled.boxes[kept], COCO_SIGMAS)
+    points = labeled.keypoints[kept][..., :2]
     similarity = [np.diag(keypoint_similarity(points + shift, *rest)) for shift in (0, 2, 5)]
     np.testing.assert_allclose(similarity[0], 1)
     assert (similarity[1] < similarity[0]).all() and (similarity[2] < similarity[1]).all()
 
 
 def test_no_labeled_persons_gives_nan():
-    predicted, labelled = random_persons(2)
+    predicted, labeled = random_persons(2)
     nobody = LabelledPersons(
-        *(a[:0] for a in (labelled.images, labelled.keypoints, labelled.areas, labelled.boxes, labelled.crowds))
+        *(a[:0] for a in (labeled.images, labeled.keypoints, labeled.areas, labeled.boxes, labeled.crowds))
     )
     assert all(np.isnan(value) for value in oks_average_precision(predicted, nobody).values())
     unseen = PredictedPersons(predicted.images[:0], predicted.keypoints[:0], predicted.scores[:0])
-    assert oks_average_precision(unseen, labelled)["oks_ap"] == 0
+    assert oks_average_precision(unseen, labeled)["oks_ap"] == 0
 
 
 def test_mismatched_arrays_raise():
-    predicted, labelled = random_persons(2)
+    predicted, labeled = random_persons(2)
     with pytest.raises(MetricError, match="predicted keypoints should have the shape"):
-        oks_average_precision(predicted, labelled, sigmas=COCO_SIGMAS[:5])
+        oks_average_precision(predicted, labeled, sigmas=COCO_SIGMAS[:5])
     short = PredictedPersons(predicted.images, predicted.keypoints, predicted.scores[:-1])
     with pytest.raises(MetricError, match="scores should have"):
-        oks_average_precision(short, labelled)
+        oks_average_precision(short, labeled)
