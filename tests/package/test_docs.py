@@ -114,7 +114,7 @@ def test_shown_sources_exist():
         if snippet.language in MADE_WHEN_BUILT:
             assert len(blocks.BLOCKS[snippet.language](snippet.text.strip())) > 50
     with pytest.raises(ValueError, match="has no absent"):
-        blocks.source_block("tests/snippets.py Reader.absent")
+        blocks.source_block("tests/support/snippets.py Reader.absent")
 
 
 def test_site_builds(tmp_path):
