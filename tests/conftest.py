@@ -12,7 +12,7 @@ if os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") != "1":
 import hypothesis
 import pytest
 import torch
-from hub_server import Hub, serving
+from hub_server import Hub, serve
 from huggingface_hub import constants, hf_api
 from tiny_runs import forget_accelerate
 
@@ -51,7 +51,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def hub_server():
-    with serving() as hub:
+    with serve() as hub:
         yield hub
 
 

@@ -161,7 +161,7 @@ class Catalogue:
             with self.computing.hold(SECONDS_WAITING):
                 return model(*inputs)
 
-    def segment(self, segmenter: Segmenter, protocol: Protocol, prepared: Prepared) -> Segmentation:
+    def segment(self, segmenter: Segmenter, protocol: Protocol, prepared: PreparedImage) -> Segmentation:
         """Segment a prepared image. TimeLimitError, before the next window, when its forward passes take too long."""
         segmenter = segmenter.with_protocol(protocol)
         logits, spent = segmenter.logits, 0.0

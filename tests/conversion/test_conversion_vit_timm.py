@@ -62,7 +62,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def image_of(model: Any) -> Tensor:
+def random_image(model: Any) -> Tensor:
     return IMAGE[:, :, : model.patch_embed.img_size[0], : model.patch_embed.img_size[1]]
 
 
@@ -84,7 +84,7 @@ def test_parity_and_round_trip(tmp_path: Path, case: str) -> None:
     options: dict[str, Any] = {"overrides": {"image_size": [32, 64]}} if case == "patches of 8x16" else {}
     report = convert(save_state(state, tmp_path / "timm.pth"), tmp_path / "out", **options)
     assert report.source.startswith("vit/timm")
-    ours, image = load_converted(AutoClassifier, tmp_path / "out"), image_of(model)
+    ours, image = load_converted(AutoClassifier, tmp_path / "out"), random_image(model)
     assert largest_difference(ours, image, logits_of(model, image)) < TOLERANCE
     report = export(tmp_path / "out", tmp_path / "back.pth", to="timm")
     assert report.notes == ()

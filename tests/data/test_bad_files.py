@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from bad_files import CONTENTS, IMAGE_CONTENTS, IMAGES, MASKS, PAGES, encode_image, npy, picture, tiff, write_bad
+from bad_files import CONTENTS, IMAGE_CONTENTS, IMAGES, MASKS, PAGES, encode_image, npy, random_image, tiff, write_bad
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -75,7 +75,7 @@ def test_bad_files_raise_in_region_reads(name, tmp_path):
 def test_predict_reports_bad_files_and_segments_the_rest(tile, model, tmp_path):
     bad = [write_bad(tmp_path / "images" / f"{STEMS[name]}{Path(name).suffix}", name) for name in IMAGES]
     (tmp_path / "images" / "folder.png").mkdir()
-    np.save(tmp_path / "images" / "good.npy", np.asarray(picture(40)))
+    np.save(tmp_path / "images" / "good.npy", np.asarray(random_image(40)))
     out = tmp_path / "out"
     result = CliRunner().invoke(app, ["predict", str(model), str(tmp_path / "images"), "--out", str(out), *tile])
     assert result.exit_code == 1, result.output
@@ -92,7 +92,7 @@ def test_predict_reports_bad_videos_and_continues(model, tmp_path):
     os.mkfifo(bad[2])
     bad[3].symlink_to(tmp_path / "gone.mp4")
     write_bad(bad[4], "transparency_beyond_palette.png")
-    picture(40).save(tmp_path / "good.png")
+    random_image(40).save(tmp_path / "good.png")
     inputs = [*bad[:4], bad[4].parent, tmp_path / "good.png"]
     arguments = ["predict", model, *inputs, "--out", tmp_path / "out", "--frame-rate", "5"]
     result = CliRunner().invoke(app, list(map(str, arguments)))
@@ -170,14 +170,14 @@ def test_errors_are_not_cached(tmp_path, monkeypatch):
 
 def test_calibration_reports_the_bad_file(tmp_path):
     good = tmp_path / "good.png"
-    picture().save(good)
+    random_image().save(good)
     bad = write_bad(tmp_path / "palette.png", "transparency_beyond_palette.png")
     with pytest.raises(ImageFileError, match=re.escape(str(bad))):
         Calibration.from_files([good, bad], segmenter(), 2)
 
 
 def test_model_errors_are_not_reported_as_bad_images(tmp_path, monkeypatch):
-    picture().save(tmp_path / "a.png")
+    random_image().save(tmp_path / "a.png")
     jobs = [Job(ImageFile(tmp_path / "a.png", Path("a.png")), tmp_path / "out" / str(i)) for i in range(2)]
     segment, calls = Segmenter.segment, []
 
@@ -209,7 +209,7 @@ def test_internal_errors_are_not_reported_as_bad_files(tmp_path, monkeypatch):
 def test_unreadable_folders_raise(tmp_path, model, monkeypatch):
     for place in ("open/a.png", "closed/b.png"):
         (tmp_path / "images" / place).parent.mkdir(parents=True)
-        picture().save(tmp_path / "images" / place)
+        random_image().save(tmp_path / "images" / place)
     scandir = os.scandir
 
     def deny(path):
@@ -255,7 +255,7 @@ SMALL = 10_000  # pixels: a changed header must not request hours of work
 
 
 @contextmanager
-def refusals_named(file: Path | ImageBytes) -> Iterator[None]:
+def assert_file_error(file: Path | ImageBytes) -> Iterator[None]:
     """Check that a file raises ImageFileError with its name."""
     refused = None
     try:
@@ -275,10 +275,10 @@ def test_corrupted_files_are_read_or_raise(tmp_path_factory, kind, changes, near
     data = bytes(data[: max(1, int(kept * len(data)))])
     file, path = ImageBytes("damaged", data), tmp_path_factory.getbasetemp() / "damaged"
     for read in (read_pixels, read_mask):
-        with refusals_named(file):
+        with assert_file_error(file):
             assert 0 not in read(file, max_pixels=SMALL).shape
     path.write_bytes(data)
-    with refusals_named(path):
+    with assert_file_error(path):
         size = region_size(path)
         if size is not None and size[0] * size[1] <= SMALL:
             with open_regions(path) as image:

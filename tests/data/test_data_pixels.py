@@ -26,7 +26,7 @@ def noise(*shape: int, dtype: type = np.uint8) -> np.ndarray:
     return RANDOM.integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
 
 
-def picture(mode: str, height: int = 5, width: int = 7) -> Image.Image:
+def random_image(mode: str, height: int = 5, width: int = 7) -> Image.Image:
     image = Image.fromarray(noise(height, width, 4), "RGBA")
     if mode == "I;16":
         return Image.fromarray(noise(height, width, dtype=np.uint16))
@@ -69,7 +69,7 @@ KINDS = [("PNG", mode) for mode in ("1", "L", "P", "LA", "RGB", "RGBA", "I;16")]
 
 @pytest.mark.parametrize(("kind", "mode"), KINDS)
 def test_three_channels_match_predict(kind, mode):
-    file = as_bytes(picture(mode), kind)
+    file = as_bytes(random_image(mode), kind)
     pixels = read_pixels(file)
     assert pixels.dtype == torch.uint8 and pixels.is_contiguous()
     expected = rgb_image(Image.open(io.BytesIO(file.data)))
@@ -78,7 +78,7 @@ def test_three_channels_match_predict(kind, mode):
 
 @pytest.mark.parametrize(("kind", "mode"), [*KINDS, ("TIFF", "F"), ("TIFF", "I")])
 def test_one_channel_matches_processor_with_one_mean(kind, mode):
-    file = as_bytes(picture(mode), kind)
+    file = as_bytes(random_image(mode), kind)
     processor = SemanticSegmentationImageProcessor(
         do_resize=False, do_rescale=False, do_normalize=False, image_mean=[0.0], image_std=[1.0]
     )
@@ -186,7 +186,7 @@ def test_array_files_are_read_into_memory(tmp_path):
 def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    (image := picture("RGB", 20, 30)).save(tmp_path / "turned.png", exif=exif)
+    (image := random_image("RGB", 20, 30)).save(tmp_path / "turned.png", exif=exif)
     assert read_pixels(tmp_path / "turned.png").shape == (3, 30, 20)
     assert np.array_equal(
         read_pixels(tmp_path / "turned.png").permute(1, 2, 0), np.asarray(image.transpose(Image.Transpose.ROTATE_270))
@@ -201,8 +201,8 @@ def test_exif_orientation_is_applied(tmp_path):
             3,
             "5 channels, expected 3",
         ),
-        (as_bytes(picture("RGB"), "PNG"), 4, "3 channels, expected 4.*data.channels of the recipe to 3"),
-        (as_bytes(picture("RGBA"), "PNG"), 5, "4 channels, expected 5"),
+        (as_bytes(random_image("RGB"), "PNG"), 4, "3 channels, expected 4.*data.channels of the recipe to 3"),
+        (as_bytes(random_image("RGBA"), "PNG"), 5, "4 channels, expected 5"),
         (numpy_file(noise(4)), 3, r"shape \(4,\), expected \(height, width\)"),
         (numpy_file(np.array([{}, {}])), 3, "cannot be decoded.*allow_pickle"),
         (numpy_file(noise(4, 4).astype(np.complex64)), 3, "type complex64"),
@@ -210,7 +210,7 @@ def test_exif_orientation_is_applied(tmp_path):
         (ImageBytes("x.png", b"not an image at all"), 3, "not a supported image file"),
         (ImageBytes("x.tif", tiff_file(noise(64, 64)).data[:300]), 4, "cannot be decoded"),
         (ImageBytes("x.npy", numpy_file(noise(64, 64)).data[:300]), 3, "cannot be decoded"),
-        (ImageBytes("x.png", as_bytes(picture("RGB", 64, 64), "PNG").data[:300]), 3, "cannot be decoded"),
+        (ImageBytes("x.png", as_bytes(random_image("RGB", 64, 64), "PNG").data[:300]), 3, "cannot be decoded"),
     ],
 )
 def test_non_image_files_raise_with_name(file, channels, reason):
@@ -229,7 +229,11 @@ def test_missing_files_and_folders_raise(tmp_path):
 
 @pytest.mark.parametrize(
     "file",
-    [as_bytes(picture("L", 50, 40), "PNG"), tiff_file(noise(50, 40, 3), photometric="rgb"), tiff_file(noise(50, 40))],
+    [
+        as_bytes(random_image("L", 50, 40), "PNG"),
+        tiff_file(noise(50, 40, 3), photometric="rgb"),
+        tiff_file(noise(50, 40)),
+    ],
 )
 def test_images_above_the_pixel_limit_are_not_decoded(file):
     for read in (read_pixels, read_mask):
@@ -257,14 +261,14 @@ def test_masks_keep_values(kind, seed):
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_color_masks_drop_alpha(kind, mode):
-    image = picture(mode)
+    image = random_image(mode)
     mask = read_mask(as_bytes(image, kind))
     assert mask.dtype == torch.uint8
     assert np.array_equal(mask.permute(1, 2, 0).numpy(), np.asarray(image)[..., :3])
 
 
 def test_gray_masks_with_alpha_are_gray():
-    image = picture("LA")
+    image = random_image("LA")
     assert np.array_equal(read_mask(as_bytes(image, "PNG")).numpy(), np.asarray(image)[..., 0])
 
 
@@ -282,8 +286,8 @@ def test_masks_can_be_arrays_and_tiffs(dtype):
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
-        (as_bytes(picture("L"), "JPEG"), "JPEG is lossy and changes the values of a mask: use PNG"),
-        (as_bytes(picture("CMYK"), "TIFF"), None),
+        (as_bytes(random_image("L"), "JPEG"), "JPEG is lossy and changes the values of a mask: use PNG"),
+        (as_bytes(random_image("CMYK"), "TIFF"), None),
         (numpy_file(np.full((4, 4), 0.5)), r"found 0\.5"),
         (numpy_file(np.full((4, 4), np.nan)), "found nan"),
         (numpy_file(noise(6, 7, 5)), r"shape \(6, 7, 5\), expected \(height, width\), or 1 or 3 or 4 channels"),

@@ -131,7 +131,7 @@ def call(client, path: Path, *arguments, name: str = "/segment"):
     return client.predict(gradio_client.handle_file(str(path)), *arguments, api_name=name)
 
 
-def refusal(client, path: Path, *arguments, name: str = "/segment") -> str:
+def error_message(client, path: Path, *arguments, name: str = "/segment") -> str:
     with pytest.raises(gradio_client.exceptions.AppError) as caught:
         call(client, path, *arguments, name=name)
     text = str(caught.value)
@@ -176,14 +176,16 @@ def test_non_image_is_reported(client, tmp_path):
     broken = {"empty.png": b"", "text.png": b"no image at all", "cut.webp": whole[: len(whole) // 2]}
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
-        assert refusal(client, tmp_path / name, NUCLEI).startswith(f"{name}: ")
+        assert error_message(client, tmp_path / name, NUCLEI).startswith(f"{name}: ")
     Image.new("1", (7000, 5000)).save(tmp_path / "large.png")
-    text = refusal(client, tmp_path / "large.png", NUCLEI)
+    text = error_message(client, tmp_path / "large.png", NUCLEI)
     assert "7000x5000" in text and "25 million" in text and "--max-pixels" not in text
 
 
 def test_truncated_model_is_reported(client, cut):
-    assert refusal(client, PHOTO, title(cut)).startswith(f"{title(cut)} cannot be loaded as a segmentation model: ")
+    assert error_message(client, PHOTO, title(cut)).startswith(
+        f"{title(cut)} cannot be loaded as a segmentation model: "
+    )
     files = [gradio_client.handle_file(str(PHOTO))]
     with pytest.raises(gradio_client.exceptions.AppError, match="cannot be loaded as a segmentation model"):
         client.predict(files, title(cut), api_name="/segment_files")
@@ -196,8 +198,8 @@ def test_unexpected_error_is_reported_and_logged(client, models, monkeypatch, ca
     for owner, method in ((Segmenter, "segment"), (Classifier, "__call__"), (PoseEstimator, "__call__")):
         monkeypatch.setattr(owner, method, fails)
     for name, model in {"/segment": NUCLEI, "/classify": models["classification"]}.items():
-        assert "the server failed at this (RuntimeError)" in refusal(client, PHOTO, title(model), name=name)
-    assert "RuntimeError" in refusal(client, PHOTO, title(models["pose"]), "", name="/estimate_pose")
+        assert "the server failed at this (RuntimeError)" in error_message(client, PHOTO, title(model), name=name)
+    assert "RuntimeError" in error_message(client, PHOTO, title(models["pose"]), "", name="/estimate_pose")
     table = client.predict([gradio_client.handle_file(str(PHOTO))], NUCLEI, api_name="/segment_files")[1]
     assert table["data"][0][1].startswith("failed: the server failed at this (RuntimeError)")
     assert [record.exc_info[1].args for record in caplog.records] == [("out of /tmp/memory",)] * 4
@@ -205,7 +207,7 @@ def test_unexpected_error_is_reported_and_logged(client, models, monkeypatch, ca
 
 def test_window_size_is_limited(client):
     for side, limit in ((8, SMALLEST_WINDOW), (2000, LARGEST_WINDOW)):
-        text = refusal(client, PHOTO, NUCLEI, SLIDING, side)
+        text = error_message(client, PHOTO, NUCLEI, SLIDING, side)
         assert str(side) in text and str(limit) in text
 
 
@@ -250,7 +252,7 @@ def test_pixels_per_call_are_limited(client, monkeypatch):
     monkeypatch.setattr(batch_tab, "MOST_SEEN", 2 * once)
     monkeypatch.setattr(file_segmentation.segment_file, "__defaults__", (2 * once - 1,))
     assert call(client, PHOTO, NUCLEI)
-    text = refusal(client, PHOTO, NUCLEI, WHOLE, USUAL_WINDOW, True)
+    text = error_message(client, PHOTO, NUCLEI, WHOLE, USUAL_WINDOW, True)
     assert text.strip("'").startswith(f"{PHOTO.name}: the model would see 0.2 million pixels") and "mirror" in text
     files = [gradio_client.handle_file(str(PHOTO))] * 3
     rows = client.predict(files, NUCLEI, api_name="/segment_files")[1]["data"]
@@ -293,9 +295,9 @@ def test_pose_model_finds_keypoints_in_a_box(client, models):
     assert max(Image.open(picture).size) >= 384
     whole = call(client, PHOTO, model, "", name="/estimate_pose")[1]
     assert whole["data"] != table["data"]
-    assert "x, y, width, height" in refusal(client, PHOTO, model, "somewhere", name="/estimate_pose")
+    assert "x, y, width, height" in error_message(client, PHOTO, model, "somewhere", name="/estimate_pose")
     for box in ("1, 2, 0, 0", "nan, 1, 2, 3", "inf, 0, 1, 1", "0, 0, inf, 9", "-500, -500, 10, 10", "320, 0, 5, 5"):
-        text = refusal(client, PHOTO, model, box, name="/estimate_pose")
+        text = error_message(client, PHOTO, model, box, name="/estimate_pose")
         assert "320 wide and 256 high" in text and f"'{box}'" in text
     assert call(client, PHOTO, model, "319, -5, 9, 9", name="/estimate_pose")[1]["data"]
     assert call(client, PHOTO, model, name="/estimate_pose")[1]["data"] == whole["data"]
@@ -436,7 +438,7 @@ def test_missing_model_raises(tmp_path):
 
 
 @pytest.fixture
-def loans(monkeypatch) -> list[int]:
+def gpu_requests(monkeypatch) -> list[int]:
     """The requested GPU seconds, on a simulated ZeroGPU that behaves like the package `spaces` (0.51)."""
     asked: list[int] = []
 
@@ -466,7 +468,7 @@ def loans(monkeypatch) -> list[int]:
 
 
 @pytest.fixture
-def lent_tabs(loans, models) -> dict[str, Any]:
+def zero_gpu_tabs(gpu_requests, models) -> dict[str, Any]:
     """The tabs of a demo on ZeroGPU."""
     assert accelerator.zero_gpu()
     known = Catalogue([NUCLEI, *models.values()], keep_all=True)
@@ -484,41 +486,41 @@ def test_without_zero_gpu_functions_are_unchanged():
     assert accelerator.on_gpu(len, len) is len
 
 
-def test_gpu_is_requested_for_inference(lent_tabs, loans, models):
-    _, _, labels, _ = lent_tabs["segmentation"].show(str(PHOTO), NUCLEI, WHOLE, USUAL_WINDOW, False)
+def test_gpu_is_requested_for_inference(zero_gpu_tabs, gpu_requests, models):
+    _, _, labels, _ = zero_gpu_tabs["segmentation"].show(str(PHOTO), NUCLEI, WHOLE, USUAL_WINDOW, False)
     expected = Segmenter.from_pretrained(str(MODEL))(PHOTO)
     assert np.array_equal(np.asarray(Image.open(labels)), expected.label_map)
-    assert lent_tabs["classification"].classify(str(PHOTO), title(models["classification"]))
-    assert lent_tabs["pose"].estimate(str(PHOTO), title(models["pose"]), "")[1]
-    assert len(loans) == 3 and max(loans) <= SECONDS + 1
-    *_, (_, rows, _) = lent_tabs["files"].segment_files([str(PHOTO)] * 3, NUCLEI)
-    assert all("nucleus" in found for _, found in rows) and len(loans) == 6
+    assert zero_gpu_tabs["classification"].classify(str(PHOTO), title(models["classification"]))
+    assert zero_gpu_tabs["pose"].estimate(str(PHOTO), title(models["pose"]), "")[1]
+    assert len(gpu_requests) == 3 and max(gpu_requests) <= SECONDS + 1
+    *_, (_, rows, _) = zero_gpu_tabs["files"].segment_files([str(PHOTO)] * 3, NUCLEI)
+    assert all("nucleus" in found for _, found in rows) and len(gpu_requests) == 6
 
 
-def test_gpu_is_not_requested_without_inference(lent_tabs, loans, models, tmp_path):
+def test_gpu_is_not_requested_without_inference(zero_gpu_tabs, gpu_requests, models, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     Image.new("1", (7000, 5000)).save(tmp_path / "large.png")
-    assert lent_tabs["segmentation"].show(None, NUCLEI, WHOLE, USUAL_WINDOW, False)[0] is None
-    lent_tabs["classification"].classify(None, title(models["classification"]))
-    lent_tabs["pose"].estimate(None, title(models["pose"]), "")
+    assert zero_gpu_tabs["segmentation"].show(None, NUCLEI, WHOLE, USUAL_WINDOW, False)[0] is None
+    zero_gpu_tabs["classification"].classify(None, title(models["classification"]))
+    zero_gpu_tabs["pose"].estimate(None, title(models["pose"]), "")
     for name in ("broken.png", "large.png"):
         path = str(tmp_path / name)
         with pytest.raises(gradio.Error, match=name):
-            lent_tabs["segmentation"].show(path, NUCLEI, WHOLE, USUAL_WINDOW, False)
+            zero_gpu_tabs["segmentation"].show(path, NUCLEI, WHOLE, USUAL_WINDOW, False)
         with pytest.raises(gradio.Error, match=name):
-            lent_tabs["classification"].classify(path, title(models["classification"]))
+            zero_gpu_tabs["classification"].classify(path, title(models["classification"]))
         with pytest.raises(gradio.Error, match=name):
-            lent_tabs["pose"].estimate(path, title(models["pose"]), "")
-        *_, (_, rows, _) = lent_tabs["files"].segment_files([path], NUCLEI)
+            zero_gpu_tabs["pose"].estimate(path, title(models["pose"]), "")
+        *_, (_, rows, _) = zero_gpu_tabs["files"].segment_files([path], NUCLEI)
         assert rows[0][1].startswith(f"failed: {name}")
-    assert not loans
+    assert not gpu_requests
 
 
-def test_model_error_on_zero_gpu_is_reported(lent_tabs, loans, tmp_path):
+def test_model_error_on_zero_gpu_is_reported(zero_gpu_tabs, gpu_requests, tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "tiny.png")
     with pytest.raises(gradio.Error, match="9x9"):
-        lent_tabs["segmentation"].segment(str(tmp_path / "tiny.png"), NUCLEI)
-    assert len(loans) == 1
+        zero_gpu_tabs["segmentation"].segment(str(tmp_path / "tiny.png"), NUCLEI)
+    assert len(gpu_requests) == 1
 
 
 @pytest.mark.parametrize("protocol", [Protocol(), Protocol(flip=True), protocol_of(SLIDING, 128, True)])

@@ -511,12 +511,12 @@ def test_visitors_are_served_while_another_image_is_read(server, place, monkeypa
     slow, release = upload(server, "slow.webp", PHOTO.read_bytes())[1][0], threading.Event()
     read = Readers.read
 
-    def hanging(self, path, bands):
+    def block_reader(self, path, bands):
         if path.name == "slow.webp":
             assert release.wait(60)
         return read(self, path, bands)
 
-    monkeypatch.setattr(Readers, "read", hanging)
+    monkeypatch.setattr(Readers, "read", block_reader)
     answers: list[Any] = []
     first = threading.Thread(target=lambda: answers.append(call_by_name(server, "segment", [{"path": slow}, *REST])))
     first.start()

@@ -14,7 +14,7 @@ import torch
 import transformers
 from paths import REPOSITORY
 from PIL import Image
-from random_weights import randomise
+from random_weights import randomize_weights
 from typer.testing import CliRunner
 
 from hf_vit_seg import architectures
@@ -45,7 +45,7 @@ SETTINGS = [
 def segmenter(name: str, **settings) -> Segmenter:
     architecture = architectures()[name]
     config = architecture.variant_config("tiny", num_labels=LABELS, **settings)
-    model = randomise(transformers.AutoModelForSemanticSegmentation.from_config(config))
+    model = randomize_weights(transformers.AutoModelForSemanticSegmentation.from_config(config))
     processor = architecture.image_processor["torchvision"](size={"height": 64, "width": 64})
     return Segmenter(model, processor, "cpu")
 

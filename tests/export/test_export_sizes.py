@@ -7,7 +7,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from random_weights import randomise
+from random_weights import randomize_weights
 from size_formulas import assert_unbounded, roundings, size_formulas
 from torch.export import Dim, ExportedProgram
 
@@ -99,7 +99,7 @@ def test_same_padding_rounds_each_side_once(kernel):
 def test_hybrid_stem_rounds_each_side_once(padding):
     """At any depth: the feature maps are multiples of the number of tokens, so halving needs no rounding."""
     config = VisionTransformerConfig(image_size=64, stem_padding=padding, **THREE_STAGES, **SMALL)
-    embeddings = randomise(PatchEmbeddings(config))
+    embeddings = randomize_weights(PatchEmbeddings(config))
     program = open_program(embeddings)
     assert_unbounded(program)
     assert {rounding.args[1] for rounding in roundings(program)} == {config.token_stride[0]}
@@ -111,7 +111,7 @@ def test_hybrid_stem_rounds_each_side_once(padding):
 @pytest.mark.parametrize("stem", [{"patch_size": 16}, THREE_STAGES])
 def test_exported_vits_round_each_side_once(stem):
     config = VisionTransformerConfig(image_size=64, num_labels=3, decode_head="linear", **stem, **SMALL)
-    model = randomise(transformers.AutoModelForSemanticSegmentation.from_config(config)).eval()
+    model = randomize_weights(transformers.AutoModelForSemanticSegmentation.from_config(config)).eval()
     graph = LogitGraph(with_export_forms(model))
     program = export_graph(graph, Geometry(), torch.float32)
     assert_unbounded(program)

@@ -49,7 +49,7 @@ def home(hub, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def leaks(hub, *private: str | Path) -> list[str]:
+def find_leaks(hub, *private: str | Path) -> list[str]:
     """Which of these texts, and of the local strings, are in which file or message that was sent."""
     words = [USER, HOST, TOKEN, "0123456789abcdef", str(REPOSITORY), sys.prefix, *map(str, private)]
     sent = {f"object {oid}": content for oid, content in hub.large.items()}
@@ -77,7 +77,7 @@ def test_absolute_paths_are_removed_before_push(hub, home, tmp_path):
     push_space(str(best), Target("me/demo"))
     transformers.AutoModelForSemanticSegmentation.from_pretrained(best).push_to_hub("me/plain")
     transformers.AutoImageProcessor.from_pretrained(best).push_to_hub("me/plain")
-    assert leaks(hub, tmp_path) == []
+    assert find_leaks(hub, tmp_path) == []
 
     files = contents(hub, "me/run")
     (tmp_path / "pushed.yaml").write_bytes(files["recipe.yaml"])
@@ -105,7 +105,7 @@ def test_data_images_are_published_only_on_request(hub, home, tmp_path):
     picture.save(tmp_path / "run" / "samples" / f"{USER}.png", pnginfo=note, exif=exif)
     push(model, Target("me/model"), sample_image=True)
     sent = Image.open(io.BytesIO(contents(hub)["sample_image.png"]))
-    assert sent.tobytes() == picture.tobytes() and not sent.info and not sent.getexif() and leaks(hub) == []
+    assert sent.tobytes() == picture.tobytes() and not sent.info and not sent.getexif() and find_leaks(hub) == []
     push(model, Target("me/model"))  # which also removes files of an earlier push
     assert "sample_image.png" not in contents(hub) and b"sample_image.png" not in contents(hub)["README.md"]
 
@@ -222,7 +222,7 @@ def test_card_metadata_has_no_local_paths(hub, home, tmp_path):
     (model / CARD).write_text(f"---\n{metadata}---\n# Mine\n\nA story.\n")
     push(model, Target("me/model"))
     text = contents(hub)[CARD].decode()
-    assert "base_model" not in text and "- me/data\n" in text and "log: ./run.log" in text and leaks(hub) == []
+    assert "base_model" not in text and "- me/data\n" in text and "log: ./run.log" in text and find_leaks(hub) == []
     assert provenance_from({"base_model": f"{home}/x", "datasets": ["me/d", "~/d", "../d"]}).datasets == ("me/d",)
 
 
@@ -234,7 +234,7 @@ def test_config_and_report_have_no_local_paths(hub, home, tmp_path):
         stored |= {"dataset": str(home / "gone"), "dataset_split": "test"} if name == METRICS else {}
         (model / name).write_text(json.dumps(stored))
     push(model, Target("me/model"))
-    assert leaks(hub) == []
+    assert find_leaks(hub) == []
     config = json.loads(contents(hub)["config.json"])
     assert config["source"] == "./m" and "_name_or_path" not in config
     assert json.loads(contents(hub)[METRICS])["dataset"] == "./gone"

@@ -67,7 +67,9 @@ def full_size_logits(model: Coarse, pixels: torch.Tensor) -> torch.Tensor:
     return resize(model(pixels).logits, pixels.shape[-2:])
 
 
-def slid(model: Coarse, pixels: torch.Tensor, window: tuple[int, int], stride: tuple[int, int]) -> torch.Tensor:
+def slide_inference(
+    model: Coarse, pixels: torch.Tensor, window: tuple[int, int], stride: tuple[int, int]
+) -> torch.Tensor:
     """mmsegmentation's `slide_inference`, reimplemented; logits of images that fit into a window are unchanged."""
     height, width = pixels.shape[-2:]
     if height <= window[0] and width <= window[1]:
@@ -87,7 +89,7 @@ def probabilities(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat([1 - logits.sigmoid(), logits.sigmoid()], 1) if logits.shape[1] == 1 else logits.softmax(1)
 
 
-def assert_told(maps, chances: torch.Tensor, one_class: bool, tolerance: float = 2e-5) -> None:
+def assert_maps_match(maps, chances: torch.Tensor, one_class: bool, tolerance: float = 2e-5) -> None:
     """All maps from the probabilities (B, K, H, W)."""
     torch.testing.assert_close(maps.top_scores, chances.topk(2, 1).values, atol=tolerance, rtol=0)
     chosen = chances.gather(1, maps.labels[:, None])[:, 0]
@@ -125,13 +127,13 @@ def test_windows_flips_and_scales_match_brute_force(size, window, share, classes
     model, chances = MODELS[classes], []
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         for view in prepared.views:
-            chances.append(probabilities(resize(slid(model, view, window, stride), size)))
+            chances.append(probabilities(resize(slide_inference(model, view, window, stride), size)))
             if flip:
-                logits = slid(model, view.flip(-1), window, stride).flip(-1)
+                logits = slide_inference(model, view.flip(-1), window, stride).flip(-1)
                 chances.append(probabilities(resize(logits, size)))
         patch.setattr("hf_vit_seg.inference.segmenter.CHUNK_BYTES", chunk_rows * 16 * size[1] * classes)
         maps = told.maps([prepared], EVERYTHING)
-    assert_told(maps, torch.stack(chances).mean(0), classes == 1)
+    assert_maps_match(maps, torch.stack(chances).mean(0), classes == 1)
     assert torch.equal(told.label_map(prepared), told.maps([prepared]).labels[0])
 
 
@@ -174,7 +176,7 @@ def test_views_of_the_whole_image_are_averaged(classes, flip):
             for mirror in (False, True)[: 1 + flip]:
                 logits = MODELS[classes](view.flip(-1)).logits.flip(-1) if mirror else MODELS[classes](view).logits
                 chances.append(probabilities(resize(logits, (37, 61))))
-    assert_told(told.maps([prepared], EVERYTHING), torch.stack(chances).mean(0), classes == 1)
+    assert_maps_match(told.maps([prepared], EVERYTHING), torch.stack(chances).mean(0), classes == 1)
 
 
 @pytest.mark.parametrize("classes", [1, 5])
@@ -183,7 +185,7 @@ def test_single_view_maps_match_resized_logits(classes):
     prepared = told.prepare(noise(37, 61))
     with torch.inference_mode():
         chances = probabilities(resize(MODELS[classes](prepared.pixel_values).logits, (37, 61)))
-    assert_told(told.maps([prepared], EVERYTHING), chances, classes == 1)
+    assert_maps_match(told.maps([prepared], EVERYTHING), chances, classes == 1)
     maps, scores = told.maps([prepared], EVERYTHING), told.maps([prepared], MapSelection(scores=True)).scores
     torch.testing.assert_close(maps.scores, scores, atol=1e-5, rtol=0)
 

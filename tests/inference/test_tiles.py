@@ -385,6 +385,6 @@ def test_memory_does_not_grow_with_image_size(tmp_path):
         blocks = (np.full((512, 512, 3), i % 251, np.uint8) for i in range((side // 512) ** 2))
         tifffile.imwrite(path, blocks, shape=(side, side, 3), dtype="uint8", tile=(512, 512), compression="zlib")
         command = [sys.executable, "-c", MEMORY, str(path), str(tmp_path / f"out{side}")]
-        done = subprocess.run(command, cwd=REPOSITORY / "tests", capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=REPOSITORY / "tests" / "support", capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1024)
     assert peaks[1] - peaks[0] < 100, peaks

@@ -22,7 +22,7 @@ TICKS = (0, 1, 2, 4, 8, 9, 10, 15)  # timestamps of an irregular video
 BASE = Fraction(1, 10)
 
 
-def picture(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+def draw_frame(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
     """A gray background with a bright square that moves to the right."""
     array = np.full((*size, 3), 60, np.uint8)
     array[16:48, number * 8 : number * 8 + 32] = (230, 180, 40)
@@ -38,7 +38,7 @@ def video(
         out.codec_context.time_base = BASE
         track = sink.add_stream("aac", rate=16000, layout="mono") if sound else None
         for number, tick in enumerate(ticks):
-            frame = av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(draw_frame(number, size), format="rgb24")
             frame.pts, frame.time_base = tick, BASE
             sink.mux(out.encode(frame))
         sink.mux(out.encode(None))
@@ -142,7 +142,7 @@ def odd(path: Path) -> Path:
     with av.open(str(path), "w") as sink:
         out = sink.add_stream("ffv1", rate=10)
         out.width, out.height, out.pix_fmt = 65, 63, "bgr0"
-        frame = av.VideoFrame.from_ndarray(picture(0, (63, 65)), format="rgb24")
+        frame = av.VideoFrame.from_ndarray(draw_frame(0, (63, 65)), format="rgb24")
         sink.mux(out.encode(frame))
         sink.mux(out.encode(None))
     return path
@@ -152,7 +152,7 @@ def test_folder_of_frames_is_a_video(tmp_path):
     folder = tmp_path / "shots"
     folder.mkdir()
     for number in range(5):
-        Image.fromarray(picture(number)).save(folder / f"{number:03d}.png")
+        Image.fromarray(draw_frame(number)).save(folder / f"{number:03d}.png")
     call = [
         "predict",
         save_segmenter(tmp_path / "model"),
@@ -169,8 +169,8 @@ def test_folder_of_frames_is_a_video(tmp_path):
     found = frames_of(tmp_path / "out" / "shots.overlay.mp4")
     assert [frame.time for frame in found] == pytest.approx([0, 0.08, 0.16, 0.24, 0.32])
     for number, frame in enumerate(found):
-        assert np.abs(frame.to_ndarray(format="rgb24").astype(int) - picture(number)).mean() < 4
-    Image.fromarray(picture(0)).resize((50, 50)).save(folder / "005.png")
+        assert np.abs(frame.to_ndarray(format="rgb24").astype(int) - draw_frame(number)).mean() < 4
+    Image.fromarray(draw_frame(0)).resize((50, 50)).save(folder / "005.png")
     again = CliRunner().invoke(app, [*map(str, call), "--overwrite"])
     assert "the size of the frames changes from 96x64 to 50x50" in " ".join(again.output.split())
     assert again.exit_code == 1
@@ -202,7 +202,7 @@ def test_predict_accepts_videos_and_images(tmp_path):
     model = save_segmenter(tmp_path / "model")
     video(tmp_path / "clip.mp4")
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
-    Image.fromarray(picture(0)).save(tmp_path / "photo.png")
+    Image.fromarray(draw_frame(0)).save(tmp_path / "photo.png")
     inputs = [tmp_path / name for name in ("clip.mp4", "photo.png", "broken.mp4")]
     result = CliRunner().invoke(app, ["predict", *map(str, [model, *inputs, "--out", tmp_path / "out"])])
     text = " ".join(result.output.split())

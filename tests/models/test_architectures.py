@@ -10,7 +10,7 @@ import torch
 import transformers
 from cases import CASES
 from PIL import Image
-from random_weights import randomise
+from random_weights import randomize_weights
 from size_formulas import assert_unbounded
 from transformers import (
     AutoBackbone,
@@ -40,7 +40,7 @@ def build(name: str, auto: str = "AutoModelForSemanticSegmentation", **settings)
     """The tiny variant with an Auto class and random weights, in evaluation mode."""
     attention = settings.pop("attn_implementation", "sdpa")
     config = architectures()[name].variant_config("tiny", **({"num_labels": LABELS} | settings))
-    return randomise(getattr(transformers, auto).from_config(config, attn_implementation=attention)).eval()
+    return randomize_weights(getattr(transformers, auto).from_config(config, attn_implementation=attention)).eval()
 
 
 def images(name: str, batch: int = 2, size: tuple[int, int] | None = None, channels: int = 3) -> torch.Tensor:
@@ -252,7 +252,7 @@ def test_inductor_agrees_and_uses_updated_weights(name):
     pixel_values = images(name)
     with torch.no_grad():
         for seed in (0, 1):
-            randomise(model, seed)
+            randomize_weights(model, seed)
             torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits, rtol=1e-3, atol=1e-4)
 
 
@@ -349,7 +349,7 @@ def response(name: str, auto: str, **settings) -> tuple:
     model = getattr(transformers, auto).from_config(config)
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     fresh = torch.cat([tensor.flatten().double() for tensor in model.state_dict().values()])
-    randomise(model)
+    randomize_weights(model)
     generator = torch.Generator().manual_seed(0)
     pixel_values = torch.randn(2, config.num_channels, *CASES[name].sizes[0], generator=generator)
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ import pytest
 import tiny_runs
 import torch
 import transformers
-from random_weights import randomise
+from random_weights import randomize_weights
 from training_models import IMAGES, NEW, logits, model_recipe, recipe, train_steps
 from transformers import (
     AutoConfig,
@@ -60,7 +60,7 @@ def bare(folder, kind: str = "dinov2") -> PreTrainedModel:
     class_name, config = BARE[kind]
     build = getattr(transformers, class_name)
     model = build.from_config(config) if class_name == "AutoModel" else build(config)
-    randomise(model).eval().save_pretrained(folder)
+    randomize_weights(model).eval().save_pretrained(folder)
     return model
 
 
@@ -309,7 +309,7 @@ def test_run_directory_is_self_contained(tmp_path):
 @pytest.mark.parametrize("saved_by", ["timm", "transformers"])
 def test_timm_weights_and_statistics_are_loaded(name, saved_by, tmp_path):
     timm = pytest.importorskip("timm")
-    plain = randomise(timm.create_model(name, num_classes=3)).eval()
+    plain = randomize_weights(timm.create_model(name, num_classes=3)).eval()
     timm.models.save_for_hf(plain, tmp_path / "bare", safe_serialization=True)
     model = backbone_with_head(tmp_path / "bare")
     if saved_by == "transformers":

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_weights import randomise
+from random_weights import randomize_weights
 
 from hf_vit_seg.models import cpu_kernels
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
@@ -15,7 +15,7 @@ from hf_vit_seg.models.modeling_segformer import MixFFN
 @pytest.mark.parametrize("shape", [(9000, 32), (3, 2500, 32), (2, 16, 250, 32), (32,), (0, 32), (40, 32)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_pointwise_linear_matches_linear(shape, bias):
-    layer = randomise(PointwiseLinear(32, 48, bias=bias))
+    layer = randomize_weights(PointwiseLinear(32, 48, bias=bias))
     reference = torch.nn.Linear(32, 48, bias=bias)
     reference.load_state_dict(layer.state_dict())
     tokens = torch.randn(shape)
@@ -72,7 +72,7 @@ def test_row_strips_cover_all_rows_once_within_the_budget(height, row_bytes, bud
 @settings(max_examples=25)
 @given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 3), st.sampled_from([1, 700, 5000, 10**9]))
 def test_mix_ffn_in_row_strips_matches_mix_ffn(height, width, batch, strip_bytes):
-    layer = randomise(
+    layer = randomize_weights(
         MixFFN(SegFormerConfig(hidden_sizes=(8, 16, 24, 32), num_attention_heads=(1, 2, 3, 4)), 0)
     ).double()
     hidden_states = torch.randn(batch, height, width, 8, dtype=torch.float64)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_weights import randomise
+from random_weights import randomize_weights
 from torch import nn
 
 from hf_vit_seg import architectures
@@ -39,7 +39,7 @@ def logits(model: nn.Module, size: tuple[int, int] = (64, 96)) -> torch.Tensor:
 @pytest.mark.parametrize("method", ["linear", "avg"])
 def test_every_projection_method_works(method):
     """First bug: AttributeError."""
-    model = randomise(CvTForImageClassification(config(projection_methods=[method] * 3))).eval()
+    model = randomize_weights(CvTForImageClassification(config(projection_methods=[method] * 3))).eval()
     assert logits(model).isfinite().all()
     attention = model.cvt.stages[0].layers[0].attention
     tokens, grid = torch.randn(2, 7 * 5, 16), (7, 5)
@@ -59,7 +59,7 @@ def test_stochastic_depth_increases_linearly_within_a_stage():
 
 def test_dropped_branch_keeps_the_residual_connection():
     """Third bug: the sum is dropped instead of the branch, so the output is zero."""
-    layer = randomise(CvTLayer(CvTModel(config()).config, 2, drop_path_rate=1 - 1e-9)).train()
+    layer = randomize_weights(CvTLayer(CvTModel(config()).config, 2, drop_path_rate=1 - 1e-9)).train()
     tokens = torch.randn(2, 1 + 6, 48)
     with torch.no_grad():
         assert torch.equal(layer(tokens, (2, 3)), tokens)
@@ -67,7 +67,7 @@ def test_dropped_branch_keeps_the_residual_connection():
 
 def test_classification_without_class_token_uses_the_mean():
     """Fourth bug: IndexError."""
-    model = randomise(CvTForImageClassification(config(use_cls_token=[False] * 3))).eval()
+    model = randomize_weights(CvTForImageClassification(config(use_cls_token=[False] * 3))).eval()
     pixel_values = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         outputs = model.cvt(pixel_values)
@@ -79,7 +79,7 @@ def test_classification_without_class_token_uses_the_mean():
 @pytest.mark.parametrize("use", [(True, False, False), (False, True, True), (True, True, True)])
 def test_class_token_in_any_stage(use):
     """Fifth bug: RuntimeError, because the token has the width of the last stage."""
-    model = randomise(CvTForImageClassification(config(use_cls_token=use))).eval()
+    model = randomize_weights(CvTForImageClassification(config(use_cls_token=use))).eval()
     widths = [None if stage.cls_token is None else stage.cls_token.shape[-1] for stage in model.cvt.stages]
     assert widths == [width if used else None for width, used in zip((16, 32, 48), use, strict=True)]
     assert logits(model).isfinite().all()
@@ -90,7 +90,7 @@ def test_class_token_in_any_stage(use):
 
 def test_one_image_gives_one_row_of_logits():
     """The released code squeezes a batch of one."""
-    model = randomise(CvTForImageClassification(config())).eval()
+    model = randomize_weights(CvTForImageClassification(config())).eval()
     with torch.no_grad():
         assert model(torch.randn(1, 3, 64, 64)).logits.shape == (1, 5)
 
@@ -147,7 +147,7 @@ def test_weight_initialization_matches_the_release():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_folded_projections_match_the_layers_and_are_never_stale(stride, dtype):
     """Every modification of a tensor, including those hidden from autograd, affects the next call."""
-    projection = randomise(DepthwiseProjection(8, 3, stride, 1, 1e-5)).to(dtype).eval()
+    projection = randomize_weights(DepthwiseProjection(8, 3, stride, 1, 1e-5)).to(dtype).eval()
     feature_map = torch.randn(2, 8, 6, 7, dtype=dtype)
 
     def check():
@@ -178,13 +178,13 @@ def test_folded_projections_match_the_layers_and_are_never_stale(stride, dtype):
 
 
 def test_hooked_or_replaced_layers_are_called():
-    projection = randomise(DepthwiseProjection(8, 3, 1, 1, 1e-5)).eval()
+    projection = randomize_weights(DepthwiseProjection(8, 3, 1, 1, 1e-5)).eval()
     calls = []
     with torch.no_grad():
         projection.convolution.register_forward_hook(lambda *_: calls.append("convolution"))
         projection(torch.randn(1, 8, 5, 5))
         assert calls == ["convolution"]
-        replaced = randomise(DepthwiseProjection(8, 3, 1, 1, 1e-5)).eval()
+        replaced = randomize_weights(DepthwiseProjection(8, 3, 1, 1, 1e-5)).eval()
         replaced.norm = nn.Identity()
         feature_map = torch.randn(1, 8, 5, 5)
         torch.testing.assert_close(replaced(feature_map), replaced.convolution(feature_map))
@@ -193,7 +193,7 @@ def test_hooked_or_replaced_layers_are_called():
 @settings(max_examples=20)
 @given(st.integers(1, 40), st.integers(1, 3), st.sampled_from([1, 700, 5000, 10**9]))
 def test_mlp_in_row_strips_matches_mlp(tokens, batch, strip_bytes):
-    mlp = randomise(CvTMLP(config(), 0)).double()
+    mlp = randomize_weights(CvTMLP(config(), 0)).double()
     hidden_states = torch.randn(batch, tokens, 16, dtype=torch.float64)
     expected = mlp(hidden_states).detach()
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():

@@ -5,7 +5,7 @@ from threading import Thread
 
 import pytest
 import torch
-from random_weights import randomise
+from random_weights import randomize_weights
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
@@ -26,12 +26,12 @@ def model(request) -> PreTrainedModel:
     return AutoModelForSemanticSegmentation.from_config(config, attn_implementation="eager").eval()
 
 
-def pictures(batch: int = 1) -> torch.Tensor:
+def random_images(batch: int = 1) -> torch.Tensor:
     return torch.randn(batch, 3, 128, 128)
 
 
 def test_flop_counts_match_with_and_without_autograd(model):
-    pixel_values = pictures()
+    pixel_values = random_images()
     with FlopCounterMode(display=False) as training:
         model(pixel_values)
     with torch.no_grad(), FlopCounterMode(display=False) as inference:
@@ -40,7 +40,7 @@ def test_flop_counts_match_with_and_without_autograd(model):
 
 
 def test_forward_mode_derivatives(model):
-    pixel_values, direction = pictures(), torch.randn(1, 3, 128, 128)
+    pixel_values, direction = random_images(), torch.randn(1, 3, 128, 128)
 
     def logits(pixel_values):
         return model(pixel_values).logits
@@ -58,7 +58,7 @@ def test_forward_mode_derivatives(model):
 
 def test_per_sample_gradients(model):
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    pixel_values = pictures(2)
+    pixel_values = random_images(2)
 
     def loss(parameters, image):
         return functional_call(model, (parameters, buffers), (image[None],)).logits.square().mean()
@@ -76,7 +76,7 @@ def test_per_sample_gradients(model):
 
 
 def test_hook_on_any_layer_is_called_once(model):
-    pixel_values = pictures()
+    pixel_values = random_images()
     layers = {name: layer for name, layer in model.named_modules() if not list(layer.children())}
     called = {}
     for name, layer in layers.items():
@@ -94,11 +94,11 @@ def test_global_hook_sees_every_layer(model):
     seen = []
     hook = register_module_forward_hook(lambda layer, *_: seen.append(layer))
     try:
-        model(pictures())
+        model(random_images())
         with_autograd = list(seen)
         seen.clear()
         with torch.no_grad():
-            model(pictures())
+            model(random_images())
     finally:
         hook.remove()
     assert seen == with_autograd
@@ -110,7 +110,7 @@ def test_hook_on_the_head_keeps_its_fast_path(model, monkeypatch):
         pytest.skip("has another head")
     head.register_forward_hook(lambda *_: None)
     monkeypatch.setattr(head.fuse, "forward", None)  # only the equation calls it
-    model(pictures())
+    model(random_images())
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def test_threads_can_share_a_model(model):
 
 def test_pruned_head_trains():
     config = architectures()["segformer"].variant_config("tiny", num_labels=3)
-    model = randomise(AutoModelForSemanticSegmentation.from_config(config)).train()
+    model = randomize_weights(AutoModelForSemanticSegmentation.from_config(config)).train()
     for layer in (model.decode_head.fuse, model.decode_head.projections[0]):
         prune.l1_unstructured(layer, "weight", amount=0.5)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

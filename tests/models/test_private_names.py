@@ -13,7 +13,7 @@ import transformers
 from bare_environment import bare_packages, read_bare
 from hub_models import save_tiny_model
 from PIL import Image
-from random_weights import randomise
+from random_weights import randomize_weights
 
 import hf_vit_seg.models
 from hf_vit_seg import architectures
@@ -44,7 +44,7 @@ def models() -> dict[str, tuple[transformers.PreTrainedModel, torch.Tensor, torc
     found = {}
     for name, variant in VARIANTS:
         config = architectures()[name].variant_config(variant, num_labels=3)
-        model = randomise(transformers.AutoModelForSemanticSegmentation.from_config(config)).eval()
+        model = randomize_weights(transformers.AutoModelForSemanticSegmentation.from_config(config)).eval()
         image = torch.randn(1, 3, 96, 64)
         with torch.no_grad():
             found[name] = model, image, model(image).logits

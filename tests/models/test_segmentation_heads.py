@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_weights import randomise
+from random_weights import randomize_weights
 from torch import nn
 
 from hf_vit_seg.export.forms import with_export_forms
@@ -19,7 +19,7 @@ FLAVORS = ("nvlabs", "mmseg")
 
 
 def build(flavor: str, width: int = 16, norm: str = "batch") -> AllMLPHead:
-    return randomise(AllMLPHead(CHANNELS, width, 7, flavor, norm=norm)).double().eval()
+    return randomize_weights(AllMLPHead(CHANNELS, width, 7, flavor, norm=norm)).double().eval()
 
 
 def pyramid(height: int, width: int, batch: int = 2) -> list[torch.Tensor]:
@@ -53,7 +53,10 @@ def test_all_paths_match_the_plain_head(flavor, norm, height, width):
 @pytest.mark.parametrize("flavor", FLAVORS)
 @pytest.mark.parametrize("levels", [1, 2, 4])
 def test_export_form_matches_the_plain_head(flavor, levels):
-    head, maps = randomise(AllMLPHead(CHANNELS[:levels], 16, 7, flavor)).double().eval(), pyramid(13, 10)[:levels]
+    head, maps = (
+        randomize_weights(AllMLPHead(CHANNELS[:levels], 16, 7, flavor)).double().eval(),
+        pyramid(13, 10)[:levels],
+    )
     with torch.no_grad():
         exported = with_export_forms(nn.ModuleList([head]))[0]
         assert type(exported) is not AllMLPHead
@@ -89,12 +92,12 @@ def test_gradients_and_batch_statistics_match_the_plain_head(flavor, norm):
 
 
 def change_by_loading(head: AllMLPHead) -> AllMLPHead:
-    head.load_state_dict(randomise(copy.deepcopy(head), seed=1).state_dict())
+    head.load_state_dict(randomize_weights(copy.deepcopy(head), seed=1).state_dict())
     return head
 
 
 def change_by_assignment(head: AllMLPHead) -> AllMLPHead:
-    head.load_state_dict(randomise(copy.deepcopy(head), seed=1).state_dict(), assign=True)
+    head.load_state_dict(randomize_weights(copy.deepcopy(head), seed=1).state_dict(), assign=True)
     return head
 
 

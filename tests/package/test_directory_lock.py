@@ -9,7 +9,7 @@ from threading import Barrier, Thread
 from types import SimpleNamespace
 
 import pytest
-from lock_holder import holding, kill
+from lock_holder import hold_lock, kill
 from paths import REPOSITORY
 from tiny_runs import finish, run, settings, start, write_data, write_recipe
 from typer.testing import CliRunner
@@ -54,7 +54,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_directory_locked_by_another_process_raises(folder, name):
-    with holding(folder) as process:
+    with hold_lock(folder) as process:
         before = state(folder)
         result = CliRunner().invoke(app, [part.format(run=folder) for part in COMMANDS[name]])
         assert result.exit_code == 2, result.output
@@ -69,7 +69,7 @@ def test_directory_locked_by_another_process_raises(folder, name):
 
 
 def test_workers_of_a_killed_process_release_its_lock(tmp_path):
-    with holding(tmp_path / "run", "fork") as process:
+    with hold_lock(tmp_path / "run", "fork") as process:
         with pytest.raises(InUseError), locked_directory(tmp_path / "run"):
             pass
         kill(process)
@@ -79,7 +79,7 @@ def test_workers_of_a_killed_process_release_its_lock(tmp_path):
 
 def test_run_killed_before_its_first_step_can_restart(tmp_path):
     recipe = write_recipe(tmp_path, settings(write_data(tmp_path / "data")))
-    with holding(tmp_path / "run") as process:
+    with hold_lock(tmp_path / "run") as process:
         kill(process)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
     run(recipe, tmp_path / "run", "loop.steps=1", "loop.evaluate_every=null", "evaluation.samples=0")
@@ -91,7 +91,7 @@ def test_run_holds_its_lock_from_data_check_to_test(tmp_path, monkeypatch):
     """flock does not check which process opened the file a second time."""
     seen = []
 
-    def noting(name, work):
+    def note(name, work):
         def note_lock(*arguments, **options):
             with pytest.raises(InUseError), locked_directory(tmp_path / "run"):
                 pass
@@ -101,7 +101,7 @@ def test_run_holds_its_lock_from_data_check_to_test(tmp_path, monkeypatch):
         return note_lock
 
     for name in ("prepare", "write_evaluation", "draw_plots", "save_checkpoint"):
-        monkeypatch.setattr(run_module, name, noting(name, getattr(run_module, name)))
+        monkeypatch.setattr(run_module, name, note(name, getattr(run_module, name)))
     changes = settings(write_data(tmp_path / "data"))
     changes["data"]["test"] = changes["data"]["validation"]
     run(write_recipe(tmp_path, changes), tmp_path / "run", "loop.steps=1", "evaluation.samples=0")
@@ -128,7 +128,7 @@ def test_run_finished_while_waiting_is_not_replaced(folder, monkeypatch):
 
 @pytest.mark.slow
 def test_all_processes_exit_when_the_main_one_gets_no_lock(folder):
-    with holding(folder):
+    with hold_lock(folder):
         command = [str(folder / "recipe.yaml"), "--out", str(folder), "--resume"]
         output = finish(start(command, processes=2), expected=1)
     assert output.count("is being written by") == 1

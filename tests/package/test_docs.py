@@ -14,9 +14,9 @@ import pytest
 import typer.main
 from huggingface_hub import HfApi
 from paths import REPOSITORY
-from plugin_environment import outcomes
+from plugin_environment import run_commands
 from snippets import ACTIONS, MADE_WHEN_BUILT, PROGRAM, SHORT, Snippet, snippets
-from tiny_runs import write_pictures
+from tiny_runs import write_images
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from hf_vit_seg.cli import app
@@ -63,7 +63,7 @@ def test_plugin_guide(tmp_path, monkeypatch):
     subprocess.run([sys.executable, "-m", *install, "examples/plugin"], check=True, capture_output=True)
     wanted = [words for each in snippets(TEXTS[PLUGIN_PAGE]) if each.is_run for words in each.commands]
     commands = [[*words[1:], *(SHORT if words[1] == "train" else ())] for words in wanted if words[0] == PROGRAM]
-    for words, outcome in zip(commands, outcomes(commands, tmp_path / "home", path=tmp_path / "site"), strict=True):
+    for words, outcome in zip(commands, run_commands(commands, tmp_path / "home", path=tmp_path / "site"), strict=True):
         assert outcome.code == 0, f"{words}: {outcome.output} {outcome.errors}"
 
 
@@ -113,8 +113,8 @@ def test_shown_sources_exist():
     for snippet in all_snippets():
         if snippet.language in MADE_WHEN_BUILT:
             assert len(blocks.BLOCKS[snippet.language](snippet.text.strip())) > 50
-    with pytest.raises(ValueError, match="no absent there"):
-        blocks.source_block("tests/snippets.py Reader.absent")
+    with pytest.raises(ValueError, match="has no absent"):
+        blocks.source_block("tests/support/snippets.py Reader.absent")
 
 
 def test_site_builds(tmp_path):
@@ -149,7 +149,7 @@ def test_notebook_runs(reader, monkeypatch):
 
 def test_notebook_runs_in_a_folder_with_user_images(reader, tmp_path, monkeypatch):
     own = tmp_path / "own"
-    write_pictures(own)
+    write_images(own)
     monkeypatch.chdir(own)
     run_notebook(reader, "steps, images, masks, classes = 2, 'images', 'masks', ['ground', 'disc', 'bar']")
     assert Path.cwd() == own and (own / "runs/notebook/best/config.json").is_file()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from paths import REPOSITORY
 from PIL import Image
-from plugin_environment import environment, outcomes
+from plugin_environment import environment, run_commands
 
 from hf_vit_seg.plugin_listing import GROUPS
 
@@ -95,7 +95,7 @@ def commands_done(folder, python):
         "predict": ["predict", program / "model.pt2", folder / "photo.png", "--out", folder / "maps"],
     }
     directories = [model, folder / "converted", *(folder / name for name in ("swin", "cvt", "segformer", "vit"))]
-    ran = outcomes(list(commands.values()), folder / "home", directories, python)
+    ran = run_commands(list(commands.values()), folder / "home", directories, python)
     return dict(zip(commands, ran, strict=True)), directories
 
 

@@ -101,7 +101,7 @@ def imported_names(tree: ast.AST) -> set[str]:
     return names
 
 
-def crossings(tree: ast.AST, folder: str) -> set[str]:
+def forbidden_imports(tree: ast.AST, folder: str) -> set[str]:
     """Forbidden imports of a file in a package folder; top-level modules may be imported by all."""
     allowed = ARROWS[folder] | {folder, "configs"}
     walled = {path.name for path in PACKAGE.iterdir() if path.is_dir()} | {"conversion", "spaces"}
@@ -176,7 +176,7 @@ def test_every_folder_has_files():
 @pytest.mark.parametrize("folder", sorted(ARROWS.keys() - {"models"}))
 def test_dependencies_are_one_way(folder):
     for (home, path), tree in TREES.items():
-        assert home != folder or not crossings(tree, folder), path
+        assert home != folder or not forbidden_imports(tree, folder), path
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_dependencies_are_one_way(folder):
     ],
 )
 def test_forbidden_import_is_detected(line):
-    assert crossings(ast.parse(line), "metrics")
+    assert forbidden_imports(ast.parse(line), "metrics")
 
 
 @pytest.mark.parametrize("folder", sorted(ARROWS.keys() - {"models", "conversion"}))

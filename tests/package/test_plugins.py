@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint
 from typing import get_args
 
 import pytest
-from plugin_environment import outcomes, write_distribution
+from plugin_environment import run_commands, write_distribution
 from tiny_runs import settings, write_data, write_recipe
 from transformers import PreTrainedConfig
 
@@ -36,7 +36,7 @@ class Own(Record):
     pass
 
 
-def strangers(folder, group="hf_vit_seg.strange", **entries):
+def install_plugins(folder, group="hf_vit_seg.strange", **entries):
     targets = {name: f"{module}:Kind" for name, module in entries.items()}
     return write_distribution(folder, "strangers", {group: targets}, STRANGE)
 
@@ -58,7 +58,7 @@ def test_broken_plugin_reports_its_error(name):
 
 
 def test_table_has_working_plugins_and_reports_the_others(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(strangers(tmp_path, fine="works", broken="raises", gone="leaves", own="works"))
+    monkeypatch.syspath_prepend(install_plugins(tmp_path, fine="works", broken="raises", gone="leaves", own="works"))
     table = Table("strange thing", {"own": Own}, Record, "hf_vit_seg.strange")
     assert table.read("fine", {"size": 5}, "here").size == 5
     assert type(table.read("own", {}, "here")) is Own
@@ -83,7 +83,7 @@ def test_duplicate_plugin_names_raise(tmp_path, monkeypatch):
 
 
 def test_unknown_group_is_reported(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(strangers(tmp_path, group="hf_vit_seg.loss", fine="works"))
+    monkeypatch.syspath_prepend(install_plugins(tmp_path, group="hf_vit_seg.loss", fine="works"))
     assert [(p.name, p.error) for p in unknown_groups()] == [
         ("fine", "unknown group; did you mean 'hf_vit_seg.losses'?")
     ]
@@ -169,7 +169,7 @@ def test_broken_plugin_of_each_group_does_not_affect_others(tmp_path):
         ["export", tmp_path / "good" / "run" / "best", tmp_path / "program", "--to", "bad_exporters"],
         ["predict", tmp_path / "model.bad_runtimes", data / "train" / "images", "--out", tmp_path / "maps"],
     ]
-    listed, models, good, *refused = outcomes(commands, tmp_path / "home", path=path)
+    listed, models, good, *refused = run_commands(commands, tmp_path / "home", path=path)
     assert listed.code == 1
     for (name,) in targets.values():
         assert f"{name} of strangers 1.0 cannot be loaded: RuntimeError: half a package" in listed.errors

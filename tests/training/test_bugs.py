@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import forget_accelerate, settings, write_data, write_recipe
 
 from hf_vit_seg.data.transforms.context import TransformContext, TransformOptions
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
 from hf_vit_seg.error_reporting import BUG, REFUSED
 from hf_vit_seg.training.console import train_command
 from hf_vit_seg.training.losses import pixel_losses
-from tests.tiny_runs import forget_accelerate, settings, write_data, write_recipe
 
 
 def broken_code(*arguments: Any, **options: Any) -> Any:

@@ -32,11 +32,11 @@ from hf_vit_seg.training.console import train_command
 from pathlib import Path
 recipe, out, last = sys.argv[1:]
 take_step = run.Run.take_step
-def dying(self, window, request):
+def take_step_or_die(self, window, request):
     if self.step == int(last):
         os.kill(os.getpid(), signal.SIGKILL)
     return take_step(self, window, request)
-run.Run.take_step = dying
+run.Run.take_step = take_step_or_die
 train_command(recipe, [], Path(out), False, False)
 """
 
@@ -169,13 +169,13 @@ def test_resume_runs_a_pending_evaluation(recipe, tmp_path, monkeypatch):
     run(recipe, tmp_path / "whole")
     take_step = module.Run.take_step
 
-    def stopping(self, window, request):
+    def stop_at_step(self, window, request):
         if self.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return take_step(self, window, request)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Run, "take_step", stopping)
+        patch.setattr(module.Run, "take_step", stop_at_step)
         assert run(recipe, tmp_path / "parts") is RunStatus.interrupted
     manifest = read_manifest(checkpoints(tmp_path / "parts" / "checkpoints")[-1])
     assert (manifest.step, manifest.evaluation_done) == (4, False)
@@ -383,11 +383,11 @@ from hf_vit_seg.training.loop import trainer as run
 from hf_vit_seg.training.console import train_command
 recipe, out = sys.argv[1:]
 write_model = run.Run.write_model
-def dying(self, target, *arguments, **options):
+def write_model_or_die(self, target, *arguments, **options):
     if target.name == "last":
         os._exit(9)
     return write_model(self, target, *arguments, **options)
-run.Run.write_model = dying
+run.Run.write_model = write_model_or_die
 train_command(recipe, ["loop.steps=2"], Path(out), False, False)
 """
 

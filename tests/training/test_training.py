@@ -21,7 +21,7 @@ from tiny_runs import (
     start,
     weights,
     write_data,
-    write_pictures,
+    write_images,
     write_recipe,
 )
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation, AutoModelForSemanticSegmentation
@@ -65,10 +65,10 @@ from hf_vit_seg.training.loop import trainer as run
 from hf_vit_seg.training.console import train_command
 recipe, out, *settings = sys.argv[1:]
 evaluate = run.evaluate
-def noting(context, dataset):
+def evaluate_and_save(context, dataset):
     save_file(context.model.state_dict(), Path(out) / f"measured_{context.accelerator.process_index}.safetensors")
     return evaluate(context, dataset)
-run.evaluate = noting
+run.evaluate = evaluate_and_save
 sys.exit(train_command(recipe, settings, Path(out), False, False))
 """
 
@@ -82,11 +82,11 @@ from accelerate.state import PartialState
 os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
 begin = PartialState.__init__
-def begin_on_devices(self, *arguments, **settings):
+def init_on_devices(self, *arguments, **settings):
     begin(self, *arguments, **settings)
     if self.distributed_type == DistributedType.MULTI_CPU:
         self.distributed_type = DistributedType.MULTI_GPU
-PartialState.__init__ = begin_on_devices
+PartialState.__init__ = init_on_devices
 from accelerate import Accelerator
 from hf_vit_seg.training.console import train_command
 recipe, out, *settings = sys.argv[1:]
@@ -224,9 +224,9 @@ def test_two_processes_match_one_with_a_doubled_batch(recipe, tmp_path):
 @pytest.mark.parametrize("average", ["null", "{decay: 0.5}"])
 def test_two_processes_evaluate_the_saved_model(recipe, tmp_path, average):
     """With BatchNorm, whose running statistics are local to each process."""
-    (tmp_path / "noting.py").write_text(NOTING)
+    (tmp_path / "evaluate_and_save.py").write_text(NOTING)
     command = [str(recipe), str(tmp_path / "run"), "model.norm=batch", "loop.steps=2", f"loop.ema={average}"]
-    finish(start(command, processes=2, script=str(tmp_path / "noting.py")))
+    finish(start(command, processes=2, script=str(tmp_path / "evaluate_and_save.py")))
     saved = weights(tmp_path / "run" / "last")
     for process in range(2):
         measured = load_file(tmp_path / "run" / f"measured_{process}.safetensors")
@@ -368,7 +368,7 @@ def test_test_split_is_checked_before_anything_is_written(data, tmp_path):
     changes["data"]["test"] = changes["data"]["train"] | {"masks": "nowhere"}
     with pytest.raises(SourceError, match=r"data\.test: masks: nowhere: the folder does not exist"):
         run(write_recipe(tmp_path, changes), tmp_path / "run")
-    write_pictures(tmp_path / "test", 2)
+    write_images(tmp_path / "test", 2)
     Image.new("L", (5, 5)).save(tmp_path / "test" / "masks" / "01.png")
     folders = {part: str(tmp_path / "test" / part) for part in ("images", "masks")}
     changes["data"]["test"] |= folders
@@ -492,11 +492,11 @@ from hf_vit_seg.training.loop import trainer as run
 from hf_vit_seg.training.console import train_command
 recipe, out, limit, *settings = sys.argv[1:]
 take_step = run.Run.take_step
-def filling(self, window, request):
+def take_limited_step(self, window, request):
     if self.step == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
     return take_step(self, window, request)
-run.Run.take_step = filling
+run.Run.take_step = take_limited_step
 sys.exit(train_command(recipe, settings, Path(out), False, False))
 """
 

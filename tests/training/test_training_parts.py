@@ -50,7 +50,7 @@ class PixelLoss:
         return (totals / units.clamp(1) * torch.tensor([1.0, 0.3], dtype=totals.dtype)).sum()
 
 
-def a_batch(size: int, ignored: float) -> dict[str, torch.Tensor]:
+def random_batch(size: int, ignored: float) -> dict[str, torch.Tensor]:
     labels = torch.randint(0, 3, (size, 6, 6))
     return {
         "pixel_values": torch.randn(size, 2, 6, 6, dtype=torch.float64),
@@ -73,7 +73,7 @@ def gradient(model: nn.Module, window) -> tuple[torch.Tensor, torch.Tensor]:
 @settings(max_examples=20)
 def test_accumulated_gradients_match_one_large_batch(shares):
     model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.GroupNorm(2, 8), nn.GELU(), nn.ConvTranspose2d(8, 3, 3)).double()
-    batches = [a_batch(2, share) for share in shares]
+    batches = [random_batch(2, share) for share in shares]
     whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     loss, gradients = gradient(model, [whole])
     loss_of_parts, gradients_of_parts = gradient(model, batches)
@@ -203,7 +203,7 @@ class Greedy(nn.Module):
 
 
 def test_batch_size_search_keeps_model_and_random_state():
-    model, sample = Greedy().double(), a_batch(1, 0.2)
+    model, sample = Greedy().double(), random_batch(1, 0.2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     size = find_batch_size(model, PixelLoss(), sample, torch.device("cpu"), nullcontext, 16)
@@ -218,7 +218,7 @@ def test_parameters_without_gradient_are_found():
     model.spare = nn.Linear(2, 2)
     model.forward = model[0].forward
     model[0].bias.requires_grad_(False)
-    assert parameters_without_gradient(model, PixelLoss(), a_batch(1, 0.2)) == ["spare.weight", "spare.bias"]
+    assert parameters_without_gradient(model, PixelLoss(), random_batch(1, 0.2)) == ["spare.weight", "spare.bias"]
     assert all(p.grad is None for p in model.parameters())
 
 

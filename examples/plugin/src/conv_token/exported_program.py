@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hf_vit_seg.export.exporters import Exporter
-from hf_vit_seg.export.graphs import Geometry, recorded
+from hf_vit_seg.export.graphs import Geometry, export_graph
 from hf_vit_seg.inference.runtimes import Program
 
 
@@ -18,7 +18,7 @@ class ExportedProgramExporter(Exporter):
 
     def write(self, graph: nn.Module, geometry: Geometry, dtype: torch.dtype, path: Path) -> None:
         """Write model.pt2."""
-        torch.export.save(recorded(graph, geometry, dtype), path)
+        torch.export.save(export_graph(graph, geometry, dtype), path)
 
 
 def exported_program(path: Path) -> Program:

@@ -7,7 +7,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from random_weights import randomise
+from random_weights import randomize_weights
 from training_models import NEW, OLD, SEGMENTERS, classifier, recipe, save
 from transformers import (
     AutoImageProcessor,
@@ -145,7 +145,7 @@ def test_encoder_or_classifier_initializes_a_segmentation_model(name, auto_class
 def test_transformers_models_are_adapted(bands, tmp_path):
     config = transformers.SegformerConfig(hidden_sizes=[8, 16, 24, 32], depths=[1] * 4, decoder_hidden_size=16)
     set_classes(config, OLD)
-    old = randomise(transformers.SegformerForSemanticSegmentation(config)).eval()
+    old = randomize_weights(transformers.SegformerForSemanticSegmentation(config)).eval()
     old.save_pretrained(tmp_path)
     transformers.SegformerImageProcessor(do_reduce_labels=True).save_pretrained(tmp_path)
     means = {"image_mean": [0.5] * bands, "image_std": [0.5] * bands}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_weights import randomise
+from random_weights import randomize_weights
 from vit_names import from_timm
 
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
@@ -89,7 +89,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, int]]] = {
 
 def compare(reference, config: VisionTransformerConfig, size: tuple[int, int]) -> None:
     """Same weights, same images, same logits."""
-    reference = randomise(reference).double().eval()
+    reference = randomize_weights(reference).double().eval()
     model = VisionTransformerForImageClassification(config).double().eval()
     model.load_state_dict(from_timm(reference.state_dict()), strict=True)
     pixel_values = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -159,7 +159,7 @@ def test_published_hybrids_match_timm(name, depths, patch):
 
 
 def test_encoder_matches_timm():
-    reference = randomise(VisionTransformer(**(THEIRS | {"num_classes": 0}), img_size=64)).double().eval()
+    reference = randomize_weights(VisionTransformer(**(THEIRS | {"num_classes": 0}), img_size=64)).double().eval()
     model = VisionTransformerModel(VisionTransformerConfig(**OURS, image_size=64)).double().eval()
     model.load_state_dict(from_timm(reference.state_dict(), prefix=""), strict=True)
     pixel_values = torch.randn(1, 3, 64, 64, dtype=torch.float64)

@@ -76,7 +76,7 @@ def write_files(folder: Path) -> Path:
     (folder / "examples").symlink_to(REPOSITORY / "examples")
     for name, stand_in in STAND_INS.items():
         shutil.copy(REPOSITORY / stand_in, folder / name)
-    tiny_runs.write_pictures(folder / "my_data")
+    tiny_runs.write_images(folder / "my_data")
     found = sorted((REPOSITORY / "examples" / "nuclei" / "data" / "test" / "images").glob("*.webp"))
     for photo, name in zip(found, PHOTOS, strict=False):
         (folder / name).parent.mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from random_weights import randomise
+from random_weights import randomize_weights
 from torch.nn.functional import interpolate
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
@@ -38,7 +38,7 @@ def config(**fields) -> VisionTransformerConfig:
 
 
 def segmenter(**fields) -> VisionTransformerForSemanticSegmentation:
-    return randomise(VisionTransformerForSemanticSegmentation(config(**fields))).eval()
+    return randomize_weights(VisionTransformerForSemanticSegmentation(config(**fields))).eval()
 
 
 # --- positions
@@ -76,10 +76,10 @@ def test_aligned_bilinear_resizing_matches_vit_jax_zoom():
 @pytest.mark.parametrize("change", ["data", "load", "assign", "resize"])
 @torch.no_grad()
 def test_cached_positions_are_never_stale(change):
-    model = randomise(VisionTransformerModel(config())).eval()
+    model = randomize_weights(VisionTransformerModel(config())).eval()
     pixel_values = torch.randn(1, 3, 48, 24)
     model(pixel_values)
-    other = randomise(VisionTransformerModel(config()), seed=1)
+    other = randomize_weights(VisionTransformerModel(config()), seed=1)
     if change == "data":
         model.embeddings.position_embeddings.data[0, 3, 4] += 1
     elif change == "resize":
@@ -93,7 +93,7 @@ def test_cached_positions_are_never_stale(change):
 
 @torch.no_grad()
 def test_resized_positions_are_cached():
-    model = randomise(VisionTransformerModel(config())).eval()
+    model = randomize_weights(VisionTransformerModel(config())).eval()
     model(torch.randn(1, 3, 48, 24))
     first = model.embeddings.position_cache.entry.result
     model(torch.randn(2, 3, 48, 24))
@@ -103,7 +103,7 @@ def test_resized_positions_are_cached():
 
 
 def test_resized_positions_get_gradients():
-    model = randomise(VisionTransformerModel(config())).train()
+    model = randomize_weights(VisionTransformerModel(config())).train()
     with torch.no_grad():
         model.eval()(torch.randn(1, 3, 48, 24))
     model.train()(torch.randn(1, 3, 48, 24)).last_hidden_state.square().sum().backward()
@@ -113,7 +113,7 @@ def test_resized_positions_get_gradients():
 @torch.no_grad()
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation])
 def test_loading_at_another_image_size_resizes_positions(auto, tmp_path):
-    stored = randomise(auto.from_config(config())).eval()
+    stored = randomize_weights(auto.from_config(config())).eval()
     stored.save_pretrained(tmp_path)
     size = (40, 64)
     pixel_values = torch.randn(1, 3, *size)
@@ -171,7 +171,7 @@ def test_loading_respects_the_config_object(tmp_path):
 
 @torch.no_grad()
 def test_absent_class_token_position_is_added_to_every_patch():
-    model = randomise(VisionTransformerModel(config(use_cls_token=False, patch_padding=2))).eval()
+    model = randomize_weights(VisionTransformerModel(config(use_cls_token=False, patch_padding=2))).eval()
     embeddings, pixel_values = model.embeddings, torch.randn(2, 3, 32, 32)
     patches = embeddings.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)
     places = embeddings.position_embeddings
@@ -182,7 +182,7 @@ def test_absent_class_token_position_is_added_to_every_patch():
 @torch.no_grad()
 def test_prefix_order():
     settings: dict[str, Any] = {"use_distillation_token": True, "num_register_tokens": 2}
-    embeddings = randomise(VisionTransformerModel(config(**settings))).eval().embeddings
+    embeddings = randomize_weights(VisionTransformerModel(config(**settings))).eval().embeddings
     tokens = embeddings(torch.randn(1, 3, 32, 32))
     places = embeddings.position_embeddings
     assert tokens.shape[1] == 4 + 16 and places.shape[1] == 2 + 16
@@ -216,7 +216,7 @@ def test_invalid_configs_raise(fields, message):
 
 @torch.no_grad()
 def test_internal_padding_matches_a_padded_image():
-    model = randomise(VisionTransformerModel(config())).eval()
+    model = randomize_weights(VisionTransformerModel(config())).eval()
     pixel_values = torch.randn(1, 3, 27, 38)
     padded = torch.nn.functional.pad(pixel_values, (0, 2, 0, 5))
     torch.testing.assert_close(model(pixel_values).last_hidden_state, model(padded).last_hidden_state)
@@ -343,7 +343,7 @@ def test_pyramid_uses_the_configured_layers():
 
 @torch.no_grad()
 def test_backbone_returns_encoder_layers():
-    encoder = randomise(VisionTransformerModel(config())).eval()
+    encoder = randomize_weights(VisionTransformerModel(config())).eval()
     backbone = VisionTransformerBackbone(config(out_indices=(0, 1, 3))).eval()
     backbone.load_state_dict(encoder.state_dict(), strict=True)
     pixel_values = torch.randn(2, 3, 40, 24)

@@ -79,8 +79,8 @@ def test_legend_lists_classes_with_iou_by_area():
     truth = torch.tensor([0, 1, 1, 1, 255])
     matrix.update(torch.tensor([0, 1, 1, 2, 0]), truth)
     palette = np.concatenate([PALETTE, PALETTE[:1]])
-    iou, labelled = matrix.scores()["per_category_iou"], matrix.counts.sum(dim=1).numpy()
-    rows = class_rows(iou, labelled, (*NAMES, "absent"), palette)
+    iou, labeled = matrix.scores()["per_category_iou"], matrix.counts.sum(dim=1).numpy()
+    rows = class_rows(iou, labeled, (*NAMES, "absent"), palette)
     assert [(name, color) for name, color, _ in rows] == [
         ("house", (255, 0, 0)), ("ground", (0, 0, 0)), ("tree", (0, 255, 0))
     ]  # fmt: skip

@@ -57,7 +57,7 @@ def environment(home: Path, path: Path | None = None) -> dict[str, str]:
     return {**os.environ, "HF_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **paths}
 
 
-def outcomes(
+def run_commands(
     commands: Sequence[Sequence[str]],
     home: Path,
     directories: Sequence[Path] = (),

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import transformers
-from random_weights import randomise
+from random_weights import randomize_weights
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -42,7 +42,7 @@ def save(
     """A random tiny model, and the same saved to a folder."""
     config = architectures()[name].variant_config("tiny", **fields)
     set_classes(config, names)
-    model = randomise(getattr(transformers, auto_class).from_config(config)).eval()
+    model = randomize_weights(getattr(transformers, auto_class).from_config(config)).eval()
     model.save_pretrained(folder)
     return model
 
@@ -50,7 +50,7 @@ def save(
 def random_model(name: str, **settings: Any) -> PreTrainedModel:
     """A new random tiny segmentation model with BatchNorm in its head."""
     wanted = {"architecture": name, "variant": "tiny", "fields": FIELDS.get(name, {})} | settings
-    return randomise(build_model(recipe(wanted), NEW).model)
+    return randomize_weights(build_model(recipe(wanted), NEW).model)
 
 
 def classifier(model: PreTrainedModel) -> nn.Module:

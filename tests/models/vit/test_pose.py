@@ -11,7 +11,7 @@ from hf_vit_seg.conversion.convert import convert, export
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import ORACLES
-from random_weights import randomise
+from random_weights import randomize_weights
 from transformers import AutoModelForPoseEstimation
 from transformers.models.vitpose import image_processing_vitpose as theirs
 
@@ -32,7 +32,7 @@ IMAGE, HEATMAP = (256, 192), (64, 48)  # (height, width)
 
 def pose_model(**fields: Any) -> Any:
     config = architectures()["vit"].variant_config("tiny", **({"num_labels": 17} | fields))
-    return randomise(AutoModelForPoseEstimation.from_config(config)).eval()
+    return randomize_weights(AutoModelForPoseEstimation.from_config(config)).eval()
 
 
 @pytest.mark.parametrize("head", FILES)

@@ -9,7 +9,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @torch.no_grad()
-def randomise(model: M, seed: int = 0) -> M:
+def randomize_weights(model: M, seed: int = 0) -> M:
     """Randomize everything: norm weights around 1, variances above 0, the rest normal and small."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from random_weights import randomise
+from random_weights import randomize_weights
 from torch.nn.functional import conv2d, pad
 
 from hf_vit_seg.models.resnetv2 import ResNetV2Stem, StandardizedConv2d, StemNumerics, same_padding
@@ -17,7 +17,7 @@ TIMM = StemNumerics("same", "sqrt_var_plus_eps", 1e-8, 1e-5)
 
 
 def stem(numerics: StemNumerics = FLAX, dtype: torch.dtype = torch.float64) -> ResNetV2Stem:
-    return randomise(ResNetV2Stem(3, (1, 2), 0.5, numerics)).to(dtype).eval()
+    return randomize_weights(ResNetV2Stem(3, (1, 2), 0.5, numerics)).to(dtype).eval()
 
 
 def run_uncached(module: ResNetV2Stem, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,9 @@ def test_same_padding_matches_tensorflow(size, kernel, stride):
     ("kernel", "stride", "size"), [(7, 2, 20), (3, 2, 8), (3, 2, 9), (3, 1, 8), (1, 2, 8), (1, 1, 5)]
 )
 def test_convolution_matches_the_reference_formula(mode, kernel, stride, size):
-    convolution = randomise(StandardizedConv2d(4, 6, kernel, stride, StemNumerics("same", mode, 1e-3, 1e-6))).double()
+    convolution = randomize_weights(
+        StandardizedConv2d(4, 6, kernel, stride, StemNumerics("same", mode, 1e-3, 1e-6))
+    ).double()
     weight = convolution.weight
     mean = weight.mean((1, 2, 3), keepdim=True)
     variance = (weight - mean).square().mean((1, 2, 3), keepdim=True)
@@ -52,12 +54,12 @@ def test_convolution_matches_the_reference_formula(mode, kernel, stride, size):
 
 
 def change_by_loading(module):
-    module.load_state_dict(randomise(copy.deepcopy(module), seed=1).state_dict())
+    module.load_state_dict(randomize_weights(copy.deepcopy(module), seed=1).state_dict())
     return module
 
 
 def change_by_assignment(module):
-    module.load_state_dict(randomise(copy.deepcopy(module), seed=1).state_dict(), assign=True)
+    module.load_state_dict(randomize_weights(copy.deepcopy(module), seed=1).state_dict(), assign=True)
     return module
 
 
@@ -162,7 +164,7 @@ def test_autocast_and_compiled_stems_use_updated_weights():
     module(pixel_values)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     for seed in (0, 1):
-        randomise(module, seed)
+        randomize_weights(module, seed)
         expected = run_uncached(module, pixel_values)
         torch.testing.assert_close(compiled(pixel_values), expected, rtol=1e-4, atol=1e-4)
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -5,7 +5,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_weights import randomise
+from random_weights import randomize_weights
 
 from hf_vit_seg import architectures
 from hf_vit_seg.models.token_merging import encode_merging, merge, single_patches
@@ -17,7 +17,7 @@ PREFIX = 2
 def segmenter(**fields) -> torch.nn.Module:
     vit = architectures()["vit"]
     config = vit.variant_config("tiny", num_labels=5, **fields)
-    return randomise(vit.models[SEGMENTATION](config)).eval()
+    return randomize_weights(vit.models[SEGMENTATION](config)).eval()
 
 
 @settings(max_examples=40)

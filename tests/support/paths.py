@@ -2,6 +2,6 @@
 
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 ORACLES = REPOSITORY / "tests" / "oracles"
 EXAMPLES = REPOSITORY / "examples"

@@ -170,7 +170,7 @@ def info(repo: Repo, name: str, revision: str) -> dict[str, Any]:
     }
 
 
-def everything(repo: Repo, revision: str) -> list[dict[str, Any]]:
+def all_entries(repo: Repo, revision: str) -> list[dict[str, Any]]:
     """All files and folders."""
     files = repo.files(revision)
     folders = {str(parent) for path in files for parent in PurePosixPath(path).parents} - {"."}
@@ -185,13 +185,13 @@ def tree(repo: Repo, rest: str, recursive: bool) -> Any:
     found = re.fullmatch(rf"{REVISION}/?(.*)", rest)
     assert found is not None
     top = PurePosixPath(found[2])
-    below = [each for each in everything(repo, found[1]) if top in PurePosixPath(each["path"]).parents]
+    below = [each for each in all_entries(repo, found[1]) if top in PurePosixPath(each["path"]).parents]
     return below if recursive else [each for each in below if PurePosixPath(each["path"]).parent == top]
 
 
 def paths_info(repo: Repo, revision: str, body: bytes) -> Any:
     asked = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
-    return [described for described in everything(repo, revision) if described["path"] in asked]
+    return [described for described in all_entries(repo, revision) if described["path"] in asked]
 
 
 def branch(repo: Repo, name: str, body: bytes) -> Any:
@@ -310,7 +310,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving():
+def serve():
     """A Hub on a free local port."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("OwnHandler", (Handler,), {"hub": hub}))

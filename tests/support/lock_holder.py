@@ -15,7 +15,7 @@ from subprocess import PIPE, Popen
 
 
 @contextmanager
-def holding(directory: Path, *options: str) -> Iterator[Popen[str]]:
+def hold_lock(directory: Path, *options: str) -> Iterator[Popen[str]]:
     """Another process that holds the lock of a directory; it is killed at the end."""
     from hf_vit_seg import directory_lock
 

@@ -22,7 +22,7 @@ SIZE, IMAGES = 48, 10
 COLORS = np.array([[40, 60, 90], [220, 80, 60], [90, 200, 120]])
 
 
-def write_pictures(folder: Path, count: int = IMAGES, seed: int = 0) -> Path:
+def write_images(folder: Path, count: int = IMAGES, seed: int = 0) -> Path:
     """`images/` and `masks/` of discs (1) and bars (2) on noise (0), with different numbers of ignored pixels."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:SIZE, :SIZE]
@@ -63,8 +63,8 @@ def settings(data: Path, **changes: Any) -> dict[str, Any]:
 
 def write_data(folder: Path) -> Path:
     """Both splits."""
-    write_pictures(folder / "train")
-    write_pictures(folder / "validation", 3, seed=1)
+    write_images(folder / "train")
+    write_images(folder / "validation", 3, seed=1)
     return folder
 
 

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from random_weights import randomise
+from random_weights import randomize_weights
 from torch import nn
 from training_models import FIELDS, IMAGES, NEW, OLD, SEGMENTERS, logits, recipe, save, train_steps
 from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
@@ -98,7 +98,7 @@ def test_merged_model_has_no_adapters(name, tmp_path):
     assert type(plain) is type(expected) and list(plain.state_dict()) == list(expected.state_dict())
     assert [type(module) for module in plain.modules()] == [type(module) for module in expected.modules()]
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    randomise(plain)
+    randomize_weights(plain)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 

@@ -31,7 +31,7 @@ def norms(model, kind=nn.BatchNorm2d):
     return [module for module in model.modules() if isinstance(module, kind)]
 
 
-def without_chance(model):
+def without_randomness(model):
     for module in model.modules():
         for rate in ("p", "rate"):
             if isinstance(getattr(module, rate, None), float):
@@ -59,7 +59,7 @@ def test_unreplaced_norms_are_counted():
 def test_group_norm_is_independent_of_the_batch(name):
     alone = []
     for norm in ("group", "batch"):
-        model = without_chance(random_model(name, norm=norm)).train()
+        model = without_randomness(random_model(name, norm=norm)).train()
         for encoder_norm in norms(model.base_model):
             encoder_norm.eval()
         with torch.no_grad():
@@ -169,7 +169,7 @@ def test_freezing_nothing_or_everything_raises(patterns, reason):
 def test_gradient_checkpointing_keeps_gradients_and_statistics(name):
     results = []
     for checkpointing in (False, True):
-        model = without_chance(random_model(name))
+        model = without_randomness(random_model(name))
         prepared = prepare_for_training(model, model_recipe(gradient_checkpointing=checkpointing))
         prepared(IMAGES, labels=LABELS).loss.backward()
         gradients = {name: parameter.grad for name, parameter in prepared.named_parameters()}

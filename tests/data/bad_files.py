@@ -16,14 +16,14 @@ WIDTH, BITS_PER_SAMPLE, COMPRESSION = 256, 258, 259  # TIFF tags
 SHORT = 3
 
 
-def picture(size: int = 16) -> Image.Image:
+def random_image(size: int = 16) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8))
 
 
 def encode_image(kind: str, **options) -> bytes:
     """A valid file in a format supported by PIL."""
     buffer = io.BytesIO()
-    image = picture().convert("P") if kind in ("GIF", "BMP") else picture()
+    image = random_image().convert("P") if kind in ("GIF", "BMP") else random_image()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
@@ -41,7 +41,7 @@ def npy_header(text: str) -> bytes:
 
 def tiff(array: np.ndarray | None = None, **options) -> bytes:
     buffer = io.BytesIO()
-    array, options = (np.asarray(picture()), {"photometric": "rgb"}) if array is None else (array, options)
+    array, options = (np.asarray(random_image()), {"photometric": "rgb"}) if array is None else (array, options)
     tifffile.imwrite(buffer, array, byteorder="<", metadata=None, **options)
     return buffer.getvalue()
 
@@ -83,7 +83,7 @@ def cut(data: bytes, share: float = 0.6) -> bytes:
     return data[: int(len(data) * share)]
 
 
-PAGES = tiff(np.moveaxis(np.asarray(picture()), -1, 0).copy(), photometric="minisblack")
+PAGES = tiff(np.moveaxis(np.asarray(random_image()), -1, 0).copy(), photometric="minisblack")
 
 # By file name; none of them is a valid image or mask.
 CONTENTS: dict[str, bytes] = {

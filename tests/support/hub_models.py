@@ -5,7 +5,7 @@ from typing import Any
 
 import transformers
 from hub_server import Hub
-from random_weights import randomise
+from random_weights import randomize_weights
 
 from hf_vit_seg import architectures
 
@@ -22,7 +22,7 @@ def save_tiny_model(
     """Save a tiny model with random weights and its image processor to a directory; three classes by default."""
     architecture = architectures()[name]
     config = architecture.variant_config("tiny", **(fields or {"num_labels": 3}))
-    randomise(getattr(transformers, auto).from_config(config), seed).save_pretrained(folder)
+    randomize_weights(getattr(transformers, auto).from_config(config), seed).save_pretrained(folder)
     architecture.image_processor["torchvision"](size=SIZE).save_pretrained(folder)
     return folder
 
