@@ -102,12 +102,7 @@ class Segmenter:
         """Pixel values (B, C, H, W) -> logits (B, K, h, w) on the model's device."""
         return self.model(pixel_values=pixel_values.to(self.device, self.model.dtype)).logits
 
-    def row_logits(self, views: Sequence[torch.Tensor], model: Model) -> list[RowLogits]:
-        """The logits of all views (B, C, H, W), and of their flipped versions if the protocol has `flip`."""
-        flips = (False, True) if self.protocol.flip else (False,)
-        return [self.view_logits(view, model, flip) for view in views for flip in flips]
-
-    def view_logits(self, view: torch.Tensor, model: Model, flip: bool) -> RowLogits:
+    def row_logits(self, view: torch.Tensor, model: Model, flip: bool) -> RowLogits:
         """The logits of a view (B, C, H, W), whole or by windows, optionally flipped."""
         grid = self.protocol.grid((view.shape[-2], view.shape[-1]), flip)
         model = flip_outputs(model) if flip else model
@@ -127,14 +122,9 @@ class Segmenter:
         model: Model | None = None,
     ) -> PixelMaps:
         """The maps of images of equal size, at `size` (default: theirs), on the model's device."""
-        if not have_equal_sizes(prepared):
-            sizes = ", ".join(sorted({f"{image.size[0]}x{image.size[1]}" for image in prepared}))
-            raise HfVitSegError(
-                f"Images go through the model together when they have one size, these have {sizes or 'none'}"
-            )
-        views = [torch.cat(views) for views in zip(*(image.views for image in prepared), strict=True)]
+        views, flips = stack_views(prepared), (False, True) if self.protocol.flip else (False,)
+        row_logits = [self.row_logits(view, model or self.logits, flip) for view in views for flip in flips]
         chunk = CHUNK_BYTES * (1 if self.device.type == "cpu" else ACCELERATOR_CHUNKS) // len(prepared)
-        row_logits = self.row_logits(views, model or self.logits)
         classes = self.model.config.num_labels
         return read_maps(row_logits, size or prepared[0].size, classes, selection, dtype=dtype, chunk_bytes=chunk)
 
@@ -150,22 +140,25 @@ class Segmenter:
         """The label maps (B, H, W) of prepared images of equal size, computed in one batch."""
         return self.maps(prepared, size=size).labels
 
+    def __call__(self, image: Any, scores: bool = False, *, entropy: bool = False, top_k: int = 0) -> Segmentation:
+        """Segment one image; `scores` adds the probability of each pixel's class, see `Segmentation` for the others."""
+        return self.segment_batch([self.prepare(image)], MapSelection(scores, entropy, top_k))[0]
+
     def segment(
         self, prepared: PreparedImage, scores: bool = False, *, entropy: bool = False, top_k: int = 0
     ) -> Segmentation:
         """Segment a prepared image; see `Segmentation` for the optional maps."""
-        return self.segment_all([prepared], scores, entropy=entropy, top_k=top_k)[0]
+        return self.segment_batch([prepared], MapSelection(scores, entropy, top_k))[0]
 
     def segment_all(
         self, prepared: Sequence[PreparedImage], scores: bool = False, *, entropy: bool = False, top_k: int = 0
     ) -> list[Segmentation]:
         """Segment prepared images, in one batch if their sizes are equal; timings are then averages per image."""
+        batches = [prepared] if have_equal_sizes(prepared) else [[image] for image in prepared]
         selection = MapSelection(scores, entropy, top_k)
-        if not have_equal_sizes(prepared):
-            return [found for image in prepared for found in self._segment_batch([image], selection)]
-        return self._segment_batch(prepared, selection)
+        return [found for batch in batches for found in self.segment_batch(batch, selection)]
 
-    def _segment_batch(self, prepared: Sequence[PreparedImage], selection: MapSelection) -> list[Segmentation]:
+    def segment_batch(self, prepared: Sequence[PreparedImage], selection: MapSelection) -> list[Segmentation]:
         """Segment prepared images of equal size in one batch."""
         start = time.perf_counter()
         model = TimedModel(self.logits)
@@ -194,14 +187,18 @@ class Segmenter:
         shown = None if prepared is None else (prepared.pixel_values.shape[-2], prepared.pixel_values.shape[-1])
         return self.protocol.describe(shown)
 
-    def __call__(self, image: Any, scores: bool = False, *, entropy: bool = False, top_k: int = 0) -> Segmentation:
-        """Segment one image; `scores` adds the probability of each pixel's class, see `Segmentation` for the others."""
-        return self.segment(self.prepare(image), scores, entropy=entropy, top_k=top_k)
-
 
 def have_equal_sizes(prepared: Sequence[PreparedImage]) -> bool:
     """Whether images can be stacked to one batch."""
     return len({(image.size, *(view.shape[1:] for view in image.views)) for image in prepared}) == 1
+
+
+def stack_views(prepared: Sequence[PreparedImage]) -> list[torch.Tensor]:
+    """The views (B, C, H, W) of a batch of images, one for each scale of the protocol."""
+    if not have_equal_sizes(prepared):
+        sizes = ", ".join(sorted({f"{image.size[0]}x{image.size[1]}" for image in prepared}))
+        raise HfVitSegError(f"Images of a batch must have one size, found {sizes or 'no images'}")
+    return [torch.cat(views) for views in zip(*(image.views for image in prepared), strict=True)]
 
 
 def to_arrays(maps: PixelMaps) -> dict[str, np.ndarray]:

@@ -111,7 +111,7 @@ def test_jeonsworld_hybrid_raises(tmp_path: Path) -> None:
     state = torch.load(JEONSWORLD, weights_only=True)
     state["transformer.embeddings.hybrid_model.root.conv.weight"] = torch.zeros(64, 3, 7, 7)
     torch.save(state, tmp_path / "hybrid.bin")
-    assert_refused(tmp_path, "computes another function than every other implementation", tmp_path / "hybrid.bin")
+    assert_refused(tmp_path, "whose stem differs from every other implementation", tmp_path / "hybrid.bin")
 
 
 def test_unverified_heads_are_reported(tmp_path: Path) -> None:
@@ -171,6 +171,6 @@ def test_export_raises_for_unsupported_models(tmp_path: Path) -> None:
         with pytest.raises(ConversionError, match=f"stem 'resnetv2', but {to} supports only 'patch'"):
             export(tmp_path / "hybrid", tmp_path / "theirs", to=to)
     convert(JEONSWORLD, tmp_path / "ours")
-    with pytest.raises(ConversionError, match="no form for VisionTransformerForImageClassification"):
+    with pytest.raises(ConversionError, match="does not support VisionTransformerForImageClassification"):
         export(tmp_path / "ours", tmp_path / "theirs", to="segmenter")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hybrid", "ours"]

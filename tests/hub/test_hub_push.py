@@ -172,7 +172,7 @@ def test_push_destination(hub, tmp_path):
     assert contents(hub, revision="refs/pr/1")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     push(folder, Target("me/model", branch="tried"))
     assert repo.refs["main"] == first and "config.json" in contents(hub, revision="tried")
-    with pytest.raises(PushError, match="a branch, or ask for a pull request"):
+    with pytest.raises(PushError, match="use either a branch or a pull request"):
         Target("me/model", branch="tried", create_pr=True)
     with pytest.raises(PushError, match="no name of a repository"):
         Target("no such: name")
@@ -254,12 +254,12 @@ def test_push_command(hub, tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda folder: (folder / "model.safetensors").unlink(), "config.json and model.safetensors are needed"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "expected config.json and model.safetensors"),
         (lambda folder: cut_short(folder / "model.safetensors"), "the weights are truncated or not safetensors"),
         (lambda folder: shards(folder)[1].unlink(), "missing model-00002-of-00002.safetensors"),
-        (lambda folder: (folder / "model.safetensors").rename(folder / "model.fp16.safetensors"), "no model.safetens"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "model.fp16.safetensors"), "missing model.safetensors"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "model.lora.merge=true"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "none"}'), "no installed architecture"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "none"}'), "the architecture of config.json is not installed"),
         (
             lambda folder: edit(folder, "config.json", architectures=["Other"]),
             "has the class Other, expected one of SegFormer",

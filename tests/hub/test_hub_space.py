@@ -155,7 +155,7 @@ def test_failing_variable_is_reported(hub):
 
 
 def test_missing_gradio_raises(hub, monkeypatch):
-    monkeypatch.setattr(space, "installed", lambda name: None)
+    monkeypatch.setattr(space, "installed_version", lambda name: None)
     with pytest.raises(PushError, match="pip install 'gradio>="):
         push_space(str(NUCLEI), Target("me/demo"))
     assert not hub.repos
