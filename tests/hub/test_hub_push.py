@@ -174,7 +174,7 @@ def test_push_destination(hub, tmp_path):
     assert repo.refs["main"] == first and "config.json" in contents(hub, revision="tried")
     with pytest.raises(PushError, match="use either a branch or a pull request"):
         Target("me/model", branch="tried", create_pr=True)
-    with pytest.raises(PushError, match="no name of a repository"):
+    with pytest.raises(PushError, match="expected a repository such as"):
         Target("no such: name")
 
 
