@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from hf_vit_seg.directory_lock import LOCK, LockError, locked_directory, locked_file
+from hf_vit_seg.directory_lock import LOCK, LockError, lock_directory, lock_file
 
 from .errors import ConversionError
 
@@ -38,7 +38,7 @@ def lock_output(target: Path, directory: bool, force: bool) -> Iterator[None]:
     check(target, force)
     with ExitStack() as stack:
         try:
-            stack.enter_context((locked_directory if directory else locked_file)(target))
+            stack.enter_context((lock_directory if directory else lock_file)(target))
         except LockError as error:
             raise ConversionError(str(error)) from error
         check(target, force)  # another process may have written it

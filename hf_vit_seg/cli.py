@@ -193,7 +193,7 @@ def predict(
     from hf_vit_seg.inference.console import protocol_from_text, run
     from hf_vit_seg.inference.files.prediction import PredictOptions
 
-    from .directory_lock import locked_directory
+    from .directory_lock import lock_directory
 
     if out.exists() and not out.is_dir():
         raise HfVitSegError(f"--out {out} is a file, not a folder")
@@ -223,7 +223,7 @@ def predict(
         scales=scales,
         flip=flip or None,
     )
-    with locked_directory(out):
+    with lock_directory(out):
         jobs = plan_jobs(images, out, overwrite, skip_existing, videos=frame_rate is not None)
         code = run(model, device, dtype.value, jobs, predict_options, out, chosen)
     raise typer.Exit(code)

@@ -33,22 +33,22 @@ class InUseError(LockError):
 
 
 @contextmanager
-def locked_directory(path: Path) -> Iterator[None]:
+def lock_directory(path: Path) -> Iterator[None]:
     """Hold the lock of a directory, which is created if it is missing; InUseError if another process holds it.
 
     The folders of a run that training replaces (`best`, `last`, ...) and everything in them share the run's lock. A
     directory that was created here and is still empty at the end is removed. LockError if it cannot be created.
     """
     folder = lock_owner(path)
-    with created(folder), held(folder / LOCK, folder):
+    with create_directory(folder), hold_lock(folder / LOCK, folder):
         yield
 
 
 @contextmanager
-def locked_file(path: Path) -> Iterator[None]:
+def lock_file(path: Path) -> Iterator[None]:
     """The same for a single file; the lock file lies beside it."""
     path = without_parent_links(path)
-    with created(path.parent), held(path.with_name(f".{path.name}.lock"), path):
+    with create_directory(path.parent), hold_lock(path.with_name(f".{path.name}.lock"), path):
         yield
 
 
@@ -72,7 +72,7 @@ def is_run(folder: Path) -> bool:
 
 
 @contextmanager
-def created(folder: Path) -> Iterator[None]:
+def create_directory(folder: Path) -> Iterator[None]:
     """Create a directory and its parents; remove at the end those that were missing and are still empty."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
@@ -88,10 +88,10 @@ def created(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def held(file: Path, target: Path) -> Iterator[None]:
+def hold_lock(file: Path, target: Path) -> Iterator[None]:
     """Hold the lock `file` of `target`."""
     lock = FileLock(file, timeout=SECONDS, poll_interval=INTERVAL, thread_local=False, fallback_to_soft=False)
-    if not acquired(lock, file, target):
+    if not acquire(lock, file, target):
         yield
         return
     try:
@@ -113,7 +113,7 @@ def remove(file: Path, own: os.stat_result) -> None:
             file.unlink()
 
 
-def acquired(lock: FileLock, file: Path, target: Path) -> bool:
+def acquire(lock: FileLock, file: Path, target: Path) -> bool:
     """Take the lock; False, with a warning, on file systems that have none."""
     try:
         lock.acquire()
@@ -143,4 +143,4 @@ def holder(file: Path) -> str:
         return "another process"
 
 
-__all__ = ["LOCK", "InUseError", "LockError", "locked_directory", "locked_file"]
+__all__ = ["LOCK", "InUseError", "LockError", "lock_directory", "lock_file"]

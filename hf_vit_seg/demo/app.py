@@ -1,4 +1,4 @@
-"""The page: a tab for each task that a model was given for."""
+"""The page: one tab per task of the models."""
 
 import sys
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ CSS = ".gradio-container { max-width: 1480px !important; } .intro p { opacity: 0
 # Fonts of the visitor's own system: nothing is fetched from elsewhere.
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACED = ("ui-monospace", "Consolas", "monospace")
-INTRODUCTION = """# What is where in a picture
+INTRODUCTION = """# Image segmentation
 
-Give an image, and point at what was found in it. All of it can also be called from a program: see API below.
+Upload an image, then hover over it to see each class. For use from a program, see the API link below.
 """
 
 
@@ -78,14 +78,14 @@ def start(models: Sequence[str], port: int | None = None, share: bool = False, *
     app_settings = dict(options.pop("app_kwargs", None) or {})
     app_settings["middleware"] = [Middleware(RequestLimits, page=page), *app_settings.get("middleware", ())]
     READERS.start()
-    sweep_regularly(folder, lambda: kept_files(page), page.closed)
+    sweep_regularly(folder, lambda: cached_files(page), page.closed)
     try:
         return page.launch(**(settings | options), app_kwargs=app_settings)
     except OSError as error:
         raise HfVitSegError(f"the demo cannot be served ({error_sentence(error)}): choose another --port") from error
 
 
-def kept_files(page: gr.Blocks) -> list[str]:
+def cached_files(page: gr.Blocks) -> list[str]:
     """Files of the page itself, such as its examples."""
     return [path for block in list(page.blocks.values()) for path in getattr(block, "keep_in_cache", ())]
 

@@ -21,7 +21,7 @@ from .catalogue import Catalogue
 from .file_segmentation import MOST_SEEN, USUAL_WINDOW, WHOLE, protocol_of, segment_file
 from .segmentation_tab import Choices
 from .upload_folder import fresh_folder
-from .uploads import MOST_FILES, cleared_on_failure, files_input, in_words, told
+from .uploads import MOST_FILES, clear_on_failure, error_message, files_input, report_failures
 
 MOST_CLASSES = 4  # that are named for a file
 
@@ -34,7 +34,7 @@ class BatchTab:
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 files = files_input(f"Images (at most {MOST_FILES}), also TIFF and .npy")
-                choices = Choices.shown(catalogue.titles("segmentation"))
+                choices = Choices.render(catalogue.titles("segmentation"))
                 with gr.Row():
                     start = gr.Button("Segment all", variant="primary", min_width=100)
                     stop = gr.Button("Stop", min_width=100)
@@ -46,7 +46,7 @@ class BatchTab:
         segmenting = start.click(
             self.segment_files, [files, *choices.components], results, api_name="segment_files", **CALLS
         )
-        cleared_on_failure(segmenting, results)
+        clear_on_failure(segmenting, results)
         stop.click(None, cancels=[segmenting], api_visibility="private")
 
     def segment_files(
@@ -59,7 +59,7 @@ class BatchTab:
         progress: gr.Progress = gr.Progress(),  # noqa: B008  (gradio knows it by this default)
     ) -> Iterator[tuple[list[Any], list[list[str]], str | None]]:
         """Segment images: overlays, what was found in each file, and a ZIP with label maps, overlays and reports."""
-        with told(), TemporaryDirectory() as results:
+        with report_failures(), TemporaryDirectory() as results:
             if not files or len(files) > MOST_FILES:
                 raise HfVitSegError(f"choose 1 to {MOST_FILES} files, these are {len(files or ())}")
             self.catalogue.load(model)
@@ -84,7 +84,7 @@ def outcome(catalogue: Catalogue, title: str, protocol: Protocol, job: Job, left
     try:
         found = segment_file(catalogue, title, protocol, path, left)
     except Exception as error:
-        return f"failed: {in_words(error, path)}", 0
+        return f"failed: {error_message(error, path)}", 0
     visible = replace(job, image=ImageFile(name, name))
     milliseconds = found.report["timings_ms"]["read"]
     failure = write(catalogue.load(title), visible, found.result, milliseconds, PredictOptions(model=title)).error

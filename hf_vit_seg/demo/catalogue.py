@@ -30,7 +30,7 @@ from hf_vit_seg.inference.segmenter import Segmenter
 from . import ENVIRONMENT, NUCLEI
 from .accelerator import on_gpu
 from .reading import TimeLimitError
-from .uploads import told
+from .uploads import report_failures
 
 # Of the images in examples/nuclei, those that are installed with the package.
 EXAMPLES = ("709e094e39629a9c", "43cf6b2ec0b0745a", "0c2550a23b8a0f29", "c1afe66cd139f996", "3477024fd843e460")
@@ -108,9 +108,9 @@ class Catalogue:
             except ModelError as error:
                 self.failures.append(str(error))
         self.entries = dict(zip(titles_of(list(found)), found.values(), strict=True))
-        self.kept = lru_cache(None if keep_all else KEPT)(self.loaded)
+        self.cached_model = lru_cache(None if keep_all else KEPT)(self.load_uncached)
         self.loading, self.computing = Lock(), FairLock()
-        self.lent = on_gpu(self.called, seconds)
+        self.run_on_device = on_gpu(self.run_model, seconds)
         if keep_all:
             self.load_all()
         if not self.entries:
@@ -128,19 +128,19 @@ class Catalogue:
     def load(self, title: str) -> Any:
         """A model, ready to be called. ModelError when it cannot be loaded after all."""
         if self.keep_all:  # loaded at the start; the processes of ZeroGPU have no use for a lock of this one
-            return self.kept(title)
+            return self.cached_model(title)
         with self.loading:
-            return self.kept(title)
+            return self.cached_model(title)
 
     def call(self, title: str, *inputs: Any, pixels: int = 0) -> Any:
-        """`called`, on a GPU of ZeroGPU where there is one."""
-        return self.lent(title, *inputs, pixels=pixels)
+        """`run_model`, on a GPU of ZeroGPU where there is one."""
+        return self.run_on_device(title, *inputs, pixels=pixels)
 
     def titles(self, task: str) -> list[str]:
         """What the models of a task are called."""
         return [title for title, entry in self.entries.items() if entry.task == task]
 
-    def loaded(self, title: str) -> Any:
+    def load_uncached(self, title: str) -> Any:
         """Load a model. The cached variant is `load`."""
         entry = self.entries[title]
         try:
@@ -148,13 +148,13 @@ class Catalogue:
         except ModelError as error:
             raise ModelError(str(error).replace(entry.place, title)) from error
 
-    def called(self, title: str, *inputs: Any, pixels: int = 0) -> Any:
+    def run_model(self, title: str, *inputs: Any, pixels: int = 0) -> Any:
         """The output of a model; a segmentation model has a protocol and a prepared image as inputs.
 
         `pixels` is how many it sees where that depends on them. Several images are segmented at the same time, and
         their forward passes alternate. TimeLimitError when others keep the processor busy for too long.
         """
-        with told():
+        with report_failures():
             model = self.load(title)
             if isinstance(model, Segmenter):
                 return self.segment(model, *inputs)
@@ -181,7 +181,7 @@ class Catalogue:
 
 
 def seconds(title: str, *inputs: Any, pixels: int = 0) -> int:
-    """How long a GPU of ZeroGPU is asked for, for the same arguments as `Catalogue.called`."""
+    """How long a GPU of ZeroGPU is asked for, for the same arguments as `Catalogue.run_model`."""
     return SECONDS + math.ceil(pixels / 1e6 * SECONDS_PER_MILLION)
 
 

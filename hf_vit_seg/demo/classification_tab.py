@@ -7,7 +7,7 @@ import gradio as gr
 from .accelerator import CALLS
 from .catalogue import Catalogue
 from .reading import READERS
-from .uploads import cleared_on_failure, model_choice, photo_input, told
+from .uploads import clear_on_failure, model_choice, photo_input, report_failures
 
 TOP = 5  # classes that are named
 
@@ -32,13 +32,13 @@ class ClassificationTab:
             trigger_mode="always_last",
             **CALLS,
         )
-        cleared_on_failure(classifying, [label])
+        clear_on_failure(classifying, [label])
 
     def classify(self, image: str | None, model: str) -> dict[str, float] | None:
         """Classify an image: the five most likely classes and their probabilities."""
         if image is None:
             return None
-        with told(Path(image)):
+        with report_failures(Path(image)):
             pixels = READERS.read(Path(image), self.catalogue.load(model).channels)
             return dict(self.catalogue.call(model, pixels, TOP))
 

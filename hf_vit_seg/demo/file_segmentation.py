@@ -1,4 +1,4 @@
-"""Segmenting one uploaded file as its visitor asks for."""
+"""Segment one uploaded file with the visitor's settings."""
 
 import time
 from dataclasses import dataclass, replace
@@ -21,15 +21,15 @@ from .uploads import MOST_PIXELS
 WHOLE, SLIDING = "whole image", "sliding window"
 VIEWS = (WHOLE, SLIDING)
 SMALLEST_WINDOW, USUAL_WINDOW, LARGEST_WINDOW = 128, 512, 1024
-MOST_AT_ONCE = 2_000_000  # pixels that a model sees at once; beyond, it sees windows
-MOST_SEEN = 3 * MOST_PIXELS  # pixels that a model sees for a call: of the largest image in windows, 2.4 times its own
+MOST_AT_ONCE = 2_000_000  # pixels per forward pass; larger images are segmented in windows
+MOST_SEEN = 3 * MOST_PIXELS  # pixels per call; the largest image in windows has 2.4 times its own
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the model called `title` found in the file of this `name`, and the report of it, for JSON.
+class SegmentedFile:
+    """The segmentation of the file `name` by the model `title`, and its JSON report.
 
-    `seen` is how many pixels the model was shown.
+    `seen` is the number of pixels that the model processed.
     """
 
     name: str
@@ -50,17 +50,17 @@ class Found:
 
 
 def protocol_of(view: str, window: float, flip: bool) -> Protocol:
-    """The protocol for a visitor's choices; `window` is the side of the windows in pixels."""
+    """Build the protocol for a visitor's choices; `window` is the side of the windows in pixels."""
     return windows(int(window), flip) if view == SLIDING else Protocol(flip=flip)
 
 
 def windows(side: int, flip: bool) -> Protocol:
-    """Square windows with weights that fall off to their borders, so that none of these shows."""
+    """A protocol with square windows, blended with Gaussian weights to avoid visible borders."""
     return Protocol(window=(side, side), blend="gaussian", flip=flip)
 
 
 def pixels_seen(protocol: Protocol, prepared: PreparedImage) -> int:
-    """How many pixels the model sees of an image: in windows that overlap, and in the mirror, most of them again."""
+    """The number of pixels that the model processes, with overlaps of windows and flips."""
     height, width = prepared.pixel_values.shape[-2:]
     grid = protocol.grid((height, width))
     once = height * width if grid is None else len(grid) * grid.window[0] * grid.window[1]
@@ -78,13 +78,15 @@ def check_resized(segmenter: Segmenter, name: Path, size: tuple[int, int]) -> No
         )
 
 
-def segment_file(catalogue: Catalogue, title: str, protocol: Protocol, path: Path, left: int = MOST_SEEN) -> Found:
-    """Segment an image file. ImageFileError for one that is no image, is broken or too large.
+def segment_file(
+    catalogue: Catalogue, title: str, protocol: Protocol, path: Path, left: int = MOST_SEEN
+) -> SegmentedFile:
+    """Segment an image file. ImageFileError if it is not an image, damaged or too large.
 
-    ValueError for one of which the model would see more than the `left` pixels.
+    HfVitSegError if the model would process more than `left` pixels.
     """
     segmenter = catalogue.load(title).with_protocol(protocol)
-    name = Path(path.name)  # its place on the server is nobody's business
+    name = Path(path.name)  # the path on the server is not published
     options = PredictOptions(model=title, max_pixels=MOST_PIXELS)
     start = time.perf_counter()
     pixels = READERS.read(path, segmenter.channels)
@@ -98,13 +100,13 @@ def segment_file(catalogue: Catalogue, title: str, protocol: Protocol, path: Pat
     seen = pixels_seen(segmenter.protocol, prepared)
     if seen > left:
         raise HfVitSegError(
-            f"{name}: the model would see {seen / 1e6:.1f} million pixels, with overlaps of windows and mirror images, "
-            f"and {left / 1e6:.1f} million are left of the {MOST_SEEN / 1e6:g} million for a call: give fewer or "
-            "smaller images, or leave the mirror images out"
+            f"{name}: the model would process {seen / 1e6:.1f} million pixels, with overlaps of windows and flips, and "
+            f"{left / 1e6:.1f} million are left of the {MOST_SEEN / 1e6:g} million of a call: use fewer or smaller "
+            "images, or turn flip augmentation off"
         )
     result = catalogue.call(title, segmenter.protocol, prepared, pixels=seen)
     known = report(segmenter, Job(ImageFile(name, name), name), result, milliseconds, options)
-    return Found(path.name, title, result, known, seen)
+    return SegmentedFile(path.name, title, result, known, seen)
 
 
 __all__ = [
@@ -115,7 +117,7 @@ __all__ = [
     "USUAL_WINDOW",
     "VIEWS",
     "WHOLE",
-    "Found",
+    "SegmentedFile",
     "pixels_seen",
     "protocol_of",
     "segment_file",

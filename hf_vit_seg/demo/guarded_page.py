@@ -1,4 +1,4 @@
-"""gradio's page with a check of all that calls bring, and failures as sentences."""
+"""A gradio page that checks the inputs of all calls and reports failures as sentences."""
 
 import logging
 import threading
@@ -8,8 +8,8 @@ import gradio as gr
 
 from hf_vit_seg.errors import HfVitSegError
 
-from .inputs import checked_all
-from .uploads import failure_text, in_words
+from .inputs import check_values
+from .uploads import error_message, failure_text
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +31,15 @@ class GuardedPage(gr.Blocks):
         super().close(verbose)
 
     async def preprocess_data(self, block_fn: Any, inputs: Any, state: Any, explicit_call: bool = False) -> Any:
-        """As gradio does, with values that the components take. gr.Error in a sentence for others."""
+        """Check the values first; gr.Error for invalid ones."""
         try:
-            values = checked_all(block_fn.inputs, inputs)
+            values = check_values(block_fn.inputs, inputs)
         except HfVitSegError as error:
-            raise gr.Error(in_words(error), print_exception=False, duration=None) from error
+            raise gr.Error(error_message(error), print_exception=False, duration=None) from error
         return await super().preprocess_data(block_fn, values, state, explicit_call)
 
     async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """As gradio does; unexpected exceptions are logged and reported to the visitor in one sentence."""
+        """Log unexpected exceptions and report them to the visitor in one sentence."""
         try:
             return await super().process_api(*arguments, **options)
         except gr.Error:

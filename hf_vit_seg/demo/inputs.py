@@ -1,4 +1,4 @@
-"""What a call may bring for each component: all else is refused before gradio or a model sees it.
+"""Checks of the values of calls, by component; invalid values are refused before gradio or a model uses them.
 
 Calls come from anyone, with any JSON, to any event of the page. gradio itself checks a file only where the payload says
 that it is one, and fetches addresses.
@@ -11,18 +11,18 @@ import gradio as gr
 
 from hf_vit_seg.errors import HfVitSegError
 
-from .uploads import MOST_FILES, uploaded_file
+from .uploads import MOST_FILES, resolve_upload
 
 LONGEST_TEXT = 200  # characters
 
 
 class InputError(HfVitSegError):
-    """A value that a component does not take."""
+    """A value that a component does not accept."""
 
 
 def file_payload(value: Any) -> dict[str, Any]:
     """An uploaded file as gradio passes it on, and nothing else of what came with it, such as an address."""
-    path = uploaded_file(value)
+    path = resolve_upload(value)
     return {"path": str(path), "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
 
 
@@ -36,7 +36,7 @@ def files(component: gr.File, value: Any) -> list[dict[str, Any]] | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) > MOST_FILES:
-        found = f"these are {len(value)}" if isinstance(value, list) else "this is no list"
+        found = f"these are {len(value)}" if isinstance(value, list) else "the value is not a list"
         raise InputError(f"choose 1 to {MOST_FILES} files, {found}")
     return [file_payload(each) for each in value]
 
@@ -80,7 +80,7 @@ def sample(component: gr.Dataset, value: Any) -> int:
 
 
 def shorten(value: Any) -> str:
-    """A value as messages show it."""
+    """Format a value for messages."""
     plain = isinstance(value, str | float | None) or (isinstance(value, int) and abs(value) < 10**9)
     shown = repr(value) if plain else type(value).__name__
     return shown if len(shown) <= 30 else f"{shown[:30]}..."
@@ -98,20 +98,20 @@ CHECKS: Mapping[type[Any], Callable[[Any, Any], Any]] = {
 }
 
 
-def checked(component: Any, value: Any) -> Any:
-    """A component's value as it came with a call. ValueError in a sentence for what the component does not take."""
+def check_value(component: Any, value: Any) -> Any:
+    """Check the value of a component; InputError if the component does not accept it."""
     check = CHECKS.get(type(component))
     if check is None:
-        raise InputError(f"{component.get_block_name()}: the server takes no values for this component")
+        raise InputError(f"{component.get_block_name()}: the server accepts no values for this component")
     return check(component, value)
 
 
-def checked_all(components: list[Any], values: Any) -> list[Any]:
-    """The values of a call, one for each component."""
+def check_values(components: list[Any], values: Any) -> list[Any]:
+    """Check the values of a call, one for each component."""
     if not isinstance(values, list) or len(values) != len(components):
         count = len(values) if isinstance(values, list) else type(values).__name__
         raise InputError(f"expected {len(components)} values, found {count}")
-    return [checked(component, value) for component, value in zip(components, values, strict=True)]
+    return [check_value(component, value) for component, value in zip(components, values, strict=True)]
 
 
-__all__ = ["CHECKS", "InputError", "checked", "checked_all"]
+__all__ = ["CHECKS", "InputError", "check_value", "check_values"]

@@ -19,7 +19,7 @@ from .accelerator import CALLS
 from .catalogue import Catalogue
 from .reading import READERS
 from .segmentation_view import LONGEST_SIDE
-from .uploads import cleared_on_failure, model_choice, photo_input, told
+from .uploads import clear_on_failure, model_choice, photo_input, report_failures
 
 KEYPOINTS = ("keypoint", "x", "y", "score")
 
@@ -48,17 +48,17 @@ class PoseTab:
             trigger_mode="always_last",
             **CALLS,
         )
-        cleared_on_failure(estimating, [skeleton, table])
+        clear_on_failure(estimating, [skeleton, table])
 
     def estimate(self, image: str | None, model: str, box: str = "") -> tuple[Any, Any]:
         """Find a person's keypoints: a picture of the skeleton, and each keypoint's place in pixels and its score."""
         if image is None:
             return None, None
-        with told(Path(image)):
+        with report_failures(Path(image)):
             estimator = self.catalogue.load(model)
             pixels = READERS.read(Path(image), estimator.channels)
             found = self.catalogue.call(model, pixels, box_of(box, pixels.shape[1], pixels.shape[2]))
-            return drawn(to_rgb_image(pixels), found), rows_of(estimator.names, found)
+            return draw_pose(to_rgb_image(pixels), found), rows_of(estimator.names, found)
 
 
 def rows_of(names: list[str], keypoints: torch.Tensor) -> list[list[Any]]:
@@ -86,7 +86,7 @@ def box_of(text: str, height: int, width: int) -> Box | None:
     return box
 
 
-def drawn(photo: Image.Image, keypoints: torch.Tensor) -> Image.Image:
+def draw_pose(photo: Image.Image, keypoints: torch.Tensor) -> Image.Image:
     """A photo with the skeleton of keypoints (K, 3): x, y, score."""
     size = display_size(photo.size, LONGEST_SIDE, enlarge=True)
     person = np.asarray(keypoints, dtype=float)[None]

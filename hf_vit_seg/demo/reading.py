@@ -46,7 +46,7 @@ class ReadingProcess:
         )
         self.requests = cast(IO[bytes], self.process.stdin)
         self.answers = cast(IO[bytes], self.process.stdout)
-        self.answer()  # that it is ready, so that its start is not in any image's time
+        self.answer()  # that it is ready, so that its start does not count for an image
 
     def answer(self) -> dict[str, Any]:
         """The header of an answer. EOFError when the process has ended."""
@@ -124,7 +124,7 @@ class Readers:
         """Start one process that does not run yet."""
         process = self.idle.get()
         try:
-            process = started(process)
+            process = ensure_running(process)
         finally:
             self.idle.put(process)
 
@@ -138,7 +138,7 @@ class Readers:
         except queue.Empty:
             raise TimeLimitError("the server is busy with other images: try again later") from None
         try:
-            process = started(process)
+            process = ensure_running(process)
             return process.read(path, bands)
         finally:
             self.idle.put(process)
@@ -151,8 +151,8 @@ class Readers:
                 process.close()
 
 
-def started(process: ReadingProcess | None) -> ReadingProcess:
-    """A process that runs: this one, or a new one in its place."""
+def ensure_running(process: ReadingProcess | None) -> ReadingProcess:
+    """Return the process if it runs, or start a new one."""
     return process if process is not None and process.runs else ReadingProcess()
 
 
@@ -171,8 +171,8 @@ def limit_memory() -> None:
         return
 
 
-def answered(path: Path, bands: int) -> tuple[dict[str, Any], np.ndarray | None]:
-    """The header of an answer, and the pixels that follow it."""
+def read_image_answer(path: Path, bands: int) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Read an image: the header of the answer, and the pixels that follow it."""
     try:
         pixels = read_pixels(path, bands, MOST_PIXELS).contiguous().numpy()
     except ImageSizeError as error:
@@ -190,13 +190,13 @@ def answered(path: Path, bands: int) -> tuple[dict[str, Any], np.ndarray | None]
 def serve() -> None:
     """Read images until the requests end."""
     with os.fdopen(os.dup(1), "wb") as answers:
-        os.dup2(2, 1)  # what libraries print is no answer
+        os.dup2(2, 1)  # output of libraries is not an answer
         limit_memory()
         answers.write(b"{}\n")
         answers.flush()
         for line in sys.stdin.buffer:
             path, bands = json.loads(line)
-            header, pixels = answered(Path(path), bands)
+            header, pixels = read_image_answer(Path(path), bands)
             answers.write(json.dumps(header).encode() + b"\n")
             if pixels is not None:
                 answers.write(pixels.reshape(-1).view(np.uint8).data)

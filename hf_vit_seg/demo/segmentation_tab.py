@@ -19,20 +19,20 @@ from .file_segmentation import (
     USUAL_WINDOW,
     VIEWS,
     WHOLE,
-    Found,
+    SegmentedFile,
     protocol_of,
     segment_file,
 )
 from .segmentation_view import segmentation_view, view_of
 from .upload_folder import fresh_folder
-from .uploads import cleared_on_failure, model_choice, photo_input, told
+from .uploads import clear_on_failure, model_choice, photo_input, report_failures
 
 AREAS = ("class", "pixels", "share in %")
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The components by which a visitor chooses a model and how it sees images."""
+    """The components that select a model and its inference settings."""
 
     model: gr.Dropdown
     view: gr.Radio
@@ -40,14 +40,14 @@ class Choices:
     flip: gr.Checkbox
 
     @classmethod
-    def shown(cls, titles: list[str]) -> "Choices":
-        """Put them on the page."""
+    def render(cls, titles: list[str]) -> "Choices":
+        """Create the components on the page."""
         model = model_choice(titles)
-        view = gr.Radio(list(VIEWS), value=WHOLE, label="The model sees")
+        view = gr.Radio(list(VIEWS), value=WHOLE, label="Inference")
         window = gr.Slider(
-            SMALLEST_WINDOW, LARGEST_WINDOW, USUAL_WINDOW, step=64, label="Window, pixels", visible=False
+            SMALLEST_WINDOW, LARGEST_WINDOW, USUAL_WINDOW, step=64, label="Window size (pixels)", visible=False
         )
-        flip = gr.Checkbox(False, label="Average with the mirror image")
+        flip = gr.Checkbox(False, label="Flip augmentation")
         view.change(
             lambda view: gr.update(visible=view == SLIDING), view, window, queue=False, api_visibility="private"
         )
@@ -55,19 +55,19 @@ class Choices:
 
     @property
     def components(self) -> list[Any]:
-        """In the order of `segmenter_of`'s arguments."""
+        """All components, in the order of the arguments of `segment_file`."""
         return [self.model, self.view, self.window, self.flip]
 
 
 class SegmentationTab:
-    """One image in, its classes out: a picture, a table, and files."""
+    """Segment one image: show its classes, a table of their areas, and files to download."""
 
     def __init__(self, catalogue: Catalogue, examples: list[str]):
         self.catalogue = catalogue
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 photo = photo_input("Image", height=260)
-                choices = Choices.shown(catalogue.titles("segmentation"))
+                choices = Choices.render(catalogue.titles("segmentation"))
                 if examples:
                     # gr.Examples would make gradio build the photo's component anew, without what photo_input gave it.
                     samples = [[example] for example in examples]
@@ -92,8 +92,8 @@ class SegmentationTab:
             show_progress_on=[view],
             **CALLS,
         )
-        cleared_on_failure(showing, shown)
-        # For programs alone, which have no use for the view.
+        clear_on_failure(showing, shown)
+        # For API clients, which do not need the view.
         gr.on(
             [],
             self.segment,
@@ -103,16 +103,16 @@ class SegmentationTab:
             **CALLS,
         )
 
-    def found(self, image: str, model: str, view: str, window: float, flip: bool) -> Found:
-        """What a model finds in an image."""
+    def segment_file(self, image: str, model: str, view: str, window: float, flip: bool) -> SegmentedFile:
+        """Segment an uploaded image."""
         return segment_file(self.catalogue, model, protocol_of(view, window, flip), Path(image))
 
     def show(self, image: str | None, *choices: Any) -> tuple[Any, ...]:
-        """What the page shows of an image: the view, the table and the files; nothing without an image."""
+        """Segment an image for the page: the view, the table and the files; nothing without an image."""
         if image is None:
             return None, None, None, None
-        with told(Path(image)):
-            found = self.found(image, *choices)
+        with report_failures(Path(image)):
+            found = self.segment_file(image, *choices)
             return view_of(found.result, Path(image).stem, found.caption), *answer(found)
 
     def segment(
@@ -120,17 +120,17 @@ class SegmentationTab:
     ) -> tuple[Any, ...]:
         """Segment an image: the area of each class, the label map as a PNG with its palette, and a JSON report."""
         if image is None:
-            raise gr.Error("no image was given", print_exception=False)
-        with told(Path(image)):
-            return answer(self.found(image, model, view, window, flip))
+            raise gr.Error("no image was uploaded", print_exception=False)
+        with report_failures(Path(image)):
+            return answer(self.segment_file(image, model, view, window, flip))
 
 
 def example_of(sample: list[str]) -> tuple[str, str]:
-    """An example among gradio's files, and the model that it is for."""
+    """Copy an example into the upload folder, and return its path and model."""
     return str(shutil.copy(sample[0], fresh_folder())), NUCLEI
 
 
-def answer(found: Found) -> tuple[list[list[Any]], str, str]:
+def answer(found: SegmentedFile) -> tuple[list[list[Any]], str, str]:
     """The rows of the table, the most frequent class first, and the files that can be downloaded."""
     rows = [[count.name, count.pixels, round(100 * count.share, 3)] for count in found.result.counts()]
     folder = fresh_folder()

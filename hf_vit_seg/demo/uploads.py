@@ -1,4 +1,4 @@
-"""What visitors choose and upload: within limits, and refused in words."""
+"""Uploaded files, their limits, and error messages for visitors."""
 
 import logging
 import re
@@ -29,7 +29,7 @@ class ForeignFileError(HfVitSegError):
         super().__init__("the file was not uploaded to this server, or has been deleted since: upload it again")
 
 
-def uploaded_file(payload: Any) -> Path:
+def resolve_upload(payload: Any) -> Path:
     """The file of a payload that gradio's client made of an upload: {"path": ...}.
 
     ForeignFileError for everything but a regular file in one of the subfolders of the upload folder, whose names cannot
@@ -77,19 +77,19 @@ def paths_of(payload: Any) -> list[str] | None:
 
 
 def model_choice(titles: list[str]) -> gr.Dropdown:
-    """The models of a tab, the first one chosen."""
+    """The dropdown of a tab's models; the first is selected."""
     return gr.Dropdown(titles, value=titles[0], label="Model", interactive=True)
 
 
 def failure_text(error: Exception) -> str:
     """The message for a visitor after an unexpected exception."""
-    return f"the server failed at this ({type(error).__name__}), its log says where: try another image or model"
+    return f"the server failed ({type(error).__name__}); its log has the details: try another image or model"
 
 
-def in_words(error: Exception, path: Path | None = None) -> str:
-    """What is wrong with a file or a setting, without paths of the server and advice for the command line.
+def error_message(error: Exception, path: Path | None = None) -> str:
+    """The message of an error, without paths of the server and advice for the command line.
 
-    Of an error that nobody foresaw, the log has the traceback.
+    Unexpected exceptions are logged with their traceback.
     """
     if isinstance(error, gr.Error):
         return error.message
@@ -101,18 +101,18 @@ def in_words(error: Exception, path: Path | None = None) -> str:
 
 
 @contextmanager
-def told(path: Path | None = None) -> Iterator[None]:
-    """Show a visitor in a sentence what went wrong."""
+def report_failures(path: Path | None = None) -> Iterator[None]:
+    """Show exceptions to the visitor as one sentence."""
     try:
         yield
     except gr.Error:
         raise
     except Exception as error:
-        raise gr.Error(in_words(error, path), print_exception=False, duration=None) from error
+        raise gr.Error(error_message(error, path), print_exception=False, duration=None) from error
 
 
-def cleared_on_failure(event: Any, outputs: list[Any]) -> None:
-    """Empty what an event fills when it fails: the former result is of another image or model."""
+def clear_on_failure(event: Any, outputs: list[Any]) -> None:
+    """Clear the outputs of an event that fails, because they belong to another image or model."""
     event.failure(lambda: [None] * len(outputs), None, outputs, queue=False, api_visibility="private")
 
 
@@ -121,12 +121,12 @@ __all__ = [
     "MOST_FILES",
     "MOST_PIXELS",
     "ForeignFileError",
-    "cleared_on_failure",
+    "clear_on_failure",
+    "error_message",
     "failure_text",
     "files_input",
-    "in_words",
     "model_choice",
     "photo_input",
-    "told",
-    "uploaded_file",
+    "report_failures",
+    "resolve_upload",
 ]

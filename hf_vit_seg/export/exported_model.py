@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hf_vit_seg.atomic_io import move_contents
-from hf_vit_seg.directory_lock import locked_directory
+from hf_vit_seg.directory_lock import lock_directory
 from hf_vit_seg.inference.loading import ModelError
 from hf_vit_seg.inference.runtimes import RuntimeModel
 from hf_vit_seg.inference.segmenter import Segmenter
@@ -60,7 +60,7 @@ def export_model(
     RecordError for unsupported options, ParityError if the outputs differ, InUseError if another process writes `out`.
     """
     check(segmenter, out, name, exporter, options, overwrite)
-    with locked_directory(out), tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
+    with lock_directory(out), tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
         check(segmenter, out, name, exporter, options, overwrite)  # another export may have written it
         path = Path(folder) / exporter.file
         geometry = Geometry(segmenter.channels, options.size, options.batch)

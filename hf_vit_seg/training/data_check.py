@@ -19,7 +19,7 @@ from hf_vit_seg.data.checks.check import SPLITS, check
 from hf_vit_seg.data.checks.report import UNITS, CheckReport, Occurrence, SplitFacts
 from hf_vit_seg.data.datasets import Split
 from hf_vit_seg.data.wording import format_list
-from hf_vit_seg.directory_lock import locked_directory
+from hf_vit_seg.directory_lock import lock_directory
 from hf_vit_seg.drawing.overlays import percent
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.figures.contact_sheet import contact_sheet
@@ -43,7 +43,7 @@ def check_data(
     """
     recipe = load_recipe(source, overrides)
     folder = out or Path("data-check") / recipe.name
-    with locked_directory(folder):
+    with lock_directory(folder):
         report = check(recipe, select_splits(splits), folder / FACTS, progress=True)
         if not report.splits:
             raise RecordError(f"{source} has no data for {' and '.join(splits)}")

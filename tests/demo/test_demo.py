@@ -167,7 +167,7 @@ def test_another_model_has_other_classes(client, models):
 
 
 def test_missing_image_is_reported(client):
-    with pytest.raises(gradio_client.exceptions.AppError, match="no image was given"):
+    with pytest.raises(gradio_client.exceptions.AppError, match="no image was uploaded"):
         client.predict(None, NUCLEI, api_name="/segment")
 
 
@@ -198,10 +198,10 @@ def test_unexpected_error_is_reported_and_logged(client, models, monkeypatch, ca
     for owner, method in ((Segmenter, "segment"), (Classifier, "__call__"), (PoseEstimator, "__call__")):
         monkeypatch.setattr(owner, method, fails)
     for name, model in {"/segment": NUCLEI, "/classify": models["classification"]}.items():
-        assert "the server failed at this (RuntimeError)" in error_message(client, PHOTO, title(model), name=name)
+        assert "the server failed (RuntimeError)" in error_message(client, PHOTO, title(model), name=name)
     assert "RuntimeError" in error_message(client, PHOTO, title(models["pose"]), "", name="/estimate_pose")
     table = client.predict([gradio_client.handle_file(str(PHOTO))], NUCLEI, api_name="/segment_files")[1]
-    assert table["data"][0][1].startswith("failed: the server failed at this (RuntimeError)")
+    assert table["data"][0][1].startswith("failed: the server failed (RuntimeError)")
     assert [record.exc_info[1].args for record in caplog.records] == [("out of /tmp/memory",)] * 4
 
 
@@ -253,7 +253,7 @@ def test_pixels_per_call_are_limited(client, monkeypatch):
     monkeypatch.setattr(file_segmentation.segment_file, "__defaults__", (2 * once - 1,))
     assert call(client, PHOTO, NUCLEI)
     text = error_message(client, PHOTO, NUCLEI, WHOLE, USUAL_WINDOW, True)
-    assert text.strip("'").startswith(f"{PHOTO.name}: the model would see 0.2 million pixels") and "mirror" in text
+    assert text.strip("'").startswith(f"{PHOTO.name}: the model would process 0.2 million pixels") and "flip" in text
     files = [gradio_client.handle_file(str(PHOTO))] * 3
     rows = client.predict(files, NUCLEI, api_name="/segment_files")[1]["data"]
     assert ["left of" in found for _, found in rows] == [False, False, True]

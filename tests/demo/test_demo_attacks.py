@@ -35,7 +35,7 @@ import hf_vit_seg.demo  # noqa: E402
 from hf_vit_seg.demo import reading, request_limits, upload_folder  # noqa: E402
 from hf_vit_seg.demo.app import build  # noqa: E402
 from hf_vit_seg.demo.catalogue import NUCLEI, Catalogue, FairLock, example_images  # noqa: E402
-from hf_vit_seg.demo.inputs import CHECKS, InputError, checked  # noqa: E402
+from hf_vit_seg.demo.inputs import CHECKS, InputError, check_value  # noqa: E402
 from hf_vit_seg.demo.reading import Readers, TimeLimitError  # noqa: E402
 from hf_vit_seg.demo.uploads import ForeignFileError  # noqa: E402
 
@@ -180,7 +180,7 @@ def test_every_component_rejects_foreign_files(models, private):
         for payload in payloads(str(private)):
             for value in [[payload]] if texts else [payload, [payload]]:
                 with pytest.raises((ForeignFileError, InputError)):
-                    checked(component, value)
+                    check_value(component, value)
     page.close()
 
 

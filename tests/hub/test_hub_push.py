@@ -257,9 +257,15 @@ def test_push_command(hub, tmp_path):
         (lambda folder: (folder / "model.safetensors").unlink(), "expected config.json and model.safetensors"),
         (lambda folder: cut_short(folder / "model.safetensors"), "the weights are truncated or not safetensors"),
         (lambda folder: shards(folder)[1].unlink(), "missing model-00002-of-00002.safetensors"),
-        (lambda folder: (folder / "model.safetensors").rename(folder / "model.fp16.safetensors"), "missing model.safetensors"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "model.fp16.safetensors"),
+            "missing model.safetensors",
+        ),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "model.lora.merge=true"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "none"}'), "the architecture of config.json is not installed"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "none"}'),
+            "the architecture of config.json is not installed",
+        ),
         (
             lambda folder: edit(folder, "config.json", architectures=["Other"]),
             "has the class Other, expected one of SegFormer",

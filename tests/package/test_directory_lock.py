@@ -15,7 +15,7 @@ from tiny_runs import finish, run, settings, start, write_data, write_recipe
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
-from hf_vit_seg.directory_lock import LOCK, InUseError, LockError, lock_owner, locked_directory, locked_file
+from hf_vit_seg.directory_lock import LOCK, InUseError, LockError, lock_directory, lock_file, lock_owner
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.training.checkpoints import main_process
 from hf_vit_seg.training.checkpoints.main_process import PreparationError, lock_on_main_process, on_main_process
@@ -63,17 +63,17 @@ def test_directory_locked_by_another_process_raises(folder, name):
         assert state(folder) == before
         kill(process)
         assert (folder / LOCK).exists()
-        with locked_directory(folder):
+        with lock_directory(folder):
             assert (folder / LOCK).exists()
     assert not (folder / LOCK).exists()
 
 
 def test_workers_of_a_killed_process_release_its_lock(tmp_path):
     with hold_lock(tmp_path / "run", "fork") as process:
-        with pytest.raises(InUseError), locked_directory(tmp_path / "run"):
+        with pytest.raises(InUseError), lock_directory(tmp_path / "run"):
             pass
         kill(process)
-        with locked_directory(tmp_path / "run"):
+        with lock_directory(tmp_path / "run"):
             pass
 
 
@@ -93,7 +93,7 @@ def test_run_holds_its_lock_from_data_check_to_test(tmp_path, monkeypatch):
 
     def note(name, work):
         def note_lock(*arguments, **options):
-            with pytest.raises(InUseError), locked_directory(tmp_path / "run"):
+            with pytest.raises(InUseError), lock_directory(tmp_path / "run"):
                 pass
             seen.append(name)
             return work(*arguments, **options)
@@ -168,7 +168,7 @@ def test_one_of_many_concurrent_starts_gets_a_new_directory(tmp_path):
     def attempt() -> None:
         tried.wait()
         try:
-            with locked_directory(tmp_path / "new" / "run"):
+            with lock_directory(tmp_path / "new" / "run"):
                 outcomes.append(True)
                 tried.wait()
         except InUseError:
@@ -184,21 +184,21 @@ def test_one_of_many_concurrent_starts_gets_a_new_directory(tmp_path):
 
 
 def test_created_empty_directory_is_removed(tmp_path):
-    with locked_directory(tmp_path / "a" / "b"):
+    with lock_directory(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()
     assert not (tmp_path / "a").exists()
     (tmp_path / "mine").mkdir()
-    with locked_directory(tmp_path / "mine"):
+    with lock_directory(tmp_path / "mine"):
         pass
     assert (tmp_path / "mine").is_dir()
-    with locked_directory(tmp_path / "a" / "b"):
+    with lock_directory(tmp_path / "a" / "b"):
         (tmp_path / "a" / "result").touch()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["result"]
 
 
 def test_file_instead_of_directory_raises(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(LockError, match="cannot be created"), locked_directory(tmp_path / "file"):
+    with pytest.raises(LockError, match="cannot be created"), lock_directory(tmp_path / "file"):
         pass
 
 
@@ -207,13 +207,13 @@ def test_lock_of_a_replacement_directory_is_kept(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     with ExitStack() as replacing, ExitStack() as other:
-        replacing.enter_context(locked_directory(out))
+        replacing.enter_context(lock_directory(out))
         out.rename(tmp_path / "old")
         out.mkdir()
-        other.enter_context(locked_directory(out))
+        other.enter_context(lock_directory(out))
         shutil.rmtree(tmp_path / "old")
         replacing.close()
-        with pytest.raises(InUseError), locked_directory(out):
+        with pytest.raises(InUseError), lock_directory(out):
             pass
         other.close()
         assert not (out / LOCK).exists()
@@ -222,8 +222,8 @@ def test_lock_of_a_replacement_directory_is_kept(tmp_path):
 def test_files_have_separate_locks(tmp_path):
     with ExitStack() as stack:
         for name in ("model.pth", "other.pth"):
-            stack.enter_context(locked_file(tmp_path / name))
-        with pytest.raises(InUseError, match=r"model\.pth is being written"), locked_file(tmp_path / "model.pth"):
+            stack.enter_context(lock_file(tmp_path / name))
+        with pytest.raises(InUseError, match=r"model\.pth is being written"), lock_file(tmp_path / "model.pth"):
             pass
     assert not list(tmp_path.iterdir())
 
@@ -245,7 +245,7 @@ def test_file_system_without_locks_warns(tmp_path, monkeypatch, caplog, number):
         raise OSError(number, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with locked_directory(tmp_path / "out"):
+    with lock_directory(tmp_path / "out"):
         (tmp_path / "out" / "result").touch()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["result"]
@@ -256,5 +256,5 @@ def test_other_file_system_errors_raise(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "input/output error")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(LockError, match="input/output error"), locked_directory(tmp_path / "out"):
+    with pytest.raises(LockError, match="input/output error"), lock_directory(tmp_path / "out"):
         pass

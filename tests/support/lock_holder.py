@@ -36,7 +36,7 @@ def kill(process: Popen[str]) -> None:
 
 if __name__ == "__main__":
     module, directory, *options = sys.argv[1:]
-    with runpy.run_path(module)["locked_directory"](Path(directory)):
+    with runpy.run_path(module)["lock_directory"](Path(directory)):
         if options and os.fork() == 0:
             sys.stdin.read()  # runs until the test ends
             os._exit(0)

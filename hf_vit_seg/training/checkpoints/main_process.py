@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from hf_vit_seg.directory_lock import locked_directory
+from hf_vit_seg.directory_lock import lock_directory
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 
 Result = TypeVar("Result")
@@ -40,7 +40,7 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Res
 def lock_on_main_process(accelerator: Accelerator, directory: Path) -> Iterator[None]:
     """Hold the lock of a directory for all processes; if the main process cannot get it, all of them raise."""
     with ExitStack() as stack:
-        on_main_process(accelerator, lambda: stack.enter_context(locked_directory(directory)))
+        on_main_process(accelerator, lambda: stack.enter_context(lock_directory(directory)))
         yield
 
 
