@@ -128,7 +128,8 @@ def facts_from_json(row: Mapping[str, Any]) -> SampleFacts:
 
 def source_stamp(settings: Mapping[str, Any], channels: int, dataset: RawDataset) -> str:
     """Everything that facts depend on except a sample's files: settings, channels, list files, class names."""
-    list_files = [stat for value in settings.values() if isinstance(value, str) and (stat := file_stamp(Path(value)))]
+    texts = [text for value in settings.values() for text in (value if isinstance(value, list | tuple) else [value])]
+    list_files = [stat for text in texts if isinstance(text, str) and (stat := file_stamp(Path(text)))]
     colored = any(isinstance(raw, tuple) for raw, _ in dataset.class_table.targets)
     stamp = [VERSION, dict(settings), channels, list_files, dataset.source.class_names, dataset.task, colored]
     return json.dumps(stamp, sort_keys=True, default=str)

@@ -16,7 +16,7 @@ from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE
 from hf_vit_seg.data.samples import RawSample
 from hf_vit_seg.data.wording import format_list
 
-from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, read_coco
+from .coco_files import AnnotationPlaces, CocoAnnotation, CocoFile, CocoImage, Id, read_coco
 from .source import Place, SourceError, SourceRecord
 
 
@@ -26,7 +26,7 @@ class CocoMasksSource(SourceRecord):
     Larger instances are drawn first, so that smaller ones are on top (of equal ones, the later in the file). Crowd
     regions are drawn last and ignored. Raw value 0 is the background; the categories follow in order.
 
-    annotations: the JSON file.
+    annotations: the JSON file; or a list of files with separate ids, which are merged by file and category names.
     images: the folder that its file names are relative to.
     categories: the names of the categories to draw, in class order; default: all, sorted by id.
     background: the name of the class of all other pixels; null ignores them in training and evaluation.
@@ -34,7 +34,7 @@ class CocoMasksSource(SourceRecord):
 
     tasks: ClassVar = ("segmentation",)
 
-    annotations: Place
+    annotations: AnnotationPlaces
     images: Place
     categories: tuple[str, ...] | None = None
     background: str | None = "background"
@@ -47,14 +47,14 @@ class CocoMasksSource(SourceRecord):
             raise SourceError("coco_masks needs pycocotools: pip install pycocotools") from None
         coco = read_coco(self.annotations, self.images)
         if self.categories is None:
-            chosen = sorted(coco.categories, key=lambda category: category.id)
+            chosen = sorted(coco.categories, key=lambda category: (isinstance(category.id, str), category.id))
         else:
             chosen = [coco.category(name) for name in self.categories]
         values = {category.id: place for place, category in enumerate(chosen, 1 if self.background else 0)}
         drawn = [a for a in coco.annotations if a.category_id in values]
         if bare := [a.id for a in drawn if not a.segmentation]:
             raise SourceError(
-                f"{coco.path}: {len(bare)} of {len(drawn)} annotations have no segmentation: {format_list(bare)}; "
+                f"{coco.title}: {len(bare)} of {len(drawn)} annotations have no segmentation: {format_list(bare)}; "
                 "masks cannot be drawn from boxes"
             )
         names = (*([self.background] if self.background else []), *(category.name for category in chosen))
@@ -114,7 +114,7 @@ class CocoMasks:
             size, area = tuple(shape["size"]), int(drawing.area(shape))
         if size != (image.height, image.width):
             raise SourceError(
-                f"{self.coco.path}: the RLE of annotation {annotation.id} has size {size}, but its image has "
+                f"{self.coco.title}: the RLE of annotation {annotation.id} has size {size}, but its image has "
                 f"{(image.height, image.width)}"
             )
         return shape, area
@@ -126,7 +126,7 @@ class CocoMasks:
             yield
         except Exception as error:  # Cython code raises any type
             raise SourceError(
-                f"{self.coco.path}: the segmentation of annotation {annotation.id} is not a valid polygon list or RLE "
+                f"{self.coco.title}: the segmentation of annotation {annotation.id} is not a valid polygon list or RLE "
                 f"({error})"
             ) from None
 
