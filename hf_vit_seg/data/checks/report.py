@@ -138,6 +138,15 @@ class SplitFacts:
                 names[facts.digest].append(facts.name)
         return {digest: tuple(group) for digest, group in names.items()}
 
+    @cached_property
+    def notes(self) -> dict[str, list[int]]:
+        """Indices of the samples that have a source's warning."""
+        found: dict[str, list[int]] = defaultdict(list)
+        for index, facts in enumerate(self.facts):
+            for note in facts.notes:
+                found[note].append(index)
+        return found
+
     def locations(self, samples: Sequence[int]) -> str:
         """Format the files of some samples' targets."""
         return format_list(self.dataset.location(index) for index in samples)
@@ -177,6 +186,8 @@ class SplitFacts:
             yield f"{self.split}: unknown values that are ignored: {format_list(self.unknown, 5)} ({amount})"
         if self.empty and len(self.empty) < len(self.facts):
             yield f"{self.split}: samples without a label of any class: {self.locations(self.empty)}"
+        for note, samples in self.notes.items():
+            yield f"{self.split}: {len(samples)} samples with {note}: {format_list(map(self.dataset.name, samples))}"
         repeated = [names for names in self.digests.values() if len(names) > 1]
         if repeated and self.dataset.task != "pose":  # people share their image
             yield f"{self.split}: images that occur more than once: {format_list(' = '.join(n[:2]) for n in repeated)}"

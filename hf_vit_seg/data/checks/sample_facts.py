@@ -22,7 +22,7 @@ from hf_vit_seg.data.labels.raw_values import ClassTableError, Raw
 from hf_vit_seg.data.samples import Person, RawSample
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 
-VERSION = 3  # of the cache's format
+VERSION = 4  # of the cache's format
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SampleFacts:
     """The shape, dtype and target values of a sample, or the `fault` that makes it unusable.
 
     `values` are pairs of a raw value and its count: pixels of a mask, 1 for the class of an image, 1 for each labeled
-    keypoint of a person. `digest` is the hash of the image's pixels.
+    keypoint of a person. `digest` is the hash of the image's pixels. `notes` are warnings of the source.
     """
 
     name: str
@@ -39,6 +39,7 @@ class SampleFacts:
     dtype: str = ""
     values: tuple[tuple[Raw, int], ...] = ()
     digest: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -66,6 +67,7 @@ def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
         dtype=str(sample.image.dtype).removeprefix("torch."),
         values=tuple(values.items()),
         digest=digest.hexdigest(),
+        notes=sample.notes,
     )
 
 
@@ -123,7 +125,7 @@ class FactsFile:
 def facts_from_json(row: Mapping[str, Any]) -> SampleFacts:
     """Restore the tuples of facts that were stored as JSON."""
     values = tuple((tuple(raw) if isinstance(raw, list) else raw, count) for raw, count in row["values"])
-    return SampleFacts(**{**row, "shape": tuple(row["shape"]), "values": values})
+    return SampleFacts(**{**row, "shape": tuple(row["shape"]), "values": values, "notes": tuple(row["notes"])})
 
 
 def source_stamp(settings: Mapping[str, Any], channels: int, dataset: RawDataset) -> str:
