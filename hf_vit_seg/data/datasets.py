@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch.utils.data import Dataset
 
-from hf_vit_seg.data.images.files import ImageFileError
+from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
 from hf_vit_seg.data.labels.class_entries import ClassSettings
 from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
 from hf_vit_seg.data.sources.registry import Source, SourceError, open_source
@@ -149,6 +149,11 @@ class RawDataset:
     def files(self, index: int) -> tuple[Path, ...]:
         """The files of a sample, the image first; empty if it is not stored in separate files."""
         return self.source.files(self.indices[index])
+
+    def encoded_files(self, index: int) -> Sequence[Path | ImageBytes]:
+        """The image of a sample and its mask as files, also those in the rows of a table."""
+        encoded = getattr(self.source, "encoded_files", None)
+        return encoded(self.indices[index]) if encoded else self.files(index)
 
     def group(self, index: int) -> str | int:
         """The group of a sample; a group is never divided between splits."""

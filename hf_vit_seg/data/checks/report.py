@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from hf_vit_seg.data.datasets import RawDataset
+from hf_vit_seg.data.images.orientation import UPRIGHT
 from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.labels.raw_values import Raw
 from hf_vit_seg.data.wording import format_list
@@ -147,6 +148,27 @@ class SplitFacts:
                 found[note].append(index)
         return found
 
+    @cached_property
+    def turned(self) -> tuple[int, ...]:
+        """Indices of the samples whose image has an orientation other than upright."""
+        return tuple(i for i, facts in enumerate(self.facts) if facts.orientations and facts.orientations[0] != UPRIGHT)
+
+    def orientation_warnings(self) -> Iterator[str]:
+        """Messages on images that are turned and mirrored otherwise than their mask or annotations may be."""
+        if self.dataset.task == "classification":
+            return
+        differing = [i for i, facts in enumerate(self.facts) if len(set(facts.orientations)) > 1]
+        if differing:
+            yield (
+                f"{self.split}: {len(differing)} images have another orientation tag than their mask, and both are "
+                f"turned upright: see in the contact sheet whether they fit: {self.locations(differing)}"
+            )
+        if single := [i for i in self.turned if len(self.facts[i].orientations) == 1]:
+            yield (
+                f"{self.split}: {len(single)} images have an orientation tag and are turned upright; their annotations "
+                f"must be for the upright image: {format_list(self.facts[i].name for i in single)}"
+            )
+
     def locations(self, samples: Sequence[int]) -> str:
         """Format the files of some samples' targets."""
         return format_list(self.dataset.location(index) for index in samples)
@@ -186,6 +208,7 @@ class SplitFacts:
             yield f"{self.split}: unknown values that are ignored: {format_list(self.unknown, 5)} ({amount})"
         if self.empty and len(self.empty) < len(self.facts):
             yield f"{self.split}: samples without a label of any class: {self.locations(self.empty)}"
+        yield from self.orientation_warnings()
         for note, samples in self.notes.items():
             yield f"{self.split}: {len(samples)} samples with {note}: {format_list(map(self.dataset.name, samples))}"
         repeated = [names for names in self.digests.values() if len(names) > 1]

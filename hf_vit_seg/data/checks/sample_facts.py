@@ -18,6 +18,7 @@ import torch
 
 from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.data.datasets import RawDataset
+from hf_vit_seg.data.images.files import read_orientation
 from hf_vit_seg.data.labels.raw_values import ClassTableError, Raw
 from hf_vit_seg.data.samples import Person, RawSample
 from hf_vit_seg.errors import HfVitSegError, error_sentence
@@ -31,6 +32,7 @@ class SampleFacts:
 
     `values` are pairs of a raw value and its count: pixels of a mask, 1 for the class of an image, 1 for each labeled
     keypoint of a person. `digest` is the hash of the image's pixels. `notes` are warnings of the source.
+    `orientations` are those of the image file and of the mask file, if there are any; 1 is upright.
     """
 
     name: str
@@ -40,6 +42,7 @@ class SampleFacts:
     values: tuple[tuple[Raw, int], ...] = ()
     digest: str = ""
     notes: tuple[str, ...] = ()
+    orientations: tuple[int, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -52,6 +55,7 @@ def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
     name = dataset.name(index)
     try:
         sample = dataset.raw(index)
+        orientations = tuple(read_orientation(file) for file in dataset.encoded_files(index))
     except (HfVitSegError, OSError) as error:  # sources of plugins may not name the sample
         return SampleFacts(name, fault=locate_error(error, name, name, dataset.location(index)))
     try:
@@ -68,6 +72,7 @@ def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
         values=tuple(values.items()),
         digest=digest.hexdigest(),
         notes=sample.notes,
+        orientations=orientations,
     )
 
 
@@ -124,8 +129,9 @@ class FactsFile:
 
 def facts_from_json(row: Mapping[str, Any]) -> SampleFacts:
     """Restore the tuples of facts that were stored as JSON."""
+    rest = {name: tuple(row[name]) for name in ("shape", "notes", "orientations")}
     values = tuple((tuple(raw) if isinstance(raw, list) else raw, count) for raw, count in row["values"])
-    return SampleFacts(**{**row, "shape": tuple(row["shape"]), "values": values, "notes": tuple(row["notes"])})
+    return SampleFacts(**{**row, "values": values, **rest})
 
 
 def source_stamp(settings: Mapping[str, Any], channels: int, dataset: RawDataset) -> str:

@@ -176,6 +176,12 @@ class HubDataset:
             raise ImageFileError(f"{name}: the column '{column}' has neither the bytes nor the path of a file")
         return Path(value["path"])
 
+    def encoded_files(self, index: int) -> tuple[File, ...]:
+        """The image and the mask that are stored as encoded files."""
+        row, name = self.data[index], self.name(index)
+        columns = [c for c in (self.image, self.target) if isinstance(row[c], dict)]
+        return tuple(self.cell(row, column, name) for column in columns)
+
     def name(self, index: int) -> str:
         """The dataset's name and the row number."""
         return f"{self.title} row {index}"
