@@ -18,6 +18,8 @@ from hf_vit_seg.data.wording import format_list
 from .sample_facts import SampleFacts
 
 SHOWN = 3  # unknown values in a message
+DARK = 64  # of 256 levels: values of 14 bits
+KEEP_DEPTH = "data.channels: 1 keeps the values of gray images, and TIFF those of RGB images"
 UNITS = {"segmentation": "pixels", "classification": "images", "pose": "labeled keypoints"}
 DISALLOWED = {
     "segmentation": "values that belong to no class and are not in data.ignore",
@@ -242,7 +244,25 @@ class CheckReport:
             (usual, most), *rest = self.kinds
             others = format_list((f"{len(names)} of {kind} ({format_list(names)})" for kind, names in rest), 5)
             found.append(f"images must have equal channels and depth, found {len(most)} of {usual}, {others}")
+        if (problem := self.reduction_problem()) is not None:
+            found.append(problem)
         return found
+
+    @cached_property
+    def reduced(self) -> tuple[str, ...]:
+        """Names of images with more than 8 bits that are reduced to 8 bits."""
+        return tuple(f.name for part in self.splits.values() for f in part.facts if f.reduced_to is not None)
+
+    def reduction_problem(self) -> str | None:
+        """A message if images that are reduced to 8 bits use only the darkest values, as those of 12 bits do."""
+        brightest = max((f.reduced_to or 0 for part in self.splits.values() for f in part.facts), default=0)
+        if not self.reduced or brightest >= DARK:
+            return None
+        return (
+            f"{len(self.reduced)} images with more than 8 bits are reduced to 8 bits for 3 channels, and only "
+            f"{brightest + 1} of 256 levels are left ({format_list(self.reduced)}): {KEEP_DEPTH}, or scale the images "
+            "to the whole range of 16 bits"
+        )
 
     @property
     def warnings(self) -> list[str]:
@@ -252,6 +272,10 @@ class CheckReport:
             found.append(
                 "images have more than 8 bits, but the processor of a new model expects 0 .. 255: set "
                 "processor: {image_mean: computed, image_std: computed}, or set rescale_factor and means"
+            )
+        if self.reduced and self.reduction_problem() is None:
+            found.append(
+                f"{len(self.reduced)} images with more than 8 bits are reduced to 8 bits for 3 channels: {KEEP_DEPTH}"
             )
         names = list(self.splits)
         for i, first in enumerate(names):

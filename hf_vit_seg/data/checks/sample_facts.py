@@ -18,7 +18,7 @@ import torch
 
 from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.data.datasets import RawDataset
-from hf_vit_seg.data.images.files import read_orientation
+from hf_vit_seg.data.images.files import StoredFormat, read_format
 from hf_vit_seg.data.labels.raw_values import ClassTableError, Raw
 from hf_vit_seg.data.samples import Person, RawSample
 from hf_vit_seg.errors import HfVitSegError, error_sentence
@@ -33,6 +33,7 @@ class SampleFacts:
     `values` are pairs of a raw value and its count: pixels of a mask, 1 for the class of an image, 1 for each labeled
     keypoint of a person. `digest` is the hash of the image's pixels. `notes` are warnings of the source.
     `orientations` are those of the image file and of the mask file, if there are any; 1 is upright.
+    `reduced_to` is the largest 8-bit value of an image that is stored with more bits and read as RGB.
     """
 
     name: str
@@ -43,6 +44,7 @@ class SampleFacts:
     digest: str = ""
     notes: tuple[str, ...] = ()
     orientations: tuple[int, ...] = ()
+    reduced_to: int | None = None
 
     @property
     def kind(self) -> str:
@@ -55,7 +57,7 @@ def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
     name = dataset.name(index)
     try:
         sample = dataset.raw(index)
-        orientations = tuple(read_orientation(file) for file in dataset.encoded_files(index))
+        formats = [read_format(file) for file in dataset.encoded_files(index)]
     except (HfVitSegError, OSError) as error:  # sources of plugins may not name the sample
         return SampleFacts(name, fault=locate_error(error, name, name, dataset.location(index)))
     try:
@@ -72,8 +74,14 @@ def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
         values=tuple(values.items()),
         digest=digest.hexdigest(),
         notes=sample.notes,
-        orientations=orientations,
+        orientations=tuple(each.orientation for each in formats),
+        reduced_to=int(sample.image.max()) if formats and is_reduced(sample.image, formats[0]) else None,
     )
+
+
+def is_reduced(image: torch.Tensor, stored: StoredFormat) -> bool:
+    """Whether an image was reduced to 8 bits."""
+    return image.dtype == torch.uint8 and stored.bits > 8
 
 
 def locate_error(error: Exception, where: str, *names: str) -> str:

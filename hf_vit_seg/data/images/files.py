@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 
-from .orientation import UPRIGHT, hide_tiff_orientation, pil_orientation, turn_image_upright
+from .orientation import UPRIGHT, hide_tiff_orientation, pil_orientation, tiff_orientation, turn_image_upright
 
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 100_000  # pixels of an image that is read whole: thin images grow when they are resized or padded
@@ -24,6 +24,8 @@ MAX_PIXEL_BYTES = 90  # memory per pixel of an image of `max_pixels` pixels: ten
 PROCESSING_BYTES = 50  # per pixel: RGB copies, float32 channels, label map and overlay (45 measured with `predict`)
 TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, in either byte order
 NUMPY = b"\x93NUMPY"
+PNG_DEPTH = 24  # the place of the bits per number in a PNG
+MODE_BITS = {"I;16": 16, "I;16L": 16, "I;16B": 16, "I": 32, "F": 32}  # by PIL mode
 NOT_PICTURES = frozenset({".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf"})
 # Formats that PIL hands to other programs, or knows by name only.
 NO_PIXELS = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})
@@ -286,13 +288,32 @@ def open_image(stored: Path | BytesIO) -> Image.Image:
         return Image.open(stored, formats=pil_formats())
 
 
-def read_orientation(file: Path | ImageBytes) -> int:
-    """The orientation (EXIF and TIFF tags) of an image or mask file; 1 is upright. Raises ImageFileError."""
-    start = first_bytes(file)
+@dataclass(frozen=True)
+class StoredFormat:
+    """How an image file stores pixels: the orientation (EXIF and TIFF tags; 1 is upright), and bits per number."""
+
+    orientation: int = UPRIGHT
+    bits: int = 8
+
+
+def read_format(file: Path | ImageBytes) -> StoredFormat:
+    """Read how an image or mask file stores pixels, from its header. Raises ImageFileError."""
+    start = first_bytes(file, PNG_DEPTH + 1)
     with failures_in_words(file):
         if start.startswith(TIFFS):
-            return hide_tiff_orientation(opened(file))[1]
+            return read_tiff_format(opened(file))
         if start.startswith(NUMPY):
-            return UPRIGHT
+            array = np.load(opened(file), mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
+            return StoredFormat(bits=8 * array.dtype.itemsize)
         with open_image(opened(file)) as image:
-            return pil_orientation(image, opened(file))
+            depth = start[PNG_DEPTH] if image.format == "PNG" else 8
+            return StoredFormat(pil_orientation(image, opened(file)), max(MODE_BITS.get(image.mode, 8), depth))
+
+
+def read_tiff_format(stored: Path | BytesIO) -> StoredFormat:
+    """Read how a TIFF stores pixels."""
+    import tifffile
+
+    with tifffile.TiffFile(stored) as tiff:
+        page: Any = tiff.pages.first
+        return StoredFormat(tiff_orientation(page), page.bitspersample)
