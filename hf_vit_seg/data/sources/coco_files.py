@@ -14,7 +14,7 @@ from hf_vit_seg.data.images.pixels import read_pixels
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.records import expectation, settings_path, shorten
 
-from .source import Place, SourceError, check_present, existing_file, existing_folder
+from .source import Place, SourceError, check_present, existing_file, existing_folder, portable_path
 
 Id: TypeAlias = int | str
 AnnotationPlaces: TypeAlias = Place | Annotated[tuple[Place, ...], Field(min_length=1)]
@@ -114,8 +114,9 @@ def read_coco(annotations: Path | Sequence[Path], images: Path) -> CocoFile:
     files = [(path, read_lists(existing_file(path, "annotations"))) for path in paths]
     title = format_list([path for path, _ in files])
     lists = files[0][1] if len(files) == 1 else merge_lists(files)
-    check_present([folder / image.file_name for image in lists.images], title)
-    by_id = {image.id: image for image in sorted(lists.images, key=lambda image: image.file_name)}
+    found = [replace(image, file_name=portable_path(folder, image.file_name)) for image in lists.images]
+    check_present([folder / image.file_name for image in found], title)
+    by_id = {image.id: image for image in sorted(found, key=lambda image: image.file_name)}
     return CocoFile(title, folder, by_id, lists.annotations, lists.categories)
 
 
@@ -128,6 +129,7 @@ def read_lists(path: Path) -> CocoLists:
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in PARTS):
         raise SourceError(f"{path} is not an annotation file in COCO format: expected the lists {', '.join(PARTS)}")
     lists = validate_lists(content, path)
+    lists = replace(lists, categories=[replace(each, name=each.name.strip()) for each in lists.categories])
     check_unique(lists, path)
     images, categories = ({entry.id for entry in entries} for entries in (lists.images, lists.categories))
     for part, strange in (

@@ -128,7 +128,9 @@ def label_names(data: Any, column: str) -> tuple[str, ...] | None:
     feature = data.features[column]
     if getattr(feature, "names", None):
         return tuple(feature.names)
-    return tuple(sorted(set(data.unique(column)) - {None})) if target_kind(feature) == "str" else None
+    if target_kind(feature) != "str":
+        return None
+    return tuple(sorted({name.strip() for name in data.unique(column) if name is not None}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +158,7 @@ class HubDataset:
         )
         target = row[self.target]
         if isinstance(target, str) and self.class_names:
-            return RawSample(name, pixels, self.class_names.index(target))
+            return RawSample(name, pixels, self.class_names.index(target.strip()))
         if isinstance(target, int):
             return RawSample(name, pixels, target)
         mask = self.cell(row, self.target, name)

@@ -94,6 +94,14 @@ def format_path_error(path: Path, what: str, reason: str) -> str:
     return f"{what}: {path}: {reason}{hint}"
 
 
+def portable_path(folder: Path, text: str) -> str:
+    """The path of a file in a folder as it is on this disk: lists may be written on another system.
+
+    If there is no such file, backslashes are tried as separators. A file that is not found keeps its name.
+    """
+    return next((each for each in (text, text.replace("\\", "/")) if (folder / each).is_file()), text)
+
+
 def check_present(files: Sequence[Path], where: str) -> None:
     """Raise SourceError if files of a list or an annotation file do not exist."""
     missing = [path for path in files if not path.is_file()]
@@ -103,4 +111,13 @@ def check_present(files: Sequence[Path], where: str) -> None:
         )
 
 
-__all__ = ["Place", "Source", "SourceError", "SourceRecord", "check_present", "existing_file", "existing_folder"]
+__all__ = [
+    "Place",
+    "Source",
+    "SourceError",
+    "SourceRecord",
+    "check_present",
+    "existing_file",
+    "existing_folder",
+    "portable_path",
+]
