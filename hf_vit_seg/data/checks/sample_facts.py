@@ -101,7 +101,11 @@ def raw_counts(dataset: RawDataset, sample: RawSample) -> Mapping[Raw, int]:
 
 
 class FactsFile:
-    """A cache of sample facts in a JSON file; `path` None disables it. An unreadable file is treated as empty."""
+    """A cache of sample facts in a JSON file; `path` None disables it. An unreadable file is treated as empty.
+
+    Faults are never cached: they can disappear without a change of the file (permissions, memory, a missing codec, a
+    network drive).
+    """
 
     def __init__(self, path: Path | None):
         self.path = path
@@ -110,7 +114,7 @@ class FactsFile:
         if path is not None and path.is_file():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                self.known = {key: facts_from_json(row) for key, row in content["samples"].items()}
+                self.known = {key: facts_from_json(row) for key, row in content["samples"].items() if not row["fault"]}
             except (ValueError, KeyError, TypeError, AttributeError):  # another version, or truncated
                 self.known = {}
 
@@ -122,8 +126,8 @@ class FactsFile:
         return facts
 
     def add(self, key: str | None, facts: SampleFacts) -> None:
-        """Cache facts, unless `key` is None."""
-        if key is not None:
+        """Cache facts, unless `key` is None or the sample is unusable."""
+        if key is not None and facts.fault is None:
             self.used[key] = facts
 
     def write(self, whole: bool = True) -> None:
