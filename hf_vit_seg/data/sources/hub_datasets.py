@@ -52,12 +52,24 @@ class HuggingFaceSource(SourceRecord):
         for column in (self.image_column, target):
             if column not in data.features:
                 raise SourceError(f"{self.name} has no column '{column}'; it has {format_list(data.column_names, 20)}")
+        self.check_columns(data, target, task)
         names = label_names(data, target) if task == "classification" else None
-        if task == "classification" and target_kind(data.features[target]) not in ("int", "str"):
-            raise SourceError(f"{self.name}: the column '{target}' has {data.features[target]}, expected labels")
         return HubDataset(
             self.name, disable_decoding(data, (self.image_column, target)), self.image_column, target, names, channels
         )
+
+    def check_columns(self, data: Any, target: str, task: str) -> None:
+        """Raise SourceError for columns of another kind than images, masks and labels."""
+        images = {"image_column": self.image_column} | ({"mask_column": target} if task == "segmentation" else {})
+        for setting, column in images.items():
+            if not holds_pixels(data.features[column]):
+                others = [name for name, feature in data.features.items() if holds_pixels(feature)]
+                raise SourceError(
+                    f"{self.name}: the column '{column}' has {data.features[column]}, expected images or arrays: set "
+                    f"{setting} to one of {format_list(others, 10) or 'none (this dataset has no such column)'}"
+                )
+        if task == "classification" and target_kind(data.features[target]) not in ("int", "str"):
+            raise SourceError(f"{self.name}: the column '{target}' has {data.features[target]}, expected labels")
 
     def hub_id(self) -> str | None:
         """The dataset's Hub id; None for a local folder."""
@@ -117,8 +129,23 @@ def disable_decoding(data: Any, columns: tuple[str, str]) -> Any:
     return data
 
 
+def holds_pixels(feature: Any) -> bool:
+    """Whether a column has encoded images, or arrays of numbers."""
+    import datasets
+
+    # List and LargeList are new in datasets 4 and 3.
+    lists = [kind for name in ("List", "LargeList") if (kind := getattr(datasets, name, None)) is not None]
+    arrays = (datasets.Array2D, datasets.Array3D, datasets.Sequence, list, *lists)
+    encoded = isinstance(feature, dict) and {"bytes", "path"} & feature.keys()
+    return bool(encoded) or isinstance(feature, (datasets.Image, *arrays))
+
+
 def target_kind(feature: Any) -> str:
-    """The Python type of a label column: `int`, `str`, or another dtype."""
+    """The Python type of a label column: `int`, `str`, or another dtype; empty for arrays."""
+    import datasets
+
+    if not isinstance(feature, (datasets.Value, datasets.ClassLabel)):
+        return ""
     kind = str(getattr(feature, "dtype", ""))
     return "str" if "string" in kind else "int" if "int" in kind else kind
 

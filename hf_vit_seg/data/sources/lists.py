@@ -51,6 +51,11 @@ class ListSource(SourceRecord):
             masks = [portable_path(root, mask) for _, mask in rows]
             check_present([root / mask for mask in masks], str(path))
             return FileSource(root, images, root, masks, channels=channels)
+        if all((root / portable_path(root, label)).is_file() for _, label in rows):
+            raise SourceError(
+                f"{path}: all labels are names of files, such as {rows[0][1]}, expected classes: set target_column to "
+                "the column of the labels, or task: segmentation for masks"
+            )
         labels, names = encode_labels([label for _, label in rows])
         return FileSource(root, images, root, labels, names, channels)
 
