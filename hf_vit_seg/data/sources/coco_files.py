@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.images.pixels import read_pixels
+from hf_vit_seg.data.labels.names import normalize_name
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.records import expectation, settings_path, shorten
 
@@ -83,7 +84,7 @@ class CocoFile:
     def category(self, name: str) -> CocoCategory:
         """Find a category by name."""
         for category in self.categories:
-            if category.name == name:
+            if category.name == normalize_name(name):
                 return category
         known = format_list([category.name for category in self.categories], 10)
         raise SourceError(f"{self.title} has no category '{name}'; it has {known}")
@@ -129,7 +130,7 @@ def read_lists(path: Path) -> CocoLists:
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in PARTS):
         raise SourceError(f"{path} is not an annotation file in COCO format: expected the lists {', '.join(PARTS)}")
     lists = validate_lists(content, path)
-    lists = replace(lists, categories=[replace(each, name=each.name.strip()) for each in lists.categories])
+    lists = replace(lists, categories=[replace(each, name=normalize_name(each.name)) for each in lists.categories])
     check_unique(lists, path)
     images, categories = ({entry.id for entry in entries} for entries in (lists.images, lists.categories))
     for part, strange in (

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from hf_vit_seg.data.images.files import files_below, readable_suffixes
+from hf_vit_seg.data.labels.names import compose
 from hf_vit_seg.data.wording import format_list
 
 from .file_source import FileSource
@@ -69,11 +70,11 @@ def template_folder(place: str, what: str) -> Path:
 
 def find_stems(place: str, folder: Path, skip: Path | None) -> dict[str, str]:
     """Find the files of a folder or template by stem, as paths relative to `folder`; the folder `skip` is excluded."""
-    pattern = stem_pattern(place)
+    pattern = stem_pattern(compose(place))
     suffixes = readable_suffixes() | ({Path(place).suffix.lower()} if STEM in place else frozenset())
     found: dict[str, str] = {}
     for path in files_below(folder, suffixes, skip):
-        if match := pattern.fullmatch(path.as_posix()):
+        if match := pattern.fullmatch(compose(path.as_posix())):
             stem = match["folder"] + match["stem"]
             if stem in found:
                 raise SourceError(

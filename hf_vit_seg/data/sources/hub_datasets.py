@@ -12,6 +12,7 @@ import numpy as np
 
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageBytes, ImageFileError
 from hf_vit_seg.data.images.pixels import File, array_mask, array_pixels, move_channels_first, read_mask, read_pixels
+from hf_vit_seg.data.labels.names import normalize_name
 from hf_vit_seg.data.samples import RawSample
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import error_sentence
@@ -154,10 +155,10 @@ def label_names(data: Any, column: str) -> tuple[str, ...] | None:
     """The class names: those of the dataset, or the distinct strings in alphabetical order; None for integers."""
     feature = data.features[column]
     if getattr(feature, "names", None):
-        return tuple(feature.names)
+        return tuple(map(normalize_name, feature.names))
     if target_kind(feature) != "str":
         return None
-    return tuple(sorted({name.strip() for name in data.unique(column) if name is not None}))
+    return tuple(sorted({normalize_name(name) for name in data.unique(column) if name is not None}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +186,7 @@ class HubDataset:
         )
         target = row[self.target]
         if isinstance(target, str) and self.class_names:
-            return RawSample(name, pixels, self.class_names.index(target.strip()))
+            return RawSample(name, pixels, self.class_names.index(normalize_name(target)))
         if isinstance(target, int):
             return RawSample(name, pixels, target)
         mask = self.cell(row, self.target, name)

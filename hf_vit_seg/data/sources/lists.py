@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import ClassVar
 
+from hf_vit_seg.data.labels.names import normalize_name
 from hf_vit_seg.data.wording import format_list
 
 from .file_source import FileSource
@@ -115,6 +116,7 @@ def encode_labels(labels: list[str]) -> tuple[list[int], tuple[str, ...] | None]
     """Encode labels as class indices; also return their sorted names, or None if the labels are integers."""
     if all(map(INTEGER.fullmatch, labels)):
         return [int(label) for label in labels], None
+    labels = [normalize_name(label) for label in labels]
     names = tuple(sorted(set(labels)))
     places = {name: place for place, name in enumerate(names)}
     return [places[label] for label in labels], names
