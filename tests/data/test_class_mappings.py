@@ -109,3 +109,34 @@ def test_other_files_raise(tmp_path, content):
 def test_missing_file_raises(tmp_path: Path):
     with pytest.raises(RecordError, match=r"no\.json"):
         load_recipe("nuclei", [f"data.classes={tmp_path}/no.json"])
+
+
+def test_paths_are_resolved_in_the_folder_of_the_recipe(tmp_path):
+    """Also paths in lists, and those of lists of stems."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "id2label.json").write_text('{"0": "back", "1": "cell"}')
+    for name in ("a.json", "b.json", "train.txt"):
+        (folder / name).write_text("{}")
+    recipe = {
+        "model": {"architecture": "segformer", "variant": "b0"},
+        "data": {
+            "train": {"kind": "coco_masks", "annotations": ["a.json", "b.json"], "images": "nowhere"},
+            "test": {"kind": "folders", "images": "nowhere", "masks": "nowhere", "stems": "train.txt"},
+            "classes": "id2label.json",
+        },
+        "loop": {"steps": 1},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    data = load_recipe(folder / "recipe.yaml").data
+    assert data.classes == ("back", "cell")
+    assert data.train["annotations"] == [str(folder / "a.json"), str(folder / "b.json")]
+    assert data.test is not None and data.test["stems"] == str(folder / "train.txt")
+
+
+def test_mapping_in_a_recipe_file_has_integer_keys(tmp_path):
+    text = "model: {architecture: segformer, variant: b0}\nloop: {steps: 1}\ndata:\n"
+    source = "  train: {kind: folders, images: a, masks: b}\n"
+    (tmp_path / "recipe.yaml").write_text(f"{text}{source}  classes:\n    0: back\n    7: cell\n")
+    classes = load_recipe(tmp_path / "recipe.yaml").data.classes
+    assert values(table(classes)) == {0: "back", 7: "cell"}

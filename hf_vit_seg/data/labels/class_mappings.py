@@ -18,9 +18,14 @@ def expand_classes(classes: Any) -> Any:
 
     A file holds a list of names, a mapping, or a model's config.json with `id2label`. Raises ClassTableError.
     """
-    if isinstance(classes, str) and classes.lower().endswith(".json"):
+    if is_class_file(classes):
         classes = read_classes(Path(classes).expanduser())
     return expand_mapping(classes) if isinstance(classes, Mapping) else classes
+
+
+def is_class_file(classes: Any) -> bool:
+    """Whether this is the path of a JSON file, and not the name of a label set."""
+    return isinstance(classes, str) and classes.lower().endswith(".json")
 
 
 def read_classes(path: Path) -> Any:
@@ -83,4 +88,4 @@ def is_value(found: Any) -> bool:
     return isinstance(found, int) and not isinstance(found, bool)
 
 
-__all__ = ["expand_classes"]
+__all__ = ["expand_classes", "is_class_file"]
