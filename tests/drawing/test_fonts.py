@@ -1,5 +1,6 @@
 """Characters of class names that not every font has."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def build_font(path: Path, characters: str) -> Path:
 
 
 @pytest.fixture
-def installed(tmp_path, monkeypatch) -> Path:
+def installed(tmp_path, monkeypatch) -> Iterator[Path]:
     """The only fonts of the system are one with CJK characters, one with a single one, and a broken one."""
     paths = [build_font(tmp_path / "few.ttf", CJK[0]), build_font(tmp_path / "squares.ttf", CJK + "ab")]
     (tmp_path / "broken.ttf").write_bytes(b"no font")

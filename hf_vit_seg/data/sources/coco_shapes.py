@@ -27,9 +27,8 @@ def encode_shape(shape: Any, height: int, width: int) -> Any:
     from pycocotools import mask as drawing
 
     if isinstance(shape, Mapping):
-        return drawing.frPyObjects(
-            {"size": [height, width], "counts": run_lengths(shape, height, width)}, height, width
-        )
+        encoded: Any = {"size": [height, width], "counts": run_lengths(shape, height, width)}
+        return drawing.frPyObjects(encoded, height, width)
     if not isinstance(shape, list) or not all(isinstance(part, list) for part in shape):
         raise SourceError("expected a list of polygons, each a list of x, y, x, y ..., or an RLE with size and counts")
     polygons = [points for part in shape if len(points := polygon_points(part, height, width)) >= CORNERS]
