@@ -12,9 +12,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch.utils.data import Dataset
 
-from hf_vit_seg.data.images.files import ImageFileError
+from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
 from hf_vit_seg.data.labels.class_entries import ClassSettings
 from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
+from hf_vit_seg.data.labels.names import normalize_name
 from hf_vit_seg.data.sources.registry import Source, SourceError, open_source
 from hf_vit_seg.data.transforms.pipeline import Pipeline
 
@@ -80,7 +81,7 @@ def build_class_table(recipe: RunSettings, source: Source | None = None) -> Clas
     """The class table of a recipe (for pose, of the keypoints). `source` is the training source, opened if needed."""
     if recipe.data.classes is None and source is None:
         source = open_source(recipe.data.train, recipe.task, recipe.data.channels, "data.train")
-    table = ClassTable.from_recipe(recipe.data, source.class_names if source else None)
+    table = ClassTable.from_recipe(recipe.data, source.class_names if source else None, recipe.task)
     if recipe.task == "segmentation" and len(table.names) == 1:
         raise ClassTableError(
             f"found one class, '{table.names[0]}', expected at least two: add a class for the other pixels, as in "
@@ -149,6 +150,11 @@ class RawDataset:
     def files(self, index: int) -> tuple[Path, ...]:
         """The files of a sample, the image first; empty if it is not stored in separate files."""
         return self.source.files(self.indices[index])
+
+    def encoded_files(self, index: int) -> Sequence[Path | ImageBytes]:
+        """The image of a sample and its mask as files, also those in the rows of a table."""
+        encoded = getattr(self.source, "encoded_files", None)
+        return encoded(self.indices[index]) if encoded else self.files(index)
 
     def group(self, index: int) -> str | int:
         """The group of a sample; a group is never divided between splits."""
@@ -237,7 +243,7 @@ def check_sample(sample: RawSample, where: str) -> None:
 
 def check_keypoints(names: Sequence[str], source_names: Sequence[str] | None) -> None:
     """Raise ClassTableError if the names or the order of the keypoints differ from those of the source."""
-    if source_names is not None and tuple(names) != tuple(source_names):
+    if source_names is not None and tuple(names) != tuple(map(normalize_name, source_names)):
         raise ClassTableError(
             f"the source has the keypoints {', '.join(source_names)}, but data.classes has {', '.join(names)}: remove "
             "data.classes, or list the keypoints in the order of the source"

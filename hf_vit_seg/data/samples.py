@@ -28,9 +28,11 @@ class RawSample:
     """An image (C, H, W), uint8 or float32, and its target.
 
     `target` is a raw mask, (H, W) int64 of values or (3, H, W) uint8 of colors; a class index; a person; or None.
-    `name` is unique within the source and identifies the sample in messages.
+    `name` is unique within the source and identifies the sample in messages. `notes` are warnings of the source, the
+    same text for the same kind of finding: `check-data` counts the samples that have it.
     """
 
     name: str
     image: torch.Tensor
     target: "torch.Tensor | int | Person | None"
+    notes: tuple[str, ...] = ()

@@ -6,9 +6,11 @@ Shapes: H W pixels, K classes. Lengths are pixels.
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from hf_vit_seg.errors import HfVitSegError
+
+from .fonts import Font, load_font
 
 LegendRow = tuple[str, tuple[int, int, int], float]  # name, color, share in 0 .. 1
 
@@ -83,8 +85,8 @@ def boundary_mask(labels: np.ndarray) -> np.ndarray:
 def add_legend(picture: Image.Image, rows: Sequence[LegendRow]) -> Image.Image:
     """Add a legend on the right if it is not taller than the image, else in columns below."""
     em = max(14, max(picture.size) // 48)
-    font = ImageFont.load_default(em)
     lines = legend_lines(rows)
+    font = load_font(em, (text for text, _, _ in lines))
     line = round(em * 1.6)
     name = round(max(font.getlength(text) for text, _, _ in lines))
     column = round(em * 1.6) + name + em + round(font.getlength("100.0 %")) + em
@@ -125,7 +127,7 @@ def draw_line(
     entry: tuple[str, tuple[int, int, int] | None, float],
     em: int,
     width: int,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: Font,
 ) -> None:
     """Draw one line of the legend: swatch, name and right-aligned share."""
     (x, y), (text, color, share) = corner, entry

@@ -7,6 +7,7 @@ by a signal.
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
@@ -89,14 +90,15 @@ def print_results(directory: RunDirectory, ending: RunStatus, recipe: Recipe) ->
     name = "best" if directory.model == directory.best else "last"
     print_on_main(f"{ending.value}: the {name} model is in {directory.model}{plots}")
     if recipe.task == "segmentation":
-        print_on_main(f"next: hf-vit-seg predict {directory.model} IMAGES --out FOLDER")
+        print_on_main(f"next: hf-vit-seg predict {quote(str(directory.model))} IMAGES --out FOLDER")
 
 
 def resume_command(directory: RunDirectory) -> str:
     """Return the command that resumes a run."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     launcher = "hf-vit-seg train" if processes == 1 else "accelerate launch ... -m hf_vit_seg.training"
-    return f"{launcher} {directory.recipe} --out {directory.path} --resume"
+    recipe, out = quote(str(directory.recipe)), quote(str(directory.path))
+    return f"{launcher} {recipe} --out {out} --resume"
 
 
 def describe_progress(directory: RunDirectory) -> str:

@@ -100,6 +100,7 @@ def split_content(part: SplitFacts) -> dict[str, Any]:
     return {
         "samples": len(part.facts),
         "faults": part.faults,
+        "turned_by_orientation": len(part.turned),
         "channels_and_dtypes": dict(part.kinds),
         "sizes": {"x".join(map(str, size)): count for size, count in part.sizes.most_common()},
         "classes": [
@@ -140,7 +141,8 @@ def summary(part: SplitFacts) -> str:
     areas = sorted(part.sizes, key=lambda size: size[0] * size[1])
     sizes = " to ".join(dict.fromkeys("x".join(map(str, size)) for size in (areas[0], areas[-1]))) if areas else "-"
     kinds = format_list(part.kinds, 5) or "none that can be read"
-    return f"{part.split}: {len(part.facts)} samples of {sizes} pixels (height x width), {kinds}"
+    turned = f", {len(part.turned)} turned upright by their orientation tag" if part.turned else ""
+    return f"{part.split}: {len(part.facts)} samples of {sizes} pixels (height x width), {kinds}{turned}"
 
 
 def class_view(report: CheckReport) -> Table:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_vit_seg.data.labels.class_mappings import is_class_file
 from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.data.transforms.batch_mixing import BATCH_TRANSFORMS
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
@@ -24,7 +25,8 @@ from .recipe.overrides import override_setting, split_override
 from .recipe.schema import DataRecipe, OptimizerRecipe, Recipe
 
 SPLITS = ("train", "validation", "test")
-PATHS = ("images", "masks", "file", "root", "annotations", "name")  # settings of sources that may be paths
+# Settings of sources that may be paths, or lists of paths.
+PATHS = ("images", "masks", "file", "root", "annotations", "name", "stems")
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -41,7 +43,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         settings = with_default_loss(settings)
         for override in overrides:
             settings = override_setting(settings, *split_override(override))
-        settings = with_default_loss(settings)
+        settings = resolve_class_file(with_default_loss(settings), path.resolve().parent)
         return complete_recipe(read_record(Recipe, settings), path.resolve().parent)
     except (OSError, UnicodeDecodeError, HfVitSegError) as error:
         raise RecipeFileError(f"{path}: {error}") from None
@@ -84,7 +86,7 @@ def complete_sources(data: DataRecipe, folder: Path) -> dict[str, dict[str, Any]
     for split in SPLITS:
         if (settings := getattr(data, split)) is not None:
             row = plain(SOURCES.read_kind(settings, f"data.{split}"))
-            paths = {key: resolve_path(row[key], folder) for key in PATHS if isinstance(row.get(key), str)}
+            paths = {key: resolve_paths(row[key], folder) for key in PATHS if key in row}
             sources[split] = {"kind": settings["kind"], **row, **paths}
     return sources
 
@@ -102,6 +104,21 @@ def complete_groups(optimizer: OptimizerRecipe) -> tuple[dict[str, Any], ...]:
     """Complete the rows of parameter groups."""
     rows = enumerate(optimizer.groups)
     return tuple(plain(read_record(GroupRow, row, f"optimizer.groups.{index}")) for index, row in rows)
+
+
+def resolve_class_file(settings: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Resolve the path of a JSON file in `data.classes`, which is read with the recipe."""
+    data = settings.get("data")
+    if not isinstance(data, Mapping) or not is_class_file(data.get("classes")):
+        return settings
+    return {**settings, "data": {**data, "classes": resolve_path(data["classes"], folder)}}
+
+
+def resolve_paths(paths: Any, folder: Path) -> Any:
+    """Resolve a path or each of a list; other values are unchanged."""
+    if isinstance(paths, list | tuple):
+        return [resolve_paths(path, folder) for path in paths]
+    return resolve_path(paths, folder) if isinstance(paths, str) else paths
 
 
 def resolve_path(path: str, folder: Path) -> str:

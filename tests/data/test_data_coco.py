@@ -152,9 +152,9 @@ def test_annotations_without_masks(tmp_path, annotations, settings, reason):
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        ("x", "not a valid polygon list or RLE"),
-        ([[1, 2]], "not a valid polygon list or RLE"),
-        ({"size": [3, 3], "counts": [0, 9]}, r"has size \(3, 3\), but its image has"),
+        ("x", "expected a list of polygons"),
+        ([1, 2, 3, 4, 5, 6], "expected a list of polygons"),
+        ({"size": [3, 3], "counts": [0, 9]}, r"has the size \[3, 3\], but its image has"),
     ],
 )
 def test_invalid_segmentations_raise_with_id(tmp_path, shape, reason):

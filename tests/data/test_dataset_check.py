@@ -1,5 +1,6 @@
 """The check of all files before training, and `hf-vit-seg check-data`."""
 
+import errno
 import json
 import os
 import threading
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from hf_vit_seg.cli import app
 from hf_vit_seg.data.checks.check import BadDataError, check, require_valid_data, single_threaded_torch
 from hf_vit_seg.data.datasets import RawDataset, open_split
+from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.labels.class_table import UnknownValueError
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.data_check import check_data, report_content
@@ -220,6 +222,31 @@ def test_cached_results_are_not_read_again(good, tmp_path, monkeypatch):
     check(recipe(good), cache=cache)
     assert len(readings.take()) == 6
     assert os.listdir(cache.parent) == ["facts.json"]
+
+
+@pytest.mark.parametrize("reader", ["read_pixels", "read_mask"])
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), ImageFileError("a codec is missing")])
+def test_faults_are_not_cached(good, tmp_path, monkeypatch, reader, error):
+    cache = tmp_path / "facts.json"
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"hf_vit_seg.data.sources.file_source.{reader}", fail)
+        report = check(recipe(good), cache=cache)
+        assert len(report.problems) == sum(len(part.facts) for part in report.splits.values())
+    assert check(recipe(good), cache=cache).problems == []
+
+
+def test_faults_in_a_cache_file_are_ignored(good, tmp_path):
+    cache = tmp_path / "facts.json"
+    check(recipe(good), cache=cache)
+    content = json.loads(cache.read_text())
+    for row in content["samples"].values():
+        row["fault"] = "there is no permission to read the file"
+    cache.write_text(json.dumps(content))
+    assert check(recipe(good), cache=cache).problems == []
 
 
 def test_cache_depends_on_channel_count(tmp_path):

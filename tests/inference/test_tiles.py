@@ -214,11 +214,30 @@ def test_cache_respects_its_limit(tmp_path):
             assert sum(segment.nbytes for segment in stored.cache.values()) == stored.cached <= stored.cache_bytes
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_regions_are_upright(tmp_path, orientation, dtype):
+    tag = [(274, 3, 1, orientation, True)]
+    path = tiff(tmp_path / "a.tif", pixels().astype(dtype), photometric="rgb", tile=(64, 64), extratags=tag)
+    whole = read_pixels(path)
+    assert region_size(path) == tuple(whole.shape[1:])
+    with open_regions(path) as image:
+        assert image.size == tuple(whole.shape[1:])
+        for rows, columns in (
+            (slice(0, 40), slice(0, 30)),
+            (slice(50, 127), slice(3, 130)),
+            (slice(9, 10), slice(5, 9)),
+        ):
+            found, _ = image.read(rows, columns)
+            assert torch.equal(found, whole[:, rows, columns])
+
+
 def test_unsupported_region_reads_raise(tmp_path):
     Image.fromarray(pixels()).save(tmp_path / "a.png")
     with pytest.raises(ImageFileError, match="tiled TIFF"):
         open_regions(tmp_path / "a.png")
-    turned = tiff(tmp_path / "b.tif", pixels(), photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    tags = [(274, 3, 1, 6, True), (33550, 12, 3, (1.0, 1.0, 0.0), True)]
+    turned = tiff(tmp_path / "b.tif", pixels(), photometric="rgb", extratags=tags)
     with pytest.raises(ImageFileError, match="save it upright"):
         open_regions(turned)
     data = tiff(tmp_path / "c.tif", pixels(), photometric="rgb").read_bytes()

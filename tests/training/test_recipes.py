@@ -104,7 +104,6 @@ def test_missing_fields_use_defaults(recipe):
         ("evaluation.protocol.windw=512", r"evaluation\.protocol\.windw .*'window'\?"),
         ("optimizer.groups=[{match: x, weight_dekay: 0}]", r"optimizer\.groups\.0\.weight_dekay .*'weight_decay'\?"),
         ("seed=-1", r"seed should be"),
-        ("data.classes={0: road, 1: car}", r"data\.classes should be a list or a valid string, found {0: 'road'"),
         ("data.classes=[{name: a, value: [0]},b]", r"data\.classes\.0\.value is not a known .*did you mean 'values'\?"),
         ("data.classes=[{values: [0]},b]", r"data\.classes\.0\.name is missing"),
         (

@@ -86,8 +86,7 @@ def scan(split: str, dataset: RawDataset, stamp: str, memory: FactsFile, progres
         facts = memory.get(key)
         if facts is None:
             facts = read_sample_facts(dataset, index)
-            if facts.fault is None:  # faults can disappear without a change of the file: permissions, memory, a library
-                memory.add(key, facts)
+            memory.add(key, facts)
         return facts
 
     return tuple(

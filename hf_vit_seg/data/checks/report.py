@@ -10,13 +10,18 @@ from functools import cached_property
 from typing import Any
 
 from hf_vit_seg.data.datasets import RawDataset
+from hf_vit_seg.data.images.orientation import UPRIGHT
 from hf_vit_seg.data.labels.class_table import ClassTable
-from hf_vit_seg.data.labels.raw_values import Raw
+from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE, Raw
 from hf_vit_seg.data.wording import format_list
 
 from .sample_facts import SampleFacts
 
 SHOWN = 3  # unknown values in a message
+WHITE = 255
+FREQUENT = 0.01  # share of the pixels
+DARK = 64  # of 256 levels: values of 14 bits
+KEEP_DEPTH = "data.channels: 1 keeps the values of gray images, and TIFF those of RGB images"
 UNITS = {"segmentation": "pixels", "classification": "images", "pose": "labeled keypoints"}
 DISALLOWED = {
     "segmentation": "values that belong to no class and are not in data.ignore",
@@ -138,6 +143,36 @@ class SplitFacts:
                 names[facts.digest].append(facts.name)
         return {digest: tuple(group) for digest, group in names.items()}
 
+    @cached_property
+    def notes(self) -> dict[str, list[int]]:
+        """Indices of the samples that have a source's warning."""
+        found: dict[str, list[int]] = defaultdict(list)
+        for index, facts in enumerate(self.facts):
+            for note in facts.notes:
+                found[note].append(index)
+        return found
+
+    @cached_property
+    def turned(self) -> tuple[int, ...]:
+        """Indices of the samples whose image has an orientation other than upright."""
+        return tuple(i for i, facts in enumerate(self.facts) if facts.orientations and facts.orientations[0] != UPRIGHT)
+
+    def orientation_warnings(self) -> Iterator[str]:
+        """Messages on images that are turned and mirrored otherwise than their mask or annotations may be."""
+        if self.dataset.task == "classification":
+            return
+        differing = [i for i, facts in enumerate(self.facts) if len(set(facts.orientations)) > 1]
+        if differing:
+            yield (
+                f"{self.split}: {len(differing)} images have another orientation tag than their mask, and both are "
+                f"turned upright: see in the contact sheet whether they fit: {self.locations(differing)}"
+            )
+        if single := [i for i in self.turned if len(self.facts[i].orientations) == 1]:
+            yield (
+                f"{self.split}: {len(single)} images have an orientation tag and are turned upright; their annotations "
+                f"must be for the upright image: {format_list(self.facts[i].name for i in single)}"
+            )
+
     def locations(self, samples: Sequence[int]) -> str:
         """Format the files of some samples' targets."""
         return format_list(self.dataset.location(index) for index in samples)
@@ -151,6 +186,40 @@ class SplitFacts:
         """Format a count with its unit, such as `12 pixels`."""
         unit = UNITS[self.dataset.task]
         return f"{count} {unit.removesuffix('s') if count == 1 else unit}"
+
+    @cached_property
+    def absent(self) -> tuple[int, ...]:
+        """Indices of the classes that do not occur."""
+        return tuple(index for index, found in enumerate(self.classes) if not found.count)
+
+    @cached_property
+    def ignored(self) -> dict[Raw, Occurrence]:
+        """Raw values of masks that are mapped to the ignore index by the recipe, the most frequent first."""
+        known = range(len(self.table.names))
+        found = {raw: o for raw, o in self.values.items() if raw != IGNORED_VALUE and raw in self.targets}
+        rows = [(raw, o) for raw, o in found.items() if self.targets[raw] not in known]
+        return dict(sorted(rows, key=lambda item: -item[1].count))
+
+    @cached_property
+    def is_black_and_white(self) -> bool:
+        """Whether masks have the values 0 and 255, of which 255 is ignored, and the second class is absent."""
+        found = set(self.values) == {0, WHITE} and WHITE in self.ignored
+        return found and len(self.classes) == 2 and self.absent == (1,)
+
+    def ignored_class_message(self, absent: int) -> str | None:
+        """A message if an ignored value is frequent, which may be that of the absent class with this index."""
+        total = sum(found.count for found in self.values.values())
+        frequent = [(raw, o) for raw, o in self.ignored.items() if o.count >= FREQUENT * total]
+        if not frequent:
+            return None
+        raw, found = frequent[0]
+        name = self.table.names[absent]
+        shown = list(raw) if isinstance(raw, tuple) else raw
+        return (
+            f"{self.split}: the class '{name}' does not occur, but {found.count / total:.0%} of the pixels have the "
+            f"value {raw}, which is ignored: if it is this class, write {{name: {name}, values: [{shown}]}} in "
+            "data.classes (and remove it from data.ignore)"
+        )
 
     def problems(self) -> Iterator[str]:
         """Messages on data that cannot be trained on."""
@@ -168,8 +237,7 @@ class SplitFacts:
 
     def warnings(self) -> Iterator[str]:
         """Messages on data that are probably wrong, but can be trained on."""
-        absent = [name for name, o in zip(self.table.names, self.classes, strict=True) if not o.count]
-        if absent:
+        if absent := [self.table.names[index] for index in self.absent]:
             missing = f"{len(absent)} of {len(self.classes)} classes do not occur in {len(self.facts)} samples"
             yield f"{self.split}: {missing}: {format_list(absent, 5)}"
         if self.unknown and not self.disallowed_values:
@@ -177,6 +245,9 @@ class SplitFacts:
             yield f"{self.split}: unknown values that are ignored: {format_list(self.unknown, 5)} ({amount})"
         if self.empty and len(self.empty) < len(self.facts):
             yield f"{self.split}: samples without a label of any class: {self.locations(self.empty)}"
+        yield from self.orientation_warnings()
+        for note, samples in self.notes.items():
+            yield f"{self.split}: {len(samples)} samples with {note}: {format_list(map(self.dataset.name, samples))}"
         repeated = [names for names in self.digests.values() if len(names) > 1]
         if repeated and self.dataset.task != "pose":  # people share their image
             yield f"{self.split}: images that occur more than once: {format_list(' = '.join(n[:2]) for n in repeated)}"
@@ -208,16 +279,50 @@ class CheckReport:
             (usual, most), *rest = self.kinds
             others = format_list((f"{len(names)} of {kind} ({format_list(names)})" for kind, names in rest), 5)
             found.append(f"images must have equal channels and depth, found {len(most)} of {usual}, {others}")
+        if (problem := self.reduction_problem()) is not None:
+            found.append(problem)
+        found += [message for problem, message in self.ignored_classes if problem]
         return found
+
+    @cached_property
+    def reduced(self) -> tuple[str, ...]:
+        """Names of images with more than 8 bits that are reduced to 8 bits."""
+        return tuple(f.name for part in self.splits.values() for f in part.facts if f.reduced_to is not None)
+
+    @cached_property
+    def ignored_classes(self) -> list[tuple[bool, str]]:
+        """Messages on classes that occur in no split while an ignored value is frequent; true for problems."""
+        parts = list(self.splits.values())
+        absent = set.intersection(*(set(part.absent) for part in parts)) if parts else set()
+        if self.task != "segmentation" or not absent:
+            return []
+        found = [(part.is_black_and_white, part.ignored_class_message(min(absent))) for part in parts]
+        return [(problem, message) for problem, message in found if message is not None]
+
+    def reduction_problem(self) -> str | None:
+        """A message if images that are reduced to 8 bits use only the darkest values, as those of 12 bits do."""
+        brightest = max((f.reduced_to or 0 for part in self.splits.values() for f in part.facts), default=0)
+        if not self.reduced or brightest >= DARK:
+            return None
+        return (
+            f"{len(self.reduced)} images with more than 8 bits are reduced to 8 bits for 3 channels, and only "
+            f"{brightest + 1} of 256 levels are left ({format_list(self.reduced)}): {KEEP_DEPTH}, or scale the images "
+            "to the whole range of 16 bits"
+        )
 
     @property
     def warnings(self) -> list[str]:
         """Messages on data that are probably wrong, but can be trained on."""
         found = [warning for part in self.splits.values() for warning in part.warnings()]
+        found += [message for problem, message in self.ignored_classes if not problem]
         if not self.scaled and any(facts.dtype == "float32" for part in self.splits.values() for facts in part.facts):
             found.append(
                 "images have more than 8 bits, but the processor of a new model expects 0 .. 255: set "
                 "processor: {image_mean: computed, image_std: computed}, or set rescale_factor and means"
+            )
+        if self.reduced and self.reduction_problem() is None:
+            found.append(
+                f"{len(self.reduced)} images with more than 8 bits are reduced to 8 bits for 3 channels: {KEEP_DEPTH}"
             )
         names = list(self.splits)
         for i, first in enumerate(names):

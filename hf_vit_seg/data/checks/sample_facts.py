@@ -18,11 +18,12 @@ import torch
 
 from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.data.datasets import RawDataset
+from hf_vit_seg.data.images.files import StoredFormat, read_format
 from hf_vit_seg.data.labels.raw_values import ClassTableError, Raw
 from hf_vit_seg.data.samples import Person, RawSample
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 
-VERSION = 3  # of the cache's format
+VERSION = 4  # of the cache's format
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class SampleFacts:
     """The shape, dtype and target values of a sample, or the `fault` that makes it unusable.
 
     `values` are pairs of a raw value and its count: pixels of a mask, 1 for the class of an image, 1 for each labeled
-    keypoint of a person. `digest` is the hash of the image's pixels.
+    keypoint of a person. `digest` is the hash of the image's pixels. `notes` are warnings of the source.
+    `orientations` are those of the image file and of the mask file, if there are any; 1 is upright.
+    `reduced_to` is the largest 8-bit value of an image that is stored with more bits and read as RGB.
     """
 
     name: str
@@ -39,6 +42,9 @@ class SampleFacts:
     dtype: str = ""
     values: tuple[tuple[Raw, int], ...] = ()
     digest: str = ""
+    notes: tuple[str, ...] = ()
+    orientations: tuple[int, ...] = ()
+    reduced_to: int | None = None
 
     @property
     def kind(self) -> str:
@@ -51,6 +57,7 @@ def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
     name = dataset.name(index)
     try:
         sample = dataset.raw(index)
+        formats = [read_format(file) for file in dataset.encoded_files(index)]
     except (HfVitSegError, OSError) as error:  # sources of plugins may not name the sample
         return SampleFacts(name, fault=locate_error(error, name, name, dataset.location(index)))
     try:
@@ -66,7 +73,15 @@ def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
         dtype=str(sample.image.dtype).removeprefix("torch."),
         values=tuple(values.items()),
         digest=digest.hexdigest(),
+        notes=sample.notes,
+        orientations=tuple(each.orientation for each in formats),
+        reduced_to=int(sample.image.max()) if formats and is_reduced(sample.image, formats[0]) else None,
     )
+
+
+def is_reduced(image: torch.Tensor, stored: StoredFormat) -> bool:
+    """Whether an image was reduced to 8 bits."""
+    return image.dtype == torch.uint8 and stored.bits > 8
 
 
 def locate_error(error: Exception, where: str, *names: str) -> str:
@@ -86,7 +101,11 @@ def raw_counts(dataset: RawDataset, sample: RawSample) -> Mapping[Raw, int]:
 
 
 class FactsFile:
-    """A cache of sample facts in a JSON file; `path` None disables it. An unreadable file is treated as empty."""
+    """A cache of sample facts in a JSON file; `path` None disables it. An unreadable file is treated as empty.
+
+    Faults are never cached: they can disappear without a change of the file (permissions, memory, a missing codec, a
+    network drive).
+    """
 
     def __init__(self, path: Path | None):
         self.path = path
@@ -95,7 +114,7 @@ class FactsFile:
         if path is not None and path.is_file():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                self.known = {key: facts_from_json(row) for key, row in content["samples"].items()}
+                self.known = {key: facts_from_json(row) for key, row in content["samples"].items() if not row["fault"]}
             except (ValueError, KeyError, TypeError, AttributeError):  # another version, or truncated
                 self.known = {}
 
@@ -107,8 +126,8 @@ class FactsFile:
         return facts
 
     def add(self, key: str | None, facts: SampleFacts) -> None:
-        """Cache facts, unless `key` is None."""
-        if key is not None:
+        """Cache facts, unless `key` is None or the sample is unusable."""
+        if key is not None and facts.fault is None:
             self.used[key] = facts
 
     def write(self, whole: bool = True) -> None:
@@ -122,13 +141,15 @@ class FactsFile:
 
 def facts_from_json(row: Mapping[str, Any]) -> SampleFacts:
     """Restore the tuples of facts that were stored as JSON."""
+    rest = {name: tuple(row[name]) for name in ("shape", "notes", "orientations")}
     values = tuple((tuple(raw) if isinstance(raw, list) else raw, count) for raw, count in row["values"])
-    return SampleFacts(**{**row, "shape": tuple(row["shape"]), "values": values})
+    return SampleFacts(**{**row, "values": values, **rest})
 
 
 def source_stamp(settings: Mapping[str, Any], channels: int, dataset: RawDataset) -> str:
     """Everything that facts depend on except a sample's files: settings, channels, list files, class names."""
-    list_files = [stat for value in settings.values() if isinstance(value, str) and (stat := file_stamp(Path(value)))]
+    texts = [text for value in settings.values() for text in (value if isinstance(value, list | tuple) else [value])]
+    list_files = [stat for text in texts if isinstance(text, str) and (stat := file_stamp(Path(text)))]
     colored = any(isinstance(raw, tuple) for raw, _ in dataset.class_table.targets)
     stamp = [VERSION, dict(settings), channels, list_files, dataset.source.class_names, dataset.task, colored]
     return json.dumps(stamp, sort_keys=True, default=str)

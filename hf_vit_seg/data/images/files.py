@@ -16,10 +16,16 @@ from PIL import Image, ImageOps
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 
+from .orientation import UPRIGHT, hide_tiff_orientation, pil_orientation, tiff_orientation, turn_image_upright
+
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 100_000  # pixels of an image that is read whole: thin images grow when they are resized or padded
 MAX_PIXEL_BYTES = 90  # memory per pixel of an image of `max_pixels` pixels: ten float32 channels and PROCESSING_BYTES
 PROCESSING_BYTES = 50  # per pixel: RGB copies, float32 channels, label map and overlay (45 measured with `predict`)
+TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, in either byte order
+NUMPY = b"\x93NUMPY"
+PNG_DEPTH = 24  # the place of the bits per number in a PNG
+MODE_BITS = {"I;16": 16, "I;16L": 16, "I;16B": 16, "I": 32, "F": 32}  # by PIL mode
 NOT_PICTURES = frozenset({".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf"})
 # Formats that PIL hands to other programs, or knows by name only.
 NO_PIXELS = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})
@@ -257,16 +263,15 @@ def pil_formats() -> list[str]:
 
 
 def read_image(file: Path | ImageBytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image: its first frame, upright (EXIF), in its own mode.
+    """Read an image: its first frame, upright (EXIF and TIFF tags), in its own mode.
 
     ImageFileError for what is no image, is broken, or is too large (`check_pixels`), which is found out before anything
     is decoded.
     """
-    first_bytes(file)
+    is_tiff = first_bytes(file).startswith(TIFFS)
     with failures_in_words(file):
-        with pil_limit_lifted():  # held for the header only, so that threads decode side by side
-            image = Image.open(opened(file), formats=pil_formats())
-        with image:
+        stored, orientation = hide_tiff_orientation(opened(file)) if is_tiff else (opened(file), UPRIGHT)
+        with open_image(stored) as image:
             wide = 4 if image.mode.startswith(("I", "F")) else 1
             check_pixels(file, image.height, image.width, max_pixels, wide * len(image.getbands()))
             size = image.size
@@ -274,4 +279,41 @@ def read_image(file: Path | ImageBytes, max_pixels: int = MAX_PIXELS) -> Image.I
             if image.size != size:  # icons hold a picture with a header of its own
                 check_pixels(file, image.height, image.width, max_pixels)
             ImageOps.exif_transpose(image, in_place=True)
-            return image
+            return turn_image_upright(image, orientation)
+
+
+def open_image(stored: Path | BytesIO) -> Image.Image:
+    """Open an image of any size with PIL; nothing is decoded yet."""
+    with pil_limit_lifted():  # held for the header only, so that threads decode side by side
+        return Image.open(stored, formats=pil_formats())
+
+
+@dataclass(frozen=True)
+class StoredFormat:
+    """How an image file stores pixels: the orientation (EXIF and TIFF tags; 1 is upright), and bits per number."""
+
+    orientation: int = UPRIGHT
+    bits: int = 8
+
+
+def read_format(file: Path | ImageBytes) -> StoredFormat:
+    """Read how an image or mask file stores pixels, from its header. Raises ImageFileError."""
+    start = first_bytes(file, PNG_DEPTH + 1)
+    with failures_in_words(file):
+        if start.startswith(TIFFS):
+            return read_tiff_format(opened(file))
+        if start.startswith(NUMPY):
+            array = np.load(opened(file), mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
+            return StoredFormat(bits=8 * array.dtype.itemsize)
+        with open_image(opened(file)) as image:
+            depth = start[PNG_DEPTH] if image.format == "PNG" else 8
+            return StoredFormat(pil_orientation(image, opened(file)), max(MODE_BITS.get(image.mode, 8), depth))
+
+
+def read_tiff_format(stored: Path | BytesIO) -> StoredFormat:
+    """Read how a TIFF stores pixels."""
+    import tifffile
+
+    with tifffile.TiffFile(stored) as tiff:
+        page: Any = tiff.pages.first
+        return StoredFormat(tiff_orientation(page), page.bitspersample)

@@ -22,6 +22,8 @@ from hf_vit_seg.models.image_processing_inputs import rgb_image
 
 from .files import (
     MAX_PIXELS,
+    NUMPY,
+    TIFFS,
     ImageBytes,
     ImageFileError,
     check_pixels,
@@ -32,12 +34,12 @@ from .files import (
     opened,
     read_image,
 )
+from .orientation import tiff_orientation, turn_upright
 
 File = Path | ImageBytes
 
+MOST_GRAY = 2**16 - 1
 JPEG = b"\xff\xd8\xff"
-NUMPY = b"\x93NUMPY"
-TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, in either byte order
 WIDE_GRAY = ("I", "F")  # prefixes of PIL's modes with more than 8 bits
 MASK_CHANNELS = {"RGB": 3, "RGBA": 3, "RGBX": 3, "LA": 1, "PA": 1}  # channels without alpha or padding, by PIL mode
 # Samples per pixel that PIL reads, by the TIFF's photometric interpretation: white is 0, black is 0, RGB, palette,
@@ -91,7 +93,8 @@ def as_channels(pixels: np.ndarray, channels: int, file: object) -> torch.Tensor
         raise ImageFileError(f"{file}: pixels must be real numbers, found the type {pixels.dtype}")
     if len(pixels) == 1 and channels == 3:
         if pixels.dtype.kind in "ui" and pixels.dtype.itemsize > 1:
-            gray = Image.fromarray(pixels[0].clip(0, 65535).astype(np.int32))
+            check_16_bits(pixels, file)
+            gray = Image.fromarray(pixels[0].astype(np.int32))
             return pil_pixels(rgb_image(gray), channels, file)
         pixels = np.repeat(pixels, 3, axis=0)
     if len(pixels) != channels:
@@ -101,6 +104,16 @@ def as_channels(pixels: np.ndarray, channels: int, file: object) -> torch.Tensor
         )
     eight_bits = pixels.dtype in (np.uint8, np.bool_)
     return torch.from_numpy(np.array(pixels, dtype=np.uint8 if eight_bits else np.float32, order="C"))
+
+
+def check_16_bits(gray: np.ndarray, file: object) -> None:
+    """Raise ImageFileError for gray values that do not fit 16 bits, which are the most that RGB is made of."""
+    low, high = gray.min(), gray.max()
+    if low < 0 or high > MOST_GRAY:
+        raise ImageFileError(
+            f"{file}: found gray values from {low} to {high}, expected 0 .. {MOST_GRAY} for images that are read as "
+            "RGB: set data.channels of the recipe to 1, which keeps all values, or scale them"
+        )
 
 
 def tiff_pixels(file: File, channels: int, max_pixels: int) -> torch.Tensor:
@@ -115,7 +128,7 @@ def tiff_pixels(file: File, channels: int, max_pixels: int) -> torch.Tensor:
         group = find_matching_series(tiff, file)
         if not is_pil_image(page, group, channels):
             check_pixels(file, page.imagelength, page.imagewidth, max_pixels, series_bytes(group, page))
-            stored = read_channels_first(group)
+            stored = turn_upright(read_channels_first(group), tiff_orientation(page))
     if stored is None:
         return pil_pixels(read_image(file, max_pixels), channels, file)
     return as_channels(stored, channels, file)
@@ -230,7 +243,7 @@ def pil_mask(image: Image.Image, file: object) -> torch.Tensor:
 
 
 def read_tiff_values(file: File, max_pixels: int) -> np.ndarray:
-    """Read the stored values of a TIFF, (C, H, W)."""
+    """Read the stored values of a TIFF, (C, H, W), upright."""
     import tifffile
 
     with failures_in_words(file), tifffile.TiffFile(opened(file)) as tiff:
@@ -238,7 +251,7 @@ def read_tiff_values(file: File, max_pixels: int) -> np.ndarray:
         first = tiff.series[:1]
         check_pixels(file, page.imagelength, page.imagewidth, max_pixels, series_bytes(first, page))
         check_complete(tiff, file)
-        return read_channels_first(first)
+        return turn_upright(read_channels_first(first), tiff_orientation(page))
 
 
 def array_mask(array: np.ndarray, file: object) -> torch.Tensor:

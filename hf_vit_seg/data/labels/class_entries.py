@@ -9,6 +9,11 @@ from typing import Any, Literal, Protocol
 from .raw_values import IGNORED_VALUE, ClassTableError, Raw
 
 REDUCE_ZERO_LABEL = "reduce_zero_label"
+ORDERS = {
+    "segmentation": "the masks' values, as in classes: [background, nucleus]",
+    "classification": "the integer labels, as in classes: [cat, dog]",
+    "pose": "the keypoints, as in classes: [nose, left_eye]",
+}
 DEFAULT_IGNORED = (255,)  # a class may still use this value
 
 
@@ -45,14 +50,15 @@ class NamedClass:
     color: tuple[int, int, int] | None = None
 
 
-def class_entries(data: ClassSettings, source_names: Sequence[str] | None) -> list[ClassEntry]:
+def class_entries(
+    data: ClassSettings, source_names: Sequence[str] | None, task: str = "segmentation"
+) -> list[ClassEntry]:
     """The classes of a recipe; without `data.classes`, those of the source."""
     given = data.classes if data.classes is not None else source_names
     given = label_set(given) if isinstance(given, str) else given
     if not given:
         raise ClassTableError(
-            "data.classes is missing, and the source has no class names: list the names in the order of the masks' "
-            "values, as in classes: [background, nucleus]"
+            f"data.classes is missing, and the source has no class names: list the names in the order of {ORDERS[task]}"
         )
     if data.preset is not None and any(not isinstance(entry, str) and entry.values is not None for entry in given):
         raise ClassTableError(

@@ -24,6 +24,7 @@ from .class_entries import (
     class_targets,
     find_ignored_values,
 )
+from .names import normalize_name
 from .raw_values import IGNORED_VALUE, UNKNOWN, ClassTableError, Lookup, Raw, UnknownValueError, histogram
 
 SHOWN = 5  # unknown values in a message
@@ -45,14 +46,16 @@ class ClassTable:
     by_position: bool = True
 
     @classmethod
-    def from_recipe(cls, data: ClassSettings, source_names: Sequence[str] | None = None) -> "ClassTable":
+    def from_recipe(
+        cls, data: ClassSettings, source_names: Sequence[str] | None = None, task: str = "segmentation"
+    ) -> "ClassTable":
         """Build the table of a recipe's `data`; without `data.classes`, of the source's class names.
 
         The ignore index is 255, or 65535 for more than 255 classes. A value cannot be both a class's and ignored,
         except for the default `ignore: [255]`, which a class may override. Raises ClassTableError.
         """
-        entries = class_entries(data, source_names)
-        names = tuple(entry.name for entry in entries)
+        entries = class_entries(data, source_names, task)
+        names = tuple(normalize_name(entry.name) for entry in entries)
         if repeated := [name for name, count in Counter(names).items() if count > 1]:
             raise ClassTableError(f"data.classes has '{repeated[0]}' twice: merge the values of both into one class")
         first = 1 if data.preset == REDUCE_ZERO_LABEL else 0
@@ -75,6 +78,7 @@ class ClassTable:
         """
         if source_names is None or not self.by_position:
             return self
+        source_names = [normalize_name(name) for name in source_names]
         places = {name: place for place, name in enumerate(self.names)}
         strange = [f"'{name}'" for name in source_names if name not in places]
         if strange and self.unknown_values == "error":

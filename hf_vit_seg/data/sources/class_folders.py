@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from hf_vit_seg.data.images.files import files_below, readable_suffixes
+from hf_vit_seg.data.labels.names import compose
 from hf_vit_seg.data.wording import format_list
 
 from .file_source import FileSource
@@ -33,7 +34,7 @@ class ClassFoldersSource(SourceRecord):
             )
         images = [f"{name}/{path.as_posix()}" for name, files in found.items() for path in files]
         labels = [label for label, files in enumerate(found.values()) for _ in files]
-        return FileSource(root, images, root, labels, tuple(found), channels)
+        return FileSource(root, images, root, labels, tuple(map(compose, found)), channels)
 
 
 __all__ = ["ClassFoldersSource"]

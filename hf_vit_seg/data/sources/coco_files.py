@@ -1,21 +1,24 @@
 """Annotation files in COCO format."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.images.pixels import read_pixels
+from hf_vit_seg.data.labels.names import normalize_name
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.records import expectation, settings_path, shorten
 
-from .source import SourceError, check_present, existing_file, existing_folder
+from .source import Place, SourceError, check_present, existing_file, existing_folder, portable_path
 
 Id: TypeAlias = int | str
+AnnotationPlaces: TypeAlias = Place | Annotated[tuple[Place, ...], Field(min_length=1)]
 PARTS = ("images", "annotations", "categories")
 
 
@@ -66,9 +69,13 @@ LISTS = TypeAdapter(CocoLists)
 
 @dataclass(frozen=True, eq=False)
 class CocoFile:
-    """An annotation file: images by id, sorted by file name; annotations and categories in file order."""
+    """An annotation file, or several that were merged.
 
-    path: Path
+    `title` names the files in messages. Images are mapped by id and sorted by file name; annotations and categories
+    are in file order.
+    """
+
+    title: str
     folder: Path
     images: Mapping[Id, CocoImage]
     annotations: Sequence[CocoAnnotation]
@@ -77,10 +84,10 @@ class CocoFile:
     def category(self, name: str) -> CocoCategory:
         """Find a category by name."""
         for category in self.categories:
-            if category.name == name:
+            if category.name == normalize_name(name):
                 return category
         known = format_list([category.name for category in self.categories], 10)
-        raise SourceError(f"{self.path} has no category '{name}'; it has {known}")
+        raise SourceError(f"{self.title} has no category '{name}'; it has {known}")
 
     def file(self, image: CocoImage) -> Path:
         """The path of an image."""
@@ -93,15 +100,29 @@ class CocoFile:
             found = "x".join(map(str, pixels.shape[1:]))
             raise ImageFileError(
                 f"{self.file(image)}: the image has {found} pixels (height x width), but its annotations in "
-                f"{self.path} are for {image.height}x{image.width}: use the images that were annotated"
+                f"{self.title} are for {image.height}x{image.width}: use the images that were annotated"
             )
         return pixels
 
 
-def read_coco(annotations: Path, images: Path) -> CocoFile:
-    """Read an annotation file with images in a folder. Raises SourceError if it is not in COCO format."""
-    path = existing_file(annotations, "annotations")
+def read_coco(annotations: Path | Sequence[Path], images: Path) -> CocoFile:
+    """Read annotation files with images in a folder, merged if there are several (see `merge_lists`).
+
+    Raises SourceError for files that are not in COCO format, and for ids or names that occur twice in a file.
+    """
+    paths = [annotations] if isinstance(annotations, Path) else list(annotations)
     folder = existing_folder(images, "images")
+    files = [(path, read_lists(existing_file(path, "annotations"))) for path in paths]
+    title = format_list([path for path, _ in files])
+    lists = files[0][1] if len(files) == 1 else merge_lists(files)
+    found = [replace(image, file_name=portable_path(folder, image.file_name)) for image in lists.images]
+    check_present([folder / image.file_name for image in found], title)
+    by_id = {image.id: image for image in sorted(found, key=lambda image: image.file_name)}
+    return CocoFile(title, folder, by_id, lists.annotations, lists.categories)
+
+
+def read_lists(path: Path) -> CocoLists:
+    """Read an annotation file. Raises SourceError if it is not in COCO format, or has contradictory ids."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
@@ -109,16 +130,81 @@ def read_coco(annotations: Path, images: Path) -> CocoFile:
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in PARTS):
         raise SourceError(f"{path} is not an annotation file in COCO format: expected the lists {', '.join(PARTS)}")
     lists = validate_lists(content, path)
-    check_present([folder / image.file_name for image in lists.images], str(path))
-    by_id = {image.id: image for image in sorted(lists.images, key=lambda image: image.file_name)}
-    categories = {category.id for category in lists.categories}
+    lists = replace(lists, categories=[replace(each, name=normalize_name(each.name)) for each in lists.categories])
+    check_unique(lists, path)
+    images, categories = ({entry.id for entry in entries} for entries in (lists.images, lists.categories))
     for part, strange in (
-        ("images", [a.id for a in lists.annotations if a.image_id not in by_id]),
+        ("images", [a.id for a in lists.annotations if a.image_id not in images]),
         ("categories", [a.id for a in lists.annotations if a.category_id not in categories]),
     ):
         if strange:
             raise SourceError(f"{path}: found annotations of unknown {part}: {format_list(strange)}")
-    return CocoFile(path, folder, by_id, lists.annotations, lists.categories)
+    return lists
+
+
+def check_unique(lists: CocoLists, path: Path) -> None:
+    """Raise SourceError for ids, image files or category names that occur more than once."""
+    for what, names in (
+        ("image ids", [(image.id, image.file_name) for image in lists.images]),
+        ("category ids", [(category.id, category.name) for category in lists.categories]),
+        ("annotation ids", [(annotation.id, f"image {annotation.image_id}") for annotation in lists.annotations]),
+        ("image files", [(image.file_name, f"id {image.id}") for image in lists.images]),
+        ("category names", [(category.name, f"id {category.id}") for category in lists.categories]),
+    ):
+        if repeated := format_repeated(names):
+            raise SourceError(
+                f"{path}: found {what} that occur more than once: {repeated}; if two files were put together, list "
+                "them separately (annotations: [FIRST.json, SECOND.json]), which keeps their ids apart"
+            )
+
+
+def format_repeated(names: Sequence[tuple[Id, str]]) -> str:
+    """Format the keys that occur more than once, each with the names that it stands for; empty if there are none."""
+    counts = Counter(key for key, _ in names)
+    if len(counts) == len(names):
+        return ""
+    repeated: dict[Id, list[str]] = {key: [] for key, count in counts.items() if count > 1}
+    for key, name in names:
+        if key in repeated:
+            repeated[key].append(name)
+    return format_list(f"{key} ({format_list(found)})" for key, found in repeated.items())
+
+
+def merge_lists(files: Sequence[tuple[Path, CocoLists]]) -> CocoLists:
+    """Merge annotation files with separate ids; new ids count from 1.
+
+    Images with the same file name are one image, and categories with the same name are one category. Raises
+    SourceError if such entries differ in size or keypoints.
+    """
+    merged = CocoLists([], [], [])
+    images: dict[str, CocoImage] = {}
+    categories: dict[str, CocoCategory] = {}
+    for path, lists in files:
+        for image in lists.images:
+            known = images.setdefault(image.file_name, replace(image, id=len(images) + 1))
+            if (known.height, known.width) != (image.height, image.width):
+                raise SourceError(
+                    f"{path}: the image {image.file_name} has {image.height}x{image.width} pixels (height x width), "
+                    f"but {known.height}x{known.width} in another annotation file: correct one of them"
+                )
+        for category in lists.categories:
+            same = categories.setdefault(category.name, replace(category, id=len(categories) + 1))
+            if same.keypoints != category.keypoints:
+                raise SourceError(
+                    f"{path}: the category '{category.name}' has other keypoints than in another annotation file"
+                )
+        merged.annotations.extend(renumber(lists, images, categories, len(merged.annotations) + 1))
+    return replace(merged, images=list(images.values()), categories=list(categories.values()))
+
+
+def renumber(
+    lists: CocoLists, images: Mapping[str, CocoImage], categories: Mapping[str, CocoCategory], first: int
+) -> Iterable[CocoAnnotation]:
+    """Annotations with ids from `first`, and with the ids of merged images and categories."""
+    new_images = {image.id: images[image.file_name].id for image in lists.images}
+    new_categories = {category.id: categories[category.name].id for category in lists.categories}
+    for number, each in enumerate(lists.annotations, first):
+        yield replace(each, id=number, image_id=new_images[each.image_id], category_id=new_categories[each.category_id])
 
 
 def validate_lists(content: Mapping[str, Any], path: Path) -> CocoLists:
@@ -134,4 +220,4 @@ def validate_lists(content: Mapping[str, Any], path: Path) -> CocoLists:
     raise SourceError(f"{path}: {place} should be {expected}, found {shorten(first['input'])}")
 
 
-__all__ = ["CocoAnnotation", "CocoFile", "CocoImage", "Id", "read_coco"]
+__all__ = ["AnnotationPlaces", "CocoAnnotation", "CocoFile", "CocoImage", "Id", "read_coco"]

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from hf_vit_seg.data.samples import Person, RawSample
 
-from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, read_coco
+from .coco_files import AnnotationPlaces, CocoAnnotation, CocoFile, CocoImage, Id, read_coco
+from .coco_shapes import check_pixel_units, check_within
 from .source import Place, SourceError, SourceRecord
 
 
@@ -24,7 +25,7 @@ class CocoKeypointsSource(SourceRecord):
     Crowd regions, people with fewer labeled keypoints than `keypoints`, and people without a box inside the image are
     skipped, as in ViTPose (mmpose). Boxes are clipped to the image.
 
-    annotations: the JSON file.
+    annotations: the JSON file; or a list of files with separate ids, which are merged by file and category names.
     images: the folder that its file names are relative to.
     category: the name of the category with keypoints.
     keypoints: the minimum number of labeled keypoints (hidden or visible).
@@ -32,7 +33,7 @@ class CocoKeypointsSource(SourceRecord):
 
     tasks: ClassVar = ("pose",)
 
-    annotations: Place
+    annotations: AnnotationPlaces
     images: Place
     category: str = "person"
     keypoints: int = Field(1, ge=1)
@@ -43,14 +44,16 @@ class CocoKeypointsSource(SourceRecord):
         category = coco.category(self.category)
         names = category.keypoints
         if not names:
-            raise SourceError(f"{coco.path}: the category '{self.category}' has no keypoints")
+            raise SourceError(f"{coco.title}: the category '{self.category}' has no keypoints")
         ordered: dict[Id, list[CocoAnnotation]] = {image: [] for image in coco.images}
         for annotation in coco.annotations:
             if annotation.category_id == category.id and not annotation.iscrowd:
                 ordered[annotation.image_id].append(annotation)
         people = People.of(coco, [a for group in ordered.values() for a in group], len(names), self.keypoints)
         if not len(people.ids):
-            raise SourceError(f"{coco.path}: no '{self.category}' has {self.keypoints} or more labeled keypoints")
+            raise SourceError(f"{coco.title}: no '{self.category}' has {self.keypoints} or more labeled keypoints")
+        labeled = (people.keypoints[..., 2] > 0).nonzero()
+        check_pixel_units(people.keypoints[labeled][:, :2].tolist(), coco.title)
         return CocoKeypoints(coco, people, tuple(names), channels)
 
 
@@ -75,22 +78,38 @@ class People:
             flat, bbox = annotation.keypoints or [0] * 3 * count, annotation.bbox or []
             if len(flat) != 3 * count or len(bbox) != 4:
                 raise SourceError(
-                    f"{coco.path}: annotation {annotation.id} has {len(flat)} keypoint numbers and {len(bbox)} bbox "
+                    f"{coco.title}: annotation {annotation.id} has {len(flat)} keypoint numbers and {len(bbox)} bbox "
                     f"numbers, expected {3 * count} and 4"
                 )
             if not isinstance(annotation.id, int) or not isinstance(annotation.image_id, int):
                 raise SourceError(
-                    f"{coco.path}: ids of annotations and images must be integers, found {annotation.id!r}"
+                    f"{coco.title}: ids of annotations and images must be integers, found {annotation.id!r}"
                 )
-            if not np.isfinite([*flat, *bbox, annotation.area or 0]).all():
-                raise SourceError(f"{coco.path}: annotation {annotation.id} has numbers that are not finite")
-            points = np.array(flat, np.float32).reshape(count, 3)
+            points = keypoint_array(coco, annotation, flat, bbox)
             box = clip_box(bbox, coco.images[annotation.image_id])
             if (points[:, 2] > 0).sum() >= least and box[2] > 0 and box[3] > 0:
                 area = annotation.area or box[2] * box[3]
                 rows.append((annotation.id, annotation.image_id, box, area, points))
         ids, images, boxes, areas, keypoints = zip(*rows, strict=True) if rows else ((),) * 5
         return cls(np.array(ids), np.array(images), np.array(boxes), np.array(areas), np.array(keypoints))
+
+
+def keypoint_array(
+    coco: CocoFile, annotation: CocoAnnotation, flat: Sequence[float], box: Sequence[float]
+) -> np.ndarray:
+    """Convert the keypoints of an annotation to (K, 3). Raises SourceError for numbers that do not fit the image."""
+    where = f"{coco.title}: annotation {annotation.id}"
+    if not np.isfinite([*flat, *box, annotation.area or 0]).all():
+        raise SourceError(f"{where} has numbers that are not finite")
+    if (annotation.area or 0) < 0:
+        raise SourceError(f"{where} has the area {annotation.area}, expected 0 or more")
+    points = np.array(flat, np.float32).reshape(-1, 3)
+    image = coco.images[annotation.image_id]
+    try:
+        check_within(points[points[:, 2] > 0, :2].flatten().tolist(), image.height, image.width)
+    except SourceError as error:
+        raise SourceError(f"{where} ({image.file_name}): {error}") from None
+    return points
 
 
 def clip_box(box: Sequence[float], image: CocoImage) -> tuple[float, float, float, float]:

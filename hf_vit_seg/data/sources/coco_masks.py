@@ -3,7 +3,7 @@
 Shapes: H W pixels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,11 @@ from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE
 from hf_vit_seg.data.samples import RawSample
 from hf_vit_seg.data.wording import format_list
 
-from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, read_coco
+from .coco_files import AnnotationPlaces, CocoAnnotation, CocoFile, CocoImage, Id, read_coco
+from .coco_shapes import check_pixel_units, encode_shape
 from .source import Place, SourceError, SourceRecord
+
+INVISIBLE = "annotations that cover no pixel (outside the image, or fewer than three points)"
 
 
 class CocoMasksSource(SourceRecord):
@@ -26,7 +29,7 @@ class CocoMasksSource(SourceRecord):
     Larger instances are drawn first, so that smaller ones are on top (of equal ones, the later in the file). Crowd
     regions are drawn last and ignored. Raw value 0 is the background; the categories follow in order.
 
-    annotations: the JSON file.
+    annotations: the JSON file; or a list of files with separate ids, which are merged by file and category names.
     images: the folder that its file names are relative to.
     categories: the names of the categories to draw, in class order; default: all, sorted by id.
     background: the name of the class of all other pixels; null ignores them in training and evaluation.
@@ -34,7 +37,7 @@ class CocoMasksSource(SourceRecord):
 
     tasks: ClassVar = ("segmentation",)
 
-    annotations: Place
+    annotations: AnnotationPlaces
     images: Place
     categories: tuple[str, ...] | None = None
     background: str | None = "background"
@@ -47,16 +50,17 @@ class CocoMasksSource(SourceRecord):
             raise SourceError("coco_masks needs pycocotools: pip install pycocotools") from None
         coco = read_coco(self.annotations, self.images)
         if self.categories is None:
-            chosen = sorted(coco.categories, key=lambda category: category.id)
+            chosen = sorted(coco.categories, key=lambda category: (isinstance(category.id, str), category.id))
         else:
             chosen = [coco.category(name) for name in self.categories]
         values = {category.id: place for place, category in enumerate(chosen, 1 if self.background else 0)}
         drawn = [a for a in coco.annotations if a.category_id in values]
         if bare := [a.id for a in drawn if not a.segmentation]:
             raise SourceError(
-                f"{coco.path}: {len(bare)} of {len(drawn)} annotations have no segmentation: {format_list(bare)}; "
+                f"{coco.title}: {len(bare)} of {len(drawn)} annotations have no segmentation: {format_list(bare)}; "
                 "masks cannot be drawn from boxes"
             )
+        check_pixel_units(polygon_coordinates(drawn), coco.title)
         names = (*([self.background] if self.background else []), *(category.name for category in chosen))
         return CocoMasks(coco, tuple(coco.images.values()), group_by_image(drawn), values, names, channels)
 
@@ -67,6 +71,22 @@ def group_by_image(annotations: Sequence[CocoAnnotation]) -> dict[Id, list[CocoA
     for annotation in annotations:
         lists.setdefault(annotation.image_id, []).append(annotation)
     return lists
+
+
+def polygon_coordinates(annotations: Iterable[CocoAnnotation]) -> Iterator[Sequence[Any]]:
+    """The coordinates of each polygon."""
+    for annotation in annotations:
+        parts = annotation.segmentation if isinstance(annotation.segmentation, list) else []
+        yield from (part for part in parts if isinstance(part, list))
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """An annotation as pycocotools' RLE, and its number of pixels."""
+
+    annotation: CocoAnnotation
+    shape: Any
+    area: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,49 +106,47 @@ class CocoMasks:
     def read(self, index: int) -> RawSample:
         """Read an image and draw its mask. Raises ImageFileError."""
         image = self.images[index]
-        return RawSample(image.file_name, self.coco.read(image, self.channels), self.mask(image))
+        pixels = self.coco.read(image, self.channels)
+        outlines = self.outlines(image)
+        notes = (INVISIBLE,) if len(outlines) < len(self.drawn.get(image.id, ())) else ()
+        return RawSample(image.file_name, pixels, self.mask(image, outlines), notes)
 
-    def mask(self, image: CocoImage) -> torch.Tensor:
+    def mask(self, image: CocoImage, outlines: Sequence[Outline]) -> torch.Tensor:
         """Draw the raw mask (H, W) int64 of an image."""
         from pycocotools import mask as drawing
 
         uncovered = IGNORED_VALUE if 0 in self.values.values() else 0
         mask = np.full((image.height, image.width), uncovered, np.int64)
-        outlines = [(a, *self.outline(image, a)) for a in self.drawn.get(image.id, ())]
-        for annotation, shape, _ in sorted(outlines, key=lambda found: (bool(found[0].iscrowd), -found[2])):
-            with self.locate_faults(annotation):
-                pixels = drawing.decode(shape).astype(bool)
-            mask[pixels] = IGNORED_VALUE if annotation.iscrowd else self.values[annotation.category_id]
+        for outline in sorted(outlines, key=lambda each: (bool(each.annotation.iscrowd), -each.area)):
+            pixels = drawing.decode(outline.shape).astype(bool)
+            crowd = outline.annotation.iscrowd
+            mask[pixels] = IGNORED_VALUE if crowd else self.values[outline.annotation.category_id]
         return torch.from_numpy(mask)
 
-    def outline(self, image: CocoImage, annotation: CocoAnnotation) -> tuple[Any, int]:
-        """Encode an annotation as pycocotools' RLE; also return its number of pixels."""
+    def outlines(self, image: CocoImage) -> list[Outline]:
+        """Encode the annotations of an image that cover pixels."""
+        found = [self.outline(image, annotation) for annotation in self.drawn.get(image.id, ())]
+        return [outline for outline in found if outline is not None]
+
+    def outline(self, image: CocoImage, annotation: CocoAnnotation) -> Outline | None:
+        """Encode an annotation as pycocotools' RLE; None if it covers no pixel."""
         from pycocotools import mask as drawing
 
-        shape = annotation.segmentation
-        with self.locate_faults(annotation):
-            if isinstance(shape, list):
-                shape = drawing.merge(drawing.frPyObjects(shape, image.height, image.width))
-            elif isinstance(shape["counts"], list):
-                shape = drawing.frPyObjects(shape, image.height, image.width)
-            size, area = tuple(shape["size"]), int(drawing.area(shape))
-        if size != (image.height, image.width):
-            raise SourceError(
-                f"{self.coco.path}: the RLE of annotation {annotation.id} has size {size}, but its image has "
-                f"{(image.height, image.width)}"
-            )
-        return shape, area
+        with self.locate_faults(image, annotation):
+            shape = encode_shape(annotation.segmentation, image.height, image.width)
+            area = 0 if shape is None else int(drawing.area(shape))
+        return Outline(annotation, shape, area) if area else None
 
     @contextmanager
-    def locate_faults(self, annotation: CocoAnnotation) -> Iterator[None]:
-        """Convert exceptions of pycocotools to a SourceError that names the annotation."""
+    def locate_faults(self, image: CocoImage, annotation: CocoAnnotation) -> Iterator[None]:
+        """Add the annotation to SourceErrors, and convert exceptions of pycocotools."""
+        where = f"{self.coco.title}: the segmentation of annotation {annotation.id} ({image.file_name})"
         try:
             yield
+        except SourceError as error:
+            raise SourceError(f"{where} is not valid: {error}") from None
         except Exception as error:  # Cython code raises any type
-            raise SourceError(
-                f"{self.coco.path}: the segmentation of annotation {annotation.id} is not a valid polygon list or RLE "
-                f"({error})"
-            ) from None
+            raise SourceError(f"{where} is not a valid polygon list or RLE ({error})") from None
 
     def name(self, index: int) -> str:
         """The image's file name in the annotations."""

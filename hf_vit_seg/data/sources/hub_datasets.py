@@ -12,6 +12,7 @@ import numpy as np
 
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageBytes, ImageFileError
 from hf_vit_seg.data.images.pixels import File, array_mask, array_pixels, move_channels_first, read_mask, read_pixels
+from hf_vit_seg.data.labels.names import normalize_name
 from hf_vit_seg.data.samples import RawSample
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import error_sentence
@@ -52,12 +53,24 @@ class HuggingFaceSource(SourceRecord):
         for column in (self.image_column, target):
             if column not in data.features:
                 raise SourceError(f"{self.name} has no column '{column}'; it has {format_list(data.column_names, 20)}")
+        self.check_columns(data, target, task)
         names = label_names(data, target) if task == "classification" else None
-        if task == "classification" and target_kind(data.features[target]) not in ("int", "str"):
-            raise SourceError(f"{self.name}: the column '{target}' has {data.features[target]}, expected labels")
         return HubDataset(
             self.name, disable_decoding(data, (self.image_column, target)), self.image_column, target, names, channels
         )
+
+    def check_columns(self, data: Any, target: str, task: str) -> None:
+        """Raise SourceError for columns of another kind than images, masks and labels."""
+        images = {"image_column": self.image_column} | ({"mask_column": target} if task == "segmentation" else {})
+        for setting, column in images.items():
+            if not holds_pixels(data.features[column]):
+                others = [name for name, feature in data.features.items() if holds_pixels(feature)]
+                raise SourceError(
+                    f"{self.name}: the column '{column}' has {data.features[column]}, expected images or arrays: set "
+                    f"{setting} to one of {format_list(others, 10) or 'none (this dataset has no such column)'}"
+                )
+        if task == "classification" and target_kind(data.features[target]) not in ("int", "str"):
+            raise SourceError(f"{self.name}: the column '{target}' has {data.features[target]}, expected labels")
 
     def hub_id(self) -> str | None:
         """The dataset's Hub id; None for a local folder."""
@@ -117,8 +130,23 @@ def disable_decoding(data: Any, columns: tuple[str, str]) -> Any:
     return data
 
 
+def holds_pixels(feature: Any) -> bool:
+    """Whether a column has encoded images, or arrays of numbers."""
+    import datasets
+
+    # List and LargeList are new in datasets 4 and 3.
+    lists = [kind for name in ("List", "LargeList") if (kind := getattr(datasets, name, None)) is not None]
+    arrays = (datasets.Array2D, datasets.Array3D, datasets.Sequence, list, *lists)
+    encoded = isinstance(feature, dict) and {"bytes", "path"} & feature.keys()
+    return bool(encoded) or isinstance(feature, (datasets.Image, *arrays))
+
+
 def target_kind(feature: Any) -> str:
-    """The Python type of a label column: `int`, `str`, or another dtype."""
+    """The Python type of a label column: `int`, `str`, or another dtype; empty for arrays."""
+    import datasets
+
+    if not isinstance(feature, (datasets.Value, datasets.ClassLabel)):
+        return ""
     kind = str(getattr(feature, "dtype", ""))
     return "str" if "string" in kind else "int" if "int" in kind else kind
 
@@ -127,8 +155,10 @@ def label_names(data: Any, column: str) -> tuple[str, ...] | None:
     """The class names: those of the dataset, or the distinct strings in alphabetical order; None for integers."""
     feature = data.features[column]
     if getattr(feature, "names", None):
-        return tuple(feature.names)
-    return tuple(sorted(set(data.unique(column)) - {None})) if target_kind(feature) == "str" else None
+        return tuple(map(normalize_name, feature.names))
+    if target_kind(feature) != "str":
+        return None
+    return tuple(sorted({normalize_name(name) for name in data.unique(column) if name is not None}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +186,7 @@ class HubDataset:
         )
         target = row[self.target]
         if isinstance(target, str) and self.class_names:
-            return RawSample(name, pixels, self.class_names.index(target))
+            return RawSample(name, pixels, self.class_names.index(normalize_name(target)))
         if isinstance(target, int):
             return RawSample(name, pixels, target)
         mask = self.cell(row, self.target, name)
@@ -175,6 +205,12 @@ class HubDataset:
         if not value.get("path"):
             raise ImageFileError(f"{name}: the column '{column}' has neither the bytes nor the path of a file")
         return Path(value["path"])
+
+    def encoded_files(self, index: int) -> tuple[File, ...]:
+        """The image and the mask that are stored as encoded files."""
+        row, name = self.data[index], self.name(index)
+        columns = [c for c in (self.image, self.target) if isinstance(row[c], dict)]
+        return tuple(self.cell(row, column, name) for column in columns)
 
     def name(self, index: int) -> str:
         """The dataset's name and the row number."""

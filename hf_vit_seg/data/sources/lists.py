@@ -1,17 +1,21 @@
 """Pairs of images and masks or labels, listed in a file."""
 
 import csv
+import os
+import re
 from collections import Counter
 from io import StringIO
 from pathlib import Path
 from typing import ClassVar
 
+from hf_vit_seg.data.labels.names import normalize_name
 from hf_vit_seg.data.wording import format_list
 
 from .file_source import FileSource
-from .source import Place, SourceError, SourceRecord, check_present, existing_file, existing_folder
+from .source import Place, SourceError, SourceRecord, check_present, existing_file, existing_folder, portable_path
 
 TARGET_COLUMNS = {"segmentation": "mask", "classification": "label"}
+INTEGER = re.compile("-?(0|[1-9][0-9]*)")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -23,7 +27,9 @@ class ListSource(SourceRecord):
     root: the folder that paths in the file are relative to; default: the folder of the file.
     image_column: the column of the image paths.
     target_column: the column of the mask paths or labels; default: `mask` or `label`, depending on the task. Labels
-        are names, or integers from 0 that index `data.classes`.
+        are names; or integers from 0 that index `data.classes`, if all of them are integers without leading zeros.
+
+    Spaces around fields are removed. Paths may have `/` or `\\` between folders.
     """
 
     tasks: ClassVar = ("segmentation", "classification")
@@ -38,13 +44,19 @@ class ListSource(SourceRecord):
         path = existing_file(self.file, "file")
         root = existing_folder(self.root, "root") if self.root else path.parent
         rows = self.rows(path, task)
-        images = [image for image, _ in rows]
-        if repeated := [image for image, count in Counter(images).items() if count > 1]:
+        images = [portable_path(root, image) for image, _ in rows]
+        if repeated := [image for image, count in Counter(map(os.path.normpath, images)).items() if count > 1]:
             raise SourceError(f"{path} lists images more than once: {format_list(repeated)}")
         check_present([root / image for image in images], str(path))
         if task == "segmentation":
-            check_present([root / mask for _, mask in rows], str(path))
-            return FileSource(root, images, root, [mask for _, mask in rows], channels=channels)
+            masks = [portable_path(root, mask) for _, mask in rows]
+            check_present([root / mask for mask in masks], str(path))
+            return FileSource(root, images, root, masks, channels=channels)
+        if all((root / portable_path(root, label)).is_file() for _, label in rows):
+            raise SourceError(
+                f"{path}: all labels are names of files, such as {rows[0][1]}, expected classes: set target_column to "
+                "the column of the labels, or task: segmentation for masks"
+            )
         labels, names = encode_labels([label for _, label in rows])
         return FileSource(root, images, root, labels, names, channels)
 
@@ -64,6 +76,7 @@ class ListSource(SourceRecord):
         """Read the image and target of each row of a table."""
         reader = csv.DictReader(StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
         columns = (self.image_column, self.target_column or TARGET_COLUMNS[task])
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         for column in columns:
             if column not in (reader.fieldnames or []):
                 raise SourceError(
@@ -72,7 +85,12 @@ class ListSource(SourceRecord):
                 )
         rows = []
         for row in reader:
-            image, target = (row[column] for column in columns)
+            image, target = ((row[column] or "").strip() for column in columns)
+            if None in row:
+                raise SourceError(
+                    f"{path}, line {reader.line_num}: found more fields than the header line has: quote fields that "
+                    "contain the delimiter"
+                )
             if not image or not target:
                 raise SourceError(f"{path}, line {reader.line_num}: both image and {columns[1]} are required")
             rows.append((image, target))
@@ -96,12 +114,12 @@ def word_rows(path: Path, text: str) -> list[tuple[str, str]]:
 
 def encode_labels(labels: list[str]) -> tuple[list[int], tuple[str, ...] | None]:
     """Encode labels as class indices; also return their sorted names, or None if the labels are integers."""
-    try:
+    if all(map(INTEGER.fullmatch, labels)):
         return [int(label) for label in labels], None
-    except ValueError:
-        names = tuple(sorted(set(labels)))
-        places = {name: place for place, name in enumerate(names)}
-        return [places[label] for label in labels], names
+    labels = [normalize_name(label) for label in labels]
+    names = tuple(sorted(set(labels)))
+    places = {name: place for place, name in enumerate(names)}
+    return [places[label] for label in labels], names
 
 
 __all__ = ["ListSource"]

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Protocol
 
 from pydantic import AfterValidator
 
+from hf_vit_seg.data.labels.names import spellings
 from hf_vit_seg.data.samples import RawSample
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError
@@ -94,6 +95,18 @@ def format_path_error(path: Path, what: str, reason: str) -> str:
     return f"{what}: {path}: {reason}{hint}"
 
 
+def portable_path(folder: Path, text: str) -> str:
+    """The path of a file in a folder as it is on this disk: lists may be written on another system.
+
+    If there is no such file, backslashes are tried as separators, and both Unicode forms of accented letters. A file
+    that is not found keeps its name.
+    """
+    if (folder / text).is_file():
+        return text
+    others = [form for each in (text, text.replace("\\", "/")) for form in spellings(each)]
+    return next((each for each in others if (folder / each).is_file()), text)
+
+
 def check_present(files: Sequence[Path], where: str) -> None:
     """Raise SourceError if files of a list or an annotation file do not exist."""
     missing = [path for path in files if not path.is_file()]
@@ -103,4 +116,13 @@ def check_present(files: Sequence[Path], where: str) -> None:
         )
 
 
-__all__ = ["Place", "Source", "SourceError", "SourceRecord", "check_present", "existing_file", "existing_folder"]
+__all__ = [
+    "Place",
+    "Source",
+    "SourceError",
+    "SourceRecord",
+    "check_present",
+    "existing_file",
+    "existing_folder",
+    "portable_path",
+]

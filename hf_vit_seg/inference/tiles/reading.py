@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.data.images.files import ImageFileError, check_sides, failures_in_words, first_bytes
+from hf_vit_seg.data.images.files import NUMPY, TIFFS, ImageFileError, check_sides, failures_in_words, first_bytes
+from hf_vit_seg.data.images.orientation import UPRIGHT, tiff_orientation, upright_size
 from hf_vit_seg.data.images.pixels import (
-    NUMPY,
-    TIFFS,
     array_pixels,
     as_channels,
     find_matching_series,
@@ -30,10 +29,10 @@ from hf_vit_seg.data.images.pixels import (
     read_array,
 )
 
-from .stored_regions import StoredArray, StoredImage, StoredSegments
+from .stored_regions import StoredArray, StoredImage, StoredSegments, StoredUpright
 
 CACHE_BYTES = 256 * 2**20  # decoded tiles or strips that are kept, as neighboring windows share them
-ORIENTATION, NODATA = 274, 42113
+NODATA = 42113
 GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)  # OGC 19-008: scale, tie points, matrix, keys
 MIN_IS_WHITE, BLACK, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 UNSPECIFIED, PREMULTIPLIED, TRANSPARENCY = 0, 1, 2  # interpretation of the last of several samples per pixel
@@ -113,12 +112,12 @@ def region_size(path: Path) -> tuple[int, int] | None:
 
 
 def tiff_size(path: Path) -> tuple[int, int]:
-    """The (height, width) of the first page of a TIFF."""
+    """The upright (height, width) of the first page of a TIFF."""
     import tifffile
 
     with failures_in_words(path), tifffile.TiffFile(path) as tiff:
         page: Any = tiff.pages.first
-        return page.imagelength, page.imagewidth
+        return upright_size(page.imagelength, page.imagewidth, tiff_orientation(page))
 
 
 def array_sides(shape: tuple[int, ...], path: Path) -> tuple[int, int]:
@@ -156,7 +155,8 @@ def open_tiff(path: Path, channels: int) -> RegionImage:
         check_upright(page, path)
         pil = is_pil_image(page, group, channels)
         pages = [page] if pil else [each for series in group for each in series.pages]
-        stored = open_pages(path, pages)
+        stored, orientation = open_pages(path, pages), tiff_orientation(page)
+        stored = stored if orientation == UPRIGHT else StoredUpright(stored, orientation)
         convert = pil_converter(page, channels, path) if pil else channel_converter(channels, path)
         return RegionImage(path, stored, convert, nodata_of(page), georeference(page), stack.pop_all())
 
@@ -179,12 +179,12 @@ def open_pages(path: Path, pages: list[Any]) -> StoredImage:
 
 
 def check_upright(page: Any, path: Path) -> None:
-    """Raise ImageFileError for an image with an orientation tag."""
-    turned = page.tags.valueof(ORIENTATION, 1)
-    if turned != 1:
+    """Raise ImageFileError for a georeferenced image with an orientation tag."""
+    orientation = tiff_orientation(page)
+    if orientation != UPRIGHT and georeference(page):
         raise ImageFileError(
-            f"{path}: it is stored turned or mirrored (orientation {turned}), which cannot be undone region by region: "
-            "save it upright"
+            f"{path}: it has an orientation ({orientation}: turned or mirrored) and a georeference, which contradict "
+            "each other: save it upright"
         )
 
 

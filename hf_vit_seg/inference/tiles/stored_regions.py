@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hf_vit_seg.data.images.orientation import TURNS, turn_upright, upright_size
 from hf_vit_seg.models.grid_sizes import ceil_div
 
 
@@ -41,6 +42,29 @@ class StoredArray:
     def read(self, rows: slice, columns: slice) -> np.ndarray:
         """Read a region, (S, n, m)."""
         return np.array(self.array[:, rows, columns])
+
+
+@dataclass(frozen=True, eq=False)
+class StoredUpright:
+    """Numbers that are stored turned or mirrored (see `TURNS`), read as an upright image."""
+
+    stored: StoredImage
+    orientation: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the upright image."""
+        return upright_size(*self.stored.size, self.orientation)
+
+    def read(self, rows: slice, columns: slice) -> np.ndarray:
+        """The numbers of a region of the upright image, (S, n, m)."""
+        swapped, *reversed_sides = TURNS[self.orientation]
+        height, width = [
+            slice(side - part.stop, side - part.start) if turned else part
+            for part, side, turned in zip((rows, columns), self.size, reversed_sides, strict=True)
+        ]
+        numbers = self.stored.read(width, height) if swapped else self.stored.read(height, width)
+        return turn_upright(numbers, self.orientation)
 
 
 class StoredSegments:

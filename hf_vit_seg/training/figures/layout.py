@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from hf_vit_seg.drawing.fonts import Font, load_font
 from hf_vit_seg.drawing.overlays import FAINT, INK, PAPER, LegendRow, draw_line, legend_lines
 
 EM = 16  # font size
@@ -16,7 +17,7 @@ ColoredText = tuple[str, Color]
 
 def add_caption(image: Image.Image, *lines: str | ColoredText) -> Image.Image:
     """Add lines of text above an image, black or in a given color; text that does not fit is truncated."""
-    font = ImageFont.load_default(EM)
+    font = load_font(EM, (line if isinstance(line, str) else line[0] for line in lines))
     sheet = Image.new("RGB", (image.width, image.height + LINE * len(lines)), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(lines):
@@ -26,7 +27,7 @@ def add_caption(image: Image.Image, *lines: str | ColoredText) -> Image.Image:
     return sheet
 
 
-def truncate_text(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def truncate_text(text: str, width: int, font: Font) -> str:
     """Truncate a text to a width in pixels."""
     if font.getlength(text) <= width:
         return text
@@ -50,8 +51,8 @@ def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
 
 def legend_below(image: Image.Image, rows: Sequence[LegendRow], heading: str = "") -> Image.Image:
     """Add a legend below an image, in as many columns as fit."""
-    font = ImageFont.load_default(EM)
     lines = legend_lines(rows)
+    font = load_font(EM, [heading, *(text for text, _, _ in lines)])
     if not lines:
         return image
     name = max(font.getlength(text) for text, _, _ in lines)

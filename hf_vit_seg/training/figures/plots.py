@@ -19,7 +19,7 @@ from hf_vit_seg.training.reports.run_log import read
 from .classes import chief_column, class_figure, reliability_figure, scores_figure
 from .confusion_matrix import confusion_figure
 from .curves import metric_figure, training_figure
-from .style import Figure
+from .style import Figure, set_font_families
 
 REPORTS = (Path(FILE), Path("best") / FILE, Path("last") / FILE)  # the first one that exists is used
 OF_REPORT: dict[str, Callable[[MetricsReport], Figure | None]] = {
@@ -45,5 +45,7 @@ def draw_plots(directory: Path | str, report: MetricsReport | None = None) -> li
         column = chief_column(report) or ""
         figures |= {name.format(column=column): draw(report) for name, draw in OF_REPORT.items()}
     files = {directory / PLOTS / f"{name}.png": figure for name, figure in figures.items() if figure is not None}
+    for figure in files.values():
+        set_font_families(figure)
     write_files({path: figure.savefig for path, figure in files.items()})
     return list(files)

@@ -5,6 +5,8 @@ The colors are Okabe and Ito's, which are distinguishable with any color vision 
 
 from typing import Any
 
+from hf_vit_seg.drawing.fonts import fallback_families
+
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 INK, FAINT, GRID, TRACK, PAPER = "#1f2328", "#6e7781", "#e4e7eb", "#f1f3f5", "#ffffff"
 TITLE, TEXT, SMALL = 12.0, 9.0, 7.5  # font sizes in points
@@ -48,6 +50,17 @@ def quiet(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "y"
     axes.grid(visible=True, axis=grid, color=GRID, linewidth=0.8)
     axes.margins(x=0.01)
     return axes
+
+
+def set_font_families(figure: Figure) -> None:
+    """Set the fonts of a complete figure so that they have the characters of all its texts."""
+    from matplotlib.text import Text
+
+    texts = figure.findobj(Text)
+    families = fallback_families(text.get_text() for text in texts)
+    if len(families) > 1:
+        for text in texts:
+            text.set_fontfamily(families)
 
 
 def plain(text: str) -> str:

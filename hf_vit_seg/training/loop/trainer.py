@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -351,5 +352,5 @@ def evaluate_on_test(directory: RunDirectory, recipe: Recipe) -> None:
     except HfVitSegError as error:
         raise TrainingError(
             f"the trained model is in {directory.model}, but its evaluation on the test split failed: {error}; repeat "
-            f"it with hf-vit-seg evaluate {directory.model} --split test"
+            f"it with hf-vit-seg evaluate {quote(str(directory.model))} --split test"
         ) from error

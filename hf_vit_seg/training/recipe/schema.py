@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from hf_vit_seg.data.labels.class_mappings import expand_classes
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import Record
 
@@ -71,7 +72,8 @@ class DataRecipe(Record):
     )  # number of image channels. 3: gray is repeated, transparency becomes white; 1: images become gray
     # random share of `train`, seeded, if there is no validation split
     validation_share: float | None = Field(default=None, gt=0, lt=1)
-    # None: from the source (class folders, Hub features); a name: a label set in configs/labels, such as ade20k
+    # None: from the source (class folders, Hub features); a name: a label set in configs/labels, such as ade20k.
+    # Also a mapping {value: name} or {name: values}, or a .json file with one or a list, such as a model's id2label
     classes: tuple[ClassRecipe | str, ...] | str | None = None
     ignore: tuple[int | tuple[int, int, int], ...] = (255,)  # ignored raw values
     preset: Literal["reduce_zero_label"] | None = None  # ignore 0, decrement other raw values
@@ -79,6 +81,11 @@ class DataRecipe(Record):
     check: int | None = Field(default=None, ge=1)  # number of samples per split to check before training; None: all
     workers: int = Field(default=2, ge=0)
     cache: bool = False  # keep decoded images in memory
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _list_classes(cls, classes: Any) -> Any:
+        return expand_classes(classes)
 
 
 class OptimizerRecipe(Record):

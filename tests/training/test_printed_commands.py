@@ -1,0 +1,39 @@
+"""Commands that are printed can be pasted into a shell."""
+
+import shlex
+
+import pytest
+
+from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
+from hf_vit_seg.training.console import print_results, resume_command
+from hf_vit_seg.training.loop import trainer
+from hf_vit_seg.training.loop.trainer import RunStatus, TrainingError, evaluate_on_test
+from hf_vit_seg.training.recipe_loading import load_recipe
+
+FOLDERS = ["plain", "my run", "it's; rm $HOME"]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_paths_in_printed_commands_are_quoted(tmp_path, monkeypatch, capsys, name):
+    directory = RunDirectory(tmp_path / name)
+    arguments = shlex.split(resume_command(directory))
+    assert arguments == ["hf-vit-seg", "train", str(directory.recipe), "--out", str(directory.path), "--resume"]
+    print_results(directory, RunStatus.finished, load_recipe("nuclei"))
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(line.removeprefix("next: ")) == [
+        "hf-vit-seg", "predict", str(directory.model), "IMAGES", "--out", "FOLDER"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_path_in_the_command_of_a_failed_evaluation_is_quoted(tmp_path, monkeypatch, name):
+    def fail(*_: object) -> None:
+        raise HfVitSegError("no test images")
+
+    monkeypatch.setattr(trainer, "write_evaluation", fail)
+    directory = RunDirectory(tmp_path / name)
+    with pytest.raises(TrainingError) as error:
+        evaluate_on_test(directory, load_recipe("nuclei"))
+    command = "hf-vit-seg evaluate" + str(error.value).rpartition("hf-vit-seg evaluate")[2]
+    assert shlex.split(command) == ["hf-vit-seg", "evaluate", str(directory.model), "--split", "test"]
