@@ -12,7 +12,7 @@ from hf_vit_seg.data.collation import normalized
 from hf_vit_seg.data.transforms.person_crops import PersonCrop, person_size
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 
-from .loading import chosen_device, load_model, load_processor
+from .loading import chosen_device, label_names, load_model, load_processor
 
 Box = tuple[float, float, float, float]  # x, y, width, height
 
@@ -34,8 +34,7 @@ class PoseEstimator:
     @property
     def names(self) -> list[str]:
         """The keypoints' names."""
-        config = self.model.config
-        return [config.id2label.get(index, f"keypoint {index}") for index in range(config.num_labels)]
+        return label_names(self.model.config, "keypoint")
 
     @property
     def channels(self) -> int:

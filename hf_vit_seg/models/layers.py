@@ -7,8 +7,9 @@ Shapes: B images, N queries, M keys, T tokens, C channels, D width of a head, H 
 """
 
 from collections.abc import Callable
+from functools import wraps
 from math import gcd
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -32,6 +33,22 @@ def check_channels(config: PreTrainedConfig, pixel_values: torch.Tensor) -> None
             f"This model takes images of {config.num_channels} channels (config.num_channels), got "
             f"pixel_values of shape {tuple(pixel_values.shape)}"
         )
+
+
+def match_dtype(pixel_values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Cast float images to the type of the weights, such as bfloat16. Integers are pixels that were not normalized."""
+    casts = pixel_values.is_floating_point() and dtype.is_floating_point
+    return pixel_values.to(dtype) if casts else pixel_values
+
+
+def with_dicts(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a forward, inside of `can_return_tuple`: its encoder returns dicts whatever `config.return_dict` is."""
+
+    @wraps(forward)
+    def wrapper(model: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward(model, *args, **(kwargs | {"return_dict": True}))
+
+    return wrapper
 
 
 def eager_attention_forward(
@@ -206,4 +223,6 @@ __all__ = [
     "check_channels",
     "eager_attention_forward",
     "head_norm",
+    "match_dtype",
+    "with_dicts",
 ]

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -34,8 +33,9 @@ from .all_mlp_head import AllMLPHead
 from .configuration_cvt import CvTConfig
 from .cpu_kernels import PointwiseLinear, accelerated_by, channels_last, in_row_strips, with_folded_norm
 from .errors import HfVitSegError
-from .layers import DropPath, check_channels, eager_attention_forward
+from .layers import DropPath, check_channels, eager_attention_forward, match_dtype, with_dicts
 from .losses import segmenter_output
+from .pretrained_classes import PicklableModel
 from .recomputation import update_statistics_once
 
 Grid = tuple[int, int]
@@ -59,8 +59,8 @@ def as_tokens(feature_map: torch.Tensor) -> torch.Tensor:
 
 
 def stage_rate(rates: float | Sequence[float], stage: int) -> float:
-    """A stage's rate; the config has expanded single numbers to one per stage."""
-    return cast(Sequence[float], rates)[stage]
+    """A stage's rate; a single number, assigned to a config, holds for all stages."""
+    return rates if isinstance(rates, float | int) else rates[stage]
 
 
 class CvTPatchEmbeddings(nn.Module):
@@ -78,6 +78,7 @@ class CvTPatchEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_sizes[stage], eps=config.layer_norm_eps)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        feature_map = match_dtype(feature_map, self.projection.weight.dtype)
         feature_map = self.projection(channels_last(feature_map))
         return self.norm(feature_map.permute(0, 2, 3, 1).contiguous())  # (B, H, W, C)
 
@@ -230,7 +231,7 @@ class CvTStage(nn.Module):
         return as_map(tokens, (height, width)), tokens[:, : -(height * width)]
 
 
-class CvTPreTrainedModel(PreTrainedModel):
+class CvTPreTrainedModel(PicklableModel):
     """Base class: attention implementations, recorded outputs, and initialization."""
 
     config: CvTConfig
@@ -341,6 +342,7 @@ class CvTForImageClassification(CvTPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @with_dicts
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -378,6 +380,7 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @with_dicts
     @filter_output_hidden_states
     def forward(
         self,
@@ -412,6 +415,7 @@ class CvTBackbone(BackboneMixin, CvTPreTrainedModel):
 
     @merge_with_config_defaults
     @can_return_tuple
+    @with_dicts
     @filter_output_hidden_states
     @capture_outputs
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:

@@ -11,7 +11,6 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -32,8 +31,9 @@ from .all_mlp_head import AllMLPHead
 from .configuration_segformer import SegFormerConfig
 from .cpu_kernels import PointwiseLinear, channels_last, in_row_strips
 from .errors import HfVitSegError
-from .layers import DropPath, check_channels, eager_attention_forward
+from .layers import DropPath, check_channels, eager_attention_forward, match_dtype, with_dicts
 from .losses import segmenter_output
+from .pretrained_classes import PicklableModel
 
 CLASSIFIER_STD = 0.01  # at initialization, as in mmsegmentation and the released code
 
@@ -59,6 +59,7 @@ class OverlapPatchEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_sizes[stage], eps=config.patch_norm_eps)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        feature_map = match_dtype(feature_map, self.projection.weight.dtype)
         feature_map = self.projection(channels_last(feature_map))
         return self.norm(feature_map.permute(0, 2, 3, 1).contiguous())  # (B, H, W, C)
 
@@ -175,7 +176,7 @@ class SegFormerStage(nn.Module):
         return self.norm(hidden_states).permute(0, 3, 1, 2)
 
 
-class SegFormerPreTrainedModel(PreTrainedModel):
+class SegFormerPreTrainedModel(PicklableModel):
     """Base class: attention implementations, recorded outputs, and initialization."""
 
     config: SegFormerConfig
@@ -279,6 +280,7 @@ class SegFormerForImageClassification(SegFormerPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @with_dicts
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -321,6 +323,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
             init.normal_(self.decode_head.classifier.weight, std=CLASSIFIER_STD)
 
     @can_return_tuple
+    @with_dicts
     @filter_output_hidden_states
     def forward(
         self,
@@ -350,6 +353,7 @@ class SegFormerBackbone(BackboneMixin, SegFormerPreTrainedModel):
 
     @merge_with_config_defaults
     @can_return_tuple
+    @with_dicts
     @filter_output_hidden_states
     @capture_outputs
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
