@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from .cpu_kernels import PointwiseLinear, in_row_strips
+from .cpu_kernels import apply_linear, in_row_strips
 from .errors import HfVitSegError
 
 MAX_GROUPS = 32  # of GroupNorm, section 4
@@ -130,10 +130,10 @@ class VisionTransformerAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = geometry.attention_dropout
         self.is_causal = False
-        self.q_proj = PointwiseLinear(width, width, bias=geometry.qkv_bias)
-        self.k_proj = PointwiseLinear(width, width, bias=geometry.qkv_bias)
-        self.v_proj = PointwiseLinear(width, width, bias=geometry.qkv_bias)
-        self.o_proj = PointwiseLinear(width, width)
+        self.q_proj = nn.Linear(width, width, bias=geometry.qkv_bias)
+        self.k_proj = nn.Linear(width, width, bias=geometry.qkv_bias)
+        self.v_proj = nn.Linear(width, width, bias=geometry.qkv_bias)
+        self.o_proj = nn.Linear(width, width)
 
     def split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, T, C) to (B, heads, T, C/heads)."""
@@ -148,15 +148,15 @@ class VisionTransformerAttention(nn.Module):
         )
         context, weights = attention(
             self,
-            self.split_heads(self.q_proj(hidden_states)),
-            self.split_heads(self.k_proj(hidden_states)),
-            self.split_heads(self.v_proj(hidden_states)),
+            self.split_heads(apply_linear(self.q_proj, hidden_states)),
+            self.split_heads(apply_linear(self.k_proj, hidden_states)),
+            self.split_heads(apply_linear(self.v_proj, hidden_states)),
             None,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(context.reshape(hidden_states.shape)), weights  # (B, T, C)
+        return apply_linear(self.o_proj, context.reshape(hidden_states.shape)), weights  # (B, T, C)
 
 
 class VisionTransformerMLP(nn.Module):
@@ -165,16 +165,16 @@ class VisionTransformerMLP(nn.Module):
     def __init__(self, config: PreTrainedConfig, geometry: LayerGeometry):
         super().__init__()
         self.expanded_width = geometry.mlp_width
-        self.fc1 = PointwiseLinear(geometry.width, geometry.mlp_width)
+        self.fc1 = nn.Linear(geometry.width, geometry.mlp_width)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = PointwiseLinear(geometry.mlp_width, geometry.width)
+        self.fc2 = nn.Linear(geometry.mlp_width, geometry.width)
         self.dropout = nn.Dropout(geometry.dropout)
 
     @in_row_strips()
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(.., C) to the same shape."""
-        expanded = self.dropout(self.activation(self.fc1(hidden_states)))
-        return self.dropout(self.fc2(expanded))
+        expanded = self.dropout(self.activation(apply_linear(self.fc1, hidden_states)))
+        return self.dropout(apply_linear(self.fc2, expanded))
 
 
 class VisionTransformerLayer(GradientCheckpointingLayer):

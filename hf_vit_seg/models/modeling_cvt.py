@@ -31,7 +31,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 
 from .all_mlp_head import AllMLPHead
 from .configuration_cvt import CvTConfig
-from .cpu_kernels import PointwiseLinear, accelerated_by, channels_last, in_row_strips, with_folded_norm
+from .cpu_kernels import accelerated_by, apply_linear, channels_last, in_row_strips, with_folded_norm
 from .errors import HfVitSegError
 from .layers import DropPath, check_channels, eager_attention_forward, match_dtype, with_dicts
 from .losses import segmenter_output
@@ -135,10 +135,10 @@ class CvTAttention(nn.Module):
         self.q_conv = query_projection(config, stage)
         self.k_conv = key_projection(config, stage)
         self.v_conv = key_projection(config, stage)
-        self.q_proj = PointwiseLinear(width, width, bias=bias)
-        self.k_proj = PointwiseLinear(width, width, bias=bias)
-        self.v_proj = PointwiseLinear(width, width, bias=bias)
-        self.o_proj = PointwiseLinear(width, width)
+        self.q_proj = nn.Linear(width, width, bias=bias)
+        self.k_proj = nn.Linear(width, width, bias=bias)
+        self.v_proj = nn.Linear(width, width, bias=bias)
+        self.o_proj = nn.Linear(width, width)
 
     def project(self, tokens: torch.Tensor, grid: Grid, convolution: nn.Module | None, linear: nn.Module):
         """Equation 2: (B, T, C) to (B, heads, M, C/heads)."""
@@ -146,7 +146,7 @@ class CvTAttention(nn.Module):
             convolved = as_tokens(convolution(as_map(tokens, grid)))
             prefix = tokens[:, : -(grid[0] * grid[1])]  # (B, P, C)
             tokens = torch.cat((prefix, convolved), dim=1) if prefix.shape[1] else convolved
-        return linear(tokens).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return apply_linear(linear, tokens).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(
         self, tokens: torch.Tensor, grid: Grid, **kwargs: Unpack[TransformersKwargs]
@@ -164,7 +164,7 @@ class CvTAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(context.reshape(tokens.shape)), weights  # (B, T, C)
+        return apply_linear(self.o_proj, context.reshape(tokens.shape)), weights  # (B, T, C)
 
 
 class CvTMLP(nn.Module):
@@ -174,16 +174,16 @@ class CvTMLP(nn.Module):
         super().__init__()
         width = config.hidden_sizes[stage]
         self.expanded_width = int(width * config.mlp_ratios[stage])
-        self.fc1 = PointwiseLinear(width, self.expanded_width)
+        self.fc1 = nn.Linear(width, self.expanded_width)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = PointwiseLinear(self.expanded_width, width)
+        self.fc2 = nn.Linear(self.expanded_width, width)
         self.dropout = nn.Dropout(stage_rate(config.hidden_dropout_prob, stage))
 
     @in_row_strips()
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(.., C) to the same shape."""
-        expanded = self.dropout(self.activation(self.fc1(tokens)))
-        return self.dropout(self.fc2(expanded))
+        expanded = self.dropout(self.activation(apply_linear(self.fc1, tokens)))
+        return self.dropout(apply_linear(self.fc2, expanded))
 
 
 class CvTLayer(GradientCheckpointingLayer):

@@ -29,7 +29,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 
 from .all_mlp_head import AllMLPHead
 from .configuration_segformer import SegFormerConfig
-from .cpu_kernels import PointwiseLinear, channels_last, in_row_strips
+from .cpu_kernels import apply_linear, channels_last, in_row_strips
 from .errors import HfVitSegError
 from .layers import DropPath, check_channels, eager_attention_forward, match_dtype, with_dicts
 from .losses import segmenter_output
@@ -75,10 +75,10 @@ class SegFormerAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
         self.is_causal = False
-        self.q_proj = PointwiseLinear(width, width)
-        self.k_proj = PointwiseLinear(width, width)
-        self.v_proj = PointwiseLinear(width, width)
-        self.o_proj = PointwiseLinear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.o_proj = nn.Linear(width, width)
         self.reduction = nn.Conv2d(width, width, kernel_size=ratio, stride=ratio) if ratio > 1 else None
         self.reduction_norm = nn.LayerNorm(width, eps=config.reduction_norm_eps) if ratio > 1 else None
 
@@ -101,15 +101,15 @@ class SegFormerAttention(nn.Module):
         )
         context, weights = attention(
             self,
-            self.split_heads(self.q_proj(hidden_states.flatten(1, 2))),
-            self.split_heads(self.k_proj(reduced)),
-            self.split_heads(self.v_proj(reduced)),
+            self.split_heads(apply_linear(self.q_proj, hidden_states.flatten(1, 2))),
+            self.split_heads(apply_linear(self.k_proj, reduced)),
+            self.split_heads(apply_linear(self.v_proj, reduced)),
             None,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(context.reshape(hidden_states.shape)), weights  # (B, H, W, C)
+        return apply_linear(self.o_proj, context.reshape(hidden_states.shape)), weights  # (B, H, W, C)
 
 
 class MixFFN(nn.Module):
@@ -124,19 +124,19 @@ class MixFFN(nn.Module):
         super().__init__()
         width = config.hidden_sizes[stage]
         self.expanded_width = int(width * config.mlp_ratios[stage])
-        self.fc1 = PointwiseLinear(width, self.expanded_width)
+        self.fc1 = nn.Linear(width, self.expanded_width)
         self.dwconv = nn.Conv2d(
             self.expanded_width, self.expanded_width, kernel_size=3, padding=1, groups=self.expanded_width
         )
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = PointwiseLinear(self.expanded_width, width)
+        self.fc2 = nn.Linear(self.expanded_width, width)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     @in_row_strips(halo=1)
     def forward(self, hidden_states: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
         """(B, H, W, C) to the same shape, for the given rows; the others only provide the convolution's border."""
-        expanded = convolve(self.dwconv, self.fc1(hidden_states))[:, rows]  # (B, H, W, E*C)
-        return self.dropout(self.fc2(self.dropout(self.activation(expanded))))
+        expanded = convolve(self.dwconv, apply_linear(self.fc1, hidden_states))[:, rows]  # (B, H, W, E*C)
+        return self.dropout(apply_linear(self.fc2, self.dropout(self.activation(expanded))))
 
 
 class SegFormerLayer(GradientCheckpointingLayer):
