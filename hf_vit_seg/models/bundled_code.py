@@ -16,7 +16,7 @@ from transformers import MODEL_FOR_BACKBONE_MAPPING, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .errors import HfVitSegError
-from .pretrained_classes import SegmentationConfig
+from .layers import SegmentationConfig
 from .registered_heads import REGISTERED_HEADS
 
 PUSH_OPTIONS = tuple(signature(PreTrainedConfig.push_to_hub).parameters)

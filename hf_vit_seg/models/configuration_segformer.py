@@ -5,7 +5,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 
 from .errors import HfVitSegError, reject_renamed_fields
-from .pretrained_classes import StagedConfig
+from .layers import StagedConfig
 
 STAGE_FIELDS = (
     "depths",

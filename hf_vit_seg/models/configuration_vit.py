@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 
 from .errors import RENAMED_FIELDS, HfVitSegError, reject_renamed_fields
 from .grid_sizes import ceil_div
-from .pretrained_classes import StagedConfig
+from .layers import StagedConfig
 
 PYRAMID_LEVELS = 4
 RENAMED = {

@@ -33,9 +33,16 @@ from .all_mlp_head import AllMLPHead
 from .configuration_cvt import CvTConfig
 from .cpu_kernels import accelerated_by, apply_linear, channels_last, in_row_strips, with_folded_norm
 from .errors import HfVitSegError
-from .layers import DropPath, check_channels, eager_attention_forward, match_dtype, with_dicts
+from .layers import (
+    DropPath,
+    PicklableModel,
+    check_channels,
+    eager_attention_forward,
+    match_dtype,
+    split_axis,
+    with_dicts,
+)
 from .losses import segmenter_output
-from .pretrained_classes import PicklableModel
 from .recomputation import update_statistics_once
 
 Grid = tuple[int, int]
@@ -50,7 +57,7 @@ class CvTModelOutput(BaseModelOutput):
 
 def as_map(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
     """The last H*W of the tokens (B, T, C) as a channels-last feature map (B, C, H, W), without a copy."""
-    return tokens[:, -(grid[0] * grid[1]) :].unflatten(1, grid).permute(0, 3, 1, 2)
+    return split_axis(tokens[:, -(grid[0] * grid[1]) :], 1, grid).permute(0, 3, 1, 2)
 
 
 def as_tokens(feature_map: torch.Tensor) -> torch.Tensor:
@@ -146,7 +153,7 @@ class CvTAttention(nn.Module):
             convolved = as_tokens(convolution(as_map(tokens, grid)))
             prefix = tokens[:, : -(grid[0] * grid[1])]  # (B, P, C)
             tokens = torch.cat((prefix, convolved), dim=1) if prefix.shape[1] else convolved
-        return apply_linear(linear, tokens).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return split_axis(apply_linear(linear, tokens), -1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(
         self, tokens: torch.Tensor, grid: Grid, **kwargs: Unpack[TransformersKwargs]

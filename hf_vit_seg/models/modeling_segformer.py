@@ -31,9 +31,16 @@ from .all_mlp_head import AllMLPHead
 from .configuration_segformer import SegFormerConfig
 from .cpu_kernels import apply_linear, channels_last, in_row_strips
 from .errors import HfVitSegError
-from .layers import DropPath, check_channels, eager_attention_forward, match_dtype, with_dicts
+from .layers import (
+    DropPath,
+    PicklableModel,
+    check_channels,
+    eager_attention_forward,
+    match_dtype,
+    split_axis,
+    with_dicts,
+)
 from .losses import segmenter_output
-from .pretrained_classes import PicklableModel
 
 CLASSIFIER_STD = 0.01  # at initialization, as in mmsegmentation and the released code
 
@@ -84,7 +91,7 @@ class SegFormerAttention(nn.Module):
 
     def split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, N, C) to (B, heads, N, C/heads)."""
-        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return split_axis(tokens, -1, (-1, self.head_dim)).transpose(1, 2)
 
     def reduce(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Equation 2: (B, H, W, C) to (B, M, C)."""

@@ -32,13 +32,14 @@ from .errors import HfVitSegError
 from .layers import (
     LayerGeometry,
     LayerScale,
+    PicklableModel,
     VisionTransformerAttention,
     VisionTransformerLayer,
     check_channels,
+    split_axis,
     with_dicts,
 )
 from .losses import segmenter_output
-from .pretrained_classes import PicklableModel
 from .resnetv2 import StandardizedConv2d, ZeroInitGroupNorm
 from .segmentation_heads import HEADS, initialize_head
 from .token_merging import encode_merging
@@ -70,7 +71,7 @@ def final_norm(config: VisionTransformerConfig) -> nn.Module:
 def patch_map(config: VisionTransformerConfig, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
     """The patches of tokens (B, T, D) as a map (B, D, h, w) of the padded image, channels-last in memory."""
     grid = config.grid_of(*pixel_values.shape[-2:])
-    return tokens[:, config.num_prefix_tokens :].unflatten(1, grid).permute(0, 3, 1, 2)
+    return split_axis(tokens[:, config.num_prefix_tokens :], 1, grid).permute(0, 3, 1, 2)
 
 
 def read_image_size(config: PreTrainedConfig, path: str | os.PathLike, **kwargs) -> int | list[int] | tuple[int, ...]:

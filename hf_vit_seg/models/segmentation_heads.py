@@ -22,7 +22,7 @@ from transformers import initialization as init
 from .all_mlp_head import AllMLPHead
 from .cpu_kernels import apply_linear
 from .errors import HfVitSegError
-from .layers import LayerGeometry, VisionTransformerLayer, head_norm
+from .layers import LayerGeometry, VisionTransformerLayer, head_norm, split_axis
 from .registered_heads import REGISTERED_HEADS
 
 PYRAMID_LEVELS = 4
@@ -93,7 +93,7 @@ class MaskTransformerHead(nn.Module):
         patches = normalize(apply_linear(self.patch_projection, patches), dim=-1)
         classes = normalize(apply_linear(self.class_projection, classes), dim=-1)
         masks = self.mask_norm(patches @ classes.transpose(1, 2))  # (B, N, K)
-        return masks.unflatten(1, feature_map.shape[-2:]).permute(0, 3, 1, 2)
+        return split_axis(masks, 1, feature_map.shape[-2:]).permute(0, 3, 1, 2)
 
 
 class PyramidHead(nn.Module):
