@@ -305,8 +305,8 @@ def check_image(config: CvTConfig, pixel_values: torch.Tensor) -> None:
         smallest = max((smallest - 1) * stride + kernel - 2 * padding, 1)
     if height < smallest or width < smallest:
         raise HfVitSegError(
-            f"CvT needs images of at least {smallest}x{smallest} pixels, got {height}x{width}: resize or pad them, as "
-            "the image processor does"
+            f"CvT needs images of at least {smallest}x{smallest} pixels, got {height}x{width}: resize or pad them, "
+            "for example by an image processor with do_resize"
         )
 
 

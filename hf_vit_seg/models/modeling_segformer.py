@@ -248,7 +248,7 @@ def check_image(config: SegFormerConfig, pixel_values: torch.Tensor) -> None:
     if height < smallest or width < smallest:
         raise HfVitSegError(
             f"SegFormer needs images of at least {smallest}x{smallest} pixels, got {height}x{width}: resize or pad "
-            "them, as the image processor does"
+            "them, for example by an image processor with do_resize"
         )
 
 
