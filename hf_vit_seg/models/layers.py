@@ -75,7 +75,7 @@ class StagedConfig(BackboneConfigMixin, SegmentationConfig):
             return
         self.stage_names = stages
         follows_last = self.out_features == old[-1:]
-        kept = None if follows_last else [name for name in self.out_features if name in stages]
+        kept = None if follows_last else [name for name in self.out_features or () if name in stages]
         self.set_output_features_output_indices(kept or None, None)
 
     def select_stages(self, fields: dict[str, Any]) -> None:
