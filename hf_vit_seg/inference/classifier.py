@@ -11,7 +11,7 @@ from transformers.image_utils import SizeDict
 
 from hf_vit_seg.models.image_processing_segmentation import target_sides
 
-from .loading import load_model, load_processor, select_device
+from .loading import label_names, load_model, load_processor, select_device
 
 
 class Classifier:
@@ -43,8 +43,8 @@ class Classifier:
         """The `top_k` most likely classes of an image (C, H, W) with their probabilities, the most likely first."""
         found = self.probabilities(image)
         order = found.argsort(descending=True, stable=True)[:top_k].tolist()
-        names = self.model.config.id2label
-        return [(names.get(index, f"class {index}"), float(found[index])) for index in order]
+        names = label_names(self.model.config)
+        return [(names[index], float(found[index])) for index in order]
 
 
 def class_input(processor: BaseImageProcessor, image: torch.Tensor) -> torch.Tensor:

@@ -57,6 +57,12 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segme
     return model
 
 
+def label_names(config: Any, noun: str = "class") -> list[str]:
+    """The names of a model's outputs in their order; the keys of `id2label` may be strings, as in JSON."""
+    labels = {int(index): name for index, name in (config.id2label or {}).items()}
+    return [labels.get(index, f"{noun} {index}") for index in range(config.num_labels)]
+
+
 def load_processor(name: str) -> Any:
     """Load the image processor of a model. Raises ModelError if there is none."""
     try:
@@ -68,4 +74,4 @@ def load_processor(name: str) -> Any:
         ) from error
 
 
-__all__ = ["AUTO_CLASSES", "ModelError", "float_type", "load_model", "load_processor", "select_device"]
+__all__ = ["AUTO_CLASSES", "ModelError", "float_type", "label_names", "load_model", "load_processor", "select_device"]

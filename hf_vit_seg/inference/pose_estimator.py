@@ -12,7 +12,7 @@ from hf_vit_seg.data.collation import normalize_images
 from hf_vit_seg.data.transforms.person_crops import PersonCrop, person_size
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 
-from .loading import load_model, load_processor, select_device
+from .loading import label_names, load_model, load_processor, select_device
 
 Box = tuple[float, float, float, float]  # x, y, width, height
 
@@ -33,9 +33,8 @@ class PoseEstimator:
 
     @property
     def names(self) -> list[str]:
-        """The names of the keypoints."""
-        config = self.model.config
-        return [config.id2label.get(index, f"keypoint {index}") for index in range(config.num_labels)]
+        """The keypoints' names."""
+        return label_names(self.model.config, "keypoint")
 
     @property
     def channels(self) -> int:

@@ -22,7 +22,7 @@ from hf_vit_seg.inference.dense.row_logits import LogitGrid, Model, RowLogits, f
 from hf_vit_seg.inference.dense.sliding_windows import SlidingLogits
 from hf_vit_seg.models.label_maps import CHUNK_BYTES
 
-from .loading import float_type, load_model, load_processor, select_device
+from .loading import float_type, label_names, load_model, load_processor, select_device
 from .runtimes import RuntimeModel, is_program
 from .segmentation import Segmentation
 
@@ -49,8 +49,7 @@ class Segmenter:
         self.model = model.eval().to(self.device)
         self.processor = processor
         self.protocol = self.with_program_size(protocol or Protocol())
-        labels = model.config.id2label
-        names = [labels.get(index, f"class {index}") for index in range(model.config.num_labels)]
+        names = label_names(model.config)
         self.names = tuple(names) if len(names) > 1 else ("background", *names)
         self.palette = class_palette(getattr(processor, "palette", None), len(self.names))
 

@@ -19,10 +19,11 @@ from torch.nn.functional import interpolate
 from .bilinear import add_upsampled_rows
 from .cpu_kernels import (
     FLOAT_DTYPES,
-    PointwiseLinear,
     ValueCache,
     accelerated_by,
+    apply_linear,
     has_inner_hooks,
+    is_plain_weight,
     pointwise,
     row_strips,
     use_row_strips,
@@ -148,7 +149,7 @@ class AllMLPHead(nn.Module):
         convolutional = flavor == "mmseg"
         self.flavor = flavor
         self.projections = nn.ModuleList(
-            [PointwiseLinear(channels, hidden_size, bias=not convolutional) for channels in in_channels]
+            [nn.Linear(channels, hidden_size, bias=not convolutional) for channels in in_channels]
         )
         self.projection_norms = (
             nn.ModuleList([head_norm(norm, hidden_size, norm_eps) for _ in in_channels]) if convolutional else None
@@ -169,14 +170,14 @@ class AllMLPHead(nn.Module):
 
     def project(self, level: int, feature_map: torch.Tensor) -> torch.Tensor:
         """One level (B, C_i, H_i, W_i) to (B, D, H_i, W_i)."""
-        projected = self.projections[level](feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        projected = apply_linear(self.projections[level], feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return projected if self.projection_norms is None else self.projection_norms[level](projected).relu()
 
     def is_plain(self) -> bool:
-        """Whether the linear layers are those built here, without hooks; adapters and quantizers replace them."""
+        """Whether the linear layers are torch's own, without hooks; adapters and quantizers replace them or weights."""
         kinds = {type(projection) for projection in self.projections}
-        plain = type(self.fuse) is type(self.classifier) is nn.Conv2d and kinds == {PointwiseLinear}
-        return plain and not has_inner_hooks(self)
+        plain = type(self.fuse) is type(self.classifier) is nn.Conv2d and kinds == {nn.Linear}
+        return plain and all(map(is_plain_weight, self.parameters())) and not has_inner_hooks(self)
 
     def folds_norms(self) -> bool:
         """Whether every norm is a scale and a shift per channel in evaluation."""

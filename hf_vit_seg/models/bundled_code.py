@@ -16,12 +16,13 @@ from transformers import MODEL_FOR_BACKBONE_MAPPING, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .errors import HfVitSegError
+from .layers import SegmentationConfig
 from .registered_heads import REGISTERED_HEADS
 
 PUSH_OPTIONS = tuple(signature(PreTrainedConfig.push_to_hub).parameters)
 
 
-class BundlesCode(PreTrainedConfig):
+class BundlesCode(SegmentationConfig):
     """A config that saves the code of its head and backbone unless they are built in."""
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:

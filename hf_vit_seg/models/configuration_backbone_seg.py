@@ -80,8 +80,12 @@ class BackboneSegmentationConfig(BundlesCode):
                 f"BackboneSegmentationConfig.backbone_config is of type '{self.backbone.model_type}', which has no "
                 "feature maps in transformers (no AutoBackbone)"
             )
-        self.backbone.out_indices = self.levels
+        self.update_derived_fields()
         self.backbone.name_or_path = ""  # would be saved, and may be a path of this machine
+
+    def update_derived_fields(self) -> None:
+        """Let the backbone return the maps that the head reads."""
+        self.backbone.out_indices = self.levels
 
     @property
     def backbone(self) -> PreTrainedConfig:
@@ -110,6 +114,15 @@ class BackboneSegmentationConfig(BundlesCode):
     def image_size(self) -> int | Sequence[int] | None:
         """The backbone's image size, one length or (height, width), if its config has one."""
         return getattr(self.backbone, "image_size", None)
+
+    @image_size.setter
+    def image_size(self, size: int | Sequence[int]) -> None:
+        if not hasattr(self.backbone, "image_size"):
+            raise HfVitSegError(
+                f"image_size cannot be set: a '{self.backbone.model_type}' backbone has no such field, it takes images "
+                "of any size"
+            )
+        self.backbone.image_size = size
 
 
 __all__ = ["BackboneSegmentationConfig"]

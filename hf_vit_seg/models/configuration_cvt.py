@@ -3,10 +3,9 @@
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
-from transformers.backbone_utils import BackboneConfigMixin
 
 from .errors import HfVitSegError, reject_renamed_fields
+from .layers import StagedConfig
 
 STAGE_FIELDS = (
     "depths",
@@ -30,7 +29,7 @@ RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"
 
 
 @strict
-class CvTConfig(BackboneConfigMixin, PreTrainedConfig):
+class CvTConfig(StagedConfig):
     """Configuration of CvT, with every numerical choice in which its references differ.
 
     The fields in `STAGE_FIELDS` have one entry per stage. `patch_sizes`, `strides` and `paddings` are those of the
@@ -85,18 +84,23 @@ class CvTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         reject_renamed_fields("CvTConfig", kwargs)
+        self.select_stages(kwargs)
+        self.update_derived_fields()
+        super().__post_init__(**kwargs)
+
+    def update_derived_fields(self) -> None:
+        """Name the stages, and expand single rates to one per stage."""
+        super().update_derived_fields()
         for name in RATES:
             rate = getattr(self, name)
             if isinstance(rate, float | int):
                 setattr(self, name, [rate] * len(self.depths))
         for name in ("mlp_ratios", *RATES):
             setattr(self, name, [float(number) for number in getattr(self, name)])
-        self.stage_names = [f"stage{i}" for i in range(1, len(self.depths) + 1)]
-        kwargs.pop("stage_names", None)
-        self.set_output_features_output_indices(
-            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
-        )
-        super().__post_init__(**kwargs)
+
+    def list_stages(self) -> list[str]:
+        """The names of the stages."""
+        return [f"stage{i}" for i in range(1, len(self.depths) + 1)]
 
     @property
     def num_hidden_layers(self) -> int:

@@ -3,10 +3,9 @@
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
-from transformers.backbone_utils import BackboneConfigMixin
 
 from .errors import HfVitSegError, reject_renamed_fields
+from .layers import StagedConfig
 
 STAGE_FIELDS = (
     "depths",
@@ -20,7 +19,7 @@ STAGE_FIELDS = (
 
 
 @strict
-class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
+class SegFormerConfig(StagedConfig):
     """Configuration of SegFormer, with every numerical choice in which its references differ.
 
     The fields with one entry per stage are `depths`, `hidden_sizes`, `num_attention_heads`, `sr_ratios` (the
@@ -63,12 +62,12 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         reject_renamed_fields("SegFormerConfig", kwargs)
-        self.stage_names = [f"stage{i}" for i in range(1, len(self.depths) + 1)]
-        kwargs.pop("stage_names", None)
-        self.set_output_features_output_indices(
-            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
-        )
+        self.select_stages(kwargs)
         super().__post_init__(**kwargs)
+
+    def list_stages(self) -> list[str]:
+        """The names of the stages."""
+        return [f"stage{i}" for i in range(1, len(self.depths) + 1)]
 
     @property
     def num_hidden_layers(self) -> int:

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
-from transformers.backbone_utils import BackboneConfigMixin
 
 from .errors import RENAMED_FIELDS, HfVitSegError, reject_renamed_fields
 from .grid_sizes import ceil_div
+from .layers import StagedConfig
 
 PYRAMID_LEVELS = 4
 RENAMED = {
@@ -29,7 +28,7 @@ def pair(side: int | Sequence[int]) -> tuple[int, int]:
 
 
 @strict
-class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
+class VisionTransformerConfig(StagedConfig):
     """Configuration of ViT, with every numerical choice in which its references differ.
 
     `image_size` and `patch_size` are one length or (height, width). `image_size` defines the grid of the
@@ -128,12 +127,12 @@ class VisionTransformerConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         reject_renamed_fields("VisionTransformerConfig", kwargs, RENAMED)
-        self.stage_names = ["stem", *(f"stage{i}" for i in range(1, self.num_hidden_layers + 1))]
-        kwargs.pop("stage_names", None)
-        self.set_output_features_output_indices(
-            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
-        )
+        self.select_stages(kwargs)
         super().__post_init__(**kwargs)
+
+    def list_stages(self) -> list[str]:
+        """The names of the stages: the embeddings and each layer."""
+        return ["stem", *(f"stage{i}" for i in range(1, self.num_hidden_layers + 1))]
 
     @property
     def stem_stride(self) -> int:

@@ -88,11 +88,14 @@ def is_dynamic_export() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
+def has_hooks(layer: nn.Module) -> bool:
+    """Whether a layer has hooks itself."""
+    return any(getattr(layer, table, True) for table in HOOK_TABLES)
+
+
 def has_inner_hooks(module: nn.Module) -> bool:
     """Whether a layer inside a module has hooks, which a fast path would not call. Its own hooks do not matter."""
-    return any(
-        getattr(layer, table, True) for layer in module.modules() if layer is not module for table in HOOK_TABLES
-    )
+    return any(has_hooks(layer) for layer in module.modules() if layer is not module)
 
 
 def use_row_strips(tensor: torch.Tensor) -> bool:
@@ -115,6 +118,12 @@ def is_plain_float32(tensor: torch.Tensor, weight: torch.Tensor) -> bool:
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def is_plain_weight(weight: torch.Tensor) -> bool:
+    """Whether a weight is a tensor of numbers, or stands for one while torch traces; not a quantized one."""
+    kind = type(weight)
+    return kind in (nn.Parameter, torch.Tensor) or kind.__module__.startswith("torch._subclasses")
 
 
 def channels_last(feature_map: torch.Tensor) -> torch.Tensor:
@@ -146,14 +155,20 @@ def accelerated_by(fast: Callable[..., T | None]) -> Callable[[Callable[..., T]]
 
 def pointwise(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`torch.nn.functional.linear`: tokens (.., C), weight (C', C), bias (C',) to (.., C')."""
+    product = onednn_product(tokens, weight, bias)
+    return linear(tokens, weight, bias) if product is None else product
+
+
+def onednn_product(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
+    """`linear` in oneDNN; None if this does not apply, or would be slower."""
     if not (tokens.is_cpu and is_plain_eager() and is_plain_float32(tokens, weight)):
-        return linear(tokens, weight, bias)
+        return None
     multiplications = tokens.numel() * weight.shape[0]
     if onednn_linear is not None and not torch.is_grad_enabled() and multiplications >= MIN_FUSED_LINEAR:
         return onednn_linear(tokens, weight, bias, "none", [], "")
     if onednn_convolution is not None and multiplications >= MIN_CONVOLUTION:
         return linear_by_convolution(tokens, weight, bias)
-    return linear(tokens, weight, bias)
+    return None
 
 
 def linear_by_convolution(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -167,12 +182,16 @@ def linear_by_convolution(tokens: torch.Tensor, weight: torch.Tensor, bias: torc
     return product.permute(0, 2, 3, 1).reshape(*tokens.shape[:-1], -1)
 
 
-class PointwiseLinear(nn.Linear):
-    """`torch.nn.Linear` computed by `pointwise`, with the same parameters."""
+def apply_linear(layer: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """`layer(tokens)`: tokens (.., C) to (.., C'), in oneDNN if the layer is torch's own, unchanged Linear.
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens (.., C) to (.., C')."""
-        return pointwise(tokens, self.weight, self.bias)
+    Layers are plain `nn.Linear`, because quantizers find them by their exact type. Adapters and quantizers replace the
+    layer or its weight, accelerate its `forward`, and others add hooks: then the layer itself is called.
+    """
+    product = None
+    if type(layer) is nn.Linear and "forward" not in layer.__dict__ and not has_hooks(layer):
+        product = onednn_product(tokens, layer.weight, layer.bias)
+    return layer(tokens) if product is None else product
 
 
 # Row strips
@@ -333,9 +352,9 @@ def upsample_bilinear_backward(gradient: torch.Tensor, shape: Sequence[int]) -> 
 
 
 __all__ = [
-    "PointwiseLinear",
     "ValueCache",
     "accelerated_by",
+    "apply_linear",
     "cached_conv2d",
     "can_cache",
     "channels_last",
@@ -344,6 +363,7 @@ __all__ = [
     "in_row_strips",
     "is_dynamic_export",
     "is_plain_eager",
+    "is_plain_weight",
     "pointwise",
     "row_strips",
     "upsample_bilinear_backward",

@@ -3,13 +3,14 @@
 Shapes: C channels, H W pixels.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers.image_utils import ChannelDimension
+from transformers.image_utils import ChannelDimension, load_image
 
 from .errors import HfVitSegError
 
@@ -19,6 +20,8 @@ def rgb_image(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         pixels = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+    if image.mode == "La":  # PIL converts premultiplied gray to nothing else
+        image = image.convert("LA")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -68,19 +71,54 @@ def rgb_channels(image: torch.Tensor) -> torch.Tensor:
     return blended.round().to(torch.uint8) if image.dtype == torch.uint8 else blended
 
 
+def list_maps(maps: Any, count: int) -> list[Any]:
+    """The segmentation maps of `count` images, each of any type; ValueError for another number of maps.
+
+    An array for one image is one map, also if it has a third axis; for several images, the first axis counts them.
+    """
+    if isinstance(maps, list | tuple):
+        found = [part for item in maps for part in (item if isinstance(item, list | tuple) else [item])]
+    elif isinstance(maps, np.ndarray | torch.Tensor) and (count != 1 or maps.ndim > 3):
+        found = list(maps)
+    else:
+        found = [maps]
+    if len(found) != count:
+        raise HfVitSegError(f"There are {len(found)} segmentation maps for {count} images: pass one map for each image")
+    return found
+
+
+def read_map(source: str | os.PathLike) -> Image.Image:
+    """The segmentation map in a file with its stored values, or from an address, from which transformers reads RGB."""
+    if os.path.isfile(source):
+        with Image.open(source) as image:
+            image.load()
+            return image
+    image = load_image(os.fspath(source))
+    red, *others = image.split()
+    is_gray = all(red.tobytes() == other.tobytes() for other in others)
+    return red if is_gray else image
+
+
 def class_map(image: Any) -> torch.Tensor:
     """A segmentation map of any type as (H, W) int64; palettes are ignored."""
+    if isinstance(image, str | os.PathLike):
+        image = read_map(image)
     if isinstance(image, Image.Image):
         image = np.array(image)
     labels = torch.as_tensor(np.asarray(image) if not isinstance(image, torch.Tensor) else image)
-    if labels.ndim == 3 and labels.shape[0] == 1:
-        labels = labels[0]
+    if labels.ndim == 3 and 1 in (labels.shape[0], labels.shape[-1]):
+        labels = labels[0] if labels.shape[0] == 1 else labels[..., 0]
     if labels.ndim != 2:
         raise HfVitSegError(
             f"A segmentation map has one class index per pixel, shape (height, width); got {tuple(labels.shape)}. "
             "Convert color masks to class indices first"
         )
+    if labels.is_floating_point() and not torch.equal(labels, labels.round()):  # NaN differs from itself
+        raise HfVitSegError(
+            "A segmentation map has whole class indices, got fractions or NaN: convert scores to classes, and give "
+            "ignored pixels an index such as 255"
+        )
     return labels.to(torch.int64)
 
 
-__all__ = ["as_tensor", "channels_first", "class_map", "rgb_channels", "rgb_image"]
+__all__ = ["as_tensor", "channels_first", "class_map", "list_maps", "rgb_channels", "rgb_image"]

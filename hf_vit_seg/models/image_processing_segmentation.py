@@ -26,7 +26,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 
 from .errors import HfVitSegError
 from .grid_sizes import round_up
-from .image_processing_inputs import as_tensor, channels_first, class_map, rgb_channels, rgb_image
+from .image_processing_inputs import as_tensor, channels_first, class_map, list_maps, rgb_channels, rgb_image
 from .label_maps import label_map
 
 IGNORED = 255
@@ -159,7 +159,14 @@ class SegmentationProcessing(BaseImageProcessor):
             input_data_format = ChannelDimension.LAST
         accepted = ([channels] if channels else []) + ([3, 1, 4] if convert or not channels else [])
         pixels = channels_first(as_tensor(image), accepted, input_data_format)
-        return (rgb_channels(pixels) if convert else pixels).contiguous()
+        if convert:
+            pixels = rgb_channels(pixels)
+        if channels is not None and channels > 1 and len(pixels) != channels:
+            raise HfVitSegError(
+                f"The image has {len(pixels)} channels, and image_mean of the processor {channels}: pass images of "
+                f"{channels} channels, as arrays if PIL has no such mode"
+            )
+        return pixels.contiguous()
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
         if isinstance(images, list | tuple):
@@ -190,7 +197,7 @@ class SegmentationProcessing(BaseImageProcessor):
         sides = [image.shape[-2:] for image in pixels]
         features = self._preprocess(pixels, return_tensors=return_tensors, **kwargs)
         if segmentation_maps is not None:
-            maps = [class_map(m) for m in self._prepare_images_structure(segmentation_maps, expected_ndims=2)]
+            maps = [class_map(m) for m in list_maps(segmentation_maps, len(pixels))]
             if [m.shape for m in maps] != sides:
                 raise HfVitSegError(
                     "Segmentation maps must have the height and width of their images: maps are "

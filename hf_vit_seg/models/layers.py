@@ -1,4 +1,11 @@
-"""Layers that several architectures share: attention, stochastic depth, and the Vision Transformer's layer.
+"""Base classes and layers that several architectures share.
+
+Configs and models: fields of a config that are set after construction take effect as those given to it. Models can be
+pickled (`torch.save(model)`, `spawn`). transformers records hidden states with hooks that are local functions, which
+pickle refuses, and keeps the outputs that can be recorded in a table that only constructors fill: a process that
+unpickles a model does not have its entry.
+
+Layers: attention, stochastic depth, and the Vision Transformer's layer.
 
 Sources: attention (arXiv 1706.03762, equation 1), stochastic depth (arXiv 1603.09382), the Vision Transformer
 (arXiv 2010.11929, figure 1; equation numbers are this paper's), GroupNorm (arXiv 1803.08494).
@@ -6,23 +13,117 @@ Sources: attention (arXiv 1706.03762, equation 1), stochastic depth (arXiv 1603.
 Shapes: B images, N queries, M keys, T tokens, C channels, D width of a head, H W grid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from math import gcd
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, output_capturing
 
-from .cpu_kernels import PointwiseLinear, in_row_strips
+from .cpu_kernels import apply_linear, in_row_strips
 from .errors import HfVitSegError
 
+HOOKS_INSTALLED = "_output_capturing_hooks_installed"  # transformers' attribute of a model
+RECORDABLE = getattr(output_capturing, "_CAN_RECORD_REGISTRY", {})  # private: it may have another name one day
 MAX_GROUPS = 32  # of GroupNorm, section 4
+
+
+class SegmentationConfig(PreTrainedConfig):
+    """A config whose derived fields follow the fields that `from_pretrained` overrides.
+
+    transformers builds a config from its file, and sets the overrides of `from_pretrained(path, depths=...)` as
+    attributes afterwards. `update_derived_fields` is called, and the config validated, after both.
+    """
+
+    def update_derived_fields(self) -> None:
+        """Compute the fields that depend on others; may be called any number of times."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a config as transformers does, with the derived fields of the overrides in `kwargs`."""
+        loaded = super().from_dict(config_dict, **kwargs)
+        config: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        config.update_derived_fields()
+        config.validate()
+        return loaded
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "id2label" and isinstance(value, Mapping):  # the keys of a JSON object are strings
+            value = {int(index): label for index, label in value.items()}
+        super().__setattr__(name, value)
+
+
+class StagedConfig(BackboneConfigMixin, SegmentationConfig):
+    """A config of an encoder whose stages can be selected as the outputs of a backbone."""
+
+    def list_stages(self) -> list[str]:
+        """The names of all stages."""
+        raise NotImplementedError
+
+    def update_derived_fields(self) -> None:
+        """Name the stages. Selected stages that no longer exist are dropped; the last one remains the last one."""
+        stages, old = self.list_stages(), self.stage_names
+        if stages == old:
+            return
+        self.stage_names = stages
+        follows_last = self.out_features == old[-1:]
+        kept = None if follows_last else [name for name in self.out_features or () if name in stages]
+        self.set_output_features_output_indices(kept or None, None)
+
+    def select_stages(self, fields: dict[str, Any]) -> None:
+        """Set the selected stages from the fields of a config, and remove these."""
+        self.stage_names = self.list_stages()
+        fields.pop("stage_names", None)
+        self.set_output_features_output_indices(
+            out_features=fields.pop("out_features", None), out_indices=fields.pop("out_indices", None)
+        )
+
+
+class PicklableModel(PreTrainedModel):
+    """A model whose pickle has no recording hooks; they are installed again when it is loaded."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return without_recording_hooks(self, {}).__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for model in submodels(self):
+            RECORDABLE[model] = model._can_record_outputs
+        for model in submodels(self):
+            if model.__dict__.get(HOOKS_INSTALLED) is False:
+                output_capturing.maybe_install_capturing_hooks(model)
+
+
+def submodels(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """A model and those inside it."""
+    return (module for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
+def without_recording_hooks(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A copy of a tree of modules that shares its parameters, without transformers' recording hooks."""
+    if module in copies:
+        return copies[module]
+    copy = copies[module] = object.__new__(type(module))
+    copy.__dict__.update(module.__dict__)
+    hooks = module._forward_hooks
+    kept = {key: hook for key, hook in hooks.items() if getattr(hook, "__module__", None) != output_capturing.__name__}
+    if len(kept) < len(hooks):
+        copy.__dict__["_forward_hooks"] = type(hooks)(kept)
+    if HOOKS_INSTALLED in copy.__dict__:
+        copy.__dict__[HOOKS_INSTALLED] = False
+    copy.__dict__["_modules"] = {
+        name: None if child is None else without_recording_hooks(child, copies)
+        for name, child in module._modules.items()
+    }
+    return copy
 
 
 def check_channels(config: PreTrainedConfig, pixel_values: torch.Tensor) -> None:
@@ -32,6 +133,28 @@ def check_channels(config: PreTrainedConfig, pixel_values: torch.Tensor) -> None
             f"This model takes images of {config.num_channels} channels (config.num_channels), got "
             f"pixel_values of shape {tuple(pixel_values.shape)}"
         )
+
+
+def match_dtype(pixel_values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Cast float images to the type of the weights, such as bfloat16. Integers are pixels that were not normalized."""
+    casts = pixel_values.is_floating_point() and dtype.is_floating_point
+    return pixel_values.to(dtype) if casts else pixel_values
+
+
+def split_axis(tensor: torch.Tensor, axis: int, sizes: Sequence[int]) -> torch.Tensor:
+    """`tensor.unflatten(axis, sizes)`, in which torch's TorchScript exporter to ONNX fixes all sizes."""
+    axis %= tensor.ndim
+    return tensor.view(*tensor.shape[:axis], *sizes, *tensor.shape[axis + 1 :])
+
+
+def with_dicts(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a forward, inside of `can_return_tuple`: its encoder returns dicts whatever `config.return_dict` is."""
+
+    @wraps(forward)
+    def wrapper(model: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward(model, *args, **(kwargs | {"return_dict": True}))
+
+    return wrapper
 
 
 def eager_attention_forward(
@@ -113,14 +236,14 @@ class VisionTransformerAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = geometry.attention_dropout
         self.is_causal = False
-        self.q_proj = PointwiseLinear(width, width, bias=geometry.qkv_bias)
-        self.k_proj = PointwiseLinear(width, width, bias=geometry.qkv_bias)
-        self.v_proj = PointwiseLinear(width, width, bias=geometry.qkv_bias)
-        self.o_proj = PointwiseLinear(width, width)
+        self.q_proj = nn.Linear(width, width, bias=geometry.qkv_bias)
+        self.k_proj = nn.Linear(width, width, bias=geometry.qkv_bias)
+        self.v_proj = nn.Linear(width, width, bias=geometry.qkv_bias)
+        self.o_proj = nn.Linear(width, width)
 
     def split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, T, C) to (B, heads, T, C/heads)."""
-        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return split_axis(tokens, -1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(
         self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
@@ -131,15 +254,15 @@ class VisionTransformerAttention(nn.Module):
         )
         context, weights = attention(
             self,
-            self.split_heads(self.q_proj(hidden_states)),
-            self.split_heads(self.k_proj(hidden_states)),
-            self.split_heads(self.v_proj(hidden_states)),
+            self.split_heads(apply_linear(self.q_proj, hidden_states)),
+            self.split_heads(apply_linear(self.k_proj, hidden_states)),
+            self.split_heads(apply_linear(self.v_proj, hidden_states)),
             None,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(context.reshape(hidden_states.shape)), weights  # (B, T, C)
+        return apply_linear(self.o_proj, context.reshape(hidden_states.shape)), weights  # (B, T, C)
 
 
 class VisionTransformerMLP(nn.Module):
@@ -148,16 +271,16 @@ class VisionTransformerMLP(nn.Module):
     def __init__(self, config: PreTrainedConfig, geometry: LayerGeometry):
         super().__init__()
         self.expanded_width = geometry.mlp_width
-        self.fc1 = PointwiseLinear(geometry.width, geometry.mlp_width)
+        self.fc1 = nn.Linear(geometry.width, geometry.mlp_width)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = PointwiseLinear(geometry.mlp_width, geometry.width)
+        self.fc2 = nn.Linear(geometry.mlp_width, geometry.width)
         self.dropout = nn.Dropout(geometry.dropout)
 
     @in_row_strips()
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(.., C) to the same shape."""
-        expanded = self.dropout(self.activation(self.fc1(hidden_states)))
-        return self.dropout(self.fc2(expanded))
+        expanded = self.dropout(self.activation(apply_linear(self.fc1, hidden_states)))
+        return self.dropout(apply_linear(self.fc2, expanded))
 
 
 class VisionTransformerLayer(GradientCheckpointingLayer):
@@ -201,9 +324,15 @@ __all__ = [
     "DropPath",
     "LayerGeometry",
     "LayerScale",
+    "PicklableModel",
+    "SegmentationConfig",
+    "StagedConfig",
     "VisionTransformerAttention",
     "VisionTransformerLayer",
     "check_channels",
     "eager_attention_forward",
     "head_norm",
+    "match_dtype",
+    "split_axis",
+    "with_dicts",
 ]

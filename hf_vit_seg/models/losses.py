@@ -13,6 +13,8 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutput, Seman
 from .bilinear import StripUpsampling, differentiable_once, pad_classes, upsample, use_upsampling_strips, working_dtype
 from .errors import HfVitSegError
 
+MOST_VALUES = 5  # wrong labels in a message
+
 
 def semantic_segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
     """Mean cross-entropy over the pixels that are not ignored, at the labels' resolution, in float32 or float64.
@@ -63,7 +65,7 @@ def upsampled_cross_entropy(
 
     With a single class, the loss is binary: its logit is that of label 1 against label 0, and weights are (2,). The
     loss is differentiable once. `strip_bytes` is the size of a strip of logits; the default depends on the device.
-    ValueError for labels of the wrong shape or type; labels outside the classes raise torch's error.
+    ValueError for labels of the wrong shape or type; on a CPU also for labels that are no class.
     """
     if labels.ndim != 3 or labels.shape[0] != logits.shape[0] or labels.is_floating_point():
         raise HfVitSegError(
@@ -71,6 +73,37 @@ def upsampled_cross_entropy(
             f"shape {tuple(labels.shape)}, {labels.dtype}"
         )
     labels = labels.long()
+    options = ignore_index, class_weights, label_smoothing
+    if torch.compiler.is_compiling():
+        return cross_entropy(logits, labels, *options, strip_bytes)
+    try:
+        return cross_entropy(logits, labels, *options, strip_bytes)
+    except (IndexError, RuntimeError):
+        if logits.device.type == "cpu":  # other devices report it later, and cannot be read then
+            check_label_values(labels, max(logits.shape[1], 2), ignore_index)
+        raise
+
+
+def check_label_values(labels: torch.Tensor, classes: int, ignore_index: int) -> None:
+    """HfVitSegError for labels that are neither a class nor ignored."""
+    values = labels[labels != ignore_index].unique()
+    wrong = values[(values < 0) | (values >= classes)].tolist()
+    if wrong:
+        raise HfVitSegError(
+            f"Labels are 0 to {classes - 1}, or {ignore_index} for ignored pixels (semantic_loss_ignore_index of the "
+            f"config), got {', '.join(map(str, wrong[:MOST_VALUES]))}"
+        )
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ignore_index: int,
+    class_weights: torch.Tensor | None,
+    label_smoothing: float,
+    strip_bytes: int | None,
+) -> torch.Tensor:
+    """`upsampled_cross_entropy` of labels (B, H, W), int64, in the way that suits number of classes and device."""
     if logits.shape[1] == 1:
         return binary_cross_entropy(logits, labels, ignore_index, class_weights, label_smoothing)
     if not use_upsampling_strips(logits):

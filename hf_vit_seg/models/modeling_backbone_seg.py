@@ -28,7 +28,7 @@ from .backbone_loading import (
 from .bilinear import crop_to_image_extent, pad_to_multiple
 from .configuration_backbone_seg import BackboneSegmentationConfig
 from .errors import HfVitSegError
-from .layers import check_channels
+from .layers import PicklableModel, check_channels, match_dtype
 from .losses import segmenter_output
 from .recomputation import update_statistics_once
 from .segmentation_heads import HEADS, find_head, has_rising_strides, initialize_head
@@ -36,6 +36,7 @@ from .segmentation_heads import HEADS, find_head, has_rising_strides, initialize
 CONFIG_FIELDS = {field.name for field in fields(BackboneSegmentationConfig)} - {"dtype"} | {"num_labels"}
 ATTENTION_HEAD_DIM = 64  # of the mask transformer, as in all published ViTs
 INITIALIZED = "_is_hf_initialized"  # the attribute by which transformers skips initialized modules
+RECORDED_OUTPUTS = ("output_hidden_states", "output_attentions")
 TENSOR_KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
@@ -59,7 +60,7 @@ def select_head(config: BackboneSegmentationConfig, strides: Sequence[tuple[int,
     )
 
 
-class BackboneForSemanticSegmentation(PreTrainedModel):
+class BackboneForSemanticSegmentation(PicklableModel):
     """A backbone with the head selected by `config.decode_head`, or by its strides."""
 
     config: BackboneSegmentationConfig
@@ -165,7 +166,10 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
         """
         check_channels(self.config, pixel_values)
         height, width = pixel_values.shape[-2:]
-        padded = pad_to_multiple(pixel_values, self.token)
+        padded = pad_to_multiple(match_dtype(pixel_values, self.backbone.dtype), self.token)
+        for name in RECORDED_OUTPUTS:
+            if getattr(self.config, name, False):
+                kwargs.setdefault(name, True)  # the backbone reads its own config
         outputs = self.backbone.forward_with_filtered_kwargs(padded, return_dict=True, **kwargs)
         maps = outputs.feature_maps
         if self.has_channels_last_maps:

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -32,9 +31,17 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 
 from .all_mlp_head import AllMLPHead
 from .configuration_cvt import CvTConfig
-from .cpu_kernels import PointwiseLinear, accelerated_by, channels_last, in_row_strips, with_folded_norm
+from .cpu_kernels import accelerated_by, apply_linear, channels_last, in_row_strips, with_folded_norm
 from .errors import HfVitSegError
-from .layers import DropPath, check_channels, eager_attention_forward
+from .layers import (
+    DropPath,
+    PicklableModel,
+    check_channels,
+    eager_attention_forward,
+    match_dtype,
+    split_axis,
+    with_dicts,
+)
 from .losses import segmenter_output
 from .recomputation import update_statistics_once
 
@@ -50,7 +57,7 @@ class CvTModelOutput(BaseModelOutput):
 
 def as_map(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
     """The last H*W of the tokens (B, T, C) as a channels-last feature map (B, C, H, W), without a copy."""
-    return tokens[:, -(grid[0] * grid[1]) :].unflatten(1, grid).permute(0, 3, 1, 2)
+    return split_axis(tokens[:, -(grid[0] * grid[1]) :], 1, grid).permute(0, 3, 1, 2)
 
 
 def as_tokens(feature_map: torch.Tensor) -> torch.Tensor:
@@ -59,8 +66,8 @@ def as_tokens(feature_map: torch.Tensor) -> torch.Tensor:
 
 
 def stage_rate(rates: float | Sequence[float], stage: int) -> float:
-    """A stage's rate; the config has expanded single numbers to one per stage."""
-    return cast(Sequence[float], rates)[stage]
+    """A stage's rate; a single number, assigned to a config, holds for all stages."""
+    return rates if isinstance(rates, float | int) else rates[stage]
 
 
 class CvTPatchEmbeddings(nn.Module):
@@ -78,6 +85,7 @@ class CvTPatchEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_sizes[stage], eps=config.layer_norm_eps)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        feature_map = match_dtype(feature_map, self.projection.weight.dtype)
         feature_map = self.projection(channels_last(feature_map))
         return self.norm(feature_map.permute(0, 2, 3, 1).contiguous())  # (B, H, W, C)
 
@@ -134,10 +142,10 @@ class CvTAttention(nn.Module):
         self.q_conv = query_projection(config, stage)
         self.k_conv = key_projection(config, stage)
         self.v_conv = key_projection(config, stage)
-        self.q_proj = PointwiseLinear(width, width, bias=bias)
-        self.k_proj = PointwiseLinear(width, width, bias=bias)
-        self.v_proj = PointwiseLinear(width, width, bias=bias)
-        self.o_proj = PointwiseLinear(width, width)
+        self.q_proj = nn.Linear(width, width, bias=bias)
+        self.k_proj = nn.Linear(width, width, bias=bias)
+        self.v_proj = nn.Linear(width, width, bias=bias)
+        self.o_proj = nn.Linear(width, width)
 
     def project(self, tokens: torch.Tensor, grid: Grid, convolution: nn.Module | None, linear: nn.Module):
         """Equation 2: (B, T, C) to (B, heads, M, C/heads)."""
@@ -145,7 +153,7 @@ class CvTAttention(nn.Module):
             convolved = as_tokens(convolution(as_map(tokens, grid)))
             prefix = tokens[:, : -(grid[0] * grid[1])]  # (B, P, C)
             tokens = torch.cat((prefix, convolved), dim=1) if prefix.shape[1] else convolved
-        return linear(tokens).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return split_axis(apply_linear(linear, tokens), -1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(
         self, tokens: torch.Tensor, grid: Grid, **kwargs: Unpack[TransformersKwargs]
@@ -163,7 +171,7 @@ class CvTAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(context.reshape(tokens.shape)), weights  # (B, T, C)
+        return apply_linear(self.o_proj, context.reshape(tokens.shape)), weights  # (B, T, C)
 
 
 class CvTMLP(nn.Module):
@@ -173,16 +181,16 @@ class CvTMLP(nn.Module):
         super().__init__()
         width = config.hidden_sizes[stage]
         self.expanded_width = int(width * config.mlp_ratios[stage])
-        self.fc1 = PointwiseLinear(width, self.expanded_width)
+        self.fc1 = nn.Linear(width, self.expanded_width)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = PointwiseLinear(self.expanded_width, width)
+        self.fc2 = nn.Linear(self.expanded_width, width)
         self.dropout = nn.Dropout(stage_rate(config.hidden_dropout_prob, stage))
 
     @in_row_strips()
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(.., C) to the same shape."""
-        expanded = self.dropout(self.activation(self.fc1(tokens)))
-        return self.dropout(self.fc2(expanded))
+        expanded = self.dropout(self.activation(apply_linear(self.fc1, tokens)))
+        return self.dropout(apply_linear(self.fc2, expanded))
 
 
 class CvTLayer(GradientCheckpointingLayer):
@@ -230,7 +238,7 @@ class CvTStage(nn.Module):
         return as_map(tokens, (height, width)), tokens[:, : -(height * width)]
 
 
-class CvTPreTrainedModel(PreTrainedModel):
+class CvTPreTrainedModel(PicklableModel):
     """Base class: attention implementations, recorded outputs, and initialization."""
 
     config: CvTConfig
@@ -297,8 +305,8 @@ def check_image(config: CvTConfig, pixel_values: torch.Tensor) -> None:
         smallest = max((smallest - 1) * stride + kernel - 2 * padding, 1)
     if height < smallest or width < smallest:
         raise HfVitSegError(
-            f"CvT needs images of at least {smallest}x{smallest} pixels, got {height}x{width}: resize or pad them, as "
-            "the image processor does"
+            f"CvT needs images of at least {smallest}x{smallest} pixels, got {height}x{width}: resize or pad them, "
+            "for example by an image processor with do_resize"
         )
 
 
@@ -341,6 +349,7 @@ class CvTForImageClassification(CvTPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @with_dicts
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -378,6 +387,7 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @with_dicts
     @filter_output_hidden_states
     def forward(
         self,
@@ -412,6 +422,7 @@ class CvTBackbone(BackboneMixin, CvTPreTrainedModel):
 
     @merge_with_config_defaults
     @can_return_tuple
+    @with_dicts
     @filter_output_hidden_states
     @capture_outputs
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:

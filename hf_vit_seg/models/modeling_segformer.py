@@ -11,7 +11,6 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -30,9 +29,17 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 
 from .all_mlp_head import AllMLPHead
 from .configuration_segformer import SegFormerConfig
-from .cpu_kernels import PointwiseLinear, channels_last, in_row_strips
+from .cpu_kernels import apply_linear, channels_last, in_row_strips
 from .errors import HfVitSegError
-from .layers import DropPath, check_channels, eager_attention_forward
+from .layers import (
+    DropPath,
+    PicklableModel,
+    check_channels,
+    eager_attention_forward,
+    match_dtype,
+    split_axis,
+    with_dicts,
+)
 from .losses import segmenter_output
 
 CLASSIFIER_STD = 0.01  # at initialization, as in mmsegmentation and the released code
@@ -59,6 +66,7 @@ class OverlapPatchEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_sizes[stage], eps=config.patch_norm_eps)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        feature_map = match_dtype(feature_map, self.projection.weight.dtype)
         feature_map = self.projection(channels_last(feature_map))
         return self.norm(feature_map.permute(0, 2, 3, 1).contiguous())  # (B, H, W, C)
 
@@ -74,16 +82,16 @@ class SegFormerAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
         self.is_causal = False
-        self.q_proj = PointwiseLinear(width, width)
-        self.k_proj = PointwiseLinear(width, width)
-        self.v_proj = PointwiseLinear(width, width)
-        self.o_proj = PointwiseLinear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.o_proj = nn.Linear(width, width)
         self.reduction = nn.Conv2d(width, width, kernel_size=ratio, stride=ratio) if ratio > 1 else None
         self.reduction_norm = nn.LayerNorm(width, eps=config.reduction_norm_eps) if ratio > 1 else None
 
     def split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, N, C) to (B, heads, N, C/heads)."""
-        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return split_axis(tokens, -1, (-1, self.head_dim)).transpose(1, 2)
 
     def reduce(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Equation 2: (B, H, W, C) to (B, M, C)."""
@@ -100,15 +108,15 @@ class SegFormerAttention(nn.Module):
         )
         context, weights = attention(
             self,
-            self.split_heads(self.q_proj(hidden_states.flatten(1, 2))),
-            self.split_heads(self.k_proj(reduced)),
-            self.split_heads(self.v_proj(reduced)),
+            self.split_heads(apply_linear(self.q_proj, hidden_states.flatten(1, 2))),
+            self.split_heads(apply_linear(self.k_proj, reduced)),
+            self.split_heads(apply_linear(self.v_proj, reduced)),
             None,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(context.reshape(hidden_states.shape)), weights  # (B, H, W, C)
+        return apply_linear(self.o_proj, context.reshape(hidden_states.shape)), weights  # (B, H, W, C)
 
 
 class MixFFN(nn.Module):
@@ -123,19 +131,19 @@ class MixFFN(nn.Module):
         super().__init__()
         width = config.hidden_sizes[stage]
         self.expanded_width = int(width * config.mlp_ratios[stage])
-        self.fc1 = PointwiseLinear(width, self.expanded_width)
+        self.fc1 = nn.Linear(width, self.expanded_width)
         self.dwconv = nn.Conv2d(
             self.expanded_width, self.expanded_width, kernel_size=3, padding=1, groups=self.expanded_width
         )
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = PointwiseLinear(self.expanded_width, width)
+        self.fc2 = nn.Linear(self.expanded_width, width)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     @in_row_strips(halo=1)
     def forward(self, hidden_states: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
         """(B, H, W, C) to the same shape, for the given rows; the others only provide the convolution's border."""
-        expanded = convolve(self.dwconv, self.fc1(hidden_states))[:, rows]  # (B, H, W, E*C)
-        return self.dropout(self.fc2(self.dropout(self.activation(expanded))))
+        expanded = convolve(self.dwconv, apply_linear(self.fc1, hidden_states))[:, rows]  # (B, H, W, E*C)
+        return self.dropout(apply_linear(self.fc2, self.dropout(self.activation(expanded))))
 
 
 class SegFormerLayer(GradientCheckpointingLayer):
@@ -175,7 +183,7 @@ class SegFormerStage(nn.Module):
         return self.norm(hidden_states).permute(0, 3, 1, 2)
 
 
-class SegFormerPreTrainedModel(PreTrainedModel):
+class SegFormerPreTrainedModel(PicklableModel):
     """Base class: attention implementations, recorded outputs, and initialization."""
 
     config: SegFormerConfig
@@ -240,7 +248,7 @@ def check_image(config: SegFormerConfig, pixel_values: torch.Tensor) -> None:
     if height < smallest or width < smallest:
         raise HfVitSegError(
             f"SegFormer needs images of at least {smallest}x{smallest} pixels, got {height}x{width}: resize or pad "
-            "them, as the image processor does"
+            "them, for example by an image processor with do_resize"
         )
 
 
@@ -279,6 +287,7 @@ class SegFormerForImageClassification(SegFormerPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @with_dicts
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -321,6 +330,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
             init.normal_(self.decode_head.classifier.weight, std=CLASSIFIER_STD)
 
     @can_return_tuple
+    @with_dicts
     @filter_output_hidden_states
     def forward(
         self,
@@ -350,6 +360,7 @@ class SegFormerBackbone(BackboneMixin, SegFormerPreTrainedModel):
 
     @merge_with_config_defaults
     @can_return_tuple
+    @with_dicts
     @filter_output_hidden_states
     @capture_outputs
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:

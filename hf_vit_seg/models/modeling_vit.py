@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import (
@@ -29,7 +29,16 @@ from transformers.utils.output_capturing import capture_outputs, maybe_install_c
 from .bilinear import crop_to_image_extent
 from .configuration_vit import VisionTransformerConfig, pair
 from .errors import HfVitSegError
-from .layers import LayerGeometry, LayerScale, VisionTransformerAttention, VisionTransformerLayer, check_channels
+from .layers import (
+    LayerGeometry,
+    LayerScale,
+    PicklableModel,
+    VisionTransformerAttention,
+    VisionTransformerLayer,
+    check_channels,
+    split_axis,
+    with_dicts,
+)
 from .losses import segmenter_output
 from .resnetv2 import StandardizedConv2d, ZeroInitGroupNorm
 from .segmentation_heads import HEADS, initialize_head
@@ -62,7 +71,7 @@ def final_norm(config: VisionTransformerConfig) -> nn.Module:
 def patch_map(config: VisionTransformerConfig, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
     """The patches of tokens (B, T, D) as a map (B, D, h, w) of the padded image, channels-last in memory."""
     grid = config.grid_of(*pixel_values.shape[-2:])
-    return tokens[:, config.num_prefix_tokens :].unflatten(1, grid).permute(0, 3, 1, 2)
+    return split_axis(tokens[:, config.num_prefix_tokens :], 1, grid).permute(0, 3, 1, 2)
 
 
 def read_image_size(config: PreTrainedConfig, path: str | os.PathLike, **kwargs) -> int | list[int] | tuple[int, ...]:
@@ -74,7 +83,7 @@ def read_image_size(config: PreTrainedConfig, path: str | os.PathLike, **kwargs)
     return stored.get("image_size", type(config)().image_size)  # defaults are not saved
 
 
-class VisionTransformerPreTrainedModel(PreTrainedModel):
+class VisionTransformerPreTrainedModel(PicklableModel):
     """Base class: attention implementations, recorded outputs, initialization, and resizing of positions at load."""
 
     config: VisionTransformerConfig
@@ -215,6 +224,7 @@ class VisionTransformerForImageClassification(VisionTransformerPreTrainedModel):
         return logits
 
     @can_return_tuple
+    @with_dicts
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -262,6 +272,7 @@ class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel)
         return [patch_map(self.config, tokens[layer], pixel_values) for layer in self.head_layers]
 
     @can_return_tuple
+    @with_dicts
     @with_head_layers
     def forward(
         self,
@@ -298,6 +309,7 @@ class VisionTransformerBackbone(BackboneMixin, VisionTransformerPreTrainedModel)
 
     @merge_with_config_defaults
     @can_return_tuple
+    @with_dicts
     @filter_output_hidden_states
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:

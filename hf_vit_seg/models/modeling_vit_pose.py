@@ -19,7 +19,7 @@ from transformers.utils.generic import can_return_tuple
 from .bilinear import crop_to_image_extent
 from .configuration_vit import VisionTransformerConfig
 from .heatmaps import check_pairs, flip_back, heatmap_loss, heatmaps_from_keypoints
-from .layers import head_norm
+from .layers import head_norm, with_dicts
 from .modeling_vit import VisionTransformerModel, VisionTransformerPreTrainedModel, patch_map
 
 HEAD_STD = 0.001  # of the released head: heatmaps are near zero at first, as almost all of their targets are
@@ -112,9 +112,10 @@ class VisionTransformerForPoseEstimation(VisionTransformerPreTrainedModel):
         pairs = self.config.pose_flip_pairs
         check_pairs(pairs, cast(int, self.config.num_labels))
         flipped = pixel_values.flip(-1)
-        return (heatmaps + flip_back(self.heatmaps_of(self.vit(flipped), flipped), pairs)) / 2
+        return (heatmaps + flip_back(self.heatmaps_of(self.vit(flipped, return_dict=True), flipped), pairs)) / 2
 
     @can_return_tuple
+    @with_dicts
     def forward(
         self,
         pixel_values: torch.Tensor,

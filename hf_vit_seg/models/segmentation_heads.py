@@ -20,9 +20,9 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from .all_mlp_head import AllMLPHead
-from .cpu_kernels import PointwiseLinear
+from .cpu_kernels import apply_linear
 from .errors import HfVitSegError
-from .layers import LayerGeometry, VisionTransformerLayer, head_norm
+from .layers import LayerGeometry, VisionTransformerLayer, head_norm, split_axis
 from .registered_heads import REGISTERED_HEADS
 
 PYRAMID_LEVELS = 4
@@ -44,12 +44,12 @@ class LinearHead(nn.Module):
     def __init__(self, in_channels: int, num_labels: int, dropout_prob: float = 0.0):
         super().__init__()
         self.dropout = nn.Dropout(dropout_prob)
-        self.classifier = PointwiseLinear(in_channels, num_labels)
+        self.classifier = nn.Linear(in_channels, num_labels)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """One map (B, C, h, w) to logits (B, K, h, w), channels-last in memory."""
         (feature_map,) = feature_maps
-        return self.classifier(self.dropout(feature_map.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return apply_linear(self.classifier, self.dropout(feature_map.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 
 class MaskTransformerHead(nn.Module):
@@ -73,27 +73,27 @@ class MaskTransformerHead(nn.Module):
             raise HfVitSegError(
                 f"the mask transformer's width {width} must be divisible by its number of heads, {geometry.heads}"
             )
-        self.projection = PointwiseLinear(in_channels, width)
+        self.projection = nn.Linear(in_channels, width)
         self.class_embeddings = nn.Parameter(torch.zeros(1, num_labels, width))
         self.layers = nn.ModuleList([VisionTransformerLayer(config, geometry) for _ in range(num_layers)])
         self.norm = nn.LayerNorm(width, eps=geometry.norm_eps)
-        self.patch_projection = PointwiseLinear(width, width, bias=False)
-        self.class_projection = PointwiseLinear(width, width, bias=False)
+        self.patch_projection = nn.Linear(width, width, bias=False)
+        self.class_projection = nn.Linear(width, width, bias=False)
         self.mask_norm = nn.LayerNorm(num_labels, eps=geometry.norm_eps)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """One map (B, C, h, w) to logits (B, K, h, w), channels-last in memory."""
         (feature_map,) = feature_maps
-        patches = self.projection(feature_map.permute(0, 2, 3, 1).flatten(1, 2))  # (B, N, D)
+        patches = apply_linear(self.projection, feature_map.permute(0, 2, 3, 1).flatten(1, 2))  # (B, N, D)
         classes = self.class_embeddings.to(patches.dtype).expand(patches.shape[0], -1, -1)  # (B, K, D)
         hidden_states = torch.cat([patches, classes], dim=1)
         for layer in self.layers:
             hidden_states = layer(hidden_states)
         patches, classes = self.norm(hidden_states).split([patches.shape[1], classes.shape[1]], dim=1)
-        patches = normalize(self.patch_projection(patches), dim=-1)
-        classes = normalize(self.class_projection(classes), dim=-1)
+        patches = normalize(apply_linear(self.patch_projection, patches), dim=-1)
+        classes = normalize(apply_linear(self.class_projection, classes), dim=-1)
         masks = self.mask_norm(patches @ classes.transpose(1, 2))  # (B, N, K)
-        return masks.unflatten(1, feature_map.shape[-2:]).permute(0, 3, 1, 2)
+        return split_axis(masks, 1, feature_map.shape[-2:]).permute(0, 3, 1, 2)
 
 
 class PyramidHead(nn.Module):

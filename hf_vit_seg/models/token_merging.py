@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 
 from .cpu_kernels import is_dynamic_export
 from .errors import HfVitSegError
+from .layers import split_axis
 
 
 class MergedPatches(NamedTuple):
@@ -62,8 +63,8 @@ def merge(patches: MergedPatches, reduction: int) -> MergedPatches:
     left = length - reduction
     rows = (indices + left * torch.arange(images, device=indices.device)[:, None]).flatten()  # over all images
     sums = tokens.new_zeros(images * left, width).index_add(0, rows, (tokens * counts).flatten(0, 1))
-    summed = counts.new_zeros(images * left, 1).index_add(0, rows, counts.flatten(0, 1)).unflatten(0, (images, left))
-    return MergedPatches(sums.unflatten(0, (images, left)) / summed, indices.gather(1, slots), summed)
+    summed = split_axis(counts.new_zeros(images * left, 1).index_add(0, rows, counts.flatten(0, 1)), 0, (images, left))
+    return MergedPatches(split_axis(sums, 0, (images, left)) / summed, indices.gather(1, slots), summed)
 
 
 def encode_merging(

@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from .bilinear import antialiasing_matrix, pad_to_multiple
 from .configuration_vit import VisionTransformerConfig, pair
 from .cpu_kernels import ValueCache, can_cache, is_dynamic_export
+from .layers import match_dtype
 from .resnetv2 import ResNetV2Stem, StemNumerics
 
 
@@ -63,7 +64,7 @@ class PatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) to (B, D, h, w); sides are zero-padded to multiples of a token."""
-        pixel_values = pad_to_multiple(pixel_values, self.token_stride)
+        pixel_values = pad_to_multiple(match_dtype(pixel_values, self.projection.weight.dtype), self.token_stride)
         return self.projection(pixel_values if self.stem is None else self.stem(pixel_values))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from hf_vit_seg.data.datasets import RawDataset, open_split
-from hf_vit_seg.inference.loading import load_model, load_processor
+from hf_vit_seg.inference.loading import label_names, load_model, load_processor
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import lock_on_main_process, on_main_process
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE, SAMPLES
@@ -60,7 +60,7 @@ def write_evaluation(model: str, recipe: Recipe, split: str, out: Path) -> Metri
 
 def check_classes(model: Any, dataset: RawDataset, name: str) -> None:
     """RecordError unless the classes of the model and of the data are equal."""
-    labels = [model.config.id2label.get(index) for index in range(model.config.num_labels)]
+    labels = label_names(model.config)
     expected = list(dataset.class_table.names)
     if len(labels) == 1 and len(expected) == 2:  # a single output is the second class
         expected = expected[1:]

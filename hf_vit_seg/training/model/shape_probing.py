@@ -21,7 +21,8 @@ def set_classes(config: PreTrainedConfig, names: Sequence[str]) -> None:
 
 def class_names(config: PreTrainedConfig) -> tuple[str, ...]:
     """Return the classes of a model in the order of its logits."""
-    return tuple(name for _, name in sorted((config.id2label or {}).items()))
+    labels = {int(index): name for index, name in (config.id2label or {}).items()}  # keys in JSON are strings
+    return tuple(labels[index] for index in sorted(labels))
 
 
 def channel_configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:

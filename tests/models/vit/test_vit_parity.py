@@ -126,6 +126,23 @@ def test_hybrid_matches_timm(depths, patch, padding):
     compare(reference, config, (64, 96))
 
 
+def test_hybrid_at_odd_sizes_is_timm_on_the_padded_image():
+    """Documented in docs/architectures/hybrid.md: timm pads the stem's map, not the image."""
+    backbone = _resnetv2((1, 1), padding_same=True)
+    settings = THEIRS | {"patch_size": 2, "dynamic_img_size": True, "dynamic_img_pad": True}
+    reference = VisionTransformer(**settings, img_size=(64, 96), embed_layer=HybridEmbedOn(backbone))
+    reference = randomise(reference).double().eval()
+    config = VisionTransformerConfig(**(OURS | TIMM_STEM | {"patch_size": 2}), image_size=(64, 96), stem_depths=(1, 1))
+    model = VisionTransformerForImageClassification(config).double().eval()
+    model.load_state_dict(from_timm(reference.state_dict()), strict=True)
+    pixel_values = torch.randn(1, 3, 61, 83, dtype=torch.float64)
+    padded = torch.nn.functional.pad(pixel_values, (0, 96 - 83, 0, 64 - 61))
+    with torch.no_grad():
+        found = model(pixel_values).logits
+        torch.testing.assert_close(found, reference(padded), rtol=1e-10, atol=1e-10)
+        assert reference(pixel_values).shape == found.shape and (reference(pixel_values) - found).abs().max() > 1e-3
+
+
 class HybridEmbedOn:
     """timm's embedding layer on a given backbone."""
 
