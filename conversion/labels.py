@@ -8,6 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.text_files import read_json, read_text
+from hf_vit_seg.yaml_reader import parse
+
 from .errors import ConversionError, first_few
 
 Palette = tuple[tuple[int, int, int], ...]
@@ -73,16 +77,18 @@ def generate_palette(count: int) -> Palette:
 
 
 def find_label_set(labels: str | Path) -> LabelSet:
-    """Find a label set by name, or read it from a JSON file."""
+    """Find a label set by name, or read it from a JSON or YAML file."""
     if str(labels) in label_sets():
         return replace(label_sets()[str(labels)], found=f"{labels}, as requested")
     path = Path(labels)
     if not path.is_file():
-        raise ConversionError(f"label set '{labels}' is neither one of {', '.join(label_sets())} nor a JSON file")
+        raise ConversionError(
+            f"label set '{labels}' is neither one of {', '.join(label_sets())} nor a JSON or YAML file"
+        )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConversionError(f"label file '{path}' is not valid JSON: {error}") from error
+        content = parse(read_text(path)) if path.suffix in (".yaml", ".yml") else read_json(path)
+    except HfVitSegError as error:
+        raise ConversionError(f"the label file cannot be read: {error}") from None
     return replace(from_json(content, str(path)), found=f"from {path}, as requested")
 
 

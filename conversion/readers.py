@@ -3,7 +3,7 @@
 Formats are detected from the first bytes, not from the file name.
 """
 
-import json
+import os
 import pickle
 import re
 import zipfile
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.provenance import card_metadata
+from hf_vit_seg.text_files import read_json_object
 
 from .errors import ConversionError, first_few
 
@@ -83,15 +84,12 @@ def weight_file(folder: Path) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty if there is no such file."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConversionError(f"'{path}' is not valid JSON ({error}); fix or remove it") from error
-    if not isinstance(content, dict):
-        raise ConversionError(f"'{path}' contains a JSON {type(content).__name__}, expected an object")
-    return content
+        return read_json_object(path)
+    except HfVitSegError as error:
+        raise ConversionError(str(error)) from None
 
 
 def read_shards(index: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:

@@ -385,7 +385,8 @@ def convert(
 
 def fields_of(settings: list[str]) -> dict[str, object]:
     """Parse options NAME=VALUE whose values are YAML, such as `--set sr_ratios=[8,4,2,1]`."""
-    import yaml
+    from hf_vit_seg.records import shorten
+    from hf_vit_seg.yaml_reader import parse
 
     fields = {}
     for setting in settings:
@@ -393,9 +394,9 @@ def fields_of(settings: list[str]) -> dict[str, object]:
         if not equals or not name.isidentifier():
             raise HfVitSegError(f"--set: found '{setting}', expected NAME=VALUE, such as decode_head_hidden_size=768")
         try:
-            fields[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise HfVitSegError(f"--set {name}: '{value}' is not valid YAML") from None
+            fields[name] = parse(value)
+        except HfVitSegError as error:
+            raise HfVitSegError(f"--set {name}: {shorten(value)} is not valid YAML ({error})") from None
     return fields
 
 
