@@ -25,7 +25,7 @@ def infer(found: DetectedFormat, state: Mapping[str, Tensor], original: Mapping[
     except KeyError as error:
         name = origin(found.form.rules, str(error.args[0]))
         raise ConversionError(f"the checkpoint lacks '{name}'; it is incomplete: get the complete file") from error
-    except (IndexError, ArithmeticError) as error:
+    except (IndexError, ArithmeticError, ValueError, TypeError, RuntimeError) as error:
         raise ConversionError(
             f"tensors of the checkpoint have shapes that are invalid for {found.architecture.name} ({error}); it is "
             "damaged, or belongs to another model"

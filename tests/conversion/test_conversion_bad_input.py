@@ -72,8 +72,8 @@ CONTENTS: dict[str, tuple[Maker, str]] = {
         lambda f: write_truncated(f, pickle.dumps({"a": list(range(100))}, 2)),
         "truncated or damaged",
     ),
-    "pickle with code": (lambda f: torch.save({"state_dict": Evil(f)}, f), "runs code of the file"),
-    "old pickle with code": (lambda f: f.write_bytes(pickle.dumps(Evil(f), 2)), "runs code of the file"),
+    "pickle with code": (lambda f: torch.save({"state_dict": Evil(f)}, f), "unpickling objects can execute code"),
+    "old pickle with code": (lambda f: f.write_bytes(pickle.dumps(Evil(f), 2)), "unpickling objects can execute code"),
     "whole model": (lambda f: torch.save(torch.nn.Linear(2, 2), f), "'torch.nn.modules.linear.Linear'"),
     "npz with objects": (
         lambda f: f.write_bytes(npz(a=np.array([{}], dtype=object))),
@@ -83,7 +83,7 @@ CONTENTS: dict[str, tuple[Maker, str]] = {
     "tensor": (lambda f: torch.save(torch.zeros(1), f), "contains a Tensor"),
     "no tensors": (lambda f: torch.save({}, f), "contains no tensors"),
     "other entries": (lambda f: torch.save({"epoch": 3, "a": torch.zeros(1)}, f), "'epoch (int)'"),
-    "numbered": (lambda f: torch.save({0: torch.zeros(1)}, f), "not named tensors: '0 (Tensor)'"),
+    "numbered": (lambda f: torch.save({0: torch.zeros(1)}, f), "not tensors: '0 (Tensor)'"),
     "numpy of a stranger": (lambda f: f.write_bytes(npz(a=np.zeros(3))), "has the keys of no known source"),
 }
 
@@ -129,7 +129,7 @@ STATES: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
         "backbone.block2.0.mlp.fc2.weight: found [32, 64], expected [32, 128]",
     ),
     "an odd kv": (lambda: with_shape("backbone.block1.0.attn.kv.weight", 31, 16), "cannot be split into 2"),
-    "another rank": (lambda: with_shape("backbone.patch_embed1.proj.weight"), "shapes that no segformer has"),
+    "another rank": (lambda: with_shape("backbone.patch_embed1.proj.weight"), "shapes that are invalid for segformer"),
     "a fragment of a vit": (lambda: VIT, "has the keys of no known source"),
     "two sources": (
         lambda: {**nvlabs_state(), **mmseg_state()},

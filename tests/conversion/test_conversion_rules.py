@@ -162,7 +162,7 @@ def test_repeated_index_must_agree() -> None:
 
 
 def test_invalid_template_raises() -> None:
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="invalid placeholder"):
         compile_template("b{stage*2}", ())
 
 

@@ -171,6 +171,6 @@ def test_export_raises_for_unsupported_models(tmp_path: Path) -> None:
         with pytest.raises(ConversionError, match=f"stem 'resnetv2', but {to} supports only 'patch'"):
             export(tmp_path / "hybrid", tmp_path / "theirs", to=to)
     convert(JEONSWORLD, tmp_path / "ours")
-    with pytest.raises(ConversionError, match="no form for VisionTransformerForImageClassification"):
+    with pytest.raises(ConversionError, match="does not support VisionTransformerForImageClassification"):
         export(tmp_path / "ours", tmp_path / "theirs", to="segmenter")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hybrid", "ours"]

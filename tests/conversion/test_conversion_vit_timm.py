@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
         lambda: {k: v for k, v in vit().state_dict().items() if not k.startswith("blocks.1.attn")},
         "lacks 'blocks.1.attn.",
     ),
-    "an odd qkv": (lambda: {**vit().state_dict(), "blocks.1.attn.qkv.bias": torch.zeros(31)}, "cut into 3"),
+    "an odd qkv": (lambda: {**vit().state_dict(), "blocks.1.attn.qkv.bias": torch.zeros(31)}, "split into 3"),
 }
 
 
