@@ -17,6 +17,8 @@ from .registry import DetectedFormat
 from .rules import origin
 from .variants import plain
 
+MISSING = object()
+
 
 def infer(found: DetectedFormat, state: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> dict[str, Any]:
     """Infer config fields from the shapes of translated and `original` tensors, with `num_labels` if it has a head."""
@@ -25,7 +27,7 @@ def infer(found: DetectedFormat, state: Mapping[str, Tensor], original: Mapping[
     except KeyError as error:
         name = origin(found.form.rules, str(error.args[0]))
         raise ConversionError(f"the checkpoint lacks '{name}'; it is incomplete: get the complete file") from error
-    except (IndexError, ArithmeticError) as error:
+    except (IndexError, ArithmeticError, ValueError, TypeError, RuntimeError) as error:
         raise ConversionError(
             f"tensors of the checkpoint have shapes that are invalid for {found.architecture.name} ({error}); it is "
             "damaged, or belongs to another model"
@@ -45,7 +47,18 @@ def check_fields(config: type[PreTrainedConfig], overrides: Mapping[str, Any]) -
 def from_config_file(found: DetectedFormat, config_file: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings from the checkpoint's config.json."""
     there = {name: found.source.beside_names.get(name, name) for name in found.source.settings}
-    return {name: config_file[there[name]] for name in found.source.settings if there[name] in config_file}
+    values = {name: nested_value(config_file, there[name]) for name in found.source.settings}
+    return {name: value for name, value in values.items() if value is not MISSING}
+
+
+def nested_value(config_file: Mapping[str, Any], name: str) -> Any:
+    """Return a value of a config.json by a name with dots; MISSING if there is none."""
+    value: Any = config_file
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return MISSING
+        value = value[part]
+    return value
 
 
 def build(
@@ -58,6 +71,7 @@ def build(
     """Build the config. Precedence increases from defaults, shapes, config.json, reference constants, to overrides."""
     config_class = found.architecture.config
     check_fields(config_class, overrides)
+    found.source.check_config(config_file)
     from_shapes = {name: value for name, value in shapes.items() if name != "num_labels"}
     fields = {**found.source.defaults, **from_shapes, **from_config_file(found, config_file)}
     fields |= {**found.source.numerics, **found.form.numerics, **found.form.settings, **overrides}

@@ -33,12 +33,14 @@ def convert(
     labels: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     force: bool = False,
+    weights: str | None = None,
 ) -> Report:
     """Convert a checkpoint (file or directory) to config, weights and image processor in `out_dir`.
 
     The source is detected from the keys, unless given. `labels` is the name of a label set or a JSON file.
     `overrides` are config fields that take precedence over detected values. `force` replaces an existing `out_dir`
-    after a successful conversion.
+    after a successful conversion. `weights` names the weights to convert if the file has several, such as
+    `state_dict_ema`.
 
     Raises ConversionError if the input cannot be converted; `out_dir` is not changed then.
     """
@@ -46,7 +48,7 @@ def convert(
     check_directory(out_dir, force)
     check_apart(source_file, out_dir)
     with lock_output(out_dir, directory=True, force=force):
-        return convert_locked(source_file, out_dir, source, labels, overrides)
+        return convert_locked(source_file, out_dir, source, labels, overrides, weights)
 
 
 def convert_locked(
@@ -55,9 +57,10 @@ def convert_locked(
     source: str | None,
     labels: str | Path | None,
     overrides: Mapping[str, Any],
+    weights: str | None,
 ) -> Report:
     """Convert into a locked directory, which is replaced."""
-    checkpoint = read(source_file)
+    checkpoint = read(source_file, weights)
     found = recognize(checkpoint, source)
     translation = translate(found.form.rules, checkpoint.tensors)
     shapes = config_building.infer(found, translation.tensors, checkpoint.tensors)
@@ -85,7 +88,8 @@ def convert_locked(
         variant=variant,
         model=model_class.__name__,
         mapped=len(checkpoint.tensors) - len(translation.dropped),
-        dropped=tuple(translation.dropped.items()),
+        dropped=(*translation.dropped.items(), *checkpoint.dropped.items()),
+        weights=checkpoint.weights,
         parameters=model.num_parameters(),
         labels=describe_labels(label_set),
         license=provenance.describe_license(),

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.records import shorten
 
 
 class ConversionError(HfVitSegError):
@@ -10,7 +11,12 @@ class ConversionError(HfVitSegError):
 
 
 def first_few(names: Iterable[str], limit: int = 5) -> str:
-    """Join the first names in quotes, followed by the number of further names."""
+    """Join the first names in quotes, each shortened to 80 characters, followed by the number of further names."""
     names = list(names)
-    listed = ", ".join(f"'{name}'" for name in names[:limit])
+    listed = ", ".join(quote(name) for name in names[:limit])
     return listed + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def quote(name: str) -> str:
+    """Quote a name on one line; names with line breaks, half surrogate pairs or quotes are escaped."""
+    return f"'{name}'" if name.isprintable() and len(name) < 80 else shorten(name)

@@ -8,8 +8,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.text_files import read_json, read_text
+from hf_vit_seg.yaml_reader import parse
+
 from .errors import ConversionError, first_few
 
+MAX_NAME = 1000  # characters
+MAX_CLASSES = 100_000  # every class gets a name; ImageNet-21k has 21,843
 Palette = tuple[tuple[int, int, int], ...]
 FOLDER = files("hf_vit_seg.configs") / "labels"
 USUAL = ("ade20k", "cityscapes", "imagenet-1k")
@@ -45,17 +51,27 @@ def from_json(content: Any, origin: str) -> LabelSet:
     """Create a label set from the content of its file."""
     try:
         return LabelSet(
-            names=tuple(str(name) for name in content["names"]),
+            names=tuple(class_name(name) for name in content["names"]),
             palette=colors(content.get("palette", ())),
             reduce_zero_label=content.get("reduce_zero_label"),
             image_size=(content["image_size"][0], content["image_size"][1]) if "image_size" in content else None,
             found=origin,
         )
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        reason = error_sentence(error)
         raise ConversionError(
-            f"label set '{origin}' cannot be read ({type(error).__name__}: {error}), expected an object with 'names', "
+            f"label set '{origin}' cannot be read ({type(error).__name__}: {reason}), expected an object with 'names', "
             "'palette' ([[red, green, blue], ...]) and 'reduce_zero_label'"
         ) from error
+
+
+def class_name(name: Any) -> str:
+    """Return the name of a class; ConversionError if it is too long, UnicodeEncodeError if it cannot be written."""
+    text = str(name)
+    if len(text) > MAX_NAME:
+        raise ConversionError(f"a class name has {len(text):,} characters, expected at most {MAX_NAME}")
+    text.encode()
+    return text
 
 
 def colors(palette: Sequence[Sequence[int]]) -> Palette:
@@ -73,16 +89,18 @@ def generate_palette(count: int) -> Palette:
 
 
 def find_label_set(labels: str | Path) -> LabelSet:
-    """Find a label set by name, or read it from a JSON file."""
+    """Find a label set by name, or read it from a JSON or YAML file."""
     if str(labels) in label_sets():
         return replace(label_sets()[str(labels)], found=f"{labels}, as requested")
     path = Path(labels)
     if not path.is_file():
-        raise ConversionError(f"label set '{labels}' is neither one of {', '.join(label_sets())} nor a JSON file")
+        raise ConversionError(
+            f"label set '{labels}' is neither one of {', '.join(label_sets())} nor a JSON or YAML file"
+        )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConversionError(f"label file '{path}' is not valid JSON: {error}") from error
+        content = parse(read_text(path)) if path.suffix in (".yaml", ".yml") else read_json(path)
+    except HfVitSegError as error:
+        raise ConversionError(f"the label file cannot be read: {error}") from None
     return replace(from_json(content, str(path)), found=f"from {path}, as requested")
 
 
@@ -159,6 +177,8 @@ def resolve(
     usual: Sequence[str] = USUAL,
 ) -> LabelSet:
     """Find the label set of a model with `count` classes: requested, from the checkpoint, its config, or a guess."""
+    if not 0 < count <= MAX_CLASSES:
+        raise ConversionError(f"the checkpoint's classifier has {count:,} classes, expected 1 to {MAX_CLASSES:,}")
     found = (
         find_label_set(requested)
         if requested

@@ -15,7 +15,7 @@ Bindings = dict[str, int | str]
 Words = tuple[tuple[str, str], ...]
 
 PLACEHOLDER = re.compile(r"\{(?:(\d+)-)?([a-z_]\w*)(?:([+-])(\d+))?(?::([^{}]+))?\}")
-INDEX = r"(0|[1-9]\d*)"
+INDEX = r"(0|[1-9]\d{0,3})"  # a layer or stage; code counts up to it
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
 """Image preprocessing of converted models, as in their training."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from hf_vit_seg.records import shorten
+
+from .errors import ConversionError
 from .labels import LabelSet, generate_palette
 
 SEGMENTATION = "AutoModelForSemanticSegmentation"
@@ -25,12 +30,80 @@ CONVNEXT = {"resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # d
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_side(value: Any) -> bool:
+    """Whether a value is a number of pixels."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIDE
+
+
+def is_size(value: Any) -> bool:
+    """Whether a value is a size: a number, a pair, or a mapping of sides."""
+    if isinstance(value, Mapping):
+        return set(value) in SIZE_KEYS and all(map(is_side, value.values()))
+    return is_side(value) or (isinstance(value, list) and len(value) in (1, 2) and all(map(is_side, value)))
+
+
+def is_flag(value: Any) -> bool:
+    """Whether a value is true or false."""
+    return isinstance(value, bool)
+
+
+def is_channels(value: Any) -> bool:
+    """Whether a value is a number, or a list with a number for each channel."""
+    return is_number(value) or (isinstance(value, list) and len(value) > 0 and all(map(is_number, value)))
+
+
+def is_scale(value: Any) -> bool:
+    """Whether a value can be divided by, for each channel."""
+    return is_channels(value) and all(each > 0 for each in (value if isinstance(value, list) else [value]))
+
+
+MAX_SIDE = 100_000
+SIZE_KEYS = (
+    {"height", "width"},
+    {"shortest_edge"},
+    {"longest_edge"},
+    {"shortest_edge", "longest_edge"},
+    {"max_height", "max_width"},
+)
+# What a setting of a preprocessor_config.json must be, and its description.
+FLAG = (is_flag, "true or false")
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "do_resize": FLAG,
+    "size": (is_size, "a number of pixels, or sides such as {height: 512, width: 512}"),
+    "resample": (lambda value: is_flag(value) is False and value in range(6), "a filter of PIL from 0 to 5"),
+    "do_center_crop": FLAG,
+    "crop_size": (is_size, "a number of pixels, or sides such as {height: 224, width: 224}"),
+    "crop_pct": (lambda value: is_number(value) and 0 < value <= 1, "a number above 0, at most 1"),
+    "do_rescale": FLAG,
+    "rescale_factor": (lambda value: is_number(value) and value > 0, "a positive number"),
+    "do_normalize": FLAG,
+    "image_mean": (is_channels, "a number for each channel"),
+    "image_std": (is_scale, "a positive number for each channel"),
+    "do_convert_rgb": FLAG,
+    "do_reduce_labels": FLAG,
+    "reduce_labels": FLAG,
+}
+
+
+def check_processor(processor: Mapping[str, Any], path: Path) -> None:
+    """ConversionError for invalid settings of a preprocessor_config.json; null means the default."""
+    for name, (is_valid, expected) in CHECKS.items():
+        value = processor.get(name)
+        if value is not None and not is_valid(value):
+            raise ConversionError(f"'{path}': {name} is {shorten(value)}, expected {expected}; correct or remove it")
+
+
 def rectangle(size: Any) -> Any:
     """Convert sizes of old processors, a number or a pair, to a mapping."""
     if isinstance(size, int):
         return {"height": size, "width": size}
     if isinstance(size, list | tuple):
-        return {"height": size[0], "width": size[1]}
+        return {"height": size[0], "width": size[-1]}
     return size
 
 
@@ -42,7 +115,9 @@ def processor_type(processor: Mapping[str, Any]) -> str:
 def convnext_settings(processor: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the sizes of ConvNextImageProcessor: below 384 resize and center crop, otherwise resize to a square."""
     edge = processor.get("size", 384)
-    edge = edge["shortest_edge"] if isinstance(edge, Mapping) else edge
+    if isinstance(edge, Mapping):
+        edge = edge.get("shortest_edge") or next(iter(edge.values()))
+    edge = edge[0] if isinstance(edge, list) else edge
     if edge >= 384:
         return {**CONVNEXT, **processor, "size": {"height": edge, "width": edge}, "do_center_crop": False}
     whole = int(edge / (processor.get("crop_pct") or 224 / 256))

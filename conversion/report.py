@@ -21,6 +21,7 @@ class Report:
     dropped: tuple[tuple[str, str], ...]
     parameters: int
     labels: str
+    weights: str = ""
     license: str = ""
     notes: tuple[str, ...] = ()
 
@@ -30,6 +31,7 @@ class Report:
         dropped = [f"{first_few(name for name, why in self.dropped if why == reason)}: {reason}" for reason in reasons]
         return [
             ("source", self.source),
+            *([("weights", self.weights)] if self.weights else []),
             ("architecture", f"{self.architecture}, variant {self.variant}"),
             ("class", self.model),
             ("tensors", f"{self.mapped} mapped, {len(self.dropped)} dropped"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.errors import HfVitSegError, error_sentence
 
 from .errors import ConversionError, first_few
 from .layouts import SAME, Layout, Sizes, Split
@@ -164,8 +164,10 @@ def translate(rules: Sequence[Rule], tensors: Mapping[str, Tensor], sizes: Sizes
             continue
         try:
             written = match.rule.layout.apply(tuple(tensors[name] for name in names), sizes or {})
-        except HfVitSegError as error:
-            raise ConversionError(f"{first_few(names)} cannot be converted to {first_few(targets)}: {error}") from error
+        except (HfVitSegError, RuntimeError, ValueError, IndexError) as error:  # of shapes that do not fit
+            raise ConversionError(
+                f"{first_few(names)} cannot be converted to {first_few(targets)}: {error_sentence(error, short=True)}"
+            ) from error
         for target, tensor in zip(targets, written, strict=True):
             if target in result.tensors:
                 raise ConversionError(f"the table writes '{target}' twice")

@@ -56,6 +56,10 @@ def no_sizes(config: PreTrainedConfig) -> Sizes:
     return {}
 
 
+def accept(config: Mapping[str, Any]) -> None:
+    """Accept any config.json: the default of `Source.check_config`."""
+
+
 def nothing(_: Any) -> dict[str, Any]:
     """Return no fields: the default of several callbacks of `Source`."""
     return {}
@@ -73,7 +77,8 @@ class Source:
     The first form whose marks are all present is used. `infer` reads config fields from the converted tensors
     (KeyError: a required tensor is missing), `observe` from the source's own tensors, if a layout loses information.
     `numerics` are config fields with constants from the reference's code. `settings` are the fields that are read from
-    the checkpoint's config.json, there named by `beside_names`, with `defaults`; `unseen` are fields that shapes do
+    the checkpoint's config.json, there named by `beside_names` (with a dot inside an object), with `defaults`, and
+    `check_config` raises ConversionError for values that have no equivalent; `unseen` are fields that shapes do
     not determine. `preprocessing` returns the reference's image preprocessing for a config. `sizes` returns the axis
     lengths that layouts need on export. `remarks` are added to the report. `weights` has the license of the published
     checkpoints, if they share one.
@@ -88,6 +93,7 @@ class Source:
     settings: tuple[str, ...] = ()
     beside_names: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    check_config: Callable[[Mapping[str, Any]], None] = accept
     unseen: tuple[str, ...] = ()
     preprocessing: Callable[[Any], dict[str, Any]] = nothing
     sizes: Callable[[PreTrainedConfig], Sizes] = no_sizes

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_vit_seg.errors import error_sentence
+
 from .errors import ConversionError, first_few
+
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+INTEGERS = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
 
 def shape_conflicts(
@@ -38,6 +43,36 @@ def check(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], name_of: 
         )
 
 
+def check_values(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], name_of: Callable[[str], str]) -> None:
+    """ConversionError for tensors of another kind of numbers than the model's, and for NaN and infinite values."""
+    kinds = [
+        f"{name_of(name)}: found {state[name].dtype}, expected {tensor.dtype}"
+        for name, tensor in expected.items()
+        if not same_kind(state[name].dtype, tensor.dtype)
+    ]
+    if kinds:
+        raise ConversionError(f"types differ for {first_few(kinds, 3)}; save the weights as float32")
+    broken = [name_of(name) for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ConversionError(
+            f"{first_few(broken)} {'contains' if len(broken) == 1 else 'contain'} NaN or infinite values; the training "
+            "diverged, or the file is damaged: use an earlier checkpoint"
+        )
+
+
+def same_kind(found: torch.dtype, expected: torch.dtype) -> bool:
+    """Whether weights of a dtype can be used: floating point (16 bits or more), or integers, as the model's."""
+    return found in FLOATS if expected.is_floating_point else found in INTEGERS
+
+
+def as_expected(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cast integer buffers to the model's dtype; weights keep theirs."""
+    return {
+        name: tensor if tensor.is_floating_point() else tensor.to(expected[name].dtype)
+        for name, tensor in state.items()
+    }
+
+
 def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
     """Return the dtype of the first floating-point tensor."""
     return next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
@@ -51,8 +86,17 @@ def load_model(
 ) -> PreTrainedModel:
     """Build a model from exactly these tensors, with their dtype; `name_of` returns a tensor's name in the source."""
     config.dtype = dtype_of(state)
-    with torch.device("meta"):
-        model: Any = model_class(config)
-    check(model.state_dict(), state, name_of)
-    model.load_state_dict(dict(state), strict=True, assign=True)
+    try:
+        with torch.device("meta"):
+            model: Any = model_class(config)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:  # of values in a config.json
+        reason = error_sentence(error, short=True)
+        raise ConversionError(
+            f"{model_class.__name__} cannot be built from the checkpoint's shapes and config ({type(error).__name__}: "
+            f"{reason}); correct config.json, or pass overrides"
+        ) from error
+    expected = model.state_dict()
+    check(expected, state, name_of)
+    check_values(expected, state, name_of)
+    model.load_state_dict(as_expected(expected, state), strict=True, assign=True)
     return model

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from transformers import PreTrainedConfig
 
 from hf_vit_seg.plugins import NOT_FIELDS, Architecture
+from hf_vit_seg.yaml_reader import parse
 
 CUSTOM = "custom"
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
@@ -14,7 +14,7 @@ SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 
 def rows(architecture: Architecture) -> dict[str, dict[str, Any]]:
     """Read the published sizes, by name."""
-    content = yaml.safe_load(architecture.variants.read_text(encoding="utf-8")) or {}
+    content = parse(architecture.variants.read_text(encoding="utf-8")) or {}
     return {
         name: {field: value for field, value in row.items() if field not in NOT_FIELDS} for name, row in content.items()
     }

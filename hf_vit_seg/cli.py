@@ -356,10 +356,13 @@ def convert(
     source: Annotated[str | None, typer.Option(help="Override format detection.")] = None,
     to: Annotated[str | None, typer.Option(help="Export a model directory back to this format.")] = None,
     labels: Annotated[
-        str | None, typer.Option(help="Class names: ade20k, cityscapes, imagenet-1k, or a JSON file.")
+        str | None, typer.Option(help="Class names: ade20k, cityscapes, imagenet-1k, or a JSON or YAML file.")
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Override a field of the config, as NAME=VALUE. Repeatable.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Which weights of the file, such as state_dict_ema, model_ema or teacher.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")] = False,
 ) -> None:
@@ -373,19 +376,22 @@ def convert(
     from hf_vit_seg.conversion.convert import convert as convert_checkpoint
     from hf_vit_seg.conversion.convert import export as export_checkpoint
 
-    if to is not None and (source or labels or settings):
-        raise HfVitSegError("--to exports the model unchanged: omit --source, --labels and --set")
+    if to is not None and (source or labels or settings or weights):
+        raise HfVitSegError("--to exports the model unchanged: omit --source, --labels, --set and --weights")
     if to is not None:
         report = export_checkpoint(source_file, out, to=to, force=force)
     else:
         overrides = fields_of(settings or [])
-        report = convert_checkpoint(source_file, out, source=source, labels=labels, overrides=overrides, force=force)
+        report = convert_checkpoint(
+            source_file, out, source=source, labels=labels, overrides=overrides, force=force, weights=weights
+        )
     Console().print(report)
 
 
 def fields_of(settings: list[str]) -> dict[str, object]:
     """Parse options NAME=VALUE whose values are YAML, such as `--set sr_ratios=[8,4,2,1]`."""
-    import yaml
+    from hf_vit_seg.records import shorten
+    from hf_vit_seg.yaml_reader import parse
 
     fields = {}
     for setting in settings:
@@ -393,9 +399,9 @@ def fields_of(settings: list[str]) -> dict[str, object]:
         if not equals or not name.isidentifier():
             raise HfVitSegError(f"--set: found '{setting}', expected NAME=VALUE, such as decode_head_hidden_size=768")
         try:
-            fields[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise HfVitSegError(f"--set {name}: '{value}' is not valid YAML") from None
+            fields[name] = parse(value)
+        except HfVitSegError as error:
+            raise HfVitSegError(f"--set {name}: {shorten(value)} is not valid YAML ({error})") from None
     return fields
 
 

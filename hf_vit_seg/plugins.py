@@ -12,7 +12,6 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 import transformers
-import yaml
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
@@ -24,6 +23,7 @@ from hf_vit_seg.models.segmentation_heads import HEADS
 
 from .entry_points import PREFIX, Plugin, load_all, subclass_of
 from .remote_code import copy_obstacle, file_of, register_code
+from .yaml_reader import parse
 
 GROUP = PREFIX + "architectures"
 HEADS_GROUP = PREFIX + "heads"
@@ -64,7 +64,7 @@ class Architecture:
         `counted` is the model it refers to, {model: auto class, num_labels}; by default the segmentation model with
         150 classes.
         """
-        return yaml.safe_load(self.variants.read_text(encoding="utf-8")) or {}
+        return parse(self.variants.read_text(encoding="utf-8")) or {}
 
     def variant_config(self, variant: str, **fields: Any) -> PreTrainedConfig:
         """Build the config of a published size (ignoring case), with other `fields` such as `num_labels`."""

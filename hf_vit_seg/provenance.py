@@ -5,26 +5,31 @@ pretrained model, and `hf-vit-seg push` publishes it; users may edit it at any t
 """
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
-from huggingface_hub.repocard import metadata_load
 from pydantic import Field
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 
 from .local_paths import is_local_path
-from .records import Record
+from .records import Record, shorten
+from .text_files import read_text
+from .yaml_reader import parse
 
 CARD = "README.md"
 # A card with this line was written by this package, and is replaced when the model is pushed.
 MARK = "<!-- Written by hf_vit_seg. Remove this line to keep your own text when the model is pushed. -->"
 UNKNOWN = "The license of these weights is unknown; add it to the first lines of this file (`license: ...`)."
+
+# The metadata between two lines `---`, and the text after them, as huggingface_hub finds them.
+FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n((?:.*?\n)??)---[ \t]*(?:\n|\Z)(.*)", re.DOTALL)
+MAX_VALUE = 1000  # characters of a value that is copied
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +64,10 @@ def provenance_from(metadata: Mapping[str, Any]) -> Provenance:
     """Read the provenance from a card's metadata; invalid values and local paths are dropped."""
 
     def values_of(name: str) -> tuple[str, ...]:
-        value = metadata.get(name) or ()
-        found = map(str, [value] if isinstance(value, str) else value)
-        return tuple(each for each in found if not is_local_path(each))
+        value = metadata.get(name)
+        found = value if isinstance(value, list | tuple) else [value]
+        texts = (each for each in found if isinstance(each, str) and 0 < len(each) <= MAX_VALUE)
+        return tuple(text for text in texts if not is_local_path(text))
 
     texts = {name: (values_of(name) or (None,))[0] for name in ("license", "license_link", "source")}
     name = re.sub(r"[^a-z0-9.-]+", "-", (values_of("license_name") or ("",))[0].lower())
@@ -70,14 +76,24 @@ def provenance_from(metadata: Mapping[str, Any]) -> Provenance:
     )
 
 
+def split_card(path: Path) -> tuple[dict[str, Any], str]:
+    """Read a card as its metadata (empty if there is none) and its text; HfVitSegError if it cannot be read."""
+    content = read_text(path)
+    found = FRONT_MATTER.match(content)
+    if found is None:
+        return {}, content
+    try:
+        metadata = parse(found[1])
+    except HfVitSegError as error:
+        raise HfVitSegError(f"{path}: the metadata is not valid YAML ({error})") from None
+    if metadata is not None and not isinstance(metadata, dict):
+        raise HfVitSegError(f"{path}: the metadata is {shorten(metadata)}, expected a mapping such as `license: mit`")
+    return metadata or {}, found[2]
+
+
 def card_metadata(directory: Path) -> dict[str, Any]:
     """Read the metadata of the card in a directory; empty without a card or metadata."""
-    if not (directory / CARD).is_file():
-        return {}
-    try:
-        return metadata_load(directory / CARD) or {}
-    except (ValueError, yaml.YAMLError) as error:
-        raise HfVitSegError(f"{directory / CARD}: the metadata is not valid YAML ({error_sentence(error)})") from None
+    return split_card(directory / CARD)[0] if os.path.lexists(directory / CARD) else {}
 
 
 def provenance_of(model: str | Path) -> Provenance:
@@ -90,10 +106,10 @@ def provenance_of(model: str | Path) -> Provenance:
 def hub_provenance(repo_id: str) -> Provenance:
     """Read the provenance from a card on the Hub; log a warning if it cannot be read."""
     try:
-        return provenance_from(metadata_load(hf_hub_download(repo_id, CARD)) or {})
+        return provenance_from(split_card(Path(hf_hub_download(repo_id, CARD)))[0])
     except RemoteEntryNotFoundError:
         return Provenance()
-    except (OSError, ValueError, yaml.YAMLError) as error:  # errors of the Hub are OSErrors
+    except (OSError, ValueError) as error:  # errors of the Hub are OSErrors
         reason = error_sentence(error)
         logger.warning("the card of %s cannot be read, so its license is not copied: %s", repo_id, reason)
         return Provenance()
@@ -120,5 +136,6 @@ __all__ = [
     "provenance_from",
     "provenance_of",
     "short_card",
+    "split_card",
     "write_card",
 ]

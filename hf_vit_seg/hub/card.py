@@ -14,8 +14,9 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.local_paths import publishable, publishable_path
-from hf_vit_seg.provenance import CARD, MARK, card_metadata
+from hf_vit_seg.provenance import CARD, MARK, card_metadata, split_card
 from hf_vit_seg.remote_code import packages_needed
+from hf_vit_seg.text_files import read_text
 from hf_vit_seg.training.reports.metrics_report import COLUMNS, UNITS, MetricsReport, about, decimal, title_of
 
 from .evaluation_results import eval_results
@@ -31,9 +32,8 @@ def model_card(model: ModelDirectory, repo_id: str, picture: str | None = None) 
     """Create the card of a repository; `picture` is a path in the repository."""
     data = card_data(model, repo_id)
     own = model.path / CARD
-    if own.is_file() and is_written(own.read_text(encoding="utf-8")):
-        card = ModelCard.load(own)
-        return ModelCard(f"---\n{data.to_yaml()}\n---\n{card.text}")
+    if own.is_file() and is_written(read_text(own)):
+        return ModelCard(f"---\n{data.to_yaml()}\n---\n{split_card(own)[1]}")
     return ModelCard.from_template(data, template_str=TEMPLATE.read_text("utf-8"), **facts(model, repo_id, picture))
 
 

@@ -1,6 +1,5 @@
 """A model directory to push, written by `save_pretrained`, `convert` or a training run."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from hf_vit_seg.local_paths import is_local_path
 from hf_vit_seg.plugins import heads, plugins
 from hf_vit_seg.provenance import Provenance, card_metadata, provenance_from
 from hf_vit_seg.remote_code import file_of, model_code
+from hf_vit_seg.text_files import read_json_object, read_text
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE, SAMPLES, RunDirectory
 from hf_vit_seg.training.recipe.files import publishable_recipe_text
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -87,7 +87,7 @@ class ModelDirectory:
         """The text of the recipe without local paths."""
         if self.recipe is None:
             return None
-        return publishable_recipe_text((self.path / RECIPE).read_text(encoding="utf-8"))
+        return publishable_recipe_text(read_text(self.path / RECIPE))
 
     @cached_property
     def evaluations(self) -> list[Path]:
@@ -230,7 +230,7 @@ def model_directory(path: Path) -> ModelDirectory:
 
 def json_object(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json_object(path)
 
 
 __all__ = ["PROCESSOR", "ModelDirectory", "json_object", "model_directory"]

@@ -36,6 +36,7 @@ ARCHITECTURE = Architecture(
         "hf_vit_seg.conversion.vit.jeonsworld:SOURCE",
         "hf_vit_seg.conversion.vit.transformers_format:SOURCE",
         "hf_vit_seg.conversion.vit.vitpose:SOURCE",
+        "hf_vit_seg.conversion.vit.transformers_vitpose:SOURCE",
         "hf_vit_seg.conversion.vit.segmenter:SOURCE",
     ),
     forms=("hf_vit_seg.export.forms.shared:FORMS",),

@@ -16,6 +16,7 @@ from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.records import RecordError, Table, read_record, shorten
+from hf_vit_seg.text_files import read_text
 from hf_vit_seg.yaml_reader import parse
 
 from .losses.registry import DEFAULT, LOSSES
@@ -37,7 +38,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = recipe_path(source)
     try:
-        settings = parse(path.read_text(encoding="utf-8"))
+        settings = parse(read_text(path))
         if not isinstance(settings, Mapping):
             raise RecordError(f"found {shorten(settings)}, expected a mapping of settings (task, model, data, ...)")
         settings = with_default_loss(settings)

@@ -72,8 +72,8 @@ CONTENTS: dict[str, tuple[Maker, str]] = {
         lambda f: write_truncated(f, pickle.dumps({"a": list(range(100))}, 2)),
         "truncated or damaged",
     ),
-    "pickle with code": (lambda f: torch.save({"state_dict": Evil(f)}, f), "can execute code"),
-    "old pickle with code": (lambda f: f.write_bytes(pickle.dumps(Evil(f), 2)), "can execute code"),
+    "pickle with code": (lambda f: torch.save({"state_dict": Evil(f)}, f), "unpickling objects can execute code"),
+    "old pickle with code": (lambda f: f.write_bytes(pickle.dumps(Evil(f), 2)), "unpickling objects can execute code"),
     "whole model": (lambda f: torch.save(torch.nn.Linear(2, 2), f), "'torch.nn.modules.linear.Linear'"),
     "npz with objects": (
         lambda f: f.write_bytes(npz(a=np.array([{}], dtype=object))),
@@ -83,7 +83,7 @@ CONTENTS: dict[str, tuple[Maker, str]] = {
     "tensor": (lambda f: torch.save(torch.zeros(1), f), "contains a Tensor"),
     "no tensors": (lambda f: torch.save({}, f), "contains no tensors"),
     "other entries": (lambda f: torch.save({"epoch": 3, "a": torch.zeros(1)}, f), "'epoch (int)'"),
-    "numbered": (lambda f: torch.save({0: torch.zeros(1)}, f), "are not tensors: '0 (Tensor)'"),
+    "numbered": (lambda f: torch.save({0: torch.zeros(1)}, f), "not tensors: '0 (Tensor)'"),
     "numpy of a stranger": (lambda f: f.write_bytes(npz(a=np.zeros(3))), "has the keys of no known source"),
 }
 

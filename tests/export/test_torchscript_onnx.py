@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import transformers
-from random_weights import randomise
+from random_weights import randomize_weights
 from torch import nn
 
 from hf_vit_seg import architectures
@@ -45,7 +45,7 @@ class MainOutput(nn.Module):
 def test_graph_takes_any_batch_and_size(name, auto, settings):
     runtime = pytest.importorskip("onnxruntime")
     config = architectures()[name].variant_config("tiny", num_labels=5, **settings)
-    model = MainOutput(randomise(getattr(transformers, auto).from_config(config))).eval()
+    model = MainOutput(randomize_weights(getattr(transformers, auto).from_config(config))).eval()
     file, axes = io.BytesIO(), {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -5,7 +5,7 @@ import torch
 import transformers
 from cases import CASES
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from random_weights import randomise
+from random_weights import randomize_weights
 from transformers import AutoModelForSemanticSegmentation, ConvNextConfig, Dinov2Config, PreTrainedModel
 
 from hf_vit_seg import architectures
@@ -22,7 +22,7 @@ SMALL_DINO = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 
 
 def build(name: str, auto: str, **settings) -> PreTrainedModel:
     config = architectures()[name].variant_config("tiny", num_labels=3, **settings)
-    return randomise(getattr(transformers, auto).from_config(config)).eval()
+    return randomize_weights(getattr(transformers, auto).from_config(config)).eval()
 
 
 def images(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:

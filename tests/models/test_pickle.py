@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from cases import CASES
-from random_weights import randomise
+from random_weights import randomize_weights
 from transformers import Dinov2Config
 
 from hf_vit_seg import architectures
@@ -28,7 +28,7 @@ torch.testing.assert_close(outputs.to_tuple(), expected)
 
 def build(name: str, auto: str) -> tuple[transformers.PreTrainedModel, torch.Tensor]:
     config = architectures()[name].variant_config("tiny", num_labels=3)
-    model = randomise(getattr(transformers, auto).from_config(config)).eval()
+    model = randomize_weights(getattr(transformers, auto).from_config(config)).eval()
     return model, torch.randn(1, 3, *CASES[name].sizes[0])
 
 

@@ -131,7 +131,7 @@ def test_hybrid_at_odd_sizes_is_timm_on_the_padded_image():
     backbone = _resnetv2((1, 1), padding_same=True)
     settings = THEIRS | {"patch_size": 2, "dynamic_img_size": True, "dynamic_img_pad": True}
     reference = VisionTransformer(**settings, img_size=(64, 96), embed_layer=HybridEmbedOn(backbone))
-    reference = randomise(reference).double().eval()
+    reference = randomize_weights(reference).double().eval()
     config = VisionTransformerConfig(**(OURS | TIMM_STEM | {"patch_size": 2}), image_size=(64, 96), stem_depths=(1, 1))
     model = VisionTransformerForImageClassification(config).double().eval()
     model.load_state_dict(from_timm(reference.state_dict()), strict=True)

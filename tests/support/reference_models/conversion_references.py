@@ -95,7 +95,7 @@ def assert_refused(folder: Path, sentence: str, source_file: Path, out: str = "o
     before = sorted(folder.rglob("*"))
     with pytest.raises(ConversionError) as error:
         convert(source_file, folder / out, **options)
-    assert sentence in str(error.value)
+    assert sentence in str(error.value), str(error.value)
     assert "\n" not in str(error.value)
     assert "weights_only" not in str(error.value)
     assert sorted(folder.rglob("*")) == before
