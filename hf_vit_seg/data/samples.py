@@ -28,9 +28,13 @@ class RawSample:
     """An image (C, H, W), uint8 or float32, and its target.
 
     `target` is a raw mask, (H, W) int64 of values or (3, H, W) uint8 of colors; a class index; a person; or None.
-    `name` is unique within the source and identifies the sample in messages.
+    `missing` (H, W) are pixels of the image without data, and `unlabeled` (H, W) those whose label is ignored because
+    image or mask have no data there; None if there are none. `name` is unique within the source and identifies the
+    sample in messages.
     """
 
     name: str
     image: torch.Tensor
     target: "torch.Tensor | int | Person | None"
+    missing: torch.Tensor | None = None
+    unlabeled: torch.Tensor | None = None

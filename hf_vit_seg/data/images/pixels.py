@@ -32,12 +32,12 @@ from .files import (
     opened,
     read_image,
 )
+from .nodata import TIFFS
 
 File = Path | ImageBytes
 
 JPEG = b"\xff\xd8\xff"
 NUMPY = b"\x93NUMPY"
-TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, in either byte order
 WIDE_GRAY = ("I", "F")  # prefixes of PIL's modes with more than 8 bits
 MASK_CHANNELS = {"RGB": 3, "RGBA": 3, "RGBX": 3, "LA": 1, "PA": 1}  # channels without alpha or padding, by PIL mode
 # Samples per pixel that PIL reads, by the TIFF's photometric interpretation: white is 0, black is 0, RGB, palette,

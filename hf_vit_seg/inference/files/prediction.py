@@ -169,7 +169,7 @@ def sentence(job: Job, error: Exception) -> str:
 def read(segmenter: Segmenter, job: Job, options: PredictOptions) -> tuple[Prepared, float]:
     """A job's image, ready for the model, and the milliseconds that reading the file took."""
     start = time.perf_counter()
-    image, shown = read_file(job.image.path, segmenter.channels, options.max_pixels)
+    image, shown = read_file(job.image.path, segmenter.channels, options.max_pixels, segmenter.processor)
     milliseconds = milliseconds_since(start)
     prepared = segmenter.prepare(image)
     return replace(prepared, picture=prepared.picture or shown), milliseconds

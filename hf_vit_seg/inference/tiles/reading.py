@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.data.images.files import ImageFileError, check_sides, failures_in_words, first_bytes
+from hf_vit_seg.data.images.nodata import missing_pixels, page_nodata
 from hf_vit_seg.data.images.pixels import (
     NUMPY,
     TIFFS,
@@ -33,7 +34,7 @@ from hf_vit_seg.data.images.pixels import (
 from .stored_regions import Stored, StoredArray, StoredSegments
 
 CACHE_BYTES = 256 * 2**20  # decoded tiles or strips that are kept, as neighboring windows share them
-ORIENTATION, NODATA = 274, 42113
+ORIENTATION = 274
 GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)  # OGC 19-008: scale, tie points, matrix, keys
 MIN_IS_WHITE, BLACK, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 UNSPECIFIED, PREMULTIPLIED, TRANSPARENCY = 0, 1, 2  # what the last of several numbers per pixel is
@@ -81,8 +82,7 @@ class RegionImage:
         """Which pixels have no data."""
         if self.nodata is None:
             return None
-        same = np.isnan(numbers) if np.isnan(self.nodata) else np.equal(numbers, self.nodata)
-        return np.asarray(np.all(same, axis=0))
+        return missing_pixels(numbers, self.nodata)
 
     def close(self) -> None:
         """Close the file."""
@@ -158,7 +158,7 @@ def open_tiff(path: Path, bands: int) -> RegionImage:
         pages = [page] if picture else [each for series in alike for each in series.pages]
         stored = stored_pages(path, pages)
         shown = picture_rule(page, bands, path) if picture else bands_rule(bands, path)
-        return RegionImage(path, stored, shown, nodata_of(page), georeference(page), stack.pop_all())
+        return RegionImage(path, stored, shown, page_nodata(page), georeference(page), stack.pop_all())
 
 
 def stored_pages(path: Path, pages: list[Any]) -> Stored:
@@ -186,15 +186,6 @@ def check_upright(page: Any, path: Path) -> None:
             f"{path}: it is stored turned or mirrored (orientation {turned}), which cannot be undone region by region: "
             "save it upright"
         )
-
-
-def nodata_of(page: Any) -> float | None:
-    """The value that GDAL writes for missing pixels."""
-    text = page.tags.valueof(NODATA)
-    try:
-        return None if text is None else float(str(text).strip("\0 ").replace(",", "."))
-    except ValueError:
-        return None
 
 
 def georeference(page: Any) -> tuple[tuple[Any, ...], ...]:

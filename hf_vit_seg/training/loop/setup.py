@@ -212,6 +212,7 @@ def training_set(recipe: Recipe, data: Data, built: BuiltModel) -> tuple[Trainin
     pairs = tuple(tuple(pair) for pair in getattr(built.model.config, "pose_flip_pairs", None) or ())
     ignored = data.train.class_table.ignore_index
     context = TransformContext.from_processor(built.processor, recipe.task, ignored, pairs)
+    data.train.fill = context.mean
     pipeline = read_pipeline(recipe.transforms, context)
     collator = Collator(built.processor, recipe.task, recipe.batch_transforms, len(data.names), recipe.seed)
     return TrainingDataset(data.train, pipeline, recipe.seed), collator

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from hf_vit_seg.data.images.nodata import NodataSetting
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import Record
 
@@ -77,6 +78,8 @@ class DataRecipe(Record):
     preset: Literal["reduce_zero_label"] | None = None  # ignore 0, decrement other raw values
     unknown: Literal["error", "ignore"] = "error"  # for raw values without a class
     check: int | None = Field(default=None, ge=1)  # number of samples per split to check before training; None: all
+    # value of pixels without data, which are filled and whose labels are ignored. "file": as TIFFs declare it
+    nodata: NodataSetting = "file"
     workers: int = Field(default=2, ge=0)
     cache: bool = False  # keep decoded images in memory
 
