@@ -117,9 +117,15 @@ def build_accelerator(recipe: Recipe, directory: Path) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     try:
-        return Accelerator(**settings)
+        accelerator = Accelerator(**settings)
     except ValueError as error:  # a precision that the device does not support
         raise RecordError(f"loop.precision={precision} is not supported: {error_sentence(error)}") from error
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
+        raise RecordError(  # accelerate would train in float32
+            f"loop.precision={precision}: fp16 is not supported on a CPU, expected bf16 or no"
+            + (" (fp16 is from accelerate's configuration)" if precision == "default" else "")
+        )
+    return accelerator
 
 
 def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manifest | None) -> TrainingComponents:
