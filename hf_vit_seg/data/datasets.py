@@ -145,7 +145,11 @@ class RawDataset:
         """At most `count` samples, evenly spaced over the dataset."""
         if count >= len(self):
             return self
-        chosen = [self.indices[place * len(self) // count] for place in range(count)]
+        return self.select([place * len(self) // count for place in range(count)])
+
+    def select(self, places: Sequence[int]) -> "RawDataset":
+        """Some samples, in this order, without a cache."""
+        chosen = [self.indices[place] for place in places]
         return RawDataset(self.source, self.class_table, self.task, chosen, nodata=self.nodata)
 
     def name(self, index: int) -> str:
