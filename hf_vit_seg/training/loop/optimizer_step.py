@@ -13,6 +13,7 @@ from torch import nn
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.training.checkpoints.state import Manifest
 from hf_vit_seg.training.losses.objectives import Batch
+from hf_vit_seg.training.model.normalization import batchnorm_advice
 from hf_vit_seg.training.reports.memory_advice import memory_advice
 
 from .gradient_accumulation import accumulate
@@ -58,7 +59,7 @@ class OptimizerStep:
         """Do step `step` (from 1) with a window of batches. TrainingError after too many that are not finite."""
         parts = self.parts
         before = BufferSnapshot(parts.model)
-        with memory_advice(parts.recipe):
+        with memory_advice(parts.recipe), batchnorm_advice():
             part = accumulate(parts.accelerator, parts.model, parts.objective, window)
             sums: Any = torch.stack([part, torch.full_like(part, stop), before.not_finite().to(part)])
             loss, stops, not_finite = parts.accelerator.reduce(sums, "sum").tolist()  # pyright: ignore
