@@ -50,7 +50,7 @@ def read_record(kind: type[R], settings: Any, place: str = "") -> R:
 def sentence(kind: type[BaseModel], errors: Sequence[ErrorDetails], settings: Any, place: str) -> str:
     """Format the first of pydantic's errors; a union type has an error for each of its members."""
     # Unknown keys come before missing ones: an unknown key is often a misspelled required one.
-    error = min(errors, key=lambda each: each["type"] != "extra_forbidden")
+    error = most_specific(min(errors, key=lambda each: each["type"] != "extra_forbidden"), errors, settings)
     path = settings_path(error, settings)
     dotted = ".".join(filter(None, [place, *map(str, path)]))
     if error["type"] == "extra_forbidden":
@@ -61,6 +61,15 @@ def sentence(kind: type[BaseModel], errors: Sequence[ErrorDetails], settings: An
         reason = error["msg"].removeprefix("Value error, ")
         return f"{dotted}: {reason}" if dotted else reason
     return f"{dotted} should be {expectation(error, errors, settings)}, found {shorten(error['input'])}"
+
+
+def most_specific(error: ErrorDetails, errors: Sequence[ErrorDetails], settings: Any) -> ErrorDetails:
+    """Return the error of the member of a union type that fits best: of an element, or by a rule beyond the type."""
+    if error["type"] in ("extra_forbidden", "missing"):
+        return error
+    path = settings_path(error, settings)
+    same = [each for each in errors if settings_path(each, settings)[: len(path)] == path]
+    return max(same, key=lambda each: (len(settings_path(each, settings)), each["type"] == "value_error"))
 
 
 def settings_path(error: ErrorDetails, settings: Any) -> tuple[int | str, ...]:

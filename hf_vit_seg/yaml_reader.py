@@ -67,7 +67,7 @@ class Loader(yaml.SafeLoader):
         if node is not None and id(node) not in self.lengths:
             problem = f"the alias *{shorten(event.anchor)} is inside its own anchor"
             raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
-        return super().compose_node(None, None)
+        return super().compose_node(None, None)  # type: ignore[arg-type]
 
     def compose_new(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a node that is not an alias."""
@@ -153,7 +153,7 @@ for _kind in ("str", "seq", "map"):
     Loader.add_constructor(
         f"tag:yaml.org,2002:{_kind}", yaml.SafeLoader.yaml_constructors[f"tag:yaml.org,2002:{_kind}"]
     )
-Loader.add_constructor(None, yaml.SafeLoader.construct_undefined)
+Loader.add_constructor(None, yaml.SafeLoader.construct_undefined)  # type: ignore[arg-type]
 Dumper.add_representer(str, Dumper.represent_str)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
+from hf_vit_seg.data.images.nodata import NodataSetting, file_nodata, fill_values, find_nodata, values_to_fill
 from hf_vit_seg.data.labels.class_entries import ClassSettings
 from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
 from hf_vit_seg.data.labels.names import normalize_name
@@ -36,6 +37,8 @@ class DataSettings(ClassSettings, Protocol):
     def channels(self) -> int: ...
     @property
     def cache(self) -> bool: ...
+    @property
+    def nodata(self) -> NodataSetting: ...
 
 
 class RunSettings(Protocol):
@@ -72,7 +75,7 @@ def open_split(recipe: RunSettings, split: Split) -> "RawDataset | None":
         cached, cut = split_indices(source, data.validation_share or 0, recipe.seed)
         indices = cached if split == "train" else cut
     try:
-        return RawDataset(source, table, recipe.task, indices, data.cache)
+        return RawDataset(source, table, recipe.task, indices, data.cache, data.nodata)
     except ClassTableError as error:
         raise ClassTableError(f"{place}: {error}") from None
 
@@ -123,11 +126,14 @@ class RawDataset:
         task: str = "segmentation",
         indices: Sequence[int] | None = None,
         cache: bool = False,
+        nodata: NodataSetting = "file",
     ):
         """Raises ClassTableError if the source has classes that are not in the table."""
         self.source, self.class_table, self.task = source, class_table, task
         self.indices = range(len(source)) if indices is None else indices
         self.cached: dict[int, RawSample] | None = {} if cache else None
+        self.nodata: NodataSetting = nodata
+        self.fill: tuple[float, ...] = (0.0,)  # of pixels without data, by channel
         if task == "pose":
             check_keypoints(class_table.names, source.class_names)
         else:
@@ -140,8 +146,12 @@ class RawDataset:
         """At most `count` samples, evenly spaced over the dataset."""
         if count >= len(self):
             return self
-        chosen = [self.indices[place * len(self) // count] for place in range(count)]
-        return RawDataset(self.source, self.class_table, self.task, chosen)
+        return self.select([place * len(self) // count for place in range(count)])
+
+    def select(self, places: Sequence[int]) -> "RawDataset":
+        """Some samples, in this order, without a cache."""
+        chosen = [self.indices[place] for place in places]
+        return RawDataset(self.source, self.class_table, self.task, chosen, nodata=self.nodata)
 
     def name(self, index: int) -> str:
         """The name of a sample, without reading it."""
@@ -162,7 +172,7 @@ class RawDataset:
 
     def raw(self, index: int) -> RawSample:
         """Read a sample with its raw target, bypassing the cache. Raises ImageFileError for unusable samples."""
-        sample = self.source.read(self.indices[index])
+        sample = self._mark_missing(self.source.read(self.indices[index]), self.files(index))
         check_sample(sample, self.location(index))
         return sample
 
@@ -181,7 +191,7 @@ class RawDataset:
         sample = self.raw(index)
         try:
             if isinstance(sample.target, torch.Tensor):
-                return replace(sample, target=self.class_table.apply(sample.target))
+                return replace(sample, target=self._classes(sample.target, sample.unlabeled))
             if isinstance(sample.target, int):
                 return replace(sample, target=self.class_table.class_of(sample.target))
             return sample
@@ -189,6 +199,32 @@ class RawDataset:
             raise UnknownValueError(f"{self.location(index)}: {error}", error.counts) from None
         except ClassTableError as error:
             raise ClassTableError(f"{self.location(index)}: {error}") from None
+
+    def _classes(self, raw: torch.Tensor, unlabeled: torch.Tensor | None) -> torch.Tensor:
+        """Map a raw mask to classes; unlabeled pixels are ignored whatever their value is."""
+        if unlabeled is None:
+            return self.class_table.apply(raw)
+        known = torch.tensor(self.class_table.targets[0][0], dtype=raw.dtype)
+        if known.ndim:
+            known = known[:, None, None]
+        return self.class_table.apply(raw.where(~unlabeled, known)).masked_fill_(
+            unlabeled, self.class_table.ignore_index
+        )
+
+    def _mark_missing(self, sample: RawSample, files: Sequence[Path]) -> RawSample:
+        """Fill pixels of the image without data, and mark these and labels without data."""
+        nodata = find_nodata(self.nodata, files[0] if files else None)
+        missing = unlabeled = None
+        image, target = sample.image, sample.target
+        if nodata is not None and (same := values_to_fill(image.numpy(), nodata)).any():
+            image = fill_values(image, same, self.fill)
+            missing = unlabeled = torch.from_numpy(same.all(0))
+        if isinstance(target, torch.Tensor) and target.ndim == 2 and self.nodata == "file" and len(files) > 1:
+            value = file_nodata(files[-1])
+            if value is not None and value not in dict(self.class_table.targets) and (target == value).any():
+                found = target == value
+                unlabeled = found if unlabeled is None or unlabeled.shape != found.shape else unlabeled | found
+        return replace(sample, image=image, missing=missing, unlabeled=unlabeled)
 
     def location(self, index: int) -> str:
         """The file that holds a sample's target, or the sample's name."""

@@ -28,6 +28,8 @@ class RawSample:
     """An image (C, H, W), uint8 or float32, and its target.
 
     `target` is a raw mask, (H, W) int64 of values or (3, H, W) uint8 of colors; a class index; a person; or None.
+    `missing` (H, W) are pixels of the image without data, and `unlabeled` (H, W) those whose label is ignored because
+    image or mask have no data there; None if there are none.
     `name` is unique within the source and identifies the sample in messages. `notes` are warnings of the source, the
     same text for the same kind of finding: `check-data` counts the samples that have it.
     """
@@ -36,3 +38,5 @@ class RawSample:
     image: torch.Tensor
     target: "torch.Tensor | int | Person | None"
     notes: tuple[str, ...] = ()
+    missing: torch.Tensor | None = None
+    unlabeled: torch.Tensor | None = None

@@ -45,6 +45,8 @@ class ChannelMoments:
 
     def add(self, image: torch.Tensor) -> None:
         values = image.flatten(1).to(torch.float64)
+        if not values.numel():
+            return
         variance, mean = torch.var_mean(values, dim=1, correction=0)
         pixels, distance = values.shape[1], mean - self.mean
         total = self.pixels + pixels
@@ -60,7 +62,7 @@ class ChannelMoments:
 
 
 def compute_statistics(samples: Iterable[RawSample]) -> Statistics:
-    """Compute the statistics over all pixels of all images; 8-bit images are rescaled to 0 .. 1, others are not.
+    """Compute the statistics over all pixels with data; 8-bit images are rescaled to 0 .. 1, others are not.
 
     Raises StatisticsError if the images differ in channels or dtype, or if pixels are not finite.
     """
@@ -73,10 +75,10 @@ def compute_statistics(samples: Iterable[RawSample]) -> Statistics:
                 f"images must have equal channels and depth: {first.name} has {describe_channels(first.image)}, "
                 f"{sample.name} has {describe_channels(sample.image)}"
             )
-        moments.add(sample.image)
+        moments.add(sample.image if sample.missing is None else sample.image[:, ~sample.missing])
         if not torch.isfinite(moments.mean).all():
             raise StatisticsError(f"{sample.name} has pixels that are not finite: replace missing values")
-    if first is None or moments is None:
+    if first is None or moments is None or not moments.pixels:
         raise StatisticsError("there are no images to compute statistics of")
     factor = 1 / 255 if first.image.dtype == torch.uint8 else 1.0
     scaled = [tuple((values * factor).tolist()) for values in (moments.mean, moments.std)]

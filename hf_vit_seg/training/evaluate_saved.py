@@ -1,5 +1,6 @@
 """Evaluate a saved model (a directory or Hub id) on a split of a recipe."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from hf_vit_seg.training.recipe.metric_names import check_metrics
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, write_report
 
+logger = logging.getLogger(__name__)
+
 
 def evaluate_model(model: str, recipe: Recipe, split: str, out: Path) -> MetricsReport:
     """Evaluate `model` and write metrics.json, plots and samples to `out`; called by all processes.
@@ -30,9 +33,12 @@ def evaluate_model(model: str, recipe: Recipe, split: str, out: Path) -> Metrics
 
 
 def accelerator_for(recipe: Recipe) -> Accelerator:
-    """Create an Accelerator with the precision of a recipe."""
+    """Create an Accelerator with the precision of a recipe; a CPU, which has no fp16, evaluates in float32."""
     precision = recipe.loop.precision
-    return Accelerator(mixed_precision=None if precision == "default" else precision)
+    accelerator = Accelerator(mixed_precision=None if precision == "default" else precision)
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
+        logger.warning("fp16 is not supported on a CPU: the model is evaluated in float32")
+    return accelerator
 
 
 def write_evaluation(model: str, recipe: Recipe, split: str, out: Path) -> MetricsReport:

@@ -27,16 +27,16 @@ from hf_vit_seg.yaml_reader import parse
 # Dies as by `kill -9` in the middle of a step, after logging the step number.
 KILLED = """
 import os, signal, sys
-from hf_vit_seg.training.loop import trainer as run
+from hf_vit_seg.training.loop import optimizer_step as steps
 from hf_vit_seg.training.console import train_command
 from pathlib import Path
 recipe, out, last = sys.argv[1:]
-take_step = run.Run.take_step
-def take_step_or_die(self, window, request):
-    if self.step == int(last):
+take = steps.OptimizerStep.take
+def dying(self, step, window, stop):
+    if step == int(last) + 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return take_step(self, window, request)
-run.Run.take_step = take_step_or_die
+    return take(self, step, window, stop)
+steps.OptimizerStep.take = dying
 train_command(recipe, [], Path(out), False, False)
 """
 
@@ -167,15 +167,15 @@ def test_resume_runs_a_pending_evaluation(recipe, tmp_path, monkeypatch):
     from hf_vit_seg.training.loop import trainer as module
 
     run(recipe, tmp_path / "whole")
-    take_step = module.Run.take_step
+    take = module.OptimizerStep.take
 
-    def stop_at_step(self, window, request):
-        if self.step == 3:
+    def stopping(self, step, window, stop):
+        if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(self, window, request)
+        return take(self, step, window, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Run, "take_step", stop_at_step)
+        patch.setattr(module.OptimizerStep, "take", stopping)
         assert run(recipe, tmp_path / "parts") is RunStatus.interrupted
     manifest = read_manifest(checkpoints(tmp_path / "parts" / "checkpoints")[-1])
     assert (manifest.step, manifest.evaluation_done) == (4, False)
@@ -309,7 +309,7 @@ def test_finished_run_is_completed_without_training(finished_run, tmp_path, monk
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).touch()
     change_manifest(out, completed=completed)
-    monkeypatch.setattr(module.Run, "take_step", full)
+    monkeypatch.setattr(module.OptimizerStep, "take", full)
     assert run(finished_run.parent / "recipe.yaml", out, "loop.steps=2", resume=True) is RunStatus.finished
     assert content(out) == content(finished_run)
 
@@ -413,7 +413,7 @@ def test_early_stopped_run_is_not_trained_again(recipe, tmp_path, monkeypatch):
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000002"]
     before = content(tmp_path / "run")
     remove(tmp_path / "run", "last", "plots")
-    monkeypatch.setattr(module.Run, "take_step", full)
+    monkeypatch.setattr(module.OptimizerStep, "take", full)
     assert run(recipe, tmp_path / "run", *never, resume=True) is RunStatus.early_stop
     assert content(tmp_path / "run") == before
 

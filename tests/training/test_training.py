@@ -5,13 +5,13 @@ import math
 import multiprocessing
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_people import pose_recipe, write_people
 from tiny_runs import (
     finish,
     forget_accelerate,
@@ -38,6 +38,7 @@ from hf_vit_seg.training.checkpoints.run_directory import RunDirectoryError
 from hf_vit_seg.training.checkpoints.state import checkpoints
 from hf_vit_seg.training.console import evaluate_command, run_command, train_command
 from hf_vit_seg.training.evaluate_saved import evaluate_model
+from hf_vit_seg.training.loop import optimizer_step
 from hf_vit_seg.training.loop import setup as preparation
 from hf_vit_seg.training.loop import trainer as run_module
 from hf_vit_seg.training.loop.trainer import RunStatus, TrainingError
@@ -326,7 +327,7 @@ def test_out_of_memory_error_names_the_settings_to_reduce(recipe, tmp_path, monk
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(run_module, "accumulate", full)
+    monkeypatch.setattr(optimizer_step, "accumulate", full)
     with pytest.raises(OutOfMemory, match=r"loop\.batch_size=1 loop\.accumulation=2, or .*gradient_checkpointing"):
         run(recipe, tmp_path / "run")
 
@@ -488,15 +489,15 @@ def test_error_is_reported_by_the_failing_process(monkeypatch, capsys, process, 
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from hf_vit_seg.training.loop import trainer as run
+from hf_vit_seg.training.loop import optimizer_step as steps
 from hf_vit_seg.training.console import train_command
 recipe, out, limit, *settings = sys.argv[1:]
-take_step = run.Run.take_step
-def take_limited_step(self, window, request):
-    if self.step == 1:
+take = steps.OptimizerStep.take
+def filling(self, step, window, stop):
+    if step == 2:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
-    return take_step(self, window, request)
-run.Run.take_step = take_limited_step
+    return take(self, step, window, stop)
+steps.OptimizerStep.take = filling
 sys.exit(train_command(recipe, settings, Path(out), False, False))
 """
 
@@ -591,36 +592,3 @@ def test_pose(tmp_path):
     assert tuple(report["scores"]) == METRICS["pose"]
     assert report["images"] == 8
     assert AutoModelForPoseEstimation.from_pretrained(tmp_path / "run" / "best").config.num_labels == 17
-
-
-def pose_recipe(folder: Path) -> dict[str, Any]:
-    source = {"kind": "coco_keypoints", "annotations": str(folder / "people.json"), "images": str(folder)}
-    return {
-        "task": "pose",
-        "model": {"architecture": "vit", "variant": "tiny"},
-        "processor": {"size": {"height": 64, "width": 48}},
-        "data": {"train": source, "validation": source, "workers": 0},
-        "transforms": ["person_affine"],
-        "loop": {"steps": 2, "batch_size": 3, "log_every": 1},
-        "evaluation": {"batch_size": 2, "samples": 1},
-    }
-
-
-def write_people(folder: Path, images: int, keypoints: int = 17) -> None:
-    """Noise, with two persons in each image."""
-    random = np.random.default_rng(0)
-    annotations = []
-    for number in range(images):
-        Image.fromarray(random.integers(0, 255, (80, 100, 3), np.uint8)).save(folder / f"{number}.png")
-        for place in (5, 50):
-            x, y = random.integers(place, place + 40, keypoints), random.integers(10, 70, keypoints)
-            points = np.column_stack([x, y, [2] * keypoints])
-            row = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0, "area": 2400.0}
-            annotations.append(row | {"bbox": [place, 10, 40, 60], "keypoints": points.flatten().tolist()})
-    names = [f"point {number}" for number in range(keypoints)]
-    coco = {
-        "images": [{"id": n, "file_name": f"{n}.png", "height": 80, "width": 100} for n in range(images)],
-        "annotations": annotations,
-        "categories": [{"id": 1, "name": "person", "keypoints": names, "skeleton": []}],
-    }
-    (folder / "people.json").write_text(json.dumps(coco))

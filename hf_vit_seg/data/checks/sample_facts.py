@@ -94,6 +94,8 @@ def raw_counts(dataset: RawDataset, sample: RawSample) -> Mapping[Raw, int]:
     """Count the raw values of a sample's target. Raises ClassTableError for a mask of the wrong kind."""
     target = sample.target
     if isinstance(target, torch.Tensor):
+        if sample.unlabeled is not None:
+            target = target[..., ~sample.unlabeled].unsqueeze(-1)
         return dataset.class_table.histogram(target)
     if isinstance(target, Person):
         return dict.fromkeys(torch.nonzero(target.keypoints[:, 2] > 0).flatten().tolist(), 1)
@@ -152,6 +154,7 @@ def source_stamp(settings: Mapping[str, Any], channels: int, dataset: RawDataset
     list_files = [stat for text in texts if isinstance(text, str) and (stat := file_stamp(Path(text)))]
     colored = any(isinstance(raw, tuple) for raw, _ in dataset.class_table.targets)
     stamp = [VERSION, dict(settings), channels, list_files, dataset.source.class_names, dataset.task, colored]
+    stamp.append(dataset.nodata)
     return json.dumps(stamp, sort_keys=True, default=str)
 
 

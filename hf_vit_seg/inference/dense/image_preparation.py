@@ -14,7 +14,9 @@ from PIL import Image
 
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.images.files import MAX_PIXELS
+from hf_vit_seg.data.images.nodata import file_nodata, fill_values, values_to_fill
 from hf_vit_seg.data.images.pixels import pil_pixels, read_pixels
+from hf_vit_seg.data.transforms.context import TransformContext
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.image_processing_inputs import rgb_image
 
@@ -48,7 +50,7 @@ def prepare(
     start = time.perf_counter()
     shown = None
     if isinstance(image, str | Path):
-        image, shown = read_file(Path(image), channels, max_pixels)
+        image, shown = read_file(Path(image), channels, max_pixels, processor)
     if isinstance(image, Image.Image):
         shown = rgb_image(image)
         image = pil_pixels(image, channels, "the image")
@@ -59,9 +61,16 @@ def prepare(
     return PreparedImage(shown, size, views, milliseconds_since(start))
 
 
-def read_file(path: Path, channels: int, max_pixels: int) -> tuple[torch.Tensor, Image.Image]:
-    """Read an image file as pixels (C, H, W), as in training, and as an RGB image for display."""
+def read_file(path: Path, channels: int, max_pixels: int, processor: Any) -> tuple[torch.Tensor, Image.Image]:
+    """Read an image file as pixels (C, H, W), as in training, and as an RGB image for display.
+
+    Pixels that a TIFF declares as missing become the processor's mean, as in training and in tiles.
+    """
     pixels = read_pixels(path, channels, max_pixels)
+    nodata = file_nodata(path)
+    if nodata is not None and (missing := values_to_fill(pixels.numpy(), nodata)).any():
+        mean = TransformContext.from_processor(processor, "segmentation").mean
+        pixels = fill_values(pixels, missing, mean)
     return pixels, to_rgb_image(pixels)
 
 

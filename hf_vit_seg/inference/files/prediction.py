@@ -163,7 +163,7 @@ def failure_message(job: Job, error: Exception) -> str:
 def read(segmenter: Segmenter, job: Job, options: PredictOptions) -> tuple[PreparedImage, float]:
     """Read and preprocess a job's image; also return the milliseconds for reading the file."""
     start = time.perf_counter()
-    image, shown = read_file(job.image.path, segmenter.channels, options.max_pixels)
+    image, shown = read_file(job.image.path, segmenter.channels, options.max_pixels, segmenter.processor)
     milliseconds = milliseconds_since(start)
     prepared = segmenter.prepare(image)
     return replace(prepared, picture=prepared.picture or shown), milliseconds

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.data.images.files import NUMPY, TIFFS, ImageFileError, check_sides, failures_in_words, first_bytes
+from hf_vit_seg.data.images.nodata import missing_pixels, page_nodata
 from hf_vit_seg.data.images.orientation import UPRIGHT, tiff_orientation, upright_size
 from hf_vit_seg.data.images.pixels import (
     array_pixels,
@@ -32,7 +33,6 @@ from hf_vit_seg.data.images.pixels import (
 from .stored_regions import StoredArray, StoredImage, StoredSegments, StoredUpright
 
 CACHE_BYTES = 256 * 2**20  # decoded tiles or strips that are kept, as neighboring windows share them
-NODATA = 42113
 GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)  # OGC 19-008: scale, tie points, matrix, keys
 MIN_IS_WHITE, BLACK, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 UNSPECIFIED, PREMULTIPLIED, TRANSPARENCY = 0, 1, 2  # interpretation of the last of several samples per pixel
@@ -80,8 +80,7 @@ class RegionImage:
         """The mask of pixels that have the nodata value in all channels."""
         if self.nodata is None:
             return None
-        same = np.isnan(numbers) if np.isnan(self.nodata) else np.equal(numbers, self.nodata)
-        return np.asarray(np.all(same, axis=0))
+        return missing_pixels(numbers, self.nodata)
 
     def close(self) -> None:
         """Close the file."""
@@ -158,7 +157,7 @@ def open_tiff(path: Path, channels: int) -> RegionImage:
         stored, orientation = open_pages(path, pages), tiff_orientation(page)
         stored = stored if orientation == UPRIGHT else StoredUpright(stored, orientation)
         convert = pil_converter(page, channels, path) if pil else channel_converter(channels, path)
-        return RegionImage(path, stored, convert, nodata_of(page), georeference(page), stack.pop_all())
+        return RegionImage(path, stored, convert, page_nodata(page), georeference(page), stack.pop_all())
 
 
 def open_pages(path: Path, pages: list[Any]) -> StoredImage:
@@ -186,15 +185,6 @@ def check_upright(page: Any, path: Path) -> None:
             f"{path}: it has an orientation ({orientation}: turned or mirrored) and a georeference, which contradict "
             "each other: save it upright"
         )
-
-
-def nodata_of(page: Any) -> float | None:
-    """GDAL's nodata value, or None."""
-    text = page.tags.valueof(NODATA)
-    try:
-        return None if text is None else float(str(text).strip("\0 ").replace(",", "."))
-    except ValueError:
-        return None
 
 
 def georeference(page: Any) -> tuple[tuple[Any, ...], ...]:

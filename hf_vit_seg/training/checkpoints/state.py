@@ -71,6 +71,8 @@ class Manifest(Record):
     best_tracker: BestTracker = BestTracker()
     recent: tuple[float, ...] = ()
     seconds: float = 0.0
+    skipped_steps: int = 0  # because they were not finite
+    loss_scale_overflows: int = 0  # steps that the loss scaler of fp16 skipped
     recipe: dict[str, Any]
     data: DataFingerprint
     versions: dict[str, str] = {}

@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 from hf_vit_seg.data.collation import normalize_images
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.samples import Person
+from hf_vit_seg.data.transforms.context import TransformContext
 from hf_vit_seg.data.transforms.person_crops import PersonCrop, crop_person, person_size
 from hf_vit_seg.inference.classifier import class_input
 from hf_vit_seg.inference.dense.protocols import Protocol
@@ -36,6 +37,7 @@ from .evaluate import Evaluation, EvaluationContext, in_evaluation, own_batches,
 def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
     """Evaluate on a split; called by all processes, which all get the result. The model's mode is restored."""
     start = time.perf_counter()
+    dataset.fill = TransformContext.from_processor(context.processor, context.recipe.task).mean
     with in_evaluation(context), evaluation_memory_advice():
         found = EVALUATIONS[context.recipe.task](context, dataset)
     return replace(found, seconds=time.perf_counter() - start)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hf_vit_seg.training.losses.objectives import Batch, Objective
+from hf_vit_seg.training.model.normalization import BatchNormError, batchnorm_advice
 from hf_vit_seg.training.reports.memory_advice import OutOfMemory, is_out_of_memory
 
 # Largest batch sizes to try. On a CPU larger ones are not faster, and the system may kill the process.
@@ -22,15 +23,24 @@ ADAM_STATES = 2  # tensors per trained parameter
 
 
 def largest_batch_size(fits: Callable[[int], bool], most: int) -> int:
-    """Return the largest power of two up to `most` that fits; OutOfMemory if 1 does not."""
-    size = 0
-    while max(2 * size, 1) <= most and fits(max(2 * size, 1)):
-        size = max(2 * size, 1)
-    if size == 0:
+    """Return the largest power of two up to `most` that fits.
+
+    OutOfMemory if none does. `fits` may raise BatchNormError for 1, and then 2 is the smallest size.
+    """
+    try:
+        smallest = 1 if fits(1) else 0
+    except BatchNormError:
+        if most < 2:
+            raise
+        smallest = 2 if fits(2) else 0
+    if not smallest:
         raise OutOfMemory(
-            "loop.batch_size: auto found that a batch of one image does not fit into memory; use smaller crops in "
+            "loop.batch_size: auto found that the smallest batch does not fit into memory; use smaller crops in "
             "transforms, set model.gradient_checkpointing=true, or train a smaller model"
         )
+    size = smallest
+    while 2 * size <= most and fits(2 * size):
+        size *= 2
     return size
 
 
@@ -52,7 +62,8 @@ def find_batch_size(
 
     def fits(size: int) -> bool:
         try:
-            one_step(trial, objective, repeat_sample(sample, size, device), autocast)
+            with batchnorm_advice():
+                one_step(trial, objective, repeat_sample(sample, size, device), autocast)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

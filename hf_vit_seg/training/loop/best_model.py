@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from hf_vit_seg.inference.loading import ModelError, load_model
 from hf_vit_seg.provenance import CARD, Provenance
@@ -23,7 +24,7 @@ def complete_best_model(
     directory: RunDirectory,
     best_step: int,
     provenance: Provenance,
-    seconds: float,
+    details: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
     """Write what is missing beside the weights in `best/`, and of the sample images; called by all processes.
@@ -50,7 +51,7 @@ def complete_best_model(
     report = None
     if METRICS in missing:
         report = report_of(evaluate(context, validation), recipe, parts.data.names, "validation", best_step)
-        report = replace(report, details={"training_seconds": round(seconds, 1)})
+        report = replace(report, details=details)
 
     def write() -> None:
         if recipe.model.lora is None or recipe.model.lora.merge:

@@ -30,6 +30,7 @@ from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import on_main_process
 from hf_vit_seg.training.checkpoints.resume import continuation_notes, refuse_other_data
 from hf_vit_seg.training.checkpoints.state import DataFingerprint, Manifest, data_fingerprint
+from hf_vit_seg.training.evaluation.trial import extreme_samples, try_evaluation
 from hf_vit_seg.training.losses.objectives import OBJECTIVES, Batch, Objective
 from hf_vit_seg.training.losses.registry import describe_losses
 from hf_vit_seg.training.model.building import BuiltModel, build_model, output_names
@@ -62,6 +63,11 @@ class Data:
     def fingerprint(self) -> DataFingerprint:
         """The fingerprint of the training split."""
         return data_fingerprint(self.train)
+
+    @property
+    def evaluated(self) -> dict[Split, RawDataset | None]:
+        """The splits of evaluations."""
+        return {"validation": self.validation, "test": self.test}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -117,9 +123,15 @@ def build_accelerator(recipe: Recipe, directory: Path) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     try:
-        return Accelerator(**settings)
+        accelerator = Accelerator(**settings)
     except ValueError as error:  # a precision that the device does not support
         raise RecordError(f"loop.precision={precision} is not supported: {error_sentence(error)}") from error
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
+        raise RecordError(  # accelerate would train in float32
+            f"loop.precision={precision}: fp16 is not supported on a CPU, expected bf16 or no"
+            + (" (fp16 is from accelerate's configuration)" if precision == "default" else "")
+        )
+    return accelerator
 
 
 def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manifest | None) -> TrainingComponents:
@@ -135,8 +147,13 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     data = open_data(recipe)
     if start is not None:
         refuse_other_data(start, data.fingerprint)
-    counts, warnings = on_main_process(accelerator, lambda: check_data(recipe, data, facts))
+    counts, warnings, extremes = on_main_process(accelerator, lambda: check_data(recipe, data, facts))
     built = build(recipe, accelerator, data)
+    if start is None:
+        on_main_process(
+            accelerator,
+            lambda: try_evaluation(recipe, built.model, built.processor, accelerator, extremes, data.evaluated),
+        )
     model = prepare_for_training(built.model, recipe.model)
     ignored = data.train.class_table.ignore_index
     outputs = len(output_names(recipe, data.names))
@@ -188,14 +205,20 @@ def open_data(recipe: Recipe) -> Data:
     return Data(train, validation, open_split(recipe, "test"))
 
 
-def check_data(recipe: Recipe, data: Data, facts: Path) -> tuple[list[int], list[str]]:
-    """Return the frequency of each class in the training split (pixels, images), and warnings.
+def check_data(recipe: Recipe, data: Data, facts: Path) -> tuple[list[int], list[str], dict[str, list[int]]]:
+    """Return the frequency of each class in the training split (pixels, images), warnings, and extreme samples.
 
     BadDataError for bad data.
     """
-    splits: dict[Split, RawDataset | None] = {"train": data.train, "validation": data.validation, "test": data.test}
-    report = require_valid_data(recipe, splits, facts, progress=True)
-    return report.class_counts("train"), report.warnings
+    report = require_valid_data(recipe, {"train": data.train, **data.evaluated}, facts, progress=True)
+    extremes = {}
+    for split in report.splits.keys() & data.evaluated.keys():
+        part, whole = report.splits[split], data.evaluated[split]
+        assert whole is not None
+        extremes[str(split)] = [
+            whole.indices.index(part.dataset.indices[place]) for place in extreme_samples(part.facts)
+        ]
+    return report.class_counts("train"), report.warnings, extremes
 
 
 def build(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:
@@ -212,6 +235,7 @@ def training_set(recipe: Recipe, data: Data, built: BuiltModel) -> tuple[Trainin
     pairs = tuple(tuple(pair) for pair in getattr(built.model.config, "pose_flip_pairs", None) or ())
     ignored = data.train.class_table.ignore_index
     context = TransformContext.from_processor(built.processor, recipe.task, ignored, pairs)
+    data.train.fill = context.mean
     pipeline = read_pipeline(recipe.transforms, context)
     collator = Collator(built.processor, recipe.task, recipe.batch_transforms, len(data.names), recipe.seed)
     return TrainingDataset(data.train, pipeline, recipe.seed), collator

@@ -4,15 +4,12 @@ accelerate does all distributed work, so the same code runs on a CPU, a GPU, sev
 (`accelerate launch -m hf_vit_seg.training RECIPE`). All processes call these functions together.
 """
 
-import math
-import time
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from hf_vit_seg.error_reporting import log_bugs
@@ -36,26 +33,19 @@ from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, preserve_
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_sample_images
 from hf_vit_seg.training.figures.plots import draw_plots
-from hf_vit_seg.training.losses.objectives import Batch
 from hf_vit_seg.training.optimization.gathered_weights import share_buffers, whole_model
 from hf_vit_seg.training.optimization.schedules import set_rates
 from hf_vit_seg.training.recipe.schema import Recipe
-from hf_vit_seg.training.reports.memory_advice import memory_advice
 from hf_vit_seg.training.reports.metrics_report import MetricsReport
 from hf_vit_seg.training.reports.progress import Progress
 from hf_vit_seg.training.reports.run_log import RunLog
 
 from .best_model import complete_best_model
-from .gradient_accumulation import accumulate, windows
+from .gradient_accumulation import windows
+from .optimizer_step import OptimizerStep, TrainingError
 from .setup import TrainingComponents, build_accelerator, prepare, resolve_recipe
 from .signals import GracefulStop, release_workers
-
-MAX_NOT_FINITE = 5  # steps in a row
-SHOWN_SAMPLES = 8  # of a step whose loss is not finite
-
-
-class TrainingError(HfVitSegError):
-    """A run that cannot continue."""
+from .step_log import StepLog, is_due
 
 
 class RunStatus(StrEnum):
@@ -82,23 +72,19 @@ class Run:
         self.step = self.saved_step = start.step if start else 0
         self.completed = start.completed if start else False
         self.best_tracker = restore_best_tracker(start, self.recipe) if start else BestTracker()
-        self.recent = list(start.recent) if start else []
         self.evaluation_done = start.evaluation_done if start else True
-        self.seconds = start.seconds if start else 0.0
-        self.mark, self.timed, self.not_finite = time.perf_counter(), (0, 0.0), 0
         self.report = report
         self.provenance = lineage(self.recipe)  # fails before the training, not after it
+        settings = self.recipe.model_dump(mode="json")
         self.log = RunLog(
-            directory.path,
-            parts.accelerator,
-            self.recipe.trackers,
-            name=self.recipe.name,
-            settings=self.recipe.model_dump(mode="json"),
+            directory.path, parts.accelerator, self.recipe.trackers, name=self.recipe.name, settings=settings
         )
         self.log.truncate(self.step, self.evaluation_done)
         self.progress = Progress(
             parts.steps, self.step, log_every=self.recipe.loop.log_every, enabled=self.accelerator.is_main_process
         )
+        self.optimizer_step = OptimizerStep(parts, start)
+        self.step_log = StepLog(parts, self.log, self.progress, start)
 
     def train(self) -> RunStatus:
         """Run the remaining steps; at the end write a checkpoint, and the last model unless interrupted."""
@@ -107,6 +93,8 @@ class Run:
                 self.progress.log(note)
             first = self.step
             ending = self.train_loop(request)
+            if skipped := self.optimizer_step.skipped:
+                self.progress.log(f"{skipped} of {self.step} steps were skipped, because they were not finite")
             if ending is not RunStatus.interrupted:
                 self.complete(had_ended=self.step == first)
         return ending
@@ -115,106 +103,33 @@ class Run:
         """For each window of batches: step, log, and save and evaluate when due."""
         if not self.evaluation_done:
             self.evaluate_and_checkpoint(saved=True)
-        self.mark = time.perf_counter()
+        self.step_log.restart_clock()
         for window in windows(self.parts.loader, self.recipe.loop.accumulation):
             if self.best_tracker.has_ended(self.recipe.loop.early_stop):
                 if self.saved_step != self.step:
                     self.checkpoint(evaluation_done=True)
                 return RunStatus.early_stop
-            if self.take_step(window, request):
+            self.step, self.completed = self.step + 1, False
+            result = self.optimizer_step.take(self.step, window, request.signal is not None)
+            self.step_log.add(self.step, result)
+            if result.stop:
                 self.checkpoint(evaluation_done=False)
                 return RunStatus.interrupted
             self.evaluate_and_checkpoint()
-            self.mark = time.perf_counter()
+            self.step_log.restart_clock()
         return RunStatus.finished
-
-    def take_step(self, window: list[Batch], request: GracefulStop) -> bool:
-        """Do one optimizer step on all processes; return whether any of them has received a stop signal."""
-        self.step += 1
-        self.completed = False
-        parts = self.parts
-        with memory_advice(self.recipe):
-            part = accumulate(self.accelerator, parts.model, parts.objective, window)
-            asked = torch.full_like(part, request.signal is not None)
-            sums: Any = self.accelerator.reduce(torch.stack([part, asked]), "sum")
-            loss, stops = sums.tolist()
-            norm = self.clip_gradient()
-            if self.is_sound(loss, norm):
-                parts.optimizer.step()
-                if parts.average is not None and not self.accelerator.optimizer_step_was_skipped:
-                    parts.average.update(self.step)
-            parts.optimizer.zero_grad()
-        rate = max(group["lr"] for group in parts.optimizer.param_groups)
-        parts.schedule.step()
-        self.note(loss, norm, rate)
-        return stops > 0
-
-    def clip_gradient(self) -> float | None:
-        """Clip the gradient if the recipe has `clip_norm`; return the norm before clipping."""
-        if self.recipe.loop.clip_norm is None:
-            return None
-        norm: Any = self.accelerator.clip_grad_norm_(self.parts.model.parameters(), self.recipe.loop.clip_norm)
-        if norm is None:  # DeepSpeed clips by itself
-            return None
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP's is sharded
-
-    def is_sound(self, loss: float, norm: float | None) -> bool:
-        """Whether loss and gradient are finite, so that the step is done. TrainingError after too many that are not.
-
-        With a loss scaler (fp16) gradients overflow occasionally; the scaler then skips the step.
-        """
-        scaled = self.accelerator.scaler is not None
-        if math.isfinite(loss) and (scaled or norm is None or math.isfinite(norm)):
-            self.not_finite = 0
-            return True
-        self.not_finite += 1
-        if self.not_finite >= MAX_NOT_FINITE:
-            raise TrainingError(self.not_finite_sentence(loss))
-        return scaled
-
-    def not_finite_sentence(self, loss: float) -> str:
-        """Report the step and samples with a loss or gradient that is not finite, and what to try."""
-        names = [self.parts.data.train.name(draw.index) for draw in self.parts.draws(self.step)]
-        shown = ", ".join(names[:SHOWN_SAMPLES]) + (", ..." if len(names) > SHOWN_SAMPLES else "")
-        what = "the gradient was not finite" if math.isfinite(loss) else f"the loss was {loss}"
-        return (
-            f"{what} in {self.not_finite} consecutive steps, last in step {self.step} (with {shown}); these steps were "
-            f"skipped. Lower optimizer.learning_rate (now {self.recipe.optimizer.learning_rate:g}), use a longer "
-            f"warmup, set loop.clip_norm, or set loop.precision=no (now {self.recipe.loop.precision})"
-        )
-
-    def note(self, loss: float, norm: float | None, rate: float) -> None:
-        """Update the progress bar, and log the step when due."""
-        elapsed = time.perf_counter() - self.mark
-        self.seconds += elapsed
-        self.timed = self.timed[0] + 1, self.timed[1] + elapsed  # steps and seconds since the last log line
-        if math.isfinite(loss):
-            self.recent.append(loss)
-        each = self.parts.samples_per_step
-        values = {"epoch": self.step * each / len(self.parts.data.train), "learning_rate": rate}
-        self.progress.update(self.step, loss=loss, images_per_second=each / max(elapsed, 1e-9), **values)
-        if self.is_due(self.recipe.loop.log_every):
-            mean = sum(self.recent) / len(self.recent) if self.recent else math.nan
-            norms = {} if norm is None else {"grad_norm": norm}
-            speed = self.timed[0] * each / max(self.timed[1], 1e-9)
-            self.log.step({"step": self.step, "loss": mean, **values, **norms, "images_per_second": speed})
-            self.recent, self.timed = [], (0, 0.0)
-
-    def is_due(self, every: int | None) -> bool:
-        """Whether something that happens every `every` steps, and at the end, is due."""
-        return self.step == self.parts.steps or (every is not None and self.step % every == 0)
 
     def evaluate_and_checkpoint(self, saved: bool = False) -> None:
         """Save a checkpoint, unless `saved`, and then evaluate, if due: a failed evaluation loses no step."""
-        loop = self.recipe.loop
-        evaluates = self.parts.data.validation is not None and self.is_due(loop.evaluate_every)
-        saves = self.is_due(loop.checkpoint_every or loop.evaluate_every)
+        loop, steps = self.recipe.loop, self.parts.steps
+        evaluates = self.parts.data.validation is not None and is_due(self.step, steps, loop.evaluate_every)
+        saves = is_due(self.step, steps, loop.checkpoint_every or loop.evaluate_every)
         if saves and not saved:
             self.checkpoint(evaluation_done=not evaluates)
         if evaluates:
             self.evaluate()
         if saved or (saves and evaluates):
-            self.note_in_checkpoint()
+            write_manifest(self.accelerator, self.directory.checkpoints, self.manifest(), self.report)
 
     def evaluate(self) -> None:
         """Evaluate on the validation split, and save the model if it is the best so far."""
@@ -227,7 +142,7 @@ class Run:
             self.best_tracker = self.best_tracker.after(name, value, self.step, self.recipe.loop.early_stop)
             best = self.best_tracker.best_step == self.step
             report = report_of(found, self.recipe, self.parts.data.names, "validation", self.step)
-            self.report = replace(report, details={"training_seconds": round(self.seconds, 1)})
+            self.report = replace(report, details=run_details(self.manifest()))
             self.log.evaluation(self.step, found.scores)
 
             def write() -> None:
@@ -255,21 +170,19 @@ class Run:
         save_checkpoint(self.accelerator, folder, manifest, self.parts.average, keep, self.report)
         self.saved_step = self.step
 
-    def note_in_checkpoint(self) -> None:
-        """Update the manifest of this step's checkpoint."""
-        write_manifest(self.accelerator, self.directory.checkpoints, self.manifest(), self.report)
-
     def manifest(self, evaluation_done: bool = True) -> Manifest:
         """Return the manifest of the current step."""
+        counts: dict[str, Any] = self.optimizer_step.counts()
         return Manifest(
+            **counts,
             step=self.step,
             samples=self.step * self.parts.samples_per_step,
             processes=self.accelerator.num_processes,
             evaluation_done=evaluation_done,
             completed=self.completed,
             best_tracker=self.best_tracker,
-            recent=tuple(self.recent),
-            seconds=self.seconds,
+            recent=tuple(self.step_log.recent),
+            seconds=self.step_log.seconds,
             recipe=self.recipe.model_dump(mode="json"),
             data=self.parts.data.fingerprint,
             versions=package_versions(),
@@ -281,27 +194,31 @@ class Run:
         `had_ended` says that an earlier process made the last step. What it did not write, or was removed since, is
         added; what is there stays.
         """
-        best_is_last = had_ended and self.best_tracker.best_step == self.step
+        best_step = self.best_tracker.best_step
         with preserve_random_state(self.accelerator.device), self.whole() as model:
 
             def write() -> None:
                 self.write_model(self.directory.last, model, only_missing=self.completed)
-                if best_is_last:
+                if had_ended and best_step == self.step:
                     self.write_model(self.directory.best, model, only_missing=True)
 
             on_main_process(self.accelerator, write)
-            if had_ended:
-                self.restore_best()
+            if had_ended and self.parts.data.validation is not None and best_step is not None:
+                details = run_details(self.manifest())
+                complete_best_model(self.parts, self.directory, best_step, self.provenance, details, self.progress.log)
             on_main_process(self.accelerator, lambda: draw_plots(self.directory.path))
         if not self.completed:
             self.completed = True
-            self.note_in_checkpoint()
+            write_manifest(self.accelerator, self.directory.checkpoints, self.manifest(), self.report)
 
-    def restore_best(self) -> None:
-        """Add what is missing of the best model and of its sample images."""
-        step = self.best_tracker.best_step
-        if self.parts.data.validation is not None and step is not None:
-            complete_best_model(self.parts, self.directory, step, self.provenance, self.seconds, self.progress.log)
+
+def run_details(manifest: Manifest) -> dict[str, Any]:
+    """Return what a report says of the training so far."""
+    return {
+        "training_seconds": round(manifest.seconds, 1),
+        "skipped_steps": manifest.skipped_steps,
+        "loss_scale_overflows": manifest.loss_scale_overflows,
+    }
 
 
 def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, overwrite: bool = False) -> RunStatus:

@@ -1,13 +1,26 @@
 """Class weights from class frequencies. Shapes: K classes (labels 0 and 1 for a model with one output)."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import AfterValidator, Field
 
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import RecordError
 
 Rule = Literal["balanced", "inverse_root", "median_frequency"]
+
+
+def check_weights(weights: tuple[float, ...]) -> tuple[float, ...]:
+    """Return weights of which at least one is positive, or raise: others are checked by their type."""
+    if not any(weights):
+        raise HfVitSegError(f"found {list(weights)}, expected at least one positive weight")
+    return weights
+
+
+# One for each class; a class with the weight 0 does not count.
+Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], AfterValidator(check_weights)]
 
 # From the shares f of pixels (or images) of the classes that occur.
 RULES: dict[Rule, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -49,4 +62,4 @@ def one_per_class(values: Sequence[float], num_labels: int, name: str) -> torch.
     return torch.as_tensor(values, dtype=torch.float64).float()
 
 
-__all__ = ["Rule", "class_weights"]
+__all__ = ["Rule", "Weights", "class_weights"]

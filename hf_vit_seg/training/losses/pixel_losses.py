@@ -4,7 +4,7 @@ Shapes: B images, K classes, h w the grid of the logits, H W that of the labels.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from hf_vit_seg.models.losses import upsampled_cross_entropy
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.recipe.schema import Task
 
-from .class_weights import Rule, class_weights
+from .class_weights import Rule, Weights, class_weights
 from .terms import Loss, LossTerm, as_maps, number_of_labels
 
 EVERYWHERE: tuple[Task, ...] = ("segmentation", "classification")
@@ -26,7 +26,7 @@ class CrossEntropy(Loss):
 
     tasks: ClassVar[tuple[Task, ...]] = EVERYWHERE
 
-    class_weights: Rule | tuple[float, ...] | None = None
+    class_weights: Rule | Weights | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
@@ -122,7 +122,8 @@ class Focal(Loss):
     tasks: ClassVar[tuple[Task, ...]] = EVERYWHERE
 
     gamma: float = Field(default=2.0, ge=0)
-    alpha: float | tuple[float, ...] | None = None  # one output: weight of label 1, that of 0 is 1 - alpha; else a list
+    # One output: the weight of label 1, that of 0 is 1 - alpha; else a list.
+    alpha: Annotated[float, Field(ge=0, le=1)] | Weights | None = None
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
         """Build a `FocalTerm`."""

@@ -5,17 +5,39 @@ BatchNorm. "group": GroupNorm in the decoder, through a field of the model's con
 pretrained weights need.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import distributed, nn
 from transformers import PreTrainedConfig
 
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import RecordError
 
 from .freezing import hold_frozen_norms
 
+SINGLE_VALUE = "more than 1 value per channel"  # in torch's message
 GROUP_FIELDS = ("decode_head_norm", "pose_head_norm")
+
+
+class BatchNormError(HfVitSegError):
+    """A batch that is too small for BatchNorm."""
+
+
+@contextmanager
+def batchnorm_advice() -> Iterator[None]:
+    """Convert torch's error for a BatchNorm with one value per channel into BatchNormError with advice."""
+    try:
+        yield
+    except ValueError as error:
+        if SINGLE_VALUE not in str(error):
+            raise
+        raise BatchNormError(
+            "found a BatchNorm with one value per channel in a training step, expected two or more; set "
+            "loop.batch_size to 2 or more, use larger crops in transforms, or freeze the layer with model.freeze"
+        ) from error
 
 
 def norm_fields(norm: str, config: type[PreTrainedConfig]) -> dict[str, Any]:

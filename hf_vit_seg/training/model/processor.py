@@ -1,5 +1,6 @@
 """Build the image processor that is saved with a model; validation, prediction and the Space use it too."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ def build_processor(
     fields |= {name: value for name, value in settled.items() if name in known}
     processor = type(processor)(**(processor_fields(processor) | fields))
     check_channels(processor, channels)
+    check_divisors(processor)
     return processor
 
 
@@ -149,3 +151,14 @@ def check_channels(processor: BaseImageProcessor, channels: int) -> None:
                 f"processor.{name} has {len(numbers)} numbers, but images have {channels} channels; set one number per "
                 f"channel, or '{MEASURED}'"
             )
+
+
+def check_divisors(processor: BaseImageProcessor) -> None:
+    """RecordError unless means are finite, and standard deviations and the rescale factor are positive."""
+    for name, least in (("image_mean", -math.inf), ("image_std", 0.0), ("rescale_factor", 0.0)):
+        value = getattr(processor, name, None)
+        numbers = value if isinstance(value, list | tuple) else [value]
+        for number in numbers:
+            if isinstance(number, float | int) and not (math.isfinite(number) and number > least):
+                expected = "a finite number" if least < 0 else "a positive number"
+                raise RecordError(f"processor.{name}: found {number}, expected {expected}")

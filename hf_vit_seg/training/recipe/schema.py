@@ -3,15 +3,21 @@
 Sizes are (height, width). Settings of data sources, transforms and losses are defined with these.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from hf_vit_seg.data.images.nodata import NodataSetting
 from hf_vit_seg.data.labels.class_mappings import expand_classes
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import Record
 
 Task = Literal["segmentation", "classification", "pose"]
+Level = Annotated[int, Field(ge=0, le=255)]
+Color = tuple[Level, Level, Level]
+RawValue = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Color  # of a mask: a number, or a color
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Milestone = Annotated[float, Field(gt=0, lt=1)]
 
 
 class LoraRecipe(Record):
@@ -55,8 +61,8 @@ class ClassRecipe(Record):
     """A class and its raw values in masks; by default its index in the list."""
 
     name: str
-    values: tuple[int | tuple[int, int, int], ...] | None = None
-    color: tuple[int, int, int] | None = None  # for figures; by default the raw value, if that is a color
+    values: tuple[RawValue, ...] | None = None
+    color: Color | None = None  # for figures; by default the raw value, if that is a color
 
 
 class DataRecipe(Record):
@@ -75,10 +81,12 @@ class DataRecipe(Record):
     # None: from the source (class folders, Hub features); a name: a label set in configs/labels, such as ade20k.
     # Also a mapping {value: name} or {name: values}, or a .json file with one or a list, such as a model's id2label
     classes: tuple[ClassRecipe | str, ...] | str | None = None
-    ignore: tuple[int | tuple[int, int, int], ...] = (255,)  # ignored raw values
+    ignore: tuple[RawValue, ...] = (255,)  # ignored raw values
     preset: Literal["reduce_zero_label"] | None = None  # ignore 0, decrement other raw values
     unknown: Literal["error", "ignore"] = "error"  # for raw values without a class
     check: int | None = Field(default=None, ge=1)  # number of samples per split to check before training; None: all
+    # value of pixels without data, which are filled and whose labels are ignored. "file": as TIFFs declare it
+    nodata: NodataSetting = "file"
     workers: int = Field(default=2, ge=0)
     cache: bool = False  # keep decoded images in memory
 
@@ -94,8 +102,8 @@ class OptimizerRecipe(Record):
     name: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(default=6e-5, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float = Field(default=0.9, ge=0, lt=1)  # sgd
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    momentum: Momentum = 0.9  # sgd
     layer_decay: float | None = Field(default=None, gt=0, le=1)  # ratio of each layer's rate to the next layer's
     head_multiplier: float = Field(default=1.0, gt=0)  # learning rate factor of the head
     groups: tuple[dict[str, Any], ...] = ()  # {match, learning_rate_scale, weight_decay}; first match wins
@@ -105,12 +113,12 @@ class ScheduleRecipe(Record):
     """The learning rate schedule, relative to the peak."""
 
     name: Literal["poly", "cosine", "wsd", "multistep", "constant"] = "poly"
-    warmup_steps: int | float = Field(default=0, ge=0)  # below 1: a share of all steps
+    warmup_steps: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)] = 0  # below 1: a share of all steps
     warmup_start: float = Field(default=0.0, ge=0, le=1)
     power: float = Field(default=1.0, gt=0)  # poly
     final: float = Field(default=0.0, ge=0, le=1)  # share of the peak at the end
     decay_share: float = Field(default=0.2, gt=0, le=1)  # wsd: share of all steps
-    milestones: tuple[float, ...] = ()  # multistep: shares of all steps
+    milestones: tuple[Milestone, ...] = ()  # multistep: shares of all steps
     factor: float = Field(default=0.1, gt=0, lt=1)  # multistep: factor of the rate at each milestone
 
 
@@ -133,7 +141,7 @@ class LoopRecipe(Record):
 
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
-    batch_size: int | Literal["auto"] = 8  # per process and forward pass
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8  # per process and forward pass
     accumulation: int = Field(default=1, ge=1)  # forward passes per step
     precision: Literal["default", "no", "bf16", "fp16"] = "default"  # default: from accelerate's configuration
     clip_norm: float | None = Field(default=None, gt=0)
@@ -144,13 +152,6 @@ class LoopRecipe(Record):
     checkpoint_every: int | None = Field(default=None, ge=1)  # steps; None: at evaluations
     keep_checkpoints: int = Field(default=2, ge=1)
     deterministic: bool = False  # torch's deterministic algorithms on a GPU
-
-    @field_validator("batch_size")
-    @classmethod
-    def _one_image_at_least(cls, size: int | str) -> int | str:
-        if isinstance(size, int) and size < 1:
-            raise HfVitSegError(f"found {size}, expected 1 or more, or auto")
-        return size
 
     @model_validator(mode="after")
     def _one_length(self) -> "LoopRecipe":

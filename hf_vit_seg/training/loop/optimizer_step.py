@@ -1,0 +1,162 @@
+"""One optimizer step on all processes. A step whose loss, gradient or buffers are not finite leaves no trace.
+
+Shapes: B images.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.training.checkpoints.state import Manifest
+from hf_vit_seg.training.losses.objectives import Batch
+from hf_vit_seg.training.model.normalization import batchnorm_advice
+from hf_vit_seg.training.reports.memory_advice import memory_advice
+
+from .gradient_accumulation import accumulate
+from .setup import TrainingComponents
+
+MAX_NOT_FINITE = 5  # steps in a row
+SHOWN_SAMPLES = 8  # of a skipped step
+
+
+class TrainingError(HfVitSegError):
+    """A run that cannot continue."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did: `problem` says why it was skipped, and `stop` whether any process has received a stop signal.
+
+    `gradient_norm`, before clipping, is None with DeepSpeed, which clips by itself.
+    """
+
+    loss: float
+    gradient_norm: float | None
+    learning_rate: float
+    problem: str | None
+    stop: bool
+
+
+class OptimizerStep:
+    """Takes optimizer steps, and counts those that were skipped.
+
+    `skipped` counts steps whose loss, gradient or buffers were not finite, `overflows` those that the loss scaler of
+    fp16 skipped to find its scale.
+    """
+
+    def __init__(self, parts: TrainingComponents, start: Manifest | None = None):
+        """`start` belongs to the checkpoint of a resumed run."""
+        self.parts = parts
+        self.skipped = start.skipped_steps if start else 0
+        self.overflows = start.loss_scale_overflows if start else 0
+        self.consecutive = 0
+
+    def take(self, step: int, window: list[Batch], stop: bool) -> StepResult:
+        """Do step `step` (from 1) with a window of batches. TrainingError after too many that are not finite."""
+        parts = self.parts
+        before = BufferSnapshot(parts.model)
+        with memory_advice(parts.recipe), batchnorm_advice():
+            part = accumulate(parts.accelerator, parts.model, parts.objective, window)
+            sums: Any = torch.stack([part, torch.full_like(part, stop), before.not_finite().to(part)])
+            loss, stops, not_finite = parts.accelerator.reduce(sums, "sum").tolist()  # pyright: ignore
+            norm = self.clip_gradient()
+            problem = self.find_problem(loss, not_finite > 0, norm)
+            if not self.update(step, problem):
+                before.restore()
+            parts.optimizer.zero_grad()
+        rate = max(group["lr"] for group in parts.optimizer.param_groups)
+        parts.schedule.step()
+        if problem is not None:
+            problem = f"{problem} (with {self.sample_names(step)})"
+        self.count(step, problem)
+        return StepResult(loss, norm, rate, problem, stops > 0)
+
+    def clip_gradient(self) -> float | None:
+        """Clip the gradient if the recipe has `clip_norm`; return the norm before clipping."""
+        limit = self.parts.recipe.loop.clip_norm or math.inf
+        norm: Any = self.parts.accelerator.clip_grad_norm_(self.parts.model.parameters(), limit)
+        if norm is None:
+            return None
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP's is sharded
+
+    def find_problem(self, loss: float, buffers_not_finite: bool, norm: float | None) -> str | None:
+        """Say what is not finite; None if the step is sound, or the loss scaler of fp16 is to find another scale."""
+        if not math.isfinite(loss):
+            return f"the loss was {loss}"
+        if buffers_not_finite:
+            return "the statistics of normalization layers were not finite"
+        scaler: Any = self.parts.accelerator.scaler
+        if norm is None or math.isfinite(norm) or (scaler is not None and scaler.get_scale() > 1):
+            return None
+        return "the gradient was not finite"
+
+    def update(self, step: int, problem: str | None) -> bool:
+        """Update the weights and their average, unless there is a problem; return whether weights have changed."""
+        parts = self.parts
+        if problem is not None:
+            if parts.accelerator.scaler is not None:
+                parts.accelerator.scaler.update()
+            return False
+        parts.optimizer.step()
+        if parts.accelerator.optimizer_step_was_skipped:
+            self.overflows += 1
+            return False
+        if parts.average is not None:
+            parts.average.update(step)
+        return True
+
+    def count(self, step: int, problem: str | None) -> None:
+        """Count a skipped step; TrainingError after too many in a row."""
+        if problem is None:
+            self.consecutive = 0
+            return
+        self.skipped += 1
+        self.consecutive += 1
+        if self.consecutive >= MAX_NOT_FINITE:
+            recipe = self.parts.recipe
+            raise TrainingError(
+                f"{problem} in {self.consecutive} consecutive steps, last in step {step}; these steps were "
+                "skipped. Lower optimizer.learning_rate (now {recipe.optimizer.learning_rate:g}), use a longer "
+                f"warmup, set loop.clip_norm, or set loop.precision=no (now {recipe.loop.precision})"
+            )
+
+    def sample_names(self, step: int) -> str:
+        """List the samples of a step on all processes."""
+        names = [self.parts.data.train.name(draw.index) for draw in self.parts.draws(step)]
+        return ", ".join(names[:SHOWN_SAMPLES]) + (", ..." if len(names) > SHOWN_SAMPLES else "")
+
+    def counts(self) -> dict[str, int]:
+        """Return the counts of skipped steps for reports and checkpoints."""
+        return {"skipped_steps": self.skipped, "loss_scale_overflows": self.overflows}
+
+
+class BufferSnapshot:
+    """A copy of a model's buffers, such as BatchNorm's running statistics, which a forward pass changes."""
+
+    def __init__(self, model: nn.Module):
+        self.buffers = list(model.buffers())
+        self.copies = [buffer.detach().clone() for buffer in self.buffers]
+
+    def not_finite(self) -> torch.Tensor:
+        """Whether a forward pass has made a buffer infinite or NaN, a scalar bool tensor."""
+        floats = [i for i, buffer in enumerate(self.buffers) if buffer.is_floating_point() and buffer.numel()]
+        if not floats:
+            return torch.tensor(False)
+        now = finite_tensors([self.buffers[i] for i in floats])
+        before = finite_tensors([self.copies[i] for i in floats])
+        return (before & ~now).any()
+
+    def restore(self) -> None:
+        """Put the copies back."""
+        for buffer, copy in zip(self.buffers, self.copies, strict=True):
+            buffer.detach().copy_(copy)
+
+
+def finite_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Whether each of N tensors has finite values only (N,)."""
+    largest = torch._foreach_norm([tensor.detach() for tensor in tensors], math.inf)
+    return torch.stack([value.float() for value in largest]).isfinite()

@@ -1,0 +1,81 @@
+"""Bounds of the numbers of a recipe."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import run, settings, write_data, write_recipe
+
+from hf_vit_seg.data.sources.registry import SOURCES
+from hf_vit_seg.data.transforms.batch_mixing import BATCH_TRANSFORMS
+from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
+from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.records import RecordError
+from hf_vit_seg.training.losses.registry import LOSSES
+from hf_vit_seg.training.optimization.parameter_groups import GroupRow
+from hf_vit_seg.training.recipe.files import RecipeFileError
+from hf_vit_seg.training.recipe.schema import Recipe
+from hf_vit_seg.training.recipe_loading import load_recipe
+
+TABLES = (LOSSES, SOURCES, TRANSFORMS, BATCH_TRANSFORMS)
+RECORDS = [Recipe, Protocol, GroupRow, *(table.row(name, "") for table in TABLES for name in table.rows)]
+LEAST = {"minimum", "exclusiveMinimum"}
+UNBOUNDED = ("fill", "nodata")  # raw pixel values
+
+
+def unbounded(node: Any, path: str, definitions: dict[str, Any]) -> Iterator[str]:
+    """Yield the paths of numbers without a lower bound in a JSON schema."""
+    if "$ref" in node:
+        node = definitions[node["$ref"].rpartition("/")[2]]
+    if node.get("type") in ("number", "integer") and not LEAST & node.keys():
+        yield path
+    parts = [*node.get("anyOf", ()), *node.get("prefixItems", ()), node.get("items")]
+    for part in [each for each in parts if isinstance(each, dict)]:
+        yield from unbounded(part, path, definitions)
+    for name, part in node.get("properties", {}).items():
+        yield from unbounded(part, f"{path}.{name}".strip("."), definitions)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
+def test_every_number_has_a_bound(record):
+    schema = record.model_json_schema()
+    found = set(unbounded(schema, "", schema.get("$defs", {})))
+    assert {path for path in found if path.rpartition(".")[2] not in UNBOUNDED} == set()
+
+
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        ("loss.cross_entropy.class_weights=[-1,1,1]", "loss.cross_entropy.class_weights.0"),
+        ("loss.cross_entropy.class_weights=[0,0,0]", "loss.cross_entropy.class_weights"),
+        ("loss.focal.alpha=2", "loss.focal.alpha"),
+        ("loss.focal.alpha=-0.1", "loss.focal.alpha"),
+        ("loss.focal.alpha=[0.5,-1]", "loss.focal.alpha.1"),
+        ("schedule.warmup_steps=-1", "schedule.warmup_steps"),
+        ("schedule.milestones=[0.5,1.5]", "schedule.milestones.1"),
+        ("optimizer.betas=[0.9,1.0]", "optimizer.betas.1"),
+        ("loop.batch_size=0", "loop.batch_size"),
+        ("data.ignore=[[300,0,0]]", "data.ignore.0.0"),
+        ("data.ignore=[99999999999999999999]", "data.ignore.0"),
+    ],
+)
+def test_number_out_of_bounds_raises(tmp_path, override, name):
+    recipe = write_recipe(tmp_path, settings(Path("data")))
+    with pytest.raises(RecipeFileError) as error:
+        load_recipe(recipe, [override])
+    assert f": {name} should be" in str(error.value) or f": {name}: found" in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["loss.cross_entropy.class_weights=[0,1,2.5]", "loss.focal.alpha=[0,1,3]"])
+def test_weight_of_zero_is_accepted(tmp_path, override):
+    load_recipe(write_recipe(tmp_path, settings(Path("data"))), [override])
+
+
+@pytest.mark.parametrize(
+    "field", ["image_std=[0,1,1]", "image_std=[1,-1,1]", "rescale_factor=0", "image_mean=[.nan,0,0]"]
+)
+def test_normalization_that_divides_by_zero_raises(tmp_path, field):
+    recipe = write_recipe(tmp_path, settings(write_data(tmp_path / "data")))
+    with pytest.raises(RecordError, match=field.partition("=")[0]):
+        run(recipe, tmp_path / "run", f"processor.{field}")
