@@ -7,6 +7,8 @@ stays in place until the new one is complete. `clean_up` removes what a killed p
 import json
 import os
 import shutil
+import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +40,7 @@ def write_files(files: Mapping[Path, Callable[[Path], Any]], flush: bool = False
             with write_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save(partial_path(path))
+                apply_umask(partial_path(path))
                 if flush:
                     flush_to_disk(partial_path(path))
         for path in files:
@@ -118,6 +121,7 @@ def commit(target: Path) -> None:
 def replace(new: Path, target: Path) -> None:
     """Flush a file or directory and rename it to `target`; restore the previous `target` if that fails."""
     previous = target.with_name(PREVIOUS + target.name)
+    apply_umask(new)
     flush_all(new)
     if target.exists():
         remove(previous)
@@ -135,6 +139,7 @@ def replace(new: Path, target: Path) -> None:
 def add_missing(target: Path) -> None:
     """Move files that are missing in `target` from its temporary directory."""
     partial = partial_path(target)
+    apply_umask(partial)
     flush_all(partial)
     for path in sorted(partial.rglob("*")):
         final = target / path.relative_to(partial)
@@ -180,6 +185,33 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def apply_umask(path: Path) -> None:
+    """Add the permissions that the umask allows to a file, or to all files of a directory.
+
+    safetensors creates its files for the owner alone.
+    """
+    files = [Path(parent) / name for parent, _, names in os.walk(path) for name in names] if path.is_dir() else [path]
+    files = [file for file in files if file.is_file() and not file.is_symlink()]
+    if os.name != "posix" or not files:
+        return
+    allowed = new_file_mode(files[0].parent)
+    for file in files:
+        mode = stat.S_IMODE(file.stat().st_mode)
+        if mode | allowed != mode:
+            file.chmod(mode | allowed)
+
+
+def new_file_mode(folder: Path) -> int:
+    """Return the permissions of a new file in a folder; the umask cannot be read without changing it."""
+    probe = folder / f"{PARTIAL}mode-{os.getpid()}-{threading.get_ident()}"
+    descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+        probe.unlink()
 
 
 def flush_all(path: Path) -> None:

@@ -40,7 +40,7 @@ class Loader(yaml.SafeLoader):
     """Loads plain values by the table above, strings, lists and mappings; other tags are refused."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
-    yaml_constructors: dict[str | None, Any] = {}
+    yaml_constructors: dict[str | None, Any] = {None: yaml.SafeLoader.construct_undefined}
 
     def __init__(self, text: str):
         super().__init__(text)
@@ -51,7 +51,9 @@ class Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a node; ComposerError if it is too deep, contains itself, or grows too long by aliases."""
         event = self.peek_event()
-        node = self.compose_alias(event) if isinstance(event, yaml.AliasEvent) else self.compose_new(parent, index)
+        node = (
+            self.compose_alias(event, index) if isinstance(event, yaml.AliasEvent) else self.compose_new(parent, index)
+        )
         if node is not None and id(node) not in self.lengths:
             self.lengths[id(node)] = 1 + sum(self.lengths[id(child)] for child in children(node))
             if isinstance(node, yaml.ScalarNode):
@@ -61,13 +63,13 @@ class Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
         return node
 
-    def compose_alias(self, event: yaml.AliasEvent) -> yaml.Node | None:
+    def compose_alias(self, event: yaml.AliasEvent, index: Any) -> yaml.Node | None:
         """Return the node of an alias."""
         node = self.anchors.get(event.anchor)
         if node is not None and id(node) not in self.lengths:
             problem = f"the alias *{shorten(event.anchor)} is inside its own anchor"
             raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
-        return super().compose_node(None, None)  # type: ignore[arg-type]
+        return super().compose_node(None, index)
 
     def compose_new(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a node that is not an alias."""
@@ -153,7 +155,6 @@ for _kind in ("str", "seq", "map"):
     Loader.add_constructor(
         f"tag:yaml.org,2002:{_kind}", yaml.SafeLoader.yaml_constructors[f"tag:yaml.org,2002:{_kind}"]
     )
-Loader.add_constructor(None, yaml.SafeLoader.construct_undefined)  # type: ignore[arg-type]
 Dumper.add_representer(str, Dumper.represent_str)
 
 

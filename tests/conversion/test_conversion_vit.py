@@ -111,7 +111,7 @@ def test_jeonsworld_hybrid_raises(tmp_path: Path) -> None:
     state = torch.load(JEONSWORLD, weights_only=True)
     state["transformer.embeddings.hybrid_model.root.conv.weight"] = torch.zeros(64, 3, 7, 7)
     torch.save(state, tmp_path / "hybrid.bin")
-    assert_refused(tmp_path, "whose stem differs from every other implementation", tmp_path / "hybrid.bin")
+    assert_refused(tmp_path, "differs from every other implementation", tmp_path / "hybrid.bin")
 
 
 def test_unverified_heads_are_reported(tmp_path: Path) -> None:
@@ -126,12 +126,23 @@ def vit_sources() -> list[str]:
 
 
 def test_all_vit_sources_are_registered() -> None:
-    names = ("google", "timm", "torchvision", "jeonsworld", "transformers", "vitpose", "segmenter")
+    names = (
+        "google",
+        "timm",
+        "torchvision",
+        "jeonsworld",
+        "transformers",
+        "vitpose",
+        "transformers-vitpose",
+        "segmenter",
+    )
     assert vit_sources() == [f"vit/{name}" for name in names]
     assert all(place.startswith("hf_vit_seg.conversion.vit.") for place in architectures()["vit"].conversions)
 
 
-@pytest.mark.parametrize("name", ["google", "timm", "torchvision", "jeonsworld", "vitpose", "segmenter"])
+@pytest.mark.parametrize(
+    "name", ["google", "timm", "torchvision", "jeonsworld", "vitpose", "transformers-vitpose", "segmenter"]
+)
 def test_segformer_matches_no_vit_source(tmp_path: Path, name: str) -> None:
     assert_refused(tmp_path, f"is not a checkpoint of source 'vit/{name}'", ORACLE_FILE, source=f"vit/{name}")
     if name != "jeonsworld":

@@ -98,9 +98,9 @@ class Stranger(PreTrainedConfig):
     [
         ({"name": "cvt"}, "an architecture named 'cvt' already exists"),
         ({"config": architectures()["cvt"].config}, "model_type 'cvt_seg' already exists"),
-        ({"models": {"AutoModelForNothing": None}}, "has AutoModelForNothing, and transformers no Auto class"),
+        ({"models": {"AutoModelForNothing": None}}, "has unknown Auto classes: AutoModelForNothing"),
         ({"image_processor": {"pil": object}}, "has pil, expected classes for pil and torchvision"),
-        ({"image_processor": {}}, "has nothing where"),
+        ({"image_processor": {}}, "has nothing, expected"),
     ],
 )
 def test_architecture_cannot_replace_another(changes, reason):

@@ -359,10 +359,10 @@ def test_recipe_losses_are_summed_with_weights():
         ({"ohem": {"threshold": 3}}, "segmentation", 3, "loss.ohem.threshold should be"),
         ({"dice": None}, "classification", 3, "loss.dice: this loss supports segmentation"),
         ({"binary_cross_entropy": None}, "segmentation", 3, "one output"),
-        ({"cross_entropy": {"class_weights": [1, 2]}}, "segmentation", 3, "one per class, 3, found 2"),
-        ({"cross_entropy": {"class_weights": "balanced"}}, "segmentation", 3, "how often classes occur"),
-        ({"focal": {"alpha": 0.25}}, "segmentation", 3, "a weight per class"),
-        ({"focal": {"alpha": [1, 1]}}, "classification", 3, "one per class, 3"),
+        ({"cross_entropy": {"class_weights": [1, 2]}}, "segmentation", 3, "found 2 numbers, expected one per class"),
+        ({"cross_entropy": {"class_weights": "balanced"}}, "segmentation", 3, "need class frequencies"),
+        ({"focal": {"alpha": 0.25}}, "segmentation", 3, "one weight per class"),
+        ({"focal": {"alpha": [1, 1]}}, "classification", 3, "expected one per class"),
     ],
 )
 def test_invalid_losses_raise(losses, task, classes, message):

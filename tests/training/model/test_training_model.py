@@ -270,7 +270,7 @@ def test_invalid_config_fields_raise(fields, reason):
     ("model", "task", "reason"),
     [
         ({"architecture": "segfomer"}, "segmentation", "did you mean 'segformer'"),
-        ({"variant": "b9"}, "segmentation", r"no variant 'b9'.*tiny"),
+        ({"variant": "b9"}, "segmentation", r"unknown variant 'b9'.*tiny"),
         ({"architecture": "cvt"}, "pose", "cvt has no model for pose; choose from vit"),
         ({"from_pretrained": "/nowhere/at all"}, "segmentation", "/nowhere/at all cannot be loaded"),
     ],
@@ -310,7 +310,11 @@ def test_computed_statistics_include_the_rescale_factor(tmp_path):
         ({"image_men": [0.5]}, 3, "did you mean 'image_mean'"),
         ({}, 5, r"image_mean has 3 numbers, but images have 5 channels.*'computed'"),
         ({"size": "computed"}, 3, r"only image_mean and image_std.*\['size'\]"),
-        ({"image_mean": "computed", "do_rescale": False}, 3, r"do_rescale is True where .* 'computed', found False"),
+        (
+            {"image_mean": "computed", "do_rescale": False},
+            3,
+            r"do_rescale: found False, expected True with .*'computed'",
+        ),
         ({"do_reduce_labels": True}, 3, "reduce_zero_label"),
     ],
 )
