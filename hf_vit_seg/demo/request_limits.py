@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from . import upload_folder
 from .call_checks import call_refusal, is_call
+from .upload_folder import FolderFullError
 from .uploads import MEGABYTES, MOST_FILES, failure_text
 
 MOST_JSON_BYTES = 1_000_000  # of the body of a call
@@ -95,7 +96,7 @@ class RequestLimits:
         used = await asyncio.to_thread(upload_folder.bytes_used, Path(get_upload_folder()))
         space = upload_folder.MOST_BYTES - used
         if self.arrived + expected > space:
-            return await refuse(receive, send, *answer_to(upload_folder.FolderFullError(), expected))
+            return await refuse(receive, send, *answer_to(FolderFullError(), expected))
         count = 0
 
         def arrive(more: int) -> None:
@@ -103,7 +104,7 @@ class RequestLimits:
             count += more
             self.arrived += more
             if self.arrived > space:
-                raise upload_folder.FolderFullError
+                raise FolderFullError
 
         try:
             return await self.limited(scope, receive, send, expected, arrive)
@@ -182,7 +183,7 @@ def answer_to(error: Exception, most: int) -> tuple[int, str]:
     """The status and the sentence for a request that failed before it was answered."""
     if isinstance(error, TooSlowError):
         return 408, "the data came too slowly: send them again"
-    if isinstance(error, upload_folder.FolderFullError):
+    if isinstance(error, FolderFullError):
         return 507, str(error)
     if isinstance(error, BodyTooLargeError):
         return 413, f"the request has more than {most} bytes"

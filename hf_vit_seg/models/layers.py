@@ -91,7 +91,8 @@ class PicklableModel(PreTrainedModel):
     """A model whose pickle has no recording hooks; they are installed again when it is loaded."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return without_recording_hooks(self, {}).__dict__
+        state = without_recording_hooks(self, {}).__dict__
+        return {name: value for name, value in state.items() if name != COMPILED_CALL}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -100,6 +101,9 @@ class PicklableModel(PreTrainedModel):
         for model in submodels(self):
             if model.__dict__.get(HOOKS_INSTALLED) is False:
                 output_capturing.maybe_install_capturing_hooks(model)
+
+
+COMPILED_CALL = "_compiled_call_impl"  # torch leaves it out of pickles and copies, too
 
 
 def submodels(model: PreTrainedModel) -> Iterator[PreTrainedModel]:

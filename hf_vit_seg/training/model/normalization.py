@@ -26,13 +26,18 @@ class BatchNormError(HfVitSegError):
     """A batch that is too small for BatchNorm."""
 
 
+def is_single_value_error(error: ValueError) -> bool:
+    """Whether a BatchNorm was given one value per channel in training."""
+    return SINGLE_VALUE in str(error)
+
+
 @contextmanager
 def batchnorm_advice() -> Iterator[None]:
     """Convert torch's error for a BatchNorm with one value per channel into BatchNormError with advice."""
     try:
         yield
     except ValueError as error:
-        if SINGLE_VALUE not in str(error):
+        if not is_single_value_error(error):
             raise
         raise BatchNormError(
             "found a BatchNorm with one value per channel in a training step, expected two or more; set "

@@ -144,7 +144,7 @@ def adapt_heads(
         notes.append(f"{format_tensor_names(by_fit[True])}: {describe_rows(class_names(model.config), rows)}")
     if by_fit[False]:
         notes.append(
-            f"Initialized anew, because the checkpoint's have another shape: {format_tensor_names(by_fit[False])}"
+            f"Newly initialized, because the checkpoint has other shapes: {format_tensor_names(by_fit[False])}"
         )
     return notes
 

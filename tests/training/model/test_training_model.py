@@ -313,7 +313,7 @@ def test_computed_statistics_include_the_rescale_factor(tmp_path):
         (
             {"image_mean": "computed", "do_rescale": False},
             3,
-            r"do_rescale: found False, expected True with .*'computed'",
+            r"do_rescale: found False, expected True .*'computed'",
         ),
         ({"do_reduce_labels": True}, 3, "reduce_zero_label"),
     ],
