@@ -14,7 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.data.checks.check import BadDataError
 from hf_vit_seg.data.checks.sample_facts import SampleFacts
 from hf_vit_seg.data.datasets import RawDataset
-from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.memory_advice import OutOfMemory
 
@@ -82,9 +82,9 @@ def try_sample(context: EvaluationContext, dataset: RawDataset, split: str, acce
             evaluate(context, dataset)
     except OutOfMemory as error:
         raise OutOfMemory(f"{place}: {error}") from error
-    except ValueError as error:  # of the model or the processor
-        raise BadDataError(f"{place} cannot be evaluated: {error_sentence(error)}") from error
-    except RuntimeError as error:
+    except HfVitSegError as error:
+        raise BadDataError(f"{place} cannot be evaluated: {error}") from error
+    except Exception as error:
         error.add_note(f"in the evaluation of {place}")
         raise
 

@@ -33,8 +33,8 @@ def cut(data: Path, split: str, name: str, size: tuple[int, int]) -> Path:
 @pytest.mark.parametrize("size", [(20, 48), (48, 20)])
 def test_image_smaller_than_the_model_needs_raises(data, tmp_path, split, size):
     recipe = settings(data)
-    recipe["data"]["test"] = recipe["data"]["validation"]
     if split == "test":
+        recipe["data"]["test"] = recipe["data"]["validation"]
         recipe["data"]["validation"], recipe["loop"]["evaluate_every"] = None, None
     small = cut(data, "validation", "01.png", size)
     with pytest.raises(BadDataError) as error:
