@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
 from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE
 from hf_vit_seg.models.image_processing_segmentation import reduce_labels
-from hf_vit_seg.records import read_record
+from hf_vit_seg.records import RecordError, read_record
 from hf_vit_seg.training.recipe.schema import DataRecipe
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-from hf_vit_seg.records import RecordError
 
 
 def table(classes: list | None = None, names: list[str] | None = None, **settings) -> ClassTable:

@@ -400,7 +400,7 @@ def test_recently_used_models_are_cached(models):
     known = Catalogue([NUCLEI, models["pose"]])
     assert known.load(NUCLEI) is known.load(NUCLEI)
     everything = Catalogue([NUCLEI, *models.values()], keep_all=True)
-    assert everything.kept.cache_info().currsize == 4
+    assert everything.cached_model.cache_info().currsize == 4
 
 
 def test_environment_variable_selects_models(monkeypatch):
