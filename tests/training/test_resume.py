@@ -32,10 +32,10 @@ from hf_vit_seg.training.console import train_command
 from pathlib import Path
 recipe, out, last = sys.argv[1:]
 take = steps.OptimizerStep.take
-def dying(self, step, window, stop):
+def dying(self, step, window, request):
     if step == int(last) + 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return take(self, step, window, stop)
+    return take(self, step, window, request)
 steps.OptimizerStep.take = dying
 train_command(recipe, [], Path(out), False, False)
 """
@@ -169,10 +169,10 @@ def test_resume_runs_a_pending_evaluation(recipe, tmp_path, monkeypatch):
     run(recipe, tmp_path / "whole")
     take = module.OptimizerStep.take
 
-    def stopping(self, step, window, stop):
+    def stopping(self, step, window, request):
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
-        return take(self, step, window, stop)
+        return take(self, step, window, request)
 
     with monkeypatch.context() as patch:
         patch.setattr(module.OptimizerStep, "take", stopping)
@@ -494,7 +494,7 @@ def test_extended_run_uses_its_new_schedule(recipe, checkpoint, tmp_path):
     assert log(checkpoint.parent.parent, "learning_rate")[-2:] == log(tmp_path / "whole", "learning_rate")[-2:]
 
 
-@pytest.mark.parametrize(("change", "found"), [("add", "there are 11"), ("rename", "other names")])
+@pytest.mark.parametrize(("change", "found"), [("add", "found 11"), ("rename", "other names")])
 def test_checkpoint_of_other_data_raises(tmp_path, change, found):
     data = write_data(tmp_path / "data")
     recipe = write_recipe(tmp_path, settings(data))

@@ -318,7 +318,10 @@ def test_step_with_non_finite_loss_is_skipped(recipe, tmp_path, monkeypatch):
 
 def test_too_many_non_finite_losses_raise_with_step_and_samples(recipe, tmp_path, monkeypatch):
     with_fault(monkeypatch, 2)
-    with pytest.raises(TrainingError, match=r"nan in 5 consecutive steps, .* step 6 \(with \d\d\.png, \d\d\.png"):
+    with pytest.raises(
+        TrainingError,
+        match=r"nan \(with \d\d\.png, \d\d\.png\) in 5 consecutive steps, last in step 6; .*learning_rate \(now \d",
+    ):
         run(recipe, tmp_path / "run", "loop.evaluate_every=3")
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000003"]
 
@@ -464,7 +467,7 @@ def test_second_ctrl_c_exits_immediately(recipe, tmp_path, monkeypatch, capsys):
     def raise_interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "accumulate", raise_interrupt)
+    monkeypatch.setattr(optimizer_step, "accumulate", raise_interrupt)
     assert train_command(str(recipe), [], tmp_path / "run", resume=False, overwrite=False) == STOPPED
     assert "--resume" in capsys.readouterr().out
 
@@ -493,10 +496,10 @@ from hf_vit_seg.training.loop import optimizer_step as steps
 from hf_vit_seg.training.console import train_command
 recipe, out, limit, *settings = sys.argv[1:]
 take = steps.OptimizerStep.take
-def filling(self, step, window, stop):
+def filling(self, step, window, request):
     if step == 2:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
-    return take(self, step, window, stop)
+    return take(self, step, window, request)
 steps.OptimizerStep.take = filling
 sys.exit(train_command(recipe, settings, Path(out), False, False))
 """

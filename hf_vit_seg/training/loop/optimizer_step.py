@@ -18,6 +18,7 @@ from hf_vit_seg.training.reports.memory_advice import memory_advice
 
 from .gradient_accumulation import accumulate
 from .setup import TrainingComponents
+from .signals import GracefulStop
 
 MAX_NOT_FINITE = 5  # steps in a row
 SHOWN_SAMPLES = 8  # of a skipped step
@@ -55,13 +56,14 @@ class OptimizerStep:
         self.overflows = start.loss_scale_overflows if start else 0
         self.consecutive = 0
 
-    def take(self, step: int, window: list[Batch], stop: bool) -> StepResult:
+    def take(self, step: int, window: list[Batch], request: GracefulStop) -> StepResult:
         """Do step `step` (from 1) with a window of batches. TrainingError after too many that are not finite."""
         parts = self.parts
         before = BufferSnapshot(parts.model)
         with memory_advice(parts.recipe), batchnorm_advice():
             part = accumulate(parts.accelerator, parts.model, parts.objective, window)
-            sums: Any = torch.stack([part, torch.full_like(part, stop), before.not_finite().to(part)])
+            stop = torch.full_like(part, request.signal is not None)
+            sums: Any = torch.stack([part, stop, before.not_finite().to(part)])
             loss, stops, not_finite = parts.accelerator.reduce(sums, "sum").tolist()  # pyright: ignore
             norm = self.clip_gradient()
             problem = self.find_problem(loss, not_finite > 0, norm)
@@ -120,7 +122,7 @@ class OptimizerStep:
             recipe = self.parts.recipe
             raise TrainingError(
                 f"{problem} in {self.consecutive} consecutive steps, last in step {step}; these steps were "
-                "skipped. Lower optimizer.learning_rate (now {recipe.optimizer.learning_rate:g}), use a longer "
+                f"skipped. Lower optimizer.learning_rate (now {recipe.optimizer.learning_rate:g}), use a longer "
                 f"warmup, set loop.clip_norm, or set loop.precision=no (now {recipe.loop.precision})"
             )
 

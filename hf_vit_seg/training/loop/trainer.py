@@ -110,7 +110,7 @@ class Run:
                     self.checkpoint(evaluation_done=True)
                 return RunStatus.early_stop
             self.step, self.completed = self.step + 1, False
-            result = self.optimizer_step.take(self.step, window, request.signal is not None)
+            result = self.optimizer_step.take(self.step, window, request)
             self.step_log.add(self.step, result)
             if result.stop:
                 self.checkpoint(evaluation_done=False)
