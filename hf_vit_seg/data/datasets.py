@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
-from hf_vit_seg.data.images.nodata import NodataSetting, file_nodata, fill_values, find_nodata, values_to_fill
+from hf_vit_seg.data.images.nodata import NodataSetting, file_nodata, fill_missing, find_nodata
 from hf_vit_seg.data.labels.class_entries import ClassSettings
 from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
 from hf_vit_seg.data.labels.names import normalize_name
@@ -201,7 +201,7 @@ class RawDataset:
             raise ClassTableError(f"{self.location(index)}: {error}") from None
 
     def _classes(self, raw: torch.Tensor, unlabeled: torch.Tensor | None) -> torch.Tensor:
-        """Map a raw mask to classes; unlabeled pixels are ignored whatever their value is."""
+        """Map a raw mask to classes; unlabeled pixels are ignored, with any value."""
         if unlabeled is None:
             return self.class_table.apply(raw)
         known = torch.tensor(self.class_table.targets[0][0], dtype=raw.dtype)
@@ -214,11 +214,8 @@ class RawDataset:
     def _mark_missing(self, sample: RawSample, files: Sequence[Path]) -> RawSample:
         """Fill pixels of the image without data, and mark these and labels without data."""
         nodata = find_nodata(self.nodata, files[0] if files else None)
-        missing = unlabeled = None
-        image, target = sample.image, sample.target
-        if nodata is not None and (same := values_to_fill(image.numpy(), nodata)).any():
-            image = fill_values(image, same, self.fill)
-            missing = unlabeled = torch.from_numpy(same.all(0))
+        image, missing = fill_missing(sample.image, nodata, lambda: self.fill)
+        target, unlabeled = sample.target, missing
         if isinstance(target, torch.Tensor) and target.ndim == 2 and self.nodata == "file" and len(files) > 1:
             value = file_nodata(files[-1])
             if value is not None and value not in dict(self.class_table.targets) and (target == value).any():

@@ -5,7 +5,7 @@ A GeoTIFF declares the value in the tag GDAL_NODATA; `data.nodata` of a recipe d
 Shapes: C channels, H W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +71,19 @@ def values_to_fill(numbers: np.ndarray, nodata: float) -> np.ndarray:
     return same if not abs(nodata) < IMPLAUSIBLE else np.broadcast_to(np.all(same, axis=0), same.shape)
 
 
+def fill_missing(
+    pixels: torch.Tensor, nodata: float | None, fill: Callable[[], Sequence[float]]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Fill the values of an image (C, H, W) that have no data.
+
+    `fill` returns one value or one per channel. Also returns where all channels are filled, (H, W) bool; None if no
+    value is.
+    """
+    if nodata is None or not (missing := values_to_fill(pixels.numpy(), nodata)).any():
+        return pixels, None
+    return fill_values(pixels, missing, fill()), torch.from_numpy(missing.all(0))
+
+
 def fill_values(pixels: torch.Tensor, missing: np.ndarray, fill: Sequence[float]) -> torch.Tensor:
     """Return an image (C, H, W) with `fill`, one value or one per channel, where values are missing (C, H, W)."""
     values = torch.tensor(fill, dtype=torch.float64)[:, None, None]
@@ -81,9 +94,8 @@ def fill_values(pixels: torch.Tensor, missing: np.ndarray, fill: Sequence[float]
 __all__ = [
     "NodataSetting",
     "file_nodata",
-    "fill_values",
+    "fill_missing",
     "find_nodata",
     "missing_pixels",
     "page_nodata",
-    "values_to_fill",
 ]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.images.files import MAX_PIXELS
-from hf_vit_seg.data.images.nodata import file_nodata, fill_values, values_to_fill
+from hf_vit_seg.data.images.nodata import file_nodata, fill_missing
 from hf_vit_seg.data.images.pixels import pil_pixels, read_pixels
 from hf_vit_seg.data.transforms.context import TransformContext
 from hf_vit_seg.errors import HfVitSegError
@@ -67,10 +67,9 @@ def read_file(path: Path, channels: int, max_pixels: int, processor: Any) -> tup
     Pixels that a TIFF declares as missing become the processor's mean, as in training and in tiles.
     """
     pixels = read_pixels(path, channels, max_pixels)
-    nodata = file_nodata(path)
-    if nodata is not None and (missing := values_to_fill(pixels.numpy(), nodata)).any():
-        mean = TransformContext.from_processor(processor, "segmentation").mean
-        pixels = fill_values(pixels, missing, mean)
+    pixels, _ = fill_missing(
+        pixels, file_nodata(path), lambda: TransformContext.from_processor(processor, "segmentation").mean
+    )
     return pixels, to_rgb_image(pixels)
 
 
