@@ -40,10 +40,15 @@ def open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def parse_json(text: str) -> Any:
-    """Parse JSON; HfVitSegError for invalid JSON, deep nesting, long numbers or half of a surrogate pair."""
+def parse_json(text: str, unique_keys: bool = False) -> Any:
+    """Parse JSON; HfVitSegError for invalid JSON, deep nesting, long numbers or half of a surrogate pair.
+
+    With `unique_keys`, also for an object with a duplicate key, of which JSON keeps the last.
+    """
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=build_unique if unique_keys else None)
+    except HfVitSegError:
+        raise
     except json.JSONDecodeError as error:
         raise HfVitSegError(str(error)) from None
     except ValueError:  # of int()
@@ -60,6 +65,16 @@ def parse_json(text: str) -> Any:
     return content
 
 
+def build_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object; HfVitSegError for a duplicate key."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise HfVitSegError(f"found the key {shorten(key)} twice, expected it once")
+        found[key] = value
+    return found
+
+
 def check_depth(content: Any) -> None:
     """HfVitSegError if lists and objects are nested deeper than MAX_DEPTH."""
     level, depth = [content], 0
@@ -70,11 +85,11 @@ def check_depth(content: Any) -> None:
         level = [each for value in level for each in (value.values() if isinstance(value, dict) else value)]
 
 
-def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
+def read_json(path: Path, max_bytes: int = MAX_BYTES, unique_keys: bool = False) -> Any:
     """Read a JSON file; HfVitSegError with its name if it cannot be read."""
     text = read_text(path, max_bytes)
     try:
-        return parse_json(text)
+        return parse_json(text, unique_keys)
     except HfVitSegError as error:
         raise HfVitSegError(f"'{path}' is not valid JSON ({error}); fix or remove it") from None
 

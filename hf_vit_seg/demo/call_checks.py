@@ -3,11 +3,12 @@
 gradio answers an unknown function with an exception, and a body of another form with a validation report.
 """
 
-import json
 import re
 from typing import Any
 
 import gradio as gr
+
+from hf_vit_seg.text_files import parse_json
 
 CALL = re.compile(r"/gradio_api/(?:queue/join|call/(?P<version>v2/)?(?P<name>[^/]+))/?")
 
@@ -23,8 +24,8 @@ def call_refusal(page: gr.Blocks, path: str, body: bytes) -> Refusal | None:
     """Why a call is refused; None if gradio can take it."""
     found = CALL.fullmatch(path)
     try:
-        call = json.loads(body)
-    except (ValueError, RecursionError):
+        call = parse_json(body.decode())
+    except ValueError:  # HfVitSegError, or not UTF-8
         return 422, "the body of a call is not valid JSON"
     if found is None or not isinstance(call, dict):
         return 422, f"the body of a call is a JSON object, found {json_type(call)}"
@@ -39,11 +40,9 @@ def unknown_function(page: gr.Blocks, call: dict[str, Any], name: str | None) ->
     names = sorted(str(function.api_name) for function in page.fns.values() if isinstance(function.api_name, str))
     index = call.get("fn_index")
     if name is not None and index is None:
-        return (
-            None if name in names else (404, f"there is no function of this name, expected one of {', '.join(names)}")
-        )
+        return None if name in names else (404, f"unknown function name, expected one of {', '.join(names)}")
     if isinstance(index, bool) or not isinstance(index, int) or index not in page.fns:
-        return 404, f"there is no function of this index, expected one of 0 to {max(page.fns)}"
+        return 404, f"unknown function index, expected one of 0 to {max(page.fns)}"
     return None
 
 

@@ -1,10 +1,12 @@
 """Classes of a recipe as a mapping, or as a JSON file such as id2label.json, converted to a list of classes."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.text_files import read_json
 
 from .names import normalize_name
 from .raw_values import ClassTableError
@@ -31,28 +33,14 @@ def is_class_file(classes: Any) -> bool:
 def read_classes(path: Path) -> Any:
     """Read the classes of a JSON file."""
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
-    except OSError as error:
-        raise ClassTableError(f"{path} cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ClassTableError(f"{path} is not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise ClassTableError(f"{path} is not a JSON file ({error})") from None
+        content = read_json(path, unique_keys=True)
+    except HfVitSegError as error:
+        raise ClassTableError(str(error)) from None
     if isinstance(content, Mapping):
         content = content.get("id2label", content.get("names", content))
     if not isinstance(content, list | Mapping) or not content:
         raise ClassTableError(f"{path} has no classes: expected a list of names, or {FORMS}")
     return content
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object. Raises ClassTableError for a key that occurs twice: json would keep the last."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ClassTableError(f"found the key '{key}' twice, expected it once")
-        found[key] = value
-    return found
 
 
 def expand_mapping(mapping: Mapping[Any, Any]) -> list[Any]:
