@@ -71,15 +71,14 @@ class RequestLimits:
 
     async def call(self, path: str, scope: Message, receive: Any, send: Any) -> None:
         """Pass a call on if its body has the right form and its function exists."""
+        body = LimitedBody(receive, MOST_JSON_BYTES)
         try:
-            body = await whole_body(receive)
-        except BodyTooLargeError as error:
-            return await refuse(receive, send, *answer_to(error, MOST_JSON_BYTES))
-        except TooSlowError as error:
-            return await refuse(ended, send, *answer_to(error, MOST_JSON_BYTES))
-        if refusal := call_refusal(self.page, path, body):
+            content = await body.read()
+        except (BodyTooLargeError, TooSlowError) as error:
+            return await refuse(body.rest(error), send, *answer_to(error, MOST_JSON_BYTES))
+        if refusal := call_refusal(self.page, path, content):
             return await refuse(ended, send, *refusal)
-        first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        first: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
 
         async def replayed() -> Message:
             return first.pop() if first else await receive()
@@ -97,43 +96,25 @@ class RequestLimits:
         space = upload_folder.MOST_BYTES - used
         if self.arrived + expected > space:
             return await refuse(receive, send, *answer_to(FolderFullError(), expected))
-        count = 0
 
         def arrive(more: int) -> None:
-            nonlocal count
-            count += more
             self.arrived += more
             if self.arrived > space:
                 raise FolderFullError
 
+        body = LimitedBody(receive, expected, arrive)
         try:
-            return await self.limited(scope, receive, send, expected, arrive)
+            return await self.forward(scope, body, send)
         finally:
-            self.arrived -= count
+            self.arrived -= body.size
 
-    async def limited(
-        self, scope: Message, receive: Any, send: Any, most: int, arrive: Callable[[int], None] = lambda more: None
-    ) -> None:
-        """Pass a request on if its body has at most so many bytes, and they do not come too slowly.
+    async def limited(self, scope: Message, receive: Any, send: Any, most: int) -> None:
+        """Pass a request on if its body has at most `most` bytes, and they do not come too slowly."""
+        await self.forward(scope, LimitedBody(receive, most), send)
 
-        `arrive` is called with the size of each part of the body.
-        """
-        count, started = 0, False
-        body_ended = False
-        end = time.monotonic() + SECONDS_RECEIVING
-
-        async def counted() -> Message:
-            nonlocal count, body_ended
-            if body_ended:
-                return await receive()  # waits for the visitor to disconnect
-            message = await receive_in_time(receive, end)
-            size = len(message.get("body", b""))
-            count += size
-            if count > most:
-                raise BodyTooLargeError
-            arrive(size)
-            body_ended = not message.get("more_body", False)
-            return message
+    async def forward(self, scope: Message, body: "LimitedBody", send: Any) -> None:
+        """Pass a request on, and answer errors with a sentence unless the app has begun to answer."""
+        started = False
 
         async def noted(message: Message) -> None:
             nonlocal started
@@ -141,14 +122,49 @@ class RequestLimits:
             await send(message)
 
         try:
-            await self.app(scope, counted, noted)
+            await self.app(scope, body.receive, noted)
         except ClientDisconnect:
             return
         except Exception as error:
             if started:
                 raise
-            has_more = not body_ended and not isinstance(error, TooSlowError)
-            await refuse(receive if has_more else ended, send, *answer_to(error, most))
+            await refuse(body.rest(error), send, *answer_to(error, body.most))
+
+
+class LimitedBody:
+    """The body of a request, received in parts, at most `most` bytes in a limited time.
+
+    `arrive` is called with the size of each part.
+    """
+
+    def __init__(self, receive: Any, most: int, arrive: Callable[[int], None] = lambda more: None):
+        self.unlimited, self.most, self.arrive = receive, most, arrive
+        self.size, self.has_ended = 0, False
+        self.end = time.monotonic() + SECONDS_RECEIVING
+
+    async def receive(self) -> Message:
+        """The next part. BodyTooLargeError or TooSlowError beyond the limits."""
+        if self.has_ended:
+            return await self.unlimited()  # waits for the visitor to disconnect
+        message = await receive_in_time(self.unlimited, self.end)
+        count = len(message.get("body", b""))
+        self.size += count
+        self.arrive(count)
+        if self.size > self.most:
+            raise BodyTooLargeError
+        self.has_ended = not message.get("more_body", False)
+        return message
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        parts = []
+        while not self.has_ended:
+            parts.append((await self.receive()).get("body", b""))
+        return b"".join(parts)
+
+    def rest(self, error: Exception) -> Any:
+        """What receives the rest of the body after an error; nothing follows a body that has ended or stalled."""
+        return ended if self.has_ended or isinstance(error, TooSlowError) else self.unlimited
 
 
 async def receive_in_time(receive: Any, end: float) -> Message:
@@ -158,20 +174,6 @@ async def receive_in_time(receive: Any, end: float) -> Message:
         return await asyncio.wait_for(receive(), max(seconds, 0))
     except TimeoutError:
         raise TooSlowError from None
-
-
-async def whole_body(receive: Any) -> bytes:
-    """The body of a call. BodyTooLargeError or TooSlowError beyond the limits."""
-    parts, size, more = [], 0, True
-    end = time.monotonic() + SECONDS_RECEIVING
-    while more:
-        message = await receive_in_time(receive, end)
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > MOST_JSON_BYTES:
-            raise BodyTooLargeError
-        more = message.get("more_body", False)
-    return b"".join(parts)
 
 
 async def ended() -> Message:
