@@ -91,8 +91,7 @@ class PicklableModel(PreTrainedModel):
     """A model whose pickle has no recording hooks; they are installed again when it is loaded."""
 
     def __getstate__(self) -> dict[str, Any]:
-        state = without_recording_hooks(self, {}).__dict__
-        return {name: value for name, value in state.items() if name != COMPILED_CALL}
+        return nn.Module.__getstate__(without_recording_hooks(self, {}))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -101,9 +100,6 @@ class PicklableModel(PreTrainedModel):
         for model in submodels(self):
             if model.__dict__.get(HOOKS_INSTALLED) is False:
                 output_capturing.maybe_install_capturing_hooks(model)
-
-
-COMPILED_CALL = "_compiled_call_impl"  # torch leaves it out of pickles and copies, too
 
 
 def submodels(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
@@ -152,7 +148,7 @@ def split_axis(tensor: torch.Tensor, axis: int, sizes: Sequence[int]) -> torch.T
 
 
 def with_dicts(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a forward, inside of `can_return_tuple`: its encoder returns dicts whatever `config.return_dict` is."""
+    """Decorate a forward, inside of `can_return_tuple`: its encoder returns dicts for any `config.return_dict`."""
 
     @wraps(forward)
     def wrapper(model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -65,10 +65,9 @@ def try_evaluation(
     context = EvaluationContext(model.to(accelerator.device), processor, recipe, single)
     try:
         for split, indices in samples.items():
-            dataset = datasets[split]
-            for index in indices if dataset is not None else ():
-                assert dataset is not None
-                try_sample(context, dataset.select([index]), split, accelerator)
+            if (dataset := datasets[split]) is not None:
+                for index in indices:
+                    try_sample(context, dataset.select([index]), split, accelerator)
     finally:
         model.to(device)
 

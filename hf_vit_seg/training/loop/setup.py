@@ -211,13 +211,13 @@ def check_data(recipe: Recipe, data: Data, facts: Path) -> tuple[list[int], list
     BadDataError for bad data.
     """
     report = require_valid_data(recipe, {"train": data.train, **data.evaluated}, facts, progress=True)
-    extremes = {}
-    for split in report.splits.keys() & data.evaluated.keys():
-        part, whole = report.splits[split], data.evaluated[split]
-        assert whole is not None
-        extremes[str(split)] = [
-            whole.indices.index(part.dataset.indices[place]) for place in extreme_samples(part.facts)
-        ]
+    extremes: dict[str, list[int]] = {}
+    for split, whole in data.evaluated.items():
+        if whole is not None:
+            part = report.splits[split]
+            extremes[split] = [
+                whole.indices.index(part.dataset.indices[place]) for place in extreme_samples(part.facts)
+            ]
     return report.class_counts("train"), report.warnings, extremes
 
 

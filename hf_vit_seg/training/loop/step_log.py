@@ -56,4 +56,3 @@ class StepLog:
             speed = self.steps * each / max(self.elapsed, 1e-9)
             self.log.step({"step": step, "loss": mean, **values, "images_per_second": speed})
             self.recent, self.steps, self.elapsed, self.skipped = [], 0, 0.0, 0
-        self.restart_clock()

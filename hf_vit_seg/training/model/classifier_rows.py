@@ -31,13 +31,13 @@ def copy_rows(fresh: torch.Tensor, trained: torch.Tensor, axis: int, rows: Mappi
 def describe_rows(names: Sequence[str], rows: Mapping[int, int]) -> str:
     """Describe which classes keep their weights, for the log."""
     kept = [name for row, name in enumerate(names) if row in rows]
-    anew = [name for row, name in enumerate(names) if row not in rows]
-    if not anew:
+    new = [name for row, name in enumerate(names) if row not in rows]
+    if not new:
         return f"the rows of all {len(names)} classes are copied from the checkpoint, matched by name"
     if not kept:
         return f"all {len(names)} rows are newly initialized: no class name matches the checkpoint's"
     copied = f"the rows of {join_names(kept)} are copied from the checkpoint"
-    return f"{copied}; those of {join_names(anew)} are newly initialized"
+    return f"{copied}; those of {join_names(new)} are newly initialized"
 
 
 def join_names(names: Sequence[str], most: int = 20) -> str:
