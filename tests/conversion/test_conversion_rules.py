@@ -171,7 +171,7 @@ RULES = (
     split("kv.{i}", ("k.{i}", "v.{i}")),
     join(("l.{i}", "r.{i}"), "lr.{i}"),
     rename("maybe", "perhaps", optional=True),
-    drop("unused.{i}", "nobody asks for it"),
+    drop("unused.{i}", "not used by the model"),
 )
 STATE = {
     "a.0.weight": torch.randn(2, 2),
@@ -187,7 +187,7 @@ def test_table_round_trip() -> None:
     there = translate(RULES, STATE)
     assert there.tensors.keys() == {"x.0.weight", "x.0.bias", "k.1", "v.1", "lr.2"}
     assert torch.equal(there.tensors["lr.2"], torch.cat([STATE["l.2"], STATE["r.2"]]))
-    assert there.dropped == {"unused.0": "nobody asks for it"}
+    assert there.dropped == {"unused.0": "not used by the model"}
     back = translate(invert_rules(RULES), there.tensors)
     assert back.tensors.keys() | {"unused.0"} == STATE.keys()
     assert all(torch.equal(tensor, STATE[name]) for name, tensor in back.tensors.items())

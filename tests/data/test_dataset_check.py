@@ -109,10 +109,10 @@ def test_all_errors_are_reported_and_the_rest_counted(good):
     (train / "masks" / names[2]).unlink()
     Image.fromarray(masks(1)[0].astype(np.uint8)).save(train / "masks" / names[2].replace("png", "jpg"))
     report = check(recipe(good))
-    told = dict(zip(("image", "mask", "jpeg", "size"), report.problems, strict=True))
-    assert str(train / "images" / names[0]) in told["image"]
-    assert str(train / "masks" / names[1]) in told["mask"]
-    assert "JPEG" in told["jpeg"] and "turned.png" in told["size"] and "EXIF" in told["size"]
+    problems = dict(zip(("image", "mask", "jpeg", "size"), report.problems, strict=True))
+    assert str(train / "images" / names[0]) in problems["image"]
+    assert str(train / "masks" / names[1]) in problems["mask"]
+    assert "JPEG" in problems["jpeg"] and "turned.png" in problems["size"] and "EXIF" in problems["size"]
     assert sum(report.class_counts()) == sum(m.size for m in masks(6)[3:])
     with pytest.raises(BadDataError, match="; 1 more are shown"):
         require_valid_data(recipe(good), {"train": open_split(recipe(good), "train")})

@@ -39,11 +39,11 @@ def test_all_outputs_of_an_image(model, tmp_path):
         assert np.array_equal(top["classes"], wanted.top_classes)
         assert np.array_equal(top["classes"][0], labels)
         assert top["scores"].shape == (3, 90, 70) and (np.diff(top["scores"].astype(float), axis=0) <= 0).all()
-    told = json.loads((out / "a.json").read_text())
-    assert told["protocol"] == wanted.protocol and told["protocol"].startswith("windows of 32x32 every 24x20 pixels")
-    assert told["mean_score"] == pytest.approx(wanted.scores.mean(), abs=1e-4)
-    assert told["mean_entropy"] == pytest.approx(wanted.entropy.mean(), abs=1e-4)
-    pixels = {entry["id"]: entry["pixels"] for entry in told["classes"]}
+    row = json.loads((out / "a.json").read_text())
+    assert row["protocol"] == wanted.protocol and row["protocol"].startswith("windows of 32x32 every 24x20 pixels")
+    assert row["mean_score"] == pytest.approx(wanted.scores.mean(), abs=1e-4)
+    assert report["mean_entropy"] == pytest.approx(wanted.entropy.mean(), abs=1e-4)
+    pixels = {entry["id"]: entry["pixels"] for entry in report["classes"]}
     found: dict[int, int] = {}
     for feature in json.loads((out / "a.geojson").read_text())["features"]:
         properties = feature["properties"]

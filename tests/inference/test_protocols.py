@@ -119,8 +119,8 @@ SIDES = st.integers(20, 70)
 )
 def test_windows_flips_and_scales_match_brute_force(size, window, share, classes, batch, flip, scales, chunk_rows):
     stride = tuple(max(1, int(side * share)) for side in window)
-    told = segmenter(classes, window=window, stride=stride, window_batch=batch, flip=flip, scales=scales)
-    prepared = told.prepare(noise(*size))
+    seg = segmenter(classes, window=window, stride=stride, window_batch=batch, flip=flip, scales=scales)
+    prepared = seg.prepare(noise(*size))
     assert [view.shape[-2:] for view in prepared.views] == [
         (round(size[0] * scale), round(size[1] * scale)) for scale in scales
     ]
@@ -132,9 +132,9 @@ def test_windows_flips_and_scales_match_brute_force(size, window, share, classes
                 logits = slide_inference(model, view.flip(-1), window, stride).flip(-1)
                 chances.append(probabilities(resize(logits, size)))
         patch.setattr("hf_vit_seg.inference.segmenter.CHUNK_BYTES", chunk_rows * 16 * size[1] * classes)
-        maps = told.maps([prepared], EVERYTHING)
+        maps = seg.maps([prepared], EVERYTHING)
     assert_maps_match(maps, torch.stack(chances).mean(0), classes == 1)
-    assert torch.equal(told.label_map(prepared), told.maps([prepared]).labels[0])
+    assert torch.equal(seg.label_map(prepared), seg.maps([prepared]).labels[0])
 
 
 @settings(max_examples=25)
@@ -167,8 +167,8 @@ def test_blended_windows_match_monai(size, window, overlap, blend):
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("classes", [1, 5])
 def test_views_of_the_whole_image_are_averaged(classes, flip):
-    told = segmenter(classes, scales=(0.5, 1.0, 1.5), flip=flip)
-    prepared = told.prepare(noise(37, 61))
+    seg = segmenter(classes, scales=(0.5, 1.0, 1.5), flip=flip)
+    prepared = seg.prepare(noise(37, 61))
     assert [tuple(view.shape[-2:]) for view in prepared.views] == [(24, 28), (48, 56), (72, 84)]
     chances = []
     with torch.inference_mode():
@@ -176,17 +176,17 @@ def test_views_of_the_whole_image_are_averaged(classes, flip):
             for mirror in (False, True)[: 1 + flip]:
                 logits = MODELS[classes](view.flip(-1)).logits.flip(-1) if mirror else MODELS[classes](view).logits
                 chances.append(probabilities(resize(logits, (37, 61))))
-    assert_maps_match(told.maps([prepared], EVERYTHING), torch.stack(chances).mean(0), classes == 1)
+    assert_maps_match(seg.maps([prepared], EVERYTHING), torch.stack(chances).mean(0), classes == 1)
 
 
 @pytest.mark.parametrize("classes", [1, 5])
 def test_single_view_maps_match_resized_logits(classes):
-    told = segmenter(classes)
-    prepared = told.prepare(noise(37, 61))
+    seg = segmenter(classes)
+    prepared = seg.prepare(noise(37, 61))
     with torch.inference_mode():
         chances = probabilities(resize(MODELS[classes](prepared.pixel_values).logits, (37, 61)))
-    assert_maps_match(told.maps([prepared], EVERYTHING), chances, classes == 1)
-    maps, scores = told.maps([prepared], EVERYTHING), told.maps([prepared], MapSelection(scores=True)).scores
+    assert_maps_match(seg.maps([prepared], EVERYTHING), chances, classes == 1)
+    maps, scores = seg.maps([prepared], EVERYTHING), seg.maps([prepared], MapSelection(scores=True)).scores
     torch.testing.assert_close(maps.scores, scores, atol=1e-5, rtol=0)
 
 
@@ -207,24 +207,24 @@ def test_window_of_image_size_equals_whole_image(blend, flip):
 
 @pytest.mark.parametrize("settings", [{}, {"window": 20}, {"scales": (1, 2), "flip": True}])
 def test_batched_images_match_single_images(settings):
-    told = segmenter(**settings)
-    images = [told.prepare(noise(45, 50, seed)) for seed in range(3)]
-    together = told.label_maps(images)
+    seg = segmenter(**settings)
+    images = [seg.prepare(noise(45, 50, seed)) for seed in range(3)]
+    together = seg.label_maps(images)
     assert together.shape == (3, 45, 50) and together.dtype == torch.int64
-    alone = torch.stack([told.label_map(image) for image in images])
+    alone = torch.stack([seg.label_map(image) for image in images])
     assert (together != alone).float().mean() < 1e-3  # convolutions of batches round differently
-    assert told.label_maps(images, size=(9, 10)).shape == (3, 9, 10)
+    assert seg.label_maps(images, size=(9, 10)).shape == (3, 9, 10)
     with pytest.raises(ValueError, match="have one size"):
-        told.label_maps([*images, told.prepare(noise(40, 50))])
+        seg.label_maps([*images, seg.prepare(noise(40, 50))])
 
 
 def test_windows_are_batched_up_to_the_limit():
     model = Coarse()
-    told = Segmenter(model, PROCESSOR, "cpu", Protocol(window=16, stride=16, window_batch=6))
-    told.label_map(noise(64, 64))
+    seg = Segmenter(model, PROCESSOR, "cpu", Protocol(window=16, stride=16, window_batch=6))
+    seg.label_map(noise(64, 64))
     assert model.batches == [6, 6, 4]
     model.batches.clear()
-    told.label_maps([told.prepare(noise(32, 32, seed)) for seed in range(2)])
+    seg.label_maps([seg.prepare(noise(32, 32, seed)) for seed in range(2)])
     assert model.batches == [6, 2]
 
 
@@ -278,8 +278,8 @@ def test_blend_weights_peak_at_the_center():
     ],
 )
 def test_images_are_resized_by_the_protocol(settings, image, views):
-    told = read_record(Protocol, settings)
-    assert [told.sides(image, scale, PROCESSOR) or (48, 56) for scale in told.scales] == views
+    protocol = read_record(Protocol, settings)
+    assert [protocol.sides(image, scale, PROCESSOR) or (48, 56) for scale in protocol.scales] == views
     small = [side for view in views for side in view if side < 300]
     if len(small) == 2 * len(views):
         shown = segmenter(**settings).prepare(noise(*image)).views
@@ -294,15 +294,15 @@ def test_scales_apply_to_the_processor_size():
         ({"size": 25}, (25, 33)),
         ({"divisor": 5}, (30, 40)),
     ):
-        told = Segmenter(MODELS[5], processor, "cpu", Protocol(**rule))
-        assert tuple(told.prepare(noise(30, 40)).pixel_values.shape[-2:]) == sides
+        seg = Segmenter(MODELS[5], processor, "cpu", Protocol(**rule))
+        assert tuple(seg.prepare(noise(30, 40)).pixel_values.shape[-2:]) == sides
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_complete_and_round_trip(preset):
-    told = Protocol(preset=preset)
-    assert Protocol(**told.model_dump(mode="json")) == told
-    assert told.describe().startswith(f"{preset}: ")
+    protocol = Protocol(preset=preset)
+    assert Protocol(**protocol.model_dump(mode="json")) == protocol
+    assert protocol.describe().startswith(f"{preset}: ")
     assert Protocol(preset=preset, divisor=7).describe().startswith(f"{preset} (changed): ")
 
 
@@ -376,9 +376,9 @@ def within(megabytes, task):
 torch.set_num_threads(1)
 image = torch.randint(0, 255, (3, 1500, 4000), dtype=torch.uint8)
 for megabytes, settings in ((600, {"window": 512, "blend": "gaussian"}), (300, {"size": "processor", "flip": True})):
-    told = Segmenter(Coarse(), SemanticSegmentationImageProcessor(), "cpu", Protocol(**settings))
-    prepared = told.prepare(image)
-    within(megabytes, lambda: told.label_map(prepared))
+    seg = Segmenter(Coarse(), SemanticSegmentationImageProcessor(), "cpu", Protocol(**settings))
+    prepared = seg.prepare(image)
+    within(megabytes, lambda: seg.label_map(prepared))
 try:
     within(600, lambda: torch.nn.functional.interpolate(torch.zeros(1, 150, 375, 1000), scale_factor=4))
 except RuntimeError:

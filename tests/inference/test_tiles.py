@@ -112,14 +112,14 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_training_and_prediction_read_the_same_pixels(tmp_path, name):
     FORMATS[name](path := tmp_path / name)
-    told = segmenter(WINDOWS)
+    seg = segmenter(WINDOWS)
     trained_on = read_pixels(path, 3)
-    prepared = told.prepare(path)
-    torch.testing.assert_close(prepared.pixel_values, told.prepare(trained_on).pixel_values, rtol=0, atol=0)
+    prepared = seg.prepare(path)
+    torch.testing.assert_close(prepared.pixel_values, seg.prepare(trained_on).pixel_values, rtol=0, atol=0)
     assert prepared.picture.size == SIZE[::-1]
-    whole = told(path).label_map
+    whole = seg(path).label_map
     if path.suffix != ".png":
-        np.testing.assert_array_equal(predict_tiled_labels(told, path, tmp_path / "out", tile=101), whole)
+        np.testing.assert_array_equal(predict_tiled_labels(seg, path, tmp_path / "out", tile=101), whole)
 
 
 KINDS = {

@@ -133,10 +133,10 @@ def test_similarity_is_one_for_itself_and_falls_with_distance():
 
 def test_no_labeled_persons_gives_nan():
     predicted, labeled = random_persons(2)
-    nobody = LabeledPersons(
+    no_persons = LabeledPersons(
         *(a[:0] for a in (labeled.images, labeled.keypoints, labeled.areas, labeled.boxes, labeled.crowds))
     )
-    assert all(np.isnan(value) for value in oks_average_precision(predicted, nobody).values())
+    assert all(np.isnan(value) for value in oks_average_precision(predicted, no_persons).values())
     unseen = PredictedPersons(predicted.images[:0], predicted.keypoints[:0], predicted.scores[:0])
     assert oks_average_precision(unseen, labeled)["oks_ap"] == 0
 

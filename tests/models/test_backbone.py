@@ -249,8 +249,8 @@ def test_recipe_adds_a_head_to_a_backbone(tmp_path):
     config, processor = found.model.config, found.processor
     assert (config.id2label, config.decode_head) == (dict(enumerate(NEW)), "linear")
     assert config.backbone.hidden_dropout_prob == 0.25 and config.backbone.hidden_size == 32
-    anew = "decode_head.classifier.bias, decode_head.classifier.weight"
-    assert found.notes == [f"Missing in the checkpoint, newly initialized: {anew}"]
+    new = "decode_head.classifier.bias, decode_head.classifier.weight"
+    assert found.notes == [f"Missing in the checkpoint, newly initialized: {new}"]
     weights = plain.state_dict()
     assert all(torch.equal(tensor, weights[key]) for key, tensor in found.model.backbone.state_dict().items())
     assert type(processor) is architectures()["backbone"].image_processor["torchvision"]

@@ -50,5 +50,5 @@ def test_all_variants_are_listed():
     for architecture in hf_vit_seg.architectures().values():
         assert f"`{architecture.config.model_type}`" in README
         for variant in architecture.variant_rows():
-            told = variant.removesuffix("-distilled").removesuffix("-registers")  # README: "each also"
-            assert variant.startswith("tiny") or re.search(rf"\b{told}\b", README, flags=re.IGNORECASE), variant
+            stem = variant.removesuffix("-distilled").removesuffix("-registers")  # README: "each also"
+            assert variant.startswith("tiny") or re.search(rf"\b{stem}\b", README, flags=re.IGNORECASE), variant

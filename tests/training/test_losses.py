@@ -313,7 +313,7 @@ def test_classifier_loss_with_hard_or_soft_targets(options):
     weights = torch.tensor(options["class_weights"]) if "class_weights" in options else None
     expected = cross_entropy(logits, labels, weights, label_smoothing=options.get("label_smoothing", 0))
     torch.testing.assert_close(loss(logits, labels), expected)
-    if "class_weights" not in options:  # torch divides soft targets by images, whatever their weights
+    if "class_weights" not in options:  # torch divides soft targets by images, independent of weights
         shares = torch.rand(8, 3).softmax(1)
         expected = cross_entropy(logits, shares, **options)
         torch.testing.assert_close(loss(logits, shares), expected)

@@ -116,9 +116,9 @@ def test_jeonsworld_hybrid_raises(tmp_path: Path) -> None:
 
 def test_unverified_heads_are_reported(tmp_path: Path) -> None:
     note = "assumed num_attention_heads 1"
-    assert any(note in told for told in convert(JEONSWORLD, tmp_path / "out").notes)
-    report = convert(JEONSWORLD, tmp_path / "told", overrides=THREE_HEADS)
-    assert not any("num_attention_heads" in told for told in report.notes)
+    assert any(note in text for text in convert(JEONSWORLD, tmp_path / "out").notes)
+    report = convert(JEONSWORLD, tmp_path / "overridden", overrides=THREE_HEADS)
+    assert not any("num_attention_heads" in text for text in report.notes)
 
 
 def vit_sources() -> list[str]:

@@ -1,7 +1,6 @@
 """The hybrid's stem: TensorFlow's padding, standardized kernels that are computed once and never stale."""
 
 import copy
-import io
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_weights import randomize_weights
 from torch.nn.functional import conv2d, pad
+from weight_changes import CHANGES
 
 from hf_vit_seg.models.resnetv2 import ResNetV2Stem, StandardizedConv2d, StemNumerics, same_padding
 
@@ -53,22 +53,6 @@ def test_convolution_matches_the_reference_formula(mode, kernel, stride, size):
     torch.testing.assert_close(convolution(feature_map), expected, rtol=1e-10, atol=1e-10)
 
 
-def change_by_loading(module):
-    module.load_state_dict(randomize_weights(copy.deepcopy(module), seed=1).state_dict())
-    return module
-
-
-def change_by_assignment(module):
-    module.load_state_dict(randomize_weights(copy.deepcopy(module), seed=1).state_dict(), assign=True)
-    return module
-
-
-def change_through_data(module):
-    for parameter in module.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    return module
-
-
 def change_one_number(module):
     module.stages[1].layers[1].conv2.weight.data[3, 4, 1, 2] += 1
     return module
@@ -86,30 +70,10 @@ def change_dtype_and_back(module):
     return module.bfloat16().to(torch.float32)
 
 
-def change_by_pickle(module):
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return change_through_data(torch.load(file, weights_only=False))
-
-
-def change_a_copy(module):
-    return change_through_data(copy.deepcopy(module))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "change",
-    [
-        change_by_loading,
-        change_by_assignment,
-        change_through_data,
-        change_one_number,
-        change_by_training,
-        change_dtype_and_back,
-        change_by_pickle,
-        change_a_copy,
-    ],
+    [*CHANGES, change_one_number, change_by_training, change_dtype_and_back],
     ids=lambda change: change.__name__,
 )
 @torch.no_grad()

@@ -93,7 +93,7 @@ def compare(reference, config: VisionTransformerConfig, size: tuple[int, int]) -
     model = VisionTransformerForImageClassification(config).double().eval()
     model.load_state_dict(from_timm(reference.state_dict()), strict=True)
     pixel_values = torch.randn(2, 3, *size, dtype=torch.float64)
-    # timm resizes positions in float32, whatever their dtype.
+    # timm resizes positions in float32 for any dtype.
     tolerance = 1e-10 if config.grid_of(*size) == config.grid_size else 1e-6
     with torch.no_grad():
         expected = reference(pixel_values)
