@@ -69,7 +69,7 @@ class SegmentationTab:
                 photo = photo_input("Image", height=260)
                 choices = Choices.render(catalogue.titles("segmentation"))
                 if examples:
-                    # gr.Examples would make gradio build the photo's component anew, without what photo_input gave it.
+                    # gr.Examples would make gradio build the photo's component again, without what photo_input gave it.
                     samples = [[example] for example in examples]
                     offered = gr.Dataset(components=[photo], samples=samples, label=f"Examples for {NUCLEI}")
                     offered.click(example_of, offered, [photo, choices.model], queue=False, api_visibility="private")

@@ -17,7 +17,7 @@ MOST_ROWS = 1024  # of the table of raw values on a CPU
 class ConfusionMatrix:
     """Counts of pixels (or images) by reference and predicted class.
 
-    Pixels with reference `ignore_index` are ignored, whatever their prediction; None ignores nothing.
+    Pixels with reference `ignore_index` are ignored, with any prediction; None ignores nothing.
     """
 
     def __init__(self, num_classes: int, ignore_index: int | None = 255, device: torch.device | str | None = None):

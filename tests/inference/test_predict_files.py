@@ -42,8 +42,8 @@ def test_all_outputs_of_an_image(model, tmp_path):
     row = json.loads((out / "a.json").read_text())
     assert row["protocol"] == wanted.protocol and row["protocol"].startswith("windows of 32x32 every 24x20 pixels")
     assert row["mean_score"] == pytest.approx(wanted.scores.mean(), abs=1e-4)
-    assert report["mean_entropy"] == pytest.approx(wanted.entropy.mean(), abs=1e-4)
-    pixels = {entry["id"]: entry["pixels"] for entry in report["classes"]}
+    assert row["mean_entropy"] == pytest.approx(wanted.entropy.mean(), abs=1e-4)
+    pixels = {entry["id"]: entry["pixels"] for entry in row["classes"]}
     found: dict[int, int] = {}
     for feature in json.loads((out / "a.geojson").read_text())["features"]:
         properties = feature["properties"]
