@@ -149,9 +149,12 @@ class RawDataset:
         return self.select([place * len(self) // count for place in range(count)])
 
     def select(self, places: Sequence[int]) -> "RawDataset":
-        """Some samples, in this order, without a cache."""
-        chosen = [self.indices[place] for place in places]
-        return RawDataset(self.source, self.class_table, self.task, chosen, nodata=self.nodata)
+        """Some samples, in this order."""
+        return self.with_indices([self.indices[place] for place in places])
+
+    def with_indices(self, indices: Sequence[int]) -> "RawDataset":
+        """The samples with these indices of the source, in this order."""
+        return RawDataset(self.source, self.class_table, self.task, indices, self.cached is not None, self.nodata)
 
     def name(self, index: int) -> str:
         """The name of a sample, without reading it."""

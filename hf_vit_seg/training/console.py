@@ -19,6 +19,7 @@ from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, RunDirec
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints
 from hf_vit_seg.training.loop.trainer import RunStatus, train
 from hf_vit_seg.training.recipe.files import RecipeFileError
+from hf_vit_seg.training.recipe.paths import describe_data
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import EVALUATION, FILE, read_report, report_view
 
@@ -59,6 +60,8 @@ def evaluate_command(model: str, settings: Sequence[str], recipe: str | None, sp
         loaded = load_recipe(recipe or recipe_of_model(model), settings)
         name = f"{EVALUATION}{split}"
         folder = out or (Path(model) / name if Path(model).is_dir() else Path(name))
+        for line in describe_data({split: loaded.data.model_dump().get(split)}):
+            print_on_main(line)
         report = evaluate_model(model, loaded, split, folder)
         if is_main():
             Console().print(report_view(report))

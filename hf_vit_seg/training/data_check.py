@@ -27,6 +27,7 @@ from hf_vit_seg.training.losses.class_weights import RULES, class_weights
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.json_values import json_line
 
+from .recipe.paths import describe_data
 from .recipe_loading import load_recipe
 
 REPORT, FACTS = "report.json", "facts.json"
@@ -48,6 +49,8 @@ def check_data(
         if not report.splits:
             raise RecordError(f"{source} has no data for {' and '.join(splits)}")
         console = Console()
+        for line in describe_data({split: getattr(recipe.data, split) for split in report.splits}):
+            console.print(escape(line), soft_wrap=True, highlight=False)
         print_report(report, console)
         write_check(recipe, report, folder)
     console.print(f"report and contact sheets: {escape(str(folder))}", soft_wrap=True, highlight=False)
@@ -100,6 +103,7 @@ def split_content(part: SplitFacts) -> dict[str, Any]:
     return {
         "samples": len(part.facts),
         "faults": part.faults,
+        "skipped": part.skipped_samples,
         "turned_by_orientation": len(part.turned),
         "channels_and_dtypes": dict(part.kinds),
         "sizes": {"x".join(map(str, size)): count for size, count in part.sizes.most_common()},

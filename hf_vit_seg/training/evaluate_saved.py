@@ -6,11 +6,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from hf_vit_seg.data.checks.check import check_datasets
 from hf_vit_seg.data.datasets import RawDataset, open_split
 from hf_vit_seg.inference.loading import label_names, load_model, load_processor
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import lock_on_main_process, on_main_process
-from hf_vit_seg.training.checkpoints.run_directory import RECIPE, SAMPLES
+from hf_vit_seg.training.checkpoints.run_directory import RECIPE, SAMPLES, write_skipped
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, report_of
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_sample_images
@@ -48,6 +49,11 @@ def write_evaluation(model: str, recipe: Recipe, split: str, out: Path) -> Metri
     if dataset is None:
         raise RecordError(f"the recipe has no data.{split} to evaluate on")
     check_metrics(recipe, dataset.class_table.names)
+    skipped: list[dict[str, str]] = []
+    if recipe.data.on_error == "skip":
+        whole = dataset
+        indices, skipped = on_main_process(accelerator, lambda: find_usable(recipe, split, whole))
+        dataset = whole.with_indices(indices)
     loaded, processor = load_model(model, task=recipe.task), load_processor(model)
     check_classes(loaded, dataset, model)
     # With sharded training, accelerate would not move the model by default, but this one is not sharded.
@@ -57,11 +63,20 @@ def write_evaluation(model: str, recipe: Recipe, split: str, out: Path) -> Metri
 
     def write() -> None:
         write_report(report, out / FILE)
+        write_skipped(out, skipped)
         write_sample_images(context, dataset, out / SAMPLES)
         draw_plots(out, report)
 
     on_main_process(accelerator, write)
     return report
+
+
+def find_usable(recipe: Recipe, split: Any, dataset: RawDataset) -> tuple[list[int], list[dict[str, str]]]:
+    """Return the source's indices of the usable samples, and the others. BadDataError if these are too many."""
+    part = check_datasets(recipe, {split: dataset}, progress=True).splits[split]
+    for warning in part.warnings() if part.skipped else ():
+        logger.warning(warning)
+    return list(part.dataset.indices), part.skipped_samples
 
 
 def check_classes(model: Any, dataset: RawDataset, name: str) -> None:

@@ -135,7 +135,7 @@ def test_scores_name_the_evaluated_dataset(hub, tmp_path, train, validation, cre
     share = 0.2 if validation is None else None
     data = recipe.data.model_copy(update={"train": train, "validation": validation, "validation_share": share})
     recipe = recipe.model_copy(update={"data": data})
-    (model / "recipe.yaml").write_text(recipe_text(recipe))
+    (model / "recipe.yaml").write_text(recipe_text(recipe, model))
     write_card(model, lineage(recipe), "nuclei")
     found = Evaluation({"mean_iou": 0.5}, samples=6, protocol="")
     write_report(report_of(found, recipe, ("background", "nucleus"), "validation"), model / METRICS)

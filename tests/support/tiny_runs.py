@@ -122,3 +122,10 @@ def log(out: Path, key: str = "loss") -> list[tuple[int, float]]:
 def weights(directory: Path) -> dict[str, torch.Tensor]:
     """The weights of a model directory or checkpoint."""
     return load_file(directory / "model.safetensors")
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest difference between the weights of two models."""
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)

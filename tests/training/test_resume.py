@@ -12,9 +12,21 @@ import pytest
 import torch
 from accelerate.utils import load
 from safetensors.torch import load_file
-from tiny_runs import finish, forget_accelerate, log, run, settings, start, weights, write_data, write_recipe
+from tiny_runs import (
+    difference,
+    finish,
+    forget_accelerate,
+    log,
+    run,
+    settings,
+    start,
+    weights,
+    write_data,
+    write_recipe,
+)
 
 from hf_vit_seg.errors import WriteError
+from hf_vit_seg.training.checkpoints.resume import refuse_other_run
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
 from hf_vit_seg.training.console import print_results, train_command
@@ -434,7 +446,7 @@ def test_only_existing_outputs_are_listed(tmp_path, capsys):
     ("override", "named"),
     [
         ("optimizer.learning_rate=2e-3", r"optimizer\.learning_rate = 0\.001, but the recipe has 0\.002"),
-        ("loop.batch_size=4", r"loop\.batch_size \* loop\.accumulation = 3, but the recipe has 4"),
+        ("loop.batch_size=4", r"loop\.batch_size \* loop\.accumulation \* processes = 3, but the recipe has 4"),
         ("transforms.0.random_crop.size=[40,40]", r"transforms\.0\.random_crop\.size\.0 = 32"),
         ("model.freeze=[encoder]", r"model\.freeze"),
         ("seed=1", r"seed = 0"),
@@ -508,11 +520,36 @@ def test_checkpoint_of_other_data_raises(tmp_path, change, found):
         run(recipe, tmp_path / "run", "loop.steps=2", resume=True)
 
 
-def test_checkpoint_of_another_process_count_raises(recipe, checkpoint):
+def test_other_process_count_requires_equal_samples_per_step(recipe, checkpoint):
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"processes": 4}))
-    with pytest.raises(CheckpointError, match=r"written by 4 processes, but this run has 1"):
+    with pytest.raises(CheckpointError, match=r"processes = 12, but the recipe has 3"):
         run(recipe, checkpoint.parent.parent, "loop.steps=2", resume=True)
+
+
+def test_other_process_count_of_sharded_weights_raises(recipe, checkpoint):
+    manifest = read_manifest(checkpoint).model_copy(update={"processes": 3})
+    same_step = load_recipe(recipe, ["loop.steps=2", "loop.batch_size=9"])
+    refuse_other_run(checkpoint, manifest, same_step, 1, sharded=False)
+    with pytest.raises(CheckpointError, match="sharded"):
+        refuse_other_run(checkpoint, manifest, same_step, 1, sharded=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_resume_on_another_number_of_processes(recipe, tmp_path, before, after):
+    """Without dropout and with GroupNorm the run is the same, except for rounding."""
+    every = ["loop.log_every=1", "loop.evaluate_every=4", "optimizer.name=sgd", "optimizer.learning_rate=1e-2"]
+    every += ["schedule.name=constant"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(recipe, whole, *every, "loop.batch_size=4", "loop.steps=8")
+    for processes, steps, resume in ((before, 4, []), (after, 8, ["--resume"])):
+        command = [str(recipe), *every, f"loop.batch_size={4 // processes}", f"loop.steps={steps}", *resume]
+        finish(start([*command, "--out", str(parts)], processes=processes))
+    assert read_manifest(checkpoints(parts / "checkpoints")[-1]).samples == 32
+    assert [number for number, _ in log(parts)] == list(range(1, 9))
+    assert log(parts) == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in log(whole)]
+    assert difference(whole / "last", parts / "last") < 1e-5
 
 
 def test_partial_checkpoint_is_not_used(recipe, checkpoint):

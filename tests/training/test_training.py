@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_people import pose_recipe, write_people
 from tiny_runs import (
+    difference,
     finish,
     forget_accelerate,
     log,
@@ -95,13 +96,6 @@ code = train_command(recipe, settings, Path(out), True, False)
 assert Accelerator().distributed_type == DistributedType.FSDP
 sys.exit(code)
 """
-
-
-def difference(one: Path, other: Path) -> float:
-    """The largest difference between the weights of two models."""
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
 # Output of a run

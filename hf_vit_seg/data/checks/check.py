@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hf_vit_seg.data.datasets import RawDataset, RunSettings, Split, open_split
+from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError
 
 from .report import CheckReport, SplitFacts
@@ -54,7 +55,8 @@ def check_datasets(
             if dataset is not None:
                 settings = getattr(recipe.data, split) or recipe.data.train  # a share of the training source
                 stamp = source_stamp(settings, recipe.data.channels, dataset)
-                found[split] = SplitFacts(split, dataset, scan(split, dataset, stamp, memory, progress))
+                part = SplitFacts(split, dataset, scan(split, dataset, stamp, memory, progress))
+                found[split] = skip_unusable(part, recipe.data.max_skipped) if skips(recipe) else part
     except BaseException:  # also when interrupted, so that the next check continues
         memory.write(whole=False)
         raise
@@ -66,8 +68,11 @@ def check_datasets(
 def require_valid_data(
     recipe: RunSettings, datasets: Mapping[Split, RawDataset | None], cache: Path | None = None, progress: bool = False
 ) -> CheckReport:
-    """Read samples of opened splits, at most `data.check` of each, and raise BadDataError if some are unusable."""
-    most = recipe.data.check
+    """Read samples of opened splits, at most `data.check` of each, and raise BadDataError if some are unusable.
+
+    With `data.on_error: skip`, all samples are read, and the datasets of the report are without unusable samples.
+    """
+    most = None if skips(recipe) else recipe.data.check
     parts: dict[Split, RawDataset | None] = {
         name: split.subset(most) if split and most else split for name, split in datasets.items()
     }
@@ -76,6 +81,25 @@ def require_valid_data(
         more = f"; {len(problems) - SHOWN} more are shown by hf-vit-seg check-data" if len(problems) > SHOWN else ""
         raise BadDataError(f"the data cannot be used: {'; '.join(problems[:SHOWN])}{more}")
     return report
+
+
+def skips(recipe: RunSettings) -> bool:
+    """Whether unusable samples are left out."""
+    return recipe.data.on_error == "skip"
+
+
+def skip_unusable(part: SplitFacts, most: float) -> SplitFacts:
+    """Leave unusable samples out of a split. BadDataError if they are more than the share `most`."""
+    usable = [index for index, facts in enumerate(part.facts) if facts.fault is None]
+    skipped = [facts for facts in part.facts if facts.fault is not None]
+    if len(skipped) > most * len(part.facts):
+        raise BadDataError(
+            f"data.{part.split}: {len(skipped)} of {len(part.facts)} samples are unusable, more than the share "
+            f"{most:g} that data.max_skipped allows: {format_list(part.faults, SHOWN)}"
+        )
+    if not skipped:
+        return part
+    return SplitFacts(part.split, part.dataset.select(usable), [part.facts[index] for index in usable], skipped)
 
 
 def scan(split: str, dataset: RawDataset, stamp: str, memory: FactsFile, progress: bool) -> tuple[SampleFacts, ...]:

@@ -48,11 +48,12 @@ def count_occurrences(rows: Sequence[tuple[int, int]]) -> Occurrence:
 
 @dataclass(frozen=True, eq=False)
 class SplitFacts:
-    """A split and the facts of its samples."""
+    """A split and the facts of its samples; `skipped` are those of unusable samples that are left out of both."""
 
     split: str
     dataset: RawDataset
     facts: Sequence[SampleFacts]
+    skipped: Sequence[SampleFacts] = ()
 
     @property
     def table(self) -> ClassTable:
@@ -63,6 +64,11 @@ class SplitFacts:
     def faults(self) -> list[str]:
         """One message for each unusable sample."""
         return [facts.fault for facts in self.facts if facts.fault is not None]
+
+    @property
+    def skipped_samples(self) -> list[dict[str, str]]:
+        """Split, name and reason of each skipped sample."""
+        return [{"split": self.split, "name": facts.name, "reason": str(facts.fault)} for facts in self.skipped]
 
     @cached_property
     def values(self) -> dict[Raw, Occurrence]:
@@ -237,6 +243,10 @@ class SplitFacts:
 
     def warnings(self) -> Iterator[str]:
         """Messages on data that are probably wrong, but can be trained on."""
+        if self.skipped:
+            total = len(self.skipped) + len(self.facts)
+            reasons = format_list((str(facts.fault) for facts in self.skipped), SHOWN)
+            yield f"{self.split}: {len(self.skipped)} of {total} samples are skipped: {reasons}"
         if absent := [self.table.names[index] for index in self.absent]:
             missing = f"{len(absent)} of {len(self.classes)} classes do not occur in {len(self.facts)} samples"
             yield f"{self.split}: {missing}: {format_list(absent, 5)}"

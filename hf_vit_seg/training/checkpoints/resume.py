@@ -5,6 +5,7 @@ from pathlib import Path
 from hf_vit_seg.records import shorten
 from hf_vit_seg.training.recipe.differences import differences, flatten
 from hf_vit_seg.training.recipe.files import plain
+from hf_vit_seg.training.recipe.paths import DATA_PATH
 from hf_vit_seg.training.recipe.schema import Recipe
 
 from .best_score import BestTracker
@@ -15,14 +16,17 @@ LENGTH = ("loop.steps", "loop.epochs")
 SAME_STEPS = ("loop.batch_size", "loop.accumulation", "model.gradient_checkpointing")  # except for rounding
 
 
-def refuse_other_run(checkpoint: Path, manifest: Manifest, recipe: Recipe, processes: int) -> None:
-    """CheckpointError unless the checkpoint belongs to this resolved recipe and number of processes."""
-    if manifest.processes != processes:
+def refuse_other_run(checkpoint: Path, manifest: Manifest, recipe: Recipe, processes: int, sharded: bool) -> None:
+    """CheckpointError unless the checkpoint belongs to this resolved recipe.
+
+    The number of processes may differ if their samples per step are the same, and weights are not sharded.
+    """
+    if manifest.processes != processes and sharded:
         raise CheckpointError(
-            f"{checkpoint} was written by {manifest.processes} processes, but this run has {processes}; start "
-            f"{manifest.processes}, or start over with --overwrite"
+            f"{checkpoint} was written by {manifest.processes} processes, but this run has {processes}, which is not "
+            f"supported with sharded weights; start {manifest.processes}, or start over with --overwrite"
         )
-    if differing := differences(recipe, Recipe.model_validate(manifest.recipe)):
+    if differing := differences(recipe, Recipe.model_validate(manifest.recipe), processes, manifest.processes):
         name, (now, then) = next(iter(differing.items()))
         others = f" (and {len(differing) - 1} more settings differ)" if len(differing) > 1 else ""
         raise CheckpointError(
@@ -62,9 +66,14 @@ def affects_scores(name: str) -> bool:
     return name.startswith("evaluation.") and name not in SAME_SCORES
 
 
-def continuation_notes(manifest: Manifest, recipe: Recipe) -> list[str]:
-    """Describe the effect of every changed setting, for the log."""
+def continuation_notes(manifest: Manifest, recipe: Recipe, processes: int) -> list[str]:
+    """Describe the effect of every changed setting and of another number of processes, for the log."""
     notes = []
+    if manifest.processes != processes:
+        notes.append(
+            f"{processes} processes (was {manifest.processes}): samples, their transforms and the learning rate are as "
+            "before; dropout, BatchNorm statistics and the order of sums are not bit-identical from here on"
+        )
     for name, change in changes(manifest, recipe).items():
         if name in SAME_STEPS:
             notes.append(f"{change}: the run is not bit-identical from here on")
@@ -72,6 +81,8 @@ def continuation_notes(manifest: Manifest, recipe: Recipe) -> list[str]:
             notes.append(f"{change}: the learning rate follows the new length from here on")
         elif affects_scores(name):
             notes.append(f"{change}: the best model so far is not compared with later ones")
+        elif DATA_PATH.fullmatch(name):
+            notes.append(f"{change}: the data were moved; their names and number are the same")
     return notes
 
 

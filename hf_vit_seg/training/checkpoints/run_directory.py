@@ -2,6 +2,7 @@
 
 recipe.yaml     the resolved recipe
 log.jsonl       see `run_log`
+skipped.json    samples that could not be read, with data.on_error: skip
 error.log       tracebacks of bugs that ended the run, if any
 best/, last/    complete model directories: weights, image processor, recipe.yaml, metrics.json
 checkpoints/    step-000100/ ...: checkpoints for --resume
@@ -11,7 +12,9 @@ test/           metrics.json, plots and samples of the best model on the test sp
 Only one process writes it at a time, see `directory_lock`.
 """
 
+import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,8 @@ from hf_vit_seg.training.reports.run_log import FILE as LOG
 PLOTS, SAMPLES = "plots", "samples"
 ERRORS = "error.log"
 FACTS = "data_facts.json"  # cached data checks, for resumed runs
-OURS = (RECIPE, LOG, *RUN_FOLDERS)
+SKIPPED = "skipped.json"  # split, name and reason of each
+OURS = (RECIPE, LOG, SKIPPED, *RUN_FOLDERS)
 
 
 class RunDirectoryError(HfVitSegError):
@@ -77,8 +81,10 @@ class RunDirectory:
         """Whether a file was not written by a run, including runs that ended before the first step."""
         return path.name not in (FACTS, LOCK, ERRORS) and not path.name.startswith(PARTIAL)
 
-    def make_ready(self, recipe: Recipe, resume: bool) -> None:
+    def make_ready(self, recipe: Recipe, resume: bool, skipped: Sequence[Mapping[str, str]] = ()) -> None:
         """Clean up for a resumed run, or remove the outputs of an earlier run, and write the resolved recipe.
+
+        `skipped` are the samples that are left out.
 
         Only files that runs write are removed.
         """
@@ -91,7 +97,16 @@ class RunDirectory:
         outputs = (self.plots, self.samples, self.test, self.test / PLOTS, self.test / SAMPLES)
         for folder in (self.path, self.checkpoints, *outputs):
             clean_up(folder)
-        write_text(self.recipe, recipe_text(recipe))
+        write_text(self.recipe, recipe_text(recipe, self.path))
+        write_skipped(self.path, skipped)
+
+
+def write_skipped(directory: Path, skipped: Sequence[Mapping[str, str]]) -> None:
+    """Write the list of skipped samples, or remove an earlier one if there are none."""
+    if skipped:
+        write_text(directory / SKIPPED, json.dumps(skipped, indent=2, ensure_ascii=False) + "\n")
+    else:
+        (directory / SKIPPED).unlink(missing_ok=True)
 
 
 def run_directory(recipe: Recipe, out: Path | None = None) -> RunDirectory:
@@ -125,7 +140,7 @@ def write_model_directory(
         with silence_transformers():
             save_model(model, temporary, merge=recipe.model.lora is None or recipe.model.lora.merge)
         processor.save_pretrained(temporary)
-        (temporary / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
+        (temporary / RECIPE).write_text(recipe_text(recipe, target), encoding="utf-8")
         write_card(temporary, provenance, recipe.name)
         if report is not None:
             write_report(report, temporary / METRICS)

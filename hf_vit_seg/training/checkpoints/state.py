@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import load
+from accelerate.utils import load, set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hf_vit_seg.atomic_io import commit, directory_errors, new_directory, partial_path, remove_directory, write_text
 from hf_vit_seg.data.datasets import RawDataset
+from hf_vit_seg.data.stream import mix_seed
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.records import Record, RecordError, read_record
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
@@ -166,8 +167,11 @@ def read_stored_report(checkpoint: Path) -> MetricsReport | None:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: Any) -> None:
-    """Restore the state of the prepared objects and of the average; called by all processes."""
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, manifest: Manifest, average: Any) -> None:
+    """Restore the state of the prepared objects and of the average; called by all processes.
+
+    A process that the checkpoint does not know has its random numbers seeded by step and index.
+    """
     try:
         accelerator.load_state(str(checkpoint))
         if average is not None:
@@ -175,6 +179,9 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: Any) ->
     except UNREADABLE as error:
         reason = error_sentence(error)
         raise CheckpointError(f"{checkpoint} cannot be loaded: {reason}") from error
+    if accelerator.process_index >= manifest.processes:
+        set_seed(mix_seed(manifest.recipe["seed"], manifest.step, accelerator.process_index) % 2**32)
+        return
     if not has_random_state(checkpoint / f"random_states_{accelerator.process_index}.pkl"):
         raise CheckpointError(f"{checkpoint} has no random state for process {accelerator.process_index}")
 

@@ -53,7 +53,7 @@ def try_evaluation(
     model: Any,
     processor: BaseImageProcessor,
     accelerator: Accelerator,
-    samples: Mapping[str, Sequence[int]],
+    samples: Mapping[Any, Sequence[int]],
     datasets: Mapping[Any, RawDataset | None],
 ) -> None:
     """Evaluate single samples, given by split and index; called by the main process alone.

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +43,7 @@ from hf_vit_seg.training.optimization.gathered_weights import SHARDING, refuse_s
 from hf_vit_seg.training.optimization.parameter_groups import build_optimizer
 from hf_vit_seg.training.optimization.schedules import build_schedule
 from hf_vit_seg.training.recipe.metric_names import check_metrics
+from hf_vit_seg.training.recipe.paths import describe_data
 from hf_vit_seg.training.recipe.schema import Recipe
 
 from .batch_size_search import find_batch_size, parameters_without_gradient
@@ -63,6 +65,16 @@ class Data:
     def fingerprint(self) -> DataFingerprint:
         """The fingerprint of the training split."""
         return data_fingerprint(self.train)
+
+    def with_indices(self, indices: Mapping[Split, Sequence[int]]) -> "Data":
+        """Return the splits with only these indices of their sources; others are unchanged."""
+        splits: dict[str, Any] = {
+            split: dataset.with_indices(indices[split])
+            for split, dataset in self.evaluated.items()
+            if split in indices and dataset is not None
+        }
+        train = self.train.with_indices(indices["train"]) if "train" in indices else self.train
+        return replace(self, train=train, **splits)
 
     @property
     def evaluated(self) -> dict[Split, RawDataset | None]:
@@ -92,6 +104,7 @@ class TrainingComponents:
     scattered: Any
     steps: int
     notes: list[str]
+    skipped: list[dict[str, str]]  # unusable samples
 
     @property
     def samples_per_step(self) -> int:
@@ -145,25 +158,25 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     refuse_stage_3(accelerator)
     set_seed(recipe.seed)
     data = open_data(recipe)
+    checked = on_main_process(accelerator, lambda: check_data(recipe, data, facts))
+    data = data.with_indices(checked.indices)
     if start is not None:
         refuse_other_data(start, data.fingerprint)
-    counts, warnings, extremes = on_main_process(accelerator, lambda: check_data(recipe, data, facts))
     built = build(recipe, accelerator, data)
     if start is None:
         on_main_process(
             accelerator,
-            lambda: try_evaluation(recipe, built.model, built.processor, accelerator, extremes, data.evaluated),
+            lambda: try_evaluation(recipe, built.model, built.processor, accelerator, checked.extremes, data.evaluated),
         )
     model = prepare_for_training(built.model, recipe.model)
-    ignored = data.train.class_table.ignore_index
-    outputs = len(output_names(recipe, data.names))
-    objective = OBJECTIVES[recipe.task](recipe, outputs, ignored, counts if outputs > 1 else None)
+    objective = build_objective(recipe, data.train, checked.counts)
     dataset, collator = training_set(recipe, data, built)
     sample = collator([dataset[Draw(0, 0, 0)]])
-    notes = [*warnings, *built.notes, *loss_notes(recipe), *freeze_unused(accelerator, model, objective, sample)]
+    notes = [*describe_data(recipe.data.model_dump()), *checked.warnings, *built.notes, *loss_notes(recipe)]
+    notes += freeze_unused(accelerator, model, objective, sample)
     size = choose_batch_size(recipe, accelerator, model, objective, sample, len(dataset))
     recipe = resolve_recipe(recipe, accelerator, size)
-    notes += continuation_notes(start, recipe) if start else []
+    notes += continuation_notes(start, recipe, accelerator.num_processes) if start else []
     if recipe.model.norm == "sync":
         model = convert_sync_batchnorm(model)
     steps = step_count(recipe, accelerator, len(dataset))
@@ -188,11 +201,15 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
         scattered=scattered,
         steps=steps,
         notes=notes,
+        skipped=checked.skipped,
     )
 
 
 def open_data(recipe: Recipe) -> Data:
-    """Open the splits of a run; RecordError if a requested evaluation lacks data or cannot compute its metric."""
+    """Open the splits of a run.
+
+    RecordError if a requested evaluation lacks data or cannot compute its metric, or a loss does not fit the classes.
+    """
     train, validation = open_split(recipe, "train"), open_split(recipe, "validation")
     assert train is not None  # checked by the record
     if validation is None and (recipe.loop.evaluate_every or recipe.loop.early_stop):
@@ -202,23 +219,43 @@ def open_data(recipe: Recipe) -> Data:
         )
     if validation is not None or recipe.data.test is not None:
         check_metrics(recipe, train.class_table.names)
+    build_objective(recipe, train, [1] * len(train.class_table.names))
     return Data(train, validation, open_split(recipe, "test"))
 
 
-def check_data(recipe: Recipe, data: Data, facts: Path) -> tuple[list[int], list[str], dict[str, list[int]]]:
-    """Return the frequency of each class in the training split (pixels, images), warnings, and extreme samples.
+def build_objective(recipe: Recipe, train: RawDataset, counts: list[int]) -> Objective:
+    """Build the training objective; `counts` is the frequency of each class."""
+    outputs = len(output_names(recipe, train.class_table.names))
+    return OBJECTIVES[recipe.task](recipe, outputs, train.class_table.ignore_index, counts if outputs > 1 else None)
 
-    BadDataError for bad data.
+
+@dataclass(frozen=True)
+class CheckedData:
+    """What the check of the data found.
+
+    `counts` are the frequencies of the classes in the training split (pixels, images), `extremes` the places of the
+    samples of the trial evaluation. `indices` are the source's indices of the usable samples of each split that has
+    `skipped` samples.
     """
+
+    counts: list[int]
+    warnings: list[str]
+    extremes: dict[Split, list[int]]
+    indices: dict[Split, list[int]]
+    skipped: list[dict[str, str]]
+
+
+def check_data(recipe: Recipe, data: Data, facts: Path) -> CheckedData:
+    """Check all splits. BadDataError for bad data."""
     report = require_valid_data(recipe, {"train": data.train, **data.evaluated}, facts, progress=True)
-    extremes: dict[str, list[int]] = {}
+    indices = {split: list(part.dataset.indices) for split, part in report.splits.items() if part.skipped}
+    extremes: dict[Split, list[int]] = {}
     for split, whole in data.evaluated.items():
         if whole is not None:
-            part = report.splits[split]
-            extremes[split] = [
-                whole.indices.index(part.dataset.indices[place]) for place in extreme_samples(part.facts)
-            ]
-    return report.class_counts("train"), report.warnings, extremes
+            part, places = report.splits[split], indices.get(split, whole.indices)
+            extremes[split] = [places.index(part.dataset.indices[place]) for place in extreme_samples(part.facts)]
+    skipped = [sample for part in report.splits.values() for sample in part.skipped_samples]
+    return CheckedData(report.class_counts("train"), report.warnings, extremes, indices, skipped)
 
 
 def build(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:

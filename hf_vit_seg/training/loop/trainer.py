@@ -33,7 +33,7 @@ from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, preserve_
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_sample_images
 from hf_vit_seg.training.figures.plots import draw_plots
-from hf_vit_seg.training.optimization.gathered_weights import share_buffers, whole_model
+from hf_vit_seg.training.optimization.gathered_weights import SHARDING, share_buffers, whole_model
 from hf_vit_seg.training.optimization.schedules import set_rates
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import MetricsReport
@@ -246,12 +246,13 @@ def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerat
     if checkpoint is not None and start is not None:
         size = start.batch_size if recipe.loop.batch_size == "auto" else recipe.loop.batch_size
         recipe = resolve_recipe(recipe, accelerator, size)
-        refuse_other_run(checkpoint, start, recipe, accelerator.num_processes)
+        sharded = accelerator.distributed_type in SHARDING
+        refuse_other_run(checkpoint, start, recipe, accelerator.num_processes, sharded)
     parts = prepare(recipe, accelerator, directory.facts, start)
-    on_main_process(accelerator, lambda: directory.make_ready(parts.recipe, resume))
+    on_main_process(accelerator, lambda: directory.make_ready(parts.recipe, resume, parts.skipped))
     run = Run(parts, directory, start, report)
-    if checkpoint is not None:
-        load_checkpoint(accelerator, checkpoint, parts.average)
+    if checkpoint is not None and start is not None:
+        load_checkpoint(accelerator, checkpoint, start, parts.average)
         set_rates(parts.schedule.scheduler)
     try:
         ending = run.train()

@@ -25,6 +25,7 @@ class CrossEntropy(Loss):
     """Cross-entropy: the mean over pixels, with class weights as in torch."""
 
     tasks: ClassVar[tuple[Task, ...]] = EVERYWHERE
+    soft_labels: ClassVar[bool] = True
 
     class_weights: Rule | Weights | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -68,6 +69,7 @@ class BinaryCrossEntropy(Loss):
     """Binary cross-entropy of a model with one output, or of each class of a classifier."""
 
     tasks: ClassVar[tuple[Task, ...]] = EVERYWHERE
+    soft_labels: ClassVar[bool] = True
 
     positive_weight: float = Field(default=1.0, gt=0)  # of label 1, relative to label 0
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)

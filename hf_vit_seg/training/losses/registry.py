@@ -102,6 +102,25 @@ def read_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Los
     return {name: LOSSES.read(name, settings, f"loss.{name}") for name, settings in (losses or DEFAULT).items()}
 
 
+def check_losses(losses: Mapping[str, Mapping[str, Any] | None], task: Task, batch_transforms: bool) -> None:
+    """RecordError for losses that do not support the task, or the soft labels of batch transforms."""
+    if task == "pose":
+        if losses:
+            raise RecordError("loss cannot be set for pose: the model computes its own loss; remove the setting")
+        return
+    for name, row in read_losses(losses).items():
+        try:
+            row.check_task(task)
+        except RecordError as error:
+            raise RecordError(f"loss.{name}: {error}") from None
+        if batch_transforms and not row.soft_labels:
+            soft = [other for other, record in LOSSES.own.items() if record.soft_labels and task in record.tasks]
+            raise RecordError(
+                f"loss.{name} requires one class per image, but batch_transforms mix classes; use "
+                f"{' or '.join(soft)}, or remove batch_transforms"
+            )
+
+
 def describe_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> str:
     """Format the weighted sum, such as `cross_entropy + 0.5 dice`."""
     rows = read_losses(losses).items()
@@ -113,4 +132,4 @@ def needs_class_frequencies(losses: Mapping[str, Mapping[str, Any] | None]) -> b
     return any(isinstance(getattr(row, "class_weights", None), str) for row in read_losses(losses).values())
 
 
-__all__ = ["DEFAULT", "LOSSES", "LossSum", "describe_losses", "needs_class_frequencies", "read_losses"]
+__all__ = ["DEFAULT", "LOSSES", "LossSum", "check_losses", "describe_losses", "needs_class_frequencies", "read_losses"]

@@ -50,6 +50,7 @@ class Loss(Record):
     """A term of a recipe's loss."""
 
     tasks: ClassVar[tuple[Task, ...]] = ("segmentation",)
+    soft_labels: ClassVar[bool] = False  # whether it accepts shares of classes, which batch transforms produce
 
     weight: float = Field(default=1.0, gt=0)  # of this term in the sum
 
@@ -58,6 +59,10 @@ class Loss(Record):
         raise NotImplementedError
 
     def check(self, task: Task, num_classes: int) -> None:
+        """RecordError if the loss does not support the task or the number of outputs."""
+        self.check_task(task)
+
+    def check_task(self, task: Task) -> None:
         """RecordError if the loss does not support the task."""
         if task not in self.tasks:
             raise RecordError(f"this loss supports {' and '.join(self.tasks)}, but the recipe's task is {task}")

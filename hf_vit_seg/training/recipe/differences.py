@@ -1,8 +1,10 @@
 """Compare two recipes."""
 
+from pathlib import Path
 from typing import Any
 
 from .files import plain
+from .paths import DATA_PATH, exists
 from .schema import Recipe
 
 # Settings that may change when a run is resumed: outputs, evaluations, length, and how a step is computed.
@@ -21,21 +23,31 @@ FREE_TO_CHANGE = (
     "data.workers",
     "data.cache",
 )
+SAMPLES_PER_STEP = "loop.batch_size * loop.accumulation * processes"
 
 
-def differences(recipe: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ, by dotted name, except those that a resumed run may change."""
-    ours, theirs = fixed_settings(recipe), fixed_settings(other)
-    return {
-        name: (ours.get(name), theirs.get(name)) for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)
-    }
+def differences(
+    recipe: Recipe, other: Recipe, processes: int = 1, other_processes: int = 1
+) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ from those of an earlier recipe, except those that a resumed run may change.
+
+    The names are dotted. Paths of data that no longer exist may change, too: the data were moved.
+    """
+    now, then = fixed_settings(recipe, processes), fixed_settings(other, other_processes)
+    found = {name: (now.get(name), then.get(name)) for name in {**now, **then} if now.get(name) != then.get(name)}
+    return {name: values for name, values in found.items() if not is_moved(name, values[1])}
 
 
-def fixed_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings that a resumed run must not change; of batch size and accumulation only the product."""
+def is_moved(name: str, path: Any) -> bool:
+    """Whether a setting is the path of data that no longer exists."""
+    return DATA_PATH.fullmatch(name) is not None and isinstance(path, str) and not exists(Path(path))
+
+
+def fixed_settings(recipe: Recipe, processes: int) -> dict[str, Any]:
+    """Return the settings that a resumed run must not change; of those of the batch only the samples per step."""
     settings = {name: value for name, value in flatten(plain(recipe)).items() if not name.startswith(FREE_TO_CHANGE)}
     size, passes = settings.pop("loop.batch_size"), settings.pop("loop.accumulation")
-    return settings | {"loop.batch_size * loop.accumulation": size if size == "auto" else size * passes}
+    return settings | {SAMPLES_PER_STEP: size if size == "auto" else size * passes * processes}
 
 
 def flatten(settings: Any, place: str = "") -> dict[str, Any]:

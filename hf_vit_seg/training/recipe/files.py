@@ -10,6 +10,7 @@ from hf_vit_seg.local_paths import common_folder, publishable
 from hf_vit_seg.records import Record, RecordError, nearest
 from hf_vit_seg.yaml_reader import dump, parse
 
+from .paths import SAVED, relative_paths
 from .schema import Recipe
 
 
@@ -42,15 +43,19 @@ def plain(record: Record) -> dict[str, Any]:
     return record.model_dump(mode="json")
 
 
-def recipe_text(recipe: Recipe) -> str:
-    """Format a recipe as the text of a file, which `load_recipe` reads back to the same recipe."""
-    return f"# Every default is written out, as of hf_vit_seg {version('hf_vit_seg')}.\n{dump(plain(recipe))}"
+def recipe_text(recipe: Recipe, folder: Path) -> str:
+    """Format a recipe as the text of a file in `folder`, which `load_recipe` reads back to the same recipe."""
+    settings = plain(recipe)
+    settings[SAVED] = relative_paths(settings, folder)
+    return f"# Every default is written out, as of hf_vit_seg {version('hf_vit_seg')}.\n{dump(settings)}"
 
 
 def publishable_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Remove local paths from a recipe's settings; data paths become relative to their common folder."""
     base = common_folder(settings.get("data"))
-    return {name: publishable(value, base if name == "data" else None) for name, value in settings.items()}
+    kept = {name: value for name, value in settings.items() if name != SAVED}
+    saved = {SAVED: {}} if SAVED in settings else {}
+    return {name: publishable(value, base if name == "data" else None) for name, value in kept.items()} | saved
 
 
 def publishable_recipe_text(text: str) -> str:

@@ -85,6 +85,9 @@ class DataRecipe(Record):
     preset: Literal["reduce_zero_label"] | None = None  # ignore 0, decrement other raw values
     unknown: Literal["error", "ignore"] = "error"  # for raw values without a class
     check: int | None = Field(default=None, ge=1)  # number of samples per split to check before training; None: all
+    # samples that cannot be read or whose mask has another size; "skip" checks all samples and lists those left out
+    on_error: Literal["error", "skip"] = "error"
+    max_skipped: float = Field(default=0.1, gt=0, lt=1)  # largest share of a split that may be skipped
     # value of pixels without data, which are filled and whose labels are ignored. "file": as TIFFs declare it
     nodata: NodataSetting = "file"
     workers: int = Field(default=2, ge=0)
