@@ -129,3 +129,38 @@ def test_global_random_state_is_unchanged():
     with pytest.raises(ZeroDivisionError), seed_draw(Draw(1, 2, 3), 0):
         raise ZeroDivisionError(numbers())
     assert (before, numbers()) == expected
+
+
+# Weighted streams
+
+weight_lists = st.lists(st.floats(0, 1e3), min_size=1, max_size=30).filter(any)
+
+
+@given(weight_lists, seeds, batch_sizes, st.data())
+def test_weighted_stream_resumes_at_any_sample(weights, seed, batch_size, data):
+    length = len(weights)
+    stop = data.draw(st.integers(0, 4 * length))
+    start = data.draw(st.integers(0, stop))
+    whole, tail = (StreamSampler(length, seed, batch_size, first, stop, weights) for first in (0, start))
+    draws = flat(whole)
+    assert flat(tail) == draws[start:]
+    assert [draw.position for draw in draws] == list(range(stop))
+    assert all(weights[draw.index] > 0 for draw in draws)
+    assert len({(draw.epoch, draw.index, draw.repeat) for draw in draws}) == len(draws)  # different transforms
+
+
+def test_weighted_stream_draws_in_proportion():
+    weights = [1.0, 0.0, 3.0, 6.0] * 1000
+    counts = np.zeros(4)
+    for draw in flat(StreamSampler(4000, 1, 64, stop=40000, weights=weights)):
+        counts[draw.index % 4] += 1
+    assert counts[1] == 0
+    assert counts / counts.sum() == pytest.approx([0.1, 0, 0.3, 0.6], abs=0.01)
+
+
+def test_repeated_draws_have_different_random_numbers():
+    numbers = set()
+    for draw in flat(StreamSampler(2, 0, 4, stop=20, weights=[0.0, 1.0])):
+        with seed_draw(draw, seed=5):
+            numbers.add(float(torch.rand(())))
+    assert len(numbers) == 20

@@ -95,11 +95,37 @@ class RandomResize(TransformOptions):
 
 
 class BalancedCrop(v2.RandomCrop):
-    """A random crop, redrawn up to ten times while one class exceeds `largest_share` of the pixels not ignored."""
+    """A random crop, redrawn up to ten times while one class exceeds `largest_share` of the pixels not ignored.
 
-    def __init__(self, size: tuple[int, int], fill: dict[type | str, Any], largest_share: float, ignore_index: int):
+    With `class_probability`, the crop has a pixel of a class drawn uniformly from those of the mask instead.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        fill: dict[type | str, Any],
+        largest_share: float,
+        ignore_index: int,
+        class_probability: float = 0.0,
+    ):
         super().__init__(size, pad_if_needed=True, fill=fill)
         self.largest_share, self.ignore_index = largest_share, ignore_index
+        self.class_probability = class_probability
+
+    def place_on_class(self, mask: torch.Tensor, window: dict[str, Any]) -> dict[str, Any]:
+        """Move the window to a random place with a random pixel of a random class; unchanged if all is ignored."""
+        classes = mask.unique()
+        classes = classes[classes != self.ignore_index]
+        if not len(classes):
+            return window
+        pixels = (mask == classes[torch.randint(len(classes), ())]).nonzero()
+        row, column = pixels[torch.randint(len(pixels), ())].tolist()
+        left, upper, right, lower = window["padding"]
+        height, width = mask.shape[-2] + upper + lower, mask.shape[-1] + left + right
+        return window | {
+            "top": random_start(row + upper, window["height"], height),
+            "left": random_start(column + left, window["width"], width),
+        }
 
     def is_balanced(self, mask: torch.Tensor, window: dict[str, Any]) -> bool:
         """Whether the window has at least two classes, and none exceeds `largest_share`."""
@@ -114,9 +140,13 @@ class BalancedCrop(v2.RandomCrop):
         """Draw the window."""
         window = super().make_params(flat_inputs)
         masks = [value for value in flat_inputs if isinstance(value, tv_tensors.Mask)]
-        if not masks or self.largest_share >= 1:
+        if not masks:
             return window
         mask = masks[0].as_subclass(torch.Tensor)
+        if self.class_probability and torch.rand(()) < self.class_probability:
+            return self.place_on_class(mask, window)
+        if self.largest_share >= 1:
+            return window
         for _ in range(TRIES - 1):
             if self.is_balanced(mask, window):
                 break
@@ -124,21 +154,31 @@ class BalancedCrop(v2.RandomCrop):
         return window
 
 
+def random_start(place: int, length: int, whole: int) -> int:
+    """Draw the start of a window of `length` in 0 .. `whole` that contains `place`."""
+    first, last = max(0, place - length + 1), min(place, whole - length)
+    return int(torch.randint(first, last + 1, ()))
+
+
 class RandomCrop(TransformOptions):
     """A random crop of `size` (default: the model's input size); smaller images are padded at random sides.
 
     `max_class_share` is mmseg's `cat_max_ratio`: if it is below 1, crops in which one class exceeds it are redrawn.
+    `class_probability` is the share of crops that are placed on a class: one of the mask's classes is drawn, whatever
+    its size, and the crop contains a random pixel of it (as nnU-Net oversamples the foreground).
     """
 
     tasks: ClassVar = WITHOUT_PERSONS
     size: Sides | None = None
     max_class_share: float = Field(1.0, gt=0, le=1)
+    class_probability: Share = 0.0
     fill: Fill = 0
 
     def build(self, context: TransformContext) -> v2.Transform:
         """Build a `BalancedCrop`."""
         size = context.size_of(self.size, "random_crop")
-        return BalancedCrop(size, context.fill(self.fill), self.max_class_share, context.ignore_index)
+        fill = context.fill(self.fill)
+        return BalancedCrop(size, fill, self.max_class_share, context.ignore_index, self.class_probability)
 
 
 class BottomRightPad(v2.Transform):

@@ -40,6 +40,11 @@ def refuse_other_data(manifest: Manifest, fingerprint: DataFingerprint) -> None:
     then = manifest.data
     if then == fingerprint:
         return
+    if then.model_copy(update={"weights": fingerprint.weights}) == fingerprint:
+        raise CheckpointError(
+            f"the checkpoint of step {manifest.step} was written with other sample weights (data.sampling): the "
+            "frequencies of the classes or the file of weights changed; restore them, or start over with --overwrite"
+        )
     found = (
         "as many with other names, or in another order"
         if then.samples == fingerprint.samples

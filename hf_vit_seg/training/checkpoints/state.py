@@ -10,10 +10,12 @@ import json
 import pickle
 import platform
 import random
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import load, set_seed
@@ -41,18 +43,20 @@ class CheckpointError(HfVitSegError):
 
 
 class DataFingerprint(Record):
-    """Identifies training data: the number of samples, and a hash of their names in order."""
+    """Identifies training data: the number of samples, and hashes of their names in order and of their weights."""
 
     samples: int
     names: str
+    weights: str = ""
 
 
-def data_fingerprint(dataset: RawDataset) -> DataFingerprint:
-    """Compute the fingerprint of a split."""
+def data_fingerprint(dataset: RawDataset, weights: Sequence[float] | None = None) -> DataFingerprint:
+    """Compute the fingerprint of a split; `weights` are those of sampling."""
     names = hashlib.blake2b(digest_size=8)
     for index in range(len(dataset)):
         names.update(dataset.name(index).encode() + b"\0")
-    return DataFingerprint(samples=len(dataset), names=names.hexdigest())
+    numbers = "" if weights is None else hashlib.blake2b(np.asarray(weights).tobytes(), digest_size=8).hexdigest()
+    return DataFingerprint(samples=len(dataset), names=names.hexdigest(), weights=numbers)
 
 
 class Manifest(Record):

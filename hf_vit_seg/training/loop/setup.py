@@ -21,8 +21,10 @@ from torch.utils.data import DataLoader
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.checks.check import require_valid_data
+from hf_vit_seg.data.checks.report import SplitFacts
 from hf_vit_seg.data.collation import Collator
 from hf_vit_seg.data.datasets import RawDataset, Split, TrainingDataset, open_split
+from hf_vit_seg.data.sample_weights import rare_class_weights, read_weights
 from hf_vit_seg.data.statistics import compute_statistics
 from hf_vit_seg.data.stream import Draw, StreamSampler
 from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
@@ -55,16 +57,17 @@ TIMEOUT = timedelta(hours=2)  # for processes that wait while the main process c
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The opened splits."""
+    """The opened splits, and the weights of the training samples if they are not drawn equally often."""
 
     train: RawDataset
     validation: RawDataset | None
     test: RawDataset | None
+    weights: Sequence[float] | None = None
 
     @cached_property
     def fingerprint(self) -> DataFingerprint:
         """The fingerprint of the training split."""
-        return data_fingerprint(self.train)
+        return data_fingerprint(self.train, self.weights)
 
     def with_indices(self, indices: Mapping[Split, Sequence[int]]) -> "Data":
         """Return the splits with only these indices of their sources; others are unchanged."""
@@ -114,7 +117,7 @@ class TrainingComponents:
     def draws(self, step: int) -> list[Draw]:
         """Return the draws of a step (from 1) on all processes."""
         each, length = self.samples_per_step, len(self.data.train)
-        sampler = StreamSampler(length, self.recipe.seed, each, (step - 1) * each, step * each)
+        sampler = StreamSampler(length, self.recipe.seed, each, (step - 1) * each, step * each, self.data.weights)
         return list(sampler.draws())
 
 
@@ -159,7 +162,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     set_seed(recipe.seed)
     data = open_data(recipe)
     checked = on_main_process(accelerator, lambda: check_data(recipe, data, facts))
-    data = data.with_indices(checked.indices)
+    data = replace(data.with_indices(checked.indices), weights=checked.weights)
     if start is not None:
         refuse_other_data(start, data.fingerprint)
     built = build(recipe, accelerator, data)
@@ -183,7 +186,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     scattered = copy.deepcopy(model) if accelerator.distributed_type in SHARDING else None
     optimizer = build_optimizer(model, recipe.optimizer)
     schedule = build_schedule(optimizer, recipe.schedule, steps)
-    loader = stream_loader(recipe, accelerator, dataset, collator, start.step if start else 0, steps)
+    loader = stream_loader(recipe, accelerator, dataset, collator, start.step if start else 0, steps, data.weights)
     configure_deepspeed(accelerator, recipe)
     model, optimizer, schedule, loader = accelerator.prepare(model, optimizer, schedule, loader)
     set_seed(recipe.seed, device_specific=True)  # different dropout on each process
@@ -235,7 +238,7 @@ class CheckedData:
 
     `counts` are the frequencies of the classes in the training split (pixels, images), `extremes` the places of the
     samples of the trial evaluation. `indices` are the source's indices of the usable samples of each split that has
-    `skipped` samples.
+    `skipped` samples, and `weights` those of the training samples.
     """
 
     counts: list[int]
@@ -243,6 +246,7 @@ class CheckedData:
     extremes: dict[Split, list[int]]
     indices: dict[Split, list[int]]
     skipped: list[dict[str, str]]
+    weights: list[float] | None
 
 
 def check_data(recipe: Recipe, data: Data, facts: Path) -> CheckedData:
@@ -255,7 +259,23 @@ def check_data(recipe: Recipe, data: Data, facts: Path) -> CheckedData:
             part, places = report.splits[split], indices.get(split, whole.indices)
             extremes[split] = [places.index(part.dataset.indices[place]) for place in extreme_samples(part.facts)]
     skipped = [sample for part in report.splits.values() for sample in part.skipped_samples]
-    return CheckedData(report.class_counts("train"), report.warnings, extremes, indices, skipped)
+    weights = sample_weights(recipe, report.splits["train"])
+    return CheckedData(report.class_counts("train"), report.warnings, extremes, indices, skipped, weights)
+
+
+def sample_weights(recipe: Recipe, part: SplitFacts) -> list[float] | None:
+    """Compute the weights of the training samples, None without `data.sampling`."""
+    sampling = recipe.data.sampling
+    if sampling is None:
+        return None
+    if recipe.data.check is not None:
+        raise RecordError("data.sampling requires the facts of all samples: remove data.check")
+    if sampling.file is not None:
+        names = [part.dataset.name(index) for index in range(len(part.dataset))]
+        return read_weights(Path(sampling.file), names).tolist()
+    if recipe.task == "pose":
+        raise RecordError("data.sampling: rare_classes supports segmentation and classification; use weights")
+    return rare_class_weights(part, sampling.temperature).tolist()
 
 
 def build(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:
@@ -326,13 +346,19 @@ def step_count(recipe: Recipe, accelerator: Accelerator, length: int) -> int:
 
 
 def stream_loader(
-    recipe: Recipe, accelerator: Accelerator, dataset: TrainingDataset, collator: Collator, start: int, steps: int
+    recipe: Recipe,
+    accelerator: Accelerator,
+    dataset: TrainingDataset,
+    collator: Collator,
+    start: int,
+    steps: int,
+    weights: Sequence[float] | None,
 ) -> DataLoader[Any]:
     """Return a loader of all processes' batches after step `start`; accelerate distributes these in turn."""
     assert recipe.loop.batch_size != "auto"
     dataset.raw.preload()
     each = samples_per_step(recipe, accelerator)
-    sampler = StreamSampler(len(dataset), recipe.seed, recipe.loop.batch_size, start * each, steps * each)
+    sampler = StreamSampler(len(dataset), recipe.seed, recipe.loop.batch_size, start * each, steps * each, weights)
     return DataLoader(
         dataset,
         batch_sampler=sampler,

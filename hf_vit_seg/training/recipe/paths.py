@@ -17,7 +17,7 @@ from hf_vit_seg.data.labels.class_mappings import is_class_file
 SPLITS = ("train", "validation", "test")
 # Settings of sources that may be paths, or lists of paths; `name` may also be a Hub id.
 SOURCE_PATHS = ("images", "masks", "file", "root", "annotations", "name", "stems")
-DATA_PATH = re.compile(rf"data\.(?:{'|'.join(SPLITS)})\.(?:{'|'.join(SOURCE_PATHS)})(?:\.\d+)?")
+DATA_PATH = re.compile(rf"data\.(?:sampling\.file|(?:{'|'.join(SPLITS)})\.(?:{'|'.join(SOURCE_PATHS)})(?:\.\d+)?)")
 SAVED = "saved_paths"
 
 
@@ -33,6 +33,8 @@ def map_paths(settings: Mapping[str, Any], change: Callable[[str], str]) -> dict
             if isinstance(data.get(split), Mapping)
         }
         classes = ["classes"] if is_class_file(data.get("classes")) else []
+        if isinstance(data.get("sampling"), Mapping):
+            splits["sampling"] = change_settings(data["sampling"], ["file"], change)
         result["data"] = change_settings(data, classes, change) | splits
     return result
 

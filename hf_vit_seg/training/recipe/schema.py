@@ -65,6 +65,25 @@ class ClassRecipe(Record):
     color: Color | None = None  # for figures; by default the raw value, if that is a color
 
 
+class SamplingRecipe(Record):
+    """Draw training samples with replacement, some more often than others.
+
+    `rare_classes`: a class is drawn with probability softmax((1 - f) / temperature) of its frequency f, and then one
+        of its samples (rare class sampling of DAFormer, arXiv 2111.14887).
+    `weights`: in proportion to the weights of a CSV file with the columns `name` and `weight`, for every sample.
+    """
+
+    name: Literal["rare_classes", "weights"] = "rare_classes"
+    temperature: float = Field(default=0.01, gt=0)  # rare_classes: the lower, the rarer the classes
+    file: str | None = None  # weights
+
+    @model_validator(mode="after")
+    def _file_of_weights(self) -> "SamplingRecipe":
+        if (self.name == "weights") != (self.file is not None):
+            raise HfVitSegError("file is required for weights, and for weights only")
+        return self
+
+
 class DataRecipe(Record):
     """Sources of images and targets, each `{kind: ..., ...}`, see `hf_vit_seg.data.sources.registry`."""
 
@@ -88,6 +107,7 @@ class DataRecipe(Record):
     # samples that cannot be read or whose mask has another size; "skip" checks all samples and lists those left out
     on_error: Literal["error", "skip"] = "error"
     max_skipped: float = Field(default=0.1, gt=0, lt=1)  # largest share of a split that may be skipped
+    sampling: SamplingRecipe | None = None  # None: each training sample once per epoch
     # value of pixels without data, which are filled and whose labels are ignored. "file": as TIFFs declare it
     nodata: NodataSetting = "file"
     workers: int = Field(default=2, ge=0)

@@ -262,3 +262,28 @@ def test_crop_class_share_counts_visible_pixels(seed, sides):
     shown = crop.transform(tv_tensors.Mask(mask), window).as_subclass(torch.Tensor)
     counted = shown[shown != IGNORED].bincount(minlength=2)
     assert crop.is_balanced(mask, window) == bool((counted > 0).all() and counted.max() < 0.6 * counted.sum())
+
+
+@pytest.mark.parametrize("sides", [(80, 120), (30, 120), (20, 25)])
+def test_crops_placed_on_classes_contain_each_class_equally_often(sides):
+    """Class 2 has a single pixel, class 0 almost all others."""
+    mask = torch.zeros(sides, dtype=torch.int64)
+    mask[0, 0], mask[-1, -3:], mask[:, 5] = 2, 1, IGNORED
+    fills = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORED}
+    crop = BalancedCrop((24, 24), fills, 1.0, IGNORED, class_probability=1.0)
+    image = tv_tensors.Image(mask.float()[None])
+    found, places = torch.zeros(3), set()
+    for _ in range(300):
+        cut, labels = crop(image, tv_tensors.Mask(mask))
+        assert cut.shape[-2:] == labels.shape == (24, 24)
+        assert torch.equal(cut[0][labels != IGNORED], labels[labels != IGNORED].float())
+        found += torch.bincount(labels[labels != IGNORED].flatten(), minlength=3) > 0
+        places.add(tuple((labels == 0).sum(0).tolist()))
+    assert found[2] >= 70 and found[1] >= 70  # at least a third of the crops
+    assert len(places) > 2 or sides == (20, 25)
+
+
+def test_crops_of_ignored_masks_are_placed_at_random():
+    crop = BalancedCrop((8, 8), {tv_tensors.Image: 0}, 1.0, IGNORED, class_probability=1.0)
+    mask = tv_tensors.Mask(torch.full((20, 20), IGNORED))
+    assert crop(tv_tensors.Image(torch.zeros(1, 20, 20)), mask)[1].shape == (8, 8)
