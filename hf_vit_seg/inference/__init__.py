@@ -1,10 +1,21 @@
-"""Prediction: label maps, overlays and reports of image files."""
+"""Prediction: label maps, classes and keypoints of images."""
 
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage
 from hf_vit_seg.inference.dense.protocols import Protocol
 
+from .classifier import Classifier
 from .loading import ModelError
+from .pose_estimator import PoseEstimator
 from .segmentation import ClassCount, Segmentation
 from .segmenter import Segmenter
 
-__all__ = ["ClassCount", "ModelError", "PreparedImage", "Protocol", "Segmentation", "Segmenter"]
+__all__ = [
+    "ClassCount",
+    "Classifier",
+    "ModelError",
+    "PoseEstimator",
+    "PreparedImage",
+    "Protocol",
+    "Segmentation",
+    "Segmenter",
+]

@@ -3,7 +3,7 @@
 Shapes: C channels, H W pixels, h w of the model's input, K classes.
 """
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
@@ -11,6 +11,7 @@ from transformers.image_utils import SizeDict
 
 from hf_vit_seg.models.image_processing_segmentation import target_sides
 
+from .image_inputs import load_pixels
 from .loading import label_names, load_model, load_processor, select_device
 
 
@@ -33,14 +34,29 @@ class Classifier:
         return getattr(self.model.config, "num_channels", 3)
 
     @torch.inference_mode()
-    def probabilities(self, image: torch.Tensor) -> torch.Tensor:
-        """Compute the class probabilities (K,) float32 of an image (C, H, W), on the CPU; a sigmoid for one class."""
-        pixels = class_input(self.processor, image).to(self.device, self.model.dtype)
+    def probabilities(self, image: Any) -> torch.Tensor:
+        """Compute the class probabilities (K,) float32 of an image, on the CPU; a sigmoid for one class.
+
+        See `Segmenter.prepare` for the kinds of images.
+        """
+        loaded, _ = load_pixels(image, self.channels, self.processor)
+        pixels = class_input(self.processor, loaded).to(self.device, self.model.dtype)
         logits = self.model(pixel_values=pixels).logits[0].float().cpu()
         return logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=-1)
 
-    def __call__(self, image: torch.Tensor, top_k: int = 5) -> list[tuple[str, float]]:
-        """The `top_k` most likely classes of an image (C, H, W) with their probabilities, the most likely first."""
+    @overload
+    def __call__(self, image: list[Any] | tuple[Any, ...], top_k: int = 5) -> list[list[tuple[str, float]]]: ...
+
+    @overload
+    def __call__(self, image: Any, top_k: int = 5) -> list[tuple[str, float]]: ...
+
+    def __call__(self, image: Any, top_k: int = 5) -> Any:
+        """The `top_k` most likely classes of an image with their probabilities, the most likely first.
+
+        For a list of images, a list of these. See `Segmenter.prepare` for the kinds of images.
+        """
+        if isinstance(image, list | tuple):
+            return [self(each, top_k) for each in image]
         found = self.probabilities(image)
         order = found.argsort(descending=True, stable=True)[:top_k].tolist()
         names = label_names(self.model.config)

@@ -12,6 +12,7 @@ from hf_vit_seg.data.collation import normalize_images
 from hf_vit_seg.data.transforms.person_crops import PersonCrop, person_size
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 
+from .image_inputs import load_pixels
 from .loading import label_names, load_model, load_processor, select_device
 
 Box = tuple[float, float, float, float]  # x, y, width, height
@@ -42,11 +43,12 @@ class PoseEstimator:
         return getattr(self.model.config, "num_channels", 3)
 
     @torch.inference_mode()
-    def __call__(self, image: torch.Tensor, box: Box | None = None) -> torch.Tensor:
-        """The keypoints (K, 3) as x, y, score of the person in a box of an image (C, H, W); default: the whole image.
+    def __call__(self, image: Any, box: Box | None = None) -> torch.Tensor:
+        """The keypoints (K, 3) as x, y, score of the person in a box of an image; default: the whole image.
 
-        Raises ValueError for a box without area.
+        See `Segmenter.prepare` for the kinds of images. Raises ValueError for a box without area.
         """
+        image, _ = load_pixels(image, self.channels, self.processor)
         crop = PersonCrop.from_box(box or (0, 0, image.shape[2], image.shape[1]), self.size)
         pixels = normalize_images(self.processor, [crop.extract(image)]).to(self.device, self.model.dtype)
         points, scores = keypoints_from_heatmaps(self.model(pixel_values=pixels).heatmaps, self.size)

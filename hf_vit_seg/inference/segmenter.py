@@ -7,7 +7,7 @@ import copy
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -90,9 +90,11 @@ class Segmenter:
         return getattr(self.model.config, "num_channels", 3)
 
     def prepare(self, image: Any, max_pixels: int = MAX_PIXELS) -> PreparedImage:
-        """Resize and normalize one image: a file, PIL in any mode, an array or tensor (C, H, W) or (H, W, C).
+        """Resize and normalize one image.
 
-        Raises ImageFileError if a file cannot be read, or has more than `max_pixels` pixels.
+        It is a path, an http(s) address, bytes, a binary file object, a PIL image of any mode, or an array or tensor
+        (H, W), (C, H, W) or (H, W, C). Raises ImageFileError if a file cannot be read, or has more than `max_pixels`
+        pixels.
         """
         return prepare(image, self.protocol, self.processor, self.channels, max_pixels)
 
@@ -139,8 +141,21 @@ class Segmenter:
         """The label maps (B, H, W) of prepared images of equal size, computed in one batch."""
         return self.maps(prepared, size=size).labels
 
-    def __call__(self, image: Any, scores: bool = False, *, entropy: bool = False, top_k: int = 0) -> Segmentation:
-        """Segment one image; `scores` adds the probability of each pixel's class, see `Segmentation` for the others."""
+    @overload
+    def __call__(
+        self, image: list[Any] | tuple[Any, ...], scores: bool = False, *, entropy: bool = False, top_k: int = 0
+    ) -> list[Segmentation]: ...
+
+    @overload
+    def __call__(self, image: Any, scores: bool = False, *, entropy: bool = False, top_k: int = 0) -> Segmentation: ...
+
+    def __call__(self, image: Any, scores: bool = False, *, entropy: bool = False, top_k: int = 0) -> Any:
+        """Segment an image, or each image of a list; see `prepare` for the kinds of images.
+
+        `scores` adds the probability of each pixel's class, see `Segmentation` for the others.
+        """
+        if isinstance(image, list | tuple):
+            return [self(each, scores, entropy=entropy, top_k=top_k) for each in image]
         return self.segment_batch([self.prepare(image)], MapSelection(scores, entropy, top_k))[0]
 
     def segment(

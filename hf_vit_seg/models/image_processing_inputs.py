@@ -14,30 +14,76 @@ from transformers.image_utils import ChannelDimension, load_image
 
 from .errors import HfVitSegError
 
+MOST_GRAY = 2**16 - 1  # white in images of 16 bits
+RGB_LIKE = (3, 1, 4)  # RGB, gray, RGB with alpha
+
 
 def rgb_image(image: Image.Image) -> Image.Image:
-    """Any PIL image as RGB: transparency is blended with white, 16-bit gray is divided by 257."""
+    """Any PIL image as RGB: transparency is blended with white, 16-bit gray is reduced to 8 bits."""
     if image.mode.startswith("I"):
-        pixels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+        return Image.fromarray(reduce_gray(torch.from_numpy(np.asarray(image).astype(np.int64))).numpy()).convert("RGB")
     if image.mode == "La":  # PIL converts premultiplied gray to nothing else
         image = image.convert("LA")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    try:
+        return image.convert("RGB")
+    except ValueError:
+        raise HfVitSegError(f"PIL cannot convert the mode {image.mode} to RGB: pass an RGB image") from None
 
 
-def as_tensor(image: Any) -> torch.Tensor:
-    """A PIL image, array or tensor as a tensor of uint8 or float32, with the same axes."""
+def reduce_gray(values: torch.Tensor) -> torch.Tensor:
+    """Gray values of 16 bits, 0 .. 65535, as uint8, rounded. Raises ValueError for other values."""
+    values = values.to(torch.int64)
+    low, high = (int(values.min()), int(values.max())) if values.numel() else (0, 0)
+    if low < 0 or high > MOST_GRAY:
+        raise HfVitSegError(
+            f"Found gray values from {low} to {high}, expected 0 .. {MOST_GRAY} for images that become RGB: scale "
+            "them, or use a model of one channel, which keeps all values"
+        )
+    return ((values + 128) // 257).to(torch.uint8)
+
+
+def to_pixels(
+    image: Any,
+    channels: Sequence[int] = RGB_LIKE,
+    convert: bool = True,
+    layout: str | ChannelDimension | None = None,
+    white: float = 255.0,
+) -> torch.Tensor:
+    """Convert a PIL image, an array or a tensor to (C, H, W), uint8 or float32.
+
+    Booleans are black and white: 0 and 255. With `convert`, gray and transparent images become RGB: gray of more than
+    8 bits is reduced to 8 bits as `rgb_image` does, and transparency is blended with white, the highest value of an
+    integer image, or `white` for floating-point values. Other images keep their values.
+
+    Without a `layout`, the channel axis is the one whose length is in `channels`, see `channels_first`.
+    """
     if isinstance(image, Image.Image):
-        image = np.array(image)
+        image, layout = np.array(image), ChannelDimension.LAST
     if not isinstance(image, torch.Tensor):
-        image = torch.from_numpy(np.require(image, requirements=["C", "W"]))
-    if image.dtype in (torch.uint8, torch.bool):
-        return image.to(torch.uint8)
-    return image.to(torch.float32)
+        image = torch.from_numpy(native_array(image))
+    if image.is_complex():
+        raise HfVitSegError(f"Pixels must be real numbers, found {image.dtype}")
+    pixels = channels_first(image, channels, layout)
+    if pixels.dtype == torch.bool:
+        pixels = pixels.to(torch.uint8) * 255
+    wide = not pixels.is_floating_point() and pixels.dtype != torch.uint8
+    if convert and wide and len(pixels) == 1:
+        return rgb_channels(reduce_gray(pixels), 255.0)
+    if pixels.dtype != torch.uint8:
+        pixels = pixels.to(torch.float32)
+    return rgb_channels(pixels, MOST_GRAY if wide else white) if convert else pixels
+
+
+def native_array(image: Any) -> np.ndarray:
+    """An array that torch can take: contiguous, writable, in the machine's byte order."""
+    array = np.asarray(image)
+    if array.dtype.kind not in "buif":
+        raise HfVitSegError(f"Pixels must be real numbers, found the type {array.dtype}")
+    return np.require(array, array.dtype.newbyteorder("="), requirements=["C", "W"])
 
 
 def channels_first(image: torch.Tensor, channels: Sequence[int], layout: str | ChannelDimension | None) -> torch.Tensor:
@@ -47,6 +93,8 @@ def channels_first(image: torch.Tensor, channels: Sequence[int], layout: str | C
     """
     if image.ndim == 2:
         return image[None]
+    if image.ndim != 3:
+        raise HfVitSegError(f"Found an image of shape {tuple(image.shape)}, expected (H, W), (C, H, W) or (H, W, C)")
     if layout is None:
         for candidate in channels:
             if candidate in (image.shape[0], image.shape[-1]):
@@ -59,16 +107,21 @@ def channels_first(image: torch.Tensor, channels: Sequence[int], layout: str | C
     return image.permute(2, 0, 1) if ChannelDimension(layout) == ChannelDimension.LAST else image
 
 
-def rgb_channels(image: torch.Tensor) -> torch.Tensor:
+def rgb_channels(image: torch.Tensor, white: float) -> torch.Tensor:
     """(1, H, W) or (4, H, W) as (3, H, W): gray is repeated, transparency blended with white; others are unchanged."""
     if image.shape[0] == 1:
         return image.expand(3, -1, -1)
     if image.shape[0] != 4:
         return image
-    white = 255.0 if image.dtype == torch.uint8 else 1.0
+    white = 255.0 if image.dtype == torch.uint8 else white
     alpha = image[3:] / white
     blended = image[:3] * alpha + white * (1 - alpha)
     return blended.round().to(torch.uint8) if image.dtype == torch.uint8 else blended
+
+
+def highest_value(do_rescale: bool | None, rescale_factor: float | None) -> float:
+    """The value of white in floating-point images of a processor."""
+    return 1 / rescale_factor if do_rescale and rescale_factor else 1.0
 
 
 def list_maps(maps: Any, count: int) -> list[Any]:
@@ -121,4 +174,4 @@ def class_map(image: Any) -> torch.Tensor:
     return labels.to(torch.int64)
 
 
-__all__ = ["as_tensor", "channels_first", "class_map", "list_maps", "rgb_channels", "rgb_image"]
+__all__ = ["class_map", "highest_value", "list_maps", "reduce_gray", "rgb_image", "to_pixels"]

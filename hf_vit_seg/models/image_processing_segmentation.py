@@ -22,12 +22,15 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .errors import HfVitSegError
 from .grid_sizes import round_up
-from .image_processing_inputs import as_tensor, channels_first, class_map, list_maps, rgb_channels, rgb_image
+from .image_processing_inputs import RGB_LIKE, class_map, highest_value, list_maps, rgb_image, to_pixels
 from .label_maps import label_map
+
+logger = logging.get_logger(__name__)
 
 IGNORED = 255
 MOST_PIXELS = 2**28  # limit of a resized image: with `shortest_edge`, long thin images would become very large
@@ -101,6 +104,16 @@ def reduce_labels(labels: torch.Tensor) -> torch.Tensor:
     return torch.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
 
 
+def report_small_values(images: Sequence[torch.Tensor], white: float) -> None:
+    """Log once that floating-point images of 0 .. 1 are given to a processor that expects 0 .. `white`."""
+    for image in images:
+        if image.is_floating_point() and image.numel() and image.min() >= 0 and 0 < image.max() <= 1:
+            logger.warning_once(
+                f"Found floating-point images with values from 0 to 1, but do_rescale expects 0 to {white:g}, so that "
+                "they become almost black: pass do_rescale=False, or images of 0 to 255."
+            )
+
+
 class SegmentationProcessing(BaseImageProcessor):
     """Methods of both backends; must come before the backend in a processor's bases."""
 
@@ -148,19 +161,17 @@ class SegmentationProcessing(BaseImageProcessor):
         image_mean: float | Sequence[float] | None,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
+        white: float = 255.0,
     ) -> torch.Tensor:
-        """One image as (C, H, W), uint8 or float32."""
+        """One image as (C, H, W), uint8 or float32; `white` is the highest value of floating-point images."""
         channels = len(image_mean) if isinstance(image_mean, Sequence) else None
         convert = channels == 3 if do_convert_rgb is None else do_convert_rgb
         if isinstance(image, Image.Image):
             keeps_values = image.mode == "F" or (image.mode.startswith("I") and not convert)
             if not keeps_values and (convert or channels == 1):
                 image = rgb_image(image) if convert else rgb_image(image).convert("L")
-            input_data_format = ChannelDimension.LAST
-        accepted = ([channels] if channels else []) + ([3, 1, 4] if convert or not channels else [])
-        pixels = channels_first(as_tensor(image), accepted, input_data_format)
-        if convert:
-            pixels = rgb_channels(pixels)
+        accepted = ([channels] if channels else []) + (list(RGB_LIKE) if convert or not channels else [])
+        pixels = to_pixels(image, accepted, convert, input_data_format, white)
         if channels is not None and channels > 1 and len(pixels) != channels:
             raise HfVitSegError(
                 f"The image has {len(pixels)} channels, and image_mean of the processor {channels}: pass images of "
@@ -188,10 +199,14 @@ class SegmentationProcessing(BaseImageProcessor):
         device: str | torch.device | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
+        do_rescale, factor = kwargs.get("do_rescale"), kwargs.get("rescale_factor")
+        white = highest_value(do_rescale, factor)
         pixels = [
-            self.as_pixels(image, kwargs["image_mean"], do_convert_rgb, input_data_format)
+            self.as_pixels(image, kwargs["image_mean"], do_convert_rgb, input_data_format, white)
             for image in self._prepare_images_structure(images)
         ]
+        if white > 1:
+            report_small_values(pixels, white)
         if device is not None:
             pixels = [image.to(device) for image in pixels]
         sides = [image.shape[-2:] for image in pixels]

@@ -44,6 +44,7 @@ LEVELS: dict[str, list[set[str]]] = {
         {"recipe"},
     ],
     "data": [
+        {"sample_weights"},
         {"checks"},
         {"datasets", "collation"},
         {"sources", "transforms"},
@@ -56,7 +57,7 @@ LEVELS: dict[str, list[set[str]]] = {
         {"files"},
         {"segmenter", "classifier", "pose_estimator"},
         {"segmentation", "dense", "runtimes"},
-        {"annotations", "loading"},
+        {"annotations", "image_inputs", "loading"},
     ],
 }
 

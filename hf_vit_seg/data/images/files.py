@@ -194,6 +194,8 @@ def failures_in_words(file: object) -> Iterator[None]:
         yield
     except ImageFileError:
         raise
+    except HfVitSegError as error:
+        raise ImageFileError(f"{file}: {error}") from None
     except FileNotFoundError as error:
         dangling = isinstance(file, Path) and os.path.islink(file)
         reason = "the link points to a file that does not exist" if dangling else "there is no such file"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.models.image_processing_inputs import rgb_image
+from hf_vit_seg.models.image_processing_inputs import rgb_image, to_pixels
 
 from .files import (
     MAX_PIXELS,
@@ -38,7 +38,6 @@ from .orientation import tiff_orientation, turn_upright
 
 File = Path | ImageBytes
 
-MOST_GRAY = 2**16 - 1
 JPEG = b"\xff\xd8\xff"
 WIDE_GRAY = ("I", "F")  # prefixes of PIL's modes with more than 8 bits
 MASK_CHANNELS = {"RGB": 3, "RGBA": 3, "RGBX": 3, "LA": 1, "PA": 1}  # channels without alpha or padding, by PIL mode
@@ -92,28 +91,14 @@ def as_channels(pixels: np.ndarray, channels: int, file: object) -> torch.Tensor
     if pixels.dtype.kind not in "buif":
         raise ImageFileError(f"{file}: pixels must be real numbers, found the type {pixels.dtype}")
     if len(pixels) == 1 and channels == 3:
-        if pixels.dtype.kind in "ui" and pixels.dtype.itemsize > 1:
-            check_16_bits(pixels, file)
-            gray = Image.fromarray(pixels[0].astype(np.int32))
-            return pil_pixels(rgb_image(gray), channels, file)
-        pixels = np.repeat(pixels, 3, axis=0)
+        with failures_in_words(file):
+            return to_pixels(pixels, [1], layout="channels_first").contiguous()
     if len(pixels) != channels:
         raise ImageFileError(
             f"{file}: the image has {len(pixels)} channels, expected {channels}: use images with {channels} channels, "
             f"or set data.channels of the recipe to {len(pixels)}"
         )
-    eight_bits = pixels.dtype in (np.uint8, np.bool_)
-    return torch.from_numpy(np.array(pixels, dtype=np.uint8 if eight_bits else np.float32, order="C"))
-
-
-def check_16_bits(gray: np.ndarray, file: object) -> None:
-    """Raise ImageFileError for gray values that do not fit 16 bits, which are the most that RGB is made of."""
-    low, high = gray.min(), gray.max()
-    if low < 0 or high > MOST_GRAY:
-        raise ImageFileError(
-            f"{file}: found gray values from {low} to {high}, expected 0 .. {MOST_GRAY} for images that are read as "
-            "RGB: set data.channels of the recipe to 1, which keeps all values, or scale them"
-        )
+    return to_pixels(pixels, [channels], convert=False, layout="channels_first").contiguous()
 
 
 def tiff_pixels(file: File, channels: int, max_pixels: int) -> torch.Tensor:

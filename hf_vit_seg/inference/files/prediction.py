@@ -13,7 +13,8 @@ import numpy as np
 from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageFile, ImageFileError, real_path
 from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since, read_file
+from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
+from hf_vit_seg.inference.image_inputs import load_file
 from hf_vit_seg.inference.segmentation import ClassCount, Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
 
@@ -163,7 +164,7 @@ def failure_message(job: Job, error: Exception) -> str:
 def read(segmenter: Segmenter, job: Job, options: PredictOptions) -> tuple[PreparedImage, float]:
     """Read and preprocess a job's image; also return the milliseconds for reading the file."""
     start = time.perf_counter()
-    image, shown = read_file(job.image.path, segmenter.channels, options.max_pixels, segmenter.processor)
+    image, shown = load_file(job.image.path, segmenter.channels, segmenter.processor, options.max_pixels)
     milliseconds = milliseconds_since(start)
     prepared = segmenter.prepare(image)
     return replace(prepared, picture=prepared.picture or shown), milliseconds

@@ -1,0 +1,114 @@
+"""Images of any source as pixels: files, https addresses, bytes, file objects, PIL images, arrays and tensors.
+
+All of them follow one rule for depth, range and transparency, see `models.image_processing_inputs.to_pixels`.
+
+Shapes: C channels, H W pixels.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import get_session
+from PIL import Image
+
+from hf_vit_seg.data.images.display import to_rgb_image
+from hf_vit_seg.data.images.files import MAX_PIXELS, ImageBytes, ImageFileError
+from hf_vit_seg.data.images.nodata import file_nodata, fill_missing
+from hf_vit_seg.data.images.pixels import File, pil_pixels, read_pixels
+from hf_vit_seg.data.transforms.context import TransformContext
+from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.models.image_processing_inputs import highest_value, rgb_image, to_pixels
+
+ADDRESSES = ("https://", "http://")
+MAX_DOWNLOAD = 512 * 2**20  # bytes
+TIMEOUT = 30.0  # seconds without data
+CHUNK = 2**20
+
+
+def load_pixels(
+    image: Any, channels: int, processor: Any, max_pixels: int = MAX_PIXELS
+) -> tuple[torch.Tensor, Image.Image | None]:
+    """Load an image as (C, H, W), uint8 or float32, and as an RGB image for display (None for deep arrays).
+
+    `image` is a path, an http(s) address, bytes, a binary file object, a PIL image, or an array or tensor (H, W),
+    (C, H, W) or (H, W, C). Raises ImageFileError for files, and HfVitSegError for other images that cannot be used.
+    """
+    file = as_file(image)
+    if file is not None:
+        return load_file(file, channels, processor, max_pixels)
+    if isinstance(image, Image.Image):
+        return pil_pixels(image, channels, "the image"), rgb_image(image)
+    if not hasattr(image, "shape"):
+        raise HfVitSegError(
+            f"Found an image of type {type(image).__name__}, expected a path, an https address, bytes, a binary file, "
+            "a PIL image, an array or a tensor"
+        )
+    pixels = array_input(image, channels, processor)
+    shown = to_rgb_image(pixels) if pixels.dtype == torch.uint8 and len(pixels) == 3 else None
+    return pixels, shown
+
+
+def as_file(image: Any) -> File | None:
+    """The file that an image stands for, downloaded from an address; None for pixels."""
+    if isinstance(image, str) and image.startswith(ADDRESSES):
+        return ImageBytes(image, download(image))
+    if isinstance(image, str | Path):
+        return Path(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return ImageBytes("the image", bytes(image))
+    if hasattr(image, "read") and not isinstance(image, Image.Image):
+        content = image.read()
+        name = str(getattr(image, "name", "the image"))
+        if not isinstance(content, bytes):
+            raise ImageFileError(f"{name}: found a file opened as text, expected one opened with mode 'rb'")
+        return ImageBytes(name, content)
+    return image if isinstance(image, ImageBytes) else None
+
+
+def load_file(
+    file: File, channels: int, processor: Any, max_pixels: int = MAX_PIXELS
+) -> tuple[torch.Tensor, Image.Image]:
+    """Read an image file as pixels (C, H, W), as in training, and as an RGB image for display.
+
+    Pixels that a TIFF declares as missing become the processor's mean, as in training and in tiles.
+    """
+    pixels = read_pixels(file, channels, max_pixels)
+    nodata = file_nodata(file) if isinstance(file, Path) else None
+    pixels, _ = fill_missing(pixels, nodata, lambda: TransformContext.from_processor(processor, "segmentation").mean)
+    return pixels, to_rgb_image(pixels)
+
+
+def array_input(image: Any, channels: int, processor: Any) -> torch.Tensor:
+    """Convert an array or tensor to (C, H, W) with C = `channels`."""
+    if len(image.shape) not in (2, 3):
+        raise HfVitSegError(
+            f"Found an array of shape {tuple(image.shape)}, expected one image (H, W), (C, H, W) or (H, W, C): pass "
+            "several images as a list"
+        )
+    convert = channels == 3
+    white = highest_value(getattr(processor, "do_rescale", True), getattr(processor, "rescale_factor", None))
+    pixels = to_pixels(image, [channels, *([1, 4] if convert else [1])], convert, white=white)
+    if len(pixels) != channels:
+        raise HfVitSegError(f"Found an image of {len(pixels)} channels, expected {channels}, which the model requires")
+    return pixels.contiguous()
+
+
+def download(address: str) -> bytes:
+    """Download an image of at most `MAX_DOWNLOAD` bytes. Raises ImageFileError."""
+    content = bytearray()
+    try:
+        with get_session().stream("GET", address, timeout=TIMEOUT, follow_redirects=True) as response:
+            response.raise_for_status()
+            for chunk in response.iter_bytes(CHUNK):
+                content += chunk
+                if len(content) > MAX_DOWNLOAD:
+                    raise ImageFileError(f"{address}: the file has more than {MAX_DOWNLOAD:,} bytes")
+    except ImageFileError:
+        raise
+    except Exception as error:  # of the network, or an invalid address
+        raise ImageFileError(f"{address} cannot be downloaded: {error_sentence(error)}") from None
+    return bytes(content)
+
+
+__all__ = ["load_file", "load_pixels"]
