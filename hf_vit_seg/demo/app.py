@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
 from starlette.middleware import Middleware
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
@@ -17,7 +18,7 @@ from .classification_tab import ClassificationTab
 from .guarded_page import GuardedPage
 from .pose_tab import PoseTab
 from .reading import READERS
-from .request_limits import RequestLimits
+from .request_limits import RequestLimits, answer_invalid_request
 from .segmentation_tab import SegmentationTab
 from .upload_folder import SECONDS_KEPT, private_folder, sweep_regularly
 from .uploads import MEGABYTES
@@ -77,6 +78,8 @@ def start(models: Sequence[str], port: int | None = None, share: bool = False, *
     page = build(catalogue)
     app_settings = dict(options.pop("app_kwargs", None) or {})
     app_settings["middleware"] = [Middleware(RequestLimits, page=page), *app_settings.get("middleware", ())]
+    handlers: dict[Any, Any] = {RequestValidationError: answer_invalid_request}
+    app_settings["exception_handlers"] = handlers | app_settings.get("exception_handlers", {})
     READERS.start()
     sweep_regularly(folder, lambda: cached_files(page), page.closed)
     try:

@@ -36,13 +36,17 @@ def call_refusal(page: gr.Blocks, path: str, body: bytes) -> Refusal | None:
 
 
 def unknown_function(page: gr.Blocks, call: dict[str, Any], name: str | None) -> Refusal | None:
-    """A refusal unless the page has the function of a call, which has a name or an index."""
-    names = sorted(str(function.api_name) for function in page.fns.values() if isinstance(function.api_name, str))
+    """A refusal unless the page has the function of a call, which has a name or an index.
+
+    Events that only the browser handles, such as a button that cancels a call, have no function.
+    """
+    functions = {index: function for index, function in page.fns.items() if function.fn is not None}
+    names = sorted(str(function.api_name) for function in functions.values() if isinstance(function.api_name, str))
     index = call.get("fn_index")
     if name is not None and index is None:
         return None if name in names else (404, f"unknown function name, expected one of {', '.join(names)}")
-    if isinstance(index, bool) or not isinstance(index, int) or index not in page.fns:
-        return 404, f"unknown function index, expected one of 0 to {max(page.fns)}"
+    if isinstance(index, bool) or not isinstance(index, int) or index not in functions:
+        return 404, f"unknown function index, expected one of {', '.join(map(str, functions))}"
     return None
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
 from gradio.utils import get_upload_folder
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
 
 from . import upload_folder
 from .call_checks import call_refusal, is_call
@@ -219,4 +221,11 @@ async def refuse(receive: Any, send: Any, status: int, sentence: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-__all__ = ["RequestLimits"]
+async def answer_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Answer a request whose fields have other types than gradio expects with a sentence."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return JSONResponse({"detail": f"the request is not valid at {place}: {first['msg']}"}, 422)
+
+
+__all__ = ["RequestLimits", "answer_invalid_request"]

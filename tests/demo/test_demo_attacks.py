@@ -257,7 +257,13 @@ def test_calls_cannot_bypass_the_queue(server):
         ("queue/join", [], 422),
         ("queue/join", b"{", 422),
         ("queue/join", b"[" * 100_000, 422),
+        ("queue/join", {"fn_index": 3, "data": [], "session_hash": ["x"]}, 422),
+        ("queue/join", {"fn_index": 3, "data": [], "session_hash": "x", "trigger_id": "y"}, 422),
+        ("cancel", [], 422),
+        ("cancel", b"{", 422),
+        ("reset", {}, 422),
         ("call/nothing", {"data": []}, 404),
+        ("call/unnamed", {"data": []}, 404),
         ("call/segment", {"data": {}}, 422),
         ("call/segment", {"data": "x"}, 422),
         ("call/v2/nothing", {}, 404),
@@ -271,6 +277,15 @@ def test_malformed_calls_are_refused_in_a_sentence(server, path, body, expected,
     answer = json.loads(text)
     assert status == expected and isinstance(answer["detail"], str) and "Error" not in answer["detail"]
     assert not caplog.records
+
+
+def test_events_without_a_function_cannot_be_called(server):
+    """The stop button's, which only the browser handles."""
+    events = [event["id"] for event in server.config["dependencies"] if not event["backend_fn"]]
+    assert events
+    for index in events:
+        body = {"fn_index": index, "data": [], "session_hash": "x"}
+        assert request(server, "/gradio_api/queue/join", body)[0] == 404
 
 
 def test_wrong_argument_counts_are_rejected(server):
@@ -490,7 +505,7 @@ def test_memory_limit_includes_channels(tmp_path, kind):
     else:
         pytest.importorskip("tifffile").imwrite(path, bands, photometric="minisblack", compression="zlib")
     assert read_pixels(path, 12, 200).shape == bands.shape
-    with pytest.raises(ImageSizeError, match="10x10"):
+    with pytest.raises(ImageSizeError, match="10x10 = 100 pixels"):
         read_pixels(path, 12, 100)  # 48 bytes per pixel
 
 

@@ -235,9 +235,7 @@ def check_pixels(file: object, height: int, width: int, max_pixels: int, pixel_b
     check_sides(file, height, width)
     count, most = height * width, max_pixels * MAX_PIXEL_BYTES
     needed = count * (pixel_bytes + PROCESSING_BYTES)
-    fact = (
-        f"{file}: {width}x{height} pixels are {count / 1e6:.0f} million and need about {needed / 1e6:.0f} MB of memory"
-    )
+    fact = f"{file}: {width}x{height} = {count:,} pixels need about {needed / 1e6:.0f} MB of memory"
     if count > max_pixels:
         raise ImageSizeError(f"{fact}, more than the limit of {max_pixels / 1e6:g} million pixels")
     if max(height, width) > MAX_SIDE:
