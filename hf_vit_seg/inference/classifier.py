@@ -3,7 +3,7 @@
 Shapes: C channels, H W pixels, h w of the model's input, K classes.
 """
 
-from typing import Any, overload
+from typing import Any
 
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
@@ -43,12 +43,6 @@ class Classifier:
         pixels = class_input(self.processor, loaded).to(self.device, self.model.dtype)
         logits = self.model(pixel_values=pixels).logits[0].float().cpu()
         return logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=-1)
-
-    @overload
-    def __call__(self, image: list[Any] | tuple[Any, ...], top_k: int = 5) -> list[list[tuple[str, float]]]: ...
-
-    @overload
-    def __call__(self, image: Any, top_k: int = 5) -> list[tuple[str, float]]: ...
 
     def __call__(self, image: Any, top_k: int = 5) -> Any:
         """The `top_k` most likely classes of an image with their probabilities, the most likely first.

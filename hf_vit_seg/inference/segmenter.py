@@ -7,7 +7,7 @@ import copy
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,14 +140,6 @@ class Segmenter:
     def label_maps(self, prepared: Sequence[PreparedImage], size: tuple[int, int] | None = None) -> torch.Tensor:
         """The label maps (B, H, W) of prepared images of equal size, computed in one batch."""
         return self.maps(prepared, size=size).labels
-
-    @overload
-    def __call__(
-        self, image: list[Any] | tuple[Any, ...], scores: bool = False, *, entropy: bool = False, top_k: int = 0
-    ) -> list[Segmentation]: ...
-
-    @overload
-    def __call__(self, image: Any, scores: bool = False, *, entropy: bool = False, top_k: int = 0) -> Segmentation: ...
 
     def __call__(self, image: Any, scores: bool = False, *, entropy: bool = False, top_k: int = 0) -> Any:
         """Segment an image, or each image of a list; see `prepare` for the kinds of images.

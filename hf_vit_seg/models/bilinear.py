@@ -12,7 +12,7 @@ from functools import lru_cache, wraps
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import grid_sample, interpolate, pad
+from torch.nn.functional import interpolate, pad
 
 from .cpu_kernels import STRIP_BYTES, is_dynamic_export, row_strips, upsample_bilinear_backward
 from .grid_sizes import ceil_div, round_up
@@ -198,17 +198,26 @@ def crop_to_image_extent(logits: torch.Tensor, size: tuple[int, int], multiple: 
     """
     if not is_dynamic_export() and all(length % step == 0 for length, step in zip(size, multiple, strict=True)):
         return logits
-    lines = []
-    for cells, length, step in zip(logits.shape[-2:], size, multiple, strict=True):
-        padded, per_step = round_up(length, step), cells // ceil_div(length, step)
-        count = ceil_div(length * per_step, step)
-        centers = (torch.arange(count, device=logits.device, dtype=torch.float32) + 0.5) / count  # 0 .. 1 of the image
-        lines.append(centers * (2 * length / padded) - 1)  # -1 .. 1 of the padded image
-    rows, columns = torch.meshgrid(*lines, indexing="ij")
-    wide = logits.to(working_dtype(logits))  # positions in bfloat16 would be wrong by whole cells
-    points = torch.stack([columns, rows], dim=-1).to(wide.dtype).expand(logits.shape[0], -1, -1, -1)
-    sampled = grid_sample(wide, points, mode="bilinear", padding_mode="border", align_corners=False)
+    sampled = logits.to(working_dtype(logits))  # positions in bfloat16 would be wrong by whole cells
+    for dim, length, step in zip((-2, -1), size, multiple, strict=True):
+        cells, padded = sampled.shape[dim], round_up(length, step)
+        count = ceil_div(length * (cells // ceil_div(length, step)), step)
+        sampled = sample_at_centers(sampled, dim, count, length * cells / (count * padded))
     return sampled.to(logits.dtype)
+
+
+def sample_at_centers(values: torch.Tensor, dim: int, count: int, spacing: float) -> torch.Tensor:
+    """Sample values linearly along one axis, at the centers of `count` cells of `spacing` values each.
+
+    A spacing of 1 gives the values exactly. Positions beyond the first and last value take these.
+    """
+    last = values.shape[dim] - 1
+    places = torch.arange(count, device=values.device, dtype=values.dtype) + 0.5
+    places = (places * (places.new_ones(1) * spacing) - 0.5).clamp(0, last)  # a tensor even for symbols of an export
+    below = places.floor()
+    shares = (places - below).reshape(-1, *[1] * (-dim - 1))
+    lower, upper = below.long(), (below.long() + 1).clamp(max=last)
+    return torch.lerp(values.index_select(dim, lower), values.index_select(dim, upper), shares)
 
 
 # Strips of upsampled logits, for losses
