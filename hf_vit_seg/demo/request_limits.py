@@ -31,6 +31,9 @@ UNUSED = re.compile(
     r"|run-history|monitoring|(file=|file/)\s*[a-z][a-z0-9+.-]+:)",
     re.IGNORECASE,
 )
+# What gradio's reader of forms raises for parts without a file name, a field name, or a boundary.
+FORM_ERRORS = (AssertionError, AttributeError, KeyError, TypeError)
+NO_FORM = "an upload is a multipart form whose parts are called files and have a filename each"
 UPLOAD = re.compile(r"/gradio_api/upload/?")
 
 logger = logging.getLogger(__name__)
@@ -106,7 +109,7 @@ class RequestLimits:
 
         body = LimitedBody(receive, expected, arrive)
         try:
-            return await self.forward(scope, body, send)
+            return await self.forward(scope, body, send, FORM_ERRORS)
         finally:
             self.arrived -= body.size
 
@@ -114,8 +117,13 @@ class RequestLimits:
         """Pass a request on if its body has at most `most` bytes, and they do not come too slowly."""
         await self.forward(scope, LimitedBody(receive, most), send)
 
-    async def forward(self, scope: Message, body: "LimitedBody", send: Any) -> None:
-        """Pass a request on, and answer errors with a sentence unless the app has begun to answer."""
+    async def forward(
+        self, scope: Message, body: "LimitedBody", send: Any, malformed: tuple[type[Exception], ...] = ()
+    ) -> None:
+        """Pass a request on, and answer errors with a sentence unless the app has begun to answer.
+
+        Errors of the types `malformed` are faults of the request.
+        """
         started = False
 
         async def noted(message: Message) -> None:
@@ -130,7 +138,8 @@ class RequestLimits:
         except Exception as error:
             if started:
                 raise
-            await refuse(body.rest(error), send, *answer_to(error, body.most))
+            answer = (400, NO_FORM) if isinstance(error, malformed) else answer_to(error, body.most)
+            await refuse(body.rest(error), send, *answer)
 
 
 class LimitedBody:

@@ -101,6 +101,23 @@ def upload(server, name: str, content: bytes) -> tuple[int, Any]:
     return status, json.loads(text)
 
 
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        'Content-Disposition: form-data; name="files"',
+        'Content-Disposition: form-data; name="other"',
+        "Content-Disposition: form-data",
+        "X-Other: y",
+    ],
+)
+def test_uploads_without_a_file_are_refused_in_a_sentence(server, disposition):
+    body = f"--x\r\n{disposition}\r\n\r\nabc\r\n--x--\r\n".encode()
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    status, text = request(server, "/gradio_api/upload", body, kind)
+    assert status in (200, 400) and b"Error" not in text and b"failed" not in text
+    assert status == 400 or text == b"[]"
+
+
 def call_by_name(server, name: str, data: list[Any]) -> tuple[str, Any]:
     """The last event of a call by name, with its data."""
     status, text = request(server, f"/gradio_api/call/{name}", {"data": data})
