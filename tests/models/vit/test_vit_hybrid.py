@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from hypothesis import given
 from hypothesis import strategies as st
-from huggingface_hub.errors import StrictDataclassClassValidationError
 from random_weights import randomize_weights
 from torch.nn.functional import conv2d, group_norm, pad
 from weight_changes import CHANGES
