@@ -1,13 +1,16 @@
 """LoRA (arXiv 2106.09685) through peft: low-rank adapters in the encoder's linear layers, and a fully trained head.
 
-The head is not in peft's `modules_to_save`: these are copies behind wrappers, which break transformers' loading of
-adapters and lists of modules. The head is not frozen, and is saved with the model, including its BatchNorm statistics.
+During training the head is not in peft's `modules_to_save`, whose copies behind wrappers break lists of modules: it is
+just not frozen. Saved adapters have it there, with its BatchNorm statistics, and also modules of the encoder that the
+pretrained model lacks, such as a stem for other channels: peft then needs only the pretrained model.
 BatchNorms of the encoder do not change.
 """
 
 import copy
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +21,15 @@ from hf_vit_seg.local_paths import publishable
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.recipe.schema import LoraRecipe
 
-from .parameter_names import encoder_layers, encoder_prefix, has_adapters, plain_model, plain_name, unwrap_model
+from .parameter_names import (
+    INITIALIZED,
+    encoder_layers,
+    encoder_prefix,
+    has_adapters,
+    plain_model,
+    plain_name,
+    unwrap_model,
+)
 
 
 def encoder_linears(model: PreTrainedModel) -> str:
@@ -69,11 +80,50 @@ def merge_adapters(model: nn.Module) -> PreTrainedModel:
     return cast(Any, copy.deepcopy(unwrap_model(model))).merge_and_unload()
 
 
+def trained_modules(model: PreTrainedModel) -> list[str]:
+    """Return the names of the modules that the pretrained model lacks or has with other weights.
+
+    These are the modules of the head and those of `initialized_tensors`; containers are replaced by their modules,
+    because peft cannot wrap them.
+    """
+    prefix, modules = encoder_prefix(model), dict(model.named_modules())
+    children = [name for name, _ in model.named_children() if prefix and not f"{name}.".startswith(prefix)]
+    owners = {tensor.rpartition(".")[0] for tensor in getattr(model, INITIALIZED, ())}
+    found = [part for name in children for part in callable_modules(name, modules[name])]
+    return found + sorted(owner for owner in owners if owner.startswith(prefix) and owner in modules)
+
+
+def callable_modules(name: str, module: nn.Module) -> list[str]:
+    """Return the name of a module, or those of the modules in a container."""
+    if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return [name] if module.state_dict() else []
+    return [part for key, child in module.named_children() for part in callable_modules(f"{name}.{key}", child)]
+
+
+@contextmanager
+def modules_to_save(adapted: Any) -> Iterator[None]:
+    """Add the trained modules to peft's `modules_to_save`, for the duration of a save."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    model, config = adapted.get_base_model(), adapted.active_peft_config
+    originals = {name: model.get_submodule(name) for name in trained_modules(model)}
+    for name, module in originals.items():
+        model.set_submodule(name, ModulesToSaveWrapper(module, adapted.active_adapter))
+    config.modules_to_save = list(originals)
+    try:
+        yield
+    finally:
+        config.modules_to_save = None
+        for name, module in originals.items():
+            model.set_submodule(name, module)
+
+
 def save_model(model: nn.Module, directory: str | Path, merge: bool = True) -> None:
     """Write a model directory for `from_pretrained` of the model's Auto class.
 
     Without `merge`, a model with adapters is saved as the original encoder, the trained head, and peft's adapter
-    files; transformers loads these together if peft is installed.
+    files, which have the trained head too. transformers loads this directory if peft is installed; peft loads it on
+    the pretrained model (`base_model_name_or_path`) with this directory's config.
     """
     if merge or not has_adapters(model):
         merge_adapters(model).save_pretrained(directory)
@@ -81,7 +131,8 @@ def save_model(model: nn.Module, directory: str | Path, merge: bool = True) -> N
     adapted: Any = copy.deepcopy(unwrap_model(model))
     card = Path(directory) / "README.md"
     had_card = card.exists()
-    adapted.save_pretrained(directory)
+    with modules_to_save(adapted):
+        adapted.save_pretrained(directory)
     settings = Path(directory) / "adapter_config.json"
     known = publishable(json.loads(settings.read_text(encoding="utf-8")))  # peft stores the base model's path
     settings.write_text(json.dumps(known, indent=2, sort_keys=True), encoding="utf-8")

@@ -10,10 +10,12 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_vit_seg.inference.loading import unwrap_saved_modules
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.records import RecordError
 
 from .classifier_rows import copy_rows, describe_rows, matching_rows
+from .parameter_names import INITIALIZED, plain_name
 from .shape_probing import channel_axes, class_axes, class_names, differing_axes
 from .stem import adapt_input_conv, describe_adaptation
 
@@ -30,13 +32,15 @@ class Checkpoint:
     def load(self, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
         """Load the model with this config in float32; also return transformers' loading info."""
         try:
-            return getattr(transformers, self.auto_class).from_pretrained(
+            model, account = getattr(transformers, self.auto_class).from_pretrained(
                 self.path,
                 config=config,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
+            mismatched = {(plain_name(name), *shapes) for name, *shapes in account["mismatched_keys"]}
+            return unwrap_saved_modules(model), {**account, "mismatched_keys": mismatched}
         except ValueError as error:
             if "Unrecognized configuration class" not in str(error):
                 raise
@@ -92,6 +96,7 @@ def adapt_pretrained_model(
     heads = {name: axis for name, axis in classes.items() if name not in missing}
     stems = adaptable_axes(mismatched, channel_axes(model.config, checkpoint.auto_class)) if mismatched else {}
     notes = missing_notes(missing, set(account["unexpected_keys"]))
+    setattr(model, INITIALIZED, frozenset(missing | mismatched.keys()))
     rest = mismatched.keys() - heads.keys() - stems.keys()
     if rest:
         notes.append(f"Newly initialized, because the checkpoint has other shapes: {format_tensor_names(rest)}")
