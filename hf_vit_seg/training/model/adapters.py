@@ -9,11 +9,13 @@ BatchNorms of the encoder do not change.
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -23,6 +25,7 @@ from hf_vit_seg.training.recipe.schema import LoraRecipe
 
 from .parameter_names import (
     INITIALIZED,
+    SAVED_ADAPTERS,
     encoder_layers,
     encoder_prefix,
     has_adapters,
@@ -30,6 +33,57 @@ from .parameter_names import (
     plain_name,
     unwrap_model,
 )
+
+
+@dataclass(frozen=True, eq=False)
+class SavedAdapters:
+    """The adapters of a checkpoint that were not merged: tensors by the names that they have in the model."""
+
+    rank: int
+    alpha: float
+    tensors: Mapping[str, torch.Tensor]
+
+
+def detach_adapters(model: PreTrainedModel, merge: bool) -> SavedAdapters | None:
+    """Remove the adapters that transformers loaded with a model, and return them; None if there are none.
+
+    With `merge`, they are added to the weights. RecordError for other adapters than LoRA.
+    """
+    if not getattr(model, "peft_config", None):
+        return None
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = next(iter(cast(Any, model).peft_config.values()))
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    if not all(isinstance(layer, LoraLayer) for layer in layers.values()):
+        raise RecordError(f"model.from_pretrained: the checkpoint has {config.peft_type} adapters, expected LoRA")
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
+    for name, layer in cast(dict[str, Any], layers).items():
+        if merge:
+            layer.merge()
+        model.set_submodule(name, layer.get_base_layer())
+    cast(Any, model)._hf_peft_config_loaded = False  # or transformers would save the model as adapters
+    del cast(Any, model).peft_config
+    return SavedAdapters(config.r, config.lora_alpha, tensors)
+
+
+def load_adapters(adapted: Any, saved: SavedAdapters, recipe: LoraRecipe) -> None:
+    """Load adapters into a model with new ones. RecordError if their settings differ."""
+    for name, now, then in (("rank", recipe.rank, saved.rank), ("alpha", recipe.alpha, saved.alpha)):
+        if now != then:
+            raise RecordError(
+                f"model.lora.{name} is {now:g}, but the adapters of the checkpoint have {then:g}; use the same, or "
+                "remove model.lora to merge them into the weights"
+            )
+    model = adapted.get_base_model()
+    expected = {name for name in model.state_dict() if ".lora_" in name}
+    if expected != saved.tensors.keys():
+        raise RecordError(
+            f"model.lora.target_modules: found {len(expected)} tensors of adapters, but the checkpoint has "
+            f"{len(saved.tensors)}; use its target_modules, or remove model.lora to merge its adapters into the weights"
+        )
+    model.load_state_dict(saved.tensors, strict=False)
 
 
 def encoder_linears(model: PreTrainedModel) -> str:
@@ -52,7 +106,7 @@ def encoder_linears(model: PreTrainedModel) -> str:
 def add_adapters(model: PreTrainedModel, recipe: LoraRecipe) -> Any:
     """Return the model wrapped by peft: adapters and head are trained, the rest of the encoder is frozen.
 
-    RecordError if `target_modules` match no layer.
+    Adapters of the checkpoint are trained further. RecordError if `target_modules` match no layer.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -70,6 +124,9 @@ def add_adapters(model: PreTrainedModel, recipe: LoraRecipe) -> Any:
     for name, parameter in adapted.named_parameters():
         if prefix and not plain_name(name).startswith(prefix):
             parameter.requires_grad_(True)
+    if (saved := getattr(model, SAVED_ADAPTERS, None)) is not None:
+        load_adapters(adapted, saved, recipe)
+        delattr(model, SAVED_ADAPTERS)
     return adapted
 
 
