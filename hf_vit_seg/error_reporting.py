@@ -58,6 +58,7 @@ def log_bugs(path: Path) -> Iterator[None]:
     except HfVitSegError:
         raise
     except Exception as error:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(f"hf-vit-seg{this_process()}\n{traceback_text(error)}\n")
         raise

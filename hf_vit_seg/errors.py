@@ -9,16 +9,27 @@ from hf_vit_seg.models.errors import HfVitSegError
 WORKER_TRACEBACK = "Original Traceback"  # torch puts it before the message of an error in a loader process
 LONGEST = 400  # maximum length of a library's message
 
+# torch's messages on a CPU, where it raises a plain RuntimeError.
+CPU_MESSAGES = (
+    "defaultcpuallocator: can't allocate",
+    "defaultcpuallocator: not enough memory",
+    "cannot allocate memory",
+)
+
 
 class WriteError(HfVitSegError):
     """A file or directory that cannot be written."""
+
+
+class OutOfMemory(HfVitSegError):
+    """Out of memory; the message names settings to change."""
 
 
 def error_sentence(error: BaseException, short: bool = False) -> str:
     """Return the message of any exception on one line, or the name of its type if it has none.
 
     `short` keeps only the first sentence, for libraries with long messages. Messages of HfVitSegError are not
-    shorten.
+    shortened.
     """
     text = str(error).strip()
     if WORKER_TRACEBACK in text:
@@ -40,6 +51,15 @@ def first_sentence(text: str) -> str:
     return " ".join(kept).split(". ")[0]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, on any device, or of Python means that memory ran out."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error).lower() for message in CPU_MESSAGES)
+
+
 @contextmanager
 def write_errors(target: Path) -> Iterator[None]:
     """Convert an OSError while `target` is written into a WriteError."""
@@ -55,4 +75,12 @@ def write_error(target: Path, error: Exception) -> WriteError:
     return WriteError(f"{target} cannot be written ({reason}); free disk space, or choose another output")
 
 
-__all__ = ["HfVitSegError", "WriteError", "error_sentence", "write_error", "write_errors"]
+__all__ = [
+    "HfVitSegError",
+    "OutOfMemory",
+    "WriteError",
+    "error_sentence",
+    "is_out_of_memory",
+    "write_error",
+    "write_errors",
+]

@@ -8,10 +8,11 @@ from accelerate import Accelerator
 
 from hf_vit_seg.data.checks.check import check_datasets
 from hf_vit_seg.data.datasets import RawDataset, open_split
+from hf_vit_seg.error_reporting import log_bugs
 from hf_vit_seg.inference.loading import label_names, load_model, load_processor
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import lock_on_main_process, on_main_process
-from hf_vit_seg.training.checkpoints.run_directory import RECIPE, SAMPLES, write_skipped
+from hf_vit_seg.training.checkpoints.run_directory import ERRORS, RECIPE, SAMPLES, write_skipped
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, report_of
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_sample_images
@@ -26,10 +27,12 @@ logger = logging.getLogger(__name__)
 def evaluate_model(model: str, recipe: Recipe, split: str, out: Path) -> MetricsReport:
     """Evaluate `model` and write metrics.json, plots and samples to `out`; called by all processes.
 
+    The traceback of a bug is appended to error.log.
+
     ModelError for a model that cannot be loaded, RecordError for a recipe that does not fit it, InUseError if another
     process writes to `out` or its run directory.
     """
-    with lock_on_main_process(accelerator_for(recipe), out):
+    with lock_on_main_process(accelerator_for(recipe), out), log_bugs(out / ERRORS):
         return write_evaluation(model, recipe, split, out)
 
 

@@ -290,6 +290,18 @@ def test_model_bug_prints_one_traceback_and_exits_70(model, tmp_path, monkeypatc
     assert "0 of 2 images segmented" in output
 
 
+def test_out_of_memory_is_a_failure_with_advice(model, tmp_path, monkeypatch):
+    photo().save(tmp_path / "a.png")
+
+    def failing(*arguments: object, **options: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(SegFormerForSemanticSegmentation, "forward", failing)
+    code, output = predict(model, tmp_path / "a.png", "--out", tmp_path / "out")
+    assert code == 1
+    assert "Traceback" not in output and "--window" in output and "a.png" in output
+
+
 def test_input_error_traceback_is_optional(tmp_path):
     command = [tmp_path / "absent", tmp_path / "absent.png", "--out", tmp_path / "out"]
     code, output = predict(*command)

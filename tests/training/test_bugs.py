@@ -10,7 +10,8 @@ from tiny_runs import forget_accelerate, settings, write_data, write_recipe
 from hf_vit_seg.data.transforms.context import TransformContext, TransformOptions
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
 from hf_vit_seg.error_reporting import BUG, REFUSED
-from hf_vit_seg.training.console import train_command
+from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentation
+from hf_vit_seg.training.console import evaluate_command, train_command
 from hf_vit_seg.training.losses import pixel_losses
 
 
@@ -80,3 +81,14 @@ def test_bug_log_is_not_a_run_and_is_removed_by_the_next(recipe, tmp_path, monke
     forget_accelerate()
     assert train_command(str(recipe), [], out, resume=False, overwrite=False) == REFUSED
     assert not (out / "error.log").exists() and "Traceback" not in capsys.readouterr().err.rpartition("--resume")[2]
+
+
+def test_bug_in_an_evaluation_is_kept_in_its_folder(recipe, tmp_path, monkeypatch, capsys):
+    out, scores = tmp_path / "run", tmp_path / "scores"
+    forget_accelerate()
+    assert train_command(str(recipe), [], out, resume=False, overwrite=False) == 0
+    monkeypatch.setattr(SegFormerForSemanticSegmentation, "forward", broken_code)
+    forget_accelerate()
+    assert evaluate_command(str(out / "last"), [], None, "validation", scores) == BUG
+    for text in (capsys.readouterr().err, (scores / "error.log").read_text()):
+        assert "Traceback (most recent call last)" in text and "ValueError: wrong shapes inside" in text

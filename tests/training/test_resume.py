@@ -25,7 +25,7 @@ from tiny_runs import (
     write_recipe,
 )
 
-from hf_vit_seg.errors import WriteError
+from hf_vit_seg.errors import OutOfMemory, WriteError
 from hf_vit_seg.training.checkpoints.resume import refuse_other_run
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
@@ -33,7 +33,6 @@ from hf_vit_seg.training.console import print_results, train_command
 from hf_vit_seg.training.loop.trainer import RunStatus
 from hf_vit_seg.training.recipe.overrides import override_setting
 from hf_vit_seg.training.recipe_loading import load_recipe
-from hf_vit_seg.training.reports.memory_advice import OutOfMemory
 from hf_vit_seg.yaml_reader import parse
 
 # Dies as by `kill -9` in the middle of a step, after logging the step number.

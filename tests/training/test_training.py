@@ -32,7 +32,7 @@ from hf_vit_seg.data.checks.check import BadDataError
 from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.sources.registry import SourceError
 from hf_vit_seg.error_reporting import STOPPED
-from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.errors import HfVitSegError, OutOfMemory, error_sentence
 from hf_vit_seg.inference import Segmenter
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import PreparationError
@@ -46,7 +46,6 @@ from hf_vit_seg.training.loop import trainer as run_module
 from hf_vit_seg.training.loop.trainer import RunStatus, TrainingError
 from hf_vit_seg.training.recipe.metric_names import METRICS
 from hf_vit_seg.training.recipe_loading import load_recipe
-from hf_vit_seg.training.reports.memory_advice import OutOfMemory
 from hf_vit_seg.training.reports.run_log import read as read_log
 
 

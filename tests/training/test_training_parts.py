@@ -18,6 +18,7 @@ from torch import nn
 from training_models import recipe
 
 from hf_vit_seg.atomic_io import clean_up, commit, new_directory, remove_directory
+from hf_vit_seg.errors import OutOfMemory, is_out_of_memory
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.best_score import BestTracker
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, own_batches, read_ahead
@@ -28,7 +29,7 @@ from hf_vit_seg.training.loop.signals import GracefulStop
 from hf_vit_seg.training.optimization.gathered_weights import refuse_sharded_average, whole_model
 from hf_vit_seg.training.recipe.metric_names import METRICS
 from hf_vit_seg.training.recipe.schema import EarlyStopRecipe
-from hf_vit_seg.training.reports.memory_advice import OutOfMemory, is_out_of_memory, training_advice
+from hf_vit_seg.training.reports.memory_advice import training_advice
 
 IGNORED = 255
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageFile, ImageFileError, real_path
-from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.errors import HfVitSegError, OutOfMemory, error_sentence, is_out_of_memory
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.image_inputs import load_file
 from hf_vit_seg.inference.segmentation import ClassCount, Segmentation
@@ -58,6 +58,10 @@ class Outcome:
 
 def failed_outcome(job: Job, error: Exception) -> Outcome:
     """The outcome of a job that raised an exception."""
+    if is_out_of_memory(error):
+        error = OutOfMemory(
+            f"{job.image.path}: out of memory: use smaller windows (--window 512), or tiles of large images (--tile 1024)"
+        )
     return Outcome(job, failure_message(job, error), None if isinstance(error, HfVitSegError) else error)
 
 

@@ -14,9 +14,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.data.checks.check import BadDataError
 from hf_vit_seg.data.checks.sample_facts import SampleFacts
 from hf_vit_seg.data.datasets import RawDataset
-from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.errors import HfVitSegError, OutOfMemory
 from hf_vit_seg.training.recipe.schema import Recipe
-from hf_vit_seg.training.reports.memory_advice import OutOfMemory
 
 from .evaluate import EvaluationContext
 from .tasks import evaluate

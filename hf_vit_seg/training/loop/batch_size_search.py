@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_vit_seg.errors import OutOfMemory, is_out_of_memory
 from hf_vit_seg.training.losses.objectives import Batch, Objective
 from hf_vit_seg.training.model.normalization import BatchNormError, batchnorm_advice
-from hf_vit_seg.training.reports.memory_advice import OutOfMemory, is_out_of_memory
 
 # Largest batch sizes to try. On a CPU larger ones are not faster, and the system may kill the process.
 MOST = {"cpu": 16}

@@ -5,26 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.errors import OutOfMemory, is_out_of_memory
 from hf_vit_seg.training.recipe.schema import Recipe
-
-# torch's messages on a CPU, where it raises a plain RuntimeError.
-CPU_MESSAGES = (
-    "defaultcpuallocator: can't allocate",
-    "defaultcpuallocator: not enough memory",
-    "cannot allocate memory",
-)
-
-
-class OutOfMemory(HfVitSegError):
-    """Out of memory; the message names settings to change."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch, on any device, or of Python means that memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(message in str(error).lower() for message in CPU_MESSAGES)
 
 
 @contextmanager

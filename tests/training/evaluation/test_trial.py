@@ -9,9 +9,9 @@ from tiny_runs import run, settings, write_data, write_recipe
 
 from hf_vit_seg.data.checks.check import BadDataError
 from hf_vit_seg.data.checks.sample_facts import SampleFacts
+from hf_vit_seg.errors import OutOfMemory
 from hf_vit_seg.training.evaluation import tasks
 from hf_vit_seg.training.evaluation.trial import extreme_samples
-from hf_vit_seg.training.reports.memory_advice import OutOfMemory
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from tiny_runs import run, write_recipe
 
+from hf_vit_seg.errors import OutOfMemory
 from hf_vit_seg.training.loop.batch_size_search import largest_batch_size
 from hf_vit_seg.training.loop.trainer import RunStatus
 from hf_vit_seg.training.model.normalization import BatchNormError
 from hf_vit_seg.training.recipe_loading import load_recipe
-from hf_vit_seg.training.reports.memory_advice import OutOfMemory
 
 
 def recipe() -> dict[str, Any]:
