@@ -424,7 +424,7 @@ def test_unknown_metric_raises_before_the_first_step(recipe, tmp_path, override,
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_keypoints_without_oks_raise_before_the_first_step(tmp_path, split):
-    write_people(tmp_path, images=1, keypoints=5)
+    write_people(tmp_path, 1, [f"point {number}" for number in range(5)])
     recipe = pose_recipe(tmp_path)
     recipe["model"]["fields"] = {"pose_flip_pairs": [[1, 2]]}
     del recipe["data"]["validation"]
