@@ -10,6 +10,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.collation import normalize_images
 from hf_vit_seg.data.transforms.person_crops import PersonCrop, person_size
+from hf_vit_seg.drawing.skeletons import Skeleton
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 
 from .image_inputs import load_pixels
@@ -36,6 +37,11 @@ class PoseEstimator:
     def names(self) -> list[str]:
         """The keypoints' names."""
         return label_names(self.model.config, "keypoint")
+
+    @property
+    def skeleton(self) -> Skeleton:
+        """The bones, if these are COCO's keypoints, and the left and right keypoints of the model's config."""
+        return Skeleton.of(self.names, pairs=getattr(self.model.config, "pose_flip_pairs", None))
 
     @property
     def channels(self) -> int:

@@ -48,11 +48,19 @@ class CocoAnnotation:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CocoCategory:
-    """A class, with the names of its keypoints, if any."""
+    """A class, with the names of its keypoints and its bones (pairs of keypoints, counted from 1), if any."""
 
     id: Id
     name: str
     keypoints: list[str] | None = None
+    skeleton: Any = None
+
+    def bones(self) -> tuple[tuple[int, int], ...]:
+        """The bones as pairs of keypoint indices from 0; entries that are no pairs of its keypoints are left out."""
+        numbers = range(1, len(self.keypoints or ()) + 1)
+        entries = self.skeleton if isinstance(self.skeleton, list) else []
+        pairs = [entry for entry in entries if isinstance(entry, list) and len(entry) == 2]
+        return tuple((i - 1, j - 1) for i, j in pairs if {type(i), type(j)} == {int} and i in numbers and j in numbers)
 
 
 @dataclass(frozen=True, eq=False)

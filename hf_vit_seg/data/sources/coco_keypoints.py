@@ -63,7 +63,7 @@ class CocoKeypointsSource(SourceRecord):
             raise SourceError(f"{coco.title}: no '{self.category}' has {self.keypoints} or more labeled keypoints")
         keypoints = everyone.keypoints[samples]
         check_pixel_units(keypoints[keypoints[..., 2] > 0][:, :2].tolist(), coco.title)
-        return CocoKeypoints(coco, everyone, samples, tuple(names), channels, self.keypoints)
+        return CocoKeypoints(coco, everyone, samples, tuple(names), channels, self.keypoints, category.bones())
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +155,7 @@ class CocoKeypoints:
     class_names: tuple[str, ...]
     channels: int = 3
     least: int = 1  # labeled keypoints of a person
+    bones: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -28,6 +28,7 @@ from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 from hf_vit_seg.metrics.keypoint_similarity import LabeledPersons, PredictedPersons, oks_average_precision
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 from hf_vit_seg.records import read_record
+from hf_vit_seg.training.recipe.keypoints import describe_sigmas, oks_sigmas
 from hf_vit_seg.training.recipe.schema import Task
 from hf_vit_seg.training.reports.memory_advice import evaluation_memory_advice
 
@@ -114,10 +115,16 @@ def evaluate_pose(context: EvaluationContext, dataset: RawDataset) -> Evaluation
     found = list(persons(context, dataset, size))
     everyone = gather_object(found) if context.accelerator.num_processes > 1 else found
     everyone = sorted(everyone, key=lambda each: each[0].annotation_id)  # independent of the number of processes
-    scores = oks_average_precision(build_predictions(everyone), build_labels(labeled_persons(dataset, everyone)))
+    names = dataset.class_table.names
+    scores = oks_average_precision(
+        build_predictions(everyone),
+        build_labels(labeled_persons(dataset, everyone)),
+        oks_sigmas(context.recipe, names),
+    )
     protocol = (
         f"persons in their labeled boxes, cut by the image border, resized to {size[0]}x{size[1]} (height x width); "
-        "scored against the annotations with uncut boxes, as pycocotools does"
+        "scored against the annotations with uncut boxes, as pycocotools does, "
+        f"with {describe_sigmas(context.recipe, names)}"
     )
     return Evaluation(scores, len(dataset), protocol)
 

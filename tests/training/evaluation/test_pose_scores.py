@@ -147,3 +147,12 @@ def test_persons_below_the_least_number_of_keypoints_are_ignored(tmp_path, monke
     write_annotations(tmp_path, [row if row["num_keypoints"] >= 12 else row | empty for row in rows])
     assert found.scores == pytest.approx(coco_scores(tmp_path, results), abs=1e-9, nan_ok=True)
     assert len(results) == found.samples == sum(r["num_keypoints"] >= 12 and not r["iscrowd"] for r in rows)
+
+
+def test_sigmas_of_other_keypoints_match_pycocotools(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "persons", noisy_predictions(4))
+    names = ("snout", "left fin", "right fin", "tail")
+    write_annotations(tmp_path, random_annotations(4, names), names)
+    for given, sigmas in ((None, [0.05] * 4), ([0.1, 0.02, 0.03, 0.2], [0.1, 0.02, 0.03, 0.2])):
+        found, results = evaluate_people(tmp_path, {"oks_sigmas": given})
+        assert found.scores == pytest.approx(coco_scores(tmp_path, results, sigmas), abs=1e-9, nan_ok=True)
