@@ -185,7 +185,7 @@ def test_boxes_of_annotations(poser, images, tmp_path):
         expected = estimator(images / "a.png", tuple(entry["bbox"])).numpy().flatten()
         assert entry["keypoints"] == pytest.approx(expected, abs=1e-3)
     assert read(out / "sub" / "b.json")["persons"] == []
-    assert COCO(tmp_path / "people.json").loadRes(str(out / "keypoints.json")).getImgIds() == [7, 40]
+    assert sorted(COCO(tmp_path / "people.json").loadRes(str(out / "keypoints.json")).getImgIds()) == [7, 40]
     photo().save(images / "c.png")
     code, text = predict(poser, images, "--out", tmp_path / "more", "--boxes", tmp_path / "people.json")
     assert code == 1 and "c.png: the image is not listed" in text
