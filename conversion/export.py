@@ -95,18 +95,21 @@ def target_source(architecture: Architecture, name: str) -> Source:
 def target_form(
     source: Source, architecture: Architecture, auto_class: str, config: PreTrainedConfig
 ) -> tuple[Form, Writer]:
-    """Find the form, with its writer, for this model class and config."""
-    refused = f"it does not support {architecture.models[auto_class].__name__}"
+    """Find the form, with its writer, for this model class and config; the error names the closest form's settings."""
+    refused, closest = f"it does not support {architecture.models[auto_class].__name__}", -1
     for form in source.forms:
         if form.model != auto_class or form.write is None:
             continue
         differing = {name: v for name, v in form.settings.items() if plain(getattr(config, name)) != plain(v)}
         if not differing:
             return form, form.write
-        refused = ", ".join(
-            f"this model has {name} '{getattr(config, name)}', but {source.name} supports only '{value}'"
-            for name, value in differing.items()
-        )
+        equal = len(form.settings) - len(differing)
+        if equal >= closest:
+            closest = equal
+            refused = ", ".join(
+                f"this model has {name} '{getattr(config, name)}', but {source.name} supports only '{value}'"
+                for name, value in differing.items()
+            )
     raise ConversionError(f"the model cannot be exported to {source.name}: {refused}")
 
 

@@ -4,6 +4,7 @@ Content is written under a temporary name in the same folder, flushed to disk, a
 stays in place until the new one is complete. `clean_up` removes what a killed process left behind.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -16,9 +17,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from hf_vit_seg.errors import WriteError, write_errors
+from hf_vit_seg.errors import write_error, write_errors
 
 PARTIAL, PREVIOUS = ".tmp-", ".old-"
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 TORCH_WRITERS = ("inline_container", "PytorchStreamWriter")  # named in the RuntimeError of torch.save on a full disk
 
 
@@ -75,15 +77,23 @@ def atomic_directory(target: Path, only_missing: bool = False) -> Iterator[Path]
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a path with the same name to create a file or directory, which replaces `target` at the end."""
+    """Yield a path with the same name to create a file or directory, which replaces `target` at the end.
+
+    WriteError if the disk is full or cannot be written.
+    """
     target = Path(os.path.abspath(target))  # a path that ends in ".." has no name
     previous = target.with_name(PREVIOUS + target.name)
     if previous.exists() and not target.exists():  # killed between the two renames of `replace`
         os.replace(previous, target)
-    folder = new_directory(target)
+    with write_errors(target):
+        folder = new_directory(target)
     try:
         yield folder / target.name
         replace(folder / target.name, target)
+    except OSError as error:
+        if error.errno not in FULL_DISK:  # not a failure to write
+            raise
+        raise write_error(target, error) from error
     finally:
         remove(folder)
 
@@ -97,7 +107,7 @@ def directory_errors(target: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_WRITERS):
             raise
         remove(partial_path(target))
-        raise WriteError(f"{target} cannot be written: {str(error).splitlines()[0]}") from error
+        raise write_error(target, error) from error
 
 
 def partial_path(target: Path) -> Path:

@@ -322,7 +322,11 @@ def export(
     to: Annotated[str, typer.Option(help="Format: onnx, openvino, torchscript, executorch, or that of a plugin.")],
     size: Annotated[
         str | None,
-        typer.Option(help="Fixed input size: 512 or 512x1024 (height x width). Default: any.", rich_help_panel=INPUTS),
+        typer.Option(
+            help="Fixed input size: 512 or 512x1024 (height x width). Default: any. --to executorch, and --to openvino "
+            "with --int8, require it.",
+            rich_help_panel=INPUTS,
+        ),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Fixed batch size. Default: any.", rich_help_panel=INPUTS)
@@ -338,7 +342,10 @@ def export(
     ] = FloatType.float32,
     int8: Annotated[
         Path | None,
-        typer.Option(help="Quantize to 8 bits, calibrated on the images in this folder.", rich_help_panel=QUANTIZATION),
+        typer.Option(
+            help="Quantize to 8 bits, calibrated on the images in this folder (onnx; openvino with --size).",
+            rich_help_panel=QUANTIZATION,
+        ),
     ] = None,
     int8_images: Annotated[
         int, typer.Option(min=1, help="Maximum number of calibration images.", rich_help_panel=QUANTIZATION)

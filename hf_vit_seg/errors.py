@@ -46,8 +46,13 @@ def write_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error_sentence(error)
-        raise WriteError(f"{target} cannot be written ({reason}); free disk space, or choose another output") from error
+        raise write_error(target, error) from error
 
 
-__all__ = ["HfVitSegError", "WriteError", "error_sentence", "write_errors"]
+def write_error(target: Path, error: Exception) -> WriteError:
+    """Describe a failure to write `target`."""
+    reason = getattr(error, "strerror", None) or error_sentence(error)
+    return WriteError(f"{target} cannot be written ({reason}); free disk space, or choose another output")
+
+
+__all__ = ["HfVitSegError", "WriteError", "error_sentence", "write_error", "write_errors"]

@@ -16,6 +16,20 @@ PYTORCH_STEM = {
     "stem_weight_standardization_eps": 1e-8,
     "stem_weight_standardization_mode": "sqrt_var_plus_eps",
     "stem_group_norm_eps": 1e-5,
+    "stem_shortcut_norm_eps": None,
+}
+# What Google's, timm's and transformers' stems compute, and what that of jeonsworld/ViT-pytorch does.
+USUAL_STEM = {
+    "stem": "resnetv2",
+    "stem_padding": "same",
+    "stem_pool_padding": True,
+    "stem_shortcut_norm": "group",
+}
+JEONSWORLD_STEM = {
+    "stem": "resnetv2",
+    "stem_padding": "symmetric",
+    "stem_pool_padding": False,
+    "stem_shortcut_norm": "channel",
 }
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 BILINEAR, BICUBIC = 2, 3

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_vit_seg.provenance import Provenance
 
-from .config_fields import HALF, infer, resize_settings
+from .config_fields import HALF, USUAL_STEM, infer, resize_settings
 from .names import EMBEDDINGS, LAYER, STEM, UNIT
 
 NORM = (("scale", "weight"), ("bias", "bias"))
@@ -40,6 +40,7 @@ STEM_NUMERICS = {
     "stem_weight_standardization_eps": 1e-5,
     "stem_weight_standardization_mode": "std_plus_eps",
     "stem_group_norm_eps": 1e-6,
+    "stem_shortcut_norm_eps": None,
 }
 
 
@@ -125,14 +126,16 @@ def stem(target: str) -> tuple[Rule, ...]:
     )
 
 
-def forms(marks: tuple[str, ...], kind: str, numerics: Mapping[str, Any], stem_of: Stem) -> tuple[Form, ...]:
+def forms(
+    marks: tuple[str, ...], stem_settings: Mapping[str, Any], numerics: Mapping[str, Any], stem_of: Stem
+) -> tuple[Form, ...]:
     """Return the forms of classifiers, those of 2020 with `pre_logits` first, and of encoders without a head."""
     pre_logits = (optional(rule) for rule in dense("pre_logits", "pre_logits"))
     classifier = Form(
         model="AutoModelForImageClassification",
         marks=(*marks, "head/kernel"),
         rules=(*encoder("vit."), *stem_of("vit."), *pre_logits, *dense("head", "classifier")),
-        settings={"stem": kind, "pooling": "token"},
+        settings={**stem_settings, "pooling": "token"},
         numerics=numerics,
         write=write_npz,
     )
@@ -143,7 +146,7 @@ def forms(marks: tuple[str, ...], kind: str, numerics: Mapping[str, Any], stem_o
             model="AutoModel",
             marks=marks,
             rules=(*encoder(""), *stem_of("")),
-            settings={"stem": kind},
+            settings=stem_settings,
             numerics=numerics,
             write=write_npz,
         ),
@@ -185,8 +188,8 @@ SOURCE = Source(
                 ("img/embedding/kernel",),
             )
         ),
-        *forms(("conv_root/kernel", POSITIONS), "resnetv2", STEM_NUMERICS, stem),
-        *forms(("embedding/kernel", POSITIONS), "patch", {}, lambda target: ()),
+        *forms(("conv_root/kernel", POSITIONS), USUAL_STEM, STEM_NUMERICS, stem),
+        *forms(("embedding/kernel", POSITIONS), {"stem": "patch"}, {}, lambda target: ()),
     ),
     infer=infer,
     observe=heads,

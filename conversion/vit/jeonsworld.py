@@ -1,19 +1,23 @@
-"""Vision Transformer of jeonsworld/ViT-pytorch (.bin): fine-tuned weights of Google."""
+"""Vision Transformer of jeonsworld/ViT-pytorch (.bin), pure and hybrid: fine-tuned weights of Google."""
 
 from typing import Any
 
 from hf_vit_seg.conversion.rules import Rule, rename
-from hf_vit_seg.conversion.source import Form, Source, refusal
+from hf_vit_seg.conversion.source import Form, Source
 from hf_vit_seg.conversion.writers import write_bare
 
-from .config_fields import ERF_NUMERICS, HALF, UNSEEN, infer, resize_settings
-from .names import EMBEDDINGS, LAYER, WEIGHTS
+from .config_fields import ERF_NUMERICS, HALF, JEONSWORLD_STEM, UNSEEN, infer, resize_settings
+from .names import EMBEDDINGS, LAYER, STEM, UNIT, WEIGHTS
 
-HYBRID = (
-    "it is a hybrid of jeonsworld/ViT-pytorch, whose stem differs from every other implementation (GroupNorm of the "
-    "shortcuts with one group per channel, symmetric padding, unpadded pooling), so that outputs would differ; convert "
-    "Google's .npz and fine-tune that"
-)
+STEM_NUMERICS = {
+    "stem_weight_standardization_eps": 1e-5,
+    "stem_weight_standardization_mode": "sqrt_var_plus_eps",
+    "stem_group_norm_eps": 1e-6,
+    "stem_shortcut_norm_eps": 1e-5,
+}
+HYBRID_MODEL = "transformer.embeddings.hybrid_model."
+HEADS = rename("head." + WEIGHTS, "classifier.{p}")
+SETTINGS = {"pooling": "token", "pre_logits_size": None}
 
 
 def encoder(target: str) -> tuple[Rule, ...]:
@@ -33,6 +37,19 @@ def encoder(target: str) -> tuple[Rule, ...]:
     )
 
 
+def stem(target: str) -> tuple[Rule, ...]:
+    """Return the rules of the hybrid's ResNet, a port of Google's with other padding and norms of the shortcuts."""
+    unit, here = HYBRID_MODEL + "body.block{stage+1}.unit{unit+1}.", target + UNIT
+    return (
+        rename(HYBRID_MODEL + "root.conv.weight", target + STEM + "conv.weight"),
+        rename(HYBRID_MODEL + "root.gn." + WEIGHTS, target + STEM + "norm.{p}"),
+        rename(unit + "conv{n:1|2|3}.weight", here + "conv{n}.weight"),
+        rename(unit + "gn{n:1|2|3}." + WEIGHTS, here + "norm{n}.{p}"),
+        rename(unit + "downsample.weight", here + "shortcut.weight"),
+        rename(unit + "gn_proj." + WEIGHTS, here + "shortcut_norm.{p}"),
+    )
+
+
 def preprocessing(config: Any) -> dict[str, Any]:
     """Return settings that resize the whole image to the training size, with values from -1 to 1."""
     return resize_settings(config) | HALF
@@ -42,12 +59,19 @@ SOURCE = Source(
     name="jeonsworld",
     title="Vision Transformer of jeonsworld/ViT-pytorch (.bin)",
     forms=(
-        refusal(("transformer.embeddings.hybrid_model.root.conv.weight",), HYBRID),
+        Form(
+            model="AutoModelForImageClassification",
+            marks=(HYBRID_MODEL + "root.conv.weight", "head.weight"),
+            rules=(*encoder("vit."), *stem("vit."), HEADS),
+            settings=JEONSWORLD_STEM | SETTINGS,
+            numerics=STEM_NUMERICS,
+            write=write_bare,
+        ),
         Form(
             model="AutoModelForImageClassification",
             marks=("transformer.embeddings.position_embeddings", "head.weight"),
-            rules=(*encoder("vit."), rename("head." + WEIGHTS, "classifier.{p}")),
-            settings={"stem": "patch", "pooling": "token", "pre_logits_size": None},
+            rules=(*encoder("vit."), HEADS),
+            settings={"stem": "patch", **SETTINGS},
             write=write_bare,
         ),
     ),

@@ -7,7 +7,7 @@ from hf_vit_seg.conversion.rules import Rule, alias, drop, optional, rename
 from hf_vit_seg.conversion.source import Form, Source, refusal
 from hf_vit_seg.conversion.writers import write_bare
 
-from .config_fields import ERF_NUMERICS, PYTORCH_STEM, UNSEEN, infer
+from .config_fields import ERF_NUMERICS, PYTORCH_STEM, UNSEEN, USUAL_STEM, infer
 from .names import EMBEDDINGS, STEM, UNIT, WEIGHTS, timm_layers, timm_patches, timm_tokens
 
 BACKBONE = "patch_embed.backbone."
@@ -118,10 +118,10 @@ SOURCE = Source(
         *forms(
             (BACKBONE + "conv.weight",),
             lambda target: root(BACKBONE, target),
-            {"stem": "resnetv2", "stem_depths": []},
+            {**USUAL_STEM, "stem_depths": []},
             PYTORCH_STEM,
         ),
-        *forms((BACKBONE + "stem.conv.weight",), resnet, {"stem": "resnetv2"}, PYTORCH_STEM),
+        *forms((BACKBONE + "stem.conv.weight",), resnet, USUAL_STEM, PYTORCH_STEM),
         *forms((PATCHES,), lambda target: (), {"stem": "patch"}, {}),
     ),
     infer=infer,

@@ -13,7 +13,7 @@ from hf_vit_seg.conversion.source import Form, Outgoing, Source, Writer
 from hf_vit_seg.conversion.writers import transformers_writer
 from safetensors.torch import save_file
 
-from .config_fields import PYTORCH_STEM, UNSEEN, infer
+from .config_fields import PYTORCH_STEM, UNSEEN, USUAL_STEM, infer
 from .names import EMBEDDINGS, LAYER, STEM, UNIT, WEIGHTS
 
 # Fields with the same name in the config.json of transformers.
@@ -194,7 +194,7 @@ def forms(table: TABLE, first: str, write: Callable[[str, str], Writer | None]) 
 
 
 BIT = "embeddings.patch_embeddings.backbone.bit.embedder.convolution.weight"
-HYBRID: dict[str, Any] = {"stem": "resnetv2", "use_distillation_token": False, "num_register_tokens": 0}
+HYBRID: dict[str, Any] = {**USUAL_STEM, "use_distillation_token": False, "num_register_tokens": 0}
 
 SOURCE = Source(
     name="transformers",

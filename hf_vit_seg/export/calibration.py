@@ -3,6 +3,7 @@
 Shapes: C channels, H W pixels.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from hf_vit_seg.inference.segmenter import Segmenter
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Calibration images as pixel values (1, C, H, W) float32."""
+    """Calibration images as pixel values (1, C, H, W) float32, and their names: paths below the common folder."""
 
     images: Sequence[np.ndarray]
+    names: Sequence[str]
 
     @classmethod
     def from_files(
@@ -28,7 +30,9 @@ class Calibration:
         """Preprocess at most `most` evenly spaced files, and resize them to `size` (height, width) if given."""
         chosen = [files[i * len(files) // most] for i in range(most)] if len(files) > most else files
         images = (segmenter.prepare(file).pixel_values.float() for file in chosen)
-        return cls([(resize_images(image, size) if size else image).numpy() for image in images])
+        pixels = [(resize_images(image, size) if size else image).numpy() for image in images]
+        folder = os.path.commonpath([file.parent for file in chosen])
+        return cls(pixels, [os.path.relpath(file, folder) for file in chosen])
 
     def reader(self) -> Any:
         """Create a CalibrationDataReader of onnxruntime."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hf_vit_seg.inference.segmenter import Segmenter
@@ -33,7 +34,7 @@ def run(
     try:
         parity = export_model(segmenter, out, to, exporter, export_options, overwrite=overwrite, score=score)
     except ParityError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"hf-vit-seg: {error}")
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"hf-vit-seg: {error}", markup=False)
         return 1
     console.print(parity_view(parity))
     for when, value in parity.scores.items():
@@ -49,13 +50,13 @@ def parity_view(parity: Parity) -> Table:
         table.add_column(column, justify="left" if column == "images" else "right")
     cases = parity.cases
     if parity.dtype == "int8":
-        mean = sum(case.agreement for case in cases) / len(cases)
-        least = min(cases, key=lambda case: case.agreement)
-        cases = (replace(cases[0], images=f"mean of {len(cases)}", agreement=mean), replace(least, images="worst"))
+        mean = replace(cases[0], images=f"mean of {len(cases)}", agreement=parity.mean_agreement)
+        cases = (mean, replace(parity.worst, images=f"worst: {parity.worst.images}"))
     for case in cases:
         difference = "" if case.difference is None else f"{case.difference:.1e} sd"
         size = f"{case.height}x{case.width}"
-        table.add_row(case.images, str(case.batch), size, difference, f"{case.agreement:.4%}", str(case.wrong))
+        wrong = "" if case.wrong is None else str(case.wrong)
+        table.add_row(escape(case.images), str(case.batch), size, difference, f"{case.agreement:.4%}", wrong)
     return table
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hf_vit_seg.atomic_io import move_contents
 from hf_vit_seg.directory_lock import lock_directory
@@ -88,15 +89,17 @@ def check(
     if options.dtype not in exporter.dtypes:
         raise RecordError(f"{name} supports {' or '.join(exporter.dtypes)}, found {options.dtype}")
     if options.calibration and not exporter.quantizes:
-        raise RecordError(f"{name} is not written in 8 bits here; onnx and openvino are")
+        raise RecordError(f"{name} cannot be quantized to 8 bits: omit --int8, or use --to onnx or openvino")
     if options.calibration and options.size is None and not exporter.quantizes_open_sizes:
-        raise RecordError(f"{name} computes in 8 bits for one size alone: give size, such as 512x512")
+        raise RecordError(f"{name} is quantized for one size of images: also pass --size, such as --size 512x512")
     if options.calibration and (options.labels or options.dtype != "float32"):
-        raise RecordError("8-bit programs are made from float32 and give logits: leave label map and dtype out")
+        raise RecordError("8-bit programs are made from float32 and return logits: omit --label-map and --dtype")
     if not exporter.runs_alone and (options.size is None or options.batch is None):
-        raise RecordError(f"{name} needs to know what comes in: give size, such as 512x512, and batch")
+        raise RecordError(f"{name} has a fixed input shape: pass --size and --batch, such as --size 512x512 --batch 1")
     if options.labels and segmenter.model.config.num_labels > MOST_CLASSES:
-        raise RecordError(f"a label map of bytes has {MOST_CLASSES} classes at most, this model has more: take logits")
+        raise RecordError(
+            f"a label map of bytes has at most {MOST_CLASSES} classes, this model has more: omit --label-map"
+        )
     if (out / exporter.file).exists() and not overwrite:
         raise RecordError(f"{out / exporter.file} exists: pass --overwrite to replace it")
     if isinstance(segmenter.model, RuntimeModel):
@@ -135,10 +138,12 @@ def quantize(
     calibration = Calibration.from_files(options.calibration, segmenter, options.calibration_images, options.size)
     exporter.quantize(path, calibration)
     eight = RuntimeModel(path, segmenter.model.config)
-    images = [torch.from_numpy(image) for image in calibration.images]
+    pixels = map(torch.from_numpy, calibration.images)
+    images = dict(zip(calibration.names, pixels, strict=True))
     if options.size is None:  # the program must also work at sizes without calibration
-        height, width = images[0].shape[-2:]
-        images.append(resize_images(images[0], (height * 3 // 4, width * 4 // 3)))
+        name, first = next(iter(images.items()))
+        height, width = first.shape[-2:]
+        images[f"{name}, resized"] = resize_images(first, (height * 3 // 4, width * 4 // 3))
     cases = compare_labels(images, segmenter.logits, eight.program.run)
     scores = {}
     if score is not None:
@@ -146,8 +151,14 @@ def quantize(
         scores = {"before": score(segmenter), "after": score(after)}
     parity = Parity(name, "int8", None, cases, scores)
     if not parity.passed:
-        raise parity.failure(exporter.file)
+        raise parity.int8_failure(exporter.file, outer_layers(segmenter.model))
     return parity
+
+
+def outer_layers(model: nn.Module) -> list[str]:
+    """Return the names of the first and the last layer with weights, which are usually the first to be excluded."""
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return list(dict.fromkeys(layers[:1] + layers[-1:]))
 
 
 def write_metadata(segmenter: Segmenter, folder: Path, out: Path, parity: Parity, file: str) -> None:

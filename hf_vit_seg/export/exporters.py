@@ -21,10 +21,12 @@ from hf_vit_seg.records import Record, RecordError, Table
 from .calibration import Calibration
 from .forms import Target
 from .graphs import Geometry, export_graph
-from .onnx_names import name_axes, remove_origins
+from .onnx_names import LAYERS, matching_layers, name_axes, name_layers, remove_origins
 from .torchscript_records import remove_debug_records
 
 LARGEST_FILE = 1_800_000_000  # bytes; ONNX files are limited to 2 GiB, so larger weights are stored in a second file
+
+OPENVINO_LAYERS = ("MatMul", "Convolution", "GroupConvolution")
 
 
 class Exporter(Record):
@@ -63,6 +65,7 @@ class OnnxExporter(Exporter):
 
     opset: int = Field(default=20, ge=18)
     ranges: Literal["minmax", "entropy", "percentile"] = "minmax"
+    float32_layers: tuple[str, ...] = ()  # regular expressions (re.search) of layers that are not quantized
 
     def write(self, graph: nn.Module, geometry: Geometry, dtype: torch.dtype, path: Path) -> None:
         """Write model.onnx, and model.onnx.data if the weights are too large for one file."""
@@ -78,7 +81,7 @@ class OnnxExporter(Exporter):
                 verbose=False,
             )
         assert program is not None
-        model = remove_origins(name_axes(program.model_proto, geometry.dynamic_axes))
+        model = remove_origins(name_layers(name_axes(program.model_proto, geometry.dynamic_axes)))
         size = sum(tensor.nbytes for tensor in graph.state_dict().values())
         onnx.save(model, str(path), save_as_external_data=size > LARGEST_FILE, location=f"{path.name}.data")
 
@@ -86,6 +89,8 @@ class OnnxExporter(Exporter):
         """Apply static per-channel quantization in QDQ format to MatMul and Conv with constant weights."""
         quantization: Any = import_package("onnxruntime.quantization")
         methods = quantization.CalibrationMethod
+        nodes = import_package("onnx").load(str(path), load_external_data=False).graph.node
+        kept = matching_layers([node.name for node in nodes if node.op_type in LAYERS], self.float32_layers)
         whole = path.with_name(f"float.{path.name}")
         path.rename(whole)
         with quiet():
@@ -94,7 +99,8 @@ class OnnxExporter(Exporter):
                 str(path),
                 calibration.reader(),
                 quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=["MatMul", "Conv"],
+                op_types_to_quantize=list(LAYERS),
+                nodes_to_exclude=kept,
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
@@ -118,6 +124,7 @@ class OpenVinoExporter(Exporter):
     quantizes_open_sizes: ClassVar[bool] = False  # outputs have wrong shapes at sizes without calibration
 
     opset: int = Field(default=20, ge=18)
+    float32_layers: tuple[str, ...] = ()  # regular expressions (re.search) of layers that are not quantized
 
     def write(self, graph: nn.Module, geometry: Geometry, dtype: torch.dtype, path: Path) -> None:
         """Write model.xml and model.bin; float16 only applies to the stored weights."""
@@ -136,11 +143,14 @@ class OpenVinoExporter(Exporter):
         parts = [(path.with_suffix(suffix), whole.with_suffix(suffix)) for suffix in (".xml", ".bin")]
         for part, moved in parts:  # the weights are memory-mapped while the new file is written
             part.rename(moved)
+        model = core.read_model(str(whole))
+        layers = [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() in OPENVINO_LAYERS]
         quantized = nncf.quantize(
-            core.read_model(str(whole)),
+            model,
             nncf.Dataset(calibration.images),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(calibration.images),
+            ignored_scope=nncf.IgnoredScope(names=matching_layers(layers, self.float32_layers)),
         )
         openvino.save_model(quantized, str(path), compress_to_fp16=False)
         for _, moved in parts:

@@ -1,8 +1,14 @@
-"""Postprocessing of ONNX graphs: names of dynamic axes, and removal of stack traces with local paths."""
+"""Postprocessing of ONNX graphs: names of axes and layers, and removal of stack traces with local paths."""
 
+import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from hf_vit_seg.records import RecordError, shorten
+
+SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of a node: its modules from the outermost, then its own name
+LAYERS = ("MatMul", "Conv")
 
 
 def name_axes(model: Any, axes: Mapping[int, str]) -> Any:
@@ -17,6 +23,32 @@ def name_axes(model: Any, axes: Mapping[int, str]) -> Any:
     return model
 
 
+def name_layers(model: Any) -> Any:
+    """Put the name of the module before that of each node of `LAYERS`: `decode_head.classifier/node_conv2d_22`."""
+    for node in model.graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), None)
+        if node.op_type in LAYERS and scopes is not None:
+            node.name = f"{ast.literal_eval(scopes)[-2].removeprefix('model.')}/{node.name}"
+    return model
+
+
+def matching_layers(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """Return the names of layers that match one of the regular expressions (`re.search`).
+
+    RecordError if an expression matches no name.
+    """
+    known, found = list(names), []
+    for pattern in patterns:
+        try:
+            matched = [name for name in known if re.search(pattern, name)]
+        except re.error as error:
+            raise RecordError(f"float32_layers: '{pattern}' is not a valid regular expression: {error}") from None
+        if not matched:
+            raise RecordError(f"float32_layers: '{pattern}' matches no layer; found {shorten(known, 400)}")
+        found += matched
+    return list(dict.fromkeys(found))
+
+
 def remove_origins(model: Any) -> Any:
     """Remove the stack traces and metadata that torch attaches to nodes."""
     for part in (model, model.graph, *model.graph.input, *model.graph.output, *model.graph.value_info):
@@ -28,4 +60,4 @@ def remove_origins(model: Any) -> Any:
     return model
 
 
-__all__ = ["name_axes", "remove_origins"]
+__all__ = ["LAYERS", "matching_layers", "name_axes", "name_layers", "remove_origins"]

@@ -3,7 +3,7 @@
 Shapes: B images, C channels, H W pixels, h w the logits' grid, K classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -33,7 +33,8 @@ class Case:
 
     `difference` is the maximum difference of logits, in standard deviations of the logits (None for label maps),
     `agreement` the share of pixels with equal labels, and `wrong` the number of pixels with different labels whose two
-    highest logits differ by more than the tolerance, so that they are not ties.
+    highest logits differ by more than the tolerance, so that they are not ties (None for 8-bit programs, whose logits
+    have no tolerance).
     """
 
     images: str
@@ -42,7 +43,7 @@ class Case:
     width: int
     difference: float | None
     agreement: float
-    wrong: int
+    wrong: int | None
     passed: bool
 
 
@@ -65,11 +66,15 @@ class Parity:
         """The content of the report file."""
         return asdict(self) | {"passed": self.passed}
 
-    def tolerance_text(self) -> str:
-        """Describe the tolerance."""
-        if self.tolerance is None:
-            return f"the required mean agreement is {LEAST_AGREEMENT:.0%}"
-        return f"the tolerance is {self.tolerance:g} standard deviations"
+    @property
+    def mean_agreement(self) -> float:
+        """The mean of the cases' agreements."""
+        return sum(case.agreement for case in self.cases) / max(len(self.cases), 1)
+
+    @property
+    def worst(self) -> Case:
+        """The case with the least agreement."""
+        return min(self.cases, key=lambda case: case.agreement)
 
     def failure(self, name: str) -> ParityError:
         """The error for the first failed case."""
@@ -78,7 +83,18 @@ class Parity:
         return ParityError(
             f"the outputs of {name} differ from those of the model, so it was not written: on {case.images} of "
             f"{case.batch}x{case.height}x{case.width} they differ in {by}{1 - case.agreement:.3%} of the labels "
-            f"({case.wrong} of them are not ties); {self.tolerance_text()}"
+            f"({case.wrong} of them are not ties); the tolerance is {TOLERANCES[self.dtype]:g} standard "
+            "deviations"
+        )
+
+    def int8_failure(self, name: str, layers: Sequence[str]) -> ParityError:
+        """The error for an 8-bit program; `layers` are those to keep in float32 first."""
+        kept = ", ".join(f"'{layer}'" for layer in layers)
+        return ParityError(
+            f"the 8-bit {name} was not written: its labels equal those of the model in {self.mean_agreement:.1%} of "
+            f"the pixels, the mean of {len(self.cases)} images (worst: {self.worst.agreement:.1%} in "
+            f"{self.worst.images}), and {LEAST_AGREEMENT:.0%} are required; calibrate on more images, which resemble "
+            f'those to segment (--int8, --int8-images), or keep layers in float32: --set "float32_layers=[{kept}]"'
         )
 
 
@@ -151,14 +167,11 @@ def check_shape(found: torch.Tensor, expected: tuple[int, ...], images: str) -> 
         )
 
 
-def compare_labels(images: Sequence[torch.Tensor], model: Run, program: Run) -> tuple[Case, ...]:
-    """Compare the labels (not the logits) of an 8-bit program and its model on real images."""
-    cases = []
-    for i, pixel_values in enumerate(images):
-        case = compare(f"calibration image {i + 1}", pixel_values, model, program, float("inf"))
-        cases.append(case)
+def compare_labels(images: Mapping[str, torch.Tensor], model: Run, program: Run) -> tuple[Case, ...]:
+    """Compare the labels (not the logits) of an 8-bit program and its model on real images, by their names."""
+    cases = [compare(name, pixel_values, model, program, float("inf")) for name, pixel_values in images.items()]
     mean = sum(case.agreement for case in cases) / max(len(cases), 1)
-    return tuple(replace(case, passed=mean >= LEAST_AGREEMENT) for case in cases)
+    return tuple(replace(case, wrong=None, passed=mean >= LEAST_AGREEMENT) for case in cases)
 
 
 __all__ = [

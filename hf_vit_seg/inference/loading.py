@@ -54,6 +54,17 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segme
             f"{name} has no trained {task} head: {len(missing)} weights such as {missing[0]} are missing "
             f"(it was saved as {saved})"
         )
+    return unwrap_saved_modules(model)
+
+
+def unwrap_saved_modules(model: Any) -> Any:
+    """Replace peft's wrappers of `modules_to_save` in a model that was loaded with its adapter by the saved modules."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        from peft.utils.other import ModulesToSaveWrapper
+
+        wrapped = {name: m for name, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)}
+        for name, wrapper in wrapped.items():
+            model.set_submodule(name, wrapper.modules_to_save[wrapper.active_adapters[0]])
     return model
 
 
@@ -96,4 +107,5 @@ __all__ = [
     "load_processor",
     "select_device",
     "task_of",
+    "unwrap_saved_modules",
 ]

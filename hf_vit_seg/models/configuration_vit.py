@@ -53,7 +53,9 @@ class VisionTransformerConfig(StagedConfig):
     `stem_width_factor`, whose feature map is cut into patches. Its stride is 4 with one stage or none (R+Ti/16 has
     none, and 8x8 patches: stride 32 in total), and doubles with each further stage. Kernels are standardized by
     std + eps ("std_plus_eps", vit_jax with 1e-5) or sqrt(var + eps) ("sqrt_var_plus_eps", timm with 1e-8).
-    `stem_padding` is TensorFlow's "same", or "symmetric".
+    `stem_padding` is TensorFlow's "same", or "symmetric". jeonsworld/ViT-pytorch differs from both in three fields:
+    `stem_pool_padding` False pools without padding, `stem_shortcut_norm` "channel" normalizes every channel of a
+    projected shortcut by itself, and `stem_shortcut_norm_eps` (by default `stem_group_norm_eps`) is the epsilon there.
 
     `token_merging` is the fraction of patches removed by merging the most similar ones, in equal steps between layers
     (ToMe, arXiv 2210.09461); at the end every patch gets the token it was merged into. It makes a trained model faster
@@ -109,6 +111,9 @@ class VisionTransformerConfig(StagedConfig):
     stem_weight_standardization_mode: Literal["std_plus_eps", "sqrt_var_plus_eps"] = "std_plus_eps"
     stem_weight_standardization_eps: float = 1e-5
     stem_group_norm_eps: float = 1e-6
+    stem_shortcut_norm: Literal["group", "channel"] = "group"
+    stem_shortcut_norm_eps: float | None = None
+    stem_pool_padding: bool = True
     decode_head: Literal["linear", "mask_transformer", "feature_pyramid"] = "linear"
     decode_head_num_layers: int = 2
     decode_head_hidden_size: int | None = None
@@ -188,6 +193,14 @@ class VisionTransformerConfig(StagedConfig):
             raise HfVitSegError(
                 f"VisionTransformerConfig.hidden_size {self.hidden_size} must be divisible by "
                 f"num_attention_heads {self.num_attention_heads}"
+            )
+
+    def validate_stem(self):
+        """ValueError for pooling without padding before fewer than two stages: the token grid would be too small."""
+        if self.stem == "resnetv2" and not self.stem_pool_padding and len(self.stem_depths) < 2:
+            raise HfVitSegError(
+                "VisionTransformerConfig.stem_pool_padding False requires at least two stages in stem_depths, "
+                f"got {tuple(self.stem_depths)}: set it to True"
             )
 
     def validate_merging(self):

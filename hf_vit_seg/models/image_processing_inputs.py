@@ -83,6 +83,8 @@ def native_array(image: Any) -> np.ndarray:
     array = np.asarray(image)
     if array.dtype.kind not in "buif":
         raise HfVitSegError(f"Pixels must be real numbers, found the type {array.dtype}")
+    if any(stride < 0 for stride in array.strides):  # also of axes of length 1, which count as contiguous
+        array = array.copy()
     return np.require(array, array.dtype.newbyteorder("="), requirements=["C", "W"])
 
 
@@ -95,16 +97,24 @@ def channels_first(image: torch.Tensor, channels: Sequence[int], layout: str | C
         return image[None]
     if image.ndim != 3:
         raise HfVitSegError(f"Found an image of shape {tuple(image.shape)}, expected (H, W), (C, H, W) or (H, W, C)")
-    if layout is None:
-        for candidate in channels:
-            if candidate in (image.shape[0], image.shape[-1]):
-                first = image.shape[0] == candidate
-                return image if first else image.permute(2, 0, 1)
+    if layout is not None:
+        return image.permute(2, 0, 1) if ChannelDimension(layout) == ChannelDimension.LAST else image
+    axis = channel_axis(image.shape, channels)
+    if axis is None:
         raise HfVitSegError(
             f"An image of shape {tuple(image.shape)} has no axis of {' or '.join(map(str, channels))} channels, "
             "which image_mean requires: pass input_data_format or a processor with one mean per channel"
         )
-    return image.permute(2, 0, 1) if ChannelDimension(layout) == ChannelDimension.LAST else image
+    return image if axis == 0 else image.permute(2, 0, 1)
+
+
+def channel_axis(shape: Sequence[int], channels: Sequence[int]) -> int | None:
+    """The axis of a shape of three, 0 or 2, whose length is in `channels`; earlier ones take precedence, then axis 0.
+
+    None if there is none.
+    """
+    ends = (shape[0], shape[2])
+    return next((2 * ends.index(count) for count in channels if count in ends), None)
 
 
 def rgb_channels(image: torch.Tensor, white: float) -> torch.Tensor:
@@ -174,4 +184,4 @@ def class_map(image: Any) -> torch.Tensor:
     return labels.to(torch.int64)
 
 
-__all__ = ["class_map", "highest_value", "list_maps", "reduce_gray", "rgb_image", "to_pixels"]
+__all__ = ["channel_axis", "class_map", "highest_value", "list_maps", "reduce_gray", "rgb_image", "to_pixels"]

@@ -2,6 +2,7 @@
 
 Despite its name, its bottlenecks are those of ResNet v1, with the activation after the addition. Padding is
 TensorFlow's 'SAME': as much as the stride requires, with the odd pixel on the right and at the bottom.
+jeonsworld/ViT-pytorch differs in padding and in the norm of the shortcuts (`StemNumerics`).
 
 Shapes: B images, C channels, H W grid; feature maps are channels-last in memory.
 """
@@ -27,6 +28,9 @@ class StemNumerics(NamedTuple):
     mode: str  # "std_plus_eps" or "sqrt_var_plus_eps"
     eps: float
     norm_eps: float
+    shortcut_norm: str = "group"  # or "channel": one group per channel
+    shortcut_norm_eps: float | None = None  # None: norm_eps
+    pool_padding: bool = True
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -73,6 +77,25 @@ class StandardizedConv2d(nn.Conv2d):
         return cached_conv2d(feature_map, self.weight, self.standardize_kernels, self.kernels, self.stride, padding)
 
 
+class ChannelNorm(nn.GroupNorm):
+    """GroupNorm with one group per channel. `nn.GroupNorm` raises for a batch of one map with a single cell."""
+
+    def __init__(self, num_channels: int, eps: float):
+        super().__init__(num_channels, num_channels, eps=eps)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w), of any size, to the same shape."""
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def shortcut_norm(channels: int, numerics: StemNumerics) -> nn.GroupNorm:
+    """The norm of a projected shortcut."""
+    eps = numerics.norm_eps if numerics.shortcut_norm_eps is None else numerics.shortcut_norm_eps
+    if numerics.shortcut_norm == "channel":
+        return ChannelNorm(channels, eps)
+    return nn.GroupNorm(GROUPS, channels, eps=eps)
+
+
 class ZeroInitGroupNorm(nn.GroupNorm):
     """The last norm of a unit: its scale is initialized to zero, so that a new unit equals its shortcut."""
 
@@ -91,7 +114,7 @@ class Bottleneck(nn.Module):
         self.norm3 = ZeroInitGroupNorm(GROUPS, out_channels, eps=numerics.norm_eps)
         projects = stride > 1 or in_channels != out_channels
         self.shortcut = StandardizedConv2d(in_channels, out_channels, 1, stride, numerics) if projects else None
-        self.shortcut_norm = nn.GroupNorm(GROUPS, out_channels, eps=numerics.norm_eps) if projects else None
+        self.shortcut_norm = shortcut_norm(out_channels, numerics) if projects else None
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         shortcut = feature_map
@@ -126,7 +149,7 @@ class ResNetV2Stem(nn.Module):
     def __init__(self, num_channels: int, depths: tuple[int, ...], width_factor: float, numerics: StemNumerics):
         super().__init__()
         width = int(ROOT_WIDTH * width_factor)
-        self.pads_itself = numerics.padding == "same"
+        self.pads_itself, self.pool_padding = numerics.padding == "same", numerics.pool_padding
         self.conv = StandardizedConv2d(num_channels, width, 7, 2, numerics)
         self.norm = nn.GroupNorm(GROUPS, width, eps=numerics.norm_eps)
         self.stages = nn.ModuleList()
@@ -137,10 +160,15 @@ class ResNetV2Stem(nn.Module):
             self.out_channels = EXPANSION * width * 2**stage
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) to the last stage's map, at 1/4 with one stage or none."""
+        """Images (B, C, H, W) to the last stage's map, at 1/4 with one stage or none.
+
+        Without padding, pooling returns one row and one column less; the second stage's stride makes up for them.
+        """
         feature_map = self.conv(channels_last(pixel_values))
         feature_map = self.norm(feature_map).relu()
-        if self.pads_itself:  # zeros never exceed a ReLU's output
+        if not self.pool_padding:
+            feature_map = max_pool2d(feature_map, 3, 2)
+        elif self.pads_itself:  # zeros never exceed a ReLU's output
             feature_map = max_pool2d(pad_same(feature_map, 3, 2), 3, 2)
         else:
             feature_map = max_pool2d(feature_map, 3, 2, padding=1)
@@ -149,4 +177,4 @@ class ResNetV2Stem(nn.Module):
         return feature_map
 
 
-__all__ = ["ResNetV2Stem", "StandardizedConv2d", "StemNumerics", "ZeroInitGroupNorm", "pad_same"]
+__all__ = ["ChannelNorm", "ResNetV2Stem", "StandardizedConv2d", "StemNumerics", "ZeroInitGroupNorm", "pad_same"]

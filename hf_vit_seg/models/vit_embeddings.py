@@ -52,6 +52,9 @@ class PatchEmbeddings(nn.Module):
                 mode=config.stem_weight_standardization_mode,
                 eps=config.stem_weight_standardization_eps,
                 norm_eps=config.stem_group_norm_eps,
+                shortcut_norm=config.stem_shortcut_norm,
+                shortcut_norm_eps=config.stem_shortcut_norm_eps,
+                pool_padding=config.stem_pool_padding,
             )
             self.stem = ResNetV2Stem(config.num_channels, tuple(config.stem_depths), config.stem_width_factor, numerics)
         self.projection = nn.Conv2d(

@@ -1,6 +1,7 @@
 """Exported programs match the model at any size, or are not kept."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -20,7 +21,8 @@ from typer.testing import CliRunner
 from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
 from hf_vit_seg.export import EXPORTERS, ExportOptions, ParityError, export_model, forms
-from hf_vit_seg.export.exporters import TorchScriptExporter
+from hf_vit_seg.export.calibration import Calibration
+from hf_vit_seg.export.exporters import OnnxExporter, TorchScriptExporter
 from hf_vit_seg.export.forms import ExportForm, export_forms, with_export_forms
 from hf_vit_seg.export.graphs import CLASSES_TOGETHER, Geometry, LogitGraph, resize_to_labels
 from hf_vit_seg.export.onnx_names import name_axes
@@ -233,6 +235,65 @@ def test_half_precision_and_int8(format_, size, needs, tmp_path):
     assert sizes[1] < 1.5 * sizes[0]
 
 
+class CoarseExporter(OnnxExporter):
+    """Quantization that destroys all labels."""
+
+    def quantize(self, path: Path, calibration: Calibration) -> None:
+        onnx = pytest.importorskip("onnx")
+        model = onnx.load(str(path))
+        for weight in model.graph.initializer:
+            if weight.name.endswith("classifier.weight"):
+                weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
+        onnx.save(model, str(path))
+
+
+def test_failed_quantization_reports_mean_worst_image_and_layers(tmp_path):
+    pytest.importorskip("onnx")
+    nuclei = REPOSITORY / "examples" / "nuclei"
+    original = Segmenter.from_pretrained(str(nuclei / "model"), device="cpu")
+    files = sorted((nuclei / "data" / "test" / "images").iterdir())[:2]
+    options = ExportOptions(calibration=files, size=(128, 128))
+    with pytest.raises(ParityError) as error:
+        export_model(original, tmp_path / "out", "onnx", CoarseExporter(), options)
+    assert not (tmp_path / "out").exists()
+    calibration = Calibration.from_files(files, original, 2, (128, 128))
+    agreements = {}
+    for name, image in zip(calibration.names, calibration.images, strict=True):
+        logits = original.logits(torch.from_numpy(image))
+        bias = original.model.decode_head.classifier.bias[:, None, None]
+        agreements[name] = float((label_map(logits) == label_map(2 * bias - logits)).double().mean())
+    worst = min(agreements, key=lambda name: agreements[name])
+    assert worst in [file.name for file in files]
+    assert f"{sum(agreements.values()) / 2:.1%}" in str(error.value)
+    assert f"(worst: {agreements[worst]:.1%} in {worst})" in str(error.value)
+    layers = re.findall(r"'([\w.]+)'", str(error.value).partition("float32_layers")[2])
+    assert len(layers) == 2 and all(hasattr(original.model.get_submodule(layer), "weight") for layer in layers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("format_", "needs"), [("onnx", "onnxruntime"), ("openvino", "nncf")])
+def test_float32_layers_are_not_quantized(format_, needs, tmp_path):
+    pytest.importorskip(needs)
+    nuclei = REPOSITORY / "examples" / "nuclei"
+    original = Segmenter.from_pretrained(str(nuclei / "model"), device="cpu")
+    options = ExportOptions(calibration=sorted((nuclei / "data" / "train" / "images").iterdir())[:3], size=(128, 128))
+    sizes = {}
+    for kept in ((), (r"stages\.3\.",)):
+        row = EXPORTERS.read(format_, {"float32_layers": kept}, "")
+        out = tmp_path / str(len(kept))
+        assert export_model(original, out, format_, row, options).passed
+        sizes[len(kept)] = sum(file.stat().st_size for file in out.glob("model.*"))
+    weights = sum(
+        module.weight.numel()
+        for name, module in original.model.named_modules()
+        if "stages.3." in name and isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    )
+    assert sizes[1] - sizes[0] == pytest.approx(3 * weights, rel=0.1)  # four bytes instead of one
+    row = EXPORTERS.read(format_, {"float32_layers": ["nowhere"]}, "")
+    with pytest.raises(RecordError, match="float32_layers: 'nowhere' matches no layer"):
+        export_model(original, tmp_path / "none", format_, row, options)
+
+
 @pytest.mark.slow
 def test_openvino_compiles_for_repeated_sizes(tmp_path):
     pytest.importorskip("openvino")
@@ -325,9 +386,9 @@ def test_comparison_distinguishes_ties_from_errors():
     ("format_", "options", "message"),
     [
         ("torchscript", ExportOptions(dtype="float16"), "float32"),
-        ("torchscript", ExportOptions(calibration=["a.png"]), "8 bits"),
-        ("onnx", ExportOptions(calibration=["a.png"], labels="input"), "leave label map"),
-        ("openvino", ExportOptions(calibration=["a.png"]), "for one size alone: give size"),
+        ("torchscript", ExportOptions(calibration=["a.png"]), "--to onnx or openvino"),
+        ("onnx", ExportOptions(calibration=["a.png"], labels="input"), "omit --label-map"),
+        ("openvino", ExportOptions(calibration=["a.png"]), "--size"),
     ],
 )
 def test_invalid_export_options_raise(format_, options, message, tmp_path):

@@ -21,6 +21,7 @@ from hf_vit_seg.models.modeling_cvt import as_map, as_tokens
 from hf_vit_seg.models.resnetv2 import same_padding
 from hf_vit_seg.models.vit_embeddings import PatchEmbeddings
 
+JEONSWORLD = {"stem_padding": "symmetric", "stem_shortcut_norm": "channel", "stem_pool_padding": False}
 THREE_STAGES = {"stem": "resnetv2", "stem_depths": (1, 1, 1), "stem_width_factor": 0.5, "patch_size": 1}
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -108,7 +109,7 @@ def test_hybrid_stem_rounds_each_side_once(padding):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("stem", [{"patch_size": 16}, THREE_STAGES])
+@pytest.mark.parametrize("stem", [{"patch_size": 16}, THREE_STAGES, THREE_STAGES | JEONSWORLD])
 def test_exported_vits_round_each_side_once(stem):
     config = VisionTransformerConfig(image_size=64, num_labels=3, decode_head="linear", **stem, **SMALL)
     model = randomize_weights(transformers.AutoModelForSemanticSegmentation.from_config(config)).eval()

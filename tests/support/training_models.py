@@ -58,13 +58,13 @@ def classifier(model: PreTrainedModel) -> nn.Module:
     return getattr(model.decode_head, "all_mlp", model.decode_head).classifier
 
 
-def train_steps(model: nn.Module, steps: int = 2) -> nn.Module:
+def train_steps(model: nn.Module, steps: int = 2, images: torch.Tensor = IMAGES) -> nn.Module:
     """Some steps on the same images."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.05)
     for _ in range(steps):
         model.train()
-        model(IMAGES, labels=LABELS).loss.backward()
+        model(images, labels=LABELS).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return model

@@ -138,7 +138,7 @@ def test_resume_after_kill_is_bit_identical(recipe, tmp_path):
     killed = start([str(recipe), str(tmp_path / "parts"), "7"], script=str(tmp_path / "killed.py"))
     finish(killed, -signal.SIGKILL)
     assert [path.name for path in checkpoints(tmp_path / "parts" / "checkpoints")] == ["step-000005"]
-    assert [step for step, _ in log(tmp_path / "parts")] == [2, 4, 6]
+    assert [step for step, _ in log(tmp_path / "parts")] == [1, 2, 4, 6]
     assert run(recipe, tmp_path / "parts", resume=True) is RunStatus.finished
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
@@ -256,7 +256,7 @@ def test_run_can_be_extended(recipe, checkpoint):
     out = checkpoint.parent.parent
     assert run(recipe, out, "loop.steps=3", "loop.log_every=1", "loop.keep_checkpoints=1", resume=True)
     assert [path.name for path in checkpoints(out / "checkpoints")] == ["step-000003"]
-    assert [step for step, _ in log(out)] == [2, 3]
+    assert [step for step, _ in log(out)] == [1, 2, 3]
 
 
 def test_resuming_a_finished_run_changes_nothing(recipe, checkpoint):

@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ from hf_vit_seg.training.loop.trainer import RunStatus, TrainingError
 from hf_vit_seg.training.recipe.metric_names import METRICS
 from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.memory_advice import OutOfMemory
+from hf_vit_seg.training.reports.run_log import read as read_log
 
 
 @pytest.fixture(scope="module")
@@ -512,7 +514,7 @@ def test_full_disk_is_reported(recipe, tmp_path, limit, overrides, what):
     (tmp_path / "full.py").write_text(FULL_DISK)
     out = tmp_path / "run"
     said = finish(start([str(recipe), str(out), limit, *overrides], script=str(tmp_path / "full.py")), expected=2)
-    assert f"hf-vit-seg: {out / what} cannot be written: " in said and "Traceback" not in said
+    assert f"hf-vit-seg: {out / what} cannot be written (" in said and "Traceback" not in said
     assert not list(out.rglob(".tmp-*"))
     if what == "best":
         assert "there is no checkpoint yet" in said
@@ -550,6 +552,21 @@ def test_adapters_are_merged_into_saved_weights(recipe, data, tmp_path):
     model = str(tmp_path / "run" / "last")
     found = evaluate_model(model, load_recipe(tmp_path / "run" / "recipe.yaml"), "validation", tmp_path / "out")
     assert found.scores["mean_iou"] == pytest.approx(said, abs=1e-4)
+
+
+def test_counts_of_parameters_and_the_first_loss_are_reported(recipe, tmp_path, capsys):
+    rule = r"stages\.0\."
+    run(recipe, tmp_path / "run", "loop.steps=3", "loop.log_every=2", f"model.freeze=['{rule}']")
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run" / "last")
+    matched = [parameter.numel() for key, parameter in model.named_parameters() if re.search(rule, key)]
+    counts = json.loads((tmp_path / "run" / "last" / "metrics.json").read_text())["parameters"]
+    assert counts["freeze"] == {rule: len(matched)} and counts["frozen"] == sum(matched) > 0
+    assert counts["total"] == counts["trainable"] + counts["frozen"] == model.num_parameters()
+    shown = capsys.readouterr().err
+    assert f"{counts['trainable']:,} trainable, {counts['frozen']:,} frozen, {counts['total']:,} in total" in shown
+    assert f"'{rule}' matches {len(matched)} tensors" in shown
+    logged = [line["step"] for line in read_log(tmp_path / "run") if "loss" in line]
+    assert logged == [1, 2, 3] and "step 1/3" in shown
 
 
 def test_classification(tmp_path):

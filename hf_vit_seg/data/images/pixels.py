@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.models.image_processing_inputs import rgb_image, to_pixels
+from hf_vit_seg.models.image_processing_inputs import channel_axis, rgb_image, to_pixels
 
 from .files import (
     MAX_PIXELS,
@@ -187,14 +187,13 @@ def move_channels_first(array: np.ndarray, counts: Sequence[int], file: object) 
     """Move the channels of an array (H, W), (C, H, W) or (H, W, C) first; earlier `counts` have priority."""
     if array.ndim == 2:
         return array[None]
-    ends = (array.shape[0], array.shape[2]) if array.ndim == 3 else ()
-    found = [axis for count in counts for axis, length in enumerate(ends) if length == count]
-    if not found:
+    axis = channel_axis(array.shape, counts) if array.ndim == 3 else None
+    if axis is None:
         raise ImageFileError(
             f"{file}: found an array of shape {array.shape}, expected (height, width), or "
             f"{' or '.join(map(str, counts))} channels in the first or last axis (data.channels of the recipe)"
         )
-    return array if found[0] == 0 else array.transpose(2, 0, 1)
+    return array if axis == 0 else array.transpose(2, 0, 1)
 
 
 def read_mask(file: File, max_pixels: int = MAX_PIXELS) -> torch.Tensor:

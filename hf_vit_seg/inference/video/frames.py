@@ -173,7 +173,7 @@ class VideoWriter:
         try:
             return self.container.add_stream_from_template(track)
         except (ValueError, self.av.FFmpegError):
-            self.notes.append(f"its sound ({track.codec_context.name}) cannot be add_sound to mp4 and was left out")
+            self.notes.append(f"its sound ({track.codec_context.name}) cannot be added to MP4 and was left out")
             return None
 
     def write(self, picture: Image.Image, time: Fraction | None) -> None:

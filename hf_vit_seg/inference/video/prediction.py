@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_vit_seg.atomic_io import json_text, write_files
+from hf_vit_seg.atomic_io import json_text, partial_path, write_files
 from hf_vit_seg.errors import write_errors
 from hf_vit_seg.inference.files.prediction import FRAMES, REPORT, VIDEO, Job, PredictOptions, class_rows
 from hf_vit_seg.inference.segmentation import Segmentation, class_counts
@@ -74,7 +74,7 @@ def predict_video(segmenter: Segmenter, job: Job, options: PredictOptions) -> It
     a label map for each frame, by number. Raises VideoError or ImageFileError; a video is complete or not written.
     """
     target = job.result(VIDEO)
-    unfinished = target.with_name(f".{target.name}.part")
+    unfinished = partial_path(target)
     with ExitStack() as stack:
         video = open_video(job.image.path, options.frame_rate)
         stack.callback(video.close)
@@ -89,13 +89,16 @@ def predict_video(segmenter: Segmenter, job: Job, options: PredictOptions) -> It
                 writer.copy(part)
                 continue
             result = segmenter(part.picture)
-            writer.write(result.overlay(options.opacity, legend=False, longest_side=None), part.time)
+            overlay = result.overlay(options.opacity, legend=False, longest_side=None)
+            with write_errors(target):
+                writer.write(overlay, part.time)
             if options.frames:
                 save_labels(job, tally.frames, result)
             tally.add(result)
             progress = VideoProgress(tally.frames, video.total, tally.frames_per_second)
             yield progress
-        writer.finish()
+        with write_errors(target):
+            writer.finish()
         text = json_text(report(segmenter, job, options, video, tally, writer.notes), indent=2)
         write_files({target: unfinished.replace, job.result(REPORT): lambda path: path.write_text(text, "utf-8")})
         yield replace(progress, notes=tuple(writer.notes))

@@ -38,6 +38,7 @@ from hf_vit_seg.training.evaluation.trial import extreme_samples, try_evaluation
 from hf_vit_seg.training.losses.objectives import OBJECTIVES, Batch, Objective
 from hf_vit_seg.training.losses.registry import describe_losses
 from hf_vit_seg.training.model.building import PAIRS_FIELD, BuiltModel, build_model, output_names
+from hf_vit_seg.training.model.freezing import ParameterCounts, count_parameters
 from hf_vit_seg.training.model.normalization import convert_sync_batchnorm
 from hf_vit_seg.training.model.preparation import prepare_for_training
 from hf_vit_seg.training.model.processor import MEASURED
@@ -108,6 +109,7 @@ class TrainingComponents:
     average: WeightAverage | None
     scattered: Any
     steps: int
+    parameters: ParameterCounts
     notes: list[str]
     skipped: list[dict[str, str]]  # unusable samples
 
@@ -180,6 +182,8 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     notes = [*describe_data(recipe.data.model_dump()), *checked.warnings, *built.notes, *loss_notes(recipe)]
     notes += keypoint_notes(recipe, built.model, data.names)
     notes += freeze_unused(accelerator, model, objective, sample)
+    parameters = count_parameters(model, recipe.model.freeze)
+    notes += parameters.notes()
     size = choose_batch_size(recipe, accelerator, model, objective, sample, len(dataset))
     recipe = resolve_recipe(recipe, accelerator, size)
     notes += continuation_notes(start, recipe, accelerator.num_processes) if start else []
@@ -206,6 +210,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
         average=WeightAverage(model, recipe.loop.ema) if recipe.loop.ema else None,
         scattered=scattered,
         steps=steps,
+        parameters=parameters,
         notes=notes,
         skipped=checked.skipped,
     )

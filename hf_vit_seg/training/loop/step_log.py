@@ -4,7 +4,7 @@ import math
 import time
 
 from hf_vit_seg.training.checkpoints.state import Manifest
-from hf_vit_seg.training.reports.progress import Progress
+from hf_vit_seg.training.reports.progress import Progress, is_logged
 from hf_vit_seg.training.reports.run_log import RunLog
 
 from .optimizer_step import StepResult
@@ -17,7 +17,7 @@ def is_due(step: int, steps: int, every: int | None) -> bool:
 
 
 class StepLog:
-    """Shows every step, and logs the mean of the steps since the last line.
+    """Shows every step, and logs the first, and then the mean of the steps since the last line.
 
     `recent` are the losses since the last line, `seconds` is the time of all steps.
     """
@@ -47,7 +47,7 @@ class StepLog:
         each = self.parts.samples_per_step
         values = {"epoch": step * each / len(self.parts.data.train), "learning_rate": result.learning_rate}
         self.progress.update(step, loss=result.loss, images_per_second=each / max(elapsed, 1e-9), **values)
-        if is_due(step, self.parts.steps, self.parts.recipe.loop.log_every):
+        if is_logged(step, self.parts.steps, self.parts.recipe.loop.log_every):
             mean = sum(self.recent) / len(self.recent) if self.recent else math.nan
             if result.gradient_norm is not None:
                 values["grad_norm"] = result.gradient_norm

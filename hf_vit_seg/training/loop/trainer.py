@@ -33,6 +33,7 @@ from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, preserve_
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_sample_images
 from hf_vit_seg.training.figures.plots import draw_plots
+from hf_vit_seg.training.model.freezing import ParameterCounts
 from hf_vit_seg.training.optimization.gathered_weights import SHARDING, share_buffers, whole_model
 from hf_vit_seg.training.optimization.schedules import set_rates
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -142,7 +143,7 @@ class Run:
             self.best_tracker = self.best_tracker.after(name, value, self.step, self.recipe.loop.early_stop)
             best = self.best_tracker.best_step == self.step
             report = report_of(found, self.recipe, self.parts.data.names, "validation", self.step)
-            self.report = replace(report, details=run_details(self.manifest()))
+            self.report = replace(report, details=run_details(self.manifest(), self.parts.parameters))
             self.log.evaluation(self.step, found.scores)
 
             def write() -> None:
@@ -204,7 +205,7 @@ class Run:
 
             on_main_process(self.accelerator, write)
             if had_ended and self.parts.data.validation is not None and best_step is not None:
-                details = run_details(self.manifest())
+                details = run_details(self.manifest(), self.parts.parameters)
                 complete_best_model(self.parts, self.directory, best_step, self.provenance, details, self.progress.log)
             on_main_process(self.accelerator, lambda: draw_plots(self.directory.path))
         if not self.completed:
@@ -212,12 +213,13 @@ class Run:
             write_manifest(self.accelerator, self.directory.checkpoints, self.manifest(), self.report)
 
 
-def run_details(manifest: Manifest) -> dict[str, Any]:
-    """Return what a report says of the training so far."""
+def run_details(manifest: Manifest, parameters: ParameterCounts) -> dict[str, Any]:
+    """Return what a report says of the training so far, and of the trained and frozen parameters."""
     return {
         "training_seconds": round(manifest.seconds, 1),
         "skipped_steps": manifest.skipped_steps,
         "loss_scale_overflows": manifest.loss_scale_overflows,
+        "parameters": parameters.details(),
     }
 
 

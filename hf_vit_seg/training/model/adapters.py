@@ -1,16 +1,21 @@
 """LoRA (arXiv 2106.09685) through peft: low-rank adapters in the encoder's linear layers, and a fully trained head.
 
-The head is not in peft's `modules_to_save`: these are copies behind wrappers, which break transformers' loading of
-adapters and lists of modules. The head is not frozen, and is saved with the model, including its BatchNorm statistics.
+During training the head is not in peft's `modules_to_save`, whose copies behind wrappers break lists of modules: it is
+just not frozen. Saved adapters have it there, with its BatchNorm statistics, and also modules of the encoder that the
+pretrained model lacks, such as a stem for other channels: peft then needs only the pretrained model.
 BatchNorms of the encoder do not change.
 """
 
 import copy
 import json
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,7 +23,68 @@ from hf_vit_seg.local_paths import publishable
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.recipe.schema import LoraRecipe
 
-from .parameter_names import encoder_layers, encoder_prefix, has_adapters, plain_model, plain_name, unwrap_model
+from .parameter_names import (
+    INITIALIZED,
+    SAVED_ADAPTERS,
+    encoder_layers,
+    encoder_prefix,
+    has_adapters,
+    plain_model,
+    plain_name,
+    unwrap_model,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SavedAdapters:
+    """The adapters of a checkpoint that were not merged: tensors by the names that they have in the model."""
+
+    rank: int
+    alpha: float
+    tensors: Mapping[str, torch.Tensor]
+
+
+def detach_adapters(model: PreTrainedModel, merge: bool) -> tuple[PreTrainedModel, SavedAdapters | None]:
+    """Return a model without the adapters that transformers loaded with it, and these; None if there are none.
+
+    With `merge`, they are added to the weights. RecordError for other adapters than LoRA.
+    """
+    if not getattr(model, "peft_config", None):
+        return model, None
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = next(iter(cast(Any, model).peft_config.values()))
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    if not all(isinstance(layer, LoraLayer) for layer in layers.values()):
+        raise RecordError(f"model.from_pretrained: the checkpoint has {config.peft_type} adapters, expected LoRA")
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
+    for name, layer in cast(dict[str, Any], layers).items():
+        if merge:
+            layer.merge()
+        model.set_submodule(name, layer.get_base_layer())
+    plain = type(model)(model.config)  # transformers saves the loaded model as adapters, by other names
+    plain.load_state_dict(model.state_dict())
+    plain.name_or_path = model.name_or_path
+    return plain, SavedAdapters(config.r, config.lora_alpha, tensors)
+
+
+def load_adapters(adapted: Any, saved: SavedAdapters, recipe: LoraRecipe) -> None:
+    """Load adapters into a model with new ones. RecordError if their settings differ."""
+    for name, now, then in (("rank", recipe.rank, saved.rank), ("alpha", recipe.alpha, saved.alpha)):
+        if now != then:
+            raise RecordError(
+                f"model.lora.{name} is {now:g}, but the adapters of the checkpoint have {then:g}; use the same, or "
+                "remove model.lora to merge them into the weights"
+            )
+    model = adapted.get_base_model()
+    expected = {name for name in model.state_dict() if ".lora_" in name}
+    if expected != saved.tensors.keys():
+        raise RecordError(
+            f"model.lora.target_modules: found {len(expected)} tensors of adapters, but the checkpoint has "
+            f"{len(saved.tensors)}; use its target_modules, or remove model.lora to merge its adapters into the weights"
+        )
+    model.load_state_dict(saved.tensors, strict=False)
 
 
 def encoder_linears(model: PreTrainedModel) -> str:
@@ -41,7 +107,7 @@ def encoder_linears(model: PreTrainedModel) -> str:
 def add_adapters(model: PreTrainedModel, recipe: LoraRecipe) -> Any:
     """Return the model wrapped by peft: adapters and head are trained, the rest of the encoder is frozen.
 
-    RecordError if `target_modules` match no layer.
+    Adapters of the checkpoint are trained further. RecordError if `target_modules` match no layer.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -59,6 +125,9 @@ def add_adapters(model: PreTrainedModel, recipe: LoraRecipe) -> Any:
     for name, parameter in adapted.named_parameters():
         if prefix and not plain_name(name).startswith(prefix):
             parameter.requires_grad_(True)
+    if (saved := getattr(model, SAVED_ADAPTERS, None)) is not None:
+        load_adapters(adapted, saved, recipe)
+        delattr(model, SAVED_ADAPTERS)
     return adapted
 
 
@@ -69,11 +138,50 @@ def merge_adapters(model: nn.Module) -> PreTrainedModel:
     return cast(Any, copy.deepcopy(unwrap_model(model))).merge_and_unload()
 
 
+def trained_modules(model: PreTrainedModel) -> list[str]:
+    """Return the names of the modules that the pretrained model lacks or has with other weights.
+
+    These are the modules of the head and those of `initialized_tensors`; containers are replaced by their modules,
+    because peft cannot wrap them.
+    """
+    prefix, modules = encoder_prefix(model), dict(model.named_modules())
+    children = [name for name, _ in model.named_children() if prefix and not f"{name}.".startswith(prefix)]
+    owners = {tensor.rpartition(".")[0] for tensor in getattr(model, INITIALIZED, ())}
+    found = [part for name in children for part in callable_modules(name, modules[name])]
+    return found + sorted(owner for owner in owners if owner.startswith(prefix) and owner in modules)
+
+
+def callable_modules(name: str, module: nn.Module) -> list[str]:
+    """Return the name of a module, or those of the modules in a container."""
+    if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return [name] if module.state_dict() else []
+    return [part for key, child in module.named_children() for part in callable_modules(f"{name}.{key}", child)]
+
+
+@contextmanager
+def modules_to_save(adapted: Any) -> Iterator[None]:
+    """Add the trained modules to peft's `modules_to_save`, for the duration of a save."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    model, config = adapted.get_base_model(), adapted.active_peft_config
+    originals = {name: model.get_submodule(name) for name in trained_modules(model)}
+    for name, module in originals.items():
+        model.set_submodule(name, ModulesToSaveWrapper(module, adapted.active_adapter))
+    config.modules_to_save = list(originals)
+    try:
+        yield
+    finally:
+        config.modules_to_save = None
+        for name, module in originals.items():
+            model.set_submodule(name, module)
+
+
 def save_model(model: nn.Module, directory: str | Path, merge: bool = True) -> None:
     """Write a model directory for `from_pretrained` of the model's Auto class.
 
     Without `merge`, a model with adapters is saved as the original encoder, the trained head, and peft's adapter
-    files; transformers loads these together if peft is installed.
+    files, which have the trained head too. transformers loads this directory if peft is installed; peft loads it on
+    the pretrained model (`base_model_name_or_path`) with this directory's config.
     """
     if merge or not has_adapters(model):
         merge_adapters(model).save_pretrained(directory)
@@ -81,7 +189,8 @@ def save_model(model: nn.Module, directory: str | Path, merge: bool = True) -> N
     adapted: Any = copy.deepcopy(unwrap_model(model))
     card = Path(directory) / "README.md"
     had_card = card.exists()
-    adapted.save_pretrained(directory)
+    with modules_to_save(adapted):
+        adapted.save_pretrained(directory)
     settings = Path(directory) / "adapter_config.json"
     known = publishable(json.loads(settings.read_text(encoding="utf-8")))  # peft stores the base model's path
     settings.write_text(json.dumps(known, indent=2, sort_keys=True), encoding="utf-8")

@@ -22,6 +22,7 @@ from hf_vit_seg.training.recipe.keypoints import flip_pairs
 from hf_vit_seg.training.recipe.schema import Recipe
 
 from .normalization import norm_fields, norm_notes
+from .parameter_names import SAVED_ADAPTERS
 from .pretrained import BareBackbone, Checkpoint, adapt_pretrained_model, head_architectures
 from .processor import build_processor, processor_notes
 from .shape_probing import channel_configs, set_channels, set_classes
@@ -126,7 +127,10 @@ def load_pretrained_model(
     """Load and adapt a model from a directory or the Hub; with `model.architecture`, add its head to a backbone."""
     path = recipe.model.from_pretrained or ""
     try:
-        stored, checkpoint = AutoConfig.from_pretrained(path), Checkpoint(path, AUTO_CLASSES[recipe.task])
+        stored, checkpoint = (
+            AutoConfig.from_pretrained(path),
+            Checkpoint(path, AUTO_CLASSES[recipe.task], recipe.model.lora is not None),
+        )
         if recipe.model.architecture is not None and type(stored) is not find_architecture(recipe).config:
             stored, checkpoint = load_bare_backbone(recipe, path)
     except RecordError:
@@ -135,7 +139,10 @@ def load_pretrained_model(
         reason = error_sentence(error, short=True)
         raise RecordError(f"model.from_pretrained: {path} cannot be loaded: {reason}") from None
     target = complete_config(stored, recipe, names, ignore_index, channels)
-    return adapt_pretrained_model(checkpoint, stored, target, recipe.model.copy_classes)
+    model, notes = adapt_pretrained_model(checkpoint, stored, target, recipe.model.copy_classes)
+    if hasattr(model, SAVED_ADAPTERS):
+        notes.append("the adapters of the checkpoint are trained further")
+    return model, notes
 
 
 def load_bare_backbone(recipe: Recipe, path: str) -> tuple[PreTrainedConfig, BareBackbone]:
@@ -147,7 +154,7 @@ def load_bare_backbone(recipe: Recipe, path: str) -> tuple[PreTrainedConfig, Bar
             f"setting, or choose {' or '.join(head_architectures(auto_class))}"
         )
     head_class: Any = architecture.models[auto_class]
-    return head_class.config_from_backbone(path), BareBackbone(path, auto_class, head_class)
+    return head_class.config_from_backbone(path), BareBackbone(path, auto_class, head_class=head_class)
 
 
 def complete_config(

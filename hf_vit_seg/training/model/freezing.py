@@ -1,8 +1,10 @@
-"""Freeze parameters, and keep frozen BatchNorms and frozen encoders in evaluation mode."""
+"""Freeze parameters and count them, and keep frozen BatchNorms and frozen encoders in evaluation mode."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -14,21 +16,65 @@ from .parameter_names import encoder_prefix, plain_model, plain_name
 M = TypeVar("M", bound=nn.Module)
 
 
+def matching_parameters(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters whose names match each of the regular expressions (`re.search`).
+
+    RecordError if an expression matches no parameter.
+    """
+    parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    found = {}
+    for pattern in patterns:
+        expression = compile_pattern(pattern)
+        found[pattern] = [parameter for name, parameter in parameters.items() if expression.search(name)]
+        if not found[pattern]:
+            parts = sorted({".".join(name.split(".")[:2]) for name in parameters})
+            raise RecordError(f"model.freeze: '{pattern}' matches no parameter; found {shorten(parts, 400)}")
+    return found
+
+
 def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
     """Freeze every parameter whose name matches one of the regular expressions (`re.search`).
 
     RecordError if an expression matches no parameter, or if no trainable parameter remains.
     """
-    parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
-    for pattern in patterns:
-        found = [parameter for name, parameter in parameters.items() if compile_pattern(pattern).search(name)]
-        if not found:
-            parts = sorted({".".join(name.split(".")[:2]) for name in parameters})
-            raise RecordError(f"model.freeze: '{pattern}' matches no parameter; found {shorten(parts, 400)}")
-        for parameter in found:
+    for parameters in matching_parameters(model, patterns).values():
+        for parameter in parameters:
             parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in parameters.values()):
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise RecordError("model.freeze: no trainable parameters remain")
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of a prepared model's parameters, and of the tensors that each rule of `model.freeze` matches."""
+
+    trainable: int
+    frozen: int
+    freeze: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """All parameters, including those of adapters."""
+        return self.trainable + self.frozen
+
+    def details(self) -> dict[str, Any]:
+        """Return the entry of metrics.json."""
+        counts = {"trainable": self.trainable, "frozen": self.frozen, "total": self.total}
+        return counts | {"freeze": dict(self.freeze)}
+
+    def notes(self) -> list[str]:
+        """Describe the counts for the log, with a line for each rule."""
+        rules = [f"model.freeze '{pattern}' matches {tensors} tensors" for pattern, tensors in self.freeze.items()]
+        return [*rules, f"parameters: {self.trainable:,} trainable, {self.frozen:,} frozen, {self.total:,} in total"]
+
+
+def count_parameters(model: nn.Module, patterns: tuple[str, ...]) -> ParameterCounts:
+    """Count the parameters of a prepared model, before it is sharded, and the tensors that each rule matches."""
+    counts = {True: 0, False: 0}
+    for parameter in model.parameters():
+        counts[parameter.requires_grad] += parameter.numel()
+    matched = {pattern: len(found) for pattern, found in matching_parameters(model, patterns).items()}
+    return ParameterCounts(counts[True], counts[False], matched)
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

@@ -13,7 +13,12 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 # What data parallelism, torch.compile and adapters add to parameter names.
-WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|base_model\.model)\.)+|\.base_layer(?=\.)")
+WRAPPERS = re.compile(
+    r"^(?:(?:module|_orig_mod|base_model\.model)\.)+|\.(?:base_layer|original_module|modules_to_save\.\w+)(?=\.)"
+)
+
+SAVED_ADAPTERS = "saved_adapters"  # attribute of a pretrained model: the adapters of its checkpoint, to train further
+INITIALIZED = "initialized_tensors"  # attribute of a pretrained model: tensors that its checkpoint lacks, as adapted
 
 
 def plain_name(name: str) -> str:

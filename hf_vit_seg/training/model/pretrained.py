@@ -10,10 +10,13 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_vit_seg.inference.loading import unwrap_saved_modules
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.records import RecordError
 
+from .adapters import detach_adapters
 from .classifier_rows import copy_rows, describe_rows, matching_rows
+from .parameter_names import INITIALIZED, SAVED_ADAPTERS, plain_name
 from .shape_probing import channel_axes, class_axes, class_names, differing_axes
 from .stem import adapt_input_conv, describe_adaptation
 
@@ -22,21 +25,31 @@ NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")  # of a layer, in a tensor's name
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A directory or Hub id, and the Auto class that loads it."""
+    """A directory or Hub id, and the Auto class that loads it.
+
+    Adapters that are saved with it are merged into the weights, unless `keep_adapters`: then they become the model's
+    attribute `SAVED_ADAPTERS`.
+    """
 
     path: str
     auto_class: str
+    keep_adapters: bool = False
 
     def load(self, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
         """Load the model with this config in float32; also return transformers' loading info."""
         try:
-            return getattr(transformers, self.auto_class).from_pretrained(
+            model, account = getattr(transformers, self.auto_class).from_pretrained(
                 self.path,
                 config=config,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
+            mismatched = {(plain_name(name), *shapes) for name, *shapes in account["mismatched_keys"]}
+            model, adapters = detach_adapters(unwrap_saved_modules(model), merge=not self.keep_adapters)
+            if adapters is not None and self.keep_adapters:
+                setattr(model, SAVED_ADAPTERS, adapters)
+            return model, {**account, "mismatched_keys": mismatched}
         except ValueError as error:
             if "Unrecognized configuration class" not in str(error):
                 raise
@@ -57,7 +70,7 @@ class Checkpoint:
 class BareBackbone(Checkpoint):
     """A checkpoint without a head; `head_class.from_backbone` adds one."""
 
-    head_class: Any
+    head_class: Any = None
 
     def load(self, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
         """Load the backbone and add a newly initialized head."""
@@ -92,6 +105,7 @@ def adapt_pretrained_model(
     heads = {name: axis for name, axis in classes.items() if name not in missing}
     stems = adaptable_axes(mismatched, channel_axes(model.config, checkpoint.auto_class)) if mismatched else {}
     notes = missing_notes(missing, set(account["unexpected_keys"]))
+    setattr(model, INITIALIZED, frozenset(missing | mismatched.keys()))
     rest = mismatched.keys() - heads.keys() - stems.keys()
     if rest:
         notes.append(f"Newly initialized, because the checkpoint has other shapes: {format_tensor_names(rest)}")

@@ -176,7 +176,7 @@ class LoopRecipe(Record):
     clip_norm: float | None = Field(default=None, gt=0)
     ema: EmaRecipe | None = None
     early_stop: EarlyStopRecipe | None = None
-    log_every: int = Field(default=10, ge=1)
+    log_every: int = Field(default=10, ge=1)  # steps; the first and last step are logged too
     evaluate_every: int | None = Field(default=None, ge=1)  # steps; None: at the end only
     checkpoint_every: int | None = Field(default=None, ge=1)  # steps; None: at evaluations
     keep_checkpoints: int = Field(default=2, ge=1)

@@ -29,6 +29,11 @@ SHOWN: dict[str, Callable[[float], str]] = {
 }
 
 
+def is_logged(step: int, steps: int, every: int) -> bool:
+    """Whether a step (from 1) has a line in the log: the first, every `every`-th, and the last of `steps`."""
+    return step in (1, steps) or step % every == 0
+
+
 class MovingAverage:
     """An exponential moving average with bias correction; NaN is skipped."""
 
@@ -61,7 +66,10 @@ class Progress:
     def __init__(
         self, total: int, start: int = 0, *, log_every: int = 10, enabled: bool = True, console: Console | None = None
     ):
-        """Plain lines are printed every `log_every` steps; the bar is updated in every step. Default: stderr."""
+        """Plain lines are printed at step 1 and every `log_every` steps, the bar is updated in every step.
+
+        The default console is stderr.
+        """
         self.total, self.start, self.step, self.log_every, self.enabled = total, start, start, log_every, enabled
         self.console = console or Console(stderr=True, highlight=False)
         self.values: dict[str, float] = {}
@@ -106,7 +114,7 @@ class Progress:
         if self.bar is not None and self.task is not None:
             self.bar.about = self._about()
             self.bar.update(self.task, completed=step, left=self._time_left())
-        elif step % self.log_every == 0 or step == self.total:
+        elif is_logged(step, self.total, self.log_every):
             self.log(" · ".join(filter(None, [f"step {step}/{self.total}", self._about(), self._time_left()])))
 
     def show_score(self, name: str, value: float, best: bool = False) -> None:

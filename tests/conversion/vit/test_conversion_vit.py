@@ -18,6 +18,7 @@ from conversion_references import (
 )
 from hf_vit_seg.conversion import registry
 from hf_vit_seg.conversion.convert import ConversionError, convert, export
+from jeonsworld_hybrid import logits, random_state, stem
 from paths import ORACLES
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
@@ -107,11 +108,73 @@ def test_jeonsworld(tmp_path: Path) -> None:
     assert_equal_states(torch.load(tmp_path / "back.bin", weights_only=True), state)
 
 
-def test_jeonsworld_hybrid_raises(tmp_path: Path) -> None:
-    state = torch.load(JEONSWORLD, weights_only=True)
-    state["transformer.embeddings.hybrid_model.root.conv.weight"] = torch.zeros(64, 3, 7, 7)
-    torch.save(state, tmp_path / "hybrid.bin")
-    assert_refused(tmp_path, "differs from every other implementation", tmp_path / "hybrid.bin")
+def jeonsworld_hybrid(path: Path, **sizes: Any) -> dict[str, Tensor]:
+    state = random_state(**sizes)
+    torch.save(state, path)
+    return state
+
+
+def test_jeonsworld_hybrid(tmp_path: Path) -> None:
+    """All tensors, and the outputs at 1e-10, of a transcription of the original's arithmetic."""
+    state = jeonsworld_hybrid(tmp_path / "hybrid.bin")
+    report = convert(tmp_path / "hybrid.bin", tmp_path / "out", overrides=THREE_HEADS)
+    assert (report.source.startswith("vit/jeonsworld"), report.dropped) == (True, ())
+    ours = load_converted(AutoClassifier, tmp_path / "out")
+    assert largest_difference(ours, IMAGE, logits(state, IMAGE, num_heads=3)) < TOLERANCE
+    assert ours.config.stem_depths == [2, 1, 2]
+    assert export(tmp_path / "out", tmp_path / "back.bin", to="jeonsworld").notes == ()
+    assert_equal_states(torch.load(tmp_path / "back.bin", weights_only=True), state)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (80, 112), (16, 16)])
+def test_stem_of_jeonsworld_hybrid(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Grids of odd and even sides, and a single cell, whose norm per channel is its bias."""
+    state = jeonsworld_hybrid(tmp_path / "hybrid.bin")
+    convert(tmp_path / "hybrid.bin", tmp_path / "out", overrides=THREE_HEADS)
+    embeddings = load_converted(AutoClassifier, tmp_path / "out").vit.embeddings.patch_embeddings
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    with torch.no_grad():
+        found, expected = embeddings.stem(image), stem(state, image)
+    assert found.shape == expected.shape == (1, 512, size[0] // 16, size[1] // 16)
+    assert (found - expected).abs().max() < TOLERANCE
+
+
+OTHER_STEM = [
+    {"stem_padding": "same"},
+    {"stem_pool_padding": True},
+    {"stem_shortcut_norm": "group"},
+    {"stem_shortcut_norm_eps": 1e-6},
+    {"stem_group_norm_eps": 1e-5},
+    {"stem_weight_standardization_eps": 1e-8},
+    {"stem_weight_standardization_mode": "std_plus_eps"},
+]
+
+
+@pytest.mark.parametrize("changed", OTHER_STEM, ids=lambda changed: next(iter(changed)))
+def test_every_choice_of_jeonsworld_hybrid_changes_the_output(tmp_path: Path, changed: dict[str, Any]) -> None:
+    state = jeonsworld_hybrid(tmp_path / "hybrid.bin")
+    convert(tmp_path / "hybrid.bin", tmp_path / "out", overrides=THREE_HEADS | changed)
+    ours = load_converted(AutoClassifier, tmp_path / "out")
+    assert largest_difference(ours, IMAGE, logits(state, IMAGE, num_heads=3)) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("to", ["google", "timm", "transformers"])
+def test_other_formats_reject_jeonsworld_hybrid(tmp_path: Path, to: str) -> None:
+    jeonsworld_hybrid(tmp_path / "hybrid.bin")
+    convert(tmp_path / "hybrid.bin", tmp_path / "ours")
+    with pytest.raises(ConversionError, match="stem_shortcut_norm 'channel'"):
+        export(tmp_path / "ours", tmp_path / "theirs", to=to)
+
+
+def test_published_size_of_jeonsworld_hybrid(tmp_path: Path) -> None:
+    """R50-ViT-B_16 for images of 384x384, with the number of parameters of Google's."""
+    jeonsworld_hybrid(tmp_path / "hybrid.bin", width=64, units=(3, 4, 9), size=384, hidden=768, layers=12, classes=1000)
+    report = convert(tmp_path / "hybrid.bin", tmp_path / "out")
+    model = AutoClassifier.from_pretrained(tmp_path / "out")
+    assert report.variant == "r50-b-16"
+    assert report.parameters == 98_659_112 + (24**2 - 14**2) * 768
+    assert (model.config.image_size, model.config.num_attention_heads, model.config.patch_size) == (384, 12, 1)
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out").size["height"] == 384
 
 
 def test_unverified_heads_are_reported(tmp_path: Path) -> None:
@@ -178,8 +241,8 @@ def test_export_to_another_format(tmp_path: Path, to: str, note: str) -> None:
 
 def test_export_raises_for_unsupported_models(tmp_path: Path) -> None:
     convert(ORACLES / "flax_vit_hybrid" / "R-ViT-tiny_16.npz", tmp_path / "hybrid")
-    for to in ("torchvision", "jeonsworld"):
-        with pytest.raises(ConversionError, match=f"stem 'resnetv2', but {to} supports only 'patch'"):
+    for to, supported in (("torchvision", "stem 'resnetv2', but"), ("jeonsworld", "stem_padding 'same', but")):
+        with pytest.raises(ConversionError, match=supported):
             export(tmp_path / "hybrid", tmp_path / "theirs", to=to)
     convert(JEONSWORLD, tmp_path / "ours")
     with pytest.raises(ConversionError, match="does not support VisionTransformerForImageClassification"):

@@ -4,16 +4,20 @@ import copy
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from hypothesis import given
 from hypothesis import strategies as st
 from random_weights import randomize_weights
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d, group_norm, pad
 from weight_changes import CHANGES
 
-from hf_vit_seg.models.resnetv2 import ResNetV2Stem, StandardizedConv2d, StemNumerics, same_padding
+from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
+from hf_vit_seg.models.resnetv2 import ChannelNorm, ResNetV2Stem, StandardizedConv2d, StemNumerics, same_padding
+from hf_vit_seg.models.vit_embeddings import PatchEmbeddings
 
 FLAX = StemNumerics("same", "std_plus_eps", 1e-5, 1e-6)
 TIMM = StemNumerics("same", "sqrt_var_plus_eps", 1e-8, 1e-5)
+JEONSWORLD = StemNumerics("symmetric", "sqrt_var_plus_eps", 1e-5, 1e-6, "channel", 1e-5, pool_padding=False)
 
 
 def stem(numerics: StemNumerics = FLAX, dtype: torch.dtype = torch.float64) -> ResNetV2Stem:
@@ -137,5 +141,38 @@ def test_autocast_and_compiled_stems_use_updated_weights():
 
 def test_numerics_modes_differ():
     pixel_values = torch.randn(1, 3, 32, 32, dtype=torch.float64)
-    outputs = [stem(numerics)(pixel_values) for numerics in (FLAX, TIMM, FLAX._replace(padding="symmetric"))]
-    assert len({float(output.detach().sum()) for output in outputs}) == 3
+    modes = (FLAX, TIMM, FLAX._replace(padding="symmetric"), JEONSWORLD)
+    assert len({float(stem(numerics)(pixel_values).detach().sum()) for numerics in modes}) == len(modes)
+
+
+@torch.no_grad()
+def test_norm_of_channels_is_group_norm():
+    """`nn.GroupNorm` raises for one map with a single cell, whose norm is its bias."""
+    norm = randomize_weights(ChannelNorm(6, eps=1e-3)).double()
+    feature_map = torch.randn(2, 6, 3, 5, dtype=torch.float64)
+    torch.testing.assert_close(norm(feature_map), group_norm(feature_map, 6, norm.weight, norm.bias, 1e-3))
+    torch.testing.assert_close(norm(torch.randn(1, 6, 1, 1, dtype=torch.float64)).flatten(), norm.bias)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(16, 16), (64, 48), (61, 45), (1, 7)])
+def test_pooling_without_padding_keeps_the_grid(size):
+    """The stem with three stages returns as many cells as the config says, for images of any size."""
+    config = VisionTransformerConfig(
+        stem="resnetv2",
+        stem_depths=(1, 1, 1),
+        stem_width_factor=0.5,
+        stem_padding="symmetric",
+        stem_pool_padding=False,
+        stem_shortcut_norm="channel",
+        patch_size=1,
+        hidden_size=32,
+        num_attention_heads=2,
+    )
+    patches = randomize_weights(PatchEmbeddings(config))(torch.randn(1, 3, *size))
+    assert tuple(patches.shape[-2:]) == config.grid_of(*size)
+
+
+def test_pooling_without_padding_requires_two_stages():
+    with pytest.raises(StrictDataclassClassValidationError, match="stem_pool_padding"):
+        VisionTransformerConfig(stem="resnetv2", stem_depths=(1,), stem_pool_padding=False)

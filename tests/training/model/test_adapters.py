@@ -8,9 +8,10 @@ import torch
 from random_weights import randomize_weights
 from torch import nn
 from training_models import FIELDS, IMAGES, NEW, OLD, SEGMENTERS, logits, recipe, save, train_steps
-from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 from hf_vit_seg import architectures
+from hf_vit_seg.inference.loading import load_model
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.model.adapters import merge_adapters, save_model
 from hf_vit_seg.training.model.building import build_model
@@ -83,10 +84,60 @@ def test_saved_model_equals_the_trained_model(name, merge, tmp_path):
     torch.testing.assert_close(logits(model), expected, rtol=0, atol=0)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved")
     torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-5)
-    statistics = {key: tensor for key, tensor in loaded.state_dict().items() if "running_" in key}
+    statistics = {plain_name(key): t for key, t in loaded.state_dict().items() if "running_" in key}
     trained = model.get_base_model().state_dict()
     assert statistics and all(torch.equal(tensor, trained[key]) for key, tensor in statistics.items())
     assert loaded.config.id2label == dict(enumerate(NEW))
+
+
+def peft_model(auto_class, base, saved):
+    """The pretrained model that `saved` names, in the trained shape, with peft's adapters and nothing else."""
+    named = json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"]
+    config = AutoConfig.from_pretrained(saved)
+    plain = auto_class.from_pretrained(base.parent / named, config=config, ignore_mismatched_sizes=True)
+    return peft.PeftModel.from_pretrained(plain, saved)
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_adapters_with_peft_alone_equal_the_trained_model(name, channels, tmp_path):
+    """The head, its BatchNorm statistics and a stem for other channels are part of the adapters."""
+    save(tmp_path / "base", name, **FIELDS.get(name, {}))
+    wanted = recipe(
+        {"from_pretrained": str(tmp_path / "base"), "lora": {"rank": 4}},
+        processor={"image_mean": [0.5] * channels, "image_std": [0.5] * channels},
+    )
+    images = torch.randn(2, channels, 64, 64)
+    model = prepare_for_training(build_model(wanted, NEW, channels=channels).model, wanted.model)
+    train_steps(model, images=images)
+    expected = logits(model, images)
+    save_model(model, tmp_path / "saved", merge=False)
+    torch.testing.assert_close(logits(model, images), expected, rtol=0, atol=0)
+    (tmp_path / "saved" / "model.safetensors").unlink()
+    loaded = peft_model(AutoModelForSemanticSegmentation, tmp_path / "base", tmp_path / "saved")
+    torch.testing.assert_close(logits(loaded, images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_pretrained_model_with_other_classes_raises_in_peft(tmp_path):
+    """peft names the tensors of the head, instead of computing with the head of the pretrained model."""
+    save_model(train_adapted(tmp_path / "base", "vit"), tmp_path / "saved", merge=False)
+    plain = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "base")
+    with pytest.raises(RuntimeError, match="decode_head"):
+        peft.PeftModel.from_pretrained(plain, tmp_path / "saved")
+
+
+@pytest.mark.parametrize("names", [NEW, OLD])
+def test_adapters_are_loaded_without_wrappers(names, tmp_path):
+    """For inference, and to train the model on, also for other classes."""
+    model = train_adapted(tmp_path / "base", "cvt")
+    expected = logits(model)
+    save_model(model, tmp_path / "saved", merge=False)
+    found = build_model(recipe({"from_pretrained": str(tmp_path / "saved")}), names)
+    for loaded in (load_model(str(tmp_path / "saved")), found.model):
+        assert type(loaded.decode_head) is type(model.get_base_model().decode_head)
+        assert not any("modules_to_save" in key for key in loaded.state_dict())
+    torch.testing.assert_close(logits(load_model(str(tmp_path / "saved"))), expected, rtol=1e-4, atol=1e-5)
+    assert ("rows of sky, Road" in " ".join(found.notes)) == (names is OLD)
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
@@ -124,9 +175,12 @@ def test_classifier_adapters(tmp_path):
     model = prepare_for_training(build_model(wanted, NEW).model, wanted.model)
     trained = {plain_name(path) for path, parameter in model.named_parameters() if parameter.requires_grad}
     assert {"classifier.weight", "distillation_classifier.bias"} < trained
+    randomize_weights(model)
     save_model(model, tmp_path / "saved", merge=False)
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
     torch.testing.assert_close(logits(loaded), logits(model))
+    settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert set(settings["modules_to_save"]) == {"classifier", "distillation_classifier"}
 
 
 def test_parameter_groups_of_a_model_with_adapters(tmp_path):
@@ -179,3 +233,46 @@ def test_missing_target_modules_raise(tmp_path):
     model, wanted = build_pair(tmp_path, "vit", target_modules=["query"])
     with pytest.raises(RecordError, match=r"model\.lora\.target_modules: .*query"):
         prepare_for_training(model, wanted)
+
+
+# Training from a checkpoint with adapters
+
+
+def build_again(saved, **lora):
+    """The model of a recipe that starts from `saved`, prepared for training."""
+    settings = recipe({"from_pretrained": str(saved), **({"lora": {"rank": 4, **lora}} if lora else {})})
+    return prepare_for_training(build_model(settings, NEW).model, settings.model).eval()
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_saved_adapters_are_trained_further(name, tmp_path):
+    model = train_adapted(tmp_path / "base", name)
+    save_model(model, tmp_path / "saved", merge=False)
+    again = build_again(tmp_path / "saved", alpha=32)
+    torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-5)
+    ours, theirs = dict(again.named_parameters()), dict(model.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert {key for key in ours if ours[key].requires_grad} == {key for key in theirs if theirs[key].requires_grad}
+    save_model(train_steps(again, 1).eval(), tmp_path / "third", merge=False)
+    third = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "third")
+    torch.testing.assert_close(logits(third), logits(again), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_saved_adapters_are_merged_without_lora(name, tmp_path):
+    model = train_adapted(tmp_path / "base", name)
+    save_model(model, tmp_path / "saved", merge=False)
+    again = build_again(tmp_path / "saved")
+    torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-5)
+    assert not any("lora_" in key for key in again.state_dict())
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    again.save_pretrained(tmp_path / "full")
+    assert not (tmp_path / "full" / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("lora", [{"rank": 8}, {"alpha": 16}, {"target_modules": ["q_proj"]}])
+def test_adapters_of_other_settings_raise(lora, tmp_path):
+    save_model(train_adapted(tmp_path / "base", "vit"), tmp_path / "saved", merge=False)
+    with pytest.raises(RecordError, match=r"remove model\.lora to merge"):
+        build_again(tmp_path / "saved", **lora)

@@ -22,7 +22,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.model.building import build_model
-from hf_vit_seg.training.model.freezing import freeze, hold_frozen_norms
+from hf_vit_seg.training.model.freezing import count_parameters, freeze, hold_frozen_norms
 from hf_vit_seg.training.model.normalization import convert_sync_batchnorm
 from hf_vit_seg.training.model.preparation import prepare_for_training
 
@@ -163,6 +163,21 @@ def test_trained_norms_are_not_frozen():
 def test_freezing_nothing_or_everything_raises(patterns, reason):
     with pytest.raises(RecordError, match=reason):
         prepare_for_training(random_model("segformer"), model_recipe(freeze=patterns))
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_parameters_are_counted(name):
+    """Trainable and frozen ones, and the tensors of each rule, also of those that an earlier rule has frozen."""
+    model = random_model(name)
+    prefix = f"{model.base_model_prefix}."
+    encoder = [parameter for key, parameter in model.named_parameters() if key.startswith(prefix)]
+    rules = (f"^{prefix}", r"\.bias$")
+    biases = [parameter for key, parameter in model.named_parameters() if key.endswith(".bias")]
+    found = count_parameters(prepare_for_training(model, model_recipe(freeze=rules)), rules)
+    union = {id(parameter): parameter.numel() for parameter in (*encoder, *biases)}
+    assert found.freeze == {rules[0]: len(encoder), rules[1]: len(biases)}
+    assert found.frozen == sum(union.values())
+    assert found.total == found.trainable + found.frozen == model.num_parameters()
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)

@@ -34,14 +34,14 @@ def test_first_value_is_not_smoothed():
     assert MovingAverage().update(0.7) == pytest.approx(0.7)
 
 
-def test_plain_lines_are_printed_at_intervals_and_at_the_end():
+def test_plain_lines_are_printed_at_the_start_at_intervals_and_at_the_end():
     where = console()
     with Progress(25, console=where, log_every=10) as progress:
         for step in range(1, 26):
             progress.update(step, epoch=step / 10, loss=0.5, learning_rate=1e-4, images_per_second=20.0)
     lines = plain_output(where).splitlines()
-    assert [line.split(" · ")[0] for line in lines] == ["step 10/25", "step 20/25", "step 25/25"]
-    assert lines[0].startswith("step 10/25 · epoch 1.00 · loss 0.5000 · lr 1.00e-04 · 20.0 images/s")
+    assert [line.split(" · ")[0] for line in lines] == ["step 1/25", "step 10/25", "step 20/25", "step 25/25"]
+    assert lines[1].startswith("step 10/25 · epoch 1.00 · loss 0.5000 · lr 1.00e-04 · 20.0 images/s")
     assert lines[0].endswith("left") and not lines[-1].endswith("left")
 
 
@@ -59,8 +59,8 @@ def test_missing_values_keep_the_last_one():
         progress.update(2, loss=None)
         progress.show_score("mean_iou", 0.5, best=True)
         progress.update(4)
-    assert plain_output(where).splitlines()[1] == "step 2/4 · mean_iou 0.5000 (best)"
-    assert plain_output(where).splitlines()[2] == "step 4/4 · epoch 0.50 · loss 0.2500 · mean_iou 0.5000 (best)"
+    assert plain_output(where).splitlines()[2] == "step 2/4 · mean_iou 0.5000 (best)"
+    assert plain_output(where).splitlines()[3] == "step 4/4 · epoch 0.50 · loss 0.2500 · mean_iou 0.5000 (best)"
 
 
 def test_terminal_shows_bars_for_training_and_evaluation():
