@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.keypoint_names import find_flip_pairs
 from hf_vit_seg.models.errors import RENAMED_FIELDS
 from hf_vit_seg.records import nearest
 
@@ -18,6 +19,7 @@ from .rules import origin
 from .variants import plain
 
 MISSING = object()
+POSE = "AutoModelForPoseEstimation"
 
 
 def infer(found: DetectedFormat, state: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -78,6 +80,8 @@ def build(
     if labels is not None:
         fields["id2label"] = dict(enumerate(labels.names))
         fields["label2id"] = {name: k for k, name in enumerate(labels.names)}
+        if found.form.model == POSE and (pairs := find_flip_pairs(labels.names)):
+            fields = {"pose_flip_pairs": pairs} | fields
     try:
         return config_class(**fields)
     except Exception as error:  # strict configs raise their own types

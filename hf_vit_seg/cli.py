@@ -17,6 +17,8 @@ from .error_reporting import DONE, FAILED, report_errors
 from .errors import HfVitSegError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hf_vit_seg.inference.files.prediction import Job
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode="markdown")
@@ -63,7 +65,7 @@ def main() -> None:
 @app.command()
 @report_errors
 def predict(
-    model: Annotated[str, typer.Argument(help="Directory, exported model, or Hub ID of a segmentation model.")],
+    model: Annotated[str, typer.Argument(help="Directory, Hub ID, or exported segmentation model.")],
     images: Annotated[list[str], typer.Argument(help="Image files, folders (recursive), or quoted glob patterns.")],
     out: Annotated[Path, typer.Option(help="Output folder. Subfolders are preserved.", rich_help_panel=FILES)],
     device: Annotated[
@@ -137,13 +139,21 @@ def predict(
         int,
         typer.Option(
             min=0,
-            help="Write NAME.top.npz, the k most likely classes of each pixel and their probabilities.",
+            help="Write NAME.top.npz, the k most likely classes of each pixel and their probabilities. For "
+            "classification models: the number of classes in the table, 5 by default.",
             rich_help_panel=OUTPUTS,
         ),
     ] = 0,
     polygons: Annotated[
         list[PolygonFormat] | None,
         typer.Option(help="Write polygons as NAME.geojson or NAME.coco.json.", rich_help_panel=OUTPUTS),
+    ] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pose models: boxes of persons, annotations or results in COCO format. Default: the whole image.",
+            rich_help_panel=INFERENCE,
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing results.", rich_help_panel=FILES)
@@ -180,7 +190,11 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Segment images. Writes NAME.png (label map), NAME.overlay.png and NAME.json (pixels per class) for each.
+    """Segment or classify images, or find keypoints, depending on the model.
+
+    Segmentation models: writes NAME.png (label map), NAME.overlay.png and NAME.json (pixels per class) for each image.
+    Classification models: NAME.json, and classes.csv and classes.json with the most likely classes of all images. Pose
+    models: NAME.overlay.png, NAME.json, and keypoints.json with all persons in COCO's results format.
 
     Transparent images are composited on white, animations are represented by their first frame, and EXIF orientation
     is applied. By default, the model processes the whole image, resized as configured in its image processor. NAME.json
@@ -190,8 +204,11 @@ def predict(
     original resolution, and NAME.labels.tif is written in addition to NAME.png. An interrupted run is resumed by the
     same command. Videos (MP4 and others) result in NAME.overlay.mp4 and NAME.json.
     """
-    from hf_vit_seg.inference.console import protocol_from_text, run
+    from hf_vit_seg.inference.console import find_task, protocol_from_text, run, run_task
+    from hf_vit_seg.inference.dense.protocols import Protocol
+    from hf_vit_seg.inference.files.heads import refuse_options
     from hf_vit_seg.inference.files.prediction import PredictOptions
+    from hf_vit_seg.inference.files.tables import table_paths
 
     from .directory_lock import lock_directory
 
@@ -211,6 +228,7 @@ def predict(
         tile=tile,
         frames=frames,
         frame_rate=frame_rate,
+        boxes=boxes,
     )
     chosen = protocol_from_text(
         preset=protocol,
@@ -223,14 +241,31 @@ def predict(
         scales=scales,
         flip=flip or None,
     )
+    task = find_task(model)
+    refuse_options(task, predict_options, chosen != Protocol())
     with lock_directory(out):
-        jobs = plan_jobs(images, out, overwrite, skip_existing, videos=frame_rate is not None)
-        code = run(model, device, dtype.value, jobs, predict_options, out, chosen)
+        tables = table_paths(task, out)
+        planned = plan_jobs(images, out, overwrite, skip_existing, videos=frame_rate is not None, tables=tables)
+        if task == "segmentation":
+            jobs = [job for job in planned if not (skip_existing and job.done)]
+            code = run(model, device, dtype.value, jobs, predict_options, out, chosen)
+        else:
+            code = run_task(task, model, device, dtype.value, planned, skip_existing, predict_options, out)
     raise typer.Exit(code)
 
 
-def plan_jobs(images: list[str], out: Path, overwrite: bool, skip_existing: bool, videos: bool = False) -> "list[Job]":
-    """Plan the jobs of `predict`: one for each image or video; with `videos`, also one for each folder."""
+def plan_jobs(
+    images: list[str],
+    out: Path,
+    overwrite: bool,
+    skip_existing: bool,
+    videos: bool = False,
+    tables: "Sequence[Path]" = (),
+) -> "list[Job]":
+    """Plan the jobs of `predict`: one for each image or video; with `videos`, also one for each folder.
+
+    HfVitSegError if results or `tables` exist and neither of the options for existing results is given.
+    """
     from hf_vit_seg.data.images.files import ImageFile, find_images
     from hf_vit_seg.inference.files.prediction import plan
 
@@ -238,14 +273,18 @@ def plan_jobs(images: list[str], out: Path, overwrite: bool, skip_existing: bool
         raise HfVitSegError("--overwrite and --skip-existing exclude each other")
     folders = [Path(name) for name in images if videos and os.path.isdir(name)]
     found = find_images([name for name in images if Path(name) not in folders], skip=out)
-    jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *found], out)
+    jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *found], out, tables)
     existing = [path for job in jobs if (path := job.existing)]
     if existing and not overwrite and not skip_existing:
         raise HfVitSegError(
             f"{len(existing)} of {len(jobs)} images already have results, such as {existing[0]}; pass --overwrite or "
             "--skip-existing"
         )
-    return [job for job in jobs if not (skip_existing and job.done)]
+    if not overwrite and not skip_existing and (table := next((path for path in tables if path.exists()), None)):
+        raise HfVitSegError(
+            f"{table} exists already; pass --overwrite to replace it, or --skip-existing to add the images to it"
+        )
+    return jobs
 
 
 app.command()(train)

@@ -1,11 +1,15 @@
 """Persons with keypoints, and a recipe for a tiny pose model."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+PARTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+COCO_NAMES = ("nose", *(f"{side}_{part}" for part in PARTS for side in ("left", "right")))
 
 
 def pose_recipe(folder: Path) -> dict[str, Any]:
@@ -21,8 +25,9 @@ def pose_recipe(folder: Path) -> dict[str, Any]:
     }
 
 
-def write_people(folder: Path, images: int, keypoints: int = 17) -> None:
+def write_people(folder: Path, images: int, names: Sequence[str] = COCO_NAMES, **category: Any) -> None:
     """Noise, with two persons in each image."""
+    keypoints = len(names)
     random = np.random.default_rng(0)
     annotations = []
     for number in range(images):
@@ -32,10 +37,9 @@ def write_people(folder: Path, images: int, keypoints: int = 17) -> None:
             points = np.column_stack([x, y, [2] * keypoints])
             row = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0, "area": 2400.0}
             annotations.append(row | {"bbox": [place, 10, 40, 60], "keypoints": points.flatten().tolist()})
-    names = [f"point {number}" for number in range(keypoints)]
     coco = {
         "images": [{"id": n, "file_name": f"{n}.png", "height": 80, "width": 100} for n in range(images)],
         "annotations": annotations,
-        "categories": [{"id": 1, "name": "person", "keypoints": names, "skeleton": []}],
+        "categories": [{"id": 1, "name": "person", "keypoints": list(names), **category}],
     }
     (folder / "people.json").write_text(json.dumps(coco))

@@ -97,7 +97,8 @@ SOURCE = Source(
     unseen=UNSEEN,
     preprocessing=preprocessing,
     remarks=(
-        "pose_flip_pairs are those of COCO; for other datasets set them with overrides, and the names with labels",
+        "pose_flip_pairs follow from names with left and right; for other datasets set the names with labels, and "
+        "other pairs with overrides",
     ),
     weights=Provenance(license="apache-2.0"),
 )

@@ -100,8 +100,8 @@ SOURCE = Source(
     unseen=UNSEEN,
     preprocessing=preprocessing,
     remarks=(
-        "published scores use flip test (pose_flip_test); pose_flip_pairs are those of COCO, for other datasets set "
-        "them with overrides, and the names with labels",
+        "published scores use flip test (pose_flip_test); pose_flip_pairs follow from names with left and right, for "
+        "other datasets set the names with labels, and other pairs with overrides",
     ),
     weights=Provenance(license="apache-2.0"),
 )

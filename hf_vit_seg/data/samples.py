@@ -13,7 +13,8 @@ class Person:
     """One person (or animal) of an image, as COCO annotates it.
 
     `box` is (x, y, width, height) in pixels of the image, `keypoints` (K, 3) are x, y and visibility (0: unlabeled).
-    `area` is the area of the person's outline in pixels, which normalizes the keypoint similarity.
+    `area` is the area of the person's outline in pixels, which normalizes the keypoint similarity. A `crowd` is a
+    group of persons, which is no sample: evaluation ignores predictions that match it.
     """
 
     box: tuple[float, float, float, float]
@@ -21,6 +22,7 @@ class Person:
     area: float
     image_id: int
     annotation_id: int
+    crowd: bool = False
 
 
 @dataclass(frozen=True)

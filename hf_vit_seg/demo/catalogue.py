@@ -15,13 +15,11 @@ from threading import Lock
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
-from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.loading import AUTO_CLASSES, ModelError
+from hf_vit_seg.inference.loading import ModelError, task_of
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
 from hf_vit_seg.inference.runtimes import is_program
 from hf_vit_seg.inference.segmentation import Segmentation
@@ -214,19 +212,6 @@ def titles_of(names: Sequence[tuple[str, ...]]) -> list[str]:
 
     lengths = [next((n for n in range(2, len(name)) if alone(name, n)), len(name)) for name in names]
     return ["/".join(name[-length:]) for name, length in zip(names, lengths, strict=True)]
-
-
-def task_of(name: str) -> str:
-    """The task of a model, by the class that its config names."""
-    try:
-        saved = AutoConfig.from_pretrained(name).architectures or []
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{name} cannot be loaded: {error_sentence(error, short=True)}") from error
-    for task, auto_class in AUTO_CLASSES.items():
-        if any(auto_class.removeprefix("AutoModel") in architecture for architecture in saved):
-            return task
-    found = ", ".join(saved) or "a model without a head"
-    raise ModelError(f"{name} is {found}: the demo shows models for {', '.join(AUTO_CLASSES)}")
 
 
 def default_models() -> list[str]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.drawing.overlays import display_size, resize_for_display
-from hf_vit_seg.drawing.skeletons import LEAST_SCORE, draw_skeletons
+from hf_vit_seg.drawing.skeletons import LEAST_SCORE, Skeleton, draw_skeletons
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.pose_estimator import Box
 
@@ -58,7 +58,7 @@ class PoseTab:
             estimator = self.catalogue.load(model)
             pixels = READERS.read(Path(image), estimator.channels)
             found = self.catalogue.call(model, pixels, box_of(box, pixels.shape[1], pixels.shape[2]))
-            return draw_pose(to_rgb_image(pixels), found), rows_of(estimator.names, found)
+            return draw_pose(to_rgb_image(pixels), found, estimator.skeleton), rows_of(estimator.names, found)
 
 
 def rows_of(names: list[str], keypoints: torch.Tensor) -> list[list[Any]]:
@@ -86,13 +86,13 @@ def box_of(text: str, height: int, width: int) -> Box | None:
     return box
 
 
-def draw_pose(photo: Image.Image, keypoints: torch.Tensor) -> Image.Image:
+def draw_pose(photo: Image.Image, keypoints: torch.Tensor, skeleton: Skeleton) -> Image.Image:
     """A photo with the skeleton of keypoints (K, 3): x, y, score."""
     size = display_size(photo.size, LONGEST_SIDE, enlarge=True)
     person = np.asarray(keypoints, dtype=float)[None]
     scale = (size[0] / photo.width, size[1] / photo.height)
     return draw_skeletons(
-        resize_for_display(photo, size), person, person[..., 2] >= LEAST_SCORE, scale, None, faint=True
+        resize_for_display(photo, size), person, person[..., 2] >= LEAST_SCORE, scale, skeleton, faint=True
     )
 
 

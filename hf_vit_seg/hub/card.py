@@ -97,7 +97,7 @@ def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str,
         "preparation": preparation(model),
         "reports": [report_facts(report) for report in model.reports],
         "labels": labels,
-        "colored": bool(labels) and len(labels[0]) == 3,
+        "column": (label_column(model) if labels and len(labels[0]) == 3 else ""),
         "recipe": None if model.recipe_text is None else model.recipe_text.rstrip(),
         "training": training(model),
     }
@@ -132,15 +132,27 @@ def usage(model: ModelDirectory, repo_id: str, trust: str) -> str:
 
 
 def label_rows(model: ModelDirectory) -> Iterator[list[str]]:
-    """Yield the index and name of each class, and its color if the processor has a palette."""
+    """Yield the index and name of each class, and its color if the processor has a palette.
+
+    For keypoints, also the name that each has in a flipped image.
+    """
     own = getattr(model.processor, "palette", None)
     labels = {int(index): name for index, name in (model.config.id2label or {}).items()}
     if is_binary(model):
         labels = {0: "background", 1: labels[0]}
+    is_pose = HEADS[model.auto_class].tag == "keypoint-detection"
+    pairs = getattr(model.config, "pose_flip_pairs", ()) if is_pose else ()
+    mirrored = {end: other for pair in pairs for end, other in (pair, pair[::-1])}
     palette = class_palette(own, max(labels, default=0) + 1)
     for index, name in labels.items():
         color = ["#{:02x}{:02x}{:02x}".format(*palette[index])] if own else []
-        yield [str(index), in_cell(name), *color]
+        partner = [in_cell(labels.get(mirrored.get(index, index), ""))] if mirrored else []
+        yield [str(index), in_cell(name), *(partner or color)]
+
+
+def label_column(model: ModelDirectory) -> str:
+    """The title of the third column of the labels."""
+    return "in a flipped image" if HEADS[model.auto_class].tag == "keypoint-detection" else "color"
 
 
 def is_binary(model: ModelDirectory) -> bool:

@@ -12,7 +12,7 @@ from transformers.image_utils import SizeDict
 from hf_vit_seg.models.image_processing_segmentation import target_sides
 
 from .image_inputs import load_pixels
-from .loading import label_names, load_model, load_processor, select_device
+from .loading import float_type, label_names, load_model, load_processor, select_device
 
 
 class Classifier:
@@ -24,9 +24,12 @@ class Classifier:
         self.model, self.processor = model.eval().to(self.device), processor
 
     @classmethod
-    def from_pretrained(cls, name: str, device: str | torch.device | None = None) -> "Classifier":
+    def from_pretrained(
+        cls, name: str, device: str | torch.device | None = None, dtype: str | torch.dtype = torch.float32
+    ) -> "Classifier":
         """Load a local directory or a Hub model. Raises ModelError if it is not a classifier."""
-        return cls(load_model(name, task="classification"), load_processor(name), device)
+        where, kind = select_device(device), float_type(dtype)
+        return cls(load_model(name, kind, "classification"), load_processor(name), where)
 
     @property
     def channels(self) -> int:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,20 @@ from transformers.utils import logging
 
 from hf_vit_seg.error_reporting import BUG, DONE, FAILED, error_location, traceback_text
 from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.inference.files.heads import classify, estimate_poses
 from hf_vit_seg.inference.files.prediction import Job, Outcome, PredictOptions, failed_outcome, predict
+from hf_vit_seg.inference.files.tables import write_tables
 from hf_vit_seg.inference.tiles.prediction import needs_tiles, predict_tiled
 from hf_vit_seg.inference.video.prediction import is_video, predict_video
 from hf_vit_seg.records import read_record
 
+from .classifier import Classifier
+from .loading import ModelError, task_of
+from .pose_estimator import PoseEstimator
+from .runtimes import is_program
 from .segmenter import Segmenter
 
+NOTHING = "Nothing to do: every image has results already."
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
@@ -29,6 +37,66 @@ def protocol_from_text(scales: str | None = None, **settings: Any) -> Protocol:
     if scales is not None:
         given["scales"] = [part.strip() for part in scales.split(",")]
     return read_record(Protocol, given, "protocol")
+
+
+def find_task(model: str) -> str:
+    """The task of a model; segmentation if it cannot be found, so that loading the model says what is wrong."""
+    try:
+        return "segmentation" if is_program(model) else task_of(model)
+    except ModelError:
+        return "segmentation"
+
+
+def run_task(
+    task: str,
+    model: str,
+    device: str | None,
+    dtype: str,
+    planned: Sequence[Job],
+    skip_existing: bool,
+    options: PredictOptions,
+    out: Path,
+) -> int:
+    """Run the jobs of a classification or pose model as `run` does those of a segmentation model, and write the tables.
+
+    With `skip_existing`, images that have results and earlier rows of the tables are kept.
+    """
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    jobs = [job for job in planned if not (skip_existing and job.done)]
+    if not jobs:
+        write_tables(task, planned, out, skip_existing)
+        console.print(NOTHING)
+        return DONE
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    start, failed = time.perf_counter(), set[Job]()
+    if task == "classification":
+        loaded: Any = Classifier.from_pretrained(model, device, dtype)
+        predict_images, done_word = partial(classify, loaded), "classified"
+    else:
+        loaded = PoseEstimator.from_pretrained(model, device, dtype)
+        predict_images, done_word = partial(estimate_poses, loaded), "searched for keypoints"
+    videos = [job for job in jobs if is_video(job)]
+    outcomes = predict_images([job for job in jobs if job not in videos], options)
+    with Progress(*COLUMNS, console=console, transient=True) as progress:
+        failures = Failures(progress)
+        show(note_failed(outcomes, failed), len(jobs) - len(videos), failures, "predicting")
+        for job in videos:
+            failures.add(f"{job.image.path}: videos require a segmentation model; extract its frames", None)
+    write_tables(task, [job for job in planned if job not in failed and job not in videos], out, skip_existing)
+    console.print(
+        f"{len(jobs) - failures.count} of {len(jobs)} images {done_word} in {time.perf_counter() - start:.1f} s on "
+        f"{loaded.device}, results in {escape(str(out))}"
+    )
+    return failures.exit_code
+
+
+def note_failed(outcomes: Iterator[Outcome], failed: set[Job]) -> Iterator[Outcome]:
+    """Pass outcomes on, and add the jobs of failures to a set."""
+    for outcome in outcomes:
+        if outcome.error is not None:
+            failed.add(outcome.job)
+        yield outcome
 
 
 def run(
@@ -43,7 +111,7 @@ def run(
     """Run all jobs with a progress bar, report failures, and return the exit code."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if not jobs:
-        console.print("Nothing to do: every image has results already.")
+        console.print(NOTHING)
         return DONE
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -88,9 +156,9 @@ class Failures:
         self.progress.console.print(f"[red]failed[/red] {escape(text)}")
 
 
-def show(outcomes: Iterator[Outcome], total: int, failures: Failures) -> None:
+def show(outcomes: Iterator[Outcome], total: int, failures: Failures, task: str = "segmenting") -> None:
     """Show the progress of images."""
-    for outcome in failures.progress.track(outcomes, total=total, description="segmenting") if total else ():
+    for outcome in failures.progress.track(outcomes, total=total, description=task) if total else ():
         if outcome.error is not None:
             failures.add(outcome.error, outcome.bug)
 

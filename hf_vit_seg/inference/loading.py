@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 
@@ -68,6 +68,19 @@ def unwrap_saved_modules(model: Any) -> Any:
     return model
 
 
+def task_of(name: str) -> str:
+    """The task of a model, by the class that its config names. ModelError if it has none of `AUTO_CLASSES`."""
+    try:
+        saved = AutoConfig.from_pretrained(name).architectures or []
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{name} cannot be loaded: {error_sentence(error, short=True)}") from error
+    for task, auto_class in AUTO_CLASSES.items():
+        if any(auto_class.removeprefix("AutoModel") in architecture for architecture in saved):
+            return task
+    found = ", ".join(saved) or "a model without a head"
+    raise ModelError(f"{name} is {found}, expected a model for {', '.join(AUTO_CLASSES)}")
+
+
 def label_names(config: Any, noun: str = "class") -> list[str]:
     """The names of a model's outputs in their order; the keys of `id2label` may be strings, as in JSON."""
     labels = {int(index): name for index, name in (config.id2label or {}).items()}
@@ -93,5 +106,6 @@ __all__ = [
     "load_model",
     "load_processor",
     "select_device",
+    "task_of",
     "unwrap_saved_modules",
 ]

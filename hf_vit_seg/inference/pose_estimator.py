@@ -1,8 +1,10 @@
 """Top-down pose estimation: keypoints of a person from an image and a box.
 
-Shapes: C channels, H W pixels, h w of the person's crop, K keypoints. Points are (x, y) in pixels of the image.
+Shapes: C channels, H W pixels, h w of the person's crop, K keypoints. P persons. Points are (x, y) in pixels of the
+image.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +12,13 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.collation import normalize_images
 from hf_vit_seg.data.transforms.person_crops import PersonCrop, person_size
+from hf_vit_seg.drawing.skeletons import Skeleton
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 
 from .image_inputs import load_pixels
-from .loading import label_names, load_model, load_processor, select_device
+from .loading import float_type, label_names, load_model, load_processor, select_device
 
+TOGETHER = 16  # persons per forward pass
 Box = tuple[float, float, float, float]  # x, y, width, height
 
 
@@ -28,14 +32,22 @@ class PoseEstimator:
         self.size = person_size(processor)
 
     @classmethod
-    def from_pretrained(cls, name: str, device: str | torch.device | None = None) -> "PoseEstimator":
+    def from_pretrained(
+        cls, name: str, device: str | torch.device | None = None, dtype: str | torch.dtype = torch.float32
+    ) -> "PoseEstimator":
         """Load a local directory or a Hub model. Raises ModelError if it is not a pose model."""
-        return cls(load_model(name, task="pose"), load_processor(name), device)
+        where, kind = select_device(device), float_type(dtype)
+        return cls(load_model(name, kind, "pose"), load_processor(name), where)
 
     @property
     def names(self) -> list[str]:
         """The keypoints' names."""
         return label_names(self.model.config, "keypoint")
+
+    @property
+    def skeleton(self) -> Skeleton:
+        """The bones, if these are COCO's keypoints, and the left and right keypoints of the model's config."""
+        return Skeleton.of(self.names, pairs=getattr(self.model.config, "pose_flip_pairs", None))
 
     @property
     def channels(self) -> int:
@@ -48,11 +60,24 @@ class PoseEstimator:
 
         See `Segmenter.prepare` for the kinds of images. Raises ValueError for a box without area.
         """
-        image, _ = load_pixels(image, self.channels, self.processor)
-        crop = PersonCrop.from_box(box or (0, 0, image.shape[2], image.shape[1]), self.size)
-        pixels = normalize_images(self.processor, [crop.extract(image)]).to(self.device, self.model.dtype)
-        points, scores = keypoints_from_heatmaps(self.model(pixel_values=pixels).heatmaps, self.size)
-        return torch.cat([crop.to_image(points[0].cpu()), scores[0, :, None].cpu()], dim=1)
+        pixels, _ = load_pixels(image, self.channels, self.processor)
+        return self.estimate(pixels, [box or (0, 0, pixels.shape[2], pixels.shape[1])])[0]
+
+    @torch.inference_mode()
+    def estimate(self, pixels: torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
+        """The keypoints (P, K, 3) as x, y, score of the persons in boxes of an image (C, H, W).
+
+        Raises ValueError for a box without area.
+        """
+        found = [torch.zeros(0, len(self.names), 3)]
+        for start in range(0, len(boxes), TOGETHER):
+            crops = [PersonCrop.from_box(box, self.size) for box in boxes[start : start + TOGETHER]]
+            inputs = normalize_images(self.processor, [crop.extract(pixels) for crop in crops])
+            heatmaps = self.model(pixel_values=inputs.to(self.device, self.model.dtype)).heatmaps
+            points, scores = (each.cpu() for each in keypoints_from_heatmaps(heatmaps, self.size))
+            places = torch.stack([crop.to_image(own) for crop, own in zip(crops, points, strict=True)])
+            found.append(torch.cat([places, scores[..., None]], dim=2))
+        return torch.cat(found)
 
 
 __all__ = ["Box", "PoseEstimator"]

@@ -358,7 +358,7 @@ def test_catalog_detects_tasks_and_reports_failures(models, tmp_path):
     shutil.copytree(MODEL, headless)
     config = json.loads((headless / "config.json").read_text())
     (headless / "config.json").write_text(json.dumps(config | {"architectures": ["SegFormerModel"]}))
-    with pytest.raises(ModelError, match="SegFormerModel: the demo shows models for segmentation"):
+    with pytest.raises(ModelError, match="SegFormerModel, expected a model for segmentation"):
         entry_of(str(headless))
 
 

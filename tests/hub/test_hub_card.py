@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
 from hf_vit_seg.hub import Target, push
-from hf_vit_seg.hub.card import is_written
+from hf_vit_seg.hub.card import is_written, model_card
 from hf_vit_seg.hub.model_directory import model_directory
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.provenance import CARD, MARK, Provenance, card_metadata, provenance_from, provenance_of, write_card
@@ -295,3 +295,12 @@ def test_empty_template_is_not_a_card():
     assert is_written(form.replace("[More Information Needed]", "Cells under a microscope.", 1))
     assert is_written("# Mine\n")
     assert not is_written(f"# Ours\n{MARK}\n")
+
+
+def test_keypoints_are_listed_with_their_mirror_images(tmp_path):
+    names = ["snout", "L_fin", "R_fin"]
+    vit = architectures()["vit"]
+    config = vit.variant_config("tiny", num_labels=3, id2label=dict(enumerate(names)), pose_flip_pairs=[[1, 2]])
+    transformers.AutoModelForPoseEstimation.from_config(config).save_pretrained(tmp_path)
+    text = str(model_card(model_directory(tmp_path), "me/fish"))
+    assert "| id | name | in a flipped image |\n|---:|---|---|\n| 0 | snout | snout |\n| 1 | L_fin | R_fin |" in text

@@ -22,7 +22,7 @@ from hf_vit_seg.inference import ModelError, Segmenter
 from hf_vit_seg.inference.files.prediction import plan
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
-from hf_vit_seg.models.modeling_segformer import SegFormerForImageClassification, SegFormerForSemanticSegmentation
+from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentation, SegFormerModel
 
 NAMES = ("sky", "road", "car", "tree", "a rather long name of a class that nobody reads to the end")
 PALETTE = [[10, 20, 30], [200, 0, 0], [0, 200, 0], [0, 0, 200], [90, 90, 90]]
@@ -324,8 +324,8 @@ def test_unusable_models_are_reported(model, tmp_path):
     assert "cannot be loaded" in predict_error(tmp_path / "absent")
     SegFormerForSemanticSegmentation(config()).save_pretrained(tmp_path / "bare")
     assert "no image processor" in predict_error(tmp_path / "bare")
-    SegFormerForImageClassification(config()).save_pretrained(tmp_path / "classifier")
-    assert "no trained segmentation head" in predict_error(tmp_path / "classifier")
+    SegFormerModel(config()).save_pretrained(tmp_path / "headless")
+    assert "no trained segmentation head" in predict_error(tmp_path / "headless")
     SegFormerForSemanticSegmentation(config()).save_pretrained(tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import tiny_people
 import tiny_runs
 import yaml
 from paths import REPOSITORY
@@ -71,17 +73,31 @@ def snippets(text: str) -> list[Snippet]:
 
 
 def write_files(folder: Path) -> Path:
-    """The reader's files: the repository's examples, a checkpoint, photos, a slide and custom data."""
+    """The reader's files: the repository's examples, a checkpoint, photos, a slide, and data for each task."""
     folder.mkdir()
     (folder / "examples").symlink_to(REPOSITORY / "examples")
     for name, stand_in in STAND_INS.items():
         shutil.copy(REPOSITORY / stand_in, folder / name)
     tiny_runs.write_images(folder / "my_data")
+    write_pets(folder / "my_pets")
+    (folder / "my_people").mkdir()
+    tiny_people.write_people(folder / "my_people", images=4)
     found = sorted((REPOSITORY / "examples" / "nuclei" / "data" / "test" / "images").glob("*.webp"))
     for photo, name in zip(found, PHOTOS, strict=False):
         (folder / name).parent.mkdir(exist_ok=True)
         Image.open(photo).convert("RGB").save(folder / name)
     return folder
+
+
+def write_pets(folder: Path) -> None:
+    """Images in one folder for each of two classes, in different colors."""
+    random = np.random.default_rng(0)
+    for name, level in (("cat", 60), ("dog", 160)):
+        (folder / name).mkdir(parents=True)
+        for number in range(6):
+            Image.fromarray(random.integers(level, level + 60, (48, 64, 3), np.uint8)).save(
+                folder / name / f"{number}.png"
+            )
 
 
 class Reader:

@@ -424,14 +424,15 @@ def test_unknown_metric_raises_before_the_first_step(recipe, tmp_path, override,
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_keypoints_without_oks_raise_before_the_first_step(tmp_path, split):
-    write_people(tmp_path, images=1, keypoints=5)
+def test_keypoints_without_their_sigmas_raise_before_the_first_step(tmp_path, split):
+    write_people(tmp_path, 1, [f"point {number}" for number in range(5)])
     recipe = pose_recipe(tmp_path)
     recipe["model"]["fields"] = {"pose_flip_pairs": [[1, 2]]}
     del recipe["data"]["validation"]
     run(write_recipe(tmp_path, recipe), tmp_path / "unmeasured")
     recipe["data"][split] = recipe["data"]["train"]
-    with pytest.raises(RecordError, match=r"found 5 keypoints, .*COCO's 17"):
+    recipe["data"]["oks_sigmas"] = [0.1] * 4
+    with pytest.raises(RecordError, match=r"data\.oks_sigmas: found 4 sigmas for 5 keypoints"):
         run(write_recipe(tmp_path, recipe), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

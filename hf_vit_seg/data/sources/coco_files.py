@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
@@ -19,6 +19,7 @@ from .source import Place, SourceError, check_present, existing_file, existing_f
 
 Id: TypeAlias = int | str
 AnnotationPlaces: TypeAlias = Place | Annotated[tuple[Place, ...], Field(min_length=1)]
+Entries = TypeVar("Entries")
 PARTS = ("images", "annotations", "categories")
 
 
@@ -48,11 +49,19 @@ class CocoAnnotation:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CocoCategory:
-    """A class, with the names of its keypoints, if any."""
+    """A class, with the names of its keypoints and its bones (pairs of keypoints, counted from 1), if any."""
 
     id: Id
     name: str
     keypoints: list[str] | None = None
+    skeleton: Any = None
+
+    def bones(self) -> tuple[tuple[int, int], ...]:
+        """The bones as pairs of keypoint indices from 0; entries that are no pairs of its keypoints are left out."""
+        numbers = range(1, len(self.keypoints or ()) + 1)
+        entries = self.skeleton if isinstance(self.skeleton, list) else []
+        pairs = [entry for entry in entries if isinstance(entry, list) and len(entry) == 2]
+        return tuple((i - 1, j - 1) for i, j in pairs if {type(i), type(j)} == {int} and i in numbers and j in numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +138,7 @@ def read_lists(path: Path) -> CocoLists:
         raise SourceError(f"{path} is not a JSON file ({error})") from None
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in PARTS):
         raise SourceError(f"{path} is not an annotation file in COCO format: expected the lists {', '.join(PARTS)}")
-    lists = validate_lists(content, path)
+    lists = validate_entries(LISTS, content, path)
     lists = replace(lists, categories=[replace(each, name=normalize_name(each.name)) for each in lists.categories])
     check_unique(lists, path)
     images, categories = ({entry.id for entry in entries} for entries in (lists.images, lists.categories))
@@ -207,10 +216,10 @@ def renumber(
         yield replace(each, id=number, image_id=new_images[each.image_id], category_id=new_categories[each.category_id])
 
 
-def validate_lists(content: Mapping[str, Any], path: Path) -> CocoLists:
-    """Validate the lists of an annotation file. Raises SourceError for the first invalid entry."""
+def validate_entries(form: TypeAdapter[Entries], content: Any, path: Path) -> Entries:
+    """Validate the content of a file in COCO format. Raises SourceError for the first invalid entry."""
     try:
-        return LISTS.validate_python(content)
+        return form.validate_python(content)
     except ValidationError as error:
         errors = error.errors()
     first = errors[0]

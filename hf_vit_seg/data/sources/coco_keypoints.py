@@ -3,8 +3,8 @@
 Shapes: K keypoints.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,12 +18,20 @@ from .coco_files import AnnotationPlaces, CocoAnnotation, CocoFile, CocoImage, I
 from .coco_shapes import check_pixel_units, check_within
 from .source import Place, SourceError, SourceRecord
 
+AREA_NOTE = (
+    "the person's area is 0, so that no predicted keypoints match it: set it to the area of the outline or of the box, "
+    "or remove `area`, which means that of the box"
+)
+
 
 class CocoKeypointsSource(SourceRecord):
     """COCO keypoint annotations: a sample is one person of an image, cropped to its box by the transforms.
 
     Crowd regions, people with fewer labeled keypoints than `keypoints`, and people without a box inside the image are
-    skipped, as in ViTPose (mmpose). Boxes are clipped to the image.
+    skipped, as in ViTPose (mmpose). Boxes are clipped to the image for the crops. Scores are computed from all
+    annotations of the category as they are in the file, as pycocotools does: with boxes that are not clipped, and
+    crowds and people with fewer labeled keypoints than `keypoints` are ignored. If an annotation has no `area`, it is
+    that of its box, not clipped.
 
     annotations: the JSON file; or a list of files with separate ids, which are merged by file and category names.
     images: the folder that its file names are relative to.
@@ -47,21 +55,22 @@ class CocoKeypointsSource(SourceRecord):
             raise SourceError(f"{coco.title}: the category '{self.category}' has no keypoints")
         ordered: dict[Id, list[CocoAnnotation]] = {image: [] for image in coco.images}
         for annotation in coco.annotations:
-            if annotation.category_id == category.id and not annotation.iscrowd:
+            if annotation.category_id == category.id:
                 ordered[annotation.image_id].append(annotation)
-        people = People.of(coco, [a for group in ordered.values() for a in group], len(names), self.keypoints)
-        if not len(people.ids):
+        everyone = People.of(coco, [a for group in ordered.values() for a in group], len(names))
+        samples = everyone.select_samples(coco, self.keypoints)
+        if not len(samples):
             raise SourceError(f"{coco.title}: no '{self.category}' has {self.keypoints} or more labeled keypoints")
-        labeled = (people.keypoints[..., 2] > 0).nonzero()
-        check_pixel_units(people.keypoints[labeled][:, :2].tolist(), coco.title)
-        return CocoKeypoints(coco, people, tuple(names), channels)
+        keypoints = everyone.keypoints[samples]
+        check_pixel_units(keypoints[keypoints[..., 2] > 0][:, :2].tolist(), coco.title)
+        return CocoKeypoints(coco, everyone, samples, tuple(names), channels, self.keypoints, category.bones())
 
 
 @dataclass(frozen=True, eq=False)
 class People:
-    """Annotations as arrays, which forked loader processes share.
+    """Annotations as arrays, which forked loader processes share, in the order of their images.
 
-    `ids`, `images` and `areas` are (N,), `boxes` (N, 4), `keypoints` (N, K, 3).
+    `ids`, `images`, `areas` and `crowds` are (N,), `boxes` (N, 4) as annotated, `keypoints` (N, K, 3).
     """
 
     ids: np.ndarray
@@ -69,13 +78,16 @@ class People:
     boxes: np.ndarray
     areas: np.ndarray
     keypoints: np.ndarray
+    crowds: np.ndarray
 
     @classmethod
-    def of(cls, coco: CocoFile, annotations: Sequence[CocoAnnotation], count: int, least: int) -> "People":
-        """Select annotations with at least `least` labeled keypoints (of `count`) and a box inside the image."""
+    def of(cls, coco: CocoFile, annotations: Sequence[CocoAnnotation], count: int) -> "People":
+        """Read annotations with `count` keypoints. Those without keypoints have visibility 0 everywhere."""
         rows = []
         for annotation in annotations:
             flat, bbox = annotation.keypoints or [0] * 3 * count, annotation.bbox or []
+            if annotation.iscrowd and not bbox:
+                continue  # nothing can match it
             if len(flat) != 3 * count or len(bbox) != 4:
                 raise SourceError(
                     f"{coco.title}: annotation {annotation.id} has {len(flat)} keypoint numbers and {len(bbox)} bbox "
@@ -86,12 +98,24 @@ class People:
                     f"{coco.title}: ids of annotations and images must be integers, found {annotation.id!r}"
                 )
             points = keypoint_array(coco, annotation, flat, bbox)
-            box = clip_box(bbox, coco.images[annotation.image_id])
-            if (points[:, 2] > 0).sum() >= least and box[2] > 0 and box[3] > 0:
-                area = annotation.area or box[2] * box[3]
-                rows.append((annotation.id, annotation.image_id, box, area, points))
-        ids, images, boxes, areas, keypoints = zip(*rows, strict=True) if rows else ((),) * 5
-        return cls(np.array(ids), np.array(images), np.array(boxes), np.array(areas), np.array(keypoints))
+            area = bbox[2] * bbox[3] if annotation.area is None else annotation.area
+            rows.append((annotation.id, annotation.image_id, bbox, area, points, bool(annotation.iscrowd)))
+        ids, images, boxes, areas, keypoints, crowds = zip(*rows, strict=True) if rows else ((),) * 6
+        return cls(
+            ids=np.array(ids, np.int64),
+            images=np.array(images, np.int64),
+            boxes=np.array(boxes, np.float64).reshape(-1, 4),
+            areas=np.array(areas, np.float64),
+            keypoints=np.array(keypoints, np.float64).reshape(-1, count, 3),
+            crowds=np.array(crowds, bool),
+        )
+
+    def select_samples(self, coco: CocoFile, least: int) -> np.ndarray:
+        """The indices of people with at least `least` labeled keypoints and a box inside the image, without crowds."""
+        sizes = np.array([(coco.images[i].width, coco.images[i].height) for i in self.images.tolist()]).reshape(-1, 2)
+        clipped = clip_boxes(self.boxes, sizes)
+        labeled = (self.keypoints[..., 2] > 0).sum(axis=1) >= least
+        return np.flatnonzero(labeled & ~self.crowds & (clipped[:, 2:] > 0).all(axis=1))
 
 
 def keypoint_array(
@@ -103,7 +127,7 @@ def keypoint_array(
         raise SourceError(f"{where} has numbers that are not finite")
     if (annotation.area or 0) < 0:
         raise SourceError(f"{where} has the area {annotation.area}, expected 0 or more")
-    points = np.array(flat, np.float32).reshape(-1, 3)
+    points = np.array(flat, np.float64).reshape(-1, 3)
     image = coco.images[annotation.image_id]
     try:
         check_within(points[points[:, 2] > 0, :2].flatten().tolist(), image.height, image.width)
@@ -112,54 +136,82 @@ def keypoint_array(
     return points
 
 
-def clip_box(box: Sequence[float], image: CocoImage) -> tuple[float, float, float, float]:
-    """Clip a box (x, y, width, height) to its image."""
-    x, y, width, height = box
-    left, top = max(0.0, x), max(0.0, y)
-    return left, top, min(image.width, x + width) - left, min(image.height, y + height) - top
+def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Clip boxes (N, 4) as x, y, width, height to images of `sizes` (N, 2) as width, height."""
+    start = np.maximum(boxes[:, :2], 0)
+    return np.concatenate([start, np.minimum(boxes[:, :2] + boxes[:, 2:], sizes) - start], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
 class CocoKeypoints:
-    """People in the order of their images; `class_names` are the names of the keypoints."""
+    """People in the order of their images; `class_names` are the names of the keypoints.
+
+    `people` are all annotations of the category, and `samples` the indices of those that are samples.
+    """
 
     coco: CocoFile
     people: People
+    samples: np.ndarray
     class_names: tuple[str, ...]
     channels: int = 3
+    least: int = 1  # labeled keypoints of a person
+    bones: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
-        return len(self.people.ids)
+        return len(self.samples)
 
     def read(self, index: int) -> RawSample:
         """Read the whole image of a person. Raises ImageFileError."""
-        return RawSample(self.name(index), self.coco.read(self.image(index), self.channels), self.person(index))
+        person = self.person(index)
+        notes = () if person.area else (AREA_NOTE,)
+        return RawSample(self.name(index), self.coco.read(self.image(index), self.channels), person, notes)
 
     def image(self, index: int) -> CocoImage:
         """The image of a person."""
-        return self.coco.images[int(self.people.images[index])]
+        return self.coco.images[self.group(index)]
 
     def person(self, index: int) -> Person:
-        """A person's box and keypoints, in pixels of the image."""
-        x, y, width, height = self.people.boxes[index].tolist()
+        """A person's box, clipped to the image, and keypoints, in pixels of the image."""
+        image, row = self.image(index), int(self.samples[index])
+        x, y, width, height = clip_boxes(self.people.boxes[[row]], np.array([[image.width, image.height]]))[0].tolist()
+        return replace(self.annotation(row), box=(x, y, width, height))
+
+    def annotation(self, row: int) -> Person:
+        """An annotated person with its box as in the file."""
+        people = self.people
+        x, y, width, height = people.boxes[row].tolist()
         return Person(
             box=(x, y, width, height),
-            keypoints=torch.from_numpy(self.people.keypoints[index].copy()),
-            area=float(self.people.areas[index]),
-            image_id=int(self.people.images[index]),
-            annotation_id=int(self.people.ids[index]),
+            keypoints=torch.tensor(people.keypoints[row], dtype=torch.float32),
+            area=float(people.areas[row]),
+            image_id=int(people.images[row]),
+            annotation_id=int(people.ids[row]),
+            crowd=bool(people.crowds[row]),
         )
+
+    def labeled_persons(self, images: Iterable[int]) -> list[Person]:
+        """All annotated persons of images (ids) for the evaluation of predictions, keypoints in float64.
+
+        Boxes are not clipped. Persons with fewer labeled keypoints than the source requires are without keypoints.
+        """
+        persons = []
+        for row in np.flatnonzero(np.isin(self.people.images, list(images))).tolist():
+            keypoints = torch.tensor(self.people.keypoints[row])
+            if (keypoints[:, 2] > 0).sum() < self.least:
+                keypoints[:, 2] = 0
+            persons.append(replace(self.annotation(row), keypoints=keypoints))
+        return persons
 
     def name(self, index: int) -> str:
         """The image's file name and the annotation's id."""
-        return f"{self.image(index).file_name}#{self.people.ids[index]}"
+        return f"{self.image(index).file_name}#{self.people.ids[self.samples[index]]}"
 
     def files(self, index: int) -> tuple[Path, ...]:
         return (self.coco.file(self.image(index)),)
 
     def group(self, index: int) -> int:
         """The image id: people of one image stay in one split."""
-        return int(self.people.images[index])
+        return int(self.people.images[self.samples[index]])
 
 
 __all__ = ["CocoKeypointsSource"]

@@ -57,7 +57,8 @@ class TransformContext:
 
     `output_size` maps the (height, width) of an image to the size that the processor resizes it to, `input_size` is
     the model's input size if it is constant, `resample` is PIL's number of the filter (2: bilinear). `mean` and `std`
-    have one entry per channel, in raw values of the images. `keypoint_flip_pairs` are swapped by horizontal flips.
+    have one entry per channel, in raw values of the images. `keypoint_flip_pairs` are swapped by horizontal flips;
+    None if they are unknown.
     """
 
     task: str
@@ -67,7 +68,7 @@ class TransformContext:
     std: tuple[float, ...]
     resample: int = 2
     ignore_index: int = 255
-    keypoint_flip_pairs: tuple[tuple[int, int], ...] = ()
+    keypoint_flip_pairs: tuple[tuple[int, int], ...] | None = None
 
     @property
     def channels(self) -> int:
@@ -80,7 +81,7 @@ class TransformContext:
         processor: BaseImageProcessor,
         task: str,
         ignore_index: int = 255,
-        keypoint_flip_pairs: tuple[tuple[int, int], ...] = (),
+        keypoint_flip_pairs: tuple[tuple[int, int], ...] | None = None,
     ) -> "TransformContext":
         """Read the context from the fields of an image processor."""
         fields = processor.to_dict()

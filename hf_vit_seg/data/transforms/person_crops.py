@@ -156,12 +156,12 @@ class PersonAffine(TransformOptions):
     def build(self, context: TransformContext) -> RandomPersonCrop:
         """Build a `RandomPersonCrop`. Raises HfVitSegError for `flip` without flip pairs."""
         size = context.size_of(self.size, "person_affine")
-        if self.flip and not context.keypoint_flip_pairs:
+        if self.flip and context.keypoint_flip_pairs is None:
             raise HfVitSegError(
-                "person_affine with flip requires pose_flip_pairs (left and right keypoints) in the model's config: "
-                "add them, or set flip to 0"
+                "person_affine with flip requires the left and right keypoints, and no names differ by left and right: "
+                "set data.flip_pairs ([] if a flip swaps none), or set flip to 0"
             )
-        return RandomPersonCrop(self, size, context.keypoint_flip_pairs)
+        return RandomPersonCrop(self, size, context.keypoint_flip_pairs or ())
 
 
 def person_size(processor: BaseImageProcessor) -> tuple[int, int]:

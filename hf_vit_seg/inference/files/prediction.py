@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,8 @@ LABELS, OVERLAY, SCORES, REPORT = ".png", ".overlay.png", ".scores.png", ".json"
 ENTROPY, TOP, GEOJSON, COCO = ".entropy.png", ".top.npz", ".geojson", ".coco.json"
 TIFF, VIDEO, FRAMES = ".labels.tif", ".overlay.mp4", ".frames"  # of images in parts, and of videos
 SUFFIXES = (REPORT, LABELS, OVERLAY, SCORES, ENTROPY, TOP, GEOJSON, COCO, TIFF, VIDEO, FRAMES)
+Loaded = TypeVar("Loaded")
+Result = TypeVar("Result")
 AHEAD = 2  # images read and results written concurrently with the model
 
 
@@ -60,7 +62,7 @@ def failed_outcome(job: Job, error: Exception) -> Outcome:
     """The outcome of a job that raised an exception."""
     if is_out_of_memory(error):
         error = OutOfMemory(
-            f"{job.image.path}: out of memory: use smaller windows (--window 512), or tiles of large images (--tile 1024)"
+            f"{job.image.path}: out of memory: use smaller windows (--window 512) or tiles (--tile 1024)"
         )
     return Outcome(job, failure_message(job, error), None if isinstance(error, HfVitSegError) else error)
 
@@ -70,7 +72,8 @@ class PredictOptions:
     """The results to write, and how images are read.
 
     Images above `max_pixels` are tiled; with `tile`, the side of the tiles, all images that support it are. `frames`
-    adds label maps of video frames, and `frame_rate` treats folders as videos.
+    adds label maps of video frames, and `frame_rate` treats folders as videos. `boxes` is a file with the boxes of
+    persons, for pose models.
     """
 
     model: str = ""
@@ -85,6 +88,7 @@ class PredictOptions:
     tile: int | None = None
     frames: bool = False
     frame_rate: float | None = None
+    boxes: Path | None = None
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -101,13 +105,13 @@ class PredictOptions:
         return tuple(suffix for suffix, wanted in requested.items() if wanted)
 
 
-def plan(images: Sequence[ImageFile], out: Path) -> list[Job]:
-    """Assign each image a unique target in `out` whose results do not overwrite inputs.
+def plan(images: Sequence[ImageFile], out: Path, reserved: Sequence[Path] = ()) -> list[Job]:
+    """Assign each image a unique target in `out` whose results do not overwrite inputs, nor the files `reserved`.
 
     Images of folders keep their subfolder. If two images differ only in suffix or folder, the name of the later one is
     extended by it, or finally by a number.
     """
-    taken = {str(real_path(image.path)).casefold() for image in images}
+    taken = {str(real_path(path)).casefold() for path in (*(image.path for image in images), *reserved)}
     jobs = []
     for image in images:
         for place in places(image):
@@ -134,21 +138,40 @@ def places(image: ImageFile) -> Iterator[Path]:
 
 
 def predict(segmenter: Segmenter, jobs: Sequence[Job], options: PredictOptions) -> Iterator[Outcome]:
+    """Segment the images of jobs, see `run_jobs`."""
+
+    def segment(loaded: tuple[PreparedImage, float]) -> tuple[Segmentation, float]:
+        prepared, milliseconds = loaded
+        return segmenter.segment(prepared, options.scores, entropy=options.entropy, top_k=options.top_k), milliseconds
+
+    return run_jobs(
+        jobs,
+        read=lambda job: read(segmenter, job, options),
+        compute=segment,
+        write=lambda job, found: write(segmenter, job, found[0], found[1], options),
+    )
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    read: Callable[[Job], Loaded],
+    compute: Callable[[Loaded], Result],
+    write: Callable[[Job, Result], Outcome],
+) -> Iterator[Outcome]:
     """Run jobs in order; a failure affects only its job. Files are read and written concurrently with the model."""
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        reading: deque[Future[tuple[PreparedImage, float]]] = deque()
+        reading: deque[Future[Loaded]] = deque()
         writing: deque[Future[Outcome]] = deque()
         upcoming = iter(jobs)
         for job in jobs:
             while len(reading) < AHEAD and (following := next(upcoming, None)) is not None:
-                reading.append(reader.submit(read, segmenter, following, options))
+                reading.append(reader.submit(read, following))
             try:
-                prepared, milliseconds = reading.popleft().result()
-                result = segmenter.segment(prepared, options.scores, entropy=options.entropy, top_k=options.top_k)
+                result = compute(reading.popleft().result())
             except Exception as error:
                 writing.append(writer.submit(failed_outcome, job, error))
             else:
-                writing.append(writer.submit(write, segmenter, job, result, milliseconds, options))
+                writing.append(writer.submit(write, job, result))
             while len(writing) > AHEAD:
                 yield writing.popleft().result()
         for outcome in writing:
@@ -161,7 +184,7 @@ def failure_message(job: Job, error: Exception) -> str:
         return str(error)
     text = error_sentence(error)
     if not isinstance(error, HfVitSegError):
-        return f"{job.image.path}: segmenting failed with {type(error).__name__}: {text}"
+        return f"{job.image.path}: prediction failed with {type(error).__name__}: {text}"
     return text if text.startswith(f"{job.image.path}:") else f"{job.image.path}: {text}"
 
 
@@ -179,7 +202,12 @@ def write(
 ) -> Outcome:
     """Write all results of a job atomically."""
     savers = {suffix: saver(suffix, job, result, options) for suffix in options.suffixes}
-    text = json_text(report(segmenter, job, result, milliseconds, options), indent=2)
+    return write_results(job, savers, report(segmenter, job, result, milliseconds, options))
+
+
+def write_results(job: Job, savers: dict[str, Callable[[Path], Any]], content: dict[str, Any]) -> Outcome:
+    """Write the files of a job, by suffix, and last its report, atomically."""
+    text = json_text(content, indent=2)
     savers[REPORT] = lambda path: path.write_text(text, encoding="utf-8")
     try:
         write_files({job.result(suffix): save for suffix, save in savers.items()})

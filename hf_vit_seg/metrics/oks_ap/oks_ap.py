@@ -25,7 +25,7 @@ _CITATION = """
 @inproceedings{lin2014microsoft, title={Microsoft COCO: Common Objects in Context},
 author={Lin, Tsung-Yi and Maire, Michael and Belongie, Serge and others}, booktitle={ECCV}, year={2014}}
 """
-_KEYPOINTS = datasets.List(datasets.Value("float32"))
+_KEYPOINTS = datasets.List(datasets.Value("float64"))
 
 
 class OksAp(evaluation_module.StreamedMetric):
@@ -38,13 +38,13 @@ class OksAp(evaluation_module.StreamedMetric):
         "predictions": {
             "image_id": datasets.Value("int64"),
             "keypoints": _KEYPOINTS,
-            "score": datasets.Value("float32"),
+            "score": datasets.Value("float64"),
         },
         "references": {
             "image_id": datasets.Value("int64"),
             "keypoints": _KEYPOINTS,
-            "area": datasets.Value("float32"),
-            "bbox": datasets.List(datasets.Value("float32"), length=4),
+            "area": datasets.Value("float64"),
+            "bbox": datasets.List(datasets.Value("float64"), length=4),
             "iscrowd": datasets.Value("int64"),
         },
     }

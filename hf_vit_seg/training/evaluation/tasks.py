@@ -29,6 +29,7 @@ from hf_vit_seg.metrics.keypoint_similarity import LabeledPersons, PredictedPers
 from hf_vit_seg.metrics.multi_label import MultiLabelScores
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 from hf_vit_seg.records import read_record
+from hf_vit_seg.training.recipe.keypoints import describe_sigmas, oks_sigmas
 from hf_vit_seg.training.recipe.schema import Task
 from hf_vit_seg.training.reports.memory_advice import evaluation_memory_advice
 
@@ -129,15 +130,27 @@ def evaluate_multi_label(context: EvaluationContext, dataset: RawDataset) -> Eva
 
 
 def evaluate_pose(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
-    """Evaluate keypoints of persons in their labeled boxes by object keypoint similarity.
+    """Evaluate keypoints of persons in their labeled boxes by object keypoint similarity, as pycocotools does.
 
-    Persons that the data source excludes (crowds, persons without keypoints) are ignored.
+    The model sees boxes cut by the image border. Predictions are scored against all annotations of the images as they
+    are in the file; those that match crowds and persons without keypoints are ignored.
     """
     size = person_size(context.processor)
     found = list(persons(context, dataset, size))
     everyone = gather_object(found) if context.accelerator.num_processes > 1 else found
-    scores = oks_average_precision(build_predictions(everyone), build_labels(everyone))
-    return Evaluation(scores, len(dataset), f"persons in their labeled boxes, {size[0]}x{size[1]} (height x width)")
+    everyone = sorted(everyone, key=lambda each: each[0].annotation_id)  # independent of the number of processes
+    names = dataset.class_table.names
+    scores = oks_average_precision(
+        build_predictions(everyone),
+        build_labels(labeled_persons(dataset, everyone)),
+        oks_sigmas(context.recipe, names),
+    )
+    protocol = (
+        f"persons in their labeled boxes, cut by the image border, resized to {size[0]}x{size[1]} (height x width); "
+        "scored against the annotations with uncut boxes, as pycocotools does, "
+        f"with {describe_sigmas(context.recipe, names)}"
+    )
+    return Evaluation(scores, len(dataset), protocol)
 
 
 Found = tuple[Person, np.ndarray, float]  # a person, predicted keypoints (K, 2) in the image, and their mean score
@@ -168,15 +181,21 @@ def build_predictions(found: list[Found]) -> PredictedPersons:
     )
 
 
-def build_labels(found: list[Found]) -> LabeledPersons:
-    """Collect the labels of all persons."""
+def labeled_persons(dataset: RawDataset, found: list[Found]) -> list[Person]:
+    """All labeled persons of the images, with crowds and others that are no samples, if the source knows them."""
     everyone = [person for person, _, _ in found]
+    find = getattr(dataset.source, "labeled_persons", None)
+    return everyone if find is None else find({person.image_id for person in everyone})
+
+
+def build_labels(everyone: list[Person]) -> LabeledPersons:
+    """Collect the labels of all persons."""
     return LabeledPersons(
         images=np.array([person.image_id for person in everyone]),
         keypoints=torch.stack([person.keypoints for person in everyone]).numpy(),
         areas=np.array([person.area for person in everyone]),
         boxes=np.array([person.box for person in everyone]),
-        crowds=np.zeros(len(everyone), bool),
+        crowds=np.array([person.crowd for person in everyone]),
     )
 
 

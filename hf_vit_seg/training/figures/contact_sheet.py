@@ -17,7 +17,7 @@ from hf_vit_seg.data.samples import Labels, Person, RawSample
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.drawing.overlays import FAINT, PAPER, LegendRow, draw_overlay, nearest_labels, resize_for_display
 from hf_vit_seg.drawing.palettes import class_palette
-from hf_vit_seg.drawing.skeletons import draw_skeletons
+from hf_vit_seg.drawing.skeletons import Skeleton, draw_skeletons
 from hf_vit_seg.errors import HfVitSegError
 
 from .layout import Color, add_caption, grid, legend_below
@@ -146,7 +146,8 @@ def pose_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
     size = fit_size(photo.size)
     scale = (size[0] / photo.width, size[1] / photo.height)
     points = sample.target.keypoints.numpy().astype(float)[None] - (left, top, 0)
-    drawn = draw_skeletons(resize_for_display(photo, size), points, points[..., 2] > 0, scale, None)
+    skeleton = Skeleton.of(part.table.names, getattr(part.dataset.source, "bones", None))
+    drawn = draw_skeletons(resize_for_display(photo, size), points, points[..., 2] > 0, scale, skeleton)
     return add_caption(on_square(drawn, SIDE), sample.name, (f"{int((points[..., 2] > 0).sum())} keypoints", FAINT))
 
 

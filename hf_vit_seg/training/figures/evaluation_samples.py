@@ -12,6 +12,7 @@ from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.samples import Labels, Person
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.drawing.overlays import percent
+from hf_vit_seg.drawing.skeletons import Skeleton
 from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
@@ -90,10 +91,12 @@ def classification_figures(context: EvaluationContext, dataset: RawDataset, chos
 def pose_figures(context: EvaluationContext, dataset: RawDataset, chosen: Sequence[int]) -> Figures:
     """Draw labeled and predicted keypoints of each person."""
     estimator, figures = PoseEstimator(context.model, context.processor, context.device), {}
+    pairs = getattr(context.model.config, "pose_flip_pairs", None)
+    skeleton = Skeleton.of(dataset.class_table.names, getattr(dataset.source, "bones", None), pairs)
     for sample in map(dataset.read, chosen):
         assert isinstance(sample.target, Person)
         found = estimator(sample.image, sample.target.box)
-        figures[sample.name] = pose_figure(sample.image, sample.target.keypoints, found)
+        figures[sample.name] = pose_figure(sample.image, sample.target.keypoints, found, skeleton)
     return figures
 
 

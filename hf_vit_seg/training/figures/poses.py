@@ -3,7 +3,6 @@
 Shapes: C channels, H W pixels, K keypoints, P persons. Keypoints are (x, y) in pixels of the image.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,26 +10,26 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.drawing.overlays import display_size, resize_for_display
-from hf_vit_seg.drawing.skeletons import LEAST_SCORE, draw_skeletons
+from hf_vit_seg.drawing.skeletons import LEAST_SCORE, Skeleton, draw_skeletons
 
 from .layout import add_caption, grid
 from .samples import as_rgb
 
 LONGEST_SIDE = 640  # of a panel
+NO_BONES = Skeleton()
 
 
 def pose_figure(
     image: torch.Tensor | Image.Image,
     truth: Any,
     predicted: Any,
-    bones: Sequence[tuple[int, int]] | None = None,
+    skeleton: Skeleton = NO_BONES,
     note: str = "",
 ) -> Image.Image:
     """Draw labeled and predicted persons side by side; left keypoints are orange, right ones blue.
 
     `image` is (C, H, W) or a PIL image; `truth` (P, K, 3) is x, y, visibility (0: not labeled), `predicted` (P, K, 3)
-    is x, y, score; a single person may be (K, 3). `bones` are pairs of keypoints, by default those of COCO for 17
-    keypoints, and none for other numbers. `note` is appended to the title of the prediction.
+    is x, y, score; a single person may be (K, 3). `note` is appended to the title of the prediction.
     """
     photo = as_rgb(image)
     size = display_size(photo.size, LONGEST_SIDE, enlarge=True)
@@ -39,9 +38,9 @@ def pose_figure(
     shown = resize_for_display(photo, size)
     return grid(
         [
-            add_caption(draw_skeletons(shown, labeled, labeled[..., 2] > 0, scale, bones), "truth"),
+            add_caption(draw_skeletons(shown, labeled, labeled[..., 2] > 0, scale, skeleton), "truth"),
             add_caption(
-                draw_skeletons(shown, found, found[..., 2] >= LEAST_SCORE, scale, bones, faint=True),
+                draw_skeletons(shown, found, found[..., 2] >= LEAST_SCORE, scale, skeleton, faint=True),
                 f"prediction{', ' if note else ''}{note}",
             ),
         ],

@@ -29,6 +29,7 @@ from hf_vit_seg.data.statistics import compute_statistics
 from hf_vit_seg.data.stream import Draw, StreamSampler
 from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
 from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.keypoint_names import Pairs
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import on_main_process
 from hf_vit_seg.training.checkpoints.resume import continuation_notes, refuse_other_data
@@ -36,7 +37,7 @@ from hf_vit_seg.training.checkpoints.state import DataFingerprint, Manifest, dat
 from hf_vit_seg.training.evaluation.trial import extreme_samples, try_evaluation
 from hf_vit_seg.training.losses.objectives import OBJECTIVES, Batch, Objective
 from hf_vit_seg.training.losses.registry import describe_losses
-from hf_vit_seg.training.model.building import BuiltModel, build_model, output_names
+from hf_vit_seg.training.model.building import PAIRS_FIELD, BuiltModel, build_model, output_names
 from hf_vit_seg.training.model.freezing import ParameterCounts, count_parameters
 from hf_vit_seg.training.model.normalization import convert_sync_batchnorm
 from hf_vit_seg.training.model.preparation import prepare_for_training
@@ -45,6 +46,7 @@ from hf_vit_seg.training.optimization.ema import WeightAverage
 from hf_vit_seg.training.optimization.gathered_weights import SHARDING, refuse_sharded_average
 from hf_vit_seg.training.optimization.parameter_groups import build_optimizer
 from hf_vit_seg.training.optimization.schedules import build_schedule
+from hf_vit_seg.training.recipe.keypoints import describe_pairs, describe_sigmas, flip_pairs
 from hf_vit_seg.training.recipe.metric_names import check_metrics
 from hf_vit_seg.training.recipe.paths import describe_data
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -180,6 +182,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     dataset, collator = training_set(recipe, data, built)
     sample = collator([dataset[Draw(0, 0, 0)]])
     notes = [*describe_data(recipe.data.model_dump()), *checked.warnings, *built.notes, *loss_notes(recipe)]
+    notes += keypoint_notes(recipe, built.model, data.names)
     notes += freeze_unused(accelerator, model, objective, sample)
     parameters = count_parameters(model, recipe.model.freeze)
     notes += parameters.notes()
@@ -299,13 +302,31 @@ def build(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:
 
 def training_set(recipe: Recipe, data: Data, built: BuiltModel) -> tuple[TrainingDataset, Collator]:
     """Return the training split with its transforms, and the collator."""
-    pairs = tuple(tuple(pair) for pair in getattr(built.model.config, "pose_flip_pairs", None) or ())
     ignored = data.train.class_table.ignore_index
+    pairs = model_flip_pairs(recipe, built.model, data.names)
     context = TransformContext.from_processor(built.processor, recipe.task, ignored, pairs)
     data.train.fill = context.mean
     pipeline = read_pipeline(recipe.transforms, context)
     collator = Collator(built.processor, recipe.task, recipe.batch_transforms, len(data.names), recipe.seed)
     return TrainingDataset(data.train, pipeline, recipe.seed), collator
+
+
+def model_flip_pairs(recipe: Recipe, model: Any, names: Sequence[str]) -> Pairs | None:
+    """Return the keypoints that a flip swaps: those of the model's config, if it has them; None if unknown."""
+    if recipe.task != "pose":
+        return None
+    stated = flip_pairs(recipe, names)
+    pairs = getattr(model.config, PAIRS_FIELD, stated)
+    return tuple((left, right) for left, right in pairs) if pairs else stated
+
+
+def keypoint_notes(recipe: Recipe, model: Any, names: Sequence[str]) -> list[str]:
+    """Describe the sigmas and flip pairs of keypoints, for the log."""
+    if recipe.task != "pose":
+        return []
+    pairs = model_flip_pairs(recipe, model, names)
+    sentences = [f"keypoints are scored with {describe_sigmas(recipe, names)}"]
+    return sentences if pairs is None else [*sentences, describe_pairs(recipe, names, pairs)]
 
 
 def loss_notes(recipe: Recipe) -> list[str]:

@@ -14,11 +14,12 @@ from transformers.utils import logging
 
 from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.inference.loading import AUTO_CLASSES
+from hf_vit_seg.inference.loading import AUTO_CLASSES, label_names
 from hf_vit_seg.models.errors import RENAMED_FIELDS
 from hf_vit_seg.plugins import Architecture, architectures
 from hf_vit_seg.records import RecordError, nearest, unknown
-from hf_vit_seg.training.recipe.schema import ModelRecipe, Recipe
+from hf_vit_seg.training.recipe.keypoints import flip_pairs
+from hf_vit_seg.training.recipe.schema import Recipe
 
 from .normalization import norm_fields, norm_notes
 from .parameter_names import SAVED_ADAPTERS
@@ -28,6 +29,7 @@ from .shape_probing import channel_configs, set_channels, set_classes
 
 BACKBONE_FIELDS = ("out_features", "out_indices")
 IGNORE_FIELD = "semantic_loss_ignore_index"
+PAIRS_FIELD = "pose_flip_pairs"
 DERIVED_FIELDS = {  # config fields that a recipe cannot set, and what determines them
     "id2label": "data.classes",
     "label2id": "data.classes",
@@ -102,7 +104,7 @@ def new_model(
         config = architecture.variant_config(recipe.model.variant)
     except HfVitSegError as error:
         raise RecordError(f"model.variant: {error}") from None
-    config = complete_config(config, recipe.model, names, ignore_index, channels)
+    config = complete_config(config, recipe, names, ignore_index, channels)
     model = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
     return model, [f"{architecture.name} {recipe.model.variant} from scratch"]
 
@@ -136,7 +138,7 @@ def load_pretrained_model(
     except (OSError, ValueError) as error:
         reason = error_sentence(error, short=True)
         raise RecordError(f"model.from_pretrained: {path} cannot be loaded: {reason}") from None
-    target = complete_config(stored, recipe.model, names, ignore_index, channels)
+    target = complete_config(stored, recipe, names, ignore_index, channels)
     model, notes = adapt_pretrained_model(checkpoint, stored, target, recipe.model.copy_classes)
     if hasattr(model, SAVED_ADAPTERS):
         notes.append("the adapters of the checkpoint are trained further")
@@ -156,18 +158,19 @@ def load_bare_backbone(recipe: Recipe, path: str) -> tuple[PreTrainedConfig, Bar
 
 
 def complete_config(
-    config: PreTrainedConfig, recipe: ModelRecipe, names: Sequence[str], ignore_index: int, channels: int
+    config: PreTrainedConfig, recipe: Recipe, names: Sequence[str], ignore_index: int, channels: int
 ) -> PreTrainedConfig:
     """Return a new config with the recipe's fields, and with classes, ignored label and channels of the data."""
     known = {field.name for field in fields(type(config))}
-    for name in recipe.fields:
+    for name in recipe.model.fields:
         if name in DERIVED_FIELDS:
             raise RecordError(f"model.fields.{name} cannot be set: it follows from {DERIVED_FIELDS[name]}")
         if name not in known:
             raise RecordError(unknown(f"model.fields.{name}", name, sorted(known), RENAMED_FIELDS))
     try:
-        given = {name: merge_field(config, name, value) for name, value in recipe.fields.items()}
-        settled = type(config).from_dict({**config_fields(config), **given, **norm_fields(recipe.norm, type(config))})
+        given = {name: merge_field(config, name, value) for name, value in recipe.model.fields.items()}
+        given |= norm_fields(recipe.model.norm, type(config)) | keypoint_fields(config, recipe, names)
+        settled = type(config).from_dict({**config_fields(config), **given})
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = error_sentence(error.__cause__ or error)
         raise RecordError(f"model.fields: {reason}") from None
@@ -180,6 +183,37 @@ def complete_config(
     if hasattr(settled, IGNORE_FIELD):
         setattr(settled, IGNORE_FIELD, ignore_index)
     return settled
+
+
+def keypoint_fields(config: PreTrainedConfig, recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
+    """Return the flip pairs of a pose model's config: those of model.fields, of the data, or of the stored model.
+
+    The stored pairs are kept if the keypoints are the same and were not found by their names. RecordError for pairs
+    that contradict each other, and for a flip test without pairs.
+    """
+    if recipe.task != "pose" or not hasattr(config, PAIRS_FIELD):
+        return {}
+    pairs, own = flip_pairs(recipe, names), recipe.model.fields.get(PAIRS_FIELD)
+    if own is not None:
+        if recipe.data.flip_pairs is not None and normalize_pairs(own) != normalize_pairs(pairs):
+            raise RecordError(
+                f"data.flip_pairs and model.fields.{PAIRS_FIELD} differ: remove one of them (the first sets the second)"
+            )
+        return {}
+    stored = getattr(config, PAIRS_FIELD)
+    if pairs is None and label_names(config) == list(names) and stored != getattr(type(config)(), PAIRS_FIELD):
+        pairs = stored
+    if pairs is None and recipe.model.fields.get("pose_flip_test", getattr(config, "pose_flip_test", False)):
+        raise RecordError(
+            f"pose_flip_test needs the left and right keypoints, but no names differ by left and right in "
+            f"{', '.join(names)}: set data.flip_pairs, or model.fields.pose_flip_test to false"
+        )
+    return {PAIRS_FIELD: pairs or ()}
+
+
+def normalize_pairs(pairs: Any) -> set[frozenset[int]]:
+    """Return pairs without order."""
+    return {frozenset(pair) for pair in pairs or ()}
 
 
 def merge_field(config: PreTrainedConfig, name: str, value: Any) -> Any:

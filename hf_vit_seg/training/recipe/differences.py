@@ -22,6 +22,7 @@ FREE_TO_CHANGE = (
     "model.gradient_checkpointing",
     "data.workers",
     "data.cache",
+    "data.oks_sigmas",
 )
 SAMPLES_PER_STEP = "loop.batch_size * loop.accumulation * processes"
 

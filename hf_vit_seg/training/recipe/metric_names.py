@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from hf_vit_seg.metrics.keypoint_similarity import COCO_SIGMAS
 from hf_vit_seg.records import RecordError, nearest
 
+from .keypoints import oks_sigmas
 from .schema import Recipe, Task
 
 # Metrics of an evaluation by task; the first is the default of `evaluation.metric`.
@@ -37,8 +37,5 @@ def metric_name(recipe: Recipe) -> str:
 def check_metrics(recipe: Recipe, names: Sequence[str]) -> None:
     """RecordError if a model with these classes (keypoints) cannot be evaluated by the recipe."""
     metric_name(recipe)
-    if recipe.task == "pose" and len(names) != len(COCO_SIGMAS):
-        raise RecordError(
-            f"evaluation: found {len(names)} keypoints, but keypoint similarity is defined for COCO's "
-            f"{len(COCO_SIGMAS)}; remove data.validation and data.test"
-        )
+    if recipe.task == "pose":
+        oks_sigmas(recipe, names)

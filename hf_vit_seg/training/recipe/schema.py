@@ -17,6 +17,7 @@ Level = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Level, Level, Level]
 RawValue = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Color  # of a mask: a number, or a color
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+Sigma = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Milestone = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -111,6 +112,11 @@ class DataRecipe(Record):
     sampling: SamplingRecipe | None = None  # None: each training sample once per epoch
     # value of pixels without data, which are filled and whose labels are ignored. "file": as TIFFs declare it
     nodata: NodataSetting = "file"
+    # pose: the spread of the annotations of each keypoint, in the order or by the names of the keypoints, or one for
+    # all. None: COCO's for COCO's keypoints, otherwise 0.05
+    oks_sigmas: Sigma | tuple[Sigma, ...] | dict[str, Sigma] | None = None
+    # pose: left and right keypoints, by name or index; []: a flip swaps none. None: found by names with left and right
+    flip_pairs: tuple[tuple[str | int, str | int], ...] | None = None
     workers: int = Field(default=2, ge=0)
     cache: bool = False  # keep decoded images in memory
 

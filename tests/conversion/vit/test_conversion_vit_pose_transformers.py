@@ -53,6 +53,16 @@ def test_parity(tmp_path: Path, simple: bool) -> None:
     assert len(model.config.id2label) == 17
 
 
+def test_flip_pairs_follow_from_the_names(tmp_path: Path) -> None:
+    save_reference(tmp_path / "there", True)
+    names = ["R_paw", "L_paw", *(f"point {number}" for number in range(15))]
+    (tmp_path / "names.json").write_text(json.dumps({"names": names}))
+    for name, overrides, expected in (("a", {}, [[1, 0]]), ("b", {"pose_flip_pairs": [[3, 4]]}, [[3, 4]])):
+        convert(tmp_path / "there", tmp_path / name, labels=str(tmp_path / "names.json"), overrides=overrides)
+        config = load_converted(AutoModelForPoseEstimation, tmp_path / name).config
+        assert (config.id2label[1], config.pose_flip_pairs) == ("L_paw", expected)
+
+
 def test_other_enlargement_raises(tmp_path: Path) -> None:
     save_reference(tmp_path / "there", True, scale_factor=2)
     assert_refused(tmp_path, "scale_factor", tmp_path / "there")

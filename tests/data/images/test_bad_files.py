@@ -189,7 +189,7 @@ def test_model_errors_are_not_reported_as_bad_images(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Segmenter, "segment", fail_once)
     failed, done = predict(segmenter(), jobs, PredictOptions())
-    assert failed.error == f"{tmp_path / 'a.png'}: segmenting failed with ValueError: shapes do not match"
+    assert failed.error == f"{tmp_path / 'a.png'}: prediction failed with ValueError: shapes do not match"
     assert done.error is None and (tmp_path / "out" / "1.json").exists()
     assert type(failed.bug) is ValueError and failed.bug.__traceback__ is not None
 

@@ -284,3 +284,23 @@ def test_masks_match_pycocotools_on_real_data(shared):
         )
         expected = np.where(crowd, IGNORED_VALUE, persons)
         assert np.array_equal(sample.target.numpy(), expected)
+
+
+def test_all_annotations_are_labels_of_the_evaluation(tmp_path):
+    points = [3, 4, 2, 5, 6, 1]
+    rows = [
+        person(1, points, bbox=[-2, 1, 6, 30]),
+        person(2, [0] * 6),
+        person(3, points, iscrowd=1),
+        person(4, [3, 4, 2, 0, 0, 0], image=2),
+        person(5, points) | {"area": 0},
+    ]
+    del rows[0]["area"]
+    source = people(tmp_path, rows, keypoints=2)
+    assert [source.name(i) for i in range(len(source))] == ["b.png#1", "b.png#5"]
+    found = {each.annotation_id: each for each in source.labeled_persons([1])}
+    assert list(found) == [1, 2, 3, 5]
+    assert (found[1].box, found[1].area) == ((-2, 1, 6, 30), 180)
+    assert [each.crowd for each in found.values()] == [False, False, True, False]
+    assert [int((each.keypoints[:, 2] > 0).sum()) for each in source.labeled_persons([1, 2])] == [0, 2, 0, 2, 2]
+    assert [bool(source.read(i).notes) for i in range(2)] == [False, True]  # an area of 0

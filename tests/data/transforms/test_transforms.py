@@ -210,7 +210,7 @@ def test_empty_pipeline_is_the_identity():
         (["rand_augment"], "segmentation", "requires the task classification, found segmentation"),
         (["random_flip", "person_affine"], "pose", "requires the task classification or segmentation, found pose"),
         ([], "pose", "pose requires person_affine"),
-        (["person_affine"], "pose", "requires pose_flip_pairs"),
+        (["person_affine"], "pose", "set data.flip_pairs"),
     ],
 )
 def test_invalid_transforms_raise_with_position(entries, task, message):

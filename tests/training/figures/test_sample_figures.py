@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hf_vit_seg.drawing.skeletons import COCO_BONES, LEFT, RIGHT, draw_skeletons
+from hf_vit_seg.drawing.skeletons import COCO_BONES, LEFT, MIDDLE, RIGHT, Skeleton, draw_skeletons
+from hf_vit_seg.keypoint_names import COCO_KEYPOINTS
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 from hf_vit_seg.training.figures.layout import add_caption, grid, legend_below, truncate_text
 from hf_vit_seg.training.figures.poses import persons, pose_figure
@@ -132,16 +133,29 @@ def test_keypoints_are_drawn_at_their_position():
     keypoints = np.zeros((17, 3))
     keypoints[5], keypoints[6] = (10, 20, 2), (50, 30, 1)  # left and right shoulder
     photo = Image.new("RGB", (100, 80), WHITE)
-    drawn = np.asarray(draw_skeletons(photo, keypoints[None], keypoints[None, :, 2] > 0, (1.0, 1.0), None))
+    drawn = np.asarray(
+        draw_skeletons(photo, keypoints[None], keypoints[None, :, 2] > 0, (1.0, 1.0), Skeleton.of(COCO_KEYPOINTS))
+    )
     assert tuple(drawn[20, 10]) == LEFT and tuple(drawn[30, 50]) == RIGHT
     assert not near(drawn[25, 30], WHITE)  # the bone between them
     assert (drawn[:8, :8] == 255).all()  # keypoints without a label are at (0, 0)
     assert (np.asarray(photo) == 255).all()
 
 
+def test_skeletons_of_other_keypoints_are_not_cocos():
+    names = [f"point {number}" for number in range(17)]
+    assert Skeleton.of(names) == Skeleton()
+    fish = Skeleton.of(["snout", "L-fin", "R-fin"], bones=[(0, 1), (0, 2)])
+    assert fish.pairs == ((1, 2),)
+    assert [fish.color(k) for k in range(3)] == [MIDDLE, LEFT, RIGHT]
+    assert (fish.color(0, 1), fish.color(1, 1)) == (MIDDLE, LEFT)
+    assert Skeleton.of(names, pairs=[[4, 2]]).color(4) == LEFT
+    assert Skeleton.of(COCO_KEYPOINTS).bones == COCO_BONES
+
+
 def test_scaling_maps_pixel_centers():
     keypoints = np.array([[[10.0, 20.0, 1.0]]])
-    drawn = draw_skeletons(Image.new("RGB", (300, 300)), keypoints, keypoints[..., 2] > 0, (3.0, 3.0), ())
+    drawn = draw_skeletons(Image.new("RGB", (300, 300)), keypoints, keypoints[..., 2] > 0, (3.0, 3.0), Skeleton())
     found = np.argwhere(np.asarray(drawn)[..., 1] > 0)
     np.testing.assert_allclose(found.mean(axis=0), [61, 31], atol=0.5)  # (20 + 0.5) * 3 - 0.5
 
@@ -150,7 +164,7 @@ def test_poses_are_side_by_side():
     keypoints = torch.rand(2, 17, 3) * 50
     picture = pose_figure(torch.zeros(3, 60, 40, dtype=torch.uint8), keypoints, keypoints[0], note="OKS 0.5")
     assert picture.width > 2 * 40
-    pose_figure(Image.new("L", (60, 40)), np.zeros((4, 3)), np.ones((4, 3)), bones=[(0, 3)])
+    pose_figure(Image.new("L", (60, 40)), np.zeros((4, 3)), np.ones((4, 3)), Skeleton(((0, 3),)))
     with pytest.raises(ValueError, match=r"shape \(1, 4, 2\), expected \(P, K, 3\)"):
         persons(np.zeros((4, 2)))
 
