@@ -260,10 +260,12 @@ def test_run_can_be_extended(recipe, checkpoint):
 
 def test_resuming_a_finished_run_changes_nothing(recipe, checkpoint):
     out = checkpoint.parent.parent
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.suffix in (".safetensors", ".jsonl", ".yaml")}
+    recipes = {path: recipe_without_place(path) for path in out.rglob("*.yaml")}
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.suffix in (".safetensors", ".jsonl")}
     report = json.loads((out / "last" / "metrics.json").read_text())
     assert run(recipe, out, "loop.steps=2", resume=True) is RunStatus.finished
     assert {path: path.read_bytes() for path in before} == before
+    assert {path: recipe_without_place(path) for path in recipes} == recipes
     assert json.loads((out / "last" / "metrics.json").read_text()) == report
 
 
@@ -278,9 +280,18 @@ def finished_run(recipe) -> Path:
     return folder / "run"
 
 
+def recipe_without_place(path: Path) -> dict[str, object]:
+    """The settings of a recipe, without the paths relative to the file: the run was copied from another folder."""
+    return {name: value for name, value in parse(path.read_text()).items() if name != "saved_paths"}
+
+
 def content(out: Path) -> dict[str, object]:
     """All files of a run, without values that depend on the speed of the machine and the order of its threads."""
-    special = {"metrics.json": metrics_without_times, "data_facts.json": lambda path: json.loads(path.read_text())}
+    special = {
+        "recipe.yaml": recipe_without_place,
+        "metrics.json": metrics_without_times,
+        "data_facts.json": lambda path: json.loads(path.read_text()),
+    }
     files = [path for path in out.rglob("*") if path.is_file()]
     return {str(path.relative_to(out)): special.get(path.name, Path.read_bytes)(path) for path in files}
 

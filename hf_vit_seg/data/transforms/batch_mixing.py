@@ -77,9 +77,9 @@ def read_mixer(
     """Build a recipe's list of batch transforms; None if empty. Raises RecordError if probabilities sum to over 1."""
     if not entries:
         return None
+    rows = [BATCH_TRANSFORMS.read_entry(entry, f"{place}.{number}") for number, entry in enumerate(entries)]
     if task != "classification" or num_classes is None:
         raise RecordError(f"{place} requires the task classification, found {task}")
-    rows = [BATCH_TRANSFORMS.read_entry(entry, f"{place}.{number}") for number, entry in enumerate(entries)]
     total = sum(row.probability for row in rows)
     if total > 1 + 1e-6:
         raise RecordError(f"{place}: the probabilities must sum to at most 1, found {total:g}")
