@@ -49,6 +49,14 @@ class PolygonFormat(StrEnum):
     coco = "coco"
 
 
+class Coordinates(StrEnum):
+    """Coordinates of GeoJSON polygons of georeferenced images."""
+
+    wgs84 = "wgs84"
+    image = "image"
+    pixels = "pixels"
+
+
 @app.callback()
 def main() -> None:
     """Vision transformers for segmentation in the Hugging Face ecosystem."""
@@ -145,6 +153,14 @@ def predict(
         list[PolygonFormat] | None,
         typer.Option(help="Write polygons as NAME.geojson or NAME.coco.json.", rich_help_panel=OUTPUTS),
     ] = None,
+    coordinates: Annotated[
+        Coordinates,
+        typer.Option(
+            help="Coordinates in NAME.geojson: wgs84 (longitude and latitude), image (the image's coordinate reference "
+            "system), pixels. Images without one: pixels.",
+            rich_help_panel=OUTPUTS,
+        ),
+    ] = Coordinates.wgs84,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing results.", rich_help_panel=FILES)
     ] = False,
@@ -189,8 +205,11 @@ def predict(
     TIFF and .npy images above --max-pixels are read, segmented and written in tiles, with sliding windows at the
     original resolution, and NAME.labels.tif is written in addition to NAME.png. An interrupted run is resumed by the
     same command. Videos (MP4 and others) result in NAME.overlay.mp4 and NAME.json.
+
+    For georeferenced TIFFs of any size, the maps are also written as TIFFs with the georeference (NAME.labels.tif).
     """
     from hf_vit_seg.inference.console import protocol_from_text, run
+    from hf_vit_seg.inference.files.map_coordinates import PolygonCoordinates
     from hf_vit_seg.inference.files.prediction import PredictOptions
 
     from .directory_lock import lock_directory
@@ -207,6 +226,7 @@ def predict(
         top_k=top_k,
         geojson=PolygonFormat.geojson in formats,
         coco=PolygonFormat.coco in formats,
+        coordinates=PolygonCoordinates(coordinates.value),
         max_pixels=max_pixels,
         tile=tile,
         frames=frames,

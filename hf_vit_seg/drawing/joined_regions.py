@@ -28,7 +28,7 @@ class OpenRegion:
     first: tuple[int, int]  # (row, column) of its first pixel
     last_row: int
     pixels: int
-    total: float
+    total: float | None
     rings: list[np.ndarray] = field(default_factory=list)  # closed, (c, 2) int32
     parent: "OpenRegion | None" = None
 
@@ -48,7 +48,9 @@ class OpenRegion:
             return
         two.parent = one
         one.first, one.last_row = min(one.first, two.first), max(one.last_row, two.last_row)
-        one.pixels, one.total = one.pixels + two.pixels, one.total + two.total
+        one.pixels += two.pixels
+        if one.total is not None and two.total is not None:
+            one.total += two.total
         one.rings.extend(two.rings)
         two.rings = []
 
@@ -107,7 +109,7 @@ def read_block(
     for region in extract_regions(labels):
         outer = region.rings[0]
         low, high = int(outer[:, 1].min()), int(outer[:, 1].max())
-        total = 0.0 if integral is None else region_sum(region, integral)
+        total = None if integral is None else region_sum(region, integral)
         rings = [(ring + np.array([0, top])).astype(np.int32) for ring in region.rings]
         first = low + top, int(outer[outer[:, 1] == low, 0].min())
         found = OpenRegion(region.label, first, high + top - 1, region.pixels, total, rings)

@@ -24,13 +24,13 @@ CORNERS = ((0, 0), (1, 0), (1, 1), (0, 1))  # where the sides of a pixel begin, 
 class Region:
     """A region of class `label`: its outer ring, then the rings of its holes, (n, 2) int64, and its pixel count.
 
-    `total` is the sum of a map over the region, if there is one.
+    `total` is the sum of values over the region, if there are any.
     """
 
     label: int
     rings: tuple[np.ndarray, ...]
     pixels: int
-    total: float = 0.0
+    total: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
