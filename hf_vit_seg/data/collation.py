@@ -12,6 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.data.transforms.batch_mixing import read_mixer
 from hf_vit_seg.errors import HfVitSegError
 
+from .samples import Labels
 from .stream import BATCH, seed_draw
 
 LABEL_DTYPES = {"segmentation": torch.int64, "classification": torch.int64, "pose": torch.float32}
@@ -32,10 +33,10 @@ def normalize_images(processor: BaseImageProcessor, images: Sequence[torch.Tenso
 class Collator:
     """Collate samples to training batches.
 
-    A sample is a mapping with `image` (C, H, W), `target` (a mask (H, W), a class index, or keypoints (K, 3)), `name`
-    for messages, and its `draw`. `batch_transforms` are the recipe's entries (mixup, cutmix); their random numbers
-    depend on `seed` and the batch's first draw. A batch has `pixel_values` (B, C, H, W) float32 and `labels`:
-    (B, H, W) or (B,) int64, (B, K) float32 for mixed classes, or (B, K, 3) float32 for keypoints.
+    A sample is a mapping with `image` (C, H, W), `target` (a mask (H, W), a class index, `Labels`, or keypoints
+    (K, 3)), `name` for messages, and its `draw`. `batch_transforms` are the recipe's entries (mixup, cutmix); their
+    random numbers depend on `seed` and the batch's first draw. A batch has `pixel_values` (B, C, H, W) float32 and
+    `labels`: (B, H, W) or (B,) int64, (B, K) float32 for several or mixed classes, or (B, K, 3) float32 for keypoints.
     """
 
     def __init__(
@@ -46,15 +47,23 @@ class Collator:
         num_classes: int | None = None,
         seed: int = 0,
     ):
-        self.processor, self.seed = processor, seed
+        self.processor, self.seed, self.num_classes = processor, seed, num_classes
         self.dtype = LABEL_DTYPES[task]
         self.mixer = read_mixer(batch_transforms, task, num_classes)
+
+    def target(self, target: Any) -> torch.Tensor:
+        """A target as a tensor; several classes as (K,) of 0 and 1."""
+        if not isinstance(target, Labels):
+            return torch.as_tensor(target, dtype=self.dtype)
+        found = torch.zeros(self.num_classes or 0)
+        found[list(target.indices)] = 1
+        return found
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Stack samples of one shape to `pixel_values` and `labels`. Raises CollationError."""
         check_shapes(samples)
         images = normalize_images(self.processor, [sample["image"] for sample in samples])
-        labels = torch.stack([torch.as_tensor(sample["target"], dtype=self.dtype) for sample in samples])
+        labels = torch.stack([self.target(sample["target"]) for sample in samples])
         if self.mixer is not None:
             with seed_draw(samples[0]["draw"], self.seed, BATCH):
                 images, labels = self.mixer(images, labels)

@@ -20,10 +20,15 @@ from hf_vit_seg.data.labels.names import normalize_name
 from hf_vit_seg.data.sources.registry import Source, SourceError, open_source
 from hf_vit_seg.data.transforms.pipeline import Pipeline
 
-from .samples import Person, RawSample
+from .samples import Labels, Person, RawSample
 from .stream import Draw, seed_draw
 
 Split = Literal["train", "validation", "test"]
+# Errors of classification data, by `data.multi_label`.
+LABEL_COUNTS = {
+    True: "data.multi_label requires lists of labels: set the separator of a list file, or a label_column with lists",
+    False: "the source has lists of labels: set data.multi_label to true",
+}
 
 
 class DataSettings(ClassSettings, Protocol):
@@ -39,6 +44,8 @@ class DataSettings(ClassSettings, Protocol):
     def cache(self) -> bool: ...
     @property
     def nodata(self) -> NodataSetting: ...
+    @property
+    def multi_label(self) -> bool: ...
 
 
 class RunSettings(Protocol):
@@ -74,8 +81,10 @@ def open_split(recipe: RunSettings, split: Split) -> "RawDataset | None":
     if shared:
         cached, cut = split_indices(source, data.validation_share or 0, recipe.seed)
         indices = cached if split == "train" else cut
+    if recipe.task == "classification" and getattr(source, "multi_label", False) != data.multi_label:
+        raise SourceError(f"{place}: {LABEL_COUNTS[data.multi_label]}")
     try:
-        return RawDataset(source, table, recipe.task, indices, data.cache, data.nodata)
+        return RawDataset(source, table, recipe.task, indices, data.cache, data.nodata, data.multi_label)
     except ClassTableError as error:
         raise ClassTableError(f"{place}: {error}") from None
 
@@ -127,12 +136,14 @@ class RawDataset:
         indices: Sequence[int] | None = None,
         cache: bool = False,
         nodata: NodataSetting = "file",
+        multi_label: bool = False,
     ):
         """Raises ClassTableError if the source has classes that are not in the table."""
         self.source, self.class_table, self.task = source, class_table, task
         self.indices = range(len(source)) if indices is None else indices
         self.cached: dict[int, RawSample] | None = {} if cache else None
         self.nodata: NodataSetting = nodata
+        self.multi_label = multi_label
         self.fill: tuple[float, ...] = (0.0,)  # of pixels without data, by channel
         if task == "pose":
             check_keypoints(class_table.names, source.class_names)
@@ -154,7 +165,8 @@ class RawDataset:
 
     def with_indices(self, indices: Sequence[int]) -> "RawDataset":
         """The samples with these indices of the source, in this order."""
-        return RawDataset(self.source, self.class_table, self.task, indices, self.cached is not None, self.nodata)
+        cached = self.cached is not None
+        return RawDataset(self.source, self.class_table, self.task, indices, cached, self.nodata, self.multi_label)
 
     def name(self, index: int) -> str:
         """The name of a sample, without reading it."""
@@ -197,6 +209,8 @@ class RawDataset:
                 return replace(sample, target=self._classes(sample.target, sample.unlabeled))
             if isinstance(sample.target, int):
                 return replace(sample, target=self.class_table.class_of(sample.target))
+            if isinstance(sample.target, Labels):
+                return replace(sample, target=Labels(self.class_table.classes_of(sample.target.indices)))
             return sample
         except UnknownValueError as error:
             raise UnknownValueError(f"{self.location(index)}: {error}", error.counts) from None

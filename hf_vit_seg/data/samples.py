@@ -23,11 +23,19 @@ class Person:
     annotation_id: int
 
 
+@dataclass(frozen=True)
+class Labels:
+    """The classes of an image that may have any number of them."""
+
+    indices: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class RawSample:
     """An image (C, H, W), uint8 or float32, and its target.
 
-    `target` is a raw mask, (H, W) int64 of values or (3, H, W) uint8 of colors; a class index; a person; or None.
+    `target` is a raw mask, (H, W) int64 of values or (3, H, W) uint8 of colors; a class index; several, as `Labels`; a
+    person; or None.
     `missing` (H, W) are pixels of the image without data, and `unlabeled` (H, W) those whose label is ignored because
     image or mask have no data there; None if there are none.
     `name` is unique within the source and identifies the sample in messages. `notes` are warnings of the source, the
@@ -36,7 +44,7 @@ class RawSample:
 
     name: str
     image: torch.Tensor
-    target: "torch.Tensor | int | Person | None"
+    target: "torch.Tensor | int | Labels | Person | None"
     notes: tuple[str, ...] = ()
     missing: torch.Tensor | None = None
     unlabeled: torch.Tensor | None = None

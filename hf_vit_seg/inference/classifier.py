@@ -33,16 +33,23 @@ class Classifier:
         """The number of image channels."""
         return getattr(self.model.config, "num_channels", 3)
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several classes."""
+        return getattr(self.model.config, "problem_type", None) == "multi_label_classification"
+
     @torch.inference_mode()
     def probabilities(self, image: Any) -> torch.Tensor:
-        """Compute the class probabilities (K,) float32 of an image, on the CPU; a sigmoid for one class.
+        """Compute the class probabilities (K,) float32 of an image, on the CPU.
+
+        A model with one class or of several classes per image has a sigmoid for each, others a softmax.
 
         See `Segmenter.prepare` for the kinds of images.
         """
         loaded, _ = load_pixels(image, self.channels, self.processor)
         pixels = class_input(self.processor, loaded).to(self.device, self.model.dtype)
         logits = self.model(pixel_values=pixels).logits[0].float().cpu()
-        return logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=-1)
+        return logits.sigmoid() if len(logits) == 1 or self.multi_label else logits.softmax(dim=-1)
 
     def __call__(self, image: Any, top_k: int = 5) -> Any:
         """The `top_k` most likely classes of an image with their probabilities, the most likely first.

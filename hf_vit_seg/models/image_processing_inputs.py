@@ -83,6 +83,8 @@ def native_array(image: Any) -> np.ndarray:
     array = np.asarray(image)
     if array.dtype.kind not in "buif":
         raise HfVitSegError(f"Pixels must be real numbers, found the type {array.dtype}")
+    if any(stride < 0 for stride in array.strides):  # also of axes of length 1, which count as contiguous
+        array = array.copy()
     return np.require(array, array.dtype.newbyteorder("="), requirements=["C", "W"])
 
 

@@ -60,9 +60,9 @@ def evaluate_command(model: str, settings: Sequence[str], recipe: str | None, sp
         loaded = load_recipe(recipe or recipe_of_model(model), settings)
         name = f"{EVALUATION}{split}"
         folder = out or (Path(model) / name if Path(model).is_dir() else Path(name))
+        report = evaluate_model(model, loaded, split, folder)
         for line in describe_data({split: loaded.data.model_dump().get(split)}):
             print_on_main(line)
-        report = evaluate_model(model, loaded, split, folder)
         if is_main():
             Console().print(report_view(report))
         print_on_main(f"written to {folder}")

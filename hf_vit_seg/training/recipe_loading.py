@@ -17,7 +17,7 @@ from hf_vit_seg.records import RecordError, Table, read_record, shorten
 from hf_vit_seg.text_files import read_text
 from hf_vit_seg.yaml_reader import parse
 
-from .losses.registry import DEFAULT, LOSSES, check_losses
+from .losses.registry import DEFAULT, LOSSES, MULTI_LABEL_DEFAULT, check_losses
 from .optimization.parameter_groups import GroupRow
 from .recipe.files import RecipeFileError, plain, recipe_path, shipped_recipes
 from .recipe.overrides import override_setting, split_override
@@ -64,12 +64,16 @@ def with_default_loss(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     if settings.get("loss", {}) != {} or settings.get("task") == "pose":
         return settings
-    return {**settings, "loss": DEFAULT}
+    data = settings.get("data")
+    multi_label = isinstance(data, Mapping) and data.get("multi_label") is True
+    return {**settings, "loss": MULTI_LABEL_DEFAULT if multi_label else DEFAULT}
 
 
 def complete_recipe(recipe: Recipe) -> Recipe:
     """Check every table's row and fill in its defaults. RecordError names the first invalid row."""
-    check_losses(recipe.loss, recipe.task, bool(recipe.batch_transforms))
+    if recipe.data.multi_label and recipe.task != "classification":
+        raise RecordError(f"data.multi_label requires the task classification, found {recipe.task}")
+    check_losses(recipe.loss, recipe.task, bool(recipe.batch_transforms), recipe.data.multi_label)
     read_mixer(recipe.batch_transforms, recipe.task, 2)
     return recipe.model_copy(
         update={

@@ -98,9 +98,10 @@ def test_arrays_give_the_results_of_images(segmenter):
     array = np.array(photo())
     for image in (array, torch.from_numpy(array), array.transpose(2, 0, 1)):
         assert np.array_equal(segmenter(image).label_map, segmenter(photo()).label_map)
+        assert segmenter(image).image.size == photo().size
     with pytest.raises(ValueError, match="no picture"):
-        segmenter(torch.from_numpy(array)).overlay()
-    with pytest.raises(ValueError, match="one image at a time"):
+        segmenter(torch.from_numpy(array).float()).overlay()
+    with pytest.raises(ValueError, match="one image"):
         segmenter(array[None])
 
 

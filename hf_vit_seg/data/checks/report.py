@@ -120,7 +120,7 @@ class SplitFacts:
 
         A mask may have ignored pixels, but an image with an ignored label could not be trained on.
         """
-        if self.dataset.task == "classification":
+        if self.dataset.task == "classification" and not self.dataset.multi_label:
             return [raw for raw in self.values if self.targets.get(raw, -1) not in range(len(self.table.names))]
         return list(self.unknown) if self.table.unknown_values == "error" else []
 
@@ -253,7 +253,7 @@ class SplitFacts:
         if self.unknown and not self.disallowed_values:
             amount = self.format_count(sum(found.count for found in self.unknown.values()))
             yield f"{self.split}: unknown values that are ignored: {format_list(self.unknown, 5)} ({amount})"
-        if self.empty and len(self.empty) < len(self.facts):
+        if self.empty and len(self.empty) < len(self.facts) and not self.dataset.multi_label:
             yield f"{self.split}: samples without a label of any class: {self.locations(self.empty)}"
         yield from self.orientation_warnings()
         for note, samples in self.notes.items():

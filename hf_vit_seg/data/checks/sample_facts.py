@@ -20,7 +20,7 @@ from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.images.files import StoredFormat, read_format
 from hf_vit_seg.data.labels.raw_values import ClassTableError, Raw
-from hf_vit_seg.data.samples import Person, RawSample
+from hf_vit_seg.data.samples import Labels, Person, RawSample
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 
 VERSION = 4  # of the cache's format
@@ -99,6 +99,8 @@ def raw_counts(dataset: RawDataset, sample: RawSample) -> Mapping[Raw, int]:
         return dataset.class_table.histogram(target)
     if isinstance(target, Person):
         return dict.fromkeys(torch.nonzero(target.keypoints[:, 2] > 0).flatten().tolist(), 1)
+    if isinstance(target, Labels):
+        return dict.fromkeys(target.indices, 1)
     return {} if target is None else {target: 1}
 
 

@@ -98,6 +98,20 @@ class ClassTable:
             )
         return found
 
+    def classes_of(self, labels: Sequence[int]) -> tuple[int, ...]:
+        """The class indices of an image's raw labels, without ignored ones.
+
+        Raises UnknownValueError for labels without a class, unless `data.unknown` is `ignore`.
+        """
+        targets = dict(self.targets)
+        unknown: dict[Raw, int] = {label: 1 for label in labels if label not in targets}
+        if unknown and self.unknown_values == "error":
+            raise UnknownValueError(
+                f"the labels {format_list(unknown)} belong to no class: classes have {self.describe_values()}", unknown
+            )
+        found = {targets[label] for label in labels if label in targets}
+        return tuple(sorted(found - {self.ignore_index}))
+
     def apply(self, raw: torch.Tensor) -> torch.Tensor:
         """Map a raw mask, (H, W) of values or (3, H, W) of colors, to class indices (H, W) int64.
 

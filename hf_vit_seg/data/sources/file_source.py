@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_vit_seg.data.images.pixels import read_mask, read_pixels
-from hf_vit_seg.data.samples import RawSample
+from hf_vit_seg.data.samples import Labels, RawSample
 
 
 @dataclass(frozen=True, eq=False)
 class FileSource:
-    """Image files in `image_folder`, and their mask files in `mask_folder` or their class indices.
+    """Image files in `image_folder`, and their mask files in `mask_folder` or their classes.
 
     Paths are strings, which take a fraction of the memory of Path objects.
     """
@@ -18,12 +18,17 @@ class FileSource:
     image_folder: Path
     images: Sequence[str]
     mask_folder: Path
-    targets: Sequence[str] | Sequence[int]
+    targets: Sequence[str] | Sequence[int] | Sequence[Labels]
     class_names: tuple[str, ...] | None = None
     channels: int = 3
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether images have lists of classes."""
+        return any(isinstance(target, Labels) for target in self.targets[:1])
 
     def read(self, index: int) -> RawSample:
         """Read a sample. Raises ImageFileError."""
@@ -32,7 +37,7 @@ class FileSource:
         return RawSample(
             name=self.name(index),
             image=image,
-            target=target if isinstance(target, int) else read_mask(self.mask_folder / target),
+            target=read_mask(self.mask_folder / target) if isinstance(target, str) else target,
         )
 
     def name(self, index: int) -> str:
@@ -43,7 +48,7 @@ class FileSource:
         """The image, and the mask if there is one."""
         target = self.targets[index]
         image = self.image_folder / self.images[index]
-        return (image,) if isinstance(target, int) else (image, self.mask_folder / target)
+        return (image, self.mask_folder / target) if isinstance(target, str) else (image,)
 
     def group(self, index: int) -> str:
         """The image's path: samples are independent."""

@@ -4,6 +4,7 @@ Images are decoded from their encoded bytes in the same way as files in folders.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ import numpy as np
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageBytes, ImageFileError
 from hf_vit_seg.data.images.pixels import File, array_mask, array_pixels, move_channels_first, read_mask, read_pixels
 from hf_vit_seg.data.labels.names import normalize_name
-from hf_vit_seg.data.samples import RawSample
+from hf_vit_seg.data.samples import Labels, RawSample
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.local_paths import is_local_path
@@ -33,7 +34,8 @@ class HuggingFaceSource(SourceRecord):
     revision: the commit, tag or branch on the Hub; a commit makes runs reproducible.
     image_column: the column of the images.
     mask_column: for segmentation, the column of the masks; default: the only other image column.
-    label_column: for classification, the column of the labels: class labels, strings, or integers from 0.
+    label_column: for classification, the column of the labels: class labels, strings, or integers from 0; or lists of
+        these, for `data.multi_label`.
     """
 
     tasks: ClassVar = ("segmentation", "classification")
@@ -69,7 +71,8 @@ class HuggingFaceSource(SourceRecord):
                     f"{self.name}: the column '{column}' has {data.features[column]}, expected images or arrays: set "
                     f"{setting} to one of {format_list(others, 10) or 'none (this dataset has no such column)'}"
                 )
-        if task == "classification" and target_kind(data.features[target]) not in ("int", "str"):
+        feature = label_feature(data.features[target])
+        if task == "classification" and target_kind(feature) not in ("int", "str"):
             raise SourceError(f"{self.name}: the column '{target}' has {data.features[target]}, expected labels")
 
     def hub_id(self) -> str | None:
@@ -151,14 +154,28 @@ def target_kind(feature: Any) -> str:
     return "str" if "string" in kind else "int" if "int" in kind else kind
 
 
+def label_feature(feature: Any) -> Any:
+    """The feature of a label, or of each label of a list."""
+    return feature.feature if is_label_list(feature) else feature
+
+
+def is_label_list(feature: Any) -> bool:
+    """Whether a column has lists of labels: class labels, strings, or integers."""
+    return target_kind(getattr(feature, "feature", None)) in ("int", "str")
+
+
 def label_names(data: Any, column: str) -> tuple[str, ...] | None:
     """The class names: those of the dataset, or the distinct strings in alphabetical order; None for integers."""
-    feature = data.features[column]
+    feature = label_feature(data.features[column])
     if getattr(feature, "names", None):
         return tuple(map(normalize_name, feature.names))
     if target_kind(feature) != "str":
         return None
-    return tuple(sorted({normalize_name(name) for name in data.unique(column) if name is not None}))
+    if is_label_list(data.features[column]):
+        found = {label for labels in data[column] for label in labels or ()}
+    else:
+        found = {name for name in data.unique(column) if name is not None}
+    return tuple(sorted(map(normalize_name, found)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +192,11 @@ class HubDataset:
     def __len__(self) -> int:
         return len(self.data)
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether images have lists of classes."""
+        return is_label_list(self.data.features[self.target])
+
     def read(self, index: int) -> RawSample:
         """Read a row. Raises ImageFileError."""
         row, name = self.data[index], self.name(index)
@@ -189,9 +211,18 @@ class HubDataset:
             return RawSample(name, pixels, self.class_names.index(normalize_name(target)))
         if isinstance(target, int):
             return RawSample(name, pixels, target)
+        if self.multi_label:
+            return RawSample(name, pixels, Labels(self.indices(target or [])))
         mask = self.cell(row, self.target, name)
         raw = read_mask(mask) if is_file(mask) else array_mask(move_channels_first(mask, (1, 3, 4), name), name)
         return RawSample(name, pixels, raw)
+
+    def indices(self, labels: Sequence[int | str]) -> tuple[int, ...]:
+        """The class indices of an image's labels, integers or names."""
+        names = self.class_names or ()
+        return tuple(
+            sorted({names.index(normalize_name(label)) if isinstance(label, str) else label for label in labels})
+        )
 
     def cell(self, row: dict[str, Any], column: str, name: str) -> Any:
         """The encoded file in a cell, or the array of a numeric column."""

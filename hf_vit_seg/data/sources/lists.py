@@ -8,7 +8,10 @@ from io import StringIO
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import Field
+
 from hf_vit_seg.data.labels.names import normalize_name
+from hf_vit_seg.data.samples import Labels
 from hf_vit_seg.data.wording import format_list
 
 from .file_source import FileSource
@@ -28,6 +31,7 @@ class ListSource(SourceRecord):
     image_column: the column of the image paths.
     target_column: the column of the mask paths or labels; default: `mask` or `label`, depending on the task. Labels
         are names; or integers from 0 that index `data.classes`, if all of them are integers without leading zeros.
+    separator: what separates the labels of an image, such as `;`, for `data.multi_label`; an empty field has none.
 
     Spaces around fields are removed. Paths may have `/` or `\\` between folders.
     """
@@ -38,6 +42,7 @@ class ListSource(SourceRecord):
     root: Place | None = None
     image_column: str = "image"
     target_column: str | None = None
+    separator: str | None = Field(default=None, min_length=1)
 
     def open(self, task: str, channels: int = 3) -> FileSource:
         """Read the list, in file order. Raises SourceError if columns or files are missing."""
@@ -52,11 +57,14 @@ class ListSource(SourceRecord):
             masks = [portable_path(root, mask) for _, mask in rows]
             check_present([root / mask for mask in masks], str(path))
             return FileSource(root, images, root, masks, channels=channels)
-        if all((root / portable_path(root, label)).is_file() for _, label in rows):
+        if all(label and (root / portable_path(root, label)).is_file() for _, label in rows):
             raise SourceError(
                 f"{path}: all labels are names of files, such as {rows[0][1]}, expected classes: set target_column to "
                 "the column of the labels, or task: segmentation for masks"
             )
+        if self.separator is not None:
+            several, names = encode_label_lists([split_labels(label, self.separator) for _, label in rows])
+            return FileSource(root, images, root, several, names, channels)
         labels, names = encode_labels([label for _, label in rows])
         return FileSource(root, images, root, labels, names, channels)
 
@@ -91,7 +99,7 @@ class ListSource(SourceRecord):
                     f"{path}, line {reader.line_num}: found more fields than the header line has: quote fields that "
                     "contain the delimiter"
                 )
-            if not image or not target:
+            if not image or not (target or self.separator):
                 raise SourceError(f"{path}, line {reader.line_num}: both image and {columns[1]} are required")
             rows.append((image, target))
         return rows
@@ -110,6 +118,18 @@ def word_rows(path: Path, text: str) -> list[tuple[str, str]]:
             )
         rows.append((words[0], words[1]))
     return rows
+
+
+def split_labels(text: str, separator: str) -> list[str]:
+    """Split a field into labels; empty ones are dropped."""
+    return [label for part in text.split(separator) if (label := part.strip())]
+
+
+def encode_label_lists(lists: list[list[str]]) -> tuple[list[Labels], tuple[str, ...] | None]:
+    """Encode the labels of each image as class indices; also return their sorted names, or None for integers."""
+    indices, names = encode_labels([label for labels in lists for label in labels])
+    each = iter(indices)
+    return [Labels(tuple(sorted({next(each) for _ in labels}))) for labels in lists], names
 
 
 def encode_labels(labels: list[str]) -> tuple[list[int], tuple[str, ...] | None]:

@@ -60,10 +60,14 @@ class BatchMixer:
         self.num_classes = num_classes
 
     def __call__(self, images: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map images (B, C, H, W) and classes (B,) to images and soft targets (B, K) float32 (one-hot if not mixed)."""
+        """Map images (B, C, H, W) and classes, (B,) or (B, K) of 0 and 1, to images and soft targets (B, K) float32.
+
+        Those of images that are not mixed are one-hot.
+        """
         chosen = int((torch.rand(()) >= self.shares).sum())
         if chosen == len(self.transforms):
-            return images, one_hot(classes, self.num_classes).to(torch.float32)
+            soft = classes if classes.is_floating_point() else one_hot(classes, self.num_classes)
+            return images, soft.to(torch.float32)
         return self.transforms[chosen](images, classes)
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from hf_vit_seg.data.collation import normalize_images
 from hf_vit_seg.data.datasets import RawDataset
-from hf_vit_seg.data.samples import Person
+from hf_vit_seg.data.samples import Labels, Person
 from hf_vit_seg.data.transforms.context import TransformContext
 from hf_vit_seg.data.transforms.person_crops import PersonCrop, crop_person, person_size
 from hf_vit_seg.inference.classifier import class_input
@@ -26,6 +26,7 @@ from hf_vit_seg.metrics.boundary import BoundaryIoU
 from hf_vit_seg.metrics.calibration import CalibrationError
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 from hf_vit_seg.metrics.keypoint_similarity import LabeledPersons, PredictedPersons, oks_average_precision
+from hf_vit_seg.metrics.multi_label import MultiLabelScores
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.recipe.schema import Task
@@ -80,6 +81,8 @@ def resize_labels(labels: torch.Tensor, size: Any) -> torch.Tensor:
 
 def evaluate_classification(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
     """Evaluate the classes of images, resized and cropped by the processor."""
+    if dataset.multi_label:
+        return evaluate_multi_label(context, dataset)
     accuracy, calibration = TopKAccuracy(device=context.device), CalibrationError(device=context.device)
     matrix = ConfusionMatrix(len(dataset.class_table.names), None, context.device)
 
@@ -102,6 +105,27 @@ def evaluate_classification(context: EvaluationContext, dataset: RawDataset) -> 
         confusion=matrix.counts.cpu(),
         calibration=calibration.counts.cpu(),
     )
+
+
+def evaluate_multi_label(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
+    """Evaluate images with any number of classes."""
+    scores, classes = MultiLabelScores(), len(dataset.class_table.names)
+
+    def read(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sample = dataset.read(index)
+        assert isinstance(sample.target, Labels)
+        labels = torch.zeros(classes)
+        labels[list(sample.target.indices)] = 1
+        return class_input(context.processor, sample.image), labels
+
+    for batch in own_batches(context, len(dataset), read, lambda pair: pair[0].shape):
+        pixels = torch.cat([pixels for pixels, _ in batch]).to(context.device)
+        logits = context.model(pixel_values=pixels).logits
+        scores.update(logits.float().sigmoid(), torch.stack([labels for _, labels in batch]))
+    if context.accelerator.num_processes > 1:
+        scores.rows = gather_object(scores.rows)
+    protocol = "whole images, resized and cropped by the image processor; classes from a probability of 0.5"
+    return Evaluation(scores.scores(), len(dataset), protocol)
 
 
 def evaluate_pose(context: EvaluationContext, dataset: RawDataset) -> Evaluation:

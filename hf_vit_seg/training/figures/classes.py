@@ -37,7 +37,7 @@ def class_figure(report: MetricsReport) -> Figure | None:
 def chief_column(report: MetricsReport) -> str | None:
     """Return the name of the score per class to draw."""
     columns = report.class_columns()
-    return next((name for name in ("iou", "accuracy") if name in columns), None)
+    return next((name for name in ("iou", "accuracy", "average_precision") if name in columns), None)
 
 
 def draw_bars(axes: Axes, names: list[str], values: np.ndarray, rows: int, mean: float) -> None:

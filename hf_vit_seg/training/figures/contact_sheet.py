@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from hf_vit_seg.data.checks.report import SplitFacts
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.labels.class_table import ClassTable
-from hf_vit_seg.data.samples import Person, RawSample
+from hf_vit_seg.data.samples import Labels, Person, RawSample
+from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.drawing.overlays import FAINT, PAPER, LegendRow, draw_overlay, nearest_labels, resize_for_display
 from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.drawing.skeletons import draw_skeletons
@@ -117,12 +118,14 @@ def palette(table: ClassTable) -> np.ndarray:
 
 
 def classification_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
-    """Draw an image with its class as the title."""
-    assert isinstance(sample.target, int)
+    """Draw an image with its classes as the title."""
+    target = sample.target
+    raws = target.indices if isinstance(target, Labels) else [target] if isinstance(target, int) else []
+    title = format_list(map(part.class_name, raws), 3) or "no class"
     photo = to_rgb_image(sample.image)
     side = SIDE // 2 if max(photo.size) < SIDE // 2 else SIDE
     shown = resize_for_display(photo, fit_size(photo.size, side))
-    return add_caption(on_square(shown, side), part.class_name(sample.target), (sample.name, FAINT))
+    return add_caption(on_square(shown, side), title, (sample.name, FAINT))
 
 
 def on_square(photo: Image.Image, side: int) -> Image.Image:

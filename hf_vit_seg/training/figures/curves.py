@@ -18,7 +18,7 @@ OUTLIERS = 0.02  # share of the highest losses (and norms) that may exceed the a
 REACH = 50  # smoothing: the mean over 1/50 of the run on either side
 MOST_METRICS = 6
 # The main metric by task, unless the run sets one.
-MAIN_METRICS = ("mean_iou", "accuracy", "oks_ap")
+MAIN_METRICS = ("mean_iou", "accuracy", "mean_average_precision", "oks_ap")
 
 
 class Panel(NamedTuple):

@@ -9,11 +9,14 @@ from pathlib import Path
 from PIL import Image
 
 from hf_vit_seg.data.datasets import RawDataset
-from hf_vit_seg.data.samples import Person
+from hf_vit_seg.data.samples import Labels, Person
+from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.drawing.overlays import percent
 from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
 from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.metrics.multi_label import THRESHOLD
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, in_evaluation
 from hf_vit_seg.training.recipe.schema import Recipe, Task
@@ -21,6 +24,7 @@ from hf_vit_seg.training.recipe.schema import Recipe, Task
 from .poses import pose_figure
 from .samples import ClassifiedImage, classification_figure, figure_paths, segmentation_figure, write_figures
 
+MOST_NAMES = 3  # classes in a caption
 Figures = dict[str, Image.Image]
 
 
@@ -65,13 +69,22 @@ def segmentation_figures(context: EvaluationContext, dataset: RawDataset, chosen
 
 
 def classification_figures(context: EvaluationContext, dataset: RawDataset, chosen: Sequence[int]) -> Figures:
-    """Draw all samples in one figure with true and predicted class."""
+    """Draw all samples in one figure with true and predicted classes."""
     classifier, images = Classifier(context.model, context.processor, context.device), []
+    names = dataset.class_table.names
     for sample in map(dataset.read, chosen):
-        assert isinstance(sample.target, int)
-        probability, found = classifier.probabilities(sample.image).max(dim=-1)
-        images.append(ClassifiedImage(sample.image, sample.target, int(found), float(probability)))
-    return {"predictions": classification_figure(images, dataset.class_table.names)}
+        probabilities = classifier.probabilities(sample.image)
+        if isinstance(sample.target, Labels):
+            truth, found = list(sample.target.indices), (probabilities >= THRESHOLD).nonzero()[:, 0].tolist()
+        else:
+            assert isinstance(sample.target, int)
+            truth, found = [sample.target], [int(probabilities.argmax())]
+        texts = [f"{percent(float(probabilities[index]))} {names[index]}" for index in found]
+        true_names = format_list((names[index] for index in truth), MOST_NAMES)
+        images.append(
+            ClassifiedImage(sample.image, true_names or "-", format_list(texts, MOST_NAMES) or "-", truth == found)
+        )
+    return {"predictions": classification_figure(images)}
 
 
 def pose_figures(context: EvaluationContext, dataset: RawDataset, chosen: Sequence[int]) -> Figures:

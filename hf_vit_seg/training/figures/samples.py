@@ -134,30 +134,28 @@ def score(value: float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ClassifiedImage:
-    """An image, (C, H, W) or PIL, its class, the predicted class, and the predicted probability (0 .. 1)."""
+    """An image, (C, H, W) or PIL, its classes, and the predicted ones with their probability, as text."""
 
     image: torch.Tensor | Image.Image
-    truth: int
-    prediction: int
-    probability: float
+    truth: str
+    prediction: str
+    is_right: bool
 
 
-def classification_figure(samples: Sequence[ClassifiedImage], names: Sequence[str], columns: int = 6) -> Image.Image:
-    """Draw a grid of images with true and predicted class; wrong predictions are red."""
-    return grid([classification_thumbnail(sample, names) for sample in samples], columns)
+def classification_figure(samples: Sequence[ClassifiedImage], columns: int = 6) -> Image.Image:
+    """Draw a grid of images with true and predicted classes; wrong predictions are red."""
+    return grid([classification_thumbnail(sample) for sample in samples], columns)
 
 
-def classification_thumbnail(sample: ClassifiedImage, names: Sequence[str]) -> Image.Image:
-    """Draw an image in a square of fixed size, with true and predicted class above."""
+def classification_thumbnail(sample: ClassifiedImage) -> Image.Image:
+    """Draw an image in a square of fixed size, with true and predicted classes above."""
     photo = as_rgb(sample.image)
     scale = THUMBNAIL / max(photo.size)
     width, height = (max(1, round(side * scale)) for side in photo.size)
     photo = resize_for_display(photo, (width, height))
     square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), (255, 255, 255))
     square.paste(photo, ((THUMBNAIL - photo.width) // 2, (THUMBNAIL - photo.height) // 2))
-    color = RIGHT if sample.prediction == sample.truth else WRONG
-    verdict = f"{percent(sample.probability)} {names[sample.prediction]}"
-    return add_caption(square, names[sample.truth], (verdict, color))
+    return add_caption(square, sample.truth, (sample.prediction, RIGHT if sample.is_right else WRONG))
 
 
 def write_figures(folder: Path, figures: Mapping[str, Image.Image]) -> list[Path]:

@@ -53,6 +53,8 @@ from .batch_size_search import find_batch_size, parameters_without_gradient
 from .deepspeed import configure_deepspeed, refuse_stage_3
 from .signals import leave_signals_to_parent
 
+# transformers' names of the kinds of classification, which pipelines read.
+SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
 TIMEOUT = timedelta(hours=2)  # for processes that wait while the main process checks the data
 
 
@@ -289,7 +291,10 @@ def build(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:
     if MEASURED in recipe.processor.values():
         images = range(len(data.train))
         statistics = on_main_process(accelerator, lambda: compute_statistics(map(data.train.read, images)))
-    return build_model(recipe, table.names, table.ignore_index, recipe.data.channels, table.palette, statistics)
+    built = build_model(recipe, table.names, table.ignore_index, recipe.data.channels, table.palette, statistics)
+    if recipe.task == "classification":
+        built.model.config.problem_type = MULTI_LABEL if recipe.data.multi_label else SINGLE_LABEL
+    return built
 
 
 def training_set(recipe: Recipe, data: Data, built: BuiltModel) -> tuple[TrainingDataset, Collator]:

@@ -69,6 +69,7 @@ class BinaryCrossEntropy(Loss):
     """Binary cross-entropy of a model with one output, or of each class of a classifier."""
 
     tasks: ClassVar[tuple[Task, ...]] = EVERYWHERE
+    multi_label: ClassVar[bool] = True
     soft_labels: ClassVar[bool] = True
 
     positive_weight: float = Field(default=1.0, gt=0)  # of label 1, relative to label 0

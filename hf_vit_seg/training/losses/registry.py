@@ -36,6 +36,7 @@ LOSSES: Table[Loss] = Table(
     group="hf_vit_seg.losses",
 )
 DEFAULT = {"cross_entropy": None}  # for recipes without a loss
+MULTI_LABEL_DEFAULT = {"binary_cross_entropy": None}
 
 
 class LossSum(nn.Module):
@@ -102,8 +103,10 @@ def read_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Los
     return {name: LOSSES.read(name, settings, f"loss.{name}") for name, settings in (losses or DEFAULT).items()}
 
 
-def check_losses(losses: Mapping[str, Mapping[str, Any] | None], task: Task, batch_transforms: bool) -> None:
-    """RecordError for losses that do not support the task, or the soft labels of batch transforms."""
+def check_losses(
+    losses: Mapping[str, Mapping[str, Any] | None], task: Task, batch_transforms: bool, multi_label: bool = False
+) -> None:
+    """RecordError for losses that do not support the task, several labels, or the soft labels of batch transforms."""
     if task == "pose":
         if losses:
             raise RecordError("loss cannot be set for pose: the model computes its own loss; remove the setting")
@@ -113,6 +116,10 @@ def check_losses(losses: Mapping[str, Mapping[str, Any] | None], task: Task, bat
             row.check_task(task)
         except RecordError as error:
             raise RecordError(f"loss.{name}: {error}") from None
+        if multi_label and not row.multi_label:
+            raise RecordError(
+                f"loss.{name} requires one class per image; with data.multi_label use binary_cross_entropy"
+            )
         if batch_transforms and not row.soft_labels:
             soft = [other for other, record in LOSSES.own.items() if record.soft_labels and task in record.tasks]
             raise RecordError(

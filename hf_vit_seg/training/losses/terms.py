@@ -50,6 +50,7 @@ class Loss(Record):
     """A term of a recipe's loss."""
 
     tasks: ClassVar[tuple[Task, ...]] = ("segmentation",)
+    multi_label: ClassVar[bool] = False  # whether it accepts several classes of an image
     soft_labels: ClassVar[bool] = False  # whether it accepts shares of classes, which batch transforms produce
 
     weight: float = Field(default=1.0, gt=0)  # of this term in the sum

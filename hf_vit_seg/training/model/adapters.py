@@ -44,13 +44,13 @@ class SavedAdapters:
     tensors: Mapping[str, torch.Tensor]
 
 
-def detach_adapters(model: PreTrainedModel, merge: bool) -> SavedAdapters | None:
-    """Remove the adapters that transformers loaded with a model, and return them; None if there are none.
+def detach_adapters(model: PreTrainedModel, merge: bool) -> tuple[PreTrainedModel, SavedAdapters | None]:
+    """Return a model without the adapters that transformers loaded with it, and these; None if there are none.
 
     With `merge`, they are added to the weights. RecordError for other adapters than LoRA.
     """
     if not getattr(model, "peft_config", None):
-        return None
+        return model, None
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -63,9 +63,10 @@ def detach_adapters(model: PreTrainedModel, merge: bool) -> SavedAdapters | None
         if merge:
             layer.merge()
         model.set_submodule(name, layer.get_base_layer())
-    cast(Any, model)._hf_peft_config_loaded = False  # or transformers would save the model as adapters
-    del cast(Any, model).peft_config
-    return SavedAdapters(config.r, config.lora_alpha, tensors)
+    plain = type(model)(model.config)  # transformers saves the loaded model as adapters, by other names
+    plain.load_state_dict(model.state_dict())
+    plain.name_or_path = model.name_or_path
+    return plain, SavedAdapters(config.r, config.lora_alpha, tensors)
 
 
 def load_adapters(adapted: Any, saved: SavedAdapters, recipe: LoraRecipe) -> None:

@@ -46,8 +46,7 @@ class Checkpoint:
                 output_loading_info=True,
             )
             mismatched = {(plain_name(name), *shapes) for name, *shapes in account["mismatched_keys"]}
-            model = unwrap_saved_modules(model)
-            adapters = detach_adapters(model, merge=not self.keep_adapters)
+            model, adapters = detach_adapters(unwrap_saved_modules(model), merge=not self.keep_adapters)
             if adapters is not None and self.keep_adapters:
                 setattr(model, SAVED_ADAPTERS, adapters)
             return model, {**account, "mismatched_keys": mismatched}

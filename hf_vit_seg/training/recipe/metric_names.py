@@ -20,12 +20,14 @@ METRICS: dict[Task, tuple[str, ...]] = {
     "classification": ("accuracy", "top_5_accuracy", "calibration_error", "maximum_calibration_error"),
     "pose": tuple(f"{name}{part}" for name in ("oks_ap", "oks_ar") for part in ("", "_50", "_75", "_medium", "_large")),
 }
+MULTI_LABEL_METRICS = ("mean_average_precision", "macro_f1", "micro_f1", "exact_match")
 SMALLER_IS_BETTER = frozenset({"calibration_error", "maximum_calibration_error"})
 
 
 def metric_name(recipe: Recipe) -> str:
     """Return the metric that compares models; RecordError if the recipe's evaluations do not compute it."""
-    known = [name for name in METRICS[recipe.task] if name != "mean_boundary_iou" or recipe.evaluation.boundary_iou]
+    computed = MULTI_LABEL_METRICS if recipe.data.multi_label else METRICS[recipe.task]
+    known = [name for name in computed if name != "mean_boundary_iou" or recipe.evaluation.boundary_iou]
     name = recipe.evaluation.metric or known[0]
     if name not in known:
         raise RecordError(f"evaluation.metric: unknown metric '{name}' for this recipe; {nearest(name, known)}")

@@ -101,6 +101,7 @@ class DataRecipe(Record):
     # Also a mapping {value: name} or {name: values}, or a .json file with one or a list, such as a model's id2label
     classes: tuple[ClassRecipe | str, ...] | str | None = None
     ignore: tuple[RawValue, ...] = (255,)  # ignored raw values
+    multi_label: bool = False  # classification: an image may have several classes, or none
     preset: Literal["reduce_zero_label"] | None = None  # ignore 0, decrement other raw values
     unknown: Literal["error", "ignore"] = "error"  # for raw values without a class
     check: int | None = Field(default=None, ge=1)  # number of samples per split to check before training; None: all

@@ -39,6 +39,10 @@ TITLES = {
     "mean_boundary_iou": "boundary mIoU",
     "accuracy": "top-1 accuracy",
     "top_5_accuracy": "top-5 accuracy",
+    "mean_average_precision": "mAP",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "exact_match": "exact match",
     "calibration_error": "calibration error",
     "maximum_calibration_error": "largest calibration error",
     "oks_ap": "AP (OKS 0.50:0.95)",
@@ -52,7 +56,9 @@ TITLES = {
     "oks_ar_medium": "AR, medium persons",
     "oks_ar_large": "AR, large persons",
 }
-COLUMNS = {"iou": "IoU", "accuracy": "accuracy", "dice": "Dice", "boundary_iou": "boundary IoU", "f1": "F1"}
+COLUMNS = {"iou": "IoU", "accuracy": "accuracy", "dice": "Dice", "boundary_iou": "boundary IoU", "f1": "F1"} | {
+    "average_precision": "AP"
+}
 
 
 class ReportError(HfVitSegError):

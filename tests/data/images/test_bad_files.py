@@ -229,7 +229,8 @@ def test_unreadable_folders_raise(tmp_path, model, monkeypatch):
 def test_arrays_of_any_memory_order_are_read(order, kind, tmp_path):
     array = np.array(np.arange(60).reshape(3, 4, 5) % 2, kind, order=order)
     np.save(tmp_path / "a.npy", array)
-    assert np.array_equal(read_pixels(tmp_path / "a.npy").numpy(), array)
+    white = 255 if kind == "?" else 1  # booleans are black and white
+    assert np.array_equal(read_pixels(tmp_path / "a.npy").numpy(), array * white)
     np.save(tmp_path / "mask.npy", array[0])
     assert np.array_equal(read_mask(tmp_path / "mask.npy").numpy(), array[0])
 

@@ -237,7 +237,7 @@ def test_missing_files_and_folders_raise(tmp_path):
 )
 def test_images_above_the_pixel_limit_are_not_decoded(file):
     for read in (read_pixels, read_mask):
-        with pytest.raises(ImageFileError, match="40x50 pixels"):
+        with pytest.raises(ImageFileError, match="40x50 = 2,000 pixels"):
             read(file, max_pixels=1999)
 
 

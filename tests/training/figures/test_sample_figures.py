@@ -105,7 +105,7 @@ def test_fully_ignored_image_is_drawn():
 def test_wrong_classes_are_red():
     image = torch.full((1, 8, 8), 255, dtype=torch.uint8)
     for found, color in ((1, (213, 40, 40)), (0, (0, 128, 96))):
-        sheet = np.asarray(classification_figure([ClassifiedImage(image, 0, found, 0.5)], ["W" * 90, "M" * 90]))
+        sheet = np.asarray(classification_figure([ClassifiedImage(image, "W" * 90, "WM"[found] * 90, not found)]))
         saturation = sheet.max(axis=2).astype(int) - sheet.min(axis=2)
         strongest = sheet[np.unravel_index(saturation.argmax(), saturation.shape)]
         assert near(strongest, color, 30)
@@ -114,8 +114,8 @@ def test_wrong_classes_are_red():
 
 def test_classified_images_of_any_shape_form_a_grid():
     images = [torch.zeros(1, height, 5, dtype=torch.uint8) for height in (1, 5, 900)]
-    sheet = classification_figure([ClassifiedImage(image, 0, 0, 1.0) for image in images], ["zero"], columns=2)
-    single = classification_figure([ClassifiedImage(images[0], 0, 0, 1.0)], ["zero"], columns=2)
+    sheet = classification_figure([ClassifiedImage(image, "zero", "zero", True) for image in images], columns=2)
+    single = classification_figure([ClassifiedImage(images[0], "zero", "zero", True)], columns=2)
     assert sheet.width > 1.9 * single.width and sheet.height > 1.9 * single.height
 
 

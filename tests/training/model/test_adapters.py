@@ -233,3 +233,46 @@ def test_missing_target_modules_raise(tmp_path):
     model, wanted = build_pair(tmp_path, "vit", target_modules=["query"])
     with pytest.raises(RecordError, match=r"model\.lora\.target_modules: .*query"):
         prepare_for_training(model, wanted)
+
+
+# Training from a checkpoint with adapters
+
+
+def build_again(saved, **lora):
+    """The model of a recipe that starts from `saved`, prepared for training."""
+    settings = recipe({"from_pretrained": str(saved), **({"lora": {"rank": 4, **lora}} if lora else {})})
+    return prepare_for_training(build_model(settings, NEW).model, settings.model).eval()
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_saved_adapters_are_trained_further(name, tmp_path):
+    model = train_adapted(tmp_path / "base", name)
+    save_model(model, tmp_path / "saved", merge=False)
+    again = build_again(tmp_path / "saved", alpha=32)
+    torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-5)
+    ours, theirs = dict(again.named_parameters()), dict(model.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert {key for key in ours if ours[key].requires_grad} == {key for key in theirs if theirs[key].requires_grad}
+    save_model(train_steps(again, 1).eval(), tmp_path / "third", merge=False)
+    third = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "third")
+    torch.testing.assert_close(logits(third), logits(again), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_saved_adapters_are_merged_without_lora(name, tmp_path):
+    model = train_adapted(tmp_path / "base", name)
+    save_model(model, tmp_path / "saved", merge=False)
+    again = build_again(tmp_path / "saved")
+    torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-5)
+    assert not any("lora_" in key for key in again.state_dict())
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    again.save_pretrained(tmp_path / "full")
+    assert not (tmp_path / "full" / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("lora", [{"rank": 8}, {"alpha": 16}, {"target_modules": ["q_proj"]}])
+def test_adapters_of_other_settings_raise(lora, tmp_path):
+    save_model(train_adapted(tmp_path / "base", "vit"), tmp_path / "saved", merge=False)
+    with pytest.raises(RecordError, match=r"remove model\.lora to merge"):
+        build_again(tmp_path / "saved", **lora)
