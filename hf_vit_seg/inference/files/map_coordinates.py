@@ -155,6 +155,11 @@ def map_coordinates(
             f"{path}: the image is georeferenced, and polygons in its coordinates need rasterio: pip install rasterio, "
             "or pass --coordinates pixels"
         ) from None
+    except Exception as error:  # RasterioError and others of GDAL, for tags that contradict the standard
+        raise HfVitSegError(
+            f"{path}: its georeference cannot be read ({error_sentence(error)}): mend its tags, or pass "
+            "--coordinates pixels"
+        ) from error
     if crs is None or transform is None or not (crs.is_projected or crs.is_geographic):
         return None
     found = MapCoordinates(path, crs, transform, kind)
