@@ -51,6 +51,14 @@ class PolygonFormat(StrEnum):
     coco = "coco"
 
 
+class Coordinates(StrEnum):
+    """Coordinates of GeoJSON polygons of georeferenced images."""
+
+    wgs84 = "wgs84"
+    image = "image"
+    pixels = "pixels"
+
+
 @app.callback()
 def main() -> None:
     """Vision transformers for segmentation in the Hugging Face ecosystem."""
@@ -155,6 +163,14 @@ def predict(
             rich_help_panel=INFERENCE,
         ),
     ] = None,
+    coordinates: Annotated[
+        Coordinates,
+        typer.Option(
+            help="Coordinates in NAME.geojson: wgs84 (longitude and latitude), image (the image's coordinate reference "
+            "system), pixels. Images without one: pixels.",
+            rich_help_panel=OUTPUTS,
+        ),
+    ] = Coordinates.wgs84,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing results.", rich_help_panel=FILES)
     ] = False,
@@ -203,10 +219,13 @@ def predict(
     TIFF and .npy images above --max-pixels are read, segmented and written in tiles, with sliding windows at the
     original resolution, and NAME.labels.tif is written in addition to NAME.png. An interrupted run is resumed by the
     same command. Videos (MP4 and others) result in NAME.overlay.mp4 and NAME.json.
+
+    For georeferenced TIFFs of any size, the maps are also written as TIFFs with the georeference (NAME.labels.tif).
     """
     from hf_vit_seg.inference.console import find_task, protocol_from_text, run, run_task
     from hf_vit_seg.inference.dense.protocols import Protocol
     from hf_vit_seg.inference.files.heads import refuse_options
+    from hf_vit_seg.inference.files.map_coordinates import PolygonCoordinates
     from hf_vit_seg.inference.files.prediction import PredictOptions
     from hf_vit_seg.inference.files.tables import table_paths
 
@@ -224,6 +243,7 @@ def predict(
         top_k=top_k,
         geojson=PolygonFormat.geojson in formats,
         coco=PolygonFormat.coco in formats,
+        coordinates=PolygonCoordinates(coordinates.value),
         max_pixels=max_pixels,
         tile=tile,
         frames=frames,

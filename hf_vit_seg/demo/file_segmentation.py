@@ -10,7 +10,7 @@ from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.files.prediction import Job, PredictOptions, report
+from hf_vit_seg.inference.files.prediction import FileFacts, Job, PredictOptions, report
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
 
@@ -105,7 +105,7 @@ def segment_file(
             "images, or turn flip augmentation off"
         )
     result = catalogue.call(title, segmenter.protocol, prepared, pixels=seen)
-    known = report(segmenter, Job(ImageFile(name, name), name), result, milliseconds, options)
+    known = report(segmenter, Job(ImageFile(name, name), name), result, FileFacts(milliseconds), options)
     return SegmentedFile(path.name, title, result, known, seen)
 
 

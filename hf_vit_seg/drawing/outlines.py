@@ -22,11 +22,15 @@ CORNERS = ((0, 0), (1, 0), (1, 1), (0, 1))  # where the sides of a pixel begin, 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A region of class `label`: its outer ring, then the rings of its holes, (n, 2) int64, and its pixel count."""
+    """A region of class `label`: its outer ring, then the rings of its holes, (n, 2) int64, and its pixel count.
+
+    `total` is the sum of values over the region, if there are any.
+    """
 
     label: int
     rings: tuple[np.ndarray, ...]
     pixels: int
+    total: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,4 +181,4 @@ def region_sum(region: Region, integral: np.ndarray) -> float:
     return total
 
 
-__all__ = ["Region", "extract_regions", "region_sum"]
+__all__ = ["Region", "extract_regions", "region_sum", "split_touching_rings", "trace_rings"]

@@ -1,14 +1,51 @@
 """Conversion of label maps to annotation formats: GeoJSON polygons and COCO RLE.
 
-Shapes: H W pixels, r runs.
+Label maps are read by blocks of rows or columns, as they may be larger than memory. Labels that are no class, such as
+that of pixels without data, are left out.
+
+Shapes: H W pixels, n rows, m columns, r runs, c corners.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
-from hf_vit_seg.drawing.outlines import Region, extract_regions, region_sum
+from hf_vit_seg.drawing.joined_regions import join_regions
+from hf_vit_seg.drawing.outlines import Region
+
+ROWS = 512  # rows or columns of a label map in memory that are converted at once
+
+# The labels of some rows or columns, and their scores or None.
+Block = tuple[np.ndarray, np.ndarray | None]
+
+
+class Coordinates(Protocol):
+    """Coordinates of polygons other than pixels."""
+
+    @property
+    def member(self) -> dict[str, Any]:
+        """Further members of the FeatureCollection."""
+        ...
+
+    def geometry_text(self, rings: Sequence[np.ndarray]) -> Iterator[str]:
+        """The geometry of a polygon as JSON, in parts, from its rings (c, 2) in pixels."""
+        ...
+
+
+def row_blocks(label_map: np.ndarray, scores: np.ndarray | None = None) -> Iterator[Block]:
+    """Iterate over a label map (H, W) and its scores by blocks of rows."""
+    for first in range(0, len(label_map), ROWS):
+        rows = slice(first, first + ROWS)
+        yield label_map[rows], None if scores is None else scores[rows]
+
+
+def column_blocks(label_map: np.ndarray, scores: np.ndarray | None = None) -> Iterator[Block]:
+    """Iterate over a label map (H, W) and its scores by blocks of columns."""
+    for labels, values in row_blocks(label_map.T, None if scores is None else scores.T):
+        yield labels.T, None if values is None else values.T
 
 
 def geojson(
@@ -18,26 +55,44 @@ def geojson(
 
     Coordinates are pixels from the upper left corner, x to the right and y down, along pixel borders. The properties
     are the region's class (`class`, `name`, `color`), its number of `pixels`, and `score`, the mean of its `scores`.
+    Features are in the order of their last row, then of their first pixel.
     """
-    integral = None if scores is None else np.pad(scores.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    features = []
-    for region in extract_regions(label_map):
-        properties = {
-            "class": region.label,
-            "name": names[region.label],
-            "color": palette[region.label].tolist(),
-            "pixels": region.pixels,
-        }
-        if integral is not None:
-            properties["score"] = round(region_sum(region, integral) / region.pixels, 6)
-        features.append({"type": "Feature", "geometry": polygon(region), "properties": properties})
-    return {"type": "FeatureCollection", "features": features}
+    return json.loads("".join(geojson_text(row_blocks(label_map, scores), names, palette)))
 
 
-def polygon(region: Region) -> dict[str, Any]:
-    """Convert a region to a GeoJSON Polygon with closed rings."""
-    rings = [np.concatenate([ring, ring[:1]]).tolist() for ring in region.rings]
-    return {"type": "Polygon", "coordinates": rings}
+def geojson_text(
+    blocks: Iterable[Block], names: Sequence[str], palette: np.ndarray, coordinates: Coordinates | None = None
+) -> Iterator[str]:
+    """The text of a GeoJSON file, in parts, from blocks of rows; without `coordinates`, these are pixels."""
+    yield json.dumps({"type": "FeatureCollection", **(coordinates.member if coordinates else {})})[:-1]
+    separator = ', "features": [\n'
+    for region in join_regions(blocks):
+        if region.label < len(names):
+            yield separator + '{"type": "Feature", "geometry": '
+            yield from coordinates.geometry_text(region.rings) if coordinates else polygon_text(region.rings)
+            yield f', "properties": {json.dumps(properties(region, names, palette), ensure_ascii=False)}}}'
+            separator = ",\n"
+    yield "\n]}\n" if separator == ",\n" else ', "features": []}\n'
+
+
+def properties(region: Region, names: Sequence[str], palette: np.ndarray) -> dict[str, Any]:
+    """The properties of a region's feature."""
+    found = {
+        "class": region.label,
+        "name": names[region.label],
+        "color": palette[region.label].tolist(),
+        "pixels": region.pixels,
+    }
+    return found if region.total is None else found | {"score": round(region.total / region.pixels, 6)}
+
+
+def polygon_text(rings: Sequence[np.ndarray]) -> Iterator[str]:
+    """A GeoJSON Polygon as text, in parts, from its rings (c, 2), which are closed."""
+    separator = '{"type": "Polygon", "coordinates": ['
+    for ring in rings:
+        yield separator + json.dumps(np.concatenate([ring, ring[:1]]).tolist())
+        separator = ", "
+    yield "]}"
 
 
 def coco(
@@ -47,64 +102,105 @@ def coco(
 
     Masks are compressed RLE, as in pycocotools; `score` is the mean of a class's `scores` (H, W).
     """
-    height, width = label_map.shape
-    flat = label_map.ravel(order="F")
-    begin = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    end = np.append(begin[1:], flat.size)
-    labels = flat[begin]
-    sums = None if scores is None else np.add.reduceat(scores.ravel(order="F").astype(np.float64), begin)
-    annotations = []
-    for label in np.unique(labels).tolist():
-        mine = labels == label
-        pixels = int((end[mine] - begin[mine]).sum())
-        annotation = {
-            "id": len(annotations) + 1,
-            "image_id": 1,
-            "category_id": label,
-            "segmentation": {
-                "size": [height, width],
-                "counts": compress_counts(counts(begin[mine], end[mine], flat.size)),
-            },
-            "area": pixels,
-            "bbox": box(begin[mine], end[mine] - 1, height),
-            "iscrowd": 0,
-        }
-        annotations.append(annotation if sums is None else annotation | {"score": round(sums[mine].sum() / pixels, 6)})
+    size = label_map.shape[0], label_map.shape[1]
+    return coco_dataset(column_blocks(label_map, scores), size, names, file_name)
+
+
+def coco_dataset(
+    blocks: Iterable[Block], size: tuple[int, int], names: Sequence[str], file_name: str = ""
+) -> dict[str, Any]:
+    """Convert blocks of columns (H, m) of a label map of `size` (H, W) to a COCO dataset, as in `coco`."""
+    masks, position = dict[int, RunLengths](), 0
+    for labels, values in blocks:
+        flat = labels.ravel(order="F")
+        begin = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+        end = np.append(begin[1:], flat.size)
+        sums = None if values is None else np.add.reduceat(values.ravel(order="F").astype(np.float64), begin)
+        for label in np.unique(flat[begin]).tolist():
+            mine = flat[begin] == label
+            total = None if sums is None else float(sums[mine].sum())
+            masks.setdefault(label, RunLengths()).add(begin[mine] + position, end[mine] + position, size[0], total)
+        position += flat.size
+    found = [(label, mask) for label, mask in sorted(masks.items()) if label < len(names)]
     return {
-        "images": [{"id": 1, "file_name": file_name, "height": height, "width": width}],
-        "annotations": annotations,
+        "images": [{"id": 1, "file_name": file_name, "height": size[0], "width": size[1]}],
+        "annotations": [
+            {"id": number, "image_id": 1, "category_id": label, **mask.annotation(size)}
+            for number, (label, mask) in enumerate(found, start=1)
+        ],
         "categories": [{"id": index, "name": name} for index, name in enumerate(names)],
     }
 
 
-def counts(begin: np.ndarray, end: np.ndarray, total: int) -> list[int]:
-    """COCO's uncompressed RLE counts, alternately outside and inside, of the runs [begin, end) in `total` pixels."""
-    borders = np.stack([begin, end], axis=1).ravel()
-    lengths = np.diff(borders, prepend=0).tolist()
-    return lengths if borders[-1] == total else [*lengths, total - int(borders[-1])]
+@dataclass
+class RunLengths:
+    """The mask of a class as run-length encoding in column-major order, which grows by blocks of columns."""
+
+    characters: bytearray = field(default_factory=bytearray)
+    count: int = 0  # of lengths in `characters`
+    previous: tuple[int, int] = (0, 0)  # the last two of them
+    closed: int = 0  # the end of the last run in `characters`
+    run: tuple[int, int] | None = None  # the last one, which may continue in the next block
+    pixels: int = 0
+    total: float | None = None
+    sides: tuple[int, int, int, int] | None = None  # first and last column, first and last row
+
+    def add(self, begin: np.ndarray, end: np.ndarray, height: int, total: float | None) -> None:
+        """Add runs (r,) [begin, end) of a map with columns of `height`, and the sum of their scores."""
+        self.total = total if self.total is None or total is None else self.total + total
+        self.pixels += int((end - begin).sum())
+        found = box(begin, end - 1, height)
+        if self.sides is not None:
+            old = self.sides
+            found = min(old[0], found[0]), max(old[1], found[1]), min(old[2], found[2]), max(old[3], found[3])
+        self.sides = found
+        if self.run is not None:
+            joined = self.run[1] == begin[0]
+            begin = np.concatenate([[self.run[0]], begin[1:] if joined else begin])
+            end = end if joined else np.concatenate([[self.run[1]], end])
+        self.encode(np.diff(np.stack([begin, end], axis=1)[:-1].ravel(), prepend=self.closed).tolist())
+        self.closed = int(end[-2]) if len(end) > 1 else self.closed
+        self.run = int(begin[-1]), int(end[-1])
+
+    def encode(self, lengths: list[int]) -> None:
+        """Add run lengths, alternately outside and inside, to the compressed code.
+
+        As in COCO, it has differences to the length two before, with 5 bits per character, lowest first.
+        """
+        for length in lengths:
+            rest = length - self.previous[0] if self.count > 2 else length
+            while True:
+                bits, rest = rest & 31, rest >> 5
+                more = rest != (-1 if bits & 16 else 0)
+                self.characters.append(48 + bits + 32 * more)
+                if not more:
+                    break
+            self.count, self.previous = self.count + 1, (self.previous[1], length)
+
+    def annotation(self, size: tuple[int, int]) -> dict[str, Any]:
+        """The fields of a COCO annotation of an image of `size` (H, W); the mask is complete."""
+        height, width = size
+        if self.run is not None:
+            rest = height * width - self.run[1]
+            self.encode([self.run[0] - self.closed, self.run[1] - self.run[0], *([rest] if rest else [])])
+            self.closed, self.run = self.run[1], None
+        left, right, top, bottom = self.sides or (0, -1, 0, -1)
+        found = {
+            "segmentation": {"size": [height, width], "counts": self.characters.decode("ascii")},
+            "area": self.pixels,
+            "bbox": [left, top, right - left + 1, bottom - top + 1],
+            "iscrowd": 0,
+        }
+        return found if self.total is None else found | {"score": round(self.total / self.pixels, 6)}
 
 
-def compress_counts(lengths: Sequence[int]) -> str:
-    """Compress RLE counts as COCO does: differences to the count two before, 5 bits per character, lowest first."""
-    characters = bytearray()
-    for i, length in enumerate(lengths):
-        rest = length - lengths[i - 2] if i > 2 else length
-        while True:
-            bits, rest = rest & 31, rest >> 5
-            more = rest != (-1 if bits & 16 else 0)
-            characters.append(48 + bits + 32 * more)
-            if not more:
-                break
-    return characters.decode("ascii")
-
-
-def box(first: np.ndarray, last: np.ndarray, height: int) -> list[int]:
-    """The bounding box [x, y, width, height] of runs (r,) of pixels first .. last, in column-major order."""
+def box(first: np.ndarray, last: np.ndarray, height: int) -> tuple[int, int, int, int]:
+    """The first and last column and row of runs (r,) of pixels first .. last, in column-major order."""
     (left, top), (right, bottom) = divmod(first, height), divmod(last, height)
     crossing = left != right  # these runs include the bottom of one column and the top of the next
     highest = int(np.where(crossing, 0, top).min())
     lowest = int(np.where(crossing, height - 1, bottom).max())
-    return [int(left.min()), highest, int(right.max() - left.min()) + 1, lowest - highest + 1]
+    return int(left.min()), int(right.max()), highest, lowest
 
 
-__all__ = ["coco", "geojson"]
+__all__ = ["Block", "Coordinates", "coco", "coco_dataset", "geojson", "geojson_text", "polygon_text"]

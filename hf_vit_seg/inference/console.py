@@ -129,6 +129,11 @@ def run(
             show_video(segmenter, job, options, failures)
     seconds = time.perf_counter() - start
     done = len(jobs) - failures.count
+    if failures.pixel_polygons:
+        console.print(
+            f"{failures.pixel_polygons} of {len(jobs)} images have no known coordinate reference system: their "
+            "polygons are in pixels, x to the right and y down"
+        )
     console.print(
         f"{done} of {len(jobs)} {'files' if videos else 'images'} segmented in {seconds:.1f} s on {segmenter.device}, "
         f"results in {escape(str(out))}"
@@ -137,10 +142,11 @@ def run(
 
 
 class Failures:
-    """Reports failed jobs, and for bugs one traceback of each kind."""
+    """Reports failed jobs, and for bugs one traceback of each kind; counts the images with polygons in pixels."""
 
     def __init__(self, progress: Progress):
         self.progress, self.count, self.kinds = progress, 0, set[tuple[str, str, int]]()
+        self.pixel_polygons = 0
 
     @property
     def exit_code(self) -> int:
@@ -159,6 +165,7 @@ class Failures:
 def show(outcomes: Iterator[Outcome], total: int, failures: Failures, task: str = "segmenting") -> None:
     """Show the progress of images."""
     for outcome in failures.progress.track(outcomes, total=total, description=task) if total else ():
+        failures.pixel_polygons += outcome.pixel_polygons
         if outcome.error is not None:
             failures.add(outcome.error, outcome.bug)
 
@@ -168,11 +175,13 @@ def show_tiles(segmenter: Segmenter, job: Job, options: PredictOptions, failures
     progress = failures.progress
     task = progress.add_task(f"{escape(job.image.path.name)}, tiles", total=None)
     with report_failure(job, failures):
+        state = None
         for number, state in enumerate(predict_tiled(segmenter, job, options)):
             if state.resumed and not number:
                 text = f"{job.image.path}: resumed, {state.resumed} of {state.total} tiles are done"
                 progress.console.print(escape(text))
             progress.update(task, completed=state.done, total=state.total)
+        failures.pixel_polygons += state is not None and state.pixel_polygons
     progress.remove_task(task)
 
 

@@ -36,7 +36,7 @@ def load_pixels(
     """
     file = as_file(image)
     if file is not None:
-        return load_file(file, channels, processor, max_pixels)
+        return load_file(file, channels, processor, max_pixels)[:2]
     if isinstance(image, Image.Image):
         return pil_pixels(image, channels, "the image"), rgb_image(image)
     if not hasattr(image, "shape"):
@@ -68,15 +68,17 @@ def as_file(image: Any) -> File | None:
 
 def load_file(
     file: File, channels: int, processor: Any, max_pixels: int = MAX_PIXELS
-) -> tuple[torch.Tensor, Image.Image]:
-    """Read an image file as pixels (C, H, W), as in training, and as an RGB image for display.
+) -> tuple[torch.Tensor, Image.Image, torch.Tensor | None]:
+    """Read an image file as pixels (C, H, W), as in training, as an RGB image for display, and where data is missing.
 
-    Pixels that a TIFF declares as missing become the processor's mean, as in training and in tiles.
+    Pixels that a TIFF declares as missing become the processor's mean, as in training and in tiles. The last item is
+    their mask (H, W) bool; None if there are none.
     """
     pixels = read_pixels(file, channels, max_pixels)
     nodata = file_nodata(file) if isinstance(file, Path) else None
-    pixels, _ = fill_missing(pixels, nodata, lambda: TransformContext.from_processor(processor, "segmentation").mean)
-    return pixels, to_rgb_image(pixels)
+    context = TransformContext.from_processor
+    pixels, missing = fill_missing(pixels, nodata, lambda: context(processor, "segmentation").mean)
+    return pixels, to_rgb_image(pixels), missing
 
 
 def array_input(image: Any, channels: int, processor: Any) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The segmentation of one image."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -35,12 +35,25 @@ def class_counts(pixels: np.ndarray, names: tuple[str, ...], palette: np.ndarray
     ]
 
 
+def nodata_label(classes: int) -> int:
+    """The label of pixels without data in files, which is no class index."""
+    return 255 if classes <= 255 else 65535
+
+
+def file_palette(palette: np.ndarray) -> np.ndarray:
+    """Extend a palette (K, 3) by black for all labels up to that of pixels without data."""
+    found = np.zeros((nodata_label(len(palette)) + 1, 3), np.uint8)
+    found[: len(palette)] = palette
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """A label map at the image's size, with class names, palette and optional maps.
 
-    `label_map` is (H, W), uint8 for up to 256 classes, else uint16. `timings` are milliseconds per step. `image` is
-    None if the input has no RGB image, such as an array of five channels.
+    `label_map` is (H, W), uint8 for up to 256 classes, else uint16; pixels without data may have the `nodata_label`.
+    `timings` are milliseconds per step. `image` is None if the input has no RGB image, such as an array of five
+    channels.
 
     Optional maps: `scores` (H, W) float32, 0 .. 1, the probability of each pixel's class (for models with one class: of
     that class); `entropy` (H, W) float32, 0 (certain) .. 1 (uniform), the entropy of each pixel's probabilities
@@ -68,13 +81,27 @@ class Segmentation:
         """(K,) int64."""
         labels = torch.from_numpy(np.ascontiguousarray(self.label_map))
         labels = labels.flatten() if labels.dtype == torch.uint8 else labels.flatten().int()
-        return torch.bincount(labels, minlength=len(self.names)).numpy()
+        return torch.bincount(labels, minlength=len(self.names)).numpy()[: len(self.names)]
+
+    def hide(self, missing: np.ndarray) -> "Segmentation":
+        """Return the segmentation with the `nodata_label` where data is `missing` (H, W), and scores and entropy 0."""
+        label = nodata_label(len(self.names))
+        kind = np.uint8 if label == 255 else np.uint16
+        labels, zeros = np.where(missing, kind(label), self.label_map.astype(kind)), dict[str, np.ndarray]()
+        for name in ("scores", "entropy", "top_scores"):
+            values = getattr(self, name)
+            if values is not None:
+                zeros[name] = np.where(missing, values.dtype.type(0), values)
+        if self.top_classes is not None:
+            zeros["top_classes"] = np.where(missing, kind(label), self.top_classes.astype(kind))
+        return replace(self, label_map=labels, **zeros)
 
     def label_image(self) -> Image.Image:
         """The label map as an image that PNG stores losslessly: with a palette, or 16-bit for over 256 classes."""
         picture = Image.fromarray(self.label_map)
         if self.label_map.dtype == np.uint8:
-            picture.putpalette(self.palette.tobytes())
+            beyond = self.label_map.max(initial=0) >= len(self.palette)
+            picture.putpalette((file_palette(self.palette) if beyond else self.palette).tobytes())
         return picture
 
     def score_image(self) -> Image.Image:
@@ -102,7 +129,7 @@ class Segmentation:
         if self.image is None:
             raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
         rows = [(count.name, count.color, count.share) for count in self.counts()] if legend else []
-        return draw_overlay(self.image, self.label_map, self.palette, rows, opacity, longest_side)
+        return draw_overlay(self.image, self.label_map, file_palette(self.palette), rows, opacity, longest_side)
 
 
 def gray_image(shares: np.ndarray) -> Image.Image:

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from hf_vit_seg.drawing.joined_regions import join_regions
 from hf_vit_seg.drawing.outlines import Region, extract_regions
 from hf_vit_seg.drawing.palettes import generate_palette
-from hf_vit_seg.inference.annotations import coco, geojson
+from hf_vit_seg.inference.annotations import coco, coco_dataset, geojson
 
 NAMES = ("sky", "road", "car", "tree")
 MAPS = st.integers(1, 4).flatmap(
@@ -89,7 +90,7 @@ def test_geojson_lists_every_region(labels, seed):
     scores = np.random.default_rng(seed).random(labels.shape).astype(np.float32)
     content = json.loads(json.dumps(geojson(labels, NAMES, generate_palette(4), scores)))
     assert content["type"] == "FeatureCollection"
-    found = extract_regions(labels)
+    found = list(join_regions([(labels, None)]))
     assert len(content["features"]) == len(found)
     for feature, region in zip(content["features"], found, strict=True):
         assert feature["type"] == "Feature" and feature["geometry"]["type"] == "Polygon"
@@ -104,10 +105,12 @@ def test_geojson_lists_every_region(labels, seed):
 
 
 @settings(max_examples=200)
-@given(MAPS)
-def test_run_lengths_match_pycocotools(labels):
+@given(MAPS, st.integers(1, 12))
+def test_run_lengths_match_pycocotools(labels, columns):
     mask = pytest.importorskip("pycocotools.mask")
     content = json.loads(json.dumps(coco(labels, NAMES, "a.png")))
+    blocks = ((labels[:, first : first + columns], None) for first in range(0, labels.shape[1], columns))
+    assert coco_dataset(blocks, labels.shape, NAMES, "a.png") == content
     assert content["images"] == [{"id": 1, "file_name": "a.png", "height": labels.shape[0], "width": labels.shape[1]}]
     assert [row["category_id"] for row in content["annotations"]] == np.unique(labels).tolist()
     for row in content["annotations"]:

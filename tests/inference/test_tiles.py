@@ -22,11 +22,12 @@ from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.images.pixels import read_pixels
 from hf_vit_seg.inference import Protocol, Segmenter
 from hf_vit_seg.inference.files.prediction import PredictOptions
+from hf_vit_seg.inference.files.rasters import write_png, write_tiff
 from hf_vit_seg.inference.tiles.prediction import predict_tiled
 from hf_vit_seg.inference.tiles.reading import open_regions, region_size
 from hf_vit_seg.inference.tiles.stored_regions import StoredSegments
 from hf_vit_seg.inference.tiles.tiled_logits import TileGrid, tiling_protocol
-from hf_vit_seg.inference.tiles.writing import Plane, write_png, write_tiff
+from hf_vit_seg.inference.tiles.writing import Plane
 
 SIZE = (170, 230)
 WINDOWS = Protocol(window=64, stride=48, blend="gaussian")
@@ -371,9 +372,6 @@ def test_predict_uses_tiles_above_the_limit(tmp_path):
     assert "save it as a tiled TIFF" in " ".join(found.output.split())
     assert (tmp_path / "out" / "large.labels.tif").exists()
     assert json.loads((tmp_path / "out" / "large.json").read_text())["tiles"]["side"] == 2048
-    refused = CliRunner().invoke(app, [*map(str, [*call[:3], *call[4:]]), "--overwrite", "--polygons", "geojson"])
-    assert "read in parts: leave out --polygons" in " ".join(refused.output.split())
-    assert refused.exit_code == 1
 
 
 MEMORY = """

@@ -68,7 +68,7 @@ def refuse_options(task: str, options: PredictOptions, has_protocol: bool) -> No
 def load_image(model: Classifier | PoseEstimator, job: Job, options: PredictOptions) -> LoadedImage:
     """Read the image of a job."""
     start = time.perf_counter()
-    pixels, shown = load_file(job.image.path, model.channels, model.processor, options.max_pixels)
+    pixels, shown, _ = load_file(job.image.path, model.channels, model.processor, options.max_pixels)
     return LoadedImage(pixels, shown, milliseconds_since(start))
 
 

@@ -12,16 +12,21 @@ import numpy as np
 
 from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageFile, ImageFileError, real_path
+from hf_vit_seg.data.images.georeference import GeoTags, file_georeference
 from hf_vit_seg.errors import HfVitSegError, OutOfMemory, error_sentence, is_out_of_memory
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.image_inputs import load_file
-from hf_vit_seg.inference.segmentation import ClassCount, Segmentation
+from hf_vit_seg.inference.segmentation import ClassCount, Segmentation, nodata_label
 from hf_vit_seg.inference.segmenter import Segmenter
 
+from .map_coordinates import MapCoordinates, PolygonCoordinates, map_coordinates
+from .rasters import ArrayRaster
+from .results import COCO, GEOJSON, TIFFS, MapResults, Saver
+
 LABELS, OVERLAY, SCORES, REPORT = ".png", ".overlay.png", ".scores.png", ".json"
-ENTROPY, TOP, GEOJSON, COCO = ".entropy.png", ".top.npz", ".geojson", ".coco.json"
-TIFF, VIDEO, FRAMES = ".labels.tif", ".overlay.mp4", ".frames"  # of images in parts, and of videos
-SUFFIXES = (REPORT, LABELS, OVERLAY, SCORES, ENTROPY, TOP, GEOJSON, COCO, TIFF, VIDEO, FRAMES)
+ENTROPY, TOP = ".entropy.png", ".top.npz"
+VIDEO, FRAMES = ".overlay.mp4", ".frames"
+SUFFIXES = (REPORT, LABELS, OVERLAY, SCORES, ENTROPY, TOP, GEOJSON, COCO, *TIFFS.values(), VIDEO, FRAMES)
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
 AHEAD = 2  # images read and results written concurrently with the model
@@ -51,11 +56,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a job; `error` is the message of a failure, `bug` its exception unless it is a HfVitSegError."""
+    """The outcome of a job; `error` is the message of a failure, `bug` its exception unless it is a HfVitSegError.
+
+    `pixel_polygons`: polygons have pixel coordinates because the image has no known CRS.
+    """
 
     job: Job
     error: str | None = None
     bug: Exception | None = None
+    pixel_polygons: bool = False
 
 
 def failed_outcome(job: Job, error: Exception) -> Outcome:
@@ -71,9 +80,9 @@ def failed_outcome(job: Job, error: Exception) -> Outcome:
 class PredictOptions:
     """The results to write, and how images are read.
 
-    Images above `max_pixels` are tiled; with `tile`, the side of the tiles, all images that support it are. `frames`
-    adds label maps of video frames, and `frame_rate` treats folders as videos. `boxes` is a file with the boxes of
-    persons, for pose models.
+    `coordinates` are those of the polygons of georeferenced images in GeoJSON. Images above `max_pixels` are tiled;
+    with `tile`, the side of the tiles, all images that support it are. `frames` adds label maps of video frames, and
+    `frame_rate` treats folders as videos. `boxes` is a file with the boxes of persons, for pose models.
     """
 
     model: str = ""
@@ -84,6 +93,7 @@ class PredictOptions:
     top_k: int = 0
     geojson: bool = False
     coco: bool = False
+    coordinates: PolygonCoordinates = PolygonCoordinates.wgs84
     max_pixels: int = MAX_PIXELS
     tile: int | None = None
     frames: bool = False
@@ -103,6 +113,24 @@ class PredictOptions:
             COCO: self.coco,
         }
         return tuple(suffix for suffix, wanted in requested.items() if wanted)
+
+    def uses_pixels(self, coordinates: MapCoordinates | None) -> bool:
+        """Whether polygons have pixel coordinates for lack of a known CRS."""
+        return self.geojson and coordinates is None and self.coordinates is not PolygonCoordinates.pixels
+
+
+@dataclass(frozen=True, eq=False)
+class FileFacts:
+    """What is known about an image file besides its pixels.
+
+    The time to read it, the mask (H, W) of pixels without data or None, its georeference, and the coordinates of its
+    polygons, None for pixels.
+    """
+
+    milliseconds: float = 0.0
+    missing: np.ndarray | None = None
+    georeference: GeoTags = ()
+    coordinates: MapCoordinates | None = None
 
 
 def plan(images: Sequence[ImageFile], out: Path, reserved: Sequence[Path] = ()) -> list[Job]:
@@ -140,9 +168,9 @@ def places(image: ImageFile) -> Iterator[Path]:
 def predict(segmenter: Segmenter, jobs: Sequence[Job], options: PredictOptions) -> Iterator[Outcome]:
     """Segment the images of jobs, see `run_jobs`."""
 
-    def segment(loaded: tuple[PreparedImage, float]) -> tuple[Segmentation, float]:
-        prepared, milliseconds = loaded
-        return segmenter.segment(prepared, options.scores, entropy=options.entropy, top_k=options.top_k), milliseconds
+    def segment(loaded: tuple[PreparedImage, FileFacts]) -> tuple[Segmentation, FileFacts]:
+        prepared, facts = loaded
+        return segmenter.segment(prepared, options.scores, entropy=options.entropy, top_k=options.top_k), facts
 
     return run_jobs(
         jobs,
@@ -188,24 +216,38 @@ def failure_message(job: Job, error: Exception) -> str:
     return text if text.startswith(f"{job.image.path}:") else f"{job.image.path}: {text}"
 
 
-def read(segmenter: Segmenter, job: Job, options: PredictOptions) -> tuple[PreparedImage, float]:
-    """Read and preprocess a job's image; also return the milliseconds for reading the file."""
+def read(segmenter: Segmenter, job: Job, options: PredictOptions) -> tuple[PreparedImage, FileFacts]:
+    """Read and preprocess a job's image."""
     start = time.perf_counter()
-    image, shown = load_file(job.image.path, segmenter.channels, segmenter.processor, options.max_pixels)
+    image, shown, missing = load_file(job.image.path, segmenter.channels, segmenter.processor, options.max_pixels)
     milliseconds = milliseconds_since(start)
+    georeference = file_georeference(job.image.path)
+    coordinates = None
+    if options.geojson:
+        size = image.shape[1], image.shape[2]
+        coordinates = map_coordinates(job.image.path, georeference, size, options.coordinates)
     prepared = segmenter.prepare(image)
-    return replace(prepared, picture=prepared.picture or shown), milliseconds
+    facts = FileFacts(milliseconds, None if missing is None else missing.numpy(), georeference, coordinates)
+    return replace(prepared, picture=prepared.picture or shown), facts
 
 
-def write(
-    segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, options: PredictOptions
-) -> Outcome:
+def write(segmenter: Segmenter, job: Job, result: Segmentation, facts: FileFacts, options: PredictOptions) -> Outcome:
     """Write all results of a job atomically."""
-    savers = {suffix: saver(suffix, job, result, options) for suffix in options.suffixes}
-    return write_results(job, savers, report(segmenter, job, result, milliseconds, options))
+    try:
+        if facts.missing is not None:
+            result = result.hide(facts.missing)
+        maps = map_results(result, facts)
+        savers = {suffix: saver(suffix, job, result, maps, options) for suffix in options.suffixes}
+        if facts.georeference:
+            savers |= maps.tiffs()
+        content = report(segmenter, job, result, facts, options)
+    except Exception as error:
+        return failed_outcome(job, error)
+    outcome = write_results(job, savers, content)
+    return replace(outcome, pixel_polygons=outcome.error is None and options.uses_pixels(facts.coordinates))
 
 
-def write_results(job: Job, savers: dict[str, Callable[[Path], Any]], content: dict[str, Any]) -> Outcome:
+def write_results(job: Job, savers: dict[str, Saver], content: dict[str, Any]) -> Outcome:
     """Write the files of a job, by suffix, and last its report, atomically."""
     text = json_text(content, indent=2)
     savers[REPORT] = lambda path: path.write_text(text, encoding="utf-8")
@@ -216,16 +258,29 @@ def write_results(job: Job, savers: dict[str, Callable[[Path], Any]], content: d
     return Outcome(job)
 
 
-def saver(suffix: str, job: Job, result: Segmentation, options: PredictOptions) -> Callable[[Path], Any]:
+def map_results(result: Segmentation, facts: FileFacts) -> MapResults:
+    """The maps of a segmentation as rasters."""
+    maps = {"labels": result.label_map, "scores": result.scores, "entropy": result.entropy}
+    return MapResults(
+        maps={name: ArrayRaster(values) for name, values in maps.items() if values is not None},
+        names=result.names,
+        palette=result.palette,
+        georeference=facts.georeference,
+        coordinates=facts.coordinates,
+        nodata=None if facts.missing is None else nodata_label(len(result.names)),
+    )
+
+
+def saver(suffix: str, job: Job, result: Segmentation, maps: MapResults, options: PredictOptions) -> Saver:
     """The function that writes one kind of result to a path."""
-    table: dict[str, Callable[[Path], Any]] = {
+    table: dict[str, Saver] = {
         LABELS: lambda path: result.label_image().save(path),
         OVERLAY: lambda path: result.overlay(options.opacity).save(path),
         SCORES: lambda path: result.score_image().save(path),
         ENTROPY: lambda path: result.entropy_image().save(path),
         TOP: lambda path: save_top_classes(result, path),
-        GEOJSON: lambda path: path.write_text(json_text(result.geojson()), encoding="utf-8"),
-        COCO: lambda path: path.write_text(json_text(result.coco(job.image.path.name)), encoding="utf-8"),
+        GEOJSON: maps.save_geojson,
+        COCO: lambda path: maps.save_coco(path, job.image.path.name),
     }
     return table[suffix]
 
@@ -238,12 +293,17 @@ def save_top_classes(result: Segmentation, path: Path) -> None:
 
 
 def report(
-    segmenter: Segmenter, job: Job, result: Segmentation, milliseconds: float, options: PredictOptions
+    segmenter: Segmenter, job: Job, result: Segmentation, facts: FileFacts, options: PredictOptions
 ) -> dict[str, Any]:
-    """The report of an image for JSON: shares, scores and entropy are 0 .. 1, timings in milliseconds."""
+    """The report of an image for JSON: shares, scores and entropy are 0 .. 1, timings in milliseconds.
+
+    Pixels without data do not count for shares and means.
+    """
     height, width = result.label_map.shape
-    timings = {"read": milliseconds, **result.timings}
-    means = {"score": result.scores, "entropy": result.entropy}
+    timings = {"read": facts.milliseconds, **result.timings}
+    maps = {"score": result.scores, "entropy": result.entropy}
+    counted = slice(None) if facts.missing is None else ~facts.missing
+    means = {name: found[counted].mean() for name, found in maps.items() if found is not None and found[counted].size}
     return {
         "image": str(job.image.path),
         "height": height,
@@ -253,9 +313,17 @@ def report(
         "device": str(segmenter.device),
         "dtype": str(segmenter.model.dtype).removeprefix("torch."),
         "timings_ms": {step: round(duration, 2) for step, duration in timings.items()},
-        **{f"mean_{name}": round(float(found.mean()), 6) for name, found in means.items() if found is not None},
+        **{f"mean_{name}": round(float(mean), 6) for name, mean in means.items()},
+        **polygon_facts(facts.coordinates, options),
+        **({} if facts.missing is None else {"ignored_pixels": int(facts.missing.sum())}),
         "classes": class_rows(result.counts()),
     }
+
+
+def polygon_facts(coordinates: MapCoordinates | None, options: PredictOptions) -> dict[str, str]:
+    """The entry of a report on the coordinates of polygons in GeoJSON, if there are any."""
+    kind = PolygonCoordinates.pixels if coordinates is None else coordinates.kind
+    return {"polygon_coordinates": kind.value} if options.geojson else {}
 
 
 def class_rows(counts: Sequence[ClassCount]) -> list[dict[str, Any]]:

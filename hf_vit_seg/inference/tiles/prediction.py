@@ -4,7 +4,7 @@ Shapes: H W the image, n m a tile or a part of the overview, K classes.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,35 +19,42 @@ from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.images.files import ImageFileError, within_limits
 from hf_vit_seg.drawing.overlays import display_size, draw_overlay
 from hf_vit_seg.inference.dense.pixel_maps import MapSelection, PixelMaps
-from hf_vit_seg.inference.dense.protocols import PredictionError
+from hf_vit_seg.inference.files.map_coordinates import MapCoordinates, map_coordinates
 from hf_vit_seg.inference.files.prediction import (
     ENTROPY,
     LABELS,
     OVERLAY,
     REPORT,
     SCORES,
-    TIFF,
+    TOP,
     Job,
     PredictOptions,
     class_rows,
+    polygon_facts,
 )
-from hf_vit_seg.inference.segmentation import class_counts
+from hf_vit_seg.inference.files.rasters import Raster, row_blocks, write_archive, write_png
+from hf_vit_seg.inference.files.results import COCO, GEOJSON, MapResults, Saver
+from hf_vit_seg.inference.segmentation import class_counts, file_palette, nodata_label
 from hf_vit_seg.inference.segmenter import Segmenter
 
 from .reading import RegionImage, open_regions, region_size
 from .tiled_logits import SIDE, Tile, TiledImage, TileGrid, tiling_protocol
-from .writing import Plane, TileRecord, write_png, write_tiff
+from .writing import Plane, TileRecord
 
 OVERVIEW_SIDE = 1600  # the longest of the overlay
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The number of tiles that are done, their total, and how many of them an earlier run completed."""
+    """The number of tiles that are done, their total, and how many of them an earlier run completed.
+
+    `pixel_polygons` as in `Outcome`.
+    """
 
     done: int
     total: int
     resumed: int
+    pixel_polygons: bool = False
 
 
 def needs_tiles(job: Job, options: PredictOptions) -> bool:
@@ -63,16 +70,15 @@ def predict_tiled(segmenter: Segmenter, job: Job, options: PredictOptions) -> It
     """Segment one image tile by tile and write its results, yielding the progress after each tile.
 
     An interrupted run resumes with the missing tiles if it is repeated with the same settings.
-    Raises ImageFileError or PredictionError; completed tiles are kept.
+    Raises ImageFileError, PredictionError, or HfVitSegError for coordinates of polygons that cannot be computed;
+    completed tiles are kept.
     """
-    if options.geojson or options.coco or options.top_k:
-        raise PredictionError(
-            f"{job.image.path}: polygons and top classes are made of whole images, and this one is read in parts: "
-            "leave out --polygons and --top-k"
-        )
     start = time.perf_counter()
     segmenter = segmenter.with_protocol(tiling_protocol(segmenter.protocol, segmenter.processor))
     with open_regions(job.image.path, segmenter.channels) as image, ExitStack() as stack:
+        coordinates = None
+        if options.geojson:
+            coordinates = map_coordinates(job.image.path, image.georeference, image.size, options.coordinates)
         tiles = TileGrid(image.size, options.tile or SIDE)
         folder = job.target.with_name(f".{job.target.name}.tiles")
         record = stack.enter_context(closing(TileRecord(folder, plan(segmenter, job, image, tiles, options))))
@@ -84,13 +90,16 @@ def predict_tiled(segmenter: Segmenter, job: Job, options: PredictOptions) -> It
         resumed = len(record.done)
         for tile in tiles:
             if tile.index not in record.done:
-                maps, missing = tiled.maps(tile, MapSelection(options.scores, options.entropy))
+                maps, missing = tiled.maps(tile, MapSelection(options.scores, options.entropy, options.top_k))
                 write_tile(planes, tile, maps, missing)
                 record.add(tile)
-            yield Progress(len(record.done), len(tiles), resumed)
+            yield Progress(len(record.done), len(tiles), resumed, options.uses_pixels(coordinates))
         seconds = time.perf_counter() - start
         facts = report(segmenter, job, planes["labels"], options, {"side": tiles.side, "resumed": resumed}, seconds)
-        write_files({job.result(suffix): save for suffix, save in savers(segmenter, image, planes, facts, options)})
+        facts |= polygon_facts(coordinates, options)
+        results = map_results(segmenter, image, planes, coordinates)
+        found = savers(job, image, results, facts, options)
+        write_files({job.result(suffix): save for suffix, save in found})
         record.remove()
 
 
@@ -117,46 +126,60 @@ def weight_times(model: str) -> list[int]:
 
 def kinds(segmenter: Segmenter, options: PredictOptions) -> dict[str, Any]:
     """The maps to compute and their dtypes."""
-    requested = {"labels": True, "scores": options.scores, "entropy": options.entropy}
-    labels = np.uint8 if nodata_label(segmenter) == 255 else np.uint16
-    return {name: labels if name == "labels" else np.uint8 for name, wanted in requested.items() if wanted}
-
-
-def nodata_label(segmenter: Segmenter) -> int:
-    """The label of pixels without data, which is no class index."""
-    return 255 if len(segmenter.names) <= 255 else 65535
+    labels = np.uint8 if nodata_label(len(segmenter.names)) == 255 else np.uint16
+    found: dict[str, Any] = {"labels": labels}
+    found |= {name: np.uint8 for name in ("scores", "entropy") if getattr(options, name)}
+    for i in range(options.top_k):
+        found |= {f"top_classes.{i}": labels, f"top_scores.{i}": np.float16}
+    return found
 
 
 def write_tile(planes: Mapping[str, Plane], tile: Tile, maps: PixelMaps, missing: np.ndarray | None) -> None:
-    """Write a tile's maps (1, n, m): floats of 0 .. 1 as 0 .. 255; nodata pixels get the largest label and score 0."""
+    """Write a tile's maps (1, n, m), or (1, k, n, m) of the top classes, whose planes have the numbers 0 .. k - 1.
+
+    Floats of 0 .. 1 become 0 .. 255 in planes of uint8. Nodata pixels get the largest label and score 0.
+    """
     for name, plane in planes.items():
-        values: torch.Tensor = getattr(maps, name)[0]
-        if values.is_floating_point():
-            values = (values * 255 + 0.5).to(torch.uint8)
-        pixels = values.cpu().numpy().astype(plane.dtype)
+        kind, _, number = name.partition(".")
+        found: torch.Tensor | None = getattr(maps, kind)
+        if found is None:  # of the top classes, where all pixels are nodata
+            pixels = np.zeros(tile.size, plane.dtype)
+        else:
+            values = found[0, int(number)] if number else found[0]
+            if values.is_floating_point() and plane.dtype == np.uint8:
+                values = (values * 255 + 0.5).to(torch.uint8)
+            pixels = values.cpu().numpy().astype(plane.dtype)
         if missing is not None:
-            pixels[missing] = np.iinfo(plane.dtype).max if name == "labels" else 0
+            pixels[missing] = np.iinfo(plane.dtype).max if kind in ("labels", "top_classes") else 0
         plane.write(tile, pixels)
 
 
+def map_results(
+    segmenter: Segmenter, image: RegionImage, planes: Mapping[str, Plane], coordinates: MapCoordinates | None
+) -> MapResults:
+    """The maps of an image with its georeference."""
+    nodata = None if image.nodata is None else nodata_label(len(segmenter.names))
+    return MapResults(planes, segmenter.names, segmenter.palette, image.georeference, coordinates, nodata)
+
+
 def savers(
-    segmenter: Segmenter,
-    image: RegionImage,
-    planes: Mapping[str, Plane],
-    facts: dict[str, Any],
-    options: PredictOptions,
-) -> Iterator[tuple[str, Callable[[Path], Any]]]:
+    job: Job, image: RegionImage, results: MapResults, facts: dict[str, Any], options: PredictOptions
+) -> Iterator[tuple[str, Saver]]:
     """The functions that write each result to a path."""
+    planes, palette = results.maps, file_palette(results.palette)
     labels = planes["labels"]
-    ignored = nodata_label(segmenter)
-    palette = np.zeros((ignored + 1, 3), np.uint8)
-    palette[: len(segmenter.palette)] = segmenter.palette
-    nodata = None if image.nodata is None else ignored
     yield LABELS, lambda path: write_png(path, labels, palette)
-    yield TIFF, lambda path: write_tiff(path, labels, palette, image.georeference, nodata)
+    yield from results.tiffs()
     for name, suffix in (("scores", SCORES), ("entropy", ENTROPY)):
         if name in planes:
             yield suffix, lambda path, plane=planes[name]: write_png(path, plane)
+    if options.top_k:
+        top = {name: [planes[f"top_{name}.{i}"] for i in range(options.top_k)] for name in ("classes", "scores")}
+        yield TOP, lambda path: write_archive(path, top)
+    if options.geojson:
+        yield GEOJSON, results.save_geojson
+    if options.coco:
+        yield COCO, lambda path: results.save_coco(path, job.image.path.name)
     if options.overlay:
         rows = [(c["name"], tuple(c["color"]), c["share"]) for c in facts["classes"]]
         yield (
@@ -166,7 +189,7 @@ def savers(
     yield REPORT, lambda path: path.write_text(json_text(facts, indent=2), encoding="utf-8")
 
 
-def overview(image: RegionImage, labels: Plane) -> tuple[Image.Image, np.ndarray]:
+def overview(image: RegionImage, labels: Raster) -> tuple[Image.Image, np.ndarray]:
     """Reduce the image (by averaging) and its label map (n, m, by nearest) to `OVERVIEW_SIDE`."""
     height, width = image.size
     small = display_size((width, height), OVERVIEW_SIDE, enlarge=False)
@@ -192,11 +215,12 @@ def resize_part(image: RegionImage, part: Tile, small: tuple[int, int]) -> Image
 
 
 def report(
-    segmenter: Segmenter, job: Job, labels: Plane, options: PredictOptions, tiling: dict[str, int], seconds: float
+    segmenter: Segmenter, job: Job, labels: Raster, options: PredictOptions, tiling: dict[str, int], seconds: float
 ) -> dict[str, Any]:
     """The report of an image for JSON, as in `prediction.report`."""
     height, width = labels.shape
-    pixels = sum(np.bincount(block.ravel(), minlength=nodata_label(segmenter) + 1) for block in labels.row_blocks())
+    lengths = nodata_label(len(segmenter.names)) + 1
+    pixels = sum(np.bincount(block.ravel(), minlength=lengths) for block in row_blocks(labels))
     counted = np.asarray(pixels)[: len(segmenter.names)]
     return {
         "image": str(job.image.path),

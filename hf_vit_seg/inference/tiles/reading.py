@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.data.images.files import NUMPY, TIFFS, ImageFileError, check_sides, failures_in_words, first_bytes
+from hf_vit_seg.data.images.georeference import GeoTags, page_georeference
 from hf_vit_seg.data.images.nodata import missing_pixels, page_nodata
 from hf_vit_seg.data.images.orientation import UPRIGHT, tiff_orientation, upright_size
 from hf_vit_seg.data.images.pixels import (
@@ -33,7 +34,6 @@ from hf_vit_seg.data.images.pixels import (
 from .stored_regions import StoredArray, StoredImage, StoredSegments, StoredUpright
 
 CACHE_BYTES = 256 * 2**20  # decoded tiles or strips that are kept, as neighboring windows share them
-GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)  # OGC 19-008: scale, tie points, matrix, keys
 MIN_IS_WHITE, BLACK, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 UNSPECIFIED, PREMULTIPLIED, TRANSPARENCY = 0, 1, 2  # interpretation of the last of several samples per pixel
 MODES = {
@@ -59,7 +59,7 @@ class RegionImage:
     stored: StoredImage
     convert: Callable[[np.ndarray], torch.Tensor]
     nodata: float | None = None
-    georeference: tuple[tuple[Any, ...], ...] = ()
+    georeference: GeoTags = ()
     files: ExitStack | None = None
 
     @property
@@ -151,13 +151,13 @@ def open_tiff(path: Path, channels: int) -> RegionImage:
         page: Any = tiff.pages.first
         check_sides(path, page.imagelength, page.imagewidth)
         group = find_matching_series(tiff, path)
-        check_upright(page, path)
+        georeference = page_georeference(page, path)
         pil = is_pil_image(page, group, channels)
         pages = [page] if pil else [each for series in group for each in series.pages]
         stored, orientation = open_pages(path, pages), tiff_orientation(page)
         stored = stored if orientation == UPRIGHT else StoredUpright(stored, orientation)
         convert = pil_converter(page, channels, path) if pil else channel_converter(channels, path)
-        return RegionImage(path, stored, convert, page_nodata(page), georeference(page), stack.pop_all())
+        return RegionImage(path, stored, convert, page_nodata(page), georeference, stack.pop_all())
 
 
 def open_pages(path: Path, pages: list[Any]) -> StoredImage:
@@ -175,22 +175,6 @@ def open_pages(path: Path, pages: list[Any]) -> StoredImage:
     raise ImageFileError(
         f"{path}: it is stored in pieces of {width}x{height} pixels, too large to be read by regions: {RETILE}"
     )
-
-
-def check_upright(page: Any, path: Path) -> None:
-    """Raise ImageFileError for a georeferenced image with an orientation tag."""
-    orientation = tiff_orientation(page)
-    if orientation != UPRIGHT and georeference(page):
-        raise ImageFileError(
-            f"{path}: it has an orientation ({orientation}: turned or mirrored) and a georeference, which contradict "
-            "each other: save it upright"
-        )
-
-
-def georeference(page: Any) -> tuple[tuple[Any, ...], ...]:
-    """The georeferencing tags of a GeoTIFF: (code, type, count, value, once)."""
-    tags = (page.tags.get(code) for code in GEOREFERENCE)
-    return tuple((tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in tags if tag is not None)
 
 
 def channel_converter(channels: int, path: Path) -> Callable[[np.ndarray], torch.Tensor]:

@@ -1,16 +1,14 @@
-"""Writing of maps larger than memory: tile by tile in any order, then as TIFF and PNG.
+"""Writing of maps larger than memory, tile by tile in any order.
 
 During prediction, a map is a raw file of pixels in row-major order, next to a record of completed tiles, so that a
 killed run can resume. Files are not memory-mapped, as mapped pages count as used memory.
 
-Shapes: H W the map, n m a region, K classes.
+Shapes: H W the map, n m a region.
 """
 
 import json
 import shutil
-import struct
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,9 +18,6 @@ from hf_vit_seg.errors import write_errors
 
 from .tiled_logits import Tile
 
-BLOCK = 512  # side of the tiles of TIFFs, and number of rows read at once
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GRAY, INDEXED = 0, 3  # PNG's color types
 PLAN, DONE = "plan.json", "done.txt"
 
 
@@ -51,10 +46,13 @@ class Plane:
         data = self.file.read(count * self.dtype.itemsize)
         return np.frombuffer(data, self.dtype).reshape(stop - first, self.shape[1])
 
-    def row_blocks(self) -> Iterator[np.ndarray]:
-        """Iterate over all rows in blocks of at most `BLOCK`."""
-        for first in range(0, self.shape[0], BLOCK):
-            yield self.rows(first, min(first + BLOCK, self.shape[0]))
+    def columns(self, first: int, stop: int) -> np.ndarray:
+        """Read columns first .. stop - 1, (H, m)."""
+        found = np.empty((self.shape[0], stop - first), self.dtype)
+        for row, line in enumerate(found):
+            self.file.seek((row * self.shape[1] + first) * self.dtype.itemsize)
+            line[:] = np.frombuffer(self.file.read(line.nbytes), self.dtype)
+        return found
 
     def close(self) -> None:
         """Close the file."""
@@ -108,78 +106,4 @@ class TileRecord:
         shutil.rmtree(self.folder)
 
 
-def write_tiff(
-    path: Path,
-    plane: Plane,
-    palette: np.ndarray | None = None,
-    tags: tuple[tuple[Any, ...], ...] = (),
-    nodata: int | None = None,
-) -> None:
-    """Write a plane as a TIFF in deflated tiles, with `palette` (K, 3) uint8 as the color map of 8-bit values.
-
-    `tags` are extra tags in tifffile's format, such as `RegionImage.georeference`; `nodata` is written as GDAL's tag.
-    """
-    import tifffile
-
-    colors = None
-    if palette is not None and plane.dtype == np.uint8:
-        colors = np.zeros((3, 256), np.uint16)
-        colors[:, : len(palette)] = palette[:256].T.astype(np.uint16) * 257
-    if nodata is not None:
-        text = f"{nodata}\0"
-        tags = (*tags, (42113, 2, len(text), text, True))
-    tifffile.imwrite(
-        path,
-        blocks(plane),
-        shape=plane.shape,
-        dtype=plane.dtype,
-        tile=(BLOCK, BLOCK),
-        compression="zlib",
-        photometric="minisblack" if colors is None else "palette",
-        colormap=colors,
-        metadata=None,
-        extratags=tags,
-        bigtiff=plane.shape[0] * plane.shape[1] * plane.dtype.itemsize > 2**31,
-    )
-
-
-def blocks(plane: Plane) -> Iterator[np.ndarray]:
-    """Iterate over the tiles of a TIFF in row-major order, zero-padded at the borders."""
-    for rows in plane.row_blocks():
-        for first in range(0, plane.shape[1], BLOCK):
-            block = np.zeros((BLOCK, BLOCK), plane.dtype)
-            part = rows[:, first : first + BLOCK]
-            block[: part.shape[0], : part.shape[1]] = part
-            yield block
-
-
-def write_png(path: Path, plane: Plane, palette: np.ndarray | None = None) -> None:
-    """Write a plane as a PNG of 8 or 16 bits, with `palette` (K, 3) uint8 for 8-bit values."""
-    indexed = palette is not None and plane.dtype == np.uint8
-    header = struct.pack(
-        ">IIBBBBB", plane.shape[1], plane.shape[0], plane.dtype.itemsize * 8, INDEXED if indexed else GRAY, 0, 0, 0
-    )
-    packer = zlib.compressobj()
-    with path.open("wb") as file:
-        file.write(PNG_SIGNATURE)
-        write_chunk(file, b"IHDR", header)
-        if palette is not None and indexed:
-            write_chunk(file, b"PLTE", np.resize(palette[:256], (256, 3)).astype(np.uint8).tobytes())
-        for rows in plane.row_blocks():
-            write_chunk(file, b"IDAT", packer.compress(scanlines(rows)))
-        write_chunk(file, b"IDAT", packer.flush())
-        write_chunk(file, b"IEND", b"")
-
-
-def write_chunk(file: BinaryIO, kind: bytes, data: bytes) -> None:
-    """Write one chunk of a PNG."""
-    file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
-
-
-def scanlines(rows: np.ndarray) -> bytes:
-    """Encode rows (n, W) for PNG: big-endian, each preceded by filter type 0."""
-    values = rows.astype(rows.dtype.newbyteorder(">"), copy=False).view(np.uint8)
-    return np.pad(values, ((0, 0), (1, 0))).tobytes()
-
-
-__all__ = ["Plane", "TileRecord", "write_png", "write_tiff"]
+__all__ = ["Plane", "TileRecord"]
