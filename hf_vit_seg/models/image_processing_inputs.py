@@ -56,8 +56,8 @@ def to_pixels(
     """Convert a PIL image, an array or a tensor to (C, H, W), uint8 or float32.
 
     Booleans are black and white: 0 and 255. With `convert`, gray and transparent images become RGB: gray of more than
-    8 bits is reduced to 8 bits as `rgb_image` does, and transparency is blended with white, the highest value of an
-    integer image, or `white` for floating-point values. Other images keep their values.
+    8 bits is reduced to 8 bits as `rgb_image` does, and transparency is blended with white: see `integer_white` for
+    integers, or `white` for floating-point values. Other images keep their values.
 
     Without a `layout`, the channel axis is the one whose length is in `channels`, see `channels_first`.
     """
@@ -75,7 +75,16 @@ def to_pixels(
         return rgb_channels(reduce_gray(pixels), 255.0)
     if pixels.dtype != torch.uint8:
         pixels = pixels.to(torch.float32)
-    return rgb_channels(pixels, MOST_GRAY if wide else white) if convert else pixels
+    return rgb_channels(pixels, integer_white(image) if wide else white) if convert else pixels
+
+
+def integer_white(image: torch.Tensor) -> float:
+    """The value of white in an integer image of more than 8 bits: 65535, or 255 for 0 .. 255 in 32 or 64 bits.
+
+    Computations on 8-bit images return int32 or int64. Images of 16 bits have one scale, whatever values they have.
+    """
+    is_8_bit = image.dtype.itemsize > 2 and image.numel() > 0 and int(image.to(torch.int64).max()) <= 255
+    return 255.0 if is_8_bit else MOST_GRAY
 
 
 def native_array(image: Any) -> np.ndarray:

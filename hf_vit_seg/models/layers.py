@@ -34,6 +34,7 @@ from .errors import HfVitSegError
 HOOKS_INSTALLED = "_output_capturing_hooks_installed"  # transformers' attribute of a model
 RECORDABLE = getattr(output_capturing, "_CAN_RECORD_REGISTRY", {})  # private: it may have another name one day
 MAX_GROUPS = 32  # of GroupNorm, section 4
+RATES = ("_dropout_prob", "drop_path_rate")  # ends of the names of fields that are probabilities of dropping values
 
 
 class SegmentationConfig(PreTrainedConfig):
@@ -54,6 +55,15 @@ class SegmentationConfig(PreTrainedConfig):
         config.update_derived_fields()
         config.validate()
         return loaded
+
+    def validate_rates(self) -> None:
+        """ValueError for rates of dropout and stochastic depth that are negative, or not below 1."""
+        for name, given in vars(self).items():
+            if not name.endswith(RATES):
+                continue
+            for rate in given if isinstance(given, list | tuple) else [given]:
+                if not 0 <= rate < 1:
+                    raise HfVitSegError(f"{type(self).__name__}.{name} must be from 0 to below 1, got {rate}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "id2label" and isinstance(value, Mapping):  # the keys of a JSON object are strings

@@ -123,6 +123,23 @@ def test_transparency_is_blended_with_the_white_of_the_dtype(processor, dtype):
     assert torch.equal(ours, processor(pixels, input_data_format="channels_first", return_tensors="pt")["pixel_values"])
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32])
+def test_wide_integers_of_0_to_255_are_blended_with_255(processor, dtype):
+    """Computations on 8-bit images return int64, whose values are those of uint8."""
+    values = random_image(4, 255, np.uint8)
+    expected = load_pixels(Image.fromarray(values), 3, processor)[0].float()
+    wide = values.astype(dtype)
+    torch.testing.assert_close(load_pixels(wide, 3, processor)[0], expected, atol=0.6, rtol=0)  # PIL rounds to integers
+    opaque, rgb = wide.copy(), processor(values[..., :3], return_tensors="pt")["pixel_values"]
+    opaque[..., 3] = 255
+    torch.testing.assert_close(processor(opaque, return_tensors="pt")["pixel_values"], rgb)
+
+
+def test_transparent_images_of_16_bits_become_white(processor):
+    clear = np.zeros((*SIDES, 4), np.uint16)
+    assert load_pixels(clear, 3, processor)[0].unique().tolist() == [65535]
+
+
 def test_transparency_of_images_that_are_not_rescaled_is_blended_with_one():
     unscaled = SemanticSegmentationImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
     values = random_image(4, 255, np.uint8)

@@ -82,6 +82,15 @@ def test_override_is_validated(name, tmp_path):
         type(model).from_pretrained(tmp_path, num_attention_heads=heads)
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("field", ["hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"])
+@pytest.mark.parametrize("name", ["segformer", "vit", "cvt"])
+def test_rate_that_is_no_probability_raises(name, field, rate):
+    config = architectures()[name].variant_config("tiny")
+    with pytest.raises(StrictDataclassClassValidationError, match=field):
+        type(config).from_dict({**config.to_dict(), field: rate})
+
+
 @pytest.mark.parametrize(("name", "auto"), BUILT)
 def test_string_keys_of_id2label_become_integers(name, auto, tmp_path):
     model = build(name, auto)
