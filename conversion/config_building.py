@@ -75,13 +75,13 @@ def build(
     check_fields(config_class, overrides)
     found.source.check_config(config_file)
     from_shapes = {name: value for name, value in shapes.items() if name != "num_labels"}
-    fields = {**found.source.defaults, **from_shapes, **from_config_file(found, config_file)}
+    fields: dict[str, Any] = {**found.source.defaults, **from_shapes, **from_config_file(found, config_file)}
     fields |= {**found.source.numerics, **found.form.numerics, **found.form.settings, **overrides}
     if labels is not None:
         fields["id2label"] = dict(enumerate(labels.names))
         fields["label2id"] = {name: k for k, name in enumerate(labels.names)}
         if found.form.model == POSE and (pairs := find_flip_pairs(labels.names)):
-            fields = {"pose_flip_pairs": pairs} | fields
+            fields.setdefault("pose_flip_pairs", pairs)
     try:
         return config_class(**fields)
     except Exception as error:  # strict configs raise their own types

@@ -553,8 +553,8 @@ def check_data(
 ) -> None:
     """Check every file of a recipe's data: unusable files, raw values, class frequencies.
 
-    Writes report.json, and a contact sheet for each split, such as train.png. Exit code 1 if training would refuse the
-    data.
+    Writes report.json, and a contact sheet for each split, such as train.png. Exit code 1 if there are
+    problems. `train` also tries the model on the smallest and largest images before the first step.
     """
     from hf_vit_seg.training.data_check import check_data as run_check
 

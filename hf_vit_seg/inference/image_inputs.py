@@ -78,6 +78,7 @@ def load_file(
     nodata = file_nodata(file) if isinstance(file, Path) else None
     context = TransformContext.from_processor
     pixels, missing = fill_missing(pixels, nodata, lambda: context(processor, "segmentation").mean)
+    check_finite(pixels, file)
     return pixels, to_rgb_image(pixels), missing
 
 
@@ -93,7 +94,16 @@ def array_input(image: Any, channels: int, processor: Any) -> torch.Tensor:
     pixels = to_pixels(image, [channels, *([1, 4] if convert else [1])], convert, white=white)
     if len(pixels) != channels:
         raise HfVitSegError(f"Found an image of {len(pixels)} channels, expected {channels}, which the model requires")
+    check_finite(pixels, "the image")
     return pixels.contiguous()
+
+
+def check_finite(pixels: torch.Tensor, name: object) -> None:
+    """Raise ImageFileError for pixels (C, H, W) that are not finite."""
+    if pixels.is_floating_point() and (count := int((~pixels.isfinite()).any(0).sum())):
+        raise ImageFileError(
+            f"{name}: {count} pixels are not finite: replace missing values, or declare them as nodata of a TIFF"
+        )
 
 
 def download(address: str) -> bytes:

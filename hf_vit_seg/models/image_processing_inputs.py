@@ -14,6 +14,7 @@ from transformers.image_utils import ChannelDimension, load_image
 
 from .errors import HfVitSegError
 
+EIGHT_BIT_WHITE = 255.0
 MOST_GRAY = 2**16 - 1  # white in images of 16 bits
 RGB_LIKE = (3, 1, 4)  # RGB, gray, RGB with alpha
 
@@ -71,6 +72,8 @@ def to_pixels(
     if pixels.dtype == torch.bool:
         pixels = pixels.to(torch.uint8) * 255
     wide = not pixels.is_floating_point() and pixels.dtype != torch.uint8
+    if convert and len(pixels) == 1 and pixels.dtype == torch.int64 and integer_white(pixels) == EIGHT_BIT_WHITE:
+        return rgb_channels(pixels.to(torch.uint8), EIGHT_BIT_WHITE)
     if convert and wide and len(pixels) == 1:
         return rgb_channels(reduce_gray(pixels), 255.0)
     if pixels.dtype != torch.uint8:
@@ -84,7 +87,7 @@ def integer_white(image: torch.Tensor) -> float:
     Computations on 8-bit images return int32 or int64. Images of 16 bits have one scale, whatever values they have.
     """
     is_8_bit = image.dtype.itemsize > 2 and image.numel() > 0 and int(image.to(torch.int64).max()) <= 255
-    return 255.0 if is_8_bit else MOST_GRAY
+    return EIGHT_BIT_WHITE if is_8_bit else MOST_GRAY
 
 
 def native_array(image: Any) -> np.ndarray:

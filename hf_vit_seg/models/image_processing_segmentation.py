@@ -104,9 +104,14 @@ def reduce_labels(labels: torch.Tensor) -> torch.Tensor:
     return torch.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
 
 
-def report_small_values(images: Sequence[torch.Tensor], white: float) -> None:
-    """Log once that floating-point images of 0 .. 1 are given to a processor that expects 0 .. `white`."""
+def report_other_ranges(images: Sequence[torch.Tensor], white: float) -> None:
+    """Log once that images of 0 .. 1, or RGB images of more than 8 bits, are given to a processor of 0 .. `white`."""
     for image in images:
+        if len(image) == 3 and image.dtype != torch.uint8 and image.numel() and image.max() > 2 * white:
+            logger.warning_once(
+                f"Found RGB images with values up to {image.max():g}, but do_rescale expects 0 to {white:g}: scale images"
+                " of 16 bits to 8 bits, or use a processor with their rescale_factor."
+            )
         if image.is_floating_point() and image.numel() and image.min() >= 0 and 0 < image.max() <= 1:
             logger.warning_once(
                 f"Found floating-point images with values from 0 to 1, but do_rescale expects 0 to {white:g}, so that "
@@ -206,7 +211,7 @@ class SegmentationProcessing(BaseImageProcessor):
             for image in self._prepare_images_structure(images)
         ]
         if white > 1:
-            report_small_values(pixels, white)
+            report_other_ranges(pixels, white)
         if device is not None:
             pixels = [image.to(device) for image in pixels]
         sides = [image.shape[-2:] for image in pixels]

@@ -62,7 +62,7 @@ class SegmentationConfig(PreTrainedConfig):
             if not name.endswith(RATES):
                 continue
             for rate in given if isinstance(given, list | tuple) else [given]:
-                if not 0 <= rate < 1:
+                if rate is not None and not 0 <= rate < 1:
                     raise HfVitSegError(f"{type(self).__name__}.{name} must be from 0 to below 1, got {rate}")
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -196,6 +196,24 @@ def test_other_values_are_one_sentence(processor, image):
         load_pixels(image, 3, processor)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_pixels_that_are_not_finite_are_one_sentence(processor, tmp_path, value):
+    values = random_image(3, 255, np.float32)
+    values[3, 4, 1] = value
+    np.save(tmp_path / "image.npy", values)
+    for image in (values, torch.from_numpy(values), tmp_path / "image.npy"):
+        with pytest.raises(ImageFileError, match="1 pixels are not finite"):
+            load_pixels(image, 3, processor)
+
+
+def test_gray_of_64_bits_is_that_of_its_values(processor):
+    """Computations on 8-bit images return int64; 16-bit values are reduced."""
+    values = random_image(1, 255, np.uint8)
+    expected = load_pixels(values, 3, processor)[0]
+    assert torch.equal(load_pixels(values.astype(np.int64), 3, processor)[0], expected)
+    assert torch.equal(load_pixels(values.astype(np.int64) * 257, 3, processor)[0], expected)
+
+
 # Files in memory and addresses
 
 
