@@ -109,8 +109,8 @@ def report_other_ranges(images: Sequence[torch.Tensor], white: float) -> None:
     for image in images:
         if len(image) == 3 and image.dtype != torch.uint8 and image.numel() and image.max() > 2 * white:
             logger.warning_once(
-                f"Found RGB images with values up to {image.max():g}, but do_rescale expects 0 to {white:g}: scale images"
-                " of 16 bits to 8 bits, or use a processor with their rescale_factor."
+                f"Found RGB images with values up to {image.max():g}, but do_rescale expects 0 to {white:g}: scale "
+                "images of 16 bits to 8 bits, or use a processor with their rescale_factor."
             )
         if image.is_floating_point() and image.numel() and image.min() >= 0 and 0 < image.max() <= 1:
             logger.warning_once(
