@@ -1,5 +1,6 @@
 """Compare two recipes."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,13 @@ def differences(
 
 
 def is_moved(name: str, path: Any) -> bool:
-    """Whether a setting is the path of data that no longer exists."""
-    return DATA_PATH.fullmatch(name) is not None and isinstance(path, str) and not exists(Path(path))
+    """Whether a setting is the path of data that no longer exists; relative names may be those of Hub datasets."""
+    return (
+        DATA_PATH.fullmatch(name) is not None
+        and isinstance(path, str)
+        and os.path.isabs(path)
+        and not exists(Path(path))
+    )
 
 
 def fixed_settings(recipe: Recipe, processes: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from hf_vit_seg.training.checkpoints.resume import continuation_notes
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
 from hf_vit_seg.training.console import evaluate_command
+from hf_vit_seg.training.recipe.differences import differences
 from hf_vit_seg.training.recipe.files import publishable_recipe_text, recipe_text
 from hf_vit_seg.training.recipe.paths import describe_data, relative_paths
 from hf_vit_seg.training.recipe_loading import load_recipe
@@ -134,6 +135,14 @@ def test_resume_after_the_data_moved(moved):
     run(moved / "recipe.yaml", out, "loop.steps=2", resume=True)
     assert read_manifest(checkpoints(out / "checkpoints")[-1]).step == 2
     assert weights(out / "last")
+
+
+def test_another_hub_dataset_is_not_moved_data(project):
+    one, other = (
+        load_recipe(project / "recipe.yaml", [f"data.train={{kind: huggingface, name: owner/{name}, split: train}}"])
+        for name in ("one", "other")
+    )
+    assert set(differences(one, other)) == {"data.train.name"}
 
 
 def test_moved_data_are_noted(moved):
