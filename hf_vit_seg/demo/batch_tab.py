@@ -13,7 +13,7 @@ from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.drawing.overlays import percent
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.files.prediction import OVERLAY, Job, PredictOptions, plan, write
+from hf_vit_seg.inference.files.prediction import OVERLAY, FileFacts, Job, PredictOptions, plan, write
 from hf_vit_seg.inference.segmentation import Segmentation
 
 from .accelerator import CALLS
@@ -87,7 +87,8 @@ def outcome(catalogue: Catalogue, title: str, protocol: Protocol, job: Job, left
         return f"failed: {error_message(error, path)}", 0
     visible = replace(job, image=ImageFile(name, name))
     milliseconds = found.report["timings_ms"]["read"]
-    failure = write(catalogue.load(title), visible, found.result, milliseconds, PredictOptions(model=title)).error
+    facts, options = FileFacts(milliseconds), PredictOptions(model=title)
+    failure = write(catalogue.load(title), visible, found.result, facts, options).error
     if failure is not None:
         return f"failed: {failure}", found.seen
     return summary(found.result), found.seen

@@ -31,6 +31,7 @@ from hf_vit_seg.training.evaluate_saved import evaluate_model
 from hf_vit_seg.training.recipe.files import publishable_recipe_text
 from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
+from hf_vit_seg.yaml_reader import parse
 
 NUCLEI = REPOSITORY / "examples" / "nuclei" / "model"
 USER, HOST, TOKEN = "janedoe77", "secrethost42", "hf_DistinctiveTokenOfJaneDoe1234567890"
@@ -82,9 +83,12 @@ def test_absolute_paths_are_removed_before_push(hub, home, tmp_path):
     files = contents(hub, "me/run")
     (tmp_path / "pushed.yaml").write_bytes(files["recipe.yaml"])
     pushed = load_recipe(tmp_path / "pushed.yaml")
-    assert pushed.data.train["images"] == "./train/images" and pushed.data.train["masks"] == "./train/masks"
-    assert pushed.data.validation is not None and pushed.data.validation["images"] == "./validation/images"
-    assert (pushed.model.from_pretrained, pushed.output) == ("./base", "./mine")
+    written = parse(files["recipe.yaml"].decode())
+    assert written["data"]["train"]["images"] == "./train/images" and written["saved_paths"] == {}
+    assert written["data"]["train"]["masks"] == "./train/masks"
+    assert written["data"]["validation"]["images"] == "./validation/images"
+    assert (written["model"]["from_pretrained"], written["output"]) == ("./base", "./mine")
+    assert pushed.data.train["images"] == str(tmp_path / "train" / "images")
     assert pushed.loop == local.loop and pushed.data.classes == local.data.classes
     assert {"sample_image.png", "metrics.json"} <= files.keys() and b"license: mit" in files["README.md"]
     assert "sample_image.png" not in {PurePosixPath(path).name for path in hub.repo("me/demo", "space").files()}
