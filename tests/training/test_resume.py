@@ -32,6 +32,7 @@ from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, 
 from hf_vit_seg.training.console import print_results, train_command
 from hf_vit_seg.training.loop.trainer import RunStatus
 from hf_vit_seg.training.recipe.overrides import override_setting
+from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.yaml_reader import parse
 
@@ -539,7 +540,8 @@ def test_other_process_count_requires_equal_samples_per_step(recipe, checkpoint)
 
 def test_other_process_count_of_sharded_weights_raises(recipe, checkpoint):
     manifest = read_manifest(checkpoint).model_copy(update={"processes": 3})
-    same_step = load_recipe(recipe, ["loop.steps=2", "loop.batch_size=9"])
+    loop = manifest.recipe["loop"] | {"batch_size": 3 * manifest.batch_size}
+    same_step = Recipe.model_validate(manifest.recipe | {"loop": loop})
     refuse_other_run(checkpoint, manifest, same_step, 1, sharded=False)
     with pytest.raises(CheckpointError, match="sharded"):
         refuse_other_run(checkpoint, manifest, same_step, 1, sharded=True)

@@ -16,6 +16,7 @@ Task = Literal["segmentation", "classification", "pose"]
 Level = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Level, Level, Level]
 RawValue = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Color  # of a mask: a number, or a color
+Keypoint = str | Annotated[int, Field(ge=0)]  # a name or an index
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Sigma = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Milestone = Annotated[float, Field(gt=0, lt=1)]
@@ -116,7 +117,7 @@ class DataRecipe(Record):
     # all. None: COCO's for COCO's keypoints, otherwise 0.05
     oks_sigmas: Sigma | tuple[Sigma, ...] | dict[str, Sigma] | None = None
     # pose: left and right keypoints, by name or index; []: a flip swaps none. None: found by names with left and right
-    flip_pairs: tuple[tuple[str | int, str | int], ...] | None = None
+    flip_pairs: tuple[tuple[Keypoint, Keypoint], ...] | None = None
     workers: int = Field(default=2, ge=0)
     cache: bool = False  # keep decoded images in memory
 
