@@ -8,6 +8,7 @@ BatchNorms of the encoder do not change.
 
 import copy
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -192,7 +193,11 @@ def save_model(model: nn.Module, directory: str | Path, merge: bool = True) -> N
     with modules_to_save(adapted):
         adapted.save_pretrained(directory)
     settings = Path(directory) / "adapter_config.json"
-    known = publishable(json.loads(settings.read_text(encoding="utf-8")))  # peft stores the base model's path
+    stored = json.loads(settings.read_text(encoding="utf-8"))
+    base = stored.get("base_model_name_or_path") or ""  # peft loads it from here or from the Hub
+    if os.path.isabs(base) and Path(base).is_relative_to(Path.cwd()):
+        stored["base_model_name_or_path"] = Path(base).relative_to(Path.cwd()).as_posix()
+    known = publishable(stored)
     settings.write_text(json.dumps(known, indent=2, sort_keys=True), encoding="utf-8")
     if not had_card:
         card.unlink(missing_ok=True)  # peft's template with placeholders
