@@ -53,11 +53,9 @@ class Collator:
 
     def target(self, target: Any) -> torch.Tensor:
         """A target as a tensor; several classes as (K,) of 0 and 1."""
-        if not isinstance(target, Labels):
-            return torch.as_tensor(target, dtype=self.dtype)
-        found = torch.zeros(self.num_classes or 0)
-        found[list(target.indices)] = 1
-        return found
+        if isinstance(target, Labels):
+            return target.as_vector(self.num_classes or 0)
+        return torch.as_tensor(target, dtype=self.dtype)
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Stack samples of one shape to `pixel_values` and `labels`. Raises CollationError."""

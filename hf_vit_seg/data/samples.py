@@ -1,6 +1,6 @@
 """Samples as a data source returns them, before the class table and the transforms are applied.
 
-Shapes: C channels, H W pixels, K keypoints.
+Shapes: C channels, H W pixels, K keypoints or classes.
 """
 
 from dataclasses import dataclass
@@ -30,6 +30,12 @@ class Labels:
     """The classes of an image that may have any number of them."""
 
     indices: tuple[int, ...]
+
+    def as_vector(self, num_classes: int) -> torch.Tensor:
+        """The classes as (K,) float32 of 0 and 1."""
+        found = torch.zeros(num_classes)
+        found[list(self.indices)] = 1
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Segment one uploaded file with the visitor's settings."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.prediction import FileFacts, Job, PredictOptions, report
+from hf_vit_seg.inference.image_inputs import check_finite
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
 
@@ -91,9 +92,9 @@ def segment_file(
     start = time.perf_counter()
     pixels = READERS.read(path, segmenter.channels)
     milliseconds = milliseconds_since(start)
+    check_finite(pixels, name)
     check_resized(segmenter, name, (pixels.shape[1], pixels.shape[2]))
-    prepared = segmenter.prepare(pixels)
-    prepared = replace(prepared, picture=prepared.picture or to_rgb_image(pixels))
+    prepared = segmenter.prepare_pixels(pixels, to_rgb_image(pixels))
     height, width = prepared.pixel_values.shape[-2:]
     if segmenter.protocol.window is None and height * width > MOST_AT_ONCE:
         segmenter = segmenter.with_protocol(windows(LARGEST_WINDOW, segmenter.protocol.flip))

@@ -14,6 +14,9 @@ from hf_vit_seg.models.image_processing_segmentation import target_sides
 from .image_inputs import load_pixels
 from .loading import float_type, label_names, load_model, load_processor, select_device
 
+# transformers' names of the kinds of classification, which pipelines read.
+SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
+
 
 class Classifier:
     """A classification model with its image processor; calling it returns the most likely classes of an image."""
@@ -39,7 +42,7 @@ class Classifier:
     @property
     def multi_label(self) -> bool:
         """Whether an image may have several classes."""
-        return getattr(self.model.config, "problem_type", None) == "multi_label_classification"
+        return getattr(self.model.config, "problem_type", None) == MULTI_LABEL
 
     @torch.inference_mode()
     def probabilities(self, image: Any) -> torch.Tensor:
@@ -78,4 +81,4 @@ def class_input(processor: BaseImageProcessor, image: torch.Tensor) -> torch.Ten
     return processor(image, return_tensors="pt", input_data_format="channels_first")["pixel_values"]
 
 
-__all__ = ["Classifier", "class_input"]
+__all__ = ["MULTI_LABEL", "SINGLE_LABEL", "Classifier", "class_input"]

@@ -123,4 +123,4 @@ def download(address: str) -> bytes:
     return bytes(content)
 
 
-__all__ = ["load_file", "load_pixels"]
+__all__ = ["check_finite", "load_file", "load_pixels"]

@@ -11,11 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from hf_vit_seg.data.images.files import MAX_PIXELS
 from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.inference.dense.image_preparation import PreparedImage, TimedModel, milliseconds_since, prepare
+from hf_vit_seg.inference.dense.image_preparation import (
+    PreparedImage,
+    TimedModel,
+    milliseconds_since,
+    prepare,
+    prepare_pixels,
+)
 from hf_vit_seg.inference.dense.pixel_maps import MapSelection, PixelMaps, read_maps
 from hf_vit_seg.inference.dense.protocols import Protocol, Sides
 from hf_vit_seg.inference.dense.row_logits import LogitGrid, Model, RowLogits, flip_outputs
@@ -97,6 +104,10 @@ class Segmenter:
         pixels.
         """
         return prepare(image, self.protocol, self.processor, self.channels, max_pixels)
+
+    def prepare_pixels(self, pixels: torch.Tensor, shown: Image.Image | None = None) -> PreparedImage:
+        """Resize and normalize pixels (C, H, W) that were read with the model's channels; `shown` is for display."""
+        return prepare_pixels(pixels, shown, self.protocol, self.processor)
 
     @torch.inference_mode()
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:

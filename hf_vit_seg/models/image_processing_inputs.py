@@ -71,20 +71,21 @@ def to_pixels(
     pixels = channels_first(image, channels, layout)
     if pixels.dtype == torch.bool:
         pixels = pixels.to(torch.uint8) * 255
-    wide = not pixels.is_floating_point() and pixels.dtype != torch.uint8
-    if convert and len(pixels) == 1 and pixels.dtype == torch.int64 and integer_white(pixels) == EIGHT_BIT_WHITE:
-        return rgb_channels(pixels.to(torch.uint8), EIGHT_BIT_WHITE)
-    if convert and wide and len(pixels) == 1:
-        return rgb_channels(reduce_gray(pixels), 255.0)
+    if convert and not pixels.is_floating_point() and pixels.dtype != torch.uint8:
+        if len(pixels) == 1:
+            is_8_bit = pixels.dtype == torch.int64 and integer_white(pixels) == EIGHT_BIT_WHITE
+            pixels = pixels.to(torch.uint8) if is_8_bit else reduce_gray(pixels)
+        elif len(pixels) == 4:
+            white = integer_white(pixels)
     if pixels.dtype != torch.uint8:
         pixels = pixels.to(torch.float32)
-    return rgb_channels(pixels, integer_white(image) if wide else white) if convert else pixels
+    return rgb_channels(pixels, white) if convert else pixels
 
 
 def integer_white(image: torch.Tensor) -> float:
     """The value of white in an integer image of more than 8 bits: 65535, or 255 for 0 .. 255 in 32 or 64 bits.
 
-    Computations on 8-bit images return int32 or int64. Images of 16 bits have one scale, whatever values they have.
+    Computations on 8-bit images return int32 or int64. Images of 16 bits always have the same scale.
     """
     is_8_bit = image.dtype.itemsize > 2 and image.numel() > 0 and int(image.to(torch.int64).max()) <= 255
     return EIGHT_BIT_WHITE if is_8_bit else MOST_GRAY
@@ -135,7 +136,7 @@ def rgb_channels(image: torch.Tensor, white: float) -> torch.Tensor:
         return image.expand(3, -1, -1)
     if image.shape[0] != 4:
         return image
-    white = 255.0 if image.dtype == torch.uint8 else white
+    white = EIGHT_BIT_WHITE if image.dtype == torch.uint8 else white
     alpha = image[3:] / white
     blended = image[:3] * alpha + white * (1 - alpha)
     return blended.round().to(torch.uint8) if image.dtype == torch.uint8 else blended

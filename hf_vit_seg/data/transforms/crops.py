@@ -164,8 +164,8 @@ class RandomCrop(TransformOptions):
     """A random crop of `size` (default: the model's input size); smaller images are padded at random sides.
 
     `max_class_share` is mmseg's `cat_max_ratio`: if it is below 1, crops in which one class exceeds it are redrawn.
-    `class_probability` is the share of crops that are placed on a class: one of the mask's classes is drawn, whatever
-    its size, and the crop contains a random pixel of it (as nnU-Net oversamples the foreground).
+    `class_probability` is the share of crops that are placed on a class: one of the mask's classes is drawn uniformly,
+    and the crop contains a random pixel of it (as nnU-Net oversamples the foreground).
     """
 
     tasks: ClassVar = WITHOUT_PERSONS

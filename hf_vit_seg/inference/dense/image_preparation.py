@@ -4,7 +4,7 @@ Shapes: C channels, H W pixels.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,15 @@ def prepare(
     """Resize an image (see `Segmenter.prepare`) according to the protocol, and normalize it with the processor."""
     start = time.perf_counter()
     pixels, shown = load_pixels(image, channels, processor, max_pixels)
+    prepared = prepare_pixels(pixels, shown, protocol, processor)
+    return replace(prepared, milliseconds=milliseconds_since(start))
+
+
+def prepare_pixels(
+    pixels: torch.Tensor, shown: Image.Image | None, protocol: Protocol, processor: Any
+) -> PreparedImage:
+    """Resize and normalize loaded pixels (C, H, W) with the model's channels; `shown` is the image for display."""
+    start = time.perf_counter()
     size = (pixels.shape[1], pixels.shape[2])
     views = tuple(view(pixels, size, scale, protocol, processor) for scale in protocol.scales)
     return PreparedImage(shown, size, views, milliseconds_since(start))
@@ -86,4 +95,4 @@ def milliseconds_since(start: float) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-__all__ = ["PreparedImage", "TimedModel", "milliseconds_since", "prepare"]
+__all__ = ["PreparedImage", "TimedModel", "milliseconds_since", "prepare", "prepare_pixels"]

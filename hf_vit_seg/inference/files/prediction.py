@@ -226,9 +226,9 @@ def read(segmenter: Segmenter, job: Job, options: PredictOptions) -> tuple[Prepa
     if options.geojson:
         size = image.shape[1], image.shape[2]
         coordinates = map_coordinates(job.image.path, georeference, size, options.coordinates)
-    prepared = segmenter.prepare(image)
+    prepared = segmenter.prepare_pixels(image, shown)
     facts = FileFacts(milliseconds, None if missing is None else missing.numpy(), georeference, coordinates)
-    return replace(prepared, picture=prepared.picture or shown), facts
+    return prepared, facts
 
 
 def write(segmenter: Segmenter, job: Job, result: Segmentation, facts: FileFacts, options: PredictOptions) -> Outcome:

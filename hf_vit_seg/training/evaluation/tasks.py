@@ -56,7 +56,7 @@ def evaluate_segmentation(context: EvaluationContext, dataset: RawDataset) -> Ev
     def read(index: int) -> tuple[Any, torch.Tensor]:
         sample = dataset.read(index)
         assert isinstance(sample.target, torch.Tensor)
-        return segmenter.prepare(sample.image), sample.target
+        return segmenter.prepare_pixels(sample.image), sample.target
 
     def shape(pair: tuple[Any, torch.Tensor]) -> Any:
         return pair[1].shape, [view.shape for view in pair[0].views]
@@ -115,9 +115,7 @@ def evaluate_multi_label(context: EvaluationContext, dataset: RawDataset) -> Eva
     def read(index: int) -> tuple[torch.Tensor, torch.Tensor]:
         sample = dataset.read(index)
         assert isinstance(sample.target, Labels)
-        labels = torch.zeros(classes)
-        labels[list(sample.target.indices)] = 1
-        return class_input(context.processor, sample.image), labels
+        return class_input(context.processor, sample.image), sample.target.as_vector(classes)
 
     for batch in own_batches(context, len(dataset), read, lambda pair: pair[0].shape):
         pixels = torch.cat([pixels for pixels, _ in batch]).to(context.device)

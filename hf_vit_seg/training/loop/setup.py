@@ -29,6 +29,7 @@ from hf_vit_seg.data.statistics import compute_statistics
 from hf_vit_seg.data.stream import Draw, StreamSampler
 from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
 from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.inference.classifier import MULTI_LABEL, SINGLE_LABEL
 from hf_vit_seg.keypoint_names import Pairs
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import on_main_process
@@ -55,8 +56,6 @@ from .batch_size_search import find_batch_size, parameters_without_gradient
 from .deepspeed import configure_deepspeed, refuse_stage_3
 from .signals import leave_signals_to_parent
 
-# transformers' names of the kinds of classification, which pipelines read.
-SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
 TIMEOUT = timedelta(hours=2)  # for processes that wait while the main process checks the data
 
 

@@ -56,8 +56,13 @@ TITLES = {
     "oks_ar_medium": "AR, medium persons",
     "oks_ar_large": "AR, large persons",
 }
-COLUMNS = {"iou": "IoU", "accuracy": "accuracy", "dice": "Dice", "boundary_iou": "boundary IoU", "f1": "F1"} | {
-    "average_precision": "AP"
+COLUMNS = {
+    "iou": "IoU",
+    "accuracy": "accuracy",
+    "dice": "Dice",
+    "boundary_iou": "boundary IoU",
+    "f1": "F1",
+    "average_precision": "AP",
 }
 
 
