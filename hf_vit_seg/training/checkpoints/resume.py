@@ -59,11 +59,13 @@ def refuse_other_data(manifest: Manifest, fingerprint: DataFingerprint) -> None:
 def changes(manifest: Manifest, recipe: Recipe) -> dict[str, str]:
     """Describe the settings that differ between the checkpoint and a resolved recipe, by dotted name."""
     then, now = flatten(manifest.recipe), flatten(plain(recipe))
-    return {
-        name: f"{name} = {shorten(now.get(name))} (was {shorten(then.get(name))})"
-        for name in {**then, **now}
-        if then.get(name) != now.get(name)
-    }
+    found = {}
+    for name in {**then, **now}:
+        value, before = now.get(name), then.get(name)
+        if value != before:
+            show = str if DATA_PATH.fullmatch(name) else shorten  # only the end of two long paths may differ
+            found[name] = f"{name} = {show(value)} (was {show(before)})"
+    return found
 
 
 def affects_scores(name: str) -> bool:

@@ -87,7 +87,7 @@ def trained(tmp_path_factory) -> Path:
 def moved(trained, tmp_path) -> Path:
     """The project with its run, moved as a whole."""
     shutil.copytree(trained, tmp_path / "all")
-    folder = tmp_path / "all" / "renamed"
+    folder = tmp_path / "all" / ("renamed" * 10)  # longer than a value that messages shorten
     shutil.move(tmp_path / "all" / "project", folder)
     for path in folder.glob("out/**/recipe.yaml"):  # the old place no longer exists
         path.write_text(path.read_text().replace(str(trained / "project"), str(tmp_path / "gone")))
