@@ -12,7 +12,7 @@ from hf_vit_seg.keypoint_names import find_flip_pairs
 from hf_vit_seg.models.errors import RENAMED_FIELDS
 from hf_vit_seg.records import nearest
 
-from .errors import ConversionError
+from .errors import ConversionError, UnsupportedCheckpoint
 from .labels import LabelSet
 from .registry import DetectedFormat
 from .rules import origin
@@ -85,7 +85,7 @@ def build(
     try:
         return config_class(**fields)
     except Exception as error:  # strict configs raise their own types
-        raise ConversionError(
+        raise UnsupportedCheckpoint(
             f"{config_class.__name__} cannot be built: {error_sentence(error)}; pass the correct values as overrides"
         ) from error
 

@@ -1,11 +1,13 @@
 """Convert a reference checkpoint to a directory for `from_pretrained`; `export` is the inverse."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.atomic_io import atomic_path
 from hf_vit_seg.provenance import Provenance, provenance_from, write_card
@@ -22,7 +24,7 @@ from .rules import origin, translate
 from .staging import check_apart, check_directory, lock_output
 from .strict_loading import load_model
 
-__all__ = ["ConversionError", "Report", "convert", "export"]
+__all__ = ["Conversion", "ConversionError", "Report", "convert", "convert_checkpoint", "export"]
 
 
 def convert(
@@ -51,6 +53,17 @@ def convert(
         return convert_locked(source_file, out_dir, source, labels, overrides, weights)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """A converted checkpoint in memory: the model with its image processor, provenance, and report."""
+
+    found: DetectedFormat
+    model: PreTrainedModel
+    processor: BaseImageProcessor
+    provenance: Provenance
+    report: Report
+
+
 def convert_locked(
     source_file: Path,
     out_dir: Path,
@@ -60,7 +73,26 @@ def convert_locked(
     weights: str | None,
 ) -> Report:
     """Convert into a locked directory, which is replaced."""
-    checkpoint = read(source_file, weights)
+    converted = convert_checkpoint(read(source_file, weights), source=source, labels=labels, overrides=overrides)
+    with atomic_path(out_dir) as folder:
+        converted.model.save_pretrained(folder)
+        converted.processor.save_pretrained(folder)
+        write_card(folder, converted.provenance, folder.name)
+    return replace(converted.report, path=out_dir)
+
+
+def convert_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    source: str | None = None,
+    labels: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Conversion:
+    """Convert a checkpoint in memory; the options are those of `convert`.
+
+    Raises UnsupportedCheckpoint if no source describes the checkpoint, and ConversionError if it is damaged.
+    """
+    overrides = overrides or {}
     found = recognize(checkpoint, source)
     translation = translate(found.form.rules, checkpoint.tensors)
     shapes = config_building.infer(found, translation.tensors, checkpoint.tensors)
@@ -76,13 +108,9 @@ def convert_locked(
         reference=found.source.preprocessing(config),
     )
     provenance = source_provenance(found, checkpoint)
-    with atomic_path(out_dir) as folder:
-        model.save_pretrained(folder)
-        found.architecture.image_processor["torchvision"](**settings).save_pretrained(folder)
-        write_card(folder, provenance, folder.name)
     variant, notes = find_variant(found, checkpoint, config, shapes, overrides)
-    return Report(
-        path=out_dir,
+    report = Report(
+        path=None,
         source=f"{full_name(found.architecture, found.source)}, {found.source.title}",
         architecture=found.architecture.name,
         variant=variant,
@@ -95,13 +123,21 @@ def convert_locked(
         license=provenance.describe_license(),
         notes=(*notes, *preprocessing_notes(checkpoint, settings), *found.form.remarks, *found.source.remarks),
     )
+    return Conversion(
+        found=found,
+        model=model,
+        processor=found.architecture.image_processor["torchvision"](**settings),
+        provenance=provenance,
+        report=report,
+    )
 
 
 def source_provenance(found: DetectedFormat, checkpoint: Checkpoint) -> Provenance:
     """Return the provenance of the weights; a license in the checkpoint's model card overrides that of the source."""
     card = provenance_from(checkpoint.card)
     known = card if card.license else found.source.weights
-    own = {"source": found.source.title, "base_model": card.base_model, "datasets": card.datasets}
+    base = (checkpoint.repository,) if checkpoint.repository else card.base_model
+    own = {"source": found.source.title, "base_model": base, "datasets": card.datasets}
     return known.model_copy(update=own)
 
 

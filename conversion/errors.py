@@ -1,4 +1,4 @@
-"""The exception of the conversion package."""
+"""The exceptions of the conversion package."""
 
 from collections.abc import Iterable
 
@@ -8,6 +8,10 @@ from hf_vit_seg.records import shorten
 
 class ConversionError(HfVitSegError):
     """A checkpoint or option that cannot be converted; the message says what was found and expected."""
+
+
+class UnsupportedCheckpoint(ConversionError):
+    """A valid checkpoint that none of the sources describes; transformers may have a class for it."""
 
 
 def first_few(names: Iterable[str], limit: int = 5) -> str:

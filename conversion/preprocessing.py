@@ -98,6 +98,41 @@ def check_processor(processor: Mapping[str, Any], path: Path) -> None:
             raise ConversionError(f"'{path}': {name} is {shorten(value)}, expected {expected}; correct or remove it")
 
 
+TIMM_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+
+
+def timm_processor(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the preprocessing in the config.json of a timm repository, in the terms of an image processor; or {}.
+
+    timm resizes the shorter side (with `crop_mode` "squash", both sides) to input size / crop_pct, and crops the
+    center. ConversionError for invalid values.
+    """
+    given = config.get("pretrained_cfg")
+    if not isinstance(given, Mapping):
+        return {}
+    size, share = given.get("input_size", (3, 224, 224)), given.get("crop_pct", 0.875)
+    if not (isinstance(size, list | tuple) and len(size) == 3 and all(map(is_side, size))):
+        raise ConversionError(f"'{path}': input_size is {shorten(size)}, expected [channels, height, width]")
+    if not (is_number(share) and 0 < share <= 1):
+        raise ConversionError(f"'{path}': crop_pct is {shorten(share)}, expected a number above 0, at most 1")
+    height, width = size[1:]
+    if given.get("crop_mode") == "squash":
+        resized = {"height": math.floor(height / share), "width": math.floor(width / share)}
+    else:
+        resized = {"shortest_edge": math.floor(min(height, width) / share)}
+    processor = {
+        "size": resized,
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "resample": TIMM_FILTERS.get(str(given.get("interpolation")), TIMM_FILTERS["bicubic"]),
+        "image_mean": given.get("mean", IMAGENET["image_mean"]),
+        "image_std": given.get("std", IMAGENET["image_std"]),
+    }
+    processor |= {name: list(value) for name, value in processor.items() if isinstance(value, tuple)}
+    check_processor(processor, path)
+    return processor
+
+
 def rectangle(size: Any) -> Any:
     """Convert sizes of old processors, a number or a pair, to a mapping."""
     if isinstance(size, int):

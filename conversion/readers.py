@@ -1,7 +1,7 @@
 """Read checkpoints, as files, shards or directories, with the config, image processor and card beside them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from hf_vit_seg.text_files import read_json_object
 
 from .errors import ConversionError, first_few
 from .file_formats import EXPECTED, read_file
-from .preprocessing import check_processor
+from .preprocessing import check_processor, timm_processor
 from .state_dicts import StateDict, copy_shared, find_state_dict
 
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+SUFFIXES = (".pth", ".pt", ".bin", ".npz", ".safetensors")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -25,6 +27,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 class Checkpoint:
     """Tensors by name, `meta` of a training framework, and contents of JSON files and model card in the directory.
 
+    `repository` is the Hub id of a downloaded checkpoint.
     `weights` describes which of several sets of weights was chosen; `dropped` are tensors that belong to none.
     """
 
@@ -36,6 +39,7 @@ class Checkpoint:
     card: Mapping[str, Any] = field(default_factory=dict)
     weights: str = ""
     dropped: Mapping[str, str] = field(default_factory=dict)
+    repository: str | None = None
 
 
 def read(path: Path, weights: str | None = None) -> Checkpoint:
@@ -54,12 +58,13 @@ def read(path: Path, weights: str | None = None) -> Checkpoint:
         found = find_state_dict(file, read_file(file), weights)
     if not found.tensors:
         raise ConversionError(f"'{file}' contains no tensors, {EXPECTED}")
+    config = read_json(file.parent / CONFIG)
     return Checkpoint(
         path=path,
         tensors=copy_shared(found.tensors),
         meta=found.meta,
-        config=read_json(file.parent / "config.json"),
-        processor=read_processor(file.parent / "preprocessor_config.json"),
+        config=config,
+        processor=read_processor(file.parent / PROCESSOR) or timm_processor(config, file.parent / CONFIG),
         card=read_card(file.parent),
         weights=found.describe(),
         dropped=found.dropped,
@@ -76,15 +81,19 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 def weight_file(folder: Path) -> Path:
     """Find a directory's weights: an index, a file with a standard name, or the only checkpoint."""
+    return folder / choose_weights([file.name for file in folder.iterdir() if file.is_file()], f"directory '{folder}'")
+
+
+def choose_weights(names: Iterable[str], where: str) -> str:
+    """Choose the weights from the names of files; `where` is their place, for the error message."""
+    names = sorted(names)
     for name in INDEX_FILES + WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    others = sorted(f for f in folder.iterdir() if f.suffix in (".pth", ".pt", ".bin", ".npz", ".safetensors"))
+        if name in names:
+            return name
+    others = [name for name in names if name.endswith(SUFFIXES)]
     if len(others) != 1:
-        found = f"{len(others)} other checkpoints ({first_few(f.name for f in others)})" if others else "no other one"
-        raise ConversionError(
-            f"directory '{folder}' has no {' or '.join(WEIGHT_FILES)}, found {found}; pass the path of the file"
-        )
+        found = f"{len(others)} other checkpoints ({first_few(others)})" if others else "no other one"
+        raise ConversionError(f"{where} has no {' or '.join(WEIGHT_FILES)}, found {found}; pass the path of the file")
     return others[0]
 
 
@@ -105,21 +114,32 @@ def read_processor(path: Path) -> dict[str, Any]:
     return processor
 
 
-def read_shards(index: Path) -> StateDict:
-    """Read all tensors of a sharded checkpoint from its index."""
+def shard_names(index: Path) -> list[str]:
+    """Return the file names of a sharded checkpoint's shards."""
+    return sorted(set(shards_of_tensors(index).values()))
+
+
+def shards_of_tensors(index: Path) -> dict[str, str]:
+    """Read the shard of each tensor from the index of a sharded checkpoint."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise ConversionError(
             f"'{index}' has no 'weight_map' of file names, expected the index of a sharded checkpoint"
         )
-    tensors: dict[str, Tensor] = {}
-    for shard in sorted(set(places.values())):
+    for shard in places.values():
         if not shard or Path(shard).name != shard:  # the index is untrusted and must not point outside of its directory
             raise ConversionError(
                 f"'{index}' contains the path {first_few([shard])}; shards must be in the folder of the index"
             )
+    return places
+
+
+def read_shards(index: Path) -> StateDict:
+    """Read all tensors of a sharded checkpoint from its index."""
+    tensors: dict[str, Tensor] = {}
+    for shard in shard_names(index):
         tensors |= find_state_dict(index.parent / shard, read_file(index.parent / shard)).tensors
-    missing = sorted(places.keys() - tensors.keys())
+    missing = sorted(shards_of_tensors(index).keys() - tensors.keys())
     if missing:
         raise ConversionError(f"the shards of '{index}' lack {first_few(missing)}; download all files again")
     return StateDict(tensors)

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from hf_vit_seg.plugins import Architecture, architectures
 
-from .errors import ConversionError, first_few
+from .errors import ConversionError, UnsupportedCheckpoint, first_few
 from .readers import Checkpoint
 from .source import Form, Source
 
@@ -84,7 +84,7 @@ def recognize(checkpoint: Checkpoint, name: str | None) -> DetectedFormat:
         if (form := fitting_form(source, names)) is not None
     ]
     if not found:
-        raise ConversionError(unknown_format_message(checkpoint, candidates, name))
+        raise UnsupportedCheckpoint(unknown_format_message(checkpoint, candidates, name))
     if len(found) > 1:
         raise ConversionError(
             f"'{checkpoint.path}' has the keys of {len(found)} sources, "
@@ -92,7 +92,7 @@ def recognize(checkpoint: Checkpoint, name: str | None) -> DetectedFormat:
             "the source"
         )
     if refused := found[0].form.refusal:
-        raise ConversionError(f"'{checkpoint.path}' cannot be converted: {refused}")
+        raise UnsupportedCheckpoint(f"'{checkpoint.path}' cannot be converted: {refused}")
     return found[0]
 
 

@@ -10,9 +10,9 @@ from .errors import first_few
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Source, model, numbers of tensors, and notes on assumptions."""
+    """Source, model, numbers of tensors, and notes on assumptions; `path` is None if nothing was written."""
 
-    path: Path
+    path: Path | None
     source: str
     architecture: str
     variant: str
@@ -40,7 +40,7 @@ class Report:
             ("labels", self.labels),
             *([("license", self.license)] if self.license else []),
             *(("note", note) for note in self.notes),
-            ("written", str(self.path)),
+            *([("written", str(self.path))] if self.path else []),
         ]
 
     def lines(self) -> list[str]:

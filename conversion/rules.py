@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 
-from .errors import ConversionError, first_few
+from .errors import ConversionError, UnsupportedCheckpoint, first_few
 from .layouts import SAME, Layout, Sizes, Split
 from .names import Bindings, Template, collect_words, compile_template
 
@@ -133,7 +133,7 @@ def matches(rules: Sequence[Rule], names: Iterable[str]) -> list[Match]:
         key = (number, *sorted(bindings.items()))
         groups.setdefault(key, Match(rules[number], bindings)).found[place] = name
     if unmatched:
-        raise ConversionError(
+        raise UnsupportedCheckpoint(
             f"the checkpoint has tensors that are not part of this format: {first_few(unmatched)}; remove them, or "
             "choose another source"
         )

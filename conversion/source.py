@@ -81,7 +81,7 @@ class Source:
     `check_config` raises ConversionError for values that have no equivalent; `unseen` are fields that shapes do
     not determine. `preprocessing` returns the reference's image preprocessing for a config. `sizes` returns the axis
     lengths that layouts need on export. `remarks` are added to the report. `weights` has the license of the published
-    checkpoints, if they share one.
+    checkpoints, if they share one. `model_types` are those of transformers' configs whose checkpoints have this format.
     """
 
     name: str
@@ -99,3 +99,4 @@ class Source:
     sizes: Callable[[PreTrainedConfig], Sizes] = no_sizes
     remarks: tuple[str, ...] = ()
     weights: Provenance = field(default_factory=Provenance)
+    model_types: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.bundled_code import name_conflict
+from hf_vit_seg.models.foreign_checkpoints import CONVERTERS, ConvertedCheckpoint
 from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
 from hf_vit_seg.models.segmentation_heads import HEADS
 
@@ -89,7 +90,19 @@ def plugins() -> tuple[Plugin, ...]:
         register(value)
         known.append(value)
 
+    CONVERTERS[:] = [convert_checkpoint]
     return log_failures(load_all(GROUP, accept))
+
+
+def convert_checkpoint(path: Any, **hub: Any) -> ConvertedCheckpoint | None:
+    """Convert a checkpoint in another format for a model's `from_pretrained`; None if it cannot be converted."""
+    from hf_vit_seg.conversion.pretrained import convert_pretrained, describe
+
+    converted = convert_pretrained(path, **hub)
+    if converted is None:
+        return None
+    logger.warning(describe(path, converted))
+    return ConvertedCheckpoint(converted.model.config, converted.model.state_dict())
 
 
 def check_architecture(architecture: Architecture, known: Sequence[Architecture]) -> None:

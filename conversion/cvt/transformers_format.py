@@ -102,6 +102,7 @@ SOURCE = Source(
     settings=tuple(FIELDS),
     beside_names=FIELDS,
     unseen=UNSEEN,
+    model_types=("cvt",),
     remarks=(
         "the released CvT was trained with QuickGELU, which transformers replaces with GELU; hidden_act is gelu, as in "
         "transformers",

@@ -133,4 +133,5 @@ SOURCE = Source(
     beside_names=NAMES,
     unseen=UNSEEN,
     weights=NVIDIA,
+    model_types=("segformer",),
 )

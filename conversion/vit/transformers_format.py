@@ -230,4 +230,5 @@ SOURCE = Source(
     settings=SETTINGS,
     defaults={"layer_norm_eps": 1e-12, "hidden_act": "gelu"},
     unseen=UNSEEN,
+    model_types=("vit", "deit", "vit-hybrid", "vit_hybrid", "vit_mae"),
 )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from hf_vit_seg.conversion.errors import ConversionError
+from hf_vit_seg.conversion.errors import UnsupportedCheckpoint
 from hf_vit_seg.conversion.rules import Rule, rename
 from hf_vit_seg.conversion.source import Form, Source, refusal
 
@@ -48,10 +48,10 @@ def encoder(target: str) -> tuple[Rule, ...]:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """ConversionError for a decoder with another enlargement than ViTPose's."""
+    """UnsupportedCheckpoint for a decoder with another enlargement than ViTPose's."""
     scale = config.get("scale_factor", 4)
     if config.get("use_simple_decoder", True) and scale != 4:
-        raise ConversionError(
+        raise UnsupportedCheckpoint(
             f"the simple decoder enlarges by {shorten(scale)} (scale_factor), expected 4 as in ViTPose"
         )
 
@@ -101,4 +101,5 @@ SOURCE = Source(
         "other pairs with overrides",
     ),
     weights=Provenance(license="apache-2.0"),
+    model_types=("vitpose",),
 )

@@ -12,7 +12,7 @@ from transformers.image_utils import SizeDict
 from hf_vit_seg.models.image_processing_segmentation import target_sides
 
 from .image_inputs import load_pixels
-from .loading import float_type, label_names, load_model, load_processor, select_device
+from .loading import float_type, label_names, load_for_inference, select_device
 
 # transformers' names of the kinds of classification, which pipelines read.
 SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
@@ -28,11 +28,19 @@ class Classifier:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, device: str | torch.device | None = None, dtype: str | torch.dtype = torch.float32
+        cls,
+        name: str,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = torch.float32,
+        *,
+        convert: bool = True,
+        **hub: Any,
     ) -> "Classifier":
-        """Load a local directory or a Hub model. Raises ModelError if it is not a classifier."""
+        """Load a local directory, a Hub model, or a checkpoint file, with the options of `load`.
+
+        Raises ModelError if it is not a classifier."""
         where, kind = select_device(device), float_type(dtype)
-        return cls(load_model(name, kind, "classification"), load_processor(name), where)
+        return cls(*load_for_inference(name, "classification", kind, convert=convert, **hub), where)
 
     @property
     def channels(self) -> int:

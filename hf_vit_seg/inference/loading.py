@@ -1,12 +1,20 @@
-"""Loading of models and image processors onto a device."""
+"""Load models and image processors of any known format."""
 
-from typing import Any
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor
+from transformers.utils.hub import cached_file
 
+from hf_vit_seg.conversion.convert import Conversion
+from hf_vit_seg.conversion.download import HUB_OPTIONS
+from hf_vit_seg.conversion.errors import ConversionError
+from hf_vit_seg.conversion.pretrained import convert_pretrained, describe, find_classes
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 
 AUTO_CLASSES = {
@@ -14,6 +22,13 @@ AUTO_CLASSES = {
     "classification": "AutoModelForImageClassification",
     "pose": "AutoModelForPoseEstimation",
 }
+
+
+FEATURES = "features"
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+TASKS = {**AUTO_CLASSES, FEATURES: "AutoModel"}
+
+logger = logging.getLogger(__name__)
 
 
 class ModelError(HfVitSegError):
@@ -40,15 +55,115 @@ def select_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segmentation") -> Any:
-    """Load a model for a task of `AUTO_CLASSES`. Raises ModelError if it fails, or if weights are missing."""
-    auto_class = getattr(transformers, AUTO_CLASSES[task])
+class Loaded(NamedTuple):
+    """A model with its image processor (None if it has none), and a line on its conversion, if it was converted."""
+
+    model: Any
+    processor: Any
+    note: str | None
+
+
+def load(
+    name: str | Path,
+    task: str | None = None,
+    *,
+    convert: bool = True,
+    dtype: str | torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+    **hub: Any,
+) -> tuple[Any, Any]:
+    """Load a model of any known format, in evaluation mode, with its image processor.
+
+    `name` is a directory, a Hub id, an https address, or a checkpoint file. Checkpoints of transformers (SegFormer,
+    ViT, DeiT, CvT, ViTPose), timm, and the papers' authors are converted in memory to the classes of this package,
+    with the epsilons, labels and preprocessing of their source; `convert=False` keeps transformers' own class. Models
+    of other architectures are loaded by transformers.
+
+    `task` is "segmentation", "classification", "pose" or "features" (the encoder); by default that of the checkpoint.
+    `dtype` is a floating-point type of torch or its name; `device` defaults to the CPU. `hub` has the options of
+    `from_pretrained` that locate files: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
+    `force_download`.
+
+    Returns (model, image processor); the processor is None if the checkpoint has none. Raises ModelError.
+
+    ```python
+    model, processor = hf_vit_seg.load("nvidia/segformer-b0-finetuned-ade-512-512")
+    ```
+    """
+    check_options(hub)
+    where, kind = select_device("cpu" if device is None else device), float_type(dtype)
+    loaded = load_pretrained(name, kind, task, convert=convert, **hub)
+    if loaded.note:
+        logger.warning(loaded.note)
+    return loaded.model.eval().to(where), loaded.processor
+
+
+def load_pretrained(
+    name: str | Path,
+    dtype: torch.dtype = torch.float32,
+    task: str | None = None,
+    *,
+    convert: bool = True,
+    **hub: Any,
+) -> Loaded:
+    """Load a model as `load` does, without moving it. Raises ModelError."""
+    if task is not None and task not in TASKS:
+        raise ModelError(f"unknown task '{task}'; choose from {', '.join(TASKS)}")
+    if convert and (converted := find_conversion(name, **hub)) is not None:
+        check_task(name, converted, task)
+        return Loaded(converted.model.to(dtype), converted.processor, describe(name, converted))
+    text = str(name)
+    model = load_model(text, dtype, task or task_of(text, features=True, **hub), **hub)
+    return Loaded(model, load_processor(text, **hub) if has_processor(text, **hub) else None, None)
+
+
+def load_for_inference(
+    name: str | Path, task: str, dtype: torch.dtype = torch.float32, *, convert: bool = True, **hub: Any
+) -> tuple[Any, Any]:
+    """Load a model and its image processor, and log a conversion. Raises ModelError if it has no processor."""
+    check_options(hub)
+    loaded = load_pretrained(name, dtype, task, convert=convert, **hub)
+    if loaded.note:
+        logger.warning(loaded.note)
+    return loaded.model, loaded.processor or load_processor(str(name), **hub)
+
+
+def find_conversion(name: str | Path, **hub: Any) -> Conversion | None:
+    """Convert a checkpoint in another format; None for others. Raises ModelError."""
     try:
-        model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        return convert_pretrained(name, **hub)
+    except ConversionError as error:
+        raise ModelError(str(error)) from error
+
+
+def check_task(name: str | Path, converted: Conversion, task: str | None) -> None:
+    """ModelError if a converted checkpoint has no head for a task."""
+    found = converted.found.form.model
+    if task is not None and TASKS[task] != found:
+        raise ModelError(
+            f"{name} has no trained {task} head: it is a checkpoint of {type(converted.model).__name__}; "
+            "train one with model.from_pretrained of a recipe"
+        )
+
+
+def check_options(hub: Mapping[str, Any]) -> None:
+    """TypeError for options that do not locate files."""
+    if unknown := [name for name in hub if name not in HUB_OPTIONS]:
+        raise TypeError(f"load() got unexpected options {', '.join(unknown)}; expected {', '.join(HUB_OPTIONS)}")
+
+
+def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segmentation", **hub: Any) -> Any:
+    """Load a model with its class of transformers' Auto classes, for a task of `TASKS`.
+
+    Raises ModelError if it fails, or if weights are missing.
+    """
+    auto_class = getattr(transformers, TASKS[task])
+    try:
+        model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **hub)
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError) as error:
         raise ModelError(f"{name} cannot be loaded as a {task} model: {error_sentence(error, short=True)}") from error
     missing = sorted(info["missing_keys"])
-    if missing:
+    if missing and task != FEATURES:
         saved = ", ".join(model.config.architectures or ["unknown class"])
         raise ModelError(
             f"{name} has no trained {task} head: {len(missing)} weights such as {missing[0]} are missing "
@@ -68,15 +183,20 @@ def unwrap_saved_modules(model: Any) -> Any:
     return model
 
 
-def task_of(name: str) -> str:
-    """The task of a model, by the class that its config names. ModelError if it has none of `AUTO_CLASSES`."""
+def task_of(name: str, *, features: bool = False, **hub: Any) -> str:
+    """Return the task of a model, from its class in config.json, or from the tensors of another format.
+
+    ModelError if it has none of `AUTO_CLASSES`, unless `features`.
+    """
     try:
-        saved = AutoConfig.from_pretrained(name).architectures or []
+        saved = find_classes(name, **hub) or AutoConfig.from_pretrained(name, **hub).architectures or []
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{name} cannot be loaded: {error_sentence(error, short=True)}") from error
     for task, auto_class in AUTO_CLASSES.items():
         if any(auto_class.removeprefix("AutoModel") in architecture for architecture in saved):
             return task
+    if features:
+        return FEATURES
     found = ", ".join(saved) or "a model without a head"
     raise ModelError(f"{name} is {found}, expected a model for {', '.join(AUTO_CLASSES)}")
 
@@ -87,10 +207,16 @@ def label_names(config: Any, noun: str = "class") -> list[str]:
     return [labels.get(index, f"{noun} {index}") for index in range(config.num_labels)]
 
 
-def load_processor(name: str) -> Any:
+def has_processor(name: str, **hub: Any) -> bool:
+    """Whether a model has an image processor."""
+    absent_is_none = {"_raise_exceptions_for_missing_entries": False}
+    return any(cached_file(name, file, **absent_is_none, **hub) is not None for file in PROCESSOR_FILES)
+
+
+def load_processor(name: str, **hub: Any) -> Any:
     """Load the image processor of a model. Raises ModelError if there is none."""
     try:
-        return AutoImageProcessor.from_pretrained(name)
+        return AutoImageProcessor.from_pretrained(name, **hub)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{name} has no image processor (preprocessor_config.json), which is required to resize and normalize "
@@ -100,10 +226,17 @@ def load_processor(name: str) -> Any:
 
 __all__ = [
     "AUTO_CLASSES",
+    "TASKS",
+    "Loaded",
     "ModelError",
+    "find_conversion",
     "float_type",
+    "has_processor",
     "label_names",
+    "load",
+    "load_for_inference",
     "load_model",
+    "load_pretrained",
     "load_processor",
     "select_device",
     "task_of",

@@ -16,7 +16,7 @@ from hf_vit_seg.drawing.skeletons import Skeleton
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 
 from .image_inputs import load_pixels
-from .loading import float_type, label_names, load_model, load_processor, select_device
+from .loading import float_type, label_names, load_for_inference, select_device
 
 TOGETHER = 16  # persons per forward pass
 Box = tuple[float, float, float, float]  # x, y, width, height
@@ -33,11 +33,19 @@ class PoseEstimator:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, device: str | torch.device | None = None, dtype: str | torch.dtype = torch.float32
+        cls,
+        name: str,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = torch.float32,
+        *,
+        convert: bool = True,
+        **hub: Any,
     ) -> "PoseEstimator":
-        """Load a local directory or a Hub model. Raises ModelError if it is not a pose model."""
+        """Load a local directory, a Hub model, or a checkpoint file, with the options of `load`.
+
+        Raises ModelError if it is not a pose model."""
         where, kind = select_device(device), float_type(dtype)
-        return cls(load_model(name, kind, "pose"), load_processor(name), where)
+        return cls(*load_for_inference(name, "pose", kind, convert=convert, **hub), where)
 
     @property
     def names(self) -> list[str]:

@@ -29,7 +29,7 @@ from hf_vit_seg.inference.dense.row_logits import LogitGrid, Model, RowLogits, f
 from hf_vit_seg.inference.dense.sliding_windows import SlidingLogits
 from hf_vit_seg.models.label_maps import CHUNK_BYTES
 
-from .loading import float_type, label_names, load_model, load_processor, select_device
+from .loading import float_type, label_names, load_for_inference, load_processor, select_device
 from .runtimes import RuntimeModel, is_program
 from .segmentation import Segmentation
 
@@ -67,16 +67,21 @@ class Segmenter:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = torch.float32,
         protocol: Protocol | None = None,
+        *,
+        convert: bool = True,
+        **hub: Any,
     ) -> "Segmenter":
         """Load a local directory, a Hub model, or an exported file such as model.onnx; Hub code is never executed.
 
-        `dtype` is a floating-point type of torch or its name; exported files have a fixed dtype and run on the CPU.
-        Raises ModelError if there is no such model, or it has no segmentation head or no image processor.
+        Checkpoints in other formats are converted in memory unless `convert` is false, see `load`, which also describes
+        the options `hub`. `dtype` is a floating-point type of torch or its name; exported files have a fixed dtype and
+        run on the CPU. Raises ModelError if there is no such model, or it has no segmentation head or no image
+        processor.
         """
         if is_program(str(name)):
             return cls(RuntimeModel(Path(name)), load_processor(str(Path(name).parent)), device or "cpu", protocol)
         where, kind = select_device(device), float_type(dtype)
-        return cls(load_model(str(name), kind), load_processor(str(name)), where, protocol)
+        return cls(*load_for_inference(name, "segmentation", kind, convert=convert, **hub), where, protocol)
 
     def with_protocol(self, protocol: Protocol) -> "Segmenter":
         """The same model with another protocol."""

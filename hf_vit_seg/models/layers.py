@@ -30,6 +30,7 @@ from transformers.utils import TransformersKwargs, output_capturing
 
 from .cpu_kernels import apply_linear, in_row_strips
 from .errors import HfVitSegError
+from .foreign_checkpoints import check_any_weights, convert_foreign
 
 HOOKS_INSTALLED = "_output_capturing_hooks_installed"  # transformers' attribute of a model
 RECORDABLE = getattr(output_capturing, "_CAN_RECORD_REGISTRY", {})  # private: it may have another name one day
@@ -97,8 +98,27 @@ class StagedConfig(BackboneConfigMixin, SegmentationConfig):
         )
 
 
-class PicklableModel(PreTrainedModel):
-    """A model whose pickle has no recording hooks; they are installed again when it is loaded."""
+class SegmentationPreTrainedModel(PreTrainedModel):
+    """The base class of all models.
+
+    Checkpoints in other formats are converted when they are loaded. A model's pickle has no recording hooks; they are
+    installed again when it is loaded.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, output_loading_info=False, **kwargs):
+        """Load as transformers does; a checkpoint in another format is converted, or refused.
+
+        HfVitSegError (a ValueError) for a checkpoint that contains none of the model's weights.
+        """
+        path = pretrained_model_name_or_path
+        converted = convert_foreign(cls.config_class, path, config, kwargs)
+        if converted is not None:
+            path = None
+            config, kwargs = converted.config_for(config, kwargs)
+        model, info = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
+        check_any_weights(pretrained_model_name_or_path, dict(model.state_dict()), info["missing_keys"])
+        return (model, info) if output_loading_info else model
 
     def __getstate__(self) -> dict[str, Any]:
         return nn.Module.__getstate__(without_recording_hooks(self, {}))
@@ -334,8 +354,8 @@ __all__ = [
     "DropPath",
     "LayerGeometry",
     "LayerScale",
-    "PicklableModel",
     "SegmentationConfig",
+    "SegmentationPreTrainedModel",
     "StagedConfig",
     "VisionTransformerAttention",
     "VisionTransformerLayer",

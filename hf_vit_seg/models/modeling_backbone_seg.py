@@ -28,7 +28,7 @@ from .backbone_loading import (
 from .bilinear import crop_to_image_extent, pad_to_multiple
 from .configuration_backbone_seg import BackboneSegmentationConfig
 from .errors import HfVitSegError
-from .layers import PicklableModel, check_channels, match_dtype
+from .layers import SegmentationPreTrainedModel, check_channels, match_dtype
 from .losses import segmenter_output
 from .recomputation import update_statistics_once
 from .segmentation_heads import HEADS, find_head, has_rising_strides, initialize_head
@@ -60,7 +60,7 @@ def select_head(config: BackboneSegmentationConfig, strides: Sequence[tuple[int,
     )
 
 
-class BackboneForSemanticSegmentation(PicklableModel):
+class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
     """A backbone with the head selected by `config.decode_head`, or by its strides."""
 
     config: BackboneSegmentationConfig

@@ -35,7 +35,7 @@ from .cpu_kernels import accelerated_by, apply_linear, channels_last, in_row_str
 from .errors import HfVitSegError
 from .layers import (
     DropPath,
-    PicklableModel,
+    SegmentationPreTrainedModel,
     check_channels,
     eager_attention_forward,
     match_dtype,
@@ -238,7 +238,7 @@ class CvTStage(nn.Module):
         return as_map(tokens, (height, width)), tokens[:, : -(height * width)]
 
 
-class CvTPreTrainedModel(PicklableModel):
+class CvTPreTrainedModel(SegmentationPreTrainedModel):
     """Base class: attention implementations, recorded outputs, and initialization."""
 
     config: CvTConfig

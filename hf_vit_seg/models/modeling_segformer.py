@@ -33,7 +33,7 @@ from .cpu_kernels import apply_linear, channels_last, in_row_strips
 from .errors import HfVitSegError
 from .layers import (
     DropPath,
-    PicklableModel,
+    SegmentationPreTrainedModel,
     check_channels,
     eager_attention_forward,
     match_dtype,
@@ -183,7 +183,7 @@ class SegFormerStage(nn.Module):
         return self.norm(hidden_states).permute(0, 3, 1, 2)
 
 
-class SegFormerPreTrainedModel(PicklableModel):
+class SegFormerPreTrainedModel(SegmentationPreTrainedModel):
     """Base class: attention implementations, recorded outputs, and initialization."""
 
     config: SegFormerConfig

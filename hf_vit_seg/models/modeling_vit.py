@@ -29,10 +29,11 @@ from transformers.utils.output_capturing import capture_outputs, maybe_install_c
 from .bilinear import crop_to_image_extent
 from .configuration_vit import VisionTransformerConfig, pair
 from .errors import HfVitSegError
+from .foreign_checkpoints import convert_foreign
 from .layers import (
     LayerGeometry,
     LayerScale,
-    PicklableModel,
+    SegmentationPreTrainedModel,
     VisionTransformerAttention,
     VisionTransformerLayer,
     check_channels,
@@ -83,7 +84,7 @@ def read_image_size(config: PreTrainedConfig, path: str | os.PathLike, **kwargs)
     return stored.get("image_size", type(config)().image_size)  # defaults are not saved
 
 
-class VisionTransformerPreTrainedModel(PicklableModel):
+class VisionTransformerPreTrainedModel(SegmentationPreTrainedModel):
     """Base class: attention implementations, recorded outputs, initialization, and resizing of positions at load."""
 
     config: VisionTransformerConfig
@@ -125,12 +126,17 @@ class VisionTransformerPreTrainedModel(PicklableModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
         """Load as transformers does; `image_size`, here or in `config`, resizes the stored position embeddings."""
-        image_size = kwargs.pop("image_size", None)
-        if isinstance(config, PreTrainedConfig) and pretrained_model_name_or_path is not None:
+        path, image_size = pretrained_model_name_or_path, kwargs.pop("image_size", None)
+        converted = convert_foreign(cls.config_class, path, config, kwargs)
+        if isinstance(config, PreTrainedConfig) and path is not None:
             image_size = config.image_size if image_size is None else image_size
             config = copy.deepcopy(config)
-            config.image_size = read_image_size(config, pretrained_model_name_or_path, **kwargs)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+            stored = read_image_size(config, path, **kwargs) if converted is None else converted.config.image_size
+            config.image_size = stored
+        if converted is not None:
+            path = None
+            config, kwargs = converted.config_for(config, kwargs)
+        loaded = super().from_pretrained(path, *args, config=config, **kwargs)
         if image_size is not None:
             model = loaded[0] if isinstance(loaded, tuple) else loaded
             model.resize_positions(image_size)

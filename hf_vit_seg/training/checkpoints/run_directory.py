@@ -21,6 +21,8 @@ from typing import Any
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.atomic_io import PARTIAL, atomic_directory, clean_up, write_text
+from hf_vit_seg.conversion.download import is_address
+from hf_vit_seg.conversion.pretrained import pretrained_provenance
 from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.directory_lock import LOCK, RECIPE, RUN_FOLDERS
 from hf_vit_seg.errors import HfVitSegError, write_errors
@@ -118,8 +120,18 @@ def lineage(recipe: Recipe) -> Provenance:
     """Return the provenance of a run's weights: license and base of the initial model, and the run's dataset."""
     start = recipe.model.from_pretrained
     train = SOURCES.read_kind(recipe.data.train, "data.train")
-    known = Provenance() if start is None else provenance_of(start)
+    known = Provenance() if start is None else initial_provenance(start)
     return known.model_copy(update={"datasets": tuple(filter(None, [train.hub_id()]))})
+
+
+def initial_provenance(start: str) -> Provenance:
+    """Return the provenance of an initial model; without a license in its card, that of its format's source."""
+    if is_address(start) or Path(start).is_file():
+        return pretrained_provenance(start)
+    known = provenance_of(start)
+    if known.license is not None:
+        return known
+    return pretrained_provenance(start).model_copy(update={"base_model": known.base_model})
 
 
 def write_model_directory(

@@ -12,6 +12,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
+from hf_vit_seg.conversion.convert import Conversion
+from hf_vit_seg.conversion.errors import ConversionError
+from hf_vit_seg.conversion.pretrained import convert_pretrained, describe
 from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.inference.loading import AUTO_CLASSES, label_names
@@ -23,7 +26,7 @@ from hf_vit_seg.training.recipe.schema import Recipe
 
 from .normalization import norm_fields, norm_notes
 from .parameter_names import SAVED_ADAPTERS
-from .pretrained import BareBackbone, Checkpoint, adapt_pretrained_model, head_architectures
+from .pretrained import BareBackbone, Checkpoint, ConvertedModel, adapt_pretrained_model, head_architectures
 from .processor import build_processor, processor_notes
 from .shape_probing import channel_configs, set_channels, set_classes
 
@@ -74,10 +77,26 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]), silence_transformers():
         torch.manual_seed(recipe.seed)
-        build = new_model if recipe.model.from_pretrained is None else load_pretrained_model
-        model, notes = build(recipe, output_names(recipe, names), ignore_index, channels)
-        processor = build_processor(recipe, model.config, channels, palette, statistics)
-    return BuiltModel(model, processor, [*notes, *norm_notes(recipe.model.norm, model), *processor_notes(recipe)])
+        outputs, converted = output_names(recipe, names), convert_initial_model(recipe)
+        if recipe.model.from_pretrained is None:
+            model, notes = new_model(recipe, outputs, ignore_index, channels)
+        else:
+            model, notes = load_pretrained_model(recipe, outputs, ignore_index, channels, converted)
+        stored = None if converted is None else converted.processor
+        processor = build_processor(recipe, model.config, channels, palette, statistics, stored)
+    notes += norm_notes(recipe.model.norm, model)
+    return BuiltModel(model, processor, notes if converted else [*notes, *processor_notes(recipe)])
+
+
+def convert_initial_model(recipe: Recipe) -> Conversion | None:
+    """Convert the recipe's initial model, if it has another format; RecordError if that fails."""
+    path = recipe.model.from_pretrained
+    if path is None or not recipe.model.convert:
+        return None
+    try:
+        return convert_pretrained(path)
+    except ConversionError as error:
+        raise RecordError(f"model.from_pretrained: {error}") from None
 
 
 @contextmanager
@@ -122,15 +141,20 @@ def find_architecture(recipe: Recipe) -> Architecture:
 
 
 def load_pretrained_model(
-    recipe: Recipe, names: Sequence[str], ignore_index: int, channels: int
+    recipe: Recipe, names: Sequence[str], ignore_index: int, channels: int, converted: Conversion | None = None
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load and adapt a model from a directory or the Hub; with `model.architecture`, add its head to a backbone."""
-    path = recipe.model.from_pretrained or ""
+    """Load and adapt a model from a directory or the Hub; with `model.architecture`, add its head to a backbone.
+
+    `converted` is the model of a checkpoint in another format.
+    """
+    path, auto_class = recipe.model.from_pretrained or "", AUTO_CLASSES[recipe.task]
     try:
-        stored, checkpoint = (
-            AutoConfig.from_pretrained(path),
-            Checkpoint(path, AUTO_CLASSES[recipe.task], recipe.model.lora is not None),
-        )
+        if converted is None:
+            stored = AutoConfig.from_pretrained(path)
+            checkpoint = Checkpoint(path, auto_class, recipe.model.lora is not None)
+        else:
+            stored = converted.model.config
+            checkpoint = ConvertedModel(path, auto_class, state_dict=converted.model.state_dict())
         if recipe.model.architecture is not None and type(stored) is not find_architecture(recipe).config:
             stored, checkpoint = load_bare_backbone(recipe, path)
     except RecordError:
@@ -140,6 +164,8 @@ def load_pretrained_model(
         raise RecordError(f"model.from_pretrained: {path} cannot be loaded: {reason}") from None
     target = complete_config(stored, recipe, names, ignore_index, channels)
     model, notes = adapt_pretrained_model(checkpoint, stored, target, recipe.model.copy_classes)
+    if isinstance(checkpoint, ConvertedModel) and converted is not None:
+        notes.insert(0, describe(path, converted))
     if hasattr(model, SAVED_ADAPTERS):
         notes.append("the adapters of the checkpoint are trained further")
     return model, notes

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -64,6 +64,31 @@ class Checkpoint:
         model, account = self.load(config)
         absent = {*account["missing_keys"], *(name for name, *_ in account["mismatched_keys"])}
         return {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
+
+
+@dataclass(frozen=True)
+class ConvertedModel(Checkpoint):
+    """A checkpoint in another format: its tensors by the names of this package's models."""
+
+    state_dict: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def load(self, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """Load the tensors into the architecture's class."""
+        architecture = next(a for a in architectures().values() if a.config is type(config))
+        model_class: Any = architecture.models.get(self.auto_class)
+        if model_class is None:
+            raise RecordError(
+                f"model.from_pretrained: {self.path} is converted to {architecture.name}, which has no "
+                f"{self.auto_class}; set model.convert to false to load it with transformers"
+            )
+        return model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict={name: tensor.float() for name, tensor in self.state_dict.items()},
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,15 @@ from typing import Any
 
 from transformers import AutoImageProcessor, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.utils.hub import cached_file
 
 from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.inference.loading import has_processor
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.records import RecordError, unknown
 from hf_vit_seg.training.recipe.schema import Recipe
 
 MEASURED = "computed"
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 MEASURABLE = {"image_mean", "image_std"}
 # The fields that determine a backbone's input. A classifier's crop is left out, as it would remove labeled pixels.
 PIXEL_FIELDS = (
@@ -36,15 +35,18 @@ def build_processor(
     channels: int,
     palette: Sequence[Sequence[int]] | None = None,
     statistics: Statistics | None = None,
+    converted: BaseImageProcessor | None = None,
 ) -> BaseImageProcessor:
     """Return the pretrained model's processor, or a new one for the architecture, updated with the recipe's fields.
+
+    `converted` is the processor of a checkpoint in another format.
 
     `do_reduce_labels` is always off in the saved processor: masks are mapped once, when they are read, and reducing
     labels again would shift all classes. RecordError for fields that the processor does not have, and unless it has
     one mean and standard deviation per channel.
     """
     fields = resolve_fields(recipe.processor, statistics)
-    processor = load_pretrained_processor(recipe.model.from_pretrained) or new_processor(config)
+    processor = converted or load_pretrained_processor(recipe.model.from_pretrained) or new_processor(config)
     if recipe.model.architecture is not None:
         processor = convert_processor(processor, recipe.model.architecture)
     known = set(type(processor).valid_kwargs.__annotations__)
@@ -101,12 +103,6 @@ def load_pretrained_processor(path: str | None) -> BaseImageProcessor | None:
     except (OSError, ValueError) as error:
         reason = error_sentence(error, short=True)
         raise RecordError(f"model.from_pretrained: the image processor of {path} cannot be loaded: {reason}") from None
-
-
-def has_processor(path: str) -> bool:
-    """Whether a pretrained model has an image processor."""
-    absent_is_none = {"_raise_exceptions_for_missing_entries": False}
-    return any(cached_file(path, name, **absent_is_none) is not None for name in PROCESSOR_FILES)
 
 
 def processor_notes(recipe: Recipe) -> list[str]:

@@ -40,7 +40,8 @@ class ModelRecipe(Record):
 
     architecture: str | None = None  # a plugin's name, see `hf-vit-seg models`
     variant: str | None = None
-    from_pretrained: str | None = None  # a directory or Hub id
+    from_pretrained: str | None = None  # a directory, a Hub id, or the file or address of a checkpoint
+    convert: bool = True  # convert checkpoints in other formats; false loads them with transformers' classes
     fields: dict[str, Any] = {}  # config fields that override the model's; nested ones are merged
     copy_classes: bool = True  # keep classifier rows of classes with the same name (ignoring case)
     single_output: bool = False  # one output for the second of two classes

@@ -1,0 +1,190 @@
+"""Find a checkpoint: a local path, a repository of the Hub, or an https address; downloads are cached and resumed."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import httpx
+import huggingface_hub
+from huggingface_hub import cached_assets_path, constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import validate_repo_id
+
+from hf_vit_seg.directory_lock import LockError, lock_file
+from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.provenance import CARD
+
+from .errors import ConversionError
+from .readers import CONFIG, PROCESSOR, choose_weights, shard_names
+
+# Options of `from_pretrained` that locate files.
+HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts whose addresses need no https
+CACHE = {"library_name": "hf_vit_seg", "namespace": "checkpoints"}
+
+
+def locate(name: str | Path, **hub: Any) -> Path:
+    """Return the local path of a checkpoint; those of the Hub and of an https address are downloaded.
+
+    `hub` has the options of `from_pretrained`: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
+    `force_download`. Of a repository, only one set of weights is downloaded, with config, image processor and card.
+    Raises ConversionError.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path / hub.get("subfolder", "") if path.is_dir() else path
+    text = os.fspath(name)
+    if is_address(text):
+        return download_address(text, **hub)
+    if not is_repository(text):
+        raise ConversionError(
+            f"'{text}' does not exist; pass the path of a checkpoint file or directory, a Hub id such as "
+            "nvidia/segformer-b0-finetuned-ade-512-512, or an https address"
+        )
+    return download_repository(text, **hub)
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is the address of a file."""
+    return text.startswith(("https://", "http://"))
+
+
+def is_repository(text: str) -> bool:
+    """Whether a text can be the id of a repository on the Hub."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return not text.startswith((".", "/", "~"))
+
+
+def download_repository(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> Path:
+    """Download a checkpoint from the Hub to its cache; return the local folder."""
+    options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    try:
+        files = [] if local_files_only or constants.HF_HUB_OFFLINE else list_files(repo_id, revision, token)
+        folder = f"{subfolder.strip('/')}/" if subfolder else ""
+        if files:
+            names = [name.removeprefix(folder) for name in files if name.startswith(folder)]
+            weights = choose_weights(names, f"repository '{repo_id}'")
+            if weights.endswith(".index.json"):
+                index = hf_hub_download(repo_id, folder + weights, force_download=force_download, **options)
+                shards = shard_names(Path(index))
+            else:
+                shards = []
+            wanted = [folder + name for name in (CONFIG, PROCESSOR, CARD, weights, *shards)]
+            local = snapshot_download(repo_id, allow_patterns=wanted, force_download=force_download, **options)
+        else:
+            local = snapshot_download(repo_id, local_files_only=True, **options)
+    except ConversionError:
+        raise
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise ConversionError(download_error(repo_id, error)) from error
+    return Path(local, subfolder)
+
+
+def list_files(repo_id: str, revision: str | None, token: str | bool | None) -> list[str]:
+    """Return the paths of all files of a repository; empty if the Hub cannot be reached."""
+    try:
+        return huggingface_hub.list_repo_files(repo_id, revision=revision, token=token)
+    except HfHubHTTPError:
+        raise
+    except (OSError, httpx.TransportError):  # no connection
+        return []
+
+
+def download_error(name: str, error: Exception) -> str:
+    """Format the error message of a download from the Hub."""
+    if isinstance(error, GatedRepoError):
+        return f"'{name}' is gated: accept its conditions on its page, and log in with `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return f"'{name}' has no such revision; pass a branch, a tag or a commit of the repository"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"'{name}' is neither a local path nor a repository on the Hub that you can read; check the name, or log "
+            "in with `hf auth login` if it is private"
+        )
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        return f"'{name}' is not in the local cache, and the Hub cannot be reached; go online and load it once"
+    if isinstance(error, EntryNotFoundError):
+        return f"'{name}' lacks a file of its checkpoint: {error_sentence(error, short=True)}"
+    return f"'{name}' cannot be downloaded: {error_sentence(error, short=True)}"
+
+
+def download_address(address: str, **hub: Any) -> Path:
+    """Download a file from an https address to the cache; a file of the Hub, to the Hub's."""
+    parts = urlsplit(address)
+    if parts.scheme != "https" and parts.hostname not in LOOPBACK:
+        raise ConversionError(f"'{address}' is not encrypted, expected an https address")
+    if place := hub_file(address):
+        repo_id, revision, file = place
+        options = {name: value for name, value in hub.items() if name not in ("subfolder", "revision")}
+        try:
+            return Path(hf_hub_download(repo_id, file, revision=revision, **options))
+        except (OSError, ValueError, httpx.HTTPError) as error:
+            raise ConversionError(download_error(address, error)) from error
+    name = Path(unquote(parts.path)).name
+    if not name:
+        raise ConversionError(f"'{address}' names no file, expected the address of a checkpoint file")
+    folder = cached_assets_path(subfolder=hashlib.sha256(address.encode()).hexdigest()[:16], **CACHE)
+    target = folder / name
+    if target.exists() and not hub.get("force_download"):
+        return target
+    if hub.get("local_files_only") or constants.HF_HUB_OFFLINE:
+        raise ConversionError(f"'{address}' is not in the local cache; go online and load it once")
+    download_to(address, target)
+    return target
+
+
+def hub_file(address: str) -> tuple[str, str, str] | None:
+    """Return (repository, revision, file) of the address of a file on the Hub, or None."""
+    base = constants.ENDPOINT.rstrip("/") + "/"
+    if not address.startswith(base):
+        return None
+    parts = unquote(urlsplit(address.removeprefix(base)).path).split("/")
+    place = next((place for place, part in enumerate(parts) if part in ("resolve", "blob", "raw")), 0)
+    if place not in (1, 2) or len(parts) < place + 3:
+        return None
+    return "/".join(parts[:place]), parts[place + 1], "/".join(parts[place + 2 :])
+
+
+def download_to(address: str, target: Path) -> None:
+    """Download to a file, with a progress bar, continuing an interrupted download."""
+    partial = target.with_name(target.name + ".incomplete")
+    try:
+        with lock_file(target), partial.open("ab") as stream:
+            http_get(address, stream, resume_size=stream.tell(), displayed_filename=target.name)
+            stream.flush()
+            os.replace(partial, target)
+    except LockError as error:
+        raise ConversionError(str(error)) from error
+    except Exception as error:  # of the HTTP client, which may change
+        reason = error_sentence(error, short=True)
+        raise ConversionError(f"'{address}' cannot be downloaded: {reason}; try again to continue") from error
+
+
+def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the options of `from_pretrained` that locate files, without unset ones."""
+    return {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}

@@ -1,0 +1,121 @@
+"""Convert pretrained checkpoints of other formats in memory, when a model of this package is loaded from them."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from hf_vit_seg.plugins import architectures
+from hf_vit_seg.provenance import Provenance
+
+from .convert import Conversion, convert_checkpoint, source_provenance
+from .download import hub_options, is_address, is_repository, locate
+from .errors import ConversionError, UnsupportedCheckpoint
+from .readers import CONFIG, SUFFIXES, Checkpoint, read, read_json
+from .registry import full_name, recognize, sources
+
+ADAPTER = "adapter_config.json"
+
+logger = logging.getLogger(__name__)
+
+
+def open_checkpoint(name: str | Path, weights: str | None = None, **hub: Any) -> Checkpoint:
+    """Read the checkpoint of a path, a Hub id or an https address; see `locate` and `read`. Raises ConversionError."""
+    checkpoint = read(locate(name, **hub), weights)
+    is_hub_id = not Path(name).expanduser().exists() and not is_address(str(name))
+    return replace(checkpoint, repository=str(name)) if is_hub_id else checkpoint
+
+
+def convert_pretrained(name: str | Path, **hub: Any) -> Conversion | None:
+    """Convert a checkpoint in another format in memory.
+
+    None if the checkpoint has the format of this package, or if only transformers has a class for it. `hub` has the
+    options of `from_pretrained` that locate files. Raises ConversionError for a checkpoint that is damaged, or cannot
+    be found.
+    """
+    hub = hub_options(hub)
+    config = find_config(name, **hub)
+    if config is None or not is_convertible(config):
+        return None
+    try:
+        return convert_checkpoint(open_checkpoint(name, **hub))
+    except UnsupportedCheckpoint as error:
+        if config.get("model_type") in CONFIG_MAPPING or "architecture" in config:
+            logger.warning("%s is not converted, transformers' class is used: %s", name, error)
+            return None
+        raise
+
+
+def find_classes(name: str | Path, **hub: Any) -> list[str]:
+    """Return the classes that a checkpoint's config.json names, or else the Auto class of its format; empty if unknown.
+
+    Raises ConversionError for a checkpoint of an unknown format.
+    """
+    hub = hub_options(hub)
+    config = find_config(name, **hub)
+    if config is None or not is_convertible(config):
+        return []
+    saved = config.get("architectures")
+    if isinstance(saved, list) and saved:
+        return [str(name) for name in saved]
+    return [recognize(open_checkpoint(name, **hub), None).form.model]
+
+
+def pretrained_provenance(name: str | Path) -> Provenance:
+    """Return the provenance of a checkpoint in another format, from its card or its source; empty if it has none."""
+    config = find_config(name)
+    if config is None or not is_convertible(config):
+        return Provenance()
+    try:
+        checkpoint = open_checkpoint(name)
+        return source_provenance(recognize(checkpoint, None), checkpoint)
+    except ConversionError:
+        return Provenance()
+
+
+def find_config(name: str | Path, **hub: Any) -> Mapping[str, Any] | None:
+    """Return the content of the config.json of a path, a Hub id or an address.
+
+    It is empty for single files and for directories with nothing but weights; None for other directories without a
+    config, for adapters, and for paths that do not exist.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() or is_address(str(name)):
+        return read_json(path.parent / CONFIG) if path.is_file() else {}
+    if path.is_dir():
+        folder = path / hub.get("subfolder", "")
+        if (folder / CONFIG).exists():
+            return read_json(folder / CONFIG)
+        has_weights = folder.is_dir() and any(file.suffix in SUFFIXES for file in folder.iterdir())
+        return {} if has_weights and not (folder / ADAPTER).exists() else None
+    if not is_repository(str(name)):
+        return None
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(str(name), **hub)
+    except OSError:  # no config.json, or not reachable: the download of the weights says what is wrong
+        return None
+    return config
+
+
+def is_convertible(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json may belong to a checkpoint of a source: of transformers or timm, or without a type."""
+    model_type = config.get("model_type")
+    if model_type in {architecture.config.model_type for architecture in architectures().values()}:
+        return False
+    return model_type is None or model_type in {name for _, source in sources() for name in source.model_types}
+
+
+def describe(name: str | Path, converted: Conversion) -> str:
+    """Describe a conversion in one line."""
+    found = converted.found
+    return (
+        f"{name}: converted in memory from {full_name(found.architecture, found.source)} to "
+        f"{type(converted.model).__name__}, {converted.report.mapped} tensors, license "
+        f"{converted.provenance.license or 'unknown'}"
+    )
+
+
+__all__ = ["convert_pretrained", "describe", "find_classes", "find_config", "open_checkpoint", "pretrained_provenance"]
