@@ -13,11 +13,12 @@ from hf_vit_seg.atomic_io import atomic_path
 from hf_vit_seg.provenance import Provenance, provenance_from, write_card
 
 from . import config_building, preprocessing, variants
+from .download import open_checkpoint
 from .errors import ConversionError
 from .export import export
 from .labels import LabelSet, describe_labels, resolve
 from .preprocessing import IMAGENET
-from .readers import Checkpoint, read
+from .readers import Checkpoint
 from .registry import DetectedFormat, full_name, recognize
 from .report import Report
 from .rules import origin, translate
@@ -28,7 +29,7 @@ __all__ = ["Conversion", "ConversionError", "Report", "convert", "convert_checkp
 
 
 def convert(
-    source_file: Path,
+    source_file: str | Path,
     out_dir: Path,
     *,
     source: str | None = None,
@@ -36,21 +37,31 @@ def convert(
     overrides: Mapping[str, Any] | None = None,
     force: bool = False,
     weights: str | None = None,
+    **hub: Any,
 ) -> Report:
-    """Convert a checkpoint (file or directory) to config, weights and image processor in `out_dir`.
+    """Convert a checkpoint to config, weights and image processor in `out_dir`.
+
+    The checkpoint is a file, a directory, a Hub id, or the https address of a file.
 
     The source is detected from the keys, unless given. `labels` is the name of a label set or a JSON file.
     `overrides` are config fields that take precedence over detected values. `force` replaces an existing `out_dir`
     after a successful conversion. `weights` names the weights to convert if the file has several, such as
-    `state_dict_ema`.
+    `state_dict_ema`. `hub` has the options of `from_pretrained` that locate files, such as `revision` and `token`.
 
     Raises ConversionError if the input cannot be converted; `out_dir` is not changed then.
     """
-    source_file, out_dir, overrides = Path(source_file), Path(out_dir), overrides or {}
+    out_dir = Path(out_dir)
     check_directory(out_dir, force)
-    check_apart(source_file, out_dir)
+    if Path(source_file).exists():
+        check_apart(Path(source_file), out_dir)
     with lock_output(out_dir, directory=True, force=force):
-        return convert_locked(source_file, out_dir, source, labels, overrides, weights)
+        checkpoint = open_checkpoint(source_file, weights, **hub)
+        converted = convert_checkpoint(checkpoint, source=source, labels=labels, overrides=overrides)
+        with atomic_path(out_dir) as folder:
+            converted.model.save_pretrained(folder)
+            converted.processor.save_pretrained(folder)
+            write_card(folder, converted.provenance, folder.name)
+    return replace(converted.report, path=out_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +73,6 @@ class Conversion:
     processor: BaseImageProcessor
     provenance: Provenance
     report: Report
-
-
-def convert_locked(
-    source_file: Path,
-    out_dir: Path,
-    source: str | None,
-    labels: str | Path | None,
-    overrides: Mapping[str, Any],
-    weights: str | None,
-) -> Report:
-    """Convert into a locked directory, which is replaced."""
-    converted = convert_checkpoint(read(source_file, weights), source=source, labels=labels, overrides=overrides)
-    with atomic_path(out_dir) as folder:
-        converted.model.save_pretrained(folder)
-        converted.processor.save_pretrained(folder)
-        write_card(folder, converted.provenance, folder.name)
-    return replace(converted.report, path=out_dir)
 
 
 def convert_checkpoint(

@@ -3,11 +3,11 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import httpx
 import huggingface_hub
 from huggingface_hub import cached_assets_path, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -28,12 +29,19 @@ from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.provenance import CARD
 
 from .errors import ConversionError
-from .readers import CONFIG, PROCESSOR, choose_weights, shard_names
+from .readers import CONFIG, PROCESSOR, Checkpoint, choose_weights, read, shard_names
 
 # Options of `from_pretrained` that locate files.
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts whose addresses need no https
 CACHE = {"library_name": "hf_vit_seg", "namespace": "checkpoints"}
+
+
+def open_checkpoint(name: str | Path, weights: str | None = None, **hub: Any) -> Checkpoint:
+    """Read the checkpoint of a path, a Hub id or an https address; see `locate` and `read`. Raises ConversionError."""
+    checkpoint = read(locate(name, **hub), weights)
+    is_hub_id = not Path(name).expanduser().exists() and not is_address(str(name))
+    return replace(checkpoint, repository=str(name)) if is_hub_id else checkpoint
 
 
 def locate(name: str | Path, **hub: Any) -> Path:
@@ -100,7 +108,7 @@ def download_repository(
             local = snapshot_download(repo_id, local_files_only=True, **options)
     except ConversionError:
         raise
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise ConversionError(download_error(repo_id, error)) from error
     return Path(local, subfolder)
 
@@ -111,7 +119,7 @@ def list_files(repo_id: str, revision: str | None, token: str | bool | None) -> 
         return huggingface_hub.list_repo_files(repo_id, revision=revision, token=token)
     except HfHubHTTPError:
         raise
-    except (OSError, httpx.TransportError):  # no connection
+    except (OSError, HTTPError):  # no connection
         return []
 
 
@@ -143,7 +151,7 @@ def download_address(address: str, **hub: Any) -> Path:
         options = {name: value for name, value in hub.items() if name not in ("subfolder", "revision")}
         try:
             return Path(hf_hub_download(repo_id, file, revision=revision, **options))
-        except (OSError, ValueError, httpx.HTTPError) as error:
+        except (OSError, ValueError, HTTPError) as error:
             raise ConversionError(download_error(address, error)) from error
     name = Path(unquote(parts.path)).name
     if not name:

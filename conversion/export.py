@@ -18,6 +18,7 @@ from .report import Report
 from .rules import invert_rules, translate
 from .source import Form, Outgoing, Source, Writer
 from .staging import check_apart, lock_output
+from .state_dicts import copy_shared
 from .strict_loading import load_model
 from .variants import plain
 
@@ -57,6 +58,22 @@ def export(model_dir: Path, out_file: Path, *, to: str, force: bool = False) -> 
         labels=describe_labels(labels),
         notes=tuple(numerics_notes(source, form, config)),
     )
+
+
+def export_model(model: PreTrainedModel, place: Path, *, to: str) -> None:
+    """Write a model in memory to `place` in the format of the source `to`. Raises ConversionError."""
+    config = model.config
+    architecture = next((each for each in architectures().values() if each.config is type(config)), None)
+    if architecture is None:
+        raise ConversionError(f"found {type(model).__name__}, expected a model of this package")
+    config.architectures = [type(model).__name__]
+    auto_class, _ = head_of(architecture, config, place)
+    source = target_source(architecture, to)
+    form, write = target_form(source, architecture, auto_class, config)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    translation = translate(invert_rules(form.rules), tensors, source.sizes(config))
+    labels = outgoing_labels(Checkpoint(place, tensors, config=config.to_dict()), auto_class)
+    write(Outgoing(tensors=copy_shared(translation.tensors), config=config, labels=labels, processor={}), place)
 
 
 def find_architecture(checkpoint: Checkpoint) -> tuple[Architecture, PreTrainedConfig]:

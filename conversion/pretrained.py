@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,14 @@ from hf_vit_seg.plugins import architectures
 from hf_vit_seg.provenance import Provenance
 
 from .convert import Conversion, convert_checkpoint, source_provenance
-from .download import hub_options, is_address, is_repository, locate
+from .download import hub_options, is_address, is_repository, open_checkpoint
 from .errors import ConversionError, UnsupportedCheckpoint
-from .readers import CONFIG, SUFFIXES, Checkpoint, read, read_json
+from .readers import CONFIG, SUFFIXES, read_json
 from .registry import full_name, recognize, sources
 
 ADAPTER = "adapter_config.json"
 
 logger = logging.getLogger(__name__)
-
-
-def open_checkpoint(name: str | Path, weights: str | None = None, **hub: Any) -> Checkpoint:
-    """Read the checkpoint of a path, a Hub id or an https address; see `locate` and `read`. Raises ConversionError."""
-    checkpoint = read(locate(name, **hub), weights)
-    is_hub_id = not Path(name).expanduser().exists() and not is_address(str(name))
-    return replace(checkpoint, repository=str(name)) if is_hub_id else checkpoint
 
 
 def convert_pretrained(name: str | Path, **hub: Any) -> Conversion | None:
@@ -118,4 +110,4 @@ def describe(name: str | Path, converted: Conversion) -> str:
     )
 
 
-__all__ = ["convert_pretrained", "describe", "find_classes", "find_config", "open_checkpoint", "pretrained_provenance"]
+__all__ = ["convert_pretrained", "describe", "find_classes", "find_config", "is_convertible", "pretrained_provenance"]

@@ -59,6 +59,13 @@ class Coordinates(StrEnum):
     pixels = "pixels"
 
 
+class ModelFormat(StrEnum):
+    """Formats of published models."""
+
+    own = "own"
+    transformers = "transformers"
+
+
 @app.callback()
 def main() -> None:
     """Vision transformers for segmentation in the Hugging Face ecosystem."""
@@ -417,7 +424,13 @@ def export(
 @app.command()
 @report_errors
 def convert(
-    source_file: Annotated[Path, typer.Argument(help="Reference checkpoint; with --to, a model directory.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="Checkpoint: a file, a directory, a Hub ID, or the https address of a file; with --to, a model "
+            "directory."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="Model directory to create; with --to, the file or directory to create.")],
     source: Annotated[str | None, typer.Option(help="Override format detection.")] = None,
     to: Annotated[str | None, typer.Option(help="Export a model directory back to this format.")] = None,
@@ -430,6 +443,7 @@ def convert(
     weights: Annotated[
         str | None, typer.Option(help="Which weights of the file, such as state_dict_ema, model_ema or teacher.")
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub ID.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")] = False,
 ) -> None:
     """Convert a reference checkpoint to a model directory that AutoModel loads, or back.
@@ -442,14 +456,23 @@ def convert(
     from hf_vit_seg.conversion.convert import convert as convert_checkpoint
     from hf_vit_seg.conversion.convert import export as export_checkpoint
 
-    if to is not None and (source or labels or settings or weights):
-        raise HfVitSegError("--to exports the model unchanged: omit --source, --labels, --set and --weights")
+    if to is not None and (source or labels or settings or weights or revision):
+        raise HfVitSegError(
+            "--to exports the model unchanged: omit --source, --labels, --set, --weights and --revision"
+        )
     if to is not None:
-        report = export_checkpoint(source_file, out, to=to, force=force)
+        report = export_checkpoint(Path(checkpoint), out, to=to, force=force)
     else:
         overrides = fields_of(settings or [])
         report = convert_checkpoint(
-            source_file, out, source=source, labels=labels, overrides=overrides, force=force, weights=weights
+            checkpoint,
+            out,
+            source=source,
+            labels=labels,
+            overrides=overrides,
+            force=force,
+            weights=weights,
+            revision=revision,
         )
     Console().print(report)
 
@@ -474,7 +497,10 @@ def fields_of(settings: list[str]) -> dict[str, object]:
 @app.command()
 @report_errors
 def push(
-    directory: Annotated[Path, typer.Argument(help="Model directory, or a run directory to push its best model.")],
+    directory: Annotated[
+        str,
+        typer.Argument(help="Model directory, a run directory to push its best model, or a checkpoint to convert."),
+    ],
     repo: Annotated[str, typer.Argument(help="Hub repository, such as me/my-model. Created if it does not exist.")],
     private: Annotated[
         bool | None,
@@ -487,6 +513,10 @@ def push(
         bool,
         typer.Option("--sample-image", help="Also publish one evaluated image with its prediction and label."),
     ] = False,
+    model_format: Annotated[
+        ModelFormat,
+        typer.Option("--format", help="own, or transformers: loads without this package and without remote code."),
+    ] = ModelFormat.own,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files and their sizes.")] = False,
 ) -> None:
     """Publish a model on the Hub: weights, image processor, model code, model card and metrics.
@@ -499,7 +529,7 @@ def push(
     from hf_vit_seg.hub.repository import Target
 
     target = Target(repo, private=private, branch=branch, create_pr=create_pr, message=message)
-    push_command(directory, target, sample_image=sample_image, dry_run=dry_run)
+    push_command(directory, target, sample_image=sample_image, dry_run=dry_run, model_format=model_format.value)
 
 
 @app.command("push-space")

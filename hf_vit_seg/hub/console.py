@@ -11,6 +11,7 @@ from rich.text import Text
 from hf_vit_seg.entry_points import PACKAGE
 from hf_vit_seg.provenance import CARD
 
+from .formats import OWN
 from .push import prepare
 from .repository import Content, Target
 from .space import prepare_space
@@ -18,14 +19,24 @@ from .space import prepare_space
 NOTHING_SENT = "dry run: nothing was sent"
 
 
-def push_command(directory: Path, target: Target, *, sample_image: bool = False, dry_run: bool = False) -> None:
+def push_command(
+    directory: str | Path,
+    target: Target,
+    *,
+    sample_image: bool = False,
+    dry_run: bool = False,
+    model_format: str = OWN,
+) -> None:
     """List the files of a model and push them, unless it is a dry run."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    prepared = prepare(directory, target, sample_image=sample_image, dry_run=dry_run)
+    prepared = prepare(directory, target, sample_image=sample_image, dry_run=dry_run, model_format=model_format)
+    for note in prepared.notes:
+        console.print(note)
     print_files(console, prepared.content)
     if prepared.left_out:
         console.print(f"left out: {', '.join(prepared.left_out)}")
     if dry_run:
+        prepared.temporary.close()
         console.print(NOTHING_SENT)
         return
     done = prepared.commit()

@@ -1,7 +1,8 @@
 """`hf-vit-seg push`: publish model, image processor, code, card and scores of a directory on the Hub."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cache
 from io import BytesIO
@@ -23,7 +24,8 @@ from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 
 from .card import model_card
 from .evaluation_results import FOLDER, eval_results_files
-from .model_directory import PROCESSOR, ModelDirectory, json_object, model_directory
+from .formats import OWN, directory_in_format
+from .model_directory import PROCESSOR, ModelDirectory, json_object
 from .privacy import check_private
 from .repository import PushError, Target, commit, resolve_target
 
@@ -53,27 +55,46 @@ class PushPlan:
     model: ModelDirectory
     content: Mapping[str, Path | bytes]
     left_out: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    temporary: ExitStack = field(default_factory=ExitStack)  # folders that exist until the commit
 
     def commit(self) -> PushResult:
         """Publish the model. Raises PushError."""
-        done = commit(self.target, self.content, is_replaced)
+        with self.temporary:
+            done = commit(self.target, self.content, is_replaced)
         return PushResult(done, self.model, tuple(self.content), self.left_out)
 
 
-def push(directory: str | Path, target: Target, *, sample_image: bool = False) -> PushResult:
+def push(directory: str | Path, target: Target, *, sample_image: bool = False, model_format: str = OWN) -> PushResult:
     """Publish the model of a directory, or the best model of a run directory. Raises PushError.
 
-    `sample_image` also publishes one evaluated image with its prediction and label.
+    `sample_image` also publishes one evaluated image with its prediction and label. `model_format` is "own", or
+    "transformers" for a model that its users load without this package and without remote code. A checkpoint in another
+    format (a directory, file or Hub id) is converted first.
     """
-    return prepare(directory, target, sample_image=sample_image).commit()
+    return prepare(directory, target, sample_image=sample_image, model_format=model_format).commit()
 
 
-def prepare(directory: str | Path, target: Target, *, sample_image: bool = False, dry_run: bool = False) -> PushPlan:
+def prepare(
+    directory: str | Path,
+    target: Target,
+    *,
+    sample_image: bool = False,
+    dry_run: bool = False,
+    model_format: str = OWN,
+) -> PushPlan:
     """Collect the files that `push` would publish, and check these for local paths and tokens. Raises PushError.
 
     In a `dry_run` the target is not checked on the Hub.
     """
-    model = model_directory(Path(directory))
+    with ExitStack() as temporary:
+        model, notes = directory_in_format(directory, model_format, temporary)
+        plan = plan_push(model, target, sample_image, dry_run)
+        return replace(plan, notes=tuple(notes), temporary=temporary.pop_all())
+
+
+def plan_push(model: ModelDirectory, target: Target, sample_image: bool, dry_run: bool) -> PushPlan:
+    """Collect and check the files of a model directory."""
     target = target if dry_run else resolve_target(target)
     content = contents(model, target.repo_id, sample_image)
     check_private(content, target.message, model.path)

@@ -73,6 +73,7 @@ def plugin(tmp_path, monkeypatch):
     heads.cache_clear()
 
 
+@pytest.mark.slow
 def test_pushed_model_loads_without_the_package(hub, plugin, image, tmp_path):
     """(a) to (e), for every architecture and head including a plugin's, in one process without the package."""
     cases, offline = [], []

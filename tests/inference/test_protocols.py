@@ -387,6 +387,7 @@ except RuntimeError:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_memory_for_6_megapixels_and_150_classes():
     """All logits at the image size would take 3600 MB."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=False)

@@ -46,7 +46,16 @@ def dinov2(hub, tmp_path) -> None:
     HfApi().upload_folder(repo_id="facebook/dinov2-small", folder_path=tmp_path / "dinov2")
 
 
-@pytest.mark.parametrize("page", sorted(PAGES.keys() - {PLUGIN_PAGE}))
+LONG_PAGES = {"guides/export.md", "guides/lora.md"}  # they export to every runtime, and train for hundreds of steps
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page in LONG_PAGES else ())
+        for page in sorted(PAGES.keys() - {PLUGIN_PAGE})
+    ],
+)
 @pytest.mark.usefixtures("dinov2")
 def test_snippets_run(page, reader):
     for snippet in snippets(TEXTS[page]):
@@ -117,6 +126,7 @@ def test_shown_sources_exist():
         blocks.source_block("tests/support/snippets.py Reader.absent")
 
 
+@pytest.mark.slow
 def test_site_builds(tmp_path):
     if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
         pytest.skip("mkdocs is not installed: pip install '.[docs]'")

@@ -135,5 +135,6 @@ def test_contributing_names_existing_files():
     assert set(re.findall(r"\| `(hf_vit_seg\.\w+)` \|", text)) | {"hf_vit_seg.architectures"} == set(GROUPS)
 
 
+@pytest.mark.slow
 def test_plugin_tests_pass_in_a_new_environment(folder, python):
     run(python, folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", EXAMPLE, EXAMPLE / "tests")

@@ -1,0 +1,132 @@
+"""Convert models in memory: those of transformers to the classes of this package, and back."""
+
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import output_capturing
+
+from hf_vit_seg.atomic_io import atomic_path
+
+from . import config_building
+from .convert import find_labels
+from .errors import ConversionError, UnsupportedCheckpoint, first_few
+from .export import export_model
+from .readers import Checkpoint
+from .registry import DetectedFormat, recognize
+from .rules import origin, translate
+from .strict_loading import load_model
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+COMPILED = "_compiled_call_impl"
+
+
+def from_transformers(model: PreTrainedModel) -> PreTrainedModel:
+    """Convert a model of transformers (Segformer, ViT, DeiT, Cvt, VitPose) to the faster class of this package.
+
+    The result has the same weights, labels, dtype, device, and training mode, and the same outputs up to rounding.
+    Parameters whose names alone differ are the same objects, so an optimizer that was built before still trains them;
+    do not use both models for training. The original model is not changed.
+
+    Raises UnsupportedCheckpoint for other classes, and for models that are compiled, quantized, or have adapters or
+    hooks.
+
+    ```python
+    model = AutoModelForSemanticSegmentation.from_pretrained("nvidia/segformer-b0-finetuned-ade-512-512")
+    model = hf_vit_seg.from_transformers(model)
+    ```
+    """
+    check_plain(model)
+    saved = model.state_dict(keep_vars=True)  # the Parameter objects
+    tensors = {name: saved[name] for name in saved}
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    checkpoint = Checkpoint(path=Path(type(model).__name__), tensors=tensors, config=config)
+    found = recognize(checkpoint, None)
+    with torch.no_grad():
+        translation = translate(found.form.rules, tensors)
+    converted = build(found, checkpoint, translation.tensors)
+    copy_requires_grad(model, converted, found)
+    converted.config.name_or_path = model.config.name_or_path
+    converted.train(model.training)
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        converted.gradient_checkpointing_enable()
+    attention = getattr(model.config, "_attn_implementation", None)
+    if attention not in (None, "eager", "sdpa"):  # ours chooses sdpa
+        converted.set_attn_implementation(attention)
+    return converted
+
+
+def build(found: DetectedFormat, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """Build the converted model from its tensors."""
+    shapes = config_building.infer(found, tensors, checkpoint.tensors)
+    labels = find_labels(found, checkpoint, shapes.get("num_labels"), None)
+    config: Any = config_building.build(found, shapes, checkpoint.config, {}, labels)
+    if labels is not None:  # exactly those of the model
+        config.id2label, config.label2id = checkpoint.config["id2label"], checkpoint.config["label2id"]
+    config.problem_type = checkpoint.config.get("problem_type")
+    if hasattr(config, "semantic_loss_ignore_index"):
+        config.semantic_loss_ignore_index = checkpoint.config.get("semantic_loss_ignore_index", 255)
+    model_class = found.architecture.models[found.form.model]
+    return load_model(model_class, config, tensors, partial(origin, found.form.rules))
+
+
+def check_plain(model: Any) -> None:
+    """UnsupportedCheckpoint for a model whose behavior its config and tensors do not describe."""
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedCheckpoint(f"found {name}, expected a model of transformers; pass its unwrapped module")
+    if not type(model).__module__.startswith("transformers."):
+        raise UnsupportedCheckpoint(f"{name} is not a class of transformers, whose computation would be known")
+    if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
+        raise UnsupportedCheckpoint(f"the {name} is quantized; convert it before it is quantized")
+    if any(hasattr(module, "base_layer") and hasattr(module, "active_adapters") for module in model.modules()):
+        raise UnsupportedCheckpoint(f"the {name} has adapters; merge them first, or convert it before they are added")
+    if any(getattr(module, COMPILED, None) is not None for module in model.modules()):
+        raise UnsupportedCheckpoint(f"the {name} is compiled; convert it first, and compile the result")
+    if hooked := [path or name for path, module in model.named_modules() if has_hooks(module)]:
+        raise UnsupportedCheckpoint(f"the {name} has hooks, on {first_few(hooked)}; remove them first")
+    if any(nn.utils.parametrize.is_parametrized(module) for module in model.modules()):
+        raise UnsupportedCheckpoint(f"the {name} has parametrizations; remove them first")
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks of others than transformers, which records outputs with them."""
+    hooks = [hook for table in HOOKS for hook in getattr(module, table, {}).values()]
+    own = output_capturing.__name__
+    return hasattr(module, "_hf_hook") or any(getattr(hook, "__module__", None) != own for hook in hooks)
+
+
+def copy_requires_grad(model: nn.Module, converted: nn.Module, found: DetectedFormat) -> None:
+    """Freeze the parameters whose sources are all frozen."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, parameter in converted.named_parameters():
+        sources = origin(found.form.rules, name).split(", ")
+        parameter.requires_grad_(not all(source in frozen for source in sources))
+
+
+def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
+    """Convert a model of this package to transformers' class, with copies of the weights, for use without this package.
+
+    transformers' classes ignore some numbers of the config: outputs of models with other epsilons differ slightly. The
+    differences are listed in the report of `hf-vit-seg convert --to transformers`. Raises ConversionError for models
+    that transformers does not have.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with atomic_path(Path(folder, "model")) as place:
+            export_model(model, place, to="transformers")
+        saved = transformers.AutoConfig.from_pretrained(Path(folder, "model"))
+        model_class = getattr(transformers, (saved.architectures or [""])[0], None)
+        if model_class is None:
+            raise ConversionError(f"transformers {transformers.__version__} has no class for {saved.model_type}")
+        converted = model_class.from_pretrained(Path(folder, "model"), dtype=model.dtype)
+    converted.config.name_or_path = model.config.name_or_path
+    return converted.to(model.device).train(model.training)
+
+
+__all__ = ["from_transformers", "to_transformers"]
