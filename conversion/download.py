@@ -4,12 +4,12 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
-from huggingface_hub import cached_assets_path, constants, hf_hub_download, snapshot_download
+from huggingface_hub import cached_assets_path, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -29,7 +29,7 @@ from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.provenance import CARD
 
 from .errors import ConversionError
-from .readers import CONFIG, PROCESSOR, Checkpoint, choose_weights, read, shard_names
+from .readers import CONFIG, INDEX_FILES, PROCESSOR, WEIGHT_FILES, Checkpoint, choose_weights, read, shard_names
 
 # Options of `from_pretrained` that locate files.
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
@@ -105,12 +105,22 @@ def download_repository(
             wanted = [folder + name for name in (CONFIG, PROCESSOR, CARD, weights, *shards)]
             local = snapshot_download(repo_id, allow_patterns=wanted, force_download=force_download, **options)
         else:
-            local = snapshot_download(repo_id, local_files_only=True, **options)
+            return cached_folder(repo_id, subfolder, revision, cache_dir)
     except ConversionError:
         raise
     except (OSError, ValueError, HTTPError) as error:
         raise ConversionError(download_error(repo_id, error)) from error
     return Path(local, subfolder)
+
+
+def cached_folder(repo_id: str, subfolder: str, revision: str | None, cache_dir: str | Path | None) -> Path:
+    """Return the folder of a repository in the local cache. LocalEntryNotFoundError if it is not there."""
+    for name in (CONFIG, *INDEX_FILES, *WEIGHT_FILES):
+        file = str(PurePosixPath(subfolder, name))
+        found = try_to_load_from_cache(repo_id, file, cache_dir=cache_dir, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent
+    raise LocalEntryNotFoundError(f"{repo_id} is not in the local cache")
 
 
 def list_files(repo_id: str, revision: str | None, token: str | bool | None) -> list[str]:

@@ -1,7 +1,7 @@
 """Convert models in memory: those of transformers to the classes of this package, and back."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,11 @@ def from_transformers(model: PreTrainedModel) -> PreTrainedModel:
     found = recognize(checkpoint, None)
     with torch.no_grad():
         translation = translate(found.form.rules, tensors)
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     converted = build(found, checkpoint, translation.tensors)
-    copy_requires_grad(model, converted, found)
+    for name, parameter in model.named_parameters():  # loading changes them
+        parameter.requires_grad_(trained[name])
+    freeze_parameters(converted, found, {name for name, is_trained in trained.items() if not is_trained})
     converted.config.name_or_path = model.config.name_or_path
     converted.train(model.training)
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
@@ -102,10 +105,9 @@ def has_hooks(module: nn.Module) -> bool:
     return hasattr(module, "_hf_hook") or any(getattr(hook, "__module__", None) != own for hook in hooks)
 
 
-def copy_requires_grad(model: nn.Module, converted: nn.Module, found: DetectedFormat) -> None:
+def freeze_parameters(model: nn.Module, found: DetectedFormat, frozen: Collection[str]) -> None:
     """Freeze the parameters whose sources are all frozen."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    for name, parameter in converted.named_parameters():
+    for name, parameter in model.named_parameters():
         sources = origin(found.form.rules, name).split(", ")
         parameter.requires_grad_(not all(source in frozen for source in sources))
 

@@ -80,7 +80,9 @@ def main() -> None:
 @app.command()
 @report_errors
 def predict(
-    model: Annotated[str, typer.Argument(help="Directory, Hub ID, or exported segmentation model.")],
+    model: Annotated[
+        str, typer.Argument(help="Directory, Hub ID, checkpoint file or its address, or exported segmentation model.")
+    ],
     images: Annotated[list[str], typer.Argument(help="Image files, folders (recursive), or quoted glob patterns.")],
     out: Annotated[Path, typer.Option(help="Output folder. Subfolders are preserved.", rich_help_panel=FILES)],
     device: Annotated[
@@ -178,6 +180,13 @@ def predict(
             rich_help_panel=OUTPUTS,
         ),
     ] = Coordinates.wgs84,
+    convert_model: Annotated[
+        bool,
+        typer.Option(
+            "--convert/--no-convert",
+            help="Convert checkpoints in other formats in memory, or load them with transformers' classes.",
+        ),
+    ] = True,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing results.", rich_help_panel=FILES)
     ] = False,
@@ -275,9 +284,11 @@ def predict(
         planned = plan_jobs(images, out, overwrite, skip_existing, videos=frame_rate is not None, tables=tables)
         if task == "segmentation":
             jobs = [job for job in planned if not (skip_existing and job.done)]
-            code = run(model, device, dtype.value, jobs, predict_options, out, chosen)
+            code = run(model, device, dtype.value, jobs, predict_options, out, chosen, convert=convert_model)
         else:
-            code = run_task(task, model, device, dtype.value, planned, skip_existing, predict_options, out)
+            code = run_task(
+                task, model, device, dtype.value, planned, skip_existing, predict_options, out, convert=convert_model
+            )
     raise typer.Exit(code)
 
 
@@ -331,6 +342,13 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Output folder for metrics.json, plots and samples. Default: in MODEL.")
     ] = None,
+    convert_model: Annotated[
+        bool,
+        typer.Option(
+            "--convert/--no-convert",
+            help="Convert checkpoints in other formats in memory, or load them with transformers' classes.",
+        ),
+    ] = True,
 ) -> None:
     """Evaluate a model on a split of a recipe's data, and print the metrics of each class.
 
@@ -338,7 +356,7 @@ def evaluate(
     """
     from hf_vit_seg.training.console import evaluate_command
 
-    raise typer.Exit(evaluate_command(model, settings or [], recipe, split.value, out))
+    raise typer.Exit(evaluate_command(model, settings or [], recipe, split.value, out, convert=convert_model))
 
 
 @app.command()
@@ -391,6 +409,13 @@ def export(
         list[str] | None,
         typer.Option("--set", help="Option of the format as NAME=VALUE, such as opset=18. Repeatable."),
     ] = None,
+    convert_model: Annotated[
+        bool,
+        typer.Option(
+            "--convert/--no-convert",
+            help="Convert checkpoints in other formats in memory, or load them with transformers' classes.",
+        ),
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing exported model.")] = False,
 ) -> None:
     """Export a model for another runtime, and compare its outputs with those of the model.
@@ -418,7 +443,17 @@ def export(
         calibration_images=int8_images,
     )
     score = None if recipe is None else mean_iou_on(load_recipe(recipe, []), split.value)
-    raise typer.Exit(run(model, out, to, export_options, fields_of(settings or []), overwrite=overwrite, score=score))
+    code = run(
+        model,
+        out,
+        to,
+        export_options,
+        fields_of(settings or []),
+        overwrite=overwrite,
+        score=score,
+        convert=convert_model,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -144,7 +144,7 @@ def hybrid_writer(model: str) -> Writer:
 
 
 CLASSIFICATION = "AutoModelForImageClassification"
-HEADLESS: dict[str, Any] = {"stem": "patch", "num_register_tokens": 0}
+HEADLESS: dict[str, Any] = {"stem": "patch", "num_register_tokens": 0, "position_embeddings_cover_prefix": True}
 HEADED: dict[str, Any] = {**HEADLESS, "pooling": "token", "pre_logits_size": None}
 PLAIN: dict[str, Any] = {"use_distillation_token": False}
 DISTILLED: dict[str, Any] = {"use_distillation_token": True}
@@ -194,7 +194,12 @@ def forms(table: TABLE, first: str, write: Callable[[str, str], Writer | None]) 
 
 
 BIT = "embeddings.patch_embeddings.backbone.bit.embedder.convolution.weight"
-HYBRID: dict[str, Any] = {**USUAL_STEM, "use_distillation_token": False, "num_register_tokens": 0}
+HYBRID: dict[str, Any] = {
+    **USUAL_STEM,
+    "use_distillation_token": False,
+    "num_register_tokens": 0,
+    "position_embeddings_cover_prefix": True,
+}
 
 SOURCE = Source(
     name="transformers",

@@ -26,11 +26,12 @@ def run(
     *,
     overwrite: bool = False,
     score: Callable[[Segmenter], float] | None = None,
+    convert: bool = True,
 ) -> int:
     """Export, print the parity check, and return the exit code: 1 if the check fails."""
     console = Console(soft_wrap=True, highlight=False)
     exporter = EXPORTERS.read(to, options, "--to")
-    segmenter = Segmenter.from_pretrained(model, "cpu")
+    segmenter = Segmenter.from_pretrained(model, "cpu", convert=convert)
     try:
         parity = export_model(segmenter, out, to, exporter, export_options, overwrite=overwrite, score=score)
     except ParityError as error:

@@ -56,6 +56,8 @@ def run_task(
     skip_existing: bool,
     options: PredictOptions,
     out: Path,
+    *,
+    convert: bool = True,
 ) -> int:
     """Run the jobs of a classification or pose model as `run` does those of a segmentation model, and write the tables.
 
@@ -71,10 +73,10 @@ def run_task(
     logging.disable_progress_bar()
     start, failed = time.perf_counter(), set[Job]()
     if task == "classification":
-        loaded: Any = Classifier.from_pretrained(model, device, dtype)
+        loaded: Any = Classifier.from_pretrained(model, device, dtype, convert=convert)
         predict_images, done_word = partial(classify, loaded), "classified"
     else:
-        loaded = PoseEstimator.from_pretrained(model, device, dtype)
+        loaded = PoseEstimator.from_pretrained(model, device, dtype, convert=convert)
         predict_images, done_word = partial(estimate_poses, loaded), "searched for keypoints"
     videos = [job for job in jobs if is_video(job)]
     outcomes = predict_images([job for job in jobs if job not in videos], options)
@@ -107,6 +109,8 @@ def run(
     options: PredictOptions,
     out: Path,
     protocol: Protocol | None = None,
+    *,
+    convert: bool = True,
 ) -> int:
     """Run all jobs with a progress bar, report failures, and return the exit code."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -115,7 +119,7 @@ def run(
         return DONE
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    segmenter = Segmenter.from_pretrained(model, device, dtype, protocol)
+    segmenter = Segmenter.from_pretrained(model, device, dtype, protocol, convert=convert)
     start = time.perf_counter()
     videos = [job for job in jobs if is_video(job)]
     tiled = [job for job in jobs if job not in videos and needs_tiles(job, options)]

@@ -5,12 +5,15 @@ fails for models with one class. Both tasks load the same models.
 """
 
 import os
+from contextlib import suppress
 from typing import Any
 
 from transformers import AutoModelForSemanticSegmentation, Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from hf_vit_seg.conversion.errors import UnsupportedCheckpoint
+from hf_vit_seg.conversion.live_models import from_transformers
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.records import read_record
@@ -23,6 +26,8 @@ TASK = "semantic-segmentation"
 
 class SemanticSegmentationPipeline(Pipeline):
     """Segments images to label maps at their original size.
+
+    Models of transformers that this package has, too, are converted to its faster classes.
 
     Called with an image (a path, URL, base64 text, PIL, array or tensor) or a list of them; `protocol` (a preset's
     name, or `Protocol`'s fields), `scores`, `entropy` and `top_k` may be given to `pipeline` or to the call. The result
@@ -38,6 +43,8 @@ class SemanticSegmentationPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        with suppress(UnsupportedCheckpoint):  # of other architectures, or with hooks and the like
+            self.model = from_transformers(self.model)
         self.segmenter = Segmenter(self.model, self.image_processor, self.device)
 
     def _sanitize_parameters(

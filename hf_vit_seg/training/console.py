@@ -53,14 +53,22 @@ def train_command(recipe: str, settings: Sequence[str], out: Path | None, resume
     return run_command(work)
 
 
-def evaluate_command(model: str, settings: Sequence[str], recipe: str | None, split: str, out: Path | None) -> int:
+def evaluate_command(
+    model: str,
+    settings: Sequence[str],
+    recipe: str | None,
+    split: str,
+    out: Path | None,
+    *,
+    convert: bool = True,
+) -> int:
     """Evaluate a model, print the scores, and return the exit code."""
 
     def work() -> int:
         loaded = load_recipe(recipe or recipe_of_model(model), settings)
         name = f"{EVALUATION}{split}"
         folder = out or (Path(model) / name if Path(model).is_dir() else Path(name))
-        report = evaluate_model(model, loaded, split, folder)
+        report = evaluate_model(model, loaded, split, folder, convert=convert)
         for line in describe_data({split: loaded.data.model_dump().get(split)}):
             print_on_main(line)
         if is_main():

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from hf_vit_seg.data.checks.check import check_datasets
 from hf_vit_seg.data.datasets import RawDataset, open_split
 from hf_vit_seg.error_reporting import log_bugs
-from hf_vit_seg.inference.loading import label_names, load_model, load_processor
+from hf_vit_seg.inference.loading import label_names, load_for_inference
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import lock_on_main_process, on_main_process
 from hf_vit_seg.training.checkpoints.run_directory import ERRORS, RECIPE, SAMPLES, write_skipped
@@ -24,7 +24,7 @@ from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, writ
 logger = logging.getLogger(__name__)
 
 
-def evaluate_model(model: str, recipe: Recipe, split: str, out: Path) -> MetricsReport:
+def evaluate_model(model: str, recipe: Recipe, split: str, out: Path, *, convert: bool = True) -> MetricsReport:
     """Evaluate `model` and write metrics.json, plots and samples to `out`; called by all processes.
 
     The traceback of a bug is appended to error.log.
@@ -33,7 +33,7 @@ def evaluate_model(model: str, recipe: Recipe, split: str, out: Path) -> Metrics
     process writes to `out` or its run directory.
     """
     with lock_on_main_process(accelerator_for(recipe), out), log_bugs(out / ERRORS):
-        return write_evaluation(model, recipe, split, out)
+        return write_evaluation(model, recipe, split, out, convert)
 
 
 def accelerator_for(recipe: Recipe) -> Accelerator:
@@ -45,7 +45,7 @@ def accelerator_for(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def write_evaluation(model: str, recipe: Recipe, split: str, out: Path) -> MetricsReport:
+def write_evaluation(model: str, recipe: Recipe, split: str, out: Path, convert: bool) -> MetricsReport:
     """Evaluate a model; the caller holds the lock of `out`."""
     accelerator = accelerator_for(recipe)
     dataset = open_split(recipe, split)  # pyright: ignore[reportArgumentType]
@@ -57,7 +57,7 @@ def write_evaluation(model: str, recipe: Recipe, split: str, out: Path) -> Metri
         whole = dataset
         indices, skipped = on_main_process(accelerator, lambda: find_usable(recipe, split, whole))
         dataset = whole.with_indices(indices)
-    loaded, processor = load_model(model, task=recipe.task), load_processor(model)
+    loaded, processor = load_for_inference(model, recipe.task, convert=convert)
     check_classes(loaded, dataset, model)
     # With sharded training, accelerate would not move the model by default, but this one is not sharded.
     prepared = accelerator.prepare_model(loaded, device_placement=True, evaluation_mode=True)

@@ -1,0 +1,338 @@
+"""Checkpoints of other formats are loaded in one line, with the outputs of their own classes."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from conversion_references import randomize, transformers_model
+from hub_server import Refusal
+from huggingface_hub import HfApi
+from paths import ORACLES
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from hf_vit_seg.inference.classifier import Classifier
+from hf_vit_seg.inference.loading import ModelError, load, load_pretrained, task_of
+from hf_vit_seg.inference.pose_estimator import PoseEstimator
+from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.models.modeling_segformer import (
+    SegFormerForImageClassification,
+    SegFormerForSemanticSegmentation,
+    SegFormerModel,
+)
+from hf_vit_seg.models.modeling_vit import (
+    VisionTransformerForImageClassification,
+    VisionTransformerForSemanticSegmentation,
+)
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 64,
+    "num_labels": 5,
+}
+IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def vit(name: str = "ViTForImageClassification", **fields: Any) -> Any:
+    config = transformers.DeiTConfig if name.startswith("DeiT") else transformers.ViTConfig
+    return randomize(getattr(transformers, name)(config(**SMALL | fields)))
+
+
+@pytest.fixture(scope="module")
+def segformer(tmp_path_factory) -> Path:
+    """A directory of transformers with processor and card."""
+    folder = tmp_path_factory.mktemp("segformer")
+    model = transformers_model("SemanticSegmentation")
+    model.config.id2label = {k: f"thing {k}" for k in range(7)}
+    model.save_pretrained(folder)
+    size = {"height": 48, "width": 64}
+    transformers.SegformerImageProcessor(size=size, do_reduce_labels=False).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\ndatasets: [owner/data]\n---\n# A model\n")
+    return folder
+
+
+def save_timm(model: Any, folder: Path, **fields: Any) -> None:
+    """A directory like a repository of timm."""
+    folder.mkdir(exist_ok=True)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    cfg = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.8, "interpolation": "bicubic"}
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 4, "pretrained_cfg": cfg | fields}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-5])
+@pytest.mark.parametrize(
+    "name", ["ViTForImageClassification", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"]
+)
+def test_vit_of_transformers_keeps_its_numbers(tmp_path, name, epsilon):
+    reference = vit(name, layer_norm_eps=epsilon)
+    reference.save_pretrained(tmp_path)
+    model, processor = load(tmp_path, dtype=torch.float64)
+    assert isinstance(model, VisionTransformerForImageClassification) and not model.training
+    with torch.no_grad():
+        torch.testing.assert_close(model(IMAGE).logits, reference.double()(IMAGE).logits, rtol=0, atol=1e-10)
+    assert processor is not None and model.config.layer_norm_eps == epsilon
+
+
+@pytest.mark.parametrize("head", ["SemanticSegmentation", "ImageClassification", "Model"])
+def test_segformer_of_transformers(tmp_path, head):
+    reference = transformers_model(head)
+    reference.save_pretrained(tmp_path)
+    model, _ = load(str(tmp_path), dtype="float64")
+    assert type(model).__name__ == ("SegFormerModel" if head == "Model" else f"SegFormerFor{head}")
+    with torch.no_grad():
+        expected, found = reference.double()(IMAGE), model(IMAGE)
+    key = "last_hidden_state" if head == "Model" else "logits"
+    torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-10)
+
+
+def test_convert_false_keeps_the_class_of_transformers(segformer):
+    model, processor = load(segformer, convert=False)
+    assert type(model) is transformers.SegformerForSemanticSegmentation
+    assert type(processor).__module__.startswith("transformers.")
+    assert type(Segmenter.from_pretrained(str(segformer), convert=False).model) is type(model)
+
+
+def test_segmenter_has_the_labels_and_label_maps_of_the_source(segformer):
+    ours, theirs = (Segmenter.from_pretrained(str(segformer), "cpu", convert=convert) for convert in (True, False))
+    assert isinstance(ours.model, SegFormerForSemanticSegmentation)
+    assert ours.names == theirs.names == tuple(f"thing {k}" for k in range(7))
+    generator = np.random.default_rng(0)
+    for height, width in ((40, 60), (64, 48), (100, 31)):
+        image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        np.testing.assert_array_equal(ours(image).label_map, theirs(image).label_map)
+
+
+def test_timm_repository_with_its_preprocessing(tmp_path):
+    reference = randomize(timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=4, depth=2))
+    save_timm(reference, tmp_path, label_names=None)
+    loaded = load_pretrained(tmp_path, torch.float64)
+    model, processor = loaded.model.eval(), loaded.processor
+    with torch.no_grad():
+        torch.testing.assert_close(model(IMAGE).logits, reference.double()(IMAGE), rtol=0, atol=1e-10)
+    transform = timm.data.create_transform(  # pyright: ignore[reportAttributeAccessIssue]
+        input_size=(3, 64, 64), mean=[0.5] * 3, std=[0.25] * 3, crop_pct=0.8, interpolation="bicubic"
+    )
+    pixels = np.random.default_rng(1).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    found = processor(Image.fromarray(pixels), return_tensors="pt").pixel_values[0]
+    expected = transform(Image.fromarray(pixels))
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 0.04  # timm rounds after resizing; torchvision's filter is not PIL's
+    assert "vit/timm" in str(loaded.note)
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_timm_sizes(tmp_path, squash):
+    reference = randomize(timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=4, depth=1))
+    save_timm(reference, tmp_path, **({"crop_mode": "squash", "crop_pct": 1.0} if squash else {}))
+    _, processor = load(tmp_path)
+    size = {name: side for name, side in dict(processor.size).items() if side is not None}
+    assert size == ({"height": 64, "width": 64} if squash else {"shortest_edge": 80})
+    assert (processor.crop_size.height, processor.crop_size.width) == (64, 64)
+
+
+@pytest.mark.parametrize("cfg", [{"input_size": "large"}, {"crop_pct": -1}, {"mean": ["a"]}])
+def test_invalid_timm_preprocessing_raises(tmp_path, cfg):
+    save_timm(randomize(timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1)), tmp_path, **cfg)
+    with pytest.raises(ModelError):
+        load(tmp_path)
+
+
+FILES = {
+    "flax_vit_pure/ViT-tiny_16.npz": ("classification", Classifier),
+    "flax_vit_hybrid/R-ViT-tiny_16.npz": ("classification", Classifier),
+    "microsoft_cvt/CvT-tiny-64x96.pth": ("classification", Classifier),
+    "nvlabs_segformer/segformer.tiny.7cls.pth": ("segmentation", Segmenter),
+    "vitpose_classic/vitpose-tiny.pth": ("pose", PoseEstimator),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_the_authors(name):
+    task, kind = FILES[name]
+    assert task_of(str(ORACLES / name)) == task
+    assert kind.from_pretrained(str(ORACLES / name), "cpu").model.config.num_labels > 1
+
+
+def test_own_models_are_not_converted(tmp_path):
+    load(ORACLES / "nvlabs_segformer/segformer.tiny.7cls.pth")[0].save_pretrained(tmp_path)
+    loaded = load_pretrained(tmp_path)
+    assert loaded.note is None and loaded.processor is None
+
+
+def test_other_architectures_are_loaded_by_transformers(tmp_path):
+    config = transformers.ConvNextConfig(num_channels=3, hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)
+    transformers.ConvNextForImageClassification(config).save_pretrained(tmp_path)
+    assert type(load(tmp_path)[0]) is transformers.ConvNextForImageClassification
+
+
+def test_what_a_source_does_not_describe_is_loaded_by_transformers(tmp_path):
+    config = transformers.SegformerConfig(hidden_sizes=[8, 16, 24, 32], depths=[1] * 4)  # 24 channels, 5 heads
+    transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
+    loaded = load_pretrained(tmp_path)
+    assert type(loaded.model) is transformers.SegformerForSemanticSegmentation and loaded.note is None
+
+
+def test_task_without_a_head_raises(segformer):
+    with pytest.raises(ModelError, match="no trained pose head"):
+        load(segformer, "pose")
+    with pytest.raises(ModelError, match="choose from"):
+        load(segformer, "dreaming")
+    with pytest.raises(TypeError, match="revison"):
+        load(segformer, revison="main")
+
+
+def test_broken_weights_raise(segformer, tmp_path):
+    shutil.copytree(segformer, tmp_path / "broken")
+    file = tmp_path / "broken" / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name, tensor in tensors.items() if tensor.ndim > 1)
+    save_file(tensors | {name: torch.full_like(tensors[name], float("nan"))}, file)
+    with pytest.raises(ModelError, match="NaN"):
+        load(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("kind", ["nothing", "config only", "unknown type"])
+def test_directories_that_are_no_model_raise(tmp_path, kind):
+    if kind != "nothing":
+        model_type = "segformer" if kind == "config only" else "dreamer"
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ModelError):
+        load(tmp_path)
+
+
+# from_pretrained of our classes
+
+
+def test_from_pretrained_converts(segformer):
+    model, info = SegFormerForSemanticSegmentation.from_pretrained(segformer, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    reference = transformers.SegformerForSemanticSegmentation.from_pretrained(segformer).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(IMAGE.float()).logits, reference(IMAGE.float()).logits)
+    assert isinstance(SegFormerModel.from_pretrained(segformer), SegFormerModel)
+
+
+def test_from_pretrained_with_another_head(segformer):
+    model, info = SegFormerForImageClassification.from_pretrained(segformer, num_labels=3, output_loading_info=True)
+    assert info["missing_keys"] == {"classifier.weight", "classifier.bias"}
+    assert model.config.num_labels == 3
+    with pytest.raises(RuntimeError):
+        SegFormerForSemanticSegmentation.from_pretrained(segformer, num_labels=3)
+    changed = SegFormerForSemanticSegmentation.from_pretrained(segformer, num_labels=3, ignore_mismatched_sizes=True)
+    assert changed.decode_head.classifier.weight.shape[0] == 3
+
+
+def test_from_pretrained_resizes_positions_of_converted_models(tmp_path):
+    reference = vit()
+    reference.save_pretrained(tmp_path)
+    model = VisionTransformerForSemanticSegmentation.from_pretrained(tmp_path, image_size=96)
+    assert model.config.image_size == 96 and model.vit.embeddings.position_embeddings.shape[1] == 37
+    config = VisionTransformerForSemanticSegmentation.config_class.from_dict(model.config.to_dict())
+    again = VisionTransformerForSemanticSegmentation.from_pretrained(tmp_path, config=config)
+    assert torch.equal(again.vit.embeddings.position_embeddings, model.vit.embeddings.position_embeddings)
+
+
+def test_from_pretrained_of_another_architecture_raises(segformer, tmp_path):
+    with pytest.raises(ValueError, match="SegFormerConfig"):
+        VisionTransformerForSemanticSegmentation.from_pretrained(segformer)
+    transformers.ResNetModel(transformers.ResNetConfig(hidden_sizes=[8], depths=[1], embedding_size=8)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ValueError, match="resnet"):
+        SegFormerModel.from_pretrained(tmp_path)
+
+
+def test_foreign_weights_beside_an_own_config_raise(segformer, tmp_path):
+    SegFormerForSemanticSegmentation.from_pretrained(segformer).config.save_pretrained(tmp_path)
+    shutil.copy(segformer / "model.safetensors", tmp_path)
+    renamed = {f"x.{name}": tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="none of the model's"):
+        SegFormerForSemanticSegmentation.from_pretrained(tmp_path)
+
+
+# The Hub
+
+
+@pytest.fixture
+def on_hub(hub, segformer) -> str:
+    name = "nvidia/segformer-tiny"
+    api = HfApi()
+    api.create_repo(name, exist_ok=True)
+    api.upload_folder(repo_id=name, folder_path=segformer)
+    api.upload_file(path_or_fileobj=b"not read", path_in_repo="pytorch_model.bin", repo_id=name)
+    return name
+
+
+def test_hub_model(on_hub, hub):
+    loaded = load_pretrained(on_hub)
+    assert isinstance(loaded.model, SegFormerForSemanticSegmentation)
+    assert "license mit" in str(loaded.note)
+    hub.repos.clear()
+    offline = load_pretrained(on_hub, local_files_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), offline.model.parameters(), strict=True))
+
+
+def test_only_one_set_of_weights_is_downloaded(on_hub, tmp_path):
+    load(on_hub)
+    names = {path.name for path in (tmp_path / "cache").rglob("*") if not path.is_dir()}
+    assert "model.safetensors" in names and "pytorch_model.bin" not in names
+
+
+def test_revision_and_subfolder(on_hub, segformer):
+    api = HfApi()
+    api.create_branch(on_hub, branch="other")
+    api.upload_folder(repo_id=on_hub, folder_path=segformer, path_in_repo="inner", revision="other")
+    model, _ = load(on_hub, revision="other", subfolder="inner")
+    assert isinstance(model, SegFormerForSemanticSegmentation)
+    with pytest.raises(ModelError):
+        load(on_hub, subfolder="inner")
+    with pytest.raises(ModelError):
+        load(on_hub, revision="missing")
+
+
+def test_from_pretrained_of_a_hub_model(on_hub):
+    model = SegFormerForSemanticSegmentation.from_pretrained(on_hub)
+    assert model.config.num_labels == 7
+
+
+@pytest.mark.parametrize("case", ["absent", "without weights", "code", "gated", "offline"])
+def test_unusable_hub_models_raise(hub, case, segformer, tmp_path):
+    name, api = "owner/model", HfApi()
+    if case != "absent":
+        api.create_repo(name)
+        api.upload_file(path_or_fileobj=segformer / "config.json", path_in_repo="config.json", repo_id=name)
+    if case == "code":
+        content = io.BytesIO()
+        torch.save({"a": Harmful(str(tmp_path / "harm"))}, content)
+        api.upload_file(path_or_fileobj=content.getvalue(), path_in_repo="pytorch_model.bin", repo_id=name)
+    if case == "gated":
+
+        def refuse(method: str, path: str) -> None:
+            raise Refusal(403, "GatedRepo", "Access is restricted")
+
+        hub.fault = refuse
+    with pytest.raises(ModelError) as error:
+        load(name, local_files_only=case == "offline")
+    assert "\n" not in str(error.value) and not (tmp_path / "harm").exists()
+
+
+class Harmful:
+    """Its pickle would write a file."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
