@@ -13,8 +13,9 @@ import hypothesis
 import pytest
 import torch
 from hub_server import Hub, serve
-from huggingface_hub import constants, hf_api
+from huggingface_hub import HfApi, constants, hf_api
 from tiny_runs import forget_accelerate
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 import hf_vit_seg  # noqa: F401  (registers the architectures)
 from hf_vit_seg.inference import Segmenter
@@ -86,6 +87,17 @@ def slow_segmenter(monkeypatch) -> list[object]:
 
     monkeypatch.setattr(Segmenter, "segment", slowly)
     return seen
+
+
+@pytest.fixture
+def segformer_on_hub(hub: Hub, tmp_path) -> None:
+    """A small Segformer of transformers under the id of a known one."""
+    config = SegformerConfig(hidden_sizes=[8, 16, 40, 64], depths=[1] * 4, decoder_hidden_size=16, num_labels=150)
+    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "segformer")
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "segformer")
+    name = "nvidia/segformer-b0-finetuned-ade-512-512"
+    HfApi().create_repo(name)
+    HfApi().upload_folder(repo_id=name, folder_path=tmp_path / "segformer")
 
 
 @pytest.fixture

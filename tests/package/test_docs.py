@@ -56,7 +56,7 @@ LONG_PAGES = {"guides/export.md", "guides/lora.md"}  # they export to every runt
         for page in sorted(PAGES.keys() - {PLUGIN_PAGE})
     ],
 )
-@pytest.mark.usefixtures("dinov2")
+@pytest.mark.usefixtures("dinov2", "segformer_on_hub")
 def test_snippets_run(page, reader):
     for snippet in snippets(TEXTS[page]):
         if snippet.language not in MADE_WHEN_BUILT:

@@ -29,6 +29,7 @@ def test_first_command_reaches_the_documented_score(reader):
     assert json.loads(Path("out/test/metrics.json").read_text())["scores"]["mean_iou"] >= 0.88
 
 
+@pytest.mark.usefixtures("segformer_on_hub")
 def test_snippets_run(reader):
     for snippet in snippets(README):
         if not snippet.mark:
