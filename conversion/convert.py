@@ -1,11 +1,12 @@
 """Convert a reference checkpoint to a directory for `from_pretrained`; `export` is the inverse."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_vit_seg.atomic_io import atomic_path
 from hf_vit_seg.provenance import Provenance, provenance_from, write_card
@@ -15,12 +16,12 @@ from .errors import ConversionError
 from .export import export
 from .labels import LabelSet, describe_labels, resolve
 from .preprocessing import IMAGENET
-from .readers import Checkpoint, read
+from .readers import Checkpoint, read, read_shapes
 from .registry import DetectedFormat, full_name, recognize
 from .report import Report
-from .rules import origin, translate
+from .rules import Translation, origin, translate
 from .staging import check_apart, check_directory, lock_output
-from .strict_loading import load_model
+from .strict_loading import build_model, load_model
 
 __all__ = ["ConversionError", "Report", "convert", "export"]
 
@@ -60,14 +61,12 @@ def convert_locked(
     weights: str | None,
 ) -> Report:
     """Convert into a locked directory, which is replaced."""
+    if (outline := read_shapes(source_file, weights)) is not None:  # before any data is read
+        plan(outline, source, labels, overrides, build_model)
     checkpoint = read(source_file, weights)
-    found = recognize(checkpoint, source)
-    translation = translate(found.form.rules, checkpoint.tensors)
-    shapes = config_building.infer(found, translation.tensors, checkpoint.tensors)
-    label_set = find_labels(found, checkpoint, shapes.get("num_labels"), labels)
-    config = config_building.build(found, shapes, checkpoint.config, overrides, label_set)
-    model_class = found.architecture.models[found.form.model]
-    model = load_model(model_class, config, translation.tensors, partial(origin, found.form.rules))
+    planned = plan(checkpoint, source, labels, overrides, load_model)
+    found, translation, shapes = planned.found, planned.translation, planned.shapes
+    label_set, config, model = planned.label_set, planned.config, planned.model
     settings = preprocessing.settings(
         found.form.model,
         label_set,
@@ -86,7 +85,7 @@ def convert_locked(
         source=f"{full_name(found.architecture, found.source)}, {found.source.title}",
         architecture=found.architecture.name,
         variant=variant,
-        model=model_class.__name__,
+        model=type(model).__name__,
         mapped=len(checkpoint.tensors) - len(translation.dropped),
         dropped=(*translation.dropped.items(), *checkpoint.dropped.items()),
         weights=checkpoint.weights,
@@ -95,6 +94,36 @@ def convert_locked(
         license=provenance.describe_license(),
         notes=(*notes, *preprocessing_notes(checkpoint, settings), *found.form.remarks, *found.source.remarks),
     )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The model of a checkpoint: its format, translated tensors, what was inferred from shapes, labels and config."""
+
+    found: DetectedFormat
+    translation: Translation
+    shapes: Mapping[str, Any]
+    label_set: LabelSet | None
+    config: PreTrainedConfig
+    model: PreTrainedModel
+
+
+def plan(
+    checkpoint: Checkpoint,
+    source: str | None,
+    labels: str | Path | None,
+    overrides: Mapping[str, Any],
+    build: Callable[..., PreTrainedModel],
+) -> Plan:
+    """Find the model of a checkpoint, and build it by `build_model` or `load_model`."""
+    found = recognize(checkpoint, source)
+    translation = translate(found.form.rules, checkpoint.tensors)
+    shapes = config_building.infer(found, translation.tensors, checkpoint.tensors)
+    label_set = find_labels(found, checkpoint, shapes.get("num_labels"), labels)
+    config = config_building.build(found, shapes, checkpoint.config, overrides, label_set)
+    model_class = found.architecture.models[found.form.model]
+    model = build(model_class, config, translation.tensors, partial(origin, found.form.rules))
+    return Plan(found, translation, shapes, label_set, config, model)
 
 
 def source_provenance(found: DetectedFormat, checkpoint: Checkpoint) -> Provenance:

@@ -1,7 +1,7 @@
 """Read checkpoints, as files, shards or directories, with the config, image processor and card beside them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.provenance import card_metadata
 from hf_vit_seg.text_files import read_json_object
 
+from . import file_formats
 from .errors import ConversionError, first_few
 from .file_formats import EXPECTED, read_file
 from .preprocessing import check_processor
@@ -66,6 +67,42 @@ def read(path: Path, weights: str | None = None) -> Checkpoint:
     )
 
 
+def read_shapes(path: Path, weights: str | None = None) -> Checkpoint | None:
+    """Read a checkpoint like `read`, with tensors on the meta device.
+
+    None if its format can only be read as a whole, and for paths of which `read` describes what is wrong.
+    """
+    if not path.exists():
+        return None
+    file = weight_file(path) if path.is_dir() else path
+    if not file.is_file():
+        return None
+    try:
+        if file.name.endswith(".index.json"):
+            found = read_shards(file, shapes_of)
+        else:
+            found = find_state_dict(file, shapes_of(file), weights)
+    except WholeFile:
+        return None
+    if not found.tensors:
+        return None
+    tensors = {name: tensor.detach().to("meta") for name, tensor in found.tensors.items()}
+    config, processor = read_json(file.parent / "config.json"), read_processor(file.parent / "preprocessor_config.json")
+    return Checkpoint(path, tensors, found.meta, config, processor)
+
+
+class WholeFile(Exception):
+    """A file without shapes that can be read before its data."""
+
+
+def shapes_of(file: Path) -> Mapping[Any, Any]:
+    """Read the shapes of a file; WholeFile if its format does not allow it."""
+    found = file_formats.read_shapes(file) if file.is_file() else None
+    if not isinstance(found, Mapping):
+        raise WholeFile
+    return found
+
+
 def read_card(folder: Path) -> dict[str, Any]:
     """Read the metadata of a model card; empty if there is none."""
     try:
@@ -105,8 +142,8 @@ def read_processor(path: Path) -> dict[str, Any]:
     return processor
 
 
-def read_shards(index: Path) -> StateDict:
-    """Read all tensors of a sharded checkpoint from its index."""
+def read_shards(index: Path, read_one: Callable[[Path], Mapping[Any, Any]] = read_file) -> StateDict:
+    """Read all tensors of a sharded checkpoint from its index, each shard with `read_one`."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise ConversionError(
@@ -118,7 +155,7 @@ def read_shards(index: Path) -> StateDict:
             raise ConversionError(
                 f"'{index}' contains the path {first_few([shard])}; shards must be in the folder of the index"
             )
-        tensors |= find_state_dict(index.parent / shard, read_file(index.parent / shard)).tensors
+        tensors |= find_state_dict(index.parent / shard, read_one(index.parent / shard)).tensors
     missing = sorted(places.keys() - tensors.keys())
     if missing:
         raise ConversionError(f"the shards of '{index}' lack {first_few(missing)}; download all files again")
