@@ -225,6 +225,51 @@ def test_orientation_contradicts_a_georeference(model, tmp_path, mode):
     assert code == 1 and "orientation" in text and "Traceback" not in text
 
 
+WORLD = "8\n3\n3\n-8\n500005.5\n5399997.5\n"  # the matrix of PLACES, with coordinates of pixel centers
+
+
+@pytest.mark.parametrize("name", ["scene.jpg", "scene.png", "scene.tif", "crs.tif", "points.tif"])
+@pytest.mark.parametrize("suffix", ["gw", "wld", "GW"])
+def test_world_files_georeference_images(model, tmp_path, name, suffix):
+    path, out = tmp_path / name, tmp_path / "out"
+    tags = [keys(32633)] if name != "scene.tif" else []
+    if name == "points.tif":
+        values = list(tags[0][3])
+        values[values.index(1025) + 3] = 2
+        tags = [(*tags[0][:3], tuple(values), True)]
+    if name.endswith("tif"):
+        image(path, tags)
+    else:
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)).save(path)
+    first = path.suffix[1]
+    world = {"gw": f".{first}{path.suffix[-1]}w", "wld": ".wld", "GW": f".{first}{path.suffix[-1]}w".upper()}[suffix]
+    path.with_suffix(world).write_text(WORLD)
+    with rasterio.open(path) as scene:
+        wanted, crs = scene.transform, scene.crs  # GDAL reads world files too, if their names are in lower case
+    assert suffix == "GW" or wanted == rasterio.Affine(8, 3, 500000, 3, -8, 5400000)
+    for mode in ("window", *(["tiles"] if path.suffix == ".tif" else [])):
+        assert predict(model, path, "--out", out / mode, *MODES[mode], "--polygons", "geojson")[0] == 0
+        with rasterio.open(out / mode / f"{path.stem}.labels.tif") as found:
+            assert found.transform == rasterio.Affine(8, 3, 500000, 3, -8, 5400000)
+            assert found.crs == crs
+        kind = "pixels" if crs is None else "wgs84"
+        assert json.loads((out / mode / f"{path.stem}.json").read_text())["polygon_coordinates"] == kind
+
+
+INVALID_WORLD = ["", "1 2 3", "a b c d e f", "1 1 1 1 0 0", "nan 0 0 1 0 0", "1e999 0 0 1 0 0", "9" * 20_000]
+
+
+@pytest.mark.parametrize("text", INVALID_WORLD)
+def test_invalid_world_files_are_refused(model, tmp_path, text):
+    path = image(tmp_path / "scene.tif", [])
+    (tmp_path / "scene.tfw").write_text(text)
+    for mode in ("window", "tiles"):
+        code, output = predict(model, path, "--out", tmp_path / "out", *MODES[mode])
+        assert code == 1 and "scene.tfw" in output.replace(" ", "") and "Traceback" not in output
+    tags = PLACES["scale"]
+    assert predict(model, image(path, tags), "--out", tmp_path / "out")[0] == 0  # tags precede world files
+
+
 def test_points_outside_of_a_projection_are_refused(tmp_path):
     tags = (*scale(1e12, 0, 1e9), keys(32633))
     with pytest.raises(HfVitSegError, match="--coordinates image"):

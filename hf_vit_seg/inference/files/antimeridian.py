@@ -104,7 +104,7 @@ def join_chains(chains: list[np.ndarray]) -> list[np.ndarray]:
         parts, current = list[np.ndarray](), min(left)
         while current in left:
             left.remove(current)
-            parts += [chains[current], border_corners(ends[current], begins[following[current]])]
+            parts += [chains[current], border_corners(float(ends[current]), float(begins[following[current]]))]
             current = int(following[current])
         rings.append(without_repeated(np.concatenate(parts)))
     return [ring for ring in rings if len(ring) > 2 and np.ptp(ring, axis=0).min() > NARROWEST]
