@@ -1,6 +1,6 @@
 """Convert a reference checkpoint to a directory for `from_pretrained`; `export` is the inverse."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,19 +13,19 @@ from hf_vit_seg.atomic_io import atomic_path
 from hf_vit_seg.provenance import Provenance, provenance_from, write_card
 
 from . import config_building, preprocessing, variants
-from .download import open_checkpoint
+from .download import locate, repository_of
 from .errors import ConversionError
 from .export import export
 from .labels import LabelSet, describe_labels, resolve
 from .preprocessing import IMAGENET
-from .readers import Checkpoint
+from .readers import Checkpoint, read, read_shapes
 from .registry import DetectedFormat, full_name, recognize
 from .report import Report
-from .rules import origin, translate
+from .rules import Translation, origin, translate
 from .staging import check_apart, check_directory, lock_output
-from .strict_loading import load_model
+from .strict_loading import build_model, load_model
 
-__all__ = ["Conversion", "ConversionError", "Report", "convert", "convert_checkpoint", "export"]
+__all__ = ["Conversion", "ConversionError", "Report", "convert", "convert_checkpoint", "convert_in_memory", "export"]
 
 
 def convert(
@@ -55,8 +55,7 @@ def convert(
     if Path(source_file).exists():
         check_apart(Path(source_file), out_dir)
     with lock_output(out_dir, directory=True, force=force):
-        checkpoint = open_checkpoint(source_file, weights, **hub)
-        converted = convert_checkpoint(checkpoint, source=source, labels=labels, overrides=overrides)
+        converted = convert_in_memory(source_file, weights, source=source, labels=labels, overrides=overrides, **hub)
         with atomic_path(out_dir) as folder:
             converted.model.save_pretrained(folder)
             converted.processor.save_pretrained(folder)
@@ -75,6 +74,27 @@ class Conversion:
     report: Report
 
 
+def convert_in_memory(
+    name: str | Path,
+    weights: str | None = None,
+    *,
+    source: str | None = None,
+    labels: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    **hub: Any,
+) -> Conversion:
+    """Find, read and convert a checkpoint, without writing it; the options are those of `convert`.
+
+    The shapes are compared with those of the model before any data are read. Raises UnsupportedCheckpoint if no source
+    describes the checkpoint, and ConversionError if it is damaged or cannot be found.
+    """
+    path = locate(name, **hub)
+    if (outline := read_shapes(path, weights)) is not None:
+        plan(outline, source, labels, overrides or {}, build_model)
+    checkpoint = replace(read(path, weights), repository=repository_of(name))
+    return convert_checkpoint(checkpoint, source=source, labels=labels, overrides=overrides)
+
+
 def convert_checkpoint(
     checkpoint: Checkpoint,
     *,
@@ -86,14 +106,9 @@ def convert_checkpoint(
 
     Raises UnsupportedCheckpoint if no source describes the checkpoint, and ConversionError if it is damaged.
     """
-    overrides = overrides or {}
-    found = recognize(checkpoint, source)
-    translation = translate(found.form.rules, checkpoint.tensors)
-    shapes = config_building.infer(found, translation.tensors, checkpoint.tensors)
-    label_set = find_labels(found, checkpoint, shapes.get("num_labels"), labels)
-    config = config_building.build(found, shapes, checkpoint.config, overrides, label_set)
-    model_class = found.architecture.models[found.form.model]
-    model = load_model(model_class, config, translation.tensors, partial(origin, found.form.rules))
+    planned = plan(checkpoint, source, labels, overrides or {}, load_model)
+    found, translation, shapes = planned.found, planned.translation, planned.shapes
+    label_set, config, model = planned.label_set, planned.config, planned.model
     settings = preprocessing.settings(
         found.form.model,
         label_set,
@@ -102,13 +117,13 @@ def convert_checkpoint(
         reference=found.source.preprocessing(config),
     )
     provenance = source_provenance(found, checkpoint)
-    variant, notes = find_variant(found, checkpoint, config, shapes, overrides)
+    variant, notes = find_variant(found, checkpoint, config, shapes, overrides or {})
     report = Report(
         path=None,
         source=f"{full_name(found.architecture, found.source)}, {found.source.title}",
         architecture=found.architecture.name,
         variant=variant,
-        model=model_class.__name__,
+        model=type(model).__name__,
         mapped=len(checkpoint.tensors) - len(translation.dropped),
         dropped=(*translation.dropped.items(), *checkpoint.dropped.items()),
         weights=checkpoint.weights,
@@ -124,6 +139,36 @@ def convert_checkpoint(
         provenance=provenance,
         report=report,
     )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The model of a checkpoint: its format, translated tensors, what was inferred from shapes, labels and config."""
+
+    found: DetectedFormat
+    translation: Translation
+    shapes: Mapping[str, Any]
+    label_set: LabelSet | None
+    config: PreTrainedConfig
+    model: PreTrainedModel
+
+
+def plan(
+    checkpoint: Checkpoint,
+    source: str | None,
+    labels: str | Path | None,
+    overrides: Mapping[str, Any],
+    build: Callable[..., PreTrainedModel],
+) -> Plan:
+    """Find the model of a checkpoint, and build it by `build_model` or `load_model`."""
+    found = recognize(checkpoint, source)
+    translation = translate(found.form.rules, checkpoint.tensors)
+    shapes = config_building.infer(found, translation.tensors, checkpoint.tensors)
+    label_set = find_labels(found, checkpoint, shapes.get("num_labels"), labels)
+    config = config_building.build(found, shapes, checkpoint.config, overrides, label_set)
+    model_class = found.architecture.models[found.form.model]
+    model = build(model_class, config, translation.tensors, partial(origin, found.form.rules))
+    return Plan(found, translation, shapes, label_set, config, model)
 
 
 def source_provenance(found: DetectedFormat, checkpoint: Checkpoint) -> Provenance:

@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -29,7 +28,7 @@ from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.provenance import CARD
 
 from .errors import ConversionError
-from .readers import CONFIG, INDEX_FILES, PROCESSOR, WEIGHT_FILES, Checkpoint, choose_weights, read, shard_names
+from .readers import CONFIG, INDEX_FILES, PROCESSOR, WEIGHT_FILES, choose_weights, shard_names
 
 # Options of `from_pretrained` that locate files.
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
@@ -37,11 +36,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts whose addresses need no ht
 CACHE = {"library_name": "hf_vit_seg", "namespace": "checkpoints"}
 
 
-def open_checkpoint(name: str | Path, weights: str | None = None, **hub: Any) -> Checkpoint:
-    """Read the checkpoint of a path, a Hub id or an https address; see `locate` and `read`. Raises ConversionError."""
-    checkpoint = read(locate(name, **hub), weights)
-    is_hub_id = not Path(name).expanduser().exists() and not is_address(str(name))
-    return replace(checkpoint, repository=str(name)) if is_hub_id else checkpoint
+def repository_of(name: str | Path) -> str | None:
+    """Return the name if it is a Hub id, and None for local paths and addresses."""
+    return None if Path(name).expanduser().exists() or is_address(str(name)) else str(name)
 
 
 def locate(name: str | Path, **hub: Any) -> Path:

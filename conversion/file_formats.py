@@ -71,6 +71,18 @@ def read_file(file: Path) -> Mapping[Any, Any]:
     return content
 
 
+def read_shapes(file: Path) -> Mapping[Any, Any] | None:
+    """Read a file like `read_file`, without its data: tensors have shape and type, and must not be used otherwise.
+
+    None for files of torch.save before 1.6, which can only be read as a whole.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(16) if file.is_file() and file.stat().st_size else b""
+    if FORMATS[0][0](head):
+        return read_zip(file, shapes_only=True)
+    return read_safetensors(file) if FORMATS[1][0](head) else None  # safetensors reads data when it is used
+
+
 def damaged_error(file: Path, error: Exception) -> ConversionError:
     """Create the error for a file with a valid beginning that cannot be read completely."""
     reason = error_sentence(error, short=True)
@@ -98,8 +110,8 @@ def read_safetensors(file: Path) -> Mapping[str, Any]:
         raise damaged_error(file, error) from error
 
 
-def read_zip(file: Path) -> Mapping[Any, Any]:
-    """Read a zip archive of NumPy or PyTorch."""
+def read_zip(file: Path, shapes_only: bool = False) -> Mapping[Any, Any]:
+    """Read a zip archive of NumPy or PyTorch; with `shapes_only`, without data."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = {info.filename: info.file_size for info in archive.infolist()}
@@ -107,16 +119,17 @@ def read_zip(file: Path) -> Mapping[Any, Any]:
         raise damaged_error(file, error) from error
     check_size(file, members)
     if any(name.endswith("data.pkl") for name in members):
-        return read_torch(file)
+        return read_torch(file, shapes_only)
     if members and all(name.endswith(".npy") for name in members):
-        return read_npz(file)
+        return read_npz_shapes(file) if shapes_only else read_npz(file)
     raise ConversionError(f"'{file}' is a zip archive of other files ({first_few(members, 3)}), {EXPECTED}")
 
 
-def read_torch(file: Path) -> Mapping[Any, Any]:
+def read_torch(file: Path, mapped: bool = False) -> Mapping[Any, Any]:
     """Read a file of torch.save; ConversionError if it contains objects that need code.
 
-    Objects of training frameworks (arguments, histories, NumPy scalars) are replaced by `Ignored`.
+    With `mapped`, the data of tensors is read when it is used, and is wrong if the file is compressed. Objects of
+    training frameworks (arguments, histories, NumPy scalars) are replaced by `Ignored`.
     """
     try:
         used = set(pickled_names(file))
@@ -130,7 +143,7 @@ def read_torch(file: Path) -> Mapping[Any, Any]:
     try:
         with torch.serialization.safe_globals([(Ignored, name) for name in objects]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other pickle protocols
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         names = re.findall(r"GLOBAL ([\w.]+)", str(error)) or objects
         if not names:
@@ -192,7 +205,12 @@ def read_npz(file: Path) -> Mapping[str, Any]:
 
 def declared_arrays(file: Path) -> dict[str, int]:
     """Return the sizes in bytes that the headers of a NumPy archive declare, by name."""
-    sizes: dict[str, int] = {}
+    return {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in array_headers(file).items()}
+
+
+def array_headers(file: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Return the shapes and types in the headers of a NumPy archive, by name."""
+    found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             with archive.open(name) as member:
@@ -201,8 +219,22 @@ def declared_arrays(file: Path) -> dict[str, int]:
                     np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 )
                 shape, _, dtype = header(member)
-            sizes[name.removesuffix(".npy")] = math.prod(shape) * dtype.itemsize
-    return sizes
+            found[name.removesuffix(".npy")] = shape, dtype
+    return found
+
+
+def read_npz_shapes(file: Path) -> Mapping[str, Any]:
+    """Read the shapes and types of a NumPy archive, as tensors whose elements are one number."""
+    try:
+        headers = array_headers(file)
+        if any(dtype.hasobject for _, dtype in headers.values()):
+            return read_npz(file)  # refuses them
+        check_size(file, declared_arrays(file))
+        return {name: from_numpy(np.zeros((), dtype)).expand(shape) for name, (shape, dtype) in headers.items()}
+    except ConversionError:
+        raise
+    except Exception as error:  # damaged bytes can raise anything
+        raise damaged_error(file, error) from error
 
 
 def from_numpy(array: np.ndarray) -> Tensor:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.provenance import Provenance
 
-from .convert import Conversion, convert_checkpoint, source_provenance
-from .download import hub_options, is_address, is_repository, open_checkpoint
+from .convert import Conversion, convert_in_memory, source_provenance
+from .download import hub_options, is_address, is_repository, locate, repository_of
 from .errors import ConversionError, UnsupportedCheckpoint
-from .readers import CONFIG, SUFFIXES, read_json
+from .readers import CONFIG, SUFFIXES, Checkpoint, read, read_json, read_shapes
 from .registry import full_name, recognize, sources
 
 ADAPTER = "adapter_config.json"
@@ -33,7 +34,7 @@ def convert_pretrained(name: str | Path, **hub: Any) -> Conversion | None:
     if config is None or not is_convertible(config):
         return None
     try:
-        return convert_checkpoint(open_checkpoint(name, **hub))
+        return convert_in_memory(name, **hub)
     except UnsupportedCheckpoint as error:
         if config.get("model_type") in CONFIG_MAPPING or "architecture" in config:
             logger.warning("%s is not converted, transformers' class is used: %s", name, error)
@@ -53,7 +54,14 @@ def find_classes(name: str | Path, **hub: Any) -> list[str]:
     saved = config.get("architectures")
     if isinstance(saved, list) and saved:
         return [str(name) for name in saved]
-    return [recognize(open_checkpoint(name, **hub), None).form.model]
+    return [recognize(read_outline(name, **hub), None).form.model]
+
+
+def read_outline(name: str | Path, **hub: Any) -> Checkpoint:
+    """Read a checkpoint without its data, if its format allows it, to recognize the format."""
+    path = locate(name, **hub)
+    checkpoint = read_shapes(path) or read(path)
+    return replace(checkpoint, repository=repository_of(name))
 
 
 def pretrained_provenance(name: str | Path) -> Provenance:
@@ -62,7 +70,7 @@ def pretrained_provenance(name: str | Path) -> Provenance:
     if config is None or not is_convertible(config):
         return Provenance()
     try:
-        checkpoint = open_checkpoint(name)
+        checkpoint = read_outline(name)
         return source_provenance(recognize(checkpoint, None), checkpoint)
     except ConversionError:
         return Provenance()

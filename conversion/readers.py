@@ -1,7 +1,7 @@
 """Read checkpoints, as files, shards or directories, with the config, image processor and card beside them."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.provenance import card_metadata
 from hf_vit_seg.text_files import read_json_object
 
+from . import file_formats
 from .errors import ConversionError, first_few
 from .file_formats import EXPECTED, read_file
 from .preprocessing import check_processor, timm_processor
@@ -69,6 +70,43 @@ def read(path: Path, weights: str | None = None) -> Checkpoint:
         weights=found.describe(),
         dropped=found.dropped,
     )
+
+
+def read_shapes(path: Path, weights: str | None = None) -> Checkpoint | None:
+    """Read a checkpoint like `read`, with tensors on the meta device.
+
+    None if its format can only be read as a whole, and for paths of which `read` describes what is wrong.
+    """
+    if not path.exists():
+        return None
+    file = weight_file(path) if path.is_dir() else path
+    if not file.is_file():
+        return None
+    try:
+        if file.name.endswith(".index.json"):
+            found = read_shards(file, shapes_of)
+        else:
+            found = find_state_dict(file, shapes_of(file), weights)
+    except WholeFile:
+        return None
+    if not found.tensors:
+        return None
+    tensors = {name: tensor.detach().to("meta") for name, tensor in found.tensors.items()}
+    config = read_json(file.parent / CONFIG)
+    processor = read_processor(file.parent / PROCESSOR) or timm_processor(config, file.parent / CONFIG)
+    return Checkpoint(path, tensors, found.meta, config, processor, read_card(file.parent))
+
+
+class WholeFile(Exception):
+    """A file without shapes that can be read before its data."""
+
+
+def shapes_of(file: Path) -> Mapping[Any, Any]:
+    """Read the shapes of a file; WholeFile if its format does not allow it."""
+    found = file_formats.read_shapes(file) if file.is_file() else None
+    if not isinstance(found, Mapping):
+        raise WholeFile
+    return found
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -134,11 +172,11 @@ def shards_of_tensors(index: Path) -> dict[str, str]:
     return places
 
 
-def read_shards(index: Path) -> StateDict:
-    """Read all tensors of a sharded checkpoint from its index."""
+def read_shards(index: Path, read_one: Callable[[Path], Mapping[Any, Any]] = read_file) -> StateDict:
+    """Read all tensors of a sharded checkpoint from its index, each shard with `read_one`."""
     tensors: dict[str, Tensor] = {}
     for shard in shard_names(index):
-        tensors |= find_state_dict(index.parent / shard, read_file(index.parent / shard)).tensors
+        tensors |= find_state_dict(index.parent / shard, read_one(index.parent / shard)).tensors
     missing = sorted(shards_of_tensors(index).keys() - tensors.keys())
     if missing:
         raise ConversionError(f"the shards of '{index}' lack {first_few(missing)}; download all files again")

@@ -85,6 +85,20 @@ def load_model(
     name_of: Callable[[str], str] = str,
 ) -> PreTrainedModel:
     """Build a model from exactly these tensors, with their dtype; `name_of` returns a tensor's name in the source."""
+    model = build_model(model_class, config, state, name_of)
+    expected = model.state_dict()
+    check_values(expected, state, name_of)
+    model.load_state_dict(as_expected(expected, state), strict=True, assign=True)
+    return model
+
+
+def build_model(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    state: Mapping[str, Tensor],
+    name_of: Callable[[str], str] = str,
+) -> PreTrainedModel:
+    """Build a model on the meta device; ConversionError if it does not have exactly these tensors by name and shape."""
     config.dtype = dtype_of(state)
     try:
         with torch.device("meta"):
@@ -95,8 +109,5 @@ def load_model(
             f"{model_class.__name__} cannot be built from the checkpoint's shapes and config ({type(error).__name__}: "
             f"{reason}); correct config.json, or pass overrides"
         ) from error
-    expected = model.state_dict()
-    check(expected, state, name_of)
-    check_values(expected, state, name_of)
-    model.load_state_dict(as_expected(expected, state), strict=True, assign=True)
+    check(model.state_dict(), state, name_of)
     return model

@@ -12,6 +12,7 @@ from .records import shorten
 
 MAX_BYTES = 64 * 2**20  # the index of a checkpoint with 100,000 tensors has 10 MB
 MAX_DEPTH = 50  # nested lists and objects
+ANNOTATION_BYTES = 8 * 2**30  # of files in COCO format: COCO's own has 450 MB, that of Objects365 7 GB
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -77,12 +78,13 @@ def build_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def check_depth(content: Any) -> None:
     """HfVitSegError if lists and objects are nested deeper than MAX_DEPTH."""
-    level, depth = [content], 0
-    while level := [value for value in level if isinstance(value, dict | list)]:
+    level, depth = [content] if isinstance(content, dict | list) else [], 0
+    while level:
         depth += 1
         if depth > MAX_DEPTH:
             raise HfVitSegError(f"lists and objects are nested more than {MAX_DEPTH} levels deep")
-        level = [each for value in level for each in (value.values() if isinstance(value, dict) else value)]
+        children = (each for value in level for each in (value.values() if isinstance(value, dict) else value))
+        level = [each for each in children if isinstance(each, dict | list)]
 
 
 def read_json(path: Path, max_bytes: int = MAX_BYTES, unique_keys: bool = False) -> Any:
@@ -102,4 +104,4 @@ def read_json_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     return content
 
 
-__all__ = ["MAX_BYTES", "parse_json", "read_json", "read_json_object", "read_text"]
+__all__ = ["ANNOTATION_BYTES", "MAX_BYTES", "parse_json", "read_json", "read_json_object", "read_text"]

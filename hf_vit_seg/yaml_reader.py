@@ -3,8 +3,9 @@
 PyYAML follows version 1.1, in which `no` is false, `1e-4` a string, `1:30` the number 90 and `010` the number 8. These
 occur in recipes (`precision: no`, `learning_rate: 1e-4`). A duplicate key is an error.
 
-The text may come from a stranger. Length, depth and the growth by aliases are limited: nested aliases double a document
-at each level (the "billion laughs"), and an alias inside its own anchor never ends.
+The text may come from a stranger. Length, number of values, depth and the growth by aliases are limited: a value takes
+PyYAML up to 40 microseconds, nested aliases double a document at each level (the "billion laughs"), and an alias inside
+its own anchor never ends.
 """
 
 import re
@@ -18,6 +19,7 @@ from hf_vit_seg.errors import LONGEST, HfVitSegError, error_sentence
 from .records import shorten
 
 MAX_LENGTH = 500_000  # characters of a document
+MAX_VALUES = 50_000  # scalars (keys too), lists and mappings: twice the names of ImageNet-21k
 MAX_DEPTH = 50  # nested lists and mappings
 MAX_GROWTH = 10  # length with every alias written out, relative to the document's
 MAX_DIGITS = 100  # of a number
@@ -45,12 +47,17 @@ class Loader(yaml.SafeLoader):
     def __init__(self, text: str):
         super().__init__(text)
         self.depth = 0
+        self.values = 0
         self.lengths: dict[int, int] = {}  # of nodes with every alias written out, by id
         self.max_length = MAX_GROWTH * (len(text) + 1)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose a node; ComposerError if it is too deep, contains itself, or grows too long by aliases."""
+        """Compose a node; ConstructorError if there are too many, it is too deep or too long, or contains itself."""
         event = self.peek_event()
+        self.values += 1
+        if self.values > MAX_VALUES:
+            problem = f"the YAML has more than {MAX_VALUES:,} values; shorten it, or move lists to JSON files"
+            raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
         node = (
             self.compose_alias(event, index) if isinstance(event, yaml.AliasEvent) else self.compose_new(parent, index)
         )

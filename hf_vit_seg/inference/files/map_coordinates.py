@@ -23,11 +23,16 @@ from hf_vit_seg.data.images.georeference import KEYS, GeoTags
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.inference.annotations import polygon_text
 
+from .antimeridian import DECIMALS, cut_polygon, near, orient, unwrap
+
 WGS84 = "EPSG:4326"
-DECIMALS = 9  # of degrees: 0.1 mm
 # A straight line of pixels is a curve in other coordinates. With corners at multiples of this many pixels, it deviates
 # by less than 0.05 pixels (of 1 km, in UTM at 60 degrees), and polygons with a common border have the same corners.
 STEP = 32
+# Near a pole, a step of more degrees of longitude than this is replaced by steps of one pixel.
+LONGEST = 2
+POLAR = 80  # degrees of latitude
+STEPS = 16  # along each side of a small image at least: a step is less than 180 degrees, also in an image of the world
 PROBES = 33  # points along each side of an image that are transformed before it is segmented
 
 
@@ -43,13 +48,15 @@ class PolygonCoordinates(StrEnum):
 class MapCoordinates:
     """The coordinates of the polygons of a georeferenced image of `path`.
 
-    `transform` is rasterio's affine transform, or its ground control points.
+    `transform` is rasterio's affine transform, or its ground control points. Where straight lines become curves,
+    corners are added at multiples of `step` pixels.
     """
 
     path: Path
     crs: Any
     transform: Any
     kind: PolygonCoordinates
+    step: int = STEP
 
     @property
     def member(self) -> dict[str, Any]:
@@ -107,35 +114,41 @@ class MapCoordinates:
     def geometry_text(self, rings: Sequence[np.ndarray]) -> Iterator[str]:
         """The geometry of a polygon as JSON, in parts: outer rings are counterclockwise, and holes clockwise."""
         if self.curved:
-            rings = [add_corners(ring, STEP) for ring in rings]
-        located = [self.to_crs(ring) for ring in rings]
+            rings = [self.add_corners(ring) for ring in rings]
         if self.kind is PolygonCoordinates.image:
-            yield from polygon_text(orient(located))
+            yield from polygon_text(orient([self.to_crs(ring) for ring in rings]))
             return
-        degrees = [self.to_degrees(ring) for ring in located]
-        if any(jumps(ring) for ring in degrees):
-            yield json.dumps(self.cut_geometry(located, degrees))
-        else:
-            yield from polygon_text(orient([np.round(ring, DECIMALS) for ring in into_range(degrees)]))
+        polygons = [orient([np.round(ring, DECIMALS) for ring in polygon]) for polygon in self.to_polygons(rings)]
+        if len(polygons) == 1:
+            yield from polygon_text(polygons[0])
+            return
+        lists = [[np.concatenate([ring, ring[:1]]).tolist() for ring in polygon] for polygon in polygons]
+        yield json.dumps({"type": "MultiPolygon", "coordinates": lists})
 
-    def cut_geometry(self, located: list[np.ndarray], degrees: list[np.ndarray]) -> dict[str, Any]:
-        """The geometry of a polygon that crosses the antimeridian: cut there (RFC 7946, 3.1.9) by GDAL.
+    def add_corners(self, ring: np.ndarray) -> np.ndarray:
+        """Add corners to a ring (c, 2) in pixels, so that straight lines between them follow its curves in degrees."""
+        found = add_corners(ring, self.step)
+        if self.kind is PolygonCoordinates.wgs84 and self.step > 1:
+            longitude, latitude = self.to_degrees(self.to_crs(found)).T
+            change = np.abs(np.diff(longitude, append=longitude[0]))
+            if (np.minimum(change, 360 - change)[np.abs(latitude) > POLAR] > LONGEST).any():
+                return add_corners(ring, 1)
+        return found
 
-        GDAL does not cut all of them. Others get longitudes beyond 180 degrees.
-        """
-        from rasterio.warp import transform_geom
+    def to_polygons(self, rings: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        """The parts in degrees of a polygon in pixels, cut at the antimeridian (RFC 7946, section 3.1.9)."""
+        located = orient([self.to_crs(ring) for ring in rings])
+        degrees = [np.round(self.to_degrees(ring), DECIMALS) for ring in located]
+        if self.crs.is_geographic:
+            rings = [self.near_points(*pair) for pair in zip(degrees, located, strict=True)]
+            return cut_polygon([np.concatenate([ring, ring[:1]]) for ring in rings])
+        return cut_polygon(near([unwrap(ring, hole=k > 0) for k, ring in enumerate(degrees)]))
 
-        closed = [np.concatenate([ring, ring[:1]]).tolist() for ring in located]
-        found = transform_geom(self.crs, WGS84, {"type": "Polygon", "coordinates": closed})
-        polygons = found["coordinates"] if found["type"] == "MultiPolygon" else [found["coordinates"]]
-        cut = [[np.array(ring)[:-1, :2] for ring in polygon] for polygon in polygons]
-        if any(jumps(ring) for polygon in cut for ring in polygon):
-            cut = [into_range(unwrap(degrees))]
-        rounded = [orient([np.round(ring, DECIMALS) for ring in polygon]) for polygon in cut]
-        lists = [[np.concatenate([ring, ring[:1]]).tolist() for ring in polygon] for polygon in rounded]
-        if len(lists) == 1:
-            return {"type": "Polygon", "coordinates": lists[0]}
-        return {"type": "MultiPolygon", "coordinates": lists}
+    def near_points(self, degrees: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Longitudes in the same turn as those of points (c, 2) of a geographic CRS, which are continuous."""
+        factor = math.degrees(self.crs.units_factor[1])
+        turns = np.round((points[:, 0] * factor - degrees[:, 0]) / 360)
+        return degrees + np.stack([turns * 360, np.zeros_like(turns)], axis=1)
 
 
 def map_coordinates(
@@ -162,7 +175,8 @@ def map_coordinates(
         ) from error
     if crs is None or transform is None or not (crs.is_projected or crs.is_geographic):
         return None
-    found = MapCoordinates(path, crs, transform, kind)
+    step = max(1, min(STEP, *(side // STEPS for side in size)))
+    found = MapCoordinates(path, crs, transform, kind, step)
     found.check(size)
     return found
 
@@ -200,42 +214,6 @@ def add_corners(ring: np.ndarray, step: int) -> np.ndarray:
     multiples = np.where(end[source] > begin[source], first[source] + place, last[source] - place)
     found[new, axis[source]] = multiples * step
     return found
-
-
-def orient(rings: list[np.ndarray]) -> list[np.ndarray]:
-    """Let the outer ring, the first, be counterclockwise, with y upward; holes are opposite to it."""
-    return [ring if (signed_area(ring) > 0) == (i == 0) else ring[::-1] for i, ring in enumerate(rings)]
-
-
-def signed_area(ring: np.ndarray) -> float:
-    """The area of a ring (c, 2), positive if it is counterclockwise with y upward."""
-    (x, y), (next_x, next_y) = (ring - ring[0]).T, (np.roll(ring, -1, axis=0) - ring[0]).T
-    return float((x * next_y - next_x * y).sum() / 2)
-
-
-def jumps(ring: np.ndarray) -> bool:
-    """Whether a ring (c, 2) in degrees crosses the antimeridian, except at a pole."""
-    after = np.roll(ring, -1, axis=0)
-    polar = (np.abs(ring[:, 1]) > 90 - 1e-9) & (np.abs(after[:, 1]) > 90 - 1e-9)
-    return bool(((np.abs(after[:, 0] - ring[:, 0]) > 180) & ~polar).any())
-
-
-def unwrap(rings: list[np.ndarray]) -> list[np.ndarray]:
-    """Rings in degrees with longitudes that are continuous, holes near the outer ring."""
-    found, middle = list[np.ndarray](), None
-    for ring in rings:
-        longitude = np.unwrap(ring[:, 0], period=360)
-        middle = float(longitude.mean()) if middle is None else middle
-        longitude -= 360 * round((float(longitude.mean()) - middle) / 360)
-        found.append(np.stack([longitude, ring[:, 1]], axis=1))
-    return found
-
-
-def into_range(rings: list[np.ndarray]) -> list[np.ndarray]:
-    """Rings in degrees, shifted by multiples of 360 so that the outer one has a part in -180 .. 180."""
-    low, high = float(rings[0][:, 0].min()), float(rings[0][:, 0].max())
-    turns = math.ceil((high - 180) / 360) if low >= 180 else math.floor((low + 180) / 360) if high <= -180 else 0
-    return [ring - (360 * turns, 0) for ring in rings] if turns else rings
 
 
 __all__ = ["MapCoordinates", "PolygonCoordinates", "map_coordinates"]

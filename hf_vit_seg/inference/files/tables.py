@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.text_files import read_json
 
 from .prediction import REPORT, Job
 
@@ -36,8 +36,8 @@ def read_report(job: Job) -> dict[str, Any]:
     """Read the report of an image. HfVitSegError if it is not one of this task, such as after a change of the model."""
     path = job.result(REPORT)
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError:
+        content = read_json(path)
+    except HfVitSegError:
         content = None
     if not isinstance(content, dict) or not content.keys() & {"top_classes", "persons"}:
         raise HfVitSegError(f"{path} is not a report of classes or keypoints: pass --overwrite or another --out")
@@ -49,8 +49,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError:
+        content = read_json(path)
+    except HfVitSegError:
         content = None
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise HfVitSegError(f"{path} is not a table of an earlier run: pass --overwrite or another --out")

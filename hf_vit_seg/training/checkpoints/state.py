@@ -6,7 +6,6 @@ do so for registered objects, so the average has a separate file.
 """
 
 import hashlib
-import json
 import pickle
 import platform
 import random
@@ -26,7 +25,8 @@ from hf_vit_seg.atomic_io import commit, directory_errors, new_directory, partia
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.stream import mix_seed
 from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.records import Record, RecordError, read_record
+from hf_vit_seg.records import Record, read_record
+from hf_vit_seg.text_files import read_json
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 from hf_vit_seg.training.reports.metrics_report import MetricsReport, ReportError, read_report, report_text
 
@@ -157,8 +157,8 @@ def checkpoints(folder: Path) -> list[Path]:
 def read_manifest(checkpoint: Path) -> Manifest:
     """Read a checkpoint's manifest; CheckpointError if it is invalid."""
     try:
-        return read_record(Manifest, json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, RecordError) as error:
+        return read_record(Manifest, read_json(checkpoint / MANIFEST))
+    except HfVitSegError as error:
         raise CheckpointError(f"{checkpoint} is not a checkpoint of this version: {error}") from None
 
 

@@ -7,7 +7,6 @@
 Shapes: K classes, M bins of confidence.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich.text import Text
 
 from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.text_files import read_json_object
 from hf_vit_seg.training.recipe.schema import Task
 
 from .json_values import json_line, json_value
@@ -180,7 +180,7 @@ def block(value: Any) -> str:
 def read_report(path: Path) -> MetricsReport:
     """Read metrics.json; null becomes NaN. ReportError if it is invalid."""
     try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
+        parts = read_json_object(path)
         if "measure" in parts:
             raise ReportError(f"{path}: the key 'measure' was renamed to 'metric'")
         classes = parts.pop("classes")

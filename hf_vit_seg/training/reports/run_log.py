@@ -11,7 +11,6 @@ A number that is not finite is null. Only the main process writes; each call clo
     log.evaluation(100, scores)
 """
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.directory_lock import LOG as FILE
 from hf_vit_seg.errors import HfVitSegError, write_errors
+from hf_vit_seg.text_files import parse_json
 
 from .json_values import Json, json_line, json_value
 from .trackers import check_trackers, start_trackers
@@ -122,7 +122,7 @@ def read(directory: Path | str) -> list[Line]:
 def parse_line(text: bytes, path: Path, number: int) -> Line:
     """Parse a line of the log; RunLogError if it is invalid."""
     try:
-        line = json.loads(text)
+        line = parse_json(text.decode())
     except ValueError:
         line = None
     if not isinstance(line, dict) or not isinstance(line.get("step"), int):

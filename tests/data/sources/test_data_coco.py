@@ -172,7 +172,7 @@ def test_non_coco_files_raise(tmp_path):
         return open_source({"kind": "coco_masks", **settings}, "segmentation")
 
     for text, reason in (
-        ("{", "not a JSON file"),
+        ("{", "not valid JSON"),
         ("[]", "expected the lists images"),
         ('{"images": []}', "expected the lists"),
     ):
