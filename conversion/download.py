@@ -102,7 +102,10 @@ def download_repository(
             wanted = [folder + name for name in (CONFIG, PROCESSOR, CARD, weights, *shards)]
             local = snapshot_download(repo_id, allow_patterns=wanted, force_download=force_download, **options)
         else:
-            return cached_folder(repo_id, subfolder, revision, cache_dir)
+            local = cached_folder(repo_id, subfolder, revision, cache_dir)
+            if local is None:
+                raise ConversionError(download_error(repo_id, OfflineModeIsEnabled()))
+            return local
     except ConversionError:
         raise
     except (OSError, ValueError, HTTPError) as error:
@@ -110,14 +113,14 @@ def download_repository(
     return Path(local, subfolder)
 
 
-def cached_folder(repo_id: str, subfolder: str, revision: str | None, cache_dir: str | Path | None) -> Path:
-    """Return the folder of a repository in the local cache. LocalEntryNotFoundError if it is not there."""
+def cached_folder(repo_id: str, subfolder: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:
+    """Return the folder of a repository in the local cache; None if it is not there."""
     for name in (CONFIG, *INDEX_FILES, *WEIGHT_FILES):
         file = str(PurePosixPath(subfolder, name))
         found = try_to_load_from_cache(repo_id, file, cache_dir=cache_dir, revision=revision)
         if isinstance(found, str):
             return Path(found).parent
-    raise LocalEntryNotFoundError(f"{repo_id} is not in the local cache")
+    return None
 
 
 def list_files(repo_id: str, revision: str | None, token: str | bool | None) -> list[str]:

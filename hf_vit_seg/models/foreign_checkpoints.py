@@ -62,7 +62,7 @@ def convert_foreign(
     if converted is None:
         raise HfVitSegError(
             f"'{path}' has model_type '{model_type}', expected '{config_class.model_type}'; load it with its own "
-            "class, or convert a checkpoint of the same architecture with `hf-vit-seg convert` (pip install hf_vit_seg)"
+            "class; a checkpoint of the same architecture in another format is converted by `hf-vit-seg convert`"
         )
     if not isinstance(converted.config, config_class):
         raise HfVitSegError(

@@ -45,7 +45,7 @@ def accelerator_for(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def write_evaluation(model: str, recipe: Recipe, split: str, out: Path, convert: bool) -> MetricsReport:
+def write_evaluation(model: str, recipe: Recipe, split: str, out: Path, convert: bool = True) -> MetricsReport:
     """Evaluate a model; the caller holds the lock of `out`."""
     accelerator = accelerator_for(recipe)
     dataset = open_split(recipe, split)  # pyright: ignore[reportArgumentType]

@@ -21,10 +21,10 @@ ARROWS = {
     "data": {"models"},
     "metrics": set(),
     "drawing": set(),
-    "inference": {"models", "data", "drawing"},
-    "training": {"models", "data", "metrics", "inference", "drawing"},
+    "inference": {"models", "data", "drawing", "conversion"},
+    "training": {"models", "data", "metrics", "inference", "drawing", "conversion"},
     "export": {"models", "data", "inference"},
-    "hub": {"models", "data", "inference", "training", "demo", "drawing"},
+    "hub": {"models", "data", "inference", "training", "demo", "drawing", "conversion"},
     "demo": {"models", "data", "inference", "drawing"},
     "conversion": {"models"},
 }
