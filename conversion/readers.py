@@ -87,7 +87,7 @@ def read_shapes(path: Path, weights: str | None = None) -> Checkpoint | None:
             found = read_shards(file, shapes_of)
         else:
             found = find_state_dict(file, shapes_of(file), weights)
-    except WholeFile:
+    except WholeFileError:
         return None
     if not found.tensors:
         return None
@@ -97,15 +97,15 @@ def read_shapes(path: Path, weights: str | None = None) -> Checkpoint | None:
     return Checkpoint(path, tensors, found.meta, config, processor, read_card(file.parent))
 
 
-class WholeFile(Exception):
+class WholeFileError(ConversionError):
     """A file without shapes that can be read before its data."""
 
 
 def shapes_of(file: Path) -> Mapping[Any, Any]:
-    """Read the shapes of a file; WholeFile if its format does not allow it."""
+    """Read the shapes of a file; WholeFileError if its format does not allow it."""
     found = file_formats.read_shapes(file) if file.is_file() else None
     if not isinstance(found, Mapping):
-        raise WholeFile
+        raise WholeFileError
     return found
 
 
