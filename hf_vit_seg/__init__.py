@@ -1,18 +1,16 @@
 """Vision transformers for segmentation inside the Hugging Face ecosystem.
 
-Importing this package registers every installed architecture with transformers' Auto classes and pipelines, every
-installed segmentation head, and the pipeline task "semantic-segmentation".
+After the import of this package, transformers' Auto classes and pipelines find every installed architecture and
+segmentation head, and the pipeline task "semantic-segmentation". They are registered when they are first used
+(`registration`), so that the import is fast.
 """
 
 from importlib.metadata import version
 
-from hf_vit_seg.inference.pipeline import register
-
-from .plugins import Architecture, architectures, heads, plugins
+from .plugins import Architecture, architectures, plugins
+from .registration import follow_imports
 
 __version__ = version("hf_vit_seg")
 __all__ = ["Architecture", "__version__", "architectures", "plugins"]
 
-heads()
-plugins()
-register()
+follow_imports()
