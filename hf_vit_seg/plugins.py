@@ -166,7 +166,7 @@ def register(architecture: Architecture) -> None:
     if model := architecture.models.get("AutoModelForSemanticSegmentation"):
         # The image-segmentation pipeline checks a copy of this table, which registration does not update, and logs a
         # false error for every registered model that is missing in it (transformers 5.23, image_segmentation.py).
-        names: dict[str, Any] = transformers.models.auto.modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+        names: Any = transformers.models.auto.modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
         names[model_type] = model.__name__
     transformers.AutoImageProcessor.register(
         architecture.config, image_processor_classes=dict(architecture.image_processor), exist_ok=True

@@ -157,7 +157,7 @@ def register() -> None:
                 registered.add(part)
         for module in list(sys.modules.values()):
             if type(module) is WatchedModule:  # not isinstance, which would run the code of lazy modules
-                module.__class__ = ModuleType
+                module.__class__ = ModuleType  # pyright: ignore[reportAttributeAccessIssue]
         if registered == STEPS.keys():
             remove_finders()
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForSemanticSegmentation, Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from hf_vit_seg.entry_points import qualified_name
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.entry_points import qualified_name
 from hf_vit_seg.records import read_record
 
 from .segmentation import Segmentation
@@ -105,8 +105,8 @@ def register() -> None:
         found = PIPELINE_REGISTRY.check_task(TASK)[1]["impl"]
         if qualified_name(found) != qualified_name(SemanticSegmentationPipeline):
             logger.warning(
-                'hf_vit_seg\'s pipeline("%s") is skipped: the task is already registered by %s; uninstall one of the two '
-                "packages, or use hf_vit_seg.inference.Segmenter",
+                "hf_vit_seg's pipeline for '%s' is skipped: the task is already registered by %s; uninstall one of the "
+                "two packages, or use hf_vit_seg.inference.Segmenter",
                 TASK,
                 qualified_name(found),
             )
