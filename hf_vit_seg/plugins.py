@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hf_vit_seg.errors import HfVitSegError
 
 from .entry_points import PREFIX, Plugin, load_all, qualified_name, subclass_of
-from .registration import registering
+from .registration import lock_registration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -81,7 +81,7 @@ def plugins() -> tuple[Plugin, ...]:
         register(value)
         known.append(value)
 
-    with registering():
+    with lock_registration():
         heads()
         return log_failures(load_all(GROUP, accept))
 
@@ -117,7 +117,7 @@ def config_owner(model_type: str) -> str | None:
 @cache
 def heads() -> tuple[Plugin, ...]:
     """Load and register every installed segmentation head, once per process; failed ones have an error."""
-    with registering():
+    with lock_registration():
         from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
         from hf_vit_seg.models.segmentation_heads import HEADS
 

@@ -42,7 +42,7 @@ thread = ThreadState()
 
 
 @contextmanager
-def importing() -> Iterator[None]:
+def suspend_registration() -> Iterator[None]:
     """Access watched modules without registering, within an import."""
     thread.imports += 1
     try:
@@ -52,9 +52,9 @@ def importing() -> Iterator[None]:
 
 
 @contextmanager
-def registering() -> Iterator[None]:
+def lock_registration() -> Iterator[None]:
     """Access watched modules without registering, while other threads wait for the registration."""
-    with lock, importing():
+    with lock, suspend_registration():
         yield
 
 
@@ -90,13 +90,13 @@ class FollowedLoader(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
         module.__loader__, name = self.loader, module.__name__
-        with importing():
+        with suspend_registration():
             self.loader.exec_module(module)
         part = part_of(name)
         if part is not None and part not in registered:
             module.__class__ = WatchedModule
             loaded.add(part)
-        elif not thread.imports and registers_at_end(name) and lock.acquire(blocking=False):
+        elif not thread.imports and should_register_after(name) and lock.acquire(blocking=False):
             # A thread that waited for the lock here could block the one that holds it, which may import this module.
             try:
                 register()
@@ -104,7 +104,7 @@ class FollowedLoader(Loader):
                 lock.release()
 
 
-def registers_at_end(name: str) -> bool:
+def should_register_after(name: str) -> bool:
     """Whether the end of this import registers: not for the parts of transformers that the architectures import."""
     return not loaded <= registered and (
         not name.startswith("transformers.") or name.startswith("transformers.models.")
@@ -150,7 +150,7 @@ def remove_finders() -> None:
 
 def register() -> None:
     """Register with the parts of transformers that are imported, once per process."""
-    with registering():
+    with lock_registration():
         for part, step in STEPS.items():
             if part in loaded - registered:
                 step()
@@ -184,4 +184,4 @@ def register_pipeline() -> None:
 
 STEPS: dict[str, Callable[[], None]] = {ARCHITECTURES: register_architectures, PIPELINE: register_pipeline}
 
-__all__ = ["follow_imports", "register", "registering"]
+__all__ = ["follow_imports", "lock_registration", "register"]
