@@ -1,16 +1,20 @@
 """Vision transformers for segmentation inside the Hugging Face ecosystem.
 
-Importing this package registers every installed architecture with transformers' Auto classes and pipelines, every
-installed segmentation head, and the pipeline task "semantic-segmentation".
+After the import of this package, transformers' Auto classes and pipelines find every installed architecture and
+segmentation head, and the pipeline task "semantic-segmentation". They are registered when they are first used
+(`registration`), so that the import is fast.
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from hf_vit_seg.conversion.live_models import from_transformers, to_transformers
-from hf_vit_seg.inference.loading import load
-from hf_vit_seg.inference.pipeline import register
+from .plugins import Architecture, architectures, plugins
+from .registration import follow_imports
 
-from .plugins import Architecture, architectures, heads, plugins
+if TYPE_CHECKING:
+    from hf_vit_seg.conversion.live_models import from_transformers, to_transformers
+    from hf_vit_seg.inference.loading import load
 
 __version__ = version("hf_vit_seg")
 __all__ = [
@@ -23,6 +27,18 @@ __all__ = [
     "to_transformers",
 ]
 
-heads()
-plugins()
-register()
+# Functions that need torch: their modules are imported at the first use.
+LAZY = {
+    "from_transformers": "hf_vit_seg.conversion.live_models",
+    "load": "hf_vit_seg.inference.loading",
+    "to_transformers": "hf_vit_seg.conversion.live_models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"module 'hf_vit_seg' has no attribute '{name}'")
+    return getattr(import_module(LAZY[name]), name)
+
+
+follow_imports()

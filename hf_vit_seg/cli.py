@@ -1,5 +1,7 @@
 """The command `hf-vit-seg`: each subcommand parses its options and makes one call of the library.
 
+Only the commands themselves import torch and transformers: help, completion and errors of usage are immediate.
+
 Exit codes: 0 success, 1 some of the work failed, 2 the command cannot be executed as given, 70 a bug (its traceback is
 shown), 130 stopped by a signal.
 """
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_vit_seg import __version__
 from hf_vit_seg.training.__main__ import train
 
 from .error_reporting import DONE, FAILED, report_errors
@@ -66,15 +69,20 @@ class ModelFormat(StrEnum):
     transformers = "transformers"
 
 
+def show_version(shown: bool) -> None:
+    """Print the version of the package, and exit."""
+    if shown:
+        typer.echo(f"hf-vit-seg {__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Vision transformers for segmentation in the Hugging Face ecosystem."""
-    import logging
-
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # of loading and saving weights; commands show their own
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damaged files are reported in sentences
 
 
 @app.command()

@@ -7,7 +7,8 @@ targets.
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
+from pathlib import Path
 from typing import Any
 
 PACKAGE = "hf_vit_seg"
@@ -40,6 +41,14 @@ def entries(group: str) -> list[EntryPoint]:
     return sorted(unique.values(), key=lambda e: (e.dist is None or e.dist.name != PACKAGE, e.name, e.value))
 
 
+def installed_versions() -> dict[str, Path]:
+    """Return the installed versions of this package and where they are, the first of Python's path first."""
+    found: dict[str, Path] = {}
+    for distribution in distributions(name=PACKAGE):  # an editable install can be listed twice
+        found.setdefault(distribution.version, Path(str(distribution.locate_file(""))))
+    return found
+
+
 def load(entry: EntryPoint, accept: Callable[[Any], None]) -> Plugin:
     """Load one entry point and check its value with `accept`; exceptions of both are stored as the error."""
     try:
@@ -69,6 +78,11 @@ def first_of_each_name(group: str) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in reversed(entries(group))}
 
 
+def qualified_name(kind: type) -> str:
+    """Return "module.Class", which a reload of the module does not change."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def subclass_of(kind: type) -> Callable[[Any], None]:
     """Return a check that accepts only subclasses of `kind`; TypeError for other values."""
 
@@ -80,4 +94,16 @@ def subclass_of(kind: type) -> Callable[[Any], None]:
     return accept
 
 
-__all__ = ["PREFIX", "Plugin", "entries", "first_of_each_name", "load", "load_all", "origin", "subclass_of"]
+__all__ = [
+    "PACKAGE",
+    "PREFIX",
+    "Plugin",
+    "entries",
+    "first_of_each_name",
+    "installed_versions",
+    "load",
+    "load_all",
+    "origin",
+    "qualified_name",
+    "subclass_of",
+]

@@ -1,5 +1,6 @@
 """Error reports and exit codes of commands: one sentence for user errors, a traceback for bugs."""
 
+import logging
 import os
 import sys
 import traceback
@@ -69,6 +70,14 @@ def this_process() -> str:
     return "" if os.environ.get("WORLD_SIZE", "1") == "1" else f" (process {os.environ.get('RANK', '0')})"
 
 
+def quiet_libraries() -> None:
+    """Hide messages and progress bars of libraries that commands replace by their own."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of loading and saving weights
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damaged files are reported in sentences
+
+
 def report_errors(function: Callable[..., None]) -> Callable[..., None]:
     """Decorate a typer command: report its errors, return exit codes, and add the option --traceback."""
 
@@ -76,6 +85,7 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
     def command(*arguments: Any, traceback: bool, **options: Any) -> None:
         token = show_tracebacks.set(traceback)
         try:
+            quiet_libraries()
             function(*arguments, **options)
         except (typer.Exit, typer.Abort):
             raise

@@ -2,6 +2,8 @@
 
 The built-in ones are declared in this package's pyproject.toml in the same way. A plugin that fails to load is logged
 and skipped. Heads, losses, data sources, transforms and formats are plugins too: `plugin_listing` has all groups.
+
+The package imports this module, so that it imports torch and transformers only within functions.
 """
 
 import logging
@@ -9,34 +11,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources.abc import Traversable
-from typing import Any
-
-import transformers
-from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
+from typing import TYPE_CHECKING, Any
 
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.models.bundled_code import name_conflict
-from hf_vit_seg.models.foreign_checkpoints import CONVERTERS, ConvertedCheckpoint
-from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
-from hf_vit_seg.models.segmentation_heads import HEADS
 
-from .entry_points import PREFIX, Plugin, load_all, subclass_of
-from .remote_code import copy_obstacle, file_of, register_code
-from .yaml_reader import parse
+from .entry_points import PREFIX, Plugin, load_all, qualified_name, subclass_of
+from .registration import lock_registration
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from hf_vit_seg.models.foreign_checkpoints import ConvertedCheckpoint
 
 GROUP = PREFIX + "architectures"
 HEADS_GROUP = PREFIX + "heads"
 BACKENDS = frozenset({"torchvision", "pil"})
 # Keys of `variants` that are not config fields: the expected number of parameters, and the model it refers to.
 NOT_FIELDS = ("parameters", "counted")
-
-# The image-segmentation pipeline checks a copy of this table, which registration does not update, and logs a false
-# error for every registered model that is missing in it (transformers 5.23, image_segmentation.py).
-PIPELINE_NAMES: dict[str, Any] = {
-    "AutoModelForSemanticSegmentation": modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
-}
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +43,8 @@ class Architecture:
     """
 
     name: str
-    config: type[PreTrainedConfig]
-    models: Mapping[str, type[PreTrainedModel]]
+    config: "type[PreTrainedConfig]"
+    models: "Mapping[str, type[PreTrainedModel]]"
     image_processor: Mapping[str, type]
     variants: Traversable
     conversions: tuple[str, ...] = ()
@@ -65,9 +56,11 @@ class Architecture:
         `counted` is the model it refers to, {model: auto class, num_labels}; by default the segmentation model with
         150 classes.
         """
+        from .yaml_reader import parse
+
         return parse(self.variants.read_text(encoding="utf-8")) or {}
 
-    def variant_config(self, variant: str, **fields: Any) -> PreTrainedConfig:
+    def variant_config(self, variant: str, **fields: Any) -> "PreTrainedConfig":
         """Build the config of a published size (ignoring case), with other `fields` such as `num_labels`."""
         rows = {name.lower(): row for name, row in self.variant_rows().items()}
         if variant.lower() not in rows:
@@ -90,13 +83,18 @@ def plugins() -> tuple[Plugin, ...]:
         register(value)
         known.append(value)
 
-    CONVERTERS[:] = [convert_checkpoint]
-    return log_failures(load_all(GROUP, accept))
+    from hf_vit_seg.models.foreign_checkpoints import CONVERTERS
+
+    with lock_registration():
+        CONVERTERS[:] = [convert_checkpoint]
+        heads()
+        return log_failures(load_all(GROUP, accept))
 
 
-def convert_checkpoint(path: Any, **hub: Any) -> ConvertedCheckpoint | None:
+def convert_checkpoint(path: Any, **hub: Any) -> "ConvertedCheckpoint | None":
     """Convert a checkpoint in another format for a model's `from_pretrained`; None if it cannot be converted."""
     from hf_vit_seg.conversion.pretrained import convert_pretrained, describe
+    from hf_vit_seg.models.foreign_checkpoints import ConvertedCheckpoint
 
     converted = convert_pretrained(path, **hub)
     if converted is None:
@@ -106,12 +104,19 @@ def convert_checkpoint(path: Any, **hub: Any) -> ConvertedCheckpoint | None:
 
 
 def check_architecture(architecture: Architecture, known: Sequence[Architecture]) -> None:
-    """ValueError for an architecture that cannot be registered, or conflicts with another."""
+    """HfVitSegError for an architecture that cannot be registered, or conflicts with another."""
+    import transformers
+
     if architecture.name in [other.name for other in known]:
         raise HfVitSegError(f"an architecture named '{architecture.name}' already exists")
     model_type = architecture.config.model_type
     if model_type in [other.config.model_type for other in known]:
         raise HfVitSegError(f"an architecture with model_type '{model_type}' already exists")
+    if (owner := config_owner(model_type)) not in (None, qualified_name(architecture.config)):
+        raise HfVitSegError(
+            f"model_type '{model_type}' is already registered with AutoConfig by {owner}; uninstall one of the two "
+            "packages, or do not import them in the same process"
+        )
     if unknown := [auto for auto in architecture.models if not isinstance(getattr(transformers, auto, None), type)]:
         raise HfVitSegError(f"`models` has unknown Auto classes: {', '.join(unknown)}")
     if set(architecture.image_processor) != BACKENDS:
@@ -119,16 +124,33 @@ def check_architecture(architecture: Architecture, known: Sequence[Architecture]
         raise HfVitSegError(f"`image_processor` has {found}, expected classes for {' and '.join(sorted(BACKENDS))}")
 
 
+def config_owner(model_type: str) -> str | None:
+    """Return the class that AutoConfig builds for a model_type, as "module.Class"; None if it knows none."""
+    from transformers import CONFIG_MAPPING
+
+    return qualified_name(CONFIG_MAPPING[model_type]) if model_type in CONFIG_MAPPING else None
+
+
 @cache
 def heads() -> tuple[Plugin, ...]:
     """Load and register every installed segmentation head, once per process; failed ones have an error."""
-    found = log_failures(load_all(HEADS_GROUP, accept_head, HEADS.keys()))
+    with lock_registration():
+        from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
+        from hf_vit_seg.models.segmentation_heads import HEADS
+
+        found = log_failures(load_all(HEADS_GROUP, accept_head, HEADS.keys()))
     REGISTERED_HEADS.update({plugin.name: plugin.value for plugin in found if plugin.value is not None})
     return found
 
 
 def accept_head(value: Any) -> None:
     """TypeError unless the value is a module class, and ValueError if its code cannot be saved with models."""
+    from torch import nn
+
+    from hf_vit_seg.models.bundled_code import name_conflict
+
+    from .remote_code import copy_obstacle, file_of
+
     subclass_of(nn.Module)(value)
     if reason := copy_obstacle(file_of(value)) or name_conflict(value):
         raise HfVitSegError(f"its code cannot be saved with a model: {reason}")
@@ -149,14 +171,21 @@ def architectures() -> dict[str, Architecture]:
 
 
 def register(architecture: Architecture) -> None:
-    """Register an architecture with transformers' Auto classes and pipelines."""
+    """Register an architecture with transformers' Auto classes and pipelines; repeated calls change nothing."""
+    import transformers
+
+    from .remote_code import register_code
+
     model_type = architecture.config.model_type
-    AutoConfig.register(model_type, architecture.config)
+    transformers.AutoConfig.register(model_type, architecture.config)
     for auto_class, model in architecture.models.items():
         getattr(transformers, auto_class).register(architecture.config, model)
-        if auto_class in PIPELINE_NAMES:
-            PIPELINE_NAMES[auto_class][model_type] = model.__name__
-    AutoImageProcessor.register(
+    if model := architecture.models.get("AutoModelForSemanticSegmentation"):
+        # The image-segmentation pipeline checks a copy of this table, which registration does not update, and logs a
+        # false error for every registered model that is missing in it (transformers 5.23, image_segmentation.py).
+        names: Any = transformers.models.auto.modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+        names[model_type] = model.__name__
+    transformers.AutoImageProcessor.register(
         architecture.config, image_processor_classes=dict(architecture.image_processor), exist_ok=True
     )
     register_code(architecture.config, architecture.models, architecture.image_processor.values())

@@ -4,6 +4,7 @@ transformers' "image-segmentation" returns a mask per class, resizes all logits 
 fails for models with one class. Both tasks load the same models.
 """
 
+import logging
 import os
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_vit_seg.conversion.errors import UnsupportedCheckpoint
 from hf_vit_seg.conversion.live_models import from_transformers
+from hf_vit_seg.entry_points import qualified_name
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.records import read_record
@@ -22,6 +24,8 @@ from .segmentation import Segmentation
 from .segmenter import Segmenter
 
 TASK = "semantic-segmentation"
+
+logger = logging.getLogger(__name__)
 
 
 class SemanticSegmentationPipeline(Pipeline):
@@ -100,8 +104,19 @@ def to_protocol(given: Any) -> Protocol:
 
 
 def register() -> None:
-    """Register `pipeline("semantic-segmentation")` with transformers; repeated calls do nothing."""
-    if TASK in PIPELINE_REGISTRY.supported_tasks:
+    """Register `pipeline("semantic-segmentation")` with transformers; repeated calls do nothing.
+
+    A pipeline of another package with this name is kept, with a warning.
+    """
+    if TASK in PIPELINE_REGISTRY.get_supported_tasks():
+        found = PIPELINE_REGISTRY.check_task(TASK)[1]["impl"]
+        if qualified_name(found) != qualified_name(SemanticSegmentationPipeline):
+            logger.warning(
+                "hf_vit_seg's pipeline for '%s' is skipped: the task is already registered by %s; uninstall one of the "
+                "two packages, or use hf_vit_seg.inference.Segmenter",
+                TASK,
+                qualified_name(found),
+            )
         return
     PIPELINE_REGISTRY.register_pipeline(
         TASK, SemanticSegmentationPipeline, pt_model=AutoModelForSemanticSegmentation, type="image"

@@ -25,9 +25,9 @@ def called_names(node: ast.AST) -> list[str]:
     return [call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "") for call in calls]
 
 
-def test_code_map_has_three_flows():
+def test_code_map_has_four_flows():
     assert len(ROWS) >= 20
-    assert len(re.findall(r"^## (Train|Predict|Convert)$", PAGE, flags=re.MULTILINE)) == 3
+    assert len(re.findall(r"^## (Register|Train|Predict|Convert)$", PAGE, flags=re.MULTILINE)) == 4
 
 
 @pytest.mark.parametrize(("file", "name", "calls"), ROWS, ids=[f"{file}:{name}" for file, name, _ in ROWS])
