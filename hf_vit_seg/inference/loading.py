@@ -111,7 +111,8 @@ def load_pretrained(
         raise ModelError(f"unknown task '{task}'; choose from {', '.join(TASKS)}")
     if convert and (converted := find_conversion(name, **hub)) is not None:
         check_task(name, converted, task)
-        return Loaded(converted.model.to(dtype), converted.processor, describe(name, converted))
+        model: Any = converted.model
+        return Loaded(model.to(dtype), converted.processor, describe(name, converted))
     text = str(name)
     model = load_model(text, dtype, task or task_of(text, features=True, **hub), **hub)
     return Loaded(model, load_processor(text, **hub) if has_processor(text, **hub) else None, None)

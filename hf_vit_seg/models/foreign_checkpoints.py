@@ -30,7 +30,8 @@ class ConvertedCheckpoint:
         loading["state_dict"] = dict(self.state_dict)
         if isinstance(config, PreTrainedConfig):
             return config, loading
-        return type(self.config).from_dict(self.config.to_dict(), return_unused_kwargs=True, **loading)
+        build: Any = type(self.config).from_dict
+        return build(self.config.to_dict(), return_unused_kwargs=True, **loading)
 
 
 Converter = Callable[..., ConvertedCheckpoint | None]
@@ -38,7 +39,7 @@ CONVERTERS: list[Converter] = []  # (path, options that locate files) -> the con
 
 
 def convert_foreign(
-    config_class: type[PreTrainedConfig], path: Any, config: Any, loading: Mapping[str, Any]
+    config_class: Any, path: Any, config: Any, loading: Mapping[str, Any]
 ) -> ConvertedCheckpoint | None:
     """Convert a checkpoint in another format; None for one of this model's own type.
 

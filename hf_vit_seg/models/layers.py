@@ -116,7 +116,8 @@ class SegmentationPreTrainedModel(PreTrainedModel):
         if converted is not None:
             path = None
             config, kwargs = converted.config_for(config, kwargs)
-        model, info = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
+        load: Any = super().from_pretrained
+        model, info = load(path, *args, config=config, output_loading_info=True, **kwargs)
         check_any_weights(pretrained_model_name_or_path, dict(model.state_dict()), info["missing_keys"])
         return (model, info) if output_loading_info else model
 

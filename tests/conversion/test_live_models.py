@@ -77,6 +77,7 @@ def test_an_earlier_optimizer_trains_the_converted_model(name):
     model(IMAGE).logits.square().mean().backward()
     optimizer.step()
     for old, parameter in zip(before, model.parameters(), strict=True):
+        assert parameter.grad is not None
         torch.testing.assert_close(parameter, old - 0.1 * parameter.grad, rtol=0, atol=1e-12)
 
 
