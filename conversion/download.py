@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -30,8 +29,6 @@ from hf_vit_seg.provenance import CARD
 from .errors import ConversionError
 from .readers import CONFIG, INDEX_FILES, PROCESSOR, WEIGHT_FILES, choose_weights, shard_names
 
-# Options of `from_pretrained` that locate files.
-HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts whose addresses need no https
 CACHE = {"library_name": "hf_vit_seg", "namespace": "checkpoints"}
 
@@ -201,8 +198,3 @@ def download_to(address: str, target: Path) -> None:
     except Exception as error:  # of the HTTP client, which may change
         reason = error_sentence(error, short=True)
         raise ConversionError(f"'{address}' cannot be downloaded: {reason}; try again to continue") from error
-
-
-def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the options of `from_pretrained` that locate files, without unset ones."""
-    return {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}

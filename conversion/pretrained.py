@@ -8,11 +8,12 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from hf_vit_seg.models.foreign_checkpoints import hub_options
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.provenance import Provenance
 
 from .convert import Conversion, convert_in_memory, source_provenance
-from .download import hub_options, is_address, is_repository, locate, repository_of
+from .download import is_address, is_repository, locate, repository_of
 from .errors import ConversionError, UnsupportedCheckpoint
 from .readers import CONFIG, SUFFIXES, Checkpoint, read, read_json, read_shapes
 from .registry import full_name, recognize, sources

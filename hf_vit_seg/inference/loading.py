@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils.hub import cached_file
 
 from hf_vit_seg.conversion.convert import Conversion
-from hf_vit_seg.conversion.download import HUB_OPTIONS
 from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.pretrained import convert_pretrained, describe, find_classes
 from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.models.foreign_checkpoints import HUB_OPTIONS
 
 AUTO_CLASSES = {
     "segmentation": "AutoModelForSemanticSegmentation",

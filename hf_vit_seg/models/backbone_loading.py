@@ -5,7 +5,7 @@ of timm checkpoints (transformers 5.23).
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -25,17 +25,12 @@ from transformers.initialization import no_init_weights
 from transformers.utils.hub import cached_file
 
 from .errors import HfVitSegError
+from .foreign_checkpoints import hub_options
 
 TIMM_WEIGHTS = "model.safetensors"
 CHANNELS_LAST = "NHWC"
 DEFAULT_SIZE = 224  # of images, for backbones whose config has no image size
 T = TypeVar("T")
-HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
-
-
-def hub_options(loading: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `from_pretrained` that locate files."""
-    return {name: loading[name] for name in HUB_OPTIONS if name in loading}
 
 
 def load_backbone_config(path: str | os.PathLike, **hub: Any) -> PreTrainedConfig:
@@ -114,7 +109,6 @@ def feature_strides(backbone: Any) -> tuple[tuple[int, int], ...]:
 __all__ = [
     "build_backbone",
     "feature_strides",
-    "hub_options",
     "load_backbone",
     "load_backbone_config",
     "returns_channels_last",

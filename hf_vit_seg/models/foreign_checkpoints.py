@@ -14,7 +14,13 @@ from transformers import PreTrainedConfig
 
 from .errors import HfVitSegError
 
+# Options of `from_pretrained` that locate files.
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+
+
+def hub_options(loading: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the options of `from_pretrained` that locate files, without unset ones."""
+    return {name: loading[name] for name in HUB_OPTIONS if loading.get(name) is not None}
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ def convert_foreign(
         return None
     if isinstance(config, config_class) and config._name_or_path == str(path):  # read from there
         return None
-    hub = {name: loading[name] for name in HUB_OPTIONS if loading.get(name) is not None}
+    hub = hub_options(loading)
     try:
         stored, _ = PreTrainedConfig.get_config_dict(path, **hub)
     except OSError:  # no config.json: a single file, or nothing
@@ -83,4 +89,4 @@ def check_any_weights(path: Any, expected: Mapping[str, Any], missing: Any) -> N
         )
 
 
-__all__ = ["CONVERTERS", "HUB_OPTIONS", "ConvertedCheckpoint", "check_any_weights", "convert_foreign"]
+__all__ = ["CONVERTERS", "HUB_OPTIONS", "ConvertedCheckpoint", "check_any_weights", "convert_foreign", "hub_options"]

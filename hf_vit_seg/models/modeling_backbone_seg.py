@@ -20,7 +20,6 @@ from transformers.utils.generic import can_return_tuple
 from .backbone_loading import (
     build_backbone,
     feature_strides,
-    hub_options,
     load_backbone,
     load_backbone_config,
     returns_channels_last,
@@ -28,6 +27,7 @@ from .backbone_loading import (
 from .bilinear import crop_to_image_extent, pad_to_multiple
 from .configuration_backbone_seg import BackboneSegmentationConfig
 from .errors import HfVitSegError
+from .foreign_checkpoints import hub_options
 from .layers import SegmentationPreTrainedModel, check_channels, match_dtype
 from .losses import segmenter_output
 from .recomputation import update_statistics_once
