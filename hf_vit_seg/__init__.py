@@ -13,26 +13,42 @@ from .plugins import Architecture, architectures, plugins
 from .registration import follow_imports
 
 if TYPE_CHECKING:
+    from hf_vit_seg.conversion.convert import convert
     from hf_vit_seg.conversion.live_models import from_transformers, to_transformers
+    from hf_vit_seg.inference.classifier import Classifier
     from hf_vit_seg.inference.loading import load
+    from hf_vit_seg.inference.pose_estimator import PoseEstimator
+    from hf_vit_seg.inference.segmenter import Segmenter
 
 __version__ = version("hf_vit_seg")
 __all__ = [
     "Architecture",
+    "Classifier",
+    "PoseEstimator",
+    "Segmenter",
     "__version__",
     "architectures",
+    "convert",
     "from_transformers",
     "load",
     "plugins",
     "to_transformers",
 ]
 
-# Functions that need torch: their modules are imported at the first use.
+# Functions and classes that need torch: their modules are imported at the first use.
 LAZY = {
+    "Classifier": "hf_vit_seg.inference.classifier",
+    "PoseEstimator": "hf_vit_seg.inference.pose_estimator",
+    "Segmenter": "hf_vit_seg.inference.segmenter",
+    "convert": "hf_vit_seg.conversion.convert",
     "from_transformers": "hf_vit_seg.conversion.live_models",
     "load": "hf_vit_seg.inference.loading",
     "to_transformers": "hf_vit_seg.conversion.live_models",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ import pytest
 from paths import REPOSITORY
 from plugin_environment import write_distribution
 
+import hf_vit_seg
 from hf_vit_seg.entry_points import installed_versions
 
 LARGE = ("torch", "torchvision", "transformers")
@@ -272,3 +273,10 @@ print(type(AutoConfig.for_model("segformer_seg")) is type(found))
 """
     ran = run(code)
     assert ran.stdout.splitlines() == ["True"] and "skipped" not in ran.stderr, ran.stderr
+
+
+def test_public_names_exist_and_are_listed():
+    assert set(hf_vit_seg.__all__) <= set(dir(hf_vit_seg))
+    assert all(getattr(hf_vit_seg, name) is not None for name in hf_vit_seg.__all__)
+    with pytest.raises(AttributeError, match="segment_everything"):
+        _ = hf_vit_seg.segment_everything  # pyright: ignore[reportAttributeAccessIssue]
