@@ -21,7 +21,7 @@ DATA_FILES = (
     "configs/recipes/*.yaml",
     "configs/labels/*.json",
     "examples/nuclei/model/*",
-    "examples/nuclei/data/test/images/709e094e39629a9c.webp",  # the first example image of the demo
+    "examples/nuclei/data/*/*/*",
     "spaces/segmentation/*.md",
     "spaces/segmentation/*.txt",
 )

@@ -19,7 +19,7 @@ from hf_vit_seg.yaml_reader import parse
 
 from .losses.registry import DEFAULT, LOSSES, MULTI_LABEL_DEFAULT, check_losses
 from .optimization.parameter_groups import GroupRow
-from .recipe.files import RecipeFileError, plain, recipe_path, shipped_recipes
+from .recipe.files import RecipeFileError, find_installed_data, plain, recipe_path, shipped_recipes
 from .recipe.overrides import override_setting, split_override
 from .recipe.paths import SAVED, SPLITS, map_paths, resolve_path, resolve_saved_path
 from .recipe.schema import DataRecipe, OptimizerRecipe, Recipe
@@ -49,7 +49,7 @@ def resolve_file_paths(settings: Mapping[str, Any], path: Path) -> dict[str, Any
     """Resolve the paths in the settings of a recipe file."""
     folder = path.resolve().parent
     if path in shipped_recipes().values():
-        return dict(settings)
+        return map_paths(settings, find_installed_data)
     if SAVED not in settings:
         return map_paths(settings, lambda place: resolve_path(place, [folder, Path.cwd()]))
     relative = settings[SAVED] if isinstance(settings[SAVED], Mapping) else {}

@@ -188,3 +188,14 @@ def test_missing_data_of_a_recipe_name_the_path(project):
     shutil.rmtree(project / "train")
     with pytest.raises(SourceError, match=r"data\.train: images: train/images: the folder does not exist"):
         run(project / "recipe.yaml", RunDirectory(project / "run").path)
+
+
+@pytest.mark.parametrize("name", ["nuclei", "nuclei_hybrid"])
+def test_data_of_shipped_recipes_are_installed(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = load_recipe(name).data
+    for split in (data.train, data.test):
+        assert all(any(Path(split[folder]).iterdir()) for folder in ("images", "masks"))
+    own = tmp_path / "examples" / "nuclei" / "data" / "train" / "images"
+    own.mkdir(parents=True)
+    assert load_recipe(name).data.train["images"] == str(own)
