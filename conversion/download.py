@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -108,6 +109,21 @@ def download_repository(
     except (OSError, ValueError, HTTPError) as error:
         raise ConversionError(download_error(repo_id, error)) from error
     return Path(local, subfolder)
+
+
+def download_file(repo_id: str, name: str, *, subfolder: str = "", **options: Any) -> Path | None:
+    """Download one file of a repository; None if the repository has no such file. Raises ConversionError."""
+    try:
+        return Path(hf_hub_download(repo_id, name, subfolder=subfolder or None, **options))
+    except RemoteEntryNotFoundError:
+        return None
+    except LocalEntryNotFoundError as error:
+        offline = options.get("local_files_only") or constants.HF_HUB_OFFLINE
+        if offline and cached_folder(repo_id, subfolder, options.get("revision"), options.get("cache_dir")):
+            return None  # of a repository in the cache
+        raise ConversionError(download_error(repo_id, error)) from error
+    except (OSError, ValueError, HTTPError) as error:
+        raise ConversionError(download_error(repo_id, error)) from error
 
 
 def cached_folder(repo_id: str, subfolder: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING
 
 from hf_vit_seg.models.foreign_checkpoints import hub_options
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.provenance import Provenance
 
 from .convert import Conversion, convert_in_memory, source_provenance
-from .download import is_address, is_repository, locate, repository_of
+from .download import download_file, is_address, is_repository, locate, repository_of
 from .errors import ConversionError, UnsupportedCheckpoint
 from .readers import CONFIG, SUFFIXES, Checkpoint, read, read_json, read_shapes
 from .registry import full_name, recognize, sources
@@ -80,8 +80,9 @@ def pretrained_provenance(name: str | Path) -> Provenance:
 def find_config(name: str | Path, **hub: Any) -> Mapping[str, Any] | None:
     """Return the content of the config.json of a path, a Hub id or an address.
 
-    It is empty for single files and for directories with nothing but weights; None for other directories without a
-    config, for adapters, and for paths that do not exist.
+    It is empty for single files, and for directories and repositories with nothing but weights; None for other
+    directories without a config, for adapters, and for paths that do not exist. Raises ConversionError for a repository
+    that cannot be read.
     """
     path = Path(name).expanduser()
     if path.is_file() or is_address(str(name)):
@@ -94,11 +95,9 @@ def find_config(name: str | Path, **hub: Any) -> Mapping[str, Any] | None:
         return {} if has_weights and not (folder / ADAPTER).exists() else None
     if not is_repository(str(name)):
         return None
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(str(name), **hub)
-    except OSError:  # no config.json, or not reachable: the download of the weights says what is wrong
-        return None
-    return config
+    if (file := download_file(str(name), CONFIG, **hub)) is not None:
+        return read_json(file)
+    return {} if download_file(str(name), ADAPTER, **hub) is None else None
 
 
 def is_convertible(config: Mapping[str, Any]) -> bool:

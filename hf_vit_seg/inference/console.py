@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging
 
+from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.error_reporting import BUG, DONE, FAILED, error_location, traceback_text
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.heads import classify, estimate_poses
@@ -40,10 +41,15 @@ def protocol_from_text(scales: str | None = None, **settings: Any) -> Protocol:
 
 
 def find_task(model: str) -> str:
-    """The task of a model; segmentation if it cannot be found, so that loading the model says what is wrong."""
+    """The task of a model; segmentation if it has no known head, so that loading the model says what is wrong.
+
+    Raises ModelError for a checkpoint that cannot be found or read.
+    """
     try:
         return "segmentation" if is_program(model) else task_of(model)
-    except ModelError:
+    except ModelError as error:
+        if isinstance(error.__cause__, ConversionError):
+            raise
         return "segmentation"
 
 

@@ -191,6 +191,8 @@ def task_of(name: str, *, features: bool = False, **hub: Any) -> str:
     """
     try:
         saved = find_classes(name, **hub) or AutoConfig.from_pretrained(name, **hub).architectures or []
+    except ConversionError as error:
+        raise ModelError(str(error)) from error
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{name} cannot be loaded: {error_sentence(error, short=True)}") from error
     for task, auto_class in AUTO_CLASSES.items():

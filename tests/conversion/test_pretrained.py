@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hf_vit_seg.inference.classifier import Classifier
+from hf_vit_seg.inference.console import find_task
 from hf_vit_seg.inference.loading import ModelError, load, load_pretrained, task_of
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
 from hf_vit_seg.inference.segmenter import Segmenter
@@ -305,6 +306,27 @@ def test_revision_and_subfolder(on_hub, segformer):
 def test_from_pretrained_of_a_hub_model(on_hub):
     model = SegFormerForSemanticSegmentation.from_pretrained(on_hub)
     assert model.config.num_labels == 7
+
+
+def test_repository_with_weights_alone(hub):
+    HfApi().create_repo("google/vit-tiny")
+    file = ORACLES / "flax_vit_pure" / "ViT-tiny_16.npz"
+    HfApi().upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id="google/vit-tiny")
+    model, _ = load("google/vit-tiny")
+    assert isinstance(model, VisionTransformerForImageClassification)
+
+
+def test_unreachable_hub_is_asked_once(hub, monkeypatch, tmp_path):
+    requests: list[str] = []
+
+    def refuse(method: str, path: str) -> None:
+        requests.append(path)
+        raise Refusal(404, "RepoNotFound", "nothing here")
+
+    hub.fault = refuse
+    with pytest.raises(ModelError):
+        find_task("owner/missing")
+    assert len(requests) == 1
 
 
 @pytest.mark.parametrize("case", ["absent", "without weights", "code", "gated", "offline"])
