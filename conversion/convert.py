@@ -103,9 +103,9 @@ def name_file(path: Path) -> Iterator[None]:
     try:
         yield
     except ConversionError as error:
-        if str(path) in str(error):
-            raise
-        raise type(error)(f"'{path}': {error}") from error
+        if str(path) not in str(error):
+            error.args = (f"'{path}': {error}",)
+        raise
 
 
 def convert_checkpoint(
