@@ -1,6 +1,7 @@
 """Convert a reference checkpoint to a directory for `from_pretrained`; `export` is the inverse."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -89,10 +90,22 @@ def convert_in_memory(
     describes the checkpoint, and ConversionError if it is damaged or cannot be found.
     """
     path = locate(name, **hub)
-    if (outline := read_shapes(path, weights)) is not None:
-        plan(outline, source, labels, overrides or {}, build_model)
-    checkpoint = replace(read(path, weights), repository=repository_of(name))
-    return convert_checkpoint(checkpoint, source=source, labels=labels, overrides=overrides)
+    with name_file(path):
+        if (outline := read_shapes(path, weights)) is not None:
+            plan(outline, source, labels, overrides or {}, build_model)
+        checkpoint = replace(read(path, weights), repository=repository_of(name))
+        return convert_checkpoint(checkpoint, source=source, labels=labels, overrides=overrides)
+
+
+@contextmanager
+def name_file(path: Path) -> Iterator[None]:
+    """Begin the message of a ConversionError with the path, unless it names it."""
+    try:
+        yield
+    except ConversionError as error:
+        if str(path) not in str(error):
+            error.args = (f"'{path}': {error}",)
+        raise
 
 
 def convert_checkpoint(
@@ -116,6 +129,7 @@ def convert_checkpoint(
         labels_requested=labels is not None,
         reference=found.source.preprocessing(config),
     )
+    preprocessing.check_channels(checkpoint.processor, config.num_channels, checkpoint.path)
     provenance = source_provenance(found, checkpoint)
     variant, notes = find_variant(found, checkpoint, config, shapes, overrides or {})
     report = Report(

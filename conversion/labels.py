@@ -100,7 +100,7 @@ def find_label_set(labels: str | Path) -> LabelSet:
     try:
         content = parse(read_text(path)) if path.suffix in (".yaml", ".yml") else read_json(path)
     except HfVitSegError as error:
-        raise ConversionError(f"the label file cannot be read: {error}") from None
+        raise ConversionError(f"the label file '{path}' cannot be read: {error}") from None
     return replace(from_json(content, str(path)), found=f"from {path}, as requested")
 
 

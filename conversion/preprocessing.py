@@ -1,10 +1,12 @@
 """Image preprocessing of converted models, as in their training."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.models.image_processing_settings import LEAST_SHARE, check_settings, is_share, is_side
 from hf_vit_seg.records import shorten
 
 from .errors import ConversionError
@@ -30,72 +32,25 @@ CONVNEXT = {"resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # d
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_side(value: Any) -> bool:
-    """Whether a value is a number of pixels."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIDE
-
-
-def is_size(value: Any) -> bool:
-    """Whether a value is a size: a number, a pair, or a mapping of sides."""
-    if isinstance(value, Mapping):
-        return set(value) in SIZE_KEYS and all(map(is_side, value.values()))
-    return is_side(value) or (isinstance(value, list) and len(value) in (1, 2) and all(map(is_side, value)))
-
-
-def is_flag(value: Any) -> bool:
-    """Whether a value is true or false."""
-    return isinstance(value, bool)
-
-
-def is_channels(value: Any) -> bool:
-    """Whether a value is a number, or a list with a number for each channel."""
-    return is_number(value) or (isinstance(value, list) and len(value) > 0 and all(map(is_number, value)))
-
-
-def is_scale(value: Any) -> bool:
-    """Whether a value can be divided by, for each channel."""
-    return is_channels(value) and all(each > 0 for each in (value if isinstance(value, list) else [value]))
-
-
-MAX_SIDE = 100_000
-SIZE_KEYS = (
-    {"height", "width"},
-    {"shortest_edge"},
-    {"longest_edge"},
-    {"shortest_edge", "longest_edge"},
-    {"max_height", "max_width"},
-)
-# What a setting of a preprocessor_config.json must be, and its description.
-FLAG = (is_flag, "true or false")
-CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "do_resize": FLAG,
-    "size": (is_size, "a number of pixels, or sides such as {height: 512, width: 512}"),
-    "resample": (lambda value: is_flag(value) is False and value in range(6), "a filter of PIL from 0 to 5"),
-    "do_center_crop": FLAG,
-    "crop_size": (is_size, "a number of pixels, or sides such as {height: 224, width: 224}"),
-    "crop_pct": (lambda value: is_number(value) and 0 < value <= 1, "a number above 0, at most 1"),
-    "do_rescale": FLAG,
-    "rescale_factor": (lambda value: is_number(value) and value > 0, "a positive number"),
-    "do_normalize": FLAG,
-    "image_mean": (is_channels, "a number for each channel"),
-    "image_std": (is_scale, "a positive number for each channel"),
-    "do_convert_rgb": FLAG,
-    "do_reduce_labels": FLAG,
-    "reduce_labels": FLAG,
-}
-
-
 def check_processor(processor: Mapping[str, Any], path: Path) -> None:
     """ConversionError for invalid settings of a preprocessor_config.json; null means the default."""
-    for name, (is_valid, expected) in CHECKS.items():
-        value = processor.get(name)
-        if value is not None and not is_valid(value):
-            raise ConversionError(f"'{path}': {name} is {shorten(value)}, expected {expected}; correct or remove it")
+    try:
+        check_settings(processor, f"'{path}'")
+    except HfVitSegError as error:
+        raise ConversionError(str(error)) from None
+    kept = saved_settings(processor)
+    if kept.get("do_center_crop") and "crop_size" not in kept:
+        raise ConversionError(f"'{path}': do_center_crop is true without crop_size; add its sides")
+
+
+def check_channels(processor: Mapping[str, Any], channels: int, where: Path) -> None:
+    """ConversionError if a preprocessor_config.json is for images of another number of channels than the model."""
+    mean = processor.get("image_mean")
+    if isinstance(mean, list) and len(mean) != channels:
+        raise ConversionError(
+            f"'{where}': image_mean has {len(mean)} channels, expected those of the model, {channels}; correct "
+            "preprocessor_config.json"
+        )
 
 
 TIMM_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
@@ -113,8 +68,8 @@ def timm_processor(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     size, share = given.get("input_size", (3, 224, 224)), given.get("crop_pct", 0.875)
     if not (isinstance(size, list | tuple) and len(size) == 3 and all(map(is_side, size))):
         raise ConversionError(f"'{path}': input_size is {shorten(size)}, expected [channels, height, width]")
-    if not (is_number(share) and 0 < share <= 1):
-        raise ConversionError(f"'{path}': crop_pct is {shorten(share)}, expected a number above 0, at most 1")
+    if not is_share(share):
+        raise ConversionError(f"'{path}': crop_pct is {shorten(share)}, expected a number from {LEAST_SHARE} to 1")
     height, width = size[1:]
     if given.get("crop_mode") == "squash":
         resized = {"height": math.floor(height / share), "width": math.floor(width / share)}

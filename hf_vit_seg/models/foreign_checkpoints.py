@@ -65,6 +65,8 @@ def convert_foreign(
     model_type = stored.get("model_type")
     if model_type == config_class.model_type:
         return None
+    if not stored and isinstance(config, config_class) and not os.path.isfile(path):  # weights beside no config.json
+        return None
     converted = next((found for convert in CONVERTERS if (found := convert(path, **hub)) is not None), None)
     if converted is None:
         raise HfVitSegError(

@@ -28,6 +28,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from .errors import HfVitSegError
 from .grid_sizes import round_up
 from .image_processing_inputs import RGB_LIKE, class_map, highest_value, list_maps, rgb_image, to_pixels
+from .image_processing_settings import check_settings
 from .label_maps import label_map
 
 logger = logging.get_logger(__name__)
@@ -138,6 +139,12 @@ class SegmentationProcessing(BaseImageProcessor):
     do_reduce_labels = False
     rescale_factor = 1 / 255
     palette = None
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """An image processor with the settings of a preprocessor_config.json; HfVitSegError for invalid ones."""
+        check_settings(image_processor_dict, "preprocessor_config.json")
+        return super().from_dict(image_processor_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings to save, with the classes of both backends in `auto_map`.

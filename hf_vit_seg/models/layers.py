@@ -15,7 +15,7 @@ Shapes: B images, N queries, M keys, T tokens, C channels, D width of a head, H 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
-from math import gcd
+from math import gcd, inf
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,14 @@ HOOKS_INSTALLED = "_output_capturing_hooks_installed"  # transformers' attribute
 RECORDABLE = getattr(output_capturing, "_CAN_RECORD_REGISTRY", {})  # private: it may have another name one day
 MAX_GROUPS = 32  # of GroupNorm, section 4
 RATES = ("_dropout_prob", "drop_path_rate")  # ends of the names of fields that are probabilities of dropping values
+POSITIVE = frozenset(
+    (
+        *("num_channels", "hidden_size", "hidden_sizes", "intermediate_size", "num_attention_heads", "mlp_ratios"),
+        *("image_size", "patch_size", "patch_sizes", "strides", "sr_ratios", "kernel_qkv", "stride_kv"),
+        *("decode_head_hidden_size", "pose_head_hidden_size", "pre_logits_size", "stem_width_factor"),
+    )
+)
+NOT_NEGATIVE = ("_eps", "padding", "paddings", "padding_kv", "depths", "num_hidden_layers", "num_register_tokens")
 
 
 class SegmentationConfig(PreTrainedConfig):
@@ -65,6 +73,16 @@ class SegmentationConfig(PreTrainedConfig):
             for rate in given if isinstance(given, list | tuple) else [given]:
                 if rate is not None and not 0 <= rate < 1:
                     raise HfVitSegError(f"{type(self).__name__}.{name} must be from 0 to below 1, got {rate}")
+
+    def validate_numbers(self) -> None:
+        """ValueError for sizes that are not positive, and for negative paddings, depths and epsilons."""
+        for name, given in vars(self).items():
+            if name not in POSITIVE and not name.endswith(NOT_NEGATIVE):
+                continue
+            for number in given if isinstance(given, list | tuple) else [given]:
+                if isinstance(number, int | float) and not (0 <= number < inf and (number or name not in POSITIVE)):
+                    expected = "positive" if name in POSITIVE else "at least 0"
+                    raise HfVitSegError(f"{type(self).__name__}.{name} must be {expected}, got {number}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "id2label" and isinstance(value, Mapping):  # the keys of a JSON object are strings

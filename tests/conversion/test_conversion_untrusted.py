@@ -18,9 +18,13 @@ import torch
 from conversion_references import assert_refused, nvlabs_state, transformers_model
 from hf_vit_seg.conversion.convert import ConversionError, convert
 from hf_vit_seg.conversion.labels import MAX_CLASSES, resolve
-from hf_vit_seg.conversion.preprocessing import CHECKS, check_processor
+from hf_vit_seg.conversion.preprocessing import check_channels, check_processor
 from safetensors.torch import save_file
 from torch import Tensor
+
+from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessorPil
+from hf_vit_seg.models.image_processing_settings import CHECKS
 
 GIGA = 10**9
 WEIGHT = "decode_head.linear_pred.weight"
@@ -195,6 +199,7 @@ VALUES: dict[str, Callable[[Tensor], Any]] = {
 def test_unusable_weights_raise_with_their_name(tmp_path: Path, case: str) -> None:
     torch.save({"state_dict": changed(VALUES[case])}, tmp_path / "model.pth")
     assert_refused(tmp_path, "linear_pred.weight", tmp_path / "model.pth")
+    assert_refused(tmp_path, str(tmp_path / "model.pth"), tmp_path / "model.pth")
 
 
 def test_integer_buffers_keep_their_type(tmp_path: Path) -> None:
@@ -256,6 +261,8 @@ SIDECARS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "unknown activation": (CONFIG, lambda f: edit(f, hidden_act="nothing")),
     "activation of another type": (CONFIG, lambda f: edit(f, hidden_act=["gelu"])),
     "dropout above one": (CONFIG, lambda f: edit(f, hidden_dropout_prob=7.0)),
+    "strides of zero": (CONFIG, lambda f: edit(f, strides=[0, 0, 0, 0])),
+    "negative heads": (CONFIG, lambda f: edit(f, num_attention_heads=[-1, -1, -1, -1])),
     "half of a surrogate pair": (CONFIG, lambda f: f.write_text(r'{"id2label": {"0": "\ud800"}}')),
     "long class name": (CONFIG, lambda f: edit(f, id2label={str(k): "a" * 10_000 for k in range(7)})),
     "processor of another kind": (PROCESSOR, lambda f: f.write_text("[1]")),
@@ -273,20 +280,25 @@ def test_unusual_files_beside_the_weights_raise(tmp_path: Path, case: str) -> No
     with pytest.raises(ConversionError) as error:
         convert(folder, tmp_path / "out")
     assert len(str(error.value)) < 1000
-    assert_refused(tmp_path, "", folder)
+    assert_refused(tmp_path, str(folder), folder)
 
 
 NONSENSE: dict[str, list[Any]] = {
-    "resample": [[0, 0, 0], 9, -1, "bilinear", True, 2.5],
-    "size": ["bilinear", [[1, 2]], {"height": 0, "width": 5}, {"height": 5}, 10**9, -3, [1, 2, 3], True],
-    "crop_size": [{"height": "a", "width": 2}, {}],
-    "image_mean": [[[0.5]], "imagenet", [float("nan")] * 3, [], True],
-    "image_std": [0, [0.2, 0.2, 0.0], [-1, 1, 1], "a"],
-    "rescale_factor": [0, -1, "a", float("inf")],
+    "resample": [[0, 0, 0], 9, -1, "bilinear", True, 2.5, 3.0, 4],
+    "size": [
+        *("bilinear", [[1, 2]], {"height": 0, "width": 5}, {"height": 5}, 10**9, -3, [1, 2, 3], True),
+        *({"max_height": 5, "max_width": 5}, {"height": 10**5, "width": 10**5}),
+    ],
+    "size_divisor": [0, -1, "a", 2.0],
+    "crop_size": [{"height": "a", "width": 2}, {}, {"shortest_edge": 5}],
+    "image_mean": [[[0.5]], "imagenet", [float("nan")] * 3, [], True, [1e300] * 3],
+    "image_std": [0, [0.2, 0.2, 0.0], [-1, 1, 1], "a", 1e-300],
+    "rescale_factor": [0, -1, "a", float("inf"), 1e-320, 1e300],
     "do_resize": [1, "yes"],
     "do_normalize": [[True]],
     "reduce_labels": ["true"],
-    "crop_pct": [0, 2, "a"],
+    "crop_pct": [0, 2, "a", 1e-9],
+    "palette": [5, "x", [[300, 0, 0]], [[0, 0]]],
 }
 
 
@@ -295,9 +307,32 @@ def test_nonsense_in_processors_raises_when_read(tmp_path: Path, name: str) -> N
     for value in NONSENSE[name]:
         with pytest.raises(ConversionError, match=f"config.json': {name} is"):
             check_processor({name: value}, tmp_path / "preprocessor_config.json")
+        with pytest.raises(HfVitSegError, match=name):
+            SemanticSegmentationImageProcessorPil.from_dict({name: value})
     folder = directory(tmp_path / "there")
     edit(folder / "preprocessor_config.json", **{name: NONSENSE[name][0]})
     assert_refused(tmp_path, name, folder)
+
+
+def test_settings_of_processors_that_contradict_each_other_raise(tmp_path: Path) -> None:
+    folder = directory(tmp_path / "there")
+    for settings in (
+        {"image_mean": [0.5] * 5},
+        {"image_mean": [0.5], "image_std": [0.5]},
+        {"image_mean": [0.5] * 3, "image_std": [0.5] * 2},
+        {"do_center_crop": True},
+    ):
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+        assert_refused(tmp_path, str(folder), folder)
+    check_channels({"image_mean": [0.5] * 5}, 5, folder)
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_saved_models_with_nonsense_in_processors_are_not_loaded(tmp_path: Path, name: str) -> None:
+    SemanticSegmentationImageProcessorPil().save_pretrained(tmp_path)
+    edit(tmp_path / "preprocessor_config.json", **{name: NONSENSE[name][0]})
+    with pytest.raises(HfVitSegError, match=name):
+        SemanticSegmentationImageProcessorPil.from_pretrained(tmp_path)
 
 
 def test_valid_processors_are_read(tmp_path: Path) -> None:

@@ -91,6 +91,25 @@ def test_rate_that_is_no_probability_raises(name, field, rate):
         type(config).from_dict({**config.to_dict(), field: rate})
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "number"),
+    [
+        ("segformer", "strides", [0, 2, 2, 2]),
+        ("segformer", "num_attention_heads", [-1, -1, -1, -1]),
+        ("segformer", "layer_norm_eps", -1e-6),
+        ("cvt", "kernel_qkv", [-1, 3, 3]),
+        ("cvt", "paddings", [2, -1, 1]),
+        ("cvt", "layer_norm_eps", float("inf")),
+        ("vit", "num_channels", 0),
+        ("vit", "image_size", [224, 0]),
+        ("vit", "layer_norm_eps", float("nan")),
+    ],
+)
+def test_number_outside_its_range_raises(name, field, number):
+    with pytest.raises(StrictDataclassClassValidationError, match=field):
+        architectures()[name].config(**{field: number})
+
+
 @pytest.mark.parametrize(("name", "auto"), BUILT)
 def test_string_keys_of_id2label_become_integers(name, auto, tmp_path):
     model = build(name, auto)

@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from hf_vit_seg.local_paths import publishable
 from hf_vit_seg.records import RecordError
@@ -34,6 +35,8 @@ from .parameter_names import (
     plain_name,
     unwrap_model,
 )
+
+logger: Any = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,6 +201,14 @@ def save_model(model: nn.Module, directory: str | Path, merge: bool = True) -> N
     if os.path.isabs(base) and Path(base).is_relative_to(Path.cwd()):
         stored["base_model_name_or_path"] = Path(base).relative_to(Path.cwd()).as_posix()
     known = publishable(stored)
+    if known["base_model_name_or_path"] != stored["base_model_name_or_path"]:
+        logger.warning_once(
+            "%s names the pretrained model '%s', as its path outside of the working directory is private: with peft, "
+            "load the pretrained model from '%s', or from the Hub.",
+            settings.name,
+            known["base_model_name_or_path"],
+            base,
+        )
     settings.write_text(json.dumps(known, indent=2, sort_keys=True), encoding="utf-8")
     if not had_card:
         card.unlink(missing_ok=True)  # peft's template with placeholders

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 from hf_vit_seg import architectures
 from hf_vit_seg.inference.loading import load_model
 from hf_vit_seg.records import RecordError
+from hf_vit_seg.training.model import adapters
 from hf_vit_seg.training.model.adapters import merge_adapters, save_model
 from hf_vit_seg.training.model.building import build_model
 from hf_vit_seg.training.model.parameter_names import encoder_layers, plain_name
@@ -116,6 +117,20 @@ def test_adapters_with_peft_alone_equal_the_trained_model(name, channels, tmp_pa
     (tmp_path / "saved" / "model.safetensors").unlink()
     loaded = peft_model(AutoModelForSemanticSegmentation, tmp_path / "base", tmp_path / "saved")
     torch.testing.assert_close(logits(loaded, images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_path_of_a_private_pretrained_model_is_reported(tmp_path, monkeypatch):
+    """A path below the working directory is kept; another one is shortened, which is said with the whole path."""
+    reports = []
+    monkeypatch.setattr(adapters.logger, "warning_once", lambda text, *values: reports.append(text % values))
+    model = train_adapted(tmp_path / "base", "vit")
+    for directory, name in ((tmp_path, "base"), (tmp_path / "elsewhere", "./base")):
+        directory.mkdir(exist_ok=True)
+        monkeypatch.chdir(directory)
+        save_model(model, tmp_path / "saved", merge=False)
+        assert json.loads((tmp_path / "saved" / "adapter_config.json").read_text())["base_model_name_or_path"] == name
+    assert len(reports) == 1
+    assert str(tmp_path / "base") in reports[0]
 
 
 def test_pretrained_model_with_other_classes_raises_in_peft(tmp_path):
