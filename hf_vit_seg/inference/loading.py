@@ -170,7 +170,18 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segme
             f"{name} has no trained {task} head: {len(missing)} weights such as {missing[0]} are missing "
             f"(it was saved as {saved})"
         )
+    check_finite(name, model)
     return unwrap_saved_modules(model)
+
+
+def check_finite(name: str, model: Any) -> None:
+    """ModelError for weights that are NaN or infinite."""
+    broken = [key for key, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ModelError(
+            f"{name}: {len(broken)} tensors such as {broken[0]} contain NaN or infinite values; the training diverged, "
+            "or the file is damaged: use an earlier checkpoint"
+        )
 
 
 def unwrap_saved_modules(model: Any) -> Any:
@@ -221,9 +232,12 @@ def load_processor(name: str, **hub: Any) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(name, **hub)
     except (OSError, ValueError, KeyError) as error:
+        reason = error_sentence(error, short=True)
+        if isinstance(error, ValueError) and has_processor(name, **hub):
+            raise ModelError(f"the image processor of {name} cannot be loaded: {reason}") from error
         raise ModelError(
             f"{name} has no image processor (preprocessor_config.json), which is required to resize and normalize "
-            f"images: {error_sentence(error, short=True)}"
+            f"images: {reason}"
         ) from error
 
 

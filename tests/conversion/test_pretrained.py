@@ -203,6 +203,26 @@ def test_broken_weights_raise(segformer, tmp_path):
         load(tmp_path / "broken")
 
 
+def test_broken_weights_in_the_own_format_raise(segformer, tmp_path):
+    model, processor = load(segformer)
+    with torch.no_grad():
+        model.decode_head.classifier.bias[0] = float("inf")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="infinite"):
+        load(tmp_path)
+
+
+def test_invalid_processor_is_not_called_missing(segformer, tmp_path):
+    model, _ = load(segformer)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "SemanticSegmentationImageProcessor", "image_std": [0.0] * 3})
+    )
+    with pytest.raises(ModelError, match="image_std"):
+        Segmenter.from_pretrained(str(tmp_path), "cpu")
+
+
 @pytest.mark.parametrize("kind", ["nothing", "config only", "unknown type"])
 def test_directories_that_are_no_model_raise(tmp_path, kind):
     if kind != "nothing":
