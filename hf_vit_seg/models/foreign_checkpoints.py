@@ -46,8 +46,6 @@ def convert_foreign(
     """
     if path is None or loading.get("state_dict") is not None:
         return None
-    if isinstance(config, config_class) and config._name_or_path == str(path):  # read from there
-        return None
     hub = {name: loading[name] for name in HUB_OPTIONS if loading.get(name) is not None}
     try:
         stored, _ = PreTrainedConfig.get_config_dict(path, **hub)
