@@ -29,6 +29,8 @@ def infer(found: DetectedFormat, state: Mapping[str, Tensor], original: Mapping[
     except KeyError as error:
         name = origin(found.form.rules, str(error.args[0]))
         raise ConversionError(f"the checkpoint lacks '{name}'; it is incomplete: get the complete file") from error
+    except ConversionError:
+        raise
     except (IndexError, ArithmeticError, ValueError, TypeError, RuntimeError) as error:
         raise ConversionError(
             f"tensors of the checkpoint have shapes that are invalid for {found.architecture.name} ({error}); it is "
@@ -73,7 +75,6 @@ def build(
     """Build the config. Precedence increases from defaults, shapes, config.json, reference constants, to overrides."""
     config_class = found.architecture.config
     check_fields(config_class, overrides)
-    found.source.check_config(config_file)
     from_shapes = {name: value for name, value in shapes.items() if name != "num_labels"}
     fields: dict[str, Any] = {**found.source.defaults, **from_shapes, **from_config_file(found, config_file)}
     fields |= {**found.source.numerics, **found.form.numerics, **found.form.settings, **overrides}

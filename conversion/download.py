@@ -2,13 +2,14 @@
 
 import hashlib
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
-from huggingface_hub import cached_assets_path, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import cached_assets_path, constants, hf_hub_download, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import (
+    CacheNotFound,
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
@@ -28,7 +29,7 @@ from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.provenance import CARD
 
 from .errors import ConversionError
-from .readers import CONFIG, INDEX_FILES, PROCESSOR, WEIGHT_FILES, choose_weights, shard_names
+from .readers import CONFIG, PROCESSOR, choose_weights, shard_names
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts whose addresses need no https
 CACHE = {"library_name": "hf_vit_seg", "namespace": "checkpoints"}
@@ -87,11 +88,11 @@ def download_repository(
     """Download a checkpoint from the Hub to its cache; return the local folder."""
     options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
     try:
-        files = [] if local_files_only or constants.HF_HUB_OFFLINE else list_files(repo_id, revision, token)
+        files = None if local_files_only or constants.HF_HUB_OFFLINE else list_files(repo_id, revision, token)
         folder = f"{subfolder.strip('/')}/" if subfolder else ""
-        if files:
+        if files is not None:
             names = [name.removeprefix(folder) for name in files if name.startswith(folder)]
-            weights = choose_weights(names, f"repository '{repo_id}'")
+            weights = choose_weights(names, f"{f'folder {folder} of ' if folder else ''}repository '{repo_id}'")
             if weights.endswith(".index.json"):
                 index = hf_hub_download(repo_id, folder + weights, force_download=force_download, **options)
                 shards = shard_names(Path(index))
@@ -114,7 +115,7 @@ def download_repository(
 def download_file(repo_id: str, name: str, *, subfolder: str = "", **options: Any) -> Path | None:
     """Download one file of a repository; None if the repository has no such file. Raises ConversionError."""
     try:
-        return Path(hf_hub_download(repo_id, name, subfolder=subfolder or None, **options))
+        return Path(hf_hub_download(repo_id, name, subfolder=subfolder.strip("/") or None, **options))
     except RemoteEntryNotFoundError:
         return None
     except LocalEntryNotFoundError as error:
@@ -127,23 +128,28 @@ def download_file(repo_id: str, name: str, *, subfolder: str = "", **options: An
 
 
 def cached_folder(repo_id: str, subfolder: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:
-    """Return the folder of a repository in the local cache; None if it is not there."""
-    for name in (CONFIG, *INDEX_FILES, *WEIGHT_FILES):
-        file = str(PurePosixPath(subfolder, name))
-        found = try_to_load_from_cache(repo_id, file, cache_dir=cache_dir, revision=revision)
-        if isinstance(found, str):
-            return Path(found).parent
+    """Return the folder of a repository in the local cache, which may lack files; None if it is not there."""
+    wanted = revision or constants.DEFAULT_REVISION
+    try:
+        cached = scan_cache_dir(cache_dir or constants.HF_HUB_CACHE)
+    except (CacheNotFound, ValueError):
+        return None
+    for repo in cached.repos:
+        for version in repo.revisions if (repo.repo_id, repo.repo_type) == (repo_id, "model") else ():
+            folder = version.snapshot_path / subfolder
+            if (wanted == version.commit_hash or wanted in version.refs) and folder.is_dir():
+                return folder
     return None
 
 
-def list_files(repo_id: str, revision: str | None, token: str | bool | None) -> list[str]:
-    """Return the paths of all files of a repository; empty if the Hub cannot be reached."""
+def list_files(repo_id: str, revision: str | None, token: str | bool | None) -> list[str] | None:
+    """Return the paths of all files of a repository; None if the Hub cannot be reached."""
     try:
         return huggingface_hub.list_repo_files(repo_id, revision=revision, token=token)
     except HfHubHTTPError:
         raise
     except (OSError, HTTPError):  # no connection
-        return []
+        return None
 
 
 def download_error(name: str, error: Exception) -> str:

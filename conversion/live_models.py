@@ -55,7 +55,7 @@ def from_transformers(model: PreTrainedModel) -> PreTrainedModel:
     for name, parameter in model.named_parameters():  # loading changes them
         parameter.requires_grad_(trained[name])
     freeze_parameters(converted, found, {name for name, is_trained in trained.items() if not is_trained})
-    converted.config.name_or_path = model.config.name_or_path
+    converted.name_or_path = converted.config.name_or_path = model.config.name_or_path
     converted.train(model.training)
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         converted.gradient_checkpointing_enable()
@@ -127,7 +127,7 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
         if model_class is None:
             raise ConversionError(f"transformers {transformers.__version__} has no class for {saved.model_type}")
         converted = model_class.from_pretrained(Path(folder, "model"), dtype=model.dtype)
-    converted.config.name_or_path = model.config.name_or_path
+    converted.name_or_path = converted.config.name_or_path = model.config.name_or_path
     return converted.to(model.device).train(model.training)
 
 

@@ -11,11 +11,12 @@ from transformers import CONFIG_MAPPING
 from hf_vit_seg.models.foreign_checkpoints import hub_options
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.provenance import Provenance
+from hf_vit_seg.records import shorten
 
 from .convert import Conversion, convert_in_memory, source_provenance
 from .download import download_file, is_address, is_repository, locate, repository_of
 from .errors import ConversionError, UnsupportedCheckpoint
-from .readers import CONFIG, SUFFIXES, Checkpoint, read, read_json, read_shapes
+from .readers import CONFIG, SUFFIXES, Checkpoint, read, read_json, read_shapes, weight_file
 from .registry import full_name, recognize, sources
 
 ADAPTER = "adapter_config.json"
@@ -32,15 +33,20 @@ def convert_pretrained(name: str | Path, **hub: Any) -> Conversion | None:
     """
     hub = hub_options(hub)
     config = find_config(name, **hub)
-    if config is None or not is_convertible(config):
+    if config is None:
+        check_place(name, **hub)
+        return None
+    if not is_convertible(config):
         return None
     try:
-        return convert_in_memory(name, **hub)
+        converted = convert_in_memory(name, **hub)
     except UnsupportedCheckpoint as error:
-        if config.get("model_type") in CONFIG_MAPPING or "architecture" in config:
-            logger.warning("%s is not converted, transformers' class is used: %s", name, error)
-            return None
-        raise
+        if not is_loadable(config):
+            raise
+        logger.warning("%s is not converted, transformers' class is used: %s", name, error)
+        return None
+    converted.model.name_or_path = converted.model.config.name_or_path = str(name)  # as from_pretrained sets them
+    return converted
 
 
 def find_classes(name: str | Path, **hub: Any) -> list[str]:
@@ -55,7 +61,12 @@ def find_classes(name: str | Path, **hub: Any) -> list[str]:
     saved = config.get("architectures")
     if isinstance(saved, list) and saved:
         return [str(name) for name in saved]
-    return [recognize(read_outline(name, **hub), None).form.model]
+    try:
+        return [recognize(read_outline(name, **hub), None).form.model]
+    except UnsupportedCheckpoint:
+        if not is_loadable(config):
+            raise
+        return ["AutoModelForImageClassification"] if config.get("num_classes") else []  # of timm
 
 
 def read_outline(name: str | Path, **hub: Any) -> Checkpoint:
@@ -67,10 +78,10 @@ def read_outline(name: str | Path, **hub: Any) -> Checkpoint:
 
 def pretrained_provenance(name: str | Path) -> Provenance:
     """Return the provenance of a checkpoint in another format, from its card or its source; empty if it has none."""
-    config = find_config(name)
-    if config is None or not is_convertible(config):
-        return Provenance()
     try:
+        config = find_config(name)
+        if config is None or not is_convertible(config):
+            return Provenance()
         checkpoint = read_outline(name)
         return source_provenance(recognize(checkpoint, None), checkpoint)
     except ConversionError:
@@ -80,24 +91,42 @@ def pretrained_provenance(name: str | Path) -> Provenance:
 def find_config(name: str | Path, **hub: Any) -> Mapping[str, Any] | None:
     """Return the content of the config.json of a path, a Hub id or an address.
 
-    It is empty for single files, and for directories and repositories with nothing but weights; None for other
-    directories without a config, for adapters, and for paths that do not exist. Raises ConversionError for a repository
-    that cannot be read.
+    It is empty for single files, and for directories and repositories without one; None for directories without
+    weights, for adapters, and for paths that do not exist. Raises ConversionError for an invalid file.
     """
     path = Path(name).expanduser()
-    if path.is_file() or is_address(str(name)):
-        return read_json(path.parent / CONFIG) if path.is_file() else {}
+    if is_address(str(name)):
+        return {}
+    if path.is_file():
+        return read_config(path.parent / CONFIG)
     if path.is_dir():
         folder = path / hub.get("subfolder", "")
         if (folder / CONFIG).exists():
-            return read_json(folder / CONFIG)
+            return read_config(folder / CONFIG)
         has_weights = folder.is_dir() and any(file.suffix in SUFFIXES for file in folder.iterdir())
         return {} if has_weights and not (folder / ADAPTER).exists() else None
     if not is_repository(str(name)):
         return None
     if (file := download_file(str(name), CONFIG, **hub)) is not None:
-        return read_json(file)
-    return {} if download_file(str(name), ADAPTER, **hub) is None else None
+        return read_config(file)
+    return None if download_file(str(name), ADAPTER, **hub) is not None else {}
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a config.json; empty if there is no such file. ConversionError if it is invalid."""
+    config = read_json(file)
+    if not isinstance(config.get("model_type"), str | None):
+        raise ConversionError(f"'{file}': model_type is {shorten(config['model_type'])}, expected a name; correct it")
+    return config
+
+
+def check_place(name: str | Path, **hub: Any) -> None:
+    """ConversionError for a path that does not exist, and for a directory with neither weights nor an adapter."""
+    folder = locate(name, **hub) if not is_repository(str(name)) or Path(name).is_dir() else None
+    if folder is not None and not folder.is_dir():
+        raise ConversionError(f"'{folder}' does not exist; pass the path of a checkpoint file or directory")
+    if folder is not None and not (folder / ADAPTER).exists():
+        weight_file(folder)
 
 
 def is_convertible(config: Mapping[str, Any]) -> bool:
@@ -108,13 +137,23 @@ def is_convertible(config: Mapping[str, Any]) -> bool:
     return model_type is None or model_type in {name for _, source in sources() for name in source.model_types}
 
 
+def is_loadable(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has a class for a config.json: of one of its model types, or of timm."""
+    return config.get("model_type") in CONFIG_MAPPING or "architecture" in config
+
+
 def describe(name: str | Path, converted: Conversion) -> str:
     """Describe a conversion in one line."""
-    found = converted.found
+    found, report = converted.found, converted.report
+    facts = [f"{report.mapped} tensors"]
+    if report.dropped:
+        reasons = ", ".join(dict.fromkeys(reason for _, reason in report.dropped))
+        facts.append(f"{len(report.dropped)} not used ({reasons})")
+    if found.form.model != "AutoModel":
+        facts.append(report.labels)
     return (
         f"{name}: converted in memory from {full_name(found.architecture, found.source)} to "
-        f"{type(converted.model).__name__}, {converted.report.mapped} tensors, license "
-        f"{converted.provenance.license or 'unknown'}"
+        f"{type(converted.model).__name__}, {', '.join(facts)}, license {converted.provenance.license or 'unknown'}"
     )
 
 

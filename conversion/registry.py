@@ -93,6 +93,7 @@ def recognize(checkpoint: Checkpoint, name: str | None) -> DetectedFormat:
         )
     if refused := found[0].form.refusal:
         raise UnsupportedCheckpoint(f"'{checkpoint.path}' cannot be converted: {refused}")
+    found[0].source.check_config(checkpoint.config)
     return found[0]
 
 

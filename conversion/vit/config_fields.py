@@ -5,10 +5,17 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hf_vit_seg.conversion.errors import UnsupportedCheckpoint
 from torch import Tensor
 
 UNSEEN = ("num_attention_heads",)
-HEADS = {1280: 16, 1408: 16, 1536: 24, 1664: 16}  # ViT-H and ViT-g/G; all others have head width 64
+HEADS = {
+    1152: 16,
+    1280: 16,
+    1408: 16,
+    1536: 24,
+    1664: 16,
+}  # ViT-So400m, ViT-H and ViT-g/G; all others have head width 64
 HEAD_WIDTH = 64
 
 ERF_NUMERICS = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
@@ -129,6 +136,7 @@ def position_fields(
     slots = 1 + fields["use_distillation_token"]
     covered = grid(positions - slots) if positions > slots else None
     rows_columns = covered or grid(positions)
+    check_registers(fields, positions, grid)
     cover = covered is not None or (rows_columns is None and fields["use_cls_token"])
     found: dict[str, Any] = {"position_embeddings_cover_prefix": cover}
     if rows_columns is not None:
@@ -138,6 +146,16 @@ def position_fields(
         )
         found["image_size"] = height if height == width else [height, width]
     return found
+
+
+def check_registers(fields: Mapping[str, Any], positions: int, grid: Callable[[int], tuple[int, int] | None]) -> None:
+    """UnsupportedCheckpoint if register tokens have position embeddings."""
+    prefix, registers = fields["use_cls_token"] + fields["use_distillation_token"], fields["num_register_tokens"]
+    patches = positions - prefix - registers
+    if registers and patches > 0 and grid(patches) and not grid(positions) and not grid(positions - prefix):
+        raise UnsupportedCheckpoint(
+            f"{registers} of the {positions} position embeddings belong to register tokens, which is not supported"
+        )
 
 
 def stem_stride(fields: Mapping[str, Any]) -> int:

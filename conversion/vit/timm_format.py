@@ -1,11 +1,15 @@
 """Vision Transformer of timm: ViT, DeiT, and hybrids; also files of DeiT, MAE, DINO and DINOv2 with the same names."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hf_vit_seg.conversion.errors import UnsupportedCheckpoint, first_few
 from hf_vit_seg.conversion.rules import Rule, alias, drop, optional, rename
 from hf_vit_seg.conversion.source import Form, Source, refusal
 from hf_vit_seg.conversion.writers import write_bare
+
+from hf_vit_seg.records import shorten
 
 from .config_fields import ERF_NUMERICS, PYTORCH_STEM, UNSEEN, USUAL_STEM, infer
 from .names import EMBEDDINGS, STEM, UNIT, WEIGHTS, timm_layers, timm_patches, timm_tokens
@@ -29,6 +33,58 @@ REFUSED = {
     ("blocks.0.attn.rel_pos.relative_position_bias_table",): "it has relative positions, expected absolute ones",
     ("blocks.0.attn.relative_position_bias_table",): "it has relative positions, expected absolute ones",
 }
+# Architectures of timm whose tensors have the same names, but whose computation differs.
+OTHER_ARCHITECTURES = {
+    r"^(eva|beit)|rope|dinov3|_pe_": "it has rotary or relative positions, expected learned absolute ones",
+    r"_rpn_": "it normalizes after attention and MLP, expected before them",
+    r"giantopt": "its activation is the approximated GELU, expected the exact one",
+    r"^vit_base_patch16_gap_|^test_vit": "its attention heads do not have width 64",
+    r"patch14_siglip_gap_384": "its image size is no multiple of the patch size",
+}
+# Arguments of a timm model whose effect is visible in tensors, or is read, or applies to training only.
+KNOWN_ARGUMENTS = {
+    "num_classes",
+    "in_chans",
+    "img_size",
+    "patch_size",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "qkv_bias",
+    "proj_bias",
+    "init_values",
+    "class_token",
+    "reg_tokens",
+    "no_embed_class",
+    "global_pool",
+    "dynamic_img_size",
+    "strict_img_size",
+    "weight_init",
+    "drop_rate",
+    "pos_drop_rate",
+    "patch_drop_rate",
+    "proj_drop_rate",
+    "attn_drop_rate",
+    "drop_path_rate",
+}
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """UnsupportedCheckpoint for a config.json of timm with settings that tensors do not show."""
+    name, pool = str(config.get("architecture", "")), config.get("global_pool") or "token"
+    for pattern, reason in OTHER_ARCHITECTURES.items():
+        if re.search(pattern, name):
+            raise UnsupportedCheckpoint(f"'{name}' of timm cannot be converted: {reason}")
+    if pool not in ("token", "avg"):
+        raise UnsupportedCheckpoint(
+            f"'{name}' of timm cannot be converted: global_pool is {shorten(pool)}, expected 'token' or 'avg'"
+        )
+    arguments = config.get("model_args")
+    if unknown := sorted(set(arguments) - KNOWN_ARGUMENTS if isinstance(arguments, Mapping) else ()):
+        raise UnsupportedCheckpoint(
+            f"'{name}' of timm has the model_args {first_few(unknown)}, which are not supported"
+        )
 
 
 def encoder(target: str) -> tuple[Rule, ...]:
@@ -131,5 +187,8 @@ SOURCE = Source(
         "position_resize_align_corners": False,
         "position_resize_antialias": True,
     },
+    settings=UNSEEN,
+    beside_names={"num_attention_heads": "model_args.num_heads"},
+    check_config=check_config,
     unseen=UNSEEN,
 )

@@ -22,8 +22,6 @@ AUTO_CLASSES = {
     "classification": "AutoModelForImageClassification",
     "pose": "AutoModelForPoseEstimation",
 }
-
-
 FEATURES = "features"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TASKS = {**AUTO_CLASSES, FEATURES: "AutoModel"}
@@ -111,7 +109,7 @@ def load_pretrained(
         raise ModelError(f"unknown task '{task}'; choose from {', '.join(TASKS)}")
     if convert and (converted := find_conversion(name, **hub)) is not None:
         check_task(name, converted, task)
-        model: Any = converted.model
+        model: Any = converted.model.base_model if task == FEATURES else converted.model
         return Loaded(model.to(dtype), converted.processor, describe(name, converted))
     text = str(name)
     model = load_model(text, dtype, task or task_of(text, features=True, **hub), **hub)
@@ -139,8 +137,7 @@ def find_conversion(name: str | Path, **hub: Any) -> Conversion | None:
 
 def check_task(name: str | Path, converted: Conversion, task: str | None) -> None:
     """ModelError if a converted checkpoint has no head for a task."""
-    found = converted.found.form.model
-    if task is not None and TASKS[task] != found:
+    if task not in (None, FEATURES) and TASKS[task] != converted.found.form.model:
         raise ModelError(
             f"{name} has no trained {task} head: it is a checkpoint of {type(converted.model).__name__}; "
             "train one with model.from_pretrained of a recipe"

@@ -53,8 +53,6 @@ def convert_foreign(
     """
     if path is None or loading.get("state_dict") is not None:
         return None
-    if isinstance(config, config_class) and config._name_or_path == str(path):  # read from there
-        return None
     hub = hub_options(loading)
     try:
         stored, _ = PreTrainedConfig.get_config_dict(path, **hub)

@@ -12,6 +12,7 @@ import timm
 import torch
 import transformers
 from conversion_references import randomize, transformers_model
+from hf_vit_seg.conversion.pretrained import convert_pretrained
 from hub_server import Refusal
 from huggingface_hub import HfApi
 from paths import ORACLES
@@ -114,6 +115,29 @@ def test_segmenter_has_the_labels_and_label_maps_of_the_source(segformer):
         np.testing.assert_array_equal(ours(image).label_map, theirs(image).label_map)
 
 
+@pytest.mark.parametrize("name", ["segmentation", "classification"])
+def test_features_of_a_model_with_a_head(tmp_path, segformer, name):
+    if name == "segmentation":
+        folder, encoder = segformer, "SegFormerModel"
+    else:
+        folder, encoder = tmp_path, "VisionTransformerModel"
+        vit().save_pretrained(folder)
+    model, _ = load(folder, "features", dtype=torch.float64)
+    reference = transformers.AutoModel.from_pretrained(folder, dtype=torch.float64).eval()
+    assert type(model).__name__ == encoder
+    with torch.no_grad():
+        found, expected = model(IMAGE).last_hidden_state, reference(IMAGE).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_note_names_labels_and_unused_tensors(segformer, tmp_path):
+    assert "7 classes, from id2label in config.json" in str(load_pretrained(segformer).note)
+    vit("ViTModel").save_pretrained(tmp_path)
+    converted = convert_pretrained(tmp_path)
+    assert converted is not None and len(converted.report.dropped) == 2
+    assert f"2 not used ({converted.report.dropped[0][1]}" in str(load_pretrained(tmp_path).note)
+
+
 def test_timm_repository_with_its_preprocessing(tmp_path):
     reference = randomize(timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=4, depth=2))
     save_timm(reference, tmp_path, label_names=None)
@@ -140,6 +164,54 @@ def test_timm_sizes(tmp_path, squash):
     size = {name: side for name, side in dict(processor.size).items() if side is not None}
     assert size == ({"height": 64, "width": 64} if squash else {"shortest_edge": 80})
     assert (processor.crop_size.height, processor.crop_size.width) == (64, 64)
+
+
+# Models of timm with the tensor names of its Vision Transformer that compute something else.
+LOOKALIKES = {
+    "vit_so150m2_patch16_reg1_gap_256": {"embed_dim": 208},  # positions of register tokens
+    "vit_small_patch16_rope_ape_224": {},  # rotary positions, without tensors
+    "vit_small_patch16_dinov3": {},
+    "vit_base_patch16_rpn_224": {"embed_dim": 192},
+    "test_vit": {},  # heads of width 32
+    "vit_tiny_patch16_224": {"global_pool": "max"},
+    "vit_tiny_patch16_384": {"act_layer": "gelu_tanh"},
+}
+
+
+@pytest.mark.parametrize("name", LOOKALIKES)
+def test_lookalikes_of_timm_are_not_converted(tmp_path, name):
+    reference = timm.create_model(name, depth=1, num_classes=4, **LOOKALIKES[name])
+    timm.models.save_for_hf(reference, str(tmp_path), safe_serialization=True)
+    assert convert_pretrained(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_little_patch16_reg4_gap_256"]
+)
+def test_models_that_timm_saves(tmp_path, name):
+    reference = randomize(timm.create_model(name, depth=1, num_classes=4))
+    timm.models.save_for_hf(reference, str(tmp_path), safe_serialization=True)
+    model, processor = load(tmp_path, dtype=torch.float64)
+    side = reference.default_cfg["input_size"][1]
+    image = torch.randn(1, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(image).logits, reference.double()(image), rtol=0, atol=1e-10)
+    assert processor.crop_size.height == side
+
+
+def test_heads_of_a_timm_model_are_read(tmp_path):
+    reference = randomize(timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=4, num_heads=6))
+    timm.models.save_for_hf(reference, str(tmp_path), safe_serialization=True)
+    assert load(tmp_path)[0].config.num_attention_heads == 6
+
+
+def test_other_architectures_of_timm_are_loaded_by_transformers(tmp_path):
+    reference = timm.create_model("resnet10t", num_classes=4)
+    save_file(reference.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = {"architecture": "resnet10t", "num_classes": 4, "pretrained_cfg": {"input_size": [3, 64, 64]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert task_of(str(tmp_path)) == "classification"
+    assert isinstance(load(tmp_path)[0], transformers.TimmWrapperForImageClassification)
 
 
 @pytest.mark.parametrize("cfg", [{"input_size": "large"}, {"crop_pct": -1}, {"mean": ["a"]}])
@@ -223,13 +295,26 @@ def test_invalid_processor_is_not_called_missing(segformer, tmp_path):
         Segmenter.from_pretrained(str(tmp_path), "cpu")
 
 
-@pytest.mark.parametrize("kind", ["nothing", "config only", "unknown type"])
+CONFIGS = {
+    "config only": {"model_type": "segformer"},
+    "unknown type": {"model_type": "dreamer"},
+    "type that is no name": {"model_type": ["segformer"]},
+    "no object": [1],
+}
+
+
+@pytest.mark.parametrize("kind", ["nothing", *CONFIGS])
 def test_directories_that_are_no_model_raise(tmp_path, kind):
-    if kind != "nothing":
-        model_type = "segformer" if kind == "config only" else "dreamer"
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    if kind in CONFIGS:
+        (tmp_path / "config.json").write_text(json.dumps(CONFIGS[kind]))
     with pytest.raises(ModelError):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["missing", "subfolder"])
+def test_paths_that_do_not_exist_raise(tmp_path, place):
+    with pytest.raises(ModelError, match="does not exist"):
+        load(tmp_path / "missing") if place == "missing" else load(tmp_path, subfolder="missing")
 
 
 # from_pretrained of our classes
@@ -242,6 +327,13 @@ def test_from_pretrained_converts(segformer):
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(IMAGE.float()).logits, reference(IMAGE.float()).logits)
     assert isinstance(SegFormerModel.from_pretrained(segformer), SegFormerModel)
+
+
+def test_from_pretrained_with_the_config_of_a_converted_model(segformer):
+    model, _ = load(segformer)
+    again = SegFormerForSemanticSegmentation.from_pretrained(segformer, config=model.config)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert model.name_or_path == str(segformer)
 
 
 def test_from_pretrained_with_another_head(segformer):
@@ -303,6 +395,32 @@ def test_hub_model(on_hub, hub):
     hub.repos.clear()
     offline = load_pretrained(on_hub, local_files_only=True)
     assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), offline.model.parameters(), strict=True))
+
+
+def test_timm_repository_on_the_hub(hub, tmp_path):
+    reference = randomize(timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=4, depth=1))
+    save_timm(reference, tmp_path / "saved")
+    HfApi().create_repo("timm/vit")
+    HfApi().upload_folder(repo_id="timm/vit", folder_path=tmp_path / "saved")
+    model, processor = load("timm/vit")
+    assert isinstance(model, VisionTransformerForImageClassification)
+    assert list(processor.image_std) == [0.25] * 3
+
+
+def test_repository_with_nothing_but_weights(hub):
+    HfApi().create_repo("owner/weights")
+    file = ORACLES / "nvlabs_segformer/segformer.tiny.7cls.pth"
+    HfApi().upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id="owner/weights")
+    assert isinstance(load("owner/weights")[0], SegFormerForSemanticSegmentation)
+    hub.repos.clear()
+    assert isinstance(load("owner/weights", local_files_only=True)[0], SegFormerForSemanticSegmentation)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b'{"model_type":', b'{"model_type": 1}'])
+def test_invalid_config_on_the_hub_raises(on_hub, content):
+    HfApi().upload_file(path_or_fileobj=content, path_in_repo="config.json", repo_id=on_hub)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        load(on_hub)
 
 
 def test_only_one_set_of_weights_is_downloaded(on_hub, tmp_path):

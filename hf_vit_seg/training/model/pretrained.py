@@ -81,7 +81,7 @@ class ConvertedModel(Checkpoint):
                 f"model.from_pretrained: {self.path} is converted to {architecture.name}, which has no "
                 f"{self.auto_class}; set model.convert to false to load it with transformers"
             )
-        return model_class.from_pretrained(
+        model, account = model_class.from_pretrained(
             None,
             config=config,
             state_dict={name: tensor.float() for name, tensor in self.state_dict.items()},
@@ -89,6 +89,8 @@ class ConvertedModel(Checkpoint):
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+        model.name_or_path = model.config.name_or_path = self.path  # peft saves it with adapters
+        return model, account
 
 
 @dataclass(frozen=True)
