@@ -1,5 +1,6 @@
 """Convert a reference checkpoint to a directory for `from_pretrained`; `export` is the inverse."""
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from .errors import ConversionError
 from .export import export
 from .labels import LabelSet, describe_labels, resolve
 from .preprocessing import IMAGENET
-from .readers import Checkpoint, read, read_shapes
+from .readers import LICENSE, Checkpoint, read, read_shapes
 from .registry import DetectedFormat, full_name, recognize
 from .report import Report
 from .rules import Translation, origin, translate
@@ -61,6 +62,8 @@ def convert(
             converted.model.save_pretrained(folder)
             converted.processor.save_pretrained(folder)
             write_card(folder, converted.provenance, folder.name)
+            for file in converted.license_files:
+                shutil.copyfile(file, folder / file.name)
     return replace(converted.report, path=out_dir)
 
 
@@ -73,6 +76,7 @@ class Conversion:
     processor: BaseImageProcessor
     provenance: Provenance
     report: Report
+    license_files: tuple[Path, ...] = ()
 
 
 def convert_in_memory(
@@ -94,7 +98,9 @@ def convert_in_memory(
         if (outline := read_shapes(path, weights)) is not None:
             plan(outline, source, labels, overrides or {}, build_model)
         checkpoint = replace(read(path, weights), repository=repository_of(name))
-        return convert_checkpoint(checkpoint, source=source, labels=labels, overrides=overrides)
+        converted = convert_checkpoint(checkpoint, source=source, labels=labels, overrides=overrides)
+    licenses = sorted(path.glob(LICENSE + "*")) if path.is_dir() else []
+    return replace(converted, license_files=tuple(file for file in licenses if file.is_file()))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.provenance import CARD
 
 from .errors import ConversionError
-from .readers import CONFIG, PROCESSOR, choose_weights, shard_names
+from .readers import CONFIG, LICENSE, PROCESSOR, choose_weights, shard_names
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts whose addresses need no https
 CACHE = {"library_name": "hf_vit_seg", "namespace": "checkpoints"}
@@ -44,7 +44,8 @@ def locate(name: str | Path, **hub: Any) -> Path:
     """Return the local path of a checkpoint; those of the Hub and of an https address are downloaded.
 
     `hub` has the options of `from_pretrained`: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
-    `force_download`. Of a repository, only one set of weights is downloaded, with config, image processor and card.
+    `force_download`. Of a repository, only one set of weights is downloaded, with config, image processor, card and
+    license files.
     Raises ConversionError.
     """
     path = Path(name).expanduser()
@@ -88,7 +89,9 @@ def download_repository(
     """Download a checkpoint from the Hub to its cache; return the local folder."""
     options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
     try:
-        files = None if local_files_only or constants.HF_HUB_OFFLINE else list_files(repo_id, revision, token)
+        files = (
+            None if local_files_only or constants.HF_HUB_OFFLINE else list_files(repo_id, revision, token, cache_dir)
+        )
         folder = f"{subfolder.strip('/')}/" if subfolder else ""
         if files is not None:
             names = [name.removeprefix(folder) for name in files if name.startswith(folder)]
@@ -98,7 +101,8 @@ def download_repository(
                 shards = shard_names(Path(index))
             else:
                 shards = []
-            wanted = [folder + name for name in (CONFIG, PROCESSOR, CARD, weights, *shards)]
+            licenses = [name for name in names if name.startswith(LICENSE) and "/" not in name]
+            wanted = [folder + name for name in (CONFIG, PROCESSOR, CARD, weights, *shards, *licenses)]
             local = snapshot_download(repo_id, allow_patterns=wanted, force_download=force_download, **options)
         else:
             local = cached_folder(repo_id, subfolder, revision, cache_dir)
@@ -124,6 +128,10 @@ def download_file(repo_id: str, name: str, *, subfolder: str = "", **options: An
             return None  # of a repository in the cache
         raise ConversionError(download_error(repo_id, error)) from error
     except (OSError, ValueError, HTTPError) as error:
+        if isinstance(error, GatedRepoError):  # as transformers does
+            folder = cached_folder(repo_id, subfolder, options.get("revision"), options.get("cache_dir"))
+            if folder is not None:
+                return folder / name if (folder / name).is_file() else None
         raise ConversionError(download_error(repo_id, error)) from error
 
 
@@ -142,10 +150,16 @@ def cached_folder(repo_id: str, subfolder: str, revision: str | None, cache_dir:
     return None
 
 
-def list_files(repo_id: str, revision: str | None, token: str | bool | None) -> list[str] | None:
-    """Return the paths of all files of a repository; None if the Hub cannot be reached."""
+def list_files(
+    repo_id: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None
+) -> list[str] | None:
+    """Return the paths of all files of a repository; None if the Hub cannot be reached, or if it became gated."""
     try:
         return huggingface_hub.list_repo_files(repo_id, revision=revision, token=token)
+    except GatedRepoError:
+        if cached_folder(repo_id, "", revision, cache_dir) is None:
+            raise
+        return None  # as transformers does
     except HfHubHTTPError:
         raise
     except (OSError, HTTPError):  # no connection

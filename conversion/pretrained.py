@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from hf_vit_seg.models.foreign_checkpoints import hub_options
+from hf_vit_seg.models.layers import hub_options
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.provenance import Provenance
 from hf_vit_seg.records import shorten

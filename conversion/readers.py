@@ -19,6 +19,7 @@ from .preprocessing import check_processor, timm_processor
 from .state_dicts import StateDict, copy_shared, find_state_dict
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+LICENSE = "LICENSE"  # begins the names of license files
 SUFFIXES = (".pth", ".pt", ".bin", ".npz", ".safetensors")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -21,7 +21,7 @@ from .registration import lock_registration
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from hf_vit_seg.models.foreign_checkpoints import ConvertedCheckpoint
+    from hf_vit_seg.models.layers import ConvertedCheckpoint
 
 GROUP = PREFIX + "architectures"
 HEADS_GROUP = PREFIX + "heads"
@@ -83,7 +83,7 @@ def plugins() -> tuple[Plugin, ...]:
         register(value)
         known.append(value)
 
-    from hf_vit_seg.models.foreign_checkpoints import CONVERTERS
+    from hf_vit_seg.models.layers import CONVERTERS
 
     with lock_registration():
         CONVERTERS[:] = [convert_checkpoint]
@@ -94,7 +94,7 @@ def plugins() -> tuple[Plugin, ...]:
 def convert_checkpoint(path: Any, **hub: Any) -> "ConvertedCheckpoint | None":
     """Convert a checkpoint in another format for a model's `from_pretrained`; None if it cannot be converted."""
     from hf_vit_seg.conversion.pretrained import convert_pretrained, describe
-    from hf_vit_seg.models.foreign_checkpoints import ConvertedCheckpoint
+    from hf_vit_seg.models.layers import ConvertedCheckpoint
 
     converted = convert_pretrained(path, **hub)
     if converted is None:

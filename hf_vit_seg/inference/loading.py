@@ -15,7 +15,7 @@ from hf_vit_seg.conversion.convert import Conversion
 from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.pretrained import convert_pretrained, describe, find_classes
 from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.models.foreign_checkpoints import HUB_OPTIONS
+from hf_vit_seg.models.layers import HUB_OPTIONS
 
 AUTO_CLASSES = {
     "segmentation": "AutoModelForSemanticSegmentation",

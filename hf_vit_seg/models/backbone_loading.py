@@ -25,7 +25,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils.hub import cached_file
 
 from .errors import HfVitSegError
-from .foreign_checkpoints import hub_options
+from .layers import hub_options
 
 TIMM_WEIGHTS = "model.safetensors"
 CHANNELS_LAST = "NHWC"

@@ -27,8 +27,7 @@ from .backbone_loading import (
 from .bilinear import crop_to_image_extent, pad_to_multiple
 from .configuration_backbone_seg import BackboneSegmentationConfig
 from .errors import HfVitSegError
-from .foreign_checkpoints import hub_options
-from .layers import SegmentationPreTrainedModel, check_channels, match_dtype
+from .layers import SegmentationPreTrainedModel, check_channels, hub_options, match_dtype
 from .losses import segmenter_output
 from .recomputation import update_statistics_once
 from .segmentation_heads import HEADS, find_head, has_rising_strides, initialize_head

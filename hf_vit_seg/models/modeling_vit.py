@@ -29,7 +29,6 @@ from transformers.utils.output_capturing import capture_outputs, maybe_install_c
 from .bilinear import crop_to_image_extent
 from .configuration_vit import VisionTransformerConfig, pair
 from .errors import HfVitSegError
-from .foreign_checkpoints import convert_foreign
 from .layers import (
     LayerGeometry,
     LayerScale,
@@ -37,6 +36,7 @@ from .layers import (
     VisionTransformerAttention,
     VisionTransformerLayer,
     check_channels,
+    convert_foreign,
     split_axis,
     with_dicts,
 )

@@ -12,6 +12,7 @@ import timm
 import torch
 import transformers
 from conversion_references import randomize, transformers_model
+from hf_vit_seg.conversion.convert import convert
 from hf_vit_seg.conversion.pretrained import convert_pretrained
 from hub_server import Refusal
 from huggingface_hub import HfApi
@@ -421,6 +422,24 @@ def test_invalid_config_on_the_hub_raises(on_hub, content):
     HfApi().upload_file(path_or_fileobj=content, path_in_repo="config.json", repo_id=on_hub)
     with pytest.raises(ModelError, match=r"config\.json"):
         load(on_hub)
+
+
+def test_gated_model_in_the_cache_is_used(on_hub, hub):
+    loaded = load_pretrained(on_hub)
+
+    def refuse(method: str, path: str) -> None:
+        raise Refusal(403, "GatedRepo", "Access is restricted")
+
+    hub.fault = refuse
+    again = load_pretrained(on_hub)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_license_files_are_copied(segformer, tmp_path):
+    shutil.copytree(segformer, tmp_path / "model")
+    (tmp_path / "model" / "LICENSE.owner").write_text("Use it.")
+    convert(tmp_path / "model", tmp_path / "out")
+    assert (tmp_path / "out" / "LICENSE.owner").read_text() == "Use it."
 
 
 def test_only_one_set_of_weights_is_downloaded(on_hub, tmp_path):

@@ -321,7 +321,7 @@ def test_unusable_models_are_reported(model, tmp_path):
         assert "Traceback" not in text
         return text
 
-    assert "cannot be loaded" in predict_error(tmp_path / "absent")
+    assert "does not exist" in predict_error(tmp_path / "absent")
     SegFormerForSemanticSegmentation(config()).save_pretrained(tmp_path / "bare")
     assert "no image processor" in predict_error(tmp_path / "bare")
     SegFormerModel(config()).save_pretrained(tmp_path / "headless")

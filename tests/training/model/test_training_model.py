@@ -272,7 +272,7 @@ def test_invalid_config_fields_raise(fields, reason):
         ({"architecture": "segfomer"}, "segmentation", "did you mean 'segformer'"),
         ({"variant": "b9"}, "segmentation", r"unknown variant 'b9'.*tiny"),
         ({"architecture": "cvt"}, "pose", "cvt has no model for pose; choose from vit"),
-        ({"from_pretrained": "/nowhere/at all"}, "segmentation", "/nowhere/at all cannot be loaded"),
+        ({"from_pretrained": "/nowhere/at all"}, "segmentation", "/nowhere/at all' does not exist"),
     ],
 )
 def test_missing_models_raise(model, task, reason):
