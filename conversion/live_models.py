@@ -1,8 +1,7 @@
 """Convert models in memory: those of transformers to the classes of this package, and back."""
 
 import tempfile
-from collections.abc import Collection, Mapping
-from functools import partial
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ from transformers.utils import output_capturing
 
 from hf_vit_seg.atomic_io import atomic_path
 
-from . import config_building
-from .convert import find_labels
+from .convert import plan
 from .errors import ConversionError, UnsupportedCheckpoint, first_few
 from .export import export_model
 from .readers import Checkpoint
-from .registry import DetectedFormat, recognize
-from .rules import origin, translate
+from .registry import DetectedFormat
+from .rules import origin
 from .strict_loading import load_model
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -43,18 +41,20 @@ def from_transformers(model: PreTrainedModel) -> PreTrainedModel:
     ```
     """
     check_plain(model)
-    saved = model.state_dict(keep_vars=True)  # the Parameter objects
-    tensors = {name: saved[name] for name in saved}
+    tensors = dict(model.state_dict(keep_vars=True))  # the Parameter objects
     config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
-    checkpoint = Checkpoint(path=Path(type(model).__name__), tensors=tensors, config=config)
-    found = recognize(checkpoint, None)
-    with torch.no_grad():
-        translation = translate(found.form.rules, tensors)
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    converted = build(found, checkpoint, translation.tensors)
+    with torch.no_grad():
+        planned = plan(Checkpoint(Path(type(model).__name__), tensors, config=config), None, None, {}, load_model)
+    converted: Any = planned.model
+    if planned.label_set is not None:  # exactly those of the model
+        converted.config.id2label, converted.config.label2id = config["id2label"], config["label2id"]
+    converted.config.problem_type = config.get("problem_type")
+    if hasattr(converted.config, "semantic_loss_ignore_index"):
+        converted.config.semantic_loss_ignore_index = config.get("semantic_loss_ignore_index", 255)
     for name, parameter in model.named_parameters():  # loading changes them
         parameter.requires_grad_(trained[name])
-    freeze_parameters(converted, found, {name for name, is_trained in trained.items() if not is_trained})
+    freeze_parameters(converted, planned.found, {name for name, is_trained in trained.items() if not is_trained})
     converted.name_or_path = converted.config.name_or_path = model.config.name_or_path
     converted.train(model.training)
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
@@ -63,20 +63,6 @@ def from_transformers(model: PreTrainedModel) -> PreTrainedModel:
     if attention not in (None, "eager", "sdpa"):  # ours chooses sdpa
         converted.set_attn_implementation(attention)
     return converted
-
-
-def build(found: DetectedFormat, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """Build the converted model from its tensors."""
-    shapes = config_building.infer(found, tensors, checkpoint.tensors)
-    labels = find_labels(found, checkpoint, shapes.get("num_labels"), None)
-    config: Any = config_building.build(found, shapes, checkpoint.config, {}, labels)
-    if labels is not None:  # exactly those of the model
-        config.id2label, config.label2id = checkpoint.config["id2label"], checkpoint.config["label2id"]
-    config.problem_type = checkpoint.config.get("problem_type")
-    if hasattr(config, "semantic_loss_ignore_index"):
-        config.semantic_loss_ignore_index = checkpoint.config.get("semantic_loss_ignore_index", 255)
-    model_class = found.architecture.models[found.form.model]
-    return load_model(model_class, config, tensors, partial(origin, found.form.rules))
 
 
 def check_plain(model: Any) -> None:

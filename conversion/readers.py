@@ -176,9 +176,10 @@ def shards_of_tensors(index: Path) -> dict[str, str]:
 def read_shards(index: Path, read_one: Callable[[Path], Mapping[Any, Any]] = read_file) -> StateDict:
     """Read all tensors of a sharded checkpoint from its index, each shard with `read_one`."""
     tensors: dict[str, Tensor] = {}
-    for shard in shard_names(index):
+    places = shards_of_tensors(index)
+    for shard in sorted(set(places.values())):
         tensors |= find_state_dict(index.parent / shard, read_one(index.parent / shard)).tensors
-    missing = sorted(shards_of_tensors(index).keys() - tensors.keys())
+    missing = sorted(places.keys() - tensors.keys())
     if missing:
         raise ConversionError(f"the shards of '{index}' lack {first_few(missing)}; download all files again")
     return StateDict(tensors)

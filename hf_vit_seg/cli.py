@@ -31,6 +31,15 @@ INFERENCE, OUTPUTS, FILES, LARGE = "Inference settings", "Outputs", "Files", "La
 INPUTS, QUANTIZATION = "Inputs of the exported model", "8-bit quantization"
 
 
+ConvertOption = Annotated[
+    bool,
+    typer.Option(
+        "--convert/--no-convert",
+        help="Convert checkpoints in other formats in memory, or load them with transformers' classes.",
+    ),
+]
+
+
 class FloatType(StrEnum):
     """Number formats for computation."""
 
@@ -188,13 +197,7 @@ def predict(
             rich_help_panel=OUTPUTS,
         ),
     ] = Coordinates.wgs84,
-    convert_model: Annotated[
-        bool,
-        typer.Option(
-            "--convert/--no-convert",
-            help="Convert checkpoints in other formats in memory, or load them with transformers' classes.",
-        ),
-    ] = True,
+    convert_model: ConvertOption = True,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing results.", rich_help_panel=FILES)
     ] = False,
@@ -350,13 +353,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Output folder for metrics.json, plots and samples. Default: in MODEL.")
     ] = None,
-    convert_model: Annotated[
-        bool,
-        typer.Option(
-            "--convert/--no-convert",
-            help="Convert checkpoints in other formats in memory, or load them with transformers' classes.",
-        ),
-    ] = True,
+    convert_model: ConvertOption = True,
 ) -> None:
     """Evaluate a model on a split of a recipe's data, and print the metrics of each class.
 
@@ -417,13 +414,7 @@ def export(
         list[str] | None,
         typer.Option("--set", help="Option of the format as NAME=VALUE, such as opset=18. Repeatable."),
     ] = None,
-    convert_model: Annotated[
-        bool,
-        typer.Option(
-            "--convert/--no-convert",
-            help="Convert checkpoints in other formats in memory, or load them with transformers' classes.",
-        ),
-    ] = True,
+    convert_model: ConvertOption = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing exported model.")] = False,
 ) -> None:
     """Export a model for another runtime, and compare its outputs with those of the model.

@@ -39,7 +39,7 @@ OTHER_ARCHITECTURES = {
     r"_rpn_": "it normalizes after attention and MLP, expected before them",
     r"giantopt": "its activation is the approximated GELU, expected the exact one",
     r"^vit_base_patch16_gap_|^test_vit": "its attention heads do not have width 64",
-    r"patch14_siglip_gap_384": "its image size is no multiple of the patch size",
+    r"patch14_siglip_gap_384": "its image size is not a multiple of the patch size",
 }
 # Arguments of a timm model whose effect is visible in tensors, or is read, or applies to training only.
 KNOWN_ARGUMENTS = {

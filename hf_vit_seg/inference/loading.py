@@ -88,11 +88,8 @@ def load(
     model, processor = hf_vit_seg.load("nvidia/segformer-b0-finetuned-ade-512-512")
     ```
     """
-    check_options(hub)
     where, kind = select_device("cpu" if device is None else device), float_type(dtype)
     loaded = load_pretrained(name, kind, task, convert=convert, **hub)
-    if loaded.note:
-        logger.warning(loaded.note)
     return loaded.model.eval().to(where), loaded.processor
 
 
@@ -104,13 +101,16 @@ def load_pretrained(
     convert: bool = True,
     **hub: Any,
 ) -> Loaded:
-    """Load a model as `load` does, without moving it. Raises ModelError."""
+    """Load a model as `load` does, without moving it, and log a conversion. Raises ModelError."""
+    check_options(hub)
     if task is not None and task not in TASKS:
         raise ModelError(f"unknown task '{task}'; choose from {', '.join(TASKS)}")
     if convert and (converted := find_conversion(name, **hub)) is not None:
         check_task(name, converted, task)
         model: Any = converted.model.base_model if task == FEATURES else converted.model
-        return Loaded(model.to(dtype), converted.processor, describe(name, converted))
+        note = describe(name, converted)
+        logger.warning(note)
+        return Loaded(model.to(dtype), converted.processor, note)
     text = str(name)
     model = load_model(text, dtype, task or task_of(text, features=True, **hub), **hub)
     return Loaded(model, load_processor(text, **hub) if has_processor(text, **hub) else None, None)
@@ -119,11 +119,8 @@ def load_pretrained(
 def load_for_inference(
     name: str | Path, task: str, dtype: torch.dtype = torch.float32, *, convert: bool = True, **hub: Any
 ) -> tuple[Any, Any]:
-    """Load a model and its image processor, and log a conversion. Raises ModelError if it has no processor."""
-    check_options(hub)
+    """Load a model and its image processor. Raises ModelError if it has no processor."""
     loaded = load_pretrained(name, dtype, task, convert=convert, **hub)
-    if loaded.note:
-        logger.warning(loaded.note)
     return loaded.model, loaded.processor or load_processor(str(name), **hub)
 
 

@@ -81,7 +81,7 @@ def test_an_earlier_optimizer_trains_the_converted_model(name):
         torch.testing.assert_close(parameter, old - 0.1 * parameter.grad, rtol=0, atol=1e-12)
 
 
-def test_frozen_parameters_labels_and_dtype_are_kept():
+def test_conversion_preserves_frozen_parameters_labels_and_dtype():
     reference = build("SegformerForSemanticSegmentation").bfloat16()
     reference.config.id2label = {k: f"thing {k}" for k in range(7)}
     reference.config.label2id = {f"thing {k}": k for k in range(7)}

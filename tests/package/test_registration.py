@@ -232,7 +232,7 @@ def test_taken_model_type_skips_one_architecture():
     assert len([line for line in ran.stderr.splitlines() if "'vit_seg'" in line and "__main__.Foreign" in line]) == 1
 
 
-def test_taken_pipeline_is_kept():
+def test_registration_does_not_replace_an_existing_pipeline():
     code = f"""
 from transformers import ImageSegmentationPipeline, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
