@@ -22,6 +22,7 @@ AUTO_CLASSES = {
     "classification": "AutoModelForImageClassification",
     "pose": "AutoModelForPoseEstimation",
 }
+EXTREMES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of dtypes with aminmax
 FEATURES = "features"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TASKS = {**AUTO_CLASSES, FEATURES: "AutoModel"}
@@ -170,12 +171,21 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segme
 
 def check_finite(name: str, model: Any) -> None:
     """ModelError for weights that are NaN or infinite."""
-    broken = [key for key, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    broken = [key for key, tensor in model.state_dict().items() if not is_finite(tensor)]
     if broken:
         raise ModelError(
             f"{name}: {len(broken)} tensors such as {broken[0]} contain NaN or infinite values; the training diverged, "
             "or the file is damaged: use an earlier checkpoint"
         )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite; one pass over the extremes where torch has it, without a copy."""
+    if type(tensor) is torch.Tensor and tensor.dtype in EXTREMES and tensor.numel():
+        return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
+    if tensor.is_floating_point() and tensor.element_size() == 1:  # isfinite does not exist for 8 bits
+        tensor = tensor.float()
+    return bool(torch.isfinite(tensor).all())
 
 
 def unwrap_saved_modules(model: Any) -> Any:
