@@ -13,7 +13,8 @@ from transformers.utils.hub import cached_file
 
 from hf_vit_seg.conversion.convert import Conversion
 from hf_vit_seg.conversion.errors import ConversionError
-from hf_vit_seg.conversion.pretrained import convert_pretrained, describe, find_classes
+from hf_vit_seg.conversion.pretrained import ADAPTER, convert_pretrained, describe, find_classes, find_config
+from hf_vit_seg.conversion.readers import read_json
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.models.layers import HUB_OPTIONS
 
@@ -114,7 +115,8 @@ def load_pretrained(
         return Loaded(model.to(dtype), converted.processor, note)
     text = str(name)
     model = load_model(text, dtype, task or task_of(text, features=True, **hub), **hub)
-    return Loaded(model, load_processor(text, **hub) if has_processor(text, **hub) else None, None)
+    source, options = (text, hub) if has_processor(text, **hub) else find_base(text, **hub)
+    return Loaded(model, load_processor(source, **options) if has_processor(source, **options) else None, None)
 
 
 def load_for_inference(
@@ -205,7 +207,10 @@ def task_of(name: str, *, features: bool = False, **hub: Any) -> str:
     ModelError if it has none of `AUTO_CLASSES`, unless `features`.
     """
     try:
-        saved = find_classes(name, **hub) or AutoConfig.from_pretrained(name, **hub).architectures or []
+        saved = find_classes(name, **hub)
+        if not saved:
+            base, options = find_base(name, **hub)
+            saved = AutoConfig.from_pretrained(base, **options).architectures or []
     except ConversionError as error:
         raise ModelError(str(error)) from error
     except (OSError, ValueError, KeyError) as error:
@@ -217,6 +222,20 @@ def task_of(name: str, *, features: bool = False, **hub: Any) -> str:
         return FEATURES
     found = ", ".join(saved) or "a model without a head"
     raise ModelError(f"{name} is {found}, expected a model for {', '.join(AUTO_CLASSES)}")
+
+
+def find_base(name: str, **hub: Any) -> tuple[str, dict[str, Any]]:
+    """Return the base model of adapters that were saved without a config.json (by peft), and the options of its files.
+
+    Other names and their options are returned as they are.
+    """
+    if find_config(name, **hub) is not None:
+        return name, hub
+    file = cached_file(name, ADAPTER, _raise_exceptions_for_missing_entries=False, **hub)
+    base = None if file is None else read_json(Path(file)).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        return name, hub
+    return base, {option: value for option, value in hub.items() if option not in ("revision", "subfolder")}
 
 
 def label_names(config: Any, noun: str = "class") -> list[str]:

@@ -1,9 +1,14 @@
 """Checks of loaded weights."""
 
+import peft
 import pytest
 import torch
+from transformers import AutoModelForSemanticSegmentation
 
-from hf_vit_seg.inference.loading import is_finite
+from hf_vit_seg.inference.loading import is_finite, load
+from hf_vit_seg.models.configuration_segformer import SegFormerConfig
+from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessorPil
+from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentation
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -33,3 +38,20 @@ def test_empty_integer_and_8_bit_tensors_are_finite(tensor):
 
 def test_8_bit_nan_is_found():
     assert not is_finite(torch.tensor([1.0, float("nan")]).to(torch.float8_e4m3fn))
+
+
+def test_adapters_of_peft_are_loaded_with_their_base(tmp_path):
+    """peft saves adapters without config.json and image processor: both come from the base model."""
+    base = SegFormerForSemanticSegmentation(SegFormerConfig(hidden_sizes=(8, 16, 20, 32), depths=(1, 1, 1, 1)))
+    base.save_pretrained(tmp_path / "base")
+    SemanticSegmentationImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "base")
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "base")
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][:3]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=linear, init_lora_weights=False)).eval()
+    adapted.save_pretrained(tmp_path / "adapters")
+    loaded, processor = load(tmp_path / "adapters")
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images).logits, adapted(images).logits, rtol=0, atol=0)
+        assert not torch.equal(loaded(images).logits, base.eval()(images).logits)
+    assert processor.size["height"] == 64
