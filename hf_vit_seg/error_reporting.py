@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .console_output import output_mode
 from .errors import HfVitSegError, error_sentence
 
 DONE = 0
@@ -21,7 +22,17 @@ FAILED = 1  # some of the work failed
 REFUSED = 2  # the command cannot be executed as given
 BUG = 70  # EX_SOFTWARE of sysexits.h
 STOPPED = 130  # by Ctrl-C or SIGTERM
-TRACEBACK_OPTION = Annotated[bool, typer.Option("--traceback", help="Show the traceback of every error.")]
+GENERAL = "General"  # the panel of the options that every command has
+# Options that `report_errors` adds to commands.
+ADDED_OPTIONS = {
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.", rich_help_panel=GENERAL)],
+    "traceback": Annotated[
+        bool, typer.Option("--traceback", help="Show the traceback of every error.", rich_help_panel=GENERAL)
+    ],
+}
+JSON_OPTION = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON instead of a table.", rich_help_panel=GENERAL)
+]
 
 show_tracebacks: ContextVar[bool] = ContextVar("show_tracebacks", default=False)
 
@@ -78,16 +89,20 @@ def quiet_libraries() -> None:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damaged files are reported in sentences
 
 
-def report_errors(function: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a typer command: report its errors, return exit codes, and add the option --traceback."""
+def report_errors(function: Callable[..., None], *, prints_result: bool = False) -> Callable[..., None]:
+    """Decorate a typer command: report its errors, return exit codes, and add the options --quiet and --traceback.
+
+    Commands that call `print_result` have `prints_result`, which adds --json.
+    """
 
     @wraps(function)
-    def command(*arguments: Any, traceback: bool, **options: Any) -> None:
+    def command(*arguments: Any, traceback: bool, quiet: bool, as_json: bool = False, **options: Any) -> None:
         token = show_tracebacks.set(traceback)
         try:
             quiet_libraries()
-            function(*arguments, **options)
-        except (typer.Exit, typer.Abort):
+            with output_mode(quiet=quiet, as_json=as_json):
+                function(*arguments, **options)
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # the last: of `hf-vit-seg ... | head`, handled by typer
             raise
         except Exception as error:
             raise typer.Exit(report(error)) from None
@@ -95,8 +110,11 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
             show_tracebacks.reset(token)
 
     original = signature(function, eval_str=True)
-    option = Parameter("traceback", Parameter.KEYWORD_ONLY, default=False, annotation=TRACEBACK_OPTION)
-    parameters = [*original.parameters.values(), option]
+    added = ({"as_json": JSON_OPTION} if prints_result else {}) | ADDED_OPTIONS
+    parameters = [
+        *original.parameters.values(),
+        *(Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=kind) for name, kind in added.items()),
+    ]
     command.__signature__ = original.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     return command
@@ -106,6 +124,7 @@ __all__ = [
     "BUG",
     "DONE",
     "FAILED",
+    "GENERAL",
     "REFUSED",
     "STOPPED",
     "error_location",

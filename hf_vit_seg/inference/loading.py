@@ -16,6 +16,7 @@ from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.pretrained import convert_pretrained, describe, find_classes
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.models.layers import HUB_OPTIONS
+from hf_vit_seg.records import nearest
 
 AUTO_CLASSES = {
     "segmentation": "AutoModelForSemanticSegmentation",
@@ -104,7 +105,7 @@ def load_pretrained(
     """Load a model as `load` does, without moving it, and log a conversion. Raises ModelError."""
     check_options(hub)
     if task is not None and task not in TASKS:
-        raise ModelError(f"unknown task '{task}'; choose from {', '.join(TASKS)}")
+        raise ModelError(f"unknown task '{task}'; {nearest(task, TASKS, 'tasks')}")
     if convert and (converted := find_conversion(name, **hub)) is not None:
         check_task(name, converted, task)
         model: Any = converted.model.base_model if task == FEATURES else converted.model

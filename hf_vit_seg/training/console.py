@@ -6,12 +6,13 @@ by a signal.
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
-from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from hf_vit_seg.console_output import print_result
 from hf_vit_seg.error_reporting import REFUSED, STOPPED, report
 from hf_vit_seg.errors import WriteError
 from hf_vit_seg.training.checkpoints.main_process import PreparationError
@@ -21,7 +22,7 @@ from hf_vit_seg.training.loop.trainer import RunStatus, train
 from hf_vit_seg.training.recipe.files import RecipeFileError
 from hf_vit_seg.training.recipe.paths import describe_data
 from hf_vit_seg.training.recipe.schema import Recipe
-from hf_vit_seg.training.reports.metrics_report import EVALUATION, FILE, read_report, report_view
+from hf_vit_seg.training.reports.metrics_report import EVALUATION, FILE, read_report, report_content, report_view
 
 from .evaluate_saved import evaluate_model, recipe_of_model
 from .recipe_loading import load_recipe
@@ -72,7 +73,7 @@ def evaluate_command(
         for line in describe_data({split: loaded.data.model_dump().get(split)}):
             print_on_main(line)
         if is_main():
-            Console().print(report_view(report))
+            print_result(report_view(report), partial(report_content, report))
         print_on_main(f"written to {folder}")
         return 0
 
@@ -96,7 +97,8 @@ def print_results(directory: RunDirectory, ending: RunStatus, recipe: Recipe) ->
         return
     reports = [path / FILE for path in (directory.test, directory.model) if (path / FILE).exists()]
     if reports:
-        Console().print(report_view(read_report(reports[0])))
+        found = read_report(reports[0])
+        print_result(report_view(found), partial(report_content, found))
     plots = f", plots are in {directory.plots}" if any(directory.plots.glob("*.png")) else ""
     name = "best" if directory.model == directory.best else "last"
     print_on_main(f"{ending.value}: the {name} model is in {directory.model}{plots}")

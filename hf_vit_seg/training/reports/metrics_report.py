@@ -139,15 +139,15 @@ def write_report(report: MetricsReport, path: Path) -> None:
     write_text(path, text)
 
 
-def report_text(report: MetricsReport) -> str:
-    """Format metrics.json with a line for each score, each class, and each row of the confusion matrix."""
+def report_content(report: MetricsReport) -> dict[str, Any]:
+    """Convert a report to the JSON values of metrics.json; NaN becomes None."""
     columns, labeled = report.class_columns(), report.class_counts()
     classes = [
         {"name": name, **{column: values[i] for column, values in columns.items()}}
         | ({} if labeled is None else {UNITS[report.task]: labeled[i]})
         for i, name in enumerate(report.names)
     ]
-    parts: dict[str, Any] = {
+    parts = {
         "task": report.task,
         "split": report.split,
         "dataset": report.dataset,
@@ -163,12 +163,17 @@ def report_text(report: MetricsReport) -> str:
         "reliability": None if report.reliability is None else json_value(report.reliability),
         **report.details,
     }
+    return {key: json_value(value) for key, value in parts.items()}
+
+
+def report_text(report: MetricsReport) -> str:
+    """Format metrics.json with a line for each score, each class, and each row of the confusion matrix."""
+    parts = report_content(report)
     return "{\n" + ",\n".join(f'  "{key}": {block(value)}' for key, value in parts.items()) + "\n}\n"
 
 
-def block(value: Any) -> str:
-    """Format a value as JSON: entries of a mapping, and nested entries of a list, on a line each."""
-    plain = json_value(value)
+def block(plain: Any) -> str:
+    """Format a JSON value: entries of a mapping, and nested entries of a list, on a line each."""
     if isinstance(plain, dict) and plain:
         lines = [f"    {json_line(key)}: {json_line(part)}" for key, part in plain.items()]
         return "{\n" + ",\n".join(lines) + "\n  }"
