@@ -17,8 +17,7 @@ from typer.core import TyperCommand
 from hf_vit_seg import __version__
 from hf_vit_seg.training.__main__ import train
 
-from .console_output import print_result
-from .error_reporting import DONE, FAILED, GENERAL, report_errors
+from .error_reporting import DONE, FAILED, GENERAL, print_result, report_errors
 from .errors import HfVitSegError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hf_vit_seg.console_output import print_result
+from hf_vit_seg.error_reporting import print_result
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.records import RecordError
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hf_vit_seg.console_output import print_result
 from hf_vit_seg.entry_points import PACKAGE
+from hf_vit_seg.error_reporting import print_result
 from hf_vit_seg.provenance import CARD
 
 from .formats import OWN

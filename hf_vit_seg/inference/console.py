@@ -12,9 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging
 
-from hf_vit_seg.console_output import is_quiet, status_console
 from hf_vit_seg.conversion.errors import ConversionError
-from hf_vit_seg.error_reporting import BUG, DONE, FAILED, error_location, traceback_text
+from hf_vit_seg.error_reporting import BUG, DONE, FAILED, error_location, is_quiet, status_console, traceback_text
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.heads import classify, estimate_poses
 from hf_vit_seg.inference.files.prediction import Job, Outcome, PredictOptions, failed_outcome, predict

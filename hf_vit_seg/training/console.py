@@ -12,8 +12,7 @@ from shlex import quote
 
 from transformers.utils import logging as transformers_logging
 
-from hf_vit_seg.console_output import print_result
-from hf_vit_seg.error_reporting import REFUSED, STOPPED, report
+from hf_vit_seg.error_reporting import REFUSED, STOPPED, print_result, report
 from hf_vit_seg.errors import WriteError
 from hf_vit_seg.training.checkpoints.main_process import PreparationError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, RunDirectoryError, run_directory

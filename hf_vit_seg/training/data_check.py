@@ -15,13 +15,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_vit_seg.atomic_io import write_files
-from hf_vit_seg.console_output import is_quiet, print_result
 from hf_vit_seg.data.checks.check import SPLITS, check
 from hf_vit_seg.data.checks.report import UNITS, CheckReport, Occurrence, SplitFacts
 from hf_vit_seg.data.datasets import Split
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.directory_lock import lock_directory
 from hf_vit_seg.drawing.overlays import percent
+from hf_vit_seg.error_reporting import is_quiet, print_result
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.figures.contact_sheet import contact_sheet
 from hf_vit_seg.training.losses.class_weights import RULES, class_weights

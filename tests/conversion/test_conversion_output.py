@@ -79,7 +79,7 @@ def test_invalid_export_raises(tmp_path: Path) -> None:
     cases = [
         ("ours", "out", "nvlabs", "decode_head_flavor 'mmseg', but nvlabs supports only 'nvlabs'"),
         ("ours", "out", "transformers", "transformers supports only 'nvlabs'"),
-        ("ours", "out", "caffe", "cannot be exported to 'caffe'; choose from nvlabs, mmseg, transformers, smp"),
+        ("ours", "out", "caffe", "cannot be exported to 'caffe'; its formats are nvlabs, mmseg, transformers, smp"),
         ("ours", "file", "mmseg", "exists"),
         ("ours", "others", "mmseg", "is a directory"),
         ("others", "file", "transformers", "is a file"),

@@ -19,7 +19,7 @@ from rich import progress as bars
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from hf_vit_seg.console_output import is_quiet
+from hf_vit_seg.error_reporting import is_quiet
 
 SMOOTHING = 0.9  # decay of the moving average of the loss
 # Values of a step, in the order of display.
