@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from transformers.utils.hub import cached_file
 
 from hf_vit_seg.conversion.convert import Conversion
 from hf_vit_seg.conversion.errors import ConversionError
-from hf_vit_seg.conversion.pretrained import convert_pretrained, describe, find_classes
+from hf_vit_seg.conversion.pretrained import convert_pretrained, describe, find_classes, is_convertible
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.models.layers import HUB_OPTIONS
 from hf_vit_seg.records import nearest
@@ -114,7 +115,25 @@ def load_pretrained(
         return Loaded(model.to(dtype), converted.processor, note)
     text = str(name)
     model = load_model(text, dtype, task or task_of(text, features=True, **hub), **hub)
+    advise_conversion(model)
     return Loaded(model, load_processor(text, **hub) if has_processor(text, **hub) else None, None)
+
+
+def advise_conversion(model: Any) -> None:
+    """Log a line of advice, once per class, for a model of transformers that this package has a class for."""
+    kind = type(model)
+    if kind.__module__.startswith("transformers.") and is_convertible({"model_type": model.config.model_type}):
+        log_advice(kind.__name__)
+
+
+@cache
+def log_advice(name: str) -> None:
+    """Log the advice for a class."""
+    logger.warning(
+        "%s is used as transformers' own class; hf_vit_seg.from_transformers(model), or loading without convert=False "
+        "(--no-convert), gives the faster class of this package with the same outputs",
+        name,
+    )
 
 
 def load_for_inference(
@@ -241,6 +260,7 @@ __all__ = [
     "TASKS",
     "Loaded",
     "ModelError",
+    "advise_conversion",
     "find_conversion",
     "float_type",
     "has_processor",

@@ -21,10 +21,11 @@ from hf_vit_seg.training.loop.trainer import RunStatus, train
 from hf_vit_seg.training.recipe.files import RecipeFileError
 from hf_vit_seg.training.recipe.paths import describe_data
 from hf_vit_seg.training.recipe.schema import Recipe
-from hf_vit_seg.training.reports.metrics_report import EVALUATION, FILE, read_report, report_content, report_view
+from hf_vit_seg.training.reports.metrics_report import report_content, report_view
 
 from .evaluate_saved import evaluate_model, recipe_of_model
 from .recipe_loading import load_recipe
+from .runs import evaluation_folder, final_report
 
 # Raised on all processes; only the main one prints them.
 SAME_ON_ALL = (RecipeFileError, RunDirectoryError, CheckpointError, PreparationError)
@@ -66,8 +67,7 @@ def evaluate_command(
 
     def work() -> int:
         loaded = load_recipe(recipe or recipe_of_model(model), settings)
-        name = f"{EVALUATION}{split}"
-        folder = out or (Path(model) / name if Path(model).is_dir() else Path(name))
+        folder = out or evaluation_folder(model, split)
         report = evaluate_model(model, loaded, split, folder, convert=convert)
         for line in describe_data({split: loaded.data.model_dump().get(split)}):
             print_on_main(line)
@@ -94,9 +94,8 @@ def print_results(directory: RunDirectory, ending: RunStatus, recipe: Recipe) ->
     """Print the scores on the test split, or else the validation split, and the paths of the results."""
     if not is_main():
         return
-    reports = [path / FILE for path in (directory.test, directory.model) if (path / FILE).exists()]
-    if reports:
-        found = read_report(reports[0])
+    found = final_report(directory)
+    if found is not None:
         print_result(report_view(found), partial(report_content, found))
     plots = f", plots are in {directory.plots}" if any(directory.plots.glob("*.png")) else ""
     name = "best" if directory.model == directory.best else "last"

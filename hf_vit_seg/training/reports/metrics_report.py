@@ -23,6 +23,7 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.text_files import read_json_object
 from hf_vit_seg.training.recipe.schema import Task
 
+from .html_tables import paragraph, table
 from .json_values import json_line, json_value
 
 FILE = "metrics.json"
@@ -115,6 +116,12 @@ class MetricsReport:
     def class_counts(self) -> np.ndarray | None:
         """Return the number of labeled pixels (or images) of each class (K,); None without a confusion matrix."""
         return None if self.confusion is None else counts(self.confusion).sum(axis=1)
+
+    def _repr_html_(self) -> str:
+        header, rows = class_cells(self)
+        classes = table(header, rows) if rows else ""
+        scores = table(["score", ""], [[title_of(name), decimal(value)] for name, value in self.numbers().items()])
+        return classes + scores + paragraph(about(self))
 
 
 def counts(matrix: Any) -> np.ndarray:
@@ -238,16 +245,24 @@ def title_of(name: str) -> str:
 
 def class_table(report: MetricsReport) -> Table:
     """Return a table with the scores and the number of labeled pixels (or images) of each class."""
+    header, rows = class_cells(report)
+    view = Table(header[0], box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in header[1:]:
+        view.add_column(title, justify="right")
+    for name, *cells in rows:
+        view.add_row(escape(name), *cells)
+    return view
+
+
+def class_cells(report: MetricsReport) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the table of classes; without rows if there are no scores of classes."""
     columns, labeled = report.class_columns(), report.class_counts()
-    table = Table("class", box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(COLUMNS.get(column, column.replace("_", " ")), justify="right")
-    if labeled is not None:
-        table.add_column(UNITS[report.task], justify="right")
-    for i, name in enumerate(report.names):
+    titles = [COLUMNS.get(column, column.replace("_", " ")) for column in columns]
+    rows = []
+    for i, name in enumerate(report.names if columns else ()):
         cells = [decimal(values[i]) for values in columns.values()]
-        table.add_row(escape(name), *cells, *([] if labeled is None else [f"{labeled[i]:,}"]))
-    return table
+        rows.append([name, *cells, *([] if labeled is None else [f"{labeled[i]:,}"])])
+    return ["class", *titles, *([] if labeled is None else [UNITS[report.task]])], rows
 
 
 def about(report: MetricsReport) -> str:
