@@ -37,7 +37,7 @@ def convert(
     source: str | None = None,
     labels: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
-    force: bool = False,
+    overwrite: bool = False,
     weights: str | None = None,
     **hub: Any,
 ) -> Report:
@@ -46,17 +46,17 @@ def convert(
     The checkpoint is a file, a directory, a Hub id, or the https address of a file.
 
     The source is detected from the keys, unless given. `labels` is the name of a label set or a JSON file.
-    `overrides` are config fields that take precedence over detected values. `force` replaces an existing `out_dir`
+    `overrides` are config fields that take precedence over detected values. `overwrite` replaces an existing `out_dir`
     after a successful conversion. `weights` names the weights to convert if the file has several, such as
     `state_dict_ema`. `hub` has the options of `from_pretrained` that locate files, such as `revision` and `token`.
 
     Raises ConversionError if the input cannot be converted; `out_dir` is not changed then.
     """
     out_dir = Path(out_dir)
-    check_directory(out_dir, force)
+    check_directory(out_dir, overwrite)
     if Path(source_file).exists():
         check_apart(Path(source_file), out_dir)
-    with lock_output(out_dir, directory=True, force=force):
+    with lock_output(out_dir, directory=True, overwrite=overwrite):
         converted = convert_in_memory(source_file, weights, source=source, labels=labels, overrides=overrides, **hub)
         with atomic_path(out_dir) as folder:
             converted.model.save_pretrained(folder)

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_vit_seg.atomic_io import atomic_path
 from hf_vit_seg.plugins import Architecture, architectures
+from hf_vit_seg.records import nearest
 
 from . import variants
 from .errors import ConversionError
@@ -23,10 +24,10 @@ from .strict_loading import load_model
 from .variants import plain
 
 
-def export(model_dir: Path, out_file: Path, *, to: str, force: bool = False) -> Report:
+def export(model_dir: Path, out_file: Path, *, to: str, overwrite: bool = False) -> Report:
     """Export the model in `model_dir` to `out_file` in the format of the source `to`.
 
-    For some formats `out_file` is a directory. `force` replaces an existing `out_file` after a successful export.
+    For some formats `out_file` is a directory. `overwrite` replaces an existing `out_file` after a successful export.
 
     Raises ConversionError if the model cannot be exported; `out_file` is not changed then.
     """
@@ -37,7 +38,7 @@ def export(model_dir: Path, out_file: Path, *, to: str, force: bool = False) -> 
     auto_class, model_class = head_of(architecture, config, model_dir)
     source = target_source(architecture, to)
     form, write = target_form(source, architecture, auto_class, config)
-    with lock_output(out_file, form.directory, force):
+    with lock_output(out_file, form.directory, overwrite):
         model = load_model(model_class, config, checkpoint.tensors)
         translation = translate(invert_rules(form.rules), checkpoint.tensors, source.sizes(config))
         labels = outgoing_labels(checkpoint, auto_class)
@@ -105,8 +106,8 @@ def target_source(architecture: Architecture, name: str) -> Source:
     for source in every:
         if name in (source.name, full_name(architecture, source)):
             return source
-    known = ", ".join(source.name for source in every)
-    raise ConversionError(f"{architecture.name} cannot be exported to '{name}'; choose from {known}")
+    hint = nearest(name, [source.name for source in every], "its formats")
+    raise ConversionError(f"{architecture.name} cannot be exported to '{name}'; {hint}")
 
 
 def target_form(

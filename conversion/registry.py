@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from hf_vit_seg.plugins import Architecture, architectures
+from hf_vit_seg.records import nearest
 
 from .errors import ConversionError, UnsupportedCheckpoint, first_few
 from .readers import Checkpoint
@@ -64,8 +65,9 @@ def find_sources(name: str) -> list[tuple[Architecture, Source]]:
     every = sources()
     meant = [pair for pair in every if name in (pair[1].name, full_name(*pair))]
     if not meant:
-        listed = ", ".join(full_name(*pair) for pair in every)
-        raise ConversionError(f"unknown source '{name}'; choose from {listed}")
+        known = [full_name(*pair) for pair in every]
+        hint = nearest(name, [*known, *{source.name for _, source in every}]) if known else "there are none"
+        raise ConversionError(f"unknown source '{name}'; {hint}")
     return meant
 
 

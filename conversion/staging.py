@@ -8,21 +8,25 @@ from hf_vit_seg.directory_lock import LOCK, LockError, lock_directory, lock_file
 
 from .errors import ConversionError
 
+OVERWRITE = "--overwrite (in Python, overwrite=True)"
 
-def check_directory(target: Path, force: bool) -> None:
-    """ConversionError if an output directory is a file, or is not empty without `force`."""
+
+def check_directory(target: Path, overwrite: bool) -> None:
+    """ConversionError if an output directory is a file, or is not empty without `overwrite`."""
     if target.exists() and not target.is_dir():
         raise ConversionError(f"'{target}' is a file, expected a directory; choose another path")
-    if target.is_dir() and not force and any(path.name != LOCK for path in target.iterdir()):
-        raise ConversionError(f"directory '{target}' is not empty; choose another path, or use force to replace it")
+    if target.is_dir() and not overwrite and any(path.name != LOCK for path in target.iterdir()):
+        raise ConversionError(
+            f"directory '{target}' is not empty; choose another path, or pass {OVERWRITE} to replace it"
+        )
 
 
-def check_file(target: Path, force: bool) -> None:
-    """ConversionError if an output file is a directory, or exists without `force`."""
+def check_file(target: Path, overwrite: bool) -> None:
+    """ConversionError if an output file is a directory, or exists without `overwrite`."""
     if target.is_dir():
         raise ConversionError(f"'{target}' is a directory, expected a file; choose another path")
-    if target.exists() and not force:
-        raise ConversionError(f"'{target}' exists; choose another path, or use force to replace it")
+    if target.exists() and not overwrite:
+        raise ConversionError(f"'{target}' exists; choose another path, or pass {OVERWRITE} to replace it")
 
 
 def check_apart(origin: Path, target: Path) -> None:
@@ -32,14 +36,14 @@ def check_apart(origin: Path, target: Path) -> None:
 
 
 @contextmanager
-def lock_output(target: Path, directory: bool, force: bool) -> Iterator[None]:
+def lock_output(target: Path, directory: bool, overwrite: bool) -> Iterator[None]:
     """Check and lock an output directory or file."""
     check = check_directory if directory else check_file
-    check(target, force)
+    check(target, overwrite)
     with ExitStack() as stack:
         try:
             stack.enter_context((lock_directory if directory else lock_file)(target))
         except LockError as error:
             raise ConversionError(str(error)) from error
-        check(target, force)  # another process may have written it
+        check(target, overwrite)  # another process may have written it
         yield

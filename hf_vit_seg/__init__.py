@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hf_vit_seg.inference.loading import load
     from hf_vit_seg.inference.pose_estimator import PoseEstimator
     from hf_vit_seg.inference.segmenter import Segmenter
+    from hf_vit_seg.training.runs import evaluate, train
 
 __version__ = version("hf_vit_seg")
 __all__ = [
@@ -29,10 +30,12 @@ __all__ = [
     "__version__",
     "architectures",
     "convert",
+    "evaluate",
     "from_transformers",
     "load",
     "plugins",
     "to_transformers",
+    "train",
 ]
 
 # Functions and classes that need torch: their modules are imported at the first use.
@@ -41,9 +44,11 @@ LAZY = {
     "PoseEstimator": "hf_vit_seg.inference.pose_estimator",
     "Segmenter": "hf_vit_seg.inference.segmenter",
     "convert": "hf_vit_seg.conversion.convert",
+    "evaluate": "hf_vit_seg.training.runs",
     "from_transformers": "hf_vit_seg.conversion.live_models",
     "load": "hf_vit_seg.inference.loading",
     "to_transformers": "hf_vit_seg.conversion.live_models",
+    "train": "hf_vit_seg.training.runs",
 }
 
 

@@ -9,26 +9,56 @@ shown), 130 stopped by a signal.
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from hf_vit_seg import __version__
 from hf_vit_seg.training.__main__ import train
 
-from .error_reporting import DONE, FAILED, report_errors
+from .error_reporting import DONE, FAILED, GENERAL, print_result, report_errors
 from .errors import HfVitSegError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from hf_vit_seg.inference.files.prediction import Job
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode="markdown")
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 # Panels that group the options in --help.
 INFERENCE, OUTPUTS, FILES, LARGE = "Inference settings", "Outputs", "Files", "Large images and videos"
-INPUTS, QUANTIZATION = "Inputs of the exported model", "8-bit quantization"
+FORMAT, INPUTS, QUANTIZATION = "Format", "Inputs of the exported model", "8-bit quantization"
+DATA, MODEL, REPOSITORY, SERVER = "Data", "Model", "Repository", "Server"
+
+
+class Command(TyperCommand):
+    """A command whose --help is listed with the options that every command has."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return the option, in the panel of the general options."""
+        option: Any = super().get_help_option(ctx)
+        if option is not None:
+            option.rich_help_panel = GENERAL
+        return option
+
+
+def command(
+    name: str | None = None, *, example: str, prints_result: bool = False
+) -> "Callable[[Callable[..., None]], Callable[..., None]]":
+    """Register a function as a command that reports its errors; `example` is shown at the end of its help."""
+
+    def register(function: "Callable[..., None]") -> "Callable[..., None]":
+        known = app.command(name, cls=Command, epilog=f"Example: `{example}`")
+        return known(report_errors(function, prints_result=prints_result))
+
+    return register
 
 
 ConvertOption = Annotated[
@@ -36,7 +66,17 @@ ConvertOption = Annotated[
     typer.Option(
         "--convert/--no-convert",
         help="Convert checkpoints in other formats in memory, or load them with transformers' classes.",
+        rich_help_panel=MODEL,
     ),
+]
+CreatePrOption = Annotated[
+    bool,
+    typer.Option("--create-pr", help="Open a pull request instead of committing.", rich_help_panel=REPOSITORY),
+]
+MessageOption = Annotated[str | None, typer.Option(help="Commit message.", rich_help_panel=REPOSITORY)]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only list the files and their sizes; nothing is uploaded.", rich_help_panel=FILES),
 ]
 
 
@@ -94,14 +134,15 @@ def main(
     """Vision transformers for segmentation in the Hugging Face ecosystem."""
 
 
-@app.command()
-@report_errors
+@command(example="hf-vit-seg predict out/best photos/ -o masks")
 def predict(
     model: Annotated[
         str, typer.Argument(help="Directory, Hub ID, checkpoint file or its address, or exported segmentation model.")
     ],
     images: Annotated[list[str], typer.Argument(help="Image files, folders (recursive), or quoted glob patterns.")],
-    out: Annotated[Path, typer.Option(help="Output folder. Subfolders are preserved.", rich_help_panel=FILES)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Output folder. Subfolders are preserved.", rich_help_panel=FILES)
+    ],
     device: Annotated[
         str | None,
         typer.Option(help="Device: cpu, cuda, cuda:1, mps. Default: a GPU if available.", rich_help_panel=INFERENCE),
@@ -336,22 +377,28 @@ def plan_jobs(
     return jobs
 
 
-app.command()(train)
+command(example="hf-vit-seg train nuclei loop.steps=100 -o out", prints_result=True)(train)
 
 
-@app.command()
-@report_errors
+@command(example="hf-vit-seg evaluate out/best --split test", prints_result=True)
 def evaluate(
     model: Annotated[str, typer.Argument(help="Directory or Hub ID of a model.")],
     settings: Annotated[
         list[str] | None, typer.Argument(help="Overrides of the recipe, such as evaluation.protocol.flip=true.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Recipe that defines the data. Default: MODEL/recipe.yaml.")
+        str | None,
+        typer.Option(help="Recipe that defines the data. Default: MODEL/recipe.yaml.", rich_help_panel=DATA),
     ] = None,
-    split: Annotated[Split, typer.Option(help="Split of the recipe's data.")] = Split.validation,
+    split: Annotated[Split, typer.Option(help="Split of the recipe's data.", rich_help_panel=DATA)] = Split.validation,
     out: Annotated[
-        Path | None, typer.Option(help="Output folder for metrics.json, plots and samples. Default: in MODEL.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Output folder for metrics.json, plots and samples. Default: in MODEL.",
+            rich_help_panel=FILES,
+        ),
     ] = None,
     convert_model: ConvertOption = True,
 ) -> None:
@@ -364,12 +411,16 @@ def evaluate(
     raise typer.Exit(evaluate_command(model, settings or [], recipe, split.value, out, convert=convert_model))
 
 
-@app.command()
-@report_errors
+@command(example="hf-vit-seg export out/best program --to onnx", prints_result=True)
 def export(
     model: Annotated[str, typer.Argument(help="Directory, exported model, or Hub ID of a segmentation model.")],
     out: Annotated[Path, typer.Argument(help="Output directory for the exported model and its configuration.")],
-    to: Annotated[str, typer.Option(help="Format: onnx, openvino, torchscript, executorch, or that of a plugin.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Format: onnx, openvino, torchscript, executorch, or that of a plugin.", rich_help_panel=FORMAT
+        ),
+    ],
     size: Annotated[
         str | None,
         typer.Option(
@@ -384,11 +435,13 @@ def export(
     label_map: Annotated[
         str | None,
         typer.Option(
-            help="Output a uint8 label map instead of logits, at the size of the input (input) or at 1024x2048."
+            help="Output a uint8 label map instead of logits, at the size of the input (input) or at 1024x2048.",
+            rich_help_panel=FORMAT,
         ),
     ] = None,
     dtype: Annotated[
-        FloatType, typer.Option(help="Number format: float32, or float16 if the format supports it.")
+        FloatType,
+        typer.Option(help="Number format: float32, or float16 if the format supports it.", rich_help_panel=FORMAT),
     ] = FloatType.float32,
     int8: Annotated[
         Path | None,
@@ -412,10 +465,14 @@ def export(
     ] = Split.validation,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Option of the format as NAME=VALUE, such as opset=18. Repeatable."),
+        typer.Option(
+            "--set", help="Option of the format as NAME=VALUE, such as opset=18. Repeatable.", rich_help_panel=FORMAT
+        ),
     ] = None,
     convert_model: ConvertOption = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing exported model.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing exported model.", rich_help_panel=FILES)
+    ] = False,
 ) -> None:
     """Export a model for another runtime, and compare its outputs with those of the model.
 
@@ -455,8 +512,7 @@ def export(
     raise typer.Exit(code)
 
 
-@app.command()
-@report_errors
+@command(example="hf-vit-seg convert nvidia/segformer-b0-finetuned-ade-512-512 b0", prints_result=True)
 def convert(
     checkpoint: Annotated[
         str,
@@ -466,26 +522,39 @@ def convert(
         ),
     ],
     out: Annotated[Path, typer.Argument(help="Model directory to create; with --to, the file or directory to create.")],
-    source: Annotated[str | None, typer.Option(help="Override format detection.")] = None,
-    to: Annotated[str | None, typer.Option(help="Export a model directory back to this format.")] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Class names: ade20k, cityscapes, imagenet-1k, or a JSON or YAML file.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a field of the config, as NAME=VALUE. Repeatable.")
+    source: Annotated[str | None, typer.Option(help="Override format detection.", rich_help_panel=FORMAT)] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Export a model directory back to this format.", rich_help_panel=FORMAT)
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Which weights of the file, such as state_dict_ema, model_ema or teacher.")
+        str | None,
+        typer.Option(
+            help="Which weights of the file, such as state_dict_ema, model_ema or teacher.", rich_help_panel=FORMAT
+        ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub ID.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a Hub ID.", rich_help_panel=FORMAT)
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Class names: ade20k, cityscapes, imagenet-1k, or a JSON or YAML file.", rich_help_panel=MODEL
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a field of the config, as NAME=VALUE. Repeatable.", rich_help_panel=MODEL),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing OUT.", rich_help_panel=FILES)
+    ] = False,
 ) -> None:
     """Convert a reference checkpoint to a model directory that AutoModel loads, or back.
 
     The source's epsilons, labels, palette and preprocessing are preserved. Pickled code is never executed. Nothing is
     written unless all tensors match.
     """
-    from rich.console import Console
+    from dataclasses import asdict
 
     from hf_vit_seg.conversion.convert import convert as convert_checkpoint
     from hf_vit_seg.conversion.convert import export as export_checkpoint
@@ -495,7 +564,7 @@ def convert(
             "--to exports the model unchanged: omit --source, --labels, --set, --weights and --revision"
         )
     if to is not None:
-        report = export_checkpoint(Path(checkpoint), out, to=to, force=force)
+        report = export_checkpoint(Path(checkpoint), out, to=to, overwrite=overwrite)
     else:
         overrides = fields_of(settings or [])
         report = convert_checkpoint(
@@ -504,11 +573,11 @@ def convert(
             source=source,
             labels=labels,
             overrides=overrides,
-            force=force,
+            overwrite=overwrite,
             weights=weights,
             revision=revision,
         )
-    Console().print(report)
+    print_result(report, lambda: asdict(report) | {"path": str(report.path)})
 
 
 def fields_of(settings: list[str]) -> dict[str, object]:
@@ -528,8 +597,7 @@ def fields_of(settings: list[str]) -> dict[str, object]:
     return fields
 
 
-@app.command()
-@report_errors
+@command(example="hf-vit-seg push out me/nuclei --dry-run", prints_result=True)
 def push(
     directory: Annotated[
         str,
@@ -538,20 +606,35 @@ def push(
     repo: Annotated[str, typer.Argument(help="Hub repository, such as me/my-model. Created if it does not exist.")],
     private: Annotated[
         bool | None,
-        typer.Option("--private/--public", help="Visibility of the repository; an existing one must match."),
+        typer.Option(
+            "--private/--public",
+            help="Visibility of the repository; an existing one must match.",
+            rich_help_panel=REPOSITORY,
+        ),
     ] = None,
-    branch: Annotated[str | None, typer.Option(help="Commit to this branch. Created if it does not exist.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
-    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    branch: Annotated[
+        str | None,
+        typer.Option(help="Commit to this branch. Created if it does not exist.", rich_help_panel=REPOSITORY),
+    ] = None,
+    create_pr: CreatePrOption = False,
+    message: MessageOption = None,
     sample_image: Annotated[
         bool,
-        typer.Option("--sample-image", help="Also publish one evaluated image with its prediction and label."),
+        typer.Option(
+            "--sample-image",
+            help="Also publish one evaluated image with its prediction and label.",
+            rich_help_panel=FILES,
+        ),
     ] = False,
     model_format: Annotated[
         ModelFormat,
-        typer.Option("--format", help="own, or transformers: loads without this package and without remote code."),
+        typer.Option(
+            "--format",
+            help="own, or transformers: loads without this package and without remote code.",
+            rich_help_panel=FILES,
+        ),
     ] = ModelFormat.own,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files and their sizes.")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Publish a model on the Hub: weights, image processor, model code, model card and metrics.
 
@@ -566,17 +649,21 @@ def push(
     push_command(directory, target, sample_image=sample_image, dry_run=dry_run, model_format=model_format.value)
 
 
-@app.command("push-space")
-@report_errors
+@command("push-space", example="hf-vit-seg push-space out me/nuclei-demo --dry-run", prints_result=True)
 def push_space(
     model: Annotated[str, typer.Argument(help="Model directory, run directory, Hub ID, or nuclei (built in).")],
     repo: Annotated[str, typer.Argument(help="Space on the Hub, such as me/my-demo. Created if it does not exist.")],
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="Visibility of the Space; an existing one must match.")
+        bool | None,
+        typer.Option(
+            "--private/--public",
+            help="Visibility of the Space; an existing one must match.",
+            rich_help_panel=REPOSITORY,
+        ),
     ] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
-    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files and their sizes.")] = False,
+    create_pr: CreatePrOption = False,
+    message: MessageOption = None,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Publish a demo of a model as a Space. It contains this package and pins the installed versions."""
     from hf_vit_seg.hub.console import push_space_command
@@ -586,17 +673,20 @@ def push_space(
     push_space_command(model, target, dry_run=dry_run)
 
 
-@app.command()
-@report_errors
+@command(example="hf-vit-seg demo out/best")
 def demo(
     models: Annotated[
         list[str] | None,
         typer.Argument(help="Directories, exported models or Hub IDs. Default: the built-in nuclei model."),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port. Default: the first free port from 7860.")
+        int | None,
+        typer.Option(min=1, max=65535, help="Port. Default: the first free port from 7860.", rich_help_panel=SERVER),
     ] = None,
-    share: Annotated[bool, typer.Option("--share", help="Create a public gradio link, valid for one week.")] = False,
+    share: Annotated[
+        bool,
+        typer.Option("--share", help="Create a public gradio link, valid for one week.", rich_help_panel=SERVER),
+    ] = False,
 ) -> None:
     """Start a web demo of models for segmentation, classification and pose estimation.
 
@@ -607,13 +697,17 @@ def demo(
     launch(*(models or ()), port=port, share=share)
 
 
-@app.command("check-data")
-@report_errors
+@command("check-data", example="hf-vit-seg check-data nuclei", prints_result=True)
 def check_data(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Overrides of the recipe: NAME=VALUE.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder. Default: data-check/NAME.")] = None,
-    splits: Annotated[str, typer.Option(help="Comma-separated splits to check.")] = "train,validation,test",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Output folder. Default: data-check/NAME.", rich_help_panel=FILES),
+    ] = None,
+    splits: Annotated[
+        str, typer.Option(help="Comma-separated splits to check.", rich_help_panel=DATA)
+    ] = "train,validation,test",
 ) -> None:
     """Check every file of a recipe's data: unusable files, raw values, class frequencies.
 
@@ -626,31 +720,25 @@ def check_data(
     raise typer.Exit(DONE if valid else FAILED)
 
 
-@app.command()
-@report_errors
+@command(example="hf-vit-seg models --json", prints_result=True)
 def models() -> None:
     """List the architectures and their variants. Exit code 1 if one cannot be loaded."""
-    from rich.console import Console
+    from .plugin_listing import every_variant, models_view
 
-    from .plugin_listing import models_view
-
-    view, sentences = models_view()
-    Console().print(view)
+    rows, sentences = every_variant()
+    print_result(models_view(rows), lambda: rows)
     for sentence in sentences:
         typer.echo(f"hf-vit-seg: {sentence}", err=True)
     raise typer.Exit(FAILED if sentences else DONE)
 
 
-@app.command()
-@report_errors
+@command(example="hf-vit-seg plugins", prints_result=True)
 def plugins() -> None:
     """List the installed plugins with their status. Exit code 1 if one cannot be loaded."""
-    from rich.console import Console
-
-    from .plugin_listing import every_plugin, plugins_view
+    from .plugin_listing import every_plugin, plugin_rows, plugins_view
 
     found = every_plugin()
-    Console().print(plugins_view(found))
+    print_result(plugins_view(found), lambda: plugin_rows(found))
     failed = [plugin for plugin in found if plugin.error]
     for plugin in failed:
         typer.echo(f"hf-vit-seg: {plugin.name} of {plugin.origin} cannot be loaded: {plugin.error}", err=True)

@@ -4,9 +4,10 @@ Every entry point of every group is loaded, and an architecture's variants, conv
 so that errors are found early.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
+from typing import Any
 
 from rich.table import Table as View
 
@@ -85,9 +86,12 @@ def plugins_view(found: Iterable[Plugin]) -> View:
     return view
 
 
-def models_view() -> tuple[View, list[str]]:
-    """Return a table with a row per variant of every architecture, and errors of variants that cannot be read."""
-    view, sentences = View("architecture", "model_type", "variant", "parameters", box=None), []
+def every_variant() -> tuple[list[dict[str, Any]], list[str]]:
+    """Return a row for each variant of each architecture, and errors of variants that cannot be read.
+
+    Rows have the keys `architecture`, `model_type`, `variant` and `parameters`.
+    """
+    rows, sentences = list[dict[str, Any]](), []
     for name, architecture in architectures().items():
         try:
             counts = {variant: row.get("parameters", 0) for variant, row in architecture.variant_rows().items()}
@@ -95,8 +99,31 @@ def models_view() -> tuple[View, list[str]]:
             sentences.append(f"the variants of '{name}' cannot be read: {error_sentence(error, short=True)}")
             continue
         for variant, count in counts.items():
-            view.add_row(name, architecture.config.model_type, variant, f"{count:,}")
-    return view, sentences
+            row = {"architecture": name, "model_type": architecture.config.model_type}
+            rows.append(row | {"variant": variant, "parameters": count})
+    return rows, sentences
 
 
-__all__ = ["GROUPS", "every_plugin", "models_view", "plugins_view"]
+def models_view(rows: Iterable[Mapping[str, Any]]) -> View:
+    """Return a table of the rows of `every_variant`."""
+    view = View("architecture", "model_type", "variant", "parameters", box=None)
+    for row in rows:
+        view.add_row(row["architecture"], row["model_type"], row["variant"], f"{row['parameters']:,}")
+    return view
+
+
+def plugin_rows(found: Iterable[Plugin]) -> list[dict[str, Any]]:
+    """Convert plugins to JSON values; `error` is None for those that load."""
+    return [
+        {
+            "group": plugin.group.removeprefix(PREFIX),
+            "name": plugin.name,
+            "origin": plugin.origin,
+            "entry_point": plugin.target,
+            "error": plugin.error,
+        }
+        for plugin in found
+    ]
+
+
+__all__ = ["GROUPS", "every_plugin", "every_variant", "models_view", "plugin_rows", "plugins_view"]

@@ -62,11 +62,12 @@ class Architecture:
 
     def variant_config(self, variant: str, **fields: Any) -> "PreTrainedConfig":
         """Build the config of a published size (ignoring case), with other `fields` such as `num_labels`."""
+        from .records import nearest
+
         rows = {name.lower(): row for name, row in self.variant_rows().items()}
         if variant.lower() not in rows:
-            raise HfVitSegError(
-                f"unknown variant '{variant}' of {self.name}; choose from {', '.join(self.variant_rows())}"
-            )
+            hint = nearest(variant.lower(), self.variant_rows(), "its variants")
+            raise HfVitSegError(f"unknown variant '{variant}' of {self.name}; {hint}")
         row = {field: value for field, value in rows[variant.lower()].items() if field not in NOT_FIELDS}
         return self.config(**(row | fields))
 

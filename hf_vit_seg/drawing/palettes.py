@@ -18,11 +18,16 @@ def generate_palette(classes: int) -> np.ndarray:
 
 
 def class_palette(own: Sequence[Sequence[int]] | None, classes: int) -> np.ndarray:
-    """The colors (K, 3) uint8 of a model's `own` palette, extended by generated colors."""
+    """The colors (K, 3) uint8 of a model's `own` palette, extended by generated colors.
+
+    A palette with more colors belongs to the classes of another model, from which this one was fine-tuned with
+    `from_pretrained(num_labels=..., id2label=...)`: all colors are generated.
+    """
     palette = generate_palette(classes)
     if own is not None and len(own):
         colors = np.asarray(own)
         if colors.ndim != 2 or colors.shape[1] != 3 or colors.min() < 0 or colors.max() > 255:
             raise HfVitSegError("a palette must have one [red, green, blue] in 0 .. 255 for each class")
-        palette[: len(colors)] = colors[:classes]
+        if len(colors) <= classes:
+            palette[: len(colors)] = colors
     return palette

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hf_vit_seg.error_reporting import print_result
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.records import RecordError
 
@@ -37,7 +38,7 @@ def run(
     except ParityError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"hf-vit-seg: {error}", markup=False)
         return 1
-    console.print(parity_view(parity))
+    print_result(parity_view(parity), lambda: parity.as_json() | {"path": str(out / exporter.file)}, console)
     for when, value in parity.scores.items():
         console.print(f"mean IoU {when} 8 bits: {value:.4f}")
     console.print(f"written to {out / exporter.file}")

@@ -17,7 +17,7 @@ from hf_vit_seg.local_paths import publishable, publishable_path
 from hf_vit_seg.provenance import CARD, MARK, card_metadata, split_card
 from hf_vit_seg.remote_code import packages_needed
 from hf_vit_seg.text_files import read_text
-from hf_vit_seg.training.reports.metrics_report import COLUMNS, UNITS, MetricsReport, about, decimal, title_of
+from hf_vit_seg.training.reports.metrics_report import MetricsReport, about, class_cells, decimal, title_of
 
 from .evaluation_results import eval_results
 from .heads import HEADS
@@ -186,18 +186,15 @@ def fraction(factor: float) -> str:
 
 def report_facts(report: MetricsReport) -> dict[str, Any]:
     """Convert a report to tables of text."""
-    columns, labelled = report.class_columns(), report.class_counts()
-    titles = [COLUMNS.get(name, name.replace("_", " ")) for name in columns]
-    rows = []
-    for i, name in enumerate(report.names if columns else ()):
-        cells = [decimal(values[i]) for values in columns.values()]
-        rows.append([in_cell(name), *cells, *([] if labelled is None else [f"{labelled[i]:,}"])])
+    columns = report.class_columns()
+    header, rows = class_cells(report)
+    has_scores = not all(np.isnan(values).all() for values in columns.values())
     return {
         "split": report.split,
         "about": about(report)[:1].upper() + about(report)[1:] + ".",
         "scores": [(title_of(name), decimal(value)) for name, value in report.numbers().items()],
-        "columns": titles + ([] if labelled is None else [UNITS[report.task]]),
-        "rows": rows if columns and not all(np.isnan(values).all() for values in columns.values()) else [],
+        "columns": header[1:],
+        "rows": [[in_cell(name), *cells] for name, *cells in rows] if has_scores else [],
     }
 
 

@@ -1,7 +1,9 @@
 """The commands `push` and `push-space` and their output. Raises PushError."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import filesize
 from rich.console import Console
@@ -9,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_vit_seg.entry_points import PACKAGE
+from hf_vit_seg.error_reporting import print_result
 from hf_vit_seg.provenance import CARD
 
 from .formats import OWN
@@ -32,15 +35,24 @@ def push_command(
     prepared = prepare(directory, target, sample_image=sample_image, dry_run=dry_run, model_format=model_format)
     for note in prepared.notes:
         console.print(note)
-    print_files(console, prepared.content)
-    if prepared.left_out:
-        console.print(f"left out: {', '.join(prepared.left_out)}")
+    listed: dict[str, Any] = {
+        "repo_id": target.repo_id,
+        "files": file_sizes(prepared.content),
+        "left_out": list(prepared.left_out),
+        "notes": list(prepared.notes),
+    }
+    view = files_view(prepared.content)
     if dry_run:
         prepared.temporary.close()
+        print_result(view, lambda: listed | {"url": None}, console)
+        print_left_out(console, prepared.left_out)
         console.print(NOTHING_SENT)
         return
+    console.print(view)
+    print_left_out(console, prepared.left_out)
     done = prepared.commit()
-    console.print(f"pushed {len(done.files)} files: {done.commit.pr_url or done.commit.commit_url}")
+    url = done.commit.pr_url or done.commit.commit_url
+    print_result(f"pushed {len(done.files)} files: {url}", lambda: listed | {"url": url}, console)
     if done.model.provenance.license is None:
         console.print(
             f"the license is unknown: add `license: ...` at the top of {done.model.path / CARD}, and push again"
@@ -51,23 +63,37 @@ def push_space_command(model: str, target: Target, *, dry_run: bool = False) -> 
     """List the files of a Space and push them, unless it is a dry run."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     prepared = prepare_space(model, target, dry_run=dry_run)
-    print_files(console, prepared.content)
+    listed: dict[str, Any] = {"repo_id": target.repo_id, "files": file_sizes(prepared.content)}
+    view = files_view(prepared.content)
     if dry_run:
+        print_result(view, lambda: listed | {"url": None}, console)
         console.print(NOTHING_SENT)
         return
+    console.print(view)
     done = prepared.commit()
-    console.print(f"pushed a Space: {done.pr_url or done.commit_url}")
+    url = done.pr_url or done.commit_url
+    print_result(f"pushed a Space: {url}", lambda: listed | {"url": url}, console)
 
 
-def print_files(console: Console, content: Content) -> None:
-    """Print the files and their sizes; those of this package on one line."""
+def print_left_out(console: Console, names: Sequence[str]) -> None:
+    """Print the names of the files in the directory that are not published."""
+    if names:
+        console.print(f"left out: {', '.join(names)}")
+
+
+def file_sizes(content: Content) -> dict[str, int]:
+    """Return the size in bytes of each file, by its path in the repository."""
+    return {path: len(file) if isinstance(file, bytes) else file.stat().st_size for path, file in content.items()}
+
+
+def files_view(content: Content) -> Table:
+    """Return a table of the files and their sizes; those of this package on one line."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(overflow="fold")
     table.add_column(justify="right", no_wrap=True)
     sizes: Counter[str] = Counter()
-    for path, file in content.items():
-        name = f"{PACKAGE}/ (this package)" if path.startswith(f"{PACKAGE}/") else path
-        sizes[name] += len(file) if isinstance(file, bytes) else file.stat().st_size
+    for path, size in file_sizes(content).items():
+        sizes[f"{PACKAGE}/ (this package)" if path.startswith(f"{PACKAGE}/") else path] += size
     for name, size in sorted(sizes.items()):
         table.add_row(Text(name), filesize.decimal(size))
-    console.print(table)
+    return table

@@ -12,7 +12,7 @@ from transformers.image_utils import SizeDict
 from hf_vit_seg.models.image_processing_segmentation import target_sides
 
 from .image_inputs import load_pixels
-from .loading import float_type, label_names, load_for_inference, select_device
+from .loading import advise_conversion, float_type, label_names, load_for_inference, select_device
 
 # transformers' names of the kinds of classification, which pipelines read.
 SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
@@ -23,6 +23,7 @@ class Classifier:
 
     def __init__(self, model: Any, processor: BaseImageProcessor, device: str | torch.device | None = None):
         """`device` defaults to a GPU if available."""
+        advise_conversion(model)
         self.device = select_device(device)
         self.model, self.processor = model.eval().to(self.device), processor
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils import logging
 
 from hf_vit_seg.conversion.errors import ConversionError
-from hf_vit_seg.error_reporting import BUG, DONE, FAILED, error_location, traceback_text
+from hf_vit_seg.error_reporting import BUG, DONE, FAILED, error_location, is_quiet, status_console, traceback_text
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.heads import classify, estimate_poses
 from hf_vit_seg.inference.files.prediction import Job, Outcome, PredictOptions, failed_outcome, predict
@@ -69,7 +69,7 @@ def run_task(
 
     With `skip_existing`, images that have results and earlier rows of the tables are kept.
     """
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = status_console()
     jobs = [job for job in planned if not (skip_existing and job.done)]
     if not jobs:
         write_tables(task, planned, out, skip_existing)
@@ -86,7 +86,7 @@ def run_task(
         predict_images, done_word = partial(estimate_poses, loaded), "searched for keypoints"
     videos = [job for job in jobs if is_video(job)]
     outcomes = predict_images([job for job in jobs if job not in videos], options)
-    with Progress(*COLUMNS, console=console, transient=True) as progress:
+    with show_progress() as progress:
         failures = Failures(progress)
         show(note_failed(outcomes, failed), len(jobs) - len(videos), failures, "predicting")
         for job in videos:
@@ -119,7 +119,7 @@ def run(
     convert: bool = True,
 ) -> int:
     """Run all jobs with a progress bar, report failures, and return the exit code."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = status_console()
     if not jobs:
         console.print(NOTHING)
         return DONE
@@ -130,7 +130,7 @@ def run(
     videos = [job for job in jobs if is_video(job)]
     tiled = [job for job in jobs if job not in videos and needs_tiles(job, options)]
     whole = [job for job in jobs if job not in videos and job not in tiled]
-    with Progress(*COLUMNS, console=console, transient=True) as progress:
+    with show_progress() as progress:
         failures = Failures(progress)
         show(predict(segmenter, whole, options), len(whole), failures)
         for job in tiled:
@@ -151,6 +151,12 @@ def run(
     return failures.exit_code
 
 
+def show_progress() -> Progress:
+    """Return a progress bar on stderr, which `--quiet` hides; failures are printed above it."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    return Progress(*COLUMNS, console=console, transient=True, disable=is_quiet())
+
+
 class Failures:
     """Reports failed jobs, and for bugs one traceback of each kind; counts the images with polygons in pixels."""
 
@@ -162,6 +168,11 @@ class Failures:
     def exit_code(self) -> int:
         """DONE, FAILED, or BUG if any failure is a bug."""
         return BUG if self.kinds else FAILED if self.count else DONE
+
+    def note(self, text: str) -> None:
+        """Print a line that is not an error."""
+        if not is_quiet():
+            self.progress.console.print(text)
 
     def add(self, text: str, bug: Exception | None) -> None:
         """Report a failure."""
@@ -189,7 +200,7 @@ def show_tiles(segmenter: Segmenter, job: Job, options: PredictOptions, failures
         for number, state in enumerate(predict_tiled(segmenter, job, options)):
             if state.resumed and not number:
                 text = f"{job.image.path}: resumed, {state.resumed} of {state.total} tiles are done"
-                progress.console.print(escape(text))
+                failures.note(escape(text))
             progress.update(task, completed=state.done, total=state.total)
         failures.pixel_polygons += state is not None and state.pixel_polygons
     progress.remove_task(task)
@@ -205,7 +216,7 @@ def show_video(segmenter: Segmenter, job: Job, options: PredictOptions, failures
             progress.update(task, completed=state.done, total=state.total or None)
         if state is not None:
             text = f"{job.image.path}: {state.done} frames, {state.frames_per_second:.2f} per second"
-            progress.console.print(escape("; ".join([text, *state.notes])))
+            failures.note(escape("; ".join([text, *state.notes])))
     progress.remove_task(task)
 
 

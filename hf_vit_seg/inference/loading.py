@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,18 @@ from transformers.utils.hub import cached_file
 
 from hf_vit_seg.conversion.convert import Conversion
 from hf_vit_seg.conversion.errors import ConversionError
-from hf_vit_seg.conversion.pretrained import ADAPTER, convert_pretrained, describe, find_classes, find_config
+from hf_vit_seg.conversion.pretrained import (
+    ADAPTER,
+    convert_pretrained,
+    describe,
+    find_classes,
+    find_config,
+    is_convertible,
+)
 from hf_vit_seg.conversion.readers import read_json
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.models.layers import HUB_OPTIONS
+from hf_vit_seg.records import nearest
 
 AUTO_CLASSES = {
     "segmentation": "AutoModelForSemanticSegmentation",
@@ -106,7 +115,7 @@ def load_pretrained(
     """Load a model as `load` does, without moving it, and log a conversion. Raises ModelError."""
     check_options(hub)
     if task is not None and task not in TASKS:
-        raise ModelError(f"unknown task '{task}'; choose from {', '.join(TASKS)}")
+        raise ModelError(f"unknown task '{task}'; {nearest(task, TASKS, 'tasks')}")
     if convert and (converted := find_conversion(name, **hub)) is not None:
         check_task(name, converted, task)
         model: Any = converted.model.base_model if task == FEATURES else converted.model
@@ -115,8 +124,26 @@ def load_pretrained(
         return Loaded(model.to(dtype), converted.processor, note)
     text = str(name)
     model = load_model(text, dtype, task or task_of(text, features=True, **hub), **hub)
+    advise_conversion(model)
     source, options = (text, hub) if has_processor(text, **hub) else find_base(text, **hub)
     return Loaded(model, load_processor(source, **options) if has_processor(source, **options) else None, None)
+
+
+def advise_conversion(model: Any) -> None:
+    """Log a line of advice, once per class, for a model of transformers that this package has a class for."""
+    kind = type(model)
+    if kind.__module__.startswith("transformers.") and is_convertible({"model_type": model.config.model_type}):
+        log_advice(kind.__name__)
+
+
+@cache
+def log_advice(name: str) -> None:
+    """Log the advice for a class."""
+    logger.warning(
+        "%s is used as transformers' own class; hf_vit_seg.from_transformers(model), or loading without convert=False "
+        "(--no-convert), gives the faster class of this package with the same outputs",
+        name,
+    )
 
 
 def load_for_inference(
@@ -269,6 +296,7 @@ __all__ = [
     "TASKS",
     "Loaded",
     "ModelError",
+    "advise_conversion",
     "find_conversion",
     "float_type",
     "has_processor",

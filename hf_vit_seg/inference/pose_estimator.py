@@ -16,7 +16,7 @@ from hf_vit_seg.drawing.skeletons import Skeleton
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 
 from .image_inputs import load_pixels
-from .loading import float_type, label_names, load_for_inference, select_device
+from .loading import advise_conversion, float_type, label_names, load_for_inference, select_device
 
 TOGETHER = 16  # persons per forward pass
 Box = tuple[float, float, float, float]  # x, y, width, height
@@ -27,6 +27,7 @@ class PoseEstimator:
 
     def __init__(self, model: Any, processor: BaseImageProcessor, device: str | torch.device | None = None):
         """`device` defaults to a GPU if available."""
+        advise_conversion(model)
         self.device = select_device(device)
         self.model, self.processor = model.eval().to(self.device), processor
         self.size = person_size(processor)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,12 @@ class Segmentation:
             raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
         rows = [(count.name, count.color, count.share) for count in self.counts()] if legend else []
         return draw_overlay(self.image, self.label_map, file_palette(self.palette), rows, opacity, longest_side)
+
+    def _repr_png_(self) -> bytes:
+        """The overlay with its legend, or the label map if there is no image, as a notebook displays it."""
+        buffer = BytesIO()
+        (self.label_image() if self.image is None else self.overlay()).save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 def gray_image(shares: np.ndarray) -> Image.Image:

@@ -29,7 +29,7 @@ from hf_vit_seg.inference.dense.row_logits import LogitGrid, Model, RowLogits, f
 from hf_vit_seg.inference.dense.sliding_windows import SlidingLogits
 from hf_vit_seg.models.label_maps import CHUNK_BYTES
 
-from .loading import float_type, label_names, load_for_inference, load_processor, select_device
+from .loading import advise_conversion, float_type, label_names, load_for_inference, load_processor, select_device
 from .runtimes import RuntimeModel, is_program
 from .segmentation import Segmentation
 
@@ -52,6 +52,7 @@ class Segmenter:
         protocol: Protocol | None = None,
     ):
         """`device` defaults to a GPU if available."""
+        advise_conversion(model)
         self.device = select_device(device)
         self.model = model.eval().to(self.device)
         self.processor = processor

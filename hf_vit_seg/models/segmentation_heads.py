@@ -9,6 +9,7 @@ Shapes: B images, C channels of the encoder, h w its grid, N = h*w tokens, D wid
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from inspect import signature
 from typing import Any, NamedTuple
@@ -245,10 +246,12 @@ def find_head(name: str) -> HeadSpec:
     if name in HEADS:
         return HEADS[name]
     if name not in REGISTERED_HEADS:
-        known = ", ".join([*HEADS, *REGISTERED_HEADS])
+        known = [*HEADS, *REGISTERED_HEADS]
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean '{near[0]}'? The known heads are" if near else "the known heads are"
         raise HfVitSegError(
-            f"there is no decode_head '{name}', here or in an installed plugin; known are {known}; the card of a "
-            "model with this head (README.md) names the package to install"
+            f"there is no decode_head '{name}', here or in an installed plugin; {hint} {', '.join(known)}; the card of "
+            "a model with another head (README.md) names the package to install"
         )
     return HeadSpec(partial(registered_head, name), None, "any maps", lambda _: True)
 

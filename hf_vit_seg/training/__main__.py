@@ -7,18 +7,27 @@ import typer
 
 from hf_vit_seg.error_reporting import report_errors
 
+RUN = "Run directory"
 
-@report_errors
+
 def train(
     recipe: Annotated[str, typer.Argument(help="Recipe file (YAML), or the name of a shipped recipe, such as nuclei.")],
     settings: Annotated[
         list[str] | None, typer.Argument(help="Overrides of the recipe, such as optimizer.learning_rate=1e-4.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory. Default: that of the recipe, or runs/NAME.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Run directory. Default: that of the recipe, or runs/NAME.", rich_help_panel=RUN
+        ),
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume from the newest checkpoint in the run directory.")
+        bool,
+        typer.Option("--resume", help="Resume from the newest checkpoint in the run directory.", rich_help_panel=RUN),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the run directory.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in the run directory.", rich_help_panel=RUN)
+    ] = False,
 ) -> None:
     """Train and evaluate a model from a recipe.
 
@@ -31,4 +40,4 @@ def train(
 
 
 if __name__ == "__main__":
-    typer.run(train)
+    typer.run(report_errors(train, prints_result=True))

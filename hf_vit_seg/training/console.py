@@ -6,13 +6,13 @@ by a signal.
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
-from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from hf_vit_seg.error_reporting import REFUSED, STOPPED, report
+from hf_vit_seg.error_reporting import REFUSED, STOPPED, print_result, report
 from hf_vit_seg.errors import WriteError
 from hf_vit_seg.training.checkpoints.main_process import PreparationError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, RunDirectoryError, run_directory
@@ -21,10 +21,11 @@ from hf_vit_seg.training.loop.trainer import RunStatus, train
 from hf_vit_seg.training.recipe.files import RecipeFileError
 from hf_vit_seg.training.recipe.paths import describe_data
 from hf_vit_seg.training.recipe.schema import Recipe
-from hf_vit_seg.training.reports.metrics_report import EVALUATION, FILE, read_report, report_view
+from hf_vit_seg.training.reports.metrics_report import report_content, report_view
 
 from .evaluate_saved import evaluate_model, recipe_of_model
 from .recipe_loading import load_recipe
+from .runs import evaluation_folder, final_report
 
 # Raised on all processes; only the main one prints them.
 SAME_ON_ALL = (RecipeFileError, RunDirectoryError, CheckpointError, PreparationError)
@@ -66,13 +67,12 @@ def evaluate_command(
 
     def work() -> int:
         loaded = load_recipe(recipe or recipe_of_model(model), settings)
-        name = f"{EVALUATION}{split}"
-        folder = out or (Path(model) / name if Path(model).is_dir() else Path(name))
+        folder = out or evaluation_folder(model, split)
         report = evaluate_model(model, loaded, split, folder, convert=convert)
         for line in describe_data({split: loaded.data.model_dump().get(split)}):
             print_on_main(line)
         if is_main():
-            Console().print(report_view(report))
+            print_result(report_view(report), partial(report_content, report))
         print_on_main(f"written to {folder}")
         return 0
 
@@ -94,9 +94,9 @@ def print_results(directory: RunDirectory, ending: RunStatus, recipe: Recipe) ->
     """Print the scores on the test split, or else the validation split, and the paths of the results."""
     if not is_main():
         return
-    reports = [path / FILE for path in (directory.test, directory.model) if (path / FILE).exists()]
-    if reports:
-        Console().print(report_view(read_report(reports[0])))
+    found = final_report(directory)
+    if found is not None:
+        print_result(report_view(found), partial(report_content, found))
     plots = f", plots are in {directory.plots}" if any(directory.plots.glob("*.png")) else ""
     name = "best" if directory.model == directory.best else "last"
     print_on_main(f"{ending.value}: the {name} model is in {directory.model}{plots}")

@@ -21,11 +21,12 @@ from hf_vit_seg.data.datasets import Split
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.directory_lock import lock_directory
 from hf_vit_seg.drawing.overlays import percent
+from hf_vit_seg.error_reporting import is_quiet, print_result
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.figures.contact_sheet import contact_sheet
 from hf_vit_seg.training.losses.class_weights import RULES, class_weights
 from hf_vit_seg.training.recipe.schema import Recipe
-from hf_vit_seg.training.reports.json_values import json_line
+from hf_vit_seg.training.reports.json_values import json_line, json_value
 
 from .recipe.paths import describe_data
 from .recipe_loading import load_recipe
@@ -45,13 +46,13 @@ def check_data(
     recipe = load_recipe(source, overrides)
     folder = out or Path("data-check") / recipe.name
     with lock_directory(folder):
-        report = check(recipe, select_splits(splits), folder / FACTS, progress=True)
+        report = check(recipe, select_splits(splits), folder / FACTS, progress=not is_quiet())
         if not report.splits:
             raise RecordError(f"{source} has no data for {' and '.join(splits)}")
         console = Console()
         for line in describe_data({split: getattr(recipe.data, split) for split in report.splits}):
             console.print(escape(line), soft_wrap=True, highlight=False)
-        print_report(report, console)
+        print_report(recipe, report, console)
         write_check(recipe, report, folder)
     console.print(f"report and contact sheets: {escape(str(folder))}", soft_wrap=True, highlight=False)
     return not report.problems
@@ -123,14 +124,14 @@ def split_content(part: SplitFacts) -> dict[str, Any]:
     }
 
 
-def print_report(report: CheckReport, console: Console) -> None:
+def print_report(recipe: Recipe, report: CheckReport, console: Console) -> None:
     """Print a summary of each split, the classes, problems and warnings."""
     write_line = partial(console.print, soft_wrap=True, highlight=False)
     for part in report.splits.values():
         write_line(escape(summary(part)))
     weights = "; suggested class weights by two rules" if suggest_class_weights(report) else ""
     write_line(f"\nshare of the {UNITS[report.task]}, and number of samples with the class{weights}", style="dim")
-    console.print(class_view(report))
+    print_result(class_view(report), lambda: json_value(report_content(recipe, report)), console)
     for title, style, sentences in (("problem", "red", report.problems), ("warning", "yellow", report.warnings)):
         for sentence in sentences[:MOST_LINES]:
             write_line(f"[{style}]{title}[/] {escape(sentence)}")

@@ -28,21 +28,46 @@ from .recipe.schema import DataRecipe, OptimizerRecipe, Recipe
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Load a recipe from a file, or a shipped recipe by name, and apply `overrides` such as `loop.steps=100`.
 
-    Relative paths become absolute, see `recipe.paths`. RecipeFileError for unknown or invalid settings.
+    Relative paths become absolute, see `recipe.paths`. RecipeFileError for unknown or invalid settings;
+    it names the override or the file that has them.
     """
     path = recipe_path(source)
     try:
-        settings = parse(read_text(path))
-        if not isinstance(settings, Mapping):
-            raise RecordError(f"found {shorten(settings)}, expected a mapping of settings (task, model, data, ...)")
-        settings = resolve_file_paths(with_default_loss(settings), path)
-        for override in overrides:
-            settings = override_setting(settings, *split_override(override))
-        folders = [Path.cwd(), path.resolve().parent]
-        settings = map_paths(with_default_loss(settings), lambda place: resolve_path(place, folders))
-        return complete_recipe(read_record(Recipe, settings))
+        return read_recipe(path, overrides)
     except (OSError, UnicodeDecodeError, HfVitSegError) as error:
-        raise RecipeFileError(f"{path}: {error}") from None
+        raise RecipeFileError(f"{error_place(path, overrides)}: {error}") from None
+
+
+def error_place(path: Path, overrides: Sequence[str]) -> str:
+    """Return what makes a recipe invalid: one of the overrides, all of them, or the file."""
+    if not is_valid(path, ()):
+        return str(path)
+    for index, override in enumerate(overrides):
+        if is_valid(path, [*overrides[:index], *overrides[index + 1 :]]):
+            return f"override '{override}'"
+    return f"overrides {' '.join(overrides)}"
+
+
+def is_valid(path: Path, overrides: Sequence[str]) -> bool:
+    """Whether a recipe can be loaded with these overrides."""
+    try:
+        read_recipe(path, overrides)
+    except (OSError, UnicodeDecodeError, HfVitSegError):
+        return False
+    return True
+
+
+def read_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
+    """Read a recipe file and apply overrides."""
+    settings = parse(read_text(path))
+    if not isinstance(settings, Mapping):
+        raise RecordError(f"found {shorten(settings)}, expected a mapping of settings (task, model, data, ...)")
+    settings = resolve_file_paths(with_default_loss(settings), path)
+    for override in overrides:
+        settings = override_setting(settings, *split_override(override))
+    folders = [Path.cwd(), path.resolve().parent]
+    settings = map_paths(with_default_loss(settings), lambda place: resolve_path(place, folders))
+    return complete_recipe(read_record(Recipe, settings))
 
 
 def resolve_file_paths(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -16,16 +16,16 @@ from hf_vit_seg.atomic_io import atomic_path
 
 def test_existing_output_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    for force in (False, True):
-        assert_refused(tmp_path, "is a file, expected a directory", ORACLE_FILE, "file", force=force)
+    for overwrite in (False, True):
+        assert_refused(tmp_path, "is a file, expected a directory", ORACLE_FILE, "file", overwrite=overwrite)
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").write_text("mine")
     assert_refused(tmp_path, "is not empty", ORACLE_FILE)
     with pytest.raises(ConversionError):
-        convert(tmp_path / "nothing", out, force=True)
+        convert(tmp_path / "nothing", out, overwrite=True)
     assert (out / "mine").read_text() == "mine"
-    convert(ORACLE_FILE, out, force=True)
+    convert(ORACLE_FILE, out, overwrite=True)
     assert not (out / "mine").exists()
     AutoModelForSemanticSegmentation.from_pretrained(out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
@@ -35,10 +35,10 @@ def test_output_containing_the_input_raises(tmp_path: Path) -> None:
     """Replacing the folder of the checkpoint would delete the checkpoint."""
     (tmp_path / "in").mkdir()
     file = Path(shutil.copy(ORACLE_FILE, tmp_path / "in" / "model.pth"))
-    assert_refused(tmp_path, "which would be replaced", file, "in", force=True)
+    assert_refused(tmp_path, "which would be replaced", file, "in", overwrite=True)
     convert(file, tmp_path / "in" / "deeper" / ".." / "ours")
     with pytest.raises(ConversionError, match="would be replaced"):
-        export(tmp_path / "in" / "ours", tmp_path / "in", to="transformers", force=True)
+        export(tmp_path / "in" / "ours", tmp_path / "in", to="transformers", overwrite=True)
     assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["model.pth", "ours"]
 
 
@@ -79,7 +79,7 @@ def test_invalid_export_raises(tmp_path: Path) -> None:
     cases = [
         ("ours", "out", "nvlabs", "decode_head_flavor 'mmseg', but nvlabs supports only 'nvlabs'"),
         ("ours", "out", "transformers", "transformers supports only 'nvlabs'"),
-        ("ours", "out", "caffe", "cannot be exported to 'caffe'; choose from nvlabs, mmseg, transformers, smp"),
+        ("ours", "out", "caffe", "cannot be exported to 'caffe'; its formats are nvlabs, mmseg, transformers, smp"),
         ("ours", "file", "mmseg", "exists"),
         ("ours", "others", "mmseg", "is a directory"),
         ("others", "file", "transformers", "is a file"),

@@ -30,7 +30,7 @@ def scaled(state: State, factor: float) -> State:
 def converted(tmp_path: Path, content: Any, **options: Any) -> tuple[State, Any]:
     """The converted state of a saved object, and the report."""
     torch.save(content, tmp_path / "model.pth")
-    report = convert(tmp_path / "model.pth", tmp_path / "out", force=True, **options)
+    report = convert(tmp_path / "model.pth", tmp_path / "out", overwrite=True, **options)
     return load_file(tmp_path / "out" / "model.safetensors"), report
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.console import find_task
-from hf_vit_seg.inference.loading import ModelError, load, load_pretrained, task_of
+from hf_vit_seg.inference.loading import ModelError, load, load_pretrained, log_advice, task_of
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.models.modeling_segformer import (
@@ -260,7 +260,7 @@ def test_what_a_source_does_not_describe_is_loaded_by_transformers(tmp_path):
 def test_task_without_a_head_raises(segformer):
     with pytest.raises(ModelError, match="no trained pose head"):
         load(segformer, "pose")
-    with pytest.raises(ModelError, match="choose from"):
+    with pytest.raises(ModelError, match="tasks are segmentation"):
         load(segformer, "dreaming")
     with pytest.raises(TypeError, match="revison"):
         load(segformer, revison="main")
@@ -515,3 +515,15 @@ class Harmful:
 
     def __reduce__(self):
         return (open, (self.path, "w"))
+
+
+def test_advice_for_a_model_of_transformers_is_given_once(segformer, caplog):
+    log_advice.cache_clear()
+    load(segformer)
+    assert not [each for each in caplog.records if "from_transformers" in each.message]
+    model, processor = load(segformer, convert=False)
+    Segmenter(model, processor)
+    Segmenter.from_pretrained(str(segformer), convert=False)
+    (record,) = [each for each in caplog.records if "from_transformers" in each.message]
+    assert record.message.startswith("SegformerForSemanticSegmentation ")
+    log_advice.cache_clear()

@@ -23,7 +23,7 @@ from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
 from hf_vit_seg.data.sources.hub_datasets import HuggingFaceSource
 from hf_vit_seg.hub import PushError, Target, push, push_space
-from hf_vit_seg.hub.console import print_files
+from hf_vit_seg.hub.console import files_view
 from hf_vit_seg.hub.privacy import check_private
 from hf_vit_seg.local_paths import common_folder, is_local_path, publishable, publishable_path
 from hf_vit_seg.provenance import CARD, provenance_from
@@ -138,7 +138,7 @@ def test_paths_are_listed_unchanged(tmp_path):
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=60)
-    print_files(console, {"[bold]a.txt": b"12", "hf_vit_seg/a.py": b"1" * 600, "hf_vit_seg/b.py": b"1" * 400})
+    console.print(files_view({"[bold]a.txt": b"12", "hf_vit_seg/a.py": b"1" * 600, "hf_vit_seg/b.py": b"1" * 400}))
     rows = [line.split("  ")[0].rstrip() for line in console.file.getvalue().splitlines()]
     assert rows == ["[bold]a.txt", "hf_vit_seg/ (this package)"] and "1.0 kB" in console.file.getvalue()
 

@@ -1,6 +1,8 @@
 """Segmenter, overlays and `hf-vit-seg predict` on every kind of image file."""
 
 import json
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -344,3 +346,23 @@ def test_real_weights_on_a_photo(shared, tmp_path):
     image = next((shared / "data" / "camvid" / "test" / "images").glob("*.jpg"))
     found = {count.name for count in segmenter(read_image(image)).counts()[:5]}
     assert {"road", "building"} <= found
+
+
+def test_segmentation_is_displayed_as_its_overlay(segmenter):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    found = segmenter(Image.fromarray(pixels))
+    with Image.open(BytesIO(found._repr_png_())) as shown:
+        assert np.array_equal(np.asarray(shown), np.asarray(found.overlay()))
+    with Image.open(BytesIO(replace(found, image=None)._repr_png_())) as shown:
+        assert np.array_equal(np.asarray(shown), found.label_map)
+
+
+def test_palette_of_other_classes_is_not_used(tmp_path):
+    """`from_pretrained(num_labels=2, id2label=...)` keeps the processor, which has the colors of the old classes."""
+    folder = save_model(tmp_path / "five", palette=PALETTE)
+    fewer = SegFormerForSemanticSegmentation.from_pretrained(
+        folder, num_labels=2, id2label={0: "background", 1: "nucleus"}, ignore_mismatched_sizes=True
+    )
+    segmenter = Segmenter(fewer, AutoImageProcessor.from_pretrained(folder), "cpu")
+    assert np.array_equal(segmenter.palette, generate_palette(2))
+    assert Segmenter.from_pretrained(str(folder), "cpu").palette.tolist() == PALETTE

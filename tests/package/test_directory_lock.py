@@ -48,7 +48,7 @@ COMMANDS = {
     "predict": ["predict", str(NUCLEI), str(NUCLEI.parent / "data"), "--out", "{run}"],
     "check-data": ["check-data", "{run}/recipe.yaml", "--out", "{run}"],
     "export": ["export", str(NUCLEI), "{run}", "--to", "torchscript"],
-    "convert": ["convert", str(NUCLEI), "{run}", "--force"],
+    "convert": ["convert", str(NUCLEI), "{run}", "--overwrite"],
 }
 
 

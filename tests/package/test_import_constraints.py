@@ -34,6 +34,7 @@ LEVELS: dict[str, list[set[str]]] = {
     "training": [
         {"__main__"},
         {"console", "data_check"},
+        {"runs"},
         {"recipe_loading", "loop"},
         {"evaluate_saved"},
         {"figures"},

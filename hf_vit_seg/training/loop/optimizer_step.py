@@ -14,6 +14,7 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.training.checkpoints.state import Manifest
 from hf_vit_seg.training.losses.objectives import Batch
 from hf_vit_seg.training.model.normalization import batchnorm_advice
+from hf_vit_seg.training.optimization.schedules import schedule_factor
 from hf_vit_seg.training.reports.memory_advice import memory_advice
 
 from .gradient_accumulation import accumulate
@@ -32,7 +33,8 @@ class TrainingError(HfVitSegError):
 class StepResult:
     """What a step did: `problem` says why it was skipped, and `stop` whether any process has received a stop signal.
 
-    `gradient_norm`, before clipping, is None with DeepSpeed, which clips by itself.
+    `gradient_norm`, before clipping, is None with DeepSpeed, which clips by itself. `learning_rate` is the
+    recipe's times the factor of the schedule; groups of parameters with a scale have other rates.
     """
 
     loss: float
@@ -70,7 +72,7 @@ class OptimizerStep:
             if not self.update(step, problem):
                 before.restore()
             parts.optimizer.zero_grad()
-        rate = max(group["lr"] for group in parts.optimizer.param_groups)
+        rate = parts.recipe.optimizer.learning_rate * schedule_factor(parts.schedule.scheduler)
         parts.schedule.step()
         if problem is not None:
             problem = f"{problem} (with {self.sample_names(step)})"

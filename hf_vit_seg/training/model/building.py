@@ -191,6 +191,8 @@ def complete_config(
     for name in recipe.model.fields:
         if name in DERIVED_FIELDS:
             raise RecordError(f"model.fields.{name} cannot be set: it follows from {DERIVED_FIELDS[name]}")
+        if name == "decode_head" and name not in known:
+            raise RecordError(fixed_head(config))
         if name not in known:
             raise RecordError(unknown(f"model.fields.{name}", name, sorted(known), RENAMED_FIELDS))
     try:
@@ -209,6 +211,15 @@ def complete_config(
     if hasattr(settled, IGNORE_FIELD):
         setattr(settled, IGNORE_FIELD, ignore_index)
     return settled
+
+
+def fixed_head(config: PreTrainedConfig) -> str:
+    """Format the message for a head that is set for an architecture with a fixed one."""
+    choices = [each.name for each in architectures().values() if hasattr(each.config(), "decode_head")]
+    return (
+        f"model.fields.decode_head cannot be set: {config.model_type} has a fixed segmentation head; the architectures "
+        f"with a choice of heads are {', '.join(choices)}"
+    )
 
 
 def keypoint_fields(config: PreTrainedConfig, recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:

@@ -93,6 +93,11 @@ def build_schedule(optimizer: Optimizer, recipe: ScheduleRecipe, steps: int) -> 
     return LambdaLR(optimizer, share_of_peak(recipe, steps))
 
 
+def schedule_factor(schedule: LambdaLR) -> float:
+    """Return the factor of the learning rates in the current step."""
+    return schedule.lr_lambdas[0](schedule.last_epoch)
+
+
 def set_rates(schedule: LambdaLR) -> None:
     """Set every group's rate from the schedule: a checkpoint's rates belong to a run of its own length."""
     groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)

@@ -13,11 +13,11 @@ def split_override(override: str) -> tuple[list[str], Any]:
     place, equals, text = override.partition("=")
     names = place.strip().split(".")
     if not equals or not all(names):
-        raise RecordError(f"found '{override}', expected NAME=VALUE, such as optimizer.learning_rate=1e-4")
+        raise RecordError("expected NAME=VALUE, such as optimizer.learning_rate=1e-4")
     try:
         return names, parse(text)
     except HfVitSegError as error:
-        raise RecordError(f"the value of '{override}' is not valid YAML: {error}") from None
+        raise RecordError(f"the value is not valid YAML: {error}") from None
 
 
 def override_setting(settings: Any, names: Sequence[str], value: Any, place: str = "") -> Any:

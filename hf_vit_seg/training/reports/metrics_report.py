@@ -23,6 +23,7 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.text_files import read_json_object
 from hf_vit_seg.training.recipe.schema import Task
 
+from .html_tables import paragraph, table
 from .json_values import json_line, json_value
 
 FILE = "metrics.json"
@@ -116,6 +117,12 @@ class MetricsReport:
         """Return the number of labeled pixels (or images) of each class (K,); None without a confusion matrix."""
         return None if self.confusion is None else counts(self.confusion).sum(axis=1)
 
+    def _repr_html_(self) -> str:
+        header, rows = class_cells(self)
+        classes = table(header, rows) if rows else ""
+        scores = table(["score", ""], [[title_of(name), decimal(value)] for name, value in self.numbers().items()])
+        return classes + scores + paragraph(about(self))
+
 
 def counts(matrix: Any) -> np.ndarray:
     """Convert a confusion matrix on any device to an array."""
@@ -139,15 +146,15 @@ def write_report(report: MetricsReport, path: Path) -> None:
     write_text(path, text)
 
 
-def report_text(report: MetricsReport) -> str:
-    """Format metrics.json with a line for each score, each class, and each row of the confusion matrix."""
+def report_content(report: MetricsReport) -> dict[str, Any]:
+    """Convert a report to the JSON values of metrics.json; NaN becomes None."""
     columns, labeled = report.class_columns(), report.class_counts()
     classes = [
         {"name": name, **{column: values[i] for column, values in columns.items()}}
         | ({} if labeled is None else {UNITS[report.task]: labeled[i]})
         for i, name in enumerate(report.names)
     ]
-    parts: dict[str, Any] = {
+    parts = {
         "task": report.task,
         "split": report.split,
         "dataset": report.dataset,
@@ -163,12 +170,17 @@ def report_text(report: MetricsReport) -> str:
         "reliability": None if report.reliability is None else json_value(report.reliability),
         **report.details,
     }
+    return {key: json_value(value) for key, value in parts.items()}
+
+
+def report_text(report: MetricsReport) -> str:
+    """Format metrics.json with a line for each score, each class, and each row of the confusion matrix."""
+    parts = report_content(report)
     return "{\n" + ",\n".join(f'  "{key}": {block(value)}' for key, value in parts.items()) + "\n}\n"
 
 
-def block(value: Any) -> str:
-    """Format a value as JSON: entries of a mapping, and nested entries of a list, on a line each."""
-    plain = json_value(value)
+def block(plain: Any) -> str:
+    """Format a JSON value: entries of a mapping, and nested entries of a list, on a line each."""
     if isinstance(plain, dict) and plain:
         lines = [f"    {json_line(key)}: {json_line(part)}" for key, part in plain.items()]
         return "{\n" + ",\n".join(lines) + "\n  }"
@@ -233,16 +245,24 @@ def title_of(name: str) -> str:
 
 def class_table(report: MetricsReport) -> Table:
     """Return a table with the scores and the number of labeled pixels (or images) of each class."""
+    header, rows = class_cells(report)
+    view = Table(header[0], box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in header[1:]:
+        view.add_column(title, justify="right")
+    for name, *cells in rows:
+        view.add_row(escape(name), *cells)
+    return view
+
+
+def class_cells(report: MetricsReport) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the table of classes; without rows if there are no scores of classes."""
     columns, labeled = report.class_columns(), report.class_counts()
-    table = Table("class", box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(COLUMNS.get(column, column.replace("_", " ")), justify="right")
-    if labeled is not None:
-        table.add_column(UNITS[report.task], justify="right")
-    for i, name in enumerate(report.names):
+    titles = [COLUMNS.get(column, column.replace("_", " ")) for column in columns]
+    rows = []
+    for i, name in enumerate(report.names if columns else ()):
         cells = [decimal(values[i]) for values in columns.values()]
-        table.add_row(escape(name), *cells, *([] if labeled is None else [f"{labeled[i]:,}"]))
-    return table
+        rows.append([name, *cells, *([] if labeled is None else [f"{labeled[i]:,}"])])
+    return ["class", *titles, *([] if labeled is None else [UNITS[report.task]])], rows
 
 
 def about(report: MetricsReport) -> str:

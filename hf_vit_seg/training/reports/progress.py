@@ -19,6 +19,8 @@ from rich import progress as bars
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from hf_vit_seg.error_reporting import is_quiet
+
 SMOOTHING = 0.9  # decay of the moving average of the loss
 # Values of a step, in the order of display.
 SHOWN: dict[str, Callable[[float], str]] = {
@@ -68,10 +70,10 @@ class Progress:
     ):
         """Plain lines are printed at step 1 and every `log_every` steps, the bar is updated in every step.
 
-        The default console is stderr.
+        The default console is stderr, and prints nothing in the quiet mode of commands.
         """
         self.total, self.start, self.step, self.log_every, self.enabled = total, start, start, log_every, enabled
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False, quiet=is_quiet())
         self.values: dict[str, float] = {}
         self.loss = MovingAverage()
         self.score = ""
