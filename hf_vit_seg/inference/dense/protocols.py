@@ -152,6 +152,11 @@ class Protocol(Record):
         """The number of views of an image."""
         return len(self.scales) * (1 + self.flip)
 
+    @property
+    def is_single_pass(self) -> bool:
+        """Whether the model sees each image once, as a whole."""
+        return self.window is None and self.views == 1
+
     def grid(self, size: tuple[int, int], mirrored: bool = False) -> WindowGrid | None:
         """The windows over an image of `size`; None without windows, or if one window covers the image."""
         if self.window is None or (size[0] <= self.window[0] and size[1] <= self.window[1]):

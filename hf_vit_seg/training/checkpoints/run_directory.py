@@ -39,7 +39,8 @@ PLOTS, SAMPLES = "plots", "samples"
 ERRORS = "error.log"
 FACTS = "data_facts.json"  # cached data checks, for resumed runs
 SKIPPED = "skipped.json"  # split, name and reason of each
-OURS = (RECIPE, LOG, SKIPPED, *RUN_FOLDERS)
+RESULTS, REPORT = "results.csv", "report.html"
+OURS = (RECIPE, LOG, SKIPPED, RESULTS, REPORT, *RUN_FOLDERS)
 
 
 class RunDirectoryError(HfVitSegError):

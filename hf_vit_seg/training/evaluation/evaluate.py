@@ -22,9 +22,12 @@ from accelerate import Accelerator
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.sources.registry import SOURCES
+from hf_vit_seg.training.losses.objectives import Objective
 from hf_vit_seg.training.recipe.metric_names import metric_name
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import MetricsReport
+
+from .sample_scores import SampleScores
 
 AHEAD = 4  # samples to read ahead while the model runs
 
@@ -40,7 +43,8 @@ def no_progress(done: int) -> None:
 class EvaluationContext:
     """A complete model on this process with its processor and evaluation settings.
 
-    `advance` is called with the number of samples that all processes have done since the last call.
+    `advance` is called with the number of samples that all processes have done since the last call. With the training
+    `objective`, the loss is computed as well, where the model sees each image once.
     """
 
     model: Any
@@ -48,6 +52,7 @@ class EvaluationContext:
     recipe: Recipe
     accelerator: Accelerator
     advance: Callable[[int], None] = no_progress
+    objective: Objective | None = None
 
     @property
     def device(self) -> torch.device:
@@ -60,6 +65,7 @@ class Evaluation:
     """Scores by name (numbers, and arrays per class), with the number of samples and a description of the protocol.
 
     `confusion` has counts (K, K) as [reference, prediction], and `calibration` those of `CalibrationError`, or None.
+    `sample_scores` are the indices and scores of single samples, the lowest first, where a task has them.
     """
 
     scores: dict[str, Any]
@@ -68,6 +74,7 @@ class Evaluation:
     seconds: float = math.nan
     confusion: torch.Tensor | None = None
     calibration: torch.Tensor | None = None
+    sample_scores: SampleScores = ()
 
     def metric(self, recipe: Recipe) -> tuple[str, float]:
         """Return the metric that compares models, and its value."""

@@ -34,6 +34,7 @@ from hf_vit_seg.training.recipe.schema import Task
 from hf_vit_seg.training.reports.memory_advice import evaluation_memory_advice
 
 from .evaluate import Evaluation, EvaluationContext, in_evaluation, own_batches, sum_over_processes
+from .sample_scores import ValidationLoss, gather_scores, image_scores
 
 
 def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
@@ -53,26 +54,41 @@ def evaluate_segmentation(context: EvaluationContext, dataset: RawDataset) -> Ev
     kinds = (ConfusionMatrix, BoundaryIoU) if settings.boundary_iou else (ConfusionMatrix,)
     metrics = [kind(max(len(table.names), 2), table.ignore_index, device=context.device) for kind in kinds]
 
-    def read(index: int) -> tuple[Any, torch.Tensor]:
+    loss = ValidationLoss(context.objective if protocol.is_single_pass else None)
+    indices: list[int] = []
+    image_means: list[torch.Tensor] = []
+
+    def read(index: int) -> tuple[int, Any, torch.Tensor]:
         sample = dataset.read(index)
         assert isinstance(sample.target, torch.Tensor)
-        return segmenter.prepare_pixels(sample.image), sample.target
+        return index, segmenter.prepare_pixels(sample.image), sample.target
 
-    def shape(pair: tuple[Any, torch.Tensor]) -> Any:
-        return pair[1].shape, [view.shape for view in pair[0].views]
+    def shape(item: tuple[int, Any, torch.Tensor]) -> Any:
+        return item[2].shape, [view.shape for view in item[1].views]
 
     for batch in own_batches(context, len(dataset), read, shape):
-        images, labels = [image for image, _ in batch], torch.stack([label for _, label in batch]).to(context.device)
+        images, labels = [image for _, image, _ in batch], torch.stack([label for *_, label in batch])
+        labels = labels.to(context.device)
         if settings.resolution == "resized":
             labels = resize_labels(labels, images[0].pixel_values.shape[-2:])
-        maps = segmenter.label_maps(images, (labels.shape[-2], labels.shape[-1]))
+
+        def logits(pixel_values: torch.Tensor, labels: torch.Tensor = labels) -> torch.Tensor:
+            found = segmenter.logits(pixel_values)
+            loss.update(found, resize_labels(labels, pixel_values.shape[-2:]))
+            return found
+
+        maps = segmenter.maps(images, size=(labels.shape[-2], labels.shape[-1]), model=logits).labels
         for metric in metrics:
             metric.update(maps, labels)
+        indices += [index for index, *_ in batch]
+        image_means.append(image_scores(maps, labels, metrics[0].num_classes, dataset.class_table.ignore_index))
     resolution = {"original": "the resolution of the labels", "resized": "the resolution of the model's input"}
     sum_over_processes(metrics, context.accelerator)
     scores = {name: value for metric in metrics for name, value in metric.scores().items()}
+    scores |= loss.scores(context.accelerator)
     description = f"{segmenter.describe()}; evaluated at {resolution[settings.resolution]}"
-    return Evaluation(scores, len(dataset), description, confusion=metrics[0].counts.cpu())
+    ranking = gather_scores(indices, image_means, context.accelerator)
+    return Evaluation(scores, len(dataset), description, confusion=metrics[0].counts.cpu(), sample_scores=ranking)
 
 
 def resize_labels(labels: torch.Tensor, size: Any) -> torch.Tensor:
@@ -86,31 +102,40 @@ def evaluate_classification(context: EvaluationContext, dataset: RawDataset) -> 
         return evaluate_multi_label(context, dataset)
     accuracy, calibration = TopKAccuracy(device=context.device), CalibrationError(device=context.device)
     matrix = ConfusionMatrix(len(dataset.class_table.names), None, context.device)
+    loss = ValidationLoss(context.objective)
+    indices: list[int] = []
+    confidences: list[torch.Tensor] = []
 
-    def read(index: int) -> tuple[torch.Tensor, Any]:
+    def read(index: int) -> tuple[int, torch.Tensor, Any]:
         sample = dataset.read(index)
-        return class_input(context.processor, sample.image), sample.target
+        return index, class_input(context.processor, sample.image), sample.target
 
-    for batch in own_batches(context, len(dataset), read, lambda pair: pair[0].shape):
-        labels = torch.tensor([label for _, label in batch], device=context.device)
-        pixels = torch.cat([pixels for pixels, _ in batch]).to(context.device)
+    for batch in own_batches(context, len(dataset), read, lambda item: item[1].shape):
+        labels = torch.tensor([label for *_, label in batch], device=context.device)
+        pixels = torch.cat([pixels for _, pixels, _ in batch]).to(context.device)
         logits = context.model(pixel_values=pixels).logits
+        probabilities = logits.double().softmax(dim=-1)
         accuracy.update(logits, labels)
-        calibration.update(logits.double().softmax(dim=-1), labels)
+        calibration.update(probabilities, labels)
         matrix.update(logits.argmax(dim=-1), labels)
+        loss.update(logits, labels)
+        indices += [index for index, *_ in batch]
+        confidences.append(probabilities.gather(1, labels[:, None])[:, 0])
     sum_over_processes([accuracy, calibration, matrix], context.accelerator)
     return Evaluation(
-        scores=accuracy.scores() | calibration.scores(),
+        scores=accuracy.scores() | calibration.scores() | loss.scores(context.accelerator),
         samples=len(dataset),
         protocol="whole images, resized and cropped by the image processor",
         confusion=matrix.counts.cpu(),
         calibration=calibration.counts.cpu(),
+        sample_scores=gather_scores(indices, confidences, context.accelerator),
     )
 
 
 def evaluate_multi_label(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
     """Evaluate images with any number of classes."""
     scores, classes = MultiLabelScores(), len(dataset.class_table.names)
+    loss = ValidationLoss(context.objective)
 
     def read(index: int) -> tuple[torch.Tensor, torch.Tensor]:
         sample = dataset.read(index)
@@ -120,11 +145,13 @@ def evaluate_multi_label(context: EvaluationContext, dataset: RawDataset) -> Eva
     for batch in own_batches(context, len(dataset), read, lambda pair: pair[0].shape):
         pixels = torch.cat([pixels for pixels, _ in batch]).to(context.device)
         logits = context.model(pixel_values=pixels).logits
-        scores.update(logits.float().sigmoid(), torch.stack([labels for _, labels in batch]))
+        labels = torch.stack([labels for _, labels in batch])
+        scores.update(logits.float().sigmoid(), labels)
+        loss.update(logits, labels.to(logits.device))
     if context.accelerator.num_processes > 1:
         scores.rows = gather_object(scores.rows)
     protocol = "whole images, resized and cropped by the image processor; classes from a probability of 0.5"
-    return Evaluation(scores.scores(), len(dataset), protocol)
+    return Evaluation(scores.scores() | loss.scores(context.accelerator), len(dataset), protocol)
 
 
 def evaluate_pose(context: EvaluationContext, dataset: RawDataset) -> Evaluation:

@@ -7,7 +7,22 @@ import numpy as np
 
 from hf_vit_seg.training.reports.metrics_report import COLUMNS, MetricsReport, title_of
 
-from .style import BLUE, FAINT, INK, ORANGE, RED, SMALL, TEXT, TRACK, Axes, Figure, new_figure, quiet, truncate_name
+from .style import (
+    BLUE,
+    FAINT,
+    GRID,
+    INK,
+    ORANGE,
+    RED,
+    SMALL,
+    TEXT,
+    TRACK,
+    Axes,
+    Figure,
+    new_figure,
+    quiet,
+    truncate_name,
+)
 
 MOST_CLASSES = 150  # number of bars
 ROWS = 50  # bars per column
@@ -31,6 +46,35 @@ def class_figure(report: MetricsReport) -> Figure | None:
     for i, axes in enumerate(figure.subplots(1, towers, squeeze=False)[0]):
         part = shown[i * rows : (i + 1) * rows]
         draw_bars(axes, [report.names[k] for k in part], values[part], rows, mean)
+    return figure
+
+
+def precision_recall_figure(report: MetricsReport) -> Figure | None:
+    """Draw precision and recall of each class, the lowest F1 last; None without a confusion matrix."""
+    found = report.precision_and_recall()
+    if found is None or not report.names:
+        return None
+    precision, recall = found
+    with np.errstate(invalid="ignore"):
+        f1 = np.nan_to_num(2 * precision * recall / (precision + recall), nan=-1.0)
+    order = np.argsort(f1, kind="stable")[::-1][-MOST_CLASSES:]
+    towers = -(-len(order) // ROWS)
+    rows = -(-len(order) // towers)
+    title = f"Precision and recall of each class, {report.split} split"
+    figure = new_figure(7.5 if towers == 1 else 4.8 * towers, max(0.21 * rows + 1.6, 2.4), title)
+    for i, axes in enumerate(figure.subplots(1, towers, squeeze=False)[0]):
+        part = order[i * rows : (i + 1) * rows]
+        places = np.arange(len(part))
+        quiet(axes, grid="x")
+        axes.hlines(places, precision[part], recall[part], color=GRID, linewidth=3)
+        axes.scatter(precision[part], places, color=BLUE, s=22, zorder=3, label="precision")
+        axes.scatter(recall[part], places, color=ORANGE, s=22, zorder=3, marker="D", label="recall")
+        axes.set_yticks(places, [truncate_name(report.names[k], 22) for k in part], fontsize=TEXT, color=INK)
+        axes.set_ylim(rows - 0.4, -0.6)
+        axes.set_xlim(-0.02, 1.02)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), frameon=False, fontsize=TEXT, loc="outside lower center", ncols=2
+    )
     return figure
 
 

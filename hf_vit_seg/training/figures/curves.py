@@ -12,11 +12,29 @@ from hf_vit_seg.training.recipe.metric_names import SMALLER_IS_BETTER
 from hf_vit_seg.training.reports.metrics_report import PER_CLASS, TITLES, title_of
 from hf_vit_seg.training.reports.run_log import Line
 
-from .style import BLUE, FAINT, GREEN, INK, ORANGE, RED, SMALL, TEXT, Axes, Figure, new_figure, plain, quiet
+from .style import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    ORANGE,
+    RED,
+    SMALL,
+    TEXT,
+    Axes,
+    Figure,
+    integer_steps,
+    new_figure,
+    plain,
+    quiet,
+)
 
 OUTLIERS = 0.02  # share of the highest losses (and norms) that may exceed the axis
 REACH = 50  # smoothing: the mean over 1/50 of the run on either side
 MOST_METRICS = 6
+MOST_GROUPS = 4  # learning rates that are drawn apart
+GROUP_COLORS = (BLUE, GREEN, RED, INK)
+WIDE = 20  # ratio of learning rates that needs a logarithmic axis
 # The main metric by task, unless the run sets one.
 MAIN_METRICS = ("mean_iou", "accuracy", "mean_average_precision", "oks_ap")
 
@@ -42,6 +60,7 @@ PANELS = (
 def training_figure(lines: Sequence[Line]) -> Figure | None:
     """Draw a panel for each logged value of the steps; None if there are none."""
     logged = [line for line in lines if "evaluation" not in line]
+    evaluations = [{"step": line["step"], **line["evaluation"]} for line in lines if "evaluation" in line]
     panels = [(panel, *series(logged, panel.name)) for panel in PANELS]
     panels = [(panel, steps, values) for panel, steps, values in panels if np.isfinite(values).any()]
     if not panels:
@@ -51,6 +70,10 @@ def training_figure(lines: Sequence[Line]) -> Figure | None:
     grid = figure.subplots(rows, min(len(panels), 2), squeeze=False).flatten()
     for axes, (panel, steps, values) in zip(grid, panels, strict=False):
         draw_panel(axes, panel, steps, values)
+        if panel.name == "loss":
+            draw_validation_loss(axes, *series(evaluations, "loss"))
+        elif panel.name == "learning_rate":
+            draw_group_rates(axes, [line for line in logged if "learning_rates" in line])
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     return figure
@@ -75,6 +98,7 @@ def draw_panel(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) 
         axes.plot(steps, moving_average(values, max(len(values) // REACH, 2)), color=panel.color, linewidth=1.8)
     finite = values[np.isfinite(values)]
     axes.yaxis.set_major_formatter("{x:.3g}")
+    integer_steps(axes, steps)
     if panel.clip and len(finite) > 1 / OUTLIERS:
         top = float(np.quantile(finite, 1 - OUTLIERS))
         axes.set_ylim(top=top + 0.05 * (top - finite.min()))
@@ -85,6 +109,41 @@ def draw_panel(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) 
         axes.vlines(broken, 0, 1, transform=axes.get_xaxis_transform(), color=RED, linewidth=0.8, alpha=0.6)
         note = f"not finite at {len(broken)} steps"
         axes.text(0.99, 0.96, note, transform=axes.transAxes, ha="right", va="top", color=RED, fontsize=SMALL)
+
+
+def draw_validation_loss(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
+    """Add the validation loss to the panel of the training loss, with a legend; nothing without values."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        return
+    axes.lines[-1].set_label("training")
+    axes.plot(steps[finite], values[finite], color=ORANGE, linewidth=1.8, marker="o", markersize=4, label="validation")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, max(high, 1.05 * float(values[finite].max())))
+    axes.autoscale(axis="x")
+    integer_steps(axes, [*axes.lines[0].get_xdata(), *steps[finite]])
+    axes.legend(frameon=False, fontsize=TEXT, loc="upper right")
+
+
+def draw_group_rates(axes: Axes, lines: Sequence[Line]) -> None:
+    """Draw the learning rate of each group of parameters, or the range of many; nothing if all have one rate."""
+    if not lines:
+        return
+    axes.lines[-1].set_label("recipe")
+    steps = [line["step"] for line in lines]
+    names = list(dict.fromkeys(name for line in lines for name in line["learning_rates"]))
+    rates = np.array([[line["learning_rates"].get(name, np.nan) for line in lines] for name in names], dtype=float)
+    marker = "o" if len(steps) == 1 else None
+    if len(names) <= MOST_GROUPS:
+        for name, values, color in zip(names, rates, GROUP_COLORS, strict=False):
+            axes.plot(steps, values, color=color, linewidth=1.2, marker=marker, label=plain(name))
+    else:
+        low, high = np.nanmin(rates, axis=0), np.nanmax(rates, axis=0)
+        axes.fill_between(steps, low, high, color=FAINT, alpha=0.25, label=f"{len(names)} groups")
+    positive = rates[rates > 0]
+    if positive.size and positive.max() > WIDE * positive.min():
+        axes.set_yscale("log")
+    axes.legend(frameon=False, fontsize=SMALL)
 
 
 def moving_average(values: np.ndarray, reach: int) -> np.ndarray:
@@ -110,6 +169,7 @@ def metric_figure(lines: Sequence[Line], metric: str | None = None) -> Figure | 
         weight, opacity = (2.2, 1.0) if i == 0 else (1.1, 0.7)
         style = {"color": colors[i], "linewidth": weight, "marker": "o", "markersize": 1.8 * weight, "alpha": opacity}
         axes.plot(*series(evaluations, name), **style)
+    integer_steps(axes, [line["step"] for line in evaluations])
     label_ends(axes, evaluations, names, colors)
     mark_best(axes, *series(evaluations, names[0]), names[0])
     return figure
@@ -118,7 +178,7 @@ def metric_figure(lines: Sequence[Line], metric: str | None = None) -> Figure | 
 def select_metrics(evaluations: Sequence[Mapping[str, Any]], metric: str | None) -> list[str]:
     """Return the main metric and other known ones, at most `MOST_METRICS`."""
     found = dict.fromkeys(
-        name for line in evaluations for name in line if name != "step" and not name.startswith(PER_CLASS)
+        name for line in evaluations for name in line if name not in ("step", "loss") and not name.startswith(PER_CLASS)
     )
     usable = [name for name in found if np.isfinite(series(evaluations, name)[1]).any()]
     main = next((name for name in (metric, *MAIN_METRICS, *usable) if name in usable), None)

@@ -20,12 +20,16 @@ from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.metrics.multi_label import THRESHOLD
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, in_evaluation
+from hf_vit_seg.training.evaluation.sample_scores import SampleScores
 from hf_vit_seg.training.recipe.schema import Recipe, Task
 
+from .layout import add_caption
 from .poses import pose_figure
 from .samples import ClassifiedImage, classification_figure, figure_paths, segmentation_figure, write_figures
 
 MOST_NAMES = 3  # classes in a caption
+MOST_EXTREMES = 3  # samples with the lowest scores, and with the highest
+SCORE_TITLES: dict[Task, str] = {"segmentation": "mean IoU", "classification": "probability of the label"}
 Figures = dict[str, Image.Image]
 
 
@@ -36,6 +40,26 @@ def write_sample_images(context: EvaluationContext, dataset: RawDataset, folder:
         return []
     with in_evaluation(context):
         return write_figures(folder, DRAW[context.recipe.task](context, dataset, chosen))
+
+
+def write_extreme_samples(
+    context: EvaluationContext, dataset: RawDataset, scores: SampleScores, folder: Path
+) -> list[Path]:
+    """Draw the samples with the lowest and highest scores as worst_1.png, ..., best_1.png, ... and return their paths.
+
+    There are none where a task has no scores of samples, or where the recipe draws no samples. Called by one process.
+    """
+    count = min(MOST_EXTREMES, context.recipe.evaluation.samples, len(scores) // 2)
+    if not count:
+        return []
+    title = SCORE_TITLES[context.recipe.task]
+    figures: Figures = {}
+    with in_evaluation(context):
+        for kind, chosen in (("worst", scores[:count]), ("best", scores[::-1][:count])):
+            for rank, (index, score) in enumerate(chosen, start=1):
+                (figure,) = DRAW[context.recipe.task](context, dataset, [index]).values()
+                figures[f"{kind}_{rank}"] = add_caption(figure, f"  {dataset.name(index)}, {title} {percent(score)}")
+    return write_figures(folder, figures)
 
 
 def select_samples(recipe: Recipe, dataset: RawDataset) -> list[int]:

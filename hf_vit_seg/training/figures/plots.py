@@ -3,6 +3,7 @@
 training.png          loss, learning rate, gradient norm, speed over the steps
 metrics.png           the scores of the evaluations over the steps
 per_class_iou.png     a bar for each class (per_class_accuracy.png for classification)
+precision_recall.png  precision and recall of each class
 confusion_matrix.png  shares of each row
 reliability.png       classification: accuracy by confidence
 keypoint_scores.png   pose: average precision and recall
@@ -16,7 +17,7 @@ from hf_vit_seg.training.checkpoints.run_directory import PLOTS
 from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, read_report
 from hf_vit_seg.training.reports.run_log import read
 
-from .classes import chief_column, class_figure, reliability_figure, scores_figure
+from .classes import chief_column, class_figure, precision_recall_figure, reliability_figure, scores_figure
 from .confusion_matrix import confusion_figure
 from .curves import metric_figure, training_figure
 from .style import Figure, set_font_families
@@ -24,6 +25,7 @@ from .style import Figure, set_font_families
 REPORTS = (Path(FILE), Path("best") / FILE, Path("last") / FILE)  # the first one that exists is used
 OF_REPORT: dict[str, Callable[[MetricsReport], Figure | None]] = {
     "per_class_{column}": class_figure,
+    "precision_recall": precision_recall_figure,
     "confusion_matrix": confusion_figure,
     "reliability": reliability_figure,
     "keypoint_scores": scores_figure,
@@ -36,9 +38,7 @@ def draw_plots(directory: Path | str, report: MetricsReport | None = None) -> li
     `report` replaces the metrics.json of the directory, or of its best or last model.
     """
     directory = Path(directory)
-    if report is None:
-        found = next((directory / place for place in REPORTS if (directory / place).exists()), None)
-        report = None if found is None else read_report(found)
+    report = report or find_report(directory)
     lines = read(directory)
     figures = {"training": training_figure(lines), "metrics": metric_figure(lines, report and report.metric)}
     if report is not None:
@@ -49,3 +49,9 @@ def draw_plots(directory: Path | str, report: MetricsReport | None = None) -> li
         set_font_families(figure)
     write_files({path: figure.savefig for path, figure in files.items()})
     return list(files)
+
+
+def find_report(directory: Path) -> MetricsReport | None:
+    """Read the metrics.json of a directory, or of its best or last model; None if there is none."""
+    found = next((directory / place for place in REPORTS if (directory / place).exists()), None)
+    return None if found is None else read_report(found)

@@ -116,7 +116,10 @@ def class_rows(iou: np.ndarray, labeled: np.ndarray, names: Sequence[str], color
 def error_rows(matrix: ConfusionMatrix, counted: np.ndarray, names: Sequence[str]) -> list[LegendRow]:
     """Return legend rows with the shares of errors and of ignored pixels."""
     rows: list[LegendRow] = []
-    if len(names) == 2:
+    if len(names) != 2:
+        wrong = int(matrix.counts.sum() - matrix.counts.diagonal().sum())
+        rows.append(("wrong class", WRONG, wrong / counted.size))
+    else:
         (_, false), (missed, _) = matrix.counts.tolist()
         rows += [
             (f"missed {names[1]}", MISSED, missed / counted.size),

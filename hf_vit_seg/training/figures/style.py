@@ -3,6 +3,7 @@
 The colors are Okabe and Ito's, which are distinguishable with any color vision (jfly.uni-koeln.de/color).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from hf_vit_seg.drawing.fonts import fallback_families
@@ -50,6 +51,15 @@ def quiet(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "y"
     axes.grid(visible=True, axis=grid, color=GRID, linewidth=0.8)
     axes.margins(x=0.01)
     return axes
+
+
+def integer_steps(axes: Axes, steps: Sequence[float]) -> None:
+    """Put the ticks of the x axis on whole steps, with room around a single one."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    if len(steps) and min(steps) == max(steps):
+        axes.set_xlim(steps[0] - 1, steps[0] + 1)
 
 
 def set_font_families(figure: Figure) -> None:

@@ -4,6 +4,7 @@ Shapes: B images.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.training.checkpoints.state import Manifest
 from hf_vit_seg.training.losses.objectives import Batch
 from hf_vit_seg.training.model.normalization import batchnorm_advice
+from hf_vit_seg.training.optimization.parameter_groups import NO_DECAY_SUFFIX
 from hf_vit_seg.training.optimization.schedules import schedule_factor
 from hf_vit_seg.training.reports.memory_advice import memory_advice
 
@@ -34,12 +36,13 @@ class StepResult:
     """What a step did: `problem` says why it was skipped, and `stop` whether any process has received a stop signal.
 
     `gradient_norm`, before clipping, is None with DeepSpeed, which clips by itself. `learning_rate` is the
-    recipe's times the factor of the schedule; groups of parameters with a scale have other rates.
+    recipe's times the factor of the schedule, and `group_rates` are those of the groups of parameters.
     """
 
     loss: float
     gradient_norm: float | None
     learning_rate: float
+    group_rates: dict[str, float]
     problem: str | None
     stop: bool
 
@@ -73,11 +76,12 @@ class OptimizerStep:
                 before.restore()
             parts.optimizer.zero_grad()
         rate = parts.recipe.optimizer.learning_rate * schedule_factor(parts.schedule.scheduler)
+        group_rates = rates_by_part(parts.optimizer.param_groups)
         parts.schedule.step()
         if problem is not None:
             problem = f"{problem} (with {self.sample_names(step)})"
         self.count(step, problem)
-        return StepResult(loss, norm, rate, problem, stops > 0)
+        return StepResult(loss, norm, rate, group_rates, problem, stops > 0)
 
     def clip_gradient(self) -> float | None:
         """Clip the gradient if the recipe has `clip_norm`; return the norm before clipping."""
@@ -136,6 +140,16 @@ class OptimizerStep:
     def counts(self) -> dict[str, int]:
         """Return the counts of skipped steps for reports and checkpoints."""
         return {"skipped_steps": self.skipped, "loss_scale_overflows": self.overflows}
+
+
+def rates_by_part(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the learning rates of an optimizer's groups by the part of the model, such as "encoder" and "head"."""
+    rates: dict[str, float] = {}
+    for group in groups:
+        full = group.get("name", "all")
+        part = full.removesuffix(NO_DECAY_SUFFIX)
+        rates[full if rates.get(part, group["lr"]) != group["lr"] else part] = group["lr"]
+    return rates
 
 
 class BufferSnapshot:

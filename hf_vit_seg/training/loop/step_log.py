@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 from hf_vit_seg.training.checkpoints.state import Manifest
 from hf_vit_seg.training.reports.progress import Progress, is_logged
@@ -45,12 +46,17 @@ class StepLog:
             self.skipped += 1
             self.progress.log(f"step {step} was skipped: {result.problem}")
         each = self.parts.samples_per_step
-        values = {"epoch": step * each / len(self.parts.data.train), "learning_rate": result.learning_rate}
+        values: dict[str, Any] = {
+            "epoch": step * each / len(self.parts.data.train),
+            "learning_rate": result.learning_rate,
+        }
         self.progress.update(step, loss=result.loss, images_per_second=each / max(elapsed, 1e-9), **values)
         if is_logged(step, self.parts.steps, self.parts.recipe.loop.log_every):
             mean = sum(self.recent) / len(self.recent) if self.recent else math.nan
             if result.gradient_norm is not None:
                 values["grad_norm"] = result.gradient_norm
+            if len(set(result.group_rates.values())) > 1:
+                values["learning_rates"] = result.group_rates
             if self.skipped:
                 values["skipped_steps"] = self.skipped
             speed = self.steps * each / max(self.elapsed, 1e-9)

@@ -6,6 +6,7 @@ accelerate does all distributed work, so the same code runs on a CPU, a GPU, sev
 
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -31,22 +32,24 @@ from hf_vit_seg.training.checkpoints.state import (
 from hf_vit_seg.training.evaluate_saved import write_evaluation
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, preserve_random_state, report_of
 from hf_vit_seg.training.evaluation.tasks import evaluate
-from hf_vit_seg.training.figures.evaluation_samples import write_sample_images
-from hf_vit_seg.training.figures.plots import draw_plots
+from hf_vit_seg.training.figures.evaluation_samples import write_extreme_samples, write_sample_images
 from hf_vit_seg.training.model.freezing import ParameterCounts
 from hf_vit_seg.training.optimization.gathered_weights import SHARDING, share_buffers, whole_model
 from hf_vit_seg.training.optimization.schedules import set_rates
 from hf_vit_seg.training.recipe.schema import Recipe
-from hf_vit_seg.training.reports.metrics_report import MetricsReport
+from hf_vit_seg.training.reports.metrics_report import MetricsReport, describe_never_predicted
 from hf_vit_seg.training.reports.progress import Progress
 from hf_vit_seg.training.reports.run_log import RunLog
 
 from .best_model import complete_best_model
 from .gradient_accumulation import windows
 from .optimizer_step import OptimizerStep, TrainingError
+from .run_outputs import RunOutputs
 from .setup import TrainingComponents, build_accelerator, prepare, resolve_recipe
 from .signals import GracefulStop, release_workers
 from .step_log import StepLog, is_due
+
+DRAWN_BATCHES = 2  # training batches with a figure
 
 
 class RunStatus(StrEnum):
@@ -85,6 +88,7 @@ class Run:
             parts.steps, self.step, log_every=self.recipe.loop.log_every, enabled=self.accelerator.is_main_process
         )
         self.optimizer_step = OptimizerStep(parts, start)
+        self.outputs = RunOutputs(parts, directory)
         self.step_log = StepLog(parts, self.log, self.progress, start)
 
     def train(self) -> RunStatus:
@@ -96,7 +100,9 @@ class Run:
             ending = self.train_loop(request)
             if skipped := self.optimizer_step.skipped:
                 self.progress.log(f"{skipped} of {self.step} steps were skipped, because they were not finite")
-            if ending is not RunStatus.interrupted:
+            if ending is RunStatus.interrupted:
+                on_main_process(self.accelerator, self.outputs.finish)
+            else:
                 self.complete(had_ended=self.step == first)
         return ending
 
@@ -111,6 +117,8 @@ class Run:
                     self.checkpoint(evaluation_done=True)
                 return RunStatus.early_stop
             self.step, self.completed = self.step + 1, False
+            if self.step <= DRAWN_BATCHES:
+                on_main_process(self.accelerator, partial(self.outputs.draw_batch, self.step, window[0]))
             result = self.optimizer_step.take(self.step, window, request)
             self.step_log.add(self.step, result)
             if result.stop:
@@ -137,7 +145,9 @@ class Run:
         validation = self.parts.data.validation
         assert validation is not None
         with self.whole() as model, self.progress.evaluating(len(validation)) as advance:
-            context = EvaluationContext(model, self.parts.processor, self.recipe, self.accelerator, advance)
+            context = EvaluationContext(
+                model, self.parts.processor, self.recipe, self.accelerator, advance, self.parts.objective
+            )
             found = evaluate(context, validation)
             name, value = found.metric(self.recipe)
             self.best_tracker = self.best_tracker.after(name, value, self.step, self.recipe.loop.early_stop)
@@ -150,6 +160,8 @@ class Run:
                 if best:
                     self.write_model(self.directory.best, model)
                     write_sample_images(context, validation, self.directory.samples)
+                    write_extreme_samples(context, validation, found.sample_scores, self.directory.samples)
+                self.outputs.update(self.report)
 
             on_main_process(self.accelerator, write)
         self.progress.show_score(name, value, best)
@@ -207,7 +219,9 @@ class Run:
             if had_ended and self.parts.data.validation is not None and best_step is not None:
                 details = run_details(self.manifest(), self.parts.parameters)
                 complete_best_model(self.parts, self.directory, best_step, self.provenance, details, self.progress.log)
-            on_main_process(self.accelerator, lambda: draw_plots(self.directory.path))
+            on_main_process(self.accelerator, self.outputs.finish)
+            if self.report is not None and (sentence := describe_never_predicted(self.report)) is not None:
+                self.progress.log(sentence)
         if not self.completed:
             self.completed = True
             write_manifest(self.accelerator, self.directory.checkpoints, self.manifest(), self.report)

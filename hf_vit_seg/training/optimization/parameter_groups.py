@@ -23,6 +23,8 @@ from hf_vit_seg.training.model.freezing import compile_pattern
 from hf_vit_seg.training.model.parameter_names import encoder_layers, encoder_prefix, plain_name
 from hf_vit_seg.training.recipe.schema import OptimizerRecipe
 
+NO_DECAY_SUFFIX = ", no decay"  # of the name of a group without weight decay
+
 
 class GroupRow(Record):
     """Settings of parameters whose plain names match `match` (`re.search`) and that have at most `dimensions`."""
@@ -112,7 +114,7 @@ def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str
                 f"{{match: '{re.escape(name)}$', weight_decay: 0}}, or another number"
             )
         rate = recipe.learning_rate * (places[name].scale if scale is None else scale)
-        label = places[name].part + ("" if weight_decay else ", no decay")
+        label = places[name].part + ("" if weight_decay else NO_DECAY_SUFFIX)
         group = {"params": [], "lr": rate, "weight_decay": weight_decay, "name": label}
         groups.setdefault((label, rate, weight_decay), group)["params"].append(parameter)
     for index in sorted(unused):

@@ -21,7 +21,7 @@ METRICS: dict[Task, tuple[str, ...]] = {
     "pose": tuple(f"{name}{part}" for name in ("oks_ap", "oks_ar") for part in ("", "_50", "_75", "_medium", "_large")),
 }
 MULTI_LABEL_METRICS = ("mean_average_precision", "macro_f1", "micro_f1", "exact_match")
-SMALLER_IS_BETTER = frozenset({"calibration_error", "maximum_calibration_error"})
+SMALLER_IS_BETTER = frozenset({"calibration_error", "maximum_calibration_error", "loss"})
 
 
 def metric_name(recipe: Recipe) -> str:

@@ -56,7 +56,9 @@ TITLES = {
     "oks_ar_75": "AR 0.75",
     "oks_ar_medium": "AR, medium persons",
     "oks_ar_large": "AR, large persons",
+    "loss": "validation loss",
 }
+MOST_ABSENT = 5  # classes in the sentence about classes that are never predicted
 COLUMNS = {
     "iou": "IoU",
     "accuracy": "accuracy",
@@ -113,6 +115,23 @@ class MetricsReport:
             return given
         return classification_columns(counts(self.confusion)) | given
 
+    def precision_and_recall(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return precision and recall (K,) of each class, from the confusion matrix; None without one.
+
+        NaN for classes that are never predicted, or that have no labels.
+        """
+        if self.confusion is None:
+            return None
+        columns = classification_columns(counts(self.confusion))
+        return columns["precision"], columns["accuracy"]
+
+    def never_predicted(self) -> list[int]:
+        """Return the classes that have labels and that the model never predicts."""
+        if self.confusion is None:
+            return []
+        matrix = counts(self.confusion)
+        return np.flatnonzero((matrix.sum(axis=1) > 0) & (matrix.sum(axis=0) == 0)).tolist()
+
     def class_counts(self) -> np.ndarray | None:
         """Return the number of labeled pixels (or images) of each class (K,); None without a confusion matrix."""
         return None if self.confusion is None else counts(self.confusion).sum(axis=1)
@@ -127,6 +146,21 @@ class MetricsReport:
 def counts(matrix: Any) -> np.ndarray:
     """Convert a confusion matrix on any device to an array."""
     return np.asarray(matrix.cpu() if hasattr(matrix, "cpu") else matrix, dtype=np.int64)
+
+
+def describe_never_predicted(report: MetricsReport) -> str | None:
+    """Say which labeled classes are never predicted, and the likely causes; None if there are none."""
+    absent, labeled = report.never_predicted(), report.class_counts()
+    if not absent or labeled is None:
+        return None
+    total, more = labeled.sum(), len(absent) - MOST_ABSENT
+    names = ", ".join(f"{report.names[k]} ({labeled[k] / total:.2%} of the labels)" for k in absent[:MOST_ABSENT])
+    subject = "1 class is" if len(absent) == 1 else f"{len(absent)} classes are"
+    return (
+        f"{subject} never predicted: {names}{f' and {more} more' if more > 0 else ''}. Likely causes: too few steps or "
+        "too low a learning rate; rare classes (loss.cross_entropy.class_weights, data.sampling or a dice term help); "
+        "labels that differ between the splits (see hf-vit-seg check-data)"
+    )
 
 
 def classification_columns(confusion: np.ndarray) -> dict[str, np.ndarray]:

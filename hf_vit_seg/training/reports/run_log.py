@@ -61,7 +61,8 @@ class RunLog:
 
     def step(self, values: Mapping[str, Any]) -> None:
         """Log the `values` of a step, including `step` itself."""
-        self._append(values, {f"train/{name}": value for name, value in values.items() if name != "step"})
+        flat = {key: value for name, value in values.items() if name != "step" for key, value in flatten(name, value)}
+        self._append(values, {f"train/{key}": value for key, value in flat.items()})
 
     def evaluation(self, step: int, scores: Mapping[str, Any]) -> None:
         """Log the scores of an evaluation after `step`: numbers, and lists of one number per class."""
@@ -106,6 +107,11 @@ class RunLog:
             logging.getLogger(__name__).warning(
                 "trackers (%s) failed and are disabled from step %d on: %s", ", ".join(self.trackers), step, error
             )
+
+
+def flatten(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Return a value with its name, or the entries of a mapping with names such as "learning_rates/head"."""
+    return [(f"{name}/{key}", part) for key, part in value.items()] if isinstance(value, Mapping) else [(name, value)]
 
 
 def read(directory: Path | str) -> list[Line]:

@@ -1,0 +1,66 @@
+"""The training loss and the score of each sample in an evaluation, from logits and label maps that it has computed.
+
+Shapes: B images, K classes, H W pixels, T terms of the loss.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from hf_vit_seg.training.losses.objectives import Objective
+
+SampleScores = tuple[tuple[int, float], ...]  # index of the sample in the split, and its score
+
+
+class ValidationLoss:
+    """The training objective on a split. `counts` (2, T) are the sums and units of its terms."""
+
+    def __init__(self, objective: Objective | None):
+        """Without an objective, nothing is computed."""
+        self.objective = objective
+        self.counts = torch.zeros(2, 0)
+
+    def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add the logits of a batch, and the labels at the size of the model's input."""
+        if self.objective is None:
+            return
+        batch = {"pixel_values": None, "labels": labels}
+        totals = self.objective.totals(lambda **_: SimpleNamespace(logits=logits), batch)  # pyright: ignore
+        found = torch.stack([totals.double(), self.objective.units(batch).to(totals.device).double()])
+        self.counts = found if not self.counts.numel() else self.counts + found
+
+    def scores(self, accelerator: Accelerator) -> dict[str, float]:
+        """The loss over all processes, as `loss`; empty if there was no batch. Called by all processes."""
+        if self.objective is None:
+            return {}
+        parts = [part for part in gather_object([self.counts.cpu()]) if part.numel()]
+        if not parts:
+            return {}
+        totals, units = torch.stack(parts).sum(dim=0)
+        return {"loss": float(self.objective.combine(totals, units))}
+
+
+def image_scores(maps: torch.Tensor, labels: torch.Tensor, classes: int, ignore_index: int) -> torch.Tensor:
+    """The mean IoU (B,) of each image over the classes in its labels or its map; NaN without labeled pixels."""
+    found = []
+    for label_map, label in zip(maps, labels, strict=True):
+        counted = label != ignore_index
+        own, other = label_map[counted].long(), label[counted].long()
+        hits = torch.bincount(own[own == other], minlength=classes)
+        union = torch.bincount(own, minlength=classes) + torch.bincount(other, minlength=classes) - hits
+        found.append((hits.double() / union).nanmean())  # 0 / 0 of absent classes is NaN
+    return torch.stack(found)
+
+
+def gather_scores(indices: list[int], scores: list[torch.Tensor], accelerator: Accelerator) -> SampleScores:
+    """The finite scores of all processes with their samples, the lowest first. Called by all processes."""
+    values = torch.cat(scores).tolist() if scores else []
+    own: list[Any] = [pair for pair in zip(indices, values, strict=True) if pair[1] == pair[1]]
+    everyone = gather_object(own) if accelerator.num_processes > 1 else own
+    return tuple(sorted(everyone, key=lambda pair: (pair[1], pair[0])))
+
+
+__all__ = ["SampleScores", "ValidationLoss", "gather_scores", "image_scores"]

@@ -1,0 +1,121 @@
+"""A mosaic of a training batch as the model sees it: transformed images with their labels.
+
+Shapes: B images, C channels, H W pixels, K classes or keypoints.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hf_vit_seg.data.images.display import to_rgb_image
+from hf_vit_seg.data.labels.class_table import ClassTable
+from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.drawing.overlays import LegendRow, draw_overlay, nearest_labels, percent, resize_for_display
+from hf_vit_seg.drawing.palettes import class_palette
+from hf_vit_seg.drawing.skeletons import Skeleton, draw_skeletons
+from hf_vit_seg.training.losses.objectives import Batch
+from hf_vit_seg.training.recipe.schema import Task
+
+from .layout import add_caption, grid, legend_below
+from .samples import IGNORED
+
+SIDE = 240  # longest side of an image
+COLUMNS: dict[Task, int] = {"segmentation": 4, "classification": 6, "pose": 6}  # pairs, for segmentation
+MOST = 16
+MOST_NAMES = 3  # classes in a caption
+LEAST_SHARE = 0.01  # of a class in mixed labels
+WHITE = 255.0
+
+Cell = Callable[[Image.Image, torch.Tensor, ClassTable], Image.Image]
+
+
+def training_batch_figure(
+    batch: Batch, task: Task, table: ClassTable, processor: BaseImageProcessor, title: str = ""
+) -> Image.Image:
+    """Draw up to 16 images of a batch with their labels; for segmentation with a legend of the classes."""
+    labels, pixels = batch["labels"].detach().cpu(), batch["pixel_values"].detach().float().cpu()
+    images = [as_image(image, processor) for image in pixels[:MOST]]
+    cells = [CELLS[task](image, label, table) for image, label in zip(images, labels, strict=False)]
+    sheet = grid(cells, COLUMNS[task])
+    sheet = add_caption(sheet, f"  {title}") if title else sheet
+    if task != "segmentation":
+        return sheet
+    return legend_below(sheet, class_rows(labels[:MOST], table), "share of all pixels")
+
+
+def as_image(pixels: torch.Tensor, processor: Any) -> Image.Image:
+    """Undo the normalization of an image processor (C, H, W); values that are not 8-bit are stretched."""
+    if getattr(processor, "do_normalize", True):
+        mean, std = (torch.tensor(list(each)).view(-1, 1, 1) for each in (processor.image_mean, processor.image_std))
+        pixels = pixels * std + mean
+    white = 1 / processor.rescale_factor if getattr(processor, "do_rescale", True) else WHITE
+    values = pixels * white
+    in_range = float(values.min()) >= -1 and float(values.max()) <= WHITE + 1
+    return to_rgb_image(values.round().clamp(0, WHITE).to(torch.uint8) if in_range else values)
+
+
+def fit(image: Image.Image) -> Image.Image:
+    """Resize an image so that its longest side is that of a cell."""
+    scale = SIDE / max(image.size)
+    return resize_for_display(image, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+
+
+def colors_of(table: ClassTable) -> np.ndarray:
+    """Return the colors (K + 1, 3) of the classes and of ignored pixels."""
+    return np.concatenate([class_palette(table.palette, len(table.names)), np.array([IGNORED], dtype=np.uint8)])
+
+
+def as_indices(labels: torch.Tensor, table: ClassTable) -> np.ndarray:
+    """Return class indices, with K for ignored pixels."""
+    return torch.where(labels == table.ignore_index, len(table.names), labels).numpy()
+
+
+def segmentation_cell(image: Image.Image, labels: torch.Tensor, table: ClassTable) -> Image.Image:
+    """Draw an image beside its overlay with the label map (H, W)."""
+    photo = fit(image)
+    shown = nearest_labels(as_indices(labels, table), photo.size)
+    return grid([photo, draw_overlay(photo, shown, colors_of(table), [], longest_side=None)], 2)
+
+
+def class_rows(labels: torch.Tensor, table: ClassTable) -> list[LegendRow]:
+    """Return legend rows with the share of each class in labels (B, H, W), the most frequent first."""
+    names, colors = [*table.names, "ignored"], colors_of(table)
+    shares = np.bincount(as_indices(labels, table).ravel(), minlength=len(names)) / max(labels.numel(), 1)
+    order: list[int] = np.argsort(-shares, kind="stable").tolist()
+    return [(names[k], tuple(colors[k].tolist()), float(shares[k])) for k in order if shares[k]]
+
+
+def classification_cell(image: Image.Image, label: torch.Tensor, table: ClassTable) -> Image.Image:
+    """Draw an image with its class, or with the classes and shares (K,) of a mixed label."""
+    if label.ndim == 0:
+        text = table.names[int(label)]
+    else:
+        present = [k for k in label.argsort(descending=True).tolist() if label[k] >= LEAST_SHARE]
+        whole = all(float(label[k]) == 1 for k in present)
+        texts = [table.names[k] if whole else f"{table.names[k]} {percent(float(label[k]))}" for k in present]
+        text = format_list(texts, MOST_NAMES)
+    square = Image.new("RGB", (SIDE, SIDE), (255, 255, 255))
+    photo = fit(image)
+    square.paste(photo, ((SIDE - photo.width) // 2, (SIDE - photo.height) // 2))
+    return add_caption(square, text or "no class")
+
+
+def pose_cell(image: Image.Image, label: torch.Tensor, table: ClassTable) -> Image.Image:
+    """Draw a person's crop with its keypoints (K, 3) in pixels of the crop."""
+    photo = fit(image)
+    scale = (photo.width / image.width, photo.height / image.height)
+    points = label.numpy().astype(float)[None]
+    return draw_skeletons(photo, points, points[..., 2] > 0, scale, Skeleton.of(table.names))
+
+
+CELLS: dict[Task, Cell] = {
+    "segmentation": segmentation_cell,
+    "classification": classification_cell,
+    "pose": pose_cell,
+}
+
+__all__ = ["training_batch_figure"]

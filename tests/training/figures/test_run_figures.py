@@ -1,0 +1,151 @@
+"""Figures and tables that a run writes: training batches, extreme samples, curves, results.csv, report.html."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_vit_seg.data.labels.class_table import ClassTable
+from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
+from hf_vit_seg.training.figures.classes import precision_recall_figure
+from hf_vit_seg.training.figures.curves import training_figure
+from hf_vit_seg.training.figures.html_report import write_html_report
+from hf_vit_seg.training.figures.training_batches import SIDE, as_image, training_batch_figure
+from hf_vit_seg.training.reports.metrics_report import MetricsReport, describe_never_predicted
+from hf_vit_seg.training.reports.results_table import result_rows, write_results
+from hf_vit_seg.training.reports.run_log import RunLog, flatten
+
+TABLE = ClassTable(("sky", "road", "a < b"), ((0, 0), (1, 1), (2, 2)), palette=((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+
+
+def report_of(confusion):
+    iou = np.full(len(confusion), 0.5)
+    return MetricsReport(
+        task="segmentation",
+        scores={"mean_iou": 0.5, "per_category_iou": iou},
+        names=tuple(f"class {k}" for k in range(len(confusion))),
+        confusion=np.array(confusion),
+    )
+
+
+def test_normalization_is_undone():
+    processor = SemanticSegmentationImageProcessor(size={"height": 8, "width": 8})
+    image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    pixels = processor(image, return_tensors="pt")["pixel_values"][0]
+    np.testing.assert_array_equal(np.array(as_image(pixels, processor)), image.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [
+        ("segmentation", torch.tensor([[0, 1], [2, 255]]).repeat(2, 4, 4)),
+        ("classification", torch.tensor([0, 2])),
+        ("classification", torch.tensor([[0.3, 0.0, 0.7], [1.0, 1.0, 0.0]])),
+        ("pose", torch.tensor([[[1.0, 2.0, 2.0], [3.0, 3.0, 0.0], [5.0, 6.0, 1.0]]] * 2)),
+    ],
+)
+def test_training_batches_of_each_task_are_drawn(task, labels):
+    processor = SemanticSegmentationImageProcessor(size={"height": 8, "width": 8})
+    batch = {"pixel_values": torch.randn(2, 3, 8, 8), "labels": labels}
+    figure = training_batch_figure(batch, task, TABLE, processor, "title")
+    assert figure.width >= 2 * SIDE
+    assert len(set(figure.get_flattened_data())) > 10
+
+
+def test_labels_of_a_batch_have_the_colors_of_their_classes():
+    processor = SemanticSegmentationImageProcessor(size={"height": 8, "width": 8})
+    labels = torch.full((1, 8, 8), 1)
+    batch = {"pixel_values": torch.zeros(1, 3, 8, 8), "labels": labels}
+    figure = np.array(training_batch_figure(batch, "segmentation", TABLE, processor))
+    right = figure[SIDE // 2, figure.shape[1] - SIDE // 2].astype(int)  # in the overlay
+    assert right[1] > right[0] + 50 and right[1] > right[2] + 50
+
+
+def test_results_have_a_row_for_each_evaluation(tmp_path):
+    log = RunLog(tmp_path)
+    for step in range(1, 5):
+        rates = {"learning_rates": {"encoder": 1e-4, "head": 1e-3}}
+        log.step({"step": step, "epoch": step / 2, "loss": float(step), "learning_rate": 1e-4, **rates})
+        if step % 2 == 0:
+            log.evaluation(step, {"mean_iou": 0.1 * step, "loss": 3.0, "per_category_iou": np.zeros(3)})
+    path = write_results(tmp_path)
+    rows = list(csv.DictReader(path.open()))
+    assert [row["step"] for row in rows] == ["2", "4"]
+    assert [float(row["training_loss"]) for row in rows] == [1.5, 3.5]
+    assert [float(row["mean_iou"]) for row in rows] == pytest.approx([0.2, 0.4])
+    assert {row["validation_loss"] for row in rows} == {"3.0"}
+    assert not any("per_category" in name for name in rows[0])
+
+
+def test_numbers_that_are_not_finite_are_empty_in_results():
+    lines = [{"step": 1, "loss": None}, {"step": 1, "evaluation": {"mean_iou": None}}]
+    assert result_rows(lines)[0] == {
+        **{"step": 1, "epoch": "", "learning_rate": "", "images_per_second": "", "training_loss": "", "mean_iou": ""}
+    }
+
+
+def test_no_results_without_an_evaluation(tmp_path):
+    assert write_results(tmp_path) is None
+    assert not (tmp_path / "results.csv").exists()
+
+
+def test_validation_loss_and_group_rates_are_drawn():
+    rates = {"encoder": 1e-4, "head": 1e-3}
+    lines = [
+        {"step": 1, "loss": 2.0, "learning_rate": 1e-4, "learning_rates": rates},
+        {"step": 5, "evaluation": {"mean_iou": 0.5, "loss": 7.0}},
+    ]
+    loss, rate = training_figure(lines).axes[:2]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "validation"]
+    assert [text.get_text() for text in rate.get_legend().get_texts()] == ["recipe", "encoder", "head"]
+    left, right = loss.get_xlim()
+    assert left <= 1 and right >= 5 and loss.get_ylim()[1] >= 7
+    assert all(float(tick).is_integer() for tick in rate.get_xticks())
+
+
+def test_many_group_rates_are_a_range():
+    rates = {f"layer {k}": 0.75**k for k in range(12)}
+    (_, rate) = training_figure(
+        [{"step": s, "loss": 1.0, "learning_rate": 1.0, "learning_rates": rates} for s in (1, 2)]
+    ).axes
+    assert [text.get_text() for text in rate.get_legend().get_texts()] == ["recipe", "12 groups"]
+
+
+def test_mappings_are_flat_for_trackers():
+    assert flatten("learning_rates", {"head": 1}) == [("learning_rates/head", 1)]
+    assert flatten("loss", 2.0) == [("loss", 2.0)]
+
+
+def test_precision_and_recall():
+    report = report_of([[8, 2, 0], [0, 5, 0], [4, 0, 0]])
+    precision, recall = report.precision_and_recall()
+    np.testing.assert_allclose(precision, [8 / 12, 5 / 7, np.nan])
+    np.testing.assert_allclose(recall, [0.8, 1, 0])
+    axes = precision_recall_figure(report).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["class 1", "class 0", "class 2"]
+
+
+def test_classes_that_are_never_predicted_are_named():
+    assert describe_never_predicted(report_of([[8, 2], [0, 5]])) is None
+    report = report_of([[8, 2, 0, 0], [0, 5, 0, 0], [5, 0, 0, 0], [0, 0, 0, 0]])  # class 3 has no labels
+    assert report.never_predicted() == [2]
+    assert "class 2 (25.00% of the labels)" in describe_never_predicted(report)
+
+
+def test_report_is_one_file(tmp_path):
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "samples").mkdir()
+    Image.new("RGB", (40, 30), (10, 20, 30)).save(tmp_path / "plots" / "training.png")
+    Image.new("RGB", (4000, 30), (10, 20, 30)).save(tmp_path / "samples" / "worst_1.png")
+    (tmp_path / "recipe.yaml").write_text("name: <script>alert(1)</script>\n")
+    facts = {"samples": {"a": {"shape": [3, 5, 7], "dtype": "uint8", "fault": None}, "b": {"fault": "broken"}}}
+    (tmp_path / "data_facts.json").write_text(json.dumps(facts))
+    text = write_html_report(tmp_path, report_of([[8, 2], [0, 5]])).read_text()
+    assert text.count("<img") == text.count('src="data:image/') == 2
+    assert "<script>" not in text and "&lt;script&gt;" in text
+    assert "http" not in text  # nothing is loaded
+    assert "<td>unusable samples</td><td>1</td>" in text
+    assert "No evaluation yet" in write_html_report(tmp_path, None).read_text()
