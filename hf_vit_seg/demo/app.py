@@ -10,10 +10,9 @@ from starlette.middleware import Middleware
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 
-from . import NUCLEI
 from .accelerator import zero_gpu
 from .batch_tab import BatchTab
-from .catalogue import Catalogue, default_models, example_images
+from .catalogue import Catalogue, default_models
 from .classification_tab import ClassificationTab
 from .guarded_page import GuardedPage
 from .pose_tab import PoseTab
@@ -24,13 +23,17 @@ from .upload_folder import SECONDS_KEPT, private_folder, sweep_regularly
 from .uploads import MEGABYTES
 
 WAITING = 20  # visitors in the queue, at most
-CSS = ".gradio-container { max-width: 1480px !important; } .intro p { opacity: 0.75; }"
+CSS = """
+.gradio-container { max-width: 1480px !important; }
+footer button, footer a { color: var(--body-text-color) !important; opacity: 0.85; }
+.dark { --color-accent: var(--primary-300) !important; }
+"""
 # Fonts of the visitor's own system: nothing is fetched from elsewhere.
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACED = ("ui-monospace", "Consolas", "monospace")
 INTRODUCTION = """# Image segmentation
 
-Upload an image, then hover over it to see each class. For use from a program, see the API link below.
+Upload an image, then point at it (or tap it) to see each class. For use from a program, see the API link below.
 """
 
 
@@ -43,11 +46,10 @@ def build(catalogue: Catalogue) -> GuardedPage:
         for failure in catalogue.failures:
             gr.Markdown(f"Not available: {failure}")
         tasks = {entry.task for entry in catalogue.entries.values()}
-        examples = example_images() if NUCLEI in catalogue.entries else []
         with gr.Tabs():
             if "segmentation" in tasks:
                 with gr.Tab("Segmentation"):
-                    SegmentationTab(catalogue, examples)
+                    SegmentationTab(catalogue).open_with_example(page)
                 with gr.Tab("Many files"):
                     BatchTab(catalogue)
             if "classification" in tasks:
@@ -70,7 +72,9 @@ def start(models: Sequence[str], port: int | None = None, share: bool = False, *
         "server_port": port,
         "share": share,
         "max_file_size": f"{MEGABYTES}mb",
-        "theme": gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=MONOSPACED),
+        "theme": gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=MONOSPACED).set(
+            color_accent="*primary_700"  # enough contrast for text
+        ),
         "css": CSS,
         "ssr_mode": False,
         "footer_links": ["api"],

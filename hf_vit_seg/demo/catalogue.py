@@ -24,6 +24,7 @@ from hf_vit_seg.inference.pose_estimator import PoseEstimator
 from hf_vit_seg.inference.runtimes import is_program
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.provenance import provenance_of
 
 from . import ENVIRONMENT, NUCLEI
 from .accelerator import on_gpu
@@ -32,6 +33,7 @@ from .uploads import report_failures
 
 # Of the images in examples/nuclei, those that are installed with the package.
 EXAMPLES = ("709e094e39629a9c", "43cf6b2ec0b0745a", "0c2550a23b8a0f29", "c1afe66cd139f996", "3477024fd843e460")
+MOST_OF_RUN = 3  # example images of a run
 KEPT = 3  # models that stay in memory
 LOADERS: Mapping[str, Callable[[str], Any]] = {
     "segmentation": Segmenter.from_pretrained,
@@ -51,6 +53,14 @@ class Entry:
     place: str
     name: tuple[str, ...]
     task: str
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A line about a model, and the address of its card if it is on the Hub."""
+
+    text: str
+    card: str | None = None
 
 
 class FairLock:
@@ -138,6 +148,23 @@ class Catalogue:
         """What the models of a task are called."""
         return [title for title, entry in self.entries.items() if entry.task == task]
 
+    def describe(self, title: str) -> ModelFacts:
+        """The class of a model, how many classes it has, and its license and card."""
+        entry, segmenter = self.entries[title], self.load(title)
+        count = len(segmenter.names)
+        facts = [type(segmenter.model).__name__, f"{count} classes" if count > 1 else "1 class"]
+        if not Path(entry.place).exists():
+            return ModelFacts(", ".join(facts), f"https://huggingface.co/{entry.place}")
+        return ModelFacts(", ".join([*facts, f"license: {provenance_of(entry.place).license or 'unknown'}"]))
+
+    def examples(self) -> list[tuple[str, str]]:
+        """Paths of example images with the title of their model: the built-in ones, and those of the models' runs."""
+        found = [(path, NUCLEI) for path in example_images()] if NUCLEI in self.entries else []
+        for title, entry in self.entries.items():
+            if entry.task == "segmentation" and entry.name != (NUCLEI,):
+                found += [(path, title) for path in run_images(Path(entry.place))]
+        return found
+
     def load_uncached(self, title: str) -> Any:
         """Load a model. The cached variant is `load`."""
         entry = self.entries[title]
@@ -219,10 +246,16 @@ def default_models() -> list[str]:
     return [*filter(None, re.split(r"[,\s]+", os.environ.get(ENVIRONMENT, ""))), NUCLEI]
 
 
+def run_images(model: Path) -> list[str]:
+    """Paths of the images in the samples of the run that has trained a model, at most `MOST_OF_RUN`."""
+    folder = model.resolve().parent / "samples" / "images"
+    return [str(path) for path in sorted(folder.glob("*.png"))[:MOST_OF_RUN]] if model.is_dir() else []
+
+
 def example_images() -> list[str]:
     """Paths of images for the built-in model."""
     folder = files("hf_vit_seg.nuclei") / "data" / "test" / "images"
     return [str(folder / f"{name}.webp") for name in EXAMPLES]
 
 
-__all__ = ["Catalogue", "default_models", "example_images"]
+__all__ = ["Catalogue", "ModelFacts", "default_models", "example_images"]

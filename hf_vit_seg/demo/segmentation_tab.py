@@ -9,7 +9,6 @@ import gradio as gr
 
 from hf_vit_seg.atomic_io import json_text
 
-from . import NUCLEI
 from .accelerator import CALLS
 from .catalogue import Catalogue
 from .file_segmentation import (
@@ -23,10 +22,11 @@ from .file_segmentation import (
     protocol_of,
     segment_file,
 )
-from .segmentation_view import segmentation_view, view_of
+from .segmentation_view import failed_view, segmentation_view, view_of
 from .upload_folder import fresh_folder
-from .uploads import clear_on_failure, model_choice, photo_input, report_failures
+from .uploads import error_message, model_choice, photo_input, report_failures
 
+FAILED = "the server did not answer; try again, or choose a smaller image"
 AREAS = ("class", "pixels", "share in %")
 
 
@@ -43,11 +43,11 @@ class Choices:
     def render(cls, titles: list[str]) -> "Choices":
         """Create the components on the page."""
         model = model_choice(titles)
-        view = gr.Radio(list(VIEWS), value=WHOLE, label="Inference")
+        view = gr.Radio([(view.capitalize(), view) for view in VIEWS], value=WHOLE, label="Inference")
         window = gr.Slider(
             SMALLEST_WINDOW, LARGEST_WINDOW, USUAL_WINDOW, step=64, label="Window size (pixels)", visible=False
         )
-        flip = gr.Checkbox(False, label="Flip augmentation")
+        flip = gr.Checkbox(False, label="Flip test-time augmentation")
         view.change(
             lambda view: gr.update(visible=view == SLIDING), view, window, queue=False, api_visibility="private"
         )
@@ -60,28 +60,38 @@ class Choices:
 
 
 class SegmentationTab:
-    """Segment one image: show its classes, a table of their areas, and files to download."""
+    """Segment one image: show its classes with their areas, and files to download."""
 
-    def __init__(self, catalogue: Catalogue, examples: list[str]):
-        self.catalogue = catalogue
+    def __init__(self, catalogue: Catalogue):
+        self.catalogue, self.examples = catalogue, catalogue.examples()
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                photo = photo_input("Image", height=260)
+                photo = photo_input("Upload an image", height=260)
                 choices = Choices.render(catalogue.titles("segmentation"))
-                if examples:
-                    # gr.Examples would make gradio build the photo's component again, without what photo_input gave it.
-                    samples = [[example] for example in examples]
-                    offered = gr.Dataset(components=[photo], samples=samples, label=f"Examples for {NUCLEI}")
-                    offered.click(example_of, offered, [photo, choices.model], queue=False, api_visibility="private")
+                if self.examples:
+                    offered = gr.Gallery(
+                        [path for path, _ in self.examples],
+                        label="Examples",
+                        columns=4,
+                        height="auto",
+                        allow_preview=False,
+                        interactive=False,
+                        buttons=[],
+                    )
+                    offered.select(
+                        self.choose_selected, None, [photo, choices.model], queue=False, api_visibility="private"
+                    )
             with gr.Column(scale=3, min_width=480):
                 view = segmentation_view()
                 with gr.Row():
-                    labels = gr.DownloadButton("Label map (PNG)", size="md")
-                    text = gr.DownloadButton("Report (JSON)", size="md")
+                    labels = gr.DownloadButton("Label map (PNG)", size="md", interactive=False)
+                    text = gr.DownloadButton("Report (JSON)", size="md", interactive=False)
+                # For API clients; the page shows the areas in the legend.
                 table = gr.Dataframe(
-                    headers=list(AREAS), datatype=["str", "number", "number"], label="Areas", interactive=False
+                    headers=list(AREAS), datatype=["str", "number", "number"], label="Areas", visible=False
                 )
-        shown = [view, table, labels, text]
+        self.photo, self.model = photo, choices.model
+        shown = [view, labels, text]
         showing = gr.on(
             [photo.change, choices.model.change, choices.view.change, choices.window.release, choices.flip.change],
             self.show,
@@ -92,7 +102,7 @@ class SegmentationTab:
             show_progress_on=[view],
             **CALLS,
         )
-        clear_on_failure(showing, shown)
+        showing.failure(lambda: no_result(FAILED), None, shown, queue=False, api_visibility="private")
         # For API clients, which do not need the view.
         gr.on(
             [],
@@ -107,13 +117,36 @@ class SegmentationTab:
         """Segment an uploaded image."""
         return segment_file(self.catalogue, model, protocol_of(view, window, flip), Path(image))
 
+    def open_with_example(self, page: gr.Blocks) -> None:
+        """Show the result of the first example when the page is opened."""
+        if self.examples:
+            page.load(
+                lambda: self.choose_example(0), None, [self.photo, self.model], queue=False, api_visibility="private"
+            )
+
+    def choose_selected(self, selected: gr.SelectData) -> tuple[str, str]:
+        """Choose the example that was clicked."""
+        return self.choose_example(selected.index)
+
+    def choose_example(self, number: int) -> tuple[str, str]:
+        """Copy an example into the upload folder, and return its path and model."""
+        path, title = self.examples[number]
+        return str(shutil.copy(path, fresh_folder())), title
+
     def show(self, image: str | None, *choices: Any) -> tuple[Any, ...]:
-        """Segment an image for the page: the view, the table and the files; nothing without an image."""
+        """Segment an image for the page: the view and the files; an empty view without an image.
+
+        An error is shown in place of the result, until the next one.
+        """
         if image is None:
-            return None, None, None, None
-        with report_failures(Path(image)):
+            return no_result()
+        try:
             found = self.segment_file(image, *choices)
-            return view_of(found.result, Path(image).stem, found.caption), *answer(found)
+            view = view_of(found.result, Path(image).stem, found.caption, self.catalogue.describe(found.title))
+        except Exception as error:
+            return no_result(error_message(error, Path(image)))
+        _, labels, text = answer(found)
+        return view, *(gr.update(value=path, interactive=True) for path in (labels, text))
 
     def segment(
         self, image: str | None, model: str, view: str = WHOLE, window: float = USUAL_WINDOW, flip: bool = False
@@ -125,9 +158,10 @@ class SegmentationTab:
             return answer(self.segment_file(image, model, view, window, flip))
 
 
-def example_of(sample: list[str]) -> tuple[str, str]:
-    """Copy an example into the upload folder, and return its path and model."""
-    return str(shutil.copy(sample[0], fresh_folder())), NUCLEI
+def no_result(error: str | None = None) -> tuple[Any, ...]:
+    """An empty view, or one with an error, and disabled downloads."""
+    disabled = gr.update(value=None, interactive=False)
+    return None if error is None else failed_view(error), disabled, disabled
 
 
 def answer(found: SegmentedFile) -> tuple[list[list[Any]], str, str]:

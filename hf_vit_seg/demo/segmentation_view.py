@@ -19,6 +19,8 @@ from hf_vit_seg.drawing.overlays import display_size, nearest_labels, percent, r
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.segmentation import Segmentation
 
+from .catalogue import ModelFacts
+
 LONGEST_SIDE = 1280  # of the shown picture
 MOST_ROWS = 255  # of the legend; the rarest classes share the last
 GRAY = (128, 128, 128)
@@ -34,7 +36,7 @@ def segmentation_view() -> gr.HTML:
     return gr.HTML(html_template=html, css_template=css, js_on_load=script, apply_default_css=False)
 
 
-def view_of(result: Segmentation, name: str, caption: str) -> dict[str, Any]:
+def view_of(result: Segmentation, name: str, caption: str, about: ModelFacts) -> dict[str, Any]:
     """What the browser draws: `photo` and `rows` as data URLs of pictures (h, w), `classes` row by row, and texts."""
     if result.image is None:
         raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
@@ -44,10 +46,17 @@ def view_of(result: Segmentation, name: str, caption: str) -> dict[str, Any]:
     return {
         "name": name,
         "caption": caption,
+        "about": about.text,
+        "card": about.card,
         "classes": classes,
         "photo": data_url(resize_for_display(result.image.convert("RGB"), size), "JPEG", quality=88),
         "rows": data_url(Image.fromarray(small), "PNG", compress_level=1),
     }
+
+
+def failed_view(message: str) -> dict[str, Any]:
+    """What the browser shows instead of a result: why there is none, and what to do."""
+    return {"error": message[:1].upper() + message[1:]}
 
 
 def legend_rows(result: Segmentation) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -56,11 +65,15 @@ def legend_rows(result: Segmentation) -> tuple[np.ndarray, list[dict[str, Any]]]
     rows = np.full(len(result.names), MOST_ROWS - 1, np.uint8)
     single = counts if len(counts) <= MOST_ROWS else counts[: MOST_ROWS - 1]
     rows[[count.index for count in single]] = np.arange(len(single))
-    entries = [(count.name, count.color, count.share) for count in single]
+    entries = [(count.name, count.color, count.share, count.pixels) for count in single]
     if len(single) < len(counts):
         rest = counts[len(single) :]
-        entries.append((f"{len(rest)} more", GRAY, sum(count.share for count in rest)))
-    classes = [{"name": n, "color": list(c), "share": round(s, 6), "text": percent(s)} for n, c, s in entries]
+        share, pixels = sum(count.share for count in rest), sum(count.pixels for count in rest)
+        entries.append((f"{len(rest)} more", GRAY, share, pixels))
+    classes = [
+        {"name": name, "color": list(color), "share": round(share, 6), "text": percent(share), "pixels": pixels}
+        for name, color, share, pixels in entries
+    ]
     return rows, classes
 
 
@@ -71,4 +84,4 @@ def data_url(image: Image.Image, kind: str, **options: Any) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
 
-__all__ = ["segmentation_view", "view_of"]
+__all__ = ["failed_view", "segmentation_view", "view_of"]

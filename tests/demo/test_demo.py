@@ -52,6 +52,7 @@ from hf_vit_seg.demo.catalogue import (  # noqa: E402
     SECONDS,
     SECONDS_PER_MILLION,
     Catalogue,
+    ModelFacts,
     default_models,
     entry_of,
     example_images,
@@ -318,7 +319,7 @@ def segmentation(label_map: np.ndarray, classes: int) -> Segmentation:
 def test_view_has_every_pixel_in_its_class(height, width, classes, seed):
     labels = np.random.default_rng(seed).integers(0, classes, (height, width)).astype(np.uint16)
     result = segmentation(labels, classes)
-    view = view_of(result, "name", "caption")
+    view = view_of(result, "name", "caption", ModelFacts("facts"))
     rows = decode_data_url(view["rows"])
     assert decode_data_url(view["photo"]).shape == (*rows.shape, 3)
     names = [row["name"] for row in view["classes"]]
@@ -333,9 +334,26 @@ def test_view_has_every_pixel_in_its_class(height, width, classes, seed):
 
 def test_view_of_a_large_image_is_downscaled():
     labels = np.arange(1500 * 2000).reshape(1500, 2000) % 40
-    view = view_of(segmentation(labels.astype(np.uint8), 40), "name", "caption")
+    view = view_of(segmentation(labels.astype(np.uint8), 40), "name", "caption", ModelFacts("facts"))
     assert decode_data_url(view["rows"]).shape == (LONGEST_SIDE * 3 // 4, LONGEST_SIDE)
     assert len(view["classes"]) == 40
+
+
+def test_facts_of_a_model():
+    known = Catalogue([NUCLEI])
+    assert known.describe(NUCLEI) == ModelFacts("SegFormerForSemanticSegmentation, 2 classes, license: cc0-1.0")
+
+
+def test_examples_of_a_model_are_the_images_of_its_run(tmp_path):
+    model = shutil.copytree(MODEL, tmp_path / "run" / "best")
+    images = tmp_path / "run" / "samples" / "images"
+    images.mkdir(parents=True)
+    for name in "dcba":
+        Image.new("RGB", (40, 40)).save(images / f"{name}.png")
+    known = Catalogue([str(model)])
+    assert known.examples() == [(str(images / f"{name}.png"), "run/best") for name in "abc"]
+    both = Catalogue([NUCLEI, str(model)])
+    assert [title for _, title in both.examples()] == [NUCLEI] * len(example_images()) + ["run/best"] * 3
 
 
 def test_native_size_models_use_windows_for_large_images(monkeypatch):
@@ -475,7 +493,7 @@ def zero_gpu_tabs(gpu_requests, models) -> dict[str, Any]:
     known = Catalogue([NUCLEI, *models.values()], keep_all=True)
     with gradio.Blocks():
         return {
-            "segmentation": SegmentationTab(known, []),
+            "segmentation": SegmentationTab(known),
             "files": BatchTab(known),
             "classification": ClassificationTab(known),
             "pose": PoseTab(known),
@@ -488,9 +506,10 @@ def test_without_zero_gpu_functions_are_unchanged():
 
 
 def test_gpu_is_requested_for_inference(zero_gpu_tabs, gpu_requests, models):
-    _, _, labels, _ = zero_gpu_tabs["segmentation"].show(str(PHOTO), NUCLEI, WHOLE, USUAL_WINDOW, False)
+    _, labels, _ = zero_gpu_tabs["segmentation"].show(str(PHOTO), NUCLEI, WHOLE, USUAL_WINDOW, False)
     expected = Segmenter.from_pretrained(str(MODEL))(PHOTO)
-    assert np.array_equal(np.asarray(Image.open(labels)), expected.label_map)
+    assert np.array_equal(np.asarray(Image.open(labels["value"])), expected.label_map)
+    assert labels["interactive"]
     assert zero_gpu_tabs["classification"].classify(str(PHOTO), title(models["classification"]))
     assert zero_gpu_tabs["pose"].estimate(str(PHOTO), title(models["pose"]), "")[1]
     assert len(gpu_requests) == 3 and max(gpu_requests) <= SECONDS + 1
@@ -506,8 +525,9 @@ def test_gpu_is_not_requested_without_inference(zero_gpu_tabs, gpu_requests, mod
     zero_gpu_tabs["pose"].estimate(None, title(models["pose"]), "")
     for name in ("broken.png", "large.png"):
         path = str(tmp_path / name)
-        with pytest.raises(gradio.Error, match=name):
-            zero_gpu_tabs["segmentation"].show(path, NUCLEI, WHOLE, USUAL_WINDOW, False)
+        view, *downloads = zero_gpu_tabs["segmentation"].show(path, NUCLEI, WHOLE, USUAL_WINDOW, False)
+        assert name in view["error"].lower() and "photo" not in view
+        assert [(each["value"], each["interactive"]) for each in downloads] == [(None, False)] * 2
         with pytest.raises(gradio.Error, match=name):
             zero_gpu_tabs["classification"].classify(path, title(models["classification"]))
         with pytest.raises(gradio.Error, match=name):

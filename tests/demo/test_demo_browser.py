@@ -35,7 +35,8 @@ def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "untrained"
     segformer = architectures()["segformer"]
     torch.manual_seed(0)
-    model = AutoModelForSemanticSegmentation.from_config(segformer.variant_config("nano", num_labels=30))
+    model = AutoModelForSemanticSegmentation.from_config(segformer.variant_config("nano", num_labels=150))
+    torch.nn.init.normal_(model.decode_head.classifier.weight, std=3)  # many classes in an image
     model.save_pretrained(folder)
     segformer.image_processor["torchvision"](size={"height": 64, "width": 64}).save_pretrained(folder)
     cut = shutil.copytree(folder, folder.with_name("cut"))
@@ -77,14 +78,27 @@ def pixels(page) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB"))
 
 
+def wait_for_result(page, name: str) -> None:
+    """Wait for the result of an image."""
+    expression = "name => document.querySelector('canvas.picture').getAttribute('aria-label').includes(name)"
+    page.wait_for_function(expression, arg=name)
+
+
+def test_page_opens_with_the_result_of_an_example(page):
+    page.locator(".legend button").first.wait_for()
+    assert set(legend(page)) <= {"background", "nucleus"}
+    assert page.get_by_role("button", name="Report (JSON)").is_enabled()
+    assert "SegFormerForSemanticSegmentation, 2 classes" in page.locator(".about").inner_text()
+
+
 def test_visitor_sees_the_segmentation(page):
     choose(page, PHOTO)
-    page.locator(".legend button").first.wait_for()
+    wait_for_result(page, PHOTO.stem)
     expected = Segmenter.from_pretrained(str(REPOSITORY / "examples/nuclei/model"))(PHOTO)
     assert legend(page) == [count.name for count in expected.counts()]
     assert page.locator(".legend button em").all_inner_texts() == [percent(c.share) for c in expected.counts()]
-    for count in expected.counts():
-        page.wait_for_function("pixels => document.body.innerText.includes(pixels)", arg=str(count.pixels))
+    titles = [button.get_attribute("title") for button in page.locator(".legend button").all()]
+    assert titles == [f"{count.name}: {count.pixels:,} pixels" for count in expected.counts()]
     drawn, photo = pixels(page), np.asarray(Image.open(PHOTO).convert("RGB"))
     factor = drawn.shape[0] // photo.shape[0]
     changed = np.abs(drawn[::factor, ::factor].astype(int) - photo).max(axis=2) > 40
@@ -104,16 +118,57 @@ def test_opacity_and_legend_change_the_view(page):
         page.locator("h1").hover()  # outside the legend
         return float(np.abs(pixels(page).astype(int) - bare).mean())
 
-    page.locator(".compare").dispatch_event("pointerdown")
+    page.locator(".split").fill("100")
     bare = pixels(page).astype(int)
-    page.locator(".compare").dispatch_event("pointerup")
+    page.locator(".split").fill("0")
     half = strength()
+    page.locator(".split").fill("50")
+    assert 0 < strength() < half
+    page.locator(".split").fill("0")
     page.locator(".opacity").fill("100")
     assert strength() > 1.5 * half
     page.locator(".legend button", has_text="nucleus").click()
     assert strength() == 0
     page.locator(".legend button", has_text="nucleus").click()
     assert strength() > half
+    page.get_by_role("button", name="Hide all").click()
+    assert strength() == 0
+    assert pressed(page) == {"false"}
+    page.get_by_role("button", name="Show all").click()
+    assert pressed(page) == {"true"} and strength() > half
+
+
+def pressed(page) -> set[str | None]:
+    return {button.get_attribute("aria-pressed") for button in page.locator(".legend button").all()}
+
+
+def test_keyboard_reaches_every_control(page):
+    page.locator(".opacity").focus()
+    reached = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.className || document.activeElement.textContent"))
+    assert reached[:4] == ["split", "save", "all", "none"]
+    assert [page.evaluate("document.activeElement.tagName")] != ["BODY"]
+    page.locator(".legend button").first.focus()
+    before = pressed(page)
+    page.keyboard.press("Space")
+    assert pressed(page) != before or len(legend(page)) > 1
+    page.keyboard.press("Space")
+    assert pressed(page) == before
+
+
+def findings(page) -> list[tuple[str, list[str]]]:
+    """Serious findings of axe-core."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = axe.run(page).response["violations"]
+    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+    return [(each["id"], [node["html"] for node in each["nodes"]]) for each in serious]
+
+
+def test_page_is_accessible(page):
+    page.locator("h1").hover()
+    assert findings(page) == []
 
 
 def test_images_and_label_maps_can_be_downloaded(page):
@@ -137,18 +192,28 @@ def test_another_model_shows_its_classes(page):
     assert "nucleus" not in legend(page) and legend(page)
 
 
+def test_long_legends_are_searched(page):
+    names = legend(page)
+    assert len(names) >= 12
+    page.locator(".search").fill(names[5])
+    visible = [name for name in names if page.locator(".legend button", has_text=name).first.is_visible()]
+    assert names[5] in visible and len(visible) < len(names)
+    page.locator(".search").fill("")
+
+
 def test_broken_model_clears_previous_results(page):
     choose_model(page, "cut")
     page.get_by_text("cannot be loaded as a segmentation model").wait_for()
-    page.locator(".empty").wait_for()
-    assert not page.locator("canvas.picture").is_visible()
-    assert not page.get_by_text("Report (JSON)").locator("xpath=ancestor-or-self::a").count()
+    page.locator(".failure").wait_for()
+    assert not page.locator("canvas.picture").is_visible() and not page.locator(".empty").is_visible()
+    assert page.get_by_role("button", name="Report (JSON)").is_disabled()
+    assert findings(page) == []
     choose_model(page, "untrained")
     page.locator("canvas.picture").wait_for()
 
 
 def test_example_selects_its_model(page):
-    page.locator("button.gallery-item").first.click()
+    page.locator(".thumbnail-item").first.click()
     page.wait_for_function("document.querySelector('.caption').innerText.startsWith('nuclei: ')")
     assert page.get_by_label("Model").first.input_value() == "nuclei"
     assert set(legend(page)) <= {"background", "nucleus"}
@@ -159,16 +224,37 @@ def test_broken_image_is_reported(page, tmp_path):
     page.get_by_label("Remove Image").click()
     page.locator(".empty").wait_for()
     choose(page, tmp_path / "broken.png")
-    page.get_by_text("broken.png: not a supported image file").wait_for()
+    page.locator(".failure", has_text="roken.png: not a supported image file").wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phone(page, address, scheme):
+    """The result comes into view, and a tap names the class."""
+    options = {"viewport": {"width": 390, "height": 844}, "color_scheme": scheme, "has_touch": True, "is_mobile": True}
+    context = page.context.browser.new_context(**options)
+    phone = context.new_page()
+    phone.set_default_timeout(PATIENCE)
+    phone.goto(address)
+    phone.locator(".legend button").first.wait_for()
+    assert phone.evaluate("scrollY") == 0
+    assert phone.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    choose(phone, PHOTO)
+    wait_for_result(phone, PHOTO.stem)
+    phone.wait_for_function("document.querySelector('.frame').getBoundingClientRect().top < innerHeight / 2")
+    phone.locator("canvas.picture").tap()
+    assert phone.locator(".tip b").inner_text() in ("background", "nucleus")
+    assert "Tap" in phone.locator(".hint").inner_text()
+    assert findings(phone) == []
+    context.close()
 
 
 def test_batch_can_be_canceled(page, slow_segmenter):
     page.get_by_role("tab", name="Many files").click()
     page.locator("input[type=file][multiple]").set_input_files(sorted(PHOTO.parent.glob("*.webp"))[:MOST_FILES])
     page.get_by_role("button", name="Segment all").click()
-    page.locator(".thumbnail-item").first.wait_for()
+    page.locator(".thumbnail-item:visible").first.wait_for()
     page.get_by_role("button", name="Stop").click()
-    page.locator(".thumbnail-item").first.wait_for()
+    page.locator(".thumbnail-item:visible").first.wait_for()
     reached = len(slow_segmenter)
     page.wait_for_timeout(2000)
     assert len(slow_segmenter) <= reached + 1 < MOST_FILES

@@ -2,11 +2,14 @@
 // are rows of the legend, so that opacity, pointing and hiding cost the server nothing.
 const part = (name) => element.querySelector("." + name);
 const canvas = part("picture"), tip = part("tip"), legend = part("legend"), opacity = part("opacity");
+const split = part("split"), divider = part("divider"), search = part("search");
+const SEARCHED = 12; // classes from which on the legend has a search field
+const touch = matchMedia("(hover: none)").matches;
 const brush = canvas.getContext("2d");
 const layer = document.createElement("canvas");
 let scene = null; // {photo, rows, border, classes, width, height}
 let focus = -1; // the row that is singled out
-let bare = false; // the photo alone
+let shown = 0; // results that were shown
 const hidden = new Set();
 let newest = 0;
 
@@ -56,31 +59,47 @@ function colors() {
 function paint() {
   if (!scene) return;
   brush.drawImage(scene.photo, 0, 0);
-  if (bare) return;
   layer.getContext("2d").putImageData(colors(), 0, 0);
-  brush.drawImage(layer, 0, 0);
+  const left = Math.round((scene.width * split.value) / 100); // the photo alone is shown up to here
+  const width = scene.width - left;
+  if (width > 0) brush.drawImage(layer, left, 0, width, scene.height, left, 0, width, scene.height);
+  divider.hidden = split.value === "0";
+  divider.style.left = split.value + "%";
 }
 
-function legendRow({ name, color, share, text }, row) {
-  const button = document.createElement("button");
+function legendRow({ name, color, share, text, pixels }, row) {
+  const item = document.createElement("li"), button = document.createElement("button");
   button.type = "button";
-  button.setAttribute("role", "listitem");
   button.append(...["i", "span", "em", "u"].map((tag) => document.createElement(tag)));
   const [swatch, title, percent] = button.children;
   button.style.setProperty("--color", "rgb(" + color.join(",") + ")");
   button.style.setProperty("--share", 100 * share + "%");
   swatch.style.background = "var(--color)";
-  title.textContent = button.title = name;
+  title.textContent = name;
+  button.title = name + ": " + pixels.toLocaleString("en") + " pixels";
   percent.textContent = text;
   button.onpointerenter = button.onfocus = () => point(row);
   button.onpointerleave = button.onblur = () => point(-1);
   button.onclick = () => {
     hidden.has(row) ? hidden.delete(row) : hidden.add(row);
-    button.classList.toggle("off", hidden.has(row));
+    mark();
     point(-1);
   };
-  button.classList.toggle("off", hidden.has(row));
-  return button;
+  item.append(button);
+  return item;
+}
+
+function mark() {
+  for (const [row, item] of [...legend.children].entries()) {
+    item.firstChild.setAttribute("aria-pressed", String(!hidden.has(row)));
+    item.hidden = !item.textContent.toLowerCase().includes(search.value.trim().toLowerCase());
+  }
+}
+
+function setAll(visible) {
+  scene.classes.forEach((_, row) => (visible ? hidden.delete(row) : hidden.add(row)));
+  mark();
+  paint();
 }
 
 function point(row) {
@@ -103,12 +122,30 @@ function hover(event) {
   const left = event.clientX - box.left, top = event.clientY - box.top;
   tip.style.left = Math.min(left + 14, box.width - tip.offsetWidth) + "px";
   tip.style.top = (top > tip.offsetHeight + 14 ? top - tip.offsetHeight - 10 : top + 18) + "px";
-  for (const [i, button] of [...legend.children].entries()) button.classList.toggle("here", i === row);
+  for (const [i, item] of [...legend.children].entries()) item.firstChild.classList.toggle("here", i === row);
 }
 
 function leave() {
   tip.hidden = true;
-  for (const button of legend.children) button.classList.remove("here");
+  for (const item of legend.children) item.firstChild.classList.remove("here");
+}
+
+function showFailure(text) {
+  part("failure").hidden = !text;
+  part("failure").querySelector("p").textContent = text || "";
+}
+
+function describe({ name, classes }) {
+  const main = classes.slice(0, 5).map((each) => each.name + " " + each.text);
+  return "Segmentation of " + name + ": " + main.join(", ");
+}
+
+function showAbout({ about, card }) {
+  part("about").textContent = about || "";
+  if (!card) return;
+  const link = document.createElement("a");
+  Object.assign(link, { href: card, target: "_blank", rel: "noopener", textContent: "Model card" });
+  part("about").append(" ", link);
 }
 
 async function show() {
@@ -117,35 +154,42 @@ async function show() {
   const images = there ? await Promise.all([loadImage(value.photo), loadImage(value.rows)]) : null;
   if (turn !== newest) return; // a later result has come in meanwhile
   part("view").hidden = !there;
-  part("empty").hidden = there;
+  part("empty").hidden = Boolean(value);
+  showFailure(value && value.error);
   scene = null;
-  if (!there) return;
-  const [photo, map] = images, { width, height } = map;
-  const rows = rowsOf(map);
-  scene = { photo, rows, border: bordersOf(rows, width), classes: value.classes, width, height };
-  focus = -1;
-  hidden.clear();
-  value.classes.forEach(({ name }, row) => name === "background" && hidden.add(row)); // the photo is seen there
-  canvas.width = width;
-  canvas.height = height;
-  canvas.style.width = "min(100%, " + (72 * width) / height + "vh)";
-  part("caption").textContent = value.caption;
-  legend.replaceChildren(...value.classes.map(legendRow));
-  paint();
+  tip.hidden = true;
+  if (there) {
+    const [photo, map] = images, { width, height } = map;
+    const rows = rowsOf(map);
+    scene = { photo, rows, border: bordersOf(rows, width), classes: value.classes, width, height };
+    focus = -1;
+    hidden.clear();
+    value.classes.forEach(({ name }, row) => name === "background" && hidden.add(row)); // the photo is seen there
+    canvas.width = width;
+    canvas.height = height;
+    canvas.style.width = "min(100%, " + (72 * width) / height + "vh)";
+    canvas.setAttribute("aria-label", describe(value));
+    part("caption").textContent = value.caption;
+    showAbout(value);
+    search.value = "";
+    search.hidden = value.classes.length < SEARCHED;
+    part("hint").textContent = touch
+      ? "Tap the image for the class there; tap a class to hide or show it."
+      : "Point at the image or at a class to single it out; click a class to hide or show it.";
+    legend.replaceChildren(...value.classes.map(legendRow));
+    mark();
+    paint();
+  }
+  // On a phone the result is below the settings; the first one is an example that nobody has asked for.
+  if (value && shown++ && innerWidth < 900) element.scrollIntoView({ behavior: "smooth", block: "start" });
 }
 
-function uncover(on) {
-  bare = on;
-  paint();
-}
-
-opacity.oninput = paint;
+opacity.oninput = split.oninput = paint;
+search.oninput = mark;
 canvas.onpointermove = canvas.onpointerdown = hover;
-canvas.onpointerleave = leave;
-part("compare").onpointerdown = () => uncover(true);
-part("compare").onpointerup = part("compare").onpointerleave = () => uncover(false);
-part("compare").onkeydown = (event) => [" ", "Enter"].includes(event.key) && uncover(true);
-part("compare").onkeyup = part("compare").onblur = () => uncover(false);
+canvas.onpointerleave = (event) => event.pointerType === "mouse" && leave();
+part("all").onclick = () => setAll(true);
+part("none").onclick = () => setAll(false);
 part("save").onclick = () =>
   canvas.toBlob((blob) => {
     const link = document.createElement("a");
