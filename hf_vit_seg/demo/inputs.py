@@ -71,14 +71,6 @@ def text(component: gr.Textbox, value: Any) -> str:
     return value or ""
 
 
-def sample(component: gr.Dataset, value: Any) -> int:
-    """The index of an example."""
-    count = len(component.raw_samples or ())
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
-        raise InputError(f"examples are chosen by number, from 0 to {count - 1}")
-    return value
-
-
 def shorten(value: Any) -> str:
     """Format a value for messages."""
     plain = isinstance(value, str | float | None) or (isinstance(value, int) and abs(value) < 10**9)
@@ -94,7 +86,6 @@ CHECKS: Mapping[type[Any], Callable[[Any, Any], Any]] = {
     gr.Slider: number,
     gr.Checkbox: switch,
     gr.Textbox: text,
-    gr.Dataset: sample,
 }
 
 

@@ -125,8 +125,11 @@ class SegmentationTab:
             )
 
     def choose_selected(self, selected: gr.SelectData) -> tuple[str, str]:
-        """Choose the example that was clicked."""
-        return self.choose_example(selected.index)
+        """Choose the example that was clicked. gr.Error for another number, which only a crafted call can have."""
+        number: Any = selected.index
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self.examples):
+            raise gr.Error(f"examples are chosen by number, from 0 to {len(self.examples) - 1}", print_exception=False)
+        return self.choose_example(number)
 
     def choose_example(self, number: int) -> tuple[str, str]:
         """Copy an example into the upload folder, and return its path and model."""

@@ -169,8 +169,8 @@ def test_every_file_event_rejects_foreign_files(server, private):
     reached = set()
     for event in server.config["dependencies"]:
         types = [kinds[component] for component in event["inputs"]]
-        for kind in {"image", "file", "dataset"} & set(types):
-            foreign = {"image": {"path": str(private)}, "file": [{"path": str(private)}], "dataset": [str(private)]}
+        for kind in {"image", "file"} & set(types):
+            foreign = {"image": {"path": str(private)}, "file": [{"path": str(private)}]}
             data = [foreign[each] if each == kind else None for each in types]
             if event["queue"]:
                 answer = call_by_index(server, event["id"], data)
@@ -182,10 +182,20 @@ def test_every_file_event_rejects_foreign_files(server, private):
                 )
                 text = json.loads(content)["error"]
                 assert status == 500
-            assert text == FOREIGN or kind == "dataset", (event, text)
+            assert text == FOREIGN, (event, text)
             assert isinstance(text, str) and str(private) not in text
             reached.add((event["id"], kind))
-    assert {kind for _, kind in reached} == {"image", "file", "dataset"} and len(reached) >= 6
+    assert {kind for _, kind in reached} == {"image", "file"} and len(reached) >= 5
+
+
+@pytest.mark.parametrize("number", [-1, 99, True, "0", None, [0, 0], {"path": "/etc/passwd"}])
+def test_examples_are_chosen_by_their_number(number):
+    page = build(Catalogue([NUCLEI]))
+    tab = next(fn.fn.__self__ for fn in page.fns.values() if getattr(fn.fn, "__name__", "") == "choose_selected")
+    selected = gradio.SelectData(None, {"index": number, "value": None})
+    with pytest.raises(gradio.Error, match="from 0 to"):
+        tab.choose_selected(selected)
+    page.close()
 
 
 def test_every_component_rejects_foreign_files(models, private):

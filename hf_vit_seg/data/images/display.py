@@ -36,4 +36,4 @@ def stretch_to_uint8(channel: torch.Tensor) -> torch.Tensor:
     return (torch.where(values.isfinite(), shares, 0.0) * 255).round().to(torch.uint8)
 
 
-__all__ = ["to_rgb_image"]
+__all__ = ["RGB", "to_rgb_image"]

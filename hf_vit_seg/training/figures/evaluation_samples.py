@@ -6,9 +6,11 @@ Shapes: C channels, H W pixels, K classes or keypoints.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from hf_vit_seg.data.datasets import RawDataset
+from hf_vit_seg.data.images.display import RGB, to_rgb_image
 from hf_vit_seg.data.samples import Labels, Person
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.drawing.overlays import percent
@@ -28,6 +30,7 @@ from .poses import pose_figure
 from .samples import ClassifiedImage, classification_figure, figure_paths, segmentation_figure, write_figures
 
 MOST_NAMES = 3  # classes in a caption
+IMAGES, MOST_IMAGES = "images", 4  # a folder of the samples, and how many images it has
 MOST_EXTREMES = 3  # samples with the lowest scores, and with the highest
 SCORE_TITLES: dict[Task, str] = {"segmentation": "mean IoU", "classification": "probability of the label"}
 Figures = dict[str, Image.Image]
@@ -38,8 +41,23 @@ def write_sample_images(context: EvaluationContext, dataset: RawDataset, folder:
     chosen = select_samples(context.recipe, dataset)
     if not chosen:
         return []
+    if context.recipe.task == "segmentation":
+        write_images(dataset, chosen[:MOST_IMAGES], folder / IMAGES)
     with in_evaluation(context):
         return write_figures(folder, DRAW[context.recipe.task](context, dataset, chosen))
+
+
+def write_images(dataset: RawDataset, chosen: Sequence[int], folder: Path) -> None:
+    """Write the RGB images of samples as they are, for the demo of the trained model; none for other images."""
+    samples = [dataset.read(index) for index in chosen]
+    images = {sample.name: to_rgb_image(sample.image) for sample in samples if is_rgb(sample.image)}
+    if images:
+        write_figures(folder, images)
+
+
+def is_rgb(image: torch.Tensor) -> bool:
+    """Whether an image (C, H, W) is 8-bit RGB."""
+    return image.dtype == torch.uint8 and len(image) == RGB
 
 
 def write_extreme_samples(
