@@ -16,6 +16,7 @@ from hf_vit_seg.conversion.convert import Conversion
 from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.pretrained import convert_pretrained, describe, find_classes, is_convertible
 from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.models.layers import HUB_OPTIONS
 from hf_vit_seg.records import nearest
 
@@ -105,6 +106,7 @@ def load_pretrained(
 ) -> Loaded:
     """Load a model as `load` does, without moving it, and log a conversion. Raises ModelError."""
     check_options(hub)
+    name = installed_path(str(name))
     if task is not None and task not in TASKS:
         raise ModelError(f"unknown task '{task}'; {nearest(task, TASKS, 'tasks')}")
     if convert and (converted := find_conversion(name, **hub)) is not None:
@@ -113,10 +115,9 @@ def load_pretrained(
         note = describe(name, converted)
         logger.warning(note)
         return Loaded(model.to(dtype), converted.processor, note)
-    text = str(name)
-    model = load_model(text, dtype, task or task_of(text, features=True, **hub), **hub)
+    model = load_model(name, dtype, task or task_of(name, features=True, **hub), **hub)
     advise_conversion(model)
-    return Loaded(model, load_processor(text, **hub) if has_processor(text, **hub) else None, None)
+    return Loaded(model, load_processor(name, **hub) if has_processor(name, **hub) else None, None)
 
 
 def advise_conversion(model: Any) -> None:
@@ -141,7 +142,7 @@ def load_for_inference(
 ) -> tuple[Any, Any]:
     """Load a model and its image processor. Raises ModelError if it has no processor."""
     loaded = load_pretrained(name, dtype, task, convert=convert, **hub)
-    return loaded.model, loaded.processor or load_processor(str(name), **hub)
+    return loaded.model, loaded.processor or load_processor(installed_path(str(name)), **hub)
 
 
 def find_conversion(name: str | Path, **hub: Any) -> Conversion | None:
@@ -214,6 +215,7 @@ def task_of(name: str, *, features: bool = False, **hub: Any) -> str:
 
     ModelError if it has none of `AUTO_CLASSES`, unless `features`.
     """
+    name = installed_path(name)
     try:
         saved = find_classes(name, **hub) or AutoConfig.from_pretrained(name, **hub).architectures or []
     except ConversionError as error:
