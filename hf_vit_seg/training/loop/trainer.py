@@ -7,6 +7,7 @@ accelerate does all distributed work, so the same code runs on a CPU, a GPU, sev
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
+from pkgutil import resolve_name
 from shlex import quote
 from typing import Any
 
@@ -33,7 +34,6 @@ from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, preserve_
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_sample_images
 from hf_vit_seg.training.figures.plots import draw_plots
-from hf_vit_seg.training.model.freezing import ParameterCounts
 from hf_vit_seg.training.optimization.gathered_weights import SHARDING, share_buffers, whole_model
 from hf_vit_seg.training.optimization.schedules import set_rates
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -47,6 +47,8 @@ from .optimizer_step import OptimizerStep, TrainingError
 from .setup import TrainingComponents, build_accelerator, prepare, resolve_recipe
 from .signals import GracefulStop, release_workers
 from .step_log import StepLog, is_due
+
+CARDS = "hf_vit_seg.hub.card:write_run_cards"  # a name, because `hub` imports `training`
 
 
 class RunStatus(StrEnum):
@@ -143,7 +145,7 @@ class Run:
             self.best_tracker = self.best_tracker.after(name, value, self.step, self.recipe.loop.early_stop)
             best = self.best_tracker.best_step == self.step
             report = report_of(found, self.recipe, self.parts.data.names, "validation", self.step)
-            self.report = replace(report, details=run_details(self.manifest(), self.parts.parameters))
+            self.report = replace(report, details=run_details(self.manifest(), self.parts))
             self.log.evaluation(self.step, found.scores)
 
             def write() -> None:
@@ -205,7 +207,7 @@ class Run:
 
             on_main_process(self.accelerator, write)
             if had_ended and self.parts.data.validation is not None and best_step is not None:
-                details = run_details(self.manifest(), self.parts.parameters)
+                details = run_details(self.manifest(), self.parts)
                 complete_best_model(self.parts, self.directory, best_step, self.provenance, details, self.progress.log)
             on_main_process(self.accelerator, lambda: draw_plots(self.directory.path))
         if not self.completed:
@@ -213,13 +215,15 @@ class Run:
             write_manifest(self.accelerator, self.directory.checkpoints, self.manifest(), self.report)
 
 
-def run_details(manifest: Manifest, parameters: ParameterCounts) -> dict[str, Any]:
-    """Return what a report says of the training so far, and of the trained and frozen parameters."""
+def run_details(manifest: Manifest, parts: TrainingComponents) -> dict[str, Any]:
+    """Return what a report says of the training so far: data, time, parameters, and versions of packages."""
     return {
+        "training_samples": len(parts.data.train),
         "training_seconds": round(manifest.seconds, 1),
         "skipped_steps": manifest.skipped_steps,
         "loss_scale_overflows": manifest.loss_scale_overflows,
-        "parameters": parameters.details(),
+        "parameters": parts.parameters.details(),
+        "versions": manifest.versions,
     }
 
 
@@ -258,8 +262,10 @@ def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerat
         set_rates(parts.schedule.scheduler)
     try:
         ending = run.train()
-        if ending is not RunStatus.interrupted and recipe.data.test is not None:
-            evaluate_on_test(directory, parts.recipe)
+        if ending is not RunStatus.interrupted:
+            if recipe.data.test is not None:
+                evaluate_on_test(directory, parts.recipe)
+            on_main_process(accelerator, lambda: resolve_name(CARDS)(directory))
         return ending
     finally:
         accelerator.end_training()
