@@ -157,4 +157,12 @@ def describe(name: str | Path, converted: Conversion) -> str:
     )
 
 
-__all__ = ["convert_pretrained", "describe", "find_classes", "find_config", "is_convertible", "pretrained_provenance"]
+__all__ = [
+    "ADAPTER",
+    "convert_pretrained",
+    "describe",
+    "find_classes",
+    "find_config",
+    "is_convertible",
+    "pretrained_provenance",
+]

@@ -34,10 +34,12 @@ def origin(entry: EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
 
 
-def entries(group: str) -> list[EntryPoint]:
-    """Return the entry points of a group, this package's own first."""
+def entries(*groups: str) -> list[EntryPoint]:
+    """Return the entry points of some groups, this package's own first."""
+    installed = entry_points()
+    found = [entry for group in groups for entry in installed.select(group=group)]
     # An editable install can be listed twice.
-    unique = {(origin(entry), entry.name, entry.value): entry for entry in entry_points(group=group)}
+    unique = {(origin(entry), entry.group, entry.name, entry.value): entry for entry in found}
     return sorted(unique.values(), key=lambda e: (e.dist is None or e.dist.name != PACKAGE, e.name, e.value))
 
 

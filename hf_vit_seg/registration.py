@@ -115,7 +115,7 @@ class FollowingFinder(MetaPathFinder):
     """Finds modules of the followed packages with the other finders, and follows their import."""
 
     def __init__(self) -> None:
-        targets = [entry.value for group in PLUGIN_GROUPS for entry in entries(group)]
+        targets = [entry.value for entry in entries(*PLUGIN_GROUPS)]
         self.packages = {PACKAGE, "transformers", *(target.partition(":")[0].partition(".")[0] for target in targets)}
 
     def find_spec(

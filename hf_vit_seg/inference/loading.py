@@ -14,7 +14,15 @@ from transformers.utils.hub import cached_file
 
 from hf_vit_seg.conversion.convert import Conversion
 from hf_vit_seg.conversion.errors import ConversionError
-from hf_vit_seg.conversion.pretrained import convert_pretrained, describe, find_classes, is_convertible
+from hf_vit_seg.conversion.pretrained import (
+    ADAPTER,
+    convert_pretrained,
+    describe,
+    find_classes,
+    find_config,
+    is_convertible,
+)
+from hf_vit_seg.conversion.readers import read_json
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.models.layers import HUB_OPTIONS
@@ -25,6 +33,7 @@ AUTO_CLASSES = {
     "classification": "AutoModelForImageClassification",
     "pose": "AutoModelForPoseEstimation",
 }
+EXTREMES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of dtypes with aminmax
 FEATURES = "features"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TASKS = {**AUTO_CLASSES, FEATURES: "AutoModel"}
@@ -117,7 +126,8 @@ def load_pretrained(
         return Loaded(model.to(dtype), converted.processor, note)
     model = load_model(name, dtype, task or task_of(name, features=True, **hub), **hub)
     advise_conversion(model)
-    return Loaded(model, load_processor(name, **hub) if has_processor(name, **hub) else None, None)
+    source, options = (name, hub) if has_processor(name, **hub) else find_base(name, **hub)
+    return Loaded(model, load_processor(source, **options) if has_processor(source, **options) else None, None)
 
 
 def advise_conversion(model: Any) -> None:
@@ -191,12 +201,21 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segme
 
 def check_finite(name: str, model: Any) -> None:
     """ModelError for weights that are NaN or infinite."""
-    broken = [key for key, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    broken = [key for key, tensor in model.state_dict().items() if not is_finite(tensor)]
     if broken:
         raise ModelError(
             f"{name}: {len(broken)} tensors such as {broken[0]} contain NaN or infinite values; the training diverged, "
             "or the file is damaged: use an earlier checkpoint"
         )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite; one pass over the extremes where torch has it, without a copy."""
+    if type(tensor) is torch.Tensor and tensor.dtype in EXTREMES and tensor.numel():
+        return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
+    if tensor.is_floating_point() and tensor.element_size() == 1:  # isfinite does not exist for 8 bits
+        tensor = tensor.float()
+    return bool(torch.isfinite(tensor).all())
 
 
 def unwrap_saved_modules(model: Any) -> Any:
@@ -217,7 +236,10 @@ def task_of(name: str, *, features: bool = False, **hub: Any) -> str:
     """
     name = installed_path(name)
     try:
-        saved = find_classes(name, **hub) or AutoConfig.from_pretrained(name, **hub).architectures or []
+        saved = find_classes(name, **hub)
+        if not saved:
+            base, options = find_base(name, **hub)
+            saved = AutoConfig.from_pretrained(base, **options).architectures or []
     except ConversionError as error:
         raise ModelError(str(error)) from error
     except (OSError, ValueError, KeyError) as error:
@@ -229,6 +251,20 @@ def task_of(name: str, *, features: bool = False, **hub: Any) -> str:
         return FEATURES
     found = ", ".join(saved) or "a model without a head"
     raise ModelError(f"{name} is {found}, expected a model for {', '.join(AUTO_CLASSES)}")
+
+
+def find_base(name: str, **hub: Any) -> tuple[str, dict[str, Any]]:
+    """Return the base model of adapters that were saved without a config.json (by peft), and the options of its files.
+
+    Other names and their options are returned as they are.
+    """
+    if find_config(name, **hub) is not None:
+        return name, hub
+    file = cached_file(name, ADAPTER, _raise_exceptions_for_missing_entries=False, **hub)
+    base = None if file is None else read_json(Path(file)).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        return name, hub
+    return base, {option: value for option, value in hub.items() if option not in ("revision", "subfolder")}
 
 
 def label_names(config: Any, noun: str = "class") -> list[str]:

@@ -83,18 +83,40 @@ def find_usable(recipe: Recipe, split: Any, dataset: RawDataset) -> tuple[list[i
 
 
 def check_classes(model: Any, dataset: RawDataset, name: str) -> None:
-    """RecordError unless the classes of the model and of the data are equal."""
+    """RecordError unless the classes of the model and of the data are equal; a warning if a few names differ."""
     labels = label_names(model.config)
     expected = list(dataset.class_table.names)
     if len(labels) == 1 and len(expected) == 2:  # a single output is the second class
         expected = expected[1:]
-    if labels != expected:
-        differing = [f"{i} {a} / {b}" for i, (a, b) in enumerate(zip(labels, expected, strict=False)) if a != b]
-        first = f", the first differences are {', '.join(differing[:3])}" if differing else ""
-        raise RecordError(
-            f"{name} has {len(labels)} classes and the recipe's data {len(expected)}{first}; use a recipe whose "
-            "data.classes are the model's classes, in the same order"
+    if labels == expected:
+        return
+    pairs = enumerate(zip(labels, expected, strict=False))
+    differing = [f"{i} {own} / {other}" for i, (own, other) in pairs if own != other]
+    if are_spellings(labels, expected):
+        logger.warning(
+            "%s: %d of %d classes have other names in the recipe's data and are taken as the same: %s",
+            *(name, len(differing), len(labels), ", ".join(differing)),
         )
+        return
+    first = f", the first differences are {', '.join(differing[:3])}" if differing else ""
+    raise RecordError(
+        f"{name} has {len(labels)} classes and the recipe's data {len(expected)}{first}; use a recipe whose "
+        "data.classes are the model's classes, in the same order"
+    )
+
+
+def are_spellings(labels: list[str], expected: list[str]) -> bool:
+    """Whether at most a tenth of the names differ, and none of the differing names is another class of the other list.
+
+    Published models have class names that differ slightly from the data set's ("screen" for "screen door").
+    """
+    if len(labels) != len(expected):
+        return False
+    pairs = list(zip(labels, expected, strict=True))
+    differing = [pair for pair in pairs if pair[0] != pair[1]]
+    equal = {own for own, other in pairs if own == other}
+    moved = ({own for own, _ in differing} & {other for _, other in differing}) - equal
+    return len(differing) * 10 <= len(labels) and not moved
 
 
 def recipe_of_model(model: str) -> Path:
