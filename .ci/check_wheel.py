@@ -21,6 +21,7 @@ DATA_FILES = (
     "configs/recipes/*.yaml",
     "configs/labels/*.json",
     "examples/nuclei/model/*",
+    "examples/nuclei/model/*/*.json",
     "examples/nuclei/data/*/*/*",
     "spaces/segmentation/*.md",
     "spaces/segmentation/*.txt",

@@ -8,6 +8,7 @@ import getpass
 import os
 import re
 from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -19,6 +20,15 @@ NAMES = frozenset({"classes", "id2label", "label2id"})
 NAME_OR_PATH = "_name_or_path"  # of a config: where it was loaded from
 PRIVATE_LEVELS = 2  # folders at the root: a folder such as /home or /data is shared by several users
 USER = "user"
+INSTALLED = {"examples/nuclei": "hf_vit_seg.nuclei"}  # folders of the repository that are installed
+
+
+def installed_path(place: str) -> str:
+    """Return the installed copy of a path of the repository's examples that the current directory does not have."""
+    for folder, package in INSTALLED.items():
+        if (place == folder or place.startswith(f"{folder}/")) and not os.path.lexists(place):
+            return os.path.join(str(files(package)), *place.removeprefix(folder).split("/"))
+    return place
 
 
 def is_local_path(text: str) -> bool:

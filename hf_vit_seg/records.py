@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from hf_vit_seg.errors import HfVitSegError
 
-from .entry_points import Plugin, first_of_each_name, load, load_all, subclass_of
+from .entry_points import Plugin, first_of_each_name, follows, load, load_all, subclass_of
 
 # Replacements of pydantic's expressions for Python types by those of YAML.
 MAPPING = "a mapping"
@@ -138,9 +138,15 @@ def shorten(value: Any, length: int = 80) -> str:
 class Table(Generic[R]):
     """Records by name: built-in rows, and those of an entry point group, which are loaded on first use."""
 
-    def __init__(self, title: str, rows: Mapping[str, type[R]], kind: type[R], group: str = ""):
-        """`title` names a row in messages, such as "loss"; every row is a subclass of `kind`."""
+    def __init__(
+        self, title: str, rows: Mapping[str, type[R]], kind: type[R], group: str = "", contract: type | None = None
+    ):
+        """`title` names a row in messages, such as "loss"; every row is a subclass of `kind`.
+
+        `contract` is the Protocol of the methods that rows of plugins must define, see `entry_points`.
+        """
         self.title, self.own, self.kind, self.group = title, dict(rows), kind, group
+        self.accept = subclass_of(kind) if contract is None else follows(kind, contract)
 
     @cached_property
     def rows(self) -> dict[str, type[R] | EntryPoint]:
@@ -149,7 +155,7 @@ class Table(Generic[R]):
 
     def plugins(self) -> tuple[Plugin, ...]:
         """Load every plugin's row, or its error."""
-        return load_all(self.group, subclass_of(self.kind), self.own)
+        return load_all(self.group, self.accept, self.own)
 
     def row(self, name: str, place: str) -> type[R]:
         """Return the record type `name`; RecordError if it is unknown or a broken plugin."""
@@ -159,7 +165,7 @@ class Table(Generic[R]):
         found = self.rows[name]
         if isinstance(found, type):
             return found
-        plugin = load(found, subclass_of(self.kind))
+        plugin = load(found, self.accept)
         if plugin.error:
             raise RecordError(f"{place}: {self.title} '{name}' of {plugin.origin} cannot be loaded: {plugin.error}")
         return plugin.value

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from hf_vit_seg.entry_points import ExporterRecord
 from hf_vit_seg.inference.loading import ModelError
 from hf_vit_seg.inference.runtimes import import_optional, openvino_core
 from hf_vit_seg.records import Record, RecordError, Table
@@ -198,6 +199,7 @@ EXPORTERS: Table[Exporter] = Table(
     },
     kind=Exporter,
     group="hf_vit_seg.exporters",
+    contract=ExporterRecord,
 )
 
 

@@ -5,36 +5,84 @@ is completed.
 """
 
 import math
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
+from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.drawing.palettes import class_palette
-from hf_vit_seg.local_paths import publishable, publishable_path
+from hf_vit_seg.local_paths import is_local_path, publishable
 from hf_vit_seg.provenance import CARD, MARK, card_metadata, split_card
 from hf_vit_seg.remote_code import packages_needed
 from hf_vit_seg.text_files import read_text
+from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.reports.metrics_report import MetricsReport, about, class_cells, decimal, title_of
 
+from .card_text import (
+    environment,
+    intended_use,
+    limits,
+    package_bibtex,
+    papers,
+    training_data,
+    training_procedure,
+)
 from .evaluation_results import eval_results
 from .heads import HEADS
-from .model_directory import ModelDirectory
+from .model_directory import ADAPTER, ModelDirectory, model_directory
 
 TEMPLATE = files("hf_vit_seg.hub") / "model_card.md"
 UNFILLED = "[More Information Needed]"
 PROVIDED = {"PIL": "pillow"}  # package names that differ from import names
 
 
-def model_card(model: ModelDirectory, repo_id: str, picture: str | None = None) -> ModelCard:
-    """Create the card of a repository; `picture` is a path in the repository."""
-    data = card_data(model, repo_id)
-    own = model.path / CARD
-    if own.is_file() and is_written(read_text(own)):
-        return ModelCard(f"---\n{data.to_yaml()}\n---\n{split_card(own)[1]}")
-    return ModelCard.from_template(data, template_str=TEMPLATE.read_text("utf-8"), **facts(model, repo_id, picture))
+@dataclass(frozen=True)
+class CardOptions:
+    """What a card shows: `picture`, a figure with a prediction, and `widget`, an example image for the Hub's widget.
+
+    Both are paths in the repository. `has_code` is false for a local directory, which has no model code.
+    """
+
+    picture: str | None = None
+    widget: str | None = None
+    has_code: bool = True
+
+
+def model_card(model: ModelDirectory, repo_id: str, options: CardOptions = CardOptions()) -> ModelCard:
+    """Create the card of a repository, or of a local directory `repo_id`."""
+    data = card_data(model, repo_id, options)
+    if is_written_by_user(model):
+        return ModelCard(f"---\n{data.to_yaml()}\n---\n{split_card(model.path / CARD)[1]}")
+    return ModelCard.from_template(data, template_str=TEMPLATE.read_text("utf-8"), **facts(model, repo_id, options))
+
+
+def write_run_cards(run: RunDirectory) -> None:
+    """Replace the short cards of the models in a run directory by complete ones.
+
+    A card that the user has written is kept, and so is the short one of adapters, which cannot be pushed.
+    """
+    for path in (run.best, run.last):
+        if not path.is_dir() or (path / ADAPTER).is_file():
+            continue
+        model = model_directory(path)
+        if is_written_by_user(model):
+            continue
+        figure = next(iter(model.samples), None)
+        picture = None if figure is None else PurePath(os.path.relpath(figure, model.path)).as_posix()
+        card = model_card(model, displayed_path(path), CardOptions(picture, has_code=False))
+        write_text(path / CARD, str(card))
+
+
+def displayed_path(path: Path) -> str:
+    """Return a path for the examples of a card, which may be published: relative, or a placeholder with its name."""
+    relative = os.path.relpath(path)
+    return f"path/to/{path.name}" if is_local_path(relative) else PurePath(relative).as_posix()
 
 
 def is_written(card: str) -> bool:
@@ -43,7 +91,7 @@ def is_written(card: str) -> bool:
     return MARK not in card and card.count(UNFILLED) < form.count(UNFILLED)
 
 
-def card_data(model: ModelDirectory, repo_id: str) -> ModelCardData:
+def card_data(model: ModelDirectory, repo_id: str, options: CardOptions = CardOptions()) -> ModelCardData:
     """Return the metadata: from the directory's card, completed by the model's."""
     head, scores = HEADS[model.auto_class], [name for report in model.reports for name in report.numbers()]
     written = own_metadata(model)
@@ -51,17 +99,25 @@ def card_data(model: ModelDirectory, repo_id: str) -> ModelCardData:
         "library_name": "transformers",
         "pipeline_tag": head.tag,
         "metrics": list(dict.fromkeys(scores)) or None,
-        "model_name": repo_id.rpartition("/")[2],
+        "model_name": card_name(model, repo_id, options),
         "eval_results": eval_results(model) or None,
+        "widget": [{"src": options.widget, "example_title": "Example"}] if options.widget else None,
     }
     tags = ["vision", head.tag, model.config.model_type, *(["hf_vit_seg"] if model.packages else [])]
-    tags += ["custom_code"] if model.code else []
+    tags += ["custom_code"] if model.code and options.has_code else []
+    if not is_written_by_user(model):
+        written = {name: value for name, value in written.items() if name not in derived}
     metadata = derived | model.provenance.metadata() | written
     own = written.get("tags") or []
     metadata["tags"] = list(dict.fromkeys([*([own] if isinstance(own, str) else own), *tags]))
     if derived["eval_results"]:
         metadata.pop("model-index", None)  # from an earlier push
     return ModelCardData(**metadata)
+
+
+def is_written_by_user(model: ModelDirectory) -> bool:
+    """Whether the directory has a card that a user has written."""
+    return (model.path / CARD).is_file() and is_written(read_text(model.path / CARD))
 
 
 def own_metadata(model: ModelDirectory) -> dict[str, Any]:
@@ -71,13 +127,13 @@ def own_metadata(model: ModelDirectory) -> dict[str, Any]:
     return {name: ids.get(name, value) for name, value in written.items() if ids.get(name, True)}
 
 
-def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str, Any]:
+def facts(model: ModelDirectory, repo_id: str, options: CardOptions) -> dict[str, Any]:
     """Return the variables of the template."""
     head, known = HEADS[model.auto_class], model.provenance
     labels = [] if model.auto_class in ("AutoModel", "AutoBackbone") else list(label_rows(model))
     return {
         "mark": MARK,
-        "name": repo_id.rpartition("/")[2],
+        "name": card_name(model, repo_id, options),
         "repo_id": repo_id,
         "kind": (model.config.architectures or ["A model"])[0],
         "head": head,
@@ -85,9 +141,11 @@ def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str,
         "source": known.source,
         "base_model": known.base_model,
         "license": known.describe_license(),
-        "picture": picture,
+        "picture": options.picture,
+        "intended": intended_use(model),
+        "limits": list(limits(model)),
         "packages": model.packages,
-        "code": bool(model.code),
+        "code": bool(model.code) and options.has_code,
         "requirements": requirements(model),
         "usage": lambda trust: usage(model, repo_id, trust),
         "processor": model.processor is not None,
@@ -99,8 +157,17 @@ def facts(model: ModelDirectory, repo_id: str, picture: str | None) -> dict[str,
         "labels": labels,
         "column": (label_column(model) if labels and len(labels[0]) == 3 else ""),
         "recipe": None if model.recipe_text is None else model.recipe_text.rstrip(),
-        "training": training(model),
+        "data": training_data(model),
+        "procedure": training_procedure(model),
+        "environment": environment(model),
+        "papers": papers(model),
+        "bibtex": package_bibtex(),
     }
+
+
+def card_name(model: ModelDirectory, repo_id: str, options: CardOptions) -> str:
+    """Return the title: the name of the repository, or of the recipe of a local directory."""
+    return repo_id.rpartition("/")[2] if options.has_code or model.recipe is None else model.recipe.name
 
 
 def requirements(model: ModelDirectory) -> list[str]:
@@ -198,26 +265,9 @@ def report_facts(report: MetricsReport) -> dict[str, Any]:
     }
 
 
-def training(model: ModelDirectory) -> str:
-    """Describe the main settings of the recipe."""
-    if model.recipe is None:
-        return ""
-    recipe, loop = model.recipe, model.recipe.loop
-    start = (
-        publishable_path(recipe.model.from_pretrained or "")
-        or f"scratch ({recipe.model.architecture} {recipe.model.variant})"
-    )
-    length = f"{loop.steps} steps" if loop.steps else f"{loop.epochs:g} epochs"
-    return (
-        f"Trained from {start}: {length} with {loop.batch_size} x {loop.accumulation} images per process, "
-        f"{recipe.optimizer.name}, learning rate {recipe.optimizer.learning_rate:g} ({recipe.schedule.name}), seed "
-        f"{recipe.seed}"
-    )
-
-
 def in_cell(text: str) -> str:
     """Escape text for a cell of a Markdown table."""
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
-__all__ = ["card_data", "model_card"]
+__all__ = ["CardOptions", "card_data", "model_card", "write_run_cards"]

@@ -13,12 +13,15 @@ class Head:
     """One kind of model.
 
     `tag` is the Hub's pipeline tag; `pipeline` is true if transformers has a pipeline with this name for the models.
+    `purpose` says in the card what the model computes, and `limit` what it cannot tell.
     `use` is Python code that follows `outputs = model(...)` in the card.
     """
 
     tag: str
     title: str
     use: str
+    purpose: str
+    limit: str = ""
     pipeline: bool = True
 
 
@@ -27,28 +30,36 @@ HEADS: Mapping[str, Head] = {
     "AutoModelForSemanticSegmentation": Head(
         tag="image-segmentation",
         title="semantic segmentation",
+        purpose="assigns one of its classes to each pixel of an image",
+        limit="Each pixel gets one of the classes, also if it shows something else.",
         use="label_map = processor.post_process_semantic_segmentation(outputs, [image.size[::-1]])[0]  # (H, W)",
     ),
     "AutoModelForImageClassification": Head(
         tag="image-classification",
         title="image classification",
+        purpose="assigns classes to an image",
+        limit="The model has no class for images that show something else.",
         use="label = model.config.id2label[int(outputs.logits[0].argmax())]",
     ),
     "AutoModelForPoseEstimation": Head(
         tag="keypoint-detection",
         title="pose estimation",
+        purpose="finds the keypoints of a person or an animal in a box of an image",
+        limit="Each keypoint gets a position, also if it is hidden; compare its score with a threshold.",
         use="heatmaps = outputs.heatmaps[0]  # of the keypoints in model.config.id2label",
         pipeline=False,
     ),
     "AutoBackbone": Head(
         tag="image-feature-extraction",
         title="feature maps",
+        purpose="computes feature maps of an image, for a head that is trained on them",
         use="feature_maps = outputs.feature_maps  # one (1, C, h, w) for each of model.out_features",
         pipeline=False,
     ),
     "AutoModel": Head(
         tag="image-feature-extraction",
         title="image features",
+        purpose="computes features of an image, for a head that is trained on them",
         use="features = outputs.last_hidden_state",
     ),
 }

@@ -32,6 +32,7 @@ from .repository import PushError
 
 ADAPTER, PROCESSOR = "adapter_config.json", "preprocessor_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SPLITS = ("test", "validation", "train")  # the order of reports
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm
 BACKENDS = {"timm_backbone": "timm", "timm_wrapper": "timm"}  # required packages by `model_type`
 
@@ -98,9 +99,16 @@ class ModelDirectory:
 
     @cached_property
     def reports(self) -> list[MetricsReport]:
-        """The evaluation reports; for the same data and protocol only the last one."""
+        """The evaluation reports, that of the test split first; for the same data and protocol only the last one."""
         found = [with_hub_data(read_report(folder / METRICS)) for folder in self.evaluations]
-        return list({(each.split, each.dataset, each.dataset_split, each.protocol): each for each in found}.values())
+        last = {(each.split, each.dataset, each.dataset_split, each.protocol): each for each in found}
+        return sorted(last.values(), key=lambda each: SPLITS.index(each.split))
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the run wrote to the report of its model: data, time, parameters, and versions of packages."""
+        reports = (read_report(folder / METRICS) for folder in self.evaluations[:1] if folder == self.path)
+        return dict(next((report.details for report in reports), {}))
 
     @cached_property
     def samples(self) -> list[Path]:

@@ -1,5 +1,6 @@
 """`hf-vit-seg push`: publish model, image processor, code, card and scores of a directory on the Hub."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,9 @@ from huggingface_hub import CommitInfo
 from PIL import Image
 
 from hf_vit_seg.atomic_io import json_text
+from hf_vit_seg.data.datasets import open_split
+from hf_vit_seg.data.images.display import to_rgb_image
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.local_paths import publishable
 from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
 from hf_vit_seg.plugins import architectures
@@ -22,19 +26,22 @@ from hf_vit_seg.remote_code import code_files, copy_obstacle, file_of, is_from_t
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 
-from .card import model_card
+from .card import CardOptions, model_card
 from .evaluation_results import FOLDER, eval_results_files
 from .formats import OWN, directory_in_format
+from .heads import HEADS
 from .model_directory import PROCESSOR, ModelDirectory, json_object
 from .privacy import check_private
 from .repository import PushError, Target, commit, resolve_target
 
-CONFIG, PICTURE = "config.json", "sample_image.png"
+CONFIG, PICTURE, WIDGET = "config.json", "sample_image.png", "widget_image.png"
 # Files that are pushed unchanged. Others are not pushed, but listed.
 UNCHANGED = ("model*.safetensors", "model.safetensors.index*.json", RECIPE, METRICS, "LICENSE*")
 # Files of an earlier push, which may belong to another model. License files are kept, because they may be the user's.
-WRITTEN = (*UNCHANGED[:-1], CONFIG, PROCESSOR, PICTURE)
+WRITTEN = (*UNCHANGED[:-1], CONFIG, PROCESSOR, PICTURE, WIDGET)
 SCORES = f"{FOLDER}/*__*.yaml"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,11 @@ def contents(model: ModelDirectory, repo_id: str, sample_image: bool = False) ->
     if sample_image:
         found[PICTURE] = sample_figure(model)
     found |= eval_results_files(model)
-    card = model_card(model, repo_id, picture=PICTURE if sample_image else None)
+    image = widget_image(model) if sample_image else None
+    if image is not None:
+        found[WIDGET] = image
+    options = CardOptions(PICTURE if sample_image else None, None if image is None else WIDGET)
+    card = model_card(model, repo_id, options)
     return found | {CARD: str(card).encode()}
 
 
@@ -130,6 +141,23 @@ def sample_figure(model: ModelDirectory) -> bytes:
     buffer = BytesIO()
     with Image.open(model.samples[0]) as figure:
         Image.fromarray(np.asarray(figure.convert("RGB"))).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def widget_image(model: ModelDirectory) -> bytes | None:
+    """Return the first image of the evaluated split as PNG; None if the Hub has no widget for the model, or no data."""
+    if model.recipe is None or not HEADS[model.auto_class].pipeline or model.recipe.data.channels != 3:
+        return None
+    try:
+        dataset = open_split(model.recipe, "validation" if model.recipe.data.test is None else "test")
+        if dataset is None:
+            return None
+        image: Any = dataset.read(0).image
+    except (HfVitSegError, OSError):
+        logger.warning("the data of %s cannot be read, so that its card has no example for the widget", model.path)
+        return None
+    buffer = BytesIO()
+    to_rgb_image(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -18,6 +18,7 @@ from hf_vit_seg.data.images.nodata import file_nodata, fill_missing
 from hf_vit_seg.data.images.pixels import File, pil_pixels, read_pixels
 from hf_vit_seg.data.transforms.context import TransformContext
 from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.models.image_processing_inputs import highest_value, rgb_image, to_pixels
 
 ADDRESSES = ("https://", "http://")
@@ -54,7 +55,7 @@ def as_file(image: Any) -> File | None:
     if isinstance(image, str) and image.startswith(ADDRESSES):
         return ImageBytes(image, download(image))
     if isinstance(image, str | Path):
-        return Path(image)
+        return Path(installed_path(str(image)))
     if isinstance(image, bytes | bytearray | memoryview):
         return ImageBytes("the image", bytes(image))
     if hasattr(image, "read") and not isinstance(image, Image.Image):

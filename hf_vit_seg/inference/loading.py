@@ -24,6 +24,7 @@ from hf_vit_seg.conversion.pretrained import (
 )
 from hf_vit_seg.conversion.readers import read_json
 from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.models.layers import HUB_OPTIONS
 from hf_vit_seg.records import nearest
 
@@ -114,6 +115,7 @@ def load_pretrained(
 ) -> Loaded:
     """Load a model as `load` does, without moving it, and log a conversion. Raises ModelError."""
     check_options(hub)
+    name = installed_path(str(name))
     if task is not None and task not in TASKS:
         raise ModelError(f"unknown task '{task}'; {nearest(task, TASKS, 'tasks')}")
     if convert and (converted := find_conversion(name, **hub)) is not None:
@@ -122,10 +124,9 @@ def load_pretrained(
         note = describe(name, converted)
         logger.warning(note)
         return Loaded(model.to(dtype), converted.processor, note)
-    text = str(name)
-    model = load_model(text, dtype, task or task_of(text, features=True, **hub), **hub)
+    model = load_model(name, dtype, task or task_of(name, features=True, **hub), **hub)
     advise_conversion(model)
-    source, options = (text, hub) if has_processor(text, **hub) else find_base(text, **hub)
+    source, options = (name, hub) if has_processor(name, **hub) else find_base(name, **hub)
     return Loaded(model, load_processor(source, **options) if has_processor(source, **options) else None, None)
 
 
@@ -151,7 +152,7 @@ def load_for_inference(
 ) -> tuple[Any, Any]:
     """Load a model and its image processor. Raises ModelError if it has no processor."""
     loaded = load_pretrained(name, dtype, task, convert=convert, **hub)
-    return loaded.model, loaded.processor or load_processor(str(name), **hub)
+    return loaded.model, loaded.processor or load_processor(installed_path(str(name)), **hub)
 
 
 def find_conversion(name: str | Path, **hub: Any) -> Conversion | None:
@@ -233,6 +234,7 @@ def task_of(name: str, *, features: bool = False, **hub: Any) -> str:
 
     ModelError if it has none of `AUTO_CLASSES`, unless `features`.
     """
+    name = installed_path(name)
     try:
         saved = find_classes(name, **hub)
         if not saved:

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from hf_vit_seg.entry_points import PREFIX, first_of_each_name, load
+from hf_vit_seg.entry_points import PREFIX, RuntimeFunction, check_contract, first_of_each_name, load
 from hf_vit_seg.errors import error_sentence
 
 from .loading import ModelError
@@ -153,9 +153,10 @@ def is_program(name: str) -> bool:
 
 
 def check_runtime(value: Any) -> None:
-    """Raise TypeError if a plugin's object is not callable."""
+    """Raise TypeError if a plugin's object is not a function from a path to a Program."""
     if not callable(value):
         raise TypeError(f"expected a function from a path to a Program, found {type(value).__name__}")
+    check_contract(value, RuntimeFunction)
 
 
 def loading_error(path: Path, error: Exception) -> ModelError:

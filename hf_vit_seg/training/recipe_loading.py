@@ -13,13 +13,14 @@ from hf_vit_seg.data.transforms.batch_mixing import BATCH_TRANSFORMS, read_mixer
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.records import RecordError, Table, read_record, shorten
 from hf_vit_seg.text_files import read_text
 from hf_vit_seg.yaml_reader import parse
 
 from .losses.registry import DEFAULT, LOSSES, MULTI_LABEL_DEFAULT, check_losses
 from .optimization.parameter_groups import GroupRow
-from .recipe.files import RecipeFileError, find_installed_data, plain, recipe_path, shipped_recipes
+from .recipe.files import RecipeFileError, plain, recipe_path, shipped_recipes
 from .recipe.overrides import override_setting, split_override
 from .recipe.paths import SAVED, SPLITS, map_paths, resolve_path, resolve_saved_path
 from .recipe.schema import DataRecipe, OptimizerRecipe, Recipe
@@ -74,7 +75,7 @@ def resolve_file_paths(settings: Mapping[str, Any], path: Path) -> dict[str, Any
     """Resolve the paths in the settings of a recipe file."""
     folder = path.resolve().parent
     if path in shipped_recipes().values():
-        return map_paths(settings, find_installed_data)
+        return map_paths(settings, installed_path)
     if SAVED not in settings:
         return map_paths(settings, lambda place: resolve_path(place, [folder, Path.cwd()]))
     relative = settings[SAVED] if isinstance(settings[SAVED], Mapping) else {}

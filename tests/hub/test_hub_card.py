@@ -4,9 +4,11 @@ import io
 import re
 import shutil
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import transformers
 import yaml
@@ -19,16 +21,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paths import REPOSITORY
 from PIL import Image
+from tiny_runs import run as train
+from tiny_runs import settings, write_data, write_recipe
 from typer.testing import CliRunner
 
 from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
 from hf_vit_seg.hub import Target, push
-from hf_vit_seg.hub.card import is_written, model_card
+from hf_vit_seg.hub.card import CardOptions, is_written, model_card, write_run_cards
+from hf_vit_seg.hub.card_text import package_bibtex
 from hf_vit_seg.hub.model_directory import model_directory
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.provenance import CARD, MARK, Provenance, card_metadata, provenance_from, provenance_of, write_card
-from hf_vit_seg.training.checkpoints.run_directory import lineage
+from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, lineage
 from hf_vit_seg.training.evaluation.evaluate import Evaluation, report_of
 from hf_vit_seg.training.recipe.files import recipe_text
 from hf_vit_seg.training.recipe_loading import load_recipe
@@ -42,13 +47,20 @@ NVIDIA = {
     "license_name": "nvidia-source-code-license-for-segformer",
     "license_link": "https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
 }
+# Tags of pipelines in huggingface_hub's client.
+PIPELINE_TAGS = {name.replace("_", "-") for name in dir(huggingface_hub.InferenceClient) if not name.startswith("_")}
+
+
+def copy_model(folder: Path) -> Path:
+    """The built-in model without its evaluation on the test split."""
+    return Path(shutil.copytree(NUCLEI, folder, ignore=shutil.ignore_patterns("evaluation_*")))
 
 
 @pytest.fixture
 def run(tmp_path) -> Path:
     """A run directory as written by training: a best model, samples, and test scores."""
     out = tmp_path / "run"
-    shutil.copytree(NUCLEI, out / "best")
+    copy_model(out / "best")
     (out / "log.jsonl").write_text("{}\n")
     (out / "test").mkdir()
     report = replace(read_report(NUCLEI / METRICS), dataset="me/nuclei-data", dataset_split="validation")
@@ -99,7 +111,7 @@ def test_evaluate_results_are_listed(hub, run):
     done = push(run, Target("me/nuclei"))
     assert not done.left_out
     text = contents(hub, "me/nuclei")["README.md"].decode()
-    assert re.findall(r"## Results on the (\w+) split", text) == ["validation", "test", "train"] and "0.7500" in text
+    assert re.findall(r"## Results on the (\w+) split", text) == ["test", "validation", "train"] and "0.7500" in text
     assert b"value: 0.75\n" in contents(hub, "me/nuclei")[".eval_results/me__nuclei-data.yaml"]
 
 
@@ -131,7 +143,7 @@ def on_the_hub(split: str, name: str = "me/data") -> dict:
     ],
 )
 def test_scores_name_the_evaluated_dataset(hub, tmp_path, train, validation, credited, ranked):
-    model, recipe = Path(shutil.copytree(NUCLEI, tmp_path / "model")), load_recipe("nuclei")
+    model, recipe = copy_model(tmp_path / "model"), load_recipe("nuclei")
     share = 0.2 if validation is None else None
     data = recipe.data.model_copy(update={"train": train, "validation": validation, "validation_share": share})
     recipe = recipe.model_copy(update={"data": data})
@@ -304,3 +316,113 @@ def test_keypoints_are_listed_with_their_mirror_images(tmp_path):
     transformers.AutoModelForPoseEstimation.from_config(config).save_pretrained(tmp_path)
     text = str(model_card(model_directory(tmp_path), "me/fish"))
     assert "| id | name | in a flipped image |\n|---:|---|---|\n| 0 | snout | snout |\n| 1 | L_fin | R_fin |" in text
+
+
+def section(card: str, title: str) -> str:
+    """The text of a section of a card."""
+    return card.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run directory with a test split and a description of the data."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_data(folder / "data")
+    recipe = settings(data, name="shapes")
+    recipe["data"] |= {"test": recipe["data"]["validation"], "description": "discs and bars", "license": "mit"}
+    train(write_recipe(folder, recipe), folder / "out", "loop.steps=2")
+    return folder / "out"
+
+
+def test_readme_of_a_run_is_the_card(trained):
+    """The one that is pushed, without the code and what needs it."""
+    for name in ("best", "last"):
+        card = ModelCard.load(trained / name / CARD)
+        assert MARK in card.content and "trust_remote_code" not in card.text and "custom_code" not in card.data.tags
+        assert card.text.strip().splitlines()[2] == "# shapes"
+        assert "discs and bars" in section(card.text, "Intended use and limits")
+        training = section(card.text, "Training")
+        assert "License of the data: mit" in training and "10 samples" in training and "2 steps of 2 images" in training
+        versions = section(card.text, "Environment")
+        assert f"torch {version('torch')}" in versions and f"transformers {version('transformers')}" in versions
+        citation = section(card.text, "Citation")
+        assert "https://arxiv.org/abs/2105.15203" in citation and "@software{hf_vit_seg," in citation
+    first, second = (
+        re.findall(r"## Results on the (\w+) split", (trained / name / CARD).read_text()) for name in ("best", "last")
+    )
+    assert (first, second) == (["test", "validation"], ["validation"])
+    figure = re.search(r"!\[.*?\]\((.*?)\)", (trained / "best" / CARD).read_text())
+    assert (trained / "best" / figure[1]).is_file()
+
+
+def test_snippets_of_the_readme_of_a_run_work(trained, tmp_path, monkeypatch):
+    Image.new("RGB", (70, 50), "green").save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"```python\n(.*?)```", (trained / "best" / CARD).read_text(), re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        names: dict = {}
+        exec(re.sub(r'"[^"]*/best"', repr(str(trained / "best")), snippet), names)
+        assert names.get("results") or names["label_map"].shape == (50, 70)
+
+
+def test_metadata_of_a_pushed_run_follows_the_rules_of_the_hub(hub, trained):
+    target = Target("me/shapes")
+    push(trained, target, sample_image=True)
+    files = contents(hub, "me/shapes")
+    card = ModelCard(files["README.md"].decode())
+    card.validate()  # by the rules of the test Hub
+    assert card.data.pipeline_tag in PIPELINE_TAGS and card.data.library_name == "transformers"
+    assert all(re.fullmatch(r"[\w.-]+", tag) for tag in card.data.tags) and "custom_code" in card.data.tags
+    assert {result.dataset_split for result in card.data.eval_results} == {"test", "validation"}
+    (example,) = card.data.widget
+    assert example["src"] == "widget_image.png"
+    first = sorted((trained.parent / "data" / "validation" / "images").iterdir())[0]
+    with Image.open(io.BytesIO(files["widget_image.png"])) as shown, Image.open(first) as image:
+        assert shown.tobytes() == image.convert("RGB").tobytes()
+    push(trained, target)
+    assert "widget_image.png" not in contents(hub, "me/shapes")
+    assert ModelCard(contents(hub, "me/shapes")["README.md"].decode()).data.get("widget") is None
+
+
+def test_pushed_card_has_newer_scores_than_the_local_one(hub, trained, tmp_path):
+    best = Path(shutil.copytree(trained / "best", tmp_path / "best"))
+    report = read_report(best / METRICS)
+    write_report(replace(report, scores={"mean_dice": 0.25}), best / METRICS)
+    push(best, Target("me/again"))
+    assert ModelCard(contents(hub, "me/again")["README.md"].decode()).data.metrics == ["mean_dice"]
+
+
+def test_own_readme_of_a_run_is_kept(trained, tmp_path):
+    copy = Path(shutil.copytree(trained, tmp_path / "out"))
+    (copy / "best" / CARD).write_text("# Mine\n")
+    (copy / "last" / CARD).unlink()
+    write_run_cards(RunDirectory(copy))
+    assert (copy / "best" / CARD).read_text() == "# Mine\n" and MARK in (copy / "last" / CARD).read_text()
+
+
+def test_weak_classes_are_named(tmp_path):
+    model = Path(shutil.copytree(NUCLEI, tmp_path / "model"))
+    report = read_report(model / "evaluation_test" / METRICS)
+    scores = {**report.scores, "per_category_iou": np.array([0.97, 0.123])}
+    write_report(replace(report, scores=scores), model / "evaluation_test" / METRICS)
+    said = section(str(model_card(model_directory(model), "me/nuclei")), "Intended use and limits")
+    assert "nucleus (0.12)" in said and "background (" not in said
+
+
+def test_card_of_the_example_has_the_scores_of_the_readme():
+    card, readme = ModelCard.load(NUCLEI / CARD), (REPOSITORY / "README.md").read_text()
+    (score,) = [
+        result.metric_value
+        for result in card.data.eval_results
+        if (result.dataset_split, result.metric_type) == ("test", "mean_iou")
+    ]
+    assert f"**{score:.3f}**" in readme and "60 images of the test split" in card.text
+    fresh = model_card(model_directory(NUCLEI), "examples/nuclei/model", CardOptions(has_code=False))
+    assert str(fresh) == card.content
+
+
+def test_citation_is_that_of_the_repository():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    entry = package_bibtex()
+    assert citation["title"] in entry and citation["authors"][0]["name"] in entry and citation["version"] in entry

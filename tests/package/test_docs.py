@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+import yaml
 from huggingface_hub import HfApi
 from paths import REPOSITORY
 from plugin_environment import run_commands
@@ -112,6 +113,39 @@ def test_links_are_valid():
         folder = (PAGES.get(name) or REPOSITORY / name).parent
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
             assert target.startswith("https://") or (folder / target).exists(), f"{name}: {target}"
+
+
+def test_every_page_is_within_two_clicks():
+    """By links in the texts, from the landing page."""
+    reached = found = {"index.md"}
+    for _ in range(2):
+        found = {target for name in found for target in linked_pages(name)} - reached
+        reached = reached | found
+    assert PAGES.keys() - reached == set()
+
+
+def linked_pages(name: str) -> set[str]:
+    targets = re.findall(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)", TEXTS[name])
+    pages = {(PAGES[name].parent / target).resolve() for target in targets}
+    return {page.relative_to(DOCS).as_posix() for page in pages if page.is_relative_to(DOCS)}
+
+
+def test_every_page_is_in_the_navigation_and_searched():
+    config = yaml.load((REPOSITORY / "mkdocs.yml").read_text(), Loader=IgnoreTags)
+    assert sorted(leaves(config["nav"])) == sorted(PAGES)
+    assert "search" in config["plugins"]
+
+
+def leaves(nav) -> list[str]:
+    parts = nav.values() if isinstance(nav, dict) else nav
+    return [nav] if isinstance(nav, str) else [leaf for part in parts for leaf in leaves(part)]
+
+
+class IgnoreTags(yaml.SafeLoader):
+    """mkdocs.yml names Python objects in tags."""
+
+
+IgnoreTags.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)
 
 
 def test_shown_sources_exist():

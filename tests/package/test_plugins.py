@@ -4,20 +4,28 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import EntryPoint
-from typing import get_args
+from typing import ClassVar, get_args
 
 import pytest
+from paths import REPOSITORY
 from plugin_environment import run_commands, write_distribution
 from tiny_runs import settings, write_data, write_recipe
+from torch import nn
 from transformers import PreTrainedConfig
 
-from hf_vit_seg import architectures, plugin_listing, plugins
-from hf_vit_seg.entry_points import PREFIX, Plugin, load, load_all, subclass_of
+from hf_vit_seg import architectures, entry_points, plugin_listing, plugins
+from hf_vit_seg.data.sources.source import SourceRecord
+from hf_vit_seg.data.transforms.batch_mixing import BatchOptions
+from hf_vit_seg.data.transforms.context import TransformOptions
+from hf_vit_seg.entry_points import PREFIX, HeadClass, Plugin, check_contract, load, load_all, subclass_of
+from hf_vit_seg.export.exporters import Exporter
+from hf_vit_seg.inference import runtimes
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
 from hf_vit_seg.models.segmentation_heads import HEADS, find_head
-from hf_vit_seg.plugin_listing import GROUPS, TABLES, check_plugin, models_view, unknown_groups
-from hf_vit_seg.plugins import check_architecture
+from hf_vit_seg.plugin_listing import GROUPS, TABLES, check_plugin, every_variant, models_view, unknown_groups
+from hf_vit_seg.plugins import accept_head, check_architecture
 from hf_vit_seg.records import Record, RecordError, Table
+from hf_vit_seg.training.losses.terms import Loss, LossTerm
 
 BROKEN = {
     "no_such_module": ("hf_vit_seg_absent.module:ARCHITECTURE", "ModuleNotFoundError"),
@@ -127,9 +135,9 @@ def test_architecture_with_broken_files_names_them(tmp_path, monkeypatch):
     assert "export forms absent:FORMS: ModuleNotFoundError: No module named 'absent'" in (plugin.error or "")
     (tmp_path / "broken.yaml").write_text("tiny: [")
     monkeypatch.setattr(plugin_listing, "architectures", lambda: {"broken": broken, **architectures()})
-    view, sentences = models_view()
+    rows, sentences = every_variant()
     assert len(sentences) == 1 and sentences[0].startswith("the variants of 'broken' cannot be read: ")
-    assert view.row_count == sum(len(each.variant_rows()) for each in architectures().values())
+    assert len(rows) == models_view(rows).row_count == sum(len(a.variant_rows()) for a in architectures().values())
 
 
 def test_every_extensible_table_is_listed():
@@ -200,3 +208,124 @@ def test_import_does_not_load_optional_packages():
         check=True,
     )
     assert set(eval(shown.stdout)) <= set(eval(allowed.stdout))
+
+
+def contract_of(group: str):
+    """The check of a group's plugins."""
+    if group == "heads":
+        return accept_head
+    if group == "runtimes":
+        return runtimes.check_runtime
+    return next(table.accept for table in TABLES if table.group == PREFIX + group)
+
+
+class Head(nn.Module):
+    def __init__(self, in_channels, num_labels, hidden_size=8):
+        super().__init__()
+
+    def forward(self, feature_maps):
+        return feature_maps[0]
+
+
+class WideHead(Head):
+    def __init__(self, in_channels, num_labels, width):
+        super().__init__(in_channels, num_labels)
+
+
+class HeadWithoutForward(nn.Module):
+    def __init__(self, in_channels, num_labels):
+        super().__init__()
+
+
+class EmptyLoss(Loss):
+    pass
+
+
+class OldLoss(Loss):
+    def build(self, num_classes):
+        return LossTerm(255)
+
+
+class PartlyImplementedLoss(Loss):
+    def build(self, num_classes, ignore_index, class_frequencies=None):
+        if num_classes == 1:
+            raise NotImplementedError
+        return LossTerm(ignore_index)
+
+
+class InheritingLoss(PartlyImplementedLoss):
+    pass
+
+
+class EmptySource(SourceRecord):
+    pass
+
+
+class EmptyTransform(TransformOptions):
+    pass
+
+
+class EmptyBatchTransform(BatchOptions):
+    def build(self):
+        return None
+
+
+class NamelessExporter(Exporter):
+    def write(self, graph, geometry, dtype, path):
+        pass
+
+
+class WrongExporter(NamelessExporter):
+    file: ClassVar[str] = "model.x"
+
+    def write(self, graph, *, place):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("group", "value", "rule"),
+    [
+        ("heads", WideHead, r"WideHead\(in_channels, num_labels\).*'width'"),
+        ("heads", HeadWithoutForward, r"does not define `forward\(feature_maps\)`"),
+        ("losses", EmptyLoss, r"EmptyLoss does not define `build\(num_classes, ignore_index, class_frequencies\)`"),
+        ("losses", OldLoss, r"OldLoss.build\(num_classes, ignore_index, class_frequencies\)"),
+        ("data_sources", EmptySource, r"does not define `open\(task, channels\)` of DataSourceRecord"),
+        ("transforms", EmptyTransform, r"does not define `build\(context\)` of TransformRecord"),
+        ("batch_transforms", EmptyBatchTransform, r"EmptyBatchTransform.build\(num_classes\)"),
+        ("exporters", NamelessExporter, r"has no attribute `file`, which ExporterRecord requires"),
+        ("exporters", WrongExporter, r"WrongExporter.write\(graph, geometry, dtype, path\)"),
+        ("runtimes", lambda: None, r"\(path\)"),
+    ],
+)
+def test_wrong_plugin_names_the_rule_it_breaks(group, value, rule):
+    with pytest.raises(TypeError, match=rule):
+        contract_of(group)(value)
+
+
+@pytest.mark.parametrize(
+    ("group", "value"),
+    [("losses", PartlyImplementedLoss), ("losses", InheritingLoss), ("runtimes", lambda path, device="cpu": None)],
+)
+def test_valid_plugins_are_accepted(group, value):
+    contract_of(group)(value)
+
+
+def test_built_in_rows_fulfil_the_contracts():
+    for table in TABLES:
+        for row in table.own.values():
+            table.accept(row)
+    for runtime in runtimes.PROGRAMS.values():
+        runtimes.check_runtime(runtime)
+    check_contract(Head, HeadClass)
+
+
+def test_guide_shows_every_contract():
+    guide = (REPOSITORY / "docs" / "guides" / "plugin.md").read_text()
+    contracts = {name for name, kind in vars(entry_points).items() if getattr(kind, "_is_protocol", False)} - {
+        "Protocol"
+    }
+    assert len(contracts) == 7
+    for name in contracts:
+        assert f"```source\nhf_vit_seg/entry_points.py {name}\n```" in guide, name
+    for group in GROUPS:
+        assert f"`{group.removeprefix(PREFIX)}`" in guide, group

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.local_paths import installed_path
 
 from .orientation import UPRIGHT, hide_tiff_orientation, pil_orientation, tiff_orientation, turn_image_upright
 
@@ -125,7 +126,7 @@ def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFi
     results). A file named explicitly is accepted with any suffix. Raises ImageFileError for an input without images.
     """
     found: dict[Path, ImageFile] = {}
-    for given in inputs:
+    for given in map(installed_path, inputs):
         matches = [given] if os.path.lexists(given) else sorted(glob(given, recursive=True))
         files = [image for match in matches for image in expand(Path(match), skip)]
         if not files:

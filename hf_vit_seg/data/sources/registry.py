@@ -6,6 +6,7 @@ Plugins register a `SourceRecord` through an entry point of the group `hf_vit_se
 from collections.abc import Mapping
 from typing import Any
 
+from hf_vit_seg.entry_points import DataSourceRecord
 from hf_vit_seg.records import Table
 
 from .class_folders import ClassFoldersSource
@@ -30,6 +31,7 @@ SOURCES: Table[SourceRecord] = Table(
     },
     kind=SourceRecord,
     group="hf_vit_seg.data_sources",
+    contract=DataSourceRecord,
 )
 
 

@@ -11,6 +11,7 @@ from pydantic import PositiveFloat
 from torch.nn.functional import one_hot
 from torchvision.transforms import v2
 
+from hf_vit_seg.entry_points import BatchTransformRecord
 from hf_vit_seg.records import Record, RecordError, Table
 
 from .context import Share
@@ -48,6 +49,7 @@ BATCH_TRANSFORMS: Table[BatchOptions] = Table(
     {"cutmix": Cutmix, "mixup": Mixup},
     kind=BatchOptions,
     group="hf_vit_seg.batch_transforms",
+    contract=BatchTransformRecord,
 )
 
 

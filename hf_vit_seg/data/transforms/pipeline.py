@@ -12,6 +12,7 @@ from pydantic import Field
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from hf_vit_seg.entry_points import TransformRecord
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import RecordError, Table
 
@@ -65,6 +66,7 @@ TRANSFORMS: Table[TransformOptions] = Table(
     },
     kind=TransformOptions,
     group="hf_vit_seg.transforms",
+    contract=TransformRecord,
 )
 
 

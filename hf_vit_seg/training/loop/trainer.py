@@ -8,6 +8,7 @@ from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from shlex import quote
 from typing import Any
 
@@ -33,7 +34,6 @@ from hf_vit_seg.training.evaluate_saved import write_evaluation
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, preserve_random_state, report_of
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_extreme_samples, write_sample_images
-from hf_vit_seg.training.model.freezing import ParameterCounts
 from hf_vit_seg.training.optimization.gathered_weights import SHARDING, share_buffers, whole_model
 from hf_vit_seg.training.optimization.schedules import set_rates
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -49,6 +49,7 @@ from .setup import TrainingComponents, build_accelerator, prepare, resolve_recip
 from .signals import GracefulStop, release_workers
 from .step_log import StepLog, is_due
 
+CARDS = "hf_vit_seg.hub.card:write_run_cards"  # a name, because `hub` imports `training`
 DRAWN_BATCHES = 2  # training batches with a figure
 
 
@@ -153,7 +154,7 @@ class Run:
             self.best_tracker = self.best_tracker.after(name, value, self.step, self.recipe.loop.early_stop)
             best = self.best_tracker.best_step == self.step
             report = report_of(found, self.recipe, self.parts.data.names, "validation", self.step)
-            self.report = replace(report, details=run_details(self.manifest(), self.parts.parameters))
+            self.report = replace(report, details=run_details(self.manifest(), self.parts))
             self.log.evaluation(self.step, found.scores)
 
             def write() -> None:
@@ -217,7 +218,7 @@ class Run:
 
             on_main_process(self.accelerator, write)
             if had_ended and self.parts.data.validation is not None and best_step is not None:
-                details = run_details(self.manifest(), self.parts.parameters)
+                details = run_details(self.manifest(), self.parts)
                 complete_best_model(self.parts, self.directory, best_step, self.provenance, details, self.progress.log)
             on_main_process(self.accelerator, self.outputs.finish)
             if self.report is not None and (sentence := describe_never_predicted(self.report)) is not None:
@@ -227,13 +228,15 @@ class Run:
             write_manifest(self.accelerator, self.directory.checkpoints, self.manifest(), self.report)
 
 
-def run_details(manifest: Manifest, parameters: ParameterCounts) -> dict[str, Any]:
-    """Return what a report says of the training so far, and of the trained and frozen parameters."""
+def run_details(manifest: Manifest, parts: TrainingComponents) -> dict[str, Any]:
+    """Return what a report says of the training so far: data, time, parameters, and versions of packages."""
     return {
+        "training_samples": len(parts.data.train),
         "training_seconds": round(manifest.seconds, 1),
         "skipped_steps": manifest.skipped_steps,
         "loss_scale_overflows": manifest.loss_scale_overflows,
-        "parameters": parameters.details(),
+        "parameters": parts.parameters.details(),
+        "versions": manifest.versions,
     }
 
 
@@ -272,8 +275,10 @@ def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerat
         set_rates(parts.schedule.scheduler)
     try:
         ending = run.train()
-        if ending is not RunStatus.interrupted and recipe.data.test is not None:
-            evaluate_on_test(directory, parts.recipe)
+        if ending is not RunStatus.interrupted:
+            if recipe.data.test is not None:
+                evaluate_on_test(directory, parts.recipe)
+            on_main_process(accelerator, lambda: resolve_name(CARDS)(directory))
         return ending
     finally:
         accelerator.end_training()

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from hf_vit_seg.entry_points import LossRecord
 from hf_vit_seg.records import RecordError, Table
 from hf_vit_seg.training.recipe.schema import Task
 
@@ -34,6 +35,7 @@ LOSSES: Table[Loss] = Table(
     },
     kind=Loss,
     group="hf_vit_seg.losses",
+    contract=LossRecord,
 )
 DEFAULT = {"cross_entropy": None}  # for recipes without a loss
 MULTI_LABEL_DEFAULT = {"binary_cross_entropy": None}

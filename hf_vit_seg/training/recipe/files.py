@@ -1,6 +1,5 @@
 """Recipe files: find them, and write recipes as YAML."""
 
-import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.resources import files
@@ -13,8 +12,6 @@ from hf_vit_seg.yaml_reader import dump, parse
 
 from .paths import SAVED, relative_paths
 from .schema import Recipe
-
-INSTALLED_DATA = {"examples/nuclei/": "hf_vit_seg.nuclei"}  # folders of the repository that are installed
 
 
 class RecipeFileError(RecordError):
@@ -39,14 +36,6 @@ def shipped_recipes() -> dict[str, Path]:
     """Return the paths of the recipes in the package, by name."""
     folder = Path(str(files("hf_vit_seg.configs"))) / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_installed_data(place: str) -> str:
-    """Return a path of a shipped recipe; data that the current directory does not have are those of the package."""
-    for folder, package in INSTALLED_DATA.items():
-        if place.startswith(folder) and not Path(place).exists():
-            return os.path.join(str(files(package)), place.removeprefix(folder))
-    return place
 
 
 def plain(record: Record) -> dict[str, Any]:

@@ -92,6 +92,8 @@ class DataRecipe(Record):
 
     renamed: ClassVar = {"bands": "channels"}
 
+    description: str | None = None  # what the images show and where they are from, for the model card
+    license: str | None = None  # of the images and labels, for the model card
     train: dict[str, Any]
     validation: dict[str, Any] | None = None
     test: dict[str, Any] | None = None
