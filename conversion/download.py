@@ -29,7 +29,7 @@ from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.provenance import CARD
 
 from .errors import ConversionError
-from .readers import CONFIG, LICENSE, PROCESSOR, choose_weights, shard_names
+from .readers import CONFIG, LICENSE, PROCESSOR, PROCESSORS, choose_weights, shard_names
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts whose addresses need no https
 CACHE = {"library_name": "hf_vit_seg", "namespace": "checkpoints"}
@@ -102,7 +102,7 @@ def download_repository(
             else:
                 shards = []
             licenses = [name for name in names if name.startswith(LICENSE) and "/" not in name]
-            wanted = [folder + name for name in (CONFIG, PROCESSOR, CARD, weights, *shards, *licenses)]
+            wanted = [folder + name for name in (CONFIG, PROCESSOR, PROCESSORS, CARD, weights, *shards, *licenses)]
             local = snapshot_download(repo_id, allow_patterns=wanted, force_download=force_download, **options)
         else:
             local = cached_folder(repo_id, subfolder, revision, cache_dir)

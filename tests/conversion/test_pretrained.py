@@ -116,6 +116,66 @@ def test_segmenter_has_the_labels_and_label_maps_of_the_source(segformer):
         np.testing.assert_array_equal(ours(image).label_map, theirs(image).label_map)
 
 
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "no type": {"size": 64},
+    "no mean": {"image_processor_type": "ViTImageProcessor", "size": {"height": 64, "width": 64}},
+    "old vit": {"feature_extractor_type": "ViTFeatureExtractor", "size": 64, "image_mean": [0.1] * 3},
+    "fast": {"image_processor_type": "ViTImageProcessorFast", "size": [64, 48], "resample": 3},
+    "only rescaled": {"image_processor_type": "ViTImageProcessor", "do_normalize": False},
+    "deit": {"image_processor_type": "DeiTImageProcessor"},
+    "bit": {"image_processor_type": "BitImageProcessor", "size": 80, "crop_size": 64},
+    "clip": {"image_processor_type": "CLIPImageProcessor", "size": 80, "crop_size": {"height": 64, "width": 48}},
+    "siglip": {"image_processor_type": "SiglipImageProcessor"},
+    "convnext": {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 64}},
+    "large convnext": {"image_processor_type": "ConvNextImageProcessor"},
+    "segformer": {"image_processor_type": "SegformerImageProcessor"},
+    "old segformer": {"feature_extractor_type": "SegformerFeatureExtractor", "size": 96, "reduce_labels": True},
+    "beit": {"image_processor_type": "BeitImageProcessor"},
+    "blip": {"image_processor_type": "BlipImageProcessor"},
+    "chinese clip": {"image_processor_type": "ChineseCLIPImageProcessor"},
+    "mobilenet v1": {"image_processor_type": "MobileNetV1ImageProcessor"},
+    "mobilenet v2": {"image_processor_type": "MobileNetV2ImageProcessor"},
+    "owlvit": {"image_processor_type": "OwlViTImageProcessor", "size": 96},
+    "pvt": {"image_processor_type": "PvtImageProcessor"},
+    # with other steps than ours
+    "levit": {"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 64}},
+    "efficientnet": {"image_processor_type": "EfficientNetImageProcessor", "rescale_offset": True},
+    "mobilevit": {"image_processor_type": "MobileViTImageProcessor"},
+    "poolformer": {"image_processor_type": "PoolFormerImageProcessor", "crop_pct": 0.9},
+}
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_pixels_are_those_of_the_source(tmp_path, kind):
+    """Settings that the file leaves out are the defaults of its class in transformers."""
+    vit().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[kind]))
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "model")
+    _, ours = load(tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "converted")
+    saved = transformers.AutoImageProcessor.from_pretrained(tmp_path / "converted")
+    generator = np.random.default_rng(0)
+    for sides in ((300, 210), (90, 400), (500, 500)):
+        image = Image.fromarray(generator.integers(0, 256, (*sides, 3), dtype=np.uint8))
+        expected, found, again = (p(image, return_tensors="pt")["pixel_values"] for p in (theirs, ours, saved))
+        assert torch.equal(found, expected) and torch.equal(again, expected)
+
+
+def test_settings_of_a_composite_processor_take_precedence(tmp_path):
+    vit().save_pretrained(tmp_path)
+    settings = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.1, 0.2, 0.3]}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    assert list(load(tmp_path)[1].image_mean) == [0.1, 0.2, 0.3]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings | {"image_mean": [0.5] * 3}))
+    assert list(load(tmp_path)[1].image_mean) == [0.1, 0.2, 0.3]
+
+
+def test_old_name_of_the_label_reduction(tmp_path):
+    transformers_model("SemanticSegmentation").save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSORS["old segformer"]))
+    assert load(tmp_path)[1].do_reduce_labels is True
+
+
 @pytest.mark.parametrize("name", ["segmentation", "classification"])
 def test_features_of_a_model_with_a_head(tmp_path, segformer, name):
     if name == "segmentation":
