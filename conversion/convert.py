@@ -69,7 +69,10 @@ def convert(
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """A converted checkpoint in memory: the model with its image processor, provenance, and report."""
+    """A converted checkpoint in memory: the model with its image processor, provenance, and report.
+
+    `assumes_preprocessing` is true if the checkpoint has no image processor.
+    """
 
     found: DetectedFormat
     model: PreTrainedModel
@@ -77,6 +80,7 @@ class Conversion:
     provenance: Provenance
     report: Report
     license_files: tuple[Path, ...] = ()
+    assumes_preprocessing: bool = False
 
 
 def convert_in_memory(
@@ -159,6 +163,7 @@ def convert_checkpoint(
         processor=other or found.architecture.image_processor["torchvision"](**settings),
         provenance=provenance,
         report=report,
+        assumes_preprocessing=not checkpoint.processor,
     )
 
 

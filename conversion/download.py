@@ -29,7 +29,7 @@ from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.provenance import CARD
 
 from .errors import ConversionError
-from .readers import CONFIG, LICENSE, PROCESSOR, PROCESSORS, choose_weights, shard_names
+from .readers import CONFIG, LICENSE, PROCESSOR, PROCESSORS, SUFFIXES, choose_weights, shard_names
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts whose addresses need no https
 CACHE = {"library_name": "hf_vit_seg", "namespace": "checkpoints"}
@@ -106,7 +106,7 @@ def download_repository(
             local = snapshot_download(repo_id, allow_patterns=wanted, force_download=force_download, **options)
         else:
             local = cached_folder(repo_id, subfolder, revision, cache_dir)
-            if local is None:
+            if local is None or not any(file.name.endswith(SUFFIXES) for file in local.iterdir()):
                 raise ConversionError(download_error(repo_id, OfflineModeIsEnabled()))
             return local
     except ConversionError:
@@ -123,8 +123,7 @@ def download_file(repo_id: str, name: str, *, subfolder: str = "", **options: An
     except RemoteEntryNotFoundError:
         return None
     except LocalEntryNotFoundError as error:
-        offline = options.get("local_files_only") or constants.HF_HUB_OFFLINE
-        if offline and cached_folder(repo_id, subfolder, options.get("revision"), options.get("cache_dir")):
+        if cached_folder(repo_id, subfolder, options.get("revision"), options.get("cache_dir")):
             return None  # of a repository in the cache
         raise ConversionError(download_error(repo_id, error)) from error
     except (OSError, ValueError, HTTPError) as error:
@@ -153,15 +152,16 @@ def cached_folder(repo_id: str, subfolder: str, revision: str | None, cache_dir:
 def list_files(
     repo_id: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None
 ) -> list[str] | None:
-    """Return the paths of all files of a repository; None if the Hub cannot be reached, or if it became gated."""
+    """Return the paths of all files of a repository; None if the Hub cannot be reached, or refuses a cached one."""
     try:
         return huggingface_hub.list_repo_files(repo_id, revision=revision, token=token)
-    except GatedRepoError:
+    except HfHubHTTPError as error:  # gated, too many requests, failures of the server
+        is_absent = isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
+        if is_absent or isinstance(error, RevisionNotFoundError):
+            raise
         if cached_folder(repo_id, "", revision, cache_dir) is None:
             raise
         return None  # as transformers does
-    except HfHubHTTPError:
-        raise
     except (OSError, HTTPError):  # no connection
         return None
 

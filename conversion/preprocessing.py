@@ -32,8 +32,8 @@ KEPT = (
     "image_std",
     "do_convert_rgb",
 )
-# Classes of transformers with the steps of ours: resize, center crop, rescale, normalize. They differ in defaults, and in
-# what a size that is one number means.
+# Classes of transformers with the steps of ours: resize, center crop, rescale, normalize. They differ in defaults, and
+# in what a size that is one number means.
 SAME_STEPS = frozenset(
     (
         *("Beit", "Bit", "Blip", "CLIP", "ChineseCLIP", "ConvNext", "DeiT", "MobileNetV1", "MobileNetV2"),
@@ -61,9 +61,10 @@ def source_class(processor: Mapping[str, Any], config: Mapping[str, Any]) -> typ
     if name.endswith("ImageProcessor"):
         found = getattr(transformers, RENAMED.get(name, name), None)
     else:
-        model_type = str(config.get("model_type"))
-        kind = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
-        found = IMAGE_PROCESSOR_MAPPING[kind].get("torchvision") if kind in IMAGE_PROCESSOR_MAPPING else None
+        try:
+            found = IMAGE_PROCESSOR_MAPPING[CONFIG_MAPPING[str(config.get("model_type"))]]["torchvision"]
+        except KeyError:
+            return None
     return found if isinstance(found, type) and issubclass(found, BaseImageProcessor) else None
 
 

@@ -436,6 +436,57 @@ def test_foreign_weights_beside_an_own_config_raise(segformer, tmp_path):
         SegFormerForSemanticSegmentation.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("option", ["dtype", "torch_dtype"])
+def test_from_pretrained_with_the_stored_dtype(segformer, tmp_path, option):
+    transformers.SegformerForSemanticSegmentation.from_pretrained(segformer, dtype=torch.float16).save_pretrained(
+        tmp_path
+    )
+    model = SegFormerForSemanticSegmentation.from_pretrained(tmp_path, **{option: "auto"})
+    assert model.dtype == model.config.dtype == torch.float16
+    model = SegFormerForSemanticSegmentation.from_pretrained(tmp_path, **{option: torch.bfloat16})
+    assert model.dtype == model.config.dtype == torch.bfloat16
+
+
+def test_files_of_models_that_are_not_converted(segformer, tmp_path):
+    load(segformer)[0].save_pretrained(tmp_path)
+    expected = load_file(tmp_path / "model.safetensors")
+    model, _ = load(tmp_path / "model.safetensors")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    model, _ = load(segformer / "model.safetensors", convert=False)
+    assert type(model) is transformers.SegformerForSemanticSegmentation
+    with pytest.raises(ValueError, match="directory"):
+        SegFormerForSemanticSegmentation.from_pretrained(tmp_path / "model.safetensors")
+    torch.save(expected, tmp_path / "pytorch_model.bin")  # transformers reads the other file
+    with pytest.raises(ModelError):
+        load(tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match="directory"):
+        load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("convert", [True, False])
+def test_home_directory_in_paths(segformer, tmp_path, monkeypatch, convert):
+    monkeypatch.setenv("HOME", str(segformer.parent))
+    load(segformer)[0].save_pretrained(segformer.parent / "own")
+    assert load("~/own")[0].config.num_labels == 7
+    name = f"~/{segformer.name}"
+    assert Segmenter.from_pretrained(name, convert=convert).names[0] == "thing 0"
+    assert find_task(name) == "segmentation"
+
+
+def test_quantized_checkpoints_are_left_to_transformers(tmp_path):
+    vit().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": {"quant_method": "absent"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert convert_pretrained(tmp_path) is None
+
+
+def test_note_says_that_preprocessing_is_assumed(segformer, tmp_path):
+    assert "assumed" not in str(load_pretrained(segformer).note)
+    vit().save_pretrained(tmp_path)
+    assert "preprocessing assumed" in str(load_pretrained(tmp_path).note)
+
+
 # The Hub
 
 
@@ -493,6 +544,24 @@ def test_gated_model_in_the_cache_is_used(on_hub, hub):
     hub.fault = refuse
     again = load_pretrained(on_hub)
     assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), again.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_cached_model_is_used_when_the_hub_refuses(on_hub, hub, status):
+    loaded = load_pretrained(on_hub)
+
+    def refuse(method: str, path: str) -> None:
+        raise Refusal(status, "", "later")
+
+    hub.fault = refuse
+    again = load_pretrained(on_hub)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_repository_of_which_only_the_config_is_cached(on_hub, hub):
+    transformers.AutoConfig.from_pretrained(on_hub)
+    with pytest.raises(ModelError, match="local cache"):
+        load(on_hub, local_files_only=True)
 
 
 def test_license_files_are_copied(segformer, tmp_path):
