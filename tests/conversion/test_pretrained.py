@@ -564,6 +564,25 @@ def test_repository_of_which_only_the_config_is_cached(on_hub, hub):
         load(on_hub, local_files_only=True)
 
 
+@pytest.mark.parametrize("folder", ["", "inner/"])
+def test_address_of_a_file_on_the_hub_is_loaded_with_its_config(on_hub, hub, segformer, folder):
+    HfApi().upload_folder(repo_id=on_hub, folder_path=segformer, path_in_repo="inner")
+    address = f"{hub.url}/{on_hub}/resolve/main/{folder}model.safetensors"
+    loaded = load_pretrained(address)
+    assert loaded.model.config.id2label[0] == "thing 0" and loaded.processor.size["width"] == 64
+    converted = convert_pretrained(address)
+    assert converted is not None and converted.provenance.base_model == (on_hub,)
+    hub.repos.clear()
+    offline, _ = load(address, local_files_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), offline.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("path", ["", "/", "/tree/main", "/resolve/main/absent.pth", "/blob/absent/model.safetensors"])
+def test_addresses_of_pages_and_of_absent_files_raise(on_hub, hub, path):
+    with pytest.raises(ModelError, match=on_hub):
+        load(f"{hub.url}/{on_hub}{path}")
+
+
 def test_license_files_are_copied(segformer, tmp_path):
     shutil.copytree(segformer, tmp_path / "model")
     (tmp_path / "model" / "LICENSE.owner").write_text("Use it.")
