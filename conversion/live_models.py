@@ -158,18 +158,19 @@ def freeze_parameters(model: nn.Module, origins: Mapping[str, Sequence[str]], fr
 def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
     """Convert a model of this package to transformers' class, with copies of the weights, for use without this package.
 
-    transformers' classes ignore some numbers of the config: outputs of models with other epsilons differ slightly. The
-    differences are listed in the report of `hf-vit-seg convert --to transformers`. Raises ConversionError for models
-    that transformers does not have.
+    transformers' classes ignore some numbers of the config: outputs of models with other epsilons differ slightly. A
+    logged line lists the differences. Raises ConversionError for models that transformers does not have.
     """
     with tempfile.TemporaryDirectory() as folder:
         with atomic_path(Path(folder, "model")) as place:
-            export_model(model, place, to="transformers")
+            notes = export_model(model, place, to="transformers")
         saved = transformers.AutoConfig.from_pretrained(Path(folder, "model"))
         model_class = getattr(transformers, (saved.architectures or [""])[0], None)
         if model_class is None:
             raise ConversionError(f"transformers {transformers.__version__} has no class for {saved.model_type}")
         converted = model_class.from_pretrained(Path(folder, "model"), dtype=model.dtype)
+    for note in notes:
+        logger.warning(note)
     converted.name_or_path = converted.config.name_or_path = model.config.name_or_path
     return converted.to(model.device).train(model.training)
 

@@ -189,6 +189,15 @@ def test_other_models_are_refused():
         from_transformers(transformers.ResNetModel(config))
 
 
+def test_back_conversion_lists_epsilons_that_transformers_ignores(caplog):
+    model = from_transformers(build("SegformerForSemanticSegmentation"))
+    to_transformers(model)
+    assert not caplog.messages
+    model.config.layer_norm_eps = 1e-6  # pyright: ignore[reportAttributeAccessIssue]
+    to_transformers(model)
+    assert any("layer_norm_eps 1e-06" in message for message in caplog.messages)
+
+
 def test_back_conversion_of_other_models_is_refused():
     with pytest.raises(ConversionError):
         to_transformers(build("SegformerModel"))

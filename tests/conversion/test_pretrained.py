@@ -12,7 +12,7 @@ import timm
 import torch
 import transformers
 from conversion_references import randomize, transformers_model
-from hf_vit_seg.conversion.convert import convert
+from hf_vit_seg.conversion.convert import convert, export
 from hf_vit_seg.conversion.pretrained import convert_pretrained
 from hub_server import Refusal
 from huggingface_hub import HfApi
@@ -159,6 +159,22 @@ def test_pixels_are_those_of_the_source(tmp_path, kind):
         image = Image.fromarray(generator.integers(0, 256, (*sides, 3), dtype=np.uint8))
         expected, found, again = (p(image, return_tensors="pt")["pixel_values"] for p in (theirs, ours, saved))
         assert torch.equal(found, expected) and torch.equal(again, expected)
+
+
+@pytest.mark.parametrize("architecture", ["segformer", "vit"])
+@pytest.mark.parametrize("kind", ["bit", "convnext", "levit", "no mean"])
+def test_exported_pixels_are_those_of_the_source(tmp_path, kind, architecture):
+    model = vit() if architecture == "vit" else transformers_model("ImageClassification")
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[kind]))
+    convert(tmp_path / "model", tmp_path / "converted")
+    export(tmp_path / "converted", tmp_path / "exported", to="transformers")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 210, 3), dtype=np.uint8))
+    expected, found = (
+        transformers.AutoImageProcessor.from_pretrained(tmp_path / name)(image, return_tensors="pt")["pixel_values"]
+        for name in ("model", "exported")
+    )
+    assert torch.equal(found, expected)
 
 
 def test_settings_of_a_composite_processor_take_precedence(tmp_path):
