@@ -62,7 +62,8 @@ def source_class(processor: Mapping[str, Any], config: Mapping[str, Any]) -> typ
         found = getattr(transformers, RENAMED.get(name, name), None)
     else:
         try:
-            found = IMAGE_PROCESSOR_MAPPING[CONFIG_MAPPING[str(config.get("model_type"))]]["torchvision"]
+            classes: Any = IMAGE_PROCESSOR_MAPPING[CONFIG_MAPPING[str(config.get("model_type"))]]
+            found = classes["torchvision"]
         except KeyError:
             return None
     return found if isinstance(found, type) and issubclass(found, BaseImageProcessor) else None
@@ -104,10 +105,11 @@ def other_processor(processor: Mapping[str, Any], config: Mapping[str, Any]) -> 
     if source is None or has_same_steps(source):
         return None
     try:
-        return source.from_dict(dict(processor))
+        built: Any = source.from_dict(dict(processor))
     except (LookupError, TypeError, ValueError) as error:
         reason = error_sentence(error, short=True)
         raise ConversionError(f"preprocessor_config.json is not accepted by {source.__name__}: {reason}") from error
+    return built
 
 
 def check_channels(processor: Mapping[str, Any], channels: int, where: Path) -> None:
