@@ -69,7 +69,10 @@ def convert(
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """A converted checkpoint in memory: the model with its image processor, provenance, and report."""
+    """A converted checkpoint in memory: the model with its image processor, provenance, and report.
+
+    `assumes_preprocessing` is true if the checkpoint has no image processor.
+    """
 
     found: DetectedFormat
     model: PreTrainedModel
@@ -77,6 +80,7 @@ class Conversion:
     provenance: Provenance
     report: Report
     license_files: tuple[Path, ...] = ()
+    assumes_preprocessing: bool = False
 
 
 def convert_in_memory(
@@ -128,6 +132,7 @@ def convert_checkpoint(
     planned = plan(checkpoint, source, labels, overrides or {}, load_model)
     found, translation, shapes = planned.found, planned.translation, planned.shapes
     label_set, config, model = planned.label_set, planned.config, planned.model
+    other = preprocessing.other_processor(checkpoint.processor, checkpoint.config)
     settings = preprocessing.settings(
         found.form.model,
         label_set,
@@ -150,14 +155,15 @@ def convert_checkpoint(
         parameters=model.num_parameters(),
         labels=describe_labels(label_set),
         license=provenance.describe_license(),
-        notes=(*notes, *preprocessing_notes(checkpoint, settings), *found.form.remarks, *found.source.remarks),
+        notes=(*notes, *preprocessing_notes(checkpoint, settings, other), *found.form.remarks, *found.source.remarks),
     )
     return Conversion(
         found=found,
         model=model,
-        processor=found.architecture.image_processor["torchvision"](**settings),
+        processor=other or found.architecture.image_processor["torchvision"](**settings),
         provenance=provenance,
         report=report,
+        assumes_preprocessing=not checkpoint.processor,
     )
 
 
@@ -232,8 +238,12 @@ def find_variant(
     ]
 
 
-def preprocessing_notes(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> list[str]:
-    """Note the assumed preprocessing if the checkpoint has no preprocessor_config.json."""
+def preprocessing_notes(
+    checkpoint: Checkpoint, settings: Mapping[str, Any], other: BaseImageProcessor | None
+) -> list[str]:
+    """Note an image processor that is kept, and the assumed preprocessing of a checkpoint without one."""
+    if other is not None:
+        return [f"the image processor is {type(other).__name__} of transformers, whose steps differ from ours"]
     if preprocessing.saved_settings(checkpoint.processor):
         return []
     mean, deviation = settings["image_mean"], settings["image_std"]

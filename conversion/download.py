@@ -29,15 +29,18 @@ from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.provenance import CARD
 
 from .errors import ConversionError
-from .readers import CONFIG, LICENSE, PROCESSOR, choose_weights, shard_names
+from .readers import CONFIG, LICENSE, PROCESSOR, PROCESSORS, SUFFIXES, choose_weights, shard_names
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts whose addresses need no https
 CACHE = {"library_name": "hf_vit_seg", "namespace": "checkpoints"}
 
 
 def repository_of(name: str | Path) -> str | None:
-    """Return the name if it is a Hub id, and None for local paths and addresses."""
-    return None if Path(name).expanduser().exists() or is_address(str(name)) else str(name)
+    """Return the name if it is a Hub id, that of a file's address on the Hub, and None for others and local paths."""
+    if is_address(str(name)):
+        place = hub_file(str(name))
+        return place and place[0]
+    return None if Path(name).expanduser().exists() else str(name)
 
 
 def locate(name: str | Path, **hub: Any) -> Path:
@@ -85,8 +88,9 @@ def download_repository(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
+    file: str | None = None,
 ) -> Path:
-    """Download a checkpoint from the Hub to its cache; return the local folder."""
+    """Download a checkpoint from the Hub to its cache; return the local folder, or the path of `file` in it."""
     options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
     try:
         files = (
@@ -95,25 +99,30 @@ def download_repository(
         folder = f"{subfolder.strip('/')}/" if subfolder else ""
         if files is not None:
             names = [name.removeprefix(folder) for name in files if name.startswith(folder)]
-            weights = choose_weights(names, f"{f'folder {folder} of ' if folder else ''}repository '{repo_id}'")
+            weights = file or choose_weights(names, f"{f'folder {folder} of ' if folder else ''}repository '{repo_id}'")
+            if weights not in names:
+                raise ConversionError(f"repository '{repo_id}' has no file '{folder}{weights}'; check the address")
             if weights.endswith(".index.json"):
                 index = hf_hub_download(repo_id, folder + weights, force_download=force_download, **options)
                 shards = shard_names(Path(index))
             else:
                 shards = []
             licenses = [name for name in names if name.startswith(LICENSE) and "/" not in name]
-            wanted = [folder + name for name in (CONFIG, PROCESSOR, CARD, weights, *shards, *licenses)]
+            wanted = [folder + name for name in (CONFIG, PROCESSOR, PROCESSORS, CARD, weights, *shards, *licenses)]
             local = snapshot_download(repo_id, allow_patterns=wanted, force_download=force_download, **options)
         else:
             local = cached_folder(repo_id, subfolder, revision, cache_dir)
-            if local is None:
+            is_complete = local is not None and any(
+                name == file if file else name.endswith(SUFFIXES) for name in os.listdir(local)
+            )
+            if local is None or not is_complete:
                 raise ConversionError(download_error(repo_id, OfflineModeIsEnabled()))
-            return local
+            return local / (file or "")
     except ConversionError:
         raise
     except (OSError, ValueError, HTTPError) as error:
         raise ConversionError(download_error(repo_id, error)) from error
-    return Path(local, subfolder)
+    return Path(local, subfolder, file or "")
 
 
 def download_file(repo_id: str, name: str, *, subfolder: str = "", **options: Any) -> Path | None:
@@ -123,8 +132,7 @@ def download_file(repo_id: str, name: str, *, subfolder: str = "", **options: An
     except RemoteEntryNotFoundError:
         return None
     except LocalEntryNotFoundError as error:
-        offline = options.get("local_files_only") or constants.HF_HUB_OFFLINE
-        if offline and cached_folder(repo_id, subfolder, options.get("revision"), options.get("cache_dir")):
+        if cached_folder(repo_id, subfolder, options.get("revision"), options.get("cache_dir")):
             return None  # of a repository in the cache
         raise ConversionError(download_error(repo_id, error)) from error
     except (OSError, ValueError, HTTPError) as error:
@@ -153,15 +161,16 @@ def cached_folder(repo_id: str, subfolder: str, revision: str | None, cache_dir:
 def list_files(
     repo_id: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None
 ) -> list[str] | None:
-    """Return the paths of all files of a repository; None if the Hub cannot be reached, or if it became gated."""
+    """Return the paths of all files of a repository; None if the Hub cannot be reached, or refuses a cached one."""
     try:
         return huggingface_hub.list_repo_files(repo_id, revision=revision, token=token)
-    except GatedRepoError:
+    except HfHubHTTPError as error:  # gated, too many requests, failures of the server
+        is_absent = isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
+        if is_absent or isinstance(error, RevisionNotFoundError):
+            raise
         if cached_folder(repo_id, "", revision, cache_dir) is None:
             raise
         return None  # as transformers does
-    except HfHubHTTPError:
-        raise
     except (OSError, HTTPError):  # no connection
         return None
 
@@ -190,12 +199,12 @@ def download_address(address: str, **hub: Any) -> Path:
     if parts.scheme != "https" and parts.hostname not in LOOPBACK:
         raise ConversionError(f"'{address}' is not encrypted, expected an https address")
     if place := hub_file(address):
-        repo_id, revision, file = place
+        repo_id, revision, path = place
+        folder, _, file = path.rpartition("/")
         options = {name: value for name, value in hub.items() if name not in ("subfolder", "revision")}
-        try:
-            return Path(hf_hub_download(repo_id, file, revision=revision, **options))
-        except (OSError, ValueError, HTTPError) as error:
-            raise ConversionError(download_error(address, error)) from error
+        return download_repository(repo_id, revision=revision, subfolder=folder, file=file, **options)
+    if page := hub_page(address):
+        raise ConversionError(f"'{address}' is a page of the Hub; pass '{page}', or the address of a file")
     name = Path(unquote(parts.path)).name
     if not name:
         raise ConversionError(f"'{address}' names no file, expected the address of a checkpoint file")
@@ -209,16 +218,27 @@ def download_address(address: str, **hub: Any) -> Path:
     return target
 
 
-def hub_file(address: str) -> tuple[str, str, str] | None:
-    """Return (repository, revision, file) of the address of a file on the Hub, or None."""
+def hub_path(address: str) -> list[str]:
+    """Return the parts of an address's path on the Hub; empty for others."""
     base = constants.ENDPOINT.rstrip("/") + "/"
     if not address.startswith(base):
-        return None
-    parts = unquote(urlsplit(address.removeprefix(base)).path).split("/")
+        return []
+    return unquote(urlsplit(address.removeprefix(base)).path).strip("/").split("/")
+
+
+def hub_file(address: str) -> tuple[str, str, str] | None:
+    """Return (repository, revision, file) of the address of a file on the Hub, or None."""
+    parts = hub_path(address)
     place = next((place for place, part in enumerate(parts) if part in ("resolve", "blob", "raw")), 0)
     if place not in (1, 2) or len(parts) < place + 3:
         return None
     return "/".join(parts[:place]), parts[place + 1], "/".join(parts[place + 2 :])
+
+
+def hub_page(address: str) -> str | None:
+    """Return the repository of the address of its page, or of a folder's, on the Hub, or None."""
+    parts = hub_path(address)
+    return "/".join(parts[:2]) if len(parts) == 2 or parts[2:3] == ["tree"] else None
 
 
 def download_to(address: str, target: Path) -> None:

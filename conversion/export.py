@@ -61,8 +61,11 @@ def export(model_dir: Path, out_file: Path, *, to: str, overwrite: bool = False)
     )
 
 
-def export_model(model: PreTrainedModel, place: Path, *, to: str) -> None:
-    """Write a model in memory to `place` in the format of the source `to`. Raises ConversionError."""
+def export_model(model: PreTrainedModel, place: Path, *, to: str) -> list[str]:
+    """Write a model in memory to `place` in the format of the source `to`, and return notes on differing numbers.
+
+    Raises ConversionError.
+    """
     config = model.config
     architecture = next((each for each in architectures().values() if each.config is type(config)), None)
     if architecture is None:
@@ -75,6 +78,7 @@ def export_model(model: PreTrainedModel, place: Path, *, to: str) -> None:
     translation = translate(invert_rules(form.rules), tensors, source.sizes(config))
     labels = outgoing_labels(Checkpoint(place, tensors, config=config.to_dict()), auto_class)
     write(Outgoing(tensors=copy_shared(translation.tensors), config=config, labels=labels, processor={}), place)
+    return numerics_notes(source, form, config)
 
 
 def find_architecture(checkpoint: Checkpoint) -> tuple[Architecture, PreTrainedConfig]:

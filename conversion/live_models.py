@@ -1,7 +1,8 @@
 """Convert models in memory: those of transformers to the classes of this package, and back."""
 
+import logging
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,28 @@ from .convert import plan
 from .errors import ConversionError, UnsupportedCheckpoint, first_few
 from .export import export_model
 from .readers import Checkpoint
-from .registry import DetectedFormat
 from .rules import origin
 from .strict_loading import load_model
 
+# Classes that mask tokens or reconstruct pixels, which ours do not.
+PRETRAINING = ("ForPreTraining", "ForMaskedImageModeling", "MAEModel")
+# Modules that compute what transformers' code and the config say.
+MODULES = ("transformers.", "torch.nn.")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 COMPILED = "_compiled_call_impl"
+
+logger = logging.getLogger(__name__)
 
 
 def from_transformers(model: PreTrainedModel) -> PreTrainedModel:
     """Convert a model of transformers (Segformer, ViT, DeiT, Cvt, VitPose) to the faster class of this package.
 
-    The result has the same weights, labels, dtype, device, and training mode, and the same outputs up to rounding.
+    The result has the same weights, labels, dtype, device, and training modes, and the same outputs up to rounding.
     Parameters whose names alone differ are the same objects, so an optimizer that was built before still trains them;
     do not use both models for training. The original model is not changed.
 
-    Raises UnsupportedCheckpoint for other classes, and for models that are compiled, quantized, or have adapters or
-    hooks.
+    Raises UnsupportedCheckpoint for other classes, and for models that are changed (with adapters, hooks, or modules of
+    other packages), compiled, quantized, or without data.
 
     ```python
     model = AutoModelForSemanticSegmentation.from_pretrained("nvidia/segformer-b0-finetuned-ade-512-512")
@@ -54,9 +60,13 @@ def from_transformers(model: PreTrainedModel) -> PreTrainedModel:
         converted.config.semantic_loss_ignore_index = config.get("semantic_loss_ignore_index", 255)
     for name, parameter in model.named_parameters():  # loading changes them
         parameter.requires_grad_(trained[name])
-    freeze_parameters(converted, planned.found, {name for name, is_trained in trained.items() if not is_trained})
+    origins = {name: origin(planned.found.form.rules, name).split(", ") for name in converted.state_dict()}
+    freeze_parameters(converted, origins, {name for name, is_trained in trained.items() if not is_trained})
     converted.name_or_path = converted.config.name_or_path = model.config.name_or_path
-    converted.train(model.training)
+    copy_training_modes(model, converted, origins)
+    if dropped := [name for name in planned.translation.dropped if name in tensors]:
+        reasons = ", ".join(dict.fromkeys(planned.translation.dropped.values()))
+        logger.warning("%d tensors of the %s are not used (%s)", len(dropped), type(model).__name__, reasons)
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         converted.gradient_checkpointing_enable()
     attention = getattr(model.config, "_attn_implementation", None)
@@ -72,16 +82,37 @@ def check_plain(model: Any) -> None:
         raise UnsupportedCheckpoint(f"found {name}, expected a model of transformers; pass its unwrapped module")
     if not type(model).__module__.startswith("transformers."):
         raise UnsupportedCheckpoint(f"{name} is not a class of transformers, whose computation would be known")
-    if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
-        raise UnsupportedCheckpoint(f"the {name} is quantized; convert it before it is quantized")
-    if any(hasattr(module, "base_layer") and hasattr(module, "active_adapters") for module in model.modules()):
-        raise UnsupportedCheckpoint(f"the {name} has adapters; merge them first, or convert it before they are added")
-    if any(getattr(module, COMPILED, None) is not None for module in model.modules()):
-        raise UnsupportedCheckpoint(f"the {name} is compiled; convert it first, and compile the result")
-    if hooked := [path or name for path, module in model.named_modules() if has_hooks(module)]:
-        raise UnsupportedCheckpoint(f"the {name} has hooks, on {first_few(hooked)}; remove them first")
-    if any(nn.utils.parametrize.is_parametrized(module) for module in model.modules()):
-        raise UnsupportedCheckpoint(f"the {name} has parametrizations; remove them first")
+    if name.endswith(PRETRAINING):
+        raise UnsupportedCheckpoint(f"{name} is for pretraining; convert its encoder, such as ViTModel")
+    for reason, places in find_changes(model).items():
+        if places:
+            raise UnsupportedCheckpoint(f"the {name} {reason} ({first_few(place or name for place in places)})")
+
+
+def find_changes(model: PreTrainedModel) -> dict[str, list[str]]:
+    """Return the names of modules and tensors that change what a model computes, by what to do about them."""
+    modules = dict(model.named_modules())
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    is_quantized = getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None
+    return {
+        "is quantized; convert it before it is quantized": [""] if is_quantized else [],
+        "has adapters; merge them first, or convert it before they are added": [
+            path
+            for path, module in modules.items()
+            if hasattr(module, "base_layer") and hasattr(module, "active_adapters")
+        ],
+        "is compiled; convert it first, and compile the result": [
+            path for path, module in modules.items() if getattr(module, COMPILED, None) is not None
+        ],
+        "has hooks; remove them first": [path for path, module in modules.items() if has_hooks(module)],
+        "has parametrizations; remove them first": [
+            path for path, module in modules.items() if nn.utils.parametrize.is_parametrized(module)
+        ],
+        "has modules that were changed; restore them": [path for path, module in modules.items() if is_changed(module)],
+        "has tensors without data, on the meta device; load its weights first": [
+            path for path, tensor in tensors if tensor.is_meta
+        ],
+    }
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -91,28 +122,55 @@ def has_hooks(module: nn.Module) -> bool:
     return hasattr(module, "_hf_hook") or any(getattr(hook, "__module__", None) != own for hook in hooks)
 
 
-def freeze_parameters(model: nn.Module, found: DetectedFormat, frozen: Collection[str]) -> None:
+def is_changed(module: nn.Module) -> bool:
+    """Whether a module is of another package, or has another `forward` than its class."""
+    return not type(module).__module__.startswith(MODULES) or "forward" in vars(module)
+
+
+def copy_training_modes(source: nn.Module, model: nn.Module, origins: Mapping[str, Sequence[str]]) -> None:
+    """Set the training mode of each module to that of the source's modules with its tensors, if they agree.
+
+    Modules without tensors, such as dropout, have the mode of the module that contains them.
+    """
+    modes = {
+        f"{path}.{name}".removeprefix("."): module.training
+        for path, module in source.named_modules()
+        for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
+    tensors = {name: {modes[part] for part in parts if part in modes} for name, parts in origins.items()}
+    set_training_modes(model, "", source.training, tensors)
+
+
+def set_training_modes(module: nn.Module, path: str, training: bool, tensors: Mapping[str, set[bool]]) -> None:
+    """Set the training modes of a module and those inside it; `tensors` has the modes of the tensors' sources."""
+    inside = set().union(*(modes for name, modes in tensors.items() if name.startswith(path)))
+    module.training = inside.pop() if len(inside) == 1 else training
+    for name, child in module.named_children():
+        set_training_modes(child, f"{path}{name}.", module.training, tensors)
+
+
+def freeze_parameters(model: nn.Module, origins: Mapping[str, Sequence[str]], frozen: Collection[str]) -> None:
     """Freeze the parameters whose sources are all frozen."""
     for name, parameter in model.named_parameters():
-        sources = origin(found.form.rules, name).split(", ")
-        parameter.requires_grad_(not all(source in frozen for source in sources))
+        parameter.requires_grad_(not all(source in frozen for source in origins[name]))
 
 
 def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
     """Convert a model of this package to transformers' class, with copies of the weights, for use without this package.
 
-    transformers' classes ignore some numbers of the config: outputs of models with other epsilons differ slightly. The
-    differences are listed in the report of `hf-vit-seg convert --to transformers`. Raises ConversionError for models
-    that transformers does not have.
+    transformers' classes ignore some numbers of the config: outputs of models with other epsilons differ slightly. A
+    logged line lists the differences. Raises ConversionError for models that transformers does not have.
     """
     with tempfile.TemporaryDirectory() as folder:
         with atomic_path(Path(folder, "model")) as place:
-            export_model(model, place, to="transformers")
+            notes = export_model(model, place, to="transformers")
         saved = transformers.AutoConfig.from_pretrained(Path(folder, "model"))
         model_class = getattr(transformers, (saved.architectures or [""])[0], None)
         if model_class is None:
             raise ConversionError(f"transformers {transformers.__version__} has no class for {saved.model_type}")
         converted = model_class.from_pretrained(Path(folder, "model"), dtype=model.dtype)
+    for note in notes:
+        logger.warning(note)
     converted.name_or_path = converted.config.name_or_path = model.config.name_or_path
     return converted.to(model.device).train(model.training)
 

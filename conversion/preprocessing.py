@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_vit_seg.errors import HfVitSegError
+import transformers
+from transformers import CONFIG_MAPPING, IMAGE_PROCESSOR_MAPPING
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.models.image_processing_settings import LEAST_SHARE, check_settings, is_share, is_side
 from hf_vit_seg.records import shorten
 
@@ -28,7 +32,15 @@ KEPT = (
     "image_std",
     "do_convert_rgb",
 )
-CONVNEXT = {"resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # defaults of a ConvNext processor
+# Classes of transformers with the steps of ours: resize, center crop, rescale, normalize. They differ in defaults, and
+# in what a size that is one number means.
+SAME_STEPS = frozenset(
+    (
+        *("Beit", "Bit", "Blip", "CLIP", "ChineseCLIP", "ConvNext", "DeiT", "MobileNetV1", "MobileNetV2"),
+        *("OwlViT", "Pvt", "Segformer", "Siglip", "ViT", "VitPose"),
+    )
+)
+RENAMED = {"ViTHybridImageProcessor": "BitImageProcessor"}  # of transformers 4, with the same defaults
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
@@ -38,9 +50,66 @@ def check_processor(processor: Mapping[str, Any], path: Path) -> None:
         check_settings(processor, f"'{path}'")
     except HfVitSegError as error:
         raise ConversionError(str(error)) from None
-    kept = saved_settings(processor)
+
+
+def source_class(processor: Mapping[str, Any], config: Mapping[str, Any]) -> type[BaseImageProcessor] | None:
+    """Return the class of transformers that reads a preprocessor_config.json, as AutoImageProcessor finds it.
+
+    None if it names a class that transformers does not have, and for models that are not of transformers.
+    """
+    name = processor_type(processor).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
+    if name.endswith("ImageProcessor"):
+        found = getattr(transformers, RENAMED.get(name, name), None)
+    else:
+        try:
+            classes: Any = IMAGE_PROCESSOR_MAPPING[CONFIG_MAPPING[str(config.get("model_type"))]]
+            found = classes["torchvision"]
+        except KeyError:
+            return None
+    return found if isinstance(found, type) and issubclass(found, BaseImageProcessor) else None
+
+
+def has_same_steps(source: type[BaseImageProcessor]) -> bool:
+    """Whether our image processor computes the same as a class of transformers, with its settings."""
+    return source.__name__.removesuffix("ImageProcessor") in SAME_STEPS
+
+
+def complete_settings(processor: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Complete the settings of a preprocessor_config.json by the defaults of its class in transformers.
+
+    Settings of classes with other steps, and of unknown classes, are returned as they are. ConversionError for
+    settings that the class does not accept.
+    """
+    source = source_class(processor, config) if processor else None
+    completed = dict(processor)
+    if source is not None and has_same_steps(source):
+        names = (*KEPT, "crop_pct")
+        try:
+            settled = source(**{name: processor[name] for name in names if name in processor}).to_dict()
+        except (LookupError, TypeError, ValueError) as error:
+            reason = error_sentence(error, short=True)
+            raise ConversionError(f"'{path}' is not accepted by {source.__name__}: {reason}; correct it") from error
+        given = {name: settled[name] for name in names if name in settled}
+        completed |= {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+        if "resample" in completed:
+            completed["resample"] = int(completed["resample"])
+    kept = saved_settings(completed)
     if kept.get("do_center_crop") and "crop_size" not in kept:
         raise ConversionError(f"'{path}': do_center_crop is true without crop_size; add its sides")
+    return completed
+
+
+def other_processor(processor: Mapping[str, Any], config: Mapping[str, Any]) -> BaseImageProcessor | None:
+    """Build the image processor of a class of transformers with other steps than ours; None for other classes."""
+    source = source_class(processor, config) if processor else None
+    if source is None or has_same_steps(source):
+        return None
+    try:
+        built: Any = source.from_dict(dict(processor))
+    except (LookupError, TypeError, ValueError) as error:
+        reason = error_sentence(error, short=True)
+        raise ConversionError(f"preprocessor_config.json is not accepted by {source.__name__}: {reason}") from error
+    return built
 
 
 def check_channels(processor: Mapping[str, Any], channels: int, where: Path) -> None:
@@ -109,9 +178,9 @@ def convnext_settings(processor: Mapping[str, Any]) -> dict[str, Any]:
         edge = edge.get("shortest_edge") or next(iter(edge.values()))
     edge = edge[0] if isinstance(edge, list) else edge
     if edge >= 384:
-        return {**CONVNEXT, **processor, "size": {"height": edge, "width": edge}, "do_center_crop": False}
+        return {**processor, "size": {"height": edge, "width": edge}, "do_center_crop": False}
     whole = int(edge / (processor.get("crop_pct") or 224 / 256))
-    return {**CONVNEXT, **processor, "size": {"shortest_edge": whole}, "do_center_crop": True, "crop_size": edge}
+    return {**processor, "size": {"shortest_edge": whole}, "do_center_crop": True, "crop_size": edge}
 
 
 def saved_settings(processor: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,7 +130,12 @@ def check_place(name: str | Path, **hub: Any) -> None:
 
 
 def is_convertible(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json may belong to a checkpoint of a source: of transformers or timm, or without a type."""
+    """Whether a config.json may belong to a checkpoint of a source: of transformers or timm, or without a type.
+
+    Not those of quantized checkpoints, which transformers loads.
+    """
+    if config.get("quantization_config"):
+        return False
     model_type = config.get("model_type")
     if model_type in {architecture.config.model_type for architecture in architectures().values()}:
         return False
@@ -151,6 +156,8 @@ def describe(name: str | Path, converted: Conversion) -> str:
         facts.append(f"{len(report.dropped)} not used ({reasons})")
     if found.form.model != "AutoModel":
         facts.append(report.labels)
+    if converted.assumes_preprocessing:
+        facts.append("preprocessing assumed")
     return (
         f"{name}: converted in memory from {full_name(found.architecture, found.source)} to "
         f"{type(converted.model).__name__}, {', '.join(facts)}, license {converted.provenance.license or 'unknown'}"

@@ -15,10 +15,11 @@ from hf_vit_seg.text_files import read_json_object
 from . import file_formats
 from .errors import ConversionError, first_few
 from .file_formats import EXPECTED, read_file
-from .preprocessing import check_processor, timm_processor
+from .preprocessing import check_processor, complete_settings, timm_processor
 from .state_dicts import StateDict, copy_shared, find_state_dict
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+PROCESSORS = "processor_config.json"  # of several processors; that of images takes precedence over PROCESSOR
 LICENSE = "LICENSE"  # begins the names of license files
 SUFFIXES = (".pth", ".pt", ".bin", ".npz", ".safetensors")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -66,7 +67,7 @@ def read(path: Path, weights: str | None = None) -> Checkpoint:
         tensors=copy_shared(found.tensors),
         meta=found.meta,
         config=config,
-        processor=read_processor(file.parent / PROCESSOR) or timm_processor(config, file.parent / CONFIG),
+        processor=read_processor(file.parent, config),
         card=read_card(file.parent),
         weights=found.describe(),
         dropped=found.dropped,
@@ -94,8 +95,7 @@ def read_shapes(path: Path, weights: str | None = None) -> Checkpoint | None:
         return None
     tensors = {name: tensor.detach().to("meta") for name, tensor in found.tensors.items()}
     config = read_json(file.parent / CONFIG)
-    processor = read_processor(file.parent / PROCESSOR) or timm_processor(config, file.parent / CONFIG)
-    return Checkpoint(path, tensors, found.meta, config, processor, read_card(file.parent))
+    return Checkpoint(path, tensors, found.meta, config, read_processor(file.parent, config), read_card(file.parent))
 
 
 class WholeFileError(ConversionError):
@@ -146,11 +146,14 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConversionError(str(error)) from None
 
 
-def read_processor(path: Path) -> dict[str, Any]:
-    """Read and check the settings of an image processor; empty if there is no such file."""
-    processor = read_json(path)
+def read_processor(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read, check and complete the settings of a model's image processor; empty if there are none."""
+    path, processor = folder / PROCESSORS, read_json(folder / PROCESSORS).get("image_processor")
+    if not isinstance(processor, dict):
+        path = folder / PROCESSOR
+        processor = read_json(path)
     check_processor(processor, path)
-    return processor
+    return complete_settings(processor, config, path) or timm_processor(config, folder / CONFIG)
 
 
 def shard_names(index: Path) -> list[str]:

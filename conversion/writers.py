@@ -4,13 +4,17 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
 
+from .preprocessing import source_class
 from .source import Outgoing, Writer
+
+SEGFORMER, CROPPING = "SegformerImageProcessor", "BitImageProcessor"  # the first ignores do_center_crop
 
 
 def write_bare(outgoing: Outgoing, path: Path) -> None:
@@ -48,6 +52,14 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
+def processor_name(settings: Mapping[str, Any], usual: str) -> str:
+    """Return the class of transformers for the settings of an image processor: its own, or one with the same steps."""
+    kept = source_class(settings, {})
+    if kept is not None:
+        return kept.__name__
+    return CROPPING if usual == SEGFORMER and settings.get("do_center_crop") else usual
+
+
 def transformers_writer(config: str, model: str, processor: str, fields: Sequence[str] | Mapping[str, str]) -> Writer:
     """Create a writer of model directories of transformers; `fields` maps our config fields to theirs."""
     there = fields if isinstance(fields, Mapping) else {name: name for name in fields}
@@ -60,7 +72,7 @@ def transformers_writer(config: str, model: str, processor: str, fields: Sequenc
         built = getattr(transformers, config)(**values, **labels, architectures=[model], dtype=outgoing.config.dtype)
         built.save_pretrained(path)
         if outgoing.processor:
-            described = {**outgoing.processor, "image_processor_type": processor}
+            described = {**outgoing.processor, "image_processor_type": processor_name(outgoing.processor, processor)}
             (path / "preprocessor_config.json").write_text(json.dumps(described, indent=2) + "\n")
 
     return write

@@ -22,7 +22,7 @@ from hf_vit_seg.conversion.pretrained import (
     find_config,
     is_convertible,
 )
-from hf_vit_seg.conversion.readers import read_json
+from hf_vit_seg.conversion.readers import CONFIG, INDEX_FILES, WEIGHT_FILES, read_json, weight_file
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.models.layers import HUB_OPTIONS
@@ -94,7 +94,8 @@ def load(
     `from_pretrained` that locate files: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
     `force_download`.
 
-    Returns (model, image processor); the processor is None if the checkpoint has none. Raises ModelError.
+    Returns (model, image processor). A checkpoint without settings of an image processor has none (None), or if it is
+    converted, that of its format, which the logged line says. Raises ModelError.
 
     ```python
     model, processor = hf_vit_seg.load("nvidia/segformer-b0-finetuned-ade-512-512")
@@ -124,9 +125,10 @@ def load_pretrained(
         note = describe(name, converted)
         logger.warning(note)
         return Loaded(model.to(dtype), converted.processor, note)
-    model = load_model(name, dtype, task or task_of(name, features=True, **hub), **hub)
+    text = pretrained_path(name)
+    model = load_model(text, dtype, task or task_of(text, features=True, **hub), **hub)
     advise_conversion(model)
-    source, options = (name, hub) if has_processor(name, **hub) else find_base(name, **hub)
+    source, options = (text, hub) if has_processor(text, **hub) else find_base(text, **hub)
     return Loaded(model, load_processor(source, **options) if has_processor(source, **options) else None, None)
 
 
@@ -152,7 +154,27 @@ def load_for_inference(
 ) -> tuple[Any, Any]:
     """Load a model and its image processor. Raises ModelError if it has no processor."""
     loaded = load_pretrained(name, dtype, task, convert=convert, **hub)
-    return loaded.model, loaded.processor or load_processor(installed_path(str(name)), **hub)
+    return loaded.model, loaded.processor or load_processor(pretrained_path(installed_path(str(name))), **hub)
+
+
+def pretrained_path(name: str | Path) -> str:
+    """Return what transformers accepts for a checkpoint in its format: the directory of a file, a path without `~`.
+
+    ModelError for a file whose directory has other weights, or no config.json.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        return str(path) if path.exists() else str(name)
+    if (path.parent / CONFIG).is_file() and path.name in (*WEIGHT_FILES, *INDEX_FILES):
+        if weight_file(path.parent) != path:
+            raise ModelError(
+                f"'{path}' is beside {weight_file(path.parent).name}, which is loaded first; separate them"
+            )
+        return str(path.parent)
+    raise ModelError(
+        f"'{path}' is no checkpoint that can be converted, and a model in this format is loaded by its directory; pass "
+        f"one with {CONFIG} and {WEIGHT_FILES[0]}"
+    )
 
 
 def find_conversion(name: str | Path, **hub: Any) -> Conversion | None:
@@ -259,11 +281,11 @@ def find_base(name: str, **hub: Any) -> tuple[str, dict[str, Any]]:
     Other names and their options are returned as they are.
     """
     if find_config(name, **hub) is not None:
-        return name, hub
-    file = cached_file(name, ADAPTER, _raise_exceptions_for_missing_entries=False, **hub)
+        return pretrained_path(name), hub
+    file = cached_file(pretrained_path(name), ADAPTER, _raise_exceptions_for_missing_entries=False, **hub)
     base = None if file is None else read_json(Path(file)).get("base_model_name_or_path")
     if not isinstance(base, str):
-        return name, hub
+        return pretrained_path(name), hub
     return base, {option: value for option, value in hub.items() if option not in ("revision", "subfolder")}
 
 

@@ -142,8 +142,10 @@ class ConvertedCheckpoint:
         loading["state_dict"] = dict(self.state_dict)
         if isinstance(config, PreTrainedConfig):
             return config, loading
+        kept = {name: loading.pop(name) for name in ("dtype", "torch_dtype") if name in loading}  # may be "auto"
         build: Any = type(self.config).from_dict
-        return build(self.config.to_dict(), return_unused_kwargs=True, **loading)
+        config, loading = build(self.config.to_dict(), return_unused_kwargs=True, **loading)
+        return config, loading | kept
 
 
 Converter = Callable[..., ConvertedCheckpoint | None]
@@ -172,6 +174,8 @@ def convert_foreign(
     if not stored and isinstance(config, config_class) and not os.path.isfile(path):  # weights beside no config.json
         return None
     converted = next((found for convert in CONVERTERS if (found := convert(path, **hub)) is not None), None)
+    if converted is None and os.path.isfile(path):
+        raise HfVitSegError(f"'{path}' is a file in the format of this package or of transformers; pass its directory")
     if converted is None:
         raise HfVitSegError(
             f"'{path}' has model_type '{model_type}', expected '{config_class.model_type}'; load it with its own "

@@ -118,14 +118,65 @@ def parametrized(model: Any) -> Any:
     return model
 
 
+def test_training_modes_of_modules_are_preserved():
+    reference = build("SegformerForSemanticSegmentation").train()
+    reference.segformer.eval()
+    reference.decode_head.batch_norm.eval()
+    model = from_transformers(reference)
+    assert model.training and model.decode_head.training and model.decode_head.classifier.training
+    assert not any(module.training for module in model.segformer.modules())
+    assert not model.decode_head.fuse_norm.training
+    torch.testing.assert_close(model.segformer(IMAGE)[0], reference.segformer(IMAGE)[0], rtol=0, atol=1e-10)
+    assert all(module.training for module in from_transformers(reference.train()).modules())
+    assert not any(module.training for module in from_transformers(reference.eval()).modules())
+
+
+def with_another_forward(model: Any) -> Any:
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    return model
+
+
+def with_another_module(model: Any) -> Any:
+    class Linear(nn.Linear):
+        pass
+
+    model.decode_head.linear_projections[0].proj = Linear(16, 24)
+    return model
+
+
+def without_data(model: Any) -> Any:
+    return model.to("meta")
+
+
 class OwnModel(transformers.SegformerForSemanticSegmentation):
     """A subclass, which may compute something else."""
 
 
-@pytest.mark.parametrize("change", [hooked, compiled, with_adapters, parametrized])
+CHANGES = [
+    *(hooked, compiled, with_adapters, parametrized),
+    *(with_another_forward, with_another_module, without_data),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_changed_models_are_refused(change):
     with pytest.raises(UnsupportedCheckpoint):
         from_transformers(change(build("SegformerForSemanticSegmentation")))
+
+
+@pytest.mark.parametrize("name", ["ViTForMaskedImageModeling", "DeiTForMaskedImageModeling", "ViTMAEModel"])
+def test_models_that_mask_tokens_are_refused(name):
+    kind = name.removesuffix("Model").removesuffix("ForMaskedImageModeling")
+    with pytest.raises(UnsupportedCheckpoint):
+        from_transformers(getattr(transformers, name)(getattr(transformers, kind + "Config")(**VIT)))
+
+
+def test_tensors_that_are_not_used_are_named(caplog):
+    from_transformers(build("ViTForImageClassification"))
+    assert not caplog.messages
+    from_transformers(build("ViTModel"))
+    assert any("2 tensors" in message for message in caplog.messages)
 
 
 def test_other_models_are_refused():
@@ -136,6 +187,15 @@ def test_other_models_are_refused():
     config = transformers.ResNetConfig(hidden_sizes=[8], depths=[1], embedding_size=8)
     with pytest.raises(UnsupportedCheckpoint):
         from_transformers(transformers.ResNetModel(config))
+
+
+def test_back_conversion_lists_epsilons_that_transformers_ignores(caplog):
+    model = from_transformers(build("SegformerForSemanticSegmentation"))
+    to_transformers(model)
+    assert not caplog.messages
+    model.config.layer_norm_eps = 1e-6  # pyright: ignore[reportAttributeAccessIssue]
+    to_transformers(model)
+    assert any("layer_norm_eps 1e-06" in message for message in caplog.messages)
 
 
 def test_back_conversion_of_other_models_is_refused():

@@ -12,7 +12,7 @@ import timm
 import torch
 import transformers
 from conversion_references import randomize, transformers_model
-from hf_vit_seg.conversion.convert import convert
+from hf_vit_seg.conversion.convert import convert, export
 from hf_vit_seg.conversion.pretrained import convert_pretrained
 from hub_server import Refusal
 from huggingface_hub import HfApi
@@ -114,6 +114,82 @@ def test_segmenter_has_the_labels_and_label_maps_of_the_source(segformer):
     for height, width in ((40, 60), (64, 48), (100, 31)):
         image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
         np.testing.assert_array_equal(ours(image).label_map, theirs(image).label_map)
+
+
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "no type": {"size": 64},
+    "no mean": {"image_processor_type": "ViTImageProcessor", "size": {"height": 64, "width": 64}},
+    "old vit": {"feature_extractor_type": "ViTFeatureExtractor", "size": 64, "image_mean": [0.1] * 3},
+    "fast": {"image_processor_type": "ViTImageProcessorFast", "size": [64, 48], "resample": 3},
+    "only rescaled": {"image_processor_type": "ViTImageProcessor", "do_normalize": False},
+    "deit": {"image_processor_type": "DeiTImageProcessor"},
+    "bit": {"image_processor_type": "BitImageProcessor", "size": 80, "crop_size": 64},
+    "clip": {"image_processor_type": "CLIPImageProcessor", "size": 80, "crop_size": {"height": 64, "width": 48}},
+    "siglip": {"image_processor_type": "SiglipImageProcessor"},
+    "convnext": {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 64}},
+    "large convnext": {"image_processor_type": "ConvNextImageProcessor"},
+    "segformer": {"image_processor_type": "SegformerImageProcessor"},
+    "old segformer": {"feature_extractor_type": "SegformerFeatureExtractor", "size": 96, "reduce_labels": True},
+    "beit": {"image_processor_type": "BeitImageProcessor"},
+    "blip": {"image_processor_type": "BlipImageProcessor"},
+    "chinese clip": {"image_processor_type": "ChineseCLIPImageProcessor"},
+    "mobilenet v1": {"image_processor_type": "MobileNetV1ImageProcessor"},
+    "mobilenet v2": {"image_processor_type": "MobileNetV2ImageProcessor"},
+    "owlvit": {"image_processor_type": "OwlViTImageProcessor", "size": 96},
+    "pvt": {"image_processor_type": "PvtImageProcessor"},
+    # with other steps than ours
+    "levit": {"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 64}},
+    "efficientnet": {"image_processor_type": "EfficientNetImageProcessor", "rescale_offset": True},
+    "mobilevit": {"image_processor_type": "MobileViTImageProcessor"},
+    "poolformer": {"image_processor_type": "PoolFormerImageProcessor", "crop_pct": 0.9},
+}
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_pixels_are_those_of_the_source(tmp_path, kind):
+    """Settings that the file leaves out are the defaults of its class in transformers."""
+    vit().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[kind]))
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "model")
+    _, ours = load(tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "converted")
+    saved = transformers.AutoImageProcessor.from_pretrained(tmp_path / "converted")
+    generator = np.random.default_rng(0)
+    for sides in ((300, 210), (90, 400), (500, 500)):
+        image = Image.fromarray(generator.integers(0, 256, (*sides, 3), dtype=np.uint8))
+        expected, found, again = (p(image, return_tensors="pt")["pixel_values"] for p in (theirs, ours, saved))
+        assert torch.equal(found, expected) and torch.equal(again, expected)
+
+
+@pytest.mark.parametrize("architecture", ["segformer", "vit"])
+@pytest.mark.parametrize("kind", ["bit", "convnext", "levit", "no mean"])
+def test_exported_pixels_are_those_of_the_source(tmp_path, kind, architecture):
+    model = vit() if architecture == "vit" else transformers_model("ImageClassification")
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[kind]))
+    convert(tmp_path / "model", tmp_path / "converted")
+    export(tmp_path / "converted", tmp_path / "exported", to="transformers")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 210, 3), dtype=np.uint8))
+    expected, found = (
+        transformers.AutoImageProcessor.from_pretrained(tmp_path / name)(image, return_tensors="pt")["pixel_values"]
+        for name in ("model", "exported")
+    )
+    assert torch.equal(found, expected)
+
+
+def test_settings_of_a_composite_processor_take_precedence(tmp_path):
+    vit().save_pretrained(tmp_path)
+    settings = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.1, 0.2, 0.3]}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    assert list(load(tmp_path)[1].image_mean) == [0.1, 0.2, 0.3]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings | {"image_mean": [0.5] * 3}))
+    assert list(load(tmp_path)[1].image_mean) == [0.1, 0.2, 0.3]
+
+
+def test_old_name_of_the_label_reduction(tmp_path):
+    transformers_model("SemanticSegmentation").save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSORS["old segformer"]))
+    assert load(tmp_path)[1].do_reduce_labels is True
 
 
 @pytest.mark.parametrize("name", ["segmentation", "classification"])
@@ -376,6 +452,57 @@ def test_foreign_weights_beside_an_own_config_raise(segformer, tmp_path):
         SegFormerForSemanticSegmentation.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("option", ["dtype", "torch_dtype"])
+def test_from_pretrained_with_the_stored_dtype(segformer, tmp_path, option):
+    transformers.SegformerForSemanticSegmentation.from_pretrained(segformer, dtype=torch.float16).save_pretrained(
+        tmp_path
+    )
+    model = SegFormerForSemanticSegmentation.from_pretrained(tmp_path, **{option: "auto"})
+    assert model.dtype == model.config.dtype == torch.float16
+    model = SegFormerForSemanticSegmentation.from_pretrained(tmp_path, **{option: torch.bfloat16})
+    assert model.dtype == model.config.dtype == torch.bfloat16
+
+
+def test_files_of_models_that_are_not_converted(segformer, tmp_path):
+    load(segformer)[0].save_pretrained(tmp_path)
+    expected = load_file(tmp_path / "model.safetensors")
+    model, _ = load(tmp_path / "model.safetensors")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    model, _ = load(segformer / "model.safetensors", convert=False)
+    assert type(model) is transformers.SegformerForSemanticSegmentation
+    with pytest.raises(ValueError, match="directory"):
+        SegFormerForSemanticSegmentation.from_pretrained(tmp_path / "model.safetensors")
+    torch.save(expected, tmp_path / "pytorch_model.bin")  # transformers reads the other file
+    with pytest.raises(ModelError):
+        load(tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match="directory"):
+        load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("convert", [True, False])
+def test_home_directory_in_paths(segformer, tmp_path, monkeypatch, convert):
+    monkeypatch.setenv("HOME", str(segformer.parent))
+    load(segformer)[0].save_pretrained(segformer.parent / "own")
+    assert load("~/own")[0].config.num_labels == 7
+    name = f"~/{segformer.name}"
+    assert Segmenter.from_pretrained(name, convert=convert).names[0] == "thing 0"
+    assert find_task(name) == "segmentation"
+
+
+def test_quantized_checkpoints_are_left_to_transformers(tmp_path):
+    vit().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": {"quant_method": "absent"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert convert_pretrained(tmp_path) is None
+
+
+def test_note_says_that_preprocessing_is_assumed(segformer, tmp_path):
+    assert "assumed" not in str(load_pretrained(segformer).note)
+    vit().save_pretrained(tmp_path)
+    assert "preprocessing assumed" in str(load_pretrained(tmp_path).note)
+
+
 # The Hub
 
 
@@ -433,6 +560,43 @@ def test_gated_model_in_the_cache_is_used(on_hub, hub):
     hub.fault = refuse
     again = load_pretrained(on_hub)
     assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), again.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_cached_model_is_used_when_the_hub_refuses(on_hub, hub, status):
+    loaded = load_pretrained(on_hub)
+
+    def refuse(method: str, path: str) -> None:
+        raise Refusal(status, "", "later")
+
+    hub.fault = refuse
+    again = load_pretrained(on_hub)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_repository_of_which_only_the_config_is_cached(on_hub, hub):
+    transformers.AutoConfig.from_pretrained(on_hub)
+    with pytest.raises(ModelError, match="local cache"):
+        load(on_hub, local_files_only=True)
+
+
+@pytest.mark.parametrize("folder", ["", "inner/"])
+def test_address_of_a_file_on_the_hub_is_loaded_with_its_config(on_hub, hub, segformer, folder):
+    HfApi().upload_folder(repo_id=on_hub, folder_path=segformer, path_in_repo="inner")
+    address = f"{hub.url}/{on_hub}/resolve/main/{folder}model.safetensors"
+    loaded = load_pretrained(address)
+    assert loaded.model.config.id2label[0] == "thing 0" and loaded.processor.size["width"] == 64
+    converted = convert_pretrained(address)
+    assert converted is not None and converted.provenance.base_model == (on_hub,)
+    hub.repos.clear()
+    offline, _ = load(address, local_files_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), offline.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("path", ["", "/", "/tree/main", "/resolve/main/absent.pth", "/blob/absent/model.safetensors"])
+def test_addresses_of_pages_and_of_absent_files_raise(on_hub, hub, path):
+    with pytest.raises(ModelError, match=on_hub):
+        load(f"{hub.url}/{on_hub}{path}")
 
 
 def test_license_files_are_copied(segformer, tmp_path):

@@ -6,6 +6,8 @@ skipped.json    samples that could not be read, with data.on_error: skip
 error.log       tracebacks of bugs that ended the run, if any
 best/, last/    complete model directories: weights, image processor, recipe.yaml, metrics.json
 checkpoints/    step-000100/ ...: checkpoints for --resume
+results.csv     a row for each evaluation
+report.html     scores, plots, samples, classes, data and recipe in one file
 plots/, samples/, trackers/
 test/           metrics.json, plots and samples of the best model on the test split, where there is one
 

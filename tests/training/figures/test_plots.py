@@ -18,8 +18,15 @@ SCORES = {
     "pose": {"oks_ap": 0.5, "oks_ap_large": float("nan")},
 }
 DRAWN = {
-    "segmentation": {"training", "metrics", "per_class_iou", "confusion_matrix"},
-    "classification": {"training", "metrics", "per_class_accuracy", "confusion_matrix", "reliability"},
+    "segmentation": {"training", "metrics", "per_class_iou", "precision_recall", "confusion_matrix"},
+    "classification": {
+        "training",
+        "metrics",
+        "per_class_accuracy",
+        "precision_recall",
+        "confusion_matrix",
+        "reliability",
+    },
     "pose": {"training", "metrics", "keypoint_scores"},
 }
 

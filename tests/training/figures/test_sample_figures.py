@@ -86,7 +86,10 @@ def test_legend_lists_classes_with_iou_by_area():
         ("house", (255, 0, 0)), ("ground", (0, 0, 0)), ("tree", (0, 255, 0))
     ]  # fmt: skip
     assert [iou for _, _, iou in rows] == [pytest.approx(2 / 3), 1.0, 0.0]
-    assert error_rows(matrix, truth.numpy() != 255, NAMES) == [("ignored", IGNORED, pytest.approx(0.2))]
+    assert error_rows(matrix, truth.numpy() != 255, NAMES) == [
+        ("wrong class", WRONG, pytest.approx(0.2)),
+        ("ignored", IGNORED, pytest.approx(0.2)),
+    ]
 
 
 def test_legend_of_two_classes_has_both_error_rates():
