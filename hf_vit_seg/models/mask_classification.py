@@ -76,25 +76,30 @@ def semantic_logits(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> to
     """The logarithm of the scores of classes at each pixel (B, K, h, w), marginalized over queries.
 
     A score is sum_q p_q(k) m_q(pixel) (arXiv 2107.06278, section 3.4), with the class distribution p and the mask's
-    probability m. The softmax of the result divides these scores by their sum.
+    probability m. The softmax of the result divides these scores by their sum. With one class, the result is the logit
+    of its score, limited to values below 1.
     """
     probabilities = to_working_dtype(class_logits).softmax(-1)[..., :-1]
     masks = to_working_dtype(mask_logits).sigmoid()
     scores = torch.einsum("bqk,bqhw->bkhw", probabilities, masks)
+    if scores.shape[1] == 1:
+        return scores.logit(eps=torch.finfo(scores.dtype).eps).to(mask_logits.dtype)
     return scores.clamp(min=torch.finfo(scores.dtype).tiny).log().to(mask_logits.dtype)
 
 
 def masks_from_labels(
-    labels: torch.Tensor, ignore_index: int
+    labels: torch.Tensor, ignore_index: int, num_labels: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
     """Class maps (B, H, W) as mask labels (n, H, W) and class labels (n,) of each image, one mask for each class.
 
-    The last result is the mask of ignored pixels (B, H, W).
+    With one label, class maps are binary: 1 is the class, and 0 the background, which has no mask. The last result is
+    the mask of ignored pixels (B, H, W).
     """
     ignored = labels == ignore_index
-    classes = [found[found != ignore_index] for found in (image.unique() for image in labels)]
-    masks = [image == found[:, None, None] for image, found in zip(labels, classes, strict=True)]
-    return masks, [found.long() for found in classes], ignored
+    background = int(num_labels == 1)
+    values = [found[(found != ignore_index) & (found >= background)] for found in (image.unique() for image in labels)]
+    masks = [image == found[:, None, None] for image, found in zip(labels, values, strict=True)]
+    return masks, [found.long() - background for found in values], ignored
 
 
 def check_class_labels(class_labels: Sequence[torch.Tensor], num_labels: int) -> None:
@@ -116,8 +121,6 @@ def initialize_object_head(module: nn.Module) -> bool:
             init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
         init.normal_(module.weight)
-    elif hasattr(module, "mask_probability"):
-        init.ones_(module.mask_probability)
     else:
         return False
     return True
@@ -139,9 +142,13 @@ class UniversalSegmentation:
         if not initialize_object_head(module):
             super()._init_weights(module)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def set_mask_probability(self, layer: int, probability: float) -> None:
-        """Set the probability with which queries attend within their own masks in a layer, in training."""
-        self.decode_head.mask_probability[layer] = probability  # pyright: ignore[reportIndexIssue]
+    @property
+    def mask_probability(self) -> list[float]:
+        """The probability, for each layer, with which queries attend only within their own masks in training.
+
+        It is 1 at first, and is not saved. Schedules change the elements.
+        """
+        return self.decode_head.mask_probability  # pyright: ignore[reportReturnType]
 
     def predict(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
         """Images (B, C, H, W) to the output of the head, without a loss."""
@@ -185,7 +192,9 @@ class SemanticUniversalSegmentation(UniversalSegmentation):
         output = self.predict(pixel_values, **kwargs)
         loss = None
         if labels is not None:
-            masks, classes, ignored = masks_from_labels(labels, self.config.semantic_loss_ignore_index)
+            masks, classes, ignored = masks_from_labels(
+                labels, self.config.semantic_loss_ignore_index, self.config.num_labels
+            )
             check_class_labels(classes, self.config.num_labels)
             loss = output.loss_of(self.config, masks, classes, ignored)
         return SemanticSegmenterOutput(

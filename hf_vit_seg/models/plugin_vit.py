@@ -40,6 +40,8 @@ ARCHITECTURE = Architecture(
         "hf_vit_seg.conversion.vit.vitpose:SOURCE",
         "hf_vit_seg.conversion.vit.transformers_vitpose:SOURCE",
         "hf_vit_seg.conversion.vit.segmenter:SOURCE",
+        "hf_vit_seg.conversion.vit.eomt:SOURCE",
+        "hf_vit_seg.conversion.vit.transformers_eomt:SOURCE",
     ),
     forms=("hf_vit_seg.export.forms.shared:FORMS",),
 )
