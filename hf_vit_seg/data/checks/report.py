@@ -22,10 +22,18 @@ WHITE = 255
 FREQUENT = 0.01  # share of the pixels
 DARK = 64  # of 256 levels: values of 14 bits
 KEEP_DEPTH = "data.channels: 1 keeps the values of gray images, and TIFF those of RGB images"
-UNITS = {"segmentation": "pixels", "classification": "images", "pose": "labeled keypoints"}
+UNITS = {
+    "segmentation": "pixels",
+    "classification": "images",
+    "pose": "labeled keypoints",
+    "instance": "objects",
+    "panoptic": "segments",
+}
 DISALLOWED = {
     "segmentation": "values that belong to no class and are not in data.ignore",
     "classification": "labels that belong to no class (every image needs a class)",
+    "instance": "objects of classes that are neither listed nor in data.ignore",
+    "panoptic": "segments of classes that are neither listed nor in data.ignore",
 }
 
 

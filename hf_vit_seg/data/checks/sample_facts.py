@@ -20,7 +20,8 @@ from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.images.files import StoredFormat, read_format
 from hf_vit_seg.data.labels.raw_values import ClassTableError, Raw
-from hf_vit_seg.data.samples import Labels, Person, RawSample
+from hf_vit_seg.data.labels.segment_classes import count_segments
+from hf_vit_seg.data.samples import Labels, Person, RawSample, RawSegments
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.text_files import ANNOTATION_BYTES, read_json
 
@@ -32,8 +33,8 @@ class SampleFacts:
     """The shape, dtype and target values of a sample, or the `fault` that makes it unusable.
 
     `values` are pairs of a raw value and its count: pixels of a mask, 1 for the class of an image, 1 for each labeled
-    keypoint of a person. `digest` is the hash of the image's pixels. `notes` are warnings of the source.
-    `orientations` are those of the image file and of the mask file, if there are any; 1 is upright.
+    keypoint of a person, segments of a raw class. `digest` is the hash of the image's pixels. `notes` are warnings of
+    the source. `orientations` are those of the image file and of the mask file, if there are any; 1 is upright.
     `reduced_to` is the largest 8-bit value of an image that is stored with more bits and read as RGB.
     """
 
@@ -98,6 +99,8 @@ def raw_counts(dataset: RawDataset, sample: RawSample) -> Mapping[Raw, int]:
         if sample.unlabeled is not None:
             target = target[..., ~sample.unlabeled].unsqueeze(-1)
         return dataset.class_table.histogram(target)
+    if isinstance(target, RawSegments):
+        return count_segments(target, dataset.class_table, dataset.task)
     if isinstance(target, Person):
         return dict.fromkeys(torch.nonzero(target.keypoints[:, 2] > 0).flatten().tolist(), 1)
     if isinstance(target, Labels):

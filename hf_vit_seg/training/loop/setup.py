@@ -306,7 +306,14 @@ def training_set(recipe: Recipe, data: Data, built: BuiltModel) -> tuple[Trainin
     context = TransformContext.from_processor(built.processor, recipe.task, ignored, pairs)
     data.train.fill = context.mean
     pipeline = read_pipeline(recipe.transforms, context)
-    collator = Collator(built.processor, recipe.task, recipe.batch_transforms, len(data.names), recipe.seed)
+    collator = Collator(
+        built.processor,
+        recipe.task,
+        recipe.batch_transforms,
+        len(data.names),
+        recipe.seed,
+        segment_ids=getattr(built.model, "needs_segment_ids", False),
+    )
     return TrainingDataset(data.train, pipeline, recipe.seed), collator
 
 

@@ -57,12 +57,12 @@ class LossOfModel:
 
     def units(self, batch: Batch) -> torch.Tensor:
         """Return the number of images (1,)."""
-        labels = batch["labels"]
-        return torch.tensor([len(labels)], device=labels.device)
+        pixels = batch["pixel_values"]
+        return torch.tensor([len(pixels)], device=pixels.device)
 
     def totals(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the loss, summed over images (1,)."""
-        return model(**batch).loss[None] * len(batch["labels"])
+        return model(**batch).loss[None] * len(batch["pixel_values"])
 
     def combine(self, totals: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
         """Return the mean over images."""
@@ -88,4 +88,6 @@ OBJECTIVES: dict[Task, Callable[[Recipe, int, int, Sequence[float] | None], Obje
     "segmentation": loss_of_logits,
     "classification": loss_of_logits,
     "pose": loss_of_model,
+    "instance": loss_of_model,
+    "panoptic": loss_of_model,
 }

@@ -12,7 +12,7 @@ from hf_vit_seg.data.labels.class_mappings import expand_classes
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import Record
 
-Task = Literal["segmentation", "classification", "pose"]
+Task = Literal["segmentation", "classification", "pose", "instance", "panoptic"]
 Level = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Level, Level, Level]
 RawValue = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Color  # of a mask: a number, or a color
@@ -66,6 +66,9 @@ class ClassRecipe(Record):
     name: str
     values: tuple[RawValue, ...] | None = None
     color: Color | None = None  # for figures; by default the raw value, if that is a color
+    thing: bool | None = (
+        None  # panoptic: false for stuff, which has no single objects. None: as the data say, else true
+    )
 
 
 class SamplingRecipe(Record):
@@ -200,7 +203,7 @@ class EvaluationRecipe(Record):
     resolution: Literal["original", "resized"] = "original"
     boundary_iou: bool = False
     batch_size: int = Field(default=1, ge=1)  # for images of equal size
-    metric: str | None = None  # metric of the best model; None: mean_iou, accuracy, oks_ap by task
+    metric: str | None = None  # metric of the best model; None: mean_iou, accuracy, oks_ap, mask_ap, pq by task
     samples: int = Field(default=8, ge=0)  # number of figures of predictions
 
 

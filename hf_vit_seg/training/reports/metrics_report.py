@@ -28,7 +28,13 @@ from .json_values import json_line, json_value
 FILE = "metrics.json"
 EVALUATION = "evaluation_"  # + split: the folder in a model directory for the output of `evaluate`
 PER_CLASS = "per_category_"  # prefix of scores per class, as in the evaluate library
-UNITS: dict[Task, str] = {"segmentation": "pixels", "classification": "images", "pose": "persons"}
+UNITS: dict[Task, str] = {
+    "segmentation": "pixels",
+    "classification": "images",
+    "pose": "persons",
+    "instance": "objects",
+    "panoptic": "segments",
+}
 # Titles of scores in the console, in order; other scores follow under their own names.
 TITLES = {
     "mean_iou": "mIoU",
