@@ -5,7 +5,7 @@ Shapes: B images, Q queries, K classes, n objects of an image, h w the grid of t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from .bilinear import to_working_dtype
 from .errors import HfVitSegError
 from .layers import with_dicts
-from .mask_loss import Prediction, mask_classification_loss
+from .mask_loss import Prediction, loss_sums, loss_units, mask_classification_loss
 
 Resample = Callable[[torch.Tensor], torch.Tensor]
 
@@ -65,6 +65,16 @@ class UniversalSegmentationOutput(ModelOutput):
     ) -> torch.Tensor:
         """The loss of these predictions, see `mask_classification_loss`."""
         return mask_classification_loss(self.predictions(), mask_labels, class_labels, ignore_mask, config)
+
+    def loss_sums_of(
+        self,
+        config: Any,
+        mask_labels: Sequence[torch.Tensor],
+        class_labels: Sequence[torch.Tensor],
+        ignore_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The sums of the loss of these predictions, see `mask_loss.loss_sums`."""
+        return loss_sums(self.predictions(), mask_labels, class_labels, ignore_mask, config)
 
     def semantic_logits(self) -> torch.Tensor:
         """Log-scores of classes (B, K, h, w), see `semantic_logits`."""
@@ -154,6 +164,24 @@ class UniversalSegmentation:
         """Images (B, C, H, W) to the output of the head, without a loss."""
         raise NotImplementedError
 
+    def compute_loss(self, output: Any, reduction: str, *labels: Any) -> torch.Tensor:
+        """The loss of an output, or its sums (T,) with reduction "sum"; labels are masks, classes, ignored pixels."""
+        check_class_labels(labels[1], self.config.num_labels)
+        if reduction == "mean":
+            return output.loss_of(self.config, *labels)
+        if hasattr(output, "loss_sums_of"):
+            return output.loss_sums_of(self.config, *labels)
+        return output.loss_of(self.config, *labels)[None] * len(labels[0])
+
+    def loss_units(self, *, class_labels: Sequence[torch.Tensor], **labels: Any) -> torch.Tensor:
+        """The divisors (T,) of the sums that `loss_reduction` "sum" returns; both add up over batches and processes.
+
+        For losses without sums of their own, the sum is over images.
+        """
+        if hasattr(self.decode_head, "mask_probability"):
+            return loss_units(class_labels, self.config)
+        return torch.tensor([float(len(class_labels))], device=class_labels[0].device)
+
     @can_return_tuple
     @with_dicts
     def forward(
@@ -162,27 +190,41 @@ class UniversalSegmentation:
         mask_labels: Sequence[torch.Tensor] | None = None,
         class_labels: Sequence[torch.Tensor] | None = None,
         ignore_mask: torch.Tensor | None = None,
+        loss_reduction: Literal["mean", "sum"] = "mean",
         **kwargs: Any,
     ) -> Any:
         """Find the objects in images (B, C, H, W).
 
         Labels are a list with one entry per image: `mask_labels` (n, H', W'), bool, and `class_labels` (n,), int64,
-        where n may be 0. Pixels of `ignore_mask` (B, H', W') do not contribute to the loss.
+        where n may be 0. Pixels of `ignore_mask` (B, H', W') do not contribute to the loss. With `loss_reduction`
+        "sum", the loss is a vector of sums (T,), see `loss_units`.
         """
         output = self.predict(pixel_values, **kwargs)
         if mask_labels is not None and class_labels is not None:
-            check_class_labels(class_labels, self.config.num_labels)
-            output.loss = output.loss_of(self.config, mask_labels, class_labels, ignore_mask)
+            output.loss = self.compute_loss(output, loss_reduction, mask_labels, class_labels, ignore_mask)
         return output
 
 
 class SemanticUniversalSegmentation(UniversalSegmentation):
     """The same models with semantic results: classes of pixels instead of objects."""
 
+    def loss_units(self, *, labels: torch.Tensor, **others: Any) -> torch.Tensor:
+        """The divisors (T,) of the sums of the loss for class maps (B, H, W)."""
+        _, classes, _ = self.masks_from_labels(labels)
+        return super().loss_units(class_labels=classes)
+
+    def masks_from_labels(self, labels: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+        """Class maps (B, H, W) as masks of classes, see the function of this name."""
+        return masks_from_labels(labels, self.config.semantic_loss_ignore_index, self.config.num_labels)
+
     @can_return_tuple
     @with_dicts
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        loss_reduction: Literal["mean", "sum"] = "mean",
+        **kwargs: Any,
     ) -> SemanticSegmenterOutput:
         """Segment images (B, C, H, W): logits (B, K, h, w), the logarithm of scores marginalized over queries.
 
@@ -192,11 +234,7 @@ class SemanticUniversalSegmentation(UniversalSegmentation):
         output = self.predict(pixel_values, **kwargs)
         loss = None
         if labels is not None:
-            masks, classes, ignored = masks_from_labels(
-                labels, self.config.semantic_loss_ignore_index, self.config.num_labels
-            )
-            check_class_labels(classes, self.config.num_labels)
-            loss = output.loss_of(self.config, masks, classes, ignored)
+            loss = self.compute_loss(output, loss_reduction, *self.masks_from_labels(labels))
         return SemanticSegmenterOutput(
             loss=loss,
             logits=output.semantic_logits(),
