@@ -36,7 +36,7 @@ from hf_vit_seg.training.checkpoints.main_process import on_main_process
 from hf_vit_seg.training.checkpoints.resume import continuation_notes, refuse_other_data
 from hf_vit_seg.training.checkpoints.state import DataFingerprint, Manifest, data_fingerprint
 from hf_vit_seg.training.evaluation.trial import extreme_samples, try_evaluation
-from hf_vit_seg.training.losses.objectives import OBJECTIVES, Batch, Objective
+from hf_vit_seg.training.losses.objectives import OBJECTIVES, Batch, LossOfHead, Objective
 from hf_vit_seg.training.losses.registry import describe_losses
 from hf_vit_seg.training.model.building import PAIRS_FIELD, BuiltModel, build_model, output_names
 from hf_vit_seg.training.model.freezing import ParameterCounts, count_parameters
@@ -45,6 +45,7 @@ from hf_vit_seg.training.model.preparation import prepare_for_training
 from hf_vit_seg.training.model.processor import MEASURED
 from hf_vit_seg.training.optimization.ema import WeightAverage
 from hf_vit_seg.training.optimization.gathered_weights import SHARDING, refuse_sharded_average
+from hf_vit_seg.training.optimization.mask_annealing import MaskAnnealing
 from hf_vit_seg.training.optimization.parameter_groups import build_optimizer
 from hf_vit_seg.training.optimization.schedules import build_schedule
 from hf_vit_seg.training.recipe.keypoints import describe_pairs, describe_sigmas, flip_pairs
@@ -106,6 +107,7 @@ class TrainingComponents:
     objective: Objective
     optimizer: Any
     schedule: Any
+    annealing: MaskAnnealing | None
     loader: Any
     average: WeightAverage | None
     scattered: Any
@@ -177,10 +179,11 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
             lambda: try_evaluation(recipe, built.model, built.processor, accelerator, checked.extremes, data.evaluated),
         )
     model = prepare_for_training(built.model, recipe.model)
-    objective = build_objective(recipe, data.train, checked.counts)
+    objective = build_objective(recipe, data.train, checked.counts, built.model)
+    annealing = MaskAnnealing.of(built.model, recipe.schedule)
     dataset, collator = training_set(recipe, data, built)
     sample = collator([dataset[Draw(0, 0, 0)]])
-    notes = [*describe_data(recipe.data.model_dump()), *checked.warnings, *built.notes, *loss_notes(recipe)]
+    notes = [*describe_data(recipe.data.model_dump()), *checked.warnings, *built.notes, *loss_notes(recipe, objective)]
     notes += keypoint_notes(recipe, built.model, data.names)
     notes += freeze_unused(accelerator, model, objective, sample)
     parameters = count_parameters(model, recipe.model.freeze)
@@ -207,6 +210,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
         objective=objective,
         optimizer=optimizer,
         schedule=schedule,
+        annealing=annealing,
         loader=loader,
         average=WeightAverage(model, recipe.loop.ema) if recipe.loop.ema else None,
         scattered=scattered,
@@ -235,10 +239,10 @@ def open_data(recipe: Recipe) -> Data:
     return Data(train, validation, open_split(recipe, "test"))
 
 
-def build_objective(recipe: Recipe, train: RawDataset, counts: list[int]) -> Objective:
-    """Build the training objective; `counts` is the frequency of each class."""
-    outputs = len(output_names(recipe, train.class_table.names))
-    return OBJECTIVES[recipe.task](recipe, outputs, train.class_table.ignore_index, counts if outputs > 1 else None)
+def build_objective(recipe: Recipe, train: RawDataset, counts: list[int], model: Any = None) -> Objective:
+    """Build the training objective; `counts` is the frequency of each class. Without a model, check the recipe."""
+    outputs, ignored = len(output_names(recipe, train.class_table.names)), train.class_table.ignore_index
+    return OBJECTIVES[recipe.task](recipe, outputs, ignored, counts if outputs > 1 else None, model)
 
 
 @dataclass(frozen=True)
@@ -335,8 +339,10 @@ def keypoint_notes(recipe: Recipe, model: Any, names: Sequence[str]) -> list[str
     return sentences if pairs is None else [*sentences, describe_pairs(recipe, names, pairs)]
 
 
-def loss_notes(recipe: Recipe) -> list[str]:
-    """Describe the recipe's losses, for the log."""
+def loss_notes(recipe: Recipe, objective: Objective) -> list[str]:
+    """Describe the losses, for the log."""
+    if isinstance(objective, LossOfHead):
+        return [f"loss: that of the head '{objective.model.config.decode_head}'"]
     return [f"loss: {describe_losses(recipe.loss)}"] if recipe.loss else []
 
 
