@@ -6,6 +6,7 @@ from hf_vit_seg.plugins import Architecture
 
 from .configuration_vit import VisionTransformerConfig
 from .image_processing_segmentation import SemanticSegmentationImageProcessor, SemanticSegmentationImageProcessorPil
+from .image_processing_universal import UniversalSegmentationImageProcessor, UniversalSegmentationImageProcessorPil
 from .modeling_vit import (
     VisionTransformerBackbone,
     VisionTransformerForImageClassification,
@@ -29,6 +30,10 @@ ARCHITECTURE = Architecture(
     image_processor={
         "torchvision": SemanticSegmentationImageProcessor,
         "pil": SemanticSegmentationImageProcessorPil,
+    },
+    universal_image_processor={
+        "torchvision": UniversalSegmentationImageProcessor,
+        "pil": UniversalSegmentationImageProcessorPil,
     },
     variants=files("hf_vit_seg.configs") / "models" / "vit.yaml",
     conversions=(

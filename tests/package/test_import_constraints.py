@@ -57,8 +57,8 @@ LEVELS: dict[str, list[set[str]]] = {
         {"__init__", "console", "pipeline"},
         {"tiles", "video"},
         {"files"},
-        {"segmenter", "classifier", "pose_estimator"},
-        {"segmentation", "dense", "runtimes"},
+        {"segmenter", "classifier", "pose_estimator", "instance_segmenter"},
+        {"segmentation", "segments", "dense", "runtimes"},
         {"annotations", "image_inputs", "loading"},
     ],
 }
