@@ -3,9 +3,11 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny_runs import difference, finish, log, run, settings, start, write_data, write_recipe
+from PIL import Image
+from tiny_runs import difference, finish, log, run, settings, start, weights, write_data, write_recipe
 from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
 
 from hf_vit_seg import architectures
@@ -145,3 +147,76 @@ def test_other_losses_are_those_of_the_recipe(data):
 def test_default_of_other_models_is_unchanged(data, tmp_path):
     recipe = load_recipe(write_recipe(tmp_path, settings(data)), [])
     assert isinstance(OBJECTIVES["segmentation"](recipe, 3, 255, None, None), LossOfLogits)
+
+
+def write_objects(folder: Path) -> Path:
+    """Both splits: images of discs of two classes with instance maps and class maps; the first has no object."""
+    for split, count, seed in (("train", 6, 0), ("validation", 2, 1)):
+        random = np.random.default_rng(seed)
+        rows, columns = np.mgrid[:64, :64]
+        for kind in ("images", "instances", "masks"):
+            (folder / split / kind).mkdir(parents=True)
+        for number in range(count):
+            ids, classes = np.zeros((64, 64), np.uint16), np.zeros((64, 64), np.uint8)
+            for place in range(3 if number else 0):
+                y, x = random.integers(10, 54, 2)
+                disc = ((rows - y) ** 2 + (columns - x) ** 2 < 36) & (ids == 0)
+                ids[disc], classes[disc] = place + 1, 1 + place % 2
+            image = np.array([[40, 60, 90], [220, 80, 60], [90, 200, 120]])[classes]
+            image = image + random.integers(-20, 20, (64, 64, 3))
+            arrays = {"images": image.clip(0, 255).astype(np.uint8), "instances": ids, "masks": classes}
+            for kind, array in arrays.items():
+                Image.fromarray(array).save(folder / split / kind / f"{number}.png")
+    return folder
+
+
+def object_settings(data: Path, task: str, name: str) -> dict:
+    kinds = ("images", "instances", "masks")
+    classes = [{"name": "disc", "values": [1]}, {"name": "ball", "values": [2]}]
+    if task == "panoptic":
+        classes = [{"name": "ground", "values": [0], "thing": False}, *classes]
+    recipe = query_settings(data, name)
+    splits = {
+        split: {"kind": "folders"} | {kind: str(data / split / kind) for kind in kinds}
+        for split in ("train", "validation")
+    }
+    unknown = {"unknown": "ignore"} if task == "instance" else {}
+    return recipe | {"task": task, "data": splits | {"classes": classes, "workers": 0} | unknown}
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_objects_are_trained_and_evaluated(name, task, tmp_path):
+    """Also with crops without objects, and an image without any."""
+    recipe = write_recipe(tmp_path, object_settings(write_objects(tmp_path / "data"), task, name))
+    run(recipe, tmp_path / "run", "loop.steps=4", "loop.evaluate_every=2")
+    assert len(log(tmp_path / "run")) == 4
+    best = RunDirectory(tmp_path / "run").best
+    assert '"pq"' in (best / "metrics.json").read_text()
+    model = AutoModelForUniversalSegmentation.from_pretrained(best)
+    assert type(model).__name__.endswith("ForUniversalSegmentation")
+    assert AutoModelForSemanticSegmentation.from_pretrained(best).config.num_labels == 2 + (task == "panoptic")
+
+
+def test_more_objects_than_queries_are_reported(tmp_path, capsys):
+    settings = object_settings(write_objects(tmp_path / "data"), "instance", "segformer")
+    settings["model"]["fields"] = FAMILIES["segformer"] | {"num_queries": 2}
+    run(write_recipe(tmp_path, settings), tmp_path / "run", "loop.steps=1", "loop.evaluate_every=null")
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "5 of 6 training images have more objects (up to 3) than the model has queries (2)" in shown
+
+
+def test_row_of_no_object_is_kept_for_other_classes(tmp_path):
+    """The rows of known classes and that of no object are those of the checkpoint."""
+    data = write_objects(tmp_path / "data")
+    first = object_settings(data, "panoptic", "vit")
+    run(write_recipe(tmp_path, first), tmp_path / "first", "loop.steps=1", "loop.evaluate_every=null")
+    last = RunDirectory(tmp_path / "first").last
+    second = object_settings(data, "instance", "vit")
+    second["model"] = {"from_pretrained": str(last), "norm": "group"}
+    overrides = ("loop.steps=1", "loop.evaluate_every=null", "optimizer.learning_rate=1e-12")
+    run(write_recipe(tmp_path, second), tmp_path / "second", *overrides)
+    old, new = weights(last), weights(RunDirectory(tmp_path / "second").last)
+    name = "decode_head.class_head.weight"
+    assert old[name].shape[0] == 4 and new[name].shape[0] == 3
+    torch.testing.assert_close(new[name], old[name][1:], rtol=0, atol=1e-6)
