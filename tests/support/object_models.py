@@ -65,7 +65,9 @@ def draw_spots(height: int, width: int, count: int, largest: int, seed: int = 0)
     image = np.zeros((height, width), np.uint8)
     for _ in range(count):
         side = random.integers(1, largest + 1, 2)
-        top, left = (int(random.integers(0, max(1, length - step))) for length, step in zip(image.shape, side))
+        top, left = (
+            int(random.integers(0, max(1, length - step))) for length, step in zip(image.shape, side, strict=True)
+        )
         bottom, right = top + int(side[0]), left + int(side[1])
         if not image[max(top - 1, 0) : bottom + 1, max(left - 1, 0) : right + 1].any():
             image[top:bottom, left:right] = random.integers(140, 256)
