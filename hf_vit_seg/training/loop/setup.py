@@ -44,6 +44,7 @@ from hf_vit_seg.training.model.freezing import ParameterCounts, count_parameters
 from hf_vit_seg.training.model.normalization import convert_sync_batchnorm
 from hf_vit_seg.training.model.preparation import prepare_for_training
 from hf_vit_seg.training.model.processor import MEASURED
+from hf_vit_seg.training.model.queries import recipe_queries
 from hf_vit_seg.training.optimization.ema import WeightAverage
 from hf_vit_seg.training.optimization.gathered_weights import SHARDING, refuse_sharded_average
 from hf_vit_seg.training.optimization.mask_annealing import MaskAnnealing
@@ -268,6 +269,7 @@ class CheckedData:
 def check_data(recipe: Recipe, data: Data, facts: Path) -> CheckedData:
     """Check all splits. BadDataError for bad data."""
     report = require_valid_data(recipe, {"train": data.train, **data.evaluated}, facts, progress=True)
+    report = replace(report, queries=recipe_queries(recipe))
     indices = {split: list(part.dataset.indices) for split, part in report.splits.items() if part.skipped}
     extremes: dict[Split, list[int]] = {}
     for split, whole in data.evaluated.items():
