@@ -160,11 +160,17 @@ def convert_checkpoint(
     return Conversion(
         found=found,
         model=model,
-        processor=other or found.architecture.image_processor["torchvision"](**settings),
+        processor=other or processor_class(found)(**settings),
         provenance=provenance,
         report=report,
         assumes_preprocessing=not checkpoint.processor,
     )
+
+
+def processor_class(found: DetectedFormat) -> type:
+    """Return the class of the image processor of a checkpoint's model."""
+    task = "instance" if found.form.model == preprocessing.UNIVERSAL else None
+    return found.architecture.processor_classes(task)["torchvision"]
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from hf_vit_seg.data.images.nodata import NodataSetting, file_nodata, fill_missi
 from hf_vit_seg.data.labels.class_entries import ClassSettings
 from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
 from hf_vit_seg.data.labels.names import normalize_name
+from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS, apply_classes, name_classes
 from hf_vit_seg.data.sources.registry import Source, SourceError, open_source
 from hf_vit_seg.data.transforms.pipeline import Pipeline
 
-from .samples import Labels, Person, RawSample
+from .samples import Labels, Person, RawSample, RawSegments, Segments
 from .stream import Draw, seed_draw
 
 Split = Literal["train", "validation", "test"]
@@ -91,9 +92,10 @@ def open_split(recipe: RunSettings, split: Split) -> "RawDataset | None":
 
 def build_class_table(recipe: RunSettings, source: Source | None = None) -> ClassTable:
     """The class table of a recipe (for pose, of the keypoints). `source` is the training source, opened if needed."""
-    if recipe.data.classes is None and source is None:
+    if source is None and (recipe.data.classes is None or recipe.task in SEGMENT_TASKS):
         source = open_source(recipe.data.train, recipe.task, recipe.data.channels, "data.train")
-    table = ClassTable.from_recipe(recipe.data, source.class_names if source else None, recipe.task)
+    names, things = (source.class_names, getattr(source, "things", None)) if source else (None, None)
+    table = ClassTable.from_recipe(recipe.data, names, recipe.task, things)
     if recipe.task == "segmentation" and len(table.names) == 1:
         raise ClassTableError(
             f"found one class, '{table.names[0]}', expected at least two: add a class for the other pixels, as in "
@@ -189,10 +191,12 @@ class RawDataset:
         """Read a sample with its raw target, bypassing the cache. Raises ImageFileError for unusable samples."""
         sample = self._mark_missing(self.source.read(self.indices[index]), self.files(index))
         check_sample(sample, self.location(index))
+        if isinstance(sample.target, RawSegments):
+            return replace(sample, target=name_classes(sample.target, self.class_table))
         return sample
 
     def read(self, index: int) -> RawSample:
-        """Read a sample with its target mapped to classes: a mask (H, W) int64, a class index, or a person.
+        """Read a sample with its target mapped to classes: a mask (H, W) int64, a class index, a person, or segments.
 
         The tensors are copies and may be modified. Raises ImageFileError or UnknownValueError with the file's name.
         """
@@ -203,8 +207,11 @@ class RawDataset:
         return unpack_sample(self.cached[index])
 
     def _read_uncached(self, index: int) -> RawSample:
-        sample = self.raw(index)
         try:
+            sample = self.raw(index)
+            if isinstance(sample.target, RawSegments):
+                found = apply_classes(sample.target, self.class_table, self.task, sample.unlabeled)
+                return replace(sample, target=found)
             if isinstance(sample.target, torch.Tensor):
                 return replace(sample, target=self._classes(sample.target, sample.unlabeled))
             if isinstance(sample.target, int):
@@ -270,7 +277,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         """`image` (C, H, W), uint8 or float32, the transformed `target`, `name` and `draw`."""
         sample = self.raw.read(draw.index)
         with seed_draw(draw, self.seed):
-            image, target = self.pipeline(sample.image, sample.target)
+            image, target = self.pipeline(sample.image, sample.target, self.raw.class_table.stuff)
         return {"image": image, "target": target, "name": sample.name, "draw": draw}
 
 
@@ -280,9 +287,10 @@ def check_sample(sample: RawSample, where: str) -> None:
         raise ImageFileError(
             f"{sample.name}: {int((~finite).sum())} pixels of the image are not finite: replace missing values"
         )
-    if not isinstance(sample.target, torch.Tensor):
+    target = sample.target.ids if isinstance(sample.target, RawSegments) else sample.target
+    if not isinstance(target, torch.Tensor):
         return
-    image, mask = sample.image.shape[-2:], sample.target.shape[-2:]
+    image, mask = sample.image.shape[-2:], target.shape[-2:]
     if image != mask:
         turned = " (one is rotated, perhaps by its EXIF orientation)" if image == mask[::-1] else ""
         raise ImageFileError(
@@ -301,7 +309,9 @@ def check_keypoints(names: Sequence[str], source_names: Sequence[str] | None) ->
 
 
 def pack_sample(sample: RawSample, ignore_index: int) -> RawSample:
-    """Convert a sample's mask to the smallest dtype that holds its classes."""
+    """Convert a sample's mask to the smallest dtype that holds its classes or segments."""
+    if isinstance(sample.target, Segments) and len(sample.target.classes) < 2**15:
+        return replace(sample, target=replace(sample.target, ids=sample.target.ids.to(torch.int16)))
     if not isinstance(sample.target, torch.Tensor):
         return sample
     return replace(sample, target=sample.target.to(torch.uint8 if ignore_index <= 255 else torch.int32))
@@ -312,6 +322,8 @@ def unpack_sample(sample: RawSample) -> RawSample:
     target = sample.target
     if isinstance(target, torch.Tensor):
         target = target.to(torch.int64)
+    elif isinstance(target, Segments):
+        target = replace(target, ids=target.ids.to(torch.int32, copy=True))
     elif isinstance(target, Person):
         target = replace(target, keypoints=target.keypoints.clone())
     return replace(sample, image=sample.image.clone(), target=target)

@@ -1,6 +1,6 @@
 """Samples as a data source returns them, before the class table and the transforms are applied.
 
-Shapes: C channels, H W pixels, K keypoints or classes.
+Shapes: C channels, H W pixels, K keypoints or classes, n segments.
 """
 
 from dataclasses import dataclass
@@ -39,11 +39,46 @@ class Labels:
 
 
 @dataclass(frozen=True, eq=False)
+class Segments:
+    """The objects (things) and regions (stuff) of an image, which never overlap.
+
+    `ids` (H, W) int32: 0 is no segment, -1 is ignored, and i >= 1 is the segment of class `classes[i - 1]`.
+    """
+
+    ids: torch.Tensor
+    classes: tuple[int, ...]
+
+    def areas(self) -> torch.Tensor:
+        """The number of pixels of each segment (n,) int64."""
+        return torch.bincount(self.ids.flatten().clamp(min=0), minlength=len(self.classes) + 1)[1:]
+
+    def label_map(self, background: int, ignored: int) -> torch.Tensor:
+        """The class of each pixel (H, W) int64; `background` for pixels of no segment, `ignored` for ignored ones."""
+        return torch.tensor([ignored, background, *self.classes])[self.ids.to(torch.int64) + 1]
+
+
+@dataclass(frozen=True, eq=False)
+class RawSegments:
+    """Segments with raw values as classes, before the class table is applied.
+
+    `ids` is as in `Segments`, and `classes` are raw values; None if the source knows no classes, and the recipe has
+    one. `regions` are the numbers of the segments that are no single object: stuff, or a group of things that are not
+    annotated one by one (a crowd), whose pixels are ignored. `overlaps` counts the pixels that more than one
+    annotation covers.
+    """
+
+    ids: torch.Tensor
+    classes: tuple[int, ...] | None
+    regions: frozenset[int] = frozenset()
+    overlaps: int = 0
+
+
+@dataclass(frozen=True, eq=False)
 class RawSample:
     """An image (C, H, W), uint8 or float32, and its target.
 
     `target` is a raw mask, (H, W) int64 of values or (3, H, W) uint8 of colors; a class index; several, as `Labels`; a
-    person; or None.
+    person; the segments of an image; or None.
     `missing` (H, W) are pixels of the image without data, and `unlabeled` (H, W) those whose label is ignored because
     image or mask have no data there; None if there are none.
     `name` is unique within the source and identifies the sample in messages. `notes` are warnings of the source, the
@@ -52,7 +87,7 @@ class RawSample:
 
     name: str
     image: torch.Tensor
-    target: "torch.Tensor | int | Labels | Person | None"
+    target: "torch.Tensor | int | Labels | Person | RawSegments | Segments | None"
     notes: tuple[str, ...] = ()
     missing: torch.Tensor | None = None
     unlabeled: torch.Tensor | None = None

@@ -34,6 +34,14 @@ HEADS: Mapping[str, Head] = {
         limit="Each pixel gets one of the classes, also if it shows something else.",
         use="label_map = processor.post_process_semantic_segmentation(outputs, [image.size[::-1]])[0]  # (H, W)",
     ),
+    "AutoModelForUniversalSegmentation": Head(
+        tag="image-segmentation",
+        title="instance and panoptic segmentation",
+        use=(
+            "objects = processor.post_process_instance_segmentation(outputs, target_sizes=[image.size[::-1]])[0]  "
+            "# segmentation (H, W), segments_info"
+        ),
+    ),
     "AutoModelForImageClassification": Head(
         tag="image-classification",
         title="image classification",

@@ -32,6 +32,8 @@ AUTO_CLASSES = {
     "segmentation": "AutoModelForSemanticSegmentation",
     "classification": "AutoModelForImageClassification",
     "pose": "AutoModelForPoseEstimation",
+    "instance": "AutoModelForUniversalSegmentation",  # also of models trained for panoptic segmentation
+    "panoptic": "AutoModelForUniversalSegmentation",
 }
 EXTREMES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of dtypes with aminmax
 FEATURES = "features"
@@ -89,7 +91,8 @@ def load(
     with the epsilons, labels and preprocessing of their source; `convert=False` keeps transformers' own class. Models
     of other architectures are loaded by transformers.
 
-    `task` is "segmentation", "classification", "pose" or "features" (the encoder); by default that of the checkpoint.
+    `task` is "segmentation", "classification", "pose", "instance", "panoptic" or "features" (the encoder); by default
+    that of the checkpoint.
     `dtype` is a floating-point type of torch or its name; `device` defaults to the CPU. `hub` has the options of
     `from_pretrained` that locate files: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
     `force_download`.

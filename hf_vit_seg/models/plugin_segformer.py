@@ -6,12 +6,14 @@ from hf_vit_seg.plugins import Architecture
 
 from .configuration_segformer import SegFormerConfig
 from .image_processing_segmentation import SemanticSegmentationImageProcessor, SemanticSegmentationImageProcessorPil
+from .image_processing_universal import UniversalSegmentationImageProcessor, UniversalSegmentationImageProcessorPil
 from .modeling_segformer import (
     SegFormerBackbone,
     SegFormerForImageClassification,
     SegFormerForSemanticSegmentation,
     SegFormerModel,
 )
+from .modeling_segformer_universal import SegFormerForUniversalSegmentation
 
 ARCHITECTURE = Architecture(
     name="segformer",
@@ -20,11 +22,16 @@ ARCHITECTURE = Architecture(
         "AutoModel": SegFormerModel,
         "AutoModelForImageClassification": SegFormerForImageClassification,
         "AutoModelForSemanticSegmentation": SegFormerForSemanticSegmentation,
+        "AutoModelForUniversalSegmentation": SegFormerForUniversalSegmentation,
         "AutoBackbone": SegFormerBackbone,
     },
     image_processor={
         "torchvision": SemanticSegmentationImageProcessor,
         "pil": SemanticSegmentationImageProcessorPil,
+    },
+    universal_image_processor={
+        "torchvision": UniversalSegmentationImageProcessor,
+        "pil": UniversalSegmentationImageProcessorPil,
     },
     variants=files("hf_vit_seg.configs") / "models" / "segformer.yaml",
     conversions=(

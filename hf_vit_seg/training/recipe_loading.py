@@ -18,7 +18,7 @@ from hf_vit_seg.records import RecordError, Table, read_record, shorten
 from hf_vit_seg.text_files import read_text
 from hf_vit_seg.yaml_reader import parse
 
-from .losses.registry import DEFAULT, LOSSES, MULTI_LABEL_DEFAULT, check_losses
+from .losses.registry import DEFAULT, LOSSES, MODEL_LOSS, MULTI_LABEL_DEFAULT, check_losses
 from .optimization.parameter_groups import GroupRow
 from .recipe.files import RecipeFileError, plain, recipe_path, shipped_recipes
 from .recipe.overrides import override_setting, split_override
@@ -86,9 +86,9 @@ def resolve_file_paths(settings: Mapping[str, Any], path: Path) -> dict[str, Any
 def with_default_loss(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Add the default loss to settings without one, so that overrides can add to it or remove it.
 
-    For pose the model computes the loss.
+    For the tasks `MODEL_LOSS` the model computes the loss.
     """
-    if settings.get("loss", {}) != {} or settings.get("task") == "pose":
+    if settings.get("loss", {}) != {} or settings.get("task") in MODEL_LOSS:
         return settings
     data = settings.get("data")
     multi_label = isinstance(data, Mapping) and data.get("multi_label") is True

@@ -3,7 +3,7 @@
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from glob import glob
@@ -147,11 +147,11 @@ def expand(path: Path, skip: Path | None) -> Iterator[ImageFile]:
     if not os.path.isdir(path):  # unlike Path.is_dir, this never raises
         yield ImageFile(path, Path(path.name))
         return
-    for place in files_below(path, readable_suffixes(), skip):
+    for place in files_below(path, readable_suffixes(), () if skip is None else (skip,)):
         yield ImageFile(path / place, place)
 
 
-def files_below(folder: Path, suffixes: frozenset[str], skip: Path | None = None) -> Iterator[Path]:
+def files_below(folder: Path, suffixes: frozenset[str], skip: Collection[Path] = ()) -> Iterator[Path]:
     """Files with one of these lower-case suffixes, relative to the folder; no hidden ones, nothing below `skip`.
 
     Links to folders are followed, but for those to a folder that they lie in. ImageFileError for a folder that cannot
@@ -161,7 +161,7 @@ def files_below(folder: Path, suffixes: frozenset[str], skip: Path | None = None
     for parent, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=True):
         here, chain = Path(parent), above.pop(parent)
         inside = {name: (here / name).resolve() for name in sorted(folders) if not name.startswith(".")}
-        refused = chain | ({skip.resolve()} if skip else set())
+        refused = chain | {path.resolve() for path in skip}
         folders[:] = [name for name, real in inside.items() if real not in refused]
         above |= {os.path.join(parent, name): {*chain, inside[name]} for name in folders}
         for name in sorted(names):

@@ -11,6 +11,8 @@ from .raw_values import IGNORED_VALUE, ClassTableError, Raw
 REDUCE_ZERO_LABEL = "reduce_zero_label"
 ORDERS = {
     "segmentation": "the masks' values, as in classes: [background, nucleus]",
+    "instance": "the class maps' values; for one class of objects classes: [nucleus]",
+    "panoptic": "the class maps' values, as in classes: [{name: road, thing: false}, car]",
     "classification": "the integer labels, as in classes: [cat, dog]",
     "pose": "the keypoints, as in classes: [nose, left_eye]",
 }
@@ -26,6 +28,8 @@ class ClassEntry(Protocol):
     def values(self) -> Sequence[Raw] | None: ...  # noqa: D102
     @property
     def color(self) -> tuple[int, int, int] | None: ...  # noqa: D102
+    @property
+    def thing(self) -> bool | None: ...  # noqa: D102
 
 
 class ClassSettings(Protocol):
@@ -43,11 +47,12 @@ class ClassSettings(Protocol):
 
 @dataclass(frozen=True)
 class NamedClass:
-    """A class given by its name, with an optional color."""
+    """A class given by its name, with an optional color, and whether it is a thing (None: not stated)."""
 
     name: str
     values: tuple[Raw, ...] | None = None
     color: tuple[int, int, int] | None = None
+    thing: bool | None = None
 
 
 def class_entries(
@@ -55,7 +60,7 @@ def class_entries(
 ) -> list[ClassEntry]:
     """The classes of a recipe; without `data.classes`, those of the source."""
     given = data.classes if data.classes is not None else source_names
-    given = label_set(given) if isinstance(given, str) else given
+    given = label_set(given, task) if isinstance(given, str) else given
     if not given:
         raise ClassTableError(
             f"data.classes is missing, and the source has no class names: list the names in the order of {ORDERS[task]}"
@@ -67,8 +72,8 @@ def class_entries(
     return [NamedClass(entry) if isinstance(entry, str) else entry for entry in given]
 
 
-def label_set(name: str) -> list[NamedClass]:
-    """The classes and colors of a label set of the package (configs/labels)."""
+def label_set(name: str, task: str = "segmentation") -> list[NamedClass]:
+    """The classes and colors of a label set of the package (configs/labels); for instances, its things."""
     folder = files("hf_vit_seg.configs") / "labels"
     known = sorted(entry.name.removesuffix(".json") for entry in folder.iterdir())
     if name not in known:
@@ -77,7 +82,29 @@ def label_set(name: str) -> list[NamedClass]:
         )
     content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     colors = [(red, green, blue) for red, green, blue in content.get("palette", [])] or [None] * len(content["names"])
-    return [NamedClass(text, color=color) for text, color in zip(content["names"], colors, strict=True)]
+    things = content.get("things")
+    entries = [
+        NamedClass(text, color=color, thing=None if things is None else text in things)
+        for text, color in zip(content["names"], colors, strict=True)
+    ]
+    return [entry for entry in entries if task != "instance" or entry.thing is not False]
+
+
+def thing_classes(
+    entries: Sequence[ClassEntry], names: Sequence[str], source_things: Sequence[str] | None, task: str
+) -> tuple[bool, ...]:
+    """Whether each class (K,) is a thing: as the recipe says, else as the source says, else true.
+
+    Raises ClassTableError for stuff in the task `instance`, which has objects only.
+    """
+    stated = [source_things is None or name in source_things for name in names]
+    things = tuple(own if entry.thing is None else entry.thing for entry, own in zip(entries, stated, strict=True))
+    if task == "instance" and not all(things):
+        raise ClassTableError(
+            f"the class '{names[things.index(False)]}' is stuff, but the task instance has things only: remove the "
+            "class, or use the task panoptic"
+        )
+    return things
 
 
 def class_targets(names: Sequence[str], values: Sequence[Sequence[Raw]]) -> dict[Raw, int]:
@@ -130,4 +157,12 @@ def class_colors(entries: Sequence[ClassEntry]) -> tuple[tuple[int, int, int], .
     return palette
 
 
-__all__ = ["ClassEntry", "ClassSettings", "class_colors", "class_entries", "class_targets", "find_ignored_values"]
+__all__ = [
+    "ClassEntry",
+    "ClassSettings",
+    "class_colors",
+    "class_entries",
+    "class_targets",
+    "find_ignored_values",
+    "thing_classes",
+]

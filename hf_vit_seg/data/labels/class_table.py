@@ -23,6 +23,7 @@ from .class_entries import (
     class_entries,
     class_targets,
     find_ignored_values,
+    thing_classes,
 )
 from .names import normalize_name
 from .raw_values import IGNORED_VALUE, UNKNOWN, ClassTableError, Lookup, Raw, UnknownValueError, histogram
@@ -35,7 +36,8 @@ class ClassTable:
     """Class names, and the class index of each raw value.
 
     `targets` are pairs of a raw value and its class, or `ignore_index`. `by_position` is true if no class defines
-    `values`; then a source with class names is matched by name (see `match_source`).
+    `values`; then a source with class names is matched by name (see `match_source`). `things` (K,) tells things from
+    stuff; empty if all classes are things.
     """
 
     names: tuple[str, ...]
@@ -44,12 +46,19 @@ class ClassTable:
     ignore_index: int = 255
     unknown_values: Literal["error", "ignore"] = "error"
     by_position: bool = True
+    things: tuple[bool, ...] = ()
 
     @classmethod
     def from_recipe(
-        cls, data: ClassSettings, source_names: Sequence[str] | None = None, task: str = "segmentation"
+        cls,
+        data: ClassSettings,
+        source_names: Sequence[str] | None = None,
+        task: str = "segmentation",
+        source_things: Sequence[str] | None = None,
     ) -> "ClassTable":
         """Build the table of a recipe's `data`; without `data.classes`, of the source's class names.
+
+        `source_things` are the names of the source's things; None if it does not tell them from stuff.
 
         The ignore index is 255, or 65535 for more than 255 classes. A value cannot be both a class's and ignored,
         except for the default `ignore: [255]`, which a class may override. Raises ClassTableError.
@@ -69,7 +78,17 @@ class ClassTable:
             ignore_index=ignore_index,
             unknown_values=data.unknown,
             by_position=not first and all(entry.values is None for entry in entries),
+            things=thing_classes(entries, names, source_things, task),
         )
+
+    def is_thing(self, index: int) -> bool:
+        """Whether a class has single objects."""
+        return not self.things or self.things[index]
+
+    @property
+    def stuff(self) -> frozenset[int]:
+        """The classes that are no things."""
+        return frozenset(index for index in range(len(self.names)) if not self.is_thing(index))
 
     def match_source(self, source_names: Sequence[str] | None) -> "ClassTable":
         """Return the table for a source with class names, whose raw value i is the class named `source_names[i]`.

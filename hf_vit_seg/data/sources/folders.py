@@ -1,73 +1,109 @@
-"""Folders of images and folders of masks, paired by name."""
+"""Folders of images and folders of masks or instance maps, paired by name."""
 
 import re
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Collection, Container
 from pathlib import Path
 from typing import ClassVar, Literal
+
+from pydantic import PositiveInt
 
 from hf_vit_seg.data.images.files import files_below, readable_suffixes
 from hf_vit_seg.data.labels.names import compose
 from hf_vit_seg.data.wording import format_list
 
 from .file_source import FileSource
+from .instance_maps import InstanceMaps
 from .source import Place, SourceError, SourceRecord, existing_file, existing_folder
 
 STEM = "{stem}"
 
 
 class FoldersSource(SourceRecord):
-    """Images and masks in folders, paired by stem: the path below the folder without its suffix.
+    """Images with masks or instance maps in folders, paired by stem: the path below the folder without its suffix.
 
     images: a folder, searched recursively; or a template whose `{stem}` is the common part of image and mask paths:
         `photos/{stem}_rgb.png`, `leftImg8bit/train/{stem}_leftImg8bit.png`, `cases/{stem}/image.png`. Subfolders
         of the template's fixed part belong to the stem.
-    masks: the same for the masks.
+    masks: the same for the masks. For the tasks instance and panoptic, the class of each object and of the pixels
+        without object; for instance they may be missing if there is one class.
+    instances: the same for the instance maps (tasks instance and panoptic): 0 is no object, and each object has its own
+        number, as in PNG files of 16 bits.
+    label_divisor: the values of the instance maps include the class: class * label_divisor + number for objects, and
+        the class for other pixels. 1000 for Cityscapes' instanceIds.
     unpaired: whether files without a counterpart are an `error` or skipped (`skip`).
     stems: a text file with one stem per line, such as `ImageSets/Segmentation/train.txt` of Pascal VOC: the samples, in
         this order. Files that it does not list are left out. Empty lines and those that begin with # are skipped.
     """
 
-    tasks: ClassVar = ("segmentation",)
+    tasks: ClassVar = ("segmentation", "instance", "panoptic")
 
     images: str
-    masks: str
+    masks: str | None = None
+    instances: str | None = None
+    label_divisor: PositiveInt | None = None
     unpaired: Literal["error", "skip"] = "error"
     stems: Place | None = None
 
-    def open(self, task: str, channels: int = 3) -> FileSource:
+    def open(self, task: str, channels: int = 3) -> FileSource | InstanceMaps:
         """Pair the files, sorted by stem or in the order of `stems`.
 
-        Raises SourceError for unpaired files (of those that are listed), or if there are no pairs.
+        Raises SourceError for unpaired files (of those that are listed), if there are no pairs, and for settings that
+        do not fit the task.
         """
-        image_folder, mask_folder = template_folder(self.images, "images"), template_folder(self.masks, "masks")
-        images = find_stems(self.images, image_folder, None if STEM in self.images else mask_folder)
-        masks = find_stems(self.masks, mask_folder, None if STEM in self.masks else image_folder)
-        listed = read_stems(existing_file(self.stems, "stems"), images, masks) if self.stems is not None else None
+        kinds = self.target_kinds(task)
+        folders = {kind: template_folder(place, kind) for kind, place in {"images": self.images, **kinds}.items()}
+        found = {
+            kind: find_stems(place, folders[kind], set() if STEM in place else set(folders.values()) - {folders[kind]})
+            for kind, place in {"images": self.images, **kinds}.items()
+        }
+        listed = read_stems(existing_file(self.stems, "stems"), *found.values()) if self.stems is not None else None
         if listed is not None:
-            images, masks = ({stem: found[stem] for stem in listed if stem in found} for found in (images, masks))
-        pairs = [stem for stem in listed or sorted(images) if stem in images and stem in masks]
+            found = {kind: {stem: each[stem] for stem in listed if stem in each} for kind, each in found.items()}
+        pairs = [stem for stem in listed or sorted(found["images"]) if all(stem in each for each in found.values())]
         if self.unpaired == "error" or not pairs:
-            self.check_pairs(images, masks)
-        return FileSource(
-            image_folder,
-            [images[stem] for stem in pairs],
-            mask_folder,
-            [masks[stem] for stem in pairs],
-            channels=channels,
+            for kind, place in kinds.items():
+                check_pairs(self.images, found["images"], kind, place, found[kind])
+        files = {kind: [each[stem] for stem in pairs] for kind, each in found.items()}
+        if "instances" not in kinds:
+            return FileSource(folders["images"], files["images"], folders["masks"], files["masks"], channels=channels)
+        return InstanceMaps(
+            folders["images"],
+            files["images"],
+            folders["instances"],
+            files["instances"],
+            folders.get("masks"),
+            files.get("masks", []),
+            self.label_divisor,
+            channels,
         )
 
-    def check_pairs(self, images: dict[str, str], masks: dict[str, str]) -> None:
-        """Raise SourceError for stems with only an image or only a mask."""
-        faults = []
-        for have, lack, found, others in (("image", "mask", images, masks), ("mask", "image", masks, images)):
-            if alone := sorted(found.keys() - others.keys()):
-                faults.append(f"{len(alone)} of {len(found)} {have}s have no {lack} ({format_list(alone)})")
-        if faults:
-            raise SourceError(
-                f"{self.images} and {self.masks} do not match by stem: {'; '.join(faults)}. If the names differ, use "
-                "templates such as 'masks/{stem}_mask.png'; set unpaired: skip to skip these files"
-            )
+    def target_kinds(self, task: str) -> dict[str, str]:
+        """The folders or templates of the targets, `masks` and `instances`. Raises SourceError."""
+        if task == "segmentation":
+            if self.masks is None or self.instances is not None or self.label_divisor is not None:
+                raise SourceError("folders requires masks, without instances and label_divisor, for segmentation")
+            return {"masks": self.masks}
+        if self.instances is None:
+            raise SourceError(f"folders requires instances, the folder of the instance maps, for {task}")
+        if self.label_divisor is not None and self.masks is not None:
+            raise SourceError("label_divisor reads the classes from the instance maps: remove it, or masks")
+        if task == "panoptic" and self.label_divisor is None and self.masks is None:
+            raise SourceError("folders requires masks, the folder of the class maps, or label_divisor, for panoptic")
+        return {"instances": self.instances} | ({} if self.masks is None else {"masks": self.masks})
+
+
+def check_pairs(place: str, images: dict[str, str], kind: str, other_place: str, others: dict[str, str]) -> None:
+    """Raise SourceError for stems with only an image or only a mask (or instance map)."""
+    noun, faults = {"masks": "mask", "instances": "instance map"}[kind], []
+    for have, lack, found, counterparts in (("image", noun, images, others), (noun, "image", others, images)):
+        if alone := sorted(found.keys() - counterparts.keys()):
+            faults.append(f"{len(alone)} of {len(found)} {have}s have no {lack} ({format_list(alone)})")
+    if faults:
+        raise SourceError(
+            f"{place} and {other_place} do not match by stem: {'; '.join(faults)}. If the names differ, use "
+            f"templates such as '{kind}/{{stem}}_mask.png'; set unpaired: skip to skip these files"
+        )
 
 
 def read_stems(path: Path, *folders: dict[str, str]) -> list[str]:
@@ -107,8 +143,8 @@ def template_folder(place: str, what: str) -> Path:
     return existing_folder(folder.expanduser(), what)
 
 
-def find_stems(place: str, folder: Path, skip: Path | None) -> dict[str, str]:
-    """Find the files of a folder or template by stem, as paths relative to `folder`; the folder `skip` is excluded."""
+def find_stems(place: str, folder: Path, skip: Collection[Path]) -> dict[str, str]:
+    """Find the files of a folder or template by stem, relative to `folder`; the folders `skip` are excluded."""
     pattern = stem_pattern(compose(place))
     suffixes = readable_suffixes() | ({Path(place).suffix.lower()} if STEM in place else frozenset())
     found: dict[str, str] = {}

@@ -14,11 +14,12 @@ from torchvision import tv_tensors
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
 
+from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.image_processing_segmentation import target_sides
 from hf_vit_seg.records import Record
 
-TASKS = frozenset({"segmentation", "classification", "pose"})
+TASKS = frozenset({"segmentation", "classification", "pose", *SEGMENT_TASKS})
 WITHOUT_PERSONS = TASKS - {"pose"}  # tasks of transforms that move pixels but not boxes and keypoints
 
 
@@ -58,7 +59,7 @@ class TransformContext:
     `output_size` maps the (height, width) of an image to the size that the processor resizes it to, `input_size` is
     the model's input size if it is constant, `resample` is PIL's number of the filter (2: bilinear). `mean` and `std`
     have one entry per channel, in raw values of the images. `keypoint_flip_pairs` are swapped by horizontal flips;
-    None if they are unknown.
+    None if they are unknown. `ignore_index` is -1 for maps of segments.
     """
 
     task: str
@@ -97,7 +98,7 @@ class TransformContext:
             mean=tuple(value / raw for value in mean),
             std=tuple(value / raw for value in std),
             resample=int(fields.get("resample", 2)),
-            ignore_index=ignore_index,
+            ignore_index=-1 if task in SEGMENT_TASKS else ignore_index,
             keypoint_flip_pairs=keypoint_flip_pairs,
         )
 

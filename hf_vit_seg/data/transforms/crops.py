@@ -31,6 +31,7 @@ from .context import (
     check_ascending,
     find_image,
 )
+from .segments import current_areas, rescale_areas
 
 TRIES = 10  # for a crop that is not dominated by one class (mmseg)
 
@@ -61,7 +62,9 @@ class RandomScaleResize(v2.Transform):
         factors = [scale * target / side for side, target in zip(sides, target, strict=True)]
         if self.options.keep_ratio:
             factors = [max(factors)] * 2
-        return {"size": tuple(max(round(side * factor), 1) for side, factor in zip(sides, factors, strict=True))}
+        size = tuple(max(round(side * factor), 1) for side, factor in zip(sides, factors, strict=True))
+        rescale_areas(size[0] * size[1] / (sides[0] * sides[1]))
+        return {"size": size}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize an image or a mask."""
@@ -113,9 +116,12 @@ class BalancedCrop(v2.RandomCrop):
         self.class_probability = class_probability
 
     def place_on_class(self, mask: torch.Tensor, window: dict[str, Any]) -> dict[str, Any]:
-        """Move the window to a random place with a random pixel of a random class; unchanged if all is ignored."""
+        """Move the window to a random place with a random pixel of a random class; unchanged if all is ignored.
+
+        In a class map of segments, negative values are pixels without a segment.
+        """
         classes = mask.unique()
-        classes = classes[classes != self.ignore_index]
+        classes = classes[(classes != self.ignore_index) & (classes >= 0)]
         if not len(classes):
             return window
         pixels = (mask == classes[torch.randint(len(classes), ())]).nonzero()
@@ -132,8 +138,9 @@ class BalancedCrop(v2.RandomCrop):
         left, top = (window["padding"][side] for side in (0, 1))
         rows = slice(max(window["top"] - top, 0), window["top"] - top + window["height"])
         columns = slice(max(window["left"] - left, 0), window["left"] - left + window["width"])
-        pixels = torch.bincount(mask[rows, columns].flatten(), minlength=self.ignore_index + 1)
-        pixels[self.ignore_index] = 0
+        ignored = max(self.ignore_index, 0)  # 0 in a class map of segments
+        pixels = torch.bincount(mask[rows, columns].flatten(), minlength=ignored + 1)
+        pixels[ignored] = 0
         return bool((pixels > 0).sum() > 1 and pixels.max() < self.largest_share * pixels.sum())
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -142,9 +149,11 @@ class BalancedCrop(v2.RandomCrop):
         masks = [value for value in flat_inputs if isinstance(value, tv_tensors.Mask)]
         if not masks:
             return window
-        mask = masks[0].as_subclass(torch.Tensor)
+        mask, areas = masks[0].as_subclass(torch.Tensor), current_areas()
         if self.class_probability and torch.rand(()) < self.class_probability:
-            return self.place_on_class(mask, window)
+            return self.place_on_class(mask if areas is None else areas.class_map(mask) - 2, window)
+        if areas is not None:
+            mask = areas.class_map(mask)
         if self.largest_share >= 1:
             return window
         for _ in range(TRIES - 1):
@@ -237,6 +246,12 @@ class ExactResizedCrop(v2.RandomResizedCrop):
     def __init__(self, options: "RandomResizedCrop", size: tuple[int, int], resample: int):
         super().__init__(size, options.scale, options.ratio)
         self.target, self.resample = size, resample
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the crop."""
+        crop = super().make_params(flat_inputs)
+        rescale_areas(self.target[0] * self.target[1] / (crop["height"] * crop["width"]))
+        return crop
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Crop and resize an image or a mask."""

@@ -12,6 +12,7 @@ from pydantic import Field
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from hf_vit_seg.data.samples import Segments
 from hf_vit_seg.entry_points import TransformRecord
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import RecordError, Table
@@ -20,6 +21,7 @@ from .context import WITHOUT_PERSONS, Fill, Share, TransformContext, TransformOp
 from .crops import Pad, RandomCrop, RandomResize, RandomResizedCrop, Resize
 from .person_crops import PersonAffine
 from .photometric import Photometric, RandAugment, RandomBlur, RandomErasing, TrivialAugment
+from .segments import SegmentAreas, use_areas
 
 
 class RandomFlip(TransformOptions):
@@ -73,8 +75,8 @@ TRANSFORMS: Table[TransformOptions] = Table(
 class Pipeline:
     """A sequence of transforms, from plain tensors to plain tensors.
 
-    A mask (H, W) int64 is transformed together with the image. A `Person` is only changed by `person_affine`, a class
-    index never.
+    A mask (H, W) int64 or the map of `Segments` is transformed together with the image. A `Person` is only changed by
+    `person_affine`, a class index never.
     """
 
     def __init__(self, steps: Sequence[Callable[..., Any]], ignore_index: int = 255):
@@ -82,15 +84,29 @@ class Pipeline:
         # torchvision resizes and counts uint8 far faster than int64.
         self.mask_dtype = torch.uint8 if ignore_index <= 255 else torch.int32
 
-    def __call__(self, image: torch.Tensor, target: Any) -> tuple[torch.Tensor, Any]:
-        """Transform an image (C, H, W), uint8 or float32, and its target."""
+    def __call__(
+        self, image: torch.Tensor, target: Any, stuff: frozenset[int] = frozenset()
+    ) -> tuple[torch.Tensor, Any]:
+        """Transform an image (C, H, W), uint8 or float32, and its target; `stuff` are the classes without objects."""
         if self.transform is None:
             return image, target
+        if isinstance(target, Segments):
+            return self.transform_segments(image, target, stuff)
         is_mask = isinstance(target, torch.Tensor)
         wrapped = tv_tensors.Mask(target.to(self.mask_dtype)) if is_mask else target
         image, target = self.transform(tv_tensors.Image(image), wrapped)
         target = target.as_subclass(torch.Tensor).to(torch.int64) if is_mask else target
         return image.as_subclass(torch.Tensor), target
+
+    def transform_segments(
+        self, image: torch.Tensor, segments: Segments, stuff: frozenset[int]
+    ) -> tuple[torch.Tensor, Segments]:
+        """Transform an image and its segments; objects that are cut to slivers are removed."""
+        assert self.transform is not None
+        areas = SegmentAreas(segments, stuff)
+        with use_areas(areas):
+            image, ids = self.transform(tv_tensors.Image(image), tv_tensors.Mask(segments.ids))
+        return image.as_subclass(torch.Tensor), areas.remove_slivers(ids.as_subclass(torch.Tensor).to(torch.int32))
 
 
 def read_pipeline(entries: Sequence[Any], context: TransformContext, place: str = "transforms") -> Pipeline:

@@ -100,9 +100,11 @@ def one_step(model: nn.Module, objective: Objective, batch: Batch, autocast: Cal
 
 
 def repeat_sample(sample: Batch, size: int, device: torch.device) -> Batch:
-    """Repeat a batch of one image to a batch of `size`."""
+    """Repeat a batch of one image to a batch of `size`; lists have one tensor per image."""
     tensors = {name: value for name, value in sample.items() if isinstance(value, torch.Tensor)}
-    return {name: value.to(device).repeat(size, *[1] * (value.dim() - 1)) for name, value in tensors.items()}
+    lists = {name: value for name, value in sample.items() if isinstance(value, list)}
+    repeated = {name: value.to(device).repeat(size, *[1] * (value.dim() - 1)) for name, value in tensors.items()}
+    return repeated | {name: [value.to(device) for value in values] * size for name, values in lists.items()}
 
 
 def free_memory(device: torch.device) -> None:

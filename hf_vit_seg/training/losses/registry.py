@@ -39,6 +39,7 @@ LOSSES: Table[Loss] = Table(
 )
 DEFAULT = {"cross_entropy": None}  # for recipes without a loss
 MULTI_LABEL_DEFAULT = {"binary_cross_entropy": None}
+MODEL_LOSS: tuple[Task, ...] = ("pose", "instance", "panoptic")  # tasks whose models compute their own loss
 
 
 class LossSum(nn.Module):
@@ -109,9 +110,9 @@ def check_losses(
     losses: Mapping[str, Mapping[str, Any] | None], task: Task, batch_transforms: bool, multi_label: bool = False
 ) -> None:
     """RecordError for losses that do not support the task, several labels, or the soft labels of batch transforms."""
-    if task == "pose":
+    if task in MODEL_LOSS:
         if losses:
-            raise RecordError("loss cannot be set for pose: the model computes its own loss; remove the setting")
+            raise RecordError(f"loss cannot be set for {task}: the model computes its own loss; remove the setting")
         return
     for name, row in read_losses(losses).items():
         try:
@@ -141,4 +142,13 @@ def needs_class_frequencies(losses: Mapping[str, Mapping[str, Any] | None]) -> b
     return any(isinstance(getattr(row, "class_weights", None), str) for row in read_losses(losses).values())
 
 
-__all__ = ["DEFAULT", "LOSSES", "LossSum", "check_losses", "describe_losses", "needs_class_frequencies", "read_losses"]
+__all__ = [
+    "DEFAULT",
+    "LOSSES",
+    "MODEL_LOSS",
+    "LossSum",
+    "check_losses",
+    "describe_losses",
+    "needs_class_frequencies",
+    "read_losses",
+]

@@ -18,10 +18,12 @@ METRICS: dict[Task, tuple[str, ...]] = {
         "mean_boundary_iou",
     ),
     "classification": ("accuracy", "top_5_accuracy", "calibration_error", "maximum_calibration_error"),
+    "instance": ("mask_ap", "mask_ap_50", "mask_ap_75", "f1_50", "aji", "count_error", "pq", "sq", "rq"),
+    "panoptic": ("pq", "sq", "rq", "pq_things", "pq_stuff"),
     "pose": tuple(f"{name}{part}" for name in ("oks_ap", "oks_ar") for part in ("", "_50", "_75", "_medium", "_large")),
 }
 MULTI_LABEL_METRICS = ("mean_average_precision", "macro_f1", "micro_f1", "exact_match")
-SMALLER_IS_BETTER = frozenset({"calibration_error", "maximum_calibration_error", "loss"})
+SMALLER_IS_BETTER = frozenset({"calibration_error", "maximum_calibration_error", "count_error", "loss"})
 
 
 def metric_name(recipe: Recipe) -> str:

@@ -16,7 +16,7 @@ from hf_vit_seg.data.labels.class_mappings import is_class_file
 
 SPLITS = ("train", "validation", "test")
 # Settings of sources that may be paths, or lists of paths; `name` may also be a Hub id.
-SOURCE_PATHS = ("images", "masks", "file", "root", "annotations", "name", "stems")
+SOURCE_PATHS = ("images", "masks", "instances", "file", "root", "annotations", "name", "stems")
 DATA_PATH = re.compile(rf"data\.(?:sampling\.file|(?:{'|'.join(SPLITS)})\.(?:{'|'.join(SOURCE_PATHS)})(?:\.\d+)?)")
 SAVED = "saved_paths"
 

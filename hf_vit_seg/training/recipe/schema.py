@@ -12,7 +12,7 @@ from hf_vit_seg.data.labels.class_mappings import expand_classes
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import Record
 
-Task = Literal["segmentation", "classification", "pose"]
+Task = Literal["segmentation", "classification", "pose", "instance", "panoptic"]
 Level = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Level, Level, Level]
 RawValue = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Color  # of a mask: a number, or a color
@@ -66,6 +66,9 @@ class ClassRecipe(Record):
     name: str
     values: tuple[RawValue, ...] | None = None
     color: Color | None = None  # for figures; by default the raw value, if that is a color
+    thing: bool | None = (
+        None  # panoptic: false for stuff, which has no single objects. None: as the data say, else true
+    )
 
 
 class SamplingRecipe(Record):
@@ -154,6 +157,7 @@ class ScheduleRecipe(Record):
     decay_share: float = Field(default=0.2, gt=0, le=1)  # wsd: share of all steps
     milestones: tuple[Milestone, ...] = ()  # multistep: shares of all steps
     factor: float = Field(default=0.1, gt=0, lt=1)  # multistep: factor of the rate at each milestone
+    mask_power: float = Field(default=0.9, gt=0)  # query heads: of the decay of masked attention, block by block
 
 
 class EmaRecipe(Record):
@@ -202,7 +206,7 @@ class EvaluationRecipe(Record):
     resolution: Literal["original", "resized"] = "original"
     boundary_iou: bool = False
     batch_size: int = Field(default=1, ge=1)  # for images of equal size
-    metric: str | None = None  # metric of the best model; None: mean_iou, accuracy, oks_ap by task
+    metric: str | None = None  # metric of the best model; None: mean_iou, accuracy, oks_ap, mask_ap, pq by task
     samples: int = Field(default=8, ge=0)  # number of figures of predictions
 
 

@@ -29,7 +29,13 @@ from .json_values import json_line, json_value
 FILE = "metrics.json"
 EVALUATION = "evaluation_"  # + split: the folder in a model directory for the output of `evaluate`
 PER_CLASS = "per_category_"  # prefix of scores per class, as in the evaluate library
-UNITS: dict[Task, str] = {"segmentation": "pixels", "classification": "images", "pose": "persons"}
+UNITS: dict[Task, str] = {
+    "segmentation": "pixels",
+    "classification": "images",
+    "pose": "persons",
+    "instance": "objects",
+    "panoptic": "segments",
+}
 # Titles of scores in the console, in order; other scores follow under their own names.
 TITLES = {
     "mean_iou": "mIoU",
@@ -46,6 +52,17 @@ TITLES = {
     "exact_match": "exact match",
     "calibration_error": "calibration error",
     "maximum_calibration_error": "largest calibration error",
+    "mask_ap": "AP (IoU 0.50:0.95)",
+    "mask_ap_50": "AP 0.50",
+    "mask_ap_75": "AP 0.75",
+    "f1_50": "F1 (IoU 0.50)",
+    "aji": "AJI",
+    "count_error": "count error",
+    "pq": "PQ",
+    "sq": "SQ",
+    "rq": "RQ",
+    "pq_things": "PQ, things",
+    "pq_stuff": "PQ, stuff",
     "oks_ap": "AP (OKS 0.50:0.95)",
     "oks_ap_50": "AP 0.50",
     "oks_ap_75": "AP 0.75",
@@ -66,6 +83,11 @@ COLUMNS = {
     "boundary_iou": "boundary IoU",
     "f1": "F1",
     "average_precision": "AP",
+    "mask_ap": "AP",
+    "mask_ap_50": "AP 0.50",
+    "pq": "PQ",
+    "sq": "SQ",
+    "rq": "RQ",
 }
 
 
