@@ -4,10 +4,11 @@ The text is rendered from the Jinja template `model_card.md`. A card written by 
 is completed.
 """
 
+import logging
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,6 +18,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.drawing.palettes import class_palette
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.local_paths import is_local_path, publishable
 from hf_vit_seg.provenance import CARD, MARK, card_metadata, split_card
 from hf_vit_seg.remote_code import packages_needed
@@ -40,6 +42,8 @@ from .model_directory import ADAPTER, ModelDirectory, model_directory
 TEMPLATE = files("hf_vit_seg.hub") / "model_card.md"
 UNFILLED = "[More Information Needed]"
 PROVIDED = {"PIL": "pillow"}  # package names that differ from import names
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,18 +69,27 @@ def model_card(model: ModelDirectory, repo_id: str, options: CardOptions = CardO
 def write_run_cards(run: RunDirectory) -> None:
     """Replace the short cards of the models in a run directory by complete ones.
 
-    A card that the user has written is kept, and so is the short one of adapters, which cannot be pushed.
+    A card that the user has written is kept, and so is the short one of adapters, which cannot be pushed, and of a
+    directory with files that cannot be read.
     """
     for path in (run.best, run.last):
         if not path.is_dir() or (path / ADAPTER).is_file():
             continue
-        model = model_directory(path)
-        if is_written_by_user(model):
-            continue
-        figure = next(iter(model.samples), None)
-        picture = None if figure is None else PurePath(os.path.relpath(figure, model.path)).as_posix()
-        card = model_card(model, displayed_path(path), CardOptions(picture, has_code=False))
-        write_text(path / CARD, str(card))
+        try:
+            write_local_card(path)
+        except HfVitSegError as error:
+            logger.warning("%s: the model card cannot be completed: %s", path, error)
+
+
+def write_local_card(path: Path) -> None:
+    """Write the card of a model directory, unless the user has written one."""
+    model = model_directory(path)
+    if is_written_by_user(model):
+        return
+    figure = next(iter(model.samples), None)
+    picture = None if figure is None else PurePath(os.path.relpath(figure, model.path)).as_posix()
+    card = model_card(model, displayed_path(path), CardOptions(picture, has_code=False))
+    write_text(path / CARD, str(card))
 
 
 def displayed_path(path: Path) -> str:
@@ -258,11 +271,17 @@ def report_facts(report: MetricsReport) -> dict[str, Any]:
     has_scores = not all(np.isnan(values).all() for values in columns.values())
     return {
         "split": report.split,
-        "about": about(report)[:1].upper() + about(report)[1:] + ".",
+        "about": about_data(report),
         "scores": [(title_of(name), decimal(value)) for name, value in report.numbers().items()],
         "columns": header[1:],
         "rows": [[in_cell(name), *cells] for name, *cells in rows] if has_scores else [],
     }
+
+
+def about_data(report: MetricsReport) -> str:
+    """Describe an evaluation in a sentence, without its speed, which is that of another machine."""
+    text = about(replace(report, seconds_per_image=float("nan")))
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def in_cell(text: str) -> str:

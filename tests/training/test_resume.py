@@ -366,7 +366,8 @@ def test_metrics_of_a_best_model_that_is_not_the_last_are_computed_again(finishe
     assert run(finished_run.parent / "recipe.yaml", out, "loop.steps=2", resume=True) is RunStatus.finished
     restored, expected = content(out), content(finished_run)
     assert restored["best/metrics.json"] == {**expected["best/metrics.json"], "step": 1}
-    for name in ("README.md", "preprocessor_config.json", "recipe.yaml", "model.safetensors"):
+    assert restored["best/README.md"].count(b"at step 1,") == 1 == expected["best/README.md"].count(b"at step 2,")
+    for name in ("preprocessor_config.json", "recipe.yaml", "model.safetensors"):
         assert restored[f"best/{name}"] == expected[f"best/{name}"]
 
 
