@@ -207,7 +207,8 @@ def test_card_snippets_run(hub, auto, tmp_path, monkeypatch):
     for snippet in snippets:
         names.clear()
         exec(snippet, names)  # as a reader would do
-    assert names.get("results") or names["outputs"]
+    # a model with random weights finds no objects
+    assert names.get("results") or ("Universal" in auto and "results" in names) or names["outputs"]
 
 
 def test_custom_text_is_kept(hub, run):

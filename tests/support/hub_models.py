@@ -23,7 +23,8 @@ def save_tiny_model(
     architecture = architectures()[name]
     config = architecture.variant_config("tiny", **(fields or {"num_labels": 3}))
     randomize_weights(getattr(transformers, auto).from_config(config), seed).save_pretrained(folder)
-    architecture.image_processor["torchvision"](size=SIZE).save_pretrained(folder)
+    processors = architecture.processor_classes("instance" if "Universal" in auto else None)
+    processors["torchvision"](size=SIZE).save_pretrained(folder)
     return folder
 
 
