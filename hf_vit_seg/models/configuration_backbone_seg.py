@@ -10,6 +10,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .bundled_code import BundlesCode
 from .errors import HfVitSegError, reject_renamed_fields
+from .layers import MaskClassificationConfig
 from .own_backbones import OWN_BACKBONES
 from .segmentation_heads import HEADS, PYRAMID_LEVELS
 
@@ -31,7 +32,7 @@ def default_levels(config: PreTrainedConfig, count: int) -> list[int]:
 
 
 @strict
-class BackboneSegmentationConfig(BundlesCode):
+class BackboneSegmentationConfig(MaskClassificationConfig, BundlesCode):
     """The config of a backbone, and its segmentation head.
 
     `backbone_config` is any config that AutoBackbone accepts, or its fields with a `model_type` (DINOv2, DINOv3, Swin,
@@ -48,6 +49,9 @@ class BackboneSegmentationConfig(BundlesCode):
 
     `decode_head_hidden_size` is the head's width; the default is the backbone's for the mask transformer, otherwise
     256. `decode_head_norm` "group" replaces the head's BatchNorm by GroupNorm, for training with few images per batch.
+
+    `decode_head` "query" predicts objects by `num_queries` queries, in `query_num_layers` layers with `query_num_heads`
+    attention heads (`query_head`). It reads maps of any strides. See `MaskClassificationConfig` for the loss.
     """
 
     model_type = "backbone_seg"
@@ -61,6 +65,8 @@ class BackboneSegmentationConfig(BundlesCode):
     decode_head_norm: Literal["batch", "group"] = "batch"
     decode_head_norm_eps: float = 1e-5
     decode_head_dropout_prob: float | int = 0.0
+    query_num_layers: int = 6
+    query_num_heads: int = 8
     hidden_act: str = "gelu"
     initializer_range: float = 0.02
     semantic_loss_ignore_index: int = 255

@@ -5,7 +5,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 
 from .errors import HfVitSegError, reject_renamed_fields
-from .layers import StagedConfig
+from .layers import MaskClassificationConfig, StagedConfig
 
 STAGE_FIELDS = (
     "depths",
@@ -29,7 +29,7 @@ RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"
 
 
 @strict
-class CvTConfig(StagedConfig):
+class CvTConfig(MaskClassificationConfig, StagedConfig):
     """Configuration of CvT, with every numerical choice in which its references differ.
 
     The fields in `STAGE_FIELDS` have one entry per stage. `patch_sizes`, `strides` and `paddings` are those of the
@@ -44,6 +44,9 @@ class CvTConfig(StagedConfig):
 
     `decode_head_norm` "group" replaces the head's BatchNorm by GroupNorm, for training with few images per batch; the
     encoder keeps its BatchNorms.
+
+    `decode_head` "query" predicts objects by `num_queries` queries, in `query_num_layers` layers with `query_num_heads`
+    attention heads (`query_head`). See `MaskClassificationConfig` for the loss.
 
     `hidden_act` is "quick_gelu" in the released code and "gelu" in transformers, whose CvT has different logits.
     """
@@ -74,7 +77,10 @@ class CvTConfig(StagedConfig):
     drop_path_rate: float | int | list[float | int] | tuple[float | int, ...] = (0.0, 0.0, 0.1)
     layer_norm_eps: float = 1e-5
     batch_norm_eps: float = 1e-5
+    decode_head: str = "all_mlp"
     decode_head_hidden_size: int = 256
+    query_num_layers: int = 6
+    query_num_heads: int = 8
     decode_head_flavor: Literal["nvlabs", "mmseg"] = "nvlabs"
     decode_head_norm: Literal["batch", "group"] = "batch"
     decode_head_norm_eps: float = 1e-5

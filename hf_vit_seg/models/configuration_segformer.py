@@ -5,7 +5,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 
 from .errors import HfVitSegError, reject_renamed_fields
-from .layers import StagedConfig
+from .layers import MaskClassificationConfig, StagedConfig
 
 STAGE_FIELDS = (
     "depths",
@@ -19,7 +19,7 @@ STAGE_FIELDS = (
 
 
 @strict
-class SegFormerConfig(StagedConfig):
+class SegFormerConfig(MaskClassificationConfig, StagedConfig):
     """Configuration of SegFormer, with every numerical choice in which its references differ.
 
     The fields with one entry per stage are `depths`, `hidden_sizes`, `num_attention_heads`, `sr_ratios` (the
@@ -33,6 +33,9 @@ class SegFormerConfig(StagedConfig):
     `decode_head_flavor` is "nvlabs" (a linear projection per level) or "mmseg" (convolution, BatchNorm and ReLU
     per level); their weights cannot be converted into each other.
     `decode_head_norm` "group" replaces the head's BatchNorm by GroupNorm, for training with few images per batch.
+
+    `decode_head` "query" predicts objects by `num_queries` queries, in `query_num_layers` layers with `query_num_heads`
+    attention heads (`query_head`). See `MaskClassificationConfig` for the loss.
     """
 
     model_type = "segformer_seg"
@@ -52,7 +55,10 @@ class SegFormerConfig(StagedConfig):
     layer_norm_eps: float = 1e-6
     patch_norm_eps: float = 1e-5
     reduction_norm_eps: float = 1e-5
+    decode_head: str = "all_mlp"
     decode_head_hidden_size: int = 256
+    query_num_layers: int = 6
+    query_num_heads: int = 8
     decode_head_flavor: Literal["nvlabs", "mmseg"] = "nvlabs"
     decode_head_norm: Literal["batch", "group"] = "batch"
     decode_head_norm_eps: float = 1e-5

@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 
 from .errors import RENAMED_FIELDS, HfVitSegError, reject_renamed_fields
 from .grid_sizes import ceil_div
-from .layers import StagedConfig
+from .layers import MaskClassificationConfig, StagedConfig
 
 PYRAMID_LEVELS = 4
 RENAMED = {
@@ -28,7 +28,7 @@ def pair(side: int | Sequence[int]) -> tuple[int, int]:
 
 
 @strict
-class VisionTransformerConfig(StagedConfig):
+class VisionTransformerConfig(MaskClassificationConfig, StagedConfig):
     """Configuration of ViT, with every numerical choice in which its references differ.
 
     `image_size` and `patch_size` are one length or (height, width). `image_size` defines the grid of the
@@ -67,6 +67,10 @@ class VisionTransformerConfig(StagedConfig):
     `decode_head_levels`, counted from 1, by default evenly spaced). `decode_head_hidden_size` is the width of the
     last two, by default the encoder's for the mask transformer and 256 for the feature pyramid. `decode_head_norm`
     "group" replaces the feature pyramid's BatchNorm by GroupNorm, for training with few images per batch.
+
+    `decode_head` "query" predicts objects (EoMT, arXiv 2503.19108): `num_queries` tokens join the others before the
+    last `num_query_blocks` layers. Their masks are computed on a grid that is 2 ** `num_upscale_blocks` times finer
+    than that of the tokens. See `MaskClassificationConfig` for the loss.
 
     `pose_head` is ViTPose's "classic" (two deconvolutions of `pose_head_hidden_size` channels, with `pose_head_norm`)
     or "simple"; the labels are the keypoints. `pose_flip_test` averages heatmaps with those of the flipped image, in
@@ -114,13 +118,15 @@ class VisionTransformerConfig(StagedConfig):
     stem_shortcut_norm: Literal["group", "channel"] = "group"
     stem_shortcut_norm_eps: float | None = None
     stem_pool_padding: bool = True
-    decode_head: Literal["linear", "mask_transformer", "feature_pyramid"] = "linear"
+    decode_head: str = "linear"
     decode_head_num_layers: int = 2
     decode_head_hidden_size: int | None = None
     decode_head_norm: Literal["batch", "group"] = "batch"
     decode_head_norm_eps: float = 1e-5
     decode_head_dropout_prob: float | int = 0.0
     decode_head_levels: list[int] | tuple[int, ...] | None = None
+    num_query_blocks: int = 4
+    num_upscale_blocks: int = 2
     pose_head: Literal["classic", "simple"] = "classic"
     pose_head_hidden_size: int = 256
     pose_head_norm: Literal["batch", "group"] = "batch"
@@ -210,10 +216,18 @@ class VisionTransformerConfig(StagedConfig):
                 f"VisionTransformerConfig.token_merging is a fraction of the patches, from 0 to below 1, got "
                 f"{self.token_merging}"
             )
-        if self.token_merging and self.decode_head == "feature_pyramid":
+        if self.token_merging and self.decode_head in ("feature_pyramid", "query"):
             raise HfVitSegError(
                 "VisionTransformerConfig.token_merging changes the tokens between layers, and decode_head "
-                "'feature_pyramid' reads several layers: set token_merging to 0 or use another head"
+                f"'{self.decode_head}' reads several layers: set token_merging to 0 or use another head"
+            )
+
+    def validate_query_blocks(self):
+        """ValueError for queries that join before more layers than there are, with the query head."""
+        if self.decode_head == "query" and self.num_query_blocks > self.num_hidden_layers:
+            raise HfVitSegError(
+                f"VisionTransformerConfig.num_query_blocks {self.num_query_blocks} must be at most num_hidden_layers "
+                f"{self.num_hidden_layers}"
             )
 
     def validate_levels(self):

@@ -14,7 +14,7 @@ Shapes: B images, N queries, M keys, T tokens, C channels, D width of a head, H 
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from math import gcd, inf
@@ -44,6 +44,7 @@ POSITIVE = frozenset(
         *("num_channels", "hidden_size", "hidden_sizes", "intermediate_size", "num_attention_heads", "mlp_ratios"),
         *("image_size", "patch_size", "patch_sizes", "strides", "sr_ratios", "kernel_qkv", "stride_kv"),
         *("decode_head_hidden_size", "pose_head_hidden_size", "pre_logits_size", "stem_width_factor"),
+        *("num_queries", "num_query_blocks", "query_num_heads", "train_num_points"),
     )
 )
 NOT_NEGATIVE = ("_eps", "padding", "paddings", "padding_kv", "depths", "num_hidden_layers", "num_register_tokens")
@@ -117,6 +118,38 @@ class StagedConfig(BackboneConfigMixin, SegmentationConfig):
         self.set_output_features_output_indices(
             out_features=fields.pop("out_features", None), out_indices=fields.pop("out_indices", None)
         )
+
+
+class MaskClassificationConfig(SegmentationConfig):
+    """The fields of models that predict objects (arXiv 2112.01527, arXiv 2503.19108).
+
+    `num_queries` is the largest number of objects in an image. `class_weight`, `mask_weight` and `dice_weight` are the
+    weights of the loss and of the matching, `no_object_weight` is the weight of queries without an object in the class
+    term. Masks are compared at `train_num_points` points, of which `importance_sample_ratio` are the most uncertain of
+    `oversample_ratio` times as many. `query_masked_inference`: queries attend within their own masks in inference, as
+    in training; False, if training has annealed these masks away.
+    """
+
+    num_queries: int = 100
+    query_masked_inference: bool = False
+    no_object_weight: float | int = 0.1
+    class_weight: float | int = 2.0
+    mask_weight: float | int = 5.0
+    dice_weight: float | int = 5.0
+    train_num_points: int = 12544
+    oversample_ratio: float | int = 3.0
+    importance_sample_ratio: float | int = 0.75
+
+    def validate_queries(self) -> None:
+        """ValueError for numbers and weights of the loss without a meaning."""
+        if self.oversample_ratio < 1 or not 0 <= self.importance_sample_ratio <= 1:
+            raise HfVitSegError(
+                f"{type(self).__name__}.oversample_ratio must be at least 1 and importance_sample_ratio from 0 to 1, "
+                f"got {self.oversample_ratio} and {self.importance_sample_ratio}"
+            )
+        for name in ("no_object_weight", "class_weight", "mask_weight", "dice_weight"):
+            if not 0 <= getattr(self, name) < inf:
+                raise HfVitSegError(f"{type(self).__name__}.{name} must be at least 0, got {getattr(self, name)}")
 
 
 # Checkpoints in other formats. transformers would ignore their tensors, whose names differ, and return random weights.
@@ -195,12 +228,23 @@ def check_any_weights(path: Any, expected: Mapping[str, Any], missing: Any) -> N
         )
 
 
+# Heads that predict objects, by name, and for each semantic model the class with these heads. The files that define
+# them fill these tables, so that models with other heads are saved without these files.
+OBJECT_HEADS: dict[str, Callable[..., nn.Module]] = {}
+SEMANTIC_MODELS: dict[type, type] = {}
+
+
 class SegmentationPreTrainedModel(PreTrainedModel):
     """The base class of all models.
 
     Checkpoints in other formats are converted when they are loaded. A model's pickle has no recording hooks; they are
     installed again when it is loaded.
     """
+
+    def __new__(cls, config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Build a semantic model whose head predicts objects with the class for such heads."""
+        predicts_objects = getattr(config, "decode_head", None) in OBJECT_HEADS
+        return super().__new__(SEMANTIC_MODELS.get(cls, cls) if predicts_objects else cls)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, output_loading_info=False, **kwargs):
@@ -273,6 +317,14 @@ def split_axis(tensor: torch.Tensor, axis: int, sizes: Sequence[int]) -> torch.T
     """`tensor.unflatten(axis, sizes)`, in which torch's TorchScript exporter to ONNX fixes all sizes."""
     axis %= tensor.ndim
     return tensor.view(*tensor.shape[:axis], *sizes, *tensor.shape[axis + 1 :])
+
+
+def unknown_head(name: str | None, known: Iterable[str]) -> HfVitSegError:
+    """The error for a semantic model without a head of this name."""
+    return HfVitSegError(
+        f"there is no decode_head '{name}' for this class, known are {', '.join(known)}; load a model whose head "
+        "predicts objects with AutoModelForUniversalSegmentation, after `import hf_vit_seg`"
+    )
 
 
 def with_dicts(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -374,9 +426,15 @@ class VisionTransformerAttention(nn.Module):
         return split_axis(tokens, -1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, T, C) to the same shape, and the weights (B, heads, T, T) if the implementation returns them."""
+        """(B, T, C) to the same shape, and the weights (B, heads, T, T) if the implementation returns them.
+
+        `attention_mask` (B, 1, T, T) is added to the scores.
+        """
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation or "eager", eager_attention_forward
         )
@@ -385,7 +443,7 @@ class VisionTransformerAttention(nn.Module):
             self.split_heads(apply_linear(self.q_proj, hidden_states)),
             self.split_heads(apply_linear(self.k_proj, hidden_states)),
             self.split_heads(apply_linear(self.v_proj, hidden_states)),
-            None,
+            attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
@@ -451,10 +509,13 @@ def head_norm(kind: str, width: int, eps: float = 1e-5) -> nn.Module:
 __all__ = [
     "CONVERTERS",
     "HUB_OPTIONS",
+    "OBJECT_HEADS",
+    "SEMANTIC_MODELS",
     "ConvertedCheckpoint",
     "DropPath",
     "LayerGeometry",
     "LayerScale",
+    "MaskClassificationConfig",
     "SegmentationConfig",
     "SegmentationPreTrainedModel",
     "StagedConfig",
@@ -468,5 +529,6 @@ __all__ = [
     "hub_options",
     "match_dtype",
     "split_axis",
+    "unknown_head",
     "with_dicts",
 ]

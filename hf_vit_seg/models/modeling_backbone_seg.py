@@ -84,10 +84,14 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         strides = feature_strides(self.backbone)
         self.has_channels_last_maps = returns_channels_last(self.backbone)
         self.token = lcm(*(rows for rows, _ in strides)), lcm(*(columns for _, columns in strides))
-        self.head_name = select_head(config, strides)
-        self.decode_head = find_head(self.head_name).build(config, self.backbone.channels, ATTENTION_HEAD_DIM)
+        self.decode_head = self.build_head(config, strides)
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.post_init()
+
+    def build_head(self, config: BackboneSegmentationConfig, strides: Sequence[tuple[int, int]]) -> nn.Module:
+        """The head for maps of these strides."""
+        self.head_name = select_head(config, strides)
+        return find_head(self.head_name).build(config, self.backbone.channels, ATTENTION_HEAD_DIM)
 
     def get_input_embeddings(self) -> nn.Module | None:
         """The backbone's; None if it has none, as convolutional ones."""
@@ -163,19 +167,23 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         The backbone's input is zero-padded to multiples of the coarsest map's cell, and the logits are resampled to
         span the image alone. `labels` are class maps (B, H', W') of any size, int64, see `segmenter_output`.
         """
-        check_channels(self.config, pixel_values)
+        outputs, maps = self.feature_maps(pixel_values, **kwargs)
         height, width = pixel_values.shape[-2:]
+        logits = crop_to_image_extent(self.decode_head(maps), (height, width), self.token)
+        return segmenter_output(self.config, outputs, logits, labels)
+
+    def feature_maps(self, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[Any, Sequence[torch.Tensor]]:
+        """The backbone's output, and its maps (B, C, h_i, w_i) of the padded image."""
+        check_channels(self.config, pixel_values)
         padded = pad_to_multiple(match_dtype(pixel_values, self.backbone.dtype), self.token)
         for name in RECORDED_OUTPUTS:
             if getattr(self.config, name, False):
                 kwargs.setdefault(name, True)  # the backbone reads its own config
-        outputs = self.backbone.forward_with_filtered_kwargs(padded, return_dict=True, **kwargs)
+        outputs = self.backbone.forward_with_filtered_kwargs(padded, **(kwargs | {"return_dict": True}))
         maps = outputs.feature_maps
         if self.has_channels_last_maps:
             maps = [feature_map.permute(0, 3, 1, 2) for feature_map in maps]
-        logits = self.decode_head(maps)
-        logits = crop_to_image_extent(logits, (height, width), self.token)
-        return segmenter_output(self.config, outputs, logits, labels)
+        return outputs, maps
 
 
 __all__ = ["BackboneForSemanticSegmentation"]

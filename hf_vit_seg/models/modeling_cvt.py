@@ -40,6 +40,7 @@ from .layers import (
     eager_attention_forward,
     match_dtype,
     split_axis,
+    unknown_head,
     with_dicts,
 )
 from .losses import segmenter_output
@@ -375,7 +376,14 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
         super().__init__(config)
         self.cvt = CvTModel(config)
         self.level_norms = level_norms(config, config.stage_names)
-        self.decode_head = AllMLPHead(
+        self.decode_head = self.build_head(config)
+        self.post_init()
+
+    def build_head(self, config: CvTConfig) -> nn.Module:
+        """The all-MLP decode head."""
+        if config.decode_head != "all_mlp":
+            raise unknown_head(config.decode_head, ["all_mlp"])
+        return AllMLPHead(
             in_channels=config.hidden_sizes,
             hidden_size=config.decode_head_hidden_size,
             num_labels=cast(int, config.num_labels),
@@ -384,7 +392,11 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
             dropout_prob=config.decode_head_dropout_prob,
             norm=config.decode_head_norm,
         )
-        self.post_init()
+
+    def normalize_levels(self, feature_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The maps of the stages (B, C, H, W), each normalized."""
+        norms = self.level_norms.values()
+        return [normalize_channels(norm, level) for norm, level in zip(norms, feature_maps, strict=True)]
 
     @can_return_tuple
     @with_dicts
@@ -402,11 +414,7 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
         with one label it is binary.
         """
         outputs = self.cvt(pixel_values, **kwargs)
-        levels = [
-            normalize_channels(norm, m)
-            for norm, m in zip(self.level_norms.values(), outputs.hidden_states, strict=True)
-        ]
-        logits = self.decode_head(levels)
+        logits = self.decode_head(self.normalize_levels(outputs.hidden_states))
         return segmenter_output(self.config, outputs, logits, labels)
 
 

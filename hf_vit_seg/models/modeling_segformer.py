@@ -7,7 +7,7 @@ Feature maps are kept as (B, H, W, C) inside a stage, so that a token sequence (
 image (B, C, H, W) are both views of the same memory and nothing is transposed.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -38,6 +38,7 @@ from .layers import (
     eager_attention_forward,
     match_dtype,
     split_axis,
+    unknown_head,
     with_dicts,
 )
 from .losses import segmenter_output
@@ -311,7 +312,14 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
     def __init__(self, config: SegFormerConfig):
         super().__init__(config)
         self.segformer = SegFormerModel(config)
-        self.decode_head = AllMLPHead(
+        self.decode_head = self.build_head(config)
+        self.post_init()
+
+    def build_head(self, config: SegFormerConfig) -> Any:
+        """The all-MLP decode head."""
+        if config.decode_head != "all_mlp":
+            raise unknown_head(config.decode_head, ["all_mlp"])
+        return AllMLPHead(
             in_channels=config.hidden_sizes,
             hidden_size=config.decode_head_hidden_size,
             num_labels=cast(int, config.num_labels),
@@ -320,14 +328,13 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
             dropout_prob=config.decode_head_dropout_prob,
             norm=config.decode_head_norm,
         )
-        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """As the encoder's, except for the classifier, whose few outputs would give huge logits with the fan-out."""
         super()._init_weights(module)
-        if module is self.decode_head.classifier:
-            init.normal_(self.decode_head.classifier.weight, std=CLASSIFIER_STD)
+        if isinstance(module, nn.Conv2d) and module is getattr(self.decode_head, "classifier", None):
+            init.normal_(module.weight, std=CLASSIFIER_STD)
 
     @can_return_tuple
     @with_dicts

@@ -38,6 +38,7 @@ from .layers import (
     check_channels,
     convert_foreign,
     split_axis,
+    unknown_head,
     with_dicts,
 )
 from .losses import segmenter_output
@@ -45,6 +46,8 @@ from .resnetv2 import StandardizedConv2d, ZeroInitGroupNorm
 from .segmentation_heads import HEADS, initialize_head
 from .token_merging import encode_merging
 from .vit_embeddings import VisionTransformerEmbeddings
+
+BeforeLayer = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 
 def encoder_layers(config: VisionTransformerConfig) -> nn.ModuleList:
@@ -175,22 +178,38 @@ class VisionTransformerModel(VisionTransformerPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        before_layer: BeforeLayer | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
         """Encode images.
 
         `pixel_values` are normalized images (B, C, H, W) with sides of any length, padded to multiples of a token.
         `hidden_states`, if requested, are the embeddings and the tokens after each layer, before the final norm.
+        `before_layer` takes the index of a layer and its input (B, T, D), and returns the tokens that replace it, and
+        an attention mask or None.
         """
         check_channels(self.config, pixel_values)
-        return BaseModelOutput(last_hidden_state=self.norm(self.encode(self.embeddings(pixel_values), **kwargs)))
+        encoded = self.encode(self.embeddings(pixel_values), before_layer, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.norm(encoded))
 
-    def encode(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+    def encode(
+        self,
+        hidden_states: torch.Tensor,
+        before_layer: BeforeLayer | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
         """Tokens (B, T, D) through all layers, with token merging if configured."""
         config = self.config
         if config.token_merging:
             return encode_merging(self.layers, hidden_states, config.num_prefix_tokens, config.token_merging, **kwargs)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, **kwargs)
+        for index, layer in enumerate(self.layers):
+            mask = None
+            if before_layer is not None:
+                hidden_states, mask = before_layer(index, hidden_states)
+            hidden_states = layer(hidden_states, attention_mask=mask, **kwargs)
         return hidden_states
 
 
@@ -264,6 +283,8 @@ class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel)
 
     def __init__(self, config: VisionTransformerConfig):
         super().__init__(config)
+        if config.decode_head not in HEADS:
+            raise unknown_head(config.decode_head, HEADS)
         head = HEADS[config.decode_head]
         self.vit = VisionTransformerModel(config)
         self.head_reads_layers = head.num_maps != 1

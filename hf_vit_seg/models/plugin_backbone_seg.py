@@ -7,11 +7,15 @@ from hf_vit_seg.plugins import Architecture
 from .configuration_backbone_seg import BackboneSegmentationConfig
 from .image_processing_segmentation import SemanticSegmentationImageProcessor, SemanticSegmentationImageProcessorPil
 from .modeling_backbone_seg import BackboneForSemanticSegmentation
+from .modeling_backbone_universal import BackboneForUniversalSegmentation
 
 ARCHITECTURE = Architecture(
     name="backbone",
     config=BackboneSegmentationConfig,
-    models={"AutoModelForSemanticSegmentation": BackboneForSemanticSegmentation},
+    models={
+        "AutoModelForSemanticSegmentation": BackboneForSemanticSegmentation,
+        "AutoModelForUniversalSegmentation": BackboneForUniversalSegmentation,
+    },
     image_processor={
         "torchvision": SemanticSegmentationImageProcessor,
         "pil": SemanticSegmentationImageProcessorPil,

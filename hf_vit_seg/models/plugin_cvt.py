@@ -7,6 +7,7 @@ from hf_vit_seg.plugins import Architecture
 from .configuration_cvt import CvTConfig
 from .image_processing_segmentation import SemanticSegmentationImageProcessor, SemanticSegmentationImageProcessorPil
 from .modeling_cvt import CvTBackbone, CvTForImageClassification, CvTForSemanticSegmentation, CvTModel
+from .modeling_cvt_universal import CvTForUniversalSegmentation
 
 ARCHITECTURE = Architecture(
     name="cvt",
@@ -15,6 +16,7 @@ ARCHITECTURE = Architecture(
         "AutoModel": CvTModel,
         "AutoModelForImageClassification": CvTForImageClassification,
         "AutoModelForSemanticSegmentation": CvTForSemanticSegmentation,
+        "AutoModelForUniversalSegmentation": CvTForUniversalSegmentation,
         "AutoBackbone": CvTBackbone,
     },
     image_processor={

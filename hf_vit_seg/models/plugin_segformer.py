@@ -12,6 +12,7 @@ from .modeling_segformer import (
     SegFormerForSemanticSegmentation,
     SegFormerModel,
 )
+from .modeling_segformer_universal import SegFormerForUniversalSegmentation
 
 ARCHITECTURE = Architecture(
     name="segformer",
@@ -20,6 +21,7 @@ ARCHITECTURE = Architecture(
         "AutoModel": SegFormerModel,
         "AutoModelForImageClassification": SegFormerForImageClassification,
         "AutoModelForSemanticSegmentation": SegFormerForSemanticSegmentation,
+        "AutoModelForUniversalSegmentation": SegFormerForUniversalSegmentation,
         "AutoBackbone": SegFormerBackbone,
     },
     image_processor={

@@ -13,6 +13,7 @@ from .modeling_vit import (
     VisionTransformerModel,
 )
 from .modeling_vit_pose import VisionTransformerForPoseEstimation
+from .modeling_vit_universal import VisionTransformerForUniversalSegmentation
 
 ARCHITECTURE = Architecture(
     name="vit",
@@ -21,6 +22,7 @@ ARCHITECTURE = Architecture(
         "AutoModel": VisionTransformerModel,
         "AutoModelForImageClassification": VisionTransformerForImageClassification,
         "AutoModelForSemanticSegmentation": VisionTransformerForSemanticSegmentation,
+        "AutoModelForUniversalSegmentation": VisionTransformerForUniversalSegmentation,
         "AutoModelForPoseEstimation": VisionTransformerForPoseEstimation,
         "AutoBackbone": VisionTransformerBackbone,
     },

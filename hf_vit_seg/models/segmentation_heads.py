@@ -96,24 +96,15 @@ class MaskTransformerHead(nn.Module):
         return split_axis(masks, 1, feature_map.shape[-2:]).permute(0, 3, 1, 2)
 
 
-class PyramidHead(nn.Module):
-    """A feature pyramid from four layers with the same grid (as in BEiT, arXiv 2106.08254), and an all-MLP head.
+class FeaturePyramid(nn.Module):
+    """A feature pyramid from four layers with the same grid (as in BEiT, arXiv 2106.08254).
 
     The levels have 4, 2, 1 and 1/2 times the grid's side. Each comes from its own layer and is normalized first, as
     the layers of a plain ViT differ in scale.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_size: int,
-        num_labels: int,
-        norm_eps: float,
-        dropout_prob: float,
-        norm: str = "batch",
-    ):
+    def __init__(self, channels: int, norm_eps: float, norm: str = "batch"):
         super().__init__()
-        channels = in_channels
 
         def double() -> nn.ConvTranspose2d:
             return nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2)
@@ -127,16 +118,35 @@ class PyramidHead(nn.Module):
                 nn.MaxPool2d(2, ceil_mode=True),
             ]
         )
+
+    def pyramid(self, feature_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Four maps (B, C, h, w) to four levels (B, C, h_i, w_i), the finest first."""
+        levels = []
+        for feature_map, norm, level in zip(feature_maps, self.level_norms, self.levels, strict=True):
+            levels.append(level(norm(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)))
+        return levels
+
+
+class PyramidHead(FeaturePyramid):
+    """A feature pyramid, and an all-MLP head."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_size: int,
+        num_labels: int,
+        norm_eps: float,
+        dropout_prob: float,
+        norm: str = "batch",
+    ):
+        super().__init__(in_channels, norm_eps, norm)
         self.all_mlp = AllMLPHead(
-            [channels] * PYRAMID_LEVELS, hidden_size, num_labels, dropout_prob=dropout_prob, norm=norm
+            [in_channels] * PYRAMID_LEVELS, hidden_size, num_labels, dropout_prob=dropout_prob, norm=norm
         )
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Four maps (B, C, h, w), the first for the finest level, to logits (B, K, 4*h, 4*w)."""
-        levels = []
-        for feature_map, norm, level in zip(feature_maps, self.level_norms, self.levels, strict=True):
-            levels.append(level(norm(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)))
-        return self.all_mlp(levels)
+        return self.all_mlp(self.pyramid(feature_maps))
 
 
 def initialize_head(module: nn.Module, std: float) -> bool:
@@ -256,6 +266,7 @@ def find_head(name: str) -> HeadSpec:
 __all__ = [
     "HEADS",
     "PYRAMID_LEVELS",
+    "FeaturePyramid",
     "HeadSpec",
     "LinearHead",
     "MaskTransformerHead",

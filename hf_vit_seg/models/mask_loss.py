@@ -1,0 +1,252 @@
+"""The loss of mask classification (arXiv 2112.01527, section 3.3): queries are matched to objects one to one.
+
+Masks are compared at sampled points (arXiv 1912.08193, PointRend), whose coordinates are fractions of the image, so
+that predictions and labels may have different sizes. Points in ignored pixels have no weight.
+
+Shapes: B images, Q queries, K classes, n objects of an image, m matched pairs of all images, P points, h w the grid of
+the masks, H W that of the labels. Points are (x, y) from 0 to 1.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import cross_entropy, grid_sample, softplus
+
+from .bilinear import to_working_dtype
+from .errors import HfVitSegError
+
+Prediction = tuple[torch.Tensor, torch.Tensor]  # class logits (B, Q, K + 1), mask logits (B, Q, h, w)
+TERMS = ("class", "mask", "dice")
+
+
+class MaskLossSums(NamedTuple):
+    """The terms of a prediction as sums, and what they are divided by.
+
+    `sums` are the terms class, mask and dice (3,). `class_weight` is the sum of the weights of all queries' classes.
+    """
+
+    sums: torch.Tensor
+    class_weight: torch.Tensor
+
+
+def sample_logits(logits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Maps (n, C, h, w) at points (n, P, 2), bilinear: (n, C, P)."""
+    return grid_sample(logits, 2 * points[:, None] - 1, align_corners=False)[:, :, 0]
+
+
+def sample_masks(masks: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Masks (n, H, W), bool, at points (n, P, 2), bilinear and zero outside, as `grid_sample`: (n, P).
+
+    With points (1, P, 2), all masks are sampled at the same points. Only the pixels around the points are converted to
+    floating point: the masks of a large image with many objects would take gigabytes.
+    """
+    height, width = masks.shape[-2:]
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
+    left, top = x.floor(), y.floor()
+    image = torch.arange(len(masks), device=masks.device)[:, None]
+    total = torch.zeros((), dtype=points.dtype, device=points.device)
+    for row, row_weight in ((top, top + 1 - y), (top + 1, y - top)):
+        for column, column_weight in ((left, left + 1 - x), (left + 1, x - left)):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            place = row.long().clamp(0, height - 1), column.long().clamp(0, width - 1)
+            total = total + masks[image, place[0], place[1]] * (inside * row_weight * column_weight)
+    return total
+
+
+def sample_weights(ignored: torch.Tensor | None, image: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """The weights (m, P) of points (m, P, 2) in the images numbered `image` (m,): 0 in ignored pixels (B, H, W)."""
+    if ignored is None:
+        return torch.ones_like(points[..., 0])
+    height, width = ignored.shape[-2:]
+    column = (points[..., 0] * width).long().clamp(0, width - 1)
+    row = (points[..., 1] * height).long().clamp(0, height - 1)
+    return (~ignored[image[:, None], row, column]).to(points.dtype)
+
+
+def random_points(count: int, number: int, like: torch.Tensor) -> torch.Tensor:
+    """Uniform points (count, number, 2)."""
+    return torch.rand(count, number, 2, device=like.device, dtype=like.dtype)
+
+
+def uncertain_points(
+    logits: torch.Tensor, ignored: torch.Tensor | None, image: torch.Tensor, config: Any
+) -> torch.Tensor:
+    """Points (m, P, 2) of mask logits (m, 1, h, w), most of them where the logits are close to 0.
+
+    `oversample_ratio` times as many points are drawn; the most uncertain of them are `importance_sample_ratio` of the
+    points, and the others are uniform.
+    """
+    number = config.train_num_points
+    uncertain = int(config.importance_sample_ratio * number)
+    drawn = random_points(len(logits), int(number * config.oversample_ratio), logits)
+    certainty = sample_logits(logits, drawn)[:, 0].abs()
+    if ignored is not None:
+        certainty = certainty.masked_fill(sample_weights(ignored, image, drawn) == 0, torch.inf)
+    chosen = (-certainty).topk(uncertain, dim=1).indices
+    points = drawn.gather(1, chosen[..., None].expand(-1, -1, 2))
+    if uncertain < number:
+        points = torch.cat([points, random_points(len(logits), number - uncertain, logits)], dim=1)
+    return points
+
+
+def matching_costs(
+    class_logits: torch.Tensor,
+    logits: torch.Tensor,
+    classes: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor,
+    config: Any,
+) -> torch.Tensor:
+    """The cost (Q, n) of matching each query to each object.
+
+    Class logits (Q, K + 1), mask logits (Q, P), classes (n,), labels (n, P), and weights of points (P,).
+    """
+    number = weights.sum().clamp(min=1)
+    class_cost = -class_logits.softmax(-1)[:, classes]
+    # -log p = softplus(-x) and -log(1 - p) = softplus(x), which differ by x.
+    mask_cost = ((softplus(logits) @ weights)[:, None] - (logits * weights) @ labels.T) / number
+    shares = logits.sigmoid() * weights
+    overlap, total = shares @ labels.T, shares.sum(-1)[:, None] + (labels * weights).sum(-1)
+    dice_cost = 1 - (2 * overlap + 1) / (total + 1)
+    return config.class_weight * class_cost + config.mask_weight * mask_cost + config.dice_weight * dice_cost
+
+
+def assign(costs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matching of lowest cost (Q, n): indices of queries and of objects, min(Q, n) each.
+
+    Costs that are not finite are replaced by the largest number, so that such pairs are matched last.
+    """
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise HfVitSegError("The loss of mask classification needs scipy: run `pip install scipy`") from error
+    largest = torch.finfo(torch.float32).max
+    finite = costs.nan_to_num(nan=largest, posinf=largest, neginf=largest).clamp(-largest, largest)
+    queries, objects = linear_sum_assignment(finite.double().cpu().numpy())
+    return torch.as_tensor(queries, device=costs.device), torch.as_tensor(objects, device=costs.device)
+
+
+@torch.no_grad()
+def match(
+    class_logits: torch.Tensor,
+    mask_logits: torch.Tensor,
+    masks: torch.Tensor,
+    classes: torch.Tensor,
+    ignored: torch.Tensor | None,
+    config: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Match the queries of one image to its objects: indices of queries and of objects.
+
+    Class logits (Q, K + 1), mask logits (Q, h, w), masks (n, H, W), classes (n,), ignored pixels (H, W).
+    """
+    if not len(classes):
+        nothing = classes.new_zeros(0)
+        return nothing, nothing
+    points = random_points(1, config.train_num_points, mask_logits)
+    image = torch.zeros(1, dtype=torch.long, device=points.device)
+    weights = sample_weights(None if ignored is None else ignored[None], image, points)[0]
+    logits, labels = sample_logits(mask_logits[None], points)[0], sample_masks(masks, points)
+    return assign(matching_costs(class_logits, logits, classes, labels, weights, config))
+
+
+def loss_sums(
+    prediction: Prediction,
+    mask_labels: Sequence[torch.Tensor],
+    class_labels: Sequence[torch.Tensor],
+    ignore_mask: torch.Tensor | None,
+    config: Any,
+) -> MaskLossSums:
+    """The sums of one prediction's terms. They are computed in float32 or float64, also under autocast."""
+    class_logits, mask_logits = (to_working_dtype(logits) for logits in prediction)
+    ignored = [None] * len(mask_labels) if ignore_mask is None else list(ignore_mask)
+    with torch.autocast(class_logits.device.type, enabled=False):
+        pairs = [
+            match(*image, config)
+            for image in zip(class_logits, mask_logits, mask_labels, class_labels, ignored, strict=True)
+        ]
+        class_sum, class_weight = class_terms(class_logits, class_labels, pairs, config)
+        mask_sum, dice_sum = mask_terms(mask_logits, mask_labels, ignore_mask, pairs, config)
+    return MaskLossSums(torch.stack([class_sum, mask_sum, dice_sum]), class_weight)
+
+
+def class_terms(
+    class_logits: torch.Tensor,
+    class_labels: Sequence[torch.Tensor],
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    config: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted sum of the cross-entropies of all queries' classes, and the sum of the weights."""
+    no_object = class_logits.shape[-1] - 1
+    targets = torch.full(class_logits.shape[:2], no_object, dtype=torch.long, device=class_logits.device)
+    for image, ((queries, objects), classes) in enumerate(zip(pairs, class_labels, strict=True)):
+        targets[image, queries] = classes[objects].long()
+    weights = class_logits.new_ones(no_object + 1)
+    weights[-1] = config.no_object_weight
+    losses = cross_entropy(class_logits.flatten(0, 1), targets.flatten(), weights, reduction="sum")
+    return losses, weights[targets].sum()
+
+
+def mask_terms(
+    mask_logits: torch.Tensor,
+    mask_labels: Sequence[torch.Tensor],
+    ignore_mask: torch.Tensor | None,
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    config: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums of the matched masks' cross-entropies and dice losses; 0 with a gradient of 0 without objects."""
+    counts = [len(queries) for queries, _ in pairs]
+    image = torch.repeat_interleave(torch.tensor(counts)).to(mask_logits.device)
+    matched = mask_logits[image, torch.cat([queries for queries, _ in pairs])][:, None]  # (m, 1, h, w)
+    if not len(matched):
+        nothing = mask_logits.sum() * 0
+        return nothing, nothing
+    with torch.no_grad():
+        points = uncertain_points(matched, ignore_mask, image, config)  # (m, P, 2)
+        parts = zip(mask_labels, pairs, points.split(counts), strict=True)
+        labels = torch.cat(
+            [sample_masks(masks[objects], place) for masks, (_, objects), place in parts if len(objects)]
+        )
+        weights = sample_weights(ignore_mask, image, points)
+    logits = sample_logits(matched, points)[:, 0]  # (m, P)
+    cross_entropies = (softplus(logits) - logits * labels) * weights
+    mask_losses = cross_entropies.sum(-1) / weights.sum(-1).clamp(min=1)
+    shares, labels = logits.sigmoid() * weights, labels * weights
+    dice_losses = 1 - (2 * (shares * labels).sum(-1) + 1) / (shares.sum(-1) + labels.sum(-1) + 1)
+    return mask_losses.sum(), dice_losses.sum()
+
+
+def count_objects(class_labels: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """The mean number of objects of a batch over all processes, at least 1."""
+    count = torch.tensor(float(sum(len(classes) for classes in class_labels)), device=device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+        count = count / torch.distributed.get_world_size()
+    return count.clamp(min=1)
+
+
+def mask_classification_loss(
+    predictions: Sequence[Prediction],
+    mask_labels: Sequence[torch.Tensor],
+    class_labels: Sequence[torch.Tensor],
+    ignore_mask: torch.Tensor | None,
+    config: Any,
+) -> torch.Tensor:
+    """The sum of the losses of all layers' predictions, each with a matching of its own.
+
+    A prediction is (class logits (B, Q, K + 1), mask logits (B, Q, h, w)). `mask_labels` and `class_labels` have one
+    entry per image, (n, H, W) and (n,). Pixels of `ignore_mask` (B, H, W) have no weight. The class term is the
+    weighted mean over queries; the mask terms are divided by the mean number of objects over all processes. `config`
+    has the weights `class_weight`, `mask_weight`, `dice_weight` and `no_object_weight`, and the numbers of points.
+    """
+    objects = count_objects(class_labels, predictions[0][0].device)
+    weights = (config.class_weight, config.mask_weight, config.dice_weight)
+    total: Any = 0
+    for prediction in predictions:
+        sums, class_weight = loss_sums(prediction, mask_labels, class_labels, ignore_mask, config)
+        divisors = torch.stack([class_weight, objects.to(sums), objects.to(sums)])
+        total = total + (sums / divisors * sums.new_tensor(weights)).sum()
+    return total
+
+
+__all__ = ["TERMS", "MaskLossSums", "Prediction", "loss_sums", "mask_classification_loss"]
