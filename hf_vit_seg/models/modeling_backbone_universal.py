@@ -9,6 +9,7 @@ from torch import nn
 
 from .bilinear import crop_to_image_extent
 from .configuration_backbone_seg import BackboneSegmentationConfig
+from .distance_head import DistanceHead
 from .layers import SEMANTIC_MODELS
 from .mask_classification import SemanticUniversalSegmentation, UniversalSegmentation
 from .modeling_backbone_seg import BackboneForSemanticSegmentation as BackboneWithPixelHead
@@ -18,7 +19,7 @@ from .query_head import build_object_head
 class BackboneForUniversalSegmentation(UniversalSegmentation, BackboneWithPixelHead):
     """A backbone with a head that predicts objects, selected by `config.decode_head`, by default "query"."""
 
-    _no_split_modules = [*BackboneWithPixelHead._no_split_modules, "PixelDecoder", "QueryLayer", "FeaturePyramid"]
+    _no_split_modules = [*BackboneWithPixelHead._no_split_modules, "PixelDecoder", "QueryLayer", DistanceHead.__name__, "FeaturePyramid"]
 
     def build_head(self, config: BackboneSegmentationConfig, strides: Sequence[tuple[int, int]]) -> nn.Module:
         """The head for maps of these strides."""

@@ -1,0 +1,357 @@
+"""A head for any number of objects: classes of pixels, and a distance map whose peaks are the objects.
+
+The distance of an object's pixel to its edge, divided by the largest one in the object, is 1 at the center and falls
+towards all edges, also between objects that touch (regression of the distance map: Naylor et al., IEEE TMI 2019,
+doi:10.1109/TMI.2018.2865709; energy of a watershed: arXiv 1611.08303). A watershed of the predicted map separates the
+objects. Peaks that rise less than `PROMINENCE` above the saddle to a higher one are part of it (the dynamics of
+Grimaud, 1992; the same regions as with h-maxima as markers).
+
+Shapes: B images, C_i channels of map i, h_i w_i its grid (0 is the finest, h w), K classes, H W pixels, n objects.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, interpolate, pad, smooth_l1_loss
+from transformers.utils import ModelOutput
+
+from .bilinear import upsample
+from .errors import HfVitSegError
+from .layers import OBJECT_HEADS, head_norm
+from .segmentation_heads import DEFAULT_HIDDEN_SIZE
+
+EDGE_WEIGHT = 3.0  # of pixels at an edge of an object, in the class term
+OBJECT_WEIGHT = 3.0  # of pixels of objects, in the distance term
+DICE_WEIGHT = 0.5
+DISTANCE_WEIGHT = 2.0
+DISTANCE_BETA = 0.1  # where the smooth L1 loss becomes linear
+SMOOTHING = 1.0  # standard deviation of the Gaussian filter of the distance map, in pixels
+PROMINENCE = 0.1  # of an object's peak
+SCORE_THRESHOLD = 0.7
+LEAST_AREA = 20  # pixels of an object
+BELOW_ALL = -1e9  # distance outside of objects
+HALF_OF_NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))
+
+
+# Targets
+
+
+def number_pixels(
+    mask_labels: Sequence[torch.Tensor], class_labels: Sequence[torch.Tensor], num_labels: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The number of the object, from 1, and the class of each pixel, (B, H, W) int64.
+
+    Pixels of no object have the number 0 and the class `num_labels`. Masks are (n, H, W), bool, and classes (n,).
+    """
+    numbers, classes = [], []
+    for masks, own_classes in zip(mask_labels, class_labels, strict=True):
+        objects, rows, columns = masks.nonzero(as_tuple=True)
+        numbered = masks.new_zeros(masks.shape[1:], dtype=torch.int64)
+        numbered[rows, columns] = objects + 1
+        table = torch.cat([own_classes.new_full((1,), num_labels), own_classes])
+        numbers.append(numbered)
+        classes.append(table[numbered])
+    return torch.stack(numbers), torch.stack(classes)
+
+
+def steps_to_run_start(numbers: torch.Tensor) -> torch.Tensor:
+    """The number of steps (B, H, W) to the left, to the nearest pixel with another number; infinite if there is none.
+
+    `numbers` are (B, H, W).
+    """
+    places = torch.arange(numbers.shape[-1], device=numbers.device).expand_as(numbers)
+    starts = torch.zeros_like(places)
+    starts[..., 1:] = torch.where(numbers[..., 1:] != numbers[..., :-1], places[..., 1:], 0)
+    starts = starts.cummax(dim=-1).values
+    return (places - starts + 1).float().masked_fill(starts == 0, torch.inf)
+
+
+def run_distances(numbers: torch.Tensor) -> torch.Tensor:
+    """The squared distance of each pixel of an object to the nearest pixel of another number in its row (B, H, W)."""
+    left, right = steps_to_run_start(numbers), steps_to_run_start(numbers.flip(-1)).flip(-1)
+    return torch.minimum(left, right).square_().masked_fill_(numbers == 0, 0)
+
+
+def edge_distances(numbers: torch.Tensor) -> torch.Tensor:
+    """The exact Euclidean distance of each pixel of an object to the nearest pixel of another number, (B, H, W).
+
+    It is 0 outside of objects. The border of the image is no edge: it cuts objects. `numbers` are (B, H, W), and 0
+    outside of objects.
+    """
+    in_row = run_distances(numbers)
+    nearest = torch.minimum(in_row, run_distances(numbers.transpose(1, 2)).transpose(1, 2)).contiguous()
+    height = numbers.shape[1]
+    for step in range(1, height):  # the nearest pixel is `step` rows away; beyond the object's run this is no nearer
+        if step * step >= nearest.max():
+            break
+        upper, lower = slice(0, height - step), slice(step, height)
+        for own, other in ((upper, lower), (lower, upper)):
+            torch.minimum(nearest[:, own], in_row[:, other] + step * step, out=nearest[:, own])
+    return nearest.sqrt_()
+
+
+def relative_distances(numbers: torch.Tensor) -> torch.Tensor:
+    """The distance to the edge, divided by the largest one of the object: (B, H, W) from 0 (no object) to 1."""
+    distances = edge_distances(numbers)
+    largest_side = float(max(numbers.shape[1:]))
+    distances = distances.clamp(max=largest_side)  # infinite if an object fills the image
+    count = int(numbers.max()) + 1
+    images = torch.arange(len(numbers), device=numbers.device)[:, None, None]
+    objects = (images * count + numbers).flatten()
+    largest = distances.new_zeros(len(numbers) * count).scatter_reduce(0, objects, distances.flatten(), "amax")
+    return distances / largest[objects].view_as(distances).clamp(min=1)
+
+
+def edge_pixels(numbers: torch.Tensor) -> torch.Tensor:
+    """The pixels (B, H, W), bool, with a direct neighbor of another number."""
+    edges = torch.zeros_like(numbers, dtype=torch.bool)
+    below = numbers[:, 1:] != numbers[:, :-1]
+    beside = numbers[..., 1:] != numbers[..., :-1]
+    edges[:, 1:] |= below
+    edges[:, :-1] |= below
+    edges[..., 1:] |= beside
+    edges[..., :-1] |= beside
+    return edges
+
+
+def distance_loss(
+    class_logits: torch.Tensor,
+    distances: torch.Tensor,
+    mask_labels: Sequence[torch.Tensor],
+    class_labels: Sequence[torch.Tensor],
+    ignore_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of classes, soft dice of objects, and smooth L1 of distances, at the labels' resolution.
+
+    Each term is a mean over the pixels of an image that are not ignored, and the loss is the mean over images.
+    """
+    classes_of_logits = class_logits.shape[1]
+    numbers, classes = number_pixels(mask_labels, class_labels, classes_of_logits - 1)
+    kept = torch.ones_like(numbers, dtype=torch.bool) if ignore_mask is None else ~ignore_mask
+    inside = numbers > 0
+    size = tuple(numbers.shape[1:])
+    logits, predicted = upsample(class_logits, size), upsample(distances, size)[:, 0]
+
+    weights = torch.where(edge_pixels(numbers), EDGE_WEIGHT, 1.0) * kept
+    entropy = cross_entropy(logits, classes, reduction="none")
+    class_term = mean_per_image(entropy, weights.to(entropy.dtype))
+    objectness = (1 - logits.softmax(dim=1)[:, -1]) * kept
+    overlap = (objectness * inside).sum((1, 2))
+    dice_term = 1 - (2 * overlap + 1) / (objectness.sum((1, 2)) + (inside & kept).sum((1, 2)) + 1)
+    errors = smooth_l1_loss(predicted, relative_distances(numbers).to(predicted.dtype), reduction="none", beta=DISTANCE_BETA)
+    errors = errors * torch.where(inside, OBJECT_WEIGHT, 1.0)
+    distance_term = mean_per_image(errors, kept.to(errors.dtype))
+    return (class_term + DICE_WEIGHT * dice_term + DISTANCE_WEIGHT * distance_term).mean()
+
+
+def mean_per_image(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The weighted mean (B,) of values (B, H, W); 0 if all weights are."""
+    return (values * weights).sum((1, 2)) / weights.sum((1, 2)).clamp(min=1)
+
+
+# Watershed
+
+
+def smooth(values: torch.Tensor, deviation: float = SMOOTHING) -> torch.Tensor:
+    """Apply a Gaussian filter to a map (H, W)."""
+    radius = int(4 * deviation + 0.5)
+    offsets = torch.arange(-radius, radius + 1, device=values.device, dtype=values.dtype)
+    kernel = torch.exp(-offsets.square() / (2 * deviation**2))
+    kernel = kernel / kernel.sum()
+    smoothed = values[None, None]
+    smoothed = nn.functional.conv2d(pad(smoothed, (radius, radius, 0, 0), mode="replicate"), kernel[None, None, None])
+    smoothed = nn.functional.conv2d(pad(smoothed, (0, 0, radius, radius), mode="replicate"), kernel[None, None, :, None])
+    return smoothed[0, 0]
+
+
+def climb(values: torch.Tensor) -> torch.Tensor:
+    """The flat index of the peak that the steepest ascent reaches from each pixel: (H, W) to (H, W) int64."""
+    height, width = values.shape
+    padded = pad(values[None, None], (1, 1, 1, 1), value=2 * BELOW_ALL)[0, 0]
+    highest, target = values, torch.arange(height * width, device=values.device).view(height, width)
+    own = target
+    for rows in (-1, 0, 1):
+        for columns in (-1, 0, 1):
+            neighbor = padded[1 + rows : 1 + rows + height, 1 + columns : 1 + columns + width]
+            higher = neighbor > highest
+            highest = torch.where(higher, neighbor, highest)
+            target = torch.where(higher, own + rows * width + columns, target)
+    target = target.flatten()
+    while True:
+        further = target[target]
+        if torch.equal(further, target):
+            return target.view(height, width)
+        target = further
+
+
+def saddles(
+    peaks: torch.Tensor, values: torch.Tensor, inside: torch.Tensor
+) -> Iterator[tuple[int, int, float]]:
+    """The pairs of peaks whose regions touch, and the height of the highest pass, the highest first."""
+    height, width = values.shape
+    found: list[torch.Tensor] = []
+    heights: list[torch.Tensor] = []
+    for rows, columns in HALF_OF_NEIGHBORS:
+        first = slice(0, height - rows), slice(max(0, -columns), width - max(0, columns))
+        second = slice(rows, height), slice(max(0, columns), width + min(0, columns))
+        touching = (peaks[first] != peaks[second]) & inside[first] & inside[second]
+        found.append(torch.stack([peaks[first][touching], peaks[second][touching]], dim=1).sort(dim=1).values)
+        heights.append(torch.minimum(values[first][touching], values[second][touching]))
+    pairs, index = torch.cat(found).unique(dim=0, return_inverse=True)
+    passes = values.new_full((len(pairs),), BELOW_ALL).scatter_reduce(0, index, torch.cat(heights), "amax")
+    order = passes.argsort(descending=True, stable=True)
+    for (first_peak, second_peak), saddle in zip(pairs[order].tolist(), passes[order].tolist(), strict=True):
+        yield first_peak, second_peak, saddle
+
+
+def watershed(values: torch.Tensor, inside: torch.Tensor, prominence: float = PROMINENCE) -> torch.Tensor:
+    """Divide the pixels `inside` (H, W), bool, into one region for each peak of `values` (H, W): numbers from 1, or 0.
+
+    A peak that rises less than `prominence` above the highest pass to a higher one belongs to that one's region.
+    """
+    masked = torch.where(inside, values, BELOW_ALL)
+    peaks = climb(masked)
+    own_peaks = peaks[inside].unique()
+    heights = dict(zip(own_peaks.tolist(), masked.flatten()[own_peaks].tolist(), strict=True))
+    parents = {peak: peak for peak in heights}
+
+    def find(peak: int) -> int:
+        while parents[peak] != peak:
+            parents[peak] = parents[parents[peak]]
+            peak = parents[peak]
+        return peak
+
+    for first, second, saddle in saddles(peaks, masked, inside):
+        lower, higher = sorted((find(first), find(second)), key=heights.__getitem__)
+        if lower != higher and heights[lower] - saddle < prominence:
+            parents[lower] = higher
+    kept = sorted({find(peak) for peak in heights})
+    numbers = {peak: number for number, peak in enumerate(kept, start=1)}
+    table = torch.zeros(values.numel(), dtype=torch.int64, device=values.device)
+    table[own_peaks] = torch.tensor([numbers[find(peak)] for peak in own_peaks.tolist()], device=values.device)
+    return torch.where(inside, table[peaks], 0)
+
+
+# Head
+
+
+@dataclass
+class DistanceOutput(ModelOutput):
+    """Class logits (B, K + 1, h, w), the last of which is "no object", and relative distances (B, 1, h, w)."""
+
+    loss: torch.Tensor | None = None
+    class_logits: torch.Tensor | None = None
+    distances: torch.Tensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+    def loss_of(
+        self,
+        config: Any,
+        mask_labels: Sequence[torch.Tensor],
+        class_labels: Sequence[torch.Tensor],
+        ignore_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The loss of these predictions, see `distance_loss`."""
+        assert self.class_logits is not None and self.distances is not None
+        return distance_loss(self.class_logits, self.distances, mask_labels, class_labels, ignore_mask)
+
+    def semantic_logits(self) -> torch.Tensor:
+        """Log-probabilities of classes (B, K, h, w)."""
+        assert self.class_logits is not None
+        return self.class_logits.log_softmax(dim=1)[:, :-1]
+
+    def segments(
+        self,
+        image: int,
+        size: tuple[int, int],
+        threshold: float | None = None,
+        prominence: float = PROMINENCE,
+        least_area: int = LEAST_AREA,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The objects of an image at `size` (H, W): their numbers from 1 (H, W) int64, classes (n,) and scores (n,).
+
+        A pixel belongs to an object if "no object" is less probable than all classes together. An object has the class
+        with the largest mean probability, which is its score. Objects with a score below `threshold` or with fewer
+        than `least_area` pixels are removed.
+        """
+        assert self.class_logits is not None and self.distances is not None
+        own = slice(image, image + 1)
+        probabilities = upsample(self.class_logits[own], size)[0].softmax(dim=0)
+        numbers = watershed(smooth(upsample(self.distances[own], size)[0, 0]), probabilities[-1] < 0.5, prominence)
+        return score_objects(
+            numbers, probabilities[:-1], SCORE_THRESHOLD if threshold is None else threshold, least_area
+        )
+
+
+def score_objects(
+    numbers: torch.Tensor, probabilities: torch.Tensor, threshold: float, least_area: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Number the objects (H, W) that are large and certain enough from 1 again; also their classes and scores (n,)."""
+    count, flat = int(numbers.max()) + 1, numbers.flatten()
+    areas = flat.bincount(minlength=count)
+    sums = torch.stack([flat.bincount(each.flatten(), minlength=count) for each in probabilities])
+    scores, classes = (sums / areas.clamp(min=1)).max(dim=0)
+    kept = (areas >= least_area) & (scores >= threshold)
+    kept[0] = False
+    table = torch.where(kept, kept.cumsum(0), 0)
+    return table[numbers], classes[kept], scores[kept]
+
+
+class DistanceHead(nn.Module):
+    """A feature pyramid network (arXiv 1612.03144) with a 3x3 convolution per level, and 1x1 output convolutions.
+
+    The width of a level is the number of channels of its map, but at most `decode_head_hidden_size`. A stride of 2 in
+    the first stage separates small objects better than one of 4.
+    """
+
+    def __init__(self, config: Any, in_channels: Sequence[int]):
+        super().__init__()
+        largest = config.decode_head_hidden_size or DEFAULT_HIDDEN_SIZE
+        widths = [min(channels, largest) for channels in in_channels]
+        self.lateral = nn.ModuleList(
+            [nn.Conv2d(channels, width, 1) for channels, width in zip(in_channels, widths, strict=True)]
+        )
+        self.reduce = nn.ModuleList(
+            [nn.Conv2d(coarse, fine, 1) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)]
+        )
+        self.smooth = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1, bias=False) for width in widths])
+        self.norms = nn.ModuleList(
+            [head_norm(config.decode_head_norm, width, config.decode_head_norm_eps) for width in widths]
+        )
+        self.class_head = nn.Conv2d(widths[0], int(config.num_labels or 0) + 1, 1)
+        self.distance_head = nn.Conv2d(widths[0], 1, 1)
+
+    def forward(self, feature_maps: Sequence[torch.Tensor], resample: Any = None) -> DistanceOutput:
+        """Maps (B, C_i, h_i, w_i), finest first, to logits and distances; `resample` is applied to both."""
+        merged = None
+        for level in reversed(range(len(feature_maps))):
+            features = self.lateral[level](feature_maps[level])
+            if merged is not None:
+                merged = self.reduce[level](merged)
+                features = features + interpolate(
+                    merged, size=features.shape[-2:], mode="bilinear", align_corners=False
+                )
+            merged = self.norms[level](self.smooth[level](features)).relu()
+        assert merged is not None
+        outputs = self.class_head(merged), self.distance_head(merged)
+        class_logits, distances = outputs if resample is None else map(resample, outputs)
+        return DistanceOutput(class_logits=class_logits, distances=distances)
+
+
+def build_distance_head(config: Any, in_channels: Sequence[int], is_plain: bool) -> nn.Module:
+    """The distance head for maps with these numbers of channels, finest first."""
+    if is_plain or len(in_channels) < 2:
+        raise HfVitSegError(
+            f"decode_head 'distance' reads maps of several strides, got {len(in_channels)} of one stride: choose an "
+            "encoder with stages, such as segformer"
+        )
+    return DistanceHead(config, in_channels)
+
+
+OBJECT_HEADS["distance"] = build_distance_head
+
+__all__ = ["DistanceHead", "DistanceOutput", "relative_distances", "watershed"]
