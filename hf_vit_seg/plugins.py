@@ -185,6 +185,8 @@ def register(architecture: Architecture) -> None:
         # false error for every registered model that is missing in it (transformers 5.23, image_segmentation.py).
         names: Any = transformers.models.auto.modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
         names[model_type] = model.__name__
+    if model := architecture.models.get("AutoModelForUniversalSegmentation"):
+        transformers.AutoModelForInstanceSegmentation.register(architecture.config, model)
     transformers.AutoImageProcessor.register(
         architecture.config, image_processor_classes=dict(architecture.image_processor), exist_ok=True
     )

@@ -1,4 +1,4 @@
-"""Streaming metrics of segmentation, classification and pose.
+"""Streaming metrics of segmentation, segments, classification and pose.
 
 Metrics that are sums over samples keep their state in one tensor, `counts`. Summing `counts` over processes and
 assigning the result gives the metric of all data, without gathering predictions.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hf_vit_seg.errors import HfVitSegError
 
-MODULES = ("calibration_error", "mean_iou", "oks_ap", "top_k_accuracy")
+MODULES = ("aji", "calibration_error", "mean_iou", "oks_ap", "pq", "segm_ap", "top_k_accuracy")
 
 
 class MetricError(HfVitSegError):

@@ -10,9 +10,14 @@ import pytest
 import torch
 from test_confusion_matrix import evaluate_scores
 from test_keypoint_similarity import random_persons
+from test_segment_metrics import CLASSES, random_pair
 
 from hf_vit_seg.metrics import MODULES, MetricError, module_path
 from hf_vit_seg.metrics.keypoint_similarity import oks_average_precision
+from hf_vit_seg.metrics.mask_ap import MaskAveragePrecision
+from hf_vit_seg.metrics.object_scores import ObjectScores
+from hf_vit_seg.metrics.panoptic_quality import PanopticQuality
+from hf_vit_seg.metrics.segment_overlaps import find_overlaps
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -156,7 +161,7 @@ def test_modules_are_named_and_combine():
 def test_compute_without_data():
     with pytest.raises(MetricError, match="found no samples"):
         load("mean_iou").compute(num_labels=2)
-    with pytest.raises(MetricError, match="use one of calibration_error, mean_iou"):
+    with pytest.raises(MetricError, match="use one of aji, calibration_error, mean_iou"):
         module_path("mean_iuo")
 
 
@@ -208,3 +213,40 @@ def test_modules_load_in_a_fresh_process_without_network(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("'") == 2 * len(MODULES)
+
+
+def as_result(found) -> dict:
+    """Segments in transformers' format, with ids that have gaps."""
+    scores = found.scores or [1.0] * len(found.classes)
+    rows = [
+        {"id": 10 * number, "label_id": index, "score": score}
+        for number, (index, score) in enumerate(zip(found.classes, scores, strict=True), 1)
+    ]
+    return {"segmentation": torch.where(found.ids > 0, 10 * found.ids, found.ids), "segments_info": rows}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "metric"),
+    [
+        ("pq", {"num_labels": CLASSES, "stuff": (0,)}, PanopticQuality(CLASSES, (0,))),
+        ("segm_ap", {"num_labels": CLASSES, "max_detections": 2}, MaskAveragePrecision(CLASSES, 2)),
+        ("aji", {}, ObjectScores()),
+    ],
+)
+def test_segments_in_the_format_of_transformers(name, options, metric):
+    pairs = [random_pair(place) for place in range(4)]
+    module = load(name, **options)
+    for found, truth in pairs:
+        metric.update(find_overlaps(found, truth))
+        module.add(prediction=as_result(found), reference=as_result(truth))
+    np.testing.assert_equal(module.compute(), metric.scores())
+
+
+def test_crowds_of_references_are_ignored():
+    found = {"segmentation": torch.tensor([[1, 1, 2, 2]]), "segments_info": [{"id": n, "label_id": 0} for n in (1, 2)]}
+    truth = {"segmentation": found["segmentation"], "segments_info": [dict(row) for row in found["segments_info"]]}
+    truth["segments_info"][1]["iscrowd"] = 1
+    assert load("pq").compute(predictions=[found], references=[truth])["pq"] == 1
+    for wrong in ({"segmentation": found["segmentation"]}, {**found, "segments_info": [{"id": 1}]}):
+        with pytest.raises(MetricError):
+            load("pq").compute(predictions=[wrong], references=[truth])

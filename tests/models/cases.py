@@ -31,6 +31,23 @@ class Case:
     hidden_states: int | None = None
 
 
+UNIVERSAL = "AutoModelForUniversalSegmentation"
+# Fields of models that predict objects; the numbers of points exceed what is sampled at random.
+OBJECTS = {
+    "num_queries": 5,
+    "query_masked_inference": True,
+    "no_object_weight": 0.5,
+    "class_weight": 1.0,
+    "mask_weight": 1.0,
+    "dice_weight": 1.0,
+    "train_num_points": 20,
+    "oversample_ratio": 1.5,
+    "importance_sample_ratio": 0.5,
+}
+OBJECT_LOSS = frozenset(OBJECTS) - {"num_queries", "query_masked_inference"}
+QUERY_LAYERS = {"query_num_layers": 2, "query_num_heads": 2}
+UNDER_UNIVERSAL = dict.fromkeys((*OBJECTS, *QUERY_LAYERS), UNIVERSAL)
+
 CLASSIFIERS = ("pooling", "pool_norm", "pre_logits_size", "use_distillation_classifier")
 
 CASES: dict[str, Case] = {
@@ -60,11 +77,15 @@ CASES: dict[str, Case] = {
             "decode_head_norm_eps": 0.5,
             "initializer_range": 0.2,
             "semantic_loss_ignore_index": 1,
+            "decode_head": "query",
+            **OBJECTS,
+            **QUERY_LAYERS,
         },
+        under=UNDER_UNIVERSAL,
         training_only=frozenset(
             {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "decode_head_dropout_prob"}
         ),
-        loss_only=frozenset({"semantic_loss_ignore_index"}),
+        loss_only=frozenset({"semantic_loss_ignore_index"}) | OBJECT_LOSS,
         initial_only=frozenset({"initializer_range"}),
     ),
     "cvt": Case(
@@ -98,7 +119,11 @@ CASES: dict[str, Case] = {
             "decode_head_norm_eps": 0.5,
             "initializer_range": 0.2,
             "semantic_loss_ignore_index": 1,
+            "decode_head": "query",
+            **OBJECTS,
+            **QUERY_LAYERS,
         },
+        under=UNDER_UNIVERSAL,
         # In the last layer only the class token's query reaches the classifier, and it bypasses the convolution.
         unreached={
             "AutoModelForImageClassification": (
@@ -110,7 +135,7 @@ CASES: dict[str, Case] = {
         training_only=frozenset(
             {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "decode_head_dropout_prob"}
         ),
-        loss_only=frozenset({"semantic_loss_ignore_index"}),
+        loss_only=frozenset({"semantic_loss_ignore_index"}) | OBJECT_LOSS,
         initial_only=frozenset({"initializer_range"}),
     ),
 }
@@ -175,6 +200,9 @@ VIT = Case(
         "decode_head_dropout_prob": 0.9,
         "token_merging": 0.5,
         "semantic_loss_ignore_index": 1,
+        "num_query_blocks": 3,
+        "num_upscale_blocks": 1,
+        **OBJECTS,
     },
     beside={
         "position_resize_mode": {"image_size": 128},
@@ -198,7 +226,8 @@ VIT = Case(
         "pose_flip_test": {"pose_flip_pairs": ((1, 2),)},
         "pose_flip_pairs": {"pose_flip_test": True, "pose_flip_pairs": ((1, 2),)},
     },
-    under={name: "AutoModelForImageClassification" for name in CLASSIFIERS}
+    under=dict.fromkeys((*OBJECTS, "num_query_blocks", "num_upscale_blocks"), UNIVERSAL)
+    | {name: "AutoModelForImageClassification" for name in CLASSIFIERS}
     | {
         name: "AutoModelForPoseEstimation"
         for name in (
@@ -213,7 +242,7 @@ VIT = Case(
     training_only=frozenset(
         {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "decode_head_dropout_prob"}
     ),
-    loss_only=frozenset({"semantic_loss_ignore_index", "pose_target_sigma"}),
+    loss_only=frozenset({"semantic_loss_ignore_index", "pose_target_sigma"}) | OBJECT_LOSS,
     initial_only=frozenset({"initializer_range"}),
 )
 CASES["vit"] = VIT
@@ -234,7 +263,10 @@ BACKBONE = Case(
         "decode_head_dropout_prob": 0.9,
         "initializer_range": 0.2,
         "semantic_loss_ignore_index": 1,
+        **OBJECTS,
+        **QUERY_LAYERS,
     },
+    under=UNDER_UNIVERSAL,
     beside={
         "decode_head_num_layers": MASKS,
         "decode_head_hidden_size": MASKS,
@@ -243,9 +275,9 @@ BACKBONE = Case(
         "hidden_act": MASKS,
     },
     # The mask token is used in DINOv2's pretraining; a key bias shifts all scores of a query equally.
-    unreached={"AutoModelForSemanticSegmentation": ("mask_token", "key.bias")},
+    unreached=dict.fromkeys(("AutoModelForSemanticSegmentation", UNIVERSAL), ("mask_token", "key.bias")),
     training_only=frozenset({"decode_head_dropout_prob"}),
-    loss_only=frozenset({"semantic_loss_ignore_index"}),
+    loss_only=frozenset({"semantic_loss_ignore_index"}) | OBJECT_LOSS,
     initial_only=frozenset({"initializer_range"}),
     hidden_states=5,
 )

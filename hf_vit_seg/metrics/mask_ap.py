@@ -1,0 +1,140 @@
+"""Average precision of masks at IoU 0.50 to 0.95, as COCO defines it (Lin et al. 2014; equal to `pycocotools`).
+
+Each prediction is, in order of scores, matched to the unmatched labeled object of its class with the highest IoU.
+Precision depends on the order of all predictions, so it is no sum over images: each prediction is kept as one row of
+numbers, and processes gather the rows.
+
+Shapes: P predicted and G labeled objects of an image, T thresholds, A ranges of area, N predictions of all images.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .confusion_matrix import present_mean
+from .keypoint_similarity import THRESHOLDS, interpolate_precision
+from .segment_overlaps import Overlaps
+
+# In square pixels of the labels.
+AREAS = {"": (0.0, 1e5**2), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e5**2)}
+MOST = 100  # objects of a class with the highest scores that are evaluated in each image, as in COCO
+
+
+class ImageRows(NamedTuple):
+    """The predictions of an image, by class and sorted by score, and its labeled objects."""
+
+    classes: np.ndarray  # (P,)
+    scores: np.ndarray  # (P,)
+    hit: np.ndarray  # (A, T, P) true positives
+    ignored: np.ndarray  # (A, T, P) neither true nor false positives
+    labeled: np.ndarray  # (A, K) labeled objects of each class
+
+
+class MaskAveragePrecision:
+    """Average precision of masks. Processes gather `rows`, one entry per image.
+
+    Only the `most` predictions of a class with the highest scores are evaluated in each image; None evaluates all,
+    for images with more than a hundred objects.
+    """
+
+    def __init__(self, num_classes: int, most: int | None = MOST):
+        self.num_classes, self.most = num_classes, most
+        self.rows: list[ImageRows] = []
+
+    def update(self, overlaps: Overlaps) -> None:
+        """Add an image.
+
+        Pixels that are ignored in the labels are a crowd: a prediction matches it, if no object, by the share of its
+        pixels that is ignored, and is left out.
+        """
+        parts = [self._rows_of_class(overlaps, index) for index in range(self.num_classes)]
+        labeled = np.stack([part[-1] for part in parts], axis=1)
+        classes, scores = (np.concatenate([part[place] for part in parts]) for place in (0, 1))
+        hit, ignored = (np.concatenate([part[place] for part in parts], axis=2) for place in (2, 3))
+        self.rows.append(ImageRows(classes, scores, hit, ignored, labeled))
+
+    def _rows_of_class(self, overlaps: Overlaps, index: int) -> ImageRows:
+        """Match the objects of one class; `labeled` is (A,)."""
+        found = np.flatnonzero(overlaps.predicted_classes == index)
+        found = found[np.argsort(-overlaps.scores[found], kind="stable")][: self.most]
+        truth = np.flatnonzero(overlaps.labeled_classes == index)
+        lows, highs = np.array(list(AREAS.values())).T[..., None]
+        areas, labeled = overlaps.predicted[found], overlaps.labeled[truth]
+        outside = (labeled < lows) | (labeled > highs)  # (A, G)
+        whole = areas[:, None] + labeled[None] - overlaps.both[np.ix_(found, truth)]
+        iou = overlaps.both[np.ix_(found, truth)] / np.maximum(whole, 1)
+        crowd = overlaps.ignored[found] / np.maximum(areas, 1)
+        hit, ignored = match(iou, crowd, outside, (areas < lows) | (areas > highs))
+        return ImageRows(np.full(len(found), index), overlaps.scores[found], hit, ignored, (~outside).sum(axis=1))
+
+    def scores(self) -> dict[str, Any]:
+        """`mask_ap`, the mean over thresholds 0.50 .. 0.95 and classes; `_50`, `_75`, `_small`, `_medium`, `_large`.
+
+        Also `mask_ar`, the recall, and `per_category_mask_ap`, `per_category_mask_ap_50` (K,). All are 0 .. 1; NaN
+        without labeled objects.
+        """
+        shape = (self.num_classes, len(AREAS), len(THRESHOLDS))
+        precision, recall = np.full(shape, np.nan), np.full(shape, np.nan)
+        for index in range(self.num_classes):
+            for place in range(len(AREAS)):
+                precision[index, place], recall[index, place] = self._curves(index, place)
+        scores = {f"mask_ap_{name}".rstrip("_"): present_mean(precision[:, place]) for place, name in enumerate(AREAS)}
+        scores |= {"mask_ap_50": present_mean(precision[:, 0, 0]), "mask_ap_75": present_mean(precision[:, 0, 5])}
+        per_class = {"mask_ap": precision[:, 0].mean(axis=-1), "mask_ap_50": precision[:, 0, 0]}
+        return (
+            scores
+            | {"mask_ar": present_mean(recall[:, 0])}
+            | {f"per_category_{name}": values for name, values in per_class.items()}
+        )
+
+    def _curves(self, index: int, area: int) -> tuple[np.ndarray, np.ndarray]:
+        """The average precision (T,) and the highest recall (T,) of a class in a range of areas."""
+        nothing = np.full(len(THRESHOLDS), np.nan)
+        total = sum(int(row.labeled[area, index]) for row in self.rows)
+        if not total:
+            return nothing, nothing
+        chosen = [row.classes == index for row in self.rows]
+        scores = np.concatenate([row.scores[own] for row, own in zip(self.rows, chosen, strict=True)])
+        order = np.argsort(-scores, kind="stable")
+        hit = np.concatenate([row.hit[area][:, own] for row, own in zip(self.rows, chosen, strict=True)], axis=1)
+        left_out = np.concatenate([r.ignored[area][:, own] for r, own in zip(self.rows, chosen, strict=True)], axis=1)
+        curves = [precision_curve(*pair, total) for pair in zip(hit[:, order], left_out[:, order], strict=True)]
+        return np.array([values.mean() for values, _ in curves]), np.array([highest for _, highest in curves])
+
+
+def precision_curve(hit: np.ndarray, ignored: np.ndarray, total: int) -> tuple[np.ndarray, float]:
+    """Precision at 101 recalls and the highest recall, from predictions (N,) in order of their scores."""
+    right, wrong = (hit & ~ignored).cumsum(), (~hit & ~ignored).cumsum()
+    return interpolate_precision(right / total, right / (right + wrong + np.spacing(1)))
+
+
+def match(
+    iou: np.ndarray, crowd: np.ndarray, outside: np.ndarray, other_size: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match predictions in order of scores: whether each is a true positive, and whether it is left out, (A, T, P).
+
+    `iou` is (P, G), `crowd` (P,) the share of a prediction that is ignored, `outside` (A, G) the labeled objects
+    outside of each range of areas, and `other_size` (A, P) the predictions outside of it. Objects outside and the
+    crowd are matched only if no other object can be, and the crowd repeatedly; such predictions are left out, as are
+    those of another size that match nothing. Of equal overlaps, the last is matched.
+    """
+    iou = np.concatenate([iou, crowd[:, None]], axis=1)  # (P, G + 1)
+    uncounted = np.concatenate([outside, np.ones_like(outside, shape=(len(outside), 1))], axis=1)[:, None]
+    limits, columns = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None], iou.shape[1]
+    free = np.ones((len(outside), len(THRESHOLDS), columns), bool)
+    hit = np.zeros((len(outside), len(THRESHOLDS), len(iou)), bool)
+    ignored = np.zeros_like(hit)
+    for place, row in enumerate(iou):
+        able = free & (row >= limits)
+        counting = able & ~uncounted
+        hit[..., place] = counting.any(axis=-1)
+        able = np.where(hit[..., place, None], counting, able)
+        matched = able.any(axis=-1)
+        ignored[..., place] = ~hit[..., place] & (matched | other_size[:, place, None])
+        best = columns - 1 - np.where(able, row, -1)[..., ::-1].argmax(axis=-1)
+        free &= (best[..., None] != np.arange(columns)) | ~matched[..., None]
+        free[..., -1] = True
+    return hit, ignored
+
+
+__all__ = ["MOST", "MaskAveragePrecision"]

@@ -1,0 +1,1 @@
+"""The `evaluate` module of the average precision of masks."""

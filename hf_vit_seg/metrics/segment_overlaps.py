@@ -1,0 +1,114 @@
+"""Overlaps of predicted and labeled segments of an image, which the metrics of segments are computed from.
+
+Shapes: H W pixels, P predicted and G labeled segments.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from . import MetricError
+
+UNITS_PER_ONE = 2**32  # fixed-point sums of shares: independent of order, exact to 1e-9, and int64 on every device
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentMap:
+    """The segments of an image that do not overlap.
+
+    `ids` (H, W) of integers: i >= 1 is segment i, of class `classes[i - 1]`; 0 is no segment, and -1 is ignored
+    (labels only). `scores` of predictions are 0 .. 1, and 1 if they are None.
+    """
+
+    ids: torch.Tensor
+    classes: Sequence[int]
+    scores: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Overlaps:
+    """Numbers of pixels of an image's segments.
+
+    `both` (P, G) of the intersections, `predicted` (P,) and `labeled` (G,) of the segments, and `ignored` (P,) of
+    predicted pixels whose label is ignored. All are int64; classes are (P,) and (G,), scores (P,).
+    """
+
+    both: np.ndarray
+    predicted: np.ndarray
+    labeled: np.ndarray
+    ignored: np.ndarray
+    predicted_classes: np.ndarray
+    labeled_classes: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def union(self) -> np.ndarray:
+        """The union (P, G) of each pair, without ignored pixels."""
+        return (self.predicted - self.ignored)[:, None] + self.labeled[None] - self.both
+
+    @property
+    def iou(self) -> np.ndarray:
+        """The intersection over union (P, G) of each pair, without ignored pixels."""
+        return self.both / np.maximum(self.union, 1)
+
+    def same_class(self) -> np.ndarray:
+        """Whether predicted and labeled segments have the same class (P, G)."""
+        return self.predicted_classes[:, None] == self.labeled_classes[None]
+
+
+def find_overlaps(predicted: SegmentMap, labeled: SegmentMap) -> Overlaps:
+    """Count the pixels of all pairs of segments. Raises MetricError for invalid maps.
+
+    Segments without pixels are left out.
+    """
+    check_map("predictions", predicted, lowest=0)
+    check_map("references", labeled, lowest=-1)
+    if predicted.ids.shape != labeled.ids.shape:
+        raise MetricError(
+            f"predictions {tuple(predicted.ids.shape)} and references {tuple(labeled.ids.shape)} differ in shape: "
+            "compute the segments at the size of the labels"
+        )
+    columns = len(labeled.classes) + 2  # ignored, no segment, and the segments
+    pairs = predicted.ids.to(torch.int64) * columns + labeled.ids.to(predicted.ids.device, torch.int64) + 1
+    table = torch.bincount(pairs.flatten(), minlength=(len(predicted.classes) + 1) * columns)
+    table = table.view(-1, columns).cpu().numpy()
+    rows, kept = table[1:].sum(axis=1) > 0, table[:, 2:].sum(axis=0) > 0
+    scores = np.ones(len(rows)) if predicted.scores is None else np.asarray(predicted.scores, np.float64)
+    return Overlaps(
+        both=table[1:, 2:][rows][:, kept],
+        predicted=table[1:][rows].sum(axis=1),
+        labeled=table[:, 2:].sum(axis=0)[kept],
+        ignored=table[1:, 0][rows],
+        predicted_classes=np.asarray(predicted.classes, np.int64)[rows],
+        labeled_classes=np.asarray(labeled.classes, np.int64)[kept],
+        scores=scores[rows],
+    )
+
+
+def check_map(title: str, found: SegmentMap, lowest: int) -> None:
+    """Raise MetricError for a map with other dimensions, dtypes or numbers."""
+    if found.ids.ndim != 2 or found.ids.is_floating_point():
+        raise MetricError(
+            f"{title} must be integer maps (H, W), got {str(found.ids.dtype).removeprefix('torch.')} of shape "
+            f"{tuple(found.ids.shape)}"
+        )
+    if found.scores is not None and len(found.scores) != len(found.classes):
+        raise MetricError(f"{title} have {len(found.classes)} classes, but {len(found.scores)} scores")
+    if not found.ids.numel():
+        return
+    low, high = map(int, found.ids.aminmax())
+    if low < lowest or high > len(found.classes):
+        raise MetricError(
+            f"{title} have numbers from {low} to {high}, expected {lowest} .. {len(found.classes)}, the number of "
+            "their classes"
+        )
+
+
+def fixed_point(shares: np.ndarray) -> np.ndarray:
+    """Convert shares to integers that add up without rounding."""
+    return np.rint(np.asarray(shares, np.float64) * UNITS_PER_ONE).astype(np.int64)
+
+
+__all__ = ["UNITS_PER_ONE", "Overlaps", "SegmentMap", "find_overlaps", "fixed_point"]

@@ -1,0 +1,48 @@
+"""Segments in transformers' format, as the `evaluate` modules of segments take them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from . import MetricError
+from .evaluation_module import tensor
+from .segment_overlaps import Overlaps, SegmentMap, find_overlaps
+
+INPUTS = """
+    predictions: results of post_process_panoptic_segmentation or post_process_instance_segmentation: dicts of
+        segmentation (H, W), and segments_info, a list of dicts of id, label_id, and score (optional). Pixels of other
+        numbers belong to no segment.
+    references: the same for the labels; a segment with iscrowd, and pixels of -1, are ignored.
+"""
+
+
+def read_segments(result: Mapping[str, Any]) -> SegmentMap:
+    """Convert segments in transformers' format; ids may be any numbers. Raises MetricError for other values."""
+    try:
+        values, rows = tensor(result["segmentation"]), list(result["segments_info"])
+        objects = [row for row in rows if not row.get("iscrowd")]
+        ids = torch.zeros(values.shape, dtype=torch.int64)
+        ids[values == -1] = -1
+        for row in rows:
+            ids[values == row["id"]] = objects.index(row) + 1 if not row.get("iscrowd") else -1
+        return SegmentMap(
+            ids, [int(row["label_id"]) for row in objects], [float(row.get("score", 1)) for row in objects]
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise MetricError(
+            f"segments must be dicts of segmentation and segments_info, a list of dicts of id and label_id ({error})"
+        ) from None
+
+
+def overlaps_of_results(predictions: Sequence[Any], references: Sequence[Any]) -> list[Overlaps]:
+    """The overlaps of each pair of results. Raises MetricError for different numbers of them."""
+    if len(predictions) != len(references):
+        raise MetricError(
+            f"found {len(predictions)} predictions and {len(references)} references, expected equal numbers"
+        )
+    found = []
+    for prediction, reference in zip(predictions, references, strict=True):
+        own = read_segments(prediction)
+        found.append(find_overlaps(SegmentMap(own.ids.clamp(min=0), own.classes, own.scores), read_segments(reference)))
+    return found

@@ -1,0 +1,173 @@
+"""Image processors of models that find objects: those of semantic segmentation, with transformers' post-processing.
+
+Shapes: B images, Q queries, K classes, h w the grid of the masks, H W pixels.
+"""
+
+from collections.abc import Collection, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+
+from .bilinear import to_working_dtype
+from .errors import HfVitSegError
+from .image_processing_segmentation import SemanticSegmentationImageProcessor, SemanticSegmentationImageProcessorPil
+from .segment_maps import ObjectMask, draw_objects, objects_of_queries, panoptic_segments
+
+Sizes = Sequence[tuple[int, int]] | torch.Tensor | None
+
+
+def target_sizes_of(outputs: Any, target_sizes: Sizes) -> list[tuple[int, int]]:
+    """The (height, width) of the result of each image; by default that of the model's masks. Raises HfVitSegError."""
+    masks = outputs.masks_queries_logits if has_queries(outputs) else outputs.semantic_logits()
+    own = (int(masks.shape[-2]), int(masks.shape[-1]))
+    if target_sizes is None:
+        return [own] * len(masks)
+    if len(target_sizes) != len(masks):
+        raise HfVitSegError(f"target_sizes has {len(target_sizes)} entries for a batch of {len(masks)} images")
+    return [(int(height), int(width)) for height, width in target_sizes]
+
+
+def has_queries(outputs: Any) -> bool:
+    """Whether a model's outputs have class and mask logits of queries. HfVitSegError if they have no objects at all."""
+    if getattr(outputs, "class_queries_logits", None) is not None:
+        return True
+    if not hasattr(outputs, "segments"):
+        raise HfVitSegError(
+            "found outputs of a model without objects: load it with AutoModelForUniversalSegmentation, or use "
+            "post_process_semantic_segmentation"
+        )
+    return False
+
+
+def semantic_scores(outputs: Any) -> torch.Tensor:
+    """The scores of the classes at each pixel (B, K, h, w): sum over queries of class times mask probability."""
+    if not has_queries(outputs):
+        return outputs.semantic_logits()
+    classes = to_working_dtype(outputs.class_queries_logits).softmax(-1)[..., :-1]
+    return torch.einsum("bqk,bqhw->bkhw", classes, to_working_dtype(outputs.masks_queries_logits).sigmoid())
+
+
+def binary_mask_to_rle(mask: torch.Tensor) -> list[int]:
+    """The runs of a mask (H, W) as transformers writes them: start (from 1) and length of each, in row-major order."""
+    pixels = torch.nn.functional.pad(mask.flatten().to(torch.int8), (1, 1))
+    changes = (pixels[1:] != pixels[:-1]).nonzero()[:, 0] + 1
+    changes[1::2] -= changes[::2].clone()
+    return changes.tolist()
+
+
+class UniversalProcessing:
+    """Post-processing with transformers' names and formats; must come before the image processor in the bases.
+
+    A result is a dict of `segmentation` (H, W) int32, the number of the segment of each pixel from 1, 0 for none; and
+    `segments_info`, a list of dicts of `id`, `label_id`, `was_fused` and `score`. Without segments the list is empty.
+    """
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Sizes = None, return_segmentation_scores: bool = False
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        """Label maps (H, W) int64 of `outputs`, the arg-max of the resized scores of all classes.
+
+        With `return_segmentation_scores`, each result has `segmentation` and `segmentation_scores` (K, H, W).
+        """
+        if getattr(outputs, "logits", None) is None:
+            outputs = SimpleNamespace(logits=semantic_scores(outputs))
+        parent: Any = super()
+        return parent.post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        target_sizes: Sizes = None,
+        return_coco_annotation: bool = False,
+        return_binary_maps: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Objects of `outputs`, each of one query, with a score of at least `threshold`.
+
+        Where objects overlap, the later query covers the earlier one. `segmentation` is the run lengths of each object
+        with `return_coco_annotation`, and the complete masks (n, H, W) float32 with `return_binary_maps`.
+        `overlap_mask_area_threshold` has no effect, as in transformers.
+        """
+        if return_coco_annotation and return_binary_maps:
+            raise HfVitSegError("set either return_coco_annotation or return_binary_maps")
+        results = []
+        for image, size in enumerate(target_sizes_of(outputs, target_sizes)):
+            if not has_queries(outputs):
+                result = dense_segments(outputs, image, size, threshold)
+                masks = [result["segmentation"] == info["id"] for info in result["segments_info"]]
+            else:
+                logits = outputs.class_queries_logits[image], outputs.masks_queries_logits[image]
+                objects = list(objects_of_queries(*logits, size, threshold, mask_threshold))
+                segmentation = draw_objects(objects, size, logits[1].device)
+                result = {"segmentation": segmentation, "segments_info": [found.info() for found in objects]}
+                masks = [full_mask(found, size) for found in objects] if return_binary_maps else []
+            if return_coco_annotation:
+                numbers = [info["id"] for info in result["segments_info"]]
+                result["segmentation"] = [binary_mask_to_rle(result["segmentation"] == number) for number in numbers]
+            if return_binary_maps:
+                result["segmentation"] = torch.stack(masks).float() if masks else torch.zeros(0, *size)
+            results.append(result)
+        return results
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        label_ids_to_fuse: Collection[int] | None = None,
+        target_sizes: Sizes = None,
+    ) -> list[dict[str, Any]]:
+        """Segments of `outputs` that do not overlap, of classes with a probability above `threshold`.
+
+        A segment is left out if it wins at most the share `overlap_mask_area_threshold` of its mask. Segments of a
+        class in `label_ids_to_fuse` (stuff) become one; no others are fused.
+        """
+        results = []
+        for image, size in enumerate(target_sizes_of(outputs, target_sizes)):
+            if not has_queries(outputs):
+                results.append(dense_segments(outputs, image, size, threshold))
+                continue
+            segmentation, infos = panoptic_segments(
+                outputs.class_queries_logits[image],
+                outputs.masks_queries_logits[image],
+                size,
+                threshold,
+                mask_threshold,
+                overlap_mask_area_threshold,
+                label_ids_to_fuse or (),
+            )
+            results.append({"segmentation": segmentation, "segments_info": infos})
+        return results
+
+
+def full_mask(found: ObjectMask, size: tuple[int, int]) -> torch.Tensor:
+    """The mask of an object at the size of the image (H, W) bool."""
+    mask = torch.zeros(size, dtype=torch.bool, device=found.mask.device)
+    mask[found.place] = found.mask
+    return mask
+
+
+def dense_segments(outputs: Any, image: int, size: tuple[int, int], threshold: float) -> dict[str, Any]:
+    """The objects of an image from the outputs of a head without queries, which finds them itself."""
+    numbers, classes, scores = outputs.segments(image, size, threshold=threshold)
+    infos = [
+        {"id": number, "label_id": label, "was_fused": False, "score": round(score, 6)}
+        for number, (label, score) in enumerate(zip(classes.tolist(), scores.tolist(), strict=True), 1)
+    ]
+    return {"segmentation": numbers.to(torch.int32), "segments_info": infos}
+
+
+class UniversalSegmentationImageProcessor(UniversalProcessing, SemanticSegmentationImageProcessor):
+    """Resizes images with torchvision and antialiasing, on any device."""
+
+
+class UniversalSegmentationImageProcessorPil(UniversalProcessing, SemanticSegmentationImageProcessorPil):
+    """Resizes images with PIL, channel by channel."""
+
+
+__all__ = ["UniversalSegmentationImageProcessor", "UniversalSegmentationImageProcessorPil"]

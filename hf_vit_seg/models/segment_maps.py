@@ -1,0 +1,241 @@
+"""Segments of an image at its own size, from class and mask logits of queries, without storing all resized masks.
+
+The results are those of transformers' EoMT (EomtImageProcessor), but masks are resized to the size of the image at
+once. Mask logits are resized where they can matter only. A resized value lies between the smallest and the largest of
+the surrounding logits, and the sigmoid is monotonic. Hence
+
+- an object is computed in the box that surrounds its positive logits;
+- in a block of the image, a query whose highest weighted probability is below the lowest of another cannot be the
+  largest anywhere, and is not computed.
+
+Shapes: Q queries, n of them that are kept, K classes, h w the grid of the logits, H W the pixels of the image, r c a
+part of them.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.nn.functional import max_pool2d, pad
+
+from .bilinear import neighbors, to_working_dtype, working_dtype
+
+BLOCK = 16  # rows and columns of logits of a block
+MARGIN = 1e-5  # relative, for the rounding of resized values
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectMask:
+    """An object of one query: its number in the segmentation, class, score and mask.
+
+    `mask` (r, c) bool is that of the box whose first pixel is in row `top` and column `left`.
+    """
+
+    id: int
+    label_id: int
+    score: float
+    top: int
+    left: int
+    mask: torch.Tensor
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """The rows and columns of the box."""
+        rows, columns = self.mask.shape
+        return slice(self.top, self.top + rows), slice(self.left, self.left + columns)
+
+    def info(self) -> dict[str, Any]:
+        """The entry of `segments_info`."""
+        return {"id": self.id, "label_id": self.label_id, "was_fused": False, "score": round(self.score, 6)}
+
+
+class Resizing:
+    """Bilinear resizing of parts of maps (n, h, w) to (H, W), as `interpolate` with `align_corners=False`."""
+
+    def __init__(self, grid: tuple[int, int], size: tuple[int, int], dtype: torch.dtype, device: torch.device):
+        self.grid, self.size = grid, size
+        self.axes = [
+            tuple(part.to(device) for part in neighbors(samples, pixels, dtype))
+            for samples, pixels in zip(grid, size, strict=True)
+        ]
+
+    def pixels(self, axis: int, first: int, last: int) -> slice:
+        """The pixels of an axis that depend on the samples `first` .. `last`."""
+        lower, upper, _ = self.axes[axis]
+        start = int(torch.searchsorted(upper, first))
+        stop = int(torch.searchsorted(lower, last, right=True))
+        return slice(start, max(stop, start))
+
+    def blocks(self, axis: int, length: int) -> list[slice]:
+        """The pixels whose lower sample is in each block of `length` samples."""
+        starts = torch.arange(0, self.grid[axis], length, device=self.axes[axis][0].device)
+        bounds = [*torch.searchsorted(self.axes[axis][0], starts).tolist(), self.size[axis]]
+        return [slice(first, stop) for first, stop in pairwise(bounds)]
+
+    def resize(self, logits: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
+        """Resize some rows and columns: (n, h, w) to (n, r, c) in float32 or float64."""
+        (top, bottom, down), (left, right, across) = (
+            [part[s] for part in axis] for axis, s in zip(self.axes, (rows, columns), strict=True)
+        )
+        first, stop = int(left[0]), int(right[-1]) + 1
+        samples = logits[:, :, first:stop]
+        values = torch.lerp(to_working_dtype(samples[:, top]), to_working_dtype(samples[:, bottom]), down[:, None])
+        return torch.lerp(values[:, :, left - first], values[:, :, right - first], across)
+
+
+def logit(probability: float) -> float:
+    """The logit of a probability; infinite for 0 and 1."""
+    if not 0 < probability < 1:
+        return -math.inf if probability <= 0 else math.inf
+    return math.log(probability / (1 - probability))
+
+
+def objects_of_queries(
+    class_logits: torch.Tensor,
+    mask_logits: torch.Tensor,
+    size: tuple[int, int],
+    threshold: float,
+    mask_threshold: float = 0.5,
+) -> Iterator[ObjectMask]:
+    """The objects of an image in the order of the queries, numbered from 1; their masks may overlap.
+
+    `class_logits` are (Q, K + 1), `mask_logits` (Q, h, w). The score of an object is the probability of its class times
+    the mean probability of its mask; objects with a score below `threshold`, and without pixels, are left out. A
+    pixel belongs to a mask if its probability exceeds `mask_threshold`.
+    """
+    scores, labels = to_working_dtype(class_logits).softmax(-1)[:, :-1].max(-1)
+    resizing = Resizing(grid_of(mask_logits), size, working_dtype(mask_logits), mask_logits.device)
+    bound, number = logit(mask_threshold), 0
+    for query in (scores >= threshold).nonzero()[:, 0].tolist():
+        box = positive_box(mask_logits[query], bound, resizing)
+        if box is None:
+            continue
+        values = resizing.resize(mask_logits[query : query + 1], *box)[0]
+        mask = values > bound
+        area = int(mask.sum())
+        score = float(scores[query] * ((values.sigmoid() * mask).sum() / (area + 1e-6))) if area else 0.0
+        if area and score >= threshold:
+            number += 1
+            yield ObjectMask(number, int(labels[query]), score, box[0].start, box[1].start, mask)
+
+
+def grid_of(maps: torch.Tensor) -> tuple[int, int]:
+    """The height and width of maps."""
+    return maps.shape[-2], maps.shape[-1]
+
+
+def positive_box(logits: torch.Tensor, bound: float, resizing: Resizing) -> tuple[slice, slice] | None:
+    """The rows and columns of pixels in which resized logits (h, w) can exceed a bound; None if they are nowhere."""
+    positive = logits > bound
+    places = [positive.any(1 - axis).nonzero()[:, 0] for axis in (0, 1)]
+    if not len(places[0]):
+        return None
+    rows, columns = (resizing.pixels(axis, int(found[0]), int(found[-1])) for axis, found in enumerate(places))
+    return None if rows.start == rows.stop or columns.start == columns.stop else (rows, columns)
+
+
+def draw_objects(objects: Sequence[ObjectMask], size: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """Draw objects as a map of their numbers (H, W) int32; 0 is none, and later objects cover earlier ones."""
+    segmentation = torch.zeros(size, dtype=torch.int32, device=device)
+    for found in objects:
+        segmentation[found.place].masked_fill_(found.mask, found.id)
+    return segmentation
+
+
+@dataclass(frozen=True, eq=False)
+class QueryPixels:
+    """The query (H, W) int32 of each pixel, -1 for none, and areas (n,) int64 of each query in pixels.
+
+    `largest` counts the pixels where a query's weighted probability is the largest, `above` those where its probability
+    reaches the mask threshold, and `both` those of both kinds.
+    """
+
+    queries: torch.Tensor
+    largest: torch.Tensor
+    above: torch.Tensor
+    both: torch.Tensor
+
+
+def assign_pixels(
+    scores: torch.Tensor, mask_logits: torch.Tensor, size: tuple[int, int], mask_threshold: float
+) -> QueryPixels:
+    """Assign each pixel to the query (n,) with the largest product of its score and the mask's probability.
+
+    A pixel belongs to no query if the probability of this one is below `mask_threshold`.
+    """
+    n, device = len(scores), mask_logits.device
+    queries = torch.full(size, -1, dtype=torch.int32, device=device)
+    largest, above, both = (torch.zeros(n, dtype=torch.int64, device=device) for _ in range(3))
+    resizing = Resizing(grid_of(mask_logits), size, working_dtype(mask_logits), device)
+    scores = scores.to(working_dtype(mask_logits))
+    needed = needed_queries(scores, mask_logits, logit(mask_threshold)).cpu()
+    for i, rows in enumerate(resizing.blocks(0, BLOCK)):
+        for j, columns in enumerate(resizing.blocks(1, BLOCK)):
+            if rows.start == rows.stop or columns.start == columns.stop:
+                continue
+            own = needed[:, i, j].nonzero()[:, 0].to(device)
+            values = resizing.resize(mask_logits[own], rows, columns).sigmoid_()
+            inside = values >= mask_threshold
+            best = (values * scores[own, None, None]).argmax(0)
+            kept = inside.gather(0, best[None])[0]
+            above[own] += inside.sum((1, 2))
+            counts = torch.bincount(best.flatten() * 2 + kept.flatten(), minlength=2 * len(own)).view(-1, 2)
+            largest[own] += counts.sum(1)
+            both[own] += counts[:, 1]
+            queries[rows, columns] = torch.where(kept, own[best], -1).to(torch.int32)
+    return QueryPixels(queries, largest, above, both)
+
+
+def needed_queries(scores: torch.Tensor, mask_logits: torch.Tensor, bound: float) -> torch.Tensor:
+    """The queries (n, i, j) bool that can be the largest in a block, or reach the mask threshold in it."""
+    logits = to_working_dtype(mask_logits)
+    height, width = grid_of(logits)
+    beyond = (0, -width % BLOCK + 1, 0, -height % BLOCK + 1)
+    padded = pad(logits[None], beyond, mode="replicate")
+    highest = max_pool2d(padded, BLOCK + 1, BLOCK)[0]
+    lowest = -max_pool2d(-padded, BLOCK + 1, BLOCK)[0]
+    weights = scores[:, None, None]
+    least = (weights * lowest.sigmoid()).amax(0)
+    possible = weights * highest.sigmoid() >= least * (1 - MARGIN)
+    return possible | (highest >= bound - MARGIN * max(1.0, abs(bound)))
+
+
+def panoptic_segments(
+    class_logits: torch.Tensor,
+    mask_logits: torch.Tensor,
+    size: tuple[int, int],
+    threshold: float,
+    mask_threshold: float,
+    overlap_mask_area_threshold: float,
+    label_ids_to_fuse: Collection[int] = (),
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """Segments that do not overlap: their numbers from 1 (H, W) int32, 0 for none, and their `segments_info`.
+
+    Queries with a class probability above `threshold` compete for each pixel (see `assign_pixels`). A query is
+    kept if the share of its mask that it wins exceeds `overlap_mask_area_threshold`. Queries of a class in
+    `label_ids_to_fuse` become one segment, with the score of the first.
+    """
+    scores, labels = to_working_dtype(class_logits).softmax(-1).max(-1)
+    kept = ((labels < class_logits.shape[-1] - 1) & (scores > threshold)).nonzero()[:, 0]
+    if not len(kept):
+        return torch.zeros(size, dtype=torch.int32, device=mask_logits.device), []
+    found = assign_pixels(scores[kept], mask_logits[kept], size, mask_threshold)
+    whole = (found.above > 0) & (found.both > 0)
+    whole &= (found.largest / found.above).to(torch.float64) > overlap_mask_area_threshold
+    infos, fused, numbers = [], dict[int, int](), torch.zeros(len(kept) + 1, dtype=torch.int32)
+    for place in whole.nonzero()[:, 0].tolist():
+        label, score = int(labels[kept[place]]), float(scores[kept[place]])
+        number = fused.get(label, len(infos) + 1)
+        if number > len(infos):
+            fuse = label in label_ids_to_fuse
+            infos.append({"id": number, "label_id": label, "was_fused": fuse, "score": round(score, 6)})
+            if fuse:
+                fused[label] = number
+        numbers[place] = number
+    return numbers.to(found.queries.device)[found.queries.long()], infos
+
+
+__all__ = ["ObjectMask", "draw_objects", "objects_of_queries", "panoptic_segments"]
