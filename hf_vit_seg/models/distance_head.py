@@ -11,11 +11,12 @@ Shapes: B images, C_i channels of map i, h_i w_i its grid (0 is the finest, h w)
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, interpolate, pad, smooth_l1_loss
+from torch.nn.functional import conv2d, cross_entropy, interpolate, pad, smooth_l1_loss
 from transformers.utils import ModelOutput
 
 from .bilinear import upsample
@@ -30,7 +31,7 @@ DISTANCE_WEIGHT = 2.0
 DISTANCE_BETA = 0.1  # where the smooth L1 loss becomes linear
 SMOOTHING = 1.0  # standard deviation of the Gaussian filter of the distance map, in pixels
 PROMINENCE = 0.1  # of an object's peak
-SCORE_THRESHOLD = 0.7
+SCORE_THRESHOLD = 0.5
 LEAST_AREA = 20  # pixels of an object
 BELOW_ALL = -1e9  # distance outside of objects
 HALF_OF_NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))
@@ -141,7 +142,8 @@ def distance_loss(
     objectness = (1 - logits.softmax(dim=1)[:, -1]) * kept
     overlap = (objectness * inside).sum((1, 2))
     dice_term = 1 - (2 * overlap + 1) / (objectness.sum((1, 2)) + (inside & kept).sum((1, 2)) + 1)
-    errors = smooth_l1_loss(predicted, relative_distances(numbers).to(predicted.dtype), reduction="none", beta=DISTANCE_BETA)
+    targets = relative_distances(numbers).to(predicted.dtype)
+    errors = smooth_l1_loss(predicted, targets, reduction="none", beta=DISTANCE_BETA)
     errors = errors * torch.where(inside, OBJECT_WEIGHT, 1.0)
     distance_term = mean_per_image(errors, kept.to(errors.dtype))
     return (class_term + DICE_WEIGHT * dice_term + DISTANCE_WEIGHT * distance_term).mean()
@@ -161,10 +163,10 @@ def smooth(values: torch.Tensor, deviation: float = SMOOTHING) -> torch.Tensor:
     offsets = torch.arange(-radius, radius + 1, device=values.device, dtype=values.dtype)
     kernel = torch.exp(-offsets.square() / (2 * deviation**2))
     kernel = kernel / kernel.sum()
-    smoothed = values[None, None]
-    smoothed = nn.functional.conv2d(pad(smoothed, (radius, radius, 0, 0), mode="replicate"), kernel[None, None, None])
-    smoothed = nn.functional.conv2d(pad(smoothed, (0, 0, radius, radius), mode="replicate"), kernel[None, None, :, None])
-    return smoothed[0, 0]
+    rows = pad(values[None, None], (0, 0, radius, radius), mode="replicate")
+    columns = conv2d(rows, kernel[None, None, :, None])
+    columns = pad(columns, (radius, radius, 0, 0), mode="replicate")
+    return conv2d(columns, kernel[None, None, None])[0, 0]
 
 
 def climb(values: torch.Tensor) -> torch.Tensor:
@@ -187,9 +189,7 @@ def climb(values: torch.Tensor) -> torch.Tensor:
         target = further
 
 
-def saddles(
-    peaks: torch.Tensor, values: torch.Tensor, inside: torch.Tensor
-) -> Iterator[tuple[int, int, float]]:
+def saddles(peaks: torch.Tensor, values: torch.Tensor, inside: torch.Tensor) -> Iterator[tuple[int, int, float]]:
     """The pairs of peaks whose regions touch, and the height of the highest pass, the highest first."""
     height, width = values.shape
     found: list[torch.Tensor] = []
@@ -231,7 +231,8 @@ def watershed(values: torch.Tensor, inside: torch.Tensor, prominence: float = PR
     kept = sorted({find(peak) for peak in heights})
     numbers = {peak: number for number, peak in enumerate(kept, start=1)}
     table = torch.zeros(values.numel(), dtype=torch.int64, device=values.device)
-    table[own_peaks] = torch.tensor([numbers[find(peak)] for peak in own_peaks.tolist()], device=values.device)
+    regions = [numbers[find(peak)] for peak in own_peaks.tolist()]
+    table[own_peaks] = torch.tensor(regions, dtype=torch.int64, device=values.device)
     return torch.where(inside, table[peaks], 0)
 
 
@@ -268,33 +269,35 @@ class DistanceOutput(ModelOutput):
         self,
         image: int,
         size: tuple[int, int],
-        threshold: float | None = None,
+        threshold: float = SCORE_THRESHOLD,
         prominence: float = PROMINENCE,
         least_area: int = LEAST_AREA,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The objects of an image at `size` (H, W): their numbers from 1 (H, W) int64, classes (n,) and scores (n,).
 
         A pixel belongs to an object if "no object" is less probable than all classes together. An object has the class
-        with the largest mean probability, which is its score. Objects with a score below `threshold` or with fewer
-        than `least_area` pixels are removed.
+        with the largest mean probability, and its score is the mean difference to the probability of "no object".
+        Objects with a score below `threshold` or with fewer than `least_area` pixels are removed.
         """
         assert self.class_logits is not None and self.distances is not None
         own = slice(image, image + 1)
         probabilities = upsample(self.class_logits[own], size)[0].softmax(dim=0)
         numbers = watershed(smooth(upsample(self.distances[own], size)[0, 0]), probabilities[-1] < 0.5, prominence)
-        return score_objects(
-            numbers, probabilities[:-1], SCORE_THRESHOLD if threshold is None else threshold, least_area
-        )
+        margins = probabilities[:-1] - probabilities[-1]
+        return score_objects(numbers, margins, threshold, least_area)
 
 
 def score_objects(
-    numbers: torch.Tensor, probabilities: torch.Tensor, threshold: float, least_area: int
+    numbers: torch.Tensor, margins: torch.Tensor, threshold: float, least_area: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Number the objects (H, W) that are large and certain enough from 1 again; also their classes and scores (n,)."""
+    """Number the objects (H, W) that are large and certain enough from 1 again; also their classes and scores (n,).
+
+    `margins` (K, H, W) are the differences between the probabilities of the classes and that of no object.
+    """
     count, flat = int(numbers.max()) + 1, numbers.flatten()
     areas = flat.bincount(minlength=count)
-    sums = torch.stack([flat.bincount(each.flatten(), minlength=count) for each in probabilities])
-    scores, classes = (sums / areas.clamp(min=1)).max(dim=0)
+    sums = torch.stack([flat.bincount(each.flatten(), minlength=count) for each in margins])
+    scores, classes = (sums / areas.clamp(min=1)).clamp(min=0).max(dim=0)
     kept = (areas >= least_area) & (scores >= threshold)
     kept[0] = False
     table = torch.where(kept, kept.cumsum(0), 0)
@@ -315,9 +318,7 @@ class DistanceHead(nn.Module):
         self.lateral = nn.ModuleList(
             [nn.Conv2d(channels, width, 1) for channels, width in zip(in_channels, widths, strict=True)]
         )
-        self.reduce = nn.ModuleList(
-            [nn.Conv2d(coarse, fine, 1) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)]
-        )
+        self.reduce = nn.ModuleList([nn.Conv2d(coarse, fine, 1) for fine, coarse in pairwise(widths)])
         self.smooth = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1, bias=False) for width in widths])
         self.norms = nn.ModuleList(
             [head_norm(config.decode_head_norm, width, config.decode_head_norm_eps) for width in widths]

@@ -19,7 +19,10 @@ from .query_head import build_object_head
 class BackboneForUniversalSegmentation(UniversalSegmentation, BackboneWithPixelHead):
     """A backbone with a head that predicts objects, selected by `config.decode_head`, by default "query"."""
 
-    _no_split_modules = [*BackboneWithPixelHead._no_split_modules, "PixelDecoder", "QueryLayer", DistanceHead.__name__, "FeaturePyramid"]
+    _no_split_modules = [
+        *BackboneWithPixelHead._no_split_modules,
+        *("PixelDecoder", "QueryLayer", "FeaturePyramid", DistanceHead.__name__),
+    ]
 
     def build_head(self, config: BackboneSegmentationConfig, strides: Sequence[tuple[int, int]]) -> nn.Module:
         """The head for maps of these strides."""
