@@ -4,7 +4,8 @@ The distance of an object's pixel to its edge, divided by the largest one in the
 towards all edges, also between objects that touch (regression of the distance map: Naylor et al., IEEE TMI 2019,
 doi:10.1109/TMI.2018.2865709; energy of a watershed: arXiv 1611.08303). A watershed of the predicted map separates the
 objects. Peaks that rise less than `PROMINENCE` above the saddle to a higher one are part of it (the dynamics of
-Grimaud, 1992; the same regions as with h-maxima as markers).
+Grimaud, 1992; the same regions as with h-maxima as markers). Two more maps serve training only: edges, and offsets to
+the center of the object (the horizontal and vertical maps of HoVer-Net, arXiv 1812.06499).
 
 Shapes: B images, C_i channels of map i, h_i w_i its grid (0 is the finest, h w), K classes, H W pixels, n objects.
 """
@@ -16,7 +17,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import conv2d, cross_entropy, interpolate, pad, smooth_l1_loss
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    conv2d,
+    cross_entropy,
+    interpolate,
+    pad,
+    smooth_l1_loss,
+)
 from transformers.utils import ModelOutput
 
 from .bilinear import upsample
@@ -28,7 +36,10 @@ EDGE_WEIGHT = 3.0  # of pixels at an edge of an object, in the class term
 OBJECT_WEIGHT = 3.0  # of pixels of objects, in the distance term
 DICE_WEIGHT = 0.5
 DISTANCE_WEIGHT = 2.0
+EDGE_TERM_WEIGHT = 0.5
+OFFSET_WEIGHT = 1.0
 DISTANCE_BETA = 0.1  # where the smooth L1 loss becomes linear
+OFFSET_BETA = 0.2
 SMOOTHING = 1.0  # standard deviation of the Gaussian filter of the distance map, in pixels
 PROMINENCE = 0.1  # of an object's peak
 SCORE_THRESHOLD = 0.5
@@ -94,16 +105,37 @@ def edge_distances(numbers: torch.Tensor) -> torch.Tensor:
     return nearest.sqrt_()
 
 
-def relative_distances(numbers: torch.Tensor) -> torch.Tensor:
-    """The distance to the edge, divided by the largest one of the object: (B, H, W) from 0 (no object) to 1."""
-    distances = edge_distances(numbers)
-    largest_side = float(max(numbers.shape[1:]))
-    distances = distances.clamp(max=largest_side)  # infinite if an object fills the image
+def object_indices(numbers: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """An index of the object of each pixel (B, H, W) that is unique in the batch, and the number of indices."""
     count = int(numbers.max()) + 1
     images = torch.arange(len(numbers), device=numbers.device)[:, None, None]
-    objects = (images * count + numbers).flatten()
-    largest = distances.new_zeros(len(numbers) * count).scatter_reduce(0, objects, distances.flatten(), "amax")
-    return distances / largest[objects].view_as(distances).clamp(min=1)
+    return images * count + numbers, len(numbers) * count
+
+
+def relative_distances(numbers: torch.Tensor) -> torch.Tensor:
+    """The distance to the edge, divided by the largest one of the object: (B, H, W) from 0 (no object) to 1."""
+    distances = edge_distances(numbers).clamp(max=max(numbers.shape[1:]))  # infinite if an object fills the image
+    indices, count = object_indices(numbers)
+    largest = distances.new_zeros(count).scatter_reduce(0, indices.flatten(), distances.flatten(), "amax")
+    return distances / largest[indices].clamp(min=1)
+
+
+def center_offsets(numbers: torch.Tensor) -> torch.Tensor:
+    """The way down and right (B, 2, H, W) to the center of the pixel's object, in radii of a disk of its area.
+
+    It is 0 outside of objects.
+    """
+    indices, count = object_indices(numbers)
+    flat = indices.flatten()
+    areas = flat.bincount(minlength=count).clamp(min=1)
+    radii = (areas / torch.pi).sqrt()
+    offsets = []
+    for axis in (1, 2):
+        shape = [-1 if axis == each else 1 for each in range(3)]
+        places = torch.arange(numbers.shape[axis], device=numbers.device).view(shape).expand_as(numbers)
+        centers = flat.bincount(places.flatten(), minlength=count) / areas
+        offsets.append((centers[indices] - places) / radii[indices])
+    return torch.stack(offsets, dim=1).float() * (numbers > 0)[:, None]
 
 
 def edge_pixels(numbers: torch.Tensor) -> torch.Tensor:
@@ -118,35 +150,41 @@ def edge_pixels(numbers: torch.Tensor) -> torch.Tensor:
     return edges
 
 
-def distance_loss(
-    class_logits: torch.Tensor,
-    distances: torch.Tensor,
+def dense_loss(
+    output: "DistanceOutput",
     mask_labels: Sequence[torch.Tensor],
     class_labels: Sequence[torch.Tensor],
     ignore_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy of classes, soft dice of objects, and smooth L1 of distances, at the labels' resolution.
+    """The sum of the terms below at the labels' resolution, each a mean over images.
 
-    Each term is a mean over the pixels of an image that are not ignored, and the loss is the mean over images.
+    They are the cross-entropy of classes, the soft dice of objects, the smooth L1 of distances and offsets, and the
+    binary cross-entropy of edges. Each is a mean over the pixels of an image that are not ignored.
     """
-    classes_of_logits = class_logits.shape[1]
-    numbers, classes = number_pixels(mask_labels, class_labels, classes_of_logits - 1)
-    kept = torch.ones_like(numbers, dtype=torch.bool) if ignore_mask is None else ~ignore_mask
-    inside = numbers > 0
-    size = tuple(numbers.shape[1:])
-    logits, predicted = upsample(class_logits, size), upsample(distances, size)[:, 0]
+    logits, distances, edge_logits, offsets = output.maps()
+    numbers, classes = number_pixels(mask_labels, class_labels, logits.shape[1] - 1)
+    size = (numbers.shape[1], numbers.shape[2])
+    logits, distances = upsample(logits, size), upsample(distances, size)[:, 0]
+    edge_logits, offsets = upsample(edge_logits, size)[:, 0], upsample(offsets, size)
+    kept = torch.ones_like(distances) if ignore_mask is None else (~ignore_mask).to(distances.dtype)
+    inside, edges = (numbers > 0) * kept, edge_pixels(numbers)
+    edge_weights = torch.where(edges, EDGE_WEIGHT, 1.0) * kept
+    object_weights = torch.where(numbers > 0, OBJECT_WEIGHT, 1.0)
 
-    weights = torch.where(edge_pixels(numbers), EDGE_WEIGHT, 1.0) * kept
-    entropy = cross_entropy(logits, classes, reduction="none")
-    class_term = mean_per_image(entropy, weights.to(entropy.dtype))
+    class_errors = cross_entropy(logits, classes, reduction="none")
     objectness = (1 - logits.softmax(dim=1)[:, -1]) * kept
-    overlap = (objectness * inside).sum((1, 2))
-    dice_term = 1 - (2 * overlap + 1) / (objectness.sum((1, 2)) + (inside & kept).sum((1, 2)) + 1)
-    targets = relative_distances(numbers).to(predicted.dtype)
-    errors = smooth_l1_loss(predicted, targets, reduction="none", beta=DISTANCE_BETA)
-    errors = errors * torch.where(inside, OBJECT_WEIGHT, 1.0)
-    distance_term = mean_per_image(errors, kept.to(errors.dtype))
-    return (class_term + DICE_WEIGHT * dice_term + DISTANCE_WEIGHT * distance_term).mean()
+    dice = (2 * (objectness * inside).sum((1, 2)) + 1) / (objectness.sum((1, 2)) + inside.sum((1, 2)) + 1)
+    distance_errors = smooth_l1_loss(distances, relative_distances(numbers), reduction="none", beta=DISTANCE_BETA)
+    edge_errors = binary_cross_entropy_with_logits(edge_logits, edges.to(edge_logits.dtype), reduction="none")
+    offset_errors = smooth_l1_loss(offsets, center_offsets(numbers), reduction="none", beta=OFFSET_BETA).sum(dim=1)
+    terms = (
+        mean_per_image(class_errors, edge_weights)
+        + DICE_WEIGHT * (1 - dice)
+        + DISTANCE_WEIGHT * mean_per_image(distance_errors * object_weights, kept)
+        + EDGE_TERM_WEIGHT * mean_per_image(edge_errors, kept)
+        + OFFSET_WEIGHT * mean_per_image(offset_errors, inside)
+    )
+    return terms.mean()
 
 
 def mean_per_image(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -241,13 +279,24 @@ def watershed(values: torch.Tensor, inside: torch.Tensor, prominence: float = PR
 
 @dataclass
 class DistanceOutput(ModelOutput):
-    """Class logits (B, K + 1, h, w), the last of which is "no object", and relative distances (B, 1, h, w)."""
+    """Class logits (B, K + 1, h, w), the last of which is "no object", and relative distances (B, 1, h, w).
+
+    Edge logits (B, 1, h, w) and offsets to the object's center (B, 2, h, w) are for training.
+    """
 
     loss: torch.Tensor | None = None
     class_logits: torch.Tensor | None = None
     distances: torch.Tensor | None = None
+    edge_logits: torch.Tensor | None = None
+    offsets: torch.Tensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+
+    def maps(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Class logits, distances, edge logits and offsets."""
+        assert self.class_logits is not None and self.distances is not None
+        assert self.edge_logits is not None and self.offsets is not None
+        return self.class_logits, self.distances, self.edge_logits, self.offsets
 
     def loss_of(
         self,
@@ -256,9 +305,8 @@ class DistanceOutput(ModelOutput):
         class_labels: Sequence[torch.Tensor],
         ignore_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The loss of these predictions, see `distance_loss`."""
-        assert self.class_logits is not None and self.distances is not None
-        return distance_loss(self.class_logits, self.distances, mask_labels, class_labels, ignore_mask)
+        """The loss of these predictions, see `dense_loss`."""
+        return dense_loss(self, mask_labels, class_labels, ignore_mask)
 
     def semantic_logits(self) -> torch.Tensor:
         """Log-probabilities of classes (B, K, h, w)."""
@@ -325,9 +373,11 @@ class DistanceHead(nn.Module):
         )
         self.class_head = nn.Conv2d(widths[0], int(config.num_labels or 0) + 1, 1)
         self.distance_head = nn.Conv2d(widths[0], 1, 1)
+        self.edge_head = nn.Conv2d(widths[0], 1, 1)
+        self.offset_head = nn.Conv2d(widths[0], 2, 1)
 
     def forward(self, feature_maps: Sequence[torch.Tensor], resample: Any = None) -> DistanceOutput:
-        """Maps (B, C_i, h_i, w_i), finest first, to logits and distances; `resample` is applied to both."""
+        """Maps (B, C_i, h_i, w_i), finest first, to maps of the finest grid; `resample` is applied to each."""
         merged = None
         for level in reversed(range(len(feature_maps))):
             features = self.lateral[level](feature_maps[level])
@@ -338,9 +388,8 @@ class DistanceHead(nn.Module):
                 )
             merged = self.norms[level](self.smooth[level](features)).relu()
         assert merged is not None
-        outputs = self.class_head(merged), self.distance_head(merged)
-        class_logits, distances = outputs if resample is None else map(resample, outputs)
-        return DistanceOutput(class_logits=class_logits, distances=distances)
+        heads = (self.class_head, self.distance_head, self.edge_head, self.offset_head)
+        return DistanceOutput(None, *((resample or nn.Identity())(head(merged)) for head in heads))
 
 
 def build_distance_head(config: Any, in_channels: Sequence[int], is_plain: bool) -> nn.Module:

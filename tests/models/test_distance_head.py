@@ -11,8 +11,10 @@ from hf_vit_seg.models.configuration_segformer import SegFormerConfig
 from hf_vit_seg.models.distance_head import (
     DistanceOutput,
     build_distance_head,
-    distance_loss,
+    center_offsets,
+    dense_loss,
     edge_distances,
+    edge_pixels,
     relative_distances,
     score_objects,
     smooth,
@@ -69,7 +71,18 @@ def perfect_output(numbers: torch.Tensor, classes: torch.Tensor, num_labels: int
     """The outputs (1, ...) that a model without errors has for numbers (H, W) of objects of these classes."""
     table = torch.cat([torch.tensor([num_labels]), classes])
     one_hot = torch.nn.functional.one_hot(table[numbers], num_labels + 1).permute(2, 0, 1).float()
-    return DistanceOutput(class_logits=20 * one_hot[None] - 10, distances=relative_distances(numbers[None])[None])
+    return DistanceOutput(
+        class_logits=20 * one_hot[None] - 10,
+        distances=relative_distances(numbers[None])[None],
+        edge_logits=20 * edge_pixels(numbers[None])[None].float() - 10,
+        offsets=center_offsets(numbers[None]),
+    )
+
+
+def random_output(images: int, size: tuple[int, int]) -> DistanceOutput:
+    """Random outputs for one class, with gradients."""
+    maps = [torch.randn(images, channels, *size, requires_grad=True) for channels in (2, 1, 1, 2)]
+    return DistanceOutput(None, *maps)
 
 
 grids = st.lists(
@@ -166,27 +179,38 @@ def test_the_loss_of_a_perfect_output_is_lower_than_that_of_a_shifted_one():
 
 
 def test_ignored_pixels_have_no_gradient():
-    logits, distances = torch.randn(1, 2, *SIZE, requires_grad=True), torch.randn(1, 1, *SIZE, requires_grad=True)
-    numbers = draw_disks([(10, 10, 8)])
+    output = random_output(1, SIZE)
     ignored = torch.zeros(1, *SIZE, dtype=torch.bool)
-    ignored[:, :, 30:] = True
-    distance_loss(logits, distances, [masks_of(numbers)], [torch.tensor([0])], ignored).backward()
-    for tensor in (logits, distances):
+    ignored[:, :, 16:] = True
+    dense_loss(output, [masks_of(draw_disks([(10, 12, 8)]))], [torch.tensor([0])], ignored).backward()
+    for tensor in output.maps():
         assert tensor.grad is not None
-        assert (tensor.grad[..., 30:] == 0).all()
-        assert tensor.grad[..., :30].abs().max() > 0
+        assert (tensor.grad[..., 16:] == 0).all()
+        assert tensor.grad[..., :16].abs().max() > 0
 
 
 def test_the_loss_is_the_mean_over_images():
-    logits, distances = torch.randn(2, 2, 24, 28), torch.randn(2, 1, 24, 28)
+    output = random_output(2, (24, 28))
     masks = [masks_of(draw_disks([(10, 10, 8)])), torch.zeros(0, *SIZE, dtype=torch.bool)]
     classes = [torch.tensor([0]), torch.zeros(0, dtype=torch.int64)]
-    both = distance_loss(logits, distances, masks, classes)
-    single = [
-        distance_loss(logits[i : i + 1], distances[i : i + 1], masks[i : i + 1], classes[i : i + 1]) for i in (0, 1)
-    ]
-    assert torch.isfinite(both)
-    assert both.item() == pytest.approx(torch.stack(single).mean().item(), rel=1e-5)
+    single = []
+    for own in (slice(0, 1), slice(1, 2)):
+        part = DistanceOutput(None, *(values[own] for values in output.maps()))
+        single.append(dense_loss(part, masks[own], classes[own]).item())
+    both = dense_loss(output, masks, classes).item()
+    assert np.isfinite(both)
+    assert both == pytest.approx(sum(single) / 2, rel=1e-5)
+
+
+def test_offsets_lead_to_the_center_of_each_object():
+    numbers = draw_disks([(10, 10, 6), (30, 40, 12)])
+    down, right = center_offsets(numbers[None])[0]
+    for number, row, column in ((1, 10, 10), (2, 30, 40)):
+        own = numbers == number
+        radius = float((own.sum() / torch.pi).sqrt())
+        rows, columns = own.nonzero(as_tuple=True)
+        assert torch.allclose(down[own] * radius, row - rows.float(), atol=1e-4)
+        assert torch.allclose(right[own] * radius, column - columns.float(), atol=1e-4)
 
 
 def test_images_without_objects_or_labels_have_a_finite_loss():
@@ -201,13 +225,8 @@ def test_images_without_objects_or_labels_have_a_finite_loss():
 
 
 def test_a_plain_encoder_is_refused():
-    from hf_vit_seg.models.distance_head import build_distance_head
-
-    config = SimpleNamespace(
-        decode_head_hidden_size=8, decode_head_norm="batch", decode_head_norm_eps=1e-5, num_labels=1
-    )
     with pytest.raises(HfVitSegError):
-        build_distance_head(config, [8, 8, 8, 8], is_plain=True)
+        build_distance_head(SegFormerConfig(**FINE), [8, 8, 8, 8], is_plain=True)
 
 
 @pytest.mark.slow
