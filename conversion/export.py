@@ -11,7 +11,7 @@ from hf_vit_seg.plugins import Architecture, architectures
 from . import variants
 from .errors import ConversionError
 from .labels import LabelSet, complete_labels, describe_labels, from_config, generate_palette
-from .preprocessing import SEGMENTATION
+from .preprocessing import SEGMENTERS
 from .readers import Checkpoint, read
 from .registry import full_name, sources_of
 from .report import Report
@@ -35,8 +35,7 @@ def export(model_dir: Path, out_file: Path, *, to: str, force: bool = False) -> 
     checkpoint = read(model_dir)
     architecture, config = find_architecture(checkpoint)
     auto_class, model_class = head_of(architecture, config, model_dir)
-    source = target_source(architecture, to)
-    form, write = target_form(source, architecture, auto_class, config)
+    source, form, write = find_target(architecture, to, auto_class, config)
     with lock_output(out_file, form.directory, force):
         model = load_model(model_class, config, checkpoint.tensors)
         translation = translate(invert_rules(form.rules), checkpoint.tensors, source.sizes(config))
@@ -68,8 +67,7 @@ def export_model(model: PreTrainedModel, place: Path, *, to: str) -> None:
         raise ConversionError(f"found {type(model).__name__}, expected a model of this package")
     config.architectures = [type(model).__name__]
     auto_class, _ = head_of(architecture, config, place)
-    source = target_source(architecture, to)
-    form, write = target_form(source, architecture, auto_class, config)
+    source, form, write = find_target(architecture, to, auto_class, config)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     translation = translate(invert_rules(form.rules), tensors, source.sizes(config))
     labels = outgoing_labels(Checkpoint(place, tensors, config=config.to_dict()), auto_class)
@@ -99,14 +97,28 @@ def head_of(architecture: Architecture, config: PreTrainedConfig, folder: Path) 
     raise ConversionError(f"'{folder}' was saved from class {saved!r}, expected {known}")
 
 
-def target_source(architecture: Architecture, name: str) -> Source:
-    """Find a source of the model's architecture by name."""
+def find_target(
+    architecture: Architecture, name: str, auto_class: str, config: PreTrainedConfig
+) -> tuple[Source, Form, Writer]:
+    """Find the source with a name, and the form for this model class and config.
+
+    The name is a source's, or its first part, as "transformers" of "transformers-eomt".
+    """
+    meant = target_sources(architecture, name)
+    suitable = [source for source in meant if any(form.model == auto_class and form.write for form in source.forms)]
+    source = (suitable or meant)[0]
+    return source, *target_form(source, architecture, auto_class, config)
+
+
+def target_sources(architecture: Architecture, name: str) -> list[Source]:
+    """Find the sources of the model's architecture with a name or first part of it."""
     every = sources_of(architecture)
-    for source in every:
-        if name in (source.name, full_name(architecture, source)):
-            return source
-    known = ", ".join(source.name for source in every)
-    raise ConversionError(f"{architecture.name} cannot be exported to '{name}'; choose from {known}")
+    meant = [each for each in every if name in (each.name, full_name(architecture, each))]
+    meant += [each for each in every if each not in meant and each.name.startswith(f"{name}-")]
+    if not meant:
+        known = ", ".join(source.name for source in every)
+        raise ConversionError(f"{architecture.name} cannot be exported to '{name}'; choose from {known}")
+    return meant
 
 
 def target_form(
@@ -136,7 +148,7 @@ def outgoing_labels(checkpoint: Checkpoint, auto_class: str) -> LabelSet | None:
     if found is None:
         return None
     found = complete_labels(found)
-    if auto_class == SEGMENTATION and not found.palette:
+    if auto_class in SEGMENTERS and not found.palette:
         return LabelSet(found.names, generate_palette(len(found.names)), found=found.found)
     return found
 

@@ -13,6 +13,8 @@ from .errors import ConversionError
 from .labels import LabelSet, generate_palette
 
 SEGMENTATION = "AutoModelForSemanticSegmentation"
+UNIVERSAL = "AutoModelForUniversalSegmentation"
+SEGMENTERS = (SEGMENTATION, UNIVERSAL)
 BILINEAR = 2
 SQUARE = 512
 KEPT = (
@@ -124,7 +126,7 @@ def saved_settings(processor: Mapping[str, Any]) -> dict[str, Any]:
 
 def usual(model: str, labels: LabelSet | None) -> dict[str, Any]:
     """Return the usual settings: a square for segmentation, a 224 crop of 256 for classification."""
-    if model == SEGMENTATION:
+    if model in SEGMENTERS:
         height, width = labels.image_size if labels and labels.image_size else (SQUARE, SQUARE)
         return {"size": {"height": height, "width": width}, "resample": BILINEAR, **IMAGENET}
     return {
@@ -146,7 +148,7 @@ def settings(
 ) -> dict[str, Any]:
     """Return the settings of the image processor: from preprocessor_config.json, or else the reference's."""
     chosen = saved_settings(processor) or usual(model, labels) | dict(reference)
-    if model != SEGMENTATION or labels is None:
+    if model not in SEGMENTERS or labels is None:
         return chosen
     reduce = processor.get("do_reduce_labels", processor.get("reduce_labels"))
     if reduce is None or (labels_requested and labels.reduce_zero_label is not None):

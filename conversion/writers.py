@@ -4,6 +4,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,16 +49,21 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-def transformers_writer(config: str, model: str, processor: str, fields: Sequence[str] | Mapping[str, str]) -> Writer:
-    """Create a writer of model directories of transformers; `fields` maps our config fields to theirs."""
+def transformers_writer(
+    config: str, model: str, processor: str, fields: Sequence[str] | Mapping[str, str], **constants: Any
+) -> Writer:
+    """Create a writer of model directories of transformers; `fields` maps our config fields to theirs.
+
+    `constants` are other fields of their config.
+    """
     there = fields if isinstance(fields, Mapping) else {name: name for name in fields}
 
     def write(outgoing: Outgoing, path: Path) -> None:
         path.mkdir()
         save_file(dict(outgoing.tensors), path / "model.safetensors", metadata={"format": "pt"})
         values = {theirs: getattr(outgoing.config, ours) for ours, theirs in there.items()}
-        labels = {"id2label": outgoing.config.id2label, "label2id": outgoing.config.label2id}
-        built = getattr(transformers, config)(**values, **labels, architectures=[model], dtype=outgoing.config.dtype)
+        values |= constants | {"id2label": outgoing.config.id2label, "label2id": outgoing.config.label2id}
+        built = getattr(transformers, config)(**values, architectures=[model], dtype=outgoing.config.dtype)
         built.save_pretrained(path)
         if outgoing.processor:
             described = {**outgoing.processor, "image_processor_type": processor}

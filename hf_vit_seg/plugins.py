@@ -8,7 +8,7 @@ The package imports this module, so that it imports torch and transformers only 
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 GROUP = PREFIX + "architectures"
 HEADS_GROUP = PREFIX + "heads"
 BACKENDS = frozenset({"torchvision", "pil"})
+UNIVERSAL_TASKS = frozenset({"instance", "panoptic"})  # tasks whose models find objects
 # Keys of `variants` that are not config fields: the expected number of parameters, and the model it refers to.
 NOT_FIELDS = ("parameters", "counted")
 
@@ -37,7 +38,8 @@ class Architecture:
     """The complete description of an architecture.
 
     `models` maps the name of an Auto class ("AutoModelForSemanticSegmentation") to the class that it builds;
-    `image_processor` maps both backends, "torchvision" and "pil", to a class. `variants` is a YAML file with a row per
+    `image_processor` maps both backends, "torchvision" and "pil", to a class, and `universal_image_processor` to that
+    of models that find objects, whose post-processing differs. `variants` is a YAML file with a row per
     published size. `conversions` lists the sources of `hf-vit-seg convert`, and `forms` the tables of export forms
     (`hf_vit_seg.export.forms`), as "module:attribute"; these are imported only when needed.
     """
@@ -49,6 +51,15 @@ class Architecture:
     variants: Traversable
     conversions: tuple[str, ...] = ()
     forms: tuple[str, ...] = ()
+    universal_image_processor: Mapping[str, type] = field(default_factory=dict)
+
+    def processor_classes(self, task: str | None = None) -> Mapping[str, type]:
+        """The classes of the image processor of a task by backend."""
+        return self.universal_image_processor if task in UNIVERSAL_TASKS else self.image_processor
+
+    def all_processors(self) -> "tuple[type, ...]":
+        """The classes of all image processors."""
+        return (*self.image_processor.values(), *self.universal_image_processor.values())
 
     def variant_rows(self) -> dict[str, dict[str, Any]]:
         """Read the published sizes by name: config fields, and `parameters`, the expected number of parameters.
@@ -122,6 +133,11 @@ def check_architecture(architecture: Architecture, known: Sequence[Architecture]
     if set(architecture.image_processor) != BACKENDS:
         found = ", ".join(architecture.image_processor) or "nothing"
         raise HfVitSegError(f"`image_processor` has {found}, expected classes for {' and '.join(sorted(BACKENDS))}")
+    if set(architecture.universal_image_processor) not in (set(), BACKENDS):
+        found = ", ".join(architecture.universal_image_processor)
+        raise HfVitSegError(
+            f"`universal_image_processor` has {found}, expected none or classes for {' and '.join(sorted(BACKENDS))}"
+        )
 
 
 def config_owner(model_type: str) -> str | None:
@@ -170,6 +186,17 @@ def architectures() -> dict[str, Architecture]:
     return {plugin.value.name: plugin.value for plugin in plugins() if plugin.value is not None}
 
 
+def register_image_segmentation(architecture: Architecture) -> None:
+    """Let the pipeline "image-segmentation" load the class that a checkpoint names: for objects, or for classes."""
+    from transformers.models.auto import modeling_auto
+
+    model = architecture.models["AutoModelForUniversalSegmentation"]
+    modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES[architecture.config.model_type] = model.__name__
+    kinds = [architecture.models.get(f"AutoModelFor{kind}Segmentation") for kind in ("Semantic", "Universal")]
+    table: Any = modeling_auto.MODEL_FOR_IMAGE_SEGMENTATION_MAPPING
+    table.register(architecture.config, tuple(kind for kind in kinds if kind is not None), exist_ok=True)
+
+
 def register(architecture: Architecture) -> None:
     """Register an architecture with transformers' Auto classes and pipelines; repeated calls change nothing."""
     import transformers
@@ -187,7 +214,13 @@ def register(architecture: Architecture) -> None:
         names[model_type] = model.__name__
     if model := architecture.models.get("AutoModelForUniversalSegmentation"):
         transformers.AutoModelForInstanceSegmentation.register(architecture.config, model)
+        register_image_segmentation(architecture)
     transformers.AutoImageProcessor.register(
         architecture.config, image_processor_classes=dict(architecture.image_processor), exist_ok=True
     )
-    register_code(architecture.config, architecture.models, architecture.image_processor.values())
+    if universal := dict(architecture.universal_image_processor):
+        # AutoImageProcessor finds the class of a saved processor by its name, under any key, and then takes its backend
+        # from the same entry (transformers 5.24), so that each pair of classes needs its own.
+        key: Any = universal["torchvision"]
+        transformers.AutoImageProcessor.register(key, image_processor_classes=universal, exist_ok=True)
+    register_code(architecture.config, architecture.models, architecture.all_processors())

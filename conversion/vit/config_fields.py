@@ -165,6 +165,13 @@ def stem_stride(fields: Mapping[str, Any]) -> int:
 
 def head_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Infer the fields of the classifier or decode head, if any."""
+    if "decode_head.queries.weight" in state:
+        return {
+            "decode_head": "query",
+            "num_queries": state["decode_head.queries.weight"].shape[0],
+            "num_upscale_blocks": count_modules(state, "decode_head.upscale.", "conv1.weight"),
+            "num_labels": state["decode_head.class_head.weight"].shape[0] - 1,
+        }
     if "decode_head.class_embeddings" in state:
         classes, width = state["decode_head.class_embeddings"].shape[1:]
         return {

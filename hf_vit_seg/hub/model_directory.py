@@ -149,8 +149,9 @@ class ModelDirectory:
         With a single class, pipelines of transformers (5.23) also require the code of a video processor.
         """
         kind = type(self.processor)
-        known = {} if self.plugin is None else self.plugin.value.image_processor
-        kinds = known if kind in known.values() else {"torchvision": kind}
+        architecture = None if self.plugin is None else self.plugin.value
+        known = () if architecture is None else (architecture.image_processor, architecture.universal_image_processor)
+        kinds = next((classes for classes in known if kind in classes.values()), {"torchvision": kind})
         copied = {backend: reference(each) for backend, each in kinds.items() if self.is_copied(each)}
         return {"AutoImageProcessor": copied} if copied else {}
 

@@ -153,7 +153,7 @@ def code_names() -> frozenset[str]:
     kinds = [
         kind
         for each in architectures().values()
-        for kind in (each.config, *each.models.values(), *each.image_processor.values())
+        for kind in (each.config, *each.models.values(), *each.all_processors())
     ]
     own = {file_of(kind) for kind in [*kinds, *REGISTERED_HEADS.values()] if not is_from_transformers(kind)}
     return frozenset(file.name for source in own if copy_obstacle(source) is None for file in code_files(source))

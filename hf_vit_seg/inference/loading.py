@@ -21,6 +21,8 @@ AUTO_CLASSES = {
     "segmentation": "AutoModelForSemanticSegmentation",
     "classification": "AutoModelForImageClassification",
     "pose": "AutoModelForPoseEstimation",
+    "instance": "AutoModelForUniversalSegmentation",  # also of models trained for panoptic segmentation
+    "panoptic": "AutoModelForUniversalSegmentation",
 }
 FEATURES = "features"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -77,7 +79,8 @@ def load(
     with the epsilons, labels and preprocessing of their source; `convert=False` keeps transformers' own class. Models
     of other architectures are loaded by transformers.
 
-    `task` is "segmentation", "classification", "pose" or "features" (the encoder); by default that of the checkpoint.
+    `task` is "segmentation", "classification", "pose", "instance", "panoptic" or "features" (the encoder); by default
+    that of the checkpoint.
     `dtype` is a floating-point type of torch or its name; `device` defaults to the CPU. `hub` has the options of
     `from_pretrained` that locate files: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
     `force_download`.

@@ -67,6 +67,11 @@ def is_palette(value: Any) -> bool:
     )
 
 
+def is_index_list(value: Any) -> bool:
+    """Whether a value is a list of class indices."""
+    return isinstance(value, list) and all(type(index) is int and index >= 0 for index in value)
+
+
 # What a setting must be, and its description.
 FLAG = (is_flag, "true or false")
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -85,6 +90,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "do_convert_rgb": FLAG,
     "do_reduce_labels": FLAG,
     "reduce_labels": FLAG,
+    "label_ids_to_fuse": (is_index_list, "a list of class indices"),
     "palette": (is_palette, "a list of colors [red, green, blue] of 0 to 255"),
 }
 

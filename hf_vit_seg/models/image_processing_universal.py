@@ -12,10 +12,24 @@ from transformers.image_processing_outputs import SemanticSegmentationPostProces
 
 from .bilinear import to_working_dtype
 from .errors import HfVitSegError
-from .image_processing_segmentation import SemanticSegmentationImageProcessor, SemanticSegmentationImageProcessorPil
+from .image_processing_segmentation import (
+    SemanticSegmentationImageProcessor,
+    SemanticSegmentationImageProcessorPil,
+    SemanticSegmentationKwargs,
+)
 from .segment_maps import ObjectMask, draw_objects, objects_of_queries, panoptic_segments
 
 Sizes = Sequence[tuple[int, int]] | torch.Tensor | None
+
+
+class UniversalSegmentationKwargs(SemanticSegmentationKwargs, total=False):
+    """Options in addition to those of semantic segmentation.
+
+    label_ids_to_fuse: the classes whose segments become one in panoptic results (stuff), unless the call sets them.
+        None: the model finds objects only.
+    """
+
+    label_ids_to_fuse: list[int] | None
 
 
 def target_sizes_of(outputs: Any, target_sizes: Sizes) -> list[tuple[int, int]]:
@@ -63,6 +77,9 @@ class UniversalProcessing:
     A result is a dict of `segmentation` (H, W) int32, the number of the segment of each pixel from 1, 0 for none; and
     `segments_info`, a list of dicts of `id`, `label_id`, `was_fused` and `score`. Without segments the list is empty.
     """
+
+    valid_kwargs = UniversalSegmentationKwargs
+    label_ids_to_fuse: list[int] | None = None
 
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Sizes = None, return_segmentation_scores: bool = False
@@ -125,8 +142,9 @@ class UniversalProcessing:
         """Segments of `outputs` that do not overlap, of classes with a probability above `threshold`.
 
         A segment is left out if it wins at most the share `overlap_mask_area_threshold` of its mask. Segments of a
-        class in `label_ids_to_fuse` (stuff) become one; no others are fused.
+        class in `label_ids_to_fuse` (stuff; by default those of the processor) become one; no others are fused.
         """
+        fused = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
         results = []
         for image, size in enumerate(target_sizes_of(outputs, target_sizes)):
             if not has_queries(outputs):
@@ -139,7 +157,7 @@ class UniversalProcessing:
                 threshold,
                 mask_threshold,
                 overlap_mask_area_threshold,
-                label_ids_to_fuse or (),
+                fused or (),
             )
             results.append({"segmentation": segmentation, "segments_info": infos})
         return results

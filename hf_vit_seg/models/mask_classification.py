@@ -5,7 +5,7 @@ Shapes: B images, Q queries, K classes, n objects of an image, h w the grid of t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from .bilinear import to_working_dtype
 from .errors import HfVitSegError
 from .layers import with_dicts
-from .mask_loss import Prediction, mask_classification_loss
+from .mask_loss import Prediction, loss_sums, loss_units, mask_classification_loss
 
 Resample = Callable[[torch.Tensor], torch.Tensor]
 
@@ -66,6 +66,16 @@ class UniversalSegmentationOutput(ModelOutput):
         """The loss of these predictions, see `mask_classification_loss`."""
         return mask_classification_loss(self.predictions(), mask_labels, class_labels, ignore_mask, config)
 
+    def loss_sums_of(
+        self,
+        config: Any,
+        mask_labels: Sequence[torch.Tensor],
+        class_labels: Sequence[torch.Tensor],
+        ignore_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The sums of the loss of these predictions, see `mask_loss.loss_sums`."""
+        return loss_sums(self.predictions(), mask_labels, class_labels, ignore_mask, config)
+
     def semantic_logits(self) -> torch.Tensor:
         """Log-scores of classes (B, K, h, w), see `semantic_logits`."""
         assert self.class_queries_logits is not None and self.masks_queries_logits is not None
@@ -76,25 +86,30 @@ def semantic_logits(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> to
     """The logarithm of the scores of classes at each pixel (B, K, h, w), marginalized over queries.
 
     A score is sum_q p_q(k) m_q(pixel) (arXiv 2107.06278, section 3.4), with the class distribution p and the mask's
-    probability m. The softmax of the result divides these scores by their sum.
+    probability m. The softmax of the result divides these scores by their sum. With one class, the result is the logit
+    of its score, limited to values below 1.
     """
     probabilities = to_working_dtype(class_logits).softmax(-1)[..., :-1]
     masks = to_working_dtype(mask_logits).sigmoid()
     scores = torch.einsum("bqk,bqhw->bkhw", probabilities, masks)
+    if scores.shape[1] == 1:
+        return scores.logit(eps=torch.finfo(scores.dtype).eps).to(mask_logits.dtype)
     return scores.clamp(min=torch.finfo(scores.dtype).tiny).log().to(mask_logits.dtype)
 
 
 def masks_from_labels(
-    labels: torch.Tensor, ignore_index: int
+    labels: torch.Tensor, ignore_index: int, num_labels: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
     """Class maps (B, H, W) as mask labels (n, H, W) and class labels (n,) of each image, one mask for each class.
 
-    The last result is the mask of ignored pixels (B, H, W).
+    With one label, class maps are binary: 1 is the class, and 0 the background, which has no mask. The last result is
+    the mask of ignored pixels (B, H, W).
     """
     ignored = labels == ignore_index
-    classes = [found[found != ignore_index] for found in (image.unique() for image in labels)]
-    masks = [image == found[:, None, None] for image, found in zip(labels, classes, strict=True)]
-    return masks, [found.long() for found in classes], ignored
+    background = int(num_labels == 1)
+    values = [found[(found != ignore_index) & (found >= background)] for found in (image.unique() for image in labels)]
+    masks = [image == found[:, None, None] for image, found in zip(labels, values, strict=True)]
+    return masks, [found.long() - background for found in values], ignored
 
 
 def check_class_labels(class_labels: Sequence[torch.Tensor], num_labels: int) -> None:
@@ -116,8 +131,6 @@ def initialize_object_head(module: nn.Module) -> bool:
             init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
         init.normal_(module.weight)
-    elif hasattr(module, "mask_probability"):
-        init.ones_(module.mask_probability)
     else:
         return False
     return True
@@ -139,13 +152,35 @@ class UniversalSegmentation:
         if not initialize_object_head(module):
             super()._init_weights(module)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def set_mask_probability(self, layer: int, probability: float) -> None:
-        """Set the probability with which queries attend within their own masks in a layer, in training."""
-        self.decode_head.mask_probability[layer] = probability  # pyright: ignore[reportIndexIssue]
+    @property
+    def mask_probability(self) -> list[float]:
+        """The probability, for each layer, with which queries attend only within their own masks in training.
+
+        It is 1 at first, and is not saved. Schedules change the elements.
+        """
+        return self.decode_head.mask_probability  # pyright: ignore[reportReturnType]
 
     def predict(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
         """Images (B, C, H, W) to the output of the head, without a loss."""
         raise NotImplementedError
+
+    def compute_loss(self, output: Any, reduction: str, *labels: Any) -> torch.Tensor:
+        """The loss of an output, or its sums (T,) with reduction "sum"; labels are masks, classes, ignored pixels."""
+        check_class_labels(labels[1], self.config.num_labels)
+        if reduction == "mean":
+            return output.loss_of(self.config, *labels)
+        if hasattr(output, "loss_sums_of"):
+            return output.loss_sums_of(self.config, *labels)
+        return output.loss_of(self.config, *labels)[None] * len(labels[0])
+
+    def loss_units(self, *, class_labels: Sequence[torch.Tensor], **labels: Any) -> torch.Tensor:
+        """The divisors (T,) of the sums that `loss_reduction` "sum" returns; both add up over batches and processes.
+
+        For losses without sums of their own, the sum is over images.
+        """
+        if hasattr(self.decode_head, "mask_probability"):
+            return loss_units(class_labels, self.config)
+        return torch.tensor([float(len(class_labels))], device=class_labels[0].device)
 
     @can_return_tuple
     @with_dicts
@@ -155,27 +190,41 @@ class UniversalSegmentation:
         mask_labels: Sequence[torch.Tensor] | None = None,
         class_labels: Sequence[torch.Tensor] | None = None,
         ignore_mask: torch.Tensor | None = None,
+        loss_reduction: Literal["mean", "sum"] = "mean",
         **kwargs: Any,
     ) -> Any:
         """Find the objects in images (B, C, H, W).
 
         Labels are a list with one entry per image: `mask_labels` (n, H', W'), bool, and `class_labels` (n,), int64,
-        where n may be 0. Pixels of `ignore_mask` (B, H', W') do not contribute to the loss.
+        where n may be 0. Pixels of `ignore_mask` (B, H', W') do not contribute to the loss. With `loss_reduction`
+        "sum", the loss is a vector of sums (T,), see `loss_units`.
         """
         output = self.predict(pixel_values, **kwargs)
         if mask_labels is not None and class_labels is not None:
-            check_class_labels(class_labels, self.config.num_labels)
-            output.loss = output.loss_of(self.config, mask_labels, class_labels, ignore_mask)
+            output.loss = self.compute_loss(output, loss_reduction, mask_labels, class_labels, ignore_mask)
         return output
 
 
 class SemanticUniversalSegmentation(UniversalSegmentation):
     """The same models with semantic results: classes of pixels instead of objects."""
 
+    def loss_units(self, *, labels: torch.Tensor, **others: Any) -> torch.Tensor:
+        """The divisors (T,) of the sums of the loss for class maps (B, H, W)."""
+        _, classes, _ = self.masks_from_labels(labels)
+        return super().loss_units(class_labels=classes)
+
+    def masks_from_labels(self, labels: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+        """Class maps (B, H, W) as masks of classes, see the function of this name."""
+        return masks_from_labels(labels, self.config.semantic_loss_ignore_index, self.config.num_labels)
+
     @can_return_tuple
     @with_dicts
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        loss_reduction: Literal["mean", "sum"] = "mean",
+        **kwargs: Any,
     ) -> SemanticSegmenterOutput:
         """Segment images (B, C, H, W): logits (B, K, h, w), the logarithm of scores marginalized over queries.
 
@@ -185,9 +234,7 @@ class SemanticUniversalSegmentation(UniversalSegmentation):
         output = self.predict(pixel_values, **kwargs)
         loss = None
         if labels is not None:
-            masks, classes, ignored = masks_from_labels(labels, self.config.semantic_loss_ignore_index)
-            check_class_labels(classes, self.config.num_labels)
-            loss = output.loss_of(self.config, masks, classes, ignored)
+            loss = self.compute_loss(output, loss_reduction, *self.masks_from_labels(labels))
         return SemanticSegmenterOutput(
             loss=loss,
             logits=output.semantic_logits(),

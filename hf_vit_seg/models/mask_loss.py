@@ -8,7 +8,7 @@ the masks, H W that of the labels. Points are (x, y) from 0 to 1.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy, grid_sample, softplus
@@ -17,17 +17,6 @@ from .bilinear import to_working_dtype
 from .errors import HfVitSegError
 
 Prediction = tuple[torch.Tensor, torch.Tensor]  # class logits (B, Q, K + 1), mask logits (B, Q, h, w)
-TERMS = ("class", "mask", "dice")
-
-
-class MaskLossSums(NamedTuple):
-    """The terms of a prediction as sums, and what they are divided by.
-
-    `sums` are the terms class, mask and dice (3,). `class_weight` is the sum of the weights of all queries' classes.
-    """
-
-    sums: torch.Tensor
-    class_weight: torch.Tensor
 
 
 def sample_logits(logits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -151,13 +140,40 @@ def match(
 
 
 def loss_sums(
+    predictions: Sequence[Prediction],
+    mask_labels: Sequence[torch.Tensor],
+    class_labels: Sequence[torch.Tensor],
+    ignore_mask: torch.Tensor | None,
+    config: Any,
+) -> torch.Tensor:
+    """The weighted sums of the class term, and of the mask and dice terms, over all layers' predictions (2,).
+
+    Divided by `loss_units` they are the loss. They are computed in float32 or float64, also under autocast.
+    """
+    labels = (mask_labels, class_labels, ignore_mask, config)
+    sums = torch.stack([torch.stack(prediction_sums(prediction, *labels)) for prediction in predictions]).sum(0)
+    weights = (config.class_weight, config.mask_weight, config.dice_weight)
+    class_sum, *mask_sums = sums * sums.new_tensor(weights)
+    return torch.stack([class_sum, sum(mask_sums, torch.zeros_like(class_sum))])
+
+
+def loss_units(class_labels: Sequence[torch.Tensor], config: Any) -> torch.Tensor:
+    """The divisors of the sums: the sum of the weights of all queries' classes, and the number of objects (2,)."""
+    matched = sum(min(len(classes), config.num_queries) for classes in class_labels)
+    others = len(class_labels) * config.num_queries - matched
+    objects = sum(len(classes) for classes in class_labels)
+    units = [matched + config.no_object_weight * others, float(objects)]
+    return torch.tensor(units, device=class_labels[0].device)
+
+
+def prediction_sums(
     prediction: Prediction,
     mask_labels: Sequence[torch.Tensor],
     class_labels: Sequence[torch.Tensor],
     ignore_mask: torch.Tensor | None,
     config: Any,
-) -> MaskLossSums:
-    """The sums of one prediction's terms. They are computed in float32 or float64, also under autocast."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The sums of the class, mask and dice terms of one prediction, without weights."""
     class_logits, mask_logits = (to_working_dtype(logits) for logits in prediction)
     ignored = [None] * len(mask_labels) if ignore_mask is None else list(ignore_mask)
     with torch.autocast(class_logits.device.type, enabled=False):
@@ -165,26 +181,24 @@ def loss_sums(
             match(*image, config)
             for image in zip(class_logits, mask_logits, mask_labels, class_labels, ignored, strict=True)
         ]
-        class_sum, class_weight = class_terms(class_logits, class_labels, pairs, config)
-        mask_sum, dice_sum = mask_terms(mask_logits, mask_labels, ignore_mask, pairs, config)
-    return MaskLossSums(torch.stack([class_sum, mask_sum, dice_sum]), class_weight)
+        class_sum = class_term(class_logits, class_labels, pairs, config)
+        return class_sum, *mask_terms(mask_logits, mask_labels, ignore_mask, pairs, config)
 
 
-def class_terms(
+def class_term(
     class_logits: torch.Tensor,
     class_labels: Sequence[torch.Tensor],
     pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
     config: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted sum of the cross-entropies of all queries' classes, and the sum of the weights."""
+) -> torch.Tensor:
+    """The weighted sum of the cross-entropies of all queries' classes."""
     no_object = class_logits.shape[-1] - 1
     targets = torch.full(class_logits.shape[:2], no_object, dtype=torch.long, device=class_logits.device)
     for image, ((queries, objects), classes) in enumerate(zip(pairs, class_labels, strict=True)):
         targets[image, queries] = classes[objects].long()
     weights = class_logits.new_ones(no_object + 1)
     weights[-1] = config.no_object_weight
-    losses = cross_entropy(class_logits.flatten(0, 1), targets.flatten(), weights, reduction="sum")
-    return losses, weights[targets].sum()
+    return cross_entropy(class_logits.flatten(0, 1), targets.flatten(), weights, reduction="sum")
 
 
 def mask_terms(
@@ -216,13 +230,14 @@ def mask_terms(
     return mask_losses.sum(), dice_losses.sum()
 
 
-def count_objects(class_labels: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """The mean number of objects of a batch over all processes, at least 1."""
-    count = torch.tensor(float(sum(len(classes) for classes in class_labels)), device=device)
+def mean_over_processes(units: torch.Tensor) -> torch.Tensor:
+    """The mean of the numbers of objects over all processes, at least 1; the weights of classes remain (2,)."""
+    weight, objects = units
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(count)
-        count = count / torch.distributed.get_world_size()
-    return count.clamp(min=1)
+        objects = objects.clone()
+        torch.distributed.all_reduce(objects)
+        objects = objects / torch.distributed.get_world_size()
+    return torch.stack([weight.where(weight > 0, 1), objects.clamp(min=1)])
 
 
 def mask_classification_loss(
@@ -239,14 +254,8 @@ def mask_classification_loss(
     weighted mean over queries; the mask terms are divided by the mean number of objects over all processes. `config`
     has the weights `class_weight`, `mask_weight`, `dice_weight` and `no_object_weight`, and the numbers of points.
     """
-    objects = count_objects(class_labels, predictions[0][0].device)
-    weights = (config.class_weight, config.mask_weight, config.dice_weight)
-    total: Any = 0
-    for prediction in predictions:
-        sums, class_weight = loss_sums(prediction, mask_labels, class_labels, ignore_mask, config)
-        divisors = torch.stack([class_weight, objects.to(sums), objects.to(sums)])
-        total = total + (sums / divisors * sums.new_tensor(weights)).sum()
-    return total
+    sums = loss_sums(predictions, mask_labels, class_labels, ignore_mask, config)
+    return (sums / mean_over_processes(loss_units(class_labels, config).to(sums.device)).to(sums)).sum()
 
 
-__all__ = ["TERMS", "MaskLossSums", "Prediction", "loss_sums", "mask_classification_loss"]
+__all__ = ["Prediction", "loss_sums", "loss_units", "mask_classification_loss"]

@@ -70,7 +70,7 @@ class EoMTHead(nn.Module):
         self.class_head = nn.Linear(config.hidden_size, int(config.num_labels or 0) + 1)
         self.mask_head = MaskMLP(config)
         self.upscale = nn.Sequential(*(UpscaleBlock(config) for _ in range(config.num_upscale_blocks)))
-        self.mask_probability = nn.Buffer(torch.ones(config.num_query_blocks), persistent=False)
+        self.mask_probability = [1.0] * config.num_query_blocks
 
     def forward(self, queries: torch.Tensor, patches: torch.Tensor) -> Prediction:
         """Queries (B, Q, D) and patches (B, D, h, w) to class logits (B, Q, K + 1) and masks (B, Q, u*h, u*w)."""
@@ -102,7 +102,7 @@ class VisionTransformerForUniversalSegmentation(UniversalSegmentation, VisionTra
         """
         queries, length = self.config.num_queries, tokens.shape[1]
         masks = interpolate(masks, size=grid, mode="bilinear", align_corners=False)
-        attended = attended_pixels(masks, self.decode_head.mask_probability[block] if self.training else None)
+        attended = attended_pixels(masks, self.decode_head.mask_probability[block] if self.training else 1.0)
         others = attended.new_ones(1, 1, 1)
         attended = torch.cat([others.expand(len(masks), queries, length - attended.shape[2]), attended], dim=2)
         attended = torch.cat([attended, others.expand(len(masks), length - queries, length)], dim=1)
@@ -120,6 +120,8 @@ class VisionTransformerForUniversalSegmentation(UniversalSegmentation, VisionTra
             if index < first or not (self.training or config.query_masked_inference):
                 return tokens, None
             predictions.append(self.read(self.vit.norm(tokens), pixel_values))
+            if self.training and self.decode_head.mask_probability[index - first] <= 0:
+                return tokens, None
             masks = predictions[-1][1].detach()
             return tokens, self.attention_mask(masks, tokens, index - first, config.grid_of(*size))
 

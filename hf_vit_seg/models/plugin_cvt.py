@@ -6,6 +6,7 @@ from hf_vit_seg.plugins import Architecture
 
 from .configuration_cvt import CvTConfig
 from .image_processing_segmentation import SemanticSegmentationImageProcessor, SemanticSegmentationImageProcessorPil
+from .image_processing_universal import UniversalSegmentationImageProcessor, UniversalSegmentationImageProcessorPil
 from .modeling_cvt import CvTBackbone, CvTForImageClassification, CvTForSemanticSegmentation, CvTModel
 from .modeling_cvt_universal import CvTForUniversalSegmentation
 
@@ -22,6 +23,10 @@ ARCHITECTURE = Architecture(
     image_processor={
         "torchvision": SemanticSegmentationImageProcessor,
         "pil": SemanticSegmentationImageProcessorPil,
+    },
+    universal_image_processor={
+        "torchvision": UniversalSegmentationImageProcessor,
+        "pil": UniversalSegmentationImageProcessorPil,
     },
     variants=files("hf_vit_seg.configs") / "models" / "cvt.yaml",
     conversions=(

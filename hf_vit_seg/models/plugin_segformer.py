@@ -6,6 +6,7 @@ from hf_vit_seg.plugins import Architecture
 
 from .configuration_segformer import SegFormerConfig
 from .image_processing_segmentation import SemanticSegmentationImageProcessor, SemanticSegmentationImageProcessorPil
+from .image_processing_universal import UniversalSegmentationImageProcessor, UniversalSegmentationImageProcessorPil
 from .modeling_segformer import (
     SegFormerBackbone,
     SegFormerForImageClassification,
@@ -27,6 +28,10 @@ ARCHITECTURE = Architecture(
     image_processor={
         "torchvision": SemanticSegmentationImageProcessor,
         "pil": SemanticSegmentationImageProcessorPil,
+    },
+    universal_image_processor={
+        "torchvision": UniversalSegmentationImageProcessor,
+        "pil": UniversalSegmentationImageProcessorPil,
     },
     variants=files("hf_vit_seg.configs") / "models" / "segformer.yaml",
     conversions=(

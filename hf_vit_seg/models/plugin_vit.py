@@ -6,6 +6,7 @@ from hf_vit_seg.plugins import Architecture
 
 from .configuration_vit import VisionTransformerConfig
 from .image_processing_segmentation import SemanticSegmentationImageProcessor, SemanticSegmentationImageProcessorPil
+from .image_processing_universal import UniversalSegmentationImageProcessor, UniversalSegmentationImageProcessorPil
 from .modeling_vit import (
     VisionTransformerBackbone,
     VisionTransformerForImageClassification,
@@ -30,6 +31,10 @@ ARCHITECTURE = Architecture(
         "torchvision": SemanticSegmentationImageProcessor,
         "pil": SemanticSegmentationImageProcessorPil,
     },
+    universal_image_processor={
+        "torchvision": UniversalSegmentationImageProcessor,
+        "pil": UniversalSegmentationImageProcessorPil,
+    },
     variants=files("hf_vit_seg.configs") / "models" / "vit.yaml",
     conversions=(
         "hf_vit_seg.conversion.vit.google:SOURCE",
@@ -40,6 +45,8 @@ ARCHITECTURE = Architecture(
         "hf_vit_seg.conversion.vit.vitpose:SOURCE",
         "hf_vit_seg.conversion.vit.transformers_vitpose:SOURCE",
         "hf_vit_seg.conversion.vit.segmenter:SOURCE",
+        "hf_vit_seg.conversion.vit.eomt:SOURCE",
+        "hf_vit_seg.conversion.vit.transformers_eomt:SOURCE",
     ),
     forms=("hf_vit_seg.export.forms.shared:FORMS",),
 )

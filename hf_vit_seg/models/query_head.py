@@ -41,15 +41,15 @@ def masks_of(embeddings: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     return split_axis(embeddings @ pixels.flatten(2), 2, pixels.shape[-2:])
 
 
-def attended_pixels(mask_logits: torch.Tensor, probability: torch.Tensor | None) -> torch.Tensor:
-    """Which of the N pixels each query attends to (B, Q, N): those of its mask (B, Q, h, w).
+def attended_pixels(mask_logits: torch.Tensor, probability: float) -> torch.Tensor:
+    """Which of the N pixels each query attends to (B, Q, N): with this probability only those of its mask (B, Q, h, w).
 
-    A query ignores its mask with a probability of 1 - `probability`, a scalar; None is a probability of 1.
+    Gradients do not flow through masks.
     """
     inside = mask_logits.detach().flatten(2) > 0
-    if probability is None:
+    if probability >= 1:
         return inside
-    masked = torch.rand(inside.shape[:2], device=inside.device) <= probability
+    masked = torch.rand(inside.shape[:2], device=inside.device) < probability
     return inside | ~masked[..., None]
 
 
@@ -192,7 +192,7 @@ class QueryHead(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.class_head = nn.Linear(width, config.num_labels + 1)
         self.mask_head = mask_mlp(width, nn.ReLU)
-        self.mask_probability = nn.Buffer(torch.ones(config.query_num_layers), persistent=False)
+        self.mask_probability = [1.0] * config.query_num_layers
 
     def predict(self, queries: torch.Tensor, pixels: torch.Tensor) -> Prediction:
         """Class logits (B, Q, K + 1) and mask logits (B, Q, h, w) of queries (B, Q, D)."""
@@ -206,7 +206,7 @@ class QueryHead(nn.Module):
         with an empty mask attends to all pixels.
         """
         masks = masks_of(self.mask_head(self.norm(queries)), pixels)
-        attended = attended_pixels(masks, self.mask_probability[layer] if self.training else None)
+        attended = attended_pixels(masks, self.mask_probability[layer] if self.training else 1.0)
         attended = attended | ~attended.any(-1, keepdim=True)
         return additive_mask(attended, queries.dtype)[:, None]
 
@@ -231,7 +231,7 @@ class QueryHead(nn.Module):
             level, mask = index % len(levels), None
             if self.training:
                 predictions.append(self.predict(queries, pixels))
-            if self.training or self.config.query_masked_inference:
+            if self.mask_probability[index] > 0 if self.training else self.config.query_masked_inference:
                 mask = self.attention_mask(queries, coarse[level], index)
             queries = layer(queries, positions, memories[level], places[level], mask)
         predictions.append(self.predict(queries, pixels))

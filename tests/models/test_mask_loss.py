@@ -9,7 +9,14 @@ import torch
 from transformers import EomtConfig
 from transformers.models.eomt.modeling_eomt import EomtLoss
 
-from hf_vit_seg.models.mask_loss import assign, loss_sums, mask_classification_loss, sample_masks, uncertain_points
+from hf_vit_seg.models.mask_loss import (
+    assign,
+    loss_sums,
+    loss_units,
+    mask_classification_loss,
+    sample_masks,
+    uncertain_points,
+)
 
 IMAGES, QUERIES, CLASSES = 3, 6, 4
 SETTINGS = SimpleNamespace(
@@ -17,6 +24,7 @@ SETTINGS = SimpleNamespace(
     mask_weight=5.0,
     dice_weight=3.0,
     no_object_weight=0.1,
+    num_queries=QUERIES,
     train_num_points=40,
     oversample_ratio=3.0,
     importance_sample_ratio=0.75,
@@ -167,27 +175,31 @@ def test_logits_that_are_not_finite_do_not_raise():
 
 
 def test_sums_of_parts_are_those_of_the_whole():
-    """The loss of several batches is exact if their sums and divisors are added."""
+    """The loss of several batches is exact if their sums and units are added."""
     masks, classes = targets(2, 0, 3)
     class_logits, mask_logits = prediction()
     every = SimpleNamespace(**vars(SETTINGS) | {"train_num_points": 4000})
     torch.manual_seed(0)
-    whole = loss_sums((class_logits, mask_logits), masks, classes, None, every)
-    parts = []
+    whole = loss_sums([(class_logits, mask_logits)], masks, classes, None, every)
+    parts, units = [], []
     for image in range(IMAGES):
         torch.manual_seed(image)
-        part = (class_logits[image : image + 1], mask_logits[image : image + 1])
-        parts.append(loss_sums(part, masks[image : image + 1], classes[image : image + 1], None, every))
-    torch.testing.assert_close(sum(part.class_weight for part in parts), whole.class_weight)
-    torch.testing.assert_close(sum(part.sums[0] for part in parts), whole.sums[0])
-    # Masks are compared at other random points.
-    torch.testing.assert_close(sum(part.sums for part in parts), whole.sums, rtol=0.1, atol=0.0)
+        own = slice(image, image + 1)
+        parts.append(loss_sums([(class_logits[own], mask_logits[own])], masks[own], classes[own], None, every))
+        units.append(loss_units(classes[own], every))
+    torch.testing.assert_close(sum(units), loss_units(classes, every))
+    torch.testing.assert_close(sum(part[0] for part in parts), whole[0])
+    torch.testing.assert_close(sum(parts), whole, rtol=0.1, atol=0.0)  # masks are compared at other random points
+    torch.manual_seed(0)
+    expected = mask_classification_loss([(class_logits, mask_logits)], masks, classes, None, every)
+    torch.testing.assert_close((whole / loss_units(classes, every).double()).sum(), expected)
 
 
 def test_more_objects_than_queries_matches_every_query():
     masks, classes = targets(QUERIES + 4, 1, 1)
-    sums = loss_sums(prediction(), masks, classes, None, SETTINGS)
-    assert sums.class_weight == pytest.approx(QUERIES + 2 + 0.1 * (2 * QUERIES - 2))
+    weight, objects = loss_units(classes, SETTINGS).tolist()
+    assert weight == pytest.approx(QUERIES + 2 + 0.1 * (2 * QUERIES - 2)) and objects == QUERIES + 6
+    assert loss([prediction()], masks, classes).isfinite()
 
 
 def test_sampled_masks_equal_grid_sample():

@@ -164,10 +164,14 @@ def code_files(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("*.py") if path.name != "__init__.py"}
 
 
-@pytest.mark.parametrize(("name", "limit"), [("segformer", 11), ("cvt", 11), ("vit", 14)])
-def test_saved_model_has_few_files(name, limit, tmp_path):
+SEMANTIC, UNIVERSAL = "AutoModelForSemanticSegmentation", "AutoModelForUniversalSegmentation"
+LIMITS = [("segformer", SEMANTIC, 11), ("cvt", SEMANTIC, 11), ("vit", SEMANTIC, 14)]
+LIMITS += [("segformer", UNIVERSAL, 16), ("cvt", UNIVERSAL, 17), ("vit", UNIVERSAL, 18)]
+
+
+@pytest.mark.parametrize(("name", "auto", "limit"), LIMITS)
+def test_saved_model_has_few_files(name, auto, limit, tmp_path):
     config = architectures()[name].variant_config("tiny")
-    auto = "AutoModelForSemanticSegmentation"
     getattr(transformers, auto).from_config(config).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"][auto].startswith("modeling_")
     files = code_files(tmp_path)

@@ -34,6 +34,7 @@ from hf_vit_seg.training.recipe.schema import Task
 from hf_vit_seg.training.reports.memory_advice import evaluation_memory_advice
 
 from .evaluate import Evaluation, EvaluationContext, in_evaluation, own_batches, sum_over_processes
+from .segments import evaluate_segments
 
 
 def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
@@ -201,4 +202,6 @@ EVALUATIONS: dict[Task, Callable[[EvaluationContext, RawDataset], Evaluation]] =
     "segmentation": evaluate_segmentation,
     "classification": evaluate_classification,
     "pose": evaluate_pose,
+    "instance": evaluate_segments,
+    "panoptic": evaluate_segments,
 }

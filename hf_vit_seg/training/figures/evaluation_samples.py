@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from hf_vit_seg.data.datasets import RawDataset
-from hf_vit_seg.data.samples import Labels, Person
+from hf_vit_seg.data.samples import Labels, Person, Segments
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.drawing.overlays import percent
 from hf_vit_seg.drawing.skeletons import Skeleton
@@ -20,10 +20,12 @@ from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.metrics.multi_label import THRESHOLD
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, in_evaluation
+from hf_vit_seg.training.evaluation.segments import build_segmenter
 from hf_vit_seg.training.recipe.schema import Recipe, Task
 
 from .poses import pose_figure
 from .samples import ClassifiedImage, classification_figure, figure_paths, segmentation_figure, write_figures
+from .segments import segment_figure
 
 MOST_NAMES = 3  # classes in a caption
 Figures = dict[str, Image.Image]
@@ -100,8 +102,25 @@ def pose_figures(context: EvaluationContext, dataset: RawDataset, chosen: Sequen
     return figures
 
 
+def segment_figures(context: EvaluationContext, dataset: RawDataset, chosen: Sequence[int]) -> Figures:
+    """Draw image, labeled and predicted segments of each sample."""
+    stuff, figures = dataset.class_table.stuff, {}
+    segmenter = build_segmenter(context, sorted(stuff) if context.recipe.task == "panoptic" else None)
+    for sample in map(dataset.read, chosen):
+        assert isinstance(sample.target, Segments)
+        size = (sample.target.ids.shape[0], sample.target.ids.shape[1])
+        outputs = segmenter.outputs(segmenter.prepare_pixels(sample.image).pixel_values)
+        numbers, classes, _ = segmenter.segments(outputs, 0, size)
+        figures[sample.name] = segment_figure(
+            sample.image, sample.target, numbers.cpu().numpy(), classes, stuff, segmenter.palette
+        )
+    return figures
+
+
 DRAW: dict[Task, Callable[[EvaluationContext, RawDataset, Sequence[int]], Figures]] = {
     "segmentation": segmentation_figures,
     "classification": classification_figures,
     "pose": pose_figures,
+    "instance": segment_figures,
+    "panoptic": segment_figures,
 }

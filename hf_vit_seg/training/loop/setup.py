@@ -294,6 +294,8 @@ def build(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:
         images = range(len(data.train))
         statistics = on_main_process(accelerator, lambda: compute_statistics(map(data.train.read, images)))
     built = build_model(recipe, table.names, table.ignore_index, recipe.data.channels, table.palette, statistics)
+    if recipe.task == "panoptic":
+        built.processor.label_ids_to_fuse = sorted(table.stuff)  # pyright: ignore[reportAttributeAccessIssue]
     if recipe.task == "classification":
         built.model.config.problem_type = MULTI_LABEL if recipe.data.multi_label else SINGLE_LABEL
     return built

@@ -46,9 +46,11 @@ def build_processor(
     one mean and standard deviation per channel.
     """
     fields = resolve_fields(recipe.processor, statistics)
-    processor = converted or load_pretrained_processor(recipe.model.from_pretrained) or new_processor(config)
+    processor = (
+        converted or load_pretrained_processor(recipe.model.from_pretrained) or new_processor(config, recipe.task)
+    )
     if recipe.model.architecture is not None:
-        processor = convert_processor(processor, recipe.model.architecture)
+        processor = convert_processor(processor, recipe.model.architecture, recipe.task)
     known = set(type(processor).valid_kwargs.__annotations__)
     for name in fields.keys() - known:
         raise RecordError(unknown(f"processor.{name}", name, sorted(known)))
@@ -60,11 +62,15 @@ def build_processor(
     return processor
 
 
-def convert_processor(processor: BaseImageProcessor, name: str) -> BaseImageProcessor:
-    """Convert a processor to the architecture's class, with the same pixel fields."""
-    classes = architectures()[name].image_processor
+def convert_processor(processor: BaseImageProcessor, name: str, task: str) -> BaseImageProcessor:
+    """Convert a processor to the architecture's class for a task, with the same pixel fields."""
+    architecture = architectures()[name]
+    classes = architecture.processor_classes(task)
     if type(processor) in classes.values():
         return processor
+    if type(processor) in architecture.all_processors():
+        backend = "pil" if type(processor).__name__.endswith("Pil") else "torchvision"
+        return classes[backend](**processor_fields(processor))
     fields = {name: getattr(processor, name, None) for name in PIXEL_FIELDS}
     return classes["torchvision"](**{name: value for name, value in fields.items() if value is not None})
 
@@ -113,11 +119,11 @@ def processor_notes(recipe: Recipe) -> list[str]:
     return ["The checkpoint has no image processor: a default one is created; check its mean and size"]
 
 
-def new_processor(config: PreTrainedConfig) -> BaseImageProcessor:
-    """Create the processor of the architecture's class, with the image size of the config, if any."""
+def new_processor(config: PreTrainedConfig, task: str) -> BaseImageProcessor:
+    """Create the processor of the architecture's class for a task, with the image size of the config, if any."""
     for architecture in architectures().values():
         if architecture.config is type(config):
-            return architecture.image_processor["torchvision"](**config_size(config))
+            return architecture.processor_classes(task)["torchvision"](**config_size(config))
     raise RecordError(
         f"model.from_pretrained: found no image processor, and '{config.model_type}' is not an architecture of this "
         "package, so none can be created; save one in the model directory"

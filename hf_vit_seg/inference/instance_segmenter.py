@@ -1,0 +1,144 @@
+"""Objects in images, with any model of AutoModelForUniversalSegmentation.
+
+Shapes: C channels, H W pixels, n objects.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hf_vit_seg.data.images.files import MAX_PIXELS
+from hf_vit_seg.drawing.palettes import class_palette
+from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since, prepare, prepare_pixels
+from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.models.segment_maps import draw_objects, objects_of_queries, panoptic_segments
+
+from .loading import float_type, label_names, load_for_inference, select_device
+from .segments import FoundSegments
+
+THRESHOLD = 0.5  # score of an object
+MASK_THRESHOLD = 0.5
+OVERLAP_THRESHOLD = 0.8  # share of its mask that a panoptic segment must win
+
+
+class InstanceSegmenter:
+    """A model that finds objects, with its image processor; calling it with an image returns `FoundSegments`.
+
+    The objects never overlap: the one with the highest score has the pixels. If the processor has `label_ids_to_fuse`,
+    results are panoptic, and segments of these classes (stuff) are one segment.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        device: str | torch.device | None = None,
+        protocol: Protocol | None = None,
+        threshold: float = THRESHOLD,
+    ):
+        """`device` defaults to a GPU if available; objects with a score below `threshold` are left out."""
+        self.device = select_device(device)
+        self.model = model.eval().to(self.device)
+        self.processor, self.threshold = processor, threshold
+        self.protocol = protocol or Protocol()
+        self.names = tuple(label_names(model.config))
+        self.palette = class_palette(getattr(processor, "palette", None), len(self.names))
+        self.fused: tuple[int, ...] | None = None
+        if (fused := getattr(processor, "label_ids_to_fuse", None)) is not None:
+            self.fused = tuple(fused)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = torch.float32,
+        threshold: float = THRESHOLD,
+        *,
+        convert: bool = True,
+        **hub: Any,
+    ) -> "InstanceSegmenter":
+        """Load a local directory or a Hub model, see `load`. Raises ModelError if it does not find objects."""
+        where, kind = select_device(device), float_type(dtype)
+        loaded = load_for_inference(name, "instance", kind, convert=convert, **hub)
+        return cls(*loaded, where, threshold=threshold)
+
+    @property
+    def channels(self) -> int:
+        """The number of image channels."""
+        return getattr(self.model.config, "num_channels", 3)
+
+    def prepare(self, image: Any, max_pixels: int = MAX_PIXELS) -> PreparedImage:
+        """Resize and normalize one image; see `Segmenter.prepare` for the kinds of images."""
+        return prepare(image, self.protocol, self.processor, self.channels, max_pixels)
+
+    def prepare_pixels(self, pixels: torch.Tensor, shown: Image.Image | None = None) -> PreparedImage:
+        """Resize and normalize pixels (C, H, W) that were read with the model's channels."""
+        return prepare_pixels(pixels, shown, self.protocol, self.processor)
+
+    @torch.inference_mode()
+    def outputs(self, pixel_values: torch.Tensor) -> Any:
+        """The model's outputs for pixel values (B, C, H, W)."""
+        return self.model(pixel_values=pixel_values.to(self.device, self.model.dtype))
+
+    @torch.inference_mode()
+    def segments(
+        self, outputs: Any, image: int, size: tuple[int, int], threshold: float | None = None
+    ) -> tuple[torch.Tensor, list[int], list[float]]:
+        """The segments of an image of a batch at `size`: numbers from 1 (H, W) int32, classes (n) and scores (n).
+
+        `threshold` is by default that of the segmenter.
+        """
+        least = self.threshold if threshold is None else threshold
+        if getattr(outputs, "class_queries_logits", None) is None:
+            numbers, classes, scores = outputs.segments(image, size, threshold=least)
+            return numbers.to(torch.int32), classes.tolist(), scores.tolist()
+        logits = outputs.class_queries_logits[image], outputs.masks_queries_logits[image]
+        if self.fused is not None:
+            numbers, infos = panoptic_segments(*logits, size, least, MASK_THRESHOLD, OVERLAP_THRESHOLD, self.fused)
+            return numbers, [info["label_id"] for info in infos], [info["score"] for info in infos]
+        found = list(objects_of_queries(*logits, size, least, MASK_THRESHOLD))
+        found.sort(key=lambda each: each.score)  # drawn last, and so on top, is the best
+        return (
+            draw_objects(found, size, logits[1].device),
+            [each.label_id for each in sorted(found, key=lambda each: each.id)],
+            [each.score for each in sorted(found, key=lambda each: each.id)],
+        )
+
+    def __call__(self, image: Any) -> Any:
+        """Find the objects of an image, or of each image of a list."""
+        if isinstance(image, list | tuple):
+            return [self(each) for each in image]
+        return self.segment(self.prepare(image))
+
+    def segment(self, prepared: PreparedImage) -> FoundSegments:
+        """Find the objects of a prepared image."""
+        start = time.perf_counter()
+        outputs = self.outputs(prepared.pixel_values)
+        model = milliseconds_since(start)
+        numbers, classes, scores = self.segments(outputs, 0, prepared.size)
+        return FoundSegments.from_map(
+            numbers.cpu().numpy(),
+            np.array(classes, np.int64),
+            np.array(scores, np.float64),
+            names=self.names,
+            palette=self.palette,
+            image=prepared.picture,
+            protocol=self.describe(prepared),
+            timings={
+                "prepare": prepared.milliseconds,
+                "model": model,
+                "segments": milliseconds_since(start) - model,
+            },
+        )
+
+    def describe(self, prepared: PreparedImage | None = None) -> str:
+        """How an image is processed, for reports."""
+        shown = None if prepared is None else (prepared.pixel_values.shape[-2], prepared.pixel_values.shape[-1])
+        return f"{self.protocol.describe(shown)}, objects with a score of at least {self.threshold:g}"
+
+
+__all__ = ["InstanceSegmenter"]

@@ -1,0 +1,84 @@
+"""Evaluation of instance and panoptic segmentation, at the resolution of the labels.
+
+Shapes: H W pixels.
+"""
+
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from hf_vit_seg.data.datasets import RawDataset
+from hf_vit_seg.data.samples import Segments
+from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
+from hf_vit_seg.metrics.mask_ap import MaskAveragePrecision
+from hf_vit_seg.metrics.object_scores import ObjectScores
+from hf_vit_seg.metrics.panoptic_quality import PanopticQuality
+from hf_vit_seg.metrics.segment_overlaps import SegmentMap, find_overlaps
+from hf_vit_seg.records import RecordError, read_record
+from hf_vit_seg.training.recipe.schema import Recipe
+
+from .evaluate import Evaluation, EvaluationContext, own_batches, sum_over_processes
+
+LEAST_SCORE = 0.05  # of the objects that average precision counts; other scores count those of the segmenter
+
+
+def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
+    """Compare segments with labels: panoptic quality, and for instances mask AP, F1 at IoU 0.5, AJI and counts.
+
+    Average precision needs all objects with their scores, also uncertain ones; the other scores are those of the
+    objects that predictions contain.
+    """
+    table, recipe = dataset.class_table, context.recipe
+    segmenter = build_segmenter(context, sorted(table.stuff) if recipe.task == "panoptic" else None)
+    quality = PanopticQuality(len(table.names), sorted(table.stuff), context.device)
+    objects, precision = ObjectScores(context.device), MaskAveragePrecision(len(table.names), most=None)
+    of_instances = recipe.task == "instance"
+
+    def read(index: int) -> tuple[Any, Segments]:
+        sample = dataset.read(index)
+        assert isinstance(sample.target, Segments)
+        return segmenter.prepare_pixels(sample.image), sample.target
+
+    for batch in own_batches(context, len(dataset), read, lambda pair: pair[0].pixel_values.shape):
+        outputs = segmenter.outputs(torch.cat([image.pixel_values for image, _ in batch]))
+        for place, (_, target) in enumerate(batch):
+            labeled = SegmentMap(target.ids.to(context.device), target.classes)
+            size = (target.ids.shape[0], target.ids.shape[1])
+            found = find_overlaps(SegmentMap(*segmenter.segments(outputs, place, size)), labeled)
+            quality.update(found)
+            if of_instances:
+                objects.update(found)
+                every = segmenter.segments(outputs, place, size, threshold=LEAST_SCORE)
+                precision.update(find_overlaps(SegmentMap(*every), labeled))
+    sum_over_processes([quality, objects], context.accelerator)
+    if context.accelerator.num_processes > 1:
+        precision.rows = gather_object(precision.rows)
+    scores = quality.scores() | (precision.scores() | objects.scores() if of_instances else {})
+    if of_instances:
+        scores = {name: value for name, value in scores.items() if not name.endswith(("_stuff", "_things"))}
+    return Evaluation(scores, len(dataset), f"{segmenter.describe()}; evaluated at the resolution of the labels")
+
+
+def build_segmenter(context: EvaluationContext, fused: list[int] | None) -> InstanceSegmenter:
+    """The segmenter of the recipe's protocol; `fused` are the stuff classes. RecordError for other protocols."""
+    protocol = read_record(Protocol, context.recipe.evaluation.protocol, "evaluation.protocol")
+    check_protocol(context.recipe, protocol)
+    segmenter = InstanceSegmenter(context.model, context.processor, context.device, protocol)
+    segmenter.fused = None if fused is None else tuple(fused)
+    return segmenter
+
+
+def check_protocol(recipe: Recipe, protocol: Protocol) -> None:
+    """RecordError for settings that average or join label maps, which objects do not have."""
+    if protocol.window is not None or protocol.flip or len(protocol.scales) > 1:
+        raise RecordError(
+            f"evaluation.protocol: windows, scales and flips are for segmentation, found the task {recipe.task}: "
+            "remove them, and set size"
+        )
+    if recipe.evaluation.resolution != "original":
+        raise RecordError(f"evaluation.resolution must be original for {recipe.task}: segments are not resized")
+
+
+__all__ = ["build_segmenter", "evaluate_segments"]

@@ -1,0 +1,130 @@
+"""Training, evaluation and saved models of instance and panoptic segmentation."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from PIL import Image
+from tiny_runs import SIZE, run, settings, write_data, write_recipe
+from transformers import AutoImageProcessor, pipeline
+
+from hf_vit_seg.data.datasets import open_split
+from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
+from hf_vit_seg.inference.loading import load_for_inference, task_of
+from hf_vit_seg.models.image_processing_universal import UniversalSegmentationImageProcessor
+from hf_vit_seg.records import RecordError
+from hf_vit_seg.training.evaluation.evaluate import EvaluationContext
+from hf_vit_seg.training.evaluation.tasks import evaluate
+from hf_vit_seg.training.recipe_loading import load_recipe
+
+MODEL = {"architecture": "segformer", "variant": "tiny", "norm": "group"}
+FIELDS = {"decode_head": "query", "num_queries": 5, "drop_path_rate": 0.0, "decode_head_dropout_prob": 0.0}
+CLASSES = {
+    "instance": [{"name": "disc", "values": [1]}, {"name": "bar", "values": [2]}],
+    "panoptic": [{"name": "ground", "thing": False}, "disc", "bar"],
+}
+
+
+def write_instances(folder: Path) -> None:
+    """Each disc and bar of the masks is an object; one image has none."""
+    for split in ("train", "validation"):
+        (folder / split / "instances").mkdir()
+        for path in sorted((folder / split / "masks").glob("*.png")):
+            mask = np.asarray(Image.open(path))
+            numbers = np.where(mask == 255, 0, mask).astype(np.uint16) * 300
+            if path.stem == "02":
+                numbers[:] = 0
+                Image.fromarray(np.zeros_like(mask)).save(path)
+            Image.fromarray(numbers).save(folder / split / "instances" / path.name)
+
+
+def recipe(data: Path, task: str, **changes) -> dict:
+    rest = settings(data)
+    for split in ("train", "validation"):
+        rest["data"][split]["instances"] = str(data / split / "instances")
+    rest["data"]["classes"] = CLASSES[task]
+    rest["model"] = {**MODEL, "fields": FIELDS}
+    rest["loop"] = {"steps": 2, "batch_size": 2, "log_every": 1, "evaluate_every": 2}
+    return {"task": task, **rest, **changes}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = write_data(tmp_path_factory.mktemp("data"))
+    write_instances(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory) -> dict[str, Path]:
+    found = {}
+    for task in CLASSES:
+        folder = tmp_path_factory.mktemp(task)
+        run(write_recipe(folder, recipe(data, task)), folder / "run")
+        found[task] = folder / "run"
+    return found
+
+
+@pytest.mark.parametrize("task", CLASSES)
+def test_metrics_of_a_run(runs, task):
+    report = json.loads((runs[task] / "best/metrics.json").read_text())
+    assert report["task"] == task
+    expected = {
+        "instance": {"mask_ap", "mask_ap_50", "f1_50", "aji", "count_error", "pq", "objects"},
+        "panoptic": {"pq", "sq", "rq", "pq_things", "pq_stuff", "rq_things"},
+    }[task]
+    assert expected <= set(report["scores"])
+    assert report["metric"] == {"instance": "mask_ap", "panoptic": "pq"}[task]
+    assert {"name", "pq", "sq", "rq"} <= set(report["classes"][0])
+    assert len(list((runs[task] / "samples").glob("*.png"))) == 1
+
+
+@pytest.mark.parametrize("task", CLASSES)
+def test_saved_model_finds_objects(runs, task):
+    best = str(runs[task] / "best")
+    assert task_of(best) == "instance"
+    processor = AutoImageProcessor.from_pretrained(best)
+    assert type(processor) is UniversalSegmentationImageProcessor
+    assert processor.label_ids_to_fuse == {"instance": None, "panoptic": [0]}[task]
+    segmenter = InstanceSegmenter.from_pretrained(best, "cpu", threshold=0.0)
+    assert segmenter.fused == {"instance": None, "panoptic": (0,)}[task]
+    found = segmenter(Image.new("RGB", (SIZE, 30)))
+    assert (
+        found.size == (30, SIZE)
+        and found.names == {"instance": ("disc", "bar"), "panoptic": ("ground", "disc", "bar")}[task]
+    )
+    assert found.instance_map().shape == (30, SIZE)
+
+
+@pytest.mark.parametrize("subtask", ["semantic", "instance", "panoptic"])
+def test_pipeline_of_transformers(runs, subtask):
+    segment = pipeline("image-segmentation", model=str(runs["panoptic"] / "best"), device="cpu")
+    found = segment(Image.new("RGB", (SIZE, 30)), subtask=subtask, threshold=0.0, overlap_mask_area_threshold=0.0)
+    assert len(found) > 0
+    assert all(row["mask"].size == (SIZE, 30) for row in found)
+    assert {row["label"] for row in found} <= {"ground", "disc", "bar"}
+    assert all((row["score"] is None) == (subtask == "semantic") for row in found)
+
+
+@pytest.mark.parametrize("task", CLASSES)
+def test_evaluation_does_not_depend_on_the_batch_size(runs, data, task):
+    model, processor = load_for_inference(str(runs[task] / "best"), task)
+    scores = []
+    for size in (1, 3):
+        settled = load_recipe(runs[task] / "recipe.yaml", [f"evaluation.batch_size={size}"])
+        context = EvaluationContext(model, processor, settled, Accelerator(cpu=True))
+        scores.append(evaluate(context, open_split(settled, "validation")).scores)
+    assert scores[0].keys() == scores[1].keys()
+    for name in scores[0]:
+        np.testing.assert_allclose(scores[0][name], scores[1][name], atol=1e-4, err_msg=name)
+    if task == "instance":
+        assert scores[0]["objects"] == 4  # two images with a disc and a bar, and one without objects
+
+
+def test_windows_of_segments_are_refused(runs):
+    settled = load_recipe(runs["instance"] / "recipe.yaml", ["evaluation.protocol.window=32"])
+    model, processor = load_for_inference(str(runs["instance"] / "best"), "instance")
+    with pytest.raises(RecordError):
+        evaluate(EvaluationContext(model, processor, settled, Accelerator(cpu=True)), open_split(settled, "validation"))
