@@ -155,10 +155,16 @@ def convert_checkpoint(
     return Conversion(
         found=found,
         model=model,
-        processor=found.architecture.image_processor["torchvision"](**settings),
+        processor=processor_class(found)(**settings),
         provenance=provenance,
         report=report,
     )
+
+
+def processor_class(found: DetectedFormat) -> type:
+    """Return the class of the image processor of a checkpoint's model."""
+    task = "instance" if found.form.model == preprocessing.UNIVERSAL else None
+    return found.architecture.processor_classes(task)["torchvision"]
 
 
 @dataclass(frozen=True)

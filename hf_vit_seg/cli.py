@@ -189,6 +189,15 @@ def predict(
             rich_help_panel=INFERENCE,
         ),
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Models that find objects: the lowest score of an object. Default: 0.5.",
+            rich_help_panel=INFERENCE,
+        ),
+    ] = None,
     coordinates: Annotated[
         Coordinates,
         typer.Option(
@@ -233,9 +242,11 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Segment or classify images, or find keypoints, depending on the model.
+    """Segment or classify images, or find objects or keypoints, depending on the model.
 
     Segmentation models: writes NAME.png (label map), NAME.overlay.png and NAME.json (pixels per class) for each image.
+    Models that find objects: NAME.png (instance map of 16 bits), NAME.overlay.png, NAME.objects.csv (a row for each
+    object: class, score, area, centroid) and NAME.json (number of objects per class).
     Classification models: NAME.json, and classes.csv and classes.json with the most likely classes of all images. Pose
     models: NAME.overlay.png, NAME.json, and keypoints.json with all persons in COCO's results format.
 
@@ -276,6 +287,7 @@ def predict(
         frames=frames,
         frame_rate=frame_rate,
         boxes=boxes,
+        threshold=threshold,
     )
     chosen = protocol_from_text(
         preset=protocol,
@@ -293,9 +305,9 @@ def predict(
     with lock_directory(out):
         tables = table_paths(task, out)
         planned = plan_jobs(images, out, overwrite, skip_existing, videos=frame_rate is not None, tables=tables)
-        if task == "segmentation":
+        if task in ("segmentation", "instance"):
             jobs = [job for job in planned if not (skip_existing and job.done)]
-            code = run(model, device, dtype.value, jobs, predict_options, out, chosen, convert=convert_model)
+            code = run(model, device, dtype.value, jobs, predict_options, out, chosen, convert=convert_model, task=task)
         else:
             code = run_task(
                 task, model, device, dtype.value, planned, skip_existing, predict_options, out, convert=convert_model

@@ -16,13 +16,17 @@ from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.error_reporting import BUG, DONE, FAILED, error_location, traceback_text
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.heads import classify, estimate_poses
+from hf_vit_seg.inference.files.objects import predict_objects
 from hf_vit_seg.inference.files.prediction import Job, Outcome, PredictOptions, failed_outcome, predict
 from hf_vit_seg.inference.files.tables import write_tables
+from hf_vit_seg.inference.tiles.objects import predict_tiled_objects
+from hf_vit_seg.inference.tiles.prediction import Progress as TileProgress
 from hf_vit_seg.inference.tiles.prediction import needs_tiles, predict_tiled
 from hf_vit_seg.inference.video.prediction import is_video, predict_video
 from hf_vit_seg.records import read_record
 
 from .classifier import Classifier
+from .instance_segmenter import THRESHOLD, InstanceSegmenter
 from .loading import ModelError, task_of
 from .pose_estimator import PoseEstimator
 from .runtimes import is_program
@@ -117,26 +121,38 @@ def run(
     protocol: Protocol | None = None,
     *,
     convert: bool = True,
+    task: str = "segmentation",
 ) -> int:
-    """Run all jobs with a progress bar, report failures, and return the exit code."""
+    """Run all jobs of a model for segmentation or objects, report failures, and return the exit code."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if not jobs:
         console.print(NOTHING)
         return DONE
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    segmenter = Segmenter.from_pretrained(model, device, dtype, protocol, convert=convert)
+    segmenter: Any
+    if finds_objects := task == "instance":
+        threshold = THRESHOLD if options.threshold is None else options.threshold
+        found = InstanceSegmenter.from_pretrained(model, device, dtype, threshold, convert=convert)
+        segmenter = found.with_protocol(protocol or Protocol())
+    else:
+        segmenter = Segmenter.from_pretrained(model, device, dtype, protocol, convert=convert)
+    predict_images = predict_objects if finds_objects else predict
+    predict_large = predict_tiled_objects if finds_objects else predict_tiled
     start = time.perf_counter()
     videos = [job for job in jobs if is_video(job)]
     tiled = [job for job in jobs if job not in videos and needs_tiles(job, options)]
     whole = [job for job in jobs if job not in videos and job not in tiled]
     with Progress(*COLUMNS, console=console, transient=True) as progress:
         failures = Failures(progress)
-        show(predict(segmenter, whole, options), len(whole), failures)
+        show(predict_images(segmenter, whole, options), len(whole), failures)
         for job in tiled:
-            show_tiles(segmenter, job, options, failures)
+            show_tiles(predict_large(segmenter, job, options), job, failures)
         for job in videos:
-            show_video(segmenter, job, options, failures)
+            if finds_objects:
+                failures.add(f"{job.image.path}: videos require a segmentation model; extract its frames", None)
+            else:
+                show_video(segmenter, job, options, failures)
     seconds = time.perf_counter() - start
     done = len(jobs) - failures.count
     if failures.pixel_polygons:
@@ -180,13 +196,13 @@ def show(outcomes: Iterator[Outcome], total: int, failures: Failures, task: str 
             failures.add(outcome.error, outcome.bug)
 
 
-def show_tiles(segmenter: Segmenter, job: Job, options: PredictOptions, failures: Failures) -> None:
+def show_tiles(states: Iterator[TileProgress], job: Job, failures: Failures) -> None:
     """Show the progress of the tiles of a large image."""
     progress = failures.progress
     task = progress.add_task(f"{escape(job.image.path.name)}, tiles", total=None)
     with report_failure(job, failures):
         state = None
-        for number, state in enumerate(predict_tiled(segmenter, job, options)):
+        for number, state in enumerate(states):
             if state.resumed and not number:
                 text = f"{job.image.path}: resumed, {state.resumed} of {state.total} tiles are done"
                 progress.console.print(escape(text))

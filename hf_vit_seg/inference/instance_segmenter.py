@@ -3,7 +3,9 @@
 Shapes: C channels, H W pixels, n objects.
 """
 
+import copy
 import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,13 @@ from PIL import Image
 from hf_vit_seg.data.images.files import MAX_PIXELS
 from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since, prepare, prepare_pixels
-from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.inference.dense.protocols import PredictionError, Protocol
+from hf_vit_seg.inference.image_inputs import load_pixels
 from hf_vit_seg.models.segment_maps import draw_objects, objects_of_queries, panoptic_segments
 
 from .loading import float_type, label_names, load_for_inference, select_device
-from .segments import FoundSegments
+from .object_stitching import ObjectStitcher, core_of
+from .segments import FoundObject, FoundSegments, objects_of_map
 
 THRESHOLD = 0.5  # score of an object
 MASK_THRESHOLD = 0.5
@@ -44,6 +48,7 @@ class InstanceSegmenter:
         self.model = model.eval().to(self.device)
         self.processor, self.threshold = processor, threshold
         self.protocol = protocol or Protocol()
+        check_protocol(self.protocol)
         self.names = tuple(label_names(model.config))
         self.palette = class_palette(getattr(processor, "palette", None), len(self.names))
         self.fused: tuple[int, ...] | None = None
@@ -65,6 +70,13 @@ class InstanceSegmenter:
         where, kind = select_device(device), float_type(dtype)
         loaded = load_for_inference(name, "instance", kind, convert=convert, **hub)
         return cls(*loaded, where, threshold=threshold)
+
+    def with_protocol(self, protocol: Protocol) -> "InstanceSegmenter":
+        """The same model with another protocol. Raises PredictionError for several views of an image."""
+        check_protocol(protocol)
+        other = copy.copy(self)
+        other.protocol = protocol
+        return other
 
     @property
     def channels(self) -> int:
@@ -109,13 +121,78 @@ class InstanceSegmenter:
         )
 
     def __call__(self, image: Any) -> Any:
-        """Find the objects of an image, or of each image of a list."""
+        """Find the objects of an image, or of each image of a list; see `Segmenter.prepare` for the kinds of images."""
         if isinstance(image, list | tuple):
             return [self(each) for each in image]
-        return self.segment(self.prepare(image))
+        if self.protocol.window is None:
+            return self.segment(self.prepare(image))
+        return self.segment_pixels(*load_pixels(image, self.channels, self.processor, MAX_PIXELS))
+
+    def find(self, pixels: torch.Tensor, missing: np.ndarray | None = None) -> list[FoundObject]:
+        """The objects of pixels (C, H, W), which the model sees at once; `missing` (H, W) pixels belong to none."""
+        outputs = self.outputs(self.prepare_pixels(pixels).pixel_values)
+        numbers, classes, scores = self.segments(outputs, 0, (pixels.shape[1], pixels.shape[2]))
+        found = numbers.cpu().numpy()
+        return objects_of_map(found if missing is None else np.where(missing, 0, found), classes, scores)
+
+    def find_in_windows(
+        self,
+        read: Callable[[slice, slice], tuple[torch.Tensor, np.ndarray | None]],
+        stitcher: ObjectStitcher,
+    ) -> Iterator[int]:
+        """Add the objects of an image to a stitcher, window by window; yields the number of windows that are done.
+
+        `read` returns the pixels (C, r, c) of some rows and columns, and the mask (r, c) of those without data, or
+        None. See `object_stitching` for objects of several windows.
+        """
+        size = stitcher.size
+        grid = self.protocol.grid(size)
+        if grid is None:
+            whole = (0, 0, *size)
+            stitcher.add(whole, self.find(*read(slice(0, size[0]), slice(0, size[1]))), whole)
+            yield 1
+            return
+        for number, (top, left) in enumerate(grid.corners(), 1):
+            window = (top, left, top + grid.window[0], left + grid.window[1])
+            objects = self.find(*read(slice(top, window[2]), slice(left, window[3])))
+            moved = [found.moved(top, left) for found in objects]
+            stitcher.add(window, moved, core_of(window, (grid.tops, grid.lefts), size))
+            yield number
+
+    def segment_pixels(
+        self, pixels: torch.Tensor, shown: Image.Image | None = None, missing: np.ndarray | None = None
+    ) -> FoundSegments:
+        """Find the objects of pixels (C, H, W) that were read with the model's channels, in windows if there are any.
+
+        `shown` is for display, and `missing` (H, W) pixels have no data.
+        """
+        start, size = time.perf_counter(), (pixels.shape[1], pixels.shape[2])
+
+        def read(rows: slice, columns: slice) -> tuple[torch.Tensor, np.ndarray | None]:
+            return pixels[:, rows, columns], None if missing is None else missing[rows, columns]
+
+        stitcher = ObjectStitcher(size, self.fused or ())
+        for _ in self.find_in_windows(read, stitcher):
+            pass
+        return self.result(stitcher, shown, {"segments": milliseconds_since(start)})
+
+    def result(
+        self, stitcher: ObjectStitcher, shown: Image.Image | None = None, timings: Mapping[str, float] | None = None
+    ) -> FoundSegments:
+        """The objects of an image."""
+        return FoundSegments(
+            stitcher.size,
+            stitcher.objects(),
+            self.names,
+            self.palette,
+            shown,
+            self.describe(),
+            timings or {},
+            frozenset(self.fused or ()),
+        )
 
     def segment(self, prepared: PreparedImage) -> FoundSegments:
-        """Find the objects of a prepared image."""
+        """Find the objects of a prepared image, which the model sees at once."""
         start = time.perf_counter()
         outputs = self.outputs(prepared.pixel_values)
         model = milliseconds_since(start)
@@ -128,6 +205,7 @@ class InstanceSegmenter:
             palette=self.palette,
             image=prepared.picture,
             protocol=self.describe(prepared),
+            stuff=frozenset(self.fused or ()),
             timings={
                 "prepare": prepared.milliseconds,
                 "model": model,
@@ -139,6 +217,14 @@ class InstanceSegmenter:
         """How an image is processed, for reports."""
         shown = None if prepared is None else (prepared.pixel_values.shape[-2], prepared.pixel_values.shape[-1])
         return f"{self.protocol.describe(shown)}, objects with a score of at least {self.threshold:g}"
+
+
+def check_protocol(protocol: Protocol) -> None:
+    """Raise PredictionError for protocols that average several views, as objects have no average."""
+    if protocol.views > 1 or protocol.blend != "flat":
+        raise PredictionError(
+            "scales, flip and blend average the probabilities of classes: remove them for a model that finds objects"
+        )
 
 
 __all__ = ["InstanceSegmenter"]

@@ -8,7 +8,7 @@ Shapes: H W pixels, r c a box, n objects.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,11 @@ class FoundObject:
         y = float(down @ (np.arange(len(down)) + 0.5)) / area + top
         shape = (mask.shape[0], mask.shape[1])
         return cls(label, score, top, left, shape, np.packbits(mask).tobytes(), area, (x, y))
+
+    def moved(self, rows: int, columns: int) -> "FoundObject":
+        """The same object further down and to the right."""
+        x, y = self.centroid
+        return replace(self, top=self.top + rows, left=self.left + columns, centroid=(x + columns, y + rows))
 
     @property
     def mask(self) -> np.ndarray:
@@ -124,8 +129,7 @@ class FoundSegments:
     def instance_map(self, rows: slice | None = None) -> np.ndarray:
         """The number of the object of each pixel (H, W), or of some rows; uint16, or uint32 for over 65535 objects."""
         first, stop, _ = (rows or slice(None)).indices(self.size[0])
-        kind = np.uint16 if len(self.objects) <= MOST_PNG else np.uint32
-        numbers = np.zeros((stop - first, self.size[1]), kind)
+        numbers = np.zeros((stop - first, self.size[1]), instance_dtype(len(self.objects)))
         for number, found in enumerate(self.objects, 1):
             top, bottom = max(found.top, first), min(found.top + found.shape[0], stop)
             if top < bottom:
@@ -216,6 +220,11 @@ class FoundSegments:
         return draw_numbers(self.image, self.instance_map().astype(np.int64), None, opacity, longest_side)
 
 
+def instance_dtype(count: int) -> np.dtype:
+    """The type of the pixels of an instance map: uint16, or uint32 for over 65535 objects."""
+    return np.dtype(np.uint16 if count <= MOST_PNG else np.uint32)
+
+
 def geometry_text(polygons: Sequence[Sequence[np.ndarray]], coordinates: Coordinates | None) -> str:
     """The geometry of an object as JSON: a Polygon, or a MultiPolygon for several parts."""
     texts = ["".join(coordinates.geometry_text(rings) if coordinates else polygon_text(rings)) for rings in polygons]
@@ -255,4 +264,4 @@ def boxes_of_map(numbers: np.ndarray) -> Iterator[tuple[int, tuple[int, int, int
             yield number, (top, left, bottom, right)
 
 
-__all__ = ["COLUMNS", "FoundObject", "FoundSegments", "objects_of_map"]
+__all__ = ["COLUMNS", "FoundObject", "FoundSegments", "instance_dtype", "objects_of_map"]

@@ -67,6 +67,7 @@ class BackboneSegmentationConfig(MaskClassificationConfig, BundlesCode):
     decode_head_dropout_prob: float | int = 0.0
     query_num_layers: int = 6
     query_num_heads: int = 8
+    query_masked_inference: bool = True  # as in Mask2Former
     hidden_act: str = "gelu"
     initializer_range: float = 0.02
     semantic_loss_ignore_index: int = 255

@@ -59,6 +59,7 @@ class SegFormerConfig(MaskClassificationConfig, StagedConfig):
     decode_head_hidden_size: int = 256
     query_num_layers: int = 6
     query_num_heads: int = 8
+    query_masked_inference: bool = True  # as in Mask2Former
     decode_head_flavor: Literal["nvlabs", "mmseg"] = "nvlabs"
     decode_head_norm: Literal["batch", "group"] = "batch"
     decode_head_norm_eps: float = 1e-5

@@ -127,7 +127,7 @@ class MaskClassificationConfig(SegmentationConfig):
     weights of the loss and of the matching, `no_object_weight` is the weight of queries without an object in the class
     term. Masks are compared at `train_num_points` points, of which `importance_sample_ratio` are the most uncertain of
     `oversample_ratio` times as many. `query_masked_inference`: queries attend within their own masks in inference, as
-    in training; False, if training has annealed these masks away.
+    in training. If not, training anneals the masks away.
     """
 
     num_queries: int = 100

@@ -6,6 +6,7 @@ facts.json             cached facts of each file, for later checks
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hf_vit_seg.atomic_io import write_files
 from hf_vit_seg.data.checks.check import SPLITS, check
 from hf_vit_seg.data.checks.report import UNITS, CheckReport, Occurrence, SplitFacts
 from hf_vit_seg.data.datasets import Split
+from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.directory_lock import lock_directory
 from hf_vit_seg.drawing.overlays import percent
@@ -27,11 +29,13 @@ from hf_vit_seg.training.losses.class_weights import RULES, class_weights
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.json_values import json_line
 
+from .model.queries import recipe_queries
 from .recipe.paths import describe_data
 from .recipe_loading import load_recipe
 
 REPORT, FACTS = "report.json", "facts.json"
 SUGGESTED = ("inverse_root", "median_frequency")
+WITHOUT_WEIGHTS = frozenset({"pose", *SEGMENT_TASKS})
 MOST_LINES = 20  # of problems, warnings and unknown values on the console; the report is complete
 
 
@@ -46,6 +50,7 @@ def check_data(
     folder = out or Path("data-check") / recipe.name
     with lock_directory(folder):
         report = check(recipe, select_splits(splits), folder / FACTS, progress=True)
+        report = replace(report, queries=recipe_queries(recipe))
         if not report.splits:
             raise RecordError(f"{source} has no data for {' and '.join(splits)}")
         console = Console()
@@ -75,9 +80,9 @@ def write_check(recipe: Recipe, report: CheckReport, folder: Path) -> None:
 
 
 def suggest_class_weights(report: CheckReport) -> dict[str, list[float]]:
-    """Compute class weights (K,) of the training split by rule; empty for pose."""
+    """Compute class weights (K,) of the training split by rule; empty for tasks whose models compute the loss."""
     part = report.splits.get("train")
-    if part is None or report.task == "pose":
+    if part is None or report.task in WITHOUT_WEIGHTS:
         return {}
     counts = report.class_counts()
     weights = {rule: class_weights(rule, len(counts), counts) for rule in RULES if rule in SUGGESTED}
@@ -112,6 +117,7 @@ def split_content(part: SplitFacts) -> dict[str, Any]:
             for name, found in zip(names, part.classes, strict=True)
         ],
         "not_counted": part.ignored_count,
+        "objects": object_content(part),
         "raw_values": [
             {"value": raw, "meaning": part.class_name(raw), "count": found.count, "samples": len(found.samples)}
             for raw, found in part.values.items()
@@ -120,6 +126,19 @@ def split_content(part: SplitFacts) -> dict[str, Any]:
             {"value": raw, "count": found.count, "samples": [part.dataset.location(index) for index in found.samples]}
             for raw, found in part.unknown.items()
         ],
+    }
+
+
+def object_content(part: SplitFacts) -> dict[str, Any] | None:
+    """Convert the facts of objects to JSON values; None for other tasks."""
+    if part.dataset.task not in SEGMENT_TASKS:
+        return None
+    counts = [facts.objects.count for facts in part.facts if facts.objects is not None]
+    totals = {name: part.object_total(name) for name in ("count", "tiny", "split", "hidden", "overlaps")}
+    samples = {name: part.samples_with(name) for name in ("tiny", "split", "hidden", "overlaps")}
+    return totals | {
+        "most_in_a_sample": max(counts, default=0),
+        "samples": {name: [part.dataset.location(index) for index in found] for name, found in samples.items()},
     }
 
 
@@ -146,7 +165,10 @@ def summary(part: SplitFacts) -> str:
     sizes = " to ".join(dict.fromkeys("x".join(map(str, size)) for size in (areas[0], areas[-1]))) if areas else "-"
     kinds = format_list(part.kinds, 5) or "none that can be read"
     turned = f", {len(part.turned)} turned upright by their orientation tag" if part.turned else ""
-    return f"{part.split}: {len(part.facts)} samples of {sizes} pixels (height x width), {kinds}{turned}"
+    counts = [facts.objects.count for facts in part.facts if facts.objects is not None]
+    unit = UNITS[part.dataset.task]
+    objects = f", {sum(counts)} {unit} ({min(counts)} to {max(counts)} in a sample)" if counts else ""
+    return f"{part.split}: {len(part.facts)} samples of {sizes} pixels (height x width), {kinds}{objects}{turned}"
 
 
 def class_view(report: CheckReport) -> Table:

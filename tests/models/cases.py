@@ -45,7 +45,7 @@ OBJECTS = {
     "importance_sample_ratio": 0.5,
 }
 OBJECT_LOSS = frozenset(OBJECTS) - {"num_queries", "query_masked_inference"}
-QUERY_LAYERS = {"query_num_layers": 2, "query_num_heads": 2}
+QUERY_LAYERS = {"query_num_layers": 2, "query_num_heads": 2, "query_masked_inference": False}
 UNDER_UNIVERSAL = dict.fromkeys((*OBJECTS, *QUERY_LAYERS), UNIVERSAL)
 
 CLASSIFIERS = ("pooling", "pool_norm", "pre_logits_size", "use_distillation_classifier")

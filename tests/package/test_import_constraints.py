@@ -58,6 +58,7 @@ LEVELS: dict[str, list[set[str]]] = {
         {"tiles", "video"},
         {"files"},
         {"segmenter", "classifier", "pose_estimator", "instance_segmenter"},
+        {"object_stitching"},
         {"segmentation", "segments", "dense", "runtimes"},
         {"annotations", "image_inputs", "loading"},
     ],

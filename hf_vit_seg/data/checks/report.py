@@ -13,6 +13,7 @@ from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.images.orientation import UPRIGHT
 from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE, Raw
+from hf_vit_seg.data.transforms.segments import LEAST_AREA
 from hf_vit_seg.data.wording import format_list
 
 from .sample_facts import SampleFacts
@@ -34,6 +35,14 @@ DISALLOWED = {
     "classification": "labels that belong to no class (every image needs a class)",
     "instance": "objects of classes that are neither listed nor in data.ignore",
     "panoptic": "segments of classes that are neither listed nor in data.ignore",
+}
+
+
+# Facts of objects that are reported, with what they mean.
+OBJECT_FAULTS = {
+    "tiny": f"have fewer than {LEAST_AREA} pixels, and are ignored in training",
+    "split": "consist of several parts that do not touch",
+    "hidden": "are completely covered by other objects, and left out",
 }
 
 
@@ -166,6 +175,40 @@ class SplitFacts:
                 found[note].append(index)
         return found
 
+    def object_total(self, name: str) -> int:
+        """The sum of a fact of objects over the samples."""
+        return sum(getattr(facts.objects, name) for facts in self.facts if facts.objects is not None)
+
+    def samples_with(self, name: str) -> list[int]:
+        """Indices of the samples that have a fact of objects, most of it first."""
+        counts = {i: getattr(facts.objects, name) for i, facts in enumerate(self.facts) if facts.objects is not None}
+        return sorted((i for i, count in counts.items() if count), key=lambda i: -counts[i])
+
+    def object_warnings(self) -> Iterator[str]:
+        """Messages on objects that are tiny, split, covered or overlapping."""
+        total = self.object_total("count")
+        for name, text in OBJECT_FAULTS.items():
+            if samples := self.samples_with(name):
+                count = f"{self.object_total(name)} of {total} objects"
+                yield f"{self.split}: {count} {text}: {self.locations(samples)}"
+        if samples := self.samples_with("overlaps"):
+            yield (
+                f"{self.split}: annotations overlap in {self.object_total('overlaps')} pixels of {len(samples)} "
+                f"samples; a pixel belongs to the smallest object: {self.locations(samples)}"
+            )
+
+    def query_warning(self, queries: int) -> str | None:
+        """A message if images have more objects than the model has queries."""
+        counts = [facts.objects.count for facts in self.facts if facts.objects is not None]
+        above = [index for index in self.samples_with("count") if self.facts[index].objects.count > queries]  # pyright: ignore[reportOptionalMemberAccess]
+        if not above:
+            return None
+        return (
+            f"{self.split}: {len(above)} of {len(counts)} samples have more objects than the model has queries "
+            f"({queries}), at most {max(counts)}; a query finds one object, so set model.fields.num_queries to more "
+            f"than that, or train on smaller crops: {self.locations(above)}"
+        )
+
     @cached_property
     def turned(self) -> tuple[int, ...]:
         """Indices of the samples whose image has an orientation other than upright."""
@@ -247,7 +290,12 @@ class SplitFacts:
         if not self.facts:
             yield f"{self.split}: found no samples"
         elif not self.faults and len(self.empty) == len(self.facts):
-            yield f"{self.split}: all values of all samples are ignored"
+            noun = (
+                "no sample has an object"
+                if self.dataset.task == "instance"
+                else "all values of all samples are ignored"
+            )
+            yield f"{self.split}: {noun}"
 
     def warnings(self) -> Iterator[str]:
         """Messages on data that are probably wrong, but can be trained on."""
@@ -262,8 +310,10 @@ class SplitFacts:
             amount = self.format_count(sum(found.count for found in self.unknown.values()))
             yield f"{self.split}: unknown values that are ignored: {format_list(self.unknown, 5)} ({amount})"
         if self.empty and len(self.empty) < len(self.facts) and not self.dataset.multi_label:
-            yield f"{self.split}: samples without a label of any class: {self.locations(self.empty)}"
+            noun = "an object" if self.dataset.task == "instance" else "a label of any class"
+            yield f"{self.split}: samples without {noun}: {self.locations(self.empty)}"
         yield from self.orientation_warnings()
+        yield from self.object_warnings()
         for note, samples in self.notes.items():
             yield f"{self.split}: {len(samples)} samples with {note}: {format_list(map(self.dataset.name, samples))}"
         repeated = [names for names in self.digests.values() if len(names) > 1]
@@ -273,11 +323,15 @@ class SplitFacts:
 
 @dataclass(frozen=True, eq=False)
 class CheckReport:
-    """Facts of all checked splits; `scaled` is true if the recipe or its model defines the normalization."""
+    """Facts of all checked splits; `scaled` is true if the recipe or its model defines the normalization.
+
+    `queries` is the number of objects that the model can find in an image; None if it is not limited or unknown.
+    """
 
     task: str
     splits: Mapping[Any, SplitFacts]
     scaled: bool = False
+    queries: int | None = None
 
     @property
     def kinds(self) -> list[tuple[str, list[str]]]:
@@ -333,6 +387,7 @@ class CheckReport:
         """Messages on data that are probably wrong, but can be trained on."""
         found = [warning for part in self.splits.values() for warning in part.warnings()]
         found += [message for problem, message in self.ignored_classes if not problem]
+        found += self.query_warnings(self.queries)
         if not self.scaled and any(facts.dtype == "float32" for part in self.splits.values() for facts in part.facts):
             found.append(
                 "images have more than 8 bits, but the processor of a new model expects 0 .. 255: set "
@@ -350,6 +405,12 @@ class CheckReport:
                         f"{first} and {second} share images: {format_list(' = '.join(pair) for pair in pairs)}"
                     )
         return found
+
+    def query_warnings(self, queries: int | None) -> list[str]:
+        """Messages on splits whose images have more objects than the model has queries."""
+        if queries is None:
+            return []
+        return [text for part in self.splits.values() if (text := part.query_warning(queries)) is not None]
 
     def shared_images(self, first: str, second: str) -> list[tuple[str, str]]:
         """Pairs of names of the same image in two splits."""

@@ -25,7 +25,9 @@ from hf_vit_seg.data.samples import Labels, Person, RawSample, RawSegments
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.text_files import ANNOTATION_BYTES, read_json
 
-VERSION = 4  # of the cache's format
+from .object_facts import ObjectFacts, read_object_facts
+
+VERSION = 5  # of the cache's format
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class SampleFacts:
     `values` are pairs of a raw value and its count: pixels of a mask, 1 for the class of an image, 1 for each labeled
     keypoint of a person, segments of a raw class. `digest` is the hash of the image's pixels. `notes` are warnings of
     the source. `orientations` are those of the image file and of the mask file, if there are any; 1 is upright.
-    `reduced_to` is the largest 8-bit value of an image that is stored with more bits and read as RGB.
+    `reduced_to` is the largest 8-bit value of an image that is stored with more bits and read as RGB. `objects` are
+    facts of the segments.
     """
 
     name: str
@@ -47,6 +50,7 @@ class SampleFacts:
     notes: tuple[str, ...] = ()
     orientations: tuple[int, ...] = ()
     reduced_to: int | None = None
+    objects: ObjectFacts | None = None
 
     @property
     def kind(self) -> str:
@@ -63,7 +67,9 @@ def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
     except (HfVitSegError, OSError) as error:  # sources of plugins may not name the sample
         return SampleFacts(name, fault=locate_error(error, name, name, dataset.location(index)))
     try:
-        values = raw_counts(dataset, sample)
+        values, objects = raw_counts(dataset, sample), None
+        if isinstance(sample.target, RawSegments):
+            objects = read_object_facts(sample.target, dataset.class_table, dataset.task)
     except ClassTableError as error:
         return SampleFacts(name, fault=locate_error(error, dataset.location(index), name))
     shape = tuple(sample.image.shape)
@@ -77,6 +83,7 @@ def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
         digest=digest.hexdigest(),
         notes=sample.notes,
         orientations=tuple(each.orientation for each in formats),
+        objects=objects,
         reduced_to=int(sample.image.max()) if formats and is_reduced(sample.image, formats[0]) else None,
     )
 
@@ -151,7 +158,8 @@ def facts_from_json(row: Mapping[str, Any]) -> SampleFacts:
     """Restore the tuples of facts that were stored as JSON."""
     rest = {name: tuple(row[name]) for name in ("shape", "notes", "orientations")}
     values = tuple((tuple(raw) if isinstance(raw, list) else raw, count) for raw, count in row["values"])
-    return SampleFacts(**{**row, "values": values, **rest})
+    objects = None if row["objects"] is None else ObjectFacts(**row["objects"])
+    return SampleFacts(**{**row, "values": values, "objects": objects, **rest})
 
 
 def source_stamp(settings: Mapping[str, Any], channels: int, dataset: RawDataset) -> str:

@@ -67,6 +67,11 @@ def count_segments(raw: RawSegments, table: ClassTable, task: str) -> dict[Raw, 
     return dict(sorted(counts.items()))
 
 
+def count_objects(targets: Sequence[int], table: ClassTable) -> int:
+    """The number of segments of an image after stuff is merged, from the targets of its raw segments."""
+    return max(number_segments(targets, table)[0], default=0)
+
+
 def apply_classes(raw: RawSegments, table: ClassTable, task: str, unlabeled: torch.Tensor | None = None) -> Segments:
     """Map raw segments to classes; segments of one stuff class are merged, and `unlabeled` (H, W) pixels ignored.
 
@@ -122,6 +127,7 @@ def keep_segments(segments: Segments, kept: torch.Tensor) -> Segments:
 __all__ = [
     "SEGMENT_TASKS",
     "apply_classes",
+    "count_objects",
     "count_segments",
     "keep_segments",
     "name_classes",

@@ -1,4 +1,4 @@
-"""COCO annotations rasterized to masks.
+"""COCO annotations rasterized to masks or segments.
 
 Shapes: H W pixels.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE
-from hf_vit_seg.data.samples import RawSample
+from hf_vit_seg.data.samples import RawSample, RawSegments
 from hf_vit_seg.data.wording import format_list
 
 from .coco_files import AnnotationPlaces, CocoAnnotation, CocoFile, CocoImage, Id, read_coco
@@ -24,18 +24,20 @@ INVISIBLE = "annotations that cover no pixel (outside the image, or fewer than t
 
 
 class CocoMasksSource(SourceRecord):
-    """COCO annotations (polygons and run-length encodings) rasterized to semantic masks with pycocotools.
+    """COCO annotations (polygons and run-length encodings) rasterized with pycocotools to masks, or to objects.
 
     Larger instances are drawn first, so that smaller ones are on top (of equal ones, the later in the file). Crowd
-    regions are drawn last and ignored. Raw value 0 is the background; the categories follow in order.
+    regions are drawn last and ignored. In masks, raw value 0 is the background; the categories follow in order. For the
+    task instance, each annotation is an object, and other pixels are background.
 
     annotations: the JSON file; or a list of files with separate ids, which are merged by file and category names.
     images: the folder that its file names are relative to.
     categories: the names of the categories to draw, in class order; default: all, sorted by id.
-    background: the name of the class of all other pixels; null ignores them in training and evaluation.
+    background: the name of the class of all other pixels; null ignores them in training and evaluation. Without effect
+        for the task instance.
     """
 
-    tasks: ClassVar = ("segmentation",)
+    tasks: ClassVar = ("segmentation", "instance")
 
     annotations: AnnotationPlaces
     images: Place
@@ -53,7 +55,8 @@ class CocoMasksSource(SourceRecord):
             chosen = sorted(coco.categories, key=lambda category: (isinstance(category.id, str), category.id))
         else:
             chosen = [coco.category(name) for name in self.categories]
-        values = {category.id: place for place, category in enumerate(chosen, 1 if self.background else 0)}
+        background = self.background if task == "segmentation" else None
+        values = {category.id: place for place, category in enumerate(chosen, 1 if background else 0)}
         drawn = [a for a in coco.annotations if a.category_id in values]
         if bare := [a.id for a in drawn if not a.segmentation]:
             raise SourceError(
@@ -61,8 +64,9 @@ class CocoMasksSource(SourceRecord):
                 "masks cannot be drawn from boxes"
             )
         check_pixel_units(polygon_coordinates(drawn), coco.title)
-        names = (*([self.background] if self.background else []), *(category.name for category in chosen))
-        return CocoMasks(coco, tuple(coco.images.values()), group_by_image(drawn), values, names, channels)
+        names = (*([background] if background else []), *(category.name for category in chosen))
+        kind = CocoMasks if task == "segmentation" else CocoObjects
+        return kind(coco, tuple(coco.images.values()), group_by_image(drawn), values, names, channels)
 
 
 def group_by_image(annotations: Sequence[CocoAnnotation]) -> dict[Id, list[CocoAnnotation]]:
@@ -109,16 +113,13 @@ class CocoMasks:
         pixels = self.coco.read(image, self.channels)
         outlines = self.outlines(image)
         notes = (INVISIBLE,) if len(outlines) < len(self.drawn.get(image.id, ())) else ()
-        return RawSample(image.file_name, pixels, self.mask(image, outlines), notes)
+        return RawSample(image.file_name, pixels, self.target(image, outlines), notes)
 
-    def mask(self, image: CocoImage, outlines: Sequence[Outline]) -> torch.Tensor:
+    def target(self, image: CocoImage, outlines: Sequence[Outline]) -> torch.Tensor | RawSegments:
         """Draw the raw mask (H, W) int64 of an image."""
-        from pycocotools import mask as drawing
-
         uncovered = IGNORED_VALUE if 0 in self.values.values() else 0
         mask = np.full((image.height, image.width), uncovered, np.int64)
-        for outline in sorted(outlines, key=lambda each: (bool(each.annotation.iscrowd), -each.area)):
-            pixels = drawing.decode(outline.shape).astype(bool)
+        for outline, pixels in drawn_pixels(outlines):
             crowd = outline.annotation.iscrowd
             mask[pixels] = IGNORED_VALUE if crowd else self.values[outline.annotation.category_id]
         return torch.from_numpy(mask)
@@ -157,6 +158,29 @@ class CocoMasks:
 
     def group(self, index: int) -> str:
         return self.name(index)
+
+
+def drawn_pixels(outlines: Sequence[Outline]) -> Iterator[tuple[Outline, np.ndarray]]:
+    """The annotations in the order in which they are drawn, later ones on top, and their pixels (H, W) bool."""
+    from pycocotools import mask as drawing
+
+    for outline in sorted(outlines, key=lambda each: (bool(each.annotation.iscrowd), -each.area)):
+        yield outline, drawing.decode(outline.shape).astype(bool)
+
+
+class CocoObjects(CocoMasks):
+    """The same images with a segment for each annotation."""
+
+    def target(self, image: CocoImage, outlines: Sequence[Outline]) -> RawSegments:
+        """Draw the segments of an image; a pixel of several annotations belongs to the one on top."""
+        ids = np.zeros((image.height, image.width), np.int32)
+        classes, crowds, overlaps = [], [], 0
+        for number, (outline, pixels) in enumerate(drawn_pixels(outlines), 1):
+            overlaps += int((ids[pixels] > 0).sum())
+            ids[pixels] = number
+            classes.append(self.values[outline.annotation.category_id])
+            crowds += [number] if outline.annotation.iscrowd else []
+        return RawSegments(torch.from_numpy(ids), tuple(classes), frozenset(crowds), overlaps)
 
 
 __all__ = ["CocoMasksSource"]

@@ -102,8 +102,7 @@ class InstanceMaps:
 
     def segments(self, index: int) -> tuple[RawSegments, tuple[str, ...]]:
         """Read the segments of an image, and notes on them."""
-        path = self.instance_folder / self.instances[index]
-        values = read_instances(path)
+        path, values = self.instance_folder / self.instances[index], self.read_values(index)
         if self.divisor is not None:
             return segments_of_codes(values, self.divisor), ()
         ids, found = number_values(values)
@@ -118,6 +117,10 @@ class InstanceMaps:
             )
         segments, several = segments_of_classes(ids, len(found), classes)
         return segments, (SEVERAL_CLASSES,) if several else ()
+
+    def read_values(self, index: int) -> torch.Tensor:
+        """Read the values of an instance map (H, W) int64. Raises ImageFileError."""
+        return read_instances(self.instance_folder / self.instances[index])
 
     def name(self, index: int) -> str:
         """The image's path relative to its folder."""

@@ -8,9 +8,11 @@ from typing import Any
 
 from hf_vit_seg.records import Table
 
+from .cityscapes import CityscapesSource
 from .class_folders import ClassFoldersSource
 from .coco_keypoints import CocoKeypointsSource
 from .coco_masks import CocoMasksSource
+from .coco_panoptic import CocoPanopticSource
 from .folders import FoldersSource
 from .hub_datasets import HuggingFaceSource
 from .lists import ListSource
@@ -24,6 +26,8 @@ SOURCES: Table[SourceRecord] = Table(
         "list": ListSource,
         "huggingface": HuggingFaceSource,
         "coco_masks": CocoMasksSource,
+        "cityscapes": CityscapesSource,
+        "coco_panoptic": CocoPanopticSource,
         "class_folders": ClassFoldersSource,
         "coco_keypoints": CocoKeypointsSource,
         "sklearn_digits": DigitsSource,

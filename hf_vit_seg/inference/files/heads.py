@@ -27,10 +27,13 @@ from .prediction import OVERLAY, Job, Outcome, PredictOptions, run_jobs, write_r
 TOP_CLASSES = 5  # in reports, unless --top-k is given
 # The options that apply to each task beside those of files; the others are those of segmentation models.
 OPTIONS: Mapping[str, frozenset[str]] = {
-    "segmentation": frozenset(PredictOptions.__dataclass_fields__) - {"boxes"},
+    "segmentation": frozenset(PredictOptions.__dataclass_fields__) - {"boxes", "threshold"},
+    "instance": frozenset({"model", "overlay", "opacity", "geojson", "coco", "coordinates", "max_pixels", "threshold"}),
     "classification": frozenset({"model", "overlay", "top_k", "max_pixels"}),
     "pose": frozenset({"model", "overlay", "boxes", "max_pixels"}),
 }
+
+WITH_PROTOCOL = frozenset({"segmentation", "instance"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +61,7 @@ def refuse_options(task: str, options: PredictOptions, has_protocol: bool) -> No
     given = [name for name, value in vars(options).items() if value != getattr(defaults, name)]
     names = {"geojson": "polygons", "coco": "polygons"}
     wrong = [f"--{names.get(name, name).replace('_', '-')}" for name in given if name not in OPTIONS[task]]
-    wrong += ["inference settings such as --size and --window"] if has_protocol and task != "segmentation" else []
+    wrong += ["inference settings such as --size and --window"] if has_protocol and task not in WITH_PROTOCOL else []
     if wrong:
         raise HfVitSegError(
             f"{options.model} is a model for {task}, which has no {', '.join(dict.fromkeys(wrong))}: remove them"

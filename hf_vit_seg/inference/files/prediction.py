@@ -25,8 +25,9 @@ from .results import COCO, GEOJSON, TIFFS, MapResults, Saver
 
 LABELS, OVERLAY, SCORES, REPORT = ".png", ".overlay.png", ".scores.png", ".json"
 ENTROPY, TOP = ".entropy.png", ".top.npz"
+OBJECTS = ".objects.csv"
 VIDEO, FRAMES = ".overlay.mp4", ".frames"
-SUFFIXES = (REPORT, LABELS, OVERLAY, SCORES, ENTROPY, TOP, GEOJSON, COCO, *TIFFS.values(), VIDEO, FRAMES)
+SUFFIXES = (REPORT, LABELS, OVERLAY, OBJECTS, SCORES, ENTROPY, TOP, GEOJSON, COCO, *TIFFS.values(), VIDEO, FRAMES)
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
 AHEAD = 2  # images read and results written concurrently with the model
@@ -82,7 +83,8 @@ class PredictOptions:
 
     `coordinates` are those of the polygons of georeferenced images in GeoJSON. Images above `max_pixels` are tiled;
     with `tile`, the side of the tiles, all images that support it are. `frames` adds label maps of video frames, and
-    `frame_rate` treats folders as videos. `boxes` is a file with the boxes of persons, for pose models.
+    `frame_rate` treats folders as videos. `boxes` is a file with the boxes of persons, for pose models. `threshold` is
+    the lowest score of an object, by default 0.5.
     """
 
     model: str = ""
@@ -99,6 +101,7 @@ class PredictOptions:
     frames: bool = False
     frame_rate: float | None = None
     boxes: Path | None = None
+    threshold: float | None = None
 
     @property
     def suffixes(self) -> tuple[str, ...]:

@@ -13,8 +13,10 @@ from PIL import Image, ImageOps
 from hf_vit_seg.data.checks.report import SplitFacts
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.labels.class_table import ClassTable
-from hf_vit_seg.data.samples import Labels, Person, RawSample
+from hf_vit_seg.data.labels.segment_classes import apply_classes
+from hf_vit_seg.data.samples import Labels, Person, RawSample, RawSegments
 from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.drawing.objects import draw_numbers
 from hf_vit_seg.drawing.overlays import FAINT, PAPER, LegendRow, draw_overlay, nearest_labels, resize_for_display
 from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.drawing.skeletons import Skeleton, draw_skeletons
@@ -22,6 +24,7 @@ from hf_vit_seg.errors import HfVitSegError
 
 from .layout import Color, add_caption, grid, legend_below
 from .samples import IGNORED
+from .segments import count_objects, segment_colors
 
 MOST = 24  # samples
 WIDTH = 1600  # of the sheet
@@ -163,10 +166,33 @@ def legend(part: SplitFacts) -> list[LegendRow]:
     ]
 
 
+def segment_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
+    """Draw the image, and next to it its segments over the image in gray, each object in its own color.
+
+    Stuff has the color of its class. Ignored pixels are gray.
+    """
+    raw, table = sample.target, replace(part.table, unknown_values="ignore")
+    assert isinstance(raw, RawSegments)
+    segments = apply_classes(raw, table, part.dataset.task, sample.unlabeled)
+    photo = to_rgb_image(sample.image)
+    size = fit_size(photo.size)
+    gray = ImageOps.autocontrast(photo.convert("L"), cutoff=1).convert("RGB")
+    large = (FINER * size[0], FINER * size[1])
+    colors = segment_colors(segments.classes, table.stuff, class_palette(table.palette, len(table.names)))
+    numbers = segments.ids.numpy().astype(np.int64)
+    drawn = draw_numbers(resize_for_display(gray, large), numbers, colors, OPACITY, None).reduce(FINER)
+    pair = Image.new("RGB", (2 * size[0] + 2, size[1]), PAPER)
+    pair.paste(resize_for_display(photo, size), (0, 0))
+    pair.paste(drawn, (size[0] + 2, 0))
+    return add_caption(pair, sample.name, (count_objects(segments.classes, table.stuff), FAINT))
+
+
 THUMBNAILS: dict[str, Callable[[SplitFacts, RawSample], Image.Image]] = {
     "segmentation": segmentation_thumbnail,
     "classification": classification_thumbnail,
     "pose": pose_thumbnail,
+    "instance": segment_thumbnail,
+    "panoptic": segment_thumbnail,
 }
 
 __all__ = ["contact_sheet"]

@@ -60,6 +60,8 @@ class OptimizerStep:
         """Do step `step` (from 1) with a window of batches. TrainingError after too many that are not finite."""
         parts = self.parts
         before = BufferSnapshot(parts.model)
+        if parts.annealing is not None:
+            parts.annealing.set(step, parts.steps)
         with memory_advice(parts.recipe), batchnorm_advice():
             part = accumulate(parts.accelerator, parts.model, parts.objective, window)
             stop = torch.full_like(part, request.signal is not None)

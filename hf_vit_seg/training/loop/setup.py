@@ -24,6 +24,7 @@ from hf_vit_seg.data.checks.check import require_valid_data
 from hf_vit_seg.data.checks.report import SplitFacts
 from hf_vit_seg.data.collation import Collator
 from hf_vit_seg.data.datasets import RawDataset, Split, TrainingDataset, open_split
+from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS
 from hf_vit_seg.data.sample_weights import rare_class_weights, read_weights
 from hf_vit_seg.data.statistics import compute_statistics
 from hf_vit_seg.data.stream import Draw, StreamSampler
@@ -36,15 +37,17 @@ from hf_vit_seg.training.checkpoints.main_process import on_main_process
 from hf_vit_seg.training.checkpoints.resume import continuation_notes, refuse_other_data
 from hf_vit_seg.training.checkpoints.state import DataFingerprint, Manifest, data_fingerprint
 from hf_vit_seg.training.evaluation.trial import extreme_samples, try_evaluation
-from hf_vit_seg.training.losses.objectives import OBJECTIVES, Batch, Objective
+from hf_vit_seg.training.losses.objectives import OBJECTIVES, Batch, LossOfHead, Objective
 from hf_vit_seg.training.losses.registry import describe_losses
 from hf_vit_seg.training.model.building import PAIRS_FIELD, BuiltModel, build_model, output_names
 from hf_vit_seg.training.model.freezing import ParameterCounts, count_parameters
 from hf_vit_seg.training.model.normalization import convert_sync_batchnorm
 from hf_vit_seg.training.model.preparation import prepare_for_training
 from hf_vit_seg.training.model.processor import MEASURED
+from hf_vit_seg.training.model.queries import recipe_queries
 from hf_vit_seg.training.optimization.ema import WeightAverage
 from hf_vit_seg.training.optimization.gathered_weights import SHARDING, refuse_sharded_average
+from hf_vit_seg.training.optimization.mask_annealing import MaskAnnealing
 from hf_vit_seg.training.optimization.parameter_groups import build_optimizer
 from hf_vit_seg.training.optimization.schedules import build_schedule
 from hf_vit_seg.training.recipe.keypoints import describe_pairs, describe_sigmas, flip_pairs
@@ -106,6 +109,7 @@ class TrainingComponents:
     objective: Objective
     optimizer: Any
     schedule: Any
+    annealing: MaskAnnealing | None
     loader: Any
     average: WeightAverage | None
     scattered: Any
@@ -177,11 +181,13 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
             lambda: try_evaluation(recipe, built.model, built.processor, accelerator, checked.extremes, data.evaluated),
         )
     model = prepare_for_training(built.model, recipe.model)
-    objective = build_objective(recipe, data.train, checked.counts)
+    objective = build_objective(recipe, data.train, checked.counts, built.model)
+    annealing = MaskAnnealing.of(built.model, recipe.schedule)
     dataset, collator = training_set(recipe, data, built)
     sample = collator([dataset[Draw(0, 0, 0)]])
-    notes = [*describe_data(recipe.data.model_dump()), *checked.warnings, *built.notes, *loss_notes(recipe)]
+    notes = [*describe_data(recipe.data.model_dump()), *checked.warnings, *built.notes, *loss_notes(recipe, objective)]
     notes += keypoint_notes(recipe, built.model, data.names)
+    notes += query_notes(built.model, checked.objects)
     notes += freeze_unused(accelerator, model, objective, sample)
     parameters = count_parameters(model, recipe.model.freeze)
     notes += parameters.notes()
@@ -207,6 +213,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
         objective=objective,
         optimizer=optimizer,
         schedule=schedule,
+        annealing=annealing,
         loader=loader,
         average=WeightAverage(model, recipe.loop.ema) if recipe.loop.ema else None,
         scattered=scattered,
@@ -235,10 +242,10 @@ def open_data(recipe: Recipe) -> Data:
     return Data(train, validation, open_split(recipe, "test"))
 
 
-def build_objective(recipe: Recipe, train: RawDataset, counts: list[int]) -> Objective:
-    """Build the training objective; `counts` is the frequency of each class."""
-    outputs = len(output_names(recipe, train.class_table.names))
-    return OBJECTIVES[recipe.task](recipe, outputs, train.class_table.ignore_index, counts if outputs > 1 else None)
+def build_objective(recipe: Recipe, train: RawDataset, counts: list[int], model: Any = None) -> Objective:
+    """Build the training objective; `counts` is the frequency of each class. Without a model, check the recipe."""
+    outputs, ignored = len(output_names(recipe, train.class_table.names)), train.class_table.ignore_index
+    return OBJECTIVES[recipe.task](recipe, outputs, ignored, counts if outputs > 1 else None, model)
 
 
 @dataclass(frozen=True)
@@ -256,11 +263,13 @@ class CheckedData:
     indices: dict[Split, list[int]]
     skipped: list[dict[str, str]]
     weights: list[float] | None
+    objects: list[int]  # of each training image, for tasks with objects
 
 
 def check_data(recipe: Recipe, data: Data, facts: Path) -> CheckedData:
     """Check all splits. BadDataError for bad data."""
     report = require_valid_data(recipe, {"train": data.train, **data.evaluated}, facts, progress=True)
+    report = replace(report, queries=recipe_queries(recipe))
     indices = {split: list(part.dataset.indices) for split, part in report.splits.items() if part.skipped}
     extremes: dict[Split, list[int]] = {}
     for split, whole in data.evaluated.items():
@@ -269,7 +278,27 @@ def check_data(recipe: Recipe, data: Data, facts: Path) -> CheckedData:
             extremes[split] = [places.index(part.dataset.indices[place]) for place in extreme_samples(part.facts)]
     skipped = [sample for part in report.splits.values() for sample in part.skipped_samples]
     weights = sample_weights(recipe, report.splits["train"])
-    return CheckedData(report.class_counts("train"), report.warnings, extremes, indices, skipped, weights)
+    objects = object_counts(report.splits["train"]) if recipe.task in SEGMENT_TASKS else []
+    return CheckedData(report.class_counts("train"), report.warnings, extremes, indices, skipped, weights, objects)
+
+
+def object_counts(part: SplitFacts) -> list[int]:
+    """Return the number of labeled segments of each sample."""
+    return [sum(count for _, count in facts.values) for facts in part.facts]
+
+
+def query_notes(model: Any, objects: Sequence[int]) -> list[str]:
+    """Warn of images with more objects than the model has queries: the others are never learned."""
+    if not hasattr(getattr(model, "decode_head", None), "mask_probability"):
+        return []
+    queries = model.config.num_queries
+    crowded = [count for count in objects if count > queries]
+    if not crowded:
+        return []
+    return [
+        f"{len(crowded)} of {len(objects)} training images have more objects (up to {max(crowded)}) than the model has "
+        f"queries ({queries}): without smaller crops, the others are not learned; set model.fields.num_queries"
+    ]
 
 
 def sample_weights(recipe: Recipe, part: SplitFacts) -> list[float] | None:
@@ -337,8 +366,10 @@ def keypoint_notes(recipe: Recipe, model: Any, names: Sequence[str]) -> list[str
     return sentences if pairs is None else [*sentences, describe_pairs(recipe, names, pairs)]
 
 
-def loss_notes(recipe: Recipe) -> list[str]:
-    """Describe the recipe's losses, for the log."""
+def loss_notes(recipe: Recipe, objective: Objective) -> list[str]:
+    """Describe the losses, for the log."""
+    if isinstance(objective, LossOfHead):
+        return [f"loss: that of the head '{objective.model.config.decode_head}'"]
     return [f"loss: {describe_losses(recipe.loss)}"] if recipe.loss else []
 
 

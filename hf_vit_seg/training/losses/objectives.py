@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_vit_seg.training.recipe.schema import Recipe, Task
 
-from .registry import LossSum
+from .registry import DEFAULT, LossSum
 
 Batch = dict[str, Any]
 
@@ -69,22 +69,56 @@ class LossOfModel:
         return (totals / units.clamp(min=1)).sum()
 
 
+class LossOfHead:
+    """The loss of a head that predicts objects, in sums whose units the model counts.
+
+    `model` is the model without wrappers.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def units(self, batch: Batch) -> torch.Tensor:
+        """Return the units of each term (T,), such as objects."""
+        return self.model.loss_units(**labels_of(batch))
+
+    def totals(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return each term's sum (T,)."""
+        return model(pixel_values=batch["pixel_values"], **labels_of(batch), loss_reduction="sum").loss
+
+    def combine(self, totals: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+        """Return the sum of the terms' means."""
+        return (totals / units.where(units > 0, 1)).sum()
+
+
+def labels_of(batch: Batch) -> Batch:
+    """Return the labels of a batch by name."""
+    return {name: value for name, value in batch.items() if name != "pixel_values"}
+
+
+def has_own_loss(model: Any) -> bool:
+    """Whether a model has a head that predicts objects, which has a loss of its own."""
+    return hasattr(model, "loss_units")
+
+
 def loss_of_logits(
-    recipe: Recipe, num_classes: int, ignore_index: int, frequencies: Sequence[float] | None
+    recipe: Recipe, num_classes: int, ignore_index: int, frequencies: Sequence[float] | None, model: Any
 ) -> Objective:
-    """Build the objective from the recipe's losses."""
+    """Build the objective from the recipe's losses; the default is the loss of the head, if it has one."""
+    if has_own_loss(model) and recipe.loss == DEFAULT:
+        return LossOfHead(model)
     losses = LossSum.from_recipe(recipe.loss, recipe.task, num_classes, ignore_index, frequencies)
     return LossOfLogits(losses)
 
 
 def loss_of_model(
-    recipe: Recipe, num_classes: int, ignore_index: int, frequencies: Sequence[float] | None
+    recipe: Recipe, num_classes: int, ignore_index: int, frequencies: Sequence[float] | None, model: Any
 ) -> Objective:
     """Return the objective of a model that computes its own loss."""
-    return LossOfModel()
+    return LossOfHead(model) if has_own_loss(model) else LossOfModel()
 
 
-OBJECTIVES: dict[Task, Callable[[Recipe, int, int, Sequence[float] | None], Objective]] = {
+OBJECTIVES: dict[Task, Callable[[Recipe, int, int, Sequence[float] | None, Any], Objective]] = {
     "segmentation": loss_of_logits,
     "classification": loss_of_logits,
     "pose": loss_of_model,

@@ -177,7 +177,10 @@ def adapt_heads(
     fresh = getattr(transformers, checkpoint.auto_class).from_config(config).state_dict()
     tensors, by_fit = model.state_dict(), {True: [], False: []}
     for name, axis in heads.items():
-        together = copy_rows(fresh[name], old[name], axis, rows) if name in old else None
+        together = None
+        if name in old:
+            further = further_rows(fresh[name].shape[axis], old[name].shape[axis], len(class_names(model.config)))
+            together = copy_rows(fresh[name], old[name], axis, {**rows, **further})
         tensors[name].copy_(fresh[name] if together is None else together)
         by_fit[together is not None].append(name)
     notes = []
@@ -188,6 +191,12 @@ def adapt_heads(
             f"Newly initialized, because the checkpoint has other shapes: {format_tensor_names(by_fit[False])}"
         )
     return notes
+
+
+def further_rows(new: int, old: int, classes: int) -> dict[int, int]:
+    """Match the rows after those of the classes, {new: old}, as "no object" of a query head; both tensors have them."""
+    count = new - classes
+    return {classes + number: old - count + number for number in range(count)}
 
 
 def missing_notes(missing: set[str], unexpected: set[str]) -> list[str]:

@@ -155,6 +155,7 @@ class ScheduleRecipe(Record):
     decay_share: float = Field(default=0.2, gt=0, le=1)  # wsd: share of all steps
     milestones: tuple[Milestone, ...] = ()  # multistep: shares of all steps
     factor: float = Field(default=0.1, gt=0, lt=1)  # multistep: factor of the rate at each milestone
+    mask_power: float = Field(default=0.9, gt=0)  # query heads: of the decay of masked attention, block by block
 
 
 class EmaRecipe(Record):

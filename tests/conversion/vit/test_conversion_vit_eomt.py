@@ -133,7 +133,8 @@ def test_transformers_directory(masked, options, tmp_path: Path):
 def test_semantic_results_of_a_converted_model(tmp_path: Path):
     model = theirs()
     model.save_pretrained(tmp_path / "theirs")
-    loaded, _ = hf_vit_seg.load(tmp_path / "theirs")
+    loaded, processor = hf_vit_seg.load(tmp_path / "theirs")
+    assert type(processor) is hf_vit_seg.architectures()["vit"].universal_image_processor["torchvision"]
     classes, masks = predictions(model)
     expected = torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks.sigmoid())
     assert_agree(loaded, model)

@@ -1,0 +1,189 @@
+"""Find the objects of many image files and write, for each, an instance map, an overlay, tables and a report.
+
+Shapes: H W pixels, n objects.
+"""
+
+import csv
+import io
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hf_vit_seg.atomic_io import json_text
+from hf_vit_seg.data.images.georeference import GeoTags, file_georeference
+from hf_vit_seg.inference.dense.image_preparation import milliseconds_since
+from hf_vit_seg.inference.image_inputs import load_file
+from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
+from hf_vit_seg.inference.segments import COLUMNS, FoundSegments, instance_dtype
+
+from .map_coordinates import MapCoordinates, map_coordinates
+from .prediction import (
+    LABELS,
+    OBJECTS,
+    OVERLAY,
+    FileFacts,
+    Job,
+    Outcome,
+    PredictOptions,
+    failed_outcome,
+    polygon_facts,
+    run_jobs,
+    write_results,
+)
+from .rasters import write_png, write_tiff
+from .results import COCO, GEOJSON, LABELS_TIFF, Saver
+
+Loaded = tuple[torch.Tensor, Image.Image | None, FileFacts]
+
+
+@dataclass(frozen=True, eq=False)
+class InstanceRaster:
+    """The instance map of an image (H, W), drawn when it is read."""
+
+    found: FoundSegments
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.found.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of a pixel: 16 bits for up to 65535 objects, else 32."""
+        return instance_dtype(len(self.found.objects))
+
+    def rows(self, first: int, stop: int) -> np.ndarray:
+        """Rows first .. stop - 1, (n, W)."""
+        return self.found.instance_map(slice(first, stop))
+
+    def columns(self, first: int, stop: int) -> np.ndarray:
+        """Columns first .. stop - 1, (H, m)."""
+        return self.found.instance_map()[:, first:stop]
+
+
+def predict_objects(segmenter: InstanceSegmenter, jobs: Sequence[Job], options: PredictOptions) -> Iterator[Outcome]:
+    """Find the objects of the images of jobs, see `run_jobs`."""
+
+    def find(loaded: Loaded) -> tuple[FoundSegments, FileFacts]:
+        pixels, shown, facts = loaded
+        return segmenter.segment_pixels(pixels, shown, facts.missing), facts
+
+    def write(job: Job, result: tuple[FoundSegments, FileFacts]) -> Outcome:
+        found, facts = result
+        try:
+            savers = object_savers(found, job, options, facts.georeference, facts.coordinates)
+            if options.overlay:
+                savers[OVERLAY] = lambda path: found.overlay(options.opacity).save(path)
+            content = object_report(segmenter, job, found, options, facts.coordinates)
+            content["timings_ms"] = {"read": round(facts.milliseconds, 2)} | {
+                step: round(duration, 2) for step, duration in found.timings.items()
+            }
+        except Exception as error:
+            return failed_outcome(job, error)
+        outcome = write_results(job, savers, content)
+        return replace(outcome, pixel_polygons=outcome.error is None and options.uses_pixels(facts.coordinates))
+
+    return run_jobs(jobs, lambda job: load(segmenter, job, options), find, write)
+
+
+def load(segmenter: InstanceSegmenter, job: Job, options: PredictOptions) -> Loaded:
+    """Read a job's image and its georeference."""
+    start, path = time.perf_counter(), job.image.path
+    pixels, shown, missing = load_file(path, segmenter.channels, segmenter.processor, options.max_pixels)
+    milliseconds, georeference, coordinates = milliseconds_since(start), file_georeference(path), None
+    if options.geojson:
+        size = pixels.shape[1], pixels.shape[2]
+        coordinates = map_coordinates(path, georeference, size, options.coordinates)
+    facts = FileFacts(milliseconds, None if missing is None else missing.numpy(), georeference, coordinates)
+    return pixels, shown, facts
+
+
+def object_savers(
+    found: FoundSegments,
+    job: Job,
+    options: PredictOptions,
+    georeference: GeoTags = (),
+    coordinates: MapCoordinates | None = None,
+) -> dict[str, Saver]:
+    """The functions that write each result except the overlay and the report to a path."""
+    raster = InstanceRaster(found)
+    savers: dict[str, Saver] = {OBJECTS: lambda path: save_table(found, path)}
+    if raster.dtype == np.uint16:
+        savers[LABELS] = lambda path: write_png(path, raster)
+    if georeference or raster.dtype != np.uint16:  # PNG has 16 bits at most
+        savers[LABELS_TIFF] = lambda path: write_tiff(path, raster, None, georeference)
+    if options.geojson:
+        savers[GEOJSON] = lambda path: save_geojson(found, path, coordinates)
+    if options.coco:
+        savers[COCO] = lambda path: path.write_text(json_text(found.coco(job.image.path.name)), encoding="utf-8")
+    return savers
+
+
+def save_table(found: FoundSegments, path: Path) -> None:
+    """Write a row for each object as CSV: number, class, score, area, centroid and box in pixels."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    rows.writerows(found.row(number) for number in range(1, len(found.objects) + 1))
+    path.write_text(text.getvalue(), encoding="utf-8", newline="")
+
+
+def save_geojson(found: FoundSegments, path: Path, coordinates: MapCoordinates | None) -> None:
+    """Write a polygon for each object."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(found.geojson_text(coordinates))
+
+
+def object_report(
+    segmenter: InstanceSegmenter,
+    job: Job,
+    found: FoundSegments,
+    options: PredictOptions,
+    coordinates: MapCoordinates | None,
+) -> dict[str, Any]:
+    """The report of an image for JSON: the number of objects of each class, and the share of the image they cover."""
+    height, width = found.size
+    return {
+        "image": str(job.image.path),
+        "height": height,
+        "width": width,
+        "model": options.model,
+        "protocol": found.protocol,
+        "device": str(segmenter.device),
+        "dtype": str(segmenter.model.dtype).removeprefix("torch."),
+        **polygon_facts(coordinates, options),
+        "objects": sum(each.label not in found.stuff for each in found.objects),
+        "classes": class_rows(found),
+    }
+
+
+def class_rows(found: FoundSegments) -> list[dict[str, Any]]:
+    """The number of objects of each class that occurs, the most frequent first; stuff has one segment."""
+    rows: list[Mapping[str, Any]] = []
+    areas: dict[str, int] = {}
+    for each in found.objects:
+        name = found.names[each.label]
+        areas[name] = areas.get(name, 0) + each.area
+    for name, count in found.counts().items():
+        share = areas[name] / (found.size[0] * found.size[1])
+        index = found.names.index(name)
+        rows.append(
+            {
+                "id": index,
+                "name": name,
+                "color": found.palette[index].tolist(),
+                "objects": count,
+                "pixels": areas[name],
+                "share": round(share, 6),
+            }
+        )
+    return [dict(row) for row in rows]
+
+
+__all__ = ["InstanceRaster", "object_report", "object_savers", "predict_objects"]

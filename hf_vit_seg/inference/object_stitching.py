@@ -1,0 +1,252 @@
+"""Objects of an image from its windows, joined where windows overlap.
+
+Two objects of overlapping windows are the same if their masks agree in the overlap: an IoU there of at least
+`SAME_IOU`. An object that is complete in a window (it does not touch a border of the window inside the image) is taken
+from there; an object that no window contains is the union of its parts. Objects that fit into the overlap of windows
+therefore do not depend on where the windows are, as far as the model's predictions do not. The class is that of the
+largest sum of score times area. An object that better ones cover by more than `MOST_COVERED` is left out; complete
+objects are better than parts, and then those with higher scores.
+
+Shapes: H W the image, r c a box.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+
+from .segments import FoundObject
+
+SAME_IOU = 0.5
+MOST_COVERED = 0.5
+CELL = 256  # side of the squares of the image by which objects are found
+
+Box = tuple[int, int, int, int]  # top, left, bottom, right
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """An object as one window shows it; `cut` if it continues beyond the window."""
+
+    found: FoundObject
+    cut: bool
+
+    @property
+    def weight(self) -> float:
+        """The score times the area."""
+        return self.found.score * self.found.area
+
+
+def box_of(found: FoundObject) -> Box:
+    """The box of an object."""
+    return found.top, found.left, found.top + found.shape[0], found.left + found.shape[1]
+
+
+def intersection(one: Box, other: Box) -> Box | None:
+    """The common part of two boxes, or None."""
+    top, left = max(one[0], other[0]), max(one[1], other[1])
+    bottom, right = min(one[2], other[2]), min(one[3], other[3])
+    return (top, left, bottom, right) if top < bottom and left < right else None
+
+
+def crop_mask(found: FoundObject, box: Box) -> np.ndarray:
+    """The mask (r, c) bool of an object in a box of the image, which may exceed its own."""
+    crop = np.zeros((box[2] - box[0], box[3] - box[1]), bool)
+    common = intersection(box_of(found), box)
+    if common is not None:
+        own = found.mask[common[0] - found.top : common[2] - found.top, common[1] - found.left : common[3] - found.left]
+        crop[common[0] - box[0] : common[2] - box[0], common[1] - box[1] : common[3] - box[1]] = own
+    return crop
+
+
+class BoxIndex:
+    """Finds boxes of the image that may intersect others, by the cells that they cover."""
+
+    def __init__(self) -> None:
+        self.cells: dict[tuple[int, int], list[int]] = defaultdict(list)
+
+    def places(self, box: Box) -> Iterator[tuple[int, int]]:
+        """The cells of a box."""
+        rows, columns = (range(first // CELL, (last - 1) // CELL + 1) for first, last in (box[::2], box[1::2]))
+        return product(rows, columns)
+
+    def add(self, number: int, box: Box) -> None:
+        """Add a box."""
+        for place in self.places(box):
+            self.cells[place].append(number)
+
+    def near(self, box: Box) -> list[int]:
+        """The numbers of boxes in the same cells, ascending."""
+        return sorted({number for place in self.places(box) for number in self.cells[place]})
+
+
+class ObjectStitcher:
+    """Collects the objects of windows, and joins them. `stuff` are classes whose pixels become one segment."""
+
+    def __init__(self, size: tuple[int, int], stuff: Collection[int] = ()):
+        self.size, self.stuff = size, frozenset(stuff)
+        self.parts: list[Part] = []
+        self.windows: list[Box] = []
+        self.parents: list[int] = []
+        self.owners: list[int] = []  # the window of each part
+        self.index = BoxIndex()
+        self.areas: dict[int, list[FoundObject]] = defaultdict(list)  # of stuff, by class
+
+    def add(self, window: Box, objects: Sequence[FoundObject], core: Box) -> None:
+        """Add the objects of a window, in coordinates of the image. Stuff is taken from the `core` of the window."""
+        number = len(self.windows)
+        self.windows.append(window)
+        for found in objects:
+            if found.label in self.stuff:
+                self.add_stuff(found, core)
+                continue
+            place = len(self.parts)
+            self.parts.append(Part(found, self.is_cut(found, window)))
+            self.owners.append(number)
+            self.parents.append(place)
+            for other in self.index.near(box_of(found)):
+                if self.owners[other] != number and self.is_same(place, other):
+                    self.parents[self.root(place)] = self.root(other)
+            self.index.add(place, box_of(found))
+
+    def add_stuff(self, found: FoundObject, core: Box) -> None:
+        """Add the stuff of a window's core."""
+        common = intersection(box_of(found), core)
+        mask = None if common is None else crop_mask(found, common)
+        if common is not None and mask is not None and mask.any():
+            self.areas[found.label].append(FoundObject.from_mask(found.label, found.score, common[0], common[1], mask))
+
+    def is_cut(self, found: FoundObject, window: Box) -> bool:
+        """Whether an object touches a border of its window that is no border of the image."""
+        box, ends = box_of(found), (0, 0, *self.size)
+        return any(box[side] == window[side] != ends[side] for side in range(4))
+
+    def is_same(self, place: int, other: int) -> bool:
+        """Whether two parts are the same object: their masks agree where their windows overlap."""
+        zone = intersection(self.windows[self.owners[place]], self.windows[self.owners[other]])
+        one, two = self.parts[place].found, self.parts[other].found
+        if zone is None or intersection(box_of(one), box_of(two)) is None:
+            return False
+        boxes = [intersection(box_of(found), zone) for found in (one, two)]
+        if boxes[0] is None or boxes[1] is None:
+            return False
+        joint = union_box([boxes[0], boxes[1]])
+        masks = crop_mask(one, joint), crop_mask(two, joint)
+        common = int((masks[0] & masks[1]).sum())
+        return common > 0 and common >= SAME_IOU * int((masks[0] | masks[1]).sum())
+
+    def root(self, place: int) -> int:
+        """The part that represents an object."""
+        while self.parents[place] != place:
+            self.parents[place] = self.parents[self.parents[place]]
+            place = self.parents[place]
+        return place
+
+    def objects(self) -> list[FoundObject]:
+        """The joined objects, which do not overlap, in the order of their first pixel; then stuff by class."""
+        groups: dict[int, list[Part]] = defaultdict(list)
+        for place, part in enumerate(self.parts):
+            groups[self.root(place)].append(part)
+        joined = [join(parts) for parts in groups.values()]
+        joined.sort(key=lambda part: (part.cut, -part.found.score, part.found.top, part.found.left))
+        kept = separate([part.found for part in joined])
+        kept.sort(key=first_pixel)
+        return kept + self.stuff_segments(kept)
+
+    def stuff_segments(self, objects: Sequence[FoundObject]) -> list[FoundObject]:
+        """One segment for each class of stuff, without the pixels of objects."""
+        segments = []
+        for label in sorted(self.areas):
+            pieces = self.areas[label]
+            box = union_box([box_of(piece) for piece in pieces])
+            mask = paint(pieces, box)
+            for found in objects:
+                if (common := intersection(box_of(found), box)) is not None:
+                    rows, columns = (slice(common[i] - box[i], common[i + 2] - box[i]) for i in (0, 1))
+                    mask[rows, columns] &= ~crop_mask(found, common)
+            if mask.any():
+                segments.append(FoundObject.from_mask(label, mean_score(pieces), box[0], box[1], mask))
+        return segments
+
+
+def union_box(boxes: Sequence[Box]) -> Box:
+    """The smallest box that contains others."""
+    tops, lefts, bottoms, rights = zip(*boxes, strict=True)
+    return min(tops), min(lefts), max(bottoms), max(rights)
+
+
+def paint(pieces: Sequence[FoundObject], box: Box) -> np.ndarray:
+    """The union (r, c) bool of masks in a box that contains them."""
+    mask = np.zeros((box[2] - box[0], box[3] - box[1]), bool)
+    for piece in pieces:
+        top, left = piece.top - box[0], piece.left - box[1]
+        mask[top : top + piece.shape[0], left : left + piece.shape[1]] |= piece.mask
+    return mask
+
+
+def mean_score(pieces: Sequence[FoundObject]) -> float:
+    """The mean score, weighted by area."""
+    return sum(piece.score * piece.area for piece in pieces) / sum(piece.area for piece in pieces)
+
+
+def join(parts: Sequence[Part]) -> Part:
+    """Join the parts of one object."""
+    complete = [part for part in parts if not part.cut]
+    counted = complete or parts
+    weights: dict[int, float] = defaultdict(float)
+    for part in counted:
+        weights[part.found.label] += part.weight
+    label = max(sorted(weights), key=weights.__getitem__)
+    if complete:
+        best = max(complete, key=lambda part: part.found.score)
+        return Part(replace(best.found, label=label), False)
+    pieces = [part.found for part in parts]
+    if len(pieces) == 1:
+        return Part(replace(pieces[0], label=label), True)
+    box = union_box([box_of(piece) for piece in pieces])
+    return Part(FoundObject.from_mask(label, mean_score(pieces), box[0], box[1], paint(pieces, box)), True)
+
+
+def separate(objects: Sequence[FoundObject]) -> list[FoundObject]:
+    """Remove the pixels of earlier objects from later ones, and those of which less than half is left."""
+    index, kept = BoxIndex(), list[FoundObject]()
+    for found in objects:
+        box = box_of(found)
+        others = [kept[number] for number in index.near(box) if intersection(box_of(kept[number]), box) is not None]
+        if others:
+            mask = found.mask.copy()
+            for other in others:
+                mask &= ~crop_mask(other, box)
+            area = int(mask.sum())
+            if area < (1 - MOST_COVERED) * found.area or not area:
+                continue
+            if area < found.area:
+                found = FoundObject.from_mask(found.label, found.score, found.top, found.left, mask)
+        index.add(len(kept), box_of(found))
+        kept.append(found)
+    return kept
+
+
+def first_pixel(found: FoundObject) -> tuple[int, int]:
+    """The row and column of an object's first pixel."""
+    return found.top, found.left + int(found.mask[0].argmax())
+
+
+def core_of(window: Box, starts: tuple[Sequence[int], Sequence[int]], size: tuple[int, int]) -> Box:
+    """The part of a window that is nearer to its center than to that of its neighbors; cores cover the image once.
+
+    `starts` are the first rows and columns of all windows, ascending.
+    """
+    bounds = []
+    for axis in (0, 1):
+        length, place = window[axis + 2] - window[axis], list(starts[axis]).index(window[axis])
+        before = 0 if place == 0 else (starts[axis][place - 1] + length + window[axis]) // 2
+        last = place == len(starts[axis]) - 1
+        after = size[axis] if last else (window[axis] + length + starts[axis][place + 1]) // 2
+        bounds.append((before, after))
+    return bounds[0][0], bounds[1][0], bounds[0][1], bounds[1][1]
+
+
+__all__ = ["ObjectStitcher", "core_of"]
