@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hf_vit_seg.conversion.convert import convert
     from hf_vit_seg.conversion.live_models import from_transformers, to_transformers
     from hf_vit_seg.inference.classifier import Classifier
+    from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
     from hf_vit_seg.inference.loading import load
     from hf_vit_seg.inference.pose_estimator import PoseEstimator
     from hf_vit_seg.inference.segmenter import Segmenter
@@ -24,6 +25,7 @@ __version__ = version("hf_vit_seg")
 __all__ = [
     "Architecture",
     "Classifier",
+    "InstanceSegmenter",
     "PoseEstimator",
     "Segmenter",
     "__version__",
@@ -38,6 +40,7 @@ __all__ = [
 # Functions and classes that need torch: their modules are imported at the first use.
 LAZY = {
     "Classifier": "hf_vit_seg.inference.classifier",
+    "InstanceSegmenter": "hf_vit_seg.inference.instance_segmenter",
     "PoseEstimator": "hf_vit_seg.inference.pose_estimator",
     "Segmenter": "hf_vit_seg.inference.segmenter",
     "convert": "hf_vit_seg.conversion.convert",

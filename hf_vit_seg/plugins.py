@@ -191,7 +191,8 @@ def register_image_segmentation(architecture: Architecture) -> None:
     from transformers.models.auto import modeling_auto
 
     model = architecture.models["AutoModelForUniversalSegmentation"]
-    modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES[architecture.config.model_type] = model.__name__
+    names: Any = modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
+    names[architecture.config.model_type] = model.__name__
     kinds = [architecture.models.get(f"AutoModelFor{kind}Segmentation") for kind in ("Semantic", "Universal")]
     table: Any = modeling_auto.MODEL_FOR_IMAGE_SEGMENTATION_MAPPING
     table.register(architecture.config, tuple(kind for kind in kinds if kind is not None), exist_ok=True)

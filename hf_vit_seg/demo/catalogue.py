@@ -187,7 +187,10 @@ def entry_of(name: str) -> Entry:
     """A model by its name. ModelError when there is none, or its task is not among those of a demo."""
     if name == NUCLEI:
         return Entry(str(files("hf_vit_seg.nuclei") / "model"), (NUCLEI,), "segmentation")
-    return Entry(name, parts_of(name), "segmentation" if is_program(name) else task_of(name))
+    task = "segmentation" if is_program(name) else task_of(name)
+    if task not in LOADERS:
+        raise ModelError(f"{name} is a model for {task}, but the demo has {', '.join(LOADERS)}: use hf-vit-seg predict")
+    return Entry(name, parts_of(name), task)
 
 
 def parts_of(name: str) -> tuple[str, ...]:

@@ -29,6 +29,14 @@ HEADS: Mapping[str, Head] = {
         title="semantic segmentation",
         use="label_map = processor.post_process_semantic_segmentation(outputs, [image.size[::-1]])[0]  # (H, W)",
     ),
+    "AutoModelForUniversalSegmentation": Head(
+        tag="image-segmentation",
+        title="instance and panoptic segmentation",
+        use=(
+            "objects = processor.post_process_instance_segmentation(outputs, target_sizes=[image.size[::-1]])[0]  "
+            "# segmentation (H, W), segments_info"
+        ),
+    ),
     "AutoModelForImageClassification": Head(
         tag="image-classification",
         title="image classification",

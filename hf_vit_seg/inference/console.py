@@ -130,15 +130,10 @@ def run(
         return DONE
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    segmenter: Any
-    if finds_objects := task == "instance":
-        threshold = THRESHOLD if options.threshold is None else options.threshold
-        found = InstanceSegmenter.from_pretrained(model, device, dtype, threshold, convert=convert)
-        segmenter = found.with_protocol(protocol or Protocol())
-    else:
-        segmenter = Segmenter.from_pretrained(model, device, dtype, protocol, convert=convert)
-    predict_images = predict_objects if finds_objects else predict
-    predict_large = predict_tiled_objects if finds_objects else predict_tiled
+    segmenter = load_segmenter(task, model, device, dtype, options, protocol or Protocol(), convert)
+    finds_objects = isinstance(segmenter, InstanceSegmenter)
+    predict_images: Any = predict_objects if finds_objects else predict
+    predict_large: Any = predict_tiled_objects if finds_objects else predict_tiled
     start = time.perf_counter()
     videos = [job for job in jobs if is_video(job)]
     tiled = [job for job in jobs if job not in videos and needs_tiles(job, options)]
@@ -149,10 +144,7 @@ def run(
         for job in tiled:
             show_tiles(predict_large(segmenter, job, options), job, failures)
         for job in videos:
-            if finds_objects:
-                failures.add(f"{job.image.path}: videos require a segmentation model; extract its frames", None)
-            else:
-                show_video(segmenter, job, options, failures)
+            show_video(segmenter, job, options, failures)
     seconds = time.perf_counter() - start
     done = len(jobs) - failures.count
     if failures.pixel_polygons:
@@ -165,6 +157,23 @@ def run(
         f"results in {escape(str(out))}"
     )
     return failures.exit_code
+
+
+def load_segmenter(
+    task: str,
+    model: str,
+    device: str | None,
+    dtype: str,
+    options: PredictOptions,
+    protocol: Protocol,
+    convert: bool,
+) -> Segmenter | InstanceSegmenter:
+    """Load a model for segmentation or objects with a protocol. Raises ModelError or PredictionError."""
+    if task != "instance":
+        return Segmenter.from_pretrained(model, device, dtype, protocol, convert=convert)
+    threshold = THRESHOLD if options.threshold is None else options.threshold
+    found = InstanceSegmenter.from_pretrained(model, device, dtype, threshold, convert=convert)
+    return found.with_protocol(protocol)
 
 
 class Failures:
@@ -211,8 +220,11 @@ def show_tiles(states: Iterator[TileProgress], job: Job, failures: Failures) -> 
     progress.remove_task(task)
 
 
-def show_video(segmenter: Segmenter, job: Job, options: PredictOptions, failures: Failures) -> None:
+def show_video(segmenter: Segmenter | InstanceSegmenter, job: Job, options: PredictOptions, failures: Failures) -> None:
     """Show the progress of the frames of a video."""
+    if isinstance(segmenter, InstanceSegmenter):
+        failures.add(f"{job.image.path}: videos require a segmentation model; extract its frames", None)
+        return
     progress = failures.progress
     task = progress.add_task(f"{escape(job.image.path.name)}, frames", total=None)
     with report_failure(job, failures):

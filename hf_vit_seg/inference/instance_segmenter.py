@@ -199,8 +199,8 @@ class InstanceSegmenter:
         numbers, classes, scores = self.segments(outputs, 0, prepared.size)
         return FoundSegments.from_map(
             numbers.cpu().numpy(),
-            np.array(classes, np.int64),
-            np.array(scores, np.float64),
+            classes,
+            scores,
             names=self.names,
             palette=self.palette,
             image=prepared.picture,

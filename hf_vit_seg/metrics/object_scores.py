@@ -45,7 +45,7 @@ class ObjectScores:
             truth,
             both,
             whole,
-            int(fixed_point(np.float64(error / truth))) if truth else 0,
+            int(fixed_point(error / truth)) if truth else 0,
             int(truth > 0),
             error,
         ]

@@ -106,7 +106,7 @@ def check_map(title: str, found: SegmentMap, lowest: int) -> None:
         )
 
 
-def fixed_point(shares: np.ndarray) -> np.ndarray:
+def fixed_point(shares: np.ndarray | float) -> np.ndarray:
     """Convert shares to integers that add up without rounding."""
     return np.rint(np.asarray(shares, np.float64) * UNITS_PER_ONE).astype(np.int64)
 

@@ -244,7 +244,8 @@ class SegmentationPreTrainedModel(PreTrainedModel):
     def __new__(cls, config: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Build a semantic model whose head predicts objects with the class for such heads."""
         predicts_objects = getattr(config, "decode_head", None) in OBJECT_HEADS
-        return super().__new__(SEMANTIC_MODELS.get(cls, cls) if predicts_objects else cls)
+        kind: Any = SEMANTIC_MODELS.get(cls, cls) if predicts_objects else cls
+        return super().__new__(kind)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, output_loading_info=False, **kwargs):

@@ -20,8 +20,11 @@ class BackboneForUniversalSegmentation(UniversalSegmentation, BackboneWithPixelH
     """A backbone with a head that predicts objects, selected by `config.decode_head`, by default "query"."""
 
     _no_split_modules = [
-        *BackboneWithPixelHead._no_split_modules,
-        *("PixelDecoder", "QueryLayer", "FeaturePyramid", DistanceHead.__name__),
+        *(BackboneWithPixelHead._no_split_modules or ()),
+        "PixelDecoder",
+        "QueryLayer",
+        DistanceHead.__name__,
+        "FeaturePyramid",
     ]
 
     def build_head(self, config: BackboneSegmentationConfig, strides: Sequence[tuple[int, int]]) -> nn.Module:
@@ -33,7 +36,7 @@ class BackboneForUniversalSegmentation(UniversalSegmentation, BackboneWithPixelH
     def predict(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
         """Images (B, C, H, W) to the head's output, whose masks are resampled to span the image alone."""
         outputs, maps = self.feature_maps(pixel_values, **kwargs)
-        crop = partial(crop_to_image_extent, size=tuple(pixel_values.shape[-2:]), multiple=self.token)
+        crop = partial(crop_to_image_extent, size=(pixel_values.shape[-2], pixel_values.shape[-1]), multiple=self.token)
         output = self.decode_head(maps, crop)
         output.hidden_states, output.attentions = outputs.hidden_states, outputs.attentions
         return output

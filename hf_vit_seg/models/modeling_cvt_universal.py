@@ -17,7 +17,12 @@ from .query_head import build_object_head
 class CvTForUniversalSegmentation(UniversalSegmentation, CvTWithPixelHead):
     """The encoder with a head that predicts objects, selected by `config.decode_head`, by default "query"."""
 
-    _no_split_modules = [*CvTWithPixelHead._no_split_modules, "PixelDecoder", "QueryLayer", DistanceHead.__name__]
+    _no_split_modules = [
+        *(CvTWithPixelHead._no_split_modules or ()),
+        "PixelDecoder",
+        "QueryLayer",
+        DistanceHead.__name__,
+    ]
 
     def build_head(self, config: CvTConfig) -> nn.Module:
         """The head for the maps of all stages."""

@@ -80,7 +80,8 @@ class EoMTHead(nn.Module):
 class VisionTransformerForUniversalSegmentation(UniversalSegmentation, VisionTransformerWithPixelHead):
     """The encoder with queries among its tokens."""
 
-    _no_split_modules = [*VisionTransformerWithPixelHead._no_split_modules, "EoMTHead"]
+    decode_head: Any
+    _no_split_modules = [*(VisionTransformerWithPixelHead._no_split_modules or ()), "EoMTHead"]
 
     def __init__(self, config: VisionTransformerConfig):
         VisionTransformerPreTrainedModel.__init__(self, config)
@@ -100,12 +101,12 @@ class VisionTransformerForUniversalSegmentation(UniversalSegmentation, VisionTra
 
         They attend to each other and to prefix tokens, and all other tokens to everything.
         """
-        queries, length = self.config.num_queries, tokens.shape[1]
+        (images, length), queries = tokens.shape[:2], self.config.num_queries
         masks = interpolate(masks, size=grid, mode="bilinear", align_corners=False)
         attended = attended_pixels(masks, self.decode_head.mask_probability[block] if self.training else 1.0)
         others = attended.new_ones(1, 1, 1)
-        attended = torch.cat([others.expand(len(masks), queries, length - attended.shape[2]), attended], dim=2)
-        attended = torch.cat([attended, others.expand(len(masks), length - queries, length)], dim=1)
+        attended = torch.cat([others.expand(images, queries, length - attended.shape[2]), attended], dim=2)
+        attended = torch.cat([attended, others.expand(images, length - queries, length)], dim=1)
         return additive_mask(attended, tokens.dtype)[:, None]
 
     def predict(self, pixel_values: torch.Tensor, **kwargs: Any) -> UniversalSegmentationOutput:
@@ -116,7 +117,7 @@ class VisionTransformerForUniversalSegmentation(UniversalSegmentation, VisionTra
         def before_layer(index: int, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
             """Let the queries join, and predict the masks of queries."""
             if index == first:
-                tokens = torch.cat([self.decode_head.queries.weight.expand(len(tokens), -1, -1), tokens], dim=1)
+                tokens = torch.cat([self.decode_head.queries.weight.expand(tokens.shape[0], -1, -1), tokens], dim=1)
             if index < first or not (self.training or config.query_masked_inference):
                 return tokens, None
             predictions.append(self.read(self.vit.norm(tokens), pixel_values))
@@ -127,7 +128,7 @@ class VisionTransformerForUniversalSegmentation(UniversalSegmentation, VisionTra
 
         outputs = self.vit(pixel_values, before_layer=before_layer, **kwargs)
         predictions.append(self.read(outputs.last_hidden_state, pixel_values))
-        crop = partial(crop_to_image_extent, size=tuple(size), multiple=config.token_stride)
+        crop = partial(crop_to_image_extent, size=(size[0], size[1]), multiple=config.token_stride)
         output = UniversalSegmentationOutput.from_predictions(predictions if self.training else predictions[-1:], crop)
         output.hidden_states, output.attentions = outputs.hidden_states, outputs.attentions
         return output

@@ -68,8 +68,8 @@ def sine_positions(grid: Sequence[int], width: int, like: torch.Tensor) -> torch
         angles = places[:, None] / periods
         sides.append(torch.cat([angles.sin(), angles.cos()], dim=-1))  # (side, D / 2)
     rows, columns = sides
-    rows = rows[:, None].expand(-1, len(columns), -1)
-    columns = columns[None].expand(len(rows), -1, -1)
+    rows = rows[:, None].expand(-1, grid[1], -1)
+    columns = columns[None].expand(grid[0], -1, -1)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
@@ -224,7 +224,7 @@ class QueryHead(nn.Module):
         ]
         places = [sine_positions(level.shape[-2:], level.shape[1], level)[None] for level in levels]
         coarse = [interpolate(pixels, size=level.shape[-2:], mode="bilinear", align_corners=False) for level in levels]
-        queries = self.queries.weight.expand(len(pixels), -1, -1)
+        queries = self.queries.weight.expand(pixels.shape[0], -1, -1)
         positions = self.query_positions.weight[None]
         predictions = []
         for index, layer in enumerate(self.layers):

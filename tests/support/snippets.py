@@ -21,8 +21,10 @@ import numpy as np
 import tiny_people
 import tiny_runs
 import yaml
+from object_models import draw_spots
 from paths import REPOSITORY
 from PIL import Image
+from scipy import ndimage
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
@@ -80,6 +82,7 @@ def write_files(folder: Path) -> Path:
         shutil.copy(REPOSITORY / stand_in, folder / name)
     tiny_runs.write_images(folder / "my_data")
     write_pets(folder / "my_pets")
+    write_cells(folder / "my_cells")
     (folder / "my_people").mkdir()
     tiny_people.write_people(folder / "my_people", images=4)
     found = sorted((REPOSITORY / "examples" / "nuclei" / "data" / "test" / "images").glob("*.webp"))
@@ -87,6 +90,17 @@ def write_files(folder: Path) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         Image.open(photo).convert("RGB").save(folder / name)
     return folder
+
+
+def write_cells(folder: Path) -> None:
+    """Images of bright cells, and their instance maps."""
+    for kind in ("images", "instances"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(8):
+        image = draw_spots(48, 64, 10, 14, seed=number)
+        Image.fromarray(image).convert("RGB").save(folder / "images" / f"{number}.png")
+        numbers = ndimage.label(image, np.ones((3, 3)))[0]
+        Image.fromarray(np.asarray(numbers, np.uint16)).save(folder / "instances" / f"{number}.png")
 
 
 def write_pets(folder: Path) -> None:

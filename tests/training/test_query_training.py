@@ -203,7 +203,7 @@ def test_more_objects_than_queries_are_reported(tmp_path, capsys):
     settings["model"]["fields"] = FAMILIES["segformer"] | {"num_queries": 2}
     run(write_recipe(tmp_path, settings), tmp_path / "run", "loop.steps=1", "loop.evaluate_every=null")
     shown = " ".join(capsys.readouterr().err.split())
-    assert "5 of 6 training images have more objects (up to 3) than the model has queries (2)" in shown
+    assert "5 of 6 samples have more objects than the model has queries (2), at most 3" in shown
 
 
 def test_row_of_no_object_is_kept_for_other_classes(tmp_path):

@@ -4,6 +4,7 @@ Shapes: H W pixels, n segments.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,8 @@ def read_object_facts(raw: RawSegments, table: ClassTable, task: str) -> ObjectF
 
 def is_split(mask: np.ndarray) -> bool:
     """Whether a mask (H, W) has several 8-connected parts."""
-    return ndimage.label(mask, EIGHT)[1] > 1
+    found: Any = ndimage.label(mask, EIGHT)  # the parts, and their number
+    return found[1] > 1
 
 
 __all__ = ["ObjectFacts", "read_object_facts"]

@@ -112,7 +112,7 @@ def raw_counts(dataset: RawDataset, sample: RawSample) -> Mapping[Raw, int]:
         return dict.fromkeys(torch.nonzero(target.keypoints[:, 2] > 0).flatten().tolist(), 1)
     if isinstance(target, Labels):
         return dict.fromkeys(target.indices, 1)
-    return {} if target is None else {target: 1}
+    return {target: 1} if isinstance(target, int) else {}
 
 
 class FactsFile:

@@ -24,7 +24,6 @@ from hf_vit_seg.data.checks.check import require_valid_data
 from hf_vit_seg.data.checks.report import SplitFacts
 from hf_vit_seg.data.collation import Collator
 from hf_vit_seg.data.datasets import RawDataset, Split, TrainingDataset, open_split
-from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS
 from hf_vit_seg.data.sample_weights import rare_class_weights, read_weights
 from hf_vit_seg.data.statistics import compute_statistics
 from hf_vit_seg.data.stream import Draw, StreamSampler
@@ -187,7 +186,6 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     sample = collator([dataset[Draw(0, 0, 0)]])
     notes = [*describe_data(recipe.data.model_dump()), *checked.warnings, *built.notes, *loss_notes(recipe, objective)]
     notes += keypoint_notes(recipe, built.model, data.names)
-    notes += query_notes(built.model, checked.objects)
     notes += freeze_unused(accelerator, model, objective, sample)
     parameters = count_parameters(model, recipe.model.freeze)
     notes += parameters.notes()
@@ -263,7 +261,6 @@ class CheckedData:
     indices: dict[Split, list[int]]
     skipped: list[dict[str, str]]
     weights: list[float] | None
-    objects: list[int]  # of each training image, for tasks with objects
 
 
 def check_data(recipe: Recipe, data: Data, facts: Path) -> CheckedData:
@@ -278,27 +275,7 @@ def check_data(recipe: Recipe, data: Data, facts: Path) -> CheckedData:
             extremes[split] = [places.index(part.dataset.indices[place]) for place in extreme_samples(part.facts)]
     skipped = [sample for part in report.splits.values() for sample in part.skipped_samples]
     weights = sample_weights(recipe, report.splits["train"])
-    objects = object_counts(report.splits["train"]) if recipe.task in SEGMENT_TASKS else []
-    return CheckedData(report.class_counts("train"), report.warnings, extremes, indices, skipped, weights, objects)
-
-
-def object_counts(part: SplitFacts) -> list[int]:
-    """Return the number of labeled segments of each sample."""
-    return [sum(count for _, count in facts.values) for facts in part.facts]
-
-
-def query_notes(model: Any, objects: Sequence[int]) -> list[str]:
-    """Warn of images with more objects than the model has queries: the others are never learned."""
-    if not hasattr(getattr(model, "decode_head", None), "mask_probability"):
-        return []
-    queries = model.config.num_queries
-    crowded = [count for count in objects if count > queries]
-    if not crowded:
-        return []
-    return [
-        f"{len(crowded)} of {len(objects)} training images have more objects (up to {max(crowded)}) than the model has "
-        f"queries ({queries}): without smaller crops, the others are not learned; set model.fields.num_queries"
-    ]
+    return CheckedData(report.class_counts("train"), report.warnings, extremes, indices, skipped, weights)
 
 
 def sample_weights(recipe: Recipe, part: SplitFacts) -> list[float] | None:

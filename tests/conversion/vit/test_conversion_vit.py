@@ -198,6 +198,8 @@ def test_all_vit_sources_are_registered() -> None:
         "vitpose",
         "transformers-vitpose",
         "segmenter",
+        "eomt",
+        "transformers-eomt",
     )
     assert vit_sources() == [f"vit/{name}" for name in names]
     assert all(place.startswith("hf_vit_seg.conversion.vit.") for place in architectures()["vit"].conversions)
