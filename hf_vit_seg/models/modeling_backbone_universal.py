@@ -9,6 +9,7 @@ from torch import nn
 
 from .bilinear import crop_to_image_extent
 from .configuration_backbone_seg import BackboneSegmentationConfig
+from .distance_head import DistanceHead
 from .layers import SEMANTIC_MODELS
 from .mask_classification import SemanticUniversalSegmentation, UniversalSegmentation
 from .modeling_backbone_seg import BackboneForSemanticSegmentation as BackboneWithPixelHead
@@ -22,6 +23,7 @@ class BackboneForUniversalSegmentation(UniversalSegmentation, BackboneWithPixelH
         *(BackboneWithPixelHead._no_split_modules or ()),
         "PixelDecoder",
         "QueryLayer",
+        DistanceHead.__name__,
         "FeaturePyramid",
     ]
 

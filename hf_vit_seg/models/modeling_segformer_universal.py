@@ -7,6 +7,7 @@ from torch import nn
 from transformers.backbone_utils import filter_output_hidden_states
 
 from .configuration_segformer import SegFormerConfig
+from .distance_head import DistanceHead
 from .layers import SEMANTIC_MODELS
 from .mask_classification import SemanticUniversalSegmentation, UniversalSegmentation
 from .modeling_segformer import SegFormerForSemanticSegmentation as SegFormerWithPixelHead
@@ -16,7 +17,12 @@ from .query_head import build_object_head
 class SegFormerForUniversalSegmentation(UniversalSegmentation, SegFormerWithPixelHead):
     """The encoder with a head that predicts objects, selected by `config.decode_head`, by default "query"."""
 
-    _no_split_modules = [*(SegFormerWithPixelHead._no_split_modules or ()), "PixelDecoder", "QueryLayer"]
+    _no_split_modules = [
+        *(SegFormerWithPixelHead._no_split_modules or ()),
+        "PixelDecoder",
+        "QueryLayer",
+        DistanceHead.__name__,
+    ]
 
     def build_head(self, config: SegFormerConfig) -> nn.Module:
         """The head for the maps of all stages."""

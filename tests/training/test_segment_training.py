@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 from PIL import Image
 from tiny_runs import SIZE, run, settings, write_data, write_recipe
-from transformers import AutoImageProcessor, pipeline
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 from hf_vit_seg.data.datasets import open_split
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
@@ -58,6 +59,15 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def distance_run(data, tmp_path_factory) -> Path:
+    """A run with the head that separates objects by a distance map."""
+    folder = tmp_path_factory.mktemp("distance")
+    model = {**MODEL, "fields": {"decode_head": "distance", "drop_path_rate": 0.0, "strides": [2, 2, 2, 2]}}
+    run(write_recipe(folder, recipe(data, "instance", model=model)), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
 def runs(data, tmp_path_factory) -> dict[str, Path]:
     found = {}
     for task in CLASSES:
@@ -72,7 +82,7 @@ def test_metrics_of_a_run(runs, task):
     report = json.loads((runs[task] / "best/metrics.json").read_text())
     assert report["task"] == task
     expected = {
-        "instance": {"mask_ap", "mask_ap_50", "f1_50", "aji", "count_error", "pq", "objects"},
+        "instance": {"mask_ap", "mask_ap_50", "f1_50", "aji", "count_error", "pq", "objects", "mean_iou"},
         "panoptic": {"pq", "sq", "rq", "pq_things", "pq_stuff", "rq_things"},
     }[task]
     assert expected <= set(report["scores"])
@@ -128,3 +138,25 @@ def test_windows_of_segments_are_refused(runs):
     model, processor = load_for_inference(str(runs["instance"] / "best"), "instance")
     with pytest.raises(RecordError):
         evaluate(EvaluationContext(model, processor, settled, Accelerator(cpu=True)), open_split(settled, "validation"))
+
+
+def test_a_run_with_a_distance_head_is_saved_and_finds_objects(distance_run):
+    best = str(distance_run / "best")
+    model, processor = load_for_inference(best, "instance")
+    assert type(model.decode_head).__name__ == "DistanceHead"
+    with torch.no_grad():
+        outputs = model(torch.zeros(2, 3, 40, 36))
+    sizes = [(40, 36), (33, 50)]
+    found = processor.post_process_instance_segmentation(outputs, threshold=0.0, target_sizes=sizes)
+    assert [tuple(each["segmentation"].shape) for each in found] == sizes
+    for each in found:
+        assert each["segmentation"].max() == len(each["segments_info"])
+    assert {"mask_ap_50", "f1_50", "count_error", "mean_iou"} <= set(
+        json.loads((distance_run / "best/metrics.json").read_text())["scores"]
+    )
+
+
+def test_weights_of_a_distance_head_load_for_semantic_segmentation(distance_run):
+    model, info = AutoModelForSemanticSegmentation.from_pretrained(distance_run / "best", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model(torch.zeros(1, 3, 40, 36)).logits.shape == (1, 2, 20, 18)

@@ -12,6 +12,7 @@ from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.samples import Segments
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
+from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 from hf_vit_seg.metrics.mask_ap import MaskAveragePrecision
 from hf_vit_seg.metrics.object_scores import ObjectScores
 from hf_vit_seg.metrics.panoptic_quality import PanopticQuality
@@ -27,6 +28,8 @@ LEAST_SCORE = 0.05  # of the objects that average precision counts; other scores
 def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
     """Compare segments with labels: panoptic quality, and for instances mask AP, F1 at IoU 0.5, AJI and counts.
 
+    Instances also have the mean IoU of the classes of pixels, of which pixels of no object are one more.
+
     Average precision needs all objects with their scores, also uncertain ones; the other scores are those of the
     objects that predictions contain.
     """
@@ -34,7 +37,8 @@ def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evalua
     segmenter = build_segmenter(context, sorted(table.stuff) if recipe.task == "panoptic" else None)
     quality = PanopticQuality(len(table.names), sorted(table.stuff), context.device)
     objects, precision = ObjectScores(context.device), MaskAveragePrecision(len(table.names), most=None)
-    of_instances = recipe.task == "instance"
+    of_instances, background = recipe.task == "instance", len(table.names)
+    pixels = ConfusionMatrix(background + 1, -1, context.device)
 
     def read(index: int) -> tuple[Any, Segments]:
         sample = dataset.read(index)
@@ -46,18 +50,22 @@ def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evalua
         for place, (_, target) in enumerate(batch):
             labeled = SegmentMap(target.ids.to(context.device), target.classes)
             size = (target.ids.shape[0], target.ids.shape[1])
-            found = find_overlaps(SegmentMap(*segmenter.segments(outputs, place, size)), labeled)
+            predicted = segmenter.segments(outputs, place, size)
+            found = find_overlaps(SegmentMap(*predicted), labeled)
             quality.update(found)
             if of_instances:
                 objects.update(found)
+                classes = Segments(predicted[0].cpu(), tuple(predicted[1])).label_map(background, background)
+                pixels.update(classes.to(context.device), target.label_map(background, -1).to(context.device))
                 every = segmenter.segments(outputs, place, size, threshold=LEAST_SCORE)
                 precision.update(find_overlaps(SegmentMap(*every), labeled))
-    sum_over_processes([quality, objects], context.accelerator)
+    sum_over_processes([quality, objects, pixels], context.accelerator)
     if context.accelerator.num_processes > 1:
         precision.rows = gather_object(precision.rows)
     scores = quality.scores() | (precision.scores() | objects.scores() if of_instances else {})
     if of_instances:
         scores = {name: value for name, value in scores.items() if not name.endswith(("_stuff", "_things"))}
+        scores["mean_iou"] = pixels.scores()["mean_iou"]
     return Evaluation(scores, len(dataset), f"{segmenter.describe()}; evaluated at the resolution of the labels")
 
 

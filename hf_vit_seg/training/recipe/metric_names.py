@@ -18,7 +18,7 @@ METRICS: dict[Task, tuple[str, ...]] = {
         "mean_boundary_iou",
     ),
     "classification": ("accuracy", "top_5_accuracy", "calibration_error", "maximum_calibration_error"),
-    "instance": ("mask_ap", "mask_ap_50", "mask_ap_75", "f1_50", "aji", "count_error", "pq", "sq", "rq"),
+    "instance": ("mask_ap", "mask_ap_50", "mask_ap_75", "f1_50", "aji", "count_error", "pq", "sq", "rq", "mean_iou"),
     "panoptic": ("pq", "sq", "rq", "pq_things", "pq_stuff"),
     "pose": tuple(f"{name}{part}" for name in ("oks_ap", "oks_ar") for part in ("", "_50", "_75", "_medium", "_large")),
 }
