@@ -49,7 +49,7 @@ def save_all(folder: Path) -> None:
         num_attention_heads=6,
         image_size=SIZE,
         num_queries=QUERIES,
-        num_labels=CLASSES,
+        id2label={index: f"class {index}" for index in range(CLASSES)},
         num_blocks=3,
     )
     model = EomtForUniversalSegmentation(config)

@@ -37,6 +37,8 @@ HEADS: Mapping[str, Head] = {
     "AutoModelForUniversalSegmentation": Head(
         tag="image-segmentation",
         title="instance and panoptic segmentation",
+        purpose="finds the objects of an image, each with its class and its mask",
+        limit="An image with more objects than the model has queries loses some.",
         use=(
             "objects = processor.post_process_instance_segmentation(outputs, target_sizes=[image.size[::-1]])[0]  "
             "# segmentation (H, W), segments_info"

@@ -110,6 +110,7 @@ def test_cityscapes_instance_ids(tmp_path):
         {"name": "car", "values": [26]},
     ]
     target = opened("panoptic", source, classes=kinds, unknown="ignore").read(0).target
+    assert isinstance(target, Segments)
     names = [kinds[index]["name"] for index in target.classes]
     assert sorted(zip(names, target.areas().tolist(), strict=True)) == [
         ("building", 2),

@@ -98,7 +98,7 @@ def draw_panel(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) 
         axes.plot(steps, moving_average(values, max(len(values) // REACH, 2)), color=panel.color, linewidth=1.8)
     finite = values[np.isfinite(values)]
     axes.yaxis.set_major_formatter("{x:.3g}")
-    integer_steps(axes, steps)
+    integer_steps(axes, steps.tolist())
     if panel.clip and len(finite) > 1 / OUTLIERS:
         top = float(np.quantile(finite, 1 - OUTLIERS))
         axes.set_ylim(top=top + 0.05 * (top - finite.min()))

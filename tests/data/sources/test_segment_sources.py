@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hf_vit_seg.data.checks.check import check
 from hf_vit_seg.data.datasets import RawDataset, open_split
 from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.labels.class_table import ClassTableError
+from hf_vit_seg.data.samples import Segments
 from hf_vit_seg.data.sources.registry import SourceError
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -24,6 +26,12 @@ def recipe(task: str, source: dict, **data) -> Recipe:
     return read_record(Recipe, {"task": task, "model": model, "loop": {"steps": 1}, "data": {"train": source, **data}})
 
 
+def read_segments(dataset: RawDataset, index: int) -> Segments:
+    target = dataset.read(index).target
+    assert isinstance(target, Segments)
+    return target
+
+
 def opened(task: str, source: dict, **data) -> RawDataset:
     dataset = open_split(recipe(task, source, **data), "train")
     assert dataset is not None
@@ -34,7 +42,7 @@ def rectangle(top: int, left: int, bottom: int, right: int) -> list[list[int]]:
     return [[left, top, right, top, right, bottom, left, bottom]]
 
 
-def annotation(number: int, category: int, polygon: list, crowd: int = 0) -> dict:
+def annotation(number: int, category: int, polygon: Any, crowd: int = 0) -> dict:
     if crowd:
         mask = np.zeros((HEIGHT, WIDTH), np.uint8)
         x, y = np.array(polygon[0]).reshape(-1, 2).T
@@ -204,7 +212,7 @@ def test_cityscapes(tmp_path):
     assert len(names) == 19 and {names[index] for index in dataset.class_table.stuff} >= {"road", "sky"}
     assert len(dataset.class_table.stuff) == 11
     assert dataset.name(0) == "ulm/ulm_000_leftImg8bit.png"
-    target = dataset.read(0).target
+    target = read_segments(dataset, 0)
     found = sorted(zip((names[i] for i in target.classes), target.areas().tolist(), strict=True))
     road = HEIGHT * WIDTH - 2 * WIDTH - 32 - 5 - 2
     assert found == [("building", WIDTH), ("car", 16), ("car", 16), ("person", 2), ("road", road)]
@@ -215,7 +223,7 @@ def test_cityscapes(tmp_path):
 def test_cityscapes_for_instances(tmp_path):
     dataset = opened("instance", write_cityscapes(tmp_path), classes="cityscapes")
     assert len(dataset.class_table.names) == 8 and not dataset.class_table.stuff
-    target = dataset.read(0).target
+    target = read_segments(dataset, 0)
     assert sorted(dataset.class_table.names[i] for i in target.classes) == ["car", "car", "person"]
     assert (target.ids == -1).sum() == WIDTH + 5
     assert target.ids[3, 0] == 0 and target.ids[1, 0] == 0

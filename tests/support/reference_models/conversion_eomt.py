@@ -37,7 +37,7 @@ class Network(nn.Module):
         self.encoder = Encoder(**options)
         backbone = self.encoder.backbone
         width, patch = backbone.embed_dim, backbone.patch_embed.patch_size[0]
-        self.blocks = blocks
+        self.blocks, self.prefix = blocks, int(backbone.num_prefix_tokens)  # pyright: ignore[reportArgumentType]
         self.register_buffer("attn_mask_probs", torch.zeros(blocks))
         self.q = nn.Embedding(queries, width)
         self.class_head = nn.Linear(width, classes + 1)
@@ -54,7 +54,7 @@ class Network(nn.Module):
                 tokens = torch.cat([self.q.weight.expand(len(image), -1, -1), tokens], dim=1)
             tokens = block(tokens)
         tokens = backbone.norm(tokens)
-        patches = tokens[:, count + backbone.num_prefix_tokens :].transpose(1, 2)
+        patches = tokens[:, count + self.prefix :].transpose(1, 2)
         patches = self.upscale(patches.unflatten(2, backbone.patch_embed.grid_size))
         masks = torch.einsum("bqc,bchw->bqhw", self.mask_head(tokens[:, :count]), patches)
         return self.class_head(tokens[:, :count]), masks
