@@ -213,6 +213,10 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segme
         model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **hub)
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError) as error:
         raise ModelError(f"{name} cannot be loaded as a {task} model: {error_sentence(error, short=True)}") from error
+    except TypeError as error:  # of timm's constructors, which get `model_args` of a config.json
+        if not (find_config(name, **hub) or {}).get("model_args"):
+            raise
+        raise ModelError(f"{name}: timm does not accept model_args of its config.json: {error}; remove them") from error
     missing = sorted(info["missing_keys"])
     if missing and task != FEATURES:
         saved = ", ".join(model.config.architectures or ["unknown class"])

@@ -291,6 +291,13 @@ def test_other_architectures_of_timm_are_loaded_by_transformers(tmp_path):
     assert isinstance(load(tmp_path)[0], transformers.TimmWrapperForImageClassification)
 
 
+def test_arguments_that_timm_gets_twice_are_named(tmp_path):
+    reference = timm.create_model("resnet10t", num_classes=4)
+    timm.models.save_for_hf(reference, str(tmp_path), safe_serialization=True, model_args={"num_classes": 4})
+    with pytest.raises(ModelError, match="model_args"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("cfg", [{"input_size": "large"}, {"crop_pct": -1}, {"mean": ["a"]}])
 def test_invalid_timm_preprocessing_raises(tmp_path, cfg):
     save_timm(randomize(timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1)), tmp_path, **cfg)
