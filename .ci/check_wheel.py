@@ -17,6 +17,7 @@ DATA_FILES = (
     "hf_vit_seg/py.typed",
     "hf_vit_seg/demo/view/*",
     "hf_vit_seg/hub/*.md",
+    "hf_vit_seg/training/figures/*.j2",
     "configs/models/*.yaml",
     "configs/recipes/*.yaml",
     "configs/labels/*.json",
