@@ -20,6 +20,7 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.training.checkpoints import main_process
 from hf_vit_seg.training.checkpoints.main_process import PreparationError, lock_on_main_process, on_main_process
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectoryError
+from hf_vit_seg.training.loop import run_outputs
 from hf_vit_seg.training.loop import trainer as run_module
 
 NUCLEI = REPOSITORY / "examples" / "nuclei" / "model"
@@ -100,8 +101,9 @@ def test_run_holds_its_lock_from_data_check_to_test(tmp_path, monkeypatch):
 
         return note_lock
 
-    for name in ("prepare", "write_evaluation", "draw_plots", "save_checkpoint"):
+    for name in ("prepare", "write_evaluation", "save_checkpoint"):
         monkeypatch.setattr(run_module, name, note(name, getattr(run_module, name)))
+    monkeypatch.setattr(run_outputs, "draw_plots", note("draw_plots", run_outputs.draw_plots))
     changes = settings(write_data(tmp_path / "data"))
     changes["data"]["test"] = changes["data"]["validation"]
     run(write_recipe(tmp_path, changes), tmp_path / "run", "loop.steps=1", "evaluation.samples=0")

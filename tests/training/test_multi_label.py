@@ -82,6 +82,7 @@ def test_training_learns_several_classes(recipe, tmp_path):
     assert (out / "samples" / "predictions.png").exists()
     assert evaluate_command(str(out / "best"), [], None, "validation", tmp_path / "scores") == 0
     again = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert 0 < metrics["scores"].pop("loss") < 1  # of evaluations during the training alone
     assert again["scores"] == pytest.approx(metrics["scores"])
     assert len(log(out)) >= 4
 

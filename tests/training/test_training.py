@@ -106,7 +106,8 @@ def test_saved_models_load_and_reproduce_the_reported_scores(recipe, tmp_path):
     out = tmp_path / "run"
     assert run(recipe, out, "loop.ema.decay=0.5", "evaluation.boundary_iou=true") is RunStatus.finished
     assert sorted(path.name for path in out.iterdir()) == [
-        "best", "checkpoints", "data_facts.json", "last", "log.jsonl", "plots", "recipe.yaml", "samples",
+        "best", "checkpoints", "data_facts.json", "last", "log.jsonl", "plots", "recipe.yaml", "report.html",
+        "results.csv", "samples",
     ]  # fmt: skip
     assert list((out / "plots").glob("*.png")) and list((out / "samples").glob("*.png"))
     assert [step for step, _ in log(out)] == list(range(1, 9))

@@ -14,6 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.drawing.objects import draw_numbers
 from hf_vit_seg.drawing.overlays import LegendRow, draw_overlay, nearest_labels, percent, resize_for_display
 from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.drawing.skeletons import Skeleton, draw_skeletons
@@ -24,7 +25,14 @@ from .layout import add_caption, grid, legend_below
 from .samples import IGNORED
 
 SIDE = 240  # longest side of an image
-COLUMNS: dict[Task, int] = {"segmentation": 4, "classification": 6, "pose": 6}  # pairs, for segmentation
+PAIRS = 4  # images with their label maps in a row
+COLUMNS: dict[Task, int] = {
+    "segmentation": PAIRS,
+    "instance": PAIRS,
+    "panoptic": PAIRS,
+    "classification": 6,
+    "pose": 6,
+}
 MOST = 16
 MOST_NAMES = 3  # classes in a caption
 LEAST_SHARE = 0.01  # of a class in mixed labels
@@ -37,14 +45,28 @@ def training_batch_figure(
     batch: Batch, task: Task, table: ClassTable, processor: BaseImageProcessor, title: str = ""
 ) -> Image.Image:
     """Draw up to 16 images of a batch with their labels; for segmentation with a legend of the classes."""
-    labels, pixels = batch["labels"].detach().cpu(), batch["pixel_values"].detach().float().cpu()
+    labels, pixels = image_labels(batch), batch["pixel_values"].detach().float().cpu()
     images = [as_image(image, processor) for image in pixels[:MOST]]
     cells = [CELLS[task](image, label, table) for image, label in zip(images, labels, strict=False)]
     sheet = grid(cells, COLUMNS[task])
     sheet = add_caption(sheet, f"  {title}") if title else sheet
     if task != "segmentation":
         return sheet
-    return legend_below(sheet, class_rows(labels[:MOST], table), "share of all pixels")
+    return legend_below(sheet, class_rows(torch.stack(labels[:MOST]), table), "share of all pixels")
+
+
+def image_labels(batch: Batch) -> list[torch.Tensor]:
+    """Return the labels of each image; for segments their numbers (H, W), 0 for none and -1 for ignored pixels."""
+    if "mask_labels" not in batch:
+        return list(batch["labels"].detach().cpu())
+    size = batch["pixel_values"].shape[-2:]
+    maps = [torch.zeros(size, dtype=torch.int64) for _ in batch["mask_labels"]]
+    for numbers, masks in zip(maps, batch["mask_labels"], strict=True):
+        for number, mask in enumerate(masks.detach().cpu(), start=1):
+            numbers[mask.bool()] = number
+    for numbers, ignored in zip(maps, batch.get("ignore_mask", ()), strict=False):
+        numbers[ignored.detach().cpu()] = -1
+    return maps
 
 
 def as_image(pixels: torch.Tensor, processor: Any) -> Image.Image:
@@ -112,8 +134,16 @@ def pose_cell(image: Image.Image, label: torch.Tensor, table: ClassTable) -> Ima
     return draw_skeletons(photo, points, points[..., 2] > 0, scale, Skeleton.of(table.names))
 
 
+def segments_cell(image: Image.Image, numbers: torch.Tensor, table: ClassTable) -> Image.Image:
+    """Draw an image beside its objects, each in its own color."""
+    photo = fit(image)
+    return grid([photo, draw_numbers(photo, nearest_labels(numbers.numpy(), photo.size), longest_side=None)], 2)
+
+
 CELLS: dict[Task, Cell] = {
     "segmentation": segmentation_cell,
+    "instance": segments_cell,
+    "panoptic": segments_cell,
     "classification": classification_cell,
     "pose": pose_cell,
 }

@@ -10,7 +10,11 @@ from hf_vit_seg.training.checkpoints.main_process import on_main_process
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE, RunDirectory, write_model_directory
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, report_of
 from hf_vit_seg.training.evaluation.tasks import evaluate
-from hf_vit_seg.training.figures.evaluation_samples import have_sample_images, write_sample_images
+from hf_vit_seg.training.figures.evaluation_samples import (
+    have_sample_images,
+    write_extreme_samples,
+    write_sample_images,
+)
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 from hf_vit_seg.training.reports.metrics_report import write_report
 
@@ -29,7 +33,7 @@ def complete_best_model(
 ) -> None:
     """Write what is missing beside the weights in `best/`, and of the sample images; called by all processes.
 
-    Metrics are computed again. Where the weights cannot be loaded, `say` gets a sentence.
+    Metrics and the scores of samples are computed again. Where the weights cannot be loaded, `say` gets a sentence.
     """
     accelerator, recipe, best, validation = parts.accelerator, parts.recipe, directory.best, parts.data.validation
     assert validation is not None
@@ -47,11 +51,11 @@ def complete_best_model(
     except ModelError as error:
         say(f"the best model, that of step {best_step}, cannot be restored: {error}")
         return
-    context = EvaluationContext(loaded, parts.processor, recipe, accelerator)
+    context = EvaluationContext(loaded, parts.processor, recipe, accelerator, objective=parts.objective)
+    found = evaluate(context, validation)
     report = None
     if METRICS in missing:
-        report = report_of(evaluate(context, validation), recipe, parts.data.names, "validation", best_step)
-        report = replace(report, details=details)
+        report = replace(report_of(found, recipe, parts.data.names, "validation", best_step), details=details)
 
     def write() -> None:
         if recipe.model.lora is None or recipe.model.lora.merge:
@@ -60,6 +64,7 @@ def complete_best_model(
             write_report(report, best / METRICS)
         if not has_samples:
             write_sample_images(context, validation, directory.samples)
+            write_extreme_samples(context, validation, found.sample_scores, directory.samples)
 
     on_main_process(accelerator, write)
 

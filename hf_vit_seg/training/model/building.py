@@ -19,6 +19,7 @@ from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.inference.loading import AUTO_CLASSES, label_names
 from hf_vit_seg.models.errors import RENAMED_FIELDS
+from hf_vit_seg.models.layers import OBJECT_HEADS
 from hf_vit_seg.plugins import Architecture, architectures
 from hf_vit_seg.records import RecordError, nearest, unknown
 from hf_vit_seg.training.recipe.keypoints import flip_pairs
@@ -33,6 +34,7 @@ from .shape_probing import channel_configs, set_channels, set_classes
 BACKBONE_FIELDS = ("out_features", "out_indices")
 IGNORE_FIELD = "semantic_loss_ignore_index"
 PAIRS_FIELD = "pose_flip_pairs"
+OWN_HEAD = "all_mlp"  # of architectures without a choice of pixel heads
 DERIVED_FIELDS = {  # config fields that a recipe cannot set, and what determines them
     "id2label": "data.classes",
     "label2id": "data.classes",
@@ -191,7 +193,7 @@ def complete_config(
     for name in recipe.model.fields:
         if name in DERIVED_FIELDS:
             raise RecordError(f"model.fields.{name} cannot be set: it follows from {DERIVED_FIELDS[name]}")
-        if name == "decode_head" and name not in known:
+        if name == "decode_head" and not has_head(config, recipe.model.fields[name]):
             raise RecordError(fixed_head(config))
         if name not in known:
             raise RecordError(unknown(f"model.fields.{name}", name, sorted(known), RENAMED_FIELDS))
@@ -213,9 +215,19 @@ def complete_config(
     return settled
 
 
+def has_choice(config_class: Any) -> bool:
+    """Whether the pixel heads of an architecture can be chosen: others have only the one of their paper."""
+    return getattr(config_class(), "decode_head", OWN_HEAD) != OWN_HEAD
+
+
+def has_head(config: PreTrainedConfig, name: Any) -> bool:
+    """Whether an architecture may have a head: a choice of pixel heads, its own one, or one that predicts objects."""
+    return has_choice(type(config)) or (hasattr(config, "decode_head") and name in (OWN_HEAD, *OBJECT_HEADS))
+
+
 def fixed_head(config: PreTrainedConfig) -> str:
     """Format the message for a head that is set for an architecture with a fixed one."""
-    choices = [each.name for each in architectures().values() if hasattr(each.config(), "decode_head")]
+    choices = [each.name for each in architectures().values() if has_choice(each.config)]
     return (
         f"model.fields.decode_head cannot be set: {config.model_type} has a fixed segmentation head; the architectures "
         f"with a choice of heads are {', '.join(choices)}"

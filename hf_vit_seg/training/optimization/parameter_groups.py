@@ -47,6 +47,7 @@ NO_DECAY = (
     # Class, mask, distillation and register tokens, classes of a mask transformer, tables of relative positions.
     GroupRow(match=r"(^|[._])(tokens?|queries|embeddings?|embed|table|scale)$", weight_decay=0),
     GroupRow(match=r"(^|[._])pos(ition|itional)?_\w+(\.weight)?$", weight_decay=0),
+    GroupRow(match=r"(^|[._])(queries|query_positions|level_embeddings)\.weight$", weight_decay=0),  # as Mask2Former
 )
 MATRICES = r"(^|[._])weight$"
 

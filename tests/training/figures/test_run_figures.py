@@ -13,7 +13,7 @@ from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentation
 from hf_vit_seg.training.figures.classes import precision_recall_figure
 from hf_vit_seg.training.figures.curves import training_figure
 from hf_vit_seg.training.figures.html_report import write_html_report
-from hf_vit_seg.training.figures.training_batches import SIDE, as_image, training_batch_figure
+from hf_vit_seg.training.figures.training_batches import SIDE, as_image, image_labels, training_batch_figure
 from hf_vit_seg.training.reports.metrics_report import MetricsReport, describe_never_predicted
 from hf_vit_seg.training.reports.results_table import result_rows, write_results
 from hf_vit_seg.training.reports.run_log import RunLog, flatten
@@ -53,6 +53,19 @@ def test_training_batches_of_each_task_are_drawn(task, labels):
     figure = training_batch_figure(batch, task, TABLE, processor, "title")
     assert figure.width >= 2 * SIDE
     assert len(set(figure.get_flattened_data())) > 10
+
+
+def test_objects_of_training_batches_have_their_own_colors():
+    processor = SemanticSegmentationImageProcessor(size={"height": 8, "width": 8})
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, :4], masks[1, 4:6] = True, True
+    ignored = torch.zeros(1, 8, 8, dtype=torch.bool)
+    ignored[0, 6:] = True
+    batch = {"pixel_values": torch.zeros(1, 3, 8, 8), "mask_labels": [masks], "class_labels": [torch.tensor([0, 0])]}
+    assert [part.tolist() for part in image_labels(batch | {"ignore_mask": ignored})[0][[0, 4, 6], 0]] == [1, 2, -1]
+    figure = np.array(training_batch_figure(batch, "instance", TABLE, processor))
+    column = figure[:, figure.shape[1] - SIDE // 2].astype(int)
+    assert np.abs(column[SIDE // 4] - column[SIDE * 5 // 8]).max() > 50
 
 
 def test_labels_of_a_batch_have_the_colors_of_their_classes():

@@ -58,7 +58,11 @@ def test_new_model_has_the_classes_and_channels_of_the_data(name, task):
     assert found.processor.palette == [[1, 2, 3]] * 3
     prepared = found.processor(torch.zeros(5, 64, 64, dtype=torch.uint8), return_tensors="pt")
     torch.testing.assert_close(prepared["pixel_values"], torch.full((1, 5, 64, 64), -5.0))
-    assert found.model(**prepared)[0].shape[1] == 3
+    outputs = found.model(**prepared)
+    if task in ("instance", "panoptic"):
+        assert outputs.class_queries_logits.shape[-1] == 4  # and no object
+    else:
+        assert outputs[0].shape[1] == 3
 
 
 def test_new_weights_depend_only_on_the_seed():
@@ -270,7 +274,7 @@ def test_invalid_config_fields_raise(fields, reason):
     ("model", "task", "reason"),
     [
         ({"architecture": "segfomer"}, "segmentation", "did you mean 'segformer'"),
-        ({"variant": "b9"}, "segmentation", r"unknown variant 'b9'.*tiny"),
+        ({"variant": "b9"}, "segmentation", r"unknown variant 'b9'.*b5"),
         ({"architecture": "cvt"}, "pose", "cvt has no model for pose; choose from vit"),
         ({"from_pretrained": "/nowhere/at all"}, "segmentation", "/nowhere/at all' does not exist"),
     ],
