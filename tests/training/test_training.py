@@ -589,7 +589,7 @@ def test_classification(tmp_path):
     }
     run(write_recipe(tmp_path, recipe), tmp_path / "run")
     report = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
-    assert tuple(report["scores"]) == METRICS["classification"]
+    assert tuple(report["scores"]) == (*METRICS["classification"], "loss")
     assert report["images"] == 360 == np.sum(report["confusion_matrix"])
     assert report["scores"]["accuracy"] <= report["scores"]["top_5_accuracy"]
     forget_accelerate()
