@@ -193,12 +193,12 @@ def register_image_segmentation(architecture: Architecture) -> None:
     """Let the pipeline "image-segmentation" load the class that a checkpoint names: for objects, or for classes."""
     from transformers.models.auto import modeling_auto
 
-    model = architecture.models["AutoModelForUniversalSegmentation"]
-    names: Any = modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
-    names[architecture.config.model_type] = model.__name__
     kinds = [architecture.models.get(f"AutoModelFor{kind}Segmentation") for kind in ("Semantic", "Universal")]
+    found = tuple(kind for kind in kinds if kind is not None)
+    names: Any = modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
+    names[architecture.config.model_type] = tuple(model.__name__ for model in found)  # also replaces semantic names
     table: Any = modeling_auto.MODEL_FOR_IMAGE_SEGMENTATION_MAPPING
-    table.register(architecture.config, tuple(kind for kind in kinds if kind is not None), exist_ok=True)
+    table.register(architecture.config, found, exist_ok=True)
 
 
 def register(architecture: Architecture) -> None:
