@@ -44,7 +44,7 @@ def reference_output(place: str | Path, auto: str, image: Path, **options) -> np
     model = getattr(transformers, auto).from_pretrained(place, **options).eval()
     with torch.no_grad():
         outputs = model(**processor(Image.open(image), return_tensors="pt"))
-    for kind in ("logits", "heatmaps", "last_hidden_state"):
+    for kind in ("logits", "heatmaps", "last_hidden_state", "masks_queries_logits"):
         if kind in outputs:
             return outputs[kind].numpy()
     return outputs.feature_maps[-1].numpy()
