@@ -6,15 +6,14 @@ The browser gets a small photo, and a map of the same size whose values are rows
 Shapes: H W pixels, h w of the shown picture, K classes.
 """
 
-import base64
 from importlib.resources import files
-from io import BytesIO
 from typing import Any
 
 import gradio as gr
 import numpy as np
 from PIL import Image
 
+from hf_vit_seg.drawing.data_urls import image_url
 from hf_vit_seg.drawing.overlays import display_size, nearest_labels, percent, resize_for_display
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.segmentation import Segmentation
@@ -49,8 +48,8 @@ def view_of(result: Segmentation, name: str, caption: str, about: ModelFacts) ->
         "about": about.text,
         "card": about.card,
         "classes": classes,
-        "photo": data_url(resize_for_display(result.image.convert("RGB"), size), "JPEG", quality=88),
-        "rows": data_url(Image.fromarray(small), "PNG", compress_level=1),
+        "photo": image_url(resize_for_display(result.image.convert("RGB"), size), "JPEG", quality=88),
+        "rows": image_url(Image.fromarray(small), "PNG", compress_level=1),
     }
 
 
@@ -75,13 +74,6 @@ def legend_rows(result: Segmentation) -> tuple[np.ndarray, list[dict[str, Any]]]
         for name, color, share, pixels in entries
     ]
     return rows, classes
-
-
-def data_url(image: Image.Image, kind: str, **options: Any) -> str:
-    """A picture as text that a browser shows."""
-    stream = BytesIO()
-    image.save(stream, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
 
 __all__ = ["failed_view", "segmentation_view", "view_of"]

@@ -22,7 +22,7 @@ from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.drawing.skeletons import Skeleton, draw_skeletons
 from hf_vit_seg.errors import HfVitSegError
 
-from .layout import Color, add_caption, grid, legend_below
+from .layout import Color, add_caption, fit_size, grid, legend_below
 from .samples import IGNORED
 from .segments import count_objects, segment_colors
 
@@ -70,12 +70,6 @@ def select_samples(part: SplitFacts, most: int) -> list[int]:
     return sorted(chosen)
 
 
-def fit_size(size: tuple[int, int], side: int = SIDE) -> tuple[int, int]:
-    """Return the largest (width, height) with the same aspect ratio in a square."""
-    scale = side / max(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
 def segmentation_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
     """Draw the image, and next to it the mask over the image in gray.
 
@@ -83,7 +77,7 @@ def segmentation_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
     """
     assert isinstance(sample.target, torch.Tensor)
     photo = to_rgb_image(sample.image)
-    size = fit_size(photo.size)
+    size = fit_size(photo.size, SIDE)
     labels = nearest_labels(class_indices(part.table, sample.target), (FINER * size[0], FINER * size[1]))
     labels = add_stripes(labels, part)
     gray = ImageOps.autocontrast(photo.convert("L"), cutoff=1).convert("RGB")
@@ -146,7 +140,7 @@ def pose_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
     left, top = max(0, int(x - MARGIN * width)), max(0, int(y - MARGIN * height))
     right, bottom = min(columns, int(x + width * (1 + MARGIN)) + 1), min(rows, int(y + height * (1 + MARGIN)) + 1)
     photo = to_rgb_image(sample.image).crop((left, top, right, bottom))
-    size = fit_size(photo.size)
+    size = fit_size(photo.size, SIDE)
     scale = (size[0] / photo.width, size[1] / photo.height)
     points = sample.target.keypoints.numpy().astype(float)[None] - (left, top, 0)
     skeleton = Skeleton.of(part.table.names, getattr(part.dataset.source, "bones", None))
@@ -175,7 +169,7 @@ def segment_thumbnail(part: SplitFacts, sample: RawSample) -> Image.Image:
     assert isinstance(raw, RawSegments)
     segments = apply_classes(raw, table, part.dataset.task, sample.unlabeled)
     photo = to_rgb_image(sample.image)
-    size = fit_size(photo.size)
+    size = fit_size(photo.size, SIDE)
     gray = ImageOps.autocontrast(photo.convert("L"), cutoff=1).convert("RGB")
     large = (FINER * size[0], FINER * size[1])
     colors = segment_colors(segments.classes, table.stuff, class_palette(table.palette, len(table.names)))

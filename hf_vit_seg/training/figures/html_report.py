@@ -1,7 +1,5 @@
 """report.html: one file with everything about a run: scores, plots, samples, classes, data and recipe."""
 
-import base64
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -11,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from hf_vit_seg.atomic_io import write_text
+from hf_vit_seg.drawing.data_urls import data_url, image_url
 from hf_vit_seg.training.checkpoints.run_directory import FACTS, PLOTS, RECIPE, REPORT, SAMPLES
 from hf_vit_seg.training.reports.metrics_report import (
     MetricsReport,
@@ -78,18 +77,11 @@ def embed(path: Path) -> Embedded:
     """Embed an image file as a data URL."""
     caption = path.stem.replace("_", " ")
     if path.parent.name == PLOTS and not path.stem.startswith(BATCHES):
-        return Embedded(data_url(path.read_bytes(), "png"), caption)
-    content = io.BytesIO()
+        return Embedded(data_url(path.read_bytes(), "PNG"), caption)
     with Image.open(path) as image:
         shown = image.convert("RGB")
     shown.thumbnail((WIDEST, shown.height))
-    shown.save(content, "JPEG", quality=QUALITY)
-    return Embedded(data_url(content.getvalue(), "jpeg"), caption)
-
-
-def data_url(content: bytes, kind: str) -> str:
-    """Return the data URL of an image."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return Embedded(image_url(shown, "JPEG", quality=QUALITY), caption)
 
 
 def data_rows(facts: Path) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from hf_vit_seg.drawing.fonts import Font, load_font
-from hf_vit_seg.drawing.overlays import FAINT, INK, PAPER, LegendRow, draw_line, legend_lines
+from hf_vit_seg.drawing.overlays import FAINT, INK, PAPER, LegendRow, draw_line, legend_lines, resize_for_display
 
 EM = 16  # font size
 SPACE = 10  # between images
@@ -34,6 +34,20 @@ def truncate_text(text: str, width: int, font: Font) -> str:
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text.rstrip() + "…"
+
+
+def fit_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return the largest (width, height) with the same aspect ratio in a square."""
+    scale = side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def center_on_square(image: Image.Image, side: int) -> Image.Image:
+    """Resize an image to the largest size that fits into a square, and paste it into the middle of a white one."""
+    shown = resize_for_display(image, fit_size(image.size, side))
+    square = Image.new("RGB", (side, side), PAPER)
+    square.paste(shown, ((side - shown.width) // 2, (side - shown.height) // 2))
+    return square
 
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -28,7 +28,7 @@ from hf_vit_seg.drawing.overlays import (
 )
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 
-from .layout import Color, add_caption, grid, legend_below
+from .layout import Color, add_caption, center_on_square, grid, legend_below
 
 LONGEST_SIDE = 480  # of a panel
 THUMBNAIL = 192
@@ -152,12 +152,7 @@ def classification_figure(samples: Sequence[ClassifiedImage], columns: int = 6) 
 
 def classification_thumbnail(sample: ClassifiedImage) -> Image.Image:
     """Draw an image in a square of fixed size, with true and predicted classes above."""
-    photo = as_rgb(sample.image)
-    scale = THUMBNAIL / max(photo.size)
-    width, height = (max(1, round(side * scale)) for side in photo.size)
-    photo = resize_for_display(photo, (width, height))
-    square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), (255, 255, 255))
-    square.paste(photo, ((THUMBNAIL - photo.width) // 2, (THUMBNAIL - photo.height) // 2))
+    square = center_on_square(as_rgb(sample.image), THUMBNAIL)
     return add_caption(square, sample.truth, (sample.prediction, RIGHT if sample.is_right else WRONG))
 
 

@@ -16,13 +16,12 @@ from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.drawing.objects import draw_numbers
 from hf_vit_seg.drawing.overlays import LegendRow, draw_overlay, nearest_labels, percent, resize_for_display
-from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.drawing.skeletons import Skeleton, draw_skeletons
 from hf_vit_seg.training.losses.objectives import Batch
 from hf_vit_seg.training.recipe.schema import Task
 
-from .layout import add_caption, grid, legend_below
-from .samples import IGNORED
+from .contact_sheet import palette
+from .layout import add_caption, center_on_square, fit_size, grid, legend_below
 
 SIDE = 240  # longest side of an image
 PAIRS = 4  # images with their label maps in a row
@@ -82,13 +81,7 @@ def as_image(pixels: torch.Tensor, processor: Any) -> Image.Image:
 
 def fit(image: Image.Image) -> Image.Image:
     """Resize an image so that its longest side is that of a cell."""
-    scale = SIDE / max(image.size)
-    return resize_for_display(image, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-
-
-def colors_of(table: ClassTable) -> np.ndarray:
-    """Return the colors (K + 1, 3) of the classes and of ignored pixels."""
-    return np.concatenate([class_palette(table.palette, len(table.names)), np.array([IGNORED], dtype=np.uint8)])
+    return resize_for_display(image, fit_size(image.size, SIDE))
 
 
 def as_indices(labels: torch.Tensor, table: ClassTable) -> np.ndarray:
@@ -100,12 +93,12 @@ def segmentation_cell(image: Image.Image, labels: torch.Tensor, table: ClassTabl
     """Draw an image beside its overlay with the label map (H, W)."""
     photo = fit(image)
     shown = nearest_labels(as_indices(labels, table), photo.size)
-    return grid([photo, draw_overlay(photo, shown, colors_of(table), [], longest_side=None)], 2)
+    return grid([photo, draw_overlay(photo, shown, palette(table), [], longest_side=None)], 2)
 
 
 def class_rows(labels: torch.Tensor, table: ClassTable) -> list[LegendRow]:
     """Return legend rows with the share of each class in labels (B, H, W), the most frequent first."""
-    names, colors = [*table.names, "ignored"], colors_of(table)
+    names, colors = [*table.names, "ignored"], palette(table)
     shares = np.bincount(as_indices(labels, table).ravel(), minlength=len(names)) / max(labels.numel(), 1)
     order: list[int] = np.argsort(-shares, kind="stable").tolist()
     return [(names[k], tuple(colors[k].tolist()), float(shares[k])) for k in order if shares[k]]
@@ -120,10 +113,7 @@ def classification_cell(image: Image.Image, label: torch.Tensor, table: ClassTab
         whole = all(float(label[k]) == 1 for k in present)
         texts = [table.names[k] if whole else f"{table.names[k]} {percent(float(label[k]))}" for k in present]
         text = format_list(texts, MOST_NAMES)
-    square = Image.new("RGB", (SIDE, SIDE), (255, 255, 255))
-    photo = fit(image)
-    square.paste(photo, ((SIDE - photo.width) // 2, (SIDE - photo.height) // 2))
-    return add_caption(square, text or "no class")
+    return add_caption(center_on_square(image, SIDE), text or "no class")
 
 
 def pose_cell(image: Image.Image, label: torch.Tensor, table: ClassTable) -> Image.Image:

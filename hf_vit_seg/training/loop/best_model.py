@@ -52,9 +52,9 @@ def complete_best_model(
         say(f"the best model, that of step {best_step}, cannot be restored: {error}")
         return
     context = EvaluationContext(loaded, parts.processor, recipe, accelerator, objective=parts.objective)
-    found = evaluate(context, validation)
+    found = evaluate(context, validation) if METRICS in missing or not has_samples else None
     report = None
-    if METRICS in missing:
+    if found is not None and METRICS in missing:
         report = replace(report_of(found, recipe, parts.data.names, "validation", best_step), details=details)
 
     def write() -> None:
@@ -62,7 +62,7 @@ def complete_best_model(
             write_model_directory(best, loaded, parts.processor, recipe, provenance, report, only_missing=True)
         elif report is not None:
             write_report(report, best / METRICS)
-        if not has_samples:
+        if found is not None and not has_samples:
             write_sample_images(context, validation, directory.samples)
             write_extreme_samples(context, validation, found.sample_scores, directory.samples)
 
