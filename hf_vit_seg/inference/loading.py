@@ -175,8 +175,8 @@ def pretrained_path(name: str | Path) -> str:
             )
         return str(path.parent)
     raise ModelError(
-        f"'{path}' is no checkpoint that can be converted, and a model in this format is loaded by its directory; pass "
-        f"one with {CONFIG} and {WEIGHT_FILES[0]}"
+        f"'{path}' is not a checkpoint file in a format that can be converted; to load a model of this package or of "
+        f"transformers, pass its directory with {CONFIG} and {WEIGHT_FILES[0]}"
     )
 
 

@@ -119,7 +119,7 @@ class ObjectStitcher:
             self.areas[found.label].append(FoundObject.from_mask(found.label, found.score, common[0], common[1], mask))
 
     def is_cut(self, found: FoundObject, window: Box) -> bool:
-        """Whether an object touches a border of its window that is no border of the image."""
+        """Whether an object touches a border of its window inside the image."""
         box, ends = box_of(found), (0, 0, *self.size)
         return any(box[side] == window[side] != ends[side] for side in range(4))
 

@@ -394,7 +394,7 @@ def test_pushed_card_has_newer_scores_than_the_local_one(hub, trained, tmp_path)
     assert ModelCard(contents(hub, "me/again")["README.md"].decode()).data.metrics == ["mean_dice"]
 
 
-def test_own_readme_of_a_run_is_kept(trained, tmp_path):
+def test_edited_readme_of_a_run_is_kept(trained, tmp_path):
     copy = Path(shutil.copytree(trained, tmp_path / "out"))
     (copy / "best" / CARD).write_text("# Mine\n")
     (copy / "last" / CARD).unlink()

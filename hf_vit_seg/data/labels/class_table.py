@@ -58,7 +58,7 @@ class ClassTable:
     ) -> "ClassTable":
         """Build the table of a recipe's `data`; without `data.classes`, of the source's class names.
 
-        `source_things` are the names of the source's things; None if it does not tell them from stuff.
+        `source_things` are the names of the things in the source; None if the source does not mark things and stuff.
 
         The ignore index is 255, or 65535 for more than 255 classes. A value cannot be both a class's and ignored,
         except for the default `ignore: [255]`, which a class may override. Raises ClassTableError.

@@ -180,7 +180,7 @@ async function show() {
     mark();
     paint();
   }
-  // On a phone the result is below the settings; the first one is an example that nobody has asked for.
+  // On a phone the result is below the settings. The example at the start does not scroll the page.
   if (value && shown++ && innerWidth < 900) element.scrollIntoView({ behavior: "smooth", block: "start" });
 }
 
