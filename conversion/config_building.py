@@ -91,13 +91,10 @@ def build(
         ) from error
 
 
-def assumptions(
+def describe_assumed(
     found: DetectedFormat, config: PreTrainedConfig, config_file: Mapping[str, Any], overrides: Mapping[str, Any]
-) -> list[str]:
-    """Note the assumed values of fields that are neither in shapes and config.json, nor overridden."""
+) -> str:
+    """Describe the fields that are neither in shapes and config.json, nor overridden; empty if there are none."""
     given = from_config_file(found, config_file) | dict(overrides)
-    open_fields = [name for name in found.source.unseen if name not in given]
-    if not open_fields:
-        return []
-    values = ", ".join(f"{name} {plain(getattr(config, name))}" for name in open_fields)
-    return [f"assumed {values}, as in the published sizes; set other values with overrides"]
+    values = [f"{name} {plain(getattr(config, name))}" for name in found.source.unseen if name not in given]
+    return f"assumed {', '.join(values)}" if values else ""

@@ -156,6 +156,8 @@ def describe(name: str | Path, converted: Conversion) -> str:
         facts.append(f"{len(report.dropped)} not used ({reasons})")
     if found.form.model != "AutoModel":
         facts.append(report.labels)
+    if converted.assumed_fields:
+        facts.append(f"{converted.assumed_fields} (hf-vit-seg convert sets other values)")
     if converted.assumes_preprocessing:
         facts.append("preprocessing assumed")
     return (
