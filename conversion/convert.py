@@ -14,17 +14,17 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.atomic_io import atomic_path
 from hf_vit_seg.provenance import Provenance, provenance_from, write_card
 
-from . import config_building, preprocessing, variants
-from .download import locate, repository_of
 from .errors import ConversionError
 from .export import export
-from .labels import LabelSet, describe_labels, resolve
-from .preprocessing import IMAGENET
+from .files.download import locate, repository_of
+from .files.staging import check_apart, check_directory, lock_output
 from .readers import LICENSE, Checkpoint, read, read_shapes
 from .registry import DetectedFormat, full_name, recognize
 from .report import Report
 from .rules import Translation, origin, translate
-from .staging import check_apart, check_directory, lock_output
+from .settings import config_building, preprocessing, variants
+from .settings.labels import LabelSet, describe_labels, resolve
+from .settings.preprocessing import IMAGENET
 from .strict_loading import build_model, load_model
 
 __all__ = ["Conversion", "ConversionError", "Report", "convert", "convert_checkpoint", "convert_in_memory", "export"]
@@ -146,7 +146,9 @@ def convert_checkpoint(
     provenance = source_provenance(found, checkpoint)
     variant, differing = variants.find(found.architecture, config, shapes)
     is_published = variant != variants.CUSTOM
-    assumed = "" if is_published else config_building.describe_assumed(found, config, checkpoint.config, overrides or {})
+    assumed = (
+        "" if is_published else config_building.describe_assumed(found, config, checkpoint.config, overrides or {})
+    )
     notes = [
         *([f"{assumed}, as in the published sizes; set other values with overrides"] if assumed else []),
         *variant_notes(variant, differing, config),

@@ -134,7 +134,7 @@ def is_changed(module: nn.Module, unchanged: nn.Module | None) -> bool:
     """
     if not type(module).__module__.startswith(MODULES) or "forward" in vars(module):
         return True
-    if unchanged is None or isinstance(module, nn.Linear) and isinstance(unchanged, nn.Linear):
+    if unchanged is None or (isinstance(module, nn.Linear) and isinstance(unchanged, nn.Linear)):
         return False
     return type(module) is not type(unchanged) or module.extra_repr() != unchanged.extra_repr()
 

@@ -14,8 +14,8 @@ from hf_vit_seg.provenance import Provenance
 from hf_vit_seg.records import shorten
 
 from .convert import Conversion, convert_in_memory, source_provenance
-from .download import download_file, is_address, is_repository, locate, repository_of
 from .errors import ConversionError, UnsupportedCheckpoint
+from .files.download import download_file, is_address, is_repository, locate, repository_of
 from .readers import CONFIG, SUFFIXES, Checkpoint, read, read_json, read_shapes, weight_file
 from .registry import full_name, recognize, sources
 

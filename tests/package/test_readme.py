@@ -62,7 +62,7 @@ def test_quick_example_finds_nuclei():
 def test_snippets_run(empty_folder):
     """In a folder without the repository; what needs a download is served by the test Hub."""
     for snippet in snippets(README):
-        if snippet.is_run and snippet is not FIRST:
+        if snippet.is_run and snippet != FIRST:
             empty_folder.read(snippet)
     assert Path("quick/test/metrics.json").exists() and Path("data-check").is_dir()
     assert Path("overlay.png").stat().st_size > 1000

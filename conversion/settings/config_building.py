@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from hf_vit_seg.conversion.errors import ConversionError, UnsupportedCheckpoint
+from hf_vit_seg.conversion.registry import DetectedFormat
+from hf_vit_seg.conversion.rules import origin
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -12,10 +15,7 @@ from hf_vit_seg.keypoint_names import find_flip_pairs
 from hf_vit_seg.models.errors import RENAMED_FIELDS
 from hf_vit_seg.records import nearest
 
-from .errors import ConversionError, UnsupportedCheckpoint
 from .labels import LabelSet
-from .registry import DetectedFormat
-from .rules import origin
 from .variants import plain
 
 MISSING = object()
