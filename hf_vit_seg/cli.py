@@ -497,7 +497,7 @@ def export(
     from hf_vit_seg.data.images.files import find_images
     from hf_vit_seg.export.console import label_size, run, sides
     from hf_vit_seg.export.exported_model import ExportOptions
-    from hf_vit_seg.training.evaluation.segmenter_score import mean_iou_on
+    from hf_vit_seg.training.evaluation.evaluate import mean_iou_on
     from hf_vit_seg.training.recipe_loading import load_recipe
 
     if recipe is not None and int8 is None:

@@ -23,8 +23,8 @@ from .calibration import Calibration
 from .forms import Target
 from .graphs import Geometry, export_graph
 from .onnx_names import LAYERS, matching_layers, name_axes, name_layers, remove_origins
-from .torchscript_records import remove_debug_records
 
+DEBUG = ".debug_pkl"  # call stacks in TorchScript archives, with local paths; optional for torch.jit.load
 LARGEST_FILE = 1_800_000_000  # bytes; ONNX files are limited to 2 GiB, so larger weights are stored in a second file
 
 OPENVINO_LAYERS = ("MatMul", "Convolution", "GroupConvolution")
@@ -222,6 +222,20 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def remove_debug_records(path: Path) -> None:
+    """Remove the debug records of a TorchScript archive, which have local paths; other records are unchanged."""
+    reader = torch._C.PyTorchFileReader(str(path))
+    kept = [name for name in reader.get_all_records() if not name.endswith(DEBUG)]
+    slim = path.with_name(f"slim.{path.name}")
+    writer = torch._C.PyTorchFileWriter(str(slim))
+    for name in kept:
+        content = reader.get_record(name)
+        writer.write_record(name, content, len(content))
+    writer.write_end_of_file()
+    del reader
+    slim.replace(path)
 
 
 __all__ = ["EXPORTERS", "Exporter", "quiet"]
