@@ -6,6 +6,7 @@ Shapes: C channels, H W pixels, n objects.
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -197,21 +198,11 @@ class InstanceSegmenter:
         outputs = self.outputs(prepared.pixel_values)
         model = milliseconds_since(start)
         numbers, classes, scores = self.segments(outputs, 0, prepared.size)
-        return FoundSegments.from_map(
-            numbers.cpu().numpy(),
-            classes,
-            scores,
-            names=self.names,
-            palette=self.palette,
-            image=prepared.picture,
-            protocol=self.describe(prepared),
-            stuff=frozenset(self.fused or ()),
-            timings={
-                "prepare": prepared.milliseconds,
-                "model": model,
-                "segments": milliseconds_since(start) - model,
-            },
-        )
+        stitcher, whole = ObjectStitcher(prepared.size, self.fused or ()), (0, 0, *prepared.size)
+        stitcher.add(whole, objects_of_map(numbers.cpu().numpy(), classes, scores), whole)
+        timings = {"prepare": prepared.milliseconds, "model": model}
+        found = self.result(stitcher, prepared.picture, timings | {"segments": milliseconds_since(start) - model})
+        return replace(found, protocol=self.describe(prepared))
 
     def describe(self, prepared: PreparedImage | None = None) -> str:
         """How an image is processed, for reports."""

@@ -11,6 +11,7 @@ from PIL import Image
 
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.images.display import RGB, to_rgb_image
+from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS
 from hf_vit_seg.data.samples import Labels, Person, Segments
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.drawing.overlays import percent
@@ -43,7 +44,7 @@ def write_sample_images(context: EvaluationContext, dataset: RawDataset, folder:
     chosen = select_samples(context.recipe, dataset)
     if not chosen:
         return []
-    if context.recipe.task == "segmentation":
+    if context.recipe.task in ("segmentation", *SEGMENT_TASKS):
         write_images(dataset, chosen[:MOST_IMAGES], folder / IMAGES)
     with in_evaluation(context):
         return write_figures(folder, DRAW[context.recipe.task](context, dataset, chosen))
