@@ -21,9 +21,9 @@ from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
-from hf_vit_seg.inference.loading import ModelError, task_of
+from hf_vit_seg.inference.loading import ModelError
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
-from hf_vit_seg.inference.runtimes import is_program
+from hf_vit_seg.inference.runtimes import task_of_model
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.inference.segments import FoundSegments
@@ -206,7 +206,7 @@ class Catalogue:
         segmenter.outputs = self.limit_time(segmenter.outputs)
         return segmenter.segment_pixels(pixels, shown)
 
-    def limit_time(self, forward: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
+    def limit_time(self, forward: Callable[[torch.Tensor], Any]) -> Any:
         """A forward pass that is computed in turn with those of other images.
 
         TimeLimitError before a window if the ones before it have taken too long.
@@ -235,8 +235,7 @@ def entry_of(name: str) -> Entry:
     """A model by its name. ModelError when there is none, or it has no head."""
     if name == NUCLEI:
         return Entry(str(files("hf_vit_seg.nuclei") / "model"), (NUCLEI,), "segmentation")
-    task = "segmentation" if is_program(name) else task_of(name)
-    return Entry(name, parts_of(name), task)
+    return Entry(name, parts_of(name), task_of_model(name))
 
 
 def parts_of(name: str) -> tuple[str, ...]:

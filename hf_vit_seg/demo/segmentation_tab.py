@@ -99,7 +99,7 @@ class ImageTab(Generic[Result]):
                 with gr.Row():
                     files = [gr.DownloadButton(label, size="md", interactive=False) for label in self.downloads]
                 # For API clients; the page shows the legend.
-                types = list(self.columns.values())
+                types: Any = list(self.columns.values())
                 table = gr.Dataframe(headers=list(self.columns), datatype=types, label="Table", visible=False)
         self.photo, self.model = photo, choices.model
         shown = [view, *files]

@@ -27,9 +27,9 @@ from hf_vit_seg.records import read_record
 
 from .classifier import Classifier
 from .instance_segmenter import THRESHOLD, InstanceSegmenter
-from .loading import ModelError, task_of
+from .loading import ModelError
 from .pose_estimator import PoseEstimator
-from .runtimes import is_program
+from .runtimes import task_of_model
 from .segmenter import Segmenter
 
 NOTHING = "Nothing to do: every image has results already."
@@ -50,7 +50,7 @@ def find_task(model: str) -> str:
     Raises ModelError for a checkpoint that cannot be found or read.
     """
     try:
-        return "segmentation" if is_program(model) else task_of(model)
+        return task_of_model(model)
     except ModelError as error:
         if isinstance(error.__cause__, ConversionError):
             raise
@@ -178,8 +178,7 @@ def load_segmenter(
     if task != "instance":
         return Segmenter.from_pretrained(model, device, dtype, protocol, convert=convert)
     threshold = THRESHOLD if options.threshold is None else options.threshold
-    found = InstanceSegmenter.from_pretrained(model, device, dtype, threshold, convert=convert)
-    return found.with_protocol(protocol)
+    return InstanceSegmenter.from_pretrained(model, device, dtype, threshold, protocol, convert=convert)
 
 
 class Failures:

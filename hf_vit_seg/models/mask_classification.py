@@ -36,6 +36,7 @@ class UniversalSegmentationOutput(ModelOutput):
     auxiliary_logits: tuple[Prediction, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    exported: ClassVar[tuple[str, ...]] = ("class_queries_logits", "masks_queries_logits")  # outputs of programs
 
     @classmethod
     def from_predictions(
