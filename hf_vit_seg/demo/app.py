@@ -14,7 +14,7 @@ from .accelerator import zero_gpu
 from .batch_tab import BatchTab
 from .catalogue import Catalogue, default_models
 from .classification_tab import ClassificationTab
-from .guarded_page import GuardedPage
+from .inputs import GuardedPage
 from .object_tab import ObjectTab
 from .pose_tab import PoseTab
 from .reading import READERS

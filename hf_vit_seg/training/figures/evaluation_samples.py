@@ -35,7 +35,12 @@ from .segments import segment_figure
 MOST_NAMES = 3  # classes in a caption
 IMAGES, MOST_IMAGES = "images", 4  # a folder of the samples, and how many images it has
 MOST_EXTREMES = 3  # samples with the lowest scores, and with the highest
-SCORE_TITLES: dict[Task, str] = {"segmentation": "mean IoU", "classification": "probability of the label"}
+SCORE_TITLES: dict[Task, str] = {
+    "segmentation": "mean IoU",
+    "classification": "probability of the label",
+    "instance": "panoptic quality",
+    "panoptic": "panoptic quality",
+}
 Figures = dict[str, Image.Image]
 
 
