@@ -232,9 +232,6 @@ def show_tiles(states: Iterator[TileProgress], job: Job, failures: Failures) -> 
 
 def show_video(segmenter: Segmenter | InstanceSegmenter, job: Job, options: PredictOptions, failures: Failures) -> None:
     """Show the progress of the frames of a video."""
-    if isinstance(segmenter, InstanceSegmenter):
-        failures.add(f"{job.image.path}: videos require a segmentation model; extract its frames", None)
-        return
     progress = failures.progress
     task = progress.add_task(f"{escape(job.image.path.name)}, frames", total=None)
     with report_failure(job, failures):

@@ -60,6 +60,7 @@ def export(model: Path, out: Path, format_: str, **options: Any):
     return export_model(segmenter, out, format_, EXPORTERS.read(format_, {}, ""), ExportOptions(**options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", FILES)
 @pytest.mark.parametrize("name", MODELS)
 def test_programs_of_any_size_find_the_same_objects(folder, name, format_):
@@ -91,10 +92,11 @@ def test_programs_of_one_size(folder, format_):
 
 def test_float16(folder):
     pytest.importorskip("onnxruntime")
-    parity = export(model_directory(folder, "segformer"), folder / "half", "onnx", dtype="float16")
+    parity = export(model_directory(folder, "vit"), folder / "half", "onnx", dtype="float16", size=(64, 64))
     assert parity.passed and parity.dtype == "float16"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", FILES)
 @pytest.mark.parametrize("name", ["vit", "distance"])
 def test_8_bits(folder, name, format_):
@@ -104,15 +106,10 @@ def test_8_bits(folder, name, format_):
     for seed in range(2):
         photo(seed=seed).save(images / f"{seed}.png")
     out = folder / f"int8_{name}_{format_}"
-    size = (64, 64) if format_ == "openvino" else None
-    options = {"size": size, "batch": 1 if size else None, "calibration": sorted(images.iterdir())}
-    try:
-        parity = export(model_directory(folder, name), out, format_, **options)
-    except ParityError as error:  # random weights may not survive 8 bits; then nothing is written
-        assert "8-bit" in str(error) and not (out / FILES[format_]).exists()
-        return
-    assert parity.dtype == "int8" and parity.mean_agreement >= 0.9
+    parity = export(model_directory(folder, name), out, format_, size=(64, 64), calibration=sorted(images.iterdir()))
+    assert parity.dtype == "int8" and parity.mean_agreement >= 0.9 and len(parity.cases) == 2
     assert RuntimeModel(out / FILES[format_]).program.outputs == MODELS[name][2]
+    assert InstanceSegmenter.from_pretrained(str(out / FILES[format_]))(photo()).size == (60, 80)
 
 
 def test_refused_options(folder):
