@@ -273,7 +273,9 @@ def predict(
     frames: Annotated[
         bool,
         typer.Option(
-            "--frames", help="Write NAME.frames/ with a label map for each video frame.", rich_help_panel=LARGE
+            "--frames",
+            help="Write NAME.frames/ with a label map or instance map for each video frame.",
+            rich_help_panel=LARGE,
         ),
     ] = False,
     frame_rate: Annotated[

@@ -40,6 +40,7 @@ class Exporter(Record):
     quantizes: ClassVar[bool] = False
     quantizes_open_sizes: ClassVar[bool] = True
     runs_alone: ClassVar[bool] = True  # whether size and batch may be dynamic
+    names_outputs: ClassVar[bool] = False  # whether a file keeps the names of several outputs, as objects need
 
     def check(self) -> None:
         """Raise RecordError if a required package is not installed."""
@@ -62,6 +63,7 @@ class OnnxExporter(Exporter):
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
     forms: ClassVar[tuple[Target, ...]] = ("any", "blocked_channels")
+    names_outputs: ClassVar[bool] = True
     quantizes: ClassVar[bool] = True
 
     opset: int = Field(default=20, ge=18)
@@ -76,7 +78,7 @@ class OnnxExporter(Exporter):
                 export_graph(graph, geometry, dtype),
                 (),
                 input_names=["pixel_values"],
-                output_names=[str(graph.output)],
+                output_names=list(graph.outputs),  # pyright: ignore[reportArgumentType]
                 opset_version=self.opset,
                 dynamo=True,
                 verbose=False,
@@ -121,6 +123,7 @@ class OpenVinoExporter(Exporter):
     packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "onnxscript")
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
     forms: ClassVar[tuple[Target, ...]] = ("any", "centered_norms")
+    names_outputs: ClassVar[bool] = True
     quantizes: ClassVar[bool] = True
     quantizes_open_sizes: ClassVar[bool] = False  # outputs have wrong shapes at sizes without calibration
 

@@ -3,63 +3,38 @@
 Shapes: B images of equal size, C channels, H W pixels, h w the logits' grid, K classes.
 """
 
-import copy
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from hf_vit_seg.data.images.files import MAX_PIXELS
-from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.inference.dense.image_preparation import (
-    PreparedImage,
-    TimedModel,
-    milliseconds_since,
-    prepare,
-    prepare_pixels,
-)
+from hf_vit_seg.inference.dense.image_preparation import PreparedImage, TimedModel, milliseconds_since
 from hf_vit_seg.inference.dense.pixel_maps import MapSelection, PixelMaps, read_maps
-from hf_vit_seg.inference.dense.protocols import Protocol, Sides
+from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.dense.row_logits import LogitGrid, Model, RowLogits, flip_outputs
 from hf_vit_seg.inference.dense.sliding_windows import SlidingLogits
 from hf_vit_seg.models.label_maps import CHUNK_BYTES
 
-from .loading import advise_conversion, float_type, label_names, load_for_inference, load_processor, select_device
-from .runtimes import RuntimeModel, is_program
+from .image_segmenter import ImageSegmenter, load_model_or_program
 from .segmentation import Segmentation
 
 ACCELERATOR_CHUNKS = 8  # factor of chunk sizes on accelerators, where kernel launches dominate
 WINDOWS_TOGETHER = 8  # default number of windows per forward pass on accelerators
 
 
-class Segmenter:
+class Segmenter(ImageSegmenter):
     """A model with its image processor and a protocol; calling it with an image returns a `Segmentation`.
 
     By default the model processes the whole image once, resized by the processor, and the label map is exact at the
     image's size. Center crops and padding of the processor are skipped, so that every pixel is labeled.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        device: str | torch.device | None = None,
-        protocol: Protocol | None = None,
-    ):
-        """`device` defaults to a GPU if available."""
-        advise_conversion(model)
-        self.device = select_device(device)
-        self.model = model.eval().to(self.device)
-        self.processor = processor
-        self.protocol = self.with_program_size(protocol or Protocol())
-        names = label_names(model.config)
-        self.names = tuple(names) if len(names) > 1 else ("background", *names)
-        self.palette = class_palette(getattr(processor, "palette", None), len(self.names))
+    def names_of(self, labels: list[str]) -> tuple[str, ...]:
+        """The names of the classes; models with one label also have the background."""
+        return tuple(labels) if len(labels) > 1 else ("background", *labels)
 
     @classmethod
     def from_pretrained(
@@ -79,41 +54,8 @@ class Segmenter:
         run on the CPU. Raises ModelError if there is no such model, or it has no segmentation head or no image
         processor.
         """
-        if is_program(str(name)):
-            return cls(RuntimeModel(Path(name)), load_processor(str(Path(name).parent)), device or "cpu", protocol)
-        where, kind = select_device(device), float_type(dtype)
-        return cls(*load_for_inference(name, "segmentation", kind, convert=convert, **hub), where, protocol)
-
-    def with_protocol(self, protocol: Protocol) -> "Segmenter":
-        """The same model with another protocol."""
-        other = copy.copy(self)
-        other.protocol = self.with_program_size(protocol)
-        return other
-
-    def with_program_size(self, protocol: Protocol) -> Protocol:
-        """Set the protocol's size to the fixed input size of an exported program, if it leaves the size open."""
-        sides = self.model.program.sides if isinstance(self.model, RuntimeModel) else None
-        if sides is None or protocol.size is not None or protocol.window is not None:
-            return protocol
-        return protocol.model_copy(update={"size": Sides(height=sides[0], width=sides[1])})
-
-    @property
-    def channels(self) -> int:
-        """The number of image channels."""
-        return getattr(self.model.config, "num_channels", 3)
-
-    def prepare(self, image: Any, max_pixels: int = MAX_PIXELS) -> PreparedImage:
-        """Resize and normalize one image.
-
-        It is a path, an http(s) address, bytes, a binary file object, a PIL image of any mode, or an array or tensor
-        (H, W), (C, H, W) or (H, W, C). Raises ImageFileError if a file cannot be read, or has more than `max_pixels`
-        pixels.
-        """
-        return prepare(image, self.protocol, self.processor, self.channels, max_pixels)
-
-    def prepare_pixels(self, pixels: torch.Tensor, shown: Image.Image | None = None) -> PreparedImage:
-        """Resize and normalize pixels (C, H, W) that were read with the model's channels; `shown` is for display."""
-        return prepare_pixels(pixels, shown, self.protocol, self.processor)
+        model, processor, where = load_model_or_program(name, "segmentation", device, dtype, convert=convert, **hub)
+        return cls(model, processor, where, protocol)
 
     @torch.inference_mode()
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:

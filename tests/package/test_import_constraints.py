@@ -59,7 +59,7 @@ LEVELS: dict[str, list[set[str]]] = {
         {"tiles", "video"},
         {"files"},
         {"segmenter", "classifier", "pose_estimator", "instance_segmenter"},
-        {"object_stitching"},
+        {"object_stitching", "image_segmenter"},
         {"segmentation", "segments", "dense", "runtimes"},
         {"annotations", "image_inputs", "loading"},
     ],

@@ -28,7 +28,20 @@ TOP_CLASSES = 5  # in reports, unless --top-k is given
 # The options that apply to each task beside those of files; the others are those of segmentation models.
 OPTIONS: Mapping[str, frozenset[str]] = {
     "segmentation": frozenset(PredictOptions.__dataclass_fields__) - {"boxes", "threshold"},
-    "instance": frozenset({"model", "overlay", "opacity", "geojson", "coco", "coordinates", "max_pixels", "threshold"}),
+    "instance": frozenset(
+        {
+            "model",
+            "overlay",
+            "opacity",
+            "geojson",
+            "coco",
+            "coordinates",
+            "max_pixels",
+            "threshold",
+            "frames",
+            "frame_rate",
+        }
+    ),
     "classification": frozenset({"model", "overlay", "top_k", "max_pixels"}),
     "pose": frozenset({"model", "overlay", "boxes", "max_pixels"}),
 }

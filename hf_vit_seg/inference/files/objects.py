@@ -33,6 +33,7 @@ from .prediction import (
     PredictOptions,
     failed_outcome,
     polygon_facts,
+    rounded_timings,
     run_jobs,
     write_results,
 )
@@ -81,9 +82,7 @@ def predict_objects(segmenter: InstanceSegmenter, jobs: Sequence[Job], options: 
             if options.overlay:
                 savers[OVERLAY] = lambda path: found.overlay(options.opacity).save(path)
             content = object_report(segmenter, job, found, options, facts.coordinates)
-            content["timings_ms"] = {"read": round(facts.milliseconds, 2)} | {
-                step: round(duration, 2) for step, duration in found.timings.items()
-            }
+            content["timings_ms"] = rounded_timings(facts, found.timings)
         except Exception as error:
             return failed_outcome(job, error)
         outcome = write_results(job, savers, content)
@@ -186,4 +185,4 @@ def class_rows(found: FoundSegments) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
-__all__ = ["InstanceRaster", "object_report", "object_savers", "predict_objects"]
+__all__ = ["InstanceRaster", "class_rows", "object_report", "object_savers", "predict_objects", "save_table"]

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -303,7 +303,6 @@ def report(
     Pixels without data do not count for shares and means.
     """
     height, width = result.label_map.shape
-    timings = {"read": facts.milliseconds, **result.timings}
     maps = {"score": result.scores, "entropy": result.entropy}
     counted = slice(None) if facts.missing is None else ~facts.missing
     means = {name: found[counted].mean() for name, found in maps.items() if found is not None and found[counted].size}
@@ -315,12 +314,17 @@ def report(
         "protocol": result.protocol,
         "device": str(segmenter.device),
         "dtype": str(segmenter.model.dtype).removeprefix("torch."),
-        "timings_ms": {step: round(duration, 2) for step, duration in timings.items()},
+        "timings_ms": rounded_timings(facts, result.timings),
         **{f"mean_{name}": round(float(mean), 6) for name, mean in means.items()},
         **polygon_facts(facts.coordinates, options),
         **({} if facts.missing is None else {"ignored_pixels": int(facts.missing.sum())}),
         "classes": class_rows(result.counts()),
     }
+
+
+def rounded_timings(facts: FileFacts, timings: Mapping[str, float]) -> dict[str, float]:
+    """The milliseconds of each step, with the time to read the file."""
+    return {step: round(duration, 2) for step, duration in {"read": facts.milliseconds, **timings}.items()}
 
 
 def polygon_facts(coordinates: MapCoordinates | None, options: PredictOptions) -> dict[str, str]:
