@@ -646,6 +646,12 @@ def push(
             rich_help_panel=FILES,
         ),
     ] = ModelFormat.own,
+    handler: Annotated[
+        bool,
+        typer.Option(
+            "--handler/--no-handler", help="Also publish handler.py for Inference Endpoints.", rich_help_panel=FILES
+        ),
+    ] = True,
     dry_run: DryRunOption = False,
 ) -> None:
     """Publish a model on the Hub: weights, image processor, model code, model card and metrics.
@@ -658,7 +664,14 @@ def push(
     from hf_vit_seg.hub.repository import Target
 
     target = Target(repo, private=private, branch=branch, create_pr=create_pr, message=message)
-    push_command(directory, target, sample_image=sample_image, dry_run=dry_run, model_format=model_format.value)
+    push_command(
+        directory,
+        target,
+        sample_image=sample_image,
+        dry_run=dry_run,
+        model_format=model_format.value,
+        handler=handler,
+    )
 
 
 @command("push-space", example="hf-vit-seg push-space out me/nuclei-demo --dry-run", prints_result=True)
