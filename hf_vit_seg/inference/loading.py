@@ -24,6 +24,7 @@ from hf_vit_seg.conversion.pretrained import (
 )
 from hf_vit_seg.conversion.readers import CONFIG, INDEX_FILES, WEIGHT_FILES, read_json, weight_file
 from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.loading_errors import INVALID_FILES
 from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.models.layers import HUB_OPTIONS
 from hf_vit_seg.records import nearest
@@ -211,7 +212,7 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segme
     auto_class = getattr(transformers, TASKS[task])
     try:
         model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **hub)
-    except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError) as error:
+    except (*INVALID_FILES, RuntimeError, EOFError, SafetensorError) as error:
         raise ModelError(f"{name} cannot be loaded as a {task} model: {error_sentence(error, short=True)}") from error
     except TypeError as error:  # of timm's constructors, which get `model_args` of a config.json
         if not (find_config(name, **hub) or {}).get("model_args"):
@@ -271,7 +272,7 @@ def task_of(name: str, *, features: bool = False, **hub: Any) -> str:
             saved = AutoConfig.from_pretrained(base, **options).architectures or []
     except ConversionError as error:
         raise ModelError(str(error)) from error
-    except (OSError, ValueError, KeyError) as error:
+    except INVALID_FILES as error:
         raise ModelError(f"{name} cannot be loaded: {error_sentence(error, short=True)}") from error
     for task, auto_class in AUTO_CLASSES.items():
         if any(auto_class.removeprefix("AutoModel") in architecture for architecture in saved):
@@ -312,7 +313,7 @@ def load_processor(name: str, **hub: Any) -> Any:
     """Load the image processor of a model. Raises ModelError if there is none."""
     try:
         return AutoImageProcessor.from_pretrained(name, **hub)
-    except (OSError, ValueError, KeyError) as error:
+    except INVALID_FILES as error:
         reason = error_sentence(error, short=True)
         if isinstance(error, ValueError) and has_processor(name, **hub):
             raise ModelError(f"the image processor of {name} cannot be loaded: {reason}") from error

@@ -10,6 +10,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.inference.loading import has_processor
+from hf_vit_seg.loading_errors import INVALID_FILES
 from hf_vit_seg.models.image_processing_inputs import EIGHT_BIT_WHITE, highest_value
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.records import RecordError, unknown
@@ -113,7 +114,7 @@ def load_pretrained_processor(path: str | None) -> BaseImageProcessor | None:
         return None
     try:
         return AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except INVALID_FILES as error:
         reason = error_sentence(error, short=True)
         raise RecordError(f"model.from_pretrained: the image processor of {path} cannot be loaded: {reason}") from None
 
