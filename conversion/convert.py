@@ -14,17 +14,17 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.atomic_io import atomic_path
 from hf_vit_seg.provenance import Provenance, provenance_from, write_card
 
-from . import config_building, preprocessing, variants
-from .download import locate, repository_of
 from .errors import ConversionError
 from .export import export
-from .labels import LabelSet, describe_labels, resolve
-from .preprocessing import IMAGENET
+from .files.download import locate, repository_of
+from .files.staging import check_apart, check_directory, lock_output
 from .readers import LICENSE, Checkpoint, read, read_shapes
 from .registry import DetectedFormat, full_name, recognize
 from .report import Report
 from .rules import Translation, origin, translate
-from .staging import check_apart, check_directory, lock_output
+from .settings import config_building, preprocessing, variants
+from .settings.labels import LabelSet, describe_labels, resolve
+from .settings.preprocessing import IMAGENET
 from .strict_loading import build_model, load_model
 
 __all__ = ["Conversion", "ConversionError", "Report", "convert", "convert_checkpoint", "convert_in_memory", "export"]
@@ -71,7 +71,8 @@ def convert(
 class Conversion:
     """A converted checkpoint in memory: the model with its image processor, provenance, and report.
 
-    `assumes_preprocessing` is true if the checkpoint has no image processor.
+    `assumed_fields` describes fields of the config that neither the checkpoint nor a published size determines, if
+    there are any. `assumes_preprocessing` is true if the checkpoint has no image processor.
     """
 
     found: DetectedFormat
@@ -80,6 +81,7 @@ class Conversion:
     provenance: Provenance
     report: Report
     license_files: tuple[Path, ...] = ()
+    assumed_fields: str = ""
     assumes_preprocessing: bool = False
 
 
@@ -142,7 +144,15 @@ def convert_checkpoint(
     )
     preprocessing.check_channels(checkpoint.processor, config.num_channels, checkpoint.path)
     provenance = source_provenance(found, checkpoint)
-    variant, notes = find_variant(found, checkpoint, config, shapes, overrides or {})
+    variant, differing = variants.find(found.architecture, config, shapes)
+    is_published = variant != variants.CUSTOM
+    assumed = (
+        "" if is_published else config_building.describe_assumed(found, config, checkpoint.config, overrides or {})
+    )
+    notes = [
+        *([f"{assumed}, as in the published sizes; set other values with overrides"] if assumed else []),
+        *variant_notes(variant, differing, config),
+    ]
     report = Report(
         path=None,
         source=f"{full_name(found.architecture, found.source)}, {found.source.title}",
@@ -163,6 +173,7 @@ def convert_checkpoint(
         processor=other or processor_class(found)(**settings),
         provenance=provenance,
         report=report,
+        assumed_fields=assumed,
         assumes_preprocessing=not checkpoint.processor,
     )
 
@@ -228,18 +239,9 @@ def find_labels(
     )
 
 
-def find_variant(
-    found: DetectedFormat,
-    checkpoint: Checkpoint,
-    config: PreTrainedConfig,
-    shapes: Mapping[str, Any],
-    overrides: Mapping[str, Any],
-) -> tuple[str, list[str]]:
-    """Return the variant and notes on the config, for the report."""
-    variant, differing = variants.find(found.architecture, config, shapes)
-    if variant == variants.CUSTOM:
-        return variant, config_building.assumptions(found, config, checkpoint.config, overrides)
-    return variant, [
+def variant_notes(variant: str, differing: Mapping[str, Any], config: PreTrainedConfig) -> list[str]:
+    """Note the fields that differ from the published size."""
+    return [
         f"{name} is {getattr(config, name)}; the published {variant} has {value}" for name, value in differing.items()
     ]
 

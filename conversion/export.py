@@ -9,19 +9,19 @@ from hf_vit_seg.atomic_io import atomic_path
 from hf_vit_seg.plugins import Architecture, architectures
 from hf_vit_seg.records import nearest
 
-from . import variants
 from .errors import ConversionError
-from .labels import LabelSet, complete_labels, describe_labels, from_config, generate_palette
-from .preprocessing import SEGMENTERS
+from .files.staging import check_apart, lock_output
+from .files.state_dicts import copy_shared
 from .readers import Checkpoint, read
 from .registry import full_name, sources_of
 from .report import Report
 from .rules import invert_rules, translate
+from .settings import variants
+from .settings.labels import LabelSet, complete_labels, describe_labels, from_config, generate_palette
+from .settings.preprocessing import SEGMENTERS
+from .settings.variants import plain
 from .source import Form, Outgoing, Source, Writer
-from .staging import check_apart, lock_output
-from .state_dicts import copy_shared
 from .strict_loading import load_model
-from .variants import plain
 
 
 def export(model_dir: Path, out_file: Path, *, to: str, overwrite: bool = False) -> Report:

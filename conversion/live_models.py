@@ -1,5 +1,6 @@
 """Convert models in memory: those of transformers to the classes of this package, and back."""
 
+import copy
 import logging
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -93,6 +94,8 @@ def find_changes(model: PreTrainedModel) -> dict[str, list[str]]:
     """Return the names of modules and tensors that change what a model computes, by what to do about them."""
     modules = dict(model.named_modules())
     tensors = (*model.named_parameters(), *model.named_buffers())
+    with torch.device("meta"):
+        unchanged = dict(type(model)(copy.deepcopy(model.config)).named_modules())
     is_quantized = getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None
     return {
         "is quantized; convert it before it is quantized": [""] if is_quantized else [],
@@ -108,7 +111,9 @@ def find_changes(model: PreTrainedModel) -> dict[str, list[str]]:
         "has parametrizations; remove them first": [
             path for path, module in modules.items() if nn.utils.parametrize.is_parametrized(module)
         ],
-        "has modules that were changed; restore them": [path for path, module in modules.items() if is_changed(module)],
+        "has modules that were changed; restore them": [
+            path for path, module in modules.items() if is_changed(module, unchanged.get(path))
+        ],
         "has tensors without data, on the meta device; load its weights first": [
             path for path, tensor in tensors if tensor.is_meta
         ],
@@ -122,9 +127,16 @@ def has_hooks(module: nn.Module) -> bool:
     return hasattr(module, "_hf_hook") or any(getattr(hook, "__module__", None) != own for hook in hooks)
 
 
-def is_changed(module: nn.Module) -> bool:
-    """Whether a module is of another package, or has another `forward` than its class."""
-    return not type(module).__module__.startswith(MODULES) or "forward" in vars(module)
+def is_changed(module: nn.Module, unchanged: nn.Module | None) -> bool:
+    """Whether a module has another class, `forward`, or settings than that which the config describes, if it has one.
+
+    Linear layers may have other sizes: those of a new classifier are read from its tensors.
+    """
+    if not type(module).__module__.startswith(MODULES) or "forward" in vars(module):
+        return True
+    if unchanged is None or (isinstance(module, nn.Linear) and isinstance(unchanged, nn.Linear)):
+        return False
+    return type(module) is not type(unchanged) or module.extra_repr() != unchanged.extra_repr()
 
 
 def copy_training_modes(source: nn.Module, model: nn.Module, origins: Mapping[str, Sequence[str]]) -> None:

@@ -14,8 +14,8 @@ from hf_vit_seg.provenance import Provenance
 from hf_vit_seg.records import shorten
 
 from .convert import Conversion, convert_in_memory, source_provenance
-from .download import download_file, is_address, is_repository, locate, repository_of
 from .errors import ConversionError, UnsupportedCheckpoint
+from .files.download import download_file, is_address, is_repository, locate, repository_of
 from .readers import CONFIG, SUFFIXES, Checkpoint, read, read_json, read_shapes, weight_file
 from .registry import full_name, recognize, sources
 
@@ -156,6 +156,8 @@ def describe(name: str | Path, converted: Conversion) -> str:
         facts.append(f"{len(report.dropped)} not used ({reasons})")
     if found.form.model != "AutoModel":
         facts.append(report.labels)
+    if converted.assumed_fields:
+        facts.append(f"{converted.assumed_fields} (hf-vit-seg convert sets other values)")
     if converted.assumes_preprocessing:
         facts.append("preprocessing assumed")
     return (

@@ -12,11 +12,11 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.provenance import card_metadata
 from hf_vit_seg.text_files import read_json_object
 
-from . import file_formats
 from .errors import ConversionError, first_few
-from .file_formats import EXPECTED, read_file
-from .preprocessing import check_processor, complete_settings, timm_processor
-from .state_dicts import StateDict, copy_shared, find_state_dict
+from .files import file_formats
+from .files.file_formats import EXPECTED, read_file
+from .files.state_dicts import StateDict, copy_shared, find_state_dict
+from .settings.preprocessing import check_processor, complete_settings, timm_processor
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 PROCESSORS = "processor_config.json"  # of several processors; that of images takes precedence over PROCESSOR

@@ -10,9 +10,9 @@ from transformers import PreTrainedConfig
 
 from hf_vit_seg.provenance import Provenance
 
-from .labels import USUAL, LabelSet
 from .layouts import Sizes
 from .rules import Rule
+from .settings.labels import USUAL, LabelSet
 
 
 @dataclass(frozen=True, kw_only=True)

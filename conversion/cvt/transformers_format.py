@@ -1,8 +1,8 @@
 """Cvt of transformers: the same names on disk and in memory."""
 
+from hf_vit_seg.conversion.files.writers import transformers_writer
 from hf_vit_seg.conversion.rules import Rule, rename
 from hf_vit_seg.conversion.source import Form, Source
-from hf_vit_seg.conversion.writers import transformers_writer
 
 from .config_fields import NORM_EPS, UNSEEN, infer
 from .names import BATCH_NORM, LAYER, STAGE, WEIGHTS

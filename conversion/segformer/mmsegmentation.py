@@ -1,9 +1,9 @@
 """SegFormer of mmsegmentation: fused projections, 1x1 convolutions, and another decode head."""
 
+from hf_vit_seg.conversion.files.writers import write_bare, write_with_meta
 from hf_vit_seg.conversion.layouts import POINTWISE
 from hf_vit_seg.conversion.rules import Rule, rename, split
 from hf_vit_seg.conversion.source import Form, Source
-from hf_vit_seg.conversion.writers import write_bare, write_with_meta
 
 from .config_fields import NVIDIA, UNSEEN, infer
 from .names import BATCH_NORM, HEAD, LAYER, STAGE, WEIGHTS

@@ -1,8 +1,8 @@
 """SegFormer by its authors (NVlabs): segmentation models, and Mix Transformers with and without an ImageNet head."""
 
+from hf_vit_seg.conversion.files.writers import write_bare, write_with_meta
 from hf_vit_seg.conversion.rules import drop, rename
 from hf_vit_seg.conversion.source import Form, Source
-from hf_vit_seg.conversion.writers import write_bare, write_with_meta
 
 from .config_fields import NVIDIA, RELEASED_NUMERICS, UNSEEN, infer
 from .names import BATCH_NORM, HEAD, WEIGHTS, nvlabs_encoder

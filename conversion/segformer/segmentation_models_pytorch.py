@@ -1,8 +1,8 @@
 """Segformer of segmentation_models_pytorch: the encoder of NVlabs; the head numbers levels in reverse order."""
 
+from hf_vit_seg.conversion.files.writers import write_bare
 from hf_vit_seg.conversion.rules import rename
 from hf_vit_seg.conversion.source import Form, Source
-from hf_vit_seg.conversion.writers import write_bare
 
 from .config_fields import NVIDIA, RELEASED_NUMERICS, UNSEEN, infer
 from .names import BATCH_NORM, HEAD, WEIGHTS, nvlabs_encoder

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
+from hf_vit_seg.conversion.files.writers import transformers_writer
 from hf_vit_seg.conversion.rules import Rule, rename
 from hf_vit_seg.conversion.source import Form, Source, Writer
-from hf_vit_seg.conversion.writers import transformers_writer
 
 from .config_fields import NVIDIA, SETTINGS, UNSEEN, infer
 from .names import BATCH_NORM, HEAD, LAYER, STAGE, WEIGHTS

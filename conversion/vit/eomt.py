@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hf_vit_seg.conversion.preprocessing import UNIVERSAL
+from hf_vit_seg.conversion.files.writers import write_bare
 from hf_vit_seg.conversion.rules import Rule, drop, rename
+from hf_vit_seg.conversion.settings.preprocessing import UNIVERSAL
 from hf_vit_seg.conversion.source import Form, Source, refusal
-from hf_vit_seg.conversion.writers import write_bare
 from torch import Tensor
 
 from hf_vit_seg.provenance import Provenance

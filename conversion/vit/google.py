@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from hf_vit_seg.conversion.files.writers import write_npz
 from hf_vit_seg.conversion.layouts import KERNEL_FIRST, TRANSPOSE, Rearrange, Vector
 from hf_vit_seg.conversion.rules import Rule, alias, optional, rename
 from hf_vit_seg.conversion.source import Form, Source, refusal
-from hf_vit_seg.conversion.writers import write_npz
 from torch import Tensor
 
 from hf_vit_seg.provenance import Provenance

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from hf_vit_seg.conversion.files.writers import write_bare
 from hf_vit_seg.conversion.rules import Rule, rename
 from hf_vit_seg.conversion.source import Form, Source
-from hf_vit_seg.conversion.writers import write_bare
 
 from .config_fields import ERF_NUMERICS, HALF, JEONSWORLD_STEM, UNSEEN, infer, resize_settings
 from .names import EMBEDDINGS, LAYER, STEM, UNIT, WEIGHTS

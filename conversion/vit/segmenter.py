@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from hf_vit_seg.conversion.files.writers import write_as_model
 from hf_vit_seg.conversion.layouts import Rearrange
-from hf_vit_seg.conversion.preprocessing import SEGMENTATION
 from hf_vit_seg.conversion.rules import Rule, drop, rename
+from hf_vit_seg.conversion.settings.preprocessing import SEGMENTATION
 from hf_vit_seg.conversion.source import Form, Source
-from hf_vit_seg.conversion.writers import write_as_model
 
 from hf_vit_seg.provenance import Provenance
 

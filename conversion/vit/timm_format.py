@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hf_vit_seg.conversion.errors import UnsupportedCheckpoint, first_few
+from hf_vit_seg.conversion.files.writers import write_bare
 from hf_vit_seg.conversion.rules import Rule, alias, drop, optional, rename
 from hf_vit_seg.conversion.source import Form, Source, refusal
-from hf_vit_seg.conversion.writers import write_bare
 
 from hf_vit_seg.records import shorten
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from hf_vit_seg.conversion.files.writers import write_bare
 from hf_vit_seg.conversion.rules import Rule, alias, optional, rename, split
 from hf_vit_seg.conversion.source import Form, Source
-from hf_vit_seg.conversion.writers import write_bare
 
 from .config_fields import BILINEAR, ERF_NUMERICS, UNSEEN, infer, sides
 from .names import EMBEDDINGS, LAYER, WEIGHTS, qkv_of

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from hf_vit_seg.conversion.errors import ConversionError
+from hf_vit_seg.conversion.files.writers import transformers_writer
 from hf_vit_seg.conversion.layouts import Rearrange
-from hf_vit_seg.conversion.preprocessing import UNIVERSAL
 from hf_vit_seg.conversion.rules import Rule, drop, rename
+from hf_vit_seg.conversion.settings.preprocessing import UNIVERSAL
 from hf_vit_seg.conversion.source import Form, Outgoing, Source, refusal
-from hf_vit_seg.conversion.writers import transformers_writer
 from torch import Tensor
 
 from hf_vit_seg.provenance import Provenance

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hf_vit_seg.conversion.files.writers import transformers_writer
 from hf_vit_seg.conversion.rules import Rule, drop, optional, rename
 from hf_vit_seg.conversion.source import Form, Outgoing, Source, Writer
-from hf_vit_seg.conversion.writers import transformers_writer
 from safetensors.torch import save_file
 
 from .config_fields import PYTORCH_STEM, UNSEEN, USUAL_STEM, infer

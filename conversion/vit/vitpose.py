@@ -7,9 +7,9 @@ import math
 from functools import partial
 from typing import Any
 
+from hf_vit_seg.conversion.files.writers import write_with_meta
 from hf_vit_seg.conversion.rules import Rule, drop, rename
 from hf_vit_seg.conversion.source import Form, Source, refusal
-from hf_vit_seg.conversion.writers import write_with_meta
 
 from hf_vit_seg.provenance import Provenance
 

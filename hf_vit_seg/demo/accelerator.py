@@ -1,8 +1,7 @@
-"""ZeroGPU of Hugging Face Spaces, where there is one: a GPU for the time of a call.
+"""ZeroGPU on Hugging Face Spaces: a GPU for the duration of a call.
 
-The package `spaces` is there on Spaces only. On ZeroGPU a call runs in a process of its own, which has the models that
-were loaded before. A visitor has few minutes of it a day, and each call asks for some of them: only what a model
-computes belongs there.
+The package `spaces` exists on Spaces only. On ZeroGPU a call runs in a separate process, which has the models that
+were loaded before. A visitor has a quota of a few minutes a day, so only the forward pass of a model uses it.
 """
 
 from collections.abc import Callable

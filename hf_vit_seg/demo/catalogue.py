@@ -100,9 +100,9 @@ class FairLock:
 
 
 class Catalogue:
-    """The models that a demo offers. ModelError when none can be used; `failures` has a sentence for each that cannot.
+    """The models of a demo. ModelError if none can be loaded; `failures` has a sentence for each that cannot.
 
-    The last three that were used stay in memory, or all of them with `keep_all`, which loads them at once.
+    The three used last stay in memory, or all of them with `keep_all`, which loads them at the start.
     """
 
     def __init__(self, names: Sequence[str], keep_all: bool = False):
@@ -223,7 +223,7 @@ def entry_of(name: str) -> Entry:
 def parts_of(name: str) -> tuple[str, ...]:
     """A Hub id or the path of a file or directory, in parts.
 
-    In a Space its id stands for the folder that it runs in, which is called `app` in all of them.
+    In a Space, the id of the Space replaces its folder, whose name is always `app`.
     """
     path, here, space = Path(name), Path.cwd(), os.environ.get("SPACE_ID")
     if not path.exists():

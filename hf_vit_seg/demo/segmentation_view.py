@@ -29,7 +29,7 @@ VIEW = files("hf_vit_seg.demo") / "view"
 def segmentation_view() -> gr.HTML:
     """A component that shows what `view_of` returns.
 
-    It is no class of its own: gradio writes a file beside each module that derives from its components.
+    It is a function, not a subclass: gradio writes a file beside each module that derives from its components.
     """
     html, css, script = ((VIEW / f"view.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js"))
     return gr.HTML(html_template=html, css_template=css, js_on_load=script, apply_default_css=False)

@@ -82,9 +82,9 @@ def bytes_used(folder: Path) -> int:
 
 
 def sweep(folder: Path, kept: Iterable[str] = ()) -> None:
-    """Delete what is older than `SECONDS_KEPT`, and unfinished uploads that stalled; `kept` files stay young.
+    """Delete files older than `SECONDS_KEPT`, and stalled uploads; the modification time of `kept` files is renewed.
 
-    gradio writes an upload into the folder itself, and moves it to a folder of its own when it is complete.
+    gradio writes an upload into the folder itself, and moves it to a new folder when it is complete.
     """
     for path in kept:
         if os.path.exists(path):

@@ -37,8 +37,8 @@ def limits(model: ModelDirectory) -> Iterator[str]:
         yield "There are no scores: evaluate the model on your own images before you rely on it."
         return
     yield (
-        "The scores below are for images of its own dataset. Images of another origin (camera, site, season, "
-        "preparation) have not been evaluated."
+        "The scores below are for images of the dataset it was trained on. Images of another origin (camera, site, "
+        "season, preparation) have not been evaluated."
     )
     report = model.reports[0]
     scores = report.class_columns().get("iou", np.array([]))

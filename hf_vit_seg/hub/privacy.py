@@ -1,7 +1,6 @@
-"""The last check of what is pushed: no paths of this machine, not its name, and no access tokens.
+"""The last check before a push: no local paths, no host name, and no access tokens.
 
-Files are written without them in the first place (`hf_vit_seg.local_paths`); what is found here stands in files that
-people wrote or changed.
+The package writes none of them (`hf_vit_seg.local_paths`); they are found in files that users wrote or changed.
 """
 
 import json
@@ -26,9 +25,9 @@ WEIGHTS = ".safetensors"
 
 
 def check_private(content: Content, message: str | None, directory: Path | None = None) -> None:
-    """Refuse files and a commit message that tell a token, the home directory, or where the model's `directory` lies.
+    """Refuse files and a commit message that contain a token, the home directory, or the path of the model's directory.
 
-    PushError names the file and the line. Of safetensors only the header is read, which has the metadata.
+    PushError names the file and the line. Only the header of safetensors files is read, which has the metadata.
     """
     patterns = private_patterns(directory)
     texts = [(path, readable_part(path, file)) for path, file in content.items()]
@@ -84,7 +83,7 @@ def secrets() -> Mapping[str, str]:
 
 
 def private_folders(directory: Path | None) -> Iterator[str]:
-    """The home directory, and those of the model and the working directory that are no shared ones."""
+    """The home directory, and the directories of the model and the process unless they are shared."""
     home = Path.home()
     yield from {str(path) for path in (home, home.resolve()) if len(path.parts) > 1}
     others = [Path.cwd(), *([] if directory is None else [directory, directory.resolve()])]

@@ -51,7 +51,7 @@ def load_pixels(
 
 
 def as_file(image: Any) -> File | None:
-    """The file that an image stands for, downloaded from an address; None for pixels."""
+    """The file of an image given by path or address, downloaded if necessary; None for pixels."""
     if isinstance(image, str) and image.startswith(ADDRESSES):
         return ImageBytes(image, download(image))
     if isinstance(image, str | Path):

@@ -129,7 +129,7 @@ class InstanceSegmenter:
         return self.segment_pixels(*load_pixels(image, self.channels, self.processor, MAX_PIXELS))
 
     def find(self, pixels: torch.Tensor, missing: np.ndarray | None = None) -> list[FoundObject]:
-        """The objects of pixels (C, H, W), which the model sees at once; `missing` (H, W) pixels belong to none."""
+        """Find the objects of pixels (C, H, W) in one forward pass; `missing` pixels (H, W) belong to none."""
         outputs = self.outputs(self.prepare_pixels(pixels).pixel_values)
         numbers, classes, scores = self.segments(outputs, 0, (pixels.shape[1], pixels.shape[2]))
         found = numbers.cpu().numpy()
@@ -192,7 +192,7 @@ class InstanceSegmenter:
         )
 
     def segment(self, prepared: PreparedImage) -> FoundSegments:
-        """Find the objects of a prepared image, which the model sees at once."""
+        """Find the objects of a prepared image in one forward pass."""
         start = time.perf_counter()
         outputs = self.outputs(prepared.pixel_values)
         model = milliseconds_since(start)

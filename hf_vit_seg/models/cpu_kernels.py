@@ -121,7 +121,7 @@ def is_plain_float32(tensor: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def is_plain_weight(weight: torch.Tensor) -> bool:
-    """Whether a weight is a tensor of numbers, or stands for one while torch traces; not a quantized one."""
+    """Whether a weight is a plain tensor or a tracing proxy of one, not a quantized tensor."""
     kind = type(weight)
     return kind in (nn.Parameter, torch.Tensor) or kind.__module__.startswith("torch._subclasses")
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from hf_vit_seg.conversion import labels
 from hf_vit_seg.conversion.convert import convert, export
+from hf_vit_seg.conversion.settings import labels
 from paths import ORACLES
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import rich.console
-from hf_vit_seg.conversion import registry, variants
+from hf_vit_seg.conversion import registry
 from hf_vit_seg.conversion.convert import convert
+from hf_vit_seg.conversion.settings import variants
 from paths import ORACLES
 from transformers import AutoConfig
 

@@ -21,7 +21,7 @@ from conversion_references import (
     smp_quarter_logits,
 )
 from hf_vit_seg.conversion.convert import convert, export
-from hf_vit_seg.conversion.labels import label_sets
+from hf_vit_seg.conversion.settings.labels import label_sets
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification

@@ -17,8 +17,8 @@ import pytest
 import torch
 from conversion_references import assert_refused, nvlabs_state, transformers_model
 from hf_vit_seg.conversion.convert import ConversionError, convert
-from hf_vit_seg.conversion.labels import MAX_CLASSES, resolve
-from hf_vit_seg.conversion.preprocessing import check_channels, check_processor
+from hf_vit_seg.conversion.settings.labels import MAX_CLASSES, resolve
+from hf_vit_seg.conversion.settings.preprocessing import check_channels, check_processor
 from safetensors.torch import save_file
 from torch import Tensor
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from hf_vit_seg.conversion.convert import convert
-from hf_vit_seg.conversion.download import locate
 from hf_vit_seg.conversion.errors import ConversionError
+from hf_vit_seg.conversion.files.download import locate
 from huggingface_hub import HfApi, constants
 from paths import ORACLES
 

@@ -145,6 +145,22 @@ def with_another_module(model: Any) -> Any:
     return model
 
 
+def with_another_activation(model: Any) -> Any:
+    parent, name = next(
+        (module, name)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if type(child).__name__ == "GELUActivation"
+    )
+    setattr(parent, name, nn.ReLU())
+    return model
+
+
+def with_another_epsilon(model: Any) -> Any:
+    next(module for module in model.modules() if isinstance(module, nn.LayerNorm)).eps = 1e-3
+    return model
+
+
 def without_data(model: Any) -> Any:
     return model.to("meta")
 
@@ -156,6 +172,7 @@ class OwnModel(transformers.SegformerForSemanticSegmentation):
 CHANGES = [
     *(hooked, compiled, with_adapters, parametrized),
     *(with_another_forward, with_another_module, without_data),
+    *(with_another_activation, with_another_epsilon),
 ]
 
 

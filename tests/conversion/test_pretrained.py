@@ -333,6 +333,14 @@ def test_other_architectures_are_loaded_by_transformers(tmp_path):
     assert type(load(tmp_path)[0]) is transformers.ConvNextForImageClassification
 
 
+def test_assumed_heads_are_said(caplog):
+    load(ORACLES / "jeonsworld_vit" / "ViT_tiny_checkpoint.bin")
+    assert "num_attention_heads 1" in caplog.text
+    caplog.clear()
+    load(ORACLES / "flax_vit_pure" / "ViT-tiny_16.npz")
+    assert caplog.messages and "num_attention_heads" not in caplog.text
+
+
 def test_what_a_source_does_not_describe_is_loaded_by_transformers(tmp_path):
     config = transformers.SegformerConfig(hidden_sizes=[8, 16, 24, 32], depths=[1] * 4)  # 24 channels, 5 heads
     transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hf_vit_seg.conversion.config_building import check_fields
 from hf_vit_seg.conversion.convert import ConversionError
+from hf_vit_seg.conversion.settings.config_building import check_fields
 from tiny_runs import settings
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 

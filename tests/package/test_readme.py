@@ -15,7 +15,11 @@ import hf_vit_seg
 from hf_vit_seg.training.reports.metrics_report import read_report
 
 README = (REPOSITORY / "README.md").read_text()
-FIRST, QUICK = (next(snippet for snippet in snippets(README) if snippet.mark == mark) for mark in ("run", "quick"))
+FIRST, QUICK, TESTS = (
+    next(snippet for snippet in snippets(README) if snippet.mark == mark)
+    for mark in ("run", "quick", "not run: these are the tests")
+)
+INSTALL = ["pip", "install", "."]
 CODE_MAP, MODELS = ((REPOSITORY / "docs" / name).read_text() for name in ("code_map.md", "reference/models.md"))
 
 
@@ -30,6 +34,8 @@ def run_unchanged(commands: list[list[str]]) -> None:
     """Run commands in processes, as a user does; the package is already installed."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for words in commands:
+        if words == INSTALL:
+            continue
         assert words[0] == PROGRAM
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -56,10 +62,19 @@ def test_quick_example_finds_nuclei():
 def test_snippets_run(empty_folder):
     """In a folder without the repository; what needs a download is served by the test Hub."""
     for snippet in snippets(README):
-        if snippet.is_run and snippet is not FIRST:
+        if snippet.is_run and snippet != FIRST:
             empty_folder.read(snippet)
     assert Path("quick/test/metrics.json").exists() and Path("data-check").is_dir()
     assert Path("overlay.png").stat().st_size > 1000
+
+
+def test_first_command_installs_the_package():
+    assert FIRST.commands[0] == INSTALL and len(FIRST.text.splitlines()) == 1
+
+
+def test_continuous_integration_runs_the_test_command():
+    lines = (REPOSITORY / ".ci" / "test").read_text().splitlines()
+    assert all(part.strip() in lines for part in TESTS.text.split("&&"))
 
 
 def test_readme_is_short():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from hf_vit_seg.conversion.errors import ConversionError
-from hf_vit_seg.conversion.labels import find_label_set
+from hf_vit_seg.conversion.settings.labels import find_label_set
 from paths import REPOSITORY
 
 from hf_vit_seg.cli import fields_of

@@ -118,7 +118,7 @@ def readable_suffixes() -> frozenset[str]:
 
 
 def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFile]:
-    """The images that files, folders and glob patterns stand for, each once, folders recursively in order of name.
+    """The images of files, folders (recursively, in order of name) and glob patterns, each once.
 
     From folders come the files with an image's suffix, without hidden ones and without what lies below `skip` (the
     results). A file named explicitly is accepted with any suffix. Raises ImageFileError for an input without images.

@@ -63,7 +63,7 @@ def expand_mapping(mapping: Mapping[Any, Any]) -> list[Any]:
 
 
 def integer_key(key: Any) -> int:
-    """The raw value that a key stands for."""
+    """The raw value of a key."""
     if isinstance(key, str) and INTEGER.fullmatch(key.strip()):
         return int(key)
     if isinstance(key, int) and not isinstance(key, bool):

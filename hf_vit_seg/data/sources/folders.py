@@ -128,7 +128,7 @@ def read_stems(path: Path, *folders: dict[str, str]) -> list[str]:
 
 
 def find_stem(word: str, known: Container[str]) -> str:
-    """The stem that a line stands for: as it is, with other separators, or without its suffix."""
+    """The stem of a line: the line itself, with other separators, or without its suffix."""
     portable = word.replace("\\", "/")
     candidates = (word, portable, portable.rpartition(".")[0])
     return next((stem for stem in candidates if stem in known), word)

@@ -152,7 +152,7 @@ async function show() {
   const turn = ++newest, value = props.value;
   const there = Boolean(value && value.photo);
   const images = there ? await Promise.all([loadImage(value.photo), loadImage(value.rows)]) : null;
-  if (turn !== newest) return; // a later result has come in meanwhile
+  if (turn !== newest) return; // a later result arrived meanwhile
   part("view").hidden = !there;
   part("empty").hidden = Boolean(value);
   showFailure(value && value.error);

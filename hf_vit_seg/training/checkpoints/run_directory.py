@@ -23,7 +23,7 @@ from typing import Any
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.atomic_io import PARTIAL, atomic_directory, clean_up, write_text
-from hf_vit_seg.conversion.download import is_address
+from hf_vit_seg.conversion.files.download import is_address
 from hf_vit_seg.conversion.pretrained import pretrained_provenance
 from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.directory_lock import LOCK, RECIPE, RUN_FOLDERS

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hf_vit_seg.conversion.files.writers import write_bare
 from hf_vit_seg.conversion.rules import rename, split
 from hf_vit_seg.conversion.source import Form, Source
-from hf_vit_seg.conversion.writers import write_bare
 from torch import Tensor
 
 WEIGHTS = "{p:weight|bias}"

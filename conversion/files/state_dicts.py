@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hf_vit_seg.conversion.errors import ConversionError, first_few
 from torch import Tensor
 
-from .errors import ConversionError, first_few
 from .file_formats import check_size
 
 # Entries that contain a state dict, in order of preference: weights as trained, self-distillation, averages.

@@ -7,6 +7,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
+from hf_vit_seg.conversion.errors import ConversionError
+from hf_vit_seg.conversion.readers import CONFIG, LICENSE, PROCESSOR, PROCESSORS, SUFFIXES, choose_weights, shard_names
 from huggingface_hub import cached_assets_path, constants, hf_hub_download, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import (
     CacheNotFound,
@@ -27,9 +29,6 @@ from huggingface_hub.utils import validate_repo_id
 from hf_vit_seg.directory_lock import LockError, lock_file
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.provenance import CARD
-
-from .errors import ConversionError
-from .readers import CONFIG, LICENSE, PROCESSOR, PROCESSORS, SUFFIXES, choose_weights, shard_names
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts whose addresses need no https
 CACHE = {"library_name": "hf_vit_seg", "namespace": "checkpoints"}

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from hf_vit_seg.conversion.errors import ConversionError, UnsupportedCheckpoint
+from hf_vit_seg.conversion.registry import DetectedFormat
+from hf_vit_seg.conversion.rules import origin
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -12,10 +15,7 @@ from hf_vit_seg.keypoint_names import find_flip_pairs
 from hf_vit_seg.models.errors import RENAMED_FIELDS
 from hf_vit_seg.records import nearest
 
-from .errors import ConversionError, UnsupportedCheckpoint
 from .labels import LabelSet
-from .registry import DetectedFormat
-from .rules import origin
 from .variants import plain
 
 MISSING = object()
@@ -91,13 +91,10 @@ def build(
         ) from error
 
 
-def assumptions(
+def describe_assumed(
     found: DetectedFormat, config: PreTrainedConfig, config_file: Mapping[str, Any], overrides: Mapping[str, Any]
-) -> list[str]:
-    """Note the assumed values of fields that are neither in shapes and config.json, nor overridden."""
+) -> str:
+    """Describe the fields that are neither in shapes and config.json, nor overridden; empty if there are none."""
     given = from_config_file(found, config_file) | dict(overrides)
-    open_fields = [name for name in found.source.unseen if name not in given]
-    if not open_fields:
-        return []
-    values = ", ".join(f"{name} {plain(getattr(config, name))}" for name in open_fields)
-    return [f"assumed {values}, as in the published sizes; set other values with overrides"]
+    values = [f"{name} {plain(getattr(config, name))}" for name in found.source.unseen if name not in given]
+    return f"assumed {', '.join(values)}" if values else ""

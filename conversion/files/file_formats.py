@@ -17,12 +17,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from hf_vit_seg.conversion.errors import ConversionError, first_few
 from safetensors.torch import load_file
 from torch import Tensor
 
 from hf_vit_seg.errors import error_sentence
-
-from .errors import ConversionError, first_few
 
 EXPECTED = "expected a PyTorch (.pth, .pt, .bin), safetensors or NumPy (.npz) checkpoint"
 ZIP = b"PK\x03\x04"

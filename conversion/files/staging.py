@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from hf_vit_seg.directory_lock import LOCK, LockError, lock_directory, lock_file
+from hf_vit_seg.conversion.errors import ConversionError
 
-from .errors import ConversionError
+from hf_vit_seg.directory_lock import LOCK, LockError, lock_directory, lock_file
 
 OVERWRITE = "--overwrite (in Python, overwrite=True)"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from hf_vit_seg.conversion.errors import ConversionError
 from transformers import CONFIG_MAPPING, IMAGE_PROCESSOR_MAPPING
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -13,7 +14,6 @@ from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.models.image_processing_settings import LEAST_SHARE, check_settings, is_share, is_side
 from hf_vit_seg.records import shorten
 
-from .errors import ConversionError
 from .labels import LabelSet, generate_palette
 
 SEGMENTATION = "AutoModelForSemanticSegmentation"

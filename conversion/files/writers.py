@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from hf_vit_seg.conversion.settings.preprocessing import source_class
+from hf_vit_seg.conversion.source import Outgoing, Writer
 from safetensors.torch import save_file
-
-from .preprocessing import source_class
-from .source import Outgoing, Writer
 
 SEGFORMER, CROPPING = "SegformerImageProcessor", "BitImageProcessor"  # the first ignores do_center_crop
 

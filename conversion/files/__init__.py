@@ -1,0 +1,1 @@
+"""Checkpoint files: download, parse, unwrap and write them."""

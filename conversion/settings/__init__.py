@@ -1,0 +1,1 @@
+"""Settings of a converted model: config, variant, labels and preprocessing."""
