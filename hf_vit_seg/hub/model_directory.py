@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.entry_points import PACKAGE, Plugin
 from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.inference.loading import open_processor
 from hf_vit_seg.loading_errors import INVALID_FILES
 from hf_vit_seg.local_paths import is_local_path
 from hf_vit_seg.plugins import heads, plugins
@@ -75,7 +76,7 @@ class ModelDirectory:
         if not (self.path / PROCESSOR).is_file():
             return None
         try:
-            return AutoImageProcessor.from_pretrained(self.path)
+            return open_processor(self.path)
         except INVALID_FILES as error:
             raise PushError(f"{self.path / PROCESSOR} cannot be loaded: {error_sentence(error, short=True)}") from error
 

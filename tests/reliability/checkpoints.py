@@ -27,7 +27,7 @@ TITLE = "Hostile checkpoints, configs and recipes"
 ABOUT = (
     "Each case must be read, or refused by one sentence within 5 s and 500 MiB of memory beyond twice the file, "
     "without running code, and without leaving a directory of results. Files are cut, flipped, overwritten, repeated "
-    "and inflated at seeded places; attacks are pickles that run code, huge shapes, zip bombs, path traversal and links."
+    "and inflated at seeded places; attacks are pickles that run code, huge shapes, zip bombs, path traversal, links."
 )
 FIXED: tuple[str, ...] = ()
 MARKER = "CODE_WAS_RUN"
@@ -119,10 +119,10 @@ RECIPE = """task: segmentation
 model: {architecture: segformer, variant: tiny}
 data:
   train: {kind: folders, images: images, masks: masks}
-  classes: [background, {name: cell, values: [1, 255], color: '#ff0000'}]
+  classes: [background, {name: cell, values: [1, 255], color: [255, 0, 0]}]
   validation_share: 0.2
 transforms: [{random_crop: {size: 64}}, random_flip]
-loss: {cross_entropy: {weights: [1, 2]}}
+loss: {cross_entropy: {}}
 optimizer: {learning_rate: 1.0e-4}
 loop: {steps: 10, batch_size: 2}
 """

@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoImageProcessor, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.errors import error_sentence
-from hf_vit_seg.inference.loading import has_processor
+from hf_vit_seg.inference.loading import has_processor, open_processor
 from hf_vit_seg.loading_errors import INVALID_FILES
 from hf_vit_seg.models.image_processing_inputs import EIGHT_BIT_WHITE, highest_value
 from hf_vit_seg.plugins import architectures
@@ -113,7 +113,7 @@ def load_pretrained_processor(path: str | None) -> BaseImageProcessor | None:
     if path is None or not has_processor(path):
         return None
     try:
-        return AutoImageProcessor.from_pretrained(path)
+        return open_processor(path)
     except INVALID_FILES as error:
         reason = error_sentence(error, short=True)
         raise RecordError(f"model.from_pretrained: the image processor of {path} cannot be loaded: {reason}") from None
