@@ -29,7 +29,12 @@ ABOUT = (
     "without running code, and without leaving a directory of results. Files are cut, flipped, overwritten, repeated "
     "and inflated at seeded places; attacks are pickles that run code, huge shapes, zip bombs, path traversal, links."
 )
-FIXED: tuple[str, ...] = ()
+FIXED: tuple[str, ...] = (
+    "Values of other types in config.json ended with a traceback of StrictDataclassError (63 of 136 damaged configs in a "
+    "first run of 3,000 cases).",
+    "Names of classes of other types in preprocessor_config.json ended with an AttributeError or TypeError of "
+    "transformers (11 of 147).",
+)
 MARKER = "CODE_WAS_RUN"
 OUT = "out"
 Seeds = dict[str, tuple[str, bytes]]
@@ -99,7 +104,7 @@ class Checkpoints:
 
     def damaged_recipe(self, random: Random) -> Case:
         text = RECIPE.replace("MARKER", str(self.marker)).encode()
-        _, damaged = mutate(random, random.choice((text, *(each.encode() for each in RECIPES))))
+        _, damaged = mutate(random, random.choice((*[text] * 6, *(each.encode() for each in RECIPES))))
         return Case("recipe.yaml", len(damaged), lambda folder: read_recipe(folder, damaged))
 
 

@@ -167,6 +167,7 @@ def open_pages(path: Path, pages: list[Any]) -> StoredImage:
     """Open the pages of a TIFF by tiles or strips; memory-map an uncompressed page if these are too large."""
     page = pages[0]
     segments = StoredSegments(pages, CACHE_BYTES)
+    check_segments(path, segments)
     if segments.segment_bytes <= CACHE_BYTES // 4:
         return segments
     if len(pages) == 1 and page.is_memmappable and not segments.planar:
@@ -178,6 +179,20 @@ def open_pages(path: Path, pages: list[Any]) -> StoredImage:
     raise ImageFileError(
         f"{path}: it is stored in pieces of {width}x{height} pixels, too large to be read by regions: {RETILE}"
     )
+
+
+def check_segments(path: Path, segments: StoredSegments) -> None:
+    """Raise ImageFileError if a page declares another number of tiles or strips than its size needs.
+
+    Damaged headers declare sides of billions of pixels, whose windows take minutes to list.
+    """
+    for page in segments.pages:
+        stored = min(len(page.dataoffsets), len(page.databytecounts))
+        if stored < segments.segment_count:
+            raise ImageFileError(
+                f"{path}: the file is damaged: it has {stored:,} of {segments.segment_count:,} tiles or strips: copy "
+                "or download it again"
+            )
 
 
 def channel_converter(page: Any, channels: int, path: Path) -> Callable[[np.ndarray], torch.Tensor]:
