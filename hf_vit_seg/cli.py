@@ -648,6 +648,12 @@ def push(
             rich_help_panel=FILES,
         ),
     ] = ModelFormat.own,
+    handler: Annotated[
+        bool,
+        typer.Option(
+            "--handler/--no-handler", help="Also publish handler.py for Inference Endpoints.", rich_help_panel=FILES
+        ),
+    ] = True,
     dry_run: DryRunOption = False,
 ) -> None:
     """Publish a model on the Hub: weights, image processor, model code, model card and metrics.
@@ -660,7 +666,14 @@ def push(
     from hf_vit_seg.hub.repository import Target
 
     target = Target(repo, private=private, branch=branch, create_pr=create_pr, message=message)
-    push_command(directory, target, sample_image=sample_image, dry_run=dry_run, model_format=model_format.value)
+    push_command(
+        directory,
+        target,
+        sample_image=sample_image,
+        dry_run=dry_run,
+        model_format=model_format.value,
+        handler=handler,
+    )
 
 
 @command("push-space", example="hf-vit-seg push-space out me/nuclei-demo --dry-run", prints_result=True)
@@ -757,6 +770,15 @@ def plugins() -> None:
     for plugin in failed:
         typer.echo(f"hf-vit-seg: {plugin.name} of {plugin.origin} cannot be loaded: {plugin.error}", err=True)
     raise typer.Exit(FAILED if failed else DONE)
+
+
+@command(example="hf-vit-seg env --json", prints_result=True)
+def env() -> None:
+    """Print what a bug report needs: versions, processor, devices and options, without user names or paths."""
+    from .environment import describe_environment, environment_view
+
+    found = describe_environment()
+    print_result(environment_view(found), lambda: found)
 
 
 if __name__ == "__main__":

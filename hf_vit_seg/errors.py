@@ -31,6 +31,8 @@ def error_sentence(error: BaseException, short: bool = False) -> str:
     `short` keeps only the first sentence, for libraries with long messages. Messages of HfVitSegError are not
     shortened.
     """
+    if isinstance(error.__cause__, HfVitSegError) and not isinstance(error, HfVitSegError):
+        return error_sentence(error.__cause__)  # that a library has wrapped
     text = str(error).strip()
     if WORKER_TRACEBACK in text:
         text = text.rpartition("\n")[2].partition(": ")[2] or text

@@ -19,7 +19,7 @@ from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, Unkn
 from hf_vit_seg.data.labels.names import normalize_name
 from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS, apply_classes, name_classes
 from hf_vit_seg.data.sources.registry import Source, SourceError, open_source
-from hf_vit_seg.data.transforms.pipeline import Pipeline
+from hf_vit_seg.data.transforms.pipeline import Pipeline, TransformContext
 
 from .samples import Labels, Person, RawSample, RawSegments, Segments
 from .stream import Draw, seed_draw
@@ -146,7 +146,7 @@ class RawDataset:
         self.cached: dict[int, RawSample] | None = {} if cache else None
         self.nodata: NodataSetting = nodata
         self.multi_label = multi_label
-        self.fill: tuple[float, ...] = (0.0,)  # of pixels without data, by channel
+        self.context: TransformContext | None = None  # that has the values of pixels without data
         if task == "pose":
             check_keypoints(class_table.names, source.class_names)
         else:
@@ -168,7 +168,15 @@ class RawDataset:
     def with_indices(self, indices: Sequence[int]) -> "RawDataset":
         """The samples with these indices of the source, in this order."""
         cached = self.cached is not None
-        return RawDataset(self.source, self.class_table, self.task, indices, cached, self.nodata, self.multi_label)
+        found = RawDataset(self.source, self.class_table, self.task, indices, cached, self.nodata, self.multi_label)
+        found.context = self.context
+        return found
+
+    def use_context(self, context: TransformContext) -> None:
+        """Set the properties of the image processor, whose mean replaces pixels without data (0 before)."""
+        if self.cached and context != self.context:
+            self.cached = {}
+        self.context = context
 
     def name(self, index: int) -> str:
         """The name of a sample, without reading it."""
@@ -238,7 +246,9 @@ class RawDataset:
     def _mark_missing(self, sample: RawSample, files: Sequence[Path]) -> RawSample:
         """Fill pixels of the image without data, and mark these and labels without data."""
         nodata = find_nodata(self.nodata, files[0] if files else None)
-        image, missing = fill_missing(sample.image, nodata, lambda: self.fill)
+        context = self.context
+        fill = (0.0,) if context is None else context.stored_mean(sample.image)
+        image, missing = fill_missing(sample.image, nodata, lambda: fill)
         target, unlabeled = sample.target, missing
         if isinstance(target, torch.Tensor) and target.ndim == 2 and self.nodata == "file" and len(files) > 1:
             value = file_nodata(files[-1])

@@ -75,7 +75,7 @@ class RawSegments:
 
 @dataclass(frozen=True, eq=False)
 class RawSample:
-    """An image (C, H, W), uint8 or float32, and its target.
+    """An image (C, H, W), uint8, uint16 (RGB of 16 bits, see `scale_pixels`) or float32, and its target.
 
     `target` is a raw mask, (H, W) int64 of values or (3, H, W) uint8 of colors; a class index; several, as `Labels`; a
     person; the segments of an image; or None.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.models.image_processing_inputs import EIGHT_BIT_WHITE, scale_pixels
 
 from .samples import RawSample
 
@@ -61,28 +62,36 @@ class ChannelMoments:
         return torch.where(std > 0, std, 1.0)
 
 
-def compute_statistics(samples: Iterable[RawSample]) -> Statistics:
-    """Compute the statistics over all pixels with data; 8-bit images are rescaled to 0 .. 1, others are not.
+def compute_statistics(samples: Iterable[RawSample], white: float = EIGHT_BIT_WHITE) -> Statistics:
+    """Compute the statistics over all pixels with data.
 
-    Raises StatisticsError if the images differ in channels or dtype, or if pixels are not finite.
+    8-bit images, and RGB images of 16 bits, which are scaled to `white`, are rescaled to 0 .. 1; others are not, nor
+    are any 16-bit images if `white` is 1, see `scale_pixels`. Raises StatisticsError if the images differ in channels
+    or scale, or if pixels are not finite.
     """
     moments, first = None, None
     for sample in samples:
         if first is None or moments is None:
             moments, first = ChannelMoments(sample.image.shape[0]), sample
-        if (sample.image.shape[0], sample.image.dtype) != (first.image.shape[0], first.image.dtype):
+        if pixel_scale(sample.image, white) != pixel_scale(first.image, white):
             raise StatisticsError(
                 f"images must have equal channels and depth: {first.name} has {describe_channels(first.image)}, "
                 f"{sample.name} has {describe_channels(sample.image)}"
             )
-        moments.add(sample.image if sample.missing is None else sample.image[:, ~sample.missing])
+        image = scale_pixels(sample.image, white)
+        moments.add(image if sample.missing is None else image[:, ~sample.missing])
         if not torch.isfinite(moments.mean).all():
             raise StatisticsError(f"{sample.name} has pixels that are not finite: replace missing values")
     if first is None or moments is None or not moments.pixels:
         raise StatisticsError("there are no images to compute statistics of")
-    factor = 1 / 255 if first.image.dtype == torch.uint8 else 1.0
+    factor = 1 / pixel_scale(first.image, white)[1]
     scaled = [tuple((values * factor).tolist()) for values in (moments.mean, moments.std)]
     return Statistics(scaled[0], scaled[1], factor)
+
+
+def pixel_scale(image: torch.Tensor, white: float) -> tuple[int, float]:
+    """The number of channels of an image, and the value that is rescaled to 1."""
+    return len(image), {torch.uint8: EIGHT_BIT_WHITE, torch.uint16: white}.get(image.dtype, 1.0)
 
 
 def describe_channels(image: torch.Tensor) -> str:

@@ -29,10 +29,13 @@ def push_command(
     sample_image: bool = False,
     dry_run: bool = False,
     model_format: str = OWN,
+    handler: bool = True,
 ) -> None:
     """List the files of a model and push them, unless it is a dry run."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    prepared = prepare(directory, target, sample_image=sample_image, dry_run=dry_run, model_format=model_format)
+    prepared = prepare(
+        directory, target, sample_image=sample_image, dry_run=dry_run, model_format=model_format, handler=handler
+    )
     for note in prepared.notes:
         console.print(note)
     listed: dict[str, Any] = {

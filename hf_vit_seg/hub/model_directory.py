@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.entry_points import PACKAGE, Plugin
 from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.inference.loading import open_processor
+from hf_vit_seg.loading_errors import INVALID_FILES
 from hf_vit_seg.local_paths import is_local_path
 from hf_vit_seg.models.layers import OBJECT_HEADS, SEMANTIC_MODELS, object_auto_classes
 from hf_vit_seg.models.mask_classification import UniversalSegmentation
@@ -51,7 +53,7 @@ class ModelDirectory:
         """The model's config. PushError if its architecture is not installed."""
         try:
             return AutoConfig.from_pretrained(self.path)
-        except (OSError, ValueError, KeyError) as error:
+        except INVALID_FILES as error:
             raise PushError(
                 f"{self.path}: the architecture of config.json is not installed, see hf-vit-seg models: "
                 f"{error_sentence(error, short=True)}"
@@ -72,8 +74,13 @@ class ModelDirectory:
 
     @cached_property
     def processor(self) -> BaseImageProcessor | None:
-        """The image processor, or None."""
-        return AutoImageProcessor.from_pretrained(self.path) if (self.path / PROCESSOR).is_file() else None
+        """The image processor, or None. PushError if it cannot be loaded."""
+        if not (self.path / PROCESSOR).is_file():
+            return None
+        try:
+            return open_processor(self.path)
+        except INVALID_FILES as error:
+            raise PushError(f"{self.path / PROCESSOR} cannot be loaded: {error_sentence(error, short=True)}") from error
 
     @cached_property
     def provenance(self) -> Provenance:

@@ -26,6 +26,7 @@ from hf_vit_seg.remote_code import code_files, copy_obstacle, file_of, is_from_t
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 
+from . import handler as endpoint
 from .card import CardOptions, model_card
 from .evaluation_results import FOLDER, eval_results_files
 from .formats import OWN, directory_in_format
@@ -34,11 +35,11 @@ from .model_directory import PROCESSOR, ModelDirectory, json_object
 from .privacy import check_private
 from .repository import PushError, Target, commit, resolve_target
 
-CONFIG, PICTURE, WIDGET = "config.json", "sample_image.png", "widget_image.png"
+CONFIG, PICTURE, WIDGET, HANDLER = "config.json", "sample_image.png", "widget_image.png", "handler.py"
 # Files that are pushed unchanged. Others are not pushed, but listed.
 UNCHANGED = ("model*.safetensors", "model.safetensors.index*.json", RECIPE, METRICS, "LICENSE*")
 # Files of an earlier push, which may belong to another model. License files are kept, because they may be the user's.
-WRITTEN = (*UNCHANGED[:-1], CONFIG, PROCESSOR, PICTURE, WIDGET)
+WRITTEN = (*UNCHANGED[:-1], CONFIG, PROCESSOR, PICTURE, WIDGET, HANDLER)
 SCORES = f"{FOLDER}/*__*.yaml"
 
 logger = logging.getLogger(__name__)
@@ -72,14 +73,22 @@ class PushPlan:
         return PushResult(done, self.model, tuple(self.content), self.left_out)
 
 
-def push(directory: str | Path, target: Target, *, sample_image: bool = False, model_format: str = OWN) -> PushResult:
+def push(
+    directory: str | Path,
+    target: Target,
+    *,
+    sample_image: bool = False,
+    model_format: str = OWN,
+    handler: bool = True,
+) -> PushResult:
     """Publish the model of a directory, or the best model of a run directory. Raises PushError.
 
     `sample_image` also publishes one evaluated image with its prediction and label. `model_format` is "own", or
-    "transformers" for a model that its users load without this package and without remote code. A checkpoint in another
-    format (a directory, file or Hub id) is converted first.
+    "transformers" for a model that its users load without this package and without remote code. `handler` adds
+    `handler.py` for Inference Endpoints. A checkpoint in another format (a directory, file or Hub id) is converted
+    first.
     """
-    return prepare(directory, target, sample_image=sample_image, model_format=model_format).commit()
+    return prepare(directory, target, sample_image=sample_image, model_format=model_format, handler=handler).commit()
 
 
 def prepare(
@@ -89,6 +98,7 @@ def prepare(
     sample_image: bool = False,
     dry_run: bool = False,
     model_format: str = OWN,
+    handler: bool = True,
 ) -> PushPlan:
     """Collect the files that `push` would publish, and check these for local paths and tokens. Raises PushError.
 
@@ -96,21 +106,23 @@ def prepare(
     """
     with ExitStack() as temporary:
         model, notes = directory_in_format(directory, model_format, temporary)
-        plan = plan_push(model, target, sample_image, dry_run)
+        plan = plan_push(model, target, sample_image, dry_run, handler)
         return replace(plan, notes=tuple(notes), temporary=temporary.pop_all())
 
 
-def plan_push(model: ModelDirectory, target: Target, sample_image: bool, dry_run: bool) -> PushPlan:
+def plan_push(model: ModelDirectory, target: Target, sample_image: bool, dry_run: bool, handler: bool) -> PushPlan:
     """Collect and check the files of a model directory."""
     target = target if dry_run else resolve_target(target)
-    content = contents(model, target.repo_id, sample_image)
+    content = contents(model, target.repo_id, sample_image, handler)
     check_private(content, target.message, model.path)
     evaluations = {path.name for path in model.evaluations}
     left_out = [path.name for path in sorted(model.path.iterdir()) if path.name not in {*content, *evaluations}]
     return PushPlan(target, model, content, tuple(left_out))
 
 
-def contents(model: ModelDirectory, repo_id: str, sample_image: bool = False) -> dict[str, Path | bytes]:
+def contents(
+    model: ModelDirectory, repo_id: str, sample_image: bool = False, handler: bool = False
+) -> dict[str, Path | bytes]:
     """Return the files of a repository by their path, without local paths in their contents."""
     unchanged = [path for path in sorted(model.path.iterdir()) if any(fnmatch(path.name, each) for each in UNCHANGED)]
     found: dict[str, Path | bytes] = {path.name: path for path in [*unchanged, *model.code]}
@@ -121,6 +133,8 @@ def contents(model: ModelDirectory, repo_id: str, sample_image: bool = False) ->
     found[CONFIG] = with_auto_map(model.path / CONFIG, model.auto_map)
     if model.processor is not None:
         found[PROCESSOR] = with_auto_map(model.path / PROCESSOR, model.processor_map)
+    if handler and (file := handler_file(model)) is not None:
+        found[HANDLER] = file
     if sample_image:
         found[PICTURE] = sample_figure(model)
     found |= eval_results_files(model)
@@ -130,6 +144,17 @@ def contents(model: ModelDirectory, repo_id: str, sample_image: bool = False) ->
     options = CardOptions(PICTURE if sample_image else None, None if image is None else WIDGET)
     card = model_card(model, repo_id, options)
     return found | {CARD: str(card).encode()}
+
+
+def handler_file(model: ModelDirectory) -> Path | None:
+    """Return the `handler.py` of a directory, or that of this package if it serves the model; None otherwise.
+
+    Models of transformers are served without one, and others need their code beside it.
+    """
+    own = model.path / HANDLER
+    if own.is_file():
+        return own
+    return Path(endpoint.__file__) if model.code and model.auto_class in endpoint.AUTO_CLASSES else None
 
 
 def sample_figure(model: ModelDirectory) -> bytes:

@@ -16,10 +16,10 @@ from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageBytes, ImageFileError
 from hf_vit_seg.data.images.nodata import file_nodata, fill_missing
 from hf_vit_seg.data.images.pixels import File, pil_pixels, read_pixels
-from hf_vit_seg.data.transforms.context import TransformContext
+from hf_vit_seg.data.transforms.context import TransformContext, processor_white
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.local_paths import installed_path
-from hf_vit_seg.models.image_processing_inputs import highest_value, rgb_image, to_pixels
+from hf_vit_seg.models.image_processing_inputs import rgb_image, scale_pixels, to_pixels
 
 ADDRESSES = ("https://", "http://")
 MAX_DOWNLOAD = 512 * 2**20  # bytes
@@ -39,7 +39,7 @@ def load_pixels(
     if file is not None:
         return load_file(file, channels, processor, max_pixels)[:2]
     if isinstance(image, Image.Image):
-        return pil_pixels(image, channels, "the image"), rgb_image(image)
+        return scale_pixels(pil_pixels(image, channels, "the image"), processor_white(processor)), rgb_image(image)
     if not hasattr(image, "shape"):
         raise HfVitSegError(
             f"Found an image of type {type(image).__name__}, expected a path, an https address, bytes, a binary file, "
@@ -78,9 +78,9 @@ def load_file(
     pixels = read_pixels(file, channels, max_pixels)
     nodata = file_nodata(file) if isinstance(file, Path) else None
     context = TransformContext.from_processor
-    pixels, missing = fill_missing(pixels, nodata, lambda: context(processor, "segmentation").mean)
+    pixels, missing = fill_missing(pixels, nodata, lambda: context(processor, "segmentation").stored_mean(pixels))
     check_finite(pixels, file)
-    return pixels, to_rgb_image(pixels), missing
+    return scale_pixels(pixels, processor_white(processor)), to_rgb_image(pixels), missing
 
 
 def array_input(image: Any, channels: int, processor: Any) -> torch.Tensor:
@@ -91,8 +91,8 @@ def array_input(image: Any, channels: int, processor: Any) -> torch.Tensor:
             "several images as a list"
         )
     convert = channels == 3
-    white = highest_value(getattr(processor, "do_rescale", True), getattr(processor, "rescale_factor", None))
-    pixels = to_pixels(image, [channels, *([1, 4] if convert else [1])], convert, white=white)
+    accepted = [channels, *([1, 4] if convert else [1])]
+    pixels = to_pixels(image, accepted, convert, white=processor_white(processor))
     if len(pixels) != channels:
         raise HfVitSegError(f"Found an image of {len(pixels)} channels, expected {channels}, which the model requires")
     check_finite(pixels, "the image")

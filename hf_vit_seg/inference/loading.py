@@ -24,9 +24,11 @@ from hf_vit_seg.conversion.pretrained import (
 )
 from hf_vit_seg.conversion.readers import CONFIG, INDEX_FILES, WEIGHT_FILES, read_json, weight_file
 from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.loading_errors import INVALID_FILES
 from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.models.layers import HUB_OPTIONS
-from hf_vit_seg.records import nearest
+from hf_vit_seg.records import nearest, shorten
+from hf_vit_seg.text_files import read_json_object
 
 AUTO_CLASSES = {
     "segmentation": "AutoModelForSemanticSegmentation",
@@ -38,6 +40,7 @@ AUTO_CLASSES = {
 EXTREMES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of dtypes with aminmax
 FEATURES = "features"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PROCESSOR_TYPES = {"image_processor_type": str, "feature_extractor_type": str, "processor_class": str, "auto_map": dict}
 TASKS = {**AUTO_CLASSES, FEATURES: "AutoModel"}
 
 logger = logging.getLogger(__name__)
@@ -211,7 +214,7 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segme
     auto_class = getattr(transformers, TASKS[task])
     try:
         model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **hub)
-    except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError) as error:
+    except (*INVALID_FILES, RuntimeError, EOFError, SafetensorError) as error:
         raise ModelError(f"{name} cannot be loaded as a {task} model: {error_sentence(error, short=True)}") from error
     except TypeError as error:  # of timm's constructors, which get `model_args` of a config.json
         if not (find_config(name, **hub) or {}).get("model_args"):
@@ -271,7 +274,7 @@ def task_of(name: str, *, features: bool = False, **hub: Any) -> str:
             saved = AutoConfig.from_pretrained(base, **options).architectures or []
     except ConversionError as error:
         raise ModelError(str(error)) from error
-    except (OSError, ValueError, KeyError) as error:
+    except INVALID_FILES as error:
         raise ModelError(f"{name} cannot be loaded: {error_sentence(error, short=True)}") from error
     for task, auto_class in AUTO_CLASSES.items():
         if any(auto_class.removeprefix("AutoModel") in architecture for architecture in saved):
@@ -308,11 +311,25 @@ def has_processor(name: str, **hub: Any) -> bool:
     return any(cached_file(name, file, **absent_is_none, **hub) is not None for file in PROCESSOR_FILES)
 
 
+def open_processor(name: str | Path, **hub: Any) -> Any:
+    """Load an image processor by transformers, which fails with other errors for names of classes of other types.
+
+    Raises one of `INVALID_FILES`.
+    """
+    for file in PROCESSOR_FILES:
+        path = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **hub)
+        settings = {} if path is None else read_json_object(Path(path))
+        for field, kind in PROCESSOR_TYPES.items():
+            if field in settings and not isinstance(settings[field], kind):
+                raise HfVitSegError(f"{field} in {file} is {shorten(settings[field])}: remove or correct it")
+    return AutoImageProcessor.from_pretrained(name, **hub)
+
+
 def load_processor(name: str, **hub: Any) -> Any:
     """Load the image processor of a model. Raises ModelError if there is none."""
     try:
-        return AutoImageProcessor.from_pretrained(name, **hub)
-    except (OSError, ValueError, KeyError) as error:
+        return open_processor(name, **hub)
+    except INVALID_FILES as error:
         reason = error_sentence(error, short=True)
         if isinstance(error, ValueError) and has_processor(name, **hub):
             raise ModelError(f"the image processor of {name} cannot be loaded: {reason}") from error
@@ -337,6 +354,7 @@ __all__ = [
     "load_model",
     "load_pretrained",
     "load_processor",
+    "open_processor",
     "select_device",
     "task_of",
     "unwrap_saved_modules",

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from hf_vit_seg.conversion.readers import CONFIG
 from hf_vit_seg.entry_points import PREFIX, RuntimeFunction, check_contract, first_of_each_name, load
 from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.loading_errors import INVALID_FILES
 from hf_vit_seg.models.distance_head import DistanceOutput
 from hf_vit_seg.models.mask_classification import UniversalSegmentationOutput
 
@@ -233,7 +234,7 @@ class RuntimeModel:
             raise ModelError(f"{path} is no file: give an exported model, such as model.onnx, or a model directory")
         try:
             self.config = config or AutoConfig.from_pretrained(path.parent)
-        except (OSError, ValueError, KeyError) as error:
+        except INVALID_FILES as error:
             raise loading_error(path, error) from error
         self.program = load_program(path)
         self.dtype = self.program.dtype

@@ -1,5 +1,8 @@
 """Convert images and segmentation maps of any type, mode and layout to tensors.
 
+An image of three channels of 16 bits is RGB whose white is 65535: `stored_pixels` returns it as uint16, and
+`scale_pixels` scales it to the white of the image processor, so that it has the colors of the 8-bit image.
+
 Shapes: C channels, H W pixels.
 """
 
@@ -16,6 +19,7 @@ from .errors import HfVitSegError
 
 EIGHT_BIT_WHITE = 255.0
 MOST_GRAY = 2**16 - 1  # white in images of 16 bits
+RGB = 3
 RGB_LIKE = (3, 1, 4)  # RGB, gray, RGB with alpha
 
 
@@ -36,15 +40,19 @@ def rgb_image(image: Image.Image) -> Image.Image:
 
 
 def reduce_gray(values: torch.Tensor) -> torch.Tensor:
-    """Gray values of 16 bits, 0 .. 65535, as uint8, rounded. Raises ValueError for other values."""
-    values = values.to(torch.int64)
-    low, high = (int(values.min()), int(values.max())) if values.numel() else (0, 0)
+    """Values of 16 bits, 0 .. 65535, as uint8, rounded. Raises HfVitSegError for other values."""
+    low, high = value_range(values)
     if low < 0 or high > MOST_GRAY:
-        raise HfVitSegError(
-            f"Found gray values from {low} to {high}, expected 0 .. {MOST_GRAY} for images that become RGB: scale "
-            "them, or use a model of one channel, which keeps all values"
-        )
-    return ((values + 128) // 257).to(torch.uint8)
+        raise gray_error(low, high)
+    return ((values.to(torch.int64) + 128) // 257).to(torch.uint8)
+
+
+def gray_error(low: int, high: int) -> HfVitSegError:
+    """The error for gray values out of 16 bits."""
+    return HfVitSegError(
+        f"Found gray values from {low} to {high}, expected 0 .. {MOST_GRAY} for images that become RGB: scale them, or "
+        "use a model of one channel, which keeps all values"
+    )
 
 
 def to_pixels(
@@ -52,13 +60,38 @@ def to_pixels(
     channels: Sequence[int] = RGB_LIKE,
     convert: bool = True,
     layout: str | ChannelDimension | None = None,
-    white: float = 255.0,
+    white: float = EIGHT_BIT_WHITE,
 ) -> torch.Tensor:
-    """Convert a PIL image, an array or a tensor to (C, H, W), uint8 or float32.
+    """Convert a PIL image, an array or a tensor to (C, H, W), uint8 or float32, see `stored_pixels`.
 
-    Booleans are black and white: 0 and 255. With `convert`, gray and transparent images become RGB: gray of more than
-    8 bits is reduced to 8 bits as `rgb_image` does, and transparency is blended with white: see `integer_white` for
-    integers, or `white` for floating-point values. Other images keep their values.
+    RGB images of 16 bits are scaled to `white`, the highest value that the image processor expects.
+    """
+    return scale_pixels(stored_pixels(image, channels, convert, layout, white), white)
+
+
+def scale_pixels(pixels: torch.Tensor, white: float) -> torch.Tensor:
+    """Scale an RGB image of 16 bits (3, H, W) uint16 to float32 with `white` for 65535; others are unchanged.
+
+    A `white` of 1 is that of processors that do not rescale, see `highest_value`: the image keeps its values.
+    """
+    if pixels.dtype != torch.uint16:
+        return pixels
+    values = pixels.to(torch.float32)
+    return values if white == 1 else values / (MOST_GRAY / white)
+
+
+def stored_pixels(
+    image: Any,
+    channels: Sequence[int] = RGB_LIKE,
+    convert: bool = True,
+    layout: str | ChannelDimension | None = None,
+    white: float = EIGHT_BIT_WHITE,
+) -> torch.Tensor:
+    """Convert a PIL image, an array or a tensor to (C, H, W): uint8, uint16 for RGB images of 16 bits, or float32.
+
+    Booleans are black and white: 0 and 255. With `convert`, gray and transparent images become RGB: transparency is
+    blended with white, which is `white` for floating-point values, and integers have the type of their values, see
+    `integer_type`. Other images keep their values.
 
     Without a `layout`, the channel axis is the one whose length is in `channels`, see `channels_first`.
     """
@@ -71,24 +104,42 @@ def to_pixels(
     pixels = channels_first(image, channels, layout)
     if pixels.dtype == torch.bool:
         pixels = pixels.to(torch.uint8) * 255
-    if convert and not pixels.is_floating_point() and pixels.dtype != torch.uint8:
-        if len(pixels) == 1:
-            is_8_bit = pixels.dtype == torch.int64 and integer_white(pixels) == EIGHT_BIT_WHITE
-            pixels = pixels.to(torch.uint8) if is_8_bit else reduce_gray(pixels)
-        elif len(pixels) == 4:
-            white = integer_white(pixels)
-    if pixels.dtype != torch.uint8:
-        pixels = pixels.to(torch.float32)
-    return rgb_channels(pixels, white) if convert else pixels
+    if convert and len(pixels) in RGB_LIKE and not pixels.is_floating_point():
+        pixels = pixels.to(integer_type(pixels))
+    if convert:
+        pixels = rgb_channels(pixels, white if image.is_floating_point() else MOST_GRAY)
+    is_deep_rgb = len(pixels) == RGB and pixels.dtype == torch.uint16
+    return pixels if pixels.dtype == torch.uint8 or is_deep_rgb else pixels.to(torch.float32)
 
 
-def integer_white(image: torch.Tensor) -> float:
-    """The value of white in an integer image of more than 8 bits: 65535, or 255 for 0 .. 255 in 32 or 64 bits.
+def integer_type(image: torch.Tensor) -> torch.dtype:
+    """The type of the values of an integer image (C, H, W) that becomes RGB: uint8, uint16, or float32 for others.
 
-    Computations on 8-bit images return int32 or int64. Images of 16 bits always have the same scale.
+    Images of 8 and 16 bits keep their types. Computations on them return int32 or int64, where 0 .. 255 is 8-bit and
+    0 .. 65535 is 16-bit; gray int32 is always 16-bit, as PIL's mode I is. Raises HfVitSegError for gray values out of
+    0 .. 65535. RGB images of signed 16 bits, and of other values, are measurements without a white.
     """
-    is_8_bit = image.dtype.itemsize > 2 and image.numel() > 0 and int(image.to(torch.int64).max()) <= 255
-    return EIGHT_BIT_WHITE if is_8_bit else MOST_GRAY
+    if image.dtype in (torch.uint8, torch.uint16):
+        return image.dtype
+    low, high = value_range(image)
+    return narrowest_type(image.dtype, len(image), low, high)
+
+
+def value_range(image: torch.Tensor) -> tuple[int, int]:
+    """The lowest and the highest value of an integer image; 0 and 0 if it is empty."""
+    values = image.to(torch.int64)
+    return (int(values.min()), int(values.max())) if values.numel() else (0, 0)
+
+
+def narrowest_type(dtype: torch.dtype, channels: int, low: int, high: int) -> torch.dtype:
+    """See `integer_type`: the type for values from `low` to `high` of an integer `dtype`."""
+    in_range, gray = low >= 0 and high <= MOST_GRAY, channels == 1
+    if gray and not in_range:
+        raise gray_error(low, high)
+    wide = dtype.itemsize > (4 if gray else 2)
+    if wide and in_range and high <= EIGHT_BIT_WHITE:
+        return torch.uint8
+    return torch.uint16 if in_range and (gray or dtype.itemsize > 2) else torch.float32
 
 
 def native_array(image: Any) -> np.ndarray:
@@ -131,19 +182,23 @@ def channel_axis(shape: Sequence[int], channels: Sequence[int]) -> int | None:
 
 
 def rgb_channels(image: torch.Tensor, white: float) -> torch.Tensor:
-    """(1, H, W) or (4, H, W) as (3, H, W): gray is repeated, transparency blended with white; others are unchanged."""
+    """(1, H, W) or (4, H, W) as (3, H, W): gray is repeated, transparency blended with white; others are unchanged.
+
+    `white` is that of float32, as unsigned integers have their own.
+    """
     if image.shape[0] == 1:
-        return image.expand(3, -1, -1)
+        return image.expand(RGB, -1, -1)
     if image.shape[0] != 4:
         return image
-    white = EIGHT_BIT_WHITE if image.dtype == torch.uint8 else white
-    alpha = image[3:] / white
-    blended = image[:3] * alpha + white * (1 - alpha)
-    return blended.round().to(torch.uint8) if image.dtype == torch.uint8 else blended
+    white = {torch.uint8: EIGHT_BIT_WHITE, torch.uint16: float(MOST_GRAY)}.get(image.dtype, white)
+    values = image.to(torch.float32)
+    alpha = values[RGB:] / white
+    blended = values[:RGB] * alpha + white * (1 - alpha)
+    return blended if image.is_floating_point() else blended.round().to(image.dtype)
 
 
 def highest_value(do_rescale: bool | None, rescale_factor: float | None) -> float:
-    """The value of white in floating-point images of a processor."""
+    """The value of white that a processor expects; 1 if it does not rescale images."""
     return 1 / rescale_factor if do_rescale and rescale_factor else 1.0
 
 
@@ -197,4 +252,15 @@ def class_map(image: Any) -> torch.Tensor:
     return labels.to(torch.int64)
 
 
-__all__ = ["channel_axis", "class_map", "highest_value", "list_maps", "reduce_gray", "rgb_image", "to_pixels"]
+__all__ = [
+    "channel_axis",
+    "class_map",
+    "highest_value",
+    "list_maps",
+    "narrowest_type",
+    "reduce_gray",
+    "rgb_image",
+    "scale_pixels",
+    "stored_pixels",
+    "to_pixels",
+]

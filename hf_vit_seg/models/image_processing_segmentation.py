@@ -111,7 +111,7 @@ def report_other_ranges(images: Sequence[torch.Tensor], white: float) -> None:
         if len(image) == 3 and image.dtype != torch.uint8 and image.numel() and image.max() > 2 * white:
             logger.warning_once(
                 f"Found RGB images with values up to {image.max():g}, but do_rescale expects 0 to {white:g}: scale "
-                "images of 16 bits to 8 bits, or use a processor with their rescale_factor."
+                "them, pass images of 16 bits as uint16, or use a processor with their rescale_factor."
             )
         if image.is_floating_point() and image.numel() and image.min() >= 0 and 0 < image.max() <= 1:
             logger.warning_once(
@@ -163,7 +163,8 @@ class SegmentationProcessing(BaseImageProcessor):
         """Convert images to `pixel_values` (B, C, H, W) and segmentation maps to `labels` (B, H, W) int64.
 
         Images may be PIL images of any mode, arrays or tensors (channels first or last), one or a list. With
-        three means (or `do_convert_rgb`) gray, palette, CMYK, transparent and 16-bit images become RGB.
+        three means (or `do_convert_rgb`) gray, palette, CMYK and transparent images become RGB. White is 65535 in RGB
+        images of 16 bits, and 1 / rescale_factor in floating-point images.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
@@ -175,13 +176,12 @@ class SegmentationProcessing(BaseImageProcessor):
         input_data_format: str | ChannelDimension | None = None,
         white: float = 255.0,
     ) -> torch.Tensor:
-        """One image as (C, H, W), uint8 or float32; `white` is the highest value of floating-point images."""
+        """One image as (C, H, W), uint8 or float32; `white` is the highest value that is rescaled to 1."""
         channels = len(image_mean) if isinstance(image_mean, Sequence) else None
         convert = channels == 3 if do_convert_rgb is None else do_convert_rgb
-        if isinstance(image, Image.Image):
-            keeps_values = image.mode == "F" or (image.mode.startswith("I") and not convert)
-            if not keeps_values and (convert or channels == 1):
-                image = rgb_image(image) if convert else rgb_image(image).convert("L")
+        is_8_bit = isinstance(image, Image.Image) and not image.mode.startswith(("I", "F"))
+        if is_8_bit and (convert or channels == 1):
+            image = rgb_image(image) if convert else rgb_image(image).convert("L")
         accepted = ([channels] if channels else []) + (list(RGB_LIKE) if convert or not channels else [])
         pixels = to_pixels(image, accepted, convert, input_data_format, white)
         if channels is not None and channels > 1 and len(pixels) != channels:

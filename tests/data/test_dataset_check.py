@@ -148,7 +148,7 @@ def test_fully_ignored_data_is_a_problem(tmp_path):
 
 
 def test_mixed_bit_depths_are_a_problem(good):
-    tall = np.random.default_rng(0).integers(0, 60000, (3, 10, 10)).astype(np.uint16)
+    tall = np.random.default_rng(0).integers(0, 60000, (3, 10, 10)).astype(np.float32)
     (good / "train/images/deep.npy").write_bytes(b"")
     np.save(good / "train/images/deep.npy", tall)
     Image.fromarray(np.zeros((10, 10), np.uint8)).save(good / "train/masks/deep.png")

@@ -77,8 +77,8 @@ def test_gray_of_16_bits_is_the_same_from_every_source(tmp_path, processor):
     found |= {"I;16": Image.fromarray(values), "I": Image.fromarray(values.astype(np.int32))}
     found |= {"int32": values.astype(np.int32), "big endian": values.astype(">u2")}
     pixels = same_pixels(found, processor)
-    assert pixels.dtype == torch.uint8 and pixels.shape == (3, *SIDES)
-    assert torch.equal(pixels[0], torch.from_numpy(np.round(values / 257).astype(np.uint8)))
+    assert pixels.dtype == torch.float32 and pixels.shape == (3, *SIDES)
+    assert torch.equal(pixels, torch.from_numpy((values / 257).astype(np.float32)).expand(3, -1, -1))
 
 
 def test_rgb_of_8_bits_is_the_same_from_every_source(tmp_path, processor):
@@ -113,12 +113,11 @@ def test_pil_images_of_every_mode_become_rgb(mode, processor):
 def test_transparency_is_blended_with_the_white_of_the_dtype(processor, dtype):
     """RGBA arrays of 0 .. 255 give the image that PIL gives, whatever their type; 16 bits have 65535 as white."""
     values = random_image(4, 255, np.uint8)
-    wide = np.dtype(dtype).kind in "ui"
-    scale = 257 if wide else 1
+    scale = 257 if np.dtype(dtype).kind in "ui" else 1
     expected = load_pixels(Image.fromarray(values), 3, processor)[0].float()
     pixels = load_pixels(values.astype(dtype) * scale, 3, processor)[0]
     assert pixels.dtype == torch.float32
-    torch.testing.assert_close(pixels / scale, expected, atol=0.6, rtol=0)  # PIL rounds to integers
+    torch.testing.assert_close(pixels, expected, atol=0.6, rtol=0)  # PIL rounds to integers
     ours = processor(values.astype(dtype) * scale, return_tensors="pt")["pixel_values"]
     assert torch.equal(ours, processor(pixels, input_data_format="channels_first", return_tensors="pt")["pixel_values"])
 
@@ -129,7 +128,7 @@ def test_wide_integers_of_0_to_255_are_blended_with_255(processor, dtype):
     values = random_image(4, 255, np.uint8)
     expected = load_pixels(Image.fromarray(values), 3, processor)[0].float()
     wide = values.astype(dtype)
-    torch.testing.assert_close(load_pixels(wide, 3, processor)[0], expected, atol=0.6, rtol=0)  # PIL rounds to integers
+    torch.testing.assert_close(load_pixels(wide, 3, processor)[0].float(), expected, atol=1, rtol=0)  # PIL rounds
     opaque, rgb = wide.copy(), processor(values[..., :3], return_tensors="pt")["pixel_values"]
     opaque[..., 3] = 255
     torch.testing.assert_close(processor(opaque, return_tensors="pt")["pixel_values"], rgb)
@@ -137,7 +136,7 @@ def test_wide_integers_of_0_to_255_are_blended_with_255(processor, dtype):
 
 def test_transparent_images_of_16_bits_become_white(processor):
     clear = np.zeros((*SIDES, 4), np.uint16)
-    assert load_pixels(clear, 3, processor)[0].unique().tolist() == [65535]
+    assert load_pixels(clear, 3, processor)[0].unique().tolist() == [255]
 
 
 def test_transparency_of_images_that_are_not_rescaled_is_blended_with_one():

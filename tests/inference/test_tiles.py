@@ -1,6 +1,8 @@
 """Images read, segmented and written in tiles: equal labels, resumable, and within bounded memory."""
 
+import io
 import json
+import struct
 import subprocess
 import sys
 from itertools import islice
@@ -405,3 +407,19 @@ def test_memory_does_not_grow_with_image_size(tmp_path):
         done = subprocess.run(command, cwd=REPOSITORY / "tests" / "support", capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1024)
     assert peaks[1] - peaks[0] < 100, peaks
+
+
+@pytest.mark.parametrize("side", [2**17, 2**31])
+def test_headers_that_declare_more_tiles_than_the_file_has_are_refused(tmp_path, side):
+    """Its windows would take minutes to list."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.zeros((64, 64), np.uint8), tile=(16, 16), byteorder="<", metadata=None)
+    data = bytearray(buffer.getvalue())
+    (start,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, start)
+    for place in range(start + 2, start + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", data, place)[0] == 257:  # the height
+            struct.pack_into("<HII", data, place + 2, 4, 1, side)
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(ImageFileError, match="tiles"):
+        open_regions(tmp_path / "a.tif", 1)

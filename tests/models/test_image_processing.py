@@ -127,8 +127,7 @@ def test_images_of_any_mode_become_rgb(build, mode):
         image = Image.fromarray(np.asarray(photo().convert("L")).astype(np.int32) * 257)
     else:
         image = photo().convert("RGBA").convert("LA").convert(mode) if mode == "PA" else photo().convert(mode)
-    options = {"do_resize": False, "do_normalize": False, "do_rescale": False, "return_tensors": "pt"}
-    result = build()(image, **options).pixel_values[0]
+    result = build()(image, do_resize=False, do_normalize=False, return_tensors="pt").pixel_values[0] * 255
     assert result.shape == (3, 60, 90)
     color = mode in ("RGB", "RGBA", "CMYK", "YCbCr", "P")
     wanted = photo() if color else photo().convert("1" if mode == "1" else "L").convert("RGB")

@@ -61,8 +61,9 @@ def check_datasets(
         memory.write(whole=False)
         raise
     memory.write()
-    scaled = recipe.model.from_pretrained is not None or not NORMALIZATION_FIELDS.isdisjoint(recipe.processor)
-    return CheckReport(recipe.task, found, scaled)
+    normalized = not NORMALIZATION_FIELDS.isdisjoint(recipe.processor)
+    scaled = normalized or recipe.model.from_pretrained is not None
+    return CheckReport(recipe.task, found, scaled, normalized)
 
 
 def require_valid_data(

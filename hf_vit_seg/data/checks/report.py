@@ -21,8 +21,7 @@ from .sample_facts import SampleFacts
 SHOWN = 3  # unknown values in a message
 WHITE = 255
 FREQUENT = 0.01  # share of the pixels
-DARK = 64  # of 256 levels: values of 14 bits
-KEEP_DEPTH = "data.channels: 1 keeps the values of gray images, and TIFF those of RGB images"
+DARK = 2**14  # of 16 bits
 UNITS = {
     "segmentation": "pixels",
     "classification": "images",
@@ -323,7 +322,9 @@ class SplitFacts:
 
 @dataclass(frozen=True, eq=False)
 class CheckReport:
-    """Facts of all checked splits; `scaled` is true if the recipe or its model defines the normalization.
+    """Facts of all checked splits.
+
+    `normalized` is true if the recipe defines the normalization, `scaled` also if its model does.
 
     `queries` is the number of objects that the model can find in an image; None if it is not limited or unknown.
     """
@@ -331,6 +332,7 @@ class CheckReport:
     task: str
     splits: Mapping[Any, SplitFacts]
     scaled: bool = False
+    normalized: bool = False
     queries: int | None = None
 
     @property
@@ -347,19 +349,14 @@ class CheckReport:
     def problems(self) -> list[str]:
         """Messages on data that cannot be trained on."""
         found = [problem for part in self.splits.values() for problem in part.problems()]
-        if len(self.kinds) > 1:
+        if len({facts.scale for part in self.splits.values() for facts in part.facts if facts.fault is None}) > 1:
             (usual, most), *rest = self.kinds
             others = format_list((f"{len(names)} of {kind} ({format_list(names)})" for kind, names in rest), 5)
             found.append(f"images must have equal channels and depth, found {len(most)} of {usual}, {others}")
-        if (problem := self.reduction_problem()) is not None:
+        if (problem := self.dark_problem()) is not None:
             found.append(problem)
         found += [message for problem, message in self.ignored_classes if problem]
         return found
-
-    @cached_property
-    def reduced(self) -> tuple[str, ...]:
-        """Names of images with more than 8 bits that are reduced to 8 bits."""
-        return tuple(f.name for part in self.splits.values() for f in part.facts if f.reduced_to is not None)
 
     @cached_property
     def ignored_classes(self) -> list[tuple[bool, str]]:
@@ -371,15 +368,16 @@ class CheckReport:
         found = [(part.is_black_and_white, part.ignored_class_message(min(absent))) for part in parts]
         return [(problem, message) for problem, message in found if message is not None]
 
-    def reduction_problem(self) -> str | None:
-        """A message if images that are reduced to 8 bits use only the darkest values, as those of 12 bits do."""
-        brightest = max((f.reduced_to or 0 for part in self.splits.values() for f in part.facts), default=0)
-        if not self.reduced or brightest >= DARK:
+    def dark_problem(self) -> str | None:
+        """A message if RGB images of 16 bits use only the darkest values, as those of 12 bits do."""
+        deep = {f.name: f.brightest for part in self.splits.values() for f in part.facts if f.brightest is not None}
+        brightest = max(deep.values(), default=DARK)
+        if self.normalized or brightest >= DARK:
             return None
         return (
-            f"{len(self.reduced)} images with more than 8 bits are reduced to 8 bits for 3 channels, and only "
-            f"{brightest + 1} of 256 levels are left ({format_list(self.reduced)}): {KEEP_DEPTH}, or scale the images "
-            "to the whole range of 16 bits"
+            f"{len(deep)} images of 16 bits have values up to {brightest} of 65535, so that they would be almost black "
+            f"as RGB ({format_list(deep)}): set processor: {{image_mean: computed, image_std: computed}}, set "
+            "data.channels: 1 for gray images, or scale the images to the whole range"
         )
 
     @property
@@ -392,10 +390,6 @@ class CheckReport:
             found.append(
                 "images have more than 8 bits, but the processor of a new model expects 0 .. 255: set "
                 "processor: {image_mean: computed, image_std: computed}, or set rescale_factor and means"
-            )
-        if self.reduced and self.reduction_problem() is None:
-            found.append(
-                f"{len(self.reduced)} images with more than 8 bits are reduced to 8 bits for 3 channels: {KEEP_DEPTH}"
             )
         names = list(self.splits)
         for i, first in enumerate(names):

@@ -18,7 +18,7 @@ import torch
 
 from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.data.datasets import RawDataset
-from hf_vit_seg.data.images.files import StoredFormat, read_format
+from hf_vit_seg.data.images.files import read_orientation
 from hf_vit_seg.data.labels.raw_values import ClassTableError, Raw
 from hf_vit_seg.data.labels.segment_classes import count_segments
 from hf_vit_seg.data.samples import Labels, Person, RawSample, RawSegments
@@ -27,7 +27,7 @@ from hf_vit_seg.text_files import ANNOTATION_BYTES, read_json
 
 from .object_facts import ObjectFacts, read_object_facts
 
-VERSION = 5  # of the cache's format
+VERSION = 6  # of the cache's format
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class SampleFacts:
     `values` are pairs of a raw value and its count: pixels of a mask, 1 for the class of an image, 1 for each labeled
     keypoint of a person, segments of a raw class. `digest` is the hash of the image's pixels. `notes` are warnings of
     the source. `orientations` are those of the image file and of the mask file, if there are any; 1 is upright.
-    `reduced_to` is the largest 8-bit value of an image that is stored with more bits and read as RGB. `objects` are
-    facts of the segments.
+    `brightest` is the largest value of an RGB image of 16 bits. `objects` are facts of the segments.
     """
 
     name: str
@@ -49,7 +48,7 @@ class SampleFacts:
     digest: str = ""
     notes: tuple[str, ...] = ()
     orientations: tuple[int, ...] = ()
-    reduced_to: int | None = None
+    brightest: int | None = None
     objects: ObjectFacts | None = None
 
     @property
@@ -57,13 +56,18 @@ class SampleFacts:
         """Channels and dtype of the image, such as `3 x uint8`."""
         return f"{self.shape[0]} x {self.dtype}"
 
+    @property
+    def scale(self) -> tuple[int, bool]:
+        """Channels of the image, and whether its values have a white, as those of RGB of 8 and 16 bits have."""
+        return self.shape[0], self.dtype in ("uint8", "uint16")
+
 
 def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
     """Read a sample and collect its facts; exceptions become its `fault`."""
     name = dataset.name(index)
     try:
         sample = dataset.raw(index)
-        formats = [read_format(file) for file in dataset.encoded_files(index)]
+        orientations = tuple(read_orientation(file) for file in dataset.encoded_files(index))
     except (HfVitSegError, OSError) as error:  # sources of plugins may not name the sample
         return SampleFacts(name, fault=locate_error(error, name, name, dataset.location(index)))
     try:
@@ -82,15 +86,10 @@ def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
         values=tuple(values.items()),
         digest=digest.hexdigest(),
         notes=sample.notes,
-        orientations=tuple(each.orientation for each in formats),
+        orientations=orientations,
         objects=objects,
-        reduced_to=int(sample.image.max()) if formats and is_reduced(sample.image, formats[0]) else None,
+        brightest=int(sample.image.numpy().max()) if sample.image.dtype == torch.uint16 else None,
     )
-
-
-def is_reduced(image: torch.Tensor, stored: StoredFormat) -> bool:
-    """Whether an image was reduced to 8 bits."""
-    return image.dtype == torch.uint8 and stored.bits > 8
 
 
 def locate_error(error: Exception, where: str, *names: str) -> str:

@@ -7,7 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hf_vit_seg.models.image_processing_inputs import reduce_gray
+
 RGB = 3
+DARK = 64  # of 256 levels: values of 14 bits
 DARKEST, BRIGHTEST = 0.02, 0.98  # quantiles that are mapped to black and white
 MOST_SAMPLES = 2**20  # pixels per channel that the quantiles are computed from
 
@@ -15,10 +18,14 @@ MOST_SAMPLES = 2**20  # pixels per channel that the quantiles are computed from
 def to_rgb_image(image: torch.Tensor) -> Image.Image:
     """Convert an image (C, H, W) to RGB: the first three channels, or the first one as gray if there are fewer.
 
-    uint8 values are unchanged. Other values are stretched for each channel from the 2nd percentile (black) to the 98th
-    (white); pixels that are not finite become black.
+    uint8 values are unchanged, and uint16 values reduced to 8 bits unless they would be almost black. Other values are
+    stretched for each channel from the 2nd percentile (black) to the 98th (white); pixels that are not finite become
+    black.
     """
     channels = image[:RGB] if len(image) >= RGB else image[:1].expand(RGB, -1, -1)
+    if channels.dtype == torch.uint16 and channels.numel():
+        reduced = reduce_gray(channels)
+        channels = reduced if reduced.max() >= DARK else channels
     if channels.dtype != torch.uint8:
         channels = torch.stack([stretch_to_uint8(channel) for channel in channels])
     return Image.fromarray(np.ascontiguousarray(channels.permute(1, 2, 0).cpu().numpy()))

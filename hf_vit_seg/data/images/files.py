@@ -25,8 +25,6 @@ MAX_PIXEL_BYTES = 90  # memory per pixel of an image of `max_pixels` pixels: ten
 PROCESSING_BYTES = 50  # per pixel: RGB copies, float32 channels, label map and overlay (45 measured with `predict`)
 TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and big, in either byte order
 NUMPY = b"\x93NUMPY"
-PNG_DEPTH = 24  # the place of the bits per number in a PNG
-MODE_BITS = {"I;16": 16, "I;16L": 16, "I;16B": 16, "I": 32, "F": 32}  # by PIL mode
 NOT_PICTURES = frozenset({".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf"})
 # Formats that PIL hands to other programs, or knows by name only.
 NO_PIXELS = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})
@@ -289,32 +287,22 @@ def open_image(stored: Path | BytesIO) -> Image.Image:
         return Image.open(stored, formats=pil_formats())
 
 
-@dataclass(frozen=True)
-class StoredFormat:
-    """How an image file stores pixels: the orientation (EXIF and TIFF tags; 1 is upright), and bits per number."""
-
-    orientation: int = UPRIGHT
-    bits: int = 8
-
-
-def read_format(file: Path | ImageBytes) -> StoredFormat:
-    """Read how an image or mask file stores pixels, from its header. Raises ImageFileError."""
-    start = first_bytes(file, PNG_DEPTH + 1)
+def read_orientation(file: Path | ImageBytes) -> int:
+    """Read the orientation of an image or mask file (EXIF and TIFF tags; 1 is upright). Raises ImageFileError."""
+    start = first_bytes(file)
     with failures_in_words(file):
         if start.startswith(TIFFS):
-            return read_tiff_format(opened(file))
+            return read_tiff_orientation(opened(file))
         if start.startswith(NUMPY):
-            array = np.load(opened(file), mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
-            return StoredFormat(bits=8 * array.dtype.itemsize)
+            return UPRIGHT
         with open_image(opened(file)) as image:
-            depth = start[PNG_DEPTH] if image.format == "PNG" else 8
-            return StoredFormat(pil_orientation(image, opened(file)), max(MODE_BITS.get(image.mode, 8), depth))
+            return pil_orientation(image, opened(file))
 
 
-def read_tiff_format(stored: Path | BytesIO) -> StoredFormat:
-    """Read how a TIFF stores pixels."""
+def read_tiff_orientation(stored: Path | BytesIO) -> int:
+    """Read the orientation of a TIFF."""
     import tifffile
 
     with tifffile.TiffFile(stored) as tiff:
         page: Any = tiff.pages.first
-        return StoredFormat(tiff_orientation(page), page.bitspersample)
+        return tiff_orientation(page)

@@ -76,8 +76,8 @@ def fill_missing(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Fill the values of an image (C, H, W) that have no data.
 
-    `fill` returns one value or one per channel. Also returns where all channels are filled, (H, W) bool; None if no
-    value is.
+    `fill` returns one stored value or one per channel. Also returns where all channels are filled, (H, W) bool; None
+    if no value is.
     """
     if nodata is None or not (missing := values_to_fill(pixels.numpy(), nodata)).any():
         return pixels, None
@@ -87,8 +87,9 @@ def fill_missing(
 def fill_values(pixels: torch.Tensor, missing: np.ndarray, fill: Sequence[float]) -> torch.Tensor:
     """Return an image (C, H, W) with `fill`, one value or one per channel, where values are missing (C, H, W)."""
     values = torch.tensor(fill, dtype=torch.float64)[:, None, None]
-    values = values if pixels.is_floating_point() else values.round()
-    return pixels.where(~torch.tensor(missing), values.to(pixels.dtype))
+    values = values if pixels.is_floating_point() else values.round().clamp(min=0)
+    filled = np.where(missing, values.to(pixels.dtype).numpy(), pixels.numpy())  # torch has no uint16 for this
+    return torch.from_numpy(filled)
 
 
 __all__ = [

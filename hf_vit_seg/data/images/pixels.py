@@ -1,9 +1,9 @@
 """Reading of image and mask files of any format, depth and number of channels as tensors.
 
-Images of one or three channels are read as the image processors read PIL images, so that training and prediction use
-the same pixels. 8-bit images are uint8; deeper images keep their raw values as float32. Two exceptions, as in the
-processors: 16-bit gray read with three channels is reduced to 8 bits, and PIL returns the upper 8 bits of a 16-bit RGB
-PNG. The pages of a TIFF with several pages of equal size are its channels, as are those of .npy arrays.
+Images of one or three channels are read as the image processors read them, so that training and prediction use the
+same pixels. 8-bit images are uint8. Images of 16 bits that are read with three channels are uint16, and become float32
+with the white of the image processor (`scale_pixels`). All others keep their raw values as float32. The pages of a TIFF
+with several pages of equal size are its channels, as are those of .npy arrays.
 
 Shapes: C channels, H W pixels.
 """
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.models.image_processing_inputs import channel_axis, rgb_image, to_pixels
+from hf_vit_seg.models.image_processing_inputs import channel_axis, reduce_gray, rgb_image, stored_pixels
 
+from .display import to_rgb_image
 from .files import (
     MAX_PIXELS,
     NUMPY,
@@ -31,40 +32,92 @@ from .files import (
     decoded_bytes,
     failures_in_words,
     first_bytes,
+    open_image,
     opened,
     read_image,
 )
-from .orientation import tiff_orientation, turn_upright
+from .orientation import pil_orientation, tiff_orientation, turn_upright
 
 File = Path | ImageBytes
 
 JPEG = b"\xff\xd8\xff"
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_HEADER = struct.Struct(">16xIIBB")  # width, height, bits per number, and type of color
+PNG_GRAY = 0
 WIDE_GRAY = ("I", "F")  # prefixes of PIL's modes with more than 8 bits
 MASK_CHANNELS = {"RGB": 3, "RGBA": 3, "RGBX": 3, "LA": 1, "PA": 1}  # channels without alpha or padding, by PIL mode
 # Samples per pixel that PIL reads, by the TIFF's photometric interpretation: white is 0, black is 0, RGB, palette,
 # CMYK, YCbCr; the larger count includes alpha.
 PIL_TIFF_LAYOUTS = {0: (1,), 1: (1, 2), 2: (3, 4), 3: (1,), 5: (4,), 6: (3,)}
+WHITE_16 = 2**16 - 1
+LUMA_WEIGHTS = np.array([19595, 38470, 7471])  # ITU-R BT.601, times 2**16
+PREMULTIPLIED, STRAIGHT = 1, 2  # alpha, by the TIFF's extra samples
 
 
 def read_pixels(file: File, channels: int = 3, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-    """Read an image file as (C, H, W) with C = `channels`, uint8, or float32 for files with more than 8 bits.
+    """Read an image file as (C, H, W) with C = `channels`: uint8, uint16 for RGB of 16 bits, or float32.
 
     With three channels, gray is repeated, palettes are applied and transparency is blended with white; with one
     channel, RGB images are converted to gray. Any other count must be that of the file. Raises ImageFileError.
     """
-    start = first_bytes(file)
+    start = first_bytes(file, PNG_HEADER.size)
     if start.startswith(TIFFS):
         return tiff_pixels(file, channels, max_pixels)
     if start.startswith(NUMPY):
         return array_pixels(read_array(file), channels, file, max_pixels)
+    if is_deep_png(start):
+        return deep_png_pixels(file, channels, max_pixels)
     return pil_pixels(read_image(file, max_pixels), channels, file)
 
 
+def is_deep_png(start: bytes) -> bool:
+    """Whether a file that starts so is a PNG of 16 bits and more than one channel, which PIL reduces to 8 bits."""
+    if not start.startswith(PNG) or len(start) < PNG_HEADER.size:
+        return False
+    *_, bits, color = PNG_HEADER.unpack_from(start)
+    return bits == 16 and color != PNG_GRAY
+
+
+def deep_png_pixels(file: File, channels: int, max_pixels: int) -> torch.Tensor:
+    """Read a PNG of 16-bit RGB, or of RGB or gray with alpha, see `read_pixels`."""
+    import imagecodecs
+
+    width, height, *_ = PNG_HEADER.unpack(first_bytes(file, PNG_HEADER.size))
+    check_pixels(file, height, width, max_pixels, decoded_bytes(4, np.uint16))
+    with failures_in_words(file):
+        with open_image(opened(file)) as image:
+            orientation = pil_orientation(image, opened(file))
+        decoded = imagecodecs.png_decode(file.data if isinstance(file, ImageBytes) else file.read_bytes())
+    numbers = turn_upright(np.moveaxis(decoded, -1, 0), orientation)
+    if channels in (1, 3) and len(numbers) in (2, 4):
+        numbers = blend_alpha(numbers)
+    return as_channels(luma(numbers) if channels == 1 else numbers, channels, file)
+
+
+def luma(numbers: np.ndarray) -> np.ndarray:
+    """Convert an image (3, H, W) uint16 to gray (1, H, W) with PIL's weights."""
+    weighted = np.tensordot(LUMA_WEIGHTS, numbers.astype(np.int64), axes=1) + 2**15
+    return (weighted >> 16).astype(np.uint16)[None]
+
+
+def blend_alpha(numbers: np.ndarray, alpha: int = STRAIGHT) -> np.ndarray:
+    """Blend an image (C + 1, H, W) uint16, whose last channel is alpha, with white: (3, H, W) uint16."""
+    colors = numbers[:-1] if len(numbers) == 4 else np.repeat(numbers[:1], 3, axis=0)
+    if alpha == PREMULTIPLIED:
+        blended = colors.astype(np.int32) + (WHITE_16 - numbers[-1:].astype(np.int32))
+        return blended.clip(0, WHITE_16).astype(np.uint16)
+    rgba = np.concatenate([colors, numbers[-1:]])
+    return stored_pixels(rgba, [4], layout="channels_first").numpy()
+
+
 def read_rgb_image(file: File, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image file with PIL as RGB. Raises ImageFileError."""
-    image = read_image(file, max_pixels)
-    with failures_in_words(file):  # palettes and transparency are decoded here
-        return rgb_image(image)
+    """Read an image file as RGB of 8 bits. Raises ImageFileError."""
+    pixels = read_pixels(file, 3, max_pixels)
+    if pixels.is_floating_point():
+        raise ImageFileError(
+            f"{file}: found values of other than 8 or 16 bits, expected an RGB image: save it with 8 bits"
+        )
+    return to_rgb_image(reduce_gray(pixels) if pixels.dtype == torch.uint16 else pixels)
 
 
 def pil_pixels(image: Image.Image, channels: int, file: object) -> torch.Tensor:
@@ -90,15 +143,15 @@ def as_channels(pixels: np.ndarray, channels: int, file: object) -> torch.Tensor
     """Convert an array (C, H, W) of any dtype to a tensor with `channels` channels; only gray can be repeated."""
     if pixels.dtype.kind not in "buif":
         raise ImageFileError(f"{file}: pixels must be real numbers, found the type {pixels.dtype}")
-    if len(pixels) == 1 and channels == 3:
+    if len(pixels) in (1, 3) and channels == 3:
         with failures_in_words(file):
-            return to_pixels(pixels, [1], layout="channels_first").contiguous()
+            return stored_pixels(pixels, [len(pixels)], layout="channels_first").contiguous()
     if len(pixels) != channels:
         raise ImageFileError(
             f"{file}: the image has {len(pixels)} channels, expected {channels}: use images with {channels} channels, "
             f"or set data.channels of the recipe to {len(pixels)}"
         )
-    return to_pixels(pixels, [channels], convert=False, layout="channels_first").contiguous()
+    return stored_pixels(pixels, [channels], convert=False, layout="channels_first").contiguous()
 
 
 def tiff_pixels(file: File, channels: int, max_pixels: int) -> torch.Tensor:
@@ -114,9 +167,30 @@ def tiff_pixels(file: File, channels: int, max_pixels: int) -> torch.Tensor:
         if not is_pil_image(page, group, channels):
             check_pixels(file, page.imagelength, page.imagewidth, max_pixels, series_bytes(group, page))
             stored = turn_upright(read_channels_first(group), tiff_orientation(page))
+        alpha = declared_alpha(page)
     if stored is None:
         return pil_pixels(read_image(file, max_pixels), channels, file)
-    return as_channels(stored, channels, file)
+    return as_tiff_channels(stored, alpha, channels, file)
+
+
+def declared_alpha(page: Any) -> int:
+    """The kind of alpha of a TIFF's gray or RGB page of 16 bits, `PREMULTIPLIED` or `STRAIGHT`; 0 if it has none."""
+    kinds = page.extrasamples
+    has_alpha = len(kinds) == 1 and kinds[0] in (PREMULTIPLIED, STRAIGHT)
+    return int(kinds[0]) if has_alpha and page.photometric in (1, 2) and page.dtype == np.uint16 else 0
+
+
+def as_tiff_channels(numbers: np.ndarray, alpha: int, channels: int, file: object) -> torch.Tensor:
+    """Convert the samples of a TIFF (S, H, W), or a region of them, see `as_channels`.
+
+    Images that are read as RGB are blended with white by their `declared_alpha`. RGB of 32 and 64 bits keeps its
+    values, since a region of them does not tell the range of the whole image.
+    """
+    if alpha and channels == 3 and len(numbers) in (2, 4):
+        numbers = blend_alpha(numbers, alpha)
+    elif len(numbers) == 3 and numbers.dtype.kind in "iu" and numbers.dtype.itemsize > 2:
+        numbers = numbers.astype(np.float32)
+    return as_channels(numbers, channels, file)
 
 
 def values_per_pixel(group: Sequence[Any], page: Any) -> int:

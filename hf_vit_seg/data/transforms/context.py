@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import AfterValidator, Field, PositiveInt
 from torchvision import tv_tensors
 from transformers.image_processing_utils import BaseImageProcessor
@@ -16,6 +17,7 @@ from transformers.image_utils import SizeDict
 
 from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.models.image_processing_inputs import EIGHT_BIT_WHITE, MOST_GRAY, highest_value
 from hf_vit_seg.models.image_processing_segmentation import target_sides
 from hf_vit_seg.records import Record
 
@@ -58,8 +60,9 @@ class TransformContext:
 
     `output_size` maps the (height, width) of an image to the size that the processor resizes it to, `input_size` is
     the model's input size if it is constant, `resample` is PIL's number of the filter (2: bilinear). `mean` and `std`
-    have one entry per channel, in raw values of the images. `keypoint_flip_pairs` are swapped by horizontal flips;
-    None if they are unknown. `ignore_index` is -1 for maps of segments.
+    have one entry per channel, in raw values of the images, and `white` is that of RGB images of 16 bits, see
+    `scale_pixels`. `keypoint_flip_pairs` are swapped by horizontal flips; None if they are unknown. `ignore_index` is
+    -1 for maps of segments.
     """
 
     task: str
@@ -68,6 +71,7 @@ class TransformContext:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resample: int = 2
+    white: float = EIGHT_BIT_WHITE
     ignore_index: int = 255
     keypoint_flip_pairs: tuple[tuple[int, int], ...] | None = None
 
@@ -97,10 +101,16 @@ class TransformContext:
             input_size=constant_output_size(fields, output_size),
             mean=tuple(value / raw for value in mean),
             std=tuple(value / raw for value in std),
+            white=processor_white(processor),
             resample=int(fields.get("resample", 2)),
             ignore_index=-1 if task in SEGMENT_TASKS else ignore_index,
             keypoint_flip_pairs=keypoint_flip_pairs,
         )
+
+    def stored_mean(self, image: torch.Tensor) -> tuple[float, ...]:
+        """The mean of each channel in the values of an image before `scale_pixels`."""
+        share = MOST_GRAY / self.white if image.dtype == torch.uint16 and self.white != 1 else 1.0
+        return tuple(value * share for value in self.mean)
 
     def fill(self, image: Fill) -> dict[type | str, Any]:
         """The `fill` argument of torchvision's transforms; masks are filled with the ignore index."""
@@ -118,6 +128,11 @@ class TransformContext:
                 f"{place} needs a size: the image processor's output size depends on the image, so there is no default"
             )
         return self.input_size
+
+
+def processor_white(processor: Any) -> float:
+    """The value of white that an image processor expects, see `highest_value`."""
+    return highest_value(getattr(processor, "do_rescale", True), getattr(processor, "rescale_factor", 1 / 255))
 
 
 def constant_output_size(
@@ -140,4 +155,4 @@ class TransformOptions(Record):
         raise NotImplementedError
 
 
-__all__ = ["TransformContext", "TransformOptions", "as_height_width", "find_image"]
+__all__ = ["TransformContext", "TransformOptions", "as_height_width", "find_image", "processor_white"]

@@ -87,7 +87,9 @@ class PersonCrop:
         pixels = grid_sample(
             image[None].to(torch.float32), grid[None].to(torch.float32), padding_mode="zeros", align_corners=False
         )[0]
-        return pixels.round_().clamp_(0, 255).to(torch.uint8) if image.dtype == torch.uint8 else pixels
+        if image.is_floating_point():
+            return pixels
+        return pixels.round_().clamp_(0, torch.iinfo(image.dtype).max).to(image.dtype)
 
 
 def transform_points(points: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

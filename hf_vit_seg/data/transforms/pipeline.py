@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from hf_vit_seg.data.samples import Segments
 from hf_vit_seg.entry_points import TransformRecord
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.models.image_processing_inputs import EIGHT_BIT_WHITE, scale_pixels
 from hf_vit_seg.records import RecordError, Table
 
 from .context import WITHOUT_PERSONS, Fill, Share, TransformContext, TransformOptions
@@ -79,15 +80,20 @@ class Pipeline:
     `person_affine`, a class index never.
     """
 
-    def __init__(self, steps: Sequence[Callable[..., Any]], ignore_index: int = 255):
+    def __init__(self, steps: Sequence[Callable[..., Any]], ignore_index: int = 255, white: float = EIGHT_BIT_WHITE):
         self.transform = v2.Compose(list(steps)) if steps else None
         # torchvision resizes and counts uint8 far faster than int64.
         self.mask_dtype = torch.uint8 if ignore_index <= 255 else torch.int32
+        self.white = white  # of RGB images of 16 bits
 
     def __call__(
         self, image: torch.Tensor, target: Any, stuff: frozenset[int] = frozenset()
     ) -> tuple[torch.Tensor, Any]:
-        """Transform an image (C, H, W), uint8 or float32, and its target; `stuff` are the classes without objects."""
+        """Transform an image (C, H, W) and its target; `stuff` are the classes without objects.
+
+        RGB images of 16 bits are scaled first, so that transforms get uint8 or float32.
+        """
+        image = scale_pixels(image, self.white)
         if self.transform is None:
             return image, target
         if isinstance(target, Segments):
@@ -115,7 +121,7 @@ def read_pipeline(entries: Sequence[Any], context: TransformContext, place: str 
     if context.task == "pose" and not any(isinstance(row, PersonAffine) for row in rows):
         raise RecordError(f"{place}: the task pose requires person_affine, which crops the person from the image")
     steps = [build_step(row, context, f"{place}.{number}") for number, row in enumerate(rows)]
-    return Pipeline(steps, context.ignore_index)
+    return Pipeline(steps, context.ignore_index, context.white)
 
 
 def build_step(row: TransformOptions, context: TransformContext, place: str) -> Callable[..., Any]:

@@ -23,13 +23,15 @@ from hf_vit_seg.data.images.nodata import missing_pixels, page_nodata
 from hf_vit_seg.data.images.orientation import UPRIGHT, tiff_orientation, upright_size
 from hf_vit_seg.data.images.pixels import (
     array_pixels,
-    as_channels,
+    as_tiff_channels,
+    declared_alpha,
     find_matching_series,
     is_pil_image,
     move_channels_first,
     pil_pixels,
     read_array,
 )
+from hf_vit_seg.models.image_processing_inputs import narrowest_type
 
 from .stored_regions import StoredArray, StoredImage, StoredSegments, StoredUpright
 
@@ -138,7 +140,8 @@ def open_regions(path: Path, channels: int = 3) -> RegionImage:
     if start.startswith(NUMPY):
         array = move_channels_first(read_array(path), (channels, 1), path)
         check_sides(path, *array.shape[1:])
-        return RegionImage(path, StoredArray(array), lambda numbers: array_pixels(numbers, channels, path))
+        convert = integer_converter(array, channels, path)
+        return RegionImage(path, StoredArray(array), lambda numbers: array_pixels(convert(numbers), channels, path))
     raise ImageFileError(f"{path}: only TIFF and .npy files are read a region at a time: save it as a tiled TIFF")
 
 
@@ -156,7 +159,7 @@ def open_tiff(path: Path, channels: int) -> RegionImage:
         pages = [page] if pil else [each for series in group for each in series.pages]
         stored, orientation = open_pages(path, pages), tiff_orientation(page)
         stored = stored if orientation == UPRIGHT else StoredUpright(stored, orientation)
-        convert = pil_converter(page, channels, path) if pil else channel_converter(channels, path)
+        convert = pil_converter(page, channels, path) if pil else channel_converter(page, channels, path)
         return RegionImage(path, stored, convert, page_nodata(page), georeference, stack.pop_all())
 
 
@@ -164,6 +167,7 @@ def open_pages(path: Path, pages: list[Any]) -> StoredImage:
     """Open the pages of a TIFF by tiles or strips; memory-map an uncompressed page if these are too large."""
     page = pages[0]
     segments = StoredSegments(pages, CACHE_BYTES)
+    check_segments(path, segments)
     if segments.segment_bytes <= CACHE_BYTES // 4:
         return segments
     if len(pages) == 1 and page.is_memmappable and not segments.planar:
@@ -177,9 +181,41 @@ def open_pages(path: Path, pages: list[Any]) -> StoredImage:
     )
 
 
-def channel_converter(channels: int, path: Path) -> Callable[[np.ndarray], torch.Tensor]:
+def check_segments(path: Path, segments: StoredSegments) -> None:
+    """Raise ImageFileError if a page declares another number of tiles or strips than its size needs.
+
+    Damaged headers declare sides of billions of pixels, whose windows take minutes to list.
+    """
+    for page in segments.pages:
+        stored = min(len(page.dataoffsets), len(page.databytecounts))
+        if stored < segments.segment_count:
+            raise ImageFileError(
+                f"{path}: the file is damaged: it has {stored:,} of {segments.segment_count:,} tiles or strips: copy "
+                "or download it again"
+            )
+
+
+def channel_converter(page: Any, channels: int, path: Path) -> Callable[[np.ndarray], torch.Tensor]:
     """The conversion for files whose samples are the channels."""
-    return lambda numbers: as_channels(numbers, channels, path)
+    alpha = declared_alpha(page)
+    return lambda numbers: as_tiff_channels(numbers, alpha, channels, path)
+
+
+def integer_converter(array: np.ndarray, channels: int, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """The conversion of regions of integers that become RGB to the type of the whole array (C, H, W)."""
+    kind = array.dtype
+    if channels != 3 or len(array) not in (1, 3) or kind.kind not in "iu" or kind.itemsize <= 2:
+        return lambda numbers: numbers
+    own = torch.from_numpy(np.zeros(0, kind.newbyteorder("="))).dtype
+    with failures_in_words(path):
+        found = narrowest_type(own, len(array), *limits(array))
+    narrow = torch.zeros(0, dtype=found).numpy().dtype
+    return lambda numbers: numbers.astype(narrow)
+
+
+def limits(array: np.ndarray) -> tuple[int, int]:
+    """The lowest and the highest value of an array of integers."""
+    return (int(array.min()), int(array.max())) if array.size else (0, 0)
 
 
 def pil_converter(page: Any, channels: int, path: Path) -> Callable[[np.ndarray], torch.Tensor]:

@@ -89,6 +89,12 @@ class StoredSegments:
         return min(page.rowsperstrip, page.imagelength), page.imagewidth
 
     @property
+    def segment_count(self) -> int:
+        """The number of tiles or strips of a page."""
+        down, across = (ceil_div(side, step) for side, step in zip(self.size, self.segment, strict=True))
+        return down * across * (self.pages[0].samplesperpixel if self.planar else 1)
+
+    @property
     def segment_bytes(self) -> int:
         """The size of a decoded tile or strip in bytes."""
         page, (height, width) = self.pages[0], self.segment

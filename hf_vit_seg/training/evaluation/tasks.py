@@ -41,7 +41,7 @@ from .segments import evaluate_segments
 def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
     """Evaluate on a split; called by all processes, which all get the result. The model's mode is restored."""
     start = time.perf_counter()
-    dataset.fill = TransformContext.from_processor(context.processor, context.recipe.task).mean
+    dataset.use_context(TransformContext.from_processor(context.processor, context.recipe.task))
     with in_evaluation(context), evaluation_memory_advice():
         found = EVALUATIONS[context.recipe.task](context, dataset)
     return replace(found, seconds=time.perf_counter() - start)

@@ -64,8 +64,8 @@ def write_images(dataset: RawDataset, chosen: Sequence[int], folder: Path) -> No
 
 
 def is_rgb(image: torch.Tensor) -> bool:
-    """Whether an image (C, H, W) is 8-bit RGB."""
-    return image.dtype == torch.uint8 and len(image) == RGB
+    """Whether an image (C, H, W) is RGB of 8 or 16 bits."""
+    return image.dtype in (torch.uint8, torch.uint16) and len(image) == RGB
 
 
 def write_extreme_samples(

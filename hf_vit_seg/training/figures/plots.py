@@ -9,6 +9,7 @@ reliability.png       classification: accuracy by confidence
 keypoint_scores.png   pose: average precision and recall
 """
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def draw_plots(directory: Path | str, report: MetricsReport | None = None) -> li
     files = {directory / PLOTS / f"{name}.png": figure for name, figure in figures.items() if figure is not None}
     for figure in files.values():
         set_font_families(figure)
-    write_files({path: figure.savefig for path, figure in files.items()})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # `find_font` has said so once
+        write_files({path: figure.savefig for path, figure in files.items()})
     return list(files)
 
 

@@ -41,7 +41,7 @@ from hf_vit_seg.training.losses.registry import describe_losses
 from hf_vit_seg.training.model.building import PAIRS_FIELD, BuiltModel, build_model, output_names, prepare_for_training
 from hf_vit_seg.training.model.freezing import ParameterCounts, count_parameters
 from hf_vit_seg.training.model.normalization import convert_sync_batchnorm
-from hf_vit_seg.training.model.processor import MEASURED
+from hf_vit_seg.training.model.processor import MEASURED, recipe_white
 from hf_vit_seg.training.model.queries import recipe_queries
 from hf_vit_seg.training.optimization.ema import WeightAverage
 from hf_vit_seg.training.optimization.gathered_weights import SHARDING, refuse_sharded_average
@@ -296,7 +296,8 @@ def build(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:
     table, statistics = data.train.class_table, None
     if MEASURED in recipe.processor.values():
         images = range(len(data.train))
-        statistics = on_main_process(accelerator, lambda: compute_statistics(map(data.train.read, images)))
+        white = recipe_white(recipe)
+        statistics = on_main_process(accelerator, lambda: compute_statistics(map(data.train.read, images), white))
     built = build_model(recipe, table.names, table.ignore_index, recipe.data.channels, table.palette, statistics)
     if recipe.task == "panoptic":
         built.processor.label_ids_to_fuse = sorted(table.stuff)  # pyright: ignore[reportAttributeAccessIssue]
@@ -310,7 +311,7 @@ def training_set(recipe: Recipe, data: Data, built: BuiltModel) -> tuple[Trainin
     ignored = data.train.class_table.ignore_index
     pairs = model_flip_pairs(recipe, built.model, data.names)
     context = TransformContext.from_processor(built.processor, recipe.task, ignored, pairs)
-    data.train.fill = context.mean
+    data.train.use_context(context)
     pipeline = read_pipeline(recipe.transforms, context)
     collator = Collator(
         built.processor,

@@ -19,6 +19,7 @@ from hf_vit_seg.conversion.pretrained import convert_pretrained, describe
 from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.inference.loading import AUTO_CLASSES, label_names
+from hf_vit_seg.loading_errors import INVALID_FILES
 from hf_vit_seg.models.errors import RENAMED_FIELDS
 from hf_vit_seg.models.layers import OBJECT_HEADS
 from hf_vit_seg.models.recomputation import update_statistics_once
@@ -165,7 +166,7 @@ def load_pretrained_model(
             stored, checkpoint = load_bare_backbone(recipe, path)
     except RecordError:
         raise
-    except (OSError, ValueError) as error:
+    except INVALID_FILES as error:
         reason = error_sentence(error, short=True)
         raise RecordError(f"model.from_pretrained: {path} cannot be loaded: {reason}") from None
     target = complete_config(stored, recipe, names, ignore_index, channels)

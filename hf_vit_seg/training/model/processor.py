@@ -4,12 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoImageProcessor, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.errors import error_sentence
-from hf_vit_seg.inference.loading import has_processor
+from hf_vit_seg.inference.loading import has_processor, open_processor
+from hf_vit_seg.loading_errors import INVALID_FILES
+from hf_vit_seg.models.image_processing_inputs import EIGHT_BIT_WHITE, highest_value
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.records import RecordError, unknown
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -92,7 +94,7 @@ def resolve_fields(fields: Mapping[str, Any], statistics: Statistics | None) -> 
         name: value for name, value in statistics.processor_fields().items() if name in asked or name not in MEASURABLE
     }
     for name in found.keys() & fields.keys() - asked:
-        if fields[name] != found[name]:
+        if not math.isclose(fields[name], found[name]):
             raise RecordError(
                 f"processor.{name}: found {fields[name]}, expected {found[name]} with a mean or standard deviation of "
                 f"'{MEASURED}'; remove the setting"
@@ -100,13 +102,19 @@ def resolve_fields(fields: Mapping[str, Any], statistics: Statistics | None) -> 
     return {**fields, **found}
 
 
+def recipe_white(recipe: Recipe) -> float:
+    """Return the value of white that a recipe's `rescale_factor` expects, 255 by default."""
+    fields = recipe.processor
+    return highest_value(fields.get("do_rescale", True), fields.get("rescale_factor", 1 / EIGHT_BIT_WHITE))
+
+
 def load_pretrained_processor(path: str | None) -> BaseImageProcessor | None:
     """Load the processor of a pretrained model; None if it has none, RecordError if it cannot be read."""
     if path is None or not has_processor(path):
         return None
     try:
-        return AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
+        return open_processor(path)
+    except INVALID_FILES as error:
         reason = error_sentence(error, short=True)
         raise RecordError(f"model.from_pretrained: the image processor of {path} cannot be loaded: {reason}") from None
 

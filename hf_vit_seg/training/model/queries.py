@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS
-from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.loading_errors import INVALID_FILES
 from hf_vit_seg.training.recipe.schema import Recipe
 
 from .building import find_architecture, silence_transformers
@@ -32,7 +32,7 @@ def recipe_queries(recipe: Recipe) -> int | None:
             config = initial_config(recipe)
             settled = type(config).from_dict({**config.to_dict(), **recipe.model.fields})
             return count_queries(getattr(transformers, AUTO_CLASS).from_config(settled))
-    except (HfVitSegError, OSError, ValueError, TypeError):  # train reports what is wrong with the model
+    except (*INVALID_FILES, TypeError):  # train reports what is wrong with the model
         return None
 
 

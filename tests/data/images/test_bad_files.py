@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import yaml
@@ -243,6 +244,7 @@ def test_mask_values_beyond_64_bits_raise():
 
 
 VALID = {
+    "16-bit PNG": imagecodecs.png_encode(np.zeros((9, 8, 4), np.uint16)),
     "PNG": encode_image("PNG"),
     "palette PNG": encode_image("PNG", bits=8),
     "TIFF": tiff(),

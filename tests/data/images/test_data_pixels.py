@@ -14,7 +14,7 @@ from PIL import Image
 
 from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
 from hf_vit_seg.data.images.pixels import read_mask, read_pixels
-from hf_vit_seg.models.image_processing_inputs import rgb_image
+from hf_vit_seg.models.image_processing_inputs import rgb_image, to_pixels
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 
 RANDOM = np.random.default_rng(0)
@@ -70,8 +70,9 @@ KINDS = [("PNG", mode) for mode in ("1", "L", "P", "LA", "RGB", "RGBA", "I;16")]
 @pytest.mark.parametrize(("kind", "mode"), KINDS)
 def test_three_channels_match_predict(kind, mode):
     file = as_bytes(random_image(mode), kind)
-    pixels = read_pixels(file)
-    assert pixels.dtype == torch.uint8 and pixels.is_contiguous()
+    pixels = to_pixels(read_pixels(file)).round().to(torch.uint8)  # 16 bits are scaled
+    assert read_pixels(file).dtype == (torch.uint16 if mode == "I;16" else torch.uint8)
+    assert read_pixels(file).is_contiguous()
     expected = rgb_image(Image.open(io.BytesIO(file.data)))
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(expected))
 

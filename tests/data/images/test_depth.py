@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from hf_vit_seg.data.checks.check import BadDataError, check_datasets, require_valid_data
 from hf_vit_seg.data.datasets import RawDataset
-from hf_vit_seg.data.images.files import ImageBytes, ImageFileError, read_format
+from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
 from hf_vit_seg.data.images.pixels import read_pixels
 from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.sources.registry import open_source
+from hf_vit_seg.data.statistics import compute_statistics
 from hf_vit_seg.training.recipe_loading import load_recipe
 
 SIDE = 8
@@ -70,30 +72,69 @@ def dataset(folder: Path, save, tops: list[int], channels: int) -> RawDataset:
 def test_dark_images_of_more_than_8_bits_are_refused(tmp_path, save, top):
     data, recipe = dataset(tmp_path, save, [top, 300], 3), load_recipe("nuclei")
     report = check_datasets(recipe, {"train": data}, tmp_path / "facts.json")
-    assert len(report.problems) == 1 and "data.channels: 1" in report.problems[0]
+    assert len(report.problems) == 1 and "image_mean: computed" in report.problems[0]
     with pytest.raises(BadDataError):
         require_valid_data(recipe, {"train": data}, tmp_path / "facts.json")
 
 
 @pytest.mark.parametrize("save", SAVERS)
-def test_images_of_the_whole_range_are_reduced_with_a_warning(tmp_path, save):
-    report = check_datasets(load_recipe("nuclei"), {"train": dataset(tmp_path, save, [65535, 300], 3)})
-    assert report.problems == []
-    assert sum("reduced to 8 bits" in warning for warning in report.warnings) == 1
+def test_normalized_dark_images_are_accepted(tmp_path, save):
+    """Statistics of the images take the place of white, so that no depth is lost."""
+    data = dataset(tmp_path, save, [1047, 300], 3)
+    recipe = load_recipe("nuclei", ["processor={image_mean: computed, image_std: computed}"])
+    report = check_datasets(recipe, {"train": data})
+    assert report.problems == [] and report.kinds[0][0] == "3 x uint16"
+    statistics = compute_statistics(map(data.read, range(2)))
+    values = np.stack([gray(1047), gray(300)]) / 65535
+    assert statistics.rescale_factor == 1 / 255
+    assert statistics.mean == pytest.approx([values.mean()] * 3) and statistics.std == pytest.approx([values.std()] * 3)
 
 
-@pytest.mark.parametrize("save", SAVERS[:3])
+@pytest.mark.parametrize("save", SAVERS)
+def test_images_of_the_whole_range_keep_their_values(tmp_path, save):
+    data = dataset(tmp_path, save, [65535, 300], 3)
+    report = check_datasets(load_recipe("nuclei"), {"train": data})
+    assert report.problems == [] and not any("bits" in warning for warning in report.warnings)
+    assert data.read(1).image.dtype == torch.uint16
+    assert np.array_equal(data.read(1).image.numpy(), np.stack([gray(300)] * 3))
+
+
+def test_images_of_8_and_16_bits_can_be_mixed(tmp_path):
+    """They have one white: an image of 8 bits equals that of 16 bits with its values times 257."""
+    data = dataset(tmp_path, save_color_png, [65535, 65535], 3)
+    eight = np.round(gray(65535) / 257).astype(np.uint8)
+    Image.fromarray(eight).convert("RGB").save(tmp_path / "images" / "1.png")
+    report = check_datasets(load_recipe("nuclei"), {"train": data})
+    assert report.problems == [] and len(report.kinds) == 2
+    mixed = compute_statistics(map(data.read, range(2)))
+    values = np.stack([gray(65535) / 257, eight]) / 255
+    assert mixed.mean == pytest.approx([values.mean()] * 3) and mixed.rescale_factor == 1 / 255
+
+
+@pytest.mark.parametrize("save", SAVERS)
+@pytest.mark.parametrize("white", [1.0, 65535.0])
+def test_statistics_of_other_scales(tmp_path, save, white):
+    """Recipes with a rescale_factor of their own: 1 keeps raw values."""
+    data = dataset(tmp_path, save, [65535, 300], 3)
+    found = compute_statistics(map(data.read, range(2)), white)
+    values = np.stack([gray(65535), gray(300)]) / white
+    assert found.rescale_factor == 1 / white
+    assert found.mean == pytest.approx([values.mean()] * 3) and found.std == pytest.approx([values.std()] * 3)
+
+
+@pytest.mark.parametrize("save", SAVERS)
 def test_one_channel_keeps_the_depth(tmp_path, save):
     data = dataset(tmp_path, save, [1047], 1)
+    assert data.read(0).image.dtype == torch.float32
     assert np.array_equal(data.read(0).image[0].numpy(), gray(1047))
     report = check_datasets(load_recipe("nuclei"), {"train": data})
-    assert report.problems == [] and report.reduced == ()
+    assert report.problems == []
 
 
-def test_8_bit_images_are_not_reduced(tmp_path):
+def test_8_bit_images_are_not_dark(tmp_path):
     data = dataset(tmp_path, lambda path, values: save_png(path, values.astype(np.uint8)), [60], 3)
     report = check_datasets(load_recipe("nuclei"), {"train": data})
-    assert report.problems == [] and report.reduced == ()
+    assert report.problems == [] and report.kinds[0][0] == "3 x uint8"
 
 
 @pytest.mark.parametrize("number", [-1, 65536])
@@ -105,9 +146,3 @@ def test_gray_values_beyond_16_bits_raise(number):
     with pytest.raises(ImageFileError, match=str(number)):
         read_pixels(file, 3)
     assert np.array_equal(read_pixels(file, 1)[0].numpy(), values)
-
-
-@pytest.mark.parametrize(("mode", "bits"), [("1", 8), ("L", 8), ("RGB", 8), ("I;16", 16)])
-def test_bits_of_a_png(tmp_path, mode, bits):
-    Image.new(mode, (3, 3)).save(tmp_path / "a.png")
-    assert read_format(tmp_path / "a.png").bits == bits

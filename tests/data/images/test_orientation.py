@@ -10,7 +10,7 @@ from PIL import Image
 
 from hf_vit_seg.data.checks.check import check_datasets
 from hf_vit_seg.data.datasets import RawDataset
-from hf_vit_seg.data.images.files import ImageBytes, read_format
+from hf_vit_seg.data.images.files import ImageBytes, read_orientation
 from hf_vit_seg.data.images.orientation import turn_upright, upright_size
 from hf_vit_seg.data.images.pixels import read_mask, read_pixels, read_rgb_image
 from hf_vit_seg.data.labels.class_table import ClassTable
@@ -56,7 +56,7 @@ def test_turns_are_those_of_exif(orientation):
 def test_tiff_images_and_masks_are_upright(orientation, byteorder, compression, dtype):
     file = tiff(STORED.astype(dtype), orientation, compression=compression, byteorder=byteorder)
     expected = turn_upright(STORED, orientation)
-    assert read_format(file).orientation == orientation
+    assert read_orientation(file) == orientation
     assert np.array_equal(read_pixels(file, 1)[0].numpy(), expected)
     assert np.array_equal(read_mask(file).numpy(), expected)
 
@@ -79,7 +79,7 @@ def test_photos_are_upright(orientation, kind):
     gray = np.kron(np.array([[0, 255, 0], [0, 0, 128]], np.uint8), np.ones((16, 16), np.uint8))
     color = np.repeat(gray[..., None], 3, axis=2)
     file = encoded(color, orientation, kind)
-    assert read_format(file).orientation == orientation
+    assert read_orientation(file) == orientation
     upright = turn_upright(color.transpose(2, 0, 1), orientation)
     for found in (read_pixels(file, 3).numpy(), np.asarray(read_rgb_image(file)).transpose(2, 0, 1)):
         assert found.shape == upright.shape
@@ -89,7 +89,7 @@ def test_photos_are_upright(orientation, kind):
 @pytest.mark.parametrize("orientation", [0, 9, 300])
 def test_undefined_orientations_are_upright(orientation):
     file = tiff(STORED, orientation)
-    assert read_format(file).orientation == 1
+    assert read_orientation(file) == 1
     assert np.array_equal(read_mask(file).numpy(), STORED)
 
 

@@ -1,0 +1,57 @@
+"""`python -m tests.reliability NAME [--cases N] [--seed S] [--dry-run]`, in the root of the repository."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+from . import checkpoints, images
+from .record import section, table_of, write_section
+from .sandbox import Outcomes, run_cases
+
+MODULES: dict[str, ModuleType] = {"checkpoints": checkpoints, "images": images}
+CASES = {"checkpoints": 20_000, "images": 5_000}
+SHOWN = 40
+
+
+def run(name: str, count: int, seed: int, first: int = 0) -> Outcomes:
+    """Run the cases of a command."""
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        cases: Any
+        if name == "checkpoints":
+            cases = checkpoints.Checkpoints(folder, seed)
+            check = checkpoints.left_behind(cases.marker)
+        else:
+            cases, check = images.Images(seed), images.left_behind
+        (folder / "cases").mkdir()
+        return run_cases(cases, range(first, first + count), folder / "cases", check)
+
+
+def main() -> int:
+    """Run one command; the exit code is 1 if a case failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.reliability")
+    parser.add_argument("name", choices=sorted(MODULES))
+    parser.add_argument("--cases", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case, to repeat one")
+    parser.add_argument("--dry-run", action="store_true", help="do not write docs/reliability.md")
+    given = parser.parse_args()
+    module = MODULES[given.name]
+    outcomes = run(given.name, given.cases or CASES[given.name], given.seed, given.first)
+    print(table_of(outcomes))
+    for failure in outcomes.failures[:SHOWN]:
+        print(json.dumps(failure))
+    if not given.dry_run:
+        text = section(given.name, module.ABOUT, outcomes, given.seed, module.FIXED)
+        write_section(given.name, module.TITLE, text)
+    return int(bool(outcomes.failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
