@@ -27,9 +27,7 @@ from .file_segmentation import (
 )
 from .segmentation_view import failed_view, segmentation_view, view_of
 from .upload_folder import fresh_folder
-from .uploads import error_message, model_choice, photo_input, report_failures
-
-FAILED = "the server did not answer; try again, or choose a smaller image"
+from .uploads import FAILED, error_message, model_choice, photo_input, report_failures
 
 
 @dataclass(frozen=True)
