@@ -143,9 +143,15 @@ class Preparation(Protocol):
     """What is needed to read an image for a model, without the model itself."""
 
     @property
-    def channels(self) -> int: ...
+    def channels(self) -> int:
+        """The number of image channels."""
+        ...
+
     @property
-    def processor(self) -> Any: ...
+    def processor(self) -> Any:
+        """The image processor."""
+        ...
+
     def prepare_pixels(self, pixels: torch.Tensor, shown: Image.Image | None = None) -> PreparedImage:
         """Resize and normalize pixels (C, H, W)."""
         ...

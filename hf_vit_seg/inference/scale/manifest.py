@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +51,8 @@ class RunSettings:
     """What determines the results of a run: the command, and the model's revision.
 
     `inputs` are as given; `options` those of `PredictOptions` and the protocol as JSON values; `model_digest` the
-    commit of a model of the Hub, or the digest of the files of a local one; `shards` the number asked for; without `reports`, folders have no NAME.json.
+    commit of a model of the Hub, or the digest of the files of a local one; `shards` the number asked for. Without
+    `reports`, folders have no NAME.json.
     """
 
     model: str
@@ -212,7 +214,7 @@ class Listing:
 
         table = pa.concat_tables(self.chunks).append_column("target", pa.array(targets, pa.string()))
         with pyarrow.parquet.ParquetWriter(path, table.schema) as writer:
-            for first, stop in zip(bounds, bounds[1:], strict=False):
+            for first, stop in pairwise(bounds):
                 writer.write_table(table.slice(first, stop - first), row_group_size=stop - first)
 
 

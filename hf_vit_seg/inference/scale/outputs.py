@@ -9,6 +9,7 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from PIL import Image
 
 from hf_vit_seg.atomic_io import json_text
 from hf_vit_seg.data.images.files import ImageBytes
-from hf_vit_seg.errors import HfVitSegError, write_errors
+from hf_vit_seg.errors import HfVitSegError, WriteError, write_errors
 from hf_vit_seg.inference.files.prediction import (
     ENTROPY,
     LABELS,
@@ -40,15 +41,7 @@ FORMATS = ("folder", "webdataset", "parquet")
 IMAGE_SUFFIXES = {LABELS: "label_map", OVERLAY: "overlay", SCORES: "scores", ENTROPY: "entropy"}
 TAR_SUFFIXES = {LABELS: ".seg.png"}  # so that the input may be a PNG
 ROW_GROUP = 100  # images of a row group, as on the Hub
-SUFFIXES_OF_FORMATS = {
-    "JPEG": ".jpg",
-    "MPO": ".jpg",
-    "PNG": ".png",
-    "WEBP": ".webp",
-    "TIFF": ".tif",
-    "GIF": ".gif",
-    "BMP": ".bmp",
-}
+IMAGE_FORMATS = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # of PIL, whose suffix is not their name
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,10 +150,8 @@ class ShardOutput:
 
     def discard(self) -> None:
         """Remove the temporary file."""
-        try:
+        with suppress(OSError, WriteError):  # the disk may be full
             self.close()
-        except OSError:  # the disk is full
-            pass
         self.partial.unlink(missing_ok=True)
 
 
@@ -184,7 +175,7 @@ class TarOutput(ShardOutput):
 
     def __init__(self, manifest: Manifest, index: int):
         super().__init__(manifest, index)
-        self.tar = tarfile.open(self.partial, "w", format=tarfile.PAX_FORMAT)
+        self.tar = tarfile.open(self.partial, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115  (closed by `close`)
 
     def encode(self, result: Result) -> dict[str, bytes]:
         """The files of a sample, by name."""
@@ -306,7 +297,7 @@ def image_suffix(data: bytes) -> str:
     """The suffix of an encoded image, by its content."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return SUFFIXES_OF_FORMATS.get(image.format or "", f".{(image.format or 'bin').lower()}")
+            return IMAGE_FORMATS.get(image.format or "", f".{(image.format or 'bin').lower()}")
     except Exception:  # PIL does not read .npy, and some TIFFs
         return ".npy" if data.startswith(b"\x93NUMPY") else ".tif"
 

@@ -8,8 +8,8 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,60 +112,61 @@ def segment_shard(
     listed in the status. Raises WriteError if the results cannot be written, and InUseError if another process works
     on the shard.
     """
-    with lock_shard(manifest, index):
-        status = read_status(manifest, index)
-        if status is None:
-            with open_pipeline(manifest, index, segmenter, options, work or WorkSettings(), note) as pipeline:
-                status = pipeline.run(manifest.rows(index))
-            if status.complete:
-                write_status(manifest, status)
-        note(status.images)
-        return status
+    with ShardSegmenter(segmenter, options, work or WorkSettings()) as segment:
+        return segment(manifest, index, note)
 
 
-@contextmanager
-def open_pipeline(
-    manifest: Manifest,
-    index: int,
-    segmenter: Segmenter,
-    options: PredictOptions,
-    work: WorkSettings,
-    note: Callable[[int], Any],
-) -> Iterator["Pipeline"]:
-    """Start the threads and processes that segment a shard."""
-    preparation = ImagePreparation(segmenter.processor, segmenter.protocol, segmenter.channels, options)
-    output = open_output(manifest, index, options, segmenter.names, segmenter.palette)
-    try:
-        with (
-            ThreadPoolExecutor(max(work.readers, work.decoders)) as threads,
-            ThreadPoolExecutor(work.writers) as writers,
-            decoding_processes(work.decoders, preparation) as processes,
-        ):
-            ahead = work.batch_size + max(work.readers, work.decoders)
-            preparer = Preparer(Readers(manifest), preparation, threads, processes, ahead)
-            yield Pipeline(manifest, index, segmenter, options, work, preparer, writers, output, note)
-    except BaseException:
-        output.discard()
-        raise
+class ShardSegmenter:
+    """A model with the threads and processes that serve it; calling it segments a shard, see `segment_shard`."""
+
+    def __init__(self, segmenter: Segmenter, options: PredictOptions, work: WorkSettings):
+        self.segmenter, self.options, self.work = segmenter, options, work
+        self.preparation = ImagePreparation(segmenter.processor, segmenter.protocol, segmenter.channels, options)
+        self.resources = ExitStack()
+
+    def __enter__(self) -> "ShardSegmenter":
+        work, enter = self.work, self.resources.enter_context
+        self.processes = enter(decoding_processes(work.decoders, self.preparation))
+        self.readers = enter(ThreadPoolExecutor(max(work.readers, work.decoders)))
+        self.writers = enter(ThreadPoolExecutor(work.writers))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.resources.__exit__(*error)
+
+    def __call__(self, manifest: Manifest, index: int, note: Callable[[int], Any] = lambda images: None) -> ShardStatus:
+        """Segment a shard."""
+        with lock_shard(manifest, index):
+            status = read_status(manifest, index)
+            if status is None:
+                status = self.run(manifest, index, note)
+                if status.complete:
+                    write_status(manifest, status)
+            note(status.images)
+            return status
+
+    def run(self, manifest: Manifest, index: int, note: Callable[[int], Any]) -> ShardStatus:
+        """Segment the images of a shard that have no results yet; without a status record."""
+        output = open_output(manifest, index, self.options, self.segmenter.names, self.segmenter.palette)
+        try:
+            return Pipeline(self, manifest, index, output, note).run(manifest.rows(index))
+        except BaseException:
+            output.discard()
+            raise
 
 
 class Pipeline:
     """Reads, segments and writes the images of a shard side by side."""
 
     def __init__(
-        self,
-        manifest: Manifest,
-        index: int,
-        segmenter: Segmenter,
-        options: PredictOptions,
-        work: WorkSettings,
-        preparer: Preparer,
-        writers: Executor,
-        output: Output,
-        note: Callable[[int], Any],
+        self, owner: ShardSegmenter, manifest: Manifest, index: int, output: Output, note: Callable[[int], Any]
     ):
-        self.manifest, self.index, self.segmenter, self.options, self.work = manifest, index, segmenter, options, work
-        self.preparer, self.writers, self.output, self.note = preparer, writers, output, note
+        self.manifest, self.index, self.output, self.note = manifest, index, output, note
+        self.segmenter, self.options, self.work = owner.segmenter, owner.options, owner.work
+        self.writers = owner.writers
+        ahead = self.work.batch_size + max(self.work.readers, self.work.decoders)
+        self.preparer = Preparer(Readers(manifest), owner.preparation, owner.readers, owner.processes, ahead)
+        options = self.options
         self.selection = MapSelection(options.scores, options.entropy, options.top_k)
         self.order: deque[Row] = deque()  # rows whose results are not yet added
         self.results: dict[int, Future[Any] | Failure] = {}
@@ -271,4 +272,4 @@ def failed_shard(manifest: Manifest, index: int, reason: str) -> ShardStatus:
     return ShardStatus(index, manifest.shard_size(index), 0, (lost,), 0.0, 0.0)
 
 
-__all__ = ["ShardStatus", "WorkSettings", "failed_shard", "read_status", "segment_shard"]
+__all__ = ["ShardSegmenter", "ShardStatus", "WorkSettings", "failed_shard", "read_status", "segment_shard"]

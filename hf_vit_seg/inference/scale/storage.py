@@ -87,11 +87,8 @@ class Storage:
     def read(self, name: str) -> bytes | None:
         """The content of a file; None if there is none."""
         try:
-            return (
-                Path(self.path(name)).read_bytes()
-                if self.folder is not None
-                else self.remote[0].cat_file(self.path(name))
-            )
+            with self.open(name) as file:
+                return file.read()
         except FileNotFoundError:
             return None
 
