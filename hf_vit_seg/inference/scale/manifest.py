@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from hf_vit_seg.atomic_io import json_text
@@ -21,7 +21,7 @@ from hf_vit_seg.errors import HfVitSegError
 
 from .inputs import Entry, InputError, Source, find_sources
 from .names import target_names
-from .storage import Storage
+from .storage import Storage, is_address
 
 FOLDER = ".manifest"
 HEADER, IMAGES = f"{FOLDER}/manifest.json", f"{FOLDER}/images.parquet"
@@ -106,10 +106,19 @@ class Manifest:
 
     def locate(self, row: Row) -> str:
         """How an image is named in messages and reports: its path or address, or its place in a file."""
-        source = self.sources[row.source]
-        if source.kind == "files":
-            return f"{source.root.rstrip('/')}/{row.path}" if source.root else row.path
-        return f"{source.root}: {row.path}" if source.kind == "tar" else f"{source.root}: row {row.offset}"
+        return self.describe(row, self.sources[row.source].root)
+
+    def publishable_name(self, row: Row) -> str:
+        """The same without the folders of this machine."""
+        root = self.sources[row.source].root
+        return self.describe(row, root if is_address(root) else PurePath(root).name)
+
+    def describe(self, row: Row, root: str) -> str:
+        """How an image of a source is named."""
+        kind = self.sources[row.source].kind
+        if kind == "files":
+            return f"{root.rstrip('/')}/{row.path}" if root else row.path
+        return f"{root}: {row.path}" if kind == "tar" else f"{root}: row {row.offset}"
 
 
 def digest_of(content: Any) -> str:

@@ -33,6 +33,7 @@ from hf_vit_seg.inference.files.prediction import (
 )
 from hf_vit_seg.inference.files.prediction import FileFacts as Facts
 from hf_vit_seg.inference.segmentation import Segmentation
+from hf_vit_seg.local_paths import publishable_path
 
 from .manifest import Manifest, Row
 from .storage import Saver
@@ -55,7 +56,9 @@ class Result:
 
 
 class Output(Protocol):
-    """Writes the results of a shard."""
+    """Writes the results of a shard; in `portable` ones, no path of this machine is named."""
+
+    portable: bool
 
     def done(self, row: Row) -> bool:
         """Whether the results of an image exist already."""
@@ -94,6 +97,8 @@ def json_saver(content: Any) -> Saver:
 class FolderOutput:
     """A group of files for each image, as `predict` writes them; the last one tells that the others are complete."""
 
+    portable = False
+
     def __init__(self, manifest: Manifest, reports: bool):
         self.storage, self.reports = manifest.storage, reports
 
@@ -123,7 +128,7 @@ class FolderOutput:
 class ShardOutput:
     """A file for each shard, which is written under a temporary name on this machine."""
 
-    suffix = ""
+    suffix, portable = "", True
 
     def __init__(self, manifest: Manifest, index: int):
         self.manifest, self.index = manifest, index
@@ -280,7 +285,7 @@ def dataset_schema(images: list[str], names: tuple[str, ...], palette: np.ndarra
     schema = features.arrow_schema
     settings = manifest.settings
     about = {
-        "model": settings.model,
+        "model": publishable_path(settings.model),
         "model_digest": settings.model_digest,
         "names": names,
         "palette": palette.tolist(),

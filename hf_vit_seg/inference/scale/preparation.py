@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.data.images.files import ImageBytes
+from hf_vit_seg.error_reporting import traceback_text
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, prepare_pixels
 from hf_vit_seg.inference.dense.protocols import Protocol
@@ -23,12 +24,17 @@ from .readers import ConnectionLost, Readers
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be segmented, and why; `lost` if only the connection failed."""
+    """An image that could not be segmented, and why.
+
+    It is `lost` if it has to be repeated, as after a failure of the connection; `bug` is the traceback of an exception
+    that is no HfVitSegError, otherwise empty.
+    """
 
     image: str
     kind: str
     reason: str
     lost: bool = False
+    bug: str = ""
 
 
 class Prepared(NamedTuple):
@@ -41,11 +47,10 @@ class Prepared(NamedTuple):
 
 def failure(name: str, error: Exception) -> Failure:
     """Describe the failure of an image."""
-    reason = error_sentence(error)
-    if not isinstance(error, HfVitSegError):
-        reason = f"prediction failed with {type(error).__name__}: {reason}"
-    reason = reason.removeprefix(f"{name}: ")
-    return Failure(name, type(error).__name__, reason, isinstance(error, ConnectionLost))
+    reason, kind = error_sentence(error).removeprefix(f"{name}: "), type(error).__name__
+    if isinstance(error, HfVitSegError):
+        return Failure(name, kind, reason, isinstance(error, ConnectionLost))
+    return Failure(name, kind, f"prediction failed with {kind}: {reason}", bug=traceback_text(error))
 
 
 @dataclass(frozen=True)

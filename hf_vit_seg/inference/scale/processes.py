@@ -1,6 +1,7 @@
 """Worker processes of one machine, each with its own model. One that is killed is replaced, and its shard repeated."""
 
 import logging as python_logging
+import os
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -64,12 +65,13 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class Work:
-    """What a process does: the manifest, the model, and how its results are written."""
+    """What a process does: the manifest, the model, how its results are written, and the working directory."""
 
     manifest: Manifest
     model: ModelSettings
     options: PredictOptions
     settings: WorkSettings
+    folder: str = field(default_factory=os.getcwd)
 
     def open(self) -> ShardSegmenter:
         """Load the model; the threads start when it is entered. Raises ModelError."""

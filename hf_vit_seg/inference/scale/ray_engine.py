@@ -1,7 +1,10 @@
 """Shards as the rows of a dataset of Ray Data, segmented by a pool of actors on the machines of a cluster."""
 
 import json
+import logging
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -25,6 +28,8 @@ class ShardActor:
 
     def __init__(self, work: Work):
         prepare_process()
+        with suppress(OSError):  # relative paths are those of the command, on file systems that are shared
+            os.chdir(work.folder)
         self.work = work
         self.segment = work.open().__enter__()
 
@@ -54,16 +59,14 @@ def run_ray(
         return
     ray = import_ray()
     connect(ray, address)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of all images
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     wants_gpu = work.model.device is None and ray.cluster_resources().get("GPU", 0) > 0
     resources = {"num_gpus": 1} if wants_gpu else {"num_cpus": max(work.model.threads, 1)}
     rows = ray.data.from_items([{SHARD: index} for index in shards], override_num_blocks=len(shards))
     most = min(actors or len(shards), len(shards))  # Ray starts as many of them as the cluster has room for
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, max_tasks_in_flight_per_actor=2)
-    restarts = {"max_restarts": -1, "max_task_retries": -1}
-    done = rows.map_batches(
-        ShardActor, fn_constructor_args=(work,), compute=pool, batch_size=1, **restarts, **resources
-    )
+    done = rows.map_batches(ShardActor, fn_constructor_args=(work,), compute=pool, batch_size=1, **resources)
     for row in done.iter_rows():
         note(read_row(row[STATUS]))
 
@@ -73,7 +76,12 @@ def connect(ray: Any, address: str | None) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="error",
+            include_dashboard=False if address is None else None,
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RayError(f"no cluster of Ray can be reached at {address}: {error}") from error
 

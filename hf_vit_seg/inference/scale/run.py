@@ -24,10 +24,10 @@ from hf_vit_seg.inference.files.prediction import PredictOptions
 from .manifest import FOLDER, HEADER, Manifest, RunSettings, check_settings, plan, read_manifest
 from .outputs import FORMATS, TEMPORARY
 from .preparation import Failure
-from .processes import ModelSettings, Note, Work, run_processes
+from .processes import Event, ModelSettings, Note, Work, run_processes
 from .ray_engine import run_ray
 from .shard import ShardStatus, WorkSettings, read_status
-from .storage import Storage
+from .storage import Storage, is_address, local_path
 
 ERRORS = "errors.csv"
 ENGINES = ("processes", "ray")
@@ -70,6 +70,19 @@ class BatchRun:
     overwrite: bool = False
 
 
+class RunObserver:
+    """Is told how a run advances; subclasses show it."""
+
+    def planned(self, images: int) -> None:
+        """While the run is planned: the images found so far."""
+
+    def started(self, images: int, done: int) -> None:
+        """The images of the shards of this command, and those of its shards that were finished before."""
+
+    def note(self, event: Event) -> None:
+        """The progress of a shard, or its status record."""
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """What a run has done: images of the whole run and of its finished shards, and the failures of all of these.
@@ -90,28 +103,26 @@ class RunSummary:
         return self.finished == self.images
 
 
-def segment_images(
-    run: BatchRun, note: Note = lambda event: None, planned: Callable[[int], Any] = lambda images: None
-) -> RunSummary:
+def segment_images(run: BatchRun, observer: RunObserver | None = None) -> RunSummary:
     """Segment all images of a run, or resume one that was interrupted; the errors are in `errors.csv` at the end.
 
-    `note` gets progress and status records of shards, `planned` the number of images found while the run is planned.
     Raises RunError, ManifestError, InputError, ModelError, InUseError or WriteError.
     """
     check_run(run)
-    storage = Storage(run.out)
+    observer = observer or RunObserver()
+    storage = Storage(run.out if is_address(run.out) else os.path.abspath(local_path(run.out)))
     with hold_output(run, storage):
-        manifest = open_manifest(run, storage, planned)
+        manifest = open_manifest(run, storage, observer.planned)
         shards = [index for index in range(manifest.shards) if index % run.world == run.rank]
         finished = {index: status for index in shards if (status := read_status(manifest, index))}
-        for status in finished.values():
-            note(status)
+        images = sum(manifest.shard_size(index) for index in shards)
+        observer.started(images, sum(status.images for status in finished.values()))
         statuses: list[ShardStatus] = []
 
-        def collect(event: Any) -> None:
+        def collect(event: Event) -> None:
             if isinstance(event, ShardStatus):
                 statuses.append(event)
-            note(event)
+            observer.note(event)
 
         pending = [index for index in shards if index not in finished]
         try:
@@ -298,4 +309,4 @@ def write_errors(storage: Storage, failures: Sequence[Failure]) -> None:
     storage.write_text(ERRORS, text.getvalue())
 
 
-__all__ = ["ENGINES", "ERRORS", "BatchRun", "RunSummary", "segment_images"]
+__all__ = ["ENGINES", "ERRORS", "BatchRun", "RunObserver", "RunSummary", "segment_images"]

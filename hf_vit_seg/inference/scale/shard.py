@@ -22,6 +22,7 @@ from hf_vit_seg.inference.dense.pixel_maps import MapSelection
 from hf_vit_seg.inference.files.prediction import Job, PredictOptions, report
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter, view_sizes
+from hf_vit_seg.local_paths import publishable_path
 
 from .batches import BatchWindow
 from .manifest import FOLDER, Manifest, Row
@@ -237,6 +238,8 @@ class Pipeline:
             result = result.hide(facts.missing)
         job = Job(ImageFile(Path(name), Path(row.path)), Path(row.target))
         content = report(self.segmenter, job, result, facts, self.options) | {"image": name}
+        if self.output.portable:
+            content |= {"image": self.manifest.publishable_name(row), "model": publishable_path(self.options.model)}
         kept = {key: value for key, value in content.items() if key not in NOT_REPORTED}
         savers = result_savers(result, job, facts, self.options)
         return self.output.encode(Result(row, savers, kept, prepared.encoded))
