@@ -315,7 +315,7 @@ def predict(
         ResultFormat | None,
         typer.Option(
             "--format",
-            help="Files for each image, or for each shard with the images. Default: folder.",
+            help="Files of each image, or of each shard. Default: folder.",
             rich_help_panel=BATCH,
         ),
     ] = None,
@@ -323,7 +323,7 @@ def predict(
         int | None,
         typer.Option(
             min=1,
-            help="Processes, with Ray actors. Default: one for each CPU core, one on a GPU.",
+            help="Processes or actors. Default: one per CPU core, one on a GPU.",
             rich_help_panel=BATCH,
         ),
     ] = None,
@@ -331,7 +331,7 @@ def predict(
         int | None,
         typer.Option(
             min=1,
-            help="Images of equal size per forward pass. Default: 1 on a CPU, 32 on a GPU.",
+            help="Images per forward pass. Default: 1 on a CPU, 32 on a GPU.",
             rich_help_panel=BATCH,
         ),
     ] = None,
@@ -496,9 +496,7 @@ def predict_shards(task: str, batch: "BatchRun", repo: str | None, private: bool
     from hf_vit_seg.inference.scale.console import run_batch
 
     if task != "segmentation":
-        raise HfVitSegError(
-            f"{batch.model} is a model for {task}: batch inference by shards is for segmentation models"
-        )
+        raise HfVitSegError(f"{batch.model} is a model for {task}: batch inference is for segmentation models")
     if repo is not None and (batch.format != ResultFormat.parquet or batch.world > 1 or "://" in batch.out):
         raise HfVitSegError("--push-dataset pushes a local folder with --format parquet, by one process")
     target = None if repo is None else Target(repo, private=private)

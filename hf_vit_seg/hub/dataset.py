@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_vit_seg.local_paths import is_local_path
-
 from .card_text import in_line
 from .repository import Content, PushError, Target, commit, resolve_target
 
@@ -68,7 +66,7 @@ def dataset_card(files: list[Path], repo: str) -> str:
     model = about["model"]
     shown = (
         f"`{in_line(model)}`"
-        if is_local_path(model) or "/" not in model
+        if model.startswith(".") or "/" not in model
         else f"[{model}](https://huggingface.co/{model})"
     )
     rows = (

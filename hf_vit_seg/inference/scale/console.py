@@ -137,9 +137,7 @@ def requires_shards(inputs: list[str], out: str, given: Mapping[str, Any]) -> bo
     It is, with one of its options (`given`, by name; None or the default if unset), for inputs that are not files or
     folders of images, for an output at an address, and in several processes.
     """
-    special = any(
-        is_address(each) or each.startswith(DATASETS) or each.lower().endswith((TAR, PARQUET)) for each in inputs
-    )
+    special = any(is_address(each) or each.lower().endswith((TAR, PARQUET)) for each in inputs)
     return special or is_address(out) or any(given.values()) or share_of_processes()[1] > 1
 
 
