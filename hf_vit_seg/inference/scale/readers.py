@@ -133,7 +133,7 @@ class DatasetReader:
     def read(self, row: Row, name: str) -> Path | ImageBytes:
         """The file in a cell."""
         with self.lock:
-            indexed = hasattr(self.data, "__getitem__")
+            indexed = hasattr(self.data, "__len__")
             found = self.data[row.offset] if indexed else read_remote(name, lambda: self.advance(row.offset))
         return cell_file(found[self.column], name, "")
 
