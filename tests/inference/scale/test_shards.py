@@ -4,7 +4,10 @@ import errno
 import io
 import json
 import os
+import random
+import signal
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import fsspec
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 import webdataset
 from many_images import encoded, label_maps, results, write_photos
 from PIL import Image
@@ -224,6 +228,27 @@ def test_shard_has_one_writer(photos, tmp_path, model):
     manifest = planned(photos, tmp_path / "out")
     with lock_shard(manifest, 0), pytest.raises(InUseError):
         segment_shard(manifest, 0, model, LABELS_ONLY)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+@pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet"])
+@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.slow)])
+def test_process_killed_at_random_moments_loses_nothing(photos, tmp_path, model, kind, kills):
+    manifest = planned(photos, tmp_path / "out", kind, shards=4)
+    torch.set_num_threads(1)  # a forked process has no other threads
+    moments = random.Random(kills)
+    for _ in range(kills):
+        pid = os.fork()
+        if pid == 0:
+            segment_all(manifest, model)
+            os._exit(0)
+        time.sleep(moments.uniform(0, 0.4))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert any(read_status(manifest, index) for index in range(manifest.shards))  # they have worked
+    assert all(status.complete for status in segment_all(manifest, model))
+    segment_all(planned(photos, tmp_path / "whole", kind, shards=4), model)
+    assert results(tmp_path / "out") == results(tmp_path / "whole")
 
 
 # Failures
