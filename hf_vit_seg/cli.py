@@ -497,8 +497,8 @@ def predict_shards(task: str, batch: "BatchRun", repo: str | None, private: bool
 
     if task != "segmentation":
         raise HfVitSegError(f"{batch.model} is a model for {task}: batch inference is for segmentation models")
-    if repo is not None and (batch.format != ResultFormat.parquet or batch.world > 1 or "://" in batch.out):
-        raise HfVitSegError("--push-dataset pushes a local folder with --format parquet, by one process")
+    if repo is not None and (batch.format != ResultFormat.parquet or batch.world > 1):
+        raise HfVitSegError("--push-dataset requires --format parquet, and a single process without accelerate launch")
     target = None if repo is None else Target(repo, private=private)
     code, summary = run_batch(batch)
     if target is not None and summary.finished == summary.images:

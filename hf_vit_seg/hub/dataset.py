@@ -1,8 +1,15 @@
 """Publish the results of batch inference as a dataset, in one commit."""
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from hf_vit_seg.inference.scale.storage import Storage
 
 from .card_text import in_line
 from .repository import Content, PushError, Target, commit, resolve_target
@@ -43,12 +50,31 @@ label_map = data[0]["label_map"]  # a PIL image, the index of the class of each 
 def push_dataset(out: str | Path, target: Target) -> str:
     """Push the Parquet files of a finished run in one commit, and return its address.
 
-    Files of an earlier push are replaced. Raises PushError.
+    `out` is its folder or fsspec address. Files of an earlier push are replaced. Raises PushError.
     """
-    files = sorted(Path(out, DATA).glob(PATTERN))
-    if not files:
-        raise PushError(f"{out} has no Parquet files of a run of batch inference: segment with --format parquet")
-    target = resolve_target(target, "dataset")
+    with local_files(str(out)) as files:
+        if not files:
+            raise PushError(f"{out} has no Parquet files of a run of batch inference: segment with --format parquet")
+        return push_files(files, resolve_target(target, "dataset"))
+
+
+@contextmanager
+def local_files(out: str) -> Iterator[list[Path]]:
+    """The Parquet files of a run on this machine, downloaded if the output is an address."""
+    storage = Storage(out)
+    if storage.folder is not None:
+        yield sorted((storage.folder / DATA).glob(PATTERN))
+        return
+    with TemporaryDirectory() as folder:
+        names = [name for name in storage.names(DATA) if fnmatch(name, PATTERN)]
+        for name in names:
+            with storage.open(f"{DATA}/{name}") as source, Path(folder, name).open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+        yield [Path(folder, name) for name in names]
+
+
+def push_files(files: list[Path], target: Target) -> str:
+    """Push Parquet files and a card in one commit, and return its address."""
     content: Content = {
         "README.md": dataset_card(files, target.repo_id).encode(),
         **{f"{DATA}/{file.name}": file for file in files},

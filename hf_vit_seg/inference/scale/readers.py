@@ -16,10 +16,9 @@ from hf_vit_seg.inference.image_inputs import MAX_DOWNLOAD
 
 from .inputs import Source, load_dataset, open_binary
 from .manifest import Manifest, Row
-from .storage import is_address, open_address
+from .storage import ATTEMPTS, FIRST_PAUSE, is_address, open_address
 
 Value = TypeVar("Value")
-ATTEMPTS, FIRST_PAUSE = 4, 0.5  # of reading over a network; each pause is twice the last one
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 
 

@@ -273,7 +273,8 @@ def resources(run: BatchRun, environment: Mapping[str, str] = os.environ) -> tup
 def clean_up(manifest: Manifest, run: BatchRun) -> None:
     """Remove the temporary files of processes that were killed, if no other command writes to the same output."""
     folder = manifest.storage.folder
-    if folder is None or run.world > 1 or not (folder / TEMPORARY).is_dir():
+    shared = run.world > 1 and any(read_status(manifest, index) is None for index in range(manifest.shards))
+    if folder is None or shared or not (folder / TEMPORARY).is_dir():
         return
     for path in (folder / TEMPORARY).iterdir():
         path.unlink(missing_ok=True)

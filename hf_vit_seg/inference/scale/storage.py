@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from hf_vit_seg.errors import HfVitSegError, error_sentence, write_error
 
 Saver = Callable[[Path], Any]  # writes a file to a path
 LOCAL = "file://"
+ATTEMPTS, FIRST_PAUSE = 4, 0.5  # of reading and writing over a network; each pause is twice the last one
 
 
 class StorageError(HfVitSegError):
@@ -69,16 +71,24 @@ class Storage:
         if self.folder is not None:
             write_files({self.folder / name: save for name, save in files.items()}, flush)
             return
-        filesystem, _ = self.remote
         with tempfile.TemporaryDirectory() as folder:
             for name, save in files.items():
                 path = Path(folder, PurePosixPath(name).name)
                 save(path)
-                try:
-                    filesystem.makedirs(str(PurePosixPath(self.path(name)).parent), exist_ok=True)
-                    filesystem.put_file(os.fspath(path), self.path(name))
-                except Exception as error:  # of the network; each file system has its own
+                self.upload(path, name)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Copy a local file to an address, with a few attempts: others may write there at the same time."""
+        filesystem, _ = self.remote
+        for attempt in range(ATTEMPTS):
+            try:
+                filesystem.makedirs(str(PurePosixPath(self.path(name)).parent), exist_ok=True)
+                filesystem.put_file(os.fspath(path), self.path(name))
+                return
+            except Exception as error:  # of the network; each file system has its own
+                if attempt == ATTEMPTS - 1 or isinstance(error, PermissionError):
                     raise write_error(Path(self.root, name), error) from error
+                time.sleep(FIRST_PAUSE * 2**attempt)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
@@ -93,11 +103,15 @@ class Storage:
             return None
 
     def open(self, name: str) -> Any:
-        """Open a file for reading."""
+        """Open a file for reading; of an address, as it is now."""
+        if self.folder is None:
+            self.remote[0].invalidate_cache()
         return open(self.path(name), "rb") if self.folder is not None else self.remote[0].open(self.path(name), "rb")
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file."""
+        """Whether there is a file now."""
+        if self.folder is None:
+            self.remote[0].invalidate_cache()
         return os.path.exists(self.path(name)) if self.folder is not None else self.remote[0].exists(self.path(name))
 
     def names(self, folder: str = "") -> list[str]:
@@ -121,4 +135,4 @@ class Storage:
             self.remote[0].rm(self.path(name))
 
 
-__all__ = ["Saver", "Storage", "StorageError", "is_address", "local_path", "open_address"]
+__all__ = ["ATTEMPTS", "FIRST_PAUSE", "Saver", "Storage", "StorageError", "is_address", "local_path", "open_address"]
