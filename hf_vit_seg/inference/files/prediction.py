@@ -16,6 +16,7 @@ from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageFile, ImageFileError, real_path
 from hf_vit_seg.data.images.georeference import GeoTags, file_georeference
 from hf_vit_seg.data.images.pixels import File
+from hf_vit_seg.drawing.overlays import save_overlay
 from hf_vit_seg.errors import HfVitSegError, OutOfMemory, error_sentence, is_out_of_memory
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.image_inputs import load_file
@@ -304,7 +305,7 @@ def saver(suffix: str, job: Job, result: Segmentation, maps: MapResults, options
     """The function that writes one kind of result to a path."""
     table: dict[str, Saver] = {
         LABELS: lambda path: result.label_image().save(path),
-        OVERLAY: lambda path: result.overlay(options.opacity).save(path),
+        OVERLAY: lambda path: save_overlay(result.overlay(options.opacity), path),
         SCORES: lambda path: result.score_image().save(path),
         ENTROPY: lambda path: result.entropy_image().save(path),
         TOP: lambda path: save_top_classes(result, path),
