@@ -82,11 +82,47 @@ class Segmenter(ImageSegmenter):
         model: Model | None = None,
     ) -> PixelMaps:
         """The maps of images of equal size, at `size` (default: theirs), on the model's device."""
-        views, flips = stack_views(prepared), (False, True) if self.protocol.flip else (False,)
-        row_logits = [self.row_logits(view, model or self.logits, flip) for view in views for flip in flips]
-        chunk = CHUNK_BYTES * (1 if self.device.type == "cpu" else ACCELERATOR_CHUNKS) // len(prepared)
-        classes = self.model.config.num_labels
+        row_logits = self.view_logits(stack_views(prepared), model)
+        chunk, classes = self.chunk_bytes // len(prepared), self.model.config.num_labels
         return read_maps(row_logits, size or prepared[0].size, classes, selection, dtype=dtype, chunk_bytes=chunk)
+
+    @torch.inference_mode()
+    def maps_of_sizes(
+        self,
+        prepared: Sequence[PreparedImage],
+        selection: MapSelection | None = None,
+        dtype: torch.dtype = torch.int64,
+        model: Model | None = None,
+    ) -> list[PixelMaps]:
+        """The maps (1, H, W) of each image, at its own size: the model runs once on images with equal views.
+
+        HfVitSegError for images in several windows.
+        """
+        grids = self.view_logits(stack_views(prepared, any_size=True), model)
+        if not all(isinstance(grid, LogitGrid) for grid in grids):
+            raise HfVitSegError("Images of different sizes in one batch need a protocol without windows")
+        logits, classes = [grid.logits for grid in grids if isinstance(grid, LogitGrid)], self.model.config.num_labels
+        return [
+            read_maps(
+                [LogitGrid(each[i : i + 1]) for each in logits],
+                image.size,
+                classes,
+                selection,
+                dtype=dtype,
+                chunk_bytes=self.chunk_bytes,
+            )
+            for i, image in enumerate(prepared)
+        ]
+
+    def view_logits(self, views: Sequence[torch.Tensor], model: Model | None) -> list[RowLogits]:
+        """The logits of each view (B, C, H, W), and of its mirror image if the protocol has one."""
+        flips = (False, True) if self.protocol.flip else (False,)
+        return [self.row_logits(view, model or self.logits, flip) for view in views for flip in flips]
+
+    @property
+    def chunk_bytes(self) -> int:
+        """The working memory for label maps."""
+        return CHUNK_BYTES * (1 if self.device.type == "cpu" else ACCELERATOR_CHUNKS)
 
     def label_map(self, image: Any, size: tuple[int, int] | None = None) -> torch.Tensor:
         """The label map (H, W) int64 of an image or a `PreparedImage`, on the model's device.
@@ -124,11 +160,16 @@ class Segmenter(ImageSegmenter):
         return [found for batch in batches for found in self.segment_batch(batch, selection)]
 
     def segment_batch(self, prepared: Sequence[PreparedImage], selection: MapSelection) -> list[Segmentation]:
-        """Segment prepared images of equal size in one batch."""
+        """Segment prepared images with equal views in one batch; with windows, their sizes must be equal too."""
         start = time.perf_counter()
         model = TimedModel(self.logits)
         kind = torch.uint8 if len(self.names) <= 256 else torch.int32
-        maps = to_arrays(self.maps(prepared, selection, dtype=kind, model=model))
+        if have_equal_sizes(prepared):
+            batch = to_arrays(self.maps(prepared, selection, dtype=kind, model=model))
+            maps = [{name: found[i] for name, found in batch.items()} for i in range(len(prepared))]
+        else:
+            parts = [to_arrays(part) for part in self.maps_of_sizes(prepared, selection, dtype=kind, model=model)]
+            maps = [{name: found[0] for name, found in part.items()} for part in parts]
         total = milliseconds_since(start)
         timings = {
             "model": model.milliseconds / len(prepared),
@@ -137,12 +178,12 @@ class Segmenter(ImageSegmenter):
         return [
             Segmentation(
                 image=image.picture,
-                label_map=maps["labels"][i],
+                label_map=maps[i]["labels"],
                 names=self.names,
                 palette=self.palette,
                 protocol=self.describe(image),
                 timings={"prepare": image.milliseconds, **timings},
-                **{name: found[i] for name, found in maps.items() if name != "labels"},
+                **{name: found for name, found in maps[i].items() if name != "labels"},
             )
             for i, image in enumerate(prepared)
         ]
@@ -154,13 +195,22 @@ class Segmenter(ImageSegmenter):
 
 
 def have_equal_sizes(prepared: Sequence[PreparedImage]) -> bool:
-    """Whether images can be stacked to one batch."""
-    return len({(image.size, *(view.shape[1:] for view in image.views)) for image in prepared}) == 1
+    """Whether images can be stacked to one batch, and their label maps too."""
+    return len({(image.size, *view_sizes(image)) for image in prepared}) == 1
 
 
-def stack_views(prepared: Sequence[PreparedImage]) -> list[torch.Tensor]:
-    """The views (B, C, H, W) of a batch of images, one for each scale of the protocol."""
-    if not have_equal_sizes(prepared):
+def view_sizes(image: PreparedImage) -> tuple[tuple[int, ...], ...]:
+    """The shapes (C, H, W) of the views of an image."""
+    return tuple(tuple(view.shape[1:]) for view in image.views)
+
+
+def stack_views(prepared: Sequence[PreparedImage], any_size: bool = False) -> list[torch.Tensor]:
+    """The views (B, C, H, W) of a batch of images, one for each scale of the protocol.
+
+    HfVitSegError if they differ, or unless `any_size`, if the sizes of the images do.
+    """
+    equal = len(set(map(view_sizes, prepared))) == 1 if any_size else have_equal_sizes(prepared)
+    if not equal:
         sizes = ", ".join(sorted({f"{image.size[0]}x{image.size[1]}" for image in prepared}))
         raise HfVitSegError(f"Images of a batch must have one size, found {sizes or 'no images'}")
     return [torch.cat(views) for views in zip(*(image.views for image in prepared), strict=True)]
