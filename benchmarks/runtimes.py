@@ -124,10 +124,13 @@ def write_eomt(path: Path, folder: Path, forms: Sequence[Target], size: tuple[in
 
 
 def write_their_eomt(path: Path, folder: Path, size: tuple[int, int]) -> None:
-    """Export the mask logits of transformers' EoMT with torch's exporter."""
+    """Export the mask logits of transformers' EoMT with torch's exporter, which cannot branch on a buffer's values."""
+    masks = load_their_eomt(folder).eval()
+    probabilities = masks.model._buffers.pop("attn_mask_probs")
+    masks.model.attn_mask_probs = [0.0] * len(probabilities)  # as after training
     with quiet():
         torch.onnx.export(
-            load_their_eomt(folder).eval(),
+            masks,
             (torch.randn(1, 3, *size),),
             path,
             dynamo=True,
