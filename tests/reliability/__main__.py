@@ -1,4 +1,7 @@
-"""`python -m tests.reliability NAME [--cases N] [--seed S] [--dry-run]`, in the root of the repository."""
+"""`python -m tests.reliability NAME [--cases N] [--seed S] [--dry-run]`, in the root of the repository.
+
+`checkpoints` and `images` write their sections of docs/reliability.md, `licenses` writes NOTICE.
+"""
 
 import argparse
 import json
@@ -10,7 +13,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
+from hf_vit_seg.atomic_io import write_text
+
 from . import checkpoints, images
+from .licenses import NOTICE, notice
 from .record import section, table_of, write_section
 from .sandbox import Outcomes, run_cases
 
@@ -36,12 +42,15 @@ def run(name: str, count: int, seed: int, first: int = 0) -> Outcomes:
 def main() -> int:
     """Run one command; the exit code is 1 if a case failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.reliability")
-    parser.add_argument("name", choices=sorted(MODULES))
+    parser.add_argument("name", choices=[*sorted(MODULES), "licenses"])
     parser.add_argument("--cases", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case, to repeat one")
     parser.add_argument("--dry-run", action="store_true", help="do not write docs/reliability.md")
     given = parser.parse_args()
+    if given.name == "licenses":
+        write_text(NOTICE, notice())
+        return 0
     module = MODULES[given.name]
     outcomes = run(given.name, given.cases or CASES[given.name], given.seed, given.first)
     print(table_of(outcomes))

@@ -30,7 +30,7 @@ ABOUT = (
     "and inflated at seeded places; attacks are pickles that run code, huge shapes, zip bombs, path traversal, links."
 )
 FIXED: tuple[str, ...] = (
-    "Values of other types in config.json ended with a traceback of StrictDataclassError (63 of 136 damaged configs in a "
+    "Values of other types in config.json ended with a traceback of StrictDataclassError (63 of 136 configs in a "
     "first run of 3,000 cases).",
     "Names of classes of other types in preprocessor_config.json ended with an AttributeError or TypeError of "
     "transformers (11 of 147).",
