@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHOTO = REPOSITORY / "examples/nuclei/data/test/images/0c2550a23b8a0f29.webp"
-PATIENCE = 60_000  # milliseconds, on machines with other load
+PATIENCE = 200_000  # milliseconds, on machines with other load
 
 
 @pytest.fixture(scope="module")
