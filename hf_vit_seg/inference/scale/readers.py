@@ -184,20 +184,19 @@ def check_size(row: Row, name: str) -> None:
         raise ImageFileError(f"{name}: the file has {row.size:,} bytes, more than the limit of {MAX_DOWNLOAD:,}")
 
 
-def read_remote(name: str, read: Callable[[], Value]) -> Value:
+def read_remote(name: str, read: Callable[[], Value], attempts: int = ATTEMPTS) -> Value:
     """Read over a network, with a few attempts. Raises ImageFileError for what is not there, or ConnectionLost."""
-    for attempt in range(ATTEMPTS):
-        try:
-            return read()
-        except PERMANENT as error:
-            if isinstance(error, HfVitSegError):
-                raise
-            raise ImageFileError(f"{name} cannot be read: {error_sentence(error)}") from error
-        except Exception as error:  # each file system has its own; what remains is the connection
-            if attempt == ATTEMPTS - 1:
-                raise ConnectionLost(f"{name} cannot be read now: {error_sentence(error)}") from error
-            time.sleep(FIRST_PAUSE * 2**attempt)
-    raise AssertionError
+    try:
+        return read()
+    except PERMANENT as error:
+        if isinstance(error, HfVitSegError):
+            raise
+        raise ImageFileError(f"{name} cannot be read: {error_sentence(error)}") from error
+    except Exception as error:  # each file system has its own; what remains is the connection
+        if attempts == 1:
+            raise ConnectionLost(f"{name} cannot be read now: {error_sentence(error)}") from error
+    time.sleep(FIRST_PAUSE * 2 ** (ATTEMPTS - attempts))
+    return read_remote(name, read, attempts - 1)
 
 
 __all__ = ["ConnectionLost", "Readers"]
