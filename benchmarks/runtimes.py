@@ -126,8 +126,9 @@ def write_eomt(path: Path, folder: Path, forms: Sequence[Target], size: tuple[in
 def write_their_eomt(path: Path, folder: Path, size: tuple[int, int]) -> None:
     """Export the mask logits of transformers' EoMT with torch's exporter, which cannot branch on a buffer's values."""
     masks = load_their_eomt(folder).eval()
-    probabilities = masks.model._buffers.pop("attn_mask_probs")
-    masks.model.attn_mask_probs = [0.0] * len(probabilities)  # as after training
+    model: Any = masks.model
+    del model._buffers["attn_mask_probs"]
+    model.attn_mask_probs = [0.0] * model.config.num_blocks  # as after training
     with quiet():
         torch.onnx.export(
             masks,

@@ -4,7 +4,7 @@ Shapes: C channels, H W pixels, n objects.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -124,25 +124,31 @@ class InstanceSegmenter(ImageSegmenter):
         self,
         read: Callable[[slice, slice], tuple[torch.Tensor, np.ndarray | None]],
         stitcher: ObjectStitcher,
+        known: Sequence[Sequence[FoundObject]] = (),
+        save: Callable[[Sequence[FoundObject]], None] | None = None,
     ) -> Iterator[int]:
         """Add the objects of an image to a stitcher, window by window; yields the number of windows that are done.
 
         `read` returns the pixels (C, r, c) of some rows and columns, and the mask (r, c) of those without data, or
-        None. See `object_stitching` for objects of several windows.
+        None. See `object_stitching` for objects of several windows. `known` are the objects of the first windows, which
+        are not computed; `save` is called with those of each other window.
         """
         size = stitcher.size
         grid = self.protocol.grid(size)
-        if grid is None:
-            whole = (0, 0, *size)
-            stitcher.add(whole, self.find(*read(slice(0, size[0]), slice(0, size[1]))), whole)
-            yield 1
-            return
-        for number, (top, left) in enumerate(grid.corners(), 1):
-            window = (top, left, top + grid.window[0], left + grid.window[1])
-            objects = self.find(*read(slice(top, window[2]), slice(left, window[3])))
-            moved = [found.moved(top, left) for found in objects]
-            stitcher.add(window, moved, core_of(window, (grid.tops, grid.lefts), size))
-            yield number
+        corners = [(0, 0)] if grid is None else list(grid.corners())
+        height, width = size if grid is None else grid.window
+        for number, (top, left) in enumerate(corners):
+            window = (top, left, top + height, left + width)
+            if number < len(known):
+                objects = known[number]
+            else:
+                found = self.find(*read(slice(top, window[2]), slice(left, window[3])))
+                objects = [each.moved(top, left) for each in found]
+                if save is not None:
+                    save(objects)
+            core = window if grid is None else core_of(window, (grid.tops, grid.lefts), size)
+            stitcher.add(window, objects, core)
+            yield number + 1
 
     def segment_pixels(
         self, pixels: torch.Tensor, shown: Image.Image | None = None, missing: np.ndarray | None = None

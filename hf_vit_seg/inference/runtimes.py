@@ -68,8 +68,8 @@ def onnx_program(path: Path) -> Program:
 
 def tensors(arrays: Sequence[np.ndarray]) -> Outputs:
     """The outputs of a program as tensors; one alone is no tuple."""
-    found = tuple(map(torch.from_numpy, arrays))
-    return found if len(found) > 1 else found[0]
+    first, *others = map(torch.from_numpy, arrays)
+    return (first, *others) if others else first
 
 
 @cache

@@ -164,6 +164,40 @@ def test_files_of_tiles_equal_those_of_the_whole_image(tmp_path):
     assert Image.open(tmp_path / "out.overlay.png").size == (330, 300)
 
 
+def test_interrupted_run_of_objects_resumes(tmp_path):
+    image = draw_spots(300, 330, 200, 12)
+    job = write_tiff(tmp_path / "a.tif", image)
+    expected = list(predict_tiled_objects(spot_segmenter(), job, PredictOptions(coco=True)))
+    whole, table = (np.asarray(Image.open(tmp_path / "out.png")), (tmp_path / "out.objects.csv").read_text())
+    for file in tmp_path.glob("out*"):
+        file.unlink()
+    first = predict_tiled_objects(spot_segmenter(), job, PredictOptions(coco=True))
+    assert [next(first).done for _ in range(4)] == [1, 2, 3, 4]
+    first.close()
+    kept = tmp_path / ".out.windows/windows.jsonl"
+    kept.open("a").write('[{"label": 0')  # killed while writing a line
+    assert not list(tmp_path.glob("out*"))
+    segmenter, seen = spot_segmenter(), []
+    outputs = segmenter.outputs
+    segmenter.outputs = lambda pixel_values: seen.append(1) or outputs(pixel_values)
+    states = list(predict_tiled_objects(segmenter, job, PredictOptions(coco=True)))
+    assert states[0].done == states[0].resumed == 4 and states[-1].done == len(expected) == len(seen) + 4
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), whole)
+    assert (tmp_path / "out.objects.csv").read_text() == table
+    assert not kept.parent.exists()
+
+
+def test_other_settings_start_again(tmp_path):
+    job = write_tiff(tmp_path / "a.tif", draw_spots(300, 330, 200, 12))
+    first = predict_tiled_objects(spot_segmenter(), job, PredictOptions())
+    next(first)
+    first.close()
+    other = spot_segmenter()
+    other.threshold = 0.9
+    states = list(predict_tiled_objects(other, job, PredictOptions()))
+    assert states[0].resumed == 0 and states[0].done == 1
+
+
 def test_pixels_without_data_have_no_objects():
     image = draw_spots(60, 60, 20, 10)
     missing = np.zeros((60, 60), bool)

@@ -3,43 +3,104 @@
 Shapes: H W the image, r c a window.
 """
 
+import json
+import shutil
 import time
-from collections.abc import Iterator
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.drawing.objects import draw_numbers
 from hf_vit_seg.drawing.overlays import save_overlay
+from hf_vit_seg.errors import write_errors
 from hf_vit_seg.inference.files.map_coordinates import map_coordinates
 from hf_vit_seg.inference.files.objects import InstanceRaster, object_report, object_savers
 from hf_vit_seg.inference.files.prediction import OVERLAY, REPORT, Job, PredictOptions
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
 from hf_vit_seg.inference.object_stitching import ObjectStitcher
+from hf_vit_seg.inference.segments import FoundObject
 
-from .prediction import Progress, overview
+from .prediction import Progress, common_plan, overview
 from .reading import open_regions
 from .tiled_logits import tiling_protocol
+from .writing import complete_lines, reuse_folder
+
+WINDOWS = "windows.jsonl"
+
+
+class WindowRecord:
+    """A folder with the objects of completed windows, in their order.
+
+    `plan` has everything that the objects depend on. Windows of an earlier run are reused if it had the same plan, and
+    deleted otherwise.
+    """
+
+    def __init__(self, folder: Path, plan: Mapping[str, Any]):
+        self.folder, file = folder, folder / WINDOWS
+        with write_errors(folder):
+            reuse_folder(folder, json.dumps(plan, sort_keys=True))
+            lines = complete_lines(file)
+            self.known = [[read_object(each) for each in json.loads(line)] for line in lines]
+            file.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+            self.file = file.open("a", encoding="ascii", buffering=1)
+
+    def add(self, objects: Sequence[FoundObject]) -> None:
+        """Append the objects of the next window."""
+        with write_errors(self.folder):
+            self.file.write(json.dumps([write_object(found) for found in objects]) + "\n")
+
+    def close(self) -> None:
+        """Close the record and keep the folder for a later run."""
+        self.file.close()
+
+    def remove(self) -> None:
+        """Close the record and delete the folder."""
+        self.close()
+        shutil.rmtree(self.folder)
+
+
+def write_object(found: FoundObject) -> dict[str, Any]:
+    """An object for JSON."""
+    return asdict(found) | {"bits": b64encode(found.bits).decode("ascii")}
+
+
+def read_object(entry: Mapping[str, Any]) -> FoundObject:
+    """The object of an entry."""
+    x, y = entry["centroid"]
+    rows, columns = entry["shape"]
+    return FoundObject(**{**entry, "bits": b64decode(entry["bits"]), "centroid": (x, y), "shape": (rows, columns)})
 
 
 def predict_tiled_objects(segmenter: InstanceSegmenter, job: Job, options: PredictOptions) -> Iterator[Progress]:
     """Find the objects of one image in windows and write the results, yielding the progress after each window.
 
-    Objects are held as crops, so that memory grows with their areas, not with the image. Raises ImageFileError,
-    PredictionError, or HfVitSegError for coordinates of polygons that cannot be computed.
+    Objects are held as crops, so that memory grows with their areas, not with the image. An interrupted run resumes
+    with the missing windows if it is repeated with the same settings. Raises ImageFileError, PredictionError, or
+    HfVitSegError for coordinates of polygons that cannot be computed.
     """
     start = time.perf_counter()
     protocol = tiling_protocol(segmenter.protocol, segmenter.processor).model_copy(update={"blend": "flat"})
     segmenter = segmenter.with_protocol(protocol)
-    with open_regions(job.image.path, segmenter.channels) as image:
+    with open_regions(job.image.path, segmenter.channels) as image, ExitStack() as stack:
         coordinates = None
         if options.geojson:
             coordinates = map_coordinates(job.image.path, image.georeference, image.size, options.coordinates)
         grid = protocol.grid(image.size)
         total, stitcher = 1 if grid is None else len(grid), ObjectStitcher(image.size, segmenter.fused or ())
-        for done in segmenter.find_in_windows(image.read, stitcher):
-            yield Progress(done, total, 0, options.uses_pixels(coordinates))
+        settings = {"threshold": segmenter.threshold, "stuff": segmenter.fused}
+        plan = common_plan(segmenter, job, image, options) | settings
+        record = stack.enter_context(closing(WindowRecord(job.target.with_name(f".{job.target.name}.windows"), plan)))
+        resumed = len(record.known)
+        for done in segmenter.find_in_windows(image.read, stitcher, record.known, record.add):
+            if done >= resumed:
+                yield Progress(done, total, resumed, options.uses_pixels(coordinates))
         found = segmenter.result(stitcher)
         savers = object_savers(found, job, options, image.georeference, coordinates)
         if options.overlay:
@@ -47,9 +108,10 @@ def predict_tiled_objects(segmenter: InstanceSegmenter, job: Job, options: Predi
             overlay = draw_numbers(picture, numbers.astype(np.int64), None, options.opacity, None)
             savers[OVERLAY] = partial(save_overlay, overlay)
         content = object_report(segmenter, job, found, options, coordinates)
-        content |= {"windows": total, "seconds": round(time.perf_counter() - start, 2)}
+        content |= {"windows": total, "resumed": resumed, "seconds": round(time.perf_counter() - start, 2)}
         savers[REPORT] = lambda path: path.write_text(json_text(content, indent=2), encoding="utf-8")
         write_files({job.result(suffix): save for suffix, save in savers.items()})
+        record.remove()
 
 
 __all__ = ["predict_tiled_objects"]

@@ -34,6 +34,7 @@ from hf_vit_seg.inference.files.prediction import (
 )
 from hf_vit_seg.inference.files.rasters import Raster, row_blocks, write_archive, write_png
 from hf_vit_seg.inference.files.results import COCO, GEOJSON, MapResults, Saver
+from hf_vit_seg.inference.image_segmenter import ImageSegmenter
 from hf_vit_seg.inference.segmentation import class_counts, file_palette, nodata_label
 from hf_vit_seg.inference.segmenter import Segmenter
 
@@ -107,13 +108,17 @@ def plan(
     segmenter: Segmenter, job: Job, image: RegionImage, tiles: TileGrid, options: PredictOptions
 ) -> dict[str, Any]:
     """All settings and files that the maps depend on, for `TileRecord`."""
+    maps = sorted(kinds(segmenter, options))
+    return common_plan(segmenter, job, image, options) | {"tile": tiles.side, "maps": maps}
+
+
+def common_plan(segmenter: ImageSegmenter, job: Job, image: RegionImage, options: PredictOptions) -> dict[str, Any]:
+    """The image, model and protocol of a prediction."""
     stand = job.image.path.stat()
     return {
         "image": [str(job.image.path.resolve()), stand.st_size, stand.st_mtime_ns, *image.size],
         "model": [options.model, weight_times(options.model), str(segmenter.model.dtype)],
         "protocol": segmenter.protocol.model_dump(mode="json"),
-        "tile": tiles.side,
-        "maps": sorted(kinds(segmenter, options)),
     }
 
 

@@ -59,6 +59,20 @@ class Plane:
         self.file.close()
 
 
+def reuse_folder(folder: Path, plan: str) -> None:
+    """Keep a folder of an earlier run if it had the same plan; otherwise create it, empty."""
+    note = folder / PLAN
+    if not note.exists() or note.read_text(encoding="utf-8") != plan:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        note.write_text(plan, encoding="utf-8")
+
+
+def complete_lines(path: Path) -> list[str]:
+    """The lines of a text file, without the last one if it is incomplete, as a run may be killed while writing it."""
+    return path.read_text(encoding="ascii").split("\n")[:-1] if path.exists() else []
+
+
 class TileRecord:
     """A folder of planes, and the record of their completed tiles.
 
@@ -73,16 +87,9 @@ class TileRecord:
 
     def open(self, plan: str) -> None:
         """Reuse or create the folder, and open the list of tiles."""
-        folder = self.folder
-        note = folder / PLAN
-        if not note.exists() or note.read_text(encoding="utf-8") != plan:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            note.write_text(plan, encoding="utf-8")
-        done = folder / DONE
-        # The last line is skipped if it is incomplete, as the run may have been killed while writing it.
-        lines = done.read_text(encoding="ascii").split("\n")[:-1] if done.exists() else []
-        self.done = {int(line) for line in lines if line.isdigit()}
+        reuse_folder(self.folder, plan)
+        done = self.folder / DONE
+        self.done = {int(line) for line in complete_lines(done) if line.isdigit()}
         done.write_text("".join(f"{index}\n" for index in sorted(self.done)), encoding="ascii")
         self.file = done.open("a", encoding="ascii", buffering=1)
 
@@ -106,4 +113,4 @@ class TileRecord:
         shutil.rmtree(self.folder)
 
 
-__all__ = ["Plane", "TileRecord"]
+__all__ = ["Plane", "TileRecord", "complete_lines", "reuse_folder"]
