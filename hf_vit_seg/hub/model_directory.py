@@ -15,8 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.conversion.pretrained import find_config
 from hf_vit_seg.entry_points import PACKAGE, Plugin
 from hf_vit_seg.errors import error_sentence
-from hf_vit_seg.inference.loading import open_processor
-from hf_vit_seg.loading_errors import INVALID_FILES
+from hf_vit_seg.inference.loading import INVALID_FILES, open_processor
 from hf_vit_seg.local_paths import is_local_path
 from hf_vit_seg.plugins import heads, plugins
 from hf_vit_seg.provenance import Provenance, card_metadata, provenance_from

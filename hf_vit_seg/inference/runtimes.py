@@ -20,9 +20,8 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from hf_vit_seg.entry_points import PREFIX, RuntimeFunction, check_contract, first_of_each_name, load
 from hf_vit_seg.errors import error_sentence
-from hf_vit_seg.loading_errors import INVALID_FILES
 
-from .loading import ModelError
+from .loading import INVALID_FILES, ModelError
 
 GROUP = PREFIX + "runtimes"
 

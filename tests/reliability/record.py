@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hf_vit_seg.atomic_io import write_text
-from hf_vit_seg.environment import describe_environment
+from hf_vit_seg.hub.environment import describe_environment
 
 from .sandbox import ACCEPTED, REFUSED, Outcomes
 
