@@ -58,11 +58,11 @@ def save_all(folder: Path) -> None:
     convert(folder / "transformers", folder / "ours")
 
 
-def load_ours(folder: Path) -> nn.Module:
+def load_ours(folder: Path) -> Masks:
     return Masks(AutoModelForUniversalSegmentation.from_pretrained(folder / "ours", attn_implementation="sdpa"))
 
 
-def load_theirs(folder: Path) -> nn.Module:
+def load_theirs(folder: Path) -> Masks:
     return Masks(EomtForUniversalSegmentation.from_pretrained(folder / "transformers", attn_implementation="sdpa"))
 
 

@@ -1,6 +1,8 @@
-"""SegFormer in ONNX Runtime and OpenVINO: our export against torch's export of transformers' model, the same weights.
+"""Models in ONNX Runtime and OpenVINO: our export against torch's export of transformers' model, the same weights.
 
-    python -m benchmarks.runtimes [--variants b0,b2] [--folder cache]
+    python -m benchmarks.runtimes [--variants b0,b2] [--no-objects] [--folder cache]
+
+SegFormer, and the mask logits of EoMT with ViT-S/16 and 100 queries.
 
 Both are exported for the size that is timed (`hf-vit-seg export --size`); "any size" is our default export. "With
 masks" includes the label map at the image's size: ours by `label_map`, or within the graph (`--label-map input`),
@@ -21,10 +23,16 @@ from hf_vit_seg.conversion.convert import export as export_checkpoint
 from hf_vit_seg import architectures
 from hf_vit_seg.export.exporters import Exporter, OnnxExporter, OpenVinoExporter, quiet
 from hf_vit_seg.export.forms import Target, with_export_forms
-from hf_vit_seg.export.graphs import Geometry, LabelGraph, LogitGraph
+from hf_vit_seg.export.graphs import Geometry, LabelGraph, LogitGraph, ObjectGraph
 from hf_vit_seg.models.label_maps import label_map
+from hf_vit_seg.models.mask_classification import UniversalSegmentationOutput
 
 from .contest import Logits, Out, Rounds, Threads, randomize, set_up
+from .masks import QUERIES
+from .masks import SIZE as EOMT_SIZE
+from .masks import load_ours as load_eomt
+from .masks import load_theirs as load_their_eomt
+from .masks import save_all as save_eomt
 from .measuring import Contender, print_table, time_interleaved
 from .segformer import onnx_runtime_contender, openvino_contender
 
@@ -108,6 +116,42 @@ def programs(
     return {who: make_once(*files[who]) for who in selected}
 
 
+def write_eomt(path: Path, folder: Path, forms: Sequence[Target], size: tuple[int, int] | None) -> None:
+    """Export our EoMT, for one image size or for any; mask logits are the first output."""
+    plain = with_export_forms(load_eomt(folder).model, forms)
+    graph = ObjectGraph(plain, UniversalSegmentationOutput.exported[::-1])
+    OnnxExporter().write(graph.eval(), Geometry(3, size, size and 1), torch.float32, path)
+
+
+def write_their_eomt(path: Path, folder: Path, size: tuple[int, int]) -> None:
+    """Export the mask logits of transformers' EoMT with torch's exporter, which cannot branch on a buffer's values."""
+    masks = load_their_eomt(folder).eval()
+    probabilities = masks.model._buffers.pop("attn_mask_probs")
+    masks.model.attn_mask_probs = [0.0] * len(probabilities)  # as after training
+    with quiet():
+        torch.onnx.export(
+            masks,
+            (torch.randn(1, 3, *size),),
+            path,
+            dynamo=True,
+            opset_version=18,
+            verbose=False,
+            external_data=False,
+        )
+
+
+def eomt_programs(folder: Path, runtime: str) -> dict[str, Path]:
+    """The files of the programs of EoMT by name, exported if necessary."""
+    place, size, forms = folder / "eomt", (EOMT_SIZE, EOMT_SIZE), RUNTIMES[runtime].exporter.forms
+    weights = make_once(place / "weights", save_eomt)
+    files = {
+        OURS: (place / runtime / "ours.onnx", partial(write_eomt, folder=weights, forms=forms, size=size)),
+        OPEN: (place / runtime / "ours_any_size.onnx", partial(write_eomt, folder=weights, forms=forms, size=None)),
+        THEIRS: (place / "theirs.onnx", partial(write_their_eomt, folder=weights, size=size)),
+    }
+    return {who: make_once(*parts) for who, parts in files.items()}
+
+
 def time_and_compare(
     contenders: dict[str, Contender], rounds: int, agree: Callable[[torch.Tensor, torch.Tensor], float]
 ):
@@ -154,6 +198,7 @@ def main(
     classes: Annotated[
         str, typer.Option(help="numbers of classes of the comparison with masks at 1024x2048 (b0), comma-separated")
     ] = "19,150",
+    objects: Annotated[bool, typer.Option(help="also compare the mask logits of EoMT")] = True,
     runtimes: Annotated[str, typer.Option(help="comma-separated")] = ",".join(RUNTIMES),
     folder: Annotated[Path | None, typer.Option(help="keep the exported programs here")] = None,
     prepare: Annotated[bool, typer.Option("--prepare", help="export only")] = False,
@@ -173,10 +218,15 @@ def main(
             for r in names
         }
         large = {(count, r): programs(Path(place), "b0", count, LARGE, r, OF_LABELS) for count in counts for r in names}
+        masks = {r: eomt_programs(Path(place), r) for r in names if objects}
         if prepare:
             return
         if rows := [row for key, files in small.items() for row in logit_rows(*key, files, size, rounds)]:
             title = f"Logits, 1x{size}x{size}, 150 classes, float32, {torch.get_num_threads()} threads"
+            print_table(title, columns, rows, out)
+        rows = [row for r, files in masks.items() for row in logit_rows("EoMT", r, files, EOMT_SIZE, rounds)]
+        if rows:
+            title = f"Mask logits, 1x{EOMT_SIZE}x{EOMT_SIZE}, {QUERIES} queries, float32"
             print_table(title, columns, rows, out)
         if rows := [row for key, files in large.items() for row in label_rows(*key, files, rounds)]:
             print_table("With masks, B0, 1x1024x2048, float32", columns, rows, out)

@@ -69,7 +69,7 @@ def from_transformers(model: PreTrainedModel) -> PreTrainedModel:
         reasons = ", ".join(dict.fromkeys(planned.translation.dropped.values()))
         logger.warning("%d tensors of the %s are not used (%s)", len(dropped), type(model).__name__, reasons)
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        converted.gradient_checkpointing_enable()
+        converted.activation_checkpointing_enable()
     attention = getattr(model.config, "_attn_implementation", None)
     if attention not in (None, "eager", "sdpa"):  # ours chooses sdpa
         converted.set_attn_implementation(attention)

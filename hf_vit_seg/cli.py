@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from hf_vit_seg.inference.files.prediction import Job
+    from hf_vit_seg.inference.scale.run import BatchRun
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +35,7 @@ app = typer.Typer(
 
 # Panels that group the options in --help.
 INFERENCE, OUTPUTS, FILES, LARGE = "Inference settings", "Outputs", "Files", "Large images and videos"
+BATCH = "Many images, processes and machines"
 FORMAT, INPUTS, QUANTIZATION = "Format", "Inputs of the exported model", "8-bit quantization"
 DATA, MODEL, REPOSITORY, SERVER = "Data", "Model", "Repository", "Server"
 
@@ -111,6 +113,21 @@ class Coordinates(StrEnum):
     pixels = "pixels"
 
 
+class ResultFormat(StrEnum):
+    """Formats of the results of batch inference."""
+
+    folder = "folder"
+    webdataset = "webdataset"
+    parquet = "parquet"
+
+
+class Engine(StrEnum):
+    """Engines of batch inference."""
+
+    processes = "processes"
+    ray = "ray"
+
+
 class ModelFormat(StrEnum):
     """Formats of published models."""
 
@@ -139,9 +156,21 @@ def predict(
     model: Annotated[
         str, typer.Argument(help="Directory, Hub ID, checkpoint file or its address, or exported segmentation model.")
     ],
-    images: Annotated[list[str], typer.Argument(help="Image files, folders (recursive), or quoted glob patterns.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Image files, folders (recursive), or quoted glob patterns. Batch inference: also their addresses "
+            "(hf://, s3://, https://), tar and Parquet files, datasets://NAME?split=test."
+        ),
+    ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Output folder. Subfolders are preserved.", rich_help_panel=FILES)
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Output folder. Subfolders are preserved. Batch inference: also an address.",
+            rich_help_panel=FILES,
+        ),
     ],
     device: Annotated[
         str | None,
@@ -273,13 +302,75 @@ def predict(
     frames: Annotated[
         bool,
         typer.Option(
-            "--frames", help="Write NAME.frames/ with a label map for each video frame.", rich_help_panel=LARGE
+            "--frames",
+            help="Write NAME.frames/ with a label map or instance map for each video frame.",
+            rich_help_panel=LARGE,
         ),
     ] = False,
     frame_rate: Annotated[
         float | None,
         typer.Option(
             min=0.01, help="Treat each folder as the frames of a video with this frame rate.", rich_help_panel=LARGE
+        ),
+    ] = None,
+    result_format: Annotated[
+        ResultFormat | None,
+        typer.Option(
+            "--format",
+            help="Files of each image, or of each shard. Default: folder.",
+            rich_help_panel=BATCH,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes or actors. Default: one per CPU core, one on a GPU.",
+            rich_help_panel=BATCH,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images per forward pass. Default: 1 on a CPU, 32 on a GPU.",
+            rich_help_panel=BATCH,
+        ),
+    ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of shards. Default: of 16 to 1024 images each.", rich_help_panel=BATCH),
+    ] = None,
+    engine: Annotated[
+        Engine | None,
+        typer.Option(help="What starts the processes. Default: processes of this machine.", rich_help_panel=BATCH),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Cluster of Ray, such as auto. Default: this machine alone.", rich_help_panel=BATCH),
+    ] = None,
+    image_column: Annotated[
+        str,
+        typer.Option(
+            help="Column of the images in Parquet files and datasets. Default: the only one, or image.",
+            rich_help_panel=BATCH,
+        ),
+    ] = "",
+    reports: Annotated[
+        bool, typer.Option("--reports/--no-reports", help="Write NAME.json for each image.", rich_help_panel=BATCH)
+    ] = True,
+    push_dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO", help="Push the results to this dataset of the Hub, in one commit.", rich_help_panel=BATCH
+        ),
+    ] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public",
+            help="Visibility of the dataset; an existing one must match.",
+            rich_help_panel=BATCH,
         ),
     ] = None,
 ) -> None:
@@ -300,6 +391,10 @@ def predict(
     same command. Videos (MP4 and others) result in NAME.overlay.mp4 and NAME.json.
 
     For georeferenced TIFFs of any size, the maps are also written as TIFFs with the georeference (NAME.labels.tif).
+
+    With the options for many images, the images are divided into shards that processes or machines share, the same
+    command resumes an interrupted run, and errors.csv lists the images that cannot be segmented. Several GPUs or
+    machines: accelerate launch -m hf_vit_seg.cli predict MODEL ...
     """
     from hf_vit_seg.inference.console import find_task, protocol_from_text, run, run_task
     from hf_vit_seg.inference.dense.protocols import Protocol
@@ -307,10 +402,12 @@ def predict(
     from hf_vit_seg.inference.files.map_coordinates import PolygonCoordinates
     from hf_vit_seg.inference.files.prediction import PredictOptions
     from hf_vit_seg.inference.files.tables import table_paths
+    from hf_vit_seg.inference.scale.console import requires_shards, share_of_processes
+    from hf_vit_seg.inference.scale.run import BatchRun
 
     from .directory_lock import lock_directory
 
-    if out.exists() and not out.is_dir():
+    if os.path.exists(out) and not os.path.isdir(out):
         raise HfVitSegError(f"--out {out} is a file, not a folder")
     formats = set(polygons or ())
     predict_options = PredictOptions(
@@ -343,17 +440,74 @@ def predict(
     )
     task = find_task(model)
     refuse_options(task, predict_options, chosen != Protocol())
-    with lock_directory(out):
-        tables = table_paths(task, out)
-        planned = plan_jobs(images, out, overwrite, skip_existing, videos=frame_rate is not None, tables=tables)
+    options_of_shards = {
+        "--format": result_format,
+        "--workers": workers,
+        "--batch-size": batch_size,
+        "--shards": shards,
+        "--engine": engine,
+        "--address": address,
+        "--image-column": image_column,
+        "--no-reports": not reports,
+        "--push-dataset": push_dataset,
+    }
+    if requires_shards(images, out, options_of_shards):
+        rank, world = share_of_processes()
+        batch = BatchRun(
+            model=model,
+            inputs=tuple(images),
+            out=out,
+            options=predict_options,
+            protocol=chosen,
+            device=device,
+            dtype=dtype.value,
+            convert=convert_model,
+            format=(result_format or ResultFormat.folder).value,
+            column=image_column,
+            reports=reports,
+            shards=shards,
+            workers=workers,
+            batch_size=batch_size,
+            engine=(engine or Engine.processes).value,
+            address=address,
+            rank=rank,
+            world=world,
+            overwrite=overwrite,
+        )
+        raise typer.Exit(predict_shards(task, batch, push_dataset, private))
+    folder = Path(out)
+    with lock_directory(folder):
+        tables = table_paths(task, folder)
+        planned = plan_jobs(images, folder, overwrite, skip_existing, videos=frame_rate is not None, tables=tables)
         if task in ("segmentation", "instance"):
             jobs = [job for job in planned if not (skip_existing and job.done)]
-            code = run(model, device, dtype.value, jobs, predict_options, out, chosen, convert=convert_model, task=task)
+            code = run(
+                model, device, dtype.value, jobs, predict_options, folder, chosen, convert=convert_model, task=task
+            )
         else:
             code = run_task(
-                task, model, device, dtype.value, planned, skip_existing, predict_options, out, convert=convert_model
+                task, model, device, dtype.value, planned, skip_existing, predict_options, folder, convert=convert_model
             )
     raise typer.Exit(code)
+
+
+def predict_shards(task: str, batch: "BatchRun", repo: str | None, private: bool | None) -> int:
+    """Run `predict` by shards, push the results if a repository is given, and return the exit code."""
+    from hf_vit_seg.hub.dataset import push_dataset
+    from hf_vit_seg.hub.repository import Target
+    from hf_vit_seg.inference.scale.console import run_batch
+
+    if task != "segmentation":
+        raise HfVitSegError(f"{batch.model} is a model for {task}: batch inference is for segmentation models")
+    if repo is not None and (batch.format != ResultFormat.parquet or batch.world > 1):
+        raise HfVitSegError("--push-dataset requires --format parquet, and a single process without accelerate launch")
+    target = None if repo is None else Target(repo, private=private)
+    code, summary = run_batch(batch)
+    if target is not None and summary.finished == summary.images:
+        typer.echo(
+            f"pushed {summary.images - len(summary.failures)} images: {push_dataset(batch.out, target)}", err=True
+        )
+    return code
 
 
 def plan_jobs(
@@ -497,7 +651,7 @@ def export(
     from hf_vit_seg.data.images.files import find_images
     from hf_vit_seg.export.console import label_size, run, sides
     from hf_vit_seg.export.exported_model import ExportOptions
-    from hf_vit_seg.training.evaluation.segmenter_score import mean_iou_on
+    from hf_vit_seg.training.evaluation.evaluate import mean_iou_on
     from hf_vit_seg.training.recipe_loading import load_recipe
 
     if recipe is not None and int8 is None:

@@ -190,13 +190,18 @@ def architectures() -> dict[str, Architecture]:
 
 
 def register_image_segmentation(architecture: Architecture) -> None:
-    """Let the pipeline "image-segmentation" load the class that a checkpoint names: for objects, or for classes."""
+    """Let the pipeline "image-segmentation" load the class that a checkpoint names: for objects, or for classes.
+
+    The pipeline also checks class names in copies of tables that registration does not update, the last of which is
+    that of universal models, and logs a false error for others (transformers 5.23, image_segmentation.py).
+    """
     from transformers.models.auto import modeling_auto
 
     kinds = [architecture.models.get(f"AutoModelFor{kind}Segmentation") for kind in ("Semantic", "Universal")]
-    found = tuple(kind for kind in kinds if kind is not None)
+    if not (found := tuple(kind for kind in kinds if kind is not None)):
+        return
     names: Any = modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
-    names[architecture.config.model_type] = tuple(model.__name__ for model in found)  # also replaces semantic names
+    names[architecture.config.model_type] = tuple(model.__name__ for model in found)
     table: Any = modeling_auto.MODEL_FOR_IMAGE_SEGMENTATION_MAPPING
     table.register(architecture.config, found, exist_ok=True)
 
@@ -211,14 +216,9 @@ def register(architecture: Architecture) -> None:
     transformers.AutoConfig.register(model_type, architecture.config)
     for auto_class, model in architecture.models.items():
         getattr(transformers, auto_class).register(architecture.config, model)
-    if model := architecture.models.get("AutoModelForSemanticSegmentation"):
-        # The image-segmentation pipeline checks a copy of this table, which registration does not update, and logs a
-        # false error for every registered model that is missing in it (transformers 5.23, image_segmentation.py).
-        names: Any = transformers.models.auto.modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
-        names[model_type] = model.__name__
     if model := architecture.models.get("AutoModelForUniversalSegmentation"):
         transformers.AutoModelForInstanceSegmentation.register(architecture.config, model)
-        register_image_segmentation(architecture)
+    register_image_segmentation(architecture)
     transformers.AutoImageProcessor.register(
         architecture.config, image_processor_classes=dict(architecture.image_processor), exist_ok=True
     )

@@ -14,7 +14,8 @@ from .accelerator import zero_gpu
 from .batch_tab import BatchTab
 from .catalogue import Catalogue, default_models
 from .classification_tab import ClassificationTab
-from .guarded_page import GuardedPage
+from .inputs import GuardedPage
+from .object_tab import ObjectTab
 from .pose_tab import PoseTab
 from .reading import READERS
 from .request_limits import RequestLimits, answer_invalid_request
@@ -33,7 +34,8 @@ FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACED = ("ui-monospace", "Consolas", "monospace")
 INTRODUCTION = """# Image segmentation
 
-Upload an image, then point at it (or tap it) to see each class. For use from a program, see the API link below.
+Upload an image, then point at it (or tap it) to see each class or object. For use from a program, see the API link
+below.
 """
 
 
@@ -49,7 +51,12 @@ def build(catalogue: Catalogue) -> GuardedPage:
         with gr.Tabs():
             if "segmentation" in tasks:
                 with gr.Tab("Segmentation"):
-                    SegmentationTab(catalogue).open_with_example(page)
+                    SegmentationTab(catalogue).open_with_example(page.load)
+            if "instance" in tasks:
+                with gr.Tab("Objects") as tab:
+                    opening = tab.select if "segmentation" in tasks else page.load
+                    ObjectTab(catalogue).open_with_example(opening)
+            if "segmentation" in tasks:
                 with gr.Tab("Many files"):
                     BatchTab(catalogue)
             if "classification" in tasks:

@@ -15,15 +15,18 @@ from threading import Lock
 from typing import Any
 
 import torch
+from PIL import Image
 
 from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.loading import ModelError, task_of
+from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
+from hf_vit_seg.inference.loading import ModelError
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
-from hf_vit_seg.inference.runtimes import is_program
+from hf_vit_seg.inference.runtimes import task_of_model
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.inference.segments import FoundSegments
 from hf_vit_seg.provenance import provenance_of
 
 from . import ENVIRONMENT, NUCLEI
@@ -37,6 +40,7 @@ MOST_OF_RUN = 3  # example images of a run
 KEPT = 3  # models that stay in memory
 LOADERS: Mapping[str, Callable[[str], Any]] = {
     "segmentation": Segmenter.from_pretrained,
+    "instance": InstanceSegmenter.from_pretrained,  # and panoptic
     "classification": Classifier.from_pretrained,
     "pose": PoseEstimator.from_pretrained,
 }
@@ -157,11 +161,11 @@ class Catalogue:
             return ModelFacts(", ".join(facts), f"https://huggingface.co/{entry.place}")
         return ModelFacts(", ".join([*facts, f"license: {provenance_of(entry.place).license or 'unknown'}"]))
 
-    def examples(self) -> list[tuple[str, str]]:
+    def examples(self, task: str) -> list[tuple[str, str]]:
         """Paths of example images with the title of their model: the built-in ones, and those of the models' runs."""
-        found = [(path, NUCLEI) for path in example_images()] if NUCLEI in self.entries else []
+        found = [(path, NUCLEI) for path in example_images()] if NUCLEI in self.titles(task) else []
         for title, entry in self.entries.items():
-            if entry.task == "segmentation" and entry.name != (NUCLEI,):
+            if entry.task == task and entry.name != (NUCLEI,):
                 found += [(path, title) for path in run_images(Path(entry.place))]
         return found
 
@@ -174,7 +178,7 @@ class Catalogue:
             raise ModelError(str(error).replace(entry.place, title)) from error
 
     def run_model(self, title: str, *inputs: Any, pixels: int = 0) -> Any:
-        """The output of a model; a segmentation model has a protocol and a prepared image as inputs.
+        """The output of a model; segmenters have a protocol as input, and a prepared image or pixels.
 
         `pixels` is how many it sees where that depends on them. Several images are segmented at the same time, and
         their forward passes alternate. TimeLimitError when others keep the processor busy for too long.
@@ -183,26 +187,43 @@ class Catalogue:
             model = self.load(title)
             if isinstance(model, Segmenter):
                 return self.segment(model, *inputs)
+            if isinstance(model, InstanceSegmenter):
+                return self.find_objects(model, *inputs)
             with self.computing.hold(SECONDS_WAITING):
                 return model(*inputs)
 
     def segment(self, segmenter: Segmenter, protocol: Protocol, prepared: PreparedImage) -> Segmentation:
-        """Segment a prepared image. TimeLimitError, before the next window, when its forward passes take too long."""
+        """Segment a prepared image; see `limit_time`."""
         segmenter = segmenter.with_protocol(protocol)
-        logits, spent = segmenter.logits, 0.0
+        segmenter.logits = self.limit_time(segmenter.logits)
+        return segmenter.segment(prepared)
 
-        def limited_logits(pixel_values: torch.Tensor) -> torch.Tensor:
+    def find_objects(
+        self, segmenter: InstanceSegmenter, protocol: Protocol, pixels: torch.Tensor, shown: Image.Image
+    ) -> FoundSegments:
+        """Find the objects in pixels (C, H, W); see `limit_time`."""
+        segmenter = segmenter.with_protocol(protocol)
+        segmenter.outputs = self.limit_time(segmenter.outputs)
+        return segmenter.segment_pixels(pixels, shown)
+
+    def limit_time(self, forward: Callable[[torch.Tensor], Any]) -> Any:
+        """A forward pass that is computed in turn with those of other images.
+
+        TimeLimitError before a window if the ones before it have taken too long.
+        """
+        spent = 0.0
+
+        def limited(pixel_values: torch.Tensor) -> Any:
             nonlocal spent
             if spent > SECONDS_COMPUTING:
                 raise TimeLimitError(f"the model takes longer than {SECONDS_COMPUTING} s: choose a smaller image")
             with self.computing.hold(SECONDS_WAITING):
                 start = time.monotonic()
-                found = logits(pixel_values)
+                found = forward(pixel_values)
                 spent += time.monotonic() - start
             return found
 
-        segmenter.logits = limited_logits
-        return segmenter.segment(prepared)
+        return limited
 
 
 def seconds(title: str, *inputs: Any, pixels: int = 0) -> int:
@@ -211,13 +232,10 @@ def seconds(title: str, *inputs: Any, pixels: int = 0) -> int:
 
 
 def entry_of(name: str) -> Entry:
-    """A model by its name. ModelError when there is none, or its task is not among those of a demo."""
+    """A model by its name. ModelError when there is none, or it has no head."""
     if name == NUCLEI:
         return Entry(str(files("hf_vit_seg.nuclei") / "model"), (NUCLEI,), "segmentation")
-    task = "segmentation" if is_program(name) else task_of(name)
-    if task not in LOADERS:
-        raise ModelError(f"{name} is a model for {task}, but the demo has {', '.join(LOADERS)}: use hf-vit-seg predict")
-    return Entry(name, parts_of(name), task)
+    return Entry(name, parts_of(name), task_of_model(name))
 
 
 def parts_of(name: str) -> tuple[str, ...]:

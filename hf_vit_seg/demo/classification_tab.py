@@ -7,7 +7,7 @@ import gradio as gr
 from .accelerator import CALLS
 from .catalogue import Catalogue
 from .reading import READERS
-from .uploads import clear_on_failure, model_choice, photo_input, report_failures
+from .uploads import model_choice, photo_input, report_failures, show_results
 
 TOP = 5  # classes that are named
 
@@ -23,16 +23,12 @@ class ClassificationTab:
                 model = model_choice(catalogue.titles("classification"))
             with gr.Column(scale=2, min_width=360):
                 label = gr.Label(label="Classes", num_top_classes=TOP)
-        classifying = gr.on(
-            [photo.change, model.change],
-            self.classify,
-            [photo, model],
-            [label],
-            api_name="classify",
-            trigger_mode="always_last",
-            **CALLS,
-        )
-        clear_on_failure(classifying, [label])
+                show_results([photo.change, model.change], self.show, [photo, model], [label])
+        gr.on([], self.classify, [photo, model], [label], api_name="classify", **CALLS)
+
+    def show(self, image: str | None, model: str) -> tuple[dict[str, float] | None]:
+        """Classify an image for the page."""
+        return (self.classify(image, model),)
 
     def classify(self, image: str | None, model: str) -> dict[str, float] | None:
         """Classify an image: the five most likely classes and their probabilities."""

@@ -3,17 +3,22 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+import torch
 
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.files.prediction import FileFacts, Job, PredictOptions, report
+from hf_vit_seg.inference.files.objects import object_report
+from hf_vit_seg.inference.files.prediction import FileFacts, Job, PredictOptions, report, rounded_timings
 from hf_vit_seg.inference.image_inputs import check_finite
+from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.inference.segments import FoundSegments
 
 from .catalogue import Catalogue
 from .reading import READERS
@@ -21,21 +26,23 @@ from .uploads import MOST_PIXELS
 
 WHOLE, SLIDING = "whole image", "sliding window"
 VIEWS = (WHOLE, SLIDING)
+Result = TypeVar("Result", Segmentation, FoundSegments)
+AnySegmenter = TypeVar("AnySegmenter", Segmenter, InstanceSegmenter)
 SMALLEST_WINDOW, USUAL_WINDOW, LARGEST_WINDOW = 128, 512, 1024
 MOST_AT_ONCE = 2_000_000  # pixels per forward pass; larger images are segmented in windows
 MOST_SEEN = 3 * MOST_PIXELS  # pixels per call; the largest image in windows has 2.4 times its own
 
 
 @dataclass(frozen=True)
-class SegmentedFile:
-    """The segmentation of the file `name` by the model `title`, and its JSON report.
+class SegmentedFile(Generic[Result]):
+    """The result of the model `title` for the file `name`, and its JSON report.
 
     `seen` is the number of pixels that the model processed.
     """
 
     name: str
     title: str
-    result: Segmentation
+    result: Result
     report: dict[str, Any]
     seen: int
 
@@ -47,17 +54,21 @@ class SegmentedFile:
     @property
     def caption(self) -> str:
         """Model, protocol and time, in a line."""
-        return f"{self.title}: {self.result.protocol}; {self.result.timings['model']:.0f} ms"
+        timings = self.result.timings
+        return f"{self.title}: {self.result.protocol}; {timings.get('model', sum(timings.values())):.0f} ms"
 
 
-def protocol_of(view: str, window: float, flip: bool) -> Protocol:
+def protocol_of(view: str, window: float, flip: bool = False, *, objects: bool = False) -> Protocol:
     """Build the protocol for a visitor's choices; `window` is the side of the windows in pixels."""
-    return windows(int(window), flip) if view == SLIDING else Protocol(flip=flip)
+    return windows(int(window), flip, objects=objects) if view == SLIDING else Protocol(flip=flip)
 
 
-def windows(side: int, flip: bool) -> Protocol:
-    """A protocol with square windows, blended with Gaussian weights to avoid visible borders."""
-    return Protocol(window=(side, side), blend="gaussian", flip=flip)
+def windows(side: int, flip: bool = False, *, objects: bool = False) -> Protocol:
+    """A protocol with square windows.
+
+    They are blended with Gaussian weights to avoid visible borders, except for objects, which are joined.
+    """
+    return Protocol(window=(side, side), blend="flat" if objects else "gaussian", flip=flip)
 
 
 def pixels_seen(protocol: Protocol, prepared: PreparedImage) -> int:
@@ -68,7 +79,7 @@ def pixels_seen(protocol: Protocol, prepared: PreparedImage) -> int:
     return protocol.views * once
 
 
-def check_resized(segmenter: Segmenter, name: Path, size: tuple[int, int]) -> None:
+def check_resized(segmenter: Segmenter | InstanceSegmenter, name: Path, size: tuple[int, int]) -> None:
     """Refuse an image of `size` that the protocol would resize to more pixels than a model sees for a call."""
     protocol = segmenter.protocol.model_copy(update={"divisor": segmenter.protocol.divisor or 1})
     height, width = protocol.sides(size, 1, segmenter.processor) or size
@@ -79,16 +90,25 @@ def check_resized(segmenter: Segmenter, name: Path, size: tuple[int, int]) -> No
         )
 
 
-def segment_file(
-    catalogue: Catalogue, title: str, protocol: Protocol, path: Path, left: int = MOST_SEEN
-) -> SegmentedFile:
-    """Segment an image file. ImageFileError if it is not an image, damaged or too large.
+@dataclass(frozen=True, eq=False)
+class ReadFile(Generic[AnySegmenter]):
+    """A visitor's image (C, H, W) and its prepared form, with the segmenter and the pixels that its model will see."""
 
-    HfVitSegError if the model would process more than `left` pixels.
+    segmenter: AnySegmenter
+    job: Job
+    facts: FileFacts
+    pixels: torch.Tensor
+    prepared: PreparedImage
+    seen: int
+
+
+def read_file(segmenter: AnySegmenter, path: Path, left: int = MOST_SEEN) -> ReadFile[AnySegmenter]:
+    """Read an image file, and choose windows if it is too large to be processed at once.
+
+    ImageFileError if it is not an image, damaged or too large; HfVitSegError if the model would process more than
+    `left` pixels.
     """
-    segmenter = catalogue.load(title).with_protocol(protocol)
     name = Path(path.name)  # the path on the server is not published
-    options = PredictOptions(model=title, max_pixels=MOST_PIXELS)
     start = time.perf_counter()
     pixels = READERS.read(path, segmenter.channels)
     milliseconds = milliseconds_since(start)
@@ -97,7 +117,8 @@ def segment_file(
     prepared = segmenter.prepare_pixels(pixels, to_rgb_image(pixels))
     height, width = prepared.pixel_values.shape[-2:]
     if segmenter.protocol.window is None and height * width > MOST_AT_ONCE:
-        segmenter = segmenter.with_protocol(windows(LARGEST_WINDOW, segmenter.protocol.flip))
+        objects = isinstance(segmenter, InstanceSegmenter)
+        segmenter = segmenter.with_protocol(windows(LARGEST_WINDOW, segmenter.protocol.flip, objects=objects))
     seen = pixels_seen(segmenter.protocol, prepared)
     if seen > left:
         raise HfVitSegError(
@@ -105,9 +126,31 @@ def segment_file(
             f"{left / 1e6:.1f} million are left of the {MOST_SEEN / 1e6:g} million of a call: use fewer or smaller "
             "images, or turn flip augmentation off"
         )
-    result = catalogue.call(title, segmenter.protocol, prepared, pixels=seen)
-    known = report(segmenter, Job(ImageFile(name, name), name), result, FileFacts(milliseconds), options)
-    return SegmentedFile(path.name, title, result, known, seen)
+    return ReadFile(segmenter, Job(ImageFile(name, name), name), FileFacts(milliseconds), pixels, prepared, seen)
+
+
+def segment_file(
+    catalogue: Catalogue, title: str, protocol: Protocol, path: Path, left: int = MOST_SEEN
+) -> SegmentedFile[Segmentation]:
+    """Segment an image file; see `read_file` for errors."""
+    segmenter: Segmenter = catalogue.load(title).with_protocol(protocol)
+    file = read_file(segmenter, path, left)
+    result = catalogue.call(title, file.segmenter.protocol, file.prepared, pixels=file.seen)
+    content = report(file.segmenter, file.job, result, file.facts, PredictOptions(model=title))
+    return SegmentedFile(path.name, title, result, content, file.seen)
+
+
+def find_objects_in_file(
+    catalogue: Catalogue, title: str, protocol: Protocol, path: Path
+) -> SegmentedFile[FoundSegments]:
+    """Find the objects of an image file; see `read_file` for errors."""
+    segmenter: InstanceSegmenter = catalogue.load(title).with_protocol(protocol)
+    file = read_file(segmenter, path)
+    picture = file.prepared.picture
+    result = catalogue.call(title, file.segmenter.protocol, file.pixels, picture, pixels=file.seen)
+    content = object_report(file.segmenter, file.job, result, PredictOptions(model=title), None)
+    content["timings_ms"] = rounded_timings(file.facts, result.timings)
+    return SegmentedFile(path.name, title, result, content, file.seen)
 
 
 __all__ = [
@@ -119,6 +162,7 @@ __all__ = [
     "VIEWS",
     "WHOLE",
     "SegmentedFile",
+    "find_objects_in_file",
     "pixels_seen",
     "protocol_of",
     "segment_file",

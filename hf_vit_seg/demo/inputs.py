@@ -4,6 +4,8 @@ Calls come from anyone, with any JSON, to any event of the page. gradio itself c
 that it is one, and fetches addresses.
 """
 
+import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +13,9 @@ import gradio as gr
 
 from hf_vit_seg.errors import HfVitSegError
 
-from .uploads import MOST_FILES, resolve_upload
+from .uploads import MOST_FILES, error_message, failure_text, resolve_upload
+
+logger = logging.getLogger(__name__)
 
 LONGEST_TEXT = 200  # characters
 
@@ -105,4 +109,39 @@ def check_values(components: list[Any], values: Any) -> list[Any]:
     return [check_value(component, value) for component, value in zip(components, values, strict=True)]
 
 
-__all__ = ["CHECKS", "InputError", "check_value", "check_values"]
+class GuardedPage(gr.Blocks):
+    """A page whose events can be called by anyone.
+
+    Every call goes through `preprocess_data`, whether it comes from the page, by name or by index, with or without the
+    queue, so this is where its values are checked, before gradio moves, fetches or opens a file.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.closed = threading.Event()
+
+    def close(self, verbose: bool = True) -> None:
+        """End the server."""
+        self.closed.set()
+        super().close(verbose)
+
+    async def preprocess_data(self, block_fn: Any, inputs: Any, state: Any, explicit_call: bool = False) -> Any:
+        """Check the values first; gr.Error for invalid ones."""
+        try:
+            values = check_values(block_fn.inputs, inputs)
+        except HfVitSegError as error:
+            raise gr.Error(error_message(error), print_exception=False, duration=None) from error
+        return await super().preprocess_data(block_fn, values, state, explicit_call)
+
+    async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Log unexpected exceptions and report them to the visitor in one sentence."""
+        try:
+            return await super().process_api(*arguments, **options)
+        except gr.Error:
+            raise
+        except Exception as error:
+            logger.error("a call of the demo failed", exc_info=error)
+            raise gr.Error(failure_text(error), print_exception=False, duration=None) from error
+
+
+__all__ = ["CHECKS", "GuardedPage", "InputError", "check_value", "check_values"]

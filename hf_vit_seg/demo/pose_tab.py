@@ -19,7 +19,7 @@ from .accelerator import CALLS
 from .catalogue import Catalogue
 from .reading import READERS
 from .segmentation_view import LONGEST_SIDE
-from .uploads import clear_on_failure, model_choice, photo_input, report_failures
+from .uploads import model_choice, photo_input, report_failures, show_results
 
 KEYPOINTS = ("keypoint", "x", "y", "score")
 
@@ -39,16 +39,9 @@ class PoseTab:
             with gr.Column(scale=2, min_width=480):
                 skeleton = gr.Image(label="Skeleton", interactive=False, format="png")
                 table = gr.Dataframe(headers=list(KEYPOINTS), label="Keypoints", interactive=False)
-        estimating = gr.on(
-            [photo.change, box.submit, model.change],
-            self.estimate,
-            [photo, model, box],
-            [skeleton, table],
-            api_name="estimate_pose",
-            trigger_mode="always_last",
-            **CALLS,
-        )
-        clear_on_failure(estimating, [skeleton, table])
+                outputs, inputs = [skeleton, table], [photo, model, box]
+                show_results([photo.change, box.submit, model.change], self.estimate, inputs, outputs)
+        gr.on([], self.estimate, inputs, outputs, api_name="estimate_pose", **CALLS)
 
     def estimate(self, image: str | None, model: str, box: str = "") -> tuple[Any, Any]:
         """Find a person's keypoints: a picture of the skeleton, and each keypoint's place in pixels and its score."""

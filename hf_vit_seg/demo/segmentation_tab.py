@@ -1,16 +1,18 @@
-"""The tab that segments one image, and the choices that it shares with the tab for many."""
+"""The tab that segments one image, and what it shares with the tabs for objects and for many images."""
 
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic
 
 import gradio as gr
 
 from hf_vit_seg.atomic_io import json_text
+from hf_vit_seg.inference.segmentation import Segmentation
 
 from .accelerator import CALLS
-from .catalogue import Catalogue
+from .catalogue import Catalogue, ModelFacts
 from .file_segmentation import (
     LARGEST_WINDOW,
     SLIDING,
@@ -18,16 +20,14 @@ from .file_segmentation import (
     USUAL_WINDOW,
     VIEWS,
     WHOLE,
+    Result,
     SegmentedFile,
     protocol_of,
     segment_file,
 )
 from .segmentation_view import failed_view, segmentation_view, view_of
 from .upload_folder import fresh_folder
-from .uploads import error_message, model_choice, photo_input, report_failures
-
-FAILED = "the server did not answer; try again, or choose a smaller image"
-AREAS = ("class", "pixels", "share in %")
+from .uploads import FAILED, error_message, model_choice, photo_input, report_failures
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Choices:
     model: gr.Dropdown
     view: gr.Radio
     window: gr.Slider
-    flip: gr.Checkbox
+    flip: gr.Checkbox | None  # objects have no average over mirror images
 
     @classmethod
-    def render(cls, titles: list[str]) -> "Choices":
+    def render(cls, titles: list[str], has_flip: bool = True) -> "Choices":
         """Create the components on the page."""
         model = model_choice(titles)
         view = gr.Radio([(view.capitalize(), view) for view in VIEWS], value=WHOLE, label="Inference")
         window = gr.Slider(
             SMALLEST_WINDOW, LARGEST_WINDOW, USUAL_WINDOW, step=64, label="Window size (pixels)", visible=False
         )
-        flip = gr.Checkbox(False, label="Flip test-time augmentation")
+        flip = gr.Checkbox(False, label="Flip test-time augmentation") if has_flip else None
         view.change(
             lambda view: gr.update(visible=view == SLIDING), view, window, queue=False, api_visibility="private"
         )
@@ -55,19 +55,30 @@ class Choices:
 
     @property
     def components(self) -> list[Any]:
-        """All components, in the order of the arguments of `segment_file`."""
-        return [self.model, self.view, self.window, self.flip]
+        """All components, in the order of the arguments of `show`."""
+        return [self.model, self.view, self.window, *([] if self.flip is None else [self.flip])]
+
+    @property
+    def changes(self) -> list[Any]:
+        """The events after which the result is another one."""
+        flip = [] if self.flip is None else [self.flip.change]
+        return [self.model.change, self.view.change, self.window.release, *flip]
 
 
-class SegmentationTab:
-    """Segment one image: show its classes with their areas, and files to download."""
+class ImageTab(Generic[Result]):
+    """Process one image: show the result, and files to download. Subclasses compute and describe it."""
+
+    task: ClassVar[str]
+    has_flip: ClassVar[bool]
+    downloads: ClassVar[tuple[str, ...]]  # labels of the buttons
+    columns: ClassVar[Mapping[str, str]]  # of the table for API clients: the type of each
 
     def __init__(self, catalogue: Catalogue):
-        self.catalogue, self.examples = catalogue, catalogue.examples()
+        self.catalogue, self.examples = catalogue, catalogue.examples(self.task)
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 photo = photo_input("Upload an image", height=260)
-                choices = Choices.render(catalogue.titles("segmentation"))
+                choices = Choices.render(catalogue.titles(self.task), self.has_flip)
                 if self.examples:
                     offered = gr.Gallery(
                         [path for path, _ in self.examples],
@@ -84,16 +95,14 @@ class SegmentationTab:
             with gr.Column(scale=3, min_width=480):
                 view = segmentation_view()
                 with gr.Row():
-                    labels = gr.DownloadButton("Label map (PNG)", size="md", interactive=False)
-                    text = gr.DownloadButton("Report (JSON)", size="md", interactive=False)
-                # For API clients; the page shows the areas in the legend.
-                table = gr.Dataframe(
-                    headers=list(AREAS), datatype=["str", "number", "number"], label="Areas", visible=False
-                )
+                    files = [gr.DownloadButton(label, size="md", interactive=False) for label in self.downloads]
+                # For API clients; the page shows the legend.
+                types: Any = list(self.columns.values())
+                table = gr.Dataframe(headers=list(self.columns), datatype=types, label="Table", visible=False)
         self.photo, self.model = photo, choices.model
-        shown = [view, labels, text]
+        shown = [view, *files]
         showing = gr.on(
-            [photo.change, choices.model.change, choices.view.change, choices.window.release, choices.flip.change],
+            [photo.change, *choices.changes],
             self.show,
             [photo, *choices.components],
             shown,
@@ -102,26 +111,55 @@ class SegmentationTab:
             show_progress_on=[view],
             **CALLS,
         )
-        showing.failure(lambda: no_result(FAILED), None, shown, queue=False, api_visibility="private")
+        failure = self.no_result(FAILED)
+        showing.failure(lambda: failure, None, shown, queue=False, api_visibility="private")
         # For API clients, which do not need the view.
         gr.on(
             [],
-            self.segment,
+            self.function(),
             [photo, *choices.components],
-            [table, labels, text],
-            api_name="segment",
+            [table, *files],
+            api_name=self.function().__name__,
             **CALLS,
         )
 
-    def segment_file(self, image: str, model: str, view: str, window: float, flip: bool) -> SegmentedFile:
-        """Segment an uploaded image."""
-        return segment_file(self.catalogue, model, protocol_of(view, window, flip), Path(image))
+    def function(self) -> Callable[..., Any]:
+        """The function for API clients."""
+        raise NotImplementedError
 
-    def open_with_example(self, page: gr.Blocks) -> None:
-        """Show the result of the first example when the page is opened."""
+    def process(self, image: Path, *choices: Any) -> SegmentedFile[Result]:
+        """The result of an uploaded image."""
+        raise NotImplementedError
+
+    def view(self, found: SegmentedFile[Result], about: ModelFacts) -> dict[str, Any]:
+        """What the browser shows of a result."""
+        raise NotImplementedError
+
+    def rows(self, found: SegmentedFile[Result]) -> list[list[Any]]:
+        """The table for API clients."""
+        raise NotImplementedError
+
+    def save(self, found: SegmentedFile[Result], folder: Path) -> list[Path]:
+        """Write the files that can be downloaded, one for each of `downloads`."""
+        raise NotImplementedError
+
+    def answer(self, image: str | None, *choices: Any) -> tuple[Any, ...]:
+        """The table and the files of an image, for API clients."""
+        if image is None:
+            raise gr.Error("no image was uploaded", print_exception=False)
+        with report_failures(Path(image)):
+            found = self.process(Path(image), *choices)
+            return self.rows(found), *map(str, self.save(found, fresh_folder()))
+
+    def open_with_example(self, opening: Any) -> None:
+        """Show the result of the first example at an event, such as `page.load`, unless an image was chosen before."""
         if self.examples:
-            page.load(
-                lambda: self.choose_example(0), None, [self.photo, self.model], queue=False, api_visibility="private"
+            opening(
+                lambda image: gr.skip() if image else self.choose_example(0),
+                self.photo,
+                [self.photo, self.model],
+                queue=False,
+                api_visibility="private",
             )
 
     def choose_selected(self, selected: gr.SelectData) -> tuple[str, str]:
@@ -137,44 +175,63 @@ class SegmentationTab:
         return str(shutil.copy(path, fresh_folder())), title
 
     def show(self, image: str | None, *choices: Any) -> tuple[Any, ...]:
-        """Segment an image for the page: the view and the files; an empty view without an image.
+        """Process an image for the page: the view and the files; an empty view without an image.
 
         An error is shown in place of the result, until the next one.
         """
         if image is None:
-            return no_result()
+            return self.no_result()
         try:
-            found = self.segment_file(image, *choices)
-            view = view_of(found.result, Path(image).stem, found.caption, self.catalogue.describe(found.title))
+            found = self.process(Path(image), *choices)
+            view = self.view(found, self.catalogue.describe(found.title))
+            files = self.save(found, fresh_folder())
         except Exception as error:
-            return no_result(error_message(error, Path(image)))
-        _, labels, text = answer(found)
-        return view, *(gr.update(value=path, interactive=True) for path in (labels, text))
+            return self.no_result(error_message(error, Path(image)))
+        return view, *(gr.update(value=str(path), interactive=True) for path in files)
+
+    def no_result(self, error: str | None = None) -> tuple[Any, ...]:
+        """An empty view, or one with an error, and disabled downloads."""
+        disabled = [gr.update(value=None, interactive=False)] * len(self.downloads)
+        return None if error is None else failed_view(error), *disabled
+
+
+class SegmentationTab(ImageTab[Segmentation]):
+    """Segment one image: show its classes with their areas, and files to download."""
+
+    task = "segmentation"
+    has_flip = True
+    downloads = ("Label map (PNG)", "Report (JSON)")
+    columns: ClassVar[Mapping[str, str]] = {"class": "str", "pixels": "number", "share in %": "number"}
+
+    def function(self) -> Callable[..., Any]:
+        """Segmentation."""
+        return self.segment
+
+    def process(self, image: Path, *choices: Any) -> SegmentedFile[Segmentation]:
+        """Segment an uploaded image."""
+        model, *settings = choices
+        return segment_file(self.catalogue, model, protocol_of(*settings), image)
+
+    def view(self, found: SegmentedFile[Segmentation], about: ModelFacts) -> dict[str, Any]:
+        """The classes of the pixels."""
+        return view_of(found.result, found.stem, found.caption, about)
+
+    def rows(self, found: SegmentedFile[Segmentation]) -> list[list[Any]]:
+        """The area of each class, the most frequent class first."""
+        return [[count.name, count.pixels, round(100 * count.share, 3)] for count in found.result.counts()]
+
+    def save(self, found: SegmentedFile[Segmentation], folder: Path) -> list[Path]:
+        """Label map and report."""
+        labels, text = folder / f"{found.stem}.labels.png", folder / f"{found.stem}.json"
+        found.result.label_image().save(labels, compress_level=1)
+        text.write_text(json_text(found.report, indent=2), encoding="utf-8")
+        return [labels, text]
 
     def segment(
         self, image: str | None, model: str, view: str = WHOLE, window: float = USUAL_WINDOW, flip: bool = False
     ) -> tuple[Any, ...]:
         """Segment an image: the area of each class, the label map as a PNG with its palette, and a JSON report."""
-        if image is None:
-            raise gr.Error("no image was uploaded", print_exception=False)
-        with report_failures(Path(image)):
-            return answer(self.segment_file(image, model, view, window, flip))
+        return self.answer(image, model, view, window, flip)
 
 
-def no_result(error: str | None = None) -> tuple[Any, ...]:
-    """An empty view, or one with an error, and disabled downloads."""
-    disabled = gr.update(value=None, interactive=False)
-    return None if error is None else failed_view(error), disabled, disabled
-
-
-def answer(found: SegmentedFile) -> tuple[list[list[Any]], str, str]:
-    """The rows of the table, the most frequent class first, and the files that can be downloaded."""
-    rows = [[count.name, count.pixels, round(100 * count.share, 3)] for count in found.result.counts()]
-    folder = fresh_folder()
-    labels, text = folder / f"{found.stem}.labels.png", folder / f"{found.stem}.json"
-    found.result.label_image().save(labels, compress_level=1)
-    text.write_text(json_text(found.report, indent=2), encoding="utf-8")
-    return rows, str(labels), str(text)
-
-
-__all__ = ["Choices", "SegmentationTab"]
+__all__ = ["Choices", "ImageTab", "SegmentationTab"]

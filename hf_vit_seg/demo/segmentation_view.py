@@ -1,9 +1,10 @@
-"""The picture of a segmentation in a browser: photo, colors, legend with bars, and the class under the pointer.
+"""The picture of a segmentation in a browser: photo, colors, legend with bars, and what is under the pointer.
 
-The browser gets a small photo, and a map of the same size whose values are rows of the legend; it draws the rest itself
-(view/view.js). gradio's own AnnotatedImage writes a picture of full size for every class, which took ten times as long.
+The browser gets a small photo, and a map of the same size whose values are rows of the legend, or numbers of objects;
+it draws the rest itself (view/view.js). gradio's own AnnotatedImage writes a picture of full size for every class,
+which took ten times as long.
 
-Shapes: H W pixels, h w of the shown picture, K classes.
+Shapes: H W pixels, h w of the shown picture, K classes, n objects.
 """
 
 from importlib.resources import files
@@ -14,9 +15,12 @@ import numpy as np
 from PIL import Image
 
 from hf_vit_seg.drawing.data_urls import image_url
+from hf_vit_seg.drawing.objects import object_colors
 from hf_vit_seg.drawing.overlays import display_size, nearest_labels, percent, resize_for_display
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.inference.files.objects import class_rows
 from hf_vit_seg.inference.segmentation import Segmentation
+from hf_vit_seg.inference.segments import FoundSegments
 
 from .catalogue import ModelFacts
 
@@ -37,20 +41,51 @@ def segmentation_view() -> gr.HTML:
 
 def view_of(result: Segmentation, name: str, caption: str, about: ModelFacts) -> dict[str, Any]:
     """What the browser draws: `photo` and `rows` as data URLs of pictures (h, w), `classes` row by row, and texts."""
-    if result.image is None:
-        raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
-    size = display_size(result.image.size, LONGEST_SIDE, enlarge=True)
+    size, scene = scene_of(result.image, name, caption, about)
     rows, classes = legend_rows(result)
     small = rows[nearest_labels(result.label_map, size)]
-    return {
-        "name": name,
-        "caption": caption,
-        "about": about.text,
-        "card": about.card,
+    return scene | {
+        "heading": "Classes by share of the image",
         "classes": classes,
-        "photo": image_url(resize_for_display(result.image.convert("RGB"), size), "JPEG", quality=88),
         "rows": image_url(Image.fromarray(small), "PNG", compress_level=1),
     }
+
+
+def view_of_objects(result: FoundSegments, name: str, caption: str, about: ModelFacts) -> dict[str, Any]:
+    """What the browser draws of objects: in addition to the entries of `view_of`, each object's row, texts and color.
+
+    The values of the map `rows` are numbers of objects from 1, 0 for none, with the low byte in red.
+    """
+    size, scene = scene_of(result.image, name, caption, about)
+    numbers = nearest_labels(result.instance_map(), size).astype(np.uint32)
+    small = np.stack([numbers & 255, numbers >> 8 & 255, numbers >> 16], axis=-1).astype(np.uint8)
+    classes, things = object_rows(result), sum(found.label not in result.stuff for found in result.objects)
+    rows = {entry["name"]: row for row, entry in enumerate(classes)}
+    colors = object_colors(len(result.objects)).tolist()
+    return scene | {
+        "heading": "1 object" if things == 1 else f"{things:,} objects" if things else "No objects found",
+        "classes": classes,
+        "objects": [
+            {
+                "row": rows[result.names[found.label]],
+                "text": f"score {found.score:.2f}, {found.area:,} pixels",
+                "color": None if found.label in result.stuff else color,
+            }
+            for found, color in zip(result.objects, colors, strict=True)
+        ],
+        "rows": image_url(Image.fromarray(small), "PNG", compress_level=1),
+    }
+
+
+def scene_of(
+    image: Image.Image | None, name: str, caption: str, about: ModelFacts
+) -> tuple[tuple[int, int], dict[str, Any]]:
+    """The (width, height) of the shown picture, and the entries of a view that all results have."""
+    if image is None:
+        raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
+    size = display_size(image.size, LONGEST_SIDE, enlarge=True)
+    photo = image_url(resize_for_display(image.convert("RGB"), size), "JPEG", quality=88)
+    return size, {"name": name, "caption": caption, "about": about.text, "card": about.card, "photo": photo}
 
 
 def failed_view(message: str) -> dict[str, Any]:
@@ -76,4 +111,15 @@ def legend_rows(result: Segmentation) -> tuple[np.ndarray, list[dict[str, Any]]]
     return rows, classes
 
 
-__all__ = ["failed_view", "segmentation_view", "view_of"]
+def object_rows(result: FoundSegments) -> list[dict[str, Any]]:
+    """The rows of the legend: classes by their number of objects, then stuff, with their areas."""
+    entries = []
+    for row in class_rows(result):
+        stuff = row["id"] in result.stuff
+        text = percent(row["share"]) if stuff else f"{row['objects']:,}"
+        entry = {"name": row["name"], "color": row["color"], "share": row["share"], "text": text}
+        entries.append((stuff, entry | {"pixels": row["pixels"], "count": None if stuff else row["objects"]}))
+    return [entry for _, entry in sorted(entries, key=lambda each: each[0])]
+
+
+__all__ = ["failed_view", "segmentation_view", "view_of", "view_of_objects"]

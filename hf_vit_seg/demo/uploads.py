@@ -3,7 +3,7 @@
 import logging
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,9 @@ from gradio.utils import get_upload_folder
 from hf_vit_seg.data.images.files import ImageSizeError
 from hf_vit_seg.errors import HfVitSegError
 
+from .accelerator import CALLS
+
+FAILED = "the server did not answer; try again, or choose a smaller image"
 MEGABYTES = 30  # of a file
 MOST_PIXELS = 25_000_000  # of an image
 MOST_FILES = 20  # of a batch
@@ -116,7 +119,32 @@ def clear_on_failure(event: Any, outputs: list[Any]) -> None:
     event.failure(lambda: [None] * len(outputs), None, outputs, queue=False, api_visibility="private")
 
 
+def show_results(
+    triggers: Sequence[Any], compute: Callable[..., Sequence[Any]], inputs: list[Any], outputs: list[Any]
+) -> None:
+    """Show the results of a function of an image's path and further inputs on the page.
+
+    An error is shown in a text below the outputs, which are cleared, until the next result.
+    """
+    message = gr.Textbox(label="Error", interactive=False, visible=False, elem_classes="error")
+    cleared = [None] * len(outputs)
+
+    def show(image: str | None, *choices: Any) -> tuple[Any, ...]:
+        try:
+            found = compute(image, *choices)
+        except Exception as error:
+            text = error_message(error, None if image is None else Path(image))
+            return *cleared, gr.update(value=text, visible=True)
+        return *found, gr.update(value="", visible=False)
+
+    shown = [*outputs, message]
+    event = gr.on(triggers, show, inputs, shown, api_visibility="private", trigger_mode="always_last", **CALLS)
+    failure = *cleared, gr.update(value=FAILED, visible=True)
+    event.failure(lambda: failure, None, shown, queue=False, api_visibility="private")
+
+
 __all__ = [
+    "FAILED",
     "MEGABYTES",
     "MOST_FILES",
     "MOST_PIXELS",
@@ -129,4 +157,5 @@ __all__ = [
     "photo_input",
     "report_failures",
     "resolve_upload",
+    "show_results",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.inference.image_segmenter import ImageSegmenter
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Calibration:
 
     @classmethod
     def from_files(
-        cls, files: Sequence[Path], segmenter: Segmenter, most: int, size: tuple[int, int] | None = None
+        cls, files: Sequence[Path], segmenter: ImageSegmenter, most: int, size: tuple[int, int] | None = None
     ) -> "Calibration":
         """Preprocess at most `most` evenly spaced files, and resize them to `size` (height, width) if given."""
         chosen = [files[i * len(files) // most] for i in range(most)] if len(files) > most else files

@@ -10,6 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_vit_seg.error_reporting import print_result
+from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
+from hf_vit_seg.inference.loading import ModelError
+from hf_vit_seg.inference.runtimes import task_of_model
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.records import RecordError
 
@@ -32,7 +35,10 @@ def run(
     """Export, print the parity check, and return the exit code: 1 if the check fails."""
     console = Console(soft_wrap=True, highlight=False)
     exporter = EXPORTERS.read(to, options, "--to")
-    segmenter = Segmenter.from_pretrained(model, "cpu", convert=convert)
+    kind = InstanceSegmenter if finds_objects(model) else Segmenter
+    segmenter = kind.from_pretrained(model, "cpu", convert=convert)
+    if score is not None and not isinstance(segmenter, Segmenter):
+        raise RecordError("--recipe measures the mean IoU of classes: omit it for a model that finds objects")
     try:
         parity = export_model(segmenter, out, to, exporter, export_options, overwrite=overwrite, score=score)
     except ParityError as error:
@@ -43,6 +49,14 @@ def run(
         console.print(f"mean IoU {when} 8 bits: {value:.4f}")
     console.print(f"written to {out / exporter.file}")
     return 0
+
+
+def finds_objects(model: str) -> bool:
+    """Whether a model finds objects; false for those that cannot be loaded, so that loading says what is wrong."""
+    try:
+        return task_of_model(model) == "instance"
+    except ModelError:
+        return False
 
 
 def parity_view(parity: Parity) -> Table:

@@ -1,9 +1,11 @@
 """Export of a model to a verified file for another runtime, with the config files that `predict` requires."""
 
+import copy
 import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from torch import nn
 
 from hf_vit_seg.atomic_io import move_contents
 from hf_vit_seg.directory_lock import lock_directory
+from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
 from hf_vit_seg.inference.loading import ModelError
-from hf_vit_seg.inference.runtimes import RuntimeModel
+from hf_vit_seg.inference.runtimes import OBJECT_OUTPUTS, RuntimeModel
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.text_files import read_json_object
@@ -21,11 +24,12 @@ from hf_vit_seg.text_files import read_json_object
 from .calibration import Calibration, resize_images
 from .exporters import Exporter
 from .forms import with_export_forms
-from .graphs import MOST_CLASSES, Geometry, LabelGraph, LogitGraph
-from .parity import TOLERANCES, Parity, compare, compare_labels, random_images, sizes_to_check
+from .graphs import MOST_CLASSES, Geometry, LabelGraph, LogitGraph, ObjectGraph
+from .parity import TOLERANCES, Case, Parity, compare, compare_labels, compare_objects, random_images, sizes_to_check
 
 REPORT = "parity.json"
 USUAL_SIDE = 512  # if the processor has no size
+AnySegmenter = Segmenter | InstanceSegmenter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class ExportOptions:
 
 
 def export_model(
-    segmenter: Segmenter,
+    segmenter: AnySegmenter,
     out: Path,
     name: str,
     exporter: Exporter,
@@ -69,7 +73,10 @@ def export_model(
         dtype = getattr(torch, options.dtype)
         plain = with_export_forms(segmenter.model, exporter.forms).to(dtype)
         size = options.labels if isinstance(options.labels, tuple) else None
-        graph = LabelGraph(plain, size) if options.labels else LogitGraph(plain)
+        if isinstance(segmenter, InstanceSegmenter):
+            graph: nn.Module = ObjectGraph(plain, object_outputs(segmenter))
+        else:
+            graph = LabelGraph(plain, size) if options.labels else LogitGraph(plain)
         exporter.write(graph.eval(), geometry, dtype, path)
         del plain, graph
         parity = check_parity(segmenter, path, name, geometry, options)
@@ -83,7 +90,7 @@ def export_model(
 
 
 def check(
-    segmenter: Segmenter, out: Path, name: str, exporter: Exporter, options: ExportOptions, overwrite: bool
+    segmenter: AnySegmenter, out: Path, name: str, exporter: Exporter, options: ExportOptions, overwrite: bool
 ) -> None:
     """Raise RecordError if the options are not supported."""
     exporter.check()
@@ -101,26 +108,61 @@ def check(
         raise RecordError(
             f"a label map of bytes has at most {MOST_CLASSES} classes, this model has more: omit --label-map"
         )
+    if isinstance(segmenter, InstanceSegmenter):
+        check_object_options(name, exporter, options)
     if (out / exporter.file).exists() and not overwrite:
         raise RecordError(f"{out / exporter.file} exists: pass --overwrite to replace it")
     if isinstance(segmenter.model, RuntimeModel):
         raise ModelError(f"{segmenter.model.path} is exported already: give the model directory it was made from")
 
 
-def check_parity(segmenter: Segmenter, path: Path, name: str, geometry: Geometry, options: ExportOptions) -> Parity:
+def check_object_options(name: str, exporter: Exporter, options: ExportOptions) -> None:
+    """Raise RecordError if the options are not supported for models that find objects."""
+    if options.labels:
+        raise RecordError("a label map has classes, but this model finds objects: omit --label-map")
+    if not exporter.names_outputs:
+        raise RecordError(f"{name} holds no models that find objects: use --to onnx or openvino")
+
+
+def check_parity(segmenter: AnySegmenter, path: Path, name: str, geometry: Geometry, options: ExportOptions) -> Parity:
     """Compare the program with the model on random images of several sizes."""
-    run = RuntimeModel(path, segmenter.model.config).program
-    tolerance = TOLERANCES[options.dtype]
-    label_size = options.labels if isinstance(options.labels, tuple) else None
+    program = RuntimeModel(path, segmenter.model.config)
+    compare_case = comparison(segmenter, program, TOLERANCES[options.dtype], options.labels)
     cases = []
     for seed, (batch, height, width) in enumerate(sizes_to_check(geometry, usual_size(segmenter))):
         pixel_values = random_images(batch, geometry.channels, height, width, seed)
-        program = lambda images: run.run(images.to(run.dtype))  # noqa: E731
-        cases.append(compare("random images", pixel_values, segmenter.logits, program, tolerance, label_size))
-    return Parity(name, options.dtype, tolerance, tuple(cases))
+        cases.append(compare_case("random images", pixel_values))
+    return Parity(name, options.dtype, TOLERANCES[options.dtype], tuple(cases))
 
 
-def usual_size(segmenter: Segmenter) -> tuple[int, int]:
+def comparison(
+    segmenter: AnySegmenter, program: RuntimeModel, tolerance: float, labels: str | tuple[int, int] | None = None
+) -> Callable[[str, torch.Tensor], Case]:
+    """A function that compares the outputs of a program and its model for named pixel values (B, C, H, W)."""
+    if isinstance(segmenter, InstanceSegmenter):
+        return partial(compare_objects, model=segmenter.outputs, program=program, tolerance=tolerance)
+    run: Any = program.program.run
+    return partial(
+        compare,
+        model=segmenter.logits,
+        program=lambda images: run(images.to(program.dtype)),
+        tolerance=tolerance,
+        label_size=labels if isinstance(labels, tuple) else None,
+    )
+
+
+@torch.inference_mode()
+def object_outputs(segmenter: InstanceSegmenter) -> tuple[str, ...]:
+    """The names of the outputs of a program. RecordError for a model whose outputs have no names for programs."""
+    size = usual_size(segmenter)
+    output = type(segmenter.outputs(random_images(1, segmenter.channels, *size, seed=0)))
+    if output not in OBJECT_OUTPUTS:
+        known = " and ".join(each.__name__ for each in OBJECT_OUTPUTS)
+        raise RecordError(f"the model returns {output.__name__}, but programs are made of {known}")
+    return output.exported
+
+
+def usual_size(segmenter: AnySegmenter) -> tuple[int, int]:
     """The approximate (height, width) that the image processor resizes to."""
     size: Any = dict(getattr(segmenter.processor, "size", None) or {})
     edge = size.get("shortest_edge") or USUAL_SIDE
@@ -128,7 +170,7 @@ def usual_size(segmenter: Segmenter) -> tuple[int, int]:
 
 
 def quantize(
-    segmenter: Segmenter,
+    segmenter: AnySegmenter,
     path: Path,
     name: str,
     exporter: Exporter,
@@ -139,15 +181,16 @@ def quantize(
     calibration = Calibration.from_files(options.calibration, segmenter, options.calibration_images, options.size)
     exporter.quantize(path, calibration)
     eight = RuntimeModel(path, segmenter.model.config)
+    compare_case = comparison(segmenter, eight, float("inf"))
     pixels = map(torch.from_numpy, calibration.images)
     images = dict(zip(calibration.names, pixels, strict=True))
     if options.size is None:  # the program must also work at sizes without calibration
         name, first = next(iter(images.items()))
         height, width = first.shape[-2:]
         images[f"{name}, resized"] = resize_images(first, (height * 3 // 4, width * 4 // 3))
-    cases = compare_labels(images, segmenter.logits, eight.program.run)
+    cases = compare_labels(images, compare_case)
     scores = {}
-    if score is not None:
+    if score is not None and isinstance(segmenter, Segmenter):
         after = Segmenter(eight, segmenter.processor, "cpu", segmenter.protocol)
         scores = {"before": score(segmenter), "after": score(after)}
     parity = Parity(name, "int8", None, cases, scores)
@@ -162,9 +205,11 @@ def outer_layers(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(layers[:1] + layers[-1:]))
 
 
-def write_metadata(segmenter: Segmenter, folder: Path, out: Path, parity: Parity, file: str) -> None:
+def write_metadata(segmenter: AnySegmenter, folder: Path, out: Path, parity: Parity, file: str) -> None:
     """Write config, preprocessor config and parity report to `folder`, keeping reports of other exports in `out`."""
-    segmenter.model.config.save_pretrained(folder)
+    config = copy.deepcopy(segmenter.model.config)
+    config.architectures = [type(segmenter.model).__name__]  # says whether the program finds objects
+    config.save_pretrained(folder)
     segmenter.processor.save_pretrained(folder)
     stored = out / REPORT
     reports = read_json_object(stored) if stored.is_file() else {}

@@ -23,8 +23,8 @@ from .calibration import Calibration
 from .forms import Target
 from .graphs import Geometry, export_graph
 from .onnx_names import LAYERS, matching_layers, name_axes, name_layers, remove_origins
-from .torchscript_records import remove_debug_records
 
+DEBUG = ".debug_pkl"  # call stacks in TorchScript archives, with local paths; optional for torch.jit.load
 LARGEST_FILE = 1_800_000_000  # bytes; ONNX files are limited to 2 GiB, so larger weights are stored in a second file
 
 OPENVINO_LAYERS = ("MatMul", "Convolution", "GroupConvolution")
@@ -40,6 +40,7 @@ class Exporter(Record):
     quantizes: ClassVar[bool] = False
     quantizes_open_sizes: ClassVar[bool] = True
     runs_alone: ClassVar[bool] = True  # whether size and batch may be dynamic
+    names_outputs: ClassVar[bool] = False  # whether a file keeps the names of several outputs, as objects need
 
     def check(self) -> None:
         """Raise RecordError if a required package is not installed."""
@@ -62,6 +63,7 @@ class OnnxExporter(Exporter):
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
     forms: ClassVar[tuple[Target, ...]] = ("any", "blocked_channels")
+    names_outputs: ClassVar[bool] = True
     quantizes: ClassVar[bool] = True
 
     opset: int = Field(default=20, ge=18)
@@ -76,7 +78,7 @@ class OnnxExporter(Exporter):
                 export_graph(graph, geometry, dtype),
                 (),
                 input_names=["pixel_values"],
-                output_names=[str(graph.output)],
+                output_names=list(graph.outputs),  # pyright: ignore[reportArgumentType]
                 opset_version=self.opset,
                 dynamo=True,
                 verbose=False,
@@ -121,6 +123,7 @@ class OpenVinoExporter(Exporter):
     packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "onnxscript")
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16")
     forms: ClassVar[tuple[Target, ...]] = ("any", "centered_norms")
+    names_outputs: ClassVar[bool] = True
     quantizes: ClassVar[bool] = True
     quantizes_open_sizes: ClassVar[bool] = False  # outputs have wrong shapes at sizes without calibration
 
@@ -222,6 +225,20 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def remove_debug_records(path: Path) -> None:
+    """Remove the debug records of a TorchScript archive, which have local paths; other records are unchanged."""
+    reader = torch._C.PyTorchFileReader(str(path))
+    kept = [name for name in reader.get_all_records() if not name.endswith(DEBUG)]
+    slim = path.with_name(f"slim.{path.name}")
+    writer = torch._C.PyTorchFileWriter(str(slim))
+    for name in kept:
+        content = reader.get_record(name)
+        writer.write_record(name, content, len(content))
+    writer.write_end_of_file()
+    del reader
+    slim.replace(path)
 
 
 __all__ = ["EXPORTERS", "Exporter", "quiet"]

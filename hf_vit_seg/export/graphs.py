@@ -1,4 +1,4 @@
-"""The graphs to export: modules from pixel values to one tensor.
+"""The graphs to export: modules from pixel values to one tensor, or to several for models that find objects.
 
 Shapes: B images, C channels, H W pixels, h w the logits' grid, K classes, k of them.
 """
@@ -38,7 +38,7 @@ class Geometry:
 class LogitGraph(nn.Module):
     """Pixel values (B, C, H, W) to logits (B, K, h, w)."""
 
-    output = "logits"
+    outputs = ("logits",)
 
     def __init__(self, model: Any):
         super().__init__()
@@ -49,6 +49,19 @@ class LogitGraph(nn.Module):
         return self.model(pixel_values).logits
 
 
+class ObjectGraph(nn.Module):
+    """Pixel values (B, C, H, W) to the tensors of a model's output that its objects are computed from."""
+
+    def __init__(self, model: Any, outputs: tuple[str, ...]):
+        super().__init__()
+        self.model, self.outputs = model, outputs
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The tensors named by `outputs`."""
+        found = self.model(pixel_values)
+        return tuple(getattr(found, name) for name in self.outputs)
+
+
 class LabelGraph(nn.Module):
     """Pixel values (B, C, H, W) to labels (B, H, W) uint8: the argmax of the bilinearly resized logits.
 
@@ -56,7 +69,7 @@ class LabelGraph(nn.Module):
     they never exist in full at that size. Ties are broken by the lower class.
     """
 
-    output = "label_map"
+    outputs = ("label_map",)
 
     def __init__(self, model: Any, size: tuple[int, int] | None = None):
         super().__init__()
@@ -100,5 +113,6 @@ __all__ = [
     "Geometry",
     "LabelGraph",
     "LogitGraph",
+    "ObjectGraph",
     "export_graph",
 ]

@@ -3,6 +3,7 @@
 Shapes: B images, C channels, H W pixels, h w the logits' grid, K classes.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -150,6 +151,47 @@ def compare(
     return Case(images, batch, height, width, difference, agreement, wrong, bool(near) and wrong == 0)
 
 
+@torch.inference_mode()
+def compare_objects(
+    images: str,
+    pixel_values: torch.Tensor,
+    model: Callable[[torch.Tensor], Any],
+    program: Callable[[torch.Tensor], Any],
+    tolerance: float,
+) -> Case:
+    """Compare the tensors of the outputs of a program and a model that find objects.
+
+    The difference is the largest of all tensors, each in its own standard deviations. Labels are the classes of pixels.
+    """
+    expected, found = model(pixel_values), program(pixel_values)
+    differences, bound = [], 0.0
+    for name in expected.exported:
+        own, other = expected[name].float(), found[name].float()
+        check_shape(other, tuple(own.shape), images)
+        spread = float(own.std()) or 1.0
+        differences.append(float((other - own).abs().max()) / spread)
+        bound += 2 * tolerance * spread
+    logits = pixel_logits(expected)
+    differs = label_map(logits) != label_map(pixel_logits(found))
+    wrong = int((differs & (margin(logits) > bound)).sum())
+    agreement = 1 - float(differs.double().mean())
+    batch, _, height, width = pixel_values.shape
+    difference = float(torch.tensor(differences).max())  # NaN if any is
+    passed = difference <= tolerance and wrong == 0
+    return Case(images, batch, height, width, difference, agreement, wrong, passed)
+
+
+def pixel_logits(output: Any) -> torch.Tensor:
+    """The logits of the classes of pixels of an output for objects.
+
+    With several classes, the last one (B, K + 1, h, w) is "no object", for pixels where no class has a score above 1/2.
+    """
+    logits = output.semantic_logits().float()
+    if logits.shape[1] == 1:
+        return logits
+    return torch.cat([logits, torch.full_like(logits[:, :1], math.log(0.5))], dim=1)
+
+
 def margin(logits: torch.Tensor) -> torch.Tensor:
     """The difference of the two highest logits of (B, K, h, w), or the absolute value of a single logit: (B, h, w)."""
     if logits.shape[1] == 1:
@@ -167,9 +209,14 @@ def check_shape(found: torch.Tensor, expected: tuple[int, ...], images: str) -> 
         )
 
 
-def compare_labels(images: Mapping[str, torch.Tensor], model: Run, program: Run) -> tuple[Case, ...]:
-    """Compare the labels (not the logits) of an 8-bit program and its model on real images, by their names."""
-    cases = [compare(name, pixel_values, model, program, float("inf")) for name, pixel_values in images.items()]
+def compare_labels(
+    images: Mapping[str, torch.Tensor], compare_case: Callable[[str, torch.Tensor], Case]
+) -> tuple[Case, ...]:
+    """Compare the labels (not the logits) of an 8-bit program and its model on real images, by their names.
+
+    `compare_case` compares both on named pixel values.
+    """
+    cases = [compare_case(name, pixel_values) for name, pixel_values in images.items()]
     mean = sum(case.agreement for case in cases) / max(len(cases), 1)
     return tuple(replace(case, wrong=None, passed=mean >= LEAST_AGREEMENT) for case in cases)
 
@@ -181,6 +228,7 @@ __all__ = [
     "ParityError",
     "compare",
     "compare_labels",
+    "compare_objects",
     "random_images",
     "sizes_to_check",
 ]

@@ -43,7 +43,6 @@ HEADS: Mapping[str, Head] = {
             "objects = processor.post_process_instance_segmentation(outputs, target_sizes=[image.size[::-1]])[0]  "
             "# segmentation (H, W), segments_info"
         ),
-        pipeline=False,  # transformers' pipeline finds the class only with this package installed
     ),
     "AutoModelForImageClassification": Head(
         tag="image-classification",

@@ -17,6 +17,8 @@ from hf_vit_seg.entry_points import PACKAGE, Plugin
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.inference.loading import INVALID_FILES, open_processor
 from hf_vit_seg.local_paths import is_local_path
+from hf_vit_seg.models.layers import OBJECT_HEADS, SEMANTIC_MODELS, object_auto_classes
+from hf_vit_seg.models.mask_classification import UniversalSegmentation
 from hf_vit_seg.plugins import heads, plugins
 from hf_vit_seg.provenance import Provenance, card_metadata, provenance_from
 from hf_vit_seg.remote_code import file_of, model_code
@@ -146,16 +148,25 @@ class ModelDirectory:
         """The number of parameters, without BatchNorm statistics."""
         return sum(length for name, length in self.tensors.items() if name.rpartition(".")[2] not in STATISTICS)
 
+    @property
+    def model_class(self) -> type:
+        """The class of the model."""
+        kind = model_classes(self.config)[self.auto_class]
+        predicts_objects = getattr(self.config, "decode_head", None) in OBJECT_HEADS
+        return SEMANTIC_MODELS.get(kind, kind) if predicts_objects else kind
+
     @cached_property
     def code(self) -> list[Path]:
         """The code files for users without this package."""
         processor = [] if self.processor is None else [type(self.processor)]
-        return model_code([type(self.config), model_classes(self.config)[self.auto_class], *processor], self.path)
+        return model_code([type(self.config), self.model_class, *processor], self.path)
 
     @property
     def auto_map(self) -> dict[str, str]:
         """The map from Auto classes to classes in the code, including other classes in the same files."""
         kinds = {"AutoConfig": type(self.config), **model_classes(self.config)}
+        if issubclass(self.model_class, UniversalSegmentation):
+            kinds |= object_auto_classes(self.model_class)
         return {auto: reference(kind) for auto, kind in kinds.items() if self.is_copied(kind)}
 
     @property

@@ -27,9 +27,9 @@ from hf_vit_seg.records import read_record
 
 from .classifier import Classifier
 from .instance_segmenter import THRESHOLD, InstanceSegmenter
-from .loading import ModelError, task_of
+from .loading import ModelError
 from .pose_estimator import PoseEstimator
-from .runtimes import is_program
+from .runtimes import task_of_model
 from .segmenter import Segmenter
 
 NOTHING = "Nothing to do: every image has results already."
@@ -50,7 +50,7 @@ def find_task(model: str) -> str:
     Raises ModelError for a checkpoint that cannot be found or read.
     """
     try:
-        return "segmentation" if is_program(model) else task_of(model)
+        return task_of_model(model)
     except ModelError as error:
         if isinstance(error.__cause__, ConversionError):
             raise
@@ -178,8 +178,7 @@ def load_segmenter(
     if task != "instance":
         return Segmenter.from_pretrained(model, device, dtype, protocol, convert=convert)
     threshold = THRESHOLD if options.threshold is None else options.threshold
-    found = InstanceSegmenter.from_pretrained(model, device, dtype, threshold, convert=convert)
-    return found.with_protocol(protocol)
+    return InstanceSegmenter.from_pretrained(model, device, dtype, threshold, protocol, convert=convert)
 
 
 class Failures:
@@ -233,9 +232,6 @@ def show_tiles(states: Iterator[TileProgress], job: Job, failures: Failures) -> 
 
 def show_video(segmenter: Segmenter | InstanceSegmenter, job: Job, options: PredictOptions, failures: Failures) -> None:
     """Show the progress of the frames of a video."""
-    if isinstance(segmenter, InstanceSegmenter):
-        failures.add(f"{job.image.path}: videos require a segmentation model; extract its frames", None)
-        return
     progress = failures.progress
     task = progress.add_task(f"{escape(job.image.path.name)}, frames", total=None)
     with report_failure(job, failures):

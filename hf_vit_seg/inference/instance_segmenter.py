@@ -3,9 +3,9 @@
 Shapes: C channels, H W pixels, n objects.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,12 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.data.images.files import MAX_PIXELS
-from hf_vit_seg.drawing.palettes import class_palette
-from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since, prepare, prepare_pixels
+from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.dense.protocols import PredictionError, Protocol
 from hf_vit_seg.inference.image_inputs import load_pixels
 from hf_vit_seg.models.segment_maps import draw_objects, objects_of_queries, panoptic_segments
 
-from .loading import float_type, label_names, load_for_inference, select_device
+from .image_segmenter import ImageSegmenter, load_model_or_program
 from .object_stitching import ObjectStitcher, core_of
 from .segments import FoundObject, FoundSegments, objects_of_map
 
@@ -28,7 +27,7 @@ MASK_THRESHOLD = 0.5
 OVERLAP_THRESHOLD = 0.8  # share of its mask that a panoptic segment must win
 
 
-class InstanceSegmenter:
+class InstanceSegmenter(ImageSegmenter):
     """A model that finds objects, with its image processor; calling it with an image returns `FoundSegments`.
 
     The objects never overlap: the one with the highest score has the pixels. If the processor has `label_ids_to_fuse`,
@@ -44,16 +43,19 @@ class InstanceSegmenter:
         threshold: float = THRESHOLD,
     ):
         """`device` defaults to a GPU if available; objects with a score below `threshold` are left out."""
-        self.device = select_device(device)
-        self.model = model.eval().to(self.device)
-        self.processor, self.threshold = processor, threshold
-        self.protocol = protocol or Protocol()
-        check_protocol(self.protocol)
-        self.names = tuple(label_names(model.config))
-        self.palette = class_palette(getattr(processor, "palette", None), len(self.names))
-        self.fused: tuple[int, ...] | None = None
-        if (fused := getattr(processor, "label_ids_to_fuse", None)) is not None:
-            self.fused = tuple(fused)
+        super().__init__(model, processor, device, protocol)
+        self.threshold = threshold
+        fused = getattr(processor, "label_ids_to_fuse", None)
+        self.fused: tuple[int, ...] | None = None if fused is None else tuple(fused)
+
+    def checked_protocol(self, protocol: Protocol) -> Protocol:
+        """The protocol for this model. Raises PredictionError for several views of an image, which have no average."""
+        if protocol.views > 1 or protocol.blend != "flat":
+            raise PredictionError(
+                "scales, flip and blend average the probabilities of classes: remove them for a model that finds "
+                "objects"
+            )
+        return super().checked_protocol(protocol)
 
     @classmethod
     def from_pretrained(
@@ -62,34 +64,17 @@ class InstanceSegmenter:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = torch.float32,
         threshold: float = THRESHOLD,
+        protocol: Protocol | None = None,
         *,
         convert: bool = True,
         **hub: Any,
     ) -> "InstanceSegmenter":
-        """Load a local directory or a Hub model, see `load`. Raises ModelError if it does not find objects."""
-        where, kind = select_device(device), float_type(dtype)
-        loaded = load_for_inference(name, "instance", kind, convert=convert, **hub)
-        return cls(*loaded, where, threshold=threshold)
+        """Load a local directory, a Hub model, or an exported file such as model.onnx, see `Segmenter.from_pretrained`.
 
-    def with_protocol(self, protocol: Protocol) -> "InstanceSegmenter":
-        """The same model with another protocol. Raises PredictionError for several views of an image."""
-        check_protocol(protocol)
-        other = copy.copy(self)
-        other.protocol = protocol
-        return other
-
-    @property
-    def channels(self) -> int:
-        """The number of image channels."""
-        return getattr(self.model.config, "num_channels", 3)
-
-    def prepare(self, image: Any, max_pixels: int = MAX_PIXELS) -> PreparedImage:
-        """Resize and normalize one image; see `Segmenter.prepare` for the kinds of images."""
-        return prepare(image, self.protocol, self.processor, self.channels, max_pixels)
-
-    def prepare_pixels(self, pixels: torch.Tensor, shown: Image.Image | None = None) -> PreparedImage:
-        """Resize and normalize pixels (C, H, W) that were read with the model's channels."""
-        return prepare_pixels(pixels, shown, self.protocol, self.processor)
+        Raises ModelError if it does not find objects.
+        """
+        model, processor, where = load_model_or_program(name, "instance", device, dtype, convert=convert, **hub)
+        return cls(model, processor, where, protocol, threshold)
 
     @torch.inference_mode()
     def outputs(self, pixel_values: torch.Tensor) -> Any:
@@ -197,34 +182,16 @@ class InstanceSegmenter:
         outputs = self.outputs(prepared.pixel_values)
         model = milliseconds_since(start)
         numbers, classes, scores = self.segments(outputs, 0, prepared.size)
-        return FoundSegments.from_map(
-            numbers.cpu().numpy(),
-            classes,
-            scores,
-            names=self.names,
-            palette=self.palette,
-            image=prepared.picture,
-            protocol=self.describe(prepared),
-            stuff=frozenset(self.fused or ()),
-            timings={
-                "prepare": prepared.milliseconds,
-                "model": model,
-                "segments": milliseconds_since(start) - model,
-            },
-        )
+        stitcher, whole = ObjectStitcher(prepared.size, self.fused or ()), (0, 0, *prepared.size)
+        stitcher.add(whole, objects_of_map(numbers.cpu().numpy(), classes, scores), whole)
+        timings = {"prepare": prepared.milliseconds, "model": model}
+        found = self.result(stitcher, prepared.picture, timings | {"segments": milliseconds_since(start) - model})
+        return replace(found, protocol=self.describe(prepared))
 
     def describe(self, prepared: PreparedImage | None = None) -> str:
         """How an image is processed, for reports."""
         shown = None if prepared is None else (prepared.pixel_values.shape[-2], prepared.pixel_values.shape[-1])
         return f"{self.protocol.describe(shown)}, objects with a score of at least {self.threshold:g}"
-
-
-def check_protocol(protocol: Protocol) -> None:
-    """Raise PredictionError for protocols that average several views, as objects have no average."""
-    if protocol.views > 1 or protocol.blend != "flat":
-        raise PredictionError(
-            "scales, flip and blend average the probabilities of classes: remove them for a model that finds objects"
-        )
 
 
 __all__ = ["InstanceSegmenter"]

@@ -1,4 +1,4 @@
-"""Runtimes of exported models, with the interface of a transformers model for `Segmenter`.
+"""Runtimes of exported models, with the interface of a transformers model for `Segmenter` and `InstanceSegmenter`.
 
 An exported model is a file in a directory with config.json and preprocessor_config.json. Plugins register runtimes in
 the entry point group `hf_vit_seg.runtimes`: the name is the file's suffix without its dot, the object a function from
@@ -14,32 +14,41 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from hf_vit_seg.conversion.readers import CONFIG
 from hf_vit_seg.entry_points import PREFIX, RuntimeFunction, check_contract, first_of_each_name, load
 from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.models.distance_head import DistanceOutput
+from hf_vit_seg.models.mask_classification import UniversalSegmentationOutput
 
-from .loading import INVALID_FILES, ModelError
+from .loading import INVALID_FILES, ModelError, task_of
 
 GROUP = PREFIX + "runtimes"
 
 SHAPES_KEPT = 3  # number of shapes for which dynamic programs stay compiled; each has a copy of the weights
 
-Run = Callable[[torch.Tensor], torch.Tensor]  # pixel values -> output
+Outputs = torch.Tensor | tuple[torch.Tensor, ...]
+Run = Callable[[torch.Tensor], Outputs]  # pixel values -> output
+
+# Outputs of models that find objects. Their `exported` fields are the outputs of programs.
+OBJECT_OUTPUTS: tuple[type[Any], ...] = (UniversalSegmentationOutput, DistanceOutput)
 
 
 @dataclass(frozen=True)
 class Program:
-    """A loaded program from pixel values (B, C, H, W) of `dtype` to one tensor.
+    """A loaded program from pixel values (B, C, H, W) of `dtype` to one tensor, or a tuple of tensors.
 
-    `sides` is the (height, width) of its input if it is fixed.
+    `sides` is the (height, width) of its input if it is fixed; `outputs` are the names of several outputs.
     """
 
     run: Run
     dtype: torch.dtype
     sides: tuple[int, int] | None = None
+    outputs: tuple[str, ...] = ()
 
 
 def onnx_program(path: Path) -> Program:
@@ -51,8 +60,15 @@ def onnx_program(path: Path) -> Program:
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     entry = session.get_inputs()[0]
     dtype = torch.float16 if entry.type == "tensor(float16)" else torch.float32
-    run = lambda images: torch.from_numpy(session.run(None, {entry.name: images.numpy()})[0])  # noqa: E731
-    return Program(run, dtype, static_size(entry.shape))
+    names = tuple(output.name for output in session.get_outputs())
+    run = lambda images: tensors(session.run(None, {entry.name: images.numpy()}))  # noqa: E731
+    return Program(run, dtype, static_size(entry.shape), names)
+
+
+def tensors(arrays: Sequence[np.ndarray]) -> Outputs:
+    """The outputs of a program as tensors; one alone is no tuple."""
+    found = tuple(map(torch.from_numpy, arrays))
+    return found if len(found) > 1 else found[0]
 
 
 @cache
@@ -84,14 +100,19 @@ class OpenVinoProgram:
         self.seen: set[tuple[int, ...]] = set()
         self.compiled_for = lru_cache(SHAPES_KEPT)(self.compile_for)
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the outputs."""
+        return tuple(output.get_any_name() for output in self.model.outputs)
+
+    def __call__(self, images: torch.Tensor) -> Outputs:
         """Run the program on pixel values (B, C, H, W)."""
         shape = tuple(images.shape)
         program = self.compiled_for(shape) if shape in self.seen else self.compiled
         if self.is_open:
             self.seen.add(shape)
-        # The result is copied: its memory belongs to the request, which the next call overwrites.
-        return torch.from_numpy(program(images.numpy())[0].copy())
+        # Results are copied: their memory belongs to the request, which the next call overwrites.
+        return tensors([array.copy() for array in program(images.numpy()).to_tuple()])
 
     def compile_for(self, shape: tuple[int, ...]) -> Any:
         """Compile the model for one shape."""
@@ -104,7 +125,7 @@ def openvino_program(path: Path) -> Program:
     """Load an OpenVINO file."""
     program = OpenVinoProgram(path)
     shape = [side.get_length() if side.is_static else None for side in program.model.input(0).partial_shape]
-    return Program(program, torch.float32, static_size(shape))
+    return Program(program, torch.float32, static_size(shape), program.names)
 
 
 def torchscript_program(path: Path) -> Program:
@@ -152,6 +173,20 @@ def is_program(name: str) -> bool:
     return bool(known) and not Path(name).is_dir()
 
 
+def task_of_model(name: str) -> str:
+    """The task of a model (see `task_of`) or of an exported file, whose config.json names the class of its model.
+
+    Raises ModelError for a model that has none.
+    """
+    if not is_program(name):
+        return task_of(name)
+    folder = Path(name).parent
+    try:
+        return task_of(str(folder)) if (folder / CONFIG).is_file() else "segmentation"
+    except ModelError:  # files of earlier versions do not name the class
+        return "segmentation"
+
+
 def check_runtime(value: Any) -> None:
     """Raise TypeError if a plugin's object is not a function from a path to a Program."""
     if not callable(value):
@@ -188,8 +223,11 @@ class RuntimeModel:
     Programs that return label maps instead of logits can only be run by `program.run`.
     """
 
-    def __init__(self, path: Path, config: PreTrainedConfig | None = None):
-        """`config` is read from the file's directory by default. Raises ModelError if loading fails."""
+    def __init__(self, path: Path, config: PreTrainedConfig | None = None, task: str | None = None):
+        """`config` is read from the file's directory by default.
+
+        Raises ModelError if loading fails, or if the program is not for `task`, "segmentation" or "instance".
+        """
         self.path = path
         if not path.is_file():
             raise ModelError(f"{path} is no file: give an exported model, such as model.onnx, or a model directory")
@@ -199,6 +237,12 @@ class RuntimeModel:
             raise loading_error(path, error) from error
         self.program = load_program(path)
         self.dtype = self.program.dtype
+        names = self.program.outputs
+        self.objects = next((each for each in OBJECT_OUTPUTS if each.exported == names), None)
+        if task is not None and (task == "instance") != (self.objects is not None):
+            kinds = ("classes of pixels", "objects")
+            has, needs = kinds[self.objects is not None], kinds[task == "instance"]
+            raise ModelError(f"{path} finds {has}, not {needs}: export a model for {task}")
 
     def eval(self) -> "RuntimeModel":
         """Return the model: exported programs are always in evaluation mode."""
@@ -210,8 +254,8 @@ class RuntimeModel:
             raise ModelError(f"{self.path.name} runs on the CPU here: choose device cpu instead of {device}")
         return self
 
-    def __call__(self, pixel_values: torch.Tensor) -> SemanticSegmenterOutput:
-        """Pixel values (B, C, H, W) -> logits (B, K, h, w), in float32."""
+    def __call__(self, pixel_values: torch.Tensor) -> Any:
+        """Pixel values (B, C, H, W) -> logits (B, K, h, w), or the model's output for objects, in float32."""
         sides, (height, width) = self.program.sides, pixel_values.shape[-2:]
         if sides not in (None, (height, width)):
             raise ModelError(
@@ -219,6 +263,10 @@ class RuntimeModel:
                 f"{height}x{width}: leave the size to it, or export it again without --size"
             )
         found = self.program.run(pixel_values.to(self.dtype))
+        if self.objects is not None:
+            named = zip(self.objects.exported, found, strict=True)
+            return self.objects(**{name: tensor.float() for name, tensor in named})
+        assert isinstance(found, torch.Tensor)
         if not found.is_floating_point():
             raise ModelError(
                 f"{self.path.name} gives label maps, not the logits that a prediction at an image's own size is made "
@@ -228,6 +276,7 @@ class RuntimeModel:
 
 
 __all__ = [
+    "OBJECT_OUTPUTS",
     "PROGRAMS",
     "Program",
     "RuntimeModel",
@@ -236,4 +285,5 @@ __all__ = [
     "import_optional",
     "is_program",
     "openvino_core",
+    "task_of_model",
 ]

@@ -3,63 +3,38 @@
 Shapes: B images of equal size, C channels, H W pixels, h w the logits' grid, K classes.
 """
 
-import copy
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from hf_vit_seg.data.images.files import MAX_PIXELS
-from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.inference.dense.image_preparation import (
-    PreparedImage,
-    TimedModel,
-    milliseconds_since,
-    prepare,
-    prepare_pixels,
-)
+from hf_vit_seg.inference.dense.image_preparation import PreparedImage, TimedModel, milliseconds_since
 from hf_vit_seg.inference.dense.pixel_maps import MapSelection, PixelMaps, read_maps
-from hf_vit_seg.inference.dense.protocols import Protocol, Sides
+from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.dense.row_logits import LogitGrid, Model, RowLogits, flip_outputs
 from hf_vit_seg.inference.dense.sliding_windows import SlidingLogits
 from hf_vit_seg.models.label_maps import CHUNK_BYTES
 
-from .loading import advise_conversion, float_type, label_names, load_for_inference, load_processor, select_device
-from .runtimes import RuntimeModel, is_program
+from .image_segmenter import ImageSegmenter, load_model_or_program
 from .segmentation import Segmentation
 
 ACCELERATOR_CHUNKS = 8  # factor of chunk sizes on accelerators, where kernel launches dominate
 WINDOWS_TOGETHER = 8  # default number of windows per forward pass on accelerators
 
 
-class Segmenter:
+class Segmenter(ImageSegmenter):
     """A model with its image processor and a protocol; calling it with an image returns a `Segmentation`.
 
     By default the model processes the whole image once, resized by the processor, and the label map is exact at the
     image's size. Center crops and padding of the processor are skipped, so that every pixel is labeled.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        device: str | torch.device | None = None,
-        protocol: Protocol | None = None,
-    ):
-        """`device` defaults to a GPU if available."""
-        advise_conversion(model)
-        self.device = select_device(device)
-        self.model = model.eval().to(self.device)
-        self.processor = processor
-        self.protocol = self.with_program_size(protocol or Protocol())
-        names = label_names(model.config)
-        self.names = tuple(names) if len(names) > 1 else ("background", *names)
-        self.palette = class_palette(getattr(processor, "palette", None), len(self.names))
+    def names_of(self, labels: list[str]) -> tuple[str, ...]:
+        """The names of the classes; models with one label also have the background."""
+        return tuple(labels) if len(labels) > 1 else ("background", *labels)
 
     @classmethod
     def from_pretrained(
@@ -79,41 +54,8 @@ class Segmenter:
         run on the CPU. Raises ModelError if there is no such model, or it has no segmentation head or no image
         processor.
         """
-        if is_program(str(name)):
-            return cls(RuntimeModel(Path(name)), load_processor(str(Path(name).parent)), device or "cpu", protocol)
-        where, kind = select_device(device), float_type(dtype)
-        return cls(*load_for_inference(name, "segmentation", kind, convert=convert, **hub), where, protocol)
-
-    def with_protocol(self, protocol: Protocol) -> "Segmenter":
-        """The same model with another protocol."""
-        other = copy.copy(self)
-        other.protocol = self.with_program_size(protocol)
-        return other
-
-    def with_program_size(self, protocol: Protocol) -> Protocol:
-        """Set the protocol's size to the fixed input size of an exported program, if it leaves the size open."""
-        sides = self.model.program.sides if isinstance(self.model, RuntimeModel) else None
-        if sides is None or protocol.size is not None or protocol.window is not None:
-            return protocol
-        return protocol.model_copy(update={"size": Sides(height=sides[0], width=sides[1])})
-
-    @property
-    def channels(self) -> int:
-        """The number of image channels."""
-        return getattr(self.model.config, "num_channels", 3)
-
-    def prepare(self, image: Any, max_pixels: int = MAX_PIXELS) -> PreparedImage:
-        """Resize and normalize one image.
-
-        It is a path, an http(s) address, bytes, a binary file object, a PIL image of any mode, or an array or tensor
-        (H, W), (C, H, W) or (H, W, C). Raises ImageFileError if a file cannot be read, or has more than `max_pixels`
-        pixels.
-        """
-        return prepare(image, self.protocol, self.processor, self.channels, max_pixels)
-
-    def prepare_pixels(self, pixels: torch.Tensor, shown: Image.Image | None = None) -> PreparedImage:
-        """Resize and normalize pixels (C, H, W) that were read with the model's channels; `shown` is for display."""
-        return prepare_pixels(pixels, shown, self.protocol, self.processor)
+        model, processor, where = load_model_or_program(name, "segmentation", device, dtype, convert=convert, **hub)
+        return cls(model, processor, where, protocol)
 
     @torch.inference_mode()
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -140,11 +82,47 @@ class Segmenter:
         model: Model | None = None,
     ) -> PixelMaps:
         """The maps of images of equal size, at `size` (default: theirs), on the model's device."""
-        views, flips = stack_views(prepared), (False, True) if self.protocol.flip else (False,)
-        row_logits = [self.row_logits(view, model or self.logits, flip) for view in views for flip in flips]
-        chunk = CHUNK_BYTES * (1 if self.device.type == "cpu" else ACCELERATOR_CHUNKS) // len(prepared)
-        classes = self.model.config.num_labels
+        row_logits = self.view_logits(stack_views(prepared), model)
+        chunk, classes = self.chunk_bytes // len(prepared), self.model.config.num_labels
         return read_maps(row_logits, size or prepared[0].size, classes, selection, dtype=dtype, chunk_bytes=chunk)
+
+    @torch.inference_mode()
+    def maps_of_sizes(
+        self,
+        prepared: Sequence[PreparedImage],
+        selection: MapSelection | None = None,
+        dtype: torch.dtype = torch.int64,
+        model: Model | None = None,
+    ) -> list[PixelMaps]:
+        """The maps (1, H, W) of each image, at its own size: the model runs once on images with equal views.
+
+        HfVitSegError for images in several windows.
+        """
+        grids = self.view_logits(stack_views(prepared, any_size=True), model)
+        if not all(isinstance(grid, LogitGrid) for grid in grids):
+            raise HfVitSegError("Images of different sizes in one batch need a protocol without windows")
+        logits, classes = [grid.logits for grid in grids if isinstance(grid, LogitGrid)], self.model.config.num_labels
+        return [
+            read_maps(
+                [LogitGrid(each[i : i + 1]) for each in logits],
+                image.size,
+                classes,
+                selection,
+                dtype=dtype,
+                chunk_bytes=self.chunk_bytes,
+            )
+            for i, image in enumerate(prepared)
+        ]
+
+    def view_logits(self, views: Sequence[torch.Tensor], model: Model | None) -> list[RowLogits]:
+        """The logits of each view (B, C, H, W), and of its mirror image if the protocol has one."""
+        flips = (False, True) if self.protocol.flip else (False,)
+        return [self.row_logits(view, model or self.logits, flip) for view in views for flip in flips]
+
+    @property
+    def chunk_bytes(self) -> int:
+        """The working memory for label maps."""
+        return CHUNK_BYTES * (1 if self.device.type == "cpu" else ACCELERATOR_CHUNKS)
 
     def label_map(self, image: Any, size: tuple[int, int] | None = None) -> torch.Tensor:
         """The label map (H, W) int64 of an image or a `PreparedImage`, on the model's device.
@@ -182,11 +160,16 @@ class Segmenter:
         return [found for batch in batches for found in self.segment_batch(batch, selection)]
 
     def segment_batch(self, prepared: Sequence[PreparedImage], selection: MapSelection) -> list[Segmentation]:
-        """Segment prepared images of equal size in one batch."""
+        """Segment prepared images with equal views in one batch; with windows, their sizes must be equal too."""
         start = time.perf_counter()
         model = TimedModel(self.logits)
         kind = torch.uint8 if len(self.names) <= 256 else torch.int32
-        maps = to_arrays(self.maps(prepared, selection, dtype=kind, model=model))
+        if have_equal_sizes(prepared):
+            batch = to_arrays(self.maps(prepared, selection, dtype=kind, model=model))
+            maps = [{name: found[i] for name, found in batch.items()} for i in range(len(prepared))]
+        else:
+            parts = [to_arrays(part) for part in self.maps_of_sizes(prepared, selection, dtype=kind, model=model)]
+            maps = [{name: found[0] for name, found in part.items()} for part in parts]
         total = milliseconds_since(start)
         timings = {
             "model": model.milliseconds / len(prepared),
@@ -195,12 +178,12 @@ class Segmenter:
         return [
             Segmentation(
                 image=image.picture,
-                label_map=maps["labels"][i],
+                label_map=maps[i]["labels"],
                 names=self.names,
                 palette=self.palette,
                 protocol=self.describe(image),
                 timings={"prepare": image.milliseconds, **timings},
-                **{name: found[i] for name, found in maps.items() if name != "labels"},
+                **{name: found for name, found in maps[i].items() if name != "labels"},
             )
             for i, image in enumerate(prepared)
         ]
@@ -212,13 +195,22 @@ class Segmenter:
 
 
 def have_equal_sizes(prepared: Sequence[PreparedImage]) -> bool:
-    """Whether images can be stacked to one batch."""
-    return len({(image.size, *(view.shape[1:] for view in image.views)) for image in prepared}) == 1
+    """Whether images can be stacked to one batch, and their label maps too."""
+    return len({(image.size, *view_sizes(image)) for image in prepared}) == 1
 
 
-def stack_views(prepared: Sequence[PreparedImage]) -> list[torch.Tensor]:
-    """The views (B, C, H, W) of a batch of images, one for each scale of the protocol."""
-    if not have_equal_sizes(prepared):
+def view_sizes(image: PreparedImage) -> tuple[tuple[int, ...], ...]:
+    """The shapes (C, H, W) of the views of an image."""
+    return tuple(tuple(view.shape[1:]) for view in image.views)
+
+
+def stack_views(prepared: Sequence[PreparedImage], any_size: bool = False) -> list[torch.Tensor]:
+    """The views (B, C, H, W) of a batch of images, one for each scale of the protocol.
+
+    HfVitSegError if they differ, or unless `any_size`, if the sizes of the images do.
+    """
+    equal = len(set(map(view_sizes, prepared))) == 1 if any_size else have_equal_sizes(prepared)
+    if not equal:
         sizes = ", ".join(sorted({f"{image.size[0]}x{image.size[1]}" for image in prepared}))
         raise HfVitSegError(f"Images of a batch must have one size, found {sizes or 'no images'}")
     return [torch.cat(views) for views in zip(*(image.views for image in prepared), strict=True)]

@@ -213,11 +213,13 @@ class FoundSegments:
             "categories": [{"id": index, "name": name} for index, name in enumerate(self.names)],
         }
 
-    def overlay(self, opacity: float = 0.5, longest_side: int | None = 1600) -> Image.Image:
-        """The image blended with a color for each object."""
+    def overlay(
+        self, opacity: float = 0.5, longest_side: int | None = 1600, colors: np.ndarray | None = None
+    ) -> Image.Image:
+        """The image blended with a color for each object, by default those of `object_colors`; `colors` are (n, 3)."""
         if self.image is None:
             raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
-        return draw_numbers(self.image, self.instance_map().astype(np.int64), None, opacity, longest_side)
+        return draw_numbers(self.image, self.instance_map().astype(np.int64), colors, opacity, longest_side)
 
 
 def instance_dtype(count: int) -> np.dtype:

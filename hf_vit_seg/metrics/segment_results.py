@@ -1,12 +1,13 @@
 """Segments in transformers' format, as the `evaluate` modules of segments take them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import datasets
 import torch
 
 from . import MetricError
-from .evaluation_module import tensor
+from .evaluation_module import StreamedMetric, tensor
 from .segment_overlaps import Overlaps, SegmentMap, find_overlaps
 
 INPUTS = """
@@ -46,3 +47,21 @@ def overlaps_of_results(predictions: Sequence[Any], references: Sequence[Any]) -
         own = read_segments(prediction)
         found.append(find_overlaps(SegmentMap(own.ids.clamp(min=0), own.classes, own.scores), read_segments(reference)))
     return found
+
+
+class SegmentMetric(StreamedMetric):
+    """The base class of `evaluate` modules for segments; `metric` is updated with the overlaps of each image."""
+
+    FEATURES: ClassVar[dict[str, Any]] = {"predictions": datasets.Value("null"), "references": datasets.Value("null")}
+
+    def count(self, predictions: Any, references: Any) -> None:
+        """Add images."""
+        for overlaps in overlaps_of_results(predictions, references):
+            self.metric.update(overlaps)
+
+    def score(self) -> dict[str, Any]:
+        """The scores; see `INPUTS`."""
+        return self.metric.scores()
+
+
+__all__ = ["INPUTS", "SegmentMetric", "overlaps_of_results", "read_segments"]

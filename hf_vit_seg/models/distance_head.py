@@ -13,7 +13,7 @@ Shapes: B images, C_i channels of map i, h_i w_i its grid (0 is the finest, h w)
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -291,6 +291,7 @@ class DistanceOutput(ModelOutput):
     offsets: torch.Tensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    exported: ClassVar[tuple[str, ...]] = ("class_logits", "distances")  # outputs of programs
 
     def maps(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Class logits, distances, edge logits and offsets."""
@@ -309,8 +310,10 @@ class DistanceOutput(ModelOutput):
         return dense_loss(self, mask_labels, class_labels, ignore_mask)
 
     def semantic_logits(self) -> torch.Tensor:
-        """Log-probabilities of classes (B, K, h, w)."""
+        """Log-probabilities of classes (B, K, h, w); with one class, the logit of its probability."""
         assert self.class_logits is not None
+        if self.class_logits.shape[1] == 2:
+            return self.class_logits[:, :1] - self.class_logits[:, 1:]
         return self.class_logits.log_softmax(dim=1)[:, :-1]
 
     def segments(

@@ -261,6 +261,21 @@ OBJECT_HEADS: dict[str, Callable[..., nn.Module]] = {}
 SEMANTIC_MODELS: dict[type, type] = {}
 
 
+def object_auto_classes(kind: type) -> dict[str, type]:
+    """The classes for a checkpoint of `kind`, a class whose head predicts objects, by Auto class.
+
+    transformers' pipeline "image-segmentation" first loads AutoModelForImageSegmentation, which is `kind` itself.
+    """
+    semantic = next((each for each in SEMANTIC_MODELS.values() if issubclass(each, kind)), kind)
+    universal = semantic.__bases__[-1]  # of which the semantic class is a variant
+    return {
+        "AutoModelForImageSegmentation": kind,
+        "AutoModelForSemanticSegmentation": semantic,
+        "AutoModelForUniversalSegmentation": universal,
+        "AutoModelForInstanceSegmentation": universal,
+    }
+
+
 class SegmentationPreTrainedModel(PreTrainedModel):
     """The base class of all models.
 
@@ -556,6 +571,7 @@ __all__ = [
     "head_norm",
     "hub_options",
     "match_dtype",
+    "object_auto_classes",
     "split_axis",
     "unknown_head",
     "with_dicts",

@@ -16,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .bilinear import to_working_dtype
 from .errors import HfVitSegError
-from .layers import with_dicts
+from .layers import object_auto_classes, with_dicts
 from .mask_loss import Prediction, loss_sums, loss_units, mask_classification_loss
 
 Resample = Callable[[torch.Tensor], torch.Tensor]
@@ -36,6 +36,7 @@ class UniversalSegmentationOutput(ModelOutput):
     auxiliary_logits: tuple[Prediction, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    exported: ClassVar[tuple[str, ...]] = ("class_queries_logits", "masks_queries_logits")  # outputs of programs
 
     @classmethod
     def from_predictions(
@@ -159,6 +160,16 @@ class UniversalSegmentation:
         It is 1 at first, and is not saved. Schedules change the elements.
         """
         return self.decode_head.mask_probability  # pyright: ignore[reportReturnType]
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does; all Auto classes of image segmentation find the code."""
+        if getattr(self, "_auto_class", None) is not None:
+            names = {
+                auto_class: f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
+                for auto_class, kind in object_auto_classes(type(self)).items()
+            }
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **names}
+        super().save_pretrained(save_directory, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def predict(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
         """Images (B, C, H, W) to the output of the head, without a loss."""

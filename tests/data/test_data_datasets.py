@@ -262,7 +262,7 @@ def test_worker_errors_keep_their_message(tmp_path):
 
 
 def test_keypoint_names_come_from_the_source(tmp_path):
-    with pytest.raises(ClassTableError, match="the source has the keypoints a, b, but data\.classes has b, a"):
+    with pytest.raises(ClassTableError, match=r"the source has the keypoints a, b, but data\.classes has b, a"):
         RawDataset(
             NamedSource(("a", "b")), ClassTable.from_recipe(recipe("pose", train={}, classes=["b", "a"]).data), "pose"
         )

@@ -351,9 +351,9 @@ def test_examples_of_a_model_are_the_images_of_its_run(tmp_path):
     for name in "dcba":
         Image.new("RGB", (40, 40)).save(images / f"{name}.png")
     known = Catalogue([str(model)])
-    assert known.examples() == [(str(images / f"{name}.png"), "run/best") for name in "abc"]
+    assert known.examples("segmentation") == [(str(images / f"{name}.png"), "run/best") for name in "abc"]
     both = Catalogue([NUCLEI, str(model)])
-    assert [title for _, title in both.examples()] == [NUCLEI] * len(example_images()) + ["run/best"] * 3
+    assert [title for _, title in both.examples("segmentation")] == [NUCLEI] * len(example_images()) + ["run/best"] * 3
 
 
 def test_native_size_models_use_windows_for_large_images(monkeypatch):

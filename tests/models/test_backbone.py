@@ -32,8 +32,7 @@ from hf_vit_seg.models.configuration_segformer import SegFormerConfig
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
 from hf_vit_seg.models.modeling_backbone_seg import BackboneForSemanticSegmentation
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.model.building import build_model
-from hf_vit_seg.training.model.preparation import prepare_for_training
+from hf_vit_seg.training.model.building import build_model, prepare_for_training
 
 PLAIN = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8}
 PLAIN |= {"image_size": 64}

@@ -161,6 +161,14 @@ def test_a_perfect_output_gives_the_objects_with_their_classes():
     assert (scores > 0.99).all()
 
 
+def test_semantic_logits_of_one_class_are_positive_where_it_is_probable():
+    logits = torch.randn(2, 2, 5, 6, dtype=torch.float64)
+    found = DistanceOutput(class_logits=logits).semantic_logits()
+    assert found.shape == (2, 1, 5, 6)
+    torch.testing.assert_close(found.sigmoid()[:, 0], logits.softmax(1)[:, 0])
+    assert DistanceOutput(class_logits=torch.randn(2, 4, 5, 6)).semantic_logits().shape == (2, 3, 5, 6)
+
+
 def test_uncertain_and_small_objects_are_removed():
     numbers = torch.tensor([[1, 1, 1, 2, 2, 2, 3]])
     margins = torch.tensor([[[0.8, 0.8, 0.8, 0.2, 0.2, 0.2, 0.8]]])

@@ -56,10 +56,10 @@ LEVELS: dict[str, list[set[str]]] = {
     ],
     "inference": [
         {"__init__", "console", "pipeline"},
-        {"tiles", "video"},
+        {"tiles", "video", "scale"},
         {"files"},
         {"segmenter", "classifier", "pose_estimator", "instance_segmenter"},
-        {"object_stitching"},
+        {"object_stitching", "image_segmenter"},
         {"segmentation", "segments", "dense", "runtimes"},
         {"annotations", "image_inputs", "loading"},
     ],

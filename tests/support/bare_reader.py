@@ -81,8 +81,10 @@ def do(case):
     options = {"revision": case["revision"]} if "revision" in case else {}
     model, processor = check(case["model"], case, **options)
     if "pipeline" in case:
-        results = transformers.pipeline(case["pipeline"], model=case["model"], trust_remote_code=True)(case["image"])
-        assert len(results) > 0
+        find = transformers.pipeline(case["pipeline"], model=case["model"], trust_remote_code=True)
+        for subtask in case.get("subtasks", [None]):
+            found = find(case["image"], **({} if subtask is None else {"subtask": subtask, "threshold": 0.1}))
+            assert len(found) > 0 or case.get("may_be_empty"), subtask
     if "again" in case:
         model.push_to_hub(case["again"])
         processor.push_to_hub(case["again"])

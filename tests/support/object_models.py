@@ -1,13 +1,19 @@
-"""A model without weights that finds bright spots, for tests of everything around models that find objects."""
+"""Models that find objects, for tests of everything around them: one without weights that finds bright spots, and
+tiny ones with random weights."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from random_weights import randomize_weights
 from scipy import ndimage
 from torch import nn
+from transformers import AutoModelForUniversalSegmentation
 
+from hf_vit_seg import architectures
 from hf_vit_seg.inference import Protocol
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
 from hf_vit_seg.models.image_processing_universal import UniversalSegmentationImageProcessor
@@ -57,6 +63,25 @@ def spot_segmenter(protocol: Protocol | None = None, side: int = 64) -> Instance
         do_resize=False, size={"height": side, "width": side}, image_mean=[0.0], image_std=[1.0]
     )
     return InstanceSegmenter(SpotModel(), processor, "cpu", protocol)
+
+
+def save_object_model(
+    folder: Path, name: str = "vit", stuff: Sequence[int] | None = None, side: int = 64, **fields: Any
+) -> Path:
+    """Save a tiny model with random weights, whose queries are certain of their classes, and its image processor."""
+    architecture = architectures()[name]
+    labels = {0: "disc", 1: "bar", 2: "ground"}
+    config = architecture.variant_config("tiny", **({"num_queries": 20, "id2label": labels} | fields))
+    torch.manual_seed(0)
+    model = randomize_weights(AutoModelForUniversalSegmentation.from_config(config))
+    if hasattr(model.decode_head, "class_head"):
+        with torch.no_grad():
+            model.decode_head.class_head.weight.mul_(30)
+    model.save_pretrained(folder)
+    settings: dict[str, Any] = {} if stuff is None else {"label_ids_to_fuse": list(stuff)}
+    processor = architecture.universal_image_processor["torchvision"]
+    processor(size={"height": side, "width": side}, **settings).save_pretrained(folder)
+    return folder
 
 
 def draw_spots(height: int, width: int, count: int, largest: int, seed: int = 0) -> np.ndarray:

@@ -12,12 +12,17 @@ from tiny_runs import SIZE, run, settings, write_data, write_recipe
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 from hf_vit_seg.data.datasets import open_split
+from hf_vit_seg.data.samples import Segments
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
 from hf_vit_seg.inference.loading import load_for_inference, task_of
+from hf_vit_seg.metrics.segment_overlaps import SegmentMap, find_overlaps
 from hf_vit_seg.models.image_processing_universal import UniversalSegmentationImageProcessor
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext
+from hf_vit_seg.training.evaluation.segments import image_quality, resize_segments
 from hf_vit_seg.training.evaluation.tasks import evaluate
+from hf_vit_seg.training.figures.evaluation_samples import write_extreme_samples
+from hf_vit_seg.training.losses.objectives import LossOfHead
 from hf_vit_seg.training.recipe_loading import load_recipe
 
 MODEL = {"architecture": "segformer", "variant": "tiny", "norm": "group"}
@@ -88,7 +93,64 @@ def test_metrics_of_a_run(runs, task):
     assert expected <= set(report["scores"])
     assert report["metric"] == {"instance": "mask_ap", "panoptic": "pq"}[task]
     assert {"name", "pq", "sq", "rq"} <= set(report["classes"][0])
-    assert len(list((runs[task] / "samples").glob("*.png"))) == 1
+    assert {path.name for path in (runs[task] / "samples").glob("*.png")} == {"00.png", "best_1.png", "worst_1.png"}
+    assert [path.name for path in (runs[task] / "samples/images").iterdir()] == ["00.png"]  # for the demo
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic", "distance"])
+def test_validation_loss(runs, distance_run, data, task):
+    """It is logged, does not depend on the batch size or on random numbers, and is that of the model on all images."""
+    folder = distance_run if task == "distance" else runs[task]
+    rows = (folder / "results.csv").read_text().splitlines()
+    name = rows[0].split(",").index("validation_loss")
+    assert all(float(row.split(",")[name]) > 0 for row in rows[1:]) and len(rows) > 1
+    kind = "instance" if task == "distance" else task
+    model, processor = load_for_inference(str(folder / "best"), kind)
+    losses, rankings = [], []
+    for size, seed in ((1, 0), (3, 1)):
+        settings = load_recipe(folder / "recipe.yaml", [f"evaluation.batch_size={size}"])
+        dataset = open_split(settings, "validation")
+        state = torch.manual_seed(seed).get_state()
+        context = EvaluationContext(model, processor, settings, Accelerator(cpu=True), objective=LossOfHead(model))
+        found = evaluate(context, dataset)
+        assert torch.equal(torch.get_rng_state(), state)
+        losses.append(found.scores["loss"])
+        rankings.append(found.sample_scores)
+    if task == "distance":  # the points of the other head are drawn for each batch
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=0.2) and losses[0] > 0
+    assert [index for index, _ in rankings[0]] == [index for index, _ in rankings[1]]
+    assert all(0 <= score <= 1 for _, score in rankings[0]) and len(rankings[0]) > 0
+
+
+@pytest.mark.parametrize("task", CLASSES)
+def test_best_and_worst_images_are_drawn(runs, data, task):
+    settings = load_recipe(runs[task] / "recipe.yaml", ["evaluation.samples=2"])
+    dataset = open_split(settings, "validation")
+    model, processor = load_for_inference(str(runs[task] / "best"), task)
+    context = EvaluationContext(model, processor, settings, Accelerator(cpu=True))
+    ranking = ((1, 0.25), (0, 0.5), (2, 0.75))
+    written = write_extreme_samples(context, dataset, ranking, runs[task] / "extremes")
+    assert sorted(path.name for path in written) == ["best_1.png", "worst_1.png"]
+
+
+def test_score_of_an_image_is_its_panoptic_quality():
+    labels = torch.zeros(8, 8, dtype=torch.int32)
+    labels[:4] = 1
+    half = labels.clone()
+    half[:1] = 0  # 24 of 32 pixels
+    truth = SegmentMap(labels, (0,))
+    assert float(image_quality(find_overlaps(SegmentMap(half, (0,)), truth), 2)) == pytest.approx(0.75)
+    assert float(image_quality(find_overlaps(SegmentMap(half, (1,)), truth), 2)) == 0
+    empty = SegmentMap(torch.zeros_like(labels), ())
+    assert image_quality(find_overlaps(empty, empty), 2).isnan()
+
+
+def test_resized_segments_have_no_empty_ones():
+    ids = torch.ones(8, 8, dtype=torch.int32)
+    ids[0, 0], ids[4:] = 2, 3
+    found = resize_segments(Segments(ids, (5, 6, 7)), (2, 2))
+    assert found.classes == (5, 7) and found.ids.tolist() == [[1, 1], [2, 2]]
 
 
 @pytest.mark.parametrize("task", CLASSES)

@@ -23,8 +23,8 @@ from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.best_score import BestTracker
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, own_batches, read_ahead
 from hf_vit_seg.training.loop.batch_size_search import find_batch_size, largest_batch_size, parameters_without_gradient
-from hf_vit_seg.training.loop.deepspeed import configure_deepspeed, refuse_stage_3
 from hf_vit_seg.training.loop.gradient_accumulation import accumulate, windows
+from hf_vit_seg.training.loop.setup import configure_deepspeed, refuse_stage_3
 from hf_vit_seg.training.loop.signals import GracefulStop
 from hf_vit_seg.training.optimization.gathered_weights import refuse_sharded_average, whole_model
 from hf_vit_seg.training.recipe.metric_names import METRICS

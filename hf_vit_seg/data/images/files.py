@@ -150,10 +150,16 @@ def expand(path: Path, skip: Path | None) -> Iterator[ImageFile]:
 
 
 def files_below(folder: Path, suffixes: frozenset[str], skip: Collection[Path] = ()) -> Iterator[Path]:
-    """Files with one of these lower-case suffixes, relative to the folder; no hidden ones, nothing below `skip`.
+    """Files with one of these lower-case suffixes, relative to the folder, see `walk_files`."""
+    for parent, names in walk_files(folder, suffixes, skip):
+        yield from (Path(parent, name).relative_to(folder) for name in names)
 
-    Links to folders are followed, but for those to a folder that they lie in. ImageFileError for a folder that cannot
-    be read, as its images would be missing without notice.
+
+def walk_files(folder: Path, suffixes: frozenset[str], skip: Collection[Path] = ()) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below `folder`, and the names of its files with one of these lower-case suffixes, in order of name.
+
+    There are no hidden ones, and nothing below `skip`. Links to folders are followed, but for those to a folder that
+    they lie in. ImageFileError for a folder that cannot be read, as its images would be missing without notice.
     """
     above = {os.fspath(folder): {folder.resolve()}}  # real folders that each one yet to come lies in, itself too
     for parent, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=True):
@@ -162,9 +168,12 @@ def files_below(folder: Path, suffixes: frozenset[str], skip: Collection[Path] =
         refused = chain | {path.resolve() for path in skip}
         folders[:] = [name for name, real in inside.items() if real not in refused]
         above |= {os.path.join(parent, name): {*chain, inside[name]} for name in folders}
-        for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
-                yield (here / name).relative_to(folder)
+        yield (
+            parent,
+            sorted(
+                name for name in names if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+            ),
+        )
 
 
 def refuse_folder(error: OSError) -> NoReturn:

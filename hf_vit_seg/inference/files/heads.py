@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hf_vit_seg.drawing.overlays import save_overlay
 from hf_vit_seg.drawing.skeletons import LEAST_SCORE, Skeleton, draw_skeletons
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.classifier import Classifier
@@ -28,7 +29,20 @@ TOP_CLASSES = 5  # in reports, unless --top-k is given
 # The options that apply to each task beside those of files; the others are those of segmentation models.
 OPTIONS: Mapping[str, frozenset[str]] = {
     "segmentation": frozenset(PredictOptions.__dataclass_fields__) - {"boxes", "threshold"},
-    "instance": frozenset({"model", "overlay", "opacity", "geojson", "coco", "coordinates", "max_pixels", "threshold"}),
+    "instance": frozenset(
+        {
+            "model",
+            "overlay",
+            "opacity",
+            "geojson",
+            "coco",
+            "coordinates",
+            "max_pixels",
+            "threshold",
+            "frames",
+            "frame_rate",
+        }
+    ),
     "classification": frozenset({"model", "overlay", "top_k", "max_pixels"}),
     "pose": frozenset({"model", "overlay", "boxes", "max_pixels"}),
 }
@@ -136,7 +150,7 @@ def estimate_poses(estimator: PoseEstimator, jobs: Sequence[Job], options: Predi
         }
         savers: dict[str, Callable[[Path], Any]] = {}
         if options.overlay:
-            savers[OVERLAY] = lambda path: draw_persons(found, skeleton).save(path)
+            savers[OVERLAY] = lambda path: save_overlay(draw_persons(found, skeleton), path)
         return write_results(job, savers, content)
 
     return run_jobs(jobs, load, compute, write)

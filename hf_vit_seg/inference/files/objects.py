@@ -17,6 +17,7 @@ from PIL import Image
 
 from hf_vit_seg.atomic_io import json_text
 from hf_vit_seg.data.images.georeference import GeoTags, file_georeference
+from hf_vit_seg.drawing.overlays import save_overlay
 from hf_vit_seg.inference.dense.image_preparation import milliseconds_since
 from hf_vit_seg.inference.image_inputs import load_file
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
@@ -33,6 +34,7 @@ from .prediction import (
     PredictOptions,
     failed_outcome,
     polygon_facts,
+    rounded_timings,
     run_jobs,
     write_results,
 )
@@ -79,11 +81,9 @@ def predict_objects(segmenter: InstanceSegmenter, jobs: Sequence[Job], options: 
         try:
             savers = object_savers(found, job, options, facts.georeference, facts.coordinates)
             if options.overlay:
-                savers[OVERLAY] = lambda path: found.overlay(options.opacity).save(path)
+                savers[OVERLAY] = lambda path: save_overlay(found.overlay(options.opacity), path)
             content = object_report(segmenter, job, found, options, facts.coordinates)
-            content["timings_ms"] = {"read": round(facts.milliseconds, 2)} | {
-                step: round(duration, 2) for step, duration in found.timings.items()
-            }
+            content["timings_ms"] = rounded_timings(facts, found.timings)
         except Exception as error:
             return failed_outcome(job, error)
         outcome = write_results(job, savers, content)
@@ -186,4 +186,4 @@ def class_rows(found: FoundSegments) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
-__all__ = ["InstanceRaster", "object_report", "object_savers", "predict_objects"]
+__all__ = ["InstanceRaster", "class_rows", "object_report", "object_savers", "predict_objects", "save_table"]

@@ -2,17 +2,21 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
+from PIL import Image
 
 from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageFile, ImageFileError, real_path
 from hf_vit_seg.data.images.georeference import GeoTags, file_georeference
+from hf_vit_seg.data.images.pixels import File
+from hf_vit_seg.drawing.overlays import save_overlay
 from hf_vit_seg.errors import HfVitSegError, OutOfMemory, error_sentence, is_out_of_memory
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.image_inputs import load_file
@@ -136,6 +140,24 @@ class FileFacts:
     coordinates: MapCoordinates | None = None
 
 
+class Preparation(Protocol):
+    """What is needed to read an image for a model, without the model itself."""
+
+    @property
+    def channels(self) -> int:
+        """The number of image channels."""
+        ...
+
+    @property
+    def processor(self) -> Any:
+        """The image processor."""
+        ...
+
+    def prepare_pixels(self, pixels: torch.Tensor, shown: Image.Image | None = None) -> PreparedImage:
+        """Resize and normalize pixels (C, H, W)."""
+        ...
+
+
 def plan(images: Sequence[ImageFile], out: Path, reserved: Sequence[Path] = ()) -> list[Job]:
     """Assign each image a unique target in `out` whose results do not overwrite inputs, nor the files `reserved`.
 
@@ -221,15 +243,20 @@ def failure_message(job: Job, error: Exception) -> str:
 
 def read(segmenter: Segmenter, job: Job, options: PredictOptions) -> tuple[PreparedImage, FileFacts]:
     """Read and preprocess a job's image."""
+    return read_image(segmenter, job.image.path, options)
+
+
+def read_image(preparation: Preparation, file: File, options: PredictOptions) -> tuple[PreparedImage, FileFacts]:
+    """Read and preprocess an image. Only files of a disk have a georeference. Raises ImageFileError."""
     start = time.perf_counter()
-    image, shown, missing = load_file(job.image.path, segmenter.channels, segmenter.processor, options.max_pixels)
+    image, shown, missing = load_file(file, preparation.channels, preparation.processor, options.max_pixels)
     milliseconds = milliseconds_since(start)
-    georeference = file_georeference(job.image.path)
+    georeference = file_georeference(file) if isinstance(file, Path) else ()
     coordinates = None
-    if options.geojson:
+    if options.geojson and isinstance(file, Path):
         size = image.shape[1], image.shape[2]
-        coordinates = map_coordinates(job.image.path, georeference, size, options.coordinates)
-    prepared = segmenter.prepare_pixels(image, shown)
+        coordinates = map_coordinates(file, georeference, size, options.coordinates)
+    prepared = preparation.prepare_pixels(image, shown)
     facts = FileFacts(milliseconds, None if missing is None else missing.numpy(), georeference, coordinates)
     return prepared, facts
 
@@ -278,7 +305,7 @@ def saver(suffix: str, job: Job, result: Segmentation, maps: MapResults, options
     """The function that writes one kind of result to a path."""
     table: dict[str, Saver] = {
         LABELS: lambda path: result.label_image().save(path),
-        OVERLAY: lambda path: result.overlay(options.opacity).save(path),
+        OVERLAY: lambda path: save_overlay(result.overlay(options.opacity), path),
         SCORES: lambda path: result.score_image().save(path),
         ENTROPY: lambda path: result.entropy_image().save(path),
         TOP: lambda path: save_top_classes(result, path),
@@ -303,7 +330,6 @@ def report(
     Pixels without data do not count for shares and means.
     """
     height, width = result.label_map.shape
-    timings = {"read": facts.milliseconds, **result.timings}
     maps = {"score": result.scores, "entropy": result.entropy}
     counted = slice(None) if facts.missing is None else ~facts.missing
     means = {name: found[counted].mean() for name, found in maps.items() if found is not None and found[counted].size}
@@ -315,12 +341,17 @@ def report(
         "protocol": result.protocol,
         "device": str(segmenter.device),
         "dtype": str(segmenter.model.dtype).removeprefix("torch."),
-        "timings_ms": {step: round(duration, 2) for step, duration in timings.items()},
+        "timings_ms": rounded_timings(facts, result.timings),
         **{f"mean_{name}": round(float(mean), 6) for name, mean in means.items()},
         **polygon_facts(facts.coordinates, options),
         **({} if facts.missing is None else {"ignored_pixels": int(facts.missing.sum())}),
         "classes": class_rows(result.counts()),
     }
+
+
+def rounded_timings(facts: FileFacts, timings: Mapping[str, float]) -> dict[str, float]:
+    """The milliseconds of each step, with the time to read the file."""
+    return {step: round(duration, 2) for step, duration in {"read": facts.milliseconds, **timings}.items()}
 
 
 def polygon_facts(coordinates: MapCoordinates | None, options: PredictOptions) -> dict[str, str]:

@@ -5,11 +5,13 @@ Shapes: H W the image, r c a window.
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
 from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.drawing.objects import draw_numbers
+from hf_vit_seg.drawing.overlays import save_overlay
 from hf_vit_seg.inference.files.map_coordinates import map_coordinates
 from hf_vit_seg.inference.files.objects import InstanceRaster, object_report, object_savers
 from hf_vit_seg.inference.files.prediction import OVERLAY, REPORT, Job, PredictOptions
@@ -43,7 +45,7 @@ def predict_tiled_objects(segmenter: InstanceSegmenter, job: Job, options: Predi
         if options.overlay:
             picture, numbers = overview(image, InstanceRaster(found))
             overlay = draw_numbers(picture, numbers.astype(np.int64), None, options.opacity, None)
-            savers[OVERLAY] = overlay.save
+            savers[OVERLAY] = partial(save_overlay, overlay)
         content = object_report(segmenter, job, found, options, coordinates)
         content |= {"windows": total, "seconds": round(time.perf_counter() - start, 2)}
         savers[REPORT] = lambda path: path.write_text(json_text(content, indent=2), encoding="utf-8")

@@ -17,7 +17,7 @@ from PIL import Image
 from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.images.files import ImageFileError, within_limits
-from hf_vit_seg.drawing.overlays import display_size, draw_overlay
+from hf_vit_seg.drawing.overlays import display_size, draw_overlay, save_overlay
 from hf_vit_seg.inference.dense.pixel_maps import MapSelection, PixelMaps
 from hf_vit_seg.inference.files.map_coordinates import MapCoordinates, map_coordinates
 from hf_vit_seg.inference.files.prediction import (
@@ -184,7 +184,9 @@ def savers(
         rows = [(c["name"], tuple(c["color"]), c["share"]) for c in facts["classes"]]
         yield (
             OVERLAY,
-            lambda path: draw_overlay(*overview(image, labels), palette, rows, options.opacity, None).save(path),
+            lambda path: save_overlay(
+                draw_overlay(*overview(image, labels), palette, rows, options.opacity, None), path
+            ),
         )
     yield REPORT, lambda path: path.write_text(json_text(facts, indent=2), encoding="utf-8")
 

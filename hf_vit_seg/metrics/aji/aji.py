@@ -1,15 +1,10 @@
 """Scores of objects, such as cells, as an `evaluate` module."""
 
-from typing import Any
-
-import datasets
-
-from hf_vit_seg.metrics import evaluation_module
+from hf_vit_seg.metrics import segment_results
 from hf_vit_seg.metrics.object_scores import ObjectScores
-from hf_vit_seg.metrics.segment_results import INPUTS, overlaps_of_results
 
 _INPUTS = f"""
-Args:{INPUTS}Returns:
+Args:{segment_results.INPUTS}Returns:
     aji, the aggregated Jaccard index; f1_50, F1 at an IoU of 0.5 (`float`, 0 .. 1); count_error, the mean of
     |found - true| / true; objects, objects_found, and count_difference, the sum of |found - true| (`int`).
 Across processes:
@@ -17,7 +12,7 @@ Across processes:
 """
 
 
-class Aji(evaluation_module.StreamedMetric):
+class Aji(segment_results.SegmentMetric):
     """Aggregated Jaccard index, F1 at IoU 0.5, and count error."""
 
     DESCRIPTION = "Aggregated Jaccard index, F1 at IoU 0.5, and the error of the number of objects."
@@ -26,17 +21,7 @@ class Aji(evaluation_module.StreamedMetric):
         "@article{kumar2017dataset, title={A Dataset and a Technique for Generalized Nuclear Segmentation for "
         "Computational Pathology}, author={Kumar, Neeraj and others}, journal={IEEE TMI}, year={2017}}"
     )
-    FEATURES = {"predictions": datasets.Value("null"), "references": datasets.Value("null")}
 
     def reset(self) -> None:
         """Remove all images."""
         self.metric = ObjectScores()
-
-    def count(self, predictions: Any, references: Any) -> None:
-        """Add images."""
-        for overlaps in overlaps_of_results(predictions, references):
-            self.metric.update(overlaps)
-
-    def score(self) -> dict[str, Any]:
-        """The scores; see `INPUTS`."""
-        return self.metric.scores()

@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
-
-from hf_vit_seg.metrics import evaluation_module
+from hf_vit_seg.metrics import segment_results
 from hf_vit_seg.metrics.panoptic_quality import PanopticQuality
-from hf_vit_seg.metrics.segment_results import INPUTS, overlaps_of_results
 
 _INPUTS = f"""
 Args of evaluate.load:
     num_labels (`int`): number of classes.
     stuff (`Sequence[int]`, optional): classes that are no things, for the means over each kind.
-Args:{INPUTS}Returns:
+Args:{segment_results.INPUTS}Returns:
     pq, sq, rq (`float`, 0 .. 1), the same with _things and _stuff if `stuff` is given, and per_category_pq,
     per_category_sq, per_category_rq (arrays of num_labels).
 Across processes:
@@ -21,7 +18,7 @@ Across processes:
 """
 
 
-class Pq(evaluation_module.StreamedMetric):
+class Pq(segment_results.SegmentMetric):
     """Panoptic, segmentation and recognition quality."""
 
     DESCRIPTION = "Panoptic quality of segments, and its factors: segmentation and recognition quality."
@@ -30,7 +27,6 @@ class Pq(evaluation_module.StreamedMetric):
         "@inproceedings{kirillov2019panoptic, title={Panoptic Segmentation}, author={Kirillov, Alexander and He, "
         "Kaiming and Girshick, Ross and Rother, Carsten and Doll\\'ar, Piotr}, booktitle={CVPR}, year={2019}}"
     )
-    FEATURES = {"predictions": datasets.Value("null"), "references": datasets.Value("null")}
 
     def __init__(self, *args: Any, num_labels: int = 1, stuff: Sequence[int] = (), **kwargs: Any):
         self.classes, self.stuff = num_labels, stuff
@@ -39,12 +35,3 @@ class Pq(evaluation_module.StreamedMetric):
     def reset(self) -> None:
         """Remove all images."""
         self.metric = PanopticQuality(self.classes, self.stuff)
-
-    def count(self, predictions: Any, references: Any) -> None:
-        """Add images."""
-        for overlaps in overlaps_of_results(predictions, references):
-            self.metric.update(overlaps)
-
-    def score(self) -> dict[str, Any]:
-        """The scores; see `INPUTS`."""
-        return self.metric.scores()

@@ -2,18 +2,15 @@
 
 from typing import Any
 
-import datasets
-
-from hf_vit_seg.metrics import evaluation_module
+from hf_vit_seg.metrics import segment_results
 from hf_vit_seg.metrics.mask_ap import MOST, MaskAveragePrecision
-from hf_vit_seg.metrics.segment_results import INPUTS, overlaps_of_results
 
 _INPUTS = f"""
 Args of evaluate.load:
     num_labels (`int`): number of classes.
     max_detections (`int`, optional, defaults to 100): number of predictions of a class with the highest scores that are
         evaluated in each image; None evaluates all.
-Args:{INPUTS}Returns:
+Args:{segment_results.INPUTS}Returns:
     mask_ap, mask_ap_50, mask_ap_75, mask_ap_small, mask_ap_medium, mask_ap_large, mask_ar (`float`, 0 .. 1) as
     pycocotools computes them for masks, and per_category_mask_ap, per_category_mask_ap_50 (arrays of num_labels).
 Across processes:
@@ -21,7 +18,7 @@ Across processes:
 """
 
 
-class SegmAp(evaluation_module.StreamedMetric):
+class SegmAp(segment_results.SegmentMetric):
     """Average precision as in COCO's segmentation challenge."""
 
     DESCRIPTION = "Average precision and recall of masks at IoU 0.50 to 0.95."
@@ -30,7 +27,6 @@ class SegmAp(evaluation_module.StreamedMetric):
         "@inproceedings{lin2014microsoft, title={Microsoft COCO: Common Objects in Context}, author={Lin, Tsung-Yi and "
         "Maire, Michael and Belongie, Serge and others}, booktitle={ECCV}, year={2014}}"
     )
-    FEATURES = {"predictions": datasets.Value("null"), "references": datasets.Value("null")}
 
     def __init__(self, *args: Any, num_labels: int = 1, max_detections: int | None = MOST, **kwargs: Any):
         self.classes, self.most = num_labels, max_detections
@@ -39,12 +35,3 @@ class SegmAp(evaluation_module.StreamedMetric):
     def reset(self) -> None:
         """Remove all images."""
         self.metric = MaskAveragePrecision(self.classes, self.most)
-
-    def count(self, predictions: Any, references: Any) -> None:
-        """Add images."""
-        for overlaps in overlaps_of_results(predictions, references):
-            self.metric.update(overlaps)
-
-    def score(self) -> dict[str, Any]:
-        """The scores; see `INPUTS`."""
-        return self.metric.scores()

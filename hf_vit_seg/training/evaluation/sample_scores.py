@@ -3,6 +3,8 @@
 Shapes: B images, K classes, H W pixels, T terms of the loss.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +12,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from hf_vit_seg.training.losses.objectives import Objective
+from hf_vit_seg.training.losses.objectives import Batch, LossOfHead, Objective
 
 SampleScores = tuple[tuple[int, float], ...]  # index of the sample in the split, and its score
+
+
+SEED = 0  # of the points at which masks are compared
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw random numbers from a seed, and restore the state of the generators."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 class ValidationLoss:
@@ -25,10 +38,28 @@ class ValidationLoss:
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Add the logits of a batch, and the labels at the size of the model's input."""
+        self.add(lambda **_: SimpleNamespace(logits=logits), {"labels": labels})
+
+    def update_objects(self, model: Any, outputs: Any, labels: Batch) -> None:
+        """Add the outputs of a model that finds objects for a batch; the loss is that of the final predictions.
+
+        Points of masks are drawn from the same random numbers in each evaluation, and the state is restored.
+        """
+        if not isinstance(self.objective, LossOfHead):
+            return
+
+        def compute(mask_labels: Any, class_labels: Any, ignore_mask: Any = None, **_: Any) -> SimpleNamespace:
+            return SimpleNamespace(loss=model.compute_loss(outputs, "sum", mask_labels, class_labels, ignore_mask))
+
+        with seeded(SEED):
+            self.add(compute, labels)
+
+    def add(self, model: Callable[..., Any], labels: Batch) -> None:
+        """Add a batch, whose output a function returns in place of the model."""
         if self.objective is None:
             return
-        batch = {"pixel_values": None, "labels": labels}
-        totals = self.objective.totals(lambda **_: SimpleNamespace(logits=logits), batch)  # pyright: ignore
+        batch = {"pixel_values": None, **labels}
+        totals = self.objective.totals(model, batch)  # pyright: ignore[reportArgumentType]
         found = torch.stack([totals.double(), self.objective.units(batch).to(totals.device).double()])
         self.counts = found if not self.counts.numel() else self.counts + found
 

@@ -6,9 +6,12 @@ Shapes: H W pixels.
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
+from torch.nn.functional import interpolate
 
+from hf_vit_seg.data.collation import segment_labels
 from hf_vit_seg.data.datasets import RawDataset
+from hf_vit_seg.data.labels.segment_classes import remove_empty
 from hf_vit_seg.data.samples import Segments
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
@@ -16,11 +19,12 @@ from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 from hf_vit_seg.metrics.mask_ap import MaskAveragePrecision
 from hf_vit_seg.metrics.object_scores import ObjectScores
 from hf_vit_seg.metrics.panoptic_quality import PanopticQuality
-from hf_vit_seg.metrics.segment_overlaps import SegmentMap, find_overlaps
+from hf_vit_seg.metrics.segment_overlaps import Overlaps, SegmentMap, find_overlaps
 from hf_vit_seg.records import RecordError, read_record
 from hf_vit_seg.training.recipe.schema import Recipe
 
 from .evaluate import Evaluation, EvaluationContext, own_batches, sum_over_processes
+from .sample_scores import ValidationLoss, gather_scores
 
 LEAST_SCORE = 0.05  # of the objects that average precision counts; other scores count those of the segmenter
 
@@ -39,20 +43,26 @@ def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evalua
     objects, precision = ObjectScores(context.device), MaskAveragePrecision(len(table.names), most=None)
     of_instances, background = recipe.task == "instance", len(table.names)
     pixels = ConfusionMatrix(background + 1, -1, context.device)
+    loss, indices, image_scores = ValidationLoss(context.objective), list[int](), list[torch.Tensor]()
 
-    def read(index: int) -> tuple[Any, Segments]:
+    def read(index: int) -> tuple[int, Any, Segments]:
         sample = dataset.read(index)
         assert isinstance(sample.target, Segments)
-        return segmenter.prepare_pixels(sample.image), sample.target
+        return index, segmenter.prepare_pixels(sample.image), sample.target
 
-    for batch in own_batches(context, len(dataset), read, lambda pair: pair[0].pixel_values.shape):
-        outputs = segmenter.outputs(torch.cat([image.pixel_values for image, _ in batch]))
-        for place, (_, target) in enumerate(batch):
+    for batch in own_batches(context, len(dataset), read, lambda item: item[1].pixel_values.shape):
+        outputs = segmenter.outputs(torch.cat([image.pixel_values for _, image, _ in batch]))
+        size = batch[0][1].pixel_values.shape[-2:]
+        labels = segment_labels([resize_segments(target, size) for *_, target in batch])
+        loss.update_objects(segmenter.model, outputs, send_to_device(labels, context.device))
+        for place, (index, _, target) in enumerate(batch):
             labeled = SegmentMap(target.ids.to(context.device), target.classes)
             size = (target.ids.shape[0], target.ids.shape[1])
             predicted = segmenter.segments(outputs, place, size)
             found = find_overlaps(SegmentMap(*predicted), labeled)
             quality.update(found)
+            indices.append(index)
+            image_scores.append(image_quality(found, len(table.names)))
             if of_instances:
                 objects.update(found)
                 classes = Segments(predicted[0].cpu(), tuple(predicted[1])).label_map(background, background)
@@ -66,7 +76,23 @@ def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evalua
     if of_instances:
         scores = {name: value for name, value in scores.items() if not name.endswith(("_stuff", "_things"))}
         scores["mean_iou"] = pixels.scores()["mean_iou"]
-    return Evaluation(scores, len(dataset), f"{segmenter.describe()}; evaluated at the resolution of the labels")
+    scores |= loss.scores(context.accelerator)
+    description = f"{segmenter.describe()}; evaluated at the resolution of the labels"
+    ranking = gather_scores(indices, image_scores, context.accelerator)
+    return Evaluation(scores, len(dataset), description, sample_scores=ranking)
+
+
+def image_quality(overlaps: Overlaps, classes: int) -> torch.Tensor:
+    """The panoptic quality (1,) of an image; NaN without segments in labels and prediction."""
+    quality = PanopticQuality(classes)
+    quality.update(overlaps)
+    return torch.tensor([quality.scores()["pq"]], dtype=torch.float64)
+
+
+def resize_segments(target: Segments, size: Any) -> Segments:
+    """Segments at the size (height, width) of the model's input, nearest-neighbor interpolated, without empty ones."""
+    ids = interpolate(target.ids[None, None].double(), tuple(size), mode="nearest-exact")[0, 0]
+    return remove_empty(Segments(ids.to(target.ids.dtype), target.classes))
 
 
 def build_segmenter(context: EvaluationContext, fused: list[int] | None) -> InstanceSegmenter:

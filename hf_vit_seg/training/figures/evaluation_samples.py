@@ -11,6 +11,7 @@ from PIL import Image
 
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.images.display import RGB, to_rgb_image
+from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS
 from hf_vit_seg.data.samples import Labels, Person, Segments
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.drawing.overlays import percent
@@ -34,7 +35,12 @@ from .segments import segment_figure
 MOST_NAMES = 3  # classes in a caption
 IMAGES, MOST_IMAGES = "images", 4  # a folder of the samples, and how many images it has
 MOST_EXTREMES = 3  # samples with the lowest scores, and with the highest
-SCORE_TITLES: dict[Task, str] = {"segmentation": "mean IoU", "classification": "probability of the label"}
+SCORE_TITLES: dict[Task, str] = {
+    "segmentation": "mean IoU",
+    "classification": "probability of the label",
+    "instance": "panoptic quality",
+    "panoptic": "panoptic quality",
+}
 Figures = dict[str, Image.Image]
 
 
@@ -43,7 +49,7 @@ def write_sample_images(context: EvaluationContext, dataset: RawDataset, folder:
     chosen = select_samples(context.recipe, dataset)
     if not chosen:
         return []
-    if context.recipe.task == "segmentation":
+    if context.recipe.task in ("segmentation", *SEGMENT_TASKS):
         write_images(dataset, chosen[:MOST_IMAGES], folder / IMAGES)
     with in_evaluation(context):
         return write_figures(folder, DRAW[context.recipe.task](context, dataset, chosen))

@@ -38,10 +38,9 @@ from hf_vit_seg.training.checkpoints.state import DataFingerprint, Manifest, dat
 from hf_vit_seg.training.evaluation.trial import extreme_samples, try_evaluation
 from hf_vit_seg.training.losses.objectives import OBJECTIVES, Batch, LossOfHead, Objective
 from hf_vit_seg.training.losses.registry import describe_losses
-from hf_vit_seg.training.model.building import PAIRS_FIELD, BuiltModel, build_model, output_names
+from hf_vit_seg.training.model.building import PAIRS_FIELD, BuiltModel, build_model, output_names, prepare_for_training
 from hf_vit_seg.training.model.freezing import ParameterCounts, count_parameters
 from hf_vit_seg.training.model.normalization import convert_sync_batchnorm
-from hf_vit_seg.training.model.preparation import prepare_for_training
 from hf_vit_seg.training.model.processor import MEASURED, recipe_white
 from hf_vit_seg.training.model.queries import recipe_queries
 from hf_vit_seg.training.optimization.ema import WeightAverage
@@ -55,7 +54,6 @@ from hf_vit_seg.training.recipe.paths import describe_data
 from hf_vit_seg.training.recipe.schema import Recipe
 
 from .batch_size_search import find_batch_size, parameters_without_gradient
-from .deepspeed import configure_deepspeed, refuse_stage_3
 from .signals import leave_signals_to_parent
 
 TIMEOUT = timedelta(hours=2)  # for processes that wait while the main process checks the data
@@ -416,3 +414,27 @@ def stream_loader(
         pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator(),  # otherwise each loader would draw from the global random state
     )
+
+
+def refuse_stage_3(accelerator: Accelerator) -> None:
+    """RecordError for ZeRO stage 3, which partitions weights while the model is built; setup needs the whole model."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None and plugin.zero_stage == 3:
+        raise RecordError(
+            "DeepSpeed ZeRO stage 3 is not supported; set zero_stage to 2 in accelerate's configuration, or use FSDP2"
+        )
+
+
+def configure_deepspeed(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Copy batch size, accumulation and clipping of a resolved recipe to DeepSpeed's configuration, if it is used.
+
+    Call this before `Accelerator.prepare`, which cannot infer the batch size from the sampler. A different
+    accumulation would change the number of steps.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": recipe.loop.batch_size,
+            "gradient_accumulation_steps": recipe.loop.accumulation,
+            "gradient_clipping": recipe.loop.clip_norm or 0.0,
+        }

@@ -4,16 +4,15 @@ Each is a mean over the classes of an image; units are images, so that the loss 
 Shapes: B images, K classes, C selected classes, h w the grid of the logits, H W that of the labels, P = H*W.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
-from hf_vit_seg.models.bilinear import upsample, working_dtype
+from hf_vit_seg.models.bilinear import differentiable_once, upsample, working_dtype
 
-from .precomputed_gradients import with_precomputed_gradient
 from .terms import Loss, LossTerm, PerImage, number_of_labels
 from .upsampled_probabilities import upsampled_probabilities
 
@@ -154,4 +153,31 @@ def lovasz_extension(errors: torch.Tensor, members: torch.Tensor) -> torch.Tenso
     return (ordered * slopes).sum(1)
 
 
-__all__ = ["Dice", "Lovasz", "Tversky"]
+def with_precomputed_gradient(loss: Callable[[torch.Tensor], torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+    """Return the scalar `loss(logits)` in float32 or float64, storing only the gradient of `logits`."""
+    if not (torch.is_grad_enabled() and logits.requires_grad):
+        return loss(logits.to(working_dtype(logits)))
+    return WithGradient.apply(logits, loss)
+
+
+class WithGradient(torch.autograd.Function):
+    """Compute a scalar and its gradient; the backward pass only scales the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Compute the loss and its gradient."""
+        with torch.enable_grad():
+            own = logits.detach().to(working_dtype(logits)).requires_grad_()
+            value = loss(own)
+        ctx.dtype = logits.dtype
+        ctx.save_for_backward(*torch.autograd.grad(value, own))
+        return value.detach()
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Scale the gradient of the logits."""
+        return (ctx.saved_tensors[0] * gradients[0]).to(ctx.dtype), None
+
+
+__all__ = ["Dice", "Lovasz", "Tversky", "with_precomputed_gradient"]

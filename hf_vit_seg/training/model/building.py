@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
@@ -20,11 +21,14 @@ from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.inference.loading import AUTO_CLASSES, INVALID_FILES, label_names
 from hf_vit_seg.models.errors import RENAMED_FIELDS
 from hf_vit_seg.models.layers import OBJECT_HEADS
+from hf_vit_seg.models.recomputation import update_statistics_once
 from hf_vit_seg.plugins import Architecture, architectures
 from hf_vit_seg.records import RecordError, nearest, unknown
 from hf_vit_seg.training.recipe.keypoints import flip_pairs
-from hf_vit_seg.training.recipe.schema import Recipe
+from hf_vit_seg.training.recipe.schema import ModelRecipe, Recipe
 
+from .adapters import add_adapters
+from .freezing import freeze, hold_frozen_encoder, hold_frozen_norms
 from .normalization import norm_fields, norm_notes
 from .parameter_names import SAVED_ADAPTERS
 from .pretrained import BareBackbone, Checkpoint, ConvertedModel, adapt_pretrained_model, head_architectures
@@ -283,3 +287,30 @@ def config_fields(config: PreTrainedConfig) -> dict[str, Any]:
     if stages and found.get("out_features") == stages[-1:]:
         return {name: value for name, value in found.items() if name not in ("stage_names", *BACKBONE_FIELDS)}
     return found
+
+
+def prepare_for_training(model: PreTrainedModel, recipe: ModelRecipe) -> nn.Module:
+    """Change the model in place and return it, wrapped by peft if the recipe has LoRA.
+
+    Call this before the optimizer is built and before `Accelerator.prepare`. RecordError for settings that the model
+    does not support.
+    """
+    if recipe.lora is not None and recipe.from_pretrained is None:
+        raise RecordError("model.lora: adapters need a pretrained model; set model.from_pretrained")
+    if recipe.gradient_checkpointing:
+        checkpoint_activations(model)
+    prepared = model if recipe.lora is None else add_adapters(model, recipe.lora)
+    freeze(prepared, recipe.freeze)
+    hold_frozen_norms(prepared)
+    hold_frozen_encoder(prepared)
+    if recipe.compile:
+        prepared.compile()  # in place, which keeps parameter names
+    return prepared.train()
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Enable gradient checkpointing of the encoder's layers."""
+    if not model.supports_gradient_checkpointing:
+        raise RecordError(f"model.gradient_checkpointing: {type(model).__name__} does not support it")
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    update_statistics_once(model)

@@ -18,7 +18,6 @@ from .adapters import detach_adapters
 from .classifier_rows import copy_rows, describe_rows, matching_rows
 from .parameter_names import INITIALIZED, SAVED_ADAPTERS, plain_name
 from .shape_probing import channel_axes, class_axes, class_names, differing_axes
-from .stem import adapt_input_conv, describe_adaptation
 
 NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")  # of a layer, in a tensor's name
 
@@ -227,3 +226,25 @@ def family_name(pattern: str, numbers: list[list[str]]) -> str:
     """Format the numbers of a group of names into their common pattern."""
     places = [list(dict.fromkeys(place)) for place in zip(*numbers, strict=True)]
     return pattern.format(*(place[0] if len(place) == 1 else f"{{{', '.join(place)}}}" for place in places))
+
+
+def adapt_input_conv(weight: torch.Tensor, channels: int, axis: int = 1) -> torch.Tensor:
+    """Adapt kernels (D, S, h, w) of a first convolution, with S channels on `axis`, to C `channels`: (D, C, h, w).
+
+    As in timm's `adapt_input_conv`, for any number of pretrained channels. To one channel: the sum over the S slices,
+    so that a gray image gives the same output as S equal channels. To C channels: the slices are repeated in turn and
+    scaled by S / C, which keeps the magnitude of outputs. Convolutions with weight standardization (hybrid ViT) remove
+    any scale.
+    """
+    trained = weight.shape[axis]
+    if channels == 1:
+        return weight.sum(axis, keepdim=True)
+    turn = torch.arange(channels, device=weight.device) % trained
+    return weight.index_select(axis, turn) * (trained / channels)
+
+
+def describe_adaptation(trained: int, channels: int) -> str:
+    """Describe the change made by `adapt_input_conv`, for the log."""
+    if channels == 1:
+        return f"its {trained} channels are summed into one"
+    return f"its {trained} channels are repeated to {channels} and scaled by {trained}/{channels}"

@@ -83,7 +83,7 @@ def test_ratio_below_one_patch_changes_nothing(head):
 
 def test_gradients_pass_through_merging():
     model = segmenter(token_merging=0.6).train()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     labels = torch.randint(5, (2, 64, 48))
     model(torch.randn(2, 3, 64, 48), labels=labels).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -15,9 +15,8 @@ from hf_vit_seg.inference.loading import load_model
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.model import adapters
 from hf_vit_seg.training.model.adapters import merge_adapters, save_model
-from hf_vit_seg.training.model.building import build_model
+from hf_vit_seg.training.model.building import build_model, prepare_for_training
 from hf_vit_seg.training.model.parameter_names import encoder_layers, plain_name
-from hf_vit_seg.training.model.preparation import prepare_for_training
 from hf_vit_seg.training.optimization.ema import WeightAverage
 from hf_vit_seg.training.optimization.parameter_groups import parameter_groups
 from hf_vit_seg.training.recipe.schema import EmaRecipe, OptimizerRecipe

@@ -21,9 +21,8 @@ from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.model.building import build_model
 from hf_vit_seg.training.model.classifier_rows import matching_rows
 from hf_vit_seg.training.model.parameter_names import encoder_layers
-from hf_vit_seg.training.model.pretrained import format_tensor_names
+from hf_vit_seg.training.model.pretrained import adapt_input_conv, format_tensor_names
 from hf_vit_seg.training.model.shape_probing import channel_axes, class_axes, set_classes
-from hf_vit_seg.training.model.stem import adapt_input_conv
 
 HEADLESS = [
     (name, auto)

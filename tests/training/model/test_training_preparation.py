@@ -21,10 +21,9 @@ from training_models import (
 from transformers import AutoModelForSemanticSegmentation
 
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.model.building import build_model
+from hf_vit_seg.training.model.building import build_model, prepare_for_training
 from hf_vit_seg.training.model.freezing import count_parameters, freeze, hold_frozen_norms
 from hf_vit_seg.training.model.normalization import convert_sync_batchnorm
-from hf_vit_seg.training.model.preparation import prepare_for_training
 
 
 def norms(model, kind=nn.BatchNorm2d):

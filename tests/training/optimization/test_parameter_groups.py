@@ -12,8 +12,8 @@ from training_models import model_recipe
 
 from hf_vit_seg import architectures
 from hf_vit_seg.records import RecordError, read_record
+from hf_vit_seg.training.model.building import prepare_for_training
 from hf_vit_seg.training.model.parameter_names import encoder_layers, encoder_prefix
-from hf_vit_seg.training.model.preparation import prepare_for_training
 from hf_vit_seg.training.optimization.parameter_groups import build_optimizer, parameter_groups
 from hf_vit_seg.training.recipe.schema import OptimizerRecipe
 

@@ -1,0 +1,1 @@
+"""Batch inference over many images, by shards that processes and machines share."""

@@ -1,0 +1,144 @@
+"""Terminal output of batch inference: progress with images per second and time left, failures, and a summary."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from transformers.utils import logging
+
+from hf_vit_seg.error_reporting import BUG, DONE, FAILED, is_quiet, status_console
+
+from .inputs import PARQUET, TAR
+from .processes import Event, ShardProgress
+from .run import ERRORS, BatchRun, RunObserver, RunSummary, segment_images
+from .shard import ShardStatus
+from .storage import is_address
+
+SHOWN = 20  # failures that are printed; all are in the table of errors
+
+
+class RateColumn(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: Task) -> Text:
+        """The rate of the last seconds."""
+        return Text("" if task.speed is None else f"{task.speed:.1f} images/s")
+
+
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    RateColumn(),
+    TimeRemainingColumn(),
+)
+
+
+class BatchProgress(RunObserver):
+    """Shows a progress bar; images of earlier commands do not count for the rate."""
+
+    def __init__(self, hidden: bool):
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            RateColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=status_console(), transient=True, disable=hidden)
+        self.task = self.bar.add_task("planning", total=None)
+        self.shards, self.before, self.failures = Counter[int](), 0, 0
+        self.bugs = set[str]()
+
+    def planned(self, images: int) -> None:
+        """Show the number of images found so far."""
+        self.bar.update(self.task, completed=images)
+
+    def started(self, images: int, done: int) -> None:
+        """Begin to count images that are segmented."""
+        self.before = done
+        self.bar.reset(self.task, total=images, completed=done, description="segmenting")
+
+    def note(self, event: Event) -> None:
+        """Show the progress of a shard, and its failures when it ends."""
+        if isinstance(event, ShardProgress):
+            self.shards[event.index] = event.done
+        else:
+            self.shards[event.index] = event.images
+            self.show_failures(event)
+        self.bar.update(self.task, completed=self.before + self.shards.total())
+
+    def show_failures(self, status: ShardStatus) -> None:
+        """Print the failures of a shard, and each kind of traceback once."""
+        for each in status.failures:
+            self.failures += 1
+            location = each.bug[-500:]
+            if each.bug and location not in self.bugs:
+                self.bugs.add(location)
+                self.bar.console.print(escape(each.bug))
+            if self.failures <= SHOWN:
+                self.bar.console.print(f"[red]failed[/red] {escape(f'{each.image}: {each.reason}')}")
+
+
+def run_batch(run: BatchRun) -> tuple[int, RunSummary]:
+    """Segment the images of a run, show its progress, and return the exit code and the summary."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    start = time.perf_counter()
+    observer = BatchProgress(hidden=is_quiet() or run.rank > 0)
+    with observer.bar:
+        summary = segment_images(run, observer)
+    console = status_console()
+    for line in summary_lines(run, summary, time.perf_counter() - start):
+        console.print(escape(line))
+    if any(each.bug for each in summary.failures):
+        return BUG, summary
+    return FAILED if summary.failures else DONE, summary
+
+
+def summary_lines(run: BatchRun, summary: RunSummary, seconds: float) -> list[str]:
+    """The lines at the end of a run."""
+    images = "image" if summary.images == 1 else "images"
+    lines = []
+    if summary.segmented:
+        share = summary.model_seconds / summary.seconds
+        lines.append(
+            f"{summary.segmented} of {summary.images} {images} segmented in {seconds:.1f} s, "
+            f"{summary.segmented / seconds:.2f} images/s; the model worked {share:.0%} of the time of its processes; "
+            f"results in {run.out}"
+        )
+    elif summary.finished == summary.images:
+        lines.append(f"Nothing to do: all {summary.images} {images} are finished, results in {run.out}")
+    lost = sum(each.lost for each in summary.failures)
+    if failed := len(summary.failures) - lost:
+        lines.append(f"{failed} {'image' if failed == 1 else 'images'} cannot be segmented, see {run.out}/{ERRORS}")
+    if summary.finished < summary.images and run.world == 1:
+        left = summary.images - summary.finished
+        lines.append(f"{left} images are in shards that are not finished: run the same command again")
+    return lines
+
+
+def share_of_processes(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """The rank of this process and the number of processes: of `accelerate launch`, or of a job in HF Jobs."""
+    for name in ("WORLD_SIZE", "NUM_SHARDS"):
+        if (world := int(environment.get(name, "1"))) > 1:
+            return int(environment.get("RANK", "0")), world
+    return 0, 1
+
+
+def requires_shards(inputs: list[str], out: str, given: Mapping[str, Any]) -> bool:
+    """Whether a command of `predict` is one of batch inference.
+
+    It is, with one of its options (`given`, by name; None or the default if unset), for inputs that are not files or
+    folders of images, for an output at an address, and in several processes.
+    """
+    special = any(is_address(each) or each.lower().endswith((TAR, PARQUET)) for each in inputs)
+    return special or is_address(out) or any(given.values()) or share_of_processes()[1] > 1
+
+
+__all__ = ["BatchProgress", "requires_shards", "run_batch", "share_of_processes"]

@@ -1,0 +1,352 @@
+"""Inputs of batch inference: what they are, and a listing of their images that reads no pixels.
+
+Inputs are image files, folders, glob patterns, fsspec addresses of these, tar files as written for WebDataset, Parquet
+files with a column of images, and datasets of the library `datasets` as `datasets://NAME?split=train`.
+"""
+
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
+from urllib.parse import parse_qsl
+
+from hf_vit_seg.data.images.files import ImageFileError, readable_suffixes, walk_files
+from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.local_paths import installed_path
+
+from .storage import is_address, local_path, open_address
+
+Kind = Literal["files", "tar", "parquet", "dataset"]
+
+DATASETS = "datasets://"
+TAR, PARQUET = ".tar", ".parquet"
+SAVED = ("state.json", "dataset_dict.json")  # written by save_to_disk of the library datasets
+DATASET_SETTINGS = ("split", "config", "revision")
+UNKNOWN = -1  # size in bytes
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")  # in this order, if no column is given
+LABELS = re.compile(r"\.(seg|overlay|scores|entropy)\.png$")  # of our own tar files
+
+
+class InputError(HfVitSegError):
+    """An input that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A group of images that are read in the same way.
+
+    `root` is the folder or address of `files` (empty for their full paths), else the tar file, the Parquet file, or the
+    name of the dataset. `column` has the images of Parquet files and datasets.
+    """
+
+    kind: Kind
+    root: str
+    column: str = ""
+    split: str = ""
+    config: str = ""
+    revision: str = ""
+
+
+class Entry(NamedTuple):
+    """An image of a source.
+
+    `path` is its path or name in the source, `offset` its first byte in a tar file or its row, `size` its bytes
+    (`UNKNOWN` if that requires reading), and `place` the path of its results, with a suffix.
+    """
+
+    path: str
+    offset: int
+    size: int
+    place: str
+
+
+def find_sources(
+    inputs: Iterable[str], column: str = "", skip: Path | None = None
+) -> Iterator[tuple[Source, Iterable[Entry]]]:
+    """The sources that inputs stand for, each with the listing of its images; nothing below the folder `skip`.
+
+    `column` is the column of the images in Parquet files and datasets. Raises InputError or ImageFileError for inputs
+    without images, while the listing is read.
+    """
+    for given in inputs:
+        if given.startswith(DATASETS):
+            yield open_dataset(given, column)
+        elif is_address(given):
+            yield from open_remote(given, column)
+        else:
+            yield from open_local(installed_path(os.fspath(local_path(given))), column, skip)
+
+
+# Local files
+
+
+def open_local(given: str, column: str, skip: Path | None) -> Iterator[tuple[Source, Iterable[Entry]]]:
+    """The sources of a local file, folder, or glob pattern."""
+    matches = [given] if os.path.lexists(given) else sorted(glob(given, recursive=True))
+    if not matches:
+        raise ImageFileError(f"{given} is no file, folder or pattern that matches one")
+    for match in matches:
+        if any(Path(match, name).is_file() for name in SAVED):
+            yield open_dataset(DATASETS + match, column)
+        elif os.path.isdir(match):
+            yield from open_folder(match, column, skip)
+        else:
+            yield open_file(match, column)
+
+
+def open_file(path: str, column: str) -> tuple[Source, Iterable[Entry]]:
+    """The source of a single file."""
+    if path.lower().endswith((TAR, PARQUET)):
+        return open_container(path, column)
+    folder, name = os.path.split(path)
+    try:
+        size = os.stat(path).st_size
+    except OSError as error:
+        raise ImageFileError(f"{path} cannot be read ({error.strerror})") from error
+    return Source("files", folder), [Entry(name, 0, size, name)]
+
+
+def open_folder(folder: str, column: str, skip: Path | None) -> Iterator[tuple[Source, Iterable[Entry]]]:
+    """The sources of a folder: its images, and the tar and Parquet files in it."""
+    containers: list[str] = []
+    skipped = () if skip is None else (skip,)
+    yield Source("files", folder), list_folder(folder, containers, skipped)
+    for path in containers:  # known when the images are listed
+        yield open_container(os.path.join(folder, path), column, os.path.splitext(path)[0])
+
+
+def list_folder(folder: str, containers: list[str], skip: tuple[Path, ...]) -> Iterator[Entry]:
+    """The images below a folder; paths of tar and Parquet files are added to `containers`."""
+    found, start = False, len(os.path.join(folder, ""))
+    for parent, names in walk_files(Path(folder), readable_suffixes() | {TAR, PARQUET}, skip):
+        inside = parent[start:].replace(os.sep, "/")
+        for name in names:
+            path = f"{inside}/{name}" if inside else name
+            found = True
+            if path.lower().endswith((TAR, PARQUET)):
+                containers.append(path)
+                continue
+            yield Entry(path, 0, file_size(f"{parent}/{name}"), path)
+    if not found:
+        raise ImageFileError(f"{folder} holds no images")
+
+
+def file_size(path: str) -> int:
+    """The size of a file; `UNKNOWN` for a broken link, which is reported when it is read."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return UNKNOWN
+
+
+# Addresses
+
+
+def open_remote(address: str, column: str) -> Iterator[tuple[Source, Iterable[Entry]]]:
+    """The sources of an fsspec address: a file, a folder, or a glob pattern."""
+    filesystem, path = open_address(address)
+    try:
+        files = list_address(filesystem, path)
+    except FileNotFoundError:
+        files = {}
+    except Exception as error:  # of the network and of access; each file system has its own
+        raise InputError(f"{address} cannot be listed: {error_sentence(error)}") from error
+    known = readable_suffixes()
+    alone = list(files) == [path]
+    images = {name: size for name, size in files.items() if alone or PurePosixPath(name).suffix.lower() in known}
+    containers = [name for name in files if name.lower().endswith((TAR, PARQUET))]
+    images = {name: size for name, size in images.items() if name not in containers}
+    if not images and not containers:
+        raise ImageFileError(f"{address} is no image, and no folder or pattern with images")
+    root = common_root(path, list(files))
+    if images:
+        yield (
+            Source("files", filesystem.unstrip_protocol(root)),
+            [Entry(name, 0, size, name.partition("?")[0]) for name, size in relative_names(images, root)],
+        )
+    for name, _ in relative_names(dict.fromkeys(containers, 0), root):
+        full = filesystem.unstrip_protocol(f"{root}/{name}")
+        yield open_container(full, column, os.path.splitext(name)[0])
+
+
+def common_root(path: str, files: list[str]) -> str:
+    """The folder that listed files are named from: the listed one, or that of a single file or of a pattern."""
+    if len(files) > 1 and not has_magic(path):
+        return path.rstrip("/")
+    folders = [name.rpartition("/")[0] for name in files]
+    return folders[0] if len(folders) == 1 else os.path.commonpath(folders)
+
+
+def relative_names(files: dict[str, int], root: str) -> list[tuple[str, int]]:
+    """The names of files below a root, and their sizes."""
+    return [(name.removeprefix(root).lstrip("/"), size) for name, size in files.items()]
+
+
+def list_address(filesystem: Any, path: str) -> dict[str, int]:
+    """The files at a path of a file system with their sizes, in order of name, without hidden ones."""
+    if has_magic(path.partition("?")[0]) and "://" not in path:
+        found = filesystem.glob(path, detail=True)
+    elif "://" in path or filesystem.isfile(path):  # web servers have no folders
+        found = {path: filesystem.info(path)}
+    else:
+        found = filesystem.find(path, detail=True)
+    kept = {name: info for name, info in sorted(found.items()) if info.get("type", "file") == "file"}
+    hidden = {name for name in kept if "/." in name.removeprefix(path)}
+    return {
+        name: UNKNOWN if info.get("size") is None else int(info["size"])
+        for name, info in kept.items()
+        if name not in hidden
+    }
+
+
+# Tar and Parquet files
+
+
+def open_container(path: str, column: str, place: str | None = None) -> tuple[Source, Iterable[Entry]]:
+    """The source of a tar or Parquet file; `place` is the folder of the results, by default the file's stem."""
+    folder = place or PurePosixPath(path.replace(os.sep, "/")).stem
+    if path.lower().endswith(TAR):
+        return Source("tar", path), list_tar(path, folder)
+    with parquet_errors(path) as file:
+        chosen = image_column({field.name: field.type for field in file.schema_arrow}, column, path)
+        rows = file.metadata.num_rows
+    return Source("parquet", path, chosen), (Entry("", row, UNKNOWN, f"{folder}/{row:08d}.row") for row in range(rows))
+
+
+def open_binary(path: str) -> Any:
+    """Open a local file, or one at an address, for reading. Raises ImageFileError."""
+    try:
+        if not is_address(path):
+            return open(path, "rb")
+        filesystem, place = open_address(path)
+        return filesystem.open(place, "rb")
+    except OSError as error:
+        raise ImageFileError(f"{path} cannot be read: {error_sentence(error)}") from error
+
+
+def list_tar(path: str, folder: str) -> Iterator[Entry]:
+    """The images of a tar file, by their headers; label maps that this package wrote beside them are no images."""
+    known, found = readable_suffixes(), False
+    with open_binary(path) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    suffix = PurePosixPath(member.name).suffix.lower()
+                    if member.isfile() and suffix in known and not LABELS.search(member.name):
+                        found = True
+                        inside = str(PurePosixPath("/", member.name)).lstrip("/").replace("../", "")
+                        yield Entry(member.name, member.offset_data, member.size, f"{folder}/{inside}")
+        except tarfile.TarError as error:
+            raise ImageFileError(f"{path} is no uncompressed tar file: {error_sentence(error)}") from error
+    if not found:
+        raise ImageFileError(f"{path} holds no images")
+
+
+class parquet_errors:
+    """Open a Parquet file; failures become an ImageFileError."""
+
+    def __init__(self, path: str):
+        self.path, self.stream = path, open_binary(path)
+
+    def __enter__(self) -> Any:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return pyarrow.parquet.ParquetFile(self.stream)
+        except pyarrow.ArrowException as error:
+            self.stream.close()
+            raise ImageFileError(f"{self.path} is no Parquet file: {error_sentence(error)}") from error
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+
+def image_column(columns: dict[str, Any], given: str, path: str) -> str:
+    """The column of images in a table of Arrow types: the `given` one, or the only one of encoded files."""
+    usable = [name for name, kind in columns.items() if holds_files(kind)]
+    if given:
+        if given in usable:
+            return given
+        raise InputError(
+            f"{path}: found {'another kind of' if given in columns else 'no'} column '{given}', expected encoded "
+            f"images: set --image-column to one of {format_list(usable, 10) or 'none (this file has no such column)'}"
+        )
+    known = [name for name in IMAGE_COLUMNS if name in usable]
+    if known or len(usable) == 1:
+        return (known or usable)[0]
+    raise InputError(
+        f"{path}: set --image-column to the column of the images; the columns of encoded files are "
+        f"{format_list(usable, 10) or 'none'}"
+    )
+
+
+def holds_files(kind: Any) -> bool:
+    """Whether an Arrow type has encoded files: binary, or a struct of bytes and path as `datasets` writes it."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return any(kind.field(number).name == "bytes" for number in range(kind.num_fields))
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+# Datasets
+
+
+def open_dataset(given: str, column: str) -> tuple[Source, Iterable[Entry]]:
+    """The source of `datasets://NAME?split=test`, a dataset of the Hub or a local folder of the library `datasets`."""
+    name, _, query = given.removeprefix(DATASETS).partition("?")
+    settings = dict(parse_qsl(query))
+    if unknown := settings.keys() - set(DATASET_SETTINGS):
+        raise InputError(f"{given}: found {format_list(sorted(unknown))}, expected {format_list(DATASET_SETTINGS)}")
+    source = Source("dataset", name, **settings)
+    data = load_dataset(source)
+    features = data.features or data._resolve_features().features  # formats without a schema are read at the start
+    chosen = image_column({key: kind_of(feature) for key, feature in features.items()}, column, given)
+    source = Source("dataset", name, chosen, **settings)
+    folder = PurePosixPath(name.replace(os.sep, "/")).name or "dataset"
+    return source, (Entry("", row, UNKNOWN, f"{folder}/{row:08d}.row") for row in range(count_rows(data)))
+
+
+def kind_of(feature: Any) -> Any:
+    """The Arrow type of a feature; of features without one, such as nested dictionaries, an integer's."""
+    import pyarrow
+
+    kind = getattr(feature, "pa_type", None)
+    return kind if isinstance(kind, pyarrow.DataType) else pyarrow.int8()
+
+
+def load_dataset(source: Source) -> Any:
+    """Load a dataset, without decoding images: of a folder by save_to_disk as a table, others as a stream."""
+    import datasets
+
+    folder = Path(source.root).expanduser()
+    try:
+        if any((folder / name).is_file() for name in SAVED):
+            data: Any = datasets.load_from_disk(os.fspath(folder))
+            split = source.split or (next(iter(data)) if isinstance(data, dict) else "")
+            return data[split] if isinstance(data, dict) else data
+        place = os.fspath(folder) if folder.is_dir() else source.root
+        options = {"revision": source.revision or None, "streaming": True}
+        return datasets.load_dataset(place, source.config or None, split=source.split or "train", **options)
+    except Exception as error:  # the library, the network and the file formats raise anything
+        raise InputError(f"the dataset {source.root} cannot be opened: {error_sentence(error)}") from error
+
+
+def count_rows(data: Any) -> int:
+    """The number of rows: as the dataset says, or by reading all of them without images."""
+    if hasattr(data, "__len__"):
+        return len(data)
+    splits, name = data.info.splits or {}, str(data.split)
+    if name in splits and splits[name].num_examples:
+        return splits[name].num_examples
+    others = [key for key, feature in (data.features or {}).items() if not holds_files(kind_of(feature))]
+    return sum(1 for _ in (data.select_columns(others[:1]) if others else data.decode(False)))
+
+
+__all__ = ["UNKNOWN", "Entry", "InputError", "Source", "find_sources", "load_dataset", "open_binary"]

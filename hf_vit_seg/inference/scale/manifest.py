@@ -1,0 +1,304 @@
+"""The manifest of a run of batch inference: its images, settings and shards, planned once and then only read.
+
+It is stored in the folder `.manifest` of the output: `manifest.json` with the settings, and `images.parquet` with a row
+for each image and a row group for each shard.
+"""
+
+import hashlib
+import json
+import platform
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+from hf_vit_seg.atomic_io import json_text
+from hf_vit_seg.errors import HfVitSegError
+
+from .inputs import Entry, InputError, Source, find_sources
+from .names import target_names
+from .storage import Storage, is_address
+
+FOLDER = ".manifest"
+HEADER, IMAGES = f"{FOLDER}/manifest.json", f"{FOLDER}/images.parquet"
+VERSION = 1
+LARGEST_SHARD, SMALLEST_SHARD, SHARDS = 1024, 16, 64  # images of a shard; shards to have, within these sizes
+PACKAGES = ("hf_vit_seg", "torch", "torchvision", "transformers", "numpy", "pillow")  # that determine the results
+CHUNK = 65_536  # rows that are converted to Arrow together
+
+
+class ManifestError(HfVitSegError):
+    """A manifest that cannot be used, or belongs to a run with other settings."""
+
+
+class Row(NamedTuple):
+    """An image of a run, see `Entry`; `index` counts the images of the run, `target` is the path of its results."""
+
+    index: int
+    source: int
+    path: str
+    offset: int
+    size: int
+    target: str
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What determines the results of a run: the command, and the model's revision.
+
+    `inputs` are as given; `options` those of `PredictOptions` and the protocol as JSON values; `model_digest` the
+    commit of a model of the Hub, or the digest of the files of a local one; `shards` the number asked for. Without
+    `reports`, folders have no NAME.json.
+    """
+
+    model: str
+    model_digest: str
+    inputs: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    format: str = "folder"
+    column: str = ""
+    shards: int | None = None
+    reports: bool = True
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A planned run; `bounds` are the first rows of the shards, and the number of rows."""
+
+    settings: RunSettings
+    sources: tuple[Source, ...]
+    bounds: tuple[int, ...]
+    packages: Mapping[str, str]
+    storage: Storage
+
+    @property
+    def shards(self) -> int:
+        """The number of shards."""
+        return len(self.bounds) - 1
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return self.bounds[-1]
+
+    def shard_size(self, index: int) -> int:
+        """The number of images of a shard."""
+        return self.bounds[index + 1] - self.bounds[index]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of settings, sources and shards: results of a run with another one do not belong to it."""
+        return digest_of([asdict(self.settings), [asdict(source) for source in self.sources], self.bounds])
+
+    def rows(self, index: int) -> list[Row]:
+        """The images of a shard."""
+        import pyarrow.parquet
+
+        with self.storage.open(IMAGES) as file:
+            table = pyarrow.parquet.ParquetFile(file).read_row_group(index)
+        columns = [table.column(name).to_pylist() for name in ("source", "path", "offset", "size", "target")]
+        first = self.bounds[index]
+        return [Row(first + number, *values) for number, values in enumerate(zip(*columns, strict=True))]
+
+    def locate(self, row: Row) -> str:
+        """How an image is named in messages and reports: its path or address, or its place in a file."""
+        return self.describe(row, self.sources[row.source].root)
+
+    def publishable_name(self, row: Row) -> str:
+        """The same without the folders of this machine."""
+        root = self.sources[row.source].root
+        return self.describe(row, root if is_address(root) else PurePath(root).name)
+
+    def describe(self, row: Row, root: str) -> str:
+        """How an image of a source is named."""
+        kind = self.sources[row.source].kind
+        if kind == "files":
+            return f"{root.rstrip('/')}/{row.path}" if root else row.path
+        return f"{root}: {row.path}" if kind == "tar" else f"{root}: row {row.offset}"
+
+
+def digest_of(content: Any) -> str:
+    """The digest of a JSON value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that determine results."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+# Planning
+
+
+def plan(settings: RunSettings, storage: Storage, note: Callable[[int], Any] = lambda count: None) -> Manifest:
+    """List the images of the inputs and write the manifest; `note` gets the number of images found so far.
+
+    Planning the same inputs again gives the same manifest. Raises InputError or ImageFileError.
+    """
+    listing = Listing()
+    found = find_sources(settings.inputs, settings.column, storage.folder)
+    for source, entries in found:
+        listing.add(source, entries, note)
+    if not listing.count:
+        raise InputError("the inputs hold no images")
+    places = listing.take_places()
+    targets = target_names(places, flat_stems=settings.format == "webdataset")
+    del places
+    bounds = shard_bounds(listing.count, settings.shards)
+    manifest = Manifest(settings, tuple(listing.sources), bounds, package_versions(), storage)
+    storage.write({IMAGES: lambda path: listing.save(path, targets, bounds)}, flush=True)
+    storage.write_text(HEADER, json_text(header(manifest), indent=2))
+    return manifest
+
+
+class Listing:
+    """Collects the entries of sources in Arrow arrays; an image that was listed before is left out."""
+
+    def __init__(self) -> None:
+        self.sources: list[Source] = []
+        self.chunks: list[Any] = []
+        self.places: list[str] = []
+        self.count = 0
+        self.seen: set[int] = set()
+
+    def add(self, source: Source, entries: Iterable[Entry], note: Callable[[int], Any]) -> None:
+        """Add a source."""
+        number = self.number_of(source)
+        for chunk in chunks_of(self.new_entries(source, entries), CHUNK):
+            self.add_chunk(number, chunk)
+            note(self.count)
+
+    def number_of(self, source: Source) -> int:
+        """The number of a source, which many single files of a folder share."""
+        if not self.sources or self.sources[-1] != source:
+            self.sources.append(source)
+        return len(self.sources) - 1
+
+    def new_entries(self, source: Source, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """The entries that were not listed before."""
+        prefix = (source.kind, source.root, source.split, source.config)
+        for entry in entries:
+            key = hash((prefix, entry.path, entry.offset))
+            if key not in self.seen:
+                self.seen.add(key)
+                yield entry
+
+    def add_chunk(self, number: int, chunk: Sequence[Entry]) -> None:
+        """Convert entries to Arrow."""
+        import pyarrow as pa
+
+        self.chunks.append(
+            pa.table(
+                {
+                    "source": pa.array([number] * len(chunk), pa.int32()),
+                    "path": pa.array([entry.path for entry in chunk], pa.string()),
+                    "offset": pa.array(array("q", [entry.offset for entry in chunk])),
+                    "size": pa.array(array("q", [entry.size for entry in chunk])),
+                }
+            )
+        )
+        self.places += [entry.place for entry in chunk]
+        self.count += len(chunk)
+
+    def take_places(self) -> list[str]:
+        """The places of all entries; they and the set of entries are no longer held."""
+        places, self.places = self.places, []
+        self.seen.clear()
+        return places
+
+    def save(self, path: Path, targets: list[str], bounds: Sequence[int]) -> None:
+        """Write all entries as Parquet, with a row group for each shard."""
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        table = pa.concat_tables(self.chunks).append_column("target", pa.array(targets, pa.string()))
+        with pyarrow.parquet.ParquetWriter(path, table.schema) as writer:
+            for first, stop in pairwise(bounds):
+                writer.write_table(table.slice(first, stop - first), row_group_size=stop - first)
+
+
+def chunks_of(entries: Iterator[Entry], size: int) -> Iterator[list[Entry]]:
+    """Divide entries into lists of a size."""
+    chunk: list[Entry] = []
+    for entry in entries:
+        chunk.append(entry)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def shard_bounds(images: int, shards: int | None = None) -> tuple[int, ...]:
+    """The first images of the shards, and the number of images; independent of the number of workers.
+
+    By default shards have 16 to 1024 images, so that few images are divided too. At most one shard per image.
+    """
+    if shards is None:
+        size = min(max(-(-images // SHARDS), SMALLEST_SHARD), LARGEST_SHARD)
+        shards = -(-images // size)
+    shards = min(max(shards, 1), images)
+    return tuple(images * index // shards for index in range(shards + 1))
+
+
+# Storage
+
+
+def header(manifest: Manifest) -> dict[str, Any]:
+    """The content of the header."""
+    return {
+        "version": VERSION,
+        "settings": asdict(manifest.settings),
+        "sources": [asdict(source) for source in manifest.sources],
+        "bounds": list(manifest.bounds),
+        "packages": dict(manifest.packages),
+    }
+
+
+def read_manifest(storage: Storage) -> Manifest | None:
+    """Read the manifest of an output; None if there is none. Raises ManifestError for one that cannot be read."""
+    content = storage.read(HEADER)
+    if content is None:
+        return None
+    try:
+        found = json.loads(content)
+        settings = found["settings"] | {"inputs": tuple(found["settings"]["inputs"])}
+        sources = tuple(Source(**source) for source in found["sources"])
+        if found["version"] != VERSION:
+            raise ManifestError(
+                f"{storage.root}/{HEADER} has version {found['version']}, expected {VERSION}: use a new --out"
+            )
+        return Manifest(RunSettings(**settings), sources, tuple(found["bounds"]), found["packages"], storage)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, HfVitSegError):
+            raise
+        raise ManifestError(f"{storage.root}/{HEADER} is damaged: pass --overwrite, or another --out") from error
+
+
+def check_settings(manifest: Manifest, settings: RunSettings) -> None:
+    """ManifestError if a manifest is that of a run with other settings."""
+    old, new = asdict(manifest.settings), json.loads(json.dumps(asdict(settings)))
+    old = json.loads(json.dumps(old))
+    changed = [name for name in new if new[name] != old[name]]
+    if "options" in changed:
+        changed.remove("options")
+        keys = old["options"].keys() | new["options"].keys()
+        changed += sorted(key for key in keys if old["options"].get(key) != new["options"].get(key))
+    if changed:
+        raise ManifestError(
+            f"{manifest.storage.root} has results of a run with another {', '.join(changed)}: repeat that command to "
+            "resume it, pass --overwrite to replace it, or choose another --out"
+        )
+
+
+__all__ = ["FOLDER", "Manifest", "ManifestError", "Row", "RunSettings", "check_settings", "plan", "read_manifest"]

@@ -1,0 +1,89 @@
+"""Names of results: unique without regard to case, and in folders of limited size.
+
+A name depends on the places of all images, and not on their order.
+"""
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+
+FOLDER_LIMIT = 10_000  # images of one folder, above which their results are divided among subfolders
+DIGITS = 8  # of a digest in a name
+
+
+def target_names(places: Sequence[str], flat_stems: bool = False, limit: int = FOLDER_LIMIT) -> list[str]:
+    """The path of the results of each place, without suffix.
+
+    Places that differ only in suffix or case get the suffix in the name, and if that is not enough, a digest of the
+    place. Folders of more than `limit` images are divided by digest. With `flat_stems`, names have no dots, as keys
+    of WebDataset.
+    """
+    stems = [stem(place, flat_stems) for place in places]
+    for extend in (with_suffix, with_digest):
+        repeated = repeated_names(stems)
+        for index in repeated:
+            stems[index] = extend(stems[index], places[index])
+    crowded = crowded_folders(stems, limit)
+    return [divide(name, crowded, limit) for name in stems] if crowded else stems
+
+
+def stem(place: str, flat: bool) -> str:
+    """A place without suffix."""
+    folder, slash, name = place.rpartition("/")
+    name = name.rpartition(".")[0] or name
+    return folder + slash + (name.replace(".", "_") if flat else name)
+
+
+def repeated_names(names: Sequence[str]) -> list[int]:
+    """The indices of the names that occur more than once, without regard to case and Unicode form."""
+    hashes = np.fromiter((hash(folded(name)) for name in names), np.int64, len(names))
+    order = np.argsort(hashes, kind="stable")
+    equal = hashes[order][1:] == hashes[order][:-1]
+    repeated = np.zeros(len(names), bool)
+    repeated[order[1:][equal]] = repeated[order[:-1][equal]] = True
+    candidates = np.flatnonzero(repeated).tolist()  # and a few with equal hashes of different names
+    counts = Counter(folded(names[index]) for index in candidates)
+    return [index for index in candidates if counts[folded(names[index])] > 1]
+
+
+def folded(name: str) -> str:
+    """A name as file systems that ignore case and Unicode form compare it."""
+    return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
+
+
+def with_suffix(name: str, place: str) -> str:
+    """Add the suffix of a place to a name."""
+    return f"{name}_{PurePosixPath(place).suffix.lstrip('.').lower() or 'file'}"
+
+
+def with_digest(name: str, place: str) -> str:
+    """Add the digest of a place to a name."""
+    return f"{name}_{digest(place)}"
+
+
+def digest(text: str) -> str:
+    """The first hexadecimal digits of a digest."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:DIGITS]
+
+
+def crowded_folders(names: Sequence[str], limit: int) -> dict[str, int]:
+    """The folders of more names than the limit, and their number."""
+    counts = Counter(name.rpartition("/")[0] for name in names)
+    return {folder: count for folder, count in counts.items() if count > limit}
+
+
+def divide(name: str, crowded: dict[str, int], limit: int) -> str:
+    """Insert a subfolder into a name in a crowded folder."""
+    folder, slash, last = name.rpartition("/")
+    if folder not in crowded:
+        return name
+    parts = -(-crowded[folder] // (limit // 2))  # half full on average
+    number = int(digest(last), 16) % parts
+    return f"{folder}{slash}{number:0{len(str(parts - 1))}d}/{last}"
+
+
+__all__ = ["FOLDER_LIMIT", "target_names"]

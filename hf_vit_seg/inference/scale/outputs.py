@@ -1,0 +1,337 @@
+"""Outputs of batch inference: a folder, WebDataset tar files or Parquet files, at a local path or an address.
+
+Tar and Parquet files have the images of one shard, in the order of the manifest, and the same bytes in every run.
+"""
+
+import io
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from hf_vit_seg.atomic_io import json_text
+from hf_vit_seg.data.images.files import ImageBytes
+from hf_vit_seg.errors import HfVitSegError, WriteError, write_errors
+from hf_vit_seg.inference.files.prediction import (
+    ENTROPY,
+    LABELS,
+    OVERLAY,
+    REPORT,
+    SCORES,
+    Job,
+    PredictOptions,
+    map_results,
+    saver,
+)
+from hf_vit_seg.inference.files.prediction import FileFacts as Facts
+from hf_vit_seg.inference.segmentation import Segmentation
+from hf_vit_seg.local_paths import publishable_path
+
+from .manifest import Manifest, Row
+from .storage import Saver
+
+FORMATS = ("folder", "webdataset", "parquet")
+IMAGE_SUFFIXES = {LABELS: "label_map", OVERLAY: "overlay", SCORES: "scores", ENTROPY: "entropy"}
+TAR_SUFFIXES = {LABELS: ".seg.png"}  # so that the input may be a PNG
+ROW_GROUP = 100  # images of a row group, as on the Hub
+IMAGE_FORMATS = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # of PIL, whose suffix is not their name
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The results of an image: the savers of its files by suffix, its report, and the encoded input."""
+
+    row: Row
+    savers: Mapping[str, Saver]
+    report: Mapping[str, Any]
+    encoded: Path | ImageBytes
+
+
+class Output(Protocol):
+    """Writes the results of a shard; in `portable` ones, no path of this machine is named."""
+
+    portable: bool
+
+    def done(self, row: Row) -> bool:
+        """Whether the results of an image exist already."""
+        ...
+
+    def encode(self, result: Result) -> Any:
+        """Encode the results of an image, or write them; called by several threads."""
+        ...
+
+    def add(self, encoded: Any) -> None:
+        """Add encoded results, in the order of the manifest."""
+        ...
+
+    def finish(self) -> None:
+        """Write what was added. WriteError if that fails."""
+        ...
+
+    def discard(self) -> None:
+        """Remove what is incomplete."""
+        ...
+
+
+def result_savers(result: Segmentation, job: Job, facts: Facts, options: PredictOptions) -> dict[str, Saver]:
+    """The functions that write the results of an image except its report, by suffix."""
+    maps = map_results(result, facts)
+    savers = {suffix: saver(suffix, job, result, maps, options) for suffix in options.suffixes}
+    return savers | (dict(maps.tiffs()) if facts.georeference else {})
+
+
+def json_saver(content: Any) -> Saver:
+    """The function that writes JSON to a path."""
+    text = json_text(content, indent=2)
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+class FolderOutput:
+    """A group of files for each image, as `predict` writes them; the last one tells that the others are complete."""
+
+    portable = False
+
+    def __init__(self, manifest: Manifest, reports: bool):
+        self.storage, self.reports = manifest.storage, reports
+
+    def done(self, row: Row) -> bool:
+        """Whether the last file exists."""
+        return self.storage.exists(row.target + (REPORT if self.reports else LABELS))
+
+    def encode(self, result: Result) -> None:
+        """Write the files of an image."""
+        savers = dict(result.savers)
+        labels = savers.pop(LABELS)
+        savers[LABELS] = labels
+        if self.reports:
+            savers[REPORT] = json_saver(result.report)
+        self.storage.write({result.row.target + suffix: save for suffix, save in savers.items()})
+
+    def add(self, encoded: None) -> None:
+        """Nothing: the files are written."""
+
+    def finish(self) -> None:
+        """Nothing: the files are written."""
+
+    def discard(self) -> None:
+        """Nothing: the files of complete images are kept."""
+
+
+class ShardOutput:
+    """A file for each shard, which is written under a temporary name on this machine."""
+
+    suffix, portable = "", True
+
+    def __init__(self, manifest: Manifest, index: int):
+        self.manifest, self.index = manifest, index
+        self.partial = partial_file(manifest, self.suffix)
+
+    @property
+    def name(self) -> str:
+        """The name of the file, as on the Hub."""
+        return f"data/train-{self.index:05d}-of-{self.manifest.shards:05d}{self.suffix}"
+
+    def done(self, row: Row) -> bool:
+        """False: a shard whose file is complete is not repeated."""
+        return False
+
+    def close(self) -> None:
+        """Complete the temporary file."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Complete the file and give it its name."""
+        with write_errors(Path(self.manifest.storage.root, self.name)):
+            self.close()
+        self.manifest.storage.write({self.name: lambda path: os.replace(self.partial, path)}, flush=True)
+
+    def discard(self) -> None:
+        """Remove the temporary file."""
+        with suppress(OSError, WriteError):  # the disk may be full
+            self.close()
+        self.partial.unlink(missing_ok=True)
+
+
+def partial_file(manifest: Manifest, suffix: str) -> Path:
+    """A new temporary file: in a local output's folder of the manifest, so that it can be renamed."""
+    folder = manifest.storage.folder and manifest.storage.folder / TEMPORARY
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    descriptor, path = tempfile.mkstemp(suffix, dir=folder)
+    os.close(descriptor)
+    return Path(path)
+
+
+TEMPORARY = ".manifest/temporary"
+
+
+class TarOutput(ShardOutput):
+    """A tar file in which each image is a sample of WebDataset: its input, `seg.png`, `json` and other results."""
+
+    suffix = ".tar"
+
+    def __init__(self, manifest: Manifest, index: int):
+        super().__init__(manifest, index)
+        self.tar = tarfile.open(self.partial, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115  (closed by `close`)
+
+    def encode(self, result: Result) -> dict[str, bytes]:
+        """The files of a sample, by name."""
+        data = encoded_bytes(result.encoded)
+        key = result.row.target
+        files = {key + image_suffix(data): data}
+        files |= {key + TAR_SUFFIXES.get(suffix, suffix): content for suffix, content in save_all(result).items()}
+        return files | {key + REPORT: json_text(result.report).encode()}
+
+    def add(self, encoded: dict[str, bytes]) -> None:
+        """Add the files of a sample; owner and time are those of no file, so that the bytes are always the same."""
+        with write_errors(Path(self.manifest.storage.root, self.name)):
+            for name, content in encoded.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                self.tar.addfile(member, io.BytesIO(content))
+
+    def close(self) -> None:
+        """Write the end of the tar file."""
+        self.tar.close()
+
+
+class ParquetOutput(ShardOutput):
+    """A Parquet file that `load_dataset` opens, with the image, the label map and the pixels of each class."""
+
+    suffix = ".parquet"
+
+    def __init__(
+        self, manifest: Manifest, index: int, options: PredictOptions, names: tuple[str, ...], palette: np.ndarray
+    ):
+        super().__init__(manifest, index)
+        import pyarrow.parquet
+
+        if unusable := set(options.suffixes) - set(IMAGE_SUFFIXES):
+            raise HfVitSegError(
+                f"Parquet has no place for {', '.join(sorted(unusable))}: use the format folder or webdataset"
+            )
+        self.images = [name for suffix, name in IMAGE_SUFFIXES.items() if suffix in options.suffixes]
+        self.schema = dataset_schema(self.images, names, palette, manifest)
+        self.writer = pyarrow.parquet.ParquetWriter(self.partial, self.schema)
+        self.rows: list[dict[str, Any]] = []
+
+    def encode(self, result: Result) -> dict[str, Any]:
+        """A row."""
+        data, name = encoded_bytes(result.encoded), PurePosixPath(result.row.target).name
+        files = save_all(result)
+        row: dict[str, Any] = {"image": {"bytes": data, "path": name + image_suffix(data)}}
+        for suffix, column in IMAGE_SUFFIXES.items():
+            if column in self.images:
+                row[column] = {"bytes": files[suffix], "path": name + suffix}
+        keys = ("id", "name", "color", "pixels")
+        return row | {
+            "name": result.row.target,
+            "source": result.report["image"],
+            "height": result.report["height"],
+            "width": result.report["width"],
+            "classes": [{key: each[key] for key in keys} for each in result.report["classes"]],
+        }
+
+    def add(self, encoded: dict[str, Any]) -> None:
+        """Add a row."""
+        self.rows.append(encoded)
+        if len(self.rows) == ROW_GROUP:
+            self.write_rows()
+
+    def write_rows(self) -> None:
+        """Write a row group."""
+        import pyarrow
+
+        with write_errors(Path(self.manifest.storage.root, self.name)):
+            self.writer.write_table(pyarrow.Table.from_pylist(self.rows, self.schema))
+        self.rows.clear()
+
+    def close(self) -> None:
+        """Write the rest and the end of the file."""
+        if self.rows:
+            self.write_rows()
+        self.writer.close()
+
+
+def dataset_schema(images: list[str], names: tuple[str, ...], palette: np.ndarray, manifest: Manifest) -> Any:
+    """The Arrow schema of a Parquet file, with the features of `datasets`, and names and palette as metadata."""
+    import datasets
+
+    entry = {
+        "id": datasets.Value("int32"),
+        "name": datasets.Value("string"),
+        "color": [datasets.Value("uint8")],
+        "pixels": datasets.Value("int64"),
+    }
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            **{name: datasets.Image() for name in images},
+            "name": datasets.Value("string"),
+            "source": datasets.Value("string"),
+            "height": datasets.Value("int32"),
+            "width": datasets.Value("int32"),
+            "classes": [entry],
+        }
+    )
+    schema = features.arrow_schema
+    settings = manifest.settings
+    about = {
+        "model": publishable_path(settings.model),
+        "model_digest": settings.model_digest,
+        "names": names,
+        "palette": palette.tolist(),
+    }
+    return schema.with_metadata({**(schema.metadata or {}), b"hf_vit_seg": json.dumps(about).encode()})
+
+
+def encoded_bytes(encoded: Path | ImageBytes) -> bytes:
+    """The content of an encoded image."""
+    return encoded.data if isinstance(encoded, ImageBytes) else encoded.read_bytes()
+
+
+def image_suffix(data: bytes) -> str:
+    """The suffix of an encoded image, by its content."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return IMAGE_FORMATS.get(image.format or "", f".{(image.format or 'bin').lower()}")
+    except Exception:  # PIL does not read .npy, and some TIFFs
+        return ".npy" if data.startswith(b"\x93NUMPY") else ".tif"
+
+
+def save_all(result: Result) -> dict[str, bytes]:
+    """The content of the files of a result, by suffix."""
+    with tempfile.TemporaryDirectory() as folder, write_errors(Path(folder)):
+        files = {}
+        for suffix, save in result.savers.items():
+            path = Path(folder, f"result{suffix}")
+            save(path)
+            files[suffix] = path.read_bytes()
+        return files
+
+
+def open_output(
+    manifest: Manifest,
+    index: int,
+    options: PredictOptions,
+    names: tuple[str, ...],
+    palette: np.ndarray,
+) -> Output:
+    """The output of a shard, in the format of the run."""
+    table: dict[str, Callable[[], Output]] = {
+        "folder": lambda: FolderOutput(manifest, manifest.settings.reports),
+        "webdataset": lambda: TarOutput(manifest, index),
+        "parquet": lambda: ParquetOutput(manifest, index, options, names, palette),
+    }
+    return table[manifest.settings.format]()
+
+
+__all__ = ["FORMATS", "Output", "Result", "json_saver", "open_output", "result_savers"]

@@ -1,0 +1,219 @@
+"""Worker processes of one machine, each with its own model. One that is killed is replaced, and its shard repeated."""
+
+import logging as python_logging
+import os
+import signal
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
+
+import torch
+from transformers.utils import logging
+
+from hf_vit_seg.directory_lock import InUseError
+from hf_vit_seg.error_reporting import quiet_libraries, traceback_text
+from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.inference.files.prediction import PredictOptions
+from hf_vit_seg.inference.segmenter import Segmenter
+
+from .manifest import Manifest
+from .shard import ShardSegmenter, ShardStatus, WorkSettings, failed_shard
+
+ATTEMPTS = 3  # processes that may end while they work on the same shard
+
+
+class WorkerError(HfVitSegError):
+    """A worker process that cannot continue, such as on a full disk."""
+
+
+class ShardProgress(NamedTuple):
+    """The number of images of a shard that are done."""
+
+    index: int
+    done: int
+
+
+Event = ShardProgress | ShardStatus
+Note = Callable[[Event], Any]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How each process loads the model; `threads` are those of one operation of torch (0: torch's choice)."""
+
+    name: str
+    device: str | None = None
+    dtype: str = "float32"
+    protocol: Protocol = field(default_factory=Protocol)
+    convert: bool = True
+    revision: str | None = None
+    threads: int = 0
+
+    def load(self) -> Segmenter:
+        """Load the model. Raises ModelError."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        hub = {} if self.revision is None else {"revision": self.revision}
+        return Segmenter.from_pretrained(self.name, self.device, self.dtype, self.protocol, convert=self.convert, **hub)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process does: the manifest, the model, how its results are written, and the working directory."""
+
+    manifest: Manifest
+    model: ModelSettings
+    options: PredictOptions
+    settings: WorkSettings
+    folder: str = field(default_factory=os.getcwd)
+
+    def open(self) -> ShardSegmenter:
+        """Load the model; the threads start when it is entered. Raises ModelError."""
+        return ShardSegmenter(self.model.load(), self.options, self.settings)
+
+    def segment(self, segment: ShardSegmenter, index: int, note: Any) -> ShardStatus:
+        """Segment a shard; one that another process is writing is left out."""
+        try:
+            return segment(self.manifest, index, note)
+        except InUseError as error:
+            return failed_shard(self.manifest, index, error_sentence(error))
+
+
+def run_here(work: Work, shards: Sequence[int], note: Note) -> None:
+    """Segment shards in this process; `note` gets the progress of shards, and their status records."""
+    with work.open() as segment:
+        for index in shards:
+            note(work.segment(segment, index, lambda done, index=index: note(ShardProgress(index, done))))
+
+
+def run_processes(work: Work, shards: Sequence[int], note: Note, count: int) -> None:
+    """Segment shards in `count` processes, each of which takes the next shard when it has finished one.
+
+    Raises WorkerError if a process cannot continue.
+    """
+    if count <= 1 or len(shards) <= 1:
+        run_here(work, shards, note)
+        return
+    with ProcessGroup(work, shards, note) as group:
+        group.run(min(count, len(shards)))
+
+
+class ProcessGroup:
+    """Processes that segment shards. Each has its own pipe: one that is killed leaves no lock behind."""
+
+    def __init__(self, work: Work, shards: Sequence[int], note: Note):
+        self.work, self.upcoming, self.note = work, deque(shards), note
+        self.processes: dict[Connection, BaseProcess] = {}
+        self.working_on: dict[Connection, int] = {}
+        self.ended = Counter[int]()  # processes that ended while they worked on a shard
+
+    def __enter__(self) -> "ProcessGroup":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection, process in self.processes.items():
+            process.terminate()
+            process.join()
+            connection.close()
+
+    def run(self, count: int) -> None:
+        """Segment all shards."""
+        for _ in range(count):
+            self.start()
+        while self.processes:
+            for connection in wait(list(self.processes)):
+                assert isinstance(connection, Connection)
+                try:
+                    self.receive(connection, *connection.recv())
+                except (EOFError, OSError):
+                    self.replace(connection)
+
+    def start(self) -> None:
+        """Start a process."""
+        context = get_context("spawn")
+        connection, other = context.Pipe()
+        process = context.Process(target=serve, args=(other, self.work), daemon=not self.work.settings.decoders)
+        process.start()
+        other.close()
+        self.processes[connection] = process
+
+    def receive(self, connection: Connection, kind: str, content: Any) -> None:
+        """Handle a message of a process."""
+        if kind == "refused":
+            raise WorkerError(content)
+        if kind == "bug":
+            raise RuntimeError(f"in a worker process:\n{content}")
+        if kind == "progress":
+            self.note(ShardProgress(*content))
+            return
+        if kind == "done":
+            del self.working_on[connection]
+            self.note(content)
+        if self.upcoming:
+            self.working_on[connection] = self.upcoming.popleft()
+            connection.send(self.working_on[connection])
+        else:
+            self.forget(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """Let a process end."""
+        process = self.processes.pop(connection)
+        with suppress(OSError):
+            connection.send(None)
+        connection.close()
+        process.join()
+
+    def replace(self, connection: Connection) -> None:
+        """Start a process in the place of one that was killed, unless its shard ends every process."""
+        process = self.processes.pop(connection)
+        process.join()
+        connection.close()
+        index = self.working_on.pop(connection, None)
+        if index is None:
+            raise WorkerError(f"a worker process ended with code {process.exitcode} before it began")
+        self.ended[index] += 1
+        if self.ended[index] < ATTEMPTS:
+            self.upcoming.appendleft(index)
+        else:
+            reason = f"{ATTEMPTS} processes ended, the last with code {process.exitcode}; is there enough memory?"
+            self.note(failed_shard(self.work.manifest, index, reason))
+        if self.upcoming:
+            self.start()
+
+
+def serve(connection: Connection, work: Work) -> None:
+    """Segment the shards that another process asks for; the main function of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the first process has ended
+        try:
+            prepare_process()
+            with work.open() as segment:
+                connection.send(("ready", None))
+                while (index := connection.recv()) is not None:
+
+                    def note(done: int, index: int = index) -> None:
+                        connection.send(("progress", (index, done)))
+
+                    connection.send(("done", work.segment(segment, index, note)))
+        except HfVitSegError as error:
+            connection.send(("refused", error_sentence(error)))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception as error:
+            connection.send(("bug", traceback_text(error)))
+
+
+def prepare_process() -> None:
+    """Hide messages that the first process has shown."""
+    quiet_libraries()
+    logging.set_verbosity_error()
+    python_logging.disable(python_logging.WARNING)
+
+
+__all__ = ["Event", "ModelSettings", "Note", "ShardProgress", "Work", "WorkerError", "run_processes"]

@@ -1,0 +1,95 @@
+"""Shards as the rows of a dataset of Ray Data, segmented by a pool of actors on the machines of a cluster."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from hf_vit_seg.errors import HfVitSegError
+
+from .preparation import Failure
+from .processes import Note, Work, prepare_process
+from .shard import ShardStatus
+
+SHARD, STATUS = "shard", "status"
+
+
+class RayError(HfVitSegError):
+    """Ray is not installed, or its cluster cannot be reached."""
+
+
+class ShardActor:
+    """An actor with a model. Ray restarts one that ends, and repeats its shard."""
+
+    def __init__(self, work: Work):
+        prepare_process()
+        with suppress(OSError):  # relative paths are those of the command, on file systems that are shared
+            os.chdir(work.folder)
+        self.work = work
+        self.segment = work.open().__enter__()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Segment shards, and return their status records."""
+        found = [self.work.segment(self.segment, int(index), lambda done: None) for index in batch[SHARD]]
+        return {STATUS: [json.dumps(asdict(status)) for status in found]}
+
+
+def import_ray() -> Any:
+    """Import Ray Data. Raises RayError if it is not installed."""
+    try:
+        import ray.data
+    except ImportError as error:
+        raise RayError(f"--engine ray requires Ray Data ({error}): pip install 'ray[data]'") from error
+    return ray
+
+
+def run_ray(
+    work: Work, shards: Sequence[int], note: Note, address: str | None = None, actors: int | None = None
+) -> None:
+    """Segment shards on a cluster of Ray, a local one by default; `actors` is the largest number of processes.
+
+    Each shard is a block of its own, so that few images reach all actors. Raises RayError.
+    """
+    if not shards:
+        return
+    ray = import_ray()
+    connect(ray, address)
+    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of all images
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    wants_gpu = work.model.device is None and ray.cluster_resources().get("GPU", 0) > 0
+    resources = {"num_gpus": 1} if wants_gpu else {"num_cpus": max(work.model.threads, 1)}
+    rows = ray.data.from_items([{SHARD: index} for index in shards], override_num_blocks=len(shards))
+    most = min(actors or len(shards), len(shards))  # Ray starts as many of them as the cluster has room for
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, max_tasks_in_flight_per_actor=2)
+    done = rows.map_batches(ShardActor, fn_constructor_args=(work,), compute=pool, batch_size=1, **resources)
+    for row in done.iter_rows():
+        note(read_row(row[STATUS]))
+
+
+def connect(ray: Any, address: str | None) -> None:
+    """Connect to a cluster, or start one on this machine."""
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="error",
+            include_dashboard=False if address is None else None,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RayError(f"no cluster of Ray can be reached at {address}: {error}") from error
+
+
+def read_row(text: str) -> ShardStatus:
+    """Read a status record that an actor returned."""
+    found = json.loads(text)
+    return ShardStatus(**found | {"failures": tuple(Failure(**each) for each in found["failures"])})
+
+
+__all__ = ["RayError", "run_ray"]

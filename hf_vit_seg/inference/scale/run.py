@@ -1,0 +1,313 @@
+"""A run of batch inference: plan it or resume it, segment its shards with one of three engines, and finish it."""
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers.utils.hub import extract_commit_hash
+
+from hf_vit_seg.directory_lock import lock_directory
+from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.inference.files.prediction import PredictOptions
+
+from .manifest import FOLDER, HEADER, Manifest, RunSettings, check_settings, plan, read_manifest
+from .outputs import FORMATS, TEMPORARY
+from .preparation import Failure
+from .processes import Event, ModelSettings, Note, Work, run_processes
+from .ray_engine import run_ray
+from .shard import ShardStatus, WorkSettings, read_status
+from .storage import Storage, is_address, local_path
+
+ERRORS = "errors.csv"
+ENGINES = ("processes", "ray")
+MOST_PROCESSES = 16  # by default; each has a model in memory
+ACCELERATOR_BATCH = 32
+WAIT = timedelta(days=1)  # for the process that plans
+
+
+class RunError(HfVitSegError):
+    """A run that cannot be started as given."""
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """A command of batch inference.
+
+    `out` is a folder or an fsspec address, `format` one of `FORMATS`. `workers` are processes of this machine (with
+    Ray: actors); by default one for each CPU core, or one on a GPU. `batch_size` is 1 on a CPU and 32 on a GPU by
+    default. `rank` and `world` divide the shards among commands that run at the same time.
+    """
+
+    model: str
+    inputs: tuple[str, ...]
+    out: str
+    options: PredictOptions = field(default_factory=PredictOptions)
+    protocol: Protocol = field(default_factory=Protocol)
+    device: str | None = None
+    dtype: str = "float32"
+    convert: bool = True
+    format: str = "folder"
+    column: str = ""
+    reports: bool = True
+    shards: int | None = None
+    workers: int | None = None
+    batch_size: int | None = None
+    engine: str = "processes"
+    address: str | None = None
+    rank: int = 0
+    world: int = 1
+    overwrite: bool = False
+
+
+class RunObserver:
+    """Is told how a run advances; subclasses show it."""
+
+    def planned(self, images: int) -> None:
+        """While the run is planned: the images found so far."""
+
+    def started(self, images: int, done: int) -> None:
+        """The images of the shards of this command, and those of its shards that were finished before."""
+
+    def note(self, event: Event) -> None:
+        """The progress of a shard, or its status record."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run has done: images of the whole run and of its finished shards, and the failures of all of these.
+
+    `segmented` images took `seconds` of all processes, of which the model worked `model_seconds`.
+    """
+
+    images: int
+    finished: int
+    failures: tuple[Failure, ...]
+    segmented: int
+    seconds: float
+    model_seconds: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether no image is left."""
+        return self.finished == self.images
+
+
+def segment_images(run: BatchRun, observer: RunObserver | None = None) -> RunSummary:
+    """Segment all images of a run, or resume one that was interrupted; the errors are in `errors.csv` at the end.
+
+    Raises RunError, ManifestError, InputError, ModelError, InUseError or WriteError.
+    """
+    check_run(run)
+    observer = observer or RunObserver()
+    storage = Storage(run.out if is_address(run.out) else os.path.abspath(local_path(run.out)))
+    with hold_output(run, storage):
+        manifest = open_manifest(run, storage, observer.planned)
+        shards = [index for index in range(manifest.shards) if index % run.world == run.rank]
+        finished = {index: status for index in shards if (status := read_status(manifest, index))}
+        images = sum(manifest.shard_size(index) for index in shards)
+        observer.started(images, sum(status.images for status in finished.values()))
+        statuses: list[ShardStatus] = []
+
+        def collect(event: Event) -> None:
+            if isinstance(event, ShardStatus):
+                statuses.append(event)
+            observer.note(event)
+
+        pending = [index for index in shards if index not in finished]
+        try:
+            run_engine(run, manifest, pending, collect)
+        finally:
+            clean_up(manifest, run)
+        return finish(manifest, statuses)
+
+
+def check_run(run: BatchRun) -> None:
+    """RunError for settings that exclude each other."""
+    options = run.options
+    if run.format not in FORMATS:
+        raise RunError(f"found the format '{run.format}', expected {', '.join(FORMATS)}")
+    if run.engine not in ENGINES:
+        raise RunError(f"found the engine '{run.engine}', expected {' or '.join(ENGINES)}")
+    if not run.inputs:
+        raise RunError("there are no inputs")
+    if options.tile or options.frames or options.frame_rate:
+        raise RunError("tiles and videos are not divided into shards: remove --tile, --frames and --frame-rate")
+    if run.format == "parquet" and (options.geojson or options.coco or options.top_k):
+        raise RunError("the format parquet has no polygons and top classes: use folder or webdataset")
+    if run.engine == "ray" and run.world > 1:
+        raise RunError("--engine ray divides the shards itself: start one process, without accelerate launch")
+
+
+@contextmanager
+def hold_output(run: BatchRun, storage: Storage) -> Iterator[None]:
+    """Hold the lock of a local output; of several commands with one output, the first one does."""
+    with nullcontext() if storage.folder is None or run.rank else lock_directory(storage.folder):
+        yield
+
+
+# Planning
+
+
+def open_manifest(run: BatchRun, storage: Storage, planned: Callable[[int], Any]) -> Manifest:
+    """The manifest of a run: the one that is there, or a new one, which the first process of several writes."""
+    with first_process(run):
+        found = None if run.overwrite and not run.rank else read_manifest(storage)
+        if found is not None:
+            check_settings(found, run_settings(run, found))
+            return found
+        if run.overwrite:
+            remove_status(storage)
+        elif any(name != ERRORS for name in storage.names()):
+            raise RunError(
+                f"{run.out} has files of no run of batch inference: choose an empty folder, or pass --overwrite"
+            )
+        return plan(run_settings(run), storage, planned)
+
+
+@contextmanager
+def first_process(run: BatchRun) -> Iterator[None]:
+    """Of the processes that accelerate has started, the first one enters before the others."""
+    if "MASTER_ADDR" not in os.environ or run.world == 1:
+        yield
+        return
+    from accelerate import PartialState
+
+    with PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT).main_process_first():
+        yield
+
+
+def run_settings(run: BatchRun, found: Manifest | None = None) -> RunSettings:
+    """What determines the results of a run; a model of the Hub keeps the revision of a manifest that was `found`."""
+    options = {key: value for key, value in asdict(run.options).items() if key != "model"}
+    options |= {"coordinates": run.options.coordinates.value, "boxes": None}
+    options |= {"protocol": run.protocol.model_dump(mode="json"), "dtype": run.dtype, "convert": run.convert}
+    settings = RunSettings(run.model, "", run.inputs, options, run.format, run.column, run.shards, run.reports)
+    if found is not None and not Path(run.model).exists():
+        return replace(settings, model_digest=found.settings.model_digest)
+    return replace(settings, model_digest=model_digest(run.model))
+
+
+def model_digest(name: str) -> str:
+    """The commit of a model on the Hub, or a digest of the files of a local one; empty if it is not known."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return digest_files(path)
+    try:
+        return HfApi().model_info(name).sha or ""
+    except (HfHubHTTPError, HFValidationError, OSError):  # not on the Hub, or no connection: as it is in the cache
+        cached = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
+        return extract_commit_hash(cached, None) or "" if isinstance(cached, str) else ""
+
+
+def digest_files(path: Path) -> str:
+    """A digest of a file, or of the files of a folder with their names."""
+    digest = hashlib.sha256()
+    files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+    for file in files:
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def remove_status(storage: Storage) -> None:
+    """Remove the manifest and the status records of an earlier run; its results are replaced one by one."""
+    storage.remove(HEADER)
+    for name in storage.names(f"{FOLDER}/shards"):
+        storage.remove(f"{FOLDER}/shards/{name}")
+
+
+# Work
+
+
+def run_engine(run: BatchRun, manifest: Manifest, shards: Sequence[int], note: Note) -> None:
+    """Segment shards with the engine of a run."""
+    workers, model, settings = resources(run)
+    if not shards:
+        return
+    if not Path(run.model).exists() and manifest.settings.model_digest:
+        model = replace(model, revision=manifest.settings.model_digest)
+    options = replace(run.options, model=run.model)
+    work = Work(manifest, model, options, settings)
+    if run.engine == "ray":
+        run_ray(work, shards, note, run.address, run.workers)
+    else:
+        run_processes(work, shards, note, workers)
+
+
+def resources(run: BatchRun, environment: Mapping[str, str] = os.environ) -> tuple[int, ModelSettings, WorkSettings]:
+    """The number of processes, and how each of them works: on a CPU one thread each, so that no core waits."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // int(environment.get("LOCAL_WORLD_SIZE", "1")))
+    gpu = torch.cuda.is_available() if run.device is None else not run.device.startswith("cpu")
+    device = run.device
+    if gpu and device is None and "LOCAL_RANK" in environment:
+        device = f"cuda:{environment['LOCAL_RANK']}"
+    workers = run.workers or (1 if gpu else min(cores, MOST_PROCESSES))
+    threads = 0 if gpu else max(1, cores // workers)
+    if run.engine == "ray":
+        threads = 1
+    model = ModelSettings(run.model, device, run.dtype, run.protocol, run.convert, threads=threads)
+    batch = run.batch_size or (ACCELERATOR_BATCH if gpu else 1)
+    share = max(1, cores // workers)
+    settings = WorkSettings(
+        batch, readers=max(2, min(share, 8)), writers=max(1, share // 2), decoders=share if gpu else 0
+    )
+    return workers, model, settings
+
+
+# Results
+
+
+def clean_up(manifest: Manifest, run: BatchRun) -> None:
+    """Remove the temporary files of processes that were killed, if no other command writes to the same output."""
+    folder = manifest.storage.folder
+    shared = run.world > 1 and any(read_status(manifest, index) is None for index in range(manifest.shards))
+    if folder is None or shared or not (folder / TEMPORARY).is_dir():
+        return
+    for path in (folder / TEMPORARY).iterdir():
+        path.unlink(missing_ok=True)
+    (folder / TEMPORARY).rmdir()
+
+
+def finish(manifest: Manifest, statuses: Sequence[ShardStatus]) -> RunSummary:
+    """Summarize a run, and write the table of errors of all shards that are finished, and of `statuses`."""
+    known = {index: status for index in range(manifest.shards) if (status := read_status(manifest, index))}
+    every = known | {status.index: status for status in statuses}
+    failures = tuple(each for index in sorted(every) for each in every[index].failures)
+    write_errors(manifest.storage, failures)
+    finished = sum(status.images for status in known.values())
+    return RunSummary(
+        manifest.images,
+        finished,
+        failures,
+        sum(status.segmented for status in statuses),
+        sum(status.seconds for status in statuses),
+        sum(status.model_seconds for status in statuses),
+    )
+
+
+def write_errors(storage: Storage, failures: Sequence[Failure]) -> None:
+    """Write the table of the images that could not be segmented; without any, there is no table."""
+    if not failures:
+        storage.remove(ERRORS)
+        return
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("image", "kind", "reason"))
+    rows.writerows((each.image, each.kind, each.reason) for each in failures)
+    storage.write_text(ERRORS, text.getvalue())
+
+
+__all__ = ["ENGINES", "ERRORS", "BatchRun", "RunObserver", "RunSummary", "segment_images"]

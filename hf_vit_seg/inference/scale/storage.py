@@ -1,0 +1,138 @@
+"""Files in a local folder or at an fsspec address, each written whole or not at all."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hf_vit_seg.atomic_io import write_files
+from hf_vit_seg.errors import HfVitSegError, error_sentence, write_error
+
+Saver = Callable[[Path], Any]  # writes a file to a path
+LOCAL = "file://"
+ATTEMPTS, FIRST_PAUSE = 4, 0.5  # of reading and writing over a network; each pause is twice the last one
+
+
+class StorageError(HfVitSegError):
+    """A folder or address that cannot be used."""
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an fsspec address such as `s3://bucket/photos`, and not a local path."""
+    return "://" in text and not text.startswith(LOCAL)
+
+
+def local_path(text: str) -> Path:
+    """The path of a local folder or file, which may begin with `file://` or `~`."""
+    return Path(text.removeprefix(LOCAL)).expanduser()
+
+
+def open_address(address: str) -> tuple[Any, str]:
+    """The fsspec file system of an address, and the path in it. Raises StorageError."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(address)
+    except (ValueError, ImportError, OSError) as error:  # unknown protocols, and packages that are not installed
+        raise StorageError(f"{address} cannot be opened: {error_sentence(error)}") from error
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The files below `root`, a local folder or an address; their names are separated by `/`."""
+
+    root: str
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """The local folder; None for an address."""
+        return None if is_address(self.root) else local_path(self.root)
+
+    @cached_property
+    def remote(self) -> tuple[Any, str]:
+        """The file system of an address, and the path of the root in it."""
+        return open_address(self.root)
+
+    def path(self, name: str) -> str:
+        """The path of a file in its file system."""
+        if self.folder is not None:
+            return os.fspath(self.folder / name)
+        return str(PurePosixPath(self.remote[1]) / name) if name else self.remote[1]
+
+    def write(self, files: Mapping[str, Saver], flush: bool = False) -> None:
+        """Write a group of files in order, the last one when the others are complete. WriteError if one fails.
+
+        `flush` writes local files to the disk before they get their names.
+        """
+        if self.folder is not None:
+            write_files({self.folder / name: save for name, save in files.items()}, flush)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            for name, save in files.items():
+                path = Path(folder, PurePosixPath(name).name)
+                save(path)
+                self.upload(path, name)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Copy a local file to an address, with a few attempts: others may write there at the same time."""
+        filesystem, _ = self.remote
+        for attempt in range(ATTEMPTS):
+            try:
+                filesystem.makedirs(str(PurePosixPath(self.path(name)).parent), exist_ok=True)
+                filesystem.put_file(os.fspath(path), self.path(name))
+                return
+            except Exception as error:  # of the network; each file system has its own
+                if attempt == ATTEMPTS - 1 or isinstance(error, PermissionError):
+                    raise write_error(Path(self.root, name), error) from error
+                time.sleep(FIRST_PAUSE * 2**attempt)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file."""
+        self.write({name: lambda path: path.write_text(text, encoding="utf-8", newline="")}, flush=True)
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None if there is none."""
+        try:
+            with self.open(name) as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def open(self, name: str) -> Any:
+        """Open a file for reading; of an address, as it is now."""
+        if self.folder is None:
+            self.remote[0].invalidate_cache()
+        return open(self.path(name), "rb") if self.folder is not None else self.remote[0].open(self.path(name), "rb")
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file now."""
+        if self.folder is None:
+            self.remote[0].invalidate_cache()
+        return os.path.exists(self.path(name)) if self.folder is not None else self.remote[0].exists(self.path(name))
+
+    def names(self, folder: str = "") -> list[str]:
+        """The names of the files and folders directly in a folder, without hidden ones, in order."""
+        place = self.path(folder)
+        try:
+            if self.folder is not None:
+                found = os.listdir(place)
+            else:
+                self.remote[0].invalidate_cache()
+                found = [PurePosixPath(each).name for each in self.remote[0].ls(place, detail=False)]
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in found if not name.startswith("."))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it exists."""
+        if self.folder is not None:
+            Path(self.path(name)).unlink(missing_ok=True)
+        elif self.exists(name):
+            self.remote[0].rm(self.path(name))
+
+
+__all__ = ["ATTEMPTS", "FIRST_PAUSE", "Saver", "Storage", "StorageError", "is_address", "local_path", "open_address"]

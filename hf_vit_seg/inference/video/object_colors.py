@@ -1,0 +1,61 @@
+"""Colors of objects that stay the same from frame to frame of a video.
+
+An object has the color of the object of the last frame that it overlaps most, if both have the same class; each color
+is used once in a frame. This is no tracking: an object that is hidden for a frame gets another color.
+
+Shapes: H W a frame, n objects.
+"""
+
+import numpy as np
+
+from hf_vit_seg.drawing.objects import object_colors
+from hf_vit_seg.inference.segments import FoundSegments
+
+LEAST_IOU = 0.1  # of the same object in two frames
+
+
+class ObjectColors:
+    """Assigns the colors of objects, frame by frame."""
+
+    def __init__(self) -> None:
+        self.last: tuple[FoundSegments, np.ndarray] | None = None  # with the number (n,) of each object's color
+        self.used = 0  # numbers of colors so far
+
+    def assign(self, found: FoundSegments) -> np.ndarray:
+        """The colors (n, 3) uint8 of the objects of the next frame; stuff has the colors of its classes."""
+        numbers = np.full(len(found.objects), -1)
+        if self.last is not None and self.last[0].size == found.size:
+            for own, other in self.pairs(self.last[0], found):
+                numbers[own] = self.last[1][other]
+        fresh = np.flatnonzero(numbers < 0)
+        numbers[fresh] = np.arange(self.used, self.used + len(fresh))
+        self.used += len(fresh)
+        self.last = (found, numbers)
+        colors = object_colors(self.used)[numbers]
+        for place, each in enumerate(found.objects):
+            if each.label in found.stuff:
+                colors[place] = found.palette[each.label]
+        return colors
+
+    @staticmethod
+    def pairs(last: FoundSegments, found: FoundSegments) -> list[tuple[int, int]]:
+        """The objects of a frame and those of the last one with the same colors, by their places in the lists."""
+        maps = [each.instance_map().astype(np.int64) for each in (found, last)]
+        both = (maps[0] > 0) & (maps[1] > 0)
+        codes, counts = np.unique(maps[0][both] * (len(last.objects) + 1) + maps[1][both], return_counts=True)
+        own, other = codes // (len(last.objects) + 1) - 1, codes % (len(last.objects) + 1) - 1
+        areas = [np.array([each.area for each in frame.objects], np.int64) for frame in (found, last)]
+        iou = counts / np.maximum(areas[0][own] + areas[1][other] - counts, 1) if len(codes) else counts
+        pairs: list[tuple[int, int]] = []
+        taken: tuple[set[int], set[int]] = (set(), set())
+        for place in np.argsort(-iou, kind="stable").tolist():
+            one, two = int(own[place]), int(other[place])
+            same = found.objects[one].label == last.objects[two].label
+            if iou[place] >= LEAST_IOU and same and one not in taken[0] and two not in taken[1]:
+                pairs.append((one, two))
+                taken[0].add(one)
+                taken[1].add(two)
+        return pairs
+
+
+__all__ = ["ObjectColors"]
