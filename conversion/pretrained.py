@@ -117,6 +117,8 @@ def read_config(file: Path) -> dict[str, Any]:
     config = read_json(file)
     if not isinstance(config.get("model_type"), str | None):
         raise ConversionError(f"'{file}': model_type is {shorten(config['model_type'])}, expected a name; correct it")
+    if not isinstance(config.get("auto_map", {}), dict):
+        raise ConversionError(f"'{file}': auto_map is {shorten(config['auto_map'])}, expected an object; remove it")
     return config
 
 

@@ -927,7 +927,7 @@ def plugins() -> None:
 @command(example="hf-vit-seg env --json", prints_result=True)
 def env() -> None:
     """Print what a bug report needs: versions, processor, devices and options, without user names or paths."""
-    from .environment import describe_environment, environment_view
+    from .hub.environment import describe_environment, environment_view
 
     found = describe_environment()
     print_result(environment_view(found), lambda: found)

@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_vit_seg.conversion.pretrained import find_config
 from hf_vit_seg.entry_points import PACKAGE, Plugin
 from hf_vit_seg.errors import error_sentence
-from hf_vit_seg.inference.loading import open_processor
-from hf_vit_seg.loading_errors import INVALID_FILES
+from hf_vit_seg.inference.loading import INVALID_FILES, open_processor
 from hf_vit_seg.local_paths import is_local_path
 from hf_vit_seg.models.layers import OBJECT_HEADS, SEMANTIC_MODELS, object_auto_classes
 from hf_vit_seg.models.mask_classification import UniversalSegmentation
@@ -52,6 +52,7 @@ class ModelDirectory:
     def config(self) -> PreTrainedConfig:
         """The model's config. PushError if its architecture is not installed."""
         try:
+            find_config(self.path)  # refuses fields whose types transformers does not check
             return AutoConfig.from_pretrained(self.path)
         except INVALID_FILES as error:
             raise PushError(

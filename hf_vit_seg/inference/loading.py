@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils.hub import cached_file
@@ -24,7 +25,6 @@ from hf_vit_seg.conversion.pretrained import (
 )
 from hf_vit_seg.conversion.readers import CONFIG, INDEX_FILES, WEIGHT_FILES, read_json, weight_file
 from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.loading_errors import INVALID_FILES
 from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.models.layers import HUB_OPTIONS
 from hf_vit_seg.records import nearest, shorten
@@ -39,6 +39,8 @@ AUTO_CLASSES = {
 }
 EXTREMES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of dtypes with aminmax
 FEATURES = "features"
+# What from_pretrained of configs, image processors and models raises for files that are missing or invalid.
+INVALID_FILES = (OSError, ValueError, KeyError, StrictDataclassError)
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 PROCESSOR_TYPES = {"image_processor_type": str, "feature_extractor_type": str, "processor_class": str, "auto_map": dict}
 TASKS = {**AUTO_CLASSES, FEATURES: "AutoModel"}

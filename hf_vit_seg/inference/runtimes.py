@@ -22,11 +22,10 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from hf_vit_seg.conversion.readers import CONFIG
 from hf_vit_seg.entry_points import PREFIX, RuntimeFunction, check_contract, first_of_each_name, load
 from hf_vit_seg.errors import error_sentence
-from hf_vit_seg.loading_errors import INVALID_FILES
 from hf_vit_seg.models.distance_head import DistanceOutput
 from hf_vit_seg.models.mask_classification import UniversalSegmentationOutput
 
-from .loading import ModelError, task_of
+from .loading import INVALID_FILES, ModelError, task_of
 
 GROUP = PREFIX + "runtimes"
 

@@ -50,6 +50,28 @@ POSITIVE = frozenset(
 NOT_NEGATIVE = ("_eps", "padding", "paddings", "padding_kv", "depths", "num_hidden_layers", "num_register_tokens")
 
 
+LAYERS = ("depths", "num_hidden_layers")
+MOST_LAYERS = 1000  # of a stage: a file that declares billions would take all memory
+MOST = 2**31  # of any integer
+
+
+def check_fields(fields: Mapping[str, Any], name: str) -> None:
+    """HfVitSegError for fields of a config.json that transformers expects to have the right type, and for huge numbers.
+
+    Configs check their own fields when they are built, but some of these are used before.
+    """
+    for field, expected in (("id2label", Mapping), ("out_indices", list | tuple), ("out_features", list | tuple)):
+        given = fields.get(field)
+        is_flat = not isinstance(given, list | tuple) or all(isinstance(each, int | str) for each in given)
+        if given is not None and not (isinstance(given, expected) and is_flat):
+            raise HfVitSegError(f"{name}.{field} has the type {type(given).__name__}, or values of other types")
+    for field, given in fields.items():
+        limit = MOST_LAYERS if field in LAYERS else MOST
+        for number in given if isinstance(given, list | tuple) else [given]:
+            if isinstance(number, int) and number > limit:
+                raise HfVitSegError(f"{name}.{field} must be at most {limit}, got {number}")
+
+
 class SegmentationConfig(PreTrainedConfig):
     """A config whose derived fields follow the fields that `from_pretrained` overrides.
 
@@ -63,6 +85,7 @@ class SegmentationConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a config as transformers does, with the derived fields of the overrides in `kwargs`."""
+        check_fields({**config_dict, **kwargs}, cls.__name__)
         loaded = super().from_dict(config_dict, **kwargs)
         config: Any = loaded[0] if isinstance(loaded, tuple) else loaded
         config.update_derived_fields()

@@ -34,6 +34,8 @@ FIXED: tuple[str, ...] = (
     "first run of 3,000 cases).",
     "Names of classes of other types in preprocessor_config.json ended with an AttributeError or TypeError of "
     "transformers (11 of 147).",
+    "Label names, out_indices and auto_map of other types ended with a traceback, and configs of billions of layers "
+    "took all memory.",
 )
 MARKER = "CODE_WAS_RUN"
 OUT = "out"

@@ -35,7 +35,8 @@ TITLE = "Hostile images and masks"
 ABOUT = (
     "Each file must be read, or refused by one sentence within 5 s and 500 MiB of memory beyond twice the file, and "
     "leave no partial results. Files are cut, flipped, overwritten, repeated and inflated at seeded places, and read "
-    "as images and as masks, by prediction (whole and in tiles), by check-data, and as videos."
+    "as images and as masks, by prediction (whole and in tiles), by check-data, and as videos. "
+    "check-data accepts every file, and says in its report what cannot be used."
 )
 FIXED: tuple[str, ...] = (
     "A tiled TIFF that declares billions of rows, but has few tiles, kept prediction by tiles busy for 7 to 15 s (1 of "

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hf_vit_seg.atomic_io import write_text
-from hf_vit_seg.environment import describe_environment
+from hf_vit_seg.hub.environment import describe_environment
 
 from .sandbox import ACCEPTED, REFUSED, Outcomes
 
@@ -40,6 +40,9 @@ def section(name: str, about: str, outcomes: Outcomes, seed: int, fixed: Sequenc
         about,
         table_of(outcomes),
     ]
+    if outcomes.failures:
+        found = [f"- case {each['case']}, {each['kind']}: {each['outcome']}" for each in outcomes.failures]
+        lines.append("Failures of this run:\n\n" + "\n".join(found))
     if fixed:
         lines.append("Found by this command and fixed:\n\n" + "\n".join(f"- {each}" for each in fixed))
     return "\n\n".join(lines)

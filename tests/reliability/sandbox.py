@@ -112,6 +112,7 @@ def run_cases(
     """
     context, outcomes = multiprocessing.get_context("fork"), Outcomes()
     child: Any = None
+    pipe: Any = None
     for number in numbers:
         if child is None or not child.is_alive():
             pipe, theirs = context.Pipe()

@@ -4,15 +4,17 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from importlib.metadata import distributions, requires
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
 from rich.table import Table
 
-from .entry_points import PACKAGE, PREFIX
-from .local_paths import is_local_path
+from hf_vit_seg.entry_points import PACKAGE, PREFIX
+from hf_vit_seg.local_paths import is_local_path
+
+from .pins import installed_version
 
 EXTRA = re.compile(r"extra\s*==\s*[\"']([\w-]+)[\"']")
 CPUINFO = Path("/proc/cpuinfo")
@@ -105,22 +107,14 @@ def requirements() -> dict[str, list[str]]:
 def package_versions() -> dict[str, str]:
     """Return the installed versions of the packages that this one can use."""
     names = {name for group in requirements().values() for name in group if name != PACKAGE}
-    known = {name: installed(name) for name in sorted(names, key=str.lower)}
+    known = {name: installed_version(name) for name in sorted(names, key=str.lower)}
     return {name: found for name, found in known.items() if found is not None}
-
-
-def installed(name: str) -> str | None:
-    """Return the version of an installed package, or None."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def missing_extras() -> dict[str, list[str]]:
     """Return the packages that are not installed, by extra."""
     found = {
-        extra: sorted(name for name in names if name != PACKAGE and installed(name) is None)
+        extra: sorted(name for name in names if name != PACKAGE and installed_version(name) is None)
         for extra, names in requirements().items()
     }
     return {extra or "required": names for extra, names in sorted(found.items()) if names}
