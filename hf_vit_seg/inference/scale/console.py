@@ -30,27 +30,14 @@ class RateColumn(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:.1f} images/s")
 
 
-COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    RateColumn(),
-    TimeRemainingColumn(),
-)
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
 
 
 class BatchProgress(RunObserver):
     """Shows a progress bar; images of earlier commands do not count for the rate."""
 
     def __init__(self, hidden: bool):
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            RateColumn(),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, console=status_console(), transient=True, disable=hidden)
+        self.bar = Progress(*COLUMNS, console=status_console(), transient=True, disable=hidden)
         self.task = self.bar.add_task("planning", total=None)
         self.shards, self.before, self.failures = Counter[int](), 0, 0
         self.bugs = set[str]()
