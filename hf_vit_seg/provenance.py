@@ -1,13 +1,16 @@
 """The source and license of a model's weights, stored as metadata in the model card.
 
 README.md of a model directory begins with YAML that the Hub reads. Conversion writes it, training copies it from the
-pretrained model, and `hf-vit-seg push` publishes it; users may edit it at any time.
+pretrained model, and `hf-vit-seg push` publishes it; users may edit it at any time. Runs also
+store the versions of packages.
 """
 
 import logging
 import os
+import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +131,23 @@ def short_card(provenance: Provenance, title: str) -> ModelCard:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
 
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of Python and of packages; "unknown" for those that are not installed."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
 __all__ = [
     "CARD",
     "MARK",
     "Provenance",
     "card_metadata",
+    "package_versions",
     "provenance_from",
     "provenance_of",
     "short_card",

@@ -33,7 +33,7 @@ def describe_environment() -> dict[str, Any]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": describe_system(),
         "torch": describe_torch(),
-        "packages": package_versions(),
+        "packages": dependency_versions(),
         "missing": missing_extras(),
         "plugins": other_plugins(),
         "variables": set_variables(os.environ),
@@ -104,7 +104,7 @@ def requirements() -> dict[str, list[str]]:
     return found
 
 
-def package_versions() -> dict[str, str]:
+def dependency_versions() -> dict[str, str]:
     """Return the installed versions of the packages that this one can use."""
     names = {name for group in requirements().values() for name in group if name != PACKAGE}
     known = {name: installed_version(name) for name in sorted(names, key=str.lower)}

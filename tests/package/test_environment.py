@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from hf_vit_seg import __version__
 from hf_vit_seg.cli import app
-from hf_vit_seg.hub.environment import describe_environment, package_versions, set_variables
+from hf_vit_seg.hub.environment import dependency_versions, describe_environment, set_variables
 
 
 def test_json_has_versions_and_the_processor():
@@ -32,7 +32,7 @@ def test_json_has_versions_and_the_processor():
 def test_the_table_has_every_value():
     done = CliRunner().invoke(app, ["env"], env={"COLUMNS": "400"})
     assert done.exit_code == 0
-    for name, number in package_versions().items():
+    for name, number in dependency_versions().items():
         assert f"packages: {name}" in done.output and number in done.output
 
 

@@ -6,18 +6,17 @@ for each image and a row group for each shard.
 
 import hashlib
 import json
-import platform
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from hf_vit_seg.atomic_io import json_text
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.provenance import package_versions
 
 from .inputs import Entry, InputError, Source, find_sources
 from .names import target_names
@@ -126,17 +125,6 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def package_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that determine results."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = ""
-    return found
-
-
 # Planning
 
 
@@ -155,7 +143,7 @@ def plan(settings: RunSettings, storage: Storage, note: Callable[[int], Any] = l
     targets = target_names(places, flat_stems=settings.format == "webdataset")
     del places
     bounds = shard_bounds(listing.count, settings.shards)
-    manifest = Manifest(settings, tuple(listing.sources), bounds, package_versions(), storage)
+    manifest = Manifest(settings, tuple(listing.sources), bounds, package_versions(PACKAGES), storage)
     storage.write({IMAGES: lambda path: listing.save(path, targets, bounds)}, flush=True)
     storage.write_text(HEADER, json_text(header(manifest), indent=2))
     return manifest

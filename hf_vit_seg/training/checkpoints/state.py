@@ -7,10 +7,8 @@ do so for registered objects, so the average has a separate file.
 
 import hashlib
 import pickle
-import platform
 import random
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +33,7 @@ from .best_score import BestTracker
 MANIFEST, AVERAGE = "manifest.json", "average.safetensors"
 # What torch, safetensors and accelerate raise for files that are damaged, of something else, or would run code.
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError)
-PACKAGES = ("hf_vit_seg", "torch", "transformers", "accelerate")
+PACKAGES = ("hf_vit_seg", "torch", "transformers", "accelerate")  # that affect the numbers of a run
 
 
 class CheckpointError(HfVitSegError):
@@ -86,17 +84,6 @@ class Manifest(Record):
     def batch_size(self) -> int:
         """The batch size per process and forward pass."""
         return self.recipe["loop"]["batch_size"]
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of packages that affect a run's numbers."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
 
 
 def save_checkpoint(

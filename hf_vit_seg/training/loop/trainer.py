@@ -16,15 +16,16 @@ from accelerate import Accelerator
 
 from hf_vit_seg.error_reporting import log_bugs
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.provenance import package_versions
 from hf_vit_seg.training.checkpoints.best_score import BestTracker
 from hf_vit_seg.training.checkpoints.main_process import lock_on_main_process, on_main_process
 from hf_vit_seg.training.checkpoints.resume import refuse_other_run, restore_best_tracker
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, lineage, write_model_directory
 from hf_vit_seg.training.checkpoints.state import (
+    PACKAGES,
     Manifest,
     checkpoints,
     load_checkpoint,
-    package_versions,
     read_manifest,
     read_stored_report,
     save_checkpoint,
@@ -199,7 +200,7 @@ class Run:
             seconds=self.step_log.seconds,
             recipe=self.recipe.model_dump(mode="json"),
             data=self.parts.data.fingerprint,
-            versions=package_versions(),
+            versions=package_versions(PACKAGES),
         )
 
     def complete(self, had_ended: bool) -> None:
