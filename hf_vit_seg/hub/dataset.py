@@ -4,17 +4,19 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from hf_vit_seg.inference.scale.manifest import Manifest, read_manifest
+from hf_vit_seg.inference.scale.outputs import DATA, shard_file
+from hf_vit_seg.inference.scale.shard import read_status
 from hf_vit_seg.inference.scale.storage import Storage
 
 from .card_text import in_line
 from .repository import Content, PushError, Target, commit, resolve_target
 
-DATA, PATTERN = "data", "train-*.parquet"
+PATTERN = "train-*.parquet"
 CARD = """---
 configs:
 - config_name: default
@@ -50,27 +52,33 @@ label_map = data[0]["label_map"]  # a PIL image, the index of the class of each 
 def push_dataset(out: str | Path, target: Target) -> str:
     """Push the Parquet files of a finished run in one commit, and return its address.
 
-    `out` is its folder or fsspec address. Files of an earlier push are replaced. Raises PushError.
+    `out` is its folder or fsspec address. Files of an earlier push are replaced. Raises PushError if there is no such
+    run, or if it is not finished.
     """
-    with local_files(str(out)) as files:
-        if not files:
-            raise PushError(f"{out} has no Parquet files of a run of batch inference: segment with --format parquet")
+    manifest = read_manifest(Storage(str(out)))
+    if manifest is None or manifest.settings.format != "parquet":
+        raise PushError(f"{out} has no Parquet files of a run of batch inference: segment with --format parquet")
+    missing = [index for index in range(manifest.shards) if read_status(manifest, index) is None]
+    if missing:
+        raise PushError(f"{len(missing)} of {manifest.shards} shards are not finished: run the same command again")
+    with local_files(manifest) as files:
         return push_files(files, resolve_target(target, "dataset"))
 
 
 @contextmanager
-def local_files(out: str) -> Iterator[list[Path]]:
+def local_files(manifest: Manifest) -> Iterator[list[Path]]:
     """The Parquet files of a run on this machine, downloaded if the output is an address."""
-    storage = Storage(out)
+    storage = manifest.storage
+    names = [shard_file(manifest, index, ".parquet") for index in range(manifest.shards)]
     if storage.folder is not None:
-        yield sorted((storage.folder / DATA).glob(PATTERN))
+        yield [storage.folder / name for name in names]
         return
     with TemporaryDirectory() as folder:
-        names = [name for name in storage.names(DATA) if fnmatch(name, PATTERN)]
-        for name in names:
-            with storage.open(f"{DATA}/{name}") as source, Path(folder, name).open("wb") as copy:
+        copies = [Path(folder, Path(name).name) for name in names]
+        for name, path in zip(names, copies, strict=True):
+            with storage.open(name) as source, path.open("wb") as copy:
                 shutil.copyfileobj(source, copy)
-        yield [Path(folder, name) for name in names]
+        yield copies
 
 
 def push_files(files: list[Path], target: Target) -> str:

@@ -9,6 +9,7 @@ from hf_vit_seg.conversion.convert import convert, export
 from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.files.download import locate
 from hf_vit_seg.conversion.pretrained import find_config, is_convertible
+from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.provenance import CARD
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
@@ -26,6 +27,7 @@ def directory_in_format(source: str | Path, model_format: str, stack: ExitStack)
     A checkpoint in another format (a directory, file, Hub id or address) is converted, and a model of this package
     exported, to a temporary directory, which the stack removes. Raises PushError.
     """
+    source = installed_path(str(source))
     try:
         config = find_config(source)
         if config is not None and is_convertible(config):

@@ -1,7 +1,7 @@
 """Serve this model on Hugging Face Inference Endpoints, which look for `EndpointHandler` in this file.
 
-Needs transformers, torch, NumPy and Pillow, and runs without the package that trained the model: the model's code lies
-beside this file. That code, of this directory alone, is trusted.
+Requires transformers, torch, NumPy and Pillow, and runs without the package that trained the model, whose code is in
+this directory. Only code in this directory is trusted.
 
 Shapes: K classes, H W pixels of the image, h w of the logits.
 """
@@ -33,9 +33,9 @@ class EndpointHandler:
     """Answers requests for one model, see `__call__`."""
 
     def __init__(self, path: str = "") -> None:
-        """Load the model of a local directory. Raises ValueError if it is no directory or needs code from elsewhere."""
+        """Load the model of a local directory. Raises ValueError if it has no model, or needs other code."""
         folder = Path(path or Path(__file__).parent).resolve()
-        refuse_other_code(folder)
+        check_local_code(folder)
         own_code: dict[str, Any] = {"trust_remote_code": True, "local_files_only": True}
         config = transformers.AutoConfig.from_pretrained(folder, **own_code)
         self.auto_class = find_auto_class(config, folder)
@@ -63,10 +63,12 @@ class EndpointHandler:
         size = (image.height, image.width)
         if self.auto_class == CLASSIFICATION:
             return self.classify(inputs, parameters)
-        as_map = take(parameters, "label_map", is_true, False)
-        subtask = take(parameters, "subtask", str, "panoptic" if self.auto_class == UNIVERSAL else "semantic")
-        threshold = take(parameters, "threshold", float, 0.0 if subtask == "semantic" else 0.5)
-        refuse_unknown(parameters, ("label_map", "subtask", "threshold"))
+        as_map = parse_parameter(parameters, "label_map", is_true, False)
+        subtask = parse_parameter(
+            parameters, "subtask", str, "panoptic" if self.auto_class == UNIVERSAL else "semantic"
+        )
+        threshold = parse_parameter(parameters, "threshold", float, 0.0 if subtask == "semantic" else 0.5)
+        check_parameters(parameters, ("label_map", "subtask", "threshold"))
         outputs = self.model(**inputs)
         if subtask == "semantic":
             segments = self.semantic_segments(outputs, size)
@@ -80,9 +82,9 @@ class EndpointHandler:
     def classify(self, inputs: Mapping[str, torch.Tensor], parameters: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the most likely classes of an image."""
         is_multi_label = self.model.config.problem_type == "multi_label_classification"
-        function = take(parameters, "function_to_apply", str, "sigmoid" if is_multi_label else "softmax")
-        count = take(parameters, "top_k", int, 5)
-        refuse_unknown(parameters, ("function_to_apply", "top_k"))
+        function = parse_parameter(parameters, "function_to_apply", str, "sigmoid" if is_multi_label else "softmax")
+        count = parse_parameter(parameters, "top_k", int, 5)
+        check_parameters(parameters, ("function_to_apply", "top_k"))
         if function not in FUNCTIONS or count < 1:
             raise ValueError(
                 f"function_to_apply is {function!r} and top_k {count}, expected {', '.join(FUNCTIONS)}, and at least 1"
@@ -116,7 +118,7 @@ class EndpointHandler:
             yield segment(index, self.names[index], found["segmentation"] == info["id"], float(info["score"]))
 
 
-def refuse_other_code(folder: Path) -> None:
+def check_local_code(folder: Path) -> None:
     """Raise ValueError unless `folder` is a local directory whose config files name code of their own directory."""
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} is not the directory of a model: it has no {CONFIG}")
@@ -157,7 +159,7 @@ def read_image(source: Any) -> Image.Image:
         try:
             source = base64.b64decode(source.partition(";base64,")[2] or source, validate=True)
         except ValueError:
-            raise ValueError("inputs is text, but no base64: send the bytes of an image as base64") from None
+            raise ValueError("inputs is not valid base64: send the bytes of an image as base64") from None
     if isinstance(source, bytes | bytearray | memoryview):
         source = decode_image(bytes(source))
     if not isinstance(source, Image.Image):
@@ -177,7 +179,7 @@ def decode_image(content: bytes) -> Image.Image:
     return image
 
 
-def take(parameters: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:
+def parse_parameter(parameters: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:
     """Return a parameter, which may be text of a query string. Raises ValueError for other types."""
     value = parameters.get(name)
     try:
@@ -195,7 +197,7 @@ def is_true(value: Any) -> bool:
     return known[text]
 
 
-def refuse_unknown(parameters: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def check_parameters(parameters: Mapping[str, Any], known: tuple[str, ...]) -> None:
     """Raise ValueError for parameters that have no effect."""
     if others := sorted(parameters.keys() - set(known)):
         raise ValueError(f"unknown parameters {', '.join(others)}, expected {', '.join(known)}")
@@ -206,6 +208,8 @@ def class_probabilities(outputs: Any, classes: int) -> torch.Tensor:
     if getattr(outputs, "logits", None) is not None:
         logits = outputs.logits[0].float()
         return logits.sigmoid() if classes == 1 else logits.softmax(0)
+    if getattr(outputs, "class_logits", None) is not None:  # of the distance head, with "no object"
+        return outputs.class_logits[0].float().softmax(0)[:-1]
     scores = outputs.class_queries_logits[0].float().softmax(-1)[:, :-1]  # (queries, K), without "no object"
     summed = torch.einsum("qk,qhw->khw", scores, outputs.masks_queries_logits[0].float().sigmoid())
     return summed / summed.sum(0, keepdim=True).clamp(min=1e-6)

@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from hf_vit_seg.demo import ENVIRONMENT, GRADIO, NUCLEI
 from hf_vit_seg.entry_points import PACKAGE
 from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.provenance import CARD, Provenance, short_card
 
 from .model_directory import ModelDirectory, model_directory
@@ -64,6 +65,7 @@ def prepare_space(model: str, target: Target, *, dry_run: bool = False) -> Space
 
     In a `dry_run` the target is not checked on the Hub. Raises PushError.
     """
+    model = model if model == NUCLEI else installed_path(model)
     directory = model_directory(Path(model)) if Path(model).exists() else None
     linked = [] if directory or model == NUCLEI else [check_hub_model(model)]
     target = target if dry_run else resolve_target(target, "space")

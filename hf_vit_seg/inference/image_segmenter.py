@@ -1,4 +1,4 @@
-"""What segmenters of classes and of objects share: a model with its image processor, on a device, with a protocol."""
+"""The base class of `Segmenter` and `InstanceSegmenter`: a model with its image processor, device and protocol."""
 
 import copy
 from pathlib import Path

@@ -10,6 +10,7 @@ from hf_vit_seg.data.checks.check import check_datasets
 from hf_vit_seg.data.datasets import RawDataset, open_split
 from hf_vit_seg.error_reporting import log_bugs
 from hf_vit_seg.inference.loading import label_names, load_for_inference
+from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import lock_on_main_process, on_main_process
 from hf_vit_seg.training.checkpoints.run_directory import ERRORS, RECIPE, SAMPLES, write_skipped
@@ -121,7 +122,9 @@ def are_spellings(labels: list[str], expected: list[str]) -> bool:
 
 def recipe_of_model(model: str) -> Path:
     """Return the path of recipe.yaml in a model directory. RecordError if there is none."""
-    path = Path(model) / RECIPE
+    path = Path(installed_path(model)) / RECIPE
+    if not path.parent.exists():
+        raise RecordError(f"{model} does not exist here; set the evaluation data of a model on the Hub with --recipe")
     if not path.is_file():
         raise RecordError(f"{model} contains no {RECIPE}; set the evaluation data with --recipe")
     return path

@@ -6,9 +6,11 @@
 In a notebook, both are displayed as tables.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate.state import AcceleratorState, GradientState
 
@@ -46,7 +48,7 @@ class TrainingResult:
 
 def train(
     recipe: str | Path,
-    settings: Sequence[str] = (),
+    settings: Sequence[str] | Mapping[str, Any] = (),
     out: str | Path | None = None,
     *,
     resume: bool = False,
@@ -54,14 +56,14 @@ def train(
 ) -> TrainingResult:
     """Train and evaluate a model from a recipe, as `hf-vit-seg train` does.
 
-    `recipe` is a YAML file or the name of a shipped recipe, `settings` are overrides such as "loop.steps=100", and
-    `out` is the run directory (default: that of the recipe, or runs/NAME). `resume` continues the run in this
-    directory, `overwrite` replaces it.
+    `recipe` is a YAML file or the name of a shipped recipe, `settings` are overrides such as "loop.steps=100", or a
+    mapping such as {"loop.steps": 100}, and `out` is the run directory (default: that of the recipe, or runs/NAME).
+    `resume` continues the run in this directory, `overwrite` replaces it.
 
     Raises RecipeFileError for an invalid recipe, and RunDirectoryError if `out` contains a run and neither `resume` nor
     `overwrite` is set.
     """
-    loaded = load_recipe(recipe, settings)
+    loaded = load_recipe(recipe, override_list(settings))
     reset_precision()
     directory = run_directory(loaded, None if out is None else Path(out))
     status = train_recipe(loaded, directory, resume=resume, overwrite=overwrite)
@@ -70,7 +72,7 @@ def train(
 
 def evaluate(
     model: str | Path,
-    settings: Sequence[str] = (),
+    settings: Sequence[str] | Mapping[str, Any] = (),
     *,
     recipe: str | Path | None = None,
     split: str = "validation",
@@ -87,10 +89,19 @@ def evaluate(
     """
     if split not in SPLITS:
         raise HfVitSegError(f"unknown split '{split}'; {nearest(split, SPLITS, 'splits')}")
-    loaded = load_recipe(recipe or recipe_of_model(str(model)), settings)
+    loaded = load_recipe(recipe or recipe_of_model(str(model)), override_list(settings))
     reset_precision()
     folder = evaluation_folder(str(model), split) if out is None else Path(out)
     return evaluate_model(str(model), loaded, split, folder, convert=convert)
+
+
+def override_list(settings: Sequence[str] | Mapping[str, Any]) -> Sequence[str]:
+    """Return overrides as NAME=VALUE. HfVitSegError for a single text."""
+    if isinstance(settings, str):
+        raise HfVitSegError(f"settings is the text '{settings}', expected a list of NAME=VALUE or a mapping")
+    if isinstance(settings, Mapping):
+        return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+    return settings
 
 
 def reset_precision() -> None:

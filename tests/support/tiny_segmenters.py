@@ -14,8 +14,8 @@ from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentatio
 STATS = {3: {}, 5: {"image_mean": [0.5] * 5, "image_std": [0.25] * 5}}
 
 
-def segmenter(protocol: Protocol | None = None, bands: int = 3, labels: int = 4) -> Segmenter:
-    torch.manual_seed(1)
+def segmenter(protocol: Protocol | None = None, bands: int = 3, labels: int = 4, seed: int = 1) -> Segmenter:
+    torch.manual_seed(seed)
     config = SegFormerConfig(
         num_channels=bands,
         hidden_sizes=(8, 16, 16, 16),
@@ -35,8 +35,8 @@ def job(path: Path, out: Path) -> Job:
     return Job(ImageFile(path, Path(path.name)), out / path.stem)
 
 
-def save_segmenter(folder: Path) -> Path:
-    model = segmenter()
+def save_segmenter(folder: Path, seed: int = 1) -> Path:
+    model = segmenter(seed=seed)
     model.model.save_pretrained(folder)
     model.processor.save_pretrained(folder)
     return folder

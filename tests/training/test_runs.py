@@ -51,6 +51,13 @@ def test_train_and_evaluate_equal_the_commands(recipe, tmp_path):
     assert read_report(tmp_path / "again" / "metrics.json").numbers() == pytest.approx(report.numbers())
 
 
+def test_settings_are_a_list_or_a_mapping(recipe, tmp_path):
+    result = hf_vit_seg.train(recipe, {"loop.steps": 1, "loop.batch_size": 1}, out=tmp_path / "run")
+    assert result.report is not None and result.report.step == 1
+    with pytest.raises(HfVitSegError):
+        hf_vit_seg.train(recipe, "loop.steps=1", out=tmp_path / "other")
+
+
 def test_existing_run_is_kept_unless_asked(recipe, tmp_path):
     first = hf_vit_seg.train(recipe, ["loop.steps=1"], out=tmp_path / "run")
     with pytest.raises(RunDirectoryError):

@@ -21,7 +21,12 @@ from hf_vit_seg.local_paths import is_local_path
 
 from .source import SourceError, SourceRecord
 
-SAVED = ("dataset_dict.json", "state.json")  # written by save_to_disk
+SAVED = (("dataset_dict.json",), ("state.json", "dataset_info.json"))  # files of save_to_disk: of splits, and of one
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` of the library `datasets`."""
+    return any(all((folder / name).is_file() for name in names) for names in SAVED)
 
 
 class HuggingFaceSource(SourceRecord):
@@ -91,7 +96,7 @@ class HuggingFaceSource(SourceRecord):
         if self.name.startswith((".", "~", "/")) and not folder.is_dir():
             raise SourceError(f"{folder}: the folder does not exist (relative paths start from {Path.cwd()})")
         try:
-            if any((folder / name).is_file() for name in SAVED):
+            if is_saved_dataset(folder):
                 return self.select_saved_split(datasets.load_from_disk(os.fspath(folder)))
             place = os.fspath(folder) if folder.is_dir() else self.name
             return datasets.load_dataset(place, self.config, split=self.split, revision=self.revision)
@@ -268,4 +273,4 @@ def is_file(cell: Any) -> bool:
     return isinstance(cell, File)
 
 
-__all__ = ["HuggingFaceSource"]
+__all__ = ["HuggingFaceSource", "is_saved_dataset"]

@@ -15,7 +15,7 @@ from hf_vit_seg.error_reporting import BUG, DONE, FAILED, is_quiet, status_conso
 
 from .inputs import PARQUET, TAR
 from .processes import Event, ShardProgress
-from .run import ERRORS, BatchRun, RunObserver, RunSummary, segment_images
+from .run import ERRORS, BatchRun, RunError, RunObserver, RunSummary, segment_images
 from .shard import ShardStatus
 from .storage import is_address
 
@@ -92,29 +92,42 @@ def summary_lines(run: BatchRun, summary: RunSummary, seconds: float) -> list[st
     """The lines at the end of a run."""
     images = "image" if summary.images == 1 else "images"
     lines = []
-    if summary.segmented:
+    if summary.seconds:
         share = summary.model_seconds / summary.seconds
         lines.append(
             f"{summary.segmented} of {summary.images} {images} segmented in {seconds:.1f} s, "
-            f"{summary.segmented / seconds:.2f} images/s; the model worked {share:.0%} of the time of its processes; "
+            f"{summary.segmented / seconds:.2f} images/s; model utilization {share:.0%}; "
             f"results in {run.out}"
         )
-    elif summary.finished == summary.images:
-        lines.append(f"Nothing to do: all {summary.images} {images} are finished, results in {run.out}")
+    elif summary.finished == summary.images and run.world == 1:
+        lines.append(f"Nothing to do: {summary.images} of {summary.images} {images} finished, results in {run.out}")
     lost = sum(each.lost for each in summary.failures)
     if failed := len(summary.failures) - lost:
         lines.append(f"{failed} {'image' if failed == 1 else 'images'} cannot be segmented, see {run.out}/{ERRORS}")
     if summary.finished < summary.images and run.world == 1:
         left = summary.images - summary.finished
-        lines.append(f"{left} images are in shards that are not finished: run the same command again")
+        verb = "image is" if left == 1 else "images are"
+        lines.append(f"{left} {verb} in shards that are not finished: run the same command again")
+    if run.world > 1:
+        lines.append(f"this was process {run.rank} of {run.world}, which segments every {run.world}th shard")
     return lines
 
 
 def share_of_processes(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """The rank of this process and the number of processes: of `accelerate launch`, or of a job in HF Jobs."""
+    """The rank of this process and the number of processes: of `accelerate launch`, or of a job in HF Jobs.
+
+    The variables WORLD_SIZE or NUM_SHARDS count only with RANK. Raises RunError for values that are not such numbers.
+    """
+    if "RANK" not in environment:
+        return 0, 1
     for name in ("WORLD_SIZE", "NUM_SHARDS"):
-        if (world := int(environment.get(name, "1"))) > 1:
-            return int(environment.get("RANK", "0")), world
+        rank, world = environment["RANK"], environment.get(name, "1")
+        if not (rank.isdecimal() and world.isdecimal()):
+            raise RunError(f"found RANK={rank} and {name}={world}, expected whole numbers")
+        if int(world) > 1:
+            if int(rank) >= int(world):
+                raise RunError(f"found RANK={rank} and {name}={world}: ranks are 0 to {int(world) - 1}")
+            return int(rank), int(world)
     return 0, 1
 
 

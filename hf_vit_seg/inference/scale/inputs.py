@@ -8,6 +8,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
 from hf_vit_seg.data.images.files import ImageFileError, readable_suffixes, walk_files
+from hf_vit_seg.data.sources.hub_datasets import is_saved_dataset
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.local_paths import installed_path
@@ -25,7 +27,6 @@ Kind = Literal["files", "tar", "parquet", "dataset"]
 
 DATASETS = "datasets://"
 TAR, PARQUET = ".tar", ".parquet"
-SAVED = ("state.json", "dataset_dict.json")  # written by save_to_disk of the library datasets
 DATASET_SETTINGS = ("split", "config", "revision")
 UNKNOWN = -1  # size in bytes
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")  # in this order, if no column is given
@@ -68,7 +69,7 @@ class Entry(NamedTuple):
 def find_sources(
     inputs: Iterable[str], column: str = "", skip: Path | None = None
 ) -> Iterator[tuple[Source, Iterable[Entry]]]:
-    """The sources that inputs stand for, each with the listing of its images; nothing below the folder `skip`.
+    """Resolve inputs to sources, each with the listing of its images; the folder `skip` is excluded.
 
     `column` is the column of the images in Parquet files and datasets. Raises InputError or ImageFileError for inputs
     without images, while the listing is read.
@@ -89,9 +90,9 @@ def open_local(given: str, column: str, skip: Path | None) -> Iterator[tuple[Sou
     """The sources of a local file, folder, or glob pattern."""
     matches = [given] if os.path.lexists(given) else sorted(glob(given, recursive=True))
     if not matches:
-        raise ImageFileError(f"{given} is no file, folder or pattern that matches one")
+        raise ImageFileError(f"{given}: no such file or folder, and as a pattern it matches none")
     for match in matches:
-        if any(Path(match, name).is_file() for name in SAVED):
+        if is_saved_dataset(Path(match)):
             yield open_dataset(DATASETS + match, column)
         elif os.path.isdir(match):
             yield from open_folder(match, column, skip)
@@ -133,7 +134,7 @@ def list_folder(folder: str, containers: list[str], skip: tuple[Path, ...]) -> I
                 continue
             yield Entry(path, 0, file_size(f"{parent}/{name}"), path)
     if not found:
-        raise ImageFileError(f"{folder} holds no images")
+        raise ImageFileError(f"{folder} contains no images")
 
 
 def file_size(path: str) -> int:
@@ -162,7 +163,7 @@ def open_remote(address: str, column: str) -> Iterator[tuple[Source, Iterable[En
     containers = [name for name in files if name.lower().endswith((TAR, PARQUET))]
     images = {name: size for name, size in images.items() if name not in containers}
     if not images and not containers:
-        raise ImageFileError(f"{address} is no image, and no folder or pattern with images")
+        raise ImageFileError(f"{address}: no images found")
     root = common_root(path, list(files))
     if images:
         yield (
@@ -212,7 +213,7 @@ def open_container(path: str, column: str, place: str | None = None) -> tuple[So
     folder = place or PurePosixPath(path.replace(os.sep, "/")).stem
     if path.lower().endswith(TAR):
         return Source("tar", path), list_tar(path, folder)
-    with parquet_errors(path) as file:
+    with open_parquet(path) as file:
         chosen = image_column({field.name: field.type for field in file.schema_arrow}, column, path)
         rows = file.metadata.num_rows
     return Source("parquet", path, chosen), (Entry("", row, UNKNOWN, f"{folder}/{row:08d}.row") for row in range(rows))
@@ -242,29 +243,23 @@ def list_tar(path: str, folder: str) -> Iterator[Entry]:
                         inside = str(PurePosixPath("/", member.name)).lstrip("/").replace("../", "")
                         yield Entry(member.name, member.offset_data, member.size, f"{folder}/{inside}")
         except tarfile.TarError as error:
-            raise ImageFileError(f"{path} is no uncompressed tar file: {error_sentence(error)}") from error
+            raise ImageFileError(f"{path} is not an uncompressed tar file: {error_sentence(error)}") from error
     if not found:
-        raise ImageFileError(f"{path} holds no images")
+        raise ImageFileError(f"{path} contains no images")
 
 
-class parquet_errors:
-    """Open a Parquet file; failures become an ImageFileError."""
+@contextmanager
+def open_parquet(path: str) -> Iterator[Any]:
+    """Open a Parquet file. Raises ImageFileError."""
+    import pyarrow
+    import pyarrow.parquet
 
-    def __init__(self, path: str):
-        self.path, self.stream = path, open_binary(path)
-
-    def __enter__(self) -> Any:
-        import pyarrow
-        import pyarrow.parquet
-
+    with open_binary(path) as stream:
         try:
-            return pyarrow.parquet.ParquetFile(self.stream)
+            file = pyarrow.parquet.ParquetFile(stream)
         except pyarrow.ArrowException as error:
-            self.stream.close()
-            raise ImageFileError(f"{self.path} is no Parquet file: {error_sentence(error)}") from error
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
+            raise ImageFileError(f"{path} is not a Parquet file: {error_sentence(error)}") from error
+        yield file
 
 
 def image_column(columns: dict[str, Any], given: str, path: str) -> str:
@@ -327,7 +322,7 @@ def load_dataset(source: Source) -> Any:
 
     folder = Path(source.root).expanduser()
     try:
-        if any((folder / name).is_file() for name in SAVED):
+        if is_saved_dataset(folder):
             data: Any = datasets.load_from_disk(os.fspath(folder))
             split = source.split or (next(iter(data)) if isinstance(data, dict) else "")
             return data[split] if isinstance(data, dict) else data

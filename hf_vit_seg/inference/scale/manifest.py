@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What determines the results of a run: the command, and the model's revision.
+    """The settings that affect the results of a run: the command, and the model's revision.
 
     `inputs` are as given; `options` those of `PredictOptions` and the protocol as JSON values; `model_digest` the
     commit of a model of the Hub, or the digest of the files of a local one; `shards` the number asked for. Without
@@ -128,10 +128,16 @@ def digest_of(content: Any) -> str:
 # Planning
 
 
-def plan(settings: RunSettings, storage: Storage, note: Callable[[int], Any] = lambda count: None) -> Manifest:
+def plan(
+    settings: RunSettings,
+    storage: Storage,
+    note: Callable[[int], Any] = lambda count: None,
+    prepare: Callable[[Sequence[str]], Any] = lambda targets: None,
+) -> Manifest:
     """List the images of the inputs and write the manifest; `note` gets the number of images found so far.
 
-    Planning the same inputs again gives the same manifest. Raises InputError or ImageFileError.
+    `prepare` gets the paths of the results before the manifest is written. Planning the same inputs again gives the
+    same manifest. Raises InputError or ImageFileError.
     """
     listing = Listing()
     found = find_sources(settings.inputs, settings.column, storage.folder)
@@ -140,8 +146,9 @@ def plan(settings: RunSettings, storage: Storage, note: Callable[[int], Any] = l
     if not listing.count:
         raise InputError("the inputs hold no images")
     places = listing.take_places()
-    targets = target_names(places, flat_stems=settings.format == "webdataset")
+    targets = target_names(places, flat_stems=settings.format == "webdataset", origins=listing.origins)
     del places
+    prepare(targets)
     bounds = shard_bounds(listing.count, settings.shards)
     manifest = Manifest(settings, tuple(listing.sources), bounds, package_versions(PACKAGES), storage)
     storage.write({IMAGES: lambda path: listing.save(path, targets, bounds)}, flush=True)
@@ -156,6 +163,7 @@ class Listing:
         self.sources: list[Source] = []
         self.chunks: list[Any] = []
         self.places: list[str] = []
+        self.numbers = array("i")  # of the sources
         self.count = 0
         self.seen: set[int] = set()
 
@@ -196,7 +204,13 @@ class Listing:
             )
         )
         self.places += [entry.place for entry in chunk]
+        self.numbers.extend([number] * len(chunk))
         self.count += len(chunk)
+
+    @property
+    def origins(self) -> "Origins":
+        """The source of each entry, as text."""
+        return Origins([f"{each.kind} {each.root} {each.config} {each.split}" for each in self.sources], self.numbers)
 
     def take_places(self) -> list[str]:
         """The places of all entries; they and the set of entries are no longer held."""
@@ -213,6 +227,19 @@ class Listing:
         with pyarrow.parquet.ParquetWriter(path, table.schema) as writer:
             for first, stop in pairwise(bounds):
                 writer.write_table(table.slice(first, stop - first), row_group_size=stop - first)
+
+
+class Origins(Sequence[str]):
+    """The texts of sources by the index of an entry."""
+
+    def __init__(self, texts: Sequence[str], numbers: Sequence[int]):
+        self.texts, self.numbers = texts, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.texts[self.numbers[index]]
 
 
 def chunks_of(entries: Iterator[Entry], size: int) -> Iterator[list[Entry]]:

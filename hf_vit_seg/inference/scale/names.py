@@ -12,21 +12,32 @@ from pathlib import PurePosixPath
 import numpy as np
 
 FOLDER_LIMIT = 10_000  # images of one folder, above which their results are divided among subfolders
-DIGITS = 8  # of a digest in a name
+DIGITS, ALL_DIGITS = 8, 64  # of a digest in a name
 
 
-def target_names(places: Sequence[str], flat_stems: bool = False, limit: int = FOLDER_LIMIT) -> list[str]:
-    """The path of the results of each place, without suffix.
+def target_names(
+    places: Sequence[str],
+    flat_stems: bool = False,
+    limit: int = FOLDER_LIMIT,
+    origins: Sequence[str] | None = None,
+) -> list[str]:
+    """The path of the results of each place, without suffix; all are different.
 
     Places that differ only in suffix or case get the suffix in the name, and if that is not enough, a digest of the
-    place. Folders of more than `limit` images are divided by digest. With `flat_stems`, names have no dots, as keys
-    of WebDataset.
+    place, or of its origin (such as the folder that was given as input) and place. Folders of more than `limit` images
+    are divided by digest. With `flat_stems`, names have no dots, as keys of WebDataset.
     """
     stems = [stem(place, flat_stems) for place in places]
-    for extend in (with_suffix, with_digest):
-        repeated = repeated_names(stems)
-        for index in repeated:
-            stems[index] = extend(stems[index], places[index])
+    for index in repeated_names(stems):
+        stems[index] = with_suffix(stems[index], places[index])
+    plain = {index: stems[index] for index in repeated_names(stems)}
+    for index, name in plain.items():
+        stems[index] = f"{name}_{digest(places[index])}"
+    for digits in (DIGITS, ALL_DIGITS):  # equal places of several origins; equal digests are very unlikely
+        for index in repeated_names(stems):
+            origin = "" if origins is None else origins[index]
+            name = plain.get(index, stems[index])
+            stems[index] = f"{name}_{digest(f'{origin}/{places[index]}', digits)}"
     crowded = crowded_folders(stems, limit)
     return [divide(name, crowded, limit) for name in stems] if crowded else stems
 
@@ -60,14 +71,9 @@ def with_suffix(name: str, place: str) -> str:
     return f"{name}_{PurePosixPath(place).suffix.lstrip('.').lower() or 'file'}"
 
 
-def with_digest(name: str, place: str) -> str:
-    """Add the digest of a place to a name."""
-    return f"{name}_{digest(place)}"
-
-
-def digest(text: str) -> str:
+def digest(text: str, digits: int = DIGITS) -> str:
     """The first hexadecimal digits of a digest."""
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:DIGITS]
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:digits]
 
 
 def crowded_folders(names: Sequence[str], limit: int) -> dict[str, int]:

@@ -6,9 +6,10 @@ Tar and Parquet files have the images of one shard, in the order of the manifest
 import io
 import json
 import os
+import re
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -35,9 +36,11 @@ from hf_vit_seg.inference.files.prediction import FileFacts as Facts
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.local_paths import publishable_path
 
-from .manifest import Manifest, Row
-from .storage import Saver
+from .manifest import Manifest, Row, RunSettings
+from .storage import Saver, Storage
 
+DATA = "data"  # folder of tar and Parquet files
+SHARD_FILE = re.compile(r"train-\d{5}-of-\d{5}\.(tar|parquet)")
 FORMATS = ("folder", "webdataset", "parquet")
 IMAGE_SUFFIXES = {LABELS: "label_map", OVERLAY: "overlay", SCORES: "scores", ENTROPY: "entropy"}
 TAR_SUFFIXES = {LABELS: ".seg.png"}  # so that the input may be a PNG
@@ -56,7 +59,7 @@ class Result:
 
 
 class Output(Protocol):
-    """Writes the results of a shard; in `portable` ones, no path of this machine is named."""
+    """Writes the results of a shard; `portable` outputs contain no local paths."""
 
     portable: bool
 
@@ -95,7 +98,7 @@ def json_saver(content: Any) -> Saver:
 
 
 class FolderOutput:
-    """A group of files for each image, as `predict` writes them; the last one tells that the others are complete."""
+    """A group of files for each image, as `predict` writes them; the last file marks the group as complete."""
 
     portable = False
 
@@ -104,7 +107,7 @@ class FolderOutput:
 
     def done(self, row: Row) -> bool:
         """Whether the last file exists."""
-        return self.storage.exists(row.target + (REPORT if self.reports else LABELS))
+        return self.storage.exists(row.target + last_suffix(self.reports))
 
     def encode(self, result: Result) -> None:
         """Write the files of an image."""
@@ -116,13 +119,34 @@ class FolderOutput:
         self.storage.write({result.row.target + suffix: save for suffix, save in savers.items()})
 
     def add(self, encoded: None) -> None:
-        """Nothing: the files are written."""
+        """No-op: `encode` has written the files."""
 
     def finish(self) -> None:
-        """Nothing: the files are written."""
+        """No-op: `encode` has written the files."""
 
     def discard(self) -> None:
-        """Nothing: the files of complete images are kept."""
+        """No-op: the files of complete images are kept."""
+
+
+def last_suffix(reports: bool) -> str:
+    """The suffix of the file of an image that is written last."""
+    return REPORT if reports else LABELS
+
+
+def remove_results(storage: Storage, settings: RunSettings, targets: Sequence[str]) -> None:
+    """Remove what tells that images of an earlier run are done: their last files, or the tar and Parquet files."""
+    if settings.format == "folder":
+        for target in targets:
+            storage.remove(target + last_suffix(settings.reports))
+        return
+    for name in storage.names(DATA):
+        if SHARD_FILE.fullmatch(name):
+            storage.remove(f"{DATA}/{name}")
+
+
+def shard_file(manifest: Manifest, index: int, suffix: str) -> str:
+    """The name of the tar or Parquet file of a shard, as on the Hub."""
+    return f"{DATA}/train-{index:05d}-of-{manifest.shards:05d}{suffix}"
 
 
 class ShardOutput:
@@ -136,8 +160,8 @@ class ShardOutput:
 
     @property
     def name(self) -> str:
-        """The name of the file, as on the Hub."""
-        return f"data/train-{self.index:05d}-of-{self.manifest.shards:05d}{self.suffix}"
+        """The name of the file."""
+        return shard_file(self.manifest, self.index, self.suffix)
 
     def done(self, row: Row) -> bool:
         """False: a shard whose file is complete is not repeated."""
@@ -191,7 +215,7 @@ class TarOutput(ShardOutput):
         return files | {key + REPORT: json_text(result.report).encode()}
 
     def add(self, encoded: dict[str, bytes]) -> None:
-        """Add the files of a sample; owner and time are those of no file, so that the bytes are always the same."""
+        """Add the files of a sample; owner and time are fixed, so that the archive is reproducible."""
         with write_errors(Path(self.manifest.storage.root, self.name)):
             for name, content in encoded.items():
                 member = tarfile.TarInfo(name)
@@ -216,7 +240,7 @@ class ParquetOutput(ShardOutput):
 
         if unusable := set(options.suffixes) - set(IMAGE_SUFFIXES):
             raise HfVitSegError(
-                f"Parquet has no place for {', '.join(sorted(unusable))}: use the format folder or webdataset"
+                f"the format parquet does not support {', '.join(sorted(unusable))}: use folder or webdataset"
             )
         self.images = [name for suffix, name in IMAGE_SUFFIXES.items() if suffix in options.suffixes]
         self.schema = dataset_schema(self.images, names, palette, manifest)
@@ -334,4 +358,14 @@ def open_output(
     return table[manifest.settings.format]()
 
 
-__all__ = ["FORMATS", "Output", "Result", "json_saver", "open_output", "result_savers"]
+__all__ = [
+    "DATA",
+    "FORMATS",
+    "Output",
+    "Result",
+    "json_saver",
+    "open_output",
+    "remove_results",
+    "result_savers",
+    "shard_file",
+]

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,10 @@ from hf_vit_seg.inference.files.prediction import FileFacts, PredictOptions, rea
 
 from .manifest import Row
 from .readers import ConnectionLost, Readers
+
+
+class DecoderError(HfVitSegError):
+    """A process that decodes images was killed."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def failure(name: str, error: Exception) -> Failure:
 
 @dataclass(frozen=True)
 class ImagePreparation:
-    """The settings for preprocessing images, without the model, so that other processes can have them."""
+    """The settings for preprocessing images, without the model, for worker processes."""
 
     processor: Any
     protocol: Protocol
@@ -75,7 +79,7 @@ class ImagePreparation:
 
 
 class Preparer:
-    """Preprocesses rows in advance, in order; `ahead` images at most are held.
+    """Preprocesses rows in advance, in order; at most `ahead` images are buffered.
 
     Threads read files; they also decode, or have `processes` do it.
     """
@@ -96,7 +100,12 @@ class Preparer:
         if self.processes is None:
             found = self.preparation(encoded, name)
         else:
-            found = self.processes.submit(prepare_in_process, encoded, name).result()
+            try:
+                found = self.processes.submit(prepare_in_process, encoded, name).result()
+            except BrokenExecutor as error:
+                raise DecoderError(
+                    "a process that decodes images was killed, possibly for lack of memory: run the same command again"
+                ) from error
         return found if isinstance(found, Failure) else Prepared(*found, encoded)
 
     def rows(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Prepared | Failure]]:
@@ -152,4 +161,4 @@ def decoding_processes(count: int, preparation: ImagePreparation) -> Iterator[Ex
         yield processes
 
 
-__all__ = ["Failure", "ImagePreparation", "Prepared", "Preparer", "decoding_processes", "failure"]
+__all__ = ["DecoderError", "Failure", "ImagePreparation", "Prepared", "Preparer", "decoding_processes", "failure"]

@@ -23,6 +23,7 @@ from hf_vit_seg.inference.files.prediction import PredictOptions
 from hf_vit_seg.inference.segmenter import Segmenter
 
 from .manifest import Manifest
+from .preparation import DecoderError
 from .shard import ShardSegmenter, ShardStatus, WorkSettings, failed_shard
 
 ATTEMPTS = 3  # processes that may end while they work on the same shard
@@ -105,7 +106,7 @@ def run_processes(work: Work, shards: Sequence[int], note: Note, count: int) -> 
 
 
 class ProcessGroup:
-    """Processes that segment shards. Each has its own pipe: one that is killed leaves no lock behind."""
+    """Processes that segment shards. Each has its own pipe, so that a killed process cannot hold a lock."""
 
     def __init__(self, work: Work, shards: Sequence[int], note: Note):
         self.work, self.upcoming, self.note = work, deque(shards), note
@@ -130,9 +131,11 @@ class ProcessGroup:
             for connection in wait(list(self.processes)):
                 assert isinstance(connection, Connection)
                 try:
-                    self.receive(connection, *connection.recv())
+                    message = connection.recv()
                 except (EOFError, OSError):
                     self.replace(connection)
+                else:
+                    self.receive(connection, *message)
 
     def start(self) -> None:
         """Start a process."""
@@ -157,7 +160,8 @@ class ProcessGroup:
             self.note(content)
         if self.upcoming:
             self.working_on[connection] = self.upcoming.popleft()
-            connection.send(self.working_on[connection])
+            with suppress(OSError):  # it was killed, which the next `wait` tells
+                connection.send(self.working_on[connection])
         else:
             self.forget(connection)
 
@@ -170,7 +174,7 @@ class ProcessGroup:
         process.join()
 
     def replace(self, connection: Connection) -> None:
-        """Start a process in the place of one that was killed, unless its shard ends every process."""
+        """Start a process in the place of one that was killed; a shard is tried `ATTEMPTS` times."""
         process = self.processes.pop(connection)
         process.join()
         connection.close()
@@ -181,7 +185,9 @@ class ProcessGroup:
         if self.ended[index] < ATTEMPTS:
             self.upcoming.appendleft(index)
         else:
-            reason = f"{ATTEMPTS} processes ended, the last with code {process.exitcode}; is there enough memory?"
+            reason = (
+                f"{ATTEMPTS} worker processes ended, the last with code {process.exitcode}, possibly for lack of memory"
+            )
             self.note(failed_shard(self.work.manifest, index, reason))
         if self.upcoming:
             self.start()
@@ -201,6 +207,8 @@ def serve(connection: Connection, work: Work) -> None:
                         connection.send(("progress", (index, done)))
 
                     connection.send(("done", work.segment(segment, index, note)))
+        except DecoderError:  # this process is replaced, as if it had been killed itself
+            return
         except HfVitSegError as error:
             connection.send(("refused", error_sentence(error)))
         except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.errors import HfVitSegError, error_sentence
 
 from .preparation import Failure
 from .processes import Note, Work, prepare_process
 from .shard import ShardStatus
 
-SHARD, STATUS = "shard", "status"
+SHARD, STATUS, REFUSED = "shard", "status", "refused"
 
 
 class RayError(HfVitSegError):
-    """Ray is not installed, or its cluster cannot be reached."""
+    """Ray is not installed, its cluster cannot be reached, or an actor cannot segment a shard."""
 
 
 class ShardActor:
@@ -30,13 +30,24 @@ class ShardActor:
         prepare_process()
         with suppress(OSError):  # relative paths are those of the command, on file systems that are shared
             os.chdir(work.folder)
-        self.work = work
-        self.segment = work.open().__enter__()
+        self.work, self.refused = work, ""
+        try:
+            self.segment = work.open().__enter__()
+        except HfVitSegError as error:  # Ray would restart an actor that raises
+            self.refused = error_sentence(error)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Segment shards, and return their status records."""
-        found = [self.work.segment(self.segment, int(index), lambda done: None) for index in batch[SHARD]]
-        return {STATUS: [json.dumps(asdict(status)) for status in found]}
+        return {STATUS: [self.segment_shard(int(index)) for index in batch[SHARD]]}
+
+    def segment_shard(self, index: int) -> str:
+        """Segment a shard, and return its status record as JSON, or a sentence that says why it is refused."""
+        try:
+            if not self.refused:
+                return json.dumps(asdict(self.work.segment(self.segment, index, lambda done: None)))
+        except HfVitSegError as error:
+            self.refused = error_sentence(error)
+        return json.dumps({REFUSED: self.refused})
 
 
 def import_ray() -> Any:
@@ -53,7 +64,7 @@ def run_ray(
 ) -> None:
     """Segment shards on a cluster of Ray, a local one by default; `actors` is the largest number of processes.
 
-    Each shard is a block of its own, so that few images reach all actors. Raises RayError.
+    Each shard is a block, so that small runs are distributed too. Raises RayError.
     """
     if not shards:
         return
@@ -83,12 +94,14 @@ def connect(ray: Any, address: str | None) -> None:
             include_dashboard=False if address is None else None,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RayError(f"no cluster of Ray can be reached at {address}: {error}") from error
+        raise RayError(f"cannot connect to the Ray cluster at {address}: {error}") from error
 
 
 def read_row(text: str) -> ShardStatus:
-    """Read a status record that an actor returned."""
+    """Read a status record that an actor returned. Raises RayError for a shard that was refused."""
     found = json.loads(text)
+    if REFUSED in found:
+        raise RayError(found[REFUSED])
     return ShardStatus(**found | {"failures": tuple(Failure(**each) for each in found["failures"])})
 
 

@@ -19,6 +19,7 @@ from .manifest import Manifest, Row
 from .storage import ATTEMPTS, FIRST_PAUSE, is_address, open_address
 
 Value = TypeVar("Value")
+KEPT_ROWS = 64  # more than threads read ahead
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 
 
@@ -84,12 +85,16 @@ class TarReader:
             data = read_remote(name, lambda: filesystem.cat_file(path, start=row.offset, end=stop))
         else:
             with self.lock:
-                assert self.file is not None
-                self.file.seek(row.offset)
-                data = self.file.read(row.size)
+                data = read_remote(name, lambda: self.read_local(row))
         if len(data) != row.size:
             raise ImageFileError(f"{name}: the tar file is shorter than when the run was planned")
         return ImageBytes(name, data)
+
+    def read_local(self, row: Row) -> bytes:
+        """Read a member of a local file."""
+        assert self.file is not None
+        self.file.seek(row.offset)
+        return self.file.read(row.size)
 
 
 class ParquetReader:
@@ -99,7 +104,7 @@ class ParquetReader:
         import pyarrow.parquet
 
         self.column, self.path = source.column, source.root
-        self.file = pyarrow.parquet.ParquetFile(read_remote(source.root, lambda: open_binary(source.root)))
+        self.file = read_remote(source.root, lambda: pyarrow.parquet.ParquetFile(open_binary(source.root)))
         counts = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
         self.starts = [sum(counts[:group]) for group in range(len(counts) + 1)]
         self.lock, self.group, self.cells = threading.Lock(), -1, None
@@ -137,9 +142,11 @@ class DatasetReader:
         return cell_file(found[self.column], name, "")
 
     def advance(self, index: int) -> Any:
-        """Read the stream up to a row; rows that threads ask for out of order are kept."""
+        """Read the stream up to a row; rows that threads request out of order are kept for a while."""
         if index in self.ahead:
             return self.ahead.pop(index)
+        for old in [row for row in self.ahead if row < index - KEPT_ROWS]:  # those of finished images are not requested
+            del self.ahead[old]
         if self.next < 0 or index < self.next:
             self.ahead.clear()
             self.rows, self.next = iter(self.data.skip(index)), index

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from transformers.utils.hub import extract_commit_hash
 
 from hf_vit_seg.directory_lock import lock_directory
@@ -22,7 +23,7 @@ from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.prediction import PredictOptions
 
 from .manifest import FOLDER, HEADER, Manifest, RunSettings, check_settings, plan, read_manifest
-from .outputs import FORMATS, TEMPORARY
+from .outputs import FORMATS, TEMPORARY, remove_results
 from .preparation import Failure
 from .processes import Event, ModelSettings, Note, Work, run_processes
 from .ray_engine import run_ray
@@ -71,7 +72,7 @@ class BatchRun:
 
 
 class RunObserver:
-    """Is told how a run advances; subclasses show it."""
+    """Callbacks for the progress of a run."""
 
     def planned(self, images: int) -> None:
         """While the run is planned: the images found so far."""
@@ -111,7 +112,7 @@ def segment_images(run: BatchRun, observer: RunObserver | None = None) -> RunSum
     check_run(run)
     observer = observer or RunObserver()
     storage = Storage(run.out if is_address(run.out) else os.path.abspath(local_path(run.out)))
-    with hold_output(run, storage):
+    with lock_output(run, storage):
         manifest = open_manifest(run, storage, observer.planned)
         shards = [index for index in range(manifest.shards) if index % run.world == run.rank]
         finished = {index: status for index in shards if (status := read_status(manifest, index))}
@@ -145,13 +146,15 @@ def check_run(run: BatchRun) -> None:
         raise RunError("tiles and videos are not divided into shards: remove --tile, --frames and --frame-rate")
     if run.format == "parquet" and (options.geojson or options.coco or options.top_k):
         raise RunError("the format parquet has no polygons and top classes: use folder or webdataset")
+    if run.overwrite and run.world > 1 and not is_launched():
+        raise RunError("jobs that start at different times cannot replace results: choose another --out")
     if run.engine == "ray" and run.world > 1:
         raise RunError("--engine ray divides the shards itself: start one process, without accelerate launch")
 
 
 @contextmanager
-def hold_output(run: BatchRun, storage: Storage) -> Iterator[None]:
-    """Hold the lock of a local output; of several commands with one output, the first one does."""
+def lock_output(run: BatchRun, storage: Storage) -> Iterator[None]:
+    """Lock a local output; of several processes with one output, only rank 0 locks."""
     with nullcontext() if storage.folder is None or run.rank else lock_directory(storage.folder):
         yield
 
@@ -160,25 +163,24 @@ def hold_output(run: BatchRun, storage: Storage) -> Iterator[None]:
 
 
 def open_manifest(run: BatchRun, storage: Storage, planned: Callable[[int], Any]) -> Manifest:
-    """The manifest of a run: the one that is there, or a new one, which the first process of several writes."""
+    """Read the manifest of a run, or plan the run; rank 0 writes it."""
     with first_process(run):
         found = None if run.overwrite and not run.rank else read_manifest(storage)
         if found is not None:
             check_settings(found, run_settings(run, found))
             return found
-        if run.overwrite:
+        if run.overwrite and not run.rank:
             remove_status(storage)
         elif any(name != ERRORS for name in storage.names()):
-            raise RunError(
-                f"{run.out} has files of no run of batch inference: choose an empty folder, or pass --overwrite"
-            )
-        return plan(run_settings(run), storage, planned)
+            raise RunError(f"{run.out} is not empty and has no manifest: choose an empty folder, or pass --overwrite")
+        settings = run_settings(run)
+        return plan(settings, storage, planned, partial(remove_results, storage, settings) if run.overwrite else ignore)
 
 
 @contextmanager
 def first_process(run: BatchRun) -> Iterator[None]:
     """Of the processes that accelerate has started, the first one enters before the others."""
-    if "MASTER_ADDR" not in os.environ or run.world == 1:
+    if not is_launched() or run.world == 1:
         yield
         return
     from accelerate import PartialState
@@ -187,25 +189,38 @@ def first_process(run: BatchRun) -> Iterator[None]:
         yield
 
 
+def is_launched() -> bool:
+    """Whether accelerate or torchrun started this process with others."""
+    return "MASTER_ADDR" in os.environ
+
+
+def ignore(targets: Sequence[str]) -> None:
+    """Keep earlier results: there are none, or they belong to the run."""
+
+
+def is_local(model: str) -> bool:
+    """Whether a model is a local file or folder."""
+    return Path(model).expanduser().exists()
+
+
 def run_settings(run: BatchRun, found: Manifest | None = None) -> RunSettings:
-    """What determines the results of a run; a model of the Hub keeps the revision of a manifest that was `found`."""
+    """The settings that affect results; a model of the Hub keeps the revision of a manifest that was `found`."""
     options = {key: value for key, value in asdict(run.options).items() if key != "model"}
     options |= {"coordinates": run.options.coordinates.value, "boxes": None}
     options |= {"protocol": run.protocol.model_dump(mode="json"), "dtype": run.dtype, "convert": run.convert}
     settings = RunSettings(run.model, "", run.inputs, options, run.format, run.column, run.shards, run.reports)
-    if found is not None and not Path(run.model).exists():
+    if found is not None and not is_local(run.model):
         return replace(settings, model_digest=found.settings.model_digest)
     return replace(settings, model_digest=model_digest(run.model))
 
 
 def model_digest(name: str) -> str:
     """The commit of a model on the Hub, or a digest of the files of a local one; empty if it is not known."""
-    path = Path(name).expanduser()
-    if path.exists():
-        return digest_files(path)
+    if is_local(name):
+        return digest_files(Path(name).expanduser())
     try:
         return HfApi().model_info(name).sha or ""
-    except (HfHubHTTPError, HFValidationError, OSError):  # not on the Hub, or no connection: as it is in the cache
+    except (HTTPError, HFValidationError, OSError):  # not on the Hub, or no connection: as it is in the cache
         cached = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
         return extract_commit_hash(cached, None) or "" if isinstance(cached, str) else ""
 
@@ -222,7 +237,7 @@ def digest_files(path: Path) -> str:
 
 
 def remove_status(storage: Storage) -> None:
-    """Remove the manifest and the status records of an earlier run; its results are replaced one by one."""
+    """Remove the manifest and the status records of an earlier run."""
     storage.remove(HEADER)
     for name in storage.names(f"{FOLDER}/shards"):
         storage.remove(f"{FOLDER}/shards/{name}")
@@ -236,7 +251,7 @@ def run_engine(run: BatchRun, manifest: Manifest, shards: Sequence[int], note: N
     workers, model, settings = resources(run)
     if not shards:
         return
-    if not Path(run.model).exists() and manifest.settings.model_digest:
+    if not is_local(run.model) and manifest.settings.model_digest:
         model = replace(model, revision=manifest.settings.model_digest)
     options = replace(run.options, model=run.model)
     work = Work(manifest, model, options, settings)
@@ -299,7 +314,7 @@ def finish(manifest: Manifest, statuses: Sequence[ShardStatus]) -> RunSummary:
 
 
 def write_errors(storage: Storage, failures: Sequence[Failure]) -> None:
-    """Write the table of the images that could not be segmented; without any, there is no table."""
+    """Write the table of the images that could not be segmented, or remove it if there are none."""
     if not failures:
         storage.remove(ERRORS)
         return

@@ -30,7 +30,7 @@ from .outputs import Output, Result, open_output, result_savers
 from .preparation import Failure, ImagePreparation, Prepared, Preparer, decoding_processes, failure
 from .readers import Readers
 
-OF_ONE_IMAGE = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL})  # others stop the run
+PER_IMAGE_ERRNOS = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL})  # others stop the run
 NOT_REPORTED = ("timings_ms",)  # results do not depend on the duration
 
 
@@ -38,7 +38,7 @@ NOT_REPORTED = ("timings_ms",)  # results do not depend on the duration
 class WorkSettings:
     """How a process works, which does not change the results.
 
-    `batch_size` images at most are shown to the model together; `readers` and `writers` are threads, `decoders`
+    `batch_size` is the maximum number of images per forward pass; `readers` and `writers` are threads, `decoders`
     processes (0: the readers decode).
     """
 
@@ -118,7 +118,7 @@ def segment_shard(
 
 
 class ShardSegmenter:
-    """A model with the threads and processes that serve it; calling it segments a shard, see `segment_shard`."""
+    """A model with its worker threads and processes; calling it segments a shard, see `segment_shard`."""
 
     def __init__(self, segmenter: Segmenter, options: PredictOptions, work: WorkSettings):
         self.segmenter, self.options, self.work = segmenter, options, work
@@ -157,7 +157,7 @@ class ShardSegmenter:
 
 
 class Pipeline:
-    """Reads, segments and writes the images of a shard side by side."""
+    """Reads, segments and writes the images of a shard concurrently."""
 
     def __init__(
         self, owner: ShardSegmenter, manifest: Manifest, index: int, output: Output, note: Callable[[int], Any]
@@ -184,8 +184,9 @@ class Pipeline:
         for row, found in self.preparer.rows(pending):
             if isinstance(found, Failure):
                 self.results[row.index] = found
-            elif batch := window.add(self.size_of(found), (row, found)):
-                self.segment(batch)
+            else:
+                for batch in window.add(self.size_of(found), (row, found)):
+                    self.segment(batch)
             self.add_results(self.work.batch_size + self.work.writers)
         for batch in window.rest():
             self.segment(batch)
@@ -209,10 +210,12 @@ class Pipeline:
 
     def segment(self, batch: Sequence[tuple[Row, Prepared]]) -> None:
         """Segment a batch and start to write its results; one that fails is divided, so that only one image fails."""
+        images = [prepared.image for _, prepared in batch]
         start = time.perf_counter()
         try:
-            found = self.segmenter.segment_batch([prepared.image for _, prepared in batch], self.selection)
+            found = self.segmenter.segment_batch(images, self.selection)
         except Exception as error:
+            self.model_seconds += time.perf_counter() - start
             if len(batch) > 1:
                 half = len(batch) // 2
                 self.segment(batch[:half])
@@ -220,8 +223,7 @@ class Pipeline:
             else:
                 self.results[batch[0][0].index] = self.model_failure(batch[0][0], error)
             return
-        finally:
-            self.model_seconds += time.perf_counter() - start
+        self.model_seconds += time.perf_counter() - start
         for (row, prepared), segmentation in zip(batch, found, strict=True):
             self.results[row.index] = self.writers.submit(self.write, row, prepared, segmentation)
 
@@ -260,7 +262,7 @@ class Pipeline:
             try:
                 self.output.add(found.result())
             except Exception as error:
-                if isinstance(error, WriteError) and getattr(error.__cause__, "errno", None) not in OF_ONE_IMAGE:
+                if isinstance(error, WriteError) and getattr(error.__cause__, "errno", None) not in PER_IMAGE_ERRNOS:
                     raise
                 found = failure(self.manifest.locate(row), error)
         if isinstance(found, Failure):

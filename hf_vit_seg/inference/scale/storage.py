@@ -1,9 +1,10 @@
-"""Files in a local folder or at an fsspec address, each written whole or not at all."""
+"""Files in a local folder or at an fsspec address, written atomically."""
 
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -94,10 +95,22 @@ class Storage:
         """Write a text file."""
         self.write({name: lambda path: path.write_text(text, encoding="utf-8", newline="")}, flush=True)
 
-    def read(self, name: str) -> bytes | None:
-        """The content of a file; None if there is none."""
+    @contextmanager
+    def read_errors(self, name: str) -> Iterator[None]:
+        """Raise StorageError for failures of reading except FileNotFoundError."""
         try:
-            with self.open(name) as file:
+            yield
+        except (FileNotFoundError, HfVitSegError):
+            raise
+        except Exception as error:  # of the disk, the network and of access; each file system has its own
+            if self.folder is not None and not isinstance(error, OSError):
+                raise
+            raise StorageError(f"{self.root}/{name} cannot be accessed: {error_sentence(error)}") from error
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None if there is none. Raises StorageError."""
+        try:
+            with self.read_errors(name), self.open(name) as file:
                 return file.read()
         except FileNotFoundError:
             return None
@@ -109,30 +122,34 @@ class Storage:
         return open(self.path(name), "rb") if self.folder is not None else self.remote[0].open(self.path(name), "rb")
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file now."""
-        if self.folder is None:
+        """Whether a file exists, without a cache. Raises StorageError."""
+        if self.folder is not None:
+            return os.path.exists(self.path(name))
+        with self.read_errors(name):
             self.remote[0].invalidate_cache()
-        return os.path.exists(self.path(name)) if self.folder is not None else self.remote[0].exists(self.path(name))
+            return self.remote[0].exists(self.path(name))
 
     def names(self, folder: str = "") -> list[str]:
-        """The names of the files and folders directly in a folder, without hidden ones, in order."""
+        """The names of the files and folders in a folder, sorted, without hidden ones. Raises StorageError."""
         place = self.path(folder)
         try:
-            if self.folder is not None:
-                found = os.listdir(place)
-            else:
-                self.remote[0].invalidate_cache()
-                found = [PurePosixPath(each).name for each in self.remote[0].ls(place, detail=False)]
+            with self.read_errors(folder):
+                if self.folder is not None:
+                    found = os.listdir(place)
+                else:
+                    self.remote[0].invalidate_cache()
+                    found = [PurePosixPath(each).name for each in self.remote[0].ls(place, detail=False)]
         except FileNotFoundError:
             return []
         return sorted(name for name in found if not name.startswith("."))
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it exists."""
-        if self.folder is not None:
-            Path(self.path(name)).unlink(missing_ok=True)
-        elif self.exists(name):
-            self.remote[0].rm(self.path(name))
+        """Remove a file, if it exists. Raises StorageError."""
+        with self.read_errors(name):
+            if self.folder is not None:
+                Path(self.path(name)).unlink(missing_ok=True)
+            elif self.exists(name):
+                self.remote[0].rm(self.path(name))
 
 
 __all__ = ["ATTEMPTS", "FIRST_PAUSE", "Saver", "Storage", "StorageError", "is_address", "local_path", "open_address"]

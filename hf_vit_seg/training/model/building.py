@@ -198,7 +198,7 @@ def complete_config(
         if name in DERIVED_FIELDS:
             raise RecordError(f"model.fields.{name} cannot be set: it follows from {DERIVED_FIELDS[name]}")
         if name == "decode_head" and not has_head(config, recipe.model.fields[name]):
-            raise RecordError(fixed_head(config))
+            raise RecordError(unknown_head(config, recipe.model.fields[name]))
         if name not in known:
             raise RecordError(unknown(f"model.fields.{name}", name, sorted(known), RENAMED_FIELDS))
     try:
@@ -229,12 +229,13 @@ def has_head(config: PreTrainedConfig, name: Any) -> bool:
     return has_choice(type(config)) or (hasattr(config, "decode_head") and name in (OWN_HEAD, *OBJECT_HEADS))
 
 
-def fixed_head(config: PreTrainedConfig) -> str:
-    """Format the message for a head that is set for an architecture with a fixed one."""
+def unknown_head(config: PreTrainedConfig, name: Any) -> str:
+    """Format the message for a head that an architecture without a choice of pixel heads does not have."""
     choices = [each.name for each in architectures().values() if has_choice(each.config)]
+    known = [OWN_HEAD, *OBJECT_HEADS] if hasattr(config, "decode_head") else [OWN_HEAD]
     return (
-        f"model.fields.decode_head cannot be set: {config.model_type} has a fixed segmentation head; the architectures "
-        f"with a choice of heads are {', '.join(choices)}"
+        f"model.fields.decode_head: {config.model_type} has no head '{name}'; {nearest(str(name), known, 'heads')}; "
+        f"the architectures with a choice of heads are {', '.join(choices)}"
     )
 
 

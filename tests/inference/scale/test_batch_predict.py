@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
 from hf_vit_seg.error_reporting import DONE, FAILED, REFUSED
+from hf_vit_seg.hub.dataset import push_dataset
+from hf_vit_seg.hub.repository import PushError, Target
 from hf_vit_seg.inference import Segmenter
 from hf_vit_seg.inference.scale.console import requires_shards, share_of_processes, summary_lines
-from hf_vit_seg.inference.scale.run import BatchRun, RunObserver, RunSummary, resources, segment_images
+from hf_vit_seg.inference.scale.run import BatchRun, RunError, RunObserver, RunSummary, resources, segment_images
 
 ONE = ("--workers", "1", "--no-overlay")
 
@@ -82,6 +85,38 @@ def test_other_settings_are_refused(model, photos, tmp_path):
         assert predict(model, photos, "-o", out, *ONE, *other)[0] == REFUSED
     assert predict(model, photos, "-o", out, *ONE, "--batch-size", 3)[0] == DONE
     assert predict(model, photos, "-o", out, *ONE, "--shards", 2, "--overwrite")[0] == DONE
+
+
+def test_overwrite_replaces_results(model, photos, tmp_path):
+    out = tmp_path / "out"
+    assert predict(model, photos, "-o", out, *ONE)[0] == DONE
+    other = save_segmenter(tmp_path / "other", seed=2)
+    assert predict(other, photos, "-o", out, *ONE, "--overwrite")[0] == DONE
+    assert predict(other, photos, "-o", tmp_path / "fresh", *ONE)[0] == DONE
+    assert results(out) == results(tmp_path / "fresh")
+
+
+def test_overwrite_leaves_no_files_of_other_shards(model, photos, tmp_path):
+    out = tmp_path / "out"
+    for shards in (3, 2):
+        arguments = ("-o", out, *ONE, "--format", "parquet", "--shards", shards, "--overwrite")
+        assert predict(model, photos, *arguments)[0] == DONE
+    assert len(list((out / "data").iterdir())) == 2
+
+
+def test_equal_names_in_two_folders(model, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "copy")
+    assert predict(model, photos, tmp_path / "copy", "-o", tmp_path / "out", *ONE)[0] == DONE
+    found = [path for path in results(tmp_path / "out") if str(path).endswith(".json") and ".manifest" not in str(path)]
+    assert len(found) == 2 * sum(path.is_file() for path in photos.rglob("*"))
+
+
+def test_unfinished_run_is_not_pushed(model, photos, tmp_path):
+    out = tmp_path / "out"
+    assert predict(model, photos, "-o", out, *ONE, "--format", "parquet", "--shards", 2)[0] == DONE
+    (out / ".manifest/shards/00001.json").unlink()
+    with pytest.raises(PushError):
+        push_dataset(out, Target("me/labels"))
 
 
 def test_changed_model_is_refused(photos, tmp_path):
@@ -182,10 +217,17 @@ def test_observer_counts_images(model, photos, tmp_path):
         ({"RANK": "0", "WORLD_SIZE": "1"}, (0, 1)),
         ({"RANK": "3", "WORLD_SIZE": "4", "NUM_SHARDS": "8"}, (3, 4)),
         ({"RANK": "5", "NUM_SHARDS": "8"}, (5, 8)),
+        ({"NUM_SHARDS": "8"}, (0, 1)),
     ],
 )
 def test_share_of_processes(environment, expected):
     assert share_of_processes(environment) == expected
+
+
+@pytest.mark.parametrize("environment", [{"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}])
+def test_impossible_ranks_are_refused(environment):
+    with pytest.raises(RunError):
+        share_of_processes(environment)
 
 
 @pytest.mark.parametrize(

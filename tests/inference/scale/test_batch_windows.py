@@ -20,7 +20,7 @@ def test_batches_have_equal_sizes_and_lose_nothing(sizes, batch, window):
 
 @given(SIZES, st.integers(1, 5), st.integers(0, 12))
 def test_wait_is_bounded(sizes, batch, window):
-    """At most `window` items are pending when the next one is taken."""
+    """At most `window` further items are taken before an item leaves."""
     taken = 0
 
     def items():
@@ -29,11 +29,13 @@ def test_wait_is_bounded(sizes, batch, window):
             taken += 1
             yield size, number
 
-    given_back = 0
     for part in batches(items(), batch, window):
-        assert taken - given_back <= window + 1 or taken == len(sizes) or len(part) == batch
-        given_back += len(part)
-    assert given_back == len(sizes)
+        assert all(taken - (number + 1) <= window for number in part)
+
+
+def test_rare_size_does_not_wait_for_the_end():
+    found = list(batches([("rare", 0), *(("common", number) for number in range(1, 100))], 4))
+    assert [0] in found[:6]
 
 
 def test_full_batches_come_first():

@@ -35,6 +35,13 @@ def test_names_that_collide_get_suffix_or_digest():
     assert names[2].lower() != names[3]
 
 
+def test_equal_places_of_two_inputs_get_different_names():
+    places, origins = ["1.jpg", "1.jpg", "2.jpg"], ["a", "b", "b"]
+    names = target_names(places, origins=origins)
+    assert len(set(names)) == 3 and names[2] == "2" and all(name.startswith("1_jpg_") for name in names[:2])
+    assert target_names(places[::-1], origins=origins[::-1]) == names[::-1]
+
+
 def test_unicode_forms_are_one_name():
     composed, decomposed = target_names(["\u00e9.jpg", "e\u0301.jpg"])
     assert composed.rpartition("_")[0] == "\u00e9_jpg" and decomposed.rpartition("_")[0] == "e\u0301_jpg"
