@@ -44,13 +44,13 @@ def beyond_ascii(texts: Iterable[str]) -> frozenset[str]:
 def find_font(needed: frozenset[str]) -> Path | None:
     """Find the font with the most of the characters, DejaVu Sans first; None if there are no characters."""
     codes = {ord(character) for character in needed}
-    if not codes or codes <= covered(dejavu()):
+    if not codes or codes <= supported_characters(dejavu()):
         return dejavu() if codes else None
     best = dejavu()
     for path in installed_fonts():
-        if len(codes & covered(path)) > len(codes & covered(best)):
+        if len(codes & supported_characters(path)) > len(codes & supported_characters(best)):
             best = path
-    if missing := codes - covered(best):
+    if missing := codes - supported_characters(best):
         shown = "".join(map(chr, sorted(missing)[:10]))
         logger.warning("no font has the characters %s, which figures show as boxes: %s", shown, INSTALL)
     return best
@@ -72,7 +72,7 @@ def installed_fonts() -> list[Path]:
 
 
 @lru_cache(maxsize=1024)
-def covered(path: Path) -> frozenset[int]:
+def supported_characters(path: Path) -> frozenset[int]:
     """The code points that a scalable font has; none for fonts that cannot be read."""
     from matplotlib.ft2font import FT2Font
 

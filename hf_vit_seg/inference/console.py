@@ -92,7 +92,7 @@ def run_task(
     outcomes = predict_images([job for job in jobs if job not in videos], options)
     with show_progress() as progress:
         failures = Failures(progress)
-        show(note_failed(outcomes, failed), len(jobs) - len(videos), failures, "predicting")
+        show(collect_failures(outcomes, failed), len(jobs) - len(videos), failures, "predicting")
         for job in videos:
             failures.add(f"{job.image.path}: videos require a segmentation model; extract its frames", None)
     write_tables(task, [job for job in planned if job not in failed and job not in videos], out, skip_existing)
@@ -103,7 +103,7 @@ def run_task(
     return failures.exit_code
 
 
-def note_failed(outcomes: Iterator[Outcome], failed: set[Job]) -> Iterator[Outcome]:
+def collect_failures(outcomes: Iterator[Outcome], failed: set[Job]) -> Iterator[Outcome]:
     """Pass outcomes on, and add the jobs of failures to a set."""
     for outcome in outcomes:
         if outcome.error is not None:

@@ -31,7 +31,7 @@ class ImageSegmenter:
         self.device = select_device(device)
         self.model = model.eval().to(self.device)
         self.processor = processor
-        self.protocol = self.checked_protocol(protocol or Protocol())
+        self.protocol = self.resolve_protocol(protocol or Protocol())
         self.names = self.names_of(label_names(model.config))
         self.palette = class_palette(getattr(processor, "palette", None), len(self.names))
 
@@ -39,7 +39,7 @@ class ImageSegmenter:
         """The names of the classes of results, from those of the model's labels."""
         return tuple(labels)
 
-    def checked_protocol(self, protocol: Protocol) -> Protocol:
+    def resolve_protocol(self, protocol: Protocol) -> Protocol:
         """The protocol with the fixed input size of an exported program, if it leaves the size open."""
         sides = self.model.program.sides if isinstance(self.model, RuntimeModel) else None
         if sides is None or protocol.size is not None or protocol.window is not None:
@@ -49,7 +49,7 @@ class ImageSegmenter:
     def with_protocol(self, protocol: Protocol) -> Self:
         """The same model with another protocol."""
         other = copy.copy(self)
-        other.protocol = self.checked_protocol(protocol)
+        other.protocol = self.resolve_protocol(protocol)
         return other
 
     @property

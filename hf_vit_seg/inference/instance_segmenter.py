@@ -48,14 +48,14 @@ class InstanceSegmenter(ImageSegmenter):
         fused = getattr(processor, "label_ids_to_fuse", None)
         self.fused: tuple[int, ...] | None = None if fused is None else tuple(fused)
 
-    def checked_protocol(self, protocol: Protocol) -> Protocol:
+    def resolve_protocol(self, protocol: Protocol) -> Protocol:
         """The protocol for this model. Raises PredictionError for several views of an image, which have no average."""
         if protocol.views > 1 or protocol.blend != "flat":
             raise PredictionError(
                 "scales, flip and blend average the probabilities of classes: remove them for a model that finds "
                 "objects"
             )
-        return super().checked_protocol(protocol)
+        return super().resolve_protocol(protocol)
 
     @classmethod
     def from_pretrained(

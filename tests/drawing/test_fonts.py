@@ -11,7 +11,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw
 
 from hf_vit_seg.drawing import fonts
-from hf_vit_seg.drawing.fonts import covered, dejavu, fallback_families, find_font, load_font
+from hf_vit_seg.drawing.fonts import dejavu, fallback_families, find_font, load_font, supported_characters
 from hf_vit_seg.drawing.overlays import add_legend
 from hf_vit_seg.training.figures.layout import add_caption, legend_below
 from hf_vit_seg.training.figures.style import new_figure, quiet, set_font_families
@@ -68,7 +68,7 @@ def test_ascii_has_the_usual_font(installed):
 def test_european_letters_have_matplotlibs_font(installed, text):
     font = load_font(EM, [text])
     assert font.getname()[0] == "DejaVu Sans"
-    assert {ord(character) for character in text} <= covered(dejavu())
+    assert {ord(character) for character in text} <= supported_characters(dejavu())
     assert fallback_families([text]) == ["DejaVu Sans"]
 
 

@@ -75,7 +75,7 @@ class ImageBytes:
         return self.name
 
 
-def opened(file: Path | ImageBytes) -> Path | BytesIO:
+def as_stream(file: Path | ImageBytes) -> Path | BytesIO:
     """What readers of files open."""
     return BytesIO(file.data) if isinstance(file, ImageBytes) else file
 
@@ -85,7 +85,7 @@ def check_regular(path: Path) -> None:
 
     ImageFileError also where there is no such file, or its directory cannot be searched.
     """
-    with failures_in_words(path):
+    with raise_image_errors(path):
         mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         kind = next((name for check, name in KINDS.items() if check(mode)), "special file")
@@ -96,7 +96,7 @@ def first_bytes(file: Path | ImageBytes, count: int = 16) -> bytes:
     """How a file begins, which tells its format. ImageFileError when there is no such file, or nothing in it."""
     if isinstance(file, Path):
         check_regular(file)
-    with failures_in_words(file):
+    with raise_image_errors(file):
         if isinstance(file, ImageBytes):
             start = file.data[:count]
         else:
@@ -182,7 +182,7 @@ def refuse_folder(error: OSError) -> NoReturn:
 
 
 @contextmanager
-def pil_limit_lifted() -> Iterator[None]:
+def disable_pil_limit() -> Iterator[None]:
     """Let PIL open an image of any size: nothing is decoded yet."""
     with PIL_LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -193,7 +193,7 @@ def pil_limit_lifted() -> Iterator[None]:
 
 
 @contextmanager
-def failures_in_words(file: object) -> Iterator[None]:
+def raise_image_errors(file: object) -> Iterator[None]:
     """Convert every exception of readers and decoders to an ImageFileError that names the file.
 
     This is for calls of PIL, tifffile and numpy alone: they raise almost any exception for files that are broken.
@@ -277,8 +277,8 @@ def read_image(file: Path | ImageBytes, max_pixels: int = MAX_PIXELS) -> Image.I
     is decoded.
     """
     is_tiff = first_bytes(file).startswith(TIFFS)
-    with failures_in_words(file):
-        stored, orientation = hide_tiff_orientation(opened(file)) if is_tiff else (opened(file), UPRIGHT)
+    with raise_image_errors(file):
+        stored, orientation = hide_tiff_orientation(as_stream(file)) if is_tiff else (as_stream(file), UPRIGHT)
         with open_image(stored) as image:
             wide = 4 if image.mode.startswith(("I", "F")) else 1
             check_pixels(file, image.height, image.width, max_pixels, wide * len(image.getbands()))
@@ -292,20 +292,20 @@ def read_image(file: Path | ImageBytes, max_pixels: int = MAX_PIXELS) -> Image.I
 
 def open_image(stored: Path | BytesIO) -> Image.Image:
     """Open an image of any size with PIL; nothing is decoded yet."""
-    with pil_limit_lifted():  # held for the header only, so that threads decode side by side
+    with disable_pil_limit():  # held for the header only, so that threads decode side by side
         return Image.open(stored, formats=pil_formats())
 
 
 def read_orientation(file: Path | ImageBytes) -> int:
     """Read the orientation of an image or mask file (EXIF and TIFF tags; 1 is upright). Raises ImageFileError."""
     start = first_bytes(file)
-    with failures_in_words(file):
+    with raise_image_errors(file):
         if start.startswith(TIFFS):
-            return read_tiff_orientation(opened(file))
+            return read_tiff_orientation(as_stream(file))
         if start.startswith(NUMPY):
             return UPRIGHT
-        with open_image(opened(file)) as image:
-            return pil_orientation(image, opened(file))
+        with open_image(as_stream(file)) as image:
+            return pil_orientation(image, as_stream(file))
 
 
 def read_tiff_orientation(stored: Path | BytesIO) -> int:

@@ -12,7 +12,7 @@ from PIL import Image
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.text_files import read_text
 
-from .files import TIFFS, ImageFileError, failures_in_words, first_bytes
+from .files import TIFFS, ImageFileError, first_bytes, raise_image_errors
 from .orientation import UPRIGHT, pil_orientation, tiff_orientation
 
 KEYS = 34735  # the GeoKeyDirectory, which defines the coordinate reference system
@@ -92,11 +92,11 @@ def file_georeference(path: Path) -> GeoTags:
 
     if not first_bytes(path).startswith(TIFFS):
         if found := world_file_tags(path):
-            with failures_in_words(path), Image.open(path) as image:
+            with raise_image_errors(path), Image.open(path) as image:
                 orientation = pil_orientation(image, path)
             check_upright(path, found, orientation)
         return found
-    with failures_in_words(path), tifffile.TiffFile(path) as tiff:
+    with raise_image_errors(path), tifffile.TiffFile(path) as tiff:
         return page_georeference(tiff.pages.first, path)
 
 

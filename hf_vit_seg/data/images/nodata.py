@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .files import TIFFS, failures_in_words, first_bytes
+from .files import TIFFS, first_bytes, raise_image_errors
 
 IMPLAUSIBLE = 1e30  # no measured value; declared as missing, it is so in a single channel too
 NODATA = 42113  # the TIFF tag GDAL_NODATA
@@ -36,7 +36,7 @@ def file_nodata(path: Path) -> float | None:
 
     if not first_bytes(path).startswith(TIFFS):
         return None
-    with failures_in_words(path), tifffile.TiffFile(path) as tiff:
+    with raise_image_errors(path), tifffile.TiffFile(path) as tiff:
         return page_nodata(tiff.pages.first)
 
 

@@ -27,13 +27,13 @@ from .files import (
     TIFFS,
     ImageBytes,
     ImageFileError,
+    as_stream,
     check_pixels,
     check_sides,
     decoded_bytes,
-    failures_in_words,
     first_bytes,
     open_image,
-    opened,
+    raise_image_errors,
     read_image,
 )
 from .orientation import pil_orientation, tiff_orientation, turn_upright
@@ -84,9 +84,9 @@ def deep_png_pixels(file: File, channels: int, max_pixels: int) -> torch.Tensor:
 
     width, height, *_ = PNG_HEADER.unpack(first_bytes(file, PNG_HEADER.size))
     check_pixels(file, height, width, max_pixels, decoded_bytes(4, np.uint16))
-    with failures_in_words(file):
-        with open_image(opened(file)) as image:
-            orientation = pil_orientation(image, opened(file))
+    with raise_image_errors(file):
+        with open_image(as_stream(file)) as image:
+            orientation = pil_orientation(image, as_stream(file))
         decoded = imagecodecs.png_decode(file.data if isinstance(file, ImageBytes) else file.read_bytes())
     numbers = turn_upright(np.moveaxis(decoded, -1, 0), orientation)
     if channels in (1, 3) and len(numbers) in (2, 4):
@@ -122,7 +122,7 @@ def read_rgb_image(file: File, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def pil_pixels(image: Image.Image, channels: int, file: object) -> torch.Tensor:
     """Convert a PIL image to (C, H, W); `file` names it in messages."""
-    with failures_in_words(file):  # palettes and transparency are decoded here
+    with raise_image_errors(file):  # palettes and transparency are decoded here
         pixels = pil_array(image, channels)
     return as_channels(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), channels, file)
 
@@ -144,7 +144,7 @@ def as_channels(pixels: np.ndarray, channels: int, file: object) -> torch.Tensor
     if pixels.dtype.kind not in "buif":
         raise ImageFileError(f"{file}: pixels must be real numbers, found the type {pixels.dtype}")
     if len(pixels) in (1, 3) and channels == 3:
-        with failures_in_words(file):
+        with raise_image_errors(file):
             return stored_pixels(pixels, [len(pixels)], layout="channels_first").contiguous()
     if len(pixels) != channels:
         raise ImageFileError(
@@ -159,7 +159,7 @@ def tiff_pixels(file: File, channels: int, max_pixels: int) -> torch.Tensor:
     import tifffile
 
     stored = None
-    with failures_in_words(file), tifffile.TiffFile(opened(file)) as tiff:
+    with raise_image_errors(file), tifffile.TiffFile(as_stream(file)) as tiff:
         page: Any = tiff.pages.first
         needed = decoded_bytes(page.samplesperpixel, page.dtype or np.uint8)
         check_pixels(file, page.imagelength, page.imagewidth, max_pixels, needed)
@@ -244,9 +244,9 @@ def read_channels_first(group: Sequence[Any]) -> np.ndarray:
 
 def read_array(file: File) -> np.ndarray:
     """Load a .npy file without pickled objects; files on disk are memory-mapped."""
-    with failures_in_words(file):
+    with raise_image_errors(file):
         if isinstance(file, ImageBytes):
-            return np.load(opened(file), allow_pickle=False)
+            return np.load(as_stream(file), allow_pickle=False)
         return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
@@ -304,7 +304,7 @@ def read_tiff_values(file: File, max_pixels: int) -> np.ndarray:
     """Read the stored values of a TIFF, (C, H, W), upright."""
     import tifffile
 
-    with failures_in_words(file), tifffile.TiffFile(opened(file)) as tiff:
+    with raise_image_errors(file), tifffile.TiffFile(as_stream(file)) as tiff:
         page: Any = tiff.pages.first
         first = tiff.series[:1]
         check_pixels(file, page.imagelength, page.imagewidth, max_pixels, series_bytes(first, page))

@@ -106,7 +106,7 @@ def join_chains(chains: list[np.ndarray]) -> list[np.ndarray]:
             left.remove(current)
             parts += [chains[current], border_corners(float(ends[current]), float(begins[following[current]]))]
             current = int(following[current])
-        rings.append(without_repeated(np.concatenate(parts)))
+        rings.append(drop_repeated_points(np.concatenate(parts)))
     return [ring for ring in rings if len(ring) > 2 and np.ptp(ring, axis=0).min() > NARROWEST]
 
 
@@ -140,7 +140,7 @@ def contains(ring: np.ndarray, points: np.ndarray) -> np.ndarray:
     return (crosses & east).sum(1) % 2 == 1
 
 
-def without_repeated(ring: np.ndarray) -> np.ndarray:
+def drop_repeated_points(ring: np.ndarray) -> np.ndarray:
     """Remove corners that are equal to the one before."""
     return ring[(ring != np.roll(ring, 1, axis=0)).any(1)]
 

@@ -51,17 +51,17 @@ def stem(place: str, flat: bool) -> str:
 
 def repeated_names(names: Sequence[str]) -> list[int]:
     """The indices of the names that occur more than once, without regard to case and Unicode form."""
-    hashes = np.fromiter((hash(folded(name)) for name in names), np.int64, len(names))
+    hashes = np.fromiter((hash(casefold_name(name)) for name in names), np.int64, len(names))
     order = np.argsort(hashes, kind="stable")
     equal = hashes[order][1:] == hashes[order][:-1]
     repeated = np.zeros(len(names), bool)
     repeated[order[1:][equal]] = repeated[order[:-1][equal]] = True
     candidates = np.flatnonzero(repeated).tolist()  # and a few with equal hashes of different names
-    counts = Counter(folded(names[index]) for index in candidates)
-    return [index for index in candidates if counts[folded(names[index])] > 1]
+    counts = Counter(casefold_name(names[index]) for index in candidates)
+    return [index for index in candidates if counts[casefold_name(names[index])] > 1]
 
 
-def folded(name: str) -> str:
+def casefold_name(name: str) -> str:
     """A name as file systems that ignore case and Unicode form compare it."""
     return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
 

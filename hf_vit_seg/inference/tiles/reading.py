@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.data.images.files import NUMPY, TIFFS, ImageFileError, check_sides, failures_in_words, first_bytes
+from hf_vit_seg.data.images.files import NUMPY, TIFFS, ImageFileError, check_sides, first_bytes, raise_image_errors
 from hf_vit_seg.data.images.georeference import GeoTags, page_georeference
 from hf_vit_seg.data.images.nodata import missing_pixels, page_nodata
 from hf_vit_seg.data.images.orientation import UPRIGHT, tiff_orientation, upright_size
@@ -74,7 +74,7 @@ class RegionImage:
 
         Raises ImageFileError for broken files.
         """
-        with failures_in_words(self.path):
+        with raise_image_errors(self.path):
             numbers = self.stored.read(rows, columns)
         return self.convert(numbers), self.missing(numbers)
 
@@ -116,7 +116,7 @@ def tiff_size(path: Path) -> tuple[int, int]:
     """The upright (height, width) of the first page of a TIFF."""
     import tifffile
 
-    with failures_in_words(path), tifffile.TiffFile(path) as tiff:
+    with raise_image_errors(path), tifffile.TiffFile(path) as tiff:
         page: Any = tiff.pages.first
         return upright_size(page.imagelength, page.imagewidth, tiff_orientation(page))
 
@@ -135,7 +135,7 @@ def open_regions(path: Path, channels: int = 3) -> RegionImage:
     """
     start = first_bytes(path)
     if start.startswith(TIFFS):
-        with failures_in_words(path):
+        with raise_image_errors(path):
             return open_tiff(path, channels)
     if start.startswith(NUMPY):
         array = move_channels_first(read_array(path), (channels, 1), path)
@@ -207,7 +207,7 @@ def integer_converter(array: np.ndarray, channels: int, path: Path) -> Callable[
     if channels != 3 or len(array) not in (1, 3) or kind.kind not in "iu" or kind.itemsize <= 2:
         return lambda numbers: numbers
     own = torch.from_numpy(np.zeros(0, kind.newbyteorder("="))).dtype
-    with failures_in_words(path):
+    with raise_image_errors(path):
         found = narrowest_type(own, len(array), *limits(array))
     narrow = torch.zeros(0, dtype=found).numpy().dtype
     return lambda numbers: numbers.astype(narrow)
@@ -248,7 +248,7 @@ def pil_converter(page: Any, channels: int, path: Path) -> Callable[[np.ndarray]
 
     def pixels(numbers: np.ndarray) -> torch.Tensor:
         """Convert samples to pixels."""
-        with failures_in_words(path):  # PIL refuses palettes that are broken
+        with raise_image_errors(path):  # PIL refuses palettes that are broken
             image = to_image(numbers)
         return pil_pixels(image, channels, path)
 

@@ -21,7 +21,7 @@ SEED = 0  # of the points at which masks are compared
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def fork_seed(seed: int) -> Iterator[None]:
     """Draw random numbers from a seed, and restore the state of the generators."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -51,7 +51,7 @@ class ValidationLoss:
         def compute(mask_labels: Any, class_labels: Any, ignore_mask: Any = None, **_: Any) -> SimpleNamespace:
             return SimpleNamespace(loss=model.compute_loss(outputs, "sum", mask_labels, class_labels, ignore_mask))
 
-        with seeded(SEED):
+        with fork_seed(SEED):
             self.add(compute, labels)
 
     def add(self, model: Callable[..., Any], labels: Batch) -> None:

@@ -146,7 +146,7 @@ class Run:
         """Evaluate on the validation split, and save the model if it is the best so far."""
         validation = self.parts.data.validation
         assert validation is not None
-        with self.whole() as model, self.progress.evaluating(len(validation)) as advance:
+        with self.whole() as model, self.progress.evaluation_progress(len(validation)) as advance:
             context = EvaluationContext(
                 model, self.parts.processor, self.recipe, self.accelerator, advance, self.parts.objective
             )

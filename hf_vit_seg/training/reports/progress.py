@@ -2,7 +2,7 @@
 
 with Progress(total=steps, start=first, enabled=accelerator.is_main_process, log_every=10) as progress:
     progress.update(step, epoch=1.5, loss=0.4, learning_rate=6e-5, images_per_second=40.0)  # all optional
-    with progress.evaluating(images) as advance:
+    with progress.evaluation_progress(images) as advance:
         advance(1)
     progress.show_score("mean_iou", 0.71, best=True)
     progress.log("a line above the bar")
@@ -125,7 +125,7 @@ class Progress:
         self.log(f"step {self.step}/{self.total} · {self.score}")
 
     @contextmanager
-    def evaluating(self, images: int, title: str = "evaluating") -> Iterator[Callable[[int], None]]:
+    def evaluation_progress(self, images: int, title: str = "evaluating") -> Iterator[Callable[[int], None]]:
         """Show a second bar over `images`; call the yielded function with the number of new images."""
         if self.bar is None:
             yield lambda done: None

@@ -67,7 +67,7 @@ def test_terminal_shows_bars_for_training_and_evaluation():
     where = console(terminal=True, width=80)
     with Progress(100, 40, console=where) as progress:
         progress.update(50, loss=0.5, epoch=1.5)
-        with progress.evaluating(20) as advance:
+        with progress.evaluation_progress(20) as advance:
             advance(5)
             progress.bar.refresh()
             text = plain_output(where)
@@ -82,7 +82,7 @@ def test_other_processes_print_nothing():
     with Progress(4, console=where, enabled=False) as progress:
         progress.update(4, loss=1.0)
         progress.show_score("mean_iou", 0.5)
-        with progress.evaluating(3) as advance:
+        with progress.evaluation_progress(3) as advance:
             advance(3)
         progress.log("nothing")
     assert plain_output(where) == ""
