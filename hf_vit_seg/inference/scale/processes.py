@@ -87,10 +87,17 @@ class Work:
 
 
 def run_here(work: Work, shards: Sequence[int], note: Note) -> None:
-    """Segment shards in this process; `note` gets the progress of shards, and their status records."""
-    with work.open() as segment:
-        for index in shards:
-            note(work.segment(segment, index, lambda done, index=index: note(ShardProgress(index, done))))
+    """Segment shards in this process; `note` gets the progress of shards, and their status records.
+
+    The number of torch's threads is restored at the end.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with work.open() as segment:
+            for index in shards:
+                note(work.segment(segment, index, lambda done, index=index: note(ShardProgress(index, done))))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def run_processes(work: Work, shards: Sequence[int], note: Note, count: int) -> None:

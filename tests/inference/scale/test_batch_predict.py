@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from many_images import encoded, label_maps, results, write_parquet, write_photos, write_tar
 from tiny_segmenters import save_segmenter
 from typer.testing import CliRunner
@@ -62,6 +63,17 @@ def test_shards_give_the_label_maps_of_predict(model, photos, tmp_path):
     plain, found = label_maps(tmp_path / "plain"), label_maps(tmp_path / "out")
     assert plain.keys() == found.keys() and all(np.array_equal(plain[name], found[name]) for name in plain)
     assert len(list((tmp_path / "out/.manifest/shards").glob("*.json"))) == 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_number_of_threads_is_kept(model, photos, tmp_path, workers):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        segment_images(BatchRun(str(model), (str(photos),), str(tmp_path / "out"), shards=1, workers=workers))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_same_command_resumes(model, photos, tmp_path):
