@@ -350,11 +350,11 @@ def is_worker(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_interrupted_command_resumes(model, tmp_path):
-    photos = write_photos(tmp_path / "photos", 200)
+    photos = write_photos(tmp_path / "photos", 1000)
     options = (photos, "-o", tmp_path / "out", "--workers", 2, "--shards", 8)
     process = run_process(model, *options)
-    for _ in range(300):
-        time.sleep(0.2)
+    for _ in range(1200):
+        time.sleep(0.05)
         if len(list((tmp_path / "out").glob("*.json"))) > 5:
             break
     os.killpg(process.pid, signal.SIGINT)
