@@ -3,7 +3,8 @@
 Shapes: B images, Q queries, K classes, n objects of an image, h w the grid of the masks, H W pixels.
 """
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +17,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .bilinear import to_working_dtype
 from .errors import HfVitSegError
-from .layers import object_auto_classes, with_dicts
+from .layers import OBJECT_HEADS, object_auto_classes, with_dicts
 from .mask_loss import Prediction, loss_sums, loss_units, mask_classification_loss
 
 Resample = Callable[[torch.Tensor], torch.Tensor]
@@ -137,6 +138,15 @@ def initialize_object_head(module: nn.Module) -> bool:
     return True
 
 
+def with_object_head(config: Any, heads: Collection[str]) -> Any:
+    """The config if its head is one of `heads`, otherwise a copy with the query head: the caller's is not changed."""
+    if config.decode_head in heads:
+        return config
+    changed = copy.deepcopy(config)
+    changed.decode_head = "query"
+    return changed
+
+
 class UniversalSegmentation:
     """The forward pass of models whose head predicts objects; `predict` is defined by each model.
 
@@ -146,6 +156,9 @@ class UniversalSegmentation:
     config: Any
     decode_head: nn.Module
     accepts_loss_kwargs: ClassVar[bool] = False  # the loss is divided by numbers of objects, not of pixels
+
+    def __init__(self, config: Any):
+        super().__init__(with_object_head(config, OBJECT_HEADS))  # pyright: ignore[reportCallIssue]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -262,4 +275,5 @@ __all__ = [
     "initialize_object_head",
     "masks_from_labels",
     "semantic_logits",
+    "with_object_head",
 ]

@@ -19,7 +19,12 @@ from transformers.activations import ACT2FN
 from .bilinear import crop_to_image_extent
 from .configuration_vit import VisionTransformerConfig
 from .layers import SEMANTIC_MODELS
-from .mask_classification import SemanticUniversalSegmentation, UniversalSegmentation, UniversalSegmentationOutput
+from .mask_classification import (
+    SemanticUniversalSegmentation,
+    UniversalSegmentation,
+    UniversalSegmentationOutput,
+    with_object_head,
+)
 from .mask_loss import Prediction
 from .modeling_vit import VisionTransformerForSemanticSegmentation as VisionTransformerWithPixelHead
 from .modeling_vit import VisionTransformerModel, VisionTransformerPreTrainedModel, patch_map
@@ -84,8 +89,8 @@ class VisionTransformerForUniversalSegmentation(UniversalSegmentation, VisionTra
     _no_split_modules = [*(VisionTransformerWithPixelHead._no_split_modules or ()), "EoMTHead"]
 
     def __init__(self, config: VisionTransformerConfig):
+        config = with_object_head(config, ("query",))
         VisionTransformerPreTrainedModel.__init__(self, config)
-        config.decode_head = "query"
         config.validate()
         self.vit = VisionTransformerModel(config)
         self.decode_head = EoMTHead(config)

@@ -249,9 +249,7 @@ def build_query_head(config: Any, in_channels: Sequence[int], is_plain: bool) ->
 
 
 def build_object_head(config: Any, in_channels: Sequence[int], is_plain: bool = False) -> nn.Module:
-    """The head that `config.decode_head` names; "query", also in the config, if that head predicts no objects."""
-    if config.decode_head not in OBJECT_HEADS:
-        config.decode_head = "query"
+    """The head that `config.decode_head` names."""
     return OBJECT_HEADS[config.decode_head](config, in_channels, is_plain)
 
 

@@ -263,7 +263,10 @@ def test_phone(page, address, scheme):
     context.close()
 
 
-@pytest.mark.parametrize(("tab", "result"), [("Classification", "[data-testid='label-output-value']"), ("Pose", "text=LABEL_0")])
+RESULTS = {"Classification": "[data-testid='label-output-value']", "Pose": "text=LABEL_0"}
+
+
+@pytest.mark.parametrize(("tab", "result"), RESULTS.items())
 def test_errors_of_other_tasks_are_shown_until_the_next_result(page, tmp_path, tab, result):
     (tmp_path / "broken.png").write_bytes(b"no image at all")
     page.get_by_role("tab", name=tab).click()

@@ -58,6 +58,14 @@ def test_one_checkpoint_loads_under_every_auto_class(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_config_of_the_caller_is_not_changed(name):
+    config = architectures()[name].variant_config("tiny", num_labels=LABELS, **({} if name == "vit" else STAGED))
+    before = config.to_dict()
+    model = AutoModelForUniversalSegmentation.from_config(config)
+    assert config.decode_head == before["decode_head"] != model.config.decode_head == "query"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_semantic_model_of_a_config(name):
     """Built directly, by an Auto class, copied and pickled."""
     kind = architectures()[name].models["AutoModelForSemanticSegmentation"]
