@@ -15,7 +15,7 @@ Each of several jobs segments its share if it gets its number and the number of 
     done
 
 Finished shards are stored in a private dataset (`--parts`, by default REPO-parts) as Parquet files with status records.
-A job that was stopped goes on from there when it is started again. The job that finds all shards finished publishes
+A stopped job resumes when it is started again. The job that finds all shards finished publishes
 them in one commit. While hf_vit_seg is not on PyPI, add `--with` and the address of its wheel or repository.
 """
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.models.image_processing_inputs import channel_axis, reduce_gray, rgb_image, stored_pixels
+from hf_vit_seg.models.image_processing_inputs import MOST_GRAY, channel_axis, reduce_gray, rgb_image, stored_pixels
 
 from .display import to_rgb_image
 from .files import (
@@ -49,7 +49,6 @@ MASK_CHANNELS = {"RGB": 3, "RGBA": 3, "RGBX": 3, "LA": 1, "PA": 1}  # channels w
 # Samples per pixel that PIL reads, by the TIFF's photometric interpretation: white is 0, black is 0, RGB, palette,
 # CMYK, YCbCr; the larger count includes alpha.
 PIL_TIFF_LAYOUTS = {0: (1,), 1: (1, 2), 2: (3, 4), 3: (1,), 5: (4,), 6: (3,)}
-WHITE_16 = 2**16 - 1
 LUMA_WEIGHTS = np.array([19595, 38470, 7471])  # ITU-R BT.601, times 2**16
 PREMULTIPLIED, STRAIGHT = 1, 2  # alpha, by the TIFF's extra samples
 
@@ -104,8 +103,8 @@ def blend_alpha(numbers: np.ndarray, alpha: int = STRAIGHT) -> np.ndarray:
     """Blend an image (C + 1, H, W) uint16, whose last channel is alpha, with white: (3, H, W) uint16."""
     colors = numbers[:-1] if len(numbers) == 4 else np.repeat(numbers[:1], 3, axis=0)
     if alpha == PREMULTIPLIED:
-        blended = colors.astype(np.int32) + (WHITE_16 - numbers[-1:].astype(np.int32))
-        return blended.clip(0, WHITE_16).astype(np.uint16)
+        blended = colors.astype(np.int32) + (MOST_GRAY - numbers[-1:].astype(np.int32))
+        return blended.clip(0, MOST_GRAY).astype(np.uint16)
     rgba = np.concatenate([colors, numbers[-1:]])
     return stored_pixels(rgba, [4], layout="channels_first").numpy()
 
@@ -184,7 +183,7 @@ def as_tiff_channels(numbers: np.ndarray, alpha: int, channels: int, file: objec
     """Convert the samples of a TIFF (S, H, W), or a region of them, see `as_channels`.
 
     Images that are read as RGB are blended with white by their `declared_alpha`. RGB of 32 and 64 bits keeps its
-    values, since a region of them does not tell the range of the whole image.
+    values, since the range of the whole image cannot be derived from a region.
     """
     if alpha and channels == 3 and len(numbers) in (2, 4):
         numbers = blend_alpha(numbers, alpha)

@@ -132,7 +132,7 @@ def plan(
     settings: RunSettings,
     storage: Storage,
     note: Callable[[int], Any] = lambda count: None,
-    prepare: Callable[[Sequence[str]], Any] = lambda targets: None,
+    prepare: Callable[[Sequence[str]], Any] | None = None,
 ) -> Manifest:
     """List the images of the inputs and write the manifest; `note` gets the number of images found so far.
 
@@ -148,7 +148,8 @@ def plan(
     places = listing.take_places()
     targets = target_names(places, flat_stems=settings.format == "webdataset", origins=listing.origins)
     del places
-    prepare(targets)
+    if prepare is not None:
+        prepare(targets)
     bounds = shard_bounds(listing.count, settings.shards)
     manifest = Manifest(settings, tuple(listing.sources), bounds, package_versions(PACKAGES), storage)
     storage.write({IMAGES: lambda path: listing.save(path, targets, bounds)}, flush=True)

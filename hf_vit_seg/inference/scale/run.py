@@ -174,7 +174,7 @@ def open_manifest(run: BatchRun, storage: Storage, planned: Callable[[int], Any]
         elif any(name != ERRORS for name in storage.names()):
             raise RunError(f"{run.out} is not empty and has no manifest: choose an empty folder, or pass --overwrite")
         settings = run_settings(run)
-        return plan(settings, storage, planned, partial(remove_results, storage, settings) if run.overwrite else ignore)
+        return plan(settings, storage, planned, partial(remove_results, storage, settings) if run.overwrite else None)
 
 
 @contextmanager
@@ -192,10 +192,6 @@ def first_process(run: BatchRun) -> Iterator[None]:
 def is_launched() -> bool:
     """Whether accelerate or torchrun started this process with others."""
     return "MASTER_ADDR" in os.environ
-
-
-def ignore(targets: Sequence[str]) -> None:
-    """Keep earlier results: there are none, or they belong to the run."""
 
 
 def is_local(model: str) -> bool:
