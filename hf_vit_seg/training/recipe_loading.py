@@ -63,9 +63,15 @@ def read_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     settings = parse(read_text(path))
     if not isinstance(settings, Mapping):
         raise RecordError(f"found {shorten(settings)}, expected a mapping of settings (task, model, data, ...)")
-    settings = resolve_file_paths(with_default_loss(settings), path)
-    for override in overrides:
-        settings = override_setting(settings, *split_override(override))
+    settings = resolve_file_paths(settings, path)
+    changes = [split_override(override) for override in overrides]
+    for names, value in changes:
+        if names[0] != "loss":  # the default loss depends on other settings
+            settings = override_setting(settings, names, value)
+    settings = with_default_loss(settings)
+    for names, value in changes:
+        if names[0] == "loss":
+            settings = override_setting(settings, names, value)
     folders = [Path.cwd(), path.resolve().parent]
     settings = map_paths(with_default_loss(settings), lambda place: resolve_path(place, folders))
     return complete_recipe(read_record(Recipe, settings))

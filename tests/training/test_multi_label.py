@@ -134,6 +134,16 @@ def test_losses_of_one_class_are_refused(recipe, overrides):
         load_recipe(recipe, overrides)
 
 
+def test_default_loss_follows_overrides(recipe):
+    plain = load_recipe(recipe, ["data.multi_label=false"])
+    assert set(plain.loss) == {"cross_entropy"}
+    file = recipe.with_name("plain.yaml")
+    file.write_text(recipe.read_text().replace("multi_label: true", "multi_label: false"))
+    assert set(load_recipe(file, ["data.multi_label=true"]).loss) == {"binary_cross_entropy"}
+    weighted = load_recipe(file, ["loss.binary_cross_entropy.weight=2", "data.multi_label=true"])
+    assert weighted.loss["binary_cross_entropy"]["weight"] == 2
+
+
 def test_batch_transforms_mix_lists_of_labels(recipe, tmp_path):
     mixed = "batch_transforms=[{mixup: {probability: 0.5}},{cutmix: {probability: 0.5}}]"
     assert run(recipe, tmp_path / "run", mixed, "loop.steps=4", "loop.evaluate_every=4") is RunStatus.finished

@@ -1,5 +1,6 @@
 """Annotation files in COCO format."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from hf_vit_seg.text_files import ANNOTATION_BYTES, read_json
 from .source import Place, SourceError, check_present, existing_file, existing_folder, portable_path
 
 Id: TypeAlias = int | str
-AnnotationPlaces: TypeAlias = Place | Annotated[tuple[Place, ...], Field(min_length=1)]
+Places: TypeAlias = Place | Annotated[tuple[Place, ...], Field(min_length=1)]
 Entries = TypeVar("Entries")
 PARTS = ("images", "annotations", "categories")
 
@@ -81,7 +82,7 @@ LISTS = TypeAdapter(CocoLists)
 class CocoFile:
     """An annotation file, or several that were merged.
 
-    `title` names the files in messages. Images are mapped by id and sorted by file name; annotations and categories
+    `folder` contains all images, with file names relative to it. `title` names the files in messages. Images are mapped by id and sorted by file name; annotations and categories
     are in file order.
     """
 
@@ -115,19 +116,33 @@ class CocoFile:
         return pixels
 
 
-def read_coco(annotations: Path | Sequence[Path], images: Path) -> CocoFile:
-    """Read annotation files with images in a folder, merged if there are several (see `merge_lists`).
+def read_coco(annotations: Path | Sequence[Path], images: Path | Sequence[Path]) -> CocoFile:
+    """Read annotation files, merged if there are several (see `merge_lists`).
 
-    Raises SourceError for files that are not in COCO format, and for ids or names that occur twice in a file.
+    `images` is the folder of their images, or one folder for each annotation file. Raises SourceError for files that
+    are not in COCO format, and for ids or names that occur twice in a file.
     """
     paths = [annotations] if isinstance(annotations, Path) else list(annotations)
-    folder = existing_folder(images, "images")
-    files = [(path, read_lists(existing_file(path, "annotations"))) for path in paths]
+    folders = [existing_folder(each, "images") for each in ([images] if isinstance(images, Path) else images)]
+    if len(folders) not in (1, len(paths)):
+        raise SourceError(
+            f"found {len(folders)} folders of images for {len(paths)} annotation files, expected one for all, or one "
+            "for each"
+        )
+    folder = folders[0] if len(set(folders)) == 1 else Path(os.path.commonpath(map(os.path.abspath, folders)))
+    files = []
+    for path, own in zip(paths, folders if len(folders) == len(paths) else folders * len(paths), strict=True):
+        lists = read_lists(existing_file(path, "annotations"))
+        prefix = "" if own == folder else os.path.relpath(own, folder)
+        found = [
+            replace(image, file_name=os.path.join(prefix, portable_path(own, image.file_name)))
+            for image in lists.images
+        ]
+        files.append((path, replace(lists, images=found)))
     title = format_list([path for path, _ in files])
     lists = files[0][1] if len(files) == 1 else merge_lists(files)
-    found = [replace(image, file_name=portable_path(folder, image.file_name)) for image in lists.images]
-    check_present([folder / image.file_name for image in found], title)
-    by_id = {image.id: image for image in sorted(found, key=lambda image: image.file_name)}
+    check_present([folder / image.file_name for image in lists.images], title)
+    by_id = {image.id: image for image in sorted(lists.images, key=lambda image: image.file_name)}
     return CocoFile(title, folder, by_id, lists.annotations, lists.categories)
 
 
@@ -164,7 +179,8 @@ def check_unique(lists: CocoLists, path: Path) -> None:
         if repeated := format_repeated(names):
             raise SourceError(
                 f"{path}: found {what} that occur more than once: {repeated}; if two files were put together, list "
-                "them separately (annotations: [FIRST.json, SECOND.json]), which keeps their ids apart"
+                "them separately (annotations: [FIRST.json, SECOND.json], and images: [FOLDER_1, FOLDER_2] if each has "
+                "its own folder), which keeps their ids apart"
             )
 
 
@@ -230,4 +246,4 @@ def validate_entries(form: TypeAdapter[Entries], content: Any, path: Path) -> En
     raise SourceError(f"{path}: {place} should be {expected}, found {shorten(first['input'])}")
 
 
-__all__ = ["AnnotationPlaces", "CocoAnnotation", "CocoFile", "CocoImage", "Id", "read_coco"]
+__all__ = ["CocoAnnotation", "CocoFile", "CocoImage", "Id", "Places", "read_coco"]

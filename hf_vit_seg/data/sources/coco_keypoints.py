@@ -14,14 +14,15 @@ from pydantic import Field
 
 from hf_vit_seg.data.samples import Person, RawSample
 
-from .coco_files import AnnotationPlaces, CocoAnnotation, CocoFile, CocoImage, Id, read_coco
-from .coco_shapes import check_pixel_units, check_within
-from .source import Place, SourceError, SourceRecord
+from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, Places, read_coco
+from .coco_shapes import FAR, check_pixel_units, check_within
+from .source import SourceError, SourceRecord
 
 AREA_NOTE = (
     "the person's area is 0, so that no predicted keypoints match it: set it to the area of the outline or of the box, "
     "or remove `area`, which means that of the box"
 )
+VISIBILITIES = frozenset((0.0, 1.0, 2.0))
 
 
 class CocoKeypointsSource(SourceRecord):
@@ -34,15 +35,15 @@ class CocoKeypointsSource(SourceRecord):
     that of its box, not clipped.
 
     annotations: the JSON file; or a list of files with separate ids, which are merged by file and category names.
-    images: the folder that its file names are relative to.
+    images: the folder that its file names are relative to; or a list with one folder for each annotation file.
     category: the name of the category with keypoints.
     keypoints: the minimum number of labeled keypoints (hidden or visible).
     """
 
     tasks: ClassVar = ("pose",)
 
-    annotations: AnnotationPlaces
-    images: Place
+    annotations: Places
+    images: Places
     category: str = "person"
     keypoints: int = Field(1, ge=1)
 
@@ -128,9 +129,17 @@ def keypoint_array(
     if (annotation.area or 0) < 0:
         raise SourceError(f"{where} has the area {annotation.area}, expected 0 or more")
     points = np.array(flat, np.float64).reshape(-1, 3)
+    if strange := sorted(set(points[:, 2].tolist()) - VISIBILITIES):
+        raise SourceError(
+            f"{where} has a keypoint of visibility {strange[0]:g}, expected 0 (not labeled), 1 (hidden) or 2 (visible)"
+        )
     image = coco.images[annotation.image_id]
+    if (annotation.area or 0) > FAR * image.height * image.width:
+        raise SourceError(f"{where} has the area {annotation.area}, which is larger than its image ({image.file_name})")
+    x, y, width, height = box
     try:
         check_within(points[points[:, 2] > 0, :2].flatten().tolist(), image.height, image.width)
+        check_within([x, y, x + width, y + height], image.height, image.width)
     except SourceError as error:
         raise SourceError(f"{where} ({image.file_name}): {error}") from None
     return points

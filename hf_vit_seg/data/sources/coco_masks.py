@@ -16,9 +16,9 @@ from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE
 from hf_vit_seg.data.samples import RawSample, RawSegments
 from hf_vit_seg.data.wording import format_list
 
-from .coco_files import AnnotationPlaces, CocoAnnotation, CocoFile, CocoImage, Id, read_coco
+from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, Places, read_coco
 from .coco_shapes import check_pixel_units, encode_shape
-from .source import Place, SourceError, SourceRecord
+from .source import SourceError, SourceRecord
 
 INVISIBLE = "annotations that cover no pixel (outside the image, or fewer than three points)"
 
@@ -31,7 +31,7 @@ class CocoMasksSource(SourceRecord):
     task instance, each annotation is an object, and other pixels are background.
 
     annotations: the JSON file; or a list of files with separate ids, which are merged by file and category names.
-    images: the folder that its file names are relative to.
+    images: the folder that its file names are relative to; or a list with one folder for each annotation file.
     categories: the names of the categories to draw, in class order; default: all, sorted by id.
     background: the name of the class of all other pixels; null ignores them in training and evaluation. Without effect
         for the task instance.
@@ -39,8 +39,8 @@ class CocoMasksSource(SourceRecord):
 
     tasks: ClassVar = ("segmentation", "instance")
 
-    annotations: AnnotationPlaces
-    images: Place
+    annotations: Places
+    images: Places
     categories: tuple[str, ...] | None = None
     background: str | None = "background"
 

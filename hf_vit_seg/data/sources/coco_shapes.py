@@ -135,4 +135,4 @@ def decompress(text: str) -> list[int]:
     return counts
 
 
-__all__ = ["check_pixel_units", "check_within", "encode_shape", "finite_numbers"]
+__all__ = ["FAR", "check_pixel_units", "check_within", "encode_shape", "finite_numbers"]

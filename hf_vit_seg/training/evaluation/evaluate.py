@@ -10,10 +10,10 @@ Shapes: B images, K classes, C bands, H W pixels.
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,6 +43,30 @@ def no_progress(done: int) -> None:
     """Ignore progress."""
 
 
+class NanOutputs:
+    """Finds the samples for which the outputs of a model contain NaN."""
+
+    def __init__(self):
+        self.last: list[torch.Tensor] = []  # of each forward pass since the last batch, whether its output has NaN
+        self.batches: list[tuple[list[int], torch.Tensor]] = []
+
+    def check(self, module: Any, inputs: Any, outputs: Any) -> None:
+        """Check the outputs of a forward pass, as a forward hook."""
+        values = outputs.values() if isinstance(outputs, Mapping) else ()
+        tensors = [value for value in values if isinstance(value, torch.Tensor) and value.is_floating_point()]
+        self.last += [tensor.isnan().any() for tensor in tensors]
+
+    def end_batch(self, indices: list[int]) -> None:
+        """Note that the forward passes since the last batch were for these samples."""
+        if self.last:
+            self.batches.append((indices, torch.stack(self.last).any()))
+            self.last = []
+
+    def indices(self) -> list[int]:
+        """The samples of all batches with NaN."""
+        return [index for indices, found in self.batches if found for index in indices]
+
+
 @dataclass(frozen=True, eq=False)
 class EvaluationContext:
     """A complete model on this process with its processor and evaluation settings.
@@ -57,6 +81,7 @@ class EvaluationContext:
     accelerator: Accelerator
     advance: Callable[[int], None] = no_progress
     objective: Objective | None = None
+    nan_outputs: NanOutputs = field(default_factory=NanOutputs)
 
     @property
     def device(self) -> torch.device:
@@ -70,6 +95,7 @@ class Evaluation:
 
     `confusion` has counts (K, K) as [reference, prediction], and `calibration` those of `CalibrationError`, or None.
     `sample_scores` are the indices and scores of single samples, the lowest first, where a task has them.
+    `nan_samples` are the names of the samples for which the model's outputs contain NaN.
     """
 
     scores: dict[str, Any]
@@ -79,6 +105,7 @@ class Evaluation:
     confusion: torch.Tensor | None = None
     calibration: torch.Tensor | None = None
     sample_scores: SampleScores = ()
+    nan_samples: tuple[str, ...] = ()
 
     def metric(self, recipe: Recipe) -> tuple[str, float]:
         """Return the metric that compares models, and its value."""
@@ -103,6 +130,7 @@ def report_of(
         metric=metric_name(recipe),
         confusion=found.confusion,
         reliability=found.calibration,
+        details={"nan_samples": list(found.nan_samples)} if found.nan_samples else {},
     )
 
 
@@ -139,11 +167,21 @@ def own_batches(
     The processes together read each of the `length` samples once.
     """
     accelerator, size = context.accelerator, context.recipe.evaluation.batch_size
+    own = range(accelerator.process_index, length, accelerator.num_processes)
+    done = 0
+    for batch in equal_batches(read_ahead(read, own), size, shape):
+        yield batch
+        context.nan_outputs.end_batch(list(own[done : done + len(batch)]))
+        done += len(batch)
+        context.advance(len(batch) * accelerator.num_processes)
+
+
+def equal_batches(items: Iterable[Result], size: int, shape: Callable[[Result], Any]) -> Iterator[list[Result]]:
+    """Yield consecutive items of equal shape in batches of at most `size`."""
     batch: list[Result] = []
-    for item in read_ahead(read, range(accelerator.process_index, length, accelerator.num_processes)):
+    for item in items:
         if batch and (len(batch) == size or shape(item) != shape(batch[0])):
             yield batch
-            context.advance(len(batch) * accelerator.num_processes)
             batch = []
         batch.append(item)
     if batch:

@@ -3,6 +3,7 @@
 Shapes: B images, K classes or keypoints, C channels, H W pixels, h w of a person's crop, P persons.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.samples import Labels, Person
 from hf_vit_seg.data.transforms.context import TransformContext
 from hf_vit_seg.data.transforms.person_crops import PersonCrop, crop_person, person_size
+from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.inference.classifier import class_input
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.segmenter import Segmenter
@@ -37,14 +39,36 @@ from .evaluate import Evaluation, EvaluationContext, in_evaluation, own_batches,
 from .sample_scores import ValidationLoss, gather_scores, image_scores
 from .segments import evaluate_segments
 
+logger = logging.getLogger(__name__)
+
 
 def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
     """Evaluate on a split; called by all processes, which all get the result. The model's mode is restored."""
     start = time.perf_counter()
     dataset.use_context(TransformContext.from_processor(context.processor, context.recipe.task))
-    with in_evaluation(context), evaluation_memory_advice():
-        found = EVALUATIONS[context.recipe.task](context, dataset)
-    return replace(found, seconds=time.perf_counter() - start)
+    hook = context.model.register_forward_hook(context.nan_outputs.check)
+    try:
+        with in_evaluation(context), evaluation_memory_advice():
+            found = EVALUATIONS[context.recipe.task](context, dataset)
+    finally:
+        hook.remove()
+    return replace(found, seconds=time.perf_counter() - start, nan_samples=find_nan_samples(context, dataset))
+
+
+def find_nan_samples(context: EvaluationContext, dataset: RawDataset) -> tuple[str, ...]:
+    """The names of the samples whose outputs contain NaN, on all processes; also as a warning of the main process."""
+    indices: list[int] = gather_object(context.nan_outputs.indices())
+    names = tuple(dataset.name(index) for index in sorted(indices))
+    if names and context.accelerator.is_main_process:
+        logger.warning(
+            "the outputs of the model are not a number (NaN) for %d of %d samples, which makes their scores and the "
+            "loss meaningless: %s. Look for extreme values in these images; if they mark pixels without data, set "
+            "data.nodata",
+            len(names),
+            len(dataset),
+            format_list(names),
+        )
+    return names
 
 
 def evaluate_segmentation(context: EvaluationContext, dataset: RawDataset) -> Evaluation:

@@ -155,7 +155,7 @@ class Run:
             self.best_tracker = self.best_tracker.after(name, value, self.step, self.recipe.loop.early_stop)
             best = self.best_tracker.best_step == self.step
             report = report_of(found, self.recipe, self.parts.data.names, "validation", self.step)
-            self.report = replace(report, details=run_details(self.manifest(), self.parts))
+            self.report = replace(report, details={**report.details, **run_details(self.manifest(), self.parts)})
             self.log.evaluation(self.step, found.scores)
 
             def write() -> None:

@@ -12,12 +12,17 @@ from hf_vit_seg.data.labels.class_mappings import expand_classes
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import Record
 
+MAX_COUNT = 10**9  # of steps, samples, and everything else that is counted
+MAX_SEED = 2**32 - 1  # of numpy's generators
+
 Task = Literal["segmentation", "classification", "pose", "instance", "panoptic"]
 Level = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Level, Level, Level]
 RawValue = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Color  # of a mask: a number, or a color
 Keypoint = str | Annotated[int, Field(ge=0)]  # a name or an index
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CountFromZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Sigma = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Milestone = Annotated[float, Field(gt=0, lt=1)]
 
@@ -25,7 +30,7 @@ Milestone = Annotated[float, Field(gt=0, lt=1)]
 class LoraRecipe(Record):
     """Low-rank adapters (peft) instead of full fine-tuning; the head is always fully trained."""
 
-    rank: int = Field(default=16, ge=1)
+    rank: Count = 16
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] | None = None  # None: all linear layers of the encoder's attention and MLP
@@ -66,9 +71,8 @@ class ClassRecipe(Record):
     name: str
     values: tuple[RawValue, ...] | None = None
     color: Color | None = None  # for figures; by default the raw value, if that is a color
-    thing: bool | None = (
-        None  # panoptic: false for stuff, which has no single objects. None: as the data say, else true
-    )
+    # panoptic: false for stuff, which has no single objects. None: as the data say, else true
+    thing: bool | None = None
 
 
 class SamplingRecipe(Record):
@@ -100,9 +104,8 @@ class DataRecipe(Record):
     train: dict[str, Any]
     validation: dict[str, Any] | None = None
     test: dict[str, Any] | None = None
-    channels: int = Field(
-        default=3, ge=1
-    )  # number of image channels. 3: gray is repeated, transparency becomes white; 1: images become gray
+    # number of image channels. 3: gray is repeated, transparency becomes white; 1: images become gray
+    channels: Count = 3
     # random share of `train`, seeded, if there is no validation split
     validation_share: float | None = Field(default=None, gt=0, lt=1)
     # None: from the source (class folders, Hub features); a name: a label set in configs/labels, such as ade20k.
@@ -112,7 +115,7 @@ class DataRecipe(Record):
     multi_label: bool = False  # classification: an image may have several classes, or none
     preset: Literal["reduce_zero_label"] | None = None  # ignore 0, decrement other raw values
     unknown: Literal["error", "ignore"] = "error"  # for raw values without a class
-    check: int | None = Field(default=None, ge=1)  # number of samples per split to check before training; None: all
+    check: Count | None = None  # number of samples per split to check before training; None: all
     # samples that cannot be read or whose mask has another size; "skip" checks all samples and lists those left out
     on_error: Literal["error", "skip"] = "error"
     max_skipped: float = Field(default=0.1, gt=0, lt=1)  # largest share of a split that may be skipped
@@ -124,7 +127,7 @@ class DataRecipe(Record):
     oks_sigmas: Sigma | tuple[Sigma, ...] | dict[str, Sigma] | None = None
     # pose: left and right keypoints, by name or index; []: a flip swaps none. None: found by names with left and right
     flip_pairs: tuple[tuple[Keypoint, Keypoint], ...] | None = None
-    workers: int = Field(default=2, ge=0)
+    workers: CountFromZero = 2
     cache: bool = False  # keep decoded images in memory
 
     @field_validator("classes", mode="before")
@@ -150,7 +153,7 @@ class ScheduleRecipe(Record):
     """The learning rate schedule, relative to the peak."""
 
     name: Literal["poly", "cosine", "wsd", "multistep", "constant"] = "poly"
-    warmup_steps: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)] = 0  # below 1: a share of all steps
+    warmup_steps: CountFromZero | Annotated[float, Field(ge=0, le=MAX_COUNT)] = 0  # below 1: a share of all steps
     warmup_start: float = Field(default=0.0, ge=0, le=1)
     power: float = Field(default=1.0, gt=0)  # poly
     final: float = Field(default=0.0, ge=0, le=1)  # share of the peak at the end
@@ -170,25 +173,25 @@ class EmaRecipe(Record):
 class EarlyStopRecipe(Record):
     """Stop when the metric no longer improves."""
 
-    patience: int = Field(default=5, ge=1)  # evaluations
+    patience: Count = 5  # evaluations
     least: float = Field(default=0.0, ge=0)  # minimum improvement
 
 
 class LoopRecipe(Record):
     """The training loop. Set either `steps` (of the optimizer) or `epochs`."""
 
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8  # per process and forward pass
-    accumulation: int = Field(default=1, ge=1)  # forward passes per step
+    steps: Count | None = None
+    epochs: float | None = Field(default=None, gt=0, le=MAX_COUNT)
+    batch_size: Count | Literal["auto"] = 8  # per process and forward pass
+    accumulation: Count = 1  # forward passes per step
     precision: Literal["default", "no", "bf16", "fp16"] = "default"  # default: from accelerate's configuration
     clip_norm: float | None = Field(default=None, gt=0)
     ema: EmaRecipe | None = None
     early_stop: EarlyStopRecipe | None = None
-    log_every: int = Field(default=10, ge=1)  # steps; the first and last step are logged too
-    evaluate_every: int | None = Field(default=None, ge=1)  # steps; None: at the end only
-    checkpoint_every: int | None = Field(default=None, ge=1)  # steps; None: at evaluations
-    keep_checkpoints: int = Field(default=2, ge=1)
+    log_every: Count = 10  # steps; the first and last step are logged too
+    evaluate_every: Count | None = None  # steps; None: at the end only
+    checkpoint_every: Count | None = None  # steps; None: at evaluations
+    keep_checkpoints: Count = 2
     deterministic: bool = False  # torch's deterministic algorithms on a GPU
 
     @model_validator(mode="after")
@@ -205,9 +208,9 @@ class EvaluationRecipe(Record):
     protocol: dict[str, Any] = {}  # inference protocol: whole image, sliding windows, flips, scales
     resolution: Literal["original", "resized"] = "original"
     boundary_iou: bool = False
-    batch_size: int = Field(default=1, ge=1)  # for images of equal size
+    batch_size: Count = 1  # for images of equal size
     metric: str | None = None  # metric of the best model; None: mean_iou, accuracy, oks_ap, mask_ap, pq by task
-    samples: int = Field(default=8, ge=0)  # number of figures of predictions
+    samples: CountFromZero = 8  # number of figures of predictions
 
 
 class Recipe(Record):
@@ -216,7 +219,7 @@ class Recipe(Record):
     task: Task = "segmentation"
     name: str = "run"
     output: str | None = None  # directory of the run; None: runs/<name>
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     model: ModelRecipe
     processor: dict[str, Any] = {}  # image processor fields; image_mean and image_std may be "computed"
     data: DataRecipe

@@ -105,6 +105,33 @@ def test_several_files_share_images_and_categories_by_name(tmp_path):
     assert source.read(0).target.nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [4, 4], [4, 5], [5, 4], [5, 5]]
 
 
+@pytest.mark.parametrize("kind", ["coco_masks", "coco_keypoints"])
+def test_each_file_may_have_its_own_folder(tmp_path, kind):
+    folders = [tmp_path / name for name in ("first", "second/images")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    paths = [export(folder, "a.json", ["a.png"], "cat", corner) for folder, corner in zip(folders, (0, 4), strict=True)]
+    Image.new("RGB", (SIDE, SIDE), (255, 0, 0)).save(folders[1] / "a.png")
+    settings = {"kind": kind, "annotations": [str(path) for path in paths], "images": [str(each) for each in folders]}
+    task = "segmentation"
+    if kind == "coco_keypoints":
+        task, settings["category"] = "pose", "cat"
+    source = open_source(settings, task)
+    assert len(source) == 2 and source.name(0) != source.name(1)
+    assert [source.files(index)[0] for index in range(2)] == [folder / "a.png" for folder in folders]
+    assert [int(source.read(index).image[0].max()) for index in range(2)] == [0, 255]
+    if task == "segmentation":
+        assert [source.read(index).target.nonzero()[0].tolist() for index in range(2)] == [[0, 0], [4, 4]]
+
+
+def test_other_number_of_folders_raises(tmp_path, exports):
+    with pytest.raises(SourceError):
+        open_source(
+            {"kind": "coco_masks", "annotations": exports, "images": [str(tmp_path)] * 3},
+            "segmentation",
+        )
+
+
 def test_people_of_several_files_have_separate_ids(tmp_path):
     paths = [export(tmp_path, f"{name}.json", [f"{name}.png"], "cat", 2) for name in "ab"]
     source = open_source(

@@ -152,8 +152,13 @@ def test_keypoints_as_shares_or_far_away_raise(tmp_path):
     for number in (0.5, 2e8):
         with pytest.raises(SourceError):
             open_people(number)
-    with pytest.raises(SourceError, match="area"):
-        open_people(3, area=-1)
+    for area in (-1, 1e9):
+        with pytest.raises(SourceError, match="area"):
+            open_people(3, area=area)
+    with pytest.raises(SourceError, match="visibility 7"):
+        open_people(3, keypoints=[3, 0.5, 7])
+    with pytest.raises(SourceError, match="200000000"):
+        open_people(3, bbox=[0, 0, 2e8, 5])
 
 
 def test_check_warns_of_annotations_without_pixels(tmp_path):

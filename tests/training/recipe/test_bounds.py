@@ -1,6 +1,6 @@
 """Bounds of the numbers of a recipe."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,30 @@ from hf_vit_seg.training.recipe_loading import load_recipe
 
 TABLES = (LOSSES, SOURCES, TRANSFORMS, BATCH_TRANSFORMS)
 RECORDS = [Recipe, Protocol, GroupRow, *(table.row(name, "") for table in TABLES for name in table.rows)]
+MOST = {"maximum", "exclusiveMaximum"}
 LEAST = {"minimum", "exclusiveMinimum"}
+NUMBERS = {"number", "integer"}
 UNBOUNDED = ("fill", "nodata")  # raw pixel values
 
 
-def unbounded(node: Any, path: str, definitions: dict[str, Any]) -> Iterator[str]:
-    """Yield the paths of numbers without a lower bound in a JSON schema."""
+def unbounded(
+    node: Any, path: str, definitions: dict[str, Any], bounds: Set[str] = LEAST, types: Set[str] = NUMBERS
+) -> Iterator[str]:
+    """Yield the paths of numbers without any of the bounds in a JSON schema."""
     if "$ref" in node:
         node = definitions[node["$ref"].rpartition("/")[2]]
-    if node.get("type") in ("number", "integer") and not LEAST & node.keys():
+    if node.get("type") in types and not bounds & node.keys():
         yield path
     parts = [*node.get("anyOf", ()), *node.get("prefixItems", ()), node.get("items")]
     for part in [each for each in parts if isinstance(each, dict)]:
-        yield from unbounded(part, path, definitions)
+        yield from unbounded(part, path, definitions, bounds, types)
     for name, part in node.get("properties", {}).items():
-        yield from unbounded(part, f"{path}.{name}".strip("."), definitions)
+        yield from unbounded(part, f"{path}.{name}".strip("."), definitions, bounds, types)
+
+
+def test_integers_of_recipes_have_an_upper_bound():
+    schema = Recipe.model_json_schema()
+    assert set(unbounded(schema, "", schema["$defs"], MOST, {"integer"})) <= {"data.flip_pairs"}  # checked by name
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
@@ -55,6 +64,9 @@ def test_every_number_has_a_bound(record):
         ("schedule.warmup_steps=-1", "schedule.warmup_steps"),
         ("schedule.milestones=[0.5,1.5]", "schedule.milestones.1"),
         ("optimizer.betas=[0.9,1.0]", "optimizer.betas.1"),
+        ("loop.epochs=1e300", "loop.epochs"),
+        ("loop.steps=1000000000000000000000", "loop.steps"),
+        ("seed=4294967296", "seed"),
         ("loop.batch_size=0", "loop.batch_size"),
         ("data.ignore=[[300,0,0]]", "data.ignore.0.0"),
         ("data.ignore=[99999999999999999999]", "data.ignore.0"),

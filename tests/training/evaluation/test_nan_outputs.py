@@ -1,0 +1,39 @@
+"""Samples for which the outputs of a model are NaN, in the evaluations of a training."""
+
+import json
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from tiny_runs import run, settings, write_data, write_recipe
+
+from hf_vit_seg.training.console import evaluate_command
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_samples_with_nan_outputs_are_named(tmp_path, caplog, batch_size):
+    data = write_data(tmp_path / "data")
+    for split in ("train", "validation"):
+        for file in (data / split / "images").glob("*.png"):
+            tifffile.imwrite(file.with_suffix(".tif"), np.asarray(Image.open(file)).astype(np.float32) / 255)
+            file.unlink()
+    spoiled = data / "validation" / "images" / "01.tif"
+    pixels = tifffile.imread(spoiled)
+    pixels[:8, :8] = -3.4e38
+    tifffile.imwrite(spoiled, pixels)
+    recipe = settings(data)
+    recipe["processor"] |= {"do_rescale": False}
+    recipe["evaluation"] |= {"batch_size": batch_size}
+    path = write_recipe(tmp_path, recipe)
+    out = tmp_path / "run"
+    run(path, out, "loop.steps=2", "loop.evaluate_every=2")
+    expected = ["01"] if batch_size == 1 else ["00", "01", "02"]
+    assert json.loads((out / "best" / "metrics.json").read_text())["nan_samples"] == expected
+    assert "NaN" in caplog.text and "01" in caplog.text
+    caplog.clear()
+    assert evaluate_command(str(out / "best"), [], None, "validation", tmp_path / "scores") == 0
+    assert json.loads((tmp_path / "scores" / "metrics.json").read_text())["nan_samples"] == expected
+    assert "NaN" in caplog.text
+    assert torch.is_grad_enabled()
