@@ -51,7 +51,7 @@ RUNTIMES = {
 OURS, OPEN, IN_GRAPH = "hf_vit_seg", "hf_vit_seg, any size", "hf_vit_seg, map in the graph"
 THEIRS = "transformers"
 OF_LOGITS, OF_LABELS = (OURS, OPEN, THEIRS), (OURS, IN_GRAPH, THEIRS)
-MOST_DIFFERENCE = 1e-3  # of any logit, in standard deviations
+MAX_DIFFERENCE = 1e-3  # of any logit, in standard deviations
 LARGE = (1024, 2048)
 
 
@@ -165,7 +165,7 @@ def time_and_compare(
 def logit_difference(ours: torch.Tensor, other: torch.Tensor) -> float:
     """Largest difference in standard deviations; RuntimeError if it is more than rounding."""
     difference = float((ours - other).abs().max() / ours.std())
-    if difference > MOST_DIFFERENCE:
+    if difference > MAX_DIFFERENCE:
         raise RuntimeError(f"the programs do not agree: logits differ by {difference:.3g} standard deviations")
     return difference
 
@@ -173,7 +173,7 @@ def logit_difference(ours: torch.Tensor, other: torch.Tensor) -> float:
 def differing_labels(ours: torch.Tensor, other: torch.Tensor) -> float:
     """Fraction of pixels with different labels; RuntimeError if there are more than ties explain."""
     share = float((ours.long() != other.long()).double().mean())
-    if share > MOST_DIFFERENCE:
+    if share > MAX_DIFFERENCE:
         raise RuntimeError(f"the programs do not agree: {share:.2%} of the labels differ")
     return share
 

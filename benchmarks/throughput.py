@@ -26,10 +26,10 @@ from PIL import Image
 from transformers import logging
 
 from hf_vit_seg.inference import Segmenter
+from hf_vit_seg.inference.batch.manifest import RunSettings, plan
+from hf_vit_seg.inference.batch.shard import ShardSegmenter, WorkSettings
+from hf_vit_seg.inference.batch.storage import Storage
 from hf_vit_seg.inference.files.prediction import PredictOptions
-from hf_vit_seg.inference.scale.manifest import RunSettings, plan
-from hf_vit_seg.inference.scale.shard import ShardSegmenter, WorkSettings
-from hf_vit_seg.inference.scale.storage import Storage
 
 from .measuring import print_table
 
@@ -196,9 +196,9 @@ def measure(work: Work, setup: Setup) -> Cost:
 
 def ray_rate(setup: Setup, threads: int) -> float | None:
     """Images per second of one actor of Ray, by the times of its shards; None if it is not installed."""
-    from hf_vit_seg.inference.scale.processes import ModelSettings
-    from hf_vit_seg.inference.scale.processes import Work as ShardWork
-    from hf_vit_seg.inference.scale.ray_engine import RayError, run_ray
+    from hf_vit_seg.inference.batch.processes import ModelSettings
+    from hf_vit_seg.inference.batch.processes import Work as ShardWork
+    from hf_vit_seg.inference.batch.ray_engine import RayError, run_ray
 
     found: list[Any] = []
     with tempfile.TemporaryDirectory() as out:

@@ -23,8 +23,8 @@ from .errors import HfVitSegError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from hf_vit_seg.inference.batch.run import BatchRun
     from hf_vit_seg.inference.files.prediction import Job
-    from hf_vit_seg.inference.scale.run import BatchRun
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -396,14 +396,14 @@ def predict(
     command resumes an interrupted run, and errors.csv lists the images that cannot be segmented. Several GPUs or
     machines: accelerate launch -m hf_vit_seg.cli predict MODEL ...
     """
+    from hf_vit_seg.inference.batch.console import requires_shards, share_of_processes
+    from hf_vit_seg.inference.batch.run import BatchRun
     from hf_vit_seg.inference.console import find_task, protocol_from_text, run, run_task
     from hf_vit_seg.inference.dense.protocols import Protocol
     from hf_vit_seg.inference.files.heads import refuse_options
     from hf_vit_seg.inference.files.map_coordinates import PolygonCoordinates
     from hf_vit_seg.inference.files.prediction import PredictOptions
     from hf_vit_seg.inference.files.tables import table_paths
-    from hf_vit_seg.inference.scale.console import requires_shards, share_of_processes
-    from hf_vit_seg.inference.scale.run import BatchRun
 
     from .directory_lock import lock_directory
 
@@ -495,7 +495,7 @@ def predict_shards(task: str, batch: "BatchRun", repo: str | None, private: bool
     """Run `predict` by shards, push the results if a repository is given, and return the exit code."""
     from hf_vit_seg.hub.dataset import push_dataset
     from hf_vit_seg.hub.repository import Target
-    from hf_vit_seg.inference.scale.console import run_batch
+    from hf_vit_seg.inference.batch.console import run_batch
 
     if task != "segmentation":
         raise HfVitSegError(f"{batch.model} is a model for {task}: batch inference is for segmentation models")

@@ -7,7 +7,7 @@ from pathlib import Path
 from hf_vit_seg.models.errors import HfVitSegError
 
 WORKER_TRACEBACK = "Original Traceback"  # torch puts it before the message of an error in a loader process
-LONGEST = 400  # maximum length of a library's message
+MAX_MESSAGE_LENGTH = 400  # maximum length of a library's message
 
 # torch's messages on a CPU, where it raises a plain RuntimeError.
 CPU_MESSAGES = (
@@ -40,7 +40,7 @@ def error_sentence(error: BaseException, short: bool = False) -> str:
         return text or type(error).__name__
     if short:
         text = first_sentence(text)
-    return " ".join(text.split())[:LONGEST] or type(error).__name__
+    return " ".join(text.split())[:MAX_MESSAGE_LENGTH] or type(error).__name__
 
 
 def first_sentence(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from hf_vit_seg.errors import LONGEST, HfVitSegError, error_sentence
+from hf_vit_seg.errors import MAX_MESSAGE_LENGTH, HfVitSegError, error_sentence
 
 from .records import shorten
 
@@ -174,7 +174,9 @@ def parse(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
-        raise HfVitSegError(f"{line}{' '.join((error.problem or error.context or '').split())[:LONGEST]}") from None
+        raise HfVitSegError(
+            f"{line}{' '.join((error.problem or error.context or '').split())[:MAX_MESSAGE_LENGTH]}"
+        ) from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise HfVitSegError(error_sentence(error)) from None
 

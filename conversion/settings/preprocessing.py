@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, IMAGE_PROCESSOR_MAPPING
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.models.image_processing_settings import LEAST_SHARE, check_settings, is_share, is_side
+from hf_vit_seg.models.image_processing_settings import MIN_SHARE, check_settings, is_share, is_side
 from hf_vit_seg.records import shorten
 
 from .labels import LabelSet, generate_palette
@@ -140,7 +140,7 @@ def timm_processor(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if not (isinstance(size, list | tuple) and len(size) == 3 and all(map(is_side, size))):
         raise ConversionError(f"'{path}': input_size is {shorten(size)}, expected [channels, height, width]")
     if not is_share(share):
-        raise ConversionError(f"'{path}': crop_pct is {shorten(share)}, expected a number from {LEAST_SHARE} to 1")
+        raise ConversionError(f"'{path}': crop_pct is {shorten(share)}, expected a number from {MIN_SHARE} to 1")
     height, width = size[1:]
     if given.get("crop_mode") == "squash":
         resized = {"height": math.floor(height / share), "width": math.floor(width / share)}

@@ -18,12 +18,12 @@ from hf_vit_seg.inference.segmentation import Segmentation
 
 from .accelerator import CALLS
 from .catalogue import Catalogue
-from .file_segmentation import MOST_SEEN, USUAL_WINDOW, WHOLE, protocol_of, segment_file
+from .file_segmentation import DEFAULT_WINDOW, MAX_PIXELS_PER_CALL, WHOLE, protocol_of, segment_file
 from .segmentation_tab import Choices
 from .upload_folder import fresh_folder
-from .uploads import MOST_FILES, clear_on_failure, error_message, files_input, report_failures
+from .uploads import MAX_FILES, clear_on_failure, error_message, files_input, report_failures
 
-MOST_CLASSES = 4  # that are named for a file
+MAX_CLASSES = 4  # that are named for a file
 
 
 class BatchTab:
@@ -33,7 +33,7 @@ class BatchTab:
         self.catalogue = catalogue
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                files = files_input(f"Images (at most {MOST_FILES}), also TIFF and .npy")
+                files = files_input(f"Images (at most {MAX_FILES}), also TIFF and .npy")
                 choices = Choices.render(catalogue.titles("segmentation"))
                 with gr.Row():
                     start = gr.Button("Segment all", variant="primary", min_width=100)
@@ -54,16 +54,16 @@ class BatchTab:
         files: list[str] | None,
         model: str,
         view: str = WHOLE,
-        window: float = USUAL_WINDOW,
+        window: float = DEFAULT_WINDOW,
         flip: bool = False,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  (gradio knows it by this default)
     ) -> Iterator[tuple[list[Any], list[list[str]], str | None]]:
         """Segment images: overlays, what was found in each file, and a ZIP with label maps, overlays and reports."""
         with report_failures(), TemporaryDirectory() as results:
-            if not files or len(files) > MOST_FILES:
-                raise HfVitSegError(f"choose 1 to {MOST_FILES} files, these are {len(files or ())}")
+            if not files or len(files) > MAX_FILES:
+                raise HfVitSegError(f"choose 1 to {MAX_FILES} files, these are {len(files or ())}")
             self.catalogue.load(model)
-            protocol, folder, left = protocol_of(view, window, flip), fresh_folder(), MOST_SEEN
+            protocol, folder, left = protocol_of(view, window, flip), fresh_folder(), MAX_PIXELS_PER_CALL
             jobs = plan([ImageFile(path, Path(path.name)) for path in map(Path, files)], Path(results))
             overlays, rows = [], []
             for number, job in enumerate(jobs):
@@ -97,7 +97,7 @@ def outcome(catalogue: Catalogue, title: str, protocol: Protocol, job: Job, left
 def summary(result: Segmentation) -> str:
     """The most frequent classes, in a line."""
     counts = result.counts()
-    named = [f"{count.name} {percent(count.share)}" for count in counts[:MOST_CLASSES]]
+    named = [f"{count.name} {percent(count.share)}" for count in counts[:MAX_CLASSES]]
     more = len(counts) - len(named)
     return ", ".join([*named, *([f"{more} more"] if more else [])])
 

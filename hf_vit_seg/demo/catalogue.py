@@ -36,7 +36,7 @@ from .uploads import report_failures
 
 # Of the images in examples/nuclei, those that are installed with the package.
 EXAMPLES = ("709e094e39629a9c", "43cf6b2ec0b0745a", "0c2550a23b8a0f29", "c1afe66cd139f996", "3477024fd843e460")
-MOST_OF_RUN = 3  # example images of a run
+MAX_RUN_EXAMPLES = 3  # example images of a run
 KEPT = 3  # models that stay in memory
 LOADERS: Mapping[str, Callable[[str], Any]] = {
     "segmentation": Segmenter.from_pretrained,
@@ -268,9 +268,9 @@ def default_models() -> list[str]:
 
 
 def run_images(model: Path) -> list[str]:
-    """Paths of the images in the samples of the run that has trained a model, at most `MOST_OF_RUN`."""
+    """Paths of the images in the samples of the run that has trained a model, at most `MAX_RUN_EXAMPLES`."""
     folder = model.resolve().parent / "samples" / "images"
-    return [str(path) for path in sorted(folder.glob("*.png"))[:MOST_OF_RUN]] if model.is_dir() else []
+    return [str(path) for path in sorted(folder.glob("*.png"))[:MAX_RUN_EXAMPLES]] if model.is_dir() else []
 
 
 def example_images() -> list[str]:

@@ -22,15 +22,15 @@ from hf_vit_seg.inference.segments import FoundSegments
 
 from .catalogue import Catalogue
 from .reading import READERS
-from .uploads import MOST_PIXELS
+from .uploads import MAX_UPLOAD_PIXELS
 
 WHOLE, SLIDING = "whole image", "sliding window"
 VIEWS = (WHOLE, SLIDING)
 Result = TypeVar("Result", Segmentation, FoundSegments)
 AnySegmenter = TypeVar("AnySegmenter", Segmenter, InstanceSegmenter)
-SMALLEST_WINDOW, USUAL_WINDOW, LARGEST_WINDOW = 128, 512, 1024
-MOST_AT_ONCE = 2_000_000  # pixels per forward pass; larger images are segmented in windows
-MOST_SEEN = 3 * MOST_PIXELS  # pixels per call; the largest image in windows has 2.4 times its own
+MIN_WINDOW, DEFAULT_WINDOW, MAX_WINDOW = 128, 512, 1024
+MAX_PIXELS_PER_PASS = 2_000_000  # pixels per forward pass; larger images are segmented in windows
+MAX_PIXELS_PER_CALL = 3 * MAX_UPLOAD_PIXELS  # pixels per call; the largest image in windows has 2.4 times its own
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ def check_resized(segmenter: Segmenter | InstanceSegmenter, name: Path, size: tu
     """Refuse an image of `size` that the protocol would resize to more pixels than a model sees for a call."""
     protocol = segmenter.protocol.model_copy(update={"divisor": segmenter.protocol.divisor or 1})
     height, width = protocol.sides(size, 1, segmenter.processor) or size
-    if height * width > MOST_SEEN:
+    if height * width > MAX_PIXELS_PER_CALL:
         raise HfVitSegError(
             f"{name}: the image of {size[1]}x{size[0]} pixels would be resized to {width}x{height}, "
-            f"{height * width / 1e6:.1f} million pixels of at most {MOST_SEEN / 1e6:g} million: crop it"
+            f"{height * width / 1e6:.1f} million pixels of at most {MAX_PIXELS_PER_CALL / 1e6:g} million: crop it"
         )
 
 
@@ -102,7 +102,7 @@ class ReadFile(Generic[AnySegmenter]):
     seen: int
 
 
-def read_file(segmenter: AnySegmenter, path: Path, left: int = MOST_SEEN) -> ReadFile[AnySegmenter]:
+def read_file(segmenter: AnySegmenter, path: Path, left: int = MAX_PIXELS_PER_CALL) -> ReadFile[AnySegmenter]:
     """Read an image file, and choose windows if it is too large to be processed at once.
 
     ImageFileError if it is not an image, damaged or too large; HfVitSegError if the model would process more than
@@ -116,21 +116,21 @@ def read_file(segmenter: AnySegmenter, path: Path, left: int = MOST_SEEN) -> Rea
     check_resized(segmenter, name, (pixels.shape[1], pixels.shape[2]))
     prepared = segmenter.prepare_pixels(pixels, to_rgb_image(pixels))
     height, width = prepared.pixel_values.shape[-2:]
-    if segmenter.protocol.window is None and height * width > MOST_AT_ONCE:
+    if segmenter.protocol.window is None and height * width > MAX_PIXELS_PER_PASS:
         objects = isinstance(segmenter, InstanceSegmenter)
-        segmenter = segmenter.with_protocol(windows(LARGEST_WINDOW, segmenter.protocol.flip, objects=objects))
+        segmenter = segmenter.with_protocol(windows(MAX_WINDOW, segmenter.protocol.flip, objects=objects))
     seen = pixels_seen(segmenter.protocol, prepared)
     if seen > left:
         raise HfVitSegError(
             f"{name}: the model would process {seen / 1e6:.1f} million pixels, with overlaps of windows and flips, and "
-            f"{left / 1e6:.1f} million are left of the {MOST_SEEN / 1e6:g} million of a call: use fewer or smaller "
-            "images, or turn flip augmentation off"
+            f"{left / 1e6:.1f} million are left of the {MAX_PIXELS_PER_CALL / 1e6:g} million of a call: use fewer or "
+            "smaller images, or turn flip augmentation off"
         )
     return ReadFile(segmenter, Job(ImageFile(name, name), name), FileFacts(milliseconds), pixels, prepared, seen)
 
 
 def segment_file(
-    catalogue: Catalogue, title: str, protocol: Protocol, path: Path, left: int = MOST_SEEN
+    catalogue: Catalogue, title: str, protocol: Protocol, path: Path, left: int = MAX_PIXELS_PER_CALL
 ) -> SegmentedFile[Segmentation]:
     """Segment an image file; see `read_file` for errors."""
     segmenter: Segmenter = catalogue.load(title).with_protocol(protocol)
@@ -154,11 +154,11 @@ def find_objects_in_file(
 
 
 __all__ = [
-    "LARGEST_WINDOW",
-    "MOST_SEEN",
+    "DEFAULT_WINDOW",
+    "MAX_PIXELS_PER_CALL",
+    "MAX_WINDOW",
+    "MIN_WINDOW",
     "SLIDING",
-    "SMALLEST_WINDOW",
-    "USUAL_WINDOW",
     "VIEWS",
     "WHOLE",
     "SegmentedFile",

@@ -13,11 +13,11 @@ import gradio as gr
 
 from hf_vit_seg.errors import HfVitSegError
 
-from .uploads import MOST_FILES, error_message, failure_text, resolve_upload
+from .uploads import MAX_FILES, error_message, failure_text, resolve_upload
 
 logger = logging.getLogger(__name__)
 
-LONGEST_TEXT = 200  # characters
+MAX_TEXT_LENGTH = 200  # characters
 
 
 class InputError(HfVitSegError):
@@ -39,9 +39,9 @@ def files(component: gr.File, value: Any) -> list[dict[str, Any]] | None:
     """A list of uploaded files or none."""
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) > MOST_FILES:
+    if not isinstance(value, list) or len(value) > MAX_FILES:
         found = f"these are {len(value)}" if isinstance(value, list) else "the value is not a list"
-        raise InputError(f"choose 1 to {MOST_FILES} files, {found}")
+        raise InputError(f"choose 1 to {MAX_FILES} files, {found}")
     return [file_payload(each) for each in value]
 
 
@@ -70,8 +70,8 @@ def switch(component: gr.Checkbox, value: Any) -> bool:
 
 def text(component: gr.Textbox, value: Any) -> str:
     """A short text."""
-    if value is not None and (not isinstance(value, str) or len(value) > LONGEST_TEXT):
-        raise InputError(f"{component.label}: expected a text of at most {LONGEST_TEXT} characters")
+    if value is not None and (not isinstance(value, str) or len(value) > MAX_TEXT_LENGTH):
+        raise InputError(f"{component.label}: expected a text of at most {MAX_TEXT_LENGTH} characters")
     return value or ""
 
 

@@ -9,7 +9,7 @@ from hf_vit_seg.inference.files.objects import save_table
 from hf_vit_seg.inference.segments import COLUMNS, FoundSegments
 
 from .catalogue import ModelFacts
-from .file_segmentation import USUAL_WINDOW, WHOLE, SegmentedFile, find_objects_in_file, protocol_of
+from .file_segmentation import DEFAULT_WINDOW, WHOLE, SegmentedFile, find_objects_in_file, protocol_of
 from .segmentation_tab import ImageTab
 from .segmentation_view import view_of_objects
 
@@ -48,7 +48,7 @@ class ObjectTab(ImageTab[FoundSegments]):
         return [numbers, table, text]
 
     def find_objects(
-        self, image: str | None, model: str, view: str = WHOLE, window: float = USUAL_WINDOW
+        self, image: str | None, model: str, view: str = WHOLE, window: float = DEFAULT_WINDOW
     ) -> tuple[Any, ...]:
         """Find objects: a row for each with class, score, area and box, the instance map (16-bit PNG), CSV and JSON."""
         return self.answer(image, model, view, window)

@@ -11,14 +11,14 @@ from PIL import Image
 
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.drawing.overlays import display_size, resize_for_display
-from hf_vit_seg.drawing.skeletons import LEAST_SCORE, Skeleton, draw_skeletons
+from hf_vit_seg.drawing.skeletons import MIN_SCORE, Skeleton, draw_skeletons
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.pose_estimator import Box
 
 from .accelerator import CALLS
 from .catalogue import Catalogue
 from .reading import READERS
-from .segmentation_view import LONGEST_SIDE
+from .segmentation_view import MAX_SIDE
 from .uploads import model_choice, photo_input, report_failures, show_results
 
 KEYPOINTS = ("keypoint", "x", "y", "score")
@@ -81,11 +81,11 @@ def box_of(text: str, height: int, width: int) -> Box | None:
 
 def draw_pose(photo: Image.Image, keypoints: torch.Tensor, skeleton: Skeleton) -> Image.Image:
     """A photo with the skeleton of keypoints (K, 3): x, y, score."""
-    size = display_size(photo.size, LONGEST_SIDE, enlarge=True)
+    size = display_size(photo.size, MAX_SIDE, enlarge=True)
     person = np.asarray(keypoints, dtype=float)[None]
     scale = (size[0] / photo.width, size[1] / photo.height)
     return draw_skeletons(
-        resize_for_display(photo, size), person, person[..., 2] >= LEAST_SCORE, scale, skeleton, faint=True
+        resize_for_display(photo, size), person, person[..., 2] >= MIN_SCORE, scale, skeleton, faint=True
     )
 
 

@@ -22,12 +22,12 @@ from hf_vit_seg.data.images.files import ImageFileError, ImageSizeError
 from hf_vit_seg.data.images.pixels import read_pixels
 from hf_vit_seg.errors import HfVitSegError
 
-from .uploads import MOST_PIXELS
+from .uploads import MAX_UPLOAD_PIXELS
 
 PROCESSES = 2
 SECONDS_READING = 20  # for one image
 SECONDS_WAITING = 120  # for a process
-MOST_BYTES = 2 * 2**30  # of memory that an image may take in its process
+MAX_BYTES = 2 * 2**30  # of memory that an image may take in its process
 
 
 class TimeLimitError(HfVitSegError):
@@ -166,7 +166,7 @@ def limit_memory() -> None:
 
         status = Path("/proc/self/status").read_text(encoding="ascii")
         used = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData:"))
-        resource.setrlimit(resource.RLIMIT_DATA, (used + MOST_BYTES, used + MOST_BYTES))
+        resource.setrlimit(resource.RLIMIT_DATA, (used + MAX_BYTES, used + MAX_BYTES))
     except (ImportError, OSError, StopIteration):
         return
 
@@ -174,13 +174,13 @@ def limit_memory() -> None:
 def read_image_answer(path: Path, bands: int) -> tuple[dict[str, Any], np.ndarray | None]:
     """Read an image: the header of the answer, and the pixels that follow it."""
     try:
-        pixels = read_pixels(path, bands, MOST_PIXELS).contiguous().numpy()
+        pixels = read_pixels(path, bands, MAX_UPLOAD_PIXELS).contiguous().numpy()
     except ImageSizeError as error:
         return {"error": error.fact}, None
     except ImageFileError as error:
         return {"error": str(error)}, None
     except MemoryError:
-        return {"error": f"{path}: reading the image takes more than {MOST_BYTES / 2**30:g} GiB of memory"}, None
+        return {"error": f"{path}: reading the image takes more than {MAX_BYTES / 2**30:g} GiB of memory"}, None
     except Exception as error:
         traceback.print_exc()
         return {"failure": type(error).__name__}, None

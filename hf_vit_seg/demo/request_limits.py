@@ -18,10 +18,10 @@ from starlette.responses import JSONResponse
 from . import upload_folder
 from .call_checks import call_refusal, is_call
 from .upload_folder import FolderFullError
-from .uploads import MEGABYTES, MOST_FILES, failure_text
+from .uploads import MAX_FILES, MEGABYTES, failure_text
 
-MOST_JSON_BYTES = 1_000_000  # of the body of a call
-MOST_UPLOAD_BYTES = MOST_FILES * MEGABYTES * 2**20 + MOST_JSON_BYTES
+MAX_JSON_BYTES = 1_000_000  # of the body of a call
+MAX_UPLOAD_BYTES = MAX_FILES * MEGABYTES * 2**20 + MAX_JSON_BYTES
 SECONDS_WITHOUT_DATA = 30  # before a request is given up
 SECONDS_RECEIVING = 900  # for the whole body of a request
 
@@ -66,21 +66,21 @@ class RequestLimits:
         if UPLOAD.fullmatch(path) and scope["method"] == "POST":
             return await self.upload(scope, receive, send)
         length = content_length(scope)
-        if length is not None and length > MOST_JSON_BYTES:
+        if length is not None and length > MAX_JSON_BYTES:
             return await refuse(
-                receive, send, 413, f"a call has at most {MOST_JSON_BYTES / 1e6:g} MB: upload files first"
+                receive, send, 413, f"a call has at most {MAX_JSON_BYTES / 1e6:g} MB: upload files first"
             )
         if is_call(path) and scope["method"] == "POST":
             return await self.call(path, scope, receive, send)
-        return await self.limited(scope, receive, send, MOST_JSON_BYTES)
+        return await self.limited(scope, receive, send, MAX_JSON_BYTES)
 
     async def call(self, path: str, scope: Message, receive: Any, send: Any) -> None:
         """Pass a call on if its body has the right form and its function exists."""
-        body = LimitedBody(receive, MOST_JSON_BYTES)
+        body = LimitedBody(receive, MAX_JSON_BYTES)
         try:
             content = await body.read()
         except (BodyTooLargeError, TooSlowError) as error:
-            return await refuse(body.rest(error), send, *answer_to(error, MOST_JSON_BYTES))
+            return await refuse(body.rest(error), send, *answer_to(error, MAX_JSON_BYTES))
         if refusal := call_refusal(self.page, path, content):
             return await refuse(ended, send, *refusal)
         first: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
@@ -88,17 +88,17 @@ class RequestLimits:
         async def replayed() -> Message:
             return first.pop() if first else await receive()
 
-        await self.limited(scope, replayed, send, MOST_JSON_BYTES)
+        await self.limited(scope, replayed, send, MAX_JSON_BYTES)
 
     async def upload(self, scope: Message, receive: Any, send: Any) -> None:
         """Pass an upload on while there is space for it."""
         expected = content_length(scope)
         if expected is None:
             return await refuse(receive, send, 411, "an upload states its size: send it with Content-Length")
-        if expected > MOST_UPLOAD_BYTES:
-            return await refuse(receive, send, 413, f"an upload has at most {MOST_FILES} files of {MEGABYTES} MB each")
+        if expected > MAX_UPLOAD_BYTES:
+            return await refuse(receive, send, 413, f"an upload has at most {MAX_FILES} files of {MEGABYTES} MB each")
         used = await asyncio.to_thread(upload_folder.bytes_used, Path(get_upload_folder()))
-        space = upload_folder.MOST_BYTES - used
+        space = upload_folder.MAX_BYTES - used
         if self.arrived + expected > space:
             return await refuse(receive, send, *answer_to(FolderFullError(), expected))
 
@@ -113,9 +113,9 @@ class RequestLimits:
         finally:
             self.arrived -= body.size
 
-    async def limited(self, scope: Message, receive: Any, send: Any, most: int) -> None:
-        """Pass a request on if its body has at most `most` bytes, and they do not come too slowly."""
-        await self.forward(scope, LimitedBody(receive, most), send)
+    async def limited(self, scope: Message, receive: Any, send: Any, max_bytes: int) -> None:
+        """Pass a request on if its body has at most `max_bytes` bytes, and they do not come too slowly."""
+        await self.forward(scope, LimitedBody(receive, max_bytes), send)
 
     async def forward(
         self, scope: Message, body: "LimitedBody", send: Any, malformed: tuple[type[Exception], ...] = ()
@@ -138,18 +138,18 @@ class RequestLimits:
         except Exception as error:
             if started:
                 raise
-            answer = (400, NO_FORM) if isinstance(error, malformed) else answer_to(error, body.most)
+            answer = (400, NO_FORM) if isinstance(error, malformed) else answer_to(error, body.max_bytes)
             await refuse(body.rest(error), send, *answer)
 
 
 class LimitedBody:
-    """The body of a request, received in parts, at most `most` bytes in a limited time.
+    """The body of a request, received in parts, at most `max_bytes` bytes in a limited time.
 
     `arrive` is called with the size of each part.
     """
 
-    def __init__(self, receive: Any, most: int, arrive: Callable[[int], None] = lambda more: None):
-        self.unlimited, self.most, self.arrive = receive, most, arrive
+    def __init__(self, receive: Any, max_bytes: int, arrive: Callable[[int], None] = lambda more: None):
+        self.unlimited, self.max_bytes, self.arrive = receive, max_bytes, arrive
         self.size, self.has_ended = 0, False
         self.end = time.monotonic() + SECONDS_RECEIVING
 
@@ -161,7 +161,7 @@ class LimitedBody:
         count = len(message.get("body", b""))
         self.size += count
         self.arrive(count)
-        if self.size > self.most:
+        if self.size > self.max_bytes:
             raise BodyTooLargeError
         self.has_ended = not message.get("more_body", False)
         return message
@@ -192,14 +192,14 @@ async def ended() -> Message:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
-def answer_to(error: Exception, most: int) -> tuple[int, str]:
+def answer_to(error: Exception, max_bytes: int) -> tuple[int, str]:
     """The status and the sentence for a request that failed before it was answered."""
     if isinstance(error, TooSlowError):
         return 408, "the data came too slowly: send them again"
     if isinstance(error, FolderFullError):
         return 507, str(error)
     if isinstance(error, BodyTooLargeError):
-        return 413, f"the request has more than {most} bytes"
+        return 413, f"the request has more than {max_bytes} bytes"
     logger.error("a request to the demo failed", exc_info=error)
     return 500, failure_text(error)
 
@@ -217,7 +217,7 @@ async def refuse(receive: Any, send: Any, status: int, sentence: str) -> None:
     """
     dropped, more = 0, True
     end = time.monotonic() + SECONDS_WITHOUT_DATA
-    while more and dropped <= MOST_UPLOAD_BYTES:
+    while more and dropped <= MAX_UPLOAD_BYTES:
         try:
             message = await receive_in_time(receive, end)
         except TooSlowError:

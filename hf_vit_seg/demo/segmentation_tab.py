@@ -14,10 +14,10 @@ from hf_vit_seg.inference.segmentation import Segmentation
 from .accelerator import CALLS
 from .catalogue import Catalogue, ModelFacts
 from .file_segmentation import (
-    LARGEST_WINDOW,
+    DEFAULT_WINDOW,
+    MAX_WINDOW,
+    MIN_WINDOW,
     SLIDING,
-    SMALLEST_WINDOW,
-    USUAL_WINDOW,
     VIEWS,
     WHOLE,
     Result,
@@ -44,9 +44,7 @@ class Choices:
         """Create the components on the page."""
         model = model_choice(titles)
         view = gr.Radio([(view.capitalize(), view) for view in VIEWS], value=WHOLE, label="Inference")
-        window = gr.Slider(
-            SMALLEST_WINDOW, LARGEST_WINDOW, USUAL_WINDOW, step=64, label="Window size (pixels)", visible=False
-        )
+        window = gr.Slider(MIN_WINDOW, MAX_WINDOW, DEFAULT_WINDOW, step=64, label="Window size (pixels)", visible=False)
         flip = gr.Checkbox(False, label="Flip test-time augmentation") if has_flip else None
         view.change(
             lambda view: gr.update(visible=view == SLIDING), view, window, queue=False, api_visibility="private"
@@ -228,7 +226,7 @@ class SegmentationTab(ImageTab[Segmentation]):
         return [labels, text]
 
     def segment(
-        self, image: str | None, model: str, view: str = WHOLE, window: float = USUAL_WINDOW, flip: bool = False
+        self, image: str | None, model: str, view: str = WHOLE, window: float = DEFAULT_WINDOW, flip: bool = False
     ) -> tuple[Any, ...]:
         """Segment an image: the area of each class, the label map as a PNG with its palette, and a JSON report."""
         return self.answer(image, model, view, window, flip)

@@ -24,8 +24,8 @@ from hf_vit_seg.inference.segments import FoundSegments
 
 from .catalogue import ModelFacts
 
-LONGEST_SIDE = 1280  # of the shown picture
-MOST_ROWS = 255  # of the legend; the rarest classes share the last
+MAX_SIDE = 1280  # of the shown picture
+MAX_ROWS = 255  # of the legend; the rarest classes share the last
 GRAY = (128, 128, 128)
 VIEW = files("hf_vit_seg.demo") / "view"
 
@@ -83,7 +83,7 @@ def scene_of(
     """The (width, height) of the shown picture, and the entries of a view that all results have."""
     if image is None:
         raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
-    size = display_size(image.size, LONGEST_SIDE, enlarge=True)
+    size = display_size(image.size, MAX_SIDE, enlarge=True)
     photo = image_url(resize_for_display(image.convert("RGB"), size), "JPEG", quality=88)
     return size, {"name": name, "caption": caption, "about": about.text, "card": about.card, "photo": photo}
 
@@ -96,8 +96,8 @@ def failed_view(message: str) -> dict[str, Any]:
 def legend_rows(result: Segmentation) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Each class's row in the legend, (K,) uint8, and the rows, the most frequent class first."""
     counts = result.counts()
-    rows = np.full(len(result.names), MOST_ROWS - 1, np.uint8)
-    single = counts if len(counts) <= MOST_ROWS else counts[: MOST_ROWS - 1]
+    rows = np.full(len(result.names), MAX_ROWS - 1, np.uint8)
+    single = counts if len(counts) <= MAX_ROWS else counts[: MAX_ROWS - 1]
     rows[[count.index for count in single]] = np.arange(len(single))
     entries = [(count.name, count.color, count.share, count.pixels) for count in single]
     if len(single) < len(counts):

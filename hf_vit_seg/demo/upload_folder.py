@@ -21,7 +21,7 @@ from hf_vit_seg.errors import HfVitSegError
 SECONDS_KEPT = 3600  # of uploads and results
 SECONDS_STALLED = 600  # of an upload that no data arrive for
 SECONDS_BETWEEN = 60  # sweeps
-MOST_BYTES = 4 * 2**30  # of all files together
+MAX_BYTES = 4 * 2**30  # of all files together
 FOLDER = "hf_vit_seg_demo"
 VARIABLE = "GRADIO_TEMP_DIR"  # where gradio looks up its upload folder
 
@@ -117,7 +117,7 @@ def sweep_regularly(folder: Path, kept: Callable[[], Iterable[str]], stop: threa
 def fresh_folder() -> Path:
     """A new folder for results among gradio's files. FolderFullError when they have reached their limit."""
     uploads = Path(get_upload_folder())
-    if bytes_used(uploads) >= MOST_BYTES:
+    if bytes_used(uploads) >= MAX_BYTES:
         raise FolderFullError
     folder = uploads / token_hex(32)
     folder.mkdir(parents=True)

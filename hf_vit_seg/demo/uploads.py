@@ -18,8 +18,8 @@ from .accelerator import CALLS
 
 FAILED = "the server did not answer; try again, or choose a smaller image"
 MEGABYTES = 30  # of a file
-MOST_PIXELS = 25_000_000  # of an image
-MOST_FILES = 20  # of a batch
+MAX_UPLOAD_PIXELS = 25_000_000  # of an image
+MAX_FILES = 20  # of a batch
 SUBFOLDER = re.compile("[0-9a-f]{64}")  # of an upload: gradio's salted hash; of results: random
 
 logger = logging.getLogger(__name__)
@@ -145,9 +145,9 @@ def show_results(
 
 __all__ = [
     "FAILED",
+    "MAX_FILES",
+    "MAX_UPLOAD_PIXELS",
     "MEGABYTES",
-    "MOST_FILES",
-    "MOST_PIXELS",
     "ForeignFileError",
     "clear_on_failure",
     "error_message",

@@ -17,9 +17,9 @@ from .fonts import Font, load_font
 
 LegendRow = tuple[str, tuple[int, int, int], float]  # name, color, share in 0 .. 1
 
-SMALLEST_SIDE = 384  # smaller images are enlarged by an integer factor if they get a legend
-LONGEST_NAME = 28
-MOST_ROWS = 40
+MIN_SIDE = 384  # smaller images are enlarged by an integer factor if they get a legend
+MAX_NAME_LENGTH = 28
+MAX_ROWS = 40
 PAPER, INK, FAINT = (255, 255, 255), (25, 25, 25), (120, 120, 120)
 
 
@@ -64,7 +64,7 @@ def display_size(size: tuple[int, int], longest_side: int | None, enlarge: bool)
     if longest_side is not None and longest > longest_side:
         width, height = (max(1, round(side * longest_side / longest)) for side in size)
         return width, height
-    factor = -(-SMALLEST_SIDE // longest) if enlarge and longest < SMALLEST_SIDE else 1
+    factor = -(-MIN_SIDE // longest) if enlarge and longest < MIN_SIDE else 1
     return size[0] * factor, size[1] * factor
 
 
@@ -123,14 +123,14 @@ def add_legend(picture: Image.Image, rows: Sequence[LegendRow]) -> Image.Image:
 
 
 def legend_lines(rows: Sequence[LegendRow]) -> list[tuple[str, tuple[int, int, int] | None, float]]:
-    """The legend's lines, with long names truncated; from MOST_ROWS on, the last classes are merged into one line."""
+    """The legend's lines, with long names truncated; from MAX_ROWS on, the last classes are merged into one line."""
     lines: list[tuple[str, tuple[int, int, int] | None, float]] = [
-        (name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…", color, share)
+        (name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…", color, share)
         for name, color, share in rows
     ]
-    if len(lines) > MOST_ROWS:
-        rest = lines[MOST_ROWS - 1 :]
-        lines[MOST_ROWS - 1 :] = [(f"{len(rest)} more", None, sum(share for _, _, share in rest))]
+    if len(lines) > MAX_ROWS:
+        rest = lines[MAX_ROWS - 1 :]
+        lines[MAX_ROWS - 1 :] = [(f"{len(rest)} more", None, sum(share for _, _, share in rest))]
     return lines
 
 

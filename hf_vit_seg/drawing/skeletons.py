@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from hf_vit_seg.keypoint_names import Pairs, are_coco_keypoints, find_flip_pairs
 
-LEAST_SCORE = 0.2  # predicted keypoints below are drawn as rings without bones, as in ViTPose
+MIN_SCORE = 0.2  # predicted keypoints below are drawn as rings without bones, as in ViTPose
 LEFT, RIGHT, MIDDLE = (213, 94, 0), (0, 114, 178), (0, 158, 115)
 # Bones between COCO's 17 keypoints.
 COCO_BONES = (
@@ -77,4 +77,4 @@ def draw_skeletons(
     return canvas
 
 
-__all__ = ["COCO_BONES", "LEAST_SCORE", "Skeleton", "draw_skeletons"]
+__all__ = ["COCO_BONES", "MIN_SCORE", "Skeleton", "draw_skeletons"]

@@ -25,10 +25,10 @@ class Calibration:
 
     @classmethod
     def from_files(
-        cls, files: Sequence[Path], segmenter: ImageSegmenter, most: int, size: tuple[int, int] | None = None
+        cls, files: Sequence[Path], segmenter: ImageSegmenter, max_images: int, size: tuple[int, int] | None = None
     ) -> "Calibration":
-        """Preprocess at most `most` evenly spaced files, and resize them to `size` (height, width) if given."""
-        chosen = [files[i * len(files) // most] for i in range(most)] if len(files) > most else files
+        """Preprocess at most `max_images` evenly spaced files, and resize them to `size` (height, width) if given."""
+        chosen = [files[i * len(files) // max_images] for i in range(max_images)] if len(files) > max_images else files
         images = (segmenter.prepare(file).pixel_values.float() for file in chosen)
         pixels = [(resize_images(image, size) if size else image).numpy() for image in images]
         folder = os.path.commonpath([file.parent for file in chosen])

@@ -24,7 +24,7 @@ from hf_vit_seg.text_files import read_json_object
 from .calibration import Calibration, resize_images
 from .exporters import Exporter
 from .forms import with_export_forms
-from .graphs import MOST_CLASSES, Geometry, LabelGraph, LogitGraph, ObjectGraph
+from .graphs import MAX_CLASSES, Geometry, LabelGraph, LogitGraph, ObjectGraph
 from .parity import TOLERANCES, Case, Parity, compare, compare_labels, compare_objects, random_images, sizes_to_check
 
 REPORT = "parity.json"
@@ -104,9 +104,9 @@ def check(
         raise RecordError("8-bit programs are made from float32 and return logits: omit --label-map and --dtype")
     if not exporter.runs_alone and (options.size is None or options.batch is None):
         raise RecordError(f"{name} has a fixed input shape: pass --size and --batch, such as --size 512x512 --batch 1")
-    if options.labels and segmenter.model.config.num_labels > MOST_CLASSES:
+    if options.labels and segmenter.model.config.num_labels > MAX_CLASSES:
         raise RecordError(
-            f"a label map of bytes has at most {MOST_CLASSES} classes, this model has more: omit --label-map"
+            f"a label map of bytes has at most {MAX_CLASSES} classes, this model has more: omit --label-map"
         )
     if isinstance(segmenter, InstanceSegmenter):
         check_object_options(name, exporter, options)

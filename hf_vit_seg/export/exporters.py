@@ -25,7 +25,7 @@ from .graphs import Geometry, export_graph
 from .onnx_names import LAYERS, matching_layers, name_axes, name_layers, remove_origins
 
 DEBUG = ".debug_pkl"  # call stacks in TorchScript archives, with local paths; optional for torch.jit.load
-LARGEST_FILE = 1_800_000_000  # bytes; ONNX files are limited to 2 GiB, so larger weights are stored in a second file
+MAX_FILE_BYTES = 1_800_000_000  # bytes; ONNX files are limited to 2 GiB, so larger weights are stored in a second file
 
 OPENVINO_LAYERS = ("MatMul", "Convolution", "GroupConvolution")
 
@@ -86,7 +86,7 @@ class OnnxExporter(Exporter):
         assert program is not None
         model = remove_origins(name_layers(name_axes(program.model_proto, geometry.dynamic_axes)))
         size = sum(tensor.nbytes for tensor in graph.state_dict().values())
-        onnx.save(model, str(path), save_as_external_data=size > LARGEST_FILE, location=f"{path.name}.data")
+        onnx.save(model, str(path), save_as_external_data=size > MAX_FILE_BYTES, location=f"{path.name}.data")
 
     def quantize(self, path: Path, calibration: Calibration) -> None:
         """Apply static per-channel quantization in QDQ format to MatMul and Conv with constant weights."""

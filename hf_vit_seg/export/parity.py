@@ -21,7 +21,7 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 
 # Largest difference of a logit, in units of the logits' standard deviation.
 TOLERANCES = {"float32": 1e-3, "float16": 5e-2}
-LEAST_AGREEMENT = 0.9  # of an 8-bit program's label maps on the images that it was calibrated on
+MIN_AGREEMENT = 0.9  # of an 8-bit program's label maps on the images that it was calibrated on
 
 
 class ParityError(HfVitSegError):
@@ -94,7 +94,7 @@ class Parity:
         return ParityError(
             f"the 8-bit {name} was not written: its labels equal those of the model in {self.mean_agreement:.1%} of "
             f"the pixels, the mean of {len(self.cases)} images (worst: {self.worst.agreement:.1%} in "
-            f"{self.worst.images}), and {LEAST_AGREEMENT:.0%} are required; calibrate on more images, which resemble "
+            f"{self.worst.images}), and {MIN_AGREEMENT:.0%} are required; calibrate on more images, which resemble "
             f'those to segment (--int8, --int8-images), or keep layers in float32: --set "float32_layers=[{kept}]"'
         )
 
@@ -218,7 +218,7 @@ def compare_labels(
     """
     cases = [compare_case(name, pixel_values) for name, pixel_values in images.items()]
     mean = sum(case.agreement for case in cases) / max(len(cases), 1)
-    return tuple(replace(case, wrong=None, passed=mean >= LEAST_AGREEMENT) for case in cases)
+    return tuple(replace(case, wrong=None, passed=mean >= MIN_AGREEMENT) for case in cases)
 
 
 __all__ = [

@@ -16,7 +16,7 @@ from .model_directory import ModelDirectory
 
 PAPER = re.compile(r"([\w ]+?) \(arXiv (\d{4}\.\d{5})\)")  # in the first line of a modeling module
 WEAK = 0.5  # IoU of classes that the card names
-MOST_CLASSES = 5
+MAX_CLASSES = 5
 TITLE = "hf_vit_seg: vision transformers for segmentation in the Hugging Face ecosystem"
 AUTHORS = "The hf_vit_seg authors"
 
@@ -44,8 +44,8 @@ def limits(model: ModelDirectory) -> Iterator[str]:
     scores = report.class_columns().get("iou", np.array([]))
     weak = [(float(scores[index]), report.names[index]) for index in np.flatnonzero(scores < WEAK)]
     if weak:
-        shown = ", ".join(f"{in_line(name)} ({score:.2f})" for score, name in sorted(weak)[:MOST_CLASSES])
-        more = f", and {len(weak) - MOST_CLASSES} more" if len(weak) > MOST_CLASSES else ""
+        shown = ", ".join(f"{in_line(name)} ({score:.2f})" for score, name in sorted(weak)[:MAX_CLASSES])
+        more = f", and {len(weak) - MAX_CLASSES} more" if len(weak) > MAX_CLASSES else ""
         yield f"Classes with an IoU below {WEAK} on the {report.split} split: {shown}{more}."
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hf_vit_seg.inference.scale.manifest import Manifest, read_manifest
-from hf_vit_seg.inference.scale.outputs import DATA, shard_file
-from hf_vit_seg.inference.scale.shard import read_status
-from hf_vit_seg.inference.scale.storage import Storage
+from hf_vit_seg.inference.batch.manifest import Manifest, read_manifest
+from hf_vit_seg.inference.batch.outputs import DATA, shard_file
+from hf_vit_seg.inference.batch.shard import read_status
+from hf_vit_seg.inference.batch.storage import Storage
 
 from .card_text import in_line
 from .repository import Content, PushError, Target, commit, resolve_target

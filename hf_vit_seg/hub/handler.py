@@ -25,7 +25,7 @@ CLASSIFICATION = "AutoModelForImageClassification"
 AUTO_CLASSES = ("AutoModelForSemanticSegmentation", UNIVERSAL, CLASSIFICATION)
 CONFIG, CODE_FILES = "config.json", ("config.json", "preprocessor_config.json", "processor_config.json")
 FUNCTIONS = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid, "none": torch.clone}
-MOST_PIXELS = 100_000_000
+MAX_PIXELS = 100_000_000
 MANY_CLASSES = 256  # a label map of more has 16 bits
 
 
@@ -168,11 +168,11 @@ def read_image(source: Any) -> Image.Image:
 
 
 def decode_image(content: bytes) -> Image.Image:
-    """Decode the bytes of an image of at most MOST_PIXELS. Raises ValueError."""
+    """Decode the bytes of an image of at most MAX_PIXELS. Raises ValueError."""
     try:
         image = Image.open(BytesIO(content))
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"the image has {image.width}x{image.height} pixels, more than {MOST_PIXELS}")
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"the image has {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
         image.load()
     except Exception as error:  # decoders of damaged files raise almost any exception
         raise ValueError(f"inputs cannot be read as an image: {error}") from None

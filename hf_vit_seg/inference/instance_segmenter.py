@@ -89,15 +89,15 @@ class InstanceSegmenter(ImageSegmenter):
 
         `threshold` is by default that of the segmenter.
         """
-        least = self.threshold if threshold is None else threshold
+        threshold = self.threshold if threshold is None else threshold
         if getattr(outputs, "class_queries_logits", None) is None:
-            numbers, classes, scores = outputs.segments(image, size, threshold=least)
+            numbers, classes, scores = outputs.segments(image, size, threshold=threshold)
             return numbers.to(torch.int32), classes.tolist(), scores.tolist()
         logits = outputs.class_queries_logits[image], outputs.masks_queries_logits[image]
         if self.fused is not None:
-            numbers, infos = panoptic_segments(*logits, size, least, MASK_THRESHOLD, OVERLAP_THRESHOLD, self.fused)
+            numbers, infos = panoptic_segments(*logits, size, threshold, MASK_THRESHOLD, OVERLAP_THRESHOLD, self.fused)
             return numbers, [info["label_id"] for info in infos], [info["score"] for info in infos]
-        found = list(objects_of_queries(*logits, size, least, MASK_THRESHOLD))
+        found = list(objects_of_queries(*logits, size, threshold, MASK_THRESHOLD))
         found.sort(key=lambda each: each.score)  # drawn last, and so on top, is the best
         return (
             draw_objects(found, size, logits[1].device),

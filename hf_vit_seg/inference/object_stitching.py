@@ -4,7 +4,7 @@ Two objects of overlapping windows are the same if their masks agree in the over
 `SAME_IOU`. An object that is complete in a window (it does not touch a border of the window inside the image) is taken
 from there; an object that no window contains is the union of its parts. Objects that fit into the overlap of windows
 therefore do not depend on where the windows are, as far as the model's predictions do not. The class is that of the
-largest sum of score times area. An object that better ones cover by more than `MOST_COVERED` is left out; complete
+largest sum of score times area. An object that better ones cover by more than `MAX_COVERED_SHARE` is left out; complete
 objects are better than parts, and then those with higher scores.
 
 Shapes: H W the image, r c a box.
@@ -20,7 +20,7 @@ import numpy as np
 from .segments import FoundObject
 
 SAME_IOU = 0.5
-MOST_COVERED = 0.5
+MAX_COVERED_SHARE = 0.5
 CELL = 256  # side of the squares of the image by which objects are found
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
@@ -220,7 +220,7 @@ def separate(objects: Sequence[FoundObject]) -> list[FoundObject]:
             for other in others:
                 mask &= ~crop_mask(other, box)
             area = int(mask.sum())
-            if area < (1 - MOST_COVERED) * found.area or not area:
+            if area < (1 - MAX_COVERED_SHARE) * found.area or not area:
                 continue
             if area < found.area:
                 found = FoundObject.from_mask(found.label, found.score, found.top, found.left, mask)

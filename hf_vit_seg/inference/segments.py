@@ -20,7 +20,7 @@ from hf_vit_seg.errors import HfVitSegError
 
 from .annotations import Coordinates, RunLengths, polygon_text
 
-MOST_PNG = 2**16 - 1  # objects of a 16-bit instance map
+MAX_PNG_OBJECTS = 2**16 - 1  # objects of a 16-bit instance map
 COLUMNS = ("id", "class", "name", "score", "area", "centroid_x", "centroid_y", "left", "top", "width", "height")
 
 
@@ -144,9 +144,9 @@ class FoundSegments:
 
     def instance_image(self) -> Image.Image:
         """The instance map as an image that PNG stores with 16 bits. Raises HfVitSegError for over 65535 objects."""
-        if len(self.objects) > MOST_PNG:
+        if len(self.objects) > MAX_PNG_OBJECTS:
             raise HfVitSegError(
-                f"found {len(self.objects)} objects, but a 16-bit image holds {MOST_PNG}: use GeoJSON or COCO"
+                f"found {len(self.objects)} objects, but a 16-bit image holds {MAX_PNG_OBJECTS}: use GeoJSON or COCO"
             )
         return Image.fromarray(self.instance_map())
 
@@ -224,7 +224,7 @@ class FoundSegments:
 
 def instance_dtype(count: int) -> np.dtype:
     """The type of the pixels of an instance map: uint16, or uint32 for over 65535 objects."""
-    return np.dtype(np.uint16 if count <= MOST_PNG else np.uint32)
+    return np.dtype(np.uint16 if count <= MAX_PNG_OBJECTS else np.uint32)
 
 
 def geometry_text(polygons: Sequence[Sequence[np.ndarray]], coordinates: Coordinates | None) -> str:
@@ -250,17 +250,17 @@ def objects_of_map(numbers: np.ndarray, classes: Sequence[int], scores: Sequence
 
 def boxes_of_map(numbers: np.ndarray) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
     """The numbers from 1 that occur in a map (H, W), with their boxes (top, left, bottom, right)."""
-    most = int(numbers.max(initial=0))
-    if most < 1:
+    count = int(numbers.max(initial=0))
+    if count < 1:
         return
-    sides = np.stack([np.full(most + 1, max(numbers.shape)), np.zeros(most + 1, np.int64)])
+    sides = np.stack([np.full(count + 1, max(numbers.shape)), np.zeros(count + 1, np.int64)])
     boxes = [sides.copy(), sides.copy()]
     rows, columns = np.nonzero(numbers > 0)
     found = numbers[rows, columns]
     for (first, last), places in zip(boxes, (rows, columns), strict=True):
         np.minimum.at(first, found, places)
         np.maximum.at(last, found, places + 1)
-    for number in range(1, most + 1):
+    for number in range(1, count + 1):
         (top, bottom), (left, right) = (side[:, number].tolist() for side in boxes)
         if bottom > top:
             yield number, (top, left, bottom, right)

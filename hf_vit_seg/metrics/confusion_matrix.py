@@ -11,7 +11,7 @@ import torch
 from . import MetricError
 
 PIECE = 2**18  # labels counted at a time on a CPU, so that temporaries fit into a core's cache
-MOST_ROWS = 1024  # of the table of raw values on a CPU
+MAX_ROWS = 1024  # of the table of raw values on a CPU
 
 
 class ConfusionMatrix:
@@ -78,7 +78,7 @@ class ConfusionMatrix:
     def _count_by_table(self, predictions: torch.Tensor, references: torch.Tensor) -> torch.Tensor | None:
         """Count into bins by a table of raw values, without masks; None if values exceed the table."""
         classes, ignored = self.num_classes, self.ignore_index
-        rows = max(classes, ignored + 1) if ignored is not None and 0 <= ignored < MOST_ROWS else classes
+        rows = max(classes, ignored + 1) if ignored is not None and 0 <= ignored < MAX_ROWS else classes
         if not references.numel() or rows * classes >= 2**31:
             return None
         if not in_range(predictions, classes) or not in_range(references, rows):

@@ -20,7 +20,7 @@ COCO_SIGMAS = tuple(s / 1000 for s in (26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 6
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 AREAS = {"": (0.0, 1e5**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e5**2)}  # in square pixels
-MOST = 20  # persons with the highest scores that are evaluated in each image
+MAX_DETECTIONS = 20  # persons with the highest scores that are evaluated in each image
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,16 +76,20 @@ def keypoint_similarity(
 
 
 def oks_average_precision(
-    predicted: PredictedPersons, labeled: LabeledPersons, sigmas: Sequence[float] = COCO_SIGMAS, most: int = MOST
+    predicted: PredictedPersons,
+    labeled: LabeledPersons,
+    sigmas: Sequence[float] = COCO_SIGMAS,
+    max_detections: int = MAX_DETECTIONS,
 ) -> dict[str, float]:
     """`oks_ap` and `oks_ar` (recall), the means over thresholds 0.50 .. 0.95, and of each `_50`, `_75`, `_medium`,
     `_large` (by area): 0 .. 1, NaN if all labeled persons are ignored.
 
-    Only the `most` persons with the highest scores are evaluated in each image. Raises MetricError for invalid shapes.
+    Only the `max_detections` persons with the highest scores are evaluated in each image. Raises MetricError for
+    invalid shapes.
     """
     check_persons(predicted, labeled, len(sigmas))
     images = np.unique(np.concatenate([predicted.images, labeled.images]))
-    matches = [match_persons(predicted, labeled, image, sigmas, most) for image in images]
+    matches = [match_persons(predicted, labeled, image, sigmas, max_detections) for image in images]
     precision, recall = curves(matches)
     scores = {}
     for name, values in (("oks_ap", precision), ("oks_ar", recall)):
@@ -112,11 +116,11 @@ def check_persons(predicted: PredictedPersons, labeled: LabeledPersons, keypoint
 
 
 def match_persons(
-    predicted: PredictedPersons, labeled: LabeledPersons, image: int, sigmas: Sequence[float], most: int
+    predicted: PredictedPersons, labeled: LabeledPersons, image: int, sigmas: Sequence[float], max_detections: int
 ) -> Matches:
     """Match the persons of one image, for each range of areas and each threshold."""
     own = np.flatnonzero(predicted.images == image)
-    own = own[np.argsort(-predicted.scores[own], kind="stable")][:most]
+    own = own[np.argsort(-predicted.scores[own], kind="stable")][:max_detections]
     truths = np.flatnonzero(labeled.images == image)
     keypoints, crowds = predicted.keypoints[own].astype(float), labeled.crowds[truths].astype(bool)
     truth = labeled.keypoints[truths].astype(float)

@@ -17,7 +17,7 @@ from .segment_overlaps import Overlaps
 
 # In square pixels of the labels.
 AREAS = {"": (0.0, 1e5**2), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e5**2)}
-MOST = 100  # objects of a class with the highest scores that are evaluated in each image, as in COCO
+MAX_DETECTIONS = 100  # objects of a class with the highest scores that are evaluated in each image, as in COCO
 
 
 class ImageRows(NamedTuple):
@@ -33,12 +33,12 @@ class ImageRows(NamedTuple):
 class MaskAveragePrecision:
     """Average precision of masks. Processes gather `rows`, one entry per image.
 
-    Only the `most` predictions of a class with the highest scores are evaluated in each image; None evaluates all,
-    for images with more than a hundred objects.
+    Only the `max_detections` predictions of a class with the highest scores are evaluated in each image; None evaluates
+    all, for images with more than a hundred objects.
     """
 
-    def __init__(self, num_classes: int, most: int | None = MOST):
-        self.num_classes, self.most = num_classes, most
+    def __init__(self, num_classes: int, max_detections: int | None = MAX_DETECTIONS):
+        self.num_classes, self.max_detections = num_classes, max_detections
         self.rows: list[ImageRows] = []
 
     def update(self, overlaps: Overlaps) -> None:
@@ -56,7 +56,7 @@ class MaskAveragePrecision:
     def _rows_of_class(self, overlaps: Overlaps, index: int) -> ImageRows:
         """Match the objects of one class; `labeled` is (A,)."""
         found = np.flatnonzero(overlaps.predicted_classes == index)
-        found = found[np.argsort(-overlaps.scores[found], kind="stable")][: self.most]
+        found = found[np.argsort(-overlaps.scores[found], kind="stable")][: self.max_detections]
         truth = np.flatnonzero(overlaps.labeled_classes == index)
         lows, highs = np.array(list(AREAS.values())).T[..., None]
         areas, labeled = overlaps.predicted[found], overlaps.labeled[truth]
@@ -137,4 +137,4 @@ def match(
     return hit, ignored
 
 
-__all__ = ["MOST", "MaskAveragePrecision"]
+__all__ = ["MAX_DETECTIONS", "MaskAveragePrecision"]

@@ -16,7 +16,7 @@ import torch
 from .confusion_matrix import ratio
 from .segment_overlaps import UNITS_PER_ONE, Overlaps, fixed_point
 
-LEAST_IOU = 0.5
+MIN_IOU = 0.5
 
 
 class ObjectScores:
@@ -32,15 +32,15 @@ class ObjectScores:
 
     def update(self, overlaps: Overlaps) -> None:
         """Add an image. Predictions that are mostly ignored in the labels are left out, as in panoptic quality."""
-        kept = overlaps.ignored <= LEAST_IOU * overlaps.predicted
+        kept = overlaps.ignored <= MIN_IOU * overlaps.predicted
         same = overlaps.same_class()
         iou = np.where(same, overlaps.iou, 0)
-        kept |= (iou > LEAST_IOU).any(axis=1)
+        kept |= (iou > MIN_IOU).any(axis=1)
         iou, found, truth = iou[kept], int(kept.sum()), len(overlaps.labeled)
         both, whole = aggregate(iou, overlaps, kept)
         error = abs(found - truth)
         values = [
-            int((iou > LEAST_IOU).sum()),
+            int((iou > MIN_IOU).sum()),
             found,
             truth,
             both,

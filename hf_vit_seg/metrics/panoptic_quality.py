@@ -20,7 +20,7 @@ from . import MetricError
 from .confusion_matrix import present_mean, ratio
 from .segment_overlaps import UNITS_PER_ONE, Overlaps, fixed_point
 
-LEAST_IOU = 0.5  # matches exceed it, so that each segment has at most one
+MIN_IOU = 0.5  # matches exceed it, so that each segment has at most one
 
 
 class PanopticQuality:
@@ -40,8 +40,8 @@ class PanopticQuality:
         if len(classes) and not 0 <= classes.min() <= classes.max() < self.num_classes:
             raise MetricError(f"found classes {classes.min()} .. {classes.max()}, expected 0 .. {self.num_classes - 1}")
         iou = np.where(overlaps.same_class(), overlaps.iou, 0)
-        found, truth = np.nonzero(iou > LEAST_IOU)
-        missed, wrong = np.ones(len(overlaps.labeled), bool), overlaps.ignored <= LEAST_IOU * overlaps.predicted
+        found, truth = np.nonzero(iou > MIN_IOU)
+        missed, wrong = np.ones(len(overlaps.labeled), bool), overlaps.ignored <= MIN_IOU * overlaps.predicted
         missed[truth] = wrong[found] = False
         kinds = overlaps.labeled_classes[truth]
         rows = [

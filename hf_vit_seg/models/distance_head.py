@@ -43,7 +43,7 @@ OFFSET_BETA = 0.2
 SMOOTHING = 2.0  # standard deviation of the Gaussian filter of the distance map, in pixels
 PROMINENCE = 0.1  # of an object's peak
 SCORE_THRESHOLD = 0.5
-LEAST_AREA = 20  # pixels of an object
+MIN_AREA = 20  # pixels of an object
 BELOW_ALL = -1e9  # distance outside of objects
 HALF_OF_NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
@@ -322,7 +322,7 @@ class DistanceOutput(ModelOutput):
         size: tuple[int, int],
         threshold: float = SCORE_THRESHOLD,
         prominence: float = PROMINENCE,
-        least_area: int = LEAST_AREA,
+        least_area: int = MIN_AREA,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The objects of an image at `size` (H, W): their numbers from 1 (H, W) int64, classes (n,) and scores (n,).
 

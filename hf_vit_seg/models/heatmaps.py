@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d, pad
 from .errors import HfVitSegError
 
 # Values of a heatmap are clamped to this range before taking logarithms (mmpose).
-SMALLEST, LARGEST = 1e-3, 50.0
+MIN_HEAT, MAX_HEAT = 1e-3, 50.0
 REACH = 3  # a target's Gaussian ends at this many sigmas, in rows and in columns
 
 
@@ -128,7 +128,7 @@ def keypoints_from_heatmaps(
     size = (heatmaps.shape[-2], heatmaps.shape[-1])
     scores, places = heatmaps.flatten(2).max(dim=-1)
     rows, columns = places // size[1], places % size[1]
-    logs = blur_heatmaps(heatmaps, blur).clamp(SMALLEST, LARGEST).log()
+    logs = blur_heatmaps(heatmaps, blur).clamp(MIN_HEAT, MAX_HEAT).log()
     peaks = torch.stack([columns, rows], dim=-1) + newton_step(logs, rows, columns)
     return peaks * pixel_pitch(image_size, size, peaks), scores
 

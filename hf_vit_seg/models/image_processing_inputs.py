@@ -18,7 +18,7 @@ from transformers.image_utils import ChannelDimension, load_image
 from .errors import HfVitSegError
 
 EIGHT_BIT_WHITE = 255.0
-MOST_GRAY = 2**16 - 1  # white in images of 16 bits
+UINT16_MAX = 2**16 - 1  # white in images of 16 bits
 RGB = 3
 RGB_LIKE = (3, 1, 4)  # RGB, gray, RGB with alpha
 
@@ -42,7 +42,7 @@ def rgb_image(image: Image.Image) -> Image.Image:
 def reduce_gray(values: torch.Tensor) -> torch.Tensor:
     """Values of 16 bits, 0 .. 65535, as uint8, rounded. Raises HfVitSegError for other values."""
     low, high = value_range(values)
-    if low < 0 or high > MOST_GRAY:
+    if low < 0 or high > UINT16_MAX:
         raise gray_error(low, high)
     return ((values.to(torch.int64) + 128) // 257).to(torch.uint8)
 
@@ -50,8 +50,8 @@ def reduce_gray(values: torch.Tensor) -> torch.Tensor:
 def gray_error(low: int, high: int) -> HfVitSegError:
     """The error for gray values out of 16 bits."""
     return HfVitSegError(
-        f"Found gray values from {low} to {high}, expected 0 .. {MOST_GRAY} for images that become RGB: scale them, or "
-        "use a model of one channel, which keeps all values"
+        f"Found gray values from {low} to {high}, expected 0 .. {UINT16_MAX} for images that become RGB: scale them, "
+        "or use a model of one channel, which keeps all values"
     )
 
 
@@ -77,7 +77,7 @@ def scale_pixels(pixels: torch.Tensor, white: float) -> torch.Tensor:
     if pixels.dtype != torch.uint16:
         return pixels
     values = pixels.to(torch.float32)
-    return values if white == 1 else values / (MOST_GRAY / white)
+    return values if white == 1 else values / (UINT16_MAX / white)
 
 
 def stored_pixels(
@@ -107,7 +107,7 @@ def stored_pixels(
     if convert and len(pixels) in RGB_LIKE and not pixels.is_floating_point():
         pixels = pixels.to(integer_type(pixels))
     if convert:
-        pixels = rgb_channels(pixels, white if image.is_floating_point() else MOST_GRAY)
+        pixels = rgb_channels(pixels, white if image.is_floating_point() else UINT16_MAX)
     is_deep_rgb = len(pixels) == RGB and pixels.dtype == torch.uint16
     return pixels if pixels.dtype == torch.uint8 or is_deep_rgb else pixels.to(torch.float32)
 
@@ -133,7 +133,7 @@ def value_range(image: torch.Tensor) -> tuple[int, int]:
 
 def narrowest_type(dtype: torch.dtype, channels: int, low: int, high: int) -> torch.dtype:
     """See `integer_type`: the type for values from `low` to `high` of an integer `dtype`."""
-    in_range, gray = low >= 0 and high <= MOST_GRAY, channels == 1
+    in_range, gray = low >= 0 and high <= UINT16_MAX, channels == 1
     if gray and not in_range:
         raise gray_error(low, high)
     wide = dtype.itemsize > (4 if gray else 2)
@@ -190,7 +190,7 @@ def rgb_channels(image: torch.Tensor, white: float) -> torch.Tensor:
         return image.expand(RGB, -1, -1)
     if image.shape[0] != 4:
         return image
-    white = {torch.uint8: EIGHT_BIT_WHITE, torch.uint16: float(MOST_GRAY)}.get(image.dtype, white)
+    white = {torch.uint8: EIGHT_BIT_WHITE, torch.uint16: float(UINT16_MAX)}.get(image.dtype, white)
     values = image.to(torch.float32)
     alpha = values[RGB:] / white
     blended = values[:RGB] * alpha + white * (1 - alpha)

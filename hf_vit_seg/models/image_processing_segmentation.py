@@ -34,11 +34,11 @@ from .label_maps import label_map
 logger = logging.get_logger(__name__)
 
 IGNORED = 255
-MOST_PIXELS = 2**28  # limit of a resized image: with `shortest_edge`, long thin images would become very large
+MAX_RESIZED_PIXELS = 2**28  # limit of a resized image: with `shortest_edge`, long thin images would become very large
 
 
 class ResizeError(HfVitSegError):
-    """An image that would be resized beyond `MOST_PIXELS`."""
+    """An image that would be resized beyond `MAX_RESIZED_PIXELS`."""
 
 
 class SemanticSegmentationKwargs(ImagesKwargs, total=False):
@@ -69,7 +69,7 @@ def target_sides(height: int, width: int, size: SizeDict, divisor: int | None) -
             f"{dict(size)}"
         )
     height, width = (round_up(max(side, 1), divisor or 1) for side in sides)
-    if height * width > MOST_PIXELS:
+    if height * width > MAX_RESIZED_PIXELS:
         raise ResizeError(
             f"The image would be resized to {height}x{width} pixels: bound its longer side with "
             "size={'shortest_edge': ..., 'longest_edge': ...}"

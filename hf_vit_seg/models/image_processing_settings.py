@@ -7,7 +7,7 @@ from .errors import HfVitSegError
 
 MAX_SIDE = 2**14  # of a resized or cropped image
 MAX_NUMBER = 1e9  # of means, standard deviations and factors, and its inverse the least: float32 stays finite
-LEAST_SHARE = 0.01  # of the resized image that a crop keeps
+MIN_SHARE = 0.01  # of the resized image that a crop keeps
 MAX_SHOWN = 80  # characters of a value in a message
 SIZE_KEYS = ({"height", "width"}, {"shortest_edge"}, {"longest_edge"}, {"shortest_edge", "longest_edge"})
 
@@ -51,7 +51,7 @@ def is_filter(value: Any) -> bool:
 
 def is_share(value: Any) -> bool:
     """Whether a value is the share of an image that a crop keeps."""
-    return is_number(value) and LEAST_SHARE <= value <= 1
+    return is_number(value) and MIN_SHARE <= value <= 1
 
 
 def is_channels(value: Any, is_valid: Callable[[Any], bool] = is_number) -> bool:
@@ -81,7 +81,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "size_divisor": (is_side, f"a number of pixels up to {MAX_SIDE}"),
     "do_center_crop": FLAG,
     "crop_size": (is_crop, f"a number of pixels up to {MAX_SIDE}, or {{height: 224, width: 224}}"),
-    "crop_pct": (is_share, f"a number from {LEAST_SHARE} to 1"),
+    "crop_pct": (is_share, f"a number from {MIN_SHARE} to 1"),
     "do_rescale": FLAG,
     "rescale_factor": (is_positive, "a positive number such as 1/255"),
     "do_normalize": FLAG,
@@ -115,4 +115,4 @@ def show(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
 
 
-__all__ = ["CHECKS", "LEAST_SHARE", "check_settings", "is_share", "is_side"]
+__all__ = ["CHECKS", "MIN_SHARE", "check_settings", "is_share", "is_side"]

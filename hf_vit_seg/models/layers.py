@@ -51,8 +51,8 @@ NOT_NEGATIVE = ("_eps", "padding", "paddings", "padding_kv", "depths", "num_hidd
 
 
 LAYERS = ("depths", "num_hidden_layers")
-MOST_LAYERS = 1000  # of a stage: a file that declares billions would take all memory
-MOST = 2**31  # of any integer
+MAX_LAYERS = 1000  # of a stage: a file that declares billions would take all memory
+MAX_INTEGER = 2**31  # of any integer
 
 
 def check_fields(fields: Mapping[str, Any], name: str) -> None:
@@ -66,7 +66,7 @@ def check_fields(fields: Mapping[str, Any], name: str) -> None:
         if given is not None and not (isinstance(given, expected) and is_flat):
             raise HfVitSegError(f"{name}.{field} has the type {type(given).__name__}, or values of other types")
     for field, given in fields.items():
-        limit = MOST_LAYERS if field in LAYERS else MOST
+        limit = MAX_LAYERS if field in LAYERS else MAX_INTEGER
         for number in given if isinstance(given, list | tuple) else [given]:
             if isinstance(number, int) and number > limit:
                 raise HfVitSegError(f"{name}.{field} must be at most {limit}, got {number}")

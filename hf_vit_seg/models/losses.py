@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutput, Seman
 from .bilinear import StripUpsampling, differentiable_once, pad_classes, upsample, use_upsampling_strips, working_dtype
 from .errors import HfVitSegError
 
-MOST_VALUES = 5  # wrong labels in a message
+MAX_VALUES = 5  # wrong labels in a message
 
 
 def semantic_segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
@@ -91,7 +91,7 @@ def check_label_values(labels: torch.Tensor, classes: int, ignore_index: int) ->
     if wrong:
         raise HfVitSegError(
             f"Labels are 0 to {classes - 1}, or {ignore_index} for ignored pixels (semantic_loss_ignore_index of the "
-            f"config), got {', '.join(map(str, wrong[:MOST_VALUES]))}"
+            f"config), got {', '.join(map(str, wrong[:MAX_VALUES]))}"
         )
 
 

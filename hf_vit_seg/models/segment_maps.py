@@ -198,8 +198,8 @@ def needed_queries(scores: torch.Tensor, mask_logits: torch.Tensor, bound: float
     highest = max_pool2d(padded, BLOCK + 1, BLOCK)[0]
     lowest = -max_pool2d(-padded, BLOCK + 1, BLOCK)[0]
     weights = scores[:, None, None]
-    least = (weights * lowest.sigmoid()).amax(0)
-    possible = weights * highest.sigmoid() >= least * (1 - MARGIN)
+    lower_bound = (weights * lowest.sigmoid()).amax(0)
+    possible = weights * highest.sigmoid() >= lower_bound * (1 - MARGIN)
     return possible | (highest >= bound - MARGIN * max(1.0, abs(bound)))
 
 

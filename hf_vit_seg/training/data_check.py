@@ -37,7 +37,7 @@ from .recipe_loading import load_recipe
 REPORT, FACTS = "report.json", "facts.json"
 SUGGESTED = ("inverse_root", "median_frequency")
 WITHOUT_WEIGHTS = frozenset({"pose", *SEGMENT_TASKS})
-MOST_LINES = 20  # of problems, warnings and unknown values on the console; the report is complete
+MAX_LINES = 20  # of problems, warnings and unknown values on the console; the report is complete
 
 
 def check_data(
@@ -152,10 +152,10 @@ def print_report(recipe: Recipe, report: CheckReport, console: Console) -> None:
     write_line(f"\nshare of the {UNITS[report.task]}, and number of samples with the class{weights}", style="dim")
     print_result(class_view(report), lambda: json_value(report_content(recipe, report)), console)
     for title, style, sentences in (("problem", "red", report.problems), ("warning", "yellow", report.warnings)):
-        for sentence in sentences[:MOST_LINES]:
+        for sentence in sentences[:MAX_LINES]:
             write_line(f"[{style}]{title}[/] {escape(sentence)}")
-        if len(sentences) > MOST_LINES:
-            write_line(f"[{style}]{len(sentences) - MOST_LINES} more {title}s[/] are in the report")
+        if len(sentences) > MAX_LINES:
+            write_line(f"[{style}]{len(sentences) - MAX_LINES} more {title}s[/] are in the report")
     if not report.problems:
         write_line("[green]no problems[/]: every file can be used")
 
@@ -190,7 +190,7 @@ def class_view(report: CheckReport) -> Table:
     if any(part.ignored_count for part in parts):
         cells = [cell for part in parts for cell in (share(part, part.ignored_count), "")]
         table.add_row("not counted", "", *cells, style="dim")
-    for raw in list(dict.fromkeys(raw for part in parts for raw in part.unknown))[:MOST_LINES]:
+    for raw in list(dict.fromkeys(raw for part in parts for raw in part.unknown))[:MAX_LINES]:
         cells = occurrence_cells((part, part.unknown.get(raw, Occurrence())) for part in parts)
         table.add_row("unknown", str(raw), *cells, style="red")
     return table

@@ -19,7 +19,7 @@ from hf_vit_seg.data.sources.instance_maps import SEVERAL_CLASSES
 from hf_vit_seg.data.sources.registry import SourceError
 from hf_vit_seg.data.stream import Draw
 from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
-from hf_vit_seg.data.transforms.segments import LEAST_AREA
+from hf_vit_seg.data.transforms.segments import MIN_AREA
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 from hf_vit_seg.records import RecordError, read_record
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -231,7 +231,7 @@ def test_crops_keep_the_classes_of_objects_and_remove_slivers(seed):
     assert len(target.classes) == int((visible >= 10).sum())  # a tenth of 100 pixels
     assert int((target.ids == -1).sum()) == int(visible[visible < 10].sum())
     assert not (target.ids == 0).any()
-    assert all(area >= LEAST_AREA for area in target.areas().tolist())
+    assert all(area >= MIN_AREA for area in target.areas().tolist())
 
 
 def test_small_objects_are_kept_when_they_are_resized():

@@ -61,11 +61,11 @@ from hf_vit_seg.demo.catalogue import (  # noqa: E402
 )
 from hf_vit_seg.demo.classification_tab import ClassificationTab  # noqa: E402
 from hf_vit_seg.demo.file_segmentation import (  # noqa: E402
-    LARGEST_WINDOW,
-    MOST_SEEN,
+    DEFAULT_WINDOW,
+    MAX_PIXELS_PER_CALL,
+    MAX_WINDOW,
+    MIN_WINDOW,
     SLIDING,
-    SMALLEST_WINDOW,
-    USUAL_WINDOW,
     WHOLE,
     pixels_seen,
     protocol_of,
@@ -73,8 +73,8 @@ from hf_vit_seg.demo.file_segmentation import (  # noqa: E402
 )
 from hf_vit_seg.demo.pose_tab import PoseTab  # noqa: E402
 from hf_vit_seg.demo.segmentation_tab import SegmentationTab  # noqa: E402
-from hf_vit_seg.demo.segmentation_view import LONGEST_SIDE, MOST_ROWS, view_of  # noqa: E402
-from hf_vit_seg.demo.uploads import MOST_FILES, MOST_PIXELS  # noqa: E402
+from hf_vit_seg.demo.segmentation_view import MAX_ROWS, MAX_SIDE, view_of  # noqa: E402
+from hf_vit_seg.demo.uploads import MAX_FILES, MAX_UPLOAD_PIXELS  # noqa: E402
 from hf_vit_seg.hub.space import space_files  # noqa: E402
 
 MODEL = REPOSITORY / "examples/nuclei/model"
@@ -207,7 +207,7 @@ def test_unexpected_error_is_reported_and_logged(client, models, monkeypatch, ca
 
 
 def test_window_size_is_limited(client):
-    for side, limit in ((8, SMALLEST_WINDOW), (2000, LARGEST_WINDOW)):
+    for side, limit in ((8, MIN_WINDOW), (2000, MAX_WINDOW)):
         text = error_message(client, PHOTO, NUCLEI, SLIDING, side)
         assert str(side) in text and str(limit) in text
 
@@ -228,8 +228,8 @@ def test_batch_returns_an_archive_and_skips_broken_files(client, tmp_path):
         assert {Path(name).stem for name in packed.namelist() if name.endswith(".json")} == {
             Path(name).stem for name in shown
         }
-    with pytest.raises(gradio_client.exceptions.AppError, match=f"1 to {MOST_FILES} files, these are {MOST_FILES + 1}"):
-        client.predict(files[-1:] * (MOST_FILES + 1), NUCLEI, api_name="/segment_files")
+    with pytest.raises(gradio_client.exceptions.AppError, match=f"1 to {MAX_FILES} files, these are {MAX_FILES + 1}"):
+        client.predict(files[-1:] * (MAX_FILES + 1), NUCLEI, api_name="/segment_files")
 
 
 def test_array_gives_the_result_of_its_image(client, tmp_path):
@@ -249,16 +249,16 @@ def test_array_gives_the_result_of_its_image(client, tmp_path):
 
 def test_pixels_per_call_are_limited(client, monkeypatch):
     once = 256 * 320
-    monkeypatch.setattr(file_segmentation, "MOST_SEEN", 2 * once)
-    monkeypatch.setattr(batch_tab, "MOST_SEEN", 2 * once)
+    monkeypatch.setattr(file_segmentation, "MAX_PIXELS_PER_CALL", 2 * once)
+    monkeypatch.setattr(batch_tab, "MAX_PIXELS_PER_CALL", 2 * once)
     monkeypatch.setattr(file_segmentation.segment_file, "__defaults__", (2 * once - 1,))
     assert call(client, PHOTO, NUCLEI)
-    text = error_message(client, PHOTO, NUCLEI, WHOLE, USUAL_WINDOW, True)
+    text = error_message(client, PHOTO, NUCLEI, WHOLE, DEFAULT_WINDOW, True)
     assert text.strip("'").startswith(f"{PHOTO.name}: the model would process 0.2 million pixels") and "flip" in text
     files = [gradio_client.handle_file(str(PHOTO))] * 3
     rows = client.predict(files, NUCLEI, api_name="/segment_files")[1]["data"]
     assert ["left of" in found for _, found in rows] == [False, False, True]
-    rows = client.predict(files[:2], NUCLEI, WHOLE, USUAL_WINDOW, True, api_name="/segment_files")[1]["data"]
+    rows = client.predict(files[:2], NUCLEI, WHOLE, DEFAULT_WINDOW, True, api_name="/segment_files")[1]["data"]
     assert ["left of" in found for _, found in rows] == [False, True]
 
 
@@ -266,19 +266,19 @@ def test_largest_image_runs_with_any_window_size():
     class Square:
         pixel_values = torch.empty(1, 1, 5000, 5000, device="meta")
 
-    assert Square.pixel_values.numel() == MOST_PIXELS
-    for side in range(SMALLEST_WINDOW, LARGEST_WINDOW + 1, 64):
-        assert pixels_seen(protocol_of(SLIDING, side, False), Square()) <= MOST_SEEN
+    assert Square.pixel_values.numel() == MAX_UPLOAD_PIXELS
+    for side in range(MIN_WINDOW, MAX_WINDOW + 1, 64):
+        assert pixels_seen(protocol_of(SLIDING, side, False), Square()) <= MAX_PIXELS_PER_CALL
 
 
 def test_canceled_batch_stops(client, slow_segmenter):
-    files = [gradio_client.handle_file(str(PHOTO))] * MOST_FILES
+    files = [gradio_client.handle_file(str(PHOTO))] * MAX_FILES
     batch = client.submit(files, NUCLEI, api_name="/segment_files")
     next(iter(batch))
     batch.cancel()
     reached = len(slow_segmenter)
     assert call(client, PHOTO, NUCLEI)
-    assert len(slow_segmenter) == reached + 1 < MOST_FILES
+    assert len(slow_segmenter) == reached + 1 < MAX_FILES
 
 
 def test_classifier_returns_the_most_likely_classes(client, models):
@@ -323,19 +323,19 @@ def test_view_has_every_pixel_in_its_class(height, width, classes, seed):
     rows = decode_data_url(view["rows"])
     assert decode_data_url(view["photo"]).shape == (*rows.shape, 3)
     names = [row["name"] for row in view["classes"]]
-    assert len(names) <= MOST_ROWS and rows.max() < len(names)
+    assert len(names) <= MAX_ROWS and rows.max() < len(names)
     assert sum(row["share"] for row in view["classes"]) == pytest.approx(1, abs=1e-3)
     sampled = nearest_labels(labels, rows.shape[::-1])
-    single = len(names) - (len(result.counts()) > MOST_ROWS)
+    single = len(names) - (len(result.counts()) > MAX_ROWS)
     mine = rows < single
-    assert mine.all() or len(result.counts()) > MOST_ROWS
+    assert mine.all() or len(result.counts()) > MAX_ROWS
     assert (np.array(names)[rows[mine]] == np.array(result.names)[sampled[mine]]).all()
 
 
 def test_view_of_a_large_image_is_downscaled():
     labels = np.arange(1500 * 2000).reshape(1500, 2000) % 40
     view = view_of(segmentation(labels.astype(np.uint8), 40), "name", "caption", ModelFacts("facts"))
-    assert decode_data_url(view["rows"]).shape == (LONGEST_SIDE * 3 // 4, LONGEST_SIDE)
+    assert decode_data_url(view["rows"]).shape == (MAX_SIDE * 3 // 4, MAX_SIDE)
     assert len(view["classes"]) == 40
 
 
@@ -357,10 +357,10 @@ def test_examples_of_a_model_are_the_images_of_its_run(tmp_path):
 
 
 def test_native_size_models_use_windows_for_large_images(monkeypatch):
-    monkeypatch.setattr(file_segmentation, "LARGEST_WINDOW", 128)
+    monkeypatch.setattr(file_segmentation, "MAX_WINDOW", 128)
     known = Catalogue([NUCLEI])
     assert segment_file(known, NUCLEI, Protocol(), PHOTO).result.protocol.startswith("whole image")
-    monkeypatch.setattr(file_segmentation, "MOST_AT_ONCE", 256 * 320 - 1)
+    monkeypatch.setattr(file_segmentation, "MAX_PIXELS_PER_PASS", 256 * 320 - 1)
     result = segment_file(known, NUCLEI, Protocol(), PHOTO).result
     assert result.protocol.startswith("windows of 128x128") and result.label_map.shape == (256, 320)
 
@@ -506,7 +506,7 @@ def test_without_zero_gpu_functions_are_unchanged():
 
 
 def test_gpu_is_requested_for_inference(zero_gpu_tabs, gpu_requests, models):
-    _, labels, _ = zero_gpu_tabs["segmentation"].show(str(PHOTO), NUCLEI, WHOLE, USUAL_WINDOW, False)
+    _, labels, _ = zero_gpu_tabs["segmentation"].show(str(PHOTO), NUCLEI, WHOLE, DEFAULT_WINDOW, False)
     expected = Segmenter.from_pretrained(str(MODEL))(PHOTO)
     assert np.array_equal(np.asarray(Image.open(labels["value"])), expected.label_map)
     assert labels["interactive"]
@@ -520,12 +520,12 @@ def test_gpu_is_requested_for_inference(zero_gpu_tabs, gpu_requests, models):
 def test_gpu_is_not_requested_without_inference(zero_gpu_tabs, gpu_requests, models, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     Image.new("1", (7000, 5000)).save(tmp_path / "large.png")
-    assert zero_gpu_tabs["segmentation"].show(None, NUCLEI, WHOLE, USUAL_WINDOW, False)[0] is None
+    assert zero_gpu_tabs["segmentation"].show(None, NUCLEI, WHOLE, DEFAULT_WINDOW, False)[0] is None
     zero_gpu_tabs["classification"].classify(None, title(models["classification"]))
     zero_gpu_tabs["pose"].estimate(None, title(models["pose"]), "")
     for name in ("broken.png", "large.png"):
         path = str(tmp_path / name)
-        view, *downloads = zero_gpu_tabs["segmentation"].show(path, NUCLEI, WHOLE, USUAL_WINDOW, False)
+        view, *downloads = zero_gpu_tabs["segmentation"].show(path, NUCLEI, WHOLE, DEFAULT_WINDOW, False)
         assert name in view["error"].lower() and "photo" not in view
         assert [(each["value"], each["interactive"]) for each in downloads] == [(None, False)] * 2
         with pytest.raises(gradio.Error, match=name):

@@ -322,7 +322,7 @@ def test_wrong_argument_counts_are_rejected(server):
 
 def test_request_size_is_limited(server, monkeypatch):
     assert request(server, "/gradio_api/call/segment", b" " * 1_000_001)[0] == 413
-    monkeypatch.setattr(request_limits, "MOST_UPLOAD_BYTES", 2000)
+    monkeypatch.setattr(request_limits, "MAX_UPLOAD_BYTES", 2000)
     assert upload(server, "a.bin", b"x" * 3000)[0] == 413
     port = int(server.address.rpartition(":")[2])
     head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
@@ -332,17 +332,17 @@ def test_request_size_is_limited(server, monkeypatch):
 
 
 def test_full_upload_folder_rejects_uploads(server, monkeypatch):
-    monkeypatch.setattr(upload_folder, "MOST_BYTES", upload_folder.bytes_used(server.folder) + 100)
+    monkeypatch.setattr(upload_folder, "MAX_BYTES", upload_folder.bytes_used(server.folder) + 100)
     status, answer = upload(server, "a.bin", b"x" * 3000)
     assert status == 507 and answer["detail"] == str(upload_folder.FolderFullError())
-    monkeypatch.setattr(upload_folder, "MOST_BYTES", 0)
+    monkeypatch.setattr(upload_folder, "MAX_BYTES", 0)
     with pytest.raises(upload_folder.FolderFullError):
         upload_folder.fresh_folder()
 
 
 def test_announced_uploads_do_not_fill_the_folder(server, monkeypatch):
     """Connections that send nothing reserve nothing: another visitor's upload is accepted."""
-    monkeypatch.setattr(upload_folder, "MOST_BYTES", upload_folder.bytes_used(server.folder) + 10_000)
+    monkeypatch.setattr(upload_folder, "MAX_BYTES", upload_folder.bytes_used(server.folder) + 10_000)
     port = int(server.address.rpartition(":")[2])
     head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     slow = [socket.create_connection(("127.0.0.1", port), 30) for _ in range(5)]

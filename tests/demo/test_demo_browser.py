@@ -20,7 +20,7 @@ gradio = pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 
 from hf_vit_seg.demo import launch  # noqa: E402
-from hf_vit_seg.demo.uploads import MOST_FILES  # noqa: E402
+from hf_vit_seg.demo.uploads import MAX_FILES  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -285,11 +285,11 @@ def test_errors_of_other_tasks_are_shown_until_the_next_result(page, tmp_path, t
 
 def test_batch_can_be_canceled(page, slow_segmenter):
     page.get_by_role("tab", name="Many files").click()
-    page.locator("input[type=file][multiple]").set_input_files(sorted(PHOTO.parent.glob("*.webp"))[:MOST_FILES])
+    page.locator("input[type=file][multiple]").set_input_files(sorted(PHOTO.parent.glob("*.webp"))[:MAX_FILES])
     page.get_by_role("button", name="Segment all").click()
     page.locator(".thumbnail-item:visible").first.wait_for()
     page.get_by_role("button", name="Stop").click()
     page.locator(".thumbnail-item:visible").first.wait_for()
     reached = len(slow_segmenter)
     page.wait_for_timeout(2000)
-    assert len(slow_segmenter) <= reached + 1 < MOST_FILES
+    assert len(slow_segmenter) <= reached + 1 < MAX_FILES

@@ -113,10 +113,10 @@ def test_view_without_objects():
 
 
 def test_large_images_are_processed_in_windows(models, monkeypatch):
-    monkeypatch.setattr(file_segmentation, "LARGEST_WINDOW", 128)
+    monkeypatch.setattr(file_segmentation, "MAX_WINDOW", 128)
     known, name = Catalogue([models["queries"]]), title(models["queries"])
     assert find_objects_in_file(known, name, Protocol(), PHOTO).result.protocol.startswith("whole image")
-    monkeypatch.setattr(file_segmentation, "MOST_AT_ONCE", 64 * 64 - 1)
+    monkeypatch.setattr(file_segmentation, "MAX_PIXELS_PER_PASS", 64 * 64 - 1)
     found = find_objects_in_file(known, name, Protocol(), PHOTO)
     assert found.result.protocol.startswith("windows of 128x128")
     assert found.result.size == (256, 320)

@@ -31,7 +31,7 @@ BY_FILE = {
         "BodyTooLargeError",
         "TooSlowError",
     },  # converted to an HTTP status in the same file
-    "hf_vit_seg/inference/scale/processes.py": {"RuntimeError"},  # a bug in another process
+    "hf_vit_seg/inference/batch/processes.py": {"RuntimeError"},  # a bug in another process
     "hf_vit_seg/models/bilinear.py": {"RuntimeError"},  # as torch raises for a second derivative
     "hf_vit_seg/training/checkpoints/main_process.py": {"RuntimeError"},  # a bug in another process
     "hf_vit_seg/training/figures/layout.py": {"ValueError"},  # mistakes of callers

@@ -56,7 +56,7 @@ LEVELS: dict[str, list[set[str]]] = {
     ],
     "inference": [
         {"__init__", "console", "pipeline"},
-        {"tiles", "video", "scale"},
+        {"tiles", "video", "batch"},
         {"files"},
         {"segmenter", "classifier", "pose_estimator", "instance_segmenter"},
         {"object_stitching", "image_segmenter"},

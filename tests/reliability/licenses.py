@@ -16,7 +16,7 @@ HEAD = """hf_vit_seg is licensed under the Apache License 2.0, see LICENSE.
 It uses the following packages, which are installed separately, each under its own license. Those of an extra are only
 needed for it. `python -m tests.reliability licenses` writes this list from the metadata of the installed packages.
 """
-LONGEST = 60  # of a license's name; some packages give its text
+MAX_NAME_LENGTH = 60  # of a license's name; some packages give its text
 UNKNOWN = "not stated in its metadata"
 ABSENT = "unknown, as it was not installed"
 
@@ -43,7 +43,7 @@ def license_of(found: Distribution) -> str:
     classifiers = [text for text in metadata.get_all("Classifier") or () if text.startswith("License ::")]
     names = [text.rpartition(":: ")[2] for text in classifiers if not text.endswith("OSI Approved")]
     field = " ".join((metadata.get("License") or "").split())
-    return " or ".join(names) or (field if 0 < len(field) <= LONGEST else UNKNOWN)
+    return " or ".join(names) or (field if 0 < len(field) <= MAX_NAME_LENGTH else UNKNOWN)
 
 
 def dependencies(names: Iterable[str]) -> dict[str, Distribution]:

@@ -5,7 +5,7 @@ import torch
 from sympy.core.function import Application
 from torch.export import ExportedProgram
 
-LARGEST = 10**6  # of a side or a batch: a lower upper bound was added by a condition on sizes
+MAX_SIZE = 10**6  # of a side or a batch: a lower upper bound was added by a condition on sizes
 
 
 def size_formulas(program: ExportedProgram) -> set[sympy.Expr]:
@@ -24,4 +24,4 @@ def assert_unbounded(program: ExportedProgram) -> None:
     """Assert that batch, height and width are three independent, unbounded numbers."""
     bounds = list(program.range_constraints.values())
     assert len(bounds) == 3
-    assert all(bound.upper > LARGEST for bound in bounds)
+    assert all(bound.upper > MAX_SIZE for bound in bounds)

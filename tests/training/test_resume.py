@@ -443,7 +443,7 @@ def test_resume_after_kill_at_the_last_checkpoint(finished_run, tmp_path):
 def test_early_stopped_run_is_not_trained_again(recipe, tmp_path, monkeypatch):
     from hf_vit_seg.training.loop import trainer as module
 
-    never = ["loop.evaluate_every=1", "loop.early_stop.patience=1", "loop.early_stop.least=10"]
+    never = ["loop.evaluate_every=1", "loop.early_stop.patience=1", "loop.early_stop.min_delta=10"]
     assert run(recipe, tmp_path / "run", *never) is RunStatus.early_stop
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000002"]
     before = content(tmp_path / "run")

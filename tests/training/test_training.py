@@ -258,7 +258,7 @@ def test_bfloat16(recipe, tmp_path):
 
 
 def test_early_stopping(recipe, tmp_path):
-    patient = ["loop.evaluate_every=1", "loop.early_stop.patience=2", "loop.early_stop.least=1"]
+    patient = ["loop.evaluate_every=1", "loop.early_stop.patience=2", "loop.early_stop.min_delta=1"]
     assert run(recipe, tmp_path / "run", *patient) is RunStatus.early_stop
     assert [step for step, _ in log(tmp_path / "run", "evaluation")] == [1, 2, 3]  # the first is the reference score
     assert (tmp_path / "run" / "last").exists()

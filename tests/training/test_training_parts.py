@@ -227,7 +227,7 @@ def test_parameters_without_gradient_are_found():
 
 
 def test_early_stopping_counts_evaluations_without_improvement():
-    rule, best_tracker, ends = EarlyStopRecipe(patience=2, least=0.1), BestTracker(), []
+    rule, best_tracker, ends = EarlyStopRecipe(patience=2, min_delta=0.1), BestTracker(), []
     for step, value in enumerate([0.5, 0.55, float("nan"), 0.58, 0.65]):
         best_tracker = best_tracker.after("mean_iou", value, step, rule)
         ends.append(best_tracker.has_ended(rule))

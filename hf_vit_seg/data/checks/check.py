@@ -23,7 +23,7 @@ from .report import CheckReport, SplitFacts
 from .sample_facts import FactsFile, SampleFacts, facts_key, read_sample_facts, source_stamp
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-MOST_THREADS = 16
+MAX_THREADS = 16
 SHOWN = 3  # problems in an error message
 # Processor fields that define the normalization of images with more than 8 bits.
 NORMALIZATION_FIELDS = frozenset({"image_mean", "rescale_factor", "do_rescale", "do_normalize"})
@@ -73,9 +73,9 @@ def require_valid_data(
 
     With `data.on_error: skip`, all samples are read, and the datasets of the report are without unusable samples.
     """
-    most = None if skips(recipe) else recipe.data.check
+    max_samples = None if skips(recipe) else recipe.data.check
     parts: dict[Split, RawDataset | None] = {
-        name: split.subset(most) if split and most else split for name, split in datasets.items()
+        name: split.subset(max_samples) if split and max_samples else split for name, split in datasets.items()
     }
     report = check_datasets(recipe, parts, cache, progress)
     if problems := report.problems:
@@ -89,14 +89,14 @@ def skips(recipe: RunSettings) -> bool:
     return recipe.data.on_error == "skip"
 
 
-def skip_unusable(part: SplitFacts, most: float) -> SplitFacts:
-    """Leave unusable samples out of a split. BadDataError if they are more than the share `most`."""
+def skip_unusable(part: SplitFacts, max_share: float) -> SplitFacts:
+    """Leave unusable samples out of a split. BadDataError if they are more than `max_share`."""
     usable = [index for index, facts in enumerate(part.facts) if facts.fault is None]
     skipped = [facts for facts in part.facts if facts.fault is not None]
-    if len(skipped) > most * len(part.facts):
+    if len(skipped) > max_share * len(part.facts):
         raise BadDataError(
             f"data.{part.split}: {len(skipped)} of {len(part.facts)} samples are unusable, more than the share "
-            f"{most:g} that data.max_skipped allows: {format_list(part.faults, SHOWN)}"
+            f"{max_share:g} that data.max_skipped allows: {format_list(part.faults, SHOWN)}"
         )
     if not skipped:
         return part
@@ -122,7 +122,7 @@ def scan(split: str, dataset: RawDataset, stamp: str, memory: FactsFile, progres
 def map_in_threads(work: Callable[[int], SampleFacts], indexes: Sequence[int]) -> Iterator[SampleFacts]:
     """Map in threads, with results in order; decoders release the GIL."""
     with single_threaded_torch():
-        pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
+        pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
         try:
             yield from pool.map(work, indexes)
         finally:  # also when interrupted: pending samples are dropped

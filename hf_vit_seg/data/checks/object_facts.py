@@ -13,7 +13,7 @@ from scipy import ndimage
 from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.labels.segment_classes import count_objects, segment_targets
 from hf_vit_seg.data.samples import RawSegments
-from hf_vit_seg.data.transforms.segments import LEAST_AREA
+from hf_vit_seg.data.transforms.segments import MIN_AREA
 
 EIGHT = np.ones((3, 3), bool)  # pixels that touch at a corner are connected
 
@@ -44,7 +44,7 @@ def read_object_facts(raw: RawSegments, table: ClassTable, task: str) -> ObjectF
     split = sum(is_split(ids[boxes[number - 1]].numpy() == number) for number in things if boxes[number - 1])
     return ObjectFacts(
         count=count_objects(targets, table),
-        tiny=sum(0 < int(areas[number]) < LEAST_AREA for number in things),
+        tiny=sum(0 < int(areas[number]) < MIN_AREA for number in things),
         split=split,
         hidden=sum(int(areas[number]) == 0 for number in things),
         overlaps=raw.overlaps,

@@ -13,7 +13,7 @@ from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.images.orientation import UPRIGHT
 from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE, Raw
-from hf_vit_seg.data.transforms.segments import LEAST_AREA
+from hf_vit_seg.data.transforms.segments import MIN_AREA
 from hf_vit_seg.data.wording import format_list
 
 from .sample_facts import SampleFacts
@@ -39,7 +39,7 @@ DISALLOWED = {
 
 # Facts of objects that are reported, with what they mean.
 OBJECT_FAULTS = {
-    "tiny": f"have fewer than {LEAST_AREA} pixels, and are ignored in training",
+    "tiny": f"have fewer than {MIN_AREA} pixels, and are ignored in training",
     "split": "consist of several parts that do not touch",
     "hidden": "are completely covered by other objects, and left out",
 }
@@ -51,7 +51,7 @@ class Occurrence:
 
     count: int = 0
     samples: tuple[int, ...] = ()
-    most: int = -1  # the sample with the highest count
+    top_sample: int = -1  # the sample with the highest count
 
 
 def count_occurrences(rows: Sequence[tuple[int, int]]) -> Occurrence:

@@ -12,7 +12,7 @@ from hf_vit_seg.models.image_processing_inputs import reduce_gray
 RGB = 3
 DARK = 64  # of 256 levels: values of 14 bits
 DARKEST, BRIGHTEST = 0.02, 0.98  # quantiles that are mapped to black and white
-MOST_SAMPLES = 2**20  # pixels per channel that the quantiles are computed from
+MAX_SAMPLES = 2**20  # pixels per channel that the quantiles are computed from
 
 
 def to_rgb_image(image: torch.Tensor) -> Image.Image:
@@ -37,7 +37,7 @@ def stretch_to_uint8(channel: torch.Tensor) -> torch.Tensor:
     finite = values[values.isfinite()]
     if not len(finite):
         return torch.zeros_like(values, dtype=torch.uint8)
-    sparse = finite[:: max(len(finite) // MOST_SAMPLES, 1)]
+    sparse = finite[:: max(len(finite) // MAX_SAMPLES, 1)]
     low, high = (float(sparse.quantile(share)) for share in (DARKEST, BRIGHTEST))
     shares = ((values - low) / max(high - low, torch.finfo(torch.float64).tiny)).clamp(0, 1)
     return (torch.where(values.isfinite(), shares, 0.0) * 255).round().to(torch.uint8)

@@ -241,7 +241,7 @@ def check_pixels(file: object, height: int, width: int, max_pixels: int, pixel_b
     need `max_pixels * MAX_PIXEL_BYTES`.
     """
     check_sides(file, height, width)
-    count, most = height * width, max_pixels * MAX_PIXEL_BYTES
+    count, max_bytes = height * width, max_pixels * MAX_PIXEL_BYTES
     needed = count * (pixel_bytes + PROCESSING_BYTES)
     fact = f"{file}: {width}x{height} = {count:,} pixels need about {needed / 1e6:.0f} MB of memory"
     if count > max_pixels:
@@ -251,9 +251,10 @@ def check_pixels(file: object, height: int, width: int, max_pixels: int, pixel_b
             f"{fact}, and the longer side is above the limit of {MAX_SIDE} pixels",
             "cut it into shorter parts, or save it as a tiled TIFF, which is read in parts",
         )
-    if needed > most:
+    if needed > max_bytes:
         raise ImageSizeError(
-            f"{fact}, more than the limit of {most / 1e6:g} MB for images of up to {max_pixels / 1e6:g} million pixels",
+            f"{fact}, more than the limit of {max_bytes / 1e6:g} MB for images of up to {max_pixels / 1e6:g} million "
+            "pixels",
             "remove channels that are not needed, or raise --max-pixels",
         )
 

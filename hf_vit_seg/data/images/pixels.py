@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vit_seg.models.image_processing_inputs import MOST_GRAY, channel_axis, reduce_gray, rgb_image, stored_pixels
+from hf_vit_seg.models.image_processing_inputs import UINT16_MAX, channel_axis, reduce_gray, rgb_image, stored_pixels
 
 from .display import to_rgb_image
 from .files import (
@@ -103,8 +103,8 @@ def blend_alpha(numbers: np.ndarray, alpha: int = STRAIGHT) -> np.ndarray:
     """Blend an image (C + 1, H, W) uint16, whose last channel is alpha, with white: (3, H, W) uint16."""
     colors = numbers[:-1] if len(numbers) == 4 else np.repeat(numbers[:1], 3, axis=0)
     if alpha == PREMULTIPLIED:
-        blended = colors.astype(np.int32) + (MOST_GRAY - numbers[-1:].astype(np.int32))
-        return blended.clip(0, MOST_GRAY).astype(np.uint16)
+        blended = colors.astype(np.int32) + (UINT16_MAX - numbers[-1:].astype(np.int32))
+        return blended.clip(0, UINT16_MAX).astype(np.uint16)
     rgba = np.concatenate([colors, numbers[-1:]])
     return stored_pixels(rgba, [4], layout="channels_first").numpy()
 

@@ -82,8 +82,8 @@ LISTS = TypeAdapter(CocoLists)
 class CocoFile:
     """An annotation file, or several that were merged.
 
-    `folder` contains all images, with file names relative to it. `title` names the files in messages. Images are mapped by id and sorted by file name; annotations and categories
-    are in file order.
+    `folder` contains all images, and their file names are relative to it. `title` names the files in messages. Images
+    are mapped by id and sorted by file name; annotations and categories are in file order.
     """
 
     title: str

@@ -15,7 +15,7 @@ from pydantic import Field
 from hf_vit_seg.data.samples import Person, RawSample
 
 from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, Places, read_coco
-from .coco_shapes import FAR, check_pixel_units, check_within
+from .coco_shapes import MAX_EXTENT, check_pixel_units, check_within
 from .source import SourceError, SourceRecord
 
 AREA_NOTE = (
@@ -111,11 +111,11 @@ class People:
             crowds=np.array(crowds, bool),
         )
 
-    def select_samples(self, coco: CocoFile, least: int) -> np.ndarray:
-        """The indices of people with at least `least` labeled keypoints and a box inside the image, without crowds."""
+    def select_samples(self, coco: CocoFile, min_keypoints: int) -> np.ndarray:
+        """Indices of people with `min_keypoints` or more labeled keypoints and a box in the image, without crowds."""
         sizes = np.array([(coco.images[i].width, coco.images[i].height) for i in self.images.tolist()]).reshape(-1, 2)
         clipped = clip_boxes(self.boxes, sizes)
-        labeled = (self.keypoints[..., 2] > 0).sum(axis=1) >= least
+        labeled = (self.keypoints[..., 2] > 0).sum(axis=1) >= min_keypoints
         return np.flatnonzero(labeled & ~self.crowds & (clipped[:, 2:] > 0).all(axis=1))
 
 
@@ -134,7 +134,7 @@ def keypoint_array(
             f"{where} has a keypoint of visibility {strange[0]:g}, expected 0 (not labeled), 1 (hidden) or 2 (visible)"
         )
     image = coco.images[annotation.image_id]
-    if (annotation.area or 0) > FAR * image.height * image.width:
+    if (annotation.area or 0) > MAX_EXTENT * image.height * image.width:
         raise SourceError(f"{where} has the area {annotation.area}, which is larger than its image ({image.file_name})")
     x, y, width, height = box
     try:
@@ -163,7 +163,7 @@ class CocoKeypoints:
     samples: np.ndarray
     class_names: tuple[str, ...]
     channels: int = 3
-    least: int = 1  # labeled keypoints of a person
+    min_keypoints: int = 1  # labeled keypoints of a person
     bones: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
@@ -206,7 +206,7 @@ class CocoKeypoints:
         persons = []
         for row in np.flatnonzero(np.isin(self.people.images, list(images))).tolist():
             keypoints = torch.tensor(self.people.keypoints[row])
-            if (keypoints[:, 2] > 0).sum() < self.least:
+            if (keypoints[:, 2] > 0).sum() < self.min_keypoints:
                 keypoints[:, 2] = 0
             persons.append(replace(self.annotation(row), keypoints=keypoints))
         return persons

@@ -14,9 +14,9 @@ import numpy as np
 from .source import SourceError
 
 CORNERS = 3  # points that enclose an area
-FAR = 10  # longer sides of the image: objects may reach beyond the image, but not further than this
-LONGEST_COUNT = 65  # bits of a compressed count
-LONGEST_OUTLINE = 5_000_000  # pixels: pycocotools needs about 100 bytes for each
+MAX_EXTENT = 10  # longer sides of the image: objects may reach beyond the image, but not further than this
+MAX_COUNT_BITS = 65  # bits of a compressed count
+MAX_OUTLINE_LENGTH = 5_000_000  # pixels: pycocotools needs about 100 bytes for each
 
 
 def encode_shape(shape: Any, height: int, width: int) -> Any:
@@ -35,8 +35,8 @@ def encode_shape(shape: Any, height: int, width: int) -> Any:
     if not polygons:
         return None
     length = sum(outline_length(points) for points in polygons)
-    if length > LONGEST_OUTLINE:
-        raise SourceError(f"its outline has a length of {length:.0f} pixels, more than {LONGEST_OUTLINE}")
+    if length > MAX_OUTLINE_LENGTH:
+        raise SourceError(f"its outline has a length of {length:.0f} pixels, more than {MAX_OUTLINE_LENGTH}")
     return drawing.merge(drawing.frPyObjects([points.flatten().tolist() for points in polygons], height, width))
 
 
@@ -67,8 +67,8 @@ def is_finite(value: float) -> bool:
 
 def check_within(numbers: Iterable[float], height: int, width: int) -> None:
     """Raise SourceError for coordinates much farther away than the sides of the image."""
-    most = FAR * max(height, width)
-    far = [number for number in numbers if abs(number) > most]
+    limit = MAX_EXTENT * max(height, width)
+    far = [number for number in numbers if abs(number) > limit]
     if far:
         raise SourceError(
             f"the coordinate {far[0]:.17g} is far outside the image of {height}x{width} pixels (height x width): use "
@@ -122,7 +122,7 @@ def decompress(text: str) -> list[int]:
             raise SourceError(f"the compressed counts of its RLE have the invalid character {chr(character)!r}")
         value |= (code & 31) << shift
         shift += 5
-        if shift > LONGEST_COUNT:
+        if shift > MAX_COUNT_BITS:
             raise SourceError("the compressed counts of its RLE have a number of more than 64 bits")
         if code & 32:
             continue
@@ -135,4 +135,4 @@ def decompress(text: str) -> list[int]:
     return counts
 
 
-__all__ = ["FAR", "check_pixel_units", "check_within", "encode_shape", "finite_numbers"]
+__all__ = ["MAX_EXTENT", "check_pixel_units", "check_within", "encode_shape", "finite_numbers"]

@@ -17,7 +17,7 @@ from transformers.image_utils import SizeDict
 
 from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.models.image_processing_inputs import EIGHT_BIT_WHITE, MOST_GRAY, highest_value
+from hf_vit_seg.models.image_processing_inputs import EIGHT_BIT_WHITE, UINT16_MAX, highest_value
 from hf_vit_seg.models.image_processing_segmentation import target_sides
 from hf_vit_seg.records import Record
 
@@ -109,7 +109,7 @@ class TransformContext:
 
     def stored_mean(self, image: torch.Tensor) -> tuple[float, ...]:
         """The mean of each channel in the values of an image before `scale_pixels`."""
-        share = MOST_GRAY / self.white if image.dtype == torch.uint16 and self.white != 1 else 1.0
+        share = UINT16_MAX / self.white if image.dtype == torch.uint16 and self.white != 1 else 1.0
         return tuple(value * share for value in self.mean)
 
     def fill(self, image: Fill) -> dict[type | str, Any]:

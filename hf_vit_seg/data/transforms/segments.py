@@ -1,7 +1,7 @@
 """Segments in a pipeline of transforms: their classes and areas beside the map of their numbers.
 
-The map of numbers is transformed as a mask. An object that a crop cuts below `LEAST_SHARE` of its area, or of which
-fewer than `LEAST_AREA` pixels are left, is removed, and its pixels are ignored: too little of it is visible to learn
+The map of numbers is transformed as a mask. An object that a crop cuts below `MIN_SHARE` of its area, or of which
+fewer than `MIN_AREA` pixels are left, is removed, and its pixels are ignored: too little of it is visible to learn
 it as an object, and it is no background. Stuff is kept if any pixel is left.
 
 Shapes: H W pixels, n segments.
@@ -16,8 +16,8 @@ import torch
 from hf_vit_seg.data.labels.segment_classes import keep_segments
 from hf_vit_seg.data.samples import Segments
 
-LEAST_SHARE = 0.1  # of an object's area before the crops, at the current scale
-LEAST_AREA = 8  # pixels of an object
+MIN_SHARE = 0.1  # of an object's area before the crops, at the current scale
+MIN_AREA = 8  # pixels of an object
 
 
 class SegmentAreas:
@@ -40,7 +40,7 @@ class SegmentAreas:
         segments = Segments(ids, self.classes)
         areas = segments.areas()
         stuff = torch.tensor([index in self.stuff for index in self.classes], dtype=torch.bool)
-        kept = (areas >= LEAST_SHARE * self.areas) & (areas >= LEAST_AREA)
+        kept = (areas >= MIN_SHARE * self.areas) & (areas >= MIN_AREA)
         return keep_segments(segments, torch.where(stuff, areas > 0, kept))
 
 
@@ -69,4 +69,4 @@ def rescale_areas(factor: float) -> None:
         found.areas = found.areas * factor
 
 
-__all__ = ["LEAST_AREA", "LEAST_SHARE", "SegmentAreas", "current_areas", "rescale_areas", "use_areas"]
+__all__ = ["MIN_AREA", "MIN_SHARE", "SegmentAreas", "current_areas", "rescale_areas", "use_areas"]

@@ -16,7 +16,7 @@ from transformers.image_utils import SizeDict
 
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.grid_sizes import round_up
-from hf_vit_seg.models.image_processing_segmentation import MOST_PIXELS, ResizeError, target_sides
+from hf_vit_seg.models.image_processing_segmentation import MAX_RESIZED_PIXELS, ResizeError, target_sides
 from hf_vit_seg.records import Record, read_record
 
 from .sliding_windows import Blend, WindowGrid
@@ -178,7 +178,7 @@ class Protocol(Record):
             sides = round(size[0] * scale), round(size[1] * scale)
         step = self.divisor or (getattr(processor, "size_divisor", None) if rule == "processor" else None) or 1
         height, width = (round_up(max(side, 1), step) for side in sides)
-        if height * width > MOST_PIXELS:
+        if height * width > MAX_RESIZED_PIXELS:
             raise ResizeError(f"the image would be resized to {height}x{width} pixels: choose a smaller size or scale")
         return height, width
 

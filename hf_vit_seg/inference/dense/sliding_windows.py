@@ -22,7 +22,7 @@ Blend = Literal["flat", "gaussian"]
 Crop = Callable[[slice, slice], torch.Tensor]  # rows and columns -> pixel values (B, C, n, m)
 
 SPREAD = 0.125  # standard deviation of Gaussian weights as a share of the window's side, as in MONAI and nnU-Net
-LEAST_WEIGHT = 1e-3
+MIN_WEIGHT = 1e-3
 
 
 def window_starts(length: int, window: int, stride: int) -> tuple[int, ...]:
@@ -32,14 +32,14 @@ def window_starts(length: int, window: int, stride: int) -> tuple[int, ...]:
 
 
 def window_weights(size: tuple[int, int], blend: Blend) -> torch.Tensor:
-    """The blending weights of a window: (h, w) float64, between `LEAST_WEIGHT` and 1."""
+    """The blending weights of a window: (h, w) float64, between `MIN_WEIGHT` and 1."""
     if blend == "flat":
         return torch.ones(size, dtype=torch.float64)
     axes = []
     for side in size:
         distance = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
         axes.append(torch.exp(-(distance**2) / (2 * (SPREAD * side) ** 2)))
-    return torch.outer(*axes).clamp(min=LEAST_WEIGHT)
+    return torch.outer(*axes).clamp(min=MIN_WEIGHT)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.drawing.overlays import save_overlay
-from hf_vit_seg.drawing.skeletons import LEAST_SCORE, Skeleton, draw_skeletons
+from hf_vit_seg.drawing.skeletons import MIN_SCORE, Skeleton, draw_skeletons
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.dense.image_preparation import milliseconds_since
@@ -176,7 +176,7 @@ def person_rows(found: Found) -> list[dict[str, Any]]:
 def draw_persons(found: Found, skeleton: Skeleton) -> Image.Image:
     """Draw the keypoints of all persons on the image."""
     people = np.asarray(found.output, dtype=float)
-    return draw_skeletons(found.image.shown, people, people[..., 2] >= LEAST_SCORE, (1.0, 1.0), skeleton, faint=True)
+    return draw_skeletons(found.image.shown, people, people[..., 2] >= MIN_SCORE, (1.0, 1.0), skeleton, faint=True)
 
 
 __all__ = ["classify", "estimate_poses", "refuse_options"]

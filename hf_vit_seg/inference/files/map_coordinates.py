@@ -30,7 +30,7 @@ WGS84 = "EPSG:4326"
 # by less than 0.05 pixels (of 1 km, in UTM at 60 degrees), and polygons with a common border have the same corners.
 STEP = 32
 # Near a pole, a step of more degrees of longitude than this is replaced by steps of one pixel.
-LONGEST = 2
+MAX_LONGITUDE_STEP = 2
 POLAR = 80  # degrees of latitude
 STEPS = 16  # along each side of a small image at least: a step is less than 180 degrees, also in an image of the world
 PROBES = 33  # points along each side of an image that are transformed before it is segmented
@@ -131,7 +131,7 @@ class MapCoordinates:
         if self.kind is PolygonCoordinates.wgs84 and self.step > 1:
             longitude, latitude = self.to_degrees(self.to_crs(found)).T
             change = np.abs(np.diff(longitude, append=longitude[0]))
-            if (np.minimum(change, 360 - change)[np.abs(latitude) > POLAR] > LONGEST).any():
+            if (np.minimum(change, 360 - change)[np.abs(latitude) > POLAR] > MAX_LONGITUDE_STEP).any():
                 return add_corners(ring, 1)
         return found
 

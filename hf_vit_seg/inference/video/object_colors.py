@@ -11,7 +11,7 @@ import numpy as np
 from hf_vit_seg.drawing.objects import object_colors
 from hf_vit_seg.inference.segments import FoundSegments
 
-LEAST_IOU = 0.1  # of the same object in two frames
+MIN_IOU = 0.1  # of the same object in two frames
 
 
 class ObjectColors:
@@ -51,7 +51,7 @@ class ObjectColors:
         for place in np.argsort(-iou, kind="stable").tolist():
             one, two = int(own[place]), int(other[place])
             same = found.objects[one].label == last.objects[two].label
-            if iou[place] >= LEAST_IOU and same and one not in taken[0] and two not in taken[1]:
+            if iou[place] >= MIN_IOU and same and one not in taken[0] and two not in taken[1]:
                 pairs.append((one, two))
                 taken[0].add(one)
                 taken[1].add(two)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from hf_vit_seg.metrics import segment_results
-from hf_vit_seg.metrics.mask_ap import MOST, MaskAveragePrecision
+from hf_vit_seg.metrics.mask_ap import MAX_DETECTIONS, MaskAveragePrecision
 
 _INPUTS = f"""
 Args of evaluate.load:
@@ -28,10 +28,10 @@ class SegmAp(segment_results.SegmentMetric):
         "Maire, Michael and Belongie, Serge and others}, booktitle={ECCV}, year={2014}}"
     )
 
-    def __init__(self, *args: Any, num_labels: int = 1, max_detections: int | None = MOST, **kwargs: Any):
-        self.classes, self.most = num_labels, max_detections
+    def __init__(self, *args: Any, num_labels: int = 1, max_detections: int | None = MAX_DETECTIONS, **kwargs: Any):
+        self.classes, self.max_detections = num_labels, max_detections
         super().__init__(*args, **kwargs)
 
     def reset(self) -> None:
         """Remove all images."""
-        self.metric = MaskAveragePrecision(self.classes, self.most)
+        self.metric = MaskAveragePrecision(self.classes, self.max_detections)

@@ -17,9 +17,9 @@ class BestTracker(Record):
 
     def after(self, name: str, value: float, step: int, rule: EarlyStopRecipe | None = None) -> "BestTracker":
         """Return the tracker after one more evaluation; NaN is never better."""
-        least = rule.least if rule else 0.0
+        min_delta = rule.min_delta if rule else 0.0
         better = is_better(name, value, self.best, 0.0)
-        counts = is_better(name, value, self.reference_score, least)
+        counts = is_better(name, value, self.reference_score, min_delta)
         return BestTracker(
             best=value if better else self.best,
             best_step=step if better else self.best_step,
@@ -32,9 +32,9 @@ class BestTracker(Record):
         return rule is not None and self.evaluations_without_improvement >= rule.patience
 
 
-def is_better(name: str, value: float, other: float | None, least: float) -> bool:
-    """Whether a score is better than another by more than `least`."""
+def is_better(name: str, value: float, other: float | None, min_delta: float) -> bool:
+    """Whether a score is better than another by more than `min_delta`."""
     if math.isnan(value):
         return False
     sign = -1 if name in SMALLER_IS_BETTER else 1
-    return other is None or sign * (value - other) > least
+    return other is None or sign * (value - other) > min_delta

@@ -26,7 +26,7 @@ from hf_vit_seg.training.recipe.schema import Recipe
 from .evaluate import Evaluation, EvaluationContext, own_batches, sum_over_processes
 from .sample_scores import ValidationLoss, gather_scores
 
-LEAST_SCORE = 0.05  # of the objects that average precision counts; other scores count those of the segmenter
+MIN_SCORE = 0.05  # of the objects that average precision counts; other scores count those of the segmenter
 
 
 def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
@@ -40,7 +40,7 @@ def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evalua
     table, recipe = dataset.class_table, context.recipe
     segmenter = build_segmenter(context, sorted(table.stuff) if recipe.task == "panoptic" else None)
     quality = PanopticQuality(len(table.names), sorted(table.stuff), context.device)
-    objects, precision = ObjectScores(context.device), MaskAveragePrecision(len(table.names), most=None)
+    objects, precision = ObjectScores(context.device), MaskAveragePrecision(len(table.names), max_detections=None)
     of_instances, background = recipe.task == "instance", len(table.names)
     pixels = ConfusionMatrix(background + 1, -1, context.device)
     loss, indices, image_scores = ValidationLoss(context.objective), list[int](), list[torch.Tensor]()
@@ -67,7 +67,7 @@ def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evalua
                 objects.update(found)
                 classes = Segments(predicted[0].cpu(), tuple(predicted[1])).label_map(background, background)
                 pixels.update(classes.to(context.device), target.label_map(background, -1).to(context.device))
-                every = segmenter.segments(outputs, place, size, threshold=LEAST_SCORE)
+                every = segmenter.segments(outputs, place, size, threshold=MIN_SCORE)
                 precision.update(find_overlaps(SegmentMap(*every), labeled))
     sum_over_processes([quality, objects, pixels], context.accelerator)
     if context.accelerator.num_processes > 1:

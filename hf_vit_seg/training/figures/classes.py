@@ -24,7 +24,7 @@ from .style import (
     truncate_name,
 )
 
-MOST_CLASSES = 150  # number of bars
+MAX_CLASSES = 150  # number of bars
 ROWS = 50  # bars per column
 
 
@@ -35,7 +35,7 @@ def class_figure(report: MetricsReport) -> Figure | None:
         return None
     values = report.class_columns()[column]
     order = np.argsort(np.where(np.isnan(values), -1.0, values), kind="stable")[::-1]
-    shown = order[-MOST_CLASSES:]
+    shown = order[-MAX_CLASSES:]
     left_out = f", the {len(shown)} lowest of {len(order)} classes" if len(shown) < len(order) else ""
     towers = -(-len(shown) // ROWS)
     rows = -(-len(shown) // towers)
@@ -57,7 +57,7 @@ def precision_recall_figure(report: MetricsReport) -> Figure | None:
     precision, recall = found
     with np.errstate(invalid="ignore"):
         f1 = np.nan_to_num(2 * precision * recall / (precision + recall), nan=-1.0)
-    order = np.argsort(f1, kind="stable")[::-1][-MOST_CLASSES:]
+    order = np.argsort(f1, kind="stable")[::-1][-MAX_CLASSES:]
     towers = -(-len(order) // ROWS)
     rows = -(-len(order) // towers)
     title = f"Precision and recall of each class, {report.split} split"

@@ -11,12 +11,12 @@ from hf_vit_seg.training.reports.metrics_report import MetricsReport, counts
 
 from .style import FAINT, GRID, INK, MARGIN, SMALL, TEXT, TITLE, Axes, Figure, new_figure, truncate_name
 
-MOST_CLASSES = 150  # number of rows
-MOST_NUMBERS = 20  # up to this many classes, cells have numbers
+MAX_CLASSES = 150  # number of rows
+MAX_NUMBERED_CLASSES = 20  # up to this many classes, cells have numbers
 FEW = 6  # up to this many classes, numbers have a decimal
-MOST_PAIRS = 40  # confusions listed next to a large matrix
-LONGEST_NAME = 20
-CELL, SMALL_CELL, LEAST_SIDE = 0.48, 0.14, 3.2
+MAX_PAIRS = 40  # confusions listed next to a large matrix
+MAX_NAME_LENGTH = 20
+CELL, SMALL_CELL, MIN_SIDE = 0.48, 0.14, 3.2
 POINTS = 72  # per inch
 LETTER = 0.62  # mean width of a letter relative to its height
 
@@ -34,8 +34,8 @@ class Sheet(NamedTuple):
 
 def sheet_for(names: list[str]) -> Sheet:
     """Compute the layout for these class names."""
-    many = len(names) > MOST_NUMBERS
-    side = SMALL_CELL * len(names) if many else max(CELL * len(names), LEAST_SIDE)
+    many = len(names) > MAX_NUMBERED_CLASSES
+    side = SMALL_CELL * len(names) if many else max(CELL * len(names), MIN_SIDE)
     scale = min(max(side / 9, 1.0), 2.0) if many else 1.0
     points = 6.0 if many else TEXT
     edge = max(map(len, names)) * LETTER * points / POINTS + 0.5 * scale + MARGIN
@@ -54,14 +54,14 @@ def confusion_figure(report: MetricsReport) -> Figure | None:
     shown = select_classes(matrix)
     labeled = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, labeled, out=np.full(matrix.shape, np.nan), where=labeled > 0)
-    names = [truncate_name(report.names[k], LONGEST_NAME) for k in shown]
+    names = [truncate_name(report.names[k], MAX_NAME_LENGTH) for k in shown]
     sheet = sheet_for(names)
     width, height = sheet.edge + sheet.side + sheet.right, sheet.edge + sheet.side + sheet.top
     low, tall = sheet.edge / height, sheet.side / height
     figure = new_figure(width, height, title_of(report, len(shown)), sheet.scale, free=True)
     axes = figure.add_axes((sheet.edge / width, low, sheet.side / width, tall))
     draw_matrix(axes, shares[np.ix_(shown, shown)], names, sheet)
-    if len(shown) <= MOST_NUMBERS:
+    if len(shown) <= MAX_NUMBERED_CLASSES:
         write_shares(axes, shares)
     else:
         beside = figure.add_axes(((width - sheet.right + 0.3) / width, low, (sheet.right - 0.3) / width, tall))
@@ -72,7 +72,7 @@ def confusion_figure(report: MetricsReport) -> Figure | None:
 def select_classes(matrix: np.ndarray) -> np.ndarray:
     """Return the sorted indices (S,) of the classes with the most mistakes."""
     mistakes = matrix.sum(axis=1) + matrix.sum(axis=0) - 2 * np.diagonal(matrix)
-    return np.sort(np.argsort(-mistakes, kind="stable")[:MOST_CLASSES])
+    return np.sort(np.argsort(-mistakes, kind="stable")[:MAX_CLASSES])
 
 
 def title_of(report: MetricsReport, shown: int) -> str:
@@ -116,12 +116,14 @@ def list_confusions(axes: Axes, matrix: np.ndarray, shares: np.ndarray, names: t
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     total, line = max(int(wrong.sum()), 1), 3.4 * TEXT * sheet.scale / POINTS
-    order = np.argsort(-wrong, axis=None, kind="stable")[: min(MOST_PAIRS, int(sheet.side / line) - 1)]
+    order = np.argsort(-wrong, axis=None, kind="stable")[: min(MAX_PAIRS, int(sheet.side / line) - 1)]
     pairs = [(label, found) for label, found in (divmod(int(place), len(matrix)) for place in order)]
     write_line(axes, "Most frequent confusions", 0.3 * line, TITLE, INK, sheet)
     for i, (label, found) in enumerate((pair for pair in pairs if wrong[pair]), start=1):
-        share = f"{shares[label, found] * 100:.1f} % of {truncate_name(names[label], LONGEST_NAME)}"
-        pair = f"{truncate_name(names[label], LONGEST_NAME)} taken for {truncate_name(names[found], LONGEST_NAME)}"
+        share = f"{shares[label, found] * 100:.1f} % of {truncate_name(names[label], MAX_NAME_LENGTH)}"
+        pair = (
+            f"{truncate_name(names[label], MAX_NAME_LENGTH)} taken for {truncate_name(names[found], MAX_NAME_LENGTH)}"
+        )
         write_line(axes, pair, (i + 0.3) * line, TEXT, INK, sheet)
         about = f"{share}, {wrong[label, found] / total * 100:.1f} % of all mistakes"
         write_line(axes, about, (i + 0.68) * line, SMALL, FAINT, sheet)

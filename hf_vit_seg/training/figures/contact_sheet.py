@@ -26,7 +26,7 @@ from .layout import Color, add_caption, fit_size, grid, legend_below
 from .samples import IGNORED
 from .segments import count_objects, segment_colors
 
-MOST = 24  # samples
+MAX_SAMPLES = 24  # samples
 WIDTH = 1600  # of the sheet
 SIDE = 196  # the largest width and height of an image
 FINER = 2  # factor of supersampling, for smooth class borders
@@ -37,12 +37,12 @@ UNKNOWN: Color = (255, 0, 255)
 MARGIN = 0.25  # around a person, as a share of the box
 
 
-def contact_sheet(part: SplitFacts, most: int = MOST) -> Image.Image:
-    """Draw up to `most` samples of a split, covering every class and unknown values, and the shares of the classes.
+def contact_sheet(part: SplitFacts, max_samples: int = MAX_SAMPLES) -> Image.Image:
+    """Draw up to `max_samples` samples of a split, with every class and unknown values, and the shares of the classes.
 
     ValueError if no sample can be read.
     """
-    chosen = select_samples(part, most)
+    chosen = select_samples(part, max_samples)
     if not chosen:
         raise HfVitSegError(f"{part.split}: no sample can be read")
     thumbnail = THUMBNAILS[part.dataset.task]
@@ -54,19 +54,19 @@ def contact_sheet(part: SplitFacts, most: int = MOST) -> Image.Image:
     return legend_below(sheet, legend(part), "share of all pixels") if part.dataset.task == "segmentation" else sheet
 
 
-def select_samples(part: SplitFacts, most: int) -> list[int]:
+def select_samples(part: SplitFacts, max_samples: int) -> list[int]:
     """Return sorted indices: for each class, from the rarest, the sample with most of it; the rest evenly spaced."""
     usable = [index for index, facts in enumerate(part.facts) if facts.fault is None]
-    if len(usable) <= most:
+    if len(usable) <= max_samples:
         return usable
     kinds = [*part.unknown.values(), *sorted(part.classes, key=lambda occurrence: len(occurrence.samples))]
     chosen: dict[int, None] = {}
-    for occurrence in kinds[:most]:
+    for occurrence in kinds[:max_samples]:
         if occurrence.samples and chosen.keys().isdisjoint(occurrence.samples):
-            chosen[occurrence.most] = None
-    for place in range(most):
-        if len(chosen) < most:
-            chosen[usable[place * len(usable) // most]] = None
+            chosen[occurrence.top_sample] = None
+    for place in range(max_samples):
+        if len(chosen) < max_samples:
+            chosen[usable[place * len(usable) // max_samples]] = None
     return sorted(chosen)
 
 

@@ -31,8 +31,8 @@ from .style import (
 
 OUTLIERS = 0.02  # share of the highest losses (and norms) that may exceed the axis
 REACH = 50  # smoothing: the mean over 1/50 of the run on either side
-MOST_METRICS = 6
-MOST_GROUPS = 4  # learning rates that are drawn apart
+MAX_METRICS = 6
+MAX_GROUPS = 4  # learning rates that are drawn apart
 GROUP_COLORS = (BLUE, GREEN, RED, INK)
 WIDE = 20  # ratio of learning rates that needs a logarithmic axis
 # The main metric by task, unless the run sets one.
@@ -134,7 +134,7 @@ def draw_group_rates(axes: Axes, lines: Sequence[Line]) -> None:
     names = list(dict.fromkeys(name for line in lines for name in line["learning_rates"]))
     rates = np.array([[line["learning_rates"].get(name, np.nan) for line in lines] for name in names], dtype=float)
     marker = "o" if len(steps) == 1 else None
-    if len(names) <= MOST_GROUPS:
+    if len(names) <= MAX_GROUPS:
         for name, values, color in zip(names, rates, GROUP_COLORS, strict=False):
             axes.plot(steps, values, color=color, linewidth=1.2, marker=marker, label=plain(name))
     else:
@@ -176,14 +176,14 @@ def metric_figure(lines: Sequence[Line], metric: str | None = None) -> Figure | 
 
 
 def select_metrics(evaluations: Sequence[Mapping[str, Any]], metric: str | None) -> list[str]:
-    """Return the main metric and other known ones, at most `MOST_METRICS`."""
+    """Return the main metric and other known ones, at most `MAX_METRICS`."""
     found = dict.fromkeys(
         name for line in evaluations for name in line if name not in ("step", "loss") and not name.startswith(PER_CLASS)
     )
     usable = [name for name in found if np.isfinite(series(evaluations, name)[1]).any()]
     main = next((name for name in (metric, *MAIN_METRICS, *usable) if name in usable), None)
     known = [name for name in TITLES if name in usable]
-    return [name for name in dict.fromkeys([main, *known]) if name is not None][:MOST_METRICS]
+    return [name for name in dict.fromkeys([main, *known]) if name is not None][:MAX_METRICS]
 
 
 def label_ends(

@@ -32,9 +32,9 @@ from .poses import pose_figure
 from .samples import ClassifiedImage, classification_figure, figure_paths, segmentation_figure, write_figures
 from .segments import segment_figure
 
-MOST_NAMES = 3  # classes in a caption
-IMAGES, MOST_IMAGES = "images", 4  # a folder of the samples, and how many images it has
-MOST_EXTREMES = 3  # samples with the lowest scores, and with the highest
+MAX_NAMES = 3  # classes in a caption
+IMAGES, MAX_IMAGES = "images", 4  # a folder of the samples, and how many images it has
+MAX_EXTREME_SAMPLES = 3  # samples with the lowest scores, and with the highest
 SCORE_TITLES: dict[Task, str] = {
     "segmentation": "mean IoU",
     "classification": "probability of the label",
@@ -50,7 +50,7 @@ def write_sample_images(context: EvaluationContext, dataset: RawDataset, folder:
     if not chosen:
         return []
     if context.recipe.task in ("segmentation", *SEGMENT_TASKS):
-        write_images(dataset, chosen[:MOST_IMAGES], folder / IMAGES)
+        write_images(dataset, chosen[:MAX_IMAGES], folder / IMAGES)
     with in_evaluation(context):
         return write_figures(folder, DRAW[context.recipe.task](context, dataset, chosen))
 
@@ -75,7 +75,7 @@ def write_extreme_samples(
 
     There are none where a task has no scores of samples, or where the recipe draws no samples. Called by one process.
     """
-    count = min(MOST_EXTREMES, context.recipe.evaluation.samples, len(scores) // 2)
+    count = min(MAX_EXTREME_SAMPLES, context.recipe.evaluation.samples, len(scores) // 2)
     if not count:
         return []
     title = SCORE_TITLES[context.recipe.task]
@@ -131,9 +131,9 @@ def classification_figures(context: EvaluationContext, dataset: RawDataset, chos
             assert isinstance(sample.target, int)
             truth, found = [sample.target], [int(probabilities.argmax())]
         texts = [f"{percent(float(probabilities[index]))} {names[index]}" for index in found]
-        true_names = format_list((names[index] for index in truth), MOST_NAMES)
+        true_names = format_list((names[index] for index in truth), MAX_NAMES)
         images.append(
-            ClassifiedImage(sample.image, true_names or "-", format_list(texts, MOST_NAMES) or "-", truth == found)
+            ClassifiedImage(sample.image, true_names or "-", format_list(texts, MAX_NAMES) or "-", truth == found)
         )
     return {"predictions": classification_figure(images)}
 

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.drawing.overlays import display_size, resize_for_display
-from hf_vit_seg.drawing.skeletons import LEAST_SCORE, Skeleton, draw_skeletons
+from hf_vit_seg.drawing.skeletons import MIN_SCORE, Skeleton, draw_skeletons
 
 from .layout import add_caption, grid
 from .samples import as_rgb
 
-LONGEST_SIDE = 640  # of a panel
+MAX_SIDE = 640  # of a panel
 NO_BONES = Skeleton()
 
 
@@ -32,7 +32,7 @@ def pose_figure(
     is x, y, score; a single person may be (K, 3). `note` is appended to the title of the prediction.
     """
     photo = as_rgb(image)
-    size = display_size(photo.size, LONGEST_SIDE, enlarge=True)
+    size = display_size(photo.size, MAX_SIDE, enlarge=True)
     scale = (size[0] / photo.width, size[1] / photo.height)
     labeled, found = persons(truth), persons(predicted)
     shown = resize_for_display(photo, size)
@@ -40,7 +40,7 @@ def pose_figure(
         [
             add_caption(draw_skeletons(shown, labeled, labeled[..., 2] > 0, scale, skeleton), "truth"),
             add_caption(
-                draw_skeletons(shown, found, found[..., 2] >= LEAST_SCORE, scale, skeleton, faint=True),
+                draw_skeletons(shown, found, found[..., 2] >= MIN_SCORE, scale, skeleton, faint=True),
                 f"prediction{', ' if note else ''}{note}",
             ),
         ],

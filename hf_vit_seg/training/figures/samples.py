@@ -30,10 +30,10 @@ from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 
 from .layout import Color, add_caption, center_on_square, grid, legend_below
 
-LONGEST_SIDE = 480  # of a panel
+MAX_SIDE = 480  # of a panel
 THUMBNAIL = 192
-MOST_CLASSES = 24  # in a legend
-LONGEST_STEM = 120  # letters of a file name
+MAX_CLASSES = 24  # in a legend
+MAX_STEM_LENGTH = 120  # letters of a file name
 IGNORED: Color = (96, 96, 96)
 WRONG, MISSED, RIGHT = (213, 40, 40), (0, 114, 178), (0, 128, 96)
 ERROR_OPACITY, PALE = 0.8, 0.55
@@ -79,8 +79,8 @@ def segmentation_figure(
 
 def panel_size(size: tuple[int, int]) -> tuple[int, int]:
     """Return (width, height) in a panel: large images are reduced, small ones enlarged by an integer factor."""
-    factor = max(1, LONGEST_SIDE // max(size))
-    return display_size((size[0] * factor, size[1] * factor), LONGEST_SIDE, enlarge=False)
+    factor = max(1, MAX_SIDE // max(size))
+    return display_size((size[0] * factor, size[1] * factor), MAX_SIDE, enlarge=False)
 
 
 def as_labels(labels: Any) -> np.ndarray:
@@ -109,7 +109,7 @@ def error_panel(photo: Image.Image, truth: np.ndarray, found: np.ndarray, classe
 def class_rows(iou: np.ndarray, labeled: np.ndarray, names: Sequence[str], colors: np.ndarray) -> list[LegendRow]:
     """Return legend rows with the IoU of an image's classes, the most frequent first."""
     order: list[int] = np.argsort(-labeled, kind="stable").tolist()
-    order = [k for k in order if not np.isnan(iou[k])][:MOST_CLASSES]
+    order = [k for k in order if not np.isnan(iou[k])][:MAX_CLASSES]
     return [(names[k], tuple(colors[k].tolist()), float(iou[k])) for k in order]
 
 
@@ -179,4 +179,4 @@ def figure_paths(folder: Path, names: Iterable[str]) -> list[Path]:
 def file_stem(name: str) -> str:
     """Return a sample's name without its suffix and without characters that are invalid in file names."""
     plain = re.sub(r"\.\w{1,5}$", "", name)
-    return re.sub(r"[^\w.-]+", "_", plain).strip("._")[:LONGEST_STEM] or "sample"
+    return re.sub(r"[^\w.-]+", "_", plain).strip("._")[:MAX_STEM_LENGTH] or "sample"

@@ -32,9 +32,9 @@ COLUMNS: dict[Task, int] = {
     "classification": 6,
     "pose": 6,
 }
-MOST = 16
-MOST_NAMES = 3  # classes in a caption
-LEAST_SHARE = 0.01  # of a class in mixed labels
+MAX_SAMPLES = 16
+MAX_NAMES = 3  # classes in a caption
+MIN_SHARE = 0.01  # of a class in mixed labels
 WHITE = 255.0
 
 Cell = Callable[[Image.Image, torch.Tensor, ClassTable], Image.Image]
@@ -45,13 +45,13 @@ def training_batch_figure(
 ) -> Image.Image:
     """Draw up to 16 images of a batch with their labels; for segmentation with a legend of the classes."""
     labels, pixels = image_labels(batch), batch["pixel_values"].detach().float().cpu()
-    images = [as_image(image, processor) for image in pixels[:MOST]]
+    images = [as_image(image, processor) for image in pixels[:MAX_SAMPLES]]
     cells = [CELLS[task](image, label, table) for image, label in zip(images, labels, strict=False)]
     sheet = grid(cells, COLUMNS[task])
     sheet = add_caption(sheet, f"  {title}") if title else sheet
     if task != "segmentation":
         return sheet
-    return legend_below(sheet, class_rows(torch.stack(labels[:MOST]), table), "share of all pixels")
+    return legend_below(sheet, class_rows(torch.stack(labels[:MAX_SAMPLES]), table), "share of all pixels")
 
 
 def image_labels(batch: Batch) -> list[torch.Tensor]:
@@ -109,10 +109,10 @@ def classification_cell(image: Image.Image, label: torch.Tensor, table: ClassTab
     if label.ndim == 0:
         text = table.names[int(label)]
     else:
-        present = [k for k in label.argsort(descending=True).tolist() if label[k] >= LEAST_SHARE]
+        present = [k for k in label.argsort(descending=True).tolist() if label[k] >= MIN_SHARE]
         whole = all(float(label[k]) == 1 for k in present)
         texts = [table.names[k] if whole else f"{table.names[k]} {percent(float(label[k]))}" for k in present]
-        text = format_list(texts, MOST_NAMES)
+        text = format_list(texts, MAX_NAMES)
     return add_caption(center_on_square(image, SIDE), text or "no class")
 
 

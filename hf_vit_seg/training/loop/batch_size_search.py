@@ -17,20 +17,20 @@ from hf_vit_seg.training.losses.objectives import Batch, Objective
 from hf_vit_seg.training.model.normalization import BatchNormError, batchnorm_advice
 
 # Largest batch sizes to try. On a CPU larger ones are not faster, and the system may kill the process.
-MOST = {"cpu": 16}
-MOST_ELSEWHERE = 1024
+MAX_BATCH_SIZE = {"cpu": 16}
+DEFAULT_MAX_BATCH_SIZE = 1024
 ADAM_STATES = 2  # tensors per trained parameter
 
 
-def largest_batch_size(fits: Callable[[int], bool], most: int) -> int:
-    """Return the largest power of two up to `most` that fits.
+def largest_batch_size(fits: Callable[[int], bool], max_size: int) -> int:
+    """Return the largest power of two up to `max_size` that fits.
 
     OutOfMemory if none does. `fits` may raise BatchNormError for 1, and then 2 is the smallest size.
     """
     try:
         smallest = 1 if fits(1) else 0
     except BatchNormError:
-        if most < 2:
+        if max_size < 2:
             raise
         smallest = 2 if fits(2) else 0
     if not smallest:
@@ -39,7 +39,7 @@ def largest_batch_size(fits: Callable[[int], bool], most: int) -> int:
             "transforms, set model.gradient_checkpointing=true, or train a smaller model"
         )
     size = smallest
-    while 2 * size <= most and fits(2 * size):
+    while 2 * size <= max_size and fits(2 * size):
         size *= 2
     return size
 
@@ -50,9 +50,9 @@ def find_batch_size(
     sample: Batch,
     device: torch.device,
     autocast: Callable[[], Any],
-    most: int,
+    max_size: int,
 ) -> int:
-    """Find the largest power of two, up to `most`, with which a training step fits on the device.
+    """Find the largest power of two, up to `max_size`, with which a training step fits on the device.
 
     Runs steps on a copy of the model, with one collated `sample` (B = 1) repeated, while memory for Adam's states is
     allocated.
@@ -74,7 +74,7 @@ def find_batch_size(
         return True
 
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
-        found = largest_batch_size(fits, min(most, MOST.get(device.type, MOST_ELSEWHERE)))
+        found = largest_batch_size(fits, min(max_size, MAX_BATCH_SIZE.get(device.type, DEFAULT_MAX_BATCH_SIZE)))
     states.clear()
     return found
 

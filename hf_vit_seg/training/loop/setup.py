@@ -360,13 +360,13 @@ def freeze_unused(accelerator: Accelerator, model: Any, objective: Objective, sa
 
 
 def choose_batch_size(
-    recipe: Recipe, accelerator: Accelerator, model: Any, objective: Objective, sample: Batch, most: int
+    recipe: Recipe, accelerator: Accelerator, model: Any, objective: Objective, sample: Batch, max_size: int
 ) -> int:
-    """Return the recipe's batch size, or the largest up to `most` that fits on every process."""
+    """Return the recipe's batch size, or the largest up to `max_size` that fits on every process."""
     if recipe.loop.batch_size != "auto":
         return recipe.loop.batch_size
     autocast: Any = accelerator.autocast
-    fitting = find_batch_size(model, objective, sample, accelerator.device, autocast, most)
+    fitting = find_batch_size(model, objective, sample, accelerator.device, autocast, max_size)
     found: Any = accelerator.gather(torch.tensor([fitting], device=accelerator.device))
     return int(found.min())
 

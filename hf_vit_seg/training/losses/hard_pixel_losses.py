@@ -47,11 +47,11 @@ class OhemTerm(PerImage):
 
     def hard(self, losses: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Return the mask of kept pixels of an image, from losses and valid pixels (H W)."""
-        least = math.ceil(self.min_kept_share * int(counts.sum()))
-        if not least:
+        min_kept = math.ceil(self.min_kept_share * int(counts.sum()))
+        if not min_kept:
             return counts
         ranked = losses.where(counts, -1.0)
-        bar = ranked.kthvalue(len(ranked) - least + 1).values.clamp(max=self.easiest)
+        bar = ranked.kthvalue(len(ranked) - min_kept + 1).values.clamp(max=self.easiest)
         return ranked >= bar
 
 

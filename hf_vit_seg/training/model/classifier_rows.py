@@ -40,7 +40,7 @@ def describe_rows(names: Sequence[str], rows: Mapping[int, int]) -> str:
     return f"{copied}; those of {join_names(new)} are newly initialized"
 
 
-def join_names(names: Sequence[str], most: int = 20) -> str:
-    """Join names with commas, at most `most`."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def join_names(names: Sequence[str], max_names: int = 20) -> str:
+    """Join names with commas, at most `max_names`."""
+    rest = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    return ", ".join(names[:max_names]) + rest

@@ -164,10 +164,10 @@ def check_channels(processor: BaseImageProcessor, channels: int) -> None:
 
 def check_divisors(processor: BaseImageProcessor) -> None:
     """RecordError unless means are finite, and standard deviations and the rescale factor are positive."""
-    for name, least in (("image_mean", -math.inf), ("image_std", 0.0), ("rescale_factor", 0.0)):
+    for name, minimum in (("image_mean", -math.inf), ("image_std", 0.0), ("rescale_factor", 0.0)):
         value = getattr(processor, name, None)
         numbers = value if isinstance(value, list | tuple) else [value]
         for number in numbers:
-            if isinstance(number, float | int) and not (math.isfinite(number) and number > least):
-                expected = "a finite number" if least < 0 else "a positive number"
+            if isinstance(number, float | int) and not (math.isfinite(number) and number > minimum):
+                expected = "a finite number" if minimum < 0 else "a positive number"
                 raise RecordError(f"processor.{name}: found {number}, expected {expected}")

@@ -174,7 +174,7 @@ class EarlyStopRecipe(Record):
     """Stop when the metric no longer improves."""
 
     patience: Count = 5  # evaluations
-    least: float = Field(default=0.0, ge=0)  # minimum improvement
+    min_delta: float = Field(default=0.0, ge=0)  # improvements of at most this are not counted
 
 
 class LoopRecipe(Record):

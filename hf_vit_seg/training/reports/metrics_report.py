@@ -75,7 +75,7 @@ TITLES = {
     "oks_ar_large": "AR, large persons",
     "loss": "validation loss",
 }
-MOST_ABSENT = 5  # classes in the sentence about classes that are never predicted
+MAX_ABSENT_NAMES = 5  # classes in the sentence about classes that are never predicted
 COLUMNS = {
     "iou": "IoU",
     "accuracy": "accuracy",
@@ -175,8 +175,8 @@ def describe_never_predicted(report: MetricsReport) -> str | None:
     absent, labeled = report.never_predicted(), report.class_counts()
     if not absent or labeled is None:
         return None
-    total, more = labeled.sum(), len(absent) - MOST_ABSENT
-    names = ", ".join(f"{report.names[k]} ({labeled[k] / total:.2%} of the labels)" for k in absent[:MOST_ABSENT])
+    total, more = labeled.sum(), len(absent) - MAX_ABSENT_NAMES
+    names = ", ".join(f"{report.names[k]} ({labeled[k] / total:.2%} of the labels)" for k in absent[:MAX_ABSENT_NAMES])
     subject = "1 class is" if len(absent) == 1 else f"{len(absent)} classes are"
     return (
         f"{subject} never predicted: {names}{f' and {more} more' if more > 0 else ''}. Likely causes: too few steps or "

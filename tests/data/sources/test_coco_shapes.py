@@ -11,7 +11,7 @@ from pycocotools import mask as drawing
 from hf_vit_seg.data.checks.check import check_datasets
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.labels.class_table import ClassTable
-from hf_vit_seg.data.sources.coco_shapes import LONGEST_OUTLINE, decompress, encode_shape, run_lengths
+from hf_vit_seg.data.sources.coco_shapes import MAX_OUTLINE_LENGTH, decompress, encode_shape, run_lengths
 from hf_vit_seg.data.sources.registry import open_source
 from hf_vit_seg.data.sources.source import SourceError
 from hf_vit_seg.training.recipe_loading import load_recipe
@@ -55,7 +55,7 @@ def test_polygon_may_reach_beyond_the_image():
 
 
 def test_outline_of_too_many_pixels_raises():
-    zigzag = [0, 0, 90, 0] * (LONGEST_OUTLINE // 180 + 1)
+    zigzag = [0, 0, 90, 0] * (MAX_OUTLINE_LENGTH // 180 + 1)
     with pytest.raises(SourceError, match="length"):
         encode_shape([zigzag], HEIGHT, WIDTH)
 

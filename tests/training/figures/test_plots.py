@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from hf_vit_seg.training.figures.classes import class_figure, reliability_figure
-from hf_vit_seg.training.figures.confusion_matrix import MOST_CLASSES, confusion_figure
+from hf_vit_seg.training.figures.confusion_matrix import MAX_CLASSES, confusion_figure
 from hf_vit_seg.training.figures.curves import metric_figure, moving_average, training_figure
 from hf_vit_seg.training.figures.plots import draw_plots
 from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, write_report
@@ -130,12 +130,12 @@ def test_large_confusion_matrix_lists_the_worst_pairs():
 
 
 def test_many_classes_show_only_those_with_errors():
-    confusion = np.diag(np.full(MOST_CLASSES + 50, 10))
+    confusion = np.diag(np.full(MAX_CLASSES + 50, 10))
     confusion[180, 190] = 5
     names = tuple(map(str, range(len(confusion))))
     figure = confusion_figure(MetricsReport(task="segmentation", scores={}, names=names, confusion=confusion))
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert len(labels) == MOST_CLASSES and {"180", "190"} <= set(labels)
+    assert len(labels) == MAX_CLASSES and {"180", "190"} <= set(labels)
     assert labels == sorted(labels, key=int)
 
 

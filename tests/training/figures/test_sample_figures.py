@@ -12,7 +12,7 @@ from hf_vit_seg.training.figures.layout import add_caption, grid, legend_below, 
 from hf_vit_seg.training.figures.poses import persons, pose_figure
 from hf_vit_seg.training.figures.samples import (
     IGNORED,
-    LONGEST_SIDE,
+    MAX_SIDE,
     MISSED,
     THUMBNAIL,
     WRONG,
@@ -48,8 +48,8 @@ def test_every_image_has_four_panels_and_a_legend(bands, floats, height, width):
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000))
 def test_panels_have_a_readable_size(width, height):
     size = panel_size((width, height))
-    assert LONGEST_SIDE / 2 < max(size) <= LONGEST_SIDE and min(size) >= 1
-    if max(width, height) <= LONGEST_SIDE:
+    assert MAX_SIDE / 2 < max(size) <= MAX_SIDE and min(size) >= 1
+    if max(width, height) <= MAX_SIDE:
         assert size[0] % width == 0 and size[0] // width == size[1] // height
 
 

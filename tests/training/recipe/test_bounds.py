@@ -20,14 +20,14 @@ from hf_vit_seg.training.recipe_loading import load_recipe
 
 TABLES = (LOSSES, SOURCES, TRANSFORMS, BATCH_TRANSFORMS)
 RECORDS = [Recipe, Protocol, GroupRow, *(table.row(name, "") for table in TABLES for name in table.rows)]
-MOST = {"maximum", "exclusiveMaximum"}
-LEAST = {"minimum", "exclusiveMinimum"}
+UPPER_BOUNDS = {"maximum", "exclusiveMaximum"}
+LOWER_BOUNDS = {"minimum", "exclusiveMinimum"}
 NUMBERS = {"number", "integer"}
 UNBOUNDED = ("fill", "nodata")  # raw pixel values
 
 
 def unbounded(
-    node: Any, path: str, definitions: dict[str, Any], bounds: Set[str] = LEAST, types: Set[str] = NUMBERS
+    node: Any, path: str, definitions: dict[str, Any], bounds: Set[str] = LOWER_BOUNDS, types: Set[str] = NUMBERS
 ) -> Iterator[str]:
     """Yield the paths of numbers without any of the bounds in a JSON schema."""
     if "$ref" in node:
@@ -43,7 +43,9 @@ def unbounded(
 
 def test_integers_of_recipes_have_an_upper_bound():
     schema = Recipe.model_json_schema()
-    assert set(unbounded(schema, "", schema["$defs"], MOST, {"integer"})) <= {"data.flip_pairs"}  # checked by name
+    assert set(unbounded(schema, "", schema["$defs"], UPPER_BOUNDS, {"integer"})) <= {
+        "data.flip_pairs"
+    }  # checked by name
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)

@@ -32,7 +32,7 @@ from .storage import Storage, is_address, local_path
 
 ERRORS = "errors.csv"
 ENGINES = ("processes", "ray")
-MOST_PROCESSES = 16  # by default; each has a model in memory
+MAX_PROCESSES = 16  # by default; each has a model in memory
 ACCELERATOR_BATCH = 32
 WAIT = timedelta(days=1)  # for the process that plans
 
@@ -265,7 +265,7 @@ def resources(run: BatchRun, environment: Mapping[str, str] = os.environ) -> tup
     device = run.device
     if gpu and device is None and "LOCAL_RANK" in environment:
         device = f"cuda:{environment['LOCAL_RANK']}"
-    workers = run.workers or (1 if gpu else min(cores, MOST_PROCESSES))
+    workers = run.workers or (1 if gpu else min(cores, MAX_PROCESSES))
     threads = 0 if gpu else max(1, cores // workers)
     if run.engine == "ray":
         threads = 1

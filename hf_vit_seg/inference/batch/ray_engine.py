@@ -75,8 +75,8 @@ def run_ray(
     wants_gpu = work.model.device is None and ray.cluster_resources().get("GPU", 0) > 0
     resources = {"num_gpus": 1} if wants_gpu else {"num_cpus": max(work.model.threads, 1)}
     rows = ray.data.from_items([{SHARD: index} for index in shards], override_num_blocks=len(shards))
-    most = min(actors or len(shards), len(shards))  # Ray starts as many of them as the cluster has room for
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, max_tasks_in_flight_per_actor=2)
+    max_actors = min(actors or len(shards), len(shards))  # Ray starts as many of them as the cluster has room for
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max_actors, max_tasks_in_flight_per_actor=2)
     done = rows.map_batches(ShardActor, fn_constructor_args=(work,), compute=pool, batch_size=1, **resources)
     for row in done.iter_rows():
         note(read_row(row[STATUS]))

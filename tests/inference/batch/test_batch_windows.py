@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_vit_seg.inference.scale.batches import batches
+from hf_vit_seg.inference.batch.batches import batches
 
 SIZES = st.lists(st.integers(0, 5), max_size=60)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from many_images import write_photos
 
-from hf_vit_seg.inference.scale.manifest import (
+from hf_vit_seg.inference.batch.manifest import (
     HEADER,
     ManifestError,
     RunSettings,
@@ -18,8 +18,8 @@ from hf_vit_seg.inference.scale.manifest import (
     read_manifest,
     shard_bounds,
 )
-from hf_vit_seg.inference.scale.names import target_names
-from hf_vit_seg.inference.scale.storage import Storage
+from hf_vit_seg.inference.batch.names import target_names
+from hf_vit_seg.inference.batch.storage import Storage
 
 PLACE = st.text("ab.A/é", min_size=1, max_size=6).map(lambda text: f"x{text}x.jpg")
 

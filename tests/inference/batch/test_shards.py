@@ -25,9 +25,8 @@ from tiny_segmenters import segmenter
 from hf_vit_seg.directory_lock import InUseError
 from hf_vit_seg.errors import WriteError
 from hf_vit_seg.inference import Protocol, Segmenter
-from hf_vit_seg.inference.files.prediction import PredictOptions
-from hf_vit_seg.inference.scale.manifest import Manifest, RunSettings, plan
-from hf_vit_seg.inference.scale.shard import (
+from hf_vit_seg.inference.batch.manifest import Manifest, RunSettings, plan
+from hf_vit_seg.inference.batch.shard import (
     ShardSegmenter,
     ShardStatus,
     WorkSettings,
@@ -35,7 +34,8 @@ from hf_vit_seg.inference.scale.shard import (
     read_status,
     segment_shard,
 )
-from hf_vit_seg.inference.scale.storage import Storage
+from hf_vit_seg.inference.batch.storage import Storage
+from hf_vit_seg.inference.files.prediction import PredictOptions
 
 LABELS_ONLY = PredictOptions(overlay=False)
 BATCHES = WorkSettings(batch_size=4, readers=3, writers=2)

@@ -32,7 +32,7 @@ def run_job(monkeypatch, rank: int, jobs: int) -> int:
     """Run a job in this process, as the script does on the command line."""
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("NUM_SHARDS", str(jobs))
-    monkeypatch.setattr("hf_vit_seg.inference.scale.run.MOST_PROCESSES", 1)
+    monkeypatch.setattr("hf_vit_seg.inference.batch.run.MAX_PROCESSES", 1)
     names = runpy.run_path(str(SCRIPT))
     return names["run"](names["read_arguments"](["me/model", "hf://datasets/me/photos", "--push", "me/labels"]))
 

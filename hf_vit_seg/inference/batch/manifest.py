@@ -25,7 +25,11 @@ from .storage import Storage, is_address
 FOLDER = ".manifest"
 HEADER, IMAGES = f"{FOLDER}/manifest.json", f"{FOLDER}/images.parquet"
 VERSION = 1
-LARGEST_SHARD, SMALLEST_SHARD, SHARDS = 1024, 16, 64  # images of a shard; shards to have, within these sizes
+MAX_SHARD_IMAGES, MIN_SHARD_IMAGES, TARGET_SHARDS = (
+    1024,
+    16,
+    64,
+)  # images of a shard; shards to have, within these sizes
 PACKAGES = ("hf_vit_seg", "torch", "torchvision", "transformers", "numpy", "pillow")  # that determine the results
 CHUNK = 65_536  # rows that are converted to Arrow together
 
@@ -261,7 +265,7 @@ def shard_bounds(images: int, shards: int | None = None) -> tuple[int, ...]:
     By default shards have 16 to 1024 images, so that few images are divided too. At most one shard per image.
     """
     if shards is None:
-        size = min(max(-(-images // SHARDS), SMALLEST_SHARD), LARGEST_SHARD)
+        size = min(max(-(-images // TARGET_SHARDS), MIN_SHARD_IMAGES), MAX_SHARD_IMAGES)
         shards = -(-images // size)
     shards = min(max(shards, 1), images)
     return tuple(images * index // shards for index in range(shards + 1))

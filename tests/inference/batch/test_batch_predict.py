@@ -24,8 +24,8 @@ from hf_vit_seg.error_reporting import DONE, FAILED, REFUSED
 from hf_vit_seg.hub.dataset import push_dataset
 from hf_vit_seg.hub.repository import PushError, Target
 from hf_vit_seg.inference import Segmenter
-from hf_vit_seg.inference.scale.console import requires_shards, share_of_processes, summary_lines
-from hf_vit_seg.inference.scale.run import BatchRun, RunError, RunObserver, RunSummary, resources, segment_images
+from hf_vit_seg.inference.batch.console import requires_shards, share_of_processes, summary_lines
+from hf_vit_seg.inference.batch.run import BatchRun, RunError, RunObserver, RunSummary, resources, segment_images
 
 ONE = ("--workers", "1", "--no-overlay")
 

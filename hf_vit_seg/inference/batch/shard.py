@@ -246,11 +246,11 @@ class Pipeline:
         savers = result_savers(result, job, facts, self.options)
         return self.output.encode(Result(row, savers, kept, prepared.encoded))
 
-    def add_results(self, most: int) -> None:
-        """Add results to the output in the order of the rows, and wait until at most `most` are being written."""
+    def add_results(self, max_pending: int) -> None:
+        """Add results to the output in the order of the rows; wait until at most `max_pending` are being written."""
         while self.order and self.order[0].index in self.results:
             found = self.results[self.order[0].index]
-            if isinstance(found, Future) and not found.done() and len(self.results) <= most:
+            if isinstance(found, Future) and not found.done() and len(self.results) <= max_pending:
                 return
             row = self.order.popleft()
             del self.results[row.index]
