@@ -53,7 +53,10 @@ class ObjectMask:
 
 
 class Resizing:
-    """Bilinear resizing of parts of maps (n, h, w) to (H, W), as `interpolate` with `align_corners=False`."""
+    """Bilinear resizing of parts of maps (h, w, n) to (H, W), as `interpolate` with `align_corners=False`.
+
+    The maps are the last axis, because the samples of a pixel are then copied together.
+    """
 
     def __init__(self, grid: tuple[int, int], size: tuple[int, int], dtype: torch.dtype, device: torch.device):
         self.grid, self.size = grid, size
@@ -75,15 +78,19 @@ class Resizing:
         bounds = [*torch.searchsorted(self.axes[axis][0], starts).tolist(), self.size[axis]]
         return [slice(first, stop) for first, stop in pairwise(bounds)]
 
-    def resize(self, logits: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
-        """Resize some rows and columns: (n, h, w) to (n, r, c) in float32 or float64."""
+    def resize(
+        self, logits: torch.Tensor, rows: slice, columns: slice, maps: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Resize some rows and columns of some maps: (h, w, n) to (r, c, n) in float32 or float64."""
         (top, bottom, down), (left, right, across) = (
             [part[s] for part in axis] for axis, s in zip(self.axes, (rows, columns), strict=True)
         )
         first, stop = int(left[0]), int(right[-1]) + 1
-        samples = logits[:, :, first:stop]
-        values = torch.lerp(to_working_dtype(samples[:, top]), to_working_dtype(samples[:, bottom]), down[:, None])
-        return torch.lerp(values[:, :, left - first], values[:, :, right - first], across)
+        samples = logits[int(top[0]) : int(bottom[-1]) + 1, first:stop]
+        samples = to_working_dtype(samples if maps is None else samples.index_select(2, maps))
+        upper, lower = (samples.index_select(0, part - top[0]) for part in (top, bottom))
+        values = torch.lerp(upper, lower, down[:, None, None])
+        return torch.lerp(*(values.index_select(1, part - first) for part in (left, right)), across[:, None])
 
 
 def logit(probability: float) -> float:
@@ -113,7 +120,7 @@ def objects_of_queries(
         box = positive_box(mask_logits[query], bound, resizing)
         if box is None:
             continue
-        values = resizing.resize(mask_logits[query : query + 1], *box)[0]
+        values = resizing.resize(mask_logits[query][:, :, None], *box)[:, :, 0]
         mask = values > bound
         area = int(mask.sum())
         score = float(scores[query] * ((values.sigmoid() * mask).sum() / (area + 1e-6))) if area else 0.0
@@ -172,16 +179,17 @@ def assign_pixels(
     resizing = Resizing(grid_of(mask_logits), size, working_dtype(mask_logits), device)
     scores = scores.to(working_dtype(mask_logits))
     needed = needed_queries(scores, mask_logits, logit(mask_threshold)).cpu()
+    logits = mask_logits.permute(1, 2, 0).contiguous()
     for i, rows in enumerate(resizing.blocks(0, BLOCK)):
         for j, columns in enumerate(resizing.blocks(1, BLOCK)):
             if rows.start == rows.stop or columns.start == columns.stop:
                 continue
             own = needed[:, i, j].nonzero()[:, 0].to(device)
-            values = resizing.resize(mask_logits[own], rows, columns).sigmoid_()
+            values = resizing.resize(logits, rows, columns, own).sigmoid_()  # (r, c, own)
             inside = values >= mask_threshold
-            best = (values * scores[own, None, None]).argmax(0)
-            kept = inside.gather(0, best[None])[0]
-            above[own] += inside.sum((1, 2))
+            best = (values * scores[own]).max(-1).indices  # several times faster than argmax on a CPU
+            kept = inside.gather(-1, best[..., None])[..., 0]
+            above[own] += inside.sum((0, 1))
             counts = torch.bincount(best.flatten() * 2 + kept.flatten(), minlength=2 * len(own)).view(-1, 2)
             largest[own] += counts.sum(1)
             both[own] += counts[:, 1]

@@ -57,7 +57,9 @@ def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
 
 def find_nan_samples(context: EvaluationContext, dataset: RawDataset) -> tuple[str, ...]:
     """The names of the samples whose outputs contain NaN, on all processes; also as a warning of the main process."""
-    indices: list[int] = gather_object(context.nan_outputs.indices())
+    indices = context.nan_outputs.indices()
+    if context.accelerator.num_processes > 1:
+        indices = gather_object(indices)
     names = tuple(dataset.name(index) for index in sorted(indices))
     if names and context.accelerator.is_main_process:
         logger.warning(

@@ -29,7 +29,7 @@ def test_samples_with_nan_outputs_are_named(tmp_path, caplog, batch_size):
     path = write_recipe(tmp_path, recipe)
     out = tmp_path / "run"
     run(path, out, "loop.steps=2", "loop.evaluate_every=2")
-    expected = ["01"] if batch_size == 1 else ["00", "01", "02"]
+    expected = ["01.tif"] if batch_size == 1 else ["00.tif", "01.tif", "02.tif"]
     assert json.loads((out / "best" / "metrics.json").read_text())["nan_samples"] == expected
     assert "NaN" in caplog.text and "01" in caplog.text
     caplog.clear()
