@@ -157,8 +157,8 @@ class UniversalSegmentation:
     decode_head: nn.Module
     accepts_loss_kwargs: ClassVar[bool] = False  # the loss is divided by numbers of objects, not of pixels
 
-    def __init__(self, config: Any):
-        super().__init__(with_object_head(config, OBJECT_HEADS))  # pyright: ignore[reportCallIssue]
+    def __init__(self, config: Any, **parts: Any):
+        super().__init__(with_object_head(config, OBJECT_HEADS), **parts)  # pyright: ignore[reportCallIssue]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

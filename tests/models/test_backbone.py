@@ -31,6 +31,8 @@ from hf_vit_seg.models.configuration_backbone_seg import BackboneSegmentationCon
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
 from hf_vit_seg.models.modeling_backbone_seg import BackboneForSemanticSegmentation
+from hf_vit_seg.models.modeling_backbone_universal import BackboneForSemanticSegmentation as BackboneWithObjectHead
+from hf_vit_seg.models.modeling_backbone_universal import BackboneForUniversalSegmentation
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.model.building import build_model, prepare_for_training
 
@@ -69,6 +71,19 @@ def backbone_with_head(folder, head: str | None = None, **settings) -> BackboneF
 
 def is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_class", [BackboneForUniversalSegmentation, BackboneWithObjectHead])
+def test_object_heads_on_a_loaded_backbone(model_class, tmp_path):
+    plain = bare(tmp_path / "bare")
+    model = model_class.from_backbone(tmp_path / "bare", "query", num_labels=3, num_queries=5)
+    assert model.config.decode_head == "query" and model.config.num_queries == 5
+    expected = plain.state_dict()
+    loaded = model.backbone.state_dict()
+    shared = expected.keys() & loaded.keys()
+    assert len(shared) > 10 and all(torch.equal(expected[name], loaded[name]) for name in shared)
+    output = model(torch.randn(1, 3, 28, 42))
+    assert all(value.isfinite().all() for value in output.values() if isinstance(value, torch.Tensor))
 
 
 @pytest.mark.parametrize("kind", BARE)
