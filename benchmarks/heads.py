@@ -40,9 +40,9 @@ IMAGES = {"train": "train", "validation": "val", "test": "test"}
 
 @dataclass(frozen=True)
 class Sample:
-    """The feature maps (C, h_i, w_i) of an image in bfloat16, and its labels (H, W) uint8."""
+    """The feature maps (C, h_i, w_i) of an image in bfloat16 by stage, and its labels (H, W) uint8."""
 
-    maps: list[torch.Tensor]
+    maps: dict[str, torch.Tensor]
     labels: torch.Tensor
 
 
@@ -75,14 +75,16 @@ def compute_features(setup: Setup, folder: Path, mirrored: bool, limit: int | No
         for flip in (False, True)[: 1 + mirrored]:
             with torch.no_grad():
                 _, maps = model.feature_maps(pixels.flip(-1) if flip else pixels)
-            kept = [feature_map[0].to(torch.bfloat16) for feature_map in maps]
-            samples.append(Sample(kept, (labels.flip(-1) if flip else labels).to(torch.uint8)))
+            stages = dict(
+                zip(model.backbone.out_features, (level[0].to(torch.bfloat16) for level in maps), strict=True)
+            )
+            samples.append(Sample(stages, (labels.flip(-1) if flip else labels).to(torch.uint8)))
     return samples
 
 
 def run(model: Any, setup: Setup, samples: Sequence[Sample], **labels: torch.Tensor) -> Any:
     """The output of a model whose encoder is replaced by feature maps."""
-    maps = [torch.stack(levels).float() for levels in zip(*(sample.maps for sample in samples), strict=True)]
+    maps = [torch.stack([sample.maps[stage] for sample in samples]).float() for stage in model.backbone.out_features]
     model.feature_maps = lambda *_, **__: (BaseModelOutput(), maps)
     return model(pixel_values=torch.empty(len(samples), 3, *setup.size), **labels)
 
