@@ -34,7 +34,7 @@ def convert_pretrained(name: str | Path, **hub: Any) -> Conversion | None:
     hub = hub_options(hub)
     config = find_config(name, **hub)
     if config is None:
-        check_place(name, **hub)
+        check_location(name, **hub)
         return None
     if not is_convertible(config):
         return None
@@ -122,7 +122,7 @@ def read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def check_place(name: str | Path, **hub: Any) -> None:
+def check_location(name: str | Path, **hub: Any) -> None:
     """ConversionError for a path that does not exist, and for a directory with neither weights nor an adapter."""
     folder = locate(name, **hub) if not is_repository(str(name)) or Path(name).is_dir() else None
     if folder is not None and not folder.is_dir():
@@ -151,19 +151,19 @@ def is_loadable(config: Mapping[str, Any]) -> bool:
 
 def describe(name: str | Path, converted: Conversion) -> str:
     """Describe a conversion in one line."""
-    found, report = converted.found, converted.report
+    detected, report = converted.detected, converted.report
     facts = [f"{report.mapped} tensors"]
     if report.dropped:
         reasons = ", ".join(dict.fromkeys(reason for _, reason in report.dropped))
         facts.append(f"{len(report.dropped)} not used ({reasons})")
-    if found.form.model != "AutoModel":
+    if detected.form.model != "AutoModel":
         facts.append(report.labels)
     if converted.assumed_fields:
         facts.append(f"{converted.assumed_fields} (hf-vit-seg convert sets other values)")
     if converted.assumes_preprocessing:
         facts.append("preprocessing assumed")
     return (
-        f"{name}: converted in memory from {full_name(found.architecture, found.source)} to "
+        f"{name}: converted in memory from {full_name(detected.architecture, detected.source)} to "
         f"{type(converted.model).__name__}, {', '.join(facts)}, license {converted.provenance.license or 'unknown'}"
     )
 

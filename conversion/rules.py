@@ -111,9 +111,9 @@ class Match:
 def candidates(rules: Sequence[Rule], name: str) -> list[tuple[int, int, Bindings]]:
     """Return every (rule, index in the rule, placeholder values) that a name matches."""
     return [
-        (number, place, bindings)
+        (number, index, bindings)
         for number, rule in enumerate(rules)
-        for place, template in enumerate(rule.source_templates)
+        for index, template in enumerate(rule.source_templates)
         if (bindings := template.match(name)) is not None
     ]
 
@@ -129,9 +129,9 @@ def matches(rules: Sequence[Rule], names: Iterable[str]) -> list[Match]:
             continue
         if len(fitting) > 1:
             raise ConversionError(f"the table has {len(fitting)} rules for '{name}', expected one")
-        number, place, bindings = fitting[0]
+        number, index, bindings = fitting[0]
         key = (number, *sorted(bindings.items()))
-        groups.setdefault(key, Match(rules[number], bindings)).found[place] = name
+        groups.setdefault(key, Match(rules[number], bindings)).found[index] = name
     if unmatched:
         raise UnsupportedCheckpoint(
             f"the checkpoint has tensors that are not part of this format: {first_few(unmatched)}; remove them, or "

@@ -902,9 +902,9 @@ def check_data(
 @command(example="hf-vit-seg models --json", prints_result=True)
 def models() -> None:
     """List the architectures and their variants. Exit code 1 if one cannot be loaded."""
-    from .plugin_listing import every_variant, models_view
+    from .plugin_listing import list_variants, models_view
 
-    rows, sentences = every_variant()
+    rows, sentences = list_variants()
     print_result(models_view(rows), lambda: rows)
     for sentence in sentences:
         typer.echo(f"hf-vit-seg: {sentence}", err=True)
@@ -914,9 +914,9 @@ def models() -> None:
 @command(example="hf-vit-seg plugins", prints_result=True)
 def plugins() -> None:
     """List the installed plugins with their status. Exit code 1 if one cannot be loaded."""
-    from .plugin_listing import every_plugin, plugin_rows, plugins_view
+    from .plugin_listing import list_plugins, plugin_rows, plugins_view
 
-    found = every_plugin()
+    found = list_plugins()
     print_result(plugins_view(found), lambda: plugin_rows(found))
     failed = [plugin for plugin in found if plugin.error]
     for plugin in failed:

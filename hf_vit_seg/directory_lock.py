@@ -74,7 +74,7 @@ def is_run(folder: Path) -> bool:
 @contextmanager
 def create_directory(folder: Path) -> Iterator[None]:
     """Create a directory and its parents; remove at the end those that were missing and are still empty."""
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,8 +83,8 @@ def create_directory(folder: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):  # not empty, or removed by another process
-            for place in missing:
-                place.rmdir()
+            for path in missing:
+                path.rmdir()
 
 
 @contextmanager

@@ -218,7 +218,7 @@ def describe_call(expected: Any) -> str:
     return f"({', '.join(list(signature(expected).parameters)[1:])})"
 
 
-def follows(kind: type, contract: type) -> Callable[[Any], None]:
+def implements(kind: type, contract: type) -> Callable[[Any], None]:
     """Return a check that accepts only subclasses of `kind` that fulfil a contract; TypeError names what is wrong."""
 
     def accept(value: Any) -> None:
@@ -242,7 +242,7 @@ __all__ = [
     "check_contract",
     "entries",
     "first_of_each_name",
-    "follows",
+    "implements",
     "installed_versions",
     "load",
     "load_all",

@@ -23,12 +23,12 @@ USER = "user"
 INSTALLED = {"examples/nuclei": "hf_vit_seg.nuclei"}  # folders of the repository that are installed
 
 
-def installed_path(place: str) -> str:
+def installed_path(path: str) -> str:
     """Return the installed copy of a path of the repository's examples that the current directory does not have."""
     for folder, package in INSTALLED.items():
-        if (place == folder or place.startswith(f"{folder}/")) and not os.path.lexists(place):
-            return os.path.join(str(files(package)), *place.removeprefix(folder).split("/"))
-    return place
+        if (path == folder or path.startswith(f"{folder}/")) and not os.path.lexists(path):
+            return os.path.join(str(files(package)), *path.removeprefix(folder).split("/"))
+    return path
 
 
 def is_local_path(text: str) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_vit_seg.errors import HfVitSegError
 
-from .entry_points import PREFIX, HeadClass, Plugin, follows, load_all, qualified_name
+from .entry_points import PREFIX, HeadClass, Plugin, implements, load_all, qualified_name
 from .registration import lock_registration
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def accept_head(value: Any) -> None:
 
     from .remote_code import copy_obstacle, file_of
 
-    follows(nn.Module, HeadClass)(value)
+    implements(nn.Module, HeadClass)(value)
     if value.forward is nn.Module.forward:
         raise TypeError(f"{value.__name__} does not define `forward(feature_maps)`")
     if reason := copy_obstacle(file_of(value)) or name_conflict(value):

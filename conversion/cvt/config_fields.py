@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 LAYER = re.compile(r"(?:cvt\.)?stages\.(\d+)\.layers\.(\d+)\.")
-UNSEEN = ("num_attention_heads", "strides", "paddings", "stride_kv", "padding_kv")
+ASSUMED_FIELDS = ("num_attention_heads", "strides", "paddings", "stride_kv", "padding_kv")
 NORM_EPS = {"layer_norm_eps": 1e-5, "batch_norm_eps": 1e-5}
 
 

@@ -164,9 +164,9 @@ def copy_shared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        alone = tensor.untyped_storage().nbytes() == tensor.nbytes and place not in seen
-        seen.add(place)
+        address = tensor.untyped_storage().data_ptr()
+        alone = tensor.untyped_storage().nbytes() == tensor.nbytes and address not in seen
+        seen.add(address)
         tensor = tensor.detach()
         result[name] = tensor.contiguous() if alone else tensor.clone(memory_format=torch.contiguous_format)
     return result

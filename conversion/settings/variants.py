@@ -20,7 +20,7 @@ def rows(architecture: Architecture) -> dict[str, dict[str, Any]]:
     }
 
 
-def plain(value: Any) -> Any:
+def builtin_value(value: Any) -> Any:
     """Convert tuples to lists, so that they compare equal."""
     return list(value) if isinstance(value, list | tuple) else value
 
@@ -36,7 +36,11 @@ def find(
     """
     fitting = []
     for name, row in rows(architecture).items():
-        differing = {field: value for field, value in row.items() if plain(getattr(config, field)) != plain(value)}
+        differing = {
+            field: value
+            for field, value in row.items()
+            if builtin_value(getattr(config, field)) != builtin_value(value)
+        }
         if not any(isinstance(value, list) or field in SIZES for field, value in differing.items()):
             relevant = {field: value for field, value in differing.items() if field in inferred}
             agreeing = [field for field in row if field not in differing and (field in inferred or not inferred)]

@@ -75,19 +75,19 @@ def open_split(recipe: RunSettings, split: Split) -> "RawDataset | None":
     settings = data.train if shared else getattr(data, split)
     if settings is None:
         return None
-    place = "data.train" if shared else f"data.{split}"
-    source = open_source(settings, recipe.task, data.channels, place)
+    location = "data.train" if shared else f"data.{split}"
+    source = open_source(settings, recipe.task, data.channels, location)
     table = build_class_table(recipe, source if settings == data.train else None)
     indices = None
     if shared:
         cached, cut = split_indices(source, data.validation_share or 0, recipe.seed)
         indices = cached if split == "train" else cut
     if recipe.task == "classification" and getattr(source, "multi_label", False) != data.multi_label:
-        raise SourceError(f"{place}: {LABEL_COUNTS[data.multi_label]}")
+        raise SourceError(f"{location}: {LABEL_COUNTS[data.multi_label]}")
     try:
         return RawDataset(source, table, recipe.task, indices, data.cache, data.nodata, data.multi_label)
     except ClassTableError as error:
-        raise ClassTableError(f"{place}: {error}") from None
+        raise ClassTableError(f"{location}: {error}") from None
 
 
 def build_class_table(recipe: RunSettings, source: Source | None = None) -> ClassTable:
@@ -116,7 +116,7 @@ def split_indices(source: Source, share: float, seed: int) -> tuple[list[int], l
         raise SourceError(f"data.validation_share requires at least 2 images, found {len(names)}: set data.validation")
     count = min(max(round(share * len(names)), 1), len(names) - 1)
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
-    cut = {names[place] for place in order[:count]}
+    cut = {names[index] for index in order[:count]}
     parts: tuple[list[int], list[int]] = ([], [])
     for index, group in enumerate(groups):
         parts[group in cut].append(index)
@@ -159,11 +159,11 @@ class RawDataset:
         """At most `count` samples, evenly spaced over the dataset."""
         if count >= len(self):
             return self
-        return self.select([place * len(self) // count for place in range(count)])
+        return self.select([index * len(self) // count for index in range(count)])
 
-    def select(self, places: Sequence[int]) -> "RawDataset":
+    def select(self, indices: Sequence[int]) -> "RawDataset":
         """Some samples, in this order."""
-        return self.with_indices([self.indices[place] for place in places])
+        return self.with_indices([self.indices[index] for index in indices])
 
     def with_indices(self, indices: Sequence[int]) -> "RawDataset":
         """The samples with these indices of the source, in this order."""

@@ -99,8 +99,8 @@ class StreamSampler(BatchSampler):
             yield from self.weighted_draws(self.weights)
             return
         for position in range(self.start, self.stop):
-            epoch, place = divmod(position, self.length)
-            yield Draw(int(epoch_order(self.length, self.seed, epoch)[place]), epoch, position)
+            epoch, offset = divmod(position, self.length)
+            yield Draw(int(epoch_order(self.length, self.seed, epoch)[offset]), epoch, position)
 
     def weighted_draws(self, weights: np.ndarray) -> Iterator[Draw]:
         """Iterate over single draws in proportion to the weights."""
@@ -108,8 +108,8 @@ class StreamSampler(BatchSampler):
             order, first = weighted_order(weights, self.seed, epoch), epoch * self.length
             repeats = count_repeats(order)
             for position in range(max(self.start, first), min(self.stop, first + self.length)):
-                place = position - first
-                yield Draw(int(order[place]), epoch, position, int(repeats[place]))
+                offset = position - first
+                yield Draw(int(order[offset]), epoch, position, int(repeats[offset]))
 
     def __iter__(self) -> Iterator[list[Draw]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         batch: list[Draw] = []

@@ -193,7 +193,7 @@ class Failures:
         """DONE, FAILED, or BUG if any failure is a bug."""
         return BUG if self.kinds else FAILED if self.count else DONE
 
-    def note(self, text: str) -> None:
+    def print_message(self, text: str) -> None:
         """Print a line that is not an error."""
         if not is_quiet():
             self.progress.console.print(text)
@@ -224,7 +224,7 @@ def show_tiles(states: Iterator[TileProgress], job: Job, failures: Failures) -> 
         for number, state in enumerate(states):
             if state.resumed and not number:
                 text = f"{job.image.path}: resumed, {state.resumed} of {state.total} tiles are done"
-                failures.note(escape(text))
+                failures.print_message(escape(text))
             progress.update(task, completed=state.done, total=state.total)
         failures.pixel_polygons += state is not None and state.pixel_polygons
     progress.remove_task(task)
@@ -240,7 +240,7 @@ def show_video(segmenter: Segmenter | InstanceSegmenter, job: Job, options: Pred
             progress.update(task, completed=state.done, total=state.total or None)
         if state is not None:
             text = f"{job.image.path}: {state.done} frames, {state.frames_per_second:.2f} per second"
-            failures.note(escape("; ".join([text, *state.notes])))
+            failures.print_message(escape("; ".join([text, *state.notes])))
     progress.remove_task(task)
 
 

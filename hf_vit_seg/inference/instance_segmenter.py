@@ -143,7 +143,7 @@ class InstanceSegmenter(ImageSegmenter):
                 objects = known[number]
             else:
                 found = self.find(*read(slice(top, window[2]), slice(left, window[3])))
-                objects = [each.moved(top, left) for each in found]
+                objects = [each.translate(top, left) for each in found]
                 if save is not None:
                     save(objects)
             core = window if grid is None else core_of(window, (grid.tops, grid.lefts), size)

@@ -195,7 +195,7 @@ def find_conversion(name: str | Path, **hub: Any) -> Conversion | None:
 
 def check_task(name: str | Path, converted: Conversion, task: str | None) -> None:
     """ModelError if a converted checkpoint has no head for a task."""
-    if task not in (None, FEATURES) and TASKS[task] != converted.found.form.model:
+    if task not in (None, FEATURES) and TASKS[task] != converted.detected.form.model:
         raise ModelError(
             f"{name} has no trained {task} head: it is a checkpoint of {type(converted.model).__name__}; "
             "train one with model.from_pretrained of a recipe"

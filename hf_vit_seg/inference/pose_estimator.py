@@ -84,8 +84,8 @@ class PoseEstimator:
             inputs = normalize_images(self.processor, [crop.extract(pixels) for crop in crops])
             heatmaps = self.model(pixel_values=inputs.to(self.device, self.model.dtype)).heatmaps
             points, scores = (each.cpu() for each in keypoints_from_heatmaps(heatmaps, self.size))
-            places = torch.stack([crop.to_image(own) for crop, own in zip(crops, points, strict=True)])
-            found.append(torch.cat([places, scores[..., None]], dim=2))
+            points = torch.stack([crop.to_image(own) for crop, own in zip(crops, points, strict=True)])
+            found.append(torch.cat([points, scores[..., None]], dim=2))
         return torch.cat(found)
 
 

@@ -55,7 +55,7 @@ class FoundObject:
         shape = (mask.shape[0], mask.shape[1])
         return cls(label, score, top, left, shape, np.packbits(mask).tobytes(), area, (x, y))
 
-    def moved(self, rows: int, columns: int) -> "FoundObject":
+    def translate(self, rows: int, columns: int) -> "FoundObject":
         """The same object further down and to the right."""
         x, y = self.centroid
         return replace(self, top=self.top + rows, left=self.left + columns, centroid=(x + columns, y + rows))
@@ -67,7 +67,7 @@ class FoundObject:
         return np.unpackbits(np.frombuffer(self.bits, np.uint8), count=rows * columns).view(bool).reshape(self.shape)
 
     @property
-    def place(self) -> tuple[slice, slice]:
+    def slices(self) -> tuple[slice, slice]:
         """The rows and columns of the box in the image."""
         return slice(self.top, self.top + self.shape[0]), slice(self.left, self.left + self.shape[1])
 
@@ -133,7 +133,7 @@ class FoundSegments:
         for number, found in enumerate(self.objects, 1):
             top, bottom = max(found.top, first), min(found.top + found.shape[0], stop)
             if top < bottom:
-                part = numbers[top - first : bottom - first, found.place[1]]
+                part = numbers[top - first : bottom - first, found.slices[1]]
                 part[found.mask[top - found.top : bottom - found.top]] = number
         return numbers
 
@@ -257,9 +257,9 @@ def boxes_of_map(numbers: np.ndarray) -> Iterator[tuple[int, tuple[int, int, int
     boxes = [sides.copy(), sides.copy()]
     rows, columns = np.nonzero(numbers > 0)
     found = numbers[rows, columns]
-    for (first, last), places in zip(boxes, (rows, columns), strict=True):
-        np.minimum.at(first, found, places)
-        np.maximum.at(last, found, places + 1)
+    for (first, last), indices in zip(boxes, (rows, columns), strict=True):
+        np.minimum.at(first, found, indices)
+        np.maximum.at(last, found, indices + 1)
     for number in range(1, count + 1):
         (top, bottom), (left, right) = (side[:, number].tolist() for side in boxes)
         if bottom > top:

@@ -57,9 +57,9 @@ def classes_ahead(scores: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     Ties are broken by the lower index, as in argmax, so that constant scores are not a hit for every class. NaN ranks
     before any number: an image whose class has the score NaN is always wrong.
     """
-    places = torch.arange(scores.shape[1], device=scores.device)
+    classes_before = torch.arange(scores.shape[1], device=scores.device)
     known = (classes >= 0) & (classes < scores.shape[1])
     own = scores.gather(1, classes.clamp(0, scores.shape[1] - 1)[:, None])
-    earlier = places < classes[:, None]
+    earlier = classes_before < classes[:, None]
     ahead = torch.where(earlier, ~(scores < own), ~(scores <= own)).sum(dim=1)
     return torch.where(known & ~own[:, 0].isnan(), ahead, torch.iinfo(torch.int64).max)

@@ -187,5 +187,5 @@ def interpolate_precision(recall: np.ndarray, precision: np.ndarray) -> tuple[np
     if not len(recall):
         return np.zeros(len(RECALLS)), 0.0
     best = np.maximum.accumulate(precision[::-1])[::-1]
-    places = np.searchsorted(recall, RECALLS, side="left")
-    return np.append(best, 0.0)[places], float(recall[-1])
+    indices = np.searchsorted(recall, RECALLS, side="left")
+    return np.append(best, 0.0)[indices], float(recall[-1])

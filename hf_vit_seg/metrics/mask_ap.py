@@ -49,8 +49,8 @@ class MaskAveragePrecision:
         """
         parts = [self._rows_of_class(overlaps, index) for index in range(self.num_classes)]
         labeled = np.stack([part[-1] for part in parts], axis=1)
-        classes, scores = (np.concatenate([part[place] for part in parts]) for place in (0, 1))
-        hit, ignored = (np.concatenate([part[place] for part in parts], axis=2) for place in (2, 3))
+        classes, scores = (np.concatenate([part[column] for part in parts]) for column in (0, 1))
+        hit, ignored = (np.concatenate([part[column] for part in parts], axis=2) for column in (2, 3))
         self.rows.append(ImageRows(classes, scores, hit, ignored, labeled))
 
     def _rows_of_class(self, overlaps: Overlaps, index: int) -> ImageRows:
@@ -76,9 +76,9 @@ class MaskAveragePrecision:
         shape = (self.num_classes, len(AREAS), len(THRESHOLDS))
         precision, recall = np.full(shape, np.nan), np.full(shape, np.nan)
         for index in range(self.num_classes):
-            for place in range(len(AREAS)):
-                precision[index, place], recall[index, place] = self._curves(index, place)
-        scores = {f"mask_ap_{name}".rstrip("_"): present_mean(precision[:, place]) for place, name in enumerate(AREAS)}
+            for area in range(len(AREAS)):
+                precision[index, area], recall[index, area] = self._curves(index, area)
+        scores = {f"mask_ap_{name}".rstrip("_"): present_mean(precision[:, area]) for area, name in enumerate(AREAS)}
         scores |= {"mask_ap_50": present_mean(precision[:, 0, 0]), "mask_ap_75": present_mean(precision[:, 0, 5])}
         per_class = {"mask_ap": precision[:, 0].mean(axis=-1), "mask_ap_50": precision[:, 0, 0]}
         return (
@@ -124,13 +124,13 @@ def match(
     free = np.ones((len(outside), len(THRESHOLDS), columns), bool)
     hit = np.zeros((len(outside), len(THRESHOLDS), len(iou)), bool)
     ignored = np.zeros_like(hit)
-    for place, row in enumerate(iou):
+    for column, row in enumerate(iou):
         able = free & (row >= limits)
         counting = able & ~uncounted
-        hit[..., place] = counting.any(axis=-1)
-        able = np.where(hit[..., place, None], counting, able)
+        hit[..., column] = counting.any(axis=-1)
+        able = np.where(hit[..., column, None], counting, able)
         matched = able.any(axis=-1)
-        ignored[..., place] = ~hit[..., place] & (matched | other_size[:, place, None])
+        ignored[..., column] = ~hit[..., column] & (matched | other_size[:, column, None])
         best = columns - 1 - np.where(able, row, -1)[..., ::-1].argmax(axis=-1)
         free &= (best[..., None] != np.arange(columns)) | ~matched[..., None]
         free[..., -1] = True

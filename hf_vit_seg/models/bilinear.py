@@ -212,10 +212,10 @@ def sample_at_centers(values: torch.Tensor, dim: int, count: int, spacing: float
     A spacing of 1 gives the values exactly. Positions beyond the first and last value take these.
     """
     last = values.shape[dim] - 1
-    places = torch.arange(count, device=values.device, dtype=values.dtype) + 0.5
-    places = (places * (places.new_ones(1) * spacing) - 0.5).clamp(0, last)  # a tensor even for symbols of an export
-    below = places.floor()
-    shares = (places - below).reshape(-1, *[1] * (-dim - 1))
+    centers = torch.arange(count, device=values.device, dtype=values.dtype) + 0.5
+    centers = (centers * (centers.new_ones(1) * spacing) - 0.5).clamp(0, last)  # a tensor even for symbols of an export
+    below = centers.floor()
+    shares = (centers - below).reshape(-1, *[1] * (-dim - 1))
     lower, upper = below.long(), (below.long() + 1).clamp(max=last)
     return torch.lerp(values.index_select(dim, lower), values.index_select(dim, upper), shares)
 

@@ -47,12 +47,12 @@ class BundlesCode(SegmentationConfig):
 
     def check_parts(self) -> None:
         """ValueError if files of the parts have the same name, or that of another file of the model."""
-        places: dict[str, Path] = {}
+        files: dict[str, Path] = {}
         for part in (*self.own_head(), *self.own_backbone()):
             if reason := name_conflict(part):
                 raise HfVitSegError(reason)
             for file in files_of(part):
-                other = places.setdefault(file.name, file)
+                other = files.setdefault(file.name, file)
                 if not other.samefile(file):
                     raise HfVitSegError(f"a model cannot be saved with both {other} and {file}: rename one of them")
 

@@ -74,11 +74,11 @@ def steps_to_run_start(numbers: torch.Tensor) -> torch.Tensor:
 
     `numbers` are (B, H, W).
     """
-    places = torch.arange(numbers.shape[-1], device=numbers.device).expand_as(numbers)
-    starts = torch.zeros_like(places)
-    starts[..., 1:] = torch.where(numbers[..., 1:] != numbers[..., :-1], places[..., 1:], 0)
+    positions = torch.arange(numbers.shape[-1], device=numbers.device).expand_as(numbers)
+    starts = torch.zeros_like(positions)
+    starts[..., 1:] = torch.where(numbers[..., 1:] != numbers[..., :-1], positions[..., 1:], 0)
     starts = starts.cummax(dim=-1).values
-    return (places - starts + 1).float().masked_fill(starts == 0, torch.inf)
+    return (positions - starts + 1).float().masked_fill(starts == 0, torch.inf)
 
 
 def run_distances(numbers: torch.Tensor) -> torch.Tensor:
@@ -132,9 +132,9 @@ def center_offsets(numbers: torch.Tensor) -> torch.Tensor:
     offsets = []
     for axis in (1, 2):
         shape = [-1 if axis == each else 1 for each in range(3)]
-        places = torch.arange(numbers.shape[axis], device=numbers.device).view(shape).expand_as(numbers)
-        centers = flat.bincount(places.flatten(), minlength=count) / areas
-        offsets.append((centers[indices] - places) / radii[indices])
+        positions = torch.arange(numbers.shape[axis], device=numbers.device).view(shape).expand_as(numbers)
+        centers = flat.bincount(positions.flatten(), minlength=count) / areas
+        offsets.append((centers[indices] - positions) / radii[indices])
     return torch.stack(offsets, dim=1).float() * (numbers > 0)[:, None]
 
 

@@ -44,9 +44,9 @@ def heatmaps_from_keypoints(
     reach = REACH * sigma
     factors, inside = [], visible > 0
     for axis, length in ((0, columns), (1, rows)):
-        places = torch.arange(length, device=keypoints.device, dtype=keypoints.dtype)
-        gaussian = (-((places - centers[..., axis, None]) ** 2) / (2 * sigma**2)).exp()
-        window = (places - nearest[..., axis, None]).abs() <= reach
+        positions = torch.arange(length, device=keypoints.device, dtype=keypoints.dtype)
+        gaussian = (-((positions - centers[..., axis, None]) ** 2) / (2 * sigma**2)).exp()
+        window = (positions - nearest[..., axis, None]).abs() <= reach
         factors.append(gaussian * window)
         inside = inside & window.any(dim=-1)
     targets = factors[1][..., :, None] * factors[0][..., None, :]
@@ -79,8 +79,8 @@ def flip_back(heatmaps: torch.Tensor, pairs: Sequence[Sequence[int]]) -> torch.T
 def gaussian_kernel(size: int, like: torch.Tensor) -> torch.Tensor:
     """OpenCV's kernel of a given odd size, whose sigma follows from the size: (size,), sum 1."""
     sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
-    places = torch.arange(size, device=like.device, dtype=like.dtype) - size // 2
-    kernel = (-(places**2) / (2 * sigma**2)).exp()
+    positions = torch.arange(size, device=like.device, dtype=like.dtype) - size // 2
+    kernel = (-(positions**2) / (2 * sigma**2)).exp()
     return kernel / kernel.sum()
 
 
@@ -126,8 +126,8 @@ def keypoints_from_heatmaps(
     """
     heatmaps = heatmaps.to(torch.promote_types(heatmaps.dtype, torch.float32))
     size = (heatmaps.shape[-2], heatmaps.shape[-1])
-    scores, places = heatmaps.flatten(2).max(dim=-1)
-    rows, columns = places // size[1], places % size[1]
+    scores, indices = heatmaps.flatten(2).max(dim=-1)
+    rows, columns = indices // size[1], indices % size[1]
     logs = blur_heatmaps(heatmaps, blur).clamp(MIN_HEAT, MAX_HEAT).log()
     peaks = torch.stack([columns, rows], dim=-1) + newton_step(logs, rows, columns)
     return peaks * pixel_pitch(image_size, size, peaks), scores

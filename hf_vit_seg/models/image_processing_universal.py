@@ -166,7 +166,7 @@ class UniversalProcessing:
 def full_mask(found: ObjectMask, size: tuple[int, int]) -> torch.Tensor:
     """The mask of an object at the size of the image (H, W) bool."""
     mask = torch.zeros(size, dtype=torch.bool, device=found.mask.device)
-    mask[found.place] = found.mask
+    mask[found.slices] = found.mask
     return mask
 
 

@@ -38,8 +38,8 @@ def sample_masks(masks: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     for row, row_weight in ((top, top + 1 - y), (top + 1, y - top)):
         for column, column_weight in ((left, left + 1 - x), (left + 1, x - left)):
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            place = row.long().clamp(0, height - 1), column.long().clamp(0, width - 1)
-            total = total + masks[image, place[0], place[1]] * (inside * row_weight * column_weight)
+            pixel = row.long().clamp(0, height - 1), column.long().clamp(0, width - 1)
+            total = total + masks[image, pixel[0], pixel[1]] * (inside * row_weight * column_weight)
     return total
 
 
@@ -219,7 +219,7 @@ def mask_terms(
         points = uncertain_points(matched, ignore_mask, image, config)  # (m, P, 2)
         parts = zip(mask_labels, pairs, points.split(counts), strict=True)
         labels = torch.cat(
-            [sample_masks(masks[objects], place) for masks, (_, objects), place in parts if len(objects)]
+            [sample_masks(masks[objects], points) for masks, (_, objects), points in parts if len(objects)]
         )
         weights = sample_weights(ignore_mask, image, points)
     logits = sample_logits(matched, points)[:, 0]  # (m, P)

@@ -64,8 +64,8 @@ def sine_positions(grid: Sequence[int], width: int, like: torch.Tensor) -> torch
     periods = TEMPERATURE ** (torch.arange(channels, device=like.device, dtype=like.dtype) / channels)
     sides = []
     for side in grid:
-        places = (torch.arange(side, device=like.device, dtype=like.dtype) + 1) / side * (2 * math.pi)
-        angles = places[:, None] / periods
+        positions = (torch.arange(side, device=like.device, dtype=like.dtype) + 1) / side * (2 * math.pi)
+        angles = positions[:, None] / periods
         sides.append(torch.cat([angles.sin(), angles.cos()], dim=-1))  # (side, D / 2)
     rows, columns = sides
     rows = rows[:, None].expand(-1, grid[1], -1)
@@ -222,7 +222,7 @@ class QueryHead(nn.Module):
             level.flatten(2).transpose(1, 2) + embedding
             for level, embedding in zip(levels, self.level_embeddings.weight, strict=True)
         ]
-        places = [sine_positions(level.shape[-2:], level.shape[1], level)[None] for level in levels]
+        memory_positions = [sine_positions(level.shape[-2:], level.shape[1], level)[None] for level in levels]
         coarse = [interpolate(pixels, size=level.shape[-2:], mode="bilinear", align_corners=False) for level in levels]
         queries = self.queries.weight.expand(pixels.shape[0], -1, -1)
         positions = self.query_positions.weight[None]
@@ -233,7 +233,7 @@ class QueryHead(nn.Module):
                 predictions.append(self.predict(queries, pixels))
             if self.mask_probability[index] > 0 if self.training else self.config.query_masked_inference:
                 mask = self.attention_mask(queries, coarse[level], index)
-            queries = layer(queries, positions, memories[level], places[level], mask)
+            queries = layer(queries, positions, memories[level], memory_positions[level], mask)
         predictions.append(self.predict(queries, pixels))
         return UniversalSegmentationOutput.from_predictions(predictions, resample)
 

@@ -42,7 +42,7 @@ class ObjectMask:
     mask: torch.Tensor
 
     @property
-    def place(self) -> tuple[slice, slice]:
+    def slices(self) -> tuple[slice, slice]:
         """The rows and columns of the box."""
         rows, columns = self.mask.shape
         return slice(self.top, self.top + rows), slice(self.left, self.left + columns)
@@ -148,7 +148,7 @@ def draw_objects(objects: Sequence[ObjectMask], size: tuple[int, int], device: t
     """Draw objects as a map of their numbers (H, W) int32; 0 is none, and later objects cover earlier ones."""
     segmentation = torch.zeros(size, dtype=torch.int32, device=device)
     for found in objects:
-        segmentation[found.place].masked_fill_(found.mask, found.id)
+        segmentation[found.slices].masked_fill_(found.mask, found.id)
     return segmentation
 
 
@@ -234,15 +234,15 @@ def panoptic_segments(
     whole = (found.above > 0) & (found.both > 0)
     whole &= (found.largest / found.above).to(torch.float64) > overlap_mask_area_threshold
     infos, fused, numbers = [], dict[int, int](), torch.zeros(len(kept) + 1, dtype=torch.int32)
-    for place in whole.nonzero()[:, 0].tolist():
-        label, score = int(labels[kept[place]]), float(scores[kept[place]])
+    for index in whole.nonzero()[:, 0].tolist():
+        label, score = int(labels[kept[index]]), float(scores[kept[index]])
         number = fused.get(label, len(infos) + 1)
         if number > len(infos):
             fuse = label in label_ids_to_fuse
             infos.append({"id": number, "label_id": label, "was_fused": fuse, "score": round(score, 6)})
             if fuse:
                 fused[label] = number
-        numbers[place] = number
+        numbers[index] = number
     return numbers.to(found.queries.device)[found.queries.long()], infos
 
 

@@ -93,7 +93,7 @@ def check_classes(model: Any, dataset: RawDataset, name: str) -> None:
         return
     pairs = enumerate(zip(labels, expected, strict=False))
     differing = [f"{i} {own} / {other}" for i, (own, other) in pairs if own != other]
-    if are_spellings(labels, expected):
+    if are_same_classes(labels, expected):
         logger.warning(
             "%s: %d of %d classes have other names in the recipe's data and are taken as the same: %s",
             *(name, len(differing), len(labels), ", ".join(differing)),
@@ -106,7 +106,7 @@ def check_classes(model: Any, dataset: RawDataset, name: str) -> None:
     )
 
 
-def are_spellings(labels: list[str], expected: list[str]) -> bool:
+def are_same_classes(labels: list[str], expected: list[str]) -> bool:
     """Whether at most a tenth of the names differ, and none of the differing names is another class of the other list.
 
     Published models have class names that differ slightly from the data set's ("screen" for "screen door").

@@ -22,7 +22,7 @@ from hf_vit_seg.training.evaluation.evaluate import EvaluationContext
 from hf_vit_seg.training.evaluation.segments import image_quality, resize_segments
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_extreme_samples
-from hf_vit_seg.training.losses.objectives import LossOfHead
+from hf_vit_seg.training.losses.objectives import HeadObjective
 from hf_vit_seg.training.recipe_loading import load_recipe
 
 MODEL = {"architecture": "segformer", "variant": "tiny", "norm": "group"}
@@ -111,7 +111,7 @@ def test_validation_loss(runs, distance_run, data, task):
         settings = load_recipe(folder / "recipe.yaml", [f"evaluation.batch_size={size}"])
         dataset = open_split(settings, "validation")
         state = torch.manual_seed(seed).get_state()
-        context = EvaluationContext(model, processor, settings, Accelerator(cpu=True), objective=LossOfHead(model))
+        context = EvaluationContext(model, processor, settings, Accelerator(cpu=True), objective=HeadObjective(model))
         found = evaluate(context, dataset)
         assert torch.equal(torch.get_rng_state(), state)
         losses.append(found.scores["loss"])

@@ -61,7 +61,7 @@ class ImageFile:
     """An image to be read, and its place below the folder that was asked for (a bare name for a single file)."""
 
     path: Path
-    place: Path
+    relative_path: Path
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def expand(path: Path, skip: Path | None) -> Iterator[ImageFile]:
     if not os.path.isdir(path):  # unlike Path.is_dir, this never raises
         yield ImageFile(path, Path(path.name))
         return
-    for place in files_below(path, readable_suffixes(), () if skip is None else (skip,)):
-        yield ImageFile(path / place, place)
+    for relative_path in files_below(path, readable_suffixes(), () if skip is None else (skip,)):
+        yield ImageFile(path / relative_path, relative_path)
 
 
 def files_below(folder: Path, suffixes: frozenset[str], skip: Collection[Path] = ()) -> Iterator[Path]:

@@ -80,13 +80,13 @@ def hide_tiff_orientation(file: Path | BytesIO) -> tuple[Path | BytesIO, int]:
 
     with tifffile.TiffFile(file) as tiff:
         page: Any = tiff.pages.first
-        orientation, place, order = tiff_orientation(page), page.tags.get(ORIENTATION), tiff.byteorder
+        orientation, tag, order = tiff_orientation(page), page.tags.get(ORIENTATION), tiff.byteorder
     if isinstance(file, BytesIO):
         file.seek(0)
-    if orientation == UPRIGHT or place is None:
+    if orientation == UPRIGHT or tag is None:
         return file, UPRIGHT
     data = bytearray(file_bytes(file))
-    data[place.valueoffset : place.valueoffset + 2] = UPRIGHT.to_bytes(2, "little" if order == "<" else "big")
+    data[tag.valueoffset : tag.valueoffset + 2] = UPRIGHT.to_bytes(2, "little" if order == "<" else "big")
     return BytesIO(bytes(data)), orientation
 
 

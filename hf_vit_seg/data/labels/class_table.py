@@ -68,7 +68,7 @@ class ClassTable:
         if repeated := [name for name, count in Counter(names).items() if count > 1]:
             raise ClassTableError(f"data.classes has '{repeated[0]}' twice: merge the values of both into one class")
         first = 1 if data.preset == REDUCE_ZERO_LABEL else 0
-        values = [(place,) if e.values is None else tuple(e.values) for place, e in enumerate(entries, first)]
+        values = [(index,) if e.values is None else tuple(e.values) for index, e in enumerate(entries, first)]
         ignore_index = 255 if len(names) <= 255 else 65535
         targets = class_targets(names, values) | dict.fromkeys(find_ignored_values(data, names, values), ignore_index)
         return cls(
@@ -98,14 +98,14 @@ class ClassTable:
         if source_names is None or not self.by_position:
             return self
         source_names = [normalize_name(name) for name in source_names]
-        places = {name: place for place, name in enumerate(self.names)}
-        strange = [f"'{name}'" for name in source_names if name not in places]
-        if strange and self.unknown_values == "error":
+        indices = {name: index for index, name in enumerate(self.names)}
+        unmatched = [f"'{name}'" for name in source_names if name not in indices]
+        if unmatched and self.unknown_values == "error":
             raise ClassTableError(
-                f"the source has the class {format_list(strange)}, which is not in data.classes "
+                f"the source has the class {format_list(unmatched)}, which is not in data.classes "
                 f"({format_list(self.names)}): add it, or set data.unknown to ignore"
             )
-        targets = [(place, places.get(name, self.ignore_index)) for place, name in enumerate(source_names)]
+        targets = [(index, indices.get(name, self.ignore_index)) for index, name in enumerate(source_names)]
         return replace(self, targets=((IGNORED_VALUE, self.ignore_index), *targets), by_position=False)
 
     def class_of(self, raw: int) -> int:

@@ -119,13 +119,13 @@ class TransformContext:
             tv_tensors.Mask: self.ignore_index,
         }
 
-    def size_of(self, sides: int | tuple[int, int] | None, place: str) -> tuple[int, int]:
+    def size_of(self, sides: int | tuple[int, int] | None, location: str) -> tuple[int, int]:
         """A transform's `size` as (height, width); the model's input size if None."""
         if sides is not None:
             return as_height_width(sides)
         if self.input_size is None:
             raise HfVitSegError(
-                f"{place} needs a size: the image processor's output size depends on the image, so there is no default"
+                f"{location} needs a size, because the image processor's output size depends on the image"
             )
         return self.input_size
 

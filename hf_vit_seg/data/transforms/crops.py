@@ -163,9 +163,9 @@ class BalancedCrop(v2.RandomCrop):
         return window
 
 
-def random_start(place: int, length: int, whole: int) -> int:
-    """Draw the start of a window of `length` in 0 .. `whole` that contains `place`."""
-    first, last = max(0, place - length + 1), min(place, whole - length)
+def random_start(position: int, length: int, whole: int) -> int:
+    """Draw the start of a window of `length` in 0 .. `whole` that contains `position`."""
+    first, last = max(0, position - length + 1), min(position, whole - length)
     return int(torch.randint(first, last + 1, ()))
 
 

@@ -69,9 +69,9 @@ class ChannelJitter(v2.Transform):
         channels, strengths = find_image(flat_inputs).shape[0], {}
         for name, (_, neutral, for_colors) in STEPS.items():
             reach = getattr(self.options, name)
-            chance, place = torch.rand(2).tolist()
+            chance, uniform = torch.rand(2).tolist()
             if reach > 0 and chance < self.options.probability and (channels == RGB or not for_colors):
-                strengths[name] = neutral + (2 * place - 1) * reach
+                strengths[name] = neutral + (2 * uniform - 1) * reach
         return {"strengths": strengths}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:

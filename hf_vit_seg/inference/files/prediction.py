@@ -167,8 +167,8 @@ def plan(images: Sequence[ImageFile], out: Path, reserved: Sequence[Path] = ()) 
     taken = {str(real_path(path)).casefold() for path in (*(image.path for image in images), *reserved)}
     jobs = []
     for image in images:
-        for place in places(image):
-            job = Job(image, out / place)
+        for path in result_paths(image):
+            job = Job(image, out / path)
             claims = {str(real_path(job.result(s))).casefold() for s in SUFFIXES}
             if not claims & taken:
                 taken |= claims
@@ -177,10 +177,10 @@ def plan(images: Sequence[ImageFile], out: Path, reserved: Sequence[Path] = ()) 
     return jobs
 
 
-def places(image: ImageFile) -> Iterator[Path]:
+def result_paths(image: ImageFile) -> Iterator[Path]:
     """Iterate over candidate targets of an image, in order of preference."""
-    plain = image.place.with_suffix("")
-    kind = image.place.suffix.lstrip(".").lower() or "file"
+    plain = image.relative_path.with_suffix("")
+    kind = image.relative_path.suffix.lstrip(".").lower() or "file"
     yield plain
     yield plain.with_name(f"{plain.name}_{kind}")
     yield Path(real_path(image.path).parent.name or "root") / plain

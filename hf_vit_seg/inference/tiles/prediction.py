@@ -124,8 +124,8 @@ def common_plan(segmenter: ImageSegmenter, job: Job, image: RegionImage, options
 
 def weight_times(model: str) -> list[int]:
     """The modification times of a local model's weights; empty for a Hub id."""
-    place = Path(model)
-    files = [place] if place.is_file() else sorted(place.glob("*.safetensors")) if model else []
+    path = Path(model)
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if model else []
     return [file.stat().st_mtime_ns for file in files]
 
 

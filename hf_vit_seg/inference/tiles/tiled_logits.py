@@ -72,9 +72,9 @@ class TileGrid:
         return row // self.side * self.shape[1] + column // self.side
 
 
-def span(place: int, side: int, end: int) -> slice:
+def span(index: int, side: int, end: int) -> slice:
     """The pixels of a tile along an axis."""
-    return slice(place * side, min((place + 1) * side, end))
+    return slice(index * side, min((index + 1) * side, end))
 
 
 def tiling_protocol(protocol: Protocol, processor: Any) -> Protocol:
@@ -103,32 +103,32 @@ class WindowStore:
 
     def __init__(self, folder: Path):
         self.file = TemporaryFile(dir=folder)  # noqa: SIM115 (closed by `close`)
-        self.places: dict[Corner, int] = {}
+        self.slots: dict[Corner, int] = {}
         self.free: list[int] = []
         self.shape, self.dtype = (0, 0, 0), np.dtype(np.float32)
 
     def __contains__(self, corner: Corner) -> bool:
-        return corner in self.places
+        return corner in self.slots
 
     def put(self, corner: Corner, pixels: torch.Tensor) -> None:
         """Store a window's logits (h, w, K)."""
         logits = np.ascontiguousarray(pixels.cpu().numpy())
         self.shape, self.dtype = logits.shape, logits.dtype
-        place = self.free.pop() if self.free else len(self.places)
-        self.file.seek(place * logits.nbytes)
+        index = self.free.pop() if self.free else len(self.slots)
+        self.file.seek(index * logits.nbytes)
         self.file.write(logits.data)
-        self.places[corner] = place
+        self.slots[corner] = index
 
     def get(self, corner: Corner) -> LogitGrid:
         """Load a window's logits, (1, K, h, w)."""
         logits = np.empty(self.shape, self.dtype)
-        self.file.seek(self.places[corner] * logits.nbytes)
+        self.file.seek(self.slots[corner] * logits.nbytes)
         self.file.readinto(logits.reshape(-1).view(np.uint8).data)
         return LogitGrid(torch.from_numpy(logits)[None].permute(0, 3, 1, 2))
 
     def drop(self, corner: Corner) -> None:
         """Free the slot of a window."""
-        self.free.append(self.places.pop(corner))
+        self.free.append(self.slots.pop(corner))
 
     def close(self) -> None:
         """Remove the file."""
@@ -169,7 +169,7 @@ class TiledLogits:
     def release(self, tile: Tile, tiles: TileGrid) -> None:
         """Free the windows that no later tile needs."""
         height, width = self.grid.window
-        for top, left in list(self.store.places):
+        for top, left in list(self.store.slots):
             if tiles.index_at(top + height - 1, left + width - 1) <= tile.index:
                 self.store.drop((top, left))
 

@@ -112,7 +112,7 @@ class FrameFolder:
 
     def __init__(self, path: Path, rate: Fraction):
         self.path, self.rate, self.time_base, self.sound = path, rate, 1 / rate, None
-        self.files = [path / place for place in files_below(path, picture_suffixes())]
+        self.files = [path / file for file in files_below(path, picture_suffixes())]
         self.total = len(self.files)
 
     def parts(self) -> Iterator[Frame | Sound]:
@@ -187,11 +187,11 @@ class VideoWriter:
         padding = ((0, picture.height % 2), (0, picture.width % 2), (0, 0))
         frame = self.av.VideoFrame.from_ndarray(np.pad(np.asarray(picture), padding, mode="edge"), format="rgb24")
         frame.time_base = self.out.codec_context.time_base
-        frame.pts = self.last = self.moment(time)
+        frame.pts = self.last = self.timestamp(time)
         self.container.mux(self.out.encode(frame))
         self.flush()
 
-    def moment(self, time: Fraction | None) -> int:
+    def timestamp(self, time: Fraction | None) -> int:
         """Convert a time to ticks of the encoder, after the last frame; None is one frame after it."""
         base = self.out.codec_context.time_base
         following = 0 if self.last is None else self.last + max(1, round(1 / (self.video.rate * base)))

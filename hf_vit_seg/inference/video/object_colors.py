@@ -32,9 +32,9 @@ class ObjectColors:
         self.used += len(fresh)
         self.last = (found, numbers)
         colors = object_colors(self.used)[numbers]
-        for place, each in enumerate(found.objects):
+        for index, each in enumerate(found.objects):
             if each.label in found.stuff:
-                colors[place] = found.palette[each.label]
+                colors[index] = found.palette[each.label]
         return colors
 
     @staticmethod
@@ -48,10 +48,10 @@ class ObjectColors:
         iou = counts / np.maximum(areas[0][own] + areas[1][other] - counts, 1) if len(codes) else counts
         pairs: list[tuple[int, int]] = []
         taken: tuple[set[int], set[int]] = (set(), set())
-        for place in np.argsort(-iou, kind="stable").tolist():
-            one, two = int(own[place]), int(other[place])
+        for index in np.argsort(-iou, kind="stable").tolist():
+            one, two = int(own[index]), int(other[index])
             same = found.objects[one].label == last.objects[two].label
-            if iou[place] >= MIN_IOU and same and one not in taken[0] and two not in taken[1]:
+            if iou[index] >= MIN_IOU and same and one not in taken[0] and two not in taken[1]:
                 pairs.append((one, two))
                 taken[0].add(one)
                 taken[1].add(two)

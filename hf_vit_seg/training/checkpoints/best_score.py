@@ -27,7 +27,7 @@ class BestTracker(Record):
             evaluations_without_improvement=0 if counts else self.evaluations_without_improvement + 1,
         )
 
-    def has_ended(self, rule: EarlyStopRecipe | None) -> bool:
+    def should_stop(self, rule: EarlyStopRecipe | None) -> bool:
         """Whether early stopping ends the run."""
         return rule is not None and self.evaluations_without_improvement >= rule.patience
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hf_vit_seg.records import shorten
 from hf_vit_seg.training.recipe.differences import differences, flatten
-from hf_vit_seg.training.recipe.files import plain
+from hf_vit_seg.training.recipe.files import record_settings
 from hf_vit_seg.training.recipe.paths import DATA_PATH
 from hf_vit_seg.training.recipe.schema import Recipe
 
@@ -58,7 +58,7 @@ def refuse_other_data(manifest: Manifest, fingerprint: DataFingerprint) -> None:
 
 def changes(manifest: Manifest, recipe: Recipe) -> dict[str, str]:
     """Describe the settings that differ between the checkpoint and a resolved recipe, by dotted name."""
-    then, now = flatten(manifest.recipe), flatten(plain(recipe))
+    then, now = flatten(manifest.recipe), flatten(record_settings(recipe))
     found = {}
     for name in {**then, **now}:
         value, before = now.get(name), then.get(name)
@@ -73,7 +73,7 @@ def affects_scores(name: str) -> bool:
     return name.startswith("evaluation.") and name not in SAME_SCORES
 
 
-def continuation_notes(manifest: Manifest, recipe: Recipe, processes: int) -> list[str]:
+def resume_notes(manifest: Manifest, recipe: Recipe, processes: int) -> list[str]:
     """Describe the effect of every changed setting and of another number of processes, for the log."""
     notes = []
     if manifest.processes != processes:

@@ -86,7 +86,7 @@ class RunDirectory:
         """Whether a file was not written by a run, including runs that ended before the first step."""
         return path.name not in (FACTS, LOCK, ERRORS) and not path.name.startswith(PARTIAL)
 
-    def make_ready(self, recipe: Recipe, resume: bool, skipped: Sequence[Mapping[str, str]] = ()) -> None:
+    def prepare(self, recipe: Recipe, resume: bool, skipped: Sequence[Mapping[str, str]] = ()) -> None:
         """Clean up for a resumed run, or remove the outputs of an earlier run, and write the resolved recipe.
 
         `skipped` are the samples that are left out.

@@ -159,7 +159,7 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], threads: i
                 future.cancel()
 
 
-def own_batches(
+def local_batches(
     context: EvaluationContext, length: int, read: Callable[[int], Result], shape: Callable[[Result], Any]
 ) -> Iterator[list[Result]]:
     """Yield this process's samples from `read` in batches; consecutive samples of equal shape share a batch.

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from hf_vit_seg.training.losses.objectives import Batch, LossOfHead, Objective
+from hf_vit_seg.training.losses.objectives import Batch, HeadObjective, Objective
 
 SampleScores = tuple[tuple[int, float], ...]  # index of the sample in the split, and its score
 
@@ -45,7 +45,7 @@ class ValidationLoss:
 
         Points of masks are drawn from the same random numbers in each evaluation, and the state is restored.
         """
-        if not isinstance(self.objective, LossOfHead):
+        if not isinstance(self.objective, HeadObjective):
             return
 
         def compute(mask_labels: Any, class_labels: Any, ignore_mask: Any = None, **_: Any) -> SimpleNamespace:
@@ -90,8 +90,8 @@ def gather_scores(indices: list[int], scores: list[torch.Tensor], accelerator: A
     """The finite scores of all processes with their samples, the lowest first. Called by all processes."""
     values = torch.cat(scores).tolist() if scores else []
     own: list[Any] = [pair for pair in zip(indices, values, strict=True) if pair[1] == pair[1]]
-    everyone = gather_object(own) if accelerator.num_processes > 1 else own
-    return tuple(sorted(everyone, key=lambda pair: (pair[1], pair[0])))
+    gathered = gather_object(own) if accelerator.num_processes > 1 else own
+    return tuple(sorted(gathered, key=lambda pair: (pair[1], pair[0])))
 
 
 __all__ = ["SampleScores", "ValidationLoss", "gather_scores", "image_scores"]

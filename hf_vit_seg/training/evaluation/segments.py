@@ -23,7 +23,7 @@ from hf_vit_seg.metrics.segment_overlaps import Overlaps, SegmentMap, find_overl
 from hf_vit_seg.records import RecordError, read_record
 from hf_vit_seg.training.recipe.schema import Recipe
 
-from .evaluate import Evaluation, EvaluationContext, own_batches, sum_over_processes
+from .evaluate import Evaluation, EvaluationContext, local_batches, sum_over_processes
 from .sample_scores import ValidationLoss, gather_scores
 
 MIN_SCORE = 0.05  # of the objects that average precision counts; other scores count those of the segmenter
@@ -50,15 +50,15 @@ def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evalua
         assert isinstance(sample.target, Segments)
         return index, segmenter.prepare_pixels(sample.image), sample.target
 
-    for batch in own_batches(context, len(dataset), read, lambda item: item[1].pixel_values.shape):
+    for batch in local_batches(context, len(dataset), read, lambda item: item[1].pixel_values.shape):
         outputs = segmenter.outputs(torch.cat([image.pixel_values for _, image, _ in batch]))
         size = batch[0][1].pixel_values.shape[-2:]
         labels = segment_labels([resize_segments(target, size) for *_, target in batch])
         loss.update_objects(segmenter.model, outputs, send_to_device(labels, context.device))
-        for place, (index, _, target) in enumerate(batch):
+        for row, (index, _, target) in enumerate(batch):
             labeled = SegmentMap(target.ids.to(context.device), target.classes)
             size = (target.ids.shape[0], target.ids.shape[1])
-            predicted = segmenter.segments(outputs, place, size)
+            predicted = segmenter.segments(outputs, row, size)
             found = find_overlaps(SegmentMap(*predicted), labeled)
             quality.update(found)
             indices.append(index)
@@ -67,7 +67,7 @@ def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evalua
                 objects.update(found)
                 classes = Segments(predicted[0].cpu(), tuple(predicted[1])).label_map(background, background)
                 pixels.update(classes.to(context.device), target.label_map(background, -1).to(context.device))
-                every = segmenter.segments(outputs, place, size, threshold=MIN_SCORE)
+                every = segmenter.segments(outputs, row, size, threshold=MIN_SCORE)
                 precision.update(find_overlaps(SegmentMap(*every), labeled))
     sum_over_processes([quality, objects, pixels], context.accelerator)
     if context.accelerator.num_processes > 1:

@@ -35,7 +35,7 @@ from hf_vit_seg.training.recipe.keypoints import describe_sigmas, oks_sigmas
 from hf_vit_seg.training.recipe.schema import Task
 from hf_vit_seg.training.reports.memory_advice import evaluation_memory_advice
 
-from .evaluate import Evaluation, EvaluationContext, in_evaluation, own_batches, sum_over_processes
+from .evaluate import Evaluation, EvaluationContext, in_evaluation, local_batches, sum_over_processes
 from .sample_scores import ValidationLoss, gather_scores, image_scores
 from .segments import evaluate_segments
 
@@ -93,7 +93,7 @@ def evaluate_segmentation(context: EvaluationContext, dataset: RawDataset) -> Ev
     def shape(item: tuple[int, Any, torch.Tensor]) -> Any:
         return item[2].shape, [view.shape for view in item[1].views]
 
-    for batch in own_batches(context, len(dataset), read, shape):
+    for batch in local_batches(context, len(dataset), read, shape):
         images, labels = [image for _, image, _ in batch], torch.stack([label for *_, label in batch])
         labels = labels.to(context.device)
         if settings.resolution == "resized":
@@ -137,7 +137,7 @@ def evaluate_classification(context: EvaluationContext, dataset: RawDataset) -> 
         sample = dataset.read(index)
         return index, class_input(context.processor, sample.image), sample.target
 
-    for batch in own_batches(context, len(dataset), read, lambda item: item[1].shape):
+    for batch in local_batches(context, len(dataset), read, lambda item: item[1].shape):
         labels = torch.tensor([label for *_, label in batch], device=context.device)
         pixels = torch.cat([pixels for _, pixels, _ in batch]).to(context.device)
         logits = context.model(pixel_values=pixels).logits
@@ -169,7 +169,7 @@ def evaluate_multi_label(context: EvaluationContext, dataset: RawDataset) -> Eva
         assert isinstance(sample.target, Labels)
         return class_input(context.processor, sample.image), sample.target.as_vector(classes)
 
-    for batch in own_batches(context, len(dataset), read, lambda pair: pair[0].shape):
+    for batch in local_batches(context, len(dataset), read, lambda pair: pair[0].shape):
         pixels = torch.cat([pixels for pixels, _ in batch]).to(context.device)
         logits = context.model(pixel_values=pixels).logits
         labels = torch.stack([labels for _, labels in batch])
@@ -189,12 +189,12 @@ def evaluate_pose(context: EvaluationContext, dataset: RawDataset) -> Evaluation
     """
     size = person_size(context.processor)
     found = list(persons(context, dataset, size))
-    everyone = gather_object(found) if context.accelerator.num_processes > 1 else found
-    everyone = sorted(everyone, key=lambda each: each[0].annotation_id)  # independent of the number of processes
+    gathered = gather_object(found) if context.accelerator.num_processes > 1 else found
+    predictions = sorted(gathered, key=lambda each: each[0].annotation_id)  # independent of the number of processes
     names = dataset.class_table.names
     scores = oks_average_precision(
-        build_predictions(everyone),
-        build_labels(labeled_persons(dataset, everyone)),
+        build_predictions(predictions),
+        build_labels(labeled_persons(dataset, predictions)),
         oks_sigmas(context.recipe, names),
     )
     protocol = (
@@ -205,10 +205,12 @@ def evaluate_pose(context: EvaluationContext, dataset: RawDataset) -> Evaluation
     return Evaluation(scores, len(dataset), protocol)
 
 
-Found = tuple[Person, np.ndarray, float]  # a person, predicted keypoints (K, 2) in the image, and their mean score
+PersonPrediction = tuple[
+    Person, np.ndarray, float
+]  # a person, predicted keypoints (K, 2) in the image, and their mean score
 
 
-def persons(context: EvaluationContext, dataset: RawDataset, size: tuple[int, int]) -> Iterator[Found]:
+def persons(context: EvaluationContext, dataset: RawDataset, size: tuple[int, int]) -> Iterator[PersonPrediction]:
     """Yield this process's persons with the predicted keypoints and mean score."""
 
     def read(index: int) -> tuple[torch.Tensor, PersonCrop, Person]:
@@ -217,37 +219,37 @@ def persons(context: EvaluationContext, dataset: RawDataset, size: tuple[int, in
         image, crop = crop_person(sample.image, sample.target, size)
         return normalize_images(context.processor, [image]), crop, sample.target
 
-    for batch in own_batches(context, len(dataset), read, lambda item: item[0].shape):
+    for batch in local_batches(context, len(dataset), read, lambda item: item[0].shape):
         pixels = torch.cat([pixels for pixels, _, _ in batch]).to(context.device)
         points, scores = keypoints_from_heatmaps(context.model(pixel_values=pixels).heatmaps, size)
         for (_, crop, person), own_points, own_scores in zip(batch, points.cpu(), scores.cpu(), strict=True):
             yield person, crop.to_image(own_points).numpy(), float(own_scores.mean())
 
 
-def build_predictions(found: list[Found]) -> PredictedPersons:
+def build_predictions(predictions: list[PersonPrediction]) -> PredictedPersons:
     """Collect the predictions of all persons."""
     return PredictedPersons(
-        images=np.array([person.image_id for person, _, _ in found]),
-        keypoints=np.stack([points for _, points, _ in found]),
-        scores=np.array([score for _, _, score in found]),
+        images=np.array([person.image_id for person, _, _ in predictions]),
+        keypoints=np.stack([points for _, points, _ in predictions]),
+        scores=np.array([score for _, _, score in predictions]),
     )
 
 
-def labeled_persons(dataset: RawDataset, found: list[Found]) -> list[Person]:
-    """All labeled persons of the images, with crowds and others that are no samples, if the source knows them."""
-    everyone = [person for person, _, _ in found]
+def labeled_persons(dataset: RawDataset, predictions: list[PersonPrediction]) -> list[Person]:
+    """Return all labeled persons of the images; if the source has them, also crowds and persons without keypoints."""
+    samples = [person for person, _, _ in predictions]
     find = getattr(dataset.source, "labeled_persons", None)
-    return everyone if find is None else find({person.image_id for person in everyone})
+    return samples if find is None else find({person.image_id for person in samples})
 
 
-def build_labels(everyone: list[Person]) -> LabeledPersons:
+def build_labels(people: list[Person]) -> LabeledPersons:
     """Collect the labels of all persons."""
     return LabeledPersons(
-        images=np.array([person.image_id for person in everyone]),
-        keypoints=torch.stack([person.keypoints for person in everyone]).numpy(),
-        areas=np.array([person.area for person in everyone]),
-        boxes=np.array([person.box for person in everyone]),
-        crowds=np.array([person.crowd for person in everyone]),
+        images=np.array([person.image_id for person in people]),
+        keypoints=torch.stack([person.keypoints for person in people]).numpy(),
+        areas=np.array([person.area for person in people]),
+        boxes=np.array([person.box for person in people]),
+        crowds=np.array([person.crowd for person in people]),
     )
 
 

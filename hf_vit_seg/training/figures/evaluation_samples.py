@@ -91,7 +91,7 @@ def write_extreme_samples(
 def select_samples(recipe: Recipe, dataset: RawDataset) -> list[int]:
     """Return the indices of the samples to draw."""
     count = min(recipe.evaluation.samples, len(dataset))
-    return [place * len(dataset) // count for place in range(count)]
+    return [index * len(dataset) // count for index in range(count)]
 
 
 def have_sample_images(recipe: Recipe, dataset: RawDataset, folder: Path) -> bool:

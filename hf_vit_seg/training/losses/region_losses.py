@@ -145,8 +145,8 @@ def lovasz_extension(errors: torch.Tensor, members: torch.Tensor) -> torch.Tenso
     Pixels without an error change nothing, so ignored pixels may have 0. For an empty mask the result is the largest
     error.
     """
-    ordered, places = errors.sort(1, descending=True)
-    belongs = members.gather(1, places)
+    ordered, order = errors.sort(1, descending=True)
+    belongs = members.gather(1, order)
     total = members.sum(1, keepdim=True)
     jaccard = 1 - (total - belongs.cumsum(1)) / (total + (~belongs).cumsum(1)).to(errors.dtype)
     slopes = jaccard.diff(dim=1, prepend=jaccard.new_zeros(len(jaccard), 1))

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 from hf_vit_seg.training.evaluation.sample_scores import ValidationLoss, gather_scores, image_scores
-from hf_vit_seg.training.losses.objectives import loss_of_logits
+from hf_vit_seg.training.losses.objectives import build_logits_objective
 from hf_vit_seg.training.recipe.schema import Recipe
 
 RECIPE = Recipe.model_validate(
@@ -18,7 +18,7 @@ RECIPE = Recipe.model_validate(
 
 
 def test_loss_of_batches_is_the_mean_over_all_pixels():
-    loss = ValidationLoss(loss_of_logits(RECIPE, 3, 255, None, None))
+    loss = ValidationLoss(build_logits_objective(RECIPE, 3, 255, None, None))
     torch.manual_seed(0)
     sums = pixels = 0.0
     for batch, ignored in ((2, 5), (1, 30)):
@@ -36,7 +36,7 @@ def test_no_loss_without_an_objective_or_a_batch():
     none = ValidationLoss(None)
     none.update(torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64))
     assert none.scores(accelerator) == {}
-    assert ValidationLoss(loss_of_logits(RECIPE, 3, 255, None, None)).scores(accelerator) == {}
+    assert ValidationLoss(build_logits_objective(RECIPE, 3, 255, None, None)).scores(accelerator) == {}
 
 
 def test_score_of_an_image_is_its_mean_iou():

@@ -9,7 +9,7 @@ import pytest
 from tiny_runs import run, settings, weights, write_data, write_recipe
 
 from hf_vit_seg.data.sources.registry import SourceError
-from hf_vit_seg.training.checkpoints.resume import continuation_notes
+from hf_vit_seg.training.checkpoints.resume import resume_notes
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
 from hf_vit_seg.training.console import evaluate_command
@@ -147,7 +147,7 @@ def test_another_hub_dataset_is_not_moved_data(project):
 
 def test_moved_data_are_noted(moved):
     manifest = read_manifest(checkpoints(moved / "out" / "checkpoints")[-1])
-    notes = continuation_notes(manifest, load_recipe(moved / "recipe.yaml", ["loop.steps=1"]), 1)
+    notes = resume_notes(manifest, load_recipe(moved / "recipe.yaml", ["loop.steps=1"]), 1)
     assert sum("data.train.images" in note and str(moved) in note for note in notes) == 1
 
 
