@@ -134,7 +134,9 @@ def target_form(
     for form in source.forms:
         if form.model != auto_class or form.write is None:
             continue
-        differing = {name: v for name, v in form.settings.items() if builtin_value(getattr(config, name)) != builtin_value(v)}
+        differing = {
+            name: v for name, v in form.settings.items() if builtin_value(getattr(config, name)) != builtin_value(v)
+        }
         if not differing:
             return form, form.write
         equal = len(form.settings) - len(differing)

@@ -77,7 +77,7 @@ def from_transformers(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def check_plain(model: Any) -> None:
-    """UnsupportedCheckpoint for a model whose behavior its config and tensors do not describe."""
+    """Raise UnsupportedCheckpoint for a model whose behavior its config and tensors do not describe."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedCheckpoint(f"found {name}, expected a model of transformers; pass its unwrapped module")
@@ -121,14 +121,15 @@ def find_changes(model: PreTrainedModel) -> dict[str, list[str]]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a module has hooks of others than transformers, which records outputs with them."""
+    """Return whether a module has hooks of others than transformers, which records outputs with them."""
     hooks = [hook for table in HOOKS for hook in getattr(module, table, {}).values()]
     own = output_capturing.__name__
     return hasattr(module, "_hf_hook") or any(getattr(hook, "__module__", None) != own for hook in hooks)
 
 
 def is_changed(module: nn.Module, unchanged: nn.Module | None) -> bool:
-    """Whether a module has another class, `forward`, or settings than that which the config describes, if it has one.
+    """Return whether a module has another class, `forward`, or settings than that which the config describes, if it has
+    one.
 
     Linear layers may have other sizes: those of a new classifier are read from its tensors.
     """

@@ -113,7 +113,7 @@ def find_config(name: str | Path, **hub: Any) -> Mapping[str, Any] | None:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a config.json; empty if there is no such file. ConversionError if it is invalid."""
+    """Read a config.json; empty if the file does not exist. Raises ConversionError if it is invalid."""
     config = read_json(file)
     if not isinstance(config.get("model_type"), str | None):
         raise ConversionError(f"'{file}': model_type is {shorten(config['model_type'])}, expected a name; correct it")
@@ -123,7 +123,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def check_location(name: str | Path, **hub: Any) -> None:
-    """ConversionError for a path that does not exist, and for a directory with neither weights nor an adapter."""
+    """Raise ConversionError for a path that does not exist, and for a directory with neither weights nor an adapter."""
     folder = locate(name, **hub) if not is_repository(str(name)) or Path(name).is_dir() else None
     if folder is not None and not folder.is_dir():
         raise ConversionError(f"'{folder}' does not exist; pass the path of a checkpoint file or directory")
@@ -132,7 +132,7 @@ def check_location(name: str | Path, **hub: Any) -> None:
 
 
 def is_convertible(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json may belong to a checkpoint of a source: of transformers or timm, or without a type.
+    """Return whether a config.json may belong to a checkpoint of a source: of transformers or timm, or without a type.
 
     Not those of quantized checkpoints, which transformers loads.
     """
@@ -145,7 +145,7 @@ def is_convertible(config: Mapping[str, Any]) -> bool:
 
 
 def is_loadable(config: Mapping[str, Any]) -> bool:
-    """Whether transformers has a class for a config.json: of one of its model types, or of timm."""
+    """Return whether transformers has a class for a config.json: of one of its model types, or of timm."""
     return config.get("model_type") in CONFIG_MAPPING or "architecture" in config
 
 

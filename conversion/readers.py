@@ -1,4 +1,4 @@
-"""Read checkpoints, as files, shards or directories, with the config, image processor and card beside them."""
+"""Read checkpoints, as files, shards or directories, with the config, image processor and card next to them."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -77,7 +77,7 @@ def read(path: Path, weights: str | None = None) -> Checkpoint:
 def read_shapes(path: Path, weights: str | None = None) -> Checkpoint | None:
     """Read a checkpoint like `read`, with tensors on the meta device.
 
-    None if its format can only be read as a whole, and for paths of which `read` describes what is wrong.
+    None if the format can only be read as a whole, and for invalid paths, for which `read` raises the error.
     """
     if not path.exists():
         return None
@@ -137,7 +137,7 @@ def choose_weights(names: Iterable[str], where: str) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty if there is no such file."""
+    """Read a JSON object; empty if the file does not exist."""
     if not os.path.lexists(path):
         return {}
     try:

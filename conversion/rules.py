@@ -141,7 +141,7 @@ def matches(rules: Sequence[Rule], names: Iterable[str]) -> list[Match]:
 
 
 def check_complete(rules: Sequence[Rule], found: Sequence[Match]) -> None:
-    """ConversionError if a required rule has no match, or a rule has only some of its tensors."""
+    """Raise ConversionError if a required rule has no match, or a rule has only some of its tensors."""
     missing = [name for match in found for name in match.names() if name not in match.found.values()]
     used = {id(match.rule) for match in found}
     missing += [name for rule in rules if not rule.optional and id(rule) not in used for name in rule.sources]

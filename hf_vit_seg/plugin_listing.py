@@ -113,7 +113,7 @@ def models_view(rows: Iterable[Mapping[str, Any]]) -> View:
 
 
 def plugin_rows(found: Iterable[Plugin]) -> list[dict[str, Any]]:
-    """Convert plugins to JSON values; `error` is None for those that load."""
+    """Convert plugins to JSON values; `error` is None if a plugin loads."""
     return [
         {
             "group": plugin.group.removeprefix(PREFIX),

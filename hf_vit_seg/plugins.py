@@ -54,11 +54,11 @@ class Architecture:
     universal_image_processor: Mapping[str, type] = field(default_factory=dict)
 
     def processor_classes(self, task: str | None = None) -> Mapping[str, type]:
-        """The classes of the image processor of a task by backend."""
+        """Return the classes of the image processor of a task by backend."""
         return self.universal_image_processor if task in UNIVERSAL_TASKS else self.image_processor
 
     def all_processors(self) -> "tuple[type, ...]":
-        """The classes of all image processors."""
+        """Return the classes of all image processors."""
         return (*self.image_processor.values(), *self.universal_image_processor.values())
 
     def variant_rows(self) -> dict[str, dict[str, Any]]:
@@ -116,7 +116,7 @@ def convert_checkpoint(path: Any, **hub: Any) -> "ConvertedCheckpoint | None":
 
 
 def check_architecture(architecture: Architecture, known: Sequence[Architecture]) -> None:
-    """HfVitSegError for an architecture that cannot be registered, or conflicts with another."""
+    """Raise HfVitSegError for an architecture that cannot be registered, or conflicts with another."""
     import transformers
 
     if architecture.name in [other.name for other in known]:
@@ -161,7 +161,7 @@ def heads() -> tuple[Plugin, ...]:
 
 
 def accept_head(value: Any) -> None:
-    """TypeError unless the value is a module class, and ValueError if its code cannot be saved with models."""
+    """Raise TypeError unless the value is a module class, and ValueError if its code cannot be saved with models."""
     from torch import nn
 
     from hf_vit_seg.models.bundled_code import name_conflict

@@ -103,7 +103,7 @@ def known_fields(kind: type[BaseModel], location: tuple[int | str, ...]) -> list
 
 
 def record_of(kind: type[BaseModel], location: tuple[int | str, ...]) -> Any:
-    """The record that contains the key at `location`."""
+    """Return the record that contains the key at `location`."""
     record: Any = kind
     for name in location[:-1]:
         field = getattr(record, "model_fields", {}).get(name)

@@ -28,7 +28,7 @@ PLUGIN_GROUPS = (PREFIX + "architectures", PREFIX + "heads")
 
 logger = logging.getLogger(__name__)
 lock = RLock()
-loaded: set[str] = set()  # parts of transformers that are imported, by what is registered with them
+loaded: set[str] = set()  # the parts to register whose modules of transformers are imported
 registered: set[str] = set()
 
 
@@ -59,7 +59,7 @@ def lock_registration() -> Iterator[None]:
 
 
 def part_of(name: str) -> str | None:
-    """What is registered with a module of transformers."""
+    """Return the part to register with a module of transformers."""
     return ARCHITECTURES if name.startswith(AUTO_MODULES) else PIPELINE if name == PIPELINES else None
 
 
@@ -97,7 +97,7 @@ class ImportHookLoader(Loader):
             module.__class__ = LazyRegistrationModule
             loaded.add(part)
         elif not thread.imports and should_register_after(name) and lock.acquire(blocking=False):
-            # A thread that waited for the lock here could block the one that holds it, which may import this module.
+            # Do not wait for the lock: the thread that holds it may be waiting for the import of this module.
             try:
                 register()
             finally:
@@ -105,7 +105,7 @@ class ImportHookLoader(Loader):
 
 
 def should_register_after(name: str) -> bool:
-    """Whether the end of this import registers: not for the parts of transformers that the architectures import."""
+    """Return whether to register after this import: not for modules of transformers that the architectures import."""
     return not loaded <= registered and (
         not name.startswith("transformers.") or name.startswith("transformers.models.")
     )

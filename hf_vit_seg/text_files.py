@@ -77,7 +77,7 @@ def build_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_depth(content: Any) -> None:
-    """HfVitSegError if lists and objects are nested deeper than MAX_DEPTH."""
+    """Raise HfVitSegError if lists and objects are nested deeper than MAX_DEPTH."""
     level, depth = [content] if isinstance(content, dict | list) else [], 0
     while level:
         depth += 1

@@ -1,4 +1,4 @@
-"""Config fields of both CvT sources: those inferred from shapes, and those that shapes do not determine."""
+"""Config fields of both CvT sources: fields inferred from shapes, and fields that must be assumed."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Config fields of all SegFormer sources: those inferred from shapes, and those that shapes do not determine."""
+"""Config fields of all SegFormer sources: fields inferred from shapes, and fields that must be assumed."""
 
 import re
 from collections.abc import Mapping

@@ -39,7 +39,7 @@ def infer(detected: DetectedFormat, state: Mapping[str, Tensor], original: Mappi
 
 
 def check_fields(config: type[PreTrainedConfig], overrides: Mapping[str, Any]) -> None:
-    """ConversionError for overrides of fields that the config does not have."""
+    """Raise ConversionError for overrides of fields that the config does not have."""
     fields = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
     for name in overrides:
         if name not in fields:

@@ -1,4 +1,4 @@
-"""Config fields of all ViT sources: those inferred from shapes, and those that shapes do not determine."""
+"""Config fields of all ViT sources: fields inferred from shapes, and fields that must be assumed."""
 
 import math
 import re
@@ -149,7 +149,7 @@ def position_fields(
 
 
 def check_registers(fields: Mapping[str, Any], positions: int, grid: Callable[[int], tuple[int, int] | None]) -> None:
-    """UnsupportedCheckpoint if register tokens have position embeddings."""
+    """Raise UnsupportedCheckpoint if register tokens have position embeddings."""
     prefix, registers = fields["use_cls_token"] + fields["use_distillation_token"], fields["num_register_tokens"]
     patches = positions - prefix - registers
     if registers and patches > 0 and grid(patches) and not grid(positions) and not grid(positions - prefix):

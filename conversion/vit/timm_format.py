@@ -71,7 +71,7 @@ KNOWN_ARGUMENTS = {
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """UnsupportedCheckpoint for a config.json of timm with settings that tensors do not show."""
+    """Raise UnsupportedCheckpoint for a config.json of timm with settings that tensors do not show."""
     name, pool = str(config.get("architecture", "")), config.get("global_pool") or "token"
     for pattern, reason in OTHER_ARCHITECTURES.items():
         if re.search(pattern, name):

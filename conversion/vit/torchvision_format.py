@@ -29,7 +29,7 @@ def encoder(target: str) -> tuple[Rule, ...]:
 
 
 def preprocessing(config: Any) -> dict[str, Any]:
-    """At 224 a crop out of 256, as in training; the larger (SWAG) were tuned on crops of the whole short side."""
+    """Return the preprocessing: at 224, a crop out of 256; the larger models (SWAG) crop the whole short side."""
     size = sides(config.image_size)
     edge = 256 if size["height"] == 224 else size["height"]
     return {"size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": size, "resample": BILINEAR}

@@ -48,7 +48,7 @@ def encoder(target: str) -> tuple[Rule, ...]:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """UnsupportedCheckpoint for a decoder with another enlargement than ViTPose's."""
+    """Raise UnsupportedCheckpoint for a decoder with another enlargement than ViTPose's."""
     scale = config.get("scale_factor", 4)
     if config.get("use_simple_decoder", True) and scale != 4:
         raise UnsupportedCheckpoint(

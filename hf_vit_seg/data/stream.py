@@ -22,7 +22,7 @@ ORDER, SAMPLE, BATCH = range(3)  # purposes of random numbers; each has a separa
 
 
 class Draw(NamedTuple):
-    """One sample of the stream: the dataset's `index`, in which `epoch`, as the stream's `position`-th (from 0).
+    """One sample of the stream: its `index` in the dataset, its `epoch`, and its `position` in the stream (from 0).
 
     `repeat` counts the earlier draws of the index in the same epoch, which only weighted streams have.
     """
@@ -40,7 +40,7 @@ def mix_seed(*numbers: int) -> int:
 
 @lru_cache(maxsize=2)
 def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation (length,) int64 of the indices in one epoch."""
+    """Return the permutation (length,) int64 of the indices in one epoch."""
     generator = torch.Generator().manual_seed(mix_seed(ORDER, seed, epoch))
     return torch.randperm(length, generator=generator).numpy()
 

@@ -34,13 +34,15 @@ class Skeleton:
         bones: Iterable[Sequence[int]] | None = None,
         pairs: Iterable[Sequence[int]] | None = None,
     ) -> "Skeleton":
-        """The skeleton of keypoints with these names: COCO's bones for COCO's keypoints, and pairs found by names."""
+        """Return the skeleton of keypoints with these names: COCO's bones for COCO's keypoints, and pairs found by
+        names.
+        """
         known = bones or (COCO_BONES if are_coco_keypoints(names) else ())
         sides = pairs or find_flip_pairs(names)
         return cls(tuple((i, j) for i, j in known), tuple((left, right) for left, right in sides))
 
     def color(self, *keypoints: int) -> tuple[int, int, int]:
-        """The color of a keypoint, or of a bone by both its ends: left, right, or the middle."""
+        """Return the color of a keypoint, or of a bone by both its ends: left, right, or the middle."""
         for color, side in ((LEFT, 0), (RIGHT, 1)):
             if all(any(pair[side] == keypoint for pair in self.pairs) for keypoint in keypoints):
                 return color

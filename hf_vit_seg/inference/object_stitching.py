@@ -40,19 +40,19 @@ class Part:
 
 
 def box_of(found: FoundObject) -> Box:
-    """The box of an object."""
+    """Return the box of an object."""
     return found.top, found.left, found.top + found.shape[0], found.left + found.shape[1]
 
 
 def intersection(one: Box, other: Box) -> Box | None:
-    """The common part of two boxes, or None."""
+    """Return the common part of two boxes, or None."""
     top, left = max(one[0], other[0]), max(one[1], other[1])
     bottom, right = min(one[2], other[2]), min(one[3], other[3])
     return (top, left, bottom, right) if top < bottom and left < right else None
 
 
 def crop_mask(found: FoundObject, box: Box) -> np.ndarray:
-    """The mask (r, c) bool of an object in a box of the image, which may exceed its own."""
+    """Return the mask (r, c) bool of an object in a box of the image, which may exceed its own."""
     crop = np.zeros((box[2] - box[0], box[3] - box[1]), bool)
     common = intersection(box_of(found), box)
     if common is not None:
@@ -68,7 +68,7 @@ class BoxIndex:
         self.cells: dict[tuple[int, int], list[int]] = defaultdict(list)
 
     def cells_in(self, box: Box) -> Iterator[tuple[int, int]]:
-        """The cells of a box."""
+        """Return the cells of a box."""
         rows, columns = (range(first // CELL, (last - 1) // CELL + 1) for first, last in (box[::2], box[1::2]))
         return product(rows, columns)
 
@@ -78,7 +78,7 @@ class BoxIndex:
             self.cells[cell].append(number)
 
     def near(self, box: Box) -> list[int]:
-        """The numbers of boxes in the same cells, ascending."""
+        """Return the numbers of boxes in the same cells, ascending."""
         return sorted({number for cell in self.cells_in(box) for number in self.cells[cell]})
 
 
@@ -119,12 +119,12 @@ class ObjectStitcher:
             self.areas[found.label].append(FoundObject.from_mask(found.label, found.score, common[0], common[1], mask))
 
     def is_cut(self, found: FoundObject, window: Box) -> bool:
-        """Whether an object touches a border of its window inside the image."""
+        """Return whether an object touches a border of its window inside the image."""
         box, ends = box_of(found), (0, 0, *self.size)
         return any(box[side] == window[side] != ends[side] for side in range(4))
 
     def is_same(self, index: int, other: int) -> bool:
-        """Whether two parts are the same object: their masks agree where their windows overlap."""
+        """Return whether two parts are the same object: their masks agree where their windows overlap."""
         zone = intersection(self.windows[self.owners[index]], self.windows[self.owners[other]])
         one, two = self.parts[index].found, self.parts[other].found
         if zone is None or intersection(box_of(one), box_of(two)) is None:
@@ -138,14 +138,14 @@ class ObjectStitcher:
         return common > 0 and common >= SAME_IOU * int((masks[0] | masks[1]).sum())
 
     def root(self, index: int) -> int:
-        """The part that represents an object."""
+        """Return the part that represents an object."""
         while self.parents[index] != index:
             self.parents[index] = self.parents[self.parents[index]]
             index = self.parents[index]
         return index
 
     def objects(self) -> list[FoundObject]:
-        """The joined objects, which do not overlap, in the order of their first pixel; then stuff by class."""
+        """Return the joined objects, which do not overlap, in the order of their first pixel; then stuff by class."""
         groups: dict[int, list[Part]] = defaultdict(list)
         for index, part in enumerate(self.parts):
             groups[self.root(index)].append(part)
@@ -156,7 +156,7 @@ class ObjectStitcher:
         return kept + self.stuff_segments(kept)
 
     def stuff_segments(self, objects: Sequence[FoundObject]) -> list[FoundObject]:
-        """One segment for each class of stuff, without the pixels of objects."""
+        """Return one segment for each class of stuff, without the pixels of objects."""
         segments = []
         for label in sorted(self.areas):
             pieces = self.areas[label]
@@ -172,13 +172,13 @@ class ObjectStitcher:
 
 
 def union_box(boxes: Sequence[Box]) -> Box:
-    """The smallest box that contains others."""
+    """Return the smallest box that contains others."""
     tops, lefts, bottoms, rights = zip(*boxes, strict=True)
     return min(tops), min(lefts), max(bottoms), max(rights)
 
 
 def paint(pieces: Sequence[FoundObject], box: Box) -> np.ndarray:
-    """The union (r, c) bool of masks in a box that contains them."""
+    """Return the union (r, c) bool of masks in a box that contains them."""
     mask = np.zeros((box[2] - box[0], box[3] - box[1]), bool)
     for piece in pieces:
         top, left = piece.top - box[0], piece.left - box[1]
@@ -187,7 +187,7 @@ def paint(pieces: Sequence[FoundObject], box: Box) -> np.ndarray:
 
 
 def mean_score(pieces: Sequence[FoundObject]) -> float:
-    """The mean score, weighted by area."""
+    """Return the mean score, weighted by area."""
     return sum(piece.score * piece.area for piece in pieces) / sum(piece.area for piece in pieces)
 
 
@@ -210,7 +210,7 @@ def join(parts: Sequence[Part]) -> Part:
 
 
 def separate(objects: Sequence[FoundObject]) -> list[FoundObject]:
-    """Remove the pixels of earlier objects from later ones, and those of which less than half is left."""
+    """Remove the pixels of earlier objects from later ones, and objects with less than half of their pixels left."""
     index, kept = BoxIndex(), list[FoundObject]()
     for found in objects:
         box = box_of(found)
@@ -230,12 +230,13 @@ def separate(objects: Sequence[FoundObject]) -> list[FoundObject]:
 
 
 def first_pixel(found: FoundObject) -> tuple[int, int]:
-    """The row and column of an object's first pixel."""
+    """Return the row and column of an object's first pixel."""
     return found.top, found.left + int(found.mask[0].argmax())
 
 
 def core_of(window: Box, starts: tuple[Sequence[int], Sequence[int]], size: tuple[int, int]) -> Box:
-    """The part of a window that is nearer to its center than to that of its neighbors; cores cover the image once.
+    """Return the part of a window that is nearer to its center than to that of its neighbors; cores cover the image
+    once.
 
     `starts` are the first rows and columns of all windows, ascending.
     """

@@ -65,7 +65,7 @@ class PoseEstimator:
 
     @torch.inference_mode()
     def __call__(self, image: Any, box: Box | None = None) -> torch.Tensor:
-        """The keypoints (K, 3) as x, y, score of the person in a box of an image; default: the whole image.
+        """Return the keypoints (K, 3) as x, y, score of the person in a box of an image; default: the whole image.
 
         See `Segmenter.prepare` for the kinds of images. Raises ValueError for a box without area.
         """
@@ -74,7 +74,7 @@ class PoseEstimator:
 
     @torch.inference_mode()
     def estimate(self, pixels: torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
-        """The keypoints (P, K, 3) as x, y, score of the persons in boxes of an image (C, H, W).
+        """Return the keypoints (P, K, 3) as x, y, score of the persons in boxes of an image (C, H, W).
 
         Raises ValueError for a box without area.
         """

@@ -1,7 +1,7 @@
 """Average precision of masks at IoU 0.50 to 0.95, as COCO defines it (Lin et al. 2014; equal to `pycocotools`).
 
 Each prediction is, in order of scores, matched to the unmatched labeled object of its class with the highest IoU.
-Precision depends on the order of all predictions, so it is no sum over images: each prediction is kept as one row of
+Precision depends on the order of all predictions, so it is not a sum over images: each prediction is kept as one row of
 numbers, and processes gather the rows.
 
 Shapes: P predicted and G labeled objects of an image, T thresholds, A ranges of area, N predictions of all images.
@@ -68,7 +68,8 @@ class MaskAveragePrecision:
         return ImageRows(np.full(len(found), index), overlaps.scores[found], hit, ignored, (~outside).sum(axis=1))
 
     def scores(self) -> dict[str, Any]:
-        """`mask_ap`, the mean over thresholds 0.50 .. 0.95 and classes; `_50`, `_75`, `_small`, `_medium`, `_large`.
+        """Return `mask_ap`, the mean over thresholds 0.50 .. 0.95 and classes; `_50`, `_75`, `_small`, `_medium`,
+        `_large`.
 
         Also `mask_ar`, the recall, and `per_category_mask_ap`, `per_category_mask_ap_50` (K,). All are 0 .. 1; NaN
         without labeled objects.
@@ -88,7 +89,7 @@ class MaskAveragePrecision:
         )
 
     def _curves(self, index: int, area: int) -> tuple[np.ndarray, np.ndarray]:
-        """The average precision (T,) and the highest recall (T,) of a class in a range of areas."""
+        """Return the average precision (T,) and the highest recall (T,) of a class in a range of areas."""
         nothing = np.full(len(THRESHOLDS), np.nan)
         total = sum(int(row.labeled[area, index]) for row in self.rows)
         if not total:
@@ -103,7 +104,7 @@ class MaskAveragePrecision:
 
 
 def precision_curve(hit: np.ndarray, ignored: np.ndarray, total: int) -> tuple[np.ndarray, float]:
-    """Precision at 101 recalls and the highest recall, from predictions (N,) in order of their scores."""
+    """Return the precision at 101 recalls and the highest recall, from predictions (N,) in order of their scores."""
     right, wrong = (hit & ~ignored).cumsum(), (~hit & ~ignored).cumsum()
     return interpolate_precision(right / total, right / (right + wrong + np.spacing(1)))
 

@@ -63,7 +63,7 @@ def build_for_any_size(config: PreTrainedConfig, build: Callable[..., T]) -> T:
 
 
 def returns_channels_last(backbone: Any) -> bool:
-    """Whether a backbone's maps are (B, H, W, C), as those of some timm models."""
+    """Return whether a backbone's maps are (B, H, W, C), as those of some timm models."""
     layout = getattr(getattr(backbone, "_backbone", None), "output_fmt", None)
     return getattr(layout, "value", layout) == CHANNELS_LAST
 
@@ -89,7 +89,8 @@ def load_backbone(
 
 
 def feature_strides(backbone: Any) -> tuple[tuple[int, int], ...]:
-    """The stride (height, width) of each map of an AutoBackbone. timm reports it; others run once on the meta device.
+    """Return the stride (height, width) of each map of an AutoBackbone. timm reports it; others run once on the meta
+    device.
 
     The image has the backbone's own size, because that is the only size that all of them accept.
     """

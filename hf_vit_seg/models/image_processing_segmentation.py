@@ -55,7 +55,9 @@ class SemanticSegmentationKwargs(ImagesKwargs, total=False):
 
 
 def target_sides(height: int, width: int, size: SizeDict, divisor: int | None) -> tuple[int, int]:
-    """The (height, width) that an image is resized to: by the rule of `size`, rounded up to multiples of `divisor`."""
+    """Return the (height, width) that an image is resized to: by the rule of `size`, rounded up to multiples of
+    `divisor`.
+    """
     if size.height and size.width:
         sides = (size.height, size.width)
     elif size.shortest_edge:
@@ -85,7 +87,7 @@ def nearest_exact(labels: torch.Tensor, height: int, width: int) -> torch.Tensor
 
 
 def crop_center(pixels: torch.Tensor, size: SizeDict, fill: int) -> torch.Tensor:
-    """The center (..., H, W) of (..., h, w), padded with `fill`."""
+    """Return the center (..., H, W) of (..., h, w), padded with `fill`."""
     if size is None or not (size.height and size.width):
         raise HfVitSegError(f"crop_size must have the keys height and width, got {size and dict(size)}")
     return pad_or_crop(pixels, size.height, size.width, fill, central=True)
@@ -142,12 +144,12 @@ class SegmentationProcessing(BaseImageProcessor):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """An image processor with the settings of a preprocessor_config.json; HfVitSegError for invalid ones."""
+        """Return an image processor with the settings of a preprocessor_config.json; HfVitSegError for invalid ones."""
         check_settings(image_processor_dict, "preprocessor_config.json")
         return super().from_dict(image_processor_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings to save, with the classes of both backends in `auto_map`.
+        """Return the settings to save, with the classes of both backends in `auto_map`.
 
         transformers saves the name of one class only, after which its pipelines (5.23) look for a video processor.
         """
@@ -176,7 +178,7 @@ class SegmentationProcessing(BaseImageProcessor):
         input_data_format: str | ChannelDimension | None = None,
         white: float = 255.0,
     ) -> torch.Tensor:
-        """One image as (C, H, W), uint8 or float32; `white` is the highest value that is rescaled to 1."""
+        """Convert one image to (C, H, W), uint8 or float32; `white` is the highest value, which is rescaled to 1."""
         channels = len(image_mean) if isinstance(image_mean, Sequence) else None
         convert = channels == 3 if do_convert_rgb is None else do_convert_rgb
         is_8_bit = isinstance(image, Image.Image) and not image.mode.startswith(("I", "F"))
@@ -290,7 +292,7 @@ class SegmentationProcessing(BaseImageProcessor):
 
 
 def resize_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear resize of one image's logits: (K, h, w) to (K, H, W)."""
+    """Resize one image's logits bilinearly: (K, h, w) to (K, H, W)."""
     if tuple(logits.shape[-2:]) == size:
         return logits
     return torch.nn.functional.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
@@ -311,7 +313,7 @@ class SemanticSegmentationImageProcessor(SegmentationProcessing, TorchvisionBack
         return super()._preprocess(images, do_resize=False, size=size, **kwargs)
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
-        """The center of an image, padded with zeros."""
+        """Return the center of an image, padded with zeros."""
         return crop_center(image, size, 0)
 
 
@@ -330,7 +332,7 @@ class SemanticSegmentationImageProcessorPil(SegmentationProcessing, PilBackend):
         return super()._preprocess(arrays, do_resize=False, size=size, **kwargs)
 
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
-        """The center of an image, padded with zeros."""
+        """Return the center of an image, padded with zeros."""
         return crop_center(torch.from_numpy(image.copy()), size, 0).numpy()
 
 

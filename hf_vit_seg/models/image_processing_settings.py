@@ -6,61 +6,61 @@ from typing import Any
 from .errors import HfVitSegError
 
 MAX_SIDE = 2**14  # of a resized or cropped image
-MAX_NUMBER = 1e9  # of means, standard deviations and factors, and its inverse the least: float32 stays finite
+MAX_NUMBER = 1e9  # of means, standard deviations and factors; the minimum is its inverse: float32 stays finite
 MIN_SHARE = 0.01  # of the resized image that a crop keeps
 MAX_SHOWN = 80  # characters of a value in a message
 SIZE_KEYS = ({"height", "width"}, {"shortest_edge"}, {"longest_edge"}, {"shortest_edge", "longest_edge"})
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that float32 can hold."""
+    """Return whether a value is a number that float32 can hold."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
 
 
 def is_positive(value: Any) -> bool:
-    """Whether a value can be multiplied and divided by."""
+    """Return whether a value can be multiplied and divided by."""
     return is_number(value) and value >= 1 / MAX_NUMBER
 
 
 def is_side(value: Any) -> bool:
-    """Whether a value is a number of pixels."""
+    """Return whether a value is a number of pixels."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIDE
 
 
 def is_size(value: Any) -> bool:
-    """Whether a value is a size: a number, a pair, or a mapping of sides."""
+    """Return whether a value is a size: a number, a pair, or a mapping of sides."""
     if isinstance(value, Mapping):
         return set(value) in SIZE_KEYS and all(map(is_side, value.values()))
     return is_side(value) or (isinstance(value, list) and len(value) in (1, 2) and all(map(is_side, value)))
 
 
 def is_crop(value: Any) -> bool:
-    """Whether a value is the size of a crop, which has both sides."""
+    """Return whether a value is the size of a crop, which has both sides."""
     return is_size(value) and (not isinstance(value, Mapping) or set(value) == {"height", "width"})
 
 
 def is_flag(value: Any) -> bool:
-    """Whether a value is true or false."""
+    """Return whether a value is true or false."""
     return isinstance(value, bool)
 
 
 def is_filter(value: Any) -> bool:
-    """Whether a value is a filter that both backends have."""
+    """Return whether a value is a filter that both backends have."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 3
 
 
 def is_share(value: Any) -> bool:
-    """Whether a value is the share of an image that a crop keeps."""
+    """Return whether a value is the share of an image that a crop keeps."""
     return is_number(value) and MIN_SHARE <= value <= 1
 
 
 def is_channels(value: Any, is_valid: Callable[[Any], bool] = is_number) -> bool:
-    """Whether a value is a number, or a list with a number for each channel."""
+    """Return whether a value is a number, or a list with a number for each channel."""
     return is_valid(value) or (isinstance(value, list) and len(value) > 0 and all(map(is_valid, value)))
 
 
 def is_palette(value: Any) -> bool:
-    """Whether a value is a list of colors."""
+    """Return whether a value is a list of colors."""
     return isinstance(value, list) and all(
         isinstance(color, list) and len(color) == 3 and all(type(part) is int and 0 <= part <= 255 for part in color)
         for color in value
@@ -68,7 +68,7 @@ def is_palette(value: Any) -> bool:
 
 
 def is_index_list(value: Any) -> bool:
-    """Whether a value is a list of class indices."""
+    """Return whether a value is a list of class indices."""
     return isinstance(value, list) and all(type(index) is int and index >= 0 for index in value)
 
 
@@ -96,7 +96,9 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_settings(settings: Mapping[str, Any], where: str) -> None:
-    """HfVitSegError for invalid settings of an image processor; null means the default. `where` begins the message."""
+    """Raise HfVitSegError for invalid settings of an image processor; null means the default. `where` begins the
+    message.
+    """
     for name, (is_valid, expected) in CHECKS.items():
         value = settings.get(name)
         if value is not None and not is_valid(value):

@@ -40,7 +40,7 @@ TENSOR_KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
 def select_head(config: BackboneSegmentationConfig, strides: Sequence[tuple[int, int]]) -> str:
-    """The head's name; ValueError if it is unknown or cannot read maps of these strides."""
+    """Return the head's name; ValueError if it is unknown or cannot read maps of these strides."""
     name = config.decode_head or ("all_mlp" if has_rising_strides(strides) else "feature_pyramid")
     head = find_head(name)
     if head.fits(strides):
@@ -89,12 +89,12 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         self.post_init()
 
     def build_head(self, config: BackboneSegmentationConfig, strides: Sequence[tuple[int, int]]) -> nn.Module:
-        """The head for maps of these strides."""
+        """Return the head for maps of these strides."""
         self.head_name = select_head(config, strides)
         return find_head(self.head_name).build(config, self.backbone.channels, ATTENTION_HEAD_DIM)
 
     def get_input_embeddings(self) -> nn.Module | None:
-        """The backbone's; None if it has none, as convolutional ones."""
+        """Return the backbone's; None if it has none, as convolutional ones."""
         try:
             return self.backbone.get_input_embeddings()
         except NotImplementedError:
@@ -106,7 +106,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The head's; the backbone initializes itself."""
+        """Initialize the head; the backbone initializes itself."""
         if not initialize_head(module, self.config.initializer_range):
             super()._init_weights(module)
 
@@ -128,7 +128,8 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         output_loading_info: bool = False,
         **settings: Any,
     ) -> Any:
-        """A model with the weights of a backbone checkpoint, a directory or Hub id, and a randomly initialized head.
+        """Return a model with the weights of a backbone checkpoint, a directory or Hub id, and a randomly initialized
+        head.
 
         `settings` are fields of BackboneSegmentationConfig (`id2label`, `decode_head_hidden_size` ...) and options of
         `from_pretrained` (`revision`, `dtype`, `attn_implementation` ...). A `config` replaces `head` and the fields.
@@ -147,7 +148,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         return (model, model.loading_info(info)) if output_loading_info else model
 
     def loading_info(self, backbone: Mapping[str, Any]) -> dict[str, Any]:
-        """The loading info of a backbone as that of this model."""
+        """Return the loading info of a backbone as that of this model."""
         named = {
             kind: {(f"backbone.{n[0]}", *n[1:]) if isinstance(n, tuple) else f"backbone.{n}" for n in backbone[kind]}
             for kind in TENSOR_KINDS
@@ -173,7 +174,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         return segmenter_output(self.config, outputs, logits, labels)
 
     def feature_maps(self, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[Any, Sequence[torch.Tensor]]:
-        """The backbone's output, and its maps (B, C, h_i, w_i) of the padded image."""
+        """Return the backbone's output, and its maps (B, C, h_i, w_i) of the padded image."""
         check_channels(self.config, pixel_values)
         padded = pad_to_multiple(match_dtype(pixel_values, self.backbone.dtype), self.token)
         for name in RECORDED_OUTPUTS:

@@ -51,7 +51,7 @@ BeforeLayer = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor | N
 
 
 def encoder_layers(config: VisionTransformerConfig) -> nn.ModuleList:
-    """The encoder's layers; stochastic depth increases linearly."""
+    """Return the encoder's layers; stochastic depth increases linearly."""
     geometry = LayerGeometry(
         width=config.hidden_size,
         heads=config.num_attention_heads,
@@ -68,18 +68,18 @@ def encoder_layers(config: VisionTransformerConfig) -> nn.ModuleList:
 
 
 def final_norm(config: VisionTransformerConfig) -> nn.Module:
-    """Equation 4's norm, applied to all tokens."""
+    """Build the norm of equation 4, which is applied to all tokens."""
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.use_final_norm else nn.Identity()
 
 
 def patch_map(config: VisionTransformerConfig, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The patches of tokens (B, T, D) as a map (B, D, h, w) of the padded image, channels-last in memory."""
+    """Return the patches of tokens (B, T, D) as a map (B, D, h, w) of the padded image, channels-last in memory."""
     grid = config.grid_of(*pixel_values.shape[-2:])
     return split_axis(tokens[:, config.num_prefix_tokens :], 1, grid).permute(0, 3, 1, 2)
 
 
 def read_image_size(config: PreTrainedConfig, path: str | os.PathLike, **kwargs) -> int | list[int] | tuple[int, ...]:
-    """The image size in a checkpoint's config.json; without such a file, that of `config`."""
+    """Return the image size in a checkpoint's config.json; without such a file, that of `config`."""
     try:
         stored, _ = type(config).get_config_dict(path, **kwargs)
     except OSError:
@@ -109,7 +109,7 @@ class VisionTransformerPreTrainedModel(SegmentationPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Truncated normal for tokens, positions and linear maps; fan-in for the hybrid's kernels."""
+        """Initialize tokens, positions and linear maps by a truncated normal, the hybrid's kernels by their fan-in."""
         std = self.config.initializer_range
         if isinstance(module, VisionTransformerEmbeddings):
             for tokens in (module.cls_token, module.distillation_token, module.register_tokens):
@@ -201,7 +201,7 @@ class VisionTransformerModel(VisionTransformerPreTrainedModel):
         before_layer: BeforeLayer | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Tokens (B, T, D) through all layers, with token merging if configured."""
+        """Apply all layers to tokens (B, T, D), with token merging if configured."""
         config = self.config
         if config.token_merging:
             return encode_merging(self.layers, hidden_states, config.num_prefix_tokens, config.token_merging, **kwargs)
@@ -235,7 +235,7 @@ class VisionTransformerForImageClassification(VisionTransformerPreTrainedModel):
         self.post_init()
 
     def classify(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, T, D) to logits (B, K)."""
+        """Classify tokens (B, T, D): logits (B, K)."""
         if self.config.pooling == "mean":
             pooled = tokens[:, self.config.num_prefix_tokens :].mean(dim=1)
         else:
@@ -294,7 +294,7 @@ class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel)
         self.post_init()
 
     def feature_maps(self, outputs: BaseModelOutput, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """The maps (B, D, h, w) that the head reads; that of the last layer is normalized."""
+        """Return the maps (B, D, h, w) that the head reads; that of the last layer is normalized."""
         tokens = [*(outputs.hidden_states or ())[:-1], cast(torch.Tensor, outputs.last_hidden_state)]
         return [patch_map(self.config, tokens[layer], pixel_values) for layer in self.head_layers]
 

@@ -23,7 +23,7 @@ def resize_positions(
     align_corners: bool,
     antialias: bool,
 ) -> torch.Tensor:
-    """(1, P + h*w, D) to (1, P + h'*w', D): the grid is resized like an image, in float32 or float64.
+    """Resize position embeddings (1, P + h*w, D) to (1, P + h'*w', D) like an image, in float32 or float64.
 
     Section 3.2 interpolates "according to their location in the original image" and does not name the filter.
     """
@@ -66,7 +66,7 @@ class PatchEmbeddings(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) to (B, D, h, w); sides are zero-padded to multiples of a token."""
+        """Map images (B, C, H, W) to (B, D, h, w); sides are zero-padded to multiples of a token."""
         pixel_values = pad_to_multiple(match_dtype(pixel_values, self.projection.weight.dtype), self.token_stride)
         return self.projection(pixel_values if self.stem is None else self.stem(pixel_values))
 
@@ -91,7 +91,7 @@ class VisionTransformerEmbeddings(nn.Module):
         self.position_cache: ValueCache[torch.Tensor] = ValueCache()
 
     def resize(self, grid: tuple[int, int]) -> torch.Tensor:
-        """The position embeddings for another grid."""
+        """Return the position embeddings for another grid."""
         config = self.config
         return resize_positions(
             self.position_embeddings,
@@ -103,7 +103,7 @@ class VisionTransformerEmbeddings(nn.Module):
         )
 
     def positions(self, grid: tuple[int, int]) -> torch.Tensor:
-        """The position embeddings (1, P + h*w, D) for a grid; resized ones are cached if that is safe."""
+        """Return the position embeddings (1, P + h*w, D) for a grid; resized ones are cached if that is safe."""
         if is_dynamic_export():
             return self.resize(grid)
         if grid == self.config.grid_size:
@@ -114,7 +114,7 @@ class VisionTransformerEmbeddings(nn.Module):
         return self.position_cache.get(key, [self.position_embeddings], lambda: self.resize(grid))
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) to tokens (B, T, D)."""
+        """Map images (B, C, H, W) to tokens (B, T, D)."""
         patch_map = self.patch_embeddings(pixel_values)
         patches = patch_map.flatten(2).transpose(1, 2)  # (B, N, D)
         grid = self.config.grid_of(*pixel_values.shape[-2:])

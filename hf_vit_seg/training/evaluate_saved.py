@@ -84,7 +84,7 @@ def find_usable(recipe: Recipe, split: Any, dataset: RawDataset) -> tuple[list[i
 
 
 def check_classes(model: Any, dataset: RawDataset, name: str) -> None:
-    """RecordError unless the classes of the model and of the data are equal; a warning if a few names differ."""
+    """Raise RecordError unless the classes of the model and of the data are equal; a warning if a few names differ."""
     labels = label_names(model.config)
     expected = list(dataset.class_table.names)
     if len(labels) == 1 and len(expected) == 2:  # a single output is the second class
@@ -107,7 +107,8 @@ def check_classes(model: Any, dataset: RawDataset, name: str) -> None:
 
 
 def are_same_classes(labels: list[str], expected: list[str]) -> bool:
-    """Whether at most a tenth of the names differ, and none of the differing names is another class of the other list.
+    """Return whether at most a tenth of the names differ, and none of the differing names is another class of the other
+    list.
 
     Published models have class names that differ slightly from the data set's ("screen" for "screen door").
     """

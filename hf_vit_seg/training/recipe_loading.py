@@ -50,7 +50,7 @@ def error_place(path: Path, overrides: Sequence[str]) -> str:
 
 
 def is_valid(path: Path, overrides: Sequence[str]) -> bool:
-    """Whether a recipe can be loaded with these overrides."""
+    """Return whether a recipe can be loaded with these overrides."""
     try:
         read_recipe(path, overrides)
     except (OSError, UnicodeDecodeError, HfVitSegError):

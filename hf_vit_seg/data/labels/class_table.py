@@ -82,12 +82,12 @@ class ClassTable:
         )
 
     def is_thing(self, index: int) -> bool:
-        """Whether a class has single objects."""
+        """Return whether a class has single objects."""
         return not self.things or self.things[index]
 
     @property
     def stuff(self) -> frozenset[int]:
-        """The classes that are no things."""
+        """The indices of the classes that are stuff."""
         return frozenset(index for index in range(len(self.names)) if not self.is_thing(index))
 
     def match_source(self, source_names: Sequence[str] | None) -> "ClassTable":
@@ -109,7 +109,7 @@ class ClassTable:
         return replace(self, targets=((IGNORED_VALUE, self.ignore_index), *targets), by_position=False)
 
     def class_of(self, raw: int) -> int:
-        """The class index of an image's raw label. Raises UnknownValueError for labels without a class."""
+        """Return the class index of an image's raw label. Raises UnknownValueError for labels without a class."""
         found = dict(self.targets).get(raw, UNKNOWN)
         if not 0 <= found < len(self.names):
             raise UnknownValueError(
@@ -118,7 +118,7 @@ class ClassTable:
         return found
 
     def classes_of(self, labels: Sequence[int]) -> tuple[int, ...]:
-        """The class indices of an image's raw labels, without ignored ones.
+        """Return the class indices of an image's raw labels, without ignored ones.
 
         Raises UnknownValueError for labels without a class, unless `data.unknown` is `ignore`.
         """
@@ -152,13 +152,17 @@ class ClassTable:
         )
 
     def unknown(self, raw: torch.Tensor) -> dict[Raw, int]:
-        """Pixel counts of raw values that are neither mapped to a class nor ignored, the most frequent first."""
+        """Return the pixel counts of raw values that are neither mapped to a class nor ignored, the most frequent
+        first.
+        """
         known = {value for value, _ in self.targets}
         counts = [(value, count) for value, count in self.histogram(raw).items() if value not in known]
         return dict(sorted(counts, key=lambda item: -item[1]))
 
     def histogram(self, raw: torch.Tensor) -> dict[Raw, int]:
-        """Pixel counts by raw value, in order of the values. Raises ClassTableError for a mask of the wrong kind."""
+        """Return the pixel counts by raw value, in order of the values. Raises ClassTableError for a mask of the wrong
+        kind.
+        """
         return histogram(raw, self._lookup.colored)
 
     def describe_values(self) -> str:

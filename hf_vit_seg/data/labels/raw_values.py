@@ -67,7 +67,7 @@ def encode_mask(mask: torch.Tensor, colored: bool) -> torch.Tensor:
 
 
 def histogram(mask: torch.Tensor, colored: bool) -> dict[Raw, int]:
-    """Pixel counts by raw value, in order of the values."""
+    """Return the pixel counts by raw value, in order of the values."""
     codes = encode_mask(mask, colored).flatten()
     if not len(codes):
         return {}

@@ -134,7 +134,7 @@ class BalancedCrop(v2.RandomCrop):
         }
 
     def is_balanced(self, mask: torch.Tensor, window: dict[str, Any]) -> bool:
-        """Whether the window has at least two classes, and none exceeds `largest_share`."""
+        """Return whether the window has at least two classes, and none exceeds `largest_share`."""
         left, top = (window["padding"][side] for side in (0, 1))
         rows = slice(max(window["top"] - top, 0), window["top"] - top + window["height"])
         columns = slice(max(window["left"] - left, 0), window["left"] - left + window["width"])
@@ -230,7 +230,7 @@ class Pad(TransformOptions):
         return self
 
     def padded_length(self, side: int, axis: int) -> int:
-        """The length of `side` after padding (axis 0: height, 1: width)."""
+        """Return the length of `side` after padding (axis 0: height, 1: width)."""
         if self.divisor is not None:
             return round_up(side, self.divisor)
         return max(side, as_height_width(self.size or side)[axis])

@@ -43,7 +43,8 @@ class PersonCrop:
         rotation: float = 0.0,
         mirrored: bool = False,
     ) -> "PersonCrop":
-        """The region around `box` (x, y, width, height), enlarged to the aspect ratio of `size` and then by `scale`.
+        """Return the region around `box` (x, y, width, height), enlarged to the aspect ratio of `size` and then by
+        `scale`.
 
         `rotation` is in degrees, clockwise on the screen; `mirrored` crops are flipped horizontally afterwards.
         Raises HfVitSegError for a box without area.
@@ -108,7 +109,7 @@ def window_around(image: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tens
 
 
 def flip_order(keypoints: int, pairs: tuple[tuple[int, int], ...]) -> list[int]:
-    """The index of the original keypoint for each keypoint of the flipped person."""
+    """Return the index of the original keypoint for each keypoint of the flipped person."""
     order = list(range(keypoints))
     for left, right in pairs:
         if max(left, right) >= keypoints:
@@ -167,7 +168,7 @@ class PersonAffine(TransformOptions):
 
 
 def person_size(processor: BaseImageProcessor) -> tuple[int, int]:
-    """The (height, width) of the crops that a pose model is evaluated on."""
+    """Return the (height, width) of the crops that a pose model is evaluated on."""
     return TransformContext.from_processor(processor, "pose").size_of(None, "a pose model")
 
 

@@ -48,7 +48,7 @@ def hue_map(turn: float, means: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return torch.linalg.solve(YIQ, rotation @ YIQ), torch.zeros(RGB)
 
 
-# In the order in which they are applied: map, neutral strength, whether it requires RGB.
+# In the order of application: function, neutral strength, and whether it requires RGB.
 STEPS = {
     "brightness": (brightness_map, 1.0, False),
     "contrast": (contrast_map, 1.0, False),

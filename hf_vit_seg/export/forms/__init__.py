@@ -51,7 +51,7 @@ def load_forms(reference: str) -> tuple[ExportForm, ...]:
 
 @cache
 def export_forms() -> tuple[ExportForm, ...]:
-    """The forms of all installed architectures; a table that fails to import is logged and skipped."""
+    """Return the forms of all installed architectures; a table that fails to import is logged and skipped."""
     found: dict[str, tuple[ExportForm, ...]] = {}
     for architecture in architectures().values():
         for reference in architecture.forms:
@@ -65,7 +65,9 @@ def export_forms() -> tuple[ExportForm, ...]:
 
 @torch.no_grad()
 def with_export_forms(model: Any, targets: Sequence[Target] = ("any",)) -> Any:
-    """A copy of a model in evaluation mode, in which forms for `targets` have replaced the modules they apply to."""
+    """Return a copy of a model in evaluation mode, in which forms for `targets` have replaced the modules they apply
+    to.
+    """
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     rewrites = {(form.target, form.marker): form.rewrite for form in export_forms()}
     for name, module in list(copied.named_modules()):

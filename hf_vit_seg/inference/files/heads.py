@@ -26,7 +26,7 @@ from .boxes import Boxes, PersonBox, read_boxes
 from .prediction import OVERLAY, Job, Outcome, PredictOptions, run_jobs, write_results
 
 TOP_CLASSES = 5  # in reports, unless --top-k is given
-# The options that apply to each task beside those of files; the others are those of segmentation models.
+# The options of each task in addition to file options; all others require a segmentation model.
 OPTIONS: Mapping[str, frozenset[str]] = {
     "segmentation": frozenset(PredictOptions.__dataclass_fields__) - {"boxes", "threshold"},
     "instance": frozenset(
@@ -70,7 +70,7 @@ class HeadResult:
 
 
 def refuse_options(task: str, options: PredictOptions, has_protocol: bool) -> None:
-    """HfVitSegError for options that do not apply to the task of the model."""
+    """Raise HfVitSegError for options that do not apply to the task of the model."""
     defaults = PredictOptions()
     given = [name for name, value in vars(options).items() if value != getattr(defaults, name)]
     names = {"geojson": "polygons", "coco": "polygons"}
@@ -90,7 +90,7 @@ def load_image(model: Classifier | PoseEstimator, job: Job, options: PredictOpti
 
 
 def report(model: Classifier | PoseEstimator, job: Job, found: HeadResult, options: PredictOptions) -> dict[str, Any]:
-    """The part of a report that all tasks share; timings are in milliseconds."""
+    """Return the part of a report that all tasks share; timings are in milliseconds."""
     return {
         "image": str(job.image.path),
         "height": found.image.pixels.shape[1],
@@ -157,7 +157,7 @@ def estimate_poses(estimator: PoseEstimator, jobs: Sequence[Job], options: Predi
 
 
 def find_persons(boxes: Boxes | None, job: Job, height: int, width: int) -> list[PersonBox]:
-    """The boxes of an image; without a file of boxes, the whole image is one person."""
+    """Return the boxes of an image; without a file of boxes, the whole image is one person."""
     return [PersonBox((0, 0, width, height))] if boxes is None else boxes.find(job.image, height, width)
 
 
@@ -176,7 +176,9 @@ def person_rows(found: HeadResult) -> list[dict[str, Any]]:
 def draw_persons(found: HeadResult, skeleton: Skeleton) -> Image.Image:
     """Draw the keypoints of all persons on the image."""
     people = np.asarray(found.output, dtype=float)
-    return draw_skeletons(found.image.shown, people, people[..., 2] >= MIN_SCORE, (1.0, 1.0), skeleton, show_uncertain=True)
+    return draw_skeletons(
+        found.image.shown, people, people[..., 2] >= MIN_SCORE, (1.0, 1.0), skeleton, show_uncertain=True
+    )
 
 
 __all__ = ["classify", "estimate_poses", "refuse_options"]

@@ -61,11 +61,11 @@ class InstanceRaster:
         return instance_dtype(len(self.segments.objects))
 
     def rows(self, first: int, stop: int) -> np.ndarray:
-        """Rows first .. stop - 1, (n, W)."""
+        """Return the rows first .. stop - 1, (n, W)."""
         return self.segments.instance_map(slice(first, stop))
 
     def columns(self, first: int, stop: int) -> np.ndarray:
-        """Columns first .. stop - 1, (H, m)."""
+        """Return the columns first .. stop - 1, (H, m)."""
         return self.segments.instance_map()[:, first:stop]
 
 
@@ -111,7 +111,7 @@ def object_savers(
     georeference: GeoTags = (),
     coordinates: MapCoordinates | None = None,
 ) -> dict[str, Saver]:
-    """The functions that write each result except the overlay and the report to a path."""
+    """Return the functions that write each result except the overlay and the report to a path."""
     raster = InstanceRaster(segments)
     savers: dict[str, Saver] = {OBJECTS: lambda path: save_table(segments, path)}
     if raster.dtype == np.uint16:
@@ -147,7 +147,9 @@ def object_report(
     options: PredictOptions,
     coordinates: MapCoordinates | None,
 ) -> dict[str, Any]:
-    """The report of an image for JSON: the number of objects of each class, and the share of the image they cover."""
+    """Return the report of an image for JSON: the number of objects of each class, and the share of the image they
+    cover.
+    """
     height, width = segments.size
     return {
         "image": str(job.image.path),
@@ -164,7 +166,7 @@ def object_report(
 
 
 def class_rows(segments: FoundSegments) -> list[dict[str, Any]]:
-    """The number of objects of each class that occurs, the most frequent first; stuff has one segment."""
+    """Return the number of objects of each class that occurs, the most frequent first; stuff has one segment."""
     rows: list[Mapping[str, Any]] = []
     areas: dict[str, int] = {}
     for each in segments.objects:

@@ -27,7 +27,7 @@ Saver = Callable[[Path], Any]  # writes a result to a path
 
 @dataclass(frozen=True, eq=False)
 class MapResults:
-    """The maps of an image and what is needed to write them.
+    """The maps of an image with the settings for writing them.
 
     `maps` are labels, and if selected scores and entropy, (H, W) each, of 0 .. 1 (float) or 0 .. 255 (uint8). `nodata`
     is the label of pixels without data, or None.
@@ -41,7 +41,7 @@ class MapResults:
     nodata: int | None = None
 
     def tiffs(self) -> Iterator[tuple[str, Saver]]:
-        """The functions that write the maps as TIFFs with the georeference, by suffix."""
+        """Yield the functions that write the maps as TIFFs with the georeference, by suffix."""
         yield LABELS_TIFF, self.save_label_tiff
         for name in ("scores", "entropy"):
             if name in self.maps:

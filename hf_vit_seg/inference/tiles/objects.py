@@ -67,12 +67,12 @@ class WindowRecord:
 
 
 def write_object(found: FoundObject) -> dict[str, Any]:
-    """An object for JSON."""
+    """Return an object for JSON."""
     return asdict(found) | {"bits": b64encode(found.bits).decode("ascii")}
 
 
 def read_object(entry: Mapping[str, Any]) -> FoundObject:
-    """The object of an entry."""
+    """Return the object of an entry."""
     x, y = entry["centroid"]
     rows, columns = entry["shape"]
     return FoundObject(**{**entry, "bits": b64decode(entry["bits"]), "centroid": (x, y), "shape": (rows, columns)})

@@ -69,7 +69,9 @@ def reuse_folder(folder: Path, plan: str) -> None:
 
 
 def complete_lines(path: Path) -> list[str]:
-    """The lines of a text file, without the last one if it is incomplete, as a run may be killed while writing it."""
+    """Return the lines of a text file, without the last one if it is incomplete, as a run may be killed while writing
+    it.
+    """
     return path.read_text(encoding="ascii").split("\n")[:-1] if path.exists() else []
 
 

@@ -199,7 +199,7 @@ class VideoWriter:
         return ticks if self.last is None else max(ticks, self.last + 1)
 
     def encoder(self, width: int, height: int) -> Any:
-        """A stream for frames of this size."""
+        """Return a stream for frames of this size."""
         known = self.av.codecs_available
         name, options, finest = next(row for row in CODECS if row[0] in known)
         out = self.container.add_stream(name, rate=self.video.rate, options=dict(options))
@@ -225,7 +225,7 @@ class VideoWriter:
     def finish(self) -> None:
         """Write what the encoder still holds, and close the file."""
         if self.out is None:
-            raise VideoError(f"{self.source}: there are no frames in it")
+            raise VideoError(f"{self.source}: the video has no frames")
         self.container.mux(self.out.encode(None))
         self.container.close()
 

@@ -17,7 +17,7 @@ SAME_STEPS = ("loop.batch_size", "loop.accumulation", "model.gradient_checkpoint
 
 
 def refuse_other_run(checkpoint: Path, manifest: Manifest, recipe: Recipe, processes: int, sharded: bool) -> None:
-    """CheckpointError unless the checkpoint belongs to this resolved recipe.
+    """Raise CheckpointError unless the checkpoint belongs to this resolved recipe.
 
     The number of processes may differ if their samples per step are the same, and weights are not sharded.
     """
@@ -36,7 +36,7 @@ def refuse_other_run(checkpoint: Path, manifest: Manifest, recipe: Recipe, proce
 
 
 def refuse_other_data(manifest: Manifest, fingerprint: DataFingerprint) -> None:
-    """CheckpointError if the training data have changed: the checkpoint is a position in their order."""
+    """Raise CheckpointError if the training data have changed: the checkpoint is a position in their order."""
     then = manifest.data
     if then == fingerprint:
         return
@@ -69,7 +69,7 @@ def changes(manifest: Manifest, recipe: Recipe) -> dict[str, str]:
 
 
 def affects_scores(name: str) -> bool:
-    """Whether a setting changes the scores of evaluations."""
+    """Return whether a setting changes the scores of evaluations."""
     return name.startswith("evaluation.") and name not in SAME_SCORES
 
 

@@ -178,7 +178,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, manifest: Manife
 
 
 def has_random_state(path: Path) -> bool:
-    """Whether the random state of a file was restored: accelerate ignores files that it cannot read."""
+    """Return whether the random state of a file was restored: accelerate ignores files that it cannot read."""
     try:
         states = load(path)
     except UNREADABLE:

@@ -63,7 +63,7 @@ class NanOutputs:
             self.last = []
 
     def indices(self) -> list[int]:
-        """The samples of all batches with NaN."""
+        """Return the samples of all batches with NaN."""
         return [index for indices, found in self.batches if found for index in indices]
 
 

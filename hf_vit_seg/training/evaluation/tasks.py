@@ -36,7 +36,7 @@ from hf_vit_seg.training.recipe.schema import Task
 from hf_vit_seg.training.reports.memory_advice import evaluation_memory_advice
 
 from .evaluate import Evaluation, EvaluationContext, in_evaluation, local_batches, sum_over_processes
-from .sample_scores import ValidationLoss, gather_scores, image_scores
+from .sample_scores import ValidationLoss, gather_scores, update_by_image
 from .segments import evaluate_segments
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,9 @@ def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
 
 
 def find_nan_samples(context: EvaluationContext, dataset: RawDataset) -> tuple[str, ...]:
-    """The names of the samples whose outputs contain NaN, on all processes; also as a warning of the main process."""
+    """Return the names of the samples whose outputs contain NaN, on all processes; also as a warning of the main
+    process.
+    """
     indices = context.nan_outputs.indices()
     if context.accelerator.num_processes > 1:
         indices = gather_object(indices)
@@ -78,8 +80,9 @@ def evaluate_segmentation(context: EvaluationContext, dataset: RawDataset) -> Ev
     settings, table = context.recipe.evaluation, dataset.class_table
     protocol = read_record(Protocol, settings.protocol, "evaluation.protocol")
     segmenter = Segmenter(context.model, context.processor, context.device, protocol)
-    kinds = (ConfusionMatrix, BoundaryIoU) if settings.boundary_iou else (ConfusionMatrix,)
-    metrics = [kind(max(len(table.names), 2), table.ignore_index, device=context.device) for kind in kinds]
+    classes, ignore_index = max(len(table.names), 2), table.ignore_index
+    matrix = ConfusionMatrix(classes, ignore_index, device=context.device)
+    boundaries = BoundaryIoU(classes, ignore_index, device=context.device) if settings.boundary_iou else None
 
     loss = ValidationLoss(context.objective if protocol.is_single_pass else None)
     indices: list[int] = []
@@ -105,17 +108,18 @@ def evaluate_segmentation(context: EvaluationContext, dataset: RawDataset) -> Ev
             return found
 
         maps = segmenter.maps(images, size=(labels.shape[-2], labels.shape[-1]), model=logits).labels
-        for metric in metrics:
-            metric.update(maps, labels)
+        image_means.append(update_by_image(matrix, maps, labels))
+        if boundaries is not None:
+            boundaries.update(maps, labels)
         indices += [index for index, *_ in batch]
-        image_means.append(image_scores(maps, labels, metrics[0].num_classes, dataset.class_table.ignore_index))
     resolution = {"original": "the resolution of the labels", "resized": "the resolution of the model's input"}
+    metrics = [matrix] if boundaries is None else [matrix, boundaries]
     sum_over_processes(metrics, context.accelerator)
     scores = {name: value for metric in metrics for name, value in metric.scores().items()}
     scores |= loss.scores(context.accelerator)
     description = f"{segmenter.describe()}; evaluated at {resolution[settings.resolution]}"
     ranking = gather_scores(indices, image_means, context.accelerator)
-    return Evaluation(scores, len(dataset), description, confusion=metrics[0].counts.cpu(), sample_scores=ranking)
+    return Evaluation(scores, len(dataset), description, confusion=matrix.counts.cpu(), sample_scores=ranking)
 
 
 def resize_labels(labels: torch.Tensor, size: Any) -> torch.Tensor:

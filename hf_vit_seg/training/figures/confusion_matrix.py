@@ -64,8 +64,8 @@ def confusion_figure(report: MetricsReport) -> Figure | None:
     if len(shown) <= MAX_NUMBERED_CLASSES:
         write_shares(axes, shares)
     else:
-        beside = figure.add_axes(((width - sheet.right + 0.3) / width, low, (sheet.right - 0.3) / width, tall))
-        list_confusions(beside, matrix, shares, report.names, sheet)
+        side_axes = figure.add_axes(((width - sheet.right + 0.3) / width, low, (sheet.right - 0.3) / width, tall))
+        list_confusions(side_axes, matrix, shares, report.names, sheet)
     return figure
 
 

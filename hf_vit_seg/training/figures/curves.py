@@ -23,9 +23,9 @@ from .style import (
     TEXT,
     Axes,
     Figure,
+    escape_text,
     integer_steps,
     new_figure,
-    escape_text,
     style_axes,
 )
 

@@ -64,7 +64,7 @@ def write_images(dataset: RawDataset, chosen: Sequence[int], folder: Path) -> No
 
 
 def is_rgb(image: torch.Tensor) -> bool:
-    """Whether an image (C, H, W) is RGB of 8 or 16 bits."""
+    """Return whether an image (C, H, W) is RGB of 8 or 16 bits."""
     return image.dtype in (torch.uint8, torch.uint16) and len(image) == RGB
 
 
@@ -95,7 +95,7 @@ def select_samples(recipe: Recipe, dataset: RawDataset) -> list[int]:
 
 
 def have_sample_images(recipe: Recipe, dataset: RawDataset, folder: Path) -> bool:
-    """Whether all figures of `write_sample_images` exist."""
+    """Return whether all figures of `write_sample_images` exist."""
     chosen = select_samples(recipe, dataset)
     names = dict.fromkeys(["predictions"] if recipe.task == "classification" else map(dataset.name, chosen))
     return not chosen or all(path.exists() for path in figure_paths(folder, names))

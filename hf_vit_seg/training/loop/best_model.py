@@ -31,7 +31,7 @@ def complete_best_model(
     details: dict[str, Any],
     log: Callable[[str], None],
 ) -> None:
-    """Write what is missing beside the weights in `best/`, and of the sample images; called by all processes.
+    """Write missing files next to the weights in `best/`, and missing sample images; called by all processes.
 
     Metrics and the scores of samples are computed again. Where the weights cannot be loaded, `log` gets a sentence.
     """

@@ -94,7 +94,7 @@ class OptimizerStep:
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP's is sharded
 
     def find_problem(self, loss: float, buffers_not_finite: bool, norm: float | None) -> str | None:
-        """Say what is not finite; None if the step is sound, or the loss scaler of fp16 is to find another scale."""
+        """Describe values that are not finite; None if all are, or if the loss scaler of fp16 reduces its scale."""
         if not math.isfinite(loss):
             return f"the loss was {loss}"
         if buffers_not_finite:
@@ -162,7 +162,7 @@ class BufferSnapshot:
         self.copies = [buffer.detach().clone() for buffer in self.buffers]
 
     def not_finite(self) -> torch.Tensor:
-        """Whether a forward pass has made a buffer infinite or NaN, a scalar bool tensor."""
+        """Return whether a forward pass has made a buffer infinite or NaN, a scalar bool tensor."""
         floats = [i for i, buffer in enumerate(self.buffers) if buffer.is_floating_point() and buffer.numel()]
         if not floats:
             return torch.tensor(False)
@@ -177,6 +177,6 @@ class BufferSnapshot:
 
 
 def finite_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Whether each of N tensors has finite values only (N,)."""
+    """Return whether each of N tensors has finite values only (N,)."""
     largest = torch._foreach_norm([tensor.detach() for tensor in tensors], math.inf)
     return torch.stack([value.float() for value in largest]).isfinite()

@@ -417,7 +417,9 @@ def stream_loader(
 
 
 def refuse_stage_3(accelerator: Accelerator) -> None:
-    """RecordError for ZeRO stage 3, which partitions weights while the model is built; setup needs the whole model."""
+    """Raise RecordError for ZeRO stage 3, which partitions weights while the model is built; setup needs the whole
+    model.
+    """
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None and plugin.zero_stage == 3:
         raise RecordError(

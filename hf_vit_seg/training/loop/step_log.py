@@ -13,7 +13,7 @@ from .setup import TrainingComponents
 
 
 def is_due(step: int, steps: int, every: int | None) -> bool:
-    """Whether something that happens every `every` steps, and after the last one of `steps`, is due."""
+    """Return whether something that happens every `every` steps, and after the last one of `steps`, is due."""
     return step == steps or (every is not None and step % every == 0)
 
 

@@ -109,7 +109,7 @@ class Run:
         return ending
 
     def train_loop(self, request: GracefulStop) -> RunStatus:
-        """For each window of batches: step, log, and save and evaluate when due."""
+        """Run all steps: for each window of batches, step, log, and evaluate and save when due."""
         if not self.evaluation_done:
             self.evaluate_and_checkpoint(saved=True)
         self.step_log.restart_clock()
@@ -207,7 +207,7 @@ class Run:
         """Write the model of the last step and the plots.
 
         `had_ended` says that an earlier process made the last step. What it did not write, or was removed since, is
-        added; what is there stays.
+        added; existing files are not changed.
         """
         best_step = self.best_tracker.best_step
         with preserve_random_state(self.accelerator.device), self.complete_model() as model:

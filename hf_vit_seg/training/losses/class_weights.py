@@ -45,7 +45,7 @@ def class_weights(
     if frequencies is None:
         raise RecordError(
             f"class_weights '{chosen}' need class frequencies, which are not known here; use a list of weights, such "
-            "as those that check-data suggests"
+            "as check-data suggests"
         )
     counts = one_per_class(frequencies, num_labels, "class frequencies").double()
     occurs = counts > 0

@@ -97,7 +97,7 @@ def labels_of(batch: Batch) -> Batch:
 
 
 def has_own_loss(model: Any) -> bool:
-    """Whether a model computes its own loss, as heads that predict objects do."""
+    """Return whether a model computes its own loss, as heads that predict objects do."""
     return hasattr(model, "loss_units")
 
 

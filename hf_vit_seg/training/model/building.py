@@ -220,12 +220,14 @@ def complete_config(
 
 
 def has_choice(config_class: Any) -> bool:
-    """Whether the pixel heads of an architecture can be chosen: others have only the one of their paper."""
+    """Return whether the pixel heads of an architecture can be chosen: others have only the one of their paper."""
     return getattr(config_class(), "decode_head", OWN_HEAD) != OWN_HEAD
 
 
 def has_head(config: PreTrainedConfig, name: Any) -> bool:
-    """Whether an architecture may have a head: a choice of pixel heads, its own one, or one that predicts objects."""
+    """Return whether an architecture may have a head: a choice of pixel heads, its own one, or one that predicts
+    objects.
+    """
     return has_choice(type(config)) or (hasattr(config, "decode_head") and name in (OWN_HEAD, *OBJECT_HEADS))
 
 

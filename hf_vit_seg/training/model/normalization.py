@@ -27,7 +27,7 @@ class BatchNormError(HfVitSegError):
 
 
 def is_single_value_error(error: ValueError) -> bool:
-    """Whether a BatchNorm was given one value per channel in training."""
+    """Return whether a BatchNorm was given one value per channel in training."""
     return SINGLE_VALUE in str(error)
 
 

@@ -152,7 +152,7 @@ def processor_fields(processor: BaseImageProcessor) -> dict[str, Any]:
 
 
 def check_channels(processor: BaseImageProcessor, channels: int) -> None:
-    """RecordError unless mean and standard deviation have one number per channel."""
+    """Raise RecordError unless mean and standard deviation have one number per channel."""
     for name in ("image_mean", "image_std"):
         numbers = getattr(processor, name, None)
         if isinstance(numbers, list | tuple) and len(numbers) != channels:
@@ -163,7 +163,7 @@ def check_channels(processor: BaseImageProcessor, channels: int) -> None:
 
 
 def check_divisors(processor: BaseImageProcessor) -> None:
-    """RecordError unless means are finite, and standard deviations and the rescale factor are positive."""
+    """Raise RecordError unless means are finite, and standard deviations and the rescale factor are positive."""
     for name, minimum in (("image_mean", -math.inf), ("image_std", 0.0), ("rescale_factor", 0.0)):
         value = getattr(processor, name, None)
         numbers = value if isinstance(value, list | tuple) else [value]

@@ -19,7 +19,7 @@ SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # weights may be s
 
 
 def refuse_sharded_average(recipe: Recipe, accelerator: Accelerator) -> None:
-    """RecordError for EMA with sharded weights."""
+    """Raise RecordError for EMA with sharded weights."""
     if recipe.loop.ema is not None and accelerator.distributed_type in SHARDING:
         raise RecordError(
             f"loop.ema is not supported with {accelerator.distributed_type.value}, because weights are sharded; remove "

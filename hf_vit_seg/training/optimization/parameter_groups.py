@@ -35,7 +35,7 @@ class GroupRow(Record):
     dimensions: int | None = Field(default=None, ge=0)  # maximum number of dimensions
 
     def matches(self, name: str, parameter: torch.Tensor) -> bool:
-        """Whether the row applies to this parameter."""
+        """Return whether the row applies to this parameter."""
         few = self.dimensions is None or parameter.ndim <= self.dimensions
         return few and compile_pattern(self.match).search(name) is not None
 

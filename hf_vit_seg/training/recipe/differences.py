@@ -41,7 +41,7 @@ def differences(
 
 
 def is_moved(name: str, path: Any) -> bool:
-    """Whether a setting is the path of data that no longer exists; relative names may be those of Hub datasets."""
+    """Return whether a setting is the path of data that no longer exists (relative names may be Hub datasets)."""
     return (
         DATA_PATH.fullmatch(name) is not None
         and isinstance(path, str)

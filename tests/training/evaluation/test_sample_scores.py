@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch.nn.functional import cross_entropy, interpolate
 
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
-from hf_vit_seg.training.evaluation.sample_scores import ValidationLoss, gather_scores, image_scores
+from hf_vit_seg.training.evaluation.sample_scores import ValidationLoss, gather_scores, update_by_image
 from hf_vit_seg.training.losses.objectives import build_logits_objective
 from hf_vit_seg.training.recipe.schema import Recipe
 
@@ -43,7 +43,10 @@ def test_score_of_an_image_is_its_mean_iou():
     torch.manual_seed(0)
     maps, labels = torch.randint(0, 5, (4, 16, 16)), torch.randint(0, 3, (4, 16, 16))
     labels[0, :4], labels[3] = 255, 255
-    found = image_scores(maps.to(torch.uint8), labels, 6, 255)
+    total, batch = ConfusionMatrix(6, 255), ConfusionMatrix(6, 255)
+    found = update_by_image(total, maps.to(torch.uint8), labels)
+    batch.update(maps, labels)
+    assert torch.equal(total.counts, batch.counts)
     for score, label_map, label in zip(found[:3], maps, labels, strict=False):
         matrix = ConfusionMatrix(6, 255)
         matrix.update(label_map, label)
