@@ -111,7 +111,7 @@ def convert_in_memory(
 
 @contextmanager
 def add_path_to_errors(path: Path) -> Iterator[None]:
-    """Begin the message of a ConversionError with the path, unless it names it."""
+    """Add the path to the message of a ConversionError that does not contain it."""
     try:
         yield
     except ConversionError as error:
@@ -249,7 +249,7 @@ def variant_notes(variant: str, differing: Mapping[str, Any], config: PreTrained
 def preprocessing_notes(
     checkpoint: Checkpoint, settings: Mapping[str, Any], other: BaseImageProcessor | None
 ) -> list[str]:
-    """Note an image processor that is kept, and the assumed preprocessing of a checkpoint without one."""
+    """Return a note if an image processor is used unchanged, or if the preprocessing is assumed."""
     if other is not None:
         return [f"the image processor is {type(other).__name__} of transformers, whose steps differ from ours"]
     if preprocessing.saved_settings(checkpoint.processor):

@@ -750,7 +750,7 @@ def convert(
 def fields_of(settings: list[str]) -> dict[str, object]:
     """Parse options NAME=VALUE whose values are YAML, such as `--set sr_ratios=[8,4,2,1]`."""
     from hf_vit_seg.records import shorten
-    from hf_vit_seg.yaml_reader import parse
+    from hf_vit_seg.text_files import parse
 
     fields = {}
     for setting in settings:

@@ -1,7 +1,7 @@
 """Locks on directories and files while a command writes them: one writer at a time.
 
-The operating system holds the lock (`flock` on Unix), so it is released when its process ends, even by a kill. The lock
-file lies in the directory and is removed on release; one that a killed process left behind does no harm.
+The lock belongs to the operating system (`flock` on Unix), which releases it when the process ends or is killed. The
+lock file lies in the directory and is removed on release; one that a killed process left behind does no harm.
 """
 
 import errno

@@ -95,7 +95,7 @@ def absolute(text: str) -> PurePath:
 
 
 def fixed_part(path: PurePath) -> PurePath:
-    """Return the path, of a template such as `images/{stem}.png` the folder in front of the first brace."""
+    """Return the path; for a template such as `images/{stem}.png`, the folder before the first brace."""
     braces = [index for index, part in enumerate(path.parts) if "{" in part]
     return type(path)(*path.parts[: braces[0]]) if braces else path
 

@@ -67,7 +67,7 @@ class Architecture:
         `counted` is the model it refers to, {model: auto class, num_labels}; by default the segmentation model with
         150 classes.
         """
-        from .yaml_reader import parse
+        from .text_files import parse
 
         return parse(self.variants.read_text(encoding="utf-8")) or {}
 

@@ -11,8 +11,7 @@ from typing import Any
 from hf_vit_seg.conversion.errors import ConversionError, first_few
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.text_files import read_json, read_text
-from hf_vit_seg.yaml_reader import parse
+from hf_vit_seg.text_files import parse, read_json, read_text
 
 MAX_NAME = 1000  # characters
 MAX_CLASSES = 100_000  # every class gets a name; ImageNet-21k has 21,843

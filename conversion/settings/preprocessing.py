@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, IMAGE_PROCESSOR_MAPPING
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.models.image_processing_settings import MIN_SHARE, check_settings, is_share, is_side
+from hf_vit_seg.models.image_processing_segmentation import MIN_SHARE, check_settings, is_share, is_side
 from hf_vit_seg.records import shorten
 
 from .labels import LabelSet, generate_palette

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from hf_vit_seg.plugins import NOT_FIELDS, Architecture
-from hf_vit_seg.yaml_reader import parse
+from hf_vit_seg.text_files import parse
 
 CUSTOM = "custom"
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")

@@ -118,7 +118,7 @@ def trace_rings(following: np.ndarray, starts: int) -> tuple[list[list[int]], np
 
 
 def split_touching_rings(following: np.ndarray, ring_ids: np.ndarray, corners: np.ndarray) -> bool:
-    """Split rings that touch themselves at a corner, which is invalid in polygons. Returns whether there were any.
+    """Split rings that touch themselves at a corner, which is invalid in polygons. Returns whether any were split.
 
     Two runs of the ring begin at such a corner; their predecessors are swapped. As rings do not cross themselves, each
     swap splits one ring into two, independent of the order.

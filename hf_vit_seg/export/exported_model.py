@@ -121,7 +121,7 @@ def check_object_options(name: str, exporter: Exporter, options: ExportOptions) 
     if options.labels:
         raise RecordError("a label map has classes, but this model finds objects: omit --label-map")
     if not exporter.names_outputs:
-        raise RecordError(f"{name} holds no models that find objects: use --to onnx or openvino")
+        raise RecordError(f"{name} does not support models that find objects: use --to onnx or openvino")
 
 
 def check_parity(segmenter: AnySegmenter, path: Path, name: str, geometry: Geometry, options: ExportOptions) -> Parity:

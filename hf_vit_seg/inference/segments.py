@@ -1,4 +1,4 @@
-"""The objects (and stuff) of one image, held as crops of their masks.
+"""The objects (and stuff) of one image, stored as crops of their masks.
 
 An image of 20,000 x 20,000 pixels with 10,000 objects would need 4 TB for full masks; crops, packed to bits, need a few
 megabytes.
@@ -154,7 +154,7 @@ class FoundSegments:
         """
         if len(self.objects) > MAX_PNG_OBJECTS:
             raise HfVitSegError(
-                f"found {len(self.objects)} objects, but a 16-bit image holds {MAX_PNG_OBJECTS}: use GeoJSON or COCO"
+                f"found {len(self.objects)} objects, but a 16-bit image stores {MAX_PNG_OBJECTS}: use GeoJSON or COCO"
             )
         return Image.fromarray(self.instance_map())
 

@@ -112,7 +112,8 @@ def precision_curve(hit: np.ndarray, ignored: np.ndarray, total: int) -> tuple[n
 def match(
     iou: np.ndarray, crowd: np.ndarray, outside: np.ndarray, other_size: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Match predictions in order of scores: whether each is a true positive, and whether it is left out, (A, T, P).
+    """Match predictions in order of scores; return whether each is a true positive, and whether it is left out, (A, T,
+    P).
 
     `iou` is (P, G), `crowd` (P,) the share of a prediction that is ignored, `outside` (A, G) the labeled objects
     outside of each range of areas, and `other_size` (A, P) the predictions outside of it. Objects outside and the

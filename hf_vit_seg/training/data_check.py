@@ -45,7 +45,7 @@ def check_data(
 ) -> bool:
     """Check the data of a recipe, print a summary, and write a report to `out` (default: data-check/NAME).
 
-    Returns whether no problems were found. ValueError for a recipe or data that cannot be opened.
+    Returns whether no problems were found. Raises ValueError for a recipe or data that cannot be opened.
     """
     recipe = load_recipe(source, overrides)
     folder = out or Path("data-check") / recipe.name

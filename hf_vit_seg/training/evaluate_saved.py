@@ -51,7 +51,7 @@ def write_evaluation(model: str, recipe: Recipe, split: str, out: Path, convert:
     accelerator = accelerator_for(recipe)
     dataset = open_split(recipe, split)  # pyright: ignore[reportArgumentType]
     if dataset is None:
-        raise RecordError(f"the recipe has no data.{split} to evaluate on")
+        raise RecordError(f"data.{split} is missing in the recipe; add it, or choose another split")
     check_metrics(recipe, dataset.class_table.names)
     skipped: list[dict[str, str]] = []
     if recipe.data.on_error == "skip":

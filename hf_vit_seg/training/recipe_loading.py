@@ -15,8 +15,7 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.records import RecordError, Table, read_record, shorten
-from hf_vit_seg.text_files import read_text
-from hf_vit_seg.yaml_reader import parse
+from hf_vit_seg.text_files import parse, read_text
 
 from .losses.registry import DEFAULT, LOSSES, MODEL_LOSS, MULTI_LABEL_DEFAULT, check_losses
 from .optimization.parameter_groups import GroupRow

@@ -249,7 +249,7 @@ def test_patterns_with_and_without_matches(model, tmp_path):
     assert code == 2
     assert "no file, folder or pattern" in text
     (tmp_path / "bare").mkdir()
-    assert "holds no images" in predict(model, tmp_path / "bare", "--out", tmp_path / "out")[1]
+    assert "contains no images" in predict(model, tmp_path / "bare", "--out", tmp_path / "out")[1]
 
 
 def test_exif_rotation_is_applied(tmp_path):

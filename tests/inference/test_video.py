@@ -107,7 +107,7 @@ def test_overlay_uses_class_colors(tmp_path):
     assert np.abs(difference).mean() < 12
 
 
-def test_irregular_timestamps_are_kept(tmp_path):
+def test_irregular_timestamps_are_preserved(tmp_path):
     path = video(tmp_path / "clip.mkv", TICKS)
     times = [frame.time for frame in frames_of(segment_video(path, tmp_path / "out"))]
     assert times == pytest.approx([frame.time for frame in frames_of(path)], abs=2e-3)

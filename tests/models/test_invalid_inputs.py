@@ -101,7 +101,7 @@ def test_premultiplied_gray_is_blended_with_white(processor):
 
 @pytest.mark.parametrize("classes", [1, 5])
 @pytest.mark.parametrize("label", [-1, 9])
-def test_label_that_is_no_class_raises(classes, label):
+def test_label_without_a_class_raises(classes, label):
     config = architectures()["segformer"].variant_config("tiny", num_labels=classes)
     model = transformers.AutoModelForSemanticSegmentation.from_config(config)
     labels = torch.zeros(1, 32, 32, dtype=torch.int64)

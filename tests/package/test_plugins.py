@@ -123,7 +123,7 @@ def test_built_in_heads_are_found_by_name():
     assert all(find_head(name) is head for name, head in HEADS.items())
 
 
-def test_architecture_with_broken_files_names_them(tmp_path, monkeypatch):
+def test_broken_files_of_an_architecture_are_reported(tmp_path, monkeypatch):
     (tmp_path / "broken.yaml").write_text("tiny: {hidden_sizes: a lot}")
     variants = tmp_path / "broken.yaml"
     broken = replace(architectures()["cvt"], variants=variants, conversions=("absent:SOURCE",), forms=("absent:FORMS",))

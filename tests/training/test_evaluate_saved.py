@@ -15,7 +15,7 @@ def renamed(**names: str) -> list[str]:
     "labels",
     [NAMES, renamed(class_3="screen door"), renamed(class_3="screen", class_7="pool"), renamed(class_3="class 9")],
 )
-def test_a_few_other_names_are_spellings(labels):
+def test_equivalent_class_names_are_accepted(labels):
     assert are_same_classes(labels, NAMES)
 
 
@@ -32,5 +32,5 @@ def test_other_classes_or_another_order_are_not(labels):
     assert not are_same_classes(labels, NAMES)
 
 
-def test_one_of_two_classes_is_no_spelling():
+def test_one_different_name_of_two_is_rejected():
     assert not are_same_classes(["background", "cat"], ["background", "dog"])

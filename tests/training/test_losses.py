@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segmentation_models_pytorch import losses as smp
 from segmentation_models_pytorch.losses import _functional as smp_functional
-from tensor_sizes import Largest
+from size_formulas import Largest
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
     cross_entropy,

@@ -99,7 +99,7 @@ def fixed_points(count: int, number: int, like: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("auto", ["AutoModelForUniversalSegmentation", "AutoModelForSemanticSegmentation"])
 @pytest.mark.parametrize("name", ["vit", "segformer"])
-def test_accumulated_gradient_is_that_of_the_whole_batch(name, auto, monkeypatch, data):
+def test_accumulated_gradient_matches_the_whole_batch(name, auto, monkeypatch, data):
     monkeypatch.setattr(mask_loss, "random_points", fixed_points)
     fields = FAMILIES[name] | {"num_labels": 3, "decode_head_norm": "group", "decode_head_dropout_prob": 0.0}
     architecture = architectures()[name]
@@ -135,7 +135,7 @@ def objects(count: int) -> dict:
     }
 
 
-def test_other_losses_are_those_of_the_recipe(data):
+def test_other_losses_match_the_recipe(data):
     """A recipe's losses, if set, are computed on the semantic logits."""
     architecture = architectures()["segformer"]
     config = architecture.variant_config("tiny", num_labels=3, **FAMILIES["segformer"])
@@ -206,7 +206,7 @@ def test_more_objects_than_queries_are_reported(tmp_path, capsys):
     assert "5 of 6 samples have more objects than the model has queries (2), at most 3" in shown
 
 
-def test_row_of_no_object_is_kept_for_other_classes(tmp_path):
+def test_row_of_no_object_is_preserved_for_other_classes(tmp_path):
     """The rows of known classes and that of no object are those of the checkpoint."""
     data = write_objects(tmp_path / "data")
     first = object_settings(data, "panoptic", "vit")

@@ -146,7 +146,7 @@ def test_score_of_an_image_is_its_panoptic_quality():
     assert image_quality(find_overlaps(empty, empty), 2).isnan()
 
 
-def test_resized_segments_have_no_empty_ones():
+def test_resizing_removes_empty_segments():
     ids = torch.ones(8, 8, dtype=torch.int32)
     ids[0, 0], ids[4:] = 2, 3
     found = resize_segments(Segments(ids, (5, 6, 7)), (2, 2))
@@ -195,7 +195,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(runs, data, task):
         assert scores[0]["objects"] == 4  # two images with a disc and a bar, and one without objects
 
 
-def test_windows_of_segments_are_refused(runs):
+def test_windows_of_segments_are_rejected(runs):
     settled = load_recipe(runs["instance"] / "recipe.yaml", ["evaluation.protocol.window=32"])
     model, processor = load_for_inference(str(runs["instance"] / "best"), "instance")
     with pytest.raises(RecordError):

@@ -517,7 +517,7 @@ def test_full_disk_is_reported(recipe, tmp_path, limit, overrides, what):
     assert f"hf-vit-seg: {out / what} cannot be written (" in said and "Traceback" not in said
     assert not list(out.rglob(".tmp-*"))
     if what == "best":
-        assert "there is no checkpoint yet" in said
+        assert "no checkpoint has been saved yet" in said
         return
     assert f"the last checkpoint is {out}/checkpoints/step-000001; resume with" in said
     assert run(recipe, out, *overrides, resume=True) is RunStatus.finished

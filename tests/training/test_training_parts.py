@@ -185,7 +185,7 @@ def test_largest_fitting_power_of_two_is_found(limit, most):
     assert found & (found - 1) == 0
 
 
-def test_batch_size_of_one_that_does_not_fit_raises_with_advice():
+def test_batch_size_of_one_out_of_memory_raises_with_advice():
     with pytest.raises(OutOfMemory, match=r"smaller crops"):
         largest_batch_size(lambda size: False, 8)
 

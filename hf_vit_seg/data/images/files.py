@@ -49,7 +49,7 @@ class ImageFileError(HfVitSegError):
 
 
 class ImageSizeError(ImageFileError):
-    """An image of too many pixels: `fact` says so, without the advice for those who called a command."""
+    """An image with too many pixels; `fact` is the message without the advice for users of commands."""
 
     def __init__(self, fact: str, advice: str = TILES_OR_LIMIT):
         super().__init__(f"{fact}: {advice}")
@@ -58,7 +58,7 @@ class ImageSizeError(ImageFileError):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image to be read, and its place below the folder that was asked for (a bare name for a single file)."""
+    """An image file, and its path relative to the requested folder (for a single file, its name)."""
 
     path: Path
     relative_path: Path
@@ -66,7 +66,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ImageBytes:
-    """An image file that lies in memory, and what it is called in messages."""
+    """An image file in memory, and its name in messages."""
 
     name: str
     data: bytes = field(repr=False)
@@ -120,7 +120,7 @@ def readable_suffixes() -> frozenset[str]:
 def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFile]:
     """Return the images of files, folders (recursively, in order of name) and glob patterns, each once.
 
-    From folders come the files with an image's suffix, without hidden ones and without what lies below `skip` (the
+    From folders come the files with an image's suffix, without hidden ones and without files below `skip` (the
     results). A file named explicitly is accepted with any suffix. Raises ImageFileError for an input without images.
     """
     found: dict[Path, ImageFile] = {}
@@ -159,10 +159,12 @@ def walk_files(folder: Path, suffixes: frozenset[str], skip: Collection[Path] = 
     """Yield each folder below `folder`, and the names of its files with one of these lower-case suffixes, in order of
     name.
 
-    There are no hidden ones, and nothing below `skip`. Links to folders are followed, but for those to a folder that
+    Hidden files and files below `skip` are left out. Links to folders are followed, but for those to a folder that
     they lie in. ImageFileError for a folder that cannot be read, as its images would be missing without notice.
     """
-    above = {os.fspath(folder): {folder.resolve()}}  # real folders that each one yet to come lies in, itself too
+    above = {
+        os.fspath(folder): {folder.resolve()}
+    }  # the resolved folders that contain each pending folder, itself included
     for parent, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=True):
         here, chain = Path(parent), above.pop(parent)
         inside = {name: (here / name).resolve() for name in sorted(folders) if not name.startswith(".")}
@@ -261,7 +263,7 @@ def check_pixels(file: object, height: int, width: int, max_pixels: int, pixel_b
 
 
 def decoded_bytes(count: int, dtype: Any) -> int:
-    """Return the memory for a pixel of so many numbers: 8-bit ones stay as they are, others become float32."""
+    """Return the bytes in memory of a pixel with `count` values: 8-bit values are unchanged, others become float32."""
     size = np.dtype(dtype).itemsize
     return count * (1 if size == 1 else max(size, 4))
 
@@ -294,7 +296,7 @@ def read_image(file: Path | ImageBytes, max_pixels: int = MAX_PIXELS) -> Image.I
 
 def open_image(stored: Path | BytesIO) -> Image.Image:
     """Open an image of any size with PIL; nothing is decoded yet."""
-    with disable_pil_limit():  # held for the header only, so that threads decode side by side
+    with disable_pil_limit():  # only while the header is read, so that threads decode in parallel
         return Image.open(stored, formats=pil_formats())
 
 

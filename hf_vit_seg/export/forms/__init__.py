@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ExportForm:
-    """How to rewrite modules with a marker.
+    """A rewrite of modules with a marker.
 
     `rewrite` receives a module of a copy of the model, in evaluation mode, and returns its replacement. It may modify
     the module, and returns it unchanged if the form does not apply (for example, if an adapter replaced a layer).

@@ -97,9 +97,9 @@ class WindowGrid:
 class SlidingLogits:
     """Blended logits at the image's size, computed by windows as rows are read.
 
-    It holds the coarse logits of the windows that overlap the requested rows, and of those computed in advance to fill
-    a batch. `crop` returns the pixel values of a window, `batch` is the maximum number of windows (of one image) in a
-    forward pass.
+    It stores the coarse logits of the windows that overlap the requested rows, and of windows computed in advance to
+    fill a batch. `crop` returns the pixel values of a window, `batch` is the maximum number of windows (of one image)
+    in a forward pass.
     """
 
     def __init__(self, model: Model, crop: Crop, grid: WindowGrid, batch: int = 1):

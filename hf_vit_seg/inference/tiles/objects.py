@@ -81,7 +81,7 @@ def read_object(entry: Mapping[str, Any]) -> FoundObject:
 def predict_tiled_objects(segmenter: InstanceSegmenter, job: Job, options: PredictOptions) -> Iterator[Progress]:
     """Find the objects of one image in windows and write the results, yielding the progress after each window.
 
-    Objects are held as crops, so that memory grows with their areas, not with the image. An interrupted run resumes
+    Objects are stored as crops, so that memory grows with their areas, not with the image. An interrupted run resumes
     with the missing windows if it is repeated with the same settings. Raises ImageFileError, PredictionError, or
     HfVitSegError for coordinates of polygons that cannot be computed.
     """

@@ -223,7 +223,7 @@ class VideoWriter:
             self.waiting.clear()
 
     def finish(self) -> None:
-        """Write what the encoder still holds, and close the file."""
+        """Write the remaining frames of the encoder, and close the file."""
         if self.out is None:
             raise VideoError(f"{self.source}: the video has no frames")
         self.container.mux(self.out.encode(None))

@@ -226,7 +226,7 @@ def mean_iou_on(recipe: Recipe, split: str) -> Callable[[Segmenter], float]:
     """
     dataset = open_split(recipe, split)  # pyright: ignore[reportArgumentType]
     if dataset is None or recipe.task != "segmentation":
-        raise RecordError(f"the recipe has no masks in data.{split}, which the mean IoU needs")
+        raise RecordError(f"the mean IoU requires masks, and data.{split} of the recipe has none")
 
     def mean_iou(segmenter: Segmenter) -> float:
         classes = len(dataset.class_table.names)

@@ -65,7 +65,7 @@ def find_nan_samples(context: EvaluationContext, dataset: RawDataset) -> tuple[s
     names = tuple(dataset.name(index) for index in sorted(indices))
     if names and context.accelerator.is_main_process:
         logger.warning(
-            "the outputs of the model are not a number (NaN) for %d of %d samples, which makes their scores and the "
+            "the outputs of the model contain NaN for %d of %d samples, which makes their scores and the "
             "loss meaningless: %s. Look for extreme values in these images; if they mark pixels without data, set "
             "data.nodata",
             len(names),

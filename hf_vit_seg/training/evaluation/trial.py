@@ -23,7 +23,7 @@ from .tasks import evaluate
 
 @dataclass(frozen=True)
 class SingleProcess:
-    """What an evaluation needs of accelerate in a process that evaluates alone."""
+    """The part of accelerate's interface that an evaluation in a single process requires."""
 
     device: torch.device
     process_index: int = 0

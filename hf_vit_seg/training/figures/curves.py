@@ -112,7 +112,7 @@ def draw_panel(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) 
 
 
 def draw_validation_loss(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
-    """Add the validation loss to the panel of the training loss, with a legend; nothing without values."""
+    """Add the validation loss, if it has values, to the panel of the training loss, with a legend."""
     finite = np.isfinite(values)
     if not finite.any():
         return

@@ -73,7 +73,7 @@ def write_extreme_samples(
 ) -> list[Path]:
     """Draw the samples with the lowest and highest scores as worst_1.png, ..., best_1.png, ... and return their paths.
 
-    There are none where a task has no scores of samples, or where the recipe draws no samples. Called by one process.
+    Empty if the task has no sample scores, or if the recipe draws no samples. Called by one process.
     """
     count = min(MAX_EXTREME_SAMPLES, context.recipe.evaluation.samples, len(scores) // 2)
     if not count:

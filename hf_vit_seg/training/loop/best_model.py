@@ -33,7 +33,7 @@ def complete_best_model(
 ) -> None:
     """Write missing files next to the weights in `best/`, and missing sample images; called by all processes.
 
-    Metrics and the scores of samples are computed again. Where the weights cannot be loaded, `log` gets a sentence.
+    Metrics and the scores of samples are recomputed. If the weights cannot be loaded, the reason is passed to `log`.
     """
     accelerator, recipe, best, validation = parts.accelerator, parts.recipe, directory.best, parts.data.validation
     assert validation is not None

@@ -1,4 +1,4 @@
-"""One optimizer step on all processes. A step whose loss, gradient or buffers are not finite leaves no trace.
+"""One optimizer step on all processes. A step with a loss, gradient or buffers that are not finite is undone.
 
 Shapes: B images.
 """
@@ -177,6 +177,6 @@ class BufferSnapshot:
 
 
 def finite_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Return whether each of N tensors has finite values only (N,)."""
+    """Return whether each of N tensors has only finite values (N,)."""
     largest = torch._foreach_norm([tensor.detach() for tensor in tensors], math.inf)
     return torch.stack([value.float() for value in largest]).isfinite()

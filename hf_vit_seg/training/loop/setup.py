@@ -246,9 +246,9 @@ def build_objective(recipe: Recipe, train: RawDataset, counts: list[int], model:
 
 @dataclass(frozen=True)
 class CheckedData:
-    """What the check of the data found.
+    """The results of the data check.
 
-    `counts` are the frequencies of the classes in the training split (pixels, images), `extremes` the places of the
+    `counts` are the frequencies of the classes in the training split (pixels, images), `extremes` the positions of the
     samples of the trial evaluation. `indices` are the source's indices of the usable samples of each split that has
     `skipped` samples, and `weights` those of the training samples.
     """

@@ -230,7 +230,7 @@ class Run:
 
 
 def run_details(manifest: Manifest, parts: TrainingComponents) -> dict[str, Any]:
-    """Return what a report says of the training so far: data, time, parameters, and versions of packages."""
+    """Return the details of the training for a report: data, time, parameters, and versions of packages."""
     return {
         "training_samples": len(parts.data.train),
         "training_seconds": round(manifest.seconds, 1),

@@ -40,7 +40,7 @@ class RegionTerm(PerImage):
         return total
 
     def image_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Compute the loss of logits (1, K, h, w) and labels (H, W), not all of them ignored."""
+        """Compute the loss of logits (1, K, h, w) and labels (H, W), at least one of which is not ignored."""
         counts = labels != self.ignore_index
         present = labels[counts].unique()
         known = torch.arange(number_of_labels(self.num_classes), device=labels.device)

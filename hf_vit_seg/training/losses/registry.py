@@ -39,7 +39,7 @@ LOSSES: Table[Loss] = Table(
 )
 DEFAULT = {"cross_entropy": None}  # for recipes without a loss
 MULTI_LABEL_DEFAULT = {"binary_cross_entropy": None}
-MODEL_LOSS: tuple[Task, ...] = ("pose", "instance", "panoptic")  # tasks whose models compute their own loss
+MODEL_LOSS: tuple[Task, ...] = ("pose", "instance", "panoptic")  # tasks with a loss that is part of the model
 
 
 class LossSum(nn.Module):

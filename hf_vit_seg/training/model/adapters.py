@@ -49,7 +49,7 @@ class SavedAdapters:
 
 
 def detach_adapters(model: PreTrainedModel, merge: bool) -> tuple[PreTrainedModel, SavedAdapters | None]:
-    """Return a model without the adapters that transformers loaded with it, and these; None if there are none.
+    """Split a model with adapters, as transformers loads it, into model and adapters; None if there are none.
 
     With `merge`, they are added to the weights. RecordError for other adapters than LoRA.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_vit_seg.local_paths import common_folder, publishable
 from hf_vit_seg.records import Record, RecordError, nearest
-from hf_vit_seg.yaml_reader import dump, parse
+from hf_vit_seg.text_files import dump, parse
 
 from .paths import SAVED, relative_paths
 from .schema import Recipe

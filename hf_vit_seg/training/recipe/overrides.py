@@ -5,7 +5,7 @@ from typing import Any
 
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import RecordError, shorten
-from hf_vit_seg.yaml_reader import parse
+from hf_vit_seg.text_files import parse
 
 
 def split_override(override: str) -> tuple[list[str], Any]:

@@ -39,7 +39,7 @@ def test_no_loss_without_an_objective_or_a_batch():
     assert ValidationLoss(build_logits_objective(RECIPE, 3, 255, None, None)).scores(accelerator) == {}
 
 
-def test_score_of_an_image_is_its_mean_iou():
+def test_image_scores_are_mean_iou_and_add_up_to_the_batch():
     torch.manual_seed(0)
     maps, labels = torch.randint(0, 5, (4, 16, 16)), torch.randint(0, 3, (4, 16, 16))
     labels[0, :4], labels[3] = 255, 255
@@ -54,6 +54,6 @@ def test_score_of_an_image_is_its_mean_iou():
     assert math.isnan(found[3])
 
 
-def test_samples_are_ranked_without_those_that_have_no_score():
+def test_samples_without_score_are_not_ranked():
     scores = [torch.tensor([0.5, math.nan]), torch.tensor([0.1])]
     assert gather_scores([4, 7, 2], scores, Accelerator(cpu=True)) == ((2, pytest.approx(0.1)), (4, 0.5))
