@@ -1,10 +1,10 @@
-"""Read text, JSON and YAML files that may come from a stranger: limited in size and depth, with one-sentence errors.
+"""Read text, JSON and YAML files that may be untrusted: limited in size and depth, with one-sentence errors.
 
 YAML is that of recipes, model cards and options: plain values of version 1.2. PyYAML follows version 1.1, in which `no`
 is false, `1e-4` a string, `1:30` the number 90 and `010` the number 8. These occur in recipes (`precision: no`,
 `learning_rate: 1e-4`). A duplicate key is an error.
 
-The text may come from a stranger. Length, number of values, depth and the growth by aliases are limited: a value takes
+The text may be untrusted. Length, number of values, depth and the growth by aliases are limited: a value takes
 PyYAML up to 40 microseconds, nested aliases double a document at each level (the "billion laughs"), and an alias inside
 its own anchor never ends.
 """
@@ -138,7 +138,7 @@ PATTERNS = {tag: pattern for tag, pattern, _ in PLAIN}
 
 
 class Loader(yaml.SafeLoader):
-    """Loads plain values by the table above, strings, lists and mappings; other tags are refused."""
+    """Loads plain values by the table above, strings, lists and mappings; other tags are rejected."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
     yaml_constructors: dict[str | None, Any] = {None: yaml.SafeLoader.construct_undefined}

@@ -40,7 +40,7 @@ def upsample_level(feature_map: torch.Tensor, size: torch.Size) -> torch.Tensor:
 
 
 class FoldedHead(NamedTuple):
-    """The weights of a head with its BatchNorms folded and its linear maps multiplied out."""
+    """The weights of a head after folding its BatchNorms and multiplying its linear maps."""
 
     hidden: list[tuple[torch.Tensor, torch.Tensor]] | None  # mmseg: a ReLU layer per level, (D, C_i) and (D,)
     weights: list[torch.Tensor]  # per level (D, C_i), mmseg (D, D)

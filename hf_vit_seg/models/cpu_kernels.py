@@ -5,7 +5,7 @@ Four optimizations, all of which change results only by rounding:
 - Linear layers in oneDNN. torch computes float32 matrix products with MKL, which is limited to AVX2 on CPUs not made
   by Intel; oneDNN uses AVX-512 if available (100 vs. 220 GMAC/s on 2 cores of an EPYC). Without autograd we call the
   fused linear layer that torch's compiler uses, with autograd a 1x1 convolution, which has a backward pass.
-- Row strips. Large temporaries cost more than the arithmetic on them: from 4 MiB on, the allocator maps new pages for
+- Row strips. Large temporaries cost more than the arithmetic on them: above 4 MiB, the allocator maps new pages for
   each, and the kernel clears them. SegFormer-B0's first Mix-FFN at 512x512 takes 16.0 ms at once and 2.1 ms in strips.
 - Cached values: tensors computed from weights alone are reused while the weights are unchanged.
 - Folded norms: in evaluation, BatchNorm is a scale and a shift per channel, which the preceding convolution can absorb.
@@ -208,8 +208,8 @@ def row_strips(height: int, row_bytes: int, budget: int | None = None) -> list[t
 def in_row_strips(halo: int = 0) -> Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
     """Decorate the forward of a layer (.., C) -> (.., C) to process strips of rows if that is faster.
 
-    Without a halo, rows are tokens. With a halo, they are the rows of (B, H, W, C): each strip comes with `halo` rows
-    above and below, and `forward` takes `rows`, the slice of its input for which to return outputs.
+    Without a halo, rows are tokens. With a halo, they are the rows of (B, H, W, C): each strip includes `halo` rows
+    above and below, and `forward` takes `rows`, the slice of its input whose outputs it returns.
 
     The layer's `expanded_width` is the number of channels of its largest temporary.
     """

@@ -3,9 +3,9 @@
 The distance of an object's pixel to its edge, divided by the largest one in the object, is 1 at the center and falls
 towards all edges, also between objects that touch (regression of the distance map: Naylor et al., IEEE TMI 2019,
 doi:10.1109/TMI.2018.2865709; energy of a watershed: arXiv 1611.08303). A watershed of the predicted map separates the
-objects. Peaks that rise less than `PROMINENCE` above the saddle to a higher one are part of it (the dynamics of
-Grimaud, 1992; the same regions as with h-maxima as markers). Two more maps serve training only: edges, and offsets to
-the center of the object (the horizontal and vertical maps of HoVer-Net, arXiv 1812.06499).
+objects. A peak that rises less than `PROMINENCE` above the saddle to a higher peak is merged into it (the dynamics of
+Grimaud, 1992; the same regions as with h-maxima as markers). Two more maps are used only in training: edges, and
+offsets to the center of the object (the horizontal and vertical maps of HoVer-Net, arXiv 1812.06499).
 
 Shapes: B images, C_i channels of map i, h_i w_i its grid (0 is the finest, h w), K classes, H W pixels, n objects.
 """
@@ -99,7 +99,7 @@ def edge_distances(numbers: torch.Tensor) -> torch.Tensor:
     in_row = run_distances(numbers)
     nearest = torch.minimum(in_row, run_distances(numbers.transpose(1, 2)).transpose(1, 2)).contiguous()
     height = numbers.shape[1]
-    for step in range(1, height):  # the nearest pixel is `step` rows away; beyond the object's run this is no nearer
+    for step in range(1, height):  # the nearest pixel is `step` rows away; beyond the object's run this is not nearer
         if step * step >= nearest.max():
             break
         upper, lower = slice(0, height - step), slice(step, height)
@@ -231,7 +231,7 @@ def climb(values: torch.Tensor) -> torch.Tensor:
 
 
 def saddles(peaks: torch.Tensor, values: torch.Tensor, inside: torch.Tensor) -> Iterator[tuple[int, int, float]]:
-    """Yield the pairs of peaks whose regions touch, and the height of the highest pass, the highest first."""
+    """Yield the pairs of peaks whose regions touch, and the height of the pass between them, the highest first."""
     height, width = values.shape
     found: list[torch.Tensor] = []
     heights: list[torch.Tensor] = []
@@ -251,7 +251,7 @@ def saddles(peaks: torch.Tensor, values: torch.Tensor, inside: torch.Tensor) -> 
 def watershed(values: torch.Tensor, inside: torch.Tensor, prominence: float = PROMINENCE) -> torch.Tensor:
     """Divide the pixels `inside` (H, W), bool, into one region for each peak of `values` (H, W): numbers from 1, or 0.
 
-    A peak that rises less than `prominence` above the highest pass to a higher one belongs to that one's region.
+    A peak that rises less than `prominence` above the highest pass to a higher peak belongs to its region.
     """
     masked = torch.where(inside, values, BELOW_ALL)
     peaks = climb(masked)
@@ -345,7 +345,7 @@ class DistanceOutput(ModelOutput):
 def score_objects(
     numbers: torch.Tensor, margins: torch.Tensor, threshold: float, least_area: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Number the objects (H, W) that are large and certain enough from 1 again; also their classes and scores (n,).
+    """Renumber the objects (H, W) that are large and certain enough; also return their classes and scores (n,).
 
     `margins` (K, H, W) are the differences between the probabilities of the classes and that of no object.
     """

@@ -35,8 +35,8 @@ def heatmaps_from_keypoints(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Build targets (B, K, h, w), Gaussians of height 1, and their weights (B, K), which are 0 for ignored keypoints.
 
-    `keypoints` (B, K, 2) are (x, y) in the image; those whose `visible` (B, K) is 0, and those whose Gaussian is
-    outside the heatmap, have an empty target and no weight. `sigma` is in pixels of the heatmap (ViTPose: 2).
+    `keypoints` (B, K, 2) are (x, y) in the image; keypoints with `visible` (B, K) 0, and keypoints whose Gaussian is
+    outside the heatmap, have an empty target and weight 0. `sigma` is in pixels of the heatmap (ViTPose: 2).
     """
     rows, columns = heatmap_size
     centers = keypoints / pixel_pitch(image_size, heatmap_size, keypoints)

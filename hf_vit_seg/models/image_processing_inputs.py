@@ -72,7 +72,7 @@ def to_pixels(
 def scale_pixels(pixels: torch.Tensor, white: float) -> torch.Tensor:
     """Scale an RGB image of 16 bits (3, H, W) uint16 to float32 with `white` for 65535; others are unchanged.
 
-    A `white` of 1 is that of processors that do not rescale, see `highest_value`: the image keeps its values.
+    Processors that do not rescale have a `white` of 1 (see `highest_value`), and the image keeps its values.
     """
     if pixels.dtype != torch.uint16:
         return pixels
@@ -133,7 +133,7 @@ def value_range(image: torch.Tensor) -> tuple[int, int]:
 
 
 def narrowest_type(dtype: torch.dtype, channels: int, low: int, high: int) -> torch.dtype:
-    """See `integer_type`: the type for values from `low` to `high` of an integer `dtype`."""
+    """Return the type for values from `low` to `high` of an integer `dtype`, see `integer_type`."""
     in_range, gray = low >= 0 and high <= UINT16_MAX, channels == 1
     if gray and not in_range:
         raise gray_error(low, high)
@@ -148,7 +148,7 @@ def native_array(image: Any) -> np.ndarray:
     array = np.asarray(image)
     if array.dtype.kind not in "buif":
         raise HfVitSegError(f"Pixels must be real numbers, found the type {array.dtype}")
-    if any(stride < 0 for stride in array.strides):  # also of axes of length 1, which count as contiguous
+    if any(stride < 0 for stride in array.strides):  # including axes of length 1, which count as contiguous
         array = array.copy()
     return np.require(array, array.dtype.newbyteorder("="), requirements=["C", "W"])
 
@@ -216,7 +216,7 @@ def list_maps(maps: Any, count: int) -> list[Any]:
     else:
         found = [maps]
     if len(found) != count:
-        raise HfVitSegError(f"There are {len(found)} segmentation maps for {count} images: pass one map for each image")
+        raise HfVitSegError(f"Found {len(found)} segmentation maps for {count} images: pass one map for each image")
     return found
 
 
@@ -245,12 +245,12 @@ def class_map(image: Any) -> torch.Tensor:
         labels = labels[0] if labels.shape[0] == 1 else labels[..., 0]
     if labels.ndim != 2:
         raise HfVitSegError(
-            f"A segmentation map has one class index per pixel, shape (height, width); got {tuple(labels.shape)}. "
+            f"A segmentation map has one class index per pixel, (height, width), got {tuple(labels.shape)}. "
             "Convert color masks to class indices first"
         )
-    if labels.is_floating_point() and not torch.equal(labels, labels.round()):  # NaN differs from itself
+    if labels.is_floating_point() and not torch.equal(labels, labels.round()):  # NaN is not equal to itself
         raise HfVitSegError(
-            "A segmentation map has whole class indices, got fractions or NaN: convert scores to classes, and give "
+            "A segmentation map has integer class indices, got fractions or NaN: convert scores to classes, and give "
             "ignored pixels an index such as 255"
         )
     return labels.to(torch.int64)

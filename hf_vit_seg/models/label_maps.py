@@ -6,7 +6,7 @@ cell along one axis.
 The label of a pixel is the arg-max over K of bilinearly resized logits. A resized value is a convex combination of the
 four logits at the corners of its cell. Hence, within a cell:
 
-- a class that is the largest at all four corners is the largest everywhere, and nothing has to be computed;
+- a class that is the largest at all four corners is the largest everywhere, without any computation;
 - a class below some convex combination of classes (here the mean of the corners' winners) at all four corners is below
   it everywhere and cannot win: only the few others, the candidates, are resized.
 
@@ -102,7 +102,7 @@ def finite(logits: torch.Tensor) -> torch.Tensor:
 def resize_in_strips(
     logits: torch.Tensor, size: tuple[int, int], chunk_bytes: int
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Resize logits (K, h, w) a few rows at a time: the rows, and all their logits (K, rows, W)."""
+    """Resize logits (K, h, w) a few rows at a time, and yield the rows with their logits (K, rows, W)."""
     kind = working_dtype(logits)
     height, width = size
     resizing = RowResizing(logits.shape[1], height, kind, logits.device)

@@ -1,8 +1,8 @@
 """Base classes and layers that several architectures share.
 
-Configs and models: fields of a config that are set after construction take effect as those given to it. Models can be
-pickled (`torch.save(model)`, `spawn`). transformers records hidden states with hooks that are local functions, which
-pickle refuses, and keeps the outputs that can be recorded in a table that only constructors fill: a process that
+Configs and models: config fields that are set after construction have the same effect as constructor arguments. Models
+can be pickled (`torch.save(model)`, `spawn`). transformers records hidden states with hooks that are local functions,
+which pickle refuses, and keeps the outputs that can be recorded in a table that only constructors fill: a process that
 unpickles a model does not have its entry.
 
 Layers: attention, stochastic depth, and the Vision Transformer's layer.
@@ -34,7 +34,7 @@ from .cpu_kernels import apply_linear, in_row_strips
 from .errors import HfVitSegError
 
 HOOKS_INSTALLED = "_output_capturing_hooks_installed"  # transformers' attribute of a model
-RECORDABLE = getattr(output_capturing, "_CAN_RECORD_REGISTRY", {})  # private: it may have another name one day
+RECORDABLE = getattr(output_capturing, "_CAN_RECORD_REGISTRY", {})  # private, so it may be renamed
 MAX_GROUPS = 32  # of GroupNorm, section 4
 # Options of `from_pretrained` that locate files.
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
@@ -51,7 +51,7 @@ NOT_NEGATIVE = ("_eps", "padding", "paddings", "padding_kv", "depths", "num_hidd
 
 
 LAYERS = ("depths", "num_hidden_layers")
-MAX_LAYERS = 1000  # of a stage: a file that declares billions would take all memory
+MAX_LAYERS = 1000  # of a stage: a file that declares billions of layers would exhaust the memory
 MAX_INTEGER = 2**31  # of any integer
 
 
@@ -136,7 +136,7 @@ class StagedConfig(BackboneConfigMixin, SegmentationConfig):
         self.set_output_features_output_indices(kept or None, None)
 
     def select_stages(self, fields: dict[str, Any]) -> None:
-        """Set the selected stages from the fields of a config, and remove these."""
+        """Set the selected stages from config fields, and remove these fields."""
         self.stage_names = self.list_stages()
         fields.pop("stage_names", None)
         self.set_output_features_output_indices(
@@ -151,7 +151,7 @@ class MaskClassificationConfig(SegmentationConfig):
     weights of the loss and of the matching, `no_object_weight` is the weight of queries without an object in the class
     term. Masks are compared at `train_num_points` points, of which `importance_sample_ratio` are the most uncertain of
     `oversample_ratio` times as many. `query_masked_inference`: queries attend within their own masks in inference, as
-    in training. If not, training anneals the masks away.
+    in training. Otherwise, training anneals the masks.
     """
 
     num_queries: int = 100
@@ -177,8 +177,8 @@ class MaskClassificationConfig(SegmentationConfig):
 
 
 # Checkpoints in other formats. transformers would ignore their tensors, whose names differ, and return random weights.
-# The package, where it is installed, puts its converter into the table; code that is saved with a model has an empty
-# table, and refuses them.
+# If the package is installed, it adds its converter to the table. Code that is saved with a model has an empty table,
+# and rejects such checkpoints.
 
 
 def hub_options(loading: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def check_any_weights(path: Any, expected: Mapping[str, Any], missing: Any) -> N
         )
 
 
-# Heads that predict objects, by name, and for each semantic model the class with these heads. The files that define
+# Heads that predict objects, by name, and the class with such a head for each semantic model. The files that define
 # them fill these tables, so that models with other heads are saved without these files.
 OBJECT_HEADS: dict[str, Callable[..., nn.Module]] = {}
 SEMANTIC_MODELS: dict[type, type] = {}
@@ -285,16 +285,15 @@ class SegmentationPreTrainedModel(PreTrainedModel):
     """
 
     def __new__(cls, config: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Build a semantic model whose head predicts objects with the class for such heads."""
+        """Build the class for object heads if the head of a semantic model predicts objects."""
         predicts_objects = getattr(config, "decode_head", None) in OBJECT_HEADS
         kind: Any = SEMANTIC_MODELS.get(cls, cls) if predicts_objects else cls
         return super().__new__(kind)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, output_loading_info=False, **kwargs):
-        """Load as transformers does; a checkpoint in another format is converted, or refused.
-
-        HfVitSegError (a ValueError) for a checkpoint that contains none of the model's weights.
+        """Load as transformers does; checkpoints in other formats are converted or rejected. Raises HfVitSegError (a
+        ValueError) for a checkpoint that contains none of the model's weights.
         """
         path = pretrained_model_name_or_path
         converted = convert_foreign(cls.config_class, path, config, kwargs)
@@ -368,7 +367,7 @@ def split_axis(tensor: torch.Tensor, axis: int, sizes: Sequence[int]) -> torch.T
 def unknown_head(name: str | None, known: Iterable[str]) -> HfVitSegError:
     """Return the error for a semantic model without a head of this name."""
     return HfVitSegError(
-        f"there is no decode_head '{name}' for this class, known are {', '.join(known)}; load a model whose head "
+        f"there is no decode_head '{name}' for this class, expected one of {', '.join(known)}; load a model whose head "
         "predicts objects with AutoModelForUniversalSegmentation, after `import hf_vit_seg`"
     )
 

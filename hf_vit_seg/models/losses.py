@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutput, Seman
 from .bilinear import StripUpsampling, differentiable_once, pad_classes, upsample, use_upsampling_strips, working_dtype
 from .errors import HfVitSegError
 
-MAX_VALUES = 5  # wrong labels in a message
+MAX_VALUES = 5  # maximum number of wrong labels in a message
 
 
 def semantic_segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
@@ -81,7 +81,7 @@ def upsampled_cross_entropy(
     try:
         return cross_entropy(logits, labels, *options, strip_bytes)
     except (IndexError, RuntimeError):
-        if logits.device.type == "cpu":  # other devices report it later, and cannot be read then
+        if logits.device.type == "cpu":  # other devices report the error later, when values cannot be read
             check_label_values(labels, max(logits.shape[1], 2), ignore_index)
         raise
 

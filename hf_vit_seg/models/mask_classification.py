@@ -27,8 +27,8 @@ Resample = Callable[[torch.Tensor], torch.Tensor]
 class UniversalSegmentationOutput(ModelOutput):
     """Class logits (B, Q, K + 1), the last of which is "no object", and mask logits (B, Q, h, w).
 
-    `auxiliary_logits` are the predictions (class logits, mask logits) before each layer that reads queries. They exist
-    in training only.
+    `auxiliary_logits` are the predictions (class logits, mask logits) before each layer that reads queries. They are
+    computed only in training.
     """
 
     loss: torch.Tensor | None = None

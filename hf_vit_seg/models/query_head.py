@@ -25,7 +25,7 @@ from .mask_loss import Prediction
 from .segmentation_heads import DEFAULT_HIDDEN_SIZE, PYRAMID_LEVELS, FeaturePyramid
 
 MLP_RATIO = 8  # 2048 / 256 in the released code
-ATTENDED_LEVELS = 3  # the coarsest ones
+ATTENDED_LEVELS = 3  # the coarsest levels
 TEMPERATURE = 10000.0  # of the position embeddings
 
 

@@ -76,7 +76,7 @@ def test_other_number_of_maps_raises(processor):
 
 @pytest.mark.parametrize("value", [0.5, np.nan])
 def test_map_with_fractions_raises(processor, value):
-    with pytest.raises(HfVitSegError, match="whole class indices"):
+    with pytest.raises(HfVitSegError, match="integer class indices"):
         labels_of(processor, IMAGE, np.full((SIDE, SIDE), value))
 
 

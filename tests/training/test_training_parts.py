@@ -167,8 +167,8 @@ def test_memory_errors_are_recognized(error):
 
 @given(size=st.integers(2, 100), accumulation=st.integers(1, 8))
 def test_memory_advice_keeps_the_effective_batch_size(size, accumulation):
-    said = training_advice(recipe(loop={"steps": 1, "batch_size": size, "accumulation": accumulation}))
-    lower, passes = map(int, re.search(r"such as loop\.batch_size=(\d+) loop\.accumulation=(\d+)", said).groups())
+    output = training_advice(recipe(loop={"steps": 1, "batch_size": size, "accumulation": accumulation}))
+    lower, passes = map(int, re.search(r"such as loop\.batch_size=(\d+) loop\.accumulation=(\d+)", output).groups())
     assert lower < size and lower * passes == size * accumulation
 
 

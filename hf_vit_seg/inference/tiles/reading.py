@@ -248,7 +248,7 @@ def pil_converter(page: Any, channels: int, path: Path) -> Callable[[np.ndarray]
 
     def pixels(numbers: np.ndarray) -> torch.Tensor:
         """Convert samples to pixels."""
-        with raise_image_errors(path):  # PIL refuses palettes that are broken
+        with raise_image_errors(path):  # PIL rejects broken palettes
             image = to_image(numbers)
         return pil_pixels(image, channels, path)
 

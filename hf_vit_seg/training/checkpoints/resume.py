@@ -46,7 +46,7 @@ def refuse_other_data(manifest: Manifest, fingerprint: DataFingerprint) -> None:
             "frequencies of the classes or the file of weights changed; restore them, or start over with --overwrite"
         )
     found = (
-        "as many with other names, or in another order"
+        "the same number with other names or in another order"
         if then.samples == fingerprint.samples
         else str(fingerprint.samples)
     )

@@ -33,7 +33,7 @@ class TrainingError(HfVitSegError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did: `problem` says why it was skipped, and `stop` whether any process has received a stop signal.
+    """The result of a step: `problem` is the reason if it was skipped, `stop` whether a process received a stop signal.
 
     `gradient_norm`, before clipping, is None with DeepSpeed, which clips by itself. `learning_rate` is the
     recipe's times the factor of the schedule, and `group_rates` are those of the groups of parameters.
@@ -62,7 +62,9 @@ class OptimizerStep:
         self.consecutive = 0
 
     def take(self, step: int, window: list[Batch], request: GracefulStop) -> StepResult:
-        """Do step `step` (from 1) with a window of batches. TrainingError after too many that are not finite."""
+        """Run step `step` (from 1) with a window of batches. Raises TrainingError after too many steps that are not
+        finite.
+        """
         parts = self.parts
         before = BufferSnapshot(parts.model)
         if parts.annealing is not None:
@@ -171,7 +173,7 @@ class BufferSnapshot:
         return (before & ~now).any()
 
     def restore(self) -> None:
-        """Put the copies back."""
+        """Restore the buffers."""
         for buffer, copy in zip(self.buffers, self.copies, strict=True):
             buffer.detach().copy_(copy)
 

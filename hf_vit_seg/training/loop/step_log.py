@@ -32,7 +32,7 @@ class StepLog:
         self.mark = time.perf_counter()
 
     def restart_clock(self) -> None:
-        """Exclude the time since the last step, which was spent on something else."""
+        """Exclude the time since the last step, such as that of an evaluation."""
         self.mark = time.perf_counter()
 
     def add(self, step: int, result: StepResult) -> None:

@@ -94,7 +94,7 @@ class Run:
         self.step_log = StepLog(parts, self.log, self.progress, start)
 
     def train(self) -> RunStatus:
-        """Run the remaining steps; at the end write a checkpoint, and the last model unless interrupted."""
+        """Run the remaining steps, write a checkpoint, and write the last model unless the run was interrupted."""
         with GracefulStop() as request, self.progress, release_workers():
             for note in self.parts.notes:
                 self.progress.log(note)
@@ -131,7 +131,7 @@ class Run:
         return RunStatus.finished
 
     def evaluate_and_checkpoint(self, saved: bool = False) -> None:
-        """Save a checkpoint, unless `saved`, and then evaluate, if due: a failed evaluation loses no step."""
+        """Save a checkpoint, unless `saved`, and then evaluate if due, so that a failed evaluation loses no step."""
         loop, steps = self.recipe.loop, self.parts.steps
         evaluates = self.parts.data.validation is not None and is_due(self.step, steps, loop.evaluate_every)
         saves = is_due(self.step, steps, loop.checkpoint_every or loop.evaluate_every)
@@ -206,8 +206,7 @@ class Run:
     def complete(self, had_ended: bool) -> None:
         """Write the model of the last step and the plots.
 
-        `had_ended` says that an earlier process made the last step. What it did not write, or was removed since, is
-        added; existing files are not changed.
+        With `had_ended`, an earlier process made the last step: only missing files are added.
         """
         best_step = self.best_tracker.best_step
         with preserve_random_state(self.accelerator.device), self.complete_model() as model:

@@ -1,9 +1,9 @@
 """LoRA (arXiv 2106.09685) through peft: low-rank adapters in the encoder's linear layers, and a fully trained head.
 
 During training the head is not in peft's `modules_to_save`, whose copies behind wrappers break lists of modules: it is
-just not frozen. Saved adapters have it there, with its BatchNorm statistics, and also modules of the encoder that the
-pretrained model lacks, such as a stem for other channels: peft then needs only the pretrained model.
-BatchNorms of the encoder do not change.
+simply not frozen. Saved adapters have it there, with its BatchNorm statistics, and also modules of the encoder that the
+pretrained model lacks, such as a stem for other channels: peft then needs only the pretrained model. BatchNorms of the
+encoder do not change.
 """
 
 import copy

@@ -211,7 +211,7 @@ def complete_config(
     set_classes(settled, names)
     if not channel_configs(settled) and channels != 3:
         raise RecordError(
-            f"{type(config).__name__} has no num_channels: its images have 3 channels, these have {channels}"
+            f"{type(config).__name__} has no num_channels: its images have 3 channels, but the data have {channels}"
         )
     set_channels(settled, channels)
     if hasattr(settled, IGNORE_FIELD):
