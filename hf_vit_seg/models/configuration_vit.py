@@ -202,7 +202,7 @@ class VisionTransformerConfig(MaskClassificationConfig, StagedConfig):
             )
 
     def validate_stem(self):
-        """Raise ValueError for unpadded pooling before less than two stages: the token grid would be too small."""
+        """Raise ValueError for unpadded pooling before fewer than two stages: the grid would be too small."""
         if self.stem == "resnetv2" and not self.stem_pool_padding and len(self.stem_depths) < 2:
             raise HfVitSegError(
                 "VisionTransformerConfig.stem_pool_padding False requires at least two stages in stem_depths, "
