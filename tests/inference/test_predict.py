@@ -247,7 +247,7 @@ def test_patterns_with_and_without_matches(model, tmp_path):
     assert len(find_images([str(tmp_path / "one[1].png")])) == 1
     code, text = predict(model, tmp_path / "nothing*.png", "--out", tmp_path / "out")
     assert code == 2
-    assert "no file, folder or pattern" in text
+    assert "does not match any file" in text
     (tmp_path / "bare").mkdir()
     assert "contains no images" in predict(model, tmp_path / "bare", "--out", tmp_path / "out")[1]
 

@@ -193,7 +193,7 @@ def test_invalid_video_raises(tmp_path):
         segment_video(deaf, tmp_path / "out")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(VideoError, match="there are no frames"):
+    with pytest.raises(VideoError, match="the video has no frames"):
         segment_video(empty, tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == []
 
