@@ -75,7 +75,7 @@ class Conversion:
     there are any. `assumes_preprocessing` is true if the checkpoint has no image processor.
     """
 
-    found: DetectedFormat
+    detected: DetectedFormat
     model: PreTrainedModel
     processor: BaseImageProcessor
     provenance: Provenance
@@ -100,7 +100,7 @@ def convert_in_memory(
     describes the checkpoint, and ConversionError if it is damaged or cannot be found.
     """
     path = locate(name, **hub)
-    with name_file(path):
+    with add_path_to_errors(path):
         if (outline := read_shapes(path, weights)) is not None:
             plan(outline, source, labels, overrides or {}, build_model)
         checkpoint = replace(read(path, weights), repository=repository_of(name))
@@ -110,8 +110,8 @@ def convert_in_memory(
 
 
 @contextmanager
-def name_file(path: Path) -> Iterator[None]:
-    """Begin the message of a ConversionError with the path, unless it names it."""
+def add_path_to_errors(path: Path) -> Iterator[None]:
+    """Add the path to the message of a ConversionError that does not contain it."""
     try:
         yield
     except ConversionError as error:
@@ -132,22 +132,22 @@ def convert_checkpoint(
     Raises UnsupportedCheckpoint if no source describes the checkpoint, and ConversionError if it is damaged.
     """
     planned = plan(checkpoint, source, labels, overrides or {}, load_model)
-    found, translation, shapes = planned.found, planned.translation, planned.shapes
+    detected, translation, shapes = planned.detected, planned.translation, planned.shapes
     label_set, config, model = planned.label_set, planned.config, planned.model
     other = preprocessing.other_processor(checkpoint.processor, checkpoint.config)
     settings = preprocessing.settings(
-        found.form.model,
+        detected.form.model,
         label_set,
         checkpoint.processor,
         labels_requested=labels is not None,
-        reference=found.source.preprocessing(config),
+        reference=detected.source.preprocessing(config),
     )
     preprocessing.check_channels(checkpoint.processor, config.num_channels, checkpoint.path)
-    provenance = source_provenance(found, checkpoint)
-    variant, differing = variants.find(found.architecture, config, shapes)
+    provenance = source_provenance(detected, checkpoint)
+    variant, differing = variants.find(detected.architecture, config, shapes)
     is_published = variant != variants.CUSTOM
     assumed = (
-        "" if is_published else config_building.describe_assumed(found, config, checkpoint.config, overrides or {})
+        "" if is_published else config_building.describe_assumed(detected, config, checkpoint.config, overrides or {})
     )
     notes = [
         *([f"{assumed}, as in the published sizes; set other values with overrides"] if assumed else []),
@@ -155,8 +155,8 @@ def convert_checkpoint(
     ]
     report = Report(
         path=None,
-        source=f"{full_name(found.architecture, found.source)}, {found.source.title}",
-        architecture=found.architecture.name,
+        source=f"{full_name(detected.architecture, detected.source)}, {detected.source.title}",
+        architecture=detected.architecture.name,
         variant=variant,
         model=type(model).__name__,
         mapped=len(checkpoint.tensors) - len(translation.dropped),
@@ -165,12 +165,12 @@ def convert_checkpoint(
         parameters=model.num_parameters(),
         labels=describe_labels(label_set),
         license=provenance.describe_license(),
-        notes=(*notes, *preprocessing_notes(checkpoint, settings, other), *found.form.remarks, *found.source.remarks),
+        notes=(*notes, *preprocessing_notes(checkpoint, settings, other), *detected.form.notes, *detected.source.notes),
     )
     return Conversion(
-        found=found,
+        detected=detected,
         model=model,
-        processor=other or processor_class(found)(**settings),
+        processor=other or processor_class(detected)(**settings),
         provenance=provenance,
         report=report,
         assumed_fields=assumed,
@@ -178,17 +178,17 @@ def convert_checkpoint(
     )
 
 
-def processor_class(found: DetectedFormat) -> type:
+def processor_class(detected: DetectedFormat) -> type:
     """Return the class of the image processor of a checkpoint's model."""
-    task = "instance" if found.form.model == preprocessing.UNIVERSAL else None
-    return found.architecture.processor_classes(task)["torchvision"]
+    task = "instance" if detected.form.model == preprocessing.UNIVERSAL else None
+    return detected.architecture.processor_classes(task)["torchvision"]
 
 
 @dataclass(frozen=True)
 class Plan:
     """The model of a checkpoint: its format, translated tensors, what was inferred from shapes, labels and config."""
 
-    found: DetectedFormat
+    detected: DetectedFormat
     translation: Translation
     shapes: Mapping[str, Any]
     label_set: LabelSet | None
@@ -204,27 +204,27 @@ def plan(
     build: Callable[..., PreTrainedModel],
 ) -> Plan:
     """Find the model of a checkpoint, and build it by `build_model` or `load_model`."""
-    found = recognize(checkpoint, source)
-    translation = translate(found.form.rules, checkpoint.tensors)
-    shapes = config_building.infer(found, translation.tensors, checkpoint.tensors)
-    label_set = find_labels(found, checkpoint, shapes.get("num_labels"), labels)
-    config = config_building.build(found, shapes, checkpoint.config, overrides, label_set)
-    model_class = found.architecture.models[found.form.model]
-    model = build(model_class, config, translation.tensors, partial(origin, found.form.rules))
-    return Plan(found, translation, shapes, label_set, config, model)
+    detected = recognize(checkpoint, source)
+    translation = translate(detected.form.rules, checkpoint.tensors)
+    shapes = config_building.infer(detected, translation.tensors, checkpoint.tensors)
+    label_set = find_labels(detected, checkpoint, shapes.get("num_labels"), labels)
+    config = config_building.build(detected, shapes, checkpoint.config, overrides, label_set)
+    model_class = detected.architecture.models[detected.form.model]
+    model = build(model_class, config, translation.tensors, partial(origin, detected.form.rules))
+    return Plan(detected, translation, shapes, label_set, config, model)
 
 
-def source_provenance(found: DetectedFormat, checkpoint: Checkpoint) -> Provenance:
+def source_provenance(detected: DetectedFormat, checkpoint: Checkpoint) -> Provenance:
     """Return the provenance of the weights; a license in the checkpoint's model card overrides that of the source."""
     card = provenance_from(checkpoint.card)
-    known = card if card.license else found.source.weights
+    known = card if card.license else detected.source.weights
     base = (checkpoint.repository,) if checkpoint.repository else card.base_model
-    own = {"source": found.source.title, "base_model": base, "datasets": card.datasets}
+    own = {"source": detected.source.title, "base_model": base, "datasets": card.datasets}
     return known.model_copy(update=own)
 
 
 def find_labels(
-    found: DetectedFormat, checkpoint: Checkpoint, count: int | None, requested: str | Path | None
+    detected: DetectedFormat, checkpoint: Checkpoint, count: int | None, requested: str | Path | None
 ) -> LabelSet | None:
     """Find the label set of a model with a head; None without one."""
     if count is None:
@@ -235,7 +235,7 @@ def find_labels(
         meta=checkpoint.meta,
         config=checkpoint.config,
         processor=checkpoint.processor,
-        usual=found.form.labels,
+        usual=detected.form.labels,
     )
 
 
@@ -249,7 +249,7 @@ def variant_notes(variant: str, differing: Mapping[str, Any], config: PreTrained
 def preprocessing_notes(
     checkpoint: Checkpoint, settings: Mapping[str, Any], other: BaseImageProcessor | None
 ) -> list[str]:
-    """Note an image processor that is kept, and the assumed preprocessing of a checkpoint without one."""
+    """Return a note if an image processor is used unchanged, or if the preprocessing is assumed."""
     if other is not None:
         return [f"the image processor is {type(other).__name__} of transformers, whose steps differ from ours"]
     if preprocessing.saved_settings(checkpoint.processor):

@@ -7,7 +7,7 @@ from hf_vit_seg.records import shorten
 
 
 class ConversionError(HfVitSegError):
-    """A checkpoint or option that cannot be converted; the message says what was found and expected."""
+    """A checkpoint or option that cannot be converted; the message has the found and the expected value."""
 
 
 class UnsupportedCheckpoint(ConversionError):

@@ -19,7 +19,7 @@ from .rules import invert_rules, translate
 from .settings import variants
 from .settings.labels import LabelSet, complete_labels, describe_labels, from_config, generate_palette
 from .settings.preprocessing import SEGMENTERS
-from .settings.variants import plain
+from .settings.variants import builtin_value
 from .source import Form, Outgoing, Source, Writer
 from .strict_loading import load_model
 
@@ -41,10 +41,10 @@ def export(model_dir: Path, out_file: Path, *, to: str, overwrite: bool = False)
         model = load_model(model_class, config, checkpoint.tensors)
         translation = translate(invert_rules(form.rules), checkpoint.tensors, source.sizes(config))
         labels = outgoing_labels(checkpoint, auto_class)
-        with atomic_path(out_file) as place:
+        with atomic_path(out_file) as path:
             write(
                 Outgoing(tensors=translation.tensors, config=config, labels=labels, processor=checkpoint.processor),
-                place,
+                path,
             )
     return Report(
         path=out_file,
@@ -60,8 +60,8 @@ def export(model_dir: Path, out_file: Path, *, to: str, overwrite: bool = False)
     )
 
 
-def export_model(model: PreTrainedModel, place: Path, *, to: str) -> list[str]:
-    """Write a model in memory to `place` in the format of the source `to`, and return notes on differing numbers.
+def export_model(model: PreTrainedModel, path: Path, *, to: str) -> list[str]:
+    """Write a model in memory to `path` in the format of the source `to`, and return notes on differing numbers.
 
     Raises ConversionError.
     """
@@ -70,12 +70,12 @@ def export_model(model: PreTrainedModel, place: Path, *, to: str) -> list[str]:
     if architecture is None:
         raise ConversionError(f"found {type(model).__name__}, expected a model of this package")
     config.architectures = [type(model).__name__]
-    auto_class, _ = head_of(architecture, config, place)
+    auto_class, _ = head_of(architecture, config, path)
     source, form, write = find_target(architecture, to, auto_class, config)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     translation = translate(invert_rules(form.rules), tensors, source.sizes(config))
-    labels = outgoing_labels(Checkpoint(place, tensors, config=config.to_dict()), auto_class)
-    write(Outgoing(tensors=copy_shared(translation.tensors), config=config, labels=labels, processor={}), place)
+    labels = outgoing_labels(Checkpoint(path, tensors, config=config.to_dict()), auto_class)
+    write(Outgoing(tensors=copy_shared(translation.tensors), config=config, labels=labels, processor={}), path)
     return numerics_notes(source, form, config)
 
 
@@ -134,7 +134,9 @@ def target_form(
     for form in source.forms:
         if form.model != auto_class or form.write is None:
             continue
-        differing = {name: v for name, v in form.settings.items() if plain(getattr(config, name)) != plain(v)}
+        differing = {
+            name: v for name, v in form.settings.items() if builtin_value(getattr(config, name)) != builtin_value(v)
+        }
         if not differing:
             return form, form.write
         equal = len(form.settings) - len(differing)
@@ -154,7 +156,7 @@ def outgoing_labels(checkpoint: Checkpoint, auto_class: str) -> LabelSet | None:
         return None
     found = complete_labels(found)
     if auto_class in SEGMENTERS and not found.palette:
-        return LabelSet(found.names, generate_palette(len(found.names)), found=found.found)
+        return LabelSet(found.names, generate_palette(len(found.names)), origin=found.origin)
     return found
 
 

@@ -33,11 +33,11 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True)
-class Same:
+class Identity:
     """The identity."""
 
     @property
-    def inverse(self) -> "Same":
+    def inverse(self) -> "Identity":
         """The identity."""
         return self
 
@@ -174,7 +174,7 @@ class Chain:
         return tensors
 
 
-SAME = Same()
+SAME = Identity()
 TRANSPOSE = Rearrange("i o -> o i")  # a dense kernel of flax
 KERNEL_FIRST = Rearrange("h w i o -> o i h w")  # a convolution kernel of flax or TensorFlow
 POINTWISE = Rearrange("o i 1 1 -> o i")  # a 1x1 convolution as a linear layer

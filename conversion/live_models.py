@@ -61,7 +61,7 @@ def from_transformers(model: PreTrainedModel) -> PreTrainedModel:
         converted.config.semantic_loss_ignore_index = config.get("semantic_loss_ignore_index", 255)
     for name, parameter in model.named_parameters():  # loading changes them
         parameter.requires_grad_(trained[name])
-    origins = {name: origin(planned.found.form.rules, name).split(", ") for name in converted.state_dict()}
+    origins = {name: origin(planned.detected.form.rules, name).split(", ") for name in converted.state_dict()}
     freeze_parameters(converted, origins, {name for name, is_trained in trained.items() if not is_trained})
     converted.name_or_path = converted.config.name_or_path = model.config.name_or_path
     copy_training_modes(model, converted, origins)
@@ -77,7 +77,7 @@ def from_transformers(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def check_plain(model: Any) -> None:
-    """UnsupportedCheckpoint for a model whose behavior its config and tensors do not describe."""
+    """Raise UnsupportedCheckpoint for a model whose behavior its config and tensors do not describe."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedCheckpoint(f"found {name}, expected a model of transformers; pass its unwrapped module")
@@ -85,9 +85,9 @@ def check_plain(model: Any) -> None:
         raise UnsupportedCheckpoint(f"{name} is not a class of transformers, whose computation would be known")
     if name.endswith(PRETRAINING):
         raise UnsupportedCheckpoint(f"{name} is for pretraining; convert its encoder, such as ViTModel")
-    for reason, places in find_changes(model).items():
-        if places:
-            raise UnsupportedCheckpoint(f"the {name} {reason} ({first_few(place or name for place in places)})")
+    for reason, paths in find_changes(model).items():
+        if paths:
+            raise UnsupportedCheckpoint(f"the {name} {reason} ({first_few(path or name for path in paths)})")
 
 
 def find_changes(model: PreTrainedModel) -> dict[str, list[str]]:
@@ -121,14 +121,15 @@ def find_changes(model: PreTrainedModel) -> dict[str, list[str]]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a module has hooks of others than transformers, which records outputs with them."""
+    """Return whether a module has hooks of others than transformers, which records outputs with them."""
     hooks = [hook for table in HOOKS for hook in getattr(module, table, {}).values()]
     own = output_capturing.__name__
     return hasattr(module, "_hf_hook") or any(getattr(hook, "__module__", None) != own for hook in hooks)
 
 
 def is_changed(module: nn.Module, unchanged: nn.Module | None) -> bool:
-    """Whether a module has another class, `forward`, or settings than that which the config describes, if it has one.
+    """Return whether a module has another class, `forward`, or settings than that which the config describes, if it has
+    one.
 
     Linear layers may have other sizes: those of a new classifier are read from its tensors.
     """
@@ -174,8 +175,8 @@ def to_transformers(model: PreTrainedModel) -> PreTrainedModel:
     logged line lists the differences. Raises ConversionError for models that transformers does not have.
     """
     with tempfile.TemporaryDirectory() as folder:
-        with atomic_path(Path(folder, "model")) as place:
-            notes = export_model(model, place, to="transformers")
+        with atomic_path(Path(folder, "model")) as path:
+            notes = export_model(model, path, to="transformers")
         saved = transformers.AutoConfig.from_pretrained(Path(folder, "model"))
         model_class = getattr(transformers, (saved.architectures or [""])[0], None)
         if model_class is None:

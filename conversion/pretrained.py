@@ -34,7 +34,7 @@ def convert_pretrained(name: str | Path, **hub: Any) -> Conversion | None:
     hub = hub_options(hub)
     config = find_config(name, **hub)
     if config is None:
-        check_place(name, **hub)
+        check_location(name, **hub)
         return None
     if not is_convertible(config):
         return None
@@ -113,7 +113,7 @@ def find_config(name: str | Path, **hub: Any) -> Mapping[str, Any] | None:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a config.json; empty if there is no such file. ConversionError if it is invalid."""
+    """Read a config.json; empty if the file does not exist. Raises ConversionError if it is invalid."""
     config = read_json(file)
     if not isinstance(config.get("model_type"), str | None):
         raise ConversionError(f"'{file}': model_type is {shorten(config['model_type'])}, expected a name; correct it")
@@ -122,8 +122,8 @@ def read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def check_place(name: str | Path, **hub: Any) -> None:
-    """ConversionError for a path that does not exist, and for a directory with neither weights nor an adapter."""
+def check_location(name: str | Path, **hub: Any) -> None:
+    """Raise ConversionError for a path that does not exist, and for a directory with neither weights nor an adapter."""
     folder = locate(name, **hub) if not is_repository(str(name)) or Path(name).is_dir() else None
     if folder is not None and not folder.is_dir():
         raise ConversionError(f"'{folder}' does not exist; pass the path of a checkpoint file or directory")
@@ -132,7 +132,7 @@ def check_place(name: str | Path, **hub: Any) -> None:
 
 
 def is_convertible(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json may belong to a checkpoint of a source: of transformers or timm, or without a type.
+    """Return whether a config.json may belong to a checkpoint of a source: of transformers or timm, or without a type.
 
     Not those of quantized checkpoints, which transformers loads.
     """
@@ -145,25 +145,25 @@ def is_convertible(config: Mapping[str, Any]) -> bool:
 
 
 def is_loadable(config: Mapping[str, Any]) -> bool:
-    """Whether transformers has a class for a config.json: of one of its model types, or of timm."""
+    """Return whether transformers has a class for a config.json: of one of its model types, or of timm."""
     return config.get("model_type") in CONFIG_MAPPING or "architecture" in config
 
 
 def describe(name: str | Path, converted: Conversion) -> str:
     """Describe a conversion in one line."""
-    found, report = converted.found, converted.report
+    detected, report = converted.detected, converted.report
     facts = [f"{report.mapped} tensors"]
     if report.dropped:
         reasons = ", ".join(dict.fromkeys(reason for _, reason in report.dropped))
         facts.append(f"{len(report.dropped)} not used ({reasons})")
-    if found.form.model != "AutoModel":
+    if detected.form.model != "AutoModel":
         facts.append(report.labels)
     if converted.assumed_fields:
         facts.append(f"{converted.assumed_fields} (hf-vit-seg convert sets other values)")
     if converted.assumes_preprocessing:
         facts.append("preprocessing assumed")
     return (
-        f"{name}: converted in memory from {full_name(found.architecture, found.source)} to "
+        f"{name}: converted in memory from {full_name(detected.architecture, detected.source)} to "
         f"{type(converted.model).__name__}, {', '.join(facts)}, license {converted.provenance.license or 'unknown'}"
     )
 

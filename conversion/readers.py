@@ -1,4 +1,4 @@
-"""Read checkpoints, as files, shards or directories, with the config, image processor and card beside them."""
+"""Read checkpoints, as files, shards or directories, with the config, image processor and card next to them."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -77,7 +77,7 @@ def read(path: Path, weights: str | None = None) -> Checkpoint:
 def read_shapes(path: Path, weights: str | None = None) -> Checkpoint | None:
     """Read a checkpoint like `read`, with tensors on the meta device.
 
-    None if its format can only be read as a whole, and for paths of which `read` describes what is wrong.
+    None if the format can only be read as a whole, and for invalid paths, for which `read` raises the error.
     """
     if not path.exists():
         return None
@@ -137,7 +137,7 @@ def choose_weights(names: Iterable[str], where: str) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty if there is no such file."""
+    """Read a JSON object; empty if the file does not exist."""
     if not os.path.lexists(path):
         return {}
     try:
@@ -163,26 +163,26 @@ def shard_names(index: Path) -> list[str]:
 
 def shards_of_tensors(index: Path) -> dict[str, str]:
     """Read the shard of each tensor from the index of a sharded checkpoint."""
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise ConversionError(
             f"'{index}' has no 'weight_map' of file names, expected the index of a sharded checkpoint"
         )
-    for shard in places.values():
+    for shard in shards.values():
         if not shard or Path(shard).name != shard:  # the index is untrusted and must not point outside of its directory
             raise ConversionError(
                 f"'{index}' contains the path {first_few([shard])}; shards must be in the folder of the index"
             )
-    return places
+    return shards
 
 
 def read_shards(index: Path, read_one: Callable[[Path], Mapping[Any, Any]] = read_file) -> StateDict:
     """Read all tensors of a sharded checkpoint from its index, each shard with `read_one`."""
     tensors: dict[str, Tensor] = {}
-    places = shards_of_tensors(index)
-    for shard in sorted(set(places.values())):
+    shards = shards_of_tensors(index)
+    for shard in sorted(set(shards.values())):
         tensors |= find_state_dict(index.parent / shard, read_one(index.parent / shard)).tensors
-    missing = sorted(places.keys() - tensors.keys())
+    missing = sorted(shards.keys() - tensors.keys())
     if missing:
         raise ConversionError(f"the shards of '{index}' lack {first_few(missing)}; download all files again")
     return StateDict(tensors)

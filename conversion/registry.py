@@ -24,9 +24,9 @@ class DetectedFormat:
     form: Form
 
 
-def load(place: str) -> Source:
+def load(reference: str) -> Source:
     """Import a source named "module:attribute"."""
-    module, _, attribute = place.partition(":")
+    module, _, attribute = reference.partition(":")
     source = getattr(import_module(module), attribute)
     if not isinstance(source, Source):
         raise TypeError(f"expected a hf_vit_seg.conversion.source.Source, found {type(source).__name__}")
@@ -36,13 +36,13 @@ def load(place: str) -> Source:
 def sources_of(architecture: Architecture) -> list[Source]:
     """Load the sources of one architecture; a source that fails to import is logged and skipped."""
     found = []
-    for place in architecture.conversions:
+    for reference in architecture.conversions:
         try:
-            found.append(load(place))
+            found.append(load(reference))
         except Exception as error:  # third-party code may raise anything
             logger.warning(
                 "conversion '%s' of architecture '%s' is skipped: %s: %s",
-                place,
+                reference,
                 architecture.name,
                 type(error).__name__,
                 error,
@@ -72,8 +72,8 @@ def find_sources(name: str) -> list[tuple[Architecture, Source]]:
 
 
 def fitting_form(source: Source, names: Collection[str]) -> Form | None:
-    """Return the first form whose marks are all present."""
-    return next((form for form in source.forms if all(mark in names for mark in form.marks)), None)
+    """Return the first form whose signature is present in `names`."""
+    return next((form for form in source.forms if all(name in names for name in form.signature)), None)
 
 
 def recognize(checkpoint: Checkpoint, name: str | None) -> DetectedFormat:
@@ -93,7 +93,7 @@ def recognize(checkpoint: Checkpoint, name: str | None) -> DetectedFormat:
             f"{first_few(full_name(f.architecture, f.source) for f in found)}, expected one; separate them, or choose "
             "the source"
         )
-    if refused := found[0].form.refusal:
+    if refused := found[0].form.unsupported_reason:
         raise UnsupportedCheckpoint(f"'{checkpoint.path}' cannot be converted: {refused}")
     found[0].source.check_config(checkpoint.config)
     return found[0]
@@ -113,8 +113,8 @@ def unknown_format_message(
     if name is None:
         known = ", ".join(full_name(*pair) for pair in candidates)
         return f"'{checkpoint.path}' has the keys of no known source ({first}); the known sources are {known}"
-    marks = [mark for _, source in candidates for form in source.forms for mark in form.marks]
-    lacking = dict.fromkeys(mark for mark in marks if mark not in checkpoint.tensors)
+    signature = [name for _, source in candidates for form in source.forms for name in form.signature]
+    lacking = dict.fromkeys(name for name in signature if name not in checkpoint.tensors)
     return (
         f"'{checkpoint.path}' is not a checkpoint of source '{name}': its keys are {first}, and it lacks "
         f"{first_few(lacking)}; omit the source to detect it"

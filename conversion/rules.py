@@ -111,9 +111,9 @@ class Match:
 def candidates(rules: Sequence[Rule], name: str) -> list[tuple[int, int, Bindings]]:
     """Return every (rule, index in the rule, placeholder values) that a name matches."""
     return [
-        (number, place, bindings)
+        (number, index, bindings)
         for number, rule in enumerate(rules)
-        for place, template in enumerate(rule.source_templates)
+        for index, template in enumerate(rule.source_templates)
         if (bindings := template.match(name)) is not None
     ]
 
@@ -129,9 +129,9 @@ def matches(rules: Sequence[Rule], names: Iterable[str]) -> list[Match]:
             continue
         if len(fitting) > 1:
             raise ConversionError(f"the table has {len(fitting)} rules for '{name}', expected one")
-        number, place, bindings = fitting[0]
+        number, index, bindings = fitting[0]
         key = (number, *sorted(bindings.items()))
-        groups.setdefault(key, Match(rules[number], bindings)).found[place] = name
+        groups.setdefault(key, Match(rules[number], bindings)).found[index] = name
     if unmatched:
         raise UnsupportedCheckpoint(
             f"the checkpoint has tensors that are not part of this format: {first_few(unmatched)}; remove them, or "
@@ -141,7 +141,7 @@ def matches(rules: Sequence[Rule], names: Iterable[str]) -> list[Match]:
 
 
 def check_complete(rules: Sequence[Rule], found: Sequence[Match]) -> None:
-    """ConversionError if a required rule has no match, or a rule has only some of its tensors."""
+    """Raise ConversionError if a required rule has no match, or a rule has only some of its tensors."""
     missing = [name for match in found for name in match.names() if name not in match.found.values()]
     used = {id(match.rule) for match in found}
     missing += [name for rule in rules if not rule.optional and id(rule) not in used for name in rule.sources]

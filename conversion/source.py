@@ -32,71 +32,72 @@ Writer = Callable[[Outgoing, Path], None]
 class Form:
     """One layout of a format's files.
 
-    A file has this form if it contains all names in `marks`. `model` is the Auto class of the converted model, and
-    `settings` are config values of the form; on export, the config must have these values. `numerics` and `remarks`
-    are added to those of the source; `labels` are the usual label sets of such files. Forms without a writer cannot
-    be exported; `directory` is true if the writer creates a directory. A form with a `refusal` is recognized, but the
-    conversion fails with this reason.
+    A file has this form if it contains all tensor names in `signature`. `model` is the Auto class of the converted
+    model. `settings` are config values of the form; on export, the config must have these values. `numerics` and
+    `notes` are added to those of the source; `labels` are the usual label sets of such files. Forms without a writer
+    cannot be exported; `directory` is true if the writer creates a directory. A form with an `unsupported_reason` is
+    recognized, but the conversion fails with this reason.
     """
 
     model: str
-    marks: tuple[str, ...]
+    signature: tuple[str, ...]
     rules: tuple[Rule, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     numerics: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = USUAL
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     write: Writer | None = None
     directory: bool = False
-    refusal: str = ""
+    unsupported_reason: str = ""
 
 
-def no_sizes(config: PreTrainedConfig) -> Sizes:
-    """Return no axis lengths: the default of `Source.sizes`."""
+def no_axis_lengths(config: PreTrainedConfig) -> Sizes:
+    """Return no axis lengths (the default of `Source.sizes`)."""
     return {}
 
 
-def accept(config: Mapping[str, Any]) -> None:
-    """Accept any config.json: the default of `Source.check_config`."""
+def accept_config(config: Mapping[str, Any]) -> None:
+    """Accept any config.json (the default of `Source.check_config`)."""
 
 
-def nothing(_: Any) -> dict[str, Any]:
-    """Return no fields: the default of several callbacks of `Source`."""
+def no_fields(_: Any) -> dict[str, Any]:
+    """Return no fields (the default of several callbacks of `Source`)."""
     return {}
 
 
-def refusal(marks: tuple[str, ...], sentence: str) -> Form:
+def unsupported_form(signature: tuple[str, ...], reason: str) -> Form:
     """Create a form that is recognized but not supported."""
-    return Form(model="", marks=marks, refusal=sentence)
+    return Form(model="", signature=signature, unsupported_reason=reason)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A checkpoint format of one architecture.
 
-    The first form whose marks are all present is used. `infer` reads config fields from the converted tensors
-    (KeyError: a required tensor is missing), `observe` from the source's own tensors, if a layout loses information.
-    `numerics` are config fields with constants from the reference's code. `settings` are the fields that are read from
-    the checkpoint's config.json, there named by `beside_names` (with a dot inside an object), with `defaults`, and
-    `check_config` raises ConversionError for values that have no equivalent; `unseen` are fields that shapes do
-    not determine. `preprocessing` returns the reference's image preprocessing for a config. `sizes` returns the axis
-    lengths that layouts need on export. `remarks` are added to the report. `weights` has the license of the published
-    checkpoints, if they share one. `model_types` are those of transformers' configs whose checkpoints have this format.
+    The first form whose signature is present is used. `infer` reads config fields from the converted tensors, and
+    raises KeyError if a required tensor is missing. `infer_from_source` reads them from the source's own tensors, for
+    layouts that lose information. `numerics` are config fields with constants from the reference's code. `settings` are
+    the fields that are read from the checkpoint's config.json, with `defaults` for missing ones; `config_names` maps a
+    field to its name in that file (nested names are dotted). `check_config` raises ConversionError for values that have
+    no equivalent. `assumed_fields` cannot be determined from tensor shapes. `preprocessing` returns the reference's
+    image preprocessing for a config. `sizes` returns the axis lengths that layouts need on export. `notes` are added to
+    the report. `weights` has the license of the published checkpoints, if they share one. `model_types` are the model
+    types of transformers whose checkpoints have this format.
     """
 
     name: str
     title: str
     forms: tuple[Form, ...]
     infer: Callable[[Mapping[str, Tensor]], dict[str, Any]]
-    observe: Callable[[Mapping[str, Tensor]], dict[str, Any]] = nothing
+    infer_from_source: Callable[[Mapping[str, Tensor]], dict[str, Any]] = no_fields
     numerics: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
-    beside_names: Mapping[str, str] = field(default_factory=dict)
+    config_names: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    check_config: Callable[[Mapping[str, Any]], None] = accept
-    unseen: tuple[str, ...] = ()
-    preprocessing: Callable[[Any], dict[str, Any]] = nothing
-    sizes: Callable[[PreTrainedConfig], Sizes] = no_sizes
-    remarks: tuple[str, ...] = ()
+    check_config: Callable[[Mapping[str, Any]], None] = accept_config
+    assumed_fields: tuple[str, ...] = ()
+    preprocessing: Callable[[Any], dict[str, Any]] = no_fields
+    sizes: Callable[[PreTrainedConfig], Sizes] = no_axis_lengths
+    notes: tuple[str, ...] = ()
     weights: Provenance = field(default_factory=Provenance)
     model_types: tuple[str, ...] = ()

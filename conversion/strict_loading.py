@@ -27,7 +27,7 @@ def shape_conflicts(
 
 
 def check(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], name_of: Callable[[str], str]) -> None:
-    """ConversionError for tensors that are missing, unexpected, or of another shape."""
+    """Raise ConversionError for tensors that are missing, unexpected, or of another shape."""
     missing = [name_of(name) for name in expected if name not in state]
     if missing:
         raise ConversionError(f"the checkpoint lacks {first_few(missing)}; it is incomplete: get the complete file")
@@ -44,7 +44,7 @@ def check(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], name_of: 
 
 
 def check_values(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], name_of: Callable[[str], str]) -> None:
-    """ConversionError for tensors of another kind of numbers than the model's, and for NaN and infinite values."""
+    """Raise ConversionError for tensors of a different kind of dtype than the model's, and for NaN and infinity."""
     kinds = [
         f"{name_of(name)}: found {state[name].dtype}, expected {tensor.dtype}"
         for name, tensor in expected.items()
@@ -61,7 +61,7 @@ def check_values(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], na
 
 
 def same_kind(found: torch.dtype, expected: torch.dtype) -> bool:
-    """Whether weights of a dtype can be used: floating point (16 bits or more), or integers, as the model's."""
+    """Return whether weights of a dtype can be used: floating point (16 bits or more), or integers, as the model's."""
     return found in FLOATS if expected.is_floating_point else found in INTEGERS
 
 

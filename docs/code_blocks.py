@@ -24,22 +24,22 @@ def on_page_markdown(markdown: str, **context: Any) -> str:
 
 def source_block(target: str) -> str:
     """The source of a file, or of an object in it, with line numbers."""
-    place, _, name = target.partition(" ")
-    path = REPOSITORY / place
+    file_name, _, name = target.partition(" ")
+    path = REPOSITORY / file_name
     text = path.read_text(encoding="utf-8")
-    first, last = line_range(text, name, place) if name else (1, len(text.splitlines()))
+    first, last = line_range(text, name, file_name) if name else (1, len(text.splitlines()))
     lines = dedent("\n".join(text.splitlines()[first - 1 : last]))
-    return f'```{{.{LANGUAGES[path.suffix]} title="{place}" linenums="{first}"}}\n{lines}\n```'
+    return f'```{{.{LANGUAGES[path.suffix]} title="{file_name}" linenums="{first}"}}\n{lines}\n```'
 
 
-def line_range(text: str, name: str, place: str) -> tuple[int, int]:
+def line_range(text: str, name: str, file_name: str) -> tuple[int, int]:
     """First and last line of an object in the text of a module. Raises ValueError if it does not exist."""
     body: list[ast.stmt] = ast.parse(text).body
     node: Any = None
     for part in name.split("."):
         node = next((each for each in body if part in names_of(each)), None)
         if node is None:
-            raise ValueError(f"the documentation shows {name} of {place}, which has no {part}")
+            raise ValueError(f"the documentation shows {name} of {file_name}, which has no {part}")
         body = getattr(node, "body", [])
     decorators = [each.lineno for each in getattr(node, "decorator_list", [])]
     return min([node.lineno, *decorators]), node.end_lineno

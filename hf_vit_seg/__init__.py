@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from .plugins import Architecture, architectures, plugins
-from .registration import follow_imports
+from .registration import install_import_hook
 
 if TYPE_CHECKING:
     from hf_vit_seg.conversion.convert import convert
@@ -65,4 +65,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(LAZY[name]), name)
 
 
-follow_imports()
+install_import_hook()

@@ -398,12 +398,13 @@ def predict(
     """
     from hf_vit_seg.inference.batch.console import requires_shards, share_of_processes
     from hf_vit_seg.inference.batch.run import BatchRun
-    from hf_vit_seg.inference.console import find_task, protocol_from_text, run, run_task
+    from hf_vit_seg.inference.console import protocol_from_text, run, run_task
     from hf_vit_seg.inference.dense.protocols import Protocol
     from hf_vit_seg.inference.files.heads import refuse_options
     from hf_vit_seg.inference.files.map_coordinates import PolygonCoordinates
     from hf_vit_seg.inference.files.prediction import PredictOptions
     from hf_vit_seg.inference.files.tables import table_paths
+    from hf_vit_seg.inference.runtimes import find_task
 
     from .directory_lock import lock_directory
 
@@ -749,7 +750,7 @@ def convert(
 def fields_of(settings: list[str]) -> dict[str, object]:
     """Parse options NAME=VALUE whose values are YAML, such as `--set sr_ratios=[8,4,2,1]`."""
     from hf_vit_seg.records import shorten
-    from hf_vit_seg.yaml_reader import parse
+    from hf_vit_seg.text_files import parse
 
     fields = {}
     for setting in settings:
@@ -902,9 +903,9 @@ def check_data(
 @command(example="hf-vit-seg models --json", prints_result=True)
 def models() -> None:
     """List the architectures and their variants. Exit code 1 if one cannot be loaded."""
-    from .plugin_listing import every_variant, models_view
+    from .plugin_listing import list_variants, models_view
 
-    rows, sentences = every_variant()
+    rows, sentences = list_variants()
     print_result(models_view(rows), lambda: rows)
     for sentence in sentences:
         typer.echo(f"hf-vit-seg: {sentence}", err=True)
@@ -914,9 +915,9 @@ def models() -> None:
 @command(example="hf-vit-seg plugins", prints_result=True)
 def plugins() -> None:
     """List the installed plugins with their status. Exit code 1 if one cannot be loaded."""
-    from .plugin_listing import every_plugin, plugin_rows, plugins_view
+    from .plugin_listing import list_plugins, plugin_rows, plugins_view
 
-    found = every_plugin()
+    found = list_plugins()
     print_result(plugins_view(found), lambda: plugin_rows(found))
     failed = [plugin for plugin in found if plugin.error]
     for plugin in failed:

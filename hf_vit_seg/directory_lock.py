@@ -1,7 +1,7 @@
 """Locks on directories and files while a command writes them: one writer at a time.
 
-The operating system holds the lock (`flock` on Unix), so it is released when its process ends, even by a kill. The lock
-file lies in the directory and is removed on release; one that a killed process left behind does no harm.
+The lock belongs to the operating system (`flock` on Unix), which releases it when the process ends or is killed. The
+lock file lies in the directory and is removed on release; one that a killed process left behind does no harm.
 """
 
 import errno
@@ -46,14 +46,14 @@ def lock_directory(path: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_file(path: Path) -> Iterator[None]:
-    """The same for a single file; the lock file lies beside it."""
+    """Lock a single file in the same way; the lock file is in the same folder."""
     path = without_parent_links(path)
     with create_directory(path.parent), hold_lock(path.with_name(f".{path.name}.lock"), path):
         yield
 
 
 def lock_owner(path: Path) -> Path:
-    """The directory whose lock protects `path`: the run that `path` is a replaceable part of, or `path` itself."""
+    """Return the directory whose lock protects `path`: the run directory that contains it, or `path` itself."""
     resolved = path.resolve()
     for run in resolved.parents:
         if resolved.relative_to(run).parts[0] in RUN_FOLDERS and is_run(run):
@@ -62,19 +62,19 @@ def lock_owner(path: Path) -> Path:
 
 
 def without_parent_links(path: Path) -> Path:
-    """A path without "..", so that no directory is created only to be left again."""
+    """Return a path without "..", so that no directory is created only to be left again."""
     return Path(os.path.normpath(path))
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a training run writes, or has written, this directory."""
+    """Return whether a training run writes, or has written, this directory."""
     return (folder / RECIPE).is_file() and ((folder / LOG).is_file() or (folder / "checkpoints").is_dir())
 
 
 @contextmanager
 def create_directory(folder: Path) -> Iterator[None]:
     """Create a directory and its parents; remove at the end those that were missing and are still empty."""
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,8 +83,8 @@ def create_directory(folder: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):  # not empty, or removed by another process
-            for place in missing:
-                place.rmdir()
+            for path in missing:
+                path.rmdir()
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def acquire(lock: FileLock, file: Path, target: Path) -> bool:
 
 
 def holder(file: Path) -> str:
-    """Which process holds the lock."""
+    """Return a description of the process that holds the lock."""
     try:
         return file.read_text(encoding="utf-8").strip() or "another process"
     except (OSError, ValueError):

@@ -172,7 +172,7 @@ def subclass_of(kind: type) -> Callable[[Any], None]:
 
 
 def check_contract(value: Any, contract: type) -> None:
-    """TypeError that names the attribute or method of a `contract` (a Protocol) that a class or function lacks."""
+    """Raise TypeError if a class or function lacks an attribute or method of a `contract` (a Protocol)."""
     name = getattr(value, "__name__", type(value).__name__)
     for attribute in getattr(contract, "__annotations__", {}):
         if not hasattr(value, attribute):
@@ -185,7 +185,7 @@ def check_contract(value: Any, contract: type) -> None:
 
 
 def check_method(value: type, method: str, expected: Any, contract: type) -> None:
-    """TypeError if a class does not define a method, or defines it with other parameters."""
+    """Raise TypeError if a class does not define a method, or defines it with other parameters."""
     owner = next((base for base in value.__mro__ if method in vars(base)), None)
     if owner is None or (owner.__module__.startswith(PREFIX) and is_abstract(vars(owner)[method])):
         raise TypeError(f"{value.__name__} does not define `{method}{describe_call(expected)}` of {contract.__name__}")
@@ -193,12 +193,12 @@ def check_method(value: type, method: str, expected: Any, contract: type) -> Non
 
 
 def is_abstract(function: Any) -> bool:
-    """Whether a function only raises NotImplementedError."""
+    """Return whether a function only raises NotImplementedError."""
     return "NotImplementedError" in getattr(getattr(function, "__code__", None), "co_names", ())
 
 
 def check_parameters(found: Any, expected: Any, name: str, skip: int = 0) -> None:
-    """TypeError if a function cannot be called with the parameters of another, whose first is self."""
+    """Raise TypeError if a function cannot be called with the parameters of another, whose first is self."""
     try:
         own = signature(found)
     except (TypeError, ValueError):
@@ -218,8 +218,8 @@ def describe_call(expected: Any) -> str:
     return f"({', '.join(list(signature(expected).parameters)[1:])})"
 
 
-def follows(kind: type, contract: type) -> Callable[[Any], None]:
-    """Return a check that accepts only subclasses of `kind` that fulfil a contract; TypeError names what is wrong."""
+def implements(kind: type, contract: type) -> Callable[[Any], None]:
+    """Return a check that raises TypeError except for subclasses of `kind` that implement a contract."""
 
     def accept(value: Any) -> None:
         subclass_of(kind)(value)
@@ -242,7 +242,7 @@ __all__ = [
     "check_contract",
     "entries",
     "first_of_each_name",
-    "follows",
+    "implements",
     "installed_versions",
     "load",
     "load_all",

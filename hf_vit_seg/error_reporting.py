@@ -113,7 +113,7 @@ def output_mode(*, quiet: bool = False, as_json: bool = False) -> Iterator[None]
 
 
 def is_quiet() -> bool:
-    """Whether the command only reports errors."""
+    """Return whether the command only reports errors."""
     return quiet_mode.get()
 
 

@@ -54,7 +54,7 @@ def first_sentence(text: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch, on any device, or of Python means that memory ran out."""
+    """Return whether an error of torch, on any device, or of Python means that memory ran out."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

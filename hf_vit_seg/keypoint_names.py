@@ -21,19 +21,19 @@ Pairs = tuple[tuple[int, int], ...]
 
 
 def name_words(name: str) -> tuple[str, ...]:
-    """The words of a keypoint's name in lower case, with sides spelled out; the side comes first."""
+    """Return the words of a keypoint's name in lower case, with sides spelled out; the side comes first."""
     words = [word.lower() for word in BORDERS.split(name) if word]
     spelled = [SIDES.get(word, word) for word in words]
     return tuple(sorted(spelled, key=lambda word: word not in MIRRORED))
 
 
 def are_coco_keypoints(names: Sequence[str]) -> bool:
-    """Whether these are COCO's 17 keypoints, in its order."""
+    """Return whether these are COCO's 17 keypoints, in its order."""
     return [name_words(name) for name in names] == [name_words(name) for name in COCO_KEYPOINTS]
 
 
 def find_flip_pairs(names: Sequence[str]) -> Pairs:
-    """The pairs (left, right) of indices of names that differ only by left and right."""
+    """Return the pairs (left, right) of indices of names that differ only by left and right."""
     words = [name_words(name) for name in names]
     pairs = []
     for left, own in enumerate(words):

@@ -1,4 +1,4 @@
-"""Paths of this machine, and what is published in their place.
+"""Paths of this machine, and the text that replaces them in published files.
 
 An absolute path reveals the user name and the directory layout of a machine. `publishable` replaces every such path in
 settings (a recipe, a config, metadata) by a relative one that begins with `./`, which no reader takes for a Hub id.
@@ -23,23 +23,22 @@ USER = "user"
 INSTALLED = {"examples/nuclei": "hf_vit_seg.nuclei"}  # folders of the repository that are installed
 
 
-def installed_path(place: str) -> str:
+def installed_path(path: str) -> str:
     """Return the installed copy of a path of the repository's examples that the current directory does not have."""
     for folder, package in INSTALLED.items():
-        if (place == folder or place.startswith(f"{folder}/")) and not os.path.lexists(place):
-            return os.path.join(str(files(package)), *place.removeprefix(folder).split("/"))
-    return place
+        if (path == folder or path.startswith(f"{folder}/")) and not os.path.lexists(path):
+            return os.path.join(str(files(package)), *path.removeprefix(folder).split("/"))
+    return path
 
 
 def is_local_path(text: str) -> bool:
-    """Whether a text is a path that only this machine has: absolute, below a home directory, or leading upwards."""
+    """Return whether a text is a path of this machine: absolute, below a home directory, or with ".."."""
     return LOCAL.match(text) is not None
 
 
 def publishable(settings: Any, base: PurePath | None = None) -> Any:
-    """Settings as they may be published: no local paths, and no `_name_or_path`.
-
-    Paths below `base` become relative to it, others keep their last component alone.
+    """Remove local paths and `_name_or_path` from settings, so that they can be published. Paths below `base` become
+    relative to it; of others, only the last component is kept.
     """
     if isinstance(settings, Mapping):
         kept = {name: value for name, value in settings.items() if name != NAME_OR_PATH}
@@ -50,7 +49,9 @@ def publishable(settings: Any, base: PurePath | None = None) -> Any:
 
 
 def publishable_path(text: str, base: PurePath | None = None) -> str:
-    """A local path relative to `base`, or its last component where it is not below it; `text` if it is no such path."""
+    """Return a local path relative to `base`, or its last component where it is not below it; `text` if it is no such
+    path.
+    """
     if not is_local_path(text):
         return text
     path = absolute(text)
@@ -60,7 +61,7 @@ def publishable_path(text: str, base: PurePath | None = None) -> str:
 
 
 def common_folder(settings: Any) -> PurePath | None:
-    """The deepest folder that holds all local paths in settings; None if that is no user's own folder."""
+    """Return the deepest folder that holds all local paths in settings; None if it does not belong to a user."""
     try:
         folder = os.path.commonpath([fixed_part(absolute(text)).parent for text in local_paths(settings)])
     except ValueError:  # no paths, or of different disks
@@ -70,7 +71,7 @@ def common_folder(settings: Any) -> PurePath | None:
 
 
 def local_paths(settings: Any) -> Iterator[str]:
-    """The local paths in settings."""
+    """Yield the local paths in settings."""
     if isinstance(settings, Mapping):
         settings = [value for name, value in settings.items() if not is_names(name, value)]
     if isinstance(settings, list | tuple):
@@ -81,12 +82,12 @@ def local_paths(settings: Any) -> Iterator[str]:
 
 
 def is_names(name: Any, value: Any) -> bool:
-    """Whether a setting is a list or a table of class names."""
+    """Return whether a setting is a list or a table of class names."""
     return name in NAMES and not isinstance(value, str)
 
 
 def absolute(text: str) -> PurePath:
-    """A path from the root, without `..`; links are not followed."""
+    """Return a path from the root, without `..`; links are not followed."""
     text = re.sub(r"^file:(?://)?", "", text)
     if WINDOWS.match(text):
         return PureWindowsPath(text)
@@ -94,13 +95,13 @@ def absolute(text: str) -> PurePath:
 
 
 def fixed_part(path: PurePath) -> PurePath:
-    """The path, of a template such as `images/{stem}.png` the folder in front of the first brace."""
+    """Return the path; for a template such as `images/{stem}.png`, the folder before the first brace."""
     braces = [index for index, part in enumerate(path.parts) if "{" in part]
     return type(path)(*path.parts[: braces[0]]) if braces else path
 
 
 def user_name() -> str | None:
-    """The name of the user who runs this; None if the system does not know it."""
+    """Return the name of the user who runs this; None if the system does not know it."""
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):

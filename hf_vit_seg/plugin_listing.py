@@ -28,7 +28,7 @@ TABLES = (LOSSES, SOURCES, TRANSFORMS, BATCH_TRANSFORMS, EXPORTERS)
 GROUPS = (GROUP, HEADS_GROUP, *(table.group for table in TABLES), runtimes.GROUP)
 
 
-def every_plugin() -> tuple[Plugin, ...]:
+def list_plugins() -> tuple[Plugin, ...]:
     """Load every entry point of every group; failed ones have an error."""
     of_tables = [plugin for table in TABLES for plugin in table.plugins()]
     suffixes = [suffix.removeprefix(".") for suffix in runtimes.PROGRAMS]
@@ -53,16 +53,16 @@ def failures(architecture: Architecture) -> Iterator[str]:
             architecture.variant_config(variant)
     except Exception as error:  # of YAML, of files, of strict configs
         yield f"variants: {error_sentence(error, short=True)}"
-    for place in architecture.conversions:
+    for reference in architecture.conversions:
         try:
-            registry.load(place)
+            registry.load(reference)
         except Exception as error:  # third-party code may raise anything
-            yield f"conversion {place}: {type(error).__name__}: {error_sentence(error, short=True)}"
-    for place in architecture.forms:
+            yield f"conversion {reference}: {type(error).__name__}: {error_sentence(error, short=True)}"
+    for reference in architecture.forms:
         try:
-            load_forms(place)
+            load_forms(reference)
         except Exception as error:  # third-party code may raise anything
-            yield f"export forms {place}: {type(error).__name__}: {error_sentence(error, short=True)}"
+            yield f"export forms {reference}: {type(error).__name__}: {error_sentence(error, short=True)}"
 
 
 def unknown_groups() -> list[Plugin]:
@@ -86,7 +86,7 @@ def plugins_view(found: Iterable[Plugin]) -> View:
     return view
 
 
-def every_variant() -> tuple[list[dict[str, Any]], list[str]]:
+def list_variants() -> tuple[list[dict[str, Any]], list[str]]:
     """Return a row for each variant of each architecture, and errors of variants that cannot be read.
 
     Rows have the keys `architecture`, `model_type`, `variant` and `parameters`.
@@ -105,7 +105,7 @@ def every_variant() -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def models_view(rows: Iterable[Mapping[str, Any]]) -> View:
-    """Return a table of the rows of `every_variant`."""
+    """Return a table of the rows of `list_variants`."""
     view = View("architecture", "model_type", "variant", "parameters", box=None)
     for row in rows:
         view.add_row(row["architecture"], row["model_type"], row["variant"], f"{row['parameters']:,}")
@@ -113,7 +113,7 @@ def models_view(rows: Iterable[Mapping[str, Any]]) -> View:
 
 
 def plugin_rows(found: Iterable[Plugin]) -> list[dict[str, Any]]:
-    """Convert plugins to JSON values; `error` is None for those that load."""
+    """Convert plugins to JSON values; `error` is None if a plugin loads."""
     return [
         {
             "group": plugin.group.removeprefix(PREFIX),
@@ -126,4 +126,4 @@ def plugin_rows(found: Iterable[Plugin]) -> list[dict[str, Any]]:
     ]
 
 
-__all__ = ["GROUPS", "every_plugin", "every_variant", "models_view", "plugin_rows", "plugins_view"]
+__all__ = ["GROUPS", "list_plugins", "list_variants", "models_view", "plugin_rows", "plugins_view"]

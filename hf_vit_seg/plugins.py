@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_vit_seg.errors import HfVitSegError
 
-from .entry_points import PREFIX, HeadClass, Plugin, follows, load_all, qualified_name
+from .entry_points import PREFIX, HeadClass, Plugin, implements, load_all, qualified_name
 from .registration import lock_registration
 
 if TYPE_CHECKING:
@@ -54,11 +54,11 @@ class Architecture:
     universal_image_processor: Mapping[str, type] = field(default_factory=dict)
 
     def processor_classes(self, task: str | None = None) -> Mapping[str, type]:
-        """The classes of the image processor of a task by backend."""
+        """Return the classes of the image processor of a task by backend."""
         return self.universal_image_processor if task in UNIVERSAL_TASKS else self.image_processor
 
     def all_processors(self) -> "tuple[type, ...]":
-        """The classes of all image processors."""
+        """Return the classes of all image processors."""
         return (*self.image_processor.values(), *self.universal_image_processor.values())
 
     def variant_rows(self) -> dict[str, dict[str, Any]]:
@@ -67,7 +67,7 @@ class Architecture:
         `counted` is the model it refers to, {model: auto class, num_labels}; by default the segmentation model with
         150 classes.
         """
-        from .yaml_reader import parse
+        from .text_files import parse
 
         return parse(self.variants.read_text(encoding="utf-8")) or {}
 
@@ -116,7 +116,7 @@ def convert_checkpoint(path: Any, **hub: Any) -> "ConvertedCheckpoint | None":
 
 
 def check_architecture(architecture: Architecture, known: Sequence[Architecture]) -> None:
-    """HfVitSegError for an architecture that cannot be registered, or conflicts with another."""
+    """Raise HfVitSegError for an architecture that cannot be registered, or conflicts with another."""
     import transformers
 
     if architecture.name in [other.name for other in known]:
@@ -161,14 +161,14 @@ def heads() -> tuple[Plugin, ...]:
 
 
 def accept_head(value: Any) -> None:
-    """TypeError unless the value is a module class, and ValueError if its code cannot be saved with models."""
+    """Raise TypeError unless the value is a module class, and ValueError if its code cannot be saved with models."""
     from torch import nn
 
     from hf_vit_seg.models.bundled_code import name_conflict
 
     from .remote_code import copy_obstacle, file_of
 
-    follows(nn.Module, HeadClass)(value)
+    implements(nn.Module, HeadClass)(value)
     if value.forward is nn.Module.forward:
         raise TypeError(f"{value.__name__} does not define `forward(feature_maps)`")
     if reason := copy_obstacle(file_of(value)) or name_conflict(value):

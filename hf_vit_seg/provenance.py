@@ -22,8 +22,7 @@ from hf_vit_seg.errors import HfVitSegError, error_sentence
 
 from .local_paths import is_local_path
 from .records import Record, shorten
-from .text_files import read_text
-from .yaml_reader import parse
+from .text_files import parse, read_text
 
 CARD = "README.md"
 # A card with this line was written by this package, and is replaced when the model is pushed.

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from hf_vit_seg.errors import HfVitSegError
 
-from .entry_points import Plugin, first_of_each_name, follows, load, load_all, subclass_of
+from .entry_points import Plugin, first_of_each_name, implements, load, load_all, subclass_of
 
 # Replacements of pydantic's expressions for Python types by those of YAML.
 MAPPING = "a mapping"
@@ -37,24 +37,26 @@ class Record(BaseModel):
 R = TypeVar("R", bound=Record)
 
 
-def read_record(kind: type[R], settings: Any, place: str = "") -> R:
+def read_record(kind: type[R], settings: Any, location: str = "") -> R:
     """Read settings as a record; RecordError has the dotted name of the first invalid one."""
     if not isinstance(settings, Mapping):
-        raise RecordError(f"{place or 'the file'} should be {MAPPING}, found {shorten(settings)}")
+        raise RecordError(f"{location or 'the file'} should be {MAPPING}, found {shorten(settings)}")
     try:
         return kind.model_validate(dict(settings))
     except ValidationError as error:
-        raise RecordError(sentence(kind, error.errors(), settings, place)) from None
+        raise RecordError(error_message(kind, error.errors(), settings, location)) from None
 
 
-def sentence(kind: type[BaseModel], errors: Sequence[ErrorDetails], settings: Any, place: str) -> str:
+def error_message(kind: type[BaseModel], errors: Sequence[ErrorDetails], settings: Any, location: str) -> str:
     """Format the first of pydantic's errors; a union type has an error for each of its members."""
     # Unknown keys come before missing ones: an unknown key is often a misspelled required one.
     error = most_specific(min(errors, key=lambda each: each["type"] != "extra_forbidden"), errors, settings)
     path = settings_path(error, settings)
-    dotted = ".".join(filter(None, [place, *map(str, path)]))
+    dotted = ".".join(filter(None, [location, *map(str, path)]))
     if error["type"] == "extra_forbidden":
-        return unknown(dotted, str(path[-1]), known_fields(kind, path), getattr(record_of(kind, path), "renamed", {}))
+        return unknown_setting(
+            dotted, str(path[-1]), known_fields(kind, path), getattr(record_of(kind, path), "renamed", {})
+        )
     if error["type"] == "missing":
         return f"{dotted} is missing, but {kind.__name__} requires it"
     if error["type"] == "value_error":
@@ -95,15 +97,15 @@ def expectation(error: ErrorDetails, errors: Sequence[ErrorDetails], settings: A
     return " or ".join(dict.fromkeys(expected))
 
 
-def known_fields(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+def known_fields(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Return the keys of the record that contains an unknown key."""
-    return list(getattr(record_of(kind, place), "model_fields", {}))
+    return list(getattr(record_of(kind, location), "model_fields", {}))
 
 
-def record_of(kind: type[BaseModel], place: tuple[int | str, ...]) -> Any:
-    """The record that contains the key at `place`."""
+def record_of(kind: type[BaseModel], location: tuple[int | str, ...]) -> Any:
+    """Return the record that contains the key at `location`."""
     record: Any = kind
-    for name in place[:-1]:
+    for name in location[:-1]:
         field = getattr(record, "model_fields", {}).get(name)
         nested = [a for a in candidates(field.annotation) if hasattr(a, "model_fields")] if field else []
         record = nested[0] if nested else record
@@ -115,11 +117,11 @@ def candidates(annotation: Any) -> list[Any]:
     return [annotation, *(found for part in getattr(annotation, "__args__", ()) for found in candidates(part))]
 
 
-def unknown(place: str, name: str, known: list[str], renamed: Mapping[str, str] | None = None) -> str:
+def unknown_setting(location: str, name: str, known: list[str], renamed: Mapping[str, str] | None = None) -> str:
     """Format the message for an unknown setting, with its new name or the nearest known one."""
     if renamed and name in renamed:
-        return f"{place} was renamed to {renamed[name]}"
-    return f"{place} is not a known setting; {nearest(name, sorted(known))}"
+        return f"{location} was renamed to {renamed[name]}"
+    return f"{location} is not a known setting; {nearest(name, sorted(known))}"
 
 
 def nearest(name: str, known: Iterable[str], what: str = "known") -> str:
@@ -146,7 +148,7 @@ class Table(Generic[R]):
         `contract` is the Protocol of the methods that rows of plugins must define, see `entry_points`.
         """
         self.title, self.own, self.kind, self.group = title, dict(rows), kind, group
-        self.accept = subclass_of(kind) if contract is None else follows(kind, contract)
+        self.accept = subclass_of(kind) if contract is None else implements(kind, contract)
 
     @cached_property
     def rows(self) -> dict[str, type[R] | EntryPoint]:
@@ -157,35 +159,35 @@ class Table(Generic[R]):
         """Load every plugin's row, or its error."""
         return load_all(self.group, self.accept, self.own)
 
-    def row(self, name: str, place: str) -> type[R]:
+    def row(self, name: str, location: str) -> type[R]:
         """Return the record type `name`; RecordError if it is unknown or a broken plugin."""
         if name not in self.rows:
             hint = nearest(str(name), sorted(self.rows))
-            raise RecordError(f"{place}: unknown {self.title} '{name}'; {hint}")
+            raise RecordError(f"{location}: unknown {self.title} '{name}'; {hint}")
         found = self.rows[name]
         if isinstance(found, type):
             return found
         plugin = load(found, self.accept)
         if plugin.error:
-            raise RecordError(f"{place}: {self.title} '{name}' of {plugin.origin} cannot be loaded: {plugin.error}")
+            raise RecordError(f"{location}: {self.title} '{name}' of {plugin.origin} cannot be loaded: {plugin.error}")
         return plugin.value
 
-    def read(self, name: str, settings: Any, place: str) -> R:
+    def read(self, name: str, settings: Any, location: str) -> R:
         """Read a row's record with these settings (None for its defaults)."""
-        return read_record(self.row(name, place), settings or {}, place)
+        return read_record(self.row(name, location), settings or {}, location)
 
-    def read_kind(self, settings: Any, place: str) -> R:
+    def read_kind(self, settings: Any, location: str) -> R:
         """Read settings with a key `kind` that names the row: `{kind: folders, images: ...}`."""
         if not isinstance(settings, Mapping) or "kind" not in settings:
-            raise RecordError(f"{place} needs a 'kind' ({', '.join(sorted(self.rows))}), found {shorten(settings)}")
+            raise RecordError(f"{location} needs a 'kind' ({', '.join(sorted(self.rows))}), found {shorten(settings)}")
         rest = {key: value for key, value in settings.items() if key != "kind"}
-        return self.read(settings["kind"], rest, place)
+        return self.read(settings["kind"], rest, location)
 
-    def read_entry(self, entry: Any, place: str) -> R:
+    def read_entry(self, entry: Any, location: str) -> R:
         """Read a list's entry, a name with optional settings: `random_crop` or `{random_crop: {size: 512}}`."""
         if isinstance(entry, str):
-            return self.read(entry, {}, place)
+            return self.read(entry, {}, location)
         if not isinstance(entry, Mapping) or len(entry) != 1:
-            raise RecordError(f"{place} should be a name, or a name with settings, found {shorten(entry)}")
+            raise RecordError(f"{location} should be a name, or a name with settings, found {shorten(entry)}")
         ((name, settings),) = entry.items()
-        return self.read(name, settings, f"{place}.{name}")
+        return self.read(name, settings, f"{location}.{name}")

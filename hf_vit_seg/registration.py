@@ -7,7 +7,7 @@ watched after their import: the first access to one of their attributes register
 Nothing is registered within an import of these packages, because modules are half executed there (transformers'
 modeling_utils imports configuration_auto, for example), and because the thread holds import locks that other threads
 wait for. What such an import used is registered at its end. Modules that were imported before this package cannot be
-watched reliably; with one of them, `follow_imports` registers immediately.
+watched reliably; with one of them, `install_import_hook` registers immediately.
 """
 
 import logging
@@ -28,7 +28,7 @@ PLUGIN_GROUPS = (PREFIX + "architectures", PREFIX + "heads")
 
 logger = logging.getLogger(__name__)
 lock = RLock()
-loaded: set[str] = set()  # parts of transformers that are imported, by what is registered with them
+loaded: set[str] = set()  # the parts to register whose modules of transformers are imported
 registered: set[str] = set()
 
 
@@ -59,11 +59,11 @@ def lock_registration() -> Iterator[None]:
 
 
 def part_of(name: str) -> str | None:
-    """What is registered with a module of transformers."""
+    """Return the part to register with a module of transformers."""
     return ARCHITECTURES if name.startswith(AUTO_MODULES) else PIPELINE if name == PIPELINES else None
 
 
-class WatchedModule(ModuleType):
+class LazyRegistrationModule(ModuleType):
     """A module whose attributes are used only after the registration."""
 
     def __getattribute__(self, name: str) -> Any:
@@ -72,7 +72,7 @@ class WatchedModule(ModuleType):
         return ModuleType.__getattribute__(self, name)
 
 
-class FollowedLoader(Loader):
+class ImportHookLoader(Loader):
     """Loads a module with its own loader, watches it, and registers what an import has used at its end."""
 
     def __init__(self, loader: Loader):
@@ -94,10 +94,10 @@ class FollowedLoader(Loader):
             self.loader.exec_module(module)
         part = part_of(name)
         if part is not None and part not in registered:
-            module.__class__ = WatchedModule
+            module.__class__ = LazyRegistrationModule
             loaded.add(part)
         elif not thread.imports and should_register_after(name) and lock.acquire(blocking=False):
-            # A thread that waited for the lock here could block the one that holds it, which may import this module.
+            # Do not wait for the lock: the thread that holds it may be waiting for the import of this module.
             try:
                 register()
             finally:
@@ -105,13 +105,13 @@ class FollowedLoader(Loader):
 
 
 def should_register_after(name: str) -> bool:
-    """Whether the end of this import registers: not for the parts of transformers that the architectures import."""
+    """Return whether to register after this import: not for modules of transformers that the architectures import."""
     return not loaded <= registered and (
         not name.startswith("transformers.") or name.startswith("transformers.models.")
     )
 
 
-class FollowingFinder(MetaPathFinder):
+class ImportHookFinder(MetaPathFinder):
     """Finds modules of the followed packages with the other finders, and follows their import."""
 
     def __init__(self) -> None:
@@ -127,17 +127,17 @@ class FollowingFinder(MetaPathFinder):
         found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
         spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and hasattr(spec.loader, "exec_module"):
-            spec.loader = FollowedLoader(spec.loader)  # pyright: ignore[reportArgumentType]
+            spec.loader = ImportHookLoader(spec.loader)  # pyright: ignore[reportArgumentType]
         return spec
 
 
-def follow_imports() -> None:
+def install_import_hook() -> None:
     """Register when transformers' Auto classes and pipelines are first used, or now if they are already imported.
 
     Repeated calls change nothing.
     """
     remove_finders()
-    sys.meta_path.insert(0, FollowingFinder())
+    sys.meta_path.insert(0, ImportHookFinder())
     loaded.update(part for part in map(part_of, list(sys.modules)) if part is not None)
     if not loaded <= registered:
         register()
@@ -156,7 +156,7 @@ def register() -> None:
                 step()
                 registered.add(part)
         for module in list(sys.modules.values()):
-            if type(module) is WatchedModule:  # not isinstance, which would run the code of lazy modules
+            if type(module) is LazyRegistrationModule:  # not isinstance, which would run the code of lazy modules
                 module.__class__ = ModuleType  # pyright: ignore[reportAttributeAccessIssue]
         if registered == STEPS.keys():
             remove_finders()
@@ -184,4 +184,4 @@ def register_pipeline() -> None:
 
 STEPS: dict[str, Callable[[], None]] = {ARCHITECTURES: register_architectures, PIPELINE: register_pipeline}
 
-__all__ = ["follow_imports", "lock_registration", "register"]
+__all__ = ["install_import_hook", "lock_registration", "register"]

@@ -39,7 +39,7 @@ def register_code(
 
 
 def is_from_transformers(kind: type) -> bool:
-    """Whether a class is part of transformers, so that it needs no code."""
+    """Return whether a class is part of transformers, so that it needs no code."""
     return kind.__module__.startswith("transformers.")
 
 

@@ -1,4 +1,4 @@
-"""Config fields of both CvT sources: those inferred from shapes, and those that shapes do not determine."""
+"""Config fields of both CvT sources: fields inferred from shapes, and fields that must be assumed."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 LAYER = re.compile(r"(?:cvt\.)?stages\.(\d+)\.layers\.(\d+)\.")
-UNSEEN = ("num_attention_heads", "strides", "paddings", "stride_kv", "padding_kv")
+ASSUMED_FIELDS = ("num_attention_heads", "strides", "paddings", "stride_kv", "padding_kv")
 NORM_EPS = {"layer_norm_eps": 1e-5, "batch_norm_eps": 1e-5}
 
 

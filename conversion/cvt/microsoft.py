@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hf_vit_seg.conversion.files.writers import write_bare
+from hf_vit_seg.conversion.files.writers import write_state_dict
 from hf_vit_seg.conversion.rules import Rule, drop, rename
 from hf_vit_seg.conversion.source import Form, Source
 from torch import Tensor
 
-from .config_fields import NORM_EPS, UNSEEN, infer
+from .config_fields import ASSUMED_FIELDS, NORM_EPS, infer
 from .names import BATCH_NORM, LAYER, STAGE, WEIGHTS
 
 HEAD_WIDTH = 64  # of all published sizes
@@ -58,29 +58,29 @@ SOURCE = Source(
     forms=(
         Form(
             model="AutoModelForImageClassification",
-            marks=("stage0.patch_embed.proj.weight", "head.weight"),
+            signature=("stage0.patch_embed.proj.weight", "head.weight"),
             rules=(
                 *encoder("cvt."),
                 rename("norm." + WEIGHTS, "norm.{p}"),
                 rename("head." + WEIGHTS, "classifier.{p}"),
             ),
-            write=write_bare,
+            write=write_state_dict,
         ),
         Form(
             model="AutoModel",
-            marks=("stage0.patch_embed.proj.weight",),
+            signature=("stage0.patch_embed.proj.weight",),
             rules=(
                 *encoder(""),
                 drop("norm." + WEIGHTS, "the classifier's norm, in a file without classifier", optional=True),
             ),
-            write=write_bare,
+            write=write_state_dict,
         ),
     ),
     infer=infer_with_heads,
     numerics={**NORM_EPS, "hidden_act": "quick_gelu"},
-    unseen=UNSEEN,
+    assumed_fields=ASSUMED_FIELDS,
     preprocessing=preprocessing,
-    remarks=(
+    notes=(
         "the files do not contain their training size: preprocessing assumes 224x224 (crop of 256, bicubic); for "
         "384x384, set size to this size and do_center_crop to false, to resize the whole image",
     ),

@@ -4,7 +4,7 @@ from hf_vit_seg.conversion.files.writers import transformers_writer
 from hf_vit_seg.conversion.rules import Rule, rename
 from hf_vit_seg.conversion.source import Form, Source
 
-from .config_fields import NORM_EPS, UNSEEN, infer
+from .config_fields import ASSUMED_FIELDS, NORM_EPS, infer
 from .names import BATCH_NORM, LAYER, STAGE, WEIGHTS
 
 # Our names of the fields, and those of transformers' config.
@@ -79,7 +79,7 @@ SOURCE = Source(
     forms=(
         Form(
             model="AutoModelForImageClassification",
-            marks=("cvt." + FIRST, "classifier.weight"),
+            signature=("cvt." + FIRST, "classifier.weight"),
             rules=(
                 *encoder("cvt.", "cvt."),
                 rename("layernorm." + WEIGHTS, "norm.{p}"),
@@ -90,7 +90,7 @@ SOURCE = Source(
         ),
         Form(
             model="AutoModel",
-            marks=(FIRST,),
+            signature=(FIRST,),
             rules=encoder("", ""),
             write=model_writer("CvtModel"),
             directory=True,
@@ -100,10 +100,10 @@ SOURCE = Source(
     # transformers builds every norm with PyTorch's default, ignoring its config, and supports one activation.
     numerics={**NORM_EPS, "hidden_act": "gelu"},
     settings=tuple(FIELDS),
-    beside_names=FIELDS,
-    unseen=UNSEEN,
+    config_names=FIELDS,
+    assumed_fields=ASSUMED_FIELDS,
     model_types=("cvt",),
-    remarks=(
+    notes=(
         "the released CvT was trained with QuickGELU, which transformers replaces with GELU; hidden_act is gelu, as in "
         "transformers",
     ),

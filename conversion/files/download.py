@@ -65,12 +65,12 @@ def locate(name: str | Path, **hub: Any) -> Path:
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is the address of a file."""
+    """Return whether a text is the address of a file."""
     return text.startswith(("https://", "http://"))
 
 
 def is_repository(text: str) -> bool:
-    """Whether a text can be the id of a repository on the Hub."""
+    """Return whether a text can be the id of a repository on the Hub."""
     try:
         validate_repo_id(text)
     except HFValidationError:

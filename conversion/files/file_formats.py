@@ -27,7 +27,7 @@ EXPECTED = "expected a PyTorch (.pth, .pt, .bin), safetensors or NumPy (.npz) ch
 ZIP = b"PK\x03\x04"
 EXTRA_BYTES = 200 * 2**20  # that declared sizes may exceed the file's, for compression and tensors that share memory
 LEGACY_PICKLES = 4  # of torch.save before 1.6: magic number, version, system, content
-# Modules of objects that training frameworks save beside the weights. They are replaced by `Ignored`.
+# Modules of objects that training frameworks save with the weights. They are replaced by `Ignored`.
 FRAMEWORKS = frozenset(
     (
         *("argparse", "collections", "datetime", "enum", "pathlib", "types", "typing"),
@@ -91,7 +91,7 @@ def damaged_error(file: Path, error: Exception) -> ConversionError:
 
 
 def check_size(file: Path, declared: Mapping[str, int]) -> None:
-    """ConversionError if a file declares much more data than it has; `declared` are bytes by name."""
+    """Raise ConversionError if a file declares much more data than it has; `declared` are bytes by name."""
     size, total = file.stat().st_size, sum(declared.values())
     if total > size + EXTRA_BYTES:
         largest = max(declared, key=lambda name: declared[name])

@@ -12,7 +12,7 @@ OVERWRITE = "--overwrite (in Python, overwrite=True)"
 
 
 def check_directory(target: Path, overwrite: bool) -> None:
-    """ConversionError if an output directory is a file, or is not empty without `overwrite`."""
+    """Raise ConversionError if an output directory is a file, or is not empty without `overwrite`."""
     if target.exists() and not target.is_dir():
         raise ConversionError(f"'{target}' is a file, expected a directory; choose another path")
     if target.is_dir() and not overwrite and any(path.name != LOCK for path in target.iterdir()):
@@ -22,7 +22,7 @@ def check_directory(target: Path, overwrite: bool) -> None:
 
 
 def check_file(target: Path, overwrite: bool) -> None:
-    """ConversionError if an output file is a directory, or exists without `overwrite`."""
+    """Raise ConversionError if an output file is a directory, or exists without `overwrite`."""
     if target.is_dir():
         raise ConversionError(f"'{target}' is a directory, expected a file; choose another path")
     if target.exists() and not overwrite:
@@ -30,7 +30,7 @@ def check_file(target: Path, overwrite: bool) -> None:
 
 
 def check_apart(origin: Path, target: Path) -> None:
-    """ConversionError if the output directory contains the input."""
+    """Raise ConversionError if the output directory contains the input."""
     if origin.resolve().is_relative_to(target.resolve()):
         raise ConversionError(f"'{origin}' is in '{target}', which would be replaced; choose another path")
 

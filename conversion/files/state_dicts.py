@@ -25,7 +25,7 @@ AVERAGE_COUNTER = "the number of updates of an average"
 
 @dataclass
 class StateDict:
-    """The selected tensors, `meta` of the framework, the entries that led to them, and those that were not chosen."""
+    """The selected tensors, `meta` of the framework, and the names of the chosen and of the other entries."""
 
     tensors: dict[str, Tensor]
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -72,7 +72,7 @@ def enter_entries(content: Mapping[Any, Any], wanted: list[str], result: StateDi
 
 
 def is_entry(content: Mapping[Any, Any], name: str) -> bool:
-    """Whether an entry is a dictionary with tensors, or with a dictionary of tensors."""
+    """Return whether an entry is a dictionary with tensors, or with a dictionary of tensors."""
     entry = content.get(name)
     return isinstance(entry, Mapping) and any(
         torch.is_tensor(value) or (name in (*ENTRIES, *AVERAGES) and isinstance(value, Mapping))
@@ -81,7 +81,7 @@ def is_entry(content: Mapping[Any, Any], name: str) -> bool:
 
 
 def check_tensors(file: Path, content: Mapping[Any, Any]) -> None:
-    """ConversionError for entries that are no plain tensors with a name and elements."""
+    """Raise ConversionError for entries that are not plain tensors, have no name, or are empty."""
     others = [
         f"{name} ({type(value).__name__})"
         for name, value in content.items()
@@ -164,9 +164,9 @@ def copy_shared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        alone = tensor.untyped_storage().nbytes() == tensor.nbytes and place not in seen
-        seen.add(place)
+        address = tensor.untyped_storage().data_ptr()
+        alone = tensor.untyped_storage().nbytes() == tensor.nbytes and address not in seen
+        seen.add(address)
         tensor = tensor.detach()
         result[name] = tensor.contiguous() if alone else tensor.clone(memory_format=torch.contiguous_format)
     return result

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 SEGFORMER, CROPPING = "SegformerImageProcessor", "BitImageProcessor"  # the first ignores do_center_crop
 
 
-def write_bare(outgoing: Outgoing, path: Path) -> None:
+def write_state_dict(outgoing: Outgoing, path: Path) -> None:
     """Write a plain state dict: as safetensors if the path has this suffix, otherwise with torch.save."""
     if path.suffix == ".safetensors":
         save_file(dict(outgoing.tensors), path, metadata={"format": "pt"})

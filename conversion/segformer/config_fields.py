@@ -1,4 +1,4 @@
-"""Config fields of all SegFormer sources: those inferred from shapes, and those that shapes do not determine."""
+"""Config fields of all SegFormer sources: fields inferred from shapes, and fields that must be assumed."""
 
 import re
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ NVIDIA = Provenance(
 LAYER = re.compile(r"(?:segformer\.)?stages\.(\d+)\.layers\.(\d+)\.")
 
 # Padding is K // 2 for patch size K; heads and strides do not follow from any shape.
-UNSEEN = ("num_attention_heads", "strides")
+ASSUMED_FIELDS = ("num_attention_heads", "strides")
 SETTINGS = (
-    *UNSEEN,
+    *ASSUMED_FIELDS,
     "hidden_act",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",

@@ -1,11 +1,11 @@
 """SegFormer of mmsegmentation: fused projections, 1x1 convolutions, and another decode head."""
 
-from hf_vit_seg.conversion.files.writers import write_bare, write_with_meta
+from hf_vit_seg.conversion.files.writers import write_state_dict, write_with_meta
 from hf_vit_seg.conversion.layouts import POINTWISE
 from hf_vit_seg.conversion.rules import Rule, rename, split
 from hf_vit_seg.conversion.source import Form, Source
 
-from .config_fields import NVIDIA, UNSEEN, infer
+from .config_fields import ASSUMED_FIELDS, NVIDIA, infer
 from .names import BATCH_NORM, HEAD, LAYER, STAGE, WEIGHTS
 
 
@@ -48,20 +48,20 @@ SOURCE = Source(
     forms=(
         Form(
             model="AutoModelForSemanticSegmentation",
-            marks=("backbone.layers.0.0.projection.weight", "decode_head.fusion_conv.conv.weight"),
+            signature=("backbone.layers.0.0.projection.weight", "decode_head.fusion_conv.conv.weight"),
             rules=(*encoder("backbone.", "segformer."), *DECODER),
             settings={"decode_head_flavor": "mmseg"},
             write=write_with_meta,
         ),
         Form(
             model="AutoModel",
-            marks=("layers.0.0.projection.weight",),
+            signature=("layers.0.0.projection.weight",),
             rules=encoder("", ""),
-            write=write_bare,
+            write=write_state_dict,
         ),
         Form(
             model="AutoModel",
-            marks=("backbone.layers.0.0.projection.weight",),
+            signature=("backbone.layers.0.0.projection.weight",),
             rules=encoder("backbone.", ""),
         ),
     ),
@@ -72,6 +72,6 @@ SOURCE = Source(
         "reduction_norm_eps": 1e-6,
         "decode_head_norm_eps": 1e-5,
     },
-    unseen=UNSEEN,
+    assumed_fields=ASSUMED_FIELDS,
     weights=NVIDIA,
 )

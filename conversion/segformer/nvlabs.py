@@ -1,10 +1,10 @@
 """SegFormer by its authors (NVlabs): segmentation models, and Mix Transformers with and without an ImageNet head."""
 
-from hf_vit_seg.conversion.files.writers import write_bare, write_with_meta
+from hf_vit_seg.conversion.files.writers import write_state_dict, write_with_meta
 from hf_vit_seg.conversion.rules import drop, rename
 from hf_vit_seg.conversion.source import Form, Source
 
-from .config_fields import NVIDIA, RELEASED_NUMERICS, UNSEEN, infer
+from .config_fields import ASSUMED_FIELDS, NVIDIA, RELEASED_NUMERICS, infer
 from .names import BATCH_NORM, HEAD, WEIGHTS, nvlabs_encoder
 
 DECODER = (
@@ -21,31 +21,31 @@ SOURCE = Source(
     forms=(
         Form(
             model="AutoModelForSemanticSegmentation",
-            marks=("backbone.patch_embed1.proj.weight", "decode_head.linear_fuse.conv.weight"),
+            signature=("backbone.patch_embed1.proj.weight", "decode_head.linear_fuse.conv.weight"),
             rules=(*nvlabs_encoder("backbone.", "segformer."), *DECODER),
             settings={"decode_head_flavor": "nvlabs"},
             write=write_with_meta,
         ),
         Form(
             model="AutoModelForImageClassification",
-            marks=("patch_embed1.proj.weight", "head.weight"),
+            signature=("patch_embed1.proj.weight", "head.weight"),
             rules=(*nvlabs_encoder("", "segformer."), rename("head." + WEIGHTS, "classifier.{p}")),
-            write=write_bare,
+            write=write_state_dict,
         ),
         Form(
             model="AutoModel",
-            marks=("patch_embed1.proj.weight",),
+            signature=("patch_embed1.proj.weight",),
             rules=nvlabs_encoder("", ""),
-            write=write_bare,
+            write=write_state_dict,
         ),
         Form(
             model="AutoModel",
-            marks=("backbone.patch_embed1.proj.weight",),
+            signature=("backbone.patch_embed1.proj.weight",),
             rules=nvlabs_encoder("backbone.", ""),
         ),
     ),
     infer=infer,
     numerics=RELEASED_NUMERICS,
-    unseen=UNSEEN,
+    assumed_fields=ASSUMED_FIELDS,
     weights=NVIDIA,
 )

@@ -1,10 +1,10 @@
 """Segformer of segmentation_models_pytorch: the encoder of NVlabs; the head numbers levels in reverse order."""
 
-from hf_vit_seg.conversion.files.writers import write_bare
+from hf_vit_seg.conversion.files.writers import write_state_dict
 from hf_vit_seg.conversion.rules import rename
 from hf_vit_seg.conversion.source import Form, Source
 
-from .config_fields import NVIDIA, RELEASED_NUMERICS, UNSEEN, infer
+from .config_fields import ASSUMED_FIELDS, NVIDIA, RELEASED_NUMERICS, infer
 from .names import BATCH_NORM, HEAD, WEIGHTS, nvlabs_encoder
 
 DECODER = (
@@ -20,16 +20,16 @@ SOURCE = Source(
     forms=(
         Form(
             model="AutoModelForSemanticSegmentation",
-            marks=("encoder.patch_embed1.proj.weight", "decoder.mlp_stage.0.linear.weight"),
+            signature=("encoder.patch_embed1.proj.weight", "decoder.mlp_stage.0.linear.weight"),
             rules=(*nvlabs_encoder("encoder.", "segformer."), *DECODER),
             settings={"decode_head_flavor": "nvlabs"},
-            write=write_bare,
+            write=write_state_dict,
         ),
     ),
     infer=infer,
     numerics=RELEASED_NUMERICS,
-    unseen=UNSEEN,
-    remarks=(
+    assumed_fields=ASSUMED_FIELDS,
+    notes=(
         "segmentation_models_pytorch upsamples logits with align_corners=True, this package with False: logits at 1/4 "
         "resolution are equal, those at full resolution are not",
     ),

@@ -6,7 +6,7 @@ from hf_vit_seg.conversion.files.writers import transformers_writer
 from hf_vit_seg.conversion.rules import Rule, rename
 from hf_vit_seg.conversion.source import Form, Source, Writer
 
-from .config_fields import NVIDIA, SETTINGS, UNSEEN, infer
+from .config_fields import ASSUMED_FIELDS, NVIDIA, SETTINGS, infer
 from .names import BATCH_NORM, HEAD, LAYER, STAGE, WEIGHTS
 
 # Fields that transformers calls otherwise.
@@ -90,7 +90,7 @@ def forms(
     return (
         Form(
             model="AutoModelForSemanticSegmentation",
-            marks=("segformer." + first, HEAD + "linear_fuse.weight"),
+            signature=("segformer." + first, HEAD + "linear_fuse.weight"),
             rules=(*inside, *decoder(projection)),
             settings={"decode_head_flavor": "nvlabs"},
             write=segment,
@@ -98,12 +98,12 @@ def forms(
         ),
         Form(
             model="AutoModelForImageClassification",
-            marks=("segformer." + first, "classifier.weight"),
+            signature=("segformer." + first, "classifier.weight"),
             rules=(*inside, rename("classifier." + WEIGHTS, "classifier.{p}")),
             write=classify,
             directory=True,
         ),
-        Form(model="AutoModel", marks=(first,), rules=encoder("", ""), write=encode, directory=True),
+        Form(model="AutoModel", signature=(first,), rules=encoder("", ""), write=encode, directory=True),
     )
 
 
@@ -130,8 +130,8 @@ SOURCE = Source(
         "decode_head_norm_eps": 1e-5,
     },
     settings=SETTINGS,
-    beside_names=NAMES,
-    unseen=UNSEEN,
+    config_names=NAMES,
+    assumed_fields=ASSUMED_FIELDS,
     weights=NVIDIA,
     model_types=("segformer",),
 )

@@ -11,8 +11,7 @@ from typing import Any
 from hf_vit_seg.conversion.errors import ConversionError, first_few
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.text_files import read_json, read_text
-from hf_vit_seg.yaml_reader import parse
+from hf_vit_seg.text_files import parse, read_json, read_text
 
 MAX_NAME = 1000  # characters
 MAX_CLASSES = 100_000  # every class gets a name; ImageNet-21k has 21,843
@@ -26,14 +25,14 @@ class LabelSet:
     """Class names, colors (none for classification), and properties of the dataset.
 
     With `reduce_zero_label`, 0 in masks means "no class" and class k is stored as k + 1; None if unknown. `image_size`
-    is the (height, width) of the usual checkpoints. `found` describes where the set comes from.
+    is the (height, width) of the usual checkpoints. `origin` describes where the set comes from.
     """
 
     names: tuple[str, ...]
     palette: Palette = ()
     reduce_zero_label: bool | None = None
     image_size: tuple[int, int] | None = None
-    found: str = ""
+    origin: str = ""
 
 
 @cache
@@ -55,7 +54,7 @@ def from_json(content: Any, origin: str) -> LabelSet:
             palette=colors(content.get("palette", ())),
             reduce_zero_label=content.get("reduce_zero_label"),
             image_size=(content["image_size"][0], content["image_size"][1]) if "image_size" in content else None,
-            found=origin,
+            origin=origin,
         )
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         reason = error_sentence(error)
@@ -91,7 +90,7 @@ def generate_palette(count: int) -> Palette:
 def find_label_set(labels: str | Path) -> LabelSet:
     """Find a label set by name, or read it from a JSON or YAML file."""
     if str(labels) in label_sets():
-        return replace(label_sets()[str(labels)], found=f"{labels}, as requested")
+        return replace(label_sets()[str(labels)], origin=f"{labels}, as requested")
     path = Path(labels)
     if not path.is_file():
         raise ConversionError(
@@ -101,7 +100,7 @@ def find_label_set(labels: str | Path) -> LabelSet:
         content = parse(read_text(path)) if path.suffix in (".yaml", ".yml") else read_json(path)
     except HfVitSegError as error:
         raise ConversionError(f"the label file '{path}' cannot be read: {error}") from None
-    return replace(from_json(content, str(path)), found=f"from {path}, as requested")
+    return replace(from_json(content, str(path)), origin=f"from {path}, as requested")
 
 
 def similar_set(names: Sequence[str]) -> LabelSet | None:
@@ -138,7 +137,7 @@ def from_meta(meta: Mapping[str, Any]) -> LabelSet | None:
     if not isinstance(names, Sequence) or isinstance(names, str) or not names:
         return None
     content = {"names": [str(name).strip() for name in names], "palette": entries.get("palette") or ()}
-    return replace(from_json(content, "the checkpoint's meta"), found="from the checkpoint's meta")
+    return replace(from_json(content, "the checkpoint's meta"), origin="from the checkpoint's meta")
 
 
 def from_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> LabelSet | None:
@@ -157,16 +156,16 @@ def from_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Labe
     if names == [f"LABEL_{k}" for k in range(len(names))]:
         return None
     content = {"names": names, "palette": processor.get("palette") or ()}
-    return replace(from_json(content, "config.json"), found="from id2label in config.json")
+    return replace(from_json(content, "config.json"), origin="from id2label in config.json")
 
 
 def from_count(count: int, usual: Sequence[str] = USUAL) -> LabelSet:
     """Guess the label set from the number of classes."""
     for name in usual:
         if len(label_sets()[name].names) == count:
-            return replace(label_sets()[name], found=f"{name}, assumed because there are {count} classes")
+            return replace(label_sets()[name], origin=f"{name}, assumed because there are {count} classes")
     names = tuple(f"LABEL_{k}" for k in range(count))
-    return LabelSet(names, found=f"no names found, using LABEL_0 .. LABEL_{count - 1}")
+    return LabelSet(names, origin=f"no names found, using LABEL_0 .. LABEL_{count - 1}")
 
 
 def resolve(
@@ -189,14 +188,14 @@ def resolve(
     found = complete_labels(found)
     if len(found.names) != count:
         raise ConversionError(
-            f"the label set ({found.found}) has {len(found.names)} names, but the checkpoint's classifier has {count} "
+            f"the label set ({found.origin}) has {len(found.names)} names, but the checkpoint's classifier has {count} "
             "classes; pass the labels of its training"
         )
     if found.palette and len(found.palette) != count:
-        raise ConversionError(f"the label set ({found.found}) has {len(found.palette)} colors for {count} classes")
+        raise ConversionError(f"the label set ({found.origin}) has {len(found.palette)} colors for {count} classes")
     return found
 
 
 def describe_labels(labels: LabelSet | None) -> str:
     """Describe a label set for the report."""
-    return "none" if labels is None else f"{len(labels.names)} classes, {labels.found}"
+    return "none" if labels is None else f"{len(labels.names)} classes, {labels.origin}"

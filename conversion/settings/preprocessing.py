@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, IMAGE_PROCESSOR_MAPPING
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.models.image_processing_settings import MIN_SHARE, check_settings, is_share, is_side
+from hf_vit_seg.models.image_processing_segmentation import MIN_SHARE, check_settings, is_share, is_side
 from hf_vit_seg.records import shorten
 
 from .labels import LabelSet, generate_palette
@@ -47,7 +47,7 @@ IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.2
 
 
 def check_processor(processor: Mapping[str, Any], path: Path) -> None:
-    """ConversionError for invalid settings of a preprocessor_config.json; null means the default."""
+    """Raise ConversionError for invalid settings of a preprocessor_config.json; null means the default."""
     try:
         check_settings(processor, f"'{path}'")
     except HfVitSegError as error:
@@ -72,7 +72,7 @@ def source_class(processor: Mapping[str, Any], config: Mapping[str, Any]) -> typ
 
 
 def has_same_steps(source: type[BaseImageProcessor]) -> bool:
-    """Whether our image processor computes the same as a class of transformers, with its settings."""
+    """Return whether our image processor computes the same as a class of transformers, with its settings."""
     return source.__name__.removesuffix("ImageProcessor") in SAME_STEPS
 
 
@@ -115,7 +115,7 @@ def other_processor(processor: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
 
 def check_channels(processor: Mapping[str, Any], channels: int, where: Path) -> None:
-    """ConversionError if a preprocessor_config.json is for images of another number of channels than the model."""
+    """Raise ConversionError if image processor and model have different numbers of channels."""
     mean = processor.get("image_mean")
     if isinstance(mean, list) and len(mean) != channels:
         raise ConversionError(

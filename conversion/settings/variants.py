@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from hf_vit_seg.plugins import NOT_FIELDS, Architecture
-from hf_vit_seg.yaml_reader import parse
+from hf_vit_seg.text_files import parse
 
 CUSTOM = "custom"
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
@@ -20,7 +20,7 @@ def rows(architecture: Architecture) -> dict[str, dict[str, Any]]:
     }
 
 
-def plain(value: Any) -> Any:
+def builtin_value(value: Any) -> Any:
     """Convert tuples to lists, so that they compare equal."""
     return list(value) if isinstance(value, list | tuple) else value
 
@@ -36,7 +36,11 @@ def find(
     """
     fitting = []
     for name, row in rows(architecture).items():
-        differing = {field: value for field, value in row.items() if plain(getattr(config, field)) != plain(value)}
+        differing = {
+            field: value
+            for field, value in row.items()
+            if builtin_value(getattr(config, field)) != builtin_value(value)
+        }
         if not any(isinstance(value, list) or field in SIZES for field, value in differing.items()):
             relevant = {field: value for field, value in differing.items() if field in inferred}
             agreeing = [field for field in row if field not in differing and (field in inferred or not inferred)]

@@ -1,4 +1,4 @@
-"""Config fields of all ViT sources: those inferred from shapes, and those that shapes do not determine."""
+"""Config fields of all ViT sources: fields inferred from shapes, and fields that must be assumed."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from typing import Any
 from hf_vit_seg.conversion.errors import UnsupportedCheckpoint
 from torch import Tensor
 
-UNSEEN = ("num_attention_heads",)
+ASSUMED_FIELDS = ("num_attention_heads",)
 HEADS = {
     1152: 16,
     1280: 16,
@@ -42,7 +42,7 @@ HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 BILINEAR, BICUBIC = 2, 3
 
 
-def both(size: Any) -> tuple[int, int]:
+def as_pair(size: Any) -> tuple[int, int]:
     """Return (height, width) for an integer or a pair."""
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return height, width
@@ -50,7 +50,7 @@ def both(size: Any) -> tuple[int, int]:
 
 def sides(image_size: Any) -> dict[str, int]:
     """Return the image size as a mapping with height and width."""
-    return dict(zip(("height", "width"), both(image_size), strict=True))
+    return dict(zip(("height", "width"), as_pair(image_size), strict=True))
 
 
 def resize_settings(config: Any, resample: int = BILINEAR) -> dict[str, Any]:
@@ -142,14 +142,14 @@ def position_fields(
     if rows_columns is not None:
         height, width = (
             cells * side * stem_stride(fields)
-            for cells, side in zip(rows_columns, both(fields["patch_size"]), strict=True)
+            for cells, side in zip(rows_columns, as_pair(fields["patch_size"]), strict=True)
         )
         found["image_size"] = height if height == width else [height, width]
     return found
 
 
 def check_registers(fields: Mapping[str, Any], positions: int, grid: Callable[[int], tuple[int, int] | None]) -> None:
-    """UnsupportedCheckpoint if register tokens have position embeddings."""
+    """Raise UnsupportedCheckpoint if register tokens have position embeddings."""
     prefix, registers = fields["use_cls_token"] + fields["use_distillation_token"], fields["num_register_tokens"]
     patches = positions - prefix - registers
     if registers and patches > 0 and grid(patches) and not grid(positions) and not grid(positions - prefix):

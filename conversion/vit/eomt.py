@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hf_vit_seg.conversion.files.writers import write_bare
+from hf_vit_seg.conversion.files.writers import write_state_dict
 from hf_vit_seg.conversion.rules import Rule, drop, rename
 from hf_vit_seg.conversion.settings.preprocessing import UNIVERSAL
-from hf_vit_seg.conversion.source import Form, Source, refusal
+from hf_vit_seg.conversion.source import Form, Source, unsupported_form
 from torch import Tensor
 
 from hf_vit_seg.provenance import Provenance
 
-from .config_fields import ERF_NUMERICS, UNSEEN, infer, sides
+from .config_fields import ASSUMED_FIELDS, ERF_NUMERICS, infer, sides
 from .names import EMBEDDINGS, WEIGHTS, timm_layers, timm_patches, timm_tokens
 
 NETWORK = "network."
@@ -38,7 +38,7 @@ def observe_blocks(probabilities: Tensor | None) -> dict[str, Any]:
     return {"num_query_blocks": len(probabilities), "query_masked_inference": masked}
 
 
-def observe(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def infer_from_source(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read the number of blocks with queries; the authors evaluate trained models without masks."""
     return observe_blocks(tensors.get(NETWORK + MASK_PROBABILITIES)) | {"query_masked_inference": False}
 
@@ -68,36 +68,36 @@ SOURCE = Source(
     name="eomt",
     title="EoMT by its authors (tue-mps/eomt)",
     forms=(
-        refusal(
+        unsupported_form(
             (NETWORK + "q.weight", BACKBONE + "rope.periods"),
             "it has rotary positions (DINOv3), expected learned ones; train a query head on DINOv3 with architecture "
             "'backbone'",
         ),
-        refusal(
+        unsupported_form(
             (NETWORK + "q.weight", BACKBONE + "blocks.0.mlp.w12.weight"),
             "it has gated MLPs (SwiGLU, as in DINOv2 giant), which are not supported",
         ),
         Form(
             model=UNIVERSAL,
-            marks=(NETWORK + "q.weight", BACKBONE + "blocks.0.attn.qkv.weight"),
+            signature=(NETWORK + "q.weight", BACKBONE + "blocks.0.attn.qkv.weight"),
             rules=rules(),
             settings=EOMT,
-            write=write_bare,
+            write=write_state_dict,
         ),
     ),
     infer=infer,
-    observe=observe,
+    infer_from_source=infer_from_source,
     numerics={
         **ERF_NUMERICS,
         "position_resize_mode": "bicubic",
         "position_resize_align_corners": False,
         "position_resize_antialias": True,
     },
-    settings=("num_query_blocks", *UNSEEN),
-    beside_names={"num_query_blocks": "num_blocks"},
+    settings=("num_query_blocks", *ASSUMED_FIELDS),
+    config_names={"num_query_blocks": "num_blocks"},
     defaults={"num_query_blocks": 4},
-    unseen=UNSEEN,
+    assumed_fields=ASSUMED_FIELDS,
     preprocessing=preprocessing,
-    remarks=("pixel_mean and pixel_std of the encoder, and the state of mask annealing, are not exported",),
+    notes=("pixel_mean and pixel_std of the encoder, and the state of mask annealing, are not exported",),
     weights=Provenance(license="mit"),
 )

@@ -12,7 +12,7 @@ from typing import Any
 from hf_vit_seg.conversion.files.writers import write_npz
 from hf_vit_seg.conversion.layouts import KERNEL_FIRST, TRANSPOSE, Rearrange, Vector
 from hf_vit_seg.conversion.rules import Rule, alias, optional, rename
-from hf_vit_seg.conversion.source import Form, Source, refusal
+from hf_vit_seg.conversion.source import Form, Source, unsupported_form
 from torch import Tensor
 
 from hf_vit_seg.provenance import Provenance
@@ -127,24 +127,24 @@ def stem(target: str) -> tuple[Rule, ...]:
 
 
 def forms(
-    marks: tuple[str, ...], stem_settings: Mapping[str, Any], numerics: Mapping[str, Any], stem_of: Stem
+    signature: tuple[str, ...], stem_settings: Mapping[str, Any], numerics: Mapping[str, Any], stem_of: Stem
 ) -> tuple[Form, ...]:
     """Return the forms of classifiers, those of 2020 with `pre_logits` first, and of encoders without a head."""
     pre_logits = (optional(rule) for rule in dense("pre_logits", "pre_logits"))
     classifier = Form(
         model="AutoModelForImageClassification",
-        marks=(*marks, "head/kernel"),
+        signature=(*signature, "head/kernel"),
         rules=(*encoder("vit."), *stem_of("vit."), *pre_logits, *dense("head", "classifier")),
         settings={**stem_settings, "pooling": "token"},
         numerics=numerics,
         write=write_npz,
     )
     return (
-        replace(classifier, marks=(*marks, "pre_logits/kernel", "head/kernel"), remarks=(ZEROS,), write=None),
+        replace(classifier, signature=(*signature, "pre_logits/kernel", "head/kernel"), notes=(ZEROS,), write=None),
         classifier,
         Form(
             model="AutoModel",
-            marks=marks,
+            signature=signature,
             rules=(*encoder(""), *stem_of("")),
             settings=stem_settings,
             numerics=numerics,
@@ -180,8 +180,8 @@ SOURCE = Source(
     title="Vision Transformer of Google (google-research/vision_transformer, .npz)",
     forms=(
         *(
-            refusal(marks, BIG_VISION)
-            for marks in (
+            unsupported_form(signature, BIG_VISION)
+            for signature in (
                 ("pos_embedding", "embedding/kernel"),
                 ("Transformer/encoderblock/LayerNorm_0/scale",),
                 ("MAPHead_0/probe",),
@@ -192,7 +192,7 @@ SOURCE = Source(
         *forms(("embedding/kernel", POSITIONS), {"stem": "patch"}, {}, lambda target: ()),
     ),
     infer=infer,
-    observe=heads,
+    infer_from_source=heads,
     numerics=NUMERICS,
     preprocessing=preprocessing,
     sizes=lambda config: {"H": config.num_attention_heads},

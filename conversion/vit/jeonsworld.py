@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from hf_vit_seg.conversion.files.writers import write_bare
+from hf_vit_seg.conversion.files.writers import write_state_dict
 from hf_vit_seg.conversion.rules import Rule, rename
 from hf_vit_seg.conversion.source import Form, Source
 
-from .config_fields import ERF_NUMERICS, HALF, JEONSWORLD_STEM, UNSEEN, infer, resize_settings
+from .config_fields import ASSUMED_FIELDS, ERF_NUMERICS, HALF, JEONSWORLD_STEM, infer, resize_settings
 from .names import EMBEDDINGS, LAYER, STEM, UNIT, WEIGHTS
 
 STEM_NUMERICS = {
@@ -61,18 +61,18 @@ SOURCE = Source(
     forms=(
         Form(
             model="AutoModelForImageClassification",
-            marks=(HYBRID_MODEL + "root.conv.weight", "head.weight"),
+            signature=(HYBRID_MODEL + "root.conv.weight", "head.weight"),
             rules=(*encoder("vit."), *stem("vit."), HEADS),
             settings=JEONSWORLD_STEM | SETTINGS,
             numerics=STEM_NUMERICS,
-            write=write_bare,
+            write=write_state_dict,
         ),
         Form(
             model="AutoModelForImageClassification",
-            marks=("transformer.embeddings.position_embeddings", "head.weight"),
+            signature=("transformer.embeddings.position_embeddings", "head.weight"),
             rules=(*encoder("vit."), HEADS),
             settings={"stem": "patch", **SETTINGS},
-            write=write_bare,
+            write=write_state_dict,
         ),
     ),
     infer=infer,
@@ -82,6 +82,6 @@ SOURCE = Source(
         "position_resize_align_corners": True,
         "position_resize_antialias": False,
     },
-    unseen=UNSEEN,
+    assumed_fields=ASSUMED_FIELDS,
     preprocessing=preprocessing,
 )

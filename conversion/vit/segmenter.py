@@ -10,7 +10,7 @@ from hf_vit_seg.conversion.source import Form, Source
 
 from hf_vit_seg.provenance import Provenance
 
-from .config_fields import HALF, UNSEEN, infer, resize_settings
+from .config_fields import ASSUMED_FIELDS, HALF, infer, resize_settings
 from .names import WEIGHTS, timm_layers, timm_patches, timm_tokens
 
 ENCODER, DECODER, HEAD = "encoder.", "decoder.", "decode_head."
@@ -51,14 +51,14 @@ SOURCE = Source(
     forms=(
         Form(
             model=SEGMENTATION,
-            marks=("encoder.blocks.0.attn.qkv.weight", "decoder.cls_emb"),
+            signature=("encoder.blocks.0.attn.qkv.weight", "decoder.cls_emb"),
             rules=(*encoder("vit."), *MASK_TRANSFORMER),
             settings={"decode_head": "mask_transformer"},
             write=write_as_model,
         ),
         Form(
             model=SEGMENTATION,
-            marks=("encoder.blocks.0.attn.qkv.weight", "decoder.head.weight"),
+            signature=("encoder.blocks.0.attn.qkv.weight", "decoder.head.weight"),
             rules=(*encoder("vit."), rename("decoder.head." + WEIGHTS, HEAD + "classifier.{p}")),
             settings={"decode_head": "linear"},
             write=write_as_model,
@@ -73,8 +73,8 @@ SOURCE = Source(
         "position_resize_align_corners": False,
         "position_resize_antialias": False,
     },
-    unseen=UNSEEN,
+    assumed_fields=ASSUMED_FIELDS,
     preprocessing=preprocessing,
-    remarks=("the encoder's unused head is not exported",),
+    notes=("the encoder's unused head is not exported",),
     weights=Provenance(license="mit"),
 )

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hf_vit_seg.conversion.errors import UnsupportedCheckpoint, first_few
-from hf_vit_seg.conversion.files.writers import write_bare
+from hf_vit_seg.conversion.files.writers import write_state_dict
 from hf_vit_seg.conversion.rules import Rule, alias, drop, optional, rename
-from hf_vit_seg.conversion.source import Form, Source, refusal
+from hf_vit_seg.conversion.source import Form, Source, unsupported_form
 
 from hf_vit_seg.records import shorten
 
-from .config_fields import ERF_NUMERICS, PYTORCH_STEM, UNSEEN, USUAL_STEM, infer
+from .config_fields import ASSUMED_FIELDS, ERF_NUMERICS, PYTORCH_STEM, USUAL_STEM, infer
 from .names import EMBEDDINGS, STEM, UNIT, WEIGHTS, timm_layers, timm_patches, timm_tokens
 
 BACKBONE = "patch_embed.backbone."
@@ -71,7 +71,7 @@ KNOWN_ARGUMENTS = {
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """UnsupportedCheckpoint for a config.json of timm with settings that tensors do not show."""
+    """Raise UnsupportedCheckpoint for a config.json of timm with settings that tensors do not show."""
     name, pool = str(config.get("architecture", "")), config.get("global_pool") or "token"
     for pattern, reason in OTHER_ARCHITECTURES.items():
         if re.search(pattern, name):
@@ -143,25 +143,25 @@ BARE = (
 
 
 def forms(
-    marks: tuple[str, ...], stem: Any, settings: Mapping[str, Any], numerics: Mapping[str, Any]
+    signature: tuple[str, ...], stem: Any, settings: Mapping[str, Any], numerics: Mapping[str, Any]
 ) -> tuple[Form, ...]:
     """Return the forms of classifier and encoder for a stem."""
     return (
         Form(
             model="AutoModelForImageClassification",
-            marks=(*marks, LAYERS, "head.weight"),
+            signature=(*signature, LAYERS, "head.weight"),
             rules=(*encoder("vit."), *stem("vit."), *HEADS),
             settings=settings,
             numerics=numerics,
-            write=write_bare,
+            write=write_state_dict,
         ),
         Form(
             model="AutoModel",
-            marks=(*marks, LAYERS),
+            signature=(*signature, LAYERS),
             rules=(*encoder(""), *stem(""), *BARE),
             settings=settings,
             numerics=numerics,
-            write=write_bare,
+            write=write_state_dict,
         ),
     )
 
@@ -170,7 +170,7 @@ SOURCE = Source(
     name="timm",
     title="Vision Transformer of timm, and of DeiT, MAE, DINO and DINOv2 with the same names",
     forms=(
-        *(refusal((LAYERS, *marks), sentence) for marks, sentence in REFUSED.items()),
+        *(unsupported_form((LAYERS, *signature), sentence) for signature, sentence in REFUSED.items()),
         *forms(
             (BACKBONE + "conv.weight",),
             lambda target: root(BACKBONE, target),
@@ -187,8 +187,8 @@ SOURCE = Source(
         "position_resize_align_corners": False,
         "position_resize_antialias": True,
     },
-    settings=UNSEEN,
-    beside_names={"num_attention_heads": "model_args.num_heads"},
+    settings=ASSUMED_FIELDS,
+    config_names={"num_attention_heads": "model_args.num_heads"},
     check_config=check_config,
-    unseen=UNSEEN,
+    assumed_fields=ASSUMED_FIELDS,
 )

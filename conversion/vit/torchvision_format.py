@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from hf_vit_seg.conversion.files.writers import write_bare
+from hf_vit_seg.conversion.files.writers import write_state_dict
 from hf_vit_seg.conversion.rules import Rule, alias, optional, rename, split
 from hf_vit_seg.conversion.source import Form, Source
 
-from .config_fields import BILINEAR, ERF_NUMERICS, UNSEEN, infer, sides
+from .config_fields import ASSUMED_FIELDS, BILINEAR, ERF_NUMERICS, infer, sides
 from .names import EMBEDDINGS, LAYER, WEIGHTS, qkv_of
 
 
@@ -29,7 +29,7 @@ def encoder(target: str) -> tuple[Rule, ...]:
 
 
 def preprocessing(config: Any) -> dict[str, Any]:
-    """At 224 a crop out of 256, as in training; the larger (SWAG) were tuned on crops of the whole short side."""
+    """Return the preprocessing: at 224, a crop out of 256; the larger models (SWAG) crop the whole short side."""
     size = sides(config.image_size)
     edge = 256 if size["height"] == 224 else size["height"]
     return {"size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": size, "resample": BILINEAR}
@@ -47,17 +47,17 @@ SOURCE = Source(
     forms=(
         Form(
             model="AutoModelForImageClassification",
-            marks=("conv_proj.weight", "encoder.pos_embedding", "heads.head.weight"),
+            signature=("conv_proj.weight", "encoder.pos_embedding", "heads.head.weight"),
             rules=(*encoder("vit."), *CLASSIFIER),
             settings={**SETTINGS, "pooling": "token"},
-            write=write_bare,
+            write=write_state_dict,
         ),
         Form(
             model="AutoModel",
-            marks=("conv_proj.weight", "encoder.pos_embedding"),
+            signature=("conv_proj.weight", "encoder.pos_embedding"),
             rules=encoder(""),
             settings=SETTINGS,
-            write=write_bare,
+            write=write_state_dict,
         ),
     ),
     infer=infer,
@@ -67,6 +67,6 @@ SOURCE = Source(
         "position_resize_align_corners": True,
         "position_resize_antialias": False,
     },
-    unseen=UNSEEN,
+    assumed_fields=ASSUMED_FIELDS,
     preprocessing=preprocessing,
 )

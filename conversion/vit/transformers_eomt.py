@@ -11,12 +11,12 @@ from hf_vit_seg.conversion.files.writers import transformers_writer
 from hf_vit_seg.conversion.layouts import Rearrange
 from hf_vit_seg.conversion.rules import Rule, drop, rename
 from hf_vit_seg.conversion.settings.preprocessing import UNIVERSAL
-from hf_vit_seg.conversion.source import Form, Outgoing, Source, refusal
+from hf_vit_seg.conversion.source import Form, Outgoing, Source, unsupported_form
 from torch import Tensor
 
 from hf_vit_seg.provenance import Provenance
 
-from .config_fields import UNSEEN, infer
+from .config_fields import ASSUMED_FIELDS, infer
 from .eomt import COMPUTED, EOMT, MASK_PROBABILITIES, MASK_STATE, observe_blocks, preprocessing
 from .names import EMBEDDINGS, LAYER, WEIGHTS
 
@@ -24,7 +24,7 @@ LOSS = ("class_weight", "mask_weight", "dice_weight", "no_object_weight")
 POINTS = ("train_num_points", "oversample_ratio", "importance_sample_ratio")
 # Our config fields, and their names in the config.json of transformers.
 FIELDS = {
-    **{name: name for name in (*UNSEEN, "image_size", "hidden_act", "layer_norm_eps", "initializer_range")},
+    **{name: name for name in (*ASSUMED_FIELDS, "image_size", "hidden_act", "layer_norm_eps", "initializer_range")},
     **{name: name for name in ("hidden_dropout_prob", "drop_path_rate", *LOSS, *POINTS)},
     "attention_probs_dropout_prob": "attention_dropout",
     "num_query_blocks": "num_blocks",
@@ -66,7 +66,7 @@ def rules(target: str, head: str) -> tuple[Rule, ...]:
     )
 
 
-def observe(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def infer_from_source(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read the number of blocks with queries, and whether they are masked."""
     return observe_blocks(tensors.get(MASK_PROBABILITIES))
 
@@ -98,13 +98,13 @@ SOURCE = Source(
     name="transformers-eomt",
     title="EoMT of transformers (a directory of save_pretrained, or its weights)",
     forms=(
-        refusal(("query.weight", "layers.0.attention.o_proj.weight", "mask_head.fc1.weight"), DINOV3),
-        refusal(
+        unsupported_form(("query.weight", "layers.0.attention.o_proj.weight", "mask_head.fc1.weight"), DINOV3),
+        unsupported_form(
             ("query.weight", "layers.0.mlp.gate_proj.weight"), "it has gated MLPs (SwiGLU), which are not supported"
         ),
         Form(
             model=UNIVERSAL,
-            marks=("query.weight", "layers.0.attention.out_proj.weight", "mask_head.fc1.weight"),
+            signature=("query.weight", "layers.0.attention.out_proj.weight", "mask_head.fc1.weight"),
             rules=rules("vit.", "decode_head."),
             settings={
                 **EOMT,
@@ -118,16 +118,16 @@ SOURCE = Source(
         ),
     ),
     infer=infer,
-    observe=observe,
+    infer_from_source=infer_from_source,
     numerics={
         "position_resize_mode": "bicubic",
         "position_resize_align_corners": False,
         "position_resize_antialias": True,
     },
     settings=tuple(FIELDS),
-    beside_names=FIELDS,
+    config_names=FIELDS,
     defaults={"layer_norm_eps": 1e-6, "hidden_act": "gelu", "num_query_blocks": 4},
-    unseen=UNSEEN,
+    assumed_fields=ASSUMED_FIELDS,
     preprocessing=preprocessing,
     weights=Provenance(license="mit"),
     model_types=("eomt",),

@@ -13,12 +13,12 @@ from hf_vit_seg.conversion.rules import Rule, drop, optional, rename
 from hf_vit_seg.conversion.source import Form, Outgoing, Source, Writer
 from safetensors.torch import save_file
 
-from .config_fields import PYTORCH_STEM, UNSEEN, USUAL_STEM, infer
+from .config_fields import ASSUMED_FIELDS, PYTORCH_STEM, USUAL_STEM, infer
 from .names import EMBEDDINGS, LAYER, STEM, UNIT, WEIGHTS
 
 # Fields with the same name in the config.json of transformers.
 SETTINGS = (
-    *UNSEEN,
+    *ASSUMED_FIELDS,
     "image_size",
     "hidden_act",
     "hidden_dropout_prob",
@@ -185,11 +185,18 @@ def forms(table: TABLE, first: str, write: Callable[[str, str], Writer | None]) 
     )
     return (
         *(
-            Form(model=model, marks=marks, rules=rules, settings=settings, write=write(name, head), directory=True)
-            for model, marks, rules, settings, name, head in rows
+            Form(
+                model=model,
+                signature=signature,
+                rules=rules,
+                settings=settings,
+                write=write(name, head),
+                directory=True,
+            )
+            for model, signature, rules, settings, name, head in rows
         ),
-        Form(model="AutoModel", marks=("vit." + first,), rules=(*table("vit.", ""), *mae_decoder())),
-        Form(model="AutoModel", marks=("deit." + first,), rules=(*table("deit.", ""), *mae_decoder())),
+        Form(model="AutoModel", signature=("vit." + first,), rules=(*table("vit.", ""), *mae_decoder())),
+        Form(model="AutoModel", signature=("deit." + first,), rules=(*table("deit.", ""), *mae_decoder())),
     )
 
 
@@ -207,7 +214,7 @@ SOURCE = Source(
     forms=(
         Form(
             model=CLASSIFICATION,
-            marks=("vit." + BIT, "classifier.weight"),
+            signature=("vit." + BIT, "classifier.weight"),
             rules=(*hybrid("vit.", "vit."), *CLASSIFY),
             settings={**HYBRID, "pooling": "token", "pre_logits_size": None},
             numerics=PYTORCH_STEM,
@@ -216,7 +223,7 @@ SOURCE = Source(
         ),
         Form(
             model="AutoModel",
-            marks=(BIT,),
+            signature=(BIT,),
             rules=(*hybrid("", ""), POOLER),
             settings=HYBRID,
             numerics=PYTORCH_STEM,
@@ -234,6 +241,6 @@ SOURCE = Source(
     },
     settings=SETTINGS,
     defaults={"layer_norm_eps": 1e-12, "hidden_act": "gelu"},
-    unseen=UNSEEN,
+    assumed_fields=ASSUMED_FIELDS,
     model_types=("vit", "deit", "vit-hybrid", "vit_hybrid", "vit_mae"),
 )

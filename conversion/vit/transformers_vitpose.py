@@ -6,14 +6,14 @@ from typing import Any
 
 from hf_vit_seg.conversion.errors import UnsupportedCheckpoint
 from hf_vit_seg.conversion.rules import Rule, rename
-from hf_vit_seg.conversion.source import Form, Source, refusal
+from hf_vit_seg.conversion.source import Form, Source, unsupported_form
 
 from hf_vit_seg.provenance import Provenance
 from hf_vit_seg.records import shorten
 
-from .config_fields import UNSEEN, infer
+from .config_fields import ASSUMED_FIELDS, infer
 from .names import EMBEDDINGS, LAYER, WEIGHTS
-from .vitpose import BATCH_NORM, ENCODER, KEYPOINTS, POSE, POSE_HEAD, portrait, preprocessing
+from .vitpose import BATCH_NORM, ENCODER, KEYPOINTS, POSE, POSE_HEAD, portrait_grid, preprocessing
 
 BLOCK = "backbone.encoder.layer.{layer}."
 NORM = "backbone.layernorm.weight"
@@ -22,7 +22,7 @@ EXPERTS = (
     "tools/model_split.py of ViTPose"
 )
 SETTINGS = (
-    *UNSEEN,
+    *ASSUMED_FIELDS,
     "image_size",
     "hidden_act",
     "layer_norm_eps",
@@ -48,7 +48,7 @@ def encoder(target: str) -> tuple[Rule, ...]:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """UnsupportedCheckpoint for a decoder with another enlargement than ViTPose's."""
+    """Raise UnsupportedCheckpoint for a decoder with another enlargement than ViTPose's."""
     scale = config.get("scale_factor", 4)
     if config.get("use_simple_decoder", True) and scale != 4:
         raise UnsupportedCheckpoint(
@@ -68,23 +68,23 @@ SOURCE = Source(
     name="transformers-vitpose",
     title="ViTPose of transformers (a directory of save_pretrained, or its weights)",
     forms=(
-        refusal(("backbone.encoder.layer.0.mlp.experts.0.weight", "head.conv.weight"), EXPERTS),
+        unsupported_form(("backbone.encoder.layer.0.mlp.experts.0.weight", "head.conv.weight"), EXPERTS),
         Form(
             model=POSE,
-            marks=(NORM, "head.deconv1.weight", "head.conv.weight"),
+            signature=(NORM, "head.deconv1.weight", "head.conv.weight"),
             rules=(*encoder("vit."), *CLASSIC, FINAL),
             settings={**ENCODER, "pose_head": "classic"},
             labels=KEYPOINTS,
         ),
         Form(
             model=POSE,
-            marks=(NORM, "head.conv.weight"),
+            signature=(NORM, "head.conv.weight"),
             rules=(*encoder("vit."), FINAL),
             settings={**ENCODER, "pose_head": "simple"},
             labels=KEYPOINTS,
         ),
     ),
-    infer=partial(infer, grid=portrait),
+    infer=partial(infer, grid=portrait_grid),
     check_config=check_config,
     numerics={
         "position_resize_mode": "bicubic",
@@ -92,11 +92,11 @@ SOURCE = Source(
         "position_resize_antialias": False,
     },
     settings=SETTINGS,
-    beside_names={name: f"backbone_config.{name}" for name in SETTINGS},
+    config_names={name: f"backbone_config.{name}" for name in SETTINGS},
     defaults={"layer_norm_eps": 1e-12, "hidden_act": "gelu"},
-    unseen=UNSEEN,
+    assumed_fields=ASSUMED_FIELDS,
     preprocessing=preprocessing,
-    remarks=(
+    notes=(
         "pose_flip_pairs follow from names with left and right; for other datasets set the names with labels, and "
         "other pairs with overrides",
     ),

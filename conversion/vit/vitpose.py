@@ -9,11 +9,11 @@ from typing import Any
 
 from hf_vit_seg.conversion.files.writers import write_with_meta
 from hf_vit_seg.conversion.rules import Rule, drop, rename
-from hf_vit_seg.conversion.source import Form, Source, refusal
+from hf_vit_seg.conversion.source import Form, Source, unsupported_form
 
 from hf_vit_seg.provenance import Provenance
 
-from .config_fields import BILINEAR, ERF_NUMERICS, UNSEEN, infer, sides
+from .config_fields import ASSUMED_FIELDS, BILINEAR, ERF_NUMERICS, infer, sides
 from .names import WEIGHTS, timm_layers, timm_patches
 
 BATCH_NORM = "{p:weight|bias|running_mean|running_var|num_batches_tracked}"
@@ -25,7 +25,7 @@ EXPERTS = (
 OTHER_HEADS = "a head for keypoints of another dataset"
 
 
-def portrait(cells: int) -> tuple[int, int] | None:
+def portrait_grid(cells: int) -> tuple[int, int] | None:
     """Return the most nearly square (rows, columns) that is not wider than high: crops of persons are 4:3."""
     columns = next((side for side in range(math.isqrt(cells), 1, -1) if cells % side == 0), None)
     return None if columns is None else (cells // columns, columns)
@@ -72,10 +72,10 @@ SOURCE = Source(
     name="vitpose",
     title="ViTPose by its authors (ViTAE-Transformer/ViTPose, .pth)",
     forms=(
-        refusal(("backbone.blocks.0.mlp.experts.0.weight",), EXPERTS),
+        unsupported_form(("backbone.blocks.0.mlp.experts.0.weight",), EXPERTS),
         Form(
             model=POSE,
-            marks=("backbone.last_norm.weight", HEAD + "deconv_layers.0.weight"),
+            signature=("backbone.last_norm.weight", HEAD + "deconv_layers.0.weight"),
             rules=(*encoder("backbone.", "vit."), *CLASSIC, FINAL, *others()),
             settings={**ENCODER, "pose_head": "classic"},
             labels=KEYPOINTS,
@@ -83,23 +83,23 @@ SOURCE = Source(
         ),
         Form(
             model=POSE,
-            marks=("backbone.last_norm.weight", HEAD + "final_layer.weight"),
+            signature=("backbone.last_norm.weight", HEAD + "final_layer.weight"),
             rules=(*encoder("backbone.", "vit."), FINAL, *others()),
             settings={**ENCODER, "pose_head": "simple"},
             labels=KEYPOINTS,
             write=write_with_meta,
         ),
     ),
-    infer=partial(infer, grid=portrait),
+    infer=partial(infer, grid=portrait_grid),
     numerics={
         **ERF_NUMERICS,
         "position_resize_mode": "bicubic",
         "position_resize_align_corners": False,
         "position_resize_antialias": False,
     },
-    unseen=UNSEEN,
+    assumed_fields=ASSUMED_FIELDS,
     preprocessing=preprocessing,
-    remarks=(
+    notes=(
         "published scores use flip test (pose_flip_test); pose_flip_pairs follow from names with left and right, for "
         "other datasets set the names with labels, and other pairs with overrides",
     ),

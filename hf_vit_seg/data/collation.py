@@ -62,7 +62,7 @@ class Collator:
         self.mixer = read_mixer(batch_transforms, task, num_classes)
 
     def target(self, target: Any) -> torch.Tensor:
-        """A target as a tensor; several classes as (K,) of 0 and 1."""
+        """Return a target as a tensor; several classes as (K,) of 0 and 1."""
         if isinstance(target, Labels):
             return target.as_vector(self.num_classes or 0)
         return torch.as_tensor(target, dtype=self.dtype)
@@ -81,11 +81,11 @@ class Collator:
 
 
 def segment_labels(targets: Sequence[Segments], segment_ids: bool = False) -> Batch:
-    """The labels of segments of maps of one size, with transformers' names.
+    """Return the labels of segments of maps of one size, with transformers' names.
 
     `mask_labels` and `class_labels` are lists of B tensors, (n, H, W) bool and (n,) int64; n may be 0. `ignore_mask`
     (B, H, W) bool marks ignored pixels, and is absent if there are none. With `segment_ids`, also `segment_ids`
-    (B, H, W) int32: 0 is no segment, -1 is ignored, and i is the i-th mask of the image.
+    (B, H, W) int32: 0 is background, -1 is ignored, and i is the i-th mask of the image.
     """
     ids = torch.stack([target.ids for target in targets])
     numbers = [torch.arange(1, len(target.classes) + 1, dtype=ids.dtype) for target in targets]

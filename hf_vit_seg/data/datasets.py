@@ -75,23 +75,25 @@ def open_split(recipe: RunSettings, split: Split) -> "RawDataset | None":
     settings = data.train if shared else getattr(data, split)
     if settings is None:
         return None
-    place = "data.train" if shared else f"data.{split}"
-    source = open_source(settings, recipe.task, data.channels, place)
+    location = "data.train" if shared else f"data.{split}"
+    source = open_source(settings, recipe.task, data.channels, location)
     table = build_class_table(recipe, source if settings == data.train else None)
     indices = None
     if shared:
         cached, cut = split_indices(source, data.validation_share or 0, recipe.seed)
         indices = cached if split == "train" else cut
     if recipe.task == "classification" and getattr(source, "multi_label", False) != data.multi_label:
-        raise SourceError(f"{place}: {LABEL_COUNTS[data.multi_label]}")
+        raise SourceError(f"{location}: {LABEL_COUNTS[data.multi_label]}")
     try:
         return RawDataset(source, table, recipe.task, indices, data.cache, data.nodata, data.multi_label)
     except ClassTableError as error:
-        raise ClassTableError(f"{place}: {error}") from None
+        raise ClassTableError(f"{location}: {error}") from None
 
 
 def build_class_table(recipe: RunSettings, source: Source | None = None) -> ClassTable:
-    """The class table of a recipe (for pose, of the keypoints). `source` is the training source, opened if needed."""
+    """Return the class table of a recipe (for pose, of the keypoints). `source` is the training source, opened if
+    needed.
+    """
     if source is None and (recipe.data.classes is None or recipe.task in SEGMENT_TASKS):
         source = open_source(recipe.data.train, recipe.task, recipe.data.channels, "data.train")
     names, things = (source.class_names, getattr(source, "things", None)) if source else (None, None)
@@ -116,7 +118,7 @@ def split_indices(source: Source, share: float, seed: int) -> tuple[list[int], l
         raise SourceError(f"data.validation_share requires at least 2 images, found {len(names)}: set data.validation")
     count = min(max(round(share * len(names)), 1), len(names) - 1)
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
-    cut = {names[place] for place in order[:count]}
+    cut = {names[index] for index in order[:count]}
     parts: tuple[list[int], list[int]] = ([], [])
     for index, group in enumerate(groups):
         parts[group in cut].append(index)
@@ -156,17 +158,17 @@ class RawDataset:
         return len(self.indices)
 
     def subset(self, count: int) -> "RawDataset":
-        """At most `count` samples, evenly spaced over the dataset."""
+        """Return a dataset of at most `count` samples, evenly spaced."""
         if count >= len(self):
             return self
-        return self.select([place * len(self) // count for place in range(count)])
+        return self.select([index * len(self) // count for index in range(count)])
 
-    def select(self, places: Sequence[int]) -> "RawDataset":
-        """Some samples, in this order."""
-        return self.with_indices([self.indices[place] for place in places])
+    def select(self, indices: Sequence[int]) -> "RawDataset":
+        """Return a dataset of these samples, in this order."""
+        return self.with_indices([self.indices[index] for index in indices])
 
     def with_indices(self, indices: Sequence[int]) -> "RawDataset":
-        """The samples with these indices of the source, in this order."""
+        """Return the samples with these indices of the source, in this order."""
         cached = self.cached is not None
         found = RawDataset(self.source, self.class_table, self.task, indices, cached, self.nodata, self.multi_label)
         found.context = self.context
@@ -179,20 +181,20 @@ class RawDataset:
         self.context = context
 
     def name(self, index: int) -> str:
-        """The name of a sample, without reading it."""
+        """Return the name of a sample, without reading it."""
         return self.source.name(self.indices[index])
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The files of a sample, the image first; empty if it is not stored in separate files."""
+        """Return the files of a sample, the image first; empty if it is not stored in separate files."""
         return self.source.files(self.indices[index])
 
     def encoded_files(self, index: int) -> Sequence[Path | ImageBytes]:
-        """The image of a sample and its mask as files, also those in the rows of a table."""
+        """Return the image of a sample and its mask as files, also those in the rows of a table."""
         encoded = getattr(self.source, "encoded_files", None)
         return encoded(self.indices[index]) if encoded else self.files(index)
 
     def group(self, index: int) -> str | int:
-        """The group of a sample; a group is never divided between splits."""
+        """Return the group of a sample; a group is never divided between splits."""
         return self.source.group(self.indices[index])
 
     def raw(self, index: int) -> RawSample:
@@ -258,7 +260,7 @@ class RawDataset:
         return replace(sample, image=image, missing=missing, unlabeled=unlabeled)
 
     def location(self, index: int) -> str:
-        """The file that holds a sample's target, or the sample's name."""
+        """Return the file that holds a sample's target, or the sample's name."""
         files = self.files(index)
         return str(files[-1]) if files else self.name(index)
 
@@ -284,7 +286,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         return len(self.raw)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """`image` (C, H, W), uint8 or float32, the transformed `target`, `name` and `draw`."""
+        """Return `image` (C, H, W), uint8 or float32, the transformed `target`, `name` and `draw`."""
         sample = self.raw.read(draw.index)
         with seed_draw(draw, self.seed):
             image, target = self.pipeline(sample.image, sample.target, self.raw.class_table.stuff)

@@ -19,7 +19,7 @@ COLUMNS = ("name", "weight")
 
 
 def rare_class_weights(part: SplitFacts, temperature: float) -> np.ndarray:
-    """Weights (N,) of rare class sampling (DAFormer, arXiv 2111.14887).
+    """Return the weights (N,) of rare class sampling (DAFormer, arXiv 2111.14887).
 
     A class is drawn with probability softmax((1 - f) / temperature) of its frequency f, and then one of the samples
     that contain it. Samples without a class have weight 0. Classes that do not occur are left out.

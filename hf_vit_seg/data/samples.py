@@ -14,7 +14,7 @@ class Person:
 
     `box` is (x, y, width, height) in pixels of the image, `keypoints` (K, 3) are x, y and visibility (0: unlabeled).
     `area` is the area of the person's outline in pixels, which normalizes the keypoint similarity. A `crowd` is a
-    group of persons, which is no sample: evaluation ignores predictions that match it.
+    group of persons, which is not a sample: predictions that match it are ignored in the evaluation.
     """
 
     box: tuple[float, float, float, float]
@@ -32,7 +32,7 @@ class Labels:
     indices: tuple[int, ...]
 
     def as_vector(self, num_classes: int) -> torch.Tensor:
-        """The classes as (K,) float32 of 0 and 1."""
+        """Return the classes as (K,) float32 of 0 and 1."""
         found = torch.zeros(num_classes)
         found[list(self.indices)] = 1
         return found
@@ -42,18 +42,20 @@ class Labels:
 class Segments:
     """The objects (things) and regions (stuff) of an image, which never overlap.
 
-    `ids` (H, W) int32: 0 is no segment, -1 is ignored, and i >= 1 is the segment of class `classes[i - 1]`.
+    `ids` (H, W) int32: 0 is background, -1 is ignored, and i >= 1 is the segment of class `classes[i - 1]`.
     """
 
     ids: torch.Tensor
     classes: tuple[int, ...]
 
     def areas(self) -> torch.Tensor:
-        """The number of pixels of each segment (n,) int64."""
+        """Return the number of pixels of each segment (n,) int64."""
         return torch.bincount(self.ids.flatten().clamp(min=0), minlength=len(self.classes) + 1)[1:]
 
     def label_map(self, background: int, ignored: int) -> torch.Tensor:
-        """The class of each pixel (H, W) int64; `background` for pixels of no segment, `ignored` for ignored ones."""
+        """Return the class of each pixel (H, W) int64; `background` for pixels of no segment, `ignored` for ignored
+        ones.
+        """
         return torch.tensor([ignored, background, *self.classes])[self.ids.to(torch.int64) + 1]
 
 
@@ -62,7 +64,7 @@ class RawSegments:
     """Segments with raw values as classes, before the class table is applied.
 
     `ids` is as in `Segments`, and `classes` are raw values; None if the source knows no classes, and the recipe has
-    one. `regions` are the numbers of the segments that are no single object: stuff, or a group of things that are not
+    one. `regions` are the numbers of the segments that are not single objects: stuff, or a group of things that are not
     annotated one by one (a crowd), whose pixels are ignored. `overlaps` counts the pixels that more than one
     annotation covers.
     """

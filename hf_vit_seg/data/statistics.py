@@ -26,7 +26,7 @@ class Statistics(NamedTuple):
     rescale_factor: float
 
     def processor_fields(self) -> dict[str, Any]:
-        """The fields of an image processor that normalizes with these statistics."""
+        """Return the fields of an image processor that normalizes with these statistics."""
         return {
             "image_mean": list(self.mean),
             "image_std": list(self.std),
@@ -83,14 +83,14 @@ def compute_statistics(samples: Iterable[RawSample], white: float = EIGHT_BIT_WH
         if not torch.isfinite(moments.mean).all():
             raise StatisticsError(f"{sample.name} has pixels that are not finite: replace missing values")
     if first is None or moments is None or not moments.pixels:
-        raise StatisticsError("there are no images to compute statistics of")
+        raise StatisticsError("found no images to compute statistics from")
     factor = 1 / pixel_scale(first.image, white)[1]
     scaled = [tuple((values * factor).tolist()) for values in (moments.mean, moments.std)]
     return Statistics(scaled[0], scaled[1], factor)
 
 
 def pixel_scale(image: torch.Tensor, white: float) -> tuple[int, float]:
-    """The number of channels of an image, and the value that is rescaled to 1."""
+    """Return the number of channels of an image, and the value that is rescaled to 1."""
     return len(image), {torch.uint8: EIGHT_BIT_WHITE, torch.uint16: white}.get(image.dtype, 1.0)
 
 

@@ -22,7 +22,7 @@ ORDER, SAMPLE, BATCH = range(3)  # purposes of random numbers; each has a separa
 
 
 class Draw(NamedTuple):
-    """One sample of the stream: the dataset's `index`, in which `epoch`, as the stream's `position`-th (from 0).
+    """One sample of the stream: its `index` in the dataset, its `epoch`, and its `position` in the stream (from 0).
 
     `repeat` counts the earlier draws of the index in the same epoch, which only weighted streams have.
     """
@@ -40,7 +40,7 @@ def mix_seed(*numbers: int) -> int:
 
 @lru_cache(maxsize=2)
 def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation (length,) int64 of the indices in one epoch."""
+    """Return the permutation (length,) int64 of the indices in one epoch."""
     generator = torch.Generator().manual_seed(mix_seed(ORDER, seed, epoch))
     return torch.randperm(length, generator=generator).numpy()
 
@@ -99,8 +99,8 @@ class StreamSampler(BatchSampler):
             yield from self.weighted_draws(self.weights)
             return
         for position in range(self.start, self.stop):
-            epoch, place = divmod(position, self.length)
-            yield Draw(int(epoch_order(self.length, self.seed, epoch)[place]), epoch, position)
+            epoch, offset = divmod(position, self.length)
+            yield Draw(int(epoch_order(self.length, self.seed, epoch)[offset]), epoch, position)
 
     def weighted_draws(self, weights: np.ndarray) -> Iterator[Draw]:
         """Iterate over single draws in proportion to the weights."""
@@ -108,8 +108,8 @@ class StreamSampler(BatchSampler):
             order, first = weighted_order(weights, self.seed, epoch), epoch * self.length
             repeats = count_repeats(order)
             for position in range(max(self.start, first), min(self.stop, first + self.length)):
-                place = position - first
-                yield Draw(int(order[place]), epoch, position, int(repeats[place]))
+                offset = position - first
+                yield Draw(int(order[offset]), epoch, position, int(repeats[offset]))
 
     def __iter__(self) -> Iterator[list[Draw]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         batch: list[Draw] = []

@@ -85,7 +85,7 @@ def draw_pose(photo: Image.Image, keypoints: torch.Tensor, skeleton: Skeleton) -
     person = np.asarray(keypoints, dtype=float)[None]
     scale = (size[0] / photo.width, size[1] / photo.height)
     return draw_skeletons(
-        resize_for_display(photo, size), person, person[..., 2] >= MIN_SCORE, scale, skeleton, faint=True
+        resize_for_display(photo, size), person, person[..., 2] >= MIN_SCORE, scale, skeleton, show_uncertain=True
     )
 
 

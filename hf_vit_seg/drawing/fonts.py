@@ -24,7 +24,7 @@ def load_font(size: float, texts: Iterable[str]) -> Font:
 
 
 def fallback_families(texts: Iterable[str]) -> list[str]:
-    """The font families for matplotlib, in order: it takes each character from the first family that has it."""
+    """Return the font families for matplotlib, in order: it takes each character from the first family that has it."""
     from matplotlib import font_manager
 
     families = ["DejaVu Sans"]
@@ -36,7 +36,7 @@ def fallback_families(texts: Iterable[str]) -> list[str]:
 
 
 def beyond_ascii(texts: Iterable[str]) -> frozenset[str]:
-    """The characters that Pillow's own font lacks."""
+    """Return the characters that Pillow's own font lacks."""
     return frozenset(c for text in texts for c in text if not c.isascii() and c != ELLIPSIS and c.isprintable())
 
 
@@ -57,14 +57,14 @@ def find_font(needed: frozenset[str]) -> Path | None:
 
 
 def dejavu() -> Path:
-    """The font that matplotlib ships: Latin, Greek, Cyrillic, Hebrew, Arabic, symbols."""
+    """Return the font that matplotlib ships: Latin, Greek, Cyrillic, Hebrew, Arabic, symbols."""
     import matplotlib
 
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 def installed_fonts() -> list[Path]:
-    """Fonts of the system, regular ones first."""
+    """Return the fonts of the system, regular ones first."""
     from matplotlib import font_manager
 
     paths = sorted(map(Path, font_manager.findSystemFonts()))
@@ -73,7 +73,7 @@ def installed_fonts() -> list[Path]:
 
 @lru_cache(maxsize=1024)
 def supported_characters(path: Path) -> frozenset[int]:
-    """The code points that a scalable font has; none for fonts that cannot be read."""
+    """Return the code points that a scalable font has; none for fonts that cannot be read."""
     from matplotlib.ft2font import FT2Font
 
     try:

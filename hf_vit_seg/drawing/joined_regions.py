@@ -33,7 +33,7 @@ class OpenRegion:
     parent: "OpenRegion | None" = None
 
     def root(self) -> "OpenRegion":
-        """The region that this one was joined to."""
+        """Return the region that this one was joined to."""
         found = self
         while found.parent is not None:
             found = found.parent
@@ -103,7 +103,7 @@ def join_regions(blocks: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> Iter
 def read_block(
     labels: np.ndarray, values: np.ndarray | None, top: int
 ) -> tuple[list[OpenRegion], list[Side], list[Side]]:
-    """Extract the regions of a block: those that do not touch its borders, and the sides on its top and bottom."""
+    """Extract the regions of a block: complete regions, and the sides of the others on its top and bottom."""
     integral = None if values is None else np.pad(values.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     inside, upper, lower = [], list[Side](), list[Side]()
     for region in extract_regions(labels):
@@ -135,7 +135,7 @@ def cut_ring(region: OpenRegion, ring: np.ndarray, top: int, bottom: int, upper:
 
 
 def equal_spans(above: np.ndarray, below: np.ndarray) -> list[tuple[int, int]]:
-    """The spans [start, stop) of columns in which two rows (W,) have one and the same class."""
+    """Return the spans [start, stop) of columns in which two rows (W,) have the same class."""
     equal = above == below
     cuts = np.flatnonzero((equal[1:] != equal[:-1]) | (above[1:] != above[:-1])) + 1
     starts = np.concatenate([[0], cuts])
@@ -146,7 +146,7 @@ def equal_spans(above: np.ndarray, below: np.ndarray) -> list[tuple[int, int]]:
 def close_border(
     above: list[Side], below: list[Side], spans: list[tuple[int, int]], y: int, pending: list[Side]
 ) -> list[OpenRegion]:
-    """Join the regions at a border, and return those that are complete: without `pending` sides on the next border."""
+    """Join the regions at a border, and return the complete ones, which have no `pending` sides on the next border."""
     pieces = link_chains(above, below, spans, y)
     seen = link_paths(pending)
     for chain in [*(side.before for side in (*above, *below)), *pieces]:
@@ -215,7 +215,7 @@ def link_paths(pending: list[Side]) -> set[int]:
 
 
 def walk(first: Chain, seen: set[int]) -> np.ndarray:
-    """The corners (c, 2) of a closed sequence of chains, whose ids are added to `seen`."""
+    """Return the corners (c, 2) of a closed sequence of chains, whose ids are added to `seen`."""
     parts, chain = [], first
     while id(chain) not in seen:
         seen.add(id(chain))

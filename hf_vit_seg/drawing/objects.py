@@ -15,7 +15,7 @@ IGNORED = (128, 128, 128)
 
 
 def object_colors(count: int) -> np.ndarray:
-    """Colors (n, 3) uint8 that differ between consecutive objects."""
+    """Return colors (n, 3) uint8 that differ between consecutive objects."""
     hues = [(number * GOLDEN) % 1 for number in range(count)]
     rows = [colorsys.hsv_to_rgb(hue, 0.85, (0.95, 0.75)[number % 2]) for number, hue in enumerate(hues)]
     return (np.array(rows).reshape(count, 3) * 255).round().astype(np.uint8)

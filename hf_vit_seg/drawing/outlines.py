@@ -43,7 +43,7 @@ class Runs:
     stride: tuple[int, int]  # from (row, column) to key
 
     def find(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-        """The index of the last run that begins at or before a pixel."""
+        """Return the index of the last run that begins at or before a pixel."""
         return np.searchsorted(self.keys, row * self.stride[0] + column * self.stride[1], side="right") - 1
 
 
@@ -65,7 +65,7 @@ def extract_regions(label_map: np.ndarray) -> list[Region]:
 
 
 def pixel_borders(labels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """For each side, a mask (H, W) bool of the pixels with another class or the image border on that side."""
+    """Return a mask (H, W) bool for each side: pixels with another class or the image border on that side."""
     down, across = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     row, column = np.ones((1, labels.shape[1]), bool), np.ones((labels.shape[0], 1), bool)
     top, left = np.concatenate([row, down]), np.concatenate([column, across], axis=1)
@@ -90,7 +90,7 @@ def find_runs(side: int, borders: tuple[np.ndarray, ...], labels: np.ndarray) ->
 
 
 def next_runs(side: int, runs: list[Runs], borders: tuple[np.ndarray, ...], offsets: np.ndarray) -> np.ndarray:
-    """The index, over all sides, of the run that begins where each run of a side ends."""
+    """Return the index, over all sides, of the run that begins where each run of a side ends."""
     row, column = runs[side].end
     turn, opposite = (side + 1) % 4, (side + 3) % 4
     right = borders[turn][row, column]
@@ -118,7 +118,7 @@ def trace_rings(following: np.ndarray, starts: int) -> tuple[list[list[int]], np
 
 
 def split_touching_rings(following: np.ndarray, ring_ids: np.ndarray, corners: np.ndarray) -> bool:
-    """Split rings that touch themselves at a corner, which is invalid in polygons. Returns whether there were any.
+    """Split rings that touch themselves at a corner, which is invalid in polygons. Returns whether any were split.
 
     Two runs of the ring begin at such a corner; their predecessors are swapped. As rings do not cross themselves, each
     swap splits one ring into two, independent of the order.
@@ -172,7 +172,7 @@ def collect_regions(
 
 
 def region_sum(region: Region, integral: np.ndarray) -> float:
-    """The sum of a map over a region, from the map's integral image (H + 1, W + 1)."""
+    """Return the sum of a map over a region, from the map's integral image (H + 1, W + 1)."""
     total = 0.0
     for ring in region.rings:
         (x, y), (next_x, next_y) = ring.T, np.roll(ring, -1, axis=0).T

@@ -59,7 +59,7 @@ def save_overlay(picture: Image.Image, path: Path) -> None:
 
 
 def display_size(size: tuple[int, int], longest_side: int | None, enlarge: bool) -> tuple[int, int]:
-    """The (width, height) of the image in the figure."""
+    """Return the (width, height) of the image in the figure."""
     longest = max(size)
     if longest_side is not None and longest > longest_side:
         width, height = (max(1, round(side * longest_side / longest)) for side in size)
@@ -88,7 +88,7 @@ def nearest_labels(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def boundary_mask(labels: np.ndarray) -> np.ndarray:
-    """A mask (H, W) uint8, 255 where the right or lower neighbor has another class, else 0."""
+    """Return a mask (H, W) uint8, 255 where the right or lower neighbor has another class, else 0."""
     mask = np.zeros(labels.shape, dtype=bool)
     mask[:, :-1] = labels[:, :-1] != labels[:, 1:]
     mask[:-1] |= labels[:-1] != labels[1:]
@@ -103,18 +103,18 @@ def add_legend(picture: Image.Image, rows: Sequence[LegendRow]) -> Image.Image:
     line = round(em * 1.6)
     name = round(max(font.getlength(text) for text, _, _ in lines))
     column = round(em * 1.6) + name + em + round(font.getlength("100.0 %")) + em
-    beside = len(lines) * line + em <= picture.height
-    columns = 1 if beside else max(1, picture.width // column)
+    legend_at_right = len(lines) * line + em <= picture.height
+    columns = 1 if legend_at_right else max(1, picture.width // column)
     deep = -(-len(lines) // columns)
     panel = (columns * column + em, deep * line + em)
     size = (
         (picture.width + panel[0], picture.height)
-        if beside
+        if legend_at_right
         else (max(picture.width, panel[0]), picture.height + panel[1])
     )
     canvas = Image.new("RGB", size, PAPER)
     canvas.paste(picture, (0, 0))
-    x, y = (picture.width, 0) if beside else (0, picture.height)
+    x, y = (picture.width, 0) if legend_at_right else (0, picture.height)
     draw = ImageDraw.Draw(canvas)
     for i, entry in enumerate(lines):
         corner = (x + em + i // deep * column, y + em // 2 + i % deep * line)
@@ -123,7 +123,9 @@ def add_legend(picture: Image.Image, rows: Sequence[LegendRow]) -> Image.Image:
 
 
 def legend_lines(rows: Sequence[LegendRow]) -> list[tuple[str, tuple[int, int, int] | None, float]]:
-    """The legend's lines, with long names truncated; from MAX_ROWS on, the last classes are merged into one line."""
+    """Return the legend's lines, with long names truncated; from MAX_ROWS on, the last classes are merged into one
+    line.
+    """
     lines: list[tuple[str, tuple[int, int, int] | None, float]] = [
         (name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…", color, share)
         for name, color, share in rows

@@ -18,9 +18,9 @@ def generate_palette(classes: int) -> np.ndarray:
 
 
 def class_palette(own: Sequence[Sequence[int]] | None, classes: int) -> np.ndarray:
-    """The colors (K, 3) uint8 of a model's `own` palette, extended by generated colors.
+    """Return the colors (K, 3) uint8 of a model's `own` palette, extended by generated colors.
 
-    A palette with more colors belongs to the classes of another model, from which this one was fine-tuned with
+    A palette with more colors belongs to another model that this one was fine-tuned from with
     `from_pretrained(num_labels=..., id2label=...)`: all colors are generated.
     """
     palette = generate_palette(classes)

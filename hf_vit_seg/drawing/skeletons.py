@@ -34,13 +34,15 @@ class Skeleton:
         bones: Iterable[Sequence[int]] | None = None,
         pairs: Iterable[Sequence[int]] | None = None,
     ) -> "Skeleton":
-        """The skeleton of keypoints with these names: COCO's bones for COCO's keypoints, and pairs found by names."""
+        """Return the skeleton of keypoints with these names: COCO's bones for COCO's keypoints, and pairs found by
+        names.
+        """
         known = bones or (COCO_BONES if are_coco_keypoints(names) else ())
         sides = pairs or find_flip_pairs(names)
         return cls(tuple((i, j) for i, j in known), tuple((left, right) for left, right in sides))
 
     def color(self, *keypoints: int) -> tuple[int, int, int]:
-        """The color of a keypoint, or of a bone by both its ends: left, right, or the middle."""
+        """Return the color of a keypoint, or of a bone by both its ends: left, right, or the middle."""
         for color, side in ((LEFT, 0), (RIGHT, 1)):
             if all(any(pair[side] == keypoint for pair in self.pairs) for keypoint in keypoints):
                 return color
@@ -50,29 +52,29 @@ class Skeleton:
 def draw_skeletons(
     photo: Image.Image,
     people: np.ndarray,
-    sure: np.ndarray,
+    confident: np.ndarray,
     scale: tuple[float, float],
     skeleton: Skeleton,
-    faint: bool = False,
+    show_uncertain: bool = False,
 ) -> Image.Image:
     """Draw `people` (P, K, 3) on a copy of an image; their coordinates are multiplied by `scale` (x, y).
 
-    Keypoints are drawn where `sure` (P, K) is true, and bones where it is true for both ends; with `faint`, the other
-    keypoints are drawn as rings.
+    Keypoints are drawn where `confident` (P, K) is true, and bones where it is true for both ends. With
+    `show_uncertain`, the other keypoints are drawn as rings.
     """
     canvas = photo.copy()
     draw = ImageDraw.Draw(canvas)
     radius = max(2, max(photo.size) // 160)
-    for person, certain in zip(people, sure, strict=True):
-        places = [tuple(place) for place in ((person[:, :2] + 0.5) * scale - 0.5).tolist()]
+    for person, is_confident in zip(people, confident, strict=True):
+        points = [tuple(point) for point in ((person[:, :2] + 0.5) * scale - 0.5).tolist()]
         for bone in skeleton.bones:
-            if certain[list(bone)].all():
-                draw.line([places[end] for end in bone], fill=skeleton.color(*bone), width=radius)
-        for k, (x, y) in enumerate(places):
+            if is_confident[list(bone)].all():
+                draw.line([points[end] for end in bone], fill=skeleton.color(*bone), width=radius)
+        for k, (x, y) in enumerate(points):
             ring = (x - radius, y - radius, x + radius, y + radius)
-            if certain[k]:
+            if is_confident[k]:
                 draw.ellipse(ring, fill=skeleton.color(k), outline=(255, 255, 255))
-            elif faint:
+            elif show_uncertain:
                 draw.ellipse(ring, outline=skeleton.color(k))
     return canvas
 

@@ -45,7 +45,7 @@ class Calibration:
                 self.upcoming = iter(images)
 
             def get_next(self) -> Any:
-                """The next image, or None at the end."""
+                """Return the next image, or None at the end."""
                 image = next(self.upcoming, None)
                 return None if image is None else {"pixel_values": image}
 

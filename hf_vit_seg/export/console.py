@@ -11,8 +11,7 @@ from rich.table import Table
 
 from hf_vit_seg.error_reporting import print_result
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
-from hf_vit_seg.inference.loading import ModelError
-from hf_vit_seg.inference.runtimes import task_of_model
+from hf_vit_seg.inference.runtimes import find_task
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.records import RecordError
 
@@ -35,7 +34,7 @@ def run(
     """Export, print the parity check, and return the exit code: 1 if the check fails."""
     console = Console(soft_wrap=True, highlight=False)
     exporter = EXPORTERS.read(to, options, "--to")
-    kind = InstanceSegmenter if finds_objects(model) else Segmenter
+    kind = InstanceSegmenter if find_task(model) == "instance" else Segmenter
     segmenter = kind.from_pretrained(model, "cpu", convert=convert)
     if score is not None and not isinstance(segmenter, Segmenter):
         raise RecordError("--recipe measures the mean IoU of classes: omit it for a model that finds objects")
@@ -49,14 +48,6 @@ def run(
         console.print(f"mean IoU {when} 8 bits: {value:.4f}")
     console.print(f"written to {out / exporter.file}")
     return 0
-
-
-def finds_objects(model: str) -> bool:
-    """Whether a model finds objects; false for those that cannot be loaded, so that loading says what is wrong."""
-    try:
-        return task_of_model(model) == "instance"
-    except ModelError:
-        return False
 
 
 def parity_view(parity: Parity) -> Table:

@@ -121,7 +121,7 @@ def check_object_options(name: str, exporter: Exporter, options: ExportOptions) 
     if options.labels:
         raise RecordError("a label map has classes, but this model finds objects: omit --label-map")
     if not exporter.names_outputs:
-        raise RecordError(f"{name} holds no models that find objects: use --to onnx or openvino")
+        raise RecordError(f"{name} does not support models that find objects: use --to onnx or openvino")
 
 
 def check_parity(segmenter: AnySegmenter, path: Path, name: str, geometry: Geometry, options: ExportOptions) -> Parity:
@@ -138,7 +138,7 @@ def check_parity(segmenter: AnySegmenter, path: Path, name: str, geometry: Geome
 def comparison(
     segmenter: AnySegmenter, program: RuntimeModel, tolerance: float, labels: str | tuple[int, int] | None = None
 ) -> Callable[[str, torch.Tensor], Case]:
-    """A function that compares the outputs of a program and its model for named pixel values (B, C, H, W)."""
+    """Return a function that compares the outputs of a program and its model for named pixel values (B, C, H, W)."""
     if isinstance(segmenter, InstanceSegmenter):
         return partial(compare_objects, model=segmenter.outputs, program=program, tolerance=tolerance)
     run: Any = program.program.run
@@ -153,7 +153,7 @@ def comparison(
 
 @torch.inference_mode()
 def object_outputs(segmenter: InstanceSegmenter) -> tuple[str, ...]:
-    """The names of the outputs of a program. RecordError for a model whose outputs have no names for programs."""
+    """Return the output names of an exported model. Raises RecordError if the outputs of the model have no names."""
     size = usual_size(segmenter)
     output = type(segmenter.outputs(random_images(1, segmenter.channels, *size, seed=0)))
     if output not in OBJECT_OUTPUTS:
@@ -163,7 +163,7 @@ def object_outputs(segmenter: InstanceSegmenter) -> tuple[str, ...]:
 
 
 def usual_size(segmenter: AnySegmenter) -> tuple[int, int]:
-    """The approximate (height, width) that the image processor resizes to."""
+    """Return the approximate (height, width) that the image processor resizes to."""
     size: Any = dict(getattr(segmenter.processor, "size", None) or {})
     edge = size.get("shortest_edge") or USUAL_SIDE
     return int(size.get("height") or edge), int(size.get("width") or edge)

@@ -25,7 +25,7 @@ class Geometry:
     batch: int | None = None
 
     def example(self, dtype: torch.dtype) -> torch.Tensor:
-        """Example pixel values for tracing."""
+        """Return example pixel values for tracing."""
         return torch.zeros(self.batch or 2, self.channels, *(self.size or EXAMPLE_SIDES), dtype=dtype)
 
     @property
@@ -45,7 +45,7 @@ class LogitGraph(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The model's logits."""
+        """Return the model's logits."""
         return self.model(pixel_values).logits
 
 
@@ -57,7 +57,7 @@ class ObjectGraph(nn.Module):
         self.model, self.outputs = model, outputs
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The tensors named by `outputs`."""
+        """Return the tensors named by `outputs`."""
         found = self.model(pixel_values)
         return tuple(getattr(found, name) for name in self.outputs)
 
@@ -76,7 +76,7 @@ class LabelGraph(nn.Module):
         self.model, self.size = model, size
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The labels."""
+        """Return the labels."""
         logits = self.model(pixel_values).logits
         return resize_to_labels(logits.float(), self.size or pixel_values.shape[-2:])
 

@@ -64,7 +64,7 @@ class Parity:
         return all(case.passed for case in self.cases)
 
     def as_json(self) -> dict[str, Any]:
-        """The content of the report file."""
+        """Return the content of the report file."""
         return asdict(self) | {"passed": self.passed}
 
     @property
@@ -74,11 +74,11 @@ class Parity:
 
     @property
     def worst(self) -> Case:
-        """The case with the least agreement."""
+        """The case with the lowest agreement."""
         return min(self.cases, key=lambda case: case.agreement)
 
     def failure(self, name: str) -> ParityError:
-        """The error for the first failed case."""
+        """Return the error for the first failed case."""
         case = next(case for case in self.cases if not case.passed)
         by = "" if case.difference is None else f"logits by {case.difference:.2g} standard deviations, "
         return ParityError(
@@ -89,7 +89,7 @@ class Parity:
         )
 
     def int8_failure(self, name: str, layers: Sequence[str]) -> ParityError:
-        """The error for an 8-bit program; `layers` are those to keep in float32 first."""
+        """Return the error for an 8-bit program; `layers` are those to keep in float32 first."""
         kept = ", ".join(f"'{layer}'" for layer in layers)
         return ParityError(
             f"the 8-bit {name} was not written: its labels equal those of the model in {self.mean_agreement:.1%} of "
@@ -100,7 +100,9 @@ class Parity:
 
 
 def sizes_to_check(geometry: Geometry, usual: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
-    """The (batch, height, width) of the comparisons: the usual size, and for dynamic sizes a smaller and odd ones."""
+    """Yield the (batch, height, width) of the comparisons: the usual size, and for dynamic sizes a smaller and odd
+    ones.
+    """
     batches = (geometry.batch,) if geometry.batch else (1, 3)
     if geometry.size:
         yield from ((batch, *geometry.size) for batch in batches)
@@ -114,7 +116,7 @@ def sizes_to_check(geometry: Geometry, usual: tuple[int, int]) -> Iterator[tuple
 
 
 def random_images(batch: int, channels: int, height: int, width: int, seed: int) -> torch.Tensor:
-    """Random normalized images (B, C, H, W) with the smoothness of photos."""
+    """Return random normalized images (B, C, H, W) with the smoothness of photos."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(batch, channels, ceil_div(height, 16), ceil_div(width, 16), generator=generator)
     smooth = interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
@@ -182,7 +184,7 @@ def compare_objects(
 
 
 def pixel_logits(output: Any) -> torch.Tensor:
-    """The logits of the classes of pixels of an output for objects.
+    """Return the logits of the classes of pixels of an output for objects.
 
     With several classes, the last one (B, K + 1, h, w) is "no object", for pixels where no class has a score above 1/2.
     """
@@ -193,7 +195,9 @@ def pixel_logits(output: Any) -> torch.Tensor:
 
 
 def margin(logits: torch.Tensor) -> torch.Tensor:
-    """The difference of the two highest logits of (B, K, h, w), or the absolute value of a single logit: (B, h, w)."""
+    """Return the difference of the two highest logits of (B, K, h, w), or the absolute value of a single logit: (B, h,
+    w).
+    """
     if logits.shape[1] == 1:
         return logits[:, 0].abs()
     best = logits.topk(2, dim=1).values

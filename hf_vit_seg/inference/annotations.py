@@ -1,6 +1,6 @@
 """Conversion of label maps to annotation formats: GeoJSON polygons and COCO RLE.
 
-Label maps are read by blocks of rows or columns, as they may be larger than memory. Labels that are no class, such as
+Label maps are read by blocks of rows or columns, as they may be larger than memory. Labels without a class, such as
 that of pixels without data, are left out.
 
 Shapes: H W pixels, n rows, m columns, r runs, c corners.
@@ -31,7 +31,7 @@ class Coordinates(Protocol):
         ...
 
     def geometry_text(self, rings: Sequence[np.ndarray]) -> Iterator[str]:
-        """The geometry of a polygon as JSON, in parts, from its rings (c, 2) in pixels."""
+        """Return the geometry of a polygon as JSON, in parts, from its rings (c, 2) in pixels."""
         ...
 
 
@@ -63,7 +63,7 @@ def geojson(
 def geojson_text(
     blocks: Iterable[Block], names: Sequence[str], palette: np.ndarray, coordinates: Coordinates | None = None
 ) -> Iterator[str]:
-    """The text of a GeoJSON file, in parts, from blocks of rows; without `coordinates`, these are pixels."""
+    """Yield the text of a GeoJSON file, in parts, from blocks of rows; without `coordinates`, these are pixels."""
     yield json.dumps({"type": "FeatureCollection", **(coordinates.member if coordinates else {})})[:-1]
     separator = ', "features": [\n'
     for region in join_regions(blocks):
@@ -76,7 +76,7 @@ def geojson_text(
 
 
 def properties(region: Region, names: Sequence[str], palette: np.ndarray) -> dict[str, Any]:
-    """The properties of a region's feature."""
+    """Return the properties of a region's feature."""
     found = {
         "class": region.label,
         "name": names[region.label],
@@ -87,7 +87,7 @@ def properties(region: Region, names: Sequence[str], palette: np.ndarray) -> dic
 
 
 def polygon_text(rings: Sequence[np.ndarray]) -> Iterator[str]:
-    """A GeoJSON Polygon as text, in parts, from its rings (c, 2), which are closed."""
+    """Yield a GeoJSON Polygon as text, in parts, from its rings (c, 2), which must be closed."""
     separator = '{"type": "Polygon", "coordinates": ['
     for ring in rings:
         yield separator + json.dumps(np.concatenate([ring, ring[:1]]).tolist())
@@ -178,7 +178,7 @@ class RunLengths:
             self.count, self.previous = self.count + 1, (self.previous[1], length)
 
     def annotation(self, size: tuple[int, int]) -> dict[str, Any]:
-        """The fields of a COCO annotation of an image of `size` (H, W); the mask is complete."""
+        """Return the fields of a COCO annotation of an image of `size` (H, W); the mask is complete."""
         height, width = size
         if self.run is not None:
             rest = height * width - self.run[1]
@@ -195,7 +195,7 @@ class RunLengths:
 
 
 def box(first: np.ndarray, last: np.ndarray, height: int) -> tuple[int, int, int, int]:
-    """The first and last column and row of runs (r,) of pixels first .. last, in column-major order."""
+    """Return the first and last column and row of runs (r,) of pixels first .. last, in column-major order."""
     (left, top), (right, bottom) = divmod(first, height), divmod(last, height)
     crossing = left != right  # these runs include the bottom of one column and the top of the next
     highest = int(np.where(crossing, 0, top).min())

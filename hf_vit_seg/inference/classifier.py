@@ -67,7 +67,7 @@ class Classifier:
         return logits.sigmoid() if len(logits) == 1 or self.multi_label else logits.softmax(dim=-1)
 
     def __call__(self, image: Any, top_k: int = 5) -> Any:
-        """The `top_k` most likely classes of an image with their probabilities, the most likely first.
+        """Return the `top_k` most likely classes of an image with their probabilities, the most likely first.
 
         For a list of images, a list of these. See `Segmenter.prepare` for the kinds of images.
         """

@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging
 
-from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.error_reporting import BUG, DONE, FAILED, error_location, is_quiet, status_console, traceback_text
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.heads import classify, estimate_poses
@@ -27,9 +26,7 @@ from hf_vit_seg.records import read_record
 
 from .classifier import Classifier
 from .instance_segmenter import THRESHOLD, InstanceSegmenter
-from .loading import ModelError
 from .pose_estimator import PoseEstimator
-from .runtimes import task_of_model
 from .segmenter import Segmenter
 
 NOTHING = "Nothing to do: every image has results already."
@@ -42,19 +39,6 @@ def protocol_from_text(scales: str | None = None, **settings: Any) -> Protocol:
     if scales is not None:
         given["scales"] = [part.strip() for part in scales.split(",")]
     return read_record(Protocol, given, "protocol")
-
-
-def find_task(model: str) -> str:
-    """The task of a model; segmentation if it has no known head, so that loading the model says what is wrong.
-
-    Raises ModelError for a checkpoint that cannot be found or read.
-    """
-    try:
-        return task_of_model(model)
-    except ModelError as error:
-        if isinstance(error.__cause__, ConversionError):
-            raise
-        return "segmentation"
 
 
 def run_task(
@@ -193,7 +177,7 @@ class Failures:
         """DONE, FAILED, or BUG if any failure is a bug."""
         return BUG if self.kinds else FAILED if self.count else DONE
 
-    def note(self, text: str) -> None:
+    def print_message(self, text: str) -> None:
         """Print a line that is not an error."""
         if not is_quiet():
             self.progress.console.print(text)
@@ -224,7 +208,7 @@ def show_tiles(states: Iterator[TileProgress], job: Job, failures: Failures) -> 
         for number, state in enumerate(states):
             if state.resumed and not number:
                 text = f"{job.image.path}: resumed, {state.resumed} of {state.total} tiles are done"
-                failures.note(escape(text))
+                failures.print_message(escape(text))
             progress.update(task, completed=state.done, total=state.total)
         failures.pixel_polygons += state is not None and state.pixel_polygons
     progress.remove_task(task)
@@ -240,7 +224,7 @@ def show_video(segmenter: Segmenter | InstanceSegmenter, job: Job, options: Pred
             progress.update(task, completed=state.done, total=state.total or None)
         if state is not None:
             text = f"{job.image.path}: {state.done} frames, {state.frames_per_second:.2f} per second"
-            failures.note(escape("; ".join([text, *state.notes])))
+            failures.print_message(escape("; ".join([text, *state.notes])))
     progress.remove_task(task)
 
 

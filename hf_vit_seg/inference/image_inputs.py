@@ -51,7 +51,7 @@ def load_pixels(
 
 
 def as_file(image: Any) -> File | None:
-    """The file of an image given by path or address, downloaded if necessary; None for pixels."""
+    """Return the file of an image given by path or address, downloaded if necessary; None for pixels."""
     if isinstance(image, str) and image.startswith(ADDRESSES):
         return ImageBytes(image, download(image))
     if isinstance(image, str | Path):

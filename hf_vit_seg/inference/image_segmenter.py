@@ -36,18 +36,18 @@ class ImageSegmenter:
         self.palette = class_palette(getattr(processor, "palette", None), len(self.names))
 
     def names_of(self, labels: list[str]) -> tuple[str, ...]:
-        """The names of the classes of results, from those of the model's labels."""
+        """Return the names of the classes of results, from those of the model's labels."""
         return tuple(labels)
 
     def resolve_protocol(self, protocol: Protocol) -> Protocol:
-        """The protocol with the fixed input size of an exported program, if it leaves the size open."""
+        """Return the protocol with the fixed input size of an exported program, if it leaves the size open."""
         sides = self.model.program.sides if isinstance(self.model, RuntimeModel) else None
         if sides is None or protocol.size is not None or protocol.window is not None:
             return protocol
         return protocol.model_copy(update={"size": Sides(height=sides[0], width=sides[1])})
 
     def with_protocol(self, protocol: Protocol) -> Self:
-        """The same model with another protocol."""
+        """Return the same model with another protocol."""
         other = copy.copy(self)
         other.protocol = self.resolve_protocol(protocol)
         return other
@@ -80,9 +80,9 @@ def load_model_or_program(
     convert: bool,
     **hub: Any,
 ) -> tuple[Any, Any, str | torch.device | None]:
-    """A model or an exported program, its image processor, and the device, the CPU for programs.
+    """Return a model or an exported program, its image processor, and the device, the CPU for programs.
 
-    Raises ModelError if there is no such model, or it has no head for the task or no image processor.
+    Raises ModelError if the model does not exist, or has no head for the task or no image processor.
     """
     if is_program(str(name)):
         return RuntimeModel(Path(name), task=task), load_processor(str(Path(name).parent)), device or "cpu"

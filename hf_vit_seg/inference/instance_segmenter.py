@@ -49,7 +49,9 @@ class InstanceSegmenter(ImageSegmenter):
         self.fused: tuple[int, ...] | None = None if fused is None else tuple(fused)
 
     def resolve_protocol(self, protocol: Protocol) -> Protocol:
-        """The protocol for this model. Raises PredictionError for several views of an image, which have no average."""
+        """Return the protocol for this model. Raises PredictionError for several views of an image, which have no
+        average.
+        """
         if protocol.views > 1 or protocol.blend != "flat":
             raise PredictionError(
                 "scales, flip and blend average the probabilities of classes: remove them for a model that finds "
@@ -78,14 +80,15 @@ class InstanceSegmenter(ImageSegmenter):
 
     @torch.inference_mode()
     def outputs(self, pixel_values: torch.Tensor) -> Any:
-        """The model's outputs for pixel values (B, C, H, W)."""
+        """Return the model's outputs for pixel values (B, C, H, W)."""
         return self.model(pixel_values=pixel_values.to(self.device, self.model.dtype))
 
     @torch.inference_mode()
     def segments(
         self, outputs: Any, image: int, size: tuple[int, int], threshold: float | None = None
     ) -> tuple[torch.Tensor, list[int], list[float]]:
-        """The segments of an image of a batch at `size`: numbers from 1 (H, W) int32, classes (n) and scores (n).
+        """Return the segments of an image of a batch at `size`: numbers from 1 (H, W) int32, classes (n) and scores
+        (n).
 
         `threshold` is by default that of the segmenter.
         """
@@ -143,7 +146,7 @@ class InstanceSegmenter(ImageSegmenter):
                 objects = known[number]
             else:
                 found = self.find(*read(slice(top, window[2]), slice(left, window[3])))
-                objects = [each.moved(top, left) for each in found]
+                objects = [each.translate(top, left) for each in found]
                 if save is not None:
                     save(objects)
             core = window if grid is None else core_of(window, (grid.tops, grid.lefts), size)
@@ -170,7 +173,7 @@ class InstanceSegmenter(ImageSegmenter):
     def result(
         self, stitcher: ObjectStitcher, shown: Image.Image | None = None, timings: Mapping[str, float] | None = None
     ) -> FoundSegments:
-        """The objects of an image."""
+        """Return the objects of an image."""
         return FoundSegments(
             stitcher.size,
             stitcher.objects(),
@@ -195,7 +198,7 @@ class InstanceSegmenter(ImageSegmenter):
         return replace(found, protocol=self.describe(prepared))
 
     def describe(self, prepared: PreparedImage | None = None) -> str:
-        """How an image is processed, for reports."""
+        """Describe how an image is processed, for reports."""
         shown = None if prepared is None else (prepared.pixel_values.shape[-2], prepared.pixel_values.shape[-1])
         return f"{self.protocol.describe(shown)}, objects with a score of at least {self.threshold:g}"
 

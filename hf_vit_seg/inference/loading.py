@@ -53,7 +53,7 @@ class ModelError(HfVitSegError):
 
 
 def float_type(name: str | torch.dtype) -> torch.dtype:
-    """A floating-point dtype of torch by name. Raises ModelError for others."""
+    """Return a floating-point dtype of torch by name. Raises ModelError for others."""
     kind: Any = getattr(torch, name, None) if isinstance(name, str) else name
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ModelError(f"{name} is not a floating-point type of torch: use float32, bfloat16 or float16")
@@ -61,7 +61,7 @@ def float_type(name: str | torch.dtype) -> torch.dtype:
 
 
 def select_device(device: str | torch.device | None) -> torch.device:
-    """The device, by default a GPU if available. Raises ModelError if it cannot be used."""
+    """Return the device, by default a GPU if available. Raises ModelError if it cannot be used."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -176,7 +176,7 @@ def pretrained_path(name: str | Path) -> str:
     if (path.parent / CONFIG).is_file() and path.name in (*WEIGHT_FILES, *INDEX_FILES):
         if weight_file(path.parent) != path:
             raise ModelError(
-                f"'{path}' is beside {weight_file(path.parent).name}, which is loaded first; separate them"
+                f"'{path}' is next to {weight_file(path.parent).name}, which is loaded first; separate them"
             )
         return str(path.parent)
     raise ModelError(
@@ -194,8 +194,8 @@ def find_conversion(name: str | Path, **hub: Any) -> Conversion | None:
 
 
 def check_task(name: str | Path, converted: Conversion, task: str | None) -> None:
-    """ModelError if a converted checkpoint has no head for a task."""
-    if task not in (None, FEATURES) and TASKS[task] != converted.found.form.model:
+    """Raise ModelError if a converted checkpoint has no head for a task."""
+    if task not in (None, FEATURES) and TASKS[task] != converted.detected.form.model:
         raise ModelError(
             f"{name} has no trained {task} head: it is a checkpoint of {type(converted.model).__name__}; "
             "train one with model.from_pretrained of a recipe"
@@ -203,7 +203,7 @@ def check_task(name: str | Path, converted: Conversion, task: str | None) -> Non
 
 
 def check_options(hub: Mapping[str, Any]) -> None:
-    """TypeError for options that do not locate files."""
+    """Raise TypeError for options that do not locate files."""
     if unknown := [name for name in hub if name not in HUB_OPTIONS]:
         raise TypeError(f"load() got unexpected options {', '.join(unknown)}; expected {', '.join(HUB_OPTIONS)}")
 
@@ -234,7 +234,7 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segme
 
 
 def check_finite(name: str, model: Any) -> None:
-    """ModelError for weights that are NaN or infinite."""
+    """Raise ModelError for weights that are NaN or infinite."""
     broken = [key for key, tensor in model.state_dict().items() if not is_finite(tensor)]
     if broken:
         raise ModelError(
@@ -244,7 +244,7 @@ def check_finite(name: str, model: Any) -> None:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all values are finite; one pass over the extremes where torch has it, without a copy."""
+    """Return whether all values are finite; one pass over the extremes where torch has it, without a copy."""
     if type(tensor) is torch.Tensor and tensor.dtype in EXTREMES and tensor.numel():
         return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
     if tensor.is_floating_point() and tensor.element_size() == 1:  # isfinite does not exist for 8 bits
@@ -302,13 +302,13 @@ def find_base(name: str, **hub: Any) -> tuple[str, dict[str, Any]]:
 
 
 def label_names(config: Any, noun: str = "class") -> list[str]:
-    """The names of a model's outputs in their order; the keys of `id2label` may be strings, as in JSON."""
+    """Return the names of a model's outputs in their order; the keys of `id2label` may be strings, as in JSON."""
     labels = {int(index): name for index, name in (config.id2label or {}).items()}
     return [labels.get(index, f"{noun} {index}") for index in range(config.num_labels)]
 
 
 def has_processor(name: str, **hub: Any) -> bool:
-    """Whether a model has an image processor."""
+    """Return whether a model has an image processor."""
     absent_is_none = {"_raise_exceptions_for_missing_entries": False}
     return any(cached_file(name, file, **absent_is_none, **hub) is not None for file in PROCESSOR_FILES)
 

@@ -40,19 +40,19 @@ class Part:
 
 
 def box_of(found: FoundObject) -> Box:
-    """The box of an object."""
+    """Return the box of an object."""
     return found.top, found.left, found.top + found.shape[0], found.left + found.shape[1]
 
 
 def intersection(one: Box, other: Box) -> Box | None:
-    """The common part of two boxes, or None."""
+    """Return the common part of two boxes, or None."""
     top, left = max(one[0], other[0]), max(one[1], other[1])
     bottom, right = min(one[2], other[2]), min(one[3], other[3])
     return (top, left, bottom, right) if top < bottom and left < right else None
 
 
 def crop_mask(found: FoundObject, box: Box) -> np.ndarray:
-    """The mask (r, c) bool of an object in a box of the image, which may exceed its own."""
+    """Return the mask (r, c) bool of an object in a box of the image, which may exceed its own."""
     crop = np.zeros((box[2] - box[0], box[3] - box[1]), bool)
     common = intersection(box_of(found), box)
     if common is not None:
@@ -67,19 +67,19 @@ class BoxIndex:
     def __init__(self) -> None:
         self.cells: dict[tuple[int, int], list[int]] = defaultdict(list)
 
-    def places(self, box: Box) -> Iterator[tuple[int, int]]:
-        """The cells of a box."""
+    def cells_in(self, box: Box) -> Iterator[tuple[int, int]]:
+        """Return the cells of a box."""
         rows, columns = (range(first // CELL, (last - 1) // CELL + 1) for first, last in (box[::2], box[1::2]))
         return product(rows, columns)
 
     def add(self, number: int, box: Box) -> None:
         """Add a box."""
-        for place in self.places(box):
-            self.cells[place].append(number)
+        for cell in self.cells_in(box):
+            self.cells[cell].append(number)
 
     def near(self, box: Box) -> list[int]:
-        """The numbers of boxes in the same cells, ascending."""
-        return sorted({number for place in self.places(box) for number in self.cells[place]})
+        """Return the numbers of boxes in the same cells, ascending."""
+        return sorted({number for cell in self.cells_in(box) for number in self.cells[cell]})
 
 
 class ObjectStitcher:
@@ -91,7 +91,7 @@ class ObjectStitcher:
         self.windows: list[Box] = []
         self.parents: list[int] = []
         self.owners: list[int] = []  # the window of each part
-        self.index = BoxIndex()
+        self.box_index = BoxIndex()
         self.areas: dict[int, list[FoundObject]] = defaultdict(list)  # of stuff, by class
 
     def add(self, window: Box, objects: Sequence[FoundObject], core: Box) -> None:
@@ -102,14 +102,14 @@ class ObjectStitcher:
             if found.label in self.stuff:
                 self.add_stuff(found, core)
                 continue
-            place = len(self.parts)
+            index = len(self.parts)
             self.parts.append(Part(found, self.is_cut(found, window)))
             self.owners.append(number)
-            self.parents.append(place)
-            for other in self.index.near(box_of(found)):
-                if self.owners[other] != number and self.is_same(place, other):
-                    self.parents[self.root(place)] = self.root(other)
-            self.index.add(place, box_of(found))
+            self.parents.append(index)
+            for other in self.box_index.near(box_of(found)):
+                if self.owners[other] != number and self.is_same(index, other):
+                    self.parents[self.root(index)] = self.root(other)
+            self.box_index.add(index, box_of(found))
 
     def add_stuff(self, found: FoundObject, core: Box) -> None:
         """Add the stuff of a window's core."""
@@ -119,14 +119,14 @@ class ObjectStitcher:
             self.areas[found.label].append(FoundObject.from_mask(found.label, found.score, common[0], common[1], mask))
 
     def is_cut(self, found: FoundObject, window: Box) -> bool:
-        """Whether an object touches a border of its window inside the image."""
+        """Return whether an object touches a border of its window inside the image."""
         box, ends = box_of(found), (0, 0, *self.size)
         return any(box[side] == window[side] != ends[side] for side in range(4))
 
-    def is_same(self, place: int, other: int) -> bool:
-        """Whether two parts are the same object: their masks agree where their windows overlap."""
-        zone = intersection(self.windows[self.owners[place]], self.windows[self.owners[other]])
-        one, two = self.parts[place].found, self.parts[other].found
+    def is_same(self, index: int, other: int) -> bool:
+        """Return whether two parts are the same object: their masks agree where their windows overlap."""
+        zone = intersection(self.windows[self.owners[index]], self.windows[self.owners[other]])
+        one, two = self.parts[index].found, self.parts[other].found
         if zone is None or intersection(box_of(one), box_of(two)) is None:
             return False
         boxes = [intersection(box_of(found), zone) for found in (one, two)]
@@ -137,18 +137,18 @@ class ObjectStitcher:
         common = int((masks[0] & masks[1]).sum())
         return common > 0 and common >= SAME_IOU * int((masks[0] | masks[1]).sum())
 
-    def root(self, place: int) -> int:
-        """The part that represents an object."""
-        while self.parents[place] != place:
-            self.parents[place] = self.parents[self.parents[place]]
-            place = self.parents[place]
-        return place
+    def root(self, index: int) -> int:
+        """Return the part that represents an object."""
+        while self.parents[index] != index:
+            self.parents[index] = self.parents[self.parents[index]]
+            index = self.parents[index]
+        return index
 
     def objects(self) -> list[FoundObject]:
-        """The joined objects, which do not overlap, in the order of their first pixel; then stuff by class."""
+        """Return the joined objects, which do not overlap, in the order of their first pixel; then stuff by class."""
         groups: dict[int, list[Part]] = defaultdict(list)
-        for place, part in enumerate(self.parts):
-            groups[self.root(place)].append(part)
+        for index, part in enumerate(self.parts):
+            groups[self.root(index)].append(part)
         joined = [join(parts) for parts in groups.values()]
         joined.sort(key=lambda part: (part.cut, -part.found.score, part.found.top, part.found.left))
         kept = separate([part.found for part in joined])
@@ -156,7 +156,7 @@ class ObjectStitcher:
         return kept + self.stuff_segments(kept)
 
     def stuff_segments(self, objects: Sequence[FoundObject]) -> list[FoundObject]:
-        """One segment for each class of stuff, without the pixels of objects."""
+        """Return one segment for each class of stuff, without the pixels of objects."""
         segments = []
         for label in sorted(self.areas):
             pieces = self.areas[label]
@@ -172,13 +172,13 @@ class ObjectStitcher:
 
 
 def union_box(boxes: Sequence[Box]) -> Box:
-    """The smallest box that contains others."""
+    """Return the smallest box that contains others."""
     tops, lefts, bottoms, rights = zip(*boxes, strict=True)
     return min(tops), min(lefts), max(bottoms), max(rights)
 
 
 def paint(pieces: Sequence[FoundObject], box: Box) -> np.ndarray:
-    """The union (r, c) bool of masks in a box that contains them."""
+    """Return the union (r, c) bool of masks in a box that contains them."""
     mask = np.zeros((box[2] - box[0], box[3] - box[1]), bool)
     for piece in pieces:
         top, left = piece.top - box[0], piece.left - box[1]
@@ -187,7 +187,7 @@ def paint(pieces: Sequence[FoundObject], box: Box) -> np.ndarray:
 
 
 def mean_score(pieces: Sequence[FoundObject]) -> float:
-    """The mean score, weighted by area."""
+    """Return the mean score, weighted by area."""
     return sum(piece.score * piece.area for piece in pieces) / sum(piece.area for piece in pieces)
 
 
@@ -210,7 +210,7 @@ def join(parts: Sequence[Part]) -> Part:
 
 
 def separate(objects: Sequence[FoundObject]) -> list[FoundObject]:
-    """Remove the pixels of earlier objects from later ones, and those of which less than half is left."""
+    """Remove the pixels of earlier objects from later ones, and objects with less than half of their pixels left."""
     index, kept = BoxIndex(), list[FoundObject]()
     for found in objects:
         box = box_of(found)
@@ -230,21 +230,22 @@ def separate(objects: Sequence[FoundObject]) -> list[FoundObject]:
 
 
 def first_pixel(found: FoundObject) -> tuple[int, int]:
-    """The row and column of an object's first pixel."""
+    """Return the row and column of an object's first pixel."""
     return found.top, found.left + int(found.mask[0].argmax())
 
 
 def core_of(window: Box, starts: tuple[Sequence[int], Sequence[int]], size: tuple[int, int]) -> Box:
-    """The part of a window that is nearer to its center than to that of its neighbors; cores cover the image once.
+    """Return the part of a window that is nearer to its center than to that of its neighbors; cores cover the image
+    once.
 
     `starts` are the first rows and columns of all windows, ascending.
     """
     bounds = []
     for axis in (0, 1):
-        length, place = window[axis + 2] - window[axis], list(starts[axis]).index(window[axis])
-        before = 0 if place == 0 else (starts[axis][place - 1] + length + window[axis]) // 2
-        last = place == len(starts[axis]) - 1
-        after = size[axis] if last else (window[axis] + length + starts[axis][place + 1]) // 2
+        length, index = window[axis + 2] - window[axis], list(starts[axis]).index(window[axis])
+        before = 0 if index == 0 else (starts[axis][index - 1] + length + window[axis]) // 2
+        last = index == len(starts[axis]) - 1
+        after = size[axis] if last else (window[axis] + length + starts[axis][index + 1]) // 2
         bounds.append((before, after))
     return bounds[0][0], bounds[1][0], bounds[0][1], bounds[1][1]
 

@@ -65,7 +65,7 @@ class PoseEstimator:
 
     @torch.inference_mode()
     def __call__(self, image: Any, box: Box | None = None) -> torch.Tensor:
-        """The keypoints (K, 3) as x, y, score of the person in a box of an image; default: the whole image.
+        """Return the keypoints (K, 3) as x, y, score of the person in a box of an image; default: the whole image.
 
         See `Segmenter.prepare` for the kinds of images. Raises ValueError for a box without area.
         """
@@ -74,7 +74,7 @@ class PoseEstimator:
 
     @torch.inference_mode()
     def estimate(self, pixels: torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
-        """The keypoints (P, K, 3) as x, y, score of the persons in boxes of an image (C, H, W).
+        """Return the keypoints (P, K, 3) as x, y, score of the persons in boxes of an image (C, H, W).
 
         Raises ValueError for a box without area.
         """
@@ -84,8 +84,8 @@ class PoseEstimator:
             inputs = normalize_images(self.processor, [crop.extract(pixels) for crop in crops])
             heatmaps = self.model(pixel_values=inputs.to(self.device, self.model.dtype)).heatmaps
             points, scores = (each.cpu() for each in keypoints_from_heatmaps(heatmaps, self.size))
-            places = torch.stack([crop.to_image(own) for crop, own in zip(crops, points, strict=True)])
-            found.append(torch.cat([places, scores[..., None]], dim=2))
+            points = torch.stack([crop.to_image(own) for crop, own in zip(crops, points, strict=True)])
+            found.append(torch.cat([points, scores[..., None]], dim=2))
         return torch.cat(found)
 
 

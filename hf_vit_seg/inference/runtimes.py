@@ -19,6 +19,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.readers import CONFIG
 from hf_vit_seg.entry_points import PREFIX, RuntimeFunction, check_contract, first_of_each_name, load
 from hf_vit_seg.errors import error_sentence
@@ -66,14 +67,14 @@ def onnx_program(path: Path) -> Program:
 
 
 def tensors(arrays: Sequence[np.ndarray]) -> Outputs:
-    """The outputs of a program as tensors; one alone is no tuple."""
+    """Convert the outputs of a program to tensors; a single output is not a tuple."""
     first, *others = map(torch.from_numpy, arrays)
     return (first, *others) if others else first
 
 
 @cache
 def openvino_core() -> Any:
-    """The OpenVINO core, a singleton that is never destroyed.
+    """Return the OpenVINO core, a singleton that is never destroyed.
 
     Its CPU device replaces the thread's alternate signal stack. If two devices are destroyed in the order of their
     creation, the second restores the freed stack of the first, and the next signal kills the process.
@@ -144,7 +145,7 @@ def executorch_program(path: Path) -> Program:
 
 
 def static_size(shape: Sequence[Any]) -> tuple[int, int] | None:
-    """The (height, width) of an input shape (B, C, H, W), or None if it is dynamic."""
+    """Return the (height, width) of an input shape (B, C, H, W), or None if it is dynamic."""
     height, width = shape[-2:]
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
@@ -167,14 +168,15 @@ def import_optional(module: str) -> Any:
 
 
 def is_program(name: str) -> bool:
-    """Whether a model name is the path of an exported file."""
+    """Return whether a model name is the path of an exported file."""
     suffix = Path(name).suffix
     known = suffix in PROGRAMS or (suffix and suffix[1:] in first_of_each_name(GROUP))
     return bool(known) and not Path(name).is_dir()
 
 
 def task_of_model(name: str) -> str:
-    """The task of a model (see `task_of`) or of an exported file, whose config.json names the class of its model.
+    """Return the task of a model (see `task_of`) or of an exported file, whose config.json names the class of its
+    model.
 
     Raises ModelError for a model that has none.
     """
@@ -187,6 +189,20 @@ def task_of_model(name: str) -> str:
         return "segmentation"
 
 
+def find_task(name: str) -> str:
+    """Return the task of a model as `task_of_model`, or "segmentation" if its head is unknown or missing.
+
+    Loading the model as a segmenter then reports the error. Raises ModelError for a checkpoint that cannot be found,
+    read or converted.
+    """
+    try:
+        return task_of_model(name)
+    except ModelError as error:
+        if isinstance(error.__cause__, ConversionError):
+            raise
+        return "segmentation"
+
+
 def check_runtime(value: Any) -> None:
     """Raise TypeError if a plugin's object is not a function from a path to a Program."""
     if not callable(value):
@@ -195,7 +211,7 @@ def check_runtime(value: Any) -> None:
 
 
 def loading_error(path: Path, error: Exception) -> ModelError:
-    """The error for a file that a runtime or transformers cannot load."""
+    """Return the error for a file that a runtime or transformers cannot load."""
     return ModelError(f"{path} cannot be loaded as an exported model: {error_sentence(error, short=True)}")
 
 
@@ -230,7 +246,7 @@ class RuntimeModel:
         """
         self.path = path
         if not path.is_file():
-            raise ModelError(f"{path} is no file: give an exported model, such as model.onnx, or a model directory")
+            raise ModelError(f"{path} is not a file: pass an exported model, such as model.onnx, or a model directory")
         try:
             self.config = config or AutoConfig.from_pretrained(path.parent)
         except INVALID_FILES as error:
@@ -255,7 +271,7 @@ class RuntimeModel:
         return self
 
     def __call__(self, pixel_values: torch.Tensor) -> Any:
-        """Pixel values (B, C, H, W) -> logits (B, K, h, w), or the model's output for objects, in float32."""
+        """Map pixel values (B, C, H, W) to logits (B, K, h, w), or the model's output for objects, in float32."""
         sides, (height, width) = self.program.sides, pixel_values.shape[-2:]
         if sides not in (None, (height, width)):
             raise ModelError(
@@ -282,6 +298,7 @@ __all__ = [
     "RuntimeModel",
     "check_runtime",
     "compile_openvino",
+    "find_task",
     "import_optional",
     "is_program",
     "openvino_core",

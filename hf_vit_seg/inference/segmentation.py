@@ -28,7 +28,7 @@ class ClassCount:
 
 
 def class_counts(pixels: np.ndarray, names: tuple[str, ...], palette: np.ndarray) -> list[ClassCount]:
-    """The classes that occur, the most frequent first, from pixel counts (K,); shares are relative to their sum."""
+    """Return the classes with pixels, the most frequent first, from pixel counts (K,)."""
     order = sorted(np.flatnonzero(pixels).tolist(), key=lambda index: (-pixels[index], index))
     total = float(pixels.sum())
     return [
@@ -37,7 +37,7 @@ def class_counts(pixels: np.ndarray, names: tuple[str, ...], palette: np.ndarray
 
 
 def nodata_label(classes: int) -> int:
-    """The label of pixels without data in files, which is no class index."""
+    """Return the label of pixels without data in files, which is not a class index."""
     return 255 if classes <= 255 else 65535
 
 
@@ -74,7 +74,7 @@ class Segmentation:
     top_scores: np.ndarray | None = None
 
     def counts(self) -> list[ClassCount]:
-        """The classes that occur, the most frequent first."""
+        """Return the classes that occur, the most frequent first."""
         return class_counts(self.pixels_per_class, self.names, self.palette)
 
     @cached_property
@@ -98,7 +98,7 @@ class Segmentation:
         return replace(self, label_map=labels, **zeros)
 
     def label_image(self) -> Image.Image:
-        """The label map as an image that PNG stores losslessly: with a palette, or 16-bit for over 256 classes."""
+        """Return the label map as an image with a palette, or as 16-bit gray for more than 256 classes."""
         picture = Image.fromarray(self.label_map)
         if self.label_map.dtype == np.uint8:
             beyond = self.label_map.max(initial=0) >= len(self.palette)
@@ -106,34 +106,34 @@ class Segmentation:
         return picture
 
     def score_image(self) -> Image.Image:
-        """The scores as an 8-bit grayscale image: 255 is certain."""
+        """Return the scores as an 8-bit grayscale image: 255 is certain."""
         if self.scores is None:
             raise HfVitSegError("Scores were not computed: call the segmenter with scores=True")
         return gray_image(self.scores)
 
     def entropy_image(self) -> Image.Image:
-        """The entropy as an 8-bit grayscale image: 0 is certain, 255 means maximum uncertainty."""
+        """Return the entropy as an 8-bit grayscale image: 0 is certain, 255 means maximum uncertainty."""
         if self.entropy is None:
             raise HfVitSegError("Entropy was not computed: call the segmenter with entropy=True")
         return gray_image(self.entropy)
 
     def geojson(self) -> dict[str, Any]:
-        """The regions as GeoJSON polygons with class, pixel count and, if available, mean score."""
+        """Return the regions as GeoJSON polygons with class, pixel count and, if available, mean score."""
         return geojson(self.label_map, self.names, self.palette, self.scores)
 
     def coco(self, file_name: str = "") -> dict[str, Any]:
-        """A COCO dataset of this image, with `file_name` and the RLE of every class that occurs."""
+        """Return a COCO dataset of this image, with `file_name` and the RLE of every class that occurs."""
         return coco(self.label_map, self.names, file_name, self.scores)
 
     def overlay(self, opacity: float = 0.5, legend: bool = True, longest_side: int | None = 1600) -> Image.Image:
-        """The image blended with class colors; see `overlays.draw_overlay`."""
+        """Return the image blended with class colors; see `overlays.draw_overlay`."""
         if self.image is None:
-            raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
+            raise HfVitSegError("an overlay requires an RGB or gray image, and the input was not one")
         rows = [(count.name, count.color, count.share) for count in self.counts()] if legend else []
         return draw_overlay(self.image, self.label_map, file_palette(self.palette), rows, opacity, longest_side)
 
     def _repr_png_(self) -> bytes:
-        """The overlay with its legend, or the label map if there is no image, as a notebook displays it."""
+        """Return the overlay with its legend, or the label map if there is no image, as a notebook displays it."""
         buffer = BytesIO()
         (self.label_image() if self.image is None else self.overlay()).save(buffer, "PNG")
         return buffer.getvalue()

@@ -33,7 +33,7 @@ class Segmenter(ImageSegmenter):
     """
 
     def names_of(self, labels: list[str]) -> tuple[str, ...]:
-        """The names of the classes; models with one label also have the background."""
+        """Return the names of the classes; models with one label also have the background."""
         return tuple(labels) if len(labels) > 1 else ("background", *labels)
 
     @classmethod
@@ -51,7 +51,7 @@ class Segmenter(ImageSegmenter):
 
         Checkpoints in other formats are converted in memory unless `convert` is false, see `load`, which also describes
         the options `hub`. `dtype` is a floating-point type of torch or its name; exported files have a fixed dtype and
-        run on the CPU. Raises ModelError if there is no such model, or it has no segmentation head or no image
+        run on the CPU. Raises ModelError if the model does not exist, or has no segmentation head or no image
         processor.
         """
         model, processor, where = load_model_or_program(name, "segmentation", device, dtype, convert=convert, **hub)
@@ -59,11 +59,11 @@ class Segmenter(ImageSegmenter):
 
     @torch.inference_mode()
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixel values (B, C, H, W) -> logits (B, K, h, w) on the model's device."""
+        """Map pixel values (B, C, H, W) to logits (B, K, h, w) on the model's device."""
         return self.model(pixel_values=pixel_values.to(self.device, self.model.dtype)).logits
 
     def row_logits(self, view: torch.Tensor, model: Model, flip: bool) -> RowLogits:
-        """The logits of a view (B, C, H, W), whole or by windows, optionally flipped."""
+        """Return the logits of a view (B, C, H, W), whole or by windows, optionally flipped."""
         grid = self.protocol.grid((view.shape[-2], view.shape[-1]), flip)
         model = flip_outputs(model) if flip else model
         if grid is None:
@@ -81,7 +81,7 @@ class Segmenter(ImageSegmenter):
         dtype: torch.dtype = torch.int64,
         model: Model | None = None,
     ) -> PixelMaps:
-        """The maps of images of equal size, at `size` (default: theirs), on the model's device."""
+        """Return the maps of images of equal size, at `size` (default: theirs), on the model's device."""
         row_logits = self.view_logits(stack_views(prepared), model)
         chunk, classes = self.chunk_bytes // len(prepared), self.model.config.num_labels
         return read_maps(row_logits, size or prepared[0].size, classes, selection, dtype=dtype, chunk_bytes=chunk)
@@ -94,7 +94,7 @@ class Segmenter(ImageSegmenter):
         dtype: torch.dtype = torch.int64,
         model: Model | None = None,
     ) -> list[PixelMaps]:
-        """The maps (1, H, W) of each image, at its own size: the model runs once on images with equal views.
+        """Return the maps (1, H, W) of each image, at its own size: the model runs once on images with equal views.
 
         HfVitSegError for images in several windows.
         """
@@ -115,7 +115,7 @@ class Segmenter(ImageSegmenter):
         ]
 
     def view_logits(self, views: Sequence[torch.Tensor], model: Model | None) -> list[RowLogits]:
-        """The logits of each view (B, C, H, W), and of its mirror image if the protocol has one."""
+        """Return the logits of each view (B, C, H, W), and of its mirror image if the protocol has one."""
         flips = (False, True) if self.protocol.flip else (False,)
         return [self.row_logits(view, model or self.logits, flip) for view in views for flip in flips]
 
@@ -125,7 +125,7 @@ class Segmenter(ImageSegmenter):
         return CHUNK_BYTES * (1 if self.device.type == "cpu" else ACCELERATOR_CHUNKS)
 
     def label_map(self, image: Any, size: tuple[int, int] | None = None) -> torch.Tensor:
-        """The label map (H, W) int64 of an image or a `PreparedImage`, on the model's device.
+        """Return the label map (H, W) int64 of an image or a `PreparedImage`, on the model's device.
 
         `size` is (height, width); it defaults to the image's size.
         """
@@ -133,7 +133,7 @@ class Segmenter(ImageSegmenter):
         return self.label_maps([prepared], size)[0]
 
     def label_maps(self, prepared: Sequence[PreparedImage], size: tuple[int, int] | None = None) -> torch.Tensor:
-        """The label maps (B, H, W) of prepared images of equal size, computed in one batch."""
+        """Return the label maps (B, H, W) of prepared images of equal size, computed in one batch."""
         return self.maps(prepared, size=size).labels
 
     def __call__(self, image: Any, scores: bool = False, *, entropy: bool = False, top_k: int = 0) -> Any:
@@ -189,23 +189,23 @@ class Segmenter(ImageSegmenter):
         ]
 
     def describe(self, prepared: PreparedImage | None = None) -> str:
-        """How an image is segmented, for reports: in general, or with the size to which this one was resized."""
+        """Describe the inference for reports; for a prepared image, with the size to which it was resized."""
         shown = None if prepared is None else (prepared.pixel_values.shape[-2], prepared.pixel_values.shape[-1])
         return self.protocol.describe(shown)
 
 
 def have_equal_sizes(prepared: Sequence[PreparedImage]) -> bool:
-    """Whether images can be stacked to one batch, and their label maps too."""
+    """Return whether images can be stacked to one batch, and their label maps too."""
     return len({(image.size, *view_sizes(image)) for image in prepared}) == 1
 
 
 def view_sizes(image: PreparedImage) -> tuple[tuple[int, ...], ...]:
-    """The shapes (C, H, W) of the views of an image."""
+    """Return the shapes (C, H, W) of the views of an image."""
     return tuple(tuple(view.shape[1:]) for view in image.views)
 
 
 def stack_views(prepared: Sequence[PreparedImage], any_size: bool = False) -> list[torch.Tensor]:
-    """The views (B, C, H, W) of a batch of images, one for each scale of the protocol.
+    """Return the views (B, C, H, W) of a batch of images, one for each scale of the protocol.
 
     HfVitSegError if they differ, or unless `any_size`, if the sizes of the images do.
     """

@@ -1,4 +1,4 @@
-"""The objects (and stuff) of one image, held as crops of their masks.
+"""The objects (and stuff) of one image, stored as crops of their masks.
 
 An image of 20,000 x 20,000 pixels with 10,000 objects would need 4 TB for full masks; crops, packed to bits, need a few
 megabytes.
@@ -55,8 +55,8 @@ class FoundObject:
         shape = (mask.shape[0], mask.shape[1])
         return cls(label, score, top, left, shape, np.packbits(mask).tobytes(), area, (x, y))
 
-    def moved(self, rows: int, columns: int) -> "FoundObject":
-        """The same object further down and to the right."""
+    def translate(self, rows: int, columns: int) -> "FoundObject":
+        """Return the same object further down and to the right."""
         x, y = self.centroid
         return replace(self, top=self.top + rows, left=self.left + columns, centroid=(x + columns, y + rows))
 
@@ -67,7 +67,7 @@ class FoundObject:
         return np.unpackbits(np.frombuffer(self.bits, np.uint8), count=rows * columns).view(bool).reshape(self.shape)
 
     @property
-    def place(self) -> tuple[slice, slice]:
+    def slices(self) -> tuple[slice, slice]:
         """The rows and columns of the box in the image."""
         return slice(self.top, self.top + self.shape[0]), slice(self.left, self.left + self.shape[1])
 
@@ -77,14 +77,16 @@ class FoundObject:
         return self.left, self.top, self.shape[1], self.shape[0]
 
     def polygons(self) -> list[list[np.ndarray]]:
-        """The rings of each 4-connected part, the outer one first: corners (c, 2) as x, y in pixels of the image."""
+        """Return the rings of each 4-connected part, the outer one first: corners (c, 2) as x, y in pixels of the
+        image.
+        """
         offset = np.array([self.left, self.top])
         padded = np.pad(self.mask, 1).view(np.uint8)
         regions = (region for region in extract_regions(padded) if region.label)
         return [[ring + offset - 1 for ring in region.rings] for region in regions]
 
     def rle(self, size: tuple[int, int]) -> dict[str, Any]:
-        """The fields of a COCO annotation of an image of `size` (H, W): compressed RLE, area, bbox and iscrowd."""
+        """Return a COCO annotation for an image of `size` (H, W): compressed RLE, area, bbox and iscrowd."""
         flat = np.pad(self.mask, ((1, 1), (0, 0))).ravel(order="F").view(np.int8)
         changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1  # columns are apart by the padding
         begin, end = changes[::2], changes[1::2]
@@ -94,7 +96,9 @@ class FoundObject:
 
 
 def run_annotation(begin: np.ndarray, end: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
-    """The fields of a COCO annotation from runs [begin, end) of pixels in column-major order; adjacent ones join."""
+    """Return the fields of a COCO annotation from runs [begin, end) of pixels in column-major order; adjacent ones
+    join.
+    """
     apart = np.concatenate([[True], begin[1:] != end[:-1]])
     lengths = RunLengths()
     lengths.add(begin[apart], end[np.append(apart[1:], True)], size[0], None)
@@ -105,7 +109,7 @@ def run_annotation(begin: np.ndarray, end: np.ndarray, size: tuple[int, int]) ->
 class FoundSegments:
     """The objects of an image of `size` (H, W), with class names and palette. They never overlap.
 
-    The number of an object is its place in `objects`, from 1. `stuff` are the classes that are no things. `timings` are
+    Objects are numbered from 1 in the order of `objects`. `stuff` are the indices of the stuff classes. `timings` are
     milliseconds per step. `image` is None if the input has no RGB image.
     """
 
@@ -127,54 +131,59 @@ class FoundSegments:
         return cls((numbers.shape[0], numbers.shape[1]), objects, **rest)
 
     def instance_map(self, rows: slice | None = None) -> np.ndarray:
-        """The number of the object of each pixel (H, W), or of some rows; uint16, or uint32 for over 65535 objects."""
+        """Return the number of the object of each pixel (H, W), or of some rows; uint16, or uint32 for over 65535
+        objects.
+        """
         first, stop, _ = (rows or slice(None)).indices(self.size[0])
         numbers = np.zeros((stop - first, self.size[1]), instance_dtype(len(self.objects)))
         for number, found in enumerate(self.objects, 1):
             top, bottom = max(found.top, first), min(found.top + found.shape[0], stop)
             if top < bottom:
-                part = numbers[top - first : bottom - first, found.place[1]]
+                part = numbers[top - first : bottom - first, found.slices[1]]
                 part[found.mask[top - found.top : bottom - found.top]] = number
         return numbers
 
     def label_map(self, background: int) -> np.ndarray:
-        """The class of each pixel (H, W) int32; `background` for pixels of no object."""
+        """Return the class of each pixel (H, W) int32; `background` for pixels of no object."""
         table = np.array([background, *(found.label for found in self.objects)], np.int32)
         return table[self.instance_map()]
 
     def instance_image(self) -> Image.Image:
-        """The instance map as an image that PNG stores with 16 bits. Raises HfVitSegError for over 65535 objects."""
+        """Return the instance map as an image that PNG stores with 16 bits. Raises HfVitSegError for over 65535
+        objects.
+        """
         if len(self.objects) > MAX_PNG_OBJECTS:
             raise HfVitSegError(
-                f"found {len(self.objects)} objects, but a 16-bit image holds {MAX_PNG_OBJECTS}: use GeoJSON or COCO"
+                f"found {len(self.objects)} objects, but a 16-bit image stores {MAX_PNG_OBJECTS}: use GeoJSON or COCO"
             )
         return Image.fromarray(self.instance_map())
 
     def counts(self) -> dict[str, int]:
-        """The number of objects of each class that occurs, the most frequent first."""
+        """Return the number of objects of each class that occurs, the most frequent first."""
         labels = [found.label for found in self.objects]
         order = sorted(set(labels), key=lambda label: (-labels.count(label), label))
         return {self.names[label]: labels.count(label) for label in order}
 
     def table(self) -> list[dict[str, Any]]:
-        """A row for each object with the entries `COLUMNS`; lengths are pixels, areas square pixels."""
+        """Return a row for each object with the entries `COLUMNS`; lengths are pixels, areas square pixels."""
         return [dict(zip(COLUMNS, self.row(number), strict=True)) for number in range(1, len(self.objects) + 1)]
 
     def row(self, number: int) -> tuple[Any, ...]:
-        """The entries of an object's row."""
+        """Return the entries of an object's row."""
         found = self.objects[number - 1]
         x, y = (round(value, 3) for value in found.centroid)
         return (number, found.label, self.names[found.label], round(found.score, 6), found.area, x, y, *found.box)
 
     def geojson(self) -> dict[str, Any]:
-        """A GeoJSON FeatureCollection with one feature per object: a Polygon, or a MultiPolygon for several parts.
+        """Return a GeoJSON FeatureCollection with one feature per object: a Polygon, or a MultiPolygon for several
+        parts.
 
         Coordinates are pixels from the upper left corner, x to the right and y down.
         """
         return json.loads("".join(self.geojson_text()))
 
     def geojson_text(self, coordinates: Coordinates | None = None) -> Iterator[str]:
-        """The text of a GeoJSON file, in parts; without `coordinates`, these are pixels."""
+        """Yield the text of a GeoJSON file, in parts; without `coordinates`, these are pixels."""
         yield json.dumps({"type": "FeatureCollection", **(coordinates.member if coordinates else {})})[:-1]
         separator = ', "features": [\n'
         for number, found in enumerate(self.objects, 1):
@@ -185,7 +194,7 @@ class FoundSegments:
         yield "\n]}\n" if self.objects else ', "features": []}\n'
 
     def properties(self, number: int) -> dict[str, Any]:
-        """The properties of an object's feature."""
+        """Return the properties of an object's feature."""
         found = self.objects[number - 1]
         return {
             "id": number,
@@ -197,7 +206,7 @@ class FoundSegments:
         }
 
     def coco(self, file_name: str = "") -> dict[str, Any]:
-        """A COCO dataset of this image, with `file_name` and the RLE of every object."""
+        """Return a COCO dataset of this image, with `file_name` and the RLE of every object."""
         return {
             "images": [{"id": 1, "file_name": file_name, "height": self.size[0], "width": self.size[1]}],
             "annotations": [
@@ -216,19 +225,21 @@ class FoundSegments:
     def overlay(
         self, opacity: float = 0.5, longest_side: int | None = 1600, colors: np.ndarray | None = None
     ) -> Image.Image:
-        """The image blended with a color for each object, by default those of `object_colors`; `colors` are (n, 3)."""
+        """Return the image blended with a color for each object, by default those of `object_colors`; `colors` are (n,
+        3).
+        """
         if self.image is None:
-            raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
+            raise HfVitSegError("an overlay requires an RGB or gray image, and the input was not one")
         return draw_numbers(self.image, self.instance_map().astype(np.int64), colors, opacity, longest_side)
 
 
 def instance_dtype(count: int) -> np.dtype:
-    """The type of the pixels of an instance map: uint16, or uint32 for over 65535 objects."""
+    """Return the type of the pixels of an instance map: uint16, or uint32 for over 65535 objects."""
     return np.dtype(np.uint16 if count <= MAX_PNG_OBJECTS else np.uint32)
 
 
 def geometry_text(polygons: Sequence[Sequence[np.ndarray]], coordinates: Coordinates | None) -> str:
-    """The geometry of an object as JSON: a Polygon, or a MultiPolygon for several parts."""
+    """Return the geometry of an object as JSON: a Polygon, or a MultiPolygon for several parts."""
     texts = ["".join(coordinates.geometry_text(rings) if coordinates else polygon_text(rings)) for rings in polygons]
     if len(texts) == 1:
         return texts[0]
@@ -240,7 +251,7 @@ def geometry_text(polygons: Sequence[Sequence[np.ndarray]], coordinates: Coordin
 
 
 def objects_of_map(numbers: np.ndarray, classes: Sequence[int], scores: Sequence[float]) -> list[FoundObject]:
-    """The objects of a map (H, W) of numbers from 1 that have pixels."""
+    """Return the objects of a map (H, W) of numbers from 1 that have pixels."""
     objects = []
     for number, (top, left, bottom, right) in boxes_of_map(numbers):
         mask = numbers[top:bottom, left:right] == number
@@ -249,7 +260,7 @@ def objects_of_map(numbers: np.ndarray, classes: Sequence[int], scores: Sequence
 
 
 def boxes_of_map(numbers: np.ndarray) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
-    """The numbers from 1 that occur in a map (H, W), with their boxes (top, left, bottom, right)."""
+    """Yield the numbers from 1 that occur in a map (H, W), with their boxes (top, left, bottom, right)."""
     count = int(numbers.max(initial=0))
     if count < 1:
         return
@@ -257,9 +268,9 @@ def boxes_of_map(numbers: np.ndarray) -> Iterator[tuple[int, tuple[int, int, int
     boxes = [sides.copy(), sides.copy()]
     rows, columns = np.nonzero(numbers > 0)
     found = numbers[rows, columns]
-    for (first, last), places in zip(boxes, (rows, columns), strict=True):
-        np.minimum.at(first, found, places)
-        np.maximum.at(last, found, places + 1)
+    for (first, last), indices in zip(boxes, (rows, columns), strict=True):
+        np.minimum.at(first, found, indices)
+        np.maximum.at(last, found, indices + 1)
     for number in range(1, count + 1):
         (top, bottom), (left, right) = (side[:, number].tolist() for side in boxes)
         if bottom > top:

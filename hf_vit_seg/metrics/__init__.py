@@ -23,7 +23,7 @@ class MetricError(HfVitSegError):
 
 
 def module_path(name: str) -> str:
-    """The folder of one of `MODULES`, to pass to `evaluate.load`. Raises MetricError for other names."""
+    """Return the folder of one of `MODULES`, to pass to `evaluate.load`. Raises MetricError for other names."""
     if name not in MODULES:
         raise MetricError(f"unknown metric '{name}': use one of {', '.join(MODULES)}")
     return str(Path(__file__).parent / name)

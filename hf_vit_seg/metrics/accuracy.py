@@ -45,21 +45,21 @@ class TopKAccuracy:
         self.counts += torch.cat([hits.sum(dim=0), counted.sum()[None]])
 
     def scores(self) -> dict[str, Any]:
-        """`accuracy` for k = 1, `top_5_accuracy` for k = 5 and so on, 0 .. 1; NaN without images."""
+        """Return `accuracy` for k = 1, `top_5_accuracy` for k = 5 and so on, 0 .. 1; NaN without images."""
         *hits, images = self.counts.tolist()
         names = ["accuracy" if k == 1 else f"top_{k}_accuracy" for k in self.ks]
         return {name: hit / images if images else float("nan") for name, hit in zip(names, hits, strict=True)}
 
 
 def classes_ahead(scores: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """The number of classes (B,) ranked before an image's class, given scores (B, K) and classes (B,).
+    """Return the number of classes (B,) ranked before an image's class, given scores (B, K) and classes (B,).
 
     Ties are broken by the lower index, as in argmax, so that constant scores are not a hit for every class. NaN ranks
     before any number: an image whose class has the score NaN is always wrong.
     """
-    places = torch.arange(scores.shape[1], device=scores.device)
+    classes_before = torch.arange(scores.shape[1], device=scores.device)
     known = (classes >= 0) & (classes < scores.shape[1])
     own = scores.gather(1, classes.clamp(0, scores.shape[1] - 1)[:, None])
-    earlier = places < classes[:, None]
+    earlier = classes_before < classes[:, None]
     ahead = torch.where(earlier, ~(scores < own), ~(scores <= own)).sum(dim=1)
     return torch.where(known & ~own[:, 0].isnan(), ahead, torch.iinfo(torch.int64).max)

@@ -55,7 +55,9 @@ class BoundaryIoU:
         self.counts += torch.stack([self._pixels(labels, where) for labels, where in masks])
 
     def scores(self) -> dict[str, Any]:
-        """`mean_boundary_iou`, and `per_category_boundary_iou` (K,) with NaN for classes without boundary pixels."""
+        """Return `mean_boundary_iou`, and `per_category_boundary_iou` (K,) with NaN for classes without boundary
+        pixels.
+        """
         both, predicted, labeled = self.counts.cpu().double().numpy()
         iou = ratio(both, predicted + labeled - both)
         return {"mean_boundary_iou": present_mean(iou), "per_category_boundary_iou": iou}
@@ -68,13 +70,13 @@ class BoundaryIoU:
 
 
 def boundary_width(size: tuple[int, ...], share: float) -> int:
-    """The boundary width in pixels, at least one, for an image of `size` (H, W)."""
+    """Return the boundary width in pixels, at least one, for an image of `size` (H, W)."""
     height, width = size
     return max(1, round(share * (height**2 + width**2) ** 0.5))
 
 
 def boundary_mask(labels: torch.Tensor, reach: int, classes: int) -> torch.Tensor:
-    """The boundary regions (B, H, W) bool of label maps (B, H, W); labels outside 0 .. K - 1 have none."""
+    """Return the boundary regions (B, H, W) bool of label maps (B, H, W); labels outside 0 .. K - 1 have none."""
     inside = (labels >= 0) & (labels < classes)
     highest = highest_nearby(labels.masked_fill(~inside, -1), reach, outside=classes)
     lowest = -highest_nearby(-labels.masked_fill(~inside, classes), reach, outside=-classes)
@@ -82,7 +84,7 @@ def boundary_mask(labels: torch.Tensor, reach: int, classes: int) -> torch.Tenso
 
 
 def highest_nearby(labels: torch.Tensor, reach: int, outside: int) -> torch.Tensor:
-    """The maximum label (B, H, W) within `reach` rows and columns, by doubling the covered window in each step."""
+    """Return the maximum label (B, H, W) within `reach` rows and columns; each step doubles the window."""
     length = 2 * reach + 1
     for axis, sides in ((2, (reach, reach)), (1, (0, 0, reach, reach))):
         labels, covered = pad(labels, sides, value=outside), 1

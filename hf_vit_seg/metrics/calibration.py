@@ -37,7 +37,7 @@ class CalibrationError:
         self.counts.index_add_(1, index, sums)
 
     def scores(self) -> dict[str, Any]:
-        """`calibration_error` (ECE) and `maximum_calibration_error` (MCE), 0 .. 1, or NaN without predictions."""
+        """Return `calibration_error` (ECE) and `maximum_calibration_error` (MCE), 0 .. 1; NaN if there are none."""
         number, confidence, hits = self.counts.cpu()
         if not number.sum():
             return {"calibration_error": float("nan"), "maximum_calibration_error": float("nan")}
@@ -52,7 +52,7 @@ class CalibrationError:
 def confidences(
     probabilities: torch.Tensor, references: torch.Tensor, ignore_index: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The confidence (N,) float64 and correctness (N,) bool of all predictions that are not ignored.
+    """Return the confidence (N,) float64 and correctness (N,) bool of all predictions that are not ignored.
 
     Raises MetricError for other shapes and, on a CPU, for values that are not probabilities, such as logits.
     """
@@ -72,7 +72,7 @@ def confidences(
 
 
 def adaptive_calibration_error(confidence: torch.Tensor, hits: torch.Tensor, bins: int = 15) -> float:
-    """The calibration error over equal-mass bins; NaN without predictions.
+    """Return the calibration error over equal-mass bins; NaN without predictions.
 
     `confidence` (N,) is 0 .. 1 and `hits` (N,) bool. It is not a sum over processes, so all confidences are needed.
     """

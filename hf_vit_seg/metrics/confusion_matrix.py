@@ -42,28 +42,30 @@ class ConfusionMatrix:
     def counts(self, counts: torch.Tensor) -> None:
         self.counts.copy_(counts)
 
-    def update(self, predictions: torch.Tensor, references: torch.Tensor) -> None:
-        """Add integer labels of equal shape.
+    def update(self, predictions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        """Add integer labels of equal shape, and return their counts (K, K), as [reference, prediction].
 
-        Raises MetricError, without adding any, for different shapes, other dtypes, and labels outside 0 .. K - 1 that
-        are not ignored.
+        Raises MetricError, without adding any, for different shapes, dtypes that are not integers, and labels outside
+        0 .. K - 1 that are not ignored.
         """
         predictions, references = flatten_labels(predictions, references)
         self.bins = self.bins.to(self.device or predictions.device)
         predictions, references = predictions.to(self.bins.device), references.to(self.bins.device)
         if not self.bins.is_cpu:
-            self.bins += self._count_labels(predictions, references)
-            return
-        found = torch.zeros_like(self.bins)
+            added = self._count_labels(predictions, references)
+            self.bins += added
+            return added[:-2].view(self.num_classes, self.num_classes)
+        added = torch.zeros_like(self.bins)
         for pair in zip(predictions.split(PIECE), references.split(PIECE), strict=True):
             quick = self._count_by_table(*pair)
-            found += self._count_labels(*pair) if quick is None else quick
-        if found[-1]:
-            raise MetricError(f"{int(found[-1])} {self._describe_invalid()}{self._examples(predictions, references)}")
-        self.bins += found
+            added += self._count_labels(*pair) if quick is None else quick
+        if added[-1]:
+            raise MetricError(f"{int(added[-1])} {self._describe_invalid()}{self._examples(predictions, references)}")
+        self.bins += added
+        return added[:-2].view(self.num_classes, self.num_classes)
 
     def scores(self) -> dict[str, Any]:
-        """The scores of all added labels; see `segmentation_scores`."""
+        """Return the scores of all added labels; see `segmentation_scores`."""
         return segmentation_scores(self.counts)
 
     def _count_labels(self, predictions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
@@ -124,7 +126,7 @@ def flatten_labels(predictions: torch.Tensor, references: torch.Tensor) -> tuple
 
 
 def in_range(labels: torch.Tensor, end: int) -> bool:
-    """Whether all labels are 0 .. end - 1."""
+    """Return whether all labels are 0 .. end - 1."""
     low, high = map(int, labels.aminmax())  # Python integers, as 256 is out of range of uint8
     return low >= 0 and high < end
 
@@ -136,7 +138,7 @@ def to_countable_dtype(labels: torch.Tensor) -> torch.Tensor:
 
 
 def segmentation_scores(counts: torch.Tensor) -> dict[str, Any]:
-    """The scores of a confusion matrix (K, K) [reference, prediction], with the names of evaluate's `mean_iou`.
+    """Return the scores of a confusion matrix (K, K) [reference, prediction], with the names of evaluate's `mean_iou`.
 
     All are 0 .. 1. `per_category_iou`, `_accuracy` and `_dice` are arrays (K,) float64 with NaN for classes without
     pixels (predicted or labeled; for accuracy, labeled). Means skip NaN, and are NaN if no class is left.
@@ -160,11 +162,11 @@ def segmentation_scores(counts: torch.Tensor) -> dict[str, Any]:
 
 
 def ratio(part: Any, whole: Any) -> np.ndarray:
-    """part / whole, NaN where the whole is 0."""
+    """Divide `part` by `whole`; NaN where `whole` is 0."""
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
 
 
 def present_mean(values: np.ndarray) -> float:
-    """The mean of all values that are not NaN; NaN if there are none."""
+    """Return the mean of all values that are not NaN; NaN if there are none."""
     kept = values[~np.isnan(values)]
     return float(kept.mean()) if kept.size else float("nan")

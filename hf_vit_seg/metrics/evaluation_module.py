@@ -57,7 +57,7 @@ class StreamedMetric(evaluate.Metric):
         raise NotImplementedError
 
     def score(self, **settings: Any) -> dict[str, Any]:
-        """The scores of all added samples."""
+        """Return the scores of all added samples."""
         raise NotImplementedError
 
     def _info(self) -> evaluate.MetricInfo:
@@ -85,7 +85,7 @@ class StreamedMetric(evaluate.Metric):
         self.samples += max(len(predictions), len(references))
 
     def compute(self, *, predictions: Any = None, references: Any = None, **settings: Any) -> dict[str, Any]:
-        """The scores of all samples, including those passed here. Clears the state, also after an error."""
+        """Return the scores of all samples, including those passed here. Clears the state, also after an error."""
         try:
             if predictions is not None or references is not None:
                 self.add_batch(predictions=predictions, references=references)

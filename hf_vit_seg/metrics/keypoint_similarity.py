@@ -59,7 +59,7 @@ class Matches(NamedTuple):
 def keypoint_similarity(
     predicted: np.ndarray, labeled: np.ndarray, areas: np.ndarray, boxes: np.ndarray, sigmas: Sequence[float]
 ) -> np.ndarray:
-    """OKS (P, G) of `predicted` (P, K, 2) with `labeled` (G, K, 3), `areas` (G,) and `boxes` (G, 4).
+    """Compute the OKS (P, G) of `predicted` (P, K, 2) with `labeled` (G, K, 3), `areas` (G,) and `boxes` (G, 4).
 
     If a labeled person has no keypoints, distances are measured to its box, enlarged by its size on every side.
     """
@@ -81,8 +81,8 @@ def oks_average_precision(
     sigmas: Sequence[float] = COCO_SIGMAS,
     max_detections: int = MAX_DETECTIONS,
 ) -> dict[str, float]:
-    """`oks_ap` and `oks_ar` (recall), the means over thresholds 0.50 .. 0.95, and of each `_50`, `_75`, `_medium`,
-    `_large` (by area): 0 .. 1, NaN if all labeled persons are ignored.
+    """Return `oks_ap` and `oks_ar` (recall), the means over thresholds 0.50 .. 0.95, and of each `_50`, `_75`,
+    `_medium`, `_large` (by area): 0 .. 1, NaN if all labeled persons are ignored.
 
     Only the `max_detections` persons with the highest scores are evaluated in each image. Raises MetricError for
     invalid shapes.
@@ -163,7 +163,9 @@ def pair_persons(similarity: np.ndarray, ignored: np.ndarray, crowds: np.ndarray
 
 
 def curves(matches: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray]:
-    """Precision at 101 recalls (A, T, 101) and the highest recall (A, T); NaN if all labeled persons are ignored."""
+    """Return the precision at 101 recalls (A, T, 101) and the highest recall (A, T); NaN if all labeled persons are
+    ignored.
+    """
     shape = (len(AREAS), len(THRESHOLDS))
     precision, recall = np.full((*shape, len(RECALLS)), np.nan), np.full(shape, np.nan)
     if not matches:
@@ -183,9 +185,9 @@ def curves(matches: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def interpolate_precision(recall: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, float]:
-    """The highest precision at or beyond each of 101 recalls, 0 for unreached recalls; and the last recall."""
+    """Return the highest precision at or beyond each of 101 recalls, 0 for unreached recalls; and the last recall."""
     if not len(recall):
         return np.zeros(len(RECALLS)), 0.0
     best = np.maximum.accumulate(precision[::-1])[::-1]
-    places = np.searchsorted(recall, RECALLS, side="left")
-    return np.append(best, 0.0)[places], float(recall[-1])
+    indices = np.searchsorted(recall, RECALLS, side="left")
+    return np.append(best, 0.0)[indices], float(recall[-1])

@@ -1,7 +1,7 @@
 """Average precision of masks at IoU 0.50 to 0.95, as COCO defines it (Lin et al. 2014; equal to `pycocotools`).
 
 Each prediction is, in order of scores, matched to the unmatched labeled object of its class with the highest IoU.
-Precision depends on the order of all predictions, so it is no sum over images: each prediction is kept as one row of
+Precision depends on the order of all predictions, so it is not a sum over images: each prediction is kept as one row of
 numbers, and processes gather the rows.
 
 Shapes: P predicted and G labeled objects of an image, T thresholds, A ranges of area, N predictions of all images.
@@ -49,8 +49,8 @@ class MaskAveragePrecision:
         """
         parts = [self._rows_of_class(overlaps, index) for index in range(self.num_classes)]
         labeled = np.stack([part[-1] for part in parts], axis=1)
-        classes, scores = (np.concatenate([part[place] for part in parts]) for place in (0, 1))
-        hit, ignored = (np.concatenate([part[place] for part in parts], axis=2) for place in (2, 3))
+        classes, scores = (np.concatenate([part[column] for part in parts]) for column in (0, 1))
+        hit, ignored = (np.concatenate([part[column] for part in parts], axis=2) for column in (2, 3))
         self.rows.append(ImageRows(classes, scores, hit, ignored, labeled))
 
     def _rows_of_class(self, overlaps: Overlaps, index: int) -> ImageRows:
@@ -68,7 +68,8 @@ class MaskAveragePrecision:
         return ImageRows(np.full(len(found), index), overlaps.scores[found], hit, ignored, (~outside).sum(axis=1))
 
     def scores(self) -> dict[str, Any]:
-        """`mask_ap`, the mean over thresholds 0.50 .. 0.95 and classes; `_50`, `_75`, `_small`, `_medium`, `_large`.
+        """Return `mask_ap`, the mean over thresholds 0.50 .. 0.95 and classes; `_50`, `_75`, `_small`, `_medium`,
+        `_large`.
 
         Also `mask_ar`, the recall, and `per_category_mask_ap`, `per_category_mask_ap_50` (K,). All are 0 .. 1; NaN
         without labeled objects.
@@ -76,9 +77,9 @@ class MaskAveragePrecision:
         shape = (self.num_classes, len(AREAS), len(THRESHOLDS))
         precision, recall = np.full(shape, np.nan), np.full(shape, np.nan)
         for index in range(self.num_classes):
-            for place in range(len(AREAS)):
-                precision[index, place], recall[index, place] = self._curves(index, place)
-        scores = {f"mask_ap_{name}".rstrip("_"): present_mean(precision[:, place]) for place, name in enumerate(AREAS)}
+            for area in range(len(AREAS)):
+                precision[index, area], recall[index, area] = self._curves(index, area)
+        scores = {f"mask_ap_{name}".rstrip("_"): present_mean(precision[:, area]) for area, name in enumerate(AREAS)}
         scores |= {"mask_ap_50": present_mean(precision[:, 0, 0]), "mask_ap_75": present_mean(precision[:, 0, 5])}
         per_class = {"mask_ap": precision[:, 0].mean(axis=-1), "mask_ap_50": precision[:, 0, 0]}
         return (
@@ -88,7 +89,7 @@ class MaskAveragePrecision:
         )
 
     def _curves(self, index: int, area: int) -> tuple[np.ndarray, np.ndarray]:
-        """The average precision (T,) and the highest recall (T,) of a class in a range of areas."""
+        """Return the average precision (T,) and the highest recall (T,) of a class in a range of areas."""
         nothing = np.full(len(THRESHOLDS), np.nan)
         total = sum(int(row.labeled[area, index]) for row in self.rows)
         if not total:
@@ -103,7 +104,7 @@ class MaskAveragePrecision:
 
 
 def precision_curve(hit: np.ndarray, ignored: np.ndarray, total: int) -> tuple[np.ndarray, float]:
-    """Precision at 101 recalls and the highest recall, from predictions (N,) in order of their scores."""
+    """Return the precision at 101 recalls and the highest recall, from predictions (N,) in order of their scores."""
     right, wrong = (hit & ~ignored).cumsum(), (~hit & ~ignored).cumsum()
     return interpolate_precision(right / total, right / (right + wrong + np.spacing(1)))
 
@@ -111,7 +112,8 @@ def precision_curve(hit: np.ndarray, ignored: np.ndarray, total: int) -> tuple[n
 def match(
     iou: np.ndarray, crowd: np.ndarray, outside: np.ndarray, other_size: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Match predictions in order of scores: whether each is a true positive, and whether it is left out, (A, T, P).
+    """Match predictions in order of scores; return whether each is a true positive, and whether it is left out, (A, T,
+    P).
 
     `iou` is (P, G), `crowd` (P,) the share of a prediction that is ignored, `outside` (A, G) the labeled objects
     outside of each range of areas, and `other_size` (A, P) the predictions outside of it. Objects outside and the
@@ -124,13 +126,13 @@ def match(
     free = np.ones((len(outside), len(THRESHOLDS), columns), bool)
     hit = np.zeros((len(outside), len(THRESHOLDS), len(iou)), bool)
     ignored = np.zeros_like(hit)
-    for place, row in enumerate(iou):
+    for column, row in enumerate(iou):
         able = free & (row >= limits)
         counting = able & ~uncounted
-        hit[..., place] = counting.any(axis=-1)
-        able = np.where(hit[..., place, None], counting, able)
+        hit[..., column] = counting.any(axis=-1)
+        able = np.where(hit[..., column, None], counting, able)
         matched = able.any(axis=-1)
-        ignored[..., place] = ~hit[..., place] & (matched | other_size[:, place, None])
+        ignored[..., column] = ~hit[..., column] & (matched | other_size[:, column, None])
         best = columns - 1 - np.where(able, row, -1)[..., ::-1].argmax(axis=-1)
         free &= (best[..., None] != np.arange(columns)) | ~matched[..., None]
         free[..., -1] = True

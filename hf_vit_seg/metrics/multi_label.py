@@ -31,7 +31,7 @@ class MultiLabelScores:
         self.rows.append((probabilities.float().cpu().numpy(), labels.cpu().numpy() > 0))
 
     def scores(self) -> dict[str, Any]:
-        """`mean_average_precision`, `macro_f1`, `micro_f1`, `exact_match`, and those of each class (K,).
+        """Return `mean_average_precision`, `macro_f1`, `micro_f1`, `exact_match`, and those of each class (K,).
 
         F1 and exact matches are at a probability of 0.5. Classes without labels are NaN and left out of means.
         """
@@ -56,7 +56,8 @@ class MultiLabelScores:
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The area under the precision-recall curve, as steps: sum of (R_n - R_(n-1)) P_n; NaN without positive labels.
+    """Return the area under the precision-recall curve, as steps: sum of (R_n - R_(n-1)) P_n; NaN without positive
+    labels.
 
     Images (N,) with equal scores count together.
     """
@@ -70,7 +71,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def mean_of_known(values: np.ndarray) -> float:
-    """The mean without NaN; NaN if all are."""
+    """Return the mean without NaN; NaN if all are."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
 

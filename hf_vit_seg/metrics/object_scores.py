@@ -52,7 +52,7 @@ class ObjectScores:
         self.counts += torch.tensor(values, device=self.counts.device)
 
     def scores(self) -> dict[str, Any]:
-        """`f1_50`, `aji`, `count_error`: the mean of |found - true| / true over images with objects.
+        """Return `f1_50`, `aji`, `count_error`: the mean of |found - true| / true over images with objects.
 
         F1 and AJI are 0 .. 1. Also `objects`, `objects_found`, and `count_difference`, the sum of |found - true|.
         Undefined scores are NaN.
@@ -69,7 +69,7 @@ class ObjectScores:
 
 
 def aggregate(iou: np.ndarray, overlaps: Overlaps, kept: np.ndarray) -> tuple[int, int]:
-    """AJI's numerator and denominator in pixels; `iou` (P, G) are those of the `kept` predictions (P,)."""
+    """Return AJI's numerator and denominator in pixels; `iou` (P, G) are those of the `kept` predictions (P,)."""
     predicted = (overlaps.predicted - overlaps.ignored)[kept]
     if not iou.size:
         return 0, int(predicted.sum() + overlaps.labeled.sum())

@@ -5,7 +5,7 @@ A predicted and a labeled segment of one class match if their IoU exceeds one ha
     PQ = sum of the IoU of matches / (TP + FP / 2 + FN / 2) = SQ * RQ                              (1), (2)
 
 Pixels that are ignored in the labels are removed from predictions, and a predicted segment that is not matched and
-mostly ignored is no false positive (section 4.2, as in panopticapi).
+mostly ignored is not a false positive (section 4.2, as in panopticapi).
 
 Shapes: K classes.
 """
@@ -30,7 +30,7 @@ class PanopticQuality:
     """
 
     def __init__(self, num_classes: int, stuff: Sequence[int] = (), device: torch.device | str | None = None):
-        """`stuff` are the classes that are no things; it only divides the means."""
+        """`stuff` are the indices of the stuff classes; they only affect the means."""
         self.num_classes, self.stuff = num_classes, frozenset(stuff)
         self.counts = torch.zeros(4, num_classes, dtype=torch.int64, device=device)
 
@@ -59,7 +59,8 @@ class PanopticQuality:
         return sums
 
     def scores(self) -> dict[str, Any]:
-        """`pq`, `sq`, `rq`: means over the classes that occur; the same for `_things` and `_stuff`, if there is stuff.
+        """Return `pq`, `sq`, `rq`: means over the classes that occur; the same for `_things` and `_stuff`, if there is
+        stuff.
 
         All are 0 .. 1; `per_category_pq`, `_sq`, `_rq` (K,) are NaN for classes that occur neither in labels nor
         in predictions. As in panopticapi, SQ is 0 for a class without matches.

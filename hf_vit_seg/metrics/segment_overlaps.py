@@ -18,7 +18,7 @@ UNITS_PER_ONE = 2**32  # fixed-point sums of shares: independent of order, exact
 class SegmentMap:
     """The segments of an image that do not overlap.
 
-    `ids` (H, W) of integers: i >= 1 is segment i, of class `classes[i - 1]`; 0 is no segment, and -1 is ignored
+    `ids` (H, W) of integers: i >= 1 is segment i, of class `classes[i - 1]`; 0 is background, and -1 is ignored
     (labels only). `scores` of predictions are 0 .. 1, and 1 if they are None.
     """
 
@@ -54,7 +54,7 @@ class Overlaps:
         return self.both / np.maximum(self.union, 1)
 
     def same_class(self) -> np.ndarray:
-        """Whether predicted and labeled segments have the same class (P, G)."""
+        """Return whether predicted and labeled segments have the same class (P, G)."""
         return self.predicted_classes[:, None] == self.labeled_classes[None]
 
 

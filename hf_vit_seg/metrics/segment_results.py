@@ -37,7 +37,7 @@ def read_segments(result: Mapping[str, Any]) -> SegmentMap:
 
 
 def overlaps_of_results(predictions: Sequence[Any], references: Sequence[Any]) -> list[Overlaps]:
-    """The overlaps of each pair of results. Raises MetricError for different numbers of them."""
+    """Return the overlaps of each pair of results. Raises MetricError for different numbers of them."""
     if len(predictions) != len(references):
         raise MetricError(
             f"found {len(predictions)} predictions and {len(references)} references, expected equal numbers"
@@ -60,7 +60,7 @@ class SegmentMetric(StreamedMetric):
             self.metric.update(overlaps)
 
     def score(self) -> dict[str, Any]:
-        """The scores; see `INPUTS`."""
+        """Return the scores; see `INPUTS`."""
         return self.metric.scores()
 
 

@@ -35,26 +35,28 @@ BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def upsample_level(feature_map: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """(B, D, H_i, W_i) to (B, D, H, W)."""
+    """Upsample a level (B, D, H_i, W_i) to (B, D, H, W)."""
     return interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
 
 
 class FoldedHead(NamedTuple):
-    """The weights of a head with its BatchNorms folded and its linear maps multiplied out."""
+    """The weights of a head after folding its BatchNorms and multiplying its linear maps."""
 
     hidden: list[tuple[torch.Tensor, torch.Tensor]] | None  # mmseg: a ReLU layer per level, (D, C_i) and (D,)
     weights: list[torch.Tensor]  # per level (D, C_i), mmseg (D, D)
     bias: torch.Tensor  # (D,)
 
     def project(self, level: int, feature_map: torch.Tensor) -> torch.Tensor:
-        """A level's summand (.., H_i, W_i, D) before the last ReLU; that of level 0 includes the bias."""
+        """Return a level's summand (.., H_i, W_i, D) before the last ReLU; that of level 0 includes the bias."""
         if self.hidden is not None:
             feature_map = pointwise(feature_map, *self.hidden[level]).relu_()
         return pointwise(feature_map, self.weights[level], self.bias if level == 0 else None)
 
 
 def fast_logits(head: "AllMLPHead", feature_maps: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """The head's logits with less arithmetic; None if a layer has been replaced or hooked, or offloaded to "meta"."""
+    """Return the head's logits with less arithmetic; None if a layer has been replaced or hooked, or offloaded to
+    "meta".
+    """
     if not head.is_plain() or head.fuse.weight.is_meta:
         return None
     finest = feature_maps[0]
@@ -78,7 +80,7 @@ def fuse_level(head: "AllMLPHead", level: int, feature_map: torch.Tensor) -> tor
 
 
 def fuse_columns(head: "AllMLPHead") -> list[torch.Tensor]:
-    """The (D, D) columns of the fusing convolution for each level, finest first."""
+    """Return the (D, D) columns of the fusing convolution for each level, finest first."""
     columns = list(head.fuse.weight[:, :, 0, 0].chunk(len(head.projections), dim=1))
     return columns if head.flavor == "mmseg" else columns[::-1]
 
@@ -118,7 +120,7 @@ def fold(head: Any) -> FoldedHead:
 
 
 def scale_and_shift(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """BatchNorm in evaluation as x * scale + shift: both (D,) in double precision."""
+    """Express BatchNorm in evaluation as x * scale + shift; both are (D,), in double precision."""
     scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
     return scale, norm.bias.double() - norm.running_mean.double() * scale
 
@@ -162,25 +164,27 @@ class AllMLPHead(nn.Module):
 
     @accelerated_by(fast_logits)
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Feature maps (B, C_i, H_i, W_i), finest first, to logits (B, K, H, W), channels-last in memory."""
+        """Map feature maps (B, C_i, H_i, W_i), finest first, to logits (B, K, H, W), channels-last in memory."""
         size = feature_maps[0].shape[-2:]
         levels = [upsample_level(self.project(level, maps), size) for level, maps in enumerate(feature_maps)]
         fused = self.fuse(torch.cat(levels if self.flavor == "mmseg" else levels[::-1], dim=1))
         return self.classifier(self.dropout(self.fuse_norm(fused).relu()))
 
     def project(self, level: int, feature_map: torch.Tensor) -> torch.Tensor:
-        """One level (B, C_i, H_i, W_i) to (B, D, H_i, W_i)."""
+        """Project one level (B, C_i, H_i, W_i) to (B, D, H_i, W_i)."""
         projected = apply_linear(self.projections[level], feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return projected if self.projection_norms is None else self.projection_norms[level](projected).relu()
 
     def is_plain(self) -> bool:
-        """Whether the linear layers are torch's own, without hooks; adapters and quantizers replace them or weights."""
+        """Return whether the linear layers are torch's own, without hooks; adapters and quantizers replace them or
+        weights.
+        """
         kinds = {type(projection) for projection in self.projections}
         plain = type(self.fuse) is type(self.classifier) is nn.Conv2d and kinds == {nn.Linear}
         return plain and all(map(is_plain_weight, self.parameters())) and not has_inner_hooks(self)
 
     def folds_norms(self) -> bool:
-        """Whether every norm is a scale and a shift per channel in evaluation."""
+        """Return whether every norm is a scale and a shift per channel in evaluation."""
         return all(type(norm) in BATCH_NORMS for norm in [self.fuse_norm, *(self.projection_norms or [])])
 
 

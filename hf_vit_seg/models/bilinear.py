@@ -24,12 +24,12 @@ CUBIC_A = -0.5  # the parameter of Keys' bicubic filter that torch takes for ant
 
 
 def working_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """float64 for float64, otherwise float32."""
+    """Return float64 for tensors in float64, otherwise float32."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def to_working_dtype(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32 or float64."""
+    """Return the tensor in float32 or float64."""
     return tensor.to(working_dtype(tensor))
 
 
@@ -53,7 +53,7 @@ class Axis:
     cell: torch.Tensor  # the cell of each pixel
 
     def cells(self, first: int, stop: int) -> "Axis":
-        """The cells first .. stop - 1; sample and pixel numbers start at 0."""
+        """Return the cells first .. stop - 1; sample and pixel numbers start at 0."""
         part, lowest, origin = slice(first, stop), self.lower[first], self.start[first]
         return replace(
             self,
@@ -67,20 +67,20 @@ class Axis:
 
 
 def positions(samples: int, pixels: int, dtype: torch.dtype) -> torch.Tensor:
-    """The pixels' positions among the samples 0 .. h - 1, from -0.5, rounded as `interpolate` does: (H,)."""
+    """Return the pixels' positions among the samples 0 .. h - 1, from -0.5, rounded as `interpolate` does: (H,)."""
     scale = torch.tensor(samples, dtype=dtype) / pixels
     return scale * (torch.arange(pixels, dtype=dtype) + 0.5) - 0.5
 
 
 def neighbors(samples: int, pixels: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The lower and upper sample next to each pixel, and the weight of the upper one: (H,) each."""
+    """Return the lower and upper sample next to each pixel, and the weight of the upper one: (H,) each."""
     position = positions(samples, pixels, dtype).clamp(min=0)
     lower = position.long().clamp(max=samples - 1)
     return lower, (lower + 1).clamp(max=samples - 1), (position - lower).clamp(0, 1)
 
 
 def split_axis(samples: int, pixels: int, dtype: torch.dtype, device: torch.device) -> Axis:
-    """The cells of an axis."""
+    """Return the cells of an axis."""
     position = positions(samples, pixels, dtype)
     cell = position.floor().long().clamp(-1, samples - 1) + 1
     start = torch.cat([torch.zeros(1, dtype=torch.long), torch.bincount(cell, minlength=samples + 1).cumsum(0)])
@@ -101,7 +101,7 @@ class RowResizing:
         self.lower, self.upper, self.weight = lower.to(device), upper.to(device), weight.to(device)
 
     def source(self, rows: slice) -> slice:
-        """The coarse rows that these rows are computed from."""
+        """Return the coarse rows that these rows are computed from."""
         return slice(int(self.lower[rows][0]), int(self.upper[rows][-1]) + 1)
 
     def resize(
@@ -112,7 +112,7 @@ class RowResizing:
         origin: int = 0,
         convert: Callable[[torch.Tensor], torch.Tensor] = to_working_dtype,
     ) -> torch.Tensor:
-        """Rows of the resized map along `dim`, from coarse rows beginning with number `origin`.
+        """Compute rows of the resized map along `dim` from coarse rows, the first of which has the number `origin`.
 
         `convert` is applied to the coarse rows that are read, and returns float32 or float64.
         """
@@ -122,20 +122,20 @@ class RowResizing:
 
 
 def select(tensor: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
-    """`tensor.index_select(dim, index)`, which is slow for tensors that are not contiguous (9x for channels-last)."""
+    """Compute `tensor.index_select(dim, index)`, which is up to 9 times slower for non-contiguous tensors."""
     if tensor.is_contiguous():
         return tensor.index_select(dim, index)
     return tensor[(slice(None),) * dim + (index,)]
 
 
 def resize_columns(rows: torch.Tensor, width: int) -> torch.Tensor:
-    """(B, C, r, w) to (B, C, r, W)."""
+    """Resize columns: (B, C, r, w) to (B, C, r, W)."""
     return interpolate(rows, size=(rows.shape[2], width), mode="bilinear", align_corners=False)
 
 
 @lru_cache(maxsize=64)
 def upsampling_matrix(samples: int, pixels: int, dtype: torch.dtype) -> torch.Tensor:
-    """Bilinear interpolation along one axis as a matrix (H, h)."""
+    """Return the matrix (H, h) of bilinear interpolation along one axis."""
     position = positions(samples, pixels, torch.float64).clamp(0, samples - 1)
     return (1 - (position[:, None] - torch.arange(samples)).abs()).clamp(min=0).to(dtype)
 
@@ -155,12 +155,12 @@ def add_upsampled_rows(total: torch.Tensor, coarse: torch.Tensor, first: int, he
 
 
 def triangle(distances: torch.Tensor) -> torch.Tensor:
-    """Weights of the bilinear filter."""
+    """Return the weights of the bilinear filter."""
     return (1 - distances).clamp_min(0)
 
 
 def cubic(distances: torch.Tensor) -> torch.Tensor:
-    """Weights of the bicubic filter (Keys 1981)."""
+    """Return the weights of the bicubic filter (Keys 1981)."""
     near = ((CUBIC_A + 2) * distances - (CUBIC_A + 3)) * distances**2 + 1
     far = CUBIC_A * (((distances - 5) * distances + 8) * distances - 4)
     return torch.where(distances < 1, near, far.where(distances < 2, 0))
@@ -170,7 +170,7 @@ FILTERS = {"bilinear": triangle, "bicubic": cubic}
 
 
 def antialiasing_matrix(samples: int, pixels: int, mode: str, like: torch.Tensor) -> torch.Tensor:
-    """torch's antialiased "bilinear" or "bicubic" filter along one axis as a matrix (H, h)."""
+    """Return the matrix (H, h) of torch's antialiased "bilinear" or "bicubic" filter along one axis."""
     sources, targets = (0.5 + torch.arange(n, dtype=like.dtype, device=like.device) for n in (samples, pixels))
     scale = targets.new_ones(1) * (samples / pixels)  # a tensor even where sizes are symbols of an exported program
     distances = (sources - targets[:, None] * scale).abs() / scale.clamp_min(1)
@@ -190,7 +190,8 @@ def pad_to_multiple(pixel_values: torch.Tensor, multiple: tuple[int, int]) -> to
 
 
 def crop_to_image_extent(logits: torch.Tensor, size: tuple[int, int], multiple: tuple[int, int]) -> torch.Tensor:
-    """Logits (B, K, h, w) of an image that `pad_to_multiple` padded, resampled so that they span the image alone.
+    """Resample logits (B, K, h, w) of an image that `pad_to_multiple` padded, so that they cover the image without the
+    padding.
 
     `size` is the image's (height, width). There are one or more cells of logits per multiple. All code that reads
     logits assumes that they span the image from border to border, so they are sampled bilinearly at the centers of a
@@ -212,10 +213,10 @@ def sample_at_centers(values: torch.Tensor, dim: int, count: int, spacing: float
     A spacing of 1 gives the values exactly. Positions beyond the first and last value take these.
     """
     last = values.shape[dim] - 1
-    places = torch.arange(count, device=values.device, dtype=values.dtype) + 0.5
-    places = (places * (places.new_ones(1) * spacing) - 0.5).clamp(0, last)  # a tensor even for symbols of an export
-    below = places.floor()
-    shares = (places - below).reshape(-1, *[1] * (-dim - 1))
+    centers = torch.arange(count, device=values.device, dtype=values.dtype) + 0.5
+    centers = (centers * (centers.new_ones(1) * spacing) - 0.5).clamp(0, last)  # a tensor even for symbols of an export
+    below = centers.floor()
+    shares = (centers - below).reshape(-1, *[1] * (-dim - 1))
     lower, upper = below.long(), (below.long() + 1).clamp(max=last)
     return torch.lerp(values.index_select(dim, lower), values.index_select(dim, upper), shares)
 
@@ -224,12 +225,12 @@ def sample_at_centers(values: torch.Tensor, dim: int, count: int, spacing: float
 
 
 def upsample(logits: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    """Logits (B, K, h, w) to (B, K, H, W) at once, in float32 or float64."""
+    """Upsample logits (B, K, h, w) to (B, K, H, W) in one step, in float32 or float64."""
     return interpolate(to_working_dtype(logits), size=size, mode="bilinear", align_corners=False)
 
 
 def use_upsampling_strips(logits: torch.Tensor) -> bool:
-    """Whether to upsample in strips: not under compilers and tracers, which unroll loops (compilers also fuse).
+    """Return whether to upsample in strips: not under compilers and tracers, which unroll loops (compilers also fuse).
 
     With `torch.use_deterministic_algorithms` on a GPU, only autograd of `interpolate` is deterministic.
     """
@@ -242,7 +243,7 @@ def use_upsampling_strips(logits: torch.Tensor) -> bool:
 
 
 def pad_classes(logits: torch.Tensor) -> torch.Tensor:
-    """On a CPU, add classes of probability 0 up to the width at which its kernels are fast."""
+    """Add classes of probability 0 on a CPU, up to the width at which its kernels are fast."""
     lacking = CPU_VECTOR - logits.shape[1]
     if lacking <= 0 or logits.device.type != "cpu":
         return logits
@@ -294,12 +295,12 @@ class StripUpsampling:
                 yield Strip(slice(first, first + together), slice(top, bottom))
 
     def upsample(self, strip: Strip) -> torch.Tensor:
-        """The logits (n, r, W, K) of a strip's pixels."""
+        """Return the logits (n, r, W, K) of a strip's pixels."""
         rows = self.resizing.resize(self.samples[strip.images], strip.rows, dim=1)
         return resize_columns(rows.permute(0, 3, 1, 2), self.size[1]).permute(0, 2, 3, 1)
 
     def zeros(self) -> torch.Tensor:
-        """A buffer (B, h, w, K) for the gradient of all logits."""
+        """Return a buffer (B, h, w, K) for the gradient of all logits."""
         return torch.zeros_like(self.samples, dtype=self.dtype)
 
     def add_transposed(self, gradient: torch.Tensor, strip: Strip, total: torch.Tensor) -> None:

@@ -35,24 +35,24 @@ class BundlesCode(SegmentationConfig):
             self.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
 
     def own_backbone(self) -> tuple[type, ...]:
-        """The classes of the backbone's config and of the backbone, if they are not in transformers."""
+        """Return the classes of the backbone's config and of the backbone, if they are not in transformers."""
         config: Any = type(getattr(self, "backbone", None))
         backbone: Any = MODEL_FOR_BACKBONE_MAPPING.get(config, None)
         return () if backbone is None or backbone._auto_class is None else (config, backbone)
 
     def own_head(self) -> tuple[type, ...]:
-        """The class of the head, if it comes from a plugin."""
+        """Return the class of the head, if it comes from a plugin."""
         head = REGISTERED_HEADS.get(getattr(self, "decode_head", None) or "")
         return () if head is None else (head,)
 
     def check_parts(self) -> None:
-        """ValueError if files of the parts have the same name, or that of another file of the model."""
-        places: dict[str, Path] = {}
+        """Raise ValueError if files of the parts have the same name, or that of another file of the model."""
+        files: dict[str, Path] = {}
         for part in (*self.own_head(), *self.own_backbone()):
             if reason := name_conflict(part):
                 raise HfVitSegError(reason)
             for file in files_of(part):
-                other = places.setdefault(file.name, file)
+                other = files.setdefault(file.name, file)
                 if not other.samefile(file):
                     raise HfVitSegError(f"a model cannot be saved with both {other} and {file}: rename one of them")
 
@@ -72,7 +72,7 @@ class BundlesCode(SegmentationConfig):
 
 
 def name_conflict(part: type) -> str | None:
-    """The error message if a file of a class has the name of a model file of this package; otherwise None."""
+    """Return the error message if a file of a class has the name of a model file of this package; otherwise None."""
     for file in files_of(part):
         ours = Path(__file__).with_name(file.name)
         if ours.exists() and not ours.samefile(file):
@@ -81,17 +81,17 @@ def name_conflict(part: type) -> str | None:
 
 
 def files_of(part: type) -> list[Path]:
-    """The file that defines a class, and the siblings that it imports."""
+    """Return the file that defines a class, and the siblings that it imports."""
     return code_files(file_of(part))
 
 
 def file_of(part: type) -> Path:
-    """The file that defines a class."""
+    """Return the file that defines a class."""
     return Path(sys.modules[part.__module__].__file__ or "")
 
 
 def code_files(file: Path) -> list[Path]:
-    """A file and those that transformers copies with it."""
+    """Return a file and those that transformers copies with it."""
     return [file, *map(Path, sorted(get_relative_import_files(file)))]
 
 

@@ -21,7 +21,7 @@ for _config, _backbone in OWN_BACKBONES:
 
 
 def default_levels(config: PreTrainedConfig, count: int) -> list[int]:
-    """The last stage of a backbone, or `count` evenly spaced stages, as indices; a stem is not a stage.
+    """Return the last stage of a backbone, or `count` evenly spaced stages, as indices; a stem is not a stage.
 
     timm reports its stages only after building the model, so for timm these are the last `count`.
     """

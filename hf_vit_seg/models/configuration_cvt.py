@@ -30,7 +30,7 @@ RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"
 
 @strict
 class CvTConfig(MaskClassificationConfig, StagedConfig):
-    """Configuration of CvT, with every numerical choice in which its references differ.
+    """Configuration of CvT, with a field for every numerical difference between its references.
 
     The fields in `STAGE_FIELDS` have one entry per stage. `patch_sizes`, `strides` and `paddings` are those of the
     convolution that embeds a stage's tokens. `kernel_qkv`, `stride_kv` and `padding_kv` are those of the
@@ -106,7 +106,7 @@ class CvTConfig(MaskClassificationConfig, StagedConfig):
             setattr(self, name, [float(number) for number in getattr(self, name)])
 
     def list_stages(self) -> list[str]:
-        """The names of the stages."""
+        """Return the names of the stages."""
         return [f"stage{i}" for i in range(1, len(self.depths) + 1)]
 
     @property
@@ -120,7 +120,9 @@ class CvTConfig(MaskClassificationConfig, StagedConfig):
         return tuple(kernel // 2 for kernel in self.kernel_qkv)
 
     def validate_stages(self):
-        """ValueError for fields of different lengths, widths not divisible by the number of heads, and even kernels."""
+        """Raise ValueError for fields of different lengths, widths not divisible by the number of heads, and even
+        kernels.
+        """
         lengths = {name: len(getattr(self, name)) for name in STAGE_FIELDS}
         if len(set(lengths.values())) > 1:
             raise HfVitSegError(f"CvTConfig needs one entry per stage in each of these fields, got {lengths}")

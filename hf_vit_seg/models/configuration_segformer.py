@@ -20,7 +20,7 @@ STAGE_FIELDS = (
 
 @strict
 class SegFormerConfig(MaskClassificationConfig, StagedConfig):
-    """Configuration of SegFormer, with every numerical choice in which its references differ.
+    """Configuration of SegFormer, with a field for every numerical difference between its references.
 
     The fields with one entry per stage are `depths`, `hidden_sizes`, `num_attention_heads`, `sr_ratios` (the
     paper's reduction R: keys and values have 1/R of the side), `patch_sizes` (K), `strides` (S;
@@ -73,7 +73,7 @@ class SegFormerConfig(MaskClassificationConfig, StagedConfig):
         super().__post_init__(**kwargs)
 
     def list_stages(self) -> list[str]:
-        """The names of the stages."""
+        """Return the names of the stages."""
         return [f"stage{i}" for i in range(1, len(self.depths) + 1)]
 
     @property
@@ -82,7 +82,9 @@ class SegFormerConfig(MaskClassificationConfig, StagedConfig):
         return len(self.depths)
 
     def validate_stages(self):
-        """ValueError for per-stage fields of different lengths, and for widths not divisible by the number of heads."""
+        """Raise ValueError for per-stage fields of different lengths, and for widths not divisible by the number of
+        heads.
+        """
         lengths = {name: len(getattr(self, name)) for name in STAGE_FIELDS}
         if len(set(lengths.values())) > 1:
             raise HfVitSegError(f"SegFormerConfig needs one entry per stage in each of these fields, got {lengths}")

@@ -20,7 +20,7 @@ COCO_FLIP_PAIRS = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), 
 
 
 def pair(side: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a size that may be one length for both sides."""
+    """Convert a size, a length or a pair, to (height, width)."""
     if isinstance(side, int):
         return side, side
     height, width = side
@@ -29,7 +29,7 @@ def pair(side: int | Sequence[int]) -> tuple[int, int]:
 
 @strict
 class VisionTransformerConfig(MaskClassificationConfig, StagedConfig):
-    """Configuration of ViT, with every numerical choice in which its references differ.
+    """Configuration of ViT, with a field for every numerical difference between its references.
 
     `image_size` and `patch_size` are one length or (height, width). `image_size` defines the grid of the
     stored position embeddings; for images of other sizes they are resized according to the three
@@ -142,7 +142,7 @@ class VisionTransformerConfig(MaskClassificationConfig, StagedConfig):
         super().__post_init__(**kwargs)
 
     def list_stages(self) -> list[str]:
-        """The names of the stages: the embeddings and each layer."""
+        """Return the names of the stages: the embeddings and each layer."""
         return ["stem", *(f"stage{i}" for i in range(1, self.num_hidden_layers + 1))]
 
     @property
@@ -162,7 +162,7 @@ class VisionTransformerConfig(MaskClassificationConfig, StagedConfig):
         return self.grid_of(*pair(self.image_size))
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens for an image, which is padded to multiples of a token."""
+        """Return the numbers of rows and columns of tokens for an image, which is padded to multiples of a token."""
         rows, columns = self.token_stride
         return ceil_div(height, rows), ceil_div(width, columns)
 
@@ -185,7 +185,7 @@ class VisionTransformerConfig(MaskClassificationConfig, StagedConfig):
         return tuple(max(depth * level // PYRAMID_LEVELS, 1) for level in range(1, PYRAMID_LEVELS + 1))
 
     def validate_sizes(self):
-        """ValueError for sizes of more than two sides, and widths not divisible by the number of heads."""
+        """Raise ValueError for sizes of more than two sides, and widths not divisible by the number of heads."""
         for field in ("image_size", "patch_size"):
             size = getattr(self, field)
             if not isinstance(size, int) and len(size) != 2:
@@ -202,7 +202,7 @@ class VisionTransformerConfig(MaskClassificationConfig, StagedConfig):
             )
 
     def validate_stem(self):
-        """ValueError for pooling without padding before fewer than two stages: the token grid would be too small."""
+        """Raise ValueError for unpadded pooling before fewer than two stages: the grid would be too small."""
         if self.stem == "resnetv2" and not self.stem_pool_padding and len(self.stem_depths) < 2:
             raise HfVitSegError(
                 "VisionTransformerConfig.stem_pool_padding False requires at least two stages in stem_depths, "
@@ -210,7 +210,7 @@ class VisionTransformerConfig(MaskClassificationConfig, StagedConfig):
             )
 
     def validate_merging(self):
-        """ValueError for fractions outside [0, 1), and for merging with a head that reads several layers."""
+        """Raise ValueError for fractions outside [0, 1), and for merging with a head that reads several layers."""
         if not 0 <= self.token_merging < 1:
             raise HfVitSegError(
                 f"VisionTransformerConfig.token_merging is a fraction of the patches, from 0 to below 1, got "
@@ -223,7 +223,7 @@ class VisionTransformerConfig(MaskClassificationConfig, StagedConfig):
             )
 
     def validate_query_blocks(self):
-        """ValueError for queries that join before more layers than there are, with the query head."""
+        """Raise ValueError for queries that join before more layers than there are, with the query head."""
         if self.decode_head == "query" and self.num_query_blocks > self.num_hidden_layers:
             raise HfVitSegError(
                 f"VisionTransformerConfig.num_query_blocks {self.num_query_blocks} must be at most num_hidden_layers "
@@ -231,7 +231,7 @@ class VisionTransformerConfig(MaskClassificationConfig, StagedConfig):
             )
 
     def validate_levels(self):
-        """ValueError for a pyramid that does not have four layers, and for layers that do not exist."""
+        """Raise ValueError for a pyramid that does not have four layers, and for layers that do not exist."""
         levels = self.decode_head_levels
         known = range(1, self.num_hidden_layers + 1)
         if levels is not None and (len(levels) != PYRAMID_LEVELS or any(level not in known for level in levels)):

@@ -5,7 +5,7 @@ Four optimizations, all of which change results only by rounding:
 - Linear layers in oneDNN. torch computes float32 matrix products with MKL, which is limited to AVX2 on CPUs not made
   by Intel; oneDNN uses AVX-512 if available (100 vs. 220 GMAC/s on 2 cores of an EPYC). Without autograd we call the
   fused linear layer that torch's compiler uses, with autograd a 1x1 convolution, which has a backward pass.
-- Row strips. Large temporaries cost more than the arithmetic on them: from 4 MiB on, the allocator maps new pages for
+- Row strips. Large temporaries cost more than the arithmetic on them: above 4 MiB, the allocator maps new pages for
   each, and the kernel clears them. SegFormer-B0's first Mix-FFN at 512x512 takes 16.0 ms at once and 2.1 ms in strips.
 - Cached values: tensors computed from weights alone are reused while the weights are unchanged.
 - Folded norms: in evaluation, BatchNorm is a scale and a shift per channel, which the preceding convolution can absorb.
@@ -41,7 +41,7 @@ PRIVATE_NAMES: list[str] = []
 
 
 def private(path: str, default: Any = None) -> Any:
-    """A private name of torch by its dotted path, or `default` if the installed version does not have it."""
+    """Return a private name of torch by its dotted path, or `default` if the installed version does not have it."""
     PRIVATE_NAMES.append(path)
     found: Any = torch
     for name in path.split(".")[1:]:
@@ -50,7 +50,7 @@ def private(path: str, default: Any = None) -> Any:
 
 
 def assume_true() -> bool:
-    """Replaces a check that this torch does not have; True disables the fast paths."""
+    """Replace a check that the installed torch does not have; True disables the fast paths."""
     return True
 
 
@@ -69,7 +69,7 @@ bilinear_backward = private("torch.ops.aten.upsample_bilinear2d_backward")
 
 
 def is_plain_eager() -> bool:
-    """Whether operators run immediately on plain tensors, without tracers, transforms or global hooks."""
+    """Return whether operators run immediately on plain tensors, without tracers, transforms or global hooks."""
     return (
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
@@ -81,7 +81,7 @@ def is_plain_eager() -> bool:
 
 
 def is_dynamic_export() -> bool:
-    """Whether torch.export or torch.jit.trace records a program for inputs of any size.
+    """Return whether torch.export or torch.jit.trace records a program for inputs of any size.
 
     A Python branch on a size would then be fixed to the example's size.
     """
@@ -89,27 +89,27 @@ def is_dynamic_export() -> bool:
 
 
 def has_hooks(layer: nn.Module) -> bool:
-    """Whether a layer has hooks itself."""
+    """Return whether a layer has hooks itself."""
     return any(getattr(layer, table, True) for table in HOOK_TABLES)
 
 
 def has_inner_hooks(module: nn.Module) -> bool:
-    """Whether a layer inside a module has hooks, which a fast path would not call. Its own hooks do not matter."""
+    """Return whether a layer inside a module has hooks, which a fast path would not call."""
     return any(has_hooks(layer) for layer in module.modules() if layer is not module)
 
 
 def use_row_strips(tensor: torch.Tensor) -> bool:
-    """Whether to process a tensor in strips: on a CPU, without autograd, in plain eager mode."""
+    """Return whether to process a tensor in strips: on a CPU, without autograd, in plain eager mode."""
     return tensor.device.type == "cpu" and not torch.is_grad_enabled() and is_plain_eager()
 
 
 def can_cache(tensor: torch.Tensor) -> bool:
-    """Whether values computed from a tensor may be cached: without autograd, not on "meta", in plain eager mode."""
+    """Return whether values computed from a tensor may be cached: no autograd, not on "meta", plain eager mode."""
     return not torch.is_grad_enabled() and not tensor.is_meta and is_plain_eager()
 
 
 def is_plain_float32(tensor: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether both are float32 on a CPU with oneDNN; subclasses (quantized, distributed) need torch's operators."""
+    """Return whether both are plain float32 tensors on a CPU with oneDNN, not subclasses (quantized, distributed)."""
     return (
         tensor.device.type == "cpu"
         and tensor.dtype == weight.dtype == torch.float32
@@ -121,13 +121,13 @@ def is_plain_float32(tensor: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def is_plain_weight(weight: torch.Tensor) -> bool:
-    """Whether a weight is a plain tensor or a tracing proxy of one, not a quantized tensor."""
+    """Return whether a weight is a plain tensor or a tracing proxy of one, not a quantized tensor."""
     kind = type(weight)
     return kind in (nn.Parameter, torch.Tensor) or kind.__module__.startswith("torch._subclasses")
 
 
 def channels_last(feature_map: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) in channels-last memory; unchanged under `torch.func`, which does not support this layout."""
+    """Convert (B, C, H, W) to channels-last memory, except under `torch.func`, which does not support it."""
     if not torch.compiler.is_compiling() and transforms_are_active():
         return feature_map
     return feature_map.contiguous(memory_format=torch.channels_last)
@@ -154,13 +154,13 @@ def accelerated_by(fast: Callable[..., T | None]) -> Callable[[Callable[..., T]]
 
 
 def pointwise(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`torch.nn.functional.linear`: tokens (.., C), weight (C', C), bias (C',) to (.., C')."""
+    """Compute `torch.nn.functional.linear` of tokens (.., C), weight (C', C) and bias (C',): (.., C')."""
     product = onednn_product(tokens, weight, bias)
     return linear(tokens, weight, bias) if product is None else product
 
 
 def onednn_product(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
-    """`linear` in oneDNN; None if this does not apply, or would be slower."""
+    """Compute `linear` in oneDNN; None if this does not apply, or would be slower."""
     if not (tokens.is_cpu and is_plain_eager() and is_plain_float32(tokens, weight)):
         return None
     multiplications = tokens.numel() * weight.shape[0]
@@ -172,7 +172,7 @@ def onednn_product(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
 
 
 def linear_by_convolution(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`linear` as oneDNN's 1x1 convolution of an image with one row.
+    """Compute `linear` as oneDNN's 1x1 convolution of an image with one row.
 
     `conv2d` chooses oneDNN only with more than one thread (54 vs. 118 GMAC/s on one core).
     """
@@ -183,7 +183,7 @@ def linear_by_convolution(tokens: torch.Tensor, weight: torch.Tensor, bias: torc
 
 
 def apply_linear(layer: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """`layer(tokens)`: tokens (.., C) to (.., C'), in oneDNN if the layer is torch's own, unchanged Linear.
+    """Compute `layer(tokens)`, (.., C) to (.., C'), in oneDNN if the layer is an unchanged Linear of torch.
 
     Layers are plain `nn.Linear`, because quantizers find them by their exact type. Adapters and quantizers replace the
     layer or its weight, accelerate its `forward`, and others add hooks: then the layer itself is called.
@@ -208,8 +208,8 @@ def row_strips(height: int, row_bytes: int, budget: int | None = None) -> list[t
 def in_row_strips(halo: int = 0) -> Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
     """Decorate the forward of a layer (.., C) -> (.., C) to process strips of rows if that is faster.
 
-    Without a halo, rows are tokens. With a halo, they are the rows of (B, H, W, C): each strip comes with `halo` rows
-    above and below, and `forward` takes `rows`, the slice of its input for which to return outputs.
+    Without a halo, rows are tokens. With a halo, they are the rows of (B, H, W, C): each strip includes `halo` rows
+    above and below, and `forward` takes `rows`, the slice of its input whose outputs it returns.
 
     The layer's `expanded_width` is the number of channels of its largest temporary.
     """
@@ -264,7 +264,7 @@ class ValueCache(Generic[T]):
         return ValueCache, ()
 
     def get(self, key: object, sources: Sequence[torch.Tensor], compute: Callable[[], T]) -> T:
-        """`compute()`, or the cached result if key and sources are equal to those of the last call."""
+        """Return `compute()`, or the cached result if key and sources are equal to those of the last call."""
         entry = self.entry
         if entry is None or entry.key != key or not same_values(entry.sources, sources):
             copies = [tensor.detach().clone() for tensor in sources]
@@ -273,7 +273,7 @@ class ValueCache(Generic[T]):
 
 
 def same_values(olds: Sequence[torch.Tensor], news: Sequence[torch.Tensor]) -> bool:
-    """Whether two lists of tensors agree in length, dtypes, devices and values."""
+    """Return whether two lists of tensors agree in length, dtypes, devices and values."""
     return len(olds) == len(news) and all(
         old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
         for old, new in zip(olds, news, strict=True)
@@ -284,7 +284,7 @@ def same_values(olds: Sequence[torch.Tensor], news: Sequence[torch.Tensor]) -> b
 
 
 def can_prepack(feature_map: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether oneDNN can take a kernel in its own memory order, which saves reordering it at every call.
+    """Return whether oneDNN can take a kernel in its own memory order, which saves reordering it at every call.
 
     A 1x1 convolution from 1024 to 2048 channels on 7x7 takes 0.44 ms instead of 1.60 ms.
     """
@@ -300,7 +300,9 @@ def cached_conv2d(
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> torch.Tensor:
-    """`conv2d` with a kernel that `transform` computes from `weight` alone; the kernel is cached if that is safe."""
+    """Compute `conv2d` with a kernel that `transform` computes from `weight` alone; the kernel is cached if that is
+    safe.
+    """
     if not can_cache(weight):
         return conv2d(feature_map, transform(), None, stride, padding)
     if not can_prepack(feature_map, weight):
@@ -315,7 +317,7 @@ def cached_conv2d(
 
 
 def folds_batch_norm(layer: Any, dtype: torch.dtype) -> bool:
-    """Whether a layer's `convolution` and `norm` are torch's own, in `dtype`, in evaluation, and without hooks."""
+    """Return whether a layer's `convolution` and `norm` are unchanged, in `dtype`, in evaluation, without hooks."""
     convolution, norm = layer.convolution, layer.norm
     return (
         (type(convolution), type(norm)) == (nn.Conv2d, nn.BatchNorm2d)
@@ -328,7 +330,7 @@ def folds_batch_norm(layer: Any, dtype: torch.dtype) -> bool:
 
 
 def with_folded_norm(layer: Any, feature_map: torch.Tensor) -> torch.Tensor | None:
-    """`layer.norm(layer.convolution(feature_map))` as a single convolution with bias; None if this does not apply.
+    """Compute `layer.norm(layer.convolution(feature_map))` as one convolution; None if this does not apply.
 
     The kernel is scaled at every call, which takes 10 microseconds for a depthwise convolution.
     """
@@ -342,7 +344,7 @@ def with_folded_norm(layer: Any, feature_map: torch.Tensor) -> torch.Tensor | No
 
 
 def upsample_bilinear_backward(gradient: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """The gradient of the input, of `shape` (B, C, h, w), of bilinear `interpolate` to the size of (B, C, H, W)."""
+    """Compute the input gradient, of `shape` (B, C, h, w), of bilinear `interpolate` to (B, C, H, W)."""
     if bilinear_backward is not None:
         return bilinear_backward(gradient, list(gradient.shape[2:]), list(shape), False)
     with torch.enable_grad():

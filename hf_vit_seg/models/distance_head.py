@@ -3,9 +3,9 @@
 The distance of an object's pixel to its edge, divided by the largest one in the object, is 1 at the center and falls
 towards all edges, also between objects that touch (regression of the distance map: Naylor et al., IEEE TMI 2019,
 doi:10.1109/TMI.2018.2865709; energy of a watershed: arXiv 1611.08303). A watershed of the predicted map separates the
-objects. Peaks that rise less than `PROMINENCE` above the saddle to a higher one are part of it (the dynamics of
-Grimaud, 1992; the same regions as with h-maxima as markers). Two more maps serve training only: edges, and offsets to
-the center of the object (the horizontal and vertical maps of HoVer-Net, arXiv 1812.06499).
+objects. A peak that rises less than `PROMINENCE` above the saddle to a higher peak is merged into it (the dynamics of
+Grimaud, 1992; the same regions as with h-maxima as markers). Two more maps are used only in training: edges, and
+offsets to the center of the object (the horizontal and vertical maps of HoVer-Net, arXiv 1812.06499).
 
 Shapes: B images, C_i channels of map i, h_i w_i its grid (0 is the finest, h w), K classes, H W pixels, n objects.
 """
@@ -54,7 +54,7 @@ HALF_OF_NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))
 def number_pixels(
     mask_labels: Sequence[torch.Tensor], class_labels: Sequence[torch.Tensor], num_labels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The number of the object, from 1, and the class of each pixel, (B, H, W) int64.
+    """Return the number of the object, from 1, and the class of each pixel, (B, H, W) int64.
 
     Pixels of no object have the number 0 and the class `num_labels`. Masks are (n, H, W), bool, and classes (n,).
     """
@@ -70,33 +70,36 @@ def number_pixels(
 
 
 def steps_to_run_start(numbers: torch.Tensor) -> torch.Tensor:
-    """The number of steps (B, H, W) to the left, to the nearest pixel with another number; infinite if there is none.
+    """Return the number of steps (B, H, W) to the left, to the nearest pixel with another number; infinite if there is
+    none.
 
     `numbers` are (B, H, W).
     """
-    places = torch.arange(numbers.shape[-1], device=numbers.device).expand_as(numbers)
-    starts = torch.zeros_like(places)
-    starts[..., 1:] = torch.where(numbers[..., 1:] != numbers[..., :-1], places[..., 1:], 0)
+    positions = torch.arange(numbers.shape[-1], device=numbers.device).expand_as(numbers)
+    starts = torch.zeros_like(positions)
+    starts[..., 1:] = torch.where(numbers[..., 1:] != numbers[..., :-1], positions[..., 1:], 0)
     starts = starts.cummax(dim=-1).values
-    return (places - starts + 1).float().masked_fill(starts == 0, torch.inf)
+    return (positions - starts + 1).float().masked_fill(starts == 0, torch.inf)
 
 
 def run_distances(numbers: torch.Tensor) -> torch.Tensor:
-    """The squared distance of each pixel of an object to the nearest pixel of another number in its row (B, H, W)."""
+    """Return the squared distance of each pixel of an object to the nearest pixel of another number in its row (B, H,
+    W).
+    """
     left, right = steps_to_run_start(numbers), steps_to_run_start(numbers.flip(-1)).flip(-1)
     return torch.minimum(left, right).square_().masked_fill_(numbers == 0, 0)
 
 
 def edge_distances(numbers: torch.Tensor) -> torch.Tensor:
-    """The exact Euclidean distance of each pixel of an object to the nearest pixel of another number, (B, H, W).
+    """Return the exact Euclidean distance of each pixel of an object to the nearest pixel of another number, (B, H, W).
 
-    It is 0 outside of objects. The border of the image is no edge: it cuts objects. `numbers` are (B, H, W), and 0
-    outside of objects.
+    It is 0 outside of objects. The border of the image is not an edge, because it cuts objects. `numbers` are (B, H,
+    W), and 0 outside of objects.
     """
     in_row = run_distances(numbers)
     nearest = torch.minimum(in_row, run_distances(numbers.transpose(1, 2)).transpose(1, 2)).contiguous()
     height = numbers.shape[1]
-    for step in range(1, height):  # the nearest pixel is `step` rows away; beyond the object's run this is no nearer
+    for step in range(1, height):  # the nearest pixel is `step` rows away; beyond the object's run this is not nearer
         if step * step >= nearest.max():
             break
         upper, lower = slice(0, height - step), slice(step, height)
@@ -106,14 +109,14 @@ def edge_distances(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def object_indices(numbers: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """An index of the object of each pixel (B, H, W) that is unique in the batch, and the number of indices."""
+    """Return an index of the object of each pixel (B, H, W) that is unique in the batch, and the number of indices."""
     count = int(numbers.max()) + 1
     images = torch.arange(len(numbers), device=numbers.device)[:, None, None]
     return images * count + numbers, len(numbers) * count
 
 
 def relative_distances(numbers: torch.Tensor) -> torch.Tensor:
-    """The distance to the edge, divided by the largest one of the object: (B, H, W) from 0 (no object) to 1."""
+    """Return the distance to the edge, divided by the largest one of the object: (B, H, W) from 0 (no object) to 1."""
     distances = edge_distances(numbers).clamp(max=max(numbers.shape[1:]))  # infinite if an object fills the image
     indices, count = object_indices(numbers)
     largest = distances.new_zeros(count).scatter_reduce(0, indices.flatten(), distances.flatten(), "amax")
@@ -121,7 +124,7 @@ def relative_distances(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def center_offsets(numbers: torch.Tensor) -> torch.Tensor:
-    """The way down and right (B, 2, H, W) to the center of the pixel's object, in radii of a disk of its area.
+    """Return the way down and right (B, 2, H, W) to the center of the pixel's object, in radii of a disk of its area.
 
     It is 0 outside of objects.
     """
@@ -132,21 +135,21 @@ def center_offsets(numbers: torch.Tensor) -> torch.Tensor:
     offsets = []
     for axis in (1, 2):
         shape = [-1 if axis == each else 1 for each in range(3)]
-        places = torch.arange(numbers.shape[axis], device=numbers.device).view(shape).expand_as(numbers)
-        centers = flat.bincount(places.flatten(), minlength=count) / areas
-        offsets.append((centers[indices] - places) / radii[indices])
+        positions = torch.arange(numbers.shape[axis], device=numbers.device).view(shape).expand_as(numbers)
+        centers = flat.bincount(positions.flatten(), minlength=count) / areas
+        offsets.append((centers[indices] - positions) / radii[indices])
     return torch.stack(offsets, dim=1).float() * (numbers > 0)[:, None]
 
 
 def edge_pixels(numbers: torch.Tensor) -> torch.Tensor:
-    """The pixels (B, H, W), bool, with a direct neighbor of another number."""
+    """Return the pixels (B, H, W), bool, with a direct neighbor of another number."""
     edges = torch.zeros_like(numbers, dtype=torch.bool)
     below = numbers[:, 1:] != numbers[:, :-1]
-    beside = numbers[..., 1:] != numbers[..., :-1]
+    differs = numbers[..., 1:] != numbers[..., :-1]
     edges[:, 1:] |= below
     edges[:, :-1] |= below
-    edges[..., 1:] |= beside
-    edges[..., :-1] |= beside
+    edges[..., 1:] |= differs
+    edges[..., :-1] |= differs
     return edges
 
 
@@ -156,7 +159,7 @@ def dense_loss(
     class_labels: Sequence[torch.Tensor],
     ignore_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The sum of the terms below at the labels' resolution, each a mean over images.
+    """Return the sum of the terms below at the labels' resolution, each a mean over images.
 
     They are the cross-entropy of classes, the soft dice of objects, the smooth L1 of distances and offsets, and the
     binary cross-entropy of edges. Each is a mean over the pixels of an image that are not ignored.
@@ -188,7 +191,7 @@ def dense_loss(
 
 
 def mean_per_image(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The weighted mean (B,) of values (B, H, W); 0 if all weights are."""
+    """Return the weighted mean (B,) of values (B, H, W); 0 if all weights are."""
     return (values * weights).sum((1, 2)) / weights.sum((1, 2)).clamp(min=1)
 
 
@@ -208,7 +211,7 @@ def smooth(values: torch.Tensor, deviation: float = SMOOTHING) -> torch.Tensor:
 
 
 def climb(values: torch.Tensor) -> torch.Tensor:
-    """The flat index of the peak that the steepest ascent reaches from each pixel: (H, W) to (H, W) int64."""
+    """Return the flat index of the peak that the steepest ascent reaches from each pixel: (H, W) to (H, W) int64."""
     height, width = values.shape
     padded = pad(values[None, None], (1, 1, 1, 1), value=2 * BELOW_ALL)[0, 0]
     highest, target = values, torch.arange(height * width, device=values.device).view(height, width)
@@ -228,7 +231,7 @@ def climb(values: torch.Tensor) -> torch.Tensor:
 
 
 def saddles(peaks: torch.Tensor, values: torch.Tensor, inside: torch.Tensor) -> Iterator[tuple[int, int, float]]:
-    """The pairs of peaks whose regions touch, and the height of the highest pass, the highest first."""
+    """Yield the pairs of peaks whose regions touch, and the height of the pass between them, the highest first."""
     height, width = values.shape
     found: list[torch.Tensor] = []
     heights: list[torch.Tensor] = []
@@ -248,7 +251,7 @@ def saddles(peaks: torch.Tensor, values: torch.Tensor, inside: torch.Tensor) -> 
 def watershed(values: torch.Tensor, inside: torch.Tensor, prominence: float = PROMINENCE) -> torch.Tensor:
     """Divide the pixels `inside` (H, W), bool, into one region for each peak of `values` (H, W): numbers from 1, or 0.
 
-    A peak that rises less than `prominence` above the highest pass to a higher one belongs to that one's region.
+    A peak that rises less than `prominence` above the highest pass to a higher peak belongs to its region.
     """
     masked = torch.where(inside, values, BELOW_ALL)
     peaks = climb(masked)
@@ -294,7 +297,7 @@ class DistanceOutput(ModelOutput):
     exported: ClassVar[tuple[str, ...]] = ("class_logits", "distances")  # outputs of programs
 
     def maps(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Class logits, distances, edge logits and offsets."""
+        """Return the class logits, distances, edge logits and offsets."""
         assert self.class_logits is not None and self.distances is not None
         assert self.edge_logits is not None and self.offsets is not None
         return self.class_logits, self.distances, self.edge_logits, self.offsets
@@ -306,11 +309,11 @@ class DistanceOutput(ModelOutput):
         class_labels: Sequence[torch.Tensor],
         ignore_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The loss of these predictions, see `dense_loss`."""
+        """Return the loss of these predictions, see `dense_loss`."""
         return dense_loss(self, mask_labels, class_labels, ignore_mask)
 
     def semantic_logits(self) -> torch.Tensor:
-        """Log-probabilities of classes (B, K, h, w); with one class, the logit of its probability."""
+        """Return the log-probabilities of the classes (B, K, h, w); with one class, the logit of its probability."""
         assert self.class_logits is not None
         if self.class_logits.shape[1] == 2:
             return self.class_logits[:, :1] - self.class_logits[:, 1:]
@@ -324,7 +327,8 @@ class DistanceOutput(ModelOutput):
         prominence: float = PROMINENCE,
         least_area: int = MIN_AREA,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The objects of an image at `size` (H, W): their numbers from 1 (H, W) int64, classes (n,) and scores (n,).
+        """Return the objects of an image at `size` (H, W): their numbers from 1 (H, W) int64, classes (n,) and scores
+        (n,).
 
         A pixel belongs to an object if "no object" is less probable than all classes together. An object has the class
         with the largest mean probability, and its score is the mean difference to the probability of "no object".
@@ -341,7 +345,7 @@ class DistanceOutput(ModelOutput):
 def score_objects(
     numbers: torch.Tensor, margins: torch.Tensor, threshold: float, least_area: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Number the objects (H, W) that are large and certain enough from 1 again; also their classes and scores (n,).
+    """Renumber the objects (H, W) that are large and certain enough; also return their classes and scores (n,).
 
     `margins` (K, H, W) are the differences between the probabilities of the classes and that of no object.
     """
@@ -380,7 +384,9 @@ class DistanceHead(nn.Module):
         self.offset_head = nn.Conv2d(widths[0], 2, 1)
 
     def forward(self, feature_maps: Sequence[torch.Tensor], resample: Any = None) -> DistanceOutput:
-        """Maps (B, C_i, h_i, w_i), finest first, to maps of the finest grid; `resample` is applied to each."""
+        """Predict maps on the finest grid from feature maps (B, C_i, h_i, w_i), finest first; `resample` is applied to
+        each.
+        """
         merged = None
         for level in reversed(range(len(feature_maps))):
             features = self.lateral[level](feature_maps[level])
@@ -396,7 +402,7 @@ class DistanceHead(nn.Module):
 
 
 def build_distance_head(config: Any, in_channels: Sequence[int], is_plain: bool) -> nn.Module:
-    """The distance head for maps with these numbers of channels, finest first."""
+    """Return the distance head for maps with these numbers of channels, finest first."""
     if is_plain or len(in_channels) < 2:
         raise HfVitSegError(
             f"decode_head 'distance' reads maps of several strides, got {len(in_channels)} of one stride: choose an "

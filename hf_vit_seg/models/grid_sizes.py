@@ -6,7 +6,7 @@ of the same size are equal: it then restricts the sizes, or searches for a proof
 
 
 def ceil_div(side: int, step: int) -> int:
-    """The number of cells of `step` pixels that cover `side` pixels.
+    """Return the number of cells of `step` pixels that cover `side` pixels.
 
     The dividend is positive (not `-(-side // step)`), because ONNX rounds quotients of integers toward zero.
     """
@@ -14,7 +14,7 @@ def ceil_div(side: int, step: int) -> int:
 
 
 def round_up(side: int, step: int) -> int:
-    """The smallest multiple of `step` that is at least `side`."""
+    """Return the smallest multiple of `step` that is at least `side`."""
     return ceil_div(side, step) * step
 
 

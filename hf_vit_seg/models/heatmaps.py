@@ -21,7 +21,7 @@ REACH = 3  # a target's Gaussian ends at this many sigmas, in rows and in column
 
 
 def pixel_pitch(image_size: tuple[int, int], heatmap_size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
-    """Pixels of the image per pixel of its heatmap, (x, y); both sizes are (height, width)."""
+    """Return the number (x, y) of image pixels per heatmap pixel; both sizes are (height, width)."""
     (height, width), (rows, columns) = image_size, heatmap_size
     return like.new_tensor([(width - 1) / max(columns - 1, 1), (height - 1) / max(rows - 1, 1)])
 
@@ -33,10 +33,10 @@ def heatmaps_from_keypoints(
     heatmap_size: tuple[int, int],
     sigma: float = 2.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Targets (B, K, h, w), Gaussians of height 1, and their weights (B, K), 0 for ignored keypoints.
+    """Build targets (B, K, h, w), Gaussians of height 1, and their weights (B, K), which are 0 for ignored keypoints.
 
-    `keypoints` (B, K, 2) are (x, y) in the image; those whose `visible` (B, K) is 0, and those whose Gaussian is
-    outside the heatmap, have an empty target and no weight. `sigma` is in pixels of the heatmap (ViTPose: 2).
+    `keypoints` (B, K, 2) are (x, y) in the image; keypoints with `visible` (B, K) 0, and keypoints whose Gaussian is
+    outside the heatmap, have an empty target and weight 0. `sigma` is in pixels of the heatmap (ViTPose: 2).
     """
     rows, columns = heatmap_size
     centers = keypoints / pixel_pitch(image_size, heatmap_size, keypoints)
@@ -44,9 +44,9 @@ def heatmaps_from_keypoints(
     reach = REACH * sigma
     factors, inside = [], visible > 0
     for axis, length in ((0, columns), (1, rows)):
-        places = torch.arange(length, device=keypoints.device, dtype=keypoints.dtype)
-        gaussian = (-((places - centers[..., axis, None]) ** 2) / (2 * sigma**2)).exp()
-        window = (places - nearest[..., axis, None]).abs() <= reach
+        positions = torch.arange(length, device=keypoints.device, dtype=keypoints.dtype)
+        gaussian = (-((positions - centers[..., axis, None]) ** 2) / (2 * sigma**2)).exp()
+        window = (positions - nearest[..., axis, None]).abs() <= reach
         factors.append(gaussian * window)
         inside = inside & window.any(dim=-1)
     targets = factors[1][..., :, None] * factors[0][..., None, :]
@@ -54,12 +54,12 @@ def heatmaps_from_keypoints(
 
 
 def heatmap_loss(heatmaps: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over the pixels of all keypoints; keypoints without weight count as error 0 (mmpose)."""
+    """Compute the mean squared error over all keypoints' pixels; weights of 0 count as error 0, as in mmpose."""
     return ((heatmaps - targets) * weights[..., None, None]).square().mean()
 
 
 def check_pairs(pairs: Sequence[Sequence[int]], keypoints: int) -> None:
-    """ValueError for pairs of keypoints that a model does not have."""
+    """Raise ValueError for pairs of keypoints that a model does not have."""
     wrong = [tuple(pair) for pair in pairs if len(pair) != 2 or not all(0 <= index < keypoints for index in pair)]
     if wrong:
         raise HfVitSegError(
@@ -69,7 +69,7 @@ def check_pairs(pairs: Sequence[Sequence[int]], keypoints: int) -> None:
 
 
 def flip_back(heatmaps: torch.Tensor, pairs: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Heatmaps (B, K, h, w) of the flipped image as heatmaps of the image: left and right keypoints are swapped."""
+    """Flip heatmaps (B, K, h, w) of the flipped image back, and swap left and right keypoints."""
     order = list(range(heatmaps.shape[1]))
     for left, right in pairs:
         order[left], order[right] = right, left
@@ -77,10 +77,10 @@ def flip_back(heatmaps: torch.Tensor, pairs: Sequence[Sequence[int]]) -> torch.T
 
 
 def gaussian_kernel(size: int, like: torch.Tensor) -> torch.Tensor:
-    """OpenCV's kernel of a given odd size, whose sigma follows from the size: (size,), sum 1."""
+    """Return OpenCV's Gaussian kernel (size,) of an odd size, which determines its sigma."""
     sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
-    places = torch.arange(size, device=like.device, dtype=like.dtype) - size // 2
-    kernel = (-(places**2) / (2 * sigma**2)).exp()
+    positions = torch.arange(size, device=like.device, dtype=like.dtype) - size // 2
+    kernel = (-(positions**2) / (2 * sigma**2)).exp()
     return kernel / kernel.sum()
 
 
@@ -94,7 +94,8 @@ def blur_heatmaps(heatmaps: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def newton_step(logs: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """The offset (B, K, 2), (x, y), from pixels of logarithmic heatmaps (B, K, h, w) to the local Gaussian's peak.
+    """Return the offset (B, K, 2), (x, y), from pixels of logarithmic heatmaps (B, K, h, w) to the local Gaussian's
+    peak.
 
     A Gaussian's logarithm is a parabola, whose peak is found by one step of Newton's method (DARK, equation 7).
     """
@@ -119,15 +120,15 @@ def newton_step(logs: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -
 def keypoints_from_heatmaps(
     heatmaps: torch.Tensor, image_size: tuple[int, int], blur: int = 11
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keypoints (B, K, 2), (x, y) in pixels of the image of `image_size` (height, width), and their scores (B, K).
+    """Decode keypoints (B, K, 2) as (x, y) in pixels of an image of `image_size` (height, width), and scores (B, K).
 
     The highest pixel gives the score; its position is refined to the peak of a Gaussian (DARK) fitted to
     the heatmap blurred by a Gaussian of `blur` pixels per side (ViTPose: 11).
     """
     heatmaps = heatmaps.to(torch.promote_types(heatmaps.dtype, torch.float32))
     size = (heatmaps.shape[-2], heatmaps.shape[-1])
-    scores, places = heatmaps.flatten(2).max(dim=-1)
-    rows, columns = places // size[1], places % size[1]
+    scores, indices = heatmaps.flatten(2).max(dim=-1)
+    rows, columns = indices // size[1], indices % size[1]
     logs = blur_heatmaps(heatmaps, blur).clamp(MIN_HEAT, MAX_HEAT).log()
     peaks = torch.stack([columns, rows], dim=-1) + newton_step(logs, rows, columns)
     return peaks * pixel_pitch(image_size, size, peaks), scores

@@ -24,7 +24,7 @@ RGB_LIKE = (3, 1, 4)  # RGB, gray, RGB with alpha
 
 
 def rgb_image(image: Image.Image) -> Image.Image:
-    """Any PIL image as RGB: transparency is blended with white, 16-bit gray is reduced to 8 bits."""
+    """Convert a PIL image to RGB: transparency is blended with white, and 16-bit gray is reduced to 8 bits."""
     if image.mode.startswith("I"):
         return Image.fromarray(reduce_gray(torch.from_numpy(np.asarray(image).astype(np.int64))).numpy()).convert("RGB")
     if image.mode == "La":  # PIL converts premultiplied gray to nothing else
@@ -40,7 +40,7 @@ def rgb_image(image: Image.Image) -> Image.Image:
 
 
 def reduce_gray(values: torch.Tensor) -> torch.Tensor:
-    """Values of 16 bits, 0 .. 65535, as uint8, rounded. Raises HfVitSegError for other values."""
+    """Round 16-bit values, 0 .. 65535, to uint8. Raises HfVitSegError for other values."""
     low, high = value_range(values)
     if low < 0 or high > UINT16_MAX:
         raise gray_error(low, high)
@@ -48,7 +48,7 @@ def reduce_gray(values: torch.Tensor) -> torch.Tensor:
 
 
 def gray_error(low: int, high: int) -> HfVitSegError:
-    """The error for gray values out of 16 bits."""
+    """Return the error for gray values out of 16 bits."""
     return HfVitSegError(
         f"Found gray values from {low} to {high}, expected 0 .. {UINT16_MAX} for images that become RGB: scale them, "
         "or use a model of one channel, which keeps all values"
@@ -72,7 +72,7 @@ def to_pixels(
 def scale_pixels(pixels: torch.Tensor, white: float) -> torch.Tensor:
     """Scale an RGB image of 16 bits (3, H, W) uint16 to float32 with `white` for 65535; others are unchanged.
 
-    A `white` of 1 is that of processors that do not rescale, see `highest_value`: the image keeps its values.
+    Processors that do not rescale have a `white` of 1 (see `highest_value`), and the image keeps its values.
     """
     if pixels.dtype != torch.uint16:
         return pixels
@@ -113,7 +113,8 @@ def stored_pixels(
 
 
 def integer_type(image: torch.Tensor) -> torch.dtype:
-    """The type of the values of an integer image (C, H, W) that becomes RGB: uint8, uint16, or float32 for others.
+    """Return the type of the values of an integer image (C, H, W) that becomes RGB: uint8, uint16, or float32 for
+    others.
 
     Images of 8 and 16 bits keep their types. Computations on them return int32 or int64, where 0 .. 255 is 8-bit and
     0 .. 65535 is 16-bit; gray int32 is always 16-bit, as PIL's mode I is. Raises HfVitSegError for gray values out of
@@ -126,13 +127,13 @@ def integer_type(image: torch.Tensor) -> torch.dtype:
 
 
 def value_range(image: torch.Tensor) -> tuple[int, int]:
-    """The lowest and the highest value of an integer image; 0 and 0 if it is empty."""
+    """Return the lowest and the highest value of an integer image; 0 and 0 if it is empty."""
     values = image.to(torch.int64)
     return (int(values.min()), int(values.max())) if values.numel() else (0, 0)
 
 
 def narrowest_type(dtype: torch.dtype, channels: int, low: int, high: int) -> torch.dtype:
-    """See `integer_type`: the type for values from `low` to `high` of an integer `dtype`."""
+    """Return the type for values from `low` to `high` of an integer `dtype`, see `integer_type`."""
     in_range, gray = low >= 0 and high <= UINT16_MAX, channels == 1
     if gray and not in_range:
         raise gray_error(low, high)
@@ -143,17 +144,17 @@ def narrowest_type(dtype: torch.dtype, channels: int, low: int, high: int) -> to
 
 
 def native_array(image: Any) -> np.ndarray:
-    """An array that torch can take: contiguous, writable, in the machine's byte order."""
+    """Return an array that torch can take: contiguous, writable, in the machine's byte order."""
     array = np.asarray(image)
     if array.dtype.kind not in "buif":
         raise HfVitSegError(f"Pixels must be real numbers, found the type {array.dtype}")
-    if any(stride < 0 for stride in array.strides):  # also of axes of length 1, which count as contiguous
+    if any(stride < 0 for stride in array.strides):  # including axes of length 1, which count as contiguous
         array = array.copy()
     return np.require(array, array.dtype.newbyteorder("="), requirements=["C", "W"])
 
 
 def channels_first(image: torch.Tensor, channels: Sequence[int], layout: str | ChannelDimension | None) -> torch.Tensor:
-    """(H, W), (C, H, W) or (H, W, C) as (C, H, W).
+    """Convert (H, W), (C, H, W) or (H, W, C) to (C, H, W).
 
     Without a `layout`, the channel axis is the one whose length is in `channels`; the first takes precedence.
     """
@@ -173,7 +174,8 @@ def channels_first(image: torch.Tensor, channels: Sequence[int], layout: str | C
 
 
 def channel_axis(shape: Sequence[int], channels: Sequence[int]) -> int | None:
-    """The axis of a shape of three, 0 or 2, whose length is in `channels`; earlier ones take precedence, then axis 0.
+    """Return the axis of a shape of three, 0 or 2, whose length is in `channels`; earlier ones take precedence, then
+    axis 0.
 
     None if there is none.
     """
@@ -182,7 +184,7 @@ def channel_axis(shape: Sequence[int], channels: Sequence[int]) -> int | None:
 
 
 def rgb_channels(image: torch.Tensor, white: float) -> torch.Tensor:
-    """(1, H, W) or (4, H, W) as (3, H, W): gray is repeated, transparency blended with white; others are unchanged.
+    """Convert (1, H, W) or (4, H, W) to (3, H, W): gray is repeated, and transparency is blended with white.
 
     `white` is that of float32, as unsigned integers have their own.
     """
@@ -198,12 +200,12 @@ def rgb_channels(image: torch.Tensor, white: float) -> torch.Tensor:
 
 
 def highest_value(do_rescale: bool | None, rescale_factor: float | None) -> float:
-    """The value of white that a processor expects; 1 if it does not rescale images."""
+    """Return the value of white that a processor expects; 1 if it does not rescale images."""
     return 1 / rescale_factor if do_rescale and rescale_factor else 1.0
 
 
 def list_maps(maps: Any, count: int) -> list[Any]:
-    """The segmentation maps of `count` images, each of any type; ValueError for another number of maps.
+    """Return the segmentation maps of `count` images, each of any type; ValueError for another number of maps.
 
     An array for one image is one map, also if it has a third axis; for several images, the first axis counts them.
     """
@@ -214,12 +216,14 @@ def list_maps(maps: Any, count: int) -> list[Any]:
     else:
         found = [maps]
     if len(found) != count:
-        raise HfVitSegError(f"There are {len(found)} segmentation maps for {count} images: pass one map for each image")
+        raise HfVitSegError(f"Found {len(found)} segmentation maps for {count} images: pass one map for each image")
     return found
 
 
 def read_map(source: str | os.PathLike) -> Image.Image:
-    """The segmentation map in a file with its stored values, or from an address, from which transformers reads RGB."""
+    """Return the segmentation map in a file with its stored values, or from an address, from which transformers reads
+    RGB.
+    """
     if os.path.isfile(source):
         with Image.open(source) as image:
             image.load()
@@ -231,7 +235,7 @@ def read_map(source: str | os.PathLike) -> Image.Image:
 
 
 def class_map(image: Any) -> torch.Tensor:
-    """A segmentation map of any type as (H, W) int64; palettes are ignored."""
+    """Return a segmentation map of any type as (H, W) int64; palettes are ignored."""
     if isinstance(image, str | os.PathLike):
         image = read_map(image)
     if isinstance(image, Image.Image):
@@ -241,12 +245,12 @@ def class_map(image: Any) -> torch.Tensor:
         labels = labels[0] if labels.shape[0] == 1 else labels[..., 0]
     if labels.ndim != 2:
         raise HfVitSegError(
-            f"A segmentation map has one class index per pixel, shape (height, width); got {tuple(labels.shape)}. "
+            f"A segmentation map has one class index per pixel, (height, width), got {tuple(labels.shape)}. "
             "Convert color masks to class indices first"
         )
-    if labels.is_floating_point() and not torch.equal(labels, labels.round()):  # NaN differs from itself
+    if labels.is_floating_point() and not torch.equal(labels, labels.round()):  # NaN is not equal to itself
         raise HfVitSegError(
-            "A segmentation map has whole class indices, got fractions or NaN: convert scores to classes, and give "
+            "A segmentation map has integer class indices, got fractions or NaN: convert scores to classes, and give "
             "ignored pixels an index such as 255"
         )
     return labels.to(torch.int64)

@@ -6,10 +6,7 @@ Both backends share everything except the filter that resizes an image: reading 
 maps, and label maps. Padding of a segmentation map is 255, which losses and metrics ignore.
 """
 
-# pyright: reportIncompatibleMethodOverride=false
-# (transformers' two backends override their base class with other types)
-
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +25,119 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from .errors import HfVitSegError
 from .grid_sizes import round_up
 from .image_processing_inputs import RGB_LIKE, class_map, highest_value, list_maps, rgb_image, to_pixels
-from .image_processing_settings import check_settings
 from .label_maps import label_map
+
+MAX_SIDE = 2**14  # of a resized or cropped image
+MAX_NUMBER = 1e9  # of means, standard deviations and factors; the minimum is its inverse: float32 stays finite
+MIN_SHARE = 0.01  # of the resized image that a crop keeps
+MAX_SHOWN = 80  # characters of a value in a message
+SIZE_KEYS = ({"height", "width"}, {"shortest_edge"}, {"longest_edge"}, {"shortest_edge", "longest_edge"})
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number that float32 can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+
+
+def is_positive(value: Any) -> bool:
+    """Return whether a value can be multiplied and divided by."""
+    return is_number(value) and value >= 1 / MAX_NUMBER
+
+
+def is_side(value: Any) -> bool:
+    """Return whether a value is a number of pixels."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIDE
+
+
+def is_size(value: Any) -> bool:
+    """Return whether a value is a size: a number, a pair, or a mapping of sides."""
+    if isinstance(value, Mapping):
+        return set(value) in SIZE_KEYS and all(map(is_side, value.values()))
+    return is_side(value) or (isinstance(value, list) and len(value) in (1, 2) and all(map(is_side, value)))
+
+
+def is_crop(value: Any) -> bool:
+    """Return whether a value is the size of a crop, which has both sides."""
+    return is_size(value) and (not isinstance(value, Mapping) or set(value) == {"height", "width"})
+
+
+def is_flag(value: Any) -> bool:
+    """Return whether a value is true or false."""
+    return isinstance(value, bool)
+
+
+def is_filter(value: Any) -> bool:
+    """Return whether a value is a filter that both backends have."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 3
+
+
+def is_share(value: Any) -> bool:
+    """Return whether a value is the share of an image that a crop keeps."""
+    return is_number(value) and MIN_SHARE <= value <= 1
+
+
+def is_channels(value: Any, is_valid: Callable[[Any], bool] = is_number) -> bool:
+    """Return whether a value is a number, or a list with a number for each channel."""
+    return is_valid(value) or (isinstance(value, list) and len(value) > 0 and all(map(is_valid, value)))
+
+
+def is_palette(value: Any) -> bool:
+    """Return whether a value is a list of colors."""
+    return isinstance(value, list) and all(
+        isinstance(color, list) and len(color) == 3 and all(type(part) is int and 0 <= part <= 255 for part in color)
+        for color in value
+    )
+
+
+def is_index_list(value: Any) -> bool:
+    """Return whether a value is a list of class indices."""
+    return isinstance(value, list) and all(type(index) is int and index >= 0 for index in value)
+
+
+# What a setting must be, and its description.
+FLAG = (is_flag, "true or false")
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "do_resize": FLAG,
+    "size": (is_size, f"a number of pixels up to {MAX_SIDE}, or sides such as {{height: 512, width: 512}}"),
+    "resample": (is_filter, "0 (nearest), 1 (Lanczos), 2 (bilinear) or 3 (bicubic)"),
+    "size_divisor": (is_side, f"a number of pixels up to {MAX_SIDE}"),
+    "do_center_crop": FLAG,
+    "crop_size": (is_crop, f"a number of pixels up to {MAX_SIDE}, or {{height: 224, width: 224}}"),
+    "crop_pct": (is_share, f"a number from {MIN_SHARE} to 1"),
+    "do_rescale": FLAG,
+    "rescale_factor": (is_positive, "a positive number such as 1/255"),
+    "do_normalize": FLAG,
+    "image_mean": (is_channels, "a number for each channel"),
+    "image_std": (lambda value: is_channels(value, is_positive), "a positive number for each channel"),
+    "do_convert_rgb": FLAG,
+    "do_reduce_labels": FLAG,
+    "reduce_labels": FLAG,
+    "label_ids_to_fuse": (is_index_list, "a list of class indices"),
+    "palette": (is_palette, "a list of colors [red, green, blue] of 0 to 255"),
+}
+
+
+def check_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Raise HfVitSegError for invalid settings of an image processor; null means the default. `where` begins the
+    message.
+    """
+    for name, (is_valid, expected) in CHECKS.items():
+        value = settings.get(name)
+        if value is not None and not is_valid(value):
+            raise HfVitSegError(f"{where}: {name} is {show(value)}, expected {expected}; correct or remove it")
+    mean, deviation = settings.get("image_mean"), settings.get("image_std")
+    if isinstance(mean, list) and isinstance(deviation, list) and len(mean) != len(deviation):
+        raise HfVitSegError(
+            f"{where}: image_mean has {len(mean)} channels and image_std {len(deviation)}, expected as many; correct "
+            "them"
+        )
+
+
+def show(value: Any) -> str:
+    """Return a value for a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
+
 
 logger = logging.get_logger(__name__)
 
@@ -55,7 +163,9 @@ class SemanticSegmentationKwargs(ImagesKwargs, total=False):
 
 
 def target_sides(height: int, width: int, size: SizeDict, divisor: int | None) -> tuple[int, int]:
-    """The (height, width) that an image is resized to: by the rule of `size`, rounded up to multiples of `divisor`."""
+    """Return the (height, width) that an image is resized to: by the rule of `size`, rounded up to multiples of
+    `divisor`.
+    """
     if size.height and size.width:
         sides = (size.height, size.width)
     elif size.shortest_edge:
@@ -85,7 +195,7 @@ def nearest_exact(labels: torch.Tensor, height: int, width: int) -> torch.Tensor
 
 
 def crop_center(pixels: torch.Tensor, size: SizeDict, fill: int) -> torch.Tensor:
-    """The center (..., H, W) of (..., h, w), padded with `fill`."""
+    """Return the center (..., H, W) of (..., h, w), padded with `fill`."""
     if size is None or not (size.height and size.width):
         raise HfVitSegError(f"crop_size must have the keys height and width, got {size and dict(size)}")
     return pad_or_crop(pixels, size.height, size.width, fill, central=True)
@@ -142,12 +252,12 @@ class SegmentationProcessing(BaseImageProcessor):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """An image processor with the settings of a preprocessor_config.json; HfVitSegError for invalid ones."""
+        """Return an image processor with the settings of a preprocessor_config.json; HfVitSegError for invalid ones."""
         check_settings(image_processor_dict, "preprocessor_config.json")
         return super().from_dict(image_processor_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings to save, with the classes of both backends in `auto_map`.
+        """Return the settings to save, with the classes of both backends in `auto_map`.
 
         transformers saves the name of one class only, after which its pipelines (5.23) look for a video processor.
         """
@@ -176,7 +286,7 @@ class SegmentationProcessing(BaseImageProcessor):
         input_data_format: str | ChannelDimension | None = None,
         white: float = 255.0,
     ) -> torch.Tensor:
-        """One image as (C, H, W), uint8 or float32; `white` is the highest value that is rescaled to 1."""
+        """Convert one image to (C, H, W), uint8 or float32; `white` is the highest value, which is rescaled to 1."""
         channels = len(image_mean) if isinstance(image_mean, Sequence) else None
         convert = channels == 3 if do_convert_rgb is None else do_convert_rgb
         is_8_bit = isinstance(image, Image.Image) and not image.mode.startswith(("I", "F"))
@@ -290,7 +400,7 @@ class SegmentationProcessing(BaseImageProcessor):
 
 
 def resize_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear resize of one image's logits: (K, h, w) to (K, H, W)."""
+    """Resize one image's logits bilinearly: (K, h, w) to (K, H, W)."""
     if tuple(logits.shape[-2:]) == size:
         return logits
     return torch.nn.functional.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
@@ -311,7 +421,7 @@ class SemanticSegmentationImageProcessor(SegmentationProcessing, TorchvisionBack
         return super()._preprocess(images, do_resize=False, size=size, **kwargs)
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
-        """The center of an image, padded with zeros."""
+        """Return the center of an image, padded with zeros."""
         return crop_center(image, size, 0)
 
 
@@ -330,7 +440,7 @@ class SemanticSegmentationImageProcessorPil(SegmentationProcessing, PilBackend):
         return super()._preprocess(arrays, do_resize=False, size=size, **kwargs)
 
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
-        """The center of an image, padded with zeros."""
+        """Return the center of an image, padded with zeros."""
         return crop_center(torch.from_numpy(image.copy()), size, 0).numpy()
 
 
@@ -341,4 +451,12 @@ def resize_channels(image: np.ndarray, size: tuple[int, int], resample: int | No
     return np.stack([np.asarray(Image.fromarray(channel).resize((width, height), filter_)) for channel in image])
 
 
-__all__ = ["SemanticSegmentationImageProcessor", "SemanticSegmentationImageProcessorPil"]
+__all__ = [
+    "CHECKS",
+    "MIN_SHARE",
+    "SemanticSegmentationImageProcessor",
+    "SemanticSegmentationImageProcessorPil",
+    "check_settings",
+    "is_share",
+    "is_side",
+]

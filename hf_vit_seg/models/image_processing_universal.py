@@ -33,7 +33,9 @@ class UniversalSegmentationKwargs(SemanticSegmentationKwargs, total=False):
 
 
 def target_sizes_of(outputs: Any, target_sizes: Sizes) -> list[tuple[int, int]]:
-    """The (height, width) of the result of each image; by default that of the model's masks. Raises HfVitSegError."""
+    """Return the (height, width) of the result of each image; by default that of the model's masks. Raises
+    HfVitSegError.
+    """
     masks = outputs.masks_queries_logits if has_queries(outputs) else outputs.semantic_logits()
     own = (int(masks.shape[-2]), int(masks.shape[-1]))
     if target_sizes is None:
@@ -44,7 +46,9 @@ def target_sizes_of(outputs: Any, target_sizes: Sizes) -> list[tuple[int, int]]:
 
 
 def has_queries(outputs: Any) -> bool:
-    """Whether a model's outputs have class and mask logits of queries. HfVitSegError if they have no objects at all."""
+    """Return whether a model's outputs have class and mask logits of queries. HfVitSegError if they have no objects at
+    all.
+    """
     if getattr(outputs, "class_queries_logits", None) is not None:
         return True
     if not hasattr(outputs, "segments"):
@@ -56,7 +60,7 @@ def has_queries(outputs: Any) -> bool:
 
 
 def semantic_scores(outputs: Any) -> torch.Tensor:
-    """The scores of the classes at each pixel (B, K, h, w): sum over queries of class times mask probability."""
+    """Return the scores of the classes at each pixel (B, K, h, w): sum over queries of class times mask probability."""
     if not has_queries(outputs):
         return outputs.semantic_logits()
     classes = to_working_dtype(outputs.class_queries_logits).softmax(-1)[..., :-1]
@@ -64,7 +68,9 @@ def semantic_scores(outputs: Any) -> torch.Tensor:
 
 
 def binary_mask_to_rle(mask: torch.Tensor) -> list[int]:
-    """The runs of a mask (H, W) as transformers writes them: start (from 1) and length of each, in row-major order."""
+    """Return the runs of a mask (H, W) as transformers writes them: start (from 1) and length of each, in row-major
+    order.
+    """
     pixels = torch.nn.functional.pad(mask.flatten().to(torch.int8), (1, 1))
     changes = (pixels[1:] != pixels[:-1]).nonzero()[:, 0] + 1
     changes[1::2] -= changes[::2].clone()
@@ -103,7 +109,7 @@ class UniversalProcessing:
         return_coco_annotation: bool = False,
         return_binary_maps: bool = False,
     ) -> list[dict[str, Any]]:
-        """Objects of `outputs`, each of one query, with a score of at least `threshold`.
+        """Return the objects of `outputs`, one per query, with a score of at least `threshold`.
 
         Where objects overlap, the later query covers the earlier one. `segmentation` is the run lengths of each object
         with `return_coco_annotation`, and the complete masks (n, H, W) float32 with `return_binary_maps`.
@@ -139,7 +145,7 @@ class UniversalProcessing:
         label_ids_to_fuse: Collection[int] | None = None,
         target_sizes: Sizes = None,
     ) -> list[dict[str, Any]]:
-        """Segments of `outputs` that do not overlap, of classes with a probability above `threshold`.
+        """Return segments of `outputs` that do not overlap, and whose class has a probability above `threshold`.
 
         A segment is left out if it wins at most the share `overlap_mask_area_threshold` of its mask. Segments of a
         class in `label_ids_to_fuse` (stuff; by default those of the processor) become one; no others are fused.
@@ -164,14 +170,14 @@ class UniversalProcessing:
 
 
 def full_mask(found: ObjectMask, size: tuple[int, int]) -> torch.Tensor:
-    """The mask of an object at the size of the image (H, W) bool."""
+    """Return the mask of an object at the size of the image (H, W) bool."""
     mask = torch.zeros(size, dtype=torch.bool, device=found.mask.device)
-    mask[found.place] = found.mask
+    mask[found.slices] = found.mask
     return mask
 
 
 def dense_segments(outputs: Any, image: int, size: tuple[int, int], threshold: float) -> dict[str, Any]:
-    """The objects of an image from the outputs of a head without queries, which finds them itself."""
+    """Return the objects of an image from the outputs of a head without queries, which finds them itself."""
     numbers, classes, scores = outputs.segments(image, size, threshold=threshold)
     infos = [
         {"id": number, "label_id": label, "was_fused": False, "score": round(score, 6)}

@@ -6,7 +6,7 @@ cell along one axis.
 The label of a pixel is the arg-max over K of bilinearly resized logits. A resized value is a convex combination of the
 four logits at the corners of its cell. Hence, within a cell:
 
-- a class that is the largest at all four corners is the largest everywhere, and nothing has to be computed;
+- a class that is the largest at all four corners is the largest everywhere, without any computation;
 - a class below some convex combination of classes (here the mean of the corners' winners) at all four corners is below
   it everywhere and cannot win: only the few others, the candidates, are resized.
 
@@ -32,7 +32,7 @@ def label_map(
     dtype: torch.dtype = torch.int64,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> torch.Tensor:
-    """The most likely class of every pixel at another size: logits (B, K, h, w) -> labels (B, H, W).
+    """Return the most likely class of every pixel at another size: logits (B, K, h, w) -> labels (B, H, W).
 
     Equal to `interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)` except for ties within the
     rounding of float32 (float64 for float64 logits); among exactly tied classes, the first wins. Logits in half
@@ -59,7 +59,7 @@ def label_map(
 def score_map(
     logits: torch.Tensor, size: tuple[int, int] | None = None, *, chunk_bytes: int = CHUNK_BYTES
 ) -> torch.Tensor:
-    """The probability of every pixel's most likely class: logits (B, K, h, w) -> scores (B, H, W) of 0 .. 1.
+    """Return the probability of every pixel's most likely class: logits (B, K, h, w) -> scores (B, H, W) of 0 .. 1.
 
     The largest softmax of the resized logits, in float32 or float64. With a single class, the sigmoid: the probability
     of label 1. Working memory as for `label_map`.
@@ -78,7 +78,7 @@ def score_map(
 
 
 def resolve_size(logits: torch.Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
-    """The map's (height, width); ValueError if `logits` is not a batch of logit maps."""
+    """Return the map's (height, width); ValueError if `logits` is not a batch of logit maps."""
     if logits.ndim != 4 or not logits.is_floating_point() or 0 in logits.shape[1:]:
         raise HfVitSegError(
             "Label maps need floating-point logits of shape (images, classes, height, width), got "
@@ -91,7 +91,7 @@ def resolve_size(logits: torch.Tensor, size: tuple[int, int] | None) -> tuple[in
 
 
 def finite(logits: torch.Tensor) -> torch.Tensor:
-    """Logits in float32 or float64, with NaN and infinities replaced."""
+    """Convert logits to float32 or float64, and replace NaN and infinities."""
     logits = logits.to(working_dtype(logits))
     if torch.isfinite(logits.sum()):
         return logits
@@ -102,7 +102,7 @@ def finite(logits: torch.Tensor) -> torch.Tensor:
 def resize_in_strips(
     logits: torch.Tensor, size: tuple[int, int], chunk_bytes: int
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Resize logits (K, h, w) a few rows at a time: the rows, and all their logits (K, rows, W)."""
+    """Resize logits (K, h, w) a few rows at a time, and yield the rows with their logits (K, rows, W)."""
     kind = working_dtype(logits)
     height, width = size
     resizing = RowResizing(logits.shape[1], height, kind, logits.device)
@@ -131,7 +131,7 @@ def write_labels(logits: torch.Tensor, labels: torch.Tensor, chunk_bytes: int) -
 
 
 def write_cells(values: torch.Tensor, labels: torch.Tensor, rows: Axis, columns: Axis, chunk_bytes: int) -> bool:
-    """`write_labels` for some rows of cells, whose samples are `values` (r, w, K)."""
+    """Apply `write_labels` to some rows of cells, whose samples are `values` (r, w, K)."""
     winners = values.argmax(2).to(labels.dtype)  # (r, w)
     upper, lower = winners[rows.lower], winners[rows.upper]
     corners = torch.stack(
@@ -184,7 +184,9 @@ def write_mixed_cells(
 
 
 def indices_of(chosen: torch.Tensor) -> torch.Tensor:
-    """The indices of each row's true entries, ascending: (n, K) -> (n, m); shorter rows repeat their first index."""
+    """Return the indices of each row's true entries, ascending: (n, K) -> (n, m); shorter rows repeat their first
+    index.
+    """
     row, index = chosen.nonzero(as_tuple=True)
     counts = chosen.sum(1)
     first = counts.cumsum(0) - counts

@@ -1,8 +1,8 @@
 """Base classes and layers that several architectures share.
 
-Configs and models: fields of a config that are set after construction take effect as those given to it. Models can be
-pickled (`torch.save(model)`, `spawn`). transformers records hidden states with hooks that are local functions, which
-pickle refuses, and keeps the outputs that can be recorded in a table that only constructors fill: a process that
+Configs and models: config fields that are set after construction have the same effect as constructor arguments. Models
+can be pickled (`torch.save(model)`, `spawn`). transformers records hidden states with hooks that are local functions,
+which pickle refuses, and keeps the outputs that can be recorded in a table that only constructors fill: a process that
 unpickles a model does not have its entry.
 
 Layers: attention, stochastic depth, and the Vision Transformer's layer.
@@ -34,7 +34,7 @@ from .cpu_kernels import apply_linear, in_row_strips
 from .errors import HfVitSegError
 
 HOOKS_INSTALLED = "_output_capturing_hooks_installed"  # transformers' attribute of a model
-RECORDABLE = getattr(output_capturing, "_CAN_RECORD_REGISTRY", {})  # private: it may have another name one day
+RECORDABLE = getattr(output_capturing, "_CAN_RECORD_REGISTRY", {})  # private, so it may be renamed
 MAX_GROUPS = 32  # of GroupNorm, section 4
 # Options of `from_pretrained` that locate files.
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
@@ -51,12 +51,13 @@ NOT_NEGATIVE = ("_eps", "padding", "paddings", "padding_kv", "depths", "num_hidd
 
 
 LAYERS = ("depths", "num_hidden_layers")
-MAX_LAYERS = 1000  # of a stage: a file that declares billions would take all memory
+MAX_LAYERS = 1000  # of a stage: a file that declares billions of layers would exhaust the memory
 MAX_INTEGER = 2**31  # of any integer
 
 
 def check_fields(fields: Mapping[str, Any], name: str) -> None:
-    """HfVitSegError for fields of a config.json that transformers expects to have the right type, and for huge numbers.
+    """Raise HfVitSegError for fields of a config.json that transformers expects to have the right type, and for huge
+    numbers.
 
     Configs check their own fields when they are built, but some of these are used before.
     """
@@ -93,7 +94,7 @@ class SegmentationConfig(PreTrainedConfig):
         return loaded
 
     def validate_rates(self) -> None:
-        """ValueError for rates of dropout and stochastic depth that are negative, or not below 1."""
+        """Raise ValueError for rates of dropout and stochastic depth that are negative, or not below 1."""
         for name, given in vars(self).items():
             if not name.endswith(RATES):
                 continue
@@ -102,7 +103,7 @@ class SegmentationConfig(PreTrainedConfig):
                     raise HfVitSegError(f"{type(self).__name__}.{name} must be from 0 to below 1, got {rate}")
 
     def validate_numbers(self) -> None:
-        """ValueError for sizes that are not positive, and for negative paddings, depths and epsilons."""
+        """Raise ValueError for sizes that are not positive, and for negative paddings, depths and epsilons."""
         for name, given in vars(self).items():
             if name not in POSITIVE and not name.endswith(NOT_NEGATIVE):
                 continue
@@ -121,7 +122,7 @@ class StagedConfig(BackboneConfigMixin, SegmentationConfig):
     """A config of an encoder whose stages can be selected as the outputs of a backbone."""
 
     def list_stages(self) -> list[str]:
-        """The names of all stages."""
+        """Return the names of all stages."""
         raise NotImplementedError
 
     def update_derived_fields(self) -> None:
@@ -135,7 +136,7 @@ class StagedConfig(BackboneConfigMixin, SegmentationConfig):
         self.set_output_features_output_indices(kept or None, None)
 
     def select_stages(self, fields: dict[str, Any]) -> None:
-        """Set the selected stages from the fields of a config, and remove these."""
+        """Set the selected stages from config fields, and remove these fields."""
         self.stage_names = self.list_stages()
         fields.pop("stage_names", None)
         self.set_output_features_output_indices(
@@ -150,7 +151,7 @@ class MaskClassificationConfig(SegmentationConfig):
     weights of the loss and of the matching, `no_object_weight` is the weight of queries without an object in the class
     term. Masks are compared at `train_num_points` points, of which `importance_sample_ratio` are the most uncertain of
     `oversample_ratio` times as many. `query_masked_inference`: queries attend within their own masks in inference, as
-    in training. If not, training anneals the masks away.
+    in training. Otherwise, training anneals the masks.
     """
 
     num_queries: int = 100
@@ -164,7 +165,7 @@ class MaskClassificationConfig(SegmentationConfig):
     importance_sample_ratio: float | int = 0.75
 
     def validate_queries(self) -> None:
-        """ValueError for numbers and weights of the loss without a meaning."""
+        """Raise ValueError for numbers and weights of the loss without a meaning."""
         if self.oversample_ratio < 1 or not 0 <= self.importance_sample_ratio <= 1:
             raise HfVitSegError(
                 f"{type(self).__name__}.oversample_ratio must be at least 1 and importance_sample_ratio from 0 to 1, "
@@ -176,8 +177,8 @@ class MaskClassificationConfig(SegmentationConfig):
 
 
 # Checkpoints in other formats. transformers would ignore their tensors, whose names differ, and return random weights.
-# The package, where it is installed, puts its converter into the table; code that is saved with a model has an empty
-# table, and refuses them.
+# If the package is installed, it adds its converter to the table. Code that is saved with a model has an empty table,
+# and rejects such checkpoints.
 
 
 def hub_options(loading: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +228,7 @@ def convert_foreign(
     model_type = stored.get("model_type")
     if model_type == config_class.model_type:
         return None
-    if not stored and isinstance(config, config_class) and not os.path.isfile(path):  # weights beside no config.json
+    if not stored and isinstance(config, config_class) and not os.path.isfile(path):  # weights without a config.json
         return None
     converted = next((found for convert in CONVERTERS if (found := convert(path, **hub)) is not None), None)
     if converted is None and os.path.isfile(path):
@@ -247,7 +248,7 @@ def convert_foreign(
 
 
 def check_any_weights(path: Any, expected: Mapping[str, Any], missing: Any) -> None:
-    """HfVitSegError if a checkpoint contains none of a model's tensors, so that all its weights would be random."""
+    """Raise HfVitSegError if a checkpoint has no tensor of the model: all weights would be random."""
     if expected and len(set(missing)) >= len(expected):
         raise HfVitSegError(
             f"'{path}' contains none of the model's {len(expected)} tensors, so its weights would be random; it has "
@@ -255,19 +256,19 @@ def check_any_weights(path: Any, expected: Mapping[str, Any], missing: Any) -> N
         )
 
 
-# Heads that predict objects, by name, and for each semantic model the class with these heads. The files that define
+# Heads that predict objects, by name, and the class with such a head for each semantic model. The files that define
 # them fill these tables, so that models with other heads are saved without these files.
 OBJECT_HEADS: dict[str, Callable[..., nn.Module]] = {}
 SEMANTIC_MODELS: dict[type, type] = {}
 
 
 def object_auto_classes(kind: type) -> dict[str, type]:
-    """The classes for a checkpoint of `kind`, a class whose head predicts objects, by Auto class.
+    """Return the classes for a checkpoint of `kind`, a class whose head predicts objects, by Auto class.
 
     transformers' pipeline "image-segmentation" first loads AutoModelForImageSegmentation, which is `kind` itself.
     """
     semantic = next((each for each in SEMANTIC_MODELS.values() if issubclass(each, kind)), kind)
-    universal = semantic.__bases__[-1]  # of which the semantic class is a variant
+    universal = semantic.__bases__[-1]  # the semantic class is a variant of it
     return {
         "AutoModelForImageSegmentation": kind,
         "AutoModelForSemanticSegmentation": semantic,
@@ -284,16 +285,15 @@ class SegmentationPreTrainedModel(PreTrainedModel):
     """
 
     def __new__(cls, config: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Build a semantic model whose head predicts objects with the class for such heads."""
+        """Build the class for object heads if the head of a semantic model predicts objects."""
         predicts_objects = getattr(config, "decode_head", None) in OBJECT_HEADS
         kind: Any = SEMANTIC_MODELS.get(cls, cls) if predicts_objects else cls
         return super().__new__(kind)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, output_loading_info=False, **kwargs):
-        """Load as transformers does; a checkpoint in another format is converted, or refused.
-
-        HfVitSegError (a ValueError) for a checkpoint that contains none of the model's weights.
+        """Load as transformers does; checkpoints in other formats are converted or rejected. Raises HfVitSegError (a
+        ValueError) for a checkpoint that contains none of the model's weights.
         """
         path = pretrained_model_name_or_path
         converted = convert_foreign(cls.config_class, path, config, kwargs)
@@ -318,12 +318,12 @@ class SegmentationPreTrainedModel(PreTrainedModel):
 
 
 def submodels(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """A model and those inside it."""
+    """Return a model and those inside it."""
     return (module for module in model.modules() if isinstance(module, PreTrainedModel))
 
 
 def without_recording_hooks(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
-    """A copy of a tree of modules that shares its parameters, without transformers' recording hooks."""
+    """Return a copy of a tree of modules that shares its parameters, without transformers' recording hooks."""
     if module in copies:
         return copies[module]
     copy = copies[module] = object.__new__(type(module))
@@ -342,7 +342,7 @@ def without_recording_hooks(module: nn.Module, copies: dict[nn.Module, nn.Module
 
 
 def check_channels(config: PreTrainedConfig, pixel_values: torch.Tensor) -> None:
-    """ValueError unless images (B, C, H, W) have `config.num_channels` channels."""
+    """Raise ValueError unless images (B, C, H, W) have `config.num_channels` channels."""
     if pixel_values.shape[1] != config.num_channels:
         raise HfVitSegError(
             f"This model takes images of {config.num_channels} channels (config.num_channels), got "
@@ -357,15 +357,17 @@ def match_dtype(pixel_values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def split_axis(tensor: torch.Tensor, axis: int, sizes: Sequence[int]) -> torch.Tensor:
-    """`tensor.unflatten(axis, sizes)`, in which torch's TorchScript exporter to ONNX fixes all sizes."""
+    """Compute `tensor.unflatten(axis, sizes)`; with `unflatten`, torch's TorchScript exporter to ONNX would fix all
+    sizes.
+    """
     axis %= tensor.ndim
     return tensor.view(*tensor.shape[:axis], *sizes, *tensor.shape[axis + 1 :])
 
 
 def unknown_head(name: str | None, known: Iterable[str]) -> HfVitSegError:
-    """The error for a semantic model without a head of this name."""
+    """Return the error for a semantic model without a head of this name."""
     return HfVitSegError(
-        f"there is no decode_head '{name}' for this class, known are {', '.join(known)}; load a model whose head "
+        f"there is no decode_head '{name}' for this class, expected one of {', '.join(known)}; load a model whose head "
         "predicts objects with AutoModelForUniversalSegmentation, after `import hf_vit_seg`"
     )
 
@@ -390,7 +392,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(Q K^T * scaling) V, (B, N, heads, C/heads), and the attention weights (B, heads, N, M).
+    """Compute softmax(Q K^T * scaling) V, (B, N, heads, C/heads), and the attention weights (B, heads, N, M).
 
     The only implementation that returns weights; transformers' ALL_ATTENTION_FUNCTIONS has the others.
     """
@@ -410,7 +412,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """A residual branch (B, ..) to the same shape."""
+        """Return a residual branch (B, ..) to the same shape."""
         if self.rate == 0.0 or not self.training:
             return hidden_states
         keep = 1 - self.rate
@@ -418,7 +420,7 @@ class DropPath(nn.Module):
         return hidden_states * (hidden_states.new_empty(shape).bernoulli_(keep) / keep)
 
     def extra_repr(self) -> str:
-        """The rate."""
+        """Return the rate."""
         return f"rate={self.rate:.4f}"
 
 
@@ -444,7 +446,7 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((width,), float(initial)))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(.., C) to the same shape."""
+        """Map (.., C) to the same shape."""
         return hidden_states * self.gamma
 
 
@@ -465,7 +467,7 @@ class VisionTransformerAttention(nn.Module):
         self.o_proj = nn.Linear(width, width)
 
     def split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, T, C) to (B, heads, T, C/heads)."""
+        """Split channels into heads: (B, T, C) to (B, heads, T, C/heads)."""
         return split_axis(tokens, -1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(
@@ -474,7 +476,7 @@ class VisionTransformerAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, T, C) to the same shape, and the weights (B, heads, T, T) if the implementation returns them.
+        """Map (B, T, C) to the same shape, and the weights (B, heads, T, T) if the implementation returns them.
 
         `attention_mask` (B, 1, T, T) is added to the scores.
         """
@@ -507,7 +509,7 @@ class VisionTransformerMLP(nn.Module):
 
     @in_row_strips()
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(.., C) to the same shape."""
+        """Map (.., C) to the same shape."""
         expanded = self.dropout(self.activation(apply_linear(self.fc1, hidden_states)))
         return self.dropout(apply_linear(self.fc2, expanded))
 
@@ -528,14 +530,14 @@ class VisionTransformerLayer(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """(B, T, C) to the same shape."""
+        """Map (B, T, C) to the same shape."""
         attended, _ = self.attention(self.norm1(hidden_states), **kwargs)
         hidden_states = hidden_states + self.drop_path(self.layer_scale1(self.dropout(attended)))
         return hidden_states + self.drop_path(self.layer_scale2(self.mlp(self.norm2(hidden_states))))
 
 
 def group_norm(width: int, eps: float) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, or with the largest number of groups that divides both 32 and the width."""
+    """Build a GroupNorm with 32 groups, or with the largest number of groups that divides both 32 and the width."""
     return nn.GroupNorm(gcd(width, MAX_GROUPS), width, eps=eps)
 
 
@@ -543,7 +545,9 @@ HEAD_NORMS: dict[str, Callable[..., nn.Module]] = {"batch": nn.BatchNorm2d, "gro
 
 
 def head_norm(kind: str, width: int, eps: float = 1e-5) -> nn.Module:
-    """A head's norm of (B, D, H, W): "batch" as in the publications, or "group", which is independent of the batch."""
+    """Return a head's norm of (B, D, H, W): "batch" as in the publications, or "group", which is independent of the
+    batch.
+    """
     if kind not in HEAD_NORMS:
         raise HfVitSegError(f"A head's norm is one of {', '.join(HEAD_NORMS)}, got '{kind}'")
     return HEAD_NORMS[kind](width, eps=eps)

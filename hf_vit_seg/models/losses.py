@@ -13,11 +13,12 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutput, Seman
 from .bilinear import StripUpsampling, differentiable_once, pad_classes, upsample, use_upsampling_strips, working_dtype
 from .errors import HfVitSegError
 
-MAX_VALUES = 5  # wrong labels in a message
+MAX_VALUES = 5  # maximum number of wrong labels in a message
 
 
 def semantic_segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """Mean cross-entropy over the pixels that are not ignored, at the labels' resolution, in float32 or float64.
+    """Compute the mean cross-entropy over the pixels that are not ignored, at the labels' resolution, in float32 or
+    float64.
 
     `logits` (B, K, h, w) are resized bilinearly to `labels` (B, H, W), int64. If all pixels are `ignore_index`, loss
     and gradient are 0, not NaN. With K = 1 the loss is binary: label 1 is the class, 0 the background.
@@ -32,7 +33,8 @@ def segmenter_output(
     logits: torch.Tensor,
     labels: torch.Tensor | None,
 ) -> SemanticSegmenterOutput:
-    """The output of a segmentation model: logits, the loss if there are labels, and the encoder's recorded outputs.
+    """Return the output of a segmentation model: logits, the loss if there are labels, and the encoder's recorded
+    outputs.
 
     `labels` are class maps (B, H, W) of any size, int64, with `config.semantic_loss_ignore_index` for pixels that are
     ignored.
@@ -54,7 +56,7 @@ def upsampled_cross_entropy(
     label_smoothing: float = 0.0,
     strip_bytes: int | None = None,
 ) -> torch.Tensor:
-    """The cross-entropy of every pixel, (B, H, W), in float32 or float64: 0 where the label is `ignore_index`.
+    """Return the cross-entropy of every pixel, (B, H, W), in float32 or float64: 0 where the label is `ignore_index`.
 
     Equal to `cross_entropy(interpolate(logits, labels.shape[1:], mode="bilinear"), labels, reduction="none")` with
     these options, for logits (B, K, h, w), labels (B, H, W), int64, and class weights (K,), without storing the resized
@@ -65,7 +67,7 @@ def upsampled_cross_entropy(
 
     With a single class, the loss is binary: its logit is that of label 1 against label 0, and weights are (2,). The
     loss is differentiable once. `strip_bytes` is the size of a strip of logits; the default depends on the device.
-    ValueError for labels of the wrong shape or type; on a CPU also for labels that are no class.
+    ValueError for labels of the wrong shape or type; on a CPU also for labels outside of the classes.
     """
     if labels.ndim != 3 or labels.shape[0] != logits.shape[0] or labels.is_floating_point():
         raise HfVitSegError(
@@ -79,13 +81,13 @@ def upsampled_cross_entropy(
     try:
         return cross_entropy(logits, labels, *options, strip_bytes)
     except (IndexError, RuntimeError):
-        if logits.device.type == "cpu":  # other devices report it later, and cannot be read then
+        if logits.device.type == "cpu":  # other devices report the error later, when values cannot be read
             check_label_values(labels, max(logits.shape[1], 2), ignore_index)
         raise
 
 
 def check_label_values(labels: torch.Tensor, classes: int, ignore_index: int) -> None:
-    """HfVitSegError for labels that are neither a class nor ignored."""
+    """Raise HfVitSegError for labels that are neither a class nor ignored."""
     values = labels[labels != ignore_index].unique()
     wrong = values[(values < 0) | (values >= classes)].tolist()
     if wrong:
@@ -103,7 +105,9 @@ def cross_entropy(
     label_smoothing: float,
     strip_bytes: int | None,
 ) -> torch.Tensor:
-    """`upsampled_cross_entropy` of labels (B, H, W), int64, in the way that suits number of classes and device."""
+    """Compute `upsampled_cross_entropy` of labels (B, H, W), int64, in the fastest way for the device and number of
+    classes.
+    """
     if logits.shape[1] == 1:
         return binary_cross_entropy(logits, labels, ignore_index, class_weights, label_smoothing)
     if not use_upsampling_strips(logits):
@@ -123,7 +127,7 @@ def plain_cross_entropy(
     class_weights: torch.Tensor | None,
     label_smoothing: float,
 ) -> torch.Tensor:
-    """`upsampled_cross_entropy` by torch's operators at full size."""
+    """Compute `upsampled_cross_entropy` with torch's operators at full size."""
     logits = upsample(logits, labels.shape[-2:])
     return nn.functional.cross_entropy(
         logits,
@@ -142,7 +146,7 @@ def binary_cross_entropy(
     class_weights: torch.Tensor | None,
     label_smoothing: float,
 ) -> torch.Tensor:
-    """`upsampled_cross_entropy` of two classes with the logits 0 and `logits` (B, 1, h, w)."""
+    """Compute `upsampled_cross_entropy` of two classes with the logits 0 and `logits` (B, 1, h, w)."""
     logits = upsample(logits, labels.shape[-2:])[:, 0]
     counts = labels != ignore_index
     labels = labels.where(counts, 0)
@@ -173,7 +177,7 @@ class CrossEntropyInStrips(torch.autograd.Function):
         every: torch.Tensor | None,
         strip_bytes: int | None,
     ) -> torch.Tensor:
-        """The losses (B, H, W)."""
+        """Return the losses (B, H, W)."""
         ctx.save_for_backward(logits, labels, own, every)
         ctx.ignore_index, ctx.strip_bytes = ignore_index, strip_bytes
         upsampling = StripUpsampling(logits, labels.shape[-2:], strip_bytes)
@@ -193,7 +197,7 @@ class CrossEntropyInStrips(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradient of the logits (B, K, h, w)."""
+        """Return the gradient of the logits (B, K, h, w)."""
         logits, labels, own, every = ctx.saved_tensors
         upsampling = StripUpsampling(logits, labels.shape[-2:], ctx.strip_bytes)
         total = upsampling.zeros()
@@ -214,7 +218,7 @@ class CrossEntropyInStrips(torch.autograd.Function):
 
 
 def all_ignored(counts: torch.Tensor) -> bool:
-    """Whether every pixel is ignored; False on a GPU, where the answer would cost a synchronization."""
+    """Return whether every pixel is ignored; False on a GPU, where the answer would cost a synchronization."""
     return counts.device.type == "cpu" and not counts.any()
 
 

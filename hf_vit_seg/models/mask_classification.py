@@ -27,8 +27,8 @@ Resample = Callable[[torch.Tensor], torch.Tensor]
 class UniversalSegmentationOutput(ModelOutput):
     """Class logits (B, Q, K + 1), the last of which is "no object", and mask logits (B, Q, h, w).
 
-    `auxiliary_logits` are the predictions (class logits, mask logits) before each layer that reads queries. They exist
-    in training only.
+    `auxiliary_logits` are the predictions (class logits, mask logits) before each layer that reads queries. They are
+    computed only in training.
     """
 
     loss: torch.Tensor | None = None
@@ -54,7 +54,7 @@ class UniversalSegmentationOutput(ModelOutput):
         )
 
     def predictions(self) -> list[Prediction]:
-        """The predictions of all layers, the final one last."""
+        """Return the predictions of all layers, the final one last."""
         assert self.class_queries_logits is not None and self.masks_queries_logits is not None
         return [*(self.auxiliary_logits or ()), (self.class_queries_logits, self.masks_queries_logits)]
 
@@ -65,7 +65,7 @@ class UniversalSegmentationOutput(ModelOutput):
         class_labels: Sequence[torch.Tensor],
         ignore_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The loss of these predictions, see `mask_classification_loss`."""
+        """Return the loss of these predictions, see `mask_classification_loss`."""
         return mask_classification_loss(self.predictions(), mask_labels, class_labels, ignore_mask, config)
 
     def loss_sums_of(
@@ -75,17 +75,17 @@ class UniversalSegmentationOutput(ModelOutput):
         class_labels: Sequence[torch.Tensor],
         ignore_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The sums of the loss of these predictions, see `mask_loss.loss_sums`."""
+        """Return the sums of the loss of these predictions, see `mask_loss.loss_sums`."""
         return loss_sums(self.predictions(), mask_labels, class_labels, ignore_mask, config)
 
     def semantic_logits(self) -> torch.Tensor:
-        """Log-scores of classes (B, K, h, w), see `semantic_logits`."""
+        """Return the log-scores of the classes (B, K, h, w), see `semantic_logits`."""
         assert self.class_queries_logits is not None and self.masks_queries_logits is not None
         return semantic_logits(self.class_queries_logits, self.masks_queries_logits)
 
 
 def semantic_logits(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
-    """The logarithm of the scores of classes at each pixel (B, K, h, w), marginalized over queries.
+    """Return the logarithm of the scores of classes at each pixel (B, K, h, w), marginalized over queries.
 
     A score is sum_q p_q(k) m_q(pixel) (arXiv 2107.06278, section 3.4), with the class distribution p and the mask's
     probability m. The softmax of the result divides these scores by their sum. With one class, the result is the logit
@@ -102,7 +102,8 @@ def semantic_logits(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> to
 def masks_from_labels(
     labels: torch.Tensor, ignore_index: int, num_labels: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-    """Class maps (B, H, W) as mask labels (n, H, W) and class labels (n,) of each image, one mask for each class.
+    """Convert class maps (B, H, W) to mask labels (n, H, W) and class labels (n,) of each image, one mask for each
+    class.
 
     With one label, class maps are binary: 1 is the class, and 0 the background, which has no mask. The last result is
     the mask of ignored pixels (B, H, W).
@@ -115,7 +116,7 @@ def masks_from_labels(
 
 
 def check_class_labels(class_labels: Sequence[torch.Tensor], num_labels: int) -> None:
-    """HfVitSegError for class labels that are no class of the model."""
+    """Raise HfVitSegError for class labels that are not classes of the model."""
     for number, classes in enumerate(class_labels):
         if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < num_labels:
             wrong = sorted({label for label in classes.tolist() if not 0 <= label < num_labels})
@@ -126,7 +127,7 @@ def check_class_labels(class_labels: Sequence[torch.Tensor], num_labels: int) ->
 
 
 def initialize_object_head(module: nn.Module) -> bool:
-    """torch's defaults, as in the released code of EoMT and Mask2Former; False for other modules."""
+    """Initialize with torch's defaults, as the released code of EoMT and Mask2Former; False for other modules."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         init.kaiming_uniform_(module.weight, a=5**0.5)
         if module.bias is not None:
@@ -139,7 +140,9 @@ def initialize_object_head(module: nn.Module) -> bool:
 
 
 def with_object_head(config: Any, heads: Collection[str]) -> Any:
-    """The config if its head is one of `heads`, otherwise a copy with the query head: the caller's is not changed."""
+    """Return the config if its head is one of `heads`, otherwise a copy with the query head: the caller's is not
+    changed.
+    """
     if config.decode_head in heads:
         return config
     changed = copy.deepcopy(config)
@@ -185,11 +188,13 @@ class UniversalSegmentation:
         super().save_pretrained(save_directory, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def predict(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
-        """Images (B, C, H, W) to the output of the head, without a loss."""
+        """Map images (B, C, H, W) to the output of the head, without a loss."""
         raise NotImplementedError
 
     def compute_loss(self, output: Any, reduction: str, *labels: Any) -> torch.Tensor:
-        """The loss of an output, or its sums (T,) with reduction "sum"; labels are masks, classes, ignored pixels."""
+        """Return the loss of an output, or its sums (T,) with reduction "sum"; labels are masks, classes, ignored
+        pixels.
+        """
         check_class_labels(labels[1], self.config.num_labels)
         if reduction == "mean":
             return output.loss_of(self.config, *labels)
@@ -198,7 +203,8 @@ class UniversalSegmentation:
         return output.loss_of(self.config, *labels)[None] * len(labels[0])
 
     def loss_units(self, *, class_labels: Sequence[torch.Tensor], **labels: Any) -> torch.Tensor:
-        """The divisors (T,) of the sums that `loss_reduction` "sum" returns; both add up over batches and processes.
+        """Return the divisors (T,) of the sums that `loss_reduction` "sum" returns; both add up over batches and
+        processes.
 
         For losses without sums of their own, the sum is over images.
         """
@@ -233,12 +239,12 @@ class SemanticUniversalSegmentation(UniversalSegmentation):
     """The same models with semantic results: classes of pixels instead of objects."""
 
     def loss_units(self, *, labels: torch.Tensor, **others: Any) -> torch.Tensor:
-        """The divisors (T,) of the sums of the loss for class maps (B, H, W)."""
+        """Return the divisors (T,) of the sums of the loss for class maps (B, H, W)."""
         _, classes, _ = self.masks_from_labels(labels)
         return super().loss_units(class_labels=classes)
 
     def masks_from_labels(self, labels: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-        """Class maps (B, H, W) as masks of classes, see the function of this name."""
+        """Convert class maps (B, H, W) to masks of classes, see the function of this name."""
         return masks_from_labels(labels, self.config.semantic_loss_ignore_index, self.config.num_labels)
 
     @can_return_tuple

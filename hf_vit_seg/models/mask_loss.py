@@ -20,12 +20,12 @@ Prediction = tuple[torch.Tensor, torch.Tensor]  # class logits (B, Q, K + 1), ma
 
 
 def sample_logits(logits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Maps (n, C, h, w) at points (n, P, 2), bilinear: (n, C, P)."""
+    """Sample maps (n, C, h, w) bilinearly at points (n, P, 2): (n, C, P)."""
     return grid_sample(logits, 2 * points[:, None] - 1, align_corners=False)[:, :, 0]
 
 
 def sample_masks(masks: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Masks (n, H, W), bool, at points (n, P, 2), bilinear and zero outside, as `grid_sample`: (n, P).
+    """Sample masks (n, H, W) bool bilinearly at points (n, P, 2), with zeros outside, as `grid_sample`: (n, P).
 
     With points (1, P, 2), all masks are sampled at the same points. Only the pixels around the points are converted to
     floating point: the masks of a large image with many objects would take gigabytes.
@@ -38,13 +38,13 @@ def sample_masks(masks: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     for row, row_weight in ((top, top + 1 - y), (top + 1, y - top)):
         for column, column_weight in ((left, left + 1 - x), (left + 1, x - left)):
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            place = row.long().clamp(0, height - 1), column.long().clamp(0, width - 1)
-            total = total + masks[image, place[0], place[1]] * (inside * row_weight * column_weight)
+            pixel = row.long().clamp(0, height - 1), column.long().clamp(0, width - 1)
+            total = total + masks[image, pixel[0], pixel[1]] * (inside * row_weight * column_weight)
     return total
 
 
 def sample_weights(ignored: torch.Tensor | None, image: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """The weights (m, P) of points (m, P, 2) in the images numbered `image` (m,): 0 in ignored pixels (B, H, W)."""
+    """Return the weights (m, P) of points (m, P, 2) in the images `image` (m,): 0 in ignored pixels (B, H, W)."""
     if ignored is None:
         return torch.ones_like(points[..., 0])
     height, width = ignored.shape[-2:]
@@ -54,14 +54,14 @@ def sample_weights(ignored: torch.Tensor | None, image: torch.Tensor, points: to
 
 
 def random_points(count: int, number: int, like: torch.Tensor) -> torch.Tensor:
-    """Uniform points (count, number, 2)."""
+    """Draw uniformly distributed points (count, number, 2)."""
     return torch.rand(count, number, 2, device=like.device, dtype=like.dtype)
 
 
 def uncertain_points(
     logits: torch.Tensor, ignored: torch.Tensor | None, image: torch.Tensor, config: Any
 ) -> torch.Tensor:
-    """Points (m, P, 2) of mask logits (m, 1, h, w), most of them where the logits are close to 0.
+    """Draw points (m, P, 2) for mask logits (m, 1, h, w), most of them where the logits are close to 0.
 
     `oversample_ratio` times as many points are drawn; the most uncertain of them are `importance_sample_ratio` of the
     points, and the others are uniform.
@@ -87,7 +87,7 @@ def matching_costs(
     weights: torch.Tensor,
     config: Any,
 ) -> torch.Tensor:
-    """The cost (Q, n) of matching each query to each object.
+    """Return the cost (Q, n) of matching each query to each object.
 
     Class logits (Q, K + 1), mask logits (Q, P), classes (n,), labels (n, P), and weights of points (P,).
     """
@@ -102,7 +102,7 @@ def matching_costs(
 
 
 def assign(costs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The matching of lowest cost (Q, n): indices of queries and of objects, min(Q, n) each.
+    """Return the matching of lowest cost (Q, n): indices of queries and of objects, min(Q, n) each.
 
     Costs that are not finite are replaced by the largest number, so that such pairs are matched last.
     """
@@ -146,7 +146,7 @@ def loss_sums(
     ignore_mask: torch.Tensor | None,
     config: Any,
 ) -> torch.Tensor:
-    """The weighted sums of the class term, and of the mask and dice terms, over all layers' predictions (2,).
+    """Return the weighted sums of the class term, and of the mask and dice terms, over all layers' predictions (2,).
 
     Divided by `loss_units` they are the loss. They are computed in float32 or float64, also under autocast.
     """
@@ -158,7 +158,7 @@ def loss_sums(
 
 
 def loss_units(class_labels: Sequence[torch.Tensor], config: Any) -> torch.Tensor:
-    """The divisors of the sums: the sum of the weights of all queries' classes, and the number of objects (2,)."""
+    """Return the divisors (2,) of the sums: the sum of the queries' class weights, and the number of objects."""
     matched = sum(min(len(classes), config.num_queries) for classes in class_labels)
     others = len(class_labels) * config.num_queries - matched
     objects = sum(len(classes) for classes in class_labels)
@@ -173,7 +173,7 @@ def prediction_sums(
     ignore_mask: torch.Tensor | None,
     config: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sums of the class, mask and dice terms of one prediction, without weights."""
+    """Return the sums of the class, mask and dice terms of one prediction, without weights."""
     class_logits, mask_logits = (to_working_dtype(logits) for logits in prediction)
     ignored = [None] * len(mask_labels) if ignore_mask is None else list(ignore_mask)
     with torch.autocast(class_logits.device.type, enabled=False):
@@ -191,7 +191,7 @@ def class_term(
     pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
     config: Any,
 ) -> torch.Tensor:
-    """The weighted sum of the cross-entropies of all queries' classes."""
+    """Return the weighted sum of the cross-entropies of all queries' classes."""
     no_object = class_logits.shape[-1] - 1
     targets = torch.full(class_logits.shape[:2], no_object, dtype=torch.long, device=class_logits.device)
     for image, ((queries, objects), classes) in enumerate(zip(pairs, class_labels, strict=True)):
@@ -208,7 +208,7 @@ def mask_terms(
     pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
     config: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sums of the matched masks' cross-entropies and dice losses; 0 with a gradient of 0 without objects."""
+    """Return the sums of the matched masks' cross-entropies and dice losses; 0 with a gradient of 0 without objects."""
     counts = [len(queries) for queries, _ in pairs]
     image = torch.repeat_interleave(torch.tensor(counts)).to(mask_logits.device)
     matched = mask_logits[image, torch.cat([queries for queries, _ in pairs])][:, None]  # (m, 1, h, w)
@@ -219,7 +219,7 @@ def mask_terms(
         points = uncertain_points(matched, ignore_mask, image, config)  # (m, P, 2)
         parts = zip(mask_labels, pairs, points.split(counts), strict=True)
         labels = torch.cat(
-            [sample_masks(masks[objects], place) for masks, (_, objects), place in parts if len(objects)]
+            [sample_masks(masks[objects], points) for masks, (_, objects), points in parts if len(objects)]
         )
         weights = sample_weights(ignore_mask, image, points)
     logits = sample_logits(matched, points)[:, 0]  # (m, P)
@@ -231,7 +231,7 @@ def mask_terms(
 
 
 def mean_over_processes(units: torch.Tensor) -> torch.Tensor:
-    """The mean of the numbers of objects over all processes, at least 1; the weights of classes remain (2,)."""
+    """Return the mean of the numbers of objects over all processes, at least 1; the weights of classes remain (2,)."""
     weight, objects = units
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         objects = objects.clone()
@@ -247,7 +247,7 @@ def mask_classification_loss(
     ignore_mask: torch.Tensor | None,
     config: Any,
 ) -> torch.Tensor:
-    """The sum of the losses of all layers' predictions, each with a matching of its own.
+    """Return the sum of the losses of all layers' predictions; each layer is matched separately.
 
     A prediction is (class logits (B, Q, K + 1), mask logits (B, Q, h, w)). `mask_labels` and `class_labels` have one
     entry per image, (n, H, W) and (n,). Pixels of `ignore_mask` (B, H, W) have no weight. The class term is the

@@ -28,13 +28,13 @@ class BackboneForUniversalSegmentation(UniversalSegmentation, BackboneWithPixelH
     ]
 
     def build_head(self, config: BackboneSegmentationConfig, strides: Sequence[tuple[int, int]]) -> nn.Module:
-        """The head for maps of these strides."""
+        """Return the head for maps of these strides."""
         head = build_object_head(config, self.backbone.channels, is_plain=len(set(strides)) == 1)
         self.head_name = config.decode_head
         return head
 
     def predict(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
-        """Images (B, C, H, W) to the head's output, whose masks are resampled to span the image alone."""
+        """Map images (B, C, H, W) to the head's output, whose masks are resampled to span the image alone."""
         outputs, maps = self.feature_maps(pixel_values, **kwargs)
         crop = partial(crop_to_image_extent, size=(pixel_values.shape[-2], pixel_values.shape[-1]), multiple=self.token)
         output = self.decode_head(maps, crop)

@@ -57,17 +57,17 @@ class CvTModelOutput(BaseModelOutput):
 
 
 def as_map(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """The last H*W of the tokens (B, T, C) as a channels-last feature map (B, C, H, W), without a copy."""
+    """Return the last H*W of the tokens (B, T, C) as a channels-last feature map (B, C, H, W), without a copy."""
     return split_axis(tokens[:, -(grid[0] * grid[1]) :], 1, grid).permute(0, 3, 1, 2)
 
 
 def as_tokens(feature_map: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W), channels-last, to (B, N, C)."""
+    """Flatten (B, C, H, W), channels-last, to (B, N, C)."""
     return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def stage_rate(rates: float | Sequence[float], stage: int) -> float:
-    """A stage's rate; a single number, assigned to a config, holds for all stages."""
+    """Return a stage's rate; a single number, assigned to a config, holds for all stages."""
     return rates if isinstance(rates, float | int) else rates[stage]
 
 
@@ -107,7 +107,7 @@ class DepthwiseProjection(nn.Module):
 
 
 def query_projection(config: CvTConfig, stage: int) -> nn.Module | None:
-    """The convolution before the queries' linear layer, if any."""
+    """Return the convolution before the queries' linear layer, if any."""
     kernel = config.kernel_qkv[stage]
     if config.projection_methods[stage] != "dw_bn":
         return None
@@ -115,7 +115,7 @@ def query_projection(config: CvTConfig, stage: int) -> nn.Module | None:
 
 
 def key_projection(config: CvTConfig, stage: int) -> nn.Module | None:
-    """The convolution or pooling before the keys' and values' linear layers, if any."""
+    """Return the convolution or pooling before the keys' and values' linear layers, if any."""
     shape = config.kernel_qkv[stage], config.stride_kv[stage], config.padding_kv[stage]
     builders = {
         "dw_bn": lambda: DepthwiseProjection(config.hidden_sizes[stage], *shape, config.batch_norm_eps),
@@ -149,7 +149,7 @@ class CvTAttention(nn.Module):
         self.o_proj = nn.Linear(width, width)
 
     def project(self, tokens: torch.Tensor, grid: Grid, convolution: nn.Module | None, linear: nn.Module):
-        """Equation 2: (B, T, C) to (B, heads, M, C/heads)."""
+        """Apply equation 2: (B, T, C) to (B, heads, M, C/heads)."""
         if convolution is not None:
             convolved = as_tokens(convolution(as_map(tokens, grid)))
             prefix = tokens[:, : -(grid[0] * grid[1])]  # (B, P, C)
@@ -189,7 +189,7 @@ class CvTMLP(nn.Module):
 
     @in_row_strips()
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(.., C) to the same shape."""
+        """Map (.., C) to the same shape."""
         expanded = self.dropout(self.activation(apply_linear(self.fc1, tokens)))
         return self.dropout(apply_linear(self.fc2, expanded))
 
@@ -259,7 +259,7 @@ class CvTPreTrainedModel(SegmentationPreTrainedModel):
     }
 
     def get_input_embeddings(self) -> nn.Module:
-        """The first stage's patch embeddings."""
+        """Return the first stage's patch embeddings."""
         return next(module for module in self.modules() if isinstance(module, CvTPatchEmbeddings))
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
@@ -268,7 +268,7 @@ class CvTPreTrainedModel(SegmentationPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The released code's scheme: truncated normal for linear layers, PyTorch's uniform for convolutions."""
+        """Initialize as the released code: truncated normal for linear layers, PyTorch's uniform for convolutions."""
         if isinstance(module, CvTStage):
             if module.cls_token is not None:
                 init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
@@ -285,7 +285,7 @@ def build_stages(config: CvTConfig) -> nn.ModuleList:
 
 
 def level_norms(config: CvTConfig, stages: Sequence[str]) -> nn.ModuleDict:
-    """A norm by stage name for each stage that a head reads; stages themselves do not end with one."""
+    """Return a norm by stage name for each stage that a head reads; stages themselves do not end with one."""
     widths = dict(zip(config.stage_names, config.hidden_sizes, strict=True))
     return nn.ModuleDict({name: nn.LayerNorm(widths[name], eps=config.layer_norm_eps) for name in stages})
 
@@ -296,7 +296,7 @@ def normalize_channels(norm: nn.Module, feature_map: torch.Tensor) -> torch.Tens
 
 
 def check_image(config: CvTConfig, pixel_values: torch.Tensor) -> None:
-    """ValueError for images with a different number of channels, or smaller than the convolutions' kernels."""
+    """Raise ValueError for images with a different number of channels, or smaller than the convolutions' kernels."""
     check_channels(config, pixel_values)
     height, width = pixel_values.shape[-2:]
     smallest = 1
@@ -380,7 +380,7 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
         self.post_init()
 
     def build_head(self, config: CvTConfig) -> nn.Module:
-        """The all-MLP decode head."""
+        """Return the all-MLP decode head."""
         if config.decode_head != "all_mlp":
             raise unknown_head(config.decode_head, ["all_mlp"])
         return AllMLPHead(
@@ -394,7 +394,7 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
         )
 
     def normalize_levels(self, feature_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The maps of the stages (B, C, H, W), each normalized."""
+        """Return the maps of the stages (B, C, H, W), each normalized."""
         norms = self.level_norms.values()
         return [normalize_channels(norm, level) for norm, level in zip(norms, feature_maps, strict=True)]
 

@@ -25,12 +25,12 @@ class CvTForUniversalSegmentation(UniversalSegmentation, CvTWithPixelHead):
     ]
 
     def build_head(self, config: CvTConfig) -> nn.Module:
-        """The head for the maps of all stages."""
+        """Return the head for the maps of all stages."""
         return build_object_head(config, config.hidden_sizes)
 
     @filter_output_hidden_states
     def predict(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
-        """Images (B, C, H, W) to the head's output; its grid is that of the first stage."""
+        """Map images (B, C, H, W) to the head's output; its grid is that of the first stage."""
         outputs = self.cvt(pixel_values, **kwargs)
         output = self.decode_head(self.normalize_levels(outputs.hidden_states))
         output.hidden_states, output.attentions = outputs.hidden_states, outputs.attentions

@@ -91,11 +91,11 @@ class SegFormerAttention(nn.Module):
         self.reduction_norm = nn.LayerNorm(width, eps=config.reduction_norm_eps) if ratio > 1 else None
 
     def split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, N, C) to (B, heads, N, C/heads)."""
+        """Split channels into heads: (B, N, C) to (B, heads, N, C/heads)."""
         return split_axis(tokens, -1, (-1, self.head_dim)).transpose(1, 2)
 
     def reduce(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Equation 2: (B, H, W, C) to (B, M, C)."""
+        """Apply equation 2: (B, H, W, C) to (B, M, C)."""
         if self.reduction is None or self.reduction_norm is None:
             return hidden_states.flatten(1, 2)
         return self.reduction_norm(convolve(self.reduction, hidden_states).flatten(1, 2))
@@ -142,7 +142,7 @@ class MixFFN(nn.Module):
 
     @in_row_strips(halo=1)
     def forward(self, hidden_states: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
-        """(B, H, W, C) to the same shape, for the given rows; the others only provide the convolution's border."""
+        """Map (B, H, W, C) to the same shape, for the given rows; the others only provide the convolution's border."""
         expanded = convolve(self.dwconv, apply_linear(self.fc1, hidden_states))[:, rows]  # (B, H, W, E*C)
         return self.dropout(apply_linear(self.fc2, self.dropout(self.activation(expanded))))
 
@@ -204,12 +204,12 @@ class SegFormerPreTrainedModel(SegmentationPreTrainedModel):
     }
 
     def get_input_embeddings(self) -> nn.Module:
-        """The first stage's patch embeddings."""
+        """Return the first stage's patch embeddings."""
         return next(module for module in self.modules() if isinstance(module, OverlapPatchEmbeddings))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """NVlabs' scheme: normal with the fan-out for convolutions, truncated normal for linear layers."""
+        """Initialize as NVlabs: normal with the fan-out for convolutions, truncated normal for linear layers."""
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
             init.normal_(module.weight, mean=0.0, std=(2.0 / fan_out) ** 0.5)
@@ -227,7 +227,7 @@ class SegFormerPreTrainedModel(SegmentationPreTrainedModel):
 
 
 def build_stages(config: SegFormerConfig) -> nn.ModuleList:
-    """The encoder's stages; the stochastic depth rises linearly over all layers of all stages."""
+    """Return the encoder's stages; the stochastic depth rises linearly over all layers of all stages."""
     total = sum(config.depths)
     rates = iter([config.drop_path_rate * i / max(total - 1, 1) for i in range(total)])
     return nn.ModuleList(
@@ -239,7 +239,7 @@ def build_stages(config: SegFormerConfig) -> nn.ModuleList:
 
 
 def check_image(config: SegFormerConfig, pixel_values: torch.Tensor) -> None:
-    """ValueError for images with a different number of channels, or too small for a single key after reduction."""
+    """Raise ValueError for images with a different number of channels, or too small for one reduced key."""
     check_channels(config, pixel_values)
     height, width = pixel_values.shape[-2:]
     smallest, stride = 1, 1
@@ -316,7 +316,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
         self.post_init()
 
     def build_head(self, config: SegFormerConfig) -> Any:
-        """The all-MLP decode head."""
+        """Return the all-MLP decode head."""
         if config.decode_head != "all_mlp":
             raise unknown_head(config.decode_head, ["all_mlp"])
         return AllMLPHead(
@@ -331,7 +331,9 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As the encoder's, except for the classifier, whose few outputs would give huge logits with the fan-out."""
+        """Initialize as the encoder, except for the classifier: with the fan-out, its few outputs would have huge
+        logits.
+        """
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d) and module is getattr(self.decode_head, "classifier", None):
             init.normal_(module.weight, std=CLASSIFIER_STD)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -26,8 +27,9 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
-from .bilinear import crop_to_image_extent
+from .bilinear import antialiasing_matrix, crop_to_image_extent, pad_to_multiple
 from .configuration_vit import VisionTransformerConfig, pair
+from .cpu_kernels import ValueCache, can_cache, is_dynamic_export
 from .errors import HfVitSegError
 from .layers import (
     LayerGeometry,
@@ -37,21 +39,139 @@ from .layers import (
     VisionTransformerLayer,
     check_channels,
     convert_foreign,
+    match_dtype,
     split_axis,
     unknown_head,
     with_dicts,
 )
 from .losses import segmenter_output
-from .resnetv2 import StandardizedConv2d, ZeroInitGroupNorm
+from .resnetv2 import ResNetV2Stem, StandardizedConv2d, StemNumerics, ZeroInitGroupNorm
 from .segmentation_heads import HEADS, initialize_head
 from .token_merging import encode_merging
-from .vit_embeddings import VisionTransformerEmbeddings
+
+
+def resize_positions(
+    positions: torch.Tensor,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    mode: str,
+    align_corners: bool,
+    antialias: bool,
+) -> torch.Tensor:
+    """Resize position embeddings (1, P + h*w, D) to (1, P + h'*w', D) like an image, in float32 or float64.
+
+    Section 3.2 interpolates "according to their location in the original image" and does not name the filter.
+    """
+    prefix_length = positions.shape[1] - old_grid[0] * old_grid[1]
+    prefix, grid = positions[:, :prefix_length], positions[:, prefix_length:]
+    image = grid.unflatten(1, old_grid).permute(0, 3, 1, 2)  # (1, D, h, w)
+    image = image.to(torch.promote_types(image.dtype, torch.float32))
+    if antialias and not align_corners and is_dynamic_export():  # OpenVINO's antialiased filter has other results
+        rows, columns = (antialiasing_matrix(*sides, mode, image) for sides in zip(old_grid, new_grid, strict=True))
+        image = rows @ image @ columns.T
+    else:
+        image = interpolate(image, size=new_grid, mode=mode, align_corners=align_corners, antialias=antialias)
+    return torch.cat([prefix, image.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
+
+
+class PatchEmbeddings(nn.Module):
+    """Equation 1 without positions: a linear map of every patch, of the image or of the hybrid's feature map."""
+
+    def __init__(self, config: VisionTransformerConfig):
+        super().__init__()
+        self.token_stride = config.token_stride
+        self.stem = None
+        if config.stem == "resnetv2":
+            numerics = StemNumerics(
+                padding=config.stem_padding,
+                mode=config.stem_weight_standardization_mode,
+                eps=config.stem_weight_standardization_eps,
+                norm_eps=config.stem_group_norm_eps,
+                shortcut_norm=config.stem_shortcut_norm,
+                shortcut_norm_eps=config.stem_shortcut_norm_eps,
+                pool_padding=config.stem_pool_padding,
+            )
+            self.stem = ResNetV2Stem(config.num_channels, tuple(config.stem_depths), config.stem_width_factor, numerics)
+        self.projection = nn.Conv2d(
+            config.num_channels if self.stem is None else self.stem.out_channels,
+            config.hidden_size,
+            kernel_size=pair(config.patch_size),
+            stride=pair(config.patch_size),
+            padding=config.patch_padding,
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Map images (B, C, H, W) to (B, D, h, w); sides are zero-padded to multiples of a token."""
+        pixel_values = pad_to_multiple(match_dtype(pixel_values, self.projection.weight.dtype), self.token_stride)
+        return self.projection(pixel_values if self.stem is None else self.stem(pixel_values))
+
+
+class VisionTransformerEmbeddings(nn.Module):
+    """Equation 1: prefix tokens and patches, with position embeddings."""
+
+    def __init__(self, config: VisionTransformerConfig):
+        super().__init__()
+        width = config.hidden_size
+        rows, columns = config.grid_size
+        self.config = config
+        self.patch_embeddings = PatchEmbeddings(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.use_cls_token else None
+        self.distillation_token = nn.Parameter(torch.zeros(1, 1, width)) if config.use_distillation_token else None
+        self.register_tokens = (
+            nn.Parameter(torch.zeros(1, config.num_register_tokens, width)) if config.num_register_tokens else None
+        )
+        length = config.num_prefix_positions + rows * columns
+        self.position_embeddings = nn.Parameter(torch.zeros(1, length, width))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.position_cache: ValueCache[torch.Tensor] = ValueCache()
+
+    def resize(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Return the position embeddings for another grid."""
+        config = self.config
+        return resize_positions(
+            self.position_embeddings,
+            config.grid_size,
+            grid,
+            mode=config.position_resize_mode,
+            align_corners=config.position_resize_align_corners,
+            antialias=config.position_resize_antialias,
+        )
+
+    def positions(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Return the position embeddings (1, P + h*w, D) for a grid; resized ones are cached if that is safe."""
+        if is_dynamic_export():
+            return self.resize(grid)
+        if grid == self.config.grid_size:
+            return self.position_embeddings
+        if not can_cache(self.position_embeddings):
+            return self.resize(grid)
+        key = (grid, self.config.grid_size)
+        return self.position_cache.get(key, [self.position_embeddings], lambda: self.resize(grid))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Map images (B, C, H, W) to tokens (B, T, D)."""
+        patch_map = self.patch_embeddings(pixel_values)
+        patches = patch_map.flatten(2).transpose(1, 2)  # (B, N, D)
+        grid = self.config.grid_of(*pixel_values.shape[-2:])
+        prefix_length, positions = self.config.num_prefix_positions, self.positions(grid)
+        patches = patches + positions[:, prefix_length:]
+        prefix = []
+        for index, token in enumerate((self.cls_token, self.distillation_token)):
+            if token is not None:
+                placed = token + positions[:, index : index + 1] if prefix_length else token
+                prefix.append(placed.expand(patches.shape[0], -1, -1))
+        if self.cls_token is None and prefix_length:
+            patches = patches + positions[:, :1]
+        if self.register_tokens is not None:
+            prefix.append(self.register_tokens.expand(patches.shape[0], -1, -1))
+        return self.dropout(torch.cat([*prefix, patches], dim=1) if prefix else patches)
+
 
 BeforeLayer = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 
 def encoder_layers(config: VisionTransformerConfig) -> nn.ModuleList:
-    """The encoder's layers; stochastic depth increases linearly."""
+    """Return the encoder's layers; stochastic depth increases linearly."""
     geometry = LayerGeometry(
         width=config.hidden_size,
         heads=config.num_attention_heads,
@@ -68,18 +188,18 @@ def encoder_layers(config: VisionTransformerConfig) -> nn.ModuleList:
 
 
 def final_norm(config: VisionTransformerConfig) -> nn.Module:
-    """Equation 4's norm, applied to all tokens."""
+    """Build the norm of equation 4, which is applied to all tokens."""
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.use_final_norm else nn.Identity()
 
 
 def patch_map(config: VisionTransformerConfig, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The patches of tokens (B, T, D) as a map (B, D, h, w) of the padded image, channels-last in memory."""
+    """Return the patches of tokens (B, T, D) as a map (B, D, h, w) of the padded image, channels-last in memory."""
     grid = config.grid_of(*pixel_values.shape[-2:])
     return split_axis(tokens[:, config.num_prefix_tokens :], 1, grid).permute(0, 3, 1, 2)
 
 
 def read_image_size(config: PreTrainedConfig, path: str | os.PathLike, **kwargs) -> int | list[int] | tuple[int, ...]:
-    """The image size in a checkpoint's config.json; without such a file, that of `config`."""
+    """Return the image size in a checkpoint's config.json; without such a file, that of `config`."""
     try:
         stored, _ = type(config).get_config_dict(path, **kwargs)
     except OSError:
@@ -109,7 +229,7 @@ class VisionTransformerPreTrainedModel(SegmentationPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Truncated normal for tokens, positions and linear maps; fan-in for the hybrid's kernels."""
+        """Initialize tokens, positions and linear maps by a truncated normal, the hybrid's kernels by their fan-in."""
         std = self.config.initializer_range
         if isinstance(module, VisionTransformerEmbeddings):
             for tokens in (module.cls_token, module.distillation_token, module.register_tokens):
@@ -201,7 +321,7 @@ class VisionTransformerModel(VisionTransformerPreTrainedModel):
         before_layer: BeforeLayer | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Tokens (B, T, D) through all layers, with token merging if configured."""
+        """Apply all layers to tokens (B, T, D), with token merging if configured."""
         config = self.config
         if config.token_merging:
             return encode_merging(self.layers, hidden_states, config.num_prefix_tokens, config.token_merging, **kwargs)
@@ -235,7 +355,7 @@ class VisionTransformerForImageClassification(VisionTransformerPreTrainedModel):
         self.post_init()
 
     def classify(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, T, D) to logits (B, K)."""
+        """Classify tokens (B, T, D): logits (B, K)."""
         if self.config.pooling == "mean":
             pooled = tokens[:, self.config.num_prefix_tokens :].mean(dim=1)
         else:
@@ -294,7 +414,7 @@ class VisionTransformerForSemanticSegmentation(VisionTransformerPreTrainedModel)
         self.post_init()
 
     def feature_maps(self, outputs: BaseModelOutput, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """The maps (B, D, h, w) that the head reads; that of the last layer is normalized."""
+        """Return the maps (B, D, h, w) that the head reads; that of the last layer is normalized."""
         tokens = [*(outputs.hidden_states or ())[:-1], cast(torch.Tensor, outputs.last_hidden_state)]
         return [patch_map(self.config, tokens[layer], pixel_values) for layer in self.head_layers]
 
@@ -355,10 +475,13 @@ class VisionTransformerBackbone(BackboneMixin, VisionTransformerPreTrainedModel)
 
 
 __all__ = [
+    "PatchEmbeddings",
     "VisionTransformerBackbone",
+    "VisionTransformerEmbeddings",
     "VisionTransformerForImageClassification",
     "VisionTransformerForSemanticSegmentation",
     "VisionTransformerModel",
     "VisionTransformerPreTrainedModel",
     "patch_map",
+    "resize_positions",
 ]

@@ -39,7 +39,7 @@ class ClassicPoseHead(nn.Module):
         self.final = nn.Conv2d(hidden_size, num_keypoints, kernel_size=1)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """(B, D, h', w') to (B, K, h, w)."""
+        """Map (B, D, h', w') to (B, K, h, w)."""
         for deconvolution, norm in zip(self.deconvolutions, self.norms, strict=True):
             feature_map = norm(deconvolution(feature_map)).relu()
         return self.final(feature_map)
@@ -53,7 +53,7 @@ class SimplePoseHead(nn.Module):
         self.final = nn.Conv2d(in_channels, num_keypoints, kernel_size=3, padding=1)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """(B, D, h', w') to (B, K, h, w)."""
+        """Map (B, D, h', w') to (B, K, h, w)."""
         rows, columns = feature_map.shape[-2:]
         size = (rows * UPSAMPLING, columns * UPSAMPLING)
         return self.final(interpolate(feature_map.relu(), size=size, mode="bilinear", align_corners=False))
@@ -95,20 +95,20 @@ class VisionTransformerForPoseEstimation(VisionTransformerPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As the encoder's, except for the head."""
+        """Initialize as the encoder, except for the head."""
         super()._init_weights(module)
         if isinstance(module, nn.ConvTranspose2d) or module is self.pose_head.final:
             init.normal_(cast(torch.Tensor, module.weight), std=HEAD_STD)
 
     def heatmaps_of(self, outputs: BaseModelOutput, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The heatmaps of the image without its padding."""
+        """Return the heatmaps of the image without its padding."""
         height, width = pixel_values.shape[-2:]
         assert outputs.last_hidden_state is not None
         heatmaps = self.pose_head(patch_map(self.config, outputs.last_hidden_state, pixel_values))
         return crop_to_image_extent(heatmaps, (height, width), self.config.token_stride)
 
     def average_with_flipped(self, heatmaps: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Flip test: the mean of an image's heatmaps and those of the flipped image, flipped back."""
+        """Average an image's heatmaps with those of the flipped image, flipped back (flip test)."""
         pairs = self.config.pose_flip_pairs
         check_pairs(pairs, cast(int, self.config.num_labels))
         flipped = pixel_values.flip(-1)

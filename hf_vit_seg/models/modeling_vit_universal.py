@@ -45,7 +45,7 @@ class MaskMLP(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, queries: torch.Tensor) -> torch.Tensor:
-        """(B, Q, D) to the same shape."""
+        """Map (B, Q, D) to the same shape."""
         return self.fc3(self.activation(self.fc2(self.activation(self.fc1(queries)))))
 
 
@@ -61,7 +61,7 @@ class UpscaleBlock(nn.Module):
         self.norm = nn.LayerNorm(width, eps=UPSCALE_NORM_EPS)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """(B, D, h, w) to (B, D, 2*h, 2*w), channels-last in memory."""
+        """Map (B, D, h, w) to (B, D, 2*h, 2*w), channels-last in memory."""
         feature_map = self.conv2(self.activation(self.conv1(feature_map)))
         return self.norm(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
@@ -78,7 +78,7 @@ class EoMTHead(nn.Module):
         self.mask_probability = [1.0] * config.num_query_blocks
 
     def forward(self, queries: torch.Tensor, patches: torch.Tensor) -> Prediction:
-        """Queries (B, Q, D) and patches (B, D, h, w) to class logits (B, Q, K + 1) and masks (B, Q, u*h, u*w)."""
+        """Map queries (B, Q, D) and patches (B, D, h, w) to class logits (B, Q, K + 1) and masks (B, Q, u*h, u*w)."""
         return self.class_head(queries), masks_of(self.mask_head(queries), self.upscale(patches))
 
 
@@ -97,12 +97,13 @@ class VisionTransformerForUniversalSegmentation(UniversalSegmentation, VisionTra
         self.post_init()
 
     def read(self, tokens: torch.Tensor, pixel_values: torch.Tensor) -> Prediction:
-        """The predictions of normalized tokens (B, T, D)."""
+        """Return the predictions of normalized tokens (B, T, D)."""
         queries = self.config.num_queries
         return self.decode_head(tokens[:, :queries], patch_map(self.config, tokens[:, queries:], pixel_values))
 
     def attention_mask(self, masks: torch.Tensor, tokens: torch.Tensor, block: int, grid: Any) -> torch.Tensor:
-        """The mask of a layer's scores (B, 1, T, T): queries attend to the patches in their masks (B, Q, u*h, u*w).
+        """Return the mask of a layer's scores (B, 1, T, T): queries attend to the patches in their masks (B, Q, u*h,
+        u*w).
 
         They attend to each other and to prefix tokens, and all other tokens to everything.
         """
@@ -115,7 +116,7 @@ class VisionTransformerForUniversalSegmentation(UniversalSegmentation, VisionTra
         return additive_mask(attended, tokens.dtype)[:, None]
 
     def predict(self, pixel_values: torch.Tensor, **kwargs: Any) -> UniversalSegmentationOutput:
-        """Images (B, C, H, W) to predictions, whose masks are resampled to span the image alone."""
+        """Map images (B, C, H, W) to predictions, whose masks are resampled to span the image alone."""
         config, size = self.config, pixel_values.shape[-2:]
         first, predictions = config.num_hidden_layers - config.num_query_blocks, []
 

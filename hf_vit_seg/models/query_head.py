@@ -25,12 +25,12 @@ from .mask_loss import Prediction
 from .segmentation_heads import DEFAULT_HIDDEN_SIZE, PYRAMID_LEVELS, FeaturePyramid
 
 MLP_RATIO = 8  # 2048 / 256 in the released code
-ATTENDED_LEVELS = 3  # the coarsest ones
+ATTENDED_LEVELS = 3  # the coarsest levels
 TEMPERATURE = 10000.0  # of the position embeddings
 
 
 def mask_mlp(width: int, activation: type[nn.Module]) -> nn.Sequential:
-    """The layers that turn a query into the weights of its mask (B, Q, D)."""
+    """Return the layers that turn a query into the weights of its mask (B, Q, D)."""
     return nn.Sequential(
         nn.Linear(width, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, width)
     )
@@ -42,9 +42,8 @@ def masks_of(embeddings: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def attended_pixels(mask_logits: torch.Tensor, probability: float) -> torch.Tensor:
-    """Which of the N pixels each query attends to (B, Q, N): with this probability only those of its mask (B, Q, h, w).
-
-    Gradients do not flow through masks.
+    """Return the pixels that each query attends to (B, Q, N) bool: with this probability only those of its mask (B, Q,
+    h, w). Gradients do not flow through masks.
     """
     inside = mask_logits.detach().flatten(2) > 0
     if probability >= 1:
@@ -54,18 +53,18 @@ def attended_pixels(mask_logits: torch.Tensor, probability: float) -> torch.Tens
 
 
 def additive_mask(attended: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask of attention scores: 0 where attended, otherwise the lowest number."""
+    """Return a mask of attention scores: 0 where attended, otherwise the lowest number."""
     return torch.zeros((), dtype=dtype, device=attended.device).where(attended, torch.finfo(dtype).min)
 
 
 def sine_positions(grid: Sequence[int], width: int, like: torch.Tensor) -> torch.Tensor:
-    """Sine embeddings of rows and columns (h*w, D), whose coordinates are fractions of the grid times 2 pi."""
+    """Return sine embeddings (h*w, D) of rows and columns; coordinates are fractions of the grid times 2 pi."""
     channels = width // 4
     periods = TEMPERATURE ** (torch.arange(channels, device=like.device, dtype=like.dtype) / channels)
     sides = []
     for side in grid:
-        places = (torch.arange(side, device=like.device, dtype=like.dtype) + 1) / side * (2 * math.pi)
-        angles = places[:, None] / periods
+        positions = (torch.arange(side, device=like.device, dtype=like.dtype) + 1) / side * (2 * math.pi)
+        angles = positions[:, None] / periods
         sides.append(torch.cat([angles.sin(), angles.cos()], dim=-1))  # (side, D / 2)
     rows, columns = sides
     rows = rows[:, None].expand(-1, grid[1], -1)
@@ -88,13 +87,15 @@ class QueryAttention(nn.Module):
         self.o_proj = nn.Linear(width, width)
 
     def split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) to (B, heads, N, D/heads)."""
+        """Split channels into heads: (B, N, D) to (B, heads, N, D/heads)."""
         return split_axis(tokens, -1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Queries (B, Q, D), keys and values (B, N, D), and a mask added to the scores (B, 1, Q, N): (B, Q, D)."""
+        """Attend from queries (B, Q, D) to keys and values (B, N, D); the mask (B, 1, Q, N) is added to the scores: (B,
+        Q, D).
+        """
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation or "eager", eager_attention_forward
         )
@@ -131,7 +132,7 @@ class QueryLayer(GradientCheckpointingLayer):
         memory_positions: torch.Tensor,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Queries (B, Q, D), with positions (1, Q, D), and a level (B, N, D), with (1, N, D), to new queries."""
+        """Update queries (B, Q, D) with positions (1, Q, D) from a level (B, N, D) with positions (1, N, D)."""
         attended = self.cross_attention(queries + positions, memory + memory_positions, memory, mask)
         queries = self.norm1(queries + self.dropout(attended))
         placed = queries + positions
@@ -151,7 +152,9 @@ class PixelDecoder(nn.Module):
         self.mask_features = nn.Conv2d(width, width, kernel_size=1)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Maps (B, C_i, h_i, w_i), finest first, to levels (B, D, h_i, w_i) and pixel features (B, D, h, w)."""
+        """Map feature maps (B, C_i, h_i, w_i), finest first, to levels (B, D, h_i, w_i) and pixel features (B, D, h,
+        w).
+        """
         modules = zip(self.laterals, self.lateral_norms, self.outputs, self.output_norms, strict=True)
         merged, levels = None, []
         for feature_map, (lateral, lateral_norm, output, output_norm) in reversed(
@@ -195,12 +198,12 @@ class QueryHead(nn.Module):
         self.mask_probability = [1.0] * config.query_num_layers
 
     def predict(self, queries: torch.Tensor, pixels: torch.Tensor) -> Prediction:
-        """Class logits (B, Q, K + 1) and mask logits (B, Q, h, w) of queries (B, Q, D)."""
+        """Compute class logits (B, Q, K + 1) and mask logits (B, Q, h, w) of queries (B, Q, D)."""
         queries = self.norm(queries)
         return self.class_head(queries), masks_of(self.mask_head(queries), pixels)
 
     def attention_mask(self, queries: torch.Tensor, pixels: torch.Tensor, layer: int) -> torch.Tensor:
-        """The mask of a layer's scores (B, 1, Q, N); `pixels` (B, D, h_i, w_i) have the grid of its level.
+        """Return the mask of a layer's scores (B, 1, Q, N); `pixels` (B, D, h_i, w_i) have the grid of its level.
 
         Resizing pixel features before the product with a query gives the same as resizing its mask after it. A query
         with an empty mask attends to all pixels.
@@ -213,7 +216,7 @@ class QueryHead(nn.Module):
     def forward(
         self, feature_maps: Sequence[torch.Tensor], resample: Resample | None = None
     ) -> UniversalSegmentationOutput:
-        """Maps (B, C_i, h_i, w_i), finest first, to predictions; `resample` is applied to mask logits."""
+        """Map feature maps (B, C_i, h_i, w_i), finest first, to predictions; `resample` is applied to mask logits."""
         if self.pyramid is not None:
             feature_maps = self.pyramid.pyramid(feature_maps)
         levels, pixels = self.pixel_decoder(feature_maps)
@@ -222,7 +225,7 @@ class QueryHead(nn.Module):
             level.flatten(2).transpose(1, 2) + embedding
             for level, embedding in zip(levels, self.level_embeddings.weight, strict=True)
         ]
-        places = [sine_positions(level.shape[-2:], level.shape[1], level)[None] for level in levels]
+        memory_positions = [sine_positions(level.shape[-2:], level.shape[1], level)[None] for level in levels]
         coarse = [interpolate(pixels, size=level.shape[-2:], mode="bilinear", align_corners=False) for level in levels]
         queries = self.queries.weight.expand(pixels.shape[0], -1, -1)
         positions = self.query_positions.weight[None]
@@ -233,13 +236,13 @@ class QueryHead(nn.Module):
                 predictions.append(self.predict(queries, pixels))
             if self.mask_probability[index] > 0 if self.training else self.config.query_masked_inference:
                 mask = self.attention_mask(queries, coarse[level], index)
-            queries = layer(queries, positions, memories[level], places[level], mask)
+            queries = layer(queries, positions, memories[level], memory_positions[level], mask)
         predictions.append(self.predict(queries, pixels))
         return UniversalSegmentationOutput.from_predictions(predictions, resample)
 
 
 def build_query_head(config: Any, in_channels: Sequence[int], is_plain: bool) -> nn.Module:
-    """The query head for maps with these numbers of channels, finest first."""
+    """Return the query head for maps with these numbers of channels, finest first."""
     if len(in_channels) < 2 or (is_plain and len(in_channels) != PYRAMID_LEVELS):
         raise HfVitSegError(
             f"decode_head 'query' reads several maps, or {PYRAMID_LEVELS} of one stride, got {len(in_channels)}: set "
@@ -249,7 +252,7 @@ def build_query_head(config: Any, in_channels: Sequence[int], is_plain: bool) ->
 
 
 def build_object_head(config: Any, in_channels: Sequence[int], is_plain: bool = False) -> nn.Module:
-    """The head that `config.decode_head` names."""
+    """Return the head that `config.decode_head` names."""
     return OBJECT_HEADS[config.decode_head](config, in_channels, is_plain)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-FUNCTION = "_gradient_checkpointing_func"  # the attribute in which transformers stores it
+FUNCTION = "_gradient_checkpointing_func"  # the attribute where transformers stores it
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -40,7 +40,9 @@ class SingleUpdate:
 
 
 def layer_of(function: Callable[..., Any]) -> nn.Module | None:
-    """The layer that a (partial) function is a method of, or has as its first argument; each replica has its own."""
+    """Return the layer that a (partial) function is a method of, or has as its first argument; each replica has its
+    own.
+    """
     bound = function.args[:1] if isinstance(function, partial) else ()
     method = function.func if isinstance(function, partial) else function
     owners = (getattr(method, "__self__", None), *bound)

@@ -22,7 +22,7 @@ GROUPS = 32
 
 
 class StemNumerics(NamedTuple):
-    """Numerical choices in which the references differ."""
+    """Numerical differences between the references."""
 
     padding: str  # "same" or "symmetric"
     mode: str  # "std_plus_eps" or "sqrt_var_plus_eps"
@@ -34,7 +34,7 @@ class StemNumerics(NamedTuple):
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Padding of 'SAME' before and after a side, such that the output has ceil(size / stride)."""
+    """Return the padding of 'SAME' before and after a side, such that the output has ceil(size / stride)."""
     total = (ceil_div(size, stride) - 1) * stride + kernel - size
     if kernel < stride:  # otherwise never negative; `max` would keep exported programs from simplifying the size
         total = max(total, 0)
@@ -70,7 +70,7 @@ class StandardizedConv2d(nn.Conv2d):
         return channels_last(standardized)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""
+        """Map (B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""
         if self.pads_itself:
             feature_map = pad_same(feature_map, self.kernel_size[0], self.stride[0])
         padding = cast(tuple[int, ...], self.padding)  # not a name, such as "same"
@@ -84,12 +84,12 @@ class ChannelNorm(nn.GroupNorm):
         super().__init__(num_channels, num_channels, eps=eps)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w), of any size, to the same shape."""
+        """Map (B, C, h, w), of any size, to the same shape."""
         return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def shortcut_norm(channels: int, numerics: StemNumerics) -> nn.GroupNorm:
-    """The norm of a projected shortcut."""
+    """Return the norm of a projected shortcut."""
     eps = numerics.norm_eps if numerics.shortcut_norm_eps is None else numerics.shortcut_norm_eps
     if numerics.shortcut_norm == "channel":
         return ChannelNorm(channels, eps)
@@ -160,7 +160,7 @@ class ResNetV2Stem(nn.Module):
             self.out_channels = EXPANSION * width * 2**stage
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) to the last stage's map, at 1/4 with one stage or none.
+        """Map images (B, C, H, W) to the last stage's map, at 1/4 with one stage or none.
 
         Without padding, pooling returns one row and one column less; the second stage's stride makes up for them.
         """

@@ -42,13 +42,13 @@ class ObjectMask:
     mask: torch.Tensor
 
     @property
-    def place(self) -> tuple[slice, slice]:
+    def slices(self) -> tuple[slice, slice]:
         """The rows and columns of the box."""
         rows, columns = self.mask.shape
         return slice(self.top, self.top + rows), slice(self.left, self.left + columns)
 
     def info(self) -> dict[str, Any]:
-        """The entry of `segments_info`."""
+        """Return the entry of `segments_info`."""
         return {"id": self.id, "label_id": self.label_id, "was_fused": False, "score": round(self.score, 6)}
 
 
@@ -66,14 +66,14 @@ class Resizing:
         ]
 
     def pixels(self, axis: int, first: int, last: int) -> slice:
-        """The pixels of an axis that depend on the samples `first` .. `last`."""
+        """Return the pixels of an axis that depend on the samples `first` .. `last`."""
         lower, upper, _ = self.axes[axis]
         start = int(torch.searchsorted(upper, first))
         stop = int(torch.searchsorted(lower, last, right=True))
         return slice(start, max(stop, start))
 
     def blocks(self, axis: int, length: int) -> list[slice]:
-        """The pixels whose lower sample is in each block of `length` samples."""
+        """Return the pixels whose lower sample is in each block of `length` samples."""
         starts = torch.arange(0, self.grid[axis], length, device=self.axes[axis][0].device)
         bounds = [*torch.searchsorted(self.axes[axis][0], starts).tolist(), self.size[axis]]
         return [slice(first, stop) for first, stop in pairwise(bounds)]
@@ -94,7 +94,7 @@ class Resizing:
 
 
 def logit(probability: float) -> float:
-    """The logit of a probability; infinite for 0 and 1."""
+    """Return the logit of a probability; infinite for 0 and 1."""
     if not 0 < probability < 1:
         return -math.inf if probability <= 0 else math.inf
     return math.log(probability / (1 - probability))
@@ -107,7 +107,7 @@ def objects_of_queries(
     threshold: float,
     mask_threshold: float = 0.5,
 ) -> Iterator[ObjectMask]:
-    """The objects of an image in the order of the queries, numbered from 1; their masks may overlap.
+    """Yield the objects of an image in the order of the queries, numbered from 1; their masks may overlap.
 
     `class_logits` are (Q, K + 1), `mask_logits` (Q, h, w). The score of an object is the probability of its class times
     the mean probability of its mask; objects with a score below `threshold`, and without pixels, are left out. A
@@ -130,12 +130,12 @@ def objects_of_queries(
 
 
 def grid_of(maps: torch.Tensor) -> tuple[int, int]:
-    """The height and width of maps."""
+    """Return the height and width of maps."""
     return maps.shape[-2], maps.shape[-1]
 
 
 def positive_box(logits: torch.Tensor, bound: float, resizing: Resizing) -> tuple[slice, slice] | None:
-    """The rows and columns of pixels in which resized logits (h, w) can exceed a bound; None if they are nowhere."""
+    """Return the rows and columns of pixels whose resized logits (h, w) can exceed a bound; None if there are none."""
     positive = logits > bound
     places = [positive.any(1 - axis).nonzero()[:, 0] for axis in (0, 1)]
     if not len(places[0]):
@@ -148,7 +148,7 @@ def draw_objects(objects: Sequence[ObjectMask], size: tuple[int, int], device: t
     """Draw objects as a map of their numbers (H, W) int32; 0 is none, and later objects cover earlier ones."""
     segmentation = torch.zeros(size, dtype=torch.int32, device=device)
     for found in objects:
-        segmentation[found.place].masked_fill_(found.mask, found.id)
+        segmentation[found.slices].masked_fill_(found.mask, found.id)
     return segmentation
 
 
@@ -198,7 +198,7 @@ def assign_pixels(
 
 
 def needed_queries(scores: torch.Tensor, mask_logits: torch.Tensor, bound: float) -> torch.Tensor:
-    """The queries (n, i, j) bool that can be the largest in a block, or reach the mask threshold in it."""
+    """Return the queries (n, i, j) bool that can be the largest in a block, or reach the mask threshold in it."""
     logits = to_working_dtype(mask_logits)
     height, width = grid_of(logits)
     beyond = (0, -width % BLOCK + 1, 0, -height % BLOCK + 1)
@@ -220,7 +220,7 @@ def panoptic_segments(
     overlap_mask_area_threshold: float,
     label_ids_to_fuse: Collection[int] = (),
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """Segments that do not overlap: their numbers from 1 (H, W) int32, 0 for none, and their `segments_info`.
+    """Return segments that do not overlap: their numbers from 1 (H, W) int32, 0 for none, and their `segments_info`.
 
     Queries with a class probability above `threshold` compete for each pixel (see `assign_pixels`). A query is
     kept if the share of its mask that it wins exceeds `overlap_mask_area_threshold`. Queries of a class in
@@ -234,15 +234,15 @@ def panoptic_segments(
     whole = (found.above > 0) & (found.both > 0)
     whole &= (found.largest / found.above).to(torch.float64) > overlap_mask_area_threshold
     infos, fused, numbers = [], dict[int, int](), torch.zeros(len(kept) + 1, dtype=torch.int32)
-    for place in whole.nonzero()[:, 0].tolist():
-        label, score = int(labels[kept[place]]), float(scores[kept[place]])
+    for index in whole.nonzero()[:, 0].tolist():
+        label, score = int(labels[kept[index]]), float(scores[kept[index]])
         number = fused.get(label, len(infos) + 1)
         if number > len(infos):
             fuse = label in label_ids_to_fuse
             infos.append({"id": number, "label_id": label, "was_fused": fuse, "score": round(score, 6)})
             if fuse:
                 fused[label] = number
-        numbers[place] = number
+        numbers[index] = number
     return numbers.to(found.queries.device)[found.queries.long()], infos
 
 

@@ -48,7 +48,7 @@ class LinearHead(nn.Module):
         self.classifier = nn.Linear(in_channels, num_labels)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """One map (B, C, h, w) to logits (B, K, h, w), channels-last in memory."""
+        """Map one feature map (B, C, h, w) to logits (B, K, h, w), channels-last in memory."""
         (feature_map,) = feature_maps
         return apply_linear(self.classifier, self.dropout(feature_map.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
@@ -83,7 +83,7 @@ class MaskTransformerHead(nn.Module):
         self.mask_norm = nn.LayerNorm(num_labels, eps=geometry.norm_eps)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """One map (B, C, h, w) to logits (B, K, h, w), channels-last in memory."""
+        """Map one feature map (B, C, h, w) to logits (B, K, h, w), channels-last in memory."""
         (feature_map,) = feature_maps
         patches = apply_linear(self.projection, feature_map.permute(0, 2, 3, 1).flatten(1, 2))  # (B, N, D)
         classes = self.class_embeddings.to(patches.dtype).expand(patches.shape[0], -1, -1)  # (B, K, D)
@@ -121,7 +121,7 @@ class FeaturePyramid(nn.Module):
         )
 
     def pyramid(self, feature_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Four maps (B, C, h, w) to four levels (B, C, h_i, w_i), the finest first."""
+        """Map four feature maps (B, C, h, w) to four levels (B, C, h_i, w_i), the finest first."""
         levels = []
         for feature_map, norm, level in zip(feature_maps, self.level_norms, self.levels, strict=True):
             levels.append(level(norm(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)))
@@ -146,12 +146,12 @@ class PyramidHead(FeaturePyramid):
         )
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Four maps (B, C, h, w), the first for the finest level, to logits (B, K, 4*h, 4*w)."""
+        """Map four feature maps (B, C, h, w), the first for the finest level, to logits (B, K, 4*h, 4*w)."""
         return self.all_mlp(self.pyramid(feature_maps))
 
 
 def initialize_head(module: nn.Module, std: float) -> bool:
-    """Truncated normal for class tokens, linear maps and kernels, zeros for biases; False for other modules."""
+    """Initialize class tokens, linear maps and kernels by a truncated normal, biases by 0; False for other modules."""
     if isinstance(module, MaskTransformerHead):
         init.trunc_normal_(module.class_embeddings, std=std)
     elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
@@ -203,7 +203,7 @@ def all_mlp_head(config: Any, in_channels: Sequence[int], head_dim: int) -> nn.M
 
 
 def registered_head(name: str, config: Any, in_channels: Sequence[int], head_dim: int) -> nn.Module:
-    """A plugin's head. Its own defaults apply for config fields that are None."""
+    """Return a plugin's head. Its own defaults apply for config fields that are None."""
     head = REGISTERED_HEADS[name]
     parameters = signature(head).parameters
     settings = {parameter: getattr(config, field) for parameter, field in SETTINGS.items() if parameter in parameters}
@@ -237,7 +237,7 @@ def has_equal_strides(strides: Sequence[tuple[int, int]]) -> bool:
 
 
 def has_rising_strides(strides: Sequence[tuple[int, int]]) -> bool:
-    """Whether maps have several strides (height, width), finest first."""
+    """Return whether maps have several strides (height, width), finest first."""
     return len(set(strides)) > 1 and all(list(side) == sorted(side) for side in zip(*strides, strict=True))
 
 
@@ -252,7 +252,7 @@ HEADS: Mapping[str, HeadSpec] = {
 
 
 def find_head(name: str) -> HeadSpec:
-    """The head with a name, built in or registered by a plugin; ValueError if there is none."""
+    """Return the head with a name, built in or registered by a plugin; ValueError if there is none."""
     if name in HEADS:
         return HEADS[name]
     if name not in REGISTERED_HEADS:

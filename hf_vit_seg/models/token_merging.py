@@ -28,18 +28,18 @@ class MergedPatches(NamedTuple):
     counts: torch.Tensor  # (B, M, 1): the number of patches of each token
 
     def unmerge(self) -> torch.Tensor:
-        """For every patch the token it was merged into, (B, N, D)."""
+        """Return the token that each patch was merged into, (B, N, D)."""
         return self.tokens.gather(1, self.slots[..., None].expand(-1, -1, self.tokens.shape[-1]))
 
 
 def single_patches(patches: torch.Tensor) -> MergedPatches:
-    """Patches (B, N, D) before any merging."""
+    """Return patches (B, N, D) before any merging."""
     slots = torch.arange(patches.shape[1], device=patches.device).expand(patches.shape[:2])
     return MergedPatches(patches, slots, patches.new_ones(*patches.shape[:2], 1))
 
 
 def bipartite_soft_matching(tokens: torch.Tensor, reduction: int) -> torch.Tensor:
-    """The index (B, M) of each of the tokens (B, M, D) after merging; R = `reduction` is at most M / 2.
+    """Return the index (B, M) of each of the tokens (B, M, D) after merging; R = `reduction` is at most M / 2.
 
     Each token with an even index is matched to the most similar token with an odd index, by cosine; the R most similar
     pairs are merged.
@@ -70,7 +70,7 @@ def merge(patches: MergedPatches, reduction: int) -> MergedPatches:
 def encode_merging(
     layers: Sequence[nn.Module] | nn.ModuleList, hidden_states: torch.Tensor, prefix: int, fraction: float, **kwargs
 ) -> torch.Tensor:
-    """Tokens (B, P + N, D) through all layers, merging a `fraction` of the N patches in equal steps between layers.
+    """Apply all layers to tokens (B, P + N, D), and merge a `fraction` of the N patches in equal steps between layers.
 
     The P prefix tokens are never merged. ValueError under export, where the number of tokens to merge would be fixed to
     the example's size.

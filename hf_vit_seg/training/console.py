@@ -117,7 +117,7 @@ def describe_progress(directory: RunDirectory) -> str:
     complete = checkpoints(directory.checkpoints)
     if not complete:
         again = f"; start again with\n  {resume_command(directory)}" if directory.recipe.exists() else ""
-        return f"there is no checkpoint yet{again}"
+        return f"no checkpoint has been saved yet{again}"
     return f"the last checkpoint is {complete[-1]}; resume with\n  {resume_command(directory)}"
 
 
@@ -128,5 +128,5 @@ def print_on_main(text: str) -> None:
 
 
 def is_main() -> bool:
-    """Whether this is the main process of all machines."""
+    """Return whether this is the main process of all machines."""
     return os.environ.get("RANK", "0") == "0"

@@ -45,7 +45,7 @@ def check_data(
 ) -> bool:
     """Check the data of a recipe, print a summary, and write a report to `out` (default: data-check/NAME).
 
-    Returns whether there are no problems. ValueError for a recipe or data that cannot be opened.
+    Returns whether no problems were found. Raises ValueError for a recipe or data that cannot be opened.
     """
     recipe = load_recipe(source, overrides)
     folder = out or Path("data-check") / recipe.name
@@ -110,7 +110,7 @@ def split_content(part: SplitFacts) -> dict[str, Any]:
         "samples": len(part.facts),
         "faults": part.faults,
         "skipped": part.skipped_samples,
-        "turned_by_orientation": len(part.turned),
+        "turned_by_orientation": len(part.rotated),
         "channels_and_dtypes": dict(part.kinds),
         "sizes": {"x".join(map(str, size)): count for size, count in part.sizes.most_common()},
         "classes": [
@@ -165,11 +165,11 @@ def summary(part: SplitFacts) -> str:
     areas = sorted(part.sizes, key=lambda size: size[0] * size[1])
     sizes = " to ".join(dict.fromkeys("x".join(map(str, size)) for size in (areas[0], areas[-1]))) if areas else "-"
     kinds = format_list(part.kinds, 5) or "none that can be read"
-    turned = f", {len(part.turned)} turned upright by their orientation tag" if part.turned else ""
+    rotated = f", {len(part.rotated)} turned upright by their orientation tag" if part.rotated else ""
     counts = [facts.objects.count for facts in part.facts if facts.objects is not None]
     unit = UNITS[part.dataset.task]
     objects = f", {sum(counts)} {unit} ({min(counts)} to {max(counts)} in a sample)" if counts else ""
-    return f"{part.split}: {len(part.facts)} samples of {sizes} pixels (height x width), {kinds}{objects}{turned}"
+    return f"{part.split}: {len(part.facts)} samples of {sizes} pixels (height x width), {kinds}{objects}{rotated}"
 
 
 def class_view(report: CheckReport) -> Table:

@@ -51,7 +51,7 @@ def write_evaluation(model: str, recipe: Recipe, split: str, out: Path, convert:
     accelerator = accelerator_for(recipe)
     dataset = open_split(recipe, split)  # pyright: ignore[reportArgumentType]
     if dataset is None:
-        raise RecordError(f"the recipe has no data.{split} to evaluate on")
+        raise RecordError(f"data.{split} is missing in the recipe; add it, or choose another split")
     check_metrics(recipe, dataset.class_table.names)
     skipped: list[dict[str, str]] = []
     if recipe.data.on_error == "skip":
@@ -84,7 +84,7 @@ def find_usable(recipe: Recipe, split: Any, dataset: RawDataset) -> tuple[list[i
 
 
 def check_classes(model: Any, dataset: RawDataset, name: str) -> None:
-    """RecordError unless the classes of the model and of the data are equal; a warning if a few names differ."""
+    """Raise RecordError unless the classes of the model and of the data are equal; a warning if a few names differ."""
     labels = label_names(model.config)
     expected = list(dataset.class_table.names)
     if len(labels) == 1 and len(expected) == 2:  # a single output is the second class
@@ -93,7 +93,7 @@ def check_classes(model: Any, dataset: RawDataset, name: str) -> None:
         return
     pairs = enumerate(zip(labels, expected, strict=False))
     differing = [f"{i} {own} / {other}" for i, (own, other) in pairs if own != other]
-    if are_spellings(labels, expected):
+    if are_same_classes(labels, expected):
         logger.warning(
             "%s: %d of %d classes have other names in the recipe's data and are taken as the same: %s",
             *(name, len(differing), len(labels), ", ".join(differing)),
@@ -106,8 +106,9 @@ def check_classes(model: Any, dataset: RawDataset, name: str) -> None:
     )
 
 
-def are_spellings(labels: list[str], expected: list[str]) -> bool:
-    """Whether at most a tenth of the names differ, and none of the differing names is another class of the other list.
+def are_same_classes(labels: list[str], expected: list[str]) -> bool:
+    """Return whether at most a tenth of the names differ, and none of the differing names is another class of the other
+    list.
 
     Published models have class names that differ slightly from the data set's ("screen" for "screen door").
     """

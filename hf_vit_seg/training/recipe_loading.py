@@ -15,12 +15,11 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.records import RecordError, Table, read_record, shorten
-from hf_vit_seg.text_files import read_text
-from hf_vit_seg.yaml_reader import parse
+from hf_vit_seg.text_files import parse, read_text
 
 from .losses.registry import DEFAULT, LOSSES, MODEL_LOSS, MULTI_LABEL_DEFAULT, check_losses
 from .optimization.parameter_groups import GroupRow
-from .recipe.files import RecipeFileError, plain, recipe_path, shipped_recipes
+from .recipe.files import RecipeFileError, recipe_path, record_settings, shipped_recipes
 from .recipe.overrides import override_setting, split_override
 from .recipe.paths import SAVED, SPLITS, map_paths, resolve_path, resolve_saved_path
 from .recipe.schema import DataRecipe, OptimizerRecipe, Recipe
@@ -50,7 +49,7 @@ def error_place(path: Path, overrides: Sequence[str]) -> str:
 
 
 def is_valid(path: Path, overrides: Sequence[str]) -> bool:
-    """Whether a recipe can be loaded with these overrides."""
+    """Return whether a recipe can be loaded with these overrides."""
     try:
         read_recipe(path, overrides)
     except (OSError, UnicodeDecodeError, HfVitSegError):
@@ -112,10 +111,16 @@ def complete_recipe(recipe: Recipe) -> Recipe:
             "data": recipe.data.model_copy(update=complete_sources(recipe.data)),
             "transforms": complete_entries(TRANSFORMS, recipe.transforms, "transforms"),
             "batch_transforms": complete_entries(BATCH_TRANSFORMS, recipe.batch_transforms, "batch_transforms"),
-            "loss": {name: plain(LOSSES.read(name, row, f"loss.{name}")) for name, row in recipe.loss.items()},
+            "loss": {
+                name: record_settings(LOSSES.read(name, row, f"loss.{name}")) for name, row in recipe.loss.items()
+            },
             "optimizer": recipe.optimizer.model_copy(update={"groups": complete_groups(recipe.optimizer)}),
             "evaluation": recipe.evaluation.model_copy(
-                update={"protocol": plain(read_record(Protocol, recipe.evaluation.protocol, "evaluation.protocol"))}
+                update={
+                    "protocol": record_settings(
+                        read_record(Protocol, recipe.evaluation.protocol, "evaluation.protocol")
+                    )
+                }
             ),
         }
     )
@@ -126,7 +131,7 @@ def complete_sources(data: DataRecipe) -> dict[str, dict[str, Any]]:
     sources = {}
     for split in SPLITS:
         if (settings := getattr(data, split)) is not None:
-            row = plain(SOURCES.read_kind(settings, f"data.{split}"))
+            row = record_settings(SOURCES.read_kind(settings, f"data.{split}"))
             sources[split] = {"kind": settings["kind"], **row}
     return sources
 
@@ -136,14 +141,14 @@ def complete_entries(table: Table, entries: Sequence[Any], place: str) -> tuple[
     rows = []
     for index, entry in enumerate(entries):
         name = entry if isinstance(entry, str) else next(iter(entry), None)
-        rows.append({name: plain(table.read_entry(entry, f"{place}.{index}"))})
+        rows.append({name: record_settings(table.read_entry(entry, f"{place}.{index}"))})
     return tuple(rows)
 
 
 def complete_groups(optimizer: OptimizerRecipe) -> tuple[dict[str, Any], ...]:
     """Complete the rows of parameter groups."""
     rows = enumerate(optimizer.groups)
-    return tuple(plain(read_record(GroupRow, row, f"optimizer.groups.{index}")) for index, row in rows)
+    return tuple(record_settings(read_record(GroupRow, row, f"optimizer.groups.{index}")) for index, row in rows)
 
 
 __all__ = ["RecipeFileError", "load_recipe"]

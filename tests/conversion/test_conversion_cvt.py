@@ -136,7 +136,7 @@ def test_export_to_transformers_reports_the_activation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("edge", [96, 384])
-def test_transformers_image_processor_is_kept(tmp_path: Path, edge: int) -> None:
+def test_transformers_image_processor_is_preserved(tmp_path: Path, edge: int) -> None:
     """224 is resized to 256 and cropped, 384 is resized directly: ConvNextImageProcessor encodes this in one number."""
     reference = cvt_of_transformers("CvtForImageClassification")
     reference.save_pretrained(tmp_path / "there")

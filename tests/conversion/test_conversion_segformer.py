@@ -167,7 +167,7 @@ def test_export_to_another_format(tmp_path: Path) -> None:
     assert largest_difference(load_converted(AutoSegmenter, tmp_path / "again"), IMAGE, expected) == 0
 
 
-def test_half_precision_is_kept(tmp_path: Path) -> None:
+def test_half_precision_is_preserved(tmp_path: Path) -> None:
     state = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in nvlabs_state().items()}
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "half.pth")
     convert(tmp_path / "half.pth", tmp_path / "out")

@@ -23,8 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessorPil
-from hf_vit_seg.models.image_processing_settings import CHECKS
+from hf_vit_seg.models.image_processing_segmentation import CHECKS, SemanticSegmentationImageProcessorPil
 
 GIGA = 10**9
 WEIGHT = "decode_head.linear_pred.weight"
@@ -84,7 +83,7 @@ DECLARED: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("case", DECLARED)
-def test_declared_sizes_are_refused(tmp_path: Path, case: str) -> None:
+def test_declared_sizes_are_rejected(tmp_path: Path, case: str) -> None:
     DECLARED[case](tmp_path / "model.pth")
     assert_refused(tmp_path, "model.pth", tmp_path / "model.pth")
 
@@ -273,7 +272,7 @@ SIDECARS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 @pytest.mark.parametrize("case", SIDECARS)
-def test_unusual_files_beside_the_weights_raise(tmp_path: Path, case: str) -> None:
+def test_unusual_files_next_to_weights_raise(tmp_path: Path, case: str) -> None:
     folder = directory(tmp_path / "there")
     name, change = SIDECARS[case]
     change(folder / name)

@@ -117,7 +117,7 @@ class HistoryBuffer:
 
 
 @pytest.mark.parametrize("old_format", [False, True])
-def test_objects_beside_the_weights_are_ignored(
+def test_pickled_objects_next_to_weights_are_ignored(
     tmp_path: Path, expected: Callable[[float], State], monkeypatch: pytest.MonkeyPatch, old_format: bool
 ) -> None:
     module = types.ModuleType("mmengine.logging.history_buffer")

@@ -177,13 +177,13 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_changed_models_are_refused(change):
+def test_changed_models_are_rejected(change):
     with pytest.raises(UnsupportedCheckpoint):
         from_transformers(change(build("SegformerForSemanticSegmentation")))
 
 
 @pytest.mark.parametrize("name", ["ViTForMaskedImageModeling", "DeiTForMaskedImageModeling", "ViTMAEModel"])
-def test_models_that_mask_tokens_are_refused(name):
+def test_models_that_mask_tokens_are_rejected(name):
     kind = name.removesuffix("Model").removesuffix("ForMaskedImageModeling")
     with pytest.raises(UnsupportedCheckpoint):
         from_transformers(getattr(transformers, name)(getattr(transformers, kind + "Config")(**VIT)))
@@ -196,7 +196,7 @@ def test_tensors_that_are_not_used_are_named(caplog):
     assert any("2 tensors" in message for message in caplog.messages)
 
 
-def test_other_models_are_refused():
+def test_other_models_are_rejected():
     with pytest.raises(UnsupportedCheckpoint):
         from_transformers(OwnModel(CLASSES["SegformerForSemanticSegmentation"]))
     with pytest.raises(UnsupportedCheckpoint):
@@ -215,7 +215,7 @@ def test_back_conversion_lists_epsilons_that_transformers_ignores(caplog):
     assert any("layer_norm_eps 1e-06" in message for message in caplog.messages)
 
 
-def test_back_conversion_of_other_models_is_refused():
+def test_back_conversion_of_other_models_is_rejected():
     with pytest.raises(ConversionError):
         to_transformers(build("SegformerModel"))
     with pytest.raises(ConversionError, match="Pose"):

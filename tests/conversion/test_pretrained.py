@@ -21,9 +21,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hf_vit_seg.inference.classifier import Classifier
-from hf_vit_seg.inference.console import find_task
 from hf_vit_seg.inference.loading import ModelError, load, load_pretrained, log_advice, task_of
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
+from hf_vit_seg.inference.runtimes import find_task
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.models.modeling_segformer import (
     SegFormerForImageClassification,
@@ -146,7 +146,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", PROCESSORS)
-def test_pixels_are_those_of_the_source(tmp_path, kind):
+def test_pixels_match_the_source(tmp_path, kind):
     """Settings that the file leaves out are the defaults of its class in transformers."""
     vit().save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[kind]))
@@ -163,7 +163,7 @@ def test_pixels_are_those_of_the_source(tmp_path, kind):
 
 @pytest.mark.parametrize("architecture", ["segformer", "vit"])
 @pytest.mark.parametrize("kind", ["bit", "convnext", "levit", "no mean"])
-def test_exported_pixels_are_those_of_the_source(tmp_path, kind, architecture):
+def test_exported_pixels_match_the_source(tmp_path, kind, architecture):
     model = vit() if architecture == "vit" else transformers_model("ImageClassification")
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[kind]))
@@ -321,7 +321,7 @@ def test_files_of_the_authors(name):
     assert kind.from_pretrained(str(ORACLES / name), "cpu").model.config.num_labels > 1
 
 
-def test_own_models_are_not_converted(tmp_path):
+def test_models_of_this_package_are_not_converted(tmp_path):
     load(ORACLES / "nvlabs_segformer/segformer.tiny.7cls.pth")[0].save_pretrained(tmp_path)
     loaded = load_pretrained(tmp_path)
     assert loaded.note is None and loaded.processor is None
@@ -333,7 +333,7 @@ def test_other_architectures_are_loaded_by_transformers(tmp_path):
     assert type(load(tmp_path)[0]) is transformers.ConvNextForImageClassification
 
 
-def test_assumed_heads_are_said(caplog):
+def test_report_names_assumed_heads(caplog):
     load(ORACLES / "jeonsworld_vit" / "ViT_tiny_checkpoint.bin")
     assert "num_attention_heads 1" in caplog.text
     caplog.clear()
@@ -341,7 +341,7 @@ def test_assumed_heads_are_said(caplog):
     assert caplog.messages and "num_attention_heads" not in caplog.text
 
 
-def test_what_a_source_does_not_describe_is_loaded_by_transformers(tmp_path):
+def test_unsupported_checkpoints_are_loaded_by_transformers(tmp_path):
     config = transformers.SegformerConfig(hidden_sizes=[8, 16, 24, 32], depths=[1] * 4)  # 24 channels, 5 heads
     transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
     loaded = load_pretrained(tmp_path)
@@ -367,7 +367,7 @@ def test_broken_weights_raise(segformer, tmp_path):
         load(tmp_path / "broken")
 
 
-def test_broken_weights_in_the_own_format_raise(segformer, tmp_path):
+def test_broken_weights_in_this_format_raise(segformer, tmp_path):
     model, processor = load(segformer)
     with torch.no_grad():
         model.decode_head.classifier.bias[0] = float("inf")
@@ -377,7 +377,7 @@ def test_broken_weights_in_the_own_format_raise(segformer, tmp_path):
         load(tmp_path)
 
 
-def test_invalid_processor_is_not_called_missing(segformer, tmp_path):
+def test_invalid_processor_is_not_reported_as_missing(segformer, tmp_path):
     model, _ = load(segformer)
     model.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(
@@ -396,7 +396,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("kind", ["nothing", *CONFIGS])
-def test_directories_that_are_no_model_raise(tmp_path, kind):
+def test_directories_without_a_model_raise(tmp_path, kind):
     if kind in CONFIGS:
         (tmp_path / "config.json").write_text(json.dumps(CONFIGS[kind]))
     with pytest.raises(ModelError):
@@ -458,7 +458,7 @@ def test_from_pretrained_of_another_architecture_raises(segformer, tmp_path):
         SegFormerModel.from_pretrained(tmp_path)
 
 
-def test_foreign_weights_beside_an_own_config_raise(segformer, tmp_path):
+def test_other_weights_with_a_config_of_this_package_raise(segformer, tmp_path):
     SegFormerForSemanticSegmentation.from_pretrained(segformer).config.save_pretrained(tmp_path)
     shutil.copy(segformer / "model.safetensors", tmp_path)
     renamed = {f"x.{name}": tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()}
@@ -589,7 +589,7 @@ def test_cached_model_is_used_when_the_hub_refuses(on_hub, hub, status):
     assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), again.model.parameters(), strict=True))
 
 
-def test_repository_of_which_only_the_config_is_cached(on_hub, hub):
+def test_repository_with_only_the_config_cached(on_hub, hub):
     transformers.AutoConfig.from_pretrained(on_hub)
     with pytest.raises(ModelError, match="local cache"):
         load(on_hub, local_files_only=True)

@@ -62,7 +62,7 @@ def test_pixels_are_bit_identical_to_the_saved_processor(kind, channels, sides, 
 
 
 @pytest.mark.parametrize("kind", PROCESSORS)
-def test_pixels_equal_those_of_a_pil_image(kind):
+def test_pixels_equal_a_pil_image(kind):
     processor = kind(size={"height": 20, "width": 30})
     pixels = images(3, 20, 30, byte=True, count=2)
     batch = Collator(processor, "segmentation")(samples(pixels))
@@ -161,7 +161,7 @@ def test_invalid_batch_transforms_raise(task, entries, message):
 
 
 @given(st.integers(1, 5), st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4), FLOATS)
-def test_streaming_statistics_equal_those_of_all_pixels(channels, sides, far):
+def test_streaming_statistics_equal_all_pixels(channels, sides, far):
     pixels = [torch.randn(channels, height, width) + far for height, width in sides]
     found = compute_statistics(RawSample(str(place), image, None) for place, image in enumerate(pixels))
     together = torch.cat([image.flatten(1) for image in pixels], dim=1).double()

@@ -24,7 +24,7 @@ def split(*classes: tuple[int, tuple[int, ...]], samples: int):
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
-def test_rare_class_weights_are_those_of_dense_draws(temperature):
+def test_rare_class_weights_match_dense_draws(temperature):
     """DAFormer: draw a class with softmax((1 - f) / T), then one of the samples that contain it."""
     part = split((900, (0, 1, 2, 3)), (90, (1, 2)), (10, (3,)), (0, ()), samples=5)
     frequencies = np.array([0.9, 0.09, 0.01])
@@ -105,14 +105,14 @@ def test_resume_with_other_weights_raises(recipe, tmp_path):
         run(recipe, tmp_path / "run", sampling, "loop.steps=2", resume=True)
 
 
-def test_frequent_samples_are_those_of_rare_classes(recipe):
+def test_frequent_samples_match_rare_classes(recipe):
     part = check(load_recipe(recipe), ["train"]).splits["train"]
     rarest = min((found for found in part.classes if found.count), key=lambda found: found.count)
     found = rare_class_weights(part, 0.05)
     assert len(found) == 10 and set(rarest.samples) & set(np.flatnonzero(found == found.max()).tolist())
 
 
-def test_partial_checks_and_pose_are_refused(recipe, tmp_path):
+def test_partial_checks_and_pose_are_rejected(recipe, tmp_path):
     with pytest.raises(RecordError, match=r"data\.check"):
         run(recipe, tmp_path / "run", SAMPLING, "data.check=3")
 

@@ -62,7 +62,7 @@ def test_instance_map_of_one_class(tmp_path):
     assert [path.parent.name for path in dataset.files(0)] == ["images", "instances"]
 
 
-def test_255_is_an_object_and_no_ignored_value(tmp_path):
+def test_255_is_an_object_not_an_ignored_value(tmp_path):
     target = opened("instance", write(tmp_path, MAP), classes=["nucleus"]).read(0).target
     assert target.ids[5, 7] == 2 and not (target.ids < 0).any()
 
@@ -90,7 +90,7 @@ def test_panoptic_merges_stuff_and_ignores_pixels_without_segment(tmp_path):
     assert target.ids[0, 7] == target.ids[1, 7] == -1 and not (target.ids == 0).any()
 
 
-def test_majority_class_of_an_object_is_noted(tmp_path):
+def test_objects_get_their_majority_class_with_a_note(tmp_path):
     classes = CLASSES.copy()
     classes[0, 0] = 2
     dataset = opened(
@@ -186,7 +186,7 @@ def test_samples_are_copies(tmp_path, cache):
     assert again.ids.dtype == torch.int32 and again.areas().tolist() == [4, 1, 10]
 
 
-def test_recipes_of_segments_have_no_loss_and_no_batch_transforms(tmp_path):
+def test_segment_recipes_reject_losses_and_batch_transforms(tmp_path):
     from hf_vit_seg.training.recipe_loading import complete_recipe
 
     given_data = {"train": write(tmp_path, MAP), "classes": ["nucleus"]}
@@ -234,7 +234,7 @@ def test_crops_keep_the_classes_of_objects_and_remove_slivers(seed):
     assert all(area >= MIN_AREA for area in target.areas().tolist())
 
 
-def test_small_objects_are_kept_when_they_are_resized():
+def test_small_objects_are_preserved_when_they_are_resized():
     """Objects of 100 pixels that shrink to 9 are whole, while those that a crop cuts to 9 are not."""
     target = pipeline([{"random_resize": {"scale": [0.3, 0.3], "relative_to": "image"}}])(
         torch.zeros(1, 40, 40, dtype=torch.uint8), squares()
@@ -252,7 +252,7 @@ def test_resized_crops_measure_areas_at_the_new_scale():
         assert all(area >= 0.1 * 100 * scale * 0.95 for area in target.areas().tolist())
 
 
-def test_stuff_is_kept_when_it_is_cut():
+def test_stuff_is_preserved_when_it_is_cut():
     ids = torch.ones(20, 20, dtype=torch.int32)
     ids[:, 1:] = 2
     segments = Segments(ids, (0, 1))

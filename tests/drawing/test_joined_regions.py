@@ -40,7 +40,7 @@ def as_set(regions):
 
 @settings(max_examples=400)
 @given(MAPS, st.integers(1, 15))
-def test_regions_equal_those_of_the_whole_map(labels, height):
+def test_regions_equal_the_whole_map(labels, height):
     assert as_set(join_regions(blocks(labels, height))) == as_set(extract_regions(labels))
 
 

@@ -113,7 +113,7 @@ def test_8_bits(folder, name, format_):
     assert InstanceSegmenter.from_pretrained(str(out / FILES[format_]))(photo()).size == (60, 80)
 
 
-def test_refused_options(folder):
+def test_rejected_options(folder):
     model = model_directory(folder, "segformer")
     for format_, options, words in (
         ("torchscript", {}, "--to onnx or openvino"),

@@ -18,8 +18,8 @@ from hf_vit_seg.models.bilinear import pad_to_multiple
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
 from hf_vit_seg.models.grid_sizes import ceil_div, round_up
 from hf_vit_seg.models.modeling_cvt import as_map, as_tokens
+from hf_vit_seg.models.modeling_vit import PatchEmbeddings
 from hf_vit_seg.models.resnetv2 import same_padding
-from hf_vit_seg.models.vit_embeddings import PatchEmbeddings
 
 JEONSWORLD = {"stem_padding": "symmetric", "stem_shortcut_norm": "channel", "stem_pool_padding": False}
 THREE_STAGES = {"stem": "resnetv2", "stem_depths": (1, 1, 1), "stem_width_factor": 0.5, "patch_size": 1}

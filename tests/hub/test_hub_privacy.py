@@ -27,11 +27,11 @@ from hf_vit_seg.hub.console import files_view
 from hf_vit_seg.hub.privacy import check_private
 from hf_vit_seg.local_paths import common_folder, is_local_path, publishable, publishable_path
 from hf_vit_seg.provenance import CARD, provenance_from
+from hf_vit_seg.text_files import parse
 from hf_vit_seg.training.evaluate_saved import evaluate_model
 from hf_vit_seg.training.recipe.files import publishable_recipe_text
 from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
-from hf_vit_seg.yaml_reader import parse
 
 NUCLEI = REPOSITORY / "examples" / "nuclei" / "model"
 USER, HOST, TOKEN = "janedoe77", "secrethost42", "hf_DistinctiveTokenOfJaneDoe1234567890"

@@ -156,7 +156,7 @@ def test_premultiplied_tiffs_are_blended_with_white():
     torch.testing.assert_close(read_pixels(file).double(), expected(picture("RGBA"), WHITE), atol=1, rtol=0)
 
 
-def test_undeclared_fourth_channels_are_refused():
+def test_undeclared_fourth_channels_are_rejected():
     """They may be infrared, which would be lost."""
     with pytest.raises(ImageFileError):
         read_pixels(ImageBytes("a.tif", encoded(picture("RGBA"), extrasamples=["unspecified"])))
@@ -198,7 +198,7 @@ def test_regions_of_wide_integers_equal_whole_files(tmp_path, dtype, kind, top):
 
 
 @pytest.mark.parametrize("tile", [None, 32])
-def test_prediction_of_files_is_that_of_the_array(tmp_path, tile):
+def test_prediction_of_files_matches_the_array(tmp_path, tile):
     values, own = picture(), segmenter(Protocol(size="own"))
     files = {name: image for name, image in sources(values, tmp_path).items() if isinstance(image, Path)}
     images = [ImageFile(file, Path(file.name)) for file in files.values()]
@@ -225,7 +225,7 @@ def folder_dataset(folder: Path, values: np.ndarray, suffix: str) -> RawDataset:
 
 
 @pytest.mark.parametrize("white", [255.0, 65535.0, 1.0])
-def test_training_pixels_are_those_of_prediction(tmp_path, white):
+def test_training_pixels_match_prediction(tmp_path, white):
     values = picture()
     processor = SemanticSegmentationImageProcessor(do_resize=False, rescale_factor=1 / white)
     wanted = processor(values, return_tensors="pt")["pixel_values"]
@@ -273,7 +273,7 @@ def test_missing_values_become_the_mean(tmp_path):
     torch.testing.assert_close(pixels[:, 0, 0], expected(values)[:, 0, 0].float())
 
 
-def test_the_demo_reads_the_same_pixels(tmp_path):
+def test_demo_reads_the_same_pixels(tmp_path):
     values = picture()
     files = sources(values, tmp_path)
     readers = Readers(1)

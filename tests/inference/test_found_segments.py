@@ -36,7 +36,7 @@ def test_instance_maps_and_areas(seed):
         assert each.area == own.sum() > 0
         assert each.centroid == pytest.approx((columns.mean() + 0.5, rows.mean() + 0.5))
         assert each.box == (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)
-        assert np.array_equal(numbers[each.place] == number, each.mask)
+        assert np.array_equal(numbers[each.slices] == number, each.mask)
     assert np.array_equal(found.instance_map(slice(5, 9)), numbers[5:9])
     labels = found.label_map(9)
     assert np.array_equal(labels == 9, numbers == 0)

@@ -159,7 +159,7 @@ def test_polygons_do_not_depend_on_the_tiles(model, tmp_path):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_without_a_crs_polygons_are_in_pixels_which_is_said_once(model, tmp_path, mode):
+def test_polygons_without_crs_are_in_pixels_with_one_note(model, tmp_path, mode):
     for name, tags in (("plain", []), ("scaled", scale(500000, 5400000, 10))):
         image(tmp_path / f"{name}.tif", tags)
     out, call = tmp_path / "out", ("--polygons", "geojson", *MODES[mode])
@@ -260,7 +260,7 @@ INVALID_WORLD = ["", "1 2 3", "a b c d e f", "1 1 1 1 0 0", "nan 0 0 1 0 0", "1e
 
 
 @pytest.mark.parametrize("text", INVALID_WORLD)
-def test_invalid_world_files_are_refused(model, tmp_path, text):
+def test_invalid_world_files_are_rejected(model, tmp_path, text):
     path = image(tmp_path / "scene.tif", [])
     (tmp_path / "scene.tfw").write_text(text)
     for mode in ("window", "tiles"):
@@ -270,7 +270,7 @@ def test_invalid_world_files_are_refused(model, tmp_path, text):
     assert predict(model, image(path, tags), "--out", tmp_path / "out")[0] == 0  # tags precede world files
 
 
-def test_points_outside_of_a_projection_are_refused(tmp_path):
+def test_points_outside_of_a_projection_are_rejected(tmp_path):
     tags = (*scale(1e12, 0, 1e9), keys(32633))
     with pytest.raises(HfVitSegError, match="--coordinates image"):
         map_coordinates(tmp_path / "a.tif", tags, SIZE, PolygonCoordinates.wgs84)

@@ -139,7 +139,7 @@ def test_transparent_images_of_16_bits_become_white(processor):
     assert load_pixels(clear, 3, processor)[0].unique().tolist() == [255]
 
 
-def test_transparency_of_images_that_are_not_rescaled_is_blended_with_one():
+def test_unrescaled_images_are_blended_with_one():
     unscaled = SemanticSegmentationImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
     values = random_image(4, 255, np.uint8)
     expected = load_pixels(Image.fromarray(values), 3, unscaled)[0].float()
@@ -205,7 +205,7 @@ def test_pixels_that_are_not_finite_are_one_sentence(processor, tmp_path, value)
             load_pixels(image, 3, processor)
 
 
-def test_gray_of_64_bits_is_that_of_its_values(processor):
+def test_gray_of_64_bits_matches_its_values(processor):
     """Computations on 8-bit images return int64; 16-bit values are reduced."""
     values = random_image(1, 255, np.uint8)
     expected = load_pixels(values, 3, processor)[0]

@@ -150,7 +150,7 @@ def test_files_of_objects(tmp_path):
     assert Image.open(tmp_path / "out.overlay.png").size == (150, 130)
 
 
-def test_files_of_tiles_equal_those_of_the_whole_image(tmp_path):
+def test_files_of_tiles_equal_the_whole_image(tmp_path):
     image = draw_spots(300, 330, 200, 12)
     job = write_tiff(tmp_path / "a.tif", image)
     states = list(predict_tiled_objects(spot_segmenter(), job, PredictOptions(coco=True)))
@@ -209,7 +209,7 @@ def test_pixels_without_data_have_no_objects():
     assert np.array_equal(found.instance_map() > 0, (image > 0) & ~missing)
 
 
-def test_refused_options():
+def test_rejected_options():
     from hf_vit_seg.inference.files.heads import refuse_options
 
     refuse_options("instance", PredictOptions(geojson=True, threshold=0.3), has_protocol=True)

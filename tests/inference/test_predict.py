@@ -236,7 +236,8 @@ def test_folder_lists_the_same_images_as_training(tmp_path):
                 np.save(tmp_path / part / name, np.zeros((3, 2, 2), np.uint8))
     source = FoldersSource(images=str(tmp_path / "images"), masks=str(tmp_path / "masks")).open("segmentation")
     found = find_images([str(tmp_path / "images")])
-    assert [str(image.place) for image in found] == [source.name(i) for i in range(len(source))] == ["a.png", "b.npy"]
+    names = [str(image.relative_path) for image in found]
+    assert names == [source.name(i) for i in range(len(source))] == ["a.png", "b.npy"]
 
 
 def test_patterns_with_and_without_matches(model, tmp_path):
@@ -246,9 +247,9 @@ def test_patterns_with_and_without_matches(model, tmp_path):
     assert len(find_images([str(tmp_path / "one[1].png")])) == 1
     code, text = predict(model, tmp_path / "nothing*.png", "--out", tmp_path / "out")
     assert code == 2
-    assert "no file, folder or pattern" in text
+    assert "does not match any file" in text
     (tmp_path / "bare").mkdir()
-    assert "holds no images" in predict(model, tmp_path / "bare", "--out", tmp_path / "out")[1]
+    assert "contains no images" in predict(model, tmp_path / "bare", "--out", tmp_path / "out")[1]
 
 
 def test_exif_rotation_is_applied(tmp_path):

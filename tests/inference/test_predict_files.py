@@ -54,7 +54,7 @@ def test_all_outputs_of_an_image(model, tmp_path):
     assert {row["category_id"]: row["area"] for row in coco["annotations"]} == pixels
 
 
-def test_existing_results_of_every_kind_are_kept(model, tmp_path):
+def test_existing_results_of_every_kind_are_preserved(model, tmp_path):
     photo().save(tmp_path / "a.png")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.geojson").write_text("drawn by hand")

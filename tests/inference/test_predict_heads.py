@@ -90,7 +90,7 @@ def test_failed_images_are_listed_and_left_out_of_tables(classifier, images, tmp
     assert len(read(tmp_path / "out" / "classes.json")) == 2
 
 
-def test_existing_results_are_kept_or_replaced(classifier, images, tmp_path):
+def test_existing_results_are_preserved_or_replaced(classifier, images, tmp_path):
     out = tmp_path / "out"
     assert predict(classifier, images / "a.png", "--out", out)[0] == 0
     before = (out / "a.json").read_bytes()
@@ -242,7 +242,7 @@ def test_bones_of_the_annotations_are_drawn(images, tmp_path, monkeypatch):
     assert isinstance(drawn[0], Skeleton)
 
 
-def test_ids_of_images_are_kept(poser, images, tmp_path):
+def test_ids_of_images_are_preserved(poser, images, tmp_path):
     out = tmp_path / "out"
     assert predict(poser, images / "sub" / "b.png", "--out", out)[0] == 0
     assert predict(poser, images, "--out", out, "--skip-existing")[0] == 0

@@ -107,7 +107,7 @@ def test_overlay_uses_class_colors(tmp_path):
     assert np.abs(difference).mean() < 12
 
 
-def test_irregular_timestamps_are_kept(tmp_path):
+def test_irregular_timestamps_are_preserved(tmp_path):
     path = video(tmp_path / "clip.mkv", TICKS)
     times = [frame.time for frame in frames_of(segment_video(path, tmp_path / "out"))]
     assert times == pytest.approx([frame.time for frame in frames_of(path)], abs=2e-3)
@@ -193,7 +193,7 @@ def test_invalid_video_raises(tmp_path):
         segment_video(deaf, tmp_path / "out")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(VideoError, match="there are no frames"):
+    with pytest.raises(VideoError, match="the video has no frames"):
         segment_video(empty, tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == []
 

@@ -137,8 +137,8 @@ def test_no_labeled_persons_gives_nan():
         *(a[:0] for a in (labeled.images, labeled.keypoints, labeled.areas, labeled.boxes, labeled.crowds))
     )
     assert all(np.isnan(value) for value in oks_average_precision(predicted, no_persons).values())
-    unseen = PredictedPersons(predicted.images[:0], predicted.keypoints[:0], predicted.scores[:0])
-    assert oks_average_precision(unseen, labeled)["oks_ap"] == 0
+    empty = PredictedPersons(predicted.images[:0], predicted.keypoints[:0], predicted.scores[:0])
+    assert oks_average_precision(empty, labeled)["oks_ap"] == 0
 
 
 def test_mismatched_arrays_raise():

@@ -98,7 +98,7 @@ def test_panoptic_quality_equals_the_paper(seed):
             assert scores[f"{name}{title}"] == pytest.approx(mean, abs=1e-9, nan_ok=True)
 
 
-def test_number_0_is_no_segment_but_background():
+def test_number_0_is_background():
     """A prediction on the background is a false positive, not void."""
     truth = SegmentMap(torch.tensor([[1, 1, 0, 0]]), (0,))
     found = SegmentMap(torch.tensor([[1, 1, 2, 2]]), (0, 0))

@@ -67,7 +67,7 @@ def test_stages_follow_the_depth(name, tmp_path):
     assert len(loaded(images(name)).feature_maps) == 1
 
 
-def test_selected_stages_that_still_exist_are_kept(tmp_path):
+def test_selected_stages_that_still_exist_are_preserved(tmp_path):
     model = build("vit", "AutoBackbone", out_features=["stage1", "stage2", "stage4"])
     model.save_pretrained(tmp_path)
     assert type(model).from_pretrained(tmp_path, num_hidden_layers=3).config.out_features == ["stage1", "stage2"]
@@ -85,7 +85,7 @@ def test_override_is_validated(name, tmp_path):
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 @pytest.mark.parametrize("field", ["hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"])
 @pytest.mark.parametrize("name", ["segformer", "vit", "cvt"])
-def test_rate_that_is_no_probability_raises(name, field, rate):
+def test_rate_outside_of_0_and_1_raises(name, field, rate):
     config = architectures()[name].variant_config("tiny")
     with pytest.raises(StrictDataclassClassValidationError, match=field):
         type(config).from_dict({**config.to_dict(), field: rate})
@@ -161,7 +161,7 @@ def test_backbone_model_records_what_its_config_says(dino, field, count, tmp_pat
     assert field.removeprefix("output_") not in dino(torch.randn(1, 3, 56, 56))
 
 
-def test_backbone_image_size_is_that_of_the_backbone(dino):
+def test_backbone_image_size_matches_the_backbone(dino):
     dino.config.image_size = 112
     assert dino.config.backbone.image_size == dino.config.image_size == 112
 

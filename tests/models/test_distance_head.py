@@ -95,7 +95,7 @@ number_maps = st.lists(st.tuples(st.integers(0, SIZE[0]), st.integers(0, SIZE[1]
 
 @given(number_maps)
 @settings(max_examples=40, deadline=None)
-def test_edge_distances_are_those_of_each_object_alone(numbers: torch.Tensor):
+def test_edge_distances_are_computed_per_object(numbers: torch.Tensor):
     expected = np.zeros(SIZE)
     for number in numbers.unique()[numbers.unique() > 0].tolist():
         mask = numbers.numpy() == number
@@ -178,7 +178,7 @@ def test_uncertain_and_small_objects_are_removed():
     assert scores.tolist() == pytest.approx([0.8])
 
 
-def test_the_loss_of_a_perfect_output_is_lower_than_that_of_a_shifted_one():
+def test_perfect_output_has_a_lower_loss_than_a_shifted_one():
     numbers = draw_disks([(10, 10, 8), (10, 24, 6), (35, 40, 10)])
     output = perfect_output(numbers, torch.tensor([1, 0, 1]), 2)
     labels = [masks_of(numbers)], [torch.tensor([1, 0, 1])]
@@ -197,7 +197,7 @@ def test_ignored_pixels_have_no_gradient():
         assert tensor.grad[..., :16].abs().max() > 0
 
 
-def test_the_loss_is_the_mean_over_images():
+def test_loss_is_the_mean_over_images():
     output = random_output(2, (24, 28))
     masks = [masks_of(draw_disks([(10, 10, 8)])), torch.zeros(0, *SIZE, dtype=torch.bool)]
     classes = [torch.tensor([0]), torch.zeros(0, dtype=torch.int64)]
@@ -232,7 +232,7 @@ def test_images_without_objects_or_labels_have_a_finite_loss():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_a_plain_encoder_is_refused():
+def test_plain_encoder_is_rejected():
     with pytest.raises(HfVitSegError):
         build_distance_head(SegFormerConfig(**FINE), [8, 8, 8, 8], is_plain=True)
 

@@ -62,7 +62,7 @@ def test_backends_agree(options):
     assert torchvision.labels.shape[1:] == torchvision.pixel_values.shape[2:]
 
 
-def test_equal_to_transformers_own_processor():
+def test_equal_to_processor_of_transformers():
     options = {"return_tensors": "pt", "do_reduce_labels": True}
     kinds = (SemanticSegmentationImageProcessor, SegformerImageProcessor)
     one, other = (kind()(photo(), mask(), **options) for kind in kinds)

@@ -76,7 +76,7 @@ def test_other_number_of_maps_raises(processor):
 
 @pytest.mark.parametrize("value", [0.5, np.nan])
 def test_map_with_fractions_raises(processor, value):
-    with pytest.raises(HfVitSegError, match="whole class indices"):
+    with pytest.raises(HfVitSegError, match="integer class indices"):
         labels_of(processor, IMAGE, np.full((SIDE, SIDE), value))
 
 
@@ -101,7 +101,7 @@ def test_premultiplied_gray_is_blended_with_white(processor):
 
 @pytest.mark.parametrize("classes", [1, 5])
 @pytest.mark.parametrize("label", [-1, 9])
-def test_label_that_is_no_class_raises(classes, label):
+def test_label_without_a_class_raises(classes, label):
     config = architectures()["segformer"].variant_config("tiny", num_labels=classes)
     model = transformers.AutoModelForSemanticSegmentation.from_config(config)
     labels = torch.zeros(1, 32, 32, dtype=torch.int64)

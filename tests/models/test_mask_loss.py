@@ -174,7 +174,7 @@ def test_logits_that_are_not_finite_do_not_raise():
         assert loss([(class_logits, mask_logits)], masks, classes).isnan()
 
 
-def test_sums_of_parts_are_those_of_the_whole():
+def test_sums_of_parts_match_the_whole():
     """The loss of several batches is exact if their sums and units are added."""
     masks, classes = targets(2, 0, 3)
     class_logits, mask_logits = prediction()

@@ -155,7 +155,7 @@ def test_nothing_above_the_threshold(options):
     assert empty["segments_info"] == [] and empty["segmentation"].shape == (9, 8) and not empty["segmentation"].any()
 
 
-def test_masks_without_pixels_are_no_objects():
+def test_masks_without_pixels_are_not_objects():
     outputs = random_outputs(0)
     outputs.masks_queries_logits = outputs.masks_queries_logits.clamp(max=-1)
     assert OURS.post_process_instance_segmentation(outputs, 0.0)[0]["segments_info"] == []

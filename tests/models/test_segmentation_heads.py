@@ -6,9 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_weights import randomize_weights
+from random_weights import CHANGES, change_through_data, randomize_weights
 from torch import nn
-from weight_changes import CHANGES, change_through_data
 
 from hf_vit_seg.export.forms import with_export_forms
 from hf_vit_seg.models.all_mlp_head import AllMLPHead

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensor_sizes import Largest
+from size_formulas import Largest
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 
 from benchmarks.measuring import peak_memory

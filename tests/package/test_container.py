@@ -68,7 +68,7 @@ def test_all_packages_are_copied_and_nothing_else():
         assert not is_copied(name), name
 
 
-def test_the_extras_exist():
+def test_extras_exist():
     (extras,) = re.findall(r'"/source\[(.*?)\]"', value_of("RUN"))
     assert set(extras.split(",")) <= set(PROJECT["project"]["optional-dependencies"])
     assert "demo" in extras.split(",")
@@ -79,7 +79,7 @@ def test_python_is_supported():
     assert version is not None and tuple(map(int, version[1].split("."))) >= (3, 11)
 
 
-def test_the_default_command_serves_the_exposed_port():
+def test_default_command_serves_the_exposed_port():
     entry, arguments = json.loads(value_of("ENTRYPOINT")), json.loads(value_of("CMD"))
     assert entry == list(PROJECT["project"]["scripts"])
     parse(arguments)
@@ -88,7 +88,7 @@ def test_the_default_command_serves_the_exposed_port():
     assert value_of("USER") != "root"
 
 
-def test_the_commands_of_the_guide_are_valid():
+def test_commands_of_the_guide_are_valid():
     runs = [line for line in GUIDE.read_text().splitlines() if line.startswith("docker run")]
     assert len(runs) >= 2
     for line in runs:

@@ -204,7 +204,7 @@ def test_file_instead_of_directory_raises(tmp_path):
         pass
 
 
-def test_lock_of_a_replacement_directory_is_kept(tmp_path):
+def test_lock_of_a_replacement_directory_is_preserved(tmp_path):
     """As `convert` replaces its output."""
     out = tmp_path / "out"
     out.mkdir()

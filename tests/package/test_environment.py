@@ -29,7 +29,7 @@ def test_json_has_versions_and_the_processor():
     assert len(found["torch"]["devices"]) == torch.cuda.device_count() + torch.backends.mps.is_available()
 
 
-def test_the_table_has_every_value():
+def test_table_has_every_value():
     done = CliRunner().invoke(app, ["env"], env={"COLUMNS": "400"})
     assert done.exit_code == 0
     for name, number in dependency_versions().items():

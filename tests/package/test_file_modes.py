@@ -54,7 +54,7 @@ def test_files_of_directories_have_the_mode_of_the_umask(tmp_path: Path, umask: 
     assert mode_of(tmp_path / "model") == 0o777 & ~umask
 
 
-def test_executable_files_and_links_are_kept(tmp_path: Path, umask: int) -> None:
+def test_executable_files_and_links_are_preserved(tmp_path: Path, umask: int) -> None:
     (tmp_path / "other").touch(0o600)
     before = mode_of(tmp_path / "other")
     with atomic_directory(tmp_path / "model") as folder:

@@ -164,11 +164,11 @@ def test_folders_have_few_files():
 
 def architectures_named(tree: ast.AST) -> set[str]:
     """Names of architecture classes and modules anywhere in a file."""
-    said = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    said |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    said |= {part for name in imported_names(tree) for part in name.split(".")}
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names |= {part for name in imported_names(tree) for part in name.split(".")}
     classes = ("SegFormer", "VisionTransformer", "CvT", "BackboneSegmentation", "BackboneForSemantic")
-    return {word for word in said if word.startswith((*classes, "modeling_", "configuration_"))} - LIBRARY_MODULES
+    return {word for word in names if word.startswith((*classes, "modeling_", "configuration_"))} - LIBRARY_MODULES
 
 
 LIBRARY_MODULES = {"modeling_auto", "modeling_outputs", "modeling_utils", "modeling_layers", "configuration_utils"}

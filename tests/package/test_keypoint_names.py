@@ -9,7 +9,7 @@ from hf_vit_seg.keypoint_names import COCO_KEYPOINTS, are_coco_keypoints, find_f
 from hf_vit_seg.models.configuration_vit import COCO_FLIP_PAIRS
 
 
-def test_names_and_pairs_are_those_of_the_label_set_and_the_config():
+def test_names_and_pairs_match_the_label_set_and_the_config():
     content = json.loads((files("hf_vit_seg.configs") / "labels" / "coco-keypoints.json").read_text())
     assert tuple(content["names"]) == COCO_KEYPOINTS
     assert find_flip_pairs(COCO_KEYPOINTS) == COCO_FLIP_PAIRS

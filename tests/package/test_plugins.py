@@ -21,7 +21,7 @@ from hf_vit_seg.entry_points import PREFIX, HeadClass, Plugin, check_contract, l
 from hf_vit_seg.export.exporters import Exporter
 from hf_vit_seg.inference import runtimes
 from hf_vit_seg.models.segmentation_heads import HEADS, find_head
-from hf_vit_seg.plugin_listing import GROUPS, TABLES, check_plugin, every_variant, models_view, unknown_groups
+from hf_vit_seg.plugin_listing import GROUPS, TABLES, check_plugin, list_variants, models_view, unknown_groups
 from hf_vit_seg.plugins import accept_head, check_architecture
 from hf_vit_seg.records import Record, RecordError, Table
 from hf_vit_seg.training.losses.terms import Loss, LossTerm
@@ -123,7 +123,7 @@ def test_built_in_heads_are_found_by_name():
     assert all(find_head(name) is head for name, head in HEADS.items())
 
 
-def test_architecture_with_broken_files_names_them(tmp_path, monkeypatch):
+def test_broken_files_of_an_architecture_are_reported(tmp_path, monkeypatch):
     (tmp_path / "broken.yaml").write_text("tiny: {hidden_sizes: a lot}")
     variants = tmp_path / "broken.yaml"
     broken = replace(architectures()["cvt"], variants=variants, conversions=("absent:SOURCE",), forms=("absent:FORMS",))
@@ -133,7 +133,7 @@ def test_architecture_with_broken_files_names_them(tmp_path, monkeypatch):
     assert "export forms absent:FORMS: ModuleNotFoundError: No module named 'absent'" in (plugin.error or "")
     (tmp_path / "broken.yaml").write_text("tiny: [")
     monkeypatch.setattr(plugin_listing, "architectures", lambda: {"broken": broken, **architectures()})
-    rows, sentences = every_variant()
+    rows, sentences = list_variants()
     assert len(sentences) == 1 and sentences[0].startswith("the variants of 'broken' cannot be read: ")
     assert len(rows) == models_view(rows).row_count == sum(len(a.variant_rows()) for a in architectures().values())
 

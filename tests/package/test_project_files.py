@@ -1,4 +1,4 @@
-"""Project files besides the code: continuous integration, workflows, citation, templates, the built wheel."""
+"""Project files besides the code: continuous integration, workflows, citation, templates, licenses, the built wheel."""
 
 import os
 import re
@@ -14,6 +14,15 @@ from typing import Any
 import pytest
 import yaml
 from paths import REPOSITORY
+
+from tests.reliability.licenses import (
+    NOTICE,
+    PACKAGE,
+    UNKNOWN,
+    dependencies,
+    direct_requirements,
+    license_of,
+)
 
 STEPS = ("lint", "types", "build", "docs", "test")
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
@@ -88,7 +97,7 @@ def test_workflows_call_every_step():
     assert called == {f".ci/{step}" for step in STEPS}
 
 
-def test_release_publishes_what_was_tested_and_checked():
+def test_release_publishes_the_tested_files():
     release = jobs("release.yml")
     assert load(REPOSITORY / ".github" / "workflows" / "release.yml")["on"] == {"push": {"tags": ["v*"]}}
     assert set(release["publish"]["needs"]) == {"tests", "build"}
@@ -183,3 +192,36 @@ def test_check_exits_with_1_for_missing_files(tmp_path):
     tmp_path.joinpath("hf_vit_seg").mkdir()
     command = [sys.executable, REPOSITORY / ".ci" / "check_wheel.py", tmp_path]
     assert subprocess.run(command, capture_output=True).returncode == 1
+
+
+AFFERO = re.compile(r"\bAGPL|Affero", re.IGNORECASE)
+GROUPS = direct_requirements()
+
+
+def stated_licenses(package) -> str:
+    """All that the metadata states; without the text of a license, which may name others."""
+    metadata = package.metadata
+    classifiers = [text for text in metadata.get_all("Classifier") or () if text.startswith("License")]
+    first = (metadata.get("License") or "").strip().partition("\n")[0]
+    return " ".join([metadata.get("License-Expression") or "", first, *classifiers])
+
+
+@pytest.mark.parametrize("extra", GROUPS, ids=lambda name: name or "required")
+def test_no_dependency_is_under_the_agpl(extra):
+    """Its terms would reach whoever serves a model with this package."""
+    found = dependencies(name for name in GROUPS[extra] if name != PACKAGE)
+    assert found or extra == "track"
+    bad = {name: stated_licenses(package) for name, package in found.items() if AFFERO.search(stated_licenses(package))}
+    assert bad == {}
+
+
+def test_notice_lists_every_requirement_once():
+    listed = re.findall(r"^- ([\w.-]+): ", NOTICE.read_text(), re.MULTILINE)
+    wanted = {name for names in GROUPS.values() for name in names if name != PACKAGE}
+    assert sorted(listed) == sorted(wanted)
+
+
+def test_most_licenses_are_known():
+    packages = dependencies(name for names in GROUPS.values() for name in names if name != PACKAGE)
+    unknown = [name for name, package in packages.items() if license_of(package) == UNKNOWN]
+    assert len(unknown) < len(packages) / 10, unknown

@@ -78,7 +78,7 @@ def test_import_loads_no_large_library():
     assert output(f"import sys, hf_vit_seg; print([name for name in {LARGE} if name in sys.modules])") == ["[]"]
 
 
-def test_import_beside_transformers_loads_no_torch():
+def test_import_with_transformers_does_not_load_torch():
     code = "import sys, transformers, hf_vit_seg; print('torch' in sys.modules, 'torchvision' in sys.modules)"
     assert output(code) == ["False False"]
 
@@ -123,7 +123,7 @@ def test_completion_loads_no_large_library():
     assert {"push", "push-space"} <= set(completions)
 
 
-def test_version_is_that_of_the_package():
+def test_version_matches_the_package():
     import hf_vit_seg
 
     assert output(COMMAND, "--version")[0] == f"hf-vit-seg {hf_vit_seg.__version__}"

@@ -1,9 +1,23 @@
-"""The sizes of the tensors in an exported program, as formulas of the dynamic dimensions."""
+"""Sizes of tensors: formulas of dynamic dimensions in an exported program, and the largest tensor of a computation."""
 
 import sympy
 import torch
 from sympy.core.function import Application
 from torch.export import ExportedProgram
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Largest(TorchDispatchMode):
+    """Record operators: `numel` is that of the largest tensor in the context, including backward passes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
 
 MAX_SIZE = 10**6  # of a side or a batch: a lower upper bound was added by a condition on sizes
 

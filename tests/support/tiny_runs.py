@@ -13,10 +13,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
 
+from hf_vit_seg.text_files import dump
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.loop.trainer import RunStatus, train
 from hf_vit_seg.training.recipe_loading import load_recipe
-from hf_vit_seg.yaml_reader import dump
 
 SIZE, IMAGES = 48, 10
 COLORS = np.array([[40, 60, 90], [220, 80, 60], [90, 200, 120]])

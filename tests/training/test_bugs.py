@@ -83,7 +83,7 @@ def test_bug_log_is_not_a_run_and_is_removed_by_the_next(recipe, tmp_path, monke
     assert not (out / "error.log").exists() and "Traceback" not in capsys.readouterr().err.rpartition("--resume")[2]
 
 
-def test_bug_in_an_evaluation_is_kept_in_its_folder(recipe, tmp_path, monkeypatch, capsys):
+def test_bug_in_an_evaluation_is_preserved_in_its_folder(recipe, tmp_path, monkeypatch, capsys):
     out, scores = tmp_path / "run", tmp_path / "scores"
     forget_accelerate()
     assert train_command(str(recipe), [], out, resume=False, overwrite=False) == 0

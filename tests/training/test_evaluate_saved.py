@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_vit_seg.training.evaluate_saved import are_spellings
+from hf_vit_seg.training.evaluate_saved import are_same_classes
 
 NAMES = [f"class {number}" for number in range(20)]
 
@@ -15,8 +15,8 @@ def renamed(**names: str) -> list[str]:
     "labels",
     [NAMES, renamed(class_3="screen door"), renamed(class_3="screen", class_7="pool"), renamed(class_3="class 9")],
 )
-def test_a_few_other_names_are_spellings(labels):
-    assert are_spellings(labels, NAMES)
+def test_equivalent_class_names_are_accepted(labels):
+    assert are_same_classes(labels, NAMES)
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,8 @@ def test_a_few_other_names_are_spellings(labels):
     ],
 )
 def test_other_classes_or_another_order_are_not(labels):
-    assert not are_spellings(labels, NAMES)
+    assert not are_same_classes(labels, NAMES)
 
 
-def test_one_of_two_classes_is_no_spelling():
-    assert not are_spellings(["background", "cat"], ["background", "dog"])
+def test_one_different_name_of_two_is_rejected():
+    assert not are_same_classes(["background", "cat"], ["background", "dog"])

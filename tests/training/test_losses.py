@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segmentation_models_pytorch import losses as smp
 from segmentation_models_pytorch.losses import _functional as smp_functional
-from tensor_sizes import Largest
+from size_formulas import Largest
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
     cross_entropy,
@@ -360,7 +360,7 @@ def test_recipe_losses_are_summed_with_weights():
         ({"dice": None}, "classification", 3, "loss.dice: this loss supports segmentation"),
         ({"binary_cross_entropy": None}, "segmentation", 3, "one output"),
         ({"cross_entropy": {"class_weights": [1, 2]}}, "segmentation", 3, "found 2 numbers, expected one per class"),
-        ({"cross_entropy": {"class_weights": "balanced"}}, "segmentation", 3, "need class frequencies"),
+        ({"cross_entropy": {"class_weights": "balanced"}}, "segmentation", 3, "require class frequencies"),
         ({"focal": {"alpha": 0.25}}, "segmentation", 3, "one weight per class"),
         ({"focal": {"alpha": [1, 1]}}, "classification", 3, "expected one per class"),
     ],

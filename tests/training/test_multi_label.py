@@ -129,7 +129,7 @@ def test_lists_of_labels_require_the_setting_and_the_reverse(recipe):
 
 
 @pytest.mark.parametrize("overrides", [["loss={cross_entropy: null}"], ["loss={focal: null}"], ["task=segmentation"]])
-def test_losses_of_one_class_are_refused(recipe, overrides):
+def test_losses_of_one_class_are_rejected(recipe, overrides):
     with pytest.raises(RecipeFileError):
         load_recipe(recipe, overrides)
 
@@ -173,7 +173,7 @@ def test_datasets_with_lists_of_labels(tmp_path, recipe):
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
-def test_average_precision_is_that_of_scikit_learn(rows):
+def test_average_precision_matches_scikit_learn(rows):
     sklearn = pytest.importorskip("sklearn.metrics")
     scores, labels = np.array([score / 5 for score, _ in rows]), np.array([label for _, label in rows])
     if not labels.any():
@@ -182,7 +182,7 @@ def test_average_precision_is_that_of_scikit_learn(rows):
         assert average_precision(scores, labels) == pytest.approx(sklearn.average_precision_score(labels, scores))
 
 
-def test_f1_and_exact_match_are_those_of_scikit_learn():
+def test_f1_and_exact_match_match_scikit_learn():
     sklearn = pytest.importorskip("sklearn.metrics")
     generator = np.random.default_rng(3)
     probabilities, labels = generator.random((40, 4)).astype(np.float32), generator.random((40, 4)) < 0.3

@@ -14,7 +14,7 @@ from hf_vit_seg import architectures
 from hf_vit_seg.models import mask_loss
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.loop.trainer import RunStatus
-from hf_vit_seg.training.losses.objectives import OBJECTIVES, LossOfHead, LossOfLogits
+from hf_vit_seg.training.losses.objectives import OBJECTIVES, HeadObjective, LogitsObjective
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.recipe_loading import load_recipe
 
@@ -99,7 +99,7 @@ def fixed_points(count: int, number: int, like: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("auto", ["AutoModelForUniversalSegmentation", "AutoModelForSemanticSegmentation"])
 @pytest.mark.parametrize("name", ["vit", "segformer"])
-def test_accumulated_gradient_is_that_of_the_whole_batch(name, auto, monkeypatch, data):
+def test_accumulated_gradient_matches_the_whole_batch(name, auto, monkeypatch, data):
     monkeypatch.setattr(mask_loss, "random_points", fixed_points)
     fields = FAMILIES[name] | {"num_labels": 3, "decode_head_norm": "group", "decode_head_dropout_prob": 0.0}
     architecture = architectures()[name]
@@ -116,7 +116,7 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(name, auto, monkeypatch
     for parts in ([slice(0, 3)], [slice(0, 1), slice(1, 3)]):
         copied = copy.deepcopy(model)
         objective = OBJECTIVES[task](recipe, 3, 255, None, copied)
-        assert isinstance(objective, LossOfHead)
+        assert isinstance(objective, HeadObjective)
         batches = [{key: value[part] for key, value in batch.items()} for part in parts]
         units = sum(objective.units(each) for each in batches)
         for each in batches:
@@ -135,18 +135,18 @@ def objects(count: int) -> dict:
     }
 
 
-def test_other_losses_are_those_of_the_recipe(data):
+def test_other_losses_match_the_recipe(data):
     """A recipe's losses, if set, are computed on the semantic logits."""
     architecture = architectures()["segformer"]
     config = architecture.variant_config("tiny", num_labels=3, **FAMILIES["segformer"])
     model = architecture.models["AutoModelForSemanticSegmentation"](config)
     recipe = Recipe.model_validate(query_settings(data, "segformer") | {"loss": {"dice": {}}})
-    assert isinstance(OBJECTIVES["segmentation"](recipe, 3, 255, None, model), LossOfLogits)
+    assert isinstance(OBJECTIVES["segmentation"](recipe, 3, 255, None, model), LogitsObjective)
 
 
 def test_default_of_other_models_is_unchanged(data, tmp_path):
     recipe = load_recipe(write_recipe(tmp_path, settings(data)), [])
-    assert isinstance(OBJECTIVES["segmentation"](recipe, 3, 255, None, None), LossOfLogits)
+    assert isinstance(OBJECTIVES["segmentation"](recipe, 3, 255, None, None), LogitsObjective)
 
 
 def write_objects(folder: Path) -> Path:
@@ -206,7 +206,7 @@ def test_more_objects_than_queries_are_reported(tmp_path, capsys):
     assert "5 of 6 samples have more objects than the model has queries (2), at most 3" in shown
 
 
-def test_row_of_no_object_is_kept_for_other_classes(tmp_path):
+def test_row_of_no_object_is_preserved_for_other_classes(tmp_path):
     """The rows of known classes and that of no object are those of the checkpoint."""
     data = write_objects(tmp_path / "data")
     first = object_settings(data, "panoptic", "vit")

@@ -5,11 +5,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_runs import settings, write_recipe
 
+from hf_vit_seg.text_files import dump, parse
 from hf_vit_seg.training.recipe.differences import differences
 from hf_vit_seg.training.recipe.files import RecipeFileError, recipe_text, shipped_recipes
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.recipe_loading import load_recipe
-from hf_vit_seg.yaml_reader import dump, parse
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_numbers_are_parsed():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: 1\nb:\n  c: 1\n  c: 2", "line 4: duplicate key 'c'"),
         ("a: [1", "line 1"),
@@ -53,8 +53,8 @@ def test_numbers_are_parsed():
         ("a: \0", "special characters"),
     ],
 )
-def test_invalid_yaml_raises_with_line(text, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_yaml_raises_with_line(text, message):
+    with pytest.raises(ValueError, match=message):
         parse(text)
 
 
@@ -84,7 +84,7 @@ def test_missing_fields_use_defaults(recipe):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("stepz=3", r"stepz is not a known setting"),
         ("loop.stepz=3", r"loop\.stepz is not a known setting; did you mean 'steps'\?"),
@@ -117,8 +117,8 @@ def test_missing_fields_use_defaults(recipe):
         ("optimizer.learning_rate=.nan", r"optimizer\.learning_rate"),
     ],
 )
-def test_invalid_settings_raise_with_position(recipe, override, said):
-    with pytest.raises(RecipeFileError, match=said):
+def test_invalid_settings_raise_with_position(recipe, override, message):
+    with pytest.raises(RecipeFileError, match=message):
         load_recipe(recipe, [override])
 
 
@@ -183,7 +183,7 @@ def test_pose_loss_is_defined_by_the_model():
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("loss.dice=null", r"loss\.dice cannot be removed: the terms are cross_entropy"),
         ("loss.cross_entropy=null", r"at least one must remain"),
@@ -196,8 +196,8 @@ def test_pose_loss_is_defined_by_the_model():
         ("loop.steps.more=1", r"loop\.steps\.more cannot be set: loop\.steps is 8"),
     ],
 )
-def test_invalid_overrides_raise(recipe, override, said):
-    with pytest.raises(RecipeFileError, match=said):
+def test_invalid_overrides_raise(recipe, override, message):
+    with pytest.raises(RecipeFileError, match=message):
         load_recipe(recipe, [override])
 
 

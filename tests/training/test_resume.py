@@ -27,6 +27,7 @@ from tiny_runs import (
 )
 
 from hf_vit_seg.errors import OutOfMemory, WriteError
+from hf_vit_seg.text_files import parse
 from hf_vit_seg.training.checkpoints.resume import refuse_other_run
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
@@ -35,7 +36,6 @@ from hf_vit_seg.training.loop.trainer import RunStatus
 from hf_vit_seg.training.recipe.overrides import override_setting
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.recipe_loading import load_recipe
-from hf_vit_seg.yaml_reader import parse
 
 # Dies as by `kill -9` in the middle of a step, after logging the step number.
 KILLED = """
@@ -367,7 +367,7 @@ def test_sample_images_show_the_best_model(finished_run, tmp_path, capsys):
     assert "the best model, that of step 1, cannot be restored" in " ".join(printed.err.split())
 
 
-def test_metrics_of_a_best_model_that_is_not_the_last_are_computed_again(finished_run, tmp_path):
+def test_metrics_of_an_earlier_best_model_are_recomputed(finished_run, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished_run, out)
     manifest = read_manifest(checkpoints(out / "checkpoints")[-1])
@@ -382,7 +382,7 @@ def test_metrics_of_a_best_model_that_is_not_the_last_are_computed_again(finishe
         assert restored[f"best/{name}"] == expected[f"best/{name}"]
 
 
-def test_user_folder_in_last_model_is_kept(finished_run, tmp_path):
+def test_user_folder_in_last_model_is_preserved(finished_run, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished_run, out)
     (out / "last" / "evaluation_test").mkdir()
@@ -440,7 +440,7 @@ def test_resume_after_kill_at_the_last_checkpoint(finished_run, tmp_path):
     )
 
 
-def test_early_stopped_run_is_not_trained_again(recipe, tmp_path, monkeypatch):
+def test_early_stopped_run_is_not_resumed(recipe, tmp_path, monkeypatch):
     from hf_vit_seg.training.loop import trainer as module
 
     never = ["loop.evaluate_every=1", "loop.early_stop.patience=1", "loop.early_stop.min_delta=10"]

@@ -58,7 +58,7 @@ def test_settings_are_a_list_or_a_mapping(recipe, tmp_path):
         hf_vit_seg.train(recipe, "loop.steps=1", out=tmp_path / "other")
 
 
-def test_existing_run_is_kept_unless_asked(recipe, tmp_path):
+def test_existing_run_is_preserved_unless_asked(recipe, tmp_path):
     first = hf_vit_seg.train(recipe, ["loop.steps=1"], out=tmp_path / "run")
     with pytest.raises(RunDirectoryError):
         hf_vit_seg.train(recipe, ["loop.steps=1"], out=tmp_path / "run")

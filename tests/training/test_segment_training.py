@@ -22,7 +22,7 @@ from hf_vit_seg.training.evaluation.evaluate import EvaluationContext
 from hf_vit_seg.training.evaluation.segments import image_quality, resize_segments
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_extreme_samples
-from hf_vit_seg.training.losses.objectives import LossOfHead
+from hf_vit_seg.training.losses.objectives import HeadObjective
 from hf_vit_seg.training.recipe_loading import load_recipe
 
 MODEL = {"architecture": "segformer", "variant": "tiny", "norm": "group"}
@@ -111,7 +111,7 @@ def test_validation_loss(runs, distance_run, data, task):
         settings = load_recipe(folder / "recipe.yaml", [f"evaluation.batch_size={size}"])
         dataset = open_split(settings, "validation")
         state = torch.manual_seed(seed).get_state()
-        context = EvaluationContext(model, processor, settings, Accelerator(cpu=True), objective=LossOfHead(model))
+        context = EvaluationContext(model, processor, settings, Accelerator(cpu=True), objective=HeadObjective(model))
         found = evaluate(context, dataset)
         assert torch.equal(torch.get_rng_state(), state)
         losses.append(found.scores["loss"])
@@ -146,7 +146,7 @@ def test_score_of_an_image_is_its_panoptic_quality():
     assert image_quality(find_overlaps(empty, empty), 2).isnan()
 
 
-def test_resized_segments_have_no_empty_ones():
+def test_resizing_removes_empty_segments():
     ids = torch.ones(8, 8, dtype=torch.int32)
     ids[0, 0], ids[4:] = 2, 3
     found = resize_segments(Segments(ids, (5, 6, 7)), (2, 2))
@@ -195,7 +195,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(runs, data, task):
         assert scores[0]["objects"] == 4  # two images with a disc and a bar, and one without objects
 
 
-def test_windows_of_segments_are_refused(runs):
+def test_windows_of_segments_are_rejected(runs):
     settled = load_recipe(runs["instance"] / "recipe.yaml", ["evaluation.protocol.window=32"])
     model, processor = load_for_inference(str(runs["instance"] / "best"), "instance")
     with pytest.raises(RecordError):

@@ -116,14 +116,14 @@ def test_saved_models_load_and_reproduce_the_reported_scores(recipe, tmp_path):
         model = AutoModelForSemanticSegmentation.from_pretrained(out / name)
         assert list(model.config.id2label.values()) == ["ground", "disc", "bar"]
         AutoImageProcessor.from_pretrained(out / name)
-        said = json.loads((out / name / "metrics.json").read_text())
+        report = json.loads((out / name / "metrics.json").read_text())
         forget_accelerate()
         found = evaluate_model(str(out / name), load_recipe(out / name / "recipe.yaml"), "validation", tmp_path / name)
-        assert found.scores["mean_iou"] == said["scores"]["mean_iou"] > 0
+        assert found.scores["mean_iou"] == report["scores"]["mean_iou"] > 0
         assert (
             tuple(name for name, value in found.scores.items() if isinstance(value, float)) == METRICS["segmentation"]
         )
-        assert np.array_equal(found.confusion, said["confusion_matrix"])
+        assert np.array_equal(found.confusion, report["confusion_matrix"])
     assert load_recipe(out / "recipe.yaml").loop.steps == 8
 
 
@@ -175,8 +175,8 @@ def test_binary_model_with_a_single_output(data, tmp_path):
     assert run(recipe, out, *losses, "loss.cross_entropy=null") is RunStatus.finished
     model = AutoModelForSemanticSegmentation.from_pretrained(out / "best")
     assert model.config.id2label == {0: "shape"} and model.decode_head.classifier.out_channels == 1
-    said = json.loads((out / "best" / "metrics.json").read_text())
-    assert [row["name"] for row in said["classes"]] == ["ground", "shape"]
+    report = json.loads((out / "best" / "metrics.json").read_text())
+    assert [row["name"] for row in report["classes"]] == ["ground", "shape"]
     assert Segmenter.from_pretrained(out / "best").names == ("background", "shape")
 
 
@@ -513,13 +513,13 @@ sys.exit(train_command(recipe, settings, Path(out), False, False))
 def test_full_disk_is_reported(recipe, tmp_path, limit, overrides, what):
     (tmp_path / "full.py").write_text(FULL_DISK)
     out = tmp_path / "run"
-    said = finish(start([str(recipe), str(out), limit, *overrides], script=str(tmp_path / "full.py")), expected=2)
-    assert f"hf-vit-seg: {out / what} cannot be written (" in said and "Traceback" not in said
+    output = finish(start([str(recipe), str(out), limit, *overrides], script=str(tmp_path / "full.py")), expected=2)
+    assert f"hf-vit-seg: {out / what} cannot be written (" in output and "Traceback" not in output
     assert not list(out.rglob(".tmp-*"))
     if what == "best":
-        assert "there is no checkpoint yet" in said
+        assert "no checkpoint has been saved yet" in output
         return
-    assert f"the last checkpoint is {out}/checkpoints/step-000001; resume with" in said
+    assert f"the last checkpoint is {out}/checkpoints/step-000001; resume with" in output
     assert run(recipe, out, *overrides, resume=True) is RunStatus.finished
 
 
@@ -547,11 +547,11 @@ def test_adapters_are_merged_into_saved_weights(recipe, data, tmp_path):
     start_from = settings(data, model={"from_pretrained": str(tmp_path / "first" / "last"), "lora": {"rank": 2}})
     run(write_recipe(tmp_path, start_from), tmp_path / "run", "loop.steps=3", "optimizer.learning_rate=1e-2")
     assert weights(tmp_path / "first" / "last").keys() == weights(tmp_path / "run" / "last").keys()
-    said = json.loads((tmp_path / "run" / "last" / "metrics.json").read_text())["scores"]["mean_iou"]
+    expected = json.loads((tmp_path / "run" / "last" / "metrics.json").read_text())["scores"]["mean_iou"]
     forget_accelerate()
     model = str(tmp_path / "run" / "last")
     found = evaluate_model(model, load_recipe(tmp_path / "run" / "recipe.yaml"), "validation", tmp_path / "out")
-    assert found.scores["mean_iou"] == pytest.approx(said, abs=1e-4)
+    assert found.scores["mean_iou"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_counts_of_parameters_and_the_first_loss_are_reported(recipe, tmp_path, capsys):

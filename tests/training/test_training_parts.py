@@ -21,12 +21,12 @@ from hf_vit_seg.atomic_io import clean_up, commit, new_directory, remove_directo
 from hf_vit_seg.errors import OutOfMemory, is_out_of_memory
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.best_score import BestTracker
-from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, own_batches, read_ahead
+from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, local_batches, read_ahead
 from hf_vit_seg.training.loop.batch_size_search import find_batch_size, largest_batch_size, parameters_without_gradient
 from hf_vit_seg.training.loop.gradient_accumulation import accumulate, windows
 from hf_vit_seg.training.loop.setup import configure_deepspeed, refuse_stage_3
 from hf_vit_seg.training.loop.signals import GracefulStop
-from hf_vit_seg.training.optimization.gathered_weights import refuse_sharded_average, whole_model
+from hf_vit_seg.training.optimization.gathered_weights import gathered_model, refuse_sharded_average
 from hf_vit_seg.training.recipe.metric_names import METRICS
 from hf_vit_seg.training.recipe.schema import EarlyStopRecipe
 from hf_vit_seg.training.reports.memory_advice import training_advice
@@ -99,7 +99,7 @@ def test_every_sample_is_evaluated_once(length, processes, size):
         accelerator = SimpleNamespace(process_index=index, num_processes=processes)
         recipe = SimpleNamespace(evaluation=SimpleNamespace(batch_size=size))
         context = EvaluationContext(None, None, recipe, accelerator)
-        for batch in own_batches(context, length, lambda i: i, lambda i: i // 10):
+        for batch in local_batches(context, length, lambda i: i, lambda i: i // 10):
             assert len(batch) <= size and len({i // 10 for i in batch}) == 1
             found += batch
     assert sorted(found) == list(range(length))
@@ -127,7 +127,7 @@ def test_sharded_weights_are_gathered_in_a_copy():
         get_state_dict=lambda model: model.state_dict(),
     )
     Accelerator(cpu=True)
-    with whole_model(scattering, model, None, copy) as whole:
+    with gathered_model(scattering, model, None, copy) as whole:
         assert whole is copy and torch.equal(whole.weight, model.weight) and torch.equal(whole.bias, model.bias)
     recipe = SimpleNamespace(loop=SimpleNamespace(ema=object()))
     with pytest.raises(RecordError, match=r"loop\.ema is not supported with FSDP"):
@@ -167,8 +167,8 @@ def test_memory_errors_are_recognized(error):
 
 @given(size=st.integers(2, 100), accumulation=st.integers(1, 8))
 def test_memory_advice_keeps_the_effective_batch_size(size, accumulation):
-    said = training_advice(recipe(loop={"steps": 1, "batch_size": size, "accumulation": accumulation}))
-    lower, passes = map(int, re.search(r"such as loop\.batch_size=(\d+) loop\.accumulation=(\d+)", said).groups())
+    output = training_advice(recipe(loop={"steps": 1, "batch_size": size, "accumulation": accumulation}))
+    lower, passes = map(int, re.search(r"such as loop\.batch_size=(\d+) loop\.accumulation=(\d+)", output).groups())
     assert lower < size and lower * passes == size * accumulation
 
 
@@ -185,7 +185,7 @@ def test_largest_fitting_power_of_two_is_found(limit, most):
     assert found & (found - 1) == 0
 
 
-def test_batch_size_of_one_that_does_not_fit_raises_with_advice():
+def test_batch_size_of_one_out_of_memory_raises_with_advice():
     with pytest.raises(OutOfMemory, match=r"smaller crops"):
         largest_batch_size(lambda size: False, 8)
 
@@ -230,7 +230,7 @@ def test_early_stopping_counts_evaluations_without_improvement():
     rule, best_tracker, ends = EarlyStopRecipe(patience=2, min_delta=0.1), BestTracker(), []
     for step, value in enumerate([0.5, 0.55, float("nan"), 0.58, 0.65]):
         best_tracker = best_tracker.after("mean_iou", value, step, rule)
-        ends.append(best_tracker.has_ended(rule))
+        ends.append(best_tracker.should_stop(rule))
     assert (best_tracker.best, best_tracker.best_step) == (0.65, 4)
     assert ends == [False, False, True, True, False]
 

@@ -85,7 +85,7 @@ def require_valid_data(
 
 
 def skips(recipe: RunSettings) -> bool:
-    """Whether unusable samples are left out."""
+    """Return whether unusable samples are left out."""
     return recipe.data.on_error == "skip"
 
 

@@ -52,7 +52,7 @@ def read_object_facts(raw: RawSegments, table: ClassTable, task: str) -> ObjectF
 
 
 def is_split(mask: np.ndarray) -> bool:
-    """Whether a mask (H, W) has several 8-connected parts."""
+    """Return whether a mask (H, W) has several 8-connected parts."""
     found: Any = ndimage.label(mask, EIGHT)  # the parts, and their number
     return found[1] > 1
 

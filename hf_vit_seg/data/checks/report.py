@@ -113,7 +113,7 @@ class SplitFacts:
         return tuple(count_occurrences(list(counts.items())) for counts in counts)
 
     def class_name(self, raw: Raw) -> str:
-        """The class name of a raw value, `ignored` or `unknown`."""
+        """Return the class name of a raw value, `ignored` or `unknown`."""
         target = self.targets.get(raw)
         known = target in range(len(self.table.names))
         return self.table.names[target] if target is not None and known else "unknown" if target is None else "ignored"
@@ -127,8 +127,8 @@ class SplitFacts:
     @cached_property
     def unknown(self) -> dict[Raw, Occurrence]:
         """Raw values that are neither mapped to a class nor ignored, the most frequent first."""
-        strange = [(raw, o) for raw, o in self.values.items() if raw not in self.targets]
-        return dict(sorted(strange, key=lambda item: -item[1].count))
+        unknown = [(raw, o) for raw, o in self.values.items() if raw not in self.targets]
+        return dict(sorted(unknown, key=lambda item: -item[1].count))
 
     @cached_property
     def disallowed_values(self) -> list[Raw]:
@@ -175,16 +175,16 @@ class SplitFacts:
         return found
 
     def object_total(self, name: str) -> int:
-        """The sum of a fact of objects over the samples."""
+        """Return the sum of a fact of objects over the samples."""
         return sum(getattr(facts.objects, name) for facts in self.facts if facts.objects is not None)
 
     def samples_with(self, name: str) -> list[int]:
-        """Indices of the samples that have a fact of objects, most of it first."""
+        """Return the indices of the samples with a fact about objects, sorted by its frequency."""
         counts = {i: getattr(facts.objects, name) for i, facts in enumerate(self.facts) if facts.objects is not None}
         return sorted((i for i, count in counts.items() if count), key=lambda i: -counts[i])
 
     def object_warnings(self) -> Iterator[str]:
-        """Messages on objects that are tiny, split, covered or overlapping."""
+        """Yield warnings for objects that are tiny, split, covered or overlapping."""
         total = self.object_total("count")
         for name, text in OBJECT_FAULTS.items():
             if samples := self.samples_with(name):
@@ -197,7 +197,7 @@ class SplitFacts:
             )
 
     def query_warning(self, queries: int) -> str | None:
-        """A message if images have more objects than the model has queries."""
+        """Return a message if images have more objects than the model has queries."""
         counts = [facts.objects.count for facts in self.facts if facts.objects is not None]
         above = [index for index in self.samples_with("count") if self.facts[index].objects.count > queries]  # pyright: ignore[reportOptionalMemberAccess]
         if not above:
@@ -209,12 +209,12 @@ class SplitFacts:
         )
 
     @cached_property
-    def turned(self) -> tuple[int, ...]:
+    def rotated(self) -> tuple[int, ...]:
         """Indices of the samples whose image has an orientation other than upright."""
         return tuple(i for i, facts in enumerate(self.facts) if facts.orientations and facts.orientations[0] != UPRIGHT)
 
     def orientation_warnings(self) -> Iterator[str]:
-        """Messages on images that are turned and mirrored otherwise than their mask or annotations may be."""
+        """Yield warnings for images whose orientation may differ from that of their mask or annotations."""
         if self.dataset.task == "classification":
             return
         differing = [i for i, facts in enumerate(self.facts) if len(set(facts.orientations)) > 1]
@@ -223,7 +223,7 @@ class SplitFacts:
                 f"{self.split}: {len(differing)} images have another orientation tag than their mask, and both are "
                 f"turned upright: see in the contact sheet whether they fit: {self.locations(differing)}"
             )
-        if single := [i for i in self.turned if len(self.facts[i].orientations) == 1]:
+        if single := [i for i in self.rotated if len(self.facts[i].orientations) == 1]:
             yield (
                 f"{self.split}: {len(single)} images have an orientation tag and are turned upright; their annotations "
                 f"must be for the upright image: {format_list(self.facts[i].name for i in single)}"
@@ -258,12 +258,12 @@ class SplitFacts:
 
     @cached_property
     def is_black_and_white(self) -> bool:
-        """Whether masks have the values 0 and 255, of which 255 is ignored, and the second class is absent."""
+        """Whether masks have only the values 0 and 255, 255 is ignored, and the second class is absent."""
         found = set(self.values) == {0, WHITE} and WHITE in self.ignored
         return found and len(self.classes) == 2 and self.absent == (1,)
 
     def ignored_class_message(self, absent: int) -> str | None:
-        """A message if an ignored value is frequent, which may be that of the absent class with this index."""
+        """Return a message if an ignored value is frequent, which may be that of the absent class with this index."""
         total = sum(found.count for found in self.values.values())
         frequent = [(raw, o) for raw, o in self.ignored.items() if o.count >= FREQUENT * total]
         if not frequent:
@@ -278,7 +278,7 @@ class SplitFacts:
         )
 
     def problems(self) -> Iterator[str]:
-        """Messages on data that cannot be trained on."""
+        """Yield an error message for each fault that prevents training."""
         yield from self.faults
         if self.disallowed_values:
             yield (
@@ -297,7 +297,7 @@ class SplitFacts:
             yield f"{self.split}: {noun}"
 
     def warnings(self) -> Iterator[str]:
-        """Messages on data that are probably wrong, but can be trained on."""
+        """Yield warnings for data that are probably wrong but do not prevent training."""
         if self.skipped:
             total = len(self.skipped) + len(self.facts)
             reasons = format_list((str(facts.fault) for facts in self.skipped), SHOWN)
@@ -369,7 +369,7 @@ class CheckReport:
         return [(problem, message) for problem, message in found if message is not None]
 
     def dark_problem(self) -> str | None:
-        """A message if RGB images of 16 bits use only the darkest values, as those of 12 bits do."""
+        """Return a message if RGB images of 16 bits use only the darkest values, as those of 12 bits do."""
         deep = {f.name: f.brightest for part in self.splits.values() for f in part.facts if f.brightest is not None}
         brightest = max(deep.values(), default=DARK)
         if self.normalized or brightest >= DARK:
@@ -401,13 +401,13 @@ class CheckReport:
         return found
 
     def query_warnings(self, queries: int | None) -> list[str]:
-        """Messages on splits whose images have more objects than the model has queries."""
+        """Return warnings for splits whose images have more objects than the model has queries."""
         if queries is None:
             return []
         return [text for part in self.splits.values() if (text := part.query_warning(queries)) is not None]
 
     def shared_images(self, first: str, second: str) -> list[tuple[str, str]]:
-        """Pairs of names of the same image in two splits."""
+        """Return pairs of names of the same image in two splits."""
         ours, theirs = self.splits[first].digests, self.splits[second].digests
         return [(names[0], theirs[digest][0]) for digest, names in ours.items() if digest in theirs]
 

@@ -93,7 +93,7 @@ def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
 
 
 def locate_error(error: Exception, where: str, *names: str) -> str:
-    """The message of an error, prefixed by `where` unless it contains `where` or one of `names`."""
+    """Return the message of an error, prefixed by `where` unless it contains `where` or one of `names`."""
     reason = error_sentence(error)
     return reason if any(name in reason for name in (where, *names)) else f"{where}: {reason}"
 
@@ -133,7 +133,7 @@ class FactsFile:
                 self.known = {}
 
     def get(self, key: str | None) -> SampleFacts | None:
-        """The cached facts of a key, or None."""
+        """Return the cached facts of a key, or None."""
         facts = self.known.get(key or "")
         if facts is not None and key is not None:
             self.used[key] = facts
@@ -162,7 +162,7 @@ def facts_from_json(row: Mapping[str, Any]) -> SampleFacts:
 
 
 def source_stamp(settings: Mapping[str, Any], channels: int, dataset: RawDataset) -> str:
-    """Everything that facts depend on except a sample's files: settings, channels, list files, class names."""
+    """Return everything that facts depend on except a sample's files: settings, channels, list files, class names."""
     texts = [text for value in settings.values() for text in (value if isinstance(value, list | tuple) else [value])]
     list_files = [stat for text in texts if isinstance(text, str) and (stat := file_stamp(Path(text)))]
     colored = any(isinstance(raw, tuple) for raw, _ in dataset.class_table.targets)
@@ -172,7 +172,7 @@ def source_stamp(settings: Mapping[str, Any], channels: int, dataset: RawDataset
 
 
 def facts_key(stamp: str, dataset: RawDataset, index: int) -> str | None:
-    """The cache key of a sample; None for a sample without separate files, which is never cached."""
+    """Return the cache key of a sample; None for a sample without separate files, which is never cached."""
     stamps = [file_stamp(path) for path in dataset.files(index)]
     if not stamps or None in stamps:
         return None
@@ -180,7 +180,7 @@ def facts_key(stamp: str, dataset: RawDataset, index: int) -> str | None:
 
 
 def file_stamp(path: Path) -> tuple[str, int, int] | None:
-    """Path, size and modification time of a file; None if it does not exist."""
+    """Return the path, size and modification time of a file; None if it does not exist."""
     try:
         stat = os.stat(path)
     except (OSError, ValueError):

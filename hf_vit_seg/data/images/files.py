@@ -49,7 +49,7 @@ class ImageFileError(HfVitSegError):
 
 
 class ImageSizeError(ImageFileError):
-    """An image of too many pixels: `fact` says so, without the advice for those who called a command."""
+    """An image with too many pixels; `fact` is the message without the advice for users of commands."""
 
     def __init__(self, fact: str, advice: str = TILES_OR_LIMIT):
         super().__init__(f"{fact}: {advice}")
@@ -58,15 +58,15 @@ class ImageSizeError(ImageFileError):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image to be read, and its place below the folder that was asked for (a bare name for a single file)."""
+    """An image file, and its path relative to the requested folder (for a single file, its name)."""
 
     path: Path
-    place: Path
+    relative_path: Path
 
 
 @dataclass(frozen=True)
 class ImageBytes:
-    """An image file that lies in memory, and what it is called in messages."""
+    """An image file in memory, and its name in messages."""
 
     name: str
     data: bytes = field(repr=False)
@@ -76,14 +76,14 @@ class ImageBytes:
 
 
 def as_stream(file: Path | ImageBytes) -> Path | BytesIO:
-    """What readers of files open."""
+    """Return the object to pass to file readers: the path, or a stream of the bytes."""
     return BytesIO(file.data) if isinstance(file, ImageBytes) else file
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is not a regular file: opening a named pipe blocks, and a device may have no end.
+    """Reject paths that are not regular files: opening a named pipe blocks, and a device may be endless.
 
-    ImageFileError also where there is no such file, or its directory cannot be searched.
+    Raises ImageFileError, also for missing files and unreadable directories.
     """
     with raise_image_errors(path):
         mode = path.stat().st_mode
@@ -93,7 +93,7 @@ def check_regular(path: Path) -> None:
 
 
 def first_bytes(file: Path | ImageBytes, count: int = 16) -> bytes:
-    """How a file begins, which tells its format. ImageFileError when there is no such file, or nothing in it."""
+    """Return the first bytes of a file, to detect its format. Raises ImageFileError for missing and empty files."""
     if isinstance(file, Path):
         check_regular(file)
     with raise_image_errors(file):
@@ -118,9 +118,9 @@ def readable_suffixes() -> frozenset[str]:
 
 
 def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFile]:
-    """The images of files, folders (recursively, in order of name) and glob patterns, each once.
+    """Return the images of files, folders (recursively, in order of name) and glob patterns, each once.
 
-    From folders come the files with an image's suffix, without hidden ones and without what lies below `skip` (the
+    From folders come the files with an image's suffix, without hidden ones and without files below `skip` (the
     results). A file named explicitly is accepted with any suffix. Raises ImageFileError for an input without images.
     """
     found: dict[Path, ImageFile] = {}
@@ -128,7 +128,7 @@ def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFi
         matches = [given] if os.path.lexists(given) else sorted(glob(given, recursive=True))
         files = [image for match in matches for image in expand(Path(match), skip)]
         if not files:
-            reason = "holds no images" if Path(given).is_dir() else "is no file, folder or pattern that matches one"
+            reason = "contains no images" if Path(given).is_dir() else "does not match any file or folder"
             raise ImageFileError(f"{given} {reason}")
         for image in files:
             found.setdefault(real_path(image.path), image)
@@ -136,32 +136,35 @@ def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFi
 
 
 def real_path(path: Path) -> Path:
-    """The path without symbolic links. Path.resolve raises RuntimeError for links that form a loop."""
+    """Return the path without symbolic links. Path.resolve raises RuntimeError for links that form a loop."""
     return Path(os.path.realpath(path))
 
 
 def expand(path: Path, skip: Path | None) -> Iterator[ImageFile]:
-    """A file itself, or the images below a folder."""
+    """Yield a file itself, or the images below a folder."""
     if not os.path.isdir(path):  # unlike Path.is_dir, this never raises
         yield ImageFile(path, Path(path.name))
         return
-    for place in files_below(path, readable_suffixes(), () if skip is None else (skip,)):
-        yield ImageFile(path / place, place)
+    for relative_path in files_below(path, readable_suffixes(), () if skip is None else (skip,)):
+        yield ImageFile(path / relative_path, relative_path)
 
 
 def files_below(folder: Path, suffixes: frozenset[str], skip: Collection[Path] = ()) -> Iterator[Path]:
-    """Files with one of these lower-case suffixes, relative to the folder, see `walk_files`."""
+    """Yield the files with one of these lower-case suffixes, relative to the folder (see `walk_files`)."""
     for parent, names in walk_files(folder, suffixes, skip):
         yield from (Path(parent, name).relative_to(folder) for name in names)
 
 
 def walk_files(folder: Path, suffixes: frozenset[str], skip: Collection[Path] = ()) -> Iterator[tuple[str, list[str]]]:
-    """Each folder below `folder`, and the names of its files with one of these lower-case suffixes, in order of name.
+    """Yield each folder below `folder`, and the names of its files with one of these lower-case suffixes, in order of
+    name.
 
-    There are no hidden ones, and nothing below `skip`. Links to folders are followed, but for those to a folder that
+    Hidden files and files below `skip` are left out. Links to folders are followed, but for those to a folder that
     they lie in. ImageFileError for a folder that cannot be read, as its images would be missing without notice.
     """
-    above = {os.fspath(folder): {folder.resolve()}}  # real folders that each one yet to come lies in, itself too
+    above = {
+        os.fspath(folder): {folder.resolve()}
+    }  # the resolved folders that contain each pending folder, itself included
     for parent, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=True):
         here, chain = Path(parent), above.pop(parent)
         inside = {name: (here / name).resolve() for name in sorted(folders) if not name.startswith(".")}
@@ -206,10 +209,10 @@ def raise_image_errors(file: object) -> Iterator[None]:
         raise ImageFileError(f"{file}: {error}") from None
     except FileNotFoundError as error:
         dangling = isinstance(file, Path) and os.path.islink(file)
-        reason = "the link points to a file that does not exist" if dangling else "there is no such file"
+        reason = "the link points to a file that does not exist" if dangling else "the file does not exist"
         raise ImageFileError(f"{file}: {reason}") from error
     except PermissionError as error:
-        raise ImageFileError(f"{file}: there is no permission to read the file") from error
+        raise ImageFileError(f"{file}: no permission to read the file") from error
     except Image.UnidentifiedImageError as error:
         raise ImageFileError(f"{file}: not a supported image file") from error
     except Exception as error:  # decoders of broken files raise OSError, SyntaxError, ValueError, struct.error ...
@@ -217,7 +220,7 @@ def raise_image_errors(file: object) -> Iterator[None]:
 
 
 def decoder_message(error: Exception) -> str:
-    """The message of a decoder's exception, or its type where the message is about the decoder's own code."""
+    """Return the message of a decoder's exception, or its type where the message is about the decoder's own code."""
     written_for_users = isinstance(error, OSError | ValueError | SyntaxError) and len(str(error).split()) > 1
     return error_sentence(error) if written_for_users else f"the file is damaged: {type(error).__name__}"
 
@@ -230,7 +233,7 @@ def check_sides(file: object, height: object, width: object) -> None:
 
 
 def within_limits(height: int, width: int, max_pixels: int) -> bool:
-    """Whether an image has a size at which it is read whole."""
+    """Return whether an image has a size at which it is read whole."""
     return max(height, width) <= MAX_SIDE and height * width <= max_pixels
 
 
@@ -260,13 +263,13 @@ def check_pixels(file: object, height: int, width: int, max_pixels: int, pixel_b
 
 
 def decoded_bytes(count: int, dtype: Any) -> int:
-    """The memory for a pixel of so many numbers: 8-bit ones stay as they are, others become float32."""
+    """Return the bytes in memory of a pixel with `count` values: 8-bit values are unchanged, others become float32."""
     size = np.dtype(dtype).itemsize
     return count * (1 if size == 1 else max(size, 4))
 
 
 def pil_formats() -> list[str]:
-    """Formats that PIL decodes itself."""
+    """Return the formats that PIL decodes itself."""
     Image.init()
     return [name for name in Image.ID if name not in NO_PIXELS]
 
@@ -285,7 +288,7 @@ def read_image(file: Path | ImageBytes, max_pixels: int = MAX_PIXELS) -> Image.I
             check_pixels(file, image.height, image.width, max_pixels, wide * len(image.getbands()))
             size = image.size
             image.load()
-            if image.size != size:  # icons hold a picture with a header of its own
+            if image.size != size:  # icons contain an image with a separate header
                 check_pixels(file, image.height, image.width, max_pixels)
             ImageOps.exif_transpose(image, in_place=True)
             return turn_image_upright(image, orientation)
@@ -293,7 +296,7 @@ def read_image(file: Path | ImageBytes, max_pixels: int = MAX_PIXELS) -> Image.I
 
 def open_image(stored: Path | BytesIO) -> Image.Image:
     """Open an image of any size with PIL; nothing is decoded yet."""
-    with disable_pil_limit():  # held for the header only, so that threads decode side by side
+    with disable_pil_limit():  # only while the header is read, so that threads decode in parallel
         return Image.open(stored, formats=pil_formats())
 
 

@@ -1,6 +1,6 @@
 """The georeference of images: the tags of OGC 19-008 (GeoTIFF), copied unchanged to results, or a world file.
 
-A world file, such as `scene.jgw` beside `scene.jpg`, has six numbers but no coordinate reference system.
+A world file, such as `scene.jgw` for `scene.jpg`, has six numbers but no coordinate reference system.
 """
 
 import math
@@ -28,7 +28,7 @@ GeoTags = tuple[tuple[Any, ...], ...]
 
 
 def page_georeference(page: Any, path: Path) -> GeoTags:
-    """The georeferencing tags of a page of a TIFF, with those of its world file if the page has no coordinates.
+    """Return the georeferencing tags of a page of a TIFF, with those of its world file if the page has no coordinates.
 
     Empty without a georeference. Raises ImageFileError if the page also has an orientation tag, or for an invalid world
     file.
@@ -51,13 +51,13 @@ def check_upright(path: Path, found: GeoTags, orientation: int) -> None:
 
 
 def has_pixel_centers(tags: GeoTags) -> bool:
-    """Whether coordinates in tags are those of pixel centers, not of corners."""
+    """Return whether coordinates in tags are those of pixel centers, not of corners."""
     keys = next((tag[3] for tag in tags if tag[0] == KEYS), ())
     return any(keys[k] == RASTER_TYPE and keys[k + 3] == POINTS for k in range(4, len(keys) - 3, 4))
 
 
 def find_world_file(path: Path) -> Path | None:
-    """The world file of an image, by the names that GDAL knows: .jgw, .jpgw and .wld for .jpg."""
+    """Return the world file of an image, by the names that GDAL knows: .jgw, .jpgw and .wld for .jpg."""
     kind = path.suffix[1:]
     for suffix in (f"{kind[:1]}{kind[-1:]}w", f"{kind}w", "wld"):
         for spelled in (suffix, suffix.lower(), suffix.upper()):
@@ -67,7 +67,7 @@ def find_world_file(path: Path) -> Path | None:
 
 
 def world_file_tags(path: Path, centers: bool = False) -> GeoTags:
-    """The matrix of an image's world file as a tag; empty without one. Raises ImageFileError if it is invalid.
+    """Return the matrix of an image's world file as a tag; empty without one. Raises ImageFileError if it is invalid.
 
     World files have coordinates of pixel centers; the matrix has those of corners, unless `centers`.
     """
@@ -87,7 +87,7 @@ def world_file_tags(path: Path, centers: bool = False) -> GeoTags:
 
 
 def file_georeference(path: Path) -> GeoTags:
-    """The georeferencing tags of a file, or of its world file; empty without either."""
+    """Return the georeferencing tags of a file, or of its world file; empty without either."""
     import tifffile
 
     if not first_bytes(path).startswith(TIFFS):

@@ -48,7 +48,7 @@ def find_nodata(setting: NodataSetting, path: Path | None) -> float | None:
 
 
 def equals_nodata(numbers: np.ndarray, nodata: float) -> np.ndarray:
-    """Whether each number is the value of missing data, compared in the type of the numbers."""
+    """Return whether each number is the value of missing data, compared in the type of the numbers."""
     if np.isnan(nodata):
         return np.isnan(numbers)
     if numbers.dtype.kind == "f":

@@ -43,18 +43,18 @@ def turn_upright(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def upright_size(height: int, width: int, orientation: int) -> tuple[int, int]:
-    """The size (height, width) of a stored image that is turned upright."""
+    """Return the size (height, width) of a stored image that is turned upright."""
     return (width, height) if TURNS[orientation][0] else (height, width)
 
 
 def tiff_orientation(page: Any) -> int:
-    """The orientation of a page of tifffile; values that are not defined are read as upright."""
+    """Return the orientation of a page of tifffile; values that are not defined are read as upright."""
     value = page.tags.valueof(ORIENTATION, UPRIGHT)
     return value if value in TURNS else UPRIGHT
 
 
 def pil_orientation(image: Image.Image, file: Path | BytesIO) -> int:
-    """The orientation of an image that PIL opened from a file."""
+    """Return the orientation of an image that PIL opened from a file."""
     if image.format == "PNG" and not any(mark in file_bytes(file) for mark in EXIF_IN_PNG):
         return UPRIGHT  # PIL would decode the pixels in search of it
     value = image.getexif().get(ORIENTATION, UPRIGHT)
@@ -62,7 +62,7 @@ def pil_orientation(image: Image.Image, file: Path | BytesIO) -> int:
 
 
 def file_bytes(file: Path | BytesIO) -> bytes:
-    """All bytes of a file."""
+    """Return all bytes of a file."""
     return file.getvalue() if isinstance(file, BytesIO) else file.read_bytes()
 
 
@@ -80,13 +80,13 @@ def hide_tiff_orientation(file: Path | BytesIO) -> tuple[Path | BytesIO, int]:
 
     with tifffile.TiffFile(file) as tiff:
         page: Any = tiff.pages.first
-        orientation, place, order = tiff_orientation(page), page.tags.get(ORIENTATION), tiff.byteorder
+        orientation, tag, order = tiff_orientation(page), page.tags.get(ORIENTATION), tiff.byteorder
     if isinstance(file, BytesIO):
         file.seek(0)
-    if orientation == UPRIGHT or place is None:
+    if orientation == UPRIGHT or tag is None:
         return file, UPRIGHT
     data = bytearray(file_bytes(file))
-    data[place.valueoffset : place.valueoffset + 2] = UPRIGHT.to_bytes(2, "little" if order == "<" else "big")
+    data[tag.valueoffset : tag.valueoffset + 2] = UPRIGHT.to_bytes(2, "little" if order == "<" else "big")
     return BytesIO(bytes(data)), orientation
 
 

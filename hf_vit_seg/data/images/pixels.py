@@ -70,7 +70,7 @@ def read_pixels(file: File, channels: int = 3, max_pixels: int = MAX_PIXELS) -> 
 
 
 def is_deep_png(start: bytes) -> bool:
-    """Whether a file that starts so is a PNG of 16 bits and more than one channel, which PIL reduces to 8 bits."""
+    """Return whether the first bytes are those of a 16-bit PNG with several channels, which PIL reduces to 8 bits."""
     if not start.startswith(PNG) or len(start) < PNG_HEADER.size:
         return False
     *_, bits, color = PNG_HEADER.unpack_from(start)
@@ -173,7 +173,9 @@ def tiff_pixels(file: File, channels: int, max_pixels: int) -> torch.Tensor:
 
 
 def declared_alpha(page: Any) -> int:
-    """The kind of alpha of a TIFF's gray or RGB page of 16 bits, `PREMULTIPLIED` or `STRAIGHT`; 0 if it has none."""
+    """Return the kind of alpha of a TIFF's gray or RGB page of 16 bits, `PREMULTIPLIED` or `STRAIGHT`; 0 if it has
+    none.
+    """
     kinds = page.extrasamples
     has_alpha = len(kinds) == 1 and kinds[0] in (PREMULTIPLIED, STRAIGHT)
     return int(kinds[0]) if has_alpha and page.photometric in (1, 2) and page.dtype == np.uint16 else 0
@@ -198,12 +200,12 @@ def values_per_pixel(group: Sequence[Any], page: Any) -> int:
 
 
 def series_bytes(group: Sequence[Any], page: Any) -> int:
-    """Bytes per pixel of a group of series in memory."""
+    """Return the number of bytes in memory per pixel of a group of series."""
     return decoded_bytes(values_per_pixel(group, page), group[0].dtype or np.uint8)
 
 
 def is_pil_image(page: Any, group: Sequence[Any], channels: int) -> bool:
-    """Whether PIL reads a TIFF's first page; otherwise the series in `group` are the channels."""
+    """Return whether PIL reads a TIFF's first page; otherwise the series in `group` are the channels."""
     stored = values_per_pixel(group, page)
     supported = page.bitspersample <= 8 and page.samplesperpixel in PIL_TIFF_LAYOUTS.get(page.photometric, ())
     pages_are_channels = stored != page.samplesperpixel and stored == channels
@@ -211,7 +213,7 @@ def is_pil_image(page: Any, group: Sequence[Any], channels: int) -> bool:
 
 
 def find_matching_series(tiff: Any, file: object) -> list[Any]:
-    """The first series of a TIFF and all of equal shape, dtype and axes (no thumbnails, overviews or masks)."""
+    """Return the first series of a TIFF and all of equal shape, dtype and axes (no thumbnails, overviews or masks)."""
     check_complete(tiff, file)
     first = tiff.series[0]
     return [

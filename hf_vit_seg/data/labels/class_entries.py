@@ -58,7 +58,7 @@ class NamedClass:
 def class_entries(
     data: ClassSettings, source_names: Sequence[str] | None, task: str = "segmentation"
 ) -> list[ClassEntry]:
-    """The classes of a recipe; without `data.classes`, those of the source."""
+    """Return the classes of a recipe; without `data.classes`, those of the source."""
     given = data.classes if data.classes is not None else source_names
     given = label_set(given, task) if isinstance(given, str) else given
     if not given:
@@ -73,7 +73,7 @@ def class_entries(
 
 
 def label_set(name: str, task: str = "segmentation") -> list[NamedClass]:
-    """The classes and colors of a label set of the package (configs/labels); for instances, its things."""
+    """Return the classes and colors of a label set of the package (configs/labels); for instances, its things."""
     folder = files("hf_vit_seg.configs") / "labels"
     known = sorted(entry.name.removesuffix(".json") for entry in folder.iterdir())
     if name not in known:
@@ -93,7 +93,7 @@ def label_set(name: str, task: str = "segmentation") -> list[NamedClass]:
 def thing_classes(
     entries: Sequence[ClassEntry], names: Sequence[str], source_things: Sequence[str] | None, task: str
 ) -> tuple[bool, ...]:
-    """Whether each class (K,) is a thing: as the recipe says, else as the source says, else true.
+    """Return whether each class (K,) is a thing: as the recipe says, else as the source says, else true.
 
     Raises ClassTableError for stuff in the task `instance`, which has objects only.
     """
@@ -126,7 +126,9 @@ def class_targets(names: Sequence[str], values: Sequence[Sequence[Raw]]) -> dict
 
 
 def find_ignored_values(data: ClassSettings, names: Sequence[str], values: Sequence[Sequence[Raw]]) -> list[Raw]:
-    """The ignored raw values: those of `data.ignore` and of the preset, and `IGNORED_VALUE`, which sources write."""
+    """Return the ignored raw values: those of `data.ignore` and of the preset, and `IGNORED_VALUE`, which sources
+    write.
+    """
     owners = {raw: names[index] for index, raws in enumerate(values) for raw in raws}
     colored = any(isinstance(raw, tuple) for raw in owners)
     explicit = tuple(data.ignore) != DEFAULT_IGNORED
@@ -144,7 +146,7 @@ def find_ignored_values(data: ClassSettings, names: Sequence[str], values: Seque
 
 
 def class_colors(entries: Sequence[ClassEntry]) -> tuple[tuple[int, int, int], ...] | None:
-    """The palette: each class's `color`, or the first color in its `values`; None if no class has a color."""
+    """Return the palette: each class's `color`, or the first color in its `values`; None if no class has a color."""
     colors = [entry.color or next((v for v in entry.values or () if isinstance(v, tuple)), None) for entry in entries]
     if not any(colors):
         return None

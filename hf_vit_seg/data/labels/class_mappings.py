@@ -26,7 +26,7 @@ def expand_classes(classes: Any) -> Any:
 
 
 def is_class_file(classes: Any) -> bool:
-    """Whether this is the path of a JSON file, and not the name of a label set."""
+    """Return whether this is the path of a JSON file, and not the name of a label set."""
     return isinstance(classes, str) and classes.lower().endswith(".json")
 
 
@@ -63,7 +63,7 @@ def expand_mapping(mapping: Mapping[Any, Any]) -> list[Any]:
 
 
 def integer_key(key: Any) -> int:
-    """The raw value of a key."""
+    """Return the raw value of a key."""
     if isinstance(key, str) and INTEGER.fullmatch(key.strip()):
         return int(key)
     if isinstance(key, int) and not isinstance(key, bool):
@@ -72,7 +72,7 @@ def integer_key(key: Any) -> int:
 
 
 def is_value(found: Any) -> bool:
-    """Whether this is one raw value of an integer mask; colors are lists in a list."""
+    """Return whether this is one raw value of an integer mask; colors are lists in a list."""
     return isinstance(found, int) and not isinstance(found, bool)
 
 

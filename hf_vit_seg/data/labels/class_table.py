@@ -68,7 +68,7 @@ class ClassTable:
         if repeated := [name for name, count in Counter(names).items() if count > 1]:
             raise ClassTableError(f"data.classes has '{repeated[0]}' twice: merge the values of both into one class")
         first = 1 if data.preset == REDUCE_ZERO_LABEL else 0
-        values = [(place,) if e.values is None else tuple(e.values) for place, e in enumerate(entries, first)]
+        values = [(index,) if e.values is None else tuple(e.values) for index, e in enumerate(entries, first)]
         ignore_index = 255 if len(names) <= 255 else 65535
         targets = class_targets(names, values) | dict.fromkeys(find_ignored_values(data, names, values), ignore_index)
         return cls(
@@ -82,12 +82,12 @@ class ClassTable:
         )
 
     def is_thing(self, index: int) -> bool:
-        """Whether a class has single objects."""
+        """Return whether a class has single objects."""
         return not self.things or self.things[index]
 
     @property
     def stuff(self) -> frozenset[int]:
-        """The classes that are no things."""
+        """The indices of the classes that are stuff."""
         return frozenset(index for index in range(len(self.names)) if not self.is_thing(index))
 
     def match_source(self, source_names: Sequence[str] | None) -> "ClassTable":
@@ -98,18 +98,18 @@ class ClassTable:
         if source_names is None or not self.by_position:
             return self
         source_names = [normalize_name(name) for name in source_names]
-        places = {name: place for place, name in enumerate(self.names)}
-        strange = [f"'{name}'" for name in source_names if name not in places]
-        if strange and self.unknown_values == "error":
+        indices = {name: index for index, name in enumerate(self.names)}
+        unmatched = [f"'{name}'" for name in source_names if name not in indices]
+        if unmatched and self.unknown_values == "error":
             raise ClassTableError(
-                f"the source has the class {format_list(strange)}, which is not in data.classes "
+                f"the source has the class {format_list(unmatched)}, which is not in data.classes "
                 f"({format_list(self.names)}): add it, or set data.unknown to ignore"
             )
-        targets = [(place, places.get(name, self.ignore_index)) for place, name in enumerate(source_names)]
+        targets = [(index, indices.get(name, self.ignore_index)) for index, name in enumerate(source_names)]
         return replace(self, targets=((IGNORED_VALUE, self.ignore_index), *targets), by_position=False)
 
     def class_of(self, raw: int) -> int:
-        """The class index of an image's raw label. Raises UnknownValueError for labels without a class."""
+        """Return the class index of an image's raw label. Raises UnknownValueError for labels without a class."""
         found = dict(self.targets).get(raw, UNKNOWN)
         if not 0 <= found < len(self.names):
             raise UnknownValueError(
@@ -118,7 +118,7 @@ class ClassTable:
         return found
 
     def classes_of(self, labels: Sequence[int]) -> tuple[int, ...]:
-        """The class indices of an image's raw labels, without ignored ones.
+        """Return the class indices of an image's raw labels, without ignored ones.
 
         Raises UnknownValueError for labels without a class, unless `data.unknown` is `ignore`.
         """
@@ -152,13 +152,17 @@ class ClassTable:
         )
 
     def unknown(self, raw: torch.Tensor) -> dict[Raw, int]:
-        """Pixel counts of raw values that are neither mapped to a class nor ignored, the most frequent first."""
+        """Return the pixel counts of raw values that are neither mapped to a class nor ignored, the most frequent
+        first.
+        """
         known = {value for value, _ in self.targets}
         counts = [(value, count) for value, count in self.histogram(raw).items() if value not in known]
         return dict(sorted(counts, key=lambda item: -item[1]))
 
     def histogram(self, raw: torch.Tensor) -> dict[Raw, int]:
-        """Pixel counts by raw value, in order of the values. Raises ClassTableError for a mask of the wrong kind."""
+        """Return the pixel counts by raw value, in order of the values. Raises ClassTableError for a mask of the wrong
+        kind.
+        """
         return histogram(raw, self._lookup.colored)
 
     def describe_values(self) -> str:

@@ -14,7 +14,7 @@ def normalize_name(name: str) -> str:
 
 
 def spellings(name: str) -> list[str]:
-    """A name as given, composed (NFC) and decomposed (NFD), without repetitions."""
+    """Return a name as given, composed (NFC) and decomposed (NFD), without repetitions."""
     return list(dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]))
 
 

@@ -67,15 +67,15 @@ def encode_mask(mask: torch.Tensor, colored: bool) -> torch.Tensor:
 
 
 def histogram(mask: torch.Tensor, colored: bool) -> dict[Raw, int]:
-    """Pixel counts by raw value, in order of the values."""
+    """Return the pixel counts by raw value, in order of the values."""
     codes = encode_mask(mask, colored).flatten()
     if not len(codes):
         return {}
     low = int(codes.min())
     if int(codes.max()) - low < DENSE:
         counts = torch.bincount(codes - low)
-        places = counts.nonzero()[:, 0]
-        values, counts = places + low, counts[places]
+        positions = counts.nonzero()[:, 0]
+        values, counts = positions + low, counts[positions]
     else:
         values, counts = codes.unique(return_counts=True)
     raws = map(decode_color, values.tolist()) if colored else values.tolist()
@@ -100,8 +100,8 @@ class Lookup:
         codes = encode_mask(mask, self.colored)
         if codes.numel() and codes.min() >= 0 and codes.max() < len(self.dense):
             return self.dense.index_select(0, codes.flatten()).view(codes.shape)
-        places = torch.searchsorted(self.keys, codes).clamp_(max=len(self.keys) - 1)
-        return torch.where(self.keys[places] == codes, self.targets[places], UNKNOWN)
+        positions = torch.searchsorted(self.keys, codes).clamp_(max=len(self.keys) - 1)
+        return torch.where(self.keys[positions] == codes, self.targets[positions], UNKNOWN)
 
 
 __all__ = ["IGNORED_VALUE", "UNKNOWN", "ClassTableError", "Lookup", "Raw", "UnknownValueError", "histogram"]

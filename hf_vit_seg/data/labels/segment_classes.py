@@ -16,7 +16,7 @@ from .class_table import ClassTable
 from .raw_values import ClassTableError, Raw, UnknownValueError
 
 BACKGROUND, IGNORED, NO_CLASS = -1, -2, -3  # targets of segments that do not become segments of a class
-PANOPTIC = "panoptic"  # the task in which pixels without segment are ignored
+PANOPTIC = "panoptic"  # in this task, pixels without a segment are ignored
 SEGMENT_TASKS = frozenset({"instance", PANOPTIC})
 
 
@@ -38,7 +38,7 @@ def name_classes(raw: RawSegments, table: ClassTable) -> RawSegments:
 
 
 def segment_targets(raw: RawSegments, table: ClassTable, task: str) -> list[int]:
-    """The class index of each raw segment (n,), or BACKGROUND, IGNORED, or NO_CLASS for an unknown class.
+    """Return the class index of each raw segment (n,), or BACKGROUND, IGNORED, or NO_CLASS for an unknown class.
 
     Regions of a thing class, which are groups of objects, are ignored. Regions of an unknown class are background for
     instances, such as the road of a street scene.
@@ -68,7 +68,7 @@ def count_segments(raw: RawSegments, table: ClassTable, task: str) -> dict[Raw, 
 
 
 def count_objects(targets: Sequence[int], table: ClassTable) -> int:
-    """The number of segments of an image after stuff is merged, from the targets of its raw segments."""
+    """Return the number of segments of an image after stuff is merged, from the targets of its raw segments."""
     return max(number_segments(targets, table)[0], default=0)
 
 
@@ -96,7 +96,7 @@ def apply_classes(raw: RawSegments, table: ClassTable, task: str, unlabeled: tor
 
 
 def number_segments(targets: Sequence[int], table: ClassTable) -> tuple[list[int], list[int]]:
-    """The new number of each segment (0: none, -1: ignored), and the class of each new segment."""
+    """Return the new number of each segment (0: none, -1: ignored), and the class of each new segment."""
     numbers, classes, stuff = [], [], dict[int, int]()
     for index in targets:
         if index < 0:

@@ -39,22 +39,22 @@ SOURCES: Table[SourceRecord] = Table(
 )
 
 
-def open_source(settings: Mapping[str, Any], task: str, channels: int = 3, place: str = "data") -> Source:
-    """Open the source of the settings `{kind: ..., ...}` for a task; `place` is the settings' key in messages.
+def open_source(settings: Mapping[str, Any], task: str, channels: int = 3, location: str = "data") -> Source:
+    """Open the source of the settings `{kind: ..., ...}` for a task; `location` is the settings' key in messages.
 
     Raises RecordError for invalid settings and SourceError for missing data.
     """
-    record = SOURCES.read_kind(settings, place)
+    record = SOURCES.read_kind(settings, location)
     if task not in record.tasks:
         fitting = [name for name in SOURCES.own if task in SOURCES.own[name].tasks]
         raise SourceError(
-            f"{place}: {settings['kind']} supports {' and '.join(record.tasks)}, but the task is {task}: use "
+            f"{location}: {settings['kind']} supports {' and '.join(record.tasks)}, but the task is {task}: use "
             f"{', '.join(fitting)}, or change the task"
         )
     try:
         return record.open(task, channels)
     except SourceError as error:
-        raise SourceError(f"{place}: {error}") from None
+        raise SourceError(f"{location}: {error}") from None
 
 
 __all__ = ["SOURCES", "Source", "SourceError", "SourceRecord", "open_source"]

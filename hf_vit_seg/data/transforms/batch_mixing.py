@@ -74,17 +74,17 @@ class BatchMixer:
 
 
 def read_mixer(
-    entries: Sequence[Any], task: str, num_classes: int | None, place: str = "batch_transforms"
+    entries: Sequence[Any], task: str, num_classes: int | None, location: str = "batch_transforms"
 ) -> BatchMixer | None:
     """Build a recipe's list of batch transforms; None if empty. Raises RecordError if probabilities sum to over 1."""
     if not entries:
         return None
-    rows = [BATCH_TRANSFORMS.read_entry(entry, f"{place}.{number}") for number, entry in enumerate(entries)]
+    rows = [BATCH_TRANSFORMS.read_entry(entry, f"{location}.{number}") for number, entry in enumerate(entries)]
     if task != "classification" or num_classes is None:
-        raise RecordError(f"{place} requires the task classification, found {task}")
+        raise RecordError(f"{location} requires the task classification, found {task}")
     total = sum(row.probability for row in rows)
     if total > 1 + 1e-6:
-        raise RecordError(f"{place}: the probabilities must sum to at most 1, found {total:g}")
+        raise RecordError(f"{location}: the probabilities must sum to at most 1, found {total:g}")
     return BatchMixer(rows, num_classes)
 
 

@@ -108,37 +108,37 @@ class TransformContext:
         )
 
     def stored_mean(self, image: torch.Tensor) -> tuple[float, ...]:
-        """The mean of each channel in the values of an image before `scale_pixels`."""
+        """Return the mean of each channel in the values of an image before `scale_pixels`."""
         share = UINT16_MAX / self.white if image.dtype == torch.uint16 and self.white != 1 else 1.0
         return tuple(value * share for value in self.mean)
 
     def fill(self, image: Fill) -> dict[type | str, Any]:
-        """The `fill` argument of torchvision's transforms; masks are filled with the ignore index."""
+        """Return the `fill` argument of torchvision's transforms; masks are filled with the ignore index."""
         return {
             tv_tensors.Image: list(self.mean) if image == "mean" else image,
             tv_tensors.Mask: self.ignore_index,
         }
 
-    def size_of(self, sides: int | tuple[int, int] | None, place: str) -> tuple[int, int]:
-        """A transform's `size` as (height, width); the model's input size if None."""
+    def size_of(self, sides: int | tuple[int, int] | None, location: str) -> tuple[int, int]:
+        """Return a transform's `size` as (height, width); the model's input size if None."""
         if sides is not None:
             return as_height_width(sides)
         if self.input_size is None:
             raise HfVitSegError(
-                f"{place} needs a size: the image processor's output size depends on the image, so there is no default"
+                f"{location} needs a size, because the image processor's output size depends on the image"
             )
         return self.input_size
 
 
 def processor_white(processor: Any) -> float:
-    """The value of white that an image processor expects, see `highest_value`."""
+    """Return the value of white that an image processor expects, see `highest_value`."""
     return highest_value(getattr(processor, "do_rescale", True), getattr(processor, "rescale_factor", 1 / 255))
 
 
 def constant_output_size(
     fields: dict[str, Any], output_size: Callable[[int, int], tuple[int, int]]
 ) -> tuple[int, int] | None:
-    """The (height, width) of a processor's outputs, or None if it depends on the image."""
+    """Return the (height, width) of a processor's outputs, or None if it depends on the image."""
     crop, size = (SizeDict(**(fields.get(key) or {})) for key in ("crop_size", "size"))
     if fields.get("do_center_crop") and crop.height and crop.width:
         return crop.height, crop.width

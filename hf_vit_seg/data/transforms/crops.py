@@ -134,7 +134,7 @@ class BalancedCrop(v2.RandomCrop):
         }
 
     def is_balanced(self, mask: torch.Tensor, window: dict[str, Any]) -> bool:
-        """Whether the window has at least two classes, and none exceeds `largest_share`."""
+        """Return whether the window has at least two classes, and none exceeds `largest_share`."""
         left, top = (window["padding"][side] for side in (0, 1))
         rows = slice(max(window["top"] - top, 0), window["top"] - top + window["height"])
         columns = slice(max(window["left"] - left, 0), window["left"] - left + window["width"])
@@ -163,9 +163,9 @@ class BalancedCrop(v2.RandomCrop):
         return window
 
 
-def random_start(place: int, length: int, whole: int) -> int:
-    """Draw the start of a window of `length` in 0 .. `whole` that contains `place`."""
-    first, last = max(0, place - length + 1), min(place, whole - length)
+def random_start(position: int, length: int, whole: int) -> int:
+    """Draw the start of a window of `length` in 0 .. `whole` that contains `position`."""
+    first, last = max(0, position - length + 1), min(position, whole - length)
     return int(torch.randint(first, last + 1, ()))
 
 
@@ -230,7 +230,7 @@ class Pad(TransformOptions):
         return self
 
     def padded_length(self, side: int, axis: int) -> int:
-        """The length of `side` after padding (axis 0: height, 1: width)."""
+        """Return the length of `side` after padding (axis 0: height, 1: width)."""
         if self.divisor is not None:
             return round_up(side, self.divisor)
         return max(side, as_height_width(self.size or side)[axis])

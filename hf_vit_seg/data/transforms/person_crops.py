@@ -43,7 +43,8 @@ class PersonCrop:
         rotation: float = 0.0,
         mirrored: bool = False,
     ) -> "PersonCrop":
-        """The region around `box` (x, y, width, height), enlarged to the aspect ratio of `size` and then by `scale`.
+        """Return the region around `box` (x, y, width, height), enlarged to the aspect ratio of `size` and then by
+        `scale`.
 
         `rotation` is in degrees, clockwise on the screen; `mirrored` crops are flipped horizontally afterwards.
         Raises HfVitSegError for a box without area.
@@ -80,10 +81,10 @@ class PersonCrop:
     def extract(self, image: torch.Tensor) -> torch.Tensor:
         """Resample the crop (C, h, w) from an image (C, H, W): bilinear as in mmpose, zero padding, same dtype."""
         rows, columns = (torch.arange(side, dtype=torch.float64) for side in self.size)
-        places = self.to_image(torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1))  # (h, w, 2)
-        image, first = window_around(image, places)
-        sides = places.new_tensor([image.shape[2], image.shape[1]])
-        grid = (2 * (places - first) + 1) / sides - 1  # for align_corners=False
+        points = self.to_image(torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1))  # (h, w, 2)
+        image, first = window_around(image, points)
+        sides = points.new_tensor([image.shape[2], image.shape[1]])
+        grid = (2 * (points - first) + 1) / sides - 1  # for align_corners=False
         pixels = grid_sample(
             image[None].to(torch.float32), grid[None].to(torch.float32), padding_mode="zeros", align_corners=False
         )[0]
@@ -98,17 +99,17 @@ def transform_points(points: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor
     return (points.to(torch.float64) @ matrix[:, :2].T + matrix[:, 2]).to(points.dtype)
 
 
-def window_around(image: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Crop an image (C, H, W) to the pixels needed to sample it at `places` (..., 2); also return its (x, y) offset."""
-    edge = places.new_tensor([image.shape[2] - 1, image.shape[1] - 1])
-    first = torch.minimum(places.flatten(0, -2).amin(0).floor().sub(1).clamp(min=0), edge)
-    last = torch.minimum(places.flatten(0, -2).amax(0).ceil().add(1).clamp(min=0), edge)
+def window_around(image: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crop an image (C, H, W) to the pixels needed to sample it at `points` (..., 2); also return its (x, y) offset."""
+    edge = points.new_tensor([image.shape[2] - 1, image.shape[1] - 1])
+    first = torch.minimum(points.flatten(0, -2).amin(0).floor().sub(1).clamp(min=0), edge)
+    last = torch.minimum(points.flatten(0, -2).amax(0).ceil().add(1).clamp(min=0), edge)
     left, top, right, bottom = torch.cat([first, last]).to(torch.int64).tolist()
     return image[:, top : bottom + 1, left : right + 1], first
 
 
 def flip_order(keypoints: int, pairs: tuple[tuple[int, int], ...]) -> list[int]:
-    """The index of the original keypoint for each keypoint of the flipped person."""
+    """Return the index of the original keypoint for each keypoint of the flipped person."""
     order = list(range(keypoints))
     for left, right in pairs:
         if max(left, right) >= keypoints:
@@ -167,7 +168,7 @@ class PersonAffine(TransformOptions):
 
 
 def person_size(processor: BaseImageProcessor) -> tuple[int, int]:
-    """The (height, width) of the crops that a pose model is evaluated on."""
+    """Return the (height, width) of the crops that a pose model is evaluated on."""
     return TransformContext.from_processor(processor, "pose").size_of(None, "a pose model")
 
 

@@ -48,7 +48,7 @@ def hue_map(turn: float, means: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return torch.linalg.solve(YIQ, rotation @ YIQ), torch.zeros(RGB)
 
 
-# In the order in which they are applied: map, neutral strength, whether it requires RGB.
+# In the order of application: function, neutral strength, and whether it requires RGB.
 STEPS = {
     "brightness": (brightness_map, 1.0, False),
     "contrast": (contrast_map, 1.0, False),
@@ -69,9 +69,9 @@ class ChannelJitter(v2.Transform):
         channels, strengths = find_image(flat_inputs).shape[0], {}
         for name, (_, neutral, for_colors) in STEPS.items():
             reach = getattr(self.options, name)
-            chance, place = torch.rand(2).tolist()
+            chance, uniform = torch.rand(2).tolist()
             if reach > 0 and chance < self.options.probability and (channels == RGB or not for_colors):
-                strengths[name] = neutral + (2 * place - 1) * reach
+                strengths[name] = neutral + (2 * uniform - 1) * reach
         return {"strengths": strengths}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:

@@ -115,24 +115,24 @@ class Pipeline:
         return image.as_subclass(torch.Tensor), areas.remove_slivers(ids.as_subclass(torch.Tensor).to(torch.int32))
 
 
-def read_pipeline(entries: Sequence[Any], context: TransformContext, place: str = "transforms") -> Pipeline:
+def read_pipeline(entries: Sequence[Any], context: TransformContext, location: str = "transforms") -> Pipeline:
     """Build a recipe's list of transforms, each a name or a name with settings. Raises RecordError."""
-    rows = [TRANSFORMS.read_entry(entry, f"{place}.{number}") for number, entry in enumerate(entries)]
+    rows = [TRANSFORMS.read_entry(entry, f"{location}.{number}") for number, entry in enumerate(entries)]
     if context.task == "pose" and not any(isinstance(row, PersonAffine) for row in rows):
-        raise RecordError(f"{place}: the task pose requires person_affine, which crops the person from the image")
-    steps = [build_step(row, context, f"{place}.{number}") for number, row in enumerate(rows)]
+        raise RecordError(f"{location}: the task pose requires person_affine, which crops the person from the image")
+    steps = [build_step(row, context, f"{location}.{number}") for number, row in enumerate(rows)]
     return Pipeline(steps, context.ignore_index, context.white)
 
 
-def build_step(row: TransformOptions, context: TransformContext, place: str) -> Callable[..., Any]:
+def build_step(row: TransformOptions, context: TransformContext, location: str) -> Callable[..., Any]:
     """Build one transform. Raises RecordError if it does not support the task, model or data."""
     if context.task not in row.tasks:
         tasks = " or ".join(sorted(row.tasks))
-        raise RecordError(f"{place}: this transform requires the task {tasks}, found {context.task}")
+        raise RecordError(f"{location}: this transform requires the task {tasks}, found {context.task}")
     try:
         return row.build(context)
     except HfVitSegError as error:
-        raise RecordError(f"{place}: {error}") from error
+        raise RecordError(f"{location}: {error}") from error
 
 
 __all__ = ["TRANSFORMS", "Pipeline", "TransformContext", "TransformOptions", "read_pipeline"]

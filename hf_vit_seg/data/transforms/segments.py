@@ -1,4 +1,4 @@
-"""Segments in a pipeline of transforms: their classes and areas beside the map of their numbers.
+"""Segments in a pipeline of transforms: their classes and areas, in addition to the map of their numbers.
 
 The map of numbers is transformed as a mask. An object that a crop cuts below `MIN_SHARE` of its area, or of which
 fewer than `MIN_AREA` pixels are left, is removed, and its pixels are ignored: too little of it is visible to learn
@@ -27,12 +27,12 @@ class SegmentAreas:
     """
 
     def __init__(self, segments: Segments, stuff: frozenset[int]):
-        """`stuff` are the classes that are no things."""
+        """`stuff` are the indices of the stuff classes."""
         self.classes, self.stuff = segments.classes, stuff
         self.areas = segments.areas().to(torch.float64)
 
     def class_map(self, ids: torch.Tensor) -> torch.Tensor:
-        """The class of each pixel (H, W) from 2; 1 is no segment, and 0 is ignored."""
+        """Return the class of each pixel (H, W) from 2; 1 is background, and 0 is ignored."""
         return Segments(ids, tuple(index + 2 for index in self.classes)).label_map(1, 0)
 
     def remove_slivers(self, ids: torch.Tensor) -> Segments:
@@ -59,7 +59,7 @@ def use_areas(areas: SegmentAreas) -> Iterator[None]:
 
 
 def current_areas() -> SegmentAreas | None:
-    """The classes and areas of the segments of the sample that is transformed; None for other targets."""
+    """Return the classes and areas of the segments of the sample that is transformed; None for other targets."""
     return CURRENT.get()
 
 

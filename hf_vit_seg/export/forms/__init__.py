@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ExportForm:
-    """How to rewrite modules with a marker.
+    """A rewrite of modules with a marker.
 
     `rewrite` receives a module of a copy of the model, in evaluation mode, and returns its replacement. It may modify
     the module, and returns it unchanged if the form does not apply (for example, if an adapter replaced a layer).
@@ -40,32 +40,34 @@ class ExportForm:
     target: Target = "any"
 
 
-def load_forms(place: str) -> tuple[ExportForm, ...]:
+def load_forms(reference: str) -> tuple[ExportForm, ...]:
     """Import a table of forms named "module:attribute"."""
-    module, _, attribute = place.partition(":")
+    module, _, attribute = reference.partition(":")
     forms = tuple(getattr(import_module(module), attribute))
-    if strange := next((form for form in forms if not isinstance(form, ExportForm)), None):
-        raise TypeError(f"expected hf_vit_seg.export.forms.ExportForm, found {type(strange).__name__}")
+    if invalid := next((form for form in forms if not isinstance(form, ExportForm)), None):
+        raise TypeError(f"expected hf_vit_seg.export.forms.ExportForm, found {type(invalid).__name__}")
     return forms
 
 
 @cache
 def export_forms() -> tuple[ExportForm, ...]:
-    """The forms of all installed architectures; a table that fails to import is logged and skipped."""
+    """Return the forms of all installed architectures; a table that fails to import is logged and skipped."""
     found: dict[str, tuple[ExportForm, ...]] = {}
     for architecture in architectures().values():
-        for place in architecture.forms:
+        for reference in architecture.forms:
             try:
-                found[place] = load_forms(place)
+                found[reference] = load_forms(reference)
             except Exception as error:  # third-party code may raise anything
                 reason = f"{type(error).__name__}: {error}"
-                logger.warning("forms '%s' of architecture '%s' are skipped: %s", place, architecture.name, reason)
+                logger.warning("forms '%s' of architecture '%s' are skipped: %s", reference, architecture.name, reason)
     return tuple(form for forms in found.values() for form in forms)
 
 
 @torch.no_grad()
 def with_export_forms(model: Any, targets: Sequence[Target] = ("any",)) -> Any:
-    """A copy of a model in evaluation mode, in which forms for `targets` have replaced the modules they apply to."""
+    """Return a copy of a model in evaluation mode, in which forms for `targets` have replaced the modules they apply
+    to.
+    """
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     rewrites = {(form.target, form.marker): form.rewrite for form in export_forms()}
     for name, module in list(copied.named_modules()):

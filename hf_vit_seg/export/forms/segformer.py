@@ -33,7 +33,7 @@ class ConvolutionalMixFFN(nn.Module):
         self.fc2 = affine_convolution(fc2.weight, fc2.bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, C) to the same shape."""
+        """Map (B, H, W, C) to the same shape."""
         expanded = self.dwconv(self.fc1(hidden_states.permute(0, 3, 1, 2)))  # (B, E*C, H, W)
         return self.fc2(self.activation(expanded)).permute(0, 2, 3, 1)
 
@@ -51,7 +51,7 @@ class CenteredNorm(nn.Module):
         self.weight, self.bias = (norm.weight, norm.bias) if affine else (None, None)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(.., C) to the same shape."""
+        """Map (.., C) to the same shape."""
         normed = hidden_states * torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + self.eps)
         if self.weight is not None:
             normed = normed * self.weight
@@ -85,7 +85,7 @@ def fold_affine(norm: nn.LayerNorm, consumers: Iterable[Linear]) -> CenteredNorm
 
 @torch.no_grad()
 def center_stage(stage: Any) -> nn.Module:
-    """A SegFormer stage with tokens of mean zero, changed in place."""
+    """Return a SegFormer stage with tokens of mean zero, changed in place."""
     patches = stage.patch_embeddings
     center_outputs(patches.projection)
     patches.norm = CenteredNorm(patches.norm)

@@ -21,7 +21,7 @@ Affine = tuple[torch.Tensor, torch.Tensor | None]  # weight (C', C) and bias (C'
 
 
 def affine_convolution(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
-    """A 1x1 convolution with these weights."""
+    """Return a 1x1 convolution with these weights."""
     convolution = nn.Conv2d(weight.shape[1], weight.shape[0], kernel_size=1, bias=bias is not None)
     convolution.weight = nn.Parameter(weight.detach()[:, :, None, None].clone(), requires_grad=False)
     if bias is not None:
@@ -42,13 +42,13 @@ class FoldedAllMLPHead(nn.Module):
         self.classifier = affine_convolution(*classifier)
 
     def summand(self, level: int, feature_map: torch.Tensor) -> torch.Tensor:
-        """A level (B, C_i, H_i, W_i) to its summand on its own grid, (B, D, H_i, W_i)."""
+        """Return a level (B, C_i, H_i, W_i) to its summand on its own grid, (B, D, H_i, W_i)."""
         if self.hidden is not None:
             feature_map = self.hidden[level](feature_map).relu()
         return self.levels[level](feature_map)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Feature maps (B, C_i, H_i, W_i), finest first, to logits (B, K, H, W)."""
+        """Map feature maps (B, C_i, H_i, W_i), finest first, to logits (B, K, H, W)."""
         size = feature_maps[0].shape[-2:]
         coarse = [
             interpolate(self.summand(level, feature_maps[level]), size=size, mode="bilinear", align_corners=False)
@@ -61,7 +61,7 @@ class FoldedAllMLPHead(nn.Module):
 
 
 def fold_all_mlp_head(head: Any) -> nn.Module:
-    """The folded head; unchanged if a layer has been replaced or a norm cannot be folded."""
+    """Return the folded head; unchanged if a layer has been replaced or a norm cannot be folded."""
     if not (head.is_plain() and head.folds_norms()):
         return head
     folded = fold(head)
@@ -70,7 +70,7 @@ def fold_all_mlp_head(head: Any) -> nn.Module:
 
 
 def fold_convolution(layer: Any) -> nn.Module:
-    """A layer's `convolution` and `norm` as one convolution; unchanged if one of them has been replaced."""
+    """Return a layer's `convolution` and `norm` as one convolution; unchanged if one of them has been replaced."""
     if not folds_batch_norm(layer, layer.convolution.weight.dtype):
         return layer
     return fuse_conv_bn_eval(layer.convolution, layer.norm)
@@ -88,7 +88,7 @@ class SamePadding(nn.Module):
 
 
 def standardize_convolution(layer: Any) -> nn.Module:
-    """A plain convolution with the standardized kernels."""
+    """Return a plain convolution with the standardized kernels."""
     (kernel, _), (stride, _) = layer.kernel_size, layer.stride
     padding = 0 if layer.pads_itself else kernel // 2
     plain = nn.Conv2d(layer.in_channels, layer.out_channels, kernel, stride, padding, bias=False)

@@ -75,7 +75,7 @@ class TimedModel:
         self.device = torch.device("cpu")  # of the last logits
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The model's logits."""
+        """Return the model's logits."""
         self.wait()
         start = time.perf_counter()
         logits = self.model(pixel_values)
@@ -91,7 +91,7 @@ class TimedModel:
 
 
 def milliseconds_since(start: float) -> float:
-    """Milliseconds since a value of `time.perf_counter`."""
+    """Return the milliseconds since `start`, a value of `time.perf_counter`."""
     return (time.perf_counter() - start) * 1e3
 
 

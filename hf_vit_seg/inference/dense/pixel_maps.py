@@ -99,7 +99,7 @@ def iterate_maps(
 
 
 def rows_per_chunk(row_logits: Sequence[RowLogits], size: tuple[int, int], classes: int, chunk_bytes: int) -> int:
-    """The number of image rows per chunk."""
+    """Return the number of image rows per chunk."""
     taller = max(1.0, *(logits.size[0] / size[0] for logits in row_logits))  # rows of logits per row of the image
     wider = max(size[1], *(logits.size[1] for logits in row_logits))
     return max(1, int(chunk_bytes / (4 * COPIES * classes * wider * taller)))
@@ -108,7 +108,7 @@ def rows_per_chunk(row_logits: Sequence[RowLogits], size: tuple[int, int], class
 def compute_values(
     row_logits: Sequence[RowLogits], size: tuple[int, int], first: int, stop: int, selection: MapSelection
 ) -> torch.Tensor:
-    """Logits or probabilities of some rows, (B, n, W, K); probabilities if views are averaged or they are selected."""
+    """Compute logits of some rows (B, n, W, K), or probabilities if these are selected or views are averaged."""
     if len(row_logits) == 1 and not selection.probabilities:
         return expand_binary(resize_rows(row_logits[0], size, first, stop))
     mean = expand_binary(resize_rows(row_logits[0], size, first, stop)).softmax(-1)

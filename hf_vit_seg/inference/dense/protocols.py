@@ -33,7 +33,7 @@ class Edges(Record):
     longest_edge: int | None = Field(default=None, ge=1)
 
     def sides(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        """The (height, width) for an image of `size` at a scale, rounded as in mmcv's `imrescale`."""
+        """Return the (height, width) for an image of `size` at a scale, rounded as in mmcv's `imrescale`."""
         factor = int(self.shortest_edge * scale) / min(size)
         if self.longest_edge is not None:
             factor = min(factor, int(self.longest_edge * scale) / max(size))
@@ -51,7 +51,7 @@ class Sides(Record):
     width: int = Field(ge=1)
 
     def sides(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        """The (height, width) for any image at a scale."""
+        """Return the (height, width) for any image at a scale."""
         return round(self.height * scale), round(self.width * scale)
 
     def __str__(self) -> str:
@@ -158,14 +158,14 @@ class Protocol(Record):
         return self.window is None and self.views == 1
 
     def grid(self, size: tuple[int, int], mirrored: bool = False) -> WindowGrid | None:
-        """The windows over an image of `size`; None without windows, or if one window covers the image."""
+        """Return the windows over an image of `size`; None without windows, or if one window covers the image."""
         if self.window is None or (size[0] <= self.window[0] and size[1] <= self.window[1]):
             return None
         window = min(self.window[0], size[0]), min(self.window[1], size[1])
         return WindowGrid(size, window, self.steps, self.blend, mirrored)
 
     def sides(self, size: tuple[int, int], scale: float, processor: Any) -> tuple[int, int] | None:
-        """The (height, width) to resize an image of `size` to; None to use the processor's own resizing."""
+        """Return the (height, width) to resize an image of `size` to; None to use the processor's own resizing."""
         rule = self.size or ("processor" if self.window is None else "own")
         if rule == "processor" and scale == 1 and self.divisor is None:
             return None
@@ -209,7 +209,7 @@ class Protocol(Record):
 
 
 def edges(processor: Any) -> dict[str, int]:
-    """The edges that are set in a processor's `size`."""
+    """Return the edges that are set in a processor's `size`."""
     size = processor.size
     return {edge: int(side) for edge, side in dict(size).items() if side}
 

@@ -26,7 +26,7 @@ class RowLogits(Protocol):
         ...
 
     def rows(self, first: int, stop: int) -> torch.Tensor:
-        """The rows first .. stop - 1: (B, n, w, K), float32 or float64. `first` must not decrease between calls."""
+        """Return rows first .. stop - 1 (B, n, w, K), float32 or float64. `first` must not decrease between calls."""
         ...
 
 
@@ -47,7 +47,7 @@ class LogitGrid:
         return finite(self.logits.permute(0, 2, 3, 1)).contiguous()
 
     def rows(self, first: int, stop: int) -> torch.Tensor:
-        """The rows first .. stop - 1."""
+        """Return the rows first .. stop - 1."""
         return self.pixels[:, first:stop]
 
 
@@ -62,7 +62,7 @@ def flip_outputs(model: Model) -> Model:
 
 
 def resize_rows(logits: RowLogits, size: tuple[int, int], first: int, stop: int) -> torch.Tensor:
-    """The rows first .. stop - 1 of logits resized to `size` (H, W): (B, n, W, K).
+    """Return the rows first .. stop - 1 of logits resized to `size` (H, W): (B, n, W, K).
 
     Equal to rows of `interpolate(logits, size, mode="bilinear", align_corners=False)`.
     """
@@ -74,7 +74,7 @@ def resize_rows(logits: RowLogits, size: tuple[int, int], first: int, stop: int)
 
 
 def resize_row_heights(logits: RowLogits, height: int, first: int, stop: int) -> torch.Tensor:
-    """The rows first .. stop - 1 of logits resized to `height`: (B, n, w, K)."""
+    """Return the rows first .. stop - 1 of logits resized to `height`: (B, n, w, K)."""
     resizing, rows = RowResizing(logits.size[0], height, torch.float64), slice(first, stop)
     source = resizing.source(rows)
     return resizing.resize(logits.rows(source.start, source.stop), rows, dim=1, origin=source.start)

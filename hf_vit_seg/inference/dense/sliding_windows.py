@@ -26,13 +26,13 @@ MIN_WEIGHT = 1e-3
 
 
 def window_starts(length: int, window: int, stride: int) -> tuple[int, ...]:
-    """The first pixels of the windows along an axis; a single one if the window covers the axis."""
+    """Return the first pixels of the windows along an axis; a single one if the window covers the axis."""
     last = max(length - window, 0)
     return (*range(0, last, stride), last)
 
 
 def window_weights(size: tuple[int, int], blend: Blend) -> torch.Tensor:
-    """The blending weights of a window: (h, w) float64, between `MIN_WEIGHT` and 1."""
+    """Return the blending weights of a window: (h, w) float64, between `MIN_WEIGHT` and 1."""
     if blend == "flat":
         return torch.ones(size, dtype=torch.float64)
     axes = []
@@ -75,15 +75,15 @@ class WindowGrid:
         return len(self.tops) * len(self.lefts)
 
     def corners(self) -> Iterator[tuple[int, int]]:
-        """(top, left) of every window."""
+        """Return the (top, left) corner of every window."""
         return ((top, left) for top in self.tops for left in self.lefts)
 
     def overlap(self, top: int, first: int, stop: int) -> tuple[int, int]:
-        """The rows, as (begin, end), of first .. stop - 1 that windows at `top` cover."""
+        """Return the rows, as (begin, end), of first .. stop - 1 that windows at `top` cover."""
         return max(first, top), min(stop, top + self.window[0])
 
     def total(self, first: int, stop: int) -> torch.Tensor:
-        """The sum of all windows' weights at the rows first .. stop - 1: (n, W) float64."""
+        """Return the sum of all windows' weights at the rows first .. stop - 1: (n, W) float64."""
         total = torch.zeros(stop - first, self.size[1], dtype=torch.float64)
         for top in self.tops:
             begin, end = self.overlap(top, first, stop)
@@ -97,9 +97,9 @@ class WindowGrid:
 class SlidingLogits:
     """Blended logits at the image's size, computed by windows as rows are read.
 
-    It holds the coarse logits of the windows that overlap the requested rows, and of those computed in advance to fill
-    a batch. `crop` returns the pixel values of a window, `batch` is the maximum number of windows (of one image) in a
-    forward pass.
+    It stores the coarse logits of the windows that overlap the requested rows, and of windows computed in advance to
+    fill a batch. `crop` returns the pixel values of a window, `batch` is the maximum number of windows (of one image)
+    in a forward pass.
     """
 
     def __init__(self, model: Model, crop: Crop, grid: WindowGrid, batch: int = 1):
@@ -113,7 +113,7 @@ class SlidingLogits:
         return self.grid.size
 
     def rows(self, first: int, stop: int) -> torch.Tensor:
-        """The blended logits of the rows first .. stop - 1: (B, n, W, K)."""
+        """Return the blended logits of the rows first .. stop - 1: (B, n, W, K)."""
         self.compute_to(stop)
         height, width = self.grid.window
         self.held = {(top, left): grid for (top, left), grid in self.held.items() if top + height > first}

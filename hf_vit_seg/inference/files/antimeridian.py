@@ -1,4 +1,4 @@
-"""Polygons in degrees, cut at the antimeridian (RFC 7946, section 3.1.9), also those that contain a pole.
+"""Polygons in degrees, cut at the antimeridian (RFC 7946, section 3.1.9), including polygons that contain a pole.
 
 The interior is to the left of all rings: the outer ring, the first, is counterclockwise, and holes are clockwise.
 Longitudes along a ring are continuous, and may be beyond 180 degrees; rings that are to be cut end with their first
@@ -54,12 +54,12 @@ def cut_polygon(rings: list[np.ndarray]) -> list[list[np.ndarray]]:
 
 
 def turns_of(chains: list[Chain]) -> list[int]:
-    """The turns of chains, in ascending order."""
+    """Return the turns of chains, in ascending order."""
     return sorted({chain.turn for chain in chains})
 
 
 def winding(ring: np.ndarray) -> int:
-    """The number of turns around the poles, eastward."""
+    """Return the number of turns around the poles, eastward."""
     return round((ring[-1, 0] - ring[0, 0]) / TURN)
 
 
@@ -111,12 +111,12 @@ def join_chains(chains: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def border_position(longitude: float, latitude: float) -> float:
-    """The position on the border of a point with a longitude of -180 or 180 degrees."""
+    """Return the position on the border of a point with a longitude of -180 or 180 degrees."""
     return latitude + POLE if longitude > 0 else NORTH + POLE - latitude
 
 
 def border_corners(begin: float, end: float) -> np.ndarray:
-    """The corners of the rectangle between two positions on its border, (k, 2)."""
+    """Return the corners of the rectangle between two positions on its border, (k, 2)."""
     stop = end if end >= begin else end + BORDER
     both = [(place + lap, corner) for lap in (0, BORDER) for place, corner in CORNERS]
     return np.array([corner for place, corner in both if begin < place < stop]).reshape(-1, 2)
@@ -131,7 +131,7 @@ def place_holes(polygons: list[list[np.ndarray]], holes: list[np.ndarray]) -> No
 
 
 def contains(ring: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Whether points (p, 2) lie in a ring, (p,): rays to the east cross it an odd number of times."""
+    """Return whether points (p, 2) lie in a ring, (p,): rays to the east cross it an odd number of times."""
     (x, y), (next_x, next_y) = ring.T[:, None], np.roll(ring, -1, axis=0).T[:, None]
     px, py = points.T[:, :, None]
     crosses = (y > py) != (next_y > py)
@@ -186,7 +186,7 @@ def orient(rings: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def signed_area(ring: np.ndarray) -> float:
-    """The area of a ring (c, 2), positive if it is counterclockwise with y upward."""
+    """Return the area of a ring (c, 2), positive if it is counterclockwise with y upward."""
     (x, y), (next_x, next_y) = (ring - ring[0]).T, (np.roll(ring, -1, axis=0) - ring[0]).T
     return float((x * next_y - next_x * y).sum() / 2)
 

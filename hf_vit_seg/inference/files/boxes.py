@@ -63,7 +63,7 @@ class Boxes:
     complete: bool = True
 
     def image_id(self, image: ImageFile) -> Id | None:
-        """The id of an image, by the longest end of its path that is a file name, or its name alone; else None."""
+        """Return the id of an image, found by the longest matching end of its path; None if there is no match."""
         parts = PurePath(normalize_name(image.path.as_posix())).parts
         for start in range(len(parts)):
             if (found := self.images.get("/".join(parts[start:]))) is not None:
@@ -78,7 +78,7 @@ class Boxes:
         return next((number for number in candidates if number in self.persons), None)
 
     def find(self, image: ImageFile, height: int, width: int) -> list[PersonBox]:
-        """The boxes of an image, cut by its border; those outside are left out. BoxesError if it is not listed."""
+        """Return the boxes of an image, clipped to it, without boxes outside. BoxesError if it is not listed."""
         number = self.image_id(image)
         if number is None and self.complete:
             raise BoxesError(f"{image.path}: the image is not listed in {self.path}")
@@ -101,7 +101,7 @@ def read_boxes(path: Path) -> Boxes:
 
 
 def boxes_of_annotations(path: Path) -> Boxes:
-    """The boxes of annotated persons, without crowds."""
+    """Return the boxes of annotated persons, without crowds."""
     lists = read_lists(path)
     category = person_category(lists, path)
     persons: dict[Id, list[PersonBox]] = {image.id: [] for image in lists.images}
@@ -116,7 +116,7 @@ def boxes_of_annotations(path: Path) -> Boxes:
 
 
 def person_category(lists: CocoLists, path: Path) -> CocoCategory:
-    """The category with keypoints, or named person, or the only one."""
+    """Return the category with keypoints, or named person, or the only one."""
     for candidates in (
         [category for category in lists.categories if category.keypoints],
         [category for category in lists.categories if category.name == PERSON],
@@ -129,7 +129,7 @@ def person_category(lists: CocoLists, path: Path) -> CocoCategory:
 
 
 def boxes_of_results(path: Path, content: list[object]) -> Boxes:
-    """The boxes of detections of one category."""
+    """Return the boxes of detections of one category."""
     results = validate_entries(RESULTS, content, path)
     if len(categories := {result.category_id for result in results}) > 1:
         raise BoxesError(f"{path} has boxes of the categories {format_list(categories)}: keep those of persons")
@@ -144,7 +144,7 @@ def boxes_of_results(path: Path, content: list[object]) -> Boxes:
 
 
 def finite_box(path: Path, box: Sequence[float], where: str) -> Box:
-    """A box of four finite numbers. BoxesError for others."""
+    """Return a box of four finite numbers. BoxesError for others."""
     if not np.isfinite(box).all():
         raise BoxesError(f"{path}: {where} has a bbox with numbers that are not finite")
     x, y, width, height = box

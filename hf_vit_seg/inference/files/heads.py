@@ -26,7 +26,7 @@ from .boxes import Boxes, PersonBox, read_boxes
 from .prediction import OVERLAY, Job, Outcome, PredictOptions, run_jobs, write_results
 
 TOP_CLASSES = 5  # in reports, unless --top-k is given
-# The options that apply to each task beside those of files; the others are those of segmentation models.
+# The options of each task in addition to file options; all others require a segmentation model.
 OPTIONS: Mapping[str, frozenset[str]] = {
     "segmentation": frozenset(PredictOptions.__dataclass_fields__) - {"boxes", "threshold"},
     "instance": frozenset(
@@ -60,7 +60,7 @@ class LoadedImage:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class HeadResult:
     """The output of a model for an image, and the milliseconds of the model; `persons` are the boxes of a pose."""
 
     image: LoadedImage
@@ -70,7 +70,7 @@ class Found:
 
 
 def refuse_options(task: str, options: PredictOptions, has_protocol: bool) -> None:
-    """HfVitSegError for options that do not apply to the task of the model."""
+    """Raise HfVitSegError for options that do not apply to the task of the model."""
     defaults = PredictOptions()
     given = [name for name, value in vars(options).items() if value != getattr(defaults, name)]
     names = {"geojson": "polygons", "coco": "polygons"}
@@ -89,8 +89,8 @@ def load_image(model: Classifier | PoseEstimator, job: Job, options: PredictOpti
     return LoadedImage(pixels, shown, milliseconds_since(start))
 
 
-def report(model: Classifier | PoseEstimator, job: Job, found: Found, options: PredictOptions) -> dict[str, Any]:
-    """The part of a report that all tasks share; timings are in milliseconds."""
+def report(model: Classifier | PoseEstimator, job: Job, found: HeadResult, options: PredictOptions) -> dict[str, Any]:
+    """Return the part of a report that all tasks share; timings are in milliseconds."""
     return {
         "image": str(job.image.path),
         "height": found.image.pixels.shape[1],
@@ -106,11 +106,11 @@ def classify(classifier: Classifier, jobs: Sequence[Job], options: PredictOption
     """Classify the images of jobs, and write a report of the most likely classes of each."""
     names, count = label_names(classifier.model.config), options.top_k or TOP_CLASSES
 
-    def compute(image: LoadedImage) -> Found:
+    def compute(image: LoadedImage) -> HeadResult:
         start = time.perf_counter()
-        return Found(image, classifier.probabilities(image.pixels), milliseconds_since(start))
+        return HeadResult(image, classifier.probabilities(image.pixels), milliseconds_since(start))
 
-    def write(job: Job, found: Found) -> Outcome:
+    def write(job: Job, found: HeadResult) -> Outcome:
         order = found.output.argsort(descending=True, stable=True)[:count].tolist()
         classes = [{"id": k, "name": names[k], "score": round(float(found.output[k]), 6)} for k in order]
         return write_results(job, {}, report(classifier, job, found, options) | {"top_classes": classes})
@@ -135,13 +135,13 @@ def estimate_poses(estimator: PoseEstimator, jobs: Sequence[Job], options: Predi
         height, width = image.pixels.shape[1:]
         return image, find_persons(boxes, job, height, width)
 
-    def compute(loaded: tuple[LoadedImage, list[PersonBox]]) -> Found:
+    def compute(loaded: tuple[LoadedImage, list[PersonBox]]) -> HeadResult:
         image, persons = loaded
         start = time.perf_counter()
         keypoints = estimator.estimate(image.pixels, [person.box for person in persons])
-        return Found(image, keypoints, milliseconds_since(start), persons)
+        return HeadResult(image, keypoints, milliseconds_since(start), persons)
 
-    def write(job: Job, found: Found) -> Outcome:
+    def write(job: Job, found: HeadResult) -> Outcome:
         content = report(estimator, job, found, options) | {
             "image_id": None if boxes is None else boxes.image_id(job.image),
             "category_id": 1 if boxes is None else boxes.category,
@@ -157,11 +157,11 @@ def estimate_poses(estimator: PoseEstimator, jobs: Sequence[Job], options: Predi
 
 
 def find_persons(boxes: Boxes | None, job: Job, height: int, width: int) -> list[PersonBox]:
-    """The boxes of an image; without a file of boxes, the whole image is one person."""
+    """Return the boxes of an image; without a file of boxes, the whole image is one person."""
     return [PersonBox((0, 0, width, height))] if boxes is None else boxes.find(job.image, height, width)
 
 
-def person_rows(found: Found) -> list[dict[str, Any]]:
+def person_rows(found: HeadResult) -> list[dict[str, Any]]:
     """Convert persons for JSON; the score is the mean of the keypoints' scores times that of the detection."""
     return [
         {
@@ -173,10 +173,12 @@ def person_rows(found: Found) -> list[dict[str, Any]]:
     ]
 
 
-def draw_persons(found: Found, skeleton: Skeleton) -> Image.Image:
+def draw_persons(found: HeadResult, skeleton: Skeleton) -> Image.Image:
     """Draw the keypoints of all persons on the image."""
     people = np.asarray(found.output, dtype=float)
-    return draw_skeletons(found.image.shown, people, people[..., 2] >= MIN_SCORE, (1.0, 1.0), skeleton, faint=True)
+    return draw_skeletons(
+        found.image.shown, people, people[..., 2] >= MIN_SCORE, (1.0, 1.0), skeleton, show_uncertain=True
+    )
 
 
 __all__ = ["classify", "estimate_poses", "refuse_options"]

@@ -98,7 +98,7 @@ class MapCoordinates:
         return found
 
     def domain_error(self, reason: str) -> HfVitSegError:
-        """The error for points without longitude and latitude."""
+        """Return the error for points without longitude and latitude."""
         return HfVitSegError(
             f"{self.path}: parts of the image have no longitude and latitude ({reason}): pass --coordinates image"
         )
@@ -112,7 +112,7 @@ class MapCoordinates:
             self.to_degrees(points)
 
     def geometry_text(self, rings: Sequence[np.ndarray]) -> Iterator[str]:
-        """The geometry of a polygon as JSON, in parts: outer rings are counterclockwise, and holes clockwise."""
+        """Yield the geometry of a polygon as JSON, in parts: outer rings are counterclockwise, and holes clockwise."""
         if self.curved:
             rings = [self.add_corners(ring) for ring in rings]
         if self.kind is PolygonCoordinates.image:
@@ -136,7 +136,7 @@ class MapCoordinates:
         return found
 
     def to_polygons(self, rings: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-        """The parts in degrees of a polygon in pixels, cut at the antimeridian (RFC 7946, section 3.1.9)."""
+        """Return the parts in degrees of a polygon in pixels, cut at the antimeridian (RFC 7946, section 3.1.9)."""
         located = orient([self.to_crs(ring) for ring in rings])
         degrees = [np.round(self.to_degrees(ring), DECIMALS) for ring in located]
         if self.crs.is_geographic:
@@ -145,7 +145,7 @@ class MapCoordinates:
         return cut_polygon(near([unwrap(ring, hole=k > 0) for k, ring in enumerate(degrees)]))
 
     def near_points(self, degrees: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Longitudes in the same turn as those of points (c, 2) of a geographic CRS, which are continuous."""
+        """Shift longitudes by full turns to those of points (c, 2) of a geographic CRS, which are continuous."""
         factor = math.degrees(self.crs.units_factor[1])
         turns = np.round((points[:, 0] * factor - degrees[:, 0]) / 360)
         return degrees + np.stack([turns * 360, np.zeros_like(turns)], axis=1)
@@ -154,7 +154,7 @@ class MapCoordinates:
 def map_coordinates(
     path: Path, tags: GeoTags, size: tuple[int, int], kind: PolygonCoordinates
 ) -> MapCoordinates | None:
-    """The coordinates of the polygons of an image of `size` (H, W) with georeferencing `tags`.
+    """Return the coordinates of the polygons of an image of `size` (H, W) with georeferencing `tags`.
 
     None for pixels: requested, or without a known CRS. Raises HfVitSegError if rasterio is missing or coordinates
     cannot be transformed.
@@ -182,7 +182,9 @@ def map_coordinates(
 
 
 def read_tags(tags: GeoTags) -> tuple[Any, Any]:
-    """The CRS and the transform (affine, or ground control points) that rasterio reads from tags; None if unknown."""
+    """Return the CRS and the transform (affine, or ground control points) that rasterio reads from tags; None if
+    unknown.
+    """
     import rasterio
     import tifffile
     from rasterio.errors import NotGeoreferencedWarning

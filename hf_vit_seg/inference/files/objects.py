@@ -48,25 +48,25 @@ Loaded = tuple[torch.Tensor, Image.Image | None, FileFacts]
 class InstanceRaster:
     """The instance map of an image (H, W), drawn when it is read."""
 
-    found: FoundSegments
+    segments: FoundSegments
 
     @property
     def shape(self) -> tuple[int, int]:
         """(H, W)."""
-        return self.found.size
+        return self.segments.size
 
     @property
     def dtype(self) -> np.dtype:
         """The type of a pixel: 16 bits for up to 65535 objects, else 32."""
-        return instance_dtype(len(self.found.objects))
+        return instance_dtype(len(self.segments.objects))
 
     def rows(self, first: int, stop: int) -> np.ndarray:
-        """Rows first .. stop - 1, (n, W)."""
-        return self.found.instance_map(slice(first, stop))
+        """Return the rows first .. stop - 1, (n, W)."""
+        return self.segments.instance_map(slice(first, stop))
 
     def columns(self, first: int, stop: int) -> np.ndarray:
-        """Columns first .. stop - 1, (H, m)."""
-        return self.found.instance_map()[:, first:stop]
+        """Return the columns first .. stop - 1, (H, m)."""
+        return self.segments.instance_map()[:, first:stop]
 
 
 def predict_objects(segmenter: InstanceSegmenter, jobs: Sequence[Job], options: PredictOptions) -> Iterator[Outcome]:
@@ -77,13 +77,13 @@ def predict_objects(segmenter: InstanceSegmenter, jobs: Sequence[Job], options: 
         return segmenter.segment_pixels(pixels, shown, facts.missing), facts
 
     def write(job: Job, result: tuple[FoundSegments, FileFacts]) -> Outcome:
-        found, facts = result
+        segments, facts = result
         try:
-            savers = object_savers(found, job, options, facts.georeference, facts.coordinates)
+            savers = object_savers(segments, job, options, facts.georeference, facts.coordinates)
             if options.overlay:
-                savers[OVERLAY] = lambda path: save_overlay(found.overlay(options.opacity), path)
-            content = object_report(segmenter, job, found, options, facts.coordinates)
-            content["timings_ms"] = rounded_timings(facts, found.timings)
+                savers[OVERLAY] = lambda path: save_overlay(segments.overlay(options.opacity), path)
+            content = object_report(segmenter, job, segments, options, facts.coordinates)
+            content["timings_ms"] = rounded_timings(facts, segments.timings)
         except Exception as error:
             return failed_outcome(job, error)
         outcome = write_results(job, savers, content)
@@ -105,79 +105,81 @@ def load(segmenter: InstanceSegmenter, job: Job, options: PredictOptions) -> Loa
 
 
 def object_savers(
-    found: FoundSegments,
+    segments: FoundSegments,
     job: Job,
     options: PredictOptions,
     georeference: GeoTags = (),
     coordinates: MapCoordinates | None = None,
 ) -> dict[str, Saver]:
-    """The functions that write each result except the overlay and the report to a path."""
-    raster = InstanceRaster(found)
-    savers: dict[str, Saver] = {OBJECTS: lambda path: save_table(found, path)}
+    """Return the functions that write each result except the overlay and the report to a path."""
+    raster = InstanceRaster(segments)
+    savers: dict[str, Saver] = {OBJECTS: lambda path: save_table(segments, path)}
     if raster.dtype == np.uint16:
         savers[LABELS] = lambda path: write_png(path, raster)
     if georeference or raster.dtype != np.uint16:  # PNG has 16 bits at most
         savers[LABELS_TIFF] = lambda path: write_tiff(path, raster, None, georeference)
     if options.geojson:
-        savers[GEOJSON] = lambda path: save_geojson(found, path, coordinates)
+        savers[GEOJSON] = lambda path: save_geojson(segments, path, coordinates)
     if options.coco:
-        savers[COCO] = lambda path: path.write_text(json_text(found.coco(job.image.path.name)), encoding="utf-8")
+        savers[COCO] = lambda path: path.write_text(json_text(segments.coco(job.image.path.name)), encoding="utf-8")
     return savers
 
 
-def save_table(found: FoundSegments, path: Path) -> None:
+def save_table(segments: FoundSegments, path: Path) -> None:
     """Write a row for each object as CSV: number, class, score, area, centroid and box in pixels."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
-    rows.writerows(found.row(number) for number in range(1, len(found.objects) + 1))
+    rows.writerows(segments.row(number) for number in range(1, len(segments.objects) + 1))
     path.write_text(text.getvalue(), encoding="utf-8", newline="")
 
 
-def save_geojson(found: FoundSegments, path: Path, coordinates: MapCoordinates | None) -> None:
+def save_geojson(segments: FoundSegments, path: Path, coordinates: MapCoordinates | None) -> None:
     """Write a polygon for each object."""
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(found.geojson_text(coordinates))
+        file.writelines(segments.geojson_text(coordinates))
 
 
 def object_report(
     segmenter: InstanceSegmenter,
     job: Job,
-    found: FoundSegments,
+    segments: FoundSegments,
     options: PredictOptions,
     coordinates: MapCoordinates | None,
 ) -> dict[str, Any]:
-    """The report of an image for JSON: the number of objects of each class, and the share of the image they cover."""
-    height, width = found.size
+    """Return the report of an image for JSON: the number of objects of each class, and the share of the image they
+    cover.
+    """
+    height, width = segments.size
     return {
         "image": str(job.image.path),
         "height": height,
         "width": width,
         "model": options.model,
-        "protocol": found.protocol,
+        "protocol": segments.protocol,
         "device": str(segmenter.device),
         "dtype": str(segmenter.model.dtype).removeprefix("torch."),
         **polygon_facts(coordinates, options),
-        "objects": sum(each.label not in found.stuff for each in found.objects),
-        "classes": class_rows(found),
+        "objects": sum(each.label not in segments.stuff for each in segments.objects),
+        "classes": class_rows(segments),
     }
 
 
-def class_rows(found: FoundSegments) -> list[dict[str, Any]]:
-    """The number of objects of each class that occurs, the most frequent first; stuff has one segment."""
+def class_rows(segments: FoundSegments) -> list[dict[str, Any]]:
+    """Return the number of objects of each class that occurs, the most frequent first; stuff has one segment."""
     rows: list[Mapping[str, Any]] = []
     areas: dict[str, int] = {}
-    for each in found.objects:
-        name = found.names[each.label]
+    for each in segments.objects:
+        name = segments.names[each.label]
         areas[name] = areas.get(name, 0) + each.area
-    for name, count in found.counts().items():
-        share = areas[name] / (found.size[0] * found.size[1])
-        index = found.names.index(name)
+    for name, count in segments.counts().items():
+        share = areas[name] / (segments.size[0] * segments.size[1])
+        index = segments.names.index(name)
         rows.append(
             {
                 "id": index,
                 "name": name,
-                "color": found.palette[index].tolist(),
+                "color": segments.palette[index].tolist(),
                 "objects": count,
                 "pixels": areas[name],
                 "share": round(share, 6),

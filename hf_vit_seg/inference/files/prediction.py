@@ -45,7 +45,7 @@ class Job:
     target: Path
 
     def result(self, suffix: str) -> Path:
-        """The path of one result."""
+        """Return the path of one result."""
         return self.target.with_name(self.target.name + suffix)
 
     @property
@@ -73,7 +73,7 @@ class Outcome:
 
 
 def failed_outcome(job: Job, error: Exception) -> Outcome:
-    """The outcome of a job that raised an exception."""
+    """Return the outcome of a job that raised an exception."""
     if is_out_of_memory(error):
         error = OutOfMemory(
             f"{job.image.path}: out of memory: use smaller windows (--window 512) or tiles (--tile 1024)"
@@ -122,7 +122,7 @@ class PredictOptions:
         return tuple(suffix for suffix, wanted in requested.items() if wanted)
 
     def uses_pixels(self, coordinates: MapCoordinates | None) -> bool:
-        """Whether polygons have pixel coordinates for lack of a known CRS."""
+        """Return whether polygons have pixel coordinates for lack of a known CRS."""
         return self.geojson and coordinates is None and self.coordinates is not PolygonCoordinates.pixels
 
 
@@ -167,8 +167,8 @@ def plan(images: Sequence[ImageFile], out: Path, reserved: Sequence[Path] = ()) 
     taken = {str(real_path(path)).casefold() for path in (*(image.path for image in images), *reserved)}
     jobs = []
     for image in images:
-        for place in places(image):
-            job = Job(image, out / place)
+        for path in result_paths(image):
+            job = Job(image, out / path)
             claims = {str(real_path(job.result(s))).casefold() for s in SUFFIXES}
             if not claims & taken:
                 taken |= claims
@@ -177,10 +177,10 @@ def plan(images: Sequence[ImageFile], out: Path, reserved: Sequence[Path] = ()) 
     return jobs
 
 
-def places(image: ImageFile) -> Iterator[Path]:
+def result_paths(image: ImageFile) -> Iterator[Path]:
     """Iterate over candidate targets of an image, in order of preference."""
-    plain = image.place.with_suffix("")
-    kind = image.place.suffix.lstrip(".").lower() or "file"
+    plain = image.relative_path.with_suffix("")
+    kind = image.relative_path.suffix.lstrip(".").lower() or "file"
     yield plain
     yield plain.with_name(f"{plain.name}_{kind}")
     yield Path(real_path(image.path).parent.name or "root") / plain
@@ -289,7 +289,7 @@ def write_results(job: Job, savers: dict[str, Saver], content: dict[str, Any]) -
 
 
 def map_results(result: Segmentation, facts: FileFacts) -> MapResults:
-    """The maps of a segmentation as rasters."""
+    """Return the maps of a segmentation as rasters."""
     maps = {"labels": result.label_map, "scores": result.scores, "entropy": result.entropy}
     return MapResults(
         maps={name: ArrayRaster(values) for name, values in maps.items() if values is not None},
@@ -302,7 +302,7 @@ def map_results(result: Segmentation, facts: FileFacts) -> MapResults:
 
 
 def saver(suffix: str, job: Job, result: Segmentation, maps: MapResults, options: PredictOptions) -> Saver:
-    """The function that writes one kind of result to a path."""
+    """Return the function that writes one kind of result to a path."""
     table: dict[str, Saver] = {
         LABELS: lambda path: result.label_image().save(path),
         OVERLAY: lambda path: save_overlay(result.overlay(options.opacity), path),
@@ -325,7 +325,7 @@ def save_top_classes(result: Segmentation, path: Path) -> None:
 def report(
     segmenter: Segmenter, job: Job, result: Segmentation, facts: FileFacts, options: PredictOptions
 ) -> dict[str, Any]:
-    """The report of an image for JSON: shares, scores and entropy are 0 .. 1, timings in milliseconds.
+    """Return the report of an image for JSON: shares, scores and entropy are 0 .. 1, timings in milliseconds.
 
     Pixels without data do not count for shares and means.
     """
@@ -350,12 +350,12 @@ def report(
 
 
 def rounded_timings(facts: FileFacts, timings: Mapping[str, float]) -> dict[str, float]:
-    """The milliseconds of each step, with the time to read the file."""
+    """Return the milliseconds of each step, with the time to read the file."""
     return {step: round(duration, 2) for step, duration in {"read": facts.milliseconds, **timings}.items()}
 
 
 def polygon_facts(coordinates: MapCoordinates | None, options: PredictOptions) -> dict[str, str]:
-    """The entry of a report on the coordinates of polygons in GeoJSON, if there are any."""
+    """Return the entry of a report on the coordinates of polygons in GeoJSON, if there are any."""
     kind = PolygonCoordinates.pixels if coordinates is None else coordinates.kind
     return {"polygon_coordinates": kind.value} if options.geojson else {}
 

@@ -34,11 +34,11 @@ class Raster(Protocol):
         ...
 
     def rows(self, first: int, stop: int) -> np.ndarray:
-        """Rows first .. stop - 1, (n, W)."""
+        """Return the rows first .. stop - 1, (n, W)."""
         ...
 
     def columns(self, first: int, stop: int) -> np.ndarray:
-        """Columns first .. stop - 1, (H, m)."""
+        """Return the columns first .. stop - 1, (H, m)."""
         ...
 
 
@@ -59,11 +59,11 @@ class ArrayRaster:
         return self.array.dtype
 
     def rows(self, first: int, stop: int) -> np.ndarray:
-        """Rows first .. stop - 1, (n, W)."""
+        """Return the rows first .. stop - 1, (n, W)."""
         return self.array[first:stop]
 
     def columns(self, first: int, stop: int) -> np.ndarray:
-        """Columns first .. stop - 1, (H, m)."""
+        """Return the columns first .. stop - 1, (H, m)."""
         return self.array[:, first:stop]
 
 
@@ -80,11 +80,11 @@ class GrayRaster:
         return self.raster.shape
 
     def rows(self, first: int, stop: int) -> np.ndarray:
-        """Rows first .. stop - 1, (n, W)."""
+        """Return the rows first .. stop - 1, (n, W)."""
         return to_gray(self.raster.rows(first, stop))
 
     def columns(self, first: int, stop: int) -> np.ndarray:
-        """Columns first .. stop - 1, (H, m)."""
+        """Return the columns first .. stop - 1, (H, m)."""
         return to_gray(self.raster.columns(first, stop))
 
 

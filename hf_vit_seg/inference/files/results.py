@@ -27,7 +27,7 @@ Saver = Callable[[Path], Any]  # writes a result to a path
 
 @dataclass(frozen=True, eq=False)
 class MapResults:
-    """The maps of an image and what is needed to write them.
+    """The maps of an image with the settings for writing them.
 
     `maps` are labels, and if selected scores and entropy, (H, W) each, of 0 .. 1 (float) or 0 .. 255 (uint8). `nodata`
     is the label of pixels without data, or None.
@@ -41,17 +41,17 @@ class MapResults:
     nodata: int | None = None
 
     def tiffs(self) -> Iterator[tuple[str, Saver]]:
-        """The functions that write the maps as TIFFs with the georeference, by suffix."""
-        yield LABELS_TIFF, self.save_labels
+        """Yield the functions that write the maps as TIFFs with the georeference, by suffix."""
+        yield LABELS_TIFF, self.save_label_tiff
         for name in ("scores", "entropy"):
             if name in self.maps:
-                yield TIFFS[name], partial(self.save_gray, self.maps[name])
+                yield TIFFS[name], partial(self.save_gray_tiff, self.maps[name])
 
-    def save_labels(self, path: Path) -> None:
+    def save_label_tiff(self, path: Path) -> None:
         """Write the label map as a TIFF."""
         write_tiff(path, self.maps["labels"], self.palette, self.georeference, self.nodata)
 
-    def save_gray(self, raster: Raster, path: Path) -> None:
+    def save_gray_tiff(self, raster: Raster, path: Path) -> None:
         """Write scores or entropy as a TIFF of 0 .. 255."""
         write_tiff(path, GrayRaster(raster), None, self.georeference)
 

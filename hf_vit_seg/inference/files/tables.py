@@ -22,7 +22,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
 
 
 def table_paths(task: str, out: Path) -> list[Path]:
-    """The tables of a task in an output folder."""
+    """Return the tables of a task in an output folder."""
     return [out / name for name in TABLES.get(task, ())]
 
 
@@ -45,7 +45,7 @@ def read_report(job: Job) -> dict[str, Any]:
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """The entries of an earlier table; none if there is no such file. HfVitSegError for another file."""
+    """Return the entries of an earlier table; empty if it does not exist. Raises HfVitSegError for other files."""
     if not path.exists():
         return []
     try:
@@ -106,7 +106,7 @@ def write_texts(texts: Mapping[Path, str]) -> None:
 
 
 def save_text(text: str) -> Callable[[Path], Any]:
-    """The function that writes a text to a path."""
+    """Return the function that writes a text to a path."""
     return lambda path: path.write_text(text, encoding="utf-8", newline="")
 
 

@@ -67,12 +67,12 @@ class WindowRecord:
 
 
 def write_object(found: FoundObject) -> dict[str, Any]:
-    """An object for JSON."""
+    """Return an object for JSON."""
     return asdict(found) | {"bits": b64encode(found.bits).decode("ascii")}
 
 
 def read_object(entry: Mapping[str, Any]) -> FoundObject:
-    """The object of an entry."""
+    """Return the object of an entry."""
     x, y = entry["centroid"]
     rows, columns = entry["shape"]
     return FoundObject(**{**entry, "bits": b64decode(entry["bits"]), "centroid": (x, y), "shape": (rows, columns)})
@@ -81,7 +81,7 @@ def read_object(entry: Mapping[str, Any]) -> FoundObject:
 def predict_tiled_objects(segmenter: InstanceSegmenter, job: Job, options: PredictOptions) -> Iterator[Progress]:
     """Find the objects of one image in windows and write the results, yielding the progress after each window.
 
-    Objects are held as crops, so that memory grows with their areas, not with the image. An interrupted run resumes
+    Objects are stored as crops, so that memory grows with their areas, not with the image. An interrupted run resumes
     with the missing windows if it is repeated with the same settings. Raises ImageFileError, PredictionError, or
     HfVitSegError for coordinates of polygons that cannot be computed.
     """

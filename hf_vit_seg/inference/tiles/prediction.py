@@ -59,7 +59,7 @@ class Progress:
 
 
 def needs_tiles(job: Job, options: PredictOptions) -> bool:
-    """Whether an image is tiled: requested or above the size limit, in a format that supports it."""
+    """Return whether an image is tiled: requested or above the size limit, in a format that supports it."""
     try:
         size = region_size(job.image.path)
     except ImageFileError:
@@ -107,13 +107,13 @@ def predict_tiled(segmenter: Segmenter, job: Job, options: PredictOptions) -> It
 def plan(
     segmenter: Segmenter, job: Job, image: RegionImage, tiles: TileGrid, options: PredictOptions
 ) -> dict[str, Any]:
-    """All settings and files that the maps depend on, for `TileRecord`."""
+    """Return all settings and files that the maps depend on, for `TileRecord`."""
     maps = sorted(kinds(segmenter, options))
     return common_plan(segmenter, job, image, options) | {"tile": tiles.side, "maps": maps}
 
 
 def common_plan(segmenter: ImageSegmenter, job: Job, image: RegionImage, options: PredictOptions) -> dict[str, Any]:
-    """The image, model and protocol of a prediction."""
+    """Return the image, model and protocol of a prediction."""
     stand = job.image.path.stat()
     return {
         "image": [str(job.image.path.resolve()), stand.st_size, stand.st_mtime_ns, *image.size],
@@ -123,14 +123,14 @@ def common_plan(segmenter: ImageSegmenter, job: Job, image: RegionImage, options
 
 
 def weight_times(model: str) -> list[int]:
-    """The modification times of a local model's weights; empty for a Hub id."""
-    place = Path(model)
-    files = [place] if place.is_file() else sorted(place.glob("*.safetensors")) if model else []
+    """Return the modification times of a local model's weights; empty for a Hub id."""
+    path = Path(model)
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if model else []
     return [file.stat().st_mtime_ns for file in files]
 
 
 def kinds(segmenter: Segmenter, options: PredictOptions) -> dict[str, Any]:
-    """The maps to compute and their dtypes."""
+    """Return the maps to compute and their dtypes."""
     labels = np.uint8 if nodata_label(len(segmenter.names)) == 255 else np.uint16
     found: dict[str, Any] = {"labels": labels}
     found |= {name: np.uint8 for name in ("scores", "entropy") if getattr(options, name)}
@@ -162,7 +162,7 @@ def write_tile(planes: Mapping[str, Plane], tile: Tile, maps: PixelMaps, missing
 def map_results(
     segmenter: Segmenter, image: RegionImage, planes: Mapping[str, Plane], coordinates: MapCoordinates | None
 ) -> MapResults:
-    """The maps of an image with its georeference."""
+    """Return the maps of an image with its georeference."""
     nodata = None if image.nodata is None else nodata_label(len(segmenter.names))
     return MapResults(planes, segmenter.names, segmenter.palette, image.georeference, coordinates, nodata)
 
@@ -170,7 +170,7 @@ def map_results(
 def savers(
     job: Job, image: RegionImage, results: MapResults, facts: dict[str, Any], options: PredictOptions
 ) -> Iterator[tuple[str, Saver]]:
-    """The functions that write each result to a path."""
+    """Yield the functions that write each result to a path."""
     planes, palette = results.maps, file_palette(results.palette)
     labels = planes["labels"]
     yield LABELS, lambda path: write_png(path, labels, palette)
@@ -224,7 +224,7 @@ def resize_part(image: RegionImage, part: Tile, small: tuple[int, int]) -> Image
 def report(
     segmenter: Segmenter, job: Job, labels: Raster, options: PredictOptions, tiling: dict[str, int], seconds: float
 ) -> dict[str, Any]:
-    """The report of an image for JSON, as in `prediction.report`."""
+    """Return the report of an image for JSON, as in `prediction.report`."""
     height, width = labels.shape
     lengths = nodata_label(len(segmenter.names)) + 1
     pixels = sum(np.bincount(block.ravel(), minlength=lengths) for block in row_blocks(labels))

@@ -79,7 +79,7 @@ class RegionImage:
         return self.convert(numbers), self.missing(numbers)
 
     def missing(self, numbers: np.ndarray) -> np.ndarray | None:
-        """The mask of pixels that have the nodata value in all channels."""
+        """Return the mask of pixels that have the nodata value in all channels."""
         if self.nodata is None:
             return None
         return missing_pixels(numbers, self.nodata)
@@ -97,7 +97,7 @@ class RegionImage:
 
 
 def region_size(path: Path) -> tuple[int, int] | None:
-    """The (height, width) of a TIFF or .npy file from its header; None for other formats.
+    """Return the (height, width) of a TIFF or .npy file from its header; None for other formats.
 
     Raises ImageFileError for broken and missing files.
     """
@@ -113,7 +113,7 @@ def region_size(path: Path) -> tuple[int, int] | None:
 
 
 def tiff_size(path: Path) -> tuple[int, int]:
-    """The upright (height, width) of the first page of a TIFF."""
+    """Return the upright (height, width) of the first page of a TIFF."""
     import tifffile
 
     with raise_image_errors(path), tifffile.TiffFile(path) as tiff:
@@ -122,9 +122,9 @@ def tiff_size(path: Path) -> tuple[int, int]:
 
 
 def array_sides(shape: tuple[int, ...], path: Path) -> tuple[int, int]:
-    """The (height, width) of an array (H, W), (C, H, W) or (H, W, C)."""
+    """Return the (height, width) of an array (H, W), (C, H, W) or (H, W, C)."""
     if len(shape) not in (2, 3):
-        raise ImageFileError(f"{path}: an array of shape {shape} is no image, expected two or three dimensions")
+        raise ImageFileError(f"{path}: an array of shape {shape} is not an image, expected two or three dimensions")
     return (shape[-2], shape[-1]) if len(shape) == 2 or shape[0] < shape[-1] else (shape[0], shape[1])
 
 
@@ -196,13 +196,13 @@ def check_segments(path: Path, segments: StoredSegments) -> None:
 
 
 def channel_converter(page: Any, channels: int, path: Path) -> Callable[[np.ndarray], torch.Tensor]:
-    """The conversion for files whose samples are the channels."""
+    """Return the conversion for files whose samples are the channels."""
     alpha = declared_alpha(page)
     return lambda numbers: as_tiff_channels(numbers, alpha, channels, path)
 
 
 def integer_converter(array: np.ndarray, channels: int, path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """The conversion of regions of integers that become RGB to the type of the whole array (C, H, W)."""
+    """Return the conversion of regions of integers that become RGB to the type of the whole array (C, H, W)."""
     kind = array.dtype
     if channels != 3 or len(array) not in (1, 3) or kind.kind not in "iu" or kind.itemsize <= 2:
         return lambda numbers: numbers
@@ -214,12 +214,12 @@ def integer_converter(array: np.ndarray, channels: int, path: Path) -> Callable[
 
 
 def limits(array: np.ndarray) -> tuple[int, int]:
-    """The lowest and the highest value of an array of integers."""
+    """Return the lowest and the highest value of an array of integers."""
     return (int(array.min()), int(array.max())) if array.size else (0, 0)
 
 
 def pil_converter(page: Any, channels: int, path: Path) -> Callable[[np.ndarray], torch.Tensor]:
-    """The conversion for files that PIL can read, with the same result as PIL."""
+    """Return the conversion for files that PIL can read, with the same result as PIL."""
     photometric, compression = int(page.photometric), int(page.compression)
     extra = int(page.extrasamples[0]) if page.extrasamples else TRANSPARENCY
     if photometric == YCBCR:
@@ -248,7 +248,7 @@ def pil_converter(page: Any, channels: int, path: Path) -> Callable[[np.ndarray]
 
     def pixels(numbers: np.ndarray) -> torch.Tensor:
         """Convert samples to pixels."""
-        with raise_image_errors(path):  # PIL refuses palettes that are broken
+        with raise_image_errors(path):  # PIL rejects broken palettes
             image = to_image(numbers)
         return pil_pixels(image, channels, path)
 

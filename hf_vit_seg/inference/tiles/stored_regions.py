@@ -57,7 +57,7 @@ class StoredUpright:
         return upright_size(*self.stored.size, self.orientation)
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
-        """The numbers of a region of the upright image, (S, n, m)."""
+        """Return the numbers of a region of the upright image, (S, n, m)."""
         swapped, *reversed_sides = TURNS[self.orientation]
         height, width = [
             slice(side - part.stop, side - part.start) if turned else part
@@ -118,7 +118,9 @@ class StoredSegments:
         return found.reshape(-1, *shape)
 
     def segments_in(self, rows: slice, columns: slice, sample: int) -> Iterator[tuple[int, int, int]]:
-        """Index, first row and first column of each tile or strip that overlaps a region, of one sample if planar."""
+        """Yield the index, first row and first column of each tile or strip that overlaps a region (of one sample if
+        planar).
+        """
         height, width = self.segment
         down, across = (ceil_div(side, step) for side, step in zip(self.size, self.segment, strict=True))
         for i in range(rows.start // height, ceil_div(rows.stop, height)):

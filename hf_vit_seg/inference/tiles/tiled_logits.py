@@ -68,17 +68,17 @@ class TileGrid:
             yield Tile(index, span(row, self.side, self.size[0]), span(column, self.side, self.size[1]))
 
     def index_at(self, row: int, column: int) -> int:
-        """The index of the tile that contains a pixel."""
+        """Return the index of the tile that contains a pixel."""
         return row // self.side * self.shape[1] + column // self.side
 
 
-def span(place: int, side: int, end: int) -> slice:
-    """The pixels of a tile along an axis."""
-    return slice(place * side, min((place + 1) * side, end))
+def span(index: int, side: int, end: int) -> slice:
+    """Return the pixels of a tile along an axis."""
+    return slice(index * side, min((index + 1) * side, end))
 
 
 def tiling_protocol(protocol: Protocol, processor: Any) -> Protocol:
-    """The protocol for tiled images, with windows at the image's original size.
+    """Return the protocol for tiled images, with windows at the image's original size.
 
     If `protocol` has no window, the window is the processor's size, with an overlap of a quarter and Gaussian blending.
     Raises PredictionError for protocols that resize images.
@@ -103,32 +103,32 @@ class WindowStore:
 
     def __init__(self, folder: Path):
         self.file = TemporaryFile(dir=folder)  # noqa: SIM115 (closed by `close`)
-        self.places: dict[Corner, int] = {}
+        self.slots: dict[Corner, int] = {}
         self.free: list[int] = []
         self.shape, self.dtype = (0, 0, 0), np.dtype(np.float32)
 
     def __contains__(self, corner: Corner) -> bool:
-        return corner in self.places
+        return corner in self.slots
 
     def put(self, corner: Corner, pixels: torch.Tensor) -> None:
         """Store a window's logits (h, w, K)."""
         logits = np.ascontiguousarray(pixels.cpu().numpy())
         self.shape, self.dtype = logits.shape, logits.dtype
-        place = self.free.pop() if self.free else len(self.places)
-        self.file.seek(place * logits.nbytes)
+        index = self.free.pop() if self.free else len(self.slots)
+        self.file.seek(index * logits.nbytes)
         self.file.write(logits.data)
-        self.places[corner] = place
+        self.slots[corner] = index
 
     def get(self, corner: Corner) -> LogitGrid:
         """Load a window's logits, (1, K, h, w)."""
         logits = np.empty(self.shape, self.dtype)
-        self.file.seek(self.places[corner] * logits.nbytes)
+        self.file.seek(self.slots[corner] * logits.nbytes)
         self.file.readinto(logits.reshape(-1).view(np.uint8).data)
         return LogitGrid(torch.from_numpy(logits)[None].permute(0, 3, 1, 2))
 
     def drop(self, corner: Corner) -> None:
         """Free the slot of a window."""
-        self.free.append(self.places.pop(corner))
+        self.free.append(self.slots.pop(corner))
 
     def close(self) -> None:
         """Remove the file."""
@@ -146,7 +146,7 @@ class TiledLogits:
         self.device = torch.device("cpu")
 
     def tile_logits(self, tile: Tile) -> "TileLogits":
-        """The logits of a tile; runs the model on its windows that are not stored yet."""
+        """Return the logits of a tile; runs the model on its windows that are not stored yet."""
         corners = self.windows_in(tile)
         missing = [corner for corner in corners if corner not in self.store]
         height, width = self.grid.window
@@ -160,7 +160,7 @@ class TiledLogits:
         return TileLogits(self, tile, corners)
 
     def windows_in(self, tile: Tile) -> list[Corner]:
-        """The windows that overlap a tile, in row-major order."""
+        """Return the windows that overlap a tile, in row-major order."""
         height, width = self.grid.window
         tops = [top for top in self.grid.tops if top < tile.rows.stop and top + height > tile.rows.start]
         lefts = [left for left in self.grid.lefts if left < tile.columns.stop and left + width > tile.columns.start]
@@ -169,7 +169,7 @@ class TiledLogits:
     def release(self, tile: Tile, tiles: TileGrid) -> None:
         """Free the windows that no later tile needs."""
         height, width = self.grid.window
-        for top, left in list(self.store.places):
+        for top, left in list(self.store.slots):
             if tiles.index_at(top + height - 1, left + width - 1) <= tile.index:
                 self.store.drop((top, left))
 
@@ -190,7 +190,7 @@ class TileLogits:
         return self.tile.size
 
     def overlap(self, corner: Corner, first: int, stop: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """The overlap of a window with rows first .. stop - 1 of the tile, in coordinates of both."""
+        """Return the overlap of a window with rows first .. stop - 1 of the tile, in coordinates of both."""
         (height, width), (top, left) = self.logits.grid.window, corner
         begin = max(self.tile.rows.start + first, top)
         end = max(min(self.tile.rows.start + stop, top + height), begin)
@@ -200,7 +200,7 @@ class TileLogits:
         return here, (slice(begin - top, end - top), slice(begin_column - left, end_column - left))
 
     def rows(self, first: int, stop: int) -> torch.Tensor:
-        """The blended logits of some rows of the tile: (1, n, m, K)."""
+        """Return the blended logits of some rows of the tile: (1, n, m, K)."""
         store, grid = self.logits.store, self.logits.grid
         kind = torch.from_numpy(np.empty(0, store.dtype)).dtype
         shape = 1, stop - first, self.size[1], store.shape[-1]
@@ -236,7 +236,7 @@ class TiledImage:
             self.passes.append(TiledLogits(model, self.crop, grid, WindowStore(folder), batch))
 
     def crop(self, rows: slice, columns: slice) -> torch.Tensor:
-        """The pixel values (1, C, n, m) of a window."""
+        """Return the pixel values (1, C, n, m) of a window."""
         pixels, missing = self.image.read(rows, columns)
         size = rows.stop - rows.start, columns.stop - columns.start
         values = view(pixels, size, 1.0, self.own_size, self.segmenter.processor)
@@ -244,7 +244,7 @@ class TiledImage:
 
     @torch.inference_mode()
     def maps(self, tile: Tile, selection: MapSelection | None = None) -> tuple[PixelMaps, np.ndarray | None]:
-        """The maps (1, n, m) of a tile and the mask of nodata pixels; tiles must be requested in order."""
+        """Return the maps (1, n, m) of a tile and the mask of nodata pixels; tiles must be requested in order."""
         missing = self.image.read(tile.rows, tile.columns)[1] if self.image.nodata is not None else None
         if missing is not None and missing.all():
             empty = torch.zeros(1, *tile.size)

@@ -61,15 +61,17 @@ class Plane:
 
 def reuse_folder(folder: Path, plan: str) -> None:
     """Keep a folder of an earlier run if it had the same plan; otherwise create it, empty."""
-    note = folder / PLAN
-    if not note.exists() or note.read_text(encoding="utf-8") != plan:
+    plan_file = folder / PLAN
+    if not plan_file.exists() or plan_file.read_text(encoding="utf-8") != plan:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        note.write_text(plan, encoding="utf-8")
+        plan_file.write_text(plan, encoding="utf-8")
 
 
 def complete_lines(path: Path) -> list[str]:
-    """The lines of a text file, without the last one if it is incomplete, as a run may be killed while writing it."""
+    """Return the lines of a text file, without the last one if it is incomplete, as a run may be killed while writing
+    it.
+    """
     return path.read_text(encoding="ascii").split("\n")[:-1] if path.exists() else []
 
 

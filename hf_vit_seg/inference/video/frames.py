@@ -112,7 +112,7 @@ class FrameFolder:
 
     def __init__(self, path: Path, rate: Fraction):
         self.path, self.rate, self.time_base, self.sound = path, rate, 1 / rate, None
-        self.files = [path / place for place in files_below(path, picture_suffixes())]
+        self.files = [path / file for file in files_below(path, picture_suffixes())]
         self.total = len(self.files)
 
     def parts(self) -> Iterator[Frame | Sound]:
@@ -187,11 +187,11 @@ class VideoWriter:
         padding = ((0, picture.height % 2), (0, picture.width % 2), (0, 0))
         frame = self.av.VideoFrame.from_ndarray(np.pad(np.asarray(picture), padding, mode="edge"), format="rgb24")
         frame.time_base = self.out.codec_context.time_base
-        frame.pts = self.last = self.moment(time)
+        frame.pts = self.last = self.timestamp(time)
         self.container.mux(self.out.encode(frame))
         self.flush()
 
-    def moment(self, time: Fraction | None) -> int:
+    def timestamp(self, time: Fraction | None) -> int:
         """Convert a time to ticks of the encoder, after the last frame; None is one frame after it."""
         base = self.out.codec_context.time_base
         following = 0 if self.last is None else self.last + max(1, round(1 / (self.video.rate * base)))
@@ -199,7 +199,7 @@ class VideoWriter:
         return ticks if self.last is None else max(ticks, self.last + 1)
 
     def encoder(self, width: int, height: int) -> Any:
-        """A stream for frames of this size."""
+        """Return a stream for frames of this size."""
         known = self.av.codecs_available
         name, options, finest = next(row for row in CODECS if row[0] in known)
         out = self.container.add_stream(name, rate=self.video.rate, options=dict(options))
@@ -223,9 +223,9 @@ class VideoWriter:
             self.waiting.clear()
 
     def finish(self) -> None:
-        """Write what the encoder still holds, and close the file."""
+        """Write the remaining frames of the encoder, and close the file."""
         if self.out is None:
-            raise VideoError(f"{self.source}: there are no frames in it")
+            raise VideoError(f"{self.source}: the video has no frames")
         self.container.mux(self.out.encode(None))
         self.container.close()
 

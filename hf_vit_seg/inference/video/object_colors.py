@@ -1,7 +1,7 @@
 """Colors of objects that stay the same from frame to frame of a video.
 
 An object has the color of the object of the last frame that it overlaps most, if both have the same class; each color
-is used once in a frame. This is no tracking: an object that is hidden for a frame gets another color.
+is used once in a frame. Objects are not tracked: an object that is hidden for a frame gets another color.
 
 Shapes: H W a frame, n objects.
 """
@@ -22,7 +22,7 @@ class ObjectColors:
         self.used = 0  # numbers of colors so far
 
     def assign(self, found: FoundSegments) -> np.ndarray:
-        """The colors (n, 3) uint8 of the objects of the next frame; stuff has the colors of its classes."""
+        """Return the colors (n, 3) uint8 of the objects of the next frame; stuff has the colors of its classes."""
         numbers = np.full(len(found.objects), -1)
         if self.last is not None and self.last[0].size == found.size:
             for own, other in self.pairs(self.last[0], found):
@@ -32,14 +32,14 @@ class ObjectColors:
         self.used += len(fresh)
         self.last = (found, numbers)
         colors = object_colors(self.used)[numbers]
-        for place, each in enumerate(found.objects):
+        for index, each in enumerate(found.objects):
             if each.label in found.stuff:
-                colors[place] = found.palette[each.label]
+                colors[index] = found.palette[each.label]
         return colors
 
     @staticmethod
     def pairs(last: FoundSegments, found: FoundSegments) -> list[tuple[int, int]]:
-        """The objects of a frame and those of the last one with the same colors, by their places in the lists."""
+        """Match objects of a frame with objects of the last frame that have the same color, as pairs of indices."""
         maps = [each.instance_map().astype(np.int64) for each in (found, last)]
         both = (maps[0] > 0) & (maps[1] > 0)
         codes, counts = np.unique(maps[0][both] * (len(last.objects) + 1) + maps[1][both], return_counts=True)
@@ -48,10 +48,10 @@ class ObjectColors:
         iou = counts / np.maximum(areas[0][own] + areas[1][other] - counts, 1) if len(codes) else counts
         pairs: list[tuple[int, int]] = []
         taken: tuple[set[int], set[int]] = (set(), set())
-        for place in np.argsort(-iou, kind="stable").tolist():
-            one, two = int(own[place]), int(other[place])
+        for index in np.argsort(-iou, kind="stable").tolist():
+            one, two = int(own[index]), int(other[index])
             same = found.objects[one].label == last.objects[two].label
-            if iou[place] >= MIN_IOU and same and one not in taken[0] and two not in taken[1]:
+            if iou[index] >= MIN_IOU and same and one not in taken[0] and two not in taken[1]:
                 pairs.append((one, two))
                 taken[0].add(one)
                 taken[1].add(two)

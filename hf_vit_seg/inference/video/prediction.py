@@ -39,7 +39,7 @@ class VideoProgress:
 
 @dataclass
 class Tally:
-    """The totals of a video, and what is written for each frame."""
+    """The totals of a video, and the image to write for each frame."""
 
     names: tuple[str, ...]
     palette: np.ndarray
@@ -56,15 +56,15 @@ class Tally:
         self.frames, self.protocol = self.frames + 1, result.protocol
 
     def overlay(self, result: Any, opacity: float) -> Image.Image:
-        """The frame with the colors of its result."""
+        """Return the frame with the colors of its result."""
         raise NotImplementedError
 
     def image(self, result: Any) -> Image.Image:
-        """The label map or instance map of a frame."""
+        """Return the label map or instance map of a frame."""
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
-        """The entries of the report."""
+        """Return the entries of the report."""
         raise NotImplementedError
 
     @property
@@ -84,15 +84,15 @@ class ClassTally(Tally):
         self.pixels += result.pixels_per_class
 
     def overlay(self, result: Segmentation, opacity: float) -> Image.Image:
-        """The colors of classes."""
+        """Return the colors of classes."""
         return result.overlay(opacity, legend=False, longest_side=None)
 
     def image(self, result: Segmentation) -> Image.Image:
-        """The label map."""
+        """Return the label map."""
         return result.label_image()
 
     def facts(self) -> dict[str, Any]:
-        """The shares of classes in the pixels of all frames."""
+        """Return the shares of classes in the pixels of all frames."""
         return {"classes": class_rows(class_counts(self.pixels, self.names, self.palette))}
 
 
@@ -113,15 +113,15 @@ class ObjectTally(Tally):
         np.add.at(self.pixels, labels, [found.area for found in result.objects])
 
     def overlay(self, result: FoundSegments, opacity: float) -> Image.Image:
-        """A color for each object, which it keeps in the next frames."""
+        """Return a color for each object, which it keeps in the next frames."""
         return result.overlay(opacity, longest_side=None, colors=self.colors.assign(result))
 
     def image(self, result: FoundSegments) -> Image.Image:
-        """The instance map."""
+        """Return the instance map."""
         return result.instance_image()
 
     def facts(self) -> dict[str, Any]:
-        """The numbers of objects of each class that occurs: the mean over frames, and the largest."""
+        """Return the numbers of objects of each class that occurs: the mean over frames, and the largest."""
         counts = np.stack(self.counts)
         rows = class_rows(class_counts(self.pixels, self.names, self.palette))
         total = self.frames * self.size[0] * self.size[1]
@@ -133,7 +133,7 @@ class ObjectTally(Tally):
 
 
 def is_video(job: Job) -> bool:
-    """Whether a job is a video file (by its suffix) or a folder of frames."""
+    """Return whether a job is a video file (by its suffix) or a folder of frames."""
     return job.image.path.suffix.lower() in VIDEO_SUFFIXES or os.path.isdir(job.image.path)
 
 
@@ -198,7 +198,7 @@ def report(
     tally: Tally,
     notes: list[str],
 ) -> dict[str, Any]:
-    """The report of a video for JSON; shares are over the pixels of all frames."""
+    """Return the report of a video for JSON; shares are over the pixels of all frames."""
     return {
         "video": str(job.image.path),
         "height": tally.size[0],

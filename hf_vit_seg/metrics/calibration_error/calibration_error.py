@@ -54,7 +54,7 @@ class CalibrationError(evaluation_module.StreamedMetric):
             self.confidences.append(calibration.confidences(probabilities, classes, self.ignored))
 
     def score(self) -> dict[str, Any]:
-        """The calibration errors."""
+        """Return the calibration errors."""
         scores = self.metric.scores()
         if self.adaptive:
             confidence, hits = (torch.cat(parts) for parts in zip(*self.confidences, strict=True))

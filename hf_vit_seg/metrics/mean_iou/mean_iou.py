@@ -67,7 +67,7 @@ class MeanIou(evaluation_module.StreamedMetric):
         label_map: dict[int, int] | None = None,
         reduce_labels: bool = False,
     ) -> dict[str, Any]:
-        """The scores; see `INPUTS`."""
+        """Return the scores; see `INPUTS`."""
         rows = self.map_references(label_map or {}, reduce_labels)
         scores = segmentation_scores(class_table(self.counts.cpu(), rows, num_labels, ignore_index))
         if nan_to_num is None:
@@ -75,7 +75,7 @@ class MeanIou(evaluation_module.StreamedMetric):
         return {name: np.nan_to_num(value, nan=nan_to_num) for name, value in scores.items()}
 
     def map_references(self, label_map: dict[int, int], reduce_labels: bool) -> torch.Tensor:
-        """The value (values,) that each raw value of the references is replaced by."""
+        """Return the value (values,) that each raw value of the references is replaced by."""
         rows = torch.tensor([label_map.get(value, value) for value in range(self.values)])
         return torch.where((rows == 0) | (rows == 255), 255, rows - 1) if reduce_labels else rows
 

@@ -9,7 +9,7 @@ from hf_vit_seg.metrics.panoptic_quality import PanopticQuality
 _INPUTS = f"""
 Args of evaluate.load:
     num_labels (`int`): number of classes.
-    stuff (`Sequence[int]`, optional): classes that are no things, for the means over each kind.
+    stuff (`Sequence[int]`, optional): indices of the stuff classes, for separate means over things and stuff.
 Args:{segment_results.INPUTS}Returns:
     pq, sq, rq (`float`, 0 .. 1), the same with _things and _stuff if `stuff` is given, and per_category_pq,
     per_category_sq, per_category_rq (arrays of num_labels).

@@ -42,5 +42,5 @@ class TopKAccuracy(evaluation_module.StreamedMetric):
         self.metric.update(evaluation_module.tensor(predictions), evaluation_module.tensor(references))
 
     def score(self) -> dict[str, Any]:
-        """The accuracy for each k."""
+        """Return the accuracy for each k."""
         return self.metric.scores()

@@ -27,13 +27,13 @@ class BestTracker(Record):
             evaluations_without_improvement=0 if counts else self.evaluations_without_improvement + 1,
         )
 
-    def has_ended(self, rule: EarlyStopRecipe | None) -> bool:
-        """Whether early stopping ends the run."""
+    def should_stop(self, rule: EarlyStopRecipe | None) -> bool:
+        """Return whether early stopping ends the run."""
         return rule is not None and self.evaluations_without_improvement >= rule.patience
 
 
 def is_better(name: str, value: float, other: float | None, min_delta: float) -> bool:
-    """Whether a score is better than another by more than `min_delta`."""
+    """Return whether a score is better than another by more than `min_delta`."""
     if math.isnan(value):
         return False
     sign = -1 if name in SMALLER_IS_BETTER else 1

@@ -24,7 +24,7 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Res
     if accelerator.is_main_process:
         try:
             outcome[0] = work()
-        except Exception as error:  # any error: the others would wait for the broadcast until it times out
+        except Exception as error:  # on any error: the other processes would wait for the broadcast until it times out
             broadcast_object_list([None, (error_sentence(error), isinstance(error, HfVitSegError))])
             raise
     broadcast_object_list(outcome)

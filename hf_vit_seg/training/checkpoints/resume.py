@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hf_vit_seg.records import shorten
 from hf_vit_seg.training.recipe.differences import differences, flatten
-from hf_vit_seg.training.recipe.files import plain
+from hf_vit_seg.training.recipe.files import record_settings
 from hf_vit_seg.training.recipe.paths import DATA_PATH
 from hf_vit_seg.training.recipe.schema import Recipe
 
@@ -17,7 +17,7 @@ SAME_STEPS = ("loop.batch_size", "loop.accumulation", "model.gradient_checkpoint
 
 
 def refuse_other_run(checkpoint: Path, manifest: Manifest, recipe: Recipe, processes: int, sharded: bool) -> None:
-    """CheckpointError unless the checkpoint belongs to this resolved recipe.
+    """Raise CheckpointError unless the checkpoint belongs to this resolved recipe.
 
     The number of processes may differ if their samples per step are the same, and weights are not sharded.
     """
@@ -36,7 +36,7 @@ def refuse_other_run(checkpoint: Path, manifest: Manifest, recipe: Recipe, proce
 
 
 def refuse_other_data(manifest: Manifest, fingerprint: DataFingerprint) -> None:
-    """CheckpointError if the training data have changed: the checkpoint is a position in their order."""
+    """Raise CheckpointError if the training data have changed: the checkpoint is a position in their order."""
     then = manifest.data
     if then == fingerprint:
         return
@@ -46,7 +46,7 @@ def refuse_other_data(manifest: Manifest, fingerprint: DataFingerprint) -> None:
             "frequencies of the classes or the file of weights changed; restore them, or start over with --overwrite"
         )
     found = (
-        "as many with other names, or in another order"
+        "the same number with other names or in another order"
         if then.samples == fingerprint.samples
         else str(fingerprint.samples)
     )
@@ -58,7 +58,7 @@ def refuse_other_data(manifest: Manifest, fingerprint: DataFingerprint) -> None:
 
 def changes(manifest: Manifest, recipe: Recipe) -> dict[str, str]:
     """Describe the settings that differ between the checkpoint and a resolved recipe, by dotted name."""
-    then, now = flatten(manifest.recipe), flatten(plain(recipe))
+    then, now = flatten(manifest.recipe), flatten(record_settings(recipe))
     found = {}
     for name in {**then, **now}:
         value, before = now.get(name), then.get(name)
@@ -69,11 +69,11 @@ def changes(manifest: Manifest, recipe: Recipe) -> dict[str, str]:
 
 
 def affects_scores(name: str) -> bool:
-    """Whether a setting changes the scores of evaluations."""
+    """Return whether a setting changes the scores of evaluations."""
     return name.startswith("evaluation.") and name not in SAME_SCORES
 
 
-def continuation_notes(manifest: Manifest, recipe: Recipe, processes: int) -> list[str]:
+def resume_notes(manifest: Manifest, recipe: Recipe, processes: int) -> list[str]:
     """Describe the effect of every changed setting and of another number of processes, for the log."""
     notes = []
     if manifest.processes != processes:

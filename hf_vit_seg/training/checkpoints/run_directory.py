@@ -69,7 +69,7 @@ class RunDirectory:
         return [self.path / name for name in OURS if (self.path / name).exists()]
 
     def check(self, resume: bool, overwrite: bool) -> None:
-        """RunDirectoryError if the directory contains files that must not be replaced; changes nothing."""
+        """Raise RunDirectoryError if the directory contains files that must not be replaced; changes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise RunDirectoryError(f"{self.path} is a file, expected a directory; choose another --out")
         if resume and overwrite:
@@ -83,10 +83,10 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.path} is not empty and contains no run; choose another --out")
 
     def is_foreign(self, path: Path) -> bool:
-        """Whether a file was not written by a run, including runs that ended before the first step."""
+        """Return whether a file was not written by a run, including runs that ended before the first step."""
         return path.name not in (FACTS, LOCK, ERRORS) and not path.name.startswith(PARTIAL)
 
-    def make_ready(self, recipe: Recipe, resume: bool, skipped: Sequence[Mapping[str, str]] = ()) -> None:
+    def prepare(self, recipe: Recipe, resume: bool, skipped: Sequence[Mapping[str, str]] = ()) -> None:
         """Clean up for a resumed run, or remove the outputs of an earlier run, and write the resolved recipe.
 
         `skipped` are the samples that are left out.

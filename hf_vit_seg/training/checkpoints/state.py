@@ -31,7 +31,7 @@ from hf_vit_seg.training.reports.metrics_report import MetricsReport, ReportErro
 from .best_score import BestTracker
 
 MANIFEST, AVERAGE = "manifest.json", "average.safetensors"
-# What torch, safetensors and accelerate raise for files that are damaged, of something else, or would run code.
+# Exceptions of torch, safetensors and accelerate for files that are damaged, of another kind, or would run code.
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError)
 PACKAGES = ("hf_vit_seg", "torch", "transformers", "accelerate")  # that affect the numbers of a run
 
@@ -161,7 +161,7 @@ def read_stored_report(checkpoint: Path) -> MetricsReport | None:
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, manifest: Manifest, average: Any) -> None:
     """Restore the state of the prepared objects and of the average; called by all processes.
 
-    A process that the checkpoint does not know has its random numbers seeded by step and index.
+    Processes without a state in the checkpoint are seeded by step and index.
     """
     try:
         accelerator.load_state(str(checkpoint))
@@ -178,7 +178,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, manifest: Manife
 
 
 def has_random_state(path: Path) -> bool:
-    """Whether the random state of a file was restored: accelerate ignores files that it cannot read."""
+    """Return whether the random state of a file was restored: accelerate ignores files that it cannot read."""
     try:
         states = load(path)
     except UNREADABLE:

@@ -63,7 +63,7 @@ class NanOutputs:
             self.last = []
 
     def indices(self) -> list[int]:
-        """The samples of all batches with NaN."""
+        """Return the samples of all batches with NaN."""
         return [index for indices, found in self.batches if found for index in indices]
 
 
@@ -159,7 +159,7 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], threads: i
                 future.cancel()
 
 
-def own_batches(
+def local_batches(
     context: EvaluationContext, length: int, read: Callable[[int], Result], shape: Callable[[Result], Any]
 ) -> Iterator[list[Result]]:
     """Yield this process's samples from `read` in batches; consecutive samples of equal shape share a batch.
@@ -226,7 +226,7 @@ def mean_iou_on(recipe: Recipe, split: str) -> Callable[[Segmenter], float]:
     """
     dataset = open_split(recipe, split)  # pyright: ignore[reportArgumentType]
     if dataset is None or recipe.task != "segmentation":
-        raise RecordError(f"the recipe has no masks in data.{split}, which the mean IoU needs")
+        raise RecordError(f"the mean IoU requires masks, and data.{split} of the recipe has none")
 
     def mean_iou(segmenter: Segmenter) -> float:
         classes = len(dataset.class_table.names)

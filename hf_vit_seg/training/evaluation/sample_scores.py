@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from hf_vit_seg.training.losses.objectives import Batch, LossOfHead, Objective
+from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
+from hf_vit_seg.training.losses.objectives import Batch, HeadObjective, Objective
 
 SampleScores = tuple[tuple[int, float], ...]  # index of the sample in the split, and its score
 
@@ -45,7 +46,7 @@ class ValidationLoss:
 
         Points of masks are drawn from the same random numbers in each evaluation, and the state is restored.
         """
-        if not isinstance(self.objective, LossOfHead):
+        if not isinstance(self.objective, HeadObjective):
             return
 
         def compute(mask_labels: Any, class_labels: Any, ignore_mask: Any = None, **_: Any) -> SimpleNamespace:
@@ -64,7 +65,7 @@ class ValidationLoss:
         self.counts = found if not self.counts.numel() else self.counts + found
 
     def scores(self, accelerator: Accelerator) -> dict[str, float]:
-        """The loss over all processes, as `loss`; empty if there was no batch. Called by all processes."""
+        """Return the loss over all processes, as `loss`; empty if there was no batch. Called by all processes."""
         if self.objective is None:
             return {}
         parts = [part for part in gather_object([self.counts.cpu()]) if part.numel()]
@@ -74,24 +75,26 @@ class ValidationLoss:
         return {"loss": float(self.objective.combine(totals, units))}
 
 
-def image_scores(maps: torch.Tensor, labels: torch.Tensor, classes: int, ignore_index: int) -> torch.Tensor:
-    """The mean IoU (B,) of each image over the classes in its labels or its map; NaN without labeled pixels."""
-    found = []
+def update_by_image(matrix: ConfusionMatrix, maps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Add label maps and labels (B, H, W) to a confusion matrix, and return the mean IoU (B,) of each image.
+
+    The mean is over the classes in the image's labels or its map; it is NaN without labeled pixels.
+    """
+    means = []
     for label_map, label in zip(maps, labels, strict=True):
-        counted = label != ignore_index
-        own, other = label_map[counted].long(), label[counted].long()
-        hits = torch.bincount(own[own == other], minlength=classes)
-        union = torch.bincount(own, minlength=classes) + torch.bincount(other, minlength=classes) - hits
-        found.append((hits.double() / union).nanmean())  # 0 / 0 of absent classes is NaN
-    return torch.stack(found)
+        counts = matrix.update(label_map, label)
+        hits = counts.diagonal()
+        union = counts.sum(dim=0) + counts.sum(dim=1) - hits
+        means.append((hits.double() / union).nanmean())  # 0 / 0 of absent classes is NaN
+    return torch.stack(means)
 
 
 def gather_scores(indices: list[int], scores: list[torch.Tensor], accelerator: Accelerator) -> SampleScores:
-    """The finite scores of all processes with their samples, the lowest first. Called by all processes."""
+    """Return the finite scores of all processes with their samples, the lowest first. Called by all processes."""
     values = torch.cat(scores).tolist() if scores else []
     own: list[Any] = [pair for pair in zip(indices, values, strict=True) if pair[1] == pair[1]]
-    everyone = gather_object(own) if accelerator.num_processes > 1 else own
-    return tuple(sorted(everyone, key=lambda pair: (pair[1], pair[0])))
+    gathered = gather_object(own) if accelerator.num_processes > 1 else own
+    return tuple(sorted(gathered, key=lambda pair: (pair[1], pair[0])))
 
 
-__all__ = ["SampleScores", "ValidationLoss", "gather_scores", "image_scores"]
+__all__ = ["SampleScores", "ValidationLoss", "gather_scores", "update_by_image"]

@@ -23,7 +23,7 @@ from hf_vit_seg.metrics.segment_overlaps import Overlaps, SegmentMap, find_overl
 from hf_vit_seg.records import RecordError, read_record
 from hf_vit_seg.training.recipe.schema import Recipe
 
-from .evaluate import Evaluation, EvaluationContext, own_batches, sum_over_processes
+from .evaluate import Evaluation, EvaluationContext, local_batches, sum_over_processes
 from .sample_scores import ValidationLoss, gather_scores
 
 MIN_SCORE = 0.05  # of the objects that average precision counts; other scores count those of the segmenter
@@ -32,7 +32,7 @@ MIN_SCORE = 0.05  # of the objects that average precision counts; other scores c
 def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
     """Compare segments with labels: panoptic quality, and for instances mask AP, F1 at IoU 0.5, AJI and counts.
 
-    Instances also have the mean IoU of the classes of pixels, of which pixels of no object are one more.
+    Instances also have the mean IoU of the classes of pixels, with the background as an additional class.
 
     Average precision needs all objects with their scores, also uncertain ones; the other scores are those of the
     objects that predictions contain.
@@ -50,15 +50,15 @@ def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evalua
         assert isinstance(sample.target, Segments)
         return index, segmenter.prepare_pixels(sample.image), sample.target
 
-    for batch in own_batches(context, len(dataset), read, lambda item: item[1].pixel_values.shape):
+    for batch in local_batches(context, len(dataset), read, lambda item: item[1].pixel_values.shape):
         outputs = segmenter.outputs(torch.cat([image.pixel_values for _, image, _ in batch]))
         size = batch[0][1].pixel_values.shape[-2:]
         labels = segment_labels([resize_segments(target, size) for *_, target in batch])
         loss.update_objects(segmenter.model, outputs, send_to_device(labels, context.device))
-        for place, (index, _, target) in enumerate(batch):
+        for row, (index, _, target) in enumerate(batch):
             labeled = SegmentMap(target.ids.to(context.device), target.classes)
             size = (target.ids.shape[0], target.ids.shape[1])
-            predicted = segmenter.segments(outputs, place, size)
+            predicted = segmenter.segments(outputs, row, size)
             found = find_overlaps(SegmentMap(*predicted), labeled)
             quality.update(found)
             indices.append(index)
@@ -67,7 +67,7 @@ def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evalua
                 objects.update(found)
                 classes = Segments(predicted[0].cpu(), tuple(predicted[1])).label_map(background, background)
                 pixels.update(classes.to(context.device), target.label_map(background, -1).to(context.device))
-                every = segmenter.segments(outputs, place, size, threshold=MIN_SCORE)
+                every = segmenter.segments(outputs, row, size, threshold=MIN_SCORE)
                 precision.update(find_overlaps(SegmentMap(*every), labeled))
     sum_over_processes([quality, objects, pixels], context.accelerator)
     if context.accelerator.num_processes > 1:
@@ -83,20 +83,20 @@ def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evalua
 
 
 def image_quality(overlaps: Overlaps, classes: int) -> torch.Tensor:
-    """The panoptic quality (1,) of an image; NaN without segments in labels and prediction."""
+    """Return the panoptic quality (1,) of an image; NaN without segments in labels and prediction."""
     quality = PanopticQuality(classes)
     quality.update(overlaps)
     return torch.tensor([quality.scores()["pq"]], dtype=torch.float64)
 
 
 def resize_segments(target: Segments, size: Any) -> Segments:
-    """Segments at the size (height, width) of the model's input, nearest-neighbor interpolated, without empty ones."""
+    """Resize segments to the size (height, width) of the model's input by nearest neighbors, and remove empty ones."""
     ids = interpolate(target.ids[None, None].double(), tuple(size), mode="nearest-exact")[0, 0]
     return remove_empty(Segments(ids.to(target.ids.dtype), target.classes))
 
 
 def build_segmenter(context: EvaluationContext, fused: list[int] | None) -> InstanceSegmenter:
-    """The segmenter of the recipe's protocol; `fused` are the stuff classes. RecordError for other protocols."""
+    """Return the segmenter of the recipe's protocol; `fused` are the stuff classes. RecordError for other protocols."""
     protocol = read_record(Protocol, context.recipe.evaluation.protocol, "evaluation.protocol")
     check_protocol(context.recipe, protocol)
     segmenter = InstanceSegmenter(context.model, context.processor, context.device, protocol)
@@ -105,7 +105,7 @@ def build_segmenter(context: EvaluationContext, fused: list[int] | None) -> Inst
 
 
 def check_protocol(recipe: Recipe, protocol: Protocol) -> None:
-    """RecordError for settings that average or join label maps, which objects do not have."""
+    """Raise RecordError for settings that average or join label maps, which objects do not have."""
     if protocol.window is not None or protocol.flip or len(protocol.scales) > 1:
         raise RecordError(
             f"evaluation.protocol: windows, scales and flips are for segmentation, found the task {recipe.task}: "

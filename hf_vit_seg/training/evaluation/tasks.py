@@ -35,8 +35,8 @@ from hf_vit_seg.training.recipe.keypoints import describe_sigmas, oks_sigmas
 from hf_vit_seg.training.recipe.schema import Task
 from hf_vit_seg.training.reports.memory_advice import evaluation_memory_advice
 
-from .evaluate import Evaluation, EvaluationContext, in_evaluation, own_batches, sum_over_processes
-from .sample_scores import ValidationLoss, gather_scores, image_scores
+from .evaluate import Evaluation, EvaluationContext, in_evaluation, local_batches, sum_over_processes
+from .sample_scores import ValidationLoss, gather_scores, update_by_image
 from .segments import evaluate_segments
 
 logger = logging.getLogger(__name__)
@@ -56,14 +56,16 @@ def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
 
 
 def find_nan_samples(context: EvaluationContext, dataset: RawDataset) -> tuple[str, ...]:
-    """The names of the samples whose outputs contain NaN, on all processes; also as a warning of the main process."""
+    """Return the names of the samples whose outputs contain NaN, on all processes; also as a warning of the main
+    process.
+    """
     indices = context.nan_outputs.indices()
     if context.accelerator.num_processes > 1:
         indices = gather_object(indices)
     names = tuple(dataset.name(index) for index in sorted(indices))
     if names and context.accelerator.is_main_process:
         logger.warning(
-            "the outputs of the model are not a number (NaN) for %d of %d samples, which makes their scores and the "
+            "the outputs of the model contain NaN for %d of %d samples, which makes their scores and the "
             "loss meaningless: %s. Look for extreme values in these images; if they mark pixels without data, set "
             "data.nodata",
             len(names),
@@ -78,8 +80,9 @@ def evaluate_segmentation(context: EvaluationContext, dataset: RawDataset) -> Ev
     settings, table = context.recipe.evaluation, dataset.class_table
     protocol = read_record(Protocol, settings.protocol, "evaluation.protocol")
     segmenter = Segmenter(context.model, context.processor, context.device, protocol)
-    kinds = (ConfusionMatrix, BoundaryIoU) if settings.boundary_iou else (ConfusionMatrix,)
-    metrics = [kind(max(len(table.names), 2), table.ignore_index, device=context.device) for kind in kinds]
+    classes, ignore_index = max(len(table.names), 2), table.ignore_index
+    matrix = ConfusionMatrix(classes, ignore_index, device=context.device)
+    boundaries = BoundaryIoU(classes, ignore_index, device=context.device) if settings.boundary_iou else None
 
     loss = ValidationLoss(context.objective if protocol.is_single_pass else None)
     indices: list[int] = []
@@ -93,7 +96,7 @@ def evaluate_segmentation(context: EvaluationContext, dataset: RawDataset) -> Ev
     def shape(item: tuple[int, Any, torch.Tensor]) -> Any:
         return item[2].shape, [view.shape for view in item[1].views]
 
-    for batch in own_batches(context, len(dataset), read, shape):
+    for batch in local_batches(context, len(dataset), read, shape):
         images, labels = [image for _, image, _ in batch], torch.stack([label for *_, label in batch])
         labels = labels.to(context.device)
         if settings.resolution == "resized":
@@ -105,17 +108,18 @@ def evaluate_segmentation(context: EvaluationContext, dataset: RawDataset) -> Ev
             return found
 
         maps = segmenter.maps(images, size=(labels.shape[-2], labels.shape[-1]), model=logits).labels
-        for metric in metrics:
-            metric.update(maps, labels)
+        image_means.append(update_by_image(matrix, maps, labels))
+        if boundaries is not None:
+            boundaries.update(maps, labels)
         indices += [index for index, *_ in batch]
-        image_means.append(image_scores(maps, labels, metrics[0].num_classes, dataset.class_table.ignore_index))
     resolution = {"original": "the resolution of the labels", "resized": "the resolution of the model's input"}
+    metrics = [matrix] if boundaries is None else [matrix, boundaries]
     sum_over_processes(metrics, context.accelerator)
     scores = {name: value for metric in metrics for name, value in metric.scores().items()}
     scores |= loss.scores(context.accelerator)
     description = f"{segmenter.describe()}; evaluated at {resolution[settings.resolution]}"
     ranking = gather_scores(indices, image_means, context.accelerator)
-    return Evaluation(scores, len(dataset), description, confusion=metrics[0].counts.cpu(), sample_scores=ranking)
+    return Evaluation(scores, len(dataset), description, confusion=matrix.counts.cpu(), sample_scores=ranking)
 
 
 def resize_labels(labels: torch.Tensor, size: Any) -> torch.Tensor:
@@ -137,7 +141,7 @@ def evaluate_classification(context: EvaluationContext, dataset: RawDataset) -> 
         sample = dataset.read(index)
         return index, class_input(context.processor, sample.image), sample.target
 
-    for batch in own_batches(context, len(dataset), read, lambda item: item[1].shape):
+    for batch in local_batches(context, len(dataset), read, lambda item: item[1].shape):
         labels = torch.tensor([label for *_, label in batch], device=context.device)
         pixels = torch.cat([pixels for _, pixels, _ in batch]).to(context.device)
         logits = context.model(pixel_values=pixels).logits
@@ -169,7 +173,7 @@ def evaluate_multi_label(context: EvaluationContext, dataset: RawDataset) -> Eva
         assert isinstance(sample.target, Labels)
         return class_input(context.processor, sample.image), sample.target.as_vector(classes)
 
-    for batch in own_batches(context, len(dataset), read, lambda pair: pair[0].shape):
+    for batch in local_batches(context, len(dataset), read, lambda pair: pair[0].shape):
         pixels = torch.cat([pixels for pixels, _ in batch]).to(context.device)
         logits = context.model(pixel_values=pixels).logits
         labels = torch.stack([labels for _, labels in batch])
@@ -189,12 +193,12 @@ def evaluate_pose(context: EvaluationContext, dataset: RawDataset) -> Evaluation
     """
     size = person_size(context.processor)
     found = list(persons(context, dataset, size))
-    everyone = gather_object(found) if context.accelerator.num_processes > 1 else found
-    everyone = sorted(everyone, key=lambda each: each[0].annotation_id)  # independent of the number of processes
+    gathered = gather_object(found) if context.accelerator.num_processes > 1 else found
+    predictions = sorted(gathered, key=lambda each: each[0].annotation_id)  # independent of the number of processes
     names = dataset.class_table.names
     scores = oks_average_precision(
-        build_predictions(everyone),
-        build_labels(labeled_persons(dataset, everyone)),
+        build_predictions(predictions),
+        build_labels(labeled_persons(dataset, predictions)),
         oks_sigmas(context.recipe, names),
     )
     protocol = (
@@ -205,10 +209,12 @@ def evaluate_pose(context: EvaluationContext, dataset: RawDataset) -> Evaluation
     return Evaluation(scores, len(dataset), protocol)
 
 
-Found = tuple[Person, np.ndarray, float]  # a person, predicted keypoints (K, 2) in the image, and their mean score
+PersonPrediction = tuple[
+    Person, np.ndarray, float
+]  # a person, predicted keypoints (K, 2) in the image, and their mean score
 
 
-def persons(context: EvaluationContext, dataset: RawDataset, size: tuple[int, int]) -> Iterator[Found]:
+def persons(context: EvaluationContext, dataset: RawDataset, size: tuple[int, int]) -> Iterator[PersonPrediction]:
     """Yield this process's persons with the predicted keypoints and mean score."""
 
     def read(index: int) -> tuple[torch.Tensor, PersonCrop, Person]:
@@ -217,37 +223,37 @@ def persons(context: EvaluationContext, dataset: RawDataset, size: tuple[int, in
         image, crop = crop_person(sample.image, sample.target, size)
         return normalize_images(context.processor, [image]), crop, sample.target
 
-    for batch in own_batches(context, len(dataset), read, lambda item: item[0].shape):
+    for batch in local_batches(context, len(dataset), read, lambda item: item[0].shape):
         pixels = torch.cat([pixels for pixels, _, _ in batch]).to(context.device)
         points, scores = keypoints_from_heatmaps(context.model(pixel_values=pixels).heatmaps, size)
         for (_, crop, person), own_points, own_scores in zip(batch, points.cpu(), scores.cpu(), strict=True):
             yield person, crop.to_image(own_points).numpy(), float(own_scores.mean())
 
 
-def build_predictions(found: list[Found]) -> PredictedPersons:
+def build_predictions(predictions: list[PersonPrediction]) -> PredictedPersons:
     """Collect the predictions of all persons."""
     return PredictedPersons(
-        images=np.array([person.image_id for person, _, _ in found]),
-        keypoints=np.stack([points for _, points, _ in found]),
-        scores=np.array([score for _, _, score in found]),
+        images=np.array([person.image_id for person, _, _ in predictions]),
+        keypoints=np.stack([points for _, points, _ in predictions]),
+        scores=np.array([score for _, _, score in predictions]),
     )
 
 
-def labeled_persons(dataset: RawDataset, found: list[Found]) -> list[Person]:
-    """All labeled persons of the images, with crowds and others that are no samples, if the source knows them."""
-    everyone = [person for person, _, _ in found]
+def labeled_persons(dataset: RawDataset, predictions: list[PersonPrediction]) -> list[Person]:
+    """Return all labeled persons of the images; if the source has them, also crowds and persons without keypoints."""
+    samples = [person for person, _, _ in predictions]
     find = getattr(dataset.source, "labeled_persons", None)
-    return everyone if find is None else find({person.image_id for person in everyone})
+    return samples if find is None else find({person.image_id for person in samples})
 
 
-def build_labels(everyone: list[Person]) -> LabeledPersons:
+def build_labels(people: list[Person]) -> LabeledPersons:
     """Collect the labels of all persons."""
     return LabeledPersons(
-        images=np.array([person.image_id for person in everyone]),
-        keypoints=torch.stack([person.keypoints for person in everyone]).numpy(),
-        areas=np.array([person.area for person in everyone]),
-        boxes=np.array([person.box for person in everyone]),
-        crowds=np.array([person.crowd for person in everyone]),
+        images=np.array([person.image_id for person in people]),
+        keypoints=torch.stack([person.keypoints for person in people]).numpy(),
+        areas=np.array([person.area for person in people]),
+        boxes=np.array([person.box for person in people]),
+        crowds=np.array([person.crowd for person in people]),
     )
 
 

@@ -23,7 +23,7 @@ from .tasks import evaluate
 
 @dataclass(frozen=True)
 class SingleProcess:
-    """What an evaluation needs of accelerate in a process that evaluates alone."""
+    """The part of accelerate's interface that an evaluation in a single process requires."""
 
     device: torch.device
     process_index: int = 0
@@ -73,17 +73,17 @@ def try_evaluation(
 
 def try_sample(context: EvaluationContext, dataset: RawDataset, split: str, accelerator: Accelerator) -> None:
     """Evaluate a dataset of one sample."""
-    place = f"data.{split}: {(dataset.files(0) or [dataset.name(0)])[0]}"
+    location = f"data.{split}: {(dataset.files(0) or [dataset.name(0)])[0]}"
     autocast: Any = accelerator.autocast
     try:
         with autocast():
             evaluate(context, dataset)
     except OutOfMemory as error:
-        raise OutOfMemory(f"{place}: {error}") from error
+        raise OutOfMemory(f"{location}: {error}") from error
     except HfVitSegError as error:
-        raise BadDataError(f"{place} cannot be evaluated: {error}") from error
+        raise BadDataError(f"{location} cannot be evaluated: {error}") from error
     except Exception as error:
-        error.add_note(f"in the evaluation of {place}")
+        error.add_note(f"in the evaluation of {location}")
         raise
 
 

@@ -20,7 +20,7 @@ from .style import (
     Axes,
     Figure,
     new_figure,
-    quiet,
+    style_axes,
     truncate_name,
 )
 
@@ -30,7 +30,7 @@ ROWS = 50  # bars per column
 
 def class_figure(report: MetricsReport) -> Figure | None:
     """Draw a bar for each class, best first: IoU, or accuracy for classification. None without scores per class."""
-    column = chief_column(report)
+    column = main_column(report)
     if column is None or not report.names:
         return None
     values = report.class_columns()[column]
@@ -64,12 +64,12 @@ def precision_recall_figure(report: MetricsReport) -> Figure | None:
     figure = new_figure(7.5 if towers == 1 else 4.8 * towers, max(0.21 * rows + 1.6, 2.4), title)
     for i, axes in enumerate(figure.subplots(1, towers, squeeze=False)[0]):
         part = order[i * rows : (i + 1) * rows]
-        places = np.arange(len(part))
-        quiet(axes, grid="x")
-        axes.hlines(places, precision[part], recall[part], color=GRID, linewidth=3)
-        axes.scatter(precision[part], places, color=BLUE, s=22, zorder=3, label="precision")
-        axes.scatter(recall[part], places, color=ORANGE, s=22, zorder=3, marker="D", label="recall")
-        axes.set_yticks(places, [truncate_name(report.names[k], 22) for k in part], fontsize=TEXT, color=INK)
+        positions = np.arange(len(part))
+        style_axes(axes, grid="x")
+        axes.hlines(positions, precision[part], recall[part], color=GRID, linewidth=3)
+        axes.scatter(precision[part], positions, color=BLUE, s=22, zorder=3, label="precision")
+        axes.scatter(recall[part], positions, color=ORANGE, s=22, zorder=3, marker="D", label="recall")
+        axes.set_yticks(positions, [truncate_name(report.names[k], 22) for k in part], fontsize=TEXT, color=INK)
         axes.set_ylim(rows - 0.4, -0.6)
         axes.set_xlim(-0.02, 1.02)
     figure.legend(
@@ -78,7 +78,7 @@ def precision_recall_figure(report: MetricsReport) -> Figure | None:
     return figure
 
 
-def chief_column(report: MetricsReport) -> str | None:
+def main_column(report: MetricsReport) -> str | None:
     """Return the name of the score per class to draw."""
     columns = report.class_columns()
     return next((name for name in ("iou", "accuracy", "average_precision") if name in columns), None)
@@ -86,15 +86,15 @@ def chief_column(report: MetricsReport) -> str | None:
 
 def draw_bars(axes: Axes, names: list[str], values: np.ndarray, rows: int, mean: float) -> None:
     """Draw horizontal bars from 0 to 1, from top to bottom, with their values at the right."""
-    places = np.arange(len(names))
-    quiet(axes, grid="x")
-    axes.barh(places, 1.0, height=0.72, color=TRACK)
-    axes.barh(places, np.nan_to_num(values), height=0.72, color=BLUE)
+    positions = np.arange(len(names))
+    style_axes(axes, grid="x")
+    axes.barh(positions, 1.0, height=0.72, color=TRACK)
+    axes.barh(positions, np.nan_to_num(values), height=0.72, color=BLUE)
     axes.axvline(mean, color=ORANGE, linewidth=1.2, linestyle=(0, (4, 3)))
-    for place, value in zip(places, values, strict=True):
+    for position, value in zip(positions, values, strict=True):
         text, color = ("absent", FAINT) if np.isnan(value) else (f"{value:.3f}", INK)
-        axes.text(1.02, place, text, va="center", fontsize=SMALL, color=color)
-    axes.set_yticks(places, [truncate_name(name, 22) for name in names], fontsize=TEXT, color=INK)
+        axes.text(1.02, position, text, va="center", fontsize=SMALL, color=color)
+    axes.set_yticks(positions, [truncate_name(name, 22) for name in names], fontsize=TEXT, color=INK)
     axes.set_ylim(rows - 0.4, -0.6)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
@@ -114,8 +114,8 @@ def reliability_figure(report: MetricsReport) -> Figure | None:
     error = float((np.abs(accuracy - certainty) * number[filled]).sum() / number.sum())
     figure = new_figure(5.6, 6.2)
     above, below = figure.subplots(2, 1, height_ratios=[3.2, 1], sharex=True)
-    quiet(above, "Reliability: accuracy by confidence", y="accuracy")
-    quiet(below, x="confidence", y="predictions")
+    style_axes(above, "Reliability: accuracy by confidence", y="accuracy")
+    style_axes(below, x="confidence", y="predictions")
     above.bar(centers[filled], accuracy, width=width * 0.92, color=BLUE, label="accuracy")
     gap = certainty - accuracy
     above.bar(

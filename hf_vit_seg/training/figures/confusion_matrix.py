@@ -64,8 +64,8 @@ def confusion_figure(report: MetricsReport) -> Figure | None:
     if len(shown) <= MAX_NUMBERED_CLASSES:
         write_shares(axes, shares)
     else:
-        beside = figure.add_axes(((width - sheet.right + 0.3) / width, low, (sheet.right - 0.3) / width, tall))
-        list_confusions(beside, matrix, shares, report.names, sheet)
+        side_axes = figure.add_axes(((width - sheet.right + 0.3) / width, low, (sheet.right - 0.3) / width, tall))
+        list_confusions(side_axes, matrix, shares, report.names, sheet)
     return figure
 
 
@@ -117,7 +117,7 @@ def list_confusions(axes: Axes, matrix: np.ndarray, shares: np.ndarray, names: t
     np.fill_diagonal(wrong, 0)
     total, line = max(int(wrong.sum()), 1), 3.4 * TEXT * sheet.scale / POINTS
     order = np.argsort(-wrong, axis=None, kind="stable")[: min(MAX_PAIRS, int(sheet.side / line) - 1)]
-    pairs = [(label, found) for label, found in (divmod(int(place), len(matrix)) for place in order)]
+    pairs = [(label, found) for label, found in (divmod(int(index), len(matrix)) for index in order)]
     write_line(axes, "Most frequent confusions", 0.3 * line, TITLE, INK, sheet)
     for i, (label, found) in enumerate((pair for pair in pairs if wrong[pair]), start=1):
         share = f"{shares[label, found] * 100:.1f} % of {truncate_name(names[label], MAX_NAME_LENGTH)}"

@@ -64,9 +64,9 @@ def select_samples(part: SplitFacts, max_samples: int) -> list[int]:
     for occurrence in kinds[:max_samples]:
         if occurrence.samples and chosen.keys().isdisjoint(occurrence.samples):
             chosen[occurrence.top_sample] = None
-    for place in range(max_samples):
+    for index in range(max_samples):
         if len(chosen) < max_samples:
-            chosen[usable[place * len(usable) // max_samples]] = None
+            chosen[usable[index * len(usable) // max_samples]] = None
     return sorted(chosen)
 
 

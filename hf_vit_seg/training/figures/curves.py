@@ -23,10 +23,10 @@ from .style import (
     TEXT,
     Axes,
     Figure,
+    escape_text,
     integer_steps,
     new_figure,
-    plain,
-    quiet,
+    style_axes,
 )
 
 OUTLIERS = 0.02  # share of the highest losses (and norms) that may exceed the axis
@@ -88,7 +88,7 @@ def series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, n
 
 def draw_panel(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> None:
     """Draw a curve, smoothed if it is noisy, and mark steps with values that are not finite."""
-    quiet(axes, panel.title, x="step")
+    style_axes(axes, panel.title, x="step")
     noisy = panel.smooth and len(values) > 10
     marker = "o" if np.isfinite(values).sum() == 1 else None
     axes.plot(
@@ -107,12 +107,12 @@ def draw_panel(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) 
     broken = steps[~np.isfinite(values)]
     if len(broken):
         axes.vlines(broken, 0, 1, transform=axes.get_xaxis_transform(), color=RED, linewidth=0.8, alpha=0.6)
-        note = f"not finite at {len(broken)} steps"
-        axes.text(0.99, 0.96, note, transform=axes.transAxes, ha="right", va="top", color=RED, fontsize=SMALL)
+        message = f"not finite at {len(broken)} steps"
+        axes.text(0.99, 0.96, message, transform=axes.transAxes, ha="right", va="top", color=RED, fontsize=SMALL)
 
 
 def draw_validation_loss(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
-    """Add the validation loss to the panel of the training loss, with a legend; nothing without values."""
+    """Add the validation loss, if it has values, to the panel of the training loss, with a legend."""
     finite = np.isfinite(values)
     if not finite.any():
         return
@@ -136,7 +136,7 @@ def draw_group_rates(axes: Axes, lines: Sequence[Line]) -> None:
     marker = "o" if len(steps) == 1 else None
     if len(names) <= MAX_GROUPS:
         for name, values, color in zip(names, rates, GROUP_COLORS, strict=False):
-            axes.plot(steps, values, color=color, linewidth=1.2, marker=marker, label=plain(name))
+            axes.plot(steps, values, color=color, linewidth=1.2, marker=marker, label=escape_text(name))
     else:
         low, high = np.nanmin(rates, axis=0), np.nanmax(rates, axis=0)
         axes.fill_between(steps, low, high, color=FAINT, alpha=0.25, label=f"{len(names)} groups")
@@ -150,8 +150,8 @@ def moving_average(values: np.ndarray, reach: int) -> np.ndarray:
     """Compute means (T,) of the finite values among `reach` values on either side, fewer at the ends."""
     finite = np.isfinite(values)
     sums, numbers = (np.concatenate([[0], np.cumsum(part)]) for part in (np.where(finite, values, 0), finite))
-    places = np.arange(len(values))
-    first, last = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    positions = np.arange(len(values))
+    first, last = np.maximum(positions - reach, 0), np.minimum(positions + reach + 1, len(values))
     number = numbers[last] - numbers[first]
     return np.divide(sums[last] - sums[first], number, out=np.full(len(values), np.nan), where=number > 0)
 
@@ -163,7 +163,7 @@ def metric_figure(lines: Sequence[Line], metric: str | None = None) -> Figure | 
     if not names:
         return None
     figure = new_figure(8, 4.2)
-    axes = quiet(figure.subplots(), title_of(names[0]), x="step")
+    axes = style_axes(figure.subplots(), title_of(names[0]), x="step")
     colors = [BLUE, ORANGE, GREEN, RED, FAINT, INK]
     for i, name in reversed(list(enumerate(names))):
         weight, opacity = (2.2, 1.0) if i == 0 else (1.1, 0.7)
@@ -195,13 +195,13 @@ def label_ends(
         _, values = series(evaluations, name)
         ends.append((float(values[np.isfinite(values)][-1]), name, color))
     low, high = axes.get_ylim()
-    gap, place = (high - low) * 0.055, -np.inf
+    gap, position = (high - low) * 0.055, -np.inf
     right = max(line["step"] for line in evaluations)
     for value, name, color in sorted(ends):
-        place = max(value, place + gap)
+        position = max(value, position + gap)
         axes.annotate(
-            plain(f"{title_of(name)} {value:.3f}"),
-            (right, place),
+            escape_text(f"{title_of(name)} {value:.3f}"),
+            (right, position),
             xytext=(8, 0),
             textcoords="offset points",
             va="center",

@@ -64,7 +64,7 @@ def write_images(dataset: RawDataset, chosen: Sequence[int], folder: Path) -> No
 
 
 def is_rgb(image: torch.Tensor) -> bool:
-    """Whether an image (C, H, W) is RGB of 8 or 16 bits."""
+    """Return whether an image (C, H, W) is RGB of 8 or 16 bits."""
     return image.dtype in (torch.uint8, torch.uint16) and len(image) == RGB
 
 
@@ -73,7 +73,7 @@ def write_extreme_samples(
 ) -> list[Path]:
     """Draw the samples with the lowest and highest scores as worst_1.png, ..., best_1.png, ... and return their paths.
 
-    There are none where a task has no scores of samples, or where the recipe draws no samples. Called by one process.
+    Empty if the task has no sample scores, or if the recipe draws no samples. Called by one process.
     """
     count = min(MAX_EXTREME_SAMPLES, context.recipe.evaluation.samples, len(scores) // 2)
     if not count:
@@ -91,11 +91,11 @@ def write_extreme_samples(
 def select_samples(recipe: Recipe, dataset: RawDataset) -> list[int]:
     """Return the indices of the samples to draw."""
     count = min(recipe.evaluation.samples, len(dataset))
-    return [place * len(dataset) // count for place in range(count)]
+    return [index * len(dataset) // count for index in range(count)]
 
 
 def have_sample_images(recipe: Recipe, dataset: RawDataset, folder: Path) -> bool:
-    """Whether all figures of `write_sample_images` exist."""
+    """Return whether all figures of `write_sample_images` exist."""
     chosen = select_samples(recipe, dataset)
     names = dict.fromkeys(["predictions"] if recipe.task == "classification" else map(dataset.name, chosen))
     return not chosen or all(path.exists() for path in figure_paths(folder, names))

@@ -85,7 +85,7 @@ def embed(path: Path) -> Embedded:
 
 
 def data_rows(facts: Path) -> list[tuple[str, str]]:
-    """Return what is known of the checked samples, from data_facts.json; empty without the file."""
+    """Read facts of the checked samples from data_facts.json; empty if it does not exist."""
     if not facts.exists():
         return []
     samples = list(json.loads(facts.read_text("utf-8"))["samples"].values())

@@ -18,7 +18,7 @@ from hf_vit_seg.training.checkpoints.run_directory import PLOTS
 from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, read_report
 from hf_vit_seg.training.reports.run_log import read
 
-from .classes import chief_column, class_figure, precision_recall_figure, reliability_figure, scores_figure
+from .classes import class_figure, main_column, precision_recall_figure, reliability_figure, scores_figure
 from .confusion_matrix import confusion_figure
 from .curves import metric_figure, training_figure
 from .style import Figure, set_font_families
@@ -43,7 +43,7 @@ def draw_plots(directory: Path | str, report: MetricsReport | None = None) -> li
     lines = read(directory)
     figures = {"training": training_figure(lines), "metrics": metric_figure(lines, report and report.metric)}
     if report is not None:
-        column = chief_column(report) or ""
+        column = main_column(report) or ""
         figures |= {name.format(column=column): draw(report) for name, draw in OF_REPORT.items()}
     files = {directory / PLOTS / f"{name}.png": figure for name, figure in figures.items() if figure is not None}
     for figure in files.values():

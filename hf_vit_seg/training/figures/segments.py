@@ -41,11 +41,11 @@ def segment_figure(
 
 
 def segment_colors(classes: Sequence[int], stuff: frozenset[int], palette: np.ndarray) -> np.ndarray:
-    """The colors (n, 3) of segments."""
+    """Return the colors (n, 3) of segments."""
     colors = object_colors(len(classes))
-    for place, index in enumerate(classes):
+    for number, index in enumerate(classes):
         if index in stuff:
-            colors[place] = palette[index]
+            colors[number] = palette[index]
     return colors
 
 

@@ -34,13 +34,13 @@ def new_figure(width: float, height: float, title: str = "", scale: float = 1.0,
         # The constrained layout reserves space for a title only if its y is not set.
         height_given = {"y": 1 - MARGIN / height} if free else {}
         place = {"x": MARGIN / width, "ha": "left", "va": "top", **height_given}
-        figure.suptitle(plain(title), fontsize=TITLE * scale, color=INK, **place)
+        figure.suptitle(escape_text(title), fontsize=TITLE * scale, color=INK, **place)
     return figure
 
 
-def quiet(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "y") -> Axes:
+def style_axes(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "y") -> Axes:
     """Style axes without a frame: a title at the left, thin grid lines along `grid` (x, y or both), axis labels."""
-    axes.set_title(plain(title), loc="left", fontsize=TITLE - 1, color=INK, pad=8)
+    axes.set_title(escape_text(title), loc="left", fontsize=TITLE - 1, color=INK, pad=8)
     axes.set_xlabel(x, fontsize=TEXT, color=FAINT)
     axes.set_ylabel(y, fontsize=TEXT, color=FAINT)
     axes.tick_params(labelsize=TEXT, colors=FAINT, length=0)
@@ -73,11 +73,11 @@ def set_font_families(figure: Figure) -> None:
             text.set_fontfamily(families)
 
 
-def plain(text: str) -> str:
+def escape_text(text: str) -> str:
     """Escape dollar signs, which would start a formula in matplotlib."""
     return text.replace("$", r"\$")
 
 
 def truncate_name(name: str, length: int) -> str:
     """Truncate a name to `length` characters."""
-    return plain(name if len(name) <= length else name[: length - 1].rstrip() + "…")
+    return escape_text(name if len(name) <= length else name[: length - 1].rstrip() + "…")

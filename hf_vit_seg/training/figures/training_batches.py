@@ -90,7 +90,7 @@ def as_indices(labels: torch.Tensor, table: ClassTable) -> np.ndarray:
 
 
 def segmentation_cell(image: Image.Image, labels: torch.Tensor, table: ClassTable) -> Image.Image:
-    """Draw an image beside its overlay with the label map (H, W)."""
+    """Draw an image next to its overlay with the label map (H, W)."""
     photo = fit(image)
     shown = nearest_labels(as_indices(labels, table), photo.size)
     return grid([photo, draw_overlay(photo, shown, palette(table), [], longest_side=None)], 2)
@@ -125,7 +125,7 @@ def pose_cell(image: Image.Image, label: torch.Tensor, table: ClassTable) -> Ima
 
 
 def segments_cell(image: Image.Image, numbers: torch.Tensor, table: ClassTable) -> Image.Image:
-    """Draw an image beside its objects, each in its own color."""
+    """Draw an image next to its objects, each in a different color."""
     photo = fit(image)
     return grid([photo, draw_numbers(photo, nearest_labels(numbers.numpy(), photo.size), longest_side=None)], 2)
 

@@ -29,11 +29,11 @@ def complete_best_model(
     best_step: int,
     provenance: Provenance,
     details: dict[str, Any],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
-    """Write what is missing beside the weights in `best/`, and of the sample images; called by all processes.
+    """Write missing files next to the weights in `best/`, and missing sample images; called by all processes.
 
-    Metrics and the scores of samples are computed again. Where the weights cannot be loaded, `say` gets a sentence.
+    Metrics and the scores of samples are recomputed. If the weights cannot be loaded, the reason is passed to `log`.
     """
     accelerator, recipe, best, validation = parts.accelerator, parts.recipe, directory.best, parts.data.validation
     assert validation is not None
@@ -49,7 +49,7 @@ def complete_best_model(
     try:
         loaded = load_model(str(best), task=recipe.task).to(accelerator.device)
     except ModelError as error:
-        say(f"the best model, that of step {best_step}, cannot be restored: {error}")
+        log(f"the best model, that of step {best_step}, cannot be restored: {error}")
         return
     context = EvaluationContext(loaded, parts.processor, recipe, accelerator, objective=parts.objective)
     found = evaluate(context, validation) if METRICS in missing or not has_samples else None

@@ -1,4 +1,4 @@
-"""One optimizer step on all processes. A step whose loss, gradient or buffers are not finite leaves no trace.
+"""One optimizer step on all processes. A step with a loss, gradient or buffers that are not finite is undone.
 
 Shapes: B images.
 """
@@ -33,7 +33,7 @@ class TrainingError(HfVitSegError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did: `problem` says why it was skipped, and `stop` whether any process has received a stop signal.
+    """The result of a step: `problem` is the reason if it was skipped, `stop` whether a process received a stop signal.
 
     `gradient_norm`, before clipping, is None with DeepSpeed, which clips by itself. `learning_rate` is the
     recipe's times the factor of the schedule, and `group_rates` are those of the groups of parameters.
@@ -62,7 +62,9 @@ class OptimizerStep:
         self.consecutive = 0
 
     def take(self, step: int, window: list[Batch], request: GracefulStop) -> StepResult:
-        """Do step `step` (from 1) with a window of batches. TrainingError after too many that are not finite."""
+        """Run step `step` (from 1) with a window of batches. Raises TrainingError after too many steps that are not
+        finite.
+        """
         parts = self.parts
         before = BufferSnapshot(parts.model)
         if parts.annealing is not None:
@@ -94,7 +96,7 @@ class OptimizerStep:
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP's is sharded
 
     def find_problem(self, loss: float, buffers_not_finite: bool, norm: float | None) -> str | None:
-        """Say what is not finite; None if the step is sound, or the loss scaler of fp16 is to find another scale."""
+        """Describe values that are not finite; None if all are, or if the loss scaler of fp16 reduces its scale."""
         if not math.isfinite(loss):
             return f"the loss was {loss}"
         if buffers_not_finite:
@@ -162,7 +164,7 @@ class BufferSnapshot:
         self.copies = [buffer.detach().clone() for buffer in self.buffers]
 
     def not_finite(self) -> torch.Tensor:
-        """Whether a forward pass has made a buffer infinite or NaN, a scalar bool tensor."""
+        """Return whether a forward pass has made a buffer infinite or NaN, a scalar bool tensor."""
         floats = [i for i, buffer in enumerate(self.buffers) if buffer.is_floating_point() and buffer.numel()]
         if not floats:
             return torch.tensor(False)
@@ -171,12 +173,12 @@ class BufferSnapshot:
         return (before & ~now).any()
 
     def restore(self) -> None:
-        """Put the copies back."""
+        """Restore the buffers."""
         for buffer, copy in zip(self.buffers, self.copies, strict=True):
             buffer.detach().copy_(copy)
 
 
 def finite_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Whether each of N tensors has finite values only (N,)."""
+    """Return whether each of N tensors has only finite values (N,)."""
     largest = torch._foreach_norm([tensor.detach() for tensor in tensors], math.inf)
     return torch.stack([value.float() for value in largest]).isfinite()

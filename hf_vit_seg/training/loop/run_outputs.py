@@ -13,7 +13,7 @@ from hf_vit_seg.training.reports.results_table import write_results
 
 from .setup import TrainingComponents
 
-INTERVAL = 30.0  # seconds between plots during a run, which take one to a few seconds
+INTERVAL = 30.0  # seconds between plots during a run; plotting takes one to a few seconds
 
 
 class RunOutputs:

@@ -33,10 +33,10 @@ from hf_vit_seg.inference.classifier import MULTI_LABEL, SINGLE_LABEL
 from hf_vit_seg.keypoint_names import Pairs
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import on_main_process
-from hf_vit_seg.training.checkpoints.resume import continuation_notes, refuse_other_data
+from hf_vit_seg.training.checkpoints.resume import refuse_other_data, resume_notes
 from hf_vit_seg.training.checkpoints.state import DataFingerprint, Manifest, data_fingerprint
 from hf_vit_seg.training.evaluation.trial import extreme_samples, try_evaluation
-from hf_vit_seg.training.losses.objectives import OBJECTIVES, Batch, LossOfHead, Objective
+from hf_vit_seg.training.losses.objectives import OBJECTIVES, Batch, HeadObjective, Objective
 from hf_vit_seg.training.losses.registry import describe_losses
 from hf_vit_seg.training.model.building import PAIRS_FIELD, BuiltModel, build_model, output_names, prepare_for_training
 from hf_vit_seg.training.model.freezing import ParameterCounts, count_parameters
@@ -189,7 +189,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     notes += parameters.notes()
     size = choose_batch_size(recipe, accelerator, model, objective, sample, len(dataset))
     recipe = resolve_recipe(recipe, accelerator, size)
-    notes += continuation_notes(start, recipe, accelerator.num_processes) if start else []
+    notes += resume_notes(start, recipe, accelerator.num_processes) if start else []
     if recipe.model.norm == "sync":
         model = convert_sync_batchnorm(model)
     steps = step_count(recipe, accelerator, len(dataset))
@@ -246,9 +246,9 @@ def build_objective(recipe: Recipe, train: RawDataset, counts: list[int], model:
 
 @dataclass(frozen=True)
 class CheckedData:
-    """What the check of the data found.
+    """The results of the data check.
 
-    `counts` are the frequencies of the classes in the training split (pixels, images), `extremes` the places of the
+    `counts` are the frequencies of the classes in the training split (pixels, images), `extremes` the positions of the
     samples of the trial evaluation. `indices` are the source's indices of the usable samples of each split that has
     `skipped` samples, and `weights` those of the training samples.
     """
@@ -344,7 +344,7 @@ def keypoint_notes(recipe: Recipe, model: Any, names: Sequence[str]) -> list[str
 
 def loss_notes(recipe: Recipe, objective: Objective) -> list[str]:
     """Describe the losses, for the log."""
-    if isinstance(objective, LossOfHead):
+    if isinstance(objective, HeadObjective):
         return [f"loss: that of the head '{objective.model.config.decode_head}'"]
     return [f"loss: {describe_losses(recipe.loss)}"] if recipe.loss else []
 
@@ -417,7 +417,9 @@ def stream_loader(
 
 
 def refuse_stage_3(accelerator: Accelerator) -> None:
-    """RecordError for ZeRO stage 3, which partitions weights while the model is built; setup needs the whole model."""
+    """Raise RecordError for ZeRO stage 3, which partitions weights while the model is built; setup needs the whole
+    model.
+    """
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None and plugin.zero_stage == 3:
         raise RecordError(

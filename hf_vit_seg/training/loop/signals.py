@@ -23,7 +23,7 @@ class GracefulStop:
 
     def __enter__(self) -> "GracefulStop":
         if threading.current_thread() is threading.main_thread():  # others cannot set handlers
-            self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self.before = {number: signal.signal(number, self._request_stop) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -32,7 +32,7 @@ class GracefulStop:
         for number, handler in self.before.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self.since = signal.Signals(number), time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self.since > ECHO_SECONDS:

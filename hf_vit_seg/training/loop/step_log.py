@@ -13,7 +13,7 @@ from .setup import TrainingComponents
 
 
 def is_due(step: int, steps: int, every: int | None) -> bool:
-    """Whether something that happens every `every` steps, and after the last one of `steps`, is due."""
+    """Return whether something that happens every `every` steps, and after the last one of `steps`, is due."""
     return step == steps or (every is not None and step % every == 0)
 
 
@@ -32,7 +32,7 @@ class StepLog:
         self.mark = time.perf_counter()
 
     def restart_clock(self) -> None:
-        """Exclude the time since the last step, which was spent on something else."""
+        """Exclude the time since the last step, such as that of an evaluation."""
         self.mark = time.perf_counter()
 
     def add(self, step: int, result: StepResult) -> None:

@@ -35,7 +35,7 @@ from hf_vit_seg.training.evaluate_saved import write_evaluation
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, preserve_random_state, report_of
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_extreme_samples, write_sample_images
-from hf_vit_seg.training.optimization.gathered_weights import SHARDING, share_buffers, whole_model
+from hf_vit_seg.training.optimization.gathered_weights import SHARDING, gathered_model, share_buffers
 from hf_vit_seg.training.optimization.schedules import set_rates
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import MetricsReport, describe_never_predicted
@@ -94,7 +94,7 @@ class Run:
         self.step_log = StepLog(parts, self.log, self.progress, start)
 
     def train(self) -> RunStatus:
-        """Run the remaining steps; at the end write a checkpoint, and the last model unless interrupted."""
+        """Run the remaining steps, write a checkpoint, and write the last model unless the run was interrupted."""
         with GracefulStop() as request, self.progress, release_workers():
             for note in self.parts.notes:
                 self.progress.log(note)
@@ -109,12 +109,12 @@ class Run:
         return ending
 
     def train_loop(self, request: GracefulStop) -> RunStatus:
-        """For each window of batches: step, log, and save and evaluate when due."""
+        """Run all steps: for each window of batches, step, log, and evaluate and save when due."""
         if not self.evaluation_done:
             self.evaluate_and_checkpoint(saved=True)
         self.step_log.restart_clock()
         for window in windows(self.parts.loader, self.recipe.loop.accumulation):
-            if self.best_tracker.has_ended(self.recipe.loop.early_stop):
+            if self.best_tracker.should_stop(self.recipe.loop.early_stop):
                 if self.saved_step != self.step:
                     self.checkpoint(evaluation_done=True)
                 return RunStatus.early_stop
@@ -131,7 +131,7 @@ class Run:
         return RunStatus.finished
 
     def evaluate_and_checkpoint(self, saved: bool = False) -> None:
-        """Save a checkpoint, unless `saved`, and then evaluate, if due: a failed evaluation loses no step."""
+        """Save a checkpoint, unless `saved`, and then evaluate if due, so that a failed evaluation loses no step."""
         loop, steps = self.recipe.loop, self.parts.steps
         evaluates = self.parts.data.validation is not None and is_due(self.step, steps, loop.evaluate_every)
         saves = is_due(self.step, steps, loop.checkpoint_every or loop.evaluate_every)
@@ -146,7 +146,7 @@ class Run:
         """Evaluate on the validation split, and save the model if it is the best so far."""
         validation = self.parts.data.validation
         assert validation is not None
-        with self.whole() as model, self.progress.evaluation_progress(len(validation)) as advance:
+        with self.complete_model() as model, self.progress.evaluation_progress(len(validation)) as advance:
             context = EvaluationContext(
                 model, self.parts.processor, self.recipe, self.accelerator, advance, self.parts.objective
             )
@@ -173,9 +173,9 @@ class Run:
         processor, report = self.parts.processor, self.report
         write_model_directory(target, model, processor, self.recipe, self.provenance, report, only_missing=only_missing)
 
-    def whole(self):
+    def complete_model(self):
         """Return a context manager for the complete model that is evaluated and saved."""
-        return whole_model(self.accelerator, self.parts.model, self.parts.average, self.parts.scattered)
+        return gathered_model(self.accelerator, self.parts.model, self.parts.average, self.parts.scattered)
 
     def checkpoint(self, evaluation_done: bool) -> None:
         """Save a checkpoint of this step."""
@@ -206,11 +206,10 @@ class Run:
     def complete(self, had_ended: bool) -> None:
         """Write the model of the last step and the plots.
 
-        `had_ended` says that an earlier process made the last step. What it did not write, or was removed since, is
-        added; what is there stays.
+        With `had_ended`, an earlier process made the last step: only missing files are added.
         """
         best_step = self.best_tracker.best_step
-        with preserve_random_state(self.accelerator.device), self.whole() as model:
+        with preserve_random_state(self.accelerator.device), self.complete_model() as model:
 
             def write() -> None:
                 self.write_model(self.directory.last, model, only_missing=self.completed)
@@ -230,7 +229,7 @@ class Run:
 
 
 def run_details(manifest: Manifest, parts: TrainingComponents) -> dict[str, Any]:
-    """Return what a report says of the training so far: data, time, parameters, and versions of packages."""
+    """Return the details of the training for a report: data, time, parameters, and versions of packages."""
     return {
         "training_samples": len(parts.data.train),
         "training_seconds": round(manifest.seconds, 1),
@@ -269,7 +268,7 @@ def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerat
         sharded = accelerator.distributed_type in SHARDING
         refuse_other_run(checkpoint, start, recipe, accelerator.num_processes, sharded)
     parts = prepare(recipe, accelerator, directory.facts, start)
-    on_main_process(accelerator, lambda: directory.make_ready(parts.recipe, resume, parts.skipped))
+    on_main_process(accelerator, lambda: directory.prepare(parts.recipe, resume, parts.skipped))
     run = Run(parts, directory, start, report)
     if checkpoint is not None and start is not None:
         load_checkpoint(accelerator, checkpoint, start, parts.average)

@@ -44,8 +44,8 @@ def class_weights(
         return one_per_class(chosen, num_labels, "class_weights")
     if frequencies is None:
         raise RecordError(
-            f"class_weights '{chosen}' need class frequencies, which are not known here; use a list of weights, such "
-            "as those that check-data suggests"
+            f"class_weights '{chosen}' require class frequencies, which are unknown here; use a list of weights, such "
+            "as check-data suggests"
         )
     counts = one_per_class(frequencies, num_labels, "class frequencies").double()
     occurs = counts > 0

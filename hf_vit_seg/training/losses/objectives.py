@@ -32,7 +32,7 @@ class Objective(Protocol):
         ...
 
 
-class LossOfLogits:
+class LogitsObjective:
     """The recipe's losses on logits (B, K, h, w) or (B, K)."""
 
     def __init__(self, losses: LossSum):
@@ -52,7 +52,7 @@ class LossOfLogits:
         return self.losses.combine(totals, units)
 
 
-class LossOfModel:
+class ModelObjective:
     """The loss that the model itself computes, a mean over images: one term whose units are images."""
 
     def units(self, batch: Batch) -> torch.Tensor:
@@ -69,7 +69,7 @@ class LossOfModel:
         return (totals / units.clamp(min=1)).sum()
 
 
-class LossOfHead:
+class HeadObjective:
     """The loss of a head that predicts objects, in sums whose units the model counts.
 
     `model` is the model without wrappers.
@@ -97,31 +97,31 @@ def labels_of(batch: Batch) -> Batch:
 
 
 def has_own_loss(model: Any) -> bool:
-    """Whether a model computes its own loss, as heads that predict objects do."""
+    """Return whether a model computes its own loss, as heads that predict objects do."""
     return hasattr(model, "loss_units")
 
 
-def loss_of_logits(
+def build_logits_objective(
     recipe: Recipe, num_classes: int, ignore_index: int, frequencies: Sequence[float] | None, model: Any
 ) -> Objective:
     """Build the objective from the recipe's losses; the default is the loss of the head, if it has one."""
     if has_own_loss(model) and recipe.loss == DEFAULT:
-        return LossOfHead(model)
+        return HeadObjective(model)
     losses = LossSum.from_recipe(recipe.loss, recipe.task, num_classes, ignore_index, frequencies)
-    return LossOfLogits(losses)
+    return LogitsObjective(losses)
 
 
-def loss_of_model(
+def build_model_objective(
     recipe: Recipe, num_classes: int, ignore_index: int, frequencies: Sequence[float] | None, model: Any
 ) -> Objective:
     """Return the objective of a model that computes its own loss."""
-    return LossOfHead(model) if has_own_loss(model) else LossOfModel()
+    return HeadObjective(model) if has_own_loss(model) else ModelObjective()
 
 
 OBJECTIVES: dict[Task, Callable[[Recipe, int, int, Sequence[float] | None, Any], Objective]] = {
-    "segmentation": loss_of_logits,
-    "classification": loss_of_logits,
-    "pose": loss_of_model,
-    "instance": loss_of_model,
-    "panoptic": loss_of_model,
+    "segmentation": build_logits_objective,
+    "classification": build_logits_objective,
+    "pose": build_model_objective,
+    "instance": build_model_objective,
+    "panoptic": build_model_objective,
 }

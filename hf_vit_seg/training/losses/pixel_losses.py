@@ -76,7 +76,7 @@ class BinaryCrossEntropy(Loss):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     def check(self, task: Task, num_classes: int) -> None:
-        """RecordError for segmentation into more than two classes."""
+        """Raise RecordError for segmentation into more than two classes."""
         super().check(task, num_classes)
         if task == "segmentation" and num_classes != 1:
             raise RecordError(

@@ -40,7 +40,7 @@ class RegionTerm(PerImage):
         return total
 
     def image_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Compute the loss of logits (1, K, h, w) and labels (H, W), not all of them ignored."""
+        """Compute the loss of logits (1, K, h, w) and labels (H, W), at least one of which is not ignored."""
         counts = labels != self.ignore_index
         present = labels[counts].unique()
         known = torch.arange(number_of_labels(self.num_classes), device=labels.device)
@@ -145,8 +145,8 @@ def lovasz_extension(errors: torch.Tensor, members: torch.Tensor) -> torch.Tenso
     Pixels without an error change nothing, so ignored pixels may have 0. For an empty mask the result is the largest
     error.
     """
-    ordered, places = errors.sort(1, descending=True)
-    belongs = members.gather(1, places)
+    ordered, order = errors.sort(1, descending=True)
+    belongs = members.gather(1, order)
     total = members.sum(1, keepdim=True)
     jaccard = 1 - (total - belongs.cumsum(1)) / (total + (~belongs).cumsum(1)).to(errors.dtype)
     slopes = jaccard.diff(dim=1, prepend=jaccard.new_zeros(len(jaccard), 1))

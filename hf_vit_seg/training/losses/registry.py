@@ -39,7 +39,7 @@ LOSSES: Table[Loss] = Table(
 )
 DEFAULT = {"cross_entropy": None}  # for recipes without a loss
 MULTI_LABEL_DEFAULT = {"binary_cross_entropy": None}
-MODEL_LOSS: tuple[Task, ...] = ("pose", "instance", "panoptic")  # tasks whose models compute their own loss
+MODEL_LOSS: tuple[Task, ...] = ("pose", "instance", "panoptic")  # tasks with a loss that is part of the model
 
 
 class LossSum(nn.Module):
@@ -109,7 +109,9 @@ def read_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Los
 def check_losses(
     losses: Mapping[str, Mapping[str, Any] | None], task: Task, batch_transforms: bool, multi_label: bool = False
 ) -> None:
-    """RecordError for losses that do not support the task, several labels, or the soft labels of batch transforms."""
+    """Raise RecordError for losses that do not support the task, several labels, or the soft labels of batch
+    transforms.
+    """
     if task in MODEL_LOSS:
         if losses:
             raise RecordError(f"loss cannot be set for {task}: the model computes its own loss; remove the setting")
@@ -138,7 +140,7 @@ def describe_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> str:
 
 
 def needs_class_frequencies(losses: Mapping[str, Mapping[str, Any] | None]) -> bool:
-    """Whether a loss computes its class weights from class frequencies."""
+    """Return whether a loss computes its class weights from class frequencies."""
     return any(isinstance(getattr(row, "class_weights", None), str) for row in read_losses(losses).values())
 
 

@@ -60,11 +60,11 @@ class Loss(Record):
         raise NotImplementedError
 
     def check(self, task: Task, num_classes: int) -> None:
-        """RecordError if the loss does not support the task or the number of outputs."""
+        """Raise RecordError if the loss does not support the task or the number of outputs."""
         self.check_task(task)
 
     def check_task(self, task: Task) -> None:
-        """RecordError if the loss does not support the task."""
+        """Raise RecordError if the loss does not support the task."""
         if task not in self.tasks:
             raise RecordError(f"this loss supports {' and '.join(self.tasks)}, but the recipe's task is {task}")
 

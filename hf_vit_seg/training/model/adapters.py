@@ -1,9 +1,9 @@
 """LoRA (arXiv 2106.09685) through peft: low-rank adapters in the encoder's linear layers, and a fully trained head.
 
 During training the head is not in peft's `modules_to_save`, whose copies behind wrappers break lists of modules: it is
-just not frozen. Saved adapters have it there, with its BatchNorm statistics, and also modules of the encoder that the
-pretrained model lacks, such as a stem for other channels: peft then needs only the pretrained model.
-BatchNorms of the encoder do not change.
+simply not frozen. Saved adapters have it there, with its BatchNorm statistics, and also modules of the encoder that the
+pretrained model lacks, such as a stem for other channels: peft then needs only the pretrained model. BatchNorms of the
+encoder do not change.
 """
 
 import copy
@@ -49,7 +49,7 @@ class SavedAdapters:
 
 
 def detach_adapters(model: PreTrainedModel, merge: bool) -> tuple[PreTrainedModel, SavedAdapters | None]:
-    """Return a model without the adapters that transformers loaded with it, and these; None if there are none.
+    """Split a model with adapters, as transformers loads it, into model and adapters; None if there are none.
 
     With `merge`, they are added to the weights. RecordError for other adapters than LoRA.
     """

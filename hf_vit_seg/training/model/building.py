@@ -23,12 +23,12 @@ from hf_vit_seg.models.errors import RENAMED_FIELDS
 from hf_vit_seg.models.layers import OBJECT_HEADS
 from hf_vit_seg.models.recomputation import update_statistics_once
 from hf_vit_seg.plugins import Architecture, architectures
-from hf_vit_seg.records import RecordError, nearest, unknown
+from hf_vit_seg.records import RecordError, nearest, unknown_setting
 from hf_vit_seg.training.recipe.keypoints import flip_pairs
 from hf_vit_seg.training.recipe.schema import ModelRecipe, Recipe
 
 from .adapters import add_adapters
-from .freezing import freeze, hold_frozen_encoder, hold_frozen_norms
+from .freezing import freeze, lock_frozen_encoder, lock_frozen_norms
 from .normalization import norm_fields, norm_notes
 from .parameter_names import SAVED_ADAPTERS
 from .pretrained import BareBackbone, Checkpoint, ConvertedModel, adapt_pretrained_model, head_architectures
@@ -200,7 +200,7 @@ def complete_config(
         if name == "decode_head" and not has_head(config, recipe.model.fields[name]):
             raise RecordError(unknown_head(config, recipe.model.fields[name]))
         if name not in known:
-            raise RecordError(unknown(f"model.fields.{name}", name, sorted(known), RENAMED_FIELDS))
+            raise RecordError(unknown_setting(f"model.fields.{name}", name, sorted(known), RENAMED_FIELDS))
     try:
         given = {name: merge_field(config, name, value) for name, value in recipe.model.fields.items()}
         given |= norm_fields(recipe.model.norm, type(config)) | keypoint_fields(config, recipe, names)
@@ -211,7 +211,7 @@ def complete_config(
     set_classes(settled, names)
     if not channel_configs(settled) and channels != 3:
         raise RecordError(
-            f"{type(config).__name__} has no num_channels: its images have 3 channels, these have {channels}"
+            f"{type(config).__name__} has no num_channels: its images have 3 channels, but the data have {channels}"
         )
     set_channels(settled, channels)
     if hasattr(settled, IGNORE_FIELD):
@@ -220,12 +220,14 @@ def complete_config(
 
 
 def has_choice(config_class: Any) -> bool:
-    """Whether the pixel heads of an architecture can be chosen: others have only the one of their paper."""
+    """Return whether the pixel heads of an architecture can be chosen: others have only the one of their paper."""
     return getattr(config_class(), "decode_head", OWN_HEAD) != OWN_HEAD
 
 
 def has_head(config: PreTrainedConfig, name: Any) -> bool:
-    """Whether an architecture may have a head: a choice of pixel heads, its own one, or one that predicts objects."""
+    """Return whether an architecture may have a head: a choice of pixel heads, its own one, or one that predicts
+    objects.
+    """
     return has_choice(type(config)) or (hasattr(config, "decode_head") and name in (OWN_HEAD, *OBJECT_HEADS))
 
 
@@ -277,7 +279,7 @@ def merge_field(config: PreTrainedConfig, name: str, value: Any) -> Any:
         return value
     known = {field.name for field in fields(type(inner))}
     for nested in value.keys() - known:
-        raise RecordError(unknown(f"model.fields.{name}.{nested}", nested, sorted(known), RENAMED_FIELDS))
+        raise RecordError(unknown_setting(f"model.fields.{name}.{nested}", nested, sorted(known), RENAMED_FIELDS))
     return {**inner.to_dict(), **value}
 
 
@@ -302,8 +304,8 @@ def prepare_for_training(model: PreTrainedModel, recipe: ModelRecipe) -> nn.Modu
         checkpoint_activations(model)
     prepared = model if recipe.lora is None else add_adapters(model, recipe.lora)
     freeze(prepared, recipe.freeze)
-    hold_frozen_norms(prepared)
-    hold_frozen_encoder(prepared)
+    lock_frozen_norms(prepared)
+    lock_frozen_encoder(prepared)
     if recipe.compile:
         prepared.compile()  # in place, which keeps parameter names
     return prepared.train()

@@ -10,10 +10,10 @@ import torch
 
 def matching_rows(old: Sequence[str], new: Sequence[str]) -> dict[int, int]:
     """Match classes by name, ignoring case and outer spaces; return {new row: old row}."""
-    places: dict[str, int] = {}
+    old_rows: dict[str, int] = {}
     for row, name in enumerate(old):
-        places.setdefault(name.strip().casefold(), row)
-    rows = {row: places.get(name.strip().casefold()) for row, name in enumerate(new)}
+        old_rows.setdefault(name.strip().casefold(), row)
+    rows = {row: old_rows.get(name.strip().casefold()) for row, name in enumerate(new)}
     return {new_row: old_row for new_row, old_row in rows.items() if old_row is not None}
 
 

@@ -85,7 +85,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         raise RecordError(f"'{pattern}' is not a valid regular expression: {error}") from None
 
 
-def hold_frozen_norms(model: nn.Module) -> int:
+def lock_frozen_norms(model: nn.Module) -> int:
     """Keep BatchNorms whose parameters are all frozen in evaluation mode, and return their number.
 
     Otherwise the running statistics of a frozen encoder would still change. `train` is replaced on the instance: the
@@ -95,12 +95,12 @@ def hold_frozen_norms(model: nn.Module) -> int:
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         if isinstance(module, _NormBase) and own and not any(parameter.requires_grad for parameter in own):
-            keep_in_evaluation(module)
+            lock_eval_mode(module)
             held += 1
     return held
 
 
-def hold_frozen_encoder(model: nn.Module) -> bool:
+def lock_frozen_encoder(model: nn.Module) -> bool:
     """Keep a completely frozen encoder in evaluation mode; return whether it is.
 
     Otherwise dropout and stochastic depth would add noise to the features, although the encoder is not trained.
@@ -109,17 +109,17 @@ def hold_frozen_encoder(model: nn.Module) -> bool:
     encoder = plain_model(model).get_submodule(name)
     if not name or any(parameter.requires_grad for parameter in encoder.parameters()):
         return False
-    keep_in_evaluation(encoder)
+    lock_eval_mode(encoder)
     return True
 
 
-def keep_in_evaluation(module: nn.Module) -> None:
+def lock_eval_mode(module: nn.Module) -> None:
     """Set a module and its children to evaluation mode, and make `train` ineffective."""
     module.eval()
-    module.train = partial(remain_in_evaluation, module)
+    module.train = partial(ignore_train_mode, module)
 
 
-def remain_in_evaluation(module: M, mode: bool = True) -> M:
+def ignore_train_mode(module: M, mode: bool = True) -> M:
     """Replace `train` of a module that stays in evaluation mode."""
     module.training = False
     return module

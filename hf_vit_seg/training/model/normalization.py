@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import RecordError
 
-from .freezing import hold_frozen_norms
+from .freezing import lock_frozen_norms
 
 SINGLE_VALUE = "more than 1 value per channel"  # in torch's message
 GROUP_FIELDS = ("decode_head_norm", "pose_head_norm")
@@ -27,7 +27,7 @@ class BatchNormError(HfVitSegError):
 
 
 def is_single_value_error(error: ValueError) -> bool:
-    """Whether a BatchNorm was given one value per channel in training."""
+    """Return whether a BatchNorm was given one value per channel in training."""
     return SINGLE_VALUE in str(error)
 
 
@@ -77,5 +77,5 @@ def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
             "larger batches"
         )
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    hold_frozen_norms(converted)
+    lock_frozen_norms(converted)
     return converted

@@ -32,7 +32,7 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether the model is wrapped by peft."""
+    """Return whether the model is wrapped by peft."""
     return hasattr(unwrap_model(model), "get_base_model")
 
 

@@ -178,7 +178,7 @@ def adapt_heads(
     for name, axis in heads.items():
         together = None
         if name in old:
-            further = further_rows(fresh[name].shape[axis], old[name].shape[axis], len(class_names(model.config)))
+            further = match_extra_rows(fresh[name].shape[axis], old[name].shape[axis], len(class_names(model.config)))
             together = copy_rows(fresh[name], old[name], axis, {**rows, **further})
         tensors[name].copy_(fresh[name] if together is None else together)
         by_fit[together is not None].append(name)
@@ -192,7 +192,7 @@ def adapt_heads(
     return notes
 
 
-def further_rows(new: int, old: int, classes: int) -> dict[int, int]:
+def match_extra_rows(new: int, old: int, classes: int) -> dict[int, int]:
     """Match the rows after those of the classes, {new: old}, as "no object" of a query head; both tensors have them."""
     count = new - classes
     return {classes + number: old - count + number for number in range(count)}
@@ -219,13 +219,13 @@ def format_tensor_names(names: Iterable[str]) -> str:
 
 def natural_sort_key(name: str) -> list[int | str]:
     """Return a sort key that orders layer 10 after layer 9."""
-    return [int(part) if place % 2 else part for place, part in enumerate(NUMBER.split(name))]
+    return [int(part) if index % 2 else part for index, part in enumerate(NUMBER.split(name))]
 
 
 def family_name(pattern: str, numbers: list[list[str]]) -> str:
     """Format the numbers of a group of names into their common pattern."""
-    places = [list(dict.fromkeys(place)) for place in zip(*numbers, strict=True)]
-    return pattern.format(*(place[0] if len(place) == 1 else f"{{{', '.join(place)}}}" for place in places))
+    columns = [list(dict.fromkeys(column)) for column in zip(*numbers, strict=True)]
+    return pattern.format(*(values[0] if len(values) == 1 else f"{{{', '.join(values)}}}" for values in columns))
 
 
 def adapt_input_conv(weight: torch.Tensor, channels: int, axis: int = 1) -> torch.Tensor:

@@ -12,7 +12,7 @@ from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.inference.loading import INVALID_FILES, has_processor, open_processor
 from hf_vit_seg.models.image_processing_inputs import EIGHT_BIT_WHITE, highest_value
 from hf_vit_seg.plugins import architectures
-from hf_vit_seg.records import RecordError, unknown
+from hf_vit_seg.records import RecordError, unknown_setting
 from hf_vit_seg.training.recipe.schema import Recipe
 
 MEASURED = "computed"
@@ -54,7 +54,7 @@ def build_processor(
         processor = convert_processor(processor, recipe.model.architecture, recipe.task)
     known = set(type(processor).valid_kwargs.__annotations__)
     for name in fields.keys() - known:
-        raise RecordError(unknown(f"processor.{name}", name, sorted(known)))
+        raise RecordError(unknown_setting(f"processor.{name}", name, sorted(known)))
     settled = {"do_reduce_labels": False, "palette": palette and [list(color) for color in palette]}
     fields |= {name: value for name, value in settled.items() if name in known}
     processor = type(processor)(**(processor_fields(processor) | fields))
@@ -152,7 +152,7 @@ def processor_fields(processor: BaseImageProcessor) -> dict[str, Any]:
 
 
 def check_channels(processor: BaseImageProcessor, channels: int) -> None:
-    """RecordError unless mean and standard deviation have one number per channel."""
+    """Raise RecordError unless mean and standard deviation have one number per channel."""
     for name in ("image_mean", "image_std"):
         numbers = getattr(processor, name, None)
         if isinstance(numbers, list | tuple) and len(numbers) != channels:
@@ -163,7 +163,7 @@ def check_channels(processor: BaseImageProcessor, channels: int) -> None:
 
 
 def check_divisors(processor: BaseImageProcessor) -> None:
-    """RecordError unless means are finite, and standard deviations and the rescale factor are positive."""
+    """Raise RecordError unless means are finite, and standard deviations and the rescale factor are positive."""
     for name, minimum in (("image_mean", -math.inf), ("image_std", 0.0), ("rescale_factor", 0.0)):
         value = getattr(processor, name, None)
         numbers = value if isinstance(value, list | tuple) else [value]

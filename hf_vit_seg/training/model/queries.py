@@ -17,14 +17,14 @@ AUTO_CLASS = "AutoModelForUniversalSegmentation"
 
 
 def count_queries(model: nn.Module) -> int | None:
-    """The number of queries of a model; None for models without queries, whose number of objects is not limited."""
+    """Return the number of queries of a model; None for models without queries, which find any number of objects."""
     count = getattr(model.config, "num_queries", None)
     named = (name for name, tensor in model.named_parameters() if tensor.shape[:1] == (count,))
     return count if any("quer" in name for name in named) else None
 
 
 def recipe_queries(recipe: Recipe) -> int | None:
-    """The number of queries of a recipe's model, without its weights; None if it is unknown or there are none."""
+    """Return the number of queries of a recipe's model from its config; None if unknown or without queries."""
     if recipe.task not in SEGMENT_TASKS:
         return None
     try:
@@ -37,7 +37,7 @@ def recipe_queries(recipe: Recipe) -> int | None:
 
 
 def initial_config(recipe: Recipe) -> Any:
-    """The config of a recipe's variant or pretrained model."""
+    """Return the config of a recipe's variant or pretrained model."""
     if recipe.model.variant is not None:
         return find_architecture(recipe).variant_config(recipe.model.variant)
     return AutoConfig.from_pretrained(recipe.model.from_pretrained or "")

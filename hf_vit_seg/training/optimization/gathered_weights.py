@@ -19,7 +19,7 @@ SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # weights may be s
 
 
 def refuse_sharded_average(recipe: Recipe, accelerator: Accelerator) -> None:
-    """RecordError for EMA with sharded weights."""
+    """Raise RecordError for EMA with sharded weights."""
     if recipe.loop.ema is not None and accelerator.distributed_type in SHARDING:
         raise RecordError(
             f"loop.ema is not supported with {accelerator.distributed_type.value}, because weights are sharded; remove "
@@ -28,7 +28,9 @@ def refuse_sharded_average(recipe: Recipe, accelerator: Accelerator) -> None:
 
 
 @contextmanager
-def whole_model(accelerator: Accelerator, model: Any, average: WeightAverage | None, copy: Any | None) -> Iterator[Any]:
+def gathered_model(
+    accelerator: Accelerator, model: Any, average: WeightAverage | None, copy: Any | None
+) -> Iterator[Any]:
     """Return the model without accelerate's wrapper; called by all processes. Do not train inside the block.
 
     `copy` is a copy of the model before `Accelerator.prepare`; sharded weights are gathered into it.

@@ -35,7 +35,7 @@ class GroupRow(Record):
     dimensions: int | None = Field(default=None, ge=0)  # maximum number of dimensions
 
     def matches(self, name: str, parameter: torch.Tensor) -> bool:
-        """Whether the row applies to this parameter."""
+        """Return whether the row applies to this parameter."""
         few = self.dimensions is None or parameter.ndim <= self.dimensions
         return few and compile_pattern(self.match).search(name) is not None
 
@@ -73,15 +73,15 @@ def placements(model: nn.Module, recipe: OptimizerRecipe) -> dict[str, Placement
         raise RecordError("optimizer.head_multiplier: this model has no head; remove the setting")
     if recipe.layer_decay is not None and not layers:
         raise RecordError("optimizer.layer_decay: found no layers in this model's encoder; remove the setting")
-    places, passed = {}, 0
+    placed, passed = {}, 0
     for name in (plain_name(name) for name, _ in model.named_parameters()):
         if not name.startswith(prefix):
-            places[name] = Placement("head", recipe.head_multiplier)
+            placed[name] = Placement("head", recipe.head_multiplier)
             continue
         layer = next((i for i, layer in enumerate(layers, 1) if name.startswith(f"{layer}.")), None)
         passed = max(passed, layer or 0)
-        places[name] = depth_placement(passed, layer is None, len(layers), recipe.layer_decay)
-    return places
+        placed[name] = depth_placement(passed, layer is None, len(layers), recipe.layer_decay)
+    return placed
 
 
 def depth_placement(passed: int, between: bool, count: int, decay: float | None) -> Placement:
@@ -99,7 +99,7 @@ def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str
     RecordError for a parameter without a weight decay, a row of the recipe that matches no parameter, and if no
     parameter is trainable.
     """
-    rows, places = group_rows(recipe), placements(model, recipe)
+    rows, placed = group_rows(recipe), placements(model, recipe)
     groups: dict[tuple[str, float, float], dict[str, Any]] = {}
     unused = set(range(len(recipe.groups)))
     for name, parameter in ((plain_name(name), p) for name, p in model.named_parameters()):
@@ -114,8 +114,8 @@ def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str
                 f"optimizer.groups: no row sets the weight decay of {name} with shape {tuple(parameter.shape)}; add "
                 f"{{match: '{re.escape(name)}$', weight_decay: 0}}, or another number"
             )
-        rate = recipe.learning_rate * (places[name].scale if scale is None else scale)
-        label = places[name].part + ("" if weight_decay else NO_DECAY_SUFFIX)
+        rate = recipe.learning_rate * (placed[name].scale if scale is None else scale)
+        label = placed[name].part + ("" if weight_decay else NO_DECAY_SUFFIX)
         group = {"params": [], "lr": rate, "weight_decay": weight_decay, "name": label}
         groups.setdefault((label, rate, weight_decay), group)["params"].append(parameter)
     for index in sorted(unused):

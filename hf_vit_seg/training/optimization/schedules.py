@@ -27,27 +27,27 @@ Shape = Callable[[ScheduleRecipe, float, float], float]
 
 
 def poly(recipe: ScheduleRecipe, progress: float, past: float) -> float:
-    """Polynomial decay."""
+    """Return the rate of a polynomial decay."""
     return recipe.final + (1 - recipe.final) * (1 - progress) ** recipe.power
 
 
 def cosine(recipe: ScheduleRecipe, progress: float, past: float) -> float:
-    """Cosine decay."""
+    """Return the rate of a cosine decay."""
     return recipe.final + (1 - recipe.final) * (1 + cos(pi * progress)) / 2
 
 
 def wsd(recipe: ScheduleRecipe, progress: float, past: float) -> float:
-    """Warmup, stable, decay: constant, with linear decay at the end."""
+    """Return a constant rate with a linear decay at the end (warmup, stable, decay)."""
     return recipe.final + (1 - recipe.final) * min((1 - past) / recipe.decay_share, 1)
 
 
 def multistep(recipe: ScheduleRecipe, progress: float, past: float) -> float:
-    """Step decay at milestones."""
+    """Return the rate of a step decay at milestones."""
     return recipe.factor ** sum(past >= milestone for milestone in recipe.milestones)
 
 
 def constant(recipe: ScheduleRecipe, progress: float, past: float) -> float:
-    """Constant rate."""
+    """Return a constant rate."""
     return 1.0
 
 
@@ -99,7 +99,7 @@ def schedule_factor(schedule: LambdaLR) -> float:
 
 
 def set_rates(schedule: LambdaLR) -> None:
-    """Set every group's rate from the schedule: a checkpoint's rates belong to a run of its own length."""
+    """Set every group's rate from the schedule, because a checkpoint's rates belong to the length of its run."""
     groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
     for group, peak, share in groups:
         group["lr"] = peak * share(schedule.last_epoch)

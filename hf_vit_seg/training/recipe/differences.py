@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .files import plain
+from .files import record_settings
 from .paths import DATA_PATH, exists
 from .schema import Recipe
 
@@ -41,7 +41,7 @@ def differences(
 
 
 def is_moved(name: str, path: Any) -> bool:
-    """Whether a setting is the path of data that no longer exists; relative names may be those of Hub datasets."""
+    """Return whether a setting is the path of data that no longer exists (relative names may be Hub datasets)."""
     return (
         DATA_PATH.fullmatch(name) is not None
         and isinstance(path, str)
@@ -52,17 +52,19 @@ def is_moved(name: str, path: Any) -> bool:
 
 def fixed_settings(recipe: Recipe, processes: int) -> dict[str, Any]:
     """Return the settings that a resumed run must not change; of those of the batch only the samples per step."""
-    settings = {name: value for name, value in flatten(plain(recipe)).items() if not name.startswith(FREE_TO_CHANGE)}
+    settings = {
+        name: value for name, value in flatten(record_settings(recipe)).items() if not name.startswith(FREE_TO_CHANGE)
+    }
     size, passes = settings.pop("loop.batch_size"), settings.pop("loop.accumulation")
     return settings | {SAMPLES_PER_STEP: size if size == "auto" else size * passes * processes}
 
 
-def flatten(settings: Any, place: str = "") -> dict[str, Any]:
+def flatten(settings: Any, location: str = "") -> dict[str, Any]:
     """Flatten nested settings to dotted names."""
     entries = settings.items() if isinstance(settings, dict) else enumerate(settings)
     found: dict[str, Any] = {}
     for name, value in entries:
-        here = f"{place}.{name}" if place else str(name)
+        here = f"{location}.{name}" if location else str(name)
         found |= flatten(value, here) if isinstance(value, dict | list) and value else {here: value}
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_vit_seg.local_paths import common_folder, publishable
 from hf_vit_seg.records import Record, RecordError, nearest
-from hf_vit_seg.yaml_reader import dump, parse
+from hf_vit_seg.text_files import dump, parse
 
 from .paths import SAVED, relative_paths
 from .schema import Recipe
@@ -38,14 +38,14 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def plain(record: Record) -> dict[str, Any]:
+def record_settings(record: Record) -> dict[str, Any]:
     """Convert a record to plain types for YAML."""
     return record.model_dump(mode="json")
 
 
 def recipe_text(recipe: Recipe, folder: Path) -> str:
     """Format a recipe as the text of a file in `folder`, which `load_recipe` reads back to the same recipe."""
-    settings = plain(recipe)
+    settings = record_settings(recipe)
     settings[SAVED] = relative_paths(settings, folder)
     return f"# Every default is written out, as of hf_vit_seg {version('hf_vit_seg')}.\n{dump(settings)}"
 

@@ -15,7 +15,7 @@ DEFAULT_SIGMA = 0.05  # of keypoints other than those of COCO, whose sigmas are 
 
 
 def oks_sigmas(recipe: Recipe, names: Sequence[str]) -> tuple[float, ...]:
-    """The sigma of each keypoint (K,): those of the recipe, COCO's for COCO's keypoints, otherwise a default.
+    """Return the sigma of each keypoint (K,): those of the recipe, COCO's for COCO's keypoints, otherwise a default.
 
     RecordError for sigmas that do not fit the names.
     """
@@ -48,7 +48,7 @@ def describe_sigmas(recipe: Recipe, names: Sequence[str]) -> str:
 
 
 def flip_pairs(recipe: Recipe, names: Sequence[str]) -> Pairs | None:
-    """The keypoints that a horizontal flip swaps: those of the recipe, or found by names with left and right.
+    """Return the keypoints that a horizontal flip swaps: those of the recipe, or found by names with left and right.
 
     None if they are unknown: neither given nor found. RecordError for pairs that do not fit the names.
     """
@@ -63,7 +63,7 @@ def flip_pairs(recipe: Recipe, names: Sequence[str]) -> Pairs | None:
 
 
 def find_keypoint(keypoint: str | int, names: Sequence[str]) -> int:
-    """The index of a keypoint given by name or index. RecordError if there is none."""
+    """Return the index of a keypoint given by name or index. RecordError if there is none."""
     if isinstance(keypoint, str) and keypoint not in names:
         raise RecordError(f"data.flip_pairs: unknown keypoint '{keypoint}'; {nearest(keypoint, names, 'keypoints')}")
     index = names.index(keypoint) if isinstance(keypoint, str) else keypoint

@@ -37,7 +37,7 @@ def metric_name(recipe: Recipe) -> str:
 
 
 def check_metrics(recipe: Recipe, names: Sequence[str]) -> None:
-    """RecordError if a model with these classes (keypoints) cannot be evaluated by the recipe."""
+    """Raise RecordError if a model with these classes (keypoints) cannot be evaluated by the recipe."""
     metric_name(recipe)
     if recipe.task == "pose":
         oks_sigmas(recipe, names)

@@ -5,13 +5,13 @@ from typing import Any
 
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import RecordError, shorten
-from hf_vit_seg.yaml_reader import parse
+from hf_vit_seg.text_files import parse
 
 
 def split_override(override: str) -> tuple[list[str], Any]:
     """Split an override such as `optimizer.learning_rate=1e-4` into names and a YAML value."""
-    place, equals, text = override.partition("=")
-    names = place.strip().split(".")
+    location, equals, text = override.partition("=")
+    names = location.strip().split(".")
     if not equals or not all(names):
         raise RecordError("expected NAME=VALUE, such as optimizer.learning_rate=1e-4")
     try:
@@ -20,7 +20,7 @@ def split_override(override: str) -> tuple[list[str], Any]:
         raise RecordError(f"the value is not valid YAML: {error}") from None
 
 
-def override_setting(settings: Any, names: Sequence[str], value: Any, place: str = "") -> Any:
+def override_setting(settings: Any, names: Sequence[str], value: Any, location: str = "") -> Any:
     """Return settings with `value` at the path `names`, creating missing mappings.
 
     `loss.NAME=null` removes a term of the loss.
@@ -28,18 +28,18 @@ def override_setting(settings: Any, names: Sequence[str], value: Any, place: str
     if not names:
         return value
     name, *rest = names
-    here = f"{place}.{name}" if place else name
+    here = f"{location}.{name}" if location else name
     if isinstance(settings, list):
         index = list_index(settings, name, here)
         return [override_setting(entry, rest, value, here) if i == index else entry for i, entry in enumerate(settings)]
     if isinstance(settings, str):  # a row without settings, such as `random_flip`
         settings = {settings: {}}
         if name not in settings:
-            raise RecordError(f"{here} cannot be set: {place} is '{next(iter(settings))}'")
+            raise RecordError(f"{here} cannot be set: {location} is '{next(iter(settings))}'")
     if settings is not None and not isinstance(settings, Mapping):
-        raise RecordError(f"{here} cannot be set: {place} is {shorten(settings)}")
+        raise RecordError(f"{here} cannot be set: {location} is {shorten(settings)}")
     known = settings or {}
-    if place == "loss" and not rest and value is None:
+    if location == "loss" and not rest and value is None:
         return remove_term(known, name)
     return {**known, name: override_setting(known.get(name), rest, value, here)}
 
@@ -53,8 +53,8 @@ def remove_term(losses: Mapping[str, Any], name: str) -> dict[str, Any]:
     return left
 
 
-def list_index(entries: list[Any], name: str, place: str) -> int:
+def list_index(entries: list[Any], name: str, location: str) -> int:
     """Parse the index of a list entry in an override."""
     if not name.isdecimal() or int(name) >= len(entries):
-        raise RecordError(f"{place} cannot be set: expected an index from 0 to {len(entries) - 1}")
+        raise RecordError(f"{location} cannot be set: expected an index from 0 to {len(entries) - 1}")
     return int(name)

@@ -1,4 +1,4 @@
-"""Relative paths in recipes: the folders in which they are looked up, and how runs save them.
+"""Relative paths in recipes: the folders they are relative to, and how runs save them.
 
 A recipe's paths belong to the recipe: they start from its folder, and from the current directory only where its folder
 has no such file. Paths of a shipped recipe and of overrides start from the current directory. A recipe that a run saved
@@ -72,7 +72,7 @@ def fixed_path(path: Path) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether a file, a folder, or the folder of a template exists."""
+    """Return whether a file, a folder, or the folder of a template exists."""
     try:
         return fixed_path(path.expanduser()).exists()
     except (OSError, ValueError, RuntimeError):  # too long, a null character, or an unknown home directory

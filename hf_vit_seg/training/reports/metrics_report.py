@@ -311,7 +311,7 @@ def class_table(report: MetricsReport) -> Table:
 
 
 def class_cells(report: MetricsReport) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of the table of classes; without rows if there are no scores of classes."""
+    """Return the header and the rows of the table of classes; without rows if classes have no scores."""
     columns, labeled = report.class_columns(), report.class_counts()
     titles = [COLUMNS.get(column, column.replace("_", " ")) for column in columns]
     rows = []

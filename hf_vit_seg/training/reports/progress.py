@@ -32,7 +32,7 @@ SHOWN: dict[str, Callable[[float], str]] = {
 
 
 def is_logged(step: int, steps: int, every: int) -> bool:
-    """Whether a step (from 1) has a line in the log: the first, every `every`-th, and the last of `steps`."""
+    """Return whether a step (from 1) has a line in the log: the first, every `every`-th, and the last of `steps`."""
     return step in (1, steps) or step % every == 0
 
 

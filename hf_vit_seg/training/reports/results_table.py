@@ -55,7 +55,7 @@ def result_rows(lines: Sequence[Line]) -> list[dict[str, Any]]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of the log is a finite number."""
+    """Return whether a value of the log is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 

@@ -9,7 +9,7 @@ from hf_vit_seg.training.recipe.files import publishable_recipe
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """RecordError for an unknown tracker, or one whose package is not installed."""
+    """Raise RecordError for an unknown tracker, or one whose package is not installed."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
     from accelerate.utils import LoggerType
 

@@ -170,12 +170,12 @@ def test_image_processor_of_transformers(tmp_path: Path):
     assert EomtImageProcessor.from_pretrained(tmp_path / "back").size == {"height": 64, "width": 64}
 
 
-def test_gated_mlp_is_refused(tmp_path: Path):
+def test_gated_mlp_is_rejected(tmp_path: Path):
     theirs(use_swiglu_ffn=True).save_pretrained(tmp_path / "theirs")
     assert_refused(tmp_path, "SwiGLU", tmp_path / "theirs")
 
 
-def test_rotary_positions_are_refused(tmp_path: Path):
+def test_rotary_positions_are_rejected(tmp_path: Path):
     from transformers import EomtDinov3Config, EomtDinov3ForUniversalSegmentation
 
     options = {name: value for name, value in SIZES.items() if name != "mlp_ratio"}

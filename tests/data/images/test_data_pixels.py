@@ -222,7 +222,7 @@ def test_non_image_files_raise_with_name(file, channels, reason):
 
 def test_missing_files_and_folders_raise(tmp_path):
     for read in (read_pixels, read_mask):
-        with pytest.raises(ImageFileError, match=r"a\.png: there is no such file"):
+        with pytest.raises(ImageFileError, match=r"a\.png: the file does not exist"):
             read(tmp_path / "a.png")
         with pytest.raises(ImageFileError, match="directory"):
             read(tmp_path)

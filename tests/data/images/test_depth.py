@@ -69,7 +69,7 @@ def dataset(folder: Path, save, tops: list[int], channels: int) -> RawDataset:
 
 @pytest.mark.parametrize("save", SAVERS)
 @pytest.mark.parametrize("top", [1047, 4095])
-def test_dark_images_of_more_than_8_bits_are_refused(tmp_path, save, top):
+def test_dark_images_of_more_than_8_bits_are_rejected(tmp_path, save, top):
     data, recipe = dataset(tmp_path, save, [top, 300], 3), load_recipe("nuclei")
     report = check_datasets(recipe, {"train": data}, tmp_path / "facts.json")
     assert len(report.problems) == 1 and "image_mean: computed" in report.problems[0]

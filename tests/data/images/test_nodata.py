@@ -87,7 +87,7 @@ def test_declared_value_can_be_disabled(tmp_path):
     assert (sample.image[:, :8, :8] == -9999).all() and (sample.target != 255).all()
 
 
-def test_value_without_tag_is_no_missing_data(tmp_path):
+def test_value_without_nodata_tag_is_data(tmp_path):
     with pytest.raises(ImageFileError):
         read_first(write_floats(tmp_path / "data", math.nan), tmp_path)
 

@@ -40,7 +40,7 @@ def encoded(array: np.ndarray, orientation: int, kind: str) -> ImageBytes:
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_turns_are_those_of_exif(orientation):
+def test_orientations_match_exif(orientation):
     upright = turn_upright(STORED, orientation)
     assert upright.shape == upright_size(HEIGHT, WIDTH, orientation)
     row, column = CORNERS[orientation]

@@ -38,7 +38,7 @@ def report_of(*arguments) -> CheckReport:
 
 
 @pytest.mark.parametrize("count", [1, 30])
-def test_black_and_white_masks_of_two_classes_are_refused(tmp_path, count):
+def test_black_and_white_masks_of_two_classes_are_rejected(tmp_path, count):
     recipe = open_recipe(tmp_path, 255, count)
     report = check(recipe)
     assert mentions_value(report.problems, 255) == 1 and mentions_value(report.warnings, 255) == 0
@@ -52,7 +52,7 @@ def test_advised_classes_are_accepted(tmp_path):
     assert report.class_counts() == [140, 60]
 
 
-def test_frequent_ignored_value_beside_an_absent_class_is_a_warning(tmp_path):
+def test_frequent_ignored_value_with_an_absent_class_warns(tmp_path):
     report = report_of(tmp_path, 7, 30, "data.ignore=[7]")
     assert report.problems == [] and mentions_value(report.warnings, 7) == 1
 
@@ -62,12 +62,12 @@ def test_frequent_ignored_value_with_more_classes_is_a_warning(tmp_path):
     assert report.problems == [] and mentions_value(report.warnings, 255) == 1
 
 
-def test_rare_ignored_value_is_no_warning(tmp_path):
+def test_rare_ignored_value_does_not_warn(tmp_path):
     report = report_of(tmp_path, 7, 0, "data.ignore=[7]")
     assert mentions_value(report.warnings, 7) == 0
 
 
-def test_ignored_value_beside_classes_that_occur_is_no_warning(tmp_path):
+def test_ignored_value_with_all_classes_present_does_not_warn(tmp_path):
     recipe = open_recipe(tmp_path, 255, 30)
     values = np.ones((SIDE, SIDE), np.uint8)
     Image.fromarray(values).save(tmp_path / "masks" / "0.png")

@@ -239,9 +239,9 @@ def test_invalid_people_raise(tmp_path):
         people(tmp_path, [person(1, [1, 1, 2])])
     with pytest.raises(SourceError, match=r"annotation 1 has 6 keypoint numbers and 0 bbox numbers"):
         people(tmp_path, [person(1, [3, 4, 2, 5, 6, 1], bbox=None)])
-    for strange in (person(1, [math.nan, 4, 2, 5, 6, 1]), person(1, [3, 4, 2, 5, 6, 1], bbox=[0, 0, math.inf, 1])):
+    for invalid in (person(1, [math.nan, 4, 2, 5, 6, 1]), person(1, [3, 4, 2, 5, 6, 1], bbox=[0, 0, math.inf, 1])):
         with pytest.raises(SourceError, match="annotation 1 has numbers that are not finite"):
-            people(tmp_path, [strange])
+            people(tmp_path, [invalid])
     with pytest.raises(SourceError, match="ids of annotations and images must be integers, found 'Rex'"):
         people(tmp_path, [person("Rex", [3, 4, 2, 5, 6, 1])])
     with pytest.raises(SourceError, match="has no keypoints"):

@@ -247,11 +247,11 @@ def test_digits(share):
 
 def test_source_table_reports_expected_keys(tmp_path):
     with pytest.raises(RecordError, match="unknown data source 'folder'; did you mean 'folders'"):
-        open_source({"kind": "folder"}, "segmentation", place="data.train")
+        open_source({"kind": "folder"}, "segmentation", location="data.train")
     with pytest.raises(RecordError, match=r"data\.train\.mask is not a known setting; did you mean 'masks'"):
-        open_source({"kind": "folders", "images": "a", "mask": "b"}, "segmentation", place="data.train")
+        open_source({"kind": "folders", "images": "a", "mask": "b"}, "segmentation", location="data.train")
     with pytest.raises(SourceError, match=r"data\.train: sklearn_digits supports classification, but the task is seg"):
-        open_source({"kind": "sklearn_digits", "split": "test"}, "segmentation", place="data.train")
+        open_source({"kind": "sklearn_digits", "split": "test"}, "segmentation", location="data.train")
 
 
 def test_every_source_documents_tasks_and_options():

@@ -54,7 +54,7 @@ def test_images_of_a_batch_are_independent():
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
-def test_prefix_is_kept_and_patch_count_decreases():
+def test_prefix_is_preserved_and_patch_count_decreases():
     seen = []
 
     class Layer(torch.nn.Module):

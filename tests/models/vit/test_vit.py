@@ -10,7 +10,7 @@ from random_weights import randomize_weights
 from torch.nn.functional import interpolate
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
-from hf_vit_seg.models import vit_embeddings
+from hf_vit_seg.models import modeling_vit
 from hf_vit_seg.models.bilinear import crop_to_image_extent
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
 from hf_vit_seg.models.modeling_vit import (
@@ -18,8 +18,8 @@ from hf_vit_seg.models.modeling_vit import (
     VisionTransformerForImageClassification,
     VisionTransformerForSemanticSegmentation,
     VisionTransformerModel,
+    resize_positions,
 )
-from hf_vit_seg.models.vit_embeddings import resize_positions
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -53,7 +53,7 @@ def test_resizing_keeps_prefix_and_is_the_identity_on_the_same_grid(
     mode, align_corners, antialias, recorded, monkeypatch
 ):
     """Also when recorded as a program, which resizes by matrices."""
-    monkeypatch.setattr(vit_embeddings, "is_dynamic_export", lambda: recorded)
+    monkeypatch.setattr(modeling_vit, "is_dynamic_export", lambda: recorded)
     positions = torch.randn(1, 2 + 12, 6)
     same = resize_positions(positions, (3, 4), (3, 4), mode, align_corners, antialias)
     torch.testing.assert_close(same, positions)

@@ -7,13 +7,12 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from hypothesis import given
 from hypothesis import strategies as st
-from random_weights import randomize_weights
+from random_weights import CHANGES, randomize_weights
 from torch.nn.functional import conv2d, group_norm, pad
-from weight_changes import CHANGES
 
 from hf_vit_seg.models.configuration_vit import VisionTransformerConfig
+from hf_vit_seg.models.modeling_vit import PatchEmbeddings
 from hf_vit_seg.models.resnetv2 import ChannelNorm, ResNetV2Stem, StandardizedConv2d, StemNumerics, same_padding
-from hf_vit_seg.models.vit_embeddings import PatchEmbeddings
 
 FLAX = StemNumerics("same", "std_plus_eps", 1e-5, 1e-6)
 TIMM = StemNumerics("same", "sqrt_var_plus_eps", 1e-8, 1e-5)

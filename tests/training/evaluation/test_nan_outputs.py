@@ -19,10 +19,10 @@ def test_samples_with_nan_outputs_are_named(tmp_path, caplog, batch_size):
         for file in (data / split / "images").glob("*.png"):
             tifffile.imwrite(file.with_suffix(".tif"), np.asarray(Image.open(file)).astype(np.float32) / 255)
             file.unlink()
-    spoiled = data / "validation" / "images" / "01.tif"
-    pixels = tifffile.imread(spoiled)
+    corrupted = data / "validation" / "images" / "01.tif"
+    pixels = tifffile.imread(corrupted)
     pixels[:8, :8] = -3.4e38
-    tifffile.imwrite(spoiled, pixels)
+    tifffile.imwrite(corrupted, pixels)
     recipe = settings(data)
     recipe["processor"] |= {"do_rescale": False}
     recipe["evaluation"] |= {"batch_size": batch_size}

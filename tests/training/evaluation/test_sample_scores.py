@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from torch.nn.functional import cross_entropy, interpolate
 
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
-from hf_vit_seg.training.evaluation.sample_scores import ValidationLoss, gather_scores, image_scores
-from hf_vit_seg.training.losses.objectives import loss_of_logits
+from hf_vit_seg.training.evaluation.sample_scores import ValidationLoss, gather_scores, update_by_image
+from hf_vit_seg.training.losses.objectives import build_logits_objective
 from hf_vit_seg.training.recipe.schema import Recipe
 
 RECIPE = Recipe.model_validate(
@@ -18,7 +18,7 @@ RECIPE = Recipe.model_validate(
 
 
 def test_loss_of_batches_is_the_mean_over_all_pixels():
-    loss = ValidationLoss(loss_of_logits(RECIPE, 3, 255, None, None))
+    loss = ValidationLoss(build_logits_objective(RECIPE, 3, 255, None, None))
     torch.manual_seed(0)
     sums = pixels = 0.0
     for batch, ignored in ((2, 5), (1, 30)):
@@ -36,14 +36,17 @@ def test_no_loss_without_an_objective_or_a_batch():
     none = ValidationLoss(None)
     none.update(torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64))
     assert none.scores(accelerator) == {}
-    assert ValidationLoss(loss_of_logits(RECIPE, 3, 255, None, None)).scores(accelerator) == {}
+    assert ValidationLoss(build_logits_objective(RECIPE, 3, 255, None, None)).scores(accelerator) == {}
 
 
-def test_score_of_an_image_is_its_mean_iou():
+def test_image_scores_are_mean_iou_and_add_up_to_the_batch():
     torch.manual_seed(0)
     maps, labels = torch.randint(0, 5, (4, 16, 16)), torch.randint(0, 3, (4, 16, 16))
     labels[0, :4], labels[3] = 255, 255
-    found = image_scores(maps.to(torch.uint8), labels, 6, 255)
+    total, batch = ConfusionMatrix(6, 255), ConfusionMatrix(6, 255)
+    found = update_by_image(total, maps.to(torch.uint8), labels)
+    batch.update(maps, labels)
+    assert torch.equal(total.counts, batch.counts)
     for score, label_map, label in zip(found[:3], maps, labels, strict=False):
         matrix = ConfusionMatrix(6, 255)
         matrix.update(label_map, label)
@@ -51,6 +54,6 @@ def test_score_of_an_image_is_its_mean_iou():
     assert math.isnan(found[3])
 
 
-def test_samples_are_ranked_without_those_that_have_no_score():
+def test_samples_without_score_are_not_ranked():
     scores = [torch.tensor([0.5, math.nan]), torch.tensor([0.1])]
     assert gather_scores([4, 7, 2], scores, Accelerator(cpu=True)) == ((2, pytest.approx(0.1)), (4, 0.5))

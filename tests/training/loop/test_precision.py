@@ -51,7 +51,7 @@ def test_half_precision_model_is_evaluated_in_float32_on_a_cpu(data, tmp_path, c
 def test_skipped_step_with_a_loss_scaler(data, tmp_path, monkeypatch, value):
     accumulate, calls = optimizer_step.accumulate, []
 
-    def spoiled(accelerator, model, objective, window):
+    def corrupted(accelerator, model, objective, window):
         calls.append(1)
         part = accumulate(accelerator, model, objective, window)
         if len(calls) == 2:  # as an overflow by the scale: a finite loss with an infinite gradient
@@ -76,7 +76,7 @@ def test_skipped_step_with_a_loss_scaler(data, tmp_path, monkeypatch, value):
         return patched
 
     monkeypatch.setattr(module, "prepare", prepare)
-    monkeypatch.setattr(optimizer_step, "accumulate", spoiled)
+    monkeypatch.setattr(optimizer_step, "accumulate", corrupted)
     recipe = settings(data)
     recipe["model"]["norm"] = "batch"
     recipe["loop"] |= {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 9, "ema": {"decay": 0.9}}

@@ -36,7 +36,7 @@ def test_damaged_samples_are_errors_by_default(damaged, tmp_path):
         run(damaged, tmp_path / "run")
 
 
-def test_run_without_damaged_samples_is_that_of_the_other_samples(damaged, tmp_path, capsys):
+def test_skipping_damaged_samples_equals_training_without_them(damaged, tmp_path, capsys):
     few = ["loop.steps=4", "loop.log_every=1"]
     out, clean = tmp_path / "run", tmp_path / "clean_run"
     assert run(damaged, out, *few, SKIP, "data.max_skipped=0.4", "data.check=2") is RunStatus.finished
@@ -50,7 +50,7 @@ def test_run_without_damaged_samples_is_that_of_the_other_samples(damaged, tmp_p
     assert all(each["reason"] for each in skipped) and not (clean / "skipped.json").exists()
 
 
-def test_cache_and_shared_validation_split_skip_as_well(damaged, tmp_path):
+def test_cached_and_shared_validation_splits_skip_samples(damaged, tmp_path):
     data = tmp_path / "data" / "train"
     source = f"data.train={{kind: folders, images: {data}/images, masks: {data}/masks}}"
     share = [source, "data.validation=null", "data.validation_share=0.3", "data.cache=true", "data.max_skipped=0.4"]

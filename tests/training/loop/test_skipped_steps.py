@@ -15,19 +15,19 @@ from hf_vit_seg.training.loop import optimizer_step
 from hf_vit_seg.training.loop.trainer import RunStatus
 
 # One process of several gets pixels that overflow in the first forward pass of a step.
-SPOILED = """
+CORRUPTED = """
 import sys
 from pathlib import Path
 from hf_vit_seg.training.console import train_command
 from hf_vit_seg.training.loop import optimizer_step
 recipe, out, *settings = sys.argv[1:]
 accumulate, calls = optimizer_step.accumulate, []
-def spoiled(accelerator, model, objective, window):
+def corrupted(accelerator, model, objective, window):
     calls.append(1)
     if len(calls) == 2 and accelerator.process_index == 1:
         window[0]["pixel_values"][0] = float("inf")
     return accumulate(accelerator, model, objective, window)
-optimizer_step.accumulate = spoiled
+optimizer_step.accumulate = corrupted
 sys.exit(train_command(recipe, settings, Path(out), False, False))
 """
 
@@ -66,13 +66,13 @@ def spoil_step(monkeypatch, step: int, value: float) -> None:
     """Set a pixel of a step to a value."""
     accumulate, calls = optimizer_step.accumulate, []
 
-    def spoiled(accelerator, model, objective, window):
+    def corrupted(accelerator, model, objective, window):
         calls.append(1)
         if len(calls) == step:
             window[0]["pixel_values"][0] = value
         return accumulate(accelerator, model, objective, window)
 
-    monkeypatch.setattr(optimizer_step, "accumulate", spoiled)
+    monkeypatch.setattr(optimizer_step, "accumulate", corrupted)
 
 
 @pytest.mark.parametrize("value", [math.inf, 3e38])
@@ -102,14 +102,14 @@ def test_skipped_steps_are_counted_in_the_report(data, tmp_path, monkeypatch):
 def test_step_with_non_finite_gradient_is_skipped_without_clipping(data, tmp_path, monkeypatch):
     accumulate, calls = optimizer_step.accumulate, []
 
-    def spoiled(accelerator, model, objective, window):
+    def corrupted(accelerator, model, objective, window):
         part = accumulate(accelerator, model, objective, window)
         calls.append(1)
         if len(calls) == 2:
             next(model.parameters()).grad.fill_(math.inf)
         return part
 
-    monkeypatch.setattr(optimizer_step, "accumulate", spoiled)
+    monkeypatch.setattr(optimizer_step, "accumulate", corrupted)
     run(write_recipe(tmp_path, segmentation(data, tmp_path)), tmp_path / "run")
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run" / "last").values())
     assert [step for step, _ in log(tmp_path / "run", "skipped_steps")] == [2]
@@ -118,10 +118,10 @@ def test_step_with_non_finite_gradient_is_skipped_without_clipping(data, tmp_pat
 def test_skipped_step_on_several_processes(data, tmp_path):
     recipe = segmentation(data, tmp_path)
     recipe["loop"] |= {"checkpoint_every": 1, "keep_checkpoints": 9}
-    (tmp_path / "spoiled.py").write_text(SPOILED)
+    (tmp_path / "corrupted.py").write_text(CORRUPTED)
     out = tmp_path / "run"
-    said = finish(start([str(write_recipe(tmp_path, recipe)), str(out)], 2, str(tmp_path / "spoiled.py")))
-    assert said.count("step 2 was skipped") == 1
+    output = finish(start([str(write_recipe(tmp_path, recipe)), str(out)], 2, str(tmp_path / "corrupted.py")))
+    assert output.count("step 2 was skipped") == 1
     first, second, third = checkpoints(out / "checkpoints")
     assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
     assert all(tensor.isfinite().all() for tensor in weights(third).values())

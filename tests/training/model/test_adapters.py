@@ -118,7 +118,7 @@ def test_adapters_with_peft_alone_equal_the_trained_model(name, channels, tmp_pa
     torch.testing.assert_close(logits(loaded, images), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_path_of_a_private_pretrained_model_is_reported(tmp_path, monkeypatch):
+def test_path_of_a_private_pretrained_model_is_reported(tmp_path, monkeypatch):
     """A path below the working directory is kept; another one is shortened, which is said with the whole path."""
     reports = []
     monkeypatch.setattr(adapters.logger, "warning_once", lambda text, *values: reports.append(text % values))

@@ -326,7 +326,7 @@ def test_invalid_processor_fields_raise(fields, bands, reason):
         build_model(recipe(processor=fields), NEW, channels=bands, statistics=Statistics((0.0,), (1.0,), 1.0))
 
 
-def test_processor_of_the_model_is_kept(tmp_path):
+def test_processor_of_the_model_is_preserved(tmp_path):
     save(tmp_path)
     processor = architectures()["segformer"].image_processor["torchvision"]
     processor(size={"height": 96, "width": 64}, size_divisor=32, do_reduce_labels=True).save_pretrained(tmp_path)

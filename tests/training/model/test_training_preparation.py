@@ -22,7 +22,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.model.building import build_model, prepare_for_training
-from hf_vit_seg.training.model.freezing import count_parameters, freeze, hold_frozen_norms
+from hf_vit_seg.training.model.freezing import count_parameters, freeze, lock_frozen_norms
 from hf_vit_seg.training.model.normalization import convert_sync_batchnorm
 
 
@@ -145,10 +145,10 @@ def test_copy_of_a_frozen_model_freezes_its_norms():
 
 def test_trained_norms_are_not_frozen():
     model = random_model("cvt")
-    assert hold_frozen_norms(model) == 0
+    assert lock_frozen_norms(model) == 0
     freeze(model, (r"stages\.0\.",))
     # In the layer of the first stage: its queries, keys and values.
-    assert hold_frozen_norms(model) == 3
+    assert lock_frozen_norms(model) == 3
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_normalization_that_divides_by_zero_raises(tmp_path, field):
         ["batch_transforms=[{mixup: {probability: 0.7}},{cutmix: {probability: 0.7}}]"],
     ],
 )
-def test_losses_that_do_not_fit_a_classifier_are_refused_when_read(overrides):
+def test_losses_that_do_not_fit_a_classifier_are_rejected_when_read(overrides):
     with pytest.raises(RecipeFileError):
         load_recipe("digits", overrides)
 
@@ -117,18 +117,18 @@ def test_losses_of_soft_labels_take_batch_transforms(loss):
     assert load_recipe("digits", ["batch_transforms=[mixup]", f"loss={{{loss}: null}}"]).loss.keys() == {loss}
 
 
-def test_batch_transforms_of_segmenters_are_refused_when_read():
+def test_batch_transforms_of_segmenters_are_rejected_when_read():
     with pytest.raises(RecipeFileError, match="classification"):
         load_recipe("nuclei", ["batch_transforms=[mixup]"])
 
 
-def test_losses_of_pose_models_are_refused_when_read():
+def test_losses_of_pose_models_are_rejected_when_read():
     with pytest.raises(RecipeFileError, match="own loss"):
         load_recipe("coco_pose_mini", ["loss={cross_entropy: null}"])
 
 
 @pytest.mark.parametrize("loss", ["{binary_cross_entropy: null}", "{cross_entropy: {class_weights: [1, 2]}}"])
-def test_losses_of_other_class_counts_are_refused_before_the_data_are_read(tmp_path, monkeypatch, loss):
+def test_losses_of_other_class_counts_are_rejected_before_the_data_are_read(tmp_path, monkeypatch, loss):
     recipe = write_recipe(tmp_path, settings(write_data(tmp_path / "data")))
     monkeypatch.setattr("hf_vit_seg.training.loop.setup.check_data", lambda *_: pytest.fail("the data were read"))
     with pytest.raises(RecordError, match=r"loss\."):

@@ -25,7 +25,7 @@ def recipe(folder, fields=None, **data) -> Recipe:
     return read_record(Recipe, content)
 
 
-def test_cocos_sigmas_are_those_of_its_names_only(tmp_path):
+def test_coco_sigmas_require_coco_names(tmp_path):
     assert oks_sigmas(recipe(tmp_path), COCO_NAMES) == COCO_SIGMAS
     assert oks_sigmas(recipe(tmp_path), POINTS) == (0.05,) * 17
     assert "COCO's" in describe_sigmas(recipe(tmp_path), COCO_NAMES)
@@ -81,7 +81,7 @@ def test_models_get_the_pairs_of_their_keypoints(tmp_path):
         build_model(recipe(tmp_path, {"pose_flip_test": True}), POINTS)
 
 
-def test_stored_pairs_are_kept_for_the_same_keypoints(tmp_path):
+def test_stored_pairs_are_preserved_for_the_same_keypoints(tmp_path):
     build_model(recipe(tmp_path, flip_pairs=[[3, 4]]), POINTS).model.save_pretrained(tmp_path / "model")
     build_model(recipe(tmp_path), POINTS).processor.save_pretrained(tmp_path / "model")
     again = recipe(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from tiny_runs import run, settings, weights, write_data, write_recipe
 
 from hf_vit_seg.data.sources.registry import SourceError
-from hf_vit_seg.training.checkpoints.resume import continuation_notes
+from hf_vit_seg.training.checkpoints.resume import resume_notes
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
 from hf_vit_seg.training.console import evaluate_command
@@ -40,7 +40,7 @@ def project(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("current", ["project", "other", "."])
-def test_the_data_of_a_recipe_do_not_depend_on_the_working_directory(project, current, monkeypatch):
+def test_data_of_a_recipe_do_not_depend_on_the_working_directory(project, current, monkeypatch):
     monkeypatch.chdir(project.parent / current)
     recipe = Path(os.path.relpath(project / "recipe.yaml"))
     assert image_folder(recipe) == str(project / "train" / "images")
@@ -109,7 +109,7 @@ def test_evaluate_reads_the_data_of_the_run_from_any_directory(trained, tmp_path
     assert json.loads(metrics.read_text())["images"] == 3
 
 
-def test_a_moved_project_finds_its_data(moved, monkeypatch, capsys):
+def test_moved_project_finds_its_data(moved, monkeypatch, capsys):
     monkeypatch.chdir(moved.parent / "other")
     assert evaluate_command(str(moved / "out" / "last"), [], None, "validation", None) == 0
     assert str(moved / "validation" / "images") in capsys.readouterr().out
@@ -145,9 +145,9 @@ def test_another_hub_dataset_is_not_moved_data(project):
     assert set(differences(one, other)) == {"data.train.name"}
 
 
-def test_moved_data_are_noted(moved):
+def test_moved_data_are_reported(moved):
     manifest = read_manifest(checkpoints(moved / "out" / "checkpoints")[-1])
-    notes = continuation_notes(manifest, load_recipe(moved / "recipe.yaml", ["loop.steps=1"]), 1)
+    notes = resume_notes(manifest, load_recipe(moved / "recipe.yaml", ["loop.steps=1"]), 1)
     assert sum("data.train.images" in note and str(moved) in note for note in notes) == 1
 
 

@@ -100,7 +100,7 @@ def test_classification_reports_precision_and_f1():
     np.testing.assert_allclose(columns["f1"], [6 / 7, 8 / 9])
 
 
-def test_details_are_kept(tmp_path):
+def test_details_are_preserved(tmp_path):
     write_report(segmentation_report(details={"model": "nuclei", "rows": [[1, 2], [3, 4]]}), tmp_path / FILE)
     assert read_report(tmp_path / FILE).details == {"model": "nuclei", "rows": [[1, 2], [3, 4]]}
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hf_vit_seg.conversion.files.writers import write_bare
+from hf_vit_seg.conversion.files.writers import write_state_dict
 from hf_vit_seg.conversion.rules import rename, split
 from hf_vit_seg.conversion.source import Form, Source
 from torch import Tensor
@@ -48,12 +48,12 @@ SOURCE = Source(
     forms=(
         Form(
             model="AutoModelForSemanticSegmentation",
-            marks=("tokenizer.conv_layers.0.0.weight", "head.lateral.0.weight"),
+            signature=("tokenizer.conv_layers.0.0.weight", "head.lateral.0.weight"),
             rules=RULES,
-            write=write_bare,
+            write=write_state_dict,
         ),
     ),
     infer=infer,
     numerics={"layer_norm_eps": 1e-5},
-    unseen=("num_attention_heads",),
+    assumed_fields=("num_attention_heads",),
 )
