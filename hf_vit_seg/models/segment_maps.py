@@ -90,7 +90,8 @@ class Resizing:
         samples = to_working_dtype(samples if maps is None else samples.index_select(2, maps))
         upper, lower = (samples.index_select(0, part - top[0]) for part in (top, bottom))
         values = torch.lerp(upper, lower, down[:, None, None])
-        return torch.lerp(*(values.index_select(1, part - first) for part in (left, right)), across[:, None])
+        before, after = (values.index_select(1, part - first) for part in (left, right))
+        return torch.lerp(before, after, across[:, None])
 
 
 def logit(probability: float) -> float:

@@ -14,7 +14,7 @@ from hf_vit_seg.drawing import fonts
 from hf_vit_seg.drawing.fonts import dejavu, fallback_families, find_font, load_font, supported_characters
 from hf_vit_seg.drawing.overlays import add_legend
 from hf_vit_seg.training.figures.layout import add_caption, legend_below
-from hf_vit_seg.training.figures.style import new_figure, quiet, set_font_families
+from hf_vit_seg.training.figures.style import new_figure, set_font_families, style_axes
 
 CJK = "細胞核"
 EM = 20
@@ -92,7 +92,7 @@ def test_legends_and_captions_have_the_found_font(installed):
 
 def test_plots_have_the_found_font(installed):
     figure = new_figure(4, 3, CJK)
-    axes = quiet(figure.add_subplot(), "scores")
+    axes = style_axes(figure.add_subplot(), "scores")
     axes.set_yticks([0, 1], [CJK, "cell"])
     set_font_families(figure)
     figure.canvas.draw()
