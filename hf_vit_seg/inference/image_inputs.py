@@ -16,13 +16,13 @@ from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageBytes, ImageFileError
 from hf_vit_seg.data.images.nodata import file_nodata, fill_missing
 from hf_vit_seg.data.images.pixels import File, pil_pixels, read_pixels
+from hf_vit_seg.data.storage.addresses import MAX_DOWNLOAD
 from hf_vit_seg.data.transforms.context import TransformContext, processor_white
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.models.image_processing_inputs import rgb_image, scale_pixels, to_pixels
 
 ADDRESSES = ("https://", "http://")
-MAX_DOWNLOAD = 512 * 2**20  # bytes
 TIMEOUT = 30.0  # seconds without data
 CHUNK = 2**20
 

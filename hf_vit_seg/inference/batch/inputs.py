@@ -6,7 +6,6 @@ files with a column of images, and datasets of the library `datasets` as `datase
 
 import os
 import re
-import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,18 +16,24 @@ from urllib.parse import parse_qsl
 
 from hf_vit_seg.data.images.files import ImageFileError, readable_suffixes, walk_files
 from hf_vit_seg.data.sources.hub_datasets import is_saved_dataset
+from hf_vit_seg.data.storage.addresses import (
+    UNKNOWN,
+    is_address,
+    list_address,
+    local_path,
+    open_address,
+    open_binary,
+)
+from hf_vit_seg.data.storage.tar_files import list_members
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.local_paths import installed_path
-
-from .storage import is_address, local_path, open_address
 
 Kind = Literal["files", "tar", "parquet", "dataset"]
 
 DATASETS = "datasets://"
 TAR, PARQUET = ".tar", ".parquet"
 DATASET_SETTINGS = ("split", "config", "revision")
-UNKNOWN = -1  # size in bytes
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")  # in this order, if no column is given
 LABELS = re.compile(r"\.(seg|overlay|scores|entropy)\.png$")  # of our own tar files
 
@@ -188,23 +193,6 @@ def relative_names(files: dict[str, int], root: str) -> list[tuple[str, int]]:
     return [(name.removeprefix(root).lstrip("/"), size) for name, size in files.items()]
 
 
-def list_address(filesystem: Any, path: str) -> dict[str, int]:
-    """The files at a path of a file system with their sizes, in order of name, without hidden ones."""
-    if has_magic(path.partition("?")[0]) and "://" not in path:
-        found = filesystem.glob(path, detail=True)
-    elif "://" in path or filesystem.isfile(path):  # web servers have no folders
-        found = {path: filesystem.info(path)}
-    else:
-        found = filesystem.find(path, detail=True)
-    kept = {name: info for name, info in sorted(found.items()) if info.get("type", "file") == "file"}
-    hidden = {name for name in kept if "/." in name.removeprefix(path)}
-    return {
-        name: UNKNOWN if info.get("size") is None else int(info["size"])
-        for name, info in kept.items()
-        if name not in hidden
-    }
-
-
 # Tar and Parquet files
 
 
@@ -219,31 +207,14 @@ def open_container(path: str, column: str, place: str | None = None) -> tuple[So
     return Source("parquet", path, chosen), (Entry("", row, UNKNOWN, f"{folder}/{row:08d}.row") for row in range(rows))
 
 
-def open_binary(path: str) -> Any:
-    """Open a local file, or one at an address, for reading. Raises ImageFileError."""
-    try:
-        if not is_address(path):
-            return open(path, "rb")
-        filesystem, place = open_address(path)
-        return filesystem.open(place, "rb")
-    except OSError as error:
-        raise ImageFileError(f"{path} cannot be read: {error_sentence(error)}") from error
-
-
 def list_tar(path: str, folder: str) -> Iterator[Entry]:
     """The images of a tar file, by their headers; label maps that this package wrote beside them are no images."""
     known, found = readable_suffixes(), False
-    with open_binary(path) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    suffix = PurePosixPath(member.name).suffix.lower()
-                    if member.isfile() and suffix in known and not LABELS.search(member.name):
-                        found = True
-                        inside = str(PurePosixPath("/", member.name)).lstrip("/").replace("../", "")
-                        yield Entry(member.name, member.offset_data, member.size, f"{folder}/{inside}")
-        except tarfile.TarError as error:
-            raise ImageFileError(f"{path} is not an uncompressed tar file: {error_sentence(error)}") from error
+    for member in list_members(path):
+        if PurePosixPath(member.name).suffix.lower() in known and not LABELS.search(member.name):
+            found = True
+            inside = str(PurePosixPath("/", member.name)).lstrip("/").replace("../", "")
+            yield Entry(member.name, member.offset, member.size, f"{folder}/{inside}")
     if not found:
         raise ImageFileError(f"{path} contains no images")
 
@@ -344,4 +315,4 @@ def count_rows(data: Any) -> int:
     return sum(1 for _ in (data.select_columns(others[:1]) if others else data.decode(False)))
 
 
-__all__ = ["UNKNOWN", "Entry", "InputError", "Source", "find_sources", "load_dataset", "open_binary"]
+__all__ = ["Entry", "InputError", "Source", "find_sources", "load_dataset"]

@@ -12,10 +12,11 @@ from many_images import encoded, write_parquet, write_photos, write_tar
 from PIL import Image
 
 from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
+from hf_vit_seg.data.storage.addresses import ConnectionLost, StorageError
 from hf_vit_seg.inference.batch.inputs import InputError, find_sources
 from hf_vit_seg.inference.batch.manifest import Manifest, RunSettings, plan
-from hf_vit_seg.inference.batch.readers import ConnectionLost, Readers
-from hf_vit_seg.inference.batch.storage import Storage, StorageError
+from hf_vit_seg.inference.batch.readers import Readers
+from hf_vit_seg.inference.batch.storage import Storage
 
 
 def read_all(out: Path, *inputs: str, column: str = "") -> dict[str, bytes]:
@@ -189,7 +190,7 @@ def test_large_download_is_refused(tmp_path, monkeypatch):
     memory = fsspec.filesystem("memory")
     memory.pipe("/large/1.png", encoded(1))
     manifest = planned(tmp_path, "memory://large")
-    monkeypatch.setattr("hf_vit_seg.inference.batch.readers.MAX_DOWNLOAD", 10)
+    monkeypatch.setattr("hf_vit_seg.data.storage.addresses.MAX_DOWNLOAD", 10)
     with pytest.raises(ImageFileError):
         Readers(manifest).read(manifest.rows(0)[0])
     memory.rm("/large", recursive=True)
