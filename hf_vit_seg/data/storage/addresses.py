@@ -5,7 +5,7 @@ Nothing that is opened here is kept: the readers may be used in several threads,
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from glob import has_magic
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -80,16 +80,42 @@ def list_address(filesystem: Any, path: str) -> dict[str, int]:
     }
 
 
+def files_below_address(folder: str, suffixes: Collection[str], skip: Collection[str] = ()) -> list[str]:
+    """The files below an address with one of these lower-case suffixes, relative to it, in order of name.
+
+    There are none below the addresses `skip`. Raises StorageError if the address cannot be listed.
+    """
+    filesystem, path = open_address(folder)
+    if "://" in path:
+        raise StorageError(f"{folder}: a web server does not list its files: use a list of files (kind: list)")
+    try:
+        found = list_address(filesystem, path)
+    except Exception as error:  # of the network and of access; each file system has its own
+        raise StorageError(f"{folder} cannot be listed: {error_sentence(error)}") from error
+    inside = [name.removeprefix(path).lstrip("/") for name in found]
+    skipped = tuple(f"{each.rstrip('/')}/" for each in skip)
+    return [
+        name
+        for name in inside
+        if PurePosixPath(name).suffix.lower() in suffixes and not join(folder, name).startswith(skipped)
+    ]
+
+
 def join(folder: str, name: str) -> str:
     """The path or address of a file in a folder."""
     return f"{folder.rstrip('/')}/{name}" if is_address(folder) else os.path.join(folder, name)
 
 
-def file_in(folder: Path | str, name: str) -> Path | ImageBytes:
-    """A file of a folder: its path, or its content if the folder is an address. Raises as `read_address`."""
-    if isinstance(folder, Path):
-        return folder / name
-    return ImageBytes(address := join(folder, name), read_address(address, address))
+def locate(folder: Path | str, name: str) -> Path | str:
+    """The path or the address of a file in a folder; `name` may be an address itself."""
+    if is_address(name):
+        return name
+    return folder / name if isinstance(folder, Path) else join(folder, name)
+
+
+def file_at(place: Path | str) -> Path | ImageBytes:
+    """A local file, or the content of one at an address. Raises as `read_address`."""
+    return place if isinstance(place, Path) else ImageBytes(place, read_address(place, place))
 
 
 def read_address(address: str, name: str, size: int = UNKNOWN) -> bytes:
@@ -150,11 +176,13 @@ __all__ = [
     "UNKNOWN",
     "ConnectionLost",
     "StorageError",
-    "file_in",
+    "file_at",
+    "files_below_address",
     "is_address",
     "join",
     "list_address",
     "local_path",
+    "locate",
     "open_address",
     "open_binary",
     "read_address",
