@@ -47,7 +47,7 @@ class WebDatasetSource(SourceRecord):
     image: the extensions of images, separated by `;`, the first one that a sample has; default: those of image formats.
     mask: the same for masks, and for the class maps of the tasks instance and panoptic.
     label: the same for labels, text files with a name, or an integer from 0 that indexes `data.classes`.
-    instances: the same for instance maps (tasks instance and panoptic), see `folders`.
+    instance: the same for instance maps (tasks instance and panoptic), see `instances` of `folders`.
     label_divisor: the values of the instance maps include the class, see `folders`.
     separator: what separates the labels of an image, such as `;`, for `data.multi_label`.
     unpaired: whether images without a target, and targets without an image, are an `error` or skipped (`skip`).
@@ -59,7 +59,7 @@ class WebDatasetSource(SourceRecord):
     image: str | None = None
     mask: str = "seg.png;mask.png"
     label: str = "cls;cls.txt"
-    instances: str = "instances.png"
+    instance: str = "instances.png"
     label_divisor: PositiveInt | None = None
     separator: str | None = Field(default=None, min_length=1)
     unpaired: Literal["error", "skip"] = "error"
@@ -99,8 +99,8 @@ class WebDatasetSource(SourceRecord):
         """The extensions of each kind of members that a task reads."""
         others = sorted(suffix.removeprefix(".") for suffix in readable_suffixes())
         image = split_extensions(self.image) if self.image else (*IMAGES, *(s for s in others if s not in IMAGES))
-        target = {"segmentation": "mask", "classification": "label"}.get(task, "instances")
-        kinds = [target, "mask"] if target == "instances" and self.label_divisor is None else [target]
+        target = {"segmentation": "mask", "classification": "label"}.get(task, "instance")
+        kinds = [target, "mask"] if target == "instance" and self.label_divisor is None else [target]
         return {"image": image} | {kind: split_extensions(getattr(self, kind)) for kind in kinds}
 
     def encode(self, labels: list[str]) -> tuple[Sequence[int] | Sequence[Labels], tuple[str, ...] | None]:
@@ -225,7 +225,7 @@ def read_label(member: Member, path: str) -> str:
 class TarSource:
     """Samples in tar files. `members` are names, and `places` (n, 2) offsets and sizes of the files of each kind.
 
-    Kinds are `image`, `mask` and `instances`. `tars` (n,) are indices of `paths`. Ranges of addresses are read.
+    Kinds are `image`, `mask` and `instance`. `tars` (n,) are indices of `paths`. Ranges of addresses are read.
     """
 
     paths: tuple[str, ...]
@@ -251,10 +251,10 @@ class TarSource:
         image = read_pixels(self.file("image", index), self.channels)
         if self.labels is not None:
             return RawSample(self.name(index), image, self.labels[index])
-        if "instances" not in self.members:
+        if "instance" not in self.members:
             return RawSample(self.name(index), image, read_mask(self.file("mask", index)))
         class_map = self.file("mask", index) if "mask" in self.members else None
-        segments, notes = read_segments(self.file("instances", index), class_map, self.divisor)
+        segments, notes = read_segments(self.file("instance", index), class_map, self.divisor)
         return RawSample(self.name(index), image, segments, notes)
 
     def file(self, kind: str, index: int) -> ImageBytes:
