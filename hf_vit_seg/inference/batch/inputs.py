@@ -81,7 +81,7 @@ def find_sources(
     """
     for given in inputs:
         if given.startswith(DATASETS):
-            yield open_dataset(given, column)
+            yield from open_dataset(given, column)
         elif is_address(given):
             yield from open_remote(given, column)
         else:
@@ -98,7 +98,7 @@ def open_local(given: str, column: str, skip: Path | None) -> Iterator[tuple[Sou
         raise ImageFileError(f"{given}: no such file or folder, and as a pattern it matches none")
     for match in matches:
         if is_saved_dataset(Path(match)):
-            yield open_dataset(DATASETS + match, column)
+            yield from open_dataset(DATASETS + match, column)
         elif os.path.isdir(match):
             yield from open_folder(match, column, skip)
         else:
@@ -264,8 +264,11 @@ def holds_files(kind: Any) -> bool:
 # Datasets
 
 
-def open_dataset(given: str, column: str) -> tuple[Source, Iterable[Entry]]:
-    """The source of `datasets://NAME?split=test`, a dataset of the Hub or a local folder of the library `datasets`."""
+def open_dataset(given: str, column: str) -> Iterator[tuple[Source, Iterable[Entry]]]:
+    """The sources of `datasets://NAME?split=test`, a dataset of the Hub or a local folder of the library `datasets`.
+
+    A stream of Parquet files is read by their row groups, so that several processes do not read the same rows.
+    """
     name, _, query = given.removeprefix(DATASETS).partition("?")
     settings = dict(parse_qsl(query))
     if unknown := settings.keys() - set(DATASET_SETTINGS):
@@ -274,9 +277,38 @@ def open_dataset(given: str, column: str) -> tuple[Source, Iterable[Entry]]:
     data = load_dataset(source)
     features = data.features or data._resolve_features().features  # formats without a schema are read at the start
     chosen = image_column({key: kind_of(feature) for key, feature in features.items()}, column, given)
-    source = Source("dataset", name, chosen, **settings)
     folder = PurePosixPath(name.replace(os.sep, "/")).name or "dataset"
-    return source, (Entry("", row, UNKNOWN, f"{folder}/{row:08d}.row") for row in range(count_rows(data)))
+    files = parquet_files(source, data)
+    if not files:
+        rows = count_rows(data)
+        yield Source("dataset", name, chosen, **settings), dataset_entries(folder, 0, rows)
+    first = 0
+    for path in files:
+        with open_parquet(path) as file:
+            rows = file.metadata.num_rows
+        yield Source("parquet", path, chosen), dataset_entries(folder, first, rows)
+        first += rows
+
+
+def dataset_entries(folder: str, first: int, rows: int) -> Iterator[Entry]:
+    """The rows of a part of a dataset, whose results are named by their numbers in the dataset, from `first` on."""
+    return (Entry("", row, UNKNOWN, f"{folder}/{first + row:08d}.row") for row in range(rows))
+
+
+def parquet_files(source: Source, data: Any) -> list[str]:
+    """The paths or addresses of the Parquet files of a streamed dataset, in order; empty for other formats."""
+    import datasets
+
+    if hasattr(data, "__len__") or data.info.builder_name != "parquet":
+        return []
+    folder = Path(source.root).expanduser()
+    place = os.fspath(folder) if folder.is_dir() else source.root
+    try:
+        builder = datasets.load_dataset_builder(place, source.config or None, revision=source.revision or None)
+    except Exception as error:  # the library, the network and the file formats raise anything
+        raise InputError(f"the dataset {source.root} cannot be opened: {error_sentence(error)}") from error
+    files: Any = builder.config.data_files or {}
+    return list(map(str, files.get(source.split or "train", [])))
 
 
 def kind_of(feature: Any) -> Any:

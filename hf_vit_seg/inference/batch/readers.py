@@ -5,6 +5,7 @@ Readers may be called from several threads.
 
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from .inputs import Source, load_dataset
 from .manifest import Manifest, Row
 
 KEPT_ROWS = 64  # more than threads read ahead
+MAX_OPEN = 16  # readers; those of Parquet files have a row group in memory
 
 
 class Reader(Protocol):
@@ -34,10 +36,14 @@ class Reader(Protocol):
 
 
 class Readers:
-    """Reads the rows of a manifest, with one reader for each source."""
+    """Reads the rows of a manifest, with one reader for each of the sources that were read last.
+
+    A process keeps it for all of its shards: a stream, which has no other way to a row than reading those before it,
+    is then read once by each process.
+    """
 
     def __init__(self, manifest: Manifest):
-        self.manifest, self.opened, self.lock = manifest, dict[int, Reader](), threading.Lock()
+        self.manifest, self.opened, self.lock = manifest, OrderedDict[int, Reader](), threading.Lock()
 
     def read(self, row: Row) -> Path | ImageBytes:
         """The encoded image of a row. Raises ImageFileError or ConnectionLost."""
@@ -45,7 +51,11 @@ class Readers:
             if row.source not in self.opened:
                 source = self.manifest.sources[row.source]
                 self.opened[row.source] = READERS[source.kind](source)
-        return self.opened[row.source].read(row, self.manifest.locate(row))
+            self.opened.move_to_end(row.source)
+            reader = self.opened[row.source]
+            if len(self.opened) > MAX_OPEN:
+                self.opened.popitem(last=False)
+        return reader.read(row, self.manifest.locate(row))
 
 
 class FileReader:
@@ -97,7 +107,10 @@ class ParquetReader:
 
 
 class DatasetReader:
-    """Rows of a dataset: by index if it is on this disk, else in order, with few rows read ahead."""
+    """Rows of a dataset: by index if it is on this disk, else in order, with few rows kept.
+
+    Rows that increase are read in one pass over the stream. For smaller ones, it starts again.
+    """
 
     def __init__(self, source: Source):
         import datasets
@@ -127,7 +140,9 @@ class DatasetReader:
             self.rows, self.next = iter(self.data.skip(index)), index
         try:
             while self.next < index:
-                self.ahead[self.next] = next(self.rows)
+                row = next(self.rows)
+                if self.next >= index - KEPT_ROWS:
+                    self.ahead[self.next] = row
                 self.next += 1
             found = next(self.rows)
         except StopIteration:

@@ -94,9 +94,7 @@ def test_segments_of_tar_and_parquet_files_are_those_of_folders(tmp_path):
     folders = {"kind": "folders", **{name: str(tmp_path / name) for name in parts}}
     suffixes = {"images": "png", "masks": "seg.png", "instances": "instances.png"}
     tar = write_tar(tmp_path / "a.tar", {f"0.{suffixes[name]}": content for name, content in parts.items()})
-    rows = [
-        {"image": {"bytes": parts["images"], "path": None}, "mask": parts["masks"], "instances": parts["instances"]}
-    ]
+    row = {"image": {"bytes": parts["images"], "path": None}, "mask": parts["masks"], "instances": parts["instances"]}
     pyarrow.parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     parquet = {"kind": "parquet", "data_files": str(tmp_path / "a.parquet")}
     for task in ("instance", "panoptic"):
