@@ -312,11 +312,10 @@ def parquet_files(source: Source, data: Any) -> list[str]:
 
 
 def kind_of(feature: Any) -> Any:
-    """The Arrow type of a feature; of features without one, such as nested dictionaries, an integer's."""
-    import pyarrow
+    """The Arrow type of a feature."""
+    from datasets.features.features import get_nested_type
 
-    kind = getattr(feature, "pa_type", None)
-    return kind if isinstance(kind, pyarrow.DataType) else pyarrow.int8()
+    return get_nested_type(feature)
 
 
 def load_dataset(source: Source) -> Any:
