@@ -2,8 +2,8 @@
 
     python -m benchmarks.throughput [--model DIRECTORY] [--photos FOLDER] [--images 120]
 
-The default model is a SegFormer-B0 with 150 classes and random weights, whose label maps have more boundaries than those
-of a trained model.
+The default model is a SegFormer-B0 with 150 classes and random weights, whose label maps have more boundaries than
+those of a trained model.
 
 The rate of the model alone is that of the model and its exact label map on tensors in memory, at its best over
 processes, threads and batch sizes. Everything else reads JPEG files and writes its results: `predict` by shards with
