@@ -2,6 +2,9 @@
 
     python -m benchmarks.throughput [--model DIRECTORY] [--photos FOLDER] [--images 120]
 
+The default model is a SegFormer-B0 with 150 classes and random weights, whose label maps have more boundaries than
+those of a trained model.
+
 The rate of the model alone is that of the model and its exact label map on tensors in memory, at its best over
 processes, threads and batch sizes. Everything else reads JPEG files and writes its results: `predict` by shards with
 label maps only, and with overlays and reports; `predict` of one process as without options of batch inference; one
@@ -87,6 +90,16 @@ def write_photos(folder: Path, images: int, found: Sequence[Path]) -> None:
             small = Image.fromarray(random.integers(0, 255, (24, 32, 3), np.uint8))
             picture = small.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
         picture.save(folder / f"{number:05d}.jpg", quality=90)
+
+
+def write_model(folder: Path) -> str:
+    """A SegFormer-B0 with 150 classes and random weights, in transformers' format, which its pipeline loads too."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+    torch.manual_seed(0)
+    SegformerForSemanticSegmentation(SegformerConfig(num_labels=150)).save_pretrained(folder)
+    SegformerImageProcessor().save_pretrained(folder)
+    return str(folder)
 
 
 def share(setup: Setup, process: int, processes: int) -> list[Path]:
@@ -214,7 +227,9 @@ def ray_rate(setup: Setup, threads: int) -> float | None:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="directory of a segmentation model in transformers' format")],
+    model: Annotated[
+        str | None, typer.Option(help="directory of a segmentation model; default: SegFormer-B0 with random weights")
+    ] = None,
     photos: Annotated[Path | None, typer.Option(help="folder of photos; noise if not given")] = None,
     images: Annotated[int, typer.Option(help="number of images")] = 120,
     peer_images: Annotated[int, typer.Option(help="images that transformers' pipeline segments")] = 10,
@@ -245,7 +260,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         found = [] if photos is None else sorted(path for path in photos.rglob("*") if path.suffix in (".jpg", ".png"))
         write_photos(Path(folder), images, found)
-        setup = Setup(model, folder, images, device)
+        setup = Setup(model or write_model(Path(folder, "model")), folder, images, device)
         rates, cores_used = dict.fromkeys(works, 0.0), dict.fromkeys(works, float("inf"))
         for _ in range(rounds):
             for name, work in works.items():

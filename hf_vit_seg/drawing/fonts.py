@@ -18,9 +18,13 @@ logger = logging.getLogger(__name__)
 def load_font(size: float, texts: Iterable[str]) -> Font:
     """Load a font that has the characters of all texts, or the most of them."""
     needed = beyond_ascii(texts)
-    if not needed:
-        return ImageFont.load_default(size)
-    return ImageFont.truetype(find_font(needed) or dejavu(), size)
+    return open_font(size, (find_font(needed) or dejavu()) if needed else None)
+
+
+@lru_cache(maxsize=64)
+def open_font(size: float, path: Path | None) -> Font:
+    """Open a font file; None is Pillow's own font."""
+    return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
 
 
 def fallback_families(texts: Iterable[str]) -> list[str]:

@@ -16,13 +16,13 @@ from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageBytes, ImageFileError
 from hf_vit_seg.data.images.nodata import file_nodata, fill_missing
 from hf_vit_seg.data.images.pixels import File, pil_pixels, read_pixels
+from hf_vit_seg.data.storage.addresses import MAX_DOWNLOAD
 from hf_vit_seg.data.transforms.context import TransformContext, processor_white
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.models.image_processing_inputs import rgb_image, scale_pixels, to_pixels
 
 ADDRESSES = ("https://", "http://")
-MAX_DOWNLOAD = 512 * 2**20  # bytes
 TIMEOUT = 30.0  # seconds without data
 CHUNK = 2**20
 
@@ -68,19 +68,20 @@ def as_file(image: Any) -> File | None:
 
 
 def load_file(
-    file: File, channels: int, processor: Any, max_pixels: int = MAX_PIXELS
-) -> tuple[torch.Tensor, Image.Image, torch.Tensor | None]:
+    file: File, channels: int, processor: Any, max_pixels: int = MAX_PIXELS, display: bool = True
+) -> tuple[torch.Tensor, Image.Image | None, torch.Tensor | None]:
     """Read an image file as pixels (C, H, W), as in training, as an RGB image for display, and where data is missing.
 
-    Pixels that a TIFF declares as missing become the processor's mean, as in training and in tiles. The last item is
-    their mask (H, W) bool; None if there are none.
+    Without `display`, the second item is None. Pixels that a TIFF declares as missing become the processor's mean, as
+    in training and in tiles. The last item is their mask (H, W) bool; None if there are none.
     """
     pixels = read_pixels(file, channels, max_pixels)
     nodata = file_nodata(file) if isinstance(file, Path) else None
     context = TransformContext.from_processor
     pixels, missing = fill_missing(pixels, nodata, lambda: context(processor, "segmentation").stored_mean(pixels))
     check_finite(pixels, file)
-    return scale_pixels(pixels, processor_white(processor)), to_rgb_image(pixels), missing
+    shown = to_rgb_image(pixels) if display else None
+    return scale_pixels(pixels, processor_white(processor)), shown, missing
 
 
 def array_input(image: Any, channels: int, processor: Any) -> torch.Tensor:

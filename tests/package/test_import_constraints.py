@@ -51,6 +51,7 @@ LEVELS: dict[str, list[set[str]]] = {
         {"checks"},
         {"datasets", "collation"},
         {"sources", "transforms"},
+        {"storage"},
         {"labels", "images", "statistics", "stream"},
         {"samples", "wording"},
     ],

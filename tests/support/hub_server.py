@@ -24,6 +24,7 @@ import yaml
 LARGE = (".safetensors", ".png", ".bin")  # files stored with LFS
 LICENSE_NAME = re.compile(r"[a-z0-9.-]+")
 NOTHING = "0" * 40
+BYTE_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 REVISION = r"(refs/pr/\d+|[^/]+)"  # within a path
 
 
@@ -254,6 +255,10 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def reply(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        if status == 200 and self.command == "GET" and (found := BYTE_RANGE.fullmatch(self.headers.get("Range") or "")):
+            start, stop = int(found[1]), min(int(found[2] or len(content)), len(content) - 1) + 1
+            status, headers = 206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
+            content = content[start:stop]
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -22,6 +22,7 @@ from hf_vit_seg.data.images.files import read_orientation
 from hf_vit_seg.data.labels.raw_values import ClassTableError, Raw
 from hf_vit_seg.data.labels.segment_classes import count_segments
 from hf_vit_seg.data.samples import Labels, Person, RawSample, RawSegments
+from hf_vit_seg.data.storage.addresses import ConnectionLost
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.text_files import ANNOTATION_BYTES, read_json
 
@@ -63,11 +64,16 @@ class SampleFacts:
 
 
 def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
-    """Read a sample and collect its facts; exceptions become its `fault`."""
+    """Read a sample and collect its facts; exceptions become its `fault`.
+
+    Raises ConnectionLost, which is no fault of the sample: `data.on_error: skip` would leave it out.
+    """
     name = dataset.name(index)
     try:
         sample = dataset.raw(index)
         orientations = tuple(read_orientation(file) for file in dataset.encoded_files(index))
+    except ConnectionLost:
+        raise
     except (HfVitSegError, OSError) as error:  # sources of plugins may not name the sample
         return SampleFacts(name, fault=locate_error(error, name, name, dataset.location(index)))
     try:

@@ -14,9 +14,10 @@ import torch
 
 from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE
 from hf_vit_seg.data.samples import RawSegments
+from hf_vit_seg.data.storage.addresses import file_at
 
 from .folders import FoldersSource
-from .instance_maps import InstanceMaps, segments_of_codes
+from .instance_maps import InstanceMaps, read_instances, segments_of_codes
 from .source import Place, SourceRecord
 
 DIVISOR = 1000  # the value of an object is its label id times 1000 and its number; that of other pixels the label id
@@ -70,7 +71,7 @@ class Cityscapes(InstanceMaps):
 
     def segments(self, index: int) -> tuple[RawSegments, tuple[str, ...]]:
         """Read the segments of an image."""
-        found = segments_of_codes(self.read_values(index), DIVISOR)
+        found = segments_of_codes(read_instances(file_at(self.places(index)[-1])), DIVISOR)
         assert found.classes is not None and self.values is not None
         kinds = [self.values.get(label, IGNORED_VALUE) for label in found.classes]
         background = torch.tensor([False, False, *(kind is None for kind in kinds)])

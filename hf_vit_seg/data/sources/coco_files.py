@@ -141,7 +141,7 @@ def read_coco(annotations: Path | Sequence[Path], images: Path | Sequence[Path])
         files.append((path, replace(lists, images=found)))
     title = format_list([path for path, _ in files])
     lists = files[0][1] if len(files) == 1 else merge_lists(files)
-    check_present([folder / image.file_name for image in lists.images], title)
+    check_present(folder, [image.file_name for image in lists.images], title)
     by_id = {image.id: image for image in sorted(lists.images, key=lambda image: image.file_name)}
     return CocoFile(title, folder, by_id, lists.annotations, lists.categories)
 

@@ -93,8 +93,8 @@ class CocoPanopticSource(SourceRecord):
         images = [replace(image, file_name=portable_path(folders[0], image.file_name)) for image in lists.images]
         images.sort(key=lambda image: image.file_name)
         masks = [portable_path(folders[1], by_id[image.id].file_name) for image in images]
-        check_present([folders[0] / image.file_name for image in images], str(path))
-        check_present([folders[1] / mask for mask in masks], str(path))
+        check_present(folders[0], [image.file_name for image in images], str(path))
+        check_present(folders[1], masks, str(path))
         categories = sorted(lists.categories, key=lambda category: (isinstance(category.id, str), category.id))
         things = {category.id: category.isthing is not False for category in categories}
         kept = [category for category in categories if task == "panoptic" or things[category.id]]

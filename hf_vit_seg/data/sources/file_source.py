@@ -1,23 +1,25 @@
-"""Samples stored as files: an image and its mask, or an image with a class index."""
+"""Samples stored as files on this disk or at addresses: an image and its mask, or an image with a class index."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_vit_seg.data.images.pixels import read_mask, read_pixels
+from hf_vit_seg.data.images.pixels import File, read_mask, read_pixels
 from hf_vit_seg.data.samples import Labels, RawSample
+from hf_vit_seg.data.storage.addresses import file_at, locate
 
 
 @dataclass(frozen=True, eq=False)
 class FileSource:
     """Image files in `image_folder`, and their mask files in `mask_folder` or their classes.
 
-    Paths are strings, which take a fraction of the memory of Path objects.
+    Folders are paths, or addresses as strings. Paths of files are strings, which take a fraction of the memory of Path
+    objects.
     """
 
-    image_folder: Path
+    image_folder: Path | str
     images: Sequence[str]
-    mask_folder: Path
+    mask_folder: Path | str
     targets: Sequence[str] | Sequence[int] | Sequence[Labels]
     class_names: tuple[str, ...] | None = None
     channels: int = 3
@@ -31,13 +33,12 @@ class FileSource:
         return any(isinstance(target, Labels) for target in self.targets[:1])
 
     def read(self, index: int) -> RawSample:
-        """Read a sample. Raises ImageFileError."""
-        target = self.targets[index]
-        image = read_pixels(self.image_folder / self.images[index], self.channels)
+        """Read a sample. Raises ImageFileError, or ConnectionLost."""
+        target, (image, *masks) = self.targets[index], self.places(index)
         return RawSample(
             name=self.name(index),
-            image=image,
-            target=read_mask(self.mask_folder / target) if isinstance(target, str) else target,
+            image=read_pixels(file_at(image), self.channels),
+            target=target if not isinstance(target, str) else read_mask(file_at(masks[0])),
         )
 
     def name(self, index: int) -> str:
@@ -45,10 +46,17 @@ class FileSource:
         return self.images[index]
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The image, and the mask if there is one."""
-        target = self.targets[index]
-        image = self.image_folder / self.images[index]
-        return (image, self.mask_folder / target) if isinstance(target, str) else (image,)
+        """The image, and the mask if there is one; without those at addresses."""
+        return tuple(place for place in self.places(index) if isinstance(place, Path))
+
+    def encoded_files(self, index: int) -> tuple[File, ...]:
+        """The same with those at addresses, which are read."""
+        return tuple(map(file_at, self.places(index)))
+
+    def places(self, index: int) -> list[Path | str]:
+        """The paths or addresses of the image and its mask."""
+        target, image = self.targets[index], locate(self.image_folder, self.images[index])
+        return [image, locate(self.mask_folder, target)] if isinstance(target, str) else [image]
 
     def group(self, index: int) -> str:
         """The image's path: samples are independent."""

@@ -1,8 +1,8 @@
-"""Folders of images and folders of masks or instance maps, paired by name."""
+"""Folders of images and folders of masks or instance maps, paired by name; and folders of images for each class."""
 
 import re
 from collections import Counter
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,11 +10,12 @@ from pydantic import PositiveInt
 
 from hf_vit_seg.data.images.files import files_below, readable_suffixes
 from hf_vit_seg.data.labels.names import compose
+from hf_vit_seg.data.storage.addresses import StorageError, files_below_address, is_address
 from hf_vit_seg.data.wording import format_list
 
 from .file_source import FileSource
 from .instance_maps import InstanceMaps
-from .source import Place, SourceError, SourceRecord, existing_file, existing_folder
+from .source import Location, Place, SourceError, SourceRecord, existing_file, existing_folder
 
 STEM = "{stem}"
 
@@ -22,9 +23,10 @@ STEM = "{stem}"
 class FoldersSource(SourceRecord):
     """Images with masks or instance maps in folders, paired by stem: the path below the folder without its suffix.
 
-    images: a folder, searched recursively; or a template whose `{stem}` is the common part of image and mask paths:
-        `photos/{stem}_rgb.png`, `leftImg8bit/train/{stem}_leftImg8bit.png`, `cases/{stem}/image.png`. Subfolders
-        of the template's fixed part belong to the stem.
+    images: a folder or an fsspec address such as `s3://bucket/photos`, searched recursively; or a template whose
+        `{stem}` is the common part of image and mask paths: `photos/{stem}_rgb.png`,
+        `leftImg8bit/train/{stem}_leftImg8bit.png`, `cases/{stem}/image.png`. Subfolders of the template's fixed part
+        belong to the stem.
     masks: the same for the masks. For the tasks instance and panoptic, the class of each object and of the pixels
         without object; for instance they may be missing if there is one class.
     instances: the same for the instance maps (tasks instance and panoptic): 0 is no object, and each object has its own
@@ -134,32 +136,45 @@ def find_stem(word: str, known: Container[str]) -> str:
     return next((stem for stem in candidates if stem in known), word)
 
 
-def template_folder(place: str, what: str) -> Path:
-    """The folder of a template's fixed part, or `place` itself if it is a folder."""
+def template_folder(place: str, what: str) -> Path | str:
+    """The folder of a template's fixed part, or `place` itself if it is a folder; an address as a string."""
     if {"{", "}"} & set(place.replace(STEM, "", 1)):
         raise SourceError(f"{what}: {place}: a template must have {STEM} once and no other braces")
     fixed, stem, _ = place.partition(STEM)
+    if is_address(place):
+        return fixed.rpartition("/")[0] if stem else fixed.rstrip("/")
     folder = Path(fixed).parent if stem and not fixed.endswith("/") else Path(fixed)
     return existing_folder(folder.expanduser(), what)
 
 
-def find_stems(place: str, folder: Path, skip: Collection[Path]) -> dict[str, str]:
+def find_stems(place: str, folder: Path | str, skip: Collection[Path | str]) -> dict[str, str]:
     """Find the files of a folder or template by stem, relative to `folder`; the folders `skip` are excluded."""
     pattern = stem_pattern(compose(place))
     suffixes = readable_suffixes() | ({Path(place).suffix.lower()} if STEM in place else frozenset())
     found: dict[str, str] = {}
-    for path in files_below(folder, suffixes, skip):
-        if match := pattern.fullmatch(compose(path.as_posix())):
+    for path in list_files(folder, suffixes, skip):
+        if match := pattern.fullmatch(compose(path)):
             stem = match["folder"] + match["stem"]
             if stem in found:
                 raise SourceError(
-                    f"{place} has two files with the stem '{stem}', {found[stem]} and {path.as_posix()}: select one "
-                    f"by a template such as '{folder}/{STEM}{path.suffix}'"
+                    f"{place} has two files with the stem '{stem}', {found[stem]} and {path}: select one "
+                    f"by a template such as '{folder}/{STEM}{Path(path).suffix}'"
                 )
-            found[stem] = path.as_posix()
+            found[stem] = path
     if not found:
         raise SourceError(f"{place}: found no image files (.png, .jpg, .tif, .npy ...)")
     return found
+
+
+def list_files(folder: Path | str, suffixes: frozenset[str], skip: Collection[Path | str] = ()) -> Iterable[str]:
+    """The files below a folder or an address with one of these suffixes, relative to it. Raises SourceError."""
+    if isinstance(folder, Path):
+        local = [each for each in skip if isinstance(each, Path)]
+        return (path.as_posix() for path in files_below(folder, suffixes, local))
+    try:
+        return files_below_address(folder, suffixes, [each for each in skip if isinstance(each, str)])
+    except StorageError as error:
+        raise SourceError(str(error)) from None
 
 
 def stem_pattern(place: str) -> re.Pattern[str]:
@@ -169,4 +184,47 @@ def stem_pattern(place: str) -> re.Pattern[str]:
     return re.compile(rf"(?P<folder>(?:.*/)?){re.escape(fixed.rpartition('/')[2])}(?P<stem>[^/]+){ending}")
 
 
-__all__ = ["FoldersSource"]
+class ClassFoldersSource(SourceRecord):
+    """Images sorted into a folder for each class, `root/cat/1.jpg`, as in ImageNet.
+
+    root: the parent folder of the class folders, or its fsspec address; their names in alphabetical order are the
+        classes.
+    """
+
+    tasks: ClassVar = ("classification",)
+
+    root: Location
+
+    def open(self, task: str, channels: int = 3) -> FileSource:
+        """Find the images. Raises SourceError if there are no class folders, or one has no images."""
+        found = address_classes(self.root) if isinstance(self.root, str) else folder_classes(self.root)
+        root = self.root
+        if not found:
+            raise SourceError(f"{root} has no subfolders: create one folder of images per class")
+        if empty := [name for name, files in found.items() if not files]:
+            raise SourceError(
+                f"{root}: found folders without images: {format_list(empty)}; remove them, as every folder is a class"
+            )
+        images = [f"{name}/{path}" for name, files in found.items() for path in files]
+        labels = [label for label, files in enumerate(found.values()) for _ in files]
+        return FileSource(root, images, root, labels, tuple(map(compose, found)), channels)
+
+
+def folder_classes(root: Path) -> dict[str, list[str]]:
+    """The images of each class folder, relative to it."""
+    folders = sorted(path for path in existing_folder(root, "root").iterdir() if path.is_dir())
+    visible = [folder for folder in folders if not folder.name.startswith(".")]
+    return {folder.name: [p.as_posix() for p in files_below(folder, readable_suffixes())] for folder in visible}
+
+
+def address_classes(root: str) -> dict[str, list[str]]:
+    """The images of each class folder at an address, relative to it."""
+    found: dict[str, list[str]] = {}
+    for path in list_files(root, readable_suffixes()):
+        folder, inside, name = path.partition("/")
+        if inside:
+            found.setdefault(folder, []).append(name)
+    return dict(sorted(found.items()))
+
+
+__all__ = ["ClassFoldersSource", "FoldersSource"]

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from hf_vit_seg.data.images.files import ImageFileError
-from hf_vit_seg.data.images.pixels import read_mask, read_pixels
+from hf_vit_seg.data.images.pixels import File, read_mask, read_pixels
 from hf_vit_seg.data.samples import RawSample, RawSegments
+from hf_vit_seg.data.storage.addresses import file_at, locate
 
 SEVERAL_CLASSES = "objects whose pixels have several classes in the class map (the most frequent one is used)"
 
@@ -64,28 +65,65 @@ def segments_of_codes(values: torch.Tensor, divisor: int) -> RawSegments:
     return RawSegments(ids, tuple(classes.tolist()), frozenset(((~single).nonzero()[:, 0] + 1).tolist()))
 
 
-def read_instances(path: Path) -> torch.Tensor:
+def read_instances(file: File) -> torch.Tensor:
     """Read an instance map (H, W) int64. Raises ImageFileError for colors."""
-    values = read_mask(path)
+    return check_instances(read_mask(file), file)
+
+
+def check_instances(values: torch.Tensor, file: object) -> torch.Tensor:
+    """Return a map (H, W). Raises ImageFileError for colors."""
     if values.ndim != 2:
         raise ImageFileError(
-            f"{path}: found colors, expected an instance map with one number per pixel: save it as a PNG of 16 bits"
+            f"{file}: found colors, expected an instance map with one number per pixel: save it as a PNG of 16 bits"
         )
     return values
+
+
+def read_segments(
+    instances: File, class_map: File | None = None, divisor: int | None = None
+) -> tuple[RawSegments, tuple[str, ...]]:
+    """Read the segments of an instance map and, if given, a class map, see `join_segments`."""
+    classes = None if class_map is None else read_instances(class_map)
+    return join_segments(read_instances(instances), classes, divisor, instances)
+
+
+def join_segments(
+    values: torch.Tensor, classes: torch.Tensor | None, divisor: int | None, file: object
+) -> tuple[RawSegments, tuple[str, ...]]:
+    """The segments of an instance map (H, W) and, if given, a class map (H, W); also notes on them.
+
+    With a `divisor`, the values of the instance map include the class (see `segments_of_codes`). `file` names the
+    instance map in messages. Raises ImageFileError.
+    """
+    check_instances(values, file)
+    if divisor is not None:
+        return segments_of_codes(values, divisor), ()
+    ids, found = number_values(values)
+    if classes is None:
+        return RawSegments(ids, None), ()
+    if check_instances(classes, file).shape != ids.shape:
+        sizes = ["x".join(map(str, each.shape)) for each in (ids, classes)]
+        raise ImageFileError(
+            f"{file}: the instance map has {sizes[0]} pixels (height x width), its class map {sizes[1]}: use maps "
+            "of the image's size"
+        )
+    segments, several = segments_of_classes(ids, len(found), classes)
+    return segments, (SEVERAL_CLASSES,) if several else ()
 
 
 @dataclass(frozen=True, eq=False)
 class InstanceMaps:
     """Image files, their instance maps and, if given, their class maps; paths are relative to the folders.
 
-    With a `divisor`, the values of instance maps include the class (see `segments_of_codes`).
+    Folders are paths, or addresses as strings. With a `divisor`, the values of instance maps include the class (see
+    `segments_of_codes`).
     """
 
-    image_folder: Path
+    image_folder: Path | str
     images: Sequence[str]
-    instance_folder: Path
+    instance_folder: Path | str
     instances: Sequence[str]
-    class_folder: Path | None = None
+    class_folder: Path | str | None = None
     class_maps: Sequence[str] = ()
     divisor: int | None = None
     channels: int = 3
@@ -95,45 +133,45 @@ class InstanceMaps:
         return len(self.images)
 
     def read(self, index: int) -> RawSample:
-        """Read an image and its segments. Raises ImageFileError."""
-        image = read_pixels(self.image_folder / self.images[index], self.channels)
+        """Read an image and its segments. Raises ImageFileError, or ConnectionLost."""
+        image = read_pixels(file_at(self.places(index)[0]), self.channels)
         target, notes = self.segments(index)
         return RawSample(self.name(index), image, target, notes)
 
     def segments(self, index: int) -> tuple[RawSegments, tuple[str, ...]]:
         """Read the segments of an image, and notes on them."""
-        path, values = self.instance_folder / self.instances[index], self.read_values(index)
-        if self.divisor is not None:
-            return segments_of_codes(values, self.divisor), ()
-        ids, found = number_values(values)
-        if self.class_folder is None:
-            return RawSegments(ids, None), ()
-        classes = read_instances(self.class_folder / self.class_maps[index])
-        if classes.shape != ids.shape:
-            sizes = ["x".join(map(str, each.shape)) for each in (ids, classes)]
-            raise ImageFileError(
-                f"{path}: the instance map has {sizes[0]} pixels (height x width), its class map {sizes[1]}: use maps "
-                "of the image's size"
-            )
-        segments, several = segments_of_classes(ids, len(found), classes)
-        return segments, (SEVERAL_CLASSES,) if several else ()
-
-    def read_values(self, index: int) -> torch.Tensor:
-        """Read the values of an instance map (H, W) int64. Raises ImageFileError."""
-        return read_instances(self.instance_folder / self.instances[index])
+        *class_map, instances = map(file_at, self.places(index)[1:])
+        return read_segments(instances, *class_map, divisor=self.divisor)
 
     def name(self, index: int) -> str:
         """The image's path relative to its folder."""
         return self.images[index]
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The image, the class map if there is one, and the instance map."""
-        maps = () if self.class_folder is None else (self.class_folder / self.class_maps[index],)
-        return (self.image_folder / self.images[index], *maps, self.instance_folder / self.instances[index])
+        """The image, the class map if there is one, and the instance map; without those at addresses."""
+        return tuple(place for place in self.places(index) if isinstance(place, Path))
+
+    def encoded_files(self, index: int) -> tuple[File, ...]:
+        """The same with those at addresses, which are read."""
+        return tuple(map(file_at, self.places(index)))
+
+    def places(self, index: int) -> list[Path | str]:
+        """The paths or addresses of the image, the class map if there is one, and the instance map."""
+        maps = [] if self.class_folder is None else [locate(self.class_folder, self.class_maps[index])]
+        image = locate(self.image_folder, self.images[index])
+        return [image, *maps, locate(self.instance_folder, self.instances[index])]
 
     def group(self, index: int) -> str:
         """The image's path: samples are independent."""
         return self.images[index]
 
 
-__all__ = ["InstanceMaps", "number_values", "segments_of_classes", "segments_of_codes"]
+__all__ = [
+    "InstanceMaps",
+    "join_segments",
+    "number_values",
+    "read_instances",
+    "read_segments",
+    "segments_of_classes",
+    "segments_of_codes",
+]

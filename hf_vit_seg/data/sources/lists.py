@@ -1,21 +1,23 @@
 """Pairs of images and masks or labels, listed in a file."""
 
 import csv
+import io
 import os
 import re
 from collections import Counter
-from io import StringIO
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
+from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.labels.names import normalize_name
 from hf_vit_seg.data.samples import Labels
+from hf_vit_seg.data.storage.addresses import ConnectionLost, StorageError, read_address
 from hf_vit_seg.data.wording import format_list
 
 from .file_source import FileSource
-from .source import Place, SourceError, SourceRecord, check_present, existing_file, existing_folder, portable_path
+from .source import Location, SourceError, SourceRecord, check_present, existing_file, existing_folder, portable_path
 
 TARGET_COLUMNS = {"segmentation": "mask", "classification": "label"}
 INTEGER = re.compile("-?(0|[1-9][0-9]*)")
@@ -27,7 +29,8 @@ class ListSource(SourceRecord):
 
     file: a .csv or .tsv file with a header line; or a text file with two words per line, image and target, in which
         lines that begin with # are comments.
-    root: the folder that paths in the file are relative to; default: the folder of the file.
+    root: the folder that paths in the file are relative to; default: the folder of the file. Both may be fsspec
+        addresses, such as `https://host/photos`, as may the paths in the file.
     image_column: the column of the image paths.
     target_column: the column of the mask paths or labels; default: `mask` or `label`, depending on the task. Labels
         are names; or integers from 0 that index `data.classes`, if all of them are integers without leading zeros.
@@ -38,29 +41,28 @@ class ListSource(SourceRecord):
 
     tasks: ClassVar = ("segmentation", "classification")
 
-    file: Place
-    root: Place | None = None
+    file: Location
+    root: Location | None = None
     image_column: str = "image"
     target_column: str | None = None
     separator: str | None = Field(default=None, min_length=1)
 
     def open(self, task: str, channels: int = 3) -> FileSource:
         """Read the list, in file order. Raises SourceError if columns or files are missing."""
-        path = existing_file(self.file, "file")
-        root = existing_folder(self.root, "root") if self.root else path.parent
-        rows = self.rows(path, task)
+        root = self.find_root()
+        rows = self.rows(task)
         images = [portable_path(root, image) for image, _ in rows]
         if repeated := [image for image, count in Counter(map(os.path.normpath, images)).items() if count > 1]:
-            raise SourceError(f"{path} lists images more than once: {format_list(repeated)}")
-        check_present([root / image for image in images], str(path))
+            raise SourceError(f"{self.file} lists images more than once: {format_list(repeated)}")
+        check_present(root, images, str(self.file))
         if task == "segmentation":
             masks = [portable_path(root, mask) for _, mask in rows]
-            check_present([root / mask for mask in masks], str(path))
+            check_present(root, masks, str(self.file))
             return FileSource(root, images, root, masks, channels=channels)
-        if all(label and (root / portable_path(root, label)).is_file() for _, label in rows):
+        if isinstance(root, Path) and all(label and (root / portable_path(root, label)).is_file() for _, label in rows):
             raise SourceError(
-                f"{path}: all labels are names of files, such as {rows[0][1]}, expected classes: set target_column to "
-                "the column of the labels, or task: segmentation for masks"
+                f"{self.file}: all labels are names of files, such as {rows[0][1]}, expected classes: set "
+                "target_column to the column of the labels, or task: segmentation for masks"
             )
         if self.separator is not None:
             several, names = encode_label_lists([split_labels(label, self.separator) for _, label in rows])
@@ -68,12 +70,30 @@ class ListSource(SourceRecord):
         labels, names = encode_labels([label for _, label in rows])
         return FileSource(root, images, root, labels, names, channels)
 
-    def rows(self, path: Path, task: str) -> list[tuple[str, str]]:
-        """Read the image and target of each line. Raises SourceError."""
+    def find_root(self) -> Path | str:
+        """The folder or address that paths are relative to. Raises SourceError."""
+        if self.root is not None:
+            return self.root if isinstance(self.root, str) else existing_folder(self.root, "root")
+        return self.file.rpartition("/")[0] if isinstance(self.file, str) else existing_file(self.file, "file").parent
+
+    def read_text(self) -> str:
+        """The content of the file. Raises SourceError."""
+        name = str(self.file)
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            data = (
+                read_address(name, name)
+                if isinstance(self.file, str)
+                else existing_file(self.file, "file").read_bytes()
+            )
+            return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
         except UnicodeDecodeError as error:
-            raise SourceError(f"{path} is not UTF-8 text ({error})") from None
+            raise SourceError(f"{name} is not UTF-8 text ({error})") from None
+        except (ImageFileError, ConnectionLost, StorageError) as error:
+            raise SourceError(str(error)) from None
+
+    def rows(self, task: str) -> list[tuple[str, str]]:
+        """Read the image and target of each line. Raises SourceError."""
+        path, text = Path(self.file), self.read_text()
         delimiter = DELIMITERS.get(path.suffix.lower())
         rows = word_rows(path, text) if delimiter is None else self.column_rows(path, text, delimiter, task)
         if not rows:
@@ -82,7 +102,7 @@ class ListSource(SourceRecord):
 
     def column_rows(self, path: Path, text: str, delimiter: str, task: str) -> list[tuple[str, str]]:
         """Read the image and target of each row of a table."""
-        reader = csv.DictReader(StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
         columns = (self.image_column, self.target_column or TARGET_COLUMNS[task])
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         for column in columns:

@@ -10,15 +10,15 @@ from hf_vit_seg.entry_points import DataSourceRecord
 from hf_vit_seg.records import Table
 
 from .cityscapes import CityscapesSource
-from .class_folders import ClassFoldersSource
 from .coco_keypoints import CocoKeypointsSource
 from .coco_masks import CocoMasksSource
 from .coco_panoptic import CocoPanopticSource
-from .folders import FoldersSource
-from .hub_datasets import HuggingFaceSource
+from .folders import ClassFoldersSource, FoldersSource
+from .hub_datasets import HuggingFaceSource, ParquetSource
 from .lists import ListSource
 from .sklearn_digits import DigitsSource
 from .source import Source, SourceError, SourceRecord
+from .tar_shards import WebDatasetSource
 
 SOURCES: Table[SourceRecord] = Table(
     "data source",
@@ -26,6 +26,8 @@ SOURCES: Table[SourceRecord] = Table(
         "folders": FoldersSource,
         "list": ListSource,
         "huggingface": HuggingFaceSource,
+        "webdataset": WebDatasetSource,
+        "parquet": ParquetSource,
         "coco_masks": CocoMasksSource,
         "cityscapes": CityscapesSource,
         "coco_panoptic": CocoPanopticSource,

@@ -6,18 +6,28 @@ and reports missing and unpaired files, without reading images.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from hf_vit_seg.data.labels.names import spellings
 from hf_vit_seg.data.samples import RawSample
+from hf_vit_seg.data.storage.addresses import is_address, local_path, locate
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import Record
 
 # A path in a recipe, relative to the working directory; `~` is expanded.
 Place = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
+def parse_location(value: Any) -> Any:
+    """An address as it is, or a local path with `~` expanded."""
+    return value if not isinstance(value, str) or is_address(value) else local_path(value)
+
+
+# A path as above, or an fsspec address such as `s3://bucket/photos`, which remains a string.
+Location = Annotated[Path | str, BeforeValidator(parse_location)]
 
 
 class SourceError(HfVitSegError):
@@ -95,28 +105,32 @@ def format_path_error(path: Path, what: str, reason: str) -> str:
     return f"{what}: {path}: {reason}{hint}"
 
 
-def portable_path(folder: Path, text: str) -> str:
+def portable_path(folder: Path | str, text: str) -> str:
     """The path of a file in a folder as it is on this disk: lists may be written on another system.
 
     If there is no such file, backslashes are tried as separators, and both Unicode forms of accented letters. A file
-    that is not found keeps its name.
+    that is not found keeps its name. At addresses, only the separators are replaced.
     """
+    if isinstance(folder, str) or is_address(text):
+        return text.replace("\\", "/")
     if (folder / text).is_file():
         return text
     others = [form for each in (text, text.replace("\\", "/")) for form in spellings(each)]
     return next((each for each in others if (folder / each).is_file()), text)
 
 
-def check_present(files: Sequence[Path], where: str) -> None:
-    """Raise SourceError if files of a list or an annotation file do not exist."""
-    missing = [path for path in files if not path.is_file()]
+def check_present(folder: Path | str, names: Sequence[str], where: str) -> None:
+    """Raise SourceError if files of a list or an annotation file do not exist; those at addresses are not checked."""
+    places = (locate(folder, name) for name in names)
+    missing = [place for place in places if isinstance(place, Path) and not place.is_file()]
     if missing:
         raise SourceError(
-            f"{where} lists {len(files)} files, of which {len(missing)} do not exist: {format_list(missing)}"
+            f"{where} lists {len(names)} files, of which {len(missing)} do not exist: {format_list(missing)}"
         )
 
 
 __all__ = [
+    "Location",
     "Place",
     "Source",
     "SourceError",

@@ -11,13 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 from transformers.utils import logging
 
+from hf_vit_seg.data.storage.addresses import is_address
 from hf_vit_seg.error_reporting import BUG, DONE, FAILED, is_quiet, status_console
 
 from .inputs import PARQUET, TAR
 from .processes import Event, ShardProgress
 from .run import ERRORS, BatchRun, RunError, RunObserver, RunSummary, segment_images
 from .shard import ShardStatus
-from .storage import is_address
 
 SHOWN = 20  # failures that are printed; all are in the table of errors
 

@@ -6,7 +6,6 @@ files with a column of images, and datasets of the library `datasets` as `datase
 
 import os
 import re
-import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,18 +16,24 @@ from urllib.parse import parse_qsl
 
 from hf_vit_seg.data.images.files import ImageFileError, readable_suffixes, walk_files
 from hf_vit_seg.data.sources.hub_datasets import is_saved_dataset
+from hf_vit_seg.data.storage.addresses import (
+    UNKNOWN,
+    is_address,
+    list_address,
+    local_path,
+    open_address,
+    open_binary,
+)
+from hf_vit_seg.data.storage.tar_files import list_members
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.local_paths import installed_path
-
-from .storage import is_address, local_path, open_address
 
 Kind = Literal["files", "tar", "parquet", "dataset"]
 
 DATASETS = "datasets://"
 TAR, PARQUET = ".tar", ".parquet"
 DATASET_SETTINGS = ("split", "config", "revision")
-UNKNOWN = -1  # size in bytes
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")  # in this order, if no column is given
 LABELS = re.compile(r"\.(seg|overlay|scores|entropy)\.png$")  # of our own tar files
 
@@ -76,7 +81,7 @@ def find_sources(
     """
     for given in inputs:
         if given.startswith(DATASETS):
-            yield open_dataset(given, column)
+            yield from open_dataset(given, column)
         elif is_address(given):
             yield from open_remote(given, column)
         else:
@@ -93,7 +98,7 @@ def open_local(given: str, column: str, skip: Path | None) -> Iterator[tuple[Sou
         raise ImageFileError(f"{given}: no such file or folder, and as a pattern it matches none")
     for match in matches:
         if is_saved_dataset(Path(match)):
-            yield open_dataset(DATASETS + match, column)
+            yield from open_dataset(DATASETS + match, column)
         elif os.path.isdir(match):
             yield from open_folder(match, column, skip)
         else:
@@ -188,23 +193,6 @@ def relative_names(files: dict[str, int], root: str) -> list[tuple[str, int]]:
     return [(name.removeprefix(root).lstrip("/"), size) for name, size in files.items()]
 
 
-def list_address(filesystem: Any, path: str) -> dict[str, int]:
-    """The files at a path of a file system with their sizes, in order of name, without hidden ones."""
-    if has_magic(path.partition("?")[0]) and "://" not in path:
-        found = filesystem.glob(path, detail=True)
-    elif "://" in path or filesystem.isfile(path):  # web servers have no folders
-        found = {path: filesystem.info(path)}
-    else:
-        found = filesystem.find(path, detail=True)
-    kept = {name: info for name, info in sorted(found.items()) if info.get("type", "file") == "file"}
-    hidden = {name for name in kept if "/." in name.removeprefix(path)}
-    return {
-        name: UNKNOWN if info.get("size") is None else int(info["size"])
-        for name, info in kept.items()
-        if name not in hidden
-    }
-
-
 # Tar and Parquet files
 
 
@@ -219,31 +207,14 @@ def open_container(path: str, column: str, place: str | None = None) -> tuple[So
     return Source("parquet", path, chosen), (Entry("", row, UNKNOWN, f"{folder}/{row:08d}.row") for row in range(rows))
 
 
-def open_binary(path: str) -> Any:
-    """Open a local file, or one at an address, for reading. Raises ImageFileError."""
-    try:
-        if not is_address(path):
-            return open(path, "rb")
-        filesystem, place = open_address(path)
-        return filesystem.open(place, "rb")
-    except OSError as error:
-        raise ImageFileError(f"{path} cannot be read: {error_sentence(error)}") from error
-
-
 def list_tar(path: str, folder: str) -> Iterator[Entry]:
     """The images of a tar file, by their headers; label maps that this package wrote beside them are no images."""
     known, found = readable_suffixes(), False
-    with open_binary(path) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    suffix = PurePosixPath(member.name).suffix.lower()
-                    if member.isfile() and suffix in known and not LABELS.search(member.name):
-                        found = True
-                        inside = str(PurePosixPath("/", member.name)).lstrip("/").replace("../", "")
-                        yield Entry(member.name, member.offset_data, member.size, f"{folder}/{inside}")
-        except tarfile.TarError as error:
-            raise ImageFileError(f"{path} is not an uncompressed tar file: {error_sentence(error)}") from error
+    for member in list_members(path):
+        if PurePosixPath(member.name).suffix.lower() in known and not LABELS.search(member.name):
+            found = True
+            inside = str(PurePosixPath("/", member.name)).lstrip("/").replace("../", "")
+            yield Entry(member.name, member.offset, member.size, f"{folder}/{inside}")
     if not found:
         raise ImageFileError(f"{path} contains no images")
 
@@ -293,8 +264,11 @@ def holds_files(kind: Any) -> bool:
 # Datasets
 
 
-def open_dataset(given: str, column: str) -> tuple[Source, Iterable[Entry]]:
-    """The source of `datasets://NAME?split=test`, a dataset of the Hub or a local folder of the library `datasets`."""
+def open_dataset(given: str, column: str) -> Iterator[tuple[Source, Iterable[Entry]]]:
+    """The sources of `datasets://NAME?split=test`, a dataset of the Hub or a local folder of the library `datasets`.
+
+    A stream of Parquet files is read by their row groups, so that several processes do not read the same rows.
+    """
     name, _, query = given.removeprefix(DATASETS).partition("?")
     settings = dict(parse_qsl(query))
     if unknown := settings.keys() - set(DATASET_SETTINGS):
@@ -303,17 +277,45 @@ def open_dataset(given: str, column: str) -> tuple[Source, Iterable[Entry]]:
     data = load_dataset(source)
     features = data.features or data._resolve_features().features  # formats without a schema are read at the start
     chosen = image_column({key: kind_of(feature) for key, feature in features.items()}, column, given)
-    source = Source("dataset", name, chosen, **settings)
     folder = PurePosixPath(name.replace(os.sep, "/")).name or "dataset"
-    return source, (Entry("", row, UNKNOWN, f"{folder}/{row:08d}.row") for row in range(count_rows(data)))
+    files = parquet_files(source, data)
+    if not files:
+        rows = count_rows(data)
+        yield Source("dataset", name, chosen, **settings), dataset_entries(folder, 0, rows)
+    first = 0
+    for path in files:
+        with open_parquet(path) as file:
+            rows = file.metadata.num_rows
+        yield Source("parquet", path, chosen), dataset_entries(folder, first, rows)
+        first += rows
+
+
+def dataset_entries(folder: str, first: int, rows: int) -> Iterator[Entry]:
+    """The rows of a part of a dataset, whose results are named by their numbers in the dataset, from `first` on."""
+    return (Entry("", row, UNKNOWN, f"{folder}/{first + row:08d}.row") for row in range(rows))
+
+
+def parquet_files(source: Source, data: Any) -> list[str]:
+    """The paths or addresses of the Parquet files of a streamed dataset, in order; empty for other formats."""
+    import datasets
+
+    if hasattr(data, "__len__") or data.info.builder_name != "parquet":
+        return []
+    folder = Path(source.root).expanduser()
+    place = os.fspath(folder) if folder.is_dir() else source.root
+    try:
+        builder = datasets.load_dataset_builder(place, source.config or None, revision=source.revision or None)
+    except Exception as error:  # the library, the network and the file formats raise anything
+        raise InputError(f"the dataset {source.root} cannot be opened: {error_sentence(error)}") from error
+    files: Any = builder.config.data_files or {}
+    return list(map(str, files.get(source.split or "train", [])))
 
 
 def kind_of(feature: Any) -> Any:
-    """The Arrow type of a feature; of features without one, such as nested dictionaries, an integer's."""
-    import pyarrow
+    """The Arrow type of a feature."""
+    from datasets.features.features import get_nested_type
 
-    kind = getattr(feature, "pa_type", None)
-    return kind if isinstance(kind, pyarrow.DataType) else pyarrow.int8()
+    return get_nested_type(feature)
 
 
 def load_dataset(source: Source) -> Any:
@@ -344,4 +346,4 @@ def count_rows(data: Any) -> int:
     return sum(1 for _ in (data.select_columns(others[:1]) if others else data.decode(False)))
 
 
-__all__ = ["UNKNOWN", "Entry", "InputError", "Source", "find_sources", "load_dataset", "open_binary"]
+__all__ = ["Entry", "InputError", "Source", "find_sources", "load_dataset"]

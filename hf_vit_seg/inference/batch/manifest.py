@@ -15,12 +15,13 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from hf_vit_seg.atomic_io import json_text
+from hf_vit_seg.data.storage.addresses import is_address
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.provenance import package_versions
 
 from .inputs import Entry, InputError, Source, find_sources
 from .names import target_names
-from .storage import Storage, is_address
+from .storage import Storage
 
 FOLDER = ".manifest"
 HEADER, IMAGES = f"{FOLDER}/manifest.json", f"{FOLDER}/images.parquet"

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.data.images.files import ImageBytes
+from hf_vit_seg.data.storage.addresses import ConnectionLost
 from hf_vit_seg.error_reporting import traceback_text
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, prepare_pixels
@@ -19,7 +20,7 @@ from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.prediction import FileFacts, PredictOptions, read_image
 
 from .manifest import Row
-from .readers import ConnectionLost, Readers
+from .readers import Readers
 
 
 class DecoderError(HfVitSegError):

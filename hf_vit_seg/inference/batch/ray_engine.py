@@ -3,9 +3,11 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,24 +15,62 @@ import numpy as np
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 
 from .preparation import Failure
-from .processes import Note, Work, prepare_process
+from .processes import Event, Note, ShardProgress, Work, prepare_process
 from .shard import ShardStatus
 
 SHARD, STATUS, REFUSED = "shard", "status", "refused"
+POLL_SECONDS = 0.5  # between the requests for the progress of all actors
 
 
 class RayError(HfVitSegError):
     """Ray is not installed, its cluster cannot be reached, or an actor cannot segment a shard."""
 
 
-class ShardActor:
-    """An actor with a model. Ray restarts one that ends, and repeats its shard."""
+class ShardCounts:
+    """An actor that collects the number of images that are done in each shard."""
 
-    def __init__(self, work: Work):
+    def __init__(self) -> None:
+        self.done: dict[int, int] = {}
+
+    def record(self, index: int, done: int) -> None:
+        """Set the number of images of a shard."""
+        self.done[index] = done
+
+    def take(self) -> dict[int, int]:
+        """The shards whose number has changed since the last call."""
+        found, self.done = self.done, {}
+        return found
+
+
+class ProgressRelay:
+    """Passes events on, from the thread that polls the counts too; a shard that is finished has no more progress."""
+
+    def __init__(self, note: Note):
+        self.forward, self.finished, self.lock = note, set[int](), threading.Lock()
+
+    def note(self, event: Event) -> None:
+        """Pass on an event."""
+        with self.lock:
+            if isinstance(event, ShardStatus):
+                self.finished.add(event.index)
+            elif event.index in self.finished:
+                return
+            self.forward(event)
+
+    def note_counts(self, counts: Mapping[int, int]) -> None:
+        """Pass on the numbers of images that are done."""
+        for index, done in counts.items():
+            self.note(ShardProgress(index, done))
+
+
+class ShardActor:
+    """An actor with a model. Ray restarts one that ends, and repeats its shard. `counts` is a `ShardCounts`."""
+
+    def __init__(self, work: Work, counts: Any):
         prepare_process()
         with suppress(OSError):  # relative paths are those of the command, on file systems that are shared
             os.chdir(work.folder)
-        self.work, self.refused = work, ""
+        self.work, self.counts, self.refused = work, counts, ""
         try:
             self.segment = work.open().__enter__()
         except HfVitSegError as error:  # Ray would restart an actor that raises
@@ -44,10 +84,14 @@ class ShardActor:
         """Segment a shard, and return its status record as JSON, or a sentence that says why it is refused."""
         try:
             if not self.refused:
-                return json.dumps(asdict(self.work.segment(self.segment, index, lambda done: None)))
+                return json.dumps(asdict(self.work.segment(self.segment, index, partial(self.count, index))))
         except HfVitSegError as error:
             self.refused = error_sentence(error)
         return json.dumps({REFUSED: self.refused})
+
+    def count(self, index: int, done: int) -> None:
+        """Record the number of images of a shard that are done, without waiting."""
+        self.counts.record.remote(index, done)
 
 
 def import_ray() -> Any:
@@ -77,9 +121,31 @@ def run_ray(
     rows = ray.data.from_items([{SHARD: index} for index in shards], override_num_blocks=len(shards))
     max_actors = min(actors or len(shards), len(shards))  # Ray starts as many of them as the cluster has room for
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max_actors, max_tasks_in_flight_per_actor=2)
-    done = rows.map_batches(ShardActor, fn_constructor_args=(work,), compute=pool, batch_size=1, **resources)
-    for row in done.iter_rows():
-        note(read_row(row[STATUS]))
+    counts, relay = ray.remote(num_cpus=0)(ShardCounts).remote(), ProgressRelay(note)
+    done = rows.map_batches(ShardActor, fn_constructor_args=(work, counts), compute=pool, batch_size=1, **resources)
+    with poll(lambda: relay.note_counts(ray.get(counts.take.remote()))):
+        for row in done.iter_rows():
+            relay.note(read_row(row[STATUS]))
+    ray.kill(counts)
+
+
+@contextmanager
+def poll(function: Callable[[], Any]) -> Iterator[None]:
+    """Call a function in a thread every `POLL_SECONDS`; the first exception ends it, as only progress is lost."""
+    stop = threading.Event()
+
+    def run() -> None:
+        with suppress(Exception):
+            while not stop.wait(POLL_SECONDS):
+                function()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def connect(ray: Any, address: str | None) -> None:

@@ -5,26 +5,26 @@ Readers may be called from several threads.
 
 import os
 import threading
-import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
-from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.inference.image_inputs import MAX_DOWNLOAD
+from hf_vit_seg.data.storage.addresses import (
+    is_address,
+    join,
+    open_binary,
+    read_address,
+    read_range,
+    read_remote,
+)
 
-from .inputs import Source, load_dataset, open_binary
+from .inputs import Source, load_dataset
 from .manifest import Manifest, Row
-from .storage import ATTEMPTS, FIRST_PAUSE, is_address, open_address
 
-Value = TypeVar("Value")
 KEPT_ROWS = 64  # more than threads read ahead
-PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
-
-
-class ConnectionLost(HfVitSegError):
-    """An image that could not be read over the network now: its shard is not complete, and is repeated."""
+MAX_OPEN = 16  # readers; those of Parquet files have a row group in memory
 
 
 class Reader(Protocol):
@@ -36,10 +36,14 @@ class Reader(Protocol):
 
 
 class Readers:
-    """Reads the rows of a manifest, with one reader for each source."""
+    """Reads the rows of a manifest, with one reader for each of the sources that were read last.
+
+    A process keeps it for all of its shards: a stream, which has no other way to a row than reading those before it,
+    is then read once by each process.
+    """
 
     def __init__(self, manifest: Manifest):
-        self.manifest, self.opened, self.lock = manifest, dict[int, Reader](), threading.Lock()
+        self.manifest, self.opened, self.lock = manifest, OrderedDict[int, Reader](), threading.Lock()
 
     def read(self, row: Row) -> Path | ImageBytes:
         """The encoded image of a row. Raises ImageFileError or ConnectionLost."""
@@ -47,7 +51,11 @@ class Readers:
             if row.source not in self.opened:
                 source = self.manifest.sources[row.source]
                 self.opened[row.source] = READERS[source.kind](source)
-        return self.opened[row.source].read(row, self.manifest.locate(row))
+            self.opened.move_to_end(row.source)
+            reader = self.opened[row.source]
+            if len(self.opened) > MAX_OPEN:
+                self.opened.popitem(last=False)
+        return reader.read(row, self.manifest.locate(row))
 
 
 class FileReader:
@@ -55,16 +63,12 @@ class FileReader:
 
     def __init__(self, source: Source):
         self.root = source.root
-        self.remote = open_address(source.root) if is_address(source.root) else None
 
     def read(self, row: Row, name: str) -> Path | ImageBytes:
         """The path of a local file, or the content of a remote one."""
-        if self.remote is None:
+        if not is_address(self.root):
             return Path(self.root, row.path)
-        check_size(row, name)
-        filesystem, root = self.remote
-        path = f"{root.rstrip('/')}/{row.path}"
-        return ImageBytes(name, read_remote(name, lambda: filesystem.cat_file(path)))
+        return ImageBytes(name, read_address(join(self.root, row.path), name, row.size))
 
 
 class TarReader:
@@ -72,29 +76,10 @@ class TarReader:
 
     def __init__(self, source: Source):
         self.path = source.root
-        self.remote = open_address(source.root) if is_address(source.root) else None
-        self.file = None if self.remote else open_binary(source.root)
-        self.lock = threading.Lock()
 
     def read(self, row: Row, name: str) -> ImageBytes:
         """The content of a member."""
-        check_size(row, name)
-        if self.remote is not None:
-            filesystem, path = self.remote
-            stop = row.offset + row.size
-            data = read_remote(name, lambda: filesystem.cat_file(path, start=row.offset, end=stop))
-        else:
-            with self.lock:
-                data = read_remote(name, lambda: self.read_local(row))
-        if len(data) != row.size:
-            raise ImageFileError(f"{name}: the tar file is shorter than when the run was planned")
-        return ImageBytes(name, data)
-
-    def read_local(self, row: Row) -> bytes:
-        """Read a member of a local file."""
-        assert self.file is not None
-        self.file.seek(row.offset)
-        return self.file.read(row.size)
+        return ImageBytes(name, read_range(self.path, row.offset, row.size, name))
 
 
 class ParquetReader:
@@ -122,7 +107,10 @@ class ParquetReader:
 
 
 class DatasetReader:
-    """Rows of a dataset: by index if it is on this disk, else in order, with few rows read ahead."""
+    """Rows of a dataset: by index if it is on this disk, else in order, with few rows kept.
+
+    Rows that increase are read in one pass over the stream. For smaller ones, it starts again.
+    """
 
     def __init__(self, source: Source):
         import datasets
@@ -152,7 +140,9 @@ class DatasetReader:
             self.rows, self.next = iter(self.data.skip(index)), index
         try:
             while self.next < index:
-                self.ahead[self.next] = next(self.rows)
+                row = next(self.rows)
+                if self.next >= index - KEPT_ROWS:
+                    self.ahead[self.next] = row
                 self.next += 1
             found = next(self.rows)
         except StopIteration:
@@ -185,25 +175,4 @@ def cell_file(cell: Any, name: str, folder: str) -> Path | ImageBytes:
     return ImageBytes(name, cell)
 
 
-def check_size(row: Row, name: str) -> None:
-    """ImageFileError for a file that is too large to be downloaded."""
-    if row.size > MAX_DOWNLOAD:
-        raise ImageFileError(f"{name}: the file has {row.size:,} bytes, more than the limit of {MAX_DOWNLOAD:,}")
-
-
-def read_remote(name: str, read: Callable[[], Value], attempts: int = ATTEMPTS) -> Value:
-    """Read over a network, with a few attempts. Raises ImageFileError for what is not there, or ConnectionLost."""
-    try:
-        return read()
-    except PERMANENT as error:
-        if isinstance(error, HfVitSegError):
-            raise
-        raise ImageFileError(f"{name} cannot be read: {error_sentence(error)}") from error
-    except Exception as error:  # each file system has its own; what remains is the connection
-        if attempts == 1:
-            raise ConnectionLost(f"{name} cannot be read now: {error_sentence(error)}") from error
-    time.sleep(FIRST_PAUSE * 2 ** (ATTEMPTS - attempts))
-    return read_remote(name, read, attempts - 1)
-
-
-__all__ = ["ConnectionLost", "Readers"]
+__all__ = ["Readers"]

@@ -17,6 +17,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, HTTPError
 from transformers.utils.hub import extract_commit_hash
 
+from hf_vit_seg.data.storage.addresses import is_address, local_path
 from hf_vit_seg.directory_lock import lock_directory
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.protocols import Protocol
@@ -28,7 +29,7 @@ from .preparation import Failure
 from .processes import Event, ModelSettings, Note, Work, run_processes
 from .ray_engine import run_ray
 from .shard import ShardStatus, WorkSettings, read_status
-from .storage import Storage, is_address, local_path
+from .storage import Storage
 
 ERRORS = "errors.csv"
 ENGINES = ("processes", "ray")

@@ -124,6 +124,13 @@ class ShardSegmenter:
         self.segmenter, self.options, self.work = segmenter, options, work
         self.preparation = ImagePreparation(segmenter.processor, segmenter.protocol, segmenter.channels, options)
         self.resources = ExitStack()
+        self.opened: Readers | None = None
+
+    def readers_of(self, manifest: Manifest) -> Readers:
+        """The readers of a run, which are kept for its next shard."""
+        if self.opened is None or self.opened.manifest is not manifest:
+            self.opened = Readers(manifest)
+        return self.opened
 
     def __enter__(self) -> "ShardSegmenter":
         work, enter = self.work, self.resources.enter_context
@@ -166,7 +173,7 @@ class Pipeline:
         self.segmenter, self.options, self.work = owner.segmenter, owner.options, owner.work
         self.writers = owner.writers
         ahead = self.work.batch_size + max(self.work.readers, self.work.decoders)
-        self.preparer = Preparer(Readers(manifest), owner.preparation, owner.readers, owner.processes, ahead)
+        self.preparer = Preparer(owner.readers_of(manifest), owner.preparation, owner.readers, owner.processes, ahead)
         options = self.options
         self.selection = MapSelection(options.scores, options.entropy, options.top_k)
         self.order: deque[Row] = deque()  # rows whose results are not yet added

@@ -11,35 +11,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_vit_seg.atomic_io import write_files
+from hf_vit_seg.data.storage.addresses import (
+    ATTEMPTS,
+    FIRST_PAUSE,
+    StorageError,
+    is_address,
+    local_path,
+    open_address,
+)
 from hf_vit_seg.errors import HfVitSegError, error_sentence, write_error
 
 Saver = Callable[[Path], Any]  # writes a file to a path
-LOCAL = "file://"
-ATTEMPTS, FIRST_PAUSE = 4, 0.5  # of reading and writing over a network; each pause is twice the last one
-
-
-class StorageError(HfVitSegError):
-    """A folder or address that cannot be used."""
-
-
-def is_address(text: str) -> bool:
-    """Whether a text is an fsspec address such as `s3://bucket/photos`, and not a local path."""
-    return "://" in text and not text.startswith(LOCAL)
-
-
-def local_path(text: str) -> Path:
-    """The path of a local folder or file, which may begin with `file://` or `~`."""
-    return Path(text.removeprefix(LOCAL)).expanduser()
-
-
-def open_address(address: str) -> tuple[Any, str]:
-    """The fsspec file system of an address, and the path in it. Raises StorageError."""
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(address)
-    except (ValueError, ImportError, OSError) as error:  # unknown protocols, and packages that are not installed
-        raise StorageError(f"{address} cannot be opened: {error_sentence(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -152,4 +134,4 @@ class Storage:
                 self.remote[0].rm(self.path(name))
 
 
-__all__ = ["ATTEMPTS", "FIRST_PAUSE", "Saver", "Storage", "StorageError", "is_address", "local_path", "open_address"]
+__all__ = ["Saver", "Storage"]

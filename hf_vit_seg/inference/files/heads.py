@@ -86,6 +86,7 @@ def load_image(model: Classifier | PoseEstimator, job: Job, options: PredictOpti
     """Read the image of a job."""
     start = time.perf_counter()
     pixels, shown, _ = load_file(job.image.path, model.channels, model.processor, options.max_pixels)
+    assert shown is not None
     return LoadedImage(pixels, shown, milliseconds_since(start))
 
 

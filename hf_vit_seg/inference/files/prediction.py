@@ -1,6 +1,7 @@
 """Segment many image files and write, for each, a label map, an overlay and a report."""
 
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -249,7 +250,9 @@ def read(segmenter: Segmenter, job: Job, options: PredictOptions) -> tuple[Prepa
 def read_image(preparation: Preparation, file: File, options: PredictOptions) -> tuple[PreparedImage, FileFacts]:
     """Read and preprocess an image. Only files of a disk have a georeference. Raises ImageFileError."""
     start = time.perf_counter()
-    image, shown, missing = load_file(file, preparation.channels, preparation.processor, options.max_pixels)
+    image, shown, missing = load_file(
+        file, preparation.channels, preparation.processor, options.max_pixels, options.overlay
+    )
     milliseconds = milliseconds_since(start)
     georeference = file_georeference(file) if isinstance(file, Path) else ()
     coordinates = None
@@ -304,7 +307,7 @@ def map_results(result: Segmentation, facts: FileFacts) -> MapResults:
 def saver(suffix: str, job: Job, result: Segmentation, maps: MapResults, options: PredictOptions) -> Saver:
     """Return the function that writes one kind of result to a path."""
     table: dict[str, Saver] = {
-        LABELS: lambda path: result.label_image().save(path),
+        LABELS: lambda path: result.label_image().save(path, compress_type=zlib.Z_RLE),
         OVERLAY: lambda path: save_overlay(result.overlay(options.opacity), path),
         SCORES: lambda path: result.score_image().save(path),
         ENTROPY: lambda path: result.entropy_image().save(path),

@@ -80,5 +80,5 @@ def legend_below(image: Image.Image, rows: Sequence[LegendRow], heading: str = "
     draw.text((SPACE, top - LINE / 2), heading, fill=FAINT, font=font, anchor="lm")
     for i, line in enumerate(lines):
         corner = (SPACE + i // deep * column, top + i % deep * LINE)
-        draw_line(draw, corner, line, EM, column - 2 * EM, font)
+        draw_line(sheet, corner, line, EM, column - 2 * EM, font)
     return sheet

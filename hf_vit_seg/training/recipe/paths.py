@@ -16,8 +16,9 @@ from hf_vit_seg.data.labels.class_mappings import is_class_file
 
 SPLITS = ("train", "validation", "test")
 # Settings of sources that may be paths, or lists of paths; `name` may also be a Hub id.
-SOURCE_PATHS = ("images", "masks", "instances", "file", "root", "annotations", "name", "stems")
+SOURCE_PATHS = ("images", "masks", "instances", "file", "root", "annotations", "name", "stems", "urls", "data_files")
 DATA_PATH = re.compile(rf"data\.(?:sampling\.file|(?:{'|'.join(SPLITS)})\.(?:{'|'.join(SOURCE_PATHS)})(?:\.\d+)?)")
+PATTERN = re.compile(r"[{*?[]")  # how templates and glob patterns begin
 SAVED = "saved_paths"
 
 
@@ -66,9 +67,11 @@ def describe_data(data: Mapping[str, Any]) -> list[str]:
 
 
 def fixed_path(path: Path) -> Path:
-    """Return the path; of a template such as `images/{stem}.png` the folder before the first brace."""
+    """Return the path; of a template such as `images/{stem}.png` or a pattern, the folder before the first of these."""
     text = os.fspath(path)
-    return path if "{" not in text else Path(os.path.dirname(text.partition("{")[0]))
+    if os.path.lexists(text) or not (found := PATTERN.search(text)):
+        return path
+    return Path(os.path.dirname(text[: found.start()]))
 
 
 def exists(path: Path) -> bool:

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 
 from hf_vit_seg.data.images.files import ImageFileError
-from hf_vit_seg.data.sources.hub_datasets import HubDataset
+from hf_vit_seg.data.sources.columns import HubDataset
 from hf_vit_seg.data.sources.registry import SourceError, open_source
 
 COUNT = 4

@@ -10,12 +10,15 @@ import pytest
 from huggingface_hub import HfApi, HfFileSystem
 from many_images import encoded, write_parquet, write_photos, write_tar
 from PIL import Image
+from tiny_segmenters import save_segmenter
 
 from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
+from hf_vit_seg.data.storage.addresses import ConnectionLost, StorageError
 from hf_vit_seg.inference.batch.inputs import InputError, find_sources
 from hf_vit_seg.inference.batch.manifest import Manifest, RunSettings, plan
-from hf_vit_seg.inference.batch.readers import ConnectionLost, Readers
-from hf_vit_seg.inference.batch.storage import Storage, StorageError
+from hf_vit_seg.inference.batch.readers import Readers
+from hf_vit_seg.inference.batch.run import BatchRun, segment_images
+from hf_vit_seg.inference.batch.storage import Storage
 
 
 def read_all(out: Path, *inputs: str, column: str = "") -> dict[str, bytes]:
@@ -189,7 +192,7 @@ def test_large_download_is_refused(tmp_path, monkeypatch):
     memory = fsspec.filesystem("memory")
     memory.pipe("/large/1.png", encoded(1))
     manifest = planned(tmp_path, "memory://large")
-    monkeypatch.setattr("hf_vit_seg.inference.batch.readers.MAX_DOWNLOAD", 10)
+    monkeypatch.setattr("hf_vit_seg.data.storage.addresses.MAX_DOWNLOAD", 10)
     with pytest.raises(ImageFileError):
         Readers(manifest).read(manifest.rows(0)[0])
     memory.rm("/large", recursive=True)
@@ -200,3 +203,87 @@ def test_missing_dataset_raises(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError):
         list(find_sources(["datasets://me/missing"]))
+
+
+def test_stream_of_parquet_files_is_read_by_row_groups(tmp_path):
+    """Each file is a source, so that processes read their own rows; results keep the numbers of the dataset."""
+    data = save_dataset(tmp_path / "saved")
+    for number, rows in enumerate((range(2), range(2, 5))):
+        data.select(rows).to_parquet(tmp_path / "data" / f"train-{number}.parquet", batch_size=1)
+    given = f"datasets://{tmp_path / 'data'}"
+    manifest = planned(tmp_path / "manifest", given)
+    assert [source.kind for source in manifest.sources] == ["parquet", "parquet"]
+    found = read_all(tmp_path / "out", given)
+    assert [f"data/{number:08d}" for number in range(5)] == list(found)
+    assert all((decoded(found[f"data/{n:08d}"]) == decoded(encoded(n))).all() for n in range(5))
+
+
+@pytest.fixture
+def stream(monkeypatch) -> list[int]:
+    """Serves a dataset that can only be streamed, of 12 rows; the numbers of the rows that are read."""
+    read: list[int] = []
+
+    def rows():
+        for number in range(12):
+            read.append(number)
+            yield {"image": {"bytes": encoded(number), "path": None}}
+
+    features = datasets.Features({"image": datasets.Image()})
+    data = datasets.IterableDataset.from_generator(rows, features=features)
+    for module in ("inputs", "readers"):
+        monkeypatch.setattr(f"hf_vit_seg.inference.batch.{module}.load_dataset", lambda source: data)
+    return read
+
+
+def test_stream_is_read_once_by_a_process(stream, tmp_path):
+    model = save_segmenter(tmp_path / "model")
+    run = BatchRun(str(model), ("datasets://me/stream",), str(tmp_path / "out"), shards=6, workers=1)
+    summary = segment_images(run)
+    assert summary.finished == 12 and not summary.failures
+    assert stream == [*range(12), *range(12)]  # the first pass counts them
+
+
+def test_skipped_rows_of_a_stream_are_not_kept(stream, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_vit_seg.inference.batch.readers.KEPT_ROWS", 2)
+    manifest = plan(RunSettings("model", "", ("datasets://me/stream",), shards=4), Storage(str(tmp_path)))
+    stream.clear()
+    readers = Readers(manifest)
+    for shard in (0, 3):
+        for row in manifest.rows(shard):
+            assert isinstance(file := readers.read(row), ImageBytes) and file.data == encoded(row.offset)
+            assert len(readers.opened[0].ahead) <= 2
+    assert stream == list(range(12))
+
+
+def test_few_readers_are_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_vit_seg.inference.batch.readers.MAX_OPEN", 2)
+    for number in range(4):
+        write_parquet(tmp_path / f"{number}.parquet", 2)
+    manifest = planned(tmp_path / "out", str(tmp_path))
+    readers = Readers(manifest)
+    for row in manifest.rows(0):
+        readers.read(row)
+        assert len(readers.opened) <= 2
+
+
+def test_parquet_dataset_of_the_hub_is_read_by_row_groups(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    HfApi().create_repo("me/rows", repo_type="dataset")
+    write_parquet(tmp_path / "rows.parquet", 4, "picture", group=2)
+    for number in range(2):
+        HfApi().upload_file(
+            path_or_fileobj=tmp_path / "rows.parquet",
+            path_in_repo=f"data/test-{number}.parquet",
+            repo_id="me/rows",
+            repo_type="dataset",
+        )
+    HfFileSystem.clear_instance_cache()
+    try:
+        given = "datasets://me/rows?split=test"
+        found = read_all(tmp_path / "out", given)
+        manifest = planned(tmp_path / "manifest", given)
+    finally:
+        HfFileSystem.clear_instance_cache()
+    assert found == {f"rows/{number:08d}": encoded(number % 4) for number in range(8)}
+    assert all(source.root.startswith("hf://datasets/me/rows@") for source in manifest.sources)

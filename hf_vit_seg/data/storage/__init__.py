@@ -1,0 +1,1 @@
+"""Files on this disk, at fsspec addresses, and in tar files."""
