@@ -17,7 +17,7 @@ from hf_vit_seg.provenance import CARD
 from hf_vit_seg.text_files import read_text
 
 from .formats import OWN
-from .push import PushPlan, prepare
+from .push import PICTURE, WIDGET, PushPlan, prepare
 from .repository import Content, Target
 from .space import prepare_space
 
@@ -56,7 +56,8 @@ def push_command(
         "notes": list(prepared.notes),
         "card": card.to_dict(),
     }
-    view = Group(files_view(prepared.content), "", facts_view(card))
+    images = [name for name in (PICTURE, WIDGET) if name in prepared.content]
+    view = Group(files_view(prepared.content), "", facts_view(card, images))
     if dry_run:
         prepared.temporary.close()
         print_result(view, lambda: listed | {"url": None}, console)
@@ -97,7 +98,7 @@ def card_of(plan: PushPlan) -> ModelCardData:
     return ModelCard(text, ignore_metadata_errors=True).data
 
 
-def facts_view(card: ModelCardData) -> Table:
+def facts_view(card: ModelCardData, images: Sequence[str]) -> Table:
     """Return a table of the facts of a model card; those without a value are unknown."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -106,6 +107,7 @@ def facts_view(card: ModelCardData) -> Table:
         value = getattr(card, name, None)
         values = [value] if isinstance(value, str) else value or ["unknown"]
         table.add_row(title, Text(", ".join(map(str, values))))
+    table.add_row("images", Text(", ".join(images) or "none; --sample-image publishes one"))
     for score in card.eval_results or ():
         split = score.dataset_split or score.dataset_name
         table.add_row("score", Text(f"{score.metric_name or score.metric_type} {score.metric_value:.4g} ({split})"))

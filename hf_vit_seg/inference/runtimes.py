@@ -176,15 +176,22 @@ def is_program(name: str) -> bool:
 def task_of_model(name: str) -> str:
     """The task of a model (see `task_of`) or of an exported file, whose config.json names the class of its model.
 
-    Raises ModelError for a model that has none.
+    Raises ModelError for a model that has none, and for an exported file that does not exist.
     """
     if not is_program(name):
         return task_of(name)
+    check_file(Path(name))
     folder = Path(name).parent
     try:
         return task_of(str(folder)) if (folder / CONFIG).is_file() else "segmentation"
     except ModelError:  # files of earlier versions do not name the class
         return "segmentation"
+
+
+def check_file(path: Path) -> None:
+    """ModelError if an exported file does not exist."""
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist; pass an exported model, such as model.onnx, or a model directory")
 
 
 def check_runtime(value: Any) -> None:
@@ -229,8 +236,7 @@ class RuntimeModel:
         Raises ModelError if loading fails, or if the program is not for `task`, "segmentation" or "instance".
         """
         self.path = path
-        if not path.is_file():
-            raise ModelError(f"{path} is no file: give an exported model, such as model.onnx, or a model directory")
+        check_file(path)
         try:
             self.config = config or AutoConfig.from_pretrained(path.parent)
         except INVALID_FILES as error:
