@@ -31,40 +31,47 @@ __all__ = ["Conversion", "ConversionError", "Report", "convert", "convert_checkp
 
 
 def convert(
-    source_file: str | Path,
-    out_dir: Path,
+    checkpoint: str | Path,
+    out: str | Path,
     *,
     source: str | None = None,
-    labels: str | Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
+    to: str | None = None,
     weights: str | None = None,
+    labels: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
     **hub: Any,
 ) -> Report:
-    """Convert a checkpoint to config, weights and image processor in `out_dir`.
+    """Convert a checkpoint to config, weights and image processor in `out`, as `hf-vit-seg convert` does.
 
     The checkpoint is a file, a directory, a Hub id, or the https address of a file.
 
     The source is detected from the keys, unless given. `labels` is the name of a label set or a JSON file.
-    `overrides` are config fields that take precedence over detected values. `overwrite` replaces an existing `out_dir`
+    `settings` are config fields that take precedence over detected values. `overwrite` replaces an existing `out`
     after a successful conversion. `weights` names the weights to convert if the file has several, such as
     `state_dict_ema`. `hub` has the options of `from_pretrained` that locate files, such as `revision` and `token`.
 
-    Raises ConversionError if the input cannot be converted; `out_dir` is not changed then.
+    `to` exports a model directory back to this format; it takes none of the options but `overwrite`.
+
+    Raises ConversionError if the input cannot be converted; `out` is not changed then.
     """
-    out_dir = Path(out_dir)
-    check_directory(out_dir, overwrite)
-    if Path(source_file).exists():
-        check_apart(Path(source_file), out_dir)
-    with lock_output(out_dir, directory=True, overwrite=overwrite):
-        converted = convert_in_memory(source_file, weights, source=source, labels=labels, overrides=overrides, **hub)
-        with atomic_path(out_dir) as folder:
+    out = Path(out)
+    if to is not None:
+        if source or labels or settings or weights or hub:
+            raise ConversionError("convert with `to` exports the model unchanged: pass no option but overwrite")
+        return export(Path(checkpoint), out, to=to, overwrite=overwrite)
+    check_directory(out, overwrite)
+    if Path(checkpoint).exists():
+        check_apart(Path(checkpoint), out)
+    with lock_output(out, directory=True, overwrite=overwrite):
+        converted = convert_in_memory(checkpoint, weights, source=source, labels=labels, overrides=settings, **hub)
+        with atomic_path(out) as folder:
             converted.model.save_pretrained(folder)
             converted.processor.save_pretrained(folder)
             write_card(folder, converted.provenance, folder.name)
             for file in converted.license_files:
                 shutil.copyfile(file, folder / file.name)
-    return replace(converted.report, path=out_dir)
+    return replace(converted.report, path=out)
 
 
 @dataclass(frozen=True, kw_only=True)

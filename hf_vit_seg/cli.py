@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 from hf_vit_seg import __version__
 from hf_vit_seg.training.__main__ import train
 
-from .error_reporting import DONE, FAILED, GENERAL, print_result, report_errors
+from .error_reporting import DONE, FAILED, GENERAL, is_json, print_json, print_result, report_errors
 from .errors import HfVitSegError
 
 if TYPE_CHECKING:
@@ -49,6 +49,25 @@ class Command(TyperCommand):
         if option is not None:
             option.rich_help_panel = GENERAL
         return option
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; the error for an unknown choice suggests the nearest one."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = usage_message(error.message)
+            raise
+
+
+def usage_message(message: str) -> str:
+    """Return the message of an invalid option without pydantic's prefix, and with the nearest choice."""
+    from .records import QUOTED, suggestion
+
+    message = message.removeprefix("Value error, ")
+    found, is_choice, known = message.partition(" is not one of ")
+    if not is_choice:
+        return message
+    return message.rstrip(".") + (suggestion(found.strip("'"), QUOTED.findall(known)) or ".")
 
 
 def command(
@@ -151,7 +170,7 @@ def main(
     """Vision transformers for segmentation in the Hugging Face ecosystem."""
 
 
-@command(example="hf-vit-seg predict out/best photos/ -o masks")
+@command(example="hf-vit-seg predict out/best photos/ -o masks", prints_result=True)
 def predict(
     model: Annotated[
         str, typer.Argument(help="Directory, Hub ID, checkpoint file or its address, or exported segmentation model.")
@@ -504,10 +523,12 @@ def predict_shards(task: str, batch: "BatchRun", repo: str | None, private: bool
         raise HfVitSegError("--push-dataset requires --format parquet, and a single process without accelerate launch")
     target = None if repo is None else Target(repo, private=private)
     code, summary = run_batch(batch)
-    if target is not None and summary.finished == summary.images:
-        typer.echo(
-            f"pushed {summary.images - len(summary.failures)} images: {push_dataset(batch.out, target)}", err=True
-        )
+    url = push_dataset(batch.out, target) if target is not None and summary.finished == summary.images else None
+    if url is not None:
+        typer.echo(f"pushed {summary.images - len(summary.failures)} images: {url}", err=True)
+    counts = {"images": summary.images, "done": summary.finished - len(summary.failures)}
+    errors = [f"{each.image}: {each.reason}" for each in summary.failures]
+    print_json(lambda: {"task": task, "out": batch.out, **counts, "errors": errors, "url": url})
     return code
 
 
@@ -724,22 +745,20 @@ def convert(
     from dataclasses import asdict
 
     from hf_vit_seg.conversion.convert import convert as convert_checkpoint
-    from hf_vit_seg.conversion.convert import export as export_checkpoint
 
     if to is not None and (source or labels or settings or weights or revision):
         raise HfVitSegError(
             "--to exports the model unchanged: omit --source, --labels, --set, --weights and --revision"
         )
     if to is not None:
-        report = export_checkpoint(Path(checkpoint), out, to=to, overwrite=overwrite)
+        report = convert_checkpoint(checkpoint, out, to=to, overwrite=overwrite)
     else:
-        overrides = fields_of(settings or [])
         report = convert_checkpoint(
             checkpoint,
             out,
             source=source,
             labels=labels,
-            overrides=overrides,
+            settings=fields_of(settings or []),
             overwrite=overwrite,
             weights=weights,
             revision=revision,
@@ -853,7 +872,7 @@ def push_space(
     push_space_command(model, target, dry_run=dry_run)
 
 
-@command(example="hf-vit-seg demo out/best")
+@command(example="hf-vit-seg demo out/best", prints_result=True)
 def demo(
     models: Annotated[
         list[str] | None,
@@ -870,17 +889,25 @@ def demo(
 ) -> None:
     """Start a web demo of models for segmentation, classification and pose estimation.
 
-    Without MODELS, the models in the environment variable HF_VIT_SEG_MODELS are added.
+    Without MODELS, the models in the environment variable HF_VIT_SEG_MODELS are added. With --json, the address is
+    printed when the demo has started.
     """
     from .demo import launch
 
-    launch(*(models or ()), port=port, share=share)
+    if not is_json():
+        launch(*(models or ()), port=port, share=share)
+        return
+    server, url, share_url = launch(*(models or ()), port=port, share=share, prevent_thread_lock=True)
+    print_json(lambda: {"url": url, "share_url": share_url})
+    server.get_blocks().block_thread()
 
 
 @command("check-data", example="hf-vit-seg check-data nuclei", prints_result=True)
 def check_data(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped recipe.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides of the recipe: NAME=VALUE.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Overrides of the recipe, such as data.train.images=photos.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Output folder. Default: data-check/NAME.", rich_help_panel=FILES),
@@ -896,7 +923,7 @@ def check_data(
     """
     from hf_vit_seg.training.data_check import check_data as run_check
 
-    valid = run_check(recipe, overrides or (), out, splits.split(","))
+    valid = run_check(recipe, settings or (), out, splits.split(","))
     raise typer.Exit(DONE if valid else FAILED)
 
 

@@ -117,11 +117,22 @@ def is_quiet() -> bool:
     return quiet_mode.get()
 
 
-def print_result(view: "RenderableType", value: Callable[[], Any], console: "Console | None" = None) -> None:
-    """Print a result as a table, or with `--json` its value, once per command."""
+def is_json() -> bool:
+    """Whether the command prints JSON."""
+    return json_stream.get() is not None
+
+
+def print_json(value: Callable[[], Any]) -> None:
+    """Print a result with `--json`, for commands whose other output is on stderr."""
     stream = json_stream.get()
     if stream is not None:
-        print(json.dumps(value(), indent=2, ensure_ascii=False, allow_nan=False), file=stream)
+        print(json.dumps(value(), indent=2, ensure_ascii=False, allow_nan=False), file=stream, flush=True)
+
+
+def print_result(view: "RenderableType", value: Callable[[], Any], console: "Console | None" = None) -> None:
+    """Print a result as a table, or with `--json` its value, once per command."""
+    if is_json():
+        print_json(value)
         return
     if console is None:
         from rich.console import Console
@@ -176,8 +187,10 @@ __all__ = [
     "REFUSED",
     "STOPPED",
     "error_location",
+    "is_json",
     "is_quiet",
     "log_bugs",
+    "print_json",
     "print_result",
     "report",
     "report_errors",

@@ -4,11 +4,12 @@ Every entry point of every group is loaded, and an architecture's variants, conv
 so that errors are found early.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table as View
 
 from hf_vit_seg.data.sources.registry import SOURCES
@@ -21,6 +22,7 @@ from hf_vit_seg.training.losses.registry import LOSSES
 
 from .entry_points import PREFIX, Plugin, entries, load_all, origin
 from .inference import runtimes
+from .inference.loading import AUTO_CLASSES
 from .plugins import GROUP, HEADS_GROUP, Architecture, architectures, heads, plugins
 from .records import nearest
 
@@ -89,7 +91,7 @@ def plugins_view(found: Iterable[Plugin]) -> View:
 def list_variants() -> tuple[list[dict[str, Any]], list[str]]:
     """Return a row for each variant of each architecture, and errors of variants that cannot be read.
 
-    Rows have the keys `architecture`, `model_type`, `variant` and `parameters`.
+    Rows have the keys `architecture`, `model_type`, `variant`, `parameters` and `tasks`.
     """
     rows, sentences = list[dict[str, Any]](), []
     for name, architecture in architectures().items():
@@ -100,16 +102,24 @@ def list_variants() -> tuple[list[dict[str, Any]], list[str]]:
             continue
         for variant, count in counts.items():
             row = {"architecture": name, "model_type": architecture.config.model_type}
-            rows.append(row | {"variant": variant, "parameters": count})
+            rows.append(row | {"variant": variant, "parameters": count, "tasks": tasks_of(architecture)})
     return rows, sentences
 
 
-def models_view(rows: Iterable[Mapping[str, Any]]) -> View:
-    """Return a table of the rows of `list_variants`."""
-    view = View("architecture", "model_type", "variant", "parameters", box=None)
+def tasks_of(architecture: Architecture) -> list[str]:
+    """Return the tasks that an architecture has a model for."""
+    return [task for task, auto_class in AUTO_CLASSES.items() if auto_class in architecture.models]
+
+
+def models_view(rows: Sequence[Mapping[str, Any]]) -> Group:
+    """Return a table of the rows of `list_variants`, and below it one of the tasks of each architecture."""
+    variants = View("architecture", "model_type", "variant", "parameters", box=None)
     for row in rows:
-        view.add_row(row["architecture"], row["model_type"], row["variant"], f"{row['parameters']:,}")
-    return view
+        variants.add_row(row["architecture"], row["model_type"], row["variant"], f"{row['parameters']:,}")
+    tasks = View("architecture", "tasks", box=None)
+    for name, of_each in {row["architecture"]: row["tasks"] for row in rows}.items():
+        tasks.add_row(name, ", ".join(of_each))
+    return Group(variants, "", tasks)
 
 
 def plugin_rows(found: Iterable[Plugin]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ A record is a frozen pydantic model without extra keys. A table maps names to re
 transforms or data formats by name; plugins add rows through entry points.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
@@ -19,6 +20,8 @@ from .entry_points import Plugin, first_of_each_name, implements, load, load_all
 
 # Replacements of pydantic's expressions for Python types by those of YAML.
 MAPPING = "a mapping"
+LITERALS = ("literal_error", "enum")  # errors of pydantic whose message quotes every choice
+QUOTED = re.compile(r"'([^']*)'")
 EXPECTED = {"list_type": "a list", "tuple_type": "a list", "dict_type": MAPPING, "model_type": MAPPING}
 
 
@@ -62,7 +65,8 @@ def error_message(kind: type[BaseModel], errors: Sequence[ErrorDetails], setting
     if error["type"] == "value_error":
         reason = error["msg"].removeprefix("Value error, ")
         return f"{dotted}: {reason}" if dotted else reason
-    return f"{dotted} should be {expectation(error, errors, settings)}, found {shorten(error['input'])}"
+    expected = f"{dotted} should be {expectation(error, errors, settings)}, found {shorten(error['input'])}"
+    return expected + suggestion(error["input"], choices(error, errors, settings))
 
 
 def most_specific(error: ErrorDetails, errors: Sequence[ErrorDetails], settings: Any) -> ErrorDetails:
@@ -97,6 +101,13 @@ def expectation(error: ErrorDetails, errors: Sequence[ErrorDetails], settings: A
     return " or ".join(dict.fromkeys(expected))
 
 
+def choices(error: ErrorDetails, errors: Sequence[ErrorDetails], settings: Any) -> list[str]:
+    """Return the texts that a setting may be."""
+    path = settings_path(error, settings)
+    same_path = [each for each in errors if settings_path(each, settings) == path]
+    return [name for each in same_path if each["type"] in LITERALS for name in QUOTED.findall(each["msg"])]
+
+
 def known_fields(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Return the keys of the record that contains an unknown key."""
     return list(getattr(record_of(kind, location), "model_fields", {}))
@@ -129,6 +140,12 @@ def nearest(name: str, known: Iterable[str], what: str = "known") -> str:
     known = list(known)
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"{what} are {', '.join(known)}"
+
+
+def suggestion(name: Any, known: Iterable[str]) -> str:
+    """Format the end of a message that lists the known names: the nearest one, or nothing if none is near."""
+    near = get_close_matches(name, list(known), n=1, cutoff=0.5) if isinstance(name, str) else []
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def shorten(value: Any, length: int = 80) -> str:

@@ -31,6 +31,7 @@ from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.provenance import CARD
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts whose addresses need no https
+FILE_SUFFIXES = (*SUFFIXES, ".ckpt", ".onnx", ".pte", ".xml")  # of checkpoints and exported models
 CACHE = {"library_name": "hf_vit_seg", "namespace": "checkpoints"}
 
 
@@ -70,7 +71,9 @@ def is_address(text: str) -> bool:
 
 
 def is_repository(text: str) -> bool:
-    """Return whether a text can be the id of a repository on the Hub."""
+    """Return whether a text can be the id of a repository on the Hub, and not the name of a checkpoint file."""
+    if text.lower().endswith(FILE_SUFFIXES):
+        return False
     try:
         validate_repo_id(text)
     except HFValidationError:

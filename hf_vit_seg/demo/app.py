@@ -28,15 +28,25 @@ CSS = """
 .gradio-container { max-width: 1480px !important; }
 footer button, footer a { color: var(--body-text-color) !important; opacity: 0.85; }
 .dark { --color-accent: var(--primary-300) !important; }
+.examples .grid-wrap { min-height: 0 !important; }
+.examples .grid-container {
+  grid-template-columns: repeat(4, minmax(0, 1fr)) !important;
+  grid-auto-rows: auto !important;
+  align-items: start;
+}
+.examples .gallery-item, .examples .thumbnail-item { width: 100% !important; height: auto !important; }
+.examples .thumbnail-item { aspect-ratio: 1; }
+/* gradio hides the API link on phones */
+@media (max-width: 640px) { .api-hint { display: none !important; } }
 """
 # Fonts of the visitor's own system: nothing is fetched from elsewhere.
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACED = ("ui-monospace", "Consolas", "monospace")
 INTRODUCTION = """# Image segmentation
 
-Upload an image, then point at it (or tap it) to see each class or object. For use from a program, see the API link
-below.
+Upload an image, then point at it (or tap it) to see each class or object.
 """
+API_HINT = "For use from a program, see the API link below."
 
 
 def build(catalogue: Catalogue) -> GuardedPage:
@@ -45,6 +55,7 @@ def build(catalogue: Catalogue) -> GuardedPage:
         title="hf_vit_seg", analytics_enabled=False, delete_cache=(SECONDS_KEPT, SECONDS_KEPT), fill_width=True
     ) as page:
         gr.Markdown(INTRODUCTION, elem_classes="intro")
+        gr.Markdown(API_HINT, elem_classes="api-hint")
         for failure in catalogue.failures:
             gr.Markdown(f"Not available: {failure}")
         tasks = {entry.task for entry in catalogue.entries.values()}

@@ -86,6 +86,7 @@ class ImageTab(Generic[Result]):
                         allow_preview=False,
                         interactive=False,
                         buttons=[],
+                        elem_classes="examples",
                     )
                     offered.select(
                         self.choose_selected, None, [photo, choices.model], queue=False, api_visibility="private"

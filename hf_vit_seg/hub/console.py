@@ -5,20 +5,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard, ModelCardData
 from rich import filesize
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from hf_vit_seg.entry_points import PACKAGE
 from hf_vit_seg.error_reporting import print_result
 from hf_vit_seg.provenance import CARD
+from hf_vit_seg.text_files import read_text
 
 from .formats import OWN
-from .push import prepare
+from .push import PICTURE, WIDGET, PushPlan, prepare
 from .repository import Content, Target
 from .space import prepare_space
 
+# Facts of a card that `push` lists, by their titles.
+FACTS = {
+    "license": "license",
+    "task": "pipeline_tag",
+    "base model": "base_model",
+    "datasets": "datasets",
+    "tags": "tags",
+}
 NOTHING_SENT = "dry run: nothing was sent"
 
 
@@ -38,13 +48,16 @@ def push_command(
     )
     for note in prepared.notes:
         console.print(note)
+    card = card_of(prepared)
     listed: dict[str, Any] = {
         "repo_id": target.repo_id,
         "files": file_sizes(prepared.content),
         "left_out": list(prepared.left_out),
         "notes": list(prepared.notes),
+        "card": card.to_dict(),
     }
-    view = files_view(prepared.content)
+    images = [name for name in (PICTURE, WIDGET) if name in prepared.content]
+    view = Group(files_view(prepared.content), "", facts_view(card, images))
     if dry_run:
         prepared.temporary.close()
         print_result(view, lambda: listed | {"url": None}, console)
@@ -76,6 +89,29 @@ def push_space_command(model: str, target: Target, *, dry_run: bool = False) -> 
     done = prepared.commit()
     url = done.pr_url or done.commit_url
     print_result(f"pushed a Space: {url}", lambda: listed | {"url": url}, console)
+
+
+def card_of(plan: PushPlan) -> ModelCardData:
+    """Return the metadata of the card that would be published."""
+    content = plan.content[CARD]
+    text = content.decode() if isinstance(content, bytes) else read_text(content)
+    return ModelCard(text, ignore_metadata_errors=True).data
+
+
+def facts_view(card: ModelCardData, images: Sequence[str]) -> Table:
+    """Return a table of the facts of a model card; those without a value are unknown."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for title, name in FACTS.items():
+        value = getattr(card, name, None)
+        values = [value] if isinstance(value, str) else value or ["unknown"]
+        table.add_row(title, Text(", ".join(map(str, values))))
+    table.add_row("images", Text(", ".join(images) or "none; --sample-image publishes one"))
+    for score in card.eval_results or ():
+        split = score.dataset_split or score.dataset_name
+        table.add_row("score", Text(f"{score.metric_name or score.metric_type} {score.metric_value:.4g} ({split})"))
+    return table
 
 
 def print_left_out(console: Console, names: Sequence[str]) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, SpaceCard
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
 
+from hf_vit_seg.conversion.files.download import is_repository
 from hf_vit_seg.demo import ENVIRONMENT, GRADIO, NUCLEI
 from hf_vit_seg.entry_points import PACKAGE
 from hf_vit_seg.errors import error_sentence
@@ -80,7 +80,8 @@ def prepare_space(model: str, target: Target, *, dry_run: bool = False) -> Space
 def check_hub_model(model: str) -> str:
     """Return a Hub id if the model exists. Raises PushError."""
     try:
-        validate_repo_id(model)
+        if not is_repository(model):
+            raise HFValidationError(model)
         HfApi(library_name=PACKAGE).model_info(model)
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise PushError(f"{model} is neither a local directory nor an accessible model on the Hub") from error

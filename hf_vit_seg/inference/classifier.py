@@ -12,7 +12,7 @@ from transformers.image_utils import SizeDict
 from hf_vit_seg.models.image_processing_segmentation import target_sides
 
 from .image_inputs import load_pixels
-from .loading import advise_conversion, float_type, label_names, load_for_inference, select_device
+from .loading import advise_conversion, check_options, float_type, label_names, load_for_inference, select_device
 
 # transformers' names of the kinds of classification, which pipelines read.
 SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
@@ -40,6 +40,7 @@ class Classifier:
         """Load a local directory, a Hub model, or a checkpoint file, with the options of `load`.
 
         Raises ModelError if it is not a classifier."""
+        check_options(Classifier.from_pretrained, hub)
         where, kind = select_device(device), float_type(dtype)
         return cls(*load_for_inference(name, "classification", kind, convert=convert, **hub), where)
 

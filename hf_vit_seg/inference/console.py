@@ -1,5 +1,6 @@
 """Terminal output of `predict`."""
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging
 
-from hf_vit_seg.error_reporting import BUG, DONE, FAILED, error_location, is_quiet, status_console, traceback_text
+from hf_vit_seg.error_reporting import (
+    BUG,
+    DONE,
+    FAILED,
+    error_location,
+    is_quiet,
+    print_json,
+    status_console,
+    traceback_text,
+)
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.heads import classify, estimate_poses
 from hf_vit_seg.inference.files.objects import predict_objects
@@ -22,23 +32,35 @@ from hf_vit_seg.inference.tiles.objects import predict_tiled_objects
 from hf_vit_seg.inference.tiles.prediction import Progress as TileProgress
 from hf_vit_seg.inference.tiles.prediction import needs_tiles, predict_tiled
 from hf_vit_seg.inference.video.prediction import is_video, predict_video
-from hf_vit_seg.records import read_record
+from hf_vit_seg.records import RecordError, read_record
 
 from .classifier import Classifier
 from .instance_segmenter import THRESHOLD, InstanceSegmenter
 from .pose_estimator import PoseEstimator
 from .segmenter import Segmenter
 
+PLACE = "protocol"
 NOTHING = "Nothing to do: every image has results already."
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 def protocol_from_text(scales: str | None = None, **settings: Any) -> Protocol:
-    """Build a protocol from command-line options; None is unset, `scales` are comma-separated numbers."""
+    """Build a protocol from command-line options; None is unset, `scales` are comma-separated numbers.
+
+    RecordError names the option.
+    """
     given = {name: value for name, value in settings.items() if value is not None}
     if scales is not None:
         given["scales"] = [part.strip() for part in scales.split(",")]
-    return read_record(Protocol, given, "protocol")
+    try:
+        return read_record(Protocol, given, PLACE)
+    except RecordError as error:
+        raise RecordError(re.sub(rf"^{PLACE}\.(\w+)", option_name, str(error))) from None
+
+
+def option_name(field: re.Match[str]) -> str:
+    """Return the option of `predict` for a field of a protocol."""
+    return "--protocol" if field[1] == "preset" else f"--{field[1].replace('_', '-')}"
 
 
 def run_task(
@@ -62,6 +84,7 @@ def run_task(
     if not jobs:
         write_tables(task, planned, out, skip_existing)
         console.print(NOTHING)
+        print_json(lambda: result_content(task, out, 0, 0, [], 0.0, None))
         return DONE
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -80,10 +103,11 @@ def run_task(
         for job in videos:
             failures.add(f"{job.image.path}: videos require a segmentation model; extract its frames", None)
     write_tables(task, [job for job in planned if job not in failed and job not in videos], out, skip_existing)
+    seconds, done = time.perf_counter() - start, len(jobs) - failures.count
     console.print(
-        f"{len(jobs) - failures.count} of {len(jobs)} images {done_word} in {time.perf_counter() - start:.1f} s on "
-        f"{loaded.device}, results in {escape(str(out))}"
+        f"{done} of {len(jobs)} images {done_word} in {seconds:.1f} s on {loaded.device}, results in {escape(str(out))}"
     )
+    print_json(lambda: result_content(task, out, len(jobs), done, failures.errors, seconds, loaded.device))
     return failures.exit_code
 
 
@@ -111,6 +135,7 @@ def run(
     console = status_console()
     if not jobs:
         console.print(NOTHING)
+        print_json(lambda: result_content(task, out, 0, 0, [], 0.0, None))
         return DONE
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -140,7 +165,16 @@ def run(
         f"{done} of {len(jobs)} {'files' if videos else 'images'} segmented in {seconds:.1f} s on {segmenter.device}, "
         f"results in {escape(str(out))}"
     )
+    print_json(lambda: result_content(task, out, len(jobs), done, failures.errors, seconds, segmenter.device))
     return failures.exit_code
+
+
+def result_content(
+    task: str, out: Path, images: int, done: int, errors: Sequence[str], seconds: float, device: Any
+) -> dict[str, Any]:
+    """Return the JSON value of a run: numbers of images and of those with results, and the errors of the others."""
+    counts = {"images": images, "done": done, "errors": list(errors), "seconds": round(seconds, 3)}
+    return {"task": task, "out": str(out), **counts, "device": None if device is None else str(device)}
 
 
 def show_progress() -> Progress:
@@ -171,6 +205,7 @@ class Failures:
     def __init__(self, progress: Progress):
         self.progress, self.count, self.kinds = progress, 0, set[tuple[str, str, int]]()
         self.pixel_polygons = 0
+        self.errors: list[str] = []
 
     @property
     def exit_code(self) -> int:
@@ -185,6 +220,7 @@ class Failures:
     def add(self, text: str, bug: Exception | None) -> None:
         """Report a failure."""
         self.count += 1
+        self.errors.append(text)
         if bug is not None and error_location(bug) not in self.kinds:
             self.kinds.add(error_location(bug))
             self.progress.console.print(escape(traceback_text(bug)))

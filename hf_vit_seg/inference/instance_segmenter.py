@@ -19,6 +19,7 @@ from hf_vit_seg.inference.image_inputs import load_pixels
 from hf_vit_seg.models.segment_maps import draw_objects, objects_of_queries, panoptic_segments
 
 from .image_segmenter import ImageSegmenter, load_model_or_program
+from .loading import check_options
 from .object_stitching import ObjectStitcher, core_of
 from .segments import FoundObject, FoundSegments, objects_of_map
 
@@ -75,6 +76,7 @@ class InstanceSegmenter(ImageSegmenter):
 
         Raises ModelError if it does not find objects.
         """
+        check_options(InstanceSegmenter.from_pretrained, hub)
         model, processor, where = load_model_or_program(name, "instance", device, dtype, convert=convert, **hub)
         return cls(model, processor, where, protocol, threshold)
 

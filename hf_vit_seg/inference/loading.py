@@ -1,8 +1,9 @@
 """Load models and image processors of any known format."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from hf_vit_seg.conversion.convert import Conversion
 from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.pretrained import (
     ADAPTER,
+    check_place,
     convert_pretrained,
     describe,
     find_classes,
@@ -27,7 +29,7 @@ from hf_vit_seg.conversion.readers import CONFIG, INDEX_FILES, WEIGHT_FILES, rea
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.models.layers import HUB_OPTIONS
-from hf_vit_seg.records import nearest, shorten
+from hf_vit_seg.records import nearest, shorten, suggestion
 from hf_vit_seg.text_files import read_json_object
 
 AUTO_CLASSES = {
@@ -37,6 +39,7 @@ AUTO_CLASSES = {
     "instance": "AutoModelForUniversalSegmentation",  # also of models trained for panoptic segmentation
     "panoptic": "AutoModelForUniversalSegmentation",
 }
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 EXTREMES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of dtypes with aminmax
 FEATURES = "features"
 # What from_pretrained of configs, image processors and models raises for files that are missing or invalid.
@@ -66,10 +69,25 @@ def select_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
+    except RuntimeError:
+        near = suggestion("cuda" if device == "gpu" else str(device), DEVICES)
+        raise ModelError(f"unknown device '{device}', expected cpu, cuda, cuda:1, mps or xpu{near}") from None
+    try:
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"Device {device} cannot be used: {error_sentence(error, short=True)}") from None
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(
+            f"device {device} cannot be used: {error_sentence(error, short=True)}; available here: "
+            f"{', '.join(available_devices())}"
+        ) from None
     return chosen
+
+
+def available_devices() -> list[str]:
+    """Return the names of the devices of this machine."""
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    if kind is None:
+        return ["cpu"]
+    return ["cpu", *(f"{kind.type}:{index}" for index in range(torch.accelerator.device_count()))]
 
 
 class Loaded(NamedTuple):
@@ -123,7 +141,7 @@ def load_pretrained(
     **hub: Any,
 ) -> Loaded:
     """Load a model as `load` does, without moving it, and log a conversion. Raises ModelError."""
-    check_options(hub)
+    check_options(load, hub)
     name = installed_path(str(name))
     if task is not None and task not in TASKS:
         raise ModelError(f"unknown task '{task}'; {nearest(task, TASKS, 'tasks')}")
@@ -202,10 +220,16 @@ def check_task(name: str | Path, converted: Conversion, task: str | None) -> Non
         )
 
 
-def check_options(hub: Mapping[str, Any]) -> None:
-    """Raise TypeError for options that do not locate files."""
+def check_options(function: Callable[..., Any], hub: Mapping[str, Any]) -> None:
+    """Raise TypeError for options of a function that neither it nor `HUB_OPTIONS` has."""
+    own = [name for name, each in signature(function).parameters.items() if each.kind is not each.VAR_KEYWORD]
+    known = [*own, *HUB_OPTIONS]
     if unknown := [name for name in hub if name not in HUB_OPTIONS]:
-        raise TypeError(f"load() got unexpected options {', '.join(unknown)}; expected {', '.join(HUB_OPTIONS)}")
+        noun = "argument" if len(unknown) == 1 else "arguments"
+        found = ", ".join(f"'{name}'" for name in unknown)
+        raise TypeError(
+            f"{function.__qualname__}() got unexpected keyword {noun} {found}; {nearest(unknown[0], known)}"
+        )
 
 
 def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segmentation", **hub: Any) -> Any:
@@ -290,10 +314,11 @@ def task_of(name: str, *, features: bool = False, **hub: Any) -> str:
 def find_base(name: str, **hub: Any) -> tuple[str, dict[str, Any]]:
     """Return the base model of adapters that were saved without a config.json (by peft), and the options of its files.
 
-    Other names and their options are returned as they are.
+    Other names and their options are returned as they are. ConversionError for a path that does not exist.
     """
     if find_config(name, **hub) is not None:
         return pretrained_path(name), hub
+    check_place(name, **hub)
     file = cached_file(pretrained_path(name), ADAPTER, _raise_exceptions_for_missing_entries=False, **hub)
     base = None if file is None else read_json(Path(file)).get("base_model_name_or_path")
     if not isinstance(base, str):
@@ -347,6 +372,7 @@ __all__ = [
     "Loaded",
     "ModelError",
     "advise_conversion",
+    "check_options",
     "find_conversion",
     "float_type",
     "has_processor",

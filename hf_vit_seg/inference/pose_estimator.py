@@ -16,7 +16,7 @@ from hf_vit_seg.drawing.skeletons import Skeleton
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 
 from .image_inputs import load_pixels
-from .loading import advise_conversion, float_type, label_names, load_for_inference, select_device
+from .loading import advise_conversion, check_options, float_type, label_names, load_for_inference, select_device
 
 TOGETHER = 16  # persons per forward pass
 Box = tuple[float, float, float, float]  # x, y, width, height
@@ -45,6 +45,7 @@ class PoseEstimator:
         """Load a local directory, a Hub model, or a checkpoint file, with the options of `load`.
 
         Raises ModelError if it is not a pose model."""
+        check_options(PoseEstimator.from_pretrained, hub)
         where, kind = select_device(device), float_type(dtype)
         return cls(*load_for_inference(name, "pose", kind, convert=convert, **hub), where)
 

@@ -178,10 +178,11 @@ def task_of_model(name: str) -> str:
     """Return the task of a model (see `task_of`) or of an exported file, whose config.json names the class of its
     model.
 
-    Raises ModelError for a model that has none.
+    Raises ModelError for a model that has none, and for an exported file that does not exist.
     """
     if not is_program(name):
         return task_of(name)
+    check_file(Path(name))
     folder = Path(name).parent
     try:
         return task_of(str(folder)) if (folder / CONFIG).is_file() else "segmentation"
@@ -201,6 +202,12 @@ def find_task(name: str) -> str:
         if isinstance(error.__cause__, ConversionError):
             raise
         return "segmentation"
+
+
+def check_file(path: Path) -> None:
+    """Raise ModelError if an exported file does not exist."""
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist; pass an exported model, such as model.onnx, or a model directory")
 
 
 def check_runtime(value: Any) -> None:
@@ -245,8 +252,7 @@ class RuntimeModel:
         Raises ModelError if loading fails, or if the program is not for `task`, "segmentation" or "instance".
         """
         self.path = path
-        if not path.is_file():
-            raise ModelError(f"{path} is not a file: pass an exported model, such as model.onnx, or a model directory")
+        check_file(path)
         try:
             self.config = config or AutoConfig.from_pretrained(path.parent)
         except INVALID_FILES as error:

@@ -19,6 +19,7 @@ from hf_vit_seg.inference.dense.sliding_windows import SlidingLogits
 from hf_vit_seg.models.label_maps import CHUNK_BYTES
 
 from .image_segmenter import ImageSegmenter, load_model_or_program
+from .loading import check_options
 from .segmentation import Segmentation
 
 ACCELERATOR_CHUNKS = 8  # factor of chunk sizes on accelerators, where kernel launches dominate
@@ -54,6 +55,7 @@ class Segmenter(ImageSegmenter):
         run on the CPU. Raises ModelError if the model does not exist, or has no segmentation head or no image
         processor.
         """
+        check_options(Segmenter.from_pretrained, hub)
         model, processor, where = load_model_or_program(name, "segmentation", device, dtype, convert=convert, **hub)
         return cls(model, processor, where, protocol)
 

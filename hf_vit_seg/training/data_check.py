@@ -41,13 +41,13 @@ MAX_LINES = 20  # of problems, warnings and unknown values on the console; the r
 
 
 def check_data(
-    source: str | Path, overrides: Sequence[str] = (), out: Path | None = None, splits: Sequence[str] = SPLITS
+    source: str | Path, settings: Sequence[str] = (), out: Path | None = None, splits: Sequence[str] = SPLITS
 ) -> bool:
     """Check the data of a recipe, print a summary, and write a report to `out` (default: data-check/NAME).
 
     Returns whether no problems were found. Raises ValueError for a recipe or data that cannot be opened.
     """
-    recipe = load_recipe(source, overrides)
+    recipe = load_recipe(source, settings)
     folder = out or Path("data-check") / recipe.name
     with lock_directory(folder):
         report = check(recipe, select_splits(splits), folder / FACTS, progress=not is_quiet())

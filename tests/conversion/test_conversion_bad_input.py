@@ -166,10 +166,10 @@ def test_mismatched_named_source_raises(tmp_path: Path) -> None:
 
 
 def test_invalid_options_raise(tmp_path: Path) -> None:
-    assert_refused(tmp_path, "did you mean 'num_attention_heads'", ORACLE_FILE, overrides={"num_attention_head": [1]})
+    assert_refused(tmp_path, "did you mean 'num_attention_heads'", ORACLE_FILE, settings={"num_attention_head": [1]})
     heads = {"num_attention_heads": [3, 2, 5, 8]}
-    assert_refused(tmp_path, "must be divisible by num_attention_heads", ORACLE_FILE, overrides=heads)
-    assert_refused(tmp_path, "found [16, 3, 7, 7], expected", ORACLE_FILE, overrides={"num_channels": 4})
+    assert_refused(tmp_path, "must be divisible by num_attention_heads", ORACLE_FILE, settings=heads)
+    assert_refused(tmp_path, "found [16, 3, 7, 7], expected", ORACLE_FILE, settings={"num_channels": 4})
     assert_refused(tmp_path, "neither one of ade20k", ORACLE_FILE, labels="nowhere")
     assert_refused(tmp_path, "has 150 names, but the checkpoint's classifier has 7", ORACLE_FILE, labels="ade20k")
 

@@ -45,7 +45,7 @@ def cvt_of_transformers(head: str, **settings: Any) -> transformers.PreTrainedMo
 
 
 def test_microsoft_parity(tmp_path: Path) -> None:
-    report = convert(ORACLE_FILE, tmp_path / "out", overrides=HEADS)
+    report = convert(ORACLE_FILE, tmp_path / "out", settings=HEADS)
     image, expected = oracle()
     model = load_converted(AutoModelForImageClassification, tmp_path / "out")
     assert largest_difference(model, image, expected) < TOLERANCE
@@ -68,14 +68,14 @@ def test_microsoft_parity(tmp_path: Path) -> None:
 def test_every_source_option_changes_the_output(tmp_path: Path, override: dict[str, Any]) -> None:
     """The tolerance distinguishes the options, so parity verifies each of them."""
     image, expected = oracle()
-    convert(ORACLE_FILE, tmp_path / "out", overrides=HEADS | override)
+    convert(ORACLE_FILE, tmp_path / "out", settings=HEADS | override)
     model = load_converted(AutoModelForImageClassification, tmp_path / "out")
     assert largest_difference(model, image, expected) > 1e3 * TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["back.pth", "back.safetensors"])
 def test_microsoft_round_trip(tmp_path: Path, name: str) -> None:
-    convert(ORACLE_FILE, tmp_path / "out", overrides=HEADS)
+    convert(ORACLE_FILE, tmp_path / "out", settings=HEADS)
     assert export(tmp_path / "out", tmp_path / name, to="microsoft").notes == ()
     read = load_file if name.endswith("safetensors") else torch.load
     assert_equal_states(read(tmp_path / name), oracle_state())
@@ -84,10 +84,10 @@ def test_microsoft_round_trip(tmp_path: Path, name: str) -> None:
 def test_microsoft_encoder(tmp_path: Path) -> None:
     state = {k: v for k, v in oracle_state().items() if not k.startswith("head.")}
     torch.save(state, tmp_path / "encoder.pth")
-    report = convert(tmp_path / "encoder.pth", tmp_path / "out", overrides=HEADS)
+    report = convert(tmp_path / "encoder.pth", tmp_path / "out", settings=HEADS)
     assert report.model == "CvTModel"
     assert [name for name, _ in report.dropped] == ["norm.weight", "norm.bias"]
-    convert(ORACLE_FILE, tmp_path / "whole", overrides=HEADS)
+    convert(ORACLE_FILE, tmp_path / "whole", settings=HEADS)
     with torch.no_grad():
         expected = load_converted(AutoModelForImageClassification, tmp_path / "whole").cvt(IMAGE).last_hidden_state
     assert largest_difference(load_converted(AutoModel, tmp_path / "out"), IMAGE, expected) == 0
@@ -130,7 +130,7 @@ def test_transformers_parity_and_round_trip(tmp_path: Path, name: str, auto: Any
 
 
 def test_export_to_transformers_reports_the_activation(tmp_path: Path) -> None:
-    convert(ORACLE_FILE, tmp_path / "ours", overrides=HEADS)
+    convert(ORACLE_FILE, tmp_path / "ours", settings=HEADS)
     report = export(tmp_path / "ours", tmp_path / "theirs", to="transformers")
     assert any("hidden_act quick_gelu (reference: gelu)" in note for note in report.notes)
 
@@ -156,7 +156,7 @@ def test_original_preprocessing_and_labels(tmp_path: Path) -> None:
     state = oracle_state()
     state |= {"head.weight": torch.randn(1000, 48), "head.bias": torch.randn(1000)}
     torch.save(state, tmp_path / "cvt.pth")
-    convert(tmp_path / "cvt.pth", tmp_path / "out", overrides=HEADS)
+    convert(tmp_path / "cvt.pth", tmp_path / "out", settings=HEADS)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert (processor.size["shortest_edge"], processor.crop_size["height"], processor.resample) == (256, 224, 3)
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.id2label[1] == "goldfish"

@@ -57,7 +57,7 @@ def test_decoder_width_does_not_select_a_variant() -> None:
 
 def test_overrides_take_precedence(tmp_path: Path) -> None:
     overrides = {"layer_norm_eps": 1e-3, "num_attention_heads": [2, 2, 2, 2], "strides": [4, 2, 2, 2]}
-    report = convert(ORACLE_FILE, tmp_path / "out", overrides=overrides)
+    report = convert(ORACLE_FILE, tmp_path / "out", settings=overrides)
     config = AutoConfig.from_pretrained(tmp_path / "out")
     assert config.layer_norm_eps == 1e-3
     assert list(config.num_attention_heads) == [2, 2, 2, 2]

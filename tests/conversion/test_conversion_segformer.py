@@ -52,7 +52,7 @@ def test_nvlabs_parity(tmp_path: Path) -> None:
 def test_every_epsilon_changes_the_output(tmp_path: Path, field: str) -> None:
     """The tolerance distinguishes the epsilons, so parity verifies each of them."""
     arrays = np.load(ORACLE / "io.npz")
-    convert(ORACLE_FILE, tmp_path / "out", overrides={field: 3e-6})
+    convert(ORACLE_FILE, tmp_path / "out", settings={field: 3e-6})
     model, image = load_converted(AutoSegmenter, tmp_path / "out"), torch.from_numpy(arrays["input"]).double()
     assert largest_difference(model, image, torch.from_numpy(arrays["output_f64"])) > 1e3 * TOLERANCE
 

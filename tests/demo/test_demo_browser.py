@@ -227,6 +227,15 @@ def test_broken_model_clears_previous_results(page):
     page.locator("canvas.picture").wait_for()
 
 
+def test_all_examples_are_within_their_gallery(page):
+    gallery, items = page.locator(".examples"), page.locator(".examples .thumbnail-item")
+    items.first.wait_for()
+    outer = gallery.bounding_box()
+    for box in (item.bounding_box() for item in items.all()):
+        assert outer["x"] <= box["x"] and box["x"] + box["width"] <= outer["x"] + outer["width"]
+        assert outer["y"] <= box["y"] and box["y"] + box["height"] <= outer["y"] + outer["height"]
+
+
 def test_example_selects_its_model(page):
     page.locator(".thumbnail-item").first.click()
     page.wait_for_function("document.querySelector('.caption').innerText.startsWith('nuclei: ')")
@@ -259,6 +268,7 @@ def test_phone(page, address, scheme):
     phone.locator("canvas.picture").tap()
     assert phone.locator(".tip b").inner_text() in ("background", "nucleus")
     assert "Tap" in phone.locator(".hint").inner_text()
+    assert not phone.locator(".api-hint").first.is_visible()  # gradio hides the link itself
     assert findings(phone) == []
     context.close()
 

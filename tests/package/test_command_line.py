@@ -2,8 +2,10 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
+from inspect import signature
 
 import pytest
 import typer.main
@@ -12,8 +14,10 @@ from tiny_runs import settings, write_data, write_recipe
 from typer.testing import CliRunner
 
 import hf_vit_seg
+import hf_vit_seg.cli
 from hf_vit_seg.cli import app
 from hf_vit_seg.error_reporting import GENERAL
+from hf_vit_seg.inference.loading import select_device
 from hf_vit_seg.models.segmentation_heads import find_head
 from hf_vit_seg.training.model.building import build_model
 from hf_vit_seg.training.recipe_loading import RecipeFileError, load_recipe
@@ -72,6 +76,7 @@ def test_models_and_plugins_as_json():
     rows = json.loads(invoke("models", "--json").stdout)
     assert {row["architecture"] for row in rows} == hf_vit_seg.architectures().keys()
     assert next(row for row in rows if row["variant"] == "nano")["model_type"] == "segformer_seg"
+    assert {row["architecture"] for row in rows if "pose" in row["tasks"]} == {"vit"}
     found = json.loads(invoke("plugins", "--json").stdout)
     assert {"group": "architectures", "name": "vit", "error": None}.items() <= next(
         row.items() for row in found if row["name"] == "vit"
@@ -113,6 +118,99 @@ def test_dry_run_of_push_lists_files_as_json():
         shown["files"]["model.safetensors"] == (REPOSITORY / "examples/nuclei/model/model.safetensors").stat().st_size
     )
     assert "README.md" in shown["files"] and "modeling_segformer.py" in shown["files"]
+    assert shown["card"]["license"] == "cc0-1.0" and shown["card"]["pipeline_tag"] == "image-segmentation"
+    assert "cc0-1.0" in invoke("push", NUCLEI, "me/nuclei", "--dry-run").output
+
+
+def test_predict_as_json_counts_images_and_lists_errors(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("1023509cf8d4c155.webp", "1740b0a67ca337ea.webp"):
+        shutil.copy(REPOSITORY / "examples/nuclei/data/test/images" / name, images / name)
+    (images / "damaged.png").write_bytes(b"no image")
+    words = ("predict", NUCLEI, str(images), "-o", str(tmp_path / "masks"), "--json")
+    found = json.loads(invoke(*words).stdout)
+    assert (found["task"], found["images"], found["done"], len(found["errors"])) == ("segmentation", 3, 2, 1)
+    found = json.loads(invoke(*words, "--format", "parquet", "-o", str(tmp_path / "table"), "--workers", "1").stdout)
+    assert (found["images"], found["done"], len(found["errors"])) == (3, 2, 1)
+
+
+def test_demo_as_json_prints_its_address(monkeypatch):
+    class Server:
+        def get_blocks(self):
+            return self
+
+        def block_thread(self):
+            print("not in the JSON")
+
+    monkeypatch.setattr("hf_vit_seg.demo.launch", lambda *models, **options: (Server(), "http://127.0.0.1:7860/", None))
+    assert json.loads(invoke("demo", "--json").stdout) == {"url": "http://127.0.0.1:7860/", "share_url": None}
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["--protocol", "ade20"], "ade20k"),
+        (["--blend", "gausian"], "gaussian"),
+        (["--size", "proces"], "processor"),
+        (["--dtype", "float3"], "float32"),
+        (["--format", "webdatset"], "webdataset"),
+        (["--device", "gpu"], "cuda"),
+        (["--device", "cpuu"], "cpu"),
+    ],
+)
+def test_nearest_choice_of_an_option_is_suggested(words, near, tmp_path):
+    image = REPOSITORY / "examples/nuclei/data/test/images/1023509cf8d4c155.webp"
+    shown = invoke("predict", NUCLEI, str(image), "-o", str(tmp_path / "out"), *words)
+    assert shown.exit_code == 2 and f"did you mean '{near}'?" in shown.output
+    assert "Value error" not in shown.output
+    assert words[0] in shown.output or words[0] == "--device"
+    assert not (tmp_path / "out").exists()
+
+
+def test_available_devices_are_named():
+    with pytest.raises(hf_vit_seg.errors.HfVitSegError, match="available here: cpu"):
+        select_device("cuda:99")
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export", "convert", "push", "push-space", "demo"])
+@pytest.mark.parametrize("model", ["nothing.pth", "./nothing", "/nothing/here", "a/b/c", "nothing/model.onnx"])
+def test_missing_local_model_is_reported_without_the_hub(command, model, tmp_path, monkeypatch):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("httpx.Client.send", refuse)
+    image = REPOSITORY / "examples/nuclei/data/test/images/1023509cf8d4c155.webp"
+    out = str(tmp_path / "out")
+    more = {
+        "predict": [str(image), "-o", out],
+        "export": [out, "--to", "onnx"],
+        "convert": [out],
+        "push": ["me/model", "--dry-run"],
+        "push-space": ["me/demo", "--dry-run"],
+    }
+    shown = invoke(command, model, *more.get(command, []))
+    assert shown.exit_code == 2 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("override", ["model.variant=nan0", "trackers=[tensorbord]"])
+def test_wrong_setting_leaves_no_run_directory(override, tmp_path):
+    recipe = write_recipe(tmp_path, settings(write_data(tmp_path / "data")))
+    assert invoke("train", str(recipe), override, "-o", str(tmp_path / "run")).exit_code == 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["Segmenter", "InstanceSegmenter", "Classifier", "PoseEstimator"])
+def test_wrong_argument_names_its_function(kind):
+    with pytest.raises(TypeError, match=rf"{kind}\.from_pretrained\(\) got .* 'devise'; did you mean 'device'"):
+        getattr(hf_vit_seg, kind).from_pretrained(NUCLEI, devise="cpu")
+    with pytest.raises(TypeError, match=r"^load\(\) got .* 'tassk'; did you mean 'task'"):
+        hf_vit_seg.load(NUCLEI, tassk="segmentation")
+
+
+def test_arguments_of_convert_are_those_of_the_command():
+    command = set(signature(hf_vit_seg.cli.convert).parameters) - {"as_json", "quiet", "traceback", "revision"}
+    assert command == set(signature(hf_vit_seg.convert).parameters) - {"hub"}
 
 
 def test_quiet_prints_only_errors(tmp_path):

@@ -188,6 +188,11 @@ def test_package_data_patterns_match_files(check_wheel):
     assert {"conversion/convert.py", "spaces/segmentation/app.py", "examples/nuclei/model/config.json"} <= required
 
 
+def test_example_in_the_wheel_is_smaller_than_9_mb():
+    files = [path for path in (REPOSITORY / "examples/nuclei").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files if path.suffix != ".pyc") < 9_000_000
+
+
 def test_check_exits_with_1_for_missing_files(tmp_path):
     tmp_path.joinpath("hf_vit_seg").mkdir()
     command = [sys.executable, REPOSITORY / ".ci" / "check_wheel.py", tmp_path]

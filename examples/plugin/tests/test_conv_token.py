@@ -15,7 +15,7 @@ SIZES = ((64, 64), (61, 45), (8, 131))
 def test_conversion_matches_reference_and_is_invertible(tmp_path):
     state = trained().state_dict()
     torch.save(state, tmp_path / "research.pth")
-    report = convert(tmp_path / "research.pth", tmp_path / "model", overrides={"num_attention_heads": 2})
+    report = convert(tmp_path / "research.pth", tmp_path / "model", settings={"num_attention_heads": 2})
     assert (report.architecture, report.variant, report.dropped) == ("conv_token", "tiny", ())
     reference, model = trained(), AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "model")
     for size in SIZES:

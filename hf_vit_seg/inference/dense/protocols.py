@@ -17,7 +17,7 @@ from transformers.image_utils import SizeDict
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.grid_sizes import round_up
 from hf_vit_seg.models.image_processing_segmentation import MAX_RESIZED_PIXELS, ResizeError, target_sides
-from hf_vit_seg.records import Record, read_record
+from hf_vit_seg.records import Record, read_record, suggestion
 
 from .sliding_windows import Blend, WindowGrid
 
@@ -68,7 +68,7 @@ def pair(value: Any) -> Any:
     if isinstance(value, str):
         found = WINDOW_TEXT.fullmatch(value)
         if found is None:
-            raise HfVitSegError(f"is written as 512 or 512x1024 (height x width), found '{value}'")
+            raise HfVitSegError(f"found '{value}', expected 512 or 512x1024 (height x width)")
         return int(found[1]), int(found[2] or found[1])
     return (value, value) if isinstance(value, int) else value
 
@@ -81,7 +81,8 @@ def size_rule(value: Any) -> Any:
         return read_record(Sides if "height" in value or "width" in value else Edges, value)
     found = SIZE_TEXT.fullmatch(str(value))
     if found is None:
-        raise HfVitSegError(f"is one of {SIZE_HINT}, found {value!r}")
+        near = suggestion(value, ("processor", "own"))
+        raise HfVitSegError(f"found {value!r}, expected {SIZE_HINT}{near}")
     if found[3]:
         return read_record(Sides, {"height": int(found[3]), "width": int(found[4])})
     return read_record(Edges, {"shortest_edge": int(found[1]), "longest_edge": int(found[2]) if found[2] else None})

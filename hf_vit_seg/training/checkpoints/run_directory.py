@@ -86,6 +86,16 @@ class RunDirectory:
         """Return whether a file was not written by a run, including runs that ended before the first step."""
         return path.name not in (FACTS, LOCK, ERRORS) and not path.name.startswith(PARTIAL)
 
+    def remove_traces(self) -> None:
+        """Remove the outputs of a run."""
+        for path in self.traces:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def discard(self) -> None:
+        """Remove the outputs of a run and the facts of its data."""
+        self.remove_traces()
+        self.facts.unlink(missing_ok=True)
+
     def prepare(self, recipe: Recipe, resume: bool, skipped: Sequence[Mapping[str, str]] = ()) -> None:
         """Clean up for a resumed run, or remove the outputs of an earlier run, and write the resolved recipe.
 
@@ -93,9 +103,8 @@ class RunDirectory:
 
         Only files that runs write are removed.
         """
-        for path in [] if resume else self.traces:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not resume:
+            self.remove_traces()
             self.errors.unlink(missing_ok=True)
         with write_errors(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,8 @@ accelerate does all distributed work, so the same code runs on a CPU, a GPU, sev
 (`accelerate launch -m hf_vit_seg.training RECIPE`). All processes call these functions together.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -267,9 +269,10 @@ def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerat
         recipe = resolve_recipe(recipe, accelerator, size)
         sharded = accelerator.distributed_type in SHARDING
         refuse_other_run(checkpoint, start, recipe, accelerator.num_processes, sharded)
-    parts = prepare(recipe, accelerator, directory.facts, start)
-    on_main_process(accelerator, lambda: directory.prepare(parts.recipe, resume, parts.skipped))
-    run = Run(parts, directory, start, report)
+    with discard_on_error(directory, accelerator):
+        parts = prepare(recipe, accelerator, directory.facts, start)
+        on_main_process(accelerator, lambda: directory.prepare(parts.recipe, resume, parts.skipped))
+        run = Run(parts, directory, start, report)
     if checkpoint is not None and start is not None:
         load_checkpoint(accelerator, checkpoint, start, parts.average)
         set_rates(parts.schedule.scheduler)
@@ -282,6 +285,18 @@ def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerat
         return ending
     finally:
         accelerator.end_training()
+
+
+@contextmanager
+def discard_on_error(directory: RunDirectory, accelerator: Accelerator) -> Iterator[None]:
+    """Remove what a new run has written to its directory if it cannot start, as after a wrong setting."""
+    is_new = not directory.facts.exists() and not directory.traces
+    try:
+        yield
+    except HfVitSegError:
+        if is_new and accelerator.is_main_process:
+            directory.discard()
+        raise
 
 
 def evaluate_on_test(directory: RunDirectory, recipe: Recipe) -> None:

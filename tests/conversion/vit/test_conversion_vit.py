@@ -98,7 +98,7 @@ def test_torchvision_published_variant(tmp_path: Path) -> None:
 
 
 def test_jeonsworld(tmp_path: Path) -> None:
-    report = convert(JEONSWORLD, tmp_path / "out", overrides=THREE_HEADS)
+    report = convert(JEONSWORLD, tmp_path / "out", settings=THREE_HEADS)
     assert report.source.startswith("vit/jeonsworld")
     with np.load(ORACLES / "jeonsworld_vit" / "io.npz") as arrays:
         image, expected = (torch.from_numpy(arrays[name]).double() for name in ("input", "output_f64"))
@@ -117,7 +117,7 @@ def jeonsworld_hybrid(path: Path, **sizes: Any) -> dict[str, Tensor]:
 def test_jeonsworld_hybrid(tmp_path: Path) -> None:
     """All tensors, and the outputs at 1e-10, of a transcription of the original's arithmetic."""
     state = jeonsworld_hybrid(tmp_path / "hybrid.bin")
-    report = convert(tmp_path / "hybrid.bin", tmp_path / "out", overrides=THREE_HEADS)
+    report = convert(tmp_path / "hybrid.bin", tmp_path / "out", settings=THREE_HEADS)
     assert (report.source.startswith("vit/jeonsworld"), report.dropped) == (True, ())
     ours = load_converted(AutoClassifier, tmp_path / "out")
     assert largest_difference(ours, IMAGE, logits(state, IMAGE, num_heads=3)) < TOLERANCE
@@ -130,7 +130,7 @@ def test_jeonsworld_hybrid(tmp_path: Path) -> None:
 def test_stem_of_jeonsworld_hybrid(tmp_path: Path, size: tuple[int, int]) -> None:
     """Grids of odd and even sides, and a single cell, whose norm per channel is its bias."""
     state = jeonsworld_hybrid(tmp_path / "hybrid.bin")
-    convert(tmp_path / "hybrid.bin", tmp_path / "out", overrides=THREE_HEADS)
+    convert(tmp_path / "hybrid.bin", tmp_path / "out", settings=THREE_HEADS)
     embeddings = load_converted(AutoClassifier, tmp_path / "out").vit.embeddings.patch_embeddings
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     with torch.no_grad():
@@ -153,7 +153,7 @@ OTHER_STEM = [
 @pytest.mark.parametrize("changed", OTHER_STEM, ids=lambda changed: next(iter(changed)))
 def test_every_choice_of_jeonsworld_hybrid_changes_the_output(tmp_path: Path, changed: dict[str, Any]) -> None:
     state = jeonsworld_hybrid(tmp_path / "hybrid.bin")
-    convert(tmp_path / "hybrid.bin", tmp_path / "out", overrides=THREE_HEADS | changed)
+    convert(tmp_path / "hybrid.bin", tmp_path / "out", settings=THREE_HEADS | changed)
     ours = load_converted(AutoClassifier, tmp_path / "out")
     assert largest_difference(ours, IMAGE, logits(state, IMAGE, num_heads=3)) > 100 * TOLERANCE
 
@@ -180,7 +180,7 @@ def test_published_size_of_jeonsworld_hybrid(tmp_path: Path) -> None:
 def test_unverified_heads_are_reported(tmp_path: Path) -> None:
     note = "assumed num_attention_heads 1"
     assert any(note in text for text in convert(JEONSWORLD, tmp_path / "out").notes)
-    report = convert(JEONSWORLD, tmp_path / "overridden", overrides=THREE_HEADS)
+    report = convert(JEONSWORLD, tmp_path / "overridden", settings=THREE_HEADS)
     assert not any("num_attention_heads" in text for text in report.notes)
 
 
@@ -230,12 +230,12 @@ CROSSINGS = [
 @pytest.mark.parametrize(("to", "note"), CROSSINGS)
 def test_export_to_another_format(tmp_path: Path, to: str, note: str) -> None:
     """Export one model to every format; numerics are reported, and outputs match after the round trip."""
-    convert(JEONSWORLD, tmp_path / "ours", overrides=THREE_HEADS)
+    convert(JEONSWORLD, tmp_path / "ours", settings=THREE_HEADS)
     report = export(tmp_path / "ours", tmp_path / "theirs", to=to)
     assert note in " ".join(report.notes)
     assert "stem" not in " ".join(report.notes)
     numerics = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, **THREE_HEADS}
-    convert(tmp_path / "theirs", tmp_path / "again", overrides=numerics)
+    convert(tmp_path / "theirs", tmp_path / "again", settings=numerics)
     with torch.no_grad():
         expected = load_converted(AutoClassifier, tmp_path / "ours")(IMAGE).logits
     assert largest_difference(load_converted(AutoClassifier, tmp_path / "again"), IMAGE, expected) == 0

@@ -150,7 +150,7 @@ def test_positions_at_other_image_sizes(tmp_path: Path, side: int) -> None:
 @pytest.mark.parametrize("field", ["layer_norm_eps", "stem_weight_standardization_eps", "stem_group_norm_eps"])
 def test_every_epsilon_changes_the_output(tmp_path: Path, field: str) -> None:
     file = ORACLES / "flax_vit_hybrid" / FILES["flax_vit_hybrid"]
-    convert(file, tmp_path / "out", overrides={field: 3e-6})
+    convert(file, tmp_path / "out", settings={field: 3e-6})
     assert difference(tmp_path / "out", "flax_vit_hybrid") > 100 * TOLERANCE
 
 
@@ -185,5 +185,5 @@ def test_unsupported_checkpoints_raise(tmp_path: Path, case: str) -> None:
 def test_override_gives_rectangular_images(tmp_path: Path) -> None:
     arrays = arrays_of("flax_vit_pure")
     arrays["Transformer/posembed_input/pos_embedding"] = np.zeros((1, 13, 48), np.float32)
-    convert(save_arrays(arrays, tmp_path / "in.npz"), tmp_path / "out", overrides={"image_size": [48, 64]})
+    convert(save_arrays(arrays, tmp_path / "in.npz"), tmp_path / "out", settings={"image_size": [48, 64]})
     assert list(load_converted(AutoClassifier, tmp_path / "out").config.image_size) == [48, 64]

@@ -35,7 +35,7 @@ def difference(folder: Path, head: str) -> float:
 
 @pytest.mark.parametrize("head", FILES)
 def test_parity_and_round_trip(tmp_path: Path, head: str) -> None:
-    report = convert(file_of(head), tmp_path / "out", overrides=THREE_HEADS)
+    report = convert(file_of(head), tmp_path / "out", settings=THREE_HEADS)
     assert report.source.startswith("vit/vitpose")
     assert "coco-keypoints, assumed" in report.labels
     assert difference(tmp_path / "out", head) < TOLERANCE
@@ -44,7 +44,7 @@ def test_parity_and_round_trip(tmp_path: Path, head: str) -> None:
 
 
 def test_config_fields(tmp_path: Path) -> None:
-    convert(file_of("classic"), tmp_path / "out", overrides=THREE_HEADS)
+    convert(file_of("classic"), tmp_path / "out", settings=THREE_HEADS)
     config = load_converted(AutoModelForPoseEstimation, tmp_path / "out").config
     assert (list(config.image_size), config.patch_padding, config.pose_head_hidden_size) == ([96, 64], 2, 32)
     assert (config.use_cls_token, config.position_embeddings_cover_prefix) == (False, True)
@@ -69,7 +69,7 @@ def test_multi_dataset_checkpoints(tmp_path: Path) -> None:
     others = {"backbone.cls_token": torch.randn(1, 1, 48)}
     others |= {k.replace("keypoint_head", "associate_keypoint_heads.2"): v for k, v in state.items() if "_head" in k}
     torch.save({"state_dict": {**state, **others}}, tmp_path / "multi.pth")
-    report = convert(tmp_path / "multi.pth", tmp_path / "out", overrides=THREE_HEADS)
+    report = convert(tmp_path / "multi.pth", tmp_path / "out", settings=THREE_HEADS)
     assert {name for name, _ in report.dropped} == others.keys()
     assert difference(tmp_path / "out", "classic") < TOLERANCE
 

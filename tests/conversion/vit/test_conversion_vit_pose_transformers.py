@@ -58,7 +58,7 @@ def test_flip_pairs_follow_from_the_names(tmp_path: Path) -> None:
     names = ["R_paw", "L_paw", *(f"point {number}" for number in range(15))]
     (tmp_path / "names.json").write_text(json.dumps({"names": names}))
     for name, overrides, expected in (("a", {}, [[1, 0]]), ("b", {"pose_flip_pairs": [[3, 4]]}, [[3, 4]])):
-        convert(tmp_path / "there", tmp_path / name, labels=str(tmp_path / "names.json"), overrides=overrides)
+        convert(tmp_path / "there", tmp_path / name, labels=str(tmp_path / "names.json"), settings=overrides)
         config = load_converted(AutoModelForPoseEstimation, tmp_path / name).config
         assert (config.id2label[1], config.pose_flip_pairs) == ("L_paw", expected)
 

@@ -36,7 +36,7 @@ def test_parity_and_round_trip(tmp_path: Path, head: str, distilled: bool) -> No
 def test_every_epsilon_changes_the_output(tmp_path: Path, field: str) -> None:
     state = segmenter_state(mask=True)
     torch.save({"model": state}, tmp_path / "checkpoint.pth")
-    convert(tmp_path / "checkpoint.pth", tmp_path / "out", overrides={field: 1e-6})
+    convert(tmp_path / "checkpoint.pth", tmp_path / "out", settings={field: 1e-6})
     image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     assert (
         largest_difference(load_converted(AutoSegmenter, tmp_path / "out"), image, Segmenter(state).logits(image))

@@ -81,7 +81,7 @@ def test_parity_and_round_trip(tmp_path: Path, case: str) -> None:
     model = MODELS[case]()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     # Only square grids can be inferred from the number of positions.
-    options: dict[str, Any] = {"overrides": {"image_size": [32, 64]}} if case == "patches of 8x16" else {}
+    options: dict[str, Any] = {"settings": {"image_size": [32, 64]}} if case == "patches of 8x16" else {}
     report = convert(save_state(state, tmp_path / "timm.pth"), tmp_path / "out", **options)
     assert report.source.startswith("vit/timm")
     ours, image = load_converted(AutoClassifier, tmp_path / "out"), random_image(model)

@@ -38,7 +38,7 @@ def pose_model(**fields: Any) -> Any:
 @pytest.mark.parametrize("head", FILES)
 def test_outputs_match_vitpose_and_round_trip(head: str, tmp_path: Path) -> None:
     folder = ORACLES / f"vitpose_{head}"
-    convert(folder / FILES[head], tmp_path / "out", overrides={"num_attention_heads": 3})
+    convert(folder / FILES[head], tmp_path / "out", settings={"num_attention_heads": 3})
     arrays = np.load(folder / "io.npz")
     model, info = AutoModelForPoseEstimation.from_pretrained(
         tmp_path / "out", dtype=torch.float64, output_loading_info=True
