@@ -97,7 +97,8 @@ def write_model(folder: Path) -> str:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
     torch.manual_seed(0)
-    SegformerForSemanticSegmentation(SegformerConfig(num_labels=150)).save_pretrained(folder)
+    names = {index: f"class {index}" for index in range(150)}
+    SegformerForSemanticSegmentation(SegformerConfig(id2label=names)).save_pretrained(folder)
     SegformerImageProcessor().save_pretrained(folder)
     return str(folder)
 

@@ -95,7 +95,8 @@ def card_of(plan: PushPlan) -> ModelCardData:
     """Return the metadata of the card that would be published."""
     content = plan.content[CARD]
     text = content.decode() if isinstance(content, bytes) else read_text(content)
-    return ModelCard(text, ignore_metadata_errors=True).data
+    metadata: Any = ModelCard(text, ignore_metadata_errors=True).data
+    return metadata
 
 
 def facts_view(card: ModelCardData, images: Sequence[str]) -> Table:

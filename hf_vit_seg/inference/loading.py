@@ -18,7 +18,7 @@ from hf_vit_seg.conversion.convert import Conversion
 from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.pretrained import (
     ADAPTER,
-    check_place,
+    check_location,
     convert_pretrained,
     describe,
     find_classes,
@@ -318,7 +318,7 @@ def find_base(name: str, **hub: Any) -> tuple[str, dict[str, Any]]:
     """
     if find_config(name, **hub) is not None:
         return pretrained_path(name), hub
-    check_place(name, **hub)
+    check_location(name, **hub)
     file = cached_file(pretrained_path(name), ADAPTER, _raise_exceptions_for_missing_entries=False, **hub)
     base = None if file is None else read_json(Path(file)).get("base_model_name_or_path")
     if not isinstance(base, str):
