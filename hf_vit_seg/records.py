@@ -19,7 +19,15 @@ from .entry_points import Plugin, first_of_each_name, follows, load, load_all, s
 
 # Replacements of pydantic's expressions for Python types by those of YAML.
 MAPPING = "a mapping"
-EXPECTED = {"list_type": "a list", "tuple_type": "a list", "dict_type": MAPPING, "model_type": MAPPING}
+EXPECTED = {
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": MAPPING,
+    "model_type": MAPPING,
+    "path_type": "a path",
+    "int_parsing_size": "a valid integer",
+    "too_short": "a longer list",
+}
 
 
 class RecordError(HfVitSegError):
