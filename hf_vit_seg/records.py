@@ -22,7 +22,15 @@ from .entry_points import Plugin, first_of_each_name, implements, load, load_all
 MAPPING = "a mapping"
 LITERALS = ("literal_error", "enum")  # errors of pydantic whose message quotes every choice
 QUOTED = re.compile(r"'([^']*)'")
-EXPECTED = {"list_type": "a list", "tuple_type": "a list", "dict_type": MAPPING, "model_type": MAPPING}
+EXPECTED = {
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": MAPPING,
+    "model_type": MAPPING,
+    "path_type": "a path",
+    "int_parsing_size": "a valid integer",
+    "too_short": "a longer list",
+}
 
 
 class RecordError(HfVitSegError):

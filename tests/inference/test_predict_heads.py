@@ -216,6 +216,7 @@ def test_boxes_of_results(poser, images, tmp_path):
         '[{"image_id": 1}]',
         '[{"image_id": 1, "bbox": [1, 2, 3]}]',
         '[{"image_id": 1, "bbox": [1, 2, NaN, 3]}]',
+        '[{"image_id": 1, "bbox": [30, 40, -20, -30]}]',
         '[{"image_id": 1, "bbox": [1, 2, 3, 3]}, {"image_id": 1, "bbox": [1, 2, 3, 3], "category_id": 2}]',
         '[{"image_id": "elsewhere", "bbox": [1, 2, 3, 3]}]',
         '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}',

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
@@ -155,7 +155,11 @@ def read_lists(path: Path) -> CocoLists:
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in PARTS):
         raise SourceError(f"{path} is not an annotation file in COCO format: expected the lists {', '.join(PARTS)}")
     lists = validate_entries(LISTS, content, path)
-    lists = replace(lists, categories=[replace(each, name=normalize_name(each.name)) for each in lists.categories])
+    lists = replace(
+        lists,
+        images=[replace(each, file_name=str(PurePath(each.file_name))) for each in lists.images],  # ./a.png is a.png
+        categories=[replace(each, name=normalize_name(each.name)) for each in lists.categories],
+    )
     check_unique(lists, path)
     images, categories = ({entry.id for entry in entries} for entries in (lists.images, lists.categories))
     for part, strange in (

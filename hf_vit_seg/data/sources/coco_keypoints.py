@@ -13,11 +13,13 @@ import torch
 from pydantic import Field
 
 from hf_vit_seg.data.samples import Person, RawSample
+from hf_vit_seg.records import shorten
 
 from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, Places, read_coco
-from .coco_shapes import MAX_EXTENT, check_pixel_units, check_within
+from .coco_shapes import MAX_EXTENT, check_extent, check_pixel_units, check_within
 from .source import SourceError, SourceRecord
 
+ID_RANGE = range(-(2**63), 2**63)  # of int64
 AREA_NOTE = (
     "the person's area is 0, so that no predicted keypoints match it: set it to the area of the outline or of the box, "
     "or remove `area`, which means that of the box"
@@ -94,10 +96,12 @@ class People:
                     f"{coco.title}: annotation {annotation.id} has {len(flat)} keypoint numbers and {len(bbox)} bbox "
                     f"numbers, expected {3 * count} and 4"
                 )
-            if not isinstance(annotation.id, int) or not isinstance(annotation.image_id, int):
-                raise SourceError(
-                    f"{coco.title}: ids of annotations and images must be integers, found {annotation.id!r}"
-                )
+            for number in (annotation.id, annotation.image_id):
+                if not isinstance(number, int) or number not in ID_RANGE:
+                    raise SourceError(
+                        f"{coco.title}: ids of annotations and images must be integers of at most 64 bits for "
+                        f"keypoints, found {shorten(number)}"
+                    )
             points = keypoint_array(coco, annotation, flat, bbox)
             area = bbox[2] * bbox[3] if annotation.area is None else annotation.area
             rows.append((annotation.id, annotation.image_id, bbox, area, points, bool(annotation.iscrowd)))
@@ -122,7 +126,10 @@ class People:
 def keypoint_array(
     coco: CocoFile, annotation: CocoAnnotation, flat: Sequence[float], box: Sequence[float]
 ) -> np.ndarray:
-    """Convert the keypoints of an annotation to (K, 3). Raises SourceError for numbers that do not fit the image."""
+    """Convert the keypoints of an annotation to (K, 3). Raises SourceError for numbers that do not fit the image.
+
+    Keypoints that are not labeled become 0, 0, 0, as in COCO.
+    """
     where = f"{coco.title}: annotation {annotation.id}"
     if not np.isfinite([*flat, *box, annotation.area or 0]).all():
         raise SourceError(f"{where} has numbers that are not finite")
@@ -133,12 +140,14 @@ def keypoint_array(
         raise SourceError(
             f"{where} has a keypoint of visibility {strange[0]:g}, expected 0 (not labeled), 1 (hidden) or 2 (visible)"
         )
+    points[points[:, 2] == 0] = 0
+    check_extent(box, where)
     image = coco.images[annotation.image_id]
     if (annotation.area or 0) > MAX_EXTENT * image.height * image.width:
         raise SourceError(f"{where} has the area {annotation.area}, which is larger than its image ({image.file_name})")
     x, y, width, height = box
     try:
-        check_within(points[points[:, 2] > 0, :2].flatten().tolist(), image.height, image.width)
+        check_within(points[:, :2].flatten().tolist(), image.height, image.width)
         check_within([x, y, x + width, y + height], image.height, image.width)
     except SourceError as error:
         raise SourceError(f"{where} ({image.file_name}): {error}") from None

@@ -6,7 +6,7 @@ Shapes: H W pixels, n segments.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import ClassVar
 
 import torch
@@ -126,7 +126,12 @@ def read_panoptic(path: Path) -> PanopticLists:
             "single objects"
         )
     lists = validate_entries(LISTS, content, path)
-    lists = replace(lists, categories=[replace(each, name=normalize_name(each.name)) for each in lists.categories])
+    lists = replace(
+        lists,
+        images=[replace(each, file_name=str(PurePath(each.file_name))) for each in lists.images],  # ./a.png is a.png
+        annotations=[replace(each, file_name=str(PurePath(each.file_name))) for each in lists.annotations],
+        categories=[replace(each, name=normalize_name(each.name)) for each in lists.categories],
+    )
     check_ids(lists, path)
     return lists
 
@@ -141,6 +146,12 @@ def check_ids(lists: PanopticLists, path: Path) -> None:
         ("category ids", [category.id for category in lists.categories]),
         ("category names", [category.name for category in lists.categories]),
         ("annotations of an image", annotated),
+        ("image files", [image.file_name for image in lists.images]),
+        ("PNG files of annotations", [annotation.file_name for annotation in lists.annotations]),
+        (
+            "segment ids of an image",
+            [f"{a.image_id} ({each.id})" for a in lists.annotations for each in a.segments_info],
+        ),
     ):
         if repeated := [key for key, count in Counter(keys).items() if count > 1]:
             raise SourceError(f"{path}: found {what} that occur more than once: {format_list(repeated)}")

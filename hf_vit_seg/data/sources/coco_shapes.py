@@ -76,6 +76,15 @@ def check_within(numbers: Iterable[float], height: int, width: int) -> None:
         )
 
 
+def check_extent(box: Sequence[float], where: str) -> None:
+    """Raise SourceError for a box (x, y, width, height) of negative width or height."""
+    if min(box[2:]) < 0:
+        raise SourceError(
+            f"{where} has the bbox {list(box)}, expected x, y, width and height of at least 0: convert corners "
+            "(x1, y1, x2, y2) to x1, y1, x2 - x1, y2 - y1"
+        )
+
+
 def check_pixel_units(coordinates: Iterable[Sequence[Any]], title: str) -> None:
     """Raise SourceError if all coordinates of a file are in 0 .. 1: they are shares of the image's sides."""
     found = False
@@ -135,4 +144,4 @@ def decompress(text: str) -> list[int]:
     return counts
 
 
-__all__ = ["MAX_EXTENT", "check_pixel_units", "check_within", "encode_shape", "finite_numbers"]
+__all__ = ["MAX_EXTENT", "check_extent", "check_pixel_units", "check_within", "encode_shape", "finite_numbers"]

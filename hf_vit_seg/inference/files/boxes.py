@@ -14,6 +14,8 @@ from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.data.labels.names import normalize_name
 from hf_vit_seg.data.sources.coco_files import CocoCategory, CocoLists, Id, read_lists, validate_entries
 from hf_vit_seg.data.sources.coco_keypoints import clip_boxes
+from hf_vit_seg.data.sources.coco_shapes import check_extent
+from hf_vit_seg.data.sources.source import SourceError
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.pose_estimator import Box
@@ -144,9 +146,13 @@ def boxes_of_results(path: Path, content: list[object]) -> Boxes:
 
 
 def finite_box(path: Path, box: Sequence[float], where: str) -> Box:
-    """Return a box of four finite numbers. BoxesError for others."""
+    """Return a box of four finite numbers, with a width and height of at least 0. Raise BoxesError for others."""
     if not np.isfinite(box).all():
         raise BoxesError(f"{path}: {where} has a bbox with numbers that are not finite")
+    try:
+        check_extent(box, f"{path}: {where}")
+    except SourceError as error:
+        raise BoxesError(str(error)) from None
     x, y, width, height = box
     return x, y, width, height
 

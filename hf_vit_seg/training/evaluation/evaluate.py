@@ -23,9 +23,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.datasets import open_split
 from hf_vit_seg.data.sources.registry import SOURCES
+from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
-from hf_vit_seg.records import RecordError
+from hf_vit_seg.records import RecordError, read_record
 from hf_vit_seg.training.losses.objectives import Objective
 from hf_vit_seg.training.recipe.metric_names import metric_name
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -44,27 +45,39 @@ def no_progress(done: int) -> None:
 
 
 class NanOutputs:
-    """Finds the samples for which the outputs of a model contain NaN."""
+    """Finds the samples for which the outputs of a model contain NaN.
+
+    In a batch whose rows are not samples (windows and other views), all samples are found if one output contains NaN.
+    """
 
     def __init__(self):
-        self.last: list[torch.Tensor] = []  # of each forward pass since the last batch, whether its output has NaN
+        self.last: list[torch.Tensor] = []  # of each output since the last batch, whether its rows have NaN (rows,)
         self.batches: list[tuple[list[int], torch.Tensor]] = []
 
     def check(self, module: Any, inputs: Any, outputs: Any) -> None:
         """Check the outputs of a forward pass, as a forward hook."""
         values = outputs.values() if isinstance(outputs, Mapping) else ()
         tensors = [value for value in values if isinstance(value, torch.Tensor) and value.is_floating_point()]
-        self.last += [tensor.isnan().any() for tensor in tensors]
+        self.last += [tensor.isnan().flatten(1).any(1) for tensor in tensors if tensor.ndim > 1]
 
-    def end_batch(self, indices: list[int]) -> None:
+    def end_batch(self, indices: list[int], rows_are_samples: bool) -> None:
         """Note that the forward passes since the last batch were for these samples."""
         if self.last:
-            self.batches.append((indices, torch.stack(self.last).any()))
+            if rows_are_samples and all(len(rows) == len(indices) for rows in self.last):
+                found = torch.stack(self.last).any(0)
+            else:
+                found = torch.cat(self.last).any().expand(len(indices))
+            self.batches.append((indices, found))
             self.last = []
 
     def indices(self) -> list[int]:
-        """Return the samples of all batches with NaN."""
-        return [index for indices, found in self.batches if found for index in indices]
+        """Return the samples with NaN."""
+        rows = (
+            (index, has_nan)
+            for batch, found in self.batches
+            for index, has_nan in zip(batch, found.tolist(), strict=True)
+        )
+        return [index for index, has_nan in rows if has_nan]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,10 +181,14 @@ def local_batches(
     """
     accelerator, size = context.accelerator, context.recipe.evaluation.batch_size
     own = range(accelerator.process_index, length, accelerator.num_processes)
+    rows_are_samples = (
+        context.recipe.task != "segmentation"
+        or read_record(Protocol, context.recipe.evaluation.protocol, "evaluation.protocol").is_single_pass
+    )
     done = 0
     for batch in equal_batches(read_ahead(read, own), size, shape):
         yield batch
-        context.nan_outputs.end_batch(list(own[done : done + len(batch)]))
+        context.nan_outputs.end_batch(list(own[done : done + len(batch)]), rows_are_samples)
         done += len(batch)
         context.advance(len(batch) * accelerator.num_processes)
 

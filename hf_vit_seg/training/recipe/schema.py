@@ -13,6 +13,8 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import Record
 
 MAX_COUNT = 10**9  # of steps, samples, and everything else that is counted
+MAX_WORKERS = 1024  # processes that load data
+MAX_FACTOR = 1e9  # of learning rates and weight decay: their products are numbers of float32
 MAX_SEED = 2**32 - 1  # of numpy's generators
 
 Task = Literal["segmentation", "classification", "pose", "instance", "panoptic"]
@@ -31,7 +33,7 @@ class LoraRecipe(Record):
     """Low-rank adapters (peft) instead of full fine-tuning; the head is always fully trained."""
 
     rank: Count = 16
-    alpha: float = Field(default=32, gt=0)
+    alpha: float = Field(default=32, gt=0, le=MAX_FACTOR)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] | None = None  # None: all linear layers of the encoder's attention and MLP
     merge: bool = True  # merge the adapters into the saved model
@@ -127,7 +129,7 @@ class DataRecipe(Record):
     oks_sigmas: Sigma | tuple[Sigma, ...] | dict[str, Sigma] | None = None
     # pose: left and right keypoints, by name or index; []: a flip swaps none. None: found by names with left and right
     flip_pairs: tuple[tuple[Keypoint, Keypoint], ...] | None = None
-    workers: CountFromZero = 2
+    workers: int = Field(default=2, ge=0, le=MAX_WORKERS)
     cache: bool = False  # keep decoded images in memory
 
     @field_validator("classes", mode="before")
@@ -140,12 +142,12 @@ class OptimizerRecipe(Record):
     """The optimizer and its parameter groups."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(default=6e-5, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
+    learning_rate: float = Field(default=6e-5, gt=0, le=MAX_FACTOR)
+    weight_decay: float = Field(default=0.01, ge=0, le=MAX_FACTOR)
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     momentum: Momentum = 0.9  # sgd
     layer_decay: float | None = Field(default=None, gt=0, le=1)  # ratio of each layer's rate to the next layer's
-    head_multiplier: float = Field(default=1.0, gt=0)  # learning rate factor of the head
+    head_multiplier: float = Field(default=1.0, gt=0, le=MAX_FACTOR)  # learning rate factor of the head
     groups: tuple[dict[str, Any], ...] = ()  # {match, learning_rate_scale, weight_decay}; first match wins
 
 

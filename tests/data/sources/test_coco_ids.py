@@ -78,6 +78,24 @@ def test_image_file_with_two_ids_raises(tmp_path):
         open_masks(tmp_path, str(path))
 
 
+def test_spellings_of_a_file_name_are_one_image(tmp_path):
+    entry = {"height": SIDE, "width": SIDE}
+    images = [{"id": 1, "file_name": "a.png", **entry}, {"id": 2, "file_name": "./a.png", **entry}]
+    path = export(tmp_path, "a.json", ["a.png"], "cat", 0, images=images)
+    with pytest.raises(SourceError, match=r"a\.png \(id 1, id 2\)"):
+        open_masks(tmp_path, str(path))
+    first, second = (
+        export(tmp_path, f"{corner}.json", ["a.png"], "cat", corner, images=[images[place]])
+        for place, corner in enumerate((0, 4))
+    )
+    content = json.loads(second.read_text())
+    content["annotations"][0]["image_id"] = 2
+    second.write_text(json.dumps(content))
+    source = open_masks(tmp_path, [str(first), str(second)])
+    assert [source.name(i) for i in range(len(source))] == ["a.png"]
+    assert int(source.read(0).target.sum()) == 8  # a square of 2x2 pixels of each file
+
+
 def test_category_name_with_two_ids_raises(tmp_path):
     categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}]
     path = export(tmp_path, "a.json", ["a.png"], "cat", 0, categories=categories)

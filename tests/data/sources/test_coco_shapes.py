@@ -159,6 +159,27 @@ def test_keypoints_as_shares_or_far_away_raise(tmp_path):
         open_people(3, keypoints=[3, 0.5, 7])
     with pytest.raises(SourceError, match="200000000"):
         open_people(3, bbox=[0, 0, 2e8, 5])
+    for bbox in ([4, 0, -2, 5], [0, 4, 5, -2]):
+        with pytest.raises(SourceError, match="bbox"):
+            open_people(3, bbox=bbox)
+    with pytest.raises(SourceError, match=str(2**63)):
+        open_people(3, id=2**63)
+    assert open_people(3, id=2**63 - 1).person(0).annotation_id == 2**63 - 1
+
+
+def test_keypoints_that_are_not_labeled_have_no_place(tmp_path):
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "keypoints": [1e39, -1e39, 0, 3, 4, 2]}
+        ],
+        "categories": [{"id": 1, "name": "person", "keypoints": ["nose", "tail"]}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    source = {"kind": "coco_keypoints", "annotations": str(tmp_path / "a.json"), "images": str(tmp_path)}
+    target = open_source(source, "pose").read(0).target
+    assert target.keypoints.tolist() == [[0, 0, 0], [3, 4, 2]]  # infinite in float32 otherwise
 
 
 def test_check_warns_of_annotations_without_pixels(tmp_path):

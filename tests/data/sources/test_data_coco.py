@@ -242,7 +242,10 @@ def test_invalid_people_raise(tmp_path):
     for invalid in (person(1, [math.nan, 4, 2, 5, 6, 1]), person(1, [3, 4, 2, 5, 6, 1], bbox=[0, 0, math.inf, 1])):
         with pytest.raises(SourceError, match="annotation 1 has numbers that are not finite"):
             people(tmp_path, [invalid])
-    with pytest.raises(SourceError, match="ids of annotations and images must be integers, found 'Rex'"):
+    with pytest.raises(
+        SourceError,
+        match="ids of annotations and images must be integers of at most 64 bits for keypoints, found 'Rex'",
+    ):
         people(tmp_path, [person("Rex", [3, 4, 2, 5, 6, 1])])
     with pytest.raises(SourceError, match="has no keypoints"):
         open_source({"kind": "coco_keypoints", "category": "cat", **write_coco(tmp_path, [])}, "pose")

@@ -182,6 +182,15 @@ def test_invalid_panoptic_files_raise(tmp_path):
         {"annotations": [{**first, "file_name": "b.png"}]},
         {"categories": content["categories"][:1]},
         {"images": content["images"] * 2},
+        {
+            "annotations": [
+                {**first, "segments_info": [*first["segments_info"], {**first["segments_info"][1], "category_id": 9}]}
+            ]
+        },
+        {
+            "images": [*content["images"], {**content["images"][0], "id": 2, "file_name": "./a.jpg"}],
+            "annotations": [first, {**first, "image_id": 2}],
+        },
     ):
         write_panoptic(tmp_path, **wrong)
         with pytest.raises(SourceError):

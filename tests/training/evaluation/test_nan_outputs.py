@@ -11,9 +11,19 @@ from tiny_runs import run, settings, write_data, write_recipe
 
 from hf_vit_seg.training.console import evaluate_command
 
+EVERY = ["00.tif", "01.tif", "02.tif"]
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_samples_with_nan_outputs_are_named(tmp_path, caplog, batch_size):
+
+@pytest.mark.parametrize(
+    ("batch_size", "protocol", "expected"),
+    [
+        (1, {}, ["01.tif"]),
+        (3, {}, ["01.tif"]),
+        (1, {"window": [32, 32]}, ["01.tif"]),
+        (3, {"flip": True}, EVERY),  # views of several samples in one batch are not told apart
+    ],
+)
+def test_samples_with_nan_outputs_are_named(tmp_path, caplog, batch_size, protocol, expected):
     data = write_data(tmp_path / "data")
     for split in ("train", "validation"):
         for file in (data / split / "images").glob("*.png"):
@@ -25,11 +35,10 @@ def test_samples_with_nan_outputs_are_named(tmp_path, caplog, batch_size):
     tifffile.imwrite(corrupted, pixels)
     recipe = settings(data)
     recipe["processor"] |= {"do_rescale": False}
-    recipe["evaluation"] |= {"batch_size": batch_size}
+    recipe["evaluation"] |= {"batch_size": batch_size, "protocol": protocol}
     path = write_recipe(tmp_path, recipe)
     out = tmp_path / "run"
     run(path, out, "loop.steps=2", "loop.evaluate_every=2")
-    expected = ["01.tif"] if batch_size == 1 else ["00.tif", "01.tif", "02.tif"]
     assert json.loads((out / "best" / "metrics.json").read_text())["nan_samples"] == expected
     assert "NaN" in caplog.text and "01" in caplog.text
     caplog.clear()
