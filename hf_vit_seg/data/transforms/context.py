@@ -10,7 +10,7 @@ from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, Field
 from torchvision import tv_tensors
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
@@ -32,10 +32,12 @@ def check_ascending(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
-PositiveBounds = Annotated[
-    tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(check_ascending)
-]
-Sides = PositiveInt | tuple[PositiveInt, PositiveInt]
+MAX_BOUND = 1000  # of scales, ratios and standard deviations
+Bound = Annotated[float, Field(gt=0, le=MAX_BOUND)]
+PositiveBounds = Annotated[tuple[Bound, Bound], AfterValidator(check_ascending)]
+MAX_SIDE = 2**16  # of images that transforms make, in pixels
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Sides = Side | tuple[Side, Side]
 Share = Annotated[float, Field(ge=0, le=1)]
 Fill = float | Literal["mean"]
 
