@@ -159,7 +159,7 @@ def test_cached_samples_are_not_read_again(tmp_path):
             assert torch.equal(sample.image, expected[index].image)
             assert torch.equal(sample.target, expected[index].target)
     sent = pickle.loads(pickle.dumps(kept))
-    with pytest.raises(ImageFileError, match="no such file"):
+    with pytest.raises(ImageFileError, match="does not exist"):
         sent.read(0)
 
 

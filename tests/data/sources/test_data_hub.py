@@ -166,7 +166,7 @@ def test_empty_and_broken_cells_raise_with_row(tmp_path):
     [
         ({"bytes": None, "path": None}, "neither the bytes"),
         ({"bytes": b"", "path": None}, "empty"),
-        ({"bytes": None, "path": "gone.png"}, "no such file"),
+        ({"bytes": None, "path": "gone.png"}, "does not exist"),
     ],
 )
 def test_cells_with_missing_files_raise_with_name(cell, reason):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_vit_seg.data.sources.registry import SOURCES, SourceError, open_source
+from hf_vit_seg.data.sources.source import SourceRecord
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.recipe.schema import Task
 
@@ -257,5 +258,6 @@ def test_source_table_reports_expected_keys(tmp_path):
 def test_every_source_documents_tasks_and_options():
     for name, row in SOURCES.rows.items():
         assert row.tasks and set(row.tasks) <= set(get_args(Task)), name
-        documented = {line.strip().partition(":")[0] for line in (row.__doc__ or "").splitlines()}
+        texts = [base.__doc__ or "" for base in row.__mro__ if issubclass(base, SourceRecord)]
+        documented = {line.strip().partition(":")[0] for line in "\n".join(texts).splitlines()}
         assert set(row.model_fields) <= documented, name
