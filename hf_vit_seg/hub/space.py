@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, SpaceCard
-from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
 from hf_vit_seg.conversion.files.download import is_repository
 from hf_vit_seg.demo import ENVIRONMENT, GRADIO, NUCLEI
@@ -79,12 +79,13 @@ def prepare_space(model: str, target: Target, *, dry_run: bool = False) -> Space
 
 def check_hub_model(model: str) -> str:
     """Return a Hub id if the model exists. Raises PushError."""
+    missing = f"{model} is neither a local directory nor an accessible model on the Hub"
+    if not is_repository(model):
+        raise PushError(missing)
     try:
-        if not is_repository(model):
-            raise HFValidationError(model)
         HfApi(library_name=PACKAGE).model_info(model)
-    except (HFValidationError, RepositoryNotFoundError) as error:
-        raise PushError(f"{model} is neither a local directory nor an accessible model on the Hub") from error
+    except RepositoryNotFoundError as error:
+        raise PushError(missing) from error
     except (HTTPError, OSError) as error:
         reason = error_sentence(error, short=True)
         raise PushError(f"{model} is not a local directory, and the Hub cannot be reached: {reason}") from error

@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 from paths import REPOSITORY
 from plugin_environment import run_commands, write_distribution
+from rich.table import Table as View
 from tiny_runs import settings, write_data, write_recipe
 from torch import nn
 from transformers import PreTrainedConfig
@@ -135,7 +136,10 @@ def test_broken_files_of_an_architecture_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(plugin_listing, "architectures", lambda: {"broken": broken, **architectures()})
     rows, sentences = list_variants()
     assert len(sentences) == 1 and sentences[0].startswith("the variants of 'broken' cannot be read: ")
-    assert len(rows) == models_view(rows).row_count == sum(len(a.variant_rows()) for a in architectures().values())
+    variants, _, tasks = models_view(rows).renderables
+    assert isinstance(variants, View) and isinstance(tasks, View)
+    assert tasks.row_count == len(architectures())
+    assert len(rows) == variants.row_count == sum(len(a.variant_rows()) for a in architectures().values())
 
 
 def test_every_extensible_table_is_listed():
