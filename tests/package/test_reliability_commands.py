@@ -56,7 +56,7 @@ def fail(folder: Path) -> None:
 
 
 def take_memory(folder: Path) -> None:
-    _ = b"x" * (700 * 2**20)  # zeros would be pages without memory
+    _ = b"x" * (1500 * 2**20)  # zeros would be pages without memory
 
 
 BEHAVIORS = {
