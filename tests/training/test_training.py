@@ -455,7 +455,7 @@ def test_commands_print_results_and_errors(recipe, tmp_path, capsys):
     assert train_command(str(recipe), ["loop.stepz=2"], out, resume=False, overwrite=False) == 2
     assert "did you mean 'steps'?" in capsys.readouterr().err
     assert evaluate_command(str(out / "best"), [], None, "test", None) == 2
-    assert "the recipe has no data.test" in capsys.readouterr().err
+    assert "data.test is missing" in capsys.readouterr().err
     assert evaluate_command(str(out / "plots"), [], None, "test", None) == 2
     assert "--recipe" in capsys.readouterr().err
 

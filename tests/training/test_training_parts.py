@@ -97,7 +97,7 @@ def test_every_sample_is_evaluated_once(length, processes, size):
     found = []
     for index in range(processes):
         accelerator = SimpleNamespace(process_index=index, num_processes=processes)
-        recipe = SimpleNamespace(evaluation=SimpleNamespace(batch_size=size))
+        recipe = SimpleNamespace(task="classification", evaluation=SimpleNamespace(batch_size=size))
         context = EvaluationContext(None, None, recipe, accelerator)
         for batch in local_batches(context, length, lambda i: i, lambda i: i // 10):
             assert len(batch) <= size and len({i // 10 for i in batch}) == 1
