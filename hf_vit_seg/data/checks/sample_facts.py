@@ -66,7 +66,7 @@ class SampleFacts:
 def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
     """Read a sample and collect its facts; exceptions become its `fault`.
 
-    Raises ConnectionLost, which is no fault of the sample: `data.on_error: skip` would leave it out.
+    Raises ConnectionLost, which `data.on_error: skip` must not count as a broken sample.
     """
     name = dataset.name(index)
     try:

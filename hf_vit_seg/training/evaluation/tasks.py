@@ -56,9 +56,7 @@ def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
 
 
 def find_nan_samples(context: EvaluationContext, dataset: RawDataset) -> tuple[str, ...]:
-    """Return the names of the samples whose outputs contain NaN, on all processes; also as a warning of the main
-    process.
-    """
+    """Return the names of the samples of all processes whose outputs contain NaN; the main process also warns."""
     indices = context.nan_outputs.indices()
     if context.accelerator.num_processes > 1:
         indices = gather_object(indices)
@@ -209,9 +207,8 @@ def evaluate_pose(context: EvaluationContext, dataset: RawDataset) -> Evaluation
     return Evaluation(scores, len(dataset), protocol)
 
 
-PersonPrediction = tuple[
-    Person, np.ndarray, float
-]  # a person, predicted keypoints (K, 2) in the image, and their mean score
+# A person, predicted keypoints (K, 2) in the image, and their mean score.
+PersonPrediction = tuple[Person, np.ndarray, float]
 
 
 def persons(context: EvaluationContext, dataset: RawDataset, size: tuple[int, int]) -> Iterator[PersonPrediction]:

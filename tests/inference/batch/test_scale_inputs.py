@@ -243,7 +243,7 @@ def test_stream_is_read_once_by_a_process(stream, tmp_path):
     assert stream == [*range(12), *range(12)]  # the first pass counts them
 
 
-def test_skipped_rows_of_a_stream_are_not_kept(stream, tmp_path, monkeypatch):
+def test_skipped_rows_of_a_stream_are_not_stored(stream, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_vit_seg.inference.batch.readers.KEPT_ROWS", 2)
     manifest = plan(RunSettings("model", "", ("datasets://me/stream",), shards=4), Storage(str(tmp_path)))
     stream.clear()

@@ -21,7 +21,7 @@ EVERY = ["00.tif", "01.tif", "02.tif"]
         (1, {}, ["01.tif"]),
         (3, {}, ["01.tif"]),
         (1, {"window": [32, 32]}, ["01.tif"]),
-        (3, {"flip": True}, EVERY),  # views of several samples in one batch are not told apart
+        (3, {"flip": True}, EVERY),  # rows of a batch are views, not samples
     ],
 )
 def test_samples_with_nan_outputs_are_named(tmp_path, monkeypatch, batch_size, protocol, expected):
