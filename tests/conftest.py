@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import logging
 import os
 from pathlib import Path
 from time import sleep
@@ -16,6 +17,7 @@ from hub_server import Hub, serve
 from huggingface_hub import HfApi, constants, hf_api
 from tiny_runs import forget_accelerate
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+from transformers.utils import logging as hf_logging
 
 import hf_vit_seg  # noqa: F401  (registers the architectures)
 from hf_vit_seg.inference import Segmenter
@@ -39,6 +41,20 @@ def _fixed_seed():
 def _own_accelerator():
     """accelerate keeps the settings of the first test of a process."""
     forget_accelerate()
+
+
+@pytest.fixture(autouse=True)
+def _own_log_levels():
+    """Commands and worker processes hide messages of libraries until their process ends."""
+    disabled, verbosity, bars = (
+        logging.root.manager.disable,
+        hf_logging.get_verbosity(),
+        hf_logging.is_progress_bar_enabled(),
+    )
+    yield
+    logging.disable(disabled)
+    hf_logging.set_verbosity(verbosity)
+    (hf_logging.enable_progress_bar if bars else hf_logging.disable_progress_bar)()
 
 
 @pytest.fixture(scope="session")
