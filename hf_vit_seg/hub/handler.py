@@ -70,6 +70,7 @@ class EndpointHandler:
         threshold = parse_parameter(parameters, "threshold", float, 0.0 if subtask == "semantic" else 0.5)
         check_parameters(parameters, ("label_map", "subtask", "threshold"))
         outputs = self.model(**inputs)
+        check_outputs(outputs)
         if subtask == "semantic":
             segments = self.semantic_segments(outputs, size)
         elif self.auto_class == UNIVERSAL and subtask in ("instance", "panoptic"):
@@ -89,7 +90,9 @@ class EndpointHandler:
             raise ValueError(
                 f"function_to_apply is {function!r} and top_k {count}, expected {', '.join(FUNCTIONS)}, and at least 1"
             )
-        scores = FUNCTIONS[function](self.model(**inputs).logits[0].float())
+        outputs = self.model(**inputs)
+        check_outputs(outputs)
+        scores = FUNCTIONS[function](outputs.logits[0].float())
         best = scores.topk(min(count, len(scores)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [{"label": self.names[index], "score": score} for index, score in pairs]
@@ -201,6 +204,13 @@ def check_parameters(parameters: Mapping[str, Any], known: tuple[str, ...]) -> N
     """Raise ValueError for parameters that have no effect."""
     if others := sorted(parameters.keys() - set(known)):
         raise ValueError(f"unknown parameters {', '.join(others)}, expected {', '.join(known)}")
+
+
+def check_outputs(outputs: Mapping[str, Any]) -> None:
+    """Raise ValueError if outputs of the model contain NaN."""
+    for value in outputs.values():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.isnan().any():
+            raise ValueError("the outputs of the model contain NaN: load it in float32 or bfloat16 if it is float16")
 
 
 def class_probabilities(outputs: Any, classes: int) -> torch.Tensor:

@@ -12,7 +12,15 @@ from transformers.image_utils import SizeDict
 from hf_vit_seg.models.image_processing_segmentation import target_sides
 
 from .image_inputs import load_pixels
-from .loading import advise_conversion, check_options, float_type, label_names, load_for_inference, select_device
+from .loading import (
+    advise_conversion,
+    check_options,
+    check_outputs,
+    float_type,
+    label_names,
+    load_for_inference,
+    select_device,
+)
 
 # transformers' names of the kinds of classification, which pipelines read.
 SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
@@ -54,7 +62,6 @@ class Classifier:
         """Whether an image may have several classes."""
         return getattr(self.model.config, "problem_type", None) == MULTI_LABEL
 
-    @torch.inference_mode()
     def probabilities(self, image: Any) -> torch.Tensor:
         """Compute the class probabilities (K,) float32 of an image, on the CPU.
 
@@ -62,19 +69,26 @@ class Classifier:
 
         See `Segmenter.prepare` for the kinds of images.
         """
-        loaded, _ = load_pixels(image, self.channels, self.processor)
-        pixels = class_input(self.processor, loaded).to(self.device, self.model.dtype)
-        logits = self.model(pixel_values=pixels).logits[0].float().cpu()
+        return self.pixel_probabilities(load_pixels(image, self.channels, self.processor)[0])
+
+    @torch.inference_mode()
+    def pixel_probabilities(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Compute the class probabilities (K,) of pixels (C, H, W) that were read with the model's channels."""
+        inputs = class_input(self.processor, pixels).to(self.device, self.model.dtype)
+        logits = self.model(pixel_values=inputs).logits[0].float().cpu()
         return logits.sigmoid() if len(logits) == 1 or self.multi_label else logits.softmax(dim=-1)
 
     def __call__(self, image: Any, top_k: int = 5) -> Any:
         """Return the `top_k` most likely classes of an image with their probabilities, the most likely first.
 
-        For a list of images, a list of these. See `Segmenter.prepare` for the kinds of images.
+        For a list of images, a list of these. See `Segmenter.prepare` for the kinds of images. Raises NanOutputError if
+        the outputs of the model contain NaN.
         """
         if isinstance(image, list | tuple):
             return [self(each, top_k) for each in image]
-        found = self.probabilities(image)
+        pixels, _ = load_pixels(image, self.channels, self.processor)
+        found = self.pixel_probabilities(pixels)
+        check_outputs(found, pixels)
         order = found.argsort(descending=True, stable=True)[:top_k].tolist()
         names = label_names(self.model.config)
         return [(names[index], float(found[index])) for index in order]

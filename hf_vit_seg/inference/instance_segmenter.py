@@ -19,7 +19,7 @@ from hf_vit_seg.inference.image_inputs import load_pixels
 from hf_vit_seg.models.segment_maps import draw_objects, objects_of_queries, panoptic_segments
 
 from .image_segmenter import ImageSegmenter, load_model_or_program
-from .loading import check_options
+from .loading import check_options, check_outputs
 from .object_stitching import ObjectStitcher, core_of
 from .segments import FoundObject, FoundSegments, objects_of_map
 
@@ -85,6 +85,14 @@ class InstanceSegmenter(ImageSegmenter):
         """Return the model's outputs for pixel values (B, C, H, W)."""
         return self.model(pixel_values=pixel_values.to(self.device, self.model.dtype))
 
+    def checked_outputs(self, pixel_values: torch.Tensor) -> Any:
+        """Return `outputs`; raises NanOutputError if they contain NaN."""
+        outputs = self.outputs(pixel_values)
+        for value in vars(outputs).values():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                check_outputs(value, pixel_values)
+        return outputs
+
     @torch.inference_mode()
     def segments(
         self, outputs: Any, image: int, size: tuple[int, int], threshold: float | None = None
@@ -111,7 +119,10 @@ class InstanceSegmenter(ImageSegmenter):
         )
 
     def __call__(self, image: Any) -> Any:
-        """Find the objects of an image, or of each image of a list; see `Segmenter.prepare` for the kinds of images."""
+        """Find the objects of an image, or of each image of a list; see `Segmenter.prepare` for the kinds of images.
+
+        Raises NanOutputError if the outputs of the model contain NaN.
+        """
         if isinstance(image, list | tuple):
             return [self(each) for each in image]
         if self.protocol.window is None:
@@ -120,7 +131,7 @@ class InstanceSegmenter(ImageSegmenter):
 
     def find(self, pixels: torch.Tensor, missing: np.ndarray | None = None) -> list[FoundObject]:
         """Find the objects of pixels (C, H, W) in one forward pass; `missing` pixels (H, W) belong to none."""
-        outputs = self.outputs(self.prepare_pixels(pixels).pixel_values)
+        outputs = self.checked_outputs(self.prepare_pixels(pixels).pixel_values)
         numbers, classes, scores = self.segments(outputs, 0, (pixels.shape[1], pixels.shape[2]))
         found = numbers.cpu().numpy()
         return objects_of_map(found if missing is None else np.where(missing, 0, found), classes, scores)
@@ -190,7 +201,7 @@ class InstanceSegmenter(ImageSegmenter):
     def segment(self, prepared: PreparedImage) -> FoundSegments:
         """Find the objects of a prepared image in one forward pass."""
         start = time.perf_counter()
-        outputs = self.outputs(prepared.pixel_values)
+        outputs = self.checked_outputs(prepared.pixel_values)
         model = milliseconds_since(start)
         numbers, classes, scores = self.segments(outputs, 0, prepared.size)
         stitcher, whole = ObjectStitcher(prepared.size, self.fused or ()), (0, 0, *prepared.size)

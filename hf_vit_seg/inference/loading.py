@@ -55,6 +55,10 @@ class ModelError(HfVitSegError):
     """A model that cannot be used."""
 
 
+class NanOutputError(HfVitSegError):
+    """Outputs of a model that contain NaN."""
+
+
 def float_type(name: str | torch.dtype) -> torch.dtype:
     """Return a floating-point dtype of torch by name. Raises ModelError for others."""
     kind: Any = getattr(torch, name, None) if isinstance(name, str) else name
@@ -264,6 +268,17 @@ def check_finite(name: str, model: Any) -> None:
         raise ModelError(
             f"{name}: {len(broken)} tensors such as {broken[0]} contain NaN or infinite values; the training diverged, "
             "or the file is damaged: use an earlier checkpoint"
+        )
+
+
+def check_outputs(outputs: torch.Tensor, pixels: torch.Tensor) -> None:
+    """Raise NanOutputError if outputs of a model for `pixels`, of any shape, contain NaN."""
+    if outputs.sum().isnan() and outputs.isnan().any():
+        low, high = (float(extreme) for extreme in pixels.aminmax())
+        raise NanOutputError(
+            f"the outputs of the model contain NaN; its input has values from {low:.4g} to {high:.4g}. If "
+            "extreme values mark pixels without data, declare them in the file (gdal_edit.py -a_nodata VALUE FILE); "
+            "with float16, use float32 or bfloat16"
         )
 
 

@@ -16,7 +16,15 @@ from hf_vit_seg.drawing.skeletons import Skeleton
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 
 from .image_inputs import load_pixels
-from .loading import advise_conversion, check_options, float_type, label_names, load_for_inference, select_device
+from .loading import (
+    advise_conversion,
+    check_options,
+    check_outputs,
+    float_type,
+    label_names,
+    load_for_inference,
+    select_device,
+)
 
 TOGETHER = 16  # persons per forward pass
 Box = tuple[float, float, float, float]  # x, y, width, height
@@ -68,10 +76,13 @@ class PoseEstimator:
     def __call__(self, image: Any, box: Box | None = None) -> torch.Tensor:
         """Return the keypoints (K, 3) as x, y, score of the person in a box of an image; default: the whole image.
 
-        See `Segmenter.prepare` for the kinds of images. Raises ValueError for a box without area.
+        See `Segmenter.prepare` for the kinds of images. Raises ValueError for a box without area, and NanOutputError if
+        the outputs of the model contain NaN.
         """
         pixels, _ = load_pixels(image, self.channels, self.processor)
-        return self.estimate(pixels, [box or (0, 0, pixels.shape[2], pixels.shape[1])])[0]
+        keypoints = self.estimate(pixels, [box or (0, 0, pixels.shape[2], pixels.shape[1])])[0]
+        check_outputs(keypoints, pixels)
+        return keypoints
 
     @torch.inference_mode()
     def estimate(self, pixels: torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:

@@ -19,7 +19,7 @@ from hf_vit_seg.inference.dense.sliding_windows import SlidingLogits
 from hf_vit_seg.models.label_maps import CHUNK_BYTES
 
 from .image_segmenter import ImageSegmenter, load_model_or_program
-from .loading import check_options
+from .loading import check_options, check_outputs
 from .segmentation import Segmentation
 
 ACCELERATOR_CHUNKS = 8  # factor of chunk sizes on accelerators, where kernel launches dominate
@@ -63,6 +63,12 @@ class Segmenter(ImageSegmenter):
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Map pixel values (B, C, H, W) to logits (B, K, h, w) on the model's device."""
         return self.model(pixel_values=pixel_values.to(self.device, self.model.dtype)).logits
+
+    def checked_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return `logits`; raises NanOutputError if they contain NaN, which would become labels of the first class."""
+        logits = self.logits(pixel_values)
+        check_outputs(logits, pixel_values)
+        return logits
 
     def row_logits(self, view: torch.Tensor, model: Model, flip: bool) -> RowLogits:
         """Return the logits of a view (B, C, H, W), whole or by windows, optionally flipped."""
@@ -119,7 +125,7 @@ class Segmenter(ImageSegmenter):
     def view_logits(self, views: Sequence[torch.Tensor], model: Model | None) -> list[RowLogits]:
         """Return the logits of each view (B, C, H, W), and of its mirror image if the protocol has one."""
         flips = (False, True) if self.protocol.flip else (False,)
-        return [self.row_logits(view, model or self.logits, flip) for view in views for flip in flips]
+        return [self.row_logits(view, model or self.checked_logits, flip) for view in views for flip in flips]
 
     @property
     def chunk_bytes(self) -> int:
@@ -141,6 +147,7 @@ class Segmenter(ImageSegmenter):
     def __call__(self, image: Any, scores: bool = False, *, entropy: bool = False, top_k: int = 0) -> Any:
         """Segment an image, or each image of a list; see `prepare` for the kinds of images.
 
+        Raises NanOutputError if the outputs of the model contain NaN.
         `scores` adds the probability of each pixel's class, see `Segmentation` for the others.
         """
         if isinstance(image, list | tuple):
@@ -164,7 +171,7 @@ class Segmenter(ImageSegmenter):
     def segment_batch(self, prepared: Sequence[PreparedImage], selection: MapSelection) -> list[Segmentation]:
         """Segment prepared images with equal views in one batch; with windows, their sizes must be equal too."""
         start = time.perf_counter()
-        model = TimedModel(self.logits)
+        model = TimedModel(self.checked_logits)
         kind = torch.uint8 if len(self.names) <= 256 else torch.int32
         if have_equal_sizes(prepared):
             batch = to_arrays(self.maps(prepared, selection, dtype=kind, model=model))

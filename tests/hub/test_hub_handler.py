@@ -194,6 +194,18 @@ def test_requests_that_cannot_be_answered_raise_value_error(handler, request_):
         handler(request_)
 
 
+@pytest.mark.parametrize("auto", ["AutoModelForSemanticSegmentation", CLASSIFICATION])
+def test_nan_outputs_raise_value_error(tmp_path, auto):
+    model = save_tiny_model(tmp_path / "model", auto=auto, name="vit")
+    serve = load_handler(write_repository(model, tmp_path / "repository"))
+    assert serve({"inputs": picture()})
+    with torch.no_grad():
+        for parameter in serve.model.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        serve({"inputs": picture()})
+
+
 def test_code_of_other_repositories_is_refused(segmentation, tmp_path):
     """Only the code of the directory is trusted, also in nested configs."""
     for number, change in enumerate(

@@ -19,7 +19,7 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.dense.image_preparation import milliseconds_since
 from hf_vit_seg.inference.image_inputs import load_file
-from hf_vit_seg.inference.loading import label_names
+from hf_vit_seg.inference.loading import check_outputs, label_names
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
 
 from .boxes import Boxes, PersonBox, read_boxes
@@ -109,7 +109,9 @@ def classify(classifier: Classifier, jobs: Sequence[Job], options: PredictOption
 
     def compute(image: LoadedImage) -> HeadResult:
         start = time.perf_counter()
-        return HeadResult(image, classifier.probabilities(image.pixels), milliseconds_since(start))
+        probabilities = classifier.pixel_probabilities(image.pixels)
+        check_outputs(probabilities, image.pixels)
+        return HeadResult(image, probabilities, milliseconds_since(start))
 
     def write(job: Job, found: HeadResult) -> Outcome:
         order = found.output.argsort(descending=True, stable=True)[:count].tolist()
@@ -140,6 +142,7 @@ def estimate_poses(estimator: PoseEstimator, jobs: Sequence[Job], options: Predi
         image, persons = loaded
         start = time.perf_counter()
         keypoints = estimator.estimate(image.pixels, [person.box for person in persons])
+        check_outputs(keypoints, image.pixels)
         return HeadResult(image, keypoints, milliseconds_since(start), persons)
 
     def write(job: Job, found: HeadResult) -> Outcome:

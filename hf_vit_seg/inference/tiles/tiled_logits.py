@@ -232,7 +232,7 @@ class TiledImage:
             height, width = protocol.window or size
             window = min(height, size[0]), min(width, size[1])
             grid = WindowGrid(size, window, protocol.steps, protocol.blend, flip)
-            model = flip_outputs(segmenter.logits) if flip else segmenter.logits
+            model = flip_outputs(segmenter.checked_logits) if flip else segmenter.checked_logits
             self.passes.append(TiledLogits(model, self.crop, grid, WindowStore(folder), batch))
 
     def crop(self, rows: slice, columns: slice) -> torch.Tensor:

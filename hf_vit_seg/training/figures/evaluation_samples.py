@@ -107,7 +107,7 @@ def segmentation_figures(context: EvaluationContext, dataset: RawDataset, chosen
     segmenter = Segmenter(context.model, context.processor, context.device, protocol)
     figures = {}
     for sample in map(dataset.read, chosen):
-        labels = segmenter.label_map(sample.image)
+        labels = segmenter.maps([segmenter.prepare(sample.image)], model=segmenter.logits).labels[0]
         figures[sample.name] = segmentation_figure(
             sample.image,
             sample.target,
@@ -145,7 +145,7 @@ def pose_figures(context: EvaluationContext, dataset: RawDataset, chosen: Sequen
     skeleton = Skeleton.of(dataset.class_table.names, getattr(dataset.source, "bones", None), pairs)
     for sample in map(dataset.read, chosen):
         assert isinstance(sample.target, Person)
-        found = estimator(sample.image, sample.target.box)
+        found = estimator.estimate(sample.image, [sample.target.box])[0]
         figures[sample.name] = pose_figure(sample.image, sample.target.keypoints, found, skeleton)
     return figures
 
