@@ -253,7 +253,12 @@ def class_map(image: Any) -> torch.Tensor:
             "A segmentation map has integer class indices, got fractions or NaN: convert scores to classes, and give "
             "ignored pixels an index such as 255"
         )
-    return labels.to(torch.int64)
+    labels = labels.to(torch.int64)
+    if labels.numel() and labels.min() < 0:
+        raise HfVitSegError(
+            f"A segmentation map has class indices from 0, got {labels.min()}: give ignored pixels an index such as 255"
+        )
+    return labels
 
 
 __all__ = [

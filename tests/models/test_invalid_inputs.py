@@ -80,6 +80,13 @@ def test_map_with_fractions_raises(processor, value):
         labels_of(processor, IMAGE, np.full((SIDE, SIDE), value))
 
 
+@pytest.mark.parametrize("reduced", [False, True])
+def test_map_with_negative_classes_raises(reduced):
+    processor = BACKENDS[0](size={"height": SIDE, "width": SIDE}, do_reduce_labels=reduced)
+    with pytest.raises(HfVitSegError, match="-1"):
+        labels_of(processor, IMAGE, np.full((SIDE, SIDE), -1))
+
+
 def test_map_of_whole_floats_is_read(processor):
     assert torch.equal(labels_of(processor, IMAGE, CLASSES.astype(float)), torch.tensor(CLASSES)[None].long())
 
