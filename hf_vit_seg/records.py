@@ -9,14 +9,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.metadata import EntryPoint
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from hf_vit_seg.errors import HfVitSegError
 
 from .entry_points import Plugin, first_of_each_name, implements, load, load_all, subclass_of
+
+MAX_COUNT = 10**9  # of steps, samples, pixels of a side, and everything else that is counted
+MAX_FACTOR = 1e9  # of learning rates, weights and the like: their products are numbers of float32
+MAX_EXPONENT = 100.0
+
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CountFromZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Factor = Annotated[float, Field(gt=0, le=MAX_FACTOR)]
+FactorFromZero = Annotated[float, Field(ge=0, le=MAX_FACTOR)]
+Exponent = Annotated[float, Field(gt=0, le=MAX_EXPONENT)]
+ExponentFromZero = Annotated[float, Field(ge=0, le=MAX_EXPONENT)]
 
 # Replacements of pydantic's expressions for Python types by those of YAML.
 MAPPING = "a mapping"

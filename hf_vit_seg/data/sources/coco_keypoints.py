@@ -10,10 +10,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from hf_vit_seg.data.samples import Person, RawSample
-from hf_vit_seg.records import shorten
+from hf_vit_seg.records import Count, shorten
 
 from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, Places, read_coco
 from .coco_shapes import MAX_EXTENT, check_extent, check_pixel_units, check_within
@@ -47,7 +46,7 @@ class CocoKeypointsSource(SourceRecord):
     annotations: Places
     images: Places
     category: str = "person"
-    keypoints: int = Field(1, ge=1)
+    keypoints: Count = 1
 
     def open(self, task: str, channels: int = 3) -> "CocoKeypoints":
         """Read the annotations. Raises SourceError if none has enough keypoints."""

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
 
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageBytes, ImageFileError
 from hf_vit_seg.data.images.pixels import File, array_mask, array_pixels, move_channels_first, read_mask, read_pixels
@@ -18,6 +17,7 @@ from hf_vit_seg.data.labels.names import normalize_name
 from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS
 from hf_vit_seg.data.samples import Labels, RawSample
 from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.records import Count
 
 from .instance_maps import join_segments
 from .source import SourceError, SourceRecord
@@ -41,7 +41,7 @@ class ColumnsSource(SourceRecord):
     mask_column: str | None = None
     label_column: str = "label"
     instances_column: str = "instances"
-    label_divisor: PositiveInt | None = None
+    label_divisor: Count | None = None
 
     @property
     def title(self) -> str:

@@ -6,12 +6,11 @@ from collections.abc import Collection, Container, Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import PositiveInt
-
 from hf_vit_seg.data.images.files import files_below, readable_suffixes
 from hf_vit_seg.data.labels.names import compose
 from hf_vit_seg.data.storage.addresses import StorageError, files_below_address, is_address
 from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.records import Count
 
 from .file_source import FileSource
 from .instance_maps import InstanceMaps
@@ -43,7 +42,7 @@ class FoldersSource(SourceRecord):
     images: str
     masks: str | None = None
     instances: str | None = None
-    label_divisor: PositiveInt | None = None
+    label_divisor: Count | None = None
     unpaired: Literal["error", "skip"] = "error"
     stems: Place | None = None
 

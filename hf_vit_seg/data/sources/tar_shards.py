@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from hf_vit_seg.data.images.files import ImageBytes, ImageFileError, readable_suffixes
 from hf_vit_seg.data.images.pixels import File, read_mask, read_pixels
@@ -27,6 +27,7 @@ from hf_vit_seg.data.storage.addresses import (
 from hf_vit_seg.data.storage.tar_files import Member, list_members
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.records import Count
 
 from .instance_maps import read_segments
 from .lists import encode_label_lists, encode_labels, split_labels
@@ -60,7 +61,7 @@ class WebDatasetSource(SourceRecord):
     mask: str = "seg.png;mask.png"
     label: str = "cls;cls.txt"
     instance: str = "instances.png"
-    label_divisor: PositiveInt | None = None
+    label_divisor: Count | None = None
     separator: str | None = Field(default=None, min_length=1)
     unpaired: Literal["error", "skip"] = "error"
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import PositiveFloat
 from torch.nn.functional import one_hot
 from torchvision.transforms import v2
 
 from hf_vit_seg.entry_points import BatchTransformRecord
-from hf_vit_seg.records import Record, RecordError, Table
+from hf_vit_seg.records import Factor, Record, RecordError, Table
 
 from .context import Share
 
@@ -20,7 +19,7 @@ from .context import Share
 class BatchOptions(Record):
     """The options of a batch transform in a recipe, with the probability that it is applied to a batch."""
 
-    alpha: PositiveFloat = 1.0  # of the Beta distribution of the mixing ratio
+    alpha: Factor = 1.0  # of the Beta distribution of the mixing ratio
     probability: Share = 0.5
 
     def build(self, num_classes: int) -> v2.Transform:
@@ -31,7 +30,7 @@ class BatchOptions(Record):
 class Mixup(BatchOptions):
     """mixup (arXiv 1710.09412): the weighted mean of an image and its neighbor in the batch."""
 
-    alpha: PositiveFloat = 0.8
+    alpha: Factor = 0.8
 
     def build(self, num_classes: int) -> v2.Transform:
         return v2.MixUp(alpha=self.alpha, num_classes=num_classes)

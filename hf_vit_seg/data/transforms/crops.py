@@ -11,13 +11,14 @@ before resizing would not be faster.
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.grid_sizes import round_up
+from hf_vit_seg.records import Count
 
 from .context import (
     WITHOUT_PERSONS,
@@ -220,7 +221,7 @@ class Pad(TransformOptions):
 
     tasks: ClassVar = WITHOUT_PERSONS
     size: Sides | None = None
-    divisor: PositiveInt | None = None
+    divisor: Count | None = None
     fill: Fill = 0
 
     @model_validator(mode="after")
@@ -265,7 +266,7 @@ class RandomResizedCrop(TransformOptions):
 
     tasks: ClassVar = WITHOUT_PERSONS
     size: Sides | None = None
-    scale: Annotated[tuple[PositiveFloat, Share], AfterValidator(check_ascending)] = (0.08, 1.0)
+    scale: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], Share], AfterValidator(check_ascending)] = (0.08, 1.0)
     ratio: PositiveBounds = (3 / 4, 4 / 3)
 
     def build(self, context: TransformContext) -> v2.Transform:

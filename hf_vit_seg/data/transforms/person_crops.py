@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch.nn.functional import grid_sample
 from torchvision import tv_tensors
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.samples import Person
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.records import Factor
 
 from .context import Share, Sides, TransformContext, TransformOptions
 
@@ -150,7 +151,7 @@ class PersonAffine(TransformOptions):
 
     tasks: ClassVar = frozenset({"pose"})
     size: Sides | None = None
-    padding: PositiveFloat = PADDING
+    padding: Factor = PADDING
     scale: float = Field(0.5, ge=0, lt=1)
     rotation: float = Field(40, ge=0, le=90)
     rotation_probability: Share = 0.6

@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.records import Count
 
 from .context import PositiveBounds, Share, TransformContext, TransformOptions, find_image
 
@@ -143,7 +144,7 @@ class RandAugment(TransformOptions):
     """RandAugment (arXiv 1909.13719): `operations` random operations out of 14, with one `magnitude` of 0 .. 30."""
 
     tasks: ClassVar = frozenset({"classification"})
-    operations: int = Field(2, ge=1)
+    operations: Count = 2
     magnitude: int = Field(9, ge=0, le=30)
     fill: float = 128
 

@@ -11,13 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, model_validator
 from transformers.image_utils import SizeDict
 
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models.grid_sizes import round_up
 from hf_vit_seg.models.image_processing_segmentation import MAX_RESIZED_PIXELS, ResizeError, target_sides
-from hf_vit_seg.records import Record, read_record, suggestion
+from hf_vit_seg.records import Count, Factor, Record, read_record, suggestion
 
 from .sliding_windows import Blend, WindowGrid
 
@@ -29,8 +29,8 @@ class PredictionError(HfVitSegError):
 class Edges(Record):
     """A target size that keeps the aspect ratio: the largest that satisfies both edges."""
 
-    shortest_edge: int = Field(ge=1)
-    longest_edge: int | None = Field(default=None, ge=1)
+    shortest_edge: Count
+    longest_edge: Count | None = None
 
     def sides(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Return the (height, width) for an image of `size` at a scale, rounded as in mmcv's `imrescale`."""
@@ -47,8 +47,8 @@ class Edges(Record):
 class Sides(Record):
     """A fixed target size, independent of the aspect ratio."""
 
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
+    height: Count
+    width: Count
 
     def sides(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Return the (height, width) for any image at a scale."""
@@ -88,7 +88,7 @@ def size_rule(value: Any) -> Any:
     return read_record(Edges, {"shortest_edge": int(found[1]), "longest_edge": int(found[2]) if found[2] else None})
 
 
-Pair = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], BeforeValidator(pair)]
+Pair = Annotated[tuple[Count, Count], BeforeValidator(pair)]
 SizeRule = Annotated[Literal["processor", "own"] | Edges | Sides | None, BeforeValidator(size_rule)]
 Preset = Literal["whole", "ade20k", "ade20k_multi_scale", "cityscapes", "cityscapes_multi_scale"]
 
@@ -117,12 +117,12 @@ class Protocol(Record):
 
     preset: Preset | None = None
     size: SizeRule = None
-    divisor: int | None = Field(default=None, ge=1)
+    divisor: Count | None = None
     window: Pair | None = None
     stride: Pair | None = None
     blend: Blend = "flat"
-    window_batch: int | None = Field(default=None, ge=1)
-    scales: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    window_batch: Count | None = None
+    scales: tuple[Factor, ...] = (1.0,)
     flip: bool = False
 
     @model_validator(mode="before")

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.records import RecordError
+from hf_vit_seg.records import FactorFromZero, RecordError
 
 Rule = Literal["balanced", "inverse_root", "median_frequency"]
 
@@ -20,7 +20,7 @@ def check_weights(weights: tuple[float, ...]) -> tuple[float, ...]:
 
 
 # One for each class; a class with the weight 0 does not count.
-Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], AfterValidator(check_weights)]
+Weights = Annotated[tuple[FactorFromZero, ...], AfterValidator(check_weights)]
 
 # From the shares f of pixels (or images) of the classes that occur.
 RULES: dict[Rule, Callable[[torch.Tensor], torch.Tensor]] = {

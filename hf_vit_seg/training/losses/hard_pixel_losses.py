@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from hf_vit_seg.models.losses import upsampled_cross_entropy
+from hf_vit_seg.records import Count
 
 from .terms import Loss, LossTerm, PerImage
 
@@ -58,7 +59,7 @@ class OhemTerm(PerImage):
 class Boundary(Loss):
     """Cross-entropy of pixels near a class boundary, as an addition to another loss."""
 
-    width: int = Field(default=3, ge=1)  # pixels on either side
+    width: Count = 3  # pixels on either side
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
         """Build a `BoundaryTerm`."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_vit_seg.models.bilinear import working_dtype
 from hf_vit_seg.models.losses import upsampled_cross_entropy
-from hf_vit_seg.records import RecordError
+from hf_vit_seg.records import ExponentFromZero, Factor, RecordError
 from hf_vit_seg.training.recipe.schema import Task
 
 from .class_weights import Rule, Weights, class_weights
@@ -72,7 +72,7 @@ class BinaryCrossEntropy(Loss):
     multi_label: ClassVar[bool] = True
     soft_labels: ClassVar[bool] = True
 
-    positive_weight: float = Field(default=1.0, gt=0)  # of label 1, relative to label 0
+    positive_weight: Factor = 1.0  # of label 1, relative to label 0
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     def check(self, task: Task, num_classes: int) -> None:
@@ -124,7 +124,7 @@ class Focal(Loss):
 
     tasks: ClassVar[tuple[Task, ...]] = EVERYWHERE
 
-    gamma: float = Field(default=2.0, ge=0)
+    gamma: ExponentFromZero = 2.0
     # One output: the weight of label 1, that of 0 is 1 - alpha; else a list.
     alpha: Annotated[float, Field(ge=0, le=1)] | Weights | None = None
 

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 
 from hf_vit_seg.models.bilinear import differentiable_once, upsample, working_dtype
+from hf_vit_seg.records import Exponent, Factor, FactorFromZero
 
 from .terms import Loss, LossTerm, PerImage, number_of_labels
 from .upsampled_probabilities import upsampled_probabilities
@@ -61,10 +61,10 @@ class RegionTerm(PerImage):
 class Tversky(Loss):
     """Tversky loss (arXiv 1706.05721) and, with gamma, focal Tversky loss (arXiv 1810.07842)."""
 
-    alpha: float = Field(default=0.3, ge=0)  # weight of false positives
-    beta: float = Field(default=0.7, ge=0)  # weight of false negatives
-    gamma: float = Field(default=1.0, gt=0)  # exponent of a class's loss
-    smooth: float = Field(default=1.0, gt=0)  # pixels, added to numerator and denominator
+    alpha: FactorFromZero = 0.3  # weight of false positives
+    beta: FactorFromZero = 0.7  # weight of false negatives
+    gamma: Exponent = 1.0  # exponent of a class's loss
+    smooth: Factor = 1.0  # pixels, added to numerator and denominator
     classes: Classes = "present"
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
@@ -76,7 +76,7 @@ class Tversky(Loss):
 class Dice(Loss):
     """Dice loss (arXiv 1606.04797, without its squares)."""
 
-    smooth: float = Field(default=1.0, gt=0)  # pixels, added to numerator and denominator of 2 TP / (2 TP + FP + FN)
+    smooth: Factor = 1.0  # pixels, added to numerator and denominator of 2 TP / (2 TP + FP + FN)
     classes: Classes = "present"
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:

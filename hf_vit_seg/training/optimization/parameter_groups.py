@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from hf_vit_seg.records import Record, RecordError, read_record
+from hf_vit_seg.records import CountFromZero, Factor, FactorFromZero, Record, RecordError, read_record
 from hf_vit_seg.training.model.freezing import compile_pattern
 from hf_vit_seg.training.model.parameter_names import encoder_layers, encoder_prefix, plain_name
-from hf_vit_seg.training.recipe.schema import MAX_FACTOR, OptimizerRecipe
+from hf_vit_seg.training.recipe.schema import OptimizerRecipe
 
 NO_DECAY_SUFFIX = ", no decay"  # of the name of a group without weight decay
 
@@ -30,11 +29,9 @@ class GroupRow(Record):
     """Settings of parameters whose plain names match `match` (`re.search`) and that have at most `dimensions`."""
 
     match: str
-    learning_rate_scale: float | None = Field(
-        default=None, gt=0, le=MAX_FACTOR
-    )  # instead of layer decay and multiplier
-    weight_decay: float | None = Field(default=None, ge=0, le=MAX_FACTOR)
-    dimensions: int | None = Field(default=None, ge=0)  # maximum number of dimensions
+    learning_rate_scale: Factor | None = None  # instead of layer decay and multiplier
+    weight_decay: FactorFromZero | None = None
+    dimensions: CountFromZero | None = None  # maximum number of dimensions
 
     def matches(self, name: str, parameter: torch.Tensor) -> bool:
         """Return whether the row applies to this parameter."""

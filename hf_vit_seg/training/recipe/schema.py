@@ -10,22 +10,17 @@ from pydantic import Field, field_validator, model_validator
 from hf_vit_seg.data.images.nodata import NodataSetting
 from hf_vit_seg.data.labels.class_mappings import expand_classes
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.records import Record
+from hf_vit_seg.records import MAX_COUNT, Count, CountFromZero, Exponent, Factor, FactorFromZero, Record
 
-MAX_COUNT = 10**9  # of steps, samples, and everything else that is counted
 MAX_WORKERS = 1024  # processes that load data
-MAX_FACTOR = 1e9  # of learning rates and weight decay: their products are numbers of float32
 MAX_SEED = 2**32 - 1  # of numpy's generators
 
 Task = Literal["segmentation", "classification", "pose", "instance", "panoptic"]
 Level = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Level, Level, Level]
 RawValue = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Color  # of a mask: a number, or a color
-Keypoint = str | Annotated[int, Field(ge=0)]  # a name or an index
+Keypoint = str | CountFromZero  # a name or an index
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-CountFromZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-Sigma = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Milestone = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -33,7 +28,7 @@ class LoraRecipe(Record):
     """Low-rank adapters (peft) instead of full fine-tuning; the head is always fully trained."""
 
     rank: Count = 16
-    alpha: float = Field(default=32, gt=0, le=MAX_FACTOR)
+    alpha: Factor = 32
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] | None = None  # None: all linear layers of the encoder's attention and MLP
     merge: bool = True  # merge the adapters into the saved model
@@ -86,7 +81,7 @@ class SamplingRecipe(Record):
     """
 
     name: Literal["rare_classes", "weights"] = "rare_classes"
-    temperature: float = Field(default=0.01, gt=0)  # rare_classes: the lower, the rarer the classes
+    temperature: Factor = 0.01  # rare_classes: the lower, the rarer the classes
     file: str | None = None  # weights
 
     @model_validator(mode="after")
@@ -126,7 +121,7 @@ class DataRecipe(Record):
     nodata: NodataSetting = "file"
     # pose: the spread of the annotations of each keypoint, in the order or by the names of the keypoints, or one for
     # all. None: COCO's for COCO's keypoints, otherwise 0.05
-    oks_sigmas: Sigma | tuple[Sigma, ...] | dict[str, Sigma] | None = None
+    oks_sigmas: Factor | tuple[Factor, ...] | dict[str, Factor] | None = None
     # pose: left and right keypoints, by name or index; []: a flip swaps none. None: found by names with left and right
     flip_pairs: tuple[tuple[Keypoint, Keypoint], ...] | None = None
     workers: int = Field(default=2, ge=0, le=MAX_WORKERS)
@@ -142,12 +137,12 @@ class OptimizerRecipe(Record):
     """The optimizer and its parameter groups."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(default=6e-5, gt=0, le=MAX_FACTOR)
-    weight_decay: float = Field(default=0.01, ge=0, le=MAX_FACTOR)
+    learning_rate: Factor = 6e-5
+    weight_decay: FactorFromZero = 0.01
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     momentum: Momentum = 0.9  # sgd
     layer_decay: float | None = Field(default=None, gt=0, le=1)  # ratio of each layer's rate to the next layer's
-    head_multiplier: float = Field(default=1.0, gt=0, le=MAX_FACTOR)  # learning rate factor of the head
+    head_multiplier: Factor = 1.0  # learning rate factor of the head
     groups: tuple[dict[str, Any], ...] = ()  # {match, learning_rate_scale, weight_decay}; first match wins
 
 
@@ -157,12 +152,12 @@ class ScheduleRecipe(Record):
     name: Literal["poly", "cosine", "wsd", "multistep", "constant"] = "poly"
     warmup_steps: CountFromZero | Annotated[float, Field(ge=0, le=MAX_COUNT)] = 0  # below 1: a share of all steps
     warmup_start: float = Field(default=0.0, ge=0, le=1)
-    power: float = Field(default=1.0, gt=0)  # poly
+    power: Exponent = 1.0  # poly
     final: float = Field(default=0.0, ge=0, le=1)  # share of the peak at the end
     decay_share: float = Field(default=0.2, gt=0, le=1)  # wsd: share of all steps
     milestones: tuple[Milestone, ...] = ()  # multistep: shares of all steps
     factor: float = Field(default=0.1, gt=0, lt=1)  # multistep: factor of the rate at each milestone
-    mask_power: float = Field(default=0.9, gt=0)  # query heads: of the decay of masked attention, block by block
+    mask_power: Exponent = 0.9  # query heads: of the decay of masked attention, block by block
 
 
 class EmaRecipe(Record):
@@ -176,7 +171,7 @@ class EarlyStopRecipe(Record):
     """Stop when the metric no longer improves."""
 
     patience: Count = 5  # evaluations
-    min_delta: float = Field(default=0.0, ge=0)  # improvements of at most this are not counted
+    min_delta: FactorFromZero = 0.0  # improvements of at most this are not counted
 
 
 class LoopRecipe(Record):
@@ -187,7 +182,7 @@ class LoopRecipe(Record):
     batch_size: Count | Literal["auto"] = 8  # per process and forward pass
     accumulation: Count = 1  # forward passes per step
     precision: Literal["default", "no", "bf16", "fp16"] = "default"  # default: from accelerate's configuration
-    clip_norm: float | None = Field(default=None, gt=0)
+    clip_norm: Factor | None = None
     ema: EmaRecipe | None = None
     early_stop: EarlyStopRecipe | None = None
     log_every: Count = 10  # steps; the first and last step are logged too
